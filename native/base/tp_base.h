@@ -1,0 +1,78 @@
+/*
+ * Small things that every native part needs: logging, time, a lock that never enters the kernel when uncontended.
+ *
+ * Lives in strangers' processes: nothing here runs at library load, installs a signal handler, aborts or writes to stdout.
+ * All functions may be called from any thread.
+ */
+#ifndef TP_BASE_H
+#define TP_BASE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define TP_EXPORT __attribute__((visibility("default")))
+#define TP_LIKELY(x) __builtin_expect(!!(x), 1)
+#define TP_UNLIKELY(x) __builtin_expect(!!(x), 0)
+
+enum tp_status {
+    TP_OK = 0,
+    TP_ERROR_CONFIG,      /* no or bad connection string */
+    TP_ERROR_UNREACHABLE, /* nobody answers at that address */
+    TP_ERROR_REFUSED,     /* the worker answered and said no */
+    TP_ERROR_LOST,        /* the connection ended */
+    TP_ERROR_MEMORY,
+    TP_ERROR_PROTOCOL, /* the peer broke the format */
+    TP_ERROR_FORKED,   /* the connection belongs to the parent process */
+};
+
+/* ---- log: TF_ENABLE_LOG, TF_LOG_LEVEL, TF_LOG_PATH; off by default; stderr when no path is given ----
+ * Level error is also written to stderr when logging is off, because it is the only way a user learns why CUDA fails. */
+enum tp_log_level { TP_TRACE, TP_DEBUG, TP_INFO, TP_WARN, TP_ERROR, TP_SILENT };
+TP_EXPORT extern _Atomic int tp_log_threshold; /* lowest level that is written */
+TP_EXPORT void tp_log_setup(const char *who);  /* reads the environment; `who` stands in each line; may be called again */
+TP_EXPORT void tp_log_write(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+#define tp_log(level, ...)                                                                                             \
+    do {                                                                                                               \
+        if ((level) >= atomic_load_explicit(&tp_log_threshold, memory_order_relaxed)) {                                \
+            tp_log_write((level), __VA_ARGS__);                                                                        \
+        }                                                                                                              \
+    } while (0)
+
+/* ---- time ---- */
+TP_EXPORT uint64_t tp_now_ns(void); /* CLOCK_MONOTONIC */
+static inline void tp_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/* ---- lock: 0 free, 1 held, 2 held and somebody sleeps; acquire pairs with release of the same word ---- */
+struct tp_lock {
+    _Atomic uint32_t state;
+};
+TP_EXPORT void tp_lock_slow(struct tp_lock *lock);
+TP_EXPORT void tp_unlock_slow(struct tp_lock *lock);
+static inline void tp_lock_take(struct tp_lock *lock) {
+    uint32_t free_state = 0;
+    if (TP_UNLIKELY(!atomic_compare_exchange_strong_explicit(&lock->state, &free_state, 1, memory_order_acquire,
+                                                             memory_order_relaxed))) {
+        tp_lock_slow(lock);
+    }
+}
+static inline bool tp_lock_try(struct tp_lock *lock) {
+    uint32_t free_state = 0;
+    return atomic_compare_exchange_strong_explicit(&lock->state, &free_state, 1, memory_order_acquire, memory_order_relaxed);
+}
+static inline void tp_lock_drop(struct tp_lock *lock) {
+    if (TP_UNLIKELY(atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2)) {
+        tp_unlock_slow(lock);
+    }
+}
+
+/* ---- futex: waits while *word == value; timeout_ns 0 = no timeout; false on timeout ---- */
+TP_EXPORT bool tp_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns);
+TP_EXPORT void tp_futex_wake(_Atomic uint32_t *word, int waiters);
+
+#endif

@@ -1,0 +1,97 @@
+/*
+ * The client's connection to its session: one per process, opened by the first call that needs it.
+ *
+ * Owned by libteleport; libcuda and libnvidia-ml use it through these functions only. Any thread may call; frames take
+ * their place in the process's total order at tp_commit. Received bytes are the worker's: they are bounded before use, so
+ * that a broken worker cannot make this process write outside the buffers that its own calls named.
+ *
+ * Sending never blocks an appending thread in a system call while another thread waits for the append lock: frames lie in a
+ * ring of this process, a sender thread (or a thread that is about to wait) moves them to the socket.
+ */
+#ifndef TP_CONN_H
+#define TP_CONN_H
+
+#include <tp_base.h>
+#include <tp_wire.h>
+
+struct tp_conn;
+
+/* The process's connection, made on first use; NULL with *status set when it cannot be had (the reason is logged once).
+ * After a fork the child gets TP_ERROR_FORKED for ever. A connection that was lost stays lost: TP_ERROR_LOST. */
+TP_EXPORT struct tp_conn *tp_connection(enum tp_status *status);
+/* The connection if it exists already, without making one. */
+TP_EXPORT struct tp_conn *tp_connection_if_any(void);
+TP_EXPORT bool tp_alive(const struct tp_conn *conn);
+
+/* ---- this thread ---- */
+struct tp_thread {
+    uint32_t number;  /* from 1; stands in every frame; reused only after the thread has ended */
+    uint32_t context; /* put into every frame: id of the thread's current context (kept by libcuda) */
+};
+TP_EXPORT struct tp_thread *tp_thread_self(void);
+
+/* ---- appending ----
+ * tp_reserve locks the stream and gives room for one frame of `size` bytes, header included (rounded up to 8, at most
+ * TP_FRAME_MAX); header fields size, op, thread and context are filled in, the body is the caller's. NULL when the
+ * connection is lost (nothing is locked then). Exactly one of the commit functions must follow; between the two the thread
+ * must not sleep or call the connection again. */
+TP_EXPORT void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size);
+/* Makes the frame part of the stream and returns at once. */
+TP_EXPORT void tp_commit(struct tp_conn *conn);
+/* The same, and queues `size` bytes at `source` as transfer `number` on the data connections, in the order of commits. The
+ * source must stay unchanged until tp_transfer_sent. Returns the transfer's number, which the frame must already carry: ask
+ * tp_transfer_next between reserve and commit. */
+TP_EXPORT uint64_t tp_transfer_next(struct tp_conn *conn);
+TP_EXPORT void tp_commit_upload(struct tp_conn *conn, uint64_t number, const void *source, size_t size);
+/* Announces, between reserve and commit, that transfer `number` will arrive and may write exactly [destination,
+ * destination+size): as chunks on the data connections or as one HOST_WRITE message. */
+TP_EXPORT void tp_expect_download(struct tp_conn *conn, uint64_t number, void *destination, size_t size);
+
+/* Waits until the bytes of an upload may be reused (they are in the kernel's hands), or the connection is lost. */
+TP_EXPORT enum tp_status tp_upload_wait(struct tp_conn *conn, uint64_t number);
+/* Waits until every upload that reads from, and (downloads) every transfer that writes to, [start, start+size) is done. */
+TP_EXPORT enum tp_status tp_transfers_touching_wait(struct tp_conn *conn, const void *start, size_t size);
+/* True if a download that was expected into [start, start+size) has not arrived yet. */
+TP_EXPORT bool tp_download_pending(struct tp_conn *conn, const void *start, size_t size);
+/* Forgets an expected download that will never arrive (its call failed). */
+TP_EXPORT void tp_download_cancel(struct tp_conn *conn, uint64_t number);
+
+/* ---- calling ---- */
+struct tp_reply {
+    int32_t result;
+    uint32_t size;       /* bytes of body */
+    unsigned char *body; /* `inline_body` or heap memory that tp_reply_free frees */
+    unsigned char inline_body[512];
+};
+/* Commits the reserved frame as a call, sends everything pending, waits for the reply (spinning briefly first), and for as
+ * many downloads as the reply says were handed over before it. `what` is the API function, for the round-trip statistics.
+ * On TP_OK the reply must be freed. */
+TP_EXPORT enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_reply *reply);
+TP_EXPORT void tp_reply_free(struct tp_reply *reply);
+/* Sends what is pending without waiting for anything. */
+TP_EXPORT void tp_flush(struct tp_conn *conn);
+
+/* ---- messages from the session that answer no call ----
+ * Called on a thread of the connection, or on a waiting caller's thread; must not call the connection except tp_reserve and
+ * tp_commit. HOST_WRITE (see tp_expect_download) never reaches the handlers. */
+typedef void tp_message_handler(const struct tp_reply_frame *frame, const unsigned char *body, size_t size);
+TP_EXPORT void tp_on_message(uint16_t op, tp_message_handler *handler);
+/* Tells the connection that messages or downloads may come that nobody waits for, so that its own thread must listen:
+ * +1 when such a thing becomes outstanding, -1 when it is done. Expected downloads count by themselves. */
+TP_EXPORT void tp_listen(struct tp_conn *conn, int delta);
+
+/* ---- loss ----
+ * Called once, on any thread, when the connection ends. */
+TP_EXPORT void tp_on_loss(void (*handler)(void));
+
+/* ---- statistics ---- */
+struct tp_counters {
+    _Atomic uint64_t calls; /* API calls that reached the connection */
+    _Atomic uint64_t frames, round_trips, blocked_ns, bytes_sent, bytes_received;
+};
+TP_EXPORT extern struct tp_counters tp_counters;
+/* JSON object of the counters and, by API function, round trips and time blocked. Returns the length without the NUL, or the
+ * length needed if `size` is too small. Written to TF_STATS_PATH ("%p" = process id) at exit when that is set. */
+TP_EXPORT size_t tp_stats_json(char *buffer, size_t size);
+
+#endif

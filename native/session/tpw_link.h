@@ -1,0 +1,58 @@
+/*
+ * The session's side of the connection: frames in, replies and messages out, transfers both ways.
+ *
+ * The executor thread owns the link. Two threads per data connection move chunks: the receiver writes into pinned staging
+ * buffers that only it and the executor touch, the sender reads them; both talk to the executor through queues. Every byte
+ * that arrives is hostile: sizes are bounded before memory is touched, and the first violation ends the session.
+ */
+#ifndef TPW_LINK_H
+#define TPW_LINK_H
+
+#include <tp_base.h>
+#include <tp_wire.h>
+
+struct tpw_link;
+
+/* `control` is the connected control socket. Staging memory is asked for on the first transfer, through the two functions
+ * (pinned memory of the driver), in blocks of TP_CHUNK_MAX. */
+enum tp_status tpw_link_open(struct tpw_link **out, int control, void *(*allocate)(size_t), void (*release)(void *));
+void tpw_link_close(struct tpw_link *link);
+/* Adds data connection `index`; the link owns the socket from now on. May be called by the executor at any time. */
+enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int socket);
+
+/* Next complete frame in private memory, valid until the next call; NULL when none is complete yet. Non-blocking. *status
+ * says TP_OK, TP_ERROR_LOST (orderly end or reset) or TP_ERROR_PROTOCOL (frame size out of bounds or not a multiple of 8). */
+const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *status);
+/* Sleeps until bytes arrive, a data thread has news, `extra_fd` (or -1) is readable, or the timeout ends. Flushes first. */
+void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns);
+
+/* A reply or message of `size` body bytes (header added), to be filled in and committed before the next begin. Output is
+ * gathered and sent by flush; when the peer does not read, up to 64 MiB are kept, then the link counts as lost. */
+unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, size_t size);
+void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used);
+void tpw_link_flush(struct tpw_link *link);
+
+/* ---- transfers in (client → session) ----
+ * A block of staging memory with payload bytes of one transfer. */
+struct tpw_block {
+    uint64_t transfer, offset;
+    uint32_t size;
+    unsigned char *memory; /* pinned, TP_CHUNK_MAX bytes */
+};
+/* A received block of `transfer`, or NULL when none has come yet. Non-blocking. */
+struct tpw_block *tpw_upload_take(struct tpw_link *link, uint64_t transfer);
+/* Gives the staging memory back once the copy engine has read it. Any thread. */
+void tpw_upload_done(struct tpw_link *link, struct tpw_block *block);
+
+/* ---- transfers out (session → client) ---- */
+/* An empty block, or NULL when all are in use. */
+struct tpw_block *tpw_download_block(struct tpw_link *link);
+/* Hands a filled block to a data connection; it returns to the pool when sent. With `last`, the transfer counts as handed
+ * over: replies committed after this carry the new count. */
+void tpw_download_send(struct tpw_link *link, struct tpw_block *block, bool last);
+/* Gives a block back unsent (the copy failed). */
+void tpw_download_drop(struct tpw_link *link, struct tpw_block *block);
+/* True while the client has opened at least one data connection. */
+bool tpw_link_has_data(const struct tpw_link *link);
+
+#endif
