@@ -34,6 +34,13 @@ enum tp_frame_flags {
     TP_FRAME_REPLY = 2, /* answers the call of `thread` */
 };
 
+/* Numbers below 16 belong to the frames of the connection itself; api/opcodes.lock starts at 16. */
+enum tp_builtin_op {
+    TP_OP_HOST_WRITE = 1, /* session → client: u64 transfer, then the payload as bytes; ends that transfer */
+    TP_OP_NOTICE = 2,     /* session → client: a deferred error, see native/session/tpw_session.h */
+    TP_OP_CALLBACK = 3,   /* session → client: run a host function */
+};
+
 /* Client → session. `size` counts the header and is a multiple of 8. */
 struct tp_frame {
     uint32_t size;

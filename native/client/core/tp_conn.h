@@ -36,6 +36,9 @@ TP_EXPORT struct tp_thread *tp_thread_self(void);
  * connection is lost (nothing is locked then). Exactly one of the commit functions must follow; between the two the thread
  * must not sleep or call the connection again. */
 TP_EXPORT void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size);
+/* Opens the data connections if they are not open yet. Must have succeeded before a transfer larger than TP_INLINE_MAX is
+ * reserved. Sleeps. */
+TP_EXPORT enum tp_status tp_data_ready(struct tp_conn *conn);
 /* Makes the frame part of the stream and returns at once. */
 TP_EXPORT void tp_commit(struct tp_conn *conn);
 /* The same, and queues `size` bytes at `source` as transfer `number` on the data connections, in the order of commits. The
