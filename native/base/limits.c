@@ -1,0 +1,71 @@
+/*
+ * The limits page of tp_limits.h.
+ *
+ * Owns nothing; the page belongs to the supervisor. Entered by the executor of each session and by the supervisor's main
+ * thread, in different processes at once. Only those processes can write the page, but slot and device are bounded all the
+ * same: a wrong one would write outside the mapping. Sums are relaxed atomics: each field is a plain count that guards no
+ * other memory.
+ */
+#include "tp_limits.h"
+
+enum { FIELD_MAGIC = 0, FIELD_LIMIT = 1, FIELD_DEVICES = 64 / 8, FIELD_SLOTS = 4096 / 8 };
+
+_Static_assert(TP_LIMITS_SIZE == 4096 + 8 * TP_LIMITS_DEVICES * TP_LIMITS_SLOTS, "limits page");
+
+static _Atomic uint64_t *field(void *page, size_t index) { return (_Atomic uint64_t *)page + index; }
+
+static _Atomic uint64_t *device_total(void *page, uint32_t device) { return field(page, FIELD_DEVICES + device); }
+
+static _Atomic uint64_t *slot_cell(void *page, uint32_t slot, uint32_t device) {
+    return field(page, FIELD_SLOTS + (size_t)slot * TP_LIMITS_DEVICES + device);
+}
+
+static bool valid(uint32_t slot, uint32_t device) { return slot < TP_LIMITS_SLOTS && device < TP_LIMITS_DEVICES; }
+
+static uint64_t subtract_at_most(_Atomic uint64_t *count, uint64_t bytes) {
+    uint64_t held = atomic_load_explicit(count, memory_order_relaxed);
+    uint64_t taken;
+    do {
+        taken = bytes < held ? bytes : held;
+    } while (!atomic_compare_exchange_weak_explicit(count, &held, held - taken, memory_order_relaxed, memory_order_relaxed));
+    return taken;
+}
+
+bool tp_limits_reserve(void *page, uint32_t slot, uint32_t device, uint64_t bytes) {
+    if (!valid(slot, device)) {
+        return false;
+    }
+    uint64_t limit = tp_limits_limit(page);
+    _Atomic uint64_t *total = device_total(page, device);
+    uint64_t used = atomic_load_explicit(total, memory_order_relaxed);
+    do {
+        if (bytes > UINT64_MAX - used || (limit && (used > limit || bytes > limit - used))) {
+            return false;
+        }
+    } while (!atomic_compare_exchange_weak_explicit(total, &used, used + bytes, memory_order_relaxed, memory_order_relaxed));
+    atomic_fetch_add_explicit(slot_cell(page, slot, device), bytes, memory_order_relaxed);
+    return true;
+}
+
+void tp_limits_free(void *page, uint32_t slot, uint32_t device, uint64_t bytes) {
+    if (valid(slot, device)) {
+        uint64_t held = subtract_at_most(slot_cell(page, slot, device), bytes);
+        subtract_at_most(device_total(page, device), held);
+    }
+}
+
+void tp_limits_release(void *page, uint32_t slot) {
+    if (slot >= TP_LIMITS_SLOTS) {
+        return;
+    }
+    for (uint32_t device = 0; device < TP_LIMITS_DEVICES; device++) {
+        uint64_t held = atomic_exchange_explicit(slot_cell(page, slot, device), 0, memory_order_relaxed);
+        subtract_at_most(device_total(page, device), held);
+    }
+}
+
+uint64_t tp_limits_used(void *page, uint32_t device) {
+    return device < TP_LIMITS_DEVICES ? atomic_load_explicit(device_total(page, device), memory_order_relaxed) : 0;
+}
+
+uint64_t tp_limits_limit(void *page) { return atomic_load_explicit(field(page, FIELD_LIMIT), memory_order_relaxed); }

@@ -1,0 +1,123 @@
+/*
+ * The log: TF_ENABLE_LOG, TF_LOG_LEVEL, TF_LOG_PATH.
+ *
+ * Owns the log's file descriptor and threshold. Any thread enters, also in a child after fork: there is no lock, a line is
+ * put together on the caller's stack and leaves in one write(), and the date is computed here because libc's gmtime takes a
+ * lock that another thread may have held during fork. Nothing here reads memory that the peer can write.
+ * An unwritable path is reported once on stderr, and the program goes on.
+ */
+#include <tp_base.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LINE_MAX_BYTES 2048
+
+_Atomic int tp_log_threshold = TP_ERROR;
+
+static _Atomic int log_fd = -1;         /* -1: stderr only */
+static const char *_Atomic log_who = "tensor-fusion";
+static char log_path[1024];             /* path that log_fd belongs to; written by tp_log_setup only */
+static const char *const level_names[] = {"TRACE", "DEBUG", "INFO", "WARN", "ERROR"};
+
+static bool is_on(const char *value) {
+    static const char *const words[] = {"1", "true", "yes", "on"};
+    for (size_t i = 0; value && i < sizeof words / sizeof *words; i++) {
+        if (strcasecmp(value, words[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void tp_log_setup(const char *who) {
+    static const char *const names[] = {"trace", "debug", "info", "warn", "error"};
+    atomic_store_explicit(&log_who, who, memory_order_relaxed);
+    if (!is_on(getenv("TF_ENABLE_LOG"))) {
+        atomic_store_explicit(&tp_log_threshold, TP_ERROR, memory_order_relaxed);
+        return;
+    }
+    int level = TP_INFO;
+    const char *wanted = getenv("TF_LOG_LEVEL");
+    if (wanted && *wanted) {
+        level = -1;
+        for (int i = 0; i < 5; i++) {
+            if (strcasecmp(wanted, names[i]) == 0) {
+                level = i;
+            }
+        }
+    }
+    atomic_store_explicit(&tp_log_threshold, level < 0 ? TP_INFO : level, memory_order_relaxed);
+
+    const char *path = getenv("TF_LOG_PATH");
+    if (path && *path && strlen(path) < sizeof log_path && strcmp(path, log_path) != 0) {
+        int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0644);
+        if (fd < 0) {
+            tp_log_write(TP_ERROR, "TF_LOG_PATH=%s cannot be written (%s); the log goes to stderr", path, strerror(errno));
+        } else {
+            /* A descriptor of an earlier path stays open: another thread may be writing to it. */
+            memcpy(log_path, path, strlen(path) + 1);
+            atomic_store_explicit(&log_fd, fd, memory_order_release);
+        }
+    }
+    if (level < 0) {
+        tp_log_write(TP_ERROR, "TF_LOG_LEVEL=%s is not one of trace, debug, info, warn, error; info is used", wanted);
+    }
+}
+
+/* Days since 1970-01-01 to a civil date (Gregorian calendar; eras of 400 years = 146,097 days). */
+static void civil_date(int64_t days, int *year, int *month, int *day) {
+    days += 719468;
+    int64_t era = days / 146097;
+    int64_t of_era = days - era * 146097;
+    int64_t year_of_era = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
+    int64_t of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    int64_t shifted = (5 * of_year + 2) / 153;
+    *day = (int)(of_year - (153 * shifted + 2) / 5 + 1);
+    *month = (int)(shifted < 10 ? shifted + 3 : shifted - 9);
+    *year = (int)(year_of_era + era * 400 + (*month <= 2));
+}
+
+static void write_line(int fd, const char *line, size_t size) {
+    ssize_t written = write(fd, line, size);
+    (void)written; /* a full disk or a closed stderr must not stop the program */
+}
+
+void tp_log_write(int level, const char *format, ...) {
+    int saved = errno;
+    char line[LINE_MAX_BYTES];
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    int year, month, day;
+    civil_date(now.tv_sec / 86400, &year, &month, &day);
+    int second = (int)(now.tv_sec % 86400);
+    int index = level < TP_TRACE ? TP_TRACE : level > TP_ERROR ? TP_ERROR : level;
+    int used = snprintf(line, sizeof line, "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ %-5s %s[%d]: ", year, month, day, second / 3600,
+                        second / 60 % 60, second % 60, (int)(now.tv_nsec / 1000000), level_names[index],
+                        atomic_load_explicit(&log_who, memory_order_relaxed), (int)getpid());
+    size_t size = used < 0 ? 0 : (size_t)used < sizeof line ? (size_t)used : sizeof line - 1;
+    va_list arguments;
+    va_start(arguments, format);
+    used = vsnprintf(line + size, sizeof line - size, format, arguments);
+    va_end(arguments);
+    size += used < 0 ? 0 : (size_t)used;
+    if (size > sizeof line - 2) {
+        size = sizeof line - 2;
+    }
+    line[size++] = '\n';
+    int fd = atomic_load_explicit(&log_fd, memory_order_acquire);
+    if (fd >= 0) {
+        write_line(fd, line, size);
+    }
+    if (fd < 0 || level >= TP_ERROR) {
+        write_line(STDERR_FILENO, line, size);
+    }
+    errno = saved;
+}

@@ -1,0 +1,27 @@
+/*
+ * The limits page: how much device memory the sessions of one worker have reserved. Layout in docs/wire-format.md, section 2.
+ *
+ * The page is shared by the supervisor and all its sessions, which are one trust domain: clients never see it. Every field is
+ * read and written atomically; no function here locks or blocks, so a session that dies in the middle can leave only its own
+ * bytes in a device's total, never a lock.
+ */
+#ifndef TP_LIMITS_H
+#define TP_LIMITS_H
+
+#include <tp_base.h>
+
+#define TP_LIMITS_MAGIC 0x54464c494d495431ull
+#define TP_LIMITS_SIZE (131072u + 4096u)
+#define TP_LIMITS_SLOTS 1024u
+#define TP_LIMITS_DEVICES 16u
+
+/* Adds `bytes` to what `slot` holds on `device`; false, with nothing changed, when that would pass the limit. */
+TP_EXPORT bool tp_limits_reserve(void *page, uint32_t slot, uint32_t device, uint64_t bytes);
+/* Takes `bytes` back; never more than the slot holds. */
+TP_EXPORT void tp_limits_free(void *page, uint32_t slot, uint32_t device, uint64_t bytes);
+/* The supervisor, when the session in `slot` has ended: gives back all it still held. */
+TP_EXPORT void tp_limits_release(void *page, uint32_t slot);
+TP_EXPORT uint64_t tp_limits_used(void *page, uint32_t device); /* by all sessions of the worker */
+TP_EXPORT uint64_t tp_limits_limit(void *page);                 /* 0 = none */
+
+#endif
