@@ -1,0 +1,5 @@
+import sys
+
+from tensor_fusion.worker.main import main
+
+sys.exit(main())

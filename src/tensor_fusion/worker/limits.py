@@ -1,0 +1,60 @@
+"""The limits page: memory shared with all sessions of this worker, in which they reserve device memory.
+
+Layout: docs/wire-format.md. The page is sealed against a change of its size, so that no session can make the
+supervisor fault by truncating it. Sessions add and subtract atomically while the supervisor looks, which is why the
+subtraction for a dead session is made by native code.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+
+from tensor_fusion.abi import Native
+
+PAGE_BYTES = 131072 + 4096
+SLOTS = 1024
+DEVICES = 16
+MAGIC = 0x5446_4C49_4D49_5431
+TOTALS = 64
+CELLS = 4096
+_WORD = struct.Struct("<Q")
+
+
+class LimitsPage:
+    def __init__(self, limit_bytes: int, native: Native) -> None:
+        self._native = native
+        self.fd = os.memfd_create("tensor-fusion-limits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, PAGE_BYTES)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            self.memory = mmap.mmap(self.fd, PAGE_BYTES)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        for offset, value in ((0, MAGIC), (8, limit_bytes), (16, SLOTS)):
+            _WORD.pack_into(self.memory, offset, value)
+        self._free = set(range(SLOTS))
+
+    def take_slot(self) -> int | None:
+        """The lowest free slot, or None when all are in use."""
+        if not self._free:
+            return None
+        slot = min(self._free)
+        self._free.remove(slot)
+        return slot
+
+    def release_slot(self, slot: int) -> None:
+        """Give back what the dead session in `slot` had reserved; only after its process has been reaped."""
+        self._native.release_slot(self.memory, slot)
+        self._free.add(slot)
+
+    def reserved(self, device: int) -> int:
+        """Bytes that all sessions have reserved on a device."""
+        value: int = _WORD.unpack_from(self.memory, TOTALS + 8 * device)[0]
+        return value
+
+    def close(self) -> None:
+        os.close(self.fd)

@@ -1,0 +1,92 @@
+"""The command tensor-fusion-worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+
+from tensor_fusion.abi import Native, Teleport, native_file
+from tensor_fusion.config import UserError, product_version
+from tensor_fusion.worker import log
+from tensor_fusion.worker.driver import choose_driver, session_environment
+from tensor_fusion.worker.limits import LimitsPage
+from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
+from tensor_fusion.worker.protocol import PROTOCOL_VERSION
+from tensor_fusion.worker.sessions import Executable, Sessions
+from tensor_fusion.worker.supervisor import Supervisor
+
+# A serving session costs the supervisor one descriptor, a connection without a greeting another.
+DESCRIPTORS = 8192
+SIMULATED_NOTICE = (
+    "NOTICE: this worker uses the SIMULATED GPU of Tensor Fusion (--gpu sim): no real GPU computes anything, "
+    "and only the few kernels it knows by name run."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the worker; returns the exit code."""
+    try:
+        request = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
+        if isinstance(request, Request):
+            sys.stdout.write(HELP if request.text == "help" else version_text())
+            return 0
+        log.configure(request.log)
+        native = Teleport()
+        executable = choose_executable(request, os.environ)
+        asyncio.run(run(request, native, executable))
+    except UserError as error:
+        sys.stderr.write(f"{PROGRAM}: {error.sentence}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def version_text() -> str:
+    return f"{PROGRAM} {product_version()} (protocol {PROTOCOL_VERSION})\n"
+
+
+def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executable:
+    driver = choose_driver(settings.gpu, environ)
+    if driver.simulated:
+        sys.stderr.write(SIMULATED_NOTICE + "\n")
+    return Executable(native_file("bin/tensor-fusion-session"), driver, session_environment(environ))
+
+
+async def run(settings: Settings, native: Native, executable: Executable) -> None:
+    """Serve until SIGTERM or SIGINT, then leave nothing running."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    page = LimitsPage(settings.memory_limit, native)
+    sessions = Sessions(executable, page, settings.warm)
+    sessions.install()
+    supervisor = Supervisor(settings, native, sessions)
+    stopped = loop.create_task(stop.wait())
+    try:
+        starting = loop.create_task(sessions.first())
+        await asyncio.wait({stopped, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return
+        first = starting.result()
+        supervisor.start()
+        count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
+        sys.stdout.write(f"ready native {supervisor.address} ({first.device_name}, {count})\n")
+        sys.stdout.flush()
+        sessions.top_up()
+        sessions.discard_surplus()
+        await stopped
+        log.LOGGER.info("stopping")
+    finally:
+        stopped.cancel()
+        await supervisor.close()
+        await sessions.close()
+        page.close()

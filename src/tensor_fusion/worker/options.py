@@ -1,0 +1,144 @@
+"""The worker's command line and environment, turned into one checked `Settings`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from tensor_fusion.config import LogSettings, UserError, memory_limit, switch
+from tensor_fusion.worker.keys import AuthorizedKeys
+from tensor_fusion.worker.limits import SLOTS
+
+PROGRAM = "tensor-fusion-worker"
+DEFAULT_PORT = 8000
+MAX_WARM = 16
+
+# The first block is the original's text to the letter; tools and people know it.
+HELP = """\
+Usage: tensor-fusion-worker [option]
+Options
+  -h, --help            Display this information.
+  -v, --version         Display version information.
+  -n, --net             Specified network protocol.
+  -p, --port            Specified the port for server.
+  -l, --load            Specified the file path of snapshot.
+  -m, --shmem-file      Specified the file path of shared memory.
+  -M, --shmem-size      Specified the size(MB) of shared memory.
+
+More options
+  --gpu {nvidia,sim}    Driver to use: NVIDIA's (the default), or the simulated GPU.
+  --host ADDRESS        Address to listen on; 0.0.0.0, all IPv4 addresses, by default.
+  --warm N              Sessions kept ready for the next clients; 1 by default.
+  --max-clients N       Clients served at the same time; 128 by default.
+
+The protocol is native by default and the port 8000; port 0 takes a free one.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker was asked to do."""
+
+    port: int
+    host: str
+    gpu: str | None
+    warm: int
+    max_clients: int
+    memory_limit: int
+    keys: AuthorizedKeys | None
+    connections_file: Path | None
+    log: LogSettings
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line that asks for a text and nothing else: 'help' or 'version'."""
+
+    text: str
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (.*)", message)
+        if unknown:
+            message = f"unknown option {unknown[1].split()[0]!r}"
+        raise UserError(f"{message[0].upper()}{message[1:]}; run {PROGRAM} -h to see the options.")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-v", "--version", action="store_true")
+    parser.add_argument("-n", "--net", default="native")
+    parser.add_argument("-p", "--port", default=str(DEFAULT_PORT))
+    parser.add_argument("-l", "--load")
+    parser.add_argument("-m", "--shmem-file")
+    parser.add_argument("-M", "--shmem-size")
+    parser.add_argument("--gpu")
+    parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--warm", default="1")
+    parser.add_argument("--max-clients", default="128")
+    return parser
+
+
+def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Request:
+    """Raises UserError with one sentence for everything that is wrong."""
+    given = _parser().parse_args(arguments)
+    if given.help:
+        return Request("help")
+    if given.version:
+        return Request("version")
+    protocol = given.net.lower()
+    if protocol == "shmem":
+        raise UserError("The protocol shmem (-n shmem) is not yet there in this version; use -n native.")
+    if protocol != "native":
+        raise UserError(f"Unknown network protocol {given.net!r}; use -n native.")
+    if given.load is not None:
+        raise UserError(
+            f"Loading a snapshot (-l {given.load}) is not yet there in this version; start the worker without -l."
+        )
+    for option, value in (("-m/--shmem-file", given.shmem_file), ("-M/--shmem-size", given.shmem_size)):
+        if value is not None:
+            raise UserError(f"{option} {value} belongs to the protocol shmem, which is not yet there; leave it out.")
+    if given.gpu not in (None, "nvidia", "sim"):
+        raise UserError(f"Unknown GPU {given.gpu!r}; use --gpu nvidia or --gpu sim.")
+    return Settings(
+        port=_number("-p/--port", given.port, 0, 65535),
+        host=given.host,
+        gpu=given.gpu,
+        warm=_number("--warm", given.warm, 0, MAX_WARM),
+        # A slot of the limits page for each client, with room for the warm sessions and those about to end.
+        max_clients=_number("--max-clients", given.max_clients, 1, SLOTS - 2 * MAX_WARM),
+        memory_limit=memory_limit(environ),
+        keys=_keys(environ),
+        connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),
+        log=LogSettings.read(environ),
+    )
+
+
+def _number(option: str, text: str, smallest: int, largest: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text) or not smallest <= int(text) <= largest:
+        raise UserError(f"{option} is {text!r}; use a whole number from {smallest} to {largest}.")
+    return int(text)
+
+
+def _file(environ: Mapping[str, str], name: str) -> Path | None:
+    return Path(environ[name]) if environ.get(name) else None
+
+
+def _keys(environ: Mapping[str, str]) -> AuthorizedKeys | None:
+    if not switch(environ, "TF_ENABLE_URL_AUTH"):
+        return None
+    path = _file(environ, "TF_AUTHORIZED_KEY_PATH")
+    if path is None:
+        raise UserError(
+            "TF_ENABLE_URL_AUTH is on but TF_AUTHORIZED_KEY_PATH is not set; "
+            "set it to a file with one accepted secret per line."
+        )
+    keys = AuthorizedKeys(path)
+    keys.read()
+    return keys

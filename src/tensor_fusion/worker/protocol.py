@@ -1,0 +1,174 @@
+"""The Python side of docs/wire-format.md: greeting, welcome, packets of the control channel, limits page.
+
+Every `parse` takes bytes from someone who may be hostile and returns either a complete object or None.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+MAGIC = b"TFUSION\0"
+PROTOCOL_VERSION = 1
+GREETING_BYTES = 256
+WELCOME_BYTES = 512
+PACKET_BYTES = 512
+SENTENCE_BYTES = 448
+TEXT_BYTES = 224
+SECRET_BYTES = 64
+DATA_CONNECTIONS = 8
+
+_GREETING = struct.Struct("<8sII16sQQIIQ64s64s64s")
+_WELCOME = struct.Struct("<8sII16sQQII8x448s")
+_PACKET = struct.Struct("<IIQQQ224s256s")
+assert (_GREETING.size, _WELCOME.size, _PACKET.size) == (GREETING_BYTES, WELCOME_BYTES, PACKET_BYTES)
+
+
+class Role(IntEnum):
+    CONTROL = 1
+    DATA = 2
+
+
+class Status(IntEnum):
+    """The worker's answer to a greeting."""
+
+    ACCEPTED = 0
+    PROTOCOL_DIFFERS = 1
+    SCHEMA_DIFFERS = 2
+    SECRET_REFUSED = 3
+    NO_SESSION = 4
+    NOT_A_GREETING = 5
+    NO_SUCH_SESSION = 6
+
+
+class PacketType(IntEnum):
+    ADOPT = 1
+    DATA = 2
+    WARM = 3
+    READY = 16
+    FAILED = 17
+    GONE = 18
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """The first 256 bytes of a connection. `raw` goes on to the session unchanged."""
+
+    version: int
+    role: int
+    schema: bytes
+    session_id: int
+    session_key: int
+    data_index: int
+    client_pid: int
+    secret: bytes
+    connection_version: bytes
+    program: str
+    raw: bytes
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Greeting | None:
+        if len(raw) != GREETING_BYTES or not raw.startswith(MAGIC):
+            return None
+        _, version, role, schema, session_id, key, index, pid, zero, secret, connection, name = _GREETING.unpack(raw)
+        if zero != 0:
+            return None
+        return cls(
+            version, role, schema, session_id, key, index, pid, secret, connection.rstrip(b"\0"), printable(name), raw
+        )
+
+    @staticmethod
+    def build(
+        schema: bytes,
+        *,
+        version: int = PROTOCOL_VERSION,
+        role: int = Role.CONTROL,
+        session_id: int = 0,
+        session_key: int = 0,
+        data_index: int = 0,
+        client_pid: int = 0,
+        secret: str = "",
+        connection_version: str = "0",
+        program: str = "",
+    ) -> bytes:
+        return _GREETING.pack(
+            MAGIC,
+            version,
+            role,
+            schema,
+            session_id,
+            session_key,
+            data_index,
+            client_pid,
+            0,
+            secret.encode(),
+            connection_version.encode(),
+            program.encode()[:63],
+        )
+
+
+@dataclass(frozen=True)
+class Welcome:
+    version: int
+    status: int
+    schema: bytes
+    session_id: int
+    session_key: int
+    data_connections: int
+    sentence: str
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Welcome | None:
+        if len(raw) != WELCOME_BYTES or not raw.startswith(MAGIC):
+            return None
+        _, version, status, schema, session_id, key, count, _, sentence = _WELCOME.unpack(raw)
+        text = sentence.partition(b"\0")[0].decode("utf-8", "replace")
+        return cls(version, status, schema, session_id, key, count, text)
+
+    @staticmethod
+    def build(status: Status, schema: bytes, sentence: str = "", session_id: int = 0, session_key: int = 0) -> bytes:
+        accepted = DATA_CONNECTIONS if status == Status.ACCEPTED else 0
+        text = _cut(sentence, SENTENCE_BYTES - 1)
+        return _WELCOME.pack(MAGIC, PROTOCOL_VERSION, status, schema, session_id, session_key, accepted, 0, text)
+
+
+@dataclass(frozen=True)
+class Packet:
+    """One message of the control channel between supervisor and session."""
+
+    type: int
+    argument: int = 0
+    session_id: int = 0
+    session_key: int = 0
+    value: int = 0
+    text: str = ""
+    greeting: bytes = b""
+
+    def build(self) -> bytes:
+        return _PACKET.pack(
+            self.type,
+            self.argument,
+            self.session_id,
+            self.session_key,
+            self.value,
+            _cut(self.text, TEXT_BYTES - 1),
+            self.greeting,
+        )
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Packet | None:
+        if len(raw) != PACKET_BYTES:
+            return None
+        kind, argument, session_id, key, value, text, greeting = _PACKET.unpack(raw)
+        return cls(kind, argument, session_id, key, value, printable(text), greeting)
+
+
+def printable(raw: bytes) -> str:
+    """Zero-terminated text from outside, fit for a log line and a terminal: printable ASCII, the rest as '?'."""
+    text = raw.partition(b"\0")[0].decode("ascii", "replace")
+    return "".join(character if " " <= character <= "~" else "?" for character in text)
+
+
+def _cut(text: str, limit: int) -> bytes:
+    return text.encode()[:limit].decode("utf-8", "ignore").encode()

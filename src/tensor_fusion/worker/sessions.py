@@ -1,0 +1,370 @@
+"""Session processes: start, warm, hand out, reap.
+
+One event loop thread enters everything here. A session is warm (its driver initialised, no client yet) or serving; it
+leaves the table only when its process has been reaped, because until then it may still hold device memory and its
+slot of the limits page. What arrives on a control channel comes from a process that a hostile client may have taken
+over, so it is parsed like anything else from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from tensor_fusion.abi import stop_with_parent
+from tensor_fusion.config import UserError
+from tensor_fusion.worker.driver import Driver
+from tensor_fusion.worker.limits import LimitsPage
+from tensor_fusion.worker.log import LOGGER
+from tensor_fusion.worker.protocol import DATA_CONNECTIONS, PACKET_BYTES, Greeting, Packet, PacketType
+
+# Initialising the driver of a host with many GPUs and no persistence daemon takes tens of seconds.
+WARM_DEADLINE = 90.0
+# A replacement waits this long, so that it does not compete with the start of the client that took the last one.
+REPLACE_DELAY = 1.0
+MAX_REPLACE_DELAY = 30.0
+# From the end of the control channel to SIGKILL.
+EXIT_GRACE = 2.0
+
+
+class State(Enum):
+    STARTING = "starting"
+    READY = "ready"
+    FAILED = "failed"
+    SERVING = "serving"
+    ENDING = "ending"
+
+
+@dataclass(frozen=True)
+class Executable:
+    """How a session process is started; the environment has already been cleaned."""
+
+    path: Path
+    driver: Driver
+    environment: Mapping[str, str]
+
+
+@dataclass
+class Session:
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    slot: int
+    id: int
+    key: int
+    state: State = State.STARTING
+    client: str = ""
+    connection: tuple[str, int, int] | None = None
+    data_taken: set[int] = field(default_factory=set)
+    devices: int = 0
+    device_name: str = ""
+    failure: str = ""
+    deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        return f"session {self.process.pid}" + (f" of {self.client}" if self.client else "")
+
+    def send(self, packet: Packet, descriptor: int | None = None) -> None:
+        """Raises OSError when the session cannot take it; 512 bytes fit into the channel of a session that reads."""
+        descriptors = [] if descriptor is None else [descriptor]
+        socket.send_fds(self.control, [packet.build()], descriptors)
+
+
+class Sessions:
+    """All session processes of a worker, by id."""
+
+    def __init__(self, executable: Executable, page: LimitsPage, warm: int) -> None:
+        self._executable = executable
+        self._page = page
+        self._warm = warm
+        self._sessions: dict[int, Session] = {}
+        self._arm = stop_with_parent()
+        self._replacement: asyncio.TimerHandle | None = None
+        self._failures = 0
+        self._closing = False
+        self._changed = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None
+
+    # Starting and warming
+
+    def install(self) -> None:
+        """Reap children from now on. The loop must run in the main thread."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap)
+
+    async def first(self) -> Session:
+        """Start one session and wait until it is warm: the proof that this worker can serve. Raises UserError."""
+        session = self._start()
+        if session is None:
+            raise UserError("The first session process could not be started.", exit_code=1)
+        # A session that ends early tells why by its exit code, which is known once it has been reaped.
+        while session.state is State.STARTING or (session.state is State.ENDING and session.process.returncode is None):
+            self._changed.clear()
+            await self._changed.wait()
+        if session.state is State.READY:
+            return session
+        if session.state is State.FAILED:
+            raise UserError(f"The GPU driver {self._executable.driver.cuda} failed: {session.failure}", exit_code=1)
+        code = session.process.returncode
+        raise UserError(
+            f"The session process {self._executable.path} ended with {_ending(code)} before it was ready; "
+            "set TF_ENABLE_LOG=1 TF_LOG_LEVEL=debug to see why.",
+            exit_code=1,
+        )
+
+    def top_up(self) -> None:
+        """Start sessions until as many are warm, or on their way, as were asked for."""
+        self._replacement = None
+        while not self._closing and len(self._waiting()) < self._warm:
+            if self._start() is None:
+                self._replace_later()
+                return
+
+    def discard_surplus(self) -> None:
+        """End warm sessions beyond the number asked for (the first one, with --warm 0)."""
+        for session in self._waiting()[self._warm :]:
+            self.end(session)
+
+    def _waiting(self) -> list[Session]:
+        """Warm sessions, the ready ones first, then by age."""
+        found = [session for session in self._sessions.values() if session.state in (State.READY, State.STARTING)]
+        return sorted(found, key=lambda session: session.state is not State.READY)
+
+    def _start(self) -> Session | None:
+        slot = self._page.take_slot()
+        if slot is None:
+            LOGGER.error("no session can be started: all slots of the limits page are in use")
+            return None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours.setblocking(False)
+            process = subprocess.Popen(
+                self._command(theirs.fileno(), slot),
+                pass_fds=(theirs.fileno(), self._page.fd),
+                env=dict(self._executable.environment),
+                stdin=subprocess.DEVNULL,
+                # The worker's own standard output carries the ready line and nothing from sessions.
+                stdout=2,
+                # A terminal's Ctrl-C is for the supervisor, which then ends its sessions in order.
+                start_new_session=True,
+                preexec_fn=self._arm,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            ours.close()
+            self._page.release_slot(slot)
+            LOGGER.error("session process %s cannot be started: %s", self._executable.path, error)
+            return None
+        finally:
+            theirs.close()
+        session = Session(process, ours, slot, _new_id(self._sessions), secrets.randbits(64))
+        self._sessions[session.id] = session
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours, self._on_control, session)
+        session.deadline = loop.call_later(WARM_DEADLINE, self._too_slow, session)
+        LOGGER.debug("session %d started in slot %d", process.pid, slot)
+        try:
+            session.send(Packet(PacketType.WARM, session_id=session.id, session_key=session.key))
+        except OSError as error:
+            LOGGER.error("%s does not take its first message: %s", session.name, error)
+            self.end(session)
+        return session
+
+    def _command(self, control: int, slot: int) -> list[str]:
+        driver = self._executable.driver
+        command = [str(self._executable.path), "--control-fd", str(control), "--limits-fd", str(self._page.fd)]
+        command += ["--slot", str(slot), "--driver", str(driver.cuda), "--nvml", str(driver.nvml)]
+        return [*command, "--simulated"] if driver.simulated else command
+
+    def _too_slow(self, session: Session) -> None:
+        LOGGER.error("%s was not ready within %d s and is killed", session.name, WARM_DEADLINE)
+        self._kill(session)
+
+    # Handing out
+
+    def serving(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.state is State.SERVING]
+
+    def take(self) -> Session | None:
+        """A session for a new client: ready, else on its way, else new; None if it cannot be started."""
+        if self._closing:
+            return None
+        waiting = [session for session in self._waiting() if session.process.poll() is None]
+        return waiting[0] if waiting else self._start()
+
+    def adopt(
+        self, session: Session, connection: socket.socket, greeting: Greeting, client: str, peer: tuple[str, int]
+    ) -> bool:
+        """Give the client's connection to the session. False: the session died, which has been dealt with."""
+        session.state = State.SERVING
+        session.client = client
+        session.connection = (*peer, greeting.client_pid)
+        packet = Packet(
+            PacketType.ADOPT,
+            session_id=session.id,
+            session_key=session.key,
+            text=client,
+            greeting=greeting.raw,
+        )
+        self._disarm(session)
+        self._replace_later()
+        if not self._hand_over(session, packet, connection):
+            return False
+        self.on_change()
+        return True
+
+    def find(self, session_id: int, key: int) -> Session | None:
+        """The serving session that a data connection names, if it knows the key."""
+        session = self._sessions.get(session_id)
+        # Compare even when there is no such session: an id is not to be found by timing.
+        expected = session.key if session else 0
+        same = hmac.compare_digest(expected.to_bytes(8, "little"), key.to_bytes(8, "little"))
+        return session if session and same and session.state is State.SERVING else None
+
+    def add_data(self, session: Session, connection: socket.socket, index: int) -> bool:
+        """Give a data connection to its session; the caller has checked the index with `data_free`."""
+        session.data_taken.add(index)
+        packet = Packet(PacketType.DATA, argument=index, session_id=session.id, session_key=session.key)
+        return self._hand_over(session, packet, connection)
+
+    @staticmethod
+    def data_free(session: Session, index: int) -> bool:
+        return index < DATA_CONNECTIONS and index not in session.data_taken
+
+    def _hand_over(self, session: Session, packet: Packet, connection: socket.socket) -> bool:
+        try:
+            session.send(packet, connection.fileno())
+        except OSError as error:
+            LOGGER.error("%s does not take a connection: %s", session.name, error)
+            self._kill(session)
+            return False
+        return True
+
+    # What sessions say
+
+    def _on_control(self, session: Session) -> None:
+        try:
+            raw = session.control.recv(PACKET_BYTES + 1)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            raw = b""
+        if not raw:
+            self.end(session)
+            return
+        packet = Packet.parse(raw)
+        if packet is None:
+            LOGGER.error("%s sent a packet of %d bytes on its control channel and is killed", session.name, len(raw))
+            self._kill(session)
+        elif packet.type == PacketType.READY and session.state is State.STARTING:
+            self._disarm(session)
+            self._failures = 0
+            session.state = State.READY
+            session.devices, session.device_name = packet.argument, packet.text
+            LOGGER.info("%s is ready: %s, context of %d bytes", session.name, packet.text, packet.value)
+        elif packet.type == PacketType.FAILED and session.state is State.STARTING:
+            session.state = State.FAILED
+            session.failure = packet.text or f"CUDA error {packet.argument}"
+            LOGGER.error("%s has no driver: %s", session.name, session.failure)
+            # Not kept for a client: a later one gets a fresh process and with it a fresh attempt.
+            self._failures += 1
+            self.end(session)
+        elif packet.type == PacketType.GONE:
+            LOGGER.info("%s: the client is gone after %d calls", session.name, packet.value)
+        elif packet.type in (PacketType.READY, PacketType.FAILED) and session.state is not State.STARTING:
+            LOGGER.debug("%s: driver %s after its client came", session.name, PacketType(packet.type).name.lower())
+        else:
+            LOGGER.error("%s sent an unknown packet of type %d and is killed", session.name, packet.type)
+            self._kill(session)
+        self._changed.set()
+
+    # Ending
+
+    def end(self, session: Session) -> None:
+        """Close the control channel, which asks the session to exit; kill it if it does not."""
+        if session.control.fileno() < 0:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(session.control)
+        session.control.close()
+        self._disarm(session)
+        if session.state is not State.FAILED:
+            session.state = State.ENDING
+        session.deadline = loop.call_later(EXIT_GRACE, self._kill, session)
+        self._changed.set()
+
+    def _kill(self, session: Session) -> None:
+        self.end(session)
+        self._disarm(session)
+        if session.process.poll() is None:
+            session.process.kill()
+        else:
+            self.reap()
+
+    def _disarm(self, session: Session) -> None:
+        if session.deadline:
+            session.deadline.cancel()
+            session.deadline = None
+
+    def reap(self) -> None:
+        """Take ended processes off the table and their memory off the limits page."""
+        for session in list(self._sessions.values()):
+            if session.process.poll() is None:
+                continue
+            was = session.state
+            del self._sessions[session.id]
+            self.end(session)
+            self._disarm(session)
+            self._page.release_slot(session.slot)
+            code = session.process.returncode
+            level = LOGGER.info if code == 0 else LOGGER.warning
+            level("%s ended with %s", session.name, _ending(code))
+            if was is State.STARTING or was is State.READY:
+                self._failures += 1
+            self.on_change()
+        if not self._closing:
+            self._replace_later()
+        self._changed.set()
+
+    def _replace_later(self) -> None:
+        if self._closing or self._replacement or len(self._waiting()) >= self._warm:
+            return
+        delay = min(REPLACE_DELAY * 2 ** min(self._failures, 10), MAX_REPLACE_DELAY)
+        self._replacement = asyncio.get_running_loop().call_later(delay, self.top_up)
+
+    async def close(self) -> None:
+        """End all sessions and wait for them: when this returns no child is left."""
+        self._closing = True
+        if self._replacement:
+            self._replacement.cancel()
+        for session in list(self._sessions.values()):
+            self.end(session)
+        until = time.monotonic() + EXIT_GRACE
+        while self._sessions:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), max(until - time.monotonic(), 0.05))
+            except asyncio.TimeoutError:
+                for session in list(self._sessions.values()):
+                    self._kill(session)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+
+
+def _new_id(taken: Mapping[int, Session]) -> int:
+    while True:
+        identity = secrets.randbits(63)
+        if identity and identity not in taken:
+            return identity
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return "a protocol violation of its client (exit code 3)" if code == 3 else f"exit code {code}"

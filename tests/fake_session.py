@@ -1,0 +1,117 @@
+"""A stand-in for tensor-fusion-session that speaks the control channel, so that the supervisor is tested without CUDA.
+
+It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "junk"
+(a packet of a wrong size), "stubborn" (ignores the end of the control channel). As the session of a client it answers
+each line that the client sends: "slot", "text", "pid", "env NAME", "driver", "reserve N" (bytes on device 0),
+"data" (indexes of the data connections so far), "crash" (SIGSEGV), "exit N".
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+
+PACKET = struct.Struct("<IIQQQ224s256s")
+
+
+def receive(control: socket.socket) -> tuple[int, int, bytes, bytes, int | None] | None:
+    raw, ancillary, _, _ = control.recvmsg(PACKET.size, socket.CMSG_SPACE(4))
+    if not raw:
+        return None
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[:4])
+    kind_, argument, _, _, _, text, greeting = PACKET.unpack(raw)
+    return kind_, argument, text.rstrip(b"\0"), greeting, fds[0] if fds else None
+
+
+def send(control: socket.socket, kind: int, argument: int = 0, value: int = 0, text: str = "") -> None:
+    control.send(PACKET.pack(kind, argument, 0, 0, value, text.encode(), b""))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--control-fd", "--limits-fd", "--slot"):
+        parser.add_argument(name, type=int, required=True)
+    for name in ("--driver", "--nvml"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--simulated", action="store_true")
+    given = parser.parse_args()
+    control = socket.socket(fileno=given.control_fd)
+    limits = mmap.mmap(given.limits_fd, 131072 + 4096)
+    mode = os.environ.get("FAKE_SESSION", "")
+    if mode == "die":
+        sys.exit(7)
+    client: socket.socket | None = None
+    text = b""
+    data: list[int] = []
+    streams: list[socket.socket] = []
+    while True:
+        sources = [control] if client is None else [control, client]
+        for source in select.select(sources, [], [])[0]:
+            if source is control:
+                packet = receive(control)
+                if packet is None:
+                    while mode == "stubborn":
+                        time.sleep(1)
+                    sys.exit(0)
+                kind, argument, body, _, descriptor = packet
+                if kind == 3:
+                    if mode == "fail":
+                        send(control, 17, 100, text="no CUDA-capable device is detected")
+                    elif mode == "junk":
+                        control.send(b"x" * 100)
+                    elif mode != "hang":
+                        send(control, 16, 2, 527 << 20, "Fake GPU")
+                elif kind == 1:
+                    text = body
+                    client = socket.socket(fileno=descriptor)
+                elif kind == 2:
+                    data.append(argument)
+                    streams.append(socket.socket(fileno=descriptor))
+                continue
+            assert client is not None
+            line = client.recv(200).decode().split()
+            if not line:
+                send(control, 18, value=5)
+                sys.exit(0)
+            answer = "?"
+            if line[0] == "slot":
+                answer = str(given.slot)
+            elif line[0] == "text":
+                answer = text.decode()
+            elif line[0] == "pid":
+                answer = str(os.getpid())
+            elif line[0] == "env":
+                answer = os.environ.get(line[1], "(unset)")
+            elif line[0] == "driver":
+                answer = f"{given.driver} {given.nvml} {given.simulated}"
+            elif line[0] == "data":
+                answer = ",".join(map(str, sorted(data)))
+            elif line[0] == "reserve":
+                for offset in (64, 4096 + 8 * 16 * given.slot):
+                    old = struct.unpack_from("<Q", limits, offset)[0]
+                    struct.pack_into("<Q", limits, offset, old + int(line[1]))
+                answer = str(struct.unpack_from("<Q", limits, 64)[0])
+            elif line[0] == "limit":
+                answer = str(struct.unpack_from("<Q", limits, 8)[0])
+            elif line[0] == "total":
+                answer = str(struct.unpack_from("<Q", limits, 64)[0])
+            elif line[0] == "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            elif line[0] == "exit":
+                sys.exit(int(line[1]))
+            client.sendall((answer + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

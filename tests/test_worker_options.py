@@ -1,0 +1,148 @@
+"""Command line and environment of the worker: the original's help, and one sentence for everything wrong."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from worker_harness import command, environment, fails
+
+from tensor_fusion.config import UserError
+from tensor_fusion.worker.options import Request, Settings, parse
+
+ORIGINAL_HELP = """\
+Usage: tensor-fusion-worker [option]
+Options
+  -h, --help            Display this information.
+  -v, --version         Display version information.
+  -n, --net             Specified network protocol.
+  -p, --port            Specified the port for server.
+  -l, --load            Specified the file path of snapshot.
+  -m, --shmem-file      Specified the file path of shared memory.
+  -M, --shmem-size      Specified the size(MB) of shared memory.
+"""
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_begins_with_the_original_text(flag: str) -> None:
+    result = subprocess.run(command(flag), env=environment(), capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 0
+    assert result.stdout.startswith(ORIGINAL_HELP)
+    for option in ("--gpu", "--host", "--warm", "--max-clients"):
+        assert option in result.stdout.removeprefix(ORIGINAL_HELP)
+
+
+@pytest.mark.parametrize("flag", ["-v", "--version"])
+def test_version(flag: str) -> None:
+    result = subprocess.run(command(flag), env=environment(), capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 0
+    assert result.stdout.startswith("tensor-fusion-worker ")
+
+
+def test_long_and_short_forms_and_defaults() -> None:
+    settings = parse([], {})
+    assert isinstance(settings, Settings)
+    assert (settings.port, settings.host, settings.gpu, settings.warm) == (8000, "0.0.0.0", None, 1)
+    for arguments in (["-n", "native", "-p", "12345"], ["--net=NATIVE", "--port=12345"], ["-nNative", "-p12345"]):
+        settings = parse(arguments, {})
+        assert isinstance(settings, Settings)
+        assert settings.port == 12345
+
+
+def test_help_wins_over_other_options() -> None:
+    assert parse(["-h", "-n", "shmem"], {}) == Request("help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-n", "shmem"], "not yet"),
+        (["-n", "SHMEM", "-m", "/my_shm", "-M", "256"], "not yet"),
+        (["-l", "state.snap"], "state.snap"),
+        (["-m", "/my_shm"], "/my_shm"),
+        (["-M", "256"], "256"),
+        (["-n", "rdma"], "'rdma'"),
+        (["--frobnicate"], "'--frobnicate'"),
+        (["-x"], "'-x'"),
+        (["stray"], "'stray'"),
+        (["-p"], "-p"),
+        (["-p", "99999"], "'99999'"),
+        (["-p", "-1"], "-p"),
+        (["-p", "http"], "'http'"),
+        (["-p", "1e3"], "'1e3'"),
+        (["-p", "٣"], "'٣'"),
+        (["--gpu", "amd"], "'amd'"),
+        (["--warm", "1000"], "'1000'"),
+        (["--warm", "-2"], "--warm"),
+        (["--max-clients", "0"], "'0'"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(arguments, {})
+    assert words in caught.value.sentence
+    assert "\n" not in caught.value.sentence
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"TF_GPU_MEMORY_LIMIT": "lots"}, "'lots'"),
+        ({"TF_GPU_MEMORY_LIMIT": "-5"}, "'-5'"),
+        ({"TF_GPU_MEMORY_LIMIT": "1.5"}, "'1.5'"),
+        ({"TF_CUDA_MEMORY_LIMIT": "10GB"}, "TF_CUDA_MEMORY_LIMIT"),
+        ({"TF_GPU_MEMORY_LIMIT": "9999999999"}, "'9999999999'"),
+        ({"TF_ENABLE_LOG": "maybe"}, "'maybe'"),
+        ({"TF_LOG_LEVEL": "loud"}, "'loud'"),
+        ({"TF_ENABLE_URL_AUTH": "1"}, "TF_AUTHORIZED_KEY_PATH"),
+        ({"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": "/nowhere/keys"}, "/nowhere/keys"),
+    ],
+)
+def test_wrong_environment_gets_one_sentence(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse([], variables)
+    assert words in caught.value.sentence
+    assert caught.value.exit_code == 2
+
+
+def test_too_long_key_is_named_by_line_and_not_shown(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("fine\n" + "k" * 64 + "\n")
+    with pytest.raises(UserError) as caught:
+        parse([], {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)})
+    assert "Line 2" in caught.value.sentence
+    assert "kkk" not in caught.value.sentence
+
+
+def test_port_in_use_is_one_sentence_and_leaves_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, errors = fails("--gpu", "sim", "--host", "127.0.0.1", "-p", str(port))
+    assert code == 2
+    assert f"Port {port}" in errors
+    assert "Traceback" not in errors
+
+
+def test_unknown_host_is_one_sentence() -> None:
+    code, errors = fails("--gpu", "sim", "-p", "0", "--host", "203.0.113.7")
+    assert code == 2
+    assert "203.0.113.7" in errors
+    assert "Traceback" not in errors
+
+
+def test_no_driver_names_the_simulated_gpu(tmp_path: Path) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this host has an NVIDIA driver")
+    code, errors = fails("-p", "0", LD_LIBRARY_PATH=str(tmp_path))
+    assert code == 2
+    assert "--gpu sim" in errors
+
+
+def test_log_file_that_cannot_be_written(tmp_path: Path) -> None:
+    code, errors = fails("--gpu", "sim", "-p", "0", TF_ENABLE_LOG="1", TF_LOG_PATH=str(tmp_path / "no" / "log"))
+    assert code == 2
+    assert os.fspath(tmp_path / "no" / "log") in errors

@@ -1,0 +1,161 @@
+"""Start the worker command on the stand-in session, and talk to it as a client would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Role, Status, Welcome
+
+HERE = Path(__file__).parent
+SCHEMA = bytes(range(16))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(HERE / "fake_worker.py"), *arguments]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "TENSOR_FUSION_"))}
+    paths = [str(HERE.parent / "src"), clean.get("PYTHONPATH", "")]
+    return {**clean, "PYTHONPATH": ":".join(filter(None, paths)), **variables}
+
+
+def fails(*arguments: str, **variables: str) -> tuple[int, str]:
+    """Run a worker that must not start; its exit code and standard error."""
+    result = subprocess.run(
+        command(*arguments), env=environment(**variables), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "ready" not in result.stdout
+    return result.returncode, result.stderr
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()
+
+
+class Client:
+    """One control connection that has been welcomed."""
+
+    def __init__(self, connection: socket.socket, welcome: Welcome) -> None:
+        self.connection = connection
+        self.welcome = welcome
+        self._file = connection.makefile("rw")
+
+    def ask(self, line: str) -> str:
+        self._file.write(line + "\n")
+        self._file.flush()
+        return self._file.readline().strip()
+
+    def close(self) -> None:
+        self._file.close()
+        self.connection.close()
+
+
+class Worker:
+    """A worker process; leaving the context stops it and proves that nothing of it is left."""
+
+    def __init__(self, *arguments: str, **variables: str) -> None:
+        if "--gpu" not in arguments:
+            arguments = ("--gpu", "sim", *arguments)
+        self.process = subprocess.Popen(
+            command("-p", "0", "--host", "127.0.0.1", *arguments),
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout
+        self.ready = self.process.stdout.readline()
+        if not self.ready.startswith("ready "):
+            _, errors = self.process.communicate(timeout=20)
+            raise AssertionError(f"the worker did not get ready: {self.ready!r} {errors}")
+        self.port = int(self.ready.split()[2].rpartition(":")[2])
+        self.output = ""
+        self.errors = ""
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            left = self.children()
+            self.stop()
+            assert self.process.returncode == 0 or kind, (self.process.returncode, self.errors)
+            assert eventually(lambda: not [child for child in left if _alive(child)]), left
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        try:
+            self.output, self.errors = self.process.communicate(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        return self.process.returncode
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def connect(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def exchange(self, greeting: bytes) -> tuple[socket.socket, Welcome]:
+        connection = self.connect()
+        connection.sendall(greeting)
+        return connection, read_welcome(connection)
+
+    def refuse(self, greeting: bytes) -> Welcome:
+        """Send a greeting that must be refused; the worker closes the connection after its answer."""
+        connection, welcome = self.exchange(greeting)
+        with connection:
+            assert welcome.status != Status.ACCEPTED
+            assert connection.recv(1) == b""
+        return welcome
+
+    def client(self, program: str = "test", **fields: object) -> Client:
+        greeting = Greeting.build(SCHEMA, program=program, **fields)  # type: ignore[arg-type]
+        connection, welcome = self.exchange(greeting)
+        assert welcome.status == Status.ACCEPTED, welcome.sentence
+        return Client(connection, welcome)
+
+    def data_greeting(self, client: Client, index: int, key: int | None = None) -> bytes:
+        return Greeting.build(
+            SCHEMA,
+            role=Role.DATA,
+            session_id=client.welcome.session_id,
+            session_key=client.welcome.session_key if key is None else key,
+            data_index=index,
+        )
+
+
+def read_welcome(connection: socket.socket) -> Welcome:
+    raw = b""
+    while len(raw) < WELCOME_BYTES:
+        part = connection.recv(WELCOME_BYTES - len(raw))
+        assert part, f"the connection ended after {len(raw)} bytes of welcome"
+        raw += part
+    welcome = Welcome.parse(raw)
+    assert welcome
+    return welcome
+
+
+def _alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
