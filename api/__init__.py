@@ -1,0 +1,1 @@
+"""What is remoted: data and declarations only."""

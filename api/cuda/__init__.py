@@ -1,0 +1,1 @@
+"""The driver API, one file for each family."""

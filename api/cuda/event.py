@@ -1,0 +1,17 @@
+"""Events."""
+
+from tensor_fusion.apigen.describe import alias, custom, post, twin
+
+FUNCTIONS = [
+    custom("cuEventCreate", ops="event_create"),
+    post("cuEventRecord"),
+    post("cuEventRecordWithFlags"),
+    custom("cuEventQuery", ops="event_query event_wait"),
+    custom("cuEventSynchronize", ops="event_query event_wait"),
+    custom("cuEventElapsedTime_v2", ops="event_elapsed"),
+    alias("cuEventElapsedTime", "cuEventElapsedTime_v2"),
+    post("cuEventDestroy_v2", hEvent="gone event", after_loss="ok"),
+    alias("cuEventDestroy", "cuEventDestroy_v2"),
+    twin("cuEventRecordWithFlags_ptsz", "cuEventRecordWithFlags"),
+    twin("cuEventRecord_ptsz", "cuEventRecord"),
+]

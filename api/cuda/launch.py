@@ -1,0 +1,46 @@
+"""Launches, host functions, occupancy, tensor maps."""
+
+from tensor_fusion.apigen.describe import custom, pure, twin, unsupported
+
+FUNCTIONS = [
+    custom("cuLaunchKernel", ops="launch"),
+    custom("cuLaunchCooperativeKernel", ops="launch"),
+    custom("cuLaunchKernelEx", ops="launch launch_ex", implicit=True),
+    custom("cuLaunchHostFunc", ops="host_function host_function_done"),
+    custom("cuStreamAddCallback", ops="host_function host_function_done"),
+    unsupported(
+        "removed by NVIDIA",
+        "cuLaunchCooperativeKernelMultiDevice",
+    ),
+    unsupported(
+        "launching by parts is gone since CUDA 4",
+        "cuFuncSetBlockShape",
+        "cuFuncSetSharedSize",
+        "cuLaunch",
+        "cuLaunchGrid",
+        "cuLaunchGridAsync",
+        "cuParamSetSize",
+        "cuParamSetf",
+        "cuParamSeti",
+        "cuParamSetv",
+    ),
+    pure("cuOccupancyMaxActiveBlocksPerMultiprocessor"),
+    pure("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"),
+    pure("cuOccupancyAvailableDynamicSMemPerBlock"),
+    custom("cuOccupancyMaxPotentialBlockSize", ops=""),
+    custom("cuOccupancyMaxPotentialBlockSizeWithFlags", ops=""),
+    custom("cuOccupancyMaxActiveClusters", ops="occupancy_clusters"),
+    custom("cuOccupancyMaxPotentialClusterSize", ops="occupancy_clusters"),
+    pure("cuTensorMapEncodeTiled", boxDim="array tensorRank", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
+    pure("cuTensorMapEncodeIm2col", pixelBoxLowerCorner="array tensorRank - 2", pixelBoxUpperCorner="array tensorRank - 2", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
+    pure("cuTensorMapEncodeIm2colWide", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
+    unsupported(
+        "the encoding of a tensor map is made anew by the Encode functions",
+        "cuTensorMapReplaceAddress",
+    ),
+    twin("cuLaunchCooperativeKernel_ptsz", "cuLaunchCooperativeKernel"),
+    twin("cuLaunchHostFunc_ptsz", "cuLaunchHostFunc"),
+    twin("cuLaunchKernelEx_ptsz", "cuLaunchKernelEx"),
+    twin("cuLaunchKernel_ptsz", "cuLaunchKernel"),
+    twin("cuStreamAddCallback_ptsz", "cuStreamAddCallback"),
+]

@@ -1,0 +1,26 @@
+"""Kinds of handle: name, number on the wire, C type, and the kinds that the driver also takes in its place."""
+
+KINDS = [
+    ("context", 1, "CUcontext", ()),
+    ("module", 2, "CUmodule", ()),
+    ("function", 3, "CUfunction", ("kernel",)),
+    ("library", 4, "CUlibrary", ()),
+    ("kernel", 5, "CUkernel", ()),
+    ("stream", 6, "CUstream", ()),
+    ("event", 7, "CUevent", ()),
+    ("graph", 8, "CUgraph", ()),
+    ("graphexec", 9, "CUgraphExec", ()),
+    ("graphnode", 10, "CUgraphNode", ()),
+    ("pool", 11, "CUmemoryPool", ()),
+    ("link", 12, "CUlinkState", ()),
+    ("memory", 13, "CUmemGenericAllocationHandle", ()),
+    ("array", 14, "CUarray", ()),
+    ("mipmap", 15, "CUmipmappedArray", ()),
+    ("texref", 16, "CUtexref", ()),
+    ("surfref", 17, "CUsurfref", ()),
+    ("texture", 18, "CUtexObject", ()),
+    ("surface", 19, "CUsurfObject", ()),
+    ("userobject", 20, "CUuserObject", ()),
+    ("nvmldevice", 32, "nvmlDevice_t", ()),
+    ("nvmlevents", 33, "nvmlEventSet_t", ()),
+]

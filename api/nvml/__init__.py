@@ -1,0 +1,1 @@
+"""NVML, one file for each family."""

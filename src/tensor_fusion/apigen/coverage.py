@@ -1,0 +1,27 @@
+"""Which names are remote, local, custom, alias or unsupported, as JSON for the command line."""
+
+from __future__ import annotations
+
+import json
+
+from .model import Model
+
+KIND = {"call": "remote", "post": "remote", "pure": "remote", "twin": "alias"}
+
+
+def coverage(model: Model) -> str:
+    """coverage.json: for each API and name its kind, the reason when unsupported, and a detail."""
+    out: dict[str, dict[str, dict[str, dict[str, str | None]]]] = {}
+    for api in model.apis:
+        functions: dict[str, dict[str, str | None]] = {}
+        for name in sorted(api.exports):
+            line = api.lines[name]
+            target = api.resolve(line)
+            kind = "unsupported" if target.kind == "unsupported" else KIND.get(line.kind, line.kind)
+            functions[name] = {
+                "kind": kind,
+                "reason": target.reason or None,
+                "detail": line.target or (line.kind if kind == "remote" else None),
+            }
+        out[api.name] = {"functions": functions}
+    return json.dumps(out, indent=1) + "\n"

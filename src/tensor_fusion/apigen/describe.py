@@ -1,0 +1,101 @@
+"""The vocabulary of api/: what may be said about a function, and nothing else.
+
+A line of api/ names a function and one of these kinds:
+
+``call``        runs in the session; the client thread waits for the reply
+``post``        runs in the session in stream order; the client goes on at once, a failure is reported later
+``pure``        a ``call`` whose answer depends on its arguments alone; the client remembers it
+``local``       answered in the client by hand-written code, nothing is sent
+``custom``      hand-written code in the client that sends the operations named in ``ops``
+``alias``       another name with the same arguments; ``twin`` is the per-thread-default-stream form
+``unsupported`` returns not-supported, with the reason
+
+What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of the roles:
+
+``"value"``            sent as it is                        ``"skip"``            not sent
+``"in"``/``"in?"``     struct read through the pointer (``?``: may be NULL)
+``"out"``/``"out?"``   written through the pointer          ``"string"``          NUL-terminated text
+``"bytes N"``          N bytes read                         ``"outbytes N"``      up to N bytes written
+``"array N"``          N elements read                      ``"outarray N"``      N elements written
+``"handle K"``/``"handle? K"``  existing object of kind K   ``"new K"``           object of kind K made by this call
+``"gone K"``           object of kind K ended by this call  ``"dev E"``           device address of E bytes, E = N or N*4
+``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
+
+``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are ``name="ctype: role"``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Line:
+    """One declaration of api/."""
+
+    name: str
+    kind: str
+    roles: dict[str, str] = field(default_factory=dict)
+    target: str = ""
+    reason: str = ""
+    ops: str = ""
+    session: str = "driver"  # "driver": the generated code calls the driver; "hand": tpw_<name> is written by hand
+    anytime: bool = False  # may be called before initialisation
+    implicit: bool = False  # uses the default stream without a stream parameter
+    reports: bool = False  # may report a deferred error of earlier posts
+    contextless: bool = False  # does not care about the current context
+    after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
+
+
+def call(
+    name: str, /, *, session: str = "driver", reports: bool = False, contextless: bool = False, after_loss: str = "", **roles: str
+) -> Line:
+    """A function that runs in the session and whose answer the caller waits for."""
+    return Line(
+        name, "call", roles, session=session, reports=reports, contextless=contextless, after_loss=after_loss
+    )
+
+
+def post(name: str, /, *, session: str = "driver", contextless: bool = False, after_loss: str = "", **roles: str) -> Line:
+    """A function that runs in the session in order while the caller goes on."""
+    return Line(name, "post", roles, session=session, contextless=contextless, after_loss=after_loss)
+
+
+def pure(name: str, /, *, session: str = "driver", contextless: bool = False, **roles: str) -> Line:
+    """A call whose answer the client remembers by its arguments."""
+    return Line(name, "pure", roles, session=session, contextless=contextless)
+
+
+def local(name: str, *, anytime: bool = False, implicit: bool = False) -> Line:
+    """Answered in the client by hand-written code."""
+    return Line(name, "local", anytime=anytime, implicit=implicit)
+
+
+def custom(name: str, *, ops: str, anytime: bool = False, implicit: bool = False) -> Line:
+    """Hand-written in the client, using the operations named in `ops` (separated by blanks)."""
+    return Line(name, "custom", ops=ops, anytime=anytime, implicit=implicit)
+
+
+def alias(name: str, target: str) -> Line:
+    """The same function under another exported name; the arguments must be the same."""
+    return Line(name, "alias", target=target)
+
+
+def twin(name: str, target: str) -> Line:
+    """`target` with the per-thread default stream in the place of NULL or of the implied stream."""
+    return Line(name, "twin", target=target)
+
+
+def unsupported(reason: str, *names: str) -> list[Line]:
+    """Names that answer not-supported, and why."""
+    return [Line(name, "unsupported", reason=reason) for name in names]
+
+
+def op(
+    name: str, kind: str, /, *, reports: bool = False, contextless: bool = False, out: dict[str, str] | None = None, **fields: str
+) -> Line:
+    """An operation of our own; `kind` is "call" or "post", `out` are the fields of its reply. The session side is by hand."""
+    roles = dict(fields)
+    for key, value in (out or {}).items():
+        roles["out " + key] = value
+    return Line(name, "op-" + kind, roles, session="hand", reports=reports, contextless=contextless)

@@ -1,0 +1,226 @@
+"""The client: exported symbols, bodies of the remote functions, the cuGetProcAddress table, export lists."""
+
+from __future__ import annotations
+
+from .describe import Line
+from .emit_wire import NOTE
+from .model import Api, Field, Model, Op
+from .snapshot import Prototype, declare, parameter_list
+
+PREFIX = {"cuda": "tpc", "nvml": "tpn"}
+SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
+
+
+def client_header(model: Model) -> str:
+    """tpg_client.h: the function behind every export, generated or by hand."""
+    lines = [NOTE, "#ifndef TPG_CLIENT_H", "#define TPG_CLIENT_H", '#include "tpg_cuda.h"', '#include "tpg_nvml.h"']
+    for api in model.apis:
+        for line in api.lines.values():
+            prototype = api.prototype(line.name)
+            if line.kind in ("call", "post", "pure", "local", "custom") and prototype:
+                lines.append(f"{_signature(api, line, prototype)};")
+    lines += [
+        "struct tpg_address { int version; int status; void *function; };",
+        "/* Entry points of `name` by rising version for stream flag 0…2; NULL for a name that the driver does not know. */",
+        "const struct tpg_address *tpg_addresses(const char *name, int flag, int *count);",
+        "#endif",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _signature(api: Api, line: Line, prototype: Prototype) -> str:
+    params = parameter_list(prototype)
+    if line.implicit:
+        params = "CUstream implicit" + ("" if params == "void" else f", {params}")
+    return f"{prototype.returns} {PREFIX[api.name]}_{line.name}({params})"
+
+
+def exports(model: Model, api: Api) -> str:
+    """tpg_<api>_exports.c: one exported function for every name."""
+    prefix = PREFIX[api.name]
+    lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"']
+    for name in api.exports:
+        lines += _export(api, api.lines[name])
+    if api.name == "cuda":
+        lines += _addresses(model)
+    return "\n".join([*lines, ""])
+
+
+def _export(api: Api, line: Line) -> list[str]:
+    prefix = PREFIX[api.name]
+    target = api.resolve(line)
+    prototype = api.prototype(line.name) or api.prototype(target.name)
+    upper = prefix.upper()
+    if prototype is None:
+        result = "CUresult" if api.name == "cuda" else "nvmlReturn_t"
+        head = f"TP_EXPORT {result} {line.name}(void)"
+        return [f"{head};", f"{head} {{ {upper}_UNSUPPORTED({line.name}); }}"]
+    head = f"TP_EXPORT {prototype.returns} {line.name}({parameter_list(prototype)})"
+    if target.kind == "unsupported":
+        unused = " ".join(f"(void){p.name};" for p in prototype.params)
+        return [f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}); }}"]
+    default = "CU_STREAM_PER_THREAD" if line.kind == "twin" else "CU_STREAM_LEGACY"
+    arguments = [
+        f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name
+        for p in prototype.params
+    ]
+    if target.implicit:
+        arguments.insert(0, default)
+    enter = "" if target.anytime else f"{upper}_ENTER(); "
+    return [f"{head} {{ {enter}return {prefix}_{target.name}({', '.join(arguments)}); }}"]
+
+
+def _addresses(model: Model) -> list[str]:
+    lines, rows = [], []
+    for number, (name, flags) in enumerate(sorted(model.procaddress.items())):
+        for flag in "012":
+            entries = []
+            for version, symbol in flags[flag]:
+                if symbol.startswith("!"):
+                    entries.append(f"{{{version}, {symbol.partition('/')[2]}, NULL}}")
+                else:
+                    entries.append(f"{{{version}, 0, (void *){symbol}}}")
+            lines.append(f"static const struct tpg_address a{number}_{flag}[] = {{{', '.join(entries)}}};")
+        cells = ", ".join(f"{{a{number}_{f}, {len(flags[f])}}}" for f in "012")
+        rows.append(f'    {{"{name}", {{{cells}}}}},')
+    lines += [
+        "static const struct { const char *name; struct { const struct tpg_address *rows; int count; } flag[3]; } names[] = {",
+        *rows,
+        "};",
+        "const struct tpg_address *tpg_addresses(const char *name, int flag, int *count) {",
+        "    size_t low = 0, high = sizeof names / sizeof *names;",
+        "    while (low < high) {",
+        "        size_t middle = (low + high) / 2;",
+        "        int order = strcmp(name, names[middle].name);",
+        "        if (order == 0) {",
+        "            *count = names[middle].flag[flag].count;",
+        "            return names[middle].flag[flag].rows;",
+        "        }",
+        "        if (order < 0) { high = middle; } else { low = middle + 1; }",
+        "    }",
+        "    return NULL;",
+        "}",
+    ]
+    return lines
+
+
+def stubs(model: Model, api: Api) -> str:
+    """tpg_<api>_stubs.c: bodies of the functions that run in the session."""
+    prefix = PREFIX[api.name]
+    lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"', '#include "tpg_ops.h"']
+    for op in api.ops:
+        if op.prototype:
+            lines += _stub(api, op, op.prototype)
+    return "\n".join([*lines, ""])
+
+
+def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
+    prefix = PREFIX[api.name]
+    upper = prefix.upper()
+    has_in, has_out = bool(op.inputs()), bool(op.outputs())
+    sent = {f.name for f in op.fields}
+    body = [f"    (void){p.name};" for p in prototype.params if p.name not in sent]
+    fields = {f.name: f for f in op.fields}
+    for item in op.fields:
+        required = item.role in ("out", "new", "in", "string", "outbytes", "outarray") and not item.optional
+        if required:
+            body.append(f"    if (!{item.name}) {{ return {upper}_NULL; }}")
+        if item.role in ("bytes", "array", "handles") and not item.optional:
+            body.append(f"    if (!{item.name} && {item.arg}) {{ return {upper}_NULL; }}")
+        if item.role in ("handle", "gone"):
+            body.append(
+                f"    {upper}_CHECK_HANDLE({item.arg.upper()}, {item.name}, {'true' if item.optional else 'false'});"
+            )
+    for item in op.fields:
+        if item.role == "new":
+            body.append(f"    uint64_t new_{item.name} = {prefix}_mint(TPG_{item.arg.upper()});")
+            body.append(f"    if (!new_{item.name}) {{ return {upper}_NO_HANDLES; }}")
+    if has_in:
+        body.append(f"    struct tpg_{op.name}_in a = {{")
+        for item in op.inputs():
+            body += [f"        {text}" for text in _argument(api, item)]
+        body.append("    };")
+        for item in op.inputs():
+            if item.role == "device":
+                body.append(f"    {upper}_DEVICE(a.{item.name});")
+    size = f"tpg_size_{op.name}_in(&a)" if has_in else "0"
+    put = f"tpg_put_{op.name}_in(&c, &a);" if has_in else "(void)c;"
+    post = op.kind == "post"
+    body.append(f"    size_t size = {size};")
+    body.append(f"    {upper}_FITS(size);")
+    body.append("    struct tp_reply reply;")
+    result = prototype.returns
+    if op.kind == "pure":
+        body.append("    unsigned char key[512];")
+        body.append("    if (size > sizeof key) { " + f"return {upper}_NULL; }}")
+        body.append("    struct tp_cursor c = tp_cursor_make(key, size);")
+        body.append(f"    {put}")
+        body.append(
+            f'    {result} result = ({result}){prefix}_pure("{op.name}", TPG_OP_{op.name}, key, size, &reply);'
+        )
+    else:
+        lost = f"{upper}_AFTER_LOSS_OK" if op.line.after_loss == "ok" else f"{prefix}_lost()"
+        body.append(f"    unsigned char *frame = {prefix}_reserve(TPG_OP_{op.name}, size);")
+        undo = "".join(f"{prefix}_unmint(new_{f.name}); " for f in op.fields if f.role == "new")
+        body.append(f"    if (!frame) {{ {undo}return {lost}; }}")
+        body.append("    struct tp_cursor c = tp_cursor_make(frame, size);")
+        body.append(f"    {put}")
+        verb = "post" if post else "call"
+        body.append(f'    {result} result = ({result}){prefix}_{verb}("{op.name}", &reply);')
+    for item in op.fields:
+        if item.role == "new":
+            body.append(f"    if (result) {{ {prefix}_unmint(new_{item.name}); }}")
+            body.append(f"    else {{ *{item.name} = ({item.ctype})(uintptr_t)new_{item.name}; }}")
+        if item.role == "gone":
+            body.append(f"    if (!result) {{ {prefix}_unmint((uint64_t)(uintptr_t){item.name}); }}")
+    if has_out and not post:
+        body.append(f"    if (result == {SUCCESS[api.name]}) {{")
+        body.append(f"        struct tpg_{op.name}_out o;")
+        body.append("        struct tp_cursor r = tp_cursor_make(reply.body, reply.size);")
+        body.append(f"        tpg_get_{op.name}_out(&r, &o);")
+        body.append(f"        if (r.bad) {{ result = ({result}){prefix}_bad_reply(&reply); }} else {{")
+        for item in op.outputs():
+            body += [f"            {text}" for text in _store(item, fields, prototype)]
+        body.append("        }")
+        body.append("    }")
+    if not post:
+        body.append("    tp_reply_free(&reply);")
+    body.append("    return result;")
+    return [f"{_signature(api, op.line, prototype)} {{", *body, "}"]
+
+
+def _argument(api: Api, item: Field) -> list[str]:
+    name = item.name
+    if item.role == "new":
+        return [f".{name} = new_{name},"]
+    if item.role in ("handle", "gone"):
+        return [f".{name} = (uint64_t)(uintptr_t){name},"]
+    if item.role == "bytes":
+        return [f".{name} = {name},", f".{name}_size = {name} ? {item.arg} : 0,"]
+    if item.role == "handles":
+        return [f".{name} = (const uint64_t *)(const void *){name},", f".{name}_count = {name} ? {item.arg} : 0,"]
+    if item.role == "array":
+        return [f".{name} = {name},", f".{name}_count = {name} ? {item.arg} : 0,"]
+    return [f".{name} = {name},"]
+
+
+def _store(item: Field, fields: dict[str, Field], prototype: Prototype) -> list[str]:
+    name = item.name
+    if item.role == "out":
+        return [f"if ({name}) {{ *{name} = o.{name}; }}"]
+    if item.role == "outbytes":
+        return [f"if ({name}) {{ memcpy({name}, o.{name}, o.{name}_size < {item.arg} ? o.{name}_size : {item.arg}); }}"]
+    return [
+        f"size_t n_{name} = o.{name}_count < {item.arg} ? o.{name}_count : {item.arg};",
+        f"if ({name}) {{ memcpy({name}, o.{name}, n_{name} * sizeof *{name}); }}",
+    ]
+
+
+def version_script(api: Api) -> str:
+    """Linker map: exactly the names of the real library. Without a version node, as the real one has none."""
+    names = "".join(f"    {n};\n" for n in api.exports)
+    return f"{{\n  global:\n{names}  local:\n    *;\n}};\n"
+
+
+__all__ = ["client_header", "declare", "exports", "stubs", "version_script"]

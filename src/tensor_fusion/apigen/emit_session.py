@@ -1,0 +1,206 @@
+"""The session: table of driver functions, decoding and dispatch, prototypes of what is written by hand."""
+
+from __future__ import annotations
+
+import re
+
+from .emit_wire import NOTE
+from .model import Api, Field, Model, Op
+from .snapshot import Prototype, parameter_list
+
+DRIVER_FIELD = {"cuda": "cuda", "nvml": "nvml"}
+
+
+def driver_header(model: Model) -> str:
+    """tpg_driver.h: every function of the driver as a typed pointer; a missing one answers not-supported."""
+    lines = [NOTE, "#ifndef TPG_DRIVER_H", "#define TPG_DRIVER_H", '#include "tpg_cuda.h"', '#include "tpg_nvml.h"']
+    for api in model.apis:
+        lines.append(f"struct tpg_{api.name}_driver {{")
+        for name in api.exports:
+            prototype = api.prototype(name)
+            if prototype:
+                lines.append(f"    {prototype.returns} (*{name})({parameter_list(prototype)});")
+        lines.append("};")
+        lines.append("/* Fills the table from an open library; returns how many names it has. */")
+        lines.append(f"int tpg_load_{api.name}(struct tpg_{api.name}_driver *driver, void *library);")
+    return "\n".join([*lines, "#endif", ""])
+
+
+def driver_source(model: Model) -> str:
+    """tpg_driver.c."""
+    lines = [NOTE, '#include "tpg_driver.h"', "#include <dlfcn.h>", "#include <string.h>"]
+    lines += ["static int missing_cuda(void) { return CUDA_ERROR_NOT_SUPPORTED; }"]
+    lines += ["static int missing_nvml(void) { return NVML_ERROR_FUNCTION_NOT_FOUND; }"]
+    for api in model.apis:
+        names = [n for n in api.exports if api.prototype(n)]
+        lines.append(f"static const char *const {api.name}_names[] = {{")
+        lines += [f'    "{n}",' for n in names]
+        lines += ["};"]
+        lines += [
+            f"int tpg_load_{api.name}(struct tpg_{api.name}_driver *driver, void *library) {{",
+            "    int found = 0;",
+            f"    _Static_assert(sizeof *driver == {len(names)} * sizeof(void *), \"one pointer a name\");",
+            f"    for (size_t i = 0; i < {len(names)}; i++) {{",
+            f"        void *symbol = library ? dlsym(library, {api.name}_names[i]) : NULL;",
+            f"        int (*missing)(void) = missing_{api.name};",
+            "        found += symbol != NULL;",
+            "        if (!symbol) { memcpy(&symbol, &missing, sizeof symbol); }",
+            "        memcpy((char *)driver + i * sizeof symbol, &symbol, sizeof symbol);",
+            "    }",
+            "    return found;",
+            "}",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def session_header(model: Model) -> str:
+    """tpg_session.h: the functions that are written by hand in native/session."""
+    lines = [NOTE, "#ifndef TPG_SESSION_H", "#define TPG_SESSION_H", '#include "tpg_ops.h"', "struct tpw_session;"]
+    lines.append("void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame);")
+    for op in model.ops:
+        if op.line.session == "hand":
+            lines.append(f"{_hand_signature(op)};")
+    return "\n".join([*lines, "#endif", ""])
+
+
+def _hand_signature(op: Op) -> str:
+    params = ["struct tpw_session *s", "const struct tp_frame *frame"]
+    if op.inputs():
+        params.append(f"const struct tpg_{op.name}_in *in")
+    if op.outputs():
+        params.append(f"struct tpg_{op.name}_out *out")
+    return f"int32_t tpw_{op.name}({', '.join(params)})"
+
+
+def dispatch(model: Model) -> str:
+    """tpg_dispatch.c: one function for every operation, and the switch over all of them."""
+    lines = [NOTE, '#include "tpw_session.h"', '#include "tpg_session.h"']
+    for api in model.apis:
+        for op in api.ops:
+            lines += _run(api, op)
+    lines += ["void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame) {"]
+    lines += ["    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)(frame + 1), frame->size - sizeof *frame);"]
+    lines += ["    switch (frame->op) {"]
+    lines += [f"    case TPG_OP_{o.name}: run_{o.name}(s, frame, &c); break;" for o in model.ops]
+    lines += ["    default: tpw_violation(s, frame, \"unknown operation\"); break;", "    }", "}", ""]
+    return "\n".join(lines)
+
+
+def _run(api: Api, op: Op) -> list[str]:
+    inputs, outputs = op.inputs(), op.outputs()
+    body = [f"static void run_{op.name}(struct tpw_session *s, const struct tp_frame *frame, struct tp_cursor *c) {{"]
+    if inputs:
+        body += [f"    struct tpg_{op.name}_in in;", f"    tpg_get_{op.name}_in(c, &in);"]
+    for item in op.fields:
+        if item.role in ("bytes", "array", "handles") and item.arg:
+            what = "size" if item.role == "bytes" else "count"
+            expression = _lengths(op, item.arg)
+            # The driver will read by the length parameter, so the bytes that came must be exactly that many.
+            if item.optional:
+                body.append(f"    if (!in.{item.name}_{what}) {{ in.{item.name} = NULL; }} else")
+            body.append(f"    if (in.{item.name}_{what} != (size_t)({expression})) {{ c->bad = true; }}")
+    body.append("    if (c->bad) {")
+    body.append(f'        tpw_violation(s, frame, "{op.name}");')
+    body.append("        return;")
+    body.append("    }")
+    if outputs:
+        body += [f"    struct tpg_{op.name}_out out;", "    memset(&out, 0, sizeof out);"]
+    enter = "0" if op.line.contextless or api.name == "nvml" else "tpw_enter(s, frame)"
+    body.append(f"    int32_t error = {enter};")
+    if op.line.session == "hand":
+        arguments = ["s", "frame", *(["&in"] if inputs else []), *(["&out"] if outputs else [])]
+        body.append(f"    if (!error) {{ error = tpw_{op.name}({', '.join(arguments)}); }}")
+        body.append("    if (error == TPW_LATER) { return; }")
+    else:
+        assert op.prototype is not None
+        body += _driver_call(api, op, op.prototype)
+    reports = "true" if op.line.reports else "false"
+    if outputs:
+        body += [
+            "    if (frame->flags & TP_FRAME_CALL) {",
+            f"        size_t size = error ? 0 : tpg_size_{op.name}_out(&out);",
+            "        unsigned char *body = tpw_reply_begin(s->link, frame->op, TP_FRAME_REPLY, frame->thread, size);",
+            "        if (!error && body) {",
+            "            struct tp_cursor r = tp_cursor_make(body, size);",
+            f"            tpg_put_{op.name}_out(&r, &out);",
+            "        }",
+            f"        tpw_reply_commit(s->link, tpw_report(s, error, {reports}), size);",
+            "    } else if (error) {",
+            "        tpw_defer(s, frame, error);",
+            "    }",
+        ]
+    else:
+        body += [
+            "    if (frame->flags & TP_FRAME_CALL) {",
+            f"        tpw_answer(s, frame, tpw_report(s, error, {reports}));",
+            "    } else if (error) {",
+            "        tpw_defer(s, frame, error);",
+            "    }",
+        ]
+    return [*body, "}"]
+
+
+def _lengths(op: Op, expression: str) -> str:
+    """`expression` over parameters as C over the decoded arguments."""
+    names = {f.name: f for f in op.fields}
+
+    def replace(match: re.Match[str]) -> str:
+        word = match.group(0)
+        return f"in.{word}" if word in names and not names[word].is_out else word
+
+    return re.sub(r"[A-Za-z_]\w*", replace, expression)
+
+
+def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
+    fields = {f.name: f for f in op.fields}
+    body: list[str] = []
+    arguments = []
+    for parameter in prototype.params:
+        item = fields.get(parameter.name)
+        if item is None:
+            arguments.append("0")
+            continue
+        text, argument = _native(op, item, parameter.type)
+        body += [f"    {t}" for t in text]
+        arguments.append(argument)
+    body.append(f"    if (!error) {{ error = (int32_t)s->{api.name}.{op.name}({', '.join(arguments)}); }}")
+    for item in op.fields:
+        if item.role == "new":
+            body.append(
+                f"    error = tpw_made(s, frame, TPG_{item.arg.upper()}, in.{item.name},"
+                f" (uint64_t)(uintptr_t)n_{item.name}, error);"
+            )
+        if item.role == "gone":
+            body.append(f"    if (!error) {{ tpw_forget(s, TPG_{item.arg.upper()}, in.{item.name}); }}")
+    return body
+
+
+def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
+    """Statements that prepare a native argument, and the argument."""
+    name = item.name
+    if item.role in ("handle", "gone"):
+        call = f"tpw_native(s, frame, TPG_{item.arg.upper()}, in.{name}, {'true' if item.optional else 'false'}, &error)"
+        return [f"{ctype} n_{name} = ({ctype})(uintptr_t){call};"], f"n_{name}"
+    if item.role == "new":
+        return [f"{item.ctype} n_{name} = 0;"], f"&n_{name}"
+    if item.role == "device":
+        return [f"tpw_check_device(s, in.{name}, &error);"], f"in.{name}"
+    if item.role == "dev":
+        return [f"tpw_check_range(s, in.{name}, (uint64_t)({_lengths(op, item.arg)}), &error);"], f"in.{name}"
+    if item.role == "out":
+        return [], f"&out.{name}"
+    if item.role == "handles":
+        kind = item.ctype
+        made = f"tpw_natives(s, frame, in.{name}, in.{name}_count, &error)"
+        return [f"{kind} *n_{name} = ({kind} *){made};"], f"n_{name}"
+    if item.role in ("outbytes", "outarray"):
+        length = _lengths(op, item.arg)
+        unit = "1" if item.role == "outbytes" else f"sizeof({item.ctype})"
+        what = "size" if item.role == "outbytes" else "count"
+        return [
+            f"out.{name} = tpw_scratch(s, (uint64_t)({length}), {unit}, &error);",
+            f"out.{name}_{what} = (size_t)({length});",
+        ], f"({ctype})(uintptr_t)out.{name}"
+    if item.role == "in":
+        return [], f"({ctype})(uintptr_t)in.{name}"
+    return [], f"in.{name}" if item.role in ("value", "string") else f"({ctype})(uintptr_t)in.{name}"

@@ -1,0 +1,235 @@
+"""Operations as C: numbers, argument structs, encoders and decoders, and the test that runs all of them."""
+
+from __future__ import annotations
+
+from .model import Field, Model, Op, padding
+
+NOTE = "/* Generated from api/ by tensor_fusion.apigen; do not edit. */"
+
+
+def _member(item: Field) -> list[str]:
+    """Members of the argument struct for one field."""
+    if item.role in ("handle", "new", "gone"):
+        return [f"uint64_t {item.name};"]
+    if item.role in ("value", "device", "dev", "out"):
+        return [f"{item.ctype} {item.name};"]
+    if item.role == "in":
+        return [f"const {item.ctype} *{item.name};"]
+    if item.role == "string":
+        return [f"const char *{item.name};"]
+    if item.role in ("bytes", "outbytes"):
+        return [f"const void *{item.name};", f"size_t {item.name}_size;"]
+    if item.role == "handles":
+        return [f"const uint64_t *{item.name};", f"size_t {item.name}_count;"]
+    return [f"const {item.ctype} *{item.name};", f"size_t {item.name}_count;"]
+
+
+def _element(item: Field) -> str:
+    return "uint64_t" if item.role == "handles" else item.ctype
+
+
+def _size(item: Field) -> str:
+    """Wire size of one variable field of `a`."""
+    name = f"a->{item.name}"
+    if item.role == "in":
+        return f"8 + ({name} ? tp_padded(sizeof(*{name})) : 0)"
+    if item.role == "string":
+        return f"8 + ({name} ? tp_padded(strlen({name}) + 1) : 0)"
+    if item.role in ("bytes", "outbytes"):
+        return f"8 + tp_padded({name}_size)"
+    return f"8 + tp_padded({name}_count * sizeof({_element(item)}))"
+
+
+def _put(item: Field) -> str:
+    name = f"a->{item.name}"
+    if not item.variable:
+        return f"tp_put(c, &{name}, {item.size});"
+    if item.role == "in":
+        return f"tp_put_bytes(c, {name}, {name} ? sizeof(*{name}) : 0);"
+    if item.role == "string":
+        return f"tp_put_string(c, {name});"
+    if item.role in ("bytes", "outbytes"):
+        return f"tp_put_bytes(c, {name}, {name}_size);"
+    return f"tp_put_bytes(c, {name}, {name}_count * sizeof({_element(item)}));"
+
+
+def _get(item: Field) -> list[str]:
+    name = f"a->{item.name}"
+    if not item.variable:
+        return [f"tp_get(c, &{name}, {item.size});"]
+    if item.role == "in":
+        allowed = " && size != 0" if item.optional else ""
+        return [
+            f"{name} = tp_get_bytes(c, &size);",
+            f"if (size != sizeof(*{name}){allowed}) {{ c->bad = true; }}",
+            f"if (!size) {{ {name} = NULL; }}",
+        ]
+    if item.role == "string":
+        lines = [f"{name} = tp_get_string(c);"]
+        return lines if item.optional else [*lines, f"if (!{name}) {{ c->bad = true; }}"]
+    if item.role in ("bytes", "outbytes"):
+        return [f"{name} = tp_get_bytes(c, &{name}_size);"]
+    element = _element(item)
+    return [
+        f"{name} = tp_get_bytes(c, &size);",
+        f"if (size % sizeof({element})) {{ c->bad = true; }}",
+        f"{name}_count = size / sizeof({element});",
+    ]
+
+
+def _codec(op: Op, suffix: str, fields: list[Field]) -> list[str]:
+    struct = f"struct tpg_{op.name}_{suffix}"
+    fixed = sum(f.size for f in fields) + padding(fields)
+    sizes = " + ".join([str(fixed), *(f"({_size(f)})" for f in fields if f.variable)])
+    pad = padding(fields)
+    scalars = [f for f in fields if not f.variable]
+    variables = [f for f in fields if f.variable]
+    used = "" if variables else "    (void)a;\n"
+    needs_size = any(f.role not in ("bytes", "outbytes", "string") for f in variables)
+    members = "".join(f"    {m}\n" for f in fields for m in _member(f))
+    put = "".join(f"    {_put(f)}\n" for f in scalars)
+    put += f"    tp_put(c, tpg_zeros, {pad});\n" if pad else ""
+    put += "".join(f"    {_put(f)}\n" for f in variables)
+    get = "    size_t size;\n" if needs_size else ""
+    get += "".join(f"    {g}\n" for f in scalars for g in _get(f))
+    get += f"    (void)tp_take(c, {pad});\n" if pad else ""
+    get += "".join(f"    {g}\n" for f in variables for g in _get(f))
+    return [
+        f"{struct} {{\n{members}}};",
+        f"static inline size_t tpg_size_{op.name}_{suffix}(const {struct} *a) {{\n{used}    return {sizes};\n}}",
+        f"static inline void tpg_put_{op.name}_{suffix}(struct tp_cursor *c, const {struct} *a) {{\n{put}}}",
+        f"static inline void tpg_get_{op.name}_{suffix}(struct tp_cursor *c, {struct} *a) {{\n{get}}}",
+    ]
+
+
+def schema_header(model: Model) -> str:
+    """tpg_schema.h: numbers of operations and kinds of handle."""
+    lines = [NOTE, "#ifndef TPG_SCHEMA_H", "#define TPG_SCHEMA_H", "#include <stdint.h>"]
+    lines += ["enum tpg_kind {", *(f"    TPG_{k.name.upper()} = {k.number}," for k in model.kinds), "};"]
+    lines += [f"#define TPG_KIND_LIMIT {max(k.number for k in model.kinds) + 1}"]
+    lines += ["enum tpg_opcode {", *(f"    TPG_OP_{o.name} = {o.number}," for o in model.ops), "};"]
+    lines += [f"#define TPG_OP_LIMIT {max(o.number for o in model.ops) + 1}"]
+    lines += [
+        "extern const unsigned char tpg_schema_hash[16];",
+        "/* Name of an operation for messages; a fixed text for numbers that are none. */",
+        "const char *tpg_op_name(uint16_t op);",
+        "/* Name and text of a CUDA error, or NULL. */",
+        "const char *tpg_cuda_error_name(int error);",
+        "const char *tpg_cuda_error_text(int error);",
+        "#endif",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def ops_header(model: Model) -> str:
+    """tpg_ops.h: argument structs with their sizes, encoders and decoders."""
+    lines = [NOTE, "#ifndef TPG_OPS_H", "#define TPG_OPS_H"]
+    lines += ["#include <tp_wire.h>", '#include "tpg_schema.h"', '#include "tpg_cuda.h"', '#include "tpg_nvml.h"']
+    lines += ["static const unsigned char tpg_zeros[8] __attribute__((unused)) = {0};"]
+    for op in model.ops:
+        for suffix, fields in (("in", op.inputs()), ("out", op.outputs())):
+            if fields:
+                lines += _codec(op, suffix, fields)
+    return "\n".join([*lines, "#endif", ""])
+
+
+def tables(model: Model) -> str:
+    """tpg_tables.c: schema hash, names of operations, texts of errors."""
+    hash_bytes = ", ".join(f"0x{b:02x}" for b in model.schema)
+    lines = [NOTE, '#include "tpg_schema.h"', "#include <stddef.h>"]
+    lines += [f"__attribute__((visibility(\"default\"))) const unsigned char tpg_schema_hash[16] = {{{hash_bytes}}};"]
+    lines += ["__attribute__((visibility(\"default\"))) const char *tpg_op_name(uint16_t op) {", "    switch (op) {"]
+    lines += [f'    case TPG_OP_{o.name}: return "{o.name}";' for o in model.ops]
+    lines += ['    default: return "unknown operation";', "    }", "}"]
+    for index, what in enumerate(("name", "text")):
+        lines += [
+            f"__attribute__((visibility(\"default\"))) const char *tpg_cuda_error_{what}(int error) {{",
+            "    switch (error) {",
+        ]
+        lines += [f'    case {code}: return "{pair[index]}";' for code, pair in sorted(model.errors.items())]
+        lines += ["    default: return NULL;", "    }", "}"]
+    return "\n".join([*lines, ""])
+
+
+def roundtrip_test(model: Model) -> str:
+    """tpg_roundtrip_test.c: every encoder against its decoder, and every truncation."""
+    lines = [
+        NOTE,
+        '#include "tpg_ops.h"',
+        "#include <stdio.h>",
+        "#include <stdlib.h>",
+        "static unsigned char payload[256];",
+        "static int failures;",
+        "static void check(int ok, const char *what, size_t at) {",
+        '    if (!ok) { failures++; fprintf(stderr, "%s at %zu\\n", what, at); }',
+        "}",
+        "static void fill(void *memory, size_t size) {",
+        "    for (size_t i = 0; i < size; i++) { ((unsigned char *)memory)[i] = (unsigned char)(rand() >> 7); }",
+        "}",
+    ]
+    names = []
+    for op in model.ops:
+        for suffix, fields in (("in", op.inputs()), ("out", op.outputs())):
+            if fields:
+                names.append(f"test_{op.name}_{suffix}")
+                lines += _test(op, suffix, fields)
+    lines += ["int main(void) {", "    fill(payload, sizeof payload);"]
+    lines += [f"    {n}();" for n in names]
+    lines += [f'    printf("{len(names)} messages, %d failures\\n", failures);', "    return failures != 0;", "}", ""]
+    return "\n".join(lines)
+
+
+def _test(op: Op, suffix: str, fields: list[Field]) -> list[str]:
+    name = f"{op.name}_{suffix}"
+    body = [f"static void test_{name}(void) {{", f"    struct tpg_{name} a, b;"]
+    body += ["    memset(&a, 0, sizeof a);", "    memset(&b, 0, sizeof b);"]
+    compare = []
+    for item in fields:
+        member = f"a.{item.name}"
+        if not item.variable:
+            body.append(f"    fill(&{member}, sizeof {member});")
+            compare.append(f"memcmp(&a.{item.name}, &b.{item.name}, sizeof {member}) == 0")
+        elif item.role == "in":
+            body.append(f"    static {item.ctype} v_{item.name};")
+            body.append(f"    fill(&v_{item.name}, sizeof v_{item.name});")
+            body.append(f"    {member} = &v_{item.name};")
+            compare.append(f"memcmp(a.{item.name}, b.{item.name}, sizeof v_{item.name}) == 0")
+        elif item.role == "string":
+            body.append(f'    {member} = "a text";')
+            compare.append(f"strcmp(a.{item.name}, b.{item.name}) == 0")
+        elif item.role in ("bytes", "outbytes"):
+            body.append(f"    {member} = payload;")
+            body.append(f"    {member}_size = 13;")
+            compare.append(f"b.{item.name}_size == 13 && memcmp(a.{item.name}, b.{item.name}, 13) == 0")
+        else:
+            element = _element(item)
+            body.append(f"    static {element} v_{item.name}[3];")
+            body.append(f"    fill(v_{item.name}, sizeof v_{item.name});")
+            body.append(f"    {member} = v_{item.name};")
+            body.append(f"    {member}_count = 3;")
+            compare.append(
+                f"b.{item.name}_count == 3 && memcmp(a.{item.name}, b.{item.name}, sizeof v_{item.name}) == 0"
+            )
+    body += [
+        f"    size_t size = tpg_size_{name}(&a);",
+        "    unsigned char *memory = aligned_alloc(8, tp_padded(size + 8));",
+        "    struct tp_cursor c = tp_cursor_make(memory, size);",
+        f"    tpg_put_{name}(&c, &a);",
+        f'    check(!c.bad && c.left == 0, "{name}: predicted size", size);',
+        "    c = tp_cursor_make(memory, size);",
+        f"    tpg_get_{name}(&c, &b);",
+        f'    check(!c.bad && c.left == 0, "{name}: decoding", size);',
+        f'    check(!c.bad && {" && ".join(compare)}, "{name}: values", size);',
+        "    for (size_t cut = 0; cut < size; cut++) {",
+        "        unsigned char *part = malloc(cut ? cut : 1);",
+        "        memcpy(part, memory, cut);",
+        "        c = tp_cursor_make(part, cut);",
+        f"        tpg_get_{name}(&c, &b);",
+        f'        check(c.bad, "{name}: truncation", cut);',
+        "        free(part);",
+        "    }",
+        "    free(memory);",
+        "}",
+    ]
+    return body
