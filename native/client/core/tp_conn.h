@@ -64,6 +64,7 @@ struct tp_reply {
     int32_t result;
     uint32_t size;       /* bytes of body */
     unsigned char *body; /* `inline_body` or heap memory that tp_reply_free frees */
+    uint64_t number; /* of the call among the frames of this connection, from 1 */
     unsigned char inline_body[512];
 };
 /* Commits the reserved frame as a call, sends everything pending, waits for the reply (spinning briefly first), and for as
@@ -71,6 +72,8 @@ struct tp_reply {
  * On TP_OK the reply must be freed. */
 TP_EXPORT enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_reply *reply);
 TP_EXPORT void tp_reply_free(struct tp_reply *reply);
+/* Number of frames committed so far, by all threads. */
+TP_EXPORT uint64_t tp_frames(const struct tp_conn *conn);
 /* Sends what is pending without waiting for anything. */
 TP_EXPORT void tp_flush(struct tp_conn *conn);
 

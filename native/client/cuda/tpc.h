@@ -1,0 +1,174 @@
+/*
+ * The driver API in the client: state of the process, helpers that generated stubs expect, records behind handles.
+ *
+ * Lives in a stranger's process. Any thread may be in any function; nothing here runs before the program's first call.
+ */
+#ifndef TPC_H
+#define TPC_H
+
+#include "tpg_client.h"
+#include "tpg_cuda.h"
+#include "tpg_schema.h"
+#include <string.h>
+#include <tp_base.h>
+#include <tp_conn.h>
+#include <tp_device.h>
+
+/* ---- state of the process ---- */
+enum tpc_state {
+    TPC_BEFORE_INIT, /* also after fork in the child */
+    TPC_READY,
+    TPC_STICKY, /* the context is broken for good; tpc_sticky_error says how */
+    TPC_LOST,   /* the worker is gone */
+    TPC_EXITED,
+};
+extern _Atomic int tpc_state;
+extern _Atomic int tpc_sticky_error;
+extern bool tpc_strict; /* TF_STRICT=1: every post waits for its result */
+extern struct tp_conn *tpc_conn;
+
+/* What a call answers when the state is not TPC_READY: 3 before cuInit, the sticky error, the lost-worker error. 0 when the
+ * call may go on (the state changed meanwhile). */
+CUresult tpc_not_ready(void);
+#define TPC_ENTER()                                                                                                    \
+    do {                                                                                                               \
+        if (TP_UNLIKELY(atomic_load_explicit(&tpc_state, memory_order_relaxed) != TPC_READY)) {                        \
+            CUresult not_ready = tpc_not_ready();                                                                      \
+            if (not_ready != CUDA_SUCCESS) {                                                                           \
+                return not_ready;                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    } while (0)
+
+/* The worker is lost: this code from every call, documented in docs/errors.md. */
+#define TPC_LOST_ERROR CUDA_ERROR_DEVICE_UNAVAILABLE
+#define TPC_NULL CUDA_ERROR_INVALID_VALUE
+#define TPC_NO_HANDLES CUDA_ERROR_OUT_OF_MEMORY
+#define TPC_AFTER_LOSS_OK CUDA_SUCCESS
+
+/* An exported name that is not remoted: counted, logged once by name. */
+CUresult tpc_unsupported(const char *name, _Atomic bool *said);
+#define TPC_UNSUPPORTED(name)                                                                                          \
+    TPC_ENTER();                                                                                                       \
+    static _Atomic bool said;                                                                                          \
+    return tpc_unsupported(#name, &said)
+
+/* ---- handles ---- */
+/* A new handle of `kind`, 0 when a million of that kind are alive. The record may be NULL; it is never freed here. */
+uint64_t tpc_mint(uint32_t kind);
+uint64_t tpc_mint_record(uint32_t kind, void *record);
+/* Ends the handle; its slot is used again under a new generation. Returns the record. */
+void *tpc_unmint(uint32_t kind, uint64_t handle);
+/* The record of a live handle, NULL if the handle is not alive (or has none). Lock-free. */
+void *tpc_record(uint32_t kind, uint64_t handle);
+bool tpc_handle_alive(uint32_t kind, uint64_t handle);
+/* CUDA_SUCCESS, or the error that the driver gives for a bad handle of that kind. Special streams pass. */
+CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional);
+#define TPC_CHECK_HANDLE(KIND, handle, optional)                                                                       \
+    do {                                                                                                               \
+        CUresult bad_handle = tpc_check_handle(TPG_##KIND, (uint64_t)(uintptr_t)(handle), (optional));                 \
+        if (TP_UNLIKELY(bad_handle != CUDA_SUCCESS)) {                                                                 \
+            return bad_handle;                                                                                         \
+        }                                                                                                              \
+    } while (0)
+
+/* ---- sending ---- */
+/* Room for one frame with `size` body bytes; returns the body. NULL when the worker is lost. After it exactly one of
+ * tpc_post, tpc_call or a commit function of tp_conn.h. */
+unsigned char *tpc_reserve(uint16_t op, size_t size);
+CUresult tpc_post(const char *name, struct tp_reply *unused); /* returns at once, except under TF_STRICT */
+CUresult tpc_call(const char *name, struct tp_reply *reply);  /* the reply must be freed */
+/* Like a call, but remembers answers by (op, key); the memory is dropped by tpc_pure_forget. */
+CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply);
+void tpc_pure_forget(void);
+CUresult tpc_lost(void);
+CUresult tpc_bad_reply(const struct tp_reply *reply);
+#define TPC_FITS(size)                                                                                                 \
+    do {                                                                                                               \
+        if (TP_UNLIKELY((size) > TP_FRAME_MAX - sizeof(struct tp_frame))) {                                            \
+            return CUDA_ERROR_INVALID_VALUE;                                                                           \
+        }                                                                                                              \
+    } while (0)
+
+/* ---- devices (device.c) ---- */
+struct tpc_device {
+    int remote; /* ordinal on the worker */
+    struct tp_device_description what;
+};
+extern int tpc_device_count; /* after CUDA_VISIBLE_DEVICES */
+extern struct tpc_device *tpc_devices;
+extern int tpc_driver_version;
+/* Replaces an ordinal of the program by the worker's, or returns CUDA_ERROR_INVALID_DEVICE from the caller. */
+#define TPC_DEVICE(ordinal)                                                                                            \
+    do {                                                                                                               \
+        if ((ordinal) < 0 || (ordinal) >= tpc_device_count) {                                                          \
+            return CUDA_ERROR_INVALID_DEVICE;                                                                          \
+        }                                                                                                              \
+        (ordinal) = tpc_devices[(ordinal)].remote;                                                                     \
+    } while (0)
+/* Fills the three above from the answer of the `start` operation and applies CUDA_VISIBLE_DEVICES. Called once, by cuInit. */
+CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions, size_t size);
+
+/* ---- contexts (context.c) ---- */
+struct tpc_context {
+    uint64_t handle;
+    int device; /* ordinal of the program */
+    unsigned int flags;
+    unsigned long long id; /* cuCtxGetId */
+    bool primary;
+    _Atomic bool active; /* primary: retained; other: not destroyed */
+    _Atomic int references; /* primary: count of retains */
+    uint64_t limits[TP_DEVICE_LIMITS];
+};
+/* The calling thread's current context, NULL if none. Also kept in tp_thread_self()->context for the frames. */
+struct tpc_context *tpc_current(void);
+#define TPC_CONTEXT(name)                                                                                              \
+    struct tpc_context *name = tpc_current();                                                                          \
+    if (TP_UNLIKELY(!name)) {                                                                                          \
+        return CUDA_ERROR_INVALID_CONTEXT;                                                                             \
+    }
+
+/* ---- streams (stream.c) ---- */
+/* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
+ * needs no round trip. */
+void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);
+
+/* ---- memory (memory.c, pointer.c, hostmem.c) ---- */
+/* Kinds of address, by the interval map of everything that was allocated. */
+enum tpc_where { TPC_PAGEABLE, TPC_DEVICE_MEMORY, TPC_PINNED };
+struct tpc_range {
+    uint64_t start, size;
+    enum tpc_where where;
+    struct tpc_context *context;
+    unsigned long long buffer_id;
+    unsigned int flags;       /* host memory: flags of the allocation; VMM: 1 */
+    uint64_t device_address;  /* host memory: address of its twin on the worker, 0 = none */
+    void *detail;
+};
+/* Copies the range that holds `address`; false when none does. */
+bool tpc_range_at(uint64_t address, struct tpc_range *out);
+void tpc_range_add(const struct tpc_range *range);
+bool tpc_range_remove(uint64_t start, struct tpc_range *out);
+/* Called before each launch and after each completed wait when mapped host memory exists: carries its contents across. */
+extern _Atomic int tpc_twins;
+void tpc_twins_push(void);
+void tpc_twins_pull(void);
+
+/* ---- kernels (module.c) ---- */
+struct tpc_kernel {
+    uint64_t handle;   /* of a function or a kernel */
+    const char *name;
+    struct tpc_image *image;
+    uint32_t parameter_count, parameter_bytes;
+    const struct tpc_parameter {
+        uint32_t offset, size;
+    } *parameters;
+    _Atomic uint64_t attributes_known;
+    int attributes[32];
+    _Atomic int max_threads;    /* 0 until the attributes are known */
+    _Atomic uint64_t twin;      /* kernel → its function handle once asked for */
+};
+/* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */
+struct tpc_kernel *tpc_kernel_of(uint64_t handle);
+
+#endif

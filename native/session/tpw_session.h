@@ -1,0 +1,149 @@
+/*
+ * The session: one client's objects, contexts and pending completions, and the helpers that generated dispatch code expects.
+ *
+ * Everything here belongs to the executor thread, which follows the client's total order and never waits for the GPU; the
+ * only other threads are the link's data threads, which see none of this. Arguments of operations come from a hostile client:
+ * decoded and bounded by generated code, handles and device ranges checked by the helpers below before the driver sees them.
+ */
+#ifndef TPW_SESSION_H
+#define TPW_SESSION_H
+
+#include "tpg_driver.h"
+#include "tpg_schema.h"
+#include "tpw_link.h"
+#include <string.h>
+#include <tp_base.h>
+#include <tp_device.h>
+#include <tp_limits.h>
+#include <tp_wire.h>
+
+#define TPW_MAX_DEVICES 16
+/* Returned by a hand-written operation that answers by itself, now or later, with tpw_answer or tpw_reply_begin. */
+#define TPW_LATER INT32_MIN
+
+/* An object that the client named. The table describes every object completely enough to make it anew. */
+struct tpw_object {
+    uint64_t native; /* the driver's handle; 0 when making it failed */
+    int32_t error;   /* why making it failed, answered by every use */
+    uint32_t id;     /* id of the client's handle, with its generation; 0 = slot is free */
+    uint32_t context; /* id of the context it was made in */
+    uint32_t kind;
+    void *record; /* further description, owned by the family's file, freed by its destructor */
+};
+
+struct tpw_table {
+    struct tpw_object *slots;
+    uint32_t capacity;
+};
+
+struct tpw_marker; /* marker.c */
+struct tpw_memory; /* memory*.c */
+struct tpw_images; /* module.c */
+
+struct tpw_session {
+    struct tpw_link *link;
+    struct tpg_cuda_driver cuda;
+    struct tpg_nvml_driver nvml;
+    bool cuda_loaded, nvml_loaded, simulated;
+    bool ended;    /* the executor leaves its loop */
+    int exit_code; /* 0 the client left, 3 it broke the protocol */
+
+    bool started;         /* cuInit was called */
+    int32_t start_result; /* what it returned */
+    int device_count;
+    CUdevice devices[TPW_MAX_DEVICES];
+    CUcontext primary[TPW_MAX_DEVICES]; /* retained by this session for its whole life once made, see context.c */
+
+    struct tpw_table tables[TPG_KIND_LIMIT];
+    uint32_t entered;        /* id of the client's context that is current for the driver on the executor; 0 = none */
+    CUcontext entered_native;
+
+    void *limits; /* limits page, NULL = none */
+    uint32_t slot;
+    struct tpw_marker *markers;
+    struct tpw_memory *memory;
+    struct tpw_images *images;
+
+    int32_t deferred_error; /* first failure of a post that has not been reported yet */
+    uint64_t frames;        /* frames executed, for messages */
+    struct tpw_scratch_area {
+        unsigned char *memory;
+        size_t capacity;
+    } scratch;
+};
+
+/* ---- what generated code expects ---- */
+
+/* Makes the frame's context current for the driver. An unknown context gives CUDA_ERROR_CONTEXT_IS_DESTROYED; none is legal. */
+int32_t tpw_enter(struct tpw_session *s, const struct tp_frame *frame);
+/* The driver's handle behind a client's handle of `kind` (or of a kind that is taken in its place); special streams included.
+ * On failure sets *error (if it is still 0) and returns 0. */
+uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, bool optional,
+                    int32_t *error);
+/* The same for `count` handles, in scratch memory; each must be some live object. */
+uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, const uint64_t *handles, size_t count, int32_t *error);
+/* Records the outcome of making an object: native handle, or the error that later uses answer. Returns the error. */
+int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
+                 int32_t error);
+void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle);
+void tpw_check_device(struct tpw_session *s, int device, int32_t *error);
+/* [address, address+size) must lie in memory that this session gave to its client. */
+void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error);
+/* Zeroed memory of count*unit bytes, at most TP_FRAME_MAX/2, valid until the operation ends. */
+void *tpw_scratch(struct tpw_session *s, uint64_t count, uint64_t unit, int32_t *error);
+/* A client that breaks the format: log by name, end the session. */
+void tpw_violation(struct tpw_session *s, const struct tp_frame *frame, const char *what);
+/* Keeps the first failure of a post for the next operation that may report it, and tells the client with a NOTICE
+ * (body: i32 error, u32 operation, u64 number of the frame). */
+void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t error);
+/* The result to answer with: `error`, or the deferred one if there is none and `reports`. */
+int32_t tpw_report(struct tpw_session *s, int32_t error, bool reports);
+/* Answers the frame's call without a body. */
+void tpw_answer(struct tpw_session *s, const struct tp_frame *frame, int32_t result);
+
+/* ---- objects, for hand-written operations ---- */
+
+/* The object itself, NULL if there is none of that kind (or one taken in its place) under the handle. */
+struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t handle);
+/* Every live object of a kind, in slot order: start with *at = 0, ends with NULL. */
+struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at);
+/* The native stream behind a frame's stream handle: 0 and 1 legacy, 2 the calling thread's own default stream. */
+CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
+
+/* ---- completion ----
+ * `done` runs on the executor when everything that was queued in `stream` before this call has finished (error 0) or can
+ * no longer finish (the context's error). Never waits. */
+typedef void tpw_done(struct tpw_session *s, void *what, int32_t error);
+int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, void *what);
+/* The same for everything queued in any stream of the current context. */
+int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
+/* Runs what has completed; true if something had. Called by the executor between frames and by operations that have to wait
+ * for a resource (staging memory, address space) which only a completion can give back. */
+bool tpw_poll(struct tpw_session *s);
+/* Number of markers not completed. */
+size_t tpw_pending(const struct tpw_session *s);
+
+/* A reply that is sent later: remembers whom to answer. */
+struct tpw_ticket {
+    uint16_t op;
+    uint16_t flags;
+    uint32_t thread;
+};
+static inline struct tpw_ticket tpw_ticket(const struct tp_frame *frame) {
+    return (struct tpw_ticket){.op = frame->op, .flags = frame->flags, .thread = frame->thread};
+}
+void tpw_answer_ticket(struct tpw_session *s, struct tpw_ticket ticket, int32_t result);
+
+/* ---- families ---- */
+int32_t tpw_start_driver(struct tpw_session *s);                 /* device.c: cuInit and the device list, once */
+int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out); /* context.c: retains the primary context, once */
+void tpw_context_gone(struct tpw_session *s, uint32_t context);  /* objects.c: objects of a destroyed context answer 709 */
+int32_t tpw_memory_open(struct tpw_session *s);                  /* memory.c: at the first primary context */
+void tpw_memory_close(struct tpw_session *s);
+/* memory.c: makes [address, address+size) known as memory of the client (module globals, mapped twins), or unknown. */
+void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size);
+void tpw_memory_retract(struct tpw_session *s, uint64_t address);
+/* memory_staging: takes an uploaded body out of a transfer; NULL with *error set. For images; the caller frees. */
+unsigned char *tpw_take_upload(struct tpw_session *s, uint64_t transfer, size_t size, int32_t *error);
+
+#endif
