@@ -1,0 +1,3 @@
+from tensor_fusion.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The command tensor-fusion: everything that prints."""

@@ -1,0 +1,189 @@
+"""The command tensor-fusion."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from typing import Annotated, NoReturn
+
+import typer
+
+from tensor_fusion.cli import report
+from tensor_fusion.client.files import client_environment, client_folder
+from tensor_fusion.config import (
+    CONNECTION_INFO,
+    CONNECTION_URL,
+    NativeAddress,
+    UserError,
+    parse_connection,
+    product_version,
+)
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Run CUDA programs on a GPU in another machine.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Connect = Annotated[
+    str | None,
+    typer.Option(help=f"Worker: native+HOST+PORT+VERSION[+SECRET]. By default {CONNECTION_INFO}.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Preload = Annotated[bool, typer.Option("--preload", help="Also set LD_PRELOAD.")]
+
+
+class Gpu(str, Enum):
+    NVIDIA = "nvidia"
+    SIM = "sim"
+
+
+class Api(str, Enum):
+    CUDA = "cuda"
+    NVML = "nvml"
+
+
+def checked_connection(connection: str | None) -> str | None:
+    """The connection string to set, or None when the environment names the worker already. Raises UserError."""
+    given = connection if connection is not None else os.environ.get(CONNECTION_INFO, "")
+    if not given and connection is None:
+        if os.environ.get(CONNECTION_URL):
+            return None
+        raise UserError(f"No worker is named; pass --connect native+HOST+PORT+0, or set {CONNECTION_INFO}.")
+    if not isinstance(parse_connection(given), NativeAddress):
+        raise UserError("The protocol shmem is not yet there in this version; use native+HOST+PORT+VERSION.")
+    return given.strip()
+
+
+@app.callback(invoke_without_command=True)
+def _without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def run(
+    command: Annotated[list[str], typer.Argument(help="Program and its arguments.", show_default=False)],
+    connect: Connect = None,
+    preload: Preload = False,
+) -> None:
+    """Run a program, and whatever it starts, on a worker's GPU."""
+    if command[0].startswith("--") and command[0] != "--":
+        raise UserError(
+            f"Unknown option {command[0]!r}; write the program after --, as in: run --connect … -- python app.py"
+        )
+    changed = client_environment(checked_connection(connect), os.environ, preload)
+    sys.stdout.flush()
+    try:
+        os.execvpe(command[0], command, {**os.environ, **changed})
+    except FileNotFoundError:
+        raise UserError(f"The program {command[0]!r} was not found; check its name and PATH.", exit_code=127) from None
+    except OSError as error:
+        raise UserError(f"The program {command[0]!r} cannot be run: {error.strerror}.", exit_code=126) from None
+
+
+@app.command()
+def env(connect: Connect = None, preload: Preload = False) -> None:
+    """Print the shell commands that set up a shell: eval "$(tensor-fusion env --connect …)"."""
+    for name, value in client_environment(checked_connection(connect), os.environ, preload).items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+@app.command(name="lib-path")
+def lib_path() -> None:
+    """Print the folder of the client files; it also works when copied to a machine without Python."""
+    print(client_folder())
+
+
+@app.command()
+def demo(
+    gpu: Annotated[Gpu | None, typer.Option(help="GPU; by default a real one if there is one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start a worker, run a CUDA program against it, print what happened."""
+    from tensor_fusion.demo.run import demo as demonstrate
+
+    def notice(text: str) -> None:
+        print(f"NOTICE: {text}", file=sys.stderr)
+
+    result = demonstrate(gpu.value if gpu else None, notice)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        report.demo(result)
+    if not result["passed"]:
+        raise UserError("The GPU computed wrong results; please report this with the output above.", exit_code=1)
+
+
+@app.command()
+def coverage(
+    as_json: Json = False,
+    api: Annotated[Api | None, typer.Option(help="One API; by default both.")] = None,
+) -> None:
+    """Print how many functions of the CUDA driver API and of NVML are there, and how."""
+    table = report.read_coverage()
+    if api:
+        table = {api.value: table[api.value]}
+    if as_json:
+        print(json.dumps(table, indent=1))
+    else:
+        report.coverage(table)
+
+
+@app.command()
+def doctor(connect: Connect = None, as_json: Json = False) -> None:
+    """Find out why it does not work: each step from the files to the device list, with what to do next."""
+    from tensor_fusion.client.doctor import examine
+
+    passed = report.checks(examine(connect), as_json)
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def config(as_json: Json = False) -> None:
+    """Print every environment variable with its meaning, its default and its present value."""
+    report.variables(os.environ, as_json)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"tensor-fusion {product_version()}")
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    print(f"tensor-fusion: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command; ends the process. Whatever is wrong with the input is one sentence and an exit code."""
+    try:
+        result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except UserError as error:
+        _fail(error.sentence, error.exit_code)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has gone, as in: tensor-fusion config | head -1. Nothing more can be written to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except Exception as error:
+        # typer's usage errors have no common public class; they can all format themselves.
+        describe = getattr(error, "format_message", None)
+        if describe is None:
+            raise
+        text = " ".join(str(describe()).split()).rstrip(".")
+        if not text:
+            sys.exit(getattr(error, "exit_code", 2))
+        _fail(f"{text}; see tensor-fusion --help.", 2)
+    sys.exit(result if isinstance(result, int) else 0)

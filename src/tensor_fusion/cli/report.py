@@ -1,0 +1,117 @@
+"""Tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tensor_fusion.abi import native_file
+from tensor_fusion.client.doctor import Check
+from tensor_fusion.config import CONNECTION_INFO, VARIABLES, UserError, without_secret
+
+KINDS = ("remote", "local", "custom", "alias", "unsupported")
+TITLES = {"cuda": "CUDA driver API", "nvml": "NVML"}
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def read_coverage() -> dict[str, dict[str, Any]]:
+    """Per API the number of names of each kind, and the unsupported names with reasons."""
+    path = native_file("coverage.json")
+    try:
+        described = json.loads(path.read_text())
+        return {api: _count(entry["functions"]) for api, entry in described.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be understood ({error!r}); install the package again.", exit_code=1) from error
+
+
+def _count(functions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
+    counts = Counter(function["kind"] for function in functions.values())
+    unknown = set(counts) - set(KINDS)
+    if unknown:
+        raise ValueError(f"unknown kinds {sorted(map(str, unknown))}")
+    return {
+        "total": len(functions),
+        **{kind: counts[kind] for kind in KINDS},
+        "unsupported_functions": {
+            name: function["reason"] for name, function in functions.items() if function["kind"] == "unsupported"
+        },
+    }
+
+
+def coverage(table: Mapping[str, Mapping[str, Any]]) -> None:
+    shown = Table("API", "names", *KINDS, box=None, pad_edge=False)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for api, counts in table.items():
+        shown.add_row(TITLES.get(api, api), str(counts["total"]), *(str(counts[kind]) for kind in KINDS))
+    console = _console()
+    console.print(shown)
+    console.print("The unsupported names with their reasons: tensor-fusion coverage --json")
+
+
+def demo(result: Mapping[str, Any]) -> None:
+    statistics, launch, bandwidth = result["statistics"], result["launch"], result["bandwidth"]
+    right = [name for name, passed in result["results"].items() if passed]
+    wrong = [name for name, passed in result["results"].items() if not passed]
+    rows = {
+        "device": f"{result['devices'][0]}, {result['memory_bytes'] / 2**30:.1f} GiB, CUDA {result['cuda_version']}"
+        + (" — SIMULATED" if result["simulated"] else ""),
+        "transport": result["transport"],
+        "first use": f"{result['start_seconds']:.3f} s from cuInit to a loaded module",
+        "results": f"{len(right)} of {len(result['results'])} right: {', '.join(right)}"
+        + (f"; WRONG: {', '.join(wrong)}" if wrong else ""),
+        "calls": f"{statistics['calls']:,} in {statistics['frames']:,} frames",
+        "round trips": f"{statistics['round_trips']:,} in all, "
+        f"{launch['round_trips']:,} for {launch['launches']:,} launches",
+        "launches": f"{launch['launches_per_s']:,.0f} per second",
+        "bandwidth": f"{bandwidth['h2d_gb_per_s']:.2f} GB/s to the device, {bandwidth['d2h_gb_per_s']:.2f} GB/s back",
+    }
+    _pairs(rows)
+
+
+def checks(results: Iterable[Check], as_json: bool) -> bool:
+    """Print each check as it ends; True when all passed."""
+    console = _console()
+    done = []
+    for check in results:
+        done.append(check)
+        if not as_json:
+            mark = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
+            console.print(Text.assemble(mark, f"  {check.name}: {check.text}"))
+    passed = all(check.passed for check in done)
+    if as_json:
+        print(json.dumps({"passed": passed, "checks": [asdict(check) for check in done]}, indent=1))
+    return passed
+
+
+def variables(environ: Mapping[str, str], as_json: bool) -> None:
+    def value(name: str) -> str:
+        text = environ.get(name, "")
+        return without_secret(text) if name == CONNECTION_INFO else text
+
+    if as_json:
+        print(json.dumps([{**asdict(variable), "value": value(variable.name)} for variable in VARIABLES], indent=1))
+        return
+    for variable in VARIABLES:
+        print(f"{variable.name}={value(variable.name)}")
+        readers = "worker and client" if variable.reader == "both" else variable.reader
+        print(f"    {variable.meaning} Read by: {readers}. Default: {variable.default or '(empty)'}.")
+
+
+def _pairs(rows: Mapping[str, str]) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, Text(text))
+    _console().print(table)

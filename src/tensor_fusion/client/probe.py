@@ -1,0 +1,57 @@
+"""Ask a worker what it answers, step by step, as the client libraries would."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from tensor_fusion.config import NativeAddress, UserError
+from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Welcome
+
+TIMEOUT = 5.0
+
+
+def connect(address: NativeAddress) -> socket.socket:
+    """A TCP connection to the worker. Raises UserError that says what is in the way."""
+    place = f"{address.host} port {address.port}"
+    try:
+        return socket.create_connection((address.host, address.port), timeout=TIMEOUT)
+    except socket.gaierror as error:
+        raise UserError(f"The name {address.host} cannot be resolved ({error.strerror}); use an IP address.") from error
+    except TimeoutError as error:
+        raise UserError(
+            f"Nobody answered at {place} within {TIMEOUT:.0f} s; check the address and the firewalls between."
+        ) from error
+    except ConnectionRefusedError as error:
+        raise UserError(
+            f"Nothing listens at {place}; start it there: tensor-fusion-worker -n native -p {address.port}."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{place} cannot be reached: {error.strerror}; check the network.") from error
+
+
+def greet(connection: socket.socket, address: NativeAddress, schema: bytes) -> Welcome:
+    """The worker's answer to a greeting. Raises UserError when it is no answer of a worker."""
+    greeting = Greeting.build(
+        schema,
+        client_pid=os.getpid(),
+        secret=address.secret,
+        connection_version=address.version,
+        program="tensor-fusion doctor",
+    )
+    raw = b""
+    try:
+        connection.sendall(greeting)
+        while len(raw) < WELCOME_BYTES:
+            part = connection.recv(WELCOME_BYTES - len(raw))
+            if not part:
+                break
+            raw += part
+    except OSError as error:
+        raise UserError(f"The connection broke during the greeting: {error}.") from error
+    welcome = Welcome.parse(raw)
+    if welcome is None:
+        raise UserError(
+            f"What listens at {address.host} port {address.port} is no Tensor Fusion worker; check the port number."
+        )
+    return welcome

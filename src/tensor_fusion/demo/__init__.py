@@ -1,0 +1,1 @@
+"""The demonstration: a worker, and a CUDA program that uses it through the client files."""

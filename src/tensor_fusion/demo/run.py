@@ -1,0 +1,141 @@
+"""Start a worker, run the demonstration program against it, stop the worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from tensor_fusion.abi import native_file
+from tensor_fusion.client.files import client_environment
+from tensor_fusion.config import UserError
+from tensor_fusion.worker.driver import find_nvidia, search_folders
+
+START_TIMEOUT = 120.0
+PROGRAM_TIMEOUT = 300.0
+STOP_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    port: int
+    ready_line: str
+
+
+@contextmanager
+def local_worker(gpu: str) -> Iterator[Worker]:
+    """A worker on a free port of the loopback address. Raises UserError with the worker's own sentence."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensor_fusion.worker", "-p", "0", "--host", "127.0.0.1", "--gpu", gpu],
+        # Its log, if one is asked for, must not mix with the ready line that is read here.
+        env={**os.environ, "TF_LOG_PATH": os.environ.get("TF_LOG_PATH") or "/dev/stderr"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    errors: list[str] = []
+    lines: queue.Queue[str] = queue.Queue()
+    assert process.stdout
+    assert process.stderr
+    readers = [
+        threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True),
+        threading.Thread(target=errors.extend, args=(process.stderr,), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    try:
+        try:
+            line = lines.get(timeout=START_TIMEOUT)
+        except queue.Empty:
+            raise UserError(f"The worker was not ready within {START_TIMEOUT:.0f} s.", exit_code=1) from None
+        if not line.startswith("ready "):
+            process.wait(STOP_TIMEOUT)
+            readers[1].join(STOP_TIMEOUT)
+            sentence = (errors or ["it said nothing\n"])[-1].strip().removeprefix("tensor-fusion-worker: ")
+            raise UserError(f"The worker did not start: {sentence}", exit_code=1)
+        yield Worker(int(line.split()[2].rpartition(":")[2]), line.strip())
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for stream in (process.stdout, process.stderr):
+            stream.close()
+
+
+def _read_lines(stream: IO[str], lines: queue.Queue[str]) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put("")
+
+
+def run_program(port: int) -> dict[str, Any]:
+    """The report of the demonstration program, run through the client files."""
+    environment = {**os.environ, **client_environment(f"native+127.0.0.1+{port}+0", os.environ)}
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "tensor_fusion.demo.program", "demonstrate", str(native_file("kernels.ptx"))],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PROGRAM_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"The CUDA program did not end within {PROGRAM_TIMEOUT:.0f} s.", exit_code=1) from error
+    if result.returncode != 0:
+        said = " / ".join(result.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        raise UserError(f"The CUDA program ended with exit code {result.returncode}: {said}", exit_code=1)
+    report: dict[str, Any] = json.loads(result.stdout)
+    return report
+
+
+def demo(gpu: str | None, notice: Callable[[str], None]) -> dict[str, Any]:
+    """Run the demonstration. Without `gpu` a real one is tried first; a change to the simulated one is announced."""
+    if gpu is None:
+        if find_nvidia(search_folders(os.environ)) is None:
+            notice("No NVIDIA driver was found on this machine: this demo uses the SIMULATED GPU.")
+            gpu = "sim"
+        else:
+            try:
+                return _demo_on("nvidia")
+            except _NoGpuError as error:
+                notice(f"{error.sentence} This demo uses the SIMULATED GPU instead.")
+                gpu = "sim"
+    elif gpu == "sim":
+        notice("This demo uses the SIMULATED GPU, as asked for.")
+    try:
+        return _demo_on(gpu)
+    except _NoGpuError as error:
+        raise UserError(error.sentence, error.exit_code) from error
+
+
+class _NoGpuError(UserError):
+    """The worker did not start, as opposed to a program that failed on it."""
+
+
+def _demo_on(gpu: str) -> dict[str, Any]:
+    started = False
+    try:
+        with local_worker(gpu) as worker:
+            started = True
+            report = run_program(worker.port)
+    except UserError as error:
+        if started:
+            raise
+        raise _NoGpuError(error.sentence, error.exit_code) from error
+    report["gpu"] = gpu
+    report["simulated"] = gpu == "sim"
+    report["transport"] = f"TCP, 127.0.0.1:{worker.port}"
+    report["passed"] = all(report["results"].values())
+    return report
