@@ -52,12 +52,7 @@ class Teleport:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
             raise UserError(f"{path} cannot be loaded: {error}.", exit_code=1) from error
-        digest = (ctypes.c_uint8 * SCHEMA_BYTES)()
-        get_schema = self._library.tp_schema_hash
-        get_schema.argtypes = [ctypes.POINTER(ctypes.c_uint8)]
-        get_schema.restype = None
-        get_schema(digest)
-        self.schema = bytes(digest)
+        self.schema = bytes((ctypes.c_uint8 * SCHEMA_BYTES).in_dll(self._library, "tpg_schema_hash"))
         self._release = self._library.tp_limits_release
         self._release.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         self._release.restype = None
