@@ -16,15 +16,17 @@ FUNCTIONS = [
     op("context_limit", "call", limit="int", value="uint64_t", out={"value_set": "uint64_t"}),
     op("context_flags", "post", flags="unsigned int"),
     op("context_synchronize", "call", reports=True),
-    # Modules. An image is named by its SHA-256; state 1 in the answer asks for the body, in `data` or as `transfer`.
-    op("image_load", "call", hash0="uint64_t", hash1="uint64_t", hash2="uint64_t", hash3="uint64_t", size="uint64_t",
-       transfer="uint64_t", owner="uint64_t", is_library="unsigned int", data="void: bytes", options="uint64_t: array",
-       out={"state": "unsigned int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
+    # Modules. The image travels in `data`, or as `transfer` when it is large. The answer describes every kernel: see
+    # native/wire/tp_image.h. Functions and kernels are named by their place in that list.
+    op("image_load", "call", size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
+       data="void: bytes", options="uint64_t: array",
+       out={"kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
     op("module_unload", "post", module="uint64_t: gone module"),
     op("library_unload", "post", library="uint64_t: gone library"),
     op("library_module", "post", library="uint64_t: handle library", module="uint64_t: new module"),
-    op("function_get", "post", module="uint64_t: handle module", function="uint64_t: new function", name="char: string"),
-    op("kernel_get", "post", library="uint64_t: handle library", kernel="uint64_t: new kernel", name="char: string"),
+    op("function_get", "post", module="uint64_t: handle module", function="uint64_t: new function", index="unsigned int"),
+    op("kernel_get", "post", library="uint64_t: handle library", kernel="uint64_t: new kernel", index="unsigned int"),
+    op("kernel_name", "call", function="uint64_t: handle function", out={"name": "char: bytes"}),
     op("kernel_function", "post", kernel="uint64_t: handle kernel", function="uint64_t: new function"),
     op("global_get", "call", owner="uint64_t", name="char: string", out={"address": "uint64_t", "size": "uint64_t"}),
     op("function_attributes", "call", function="uint64_t: handle function", device="int", out={"values": "int: array"}),
