@@ -6,8 +6,10 @@ own process group and ended by that group, so that nothing is left behind when a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -71,6 +73,8 @@ class Program:
     kind `text`: run natively and remotely, the lines of stdout must be equal but for the lines in `expectations`.
     kind `checks`: run once in the client's environment, prints {"checks": [{"name", "ok", "detail"}]}.
     `timed` programs run alone and `--pairs` times; the others run once a side and may run beside each other.
+    inject says how the client files reach the program: LD_LIBRARY_PATH, LD_PRELOAD, or `tensor-fusion run`.
+    In `command`, {bin}, {model}, {programs} and {python} stand for the folders and the interpreter of the run.
     """
 
     name: str
@@ -80,7 +84,8 @@ class Program:
     timed: bool = False
     metrics: tuple[Metric, ...] = ()
     expectations: Path | None = None
-    through_cli: bool = False
+    inject: Literal["path", "preload", "run"] = "path"
+    group: Literal["correctness", "speed", "robustness"] = "correctness"
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -143,7 +148,13 @@ def run_process(
     with out_path.open("wb") as out, err_path.open("wb") as err:
         try:
             process = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=True
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=env,
+                cwd=cwd,
+                start_new_session=True,
             )
         except OSError as error:
             err.write(f"cannot start {command[0]}: {error}\n".encode())
@@ -154,10 +165,8 @@ def run_process(
         except subprocess.TimeoutExpired:
             timed_out = True
             process.send_signal(signal.SIGABRT)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2.0)
-            except subprocess.TimeoutExpired:
-                pass
         finally:
             stop_group(process)
     seconds = time.monotonic() - start
@@ -185,6 +194,14 @@ def last_json_line(text: str) -> dict[str, Any] | None:
 
 def tail(text: str, lines: int = 15) -> list[str]:
     return [line[:300] for line in text.splitlines() if line.strip()][-lines:]
+
+
+def find_nvidia_smi() -> str | None:
+    """The machine's unmodified nvidia-smi, wherever the driver's folder is mounted."""
+    for candidate in (shutil.which("nvidia-smi"), "/usr/local/nvidia/bin/nvidia-smi", "/usr/bin/nvidia-smi"):
+        if candidate and Path(candidate).exists():
+            return candidate
+    return None
 
 
 def free_port() -> int:
@@ -311,8 +328,8 @@ def figure(value: float | None) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Plain columns, left-aligned but for the figures that the caller formats."""
     widths = [max(len(str(row[i])) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    everything = [header, ["-" * width for width in widths], *rows]
+    lines = ["  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)) for row in everything]
     return "\n".join(line.rstrip() for line in lines)
 
 

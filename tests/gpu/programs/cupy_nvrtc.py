@@ -43,8 +43,10 @@ def main() -> int:
             twice = x * 2
             stream.synchronize()
         digest.add("stream", cupy.asnumpy(twice).tobytes())
-        module = cupy.RawModule(code="extern \"C\" { __constant__ int table[4]; __global__ void put(int *o) "
-                                     "{ o[threadIdx.x] = table[threadIdx.x] * 2; } }")
+        module = cupy.RawModule(
+            code='extern "C" { __constant__ int table[4]; __global__ void put(int *o) '
+            "{ o[threadIdx.x] = table[threadIdx.x] * 2; } }"
+        )
         pointer = module.get_global("table")
         constants = cupy.ndarray((4,), dtype=cupy.int32, memptr=pointer)
         constants[...] = cupy.asarray([1, 20, 300, 4000], dtype=cupy.int32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from common import Digest, begin, clock, finish
 
@@ -19,20 +20,8 @@ STATE_BLOCKS = 75
 STATE_BLOCK_WORDS = 4 << 20
 
 
-def main() -> int:
-    begin()
-    import torch
-
-    metrics: dict[str, float] = {}
-    digest = Digest()
-
-    # First CUDA use in this process: nothing above has touched the driver.
-    begun = clock()
-    torch.cuda.init()
-    first = torch.zeros(1024, device="cuda")
-    torch.cuda.synchronize()
-    metrics["first_use_s"] = clock() - begun
-    digest.add("zeros", first.cpu().numpy().tobytes())
+def copies(torch: Any, metrics: dict[str, float], digest: Digest) -> Any:
+    """Copies of 256 MiB, pinned and pageable, both ways; returns the source, 64-bit words on the host."""
 
     def timed(body: Callable[[], None], repeats: int) -> float:
         """Median seconds of `body` up to the end of its work on the GPU."""
@@ -45,35 +34,6 @@ def main() -> int:
             samples.append(clock() - start)
         return statistics.median(samples)
 
-    # v.add_(1), nobody waiting until the end.
-    v = torch.zeros(1024, device="cuda")
-    for _ in range(1000):
-        v.add_(1)
-    torch.cuda.synchronize()
-    begun = clock()
-    for _ in range(ADDS):
-        v.add_(1)
-    metrics["add_issue_us"] = (clock() - begun) / ADDS * 1e6
-    torch.cuda.synchronize()
-    metrics["add_us"] = (clock() - begun) / ADDS * 1e6
-    values = set(v.cpu().tolist())
-    if values != {float(ADDS + 1000)}:
-        raise RuntimeError(f"v.add_(1) {ADDS + 1000} times gave {sorted(values)[:5]}")
-
-    # v.sum().item(): one blocking read each.
-    total = 0.0
-    for _ in range(100):
-        v.sum().item()
-    times = []
-    for _ in range(SUMS):
-        begun = clock()
-        total += v.sum().item()
-        times.append(clock() - begun)
-    metrics["sum_item_us"] = statistics.median(times) * 1e6
-    metrics["sum_item_mean_us"] = statistics.mean(times) * 1e6
-    digest.add("sums", repr(total).encode())
-
-    # Copies of 256 MiB.
     generator = torch.Generator().manual_seed(99)
     words = COPY_BYTES // 8
     low, high = -(2**63), 2**63 - 1
@@ -114,7 +74,53 @@ def main() -> int:
         if int(there.sum().item()) != expected:
             raise RuntimeError(f"the sum on the device of the {name} copy differs from the sum on the host")
     digest.add("copies", str(expected).encode())
-    del pinned, back_pinned, back, device, other
+    return source
+
+
+def main() -> int:
+    begin()
+    import torch
+
+    metrics: dict[str, float] = {}
+    digest = Digest()
+
+    # First CUDA use in this process: nothing above has touched the driver.
+    begun = clock()
+    torch.cuda.init()
+    first = torch.zeros(1024, device="cuda")
+    torch.cuda.synchronize()
+    metrics["first_use_s"] = clock() - begun
+    digest.add("zeros", first.cpu().numpy().tobytes())
+
+    # v.add_(1), nobody waiting until the end.
+    v = torch.zeros(1024, device="cuda")
+    for _ in range(1000):
+        v.add_(1)
+    torch.cuda.synchronize()
+    begun = clock()
+    for _ in range(ADDS):
+        v.add_(1)
+    metrics["add_issue_us"] = (clock() - begun) / ADDS * 1e6
+    torch.cuda.synchronize()
+    metrics["add_us"] = (clock() - begun) / ADDS * 1e6
+    values = set(v.cpu().tolist())
+    if values != {float(ADDS + 1000)}:
+        raise RuntimeError(f"v.add_(1) {ADDS + 1000} times gave {sorted(values)[:5]}")
+
+    # v.sum().item(): one blocking read each.
+    total = 0.0
+    for _ in range(100):
+        v.sum().item()
+    times = []
+    for _ in range(SUMS):
+        begun = clock()
+        total += v.sum().item()
+        times.append(clock() - begun)
+    metrics["sum_item_us"] = statistics.median(times) * 1e6
+    metrics["sum_item_mean_us"] = statistics.mean(times) * 1e6
+    digest.add("sums", repr(total).encode())
+
+    source = copies(torch, metrics, digest)
 
     # load_state_dict of 1.2 GB from pageable memory into a module that is already on the GPU.
     block = source.view(torch.int32)[:STATE_BLOCK_WORDS]

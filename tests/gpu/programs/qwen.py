@@ -67,7 +67,8 @@ def main() -> int:
     def generate(tokens: int, sample: bool) -> tuple[list[int], float, tuple[float, float, dict[str, float]]]:
         """Ids, seconds, and what the counters rose by."""
         torch.manual_seed(SEED)
-        options: dict[str, Any] = {} if sample else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        greedy: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        options = {} if sample else greedy
         before = counters()
         begun = clock()
         out = model.generate(**model_inputs, max_new_tokens=tokens, **options)

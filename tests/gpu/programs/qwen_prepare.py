@@ -6,7 +6,6 @@ model, so that the sampler, the tied embedding and the key/value cache do the sa
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -98,7 +97,7 @@ def main() -> int:
     save_tokenizer(partial)
     save_model(partial, layers)
     # Appears under its final name only when it is whole: a run that was cut short starts again.
-    os.replace(partial, folder)
+    partial.replace(folder)
     return 0
 
 

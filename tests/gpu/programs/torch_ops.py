@@ -18,8 +18,9 @@ Add = Callable[[str, Any], None]
 def cublas(torch: Any, add: Add) -> None:
     """bf16 matmul with bias (cuBLASLt's fused epilogue), addmm, batched and plain products in three precisions."""
     functional = torch.nn.functional
+    shapes = ((1, 1024, 3072), (8, 1024, 1024), (33, 3072, 1024), (512, 4096, 4096), (7, 129, 65))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for batch, inner, outer in ((1, 1024, 3072), (8, 1024, 1024), (33, 3072, 1024), (512, 4096, 4096), (7, 129, 65)):
+        for batch, inner, outer in shapes:
             x = torch.randn(batch, inner, dtype=torch.float32).to(dtype).cuda()
             w = torch.randn(outer, inner, dtype=torch.float32).to(dtype).cuda()
             b = torch.randn(outer, dtype=torch.float32).to(dtype).cuda()
@@ -128,7 +129,7 @@ def threads(torch: Any, add: Add) -> None:
 
 
 def mixed(torch: Any, add: Add) -> None:
-    """What models use besides products: sorting, sampling, attention, indexing, reductions, random numbers on the GPU."""
+    """What models use besides products: sorting, sampling, attention, indexing, random numbers on the GPU."""
     torch.cuda.manual_seed_all(5)
     x = torch.randn(64, 1000).cuda()
     add("sort", torch.sort(x, dim=1).values)
