@@ -14,6 +14,7 @@ from types import TracebackType
 
 import psutil
 
+import tensor_fusion
 from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Role, Status, Welcome
 
 HERE = Path(__file__).parent
@@ -26,7 +27,8 @@ def command(*arguments: str) -> list[str]:
 
 def environment(**variables: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "TENSOR_FUSION_"))}
-    paths = [str(HERE.parent / "src"), clean.get("PYTHONPATH", "")]
+    # Wherever this process found the package, installed or in src/, the worker is to find the same one.
+    paths = [str(Path(tensor_fusion.__file__).parent.parent), clean.get("PYTHONPATH", "")]
     return {**clean, "PYTHONPATH": ":".join(filter(None, paths)), **variables}
 
 

@@ -30,7 +30,7 @@ def read_coverage() -> dict[str, dict[str, Any]]:
     try:
         described = json.loads(path.read_text())
         return {api: _count(entry["functions"]) for api, entry in described.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be understood ({error!r}); install the package again.", exit_code=1) from error
 
 

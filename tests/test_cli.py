@@ -1,0 +1,248 @@
+"""The command tensor-fusion, with stand-ins for the native files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from worker_harness import environment
+
+from tensor_fusion.client.files import client_environment, client_folder
+from tensor_fusion.config import UserError
+
+CONNECTION = "native+192.168.1.100+12345+0"
+INFO = "TENSOR_FUSION_OPERATOR_CONNECTION_INFO"
+NAMES = ("libcuda", "libnvidia-ml", "libteleport")
+COVERAGE = {
+    "cuda": {
+        "functions": {
+            "cuInit": {"kind": "local", "reason": None, "detail": None},
+            "cuMemAlloc_v2": {"kind": "remote", "reason": None, "detail": "call"},
+            "cuMemAlloc": {"kind": "alias", "reason": None, "detail": "cuMemAlloc_v2"},
+            "cuGLInit": {"kind": "unsupported", "reason": "no display in the client", "detail": None},
+        }
+    },
+    "nvml": {"functions": {"nvmlInit_v2": {"kind": "custom", "reason": None, "detail": None}}},
+}
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Path:
+    folder = tmp_path / "native"
+    (folder / "client").mkdir(parents=True)
+    for name in NAMES:
+        (folder / "client" / f"{name}.so.1").write_text(name)
+    (folder / "coverage.json").write_text(json.dumps(COVERAGE))
+    return folder
+
+
+def cli(native: Path | None, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    if native:
+        variables["TF_NATIVE_DIR"] = str(native)
+    result = subprocess.run(
+        [sys.executable, "-m", "tensor_fusion", *arguments],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+SHOW = (
+    "import json, os; "
+    f"print(json.dumps({{name: os.environ.get(name) for name in ({INFO!r}, 'LD_LIBRARY_PATH', 'LD_PRELOAD',"
+    " 'TRITON_LIBCUDA_PATH')}))"
+)
+
+
+def test_run_sets_the_environment_and_becomes_the_program(native: Path) -> None:
+    result = cli(native, "run", "--connect", CONNECTION, "--", sys.executable, "-c", SHOW, LD_LIBRARY_PATH="/opt/x")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == {
+        INFO: CONNECTION,
+        "LD_LIBRARY_PATH": f"{native}/client:/opt/x",
+        "LD_PRELOAD": None,
+        "TRITON_LIBCUDA_PATH": f"{native}/client",
+    }
+
+
+def test_run_without_dashes_and_with_the_program_s_own_options(native: Path) -> None:
+    result = cli(
+        native, "run", "--connect", CONNECTION, sys.executable, "-c", "import sys; print(sys.argv)", "-x", "--y"
+    )
+    assert result.stdout.strip() == "['-c', '-x', '--y']"
+
+
+def test_run_returns_the_program_s_exit_code(native: Path) -> None:
+    assert cli(native, "run", "--connect", CONNECTION, "--", "sh", "-c", "exit 41").returncode == 41
+
+
+def test_run_takes_the_connection_from_the_environment(native: Path) -> None:
+    result = cli(native, "run", "--", sys.executable, "-c", SHOW, **{INFO: CONNECTION})
+    assert json.loads(result.stdout)[INFO] == CONNECTION
+    url = "TENSOR_FUSION_OPERATOR_GET_CONNECTION_URL"
+    assert cli(native, "run", "--", "true", **{url: "http://127.0.0.1:1/"}).returncode == 0
+
+
+def test_preload_keeps_what_was_there(native: Path) -> None:
+    changed = cli(native, "env", "--connect", CONNECTION, "--preload", LD_PRELOAD="").stdout
+    assert f"export LD_PRELOAD={native}/client/libcuda.so.1:{native}/client/libnvidia-ml.so.1\n" in changed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "--connect", "foo", "--", "true"], 2, "'foo'"),
+        (["run", "--connect", "", "--", "true"], 2, "empty"),
+        (["run", "--connect", "native+h+x+0", "--", "true"], 2, "'x'"),
+        (["run", "--connect", "shmem+/f+256+0", "--", "true"], 2, "shmem"),
+        (["run", "--", "true"], 2, "--connect"),
+        (["run", "--connect", CONNECTION], 2, "command"),
+        (["run", "--conect", CONNECTION, "--", "true"], 2, "--conect"),
+        (["run", "--connect", CONNECTION, "--", "no-such-program"], 127, "'no-such-program'"),
+        (["run", "--connect", CONNECTION, "--", "/etc/passwd"], 126, "'/etc/passwd'"),
+        (["env", "--connect", "native+h+1"], 2, "3 fields"),
+        (["frobnicate"], 2, "'frobnicate'"),
+        (["demo", "--gpu", "amd"], 2, "'amd'"),
+        (["coverage", "--api", "vulkan"], 2, "'vulkan'"),
+        (["coverage", "--frob"], 2, "--frob"),
+    ],
+)
+def test_wrong_input_gets_one_sentence(native: Path, arguments: list[str], code: int, words: str) -> None:
+    result = cli(native, *arguments)
+    assert result.returncode == code
+    assert words in result.stderr
+    assert result.stderr.startswith("tensor-fusion: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_secret_is_not_shown_in_an_error(native: Path) -> None:
+    result = cli(native, "run", "--connect", "native+h+x+0+hush-hush", "--", "true")
+    assert result.returncode == 2
+    assert "hush" not in result.stderr
+    assert "hush" not in cli(native, "config", **{INFO: "native+h+1+0+hush-hush"}).stdout
+
+
+def test_env_can_be_evaluated_by_a_shell(native: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "it's a folder"
+    native.rename(odd)
+    printed = cli(odd, "env", "--connect", CONNECTION).stdout
+    script = f'{printed}\nprintf "%s\\n" "$LD_LIBRARY_PATH" "${INFO}"'
+    shown = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]}
+    )
+    assert shown.stdout.splitlines() == [f"{odd}/client", CONNECTION]
+    assert all(len(shlex.split(line)) == 2 for line in printed.splitlines())
+
+
+def test_lib_path_makes_the_links(native: Path) -> None:
+    folder = Path(cli(native, "lib-path").stdout.strip())
+    assert folder == native / "client"
+    for name in NAMES:
+        assert (folder / f"{name}.so").readlink() == Path(f"{name}.so.1")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{n}.so{end}" for n in NAMES for end in ("", ".1"))
+
+
+def test_read_only_folder_gets_its_links_elsewhere(
+    native: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_NATIVE_DIR", str(native))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = Path.symlink_to
+
+    def refuse(self: Path, target: Path, target_is_directory: bool = False) -> None:
+        if self.parent == native / "client":
+            raise PermissionError(13, "Permission denied")
+        real(self, target, target_is_directory)
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    folder = client_folder()
+    assert folder.is_relative_to(tmp_path / "cache")
+    for name in NAMES:
+        assert (folder / f"{name}.so").read_text() == name
+        assert (folder / f"{name}.so.1").read_text() == name
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert client_folder() == folder
+
+
+def test_environment_is_the_same_when_applied_twice(native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_NATIVE_DIR", str(native))
+    once = client_environment(CONNECTION, {"LD_PRELOAD": "/opt/a.so /opt/b.so"}, preload=True)
+    assert client_environment(CONNECTION, once, preload=True) == once
+    assert once["LD_PRELOAD"].endswith(":/opt/a.so:/opt/b.so")
+
+
+def test_missing_native_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_NATIVE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"libcuda\.so\.1 is missing"):
+        client_folder()
+
+
+def test_coverage_json(native: Path) -> None:
+    table = json.loads(cli(native, "coverage", "--json").stdout)
+    assert table["cuda"] == {
+        "total": 4,
+        "remote": 1,
+        "local": 1,
+        "custom": 0,
+        "alias": 1,
+        "unsupported": 1,
+        "unsupported_functions": {"cuGLInit": "no display in the client"},
+    }
+    assert list(json.loads(cli(native, "coverage", "--json", "--api", "nvml").stdout)) == ["nvml"]
+
+
+def test_coverage_table(native: Path) -> None:
+    lines = cli(native, "coverage").stdout.splitlines()
+    assert lines[0].split() == ["API", "names", "remote", "local", "custom", "alias", "unsupported"]
+    assert lines[1].split()[-6:] == ["4", "1", "1", "0", "1", "1"]
+
+
+def test_broken_coverage_is_one_sentence(native: Path) -> None:
+    for text in ("{", "[]", '{"cuda": {"functions": {"cuInit": {"kind": "guessed"}}}}'):
+        (native / "coverage.json").write_text(text)
+        result = cli(native, "coverage")
+        assert result.returncode == 1
+        assert "coverage.json" in result.stderr
+
+
+def test_config_lists_every_variable(native: Path) -> None:
+    rows = json.loads(cli(native, "config", "--json", TF_LOG_LEVEL="debug").stdout)
+    values = {row["name"]: row["value"] for row in rows}
+    assert values["TF_LOG_LEVEL"] == "debug"
+    assert values["TF_ENABLE_LOG"] == ""
+    assert "TF_GPU_MEMORY_LIMIT=" in cli(native, "config").stdout
+
+
+def test_help_and_version() -> None:
+    assert "Commands:" in cli(None).stdout
+    assert "--connect" in cli(None, "run", "-h").stdout
+    assert cli(None, "version").stdout.startswith("tensor-fusion ")
+
+
+def test_reader_that_goes_away_is_no_error(native: Path) -> None:
+    command = f'"{sys.executable}" -m tensor_fusion config | head -1'
+    result = subprocess.run(
+        ["sh", "-c", command], env=environment(TF_NATIVE_DIR=str(native)), capture_output=True, text=True, check=False
+    )
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+def test_doctor_names_a_damaged_file(native: Path) -> None:
+    result = cli(native, "doctor", "--connect", CONNECTION, "--json")
+    assert result.returncode == 1
+    report = json.loads(result.stdout)
+    assert report["passed"] is False
+    assert [check["name"] for check in report["checks"]] == ["client files"]
+    assert "SONAME" in report["checks"][0]["text"]
