@@ -15,6 +15,9 @@ FUNCTIONS = [
     op("context_destroy", "post", contextless=True, context="uint64_t: gone context"),
     op("context_limit", "call", limit="int", value="uint64_t", out={"value_set": "uint64_t"}),
     op("context_flags", "post", flags="unsigned int"),
+    # Limits of the current context by CUlimit, and what the driver answered for each.
+    op("context_info", "call", out={"limits": "uint64_t: array", "results": "int: array", "priority_low": "int",
+       "priority_high": "int"}),
     op("context_synchronize", "call", reports=True),
     # Modules. The image travels in `data`, or as `transfer` when it is large. The answer describes every kernel: see
     # native/wire/tp_image.h. Functions and kernels are named by their place in that list.
@@ -58,6 +61,8 @@ FUNCTIONS = [
     op("host_twin_write", "post", address="uint64_t", data="void: bytes"),
     op("pool_default", "call", contextless=True, pool="uint64_t: new pool", device="CUdevice: device",
        current="unsigned int"),
+    op("pool_current", "post", contextless=True, pool="uint64_t: handle pool", device="CUdevice: device"),
+    op("pool_destroy", "post", contextless=True, pool="uint64_t: gone pool"),
     op("pool_create", "call", contextless=True, pool="uint64_t: new pool", props="CUmemPoolProps: in"),
     op("pool_attribute", "call", contextless=True, pool="uint64_t: handle pool", attribute="int", store="unsigned int",
        value="uint64_t", out={"value_now": "uint64_t"}),
@@ -74,14 +79,19 @@ FUNCTIONS = [
     op("memory_unmap", "call", address="uint64_t", size="uint64_t"),
     op("memory_access", "call", address="uint64_t", size="uint64_t", access="CUmemAccessDesc: array"),
     # Copies. Small data travels in the frame or the reply, large data as a transfer on the data connections.
-    op("copy_in", "post", destination="uint64_t", stream="uint64_t: handle stream", data="void: bytes"),
-    op("copy_in_bulk", "post", destination="uint64_t", size="uint64_t", stream="uint64_t: handle stream",
-       transfer="uint64_t"),
-    op("copy_out", "call", reports=True, source="uint64_t", size="uint64_t", stream="uint64_t: handle stream",
-       out={"data": "void: bytes"}),
-    op("copy_out_bulk", "call", reports=True, source="uint64_t", size="uint64_t", stream="uint64_t: handle stream",
-       transfer="uint64_t"),
-    op("copy_out_post", "post", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream", transfer="uint64_t"),
+    # The device side of a copy is an area: `height` rows of `width` bytes, `pitch` apart; a plain range is one row. Its
+    # bytes travel packed. contextless: these handlers enter the context themselves, because a failure must still consume
+    # the upload or end the download.
+    op("copy_in", "post", destination="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+       stream="uint64_t: handle stream", ordered="unsigned int", data="void: bytes"),
+    op("copy_in_bulk", "post", contextless=True, destination="uint64_t", pitch="uint64_t", width="uint64_t",
+       height="uint64_t", stream="uint64_t: handle stream", ordered="unsigned int", transfer="uint64_t"),
+    op("copy_out", "call", reports=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+       stream="uint64_t: handle stream", out={"data": "void: bytes"}),
+    op("copy_out_bulk", "call", reports=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+       stream="uint64_t: handle stream", transfer="uint64_t"),
+    op("copy_out_post", "post", contextless=True, source="uint64_t", pitch="uint64_t", width="uint64_t",
+       height="uint64_t", stream="uint64_t: handle stream", transfer="uint64_t"),
     op("copy_device", "post", destination="uint64_t", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream"),
     op("copy_device_2d", "post", destination="uint64_t", source="uint64_t", destination_pitch="uint64_t",
        source_pitch="uint64_t", width="uint64_t", height="uint64_t", stream="uint64_t: handle stream"),
