@@ -52,7 +52,11 @@ class Teleport:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
             raise UserError(f"{path} cannot be loaded: {error}.", exit_code=1) from error
-        self.schema = bytes((ctypes.c_uint8 * SCHEMA_BYTES).in_dll(self._library, "tpg_schema_hash"))
+        digest = (ctypes.c_uint8 * SCHEMA_BYTES)()
+        self._library.tp_schema_hash.argtypes = [ctypes.c_void_p]
+        self._library.tp_schema_hash.restype = None
+        self._library.tp_schema_hash(digest)
+        self.schema = bytes(digest)
         self._release = self._library.tp_limits_release
         self._release.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         self._release.restype = None
