@@ -64,6 +64,7 @@ class Snapshot:
         self.types: list[dict[str, Any]] = []
         self.functions: dict[str, dict[str, Any]] = {}
         self.constants: dict[str, int] = {}
+        self.pointers: dict[str, list[Any]] = {}
         self._seen: set[str] = set()
 
     def read(self, unit: cindex.TranslationUnit) -> None:
@@ -139,7 +140,13 @@ class Snapshot:
             return
         tokens = [t.spelling for t in cursor.get_tokens()][1:]
         text = "".join(t.rstrip("uUlL") if re.match(r"^(0x)?[0-9a-fA-F]+[uUlL]*$", t) else t for t in tokens)
-        if text and re.fullmatch(r"[-0-9a-fA-Fx()<|+* ]+", text):
+        cast = re.fullmatch(r"\(\((void|CU[A-Za-z]+)\*?\)(\w+)\)", text)
+        if cast:
+            value = cast[2] if cast[2][0].isdigit() else str(self.constants.get(cast[2], ""))
+            if value:
+                kind = "void *" if cast[1] == "void" else cast[1]
+                self.pointers[cursor.spelling] = [kind, int(value, 0)]
+        elif text and re.fullmatch(r"[-0-9a-fA-Fx()<|+* ]+", text):
             try:
                 self.constants[cursor.spelling] = int(eval(text, {"__builtins__": {}}))  # noqa: S307 digits only
             except (SyntaxError, ValueError, TypeError, NameError):
@@ -149,6 +156,7 @@ class Snapshot:
         return {
             "source": source,
             "constants": dict(sorted(self.constants.items())),
+            "pointers": dict(sorted(self.pointers.items())),
             "types": self.types,
             "functions": dict(sorted(self.functions.items())),
         }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ class Snapshot:
     """Names, types and layouts of one API."""
 
     constants: dict[str, int]
+    pointers: dict[str, tuple[str, int]]  # constants that the header casts to a pointer: type and value
     types: list[dict[str, Any]]
     functions: dict[str, Prototype]
-    _kinds: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Snapshot:
@@ -42,15 +41,18 @@ class Snapshot:
             name: Prototype(name, entry["returns"], tuple(Parameter(p["name"], p["type"]) for p in entry["params"]))
             for name, entry in raw["functions"].items()
         }
-        return cls(raw["constants"], raw["types"], functions)
+        pointers = {name: (str(kind), int(value)) for name, (kind, value) in raw["pointers"].items()}
+        return cls(raw["constants"], pointers, raw["types"], functions)
 
-    def header(self, guard: str, other_functions: Iterable[str] = ()) -> str:
+    def header(self, guard: str) -> str:
         """C header with every type, constant and prototype."""
         lines = [f"#ifndef {guard}", f"#define {guard}", "#include <stddef.h>", "#include <stdint.h>"]
         defined = {v[0] for t in self.types if t["kind"] == "enum" for v in t["values"]}
         for name, value in self.constants.items():
             if name not in defined:
                 lines.append(f"#define {name} {value if value < 2**31 else f'{value}u'}")
+        for name, (kind, value) in self.pointers.items():
+            lines.append(f"#define {name} (({kind}){value})")
         for entry in self.types:
             lines += _type(entry)
         for function in self.functions.values():
