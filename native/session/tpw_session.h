@@ -36,9 +36,9 @@ struct tpw_table {
     uint32_t capacity;
 };
 
-struct tpw_marker; /* marker.c */
+struct tpw_markers;   /* marker.c */
+struct tpw_callbacks; /* callback.c */
 struct tpw_memory; /* memory*.c */
-struct tpw_images; /* module.c */
 
 struct tpw_session {
     struct tpw_link *link;
@@ -60,12 +60,14 @@ struct tpw_session {
 
     void *limits; /* limits page, NULL = none */
     uint32_t slot;
-    struct tpw_marker *markers;
+    struct tpw_markers *markers;
+    struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
+    struct tpw_callbacks *callbacks;
     struct tpw_memory *memory;
-    struct tpw_images *images;
 
     int32_t deferred_error; /* first failure of a post that has not been reported yet */
     uint64_t frames;        /* frames executed, for messages */
+    struct tpw_main *process; /* main.c */
     struct tpw_scratch_area {
         unsigned char *memory;
         size_t capacity;
@@ -107,19 +109,38 @@ void tpw_answer(struct tpw_session *s, const struct tp_frame *frame, int32_t res
 struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t handle);
 /* Every live object of a kind, in slot order: start with *at = 0, ends with NULL. */
 struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at);
-/* The native stream behind a frame's stream handle: 0 and 1 legacy, 2 the calling thread's own default stream. */
+/* A stream that work can be in: one the client made, the legacy stream of a context, a thread's default stream. */
+struct tpw_stream {
+    struct tpw_stream *next;
+    CUstream native;
+    CUcontext context;
+    uint32_t context_id;
+    uint32_t thread;  /* of a per-thread default stream, else 0 */
+    uint32_t pending; /* markers in it that have not completed */
+    bool dirty;       /* work was put in since its last marker */
+    bool dying;       /* destroyed by the client; ends when its last marker has completed */
+};
+/* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
+struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
+/* Ends all streams of a context that is going, or all of them (context 0). */
+void tpw_streams_gone(struct tpw_session *s, uint32_t context);
 
 /* ---- completion ----
  * `done` runs on the executor when everything that was queued in `stream` before this call has finished (error 0) or can
  * no longer finish (the context's error). Never waits. */
 typedef void tpw_done(struct tpw_session *s, void *what, int32_t error);
-int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, void *what);
+int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, void *what); /* a stream of tpw_stream */
 /* The same for everything queued in any stream of the current context. */
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
+/* The same for an event that was recorded; the event may be destroyed meanwhile, which ends the wait with success because
+ * the driver, too, lets recorded work finish. */
+int32_t tpw_when_event(struct tpw_session *s, CUevent native, uint64_t handle, tpw_done *done, void *what);
 /* Runs what has completed; true if something had. Called by the executor between frames and by operations that have to wait
  * for a resource (staging memory, address space) which only a completion can give back. */
 bool tpw_poll(struct tpw_session *s);
+/* Ends every wait in a context that is going (0 = all) with an error. */
+void tpw_markers_end(struct tpw_session *s, uint32_t context, int32_t error);
 /* Number of markers not completed. */
 size_t tpw_pending(const struct tpw_session *s);
 
@@ -134,10 +155,26 @@ static inline struct tpw_ticket tpw_ticket(const struct tp_frame *frame) {
 }
 void tpw_answer_ticket(struct tpw_session *s, struct tpw_ticket ticket, int32_t result);
 
+/* ---- process ---- */
+/* The driver's library (or NVML's), opened by the path of the command line; NULL with a log line. main.c */
+void *tpw_open_library(struct tpw_session *s, bool nvml);
+uint32_t tpw_client_pid(const struct tpw_session *s);
+/* callback.c: sends the host functions that have come up; descriptor that becomes readable when one does. */
+bool tpw_callbacks_run(struct tpw_session *s);
+int tpw_callbacks_fd(const struct tpw_session *s);
+int32_t tpw_callbacks_open(struct tpw_session *s);
+void tpw_callbacks_close(struct tpw_session *s);
+/* marker.c */
+int32_t tpw_markers_open(struct tpw_session *s); /* needs a current context */
+/* main.c: takes what the supervisor has sent (data connections, the end). */
+void tpw_control_run(struct tpw_session *s);
+
 /* ---- families ---- */
 int32_t tpw_start_driver(struct tpw_session *s);                 /* device.c: cuInit and the device list, once */
 int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out); /* context.c: retains the primary context, once */
-void tpw_context_gone(struct tpw_session *s, uint32_t context);  /* objects.c: objects of a destroyed context answer 709 */
+/* objects.c: ends waits, streams and objects of a context; to be called before the driver destroys it. Its objects answer
+ * CUDA_ERROR_CONTEXT_IS_DESTROYED from now on. */
+void tpw_context_gone(struct tpw_session *s, uint32_t context);
 int32_t tpw_memory_open(struct tpw_session *s);                  /* memory.c: at the first primary context */
 void tpw_memory_close(struct tpw_session *s);
 /* memory.c: makes [address, address+size) known as memory of the client (module globals, mapped twins), or unknown. */

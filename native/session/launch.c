@@ -1,0 +1,136 @@
+/*
+ * Launches: the parameter block goes from the frame to the driver without a copy.
+ *
+ * Executor thread only. The driver reads the block by the kernel's own layout, so the bytes that came must be exactly that
+ * many; attributes with handles inside are translated, those with pointers of the host refused.
+ */
+#include "tpg_session.h"
+#include "tpw_kernel.h"
+#include "tpw_session.h"
+
+#include <stdlib.h>
+
+#define ATTRIBUTES_LIMIT 16u
+
+static struct tpw_object *launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error) {
+    struct tpw_object *object = tpw_object(s, TPG_FUNCTION, function);
+    if (!object) {
+        *error = CUDA_ERROR_INVALID_HANDLE;
+        return NULL;
+    }
+    if (object->error) {
+        *error = object->error;
+        return NULL;
+    }
+    const struct tpw_kernel *kernel = object->record;
+    if (!kernel || kernel->parameter_bytes != bytes) {
+        *error = CUDA_ERROR_INVALID_VALUE;
+        return NULL;
+    }
+    return object;
+}
+
+int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in) {
+    int32_t error = 0;
+    struct tpw_object *object = launchable(s, in->function, in->params_size, &error);
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    if (error) {
+        return error;
+    }
+    size_t bytes = in->params_size;
+    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
+                     CU_LAUNCH_PARAM_END};
+    CUfunction function = (CUfunction)(uintptr_t)object->native;
+    if (TP_LIKELY(!in->cooperative)) {
+        return (int32_t)s->cuda.cuLaunchKernel(function, in->grid_x, in->grid_y, in->grid_z, in->block_x, in->block_y,
+                                               in->block_z, in->shared_bytes, stream, NULL, bytes ? extra : NULL);
+    }
+    CUlaunchAttribute cooperative = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
+    CUlaunchConfig config = {.gridDimX = in->grid_x,
+                             .gridDimY = in->grid_y,
+                             .gridDimZ = in->grid_z,
+                             .blockDimX = in->block_x,
+                             .blockDimY = in->block_y,
+                             .blockDimZ = in->block_z,
+                             .sharedMemBytes = in->shared_bytes,
+                             .hStream = stream,
+                             .attrs = &cooperative,
+                             .numAttrs = 1};
+    return (int32_t)s->cuda.cuLaunchKernelEx(&config, function, NULL, bytes ? extra : NULL);
+}
+
+/* Copies attributes with handles translated; NULL with *error set when one cannot cross. */
+static CUlaunchAttribute *attributes(struct tpw_session *s, const struct tp_frame *frame, const CUlaunchAttribute *from,
+                                     size_t count, int32_t *error) {
+    if (count > ATTRIBUTES_LIMIT) {
+        *error = CUDA_ERROR_INVALID_VALUE;
+        return NULL;
+    }
+    CUlaunchAttribute *to = tpw_scratch(s, ATTRIBUTES_LIMIT, sizeof *to, error);
+    for (size_t i = 0; to && i < count && !*error; i++) {
+        memcpy(&to[i], &from[i], sizeof *to);
+        switch (to[i].id) {
+        case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
+        case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT: {
+            uint64_t handle = (uint64_t)(uintptr_t)to[i].value.programmaticEvent.event;
+            to[i].value.programmaticEvent.event =
+                (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, handle, false, error);
+            break;
+        }
+        case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
+            *error = CUDA_ERROR_NOT_SUPPORTED;
+            break;
+        default:
+            if ((unsigned)to[i].id > CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT + 2u) {
+                *error = CUDA_ERROR_INVALID_VALUE;
+            }
+            break;
+        }
+    }
+    return to;
+}
+
+int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in) {
+    int32_t error = 0;
+    struct tpw_object *object = launchable(s, in->function, in->params_size, &error);
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    CUlaunchAttribute *list = error ? NULL : attributes(s, frame, in->attributes, in->attributes_count, &error);
+    if (error) {
+        return error;
+    }
+    size_t bytes = in->params_size;
+    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
+                     CU_LAUNCH_PARAM_END};
+    CUlaunchConfig config = {.gridDimX = in->grid_x,
+                             .gridDimY = in->grid_y,
+                             .gridDimZ = in->grid_z,
+                             .blockDimX = in->block_x,
+                             .blockDimY = in->block_y,
+                             .blockDimZ = in->block_z,
+                             .sharedMemBytes = in->shared_bytes,
+                             .hStream = stream,
+                             .attrs = list,
+                             .numAttrs = (unsigned)in->attributes_count};
+    return (int32_t)s->cuda.cuLaunchKernelEx(&config, (CUfunction)(uintptr_t)object->native, NULL, bytes ? extra : NULL);
+}
+
+int32_t tpw_occupancy_clusters(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_occupancy_clusters_in *in,
+                               struct tpg_occupancy_clusters_out *out) {
+    int32_t error = 0;
+    CUfunction function = (CUfunction)(uintptr_t)tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
+    CUlaunchAttribute *list = error ? NULL : attributes(s, frame, in->attributes, in->attributes_count, &error);
+    if (error) {
+        return error;
+    }
+    CUlaunchConfig config = {.gridDimX = in->grid_x,
+                             .gridDimY = in->grid_y,
+                             .gridDimZ = in->grid_z,
+                             .blockDimX = in->block_x,
+                             .blockDimY = in->block_y,
+                             .blockDimZ = in->block_z,
+                             .sharedMemBytes = in->shared_bytes,
+                             .attrs = list,
+                             .numAttrs = (unsigned)in->attributes_count};
+    return (int32_t)(in->what ? s->cuda.cuOccupancyMaxPotentialClusterSize(&out->value, function, &config)
+                              : s->cuda.cuOccupancyMaxActiveClusters(&out->value, function, &config));
+}

@@ -1,0 +1,408 @@
+/*
+ * Modules and libraries: loading images, the list of their kernels, functions, globals, attributes.
+ *
+ * Executor thread only. An image is hostile bytes that the driver reads without a length: its container must describe exactly
+ * as many bytes as came before the driver sees it. What lies inside the container is the driver's to judge.
+ */
+#include "tpg_session.h"
+#include "tpw_kernel.h"
+#include "tpw_session.h"
+
+#include <stdlib.h>
+#include <tp_image.h>
+
+#define LOG_LIMIT (64u << 10)
+#define OPTIONS_LIMIT 32u
+
+/* Every function of a module or kernel of a library, in the driver's order. */
+struct image {
+    uint32_t count;
+    uint64_t natives[];
+};
+
+struct jit {
+    CUjit_option options[OPTIONS_LIMIT];
+    void *values[OPTIONS_LIMIT];
+    unsigned count;
+    char *info, *errors;
+    size_t info_size, errors_size;
+};
+
+static bool plain_option(CUjit_option option) {
+    switch (option) {
+    case CU_JIT_MAX_REGISTERS:
+    case CU_JIT_THREADS_PER_BLOCK:
+    case CU_JIT_OPTIMIZATION_LEVEL:
+    case CU_JIT_TARGET_FROM_CUCONTEXT:
+    case CU_JIT_TARGET:
+    case CU_JIT_FALLBACK_STRATEGY:
+    case CU_JIT_GENERATE_DEBUG_INFO:
+    case CU_JIT_LOG_VERBOSE:
+    case CU_JIT_GENERATE_LINE_INFO:
+    case CU_JIT_CACHE_MODE:
+    case CU_JIT_FAST_COMPILE:
+    case CU_JIT_POSITION_INDEPENDENT_CODE:
+    case CU_JIT_MIN_CTA_PER_SM:
+    case CU_JIT_MAX_THREADS_PER_BLOCK:
+    case CU_JIT_OVERRIDE_DIRECTIVE_VALUES:
+    case CU_JIT_SPLIT_COMPILE:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void put_option(struct jit *jit, CUjit_option option, uint64_t value) {
+    jit->options[jit->count] = option;
+    jit->values[jit->count++] = (void *)(uintptr_t)value;
+}
+
+/* Pairs of option and value; sizes of the log buffers stand for buffers of ours. */
+static int32_t read_options(struct jit *jit, const uint64_t *pairs, size_t count) {
+    if (count % 2 || count / 2 > OPTIONS_LIMIT - 4) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (size_t i = 0; i < count; i += 2) {
+        CUjit_option option = (CUjit_option)pairs[i];
+        uint64_t value = pairs[i + 1];
+        bool info = option == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES;
+        if (info || option == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES) {
+            char **buffer = info ? &jit->info : &jit->errors;
+            size_t size = value < LOG_LIMIT ? (size_t)value : LOG_LIMIT;
+            if (*buffer || !size) {
+                continue;
+            }
+            *buffer = calloc(1, size + 1);
+            if (!*buffer) {
+                return CUDA_ERROR_OUT_OF_MEMORY;
+            }
+            *(info ? &jit->info_size : &jit->errors_size) = size;
+            put_option(jit, info ? CU_JIT_INFO_LOG_BUFFER : CU_JIT_ERROR_LOG_BUFFER, (uint64_t)(uintptr_t)*buffer);
+            put_option(jit, option, size);
+        } else if (plain_option(option)) {
+            put_option(jit, option, value);
+        } else {
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
+/* ---- the list of kernels ---- */
+
+static int32_t parameter(struct tpw_session *s, bool library, uint64_t native, size_t index, size_t *offset, size_t *size) {
+    return (int32_t)(library ? s->cuda.cuKernelGetParamInfo((CUkernel)(uintptr_t)native, index, offset, size)
+                             : s->cuda.cuFuncGetParamInfo((CUfunction)(uintptr_t)native, index, offset, size));
+}
+
+static int32_t describe(struct tpw_session *s, bool library, uint64_t native, struct tp_cursor *c) {
+    const char *name = NULL;
+    int32_t error = (int32_t)(library ? s->cuda.cuKernelGetName(&name, (CUkernel)(uintptr_t)native)
+                                      : s->cuda.cuFuncGetName(&name, (CUfunction)(uintptr_t)native));
+    if (error) {
+        return error;
+    }
+    unsigned char *head = tp_take(c, sizeof(struct tp_kernel_entry));
+    struct tp_kernel_entry entry = {.name_hash = tp_name_hash(name ? name : "")};
+    size_t offset, size;
+    while (!parameter(s, library, native, entry.parameters, &offset, &size)) {
+        tp_put_u16(c, (uint16_t)offset);
+        tp_put_u16(c, (uint16_t)size);
+        entry.parameters++;
+        entry.parameter_bytes = (uint32_t)(offset + size);
+    }
+    (void)tp_take(c, entry.parameters % 2 ? 4 : 0);
+    if (head && !c->bad) {
+        memcpy(head, &entry, sizeof entry);
+    }
+    return CUDA_SUCCESS;
+}
+
+static int32_t list_kernels(struct tpw_session *s, bool library, uint64_t owner, struct image **out,
+                            struct tpg_image_load_out *reply) {
+    unsigned int count = 0;
+    int32_t error = (int32_t)(library ? s->cuda.cuLibraryGetKernelCount(&count, (CUlibrary)(uintptr_t)owner)
+                                      : s->cuda.cuModuleGetFunctionCount(&count, (CUmodule)(uintptr_t)owner));
+    struct image *image = error ? NULL : calloc(1, sizeof *image + count * sizeof(uint64_t));
+    if (!image) {
+        return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    image->count = count;
+    if (count) {
+        error = (int32_t)(library
+                              ? s->cuda.cuLibraryEnumerateKernels((CUkernel *)(void *)image->natives, count,
+                                                                  (CUlibrary)(uintptr_t)owner)
+                              : s->cuda.cuModuleEnumerateFunctions((CUfunction *)(void *)image->natives, count,
+                                                                   (CUmodule)(uintptr_t)owner));
+    }
+    /* Half a frame holds the list of about ten thousand kernels. */
+    unsigned char *memory = error ? NULL : tpw_scratch(s, TP_FRAME_MAX / 2, 1, &error);
+    if (memory) {
+        struct tp_cursor c = tp_cursor_make(memory, TP_FRAME_MAX / 2);
+        tp_put_u32(&c, count);
+        tp_put_u32(&c, 0);
+        for (unsigned i = 0; i < count && !error; i++) {
+            error = describe(s, library, image->natives[i], &c);
+        }
+        if (!error && c.bad) {
+            tp_log(TP_ERROR, "an image with %u kernels has too long a list of parameters", count);
+            error = CUDA_ERROR_NOT_SUPPORTED;
+        }
+        reply->kernels = memory;
+        reply->kernels_size = (size_t)(c.at - memory);
+    }
+    if (error) {
+        free(image);
+        return error;
+    }
+    *out = image;
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_image_load_in *in,
+                       struct tpg_image_load_out *out) {
+    struct jit jit = {.count = 0};
+    struct image *image = NULL;
+    unsigned char *body = NULL;
+    bool library = in->is_library != 0;
+    uint64_t native = 0;
+    int32_t error = 0;
+    if (in->transfer) {
+        body = tpw_take_upload(s, in->transfer, (size_t)in->size, &error);
+    } else if (in->data_size == in->size && in->size) {
+        /* Of its own, so that memory checkers see a read past its end, and aligned as the driver may expect. */
+        body = malloc(in->data_size);
+        if (body) {
+            memcpy(body, in->data, in->data_size);
+        }
+    }
+    if (!error) {
+        error = !body || tp_image_size(body, (size_t)in->size) == 0 ? CUDA_ERROR_INVALID_IMAGE
+                                                                    : read_options(&jit, in->options, in->options_count);
+    }
+    if (!error) {
+        error = library ? (int32_t)s->cuda.cuLibraryLoadData((CUlibrary *)(void *)&native, body, jit.options, jit.values,
+                                                             jit.count, NULL, NULL, 0)
+                        : (int32_t)s->cuda.cuModuleLoadDataEx((CUmodule *)(void *)&native, body, jit.count, jit.options,
+                                                              jit.values);
+    }
+    if (!error) {
+        error = list_kernels(s, library, native, &image, out);
+        if (error) {
+            (void)(library ? s->cuda.cuLibraryUnload((CUlibrary)(uintptr_t)native)
+                           : s->cuda.cuModuleUnload((CUmodule)(uintptr_t)native));
+        }
+    }
+    uint32_t kind = library ? TPG_LIBRARY : TPG_MODULE;
+    error = tpw_made(s, frame, kind, in->owner, native, error);
+    struct tpw_object *object = tpw_object(s, kind, in->owner);
+    if (object && !error) {
+        object->record = image;
+        image = NULL;
+    }
+    free(image);
+    free(body);
+    /* The logs are also wanted, and most of all, when the load failed: they follow as warnings of the session's log. */
+    if (error && jit.errors && jit.errors[0]) {
+        tp_log(TP_WARN, "the driver's compiler said: %s", jit.errors);
+    }
+    free(jit.info);
+    free(jit.errors);
+    return error;
+}
+
+int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_module_unload_in *in) {
+    int32_t error = 0;
+    CUmodule native = (CUmodule)(uintptr_t)tpw_native(s, frame, TPG_MODULE, in->module, false, &error);
+    if (!error) {
+        error = (int32_t)s->cuda.cuModuleUnload(native);
+        tpw_forget(s, TPG_MODULE, in->module);
+    }
+    return error;
+}
+
+int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_unload_in *in) {
+    int32_t error = 0;
+    CUlibrary native = (CUlibrary)(uintptr_t)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
+    if (!error) {
+        error = (int32_t)s->cuda.cuLibraryUnload(native);
+        tpw_forget(s, TPG_LIBRARY, in->library);
+    }
+    return error;
+}
+
+/* ---- functions and kernels ---- */
+
+static int32_t make_kernel(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
+                           uint64_t native, int32_t error) {
+    struct tpw_kernel *kernel = error ? NULL : calloc(1, sizeof *kernel);
+    if (!error && !kernel) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    size_t offset, size;
+    for (size_t i = 0; !error && !parameter(s, kind == TPG_KERNEL, native, i, &offset, &size); i++) {
+        kernel->parameter_bytes = (uint32_t)(offset + size);
+    }
+    error = tpw_made(s, frame, kind, handle, native, error);
+    struct tpw_object *object = tpw_object(s, kind, handle);
+    if (object && !error) {
+        object->record = kernel;
+    } else {
+        free(kernel);
+    }
+    return error;
+}
+
+static uint64_t at_index(struct tpw_session *s, uint32_t kind, uint64_t owner, uint32_t index, int32_t *error) {
+    struct tpw_object *object = tpw_object(s, kind, owner);
+    struct image *image = object ? object->record : NULL;
+    if (!image || index >= image->count) {
+        *error = object && object->error ? object->error : CUDA_ERROR_INVALID_HANDLE;
+        return 0;
+    }
+    return image->natives[index];
+}
+
+int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_get_in *in) {
+    int32_t error = 0;
+    uint64_t native = at_index(s, TPG_MODULE, in->module, in->index, &error);
+    return make_kernel(s, frame, TPG_FUNCTION, in->function, native, error);
+}
+
+int32_t tpw_kernel_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_get_in *in) {
+    int32_t error = 0;
+    uint64_t native = at_index(s, TPG_LIBRARY, in->library, in->index, &error);
+    return make_kernel(s, frame, TPG_KERNEL, in->kernel, native, error);
+}
+
+int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_function_in *in) {
+    int32_t error = 0;
+    CUfunction native = NULL;
+    CUkernel kernel = (CUkernel)(uintptr_t)tpw_native(s, frame, TPG_KERNEL, in->kernel, false, &error);
+    if (!error) {
+        error = (int32_t)s->cuda.cuKernelGetFunction(&native, kernel);
+    }
+    return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, error);
+}
+
+int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_module_in *in) {
+    int32_t error = 0;
+    CUmodule native = NULL;
+    CUlibrary library = (CUlibrary)(uintptr_t)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
+    if (!error) {
+        error = (int32_t)s->cuda.cuLibraryGetModule(&native, library);
+    }
+    struct image *image = NULL;
+    struct tpg_image_load_out unused;
+    memset(&unused, 0, sizeof unused);
+    if (!error) {
+        error = list_kernels(s, false, (uint64_t)(uintptr_t)native, &image, &unused);
+    }
+    error = tpw_made(s, frame, TPG_MODULE, in->module, (uint64_t)(uintptr_t)native, error);
+    struct tpw_object *object = tpw_object(s, TPG_MODULE, in->module);
+    if (object && !error) {
+        object->record = image;
+    } else {
+        free(image);
+    }
+    return error;
+}
+
+int32_t tpw_kernel_name(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_name_in *in,
+                        struct tpg_kernel_name_out *out) {
+    int32_t error = 0;
+    uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
+    const char *name = NULL;
+    if (!error) {
+        error = (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
+                              ? s->cuda.cuKernelGetName(&name, (CUkernel)(uintptr_t)native)
+                              : s->cuda.cuFuncGetName(&name, (CUfunction)(uintptr_t)native));
+    }
+    if (!error && name) {
+        out->name = name;
+        out->name_size = strlen(name) + 1;
+    }
+    return error;
+}
+
+int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_global_get_in *in,
+                       struct tpg_global_get_out *out) {
+    bool library = tp_handle_is(in->owner, TPG_LIBRARY);
+    int32_t error = 0;
+    uint64_t native = tpw_native(s, frame, library ? TPG_LIBRARY : TPG_MODULE, in->owner, false, &error);
+    CUdeviceptr address = 0;
+    size_t size = 0;
+    if (!error) {
+        error = (int32_t)(library
+                              ? s->cuda.cuLibraryGetGlobal(&address, &size, (CUlibrary)(uintptr_t)native, in->name)
+                              : s->cuda.cuModuleGetGlobal_v2(&address, &size, (CUmodule)(uintptr_t)native, in->name));
+    }
+    if (!error) {
+        tpw_memory_publish(s, address, size);
+        out->address = address;
+        out->size = size;
+    }
+    return error;
+}
+
+int32_t tpw_function_attributes(struct tpw_session *s, const struct tp_frame *frame,
+                                const struct tpg_function_attributes_in *in, struct tpg_function_attributes_out *out) {
+    int32_t error = 0;
+    uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
+    tpw_check_device(s, in->device, &error);
+    int *values = tpw_scratch(s, CU_FUNC_ATTRIBUTE_MAX, sizeof *values, &error);
+    for (int i = 0; i < CU_FUNC_ATTRIBUTE_MAX && !error; i++) {
+        error = (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
+                              ? s->cuda.cuKernelGetAttribute(&values[i], (CUfunction_attribute)i,
+                                                             (CUkernel)(uintptr_t)native, s->devices[in->device])
+                              : s->cuda.cuFuncGetAttribute(&values[i], (CUfunction_attribute)i, (CUfunction)(uintptr_t)native));
+    }
+    out->values = values;
+    out->values_count = CU_FUNC_ATTRIBUTE_MAX;
+    return error;
+}
+
+int32_t tpw_function_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
+                                   const struct tpg_function_attribute_set_in *in) {
+    int32_t error = 0;
+    uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
+    tpw_check_device(s, in->device, &error);
+    if (error) {
+        return error;
+    }
+    CUfunction_attribute attribute = (CUfunction_attribute)in->attribute;
+    return (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
+                         ? s->cuda.cuKernelSetAttribute(attribute, in->value, (CUkernel)(uintptr_t)native,
+                                                        s->devices[in->device])
+                         : s->cuda.cuFuncSetAttribute((CUfunction)(uintptr_t)native, attribute, in->value));
+}
+
+int32_t tpw_function_config(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_config_in *in) {
+    int32_t error = 0;
+    uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
+    tpw_check_device(s, in->device, &error);
+    if (error) {
+        return error;
+    }
+    if (tp_handle_is(in->function, TPG_KERNEL)) {
+        return (int32_t)s->cuda.cuKernelSetCacheConfig((CUkernel)(uintptr_t)native, (CUfunc_cache)in->value,
+                                                       s->devices[in->device]);
+    }
+    return (int32_t)(in->what ? s->cuda.cuFuncSetSharedMemConfig((CUfunction)(uintptr_t)native, (CUsharedconfig)in->value)
+                              : s->cuda.cuFuncSetCacheConfig((CUfunction)(uintptr_t)native, (CUfunc_cache)in->value));
+}
+
+int32_t tpw_function_load(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_load_in *in,
+                          struct tpg_function_load_out *out) {
+    int32_t error = 0;
+    CUfunction native = (CUfunction)(uintptr_t)tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
+    CUfunctionLoadingState state = 0;
+    if (!error && in->load) {
+        error = (int32_t)s->cuda.cuFuncLoad(native);
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuFuncIsLoaded(&state, native);
+    }
+    out->state = state;
+    return error;
+}

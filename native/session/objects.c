@@ -1,0 +1,248 @@
+/*
+ * Tables of the client's objects, and the helpers that generated dispatch code calls around every driver function.
+ *
+ * Executor thread only. Handles come from a hostile client: kind, index and generation are checked against the tables, whose
+ * slots are private memory of the session.
+ */
+#include "tpw_session.h"
+
+#include <stdlib.h>
+
+static uint32_t also(uint32_t kind) { return kind == TPG_FUNCTION ? TPG_KERNEL : 0; }
+
+struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t handle) {
+    uint32_t other = also(kind);
+    if (!tp_handle_is(handle, kind)) {
+        if (!other || !tp_handle_is(handle, other)) {
+            return NULL;
+        }
+        kind = other;
+    }
+    uint32_t id = tp_handle_id(handle), index = tp_id_index(id);
+    struct tpw_table *table = &s->tables[kind];
+    if (index >= table->capacity || table->slots[index].id != id || !id) {
+        return NULL;
+    }
+    return &table->slots[index];
+}
+
+struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at) {
+    struct tpw_table *table = &s->tables[kind];
+    while (*at < table->capacity) {
+        struct tpw_object *object = &table->slots[(*at)++];
+        if (object->id) {
+            return object;
+        }
+    }
+    return NULL;
+}
+
+/* The error that the driver gives for a handle of that kind that is none. */
+static int32_t bad_handle(uint32_t kind) {
+    if (kind == TPG_CONTEXT) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    if (kind == TPG_NVMLDEVICE || kind == TPG_NVMLEVENTS) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    return kind == TPG_MEMORY ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE;
+}
+
+static void set(int32_t *error, int32_t value) {
+    if (!*error) {
+        *error = value;
+    }
+}
+
+uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, bool optional,
+                    int32_t *error) {
+    if (kind == TPG_STREAM) {
+        return (uint64_t)(uintptr_t)tpw_stream(s, frame, handle, error);
+    }
+    if (!handle && optional) {
+        return 0;
+    }
+    struct tpw_object *object = tpw_object(s, kind, handle);
+    if (!object) {
+        set(error, bad_handle(kind));
+        return 0;
+    }
+    if (object->error) {
+        set(error, object->error);
+    }
+    return object->native;
+}
+
+uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, const uint64_t *handles, size_t count, int32_t *error) {
+    uint64_t *natives = tpw_scratch(s, count, sizeof *natives, error);
+    for (size_t i = 0; natives && i < count; i++) {
+        uint64_t handle;
+        memcpy(&handle, handles + i, sizeof handle);
+        uint32_t kind = tp_handle_type(handle);
+        natives[i] = tpw_native(s, frame, kind < TPG_KIND_LIMIT ? kind : 0, handle, false, error);
+    }
+    return natives;
+}
+
+static bool grow(struct tpw_table *table, uint32_t index) {
+    if (index < table->capacity) {
+        return true;
+    }
+    uint32_t capacity = table->capacity ? table->capacity : 64;
+    while (capacity <= index) {
+        capacity *= 2;
+    }
+    struct tpw_object *slots = realloc(table->slots, capacity * sizeof *slots);
+    if (!slots) {
+        return false;
+    }
+    memset(slots + table->capacity, 0, (capacity - table->capacity) * sizeof *slots);
+    table->slots = slots;
+    table->capacity = capacity;
+    return true;
+}
+
+int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
+                 int32_t error) {
+    uint32_t id = tp_handle_id(handle), index = tp_id_index(id);
+    if (!tp_handle_is(handle, kind) || !tp_id_generation(id)) {
+        tpw_violation(s, frame, "a new handle that is none");
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (!grow(&s->tables[kind], index)) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    struct tpw_object *object = &s->tables[kind].slots[index];
+    if (object->id) {
+        tpw_violation(s, frame, "a new handle in the place of a living one");
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    /* A failed call gives the client no handle; a failed post has given it one already, whose uses answer the error. */
+    if (error && (frame->flags & TP_FRAME_CALL)) {
+        return error;
+    }
+    *object = (struct tpw_object){.native = error ? 0 : native, .error = error, .id = id, .context = frame->context, .kind = kind};
+    return error;
+}
+
+void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
+    struct tpw_object *object = tpw_object(s, kind, handle);
+    if (object) {
+        free(object->record);
+        memset(object, 0, sizeof *object);
+    }
+}
+
+void tpw_context_gone(struct tpw_session *s, uint32_t context) {
+    static const uint32_t kinds[] = {TPG_MODULE, TPG_FUNCTION, TPG_EVENT, TPG_LIBRARY, TPG_KERNEL};
+    tpw_streams_gone(s, context);
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        struct tpw_object *object;
+        for (uint32_t at = 0; (object = tpw_next_object(s, kinds[k], &at));) {
+            /* Libraries and kernels belong to no context. */
+            if (object->context == context && object->kind != TPG_LIBRARY && object->kind != TPG_KERNEL) {
+                object->native = 0;
+                object->error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+            }
+        }
+    }
+    if (s->entered == context) {
+        s->entered = 0;
+        s->entered_native = NULL;
+    }
+}
+
+int32_t tpw_enter(struct tpw_session *s, const struct tp_frame *frame) {
+    if (TP_LIKELY(frame->context == s->entered && s->entered)) {
+        return CUDA_SUCCESS;
+    }
+    if (!s->started) {
+        return CUDA_ERROR_NOT_INITIALIZED;
+    }
+    CUcontext native = NULL;
+    if (frame->context) {
+        struct tpw_object *object = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, frame->context));
+        if (!object || !object->native) {
+            return object && object->error ? object->error : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        }
+        native = (CUcontext)(uintptr_t)object->native;
+    }
+    if (native != s->entered_native) {
+        int32_t error = (int32_t)s->cuda.cuCtxSetCurrent(native);
+        if (error) {
+            return error;
+        }
+        s->entered_native = native;
+    }
+    s->entered = frame->context;
+    return CUDA_SUCCESS;
+}
+
+void tpw_check_device(struct tpw_session *s, int device, int32_t *error) {
+    if (device < 0 || device >= s->device_count) {
+        set(error, CUDA_ERROR_INVALID_DEVICE);
+    }
+}
+
+void *tpw_scratch(struct tpw_session *s, uint64_t count, uint64_t unit, int32_t *error) {
+    if (unit && count > TP_FRAME_MAX / 2 / unit) {
+        set(error, CUDA_ERROR_INVALID_VALUE);
+        return NULL;
+    }
+    size_t size = (size_t)(count * unit);
+    if (size > s->scratch.capacity) {
+        unsigned char *memory = realloc(s->scratch.memory, size);
+        if (!memory) {
+            set(error, CUDA_ERROR_OUT_OF_MEMORY);
+            return NULL;
+        }
+        s->scratch.memory = memory;
+        s->scratch.capacity = size;
+    }
+    if (size) {
+        memset(s->scratch.memory, 0, size);
+    }
+    return s->scratch.memory;
+}
+
+void tpw_violation(struct tpw_session *s, const struct tp_frame *frame, const char *what) {
+    tp_log(TP_ERROR, "the client broke the protocol at frame %llu (operation %s, %u bytes): %s; closing its session",
+           (unsigned long long)s->frames, tpg_op_name(frame->op), frame->size, what);
+    s->ended = true;
+    s->exit_code = 3;
+}
+
+void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t error) {
+    if (!s->deferred_error) {
+        s->deferred_error = error;
+    }
+    const char *name = tpg_cuda_error_name(error);
+    tp_log(TP_WARN, "frame %llu, %s: error %d (%s)", (unsigned long long)s->frames, tpg_op_name(frame->op), error,
+           name ? name : "unknown");
+    unsigned char *body = tpw_reply_begin(s->link, TP_OP_NOTICE, 0, frame->thread, 16);
+    if (body) {
+        struct tp_cursor c = tp_cursor_make(body, 16);
+        tp_put_i32(&c, error);
+        tp_put_u32(&c, frame->op);
+        tp_put_u64(&c, s->frames);
+        tpw_reply_commit(s->link, 0, 16);
+    }
+}
+
+int32_t tpw_report(struct tpw_session *s, int32_t error, bool reports) {
+    if (!error && reports && s->deferred_error) {
+        error = s->deferred_error;
+        s->deferred_error = 0;
+    }
+    return error;
+}
+
+void tpw_answer_ticket(struct tpw_session *s, struct tpw_ticket ticket, int32_t result) {
+    if (tpw_reply_begin(s->link, ticket.op, TP_FRAME_REPLY, ticket.thread, 0)) {
+        tpw_reply_commit(s->link, result, 0);
+    }
+}
+
+void tpw_answer(struct tpw_session *s, const struct tp_frame *frame, int32_t result) {
+    tpw_answer_ticket(s, tpw_ticket(frame), result);
+}

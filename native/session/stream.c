@@ -1,0 +1,222 @@
+/*
+ * Streams: the client's own, the legacy stream of each context, and one default stream for each client thread.
+ *
+ * Executor thread only. The driver's per-thread default stream belongs to the executor thread and would mix the client's
+ * threads, so each (thread, context) gets a real stream that blocks with the legacy one, as CUDA defines it. A stream that
+ * the client destroys lives on until its last marker has completed, so that whatever waits for "all work" still sees it.
+ */
+#include "tpg_session.h"
+#include "tpw_session.h"
+
+#include <stdlib.h>
+
+static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t thread) {
+    struct tpw_stream *stream = calloc(1, sizeof *stream);
+    if (stream) {
+        *stream = (struct tpw_stream){.next = s->streams,
+                                      .native = native,
+                                      .context = s->entered_native,
+                                      .context_id = s->entered,
+                                      .thread = thread};
+        s->streams = stream;
+    }
+    return stream;
+}
+
+static struct tpw_stream *default_stream(struct tpw_session *s, uint32_t thread, int32_t *error) {
+    CUstream native = CU_STREAM_LEGACY;
+    for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
+        if (stream->context_id == s->entered && (thread ? stream->thread == thread : stream->native == CU_STREAM_LEGACY)) {
+            return stream;
+        }
+    }
+    if (thread) {
+        int32_t result = (int32_t)s->cuda.cuStreamCreate(&native, CU_STREAM_DEFAULT);
+        if (result) {
+            *error = result;
+            return NULL;
+        }
+    }
+    struct tpw_stream *stream = add(s, native, thread);
+    if (!stream) {
+        *error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    return stream;
+}
+
+struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
+    struct tpw_stream *stream = NULL;
+    if (*error) {
+        return NULL;
+    }
+    if (handle <= 2) {
+        if (!s->entered) {
+            *error = CUDA_ERROR_INVALID_CONTEXT;
+            return NULL;
+        }
+        stream = default_stream(s, handle == 2 ? frame->thread : 0, error);
+    } else {
+        struct tpw_object *object = tpw_object(s, TPG_STREAM, handle);
+        if (object && object->error) {
+            *error = object->error;
+        } else if (object) {
+            stream = object->record;
+        } else {
+            *error = CUDA_ERROR_INVALID_HANDLE;
+        }
+    }
+    if (stream) {
+        stream->dirty = true;
+    }
+    return stream;
+}
+
+CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
+    struct tpw_stream *stream = tpw_stream_of(s, frame, handle, error);
+    return stream ? stream->native : NULL;
+}
+
+int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_create_in *in) {
+    CUstream native = NULL;
+    int32_t error = (int32_t)s->cuda.cuStreamCreateWithPriority(&native, in->flags, in->priority);
+    struct tpw_stream *stream = error ? NULL : add(s, native, 0);
+    if (!error && !stream) {
+        s->cuda.cuStreamDestroy_v2(native);
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    error = tpw_made(s, frame, TPG_STREAM, in->stream, (uint64_t)(uintptr_t)native, error);
+    struct tpw_object *object = tpw_object(s, TPG_STREAM, in->stream);
+    if (object && !error) {
+        object->record = stream;
+    }
+    return error;
+}
+
+static void unlink_stream(struct tpw_session *s, struct tpw_stream *stream) {
+    for (struct tpw_stream **at = &s->streams; *at; at = &(*at)->next) {
+        if (*at == stream) {
+            *at = stream->next;
+            break;
+        }
+    }
+    free(stream);
+}
+
+static void finish(struct tpw_session *s, void *what, int32_t error) {
+    struct tpw_stream *stream = what;
+    if (error == CUDA_ERROR_CONTEXT_IS_DESTROYED) {
+        unlink_stream(s, stream); /* the driver ends it with its context */
+        return;
+    }
+    if (s->entered_native != stream->context) {
+        s->cuda.cuCtxSetCurrent(stream->context);
+        s->entered_native = stream->context;
+        s->entered = stream->context_id;
+    }
+    s->cuda.cuStreamDestroy_v2(stream->native);
+    unlink_stream(s, stream);
+}
+
+int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_destroy_in *in) {
+    struct tpw_object *object = tpw_object(s, TPG_STREAM, in->stream);
+    (void)frame;
+    if (!object) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    struct tpw_stream *stream = object->record;
+    memset(object, 0, sizeof *object);
+    if (!stream) {
+        return CUDA_SUCCESS;
+    }
+    stream->dying = true;
+    if (!stream->dirty && !stream->pending) {
+        finish(s, stream, 0);
+        return CUDA_SUCCESS;
+    }
+    int32_t error = tpw_when_done(s, stream->native, finish, stream);
+    if (error) {
+        finish(s, stream, error);
+    }
+    return error;
+}
+
+void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
+    tpw_markers_end(s, context, CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    struct tpw_object *object;
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_STREAM, &at));) {
+        if (!context || object->context == context) {
+            object->record = NULL;
+            object->native = 0;
+            object->error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        }
+    }
+    for (struct tpw_stream **at = &s->streams; *at;) {
+        struct tpw_stream *stream = *at;
+        if (!context || stream->context_id == context) {
+            *at = stream->next;
+            free(stream);
+        } else {
+            at = &stream->next;
+        }
+    }
+}
+
+/* ---- waiting ---- */
+
+struct waiting {
+    struct tpw_ticket ticket;
+};
+
+static void answer(struct tpw_session *s, void *what, int32_t error) {
+    struct waiting *waiting = what;
+    tpw_answer_ticket(s, waiting->ticket, tpw_report(s, error, true));
+    free(waiting);
+}
+
+static struct waiting *wait_for(const struct tp_frame *frame) {
+    struct waiting *waiting = malloc(sizeof *waiting);
+    if (waiting) {
+        waiting->ticket = tpw_ticket(frame);
+    }
+    return waiting;
+}
+
+int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_wait_in *in) {
+    int32_t error = 0;
+    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
+    if (error) {
+        return error;
+    }
+    struct waiting *waiting = wait_for(frame);
+    if (!waiting) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    error = tpw_when_done(s, stream->native, answer, waiting);
+    if (error) {
+        free(waiting);
+        return error;
+    }
+    return TPW_LATER;
+}
+
+int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_query_in *in) {
+    int32_t error = 0;
+    CUstream native = tpw_stream(s, frame, in->stream, &error);
+    return error ? error : (int32_t)s->cuda.cuStreamQuery(native);
+}
+
+int32_t tpw_context_synchronize(struct tpw_session *s, const struct tp_frame *frame) {
+    if (!s->entered) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    struct waiting *waiting = wait_for(frame);
+    if (!waiting) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    int32_t error = tpw_when_all_done(s, answer, waiting);
+    if (error) {
+        free(waiting);
+        return error;
+    }
+    return TPW_LATER;
+}

@@ -1,0 +1,99 @@
+/*
+ * Lengths of module images, read from the containers themselves; every read is bounded by the limit that the caller gives.
+ */
+#include "tp_image.h"
+
+#include <elf.h>
+#include <string.h>
+
+static size_t fatbin_size(const unsigned char *image, size_t limit) {
+    uint16_t header_size;
+    uint64_t body;
+    if (limit < 16) {
+        return 0;
+    }
+    memcpy(&header_size, image + 6, sizeof header_size);
+    memcpy(&body, image + 8, sizeof body);
+    if (header_size < 16 || header_size > limit || body > limit - header_size) {
+        return 0;
+    }
+    /* Entries follow each other: u16 kind, u16, u32 header size, u64 padded payload size. */
+    uint64_t at = 0;
+    while (at < body) {
+        uint32_t entry_header;
+        uint64_t payload;
+        if (body - at < 16) {
+            return 0;
+        }
+        memcpy(&entry_header, image + header_size + at + 4, sizeof entry_header);
+        memcpy(&payload, image + header_size + at + 8, sizeof payload);
+        if (entry_header < 16 || entry_header > body - at || payload > body - at - entry_header) {
+            return 0;
+        }
+        at += entry_header + payload;
+    }
+    return header_size + (size_t)body;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+static size_t elf_size(const unsigned char *image, size_t limit) {
+    Elf64_Ehdr head;
+    if (limit < sizeof head) {
+        return 0;
+    }
+    memcpy(&head, image, sizeof head);
+    if (head.e_ident[EI_CLASS] != ELFCLASS64 || (head.e_shnum && head.e_shentsize != sizeof(Elf64_Shdr)) ||
+        (head.e_phnum && head.e_phentsize != sizeof(Elf64_Phdr)) || head.e_shoff > limit || head.e_phoff > limit ||
+        (uint64_t)head.e_shnum * sizeof(Elf64_Shdr) > limit - head.e_shoff ||
+        (uint64_t)head.e_phnum * sizeof(Elf64_Phdr) > limit - head.e_phoff) {
+        return 0;
+    }
+    uint64_t end = larger(head.e_shoff + (uint64_t)head.e_shnum * sizeof(Elf64_Shdr),
+                          head.e_phoff + (uint64_t)head.e_phnum * sizeof(Elf64_Phdr));
+    end = larger(end, sizeof head);
+    for (unsigned i = 0; i < head.e_shnum; i++) {
+        Elf64_Shdr section;
+        memcpy(&section, image + head.e_shoff + i * sizeof section, sizeof section);
+        if (section.sh_type == SHT_NOBITS || section.sh_type == SHT_NULL) {
+            continue;
+        }
+        if (section.sh_offset > limit || section.sh_size > limit - section.sh_offset) {
+            return 0;
+        }
+        end = larger(end, section.sh_offset + section.sh_size);
+    }
+    return (size_t)end;
+}
+
+size_t tp_image_size(const void *image, size_t limit) {
+    const unsigned char *bytes = image;
+    uint32_t magic;
+    if (limit < sizeof magic) {
+        return 0;
+    }
+    memcpy(&magic, bytes, sizeof magic);
+    if (magic == TP_FATBIN) {
+        return fatbin_size(bytes, limit);
+    }
+    if (memcmp(bytes, ELFMAG, SELFMAG) == 0) {
+        return elf_size(bytes, limit);
+    }
+    /* PTX begins with white space, a comment or a directive. */
+    if (strchr(" \t\r\n./", bytes[0]) && bytes[0]) {
+        size_t length = strnlen(image, limit);
+        return length < limit ? length + 1 : 0;
+    }
+    return 0;
+}
+
+uint64_t tp_name_hash(const char *name) {
+    /* FNV-1a with a final mix: names come from the program's own images, nobody gains by a collision. */
+    uint64_t hash = 0xcbf29ce484222325ull;
+    for (; *name; name++) {
+        hash = (hash ^ (unsigned char)*name) * 0x100000001b3ull;
+    }
+    hash ^= hash >> 32;
+    hash *= 0x9e3779b97f4a7c15ull;
+    return hash ^ hash >> 29;
+}
