@@ -26,6 +26,9 @@ const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *stat
 /* Sleeps until bytes arrive, a data thread has news, `extra_fd` (or -1) is readable, or the timeout ends. Flushes first. */
 void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns);
 
+/* Why the link is over, TP_OK while it is not: whoever waits for blocks in a loop must look, since none will come any more. */
+enum tp_status tpw_link_status(const struct tpw_link *link);
+
 /* A reply or message of `size` body bytes (header added), to be filled in and committed before the next begin. Output is
  * gathered and sent by flush; when the peer does not read, up to 64 MiB are kept, then the link counts as lost. */
 unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, size_t size);
@@ -43,6 +46,9 @@ struct tpw_block {
 struct tpw_block *tpw_upload_take(struct tpw_link *link, uint64_t transfer);
 /* Gives the staging memory back once the copy engine has read it. Any thread. */
 void tpw_upload_done(struct tpw_link *link, struct tpw_block *block);
+/* The next `size` bytes of `transfer` that come are thrown away: for a call that was refused after its frame announced them.
+ * Without it their blocks would hold up the transfers behind them for ever. */
+enum tp_status tpw_upload_drop(struct tpw_link *link, uint64_t transfer, uint64_t size);
 
 /* ---- transfers out (session → client) ---- */
 /* An empty block, or NULL when all are in use. */

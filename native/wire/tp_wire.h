@@ -66,7 +66,9 @@ struct tp_chunk {
     uint64_t transfer; /* numbered from 1 by the client for either direction */
     uint64_t offset;
     uint32_t size;
-    uint32_t zero;
+    uint32_t handed; /* from the session, on the chunk that hands a download over: its place, from 1, among all that were handed
+                        over (low 32 bits), because downloads may complete in another order than they were counted in
+                        tp_reply_frame.transfers; 0 on every other chunk */
 };
 
 _Static_assert(sizeof(struct tp_frame) == 16, "frame header");

@@ -1,0 +1,253 @@
+/*
+ * The process's connection: made once, lost once, never freed.
+ *
+ * Owns `the_connection` and the list of loss handlers. Any thread enters tp_connection; `making` lets one of them connect
+ * while the others wait. After fork the child only marks its copies as unusable and closes its copies of the sockets: no
+ * shutdown, which would end the parent's connection, no locks, no freeing.
+ */
+#include "conn_internal.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define DATA_CONNECTIONS 4u
+#define RETRY_NS 3000000000u /* an unreachable worker is not asked again by each of a program's thousand calls */
+#define LOSS_HANDLERS 4u
+
+struct tp_counters tp_counters;
+
+static struct tp_conn *_Atomic the_connection;
+static _Atomic bool forked;
+static struct tp_lock making;
+static bool registered;              /* under making */
+static enum tp_status last_failure;  /* under making */
+static uint64_t last_failure_at;     /* under making */
+static void (*_Atomic loss_handlers[LOSS_HANDLERS])(void);
+
+bool tpc_forked(void) { return atomic_load_explicit(&forked, memory_order_relaxed); }
+
+bool tp_alive(const struct tp_conn *conn) { return !tpc_is_lost(conn); }
+
+struct tp_conn *tp_connection_if_any(void) { return atomic_load_explicit(&the_connection, memory_order_acquire); }
+
+/* ---- loss ---- */
+
+void tp_on_loss(void (*handler)(void)) {
+    for (size_t i = 0; i < LOSS_HANDLERS; i++) {
+        void (*none)(void) = NULL;
+        if (atomic_load(&loss_handlers[i]) == handler || atomic_compare_exchange_strong(&loss_handlers[i], &none, handler)) {
+            return;
+        }
+    }
+}
+
+void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, ...) {
+    uint32_t alive = TP_OK;
+    if (!atomic_compare_exchange_strong_explicit(&conn->lost, &alive, status, memory_order_seq_cst, memory_order_seq_cst)) {
+        return;
+    }
+    char reason[256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(reason, sizeof reason, format, arguments);
+    va_end(arguments);
+    tp_log(TP_ERROR, "The connection to the GPU worker at %s is lost (%s); every further CUDA call of this process fails",
+           conn->peer, reason);
+
+    shutdown(conn->control, SHUT_RDWR);
+    uint32_t count = atomic_load_explicit(&conn->data_count, memory_order_acquire);
+    for (uint32_t i = 0; i < count; i++) {
+        shutdown(conn->data[i].socket, SHUT_RDWR);
+    }
+    tpc_wake_transfers(conn);
+    tpc_wake_all_callers(conn);
+    tpc_wake_sender(conn);
+    tpc_wake_listener(conn);
+    atomic_fetch_add_explicit(&conn->space_news, 1, memory_order_seq_cst);
+    tp_futex_wake(&conn->space_news, INT32_MAX);
+    for (size_t i = 0; i < LOSS_HANDLERS; i++) {
+        void (*handler)(void) = atomic_load(&loss_handlers[i]);
+        if (handler) {
+            handler();
+        }
+    }
+}
+
+/* ---- fork ---- */
+
+static void fork_prepare(void) { tpc_threads_fork_prepare(); }
+
+static void fork_parent(void) { tpc_threads_fork_done(); }
+
+static void fork_child(void) {
+    tpc_threads_fork_done();
+    struct tp_conn *conn = atomic_load_explicit(&the_connection, memory_order_relaxed);
+    if (!conn && atomic_load_explicit(&making.state, memory_order_relaxed) == 0) {
+        return; /* nothing was opened: the child may have a connection of its own */
+    }
+    atomic_store_explicit(&forked, true, memory_order_relaxed);
+    if (conn) {
+        atomic_store_explicit(&conn->lost, TP_ERROR_FORKED, memory_order_seq_cst);
+        close(conn->control);
+        uint32_t count = atomic_load_explicit(&conn->data_count, memory_order_relaxed);
+        for (uint32_t i = 0; i < count; i++) {
+            close(conn->data[i].socket);
+        }
+    }
+}
+
+/* ---- making ---- */
+
+static uint32_t cache_request_count(void) {
+    const char *text = getenv("TF_MAX_CACHE_REQUEST_COUNT");
+    char *end;
+    if (!text || !*text) {
+        return 100;
+    }
+    unsigned long value = strtoul(text, &end, 10);
+    if (*end || value < 1 || value > 1000000) {
+        tp_log(TP_ERROR, "TF_MAX_CACHE_REQUEST_COUNT=%s is no number from 1 to 1000000; 100 is used", text);
+        return 100;
+    }
+    return (uint32_t)value;
+}
+
+static enum tp_status make(struct tp_conn **out) {
+    tp_log_setup("client");
+    struct tp_conn *conn = aligned_alloc(_Alignof(struct tp_conn), sizeof *conn);
+    if (!conn) {
+        return TP_ERROR_MEMORY;
+    }
+    memset(conn, 0, sizeof *conn);
+    conn->control = -1;
+    conn->cache_max = cache_request_count();
+    enum tp_status status = tpc_connect(conn);
+    if (status != TP_OK) {
+        goto failed;
+    }
+    conn->input = mmap(NULL, TPC_INPUT_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (conn->input == MAP_FAILED) {
+        conn->input = NULL;
+        status = TP_ERROR_MEMORY;
+        goto failed;
+    }
+    status = tpc_ring_make(conn);
+    if (status != TP_OK) {
+        goto failed;
+    }
+    status = tpc_listener_start(conn);
+    if (status == TP_OK) {
+        status = tpc_sender_start(conn);
+    }
+    if (status != TP_OK) {
+        /* A thread may run already: the half-made connection ends like any other and stays where the thread looks at it. */
+        tpc_lose(conn, status, "a thread could not be started");
+        return status;
+    }
+    *out = conn;
+    return TP_OK;
+
+failed:
+    if (status == TP_ERROR_MEMORY) {
+        tp_log(TP_ERROR, "No memory for the connection to the GPU worker");
+    }
+    if (conn->control >= 0) {
+        close(conn->control);
+    }
+    if (conn->input) {
+        munmap(conn->input, TPC_INPUT_SIZE);
+    }
+    free(conn);
+    return status;
+}
+
+static struct tp_conn *alive_or_status(struct tp_conn *conn, enum tp_status *status) {
+    *status = tpc_lost_status(conn);
+    if (TP_LIKELY(*status == TP_OK)) {
+        return conn;
+    }
+    /* To the caller every loss is the same; the log said which it was. */
+    *status = *status == TP_ERROR_FORKED ? TP_ERROR_FORKED : TP_ERROR_LOST;
+    return NULL;
+}
+
+struct tp_conn *tp_connection(enum tp_status *status) {
+    struct tp_conn *conn = tp_connection_if_any();
+    if (TP_LIKELY(conn != NULL)) {
+        return alive_or_status(conn, status);
+    }
+    if (tpc_forked()) {
+        *status = TP_ERROR_FORKED;
+        return NULL;
+    }
+    tp_lock_take(&making);
+    conn = tp_connection_if_any();
+    if (!conn) {
+        if (!registered) {
+            pthread_atfork(fork_prepare, fork_parent, fork_child);
+            atexit(tpc_stats_at_exit);
+            registered = true;
+        }
+        bool retry = last_failure == TP_OK ||
+                     (last_failure == TP_ERROR_UNREACHABLE && tp_now_ns() - last_failure_at > RETRY_NS);
+        *status = retry ? make(&conn) : last_failure;
+        last_failure = *status;
+        last_failure_at = retry ? tp_now_ns() : last_failure_at;
+        atomic_store_explicit(&the_connection, conn, memory_order_release);
+    }
+    tp_lock_drop(&making);
+    return conn ? alive_or_status(conn, status) : NULL;
+}
+
+/* ---- data connections ---- */
+
+static enum tp_status open_one(struct tp_conn *conn, uint32_t index) {
+    struct tpc_data *data = &conn->data[index];
+    data->conn = conn;
+    data->index = index;
+    enum tp_status status = tpc_connect_data(conn, index, &data->socket);
+    if (status != TP_OK) {
+        return status;
+    }
+    atomic_store_explicit(&conn->data_count, index + 1, memory_order_seq_cst); /* from here on loss shuts it down */
+    status = tp_thread_start(&data->receiver, "tf-data-in", 256u << 10, tpc_data_receive, data);
+    if (status == TP_OK) {
+        status = tp_thread_start(&data->sender, "tf-data-out", 256u << 10, tpc_data_send, data);
+    }
+    if (status != TP_OK) {
+        tpc_lose(conn, status, "a thread could not be started");
+    } else if (tpc_is_lost(conn)) {
+        shutdown(data->socket, SHUT_RDWR);
+        return TP_ERROR_LOST;
+    }
+    return status;
+}
+
+enum tp_status tp_data_ready(struct tp_conn *conn) {
+    if (TP_LIKELY(atomic_load_explicit(&conn->data_open, memory_order_acquire))) {
+        return TP_OK;
+    }
+    if (tpc_is_lost(conn)) {
+        return tpc_lost_status(conn);
+    }
+    tp_lock_take(&conn->opening);
+    enum tp_status status = TP_OK;
+    uint32_t wanted = conn->data_max < DATA_CONNECTIONS ? conn->data_max : DATA_CONNECTIONS;
+    if (wanted == 0) {
+        tp_log(TP_ERROR, "The GPU worker at %s takes no data connections, so no transfer above 64 KiB is possible", conn->peer);
+        status = TP_ERROR_REFUSED;
+    }
+    for (uint32_t i = atomic_load_explicit(&conn->data_count, memory_order_acquire); i < wanted && status == TP_OK; i++) {
+        status = open_one(conn, i);
+    }
+    if (status == TP_OK) {
+        atomic_store_explicit(&conn->data_open, true, memory_order_release);
+    }
+    tp_lock_drop(&conn->opening);
+    return status;
+}

@@ -1,0 +1,187 @@
+/*
+ * What the files of the client's connection share; nobody outside native/client/core includes it.
+ *
+ * One struct tp_conn per process, never freed: threads of the program may be inside it until the process ends. Who writes
+ * what is said at each group of fields. `lost` ends everything: it is set once and every sleeper is woken after it.
+ * Lock order: append, then transfers; send, receive, sleepers and threads are taken with nothing held but append (send never).
+ */
+#ifndef TP_CONN_INTERNAL_H
+#define TP_CONN_INTERNAL_H
+
+#include "tp_config.h"
+#include "tp_conn.h"
+
+#include <pthread.h>
+#include <tp_net.h>
+
+#define TPC_RING_SIZE (4u << 20) /* launches of 160 to 400 bytes: about 15,000 ahead of the socket */
+#define TPC_RING_MASK (TPC_RING_SIZE - 1)
+#define TPC_INPUT_SIZE (TP_FRAME_MAX + (256u << 10))
+#define TPC_NO_NEWS 1000000000u /* sleepers look for a silent peer once a second */
+
+/* ---- threads.c: one slot per client thread; slots are reused, never freed ---- */
+enum tpc_slot_state {
+    TPC_IDLE,
+    TPC_WAITING,  /* awaits a reply, awake */
+    TPC_SLEEPING, /* awaits a reply in a futex and stands in the sleepers list */
+    TPC_LEAD,     /* was woken to become the one that reads the socket */
+    TPC_DONE,
+    TPC_LOST,
+};
+struct tpc_slot {
+    struct tp_thread thread; /* first: tp_thread_self hands out a pointer to it */
+    _Atomic uint32_t state;  /* enum tpc_slot_state; DONE releases *reply to the waiting thread */
+    _Atomic bool expects;    /* a reply may come; whoever exchanges it to false is the one to deliver */
+    _Atomic bool gated;      /* the reply is here but waits for downloads */
+    bool listed;             /* under sleepers_lock */
+    uint64_t need;           /* under transfers: downloads that must be complete before the reply counts */
+    struct tp_reply *reply;
+    struct tpc_slot *next, *previous; /* sleepers list */
+    struct tpc_slot *next_gated;
+    struct tpc_slot *next_free; /* under threads.lock */
+};
+struct tpc_slot *tpc_slot_self(void);
+struct tpc_slot *tpc_slot_find(uint32_t number); /* NULL: no thread ever had that number */
+uint32_t tpc_slot_count(void);                   /* numbers 1 … count have been given out */
+void tpc_threads_fork_prepare(void);
+void tpc_threads_fork_done(void);
+
+/* ---- transfers ---- */
+struct tpc_upload {
+    uint64_t number;
+    const unsigned char *source;
+    size_t size, dealt, sent, chunk;
+    struct tpc_upload *next;
+};
+struct tpc_download {
+    uint64_t number;
+    unsigned char *destination;
+    size_t size, received;
+    bool cancelled;  /* its bytes are thrown away */
+    uint32_t busy;   /* threads that write to destination at this moment */
+    uint32_t handed; /* place in the order of hand-overs, 0 until known */
+    struct tpc_download *next, *previous;
+};
+
+struct tpc_data {
+    struct tp_conn *conn;
+    int socket;
+    uint32_t index;
+    pthread_t sender, receiver;
+};
+
+struct tp_conn {
+    int control;
+    uint64_t session_id, session_key;
+    uint32_t data_max;
+    struct tp_endpoint endpoint;
+    char peer[320]; /* host and port for sentences */
+    uint64_t spin_ns;
+    uint32_t cache_max; /* TF_MAX_CACHE_REQUEST_COUNT */
+    _Atomic uint32_t lost; /* enum tp_status once lost; store releases nothing, it only ends loops */
+
+    /* Appenders, under append. `head` releases the frame bytes to whoever holds send. */
+    _Alignas(64) struct tp_lock append;
+    unsigned char *ring; /* TPC_RING_SIZE bytes mapped twice in a row, so that every frame is contiguous */
+    uint64_t at;         /* = head */
+    uint64_t tail_seen;
+    uint32_t reserved; /* size of the frame between reserve and commit */
+    uint64_t next_transfer;
+    int wake_uploads; /* chunks that the frame to be committed has queued */
+    _Atomic uint64_t head;
+    _Atomic uint64_t appended_frames;
+
+    /* Whoever holds send. `tail` releases ring space to appenders. */
+    _Alignas(64) struct tp_lock send;
+    _Atomic uint64_t tail;
+    _Atomic uint64_t sent_frames;
+    _Atomic uint32_t sender_sleeps;   /* pairs, seq_cst, with head: store one, then look at the other */
+    _Atomic uint32_t space_waiters;
+    _Atomic uint32_t space_news;
+
+    /* The reading side: input is touched only by the holder of receive. */
+    _Alignas(64) struct tp_lock receive;
+    unsigned char *input; /* TPC_INPUT_SIZE bytes, pages appear when touched */
+    size_t input_start, input_end;
+    struct tp_lock sleepers_lock;
+    struct tpc_slot *sleepers;
+    _Atomic uint32_t sleepers_count;
+    _Atomic uint32_t callers;         /* threads that wait for a reply and would read for it */
+    _Atomic int32_t listening;      /* > 0: something may come that nobody waits for */
+    _Atomic uint32_t listener_parked;
+
+    /* Transfers, under transfers. */
+    _Alignas(64) struct tp_lock transfers;
+    struct tpc_upload *uploads, *uploads_end; /* in commit order; not yet wholly sent */
+    struct tpc_upload *dealing;               /* first with bytes not yet dealt to a data connection */
+    struct tpc_download *downloads, *downloads_end;
+    struct tpc_slot *gated;
+    uint32_t cancelled;
+    uint64_t landed; /* downloads 1 … landed in the order of hand-overs are complete */
+    uint64_t *landed_ahead; /* complete beyond `landed`, unordered */
+    size_t landed_ahead_count, landed_ahead_room;
+    _Atomic uint32_t transfer_news; /* bumped when an upload or download ends */
+    _Atomic uint32_t transfer_waiters;
+    _Atomic uint32_t upload_news; /* bumped when chunks may be taken */
+    _Atomic uint32_t upload_sleepers;
+    _Atomic uint32_t downloads_pending;
+
+    struct tp_lock opening; /* held while data connections are opened */
+    _Atomic uint32_t data_count;
+    _Atomic bool data_open; /* all of them */
+    struct tpc_data data[TP_DATA_CONNECTIONS];
+    pthread_t sender_thread, listener_thread;
+};
+
+/* conn.c */
+void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+static inline bool tpc_is_lost(const struct tp_conn *conn) {
+    return TP_UNLIKELY(atomic_load_explicit(&conn->lost, memory_order_seq_cst) != TP_OK);
+}
+static inline enum tp_status tpc_lost_status(const struct tp_conn *conn) {
+    return (enum tp_status)atomic_load_explicit(&conn->lost, memory_order_seq_cst);
+}
+bool tpc_forked(void);
+
+/* connect.c */
+enum tp_status tpc_connect(struct tp_conn *conn);
+enum tp_status tpc_connect_data(struct tp_conn *conn, uint32_t index, int *out);
+
+/* sender.c */
+enum tp_status tpc_ring_make(struct tp_conn *conn);
+enum tp_status tpc_sender_start(struct tp_conn *conn);
+void tpc_publish(struct tp_conn *conn); /* the reserved frame joins the stream; the append lock is dropped */
+void tpc_wake_sender(struct tp_conn *conn);
+/* Sends what is committed, without sleeping; true when nothing is left or somebody else is at it. */
+bool tpc_flush_now(struct tp_conn *conn);
+
+/* receiver.c */
+enum tp_status tpc_listener_start(struct tp_conn *conn);
+void tpc_deliver(struct tpc_slot *slot, uint32_t state); /* its reply is complete, or never comes */
+void tpc_wake_listener(struct tp_conn *conn);
+void tpc_nudge_listener(struct tp_conn *conn); /* if something is outstanding that nobody reads for */
+void tpc_wake_all_callers(struct tp_conn *conn);
+
+/* transfers.c */
+/* Delivers the slot's reply, now or with the last of the downloads that it must wait for; false: an impossible count. */
+bool tpc_gate(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers);
+/* After loss: once it returns, nobody writes into memory that downloads were to go to. */
+void tpc_quiesce(struct tp_conn *conn);
+/* A piece of a chunk is about to be received: where to (NULL: nowhere). False when it does not fit its transfer. After true,
+ * tpc_piece_end must follow; `handed` stands with a chunk's last piece. False from it: more bytes than were asked for. */
+bool tpc_piece_begin(struct tp_conn *conn, const struct tp_chunk *rest, struct tpc_download **download, unsigned char **start);
+bool tpc_piece_end(struct tp_conn *conn, struct tpc_download *download, size_t received, uint32_t handed);
+bool tpc_chunk_out(struct tp_conn *conn, struct tpc_upload **upload, struct tp_chunk *chunk, const unsigned char **payload);
+void tpc_chunk_sent(struct tp_conn *conn, struct tpc_upload *upload, size_t size);
+bool tpc_host_write(struct tp_conn *conn, const unsigned char *body, size_t size);
+void tpc_wake_transfers(struct tp_conn *conn);
+
+/* data.c */
+void *tpc_data_send(void *argument);
+void *tpc_data_receive(void *argument);
+
+/* stats.c */
+void tpc_stats_round_trip(const char *what, uint64_t ns);
+void tpc_stats_at_exit(void);
+
+#endif

@@ -1,0 +1,377 @@
+/*
+ * The receiving half of the control connection: replies to waiting threads, messages to their handlers.
+ *
+ * Owns the input buffer, which only the holder of `receive` touches. There is one reader at a time: a waiting caller reads for
+ * everybody (the leader) and hands over when its own reply is there; others sleep; the listener thread reads only when
+ * something is outstanding that no caller waits for. Bytes come from the worker: every frame is bounded before it is read,
+ * a reply goes only to a thread that expects one, and the first violation ends the connection.
+ */
+#include "conn_internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define SPIN_NS 100000u
+#define RECEIVE_PIECE (64u << 10) /* keeps the touched part of the input buffer small */
+
+static tp_message_handler *_Atomic handlers[16];
+
+void tp_on_message(uint16_t op, tp_message_handler *handler) {
+    if (op < sizeof handlers / sizeof *handlers) {
+        atomic_store_explicit(&handlers[op], handler, memory_order_release);
+    }
+}
+
+void tpc_deliver(struct tpc_slot *slot, uint32_t state) {
+    if (atomic_exchange_explicit(&slot->state, state, memory_order_seq_cst) == TPC_SLEEPING) {
+        tp_futex_wake(&slot->state, 1);
+    }
+}
+
+void tpc_wake_all_callers(struct tp_conn *conn) {
+    (void)conn;
+    uint32_t count = tpc_slot_count();
+    for (uint32_t number = 1; number <= count; number++) {
+        struct tpc_slot *slot = tpc_slot_find(number);
+        if (atomic_exchange_explicit(&slot->expects, false, memory_order_seq_cst)) {
+            tpc_deliver(slot, TPC_LOST);
+        }
+    }
+}
+
+/* ---- frames ---- */
+
+static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body, uint32_t size) {
+    struct tpc_slot *slot = tpc_slot_find(frame->thread);
+    if (!slot || !atomic_exchange_explicit(&slot->expects, false, memory_order_seq_cst)) {
+        tpc_lose(conn, TP_ERROR_PROTOCOL, "a reply for thread %u, which awaits none", frame->thread);
+        return;
+    }
+    struct tp_reply *reply = slot->reply;
+    reply->result = frame->result;
+    reply->size = size;
+    reply->body = reply->inline_body;
+    if (size > sizeof reply->inline_body) {
+        reply->body = malloc(size);
+        if (!reply->body) {
+            reply->body = reply->inline_body;
+            reply->size = 0;
+            tpc_deliver(slot, TPC_LOST);
+            tpc_lose(conn, TP_ERROR_MEMORY, "no memory for a reply of %u bytes", size);
+            return;
+        }
+    }
+    memcpy(reply->body, body, size);
+    if (!tpc_gate(conn, slot, frame->transfers)) {
+        tpc_deliver(slot, TPC_LOST);
+        tpc_lose(conn, TP_ERROR_PROTOCOL, "a reply counts %llu transfers, more than were asked for",
+                 (unsigned long long)frame->transfers);
+    }
+}
+
+static void take_message(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body, uint32_t size) {
+    if (frame->op == TP_OP_HOST_WRITE) {
+        if (!tpc_host_write(conn, body, size)) {
+            tpc_lose(conn, TP_ERROR_PROTOCOL, "a host write that does not fit the transfer it names");
+        }
+        return;
+    }
+    tp_message_handler *handler = frame->op < sizeof handlers / sizeof *handlers
+                                      ? atomic_load_explicit(&handlers[frame->op], memory_order_acquire)
+                                      : NULL;
+    if (handler) {
+        handler(frame, body, size);
+    } else {
+        tp_log(TP_WARN, "A message with operation %u from the worker is dropped: nothing here handles it", frame->op);
+    }
+}
+
+/* All complete frames of the input. */
+static void take_frames(struct tp_conn *conn) {
+    while (conn->input_end - conn->input_start >= sizeof(struct tp_reply_frame) && !tpc_is_lost(conn)) {
+        const unsigned char *at = conn->input + conn->input_start;
+        struct tp_reply_frame frame;
+        memcpy(&frame, at, sizeof frame);
+        if (frame.size < sizeof frame || frame.size > TP_FRAME_MAX || frame.size % 8 != 0) {
+            tpc_lose(conn, TP_ERROR_PROTOCOL, "a frame of %u bytes", frame.size);
+            return;
+        }
+        if (conn->input_end - conn->input_start < frame.size) {
+            return;
+        }
+        conn->input_start += frame.size;
+        uint32_t body_size = frame.size - (uint32_t)sizeof frame;
+        if (frame.flags & TP_FRAME_REPLY) {
+            take_reply(conn, &frame, at + sizeof frame, body_size);
+        } else {
+            take_message(conn, &frame, at + sizeof frame, body_size);
+        }
+    }
+}
+
+/* Reads once and takes what is complete; false when nothing came (or the connection is lost). Holds receive. */
+static bool pump(struct tp_conn *conn) {
+    size_t have = conn->input_end - conn->input_start;
+    if (have == 0) {
+        conn->input_start = conn->input_end = 0;
+    }
+    size_t want = RECEIVE_PIECE;
+    if (have >= sizeof(uint32_t)) { /* a frame has begun: its size was checked by take_frames or will be */
+        uint32_t size;
+        memcpy(&size, conn->input + conn->input_start, sizeof size);
+        if (size > have && size <= TP_FRAME_MAX) {
+            want += size - have;
+        }
+    }
+    if (conn->input_end + want > TPC_INPUT_SIZE) {
+        memmove(conn->input, conn->input + conn->input_start, have);
+        conn->input_start = 0;
+        conn->input_end = have;
+    }
+    ssize_t n = recv(conn->control, conn->input + conn->input_end, want, MSG_DONTWAIT);
+    if (n > 0) {
+        conn->input_end += (size_t)n;
+        atomic_fetch_add_explicit(&tp_counters.bytes_received, (uint64_t)n, memory_order_relaxed);
+        take_frames(conn);
+        return true;
+    }
+    if (n == 0) {
+        tpc_lose(conn, TP_ERROR_LOST, "the worker closed the connection");
+    } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+        tpc_lose(conn, TP_ERROR_LOST, "receiving failed: %s", strerror(errno));
+    }
+    return false;
+}
+
+static void wait_readable(struct tp_conn *conn) {
+    struct pollfd wait = {.fd = conn->control, .events = POLLIN};
+    if (poll(&wait, 1, 1000) == 0 && tp_net_silent(conn->control)) {
+        tpc_lose(conn, TP_ERROR_LOST, "the worker has not answered for 9 s");
+    }
+}
+
+/* ---- waiting callers ---- */
+
+static bool is_final(uint32_t state) { return state == TPC_DONE || state == TPC_LOST; }
+
+static uint32_t state_of(const struct tpc_slot *slot) { return atomic_load_explicit(&slot->state, memory_order_acquire); }
+
+static bool nobody_reads(struct tp_conn *conn) {
+    return atomic_load_explicit(&conn->receive.state, memory_order_seq_cst) == 0;
+}
+
+static void unlist(struct tp_conn *conn, struct tpc_slot *slot) {
+    if (!slot->listed) {
+        return;
+    }
+    slot->listed = false;
+    *(slot->previous ? &slot->previous->next : &conn->sleepers) = slot->next;
+    if (slot->next) {
+        slot->next->previous = slot->previous;
+    }
+    atomic_fetch_sub_explicit(&conn->sleepers_count, 1, memory_order_relaxed);
+}
+
+/* Makes sure that somebody reads if somebody has to. Called by everyone who stops reading or waiting. */
+static void pass_on(struct tp_conn *conn) {
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&conn->sleepers_count, memory_order_seq_cst) > 0 && nobody_reads(conn)) {
+        bool found = false;
+        tp_lock_take(&conn->sleepers_lock);
+        while (conn->sleepers && !found) {
+            struct tpc_slot *slot = conn->sleepers;
+            unlist(conn, slot);
+            uint32_t sleeping = TPC_SLEEPING;
+            found = !atomic_load_explicit(&slot->gated, memory_order_relaxed) &&
+                    atomic_compare_exchange_strong(&slot->state, &sleeping, TPC_LEAD);
+            if (found) {
+                tp_futex_wake(&slot->state, 1);
+            }
+        }
+        tp_lock_drop(&conn->sleepers_lock);
+        if (found) {
+            return;
+        }
+    }
+    tpc_nudge_listener(conn);
+}
+
+/* Reads until the slot's reply is there, or waits for downloads. Holds receive. */
+static void lead(struct tp_conn *conn, const struct tpc_slot *slot) {
+    uint64_t spin_until = tp_now_ns() + conn->spin_ns;
+    while (!is_final(state_of(slot)) && !atomic_load_explicit(&slot->gated, memory_order_relaxed) && !tpc_is_lost(conn)) {
+        if (pump(conn)) {
+            continue;
+        }
+        if (tp_now_ns() < spin_until) {
+            for (int i = 0; i < 16; i++) {
+                tp_pause();
+            }
+        } else {
+            wait_readable(conn);
+        }
+    }
+}
+
+/* Sleeps until delivered, chosen to lead, or (a gated slot is never chosen) only until delivered. */
+static void follow(struct tp_conn *conn, struct tpc_slot *slot) {
+    bool gated = atomic_load_explicit(&slot->gated, memory_order_relaxed);
+    uint32_t expected = TPC_WAITING;
+    tp_lock_take(&conn->sleepers_lock);
+    bool sleeps = atomic_compare_exchange_strong(&slot->state, &expected, TPC_SLEEPING);
+    if (sleeps && !gated) {
+        slot->previous = NULL;
+        slot->next = conn->sleepers;
+        if (slot->next) {
+            slot->next->previous = slot;
+        }
+        conn->sleepers = slot;
+        slot->listed = true;
+        atomic_fetch_add_explicit(&conn->sleepers_count, 1, memory_order_seq_cst);
+    }
+    tp_lock_drop(&conn->sleepers_lock);
+    atomic_thread_fence(memory_order_seq_cst);
+    /* The leader may have left between our last try and the listing: it drops receive and then looks at the list. */
+    while (sleeps && state_of(slot) == TPC_SLEEPING && (gated || !nobody_reads(conn)) &&
+           gated == atomic_load_explicit(&slot->gated, memory_order_relaxed)) {
+        tp_futex_wait(&slot->state, TPC_SLEEPING, 0);
+    }
+    tp_lock_take(&conn->sleepers_lock);
+    unlist(conn, slot);
+    expected = TPC_SLEEPING;
+    if (!atomic_compare_exchange_strong(&slot->state, &expected, TPC_WAITING)) {
+        expected = TPC_LEAD;
+        atomic_compare_exchange_strong(&slot->state, &expected, TPC_WAITING);
+    }
+    tp_lock_drop(&conn->sleepers_lock);
+}
+
+static void await(struct tp_conn *conn, struct tpc_slot *slot) {
+    atomic_fetch_add_explicit(&conn->callers, 1, memory_order_seq_cst);
+    uint64_t spin_until = 0;
+    bool counted = true;
+    while (!is_final(state_of(slot))) {
+        bool gated = atomic_load_explicit(&slot->gated, memory_order_relaxed);
+        if (gated && counted) {
+            counted = false;
+            atomic_fetch_sub_explicit(&conn->callers, 1, memory_order_seq_cst);
+            pass_on(conn);
+        }
+        if (tpc_is_lost(conn) && atomic_exchange_explicit(&slot->expects, false, memory_order_seq_cst)) {
+            tpc_deliver(slot, TPC_LOST);
+            break;
+        }
+        if (!gated && !tpc_is_lost(conn) && tp_lock_try(&conn->receive)) {
+            lead(conn, slot);
+            tp_lock_drop(&conn->receive);
+            continue;
+        }
+        uint64_t now = tp_now_ns();
+        spin_until = spin_until ? spin_until : now + conn->spin_ns;
+        if (now < spin_until) {
+            for (int i = 0; i < 16 && !is_final(state_of(slot)); i++) {
+                tp_pause();
+            }
+        } else {
+            follow(conn, slot);
+        }
+    }
+    if (counted) {
+        atomic_fetch_sub_explicit(&conn->callers, 1, memory_order_seq_cst);
+    }
+    pass_on(conn);
+}
+
+enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_reply *reply) {
+    struct tpc_slot *slot = tpc_slot_self();
+    struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & TPC_RING_MASK));
+    reply->body = reply->inline_body;
+    reply->size = 0;
+    frame->flags |= TP_FRAME_CALL;
+    slot->reply = reply;
+    atomic_store_explicit(&slot->gated, false, memory_order_relaxed);
+    atomic_store_explicit(&slot->state, TPC_WAITING, memory_order_relaxed);
+    atomic_store_explicit(&slot->expects, true, memory_order_seq_cst);
+    tpc_publish(conn);
+
+    uint64_t begin = tp_now_ns();
+    if (!tpc_flush_now(conn)) {
+        tpc_wake_sender(conn);
+    }
+    await(conn, slot);
+    tpc_stats_round_trip(what, tp_now_ns() - begin);
+    slot->reply = NULL;
+    if (atomic_exchange_explicit(&slot->state, TPC_IDLE, memory_order_acquire) == TPC_DONE) {
+        return TP_OK;
+    }
+    tpc_quiesce(conn);
+    tp_reply_free(reply);
+    return tpc_is_lost(conn) ? tpc_lost_status(conn) : TP_ERROR_LOST;
+}
+
+void tp_reply_free(struct tp_reply *reply) {
+    if (reply->body != reply->inline_body) {
+        free(reply->body);
+    }
+    reply->body = reply->inline_body;
+    reply->size = 0;
+}
+
+/* ---- the listener ---- */
+
+static bool must_listen(struct tp_conn *conn) {
+    return (atomic_load_explicit(&conn->listening, memory_order_seq_cst) > 0 ||
+            atomic_load_explicit(&conn->downloads_pending, memory_order_seq_cst) > 0) &&
+           atomic_load_explicit(&conn->callers, memory_order_seq_cst) == 0 && nobody_reads(conn);
+}
+
+void tpc_wake_listener(struct tp_conn *conn) {
+    if (atomic_load_explicit(&conn->listener_parked, memory_order_seq_cst) == 1 &&
+        atomic_exchange_explicit(&conn->listener_parked, 0, memory_order_seq_cst) == 1) {
+        tp_futex_wake(&conn->listener_parked, 1);
+    }
+}
+
+void tpc_nudge_listener(struct tp_conn *conn) {
+    if (must_listen(conn)) {
+        tpc_wake_listener(conn);
+    }
+}
+
+void tp_listen(struct tp_conn *conn, int delta) {
+    atomic_fetch_add_explicit(&conn->listening, delta, memory_order_seq_cst);
+    if (delta > 0) {
+        tpc_nudge_listener(conn);
+    }
+}
+
+static void *listener_run(void *argument) {
+    struct tp_conn *conn = argument;
+    while (!tpc_is_lost(conn)) {
+        if (must_listen(conn)) {
+            wait_readable(conn); /* without the lock: a caller that comes meanwhile reads for itself at once */
+            if (must_listen(conn) && tp_lock_try(&conn->receive)) {
+                while (pump(conn)) {
+                }
+                tp_lock_drop(&conn->receive);
+                pass_on(conn);
+            }
+            continue;
+        }
+        atomic_store_explicit(&conn->listener_parked, 1, memory_order_seq_cst);
+        if (!must_listen(conn) && !tpc_is_lost(conn)) {
+            tp_futex_wait(&conn->listener_parked, 1, 0);
+        }
+        atomic_store_explicit(&conn->listener_parked, 0, memory_order_seq_cst);
+    }
+    return NULL;
+}
+
+enum tp_status tpc_listener_start(struct tp_conn *conn) {
+    conn->spin_ns = tp_spin_ns(SPIN_NS);
+    /* Handlers of messages run here, and with them host functions of the program: a stack like that of a small thread. */
+    return tp_thread_start(&conn->listener_thread, "tf-listen", 1u << 20, listener_run, conn);
+}

@@ -1,0 +1,234 @@
+/*
+ * The sending half of the control connection: a ring of frames in this process's memory, drained into the socket.
+ *
+ * Owns the ring. Entered by every thread that appends (under append, from tp_reserve to the commit), by whoever holds send
+ * (the sender thread, or a caller about to wait), never both by the same step: an appender holds no lock in a system call.
+ * The sender thread spins briefly after the last frame and then sleeps; appenders wake it only when it sleeps.
+ */
+#include "conn_internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef MFD_CLOEXEC
+#define MFD_CLOEXEC 1u
+#endif
+
+#define SPIN_NS 50000u
+
+enum tp_status tpc_ring_make(struct tp_conn *conn) {
+    int fd = (int)syscall(SYS_memfd_create, "tensor-fusion", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, TPC_RING_SIZE) != 0) {
+        goto failed;
+    }
+    unsigned char *both = mmap(NULL, 2 * (size_t)TPC_RING_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (both == MAP_FAILED) {
+        goto failed;
+    }
+    for (int half = 0; half < 2; half++) {
+        if (mmap(both + (size_t)half * TPC_RING_SIZE, TPC_RING_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
+            MAP_FAILED) {
+            munmap(both, 2 * (size_t)TPC_RING_SIZE);
+            goto failed;
+        }
+    }
+    /* The mapping is shared: a forked child must not be able to write into its parent's stream. */
+    madvise(both, 2 * (size_t)TPC_RING_SIZE, MADV_DONTFORK);
+    close(fd);
+    conn->ring = both;
+    return TP_OK;
+
+failed:
+    if (fd >= 0) {
+        close(fd);
+    }
+    return TP_ERROR_MEMORY;
+}
+
+/* ---- draining ---- */
+
+/* Sends until the ring is empty; false when the socket takes no more (or the connection is lost). Holds send. */
+static bool drain(struct tp_conn *conn) {
+    uint64_t tail = atomic_load_explicit(&conn->tail, memory_order_relaxed);
+    while (!tpc_is_lost(conn)) {
+        uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed);
+        uint64_t head = atomic_load_explicit(&conn->head, memory_order_seq_cst);
+        if (head == tail) {
+            atomic_store_explicit(&conn->sent_frames, frames, memory_order_relaxed);
+            return true;
+        }
+        ssize_t n = send(conn->control, conn->ring + (tail & TPC_RING_MASK), head - tail, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n > 0) {
+            tail += (uint64_t)n;
+            atomic_store_explicit(&conn->tail, tail, memory_order_seq_cst);
+            atomic_store_explicit(&tp_counters.bytes_sent,
+                                  atomic_load_explicit(&tp_counters.bytes_sent, memory_order_relaxed) + (uint64_t)n,
+                                  memory_order_relaxed);
+            if (atomic_load_explicit(&conn->space_waiters, memory_order_seq_cst) > 0) {
+                atomic_fetch_add_explicit(&conn->space_news, 1, memory_order_release);
+                tp_futex_wake(&conn->space_news, INT32_MAX);
+            }
+        } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            return false;
+        } else if (n < 0 && errno != EINTR) {
+            tpc_lose(conn, TP_ERROR_LOST, "sending failed: %s", strerror(errno));
+        }
+    }
+    return false;
+}
+
+static bool is_empty(struct tp_conn *conn) {
+    return atomic_load_explicit(&conn->head, memory_order_seq_cst) == atomic_load_explicit(&conn->tail, memory_order_seq_cst);
+}
+
+bool tpc_flush_now(struct tp_conn *conn) {
+    /* After a failed try the holder looks at head again once it has dropped the lock, so our frame is not forgotten. */
+    while (!is_empty(conn) && tp_lock_try(&conn->send)) {
+        bool all = drain(conn);
+        tp_lock_drop(&conn->send);
+        atomic_thread_fence(memory_order_seq_cst);
+        if (!all) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void tpc_wake_sender(struct tp_conn *conn) {
+    if (atomic_load_explicit(&conn->sender_sleeps, memory_order_seq_cst) == 1 &&
+        atomic_exchange_explicit(&conn->sender_sleeps, 0, memory_order_seq_cst) == 1) {
+        tp_futex_wake(&conn->sender_sleeps, 1);
+    }
+}
+
+static void *sender_run(void *argument) {
+    struct tp_conn *conn = argument;
+    uint64_t spin = tp_spin_ns(SPIN_NS);
+    uint64_t last_news = tp_now_ns();
+    while (!tpc_is_lost(conn)) {
+        if (!is_empty(conn)) {
+            if (tpc_flush_now(conn)) {
+                last_news = tp_now_ns();
+                continue;
+            }
+            struct pollfd wait = {.fd = conn->control, .events = POLLOUT};
+            if (poll(&wait, 1, 1000) == 0 && tp_net_silent(conn->control)) {
+                tpc_lose(conn, TP_ERROR_LOST, "the worker has not answered for 9 s");
+            }
+            last_news = tp_now_ns();
+            continue;
+        }
+        for (int i = 0; i < 64 && is_empty(conn); i++) {
+            tp_pause();
+        }
+        if (!is_empty(conn) || tp_now_ns() - last_news < spin) {
+            continue;
+        }
+        tpc_nudge_listener(conn);
+        atomic_store_explicit(&conn->sender_sleeps, 1, memory_order_seq_cst);
+        if (is_empty(conn) && !tpc_is_lost(conn)) {
+            tp_futex_wait(&conn->sender_sleeps, 1, 0);
+        }
+        atomic_store_explicit(&conn->sender_sleeps, 0, memory_order_seq_cst);
+        last_news = tp_now_ns();
+    }
+    return NULL;
+}
+
+enum tp_status tpc_sender_start(struct tp_conn *conn) {
+    return tp_thread_start(&conn->sender_thread, "tf-send", 256u << 10, sender_run, conn);
+}
+
+/* ---- appending ---- */
+
+/* Waits, holding nothing, until `size` bytes are free. */
+static void wait_for_space(struct tp_conn *conn, size_t size) {
+    while (!tpc_is_lost(conn)) {
+        atomic_fetch_add_explicit(&conn->space_waiters, 1, memory_order_seq_cst);
+        uint32_t news = atomic_load_explicit(&conn->space_news, memory_order_acquire);
+        uint64_t used = atomic_load_explicit(&conn->head, memory_order_seq_cst) -
+                        atomic_load_explicit(&conn->tail, memory_order_seq_cst);
+        bool enough = TPC_RING_SIZE - used >= size;
+        if (!enough) {
+            tpc_flush_now(conn);
+            tpc_wake_sender(conn);
+            used = atomic_load_explicit(&conn->head, memory_order_seq_cst) -
+                   atomic_load_explicit(&conn->tail, memory_order_seq_cst);
+            enough = TPC_RING_SIZE - used >= size;
+            if (!enough && !tpc_is_lost(conn)) {
+                tp_futex_wait(&conn->space_news, news, TPC_NO_NEWS);
+            }
+        }
+        atomic_fetch_sub_explicit(&conn->space_waiters, 1, memory_order_seq_cst);
+        if (enough) {
+            return;
+        }
+    }
+}
+
+void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
+    const struct tpc_slot *slot = tpc_slot_self();
+    size = tp_padded(size);
+    if (TP_UNLIKELY(size < sizeof(struct tp_frame) || size > TP_FRAME_MAX || slot->thread.number == 0)) {
+        tp_log(TP_ERROR, "Operation %u cannot be sent: its frame would have %zu bytes, from thread %u", op, size,
+               slot->thread.number);
+        return NULL;
+    }
+    for (;;) {
+        if (tpc_is_lost(conn)) {
+            return NULL;
+        }
+        tp_lock_take(&conn->append);
+        if (TP_LIKELY(conn->at + size - conn->tail_seen <= TPC_RING_SIZE)) {
+            break;
+        }
+        conn->tail_seen = atomic_load_explicit(&conn->tail, memory_order_acquire);
+        if (conn->at + size - conn->tail_seen <= TPC_RING_SIZE) {
+            break;
+        }
+        tp_lock_drop(&conn->append);
+        wait_for_space(conn, size);
+    }
+    struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & TPC_RING_MASK));
+    *frame = (struct tp_frame){
+        .size = (uint32_t)size, .op = op, .flags = 0, .thread = slot->thread.number, .context = slot->thread.context};
+    conn->reserved = (uint32_t)size;
+    return frame;
+}
+
+void tpc_publish(struct tp_conn *conn) {
+    conn->at += conn->reserved;
+    uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) + 1;
+    atomic_store_explicit(&conn->appended_frames, frames, memory_order_relaxed);
+    atomic_store_explicit(&tp_counters.frames, frames, memory_order_relaxed);
+    int wake_uploads = conn->wake_uploads;
+    conn->wake_uploads = 0;
+    /* seq_cst: pairs with the sender, which stores sender_sleeps and then looks at head once more. */
+    atomic_store_explicit(&conn->head, conn->at, memory_order_seq_cst);
+    tp_lock_drop(&conn->append);
+    if (wake_uploads && atomic_load_explicit(&conn->upload_sleepers, memory_order_seq_cst) > 0) {
+        tp_futex_wake(&conn->upload_news, wake_uploads);
+    }
+}
+
+void tp_commit(struct tp_conn *conn) {
+    tpc_publish(conn);
+    tpc_wake_sender(conn);
+    if (TP_UNLIKELY(atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) -
+                        atomic_load_explicit(&conn->sent_frames, memory_order_relaxed) >=
+                    conn->cache_max)) {
+        tpc_flush_now(conn);
+    }
+}
+
+void tp_flush(struct tp_conn *conn) {
+    if (!tpc_is_lost(conn) && !tpc_flush_now(conn)) {
+        tpc_wake_sender(conn);
+    }
+}

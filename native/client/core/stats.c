@@ -1,0 +1,121 @@
+/*
+ * Statistics: counters of the connection, and round trips and blocked time by API function.
+ *
+ * Owns a fixed table keyed by the address of the function's name, which is a string constant of the library that calls.
+ * Any thread adds; nothing is ever removed, so readers need no lock. The file of TF_STATS_PATH is written at exit.
+ */
+#include "conn_internal.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define FUNCTIONS 2048u /* power of two above the 1,078 names that can call */
+
+static struct {
+    const char *_Atomic name;
+    _Atomic uint64_t count, ns;
+} functions[FUNCTIONS];
+
+void tpc_stats_round_trip(const char *what, uint64_t ns) {
+    atomic_fetch_add_explicit(&tp_counters.round_trips, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&tp_counters.blocked_ns, ns, memory_order_relaxed);
+    uint32_t at = (uint32_t)(((uintptr_t)what * 0x9e3779b97f4a7c15ull) >> 40);
+    for (uint32_t tries = 0; tries < FUNCTIONS; tries++, at++) {
+        const char *found = atomic_load_explicit(&functions[at % FUNCTIONS].name, memory_order_acquire);
+        if (!found && !atomic_compare_exchange_strong(&functions[at % FUNCTIONS].name, &found, what)) {
+            /* `found` now holds the name that another thread put there */
+        } else if (!found) {
+            found = what;
+        }
+        if (found == what) {
+            atomic_fetch_add_explicit(&functions[at % FUNCTIONS].count, 1, memory_order_relaxed);
+            atomic_fetch_add_explicit(&functions[at % FUNCTIONS].ns, ns, memory_order_relaxed);
+            return;
+        }
+    }
+}
+
+struct text {
+    char *at;
+    size_t size, used;
+};
+
+static void add(struct text *t, const char *format, const char *name, uint64_t a, uint64_t b) {
+    char piece[256];
+    int n = name ? snprintf(piece, sizeof piece, format, name, (unsigned long long)a, (unsigned long long)b)
+                 : snprintf(piece, sizeof piece, format, (unsigned long long)a, (unsigned long long)b);
+    size_t size = n < 0 ? 0 : (size_t)n < sizeof piece ? (size_t)n : sizeof piece - 1;
+    if (t->used + size < t->size) {
+        memcpy(t->at + t->used, piece, size + 1);
+    }
+    t->used += size;
+}
+
+static uint64_t value(const _Atomic uint64_t *counter) { return atomic_load_explicit(counter, memory_order_relaxed); }
+
+size_t tp_stats_json(char *buffer, size_t size) {
+    struct text t = {.at = buffer, .size = size, .used = 0};
+    if (size) {
+        buffer[0] = 0;
+    }
+    add(&t, "{\"calls\": %llu, \"frames\": %llu, ", NULL, value(&tp_counters.calls), value(&tp_counters.frames));
+    add(&t, "\"round_trips\": %llu, \"blocked_ns\": %llu, ", NULL, value(&tp_counters.round_trips), value(&tp_counters.blocked_ns));
+    add(&t, "\"bytes_sent\": %llu, \"bytes_received\": %llu, \"functions\": {", NULL, value(&tp_counters.bytes_sent),
+        value(&tp_counters.bytes_received));
+    const char *separator = "";
+    for (uint32_t i = 0; i < FUNCTIONS; i++) {
+        const char *name = atomic_load_explicit(&functions[i].name, memory_order_acquire);
+        if (name) {
+            add(&t, "%s", separator, 0, 0);
+            add(&t, "\"%s\": {\"round_trips\": %llu, \"blocked_ns\": %llu}", name, value(&functions[i].count),
+                value(&functions[i].ns));
+            separator = ", ";
+        }
+    }
+    add(&t, "%s", "}}", 0, 0);
+    return t.used;
+}
+
+/* TF_STATS_PATH with each %p replaced by the process id. */
+static bool stats_path(char *out, size_t size) {
+    const char *from = getenv("TF_STATS_PATH");
+    size_t used = 0;
+    if (!from || !*from) {
+        return false;
+    }
+    while (*from && used + 24 < size) {
+        if (from[0] == '%' && from[1] == 'p') {
+            used += (size_t)snprintf(out + used, size - used, "%d", (int)getpid());
+            from += 2;
+        } else {
+            out[used++] = *from++;
+        }
+    }
+    out[used] = 0;
+    return *from == 0;
+}
+
+void tpc_stats_at_exit(void) {
+    char path[1024];
+    if (tpc_forked() || !stats_path(path, sizeof path)) {
+        return;
+    }
+    size_t size = tp_stats_json(NULL, 0) + 4096; /* other threads may still count */
+    char *text = malloc(size);
+    int fd = text ? open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644) : -1;
+    if (fd < 0) {
+        tp_log(TP_ERROR, "TF_STATS_PATH=%s cannot be written", path);
+    } else {
+        size_t length = tp_stats_json(text, size);
+        if (length < size) {
+            text[length] = '\n';
+            ssize_t written = write(fd, text, length + 1);
+            (void)written;
+        }
+        close(fd);
+    }
+    free(text);
+}

@@ -1,0 +1,270 @@
+/*
+ * The session's control connection: frames in, replies and messages out, and the executor's sleep.
+ *
+ * Owns the control socket and both buffers; entered by the executor thread only (tpw_link_fail by any). Frames are looked at
+ * only after they were received into `input`, which no peer can write. A frame's size is bounded before anything else of it is
+ * read. Output that the client does not read is kept up to 64 MiB; past that the link ends.
+ */
+#include "link_internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define OUTPUT_ROOM (TPW_OUTPUT_MAX + 2 * (size_t)TP_FRAME_MAX)
+#define FLUSH_AT (256u << 10)
+
+void tpw_link_fail(struct tpw_link *link, enum tp_status status, const char *format, ...) {
+    uint32_t fine = TP_OK;
+    if (!atomic_compare_exchange_strong(&link->status, &fine, status)) {
+        return;
+    }
+    char reason[256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(reason, sizeof reason, format, arguments);
+    va_end(arguments);
+    tp_log(status == TP_ERROR_LOST ? TP_INFO : TP_ERROR, "The client's connection ends: %s", reason);
+    /* Wakes the executor, and the data threads through their sockets. */
+    shutdown(link->control, SHUT_RDWR);
+    for (uint32_t i = 0; i < TP_DATA_CONNECTIONS; i++) {
+        int fd = atomic_load(&link->lanes[i].socket);
+        if (fd >= 0) {
+            shutdown(fd, SHUT_RDWR);
+        }
+        atomic_fetch_add(&link->lanes[i].free_news, 1);
+        tp_futex_wake(&link->lanes[i].free_news, INT32_MAX);
+    }
+    atomic_fetch_add(&link->send_news, 1);
+    tp_futex_wake(&link->send_news, INT32_MAX);
+}
+
+static void *reserve_pages(size_t size) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+enum tp_status tpw_link_open(struct tpw_link **out, int control, void *(*allocate)(size_t), void (*release)(void *)) {
+    struct tpw_link *link = calloc(1, sizeof *link);
+    if (!link) {
+        return TP_ERROR_MEMORY;
+    }
+    link->control = control;
+    link->allocate = allocate;
+    link->release = release;
+    for (uint32_t i = 0; i < TP_DATA_CONNECTIONS; i++) {
+        link->lanes[i] = (struct lane){.link = link, .index = i, .socket = -1};
+    }
+    link->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    link->input = reserve_pages(TPW_INPUT_SIZE);
+    link->output = reserve_pages(OUTPUT_ROOM);
+    if (link->event < 0 || !link->input || !link->output) {
+        tpw_link_close(link); /* takes the socket with it */
+        return TP_ERROR_MEMORY;
+    }
+    tp_net_tune(control, false);
+    *out = link;
+    return TP_OK;
+}
+
+void tpw_link_close(struct tpw_link *link) {
+    tpw_link_flush(link);
+    tpw_link_fail(link, TP_ERROR_LOST, "the session closes it");
+    tpw_link_close_data(link);
+    close(link->control);
+    if (link->event >= 0) {
+        close(link->event);
+    }
+    if (link->input) {
+        munmap(link->input, TPW_INPUT_SIZE);
+    }
+    if (link->output) {
+        munmap(link->output, OUTPUT_ROOM);
+    }
+    free(link);
+}
+
+/* ---- frames in ---- */
+
+/* One receive; false when nothing came. */
+static bool receive(struct tpw_link *link) {
+    if (link->input_start == link->input_end) {
+        link->input_start = link->input_end = 0;
+    } else if (TPW_INPUT_SIZE - link->input_end < TP_FRAME_MAX) {
+        /* starts are multiples of 8, so frames stay aligned */
+        memmove(link->input, link->input + link->input_start, link->input_end - link->input_start);
+        link->input_end -= link->input_start;
+        link->input_start = 0;
+    }
+    ssize_t n = recv(link->control, link->input + link->input_end, TPW_INPUT_SIZE - link->input_end, MSG_DONTWAIT);
+    if (n > 0) {
+        link->input_end += (size_t)n;
+        return true;
+    }
+    if (n == 0) {
+        tpw_link_fail(link, TP_ERROR_LOST, "the client closed it%s",
+                      link->input_end > link->input_start ? ", in the middle of a frame" : "");
+    } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+        tpw_link_fail(link, TP_ERROR_LOST, "receiving failed: %s", strerror(errno));
+    }
+    return false;
+}
+
+const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *status) {
+    link->input_start += link->consumed;
+    link->consumed = 0;
+    if (tpw_link_wants_service(link)) {
+        tpw_link_serve_data(link);
+    }
+    bool received = false;
+    for (;;) {
+        *status = (enum tp_status)atomic_load_explicit(&link->status, memory_order_relaxed);
+        if (*status != TP_OK) {
+            return NULL;
+        }
+        size_t have = link->input_end - link->input_start;
+        if (have >= sizeof(struct tp_frame)) {
+            const struct tp_frame *frame = (const struct tp_frame *)(const void *)(link->input + link->input_start);
+            uint32_t size = frame->size;
+            if (size < sizeof *frame || size > TP_FRAME_MAX || size % 8 != 0) {
+                tpw_link_fail(link, TP_ERROR_PROTOCOL, "it sent a frame of %u bytes", size);
+                continue;
+            }
+            if (size <= have) {
+                link->consumed = size;
+                return frame;
+            }
+        }
+        if (received || !receive(link)) {
+            *status = (enum tp_status)atomic_load_explicit(&link->status, memory_order_relaxed);
+            return NULL;
+        }
+        received = true;
+    }
+}
+
+enum tp_status tpw_link_status(const struct tpw_link *link) {
+    return (enum tp_status)atomic_load_explicit(&link->status, memory_order_relaxed);
+}
+
+/* ---- output ---- */
+
+unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, size_t size) {
+    size_t total = sizeof(struct tp_reply_frame) + tp_padded(size);
+    link->begun = 0;
+    if (size > TP_FRAME_MAX || total > TP_FRAME_MAX) {
+        tpw_link_fail(link, TP_ERROR_PROTOCOL, "an answer of %zu bytes does not fit a frame", size);
+        return NULL;
+    }
+    if (link->output_end - link->output_start + total > TPW_OUTPUT_MAX) {
+        tpw_link_flush(link);
+        if (link->output_end - link->output_start + total > TPW_OUTPUT_MAX) {
+            tpw_link_fail(link, TP_ERROR_LOST, "it does not read its answers; %u MiB are waiting", TPW_OUTPUT_MAX >> 20);
+        }
+    }
+    if (tpw_link_over(link)) {
+        link->output_start = link->output_end = 0; /* the caller may still write; nobody will see it */
+    } else if (link->output_end + total > OUTPUT_ROOM) {
+        memmove(link->output, link->output + link->output_start, link->output_end - link->output_start);
+        link->output_end -= link->output_start;
+        link->output_start = 0;
+    }
+    struct tp_reply_frame *frame = (struct tp_reply_frame *)(void *)(link->output + link->output_end);
+    *frame = (struct tp_reply_frame){.size = (uint32_t)total, .op = op, .flags = flags, .thread = thread};
+    link->begun = total;
+    return (unsigned char *)(frame + 1);
+}
+
+void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
+    if (!link->begun) {
+        return;
+    }
+    struct tp_reply_frame *frame = (struct tp_reply_frame *)(void *)(link->output + link->output_end);
+    size_t most = link->begun - sizeof *frame;
+    used = used < most ? used : most;
+    unsigned char *body = (unsigned char *)(frame + 1);
+    memset(body + used, 0, tp_padded(used) - used); /* no old bytes of this process leave it as padding */
+    frame->size = (uint32_t)(sizeof *frame + tp_padded(used));
+    frame->result = result;
+    frame->transfers = link->handed;
+    link->output_end += frame->size;
+    link->begun = 0;
+    if (link->output_end - link->output_start >= FLUSH_AT) {
+        tpw_link_flush(link);
+    }
+}
+
+void tpw_link_flush(struct tpw_link *link) {
+    while (link->output_start < link->output_end && !tpw_link_over(link)) {
+        ssize_t n = send(link->control, link->output + link->output_start, link->output_end - link->output_start,
+                         MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n > 0) {
+            link->output_start += (size_t)n;
+        } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            return;
+        } else if (n < 0 && errno != EINTR) {
+            tpw_link_fail(link, TP_ERROR_LOST, "sending failed: %s", strerror(errno));
+        }
+    }
+    if (link->output_end > TP_FRAME_MAX) {
+        madvise(link->output, OUTPUT_ROOM, MADV_DONTNEED);
+    }
+    link->output_start = link->output_end = 0;
+}
+
+/* ---- sleeping ---- */
+
+static bool data_news(struct tpw_link *link) {
+    uint32_t news = atomic_load_explicit(&link->news, memory_order_seq_cst);
+    bool fresh = news != link->news_seen;
+    link->news_seen = news;
+    return fresh;
+}
+
+void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
+    tpw_link_flush(link);
+    uint64_t end = tp_now_ns() + timeout_ns;
+    end = end < timeout_ns ? UINT64_MAX : end;
+    /* seq_cst: pairs with tell_executor, which bumps news and then looks whether the executor waits. */
+    atomic_store_explicit(&link->executor_waits, 1, memory_order_seq_cst);
+    while (!tpw_link_over(link) && !data_news(link)) {
+        uint64_t now = tp_now_ns();
+        uint64_t left = now < end ? end - now : 0;
+        uint64_t step = left < 1000000000u ? left : 1000000000u;
+        struct timespec timeout = {.tv_sec = (time_t)(step / 1000000000u), .tv_nsec = (long)(step % 1000000000u)};
+        struct pollfd fds[3] = {
+            {.fd = link->control, .events = (short)(POLLIN | (link->output_end > link->output_start ? POLLOUT : 0))},
+            {.fd = link->event, .events = POLLIN},
+            {.fd = extra_fd, .events = POLLIN},
+        };
+        int ready = ppoll(fds, 3, &timeout, NULL);
+        if (ready > 0 && fds[1].revents) {
+            uint64_t ignored;
+            ssize_t n = read(link->event, &ignored, sizeof ignored);
+            (void)n;
+        }
+        if (ready > 0 && (fds[0].revents & POLLOUT)) {
+            tpw_link_flush(link);
+        }
+        if (ready > 0 && ((fds[0].revents & ~POLLOUT) || fds[2].revents)) {
+            break;
+        }
+        if (ready == 0 && step == 1000000000u && tp_net_silent(link->control)) {
+            tpw_link_fail(link, TP_ERROR_LOST, "the client has not answered for 9 s");
+        }
+        if (left == 0) {
+            break;
+        }
+    }
+    atomic_store_explicit(&link->executor_waits, 0, memory_order_seq_cst);
+    if (tpw_link_wants_service(link)) {
+        tpw_link_serve_data(link);
+    }
+}
