@@ -20,6 +20,8 @@ What happens to each parameter follows from its C type (see model.py) unless the
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"new K"``           object of kind K made by this call
 ``"gone K"``           object of kind K ended by this call  ``"dev E"``           device address of E bytes, E = N or N*4
 ``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
+``"outstring N"``      text of up to N bytes with its NUL
+``"versioned"``        struct read and written through the pointer, whose first word holds its size in the low 24 bits
 
 ``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are ``name="ctype: role"``.
 """
@@ -45,6 +47,7 @@ class Line:
     reports: bool = False  # may report a deferred error of earlier posts
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
+    params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
 
 
 def call(
@@ -66,9 +69,9 @@ def pure(name: str, /, *, session: str = "driver", contextless: bool = False, **
     return Line(name, "pure", roles, session=session, contextless=contextless)
 
 
-def local(name: str, *, anytime: bool = False, implicit: bool = False) -> Line:
-    """Answered in the client by hand-written code."""
-    return Line(name, "local", anytime=anytime, implicit=implicit)
+def local(name: str, *, anytime: bool = False, implicit: bool = False, params: dict[str, str] | None = None) -> Line:
+    """Answered in the client by hand-written code; `params` declares a name that no header does."""
+    return Line(name, "local", anytime=anytime, implicit=implicit, params=params or {})
 
 
 def custom(name: str, *, ops: str, anytime: bool = False, implicit: bool = False) -> Line:

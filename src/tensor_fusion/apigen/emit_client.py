@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from .describe import Line
 from .emit_wire import NOTE
-from .model import Api, Field, Model, Op
+from .model import RESULTS, Api, Field, Model, Op
 from .snapshot import Prototype, declare, parameter_list
 
 PREFIX = {"cuda": "tpc", "nvml": "tpn"}
+REQUIRED = ("out", "new", "in", "string", "outbytes", "outarray", "outstring", "versioned")
 SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
 
 
@@ -49,17 +50,19 @@ def exports(model: Model, api: Api) -> str:
 
 def _export(api: Api, line: Line) -> list[str]:
     prefix = PREFIX[api.name]
+    lines: list[str] = []
     target = api.resolve(line)
     prototype = api.prototype(line.name) or api.prototype(target.name)
     upper = prefix.upper()
     if prototype is None:
-        result = "CUresult" if api.name == "cuda" else "nvmlReturn_t"
-        head = f"TP_EXPORT {result} {line.name}(void)"
+        head = f"TP_EXPORT {RESULTS[api.name]} {line.name}(void)"
         return [f"{head};", f"{head} {{ {upper}_UNSUPPORTED({line.name}); }}"]
     head = f"TP_EXPORT {prototype.returns} {line.name}({parameter_list(prototype)})"
+    if target.params:
+        lines.append(f"{head};")
     if target.kind == "unsupported":
         unused = " ".join(f"(void){p.name};" for p in prototype.params)
-        return [f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}); }}"]
+        return [*lines, f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}); }}"]
     default = "CU_STREAM_PER_THREAD" if line.kind == "twin" else "CU_STREAM_LEGACY"
     arguments = [
         f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name
@@ -68,7 +71,7 @@ def _export(api: Api, line: Line) -> list[str]:
     if target.implicit:
         arguments.insert(0, default)
     enter = "" if target.anytime else f"{upper}_ENTER(); "
-    return [f"{head} {{ {enter}return {prefix}_{target.name}({', '.join(arguments)}); }}"]
+    return [*lines, f"{head} {{ {enter}return {prefix}_{target.name}({', '.join(arguments)}); }}"]
 
 
 def _addresses(model: Model) -> list[str]:
@@ -123,7 +126,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     body = [f"    (void){p.name};" for p in prototype.params if p.name not in sent]
     fields = {f.name: f for f in op.fields}
     for item in op.fields:
-        required = item.role in ("out", "new", "in", "string", "outbytes", "outarray") and not item.optional
+        required = item.role in REQUIRED and not item.optional
         if required:
             body.append(f"    if (!{item.name}) {{ return {upper}_NULL; }}")
         if item.role in ("bytes", "array", "handles") and not item.optional:
@@ -132,6 +135,9 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(
                 f"    {upper}_CHECK_HANDLE({item.arg.upper()}, {item.name}, {'true' if item.optional else 'false'});"
             )
+        if item.role == "versioned":
+            body.append(f"    size_t n_{item.name};")
+            body.append(f"    {upper}_VERSIONED(n_{item.name}, {item.name});")
     for item in op.fields:
         if item.role == "new":
             body.append(f"    uint64_t new_{item.name} = {prefix}_mint(TPG_{item.arg.upper()});")
@@ -198,6 +204,8 @@ def _argument(api: Api, item: Field) -> list[str]:
         return [f".{name} = (uint64_t)(uintptr_t){name},"]
     if item.role == "bytes":
         return [f".{name} = {name},", f".{name}_size = {name} ? {item.arg} : 0,"]
+    if item.role == "versioned":
+        return [f".{name} = {name},", f".{name}_size = n_{name},"]
     if item.role == "handles":
         return [f".{name} = (const uint64_t *)(const void *){name},", f".{name}_count = {name} ? {item.arg} : 0,"]
     if item.role == "array":
@@ -211,6 +219,13 @@ def _store(item: Field, fields: dict[str, Field], prototype: Prototype) -> list[
         return [f"if ({name}) {{ *{name} = o.{name}; }}"]
     if item.role == "outbytes":
         return [f"if ({name}) {{ memcpy({name}, o.{name}, o.{name}_size < {item.arg} ? o.{name}_size : {item.arg}); }}"]
+    if item.role == "outversioned":
+        return [f"memcpy({name}, o.{name}, o.{name}_size < n_{name} ? o.{name}_size : n_{name});"]
+    if item.role == "outstring":
+        return [
+            f"size_t n_{name} = o.{name}_size < {item.arg} ? o.{name}_size : {item.arg};",
+            f"if ({name} && n_{name}) {{ memcpy({name}, o.{name}, n_{name}); {name}[n_{name} - 1] = 0; }}",
+        ]
     return [
         f"size_t n_{name} = o.{name}_count < {item.arg} ? o.{name}_count : {item.arg};",
         f"if ({name}) {{ memcpy({name}, o.{name}, n_{name} * sizeof *{name}); }}",

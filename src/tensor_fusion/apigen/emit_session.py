@@ -8,7 +8,7 @@ from .emit_wire import NOTE
 from .model import Api, Field, Model, Op
 from .snapshot import Prototype, parameter_list
 
-DRIVER_FIELD = {"cuda": "cuda", "nvml": "nvml"}
+ENTER = {"cuda": "tpw_enter(s, frame)", "nvml": "tpw_nvml_enter(s)"}
 
 
 def driver_header(model: Model) -> str:
@@ -74,7 +74,7 @@ def _hand_signature(op: Op) -> str:
 
 def dispatch(model: Model) -> str:
     """tpg_dispatch.c: one function for every operation, and the switch over all of them."""
-    lines = [NOTE, '#include "tpw_session.h"', '#include "tpg_session.h"']
+    lines = [NOTE, '#include "tpw_session.h"', '#include "tpw_nvml.h"', '#include "tpg_session.h"']
     for api in model.apis:
         for op in api.ops:
             lines += _run(api, op)
@@ -105,7 +105,7 @@ def _run(api: Api, op: Op) -> list[str]:
     body.append("    }")
     if outputs:
         body += [f"    struct tpg_{op.name}_out out;", "    memset(&out, 0, sizeof out);"]
-    enter = "0" if op.line.contextless or api.name == "nvml" else "tpw_enter(s, frame)"
+    enter = "0" if op.line.contextless else ENTER[api.name]
     body.append(f"    int32_t error = {enter};")
     if op.line.session == "hand":
         arguments = ["s", "frame", *(["&in"] if inputs else []), *(["&out"] if outputs else [])]
@@ -165,6 +165,9 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
         arguments.append(argument)
     body.append(f"    if (!error) {{ error = (int32_t)s->{api.name}.{op.name}({', '.join(arguments)}); }}")
     for item in op.fields:
+        if item.role == "outstring":
+            size = f"out.{item.name}_size"
+            body.append(f"    if (!error) {{ {size} = tpw_text_size(out.{item.name}, {size}); }}")
         if item.role == "new":
             body.append(
                 f"    error = tpw_made(s, frame, TPG_{item.arg.upper()}, in.{item.name},"
@@ -193,10 +196,15 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         kind = item.ctype
         made = f"tpw_natives(s, frame, in.{name}, in.{name}_count, &error)"
         return [f"{kind} *n_{name} = ({kind} *){made};"], f"n_{name}"
-    if item.role in ("outbytes", "outarray"):
+    if item.role == "outversioned":
+        return [
+            f"out.{name} = tpw_versioned(s, in.{name}, in.{name}_size, sizeof({item.ctype}), &error);",
+            f"out.{name}_size = in.{name}_size;",
+        ], f"({ctype})(uintptr_t)out.{name}"
+    if item.role in ("outbytes", "outarray", "outstring"):
         length = _lengths(op, item.arg)
-        unit = "1" if item.role == "outbytes" else f"sizeof({item.ctype})"
-        what = "size" if item.role == "outbytes" else "count"
+        unit = "1" if item.is_bytes else f"sizeof({item.ctype})"
+        what = "size" if item.is_bytes else "count"
         return [
             f"out.{name} = tpw_scratch(s, (uint64_t)({length}), {unit}, &error);",
             f"out.{name}_{what} = (size_t)({length});",

@@ -17,7 +17,7 @@ def _member(item: Field) -> list[str]:
         return [f"const {item.ctype} *{item.name};"]
     if item.role == "string":
         return [f"const char *{item.name};"]
-    if item.role in ("bytes", "outbytes"):
+    if item.is_bytes:
         return [f"const void *{item.name};", f"size_t {item.name}_size;"]
     if item.role == "handles":
         return [f"const uint64_t *{item.name};", f"size_t {item.name}_count;"]
@@ -35,7 +35,7 @@ def _size(item: Field) -> str:
         return f"8 + ({name} ? tp_padded(sizeof(*{name})) : 0)"
     if item.role == "string":
         return f"8 + ({name} ? tp_padded(strlen({name}) + 1) : 0)"
-    if item.role in ("bytes", "outbytes"):
+    if item.is_bytes:
         return f"8 + tp_padded({name}_size)"
     return f"8 + tp_padded({name}_count * sizeof({_element(item)}))"
 
@@ -48,7 +48,7 @@ def _put(item: Field) -> str:
         return f"tp_put_bytes(c, {name}, {name} ? sizeof(*{name}) : 0);"
     if item.role == "string":
         return f"tp_put_string(c, {name});"
-    if item.role in ("bytes", "outbytes"):
+    if item.is_bytes:
         return f"tp_put_bytes(c, {name}, {name}_size);"
     return f"tp_put_bytes(c, {name}, {name}_count * sizeof({_element(item)}));"
 
@@ -67,7 +67,7 @@ def _get(item: Field) -> list[str]:
     if item.role == "string":
         lines = [f"{name} = tp_get_string(c);"]
         return lines if item.optional else [*lines, f"if (!{name}) {{ c->bad = true; }}"]
-    if item.role in ("bytes", "outbytes"):
+    if item.is_bytes:
         return [f"{name} = tp_get_bytes(c, &{name}_size);"]
     element = _element(item)
     return [
@@ -85,7 +85,7 @@ def _codec(op: Op, suffix: str, fields: list[Field]) -> list[str]:
     scalars = [f for f in fields if not f.variable]
     variables = [f for f in fields if f.variable]
     used = "" if variables else "    (void)a;\n"
-    needs_size = any(f.role not in ("bytes", "outbytes", "string") for f in variables)
+    needs_size = any(not f.is_bytes and f.role != "string" for f in variables)
     members = "".join(f"    {m}\n" for f in fields for m in _member(f))
     put = "".join(f"    {_put(f)}\n" for f in scalars)
     put += f"    tp_put(c, tpg_zeros, {pad});\n" if pad else ""
@@ -198,7 +198,7 @@ def _test(op: Op, suffix: str, fields: list[Field]) -> list[str]:
         elif item.role == "string":
             body.append(f'    {member} = "a text";')
             compare.append(f"strcmp(a.{item.name}, b.{item.name}) == 0")
-        elif item.role in ("bytes", "outbytes"):
+        elif item.is_bytes:
             body.append(f"    {member} = payload;")
             body.append(f"    {member}_size = 13;")
             compare.append(f"b.{item.name}_size == 13 && memcmp(a.{item.name}, b.{item.name}, 13) == 0")

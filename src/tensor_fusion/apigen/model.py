@@ -26,6 +26,7 @@ SCALARS = {
     "double": 8,
 }  # fmt: skip
 FIRST_OPCODE = 16
+RESULTS = {"cuda": "CUresult", "nvml": "nvmlReturn_t"}
 
 
 class DescriptionError(Exception):
@@ -51,7 +52,8 @@ class Field:
     """
 
     name: str
-    role: str  # value handle new gone device dev in bytes array handles string | out outbytes outarray
+    role: str  # value handle new gone device dev in bytes array handles string versioned
+    #            | out outbytes outarray outstring outversioned
     ctype: str
     size: int = 0
     arg: str = ""
@@ -61,6 +63,11 @@ class Field:
     def is_out(self) -> bool:
         """Travels in the reply."""
         return self.role.startswith("out")
+
+    @property
+    def is_bytes(self) -> bool:
+        """Travels as bytes with a length, whatever the memory is for."""
+        return self.role in ("bytes", "outbytes", "outstring", "versioned", "outversioned")
 
     @property
     def variable(self) -> bool:
@@ -118,7 +125,10 @@ class Api:
         return line
 
     def prototype(self, name: str) -> Prototype | None:
-        """The prototype, or None for the few exported names that no header declares."""
+        """The prototype, from the header or else from the line; None where neither declares it."""
+        line = self.lines.get(name)
+        if name not in self.snapshot.functions and line and line.params:
+            return Prototype(name, RESULTS[self.name], tuple(Parameter(n, t) for n, t in line.params.items()))
         return self.snapshot.functions.get(name)
 
 
@@ -270,6 +280,7 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
                 raise DescriptionError(f"{line.name}: has no parameter {key}; it has {sorted(names)}")
         fields = [f for p in prototype.params if (f := _field(line, p, types)) is not None]
         _check_lengths(line, fields)
+        fields += [Field(f.name, "outversioned", f.ctype) for f in fields if f.role == "versioned"]
         return Op(line.name, lock.number(line.name), line.kind, line, fields, prototype, api.name)
     if line.kind.startswith("op-"):
         fields = [_own_field(line, name, text, types) for name, text in line.roles.items()]
@@ -280,7 +291,7 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
 def _check_lengths(line: Line, fields: list[Field]) -> None:
     values = {f.name for f in fields if f.role == "value" or f.role == "out"}
     for item in fields:
-        if item.role in ("bytes", "array", "handles", "outbytes", "outarray", "dev") and item.arg:
+        if item.role in ("bytes", "array", "handles", "outbytes", "outarray", "outstring", "dev") and item.arg:
             names = re.findall(r"[A-Za-z_]\w*", item.arg)
             if not all(name in values for name in names):
                 raise DescriptionError(f"{line.name}: the length {item.arg} of {item.name} is not made of sent values")
@@ -314,8 +325,11 @@ def _field(line: Line, parameter: Parameter, types: Types) -> Field | None:
         return Field(parameter.name, word, plain, _known(line, parameter, types.size(plain)), "", optional)
     if word == "string":
         return Field(parameter.name, word, "char", 0, "", optional)
-    if word in ("bytes", "outbytes"):
+    if word in ("bytes", "outbytes", "outstring"):
         return Field(parameter.name, word, "void", 0, arg, optional)
+    if word == "versioned":
+        _known(line, parameter, types.size(plain))
+        return Field(parameter.name, word, plain)
     if word in ("array", "outarray"):
         _known(line, parameter, types.size(plain))
         return Field(parameter.name, word, plain, 0, arg, optional)

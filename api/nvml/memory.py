@@ -1,0 +1,47 @@
+"""Memory, its errors, and the processes that use it."""
+
+from tensor_fusion.apigen.describe import call, custom, unsupported
+
+FUNCTIONS = [
+    # Under the worker's memory limit, as cuMemGetInfo.
+    call("nvmlDeviceGetMemoryInfo", session="hand"),
+    call("nvmlDeviceGetMemoryInfo_v2", session="hand", memory="versioned"),
+    call("nvmlDeviceGetBAR1MemoryInfo"),
+    call("nvmlDeviceGetMemoryBusWidth"),
+    call("nvmlDeviceGetConfComputeMemSizeInfo"),
+    call("nvmlDeviceGetConfComputeProtectedMemoryUsage"),
+    call("nvmlDeviceGetDramEncryptionMode", current="versioned", pending="versioned"),
+    call("nvmlDeviceGetEccMode"),
+    call("nvmlDeviceGetDefaultEccMode"),
+    call("nvmlDeviceGetTotalEccErrors"),
+    call("nvmlDeviceGetDetailedEccErrors"),
+    call("nvmlDeviceGetMemoryErrorCounter"),
+    call("nvmlDeviceGetSramEccErrorStatus", status="versioned"),
+    call("nvmlDeviceGetRemappedRows"),
+    call("nvmlDeviceGetRemappedRows_v2"),
+    call("nvmlDeviceGetRowRemapperHistogram"),
+    call("nvmlDeviceGetRepairStatus", repairStatus="versioned"),
+    call("nvmlDeviceGetUnrepairableMemoryFlag_v1"),
+    call("nvmlDeviceGetRetiredPagesPendingStatus"),
+    custom("nvmlDeviceGetRetiredPages", ops="nvml_list"),
+    custom("nvmlDeviceGetRetiredPages_v2", ops="nvml_list"),
+    # Only the calling process is shown, under the number that it has in the client.
+    custom("nvmlDeviceGetComputeRunningProcesses", ops="nvml_process"),
+    custom("nvmlDeviceGetComputeRunningProcesses_v2", ops="nvml_process"),
+    custom("nvmlDeviceGetComputeRunningProcesses_v3", ops="nvml_process"),
+    custom("nvmlDeviceGetGraphicsRunningProcesses", ops="nvml_process"),
+    custom("nvmlDeviceGetGraphicsRunningProcesses_v2", ops="nvml_process"),
+    custom("nvmlDeviceGetGraphicsRunningProcesses_v3", ops="nvml_process"),
+    custom("nvmlDeviceGetMPSComputeRunningProcesses", ops="nvml_process"),
+    custom("nvmlDeviceGetMPSComputeRunningProcesses_v2", ops="nvml_process"),
+    custom("nvmlDeviceGetMPSComputeRunningProcesses_v3", ops="nvml_process"),
+    custom("nvmlDeviceGetRunningProcessDetailList", ops="nvml_process"),
+    custom("nvmlDeviceGetProcessUtilization", ops="nvml_list"),
+    call("nvmlDeviceGetAccountingMode"),
+    call("nvmlDeviceGetAccountingBufferSize"),
+    unsupported("processes of other clients are not shown", "nvmlDeviceGetAccountingPids",
+                "nvmlDeviceGetAccountingStats", "nvmlDeviceClearAccountingPids", "nvmlDeviceSetAccountingMode",
+                "nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetEncoderSessions", "nvmlDeviceGetFBCSessions"),
+    unsupported("lists behind pointers in structs are not carried yet",
+                "nvmlDeviceGetSramUniqueUncorrectedEccErrorCounts"),
+]  # fmt: skip

@@ -1,0 +1,43 @@
+"""Initialisation, the driver's versions, errors, events: what concerns no device or all of them."""
+
+from tensor_fusion.apigen.describe import alias, call, custom, local, pure, unsupported
+
+FUNCTIONS = [
+    custom("nvmlInit_v2", ops="nvml_start", anytime=True),
+    custom("nvmlInitWithFlags", ops="nvml_start", anytime=True),
+    alias("nvmlInit", "nvmlInit_v2"),
+    local("nvmlShutdown"),
+    local("nvmlErrorString", anytime=True),
+    # What nvidia-smi asks for before anything else; no header declares it.
+    local("nvmlInternalGetExportTable", anytime=True, params={"table": "const void **", "id": "const void *"}),
+    pure("nvmlSystemGetDriverVersion", version="outstring length"),
+    # NVML answers these two before nvmlInit.
+    custom("nvmlSystemGetNVMLVersion", ops="nvml_start", anytime=True),
+    custom("nvmlSystemGetCudaDriverVersion_v2", ops="nvml_start", anytime=True),
+    alias("nvmlSystemGetCudaDriverVersion", "nvmlSystemGetCudaDriverVersion_v2"),
+    pure("nvmlSystemGetDriverBranch", branchInfo="versioned"),
+    call("nvmlSystemGetConfComputeCapabilities"),
+    call("nvmlSystemGetConfComputeState"),
+    call("nvmlSystemGetConfComputeGpusReadyState"),
+    call("nvmlSystemGetConfComputeSettings", settings="versioned"),
+    call("nvmlSystemGetConfComputeKeyRotationThresholdInfo", pKeyRotationThrInfo="versioned"),
+    call("nvmlDeviceGetConfComputeGpuCertificate"),
+    call("nvmlSystemGetNvlinkBwMode"),
+    # Processes are the client's own, so their names come from the client's /proc.
+    local("nvmlSystemGetProcessName"),
+    # Events: a set can be made, waited for and freed; no device offers an event to register for.
+    local("nvmlEventSetCreate"),
+    local("nvmlEventSetFree"),
+    local("nvmlEventSetWait"),
+    local("nvmlEventSetWait_v2"),
+    local("nvmlDeviceGetSupportedEventTypes"),
+    unsupported("events do not travel to clients", "nvmlDeviceRegisterEvents", "nvmlSystemEventSetCreate",
+                "nvmlSystemEventSetFree", "nvmlSystemEventSetWait", "nvmlSystemRegisterEvents"),
+    call("nvmlUnitGetCount"),
+    unsupported("S-class units are not offered through a worker", "nvmlUnitGetDevices", "nvmlUnitGetFanSpeedInfo",
+                "nvmlUnitGetHandleByIndex", "nvmlUnitGetLedState", "nvmlUnitGetPsuInfo", "nvmlUnitGetTemperature",
+                "nvmlUnitGetUnitInfo", "nvmlUnitSetLedState", "nvmlSystemGetHicVersion"),
+    unsupported("the worker's other GPUs are not shown", "nvmlGetExcludedDeviceCount",
+                "nvmlGetExcludedDeviceInfoByIndex", "nvmlGetBlacklistDeviceCount", "nvmlGetBlacklistDeviceInfoByIndex",
+                "nvmlDeviceDiscoverGpus", "nvmlSystemGetTopologyGpuSet", "nvmlDeviceGetTopologyNearestGpus"),
+]  # fmt: skip

@@ -1,0 +1,33 @@
+/*
+ * What both sides of NVML must agree on beside the operations: how devices are numbered and which lists there are.
+ *
+ * The session makes one nvmldevice object for each device that it shows, in NVML's order; the client computes the same
+ * handles from the index alone. Constants only, no state.
+ */
+#ifndef TP_NVML_H
+#define TP_NVML_H
+
+#include <tp_wire.h>
+
+#define TP_NVML_DEVICES 64u /* more than any host has */
+#define TP_NVML_UUID 96u
+#define TP_NVML_SERIAL 32u
+/* Elements of one list: the longest real one, the sample buffers, has some hundreds. */
+#define TP_NVML_LIST_MAX 8192u
+
+/* The functions that fill an array and set a count. `argument` is the enum or scalar that the function takes. */
+enum tp_nvml_list {
+    TP_NVML_MEMORY_CLOCKS = 1,    /* u32 */
+    TP_NVML_GRAPHICS_CLOCKS,      /* u32, argument: memory clock */
+    TP_NVML_RETIRED_PAGES,        /* u64, argument: cause */
+    TP_NVML_RETIRED_PAGES_TIMES,  /* two u64: address, timestamp; argument: cause */
+    TP_NVML_SAMPLES,              /* nvmlSample_t, argument: type; value_type is set */
+    TP_NVML_PROCESS_UTILIZATION,  /* nvmlProcessUtilizationSample_t of this session alone */
+};
+
+/* Handle of device `index`: always generation 1, because devices neither come nor go. */
+static inline uint64_t tp_nvml_device(uint32_t kind, uint32_t index) {
+    return tp_handle_make(kind, 1u << TP_INDEX_BITS | index);
+}
+
+#endif
