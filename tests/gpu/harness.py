@@ -107,21 +107,25 @@ class Sample:
 
 
 def stop_group(process: subprocess.Popen[Any], grace_s: float = 3.0) -> None:
-    """End a process started with its own group, and everything it started in that group."""
+    """End a process started with its own group, and everything it started in that group; returns when they are gone."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
             break
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            continue
-        if number == signal.SIGTERM:
-            # The leader is gone; what it left in its group is ended without asking.
-            continue
     if process.poll() is None:
         process.wait(grace_s)
+    wait_until(lambda: not group_exists(process.pid), 1.0)
+
+
+def group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -350,9 +350,10 @@ def machine() -> dict[str, Any]:
 
 def summary(run: Run) -> tuple[str, bool]:
     """The text that ends the run, and whether everything is as it must be."""
-    rows = [row for verdict in run.verdicts.values() for row in verdict.rows]
+    ordered = {p.name: run.verdicts[p.name] for p in suite.programs() if p.name in run.verdicts}
+    rows = [row for verdict in ordered.values() for row in verdict.rows]
     lines: list[str] = []
-    for name, verdict in run.verdicts.items():
+    for name, verdict in ordered.items():
         if verdict.details:
             lines += [f"--- {name}", *verdict.details[:60]]
             if len(verdict.details) > 60:

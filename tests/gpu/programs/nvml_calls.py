@@ -12,7 +12,6 @@ from typing import Any
 
 from common import begin, finish
 
-
 # Asked with the device handle alone.
 UNCHANGING = tuple(
     """

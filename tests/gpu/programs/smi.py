@@ -74,7 +74,7 @@ def session_on_host(checks: Checks, worker: Worker) -> None:
         sessions = worker.descendants()
     largest = max(during.values(), default=0)
     detail = f"before {before}, during {during}, sessions {sessions}, native process shown {shows}"
-    # Some container runtimes hide processes from nvidia-smi; then not even a native one is shown, and none is asked for.
+    # Some container runtimes hide processes from nvidia-smi: where no native one is shown, none is asked for.
     seen = largest >= 1024
     checks.add("host nvidia-smi: shows the session as it shows a native process", seen == shows, detail, largest)
     if shows:
