@@ -8,6 +8,7 @@ import struct
 import subprocess
 import time
 from pathlib import Path
+from random import Random
 
 import psutil
 import pytest
@@ -158,6 +159,28 @@ def test_idle_connections_do_not_keep_a_client_out() -> None:
         assert time.monotonic() - started < 1.5
         for connection in idle:
             connection.close()
+
+
+def test_worker_out_of_descriptors_recovers() -> None:
+    with Worker() as worker:
+        psutil.Process(worker.process.pid).rlimit(psutil.RLIMIT_NOFILE, (30, 8192))
+        idle = [worker.connect() for _ in range(100)]
+        time.sleep(0.3)
+        for connection in idle:
+            connection.close()
+        assert worker.client().ask("slot") == "0"
+
+
+def test_junk_does_not_disturb_a_client() -> None:
+    random = Random(7)
+    with Worker() as worker:
+        client = worker.client()
+        for _ in range(150):
+            with worker.connect() as connection:
+                prefix = random.choice([b"", b"TFUSION\0", Greeting.build(SCHEMA)[: random.randrange(257)]])
+                connection.sendall(prefix + random.randbytes(random.randrange(1, 2000)))
+            assert client.ask("slot") == "0"
+        assert worker.process.poll() is None
 
 
 def test_reset_connections_are_survived() -> None:

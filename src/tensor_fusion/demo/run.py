@@ -59,7 +59,10 @@ def local_worker(gpu: str) -> Iterator[Worker]:
         if not line.startswith("ready "):
             process.wait(STOP_TIMEOUT)
             readers[1].join(STOP_TIMEOUT)
-            sentence = (errors or ["it said nothing\n"])[-1].strip().removeprefix("tensor-fusion-worker: ")
+            said = (
+                [line for line in errors if line.startswith("tensor-fusion-worker: ")] or errors or ["it said nothing"]
+            )
+            sentence = said[-1].strip().removeprefix("tensor-fusion-worker: ")
             raise UserError(f"The worker did not start: {sentence}", exit_code=1)
         yield Worker(int(line.split()[2].rpartition(":")[2]), line.strip())
     finally:

@@ -34,6 +34,8 @@ REPLACE_DELAY = 1.0
 MAX_REPLACE_DELAY = 30.0
 # From the end of the control channel to SIGKILL.
 EXIT_GRACE = 2.0
+# From SIGKILL until a process that does not end, because a driver call hangs in the kernel, is left alone.
+KILL_PATIENCE = 10.0
 
 
 class State(Enum):
@@ -143,27 +145,12 @@ class Sessions:
         if slot is None:
             LOGGER.error("no session can be started: all slots of the limits page are in use")
             return None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            ours.setblocking(False)
-            process = subprocess.Popen(
-                self._command(theirs.fileno(), slot),
-                pass_fds=(theirs.fileno(), self._page.fd),
-                env=dict(self._executable.environment),
-                stdin=subprocess.DEVNULL,
-                # The worker's own standard output carries the ready line and nothing from sessions.
-                stdout=2,
-                # A terminal's Ctrl-C is for the supervisor, which then ends its sessions in order.
-                start_new_session=True,
-                preexec_fn=self._arm,
-            )
+            process, ours = self._spawn(slot)
         except (OSError, subprocess.SubprocessError) as error:
-            ours.close()
             self._page.release_slot(slot)
             LOGGER.error("session process %s cannot be started: %s", self._executable.path, error)
             return None
-        finally:
-            theirs.close()
         session = Session(process, ours, slot, _new_id(self._sessions), secrets.randbits(64))
         self._sessions[session.id] = session
         loop = asyncio.get_running_loop()
@@ -176,6 +163,29 @@ class Sessions:
             LOGGER.error("%s does not take its first message: %s", session.name, error)
             self.end(session)
         return session
+
+    def _spawn(self, slot: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """A session process and our end of its control channel."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        try:
+            process = subprocess.Popen(
+                self._command(theirs.fileno(), slot),
+                pass_fds=(theirs.fileno(), self._page.fd),
+                env=dict(self._executable.environment),
+                stdin=subprocess.DEVNULL,
+                # The worker's own standard output carries the ready line and nothing from sessions.
+                stdout=2,
+                # A terminal's Ctrl-C is for the supervisor, which then ends its sessions in order.
+                start_new_session=True,
+                preexec_fn=self._arm,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return process, ours
 
     def _command(self, control: int, slot: int) -> list[str]:
         driver = self._executable.driver
@@ -340,20 +350,22 @@ class Sessions:
         self._replacement = asyncio.get_running_loop().call_later(delay, self.top_up)
 
     async def close(self) -> None:
-        """End all sessions and wait for them: when this returns no child is left."""
+        """End all sessions and wait until no child is left."""
         self._closing = True
         if self._replacement:
             self._replacement.cancel()
         for session in list(self._sessions.values()):
             self.end(session)
         until = time.monotonic() + EXIT_GRACE
-        while self._sessions:
+        while self._sessions and time.monotonic() < until + KILL_PATIENCE:
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), max(until - time.monotonic(), 0.05))
             except asyncio.TimeoutError:
                 for session in list(self._sessions.values()):
                     self._kill(session)
+        for session in self._sessions.values():
+            LOGGER.error("%s cannot be killed: it is stuck in the kernel", session.name)
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
 
