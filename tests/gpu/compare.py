@@ -187,6 +187,8 @@ def judge(program: Program, samples: list[Sample]) -> Verdict:
     elif not equal:
         parts = differing_parts([*native, *remote])
         note = "differs: " + (", ".join(parts[:4]) or "the digest")
+        if len({str((s.result or {}).get("digest")) for s in native}) > 1:
+            note = "native runs differ among themselves: " + ", ".join(parts[:4])
         details.append(f"parts that differ: {', '.join(parts) or 'not named by the program'}")
     rows = [Row(program.name, "results", "yes" if equal else "NO", None, None, "bit for bit", equal and not bad, note)]
     for metric in program.metrics:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -388,15 +389,23 @@ def save(run: Run) -> None:
     }
     write_json(out / "results.json", value)
     (out / "summary.txt").write_text(text + "\n")
-    partial = out / "logs.tar.gz.partial"
+    pack_logs(run.logs, out / "logs.tar.gz")
+
+
+def pack_logs(folder: Path, archive_path: Path, largest: int = 1_000_000) -> None:
+    """The logs in one file, each as it is at this moment (others still grow); of a large one only its end."""
+    partial = archive_path.with_suffix(".partial")
     with tarfile.open(partial, "w:gz", compresslevel=3) as archive:
-        archive.add(run.logs, arcname="logs", filter=small_file)
-    partial.replace(out / "logs.tar.gz")
-
-
-def small_file(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Leaves a log of more than 4 MB out of the archive: one endless warning must not cost the other logs."""
-    return entry if not entry.isfile() or entry.size < 4_000_000 else None
+        for path in sorted(folder.rglob("*")):
+            try:
+                data = path.read_bytes()[-largest:] if path.is_file() else b""
+            except OSError:
+                continue
+            if data:
+                entry = tarfile.TarInfo("logs/" + str(path.relative_to(folder)))
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    partial.replace(archive_path)
 
 
 MACHINE: dict[str, Any] = {}

@@ -49,7 +49,7 @@ def copy(driver: Driver, size: int) -> None:
 
 
 def digest(driver: Driver, seed: int) -> None:
-    """Five seconds at most of copies and kernels on data of its own; says the digest, which must equal the CPU's."""
+    """Some seconds of copies and kernels on data of its own; says the digest, which must equal the CPU's."""
     words = 1 << 20
     fill, iota = driver.kernel("fill_u32"), driver.kernel("iota_u32")
     data = random.Random(seed).randbytes(words * 4)
@@ -57,15 +57,15 @@ def digest(driver: Driver, seed: int) -> None:
     here = hashlib.sha256()
     there = hashlib.sha256()
     expected_iota = b"".join(i.to_bytes(4, "little") for i in range(words))
-    for turn in range(20):
+    for turn in range(120):
         driver.upload(first, data)
         driver.launch(
-            fill, 32, 256, ctypes.c_ulonglong(second), ctypes.c_uint(seed * 100 + turn), ctypes.c_size_t(words)
+            fill, 32, 256, ctypes.c_ulonglong(second), ctypes.c_uint(seed * 1000 + turn), ctypes.c_size_t(words)
         )
         there.update(driver.download(first, words * 4))
         there.update(driver.download(second, words * 4))
         here.update(data)
-        here.update((seed * 100 + turn).to_bytes(4, "little") * words)
+        here.update((seed * 1000 + turn).to_bytes(4, "little") * words)
         driver.launch(iota, 16, 128, ctypes.c_ulonglong(first), ctypes.c_size_t(words))
         there.update(driver.download(first, words * 4))
         here.update(expected_iota)
