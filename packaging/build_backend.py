@@ -33,7 +33,7 @@ __all__ = [
 ZIGLANG = "ziglang>=0.13,<0.17"
 # The oldest C library that declares all we use; RHEL 8 and its kin have it.
 ZIG_TARGET = "x86_64-linux-gnu.2.28"
-PROGRAM = "#include <pthread.h>\n#include <stdio.h>\nint main(void) { return puts(\"\") < 0; }\n"
+PROGRAM = '#include <pthread.h>\n#include <stdio.h>\nint main(void) { return puts("") < 0; }\n'
 
 
 def works(compiler: list[str]) -> bool:
