@@ -1,0 +1,188 @@
+/*
+ * The devices of the worker as this process sees them: handles, and the ways to find one.
+ *
+ * Any thread; the list is written before the first nvmlInit returns (state.c) and never changes. A handle says its index, so
+ * nothing here asks the worker.
+ */
+#include "tpn.h"
+
+#include <stdio.h>
+#include <strings.h>
+
+struct tpn_device tpn_devices[TP_NVML_DEVICES];
+unsigned int tpn_device_count;
+
+static nvmlDevice_t handle_of(unsigned int index) {
+    return (nvmlDevice_t)(uintptr_t)tp_nvml_device(TPG_NVMLDEVICE, index);
+}
+
+bool tpn_device_index(nvmlDevice_t device, unsigned int *index) {
+    uint64_t handle = (uint64_t)(uintptr_t)device;
+    uint32_t at = tp_id_index(tp_handle_id(handle));
+    if (at >= tpn_device_count || handle != tp_nvml_device(TPG_NVMLDEVICE, at)) {
+        return false;
+    }
+    if (index) {
+        *index = at;
+    }
+    return true;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetCount_v2(unsigned int *deviceCount) {
+    if (!deviceCount) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    *deviceCount = tpn_device_count;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
+    if (!device || index >= tpn_device_count) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    *device = handle_of(index);
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index) {
+    return index && tpn_device_index(device, index) ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
+}
+
+/* Handles of MIG devices are not handed out, so none is one. */
+nvmlReturn_t tpn_nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *isMigDevice) {
+    if (!isMigDevice || !tpn_device_index(device, NULL)) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    *isMigDevice = 0;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
+    if (!uuid || !device) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    for (unsigned int i = 0; i < tpn_device_count; i++) {
+        if (strcmp(tpn_devices[i].uuid, uuid) == 0) {
+            *device = handle_of(i);
+            return NVML_SUCCESS;
+        }
+    }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+/* The 16 bytes behind "GPU-xxxxxxxx-xxxx-…"; false when the text is something else. */
+static bool uuid_bytes(const char *text, unsigned char out[16]) {
+    size_t digits = 0;
+    memset(out, 0, 16);
+    for (const char *at = strncmp(text, "GPU-", 4) == 0 ? text + 4 : ""; *at; at++) {
+        if (*at == '-') {
+            continue;
+        }
+        int value = *at >= '0' && *at <= '9' ? *at - '0' : (*at | 32) >= 'a' && (*at | 32) <= 'f' ? (*at | 32) - 'a' + 10 : -1;
+        if (value < 0 || digits == 32) {
+            return false;
+        }
+        out[digits / 2] = (unsigned char)(out[digits / 2] << 4 | value);
+        digits++;
+    }
+    return digits == 32;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device) {
+    if (!uuid || !device) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    if (uuid->version != (sizeof *uuid | 1u << 24)) {
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    }
+    if (uuid->type == NVML_UUID_TYPE_ASCII) {
+        char text[sizeof uuid->value.str + 1] = {0};
+        memcpy(text, uuid->value.str, sizeof uuid->value.str);
+        return tpn_nvmlDeviceGetHandleByUUID(text, device);
+    }
+    if (uuid->type != NVML_UUID_TYPE_BINARY) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    for (unsigned int i = 0; i < tpn_device_count; i++) {
+        unsigned char bytes[16];
+        if (uuid_bytes(tpn_devices[i].uuid, bytes) && memcmp(bytes, uuid->value.bytes, sizeof bytes) == 0) {
+            *device = handle_of(i);
+            return NVML_SUCCESS;
+        }
+    }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+/* Domain, bus, device as hexadecimal; the domain and the function may be left out, as NVML allows. */
+static bool parse_bus_id(const char *text, unsigned int out[3]) {
+    unsigned int function;
+    int end = 0;
+    if (sscanf(text, "%x:%x:%x%n", &out[0], &out[1], &out[2], &end) != 3) {
+        out[0] = 0;
+        if (sscanf(text, "%x:%x%n", &out[1], &out[2], &end) != 2) {
+            return false;
+        }
+    }
+    int more = 0;
+    if (text[end] && (sscanf(text + end, ".%x%n", &function, &more) != 1 || text[end + more])) {
+        return false;
+    }
+    return true;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevice_t *device) {
+    unsigned int wanted[3];
+    if (!pciBusId || !device || !parse_bus_id(pciBusId, wanted)) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    for (unsigned int i = 0; i < tpn_device_count; i++) {
+        const nvmlPciInfo_t *pci = &tpn_devices[i].pci;
+        if (pci->domain == wanted[0] && pci->bus == wanted[1] && pci->device == wanted[2]) {
+            *device = handle_of(i);
+            return NVML_SUCCESS;
+        }
+    }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device) {
+    if (!serial || !device) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    for (unsigned int i = 0; i < tpn_device_count; i++) {
+        if (*serial && strcmp(tpn_devices[i].serial, serial) == 0) {
+            *device = handle_of(i);
+            return NVML_SUCCESS;
+        }
+    }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+/* The older structs begin like the one of _v3 and end sooner: after pciDeviceId, and after four reserved words. */
+#define PCI_V1_SIZE 32u
+#define PCI_V2_SIZE 52u
+
+static nvmlReturn_t pci_info(nvmlDevice_t device, nvmlPciInfo_t *pci, size_t size) {
+    unsigned int index;
+    if (!pci || !tpn_device_index(device, &index)) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    nvmlPciInfo_t copy = tpn_devices[index].pci;
+    memset(copy.busId, 0, sizeof copy.busId);
+    memcpy(pci, &copy, size);
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t *pci) { return pci_info(device, pci, PCI_V1_SIZE); }
+nvmlReturn_t tpn_nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) { return pci_info(device, pci, PCI_V2_SIZE); }
+
+nvmlReturn_t tpn_nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *gpmSupport) {
+    if (!gpmSupport || !tpn_device_index(device, NULL)) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    if (gpmSupport->version != NVML_GPM_SUPPORT_VERSION) {
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    }
+    gpmSupport->isSupportedDevice = 0;
+    return NVML_SUCCESS;
+}

@@ -1,0 +1,215 @@
+/*
+ * nvmlInit and nvmlShutdown: a count of references, and the connection that the first of them makes.
+ *
+ * Any thread. A forked child has no NVML until it calls nvmlInit itself: the owner's process id tells, so that nothing has to
+ * be hooked into fork. State is written under `lock`; the count of references is also read without it.
+ */
+#include "tpn.h"
+
+#include "tpg_ops.h"
+#include <sched.h>
+#include <unistd.h>
+
+static struct tp_lock lock;
+static _Atomic int references;
+static _Atomic int owner; /* process id; -1 while a child is clearing what it inherited */
+static bool started;
+static int cuda_version;
+static char nvml_version[NVML_SYSTEM_NVML_VERSION_BUFFER_SIZE];
+
+/* True in the process that owns the state. */
+static bool own(void) { return atomic_load_explicit(&owner, memory_order_acquire) == (int)getpid(); }
+
+static void take_ownership(void) {
+    int me = (int)getpid(), seen = atomic_load_explicit(&owner, memory_order_acquire);
+    while (seen != me) {
+        if (seen != -1 && atomic_compare_exchange_strong(&owner, &seen, -1)) {
+            lock = (struct tp_lock){0};
+            atomic_store(&references, 0);
+            atomic_store(&tpn_conn, NULL);
+            started = false;
+            tpn_pure_forget();
+            tpn_events_reset();
+            atomic_store_explicit(&owner, me, memory_order_release);
+            return;
+        }
+        sched_yield();
+        seen = atomic_load_explicit(&owner, memory_order_acquire);
+    }
+}
+
+nvmlReturn_t tpn_ready(void) {
+    if (atomic_load_explicit(&references, memory_order_acquire) == 0 || !own()) {
+        return NVML_ERROR_UNINITIALIZED;
+    }
+    return tp_alive(atomic_load_explicit(&tpn_conn, memory_order_acquire)) ? NVML_SUCCESS : tpn_lost();
+}
+
+/* No worker is to an NVML program what no driver is. The reason was logged by the connection. */
+static nvmlReturn_t of_status(enum tp_status status) {
+    switch (status) {
+    case TP_OK:
+        return NVML_SUCCESS;
+    case TP_ERROR_LOST:
+    case TP_ERROR_PROTOCOL:
+        return NVML_ERROR_GPU_IS_LOST;
+    case TP_ERROR_MEMORY:
+        return NVML_ERROR_MEMORY;
+    default:
+        return NVML_ERROR_DRIVER_NOT_LOADED;
+    }
+}
+
+static nvmlReturn_t learn(void) {
+    struct tp_reply reply;
+    if (!tpn_reserve(TPG_OP_nvml_start, 0)) {
+        return tpn_lost();
+    }
+    nvmlReturn_t result = tpn_call("nvmlInit", &reply);
+    if (result == NVML_SUCCESS) {
+        struct tpg_nvml_start_out o;
+        struct tp_cursor c = tp_cursor_make(reply.body, reply.size);
+        tpg_get_nvml_start_out(&c, &o);
+        size_t count = o.pci_count;
+        if (c.bad || count > TP_NVML_DEVICES || o.uuids_size != count * TP_NVML_UUID ||
+            o.serials_size != count * TP_NVML_SERIAL || o.nvml_version_size != sizeof nvml_version) {
+            result = tpn_bad_reply(&reply);
+        } else {
+            for (size_t i = 0; i < count; i++) {
+                struct tpn_device *d = &tpn_devices[i];
+                memcpy(&d->pci, (const char *)o.pci + i * sizeof d->pci, sizeof d->pci);
+                memcpy(d->uuid, (const char *)o.uuids + i * TP_NVML_UUID, TP_NVML_UUID - 1);
+                memcpy(d->serial, (const char *)o.serials + i * TP_NVML_SERIAL, TP_NVML_SERIAL - 1);
+                d->pci.busId[sizeof d->pci.busId - 1] = 0;
+            }
+            memcpy(nvml_version, o.nvml_version, sizeof nvml_version - 1);
+            cuda_version = o.cuda_version;
+            tpn_device_count = (unsigned int)count;
+            started = true;
+        }
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+/* The lock is held. */
+static nvmlReturn_t start(void) {
+    enum tp_status status;
+    struct tp_conn *conn = tp_connection(&status);
+    if (!conn) {
+        return of_status(status);
+    }
+    atomic_store_explicit(&tpn_conn, conn, memory_order_release);
+    return started ? NVML_SUCCESS : learn();
+}
+
+nvmlReturn_t tpn_start(void) {
+    take_ownership();
+    tp_lock_take(&lock);
+    nvmlReturn_t result = start();
+    tp_lock_drop(&lock);
+    return result;
+}
+
+nvmlReturn_t tpn_nvmlInitWithFlags(unsigned int flags) {
+    /* NO_GPUS and NO_ATTACH only relax what initialisation insists on, and it insists on nothing that they relax. */
+    (void)flags;
+    take_ownership();
+    tp_lock_take(&lock);
+    nvmlReturn_t result = start();
+    if (result == NVML_SUCCESS) {
+        atomic_fetch_add_explicit(&references, 1, memory_order_release);
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+nvmlReturn_t tpn_nvmlInit_v2(void) { return tpn_nvmlInitWithFlags(0); }
+
+nvmlReturn_t tpn_nvmlShutdown(void) {
+    nvmlReturn_t result = NVML_SUCCESS;
+    tp_lock_take(&lock);
+    if (atomic_load(&references) == 0) {
+        result = NVML_ERROR_UNINITIALIZED;
+    } else {
+        atomic_fetch_sub_explicit(&references, 1, memory_order_release);
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+nvmlReturn_t tpn_unsupported(const char *name, _Atomic bool *said) {
+    if (!atomic_exchange_explicit(said, true, memory_order_relaxed)) {
+        tp_log(TP_WARN, "%s is not carried to the GPU worker and answers \"Not Supported\"; `tensor-fusion coverage` says why",
+               name);
+    }
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
+/* ---- what NVML answers before nvmlInit ---- */
+
+nvmlReturn_t tpn_nvmlSystemGetCudaDriverVersion_v2(int *cudaDriverVersion) {
+    if (!cudaDriverVersion) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    nvmlReturn_t result = tpn_start();
+    if (result == NVML_SUCCESS) {
+        *cudaDriverVersion = cuda_version;
+    }
+    return result;
+}
+
+nvmlReturn_t tpn_nvmlSystemGetNVMLVersion(char *version, unsigned int length) {
+    if (!version) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    nvmlReturn_t result = tpn_start();
+    if (result != NVML_SUCCESS) {
+        return result;
+    }
+    size_t size = strlen(nvml_version) + 1;
+    if (length < size) {
+        return NVML_ERROR_INSUFFICIENT_SIZE;
+    }
+    memcpy(version, nvml_version, size);
+    return NVML_SUCCESS;
+}
+
+static const char *const texts[] = {
+    [NVML_SUCCESS] = "Success",
+    [NVML_ERROR_UNINITIALIZED] = "Uninitialized",
+    [NVML_ERROR_INVALID_ARGUMENT] = "Invalid Argument",
+    [NVML_ERROR_NOT_SUPPORTED] = "Not Supported",
+    [NVML_ERROR_NO_PERMISSION] = "Insufficient Permissions",
+    [NVML_ERROR_ALREADY_INITIALIZED] = "Already Initialized",
+    [NVML_ERROR_NOT_FOUND] = "Not Found",
+    [NVML_ERROR_INSUFFICIENT_SIZE] = "Insufficient Size",
+    [NVML_ERROR_INSUFFICIENT_POWER] = "Insufficient External Power",
+    [NVML_ERROR_DRIVER_NOT_LOADED] = "Driver Not Loaded",
+    [NVML_ERROR_TIMEOUT] = "Timeout",
+    [NVML_ERROR_IRQ_ISSUE] = "Interrupt Request Issue",
+    [NVML_ERROR_LIBRARY_NOT_FOUND] = "NVML Shared Library Not Found",
+    [NVML_ERROR_FUNCTION_NOT_FOUND] = "Function Not Found",
+    [NVML_ERROR_CORRUPTED_INFOROM] = "Corrupted infoROM",
+    [NVML_ERROR_GPU_IS_LOST] = "GPU is lost",
+    [NVML_ERROR_RESET_REQUIRED] = "GPU requires reset",
+    [NVML_ERROR_OPERATING_SYSTEM] = "GPU access blocked by the operating system",
+    [NVML_ERROR_LIB_RM_VERSION_MISMATCH] = "Driver/library version mismatch",
+    [NVML_ERROR_IN_USE] = "In use by another client",
+    [NVML_ERROR_MEMORY] = "Insufficient Memory",
+    [NVML_ERROR_NO_DATA] = "No data",
+    [NVML_ERROR_VGPU_ECC_NOT_SUPPORTED] = "ECC is enabled and not supported by vGPU",
+    [NVML_ERROR_INSUFFICIENT_RESOURCES] = "Insufficient resources",
+    [NVML_ERROR_FREQ_NOT_SUPPORTED] = "Frequency not supported",
+    [NVML_ERROR_ARGUMENT_VERSION_MISMATCH] = "Argument version mismatch",
+    [NVML_ERROR_DEPRECATED] = "Deprecated",
+    [NVML_ERROR_NOT_READY] = "Not ready",
+    [NVML_ERROR_GPU_NOT_FOUND] = "GPU not found",
+    [NVML_ERROR_INVALID_STATE] = "Invalid state",
+    [NVML_ERROR_RESET_TYPE_NOT_SUPPORTED] = "Reset type not supported",
+};
+
+const char *tpn_nvmlErrorString(nvmlReturn_t result) {
+    unsigned int index = (unsigned int)result;
+    return index < sizeof texts / sizeof *texts && texts[index] ? texts[index] : "Unknown Error";
+}
