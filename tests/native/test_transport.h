@@ -62,7 +62,9 @@ int test_session(int listener);
 struct test_case {
     const char *name;
     void (*run)(void);
+    int session_code; /* how the session process must end; ANY_CODE: it is killed when it has not ended */
 };
+#define ANY_CODE (-1)
 extern const struct test_case robust_cases[];
 
 struct tp_conn *connected(void);
@@ -78,5 +80,6 @@ struct totals {
 struct totals totals(struct tp_conn *conn);
 extern const char *test_address; /* native+127.0.0.1+PORT+0 */
 extern int test_session_pid;
+extern uint16_t test_port;
 
 #endif

@@ -229,11 +229,11 @@ static enum tp_status open_one(struct tp_conn *conn, uint32_t index) {
 }
 
 enum tp_status tp_data_ready(struct tp_conn *conn) {
-    if (TP_LIKELY(atomic_load_explicit(&conn->data_open, memory_order_acquire))) {
-        return TP_OK;
-    }
     if (tpc_is_lost(conn)) {
         return tpc_lost_status(conn);
+    }
+    if (TP_LIKELY(atomic_load_explicit(&conn->data_open, memory_order_acquire))) {
+        return TP_OK;
     }
     tp_lock_take(&conn->opening);
     enum tp_status status = TP_OK;

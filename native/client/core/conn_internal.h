@@ -144,6 +144,8 @@ static inline enum tp_status tpc_lost_status(const struct tp_conn *conn) {
 bool tpc_forked(void);
 
 /* connect.c */
+/* A tuned socket connected to any of the addresses of to->host, or a sentence. */
+enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out, char *why, size_t why_size);
 enum tp_status tpc_connect(struct tp_conn *conn);
 enum tp_status tpc_connect_data(struct tp_conn *conn, uint32_t index, int *out);
 

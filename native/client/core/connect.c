@@ -55,7 +55,7 @@ static int connect_one(const struct addrinfo *address, uint64_t deadline) {
     return fd;
 }
 
-static enum tp_status connect_any(const struct tp_endpoint *to, bool bulk, int *out, char *why, size_t why_size) {
+enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out, char *why, size_t why_size) {
     char port[16];
     snprintf(port, sizeof port, "%u", to->port);
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG | AI_NUMERICSERV};
@@ -163,7 +163,7 @@ enum tp_status tpc_connect(struct tp_conn *conn) {
     enum tp_status status = tp_config_endpoint(&conn->endpoint, why, sizeof why);
     if (status == TP_OK) {
         snprintf(conn->peer, sizeof conn->peer, "%s port %u", conn->endpoint.host, conn->endpoint.port);
-        status = connect_any(&conn->endpoint, false, &fd, why, sizeof why);
+        status = tpc_connect_any(&conn->endpoint, false, &fd, why, sizeof why);
     }
     if (status == TP_OK) {
         status = greet(conn, fd, TP_ROLE_CONTROL, 0, &welcome, why, sizeof why);
@@ -187,7 +187,7 @@ enum tp_status tpc_connect_data(struct tp_conn *conn, uint32_t index, int *out) 
     char why[900] = "";
     struct tp_welcome welcome;
     int fd = -1;
-    enum tp_status status = connect_any(&conn->endpoint, true, &fd, why, sizeof why);
+    enum tp_status status = tpc_connect_any(&conn->endpoint, true, &fd, why, sizeof why);
     if (status == TP_OK) {
         status = greet(conn, fd, TP_ROLE_DATA, index, &welcome, why, sizeof why);
     }

@@ -174,6 +174,9 @@ static void wait_for_space(struct tp_conn *conn, size_t size) {
 
 void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
     const struct tpc_slot *slot = tpc_slot_self();
+    if (tpc_is_lost(conn)) {
+        return NULL;
+    }
     size = tp_padded(size);
     if (TP_UNLIKELY(size < sizeof(struct tp_frame) || size > TP_FRAME_MAX || slot->thread.number == 0)) {
         tp_log(TP_ERROR, "Operation %u cannot be sent: its frame would have %zu bytes, from thread %u", op, size,
@@ -181,9 +184,6 @@ void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
         return NULL;
     }
     for (;;) {
-        if (tpc_is_lost(conn)) {
-            return NULL;
-        }
         tp_lock_take(&conn->append);
         if (TP_LIKELY(conn->at + size - conn->tail_seen <= TPC_RING_SIZE)) {
             break;
@@ -194,6 +194,9 @@ void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
         }
         tp_lock_drop(&conn->append);
         wait_for_space(conn, size);
+        if (tpc_is_lost(conn)) {
+            return NULL;
+        }
     }
     struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & TPC_RING_MASK));
     *frame = (struct tp_frame){

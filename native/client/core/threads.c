@@ -28,9 +28,6 @@ static struct tpc_slot nobody;
 
 static void thread_ends(void *slot_pointer) {
     struct tpc_slot *slot = slot_pointer;
-    if (tpc_forked()) {
-        return;
-    }
     self = NULL;
     tp_lock_take(&table.lock);
     slot->next_free = table.free;
@@ -65,9 +62,6 @@ static struct tpc_slot *new_slot(void) {
 }
 
 static __attribute__((noinline)) struct tpc_slot *first_use(void) {
-    if (tpc_forked()) {
-        return &nobody;
-    }
     pthread_once(&key_once, make_key);
     tp_lock_take(&table.lock);
     struct tpc_slot *slot = new_slot();
@@ -101,6 +95,6 @@ struct tpc_slot *tpc_slot_find(uint32_t number) {
     return &block[(number - 1) % BLOCK];
 }
 
-/* A child that may still open its own connection must find the table whole, whatever other threads were doing. */
+/* A child must find the table whole, whatever other threads were doing: it may still open a connection of its own. */
 void tpc_threads_fork_prepare(void) { tp_lock_take(&table.lock); }
 void tpc_threads_fork_done(void) { tp_lock_drop(&table.lock); }

@@ -40,6 +40,8 @@ void tp_commit_upload(struct tp_conn *conn, uint64_t number, const void *source,
             upload->number = number;
             upload->source = source;
             upload->size = size;
+            size_t chunks = (size - 1) / upload->chunk + 1;
+            conn->wake_uploads = (int)(chunks < lanes ? chunks : lanes);
             tp_lock_take(&conn->transfers);
             *(conn->uploads_end ? &conn->uploads_end->next : &conn->uploads) = upload;
             conn->uploads_end = upload;
@@ -47,8 +49,7 @@ void tp_commit_upload(struct tp_conn *conn, uint64_t number, const void *source,
                 conn->dealing = upload;
             }
             atomic_fetch_add_explicit(&conn->upload_news, 1, memory_order_seq_cst);
-            tp_lock_drop(&conn->transfers);
-            conn->wake_uploads = (int)((size + upload->chunk - 1) / upload->chunk > lanes ? lanes : (size - 1) / upload->chunk + 1);
+            tp_lock_drop(&conn->transfers); /* from here on the upload may be sent and gone */
         }
     }
     tp_commit(conn);
