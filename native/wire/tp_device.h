@@ -9,6 +9,7 @@
 
 #define TP_DEVICE_ATTRIBUTES 192
 #define TP_DEVICE_LIMITS 16
+#define TP_LIMIT_UNKNOWN (-1) /* in limit_results: the device had no context that could be asked */
 
 struct tp_device_description {
     char name[256];

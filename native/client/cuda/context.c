@@ -1,0 +1,482 @@
+/*
+ * Contexts in the client: each thread's stack of current contexts, primary contexts, created contexts.
+ *
+ * Which context is current never leaves the process: every frame carries the id, so pushing, popping and asking cost
+ * nanoseconds. Only what makes or ends a context on the worker is sent. The stack belongs to its thread; records are shared by
+ * all threads, their flags are atomic and they are never freed (a stack may name a context that another thread destroyed).
+ * `contexts` orders what is sent about primary contexts with the counts that decide it. Destructors of context-local storage
+ * are the program's code: they run with no lock held, after the context's end is in the stream.
+ */
+#include "tpc_local.h"
+#include "tpg_ops.h"
+
+#include <stdlib.h>
+
+/* Deeper nesting than any program was seen to use; one more push is refused by name. */
+#define STACK_MAX 128
+#define FLAGS_DEFAULT 0u
+
+static _Thread_local struct {
+    struct tpc_context *top; /* entries[depth - 1], NULL when empty: the hot answer */
+    uint32_t depth;
+    struct tpc_context *entries[STACK_MAX];
+} stack;
+
+static struct tp_lock contexts; /* counts and activity of primary contexts, and the frames about them */
+static struct tpc_context_record *primaries; /* one for each device, written once */
+static _Atomic unsigned long long next_id = 1;
+
+struct tpc_context *tpc_current(void) { return stack.top; }
+
+CUresult tpc_current_living(struct tpc_context **out) {
+    struct tpc_context *context = stack.top;
+    if (TP_UNLIKELY(!context)) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    if (TP_UNLIKELY(!atomic_load_explicit(&context->active, memory_order_relaxed))) {
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    }
+    *out = context;
+    return CUDA_SUCCESS;
+}
+
+struct tpc_context_record *tpc_primary(int device) { return &primaries[device]; }
+
+/* The record of a handle that the program passed. One of ours whose context is gone is told apart from a made-up one. */
+static CUresult context_of(CUcontext handle, struct tpc_context **out) {
+    uint64_t value = (uint64_t)(uintptr_t)handle;
+    *out = tpc_record(TPG_CONTEXT, value);
+    if (TP_LIKELY(*out != NULL)) {
+        return CUDA_SUCCESS;
+    }
+    return tp_handle_is(value, TPG_CONTEXT) ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_ERROR_INVALID_CONTEXT;
+}
+
+CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out) {
+    if (!handle) {
+        return tpc_current_living(out);
+    }
+    return context_of(handle, out);
+}
+
+static void stack_changed(void) {
+    stack.top = stack.depth ? stack.entries[stack.depth - 1] : NULL;
+    tp_thread_self()->context = stack.top ? tp_handle_id(stack.top->handle) : 0;
+}
+
+static CUresult push(struct tpc_context *context) {
+    if (stack.depth == STACK_MAX) {
+        tp_log(TP_ERROR, "A thread has pushed %d contexts; no more than that fit on its stack", STACK_MAX);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    stack.entries[stack.depth++] = context;
+    stack_changed();
+    return CUDA_SUCCESS;
+}
+
+static void pop(void) {
+    stack.depth--;
+    stack_changed();
+}
+
+/* ---- current context ---- */
+
+CUresult tpc_cuCtxPushCurrent_v2(CUcontext ctx) {
+    struct tpc_context *context;
+    CUresult result = context_of(ctx, &context);
+    return result == CUDA_SUCCESS ? push(context) : result;
+}
+
+CUresult tpc_cuCtxPopCurrent_v2(CUcontext *pctx) {
+    if (!stack.depth) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    if (pctx) {
+        *pctx = (CUcontext)(uintptr_t)stack.top->handle;
+    }
+    pop();
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuCtxSetCurrent(CUcontext ctx) {
+    if (!ctx) {
+        if (stack.depth) {
+            pop();
+        }
+        return CUDA_SUCCESS;
+    }
+    if (stack.top && stack.top->handle == (uint64_t)(uintptr_t)ctx && tpc_record(TPG_CONTEXT, stack.top->handle)) {
+        return CUDA_SUCCESS;
+    }
+    struct tpc_context *context;
+    CUresult result = context_of(ctx, &context);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    if (!stack.depth) {
+        return push(context);
+    }
+    stack.entries[stack.depth - 1] = context;
+    stack_changed();
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuCtxGetCurrent(CUcontext *pctx) {
+    if (!pctx) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *pctx = stack.top ? (CUcontext)(uintptr_t)stack.top->handle : NULL;
+    return CUDA_SUCCESS;
+}
+
+/* ---- questions about a context ---- */
+
+CUresult tpc_cuCtxGetDevice(CUdevice *device) {
+    struct tpc_context *context;
+    CUresult result = tpc_current_living(&context);
+    if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
+        return result;
+    }
+    if (!device) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *device = context->device;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuCtxGetDevice_v2(CUdevice *device, CUcontext ctx) {
+    struct tpc_context *context;
+    CUresult result = tpc_context_argument(ctx, &context);
+    if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
+        return result;
+    }
+    if (!device) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *device = context->device;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuCtxGetFlags(unsigned int *flags) {
+    struct tpc_context *context;
+    CUresult result = tpc_current_living(&context);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    if (!flags) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *flags = context->flags;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuCtxGetId(CUcontext ctx, unsigned long long *ctxId) {
+    struct tpc_context *context;
+    CUresult result = tpc_context_argument(ctx, &context);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    if (!ctxId) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *ctxId = context->id;
+    return CUDA_SUCCESS;
+}
+
+/* The interface that made the context; the driver answers 3020 since that version's cuCtxCreate_v2. */
+CUresult tpc_cuCtxGetApiVersion(CUcontext ctx, unsigned int *version) {
+    struct tpc_context *context;
+    CUresult result = tpc_context_argument(ctx, &context);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    if (!version) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *version = 3020;
+    return CUDA_SUCCESS;
+}
+
+static bool flags_valid(unsigned flags) {
+    unsigned schedule = flags & CU_CTX_SCHED_MASK;
+    return !(flags & ~(unsigned)CU_CTX_FLAGS_MASK) &&
+           (schedule <= CU_CTX_SCHED_YIELD || schedule == CU_CTX_SCHED_BLOCKING_SYNC);
+}
+
+CUresult tpc_call_plain(const char *name) {
+    struct tp_reply reply;
+    CUresult result = tpc_call(name, &reply);
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuCtxSetFlags(unsigned int flags) {
+    struct tpc_context *context;
+    CUresult result = tpc_current_living(&context);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    if (!flags_valid(flags)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_context_flags_in in = {.flags = flags};
+    size_t size = tpg_size_context_flags_in(&in);
+    unsigned char *body = tpc_reserve(TPG_OP_context_flags, size);
+    if (!body) {
+        return tpc_lost();
+    }
+    struct tp_cursor c = tp_cursor_make(body, size);
+    tpg_put_context_flags_in(&c, &in);
+    result = tpc_post("cuCtxSetFlags", NULL);
+    if (result == CUDA_SUCCESS) {
+        context->flags = flags;
+    }
+    return result;
+}
+
+/* ---- primary contexts ---- */
+
+CUresult tpc_contexts_start(void) {
+    struct tpc_context_record *records = calloc((size_t)tpc_device_count, sizeof *records);
+    if (!records) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    for (int i = 0; i < tpc_device_count; i++) {
+        struct tpc_context *context = &records[i].base;
+        context->device = i;
+        context->primary = true;
+        context->flags = FLAGS_DEFAULT;
+        context->id = atomic_fetch_add(&next_id, 1);
+        context->handle = tpc_mint_record(TPG_CONTEXT, context);
+        if (!context->handle) {
+            return TPC_NO_HANDLES;
+        }
+        tpc_limits_fresh(&records[i]);
+    }
+    primaries = records;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *active) {
+    if (TP_UNLIKELY(!flags || !active)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (TP_UNLIKELY(!tpc_device_valid(dev))) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    const struct tpc_context *context = &primaries[dev].base;
+    *flags = context->flags;
+    *active = atomic_load_explicit(&context->active, memory_order_relaxed);
+    return CUDA_SUCCESS;
+}
+
+/* Under `contexts`: a context exists on the worker before any other thread can be told that it is active. */
+static CUresult activate(struct tpc_context_record *record) {
+    struct tpc_context *context = &record->base;
+    struct tpg_primary_retain_in in = {.device = tpc_devices[context->device].remote, .context = context->handle};
+    size_t size = tpg_size_primary_retain_in(&in);
+    unsigned char *body = tpc_reserve(TPG_OP_primary_retain, size);
+    if (!body) {
+        return tpc_lost();
+    }
+    struct tp_cursor c = tp_cursor_make(body, size);
+    tpg_put_primary_retain_in(&c, &in);
+    CUresult result = tpc_call_plain("cuDevicePrimaryCtxRetain");
+    if (result == CUDA_SUCCESS) {
+        tpc_limits_fresh(record);
+        atomic_store_explicit(&context->active, true, memory_order_release);
+    }
+    return result;
+}
+
+CUresult tpc_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
+    if (!pctx) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    struct tpc_context_record *record = &primaries[dev];
+    CUresult result = CUDA_SUCCESS;
+    tp_lock_take(&contexts);
+    if (!atomic_load_explicit(&record->base.active, memory_order_relaxed)) {
+        result = activate(record);
+    }
+    if (result == CUDA_SUCCESS) {
+        atomic_fetch_add_explicit(&record->base.references, 1, memory_order_relaxed);
+        *pctx = (CUcontext)(uintptr_t)record->base.handle;
+    }
+    tp_lock_drop(&contexts);
+    return result;
+}
+
+/* Under `contexts`. */
+static CUresult deactivate(struct tpc_context *context, uint16_t op, const char *name, struct tpc_storage_entry **storage) {
+    struct tpg_primary_release_in in = {.device = tpc_devices[context->device].remote};
+    size_t size = tpg_size_primary_release_in(&in);
+    atomic_store_explicit(&context->active, false, memory_order_relaxed);
+    *storage = tpc_storage_detach(context->handle);
+    unsigned char *body = tpc_reserve(op, size);
+    if (!body) {
+        return tpc_lost();
+    }
+    struct tp_cursor c = tp_cursor_make(body, size);
+    tpg_put_primary_release_in(&c, &in);
+    return tpc_post(name, NULL);
+}
+
+CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    struct tpc_context *context = &primaries[dev].base;
+    struct tpc_storage_entry *storage = NULL;
+    CUresult result = CUDA_SUCCESS;
+    tp_lock_take(&contexts);
+    int references = atomic_load_explicit(&context->references, memory_order_relaxed);
+    if (!references) {
+        result = CUDA_ERROR_INVALID_CONTEXT;
+    } else {
+        atomic_store_explicit(&context->references, references - 1, memory_order_relaxed);
+        if (references == 1 && atomic_load_explicit(&context->active, memory_order_relaxed)) {
+            result = deactivate(context, TPG_OP_primary_release, "cuDevicePrimaryCtxRelease_v2", &storage);
+        }
+    }
+    tp_lock_drop(&contexts);
+    tpc_storage_end(storage);
+    return result;
+}
+
+/* Ends the context whatever its count; the retains stay to be released, and the next one makes the context anew. */
+CUresult tpc_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    _Static_assert(sizeof(struct tpg_primary_reset_in) == sizeof(struct tpg_primary_release_in), "one device in both");
+    struct tpc_context *context = &primaries[dev].base;
+    struct tpc_storage_entry *storage = NULL;
+    CUresult result = CUDA_SUCCESS;
+    tp_lock_take(&contexts);
+    if (atomic_load_explicit(&context->active, memory_order_relaxed)) {
+        result = deactivate(context, TPG_OP_primary_reset, "cuDevicePrimaryCtxReset_v2", &storage);
+    }
+    tp_lock_drop(&contexts);
+    tpc_storage_end(storage);
+    return result;
+}
+
+/* Since CUDA 11 also allowed while the context is active. */
+CUresult tpc_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    if (!flags_valid(flags)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_primary_flags_in in = {.device = tpc_devices[dev].remote, .flags = flags};
+    size_t size = tpg_size_primary_flags_in(&in);
+    CUresult result = CUDA_SUCCESS;
+    tp_lock_take(&contexts);
+    if (primaries[dev].base.flags != flags) {
+        unsigned char *body = tpc_reserve(TPG_OP_primary_flags, size);
+        if (body) {
+            struct tp_cursor c = tp_cursor_make(body, size);
+            tpg_put_primary_flags_in(&c, &in);
+            result = tpc_call_plain("cuDevicePrimaryCtxSetFlags_v2");
+        } else {
+            result = tpc_lost();
+        }
+    }
+    if (result == CUDA_SUCCESS) {
+        primaries[dev].base.flags = flags;
+    }
+    tp_lock_drop(&contexts);
+    return result;
+}
+
+/* ---- created contexts ---- */
+
+CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
+    if (!pctx || !flags_valid(flags)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    if (stack.depth == STACK_MAX) {
+        return push(NULL);
+    }
+    struct tpc_context_record *record = calloc(1, sizeof *record);
+    if (!record) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    struct tpc_context *context = &record->base;
+    context->device = dev;
+    context->flags = flags;
+    context->id = atomic_fetch_add(&next_id, 1);
+    tpc_limits_fresh(record);
+    context->handle = tpc_mint_record(TPG_CONTEXT, context);
+    if (!context->handle) {
+        free(record);
+        return TPC_NO_HANDLES;
+    }
+    struct tpg_context_create_in in = {.context = context->handle, .device = tpc_devices[dev].remote, .flags = flags};
+    size_t size = tpg_size_context_create_in(&in);
+    unsigned char *body = tpc_reserve(TPG_OP_context_create, size);
+    CUresult result = CUDA_SUCCESS;
+    if (body) {
+        struct tp_cursor c = tp_cursor_make(body, size);
+        tpg_put_context_create_in(&c, &in);
+        result = tpc_call_plain("cuCtxCreate_v2");
+    } else {
+        result = tpc_lost();
+    }
+    if (result != CUDA_SUCCESS || !body) {
+        tpc_unmint(TPG_CONTEXT, context->handle);
+        free(record);
+        return result;
+    }
+    atomic_store_explicit(&context->active, true, memory_order_release);
+    *pctx = (CUcontext)(uintptr_t)context->handle;
+    return push(context);
+}
+
+CUresult tpc_cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev) {
+    if (ctxCreateParams && ctxCreateParams->numExecAffinityParams) {
+        return CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
+    }
+    if (ctxCreateParams && ctxCreateParams->cigParams) {
+        tp_log(TP_WARN, "cuCtxCreate_v4: a context for graphics (cigParams) cannot cross the connection");
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return tpc_cuCtxCreate_v2(pctx, flags, dev);
+}
+
+CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
+    struct tpc_context *context;
+    CUresult result = context_of(ctx, &context);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    /* Of two threads that destroy the same context one wins. */
+    if (context->primary || !atomic_exchange_explicit(&context->active, false, memory_order_relaxed)) {
+        return context->primary ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    }
+    struct tpg_context_destroy_in in = {.context = context->handle};
+    size_t size = tpg_size_context_destroy_in(&in);
+    unsigned char *body = tpc_reserve(TPG_OP_context_destroy, size);
+    if (body) {
+        struct tp_cursor c = tp_cursor_make(body, size);
+        tpg_put_context_destroy_in(&c, &in);
+        result = tpc_post("cuCtxDestroy_v2", NULL);
+    } else {
+        result = tpc_lost();
+    }
+    struct tpc_storage_entry *storage = tpc_storage_detach(context->handle);
+    tpc_unmint(TPG_CONTEXT, context->handle);
+    if (stack.top == context) {
+        pop();
+    }
+    tpc_storage_end(storage);
+    return result;
+}

@@ -1,0 +1,429 @@
+/*
+ * Devices, answered in the client from the description that the worker sent at the start.
+ *
+ * Owns the device list: written once, under state.c's lock, before the state becomes ready; read by any thread afterwards
+ * without a lock. What arrives from the worker is bounded in tpc_devices_learn. CUDA_VISIBLE_DEVICES is read there too, as
+ * the driver does, so that a program sees the same devices by the same numbers as on a machine that has them.
+ */
+#include "tpc_local.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <strings.h>
+
+#define DEVICES_MAX 64
+
+int tpc_device_count;
+struct tpc_device *tpc_devices;
+int tpc_driver_version;
+
+/* ---- attributes ----
+ * Where the device could do what the connection or this client refuses, the attribute has to say no, because programs ask
+ * the attribute first and take another way. Everything else is what the worker's driver reports. */
+static const struct {
+    CUdevice_attribute attribute;
+    int value;
+} refused[] = {
+    /* The host memory that kernels could reach would be the worker's, not the program's. */
+    {CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS, 0},
+    {CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES, 0},
+    {CU_DEVICE_ATTRIBUTE_DIRECT_MANAGED_MEM_ACCESS_FROM_HOST, 0},
+    {CU_DEVICE_ATTRIBUTE_HOST_NATIVE_ATOMIC_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_ONLY_PARTIAL_HOST_NATIVE_ATOMIC_SUPPORTED, 0},
+    /* Registered memory has a twin on the worker, whose address is another one. */
+    {CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM, 0},
+    /* cuMemAllocManaged is refused. */
+    {CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY, 0},
+    {CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS, 0},
+    /* The handles would be descriptors and IPC names of the worker. */
+    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_WIN32_HANDLE_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_WIN32_KMT_HANDLE_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_MEMPOOL_SUPPORTED_HANDLE_TYPES, 0},
+    {CU_DEVICE_ATTRIBUTE_IPC_EVENT_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_HOST_ALLOC_DMA_BUF_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_HOST_NUMA_MULTINODE_IPC_SUPPORTED, 0},
+    /* A network card of the client's machine cannot reach the worker's GPU. */
+    {CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS, 0},
+    {CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING, 0},
+    {CU_DEVICE_ATTRIBUTE_CAN_FLUSH_REMOTE_WRITES, 0},
+    /* Host memory of the driver's virtual-memory API and pools would lie on the worker. */
+    {CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_HOST_NUMA_MEMORY_POOLS_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_HOST_MEMORY_POOLS_SUPPORTED, 0},
+    /* The NUMA node beside the GPU is one of the worker; -1 is the driver's answer for "none here". */
+    {CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, -1},
+    {CU_DEVICE_ATTRIBUTE_NUMA_ID, -1},
+    {CU_DEVICE_ATTRIBUTE_NUMA_CONFIG, 0},
+    /* The functions behind these are refused by name (api/cuda). */
+    {CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_COOPERATIVE_MULTI_DEVICE_LAUNCH, 0},
+    {CU_DEVICE_ATTRIBUTE_SPARSE_CUDA_ARRAY_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_DEFERRED_MAPPING_CUDA_ARRAY_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_TIMELINE_SEMAPHORE_INTEROP_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_MEM_DECOMPRESS_ALGORITHM_MASK, 0},
+    {CU_DEVICE_ATTRIBUTE_MEM_DECOMPRESS_MAXIMUM_LENGTH, 0},
+    {CU_DEVICE_ATTRIBUTE_D3D12_CIG_SUPPORTED, 0},
+    {CU_DEVICE_ATTRIBUTE_VULKAN_CIG_SUPPORTED, 0},
+};
+
+static void refuse_attributes(struct tp_device_description *what) {
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        /* An attribute that the worker's driver does not know stays unknown. */
+        if (what->attribute_results[refused[i].attribute] == CUDA_SUCCESS) {
+            what->attributes[refused[i].attribute] = refused[i].value;
+        }
+    }
+}
+
+/* ---- which devices ---- */
+
+#define UUID_TEXT 41 /* "GPU-" and 36 characters */
+
+static void uuid_text(const uint8_t *uuid, char text[UUID_TEXT]) {
+    char *at = text + snprintf(text, UUID_TEXT, "GPU-");
+    for (int i = 0; i < 16; i++) {
+        at += snprintf(at, 4, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
+    }
+}
+
+/* The number that an entry starts with; -1 if it starts with none. "1gpu" is 1 to the driver, "+1" too. */
+static long entry_number(const char *entry, size_t size) {
+    size_t at = size && (entry[0] == '+' || entry[0] == '-') ? 1 : 0;
+    bool negative = at && entry[0] == '-';
+    long number = 0;
+    size_t digits = 0;
+    for (; at < size && entry[at] >= '0' && entry[at] <= '9'; at++, digits++) {
+        number = number < 1000000 ? number * 10 + (entry[at] - '0') : number;
+    }
+    return !digits || negative ? -1 : number;
+}
+
+/* The only device whose UUID starts with the entry; -1 if there is none or more than one. */
+static long entry_uuid(const char *entry, size_t size, const struct tp_device_description *devices, int count) {
+    long found = -1;
+    for (int i = 0; i < count; i++) {
+        char text[UUID_TEXT];
+        uuid_text(devices[i].uuid, text);
+        if (size < UUID_TEXT && strncmp(text, entry, size) == 0) {
+            if (found >= 0) {
+                return -1;
+            }
+            found = i;
+        }
+    }
+    return found;
+}
+
+/* The driver reads the list up to the first entry that names no device. A device that is named twice empties the list.
+ * Whether the list holds UUIDs is decided by its first entry; a MIG name is none of ours, so it ends the list. */
+int tpc_visible(const char *variable, const struct tp_device_description *devices, int count, int *order) {
+    if (!variable) {
+        for (int i = 0; i < count; i++) {
+            order[i] = i;
+        }
+        return count;
+    }
+    bool by_uuid = strncmp(variable, "GPU-", 4) == 0;
+    int visible = 0;
+    for (const char *entry = variable; *entry;) {
+        size_t size = strcspn(entry, ",");
+        const char *next = entry[size] ? entry + size + 1 : entry + size;
+        while (size && !by_uuid && (*entry == ' ' || *entry == '\t')) {
+            entry++;
+            size--;
+        }
+        long device = -1;
+        if (by_uuid) {
+            device = size > 4 && strncmp(entry, "GPU-", 4) == 0 ? entry_uuid(entry, size, devices, count) : -1;
+        } else {
+            device = entry_number(entry, size);
+        }
+        if (device < 0 || device >= count) {
+            break;
+        }
+        for (int i = 0; i < visible; i++) {
+            if (order[i] == device) {
+                return 0;
+            }
+        }
+        order[visible++] = (int)device;
+        entry = next;
+    }
+    return visible;
+}
+
+static int by_pci(const void *left, const void *right) {
+    static const CUdevice_attribute keys[] = {CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID, CU_DEVICE_ATTRIBUTE_PCI_BUS_ID,
+                                              CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID};
+    const struct tpc_device *a = left, *b = right;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        int x = a->what.attributes[keys[i]], y = b->what.attributes[keys[i]];
+        if (x != y) {
+            return x < y ? -1 : 1;
+        }
+    }
+    return a->remote - b->remote;
+}
+
+CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions, size_t size) {
+    size_t each = sizeof(struct tp_device_description);
+    if (size % each || size / each > DEVICES_MAX || driver_version < 1) {
+        tp_log(TP_ERROR, "The worker described its devices in %zu bytes, which is no whole number of descriptions of %zu; "
+                         "client and worker are of different versions", size, each);
+        return CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
+    }
+    tpc_driver_version = driver_version < TPC_TABLE_VERSION ? driver_version : TPC_TABLE_VERSION;
+    int count = (int)(size / each);
+    struct tpc_device *all = calloc((size_t)count + 1, sizeof *all), *chosen = calloc((size_t)count + 1, sizeof *chosen);
+    struct tp_device_description *plain = calloc((size_t)count + 1, sizeof *plain);
+    int order[DEVICES_MAX];
+    CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!all || !chosen || !plain) {
+        goto out;
+    }
+    for (int i = 0; i < count; i++) {
+        all[i].remote = i;
+        memcpy(&all[i].what, descriptions + (size_t)i * each, each);
+        all[i].what.name[sizeof all[i].what.name - 1] = 0;
+        all[i].what.pci_bus_id[sizeof all[i].what.pci_bus_id - 1] = 0;
+        refuse_attributes(&all[i].what);
+    }
+    /* The worker counts its devices in the driver's own order, fastest first. */
+    const char *device_order = getenv("CUDA_DEVICE_ORDER");
+    if (device_order && strcasecmp(device_order, "PCI_BUS_ID") == 0) {
+        qsort(all, (size_t)count, sizeof *all, by_pci);
+    }
+    for (int i = 0; i < count; i++) {
+        plain[i] = all[i].what;
+    }
+    int visible = tpc_visible(getenv("CUDA_VISIBLE_DEVICES"), plain, count, order);
+    for (int i = 0; i < visible; i++) {
+        chosen[i] = all[order[i]];
+    }
+    tpc_devices = chosen;
+    tpc_device_count = visible;
+    chosen = NULL;
+    result = visible ? tpc_contexts_start() : CUDA_ERROR_NO_DEVICE;
+out:
+    free(all);
+    free(chosen);
+    free(plain);
+    return result;
+}
+
+/* ---- the API ---- */
+
+/* The runtime asks for the version before cuInit, so this is where a program usually connects. Without a worker the answer
+ * is the version of this library's tables, as a driver on a machine without devices answers its own: the reason for the
+ * failure is then given by cuInit, while an error here would be shown as "driver too old". */
+CUresult tpc_cuDriverGetVersion(int *driverVersion) {
+    if (!driverVersion) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_driver_version && tpc_start() != CUDA_SUCCESS && !tpc_driver_version) {
+        *driverVersion = TPC_TABLE_VERSION;
+        return CUDA_SUCCESS;
+    }
+    *driverVersion = tpc_driver_version;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDeviceGet(CUdevice *device, int ordinal) {
+    if (!device) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(ordinal)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    *device = ordinal;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDeviceGetCount(int *count) {
+    if (!count) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *count = tpc_device_count;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDeviceGetName(char *name, int len, CUdevice dev) {
+    if (!name || len < 1) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    size_t size = strnlen(tpc_devices[dev].what.name, (size_t)len - 1);
+    memcpy(name, tpc_devices[dev].what.name, size);
+    name[size] = 0;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice dev) {
+    if (!uuid) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    memcpy(uuid->bytes, tpc_devices[dev].what.uuid, sizeof uuid->bytes);
+    return CUDA_SUCCESS;
+}
+
+/* The first version differs for MIG devices only, which a worker does not offer. */
+CUresult tpc_cuDeviceGetUuid(CUuuid *uuid, CUdevice dev) { return tpc_cuDeviceGetUuid_v2(uuid, dev); }
+
+CUresult tpc_cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
+    unsigned attribute = (unsigned)attrib;
+    if (TP_UNLIKELY(!pi || attribute < 1 || attribute >= TP_DEVICE_ATTRIBUTES)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (TP_UNLIKELY(!tpc_device_valid(dev))) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    const struct tp_device_description *what = &tpc_devices[dev].what;
+    if (TP_UNLIKELY(what->attribute_results[attribute] != CUDA_SUCCESS)) {
+        return (CUresult)what->attribute_results[attribute];
+    }
+    *pi = what->attributes[attribute];
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
+    if (!bytes) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    *bytes = tpc_devices[dev].what.total_memory;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDeviceComputeCapability(int *major, int *minor, CUdevice dev) {
+    if (!major || !minor) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    *major = tpc_devices[dev].what.attributes[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR];
+    *minor = tpc_devices[dev].what.attributes[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR];
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDeviceGetProperties(CUdevprop *prop, CUdevice dev) {
+    if (!prop) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    const int32_t *a = tpc_devices[dev].what.attributes;
+    *prop = (CUdevprop){
+        .maxThreadsPerBlock = a[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK],
+        .maxThreadsDim = {a[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X], a[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y],
+                          a[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z]},
+        .maxGridSize = {a[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X], a[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y],
+                        a[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z]},
+        .sharedMemPerBlock = a[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK],
+        .totalConstantMemory = a[CU_DEVICE_ATTRIBUTE_TOTAL_CONSTANT_MEMORY],
+        .SIMDWidth = a[CU_DEVICE_ATTRIBUTE_WARP_SIZE],
+        .memPitch = a[CU_DEVICE_ATTRIBUTE_MAX_PITCH],
+        .regsPerBlock = a[CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK],
+        .clockRate = a[CU_DEVICE_ATTRIBUTE_CLOCK_RATE],
+        .textureAlign = a[CU_DEVICE_ATTRIBUTE_TEXTURE_ALIGNMENT],
+    };
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuDeviceGetPCIBusId(char *pciBusId, int len, CUdevice dev) {
+    if (!pciBusId || len < 1) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    size_t size = strlen(tpc_devices[dev].what.pci_bus_id) + 1;
+    if (size > (size_t)len) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    memcpy(pciBusId, tpc_devices[dev].what.pci_bus_id, size);
+    return CUDA_SUCCESS;
+}
+
+/* A hexadecimal field up to `end` (0 = end of the text), at most 8 digits; false if it is none. */
+static bool pci_field(const char **at, char end, unsigned *value) {
+    *value = 0;
+    int digits = 0;
+    for (; **at && strchr("0123456789abcdefABCDEF", **at); (*at)++, digits++) {
+        unsigned digit = (unsigned)(**at <= '9' ? **at - '0' : (**at | 0x20) - 'a' + 10);
+        *value = *value << 4 | digit;
+    }
+    if (digits < 1 || digits > 8 || **at != end) {
+        return false;
+    }
+    *at += end ? 1 : 0;
+    return true;
+}
+
+/* domain:bus:device.function, domain:bus:device or bus:device.function, in hexadecimal. */
+static bool parse_pci(const char *text, unsigned *domain, unsigned *bus, unsigned *device) {
+    unsigned function = 0;
+    const char *at = text;
+    if (pci_field(&at, ':', domain) && pci_field(&at, ':', bus)) {
+        const char *third = at;
+        return (pci_field(&at, '.', device) && pci_field(&at, 0, &function)) ||
+               (at = third, pci_field(&at, 0, device));
+    }
+    at = text;
+    *domain = 0;
+    return pci_field(&at, ':', bus) && pci_field(&at, '.', device) && pci_field(&at, 0, &function);
+}
+
+CUresult tpc_cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId) {
+    unsigned domain, bus, device;
+    if (!dev || !pciBusId || !parse_pci(pciBusId, &domain, &bus, &device)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (int i = 0; i < tpc_device_count; i++) {
+        const int32_t *a = tpc_devices[i].what.attributes;
+        if ((unsigned)a[CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID] == domain && (unsigned)a[CU_DEVICE_ATTRIBUTE_PCI_BUS_ID] == bus &&
+            (unsigned)a[CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID] == device) {
+            *dev = i;
+            return CUDA_SUCCESS;
+        }
+    }
+    return CUDA_ERROR_INVALID_DEVICE;
+}
+
+/* They only bracket what a profiling tool records, and there is none on this side. */
+CUresult tpc_cuProfilerStart(void) {
+    TPC_CONTEXT(context);
+    (void)context;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuProfilerStop(void) {
+    TPC_CONTEXT(context);
+    (void)context;
+    return CUDA_SUCCESS;
+}
+
+/* Lazy since CUDA 12.2. The mode is a question of the worker's driver in truth; what the program can observe of it is this
+ * answer, and lazy is how the worker loads. */
+CUresult tpc_cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
+    if (!mode) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    const char *wanted = getenv("CUDA_MODULE_LOADING");
+    *mode = wanted && strcmp(wanted, "EAGER") == 0 ? CU_MODULE_EAGER_LOADING : CU_MODULE_LAZY_LOADING;
+    return CUDA_SUCCESS;
+}

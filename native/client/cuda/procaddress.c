@@ -1,0 +1,58 @@
+/*
+ * cuGetProcAddress: which entry point a name means for a CUDA version and a kind of default stream.
+ *
+ * The generated table was recorded from the driver for every name, version and flag (api/procaddress.json). Answered before
+ * cuInit and without a connection, because the CUDA runtime resolves some 440 names before it does anything else. Any
+ * thread; reads constant memory only.
+ */
+#include "tpc_local.h"
+
+/* The worker's driver may be older than the table; then it decides. Before the start nobody has asked it yet. */
+static int version_known(void) { return tpc_driver_version ? tpc_driver_version : TPC_TABLE_VERSION; }
+
+static CUresult look_up(const char *symbol, void **pfn, int version, cuuint64_t flags,
+                        CUdriverProcAddressQueryResult *status) {
+    int driver = version_known();
+    *status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    *pfn = NULL;
+    if (version > driver || flags > CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int count = 0;
+    const struct tpg_address *rows = tpg_addresses(symbol, (int)flags, &count);
+    if (!rows || count < 1) {
+        return CUDA_SUCCESS;
+    }
+    bool exists = false; /* in this driver, whatever the version that was asked for */
+    const struct tpg_address *chosen = NULL;
+    for (int i = 0; i < count && rows[i].version <= driver; i++) {
+        exists |= rows[i].function != NULL;
+        if (rows[i].version <= version) {
+            chosen = &rows[i];
+        }
+    }
+    if (chosen && chosen->function) {
+        *pfn = chosen->function;
+        *status = CU_GET_PROC_ADDRESS_SUCCESS;
+    } else if (exists) {
+        *status = CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT;
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags,
+                                 CUdriverProcAddressQueryResult *symbolStatus) {
+    if (!symbol || !pfn) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUdriverProcAddressQueryResult status;
+    CUresult result = look_up(symbol, pfn, cudaVersion, flags, &status);
+    if (symbolStatus) {
+        *symbolStatus = status;
+    }
+    return result;
+}
+
+CUresult tpc_cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags) {
+    return tpc_cuGetProcAddress_v2(symbol, pfn, cudaVersion, flags, NULL);
+}
