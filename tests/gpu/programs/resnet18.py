@@ -22,7 +22,7 @@ def main() -> int:
     import torch
     import torchvision
 
-    # Only a warning: PyTorch also lists operations whose path here is deterministic, and the digests of all runs decide.
+    # Only a warning: PyTorch also lists operations whose path here is deterministic. The digests of all runs decide.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
