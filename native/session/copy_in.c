@@ -1,0 +1,248 @@
+/*
+ * Copies from the client into device memory.
+ *
+ * Small data comes in the frame and goes through pinned slots; large data comes as a transfer, in pinned blocks that the data
+ * threads have filled and that the copy engine reads. Executor thread only. Data and sizes are the client's: the number of
+ * bytes that the driver reads is always a number of bytes that were received, and the area they go to was checked first.
+ *
+ * Stream capture: nothing here may be issued into a capturing stream as it is, because a graph would read slots and blocks
+ * again when it runs. The place to decide is tpw_area_copy.
+ */
+#include "tpg_session.h"
+#include "tpw_memory.h"
+#include <stdlib.h>
+
+/* Up to here the driver takes the bytes of pageable memory into the command itself, at the call: no slot, no marker. */
+#define DIRECT_MAX 4096u
+#define TAKE_UPLOAD_MAX (2ull << 30) /* images: ELF relocations end there */
+
+/* ---- slots ---- */
+
+unsigned char *tpw_slot_take(struct tpw_session *s, int32_t *error) {
+    struct tpw_slots *slots = *error || !tpw_memory_state(s) ? NULL : &s->memory->slots;
+    if (!slots) {
+        *error = *error ? *error : CUDA_ERROR_OUT_OF_MEMORY;
+        return NULL;
+    }
+    if (!slots->memory) {
+        void *memory = NULL;
+        *error = (int32_t)s->cuda.cuMemHostAlloc(&memory, (size_t)TPW_SLOTS * TPW_SLOT_SIZE, CU_MEMHOSTALLOC_PORTABLE);
+        if (*error) {
+            return NULL;
+        }
+        slots->memory = memory;
+        for (uint32_t i = 0; i < TPW_SLOTS; i++) {
+            slots->free[i] = (uint8_t)i;
+        }
+        slots->count = TPW_SLOTS;
+    }
+    while (!slots->count) {
+        if (!tpw_wait_a_moment(s)) {
+            *error = CUDA_ERROR_OPERATING_SYSTEM;
+            return NULL;
+        }
+    }
+    return slots->memory + (size_t)slots->free[--slots->count] * TPW_SLOT_SIZE;
+}
+
+void tpw_slot_give(struct tpw_session *s, unsigned char *slot) {
+    struct tpw_slots *slots = &s->memory->slots;
+    slots->free[slots->count++] = (uint8_t)((size_t)(slot - slots->memory) / TPW_SLOT_SIZE);
+}
+
+void tpw_slots_close(struct tpw_session *s) {
+    if (s->memory->slots.memory) {
+        s->cuda.cuMemFreeHost(s->memory->slots.memory);
+        s->memory->slots = (struct tpw_slots){0};
+    }
+}
+
+static void slot_done(struct tpw_session *s, void *what, int32_t error) {
+    (void)error;
+    tpw_slot_give(s, what);
+}
+
+/* ---- areas ---- */
+
+static int32_t copy_rows(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t rows,
+                         unsigned char *host, bool in, CUstream stream) {
+    if (rows == 1 || pitch == width) {
+        return (int32_t)(in ? s->cuda.cuMemcpyHtoDAsync_v2(address, host, width * rows, stream)
+                            : s->cuda.cuMemcpyDtoHAsync_v2(host, address, width * rows, stream));
+    }
+    CUDA_MEMCPY2D copy = {.srcMemoryType = in ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE,
+                          .srcHost = host,
+                          .srcDevice = address,
+                          .srcPitch = in ? width : pitch,
+                          .dstMemoryType = in ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
+                          .dstHost = host,
+                          .dstDevice = address,
+                          .dstPitch = in ? pitch : width,
+                          .WidthInBytes = width,
+                          .Height = rows};
+    return (int32_t)s->cuda.cuMemcpy2DAsync_v2(&copy, stream);
+}
+
+int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host, uint64_t size,
+                      bool in, CUstream stream) {
+    if (area->height == 1 || area->pitch == area->width) {
+        return copy_rows(s, area->address + offset, size, size, 1, host, in, stream);
+    }
+    int32_t error = CUDA_SUCCESS;
+    while (size && !error) {
+        uint64_t row = offset / area->width, column = offset % area->width;
+        uint64_t part = area->width - column < size ? area->width - column : size, rows = 1;
+        if (part == area->width) {
+            rows = size / area->width;
+        }
+        error = copy_rows(s, area->address + row * area->pitch + column, area->pitch, part, rows, host, in, stream);
+        offset += part * rows;
+        host += part * rows;
+        size -= part * rows;
+    }
+    return error;
+}
+
+/* A copy in the form that is synchronous for the program has happened for everything that the program does next, also for
+ * streams that do not wait for the legacy stream by themselves. */
+static void order_after(struct tpw_session *s, CUstream stream) {
+    CUevent event = NULL;
+    for (struct tpw_stream *other = s->streams; other; other = other->next) {
+        unsigned int flags = 0;
+        CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
+        if (other->context_id != s->entered || other->dying || other->native == stream ||
+            s->cuda.cuStreamGetFlags(other->native, &flags) || !(flags & CU_STREAM_NON_BLOCKING) ||
+            s->cuda.cuStreamIsCapturing(other->native, &capturing) || capturing != CU_STREAM_CAPTURE_STATUS_NONE) {
+            continue;
+        }
+        if (!event && (s->cuda.cuEventCreate(&event, CU_EVENT_DISABLE_TIMING) || s->cuda.cuEventRecord(event, stream))) {
+            break;
+        }
+        s->cuda.cuStreamWaitEvent(other->native, event, 0);
+    }
+    if (event) {
+        s->cuda.cuEventDestroy_v2(event);
+    }
+}
+
+/* ---- operations ---- */
+
+int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_in_in *in) {
+    struct tpw_area area = {.address = in->destination, .pitch = in->pitch, .width = in->width, .height = in->height};
+    int32_t error = CUDA_SUCCESS;
+    tpw_check_area(s, area.address, area.pitch, area.width, area.height, &error);
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    if (error) {
+        return error;
+    }
+    if (in->data_size != tpw_area_size(&area)) {
+        tpw_violation(s, frame, "copy_in with data that does not fill its area");
+        return TPW_LATER;
+    }
+    const unsigned char *data = in->data;
+    if (in->data_size && in->data_size <= DIRECT_MAX && area.height == 1) {
+        error = (int32_t)s->cuda.cuMemcpyHtoDAsync_v2(area.address, data, in->data_size, stream);
+    } else {
+        for (uint64_t offset = 0; offset < in->data_size && !error;) {
+            uint64_t size = in->data_size - offset < TPW_SLOT_SIZE ? in->data_size - offset : TPW_SLOT_SIZE;
+            unsigned char *slot = tpw_slot_take(s, &error);
+            if (!slot) {
+                break;
+            }
+            memcpy(slot, data + offset, size);
+            error = tpw_area_copy(s, &area, offset, slot, size, true, stream);
+            int32_t lost = tpw_when_done(s, stream, slot_done, slot);
+            if (lost) {
+                s->cuda.cuStreamSynchronize(stream); /* nothing may read the slot when it is used again */
+                tpw_slot_give(s, slot);
+                error = error ? error : lost;
+            }
+            offset += size;
+        }
+    }
+    if (!error && in->ordered) {
+        order_after(s, stream);
+    }
+    return error;
+}
+
+static void block_done(struct tpw_session *s, void *what, int32_t error) {
+    (void)error;
+    tpw_upload_done(s->link, what);
+}
+
+/* The next block of a transfer of which `left` bytes are missing; NULL when the session is about to end. */
+static struct tpw_block *next_block(struct tpw_session *s, uint64_t transfer, uint64_t size, uint64_t left,
+                                    const struct tp_frame *frame) {
+    struct tpw_block *block;
+    while (!(block = tpw_upload_take(s->link, transfer))) {
+        if (!tpw_wait_a_moment(s)) {
+            return NULL;
+        }
+    }
+    if (block->size > left || block->offset > size || block->size > size - block->offset) {
+        tpw_upload_done(s->link, block);
+        tpw_violation(s, frame, "transfer with bytes outside its size");
+        return NULL;
+    }
+    return block;
+}
+
+int32_t tpw_copy_in_bulk(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_in_bulk_in *in) {
+    struct tpw_area area = {.address = in->destination, .pitch = in->pitch, .width = in->width, .height = in->height};
+    uint64_t size = 0;
+    if (!area.width || !area.height || __builtin_mul_overflow(area.width, area.height, &size)) {
+        tpw_violation(s, frame, "copy_in_bulk of an empty or endless area");
+        return TPW_LATER;
+    }
+    int32_t error = tpw_enter(s, frame);
+    tpw_check_area(s, area.address, area.pitch, area.width, area.height, &error);
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    uint64_t left = size;
+    while (left && !error) {
+        struct tpw_block *block = next_block(s, in->transfer, size, left, frame);
+        if (!block) {
+            return TPW_LATER;
+        }
+        left -= block->size;
+        error = tpw_area_copy(s, &area, block->offset, block->memory, block->size, true, stream);
+        int32_t lost = tpw_when_done(s, stream, block_done, block);
+        if (lost) {
+            s->cuda.cuStreamSynchronize(stream);
+            tpw_upload_done(s->link, block);
+            error = error ? error : lost;
+        }
+    }
+    if (error) {
+        tpw_upload_drop(s->link, in->transfer, left);
+    } else if (in->ordered) {
+        order_after(s, stream);
+    }
+    return error;
+}
+
+unsigned char *tpw_take_upload(struct tpw_session *s, uint64_t transfer, size_t size, int32_t *error) {
+    static const struct tp_frame none;
+    if (*error || !size) {
+        *error = *error ? *error : CUDA_ERROR_INVALID_VALUE;
+        return NULL;
+    }
+    unsigned char *body = size <= TAKE_UPLOAD_MAX ? malloc(size) : NULL;
+    if (!body) {
+        tpw_upload_drop(s->link, transfer, size);
+        *error = CUDA_ERROR_OUT_OF_MEMORY;
+        return NULL;
+    }
+    for (size_t left = size; left;) {
+        struct tpw_block *block = next_block(s, transfer, size, left, &none);
+        if (!block) {
+            free(body);
+            *error = CUDA_ERROR_OPERATING_SYSTEM;
+            return NULL;
+        }
+        left -= block->size;
+        memcpy(body + block->offset, block->memory, block->size);
+        tpw_upload_done(s->link, block);
+    }
+    return body;
+}

@@ -1,0 +1,254 @@
+/*
+ * Copies from device memory to the client.
+ *
+ * Small data goes through pinned slots into the reply or a host write; large data through the link's pinned blocks onto the
+ * data connections, many copies in flight, each block sent when its copy is done. Executor thread only. The areas were checked;
+ * the bytes are sent exactly as the copy engine wrote them.
+ *
+ * All copies of one operation are issued before the next frame is looked at, because later work in the same stream may
+ * overwrite the source: with more data than blocks the executor stays here until blocks come back.
+ *
+ * Stream capture: as in copy_in.c, the place to decide is tpw_area_copy.
+ */
+#include "tpg_session.h"
+#include "tpw_memory.h"
+#include <stdlib.h>
+
+struct download {
+    struct tp_frame frame; /* header only */
+    uint64_t transfer, size, sent;
+    uint32_t outstanding; /* copies issued and not complete */
+    bool issued, posted;  /* posted: nobody waits, the client is told of a failure by a message */
+    int32_t error;
+    unsigned char *slot; /* small: the only copy goes here */
+};
+
+/* The client waits for these bytes in `transfer`: they will not come. */
+static void end_transfer(struct tpw_session *s, uint64_t transfer) {
+    unsigned char *body = tpw_reply_begin(s->link, TPG_OP_copy_out_post, 0, 0, sizeof transfer);
+    if (body) {
+        memcpy(body, &transfer, sizeof transfer);
+        tpw_reply_commit(s->link, 0, sizeof transfer);
+    }
+}
+
+static void finish(struct tpw_session *s, struct download *d) {
+    if (d->posted && d->error) {
+        end_transfer(s, d->transfer);
+    }
+    if (d->frame.flags & TP_FRAME_CALL) {
+        tpw_answer_ticket(s, tpw_ticket(&d->frame), tpw_report(s, d->error, !d->posted));
+    } else if (d->error) {
+        tpw_defer(s, &d->frame, d->error);
+    }
+    free(d);
+}
+
+/* ---- small ---- */
+
+static void send_host_write(struct tpw_session *s, const struct download *d) {
+    size_t size = 16 + tp_padded(d->size);
+    unsigned char *body = tpw_reply_begin(s->link, TP_OP_HOST_WRITE, 0, 0, size);
+    if (body) {
+        struct tp_cursor c = tp_cursor_make(body, size);
+        tp_put_u64(&c, d->transfer);
+        tp_put_bytes(&c, d->slot, d->size);
+        tpw_reply_commit(s->link, 0, size);
+    }
+}
+
+static void send_reply(struct tpw_session *s, const struct download *d) {
+    struct tpg_copy_out_out out = {.data = d->slot, .data_size = d->size};
+    int32_t result = tpw_report(s, CUDA_SUCCESS, true);
+    size_t size = tpg_size_copy_out_out(&out);
+    tpw_twins_send(s);
+    unsigned char *body = tpw_reply_begin(s->link, d->frame.op, TP_FRAME_REPLY, d->frame.thread, size);
+    if (body) {
+        struct tp_cursor c = tp_cursor_make(body, size);
+        tpg_put_copy_out_out(&c, &out);
+        tpw_reply_commit(s->link, result, size);
+    }
+}
+
+static void small_done(struct tpw_session *s, void *what, int32_t error) {
+    struct download *d = what;
+    d->error = error;
+    if (!error && d->posted) {
+        send_host_write(s, d);
+    }
+    if (!error && !d->posted) {
+        send_reply(s, d);
+        d->frame.flags = 0;
+    }
+    tpw_slot_give(s, d->slot);
+    finish(s, d);
+}
+
+static int32_t start_small(struct tpw_session *s, struct download *d, const struct tpw_area *area, CUstream stream) {
+    int32_t error = CUDA_SUCCESS;
+    d->slot = tpw_slot_take(s, &error);
+    if (error) {
+        return error;
+    }
+    error = tpw_area_copy(s, area, 0, d->slot, d->size, false, stream);
+    if (!error) {
+        error = tpw_when_done(s, stream, small_done, d);
+        if (!error) {
+            return TPW_LATER;
+        }
+        s->cuda.cuStreamSynchronize(stream);
+    }
+    tpw_slot_give(s, d->slot);
+    return error;
+}
+
+/* ---- large ---- */
+
+struct piece {
+    struct download *download;
+    struct tpw_block *block;
+};
+
+static void piece_done(struct tpw_session *s, void *what, int32_t error) {
+    struct piece *piece = what;
+    struct download *d = piece->download;
+    d->outstanding--;
+    d->error = d->error ? d->error : error;
+    if (d->error) {
+        tpw_download_drop(s->link, piece->block);
+    } else {
+        d->sent += piece->block->size;
+        tpw_download_send(s->link, piece->block, d->sent == d->size);
+    }
+    free(piece);
+    if (d->issued && !d->outstanding) {
+        finish(s, d);
+    }
+}
+
+static int32_t issue_piece(struct tpw_session *s, struct download *d, const struct tpw_area *area, uint64_t offset,
+                           struct tpw_block *block, CUstream stream) {
+    struct piece *piece = malloc(sizeof *piece);
+    if (!piece) {
+        tpw_download_drop(s->link, block);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *piece = (struct piece){.download = d, .block = block};
+    block->transfer = d->transfer;
+    block->offset = offset;
+    block->size = (uint32_t)(d->size - offset < TP_CHUNK_MAX ? d->size - offset : TP_CHUNK_MAX);
+    int32_t error = tpw_area_copy(s, area, offset, block->memory, block->size, false, stream);
+    if (!error) {
+        error = tpw_when_done(s, stream, piece_done, piece);
+        if (error) {
+            s->cuda.cuStreamSynchronize(stream);
+        }
+    }
+    if (error) {
+        tpw_download_drop(s->link, block);
+        free(piece);
+        return error;
+    }
+    d->outstanding++;
+    return CUDA_SUCCESS;
+}
+
+static int32_t start_large(struct tpw_session *s, struct download *d, const struct tpw_area *area, CUstream stream) {
+    for (uint64_t offset = 0; offset < d->size && !d->error;) {
+        struct tpw_block *block = tpw_download_block(s->link);
+        if (block) {
+            uint64_t before = offset;
+            int32_t error = issue_piece(s, d, area, before, block, stream);
+            d->error = d->error ? d->error : error;
+            offset += d->size - offset < TP_CHUNK_MAX ? d->size - offset : TP_CHUNK_MAX;
+        } else if (!tpw_wait_a_moment(s)) {
+            d->error = CUDA_ERROR_OPERATING_SYSTEM;
+        }
+    }
+    d->issued = true;
+    if (!d->outstanding) {
+        finish(s, d);
+    }
+    return TPW_LATER;
+}
+
+/* ---- operations ---- */
+
+static struct download *begin(const struct tp_frame *frame, uint64_t transfer, uint64_t size, bool posted) {
+    struct download *d = calloc(1, sizeof *d);
+    if (d) {
+        *d = (struct download){.frame = *frame, .transfer = transfer, .size = size, .posted = posted};
+    }
+    return d;
+}
+
+static int32_t check(struct tpw_session *s, const struct tp_frame *frame, const struct tpw_area *area, uint64_t handle,
+                     CUstream *stream) {
+    int32_t error = CUDA_SUCCESS;
+    tpw_check_area(s, area->address, area->pitch, area->width, area->height, &error);
+    *stream = tpw_stream(s, frame, handle, &error);
+    return error;
+}
+
+int32_t tpw_copy_out(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_in *in,
+                     struct tpg_copy_out_out *out) {
+    struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
+    CUstream stream = NULL;
+    (void)out; /* the answer is made when the bytes are there */
+    int32_t error = check(s, frame, &area, in->stream, &stream);
+    if (error) {
+        return error;
+    }
+    uint64_t size = tpw_area_size(&area);
+    if (!size || size > TP_INLINE_MAX || !(frame->flags & TP_FRAME_CALL)) {
+        tpw_violation(s, frame, "copy_out that fits no reply");
+        return TPW_LATER;
+    }
+    struct download *d = begin(frame, 0, size, false);
+    if (!d) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    error = start_small(s, d, &area, stream);
+    if (error != TPW_LATER) {
+        free(d);
+    }
+    return error;
+}
+
+int32_t tpw_copy_out_bulk(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_bulk_in *in) {
+    struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
+    CUstream stream = NULL;
+    int32_t error = check(s, frame, &area, in->stream, &stream);
+    if (error) {
+        return error;
+    }
+    if (!tpw_area_size(&area) || !tpw_link_has_data(s->link)) {
+        tpw_violation(s, frame, "copy_out_bulk of nothing, or without a data connection");
+        return TPW_LATER;
+    }
+    struct download *d = begin(frame, in->transfer, tpw_area_size(&area), false);
+    return d ? start_large(s, d, &area, stream) : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+int32_t tpw_copy_out_post(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_post_in *in) {
+    struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
+    CUstream stream = NULL;
+    struct download *d = NULL;
+    int32_t error = tpw_enter(s, frame);
+    error = error ? error : check(s, frame, &area, in->stream, &stream);
+    if (!error) {
+        d = begin(frame, in->transfer, tpw_area_size(&area), true);
+        error = d ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (!error && d->size > TP_INLINE_MAX) {
+        return start_large(s, d, &area, stream);
+    }
+    if (!error) {
+        error = start_small(s, d, &area, stream);
+    }
+    if (error != TPW_LATER) {
+        end_transfer(s, in->transfer);
+        free(d);
+    }
+    return error;
+}

@@ -1,0 +1,319 @@
+/*
+ * Everything the client may name as device memory, allocation and freeing, and the memory limit.
+ *
+ * Owns the set of ranges that every copy, memset and launch of the client is checked against. Executor thread only; addresses
+ * and sizes come from a hostile client and are used for look-ups in this set before the driver sees them. A free is visible to
+ * the client at once and happens when the work that was queued before it is done; the limit counts requested bytes, and a freed
+ * byte until its memory can be had again.
+ */
+#include "tpw_memory.h"
+#include "tpg_session.h"
+#include <sched.h>
+#include <stdlib.h>
+
+#define WAIT_NS 50000u /* how often a wait for the GPU looks: the granularity of sleeping in Linux */
+
+struct tpw_memory *tpw_memory_state(struct tpw_session *s) {
+    if (!s->memory) {
+        s->memory = calloc(1, sizeof *s->memory);
+    }
+    return s->memory;
+}
+
+/* ---- ranges ---- */
+
+struct tpw_range *tpw_range_at(struct tpw_session *s, uint64_t address) {
+    return s->memory ? (struct tpw_range *)tp_interval_at(&s->memory->ranges, address) : NULL;
+}
+
+struct tpw_range *tpw_range_new(struct tpw_session *s, uint64_t address, uint64_t size, enum tpw_range_kind kind) {
+    struct tpw_range *range = calloc(1, sizeof *range);
+    if (!range) {
+        return NULL;
+    }
+    range->at.start = address;
+    range->at.size = size;
+    range->kind = kind;
+    if (!tp_interval_add(&s->memory->ranges, &range->at)) {
+        tp_log(TP_ERROR, "%llu bytes at 0x%llx overlap memory that the client has already", (unsigned long long)size,
+               (unsigned long long)address);
+        free(range);
+        return NULL;
+    }
+    return range;
+}
+
+void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {
+    if (*error || !size) {
+        return;
+    }
+    const struct tpw_range *range = tpw_range_at(s, address);
+    while (range) {
+        uint64_t room = range->at.size - (address - range->at.start);
+        if (size <= room) {
+            return;
+        }
+        /* Mappings side by side are one memory to the driver; allocations side by side are not. */
+        bool mapped = range->kind == TPW_RANGE_MAP;
+        address += room;
+        size -= room;
+        range = tpw_range_at(s, address);
+        if (!mapped || !range || range->kind != TPW_RANGE_MAP) {
+            break;
+        }
+    }
+    *error = CUDA_ERROR_INVALID_VALUE;
+}
+
+void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height, int32_t *error) {
+    uint64_t before = 0, total = 0, packed = 0;
+    if (*error || !width || !height) {
+        return;
+    }
+    if ((height > 1 && pitch < width) || __builtin_mul_overflow(pitch, height - 1, &before) ||
+        __builtin_add_overflow(before, width, &total) || __builtin_mul_overflow(width, height, &packed)) {
+        *error = CUDA_ERROR_INVALID_VALUE;
+        return;
+    }
+    tpw_check_range(s, address, total, error);
+}
+
+void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size) {
+    if (!tpw_memory_state(s)) {
+        tp_log(TP_ERROR, "no memory to note %llu bytes at 0x%llx: copies to them will be refused", (unsigned long long)size,
+               (unsigned long long)address);
+        return;
+    }
+    const struct tpw_range *known = tpw_range_at(s, address);
+    if (size && !(known && known->at.start == address && known->at.size == size)) {
+        struct tpw_range *range = tpw_range_new(s, address, size, TPW_RANGE_OTHER);
+        if (range) {
+            range->context = s->entered;
+        }
+    }
+}
+
+void tpw_memory_retract(struct tpw_session *s, uint64_t address) {
+    struct tpw_range *range = tpw_range_at(s, address);
+    if (range && range->at.start == address && range->kind == TPW_RANGE_OTHER) {
+        free(tp_interval_remove(&s->memory->ranges, address));
+    }
+}
+
+/* ---- devices ---- */
+
+int32_t tpw_device_index(const struct tpw_session *s, CUdevice device, uint32_t *index) {
+    for (int i = 0; i < s->device_count; i++) {
+        if (s->devices[i] == device) {
+            *index = (uint32_t)i;
+            return CUDA_SUCCESS;
+        }
+    }
+    return CUDA_ERROR_INVALID_DEVICE;
+}
+
+int32_t tpw_current_device(struct tpw_session *s, uint32_t *index) {
+    CUdevice device = 0;
+    int32_t error = s->entered ? (int32_t)s->cuda.cuCtxGetDevice(&device) : CUDA_ERROR_INVALID_CONTEXT;
+    return error ? error : tpw_device_index(s, device, index);
+}
+
+/* ---- waiting and the limit ---- */
+
+bool tpw_wait_a_moment(struct tpw_session *s) {
+    CUcontext native = s->entered_native;
+    uint32_t entered = s->entered;
+    bool news = tpw_poll(s);
+    tpw_control_run(s);
+    if (!news && !s->ended && tpw_link_status(s->link) == TP_OK) {
+        uint64_t before = tp_now_ns();
+        tpw_link_wait(s->link, -1, WAIT_NS);
+        if (tp_now_ns() - before < WAIT_NS / 10) {
+            sched_yield(); /* frames that cannot be looked at yet end that wait at once: let the data threads run */
+        }
+    }
+    if (s->entered_native != native) { /* polling visits the contexts of other markers */
+        s->cuda.cuCtxSetCurrent(native);
+        s->entered_native = native;
+        s->entered = entered;
+    }
+    return !s->ended && tpw_link_status(s->link) == TP_OK;
+}
+
+bool tpw_wait_for_frees(struct tpw_session *s) {
+    while (s->memory->pending_frees) {
+        if (!tpw_wait_a_moment(s)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
+    if (!s->limits || tp_limits_reserve(s->limits, s->slot, device, bytes)) {
+        return CUDA_SUCCESS;
+    }
+    if (s->memory->pending_bytes[device] && tpw_wait_for_frees(s) && tp_limits_reserve(s->limits, s->slot, device, bytes)) {
+        return CUDA_SUCCESS;
+    }
+    tp_log(TP_INFO, "%llu bytes on device %u would pass the memory limit of %llu bytes (%llu in use)", (unsigned long long)bytes,
+           device, (unsigned long long)tp_limits_limit(s->limits), (unsigned long long)tp_limits_used(s->limits, device));
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
+    if (s->limits && bytes) {
+        tp_limits_free(s->limits, s->slot, device, bytes);
+    }
+}
+
+/* ---- operations ---- */
+
+int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_alloc_in *in,
+                         struct tpg_memory_alloc_out *out) {
+    uint32_t device = 0;
+    struct tpw_range *range = NULL;
+    (void)frame;
+    if (!in->size) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int32_t error = tpw_current_device(s, &device);
+    if (!error) {
+        error = tpw_memory_open(s);
+    }
+    if (!error) {
+        error = tpw_charge(s, device, in->size);
+    }
+    if (error) {
+        return error;
+    }
+    error = tpw_arena_alloc(s, device, in->size, &range);
+    if (error) {
+        tpw_uncharge(s, device, in->size);
+        return error;
+    }
+    range->charged = in->size;
+    range->context = s->entered;
+    out->address = range->at.start;
+    return CUDA_SUCCESS;
+}
+
+static void freed(struct tpw_session *s, void *what, int32_t error) {
+    struct tpw_range *range = what;
+    (void)error; /* a context that broke uses the memory no more */
+    s->memory->pending_bytes[range->device] -= range->charged;
+    s->memory->pending_frees--;
+    if (range->kind == TPW_RANGE_POOL) {
+        s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
+    } else {
+        tpw_arena_free(s, range);
+    }
+    tpw_uncharge(s, range->device, range->charged);
+    free(range);
+}
+
+int32_t tpw_memory_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_free_in *in) {
+    (void)frame;
+    struct tpw_range *range = tpw_range_at(s, in->address);
+    if (!range || range->at.start != in->address || range->kind > TPW_RANGE_POOL) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    tp_interval_remove(&s->memory->ranges, in->address);
+    s->memory->pending_bytes[range->device] += range->charged;
+    s->memory->pending_frees++;
+    int32_t error = tpw_when_all_done(s, freed, range);
+    if (error) { /* no way to learn of completion: the context is broken, or this process is out of memory */
+        s->cuda.cuCtxSynchronize();
+        freed(s, range, error);
+    }
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_memory_info(struct tpw_session *s, const struct tp_frame *frame, struct tpg_memory_info_out *out) {
+    size_t available = 0, total = 0;
+    uint32_t device = 0;
+    (void)frame;
+    int32_t error = tpw_current_device(s, &device);
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemGetInfo_v2(&available, &total);
+    }
+    if (error) {
+        return error;
+    }
+    uint64_t pending = s->memory ? s->memory->pending_bytes[device] : 0;
+    uint64_t usable = available + (s->memory ? s->memory->arenas[device].cached_bytes : 0) + pending;
+    uint64_t limit = s->limits ? tp_limits_limit(s->limits) : 0;
+    out->total = total;
+    out->free = usable < total ? usable : total;
+    if (limit) {
+        uint64_t used = tp_limits_used(s->limits, device);
+        used -= pending < used ? pending : used;
+        uint64_t left = used < limit ? limit - used : 0;
+        out->total = limit < total ? limit : total;
+        out->free = left < out->free ? left : out->free;
+    }
+    return CUDA_SUCCESS;
+}
+
+/* ---- life ---- */
+
+int32_t tpw_memory_open(struct tpw_session *s) {
+    struct tpw_memory *m = tpw_memory_state(s);
+    if (!m) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (!m->opened) {
+        tpw_arena_reserve(s); /* a failure was logged, and has its own way of allocating */
+        m->opened = true;
+    }
+    return CUDA_SUCCESS;
+}
+
+void tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size) {
+    *base = *size = 0;
+    if (tpw_memory_open(s) == CUDA_SUCCESS && s->memory->base) {
+        *base = s->memory->base;
+        *size = s->memory->size + TPW_GRANULE; /* the twins lie behind it */
+    }
+}
+
+void tpw_memory_context_gone(struct tpw_session *s, uint32_t context) {
+    if (!s->memory || !context) {
+        return;
+    }
+    struct tp_intervals *ranges = &s->memory->ranges;
+    for (struct tp_interval *at = tp_interval_from(ranges, 0), *next; at; at = next) {
+        struct tpw_range *range = (struct tpw_range *)at;
+        next = tp_interval_from(ranges, at->start + 1);
+        if (range->context != context) {
+            continue;
+        }
+        tp_interval_remove(ranges, at->start);
+        if (range->kind == TPW_RANGE_POOL) {
+            s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
+        } else {
+            tpw_arena_free(s, range);
+        }
+        tpw_uncharge(s, range->device, range->charged);
+        free(range);
+    }
+}
+
+/* The process ends after this: the driver takes device memory back, the supervisor what is on the limits page. */
+void tpw_memory_close(struct tpw_session *s) {
+    struct tpw_memory *m = s->memory;
+    if (!m) {
+        return;
+    }
+    tpw_twins_close(s);
+    tpw_slots_close(s);
+    while (m->ranges.root) {
+        free(tp_interval_remove(&m->ranges, m->ranges.root->start));
+    }
+    while (m->reservations.root) {
+        free(tp_interval_remove(&m->reservations, m->reservations.root->start));
+    }
+    tpw_arena_close(s);
+    free(m);
+    s->memory = NULL;
+}

@@ -1,0 +1,153 @@
+/*
+ * Stream-ordered pools: the driver's own, with every allocation counted and known.
+ *
+ * Executor thread only; owns the objects of kind pool. Properties come from the client: the two fields that could be pointers
+ * or name other processes are cleared or refused here. An allocation counts on the limits page from its call to the moment
+ * its stream has freed it.
+ */
+#include "tpg_session.h"
+#include "tpw_memory.h"
+#include <stdlib.h>
+
+int32_t tpw_pool_default(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_default_in *in) {
+    CUmemoryPool pool = NULL;
+    int32_t error = CUDA_SUCCESS;
+    tpw_check_device(s, in->device, &error);
+    if (!error) {
+        error = (int32_t)(in->current ? s->cuda.cuDeviceGetMemPool(&pool, in->device)
+                                      : s->cuda.cuDeviceGetDefaultMemPool(&pool, in->device));
+    }
+    return tpw_made(s, frame, TPG_POOL, in->pool, (uint64_t)(uintptr_t)pool, error);
+}
+
+int32_t tpw_pool_current(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_current_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    tpw_check_device(s, in->device, &error);
+    CUmemoryPool pool = (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error);
+    return error ? error : (int32_t)s->cuda.cuDeviceSetMemPool(in->device, pool);
+}
+
+int32_t tpw_pool_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_create_in *in) {
+    CUmemPoolProps props = *in->props;
+    CUmemoryPool pool = NULL;
+    int32_t error = CUDA_SUCCESS;
+    props.win32SecurityAttributes = NULL;
+    props.usage = 0;
+    memset(props.reserved, 0, sizeof props.reserved);
+    if (props.location.type != CU_MEM_LOCATION_TYPE_DEVICE || props.handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    tpw_check_device(s, props.location.id, &error);
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemPoolCreate(&pool, &props);
+    }
+    return tpw_made(s, frame, TPG_POOL, in->pool, (uint64_t)(uintptr_t)pool, error);
+}
+
+int32_t tpw_pool_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_destroy_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    CUmemoryPool pool = (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error);
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemPoolDestroy(pool);
+    }
+    tpw_forget(s, TPG_POOL, in->pool);
+    return error;
+}
+
+int32_t tpw_pool_attribute(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_attribute_in *in,
+                           struct tpg_pool_attribute_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUmemoryPool pool = (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error);
+    /* The driver reads and writes 4 bytes for the first three attributes and 8 for the others. */
+    union {
+        int32_t small;
+        uint64_t large;
+    } value = {.large = 0};
+    bool is_small = in->attribute <= CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES;
+    if (!error && (in->attribute < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || in->attribute > CU_MEMPOOL_ATTR_USED_MEM_HIGH)) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (error) {
+        return error;
+    }
+    if (in->store) {
+        if (is_small) {
+            value.small = (int32_t)in->value;
+        } else {
+            value.large = in->value;
+        }
+        return (int32_t)s->cuda.cuMemPoolSetAttribute(pool, (CUmemPool_attribute)in->attribute, &value);
+    }
+    error = (int32_t)s->cuda.cuMemPoolGetAttribute(pool, (CUmemPool_attribute)in->attribute, &value);
+    out->value_now = is_small ? (uint64_t)value.small : value.large;
+    return error;
+}
+
+int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_alloc_in *in,
+                       struct tpg_pool_alloc_out *out) {
+    uint32_t device = 0;
+    CUdeviceptr address = 0;
+    int32_t error = tpw_current_device(s, &device);
+    CUmemoryPool pool =
+        in->pool ? (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error) : NULL;
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    if (!error && !in->size) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!error) {
+        error = tpw_memory_open(s);
+    }
+    if (!error) {
+        error = tpw_charge(s, device, in->size);
+    }
+    if (error) {
+        return error;
+    }
+    error = (int32_t)(pool ? s->cuda.cuMemAllocFromPoolAsync(&address, in->size, pool, stream)
+                           : s->cuda.cuMemAllocAsync(&address, in->size, stream));
+    struct tpw_range *range = error ? NULL : tpw_range_new(s, address, in->size, TPW_RANGE_POOL);
+    if (!error && !range) {
+        s->cuda.cuMemFreeAsync(address, stream);
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (error) {
+        tpw_uncharge(s, device, in->size);
+        return error;
+    }
+    range->device = device;
+    range->charged = in->size;
+    range->context = s->entered;
+    out->address = address;
+    return CUDA_SUCCESS;
+}
+
+static void freed(struct tpw_session *s, void *what, int32_t error) {
+    struct tpw_range *range = what;
+    (void)error;
+    s->memory->pending_bytes[range->device] -= range->charged;
+    s->memory->pending_frees--;
+    tpw_uncharge(s, range->device, range->charged);
+    free(range);
+}
+
+int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_free_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_range *range = tpw_range_at(s, in->address);
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    if (!error && (!range || range->at.start != in->address || range->kind != TPW_RANGE_POOL)) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemFreeAsync(in->address, stream);
+    }
+    if (error) {
+        return error;
+    }
+    tp_interval_remove(&s->memory->ranges, in->address);
+    s->memory->pending_bytes[range->device] += range->charged;
+    s->memory->pending_frees++;
+    if (tpw_when_done(s, stream, freed, range)) {
+        freed(s, range, 0);
+    }
+    return CUDA_SUCCESS;
+}

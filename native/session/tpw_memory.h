@@ -1,0 +1,152 @@
+/*
+ * The session's memory: what the client was given, where it lies, and the staging memory that copies go through.
+ *
+ * Everything belongs to the executor thread. Nothing here lies in memory that the client or the GPU's kernels can write,
+ * except the contents of twins and staging slots, which are only ever copied.
+ *
+ * Files: memory.c (ranges, allocation, frees), arena.c (device memory by granules), twin.c (mapped host memory), vmm.c,
+ * pool.c, copy_in.c, copy_out.c, copy_device.c, memset.c.
+ */
+#ifndef TPW_MEMORY_H
+#define TPW_MEMORY_H
+
+#include "tpw_session.h"
+#include <tp_intervals.h>
+
+#define TPW_GRANULE (2ull << 20) /* granularity of cuMemCreate on data-centre GPUs */
+#define TPW_UNIT 512ull          /* small allocations are multiples of this, as with cuMemAlloc on driver 580 */
+#define TPW_SMALL_MAX (1ull << 20)
+#define TPW_GRANULE_UNITS (TPW_GRANULE / TPW_UNIT)
+#define TPW_TWIN_MAX (64ull << 10)
+
+enum tpw_range_kind {
+    TPW_RANGE_SMALL,  /* part of a shared granule */
+    TPW_RANGE_LARGE,  /* granules of its own */
+    TPW_RANGE_NATIVE, /* cuMemAlloc_v2, where the driver has no virtual-memory API */
+    TPW_RANGE_POOL,   /* cuMemAllocAsync */
+    TPW_RANGE_MAP,    /* the client's own cuMemMap */
+    TPW_RANGE_TWIN,   /* pinned memory of this process */
+    TPW_RANGE_OTHER,  /* published by another family */
+};
+
+/* Something the client may name in a copy, a memset or a launch. */
+struct tpw_range {
+    struct tp_interval at; /* size as the client asked for it */
+    enum tpw_range_kind kind;
+    uint32_t device;  /* index into s->devices */
+    uint32_t context; /* id of the client's context that made it; 0 = outlives contexts */
+    uint64_t charged; /* bytes it holds on the limits page */
+    void *detail;     /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy */
+};
+
+/* 2 MiB of memory handed out in units. `longest` is an upper bound of the longest free run. */
+struct tpw_granule {
+    struct tpw_granule *next;
+    uint64_t address;
+    uint32_t used, longest; /* units */
+    uint64_t bits[TPW_GRANULE_UNITS / 64];
+};
+
+/* A free stretch of reserved addresses. */
+struct tpw_span {
+    struct tp_interval at;
+};
+
+/* Mapped granules kept after a free, so that a loop of allocations and frees need not go to the driver each time. */
+#define TPW_CACHE_ENTRIES 16
+#define TPW_CACHE_BYTES (64ull << 20)
+
+struct tpw_arena {
+    bool vmm;
+    struct tpw_granule *granules;
+    struct tpw_cached {
+        uint64_t address, size;
+    } cached[TPW_CACHE_ENTRIES];
+    uint64_t cached_bytes;
+};
+
+/* Pinned memory for small copies, in slots. */
+#define TPW_SLOT_SIZE (64u << 10)
+#define TPW_SLOTS 64u
+struct tpw_slots {
+    unsigned char *memory; /* TPW_SLOTS * TPW_SLOT_SIZE, pinned */
+    uint8_t free[TPW_SLOTS];
+    uint32_t count;
+};
+
+struct tpw_memory {
+    bool opened;
+    struct tp_intervals ranges;
+    struct tp_intervals reservations; /* the client's cuMemAddressReserve: struct tpw_reservation */
+    struct tp_intervals spans;        /* free addresses of the reserved range: struct tpw_span */
+    uint64_t base, size;              /* the reserved range, 0 = none */
+    bool reserve_tried;
+    struct tpw_arena arenas[TPW_MAX_DEVICES];
+    struct tpw_slots slots;
+    struct tpw_granule *twins; /* the twin area in units, NULL until the first twin */
+    struct tpw_range *twin_list[TPW_GRANULE / TPW_TWIN_MAX * 8];
+    size_t twin_count;
+    uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
+    size_t pending_frees;
+};
+
+/* ---- memory.c ---- */
+/* The state, made on first use; NULL when this process has no memory for it. */
+struct tpw_memory *tpw_memory_state(struct tpw_session *s);
+struct tpw_range *tpw_range_at(struct tpw_session *s, uint64_t address);
+/* Adds a range of the client; NULL when it overlaps another or there is no memory. */
+struct tpw_range *tpw_range_new(struct tpw_session *s, uint64_t address, uint64_t size, enum tpw_range_kind kind);
+/* The same check as tpw_check_range for an area of rows; also that pitch >= width. */
+void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height, int32_t *error);
+/* Index of the current context's device. */
+int32_t tpw_current_device(struct tpw_session *s, uint32_t *index);
+int32_t tpw_device_index(const struct tpw_session *s, CUdevice device, uint32_t *index);
+/* Takes bytes from the limit, waiting for pending frees when they do not fit; CUDA_ERROR_OUT_OF_MEMORY if they never do. */
+int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes);
+void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes);
+/* Lets completions, data connections and the supervisor go on for a moment; false when the session is about to end. For
+ * operations that need something which only a completion or the client can give. */
+bool tpw_wait_a_moment(struct tpw_session *s);
+/* Waits until no free is pending. */
+bool tpw_wait_for_frees(struct tpw_session *s);
+/* The range that the client was told as `reserved` by the start operation: device memory lies there. May be called before
+ * the first context; 0, 0 when the driver does not give one. */
+void tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size);
+/* Drops what a destroyed context allocated; its work is over. Called with any context of the device current, or none. */
+void tpw_memory_context_gone(struct tpw_session *s, uint32_t context);
+
+/* ---- arena.c ---- */
+int32_t tpw_arena_reserve(struct tpw_session *s);
+void tpw_arena_close(struct tpw_session *s);
+int32_t tpw_arena_alloc(struct tpw_session *s, uint32_t device, uint64_t size, struct tpw_range **out);
+/* Gives the memory of a range that is no longer in the set back. */
+void tpw_arena_free(struct tpw_session *s, struct tpw_range *range);
+/* Gives cached granules back to the driver; true if there were any. */
+bool tpw_arena_trim(struct tpw_session *s, uint32_t device);
+/* Addresses out of the reserved range, both multiples of the granule; 0 = none left. */
+uint64_t tpw_span_take(struct tpw_memory *m, uint64_t size, uint64_t alignment, uint64_t hint);
+void tpw_span_give(struct tpw_memory *m, uint64_t address, uint64_t size);
+/* Units of a granule: offset in bytes, or UINT64_MAX. */
+uint64_t tpw_units_take(struct tpw_granule *granule, uint64_t bytes);
+void tpw_units_give(struct tpw_granule *granule, uint64_t offset, uint64_t bytes);
+
+/* ---- twin.c ---- */
+/* Tells the client what kernels have written into mapped host memory. Before every reply that means "completed". */
+void tpw_twins_send(struct tpw_session *s);
+void tpw_twins_close(struct tpw_session *s);
+
+/* ---- copy_in.c ---- */
+/* A pinned slot of TPW_SLOT_SIZE bytes; waits for a completion when all are in use. NULL with *error set. */
+unsigned char *tpw_slot_take(struct tpw_session *s, int32_t *error);
+void tpw_slot_give(struct tpw_session *s, unsigned char *slot);
+void tpw_slots_close(struct tpw_session *s);
+
+/* One area of device memory, and the copy of packed bytes [offset, offset+size) into it or out of it. */
+struct tpw_area {
+    uint64_t address, pitch, width, height;
+};
+static inline uint64_t tpw_area_size(const struct tpw_area *area) { return area->width * area->height; }
+int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host, uint64_t size,
+                      bool in, CUstream stream);
+
+#endif

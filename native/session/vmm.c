@@ -1,0 +1,219 @@
+/*
+ * The client's own use of the virtual-memory API.
+ *
+ * Its reservations are stretches of the range that the session reserved (and that the client keeps free in its own process),
+ * so an address it gets is never a host address of either side, and it can only map into what it reserved itself. Physical
+ * memory counts on the limits page from its creation until the handle is released and the last mapping is gone. Executor thread
+ * only; properties and access descriptors are the client's and are rebuilt here from the fields that are understood.
+ */
+#include "tpg_session.h"
+#include "tpw_memory.h"
+#include <stdlib.h>
+
+#define ACCESS_MAX 64u
+
+/* Physical memory behind a handle of the client and its mappings. */
+struct physical {
+    uint64_t size;
+    uint32_t device, references;
+};
+
+struct reservation {
+    struct tp_interval at;
+};
+
+static void let_go(struct tpw_session *s, struct physical *physical) {
+    if (--physical->references == 0) {
+        tpw_uncharge(s, physical->device, physical->size);
+        free(physical);
+    }
+}
+
+/* ---- addresses ---- */
+
+int32_t tpw_address_reserve(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_address_reserve_in *in,
+                            struct tpg_address_reserve_out *out) {
+    (void)frame;
+    uint64_t alignment = in->alignment > TPW_GRANULE ? in->alignment : TPW_GRANULE;
+    if (!in->size || in->size % TPW_GRANULE || in->flags || (in->alignment & (in->alignment - 1))) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int32_t error = tpw_memory_open(s);
+    if (error) {
+        return error;
+    }
+    if (!s->memory->base) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    struct reservation *reservation = calloc(1, sizeof *reservation);
+    uint64_t address = reservation ? tpw_span_take(s->memory, in->size, alignment, in->hint) : 0;
+    if (!address) {
+        free(reservation);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    reservation->at.start = address;
+    reservation->at.size = in->size;
+    tp_interval_add(&s->memory->reservations, &reservation->at);
+    out->address = address;
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_address_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_address_free_in *in) {
+    (void)frame;
+    struct tpw_memory *m = s->memory;
+    struct tp_interval *at = m ? tp_interval_at(&m->reservations, in->address) : NULL;
+    if (!at || at->start != in->address || at->size != in->size || tp_intervals_touch(&m->ranges, at->start, at->size)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    tp_interval_remove(&m->reservations, in->address);
+    tpw_span_give(m, in->address, in->size);
+    free(at);
+    return CUDA_SUCCESS;
+}
+
+/* ---- physical memory ---- */
+
+int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_create_in *in) {
+    CUmemGenericAllocationHandle native = 0;
+    uint32_t device = 0;
+    int32_t error = tpw_memory_open(s);
+    CUmemAllocationProp prop = {.type = in->prop->type,
+                                .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = in->prop->location.id},
+                                .allocFlags = {.compressionType = in->prop->allocFlags.compressionType}};
+    if (!error && (in->prop->type != CU_MEM_ALLOCATION_TYPE_PINNED || in->prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE)) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (!error && (!in->size || in->flags)) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!error) {
+        error = tpw_device_index(s, prop.location.id, &device);
+    }
+    struct physical *physical = error ? NULL : calloc(1, sizeof *physical);
+    if (!error && !physical) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    bool charged = false;
+    if (!error) {
+        error = tpw_charge(s, device, in->size);
+        charged = !error;
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemCreate(&native, in->size, &prop, 0);
+        if (error == CUDA_ERROR_OUT_OF_MEMORY && tpw_arena_trim(s, device)) {
+            error = (int32_t)s->cuda.cuMemCreate(&native, in->size, &prop, 0);
+        }
+    }
+    error = tpw_made(s, frame, TPG_MEMORY, in->memory, native, error);
+    struct tpw_object *object = error ? NULL : tpw_object(s, TPG_MEMORY, in->memory);
+    if (object) {
+        *physical = (struct physical){.size = in->size, .device = device, .references = 1};
+        object->record = physical;
+    } else {
+        if (native) {
+            s->cuda.cuMemRelease(native);
+        }
+        if (charged) {
+            tpw_uncharge(s, device, in->size);
+        }
+        free(physical);
+    }
+    return error;
+}
+
+int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_release_in *in) {
+    (void)frame;
+    struct tpw_object *object = tpw_object(s, TPG_MEMORY, in->memory);
+    if (!object || object->error || !object->record) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct physical *physical = object->record;
+    int32_t error = (int32_t)s->cuda.cuMemRelease(object->native);
+    if (!error) {
+        object->record = NULL;
+        tpw_forget(s, TPG_MEMORY, in->memory);
+        let_go(s, physical);
+    }
+    return error;
+}
+
+/* ---- mappings ---- */
+
+int32_t tpw_memory_map(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_map_in *in) {
+    (void)frame;
+    struct tpw_memory *m = s->memory;
+    struct tpw_object *object = tpw_object(s, TPG_MEMORY, in->memory);
+    if (!m || !object || object->error || !object->record || !in->size || in->flags) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct physical *physical = object->record;
+    const struct tp_interval *at = tp_interval_at(&m->reservations, in->address);
+    if (!at || in->size > at->size - (in->address - at->start) || in->offset > physical->size ||
+        in->size > physical->size - in->offset || tp_intervals_touch(&m->ranges, in->address, in->size)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int32_t error = (int32_t)s->cuda.cuMemMap(in->address, in->size, in->offset, object->native, 0);
+    if (error) {
+        return error;
+    }
+    struct tpw_range *range = tpw_range_new(s, in->address, in->size, TPW_RANGE_MAP);
+    if (!range) {
+        s->cuda.cuMemUnmap(in->address, in->size);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    range->device = physical->device;
+    range->detail = physical;
+    physical->references++;
+    return CUDA_SUCCESS;
+}
+
+/* The mappings that make up exactly [address, address+size). */
+static bool is_whole_mappings(struct tpw_session *s, uint64_t address, uint64_t size) {
+    while (size) {
+        const struct tpw_range *range = tpw_range_at(s, address);
+        if (!range || range->kind != TPW_RANGE_MAP || range->at.start != address || range->at.size > size) {
+            return false;
+        }
+        address += range->at.size;
+        size -= range->at.size;
+    }
+    return true;
+}
+
+int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_unmap_in *in) {
+    (void)frame;
+    if (!in->size || in->size > UINT64_MAX - in->address || !is_whole_mappings(s, in->address, in->size)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int32_t error = (int32_t)s->cuda.cuMemUnmap(in->address, in->size);
+    if (error) {
+        return error;
+    }
+    for (uint64_t address = in->address; address - in->address < in->size;) {
+        struct tpw_range *range = (struct tpw_range *)tp_interval_remove(&s->memory->ranges, address);
+        address += range->at.size;
+        let_go(s, range->detail);
+        free(range);
+    }
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_access_in *in) {
+    (void)frame;
+    CUmemAccessDesc access[ACCESS_MAX];
+    int32_t error = CUDA_SUCCESS;
+    const struct tpw_range *range = tpw_range_at(s, in->address);
+    if (!in->size || !in->access_count || in->access_count > ACCESS_MAX || !range || range->kind != TPW_RANGE_MAP) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (size_t i = 0; i < in->access_count; i++) {
+        if (in->access[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+        tpw_check_device(s, in->access[i].location.id, &error);
+        access[i] = (CUmemAccessDesc){.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = in->access[i].location.id},
+                                      .flags = in->access[i].flags};
+    }
+    tpw_check_range(s, in->address, in->size, &error);
+    return error ? error : (int32_t)s->cuda.cuMemSetAccess(in->address, in->size, access, in->access_count);
+}
