@@ -56,7 +56,7 @@ class Variable:
 VARIABLES = (
     Variable(CONNECTION_INFO, "client", "", "Worker to use: native+HOST+PORT+VERSION[+SECRET]."),
     Variable(CONNECTION_URL, "client", "", "URL that answers a GET with the connection string."),
-    Variable("TENSOR_FUSION_OPERATOR_TOKEN_FILE", "client", "", "Bearer token for that URL; else the pod's token file."),
+    Variable("TENSOR_FUSION_OPERATOR_TOKEN_FILE", "client", "", "Bearer token for it; else the pod's own token."),
     Variable("TF_MAX_CACHE_REQUEST_COUNT", "client", "100", "Pending calls after which the client sends what it has."),
     Variable("TF_STRICT", "client", "0", "1: wait for the result of every call, for debugging."),
     Variable("TF_STATS_PATH", "client", "", "File for the call statistics at exit; %p becomes the process id."),
