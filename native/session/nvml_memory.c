@@ -1,0 +1,137 @@
+/*
+ * NVML's memory figures under the worker's limit, and the one process that a client is shown.
+ *
+ * Executor thread only; the limits page is written by the worker's sessions, which trust each other. Under a limit NVML says
+ * the same as cuMemGetInfo: the limit is the total, and what the worker's sessions have reserved is in use.
+ */
+#include "tpg_session.h"
+#include "tpw_memory.h"
+#include "tpw_nvml.h"
+
+#include <unistd.h>
+
+struct figures {
+    uint64_t total, free, used;
+};
+
+/* False when there is no limit, or none that is below what the device has. */
+static bool limited(struct tpw_session *s, uint64_t handle, uint64_t total, uint64_t available, struct figures *out) {
+    uint64_t limit = s->limits ? tp_limits_limit(s->limits) : 0;
+    if (!limit || limit >= total) {
+        return false;
+    }
+    uint32_t device = tpw_nvml_ordinal(handle);
+    uint64_t used = tp_limits_used(s->limits, device), pending = s->memory ? s->memory->pending_bytes[device] : 0;
+    used -= pending < used ? pending : used;
+    out->total = limit;
+    out->used = used < limit ? used : limit;
+    out->free = limit - out->used < available ? limit - out->used : available;
+    return true;
+}
+
+int32_t tpw_nvmlDeviceGetMemoryInfo(struct tpw_session *s, const struct tp_frame *frame,
+                                    const struct tpg_nvmlDeviceGetMemoryInfo_in *in,
+                                    struct tpg_nvmlDeviceGetMemoryInfo_out *out) {
+    int32_t error = 0;
+    struct figures figures;
+    nvmlDevice_t device = tpw_nvml_device(s, frame, in->device, &error);
+    if (!error) {
+        error = (int32_t)s->nvml.nvmlDeviceGetMemoryInfo(device, &out->memory);
+    }
+    if (!error && limited(s, in->device, out->memory.total, out->memory.free, &figures)) {
+        out->memory.total = figures.total;
+        out->memory.free = figures.free;
+        out->memory.used = figures.total - figures.free; /* the old struct has nothing else to put the rest in */
+    }
+    return error;
+}
+
+int32_t tpw_nvmlDeviceGetMemoryInfo_v2(struct tpw_session *s, const struct tp_frame *frame,
+                                       const struct tpg_nvmlDeviceGetMemoryInfo_v2_in *in,
+                                       struct tpg_nvmlDeviceGetMemoryInfo_v2_out *out) {
+    int32_t error = 0;
+    struct figures figures;
+    nvmlDevice_t device = tpw_nvml_device(s, frame, in->device, &error);
+    nvmlMemory_v2_t *memory = tpw_versioned(s, in->memory, in->memory_size, sizeof *memory, &error);
+    if (!error) {
+        error = (int32_t)s->nvml.nvmlDeviceGetMemoryInfo_v2(device, memory);
+    }
+    if (!error && limited(s, in->device, memory->total, memory->free, &figures)) {
+        memory->total = figures.total;
+        memory->free = figures.free;
+        memory->used = figures.used;
+    }
+    out->memory = memory;
+    out->memory_size = in->memory_size;
+    return error;
+}
+
+/* ---- processes ---- */
+
+/* This session's own cell of the limits page, laid out as docs/wire-format.md, section 2, says. */
+static uint64_t held(const struct tpw_session *s, uint32_t device) {
+    size_t cell = 4096 / 8 + (size_t)s->slot * TP_LIMITS_DEVICES + device;
+    if (s->slot >= TP_LIMITS_SLOTS || device >= TP_LIMITS_DEVICES) {
+        return 0;
+    }
+    return atomic_load_explicit((const _Atomic uint64_t *)s->limits + cell, memory_order_relaxed);
+}
+
+/* Whether the client has made or retained a context on the device; the session's own primary context does not count. */
+static bool has_context(struct tpw_session *s, uint32_t ordinal) {
+    struct tpw_object *object;
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
+        CUcontext context = (CUcontext)(uintptr_t)object->native;
+        CUdevice device = -1;
+        if (!context) {
+            continue;
+        }
+        if (context == s->primary[ordinal]) {
+            return true;
+        }
+        if (s->cuda.cuCtxPushCurrent_v2(context) == CUDA_SUCCESS) {
+            bool known = s->cuda.cuCtxGetDevice(&device) == CUDA_SUCCESS;
+            s->cuda.cuCtxPopCurrent_v2(&context);
+            if (known && device == s->devices[ordinal]) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* What the driver says about this process; false when it does not know it under our number (another pid namespace). */
+static bool driver_figure(struct tpw_session *s, nvmlDevice_t device, uint64_t *used) {
+    static nvmlProcessInfo_t infos[1024];
+    unsigned int count = sizeof infos / sizeof *infos;
+    if (s->nvml.nvmlDeviceGetComputeRunningProcesses_v3(device, &count, infos)) {
+        return false;
+    }
+    for (unsigned int i = 0; i < count && i < sizeof infos / sizeof *infos; i++) {
+        if (infos[i].pid == (unsigned int)getpid()) {
+            *used = infos[i].usedGpuMemory;
+            return *used != (unsigned long long)NVML_VALUE_NOT_AVAILABLE;
+        }
+    }
+    return false;
+}
+
+int32_t tpw_nvml_process(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_nvml_process_in *in,
+                         struct tpg_nvml_process_out *out) {
+    int32_t error = 0;
+    nvmlDevice_t device = tpw_nvml_device(s, frame, in->device, &error);
+    if (error) {
+        return error;
+    }
+    uint32_t ordinal = tpw_nvml_ordinal(in->device);
+    out->present = s->cuda_loaded && has_context(s, ordinal);
+    if (!out->present) {
+        return NVML_SUCCESS;
+    }
+    /* Counted as the device's memory is: by the limits page under a limit, else by the driver, which counts contexts too. */
+    bool limit = s->limits && tp_limits_limit(s->limits);
+    if (limit || !driver_figure(s, device, &out->used)) {
+        out->used = s->limits ? held(s, ordinal) : 0;
+    }
+    return NVML_SUCCESS;
+}
