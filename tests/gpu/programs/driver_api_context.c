@@ -317,7 +317,7 @@ static void *fill_and_record(void *user)
     void *arguments[] = {&work->address, &value, &count};
     work->result = cu.cuCtxSetCurrent(work->context);
     if (work->result == 0)
-        work->result = cu.cuLaunchKernel(work->fill, 64, 1, 1, 256, 1, 1, 0, NULL, arguments, NULL);
+        work->result = cu.cuLaunchKernel(work->fill, 4096, 1, 1, 256, 1, 1, 0, NULL, arguments, NULL);
     if (work->result == 0)
         work->result = cu.cuEventRecord(work->event, NULL);
     return NULL;

@@ -170,16 +170,17 @@ void section_launch(void)
         wrong += c[i] != a[i] + b[i];
     VALUE("wrong sums", "%d", wrong);
     /* The values are read at the call: changing them afterwards must not change the launch. */
-    ASK("values are taken at the call", cu.cuLaunchKernel(fill, 1, 1, 1, 32, 1, 1, 0, NULL, fill_arguments, NULL));
+    cu_must(cu.cuMemsetD8_v2(dw, 0, sizeof words), "cuMemsetD8");
+    ASK("values are taken at the call", cu.cuLaunchKernel(fill, 40, 1, 1, 256, 1, 1, 0, NULL, fill_arguments, NULL));
     value = 78;
     cu.cuMemcpyDtoH_v2(words, dw, sizeof words);
     VALUE("filled with", "%u %u", words[0], words[N - 1]);
     struct __attribute__((packed)) { CUdeviceptr out; uint32_t value; uint32_t gap; size_t n; } block = {dw, 5, 0, N};
     size_t block_size = sizeof block;
     void *extra[] = {(void *)(uintptr_t)1, &block, (void *)(uintptr_t)2, &block_size, NULL};
-    ASK("extra", cu.cuLaunchKernel(fill, 8, 1, 1, 64, 1, 1, 0, NULL, NULL, extra));
+    ASK("extra, too few threads", cu.cuLaunchKernel(fill, 8, 1, 1, 64, 1, 1, 0, NULL, NULL, extra));
     cu.cuMemcpyDtoH_v2(words, dw, sizeof words);
-    VALUE("extra filled with", "%u %u", words[0], words[N - 1]);
+    VALUE("extra filled with", "%u %u %u %u", words[0], words[511], words[512], words[N - 1]);
     ASK("both forms", cu.cuLaunchKernel(fill, 8, 1, 1, 64, 1, 1, 0, NULL, fill_arguments, extra));
     ASK("neither form", cu.cuLaunchKernel(fill, 8, 1, 1, 64, 1, 1, 0, NULL, NULL, NULL));
     block_size = 8;

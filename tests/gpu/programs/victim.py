@@ -60,13 +60,13 @@ def digest(driver: Driver, seed: int) -> None:
     for turn in range(120):
         driver.upload(first, data)
         driver.launch(
-            fill, 32, 256, ctypes.c_ulonglong(second), ctypes.c_uint(seed * 1000 + turn), ctypes.c_size_t(words)
+            fill, 4096, 256, ctypes.c_ulonglong(second), ctypes.c_uint(seed * 1000 + turn), ctypes.c_size_t(words)
         )
         there.update(driver.download(first, words * 4))
         there.update(driver.download(second, words * 4))
         here.update(data)
         here.update((seed * 1000 + turn).to_bytes(4, "little") * words)
-        driver.launch(iota, 16, 128, ctypes.c_ulonglong(first), ctypes.c_size_t(words))
+        driver.launch(iota, 8192, 128, ctypes.c_ulonglong(first), ctypes.c_size_t(words))
         there.update(driver.download(first, words * 4))
         here.update(expected_iota)
     say("equal" if here.digest() == there.digest() else "DIFFERENT")
