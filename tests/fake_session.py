@@ -1,7 +1,7 @@
 """A stand-in for tensor-fusion-session that speaks the control channel, so that the supervisor is tested without CUDA.
 
 It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "junk"
-(a packet of a wrong size), "stubborn" (ignores the end of the control channel). As the session of a client it answers
+(a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first). As the session of a client it answers
 each line that the client sends: "slot", "text", "pid", "env NAME", "driver", "reserve N" (bytes on device 0),
 "data" (indexes of the data connections so far), "crash" (SIGSEGV), "exit N".
 """
@@ -51,6 +51,11 @@ def main() -> None:
     mode = os.environ.get("FAKE_SESSION", "")
     if mode == "die":
         sys.exit(7)
+    if mode.startswith("once:"):
+        try:
+            os.close(os.open(mode.removeprefix("once:"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            sys.exit(7)
     client: socket.socket | None = None
     text = b""
     data: list[int] = []

@@ -336,6 +336,14 @@ def test_dead_warm_session_is_replaced() -> None:
         assert worker.client().ask("pid") != str(child.pid)
 
 
+def test_sessions_that_keep_dying_are_started_ever_more_rarely(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    variables = {"FAKE_SESSION": f"once:{tmp_path}/first", "TF_ENABLE_LOG": "1", "TF_LOG_PATH": str(log)}
+    with Worker("--warm", "2", **variables):
+        time.sleep(4)
+    assert 1 <= log.read_text().count("exit code 7") <= 3
+
+
 def test_stop_while_the_first_session_hangs() -> None:
     process = subprocess.Popen(
         command("--gpu", "sim", "-p", "0"),

@@ -267,6 +267,8 @@ class Sessions:
         except OSError:
             raw = b""
         if not raw:
+            if session.state is State.STARTING:
+                self._failures += 1  # whatever ended it may end the next one too
             self.end(session)
             return
         packet = Packet.parse(raw)
@@ -328,7 +330,6 @@ class Sessions:
         for session in list(self._sessions.values()):
             if session.process.poll() is None:
                 continue
-            was = session.state
             del self._sessions[session.id]
             self.end(session)
             self._disarm(session)
@@ -336,8 +337,6 @@ class Sessions:
             code = session.process.returncode
             level = LOGGER.info if code == 0 else LOGGER.warning
             level("%s ended with %s", session.name, _ending(code))
-            if was is State.STARTING or was is State.READY:
-                self._failures += 1
             self.on_change()
         if not self._closing:
             self._replace_later()
@@ -378,5 +377,5 @@ def _new_id(taken: Mapping[int, Session]) -> int:
 
 def _ending(code: int | None) -> str:
     if code is not None and code < 0:
-        return f"signal {signal.Signals(-code).name}"
+        return f"signal {-code} ({signal.strsignal(-code)})"
     return "a protocol violation of its client (exit code 3)" if code == 3 else f"exit code {code}"
