@@ -1,8 +1,8 @@
 """A stand-in for tensor-fusion-session that speaks the control channel, so that the supervisor is tested without CUDA.
 
 It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "junk"
-(a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first). As the session of a client it answers
-each line that the client sends: "slot", "text", "pid", "env NAME", "driver", "reserve N" (bytes on device 0),
+(a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first).
+As the session of a client it answers each line that the client sends: "slot", "text", "pid", "env NAME", "driver", "reserve N" (bytes on device 0),
 "data" (indexes of the data connections so far), "crash" (SIGSEGV), "exit N".
 """
 

@@ -91,6 +91,16 @@ def test_log_settings() -> None:
     assert LogSettings.read({"TF_ENABLE_LOG": "1", "TF_LOG_LEVEL": "WARN", "TF_LOG_PATH": "/x"}).level == "warn"
 
 
+def test_only_one_module_of_the_product_imports_ctypes() -> None:
+    users = {
+        path.relative_to(ROOT / "src/tensor_fusion").as_posix()
+        for path in (ROOT / "src/tensor_fusion").rglob("*.py")
+        if re.search(r"^\s*(import|from) ctypes", path.read_text(), re.MULTILINE)
+    }
+    # The demonstration's program is a user's program, and runs in a process of its own.
+    assert users == {"abi.py", "demo/program.py"}
+
+
 def test_every_variable_the_product_reads_is_in_the_table() -> None:
     known = {variable.name for variable in VARIABLES}
     found = set()
