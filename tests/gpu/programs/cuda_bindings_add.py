@@ -38,7 +38,7 @@ def main() -> int:
     values = [numpy.array([int(pointer)], dtype=numpy.uint64) for pointer in pointers]
     values.append(numpy.array([count], dtype=numpy.int32))
     arguments = numpy.array([value.ctypes.data for value in values], dtype=numpy.uint64)
-    must(driver.cuLaunchKernel(add, 100, 1, 1, 256, 1, 1, 0, stream, arguments.ctypes.data, 0))
+    must(driver.cuLaunchKernel(add, 391, 1, 1, 256, 1, 1, 0, stream, arguments.ctypes.data, 0))
     must(driver.cuMemcpyDtoHAsync(c.ctypes.data, pointers[2], c.nbytes, stream))
     must(driver.cuStreamSynchronize(stream))
     if not numpy.array_equal(c, a + b):

@@ -196,6 +196,8 @@ void section_copy(void)
     ASK("2D down", cu.cuMemcpy2DAsync_v2(&down, stream));
     cu.cuStreamSynchronize(stream);
     VALUE("2D there and back", "%08x", sum_words(back, 52 * 128 / 4));
+    cu_must(cu.cuMemsetD8_v2(b, 0, 1 * MIB), "cuMemsetD8");
+    cu_must(cu.cuCtxSynchronize(), "cuCtxSynchronize");
     CUDA_MEMCPY2D across = {.srcMemoryType = 2, .srcDevice = a, .srcPitch = 512, .dstMemoryType = 2, .dstDevice = b,
                             .dstPitch = 300, .WidthInBytes = 77, .Height = 20};
     ASK("2D across, unaligned", cu.cuMemcpy2DUnaligned_v2(&across));
@@ -211,6 +213,8 @@ void section_copy(void)
 
     ASK("set 8", cu.cuMemsetD8Async(a, 0x11, 4096, stream));
     ASK("set 32", cu.cuMemsetD32Async(a + 1024, 0xdeadbeef, 256, stream));
+    /* The next two go to the default stream, for which a non-blocking stream does not wait. */
+    cu_must(cu.cuCtxSynchronize(), "cuCtxSynchronize");
     ASK("set 16", cu.cuMemsetD16_v2(a + 100, 0x7788, 50));
     ASK("set 2D", cu.cuMemsetD2D8_v2(a + 2048, 100, 0x55, 40, 10));
     ASK("synchronize", cu.cuCtxSynchronize());
@@ -241,7 +245,7 @@ void section_pointer(void)
             if (ASK(label, cu.cuPointerGetAttribute(value, attributes[i], cases[c])) != 0)
                 continue;
             switch (attributes[i]) {
-            case 1: case 3: case 4: case 7: case 11: case 5: case 17: case 20: case 18:
+            case 1: case 3: case 4: case 7: case 11: case 5: case 17: case 20: case 18: case 19:
                 VALUE(label, "%s", value[0] != 0 ? "set" : "null");
                 break;
             case 12:
@@ -353,6 +357,7 @@ void section_stream_memory(void)
 
     cu_must(cu.cuMemAlloc_v2(&address, 4096), "cuMemAlloc");
     cu_must(cu.cuMemsetD8_v2(address, 0, 4096), "cuMemsetD8");
+    cu_must(cu.cuCtxSynchronize(), "cuCtxSynchronize");
     cu_must(cu.cuStreamCreate(&stream, 1), "cuStreamCreate");
     cu_must(cu.cuStreamCreate(&other, 1), "cuStreamCreate");
     ASK("write 32", cu.cuStreamWriteValue32_v2(stream, address, 0xfeed, 0));
