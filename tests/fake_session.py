@@ -2,8 +2,9 @@
 
 It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "junk"
 (a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first).
-As the session of a client it answers each line that the client sends: "slot", "text", "pid", "env NAME", "driver", "reserve N" (bytes on device 0),
-"data" (indexes of the data connections so far), "crash" (SIGSEGV), "exit N".
+As the session of a client it answers each line that the client sends: "slot", "text", "pid", "env NAME", "driver",
+"limit", "total", "reserve N" (bytes on device 0), "data" (indexes of the data connections so far), "crash" (SIGSEGV),
+"exit N".
 """
 
 from __future__ import annotations
