@@ -1,0 +1,115 @@
+/*
+ * The driver and its devices: loading and initialising it once, and describing its devices to the client.
+ *
+ * Executor thread only. Nothing of the client's is read here but the flags of its cuInit. The description is made anew for
+ * each start: total memory follows the worker's limit, and limits of contexts can be told only for devices whose primary
+ * context exists already (the warm session's device 0), because making one on every device would cost each 527 MiB.
+ */
+#include "tpg_session.h"
+#include "tpw_memory.h"
+#include "tpw_session.h"
+
+/* What the client's tables cover (api/procaddress.json); a newer driver is answered for as this one. */
+#define TABLE_VERSION 13000
+
+int32_t tpw_start_driver(struct tpw_session *s) {
+    if (s->started) {
+        return s->start_result;
+    }
+    if (!s->cuda_loaded) {
+        void *library = tpw_open_library(s, false);
+        if (!library || tpg_load_cuda(&s->cuda, library) == 0) {
+            return CUDA_ERROR_NO_DEVICE; /* tpw_open_library has said why */
+        }
+        s->cuda_loaded = true;
+    }
+    s->started = true;
+    s->start_result = (int32_t)s->cuda.cuInit(0);
+    int count = 0;
+    if (!s->start_result) {
+        s->start_result = (int32_t)s->cuda.cuDeviceGetCount(&count);
+    }
+    if (count > TPW_MAX_DEVICES) {
+        tp_log(TP_WARN, "the host has %d devices; a session offers the first %d", count, TPW_MAX_DEVICES);
+        count = TPW_MAX_DEVICES;
+    }
+    for (int i = 0; i < count && !s->start_result; i++) {
+        s->start_result = (int32_t)s->cuda.cuDeviceGet(&s->devices[i], i);
+    }
+    s->device_count = s->start_result ? 0 : count;
+    return s->start_result;
+}
+
+static void describe_context(struct tpw_session *s, int index, struct tp_device_description *what) {
+    CUcontext previous;
+    for (int i = 0; i < TP_DEVICE_LIMITS; i++) {
+        what->limit_results[i] = TP_LIMIT_UNKNOWN;
+    }
+    if (!s->primary[index] || s->cuda.cuCtxPushCurrent_v2(s->primary[index])) {
+        return;
+    }
+    for (int i = 0; i < TP_DEVICE_LIMITS; i++) {
+        size_t value = 0;
+        what->limit_results[i] =
+            i < CU_LIMIT_MAX ? (int32_t)s->cuda.cuCtxGetLimit(&value, (CUlimit)i) : CUDA_ERROR_INVALID_VALUE;
+        what->limits[i] = value;
+    }
+    s->cuda.cuCtxGetStreamPriorityRange(&what->priority_low, &what->priority_high);
+    s->cuda.cuCtxPopCurrent_v2(&previous);
+}
+
+static int32_t describe(struct tpw_session *s, int index, struct tp_device_description *what) {
+    CUdevice device = s->devices[index];
+    CUuuid uuid;
+    size_t total = 0;
+    int32_t error = (int32_t)s->cuda.cuDeviceGetName(what->name, (int)sizeof what->name, device);
+    if (!error) {
+        error = (int32_t)s->cuda.cuDeviceGetPCIBusId(what->pci_bus_id, (int)sizeof what->pci_bus_id, device);
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuDeviceGetUuid_v2(&uuid, device);
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuDeviceTotalMem_v2(&total, device);
+    }
+    if (error) {
+        return error;
+    }
+    memcpy(what->uuid, uuid.bytes, sizeof what->uuid);
+    uint64_t limit = s->limits ? tp_limits_limit(s->limits) : 0;
+    what->total_memory = limit && limit < total ? limit : total;
+    what->attribute_results[0] = CUDA_ERROR_INVALID_VALUE;
+    for (int i = 1; i < TP_DEVICE_ATTRIBUTES; i++) {
+        what->attribute_results[i] =
+            (int32_t)s->cuda.cuDeviceGetAttribute(&what->attributes[i], (CUdevice_attribute)i, device);
+    }
+    describe_context(s, index, what);
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_start_in *in, struct tpg_start_out *out) {
+    (void)frame;
+    if (in->flags) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int32_t error = tpw_start_driver(s);
+    if (!error && s->device_count == 0) {
+        error = CUDA_ERROR_NO_DEVICE;
+    }
+    int version = 0;
+    if (!error) {
+        error = (int32_t)s->cuda.cuDriverGetVersion(&version);
+    }
+    struct tp_device_description *descriptions = tpw_scratch(s, (uint64_t)s->device_count, sizeof *descriptions, &error);
+    for (int i = 0; i < s->device_count && !error; i++) {
+        error = describe(s, i, &descriptions[i]);
+    }
+    if (error) {
+        return error;
+    }
+    tpw_memory_reserved(s, &out->reserved_base, &out->reserved_size);
+    out->driver_version = version < TABLE_VERSION ? version : TABLE_VERSION;
+    out->devices = descriptions;
+    out->devices_size = (size_t)s->device_count * sizeof *descriptions;
+    return CUDA_SUCCESS;
+}
