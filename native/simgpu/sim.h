@@ -22,28 +22,28 @@
 #pragma GCC visibility pop
 
 #define SIM_MAX_DEVICES 8
-#define SIM_QUEUE_DEPTH 1024          // of a stream; NVIDIA's driver blocks the launching thread at about this depth too
+#define SIM_QUEUE_DEPTH 1024 // of a stream; NVIDIA's driver blocks the launching thread at about this depth too
 #define SIM_CONTEXT_BYTES (527ull << 20) // what a context costs on an H200 with driver 580.159.04
-#define SIM_GRANULE (2ull << 20)      // granularity of cuMemCreate on data-centre GPUs
-#define SIM_MAX_PARAM_BYTES 32764u    // largest parameter block of a kernel
+#define SIM_GRANULE (2ull << 20)         // granularity of cuMemCreate on data-centre GPUs
+#define SIM_MAX_PARAM_BYTES 32764u       // largest parameter block of a kernel
 #define SIM_MAX_PARAMS 4096u
 #define SIM_MAX_CONTEXT_STACK 256
-#define SIM_FUNC_ATTRIBUTES 16        // CU_FUNC_ATTRIBUTE_MAX
+#define SIM_FUNC_ATTRIBUTES 16 // CU_FUNC_ATTRIBUTE_MAX
 
 #define SIM_EXPECT_FALSE(x) __builtin_expect(!!(x), 0)
 
 // ---- Objects -----------------------------------------------------------------------------------------------------
 
 typedef enum {
-  SIM_CONTEXT = 1,
-  SIM_STREAM,
-  SIM_EVENT,
-  SIM_MODULE,
-  SIM_LIBRARY,
-  SIM_FUNCTION,
-  SIM_KERNEL,
-  SIM_POOL,
-  SIM_PHYS,
+    SIM_CONTEXT = 1,
+    SIM_STREAM,
+    SIM_EVENT,
+    SIM_MODULE,
+    SIM_LIBRARY,
+    SIM_FUNCTION,
+    SIM_KERNEL,
+    SIM_POOL,
+    SIM_PHYS,
 } sim_kind_t;
 
 typedef struct sim_context sim_context_t;
@@ -54,278 +54,290 @@ typedef struct sim_library sim_library_t;
 typedef struct sim_pool sim_pool_t;
 
 struct sim_context {
-  int device;
-  bool primary;
-  bool active;                // false: destroyed, or a primary context that nobody retains
-  atomic_bool killed;         // set before its streams are stopped: waits and spins end early
-  atomic_int error;           // sticky CUresult; once set every later call in the context returns it
-  unsigned retains;           // of a primary context
-  unsigned flags;
-  unsigned api_version;
-  unsigned long long id;
-  CUfunc_cache cache_config;
-  size_t limits[CU_LIMIT_MAX];
-  unsigned peers;             // bit d: peer access to device d enabled
-  sim_stream_t *legacy;
-  sim_stream_t *streams;      // all live streams of the context, legacy one included
-  sim_event_t *events;
-  sim_module_t *modules;
-  sim_context_t *next;        // every context ever made, so that stale handles stay recognisable
+    int device;
+    bool primary;
+    bool active;        // false: destroyed, or a primary context that nobody retains
+    atomic_bool killed; // set before its streams are stopped: waits and spins end early
+    atomic_int error;   // sticky CUresult; once set every later call in the context returns it
+    unsigned retains;   // of a primary context
+    unsigned flags;
+    unsigned api_version;
+    unsigned long long id;
+    CUfunc_cache cache_config;
+    size_t limits[CU_LIMIT_MAX];
+    unsigned peers; // bit d: peer access to device d enabled
+    sim_stream_t *legacy;
+    sim_stream_t *streams; // all live streams of the context, legacy one included
+    sim_event_t *events;
+    sim_module_t *modules;
+    sim_context_t *next; // every context ever made, so that stale handles stay recognisable
 };
 
 typedef struct {
-  sim_stream_t *stream;       // holds a reference
-  uint64_t seq;
+    sim_stream_t *stream; // holds a reference
+    uint64_t seq;
 } sim_dependency_t;
 
 struct sim_event {
-  sim_context_t *context;
-  unsigned flags;
-  int refs;                   // one for the handle, one per queued record
-  sim_stream_t *stream;       // of the last record; holds a reference
-  uint64_t seq;
-  uint64_t recorded_ns;       // when the record with `recorded_seq` was reached
-  uint64_t recorded_seq;
-  sim_event_t *next, **link;
+    sim_context_t *context;
+    unsigned flags;
+    int refs;             // one for the handle, one per queued record
+    sim_stream_t *stream; // of the last record; holds a reference
+    uint64_t seq;
+    uint64_t recorded_ns; // when the record with `recorded_seq` was reached
+    uint64_t recorded_seq;
+    sim_event_t *next, **link;
 };
 
 typedef struct {
-  uint64_t address;
-  bool mapped;                // an address of the memory map (device, pinned); else a plain host pointer
-  int device;                 // whose access rights apply
-  uint64_t pitch, slice;      // bytes from row to row, from plane to plane
+    uint64_t address;
+    bool mapped;           // an address of the memory map (device, pinned); else a plain host pointer
+    int device;            // whose access rights apply
+    uint64_t pitch, slice; // bytes from row to row, from plane to plane
 } sim_side_t;
 
 typedef struct {
-  sim_side_t dst, src;
-  uint64_t width, height, depth;
-  void *staging;              // freed with the operation
+    sim_side_t dst, src;
+    uint64_t width, height, depth;
+    void *staging; // freed with the operation
 } sim_copy_t;
 
 typedef struct {
-  sim_side_t dst;
-  uint64_t width, height;     // bytes, rows
-  uint32_t value;
-  uint32_t element;           // 1, 2 or 4 bytes
+    sim_side_t dst;
+    uint64_t width, height; // bytes, rows
+    uint32_t value;
+    uint32_t element; // 1, 2 or 4 bytes
 } sim_set_t;
 
 typedef struct sim_body sim_body_t;
 
 typedef struct {
-  const sim_body_t *body;
-  uint64_t threads;           // gridDim.x * blockDim.x
-  uint32_t bytes;
-  unsigned char inline_params[48];
-  unsigned char *params;      // inline_params or allocated
+    const sim_body_t *body;
+    uint64_t threads; // gridDim.x * blockDim.x
+    uint32_t bytes;
+    unsigned char inline_params[48];
+    unsigned char *params; // inline_params or allocated
 } sim_launch_t;
 
 typedef enum {
-  SIM_OP_NOP,
-  SIM_OP_RECORD,
-  SIM_OP_LAUNCH,
-  SIM_OP_COPY,
-  SIM_OP_SET,
-  SIM_OP_HOST_FUNCTION,
-  SIM_OP_CALLBACK,
-  SIM_OP_WRITE_VALUE,
-  SIM_OP_WAIT_VALUE,
-  SIM_OP_FREE,
+    SIM_OP_NOP,
+    SIM_OP_RECORD,
+    SIM_OP_LAUNCH,
+    SIM_OP_COPY,
+    SIM_OP_SET,
+    SIM_OP_HOST_FUNCTION,
+    SIM_OP_CALLBACK,
+    SIM_OP_WRITE_VALUE,
+    SIM_OP_WAIT_VALUE,
+    SIM_OP_FREE,
 } sim_op_kind_t;
 
 typedef struct {
-  sim_op_kind_t kind;
-  unsigned ndependencies;
-  sim_dependency_t dependency;    // the first one
-  sim_dependency_t *dependencies; // further ones, allocated
-  union {
-    sim_event_t *event;
-    sim_launch_t launch;
-    sim_copy_t copy;
-    sim_set_t set;
-    struct { CUhostFn call; void *data; } host_function;
-    struct { CUstreamCallback call; void *data; CUstream stream; } callback;
-    struct { uint64_t address, value; uint32_t bytes, flags; } value;
-    uint64_t free;
-  } u;
+    sim_op_kind_t kind;
+    unsigned ndependencies;
+    sim_dependency_t dependency;    // the first one
+    sim_dependency_t *dependencies; // further ones, allocated
+    union {
+        sim_event_t *event;
+        sim_launch_t launch;
+        sim_copy_t copy;
+        sim_set_t set;
+        struct {
+            CUhostFn call;
+            void *data;
+        } host_function;
+        struct {
+            CUstreamCallback call;
+            void *data;
+            CUstream stream;
+        } callback;
+        struct {
+            uint64_t address, value;
+            uint32_t bytes, flags;
+        } value;
+        uint64_t free;
+    } u;
 } sim_op_t;
 
 struct sim_stream {
-  sim_context_t *context;
-  unsigned flags;
-  int priority;
-  unsigned long long id;
-  int refs;                   // handle, thread, events, dependencies; under sim.lock
-  bool dying;                 // handle destroyed or context gone: the thread drains the queue and ends
-  bool started, handle;
-  bool sleeping;              // the thread waits on `work`
-  uint64_t enqueued, done;    // operations since creation
-  uint64_t wanted;            // smallest `done` that a waiter waits for; UINT64_MAX when nobody does
-  unsigned space_waiters;
-  pthread_cond_t work, finished, space;
-  sim_op_t *ring;             // SIM_QUEUE_DEPTH, allocated with the thread
-  sim_stream_t *next, **link;
+    sim_context_t *context;
+    unsigned flags;
+    int priority;
+    unsigned long long id;
+    int refs;   // handle, thread, events, dependencies; under sim.lock
+    bool dying; // handle destroyed or context gone: the thread drains the queue and ends
+    bool started, handle;
+    bool sleeping;           // the thread waits on `work`
+    uint64_t enqueued, done; // operations since creation
+    uint64_t wanted;         // smallest `done` that a waiter waits for; UINT64_MAX when nobody does
+    unsigned space_waiters;
+    pthread_cond_t work, finished, space;
+    sim_op_t *ring; // SIM_QUEUE_DEPTH, allocated with the thread
+    sim_stream_t *next, **link;
 };
 
 // ---- Memory ------------------------------------------------------------------------------------------------------
 
-typedef struct sim_phys {     // one cuMemCreate, or the backing of one mapping after its handle was released
-  int device;
-  uint64_t offset, size;
-  int refs;                   // handles and mappings
-  int handles;
-  CUmemAllocationProp prop;
+typedef struct sim_phys { // one cuMemCreate, or the backing of one mapping after its handle was released
+    int device;
+    uint64_t offset, size;
+    int refs; // handles and mappings
+    int handles;
+    CUmemAllocationProp prop;
 } sim_phys_t;
 
 typedef enum { SIM_RANGE_DEVICE, SIM_RANGE_VMM, SIM_RANGE_HOST, SIM_RANGE_REGISTERED } sim_range_kind_t;
 
 typedef struct {
-  uint64_t base, size;
-  sim_range_kind_t kind;
-  int device;                 // where the memory is; of host memory, the device of the context that made it
-  sim_context_t *context;
-  unsigned char *host;        // where this process can touch it
-  uint64_t charged;           // bytes of the device's budget to give back
-  unsigned flags;
-  unsigned long long buffer_id;
-  unsigned char access[SIM_MAX_DEVICES]; // VMM: CUmemAccess_flags of each device
-  sim_phys_t *phys;
-  sim_pool_t *pool;
-  bool internal;              // module globals: not freed by cuMemFree
-  bool free_queued;           // cuMemFreeAsync was called
-  int sync_memops;
+    uint64_t base, size;
+    sim_range_kind_t kind;
+    int device; // where the memory is; of host memory, the device of the context that made it
+    sim_context_t *context;
+    unsigned char *host; // where this process can touch it
+    uint64_t charged;    // bytes of the device's budget to give back
+    unsigned flags;
+    unsigned long long buffer_id;
+    unsigned char access[SIM_MAX_DEVICES]; // VMM: CUmemAccess_flags of each device
+    sim_phys_t *phys;
+    sim_pool_t *pool;
+    bool internal;    // module globals: not freed by cuMemFree
+    bool free_queued; // cuMemFreeAsync was called
+    int sync_memops;
 } sim_range_t;
 
 typedef struct {
-  uint64_t base, size;
+    uint64_t base, size;
 } sim_reservation_t;
 
 struct sim_pool {
-  int device;
-  bool is_default;
-  CUmemPoolProps props;
-  uint64_t used, used_high, release_threshold;
-  int reuse[3];
-  unsigned char access[SIM_MAX_DEVICES];
+    int device;
+    bool is_default;
+    CUmemPoolProps props;
+    uint64_t used, used_high, release_threshold;
+    int reuse[3];
+    unsigned char access[SIM_MAX_DEVICES];
 };
 
 typedef struct {
-  uint64_t offset, size;
+    uint64_t offset, size;
 } sim_extent_t;
 
 typedef struct {
-  char pci[16];
-  CUuuid uuid;
-  uint64_t total, used;
-  sim_context_t primary;
-  sim_pool_t default_pool;
-  sim_pool_t *current_pool;
-  uint64_t arena;             // device addresses of cuMemAlloc start here; offset equals the offset in `backing`
-  unsigned char *backing;     // NULL until the first allocation
-  int backing_fd;
-  uint64_t space;             // size of both
-  sim_extent_t *extents;      // free extents, sorted, coalesced
-  size_t nextents, extents_capacity;
+    char pci[32];
+    CUuuid uuid;
+    uint64_t total, used;
+    sim_context_t primary;
+    sim_pool_t default_pool;
+    sim_pool_t *current_pool;
+    uint64_t arena;         // device addresses of cuMemAlloc start here; offset equals the offset in `backing`
+    unsigned char *backing; // NULL until the first allocation
+    int backing_fd;
+    uint64_t space;        // size of both
+    sim_extent_t *extents; // free extents, sorted, coalesced
+    size_t nextents, extents_capacity;
 } sim_device_t;
 
 // ---- Images, modules, libraries ----------------------------------------------------------------------------------
 
 typedef struct {
-  uint32_t offset, size;
+    uint32_t offset, size;
 } sim_param_t;
 
 typedef struct {
-  char *name;
-  sim_param_t *params;
-  unsigned nparams;
-  uint32_t param_bytes;       // end of the last parameter
-  int attributes[SIM_FUNC_ATTRIBUTES];
+    char *name;
+    sim_param_t *params;
+    unsigned nparams;
+    uint32_t param_bytes; // end of the last parameter
+    int attributes[SIM_FUNC_ATTRIBUTES];
 } sim_entry_t;
 
 typedef struct {
-  char *name;
-  uint64_t size;
-  unsigned char *init;        // NULL: zero
+    char *name;
+    uint64_t size;
+    unsigned char *init; // NULL: zero
 } sim_global_t;
 
 typedef struct {
-  int refs;
-  sim_entry_t *entries;
-  unsigned nentries;
-  sim_global_t *globals;
-  unsigned nglobals;
+    int refs;
+    sim_entry_t *entries;
+    unsigned nentries;
+    sim_global_t *globals;
+    unsigned nglobals;
 } sim_image_t;
 
 typedef struct {
-  sim_module_t *module;
-  const sim_entry_t *entry;
-  int attributes[SIM_FUNC_ATTRIBUTES];
-  bool loaded;
+    sim_module_t *module;
+    const sim_entry_t *entry;
+    int attributes[SIM_FUNC_ATTRIBUTES];
+    bool loaded;
 } sim_function_t;
 
 typedef struct {
-  sim_library_t *library;
-  const sim_entry_t *entry;
-  unsigned index;
-  int attributes[SIM_MAX_DEVICES][SIM_FUNC_ATTRIBUTES];
+    sim_library_t *library;
+    const sim_entry_t *entry;
+    unsigned index;
+    int attributes[SIM_MAX_DEVICES][SIM_FUNC_ATTRIBUTES];
 } sim_kernel_t;
 
 struct sim_module {
-  sim_context_t *context;
-  sim_library_t *library;     // NULL for cuModuleLoad*
-  sim_image_t *image;
-  sim_function_t *functions;  // image->nentries
-  uint64_t *globals;          // device addresses, image->nglobals
-  sim_module_t *next, **link;
+    sim_context_t *context;
+    sim_library_t *library; // NULL for cuModuleLoad*
+    sim_image_t *image;
+    sim_function_t *functions; // image->nentries
+    uint64_t *globals;         // device addresses, image->nglobals
+    sim_module_t *next, **link;
 };
 
 struct sim_library {
-  sim_image_t *image;
-  sim_kernel_t *kernels;
+    sim_image_t *image;
+    sim_kernel_t *kernels;
 };
 
 // ---- Process-wide state ------------------------------------------------------------------------------------------
 
 typedef struct {
-  pthread_mutex_t lock;
-  pthread_rwlock_t map_lock;
-  atomic_bool initialised;
-  int ndevices;
-  sim_device_t devices[SIM_MAX_DEVICES];
-  sim_context_t *contexts;
-  unsigned long long next_context_id, next_stream_id, next_buffer_id; // next_buffer_id under map_lock
-  sim_range_t **ranges;       // sorted by base, never overlapping
-  size_t nranges, ranges_capacity;
-  sim_reservation_t *reservations; // sorted by base
-  size_t nreservations, reservations_capacity;
+    pthread_mutex_t lock;
+    pthread_rwlock_t map_lock;
+    atomic_bool initialised;
+    int ndevices;
+    sim_device_t devices[SIM_MAX_DEVICES];
+    sim_context_t *contexts;
+    unsigned long long next_context_id, next_stream_id, next_buffer_id; // next_buffer_id under map_lock
+    sim_range_t **ranges;                                               // sorted by base, never overlapping
+    size_t nranges, ranges_capacity;
+    sim_reservation_t *reservations; // sorted by base
+    size_t nreservations, reservations_capacity;
 } sim_state_t;
 
 extern sim_state_t sim;
 
 // sim_core.c: entering an API function, handles
 typedef struct {
-  const char *name;
-  atomic_ullong calls;        // counted only when a fault script is present
+    const char *name;
+    atomic_ullong calls; // counted only when a fault script is present
 } sim_site_t;
 
 typedef enum { SIM_NEEDS_NOTHING, SIM_NEEDS_INIT, SIM_NEEDS_CONTEXT } sim_needs_t;
 
 CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context);
-#define SIM_ENTER_AS(needs, context)                          \
-  do {                                                        \
-    static sim_site_t site_ = {__func__, 0};                  \
-    CUresult entered_ = sim_enter(&site_, needs, context);    \
-    if (SIM_EXPECT_FALSE(entered_ != CUDA_SUCCESS)) return entered_; \
-  } while (0)
+#define SIM_ENTER_AS(needs, context)                                                                                   \
+    do {                                                                                                               \
+        static sim_site_t site_ = {__func__, 0};                                                                       \
+        CUresult entered_ = sim_enter(&site_, needs, context);                                                         \
+        if (SIM_EXPECT_FALSE(entered_ != CUDA_SUCCESS))                                                                \
+            return entered_;                                                                                           \
+    } while (0)
 #define SIM_ENTER_ANY() SIM_ENTER_AS(SIM_NEEDS_NOTHING, NULL)
 #define SIM_ENTER() SIM_ENTER_AS(SIM_NEEDS_INIT, NULL)
-#define SIM_ENTER_CONTEXT(variable) \
-  sim_context_t *variable;          \
-  SIM_ENTER_AS(SIM_NEEDS_CONTEXT, &variable)
+#define SIM_ENTER_CONTEXT(variable)                                                                                    \
+    sim_context_t *variable;                                                                                           \
+    SIM_ENTER_AS(SIM_NEEDS_CONTEXT, &variable)
 
-CUresult sim_initialise(void);
-bool sim_handle_add(void *object, sim_kind_t kind);       // under sim.lock; false: out of host memory
-void sim_handle_remove(void *object);                     // under sim.lock
-bool sim_handle_is(const void *object, sim_kind_t kind);  // under sim.lock
+CUresult sim_setup(void); // the devices, once; cuInit and nvmlInit both need them
+static inline int sim_pci_bus(int device) { return 0x06 + 0x10 * device; }
+bool sim_handle_add(void *object, sim_kind_t kind);      // under sim.lock; false: out of host memory
+void sim_handle_remove(void *object);                    // under sim.lock
+bool sim_handle_is(const void *object, sim_kind_t kind); // under sim.lock
 void sim_in_callback(bool inside);
 uint64_t sim_now_ns(void);
 void sim_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -338,20 +350,20 @@ CUresult sim_faults_check(sim_site_t *site, bool *sticky);
 // sim_context.c
 sim_context_t *sim_current(void);
 CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, unsigned api_version); // under sim.lock
-void sim_context_stop(sim_context_t *context);            // not under any lock
+void sim_context_stop(sim_context_t *context); // not under any lock
 void sim_context_fail(sim_context_t *context, CUresult error);
 bool sim_device_ok(CUdevice device);
 
 // sim_map.c: which addresses exist
 typedef struct {
-  unsigned char *host;
-  uint64_t bytes;             // contiguous from the address that was asked for
+    unsigned char *host;
+    uint64_t bytes; // contiguous from the address that was asked for
 } sim_span_t;
-bool sim_map_add(sim_range_t *range);                     // under the write lock; false: out of host memory
-void sim_map_remove(sim_range_t *range);                  // under the write lock
-sim_range_t *sim_map_find(uint64_t address);              // under either lock; the range that holds the address
-size_t sim_map_index(uint64_t address);                   // first range whose base is above the address
-bool sim_map_reserved(uint64_t address);                  // inside a VMM reservation
+bool sim_map_add(sim_range_t *range);        // under the write lock; false: out of host memory
+void sim_map_remove(sim_range_t *range);     // under the write lock
+sim_range_t *sim_map_find(uint64_t address); // under either lock; the range that holds the address
+size_t sim_map_index(uint64_t address);      // first range whose base is above the address
+bool sim_map_reserved(uint64_t address);     // inside a VMM reservation
 CUresult sim_map_span(uint64_t address, int device, unsigned peers, bool write, sim_span_t *span);
 // For arguments of calls. 0: the whole of [address, address + bytes) may be used; 1: not an address of ours; 700: reserved, not accessible.
 CUresult sim_map_check(uint64_t address, uint64_t bytes, int device, unsigned peers, bool write);
@@ -361,44 +373,44 @@ bool sim_reservation_remove(uint64_t base, uint64_t size);
 sim_reservation_t *sim_reservation_find(uint64_t address);
 
 // sim_device_memory.c: budget and backing; all under the write lock
-bool sim_device_address(uint64_t address);               // under either lock: where cuMemAlloc answers, live or not
+bool sim_device_address(uint64_t address); // under either lock: where cuMemAlloc answers, live or not
 CUresult sim_device_take(int device, uint64_t bytes, uint64_t *offset);
 void sim_device_give(int device, uint64_t offset, uint64_t bytes);
 CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t **range);
-void sim_range_release(sim_range_t *range);               // removes, gives back, frees
+void sim_range_release(sim_range_t *range); // removes, gives back, frees
 void sim_phys_drop(sim_phys_t *phys);
 
 // sim_stream.c: queues and their threads
 CUresult sim_stream_new(sim_context_t *context, unsigned flags, int priority, sim_stream_t **stream); // under sim.lock
-void sim_stream_unlink(sim_stream_t *stream);             // under sim.lock: handle gone, the queue is drained
-void sim_stream_release(sim_stream_t *stream);            // under sim.lock: one reference less
+void sim_stream_unlink(sim_stream_t *stream);  // under sim.lock: handle gone, the queue is drained
+void sim_stream_release(sim_stream_t *stream); // under sim.lock: one reference less
 CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_t **stream); // under sim.lock
 CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq); // under sim.lock; takes over what op owns
-void sim_stream_wait(sim_stream_t *stream, uint64_t seq); // under sim.lock
-bool sim_stream_busy(sim_stream_t *stream);               // under sim.lock; the legacy stream counts blocking ones too
-CUresult sim_stream_drain(sim_stream_t *stream);          // under sim.lock: waits for all work so far
-void sim_context_drain(sim_context_t *context);           // under sim.lock
+void sim_stream_wait(sim_stream_t *stream, uint64_t seq);                    // under sim.lock
+bool sim_stream_busy(sim_stream_t *stream);      // under sim.lock; the legacy stream counts blocking ones too
+CUresult sim_stream_drain(sim_stream_t *stream); // under sim.lock: waits for all work so far
+void sim_context_drain(sim_context_t *context);  // under sim.lock
 bool sim_stream_depend(sim_op_t *op, sim_stream_t *stream, uint64_t seq); // under sim.lock
-void sim_event_release(sim_event_t *event);               // under sim.lock
+void sim_event_release(sim_event_t *event);                               // under sim.lock
 // Puts op into the queue of `handle` for the current context; with `wait`, returns after it is done.
 CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, bool wait);
-CUresult sim_run(sim_stream_t *stream, sim_op_t *op);     // sim_run.c: executes one operation, no lock held
-void sim_op_discard(sim_op_t *op);                        // frees what an operation owns outside the objects
+CUresult sim_run(sim_stream_t *stream, sim_op_t *op); // sim_run.c: executes one operation, no lock held
+void sim_op_discard(sim_op_t *op);                    // frees what an operation owns outside the objects
 
 // sim_pool.c
 CUresult sim_pool_setup(int device);
-void sim_pool_forget(sim_range_t *range);                 // under the write lock
+void sim_pool_forget(sim_range_t *range); // under the write lock
 
 // sim_image.c, sim_cubin.c, sim_ptx.c
 CUresult sim_image_parse(const void *code, sim_image_t **image, char *log, size_t log_size);
 CUresult sim_cubin_parse(const unsigned char *bytes, uint64_t size, sim_image_t *image);
 CUresult sim_ptx_parse(const char *text, uint64_t size, sim_image_t *image, char *log, size_t log_size);
-int sim_ptx_target(const char *text, uint64_t size);      // sm number of .target; -1 when this is not PTX
+int sim_ptx_target(const char *text, uint64_t size); // sm number of .target; -1 when this is not PTX
 bool sim_lz4_decode(const unsigned char *in, uint64_t in_size, unsigned char *out, uint64_t out_size);
 sim_entry_t *sim_image_add_entry(sim_image_t *image, const char *name, size_t length);
 sim_global_t *sim_image_add_global(sim_image_t *image, const char *name, size_t length);
 const sim_entry_t *sim_image_find(const sim_image_t *image, const char *name, unsigned *index);
-void sim_image_release(sim_image_t *image);               // under sim.lock
+void sim_image_release(sim_image_t *image); // under sim.lock
 
 // sim_module.c; all under sim.lock
 CUresult sim_module_new(sim_context_t *context, sim_image_t *image, sim_library_t *library, sim_module_t **module);
@@ -417,7 +429,10 @@ CUresult sim_body_run(sim_context_t *context, const sim_launch_t *launch);
 // sim_facts.c: what an H200 answers
 extern const int sim_attributes_h200[148];
 extern const size_t sim_limits_h200[CU_LIMIT_MAX];
-typedef struct { int code; const char *name, *text; } sim_error_t;
+typedef struct {
+    int code;
+    const char *name, *text;
+} sim_error_t;
 extern const sim_error_t sim_errors[];
 extern const size_t sim_errors_count;
 #define SIM_H200_MEMORY 150109880320ull

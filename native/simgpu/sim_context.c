@@ -16,443 +16,510 @@ sim_context_t *sim_current(void) { return depth ? stack[depth - 1] : NULL; }
 bool sim_device_ok(CUdevice device) { return device >= 0 && device < sim.ndevices; }
 
 void sim_context_fail(sim_context_t *context, CUresult error) {
-  int none = 0;
-  atomic_compare_exchange_strong(&context->error, &none, (int)error);
+    int none = 0;
+    atomic_compare_exchange_strong(&context->error, &none, (int)error);
 }
 
 CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, unsigned api_version) {
-  pthread_rwlock_wrlock(&sim.map_lock);
-  sim_device_t *owner = &sim.devices[device];
-  bool fits = owner->total - owner->used >= SIM_CONTEXT_BYTES;
-  if (fits) owner->used += SIM_CONTEXT_BYTES;
-  pthread_rwlock_unlock(&sim.map_lock);
-  if (!fits) return CUDA_ERROR_OUT_OF_MEMORY;
-  context->device = device;
-  context->flags = flags;
-  context->api_version = api_version;
-  context->id = sim.next_context_id++;
-  context->cache_config = CU_FUNC_CACHE_PREFER_NONE;
-  context->peers = 0;
-  memcpy(context->limits, sim_limits_h200, sizeof context->limits);
-  atomic_store(&context->error, 0);
-  atomic_store(&context->killed, false);
-  CUresult result = sim_stream_new(context, CU_STREAM_DEFAULT, 0, &context->legacy);
-  if (result != CUDA_SUCCESS) {
     pthread_rwlock_wrlock(&sim.map_lock);
-    owner->used -= SIM_CONTEXT_BYTES;
+    sim_device_t *owner = &sim.devices[device];
+    bool fits = owner->total - owner->used >= SIM_CONTEXT_BYTES;
+    if (fits)
+        owner->used += SIM_CONTEXT_BYTES;
     pthread_rwlock_unlock(&sim.map_lock);
-    return result;
-  }
-  context->active = true;
-  return CUDA_SUCCESS;
+    if (!fits)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    context->device = device;
+    context->flags = flags;
+    context->api_version = api_version;
+    context->id = sim.next_context_id++;
+    context->cache_config = CU_FUNC_CACHE_PREFER_NONE;
+    context->peers = 0;
+    memcpy(context->limits, sim_limits_h200, sizeof context->limits);
+    atomic_store(&context->error, 0);
+    atomic_store(&context->killed, false);
+    CUresult result = sim_stream_new(context, CU_STREAM_DEFAULT, 0, &context->legacy);
+    if (result != CUDA_SUCCESS) {
+        pthread_rwlock_wrlock(&sim.map_lock);
+        owner->used -= SIM_CONTEXT_BYTES;
+        pthread_rwlock_unlock(&sim.map_lock);
+        return result;
+    }
+    context->active = true;
+    return CUDA_SUCCESS;
 }
 
 void sim_context_stop(sim_context_t *context) {
-  pthread_mutex_lock(&sim.lock);
-  if (!context->active) {
+    pthread_mutex_lock(&sim.lock);
+    if (!context->active) {
+        pthread_mutex_unlock(&sim.lock);
+        return;
+    }
+    context->active = false;
+    atomic_store(&context->killed, true);
+    sim_context_drain(context);
+    while (context->events) {
+        sim_event_t *event = context->events;
+        context->events = event->next;
+        if (event->next)
+            event->next->link = &context->events;
+        event->link = NULL;
+        sim_handle_remove(event);
+        sim_event_release(event);
+    }
+    while (context->streams)
+        sim_stream_unlink(context->streams);
+    context->legacy = NULL;
+    while (context->modules)
+        sim_module_delete(context->modules);
+    pthread_rwlock_wrlock(&sim.map_lock);
+    for (size_t i = sim.nranges; i-- > 0;) {
+        sim_range_t *range = sim.ranges[i];
+        if (range->context == context && range->kind != SIM_RANGE_VMM)
+            sim_range_release(range);
+    }
+    sim.devices[context->device].used -= SIM_CONTEXT_BYTES;
+    pthread_rwlock_unlock(&sim.map_lock);
     pthread_mutex_unlock(&sim.lock);
-    return;
-  }
-  context->active = false;
-  atomic_store(&context->killed, true);
-  sim_context_drain(context);
-  while (context->events) {
-    sim_event_t *event = context->events;
-    context->events = event->next;
-    if (event->next) event->next->link = &context->events;
-    event->link = NULL;
-    sim_handle_remove(event);
-    sim_event_release(event);
-  }
-  while (context->streams) sim_stream_unlink(context->streams);
-  context->legacy = NULL;
-  while (context->modules) sim_module_delete(context->modules);
-  pthread_rwlock_wrlock(&sim.map_lock);
-  for (size_t i = sim.nranges; i-- > 0;) {
-    sim_range_t *range = sim.ranges[i];
-    if (range->context == context && range->kind != SIM_RANGE_VMM) sim_range_release(range);
-  }
-  sim.devices[context->device].used -= SIM_CONTEXT_BYTES;
-  pthread_rwlock_unlock(&sim.map_lock);
-  pthread_mutex_unlock(&sim.lock);
 }
 
 static sim_context_t *checked(CUcontext handle) { // under sim.lock
-  return sim_handle_is(handle, SIM_CONTEXT) ? (sim_context_t *)(void *)handle : NULL;
+    return sim_handle_is(handle, SIM_CONTEXT) ? (sim_context_t *)(void *)handle : NULL;
 }
 
 static CUresult lookup(CUcontext handle, sim_context_t **out) {
-  pthread_mutex_lock(&sim.lock);
-  sim_context_t *context = checked(handle);
-  bool active = context && context->active;
-  pthread_mutex_unlock(&sim.lock);
-  if (!context) return CUDA_ERROR_INVALID_CONTEXT;
-  if (!active) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  *out = context;
-  return CUDA_SUCCESS;
+    pthread_mutex_lock(&sim.lock);
+    sim_context_t *context = checked(handle);
+    bool active = context && context->active;
+    pthread_mutex_unlock(&sim.lock);
+    if (!context)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (!active)
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    *out = context;
+    return CUDA_SUCCESS;
 }
 
 // NULL means the current context.
 static CUresult lookup_or_current(CUcontext handle, sim_context_t **out) {
-  if (handle) return lookup(handle, out);
-  *out = sim_current();
-  if (!*out) return CUDA_ERROR_INVALID_CONTEXT;
-  return (*out)->active ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (handle)
+        return lookup(handle, out);
+    *out = sim_current();
+    if (!*out)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    return (*out)->active ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
 static bool flags_ok(unsigned flags) {
-  unsigned schedule = flags & CU_CTX_SCHED_MASK;
-  return !(flags & ~(unsigned)CU_CTX_FLAGS_MASK) && (schedule <= 2 || schedule == 4);
+    unsigned schedule = flags & CU_CTX_SCHED_MASK;
+    return !(flags & ~(unsigned)CU_CTX_FLAGS_MASK) && (schedule <= 2 || schedule == 4);
 }
 
 // ---- Primary contexts --------------------------------------------------------------------------------------------
 
 CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
-  SIM_ENTER();
-  if (!pctx) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  sim_context_t *context = &sim.devices[dev].primary;
-  CUresult result = CUDA_SUCCESS;
-  pthread_mutex_lock(&sim.lock);
-  if (!context->active) result = sim_context_start(context, dev, context->flags, 3020);
-  if (result == CUDA_SUCCESS) {
-    context->retains++;
-    *pctx = (CUcontext)(void *)context;
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER();
+    if (!pctx)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    sim_context_t *context = &sim.devices[dev].primary;
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&sim.lock);
+    if (!context->active)
+        result = sim_context_start(context, dev, context->flags, 3020);
+    if (result == CUDA_SUCCESS) {
+        context->retains++;
+        *pctx = (CUcontext)(void *)context;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 static CUresult primary_release(CUdevice dev) {
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  sim_context_t *context = &sim.devices[dev].primary;
-  pthread_mutex_lock(&sim.lock);
-  bool held = context->retains > 0;
-  bool last = held && --context->retains == 0;
-  pthread_mutex_unlock(&sim.lock);
-  if (!held) return CUDA_ERROR_INVALID_CONTEXT;
-  if (last) sim_context_stop(context);
-  return CUDA_SUCCESS;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    sim_context_t *context = &sim.devices[dev].primary;
+    pthread_mutex_lock(&sim.lock);
+    bool held = context->retains > 0;
+    bool last = held && --context->retains == 0;
+    pthread_mutex_unlock(&sim.lock);
+    if (!held)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (last)
+        sim_context_stop(context);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxRelease(CUdevice dev) {
-  SIM_ENTER();
-  return primary_release(dev);
+    SIM_ENTER();
+    return primary_release(dev);
 }
 
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
-  SIM_ENTER();
-  return primary_release(dev);
+    SIM_ENTER();
+    return primary_release(dev);
 }
 
 static CUresult primary_reset(CUdevice dev) {
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  sim_context_t *context = &sim.devices[dev].primary;
-  sim_context_stop(context);
-  pthread_mutex_lock(&sim.lock);
-  context->retains = 0;
-  pthread_mutex_unlock(&sim.lock);
-  return CUDA_SUCCESS;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    sim_context_t *context = &sim.devices[dev].primary;
+    sim_context_stop(context);
+    pthread_mutex_lock(&sim.lock);
+    context->retains = 0;
+    pthread_mutex_unlock(&sim.lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxReset(CUdevice dev) {
-  SIM_ENTER();
-  return primary_reset(dev);
+    SIM_ENTER();
+    return primary_reset(dev);
 }
 
 CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
-  SIM_ENTER();
-  return primary_reset(dev);
+    SIM_ENTER();
+    return primary_reset(dev);
 }
 
 static CUresult primary_set_flags(CUdevice dev, unsigned flags) {
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  if (!flags_ok(flags)) return CUDA_ERROR_INVALID_VALUE;
-  pthread_mutex_lock(&sim.lock);
-  sim.devices[dev].primary.flags = flags; // since CUDA 11 also allowed while active
-  pthread_mutex_unlock(&sim.lock);
-  return CUDA_SUCCESS;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    if (!flags_ok(flags))
+        return CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    sim.devices[dev].primary.flags = flags; // since CUDA 11 also allowed while active
+    pthread_mutex_unlock(&sim.lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDevicePrimaryCtxSetFlags(CUdevice dev, unsigned int flags) {
-  SIM_ENTER();
-  return primary_set_flags(dev, flags);
+    SIM_ENTER();
+    return primary_set_flags(dev, flags);
 }
 
 CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
-  SIM_ENTER();
-  return primary_set_flags(dev, flags);
+    SIM_ENTER();
+    return primary_set_flags(dev, flags);
 }
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *active) {
-  SIM_ENTER();
-  if (!flags || !active) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  pthread_mutex_lock(&sim.lock);
-  *flags = sim.devices[dev].primary.flags;
-  *active = sim.devices[dev].primary.active;
-  pthread_mutex_unlock(&sim.lock);
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!flags || !active)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    pthread_mutex_lock(&sim.lock);
+    *flags = sim.devices[dev].primary.flags;
+    *active = sim.devices[dev].primary.active;
+    pthread_mutex_unlock(&sim.lock);
+    return CUDA_SUCCESS;
 }
 
 // ---- Created contexts --------------------------------------------------------------------------------------------
 
 static CUresult context_create(CUcontext *pctx, unsigned flags, CUdevice dev, unsigned version) {
-  if (!pctx || !flags_ok(flags)) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  if (depth == SIM_MAX_CONTEXT_STACK) return CUDA_ERROR_OUT_OF_MEMORY;
-  sim_context_t *context = calloc(1, sizeof *context);
-  if (!context) return CUDA_ERROR_OUT_OF_MEMORY;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_handle_add(context, SIM_CONTEXT) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-  if (result == CUDA_SUCCESS) {
-    result = sim_context_start(context, dev, flags, version);
-    if (result != CUDA_SUCCESS) sim_handle_remove(context);
-  }
-  if (result == CUDA_SUCCESS) {
-    context->next = sim.contexts;
-    sim.contexts = context;
-    stack[depth++] = context;
-    *pctx = (CUcontext)(void *)context;
-  } else {
-    free(context);
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    if (!pctx || !flags_ok(flags))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    if (depth == SIM_MAX_CONTEXT_STACK)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    sim_context_t *context = calloc(1, sizeof *context);
+    if (!context)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_handle_add(context, SIM_CONTEXT) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    if (result == CUDA_SUCCESS) {
+        result = sim_context_start(context, dev, flags, version);
+        if (result != CUDA_SUCCESS)
+            sim_handle_remove(context);
+    }
+    if (result == CUDA_SUCCESS) {
+        context->next = sim.contexts;
+        sim.contexts = context;
+        stack[depth++] = context;
+        *pctx = (CUcontext)(void *)context;
+    } else {
+        free(context);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
-  SIM_ENTER();
-  return context_create(pctx, flags, dev, 3020);
+    SIM_ENTER();
+    return context_create(pctx, flags, dev, 3020);
 }
 
 CUresult cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev) {
-  SIM_ENTER();
-  if (ctxCreateParams && (ctxCreateParams->numExecAffinityParams || ctxCreateParams->cigParams)) return CUDA_ERROR_NOT_SUPPORTED;
-  return context_create(pctx, flags, dev, 3020);
+    SIM_ENTER();
+    if (ctxCreateParams && (ctxCreateParams->numExecAffinityParams || ctxCreateParams->cigParams))
+        return CUDA_ERROR_NOT_SUPPORTED;
+    return context_create(pctx, flags, dev, 3020);
 }
 
 CUresult cuCtxDestroy_v2(CUcontext ctx) {
-  SIM_ENTER();
-  sim_context_t *context;
-  CUresult result = lookup(ctx, &context);
-  if (result != CUDA_SUCCESS) return result;
-  if (context->primary) return CUDA_ERROR_INVALID_CONTEXT;
-  if (sim_current() == context) depth--;
-  sim_context_stop(context);
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup(ctx, &context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (context->primary)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (sim_current() == context)
+        depth--;
+    sim_context_stop(context);
+    return CUDA_SUCCESS;
 }
 
 // ---- The current context -----------------------------------------------------------------------------------------
 
 CUresult cuCtxGetCurrent(CUcontext *pctx) {
-  SIM_ENTER();
-  if (!pctx) return CUDA_ERROR_INVALID_VALUE;
-  *pctx = (CUcontext)(void *)sim_current();
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!pctx)
+        return CUDA_ERROR_INVALID_VALUE;
+    *pctx = (CUcontext)(void *)sim_current();
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxSetCurrent(CUcontext ctx) {
-  SIM_ENTER();
-  if (!ctx) {
-    if (depth) depth--;
+    SIM_ENTER();
+    if (!ctx) {
+        if (depth)
+            depth--;
+        return CUDA_SUCCESS;
+    }
+    sim_context_t *context;
+    CUresult result = lookup(ctx, &context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!depth)
+        depth = 1;
+    stack[depth - 1] = context;
     return CUDA_SUCCESS;
-  }
-  sim_context_t *context;
-  CUresult result = lookup(ctx, &context);
-  if (result != CUDA_SUCCESS) return result;
-  if (!depth) depth = 1;
-  stack[depth - 1] = context;
-  return CUDA_SUCCESS;
 }
 
 CUresult cuCtxPushCurrent_v2(CUcontext ctx) {
-  SIM_ENTER();
-  sim_context_t *context;
-  CUresult result = lookup(ctx, &context);
-  if (result != CUDA_SUCCESS) return result;
-  if (depth == SIM_MAX_CONTEXT_STACK) return CUDA_ERROR_OUT_OF_MEMORY;
-  stack[depth++] = context;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup(ctx, &context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (depth == SIM_MAX_CONTEXT_STACK)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    stack[depth++] = context;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxPopCurrent_v2(CUcontext *pctx) {
-  SIM_ENTER();
-  if (!depth) return CUDA_ERROR_INVALID_CONTEXT;
-  depth--;
-  if (pctx) *pctx = (CUcontext)(void *)stack[depth];
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!depth)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    depth--;
+    if (pctx)
+        *pctx = (CUcontext)(void *)stack[depth];
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetDevice(CUdevice *device) {
-  SIM_ENTER();
-  sim_context_t *context;
-  CUresult result = lookup_or_current(NULL, &context);
-  if (result != CUDA_SUCCESS) return result;
-  if (!device) return CUDA_ERROR_INVALID_VALUE;
-  *device = context->device;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup_or_current(NULL, &context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!device)
+        return CUDA_ERROR_INVALID_VALUE;
+    *device = context->device;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetDevice_v2(CUdevice *device, CUcontext ctx) {
-  SIM_ENTER();
-  sim_context_t *context;
-  CUresult result = lookup_or_current(ctx, &context);
-  if (result != CUDA_SUCCESS) return result;
-  if (!device) return CUDA_ERROR_INVALID_VALUE;
-  *device = context->device;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup_or_current(ctx, &context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!device)
+        return CUDA_ERROR_INVALID_VALUE;
+    *device = context->device;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetFlags(unsigned int *flags) {
-  SIM_ENTER();
-  sim_context_t *context;
-  CUresult result = lookup_or_current(NULL, &context);
-  if (result != CUDA_SUCCESS) return result;
-  if (!flags) return CUDA_ERROR_INVALID_VALUE;
-  *flags = context->flags;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup_or_current(NULL, &context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    *flags = context->flags;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxSetFlags(unsigned int flags) {
-  SIM_ENTER_CONTEXT(context);
-  if (!flags_ok(flags)) return CUDA_ERROR_INVALID_VALUE;
-  pthread_mutex_lock(&sim.lock);
-  context->flags = flags;
-  pthread_mutex_unlock(&sim.lock);
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    if (!flags_ok(flags))
+        return CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    context->flags = flags;
+    pthread_mutex_unlock(&sim.lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetId(CUcontext ctx, unsigned long long *ctxId) {
-  SIM_ENTER();
-  sim_context_t *context;
-  CUresult result = lookup_or_current(ctx, &context);
-  if (result != CUDA_SUCCESS) return result;
-  if (!ctxId) return CUDA_ERROR_INVALID_VALUE;
-  *ctxId = context->id;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup_or_current(ctx, &context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!ctxId)
+        return CUDA_ERROR_INVALID_VALUE;
+    *ctxId = context->id;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetApiVersion(CUcontext ctx, unsigned int *version) {
-  SIM_ENTER();
-  sim_context_t *context;
-  CUresult result = lookup_or_current(ctx, &context);
-  if (result != CUDA_SUCCESS) return result;
-  if (!version) return CUDA_ERROR_INVALID_VALUE;
-  *version = context->api_version;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup_or_current(ctx, &context);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!version)
+        return CUDA_ERROR_INVALID_VALUE;
+    *version = context->api_version;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetLimit(size_t *pvalue, CUlimit limit) {
-  SIM_ENTER_CONTEXT(context);
-  if (!pvalue || (unsigned)limit >= CU_LIMIT_MAX) return CUDA_ERROR_INVALID_VALUE;
-  if (sim_limits_h200[limit] == SIZE_MAX) return CUDA_ERROR_UNSUPPORTED_LIMIT;
-  pthread_mutex_lock(&sim.lock);
-  *pvalue = context->limits[limit];
-  pthread_mutex_unlock(&sim.lock);
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    if (!pvalue || (unsigned)limit >= CU_LIMIT_MAX)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (sim_limits_h200[limit] == SIZE_MAX)
+        return CUDA_ERROR_UNSUPPORTED_LIMIT;
+    pthread_mutex_lock(&sim.lock);
+    *pvalue = context->limits[limit];
+    pthread_mutex_unlock(&sim.lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
-  SIM_ENTER_CONTEXT(context);
-  if ((unsigned)limit >= CU_LIMIT_MAX) return CUDA_ERROR_INVALID_VALUE;
-  if (sim_limits_h200[limit] == SIZE_MAX) return CUDA_ERROR_UNSUPPORTED_LIMIT;
-  if (limit == CU_LIMIT_SHMEM_SIZE || limit == CU_LIMIT_CIG_ENABLED) return CUDA_ERROR_INVALID_VALUE;
-  if (limit == CU_LIMIT_STACK_SIZE && value > 512u << 10) return CUDA_ERROR_INVALID_VALUE;
-  if (limit == CU_LIMIT_MAX_L2_FETCH_GRANULARITY && value > 128) return CUDA_ERROR_INVALID_VALUE;
-  pthread_mutex_lock(&sim.lock);
-  context->limits[limit] = limit == CU_LIMIT_STACK_SIZE ? (value + 15) & ~(size_t)15 : value;
-  pthread_mutex_unlock(&sim.lock);
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    if ((unsigned)limit >= CU_LIMIT_MAX)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (sim_limits_h200[limit] == SIZE_MAX)
+        return CUDA_ERROR_UNSUPPORTED_LIMIT;
+    if (limit == CU_LIMIT_SHMEM_SIZE || limit == CU_LIMIT_CIG_ENABLED)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (limit == CU_LIMIT_STACK_SIZE && value > 512u << 10)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (limit == CU_LIMIT_MAX_L2_FETCH_GRANULARITY && value > 128)
+        return CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    context->limits[limit] = limit == CU_LIMIT_STACK_SIZE ? (value + 15) & ~(size_t)15 : value;
+    pthread_mutex_unlock(&sim.lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetCacheConfig(CUfunc_cache *pconfig) {
-  SIM_ENTER_CONTEXT(context);
-  if (!pconfig) return CUDA_ERROR_INVALID_VALUE;
-  *pconfig = context->cache_config;
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    if (!pconfig)
+        return CUDA_ERROR_INVALID_VALUE;
+    *pconfig = context->cache_config;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxSetCacheConfig(CUfunc_cache config) {
-  SIM_ENTER_CONTEXT(context);
-  if ((unsigned)config > CU_FUNC_CACHE_PREFER_EQUAL) return CUDA_ERROR_INVALID_VALUE;
-  context->cache_config = config;
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    if ((unsigned)config > CU_FUNC_CACHE_PREFER_EQUAL)
+        return CUDA_ERROR_INVALID_VALUE;
+    context->cache_config = config;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetSharedMemConfig(CUsharedconfig *pConfig) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  if (!pConfig) return CUDA_ERROR_INVALID_VALUE;
-  *pConfig = CU_SHARED_MEM_CONFIG_FOUR_BYTE_BANK_SIZE;
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    if (!pConfig)
+        return CUDA_ERROR_INVALID_VALUE;
+    *pConfig = CU_SHARED_MEM_CONFIG_FOUR_BYTE_BANK_SIZE;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxSetSharedMemConfig(CUsharedconfig config) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context; // without effect on GPUs of this generation
-  return (unsigned)config > 2 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    (void)context; // without effect on GPUs of this generation
+    return (unsigned)config > 2 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
 CUresult cuCtxGetStreamPriorityRange(int *leastPriority, int *greatestPriority) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  if (leastPriority) *leastPriority = 0;
-  if (greatestPriority) *greatestPriority = -5;
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    if (leastPriority)
+        *leastPriority = 0;
+    if (greatestPriority)
+        *greatestPriority = -5;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuCtxResetPersistingL2Cache(void) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    return CUDA_SUCCESS;
 }
 
 static CUresult synchronize(sim_context_t *context) {
-  pthread_mutex_lock(&sim.lock);
-  sim_context_drain(context);
-  pthread_mutex_unlock(&sim.lock);
-  return (CUresult)atomic_load(&context->error);
+    pthread_mutex_lock(&sim.lock);
+    sim_context_drain(context);
+    pthread_mutex_unlock(&sim.lock);
+    return (CUresult)atomic_load(&context->error);
 }
 
 CUresult cuCtxSynchronize(void) {
-  SIM_ENTER_CONTEXT(context);
-  return synchronize(context);
+    SIM_ENTER_CONTEXT(context);
+    return synchronize(context);
 }
 
 CUresult cuCtxSynchronize_v2(CUcontext ctx) {
-  SIM_ENTER();
-  sim_context_t *context;
-  CUresult result = lookup_or_current(ctx, &context);
-  return result == CUDA_SUCCESS ? synchronize(context) : result;
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup_or_current(ctx, &context);
+    return result == CUDA_SUCCESS ? synchronize(context) : result;
 }
 
 // ---- Peers -------------------------------------------------------------------------------------------------------
 
 CUresult cuCtxEnablePeerAccess(CUcontext peerContext, unsigned int Flags) {
-  SIM_ENTER_CONTEXT(context);
-  sim_context_t *peer;
-  CUresult result = lookup(peerContext, &peer);
-  if (result != CUDA_SUCCESS) return result;
-  if (Flags) return CUDA_ERROR_INVALID_VALUE;
-  if (peer->device == context->device) return CUDA_ERROR_INVALID_DEVICE;
-  pthread_mutex_lock(&sim.lock);
-  unsigned bit = 1u << peer->device;
-  if (context->peers & bit) result = CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
-  context->peers |= bit;
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    sim_context_t *peer;
+    CUresult result = lookup(peerContext, &peer);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (Flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (peer->device == context->device)
+        return CUDA_ERROR_INVALID_DEVICE;
+    pthread_mutex_lock(&sim.lock);
+    unsigned bit = 1u << peer->device;
+    if (context->peers & bit)
+        result = CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
+    context->peers |= bit;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuCtxDisablePeerAccess(CUcontext peerContext) {
-  SIM_ENTER_CONTEXT(context);
-  sim_context_t *peer;
-  CUresult result = lookup(peerContext, &peer);
-  if (result != CUDA_SUCCESS) return result;
-  pthread_mutex_lock(&sim.lock);
-  unsigned bit = 1u << peer->device;
-  if (!(context->peers & bit)) result = CUDA_ERROR_PEER_ACCESS_NOT_ENABLED;
-  context->peers &= ~bit;
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    sim_context_t *peer;
+    CUresult result = lookup(peerContext, &peer);
+    if (result != CUDA_SUCCESS)
+        return result;
+    pthread_mutex_lock(&sim.lock);
+    unsigned bit = 1u << peer->device;
+    if (!(context->peers & bit))
+        result = CUDA_ERROR_PEER_ACCESS_NOT_ENABLED;
+    context->peers &= ~bit;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }

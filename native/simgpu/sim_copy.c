@@ -13,217 +13,235 @@
 
 CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t place, uint64_t width, uint64_t height,
                           uint64_t depth, bool write, bool *pinned) {
-  uint64_t planes, last, extent;
-  // The last byte of the last row: rows may be shorter than the pitch.
-  if (__builtin_mul_overflow(depth - 1, side->slice, &planes) || __builtin_mul_overflow(height - 1, side->pitch, &last) ||
-      __builtin_add_overflow(planes, last, &extent) || __builtin_add_overflow(extent, width, &extent) ||
-      extent > UINT64_MAX - side->address)
-    return CUDA_ERROR_INVALID_VALUE;
-  side->device = context->device;
-  CUresult result = CUDA_SUCCESS;
-  pthread_rwlock_rdlock(&sim.map_lock);
-  bool host_pinned = sim_map_pinned(side->address, extent);
-  sim_range_t *range = sim_map_find(side->address);
-  bool device_side = (range && range->kind != SIM_RANGE_HOST && range->kind != SIM_RANGE_REGISTERED) ||
-                     sim_map_reserved(side->address) || sim_device_address(side->address);
-  *pinned = host_pinned;
-  if (place == SIM_PLACE_HOST || (place == SIM_PLACE_UNIFIED && !device_side)) {
-    // A host pointer. Pinned memory goes through the map, so that its release is noticed; anything else is followed as it is.
-    side->mapped = host_pinned;
-    if (place == SIM_PLACE_HOST && device_side) {
-      side->mapped = true; // cuMemcpyHtoD of a device address works under unified addressing
-      *pinned = true;
+    uint64_t planes, last, extent;
+    // The last byte of the last row: rows may be shorter than the pitch.
+    if (__builtin_mul_overflow(depth - 1, side->slice, &planes) ||
+        __builtin_mul_overflow(height - 1, side->pitch, &last) || __builtin_add_overflow(planes, last, &extent) ||
+        __builtin_add_overflow(extent, width, &extent) || extent > UINT64_MAX - side->address)
+        return CUDA_ERROR_INVALID_VALUE;
+    side->device = context->device;
+    CUresult result = CUDA_SUCCESS;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    bool host_pinned = sim_map_pinned(side->address, extent);
+    sim_range_t *range = sim_map_find(side->address);
+    bool device_side = (range && range->kind != SIM_RANGE_HOST && range->kind != SIM_RANGE_REGISTERED) ||
+                       sim_map_reserved(side->address) || sim_device_address(side->address);
+    *pinned = host_pinned;
+    if (place == SIM_PLACE_HOST || (place == SIM_PLACE_UNIFIED && !device_side)) {
+        // A host pointer. Pinned memory goes through the map, so that its release is noticed; anything else is followed as it is.
+        side->mapped = host_pinned;
+        if (place == SIM_PLACE_HOST && device_side) {
+            side->mapped = true; // cuMemcpyHtoD of a device address works under unified addressing
+            *pinned = true;
+        }
+    } else {
+        side->mapped = true;
+        *pinned = true;
     }
-  } else {
-    side->mapped = true;
-    *pinned = true;
-  }
-  if (side->mapped && !host_pinned) {
-    // Every row on its own: gaps between rows belong to nobody.
-    for (uint64_t z = 0; z < depth && result == CUDA_SUCCESS; z++)
-      for (uint64_t y = 0; y < height && result == CUDA_SUCCESS; y++) {
-        bool solid = depth == 1 && height > 1 && side->pitch == width;
-        result = sim_map_check(side->address + z * side->slice + y * side->pitch, solid ? width * height : width, context->device,
-                               ~0u, write);
-        if (solid) break;
-      }
-  }
-  pthread_rwlock_unlock(&sim.map_lock);
-  return result == CUDA_ERROR_ILLEGAL_ADDRESS ? CUDA_SUCCESS : result; // found by the operation itself, and sticky
+    if (side->mapped && !host_pinned) {
+        // Every row on its own: gaps between rows belong to nobody.
+        for (uint64_t z = 0; z < depth && result == CUDA_SUCCESS; z++)
+            for (uint64_t y = 0; y < height && result == CUDA_SUCCESS; y++) {
+                bool solid = depth == 1 && height > 1 && side->pitch == width;
+                result = sim_map_check(side->address + z * side->slice + y * side->pitch,
+                                       solid ? width * height : width, context->device, ~0u, write);
+                if (solid)
+                    break;
+            }
+    }
+    pthread_rwlock_unlock(&sim.map_lock);
+    return result == CUDA_ERROR_ILLEGAL_ADDRESS ? CUDA_SUCCESS : result; // found by the operation itself, and sticky
 }
 
-CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *copy, sim_place_t dst, sim_place_t src, bool async) {
-  if (!copy->width || !copy->height || !copy->depth) return CUDA_SUCCESS;
-  bool dst_pinned, src_pinned;
-  CUresult result = sim_side_prepare(context, &copy->dst, dst, copy->width, copy->height, copy->depth, true, &dst_pinned);
-  if (result == CUDA_SUCCESS)
-    result = sim_side_prepare(context, &copy->src, src, copy->width, copy->height, copy->depth, false, &src_pinned);
-  if (result != CUDA_SUCCESS) return result;
-  bool wait = !dst_pinned; // a download into pageable memory returns when the bytes are there
-  if (!src_pinned) {
-    if (copy->height == 1 && copy->depth == 1 && copy->width <= STAGING_BYTES && dst_pinned) {
-      copy->staging = malloc(copy->width);
-      if (!copy->staging) return CUDA_ERROR_OUT_OF_MEMORY;
-      memcpy(copy->staging, (const void *)(uintptr_t)copy->src.address, copy->width);
-      copy->src.address = (uint64_t)(uintptr_t)copy->staging;
-    } else {
-      wait = true;
+CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *copy, sim_place_t dst, sim_place_t src,
+                         bool async) {
+    if (!copy->width || !copy->height || !copy->depth)
+        return CUDA_SUCCESS;
+    bool dst_pinned, src_pinned;
+    CUresult result =
+        sim_side_prepare(context, &copy->dst, dst, copy->width, copy->height, copy->depth, true, &dst_pinned);
+    if (result == CUDA_SUCCESS)
+        result = sim_side_prepare(context, &copy->src, src, copy->width, copy->height, copy->depth, false, &src_pinned);
+    if (result != CUDA_SUCCESS)
+        return result;
+    bool wait = !dst_pinned; // a download into pageable memory returns when the bytes are there
+    if (!src_pinned) {
+        if (copy->height == 1 && copy->depth == 1 && copy->width <= STAGING_BYTES && dst_pinned) {
+            copy->staging = malloc(copy->width);
+            if (!copy->staging)
+                return CUDA_ERROR_OUT_OF_MEMORY;
+            memcpy(copy->staging, (const void *)(uintptr_t)copy->src.address, copy->width);
+            copy->src.address = (uint64_t)(uintptr_t)copy->staging;
+        } else {
+            wait = true;
+        }
     }
-  }
-  bool both_device = dst_pinned && src_pinned && dst == SIM_PLACE_DEVICE && src == SIM_PLACE_DEVICE;
-  // Synchronous forms wait, except device to device. The driver may let a staged upload go early too; waiting is within its
-  // contract and what programs in practice count on.
-  if (!async && !both_device) wait = true;
-  sim_op_t op = {.kind = SIM_OP_COPY, .u.copy = *copy};
-  return sim_submit(context, stream, &op, false, wait);
+    bool both_device = dst_pinned && src_pinned && dst == SIM_PLACE_DEVICE && src == SIM_PLACE_DEVICE;
+    // Synchronous forms wait, except device to device. The driver may let a staged upload go early too; waiting is within its
+    // contract and what programs in practice count on.
+    if (!async && !both_device)
+        wait = true;
+    sim_op_t op = {.kind = SIM_OP_COPY, .u.copy = *copy};
+    return sim_submit(context, stream, &op, false, wait);
 }
 
 static CUresult copy1d(sim_context_t *context, CUstream stream, uint64_t dst, sim_place_t dst_place, uint64_t src,
                        sim_place_t src_place, size_t bytes, bool async) {
-  sim_copy_t copy = {.dst = {.address = dst}, .src = {.address = src}, .width = bytes, .height = 1, .depth = 1};
-  return sim_copy_submit(context, stream, &copy, dst_place, src_place, async);
+    sim_copy_t copy = {.dst = {.address = dst}, .src = {.address = src}, .width = bytes, .height = 1, .depth = 1};
+    return sim_copy_submit(context, stream, &copy, dst_place, src_place, async);
 }
 
 static uint64_t host(const void *p) { return (uint64_t)(uintptr_t)p; }
 
 CUresult cuMemcpy(CUdeviceptr dst, CUdeviceptr src, size_t ByteCount) {
-  SIM_ENTER_CONTEXT(context);
-  return copy1d(context, NULL, dst, SIM_PLACE_UNIFIED, src, SIM_PLACE_UNIFIED, ByteCount, false);
+    SIM_ENTER_CONTEXT(context);
+    return copy1d(context, NULL, dst, SIM_PLACE_UNIFIED, src, SIM_PLACE_UNIFIED, ByteCount, false);
 }
 
 CUresult cuMemcpyAsync(CUdeviceptr dst, CUdeviceptr src, size_t ByteCount, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return copy1d(context, hStream, dst, SIM_PLACE_UNIFIED, src, SIM_PLACE_UNIFIED, ByteCount, true);
+    SIM_ENTER_CONTEXT(context);
+    return copy1d(context, hStream, dst, SIM_PLACE_UNIFIED, src, SIM_PLACE_UNIFIED, ByteCount, true);
 }
 
 CUresult cuMemcpyHtoD_v2(CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount) {
-  SIM_ENTER_CONTEXT(context);
-  return copy1d(context, NULL, dstDevice, SIM_PLACE_DEVICE, host(srcHost), SIM_PLACE_HOST, ByteCount, false);
+    SIM_ENTER_CONTEXT(context);
+    return copy1d(context, NULL, dstDevice, SIM_PLACE_DEVICE, host(srcHost), SIM_PLACE_HOST, ByteCount, false);
 }
 
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, host(srcHost), SIM_PLACE_HOST, ByteCount, true);
+    SIM_ENTER_CONTEXT(context);
+    return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, host(srcHost), SIM_PLACE_HOST, ByteCount, true);
 }
 
 CUresult cuMemcpyDtoH_v2(void *dstHost, CUdeviceptr srcDevice, size_t ByteCount) {
-  SIM_ENTER_CONTEXT(context);
-  return copy1d(context, NULL, host(dstHost), SIM_PLACE_HOST, srcDevice, SIM_PLACE_DEVICE, ByteCount, false);
+    SIM_ENTER_CONTEXT(context);
+    return copy1d(context, NULL, host(dstHost), SIM_PLACE_HOST, srcDevice, SIM_PLACE_DEVICE, ByteCount, false);
 }
 
 CUresult cuMemcpyDtoHAsync_v2(void *dstHost, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return copy1d(context, hStream, host(dstHost), SIM_PLACE_HOST, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
+    SIM_ENTER_CONTEXT(context);
+    return copy1d(context, hStream, host(dstHost), SIM_PLACE_HOST, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
 }
 
 CUresult cuMemcpyDtoD_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount) {
-  SIM_ENTER_CONTEXT(context);
-  return copy1d(context, NULL, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, false);
+    SIM_ENTER_CONTEXT(context);
+    return copy1d(context, NULL, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, false);
 }
 
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
+    SIM_ENTER_CONTEXT(context);
+    return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
 }
 
 // The contexts of a peer copy only say where the addresses are valid; under unified addressing the addresses say so too.
 static CUresult peer_contexts(CUcontext a, CUcontext b) {
-  pthread_mutex_lock(&sim.lock);
-  bool live = sim_handle_is(a, SIM_CONTEXT) && sim_handle_is(b, SIM_CONTEXT);
-  pthread_mutex_unlock(&sim.lock);
-  return live ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+    pthread_mutex_lock(&sim.lock);
+    bool live = sim_handle_is(a, SIM_CONTEXT) && sim_handle_is(b, SIM_CONTEXT);
+    pthread_mutex_unlock(&sim.lock);
+    return live ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
 
-CUresult cuMemcpyPeer(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext, size_t ByteCount) {
-  SIM_ENTER_CONTEXT(context);
-  CUresult result = peer_contexts(dstContext, srcContext);
-  if (result != CUDA_SUCCESS) return result;
-  return copy1d(context, NULL, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, false);
+CUresult cuMemcpyPeer(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
+                      size_t ByteCount) {
+    SIM_ENTER_CONTEXT(context);
+    CUresult result = peer_contexts(dstContext, srcContext);
+    if (result != CUDA_SUCCESS)
+        return result;
+    return copy1d(context, NULL, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, false);
 }
 
-CUresult cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext, size_t ByteCount,
-                           CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  CUresult result = peer_contexts(dstContext, srcContext);
-  if (result != CUDA_SUCCESS) return result;
-  return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
+CUresult cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
+                           size_t ByteCount, CUstream hStream) {
+    SIM_ENTER_CONTEXT(context);
+    CUresult result = peer_contexts(dstContext, srcContext);
+    if (result != CUDA_SUCCESS)
+        return result;
+    return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
 }
 
 // ---- Memset ------------------------------------------------------------------------------------------------------
 
-static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, size_t pitch, uint32_t value, uint32_t element,
-                      size_t width, size_t height, bool async) {
-  sim_set_t set = {.dst = {.address = dst, .pitch = pitch}, .height = height, .value = value, .element = element};
-  if (__builtin_mul_overflow((uint64_t)width, (uint64_t)element, &set.width)) return CUDA_ERROR_INVALID_VALUE;
-  if (dst & (element - 1)) return CUDA_ERROR_INVALID_VALUE;
-  if (height > 1 && (pitch < set.width || (pitch & (element - 1)))) return CUDA_ERROR_INVALID_VALUE;
-  if (!set.width || !height) return CUDA_SUCCESS;
-  bool pinned;
-  CUresult result = sim_side_prepare(context, &set.dst, SIM_PLACE_DEVICE, set.width, height, 1, true, &pinned);
-  if (result != CUDA_SUCCESS) return result;
-  pthread_rwlock_rdlock(&sim.map_lock);
-  bool host_memory = sim_map_pinned(dst, 1); // the one case in which cuMemset waits
-  pthread_rwlock_unlock(&sim.map_lock);
-  sim_op_t op = {.kind = SIM_OP_SET, .u.set = set};
-  return sim_submit(context, stream, &op, false, !async && host_memory);
+static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, size_t pitch, uint32_t value,
+                      uint32_t element, size_t width, size_t height, bool async) {
+    sim_set_t set = {.dst = {.address = dst, .pitch = pitch}, .height = height, .value = value, .element = element};
+    if (__builtin_mul_overflow((uint64_t)width, (uint64_t)element, &set.width))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (dst & (element - 1))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (height > 1 && (pitch < set.width || (pitch & (element - 1))))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!set.width || !height)
+        return CUDA_SUCCESS;
+    bool pinned;
+    CUresult result = sim_side_prepare(context, &set.dst, SIM_PLACE_DEVICE, set.width, height, 1, true, &pinned);
+    if (result != CUDA_SUCCESS)
+        return result;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    bool host_memory = sim_map_pinned(dst, 1); // the one case in which cuMemset waits
+    pthread_rwlock_unlock(&sim.map_lock);
+    sim_op_t op = {.kind = SIM_OP_SET, .u.set = set};
+    return sim_submit(context, stream, &op, false, !async && host_memory);
 }
 
 CUresult cuMemsetD8_v2(CUdeviceptr dstDevice, unsigned char uc, size_t N) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, NULL, dstDevice, 0, uc, 1, N, 1, false);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, NULL, dstDevice, 0, uc, 1, N, 1, false);
 }
 
 CUresult cuMemsetD8Async(CUdeviceptr dstDevice, unsigned char uc, size_t N, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, hStream, dstDevice, 0, uc, 1, N, 1, true);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, hStream, dstDevice, 0, uc, 1, N, 1, true);
 }
 
 CUresult cuMemsetD16_v2(CUdeviceptr dstDevice, unsigned short us, size_t N) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, NULL, dstDevice, 0, us, 2, N, 1, false);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, NULL, dstDevice, 0, us, 2, N, 1, false);
 }
 
 CUresult cuMemsetD16Async(CUdeviceptr dstDevice, unsigned short us, size_t N, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, hStream, dstDevice, 0, us, 2, N, 1, true);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, hStream, dstDevice, 0, us, 2, N, 1, true);
 }
 
 CUresult cuMemsetD32_v2(CUdeviceptr dstDevice, unsigned int ui, size_t N) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, NULL, dstDevice, 0, ui, 4, N, 1, false);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, NULL, dstDevice, 0, ui, 4, N, 1, false);
 }
 
 CUresult cuMemsetD32Async(CUdeviceptr dstDevice, unsigned int ui, size_t N, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, hStream, dstDevice, 0, ui, 4, N, 1, true);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, hStream, dstDevice, 0, ui, 4, N, 1, true);
 }
 
 CUresult cuMemsetD2D8_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, NULL, dstDevice, dstPitch, uc, 1, Width, Height, false);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, NULL, dstDevice, dstPitch, uc, 1, Width, Height, false);
 }
 
-CUresult cuMemsetD2D8Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, hStream, dstDevice, dstPitch, uc, 1, Width, Height, true);
+CUresult cuMemsetD2D8Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height,
+                           CUstream hStream) {
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, hStream, dstDevice, dstPitch, uc, 1, Width, Height, true);
 }
 
 CUresult cuMemsetD2D16_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, NULL, dstDevice, dstPitch, us, 2, Width, Height, false);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, NULL, dstDevice, dstPitch, us, 2, Width, Height, false);
 }
 
-CUresult cuMemsetD2D16Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, hStream, dstDevice, dstPitch, us, 2, Width, Height, true);
+CUresult cuMemsetD2D16Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height,
+                            CUstream hStream) {
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, hStream, dstDevice, dstPitch, us, 2, Width, Height, true);
 }
 
 CUresult cuMemsetD2D32_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, NULL, dstDevice, dstPitch, ui, 4, Width, Height, false);
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, NULL, dstDevice, dstPitch, ui, 4, Width, Height, false);
 }
 
-CUresult cuMemsetD2D32Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return set2d(context, hStream, dstDevice, dstPitch, ui, 4, Width, Height, true);
+CUresult cuMemsetD2D32Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height,
+                            CUstream hStream) {
+    SIM_ENTER_CONTEXT(context);
+    return set2d(context, hStream, dstDevice, dstPitch, ui, 4, Width, Height, true);
 }

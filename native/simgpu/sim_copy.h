@@ -9,8 +9,9 @@
 
 typedef enum { SIM_PLACE_DEVICE, SIM_PLACE_HOST, SIM_PLACE_UNIFIED } sim_place_t;
 
-CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t place, uint64_t width, uint64_t height, uint64_t depth,
-                          bool write, bool *pinned);
-CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *copy, sim_place_t dst, sim_place_t src, bool async);
+CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t place, uint64_t width, uint64_t height,
+                          uint64_t depth, bool write, bool *pinned);
+CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *copy, sim_place_t dst, sim_place_t src,
+                         bool async);
 
 #endif

@@ -6,89 +6,112 @@
 #include "sim_copy.h"
 
 typedef struct {
-  CUmemorytype type;
-  uint64_t host, device, x, y, z, pitch, rows;
-  CUarray array;
+    CUmemorytype type;
+    uint64_t host, device, x, y, z, pitch, rows;
+    CUarray array;
 } part_t;
 
-static CUresult side_of(const part_t *part, uint64_t width, uint64_t height, uint64_t depth, sim_side_t *side, sim_place_t *place) {
-  uint64_t start;
-  switch (part->type) {
+static CUresult side_of(const part_t *part, uint64_t width, uint64_t height, uint64_t depth, sim_side_t *side,
+                        sim_place_t *place) {
+    uint64_t start;
+    switch (part->type) {
     case CU_MEMORYTYPE_HOST:
-      *place = SIM_PLACE_HOST;
-      start = part->host;
-      break;
+        *place = SIM_PLACE_HOST;
+        start = part->host;
+        break;
     case CU_MEMORYTYPE_DEVICE:
-      *place = SIM_PLACE_DEVICE;
-      start = part->device;
-      break;
+        *place = SIM_PLACE_DEVICE;
+        start = part->device;
+        break;
     case CU_MEMORYTYPE_UNIFIED:
-      *place = SIM_PLACE_UNIFIED;
-      start = part->device;
-      break;
-    case CU_MEMORYTYPE_ARRAY: return CUDA_ERROR_NOT_SUPPORTED;
-    default: return CUDA_ERROR_INVALID_VALUE;
-  }
-  uint64_t pitch = part->pitch ? part->pitch : width + part->x, rows = part->rows ? part->rows : height + part->y;
-  uint64_t right, bottom, skip;
-  if (__builtin_add_overflow(part->x, width, &right) || __builtin_add_overflow(part->y, height, &bottom)) return CUDA_ERROR_INVALID_VALUE;
-  if ((height > 1 || depth > 1 || part->pitch) && pitch < right) return CUDA_ERROR_INVALID_VALUE;
-  if (depth > 1 && rows < bottom) return CUDA_ERROR_INVALID_VALUE;
-  side->pitch = pitch;
-  if (__builtin_mul_overflow(pitch, rows, &side->slice)) return CUDA_ERROR_INVALID_VALUE;
-  if (__builtin_mul_overflow(part->z, side->slice, &skip) || __builtin_add_overflow(start, skip, &start) ||
-      __builtin_mul_overflow(part->y, pitch, &skip) || __builtin_add_overflow(start, skip, &start) ||
-      __builtin_add_overflow(start, part->x, &start))
-    return CUDA_ERROR_INVALID_VALUE;
-  side->address = start;
-  return CUDA_SUCCESS;
+        *place = SIM_PLACE_UNIFIED;
+        start = part->device;
+        break;
+    case CU_MEMORYTYPE_ARRAY:
+        return CUDA_ERROR_NOT_SUPPORTED;
+    default:
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t pitch = part->pitch ? part->pitch : width + part->x, rows = part->rows ? part->rows : height + part->y;
+    uint64_t right, bottom, skip;
+    if (__builtin_add_overflow(part->x, width, &right) || __builtin_add_overflow(part->y, height, &bottom))
+        return CUDA_ERROR_INVALID_VALUE;
+    if ((height > 1 || depth > 1 || part->pitch) && pitch < right)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (depth > 1 && rows < bottom)
+        return CUDA_ERROR_INVALID_VALUE;
+    side->pitch = pitch;
+    if (__builtin_mul_overflow(pitch, rows, &side->slice))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (__builtin_mul_overflow(part->z, side->slice, &skip) || __builtin_add_overflow(start, skip, &start) ||
+        __builtin_mul_overflow(part->y, pitch, &skip) || __builtin_add_overflow(start, skip, &start) ||
+        __builtin_add_overflow(start, part->x, &start))
+        return CUDA_ERROR_INVALID_VALUE;
+    side->address = start;
+    return CUDA_SUCCESS;
 }
 
-static CUresult copy_box(sim_context_t *context, CUstream stream, const part_t *dst, const part_t *src, uint64_t width, uint64_t height,
-                         uint64_t depth, bool async) {
-  sim_copy_t copy = {.width = width, .height = height, .depth = depth};
-  sim_place_t dst_place, src_place;
-  if (!width || !height || !depth) return CUDA_SUCCESS;
-  CUresult result = side_of(dst, width, height, depth, &copy.dst, &dst_place);
-  if (result == CUDA_SUCCESS) result = side_of(src, width, height, depth, &copy.src, &src_place);
-  return result == CUDA_SUCCESS ? sim_copy_submit(context, stream, &copy, dst_place, src_place, async) : result;
+static CUresult copy_box(sim_context_t *context, CUstream stream, const part_t *dst, const part_t *src, uint64_t width,
+                         uint64_t height, uint64_t depth, bool async) {
+    sim_copy_t copy = {.width = width, .height = height, .depth = depth};
+    sim_place_t dst_place, src_place;
+    if (!width || !height || !depth)
+        return CUDA_SUCCESS;
+    CUresult result = side_of(dst, width, height, depth, &copy.dst, &dst_place);
+    if (result == CUDA_SUCCESS)
+        result = side_of(src, width, height, depth, &copy.src, &src_place);
+    return result == CUDA_SUCCESS ? sim_copy_submit(context, stream, &copy, dst_place, src_place, async) : result;
 }
 
 static CUresult copy2d(sim_context_t *context, CUstream stream, const CUDA_MEMCPY2D *p, bool async) {
-  if (!p) return CUDA_ERROR_INVALID_VALUE;
-  part_t dst = {p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost, p->dstDevice, p->dstXInBytes, p->dstY, 0, p->dstPitch, 0, p->dstArray};
-  part_t src = {p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost, p->srcDevice, p->srcXInBytes, p->srcY, 0, p->srcPitch, 0, p->srcArray};
-  return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, 1, async);
+    if (!p)
+        return CUDA_ERROR_INVALID_VALUE;
+    part_t dst = {
+        p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost, p->dstDevice, p->dstXInBytes, p->dstY, 0, p->dstPitch, 0,
+        p->dstArray};
+    part_t src = {
+        p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost, p->srcDevice, p->srcXInBytes, p->srcY, 0, p->srcPitch, 0,
+        p->srcArray};
+    return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, 1, async);
 }
 
 static CUresult copy3d(sim_context_t *context, CUstream stream, const CUDA_MEMCPY3D *p, bool async) {
-  if (!p || p->srcLOD || p->dstLOD) return CUDA_ERROR_INVALID_VALUE;
-  part_t dst = {p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost, p->dstDevice, p->dstXInBytes, p->dstY, p->dstZ, p->dstPitch, p->dstHeight, p->dstArray};
-  part_t src = {p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost, p->srcDevice, p->srcXInBytes, p->srcY, p->srcZ, p->srcPitch, p->srcHeight, p->srcArray};
-  return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, async);
+    if (!p || p->srcLOD || p->dstLOD)
+        return CUDA_ERROR_INVALID_VALUE;
+    part_t dst = {p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost,
+                  p->dstDevice,     p->dstXInBytes,
+                  p->dstY,          p->dstZ,
+                  p->dstPitch,      p->dstHeight,
+                  p->dstArray};
+    part_t src = {p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost,
+                  p->srcDevice,     p->srcXInBytes,
+                  p->srcY,          p->srcZ,
+                  p->srcPitch,      p->srcHeight,
+                  p->srcArray};
+    return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, async);
 }
 
 CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D *pCopy) {
-  SIM_ENTER_CONTEXT(context);
-  return copy2d(context, NULL, pCopy, false);
+    SIM_ENTER_CONTEXT(context);
+    return copy2d(context, NULL, pCopy, false);
 }
 
 CUresult cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D *pCopy) {
-  SIM_ENTER_CONTEXT(context);
-  return copy2d(context, NULL, pCopy, false);
+    SIM_ENTER_CONTEXT(context);
+    return copy2d(context, NULL, pCopy, false);
 }
 
 CUresult cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *pCopy, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return copy2d(context, hStream, pCopy, true);
+    SIM_ENTER_CONTEXT(context);
+    return copy2d(context, hStream, pCopy, true);
 }
 
 CUresult cuMemcpy3D_v2(const CUDA_MEMCPY3D *pCopy) {
-  SIM_ENTER_CONTEXT(context);
-  return copy3d(context, NULL, pCopy, false);
+    SIM_ENTER_CONTEXT(context);
+    return copy3d(context, NULL, pCopy, false);
 }
 
 CUresult cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *pCopy, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return copy3d(context, hStream, pCopy, true);
+    SIM_ENTER_CONTEXT(context);
+    return copy3d(context, hStream, pCopy, true);
 }

@@ -23,97 +23,112 @@ static atomic_bool forked;
 static _Thread_local bool in_callback;
 
 typedef struct {
-  void *object;
-  sim_kind_t kind;
+    void *object;
+    sim_kind_t kind;
 } handle_t;
 
 static handle_t *handles; // open addressing, a power of two in size; object NULL = free, kind 0 = removed
 static size_t handles_size, handles_used;
 
 static size_t handle_slot(const void *object) {
-  uint64_t key = (uint64_t)(uintptr_t)object >> 4;
-  return (size_t)((key * 0x9E3779B97F4A7C15ull) >> 20) & (handles_size - 1);
+    uint64_t key = (uint64_t)(uintptr_t)object >> 4;
+    return (size_t)((key * 0x9E3779B97F4A7C15ull) >> 20) & (handles_size - 1);
 }
 
 static bool handles_rehash(void) {
-  size_t live = 0;
-  for (size_t i = 0; i < handles_size; i++) live += handles[i].object && handles[i].kind;
-  size_t new_size = 64;
-  while (new_size < live * 4) new_size *= 2;
-  handle_t *old = handles, *fresh = calloc(new_size, sizeof *fresh);
-  if (!fresh) return false;
-  size_t old_size = handles_size;
-  handles = fresh;
-  handles_size = new_size;
-  handles_used = live;
-  for (size_t i = 0; i < old_size; i++) {
-    if (!old[i].object || !old[i].kind) continue;
-    size_t slot = handle_slot(old[i].object);
-    while (handles[slot].object) slot = (slot + 1) & (handles_size - 1);
-    handles[slot] = old[i];
-  }
-  free(old);
-  return true;
+    size_t live = 0;
+    for (size_t i = 0; i < handles_size; i++)
+        live += handles[i].object && handles[i].kind;
+    size_t new_size = 64;
+    while (new_size < live * 4)
+        new_size *= 2;
+    handle_t *old = handles, *fresh = calloc(new_size, sizeof *fresh);
+    if (!fresh)
+        return false;
+    size_t old_size = handles_size;
+    handles = fresh;
+    handles_size = new_size;
+    handles_used = live;
+    for (size_t i = 0; i < old_size; i++) {
+        if (!old[i].object || !old[i].kind)
+            continue;
+        size_t slot = handle_slot(old[i].object);
+        while (handles[slot].object)
+            slot = (slot + 1) & (handles_size - 1);
+        handles[slot] = old[i];
+    }
+    free(old);
+    return true;
 }
 
 bool sim_handle_add(void *object, sim_kind_t kind) {
-  if ((handles_used + 1) * 2 > handles_size && !handles_rehash()) return false;
-  size_t slot = handle_slot(object);
-  while (handles[slot].object && handles[slot].object != object) slot = (slot + 1) & (handles_size - 1);
-  if (!handles[slot].object) handles_used++;
-  handles[slot] = (handle_t){object, kind};
-  return true;
+    if ((handles_used + 1) * 2 > handles_size && !handles_rehash())
+        return false;
+    size_t slot = handle_slot(object);
+    while (handles[slot].object && handles[slot].object != object)
+        slot = (slot + 1) & (handles_size - 1);
+    if (!handles[slot].object)
+        handles_used++;
+    handles[slot] = (handle_t){object, kind};
+    return true;
 }
 
 static handle_t *handle_find(const void *object) {
-  if (!object || !handles_size) return NULL;
-  for (size_t slot = handle_slot(object); handles[slot].object; slot = (slot + 1) & (handles_size - 1))
-    if (handles[slot].object == object) return &handles[slot];
-  return NULL;
+    if (!object || !handles_size)
+        return NULL;
+    for (size_t slot = handle_slot(object); handles[slot].object; slot = (slot + 1) & (handles_size - 1))
+        if (handles[slot].object == object)
+            return &handles[slot];
+    return NULL;
 }
 
 void sim_handle_remove(void *object) {
-  handle_t *found = handle_find(object);
-  if (found) found->kind = 0;
+    handle_t *found = handle_find(object);
+    if (found)
+        found->kind = 0;
 }
 
 bool sim_handle_is(const void *object, sim_kind_t kind) {
-  handle_t *found = handle_find(object);
-  return found && found->kind == kind;
+    handle_t *found = handle_find(object);
+    return found && found->kind == kind;
 }
 
 bool sim_grow(void *array, size_t *capacity, size_t needed, size_t element) {
-  if (needed <= *capacity) return true;
-  size_t wanted = *capacity ? *capacity : 16;
-  while (wanted < needed) wanted *= 2;
-  void *old;
-  memcpy(&old, array, sizeof old);
-  void *fresh = realloc(old, wanted * element);
-  if (!fresh) return false;
-  memcpy(array, &fresh, sizeof fresh);
-  *capacity = wanted;
-  return true;
+    if (needed <= *capacity)
+        return true;
+    size_t wanted = *capacity ? *capacity : 16;
+    while (wanted < needed)
+        wanted *= 2;
+    void *old;
+    memcpy(&old, array, sizeof old);
+    void *fresh = realloc(old, wanted * element);
+    if (!fresh)
+        return false;
+    memcpy(array, &fresh, sizeof fresh);
+    *capacity = wanted;
+    return true;
 }
 
 void sim_complain(const char *format, ...) {
-  char line[512];
-  int used = snprintf(line, sizeof line, "simulated GPU: ");
-  va_list arguments;
-  va_start(arguments, format);
-  int more = vsnprintf(line + used, sizeof line - (size_t)used - 1, format, arguments);
-  va_end(arguments);
-  if (more < 0) return;
-  size_t length = strlen(line);
-  line[length] = '\n';
-  // One write, so that lines of several processes on one stderr do not mix. Nothing can be done about a failure.
-  ssize_t written = write(STDERR_FILENO, line, length + 1);
-  (void)written;
+    char line[512];
+    int used = snprintf(line, sizeof line, "simulated GPU: ");
+    va_list arguments;
+    va_start(arguments, format);
+    int more = vsnprintf(line + used, sizeof line - (size_t)used - 1, format, arguments);
+    va_end(arguments);
+    if (more < 0)
+        return;
+    size_t length = strlen(line);
+    line[length] = '\n';
+    // One write, so that lines of several processes on one stderr do not mix. Nothing can be done about a failure.
+    ssize_t written = write(STDERR_FILENO, line, length + 1);
+    (void)written;
 }
 
 uint64_t sim_now_ns(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
 void sim_in_callback(bool inside) { in_callback = inside; }
@@ -121,73 +136,88 @@ void sim_in_callback(bool inside) { in_callback = inside; }
 static void after_fork_in_child(void) { atomic_store(&forked, true); }
 
 static uint64_t environment_number(const char *name, uint64_t fallback, uint64_t highest) {
-  const char *text = getenv(name);
-  if (!text || !*text) return fallback;
-  char *end;
-  errno = 0;
-  unsigned long long value = strtoull(text, &end, 10);
-  if (errno || *end || *text < '0' || *text > '9' || value < 1 || value > highest) {
-    sim_complain("%s=%s is not a number from 1 to %llu; %llu is used", name, text, (unsigned long long)highest,
-                 (unsigned long long)fallback);
-    return fallback;
-  }
-  return value;
+    const char *text = getenv(name);
+    if (!text || !*text)
+        return fallback;
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (errno || *end || *text < '0' || *text > '9' || value < 1 || value > highest) {
+        sim_complain("%s=%s is not a number from 1 to %llu; %llu is used", name, text, (unsigned long long)highest,
+                     (unsigned long long)fallback);
+        return fallback;
+    }
+    return value;
 }
 
-CUresult sim_initialise(void) {
-  pthread_mutex_lock(&sim.lock);
-  if (!atomic_load(&sim.initialised)) {
+CUresult sim_setup(void) {
+    static bool ready;
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&sim.lock);
+    if (ready)
+        goto out;
     pthread_atfork(NULL, NULL, after_fork_in_child);
     sim.ndevices = (int)environment_number("TF_SIM_DEVICES", 1, SIM_MAX_DEVICES);
-    uint64_t total = environment_number("TF_SIM_MEMORY_MB", 0, 1u << 20) << 20;
-    if (!total) total = SIM_H200_MEMORY;
-    for (int i = 0; i < sim.ndevices; i++) {
-      sim_device_t *device = &sim.devices[i];
-      snprintf(device->pci, sizeof device->pci, "0000:%02X:00.0", 0x06 + 0x10 * i);
-      // Recognisable, and different for each device: "sim" and the ordinal in the last byte.
-      static const unsigned char base[15] = {0x53, 0x49, 0x4d, 0x00, 0x53, 0x49, 0x40, 0x00, 0x80, 0x00, 0x48, 0x32, 0x30, 0x30, 0x00};
-      memcpy(device->uuid.bytes, base, sizeof base);
-      device->uuid.bytes[15] = (char)(i + 1);
-      device->total = total;
-      device->backing_fd = -1;
-      device->primary.device = i;
-      device->primary.primary = true;
-      device->primary.next = sim.contexts;
-      sim.contexts = &device->primary;
-      if (!sim_handle_add(&device->primary, SIM_CONTEXT)) goto no_memory;
-      if (sim_pool_setup(i) != CUDA_SUCCESS) goto no_memory;
+    uint64_t total = environment_number("TF_SIM_MEMORY_MB", SIM_H200_MEMORY >> 20, 1u << 20) << 20;
+    if (total == SIM_H200_MEMORY >> 20 << 20)
+        total = SIM_H200_MEMORY; // not a whole number of MiB
+    for (int i = 0; i < sim.ndevices && result == CUDA_SUCCESS; i++) {
+        sim_device_t *device = &sim.devices[i];
+        snprintf(device->pci, sizeof device->pci, "0000:%02X:00.0", sim_pci_bus(i));
+        // Recognisable, and different for each device: ASCII "SIM", the model, and the ordinal in the last byte.
+        static const unsigned char base[15] = {0x53, 0x49, 0x4d, 0,    0x53, 0x49, 0x40, 0,
+                                               0x80, 0,    0x48, 0x32, 0x30, 0x30, 0};
+        memcpy(device->uuid.bytes, base, sizeof base);
+        device->uuid.bytes[15] = (char)(i + 1);
+        device->total = total;
+        device->backing_fd = -1;
+        device->primary.device = i;
+        device->primary.primary = true;
+        device->primary.next = sim.contexts;
+        sim.contexts = &device->primary;
+        if (!sim_handle_add(&device->primary, SIM_CONTEXT))
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        if (result == CUDA_SUCCESS)
+            result = sim_pool_setup(i);
     }
-    atomic_store(&sim.initialised, true);
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return CUDA_SUCCESS;
+    ready = result == CUDA_SUCCESS;
+    if (!ready)
+        sim.contexts = NULL;
 
-no_memory:
-  sim.contexts = NULL;
-  pthread_mutex_unlock(&sim.lock);
-  return CUDA_ERROR_OUT_OF_MEMORY;
+out:
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context) {
-  if (SIM_EXPECT_FALSE(sim_faults_present())) {
-    bool sticky = false;
-    CUresult fault = sim_faults_check(site, &sticky);
-    if (fault != CUDA_SUCCESS) {
-      sim_context_t *current = sim_current();
-      if (sticky && current) sim_context_fail(current, fault);
-      return fault;
+    if (SIM_EXPECT_FALSE(sim_faults_present())) {
+        bool sticky = false;
+        CUresult fault = sim_faults_check(site, &sticky);
+        if (fault != CUDA_SUCCESS) {
+            sim_context_t *current = sim_current();
+            if (sticky && current)
+                sim_context_fail(current, fault);
+            return fault;
+        }
     }
-  }
-  if (SIM_EXPECT_FALSE(atomic_load_explicit(&forked, memory_order_relaxed))) return CUDA_ERROR_NOT_INITIALIZED;
-  if (needs == SIM_NEEDS_NOTHING) return CUDA_SUCCESS;
-  if (SIM_EXPECT_FALSE(!atomic_load_explicit(&sim.initialised, memory_order_acquire))) return CUDA_ERROR_NOT_INITIALIZED;
-  if (SIM_EXPECT_FALSE(in_callback)) return CUDA_ERROR_NOT_PERMITTED;
-  if (needs == SIM_NEEDS_INIT) return CUDA_SUCCESS;
-  sim_context_t *current = sim_current();
-  if (SIM_EXPECT_FALSE(!current)) return CUDA_ERROR_INVALID_CONTEXT;
-  if (SIM_EXPECT_FALSE(!current->active)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  int error = atomic_load_explicit(&current->error, memory_order_relaxed);
-  if (SIM_EXPECT_FALSE(error != 0)) return (CUresult)error;
-  *context = current;
-  return CUDA_SUCCESS;
+    if (SIM_EXPECT_FALSE(atomic_load_explicit(&forked, memory_order_relaxed)))
+        return CUDA_ERROR_NOT_INITIALIZED;
+    if (needs == SIM_NEEDS_NOTHING)
+        return CUDA_SUCCESS;
+    if (SIM_EXPECT_FALSE(!atomic_load_explicit(&sim.initialised, memory_order_acquire)))
+        return CUDA_ERROR_NOT_INITIALIZED;
+    if (SIM_EXPECT_FALSE(in_callback))
+        return CUDA_ERROR_NOT_PERMITTED;
+    if (needs == SIM_NEEDS_INIT)
+        return CUDA_SUCCESS;
+    sim_context_t *current = sim_current();
+    if (SIM_EXPECT_FALSE(!current))
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (SIM_EXPECT_FALSE(!current->active))
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    int error = atomic_load_explicit(&current->error, memory_order_relaxed);
+    if (SIM_EXPECT_FALSE(error != 0))
+        return (CUresult)error;
+    *context = current;
+    return CUDA_SUCCESS;
 }

@@ -1,6 +1,6 @@
 // The driver and its devices: cuInit, versions, device queries, error names, cuGetProcAddress.
 //
-// Stateless apart from what sim_initialise set up once; any thread enters. The attributes are those of an H200, except for what
+// Stateless apart from what sim_setup made once; any thread enters. The attributes are those of an H200, except for what
 // must differ from device to device (PCI location, UUID) and the name, which says that the device is simulated.
 #include "sim.h"
 
@@ -12,226 +12,278 @@
 #define DRIVER_VERSION 13000
 
 CUresult cuInit(unsigned int Flags) {
-  SIM_ENTER_ANY();
-  if (Flags) return CUDA_ERROR_INVALID_VALUE;
-  return sim_initialise();
+    SIM_ENTER_ANY();
+    if (Flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = sim_setup();
+    if (result == CUDA_SUCCESS)
+        atomic_store(&sim.initialised, true);
+    return result;
 }
 
 CUresult cuDriverGetVersion(int *driverVersion) {
-  SIM_ENTER_ANY();
-  if (!driverVersion) return CUDA_ERROR_INVALID_VALUE;
-  *driverVersion = DRIVER_VERSION;
-  return CUDA_SUCCESS;
+    SIM_ENTER_ANY();
+    if (!driverVersion)
+        return CUDA_ERROR_INVALID_VALUE;
+    *driverVersion = DRIVER_VERSION;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {
-  SIM_ENTER();
-  if (!device) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(ordinal)) return CUDA_ERROR_INVALID_DEVICE;
-  *device = ordinal;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!device)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(ordinal))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *device = ordinal;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetCount(int *count) {
-  SIM_ENTER();
-  if (!count) return CUDA_ERROR_INVALID_VALUE;
-  *count = sim.ndevices;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!count)
+        return CUDA_ERROR_INVALID_VALUE;
+    *count = sim.ndevices;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetName(char *name, int len, CUdevice dev) {
-  SIM_ENTER();
-  if (!name || len < 1) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  snprintf(name, (size_t)len, "Simulated NVIDIA H200");
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!name || len < 1)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    snprintf(name, (size_t)len, "Simulated NVIDIA H200");
+    return CUDA_SUCCESS;
 }
 
 static CUresult get_uuid(CUuuid *uuid, CUdevice dev) {
-  if (!uuid) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  *uuid = sim.devices[dev].uuid;
-  return CUDA_SUCCESS;
+    if (!uuid)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *uuid = sim.devices[dev].uuid;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice dev) {
-  SIM_ENTER();
-  return get_uuid(uuid, dev);
+    SIM_ENTER();
+    return get_uuid(uuid, dev);
 }
 
 CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice dev) {
-  SIM_ENTER();
-  return get_uuid(uuid, dev);
+    SIM_ENTER();
+    return get_uuid(uuid, dev);
 }
 
 CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
-  SIM_ENTER();
-  if (!bytes) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  *bytes = sim.devices[dev].total;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!bytes)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *bytes = sim.devices[dev].total;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
-  SIM_ENTER();
-  size_t count = sizeof sim_attributes_h200 / sizeof *sim_attributes_h200;
-  if (!pi || (unsigned)attrib < 1 || (size_t)attrib >= count) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  switch (attrib) {
-    case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: *pi = 0x06 + 0x10 * dev; break;
+    SIM_ENTER();
+    size_t count = sizeof sim_attributes_h200 / sizeof *sim_attributes_h200;
+    if (!pi || (unsigned)attrib < 1 || (size_t)attrib >= count)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    switch (attrib) {
+    case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID:
+        *pi = sim_pci_bus(dev);
+        break;
     case CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID:
-    case CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID: *pi = 0; break;
-    default: *pi = sim_attributes_h200[attrib];
-  }
-  return CUDA_SUCCESS;
+    case CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID:
+        *pi = 0;
+        break;
+    default:
+        *pi = sim_attributes_h200[attrib];
+    }
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceComputeCapability(int *major, int *minor, CUdevice dev) {
-  SIM_ENTER();
-  if (!major || !minor) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  *major = sim_attributes_h200[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR];
-  *minor = sim_attributes_h200[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR];
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!major || !minor)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *major = sim_attributes_h200[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR];
+    *minor = sim_attributes_h200[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR];
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetProperties(CUdevprop *prop, CUdevice dev) {
-  SIM_ENTER();
-  if (!prop) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  const int *a = sim_attributes_h200;
-  *prop = (CUdevprop){.maxThreadsPerBlock = a[1],
-                      .maxThreadsDim = {a[2], a[3], a[4]},
-                      .maxGridSize = {a[5], a[6], a[7]},
-                      .sharedMemPerBlock = a[8],
-                      .totalConstantMemory = a[9],
-                      .SIMDWidth = a[10],
-                      .memPitch = a[11],
-                      .regsPerBlock = a[12],
-                      .clockRate = a[13],
-                      .textureAlign = a[14]};
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!prop)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    const int *a = sim_attributes_h200;
+    *prop = (CUdevprop){.maxThreadsPerBlock = a[1],
+                        .maxThreadsDim = {a[2], a[3], a[4]},
+                        .maxGridSize = {a[5], a[6], a[7]},
+                        .sharedMemPerBlock = a[8],
+                        .totalConstantMemory = a[9],
+                        .SIMDWidth = a[10],
+                        .memPitch = a[11],
+                        .regsPerBlock = a[12],
+                        .clockRate = a[13],
+                        .textureAlign = a[14]};
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetPCIBusId(char *pciBusId, int len, CUdevice dev) {
-  SIM_ENTER();
-  if (!pciBusId || len < 1) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  if ((size_t)len <= strlen(sim.devices[dev].pci)) return CUDA_ERROR_INVALID_VALUE;
-  snprintf(pciBusId, (size_t)len, "%s", sim.devices[dev].pci);
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!pciBusId || len < 1)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    if ((size_t)len <= strlen(sim.devices[dev].pci))
+        return CUDA_ERROR_INVALID_VALUE;
+    snprintf(pciBusId, (size_t)len, "%s", sim.devices[dev].pci);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId) {
-  SIM_ENTER();
-  if (!dev || !pciBusId) return CUDA_ERROR_INVALID_VALUE;
-  unsigned domain = 0, bus = 0, slot = 0, function = 0;
-  if (sscanf(pciBusId, "%x:%x:%x.%x", &domain, &bus, &slot, &function) != 4) {
-    function = 0;
-    if (sscanf(pciBusId, "%x:%x:%x", &domain, &bus, &slot) != 3) {
-      domain = 0;
-      if (sscanf(pciBusId, "%x:%x.%x", &bus, &slot, &function) != 3) return CUDA_ERROR_INVALID_VALUE;
+    SIM_ENTER();
+    if (!dev || !pciBusId)
+        return CUDA_ERROR_INVALID_VALUE;
+    unsigned domain = 0, bus = 0, slot = 0, function = 0;
+    if (sscanf(pciBusId, "%x:%x:%x.%x", &domain, &bus, &slot, &function) != 4) {
+        function = 0;
+        if (sscanf(pciBusId, "%x:%x:%x", &domain, &bus, &slot) != 3) {
+            domain = 0;
+            if (sscanf(pciBusId, "%x:%x.%x", &bus, &slot, &function) != 3)
+                return CUDA_ERROR_INVALID_VALUE;
+        }
     }
-  }
-  for (int i = 0; i < sim.ndevices; i++) {
-    if (domain || slot || function || bus != 0x06u + 0x10u * (unsigned)i) continue;
-    *dev = i;
-    return CUDA_SUCCESS;
-  }
-  return CUDA_ERROR_INVALID_DEVICE;
+    for (int i = 0; i < sim.ndevices; i++) {
+        if (domain || slot || function || bus != (unsigned)sim_pci_bus(i))
+            continue;
+        *dev = i;
+        return CUDA_SUCCESS;
+    }
+    return CUDA_ERROR_INVALID_DEVICE;
 }
 
 CUresult cuDeviceGetLuid(char *luid, unsigned int *deviceNodeMask, CUdevice dev) {
-  SIM_ENTER();
-  (void)luid;
-  (void)deviceNodeMask;
-  (void)dev;
-  return CUDA_ERROR_NOT_SUPPORTED; // Windows only
+    SIM_ENTER();
+    (void)luid;
+    (void)deviceNodeMask;
+    (void)dev;
+    return CUDA_ERROR_NOT_SUPPORTED; // Windows only
 }
 
 CUresult cuDeviceGetExecAffinitySupport(int *pi, CUexecAffinityType type, CUdevice dev) {
-  SIM_ENTER();
-  if (!pi || (unsigned)type >= CU_EXEC_AFFINITY_TYPE_MAX) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  *pi = 0;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!pi || (unsigned)type >= CU_EXEC_AFFINITY_TYPE_MAX)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *pi = 0;
+    return CUDA_SUCCESS;
 }
 
-CUresult cuDeviceGetTexture1DLinearMaxWidth(size_t *maxWidthInElements, CUarray_format format, unsigned numChannels, CUdevice dev) {
-  SIM_ENTER();
-  if (!maxWidthInElements || numChannels < 1 || numChannels > 4 || numChannels == 3) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  (void)format;
-  *maxWidthInElements = (size_t)sim_attributes_h200[CU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_LINEAR_WIDTH];
-  return CUDA_SUCCESS;
+CUresult cuDeviceGetTexture1DLinearMaxWidth(size_t *maxWidthInElements, CUarray_format format, unsigned numChannels,
+                                            CUdevice dev) {
+    SIM_ENTER();
+    if (!maxWidthInElements || numChannels < 1 || numChannels > 4 || numChannels == 3)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    (void)format;
+    *maxWidthInElements = (size_t)sim_attributes_h200[CU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_LINEAR_WIDTH];
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceCanAccessPeer(int *canAccessPeer, CUdevice dev, CUdevice peerDev) {
-  SIM_ENTER();
-  if (!canAccessPeer) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev) || !sim_device_ok(peerDev)) return CUDA_ERROR_INVALID_DEVICE;
-  *canAccessPeer = dev != peerDev;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!canAccessPeer)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev) || !sim_device_ok(peerDev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *canAccessPeer = dev != peerDev;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetP2PAttribute(int *value, CUdevice_P2PAttribute attrib, CUdevice srcDevice, CUdevice dstDevice) {
-  SIM_ENTER();
-  if (!value || (unsigned)attrib < 1 || (unsigned)attrib > 5) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(srcDevice) || !sim_device_ok(dstDevice) || srcDevice == dstDevice) return CUDA_ERROR_INVALID_DEVICE;
-  *value = attrib == CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED || attrib == CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!value || (unsigned)attrib < 1 || (unsigned)attrib > 5)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(srcDevice) || !sim_device_ok(dstDevice) || srcDevice == dstDevice)
+        return CUDA_ERROR_INVALID_DEVICE;
+    *value =
+        attrib == CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED || attrib == CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED;
+    return CUDA_SUCCESS;
 }
 
 static const sim_error_t *find_error(CUresult error) {
-  for (size_t i = 0; i < sim_errors_count; i++)
-    if (sim_errors[i].code == (int)error) return &sim_errors[i];
-  return NULL;
+    for (size_t i = 0; i < sim_errors_count; i++)
+        if (sim_errors[i].code == (int)error)
+            return &sim_errors[i];
+    return NULL;
 }
 
 CUresult cuGetErrorName(CUresult error, const char **pStr) {
-  if (!pStr) return CUDA_ERROR_INVALID_VALUE;
-  const sim_error_t *found = find_error(error);
-  *pStr = found ? found->name : NULL;
-  return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (!pStr)
+        return CUDA_ERROR_INVALID_VALUE;
+    const sim_error_t *found = find_error(error);
+    *pStr = found ? found->name : NULL;
+    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuGetErrorString(CUresult error, const char **pStr) {
-  if (!pStr) return CUDA_ERROR_INVALID_VALUE;
-  const sim_error_t *found = find_error(error);
-  *pStr = found ? found->text : NULL;
-  return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (!pStr)
+        return CUDA_ERROR_INVALID_VALUE;
+    const sim_error_t *found = find_error(error);
+    *pStr = found ? found->text : NULL;
+    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 // The newest ABI of a name: the highest _vN that is exported here. Callers of the simulator know their names; the history of
 // ABIs by CUDA version is the client library's own table and not repeated here.
 static void *newest(void *library, const char *symbol) {
-  char name[128];
-  for (int version = 9; version >= 2; version--) {
-    if ((size_t)snprintf(name, sizeof name, "%s_v%d", symbol, version) >= sizeof name) return NULL;
-    void *found = dlsym(library, name);
-    if (found) return found;
-  }
-  return dlsym(library, symbol);
+    char name[128];
+    for (int version = 9; version >= 2; version--) {
+        if ((size_t)snprintf(name, sizeof name, "%s_v%d", symbol, version) >= sizeof name)
+            return NULL;
+        void *found = dlsym(library, name);
+        if (found)
+            return found;
+    }
+    return dlsym(library, symbol);
 }
 
 CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags,
                              CUdriverProcAddressQueryResult *symbolStatus) {
-  SIM_ENTER_ANY();
-  if (!symbol || !pfn || flags > 2) return CUDA_ERROR_INVALID_VALUE;
-  *pfn = NULL;
-  if (symbolStatus) *symbolStatus = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
-  if (cudaVersion > DRIVER_VERSION) return CUDA_ERROR_INVALID_VALUE;
-  static void *_Atomic self;
-  void *library = atomic_load(&self);
-  if (!library) { // a handle of this very library: its symbols need not be in the global scope
-    Dl_info info;
-    if (!dladdr((void *)(uintptr_t)&cuInit, &info)) return CUDA_ERROR_OPERATING_SYSTEM;
-    library = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-    if (!library) return CUDA_ERROR_OPERATING_SYSTEM;
-    atomic_store(&self, library);
-  }
-  void *found = strncmp(symbol, "cu", 2) ? NULL : newest(library, symbol);
-  *pfn = found;
-  if (found && symbolStatus) *symbolStatus = CU_GET_PROC_ADDRESS_SUCCESS;
-  return CUDA_SUCCESS;
+    SIM_ENTER_ANY();
+    if (!symbol || !pfn || flags > 2)
+        return CUDA_ERROR_INVALID_VALUE;
+    *pfn = NULL;
+    if (symbolStatus)
+        *symbolStatus = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    if (cudaVersion > DRIVER_VERSION)
+        return CUDA_ERROR_INVALID_VALUE;
+    static void *_Atomic self;
+    void *library = atomic_load(&self);
+    if (!library) { // a handle of this very library: its symbols need not be in the global scope
+        Dl_info info;
+        if (!dladdr((void *)(uintptr_t)&cuInit, &info))
+            return CUDA_ERROR_OPERATING_SYSTEM;
+        library = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+        if (!library)
+            return CUDA_ERROR_OPERATING_SYSTEM;
+        atomic_store(&self, library);
+    }
+    void *found = strncmp(symbol, "cu", 2) ? NULL : newest(library, symbol);
+    *pfn = found;
+    if (found && symbolStatus)
+        *symbolStatus = CU_GET_PROC_ADDRESS_SUCCESS;
+    return CUDA_SUCCESS;
 }

@@ -7,127 +7,144 @@
 #include <stdlib.h>
 
 static sim_event_t *lookup(CUevent handle) { // under sim.lock
-  return sim_handle_is(handle, SIM_EVENT) ? (sim_event_t *)(void *)handle : NULL;
+    return sim_handle_is(handle, SIM_EVENT) ? (sim_event_t *)(void *)handle : NULL;
 }
 
 CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
-  SIM_ENTER_CONTEXT(context);
-  if (!phEvent || (Flags & ~7u)) return CUDA_ERROR_INVALID_VALUE;
-  if ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING)) return CUDA_ERROR_INVALID_VALUE;
-  sim_event_t *event = calloc(1, sizeof *event);
-  if (!event) return CUDA_ERROR_OUT_OF_MEMORY;
-  event->context = context;
-  event->flags = Flags;
-  event->refs = 1;
-  pthread_mutex_lock(&sim.lock);
-  bool added = sim_handle_add(event, SIM_EVENT);
-  if (added) {
-    event->next = context->events;
-    event->link = &context->events;
-    if (event->next) event->next->link = &event->next;
-    context->events = event;
-  }
-  pthread_mutex_unlock(&sim.lock);
-  if (!added) {
-    free(event);
-    return CUDA_ERROR_OUT_OF_MEMORY;
-  }
-  *phEvent = (CUevent)(void *)event;
-  return CUDA_SUCCESS;
+    SIM_ENTER_CONTEXT(context);
+    if (!phEvent || (Flags & ~7u))
+        return CUDA_ERROR_INVALID_VALUE;
+    if ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING))
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_event_t *event = calloc(1, sizeof *event);
+    if (!event)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    event->context = context;
+    event->flags = Flags;
+    event->refs = 1;
+    pthread_mutex_lock(&sim.lock);
+    bool added = sim_handle_add(event, SIM_EVENT);
+    if (added) {
+        event->next = context->events;
+        event->link = &context->events;
+        if (event->next)
+            event->next->link = &event->next;
+        context->events = event;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    if (!added) {
+        free(event);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *phEvent = (CUevent)(void *)event;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuEventDestroy_v2(CUevent hEvent) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  CUresult result = CUDA_ERROR_INVALID_HANDLE;
-  pthread_mutex_lock(&sim.lock);
-  sim_event_t *event = lookup(hEvent);
-  if (event) {
-    sim_handle_remove(event);
-    *event->link = event->next;
-    if (event->next) event->next->link = event->link;
-    sim_event_release(event);
-    result = CUDA_SUCCESS;
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    CUresult result = CUDA_ERROR_INVALID_HANDLE;
+    pthread_mutex_lock(&sim.lock);
+    sim_event_t *event = lookup(hEvent);
+    if (event) {
+        sim_handle_remove(event);
+        *event->link = event->next;
+        if (event->next)
+            event->next->link = event->link;
+        sim_event_release(event);
+        result = CUDA_SUCCESS;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 static CUresult record(sim_context_t *context, CUevent handle, CUstream stream_handle, unsigned flags) {
-  if (flags & ~1u) return CUDA_ERROR_INVALID_VALUE;
-  sim_stream_t *stream;
-  uint64_t seq;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_resolve(context, stream_handle, &stream);
-  sim_event_t *event = lookup(handle);
-  if (result == CUDA_SUCCESS && (!event || event->context != stream->context)) result = CUDA_ERROR_INVALID_HANDLE;
-  if (result == CUDA_SUCCESS) {
-    event->refs++;
-    sim_op_t op = {.kind = SIM_OP_RECORD, .u.event = event};
-    result = sim_stream_push(stream, &op, &seq);
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    if (flags & ~1u)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    uint64_t seq;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, stream_handle, &stream);
+    sim_event_t *event = lookup(handle);
+    if (result == CUDA_SUCCESS && (!event || event->context != stream->context))
+        result = CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS) {
+        event->refs++;
+        sim_op_t op = {.kind = SIM_OP_RECORD, .u.event = event};
+        result = sim_stream_push(stream, &op, &seq);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuEventRecord(CUevent hEvent, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return record(context, hEvent, hStream, 0);
+    SIM_ENTER_CONTEXT(context);
+    return record(context, hEvent, hStream, 0);
 }
 
 CUresult cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
-  SIM_ENTER_CONTEXT(context);
-  return record(context, hEvent, hStream, flags);
+    SIM_ENTER_CONTEXT(context);
+    return record(context, hEvent, hStream, flags);
 }
 
 CUresult cuEventQuery(CUevent hEvent) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  CUresult result = CUDA_SUCCESS;
-  pthread_mutex_lock(&sim.lock);
-  sim_event_t *event = lookup(hEvent);
-  if (!event) result = CUDA_ERROR_INVALID_HANDLE;
-  else if (atomic_load(&event->context->error)) result = (CUresult)atomic_load(&event->context->error);
-  else if (event->stream && event->stream->done < event->seq) result = CUDA_ERROR_NOT_READY;
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&sim.lock);
+    sim_event_t *event = lookup(hEvent);
+    if (!event)
+        result = CUDA_ERROR_INVALID_HANDLE;
+    else if (atomic_load(&event->context->error))
+        result = (CUresult)atomic_load(&event->context->error);
+    else if (event->stream && event->stream->done < event->seq)
+        result = CUDA_ERROR_NOT_READY;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuEventSynchronize(CUevent hEvent) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  CUresult result = CUDA_SUCCESS;
-  pthread_mutex_lock(&sim.lock);
-  sim_event_t *event = lookup(hEvent);
-  if (!event) {
-    result = CUDA_ERROR_INVALID_HANDLE;
-  } else {
-    sim_context_t *owner = event->context;
-    if (event->stream) sim_stream_wait(event->stream, event->seq);
-    result = (CUresult)atomic_load(&owner->error);
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&sim.lock);
+    sim_event_t *event = lookup(hEvent);
+    if (!event) {
+        result = CUDA_ERROR_INVALID_HANDLE;
+    } else {
+        sim_context_t *owner = event->context;
+        if (event->stream)
+            sim_stream_wait(event->stream, event->seq);
+        result = (CUresult)atomic_load(&owner->error);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  if (!pMilliseconds) return CUDA_ERROR_INVALID_VALUE;
-  CUresult result = CUDA_SUCCESS;
-  pthread_mutex_lock(&sim.lock);
-  sim_event_t *events[2] = {lookup(hStart), lookup(hEnd)};
-  for (int i = 0; i < 2 && result == CUDA_SUCCESS; i++) {
-    const sim_event_t *event = events[i];
-    if (!event || !event->stream || (event->flags & CU_EVENT_DISABLE_TIMING)) result = CUDA_ERROR_INVALID_HANDLE;
-  }
-  if (result == CUDA_SUCCESS && events[0]->context != events[1]->context) result = CUDA_ERROR_INVALID_HANDLE;
-  for (int i = 0; i < 2 && result == CUDA_SUCCESS; i++)
-    if (events[i]->stream->done < events[i]->seq) result = CUDA_ERROR_NOT_READY;
-  if (result == CUDA_SUCCESS)
-    *pMilliseconds = (float)((double)((int64_t)events[1]->recorded_ns - (int64_t)events[0]->recorded_ns) / 1e6);
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    if (!pMilliseconds)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = CUDA_SUCCESS;
+    pthread_mutex_lock(&sim.lock);
+    sim_event_t *events[2] = {lookup(hStart), lookup(hEnd)};
+    for (int i = 0; i < 2 && result == CUDA_SUCCESS; i++) {
+        const sim_event_t *event = events[i];
+        if (!event || !event->stream || (event->flags & CU_EVENT_DISABLE_TIMING))
+            result = CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (result == CUDA_SUCCESS && events[0]->context != events[1]->context)
+        result = CUDA_ERROR_INVALID_HANDLE;
+    for (int i = 0; i < 2 && result == CUDA_SUCCESS; i++)
+        if (events[i]->stream->done < events[i]->seq)
+            result = CUDA_ERROR_NOT_READY;
+    if (result == CUDA_SUCCESS)
+        *pMilliseconds = (float)((double)((int64_t)events[1]->recorded_ns - (int64_t)events[0]->recorded_ns) / 1e6);
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
-CUresult cuEventElapsedTime(float *pMilliseconds, CUevent hStart, CUevent hEnd) { return cuEventElapsedTime_v2(pMilliseconds, hStart, hEnd); }
+CUresult cuEventElapsedTime(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
+    return cuEventElapsedTime_v2(pMilliseconds, hStart, hEnd);
+}

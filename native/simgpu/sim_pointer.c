@@ -8,153 +8,169 @@
 #include <string.h>
 
 CUresult cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  CUresult result = CUDA_ERROR_NOT_FOUND;
-  pthread_rwlock_rdlock(&sim.map_lock);
-  sim_range_t *range = sim_map_find(dptr);
-  sim_reservation_t *reservation = sim_reservation_find(dptr);
-  if (range && range->kind != SIM_RANGE_VMM) {
-    if (pbase) *pbase = range->base;
-    if (psize) *psize = range->size;
-    result = CUDA_SUCCESS;
-  } else if (reservation) {
-    if (pbase) *pbase = reservation->base;
-    if (psize) *psize = reservation->size;
-    result = CUDA_SUCCESS;
-  }
-  pthread_rwlock_unlock(&sim.map_lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    CUresult result = CUDA_ERROR_NOT_FOUND;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    sim_range_t *range = sim_map_find(dptr);
+    sim_reservation_t *reservation = sim_reservation_find(dptr);
+    if (range && range->kind != SIM_RANGE_VMM) {
+        if (pbase)
+            *pbase = range->base;
+        if (psize)
+            *psize = range->size;
+        result = CUDA_SUCCESS;
+    } else if (reservation) {
+        if (pbase)
+            *pbase = reservation->base;
+        if (psize)
+            *psize = reservation->size;
+        result = CUDA_SUCCESS;
+    }
+    pthread_rwlock_unlock(&sim.map_lock);
+    return result;
 }
 
 static bool is_host(const sim_range_t *range) {
-  return range->kind == SIM_RANGE_HOST || range->kind == SIM_RANGE_REGISTERED;
+    return range->kind == SIM_RANGE_HOST || range->kind == SIM_RANGE_REGISTERED;
 }
 
 // Writes one attribute of a known range; `range` NULL: the defaults of an address that is not ours.
 static CUresult attribute(void *data, CUpointer_attribute which, const sim_range_t *range, uint64_t address) {
-  bool host = range && is_host(range);
-  switch (which) {
+    bool host = range && is_host(range);
+    switch (which) {
     case CU_POINTER_ATTRIBUTE_CONTEXT: {
-      CUcontext value = range && range->kind != SIM_RANGE_VMM && !range->pool ? (CUcontext)(void *)range->context : NULL;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        CUcontext value =
+            range && range->kind != SIM_RANGE_VMM && !range->pool ? (CUcontext)(void *)range->context : NULL;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: {
-      unsigned value = !range ? 0 : host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        unsigned value = !range ? 0 : host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: {
-      CUdeviceptr value = range ? address : 0;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        CUdeviceptr value = range ? address : 0;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_HOST_POINTER: {
-      void *value = host ? (void *)(uintptr_t)address : NULL;
-      if (range && !host) {
+        void *value = host ? (void *)(uintptr_t)address : NULL;
+        if (range && !host) {
+            memcpy(data, &value, sizeof value);
+            return CUDA_ERROR_INVALID_VALUE; // the multiple form overlooks this and keeps the NULL
+        }
         memcpy(data, &value, sizeof value);
-        return CUDA_ERROR_INVALID_VALUE; // the multiple form overlooks this and keeps the NULL
-      }
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS: {
-      int value = range ? range->sync_memops : 0;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        int value = range ? range->sync_memops : 0;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_BUFFER_ID: {
-      unsigned long long value = range ? range->buffer_id : 0;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        unsigned long long value = range ? range->buffer_id : 0;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: {
-      int value = range ? range->device : -2; // what the real driver's multiple form leaves for foreign memory
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        int value = range ? range->device : -2; // what the real driver's multiple form leaves for foreign memory
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
     case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR: {
-      CUdeviceptr value = range ? range->base : 0;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        CUdeviceptr value = range ? range->base : 0;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
     case CU_POINTER_ATTRIBUTE_MAPPING_SIZE: {
-      size_t value = range ? range->size : 0;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        size_t value = range ? range->size : 0;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_MAPPED:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE: {
-      unsigned char value = which == CU_POINTER_ATTRIBUTE_MAPPED && range; // cuda.h: boolean, one byte
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        unsigned char value = which == CU_POINTER_ATTRIBUTE_MAPPED && range; // cuda.h: boolean, one byte
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES: {
-      unsigned long long value = 0;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        unsigned long long value = 0;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: {
-      int value = !range ? 0 : range->kind == SIM_RANGE_VMM ? range->access[range->device] : CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        int value = !range                         ? 0
+                    : range->kind == SIM_RANGE_VMM ? range->access[range->device]
+                                                   : CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE: {
-      CUmemoryPool value = range ? (CUmemoryPool)(void *)range->pool : NULL;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        CUmemoryPool value = range ? (CUmemoryPool)(void *)range->pool : NULL;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID: {
-      unsigned long long value = range && range->kind == SIM_RANGE_VMM ? (unsigned long long)(uintptr_t)range->phys : 0;
-      if (range && !value) value = range->buffer_id;
-      memcpy(data, &value, sizeof value);
-      return CUDA_SUCCESS;
+        unsigned long long value =
+            range && range->kind == SIM_RANGE_VMM ? (unsigned long long)(uintptr_t)range->phys : 0;
+        if (range && !value)
+            value = range->buffer_id;
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
     }
-    case CU_POINTER_ATTRIBUTE_P2P_TOKENS: return CUDA_ERROR_NOT_SUPPORTED;
-  }
-  return CUDA_ERROR_INVALID_VALUE;
+    case CU_POINTER_ATTRIBUTE_P2P_TOKENS:
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuPointerGetAttribute(void *data, CUpointer_attribute which, CUdeviceptr ptr) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  if (!data) return CUDA_ERROR_INVALID_VALUE;
-  pthread_rwlock_rdlock(&sim.map_lock);
-  const sim_range_t *range = sim_map_find(ptr);
-  CUresult result = range ? attribute(data, which, range, ptr) : CUDA_ERROR_INVALID_VALUE;
-  pthread_rwlock_unlock(&sim.map_lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    if (!data)
+        return CUDA_ERROR_INVALID_VALUE;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    const sim_range_t *range = sim_map_find(ptr);
+    CUresult result = range ? attribute(data, which, range, ptr) : CUDA_ERROR_INVALID_VALUE;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return result;
 }
 
-CUresult cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data, CUdeviceptr ptr) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  if (!numAttributes || !attributes || !data) return CUDA_ERROR_INVALID_VALUE;
-  for (unsigned i = 0; i < numAttributes; i++)
-    if (!data[i] || (unsigned)attributes[i] < 1 || attributes[i] > CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE)
-      return CUDA_ERROR_INVALID_VALUE;
-  pthread_rwlock_rdlock(&sim.map_lock);
-  const sim_range_t *range = sim_map_find(ptr);
-  for (unsigned i = 0; i < numAttributes; i++) (void)attribute(data[i], attributes[i], range, ptr);
-  pthread_rwlock_unlock(&sim.map_lock);
-  return CUDA_SUCCESS;
+CUresult cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data,
+                                CUdeviceptr ptr) {
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    if (!numAttributes || !attributes || !data)
+        return CUDA_ERROR_INVALID_VALUE;
+    for (unsigned i = 0; i < numAttributes; i++)
+        if (!data[i] || (unsigned)attributes[i] < 1 || attributes[i] > CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE)
+            return CUDA_ERROR_INVALID_VALUE;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    const sim_range_t *range = sim_map_find(ptr);
+    for (unsigned i = 0; i < numAttributes; i++)
+        (void)attribute(data[i], attributes[i], range, ptr);
+    pthread_rwlock_unlock(&sim.map_lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute which, CUdeviceptr ptr) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  if (!value || which != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS) return CUDA_ERROR_INVALID_VALUE;
-  int wanted;
-  memcpy(&wanted, value, sizeof wanted);
-  pthread_rwlock_wrlock(&sim.map_lock);
-  sim_range_t *range = sim_map_find(ptr);
-  if (range) range->sync_memops = wanted != 0;
-  pthread_rwlock_unlock(&sim.map_lock);
-  return range ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    if (!value || which != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS)
+        return CUDA_ERROR_INVALID_VALUE;
+    int wanted;
+    memcpy(&wanted, value, sizeof wanted);
+    pthread_rwlock_wrlock(&sim.map_lock);
+    sim_range_t *range = sim_map_find(ptr);
+    if (range)
+        range->sync_memops = wanted != 0;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return range ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

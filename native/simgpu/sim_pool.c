@@ -9,227 +9,279 @@
 #include <string.h>
 
 CUresult sim_pool_setup(int ordinal) {
-  sim_device_t *device = &sim.devices[ordinal];
-  device->default_pool = (sim_pool_t){.device = ordinal, .is_default = true, .reuse = {1, 1, 1}};
-  device->default_pool.props.allocType = CU_MEM_ALLOCATION_TYPE_PINNED;
-  device->default_pool.props.location = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = ordinal};
-  device->default_pool.access[ordinal] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  device->current_pool = &device->default_pool;
-  return sim_handle_add(&device->default_pool, SIM_POOL) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    sim_device_t *device = &sim.devices[ordinal];
+    device->default_pool = (sim_pool_t){.device = ordinal, .is_default = true, .reuse = {1, 1, 1}};
+    device->default_pool.props.allocType = CU_MEM_ALLOCATION_TYPE_PINNED;
+    device->default_pool.props.location = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = ordinal};
+    device->default_pool.access[ordinal] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    device->current_pool = &device->default_pool;
+    return sim_handle_add(&device->default_pool, SIM_POOL) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void sim_pool_forget(sim_range_t *range) { range->pool->used -= range->charged; }
 
 static sim_pool_t *lookup(CUmemoryPool handle) {
-  pthread_mutex_lock(&sim.lock);
-  bool live = sim_handle_is(handle, SIM_POOL);
-  pthread_mutex_unlock(&sim.lock);
-  return live ? (sim_pool_t *)(void *)handle : NULL;
+    pthread_mutex_lock(&sim.lock);
+    bool live = sim_handle_is(handle, SIM_POOL);
+    pthread_mutex_unlock(&sim.lock);
+    return live ? (sim_pool_t *)(void *)handle : NULL;
 }
 
 static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *dptr, size_t bytes, CUstream handle) {
-  if (!dptr || !bytes) return CUDA_ERROR_INVALID_VALUE;
-  if (pool->device != context->device && !(pool->access[context->device])) return CUDA_ERROR_INVALID_VALUE;
-  sim_stream_t *stream;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_resolve(context, handle, &stream);
-  pthread_mutex_unlock(&sim.lock);
-  if (result != CUDA_SUCCESS) return result;
-  sim_context_t *owner = pool->device == context->device ? context : &sim.devices[pool->device].primary;
-  sim_range_t *range;
-  pthread_rwlock_wrlock(&sim.map_lock);
-  if (pool->props.maxSize && bytes > pool->props.maxSize - (pool->used < pool->props.maxSize ? pool->used : pool->props.maxSize))
-    result = CUDA_ERROR_OUT_OF_MEMORY;
-  else
-    result = sim_device_allocate(owner, bytes, &range);
-  if (result == CUDA_SUCCESS) {
-    range->pool = pool;
-    pool->used += range->charged;
-    if (pool->used > pool->used_high) pool->used_high = pool->used;
-    *dptr = range->base;
-  }
-  pthread_rwlock_unlock(&sim.map_lock);
-  return result;
+    if (!dptr || !bytes)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (pool->device != context->device && !(pool->access[context->device]))
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, handle, &stream);
+    pthread_mutex_unlock(&sim.lock);
+    if (result != CUDA_SUCCESS)
+        return result;
+    sim_context_t *owner = pool->device == context->device ? context : &sim.devices[pool->device].primary;
+    sim_range_t *range;
+    pthread_rwlock_wrlock(&sim.map_lock);
+    if (pool->props.maxSize &&
+        bytes > pool->props.maxSize - (pool->used < pool->props.maxSize ? pool->used : pool->props.maxSize))
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    else
+        result = sim_device_allocate(owner, bytes, &range);
+    if (result == CUDA_SUCCESS) {
+        range->pool = pool;
+        pool->used += range->charged;
+        if (pool->used > pool->used_high)
+            pool->used_high = pool->used;
+        *dptr = range->base;
+    }
+    pthread_rwlock_unlock(&sim.map_lock);
+    return result;
 }
 
 CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  return allocate(context, sim.devices[context->device].current_pool, dptr, bytesize, hStream);
+    SIM_ENTER_CONTEXT(context);
+    return allocate(context, sim.devices[context->device].current_pool, dptr, bytesize, hStream);
 }
 
 CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  sim_pool_t *found = lookup(pool);
-  return found ? allocate(context, found, dptr, bytesize, hStream) : CUDA_ERROR_INVALID_HANDLE;
+    SIM_ENTER_CONTEXT(context);
+    sim_pool_t *found = lookup(pool);
+    return found ? allocate(context, found, dptr, bytesize, hStream) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  sim_stream_t *stream;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_resolve(context, hStream, &stream);
-  pthread_mutex_unlock(&sim.lock);
-  if (result != CUDA_SUCCESS) return result;
-  pthread_rwlock_wrlock(&sim.map_lock);
-  sim_range_t *range = sim_map_find(dptr);
-  bool ours = range && range->base == dptr && range->kind == SIM_RANGE_DEVICE && !range->internal && !range->free_queued;
-  if (ours) range->free_queued = true;
-  pthread_rwlock_unlock(&sim.map_lock);
-  if (!ours) return CUDA_ERROR_INVALID_VALUE;
-  sim_op_t op = {.kind = SIM_OP_FREE, .u.free = dptr};
-  return sim_submit(context, hStream, &op, false, false);
+    SIM_ENTER_CONTEXT(context);
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    pthread_mutex_unlock(&sim.lock);
+    if (result != CUDA_SUCCESS)
+        return result;
+    pthread_rwlock_wrlock(&sim.map_lock);
+    sim_range_t *range = sim_map_find(dptr);
+    bool ours =
+        range && range->base == dptr && range->kind == SIM_RANGE_DEVICE && !range->internal && !range->free_queued;
+    if (ours)
+        range->free_queued = true;
+    pthread_rwlock_unlock(&sim.map_lock);
+    if (!ours)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_op_t op = {.kind = SIM_OP_FREE, .u.free = dptr};
+    return sim_submit(context, hStream, &op, false, false);
 }
 
 // ---- Pools -------------------------------------------------------------------------------------------------------
 
 static CUresult device_pool(CUmemoryPool *pool, CUdevice dev, bool current) {
-  if (!pool) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  *pool = (CUmemoryPool)(void *)(current ? sim.devices[dev].current_pool : &sim.devices[dev].default_pool);
-  return CUDA_SUCCESS;
+    if (!pool)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *pool = (CUmemoryPool)(void *)(current ? sim.devices[dev].current_pool : &sim.devices[dev].default_pool);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool_out, CUdevice dev) {
-  SIM_ENTER();
-  return device_pool(pool_out, dev, false);
+    SIM_ENTER();
+    return device_pool(pool_out, dev, false);
 }
 
 CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice dev) {
-  SIM_ENTER();
-  return device_pool(pool, dev, true);
+    SIM_ENTER();
+    return device_pool(pool, dev, true);
 }
 
 CUresult cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
-  SIM_ENTER();
-  if (!sim_device_ok(dev)) return CUDA_ERROR_INVALID_DEVICE;
-  sim_pool_t *found = lookup(pool);
-  if (!found || found->device != dev) return CUDA_ERROR_INVALID_VALUE;
-  pthread_rwlock_wrlock(&sim.map_lock);
-  sim.devices[dev].current_pool = found;
-  pthread_rwlock_unlock(&sim.map_lock);
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!sim_device_ok(dev))
+        return CUDA_ERROR_INVALID_DEVICE;
+    sim_pool_t *found = lookup(pool);
+    if (!found || found->device != dev)
+        return CUDA_ERROR_INVALID_VALUE;
+    pthread_rwlock_wrlock(&sim.map_lock);
+    sim.devices[dev].current_pool = found;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
-  SIM_ENTER();
-  if (!pool || !poolProps || poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
-  if (poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE || poolProps->handleTypes) return CUDA_ERROR_NOT_SUPPORTED;
-  if (!sim_device_ok(poolProps->location.id)) return CUDA_ERROR_INVALID_DEVICE;
-  sim_pool_t *fresh = calloc(1, sizeof *fresh);
-  if (!fresh) return CUDA_ERROR_OUT_OF_MEMORY;
-  *fresh = (sim_pool_t){.device = poolProps->location.id, .props = *poolProps, .reuse = {1, 1, 1}};
-  fresh->access[fresh->device] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  pthread_mutex_lock(&sim.lock);
-  bool added = sim_handle_add(fresh, SIM_POOL);
-  pthread_mutex_unlock(&sim.lock);
-  if (!added) {
-    free(fresh);
-    return CUDA_ERROR_OUT_OF_MEMORY;
-  }
-  *pool = (CUmemoryPool)(void *)fresh;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!pool || !poolProps || poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE || poolProps->handleTypes)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    if (!sim_device_ok(poolProps->location.id))
+        return CUDA_ERROR_INVALID_DEVICE;
+    sim_pool_t *fresh = calloc(1, sizeof *fresh);
+    if (!fresh)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    *fresh = (sim_pool_t){.device = poolProps->location.id, .props = *poolProps, .reuse = {1, 1, 1}};
+    fresh->access[fresh->device] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    pthread_mutex_lock(&sim.lock);
+    bool added = sim_handle_add(fresh, SIM_POOL);
+    pthread_mutex_unlock(&sim.lock);
+    if (!added) {
+        free(fresh);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *pool = (CUmemoryPool)(void *)fresh;
+    return CUDA_SUCCESS;
 }
 
 CUresult cuMemPoolDestroy(CUmemoryPool pool) {
-  SIM_ENTER();
-  sim_pool_t *found = lookup(pool);
-  if (!found) return CUDA_ERROR_INVALID_HANDLE;
-  if (found->is_default) return CUDA_ERROR_INVALID_VALUE;
-  pthread_mutex_lock(&sim.lock);
-  pthread_rwlock_wrlock(&sim.map_lock);
-  sim_device_t *device = &sim.devices[found->device];
-  if (device->current_pool == found) device->current_pool = &device->default_pool;
-  // What is still allocated stays valid; it moves to the default pool's books.
-  for (size_t i = 0; i < sim.nranges; i++) {
-    if (sim.ranges[i]->pool != found) continue;
-    sim.ranges[i]->pool = &device->default_pool;
-    device->default_pool.used += sim.ranges[i]->charged;
-  }
-  sim_handle_remove(found);
-  pthread_rwlock_unlock(&sim.map_lock);
-  pthread_mutex_unlock(&sim.lock);
-  free(found);
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_pool_t *found = lookup(pool);
+    if (!found)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (found->is_default)
+        return CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    pthread_rwlock_wrlock(&sim.map_lock);
+    sim_device_t *device = &sim.devices[found->device];
+    if (device->current_pool == found)
+        device->current_pool = &device->default_pool;
+    // What is still allocated stays valid; it moves to the default pool's books.
+    for (size_t i = 0; i < sim.nranges; i++) {
+        if (sim.ranges[i]->pool != found)
+            continue;
+        sim.ranges[i]->pool = &device->default_pool;
+        device->default_pool.used += sim.ranges[i]->charged;
+    }
+    sim_handle_remove(found);
+    pthread_rwlock_unlock(&sim.map_lock);
+    pthread_mutex_unlock(&sim.lock);
+    free(found);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) {
-  SIM_ENTER();
-  (void)minBytesToKeep;
-  return lookup(pool) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    SIM_ENTER();
+    (void)minBytesToKeep;
+    return lookup(pool) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
-  SIM_ENTER();
-  sim_pool_t *found = lookup(pool);
-  if (!found) return CUDA_ERROR_INVALID_HANDLE;
-  if (!value) return CUDA_ERROR_INVALID_VALUE;
-  CUresult result = CUDA_SUCCESS;
-  uint64_t wide = 0;
-  pthread_rwlock_rdlock(&sim.map_lock);
-  switch (attr) {
+    SIM_ENTER();
+    sim_pool_t *found = lookup(pool);
+    if (!found)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!value)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = CUDA_SUCCESS;
+    uint64_t wide = 0;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    switch (attr) {
     case CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES:
     case CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC:
-    case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES: memcpy(value, &found->reuse[attr - 1], sizeof(int)); break;
-    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: wide = found->release_threshold; break;
+    case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
+        memcpy(value, &found->reuse[attr - 1], sizeof(int));
+        break;
+    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+        wide = found->release_threshold;
+        break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
-    case CU_MEMPOOL_ATTR_USED_MEM_CURRENT: wide = found->used; break;
+    case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
+        wide = found->used;
+        break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
-    case CU_MEMPOOL_ATTR_USED_MEM_HIGH: wide = found->used_high; break;
-    default: result = CUDA_ERROR_INVALID_VALUE;
-  }
-  pthread_rwlock_unlock(&sim.map_lock);
-  if (result == CUDA_SUCCESS && attr >= CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) memcpy(value, &wide, sizeof wide);
-  return result;
+    case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
+        wide = found->used_high;
+        break;
+    default:
+        result = CUDA_ERROR_INVALID_VALUE;
+    }
+    pthread_rwlock_unlock(&sim.map_lock);
+    if (result == CUDA_SUCCESS && attr >= CU_MEMPOOL_ATTR_RELEASE_THRESHOLD)
+        memcpy(value, &wide, sizeof wide);
+    return result;
 }
 
 CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
-  SIM_ENTER();
-  sim_pool_t *found = lookup(pool);
-  if (!found) return CUDA_ERROR_INVALID_HANDLE;
-  if (!value) return CUDA_ERROR_INVALID_VALUE;
-  CUresult result = CUDA_SUCCESS;
-  uint64_t wide = 0;
-  if (attr >= CU_MEMPOOL_ATTR_RELEASE_THRESHOLD) memcpy(&wide, value, sizeof wide);
-  pthread_rwlock_wrlock(&sim.map_lock);
-  switch (attr) {
+    SIM_ENTER();
+    sim_pool_t *found = lookup(pool);
+    if (!found)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!value)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = CUDA_SUCCESS;
+    uint64_t wide = 0;
+    if (attr >= CU_MEMPOOL_ATTR_RELEASE_THRESHOLD)
+        memcpy(&wide, value, sizeof wide);
+    pthread_rwlock_wrlock(&sim.map_lock);
+    switch (attr) {
     case CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES:
     case CU_MEMPOOL_ATTR_REUSE_ALLOW_OPPORTUNISTIC:
-    case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES: memcpy(&found->reuse[attr - 1], value, sizeof(int)); break;
-    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: found->release_threshold = wide; break;
+    case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
+        memcpy(&found->reuse[attr - 1], value, sizeof(int));
+        break;
+    case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+        found->release_threshold = wide;
+        break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
     case CU_MEMPOOL_ATTR_USED_MEM_HIGH: // may only be reset
-      if (wide) result = CUDA_ERROR_INVALID_VALUE;
-      else found->used_high = found->used;
-      break;
-    default: result = CUDA_ERROR_INVALID_VALUE;
-  }
-  pthread_rwlock_unlock(&sim.map_lock);
-  return result;
+        if (wide)
+            result = CUDA_ERROR_INVALID_VALUE;
+        else
+            found->used_high = found->used;
+        break;
+    default:
+        result = CUDA_ERROR_INVALID_VALUE;
+    }
+    pthread_rwlock_unlock(&sim.map_lock);
+    return result;
 }
 
 CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
-  SIM_ENTER();
-  sim_pool_t *found = lookup(pool);
-  if (!found) return CUDA_ERROR_INVALID_HANDLE;
-  if (!map || !count) return CUDA_ERROR_INVALID_VALUE;
-  for (size_t i = 0; i < count; i++) {
-    if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(map[i].location.id)) return CUDA_ERROR_INVALID_DEVICE;
-    bool none = map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_NONE;
-    if (!none && map[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE) return CUDA_ERROR_INVALID_VALUE;
-    if (none && map[i].location.id == found->device) return CUDA_ERROR_INVALID_VALUE;
-  }
-  pthread_rwlock_wrlock(&sim.map_lock);
-  for (size_t i = 0; i < count; i++) found->access[map[i].location.id] = (unsigned char)map[i].flags;
-  pthread_rwlock_unlock(&sim.map_lock);
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_pool_t *found = lookup(pool);
+    if (!found)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!map || !count)
+        return CUDA_ERROR_INVALID_VALUE;
+    for (size_t i = 0; i < count; i++) {
+        if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(map[i].location.id))
+            return CUDA_ERROR_INVALID_DEVICE;
+        bool none = map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_NONE;
+        if (!none && map[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
+            return CUDA_ERROR_INVALID_VALUE;
+        if (none && map[i].location.id == found->device)
+            return CUDA_ERROR_INVALID_VALUE;
+    }
+    pthread_rwlock_wrlock(&sim.map_lock);
+    for (size_t i = 0; i < count; i++)
+        found->access[map[i].location.id] = (unsigned char)map[i].flags;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUmemLocation *location) {
-  SIM_ENTER();
-  sim_pool_t *found = lookup(memPool);
-  if (!found) return CUDA_ERROR_INVALID_HANDLE;
-  if (!flags || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_INVALID_VALUE;
-  if (!sim_device_ok(location->id)) return CUDA_ERROR_INVALID_DEVICE;
-  *flags = (CUmemAccess_flags)found->access[location->id];
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_pool_t *found = lookup(memPool);
+    if (!found)
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!flags || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(location->id))
+        return CUDA_ERROR_INVALID_DEVICE;
+    *flags = (CUmemAccess_flags)found->access[location->id];
+    return CUDA_SUCCESS;
 }

@@ -11,256 +11,297 @@
 #include <string.h>
 
 void sim_event_release(sim_event_t *event) {
-  if (--event->refs) return;
-  if (event->stream) sim_stream_release(event->stream);
-  free(event);
+    if (--event->refs)
+        return;
+    if (event->stream)
+        sim_stream_release(event->stream);
+    free(event);
 }
 
 // noinline: gcc 12 otherwise mistakes two releases of two references for a use after free.
 __attribute__((noinline)) void sim_stream_release(sim_stream_t *stream) {
-  if (--stream->refs) return;
-  pthread_cond_destroy(&stream->work);
-  pthread_cond_destroy(&stream->finished);
-  pthread_cond_destroy(&stream->space);
-  free(stream->ring);
-  free(stream);
+    if (--stream->refs)
+        return;
+    pthread_cond_destroy(&stream->work);
+    pthread_cond_destroy(&stream->finished);
+    pthread_cond_destroy(&stream->space);
+    free(stream->ring);
+    free(stream);
 }
 
 CUresult sim_stream_new(sim_context_t *context, unsigned flags, int priority, sim_stream_t **out) {
-  sim_stream_t *stream = calloc(1, sizeof *stream);
-  if (!stream) return CUDA_ERROR_OUT_OF_MEMORY;
-  stream->context = context;
-  stream->flags = flags;
-  stream->priority = priority;
-  stream->id = sim.next_stream_id++;
-  stream->refs = 1;
-  stream->wanted = UINT64_MAX;
-  pthread_cond_init(&stream->work, NULL);
-  pthread_cond_init(&stream->finished, NULL);
-  pthread_cond_init(&stream->space, NULL);
-  stream->next = context->streams;
-  stream->link = &context->streams;
-  if (stream->next) stream->next->link = &stream->next;
-  context->streams = stream;
-  *out = stream;
-  return CUDA_SUCCESS;
+    sim_stream_t *stream = calloc(1, sizeof *stream);
+    if (!stream)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    stream->context = context;
+    stream->flags = flags;
+    stream->priority = priority;
+    stream->id = sim.next_stream_id++;
+    stream->refs = 1;
+    stream->wanted = UINT64_MAX;
+    pthread_cond_init(&stream->work, NULL);
+    pthread_cond_init(&stream->finished, NULL);
+    pthread_cond_init(&stream->space, NULL);
+    stream->next = context->streams;
+    stream->link = &context->streams;
+    if (stream->next)
+        stream->next->link = &stream->next;
+    context->streams = stream;
+    *out = stream;
+    return CUDA_SUCCESS;
 }
 
-void sim_stream_unlink(sim_stream_t *stream) {
-  if (stream->handle) sim_handle_remove(stream);
-  stream->handle = false;
-  stream->dying = true;
-  if (stream->link) {
+static void leave_context(sim_stream_t *stream) {
+    if (!stream->link)
+        return;
     *stream->link = stream->next;
-    if (stream->next) stream->next->link = stream->link;
+    if (stream->next)
+        stream->next->link = stream->link;
     stream->link = NULL;
     stream->next = NULL;
-  }
-  pthread_cond_broadcast(&stream->work);
-  sim_stream_release(stream);
+}
+
+// A stream that still has work stays in its context's list until that is done: the legacy stream and whoever drains must see it.
+void sim_stream_unlink(sim_stream_t *stream) {
+    if (stream->handle)
+        sim_handle_remove(stream);
+    stream->handle = false;
+    if (stream->dying || stream->done == stream->enqueued)
+        leave_context(stream);
+    if (stream->dying)
+        return;
+    stream->dying = true;
+    pthread_cond_broadcast(&stream->work);
+    sim_stream_release(stream);
 }
 
 void sim_stream_wait(sim_stream_t *stream, uint64_t seq) {
-  stream->refs++;
-  while (stream->done < seq) {
-    if (seq < stream->wanted) stream->wanted = seq;
-    pthread_cond_wait(&stream->finished, &sim.lock);
-  }
-  sim_stream_release(stream);
+    stream->refs++;
+    while (stream->done < seq) {
+        if (seq < stream->wanted)
+            stream->wanted = seq;
+        pthread_cond_wait(&stream->finished, &sim.lock);
+    }
+    sim_stream_release(stream);
 }
 
 static void finish(sim_stream_t *stream) {
-  stream->done++;
-  if (stream->done >= stream->wanted) {
-    // Every waiter wakes, and those that want more say so again.
-    stream->wanted = UINT64_MAX;
-    pthread_cond_broadcast(&stream->finished);
-  }
-  if (stream->space_waiters) pthread_cond_broadcast(&stream->space);
+    stream->done++;
+    if (stream->done >= stream->wanted) {
+        // Every waiter wakes, and those that want more say so again.
+        stream->wanted = UINT64_MAX;
+        pthread_cond_broadcast(&stream->finished);
+    }
+    if (stream->space_waiters)
+        pthread_cond_broadcast(&stream->space);
 }
 
 static void await_dependencies(sim_op_t *op) {
-  for (unsigned i = 0; i < op->ndependencies; i++) {
-    sim_dependency_t *dependency = i ? &op->dependencies[i - 1] : &op->dependency;
-    sim_stream_wait(dependency->stream, dependency->seq);
-    sim_stream_release(dependency->stream);
-  }
-  free(op->dependencies);
-  op->ndependencies = 0;
-  op->dependencies = NULL;
+    for (unsigned i = 0; i < op->ndependencies; i++) {
+        sim_dependency_t *dependency = i ? &op->dependencies[i - 1] : &op->dependency;
+        sim_stream_wait(dependency->stream, dependency->seq);
+        sim_stream_release(dependency->stream);
+    }
+    free(op->dependencies);
+    op->ndependencies = 0;
+    op->dependencies = NULL;
 }
 
 static void *stream_thread(void *argument) {
-  sim_stream_t *stream = argument;
-  sim_context_t *context = stream->context;
-  pthread_mutex_lock(&sim.lock);
-  for (;;) {
-    while (stream->done == stream->enqueued && !stream->dying) {
-      stream->sleeping = true;
-      pthread_cond_wait(&stream->work, &sim.lock);
-      stream->sleeping = false;
-    }
-    if (stream->done == stream->enqueued) break;
-    sim_op_t *op = &stream->ring[stream->done % SIM_QUEUE_DEPTH];
-    await_dependencies(op);
-    pthread_mutex_unlock(&sim.lock);
-    CUresult result = sim_run(stream, op);
-    if (result != CUDA_SUCCESS) sim_context_fail(context, result);
-    sim_op_discard(op);
+    sim_stream_t *stream = argument;
+    sim_context_t *context = stream->context;
     pthread_mutex_lock(&sim.lock);
-    if (op->kind == SIM_OP_RECORD) sim_event_release(op->u.event);
-    finish(stream);
-  }
-  sim_stream_release(stream);
-  pthread_mutex_unlock(&sim.lock);
-  return NULL;
+    for (;;) {
+        while (stream->done == stream->enqueued && !stream->dying) {
+            stream->sleeping = true;
+            pthread_cond_wait(&stream->work, &sim.lock);
+            stream->sleeping = false;
+        }
+        if (stream->done == stream->enqueued)
+            break;
+        sim_op_t *op = &stream->ring[stream->done % SIM_QUEUE_DEPTH];
+        await_dependencies(op);
+        pthread_mutex_unlock(&sim.lock);
+        CUresult result = sim_run(stream, op);
+        if (result != CUDA_SUCCESS)
+            sim_context_fail(context, result);
+        sim_op_discard(op);
+        pthread_mutex_lock(&sim.lock);
+        if (op->kind == SIM_OP_RECORD)
+            sim_event_release(op->u.event);
+        finish(stream);
+    }
+    leave_context(stream);
+    sim_stream_release(stream);
+    pthread_mutex_unlock(&sim.lock);
+    return NULL;
 }
 
 static CUresult start(sim_stream_t *stream) {
-  stream->ring = malloc(SIM_QUEUE_DEPTH * sizeof *stream->ring);
-  if (!stream->ring) return CUDA_ERROR_OUT_OF_MEMORY;
-  pthread_attr_t attributes;
-  pthread_t thread;
-  pthread_attr_init(&attributes);
-  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-  pthread_attr_setstacksize(&attributes, 256 << 10); // host functions of the session run here; kernels need a few KiB
-  stream->refs++;
-  int failed = pthread_create(&thread, &attributes, stream_thread, stream);
-  pthread_attr_destroy(&attributes);
-  if (failed) {
-    stream->refs--;
-    free(stream->ring);
-    stream->ring = NULL;
-    return CUDA_ERROR_OPERATING_SYSTEM;
-  }
-  stream->started = true;
-  return CUDA_SUCCESS;
+    stream->ring = malloc(SIM_QUEUE_DEPTH * sizeof *stream->ring);
+    if (!stream->ring)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    pthread_attr_t attributes;
+    pthread_t thread;
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, 256 << 10); // host functions of the session run here; kernels need a few KiB
+    stream->refs++;
+    int failed = pthread_create(&thread, &attributes, stream_thread, stream);
+    pthread_attr_destroy(&attributes);
+    if (failed) {
+        stream->refs--;
+        free(stream->ring);
+        stream->ring = NULL;
+        return CUDA_ERROR_OPERATING_SYSTEM;
+    }
+    stream->started = true;
+    return CUDA_SUCCESS;
 }
 
 bool sim_stream_depend(sim_op_t *op, sim_stream_t *stream, uint64_t seq) {
-  if (stream->done >= seq) return true;
-  sim_dependency_t *place = &op->dependency;
-  if (op->ndependencies) {
-    // Grown by doubling at 2, 4, 8 …: the legacy stream may depend on every blocking stream of the context.
-    unsigned extra = op->ndependencies - 1;
-    if (!(extra & (extra - 1)) || !extra) {
-      sim_dependency_t *grown = realloc(op->dependencies, (extra ? extra * 2 : 1) * sizeof *grown);
-      if (!grown) return false;
-      op->dependencies = grown;
+    if (stream->done >= seq)
+        return true;
+    sim_dependency_t *place = &op->dependency;
+    if (op->ndependencies) {
+        // Grown by doubling at 2, 4, 8 …: the legacy stream may depend on every blocking stream of the context.
+        unsigned extra = op->ndependencies - 1;
+        if (!(extra & (extra - 1)) || !extra) {
+            sim_dependency_t *grown = realloc(op->dependencies, (extra ? extra * 2 : 1) * sizeof *grown);
+            if (!grown)
+                return false;
+            op->dependencies = grown;
+        }
+        place = &op->dependencies[extra];
     }
-    place = &op->dependencies[extra];
-  }
-  *place = (sim_dependency_t){stream, seq};
-  stream->refs++;
-  op->ndependencies++;
-  return true;
+    *place = (sim_dependency_t){stream, seq};
+    stream->refs++;
+    op->ndependencies++;
+    return true;
 }
 
 static bool is_blocking(const sim_stream_t *stream) { return !(stream->flags & CU_STREAM_NON_BLOCKING); }
 
 static void drop_dependencies(sim_op_t *op) {
-  for (unsigned i = 0; i < op->ndependencies; i++)
-    sim_stream_release(i ? op->dependencies[i - 1].stream : op->dependency.stream);
-  free(op->dependencies);
-  op->dependencies = NULL;
-  op->ndependencies = 0;
+    for (unsigned i = 0; i < op->ndependencies; i++)
+        sim_stream_release(i ? op->dependencies[i - 1].stream : op->dependency.stream);
+    free(op->dependencies);
+    op->dependencies = NULL;
+    op->ndependencies = 0;
 }
 
 CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
-  sim_context_t *context = stream->context;
-  CUresult result = CUDA_SUCCESS;
-  if (!stream->started) result = start(stream);
-  stream->refs++;
-  while (result == CUDA_SUCCESS && stream->enqueued - stream->done == SIM_QUEUE_DEPTH) {
-    stream->space_waiters++;
-    pthread_cond_wait(&stream->space, &sim.lock);
-    stream->space_waiters--;
-  }
-  if (result == CUDA_SUCCESS && stream->dying) result = CUDA_ERROR_INVALID_HANDLE;
-  bool ok = true;
-  if (stream == context->legacy) {
-    for (sim_stream_t *other = context->streams; ok && other; other = other->next)
-      if (other != stream && is_blocking(other)) ok = sim_stream_depend(op, other, other->enqueued);
-  } else if (is_blocking(stream)) {
-    ok = sim_stream_depend(op, context->legacy, context->legacy->enqueued);
-  }
-  if (result == CUDA_SUCCESS && !ok) result = CUDA_ERROR_OUT_OF_MEMORY;
-  if (result != CUDA_SUCCESS) {
-    drop_dependencies(op);
-    sim_op_discard(op);
-    if (op->kind == SIM_OP_RECORD) sim_event_release(op->u.event);
-    sim_stream_release(stream);
-    return result;
-  }
-  sim_op_t *slot = &stream->ring[stream->enqueued % SIM_QUEUE_DEPTH];
-  *slot = *op;
-  // Small parameter blocks travel inside the operation, whose copy just moved.
-  if (op->kind == SIM_OP_LAUNCH && op->u.launch.params == op->u.launch.inline_params)
-    slot->u.launch.params = slot->u.launch.inline_params;
-  *seq = ++stream->enqueued;
-  if (op->kind == SIM_OP_RECORD) {
-    sim_event_t *event = op->u.event;
-    if (event->stream) sim_stream_release(event->stream);
-    event->stream = stream;
-    event->seq = *seq;
+    sim_context_t *context = stream->context;
+    CUresult result = CUDA_SUCCESS;
+    if (!stream->started)
+        result = start(stream);
     stream->refs++;
-  }
-  if (stream->sleeping) pthread_cond_signal(&stream->work);
-  sim_stream_release(stream);
-  return CUDA_SUCCESS;
+    while (result == CUDA_SUCCESS && stream->enqueued - stream->done == SIM_QUEUE_DEPTH) {
+        stream->space_waiters++;
+        pthread_cond_wait(&stream->space, &sim.lock);
+        stream->space_waiters--;
+    }
+    if (result == CUDA_SUCCESS && stream->dying)
+        result = CUDA_ERROR_INVALID_HANDLE;
+    bool ok = true;
+    if (result != CUDA_SUCCESS) {
+        ok = false;
+    } else if (stream == context->legacy) {
+        for (sim_stream_t *other = context->streams; ok && other; other = other->next)
+            if (other != stream && is_blocking(other))
+                ok = sim_stream_depend(op, other, other->enqueued);
+    } else if (is_blocking(stream)) {
+        ok = sim_stream_depend(op, context->legacy, context->legacy->enqueued);
+    }
+    if (result == CUDA_SUCCESS && !ok)
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (result != CUDA_SUCCESS) {
+        drop_dependencies(op);
+        sim_op_discard(op);
+        if (op->kind == SIM_OP_RECORD)
+            sim_event_release(op->u.event);
+        sim_stream_release(stream);
+        return result;
+    }
+    sim_op_t *slot = &stream->ring[stream->enqueued % SIM_QUEUE_DEPTH];
+    *slot = *op;
+    // Small parameter blocks travel inside the operation, whose copy just moved.
+    if (op->kind == SIM_OP_LAUNCH && op->u.launch.params == op->u.launch.inline_params)
+        slot->u.launch.params = slot->u.launch.inline_params;
+    *seq = ++stream->enqueued;
+    if (op->kind == SIM_OP_RECORD) {
+        sim_event_t *event = op->u.event;
+        if (event->stream)
+            sim_stream_release(event->stream);
+        event->stream = stream;
+        event->seq = *seq;
+        stream->refs++;
+    }
+    if (stream->sleeping)
+        pthread_cond_signal(&stream->work);
+    sim_stream_release(stream);
+    return CUDA_SUCCESS;
 }
 
 bool sim_stream_busy(sim_stream_t *stream) {
-  if (stream->done < stream->enqueued) return true;
-  if (stream != stream->context->legacy) return false;
-  for (sim_stream_t *other = stream->context->streams; other; other = other->next)
-    if (is_blocking(other) && other->done < other->enqueued) return true;
-  return false;
+    if (stream->done < stream->enqueued)
+        return true;
+    if (stream != stream->context->legacy)
+        return false;
+    for (sim_stream_t *other = stream->context->streams; other; other = other->next)
+        if (is_blocking(other) && other->done < other->enqueued)
+            return true;
+    return false;
 }
 
 CUresult sim_stream_drain(sim_stream_t *stream) {
-  uint64_t seq = stream->enqueued;
-  if (stream == stream->context->legacy && sim_stream_busy(stream)) {
-    // The legacy stream is done when the blocking streams' earlier work is: an empty operation carries that order.
-    sim_op_t op = {.kind = SIM_OP_NOP};
-    CUresult result = sim_stream_push(stream, &op, &seq);
-    if (result != CUDA_SUCCESS) return result;
-  }
-  sim_stream_wait(stream, seq);
-  return CUDA_SUCCESS;
+    uint64_t seq = stream->enqueued;
+    if (stream == stream->context->legacy && sim_stream_busy(stream)) {
+        // The legacy stream is done when the blocking streams' earlier work is: an empty operation carries that order.
+        sim_op_t op = {.kind = SIM_OP_NOP};
+        CUresult result = sim_stream_push(stream, &op, &seq);
+        if (result != CUDA_SUCCESS)
+            return result;
+    }
+    sim_stream_wait(stream, seq);
+    return CUDA_SUCCESS;
 }
 
 void sim_context_drain(sim_context_t *context) {
-  // Waiting lets other threads change the list, so each round takes the first stream that still has work from before.
-  size_t count = 0;
-  for (sim_stream_t *stream = context->streams; stream; stream = stream->next) count++;
-  sim_dependency_t *targets = calloc(count ? count : 1, sizeof *targets);
-  if (!targets) {
-    for (sim_stream_t *stream = context->streams; stream; stream = context->streams) {
-      while (stream && stream->done == stream->enqueued) stream = stream->next;
-      if (!stream) return;
-      sim_stream_wait(stream, stream->enqueued);
+    // Waiting lets other threads change the list, so each round takes the first stream that still has work from before.
+    size_t count = 0;
+    for (sim_stream_t *stream = context->streams; stream; stream = stream->next)
+        count++;
+    sim_dependency_t *targets = calloc(count ? count : 1, sizeof *targets);
+    if (!targets) {
+        for (sim_stream_t *stream = context->streams; stream; stream = context->streams) {
+            while (stream && stream->done == stream->enqueued)
+                stream = stream->next;
+            if (!stream)
+                return;
+            sim_stream_wait(stream, stream->enqueued);
+        }
+        return;
     }
-    return;
-  }
-  count = 0;
-  for (sim_stream_t *stream = context->streams; stream; stream = stream->next) {
-    if (stream->done == stream->enqueued) continue;
-    targets[count++] = (sim_dependency_t){stream, stream->enqueued};
-    stream->refs++;
-  }
-  for (size_t i = 0; i < count; i++) {
-    sim_stream_wait(targets[i].stream, targets[i].seq);
-    sim_stream_release(targets[i].stream);
-  }
-  free(targets);
+    count = 0;
+    for (sim_stream_t *stream = context->streams; stream; stream = stream->next) {
+        if (stream->done == stream->enqueued)
+            continue;
+        targets[count++] = (sim_dependency_t){stream, stream->enqueued};
+        stream->refs++;
+    }
+    for (size_t i = 0; i < count; i++) {
+        sim_stream_wait(targets[i].stream, targets[i].seq);
+        sim_stream_release(targets[i].stream);
+    }
+    free(targets);
 }
 
 typedef struct per_thread {
-  sim_context_t *context;
-  unsigned long long generation; // of the context: a reset primary context is a new one
-  sim_stream_t *stream;
-  struct per_thread *next;
+    sim_context_t *context;
+    unsigned long long generation; // of the context: a reset primary context is a new one
+    sim_stream_t *stream;
+    struct per_thread *next;
 } per_thread_t;
 
 static pthread_key_t per_thread_key;
@@ -268,74 +309,85 @@ static pthread_once_t per_thread_once = PTHREAD_ONCE_INIT;
 static bool per_thread_usable;
 
 static void per_thread_end(void *list) {
-  pthread_mutex_lock(&sim.lock);
-  for (per_thread_t *entry = list; entry;) {
-    per_thread_t *next = entry->next;
-    if (!entry->stream->dying) sim_stream_unlink(entry->stream);
-    sim_stream_release(entry->stream);
-    free(entry);
-    entry = next;
-  }
-  pthread_mutex_unlock(&sim.lock);
+    pthread_mutex_lock(&sim.lock);
+    for (per_thread_t *entry = list; entry;) {
+        per_thread_t *next = entry->next;
+        if (!entry->stream->dying)
+            sim_stream_unlink(entry->stream);
+        sim_stream_release(entry->stream);
+        free(entry);
+        entry = next;
+    }
+    pthread_mutex_unlock(&sim.lock);
 }
 
 static void per_thread_begin(void) { per_thread_usable = pthread_key_create(&per_thread_key, per_thread_end) == 0; }
 
 static CUresult per_thread_stream(sim_context_t *context, sim_stream_t **out) {
-  pthread_once(&per_thread_once, per_thread_begin);
-  if (!per_thread_usable) return CUDA_ERROR_OPERATING_SYSTEM;
-  per_thread_t *list = pthread_getspecific(per_thread_key);
-  for (per_thread_t *entry = list; entry; entry = entry->next) {
-    if (entry->context != context || entry->generation != context->id) continue;
+    pthread_once(&per_thread_once, per_thread_begin);
+    if (!per_thread_usable)
+        return CUDA_ERROR_OPERATING_SYSTEM;
+    per_thread_t *list = pthread_getspecific(per_thread_key);
+    for (per_thread_t *entry = list; entry; entry = entry->next) {
+        if (entry->context != context || entry->generation != context->id)
+            continue;
+        *out = entry->stream;
+        return CUDA_SUCCESS;
+    }
+    per_thread_t *entry = calloc(1, sizeof *entry);
+    if (!entry)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result = sim_stream_new(context, CU_STREAM_DEFAULT, 0, &entry->stream);
+    if (result != CUDA_SUCCESS) {
+        free(entry);
+        return result;
+    }
+    entry->stream->refs++;
+    entry->context = context;
+    entry->generation = context->id;
+    entry->next = list;
+    pthread_setspecific(per_thread_key, entry);
     *out = entry->stream;
     return CUDA_SUCCESS;
-  }
-  per_thread_t *entry = calloc(1, sizeof *entry);
-  if (!entry) return CUDA_ERROR_OUT_OF_MEMORY;
-  CUresult result = sim_stream_new(context, CU_STREAM_DEFAULT, 0, &entry->stream);
-  if (result != CUDA_SUCCESS) {
-    free(entry);
-    return result;
-  }
-  entry->stream->refs++;
-  entry->context = context;
-  entry->generation = context->id;
-  entry->next = list;
-  pthread_setspecific(per_thread_key, entry);
-  *out = entry->stream;
-  return CUDA_SUCCESS;
 }
 
 CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_t **stream) {
-  uintptr_t value = (uintptr_t)handle;
-  if (value <= 1) {
-    *stream = context->legacy;
+    uintptr_t value = (uintptr_t)handle;
+    if (value <= 1) {
+        *stream = context->legacy;
+        return context->legacy ? CUDA_SUCCESS
+                               : CUDA_ERROR_CONTEXT_IS_DESTROYED; // another thread may just have destroyed it
+    }
+    if (!context->active)
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (value == 2)
+        return per_thread_stream(context, stream);
+    if (!sim_handle_is(handle, SIM_STREAM))
+        return CUDA_ERROR_INVALID_HANDLE;
+    *stream = (sim_stream_t *)(void *)handle;
     return CUDA_SUCCESS;
-  }
-  if (value == 2) return per_thread_stream(context, stream);
-  if (!sim_handle_is(handle, SIM_STREAM)) return CUDA_ERROR_INVALID_HANDLE;
-  *stream = (sim_stream_t *)(void *)handle;
-  return CUDA_SUCCESS;
 }
 
 CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, bool wait) {
-  pthread_mutex_lock(&sim.lock);
-  sim_stream_t *stream;
-  uint64_t seq = 0;
-  CUresult result = sim_stream_resolve(context, handle, &stream);
-  if (result == CUDA_SUCCESS && own_context && stream->context != context) result = CUDA_ERROR_INVALID_HANDLE;
-  if (result == CUDA_SUCCESS) {
-    stream->refs++;
-    result = sim_stream_push(stream, op, &seq);
-    if (result == CUDA_SUCCESS && wait) {
-      sim_stream_wait(stream, seq);
-      result = (CUresult)atomic_load(&stream->context->error);
+    pthread_mutex_lock(&sim.lock);
+    sim_stream_t *stream;
+    uint64_t seq = 0;
+    CUresult result = sim_stream_resolve(context, handle, &stream);
+    if (result == CUDA_SUCCESS && own_context && stream->context != context)
+        result = CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS) {
+        stream->refs++;
+        result = sim_stream_push(stream, op, &seq);
+        if (result == CUDA_SUCCESS && wait) {
+            sim_stream_wait(stream, seq);
+            result = (CUresult)atomic_load(&stream->context->error);
+        }
+        sim_stream_release(stream);
+    } else {
+        sim_op_discard(op);
+        if (op->kind == SIM_OP_RECORD)
+            sim_event_release(op->u.event);
     }
-    sim_stream_release(stream);
-  } else {
-    sim_op_discard(op);
-    if (op->kind == SIM_OP_RECORD) sim_event_release(op->u.event);
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }

@@ -7,221 +7,254 @@
 #include <string.h>
 
 static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsigned flags, int priority) {
-  if (!phStream || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) return CUDA_ERROR_INVALID_VALUE;
-  if (priority > 0) priority = 0; // out of range is clamped, as documented
-  if (priority < -5) priority = -5;
-  sim_stream_t *stream;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_new(context, flags, priority, &stream);
-  if (result == CUDA_SUCCESS) {
-    if (sim_handle_add(stream, SIM_STREAM)) {
-      stream->handle = true;
-      *phStream = (CUstream)(void *)stream;
-    } else {
-      sim_stream_unlink(stream);
-      result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!phStream || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (priority > 0)
+        priority = 0; // out of range is clamped, as documented
+    if (priority < -5)
+        priority = -5;
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_new(context, flags, priority, &stream);
+    if (result == CUDA_SUCCESS) {
+        if (sim_handle_add(stream, SIM_STREAM)) {
+            stream->handle = true;
+            *phStream = (CUstream)(void *)stream;
+        } else {
+            sim_stream_unlink(stream);
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
     }
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuStreamCreate(CUstream *phStream, unsigned int Flags) {
-  SIM_ENTER_CONTEXT(context);
-  return stream_create(context, phStream, Flags, 0);
+    SIM_ENTER_CONTEXT(context);
+    return stream_create(context, phStream, Flags, 0);
 }
 
 CUresult cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority) {
-  SIM_ENTER_CONTEXT(context);
-  return stream_create(context, phStream, flags, priority);
+    SIM_ENTER_CONTEXT(context);
+    return stream_create(context, phStream, flags, priority);
 }
 
 CUresult cuStreamDestroy_v2(CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  CUresult result = CUDA_ERROR_INVALID_HANDLE;
-  pthread_mutex_lock(&sim.lock);
-  if (sim_handle_is(hStream, SIM_STREAM)) { // work that is queued goes on
-    sim_stream_unlink((sim_stream_t *)(void *)hStream);
-    result = CUDA_SUCCESS;
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    CUresult result = CUDA_ERROR_INVALID_HANDLE;
+    pthread_mutex_lock(&sim.lock);
+    if (sim_handle_is(hStream, SIM_STREAM)) { // work that is queued goes on
+        sim_stream_unlink((sim_stream_t *)(void *)hStream);
+        result = CUDA_SUCCESS;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuStreamSynchronize(CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  sim_stream_t *stream;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_resolve(context, hStream, &stream);
-  if (result == CUDA_SUCCESS) {
-    sim_context_t *owner = stream->context;
-    result = sim_stream_drain(stream);
-    if (atomic_load(&owner->error)) result = (CUresult)atomic_load(&owner->error);
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS) {
+        sim_context_t *owner = stream->context;
+        result = sim_stream_drain(stream);
+        if (atomic_load(&owner->error))
+            result = (CUresult)atomic_load(&owner->error);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuStreamQuery(CUstream hStream) {
-  SIM_ENTER_CONTEXT(context);
-  sim_stream_t *stream;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_resolve(context, hStream, &stream);
-  if (result == CUDA_SUCCESS) {
-    if (atomic_load(&stream->context->error)) result = (CUresult)atomic_load(&stream->context->error);
-    else if (sim_stream_busy(stream)) result = CUDA_ERROR_NOT_READY;
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS) {
+        if (atomic_load(&stream->context->error))
+            result = (CUresult)atomic_load(&stream->context->error);
+        else if (sim_stream_busy(stream))
+            result = CUDA_ERROR_NOT_READY;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 // Reads one thing of a stream under the lock.
 typedef enum { STREAM_FLAGS, STREAM_PRIORITY, STREAM_ID, STREAM_CONTEXT, STREAM_DEVICE } stream_question_t;
 
 static CUresult ask(sim_context_t *context, CUstream handle, stream_question_t question, void *answer) {
-  if (!answer) return CUDA_ERROR_INVALID_VALUE;
-  sim_stream_t *stream;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_resolve(context, handle, &stream);
-  if (result == CUDA_SUCCESS) {
-    switch (question) {
-      case STREAM_FLAGS: memcpy(answer, &stream->flags, sizeof stream->flags); break;
-      case STREAM_PRIORITY: memcpy(answer, &stream->priority, sizeof stream->priority); break;
-      case STREAM_ID: memcpy(answer, &stream->id, sizeof stream->id); break;
-      case STREAM_DEVICE: memcpy(answer, &stream->context->device, sizeof(CUdevice)); break;
-      case STREAM_CONTEXT: {
-        CUcontext value = (CUcontext)(void *)stream->context;
-        memcpy(answer, &value, sizeof value);
-      }
+    if (!answer)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, handle, &stream);
+    if (result == CUDA_SUCCESS) {
+        switch (question) {
+        case STREAM_FLAGS:
+            memcpy(answer, &stream->flags, sizeof stream->flags);
+            break;
+        case STREAM_PRIORITY:
+            memcpy(answer, &stream->priority, sizeof stream->priority);
+            break;
+        case STREAM_ID:
+            memcpy(answer, &stream->id, sizeof stream->id);
+            break;
+        case STREAM_DEVICE:
+            memcpy(answer, &stream->context->device, sizeof(CUdevice));
+            break;
+        case STREAM_CONTEXT: {
+            CUcontext value = (CUcontext)(void *)stream->context;
+            memcpy(answer, &value, sizeof value);
+        }
+        }
     }
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
-  SIM_ENTER_CONTEXT(context);
-  return ask(context, hStream, STREAM_FLAGS, flags);
+    SIM_ENTER_CONTEXT(context);
+    return ask(context, hStream, STREAM_FLAGS, flags);
 }
 
 CUresult cuStreamGetPriority(CUstream hStream, int *priority) {
-  SIM_ENTER_CONTEXT(context);
-  return ask(context, hStream, STREAM_PRIORITY, priority);
+    SIM_ENTER_CONTEXT(context);
+    return ask(context, hStream, STREAM_PRIORITY, priority);
 }
 
 CUresult cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
-  SIM_ENTER_CONTEXT(context);
-  return ask(context, hStream, STREAM_ID, streamId);
+    SIM_ENTER_CONTEXT(context);
+    return ask(context, hStream, STREAM_ID, streamId);
 }
 
 CUresult cuStreamGetCtx(CUstream hStream, CUcontext *pctx) {
-  SIM_ENTER_CONTEXT(context);
-  return ask(context, hStream, STREAM_CONTEXT, pctx);
+    SIM_ENTER_CONTEXT(context);
+    return ask(context, hStream, STREAM_CONTEXT, pctx);
 }
 
 CUresult cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pGreenCtx) {
-  SIM_ENTER_CONTEXT(context);
-  if (pGreenCtx) *pGreenCtx = NULL;
-  return ask(context, hStream, STREAM_CONTEXT, pCtx);
+    SIM_ENTER_CONTEXT(context);
+    if (pGreenCtx)
+        *pGreenCtx = NULL;
+    return ask(context, hStream, STREAM_CONTEXT, pCtx);
 }
 
 CUresult cuStreamGetDevice(CUstream hStream, CUdevice *device) {
-  SIM_ENTER_CONTEXT(context);
-  return ask(context, hStream, STREAM_DEVICE, device);
+    SIM_ENTER_CONTEXT(context);
+    return ask(context, hStream, STREAM_DEVICE, device);
 }
 
 CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags) {
-  SIM_ENTER_CONTEXT(context);
-  if (Flags & ~1u) return CUDA_ERROR_INVALID_VALUE;
-  sim_stream_t *stream;
-  uint64_t seq;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_resolve(context, hStream, &stream);
-  sim_event_t *event = (sim_event_t *)(void *)hEvent;
-  if (result == CUDA_SUCCESS && !sim_handle_is(hEvent, SIM_EVENT)) result = CUDA_ERROR_INVALID_HANDLE;
-  if (result == CUDA_SUCCESS && event->stream && event->stream->done < event->seq) {
-    sim_op_t op = {.kind = SIM_OP_NOP};
-    result = sim_stream_depend(&op, event->stream, event->seq) ? sim_stream_push(stream, &op, &seq) : CUDA_ERROR_OUT_OF_MEMORY;
-  }
-  pthread_mutex_unlock(&sim.lock);
-  return result;
+    SIM_ENTER_CONTEXT(context);
+    if (Flags & ~1u)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    uint64_t seq;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    sim_event_t *event = (sim_event_t *)(void *)hEvent;
+    if (result == CUDA_SUCCESS && !sim_handle_is(hEvent, SIM_EVENT))
+        result = CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS && event->stream && event->stream->done < event->seq) {
+        sim_op_t op = {.kind = SIM_OP_NOP};
+        result = sim_stream_depend(&op, event->stream, event->seq) ? sim_stream_push(stream, &op, &seq)
+                                                                   : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
 }
 
 CUresult cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
-  SIM_ENTER_CONTEXT(context);
-  if (!fn) return CUDA_ERROR_INVALID_VALUE;
-  sim_op_t op = {.kind = SIM_OP_HOST_FUNCTION, .u.host_function = {fn, userData}};
-  return sim_submit(context, hStream, &op, false, false);
+    SIM_ENTER_CONTEXT(context);
+    if (!fn)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_op_t op = {.kind = SIM_OP_HOST_FUNCTION, .u.host_function = {fn, userData}};
+    return sim_submit(context, hStream, &op, false, false);
 }
 
 CUresult cuStreamAddCallback(CUstream hStream, CUstreamCallback callback, void *userData, unsigned int flags) {
-  SIM_ENTER_CONTEXT(context);
-  if (!callback || flags) return CUDA_ERROR_INVALID_VALUE;
-  sim_op_t op = {.kind = SIM_OP_CALLBACK, .u.callback = {callback, userData, hStream}};
-  return sim_submit(context, hStream, &op, false, false);
+    SIM_ENTER_CONTEXT(context);
+    if (!callback || flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_op_t op = {.kind = SIM_OP_CALLBACK, .u.callback = {callback, userData, hStream}};
+    return sim_submit(context, hStream, &op, false, false);
 }
 
 // ---- Memory operations in a stream -------------------------------------------------------------------------------
 
-static CUresult value_op(sim_context_t *context, CUstream stream, bool wait, uint64_t address, uint64_t value, uint32_t bytes,
-                         unsigned flags) {
-  if (address & (bytes - 1)) return CUDA_ERROR_INVALID_VALUE;
-  if (wait ? (flags & ~(3u | (unsigned)CU_STREAM_WAIT_VALUE_FLUSH)) != 0 : flags > 1) return CUDA_ERROR_INVALID_VALUE;
-  if (wait && (flags & CU_STREAM_WAIT_VALUE_FLUSH)) return CUDA_ERROR_NOT_SUPPORTED; // attribute CAN_FLUSH_REMOTE_WRITES is 0
-  pthread_rwlock_rdlock(&sim.map_lock);
-  CUresult result = sim_map_check(address, bytes, context->device, ~0u, !wait);
-  pthread_rwlock_unlock(&sim.map_lock);
-  if (result == CUDA_ERROR_INVALID_VALUE) return result;
-  sim_op_t op = {.kind = wait ? SIM_OP_WAIT_VALUE : SIM_OP_WRITE_VALUE, .u.value = {address, value, bytes, flags}};
-  return sim_submit(context, stream, &op, false, false);
+static CUresult value_op(sim_context_t *context, CUstream stream, bool wait, uint64_t address, uint64_t value,
+                         uint32_t bytes, unsigned flags) {
+    if (address & (bytes - 1))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (wait ? (flags & ~(3u | (unsigned)CU_STREAM_WAIT_VALUE_FLUSH)) != 0 : flags > 1)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (wait && (flags & CU_STREAM_WAIT_VALUE_FLUSH))
+        return CUDA_ERROR_NOT_SUPPORTED; // attribute CAN_FLUSH_REMOTE_WRITES is 0
+    pthread_rwlock_rdlock(&sim.map_lock);
+    CUresult result = sim_map_check(address, bytes, context->device, ~0u, !wait);
+    pthread_rwlock_unlock(&sim.map_lock);
+    if (result == CUDA_ERROR_INVALID_VALUE)
+        return result;
+    sim_op_t op = {.kind = wait ? SIM_OP_WAIT_VALUE : SIM_OP_WRITE_VALUE, .u.value = {address, value, bytes, flags}};
+    return sim_submit(context, stream, &op, false, false);
 }
 
 CUresult cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
-  SIM_ENTER_CONTEXT(context);
-  return value_op(context, stream, false, addr, value, 4, flags);
+    SIM_ENTER_CONTEXT(context);
+    return value_op(context, stream, false, addr, value, 4, flags);
 }
 
 CUresult cuStreamWriteValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) {
-  SIM_ENTER_CONTEXT(context);
-  return value_op(context, stream, false, addr, value, 8, flags);
+    SIM_ENTER_CONTEXT(context);
+    return value_op(context, stream, false, addr, value, 8, flags);
 }
 
 CUresult cuStreamWaitValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
-  SIM_ENTER_CONTEXT(context);
-  return value_op(context, stream, true, addr, value, 4, flags);
+    SIM_ENTER_CONTEXT(context);
+    return value_op(context, stream, true, addr, value, 4, flags);
 }
 
 CUresult cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) {
-  SIM_ENTER_CONTEXT(context);
-  return value_op(context, stream, true, addr, value, 8, flags);
+    SIM_ENTER_CONTEXT(context);
+    return value_op(context, stream, true, addr, value, 8, flags);
 }
 
-CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *paramArray, unsigned int flags) {
-  SIM_ENTER_CONTEXT(context);
-  if (!count || count > 256 || !paramArray || flags) return CUDA_ERROR_INVALID_VALUE;
-  CUresult result = CUDA_SUCCESS;
-  for (unsigned i = 0; i < count && result == CUDA_SUCCESS; i++) {
-    const CUstreamBatchMemOpParams *p = &paramArray[i];
-    switch (p->operation) {
-      case CU_STREAM_MEM_OP_WAIT_VALUE_32:
-        result = value_op(context, stream, true, p->waitValue.address, p->waitValue.value, 4, p->waitValue.flags);
-        break;
-      case CU_STREAM_MEM_OP_WAIT_VALUE_64:
-        result = value_op(context, stream, true, p->waitValue.address, p->waitValue.value64, 8, p->waitValue.flags);
-        break;
-      case CU_STREAM_MEM_OP_WRITE_VALUE_32:
-        result = value_op(context, stream, false, p->writeValue.address, p->writeValue.value, 4, p->writeValue.flags);
-        break;
-      case CU_STREAM_MEM_OP_WRITE_VALUE_64:
-        result = value_op(context, stream, false, p->writeValue.address, p->writeValue.value64, 8, p->writeValue.flags);
-        break;
-      case CU_STREAM_MEM_OP_BARRIER: break; // every operation here is ordered already
-      case CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES: result = CUDA_ERROR_NOT_SUPPORTED; break;
-      default: result = CUDA_ERROR_INVALID_VALUE;
+CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *paramArray,
+                               unsigned int flags) {
+    SIM_ENTER_CONTEXT(context);
+    if (!count || count > 256 || !paramArray || flags)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = CUDA_SUCCESS;
+    for (unsigned i = 0; i < count && result == CUDA_SUCCESS; i++) {
+        const CUstreamBatchMemOpParams *p = &paramArray[i];
+        switch (p->operation) {
+        case CU_STREAM_MEM_OP_WAIT_VALUE_32:
+            result = value_op(context, stream, true, p->waitValue.address, p->waitValue.value, 4, p->waitValue.flags);
+            break;
+        case CU_STREAM_MEM_OP_WAIT_VALUE_64:
+            result = value_op(context, stream, true, p->waitValue.address, p->waitValue.value64, 8, p->waitValue.flags);
+            break;
+        case CU_STREAM_MEM_OP_WRITE_VALUE_32:
+            result =
+                value_op(context, stream, false, p->writeValue.address, p->writeValue.value, 4, p->writeValue.flags);
+            break;
+        case CU_STREAM_MEM_OP_WRITE_VALUE_64:
+            result =
+                value_op(context, stream, false, p->writeValue.address, p->writeValue.value64, 8, p->writeValue.flags);
+            break;
+        case CU_STREAM_MEM_OP_BARRIER:
+            break; // every operation here is ordered already
+        case CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES:
+            result = CUDA_ERROR_NOT_SUPPORTED;
+            break;
+        default:
+            result = CUDA_ERROR_INVALID_VALUE;
+        }
     }
-  }
-  return result;
+    return result;
 }
 
 // ---- Capture -----------------------------------------------------------------------------------------------------
@@ -229,63 +262,67 @@ CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatc
 static _Thread_local CUstreamCaptureMode capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 
 CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
-  SIM_ENTER();
-  if (!mode || (unsigned)*mode > CU_STREAM_CAPTURE_MODE_RELAXED) return CUDA_ERROR_INVALID_VALUE;
-  CUstreamCaptureMode previous = capture_mode;
-  capture_mode = *mode;
-  *mode = previous;
-  return CUDA_SUCCESS;
+    SIM_ENTER();
+    if (!mode || (unsigned)*mode > CU_STREAM_CAPTURE_MODE_RELAXED)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUstreamCaptureMode previous = capture_mode;
+    capture_mode = *mode;
+    *mode = previous;
+    return CUDA_SUCCESS;
 }
 
 static CUresult not_capturing(sim_context_t *context, CUstream handle, CUstreamCaptureStatus *status) {
-  if (!status) return CUDA_ERROR_INVALID_VALUE;
-  sim_stream_t *stream;
-  pthread_mutex_lock(&sim.lock);
-  CUresult result = sim_stream_resolve(context, handle, &stream);
-  pthread_mutex_unlock(&sim.lock);
-  if (result == CUDA_SUCCESS) *status = CU_STREAM_CAPTURE_STATUS_NONE;
-  return result;
+    if (!status)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, handle, &stream);
+    pthread_mutex_unlock(&sim.lock);
+    if (result == CUDA_SUCCESS)
+        *status = CU_STREAM_CAPTURE_STATUS_NONE;
+    return result;
 }
 
 CUresult cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
-  SIM_ENTER_CONTEXT(context);
-  return not_capturing(context, hStream, captureStatus);
+    SIM_ENTER_CONTEXT(context);
+    return not_capturing(context, hStream, captureStatus);
 }
 
-CUresult cuStreamGetCaptureInfo_v2(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out, CUgraph *graph_out,
-                                   const CUgraphNode **dependencies_out, size_t *numDependencies_out) {
-  SIM_ENTER_CONTEXT(context);
-  (void)id_out; // only the status is written when the stream is not capturing
-  (void)graph_out;
-  (void)dependencies_out;
-  (void)numDependencies_out;
-  return not_capturing(context, hStream, captureStatus_out);
-}
-
-CUresult cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out, CUgraph *graph_out,
-                                   const CUgraphNode **dependencies_out, const CUgraphEdgeData **edgeData_out,
+CUresult cuStreamGetCaptureInfo_v2(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
+                                   CUgraph *graph_out, const CUgraphNode **dependencies_out,
                                    size_t *numDependencies_out) {
-  SIM_ENTER_CONTEXT(context);
-  (void)id_out;
-  (void)graph_out;
-  (void)dependencies_out;
-  (void)edgeData_out;
-  (void)numDependencies_out;
-  return not_capturing(context, hStream, captureStatus_out);
+    SIM_ENTER_CONTEXT(context);
+    (void)id_out; // only the status is written when the stream is not capturing
+    (void)graph_out;
+    (void)dependencies_out;
+    (void)numDependencies_out;
+    return not_capturing(context, hStream, captureStatus_out);
+}
+
+CUresult cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
+                                   CUgraph *graph_out, const CUgraphNode **dependencies_out,
+                                   const CUgraphEdgeData **edgeData_out, size_t *numDependencies_out) {
+    SIM_ENTER_CONTEXT(context);
+    (void)id_out;
+    (void)graph_out;
+    (void)dependencies_out;
+    (void)edgeData_out;
+    (void)numDependencies_out;
+    return not_capturing(context, hStream, captureStatus_out);
 }
 
 CUresult cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  (void)hStream;
-  (void)mode;
-  return CUDA_ERROR_NOT_SUPPORTED;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    (void)hStream;
+    (void)mode;
+    return CUDA_ERROR_NOT_SUPPORTED;
 }
 
 CUresult cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
-  SIM_ENTER_CONTEXT(context);
-  (void)context;
-  (void)hStream;
-  (void)phGraph;
-  return CUDA_ERROR_NOT_SUPPORTED;
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    (void)hStream;
+    (void)phGraph;
+    return CUDA_ERROR_NOT_SUPPORTED;
 }

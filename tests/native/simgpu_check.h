@@ -11,22 +11,23 @@
 #include "tpg_cuda.h"
 #include "tpg_nvml.h"
 
-#define CHECK(condition)                                                          \
-  do {                                                                            \
-    if (!(condition)) {                                                           \
-      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);     \
-      exit(1);                                                                    \
-    }                                                                             \
-  } while (0)
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);                                    \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
 
-#define GIVES(expected, call)                                                                                    \
-  do {                                                                                                           \
-    CUresult gives_ = (call);                                                                                    \
-    if (gives_ != (CUresult)(expected)) {                                                                        \
-      fprintf(stderr, "%s:%d: %s gave %d, expected %d\n", __FILE__, __LINE__, #call, (int)gives_, (int)(expected)); \
-      exit(1);                                                                                                   \
-    }                                                                                                            \
-  } while (0)
+#define GIVES(expected, call)                                                                                          \
+    do {                                                                                                               \
+        CUresult gives_ = (call);                                                                                      \
+        if (gives_ != (CUresult)(expected)) {                                                                          \
+            fprintf(stderr, "%s:%d: %s gave %d, expected %d\n", __FILE__, __LINE__, #call, (int)gives_,                \
+                    (int)(expected));                                                                                  \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
 #define OK(call) GIVES(CUDA_SUCCESS, call)
 
 static const char kernels_ptx[] =
@@ -35,7 +36,8 @@ static const char kernels_ptx[] =
     ".global .align 4 .b8 table[8] = {1, 2, 3, 4, 5};\n"
     ".visible .global .align 8 .f64 scale[2] = {0d3FF0000000000000, 0d4000000000000000};\n"
     ".extern .func (.param .b32 r) vprintf (.param .b64 a, .param .b64 b);\n"
-    ".visible .entry vector_add(.param .u64 a, .param .u64 .ptr .global .align 4 b, .param .u64 c, .param .u32 n)\n{\nret;\n}\n"
+    ".visible .entry vector_add(.param .u64 a, .param .u64 .ptr .global .align 4 b, .param .u64 c, .param .u32 "
+    "n)\n{\nret;\n}\n"
     ".visible .entry saxpy(.param .u32 n, .param .f32 a, .param .u64 x, .param .u64 y) { ret; }\n"
     ".visible .entry fill_u32(.param .u64 p, .param .u32 v, .param .u64 n) { ret; }\n"
     ".visible .entry iota_u32(.param .u64 p, .param .u64 n) { ret; }\n"
@@ -45,38 +47,40 @@ static const char kernels_ptx[] =
     ".visible .entry no_parameters() { ret; }\n";
 
 static inline CUmodule load_kernels(void) {
-  CUmodule module;
-  OK(cuModuleLoadData(&module, kernels_ptx));
-  return module;
+    CUmodule module;
+    OK(cuModuleLoadData(&module, kernels_ptx));
+    return module;
 }
 
 static inline CUfunction kernel(CUmodule module, const char *name) {
-  CUfunction function;
-  OK(cuModuleGetFunction(&function, module, name));
-  return function;
+    CUfunction function;
+    OK(cuModuleGetFunction(&function, module, name));
+    return function;
 }
 
 static inline CUcontext start(void) {
-  CUcontext context;
-  OK(cuInit(0));
-  OK(cuDevicePrimaryCtxRetain(&context, 0));
-  OK(cuCtxSetCurrent(context));
-  return context;
+    CUcontext context;
+    OK(cuInit(0));
+    OK(cuDevicePrimaryCtxRetain(&context, 0));
+    OK(cuCtxSetCurrent(context));
+    return context;
 }
 
 static inline CUresult spin(CUmodule module, unsigned long long ns, CUstream stream) {
-  void *params[] = {&ns};
-  return cuLaunchKernel(kernel(module, "spin_ns"), 1, 1, 1, 1, 1, 1, 0, stream, params, NULL);
+    void *params[] = {&ns};
+    return cuLaunchKernel(kernel(module, "spin_ns"), 1, 1, 1, 1, 1, 1, 0, stream, params, NULL);
 }
 
 static inline CUresult iota(CUmodule module, CUdeviceptr p, size_t n, CUstream stream) {
-  void *params[] = {&p, &n};
-  return cuLaunchKernel(kernel(module, "iota_u32"), (unsigned)((n + 255) / 256), 1, 1, 256, 1, 1, 0, stream, params, NULL);
+    void *params[] = {&p, &n};
+    return cuLaunchKernel(kernel(module, "iota_u32"), (unsigned)((n + 255) / 256), 1, 1, 256, 1, 1, 0, stream, params,
+                          NULL);
 }
 
 static inline CUresult fill(CUmodule module, CUdeviceptr p, unsigned value, size_t n, CUstream stream) {
-  void *params[] = {&p, &value, &n};
-  return cuLaunchKernel(kernel(module, "fill_u32"), (unsigned)((n + 255) / 256), 1, 1, 256, 1, 1, 0, stream, params, NULL);
+    void *params[] = {&p, &value, &n};
+    return cuLaunchKernel(kernel(module, "fill_u32"), (unsigned)((n + 255) / 256), 1, 1, 256, 1, 1, 0, stream, params,
+                          NULL);
 }
 
 #endif

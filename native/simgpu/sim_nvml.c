@@ -1,0 +1,371 @@
+// NVML, first half: start and end, system answers, device handles and identity, memory, processes, utilisation.
+//
+// Values are those of an H200 under driver 580.159.04 where they are fixed; memory, processes and utilisation are those of the
+// simulated device in this process, the only one that it knows. nvmlInit counts its calls; handles are addresses of the device
+// table, checked before use. NVML works without cuInit, as the real library does.
+#include "sim.h"
+#include "sim_nvml.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static atomic_int initialised; // nvmlInit calls minus nvmlShutdown calls
+
+static nvmlReturn_t init(void) {
+    if (sim_setup() != CUDA_SUCCESS)
+        return NVML_ERROR_MEMORY;
+    atomic_fetch_add(&initialised, 1);
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlInit_v2(void) { return init(); }
+
+nvmlReturn_t nvmlInit(void) { return init(); }
+
+nvmlReturn_t nvmlInitWithFlags(unsigned int flags) { return flags & ~3u ? NVML_ERROR_INVALID_ARGUMENT : init(); }
+
+nvmlReturn_t nvmlShutdown(void) {
+    int count = atomic_load(&initialised);
+    do {
+        if (count == 0)
+            return NVML_ERROR_UNINITIALIZED;
+    } while (!atomic_compare_exchange_weak(&initialised, &count, count - 1));
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t sim_nvml_enter(nvmlDevice_t device, int *index) {
+    if (atomic_load(&initialised) == 0)
+        return NVML_ERROR_UNINITIALIZED;
+    for (int i = 0; i < sim.ndevices; i++) {
+        if ((void *)device != (void *)&sim.devices[i])
+            continue;
+        *index = i;
+        return NVML_SUCCESS;
+    }
+    return NVML_ERROR_INVALID_ARGUMENT;
+}
+
+nvmlReturn_t sim_nvml_text(char *out, unsigned length, const char *text) {
+    if (!out)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    if (length <= strlen(text))
+        return NVML_ERROR_INSUFFICIENT_SIZE;
+    memcpy(out, text, strlen(text) + 1);
+    return NVML_SUCCESS;
+}
+
+static nvmlReturn_t started(void) { return atomic_load(&initialised) ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED; }
+
+// ---- System ------------------------------------------------------------------------------------------------------
+
+nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length) {
+    nvmlReturn_t result = started();
+    return result == NVML_SUCCESS ? sim_nvml_text(version, length, "580.159.04") : result;
+}
+
+nvmlReturn_t nvmlSystemGetNVMLVersion(char *version, unsigned int length) {
+    return sim_nvml_text(version, length, "13.580.159.04");
+}
+
+static nvmlReturn_t cuda_version(int *version) {
+    if (!version)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *version = 13000;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *cudaDriverVersion) { return cuda_version(cudaDriverVersion); }
+
+nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *cudaDriverVersion) { return cuda_version(cudaDriverVersion); }
+
+nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char *name, unsigned int length) {
+    nvmlReturn_t result = started();
+    if (result != NVML_SUCCESS)
+        return result;
+    if (!name || !length)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%u/cmdline", pid);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return NVML_ERROR_NOT_FOUND;
+    size_t got = fread(name, 1, length - 1, file);
+    fclose(file);
+    name[got] = 0; // the first argument ends at its own NUL
+    return got ? NVML_SUCCESS : NVML_ERROR_NOT_FOUND;
+}
+
+const char *nvmlErrorString(nvmlReturn_t result) {
+    switch (result) {
+    case NVML_SUCCESS:
+        return "Success";
+    case NVML_ERROR_UNINITIALIZED:
+        return "Uninitialized";
+    case NVML_ERROR_INVALID_ARGUMENT:
+        return "Invalid Argument";
+    case NVML_ERROR_NOT_SUPPORTED:
+        return "Not Supported";
+    case NVML_ERROR_NO_PERMISSION:
+        return "Insufficient Permissions";
+    case NVML_ERROR_NOT_FOUND:
+        return "Not Found";
+    case NVML_ERROR_INSUFFICIENT_SIZE:
+        return "Insufficient Size";
+    case NVML_ERROR_DRIVER_NOT_LOADED:
+        return "Driver Not Loaded";
+    case NVML_ERROR_TIMEOUT:
+        return "Timeout";
+    case NVML_ERROR_LIBRARY_NOT_FOUND:
+        return "NVML Shared Library Not Found";
+    case NVML_ERROR_FUNCTION_NOT_FOUND:
+        return "Function Not Found";
+    case NVML_ERROR_GPU_IS_LOST:
+        return "GPU is lost";
+    case NVML_ERROR_ARGUMENT_VERSION_MISMATCH:
+        return "Argument version mismatch";
+    default:
+        return "Unknown Error";
+    }
+}
+
+// ---- Handles -----------------------------------------------------------------------------------------------------
+
+static nvmlReturn_t device_count(unsigned *count) {
+    nvmlReturn_t result = started();
+    if (result != NVML_SUCCESS)
+        return result;
+    if (!count)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *count = (unsigned)sim.ndevices;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetCount(unsigned int *deviceCount) { return device_count(deviceCount); }
+
+nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *deviceCount) { return device_count(deviceCount); }
+
+static nvmlReturn_t by_index(unsigned index, nvmlDevice_t *device) {
+    nvmlReturn_t result = started();
+    if (result != NVML_SUCCESS)
+        return result;
+    if (!device || index >= (unsigned)sim.ndevices)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *device = (nvmlDevice_t)(void *)&sim.devices[index];
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device) { return by_index(index, device); }
+
+nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) { return by_index(index, device); }
+
+static void uuid_text(int index, char text[48]) {
+    const unsigned char *b = (const unsigned char *)sim.devices[index].uuid.bytes;
+    snprintf(text, 48, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2],
+             b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
+    nvmlReturn_t result = started();
+    if (result != NVML_SUCCESS)
+        return result;
+    if (!uuid || !device)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    for (int i = 0; i < sim.ndevices; i++) {
+        char text[48];
+        uuid_text(i, text);
+        if (!strcmp(text, uuid))
+            return by_index((unsigned)i, device);
+    }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+static nvmlReturn_t by_bus_id(const char *id, nvmlDevice_t *device) {
+    nvmlReturn_t result = started();
+    if (result != NVML_SUCCESS)
+        return result;
+    unsigned domain = 0, bus = 0, slot = 0;
+    if (!id || !device)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    if (sscanf(id, "%x:%x:%x", &domain, &bus, &slot) != 3 && (domain = 0, sscanf(id, "%x:%x", &bus, &slot) != 2))
+        return NVML_ERROR_INVALID_ARGUMENT;
+    for (int i = 0; i < sim.ndevices; i++)
+        if (!domain && !slot && bus == (unsigned)sim_pci_bus(i))
+            return by_index((unsigned)i, device);
+    return NVML_ERROR_NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *pciBusId, nvmlDevice_t *device) {
+    return by_bus_id(pciBusId, device);
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevice_t *device) {
+    return by_bus_id(pciBusId, device);
+}
+
+// ---- Identity ----------------------------------------------------------------------------------------------------
+
+nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length) {
+    SIM_NVML_DEVICE(device, index, name);
+    return sim_nvml_text(name, length, "Simulated NVIDIA H200");
+}
+
+nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length) {
+    SIM_NVML_DEVICE(device, index, uuid);
+    char text[48];
+    uuid_text(index, text);
+    return sim_nvml_text(uuid, length, text);
+}
+
+nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *out) {
+    SIM_NVML_DEVICE(device, index, out);
+    *out = (unsigned)index;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned int *minorNumber) {
+    SIM_NVML_DEVICE(device, index, minorNumber);
+    *minorNumber = (unsigned)index;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci) {
+    SIM_NVML_DEVICE(device, index, pci);
+    *pci =
+        (nvmlPciInfo_t){.bus = (unsigned)sim_pci_bus(index), .pciDeviceId = 0x233510DE, .pciSubSystemId = 0x18BF10DE};
+    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "%.15s", sim.devices[index].pci);
+    snprintf(pci->busId, sizeof pci->busId, "0000%.20s", sim.devices[index].pci);
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetPciInfoExt(nvmlDevice_t device, nvmlPciInfoExt_t *pci) {
+    SIM_NVML_DEVICE(device, index, pci);
+    if (pci->version != (sizeof *pci | 1u << 24))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    pci->domain = pci->device = 0;
+    pci->bus = (unsigned)sim_pci_bus(index);
+    pci->pciDeviceId = 0x233510DE;
+    pci->pciSubSystemId = 0x18BF10DE;
+    pci->baseClass = 3;
+    pci->subClass = 2;
+    snprintf(pci->busId, sizeof pci->busId, "0000%.20s", sim.devices[index].pci);
+    return NVML_SUCCESS;
+}
+
+// ---- Memory ------------------------------------------------------------------------------------------------------
+
+static uint64_t memory_used(int index) {
+    pthread_rwlock_rdlock(&sim.map_lock);
+    uint64_t used = sim.devices[index].used;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return used;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
+    SIM_NVML_DEVICE(device, index, memory);
+    uint64_t used = memory_used(index);
+    memory->total = sim.devices[index].total + SIM_NVML_RESERVED;
+    memory->used = used + SIM_NVML_RESERVED; // the first version counts what the driver keeps as used
+    memory->free = memory->total - memory->used;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *memory) {
+    SIM_NVML_DEVICE(device, index, memory);
+    if (memory->version != (sizeof *memory | 2u << 24))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    memory->total = sim.devices[index].total + SIM_NVML_RESERVED;
+    memory->reserved = SIM_NVML_RESERVED;
+    memory->used = memory_used(index);
+    memory->free = memory->total - memory->reserved - memory->used;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetBAR1MemoryInfo(nvmlDevice_t device, nvmlBAR1Memory_t *bar1Memory) {
+    SIM_NVML_DEVICE(device, index, bar1Memory);
+    *bar1Memory = (nvmlBAR1Memory_t){.bar1Total = 262144ull << 20, .bar1Free = 262143ull << 20, .bar1Used = 1ull << 20};
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetConfComputeProtectedMemoryUsage(nvmlDevice_t device, nvmlMemory_t *memory) {
+    SIM_NVML_DEVICE(device, index, memory);
+    *memory = (nvmlMemory_t){0};
+    return NVML_SUCCESS;
+}
+
+// ---- Processes and utilisation -----------------------------------------------------------------------------------
+
+static bool has_context(int index, bool *busy) {
+    bool found = false;
+    *busy = false;
+    pthread_mutex_lock(&sim.lock);
+    for (sim_context_t *context = sim.contexts; context; context = context->next) {
+        if (context->device != index || !context->active)
+            continue;
+        found = true;
+        for (sim_stream_t *stream = context->streams; stream; stream = stream->next)
+            *busy |= stream->done < stream->enqueued;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return found;
+}
+
+static nvmlReturn_t processes(int index, unsigned *count, unsigned char *infos, size_t size) {
+    bool busy;
+    unsigned found = has_context(index, &busy), room = *count;
+    *count = found;
+    if (!found)
+        return NVML_SUCCESS;
+    if (!room)
+        return NVML_ERROR_INSUFFICIENT_SIZE;
+    if (!infos)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    nvmlProcessInfo_v2_t info = {(unsigned)getpid(), memory_used(index), ~0u, ~0u}; // instance ids exist under MIG only
+    memcpy(infos, &info, size); // the first version is the beginning of the second
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, unsigned int *infoCount,
+                                                  nvmlProcessInfo_v1_t *infos) {
+    SIM_NVML_DEVICE(device, index, infoCount);
+    return processes(index, infoCount, (unsigned char *)infos, sizeof *infos);
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v2(nvmlDevice_t device, unsigned int *infoCount,
+                                                     nvmlProcessInfo_v2_t *infos) {
+    SIM_NVML_DEVICE(device, index, infoCount);
+    return processes(index, infoCount, (unsigned char *)infos, sizeof *infos);
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount,
+                                                     nvmlProcessInfo_t *infos) {
+    SIM_NVML_DEVICE(device, index, infoCount);
+    return processes(index, infoCount, (unsigned char *)infos, sizeof *infos);
+}
+
+static nvmlReturn_t no_processes(nvmlDevice_t device, unsigned *count) {
+    SIM_NVML_DEVICE(device, index, count);
+    *count = 0;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount,
+                                                      nvmlProcessInfo_t *infos) {
+    (void)infos;
+    return no_processes(device, infoCount);
+}
+
+nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *infoCount,
+                                                        nvmlProcessInfo_t *infos) {
+    (void)infos;
+    return no_processes(device, infoCount);
+}
+
+nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization) {
+    SIM_NVML_DEVICE(device, index, utilization);
+    bool busy;
+    has_context(index, &busy);
+    utilization->gpu = busy ? 100 : 0; // of this instant: there is no sampling
+    utilization->memory = 0;           // memory traffic is not measured
+    return NVML_SUCCESS;
+}

@@ -1,0 +1,184 @@
+// Occupancy: how many blocks of a function a multiprocessor can hold, from the device's published limits.
+//
+// Pure arithmetic over the function's registers, static shared memory and the launch; the allocation units are those of compute
+// capability 9.0 (warps by 4, registers by 256 per warp, shared memory by 128 bytes plus 1 KiB reserved per block).
+#include "sim.h"
+
+#define WARP 32
+#define WARPS_PER_SM 64
+#define MULTIPROCESSORS 132
+#define LARGEST_BLOCK 1024
+
+static uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+
+static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static int blocks_per_sm(const int *attributes, int block_size, size_t dynamic) {
+    const int *device = sim_attributes_h200;
+    if (block_size > attributes[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK])
+        return 0;
+    if (dynamic > (size_t)attributes[CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES])
+        return 0;
+    uint64_t warps = round_up((uint64_t)block_size, WARP) / WARP;
+    uint64_t blocks =
+        smaller((uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR], WARPS_PER_SM / warps);
+    uint64_t per_warp = round_up((uint64_t)attributes[CU_FUNC_ATTRIBUTE_NUM_REGS] * WARP, 256);
+    if (per_warp) {
+        uint64_t warps_by_registers =
+            (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR] / per_warp / 4 * 4;
+        blocks = smaller(blocks, warps_by_registers / warps);
+    }
+    uint64_t shared = (uint64_t)attributes[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES] + dynamic +
+                      (uint64_t)device[CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK];
+    return (int)smaller(blocks, (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR] /
+                                    round_up(shared, 128));
+}
+
+static CUresult copy_attributes(sim_context_t *context, CUfunction func, int *copy) {
+    sim_function_t *function;
+    int *attributes;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_function_resolve(context, func, &function, &attributes);
+    for (int i = 0; result == CUDA_SUCCESS && i < SIM_FUNC_ATTRIBUTES; i++)
+        copy[i] = attributes[i];
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+static CUresult active_blocks(sim_context_t *context, int *numBlocks, CUfunction func, int blockSize, size_t dynamic,
+                              unsigned flags) {
+    int attributes[SIM_FUNC_ATTRIBUTES];
+    if (!numBlocks || blockSize < 1 || blockSize > LARGEST_BLOCK || flags > 1)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = copy_attributes(context, func, attributes);
+    if (result == CUDA_SUCCESS)
+        *numBlocks = blocks_per_sm(attributes, blockSize, dynamic);
+    return result;
+}
+
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *numBlocks, CUfunction func, int blockSize,
+                                                     size_t dynamicSMemSize) {
+    SIM_ENTER_CONTEXT(context);
+    return active_blocks(context, numBlocks, func, blockSize, dynamicSMemSize, 0);
+}
+
+CUresult cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *numBlocks, CUfunction func, int blockSize,
+                                                              size_t dynamicSMemSize, unsigned int flags) {
+    SIM_ENTER_CONTEXT(context);
+    return active_blocks(context, numBlocks, func, blockSize, dynamicSMemSize, flags);
+}
+
+CUresult cuOccupancyAvailableDynamicSMemPerBlock(size_t *dynamicSmemSize, CUfunction func, int numBlocks,
+                                                 int blockSize) {
+    SIM_ENTER_CONTEXT(context);
+    int attributes[SIM_FUNC_ATTRIBUTES];
+    const int *device = sim_attributes_h200;
+    if (!dynamicSmemSize || numBlocks < 1 || blockSize < 1 || blockSize > LARGEST_BLOCK)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = copy_attributes(context, func, attributes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (blocks_per_sm(attributes, blockSize, 0) < numBlocks)
+        return CUDA_ERROR_INVALID_VALUE;
+    uint64_t share =
+        (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR] / (uint64_t)numBlocks / 128 * 128;
+    uint64_t fixed = (uint64_t)attributes[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES],
+             reserved = (uint64_t)device[CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK];
+    uint64_t highest = (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN] - fixed;
+    *dynamicSmemSize = share > fixed + reserved ? smaller(share - fixed - reserved, highest) : 0;
+    return CUDA_SUCCESS;
+}
+
+static CUresult best_block(sim_context_t *context, int *minGridSize, int *blockSize, CUfunction func,
+                           CUoccupancyB2DSize sizer, size_t dynamic, int limit, unsigned flags) {
+    int attributes[SIM_FUNC_ATTRIBUTES];
+    if (!minGridSize || !blockSize || limit < 0 || flags > 1)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = copy_attributes(context, func, attributes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    int most = attributes[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK], best_threads = 0;
+    if (limit && limit < most)
+        most = limit;
+    *blockSize = *minGridSize = 0;
+    // From the largest block in steps of a warp; the first is the limit itself, which need not be a multiple.
+    for (int aligned = (int)round_up((uint64_t)most, WARP); aligned > 0; aligned -= WARP) {
+        int size = aligned < most ? aligned : most;
+        int blocks = blocks_per_sm(attributes, size, sizer ? sizer(size) : dynamic);
+        if (blocks * size <= best_threads)
+            continue;
+        best_threads = blocks * size;
+        *blockSize = size;
+        *minGridSize = blocks * MULTIPROCESSORS;
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult cuOccupancyMaxPotentialBlockSize(int *minGridSize, int *blockSize, CUfunction func,
+                                          CUoccupancyB2DSize blockSizeToDynamicSMemSize, size_t dynamicSMemSize,
+                                          int blockSizeLimit) {
+    SIM_ENTER_CONTEXT(context);
+    return best_block(context, minGridSize, blockSize, func, blockSizeToDynamicSMemSize, dynamicSMemSize,
+                      blockSizeLimit, 0);
+}
+
+CUresult cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *blockSize, CUfunction func,
+                                                   CUoccupancyB2DSize blockSizeToDynamicSMemSize,
+                                                   size_t dynamicSMemSize, int blockSizeLimit, unsigned int flags) {
+    SIM_ENTER_CONTEXT(context);
+    return best_block(context, minGridSize, blockSize, func, blockSizeToDynamicSMemSize, dynamicSMemSize,
+                      blockSizeLimit, flags);
+}
+
+static CUresult read_config(const CUlaunchConfig *config, uint64_t *threads, uint64_t *cluster) {
+    if (!config || (config->numAttrs && !config->attrs) || config->numAttrs > 64)
+        return CUDA_ERROR_INVALID_VALUE;
+    *threads = (uint64_t)config->blockDimX * config->blockDimY;
+    if (!*threads || *threads > LARGEST_BLOCK || !config->blockDimZ || *threads * config->blockDimZ > LARGEST_BLOCK)
+        return CUDA_ERROR_INVALID_VALUE;
+    *threads *= config->blockDimZ;
+    *cluster = 1;
+    for (unsigned i = 0; i < config->numAttrs; i++) {
+        if (config->attrs[i].id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+            continue;
+        const CUlaunchAttributeValue *value = &config->attrs[i].value;
+        if (value->clusterDim.x > 16 || value->clusterDim.y > 16 || value->clusterDim.z > 16)
+            return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+        *cluster = (uint64_t)value->clusterDim.x * value->clusterDim.y * value->clusterDim.z;
+    }
+    return *cluster ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func, const CUlaunchConfig *config) {
+    SIM_ENTER_CONTEXT(context);
+    int attributes[SIM_FUNC_ATTRIBUTES];
+    uint64_t threads, cluster;
+    if (!numClusters)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = read_config(config, &threads, &cluster);
+    if (result == CUDA_SUCCESS)
+        result = copy_attributes(context, func, attributes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (cluster > (attributes[CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] ? 16u : 8u))
+        return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    *numClusters =
+        (int)((uint64_t)blocks_per_sm(attributes, (int)threads, config->sharedMemBytes) * MULTIPROCESSORS / cluster);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction func, const CUlaunchConfig *config) {
+    SIM_ENTER_CONTEXT(context);
+    int attributes[SIM_FUNC_ATTRIBUTES];
+    uint64_t threads, cluster;
+    if (!clusterSize)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = read_config(config, &threads, &cluster);
+    if (result == CUDA_SUCCESS)
+        result = copy_attributes(context, func, attributes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    int most = attributes[CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] ? 16 : 8;
+    *clusterSize = blocks_per_sm(attributes, (int)threads, config->sharedMemBytes) ? most : 0;
+    return CUDA_SUCCESS;
+}

@@ -1,0 +1,117 @@
+// Simulated GPU: NVML, alone and together with CUDA in the same process.
+#include "simgpu_check.h"
+
+#include <unistd.h>
+
+#define NVML_OK(call) CHECK((call) == NVML_SUCCESS)
+
+int main(void) {
+    unsigned count;
+    nvmlDevice_t device, other;
+    CHECK(nvmlDeviceGetCount_v2(&count) == NVML_ERROR_UNINITIALIZED);
+    NVML_OK(nvmlInit_v2());
+    NVML_OK(nvmlInitWithFlags(0));
+    NVML_OK(nvmlShutdown());
+    NVML_OK(nvmlDeviceGetCount_v2(&count));
+    CHECK(count == 2); // TF_SIM_DEVICES of this test
+    int cuda_count;
+    GIVES(3, cuDeviceGetCount(&cuda_count)); // NVML does not initialise CUDA
+    NVML_OK(nvmlDeviceGetHandleByIndex_v2(0, &device));
+    NVML_OK(nvmlDeviceGetHandleByIndex_v2(1, &other));
+    CHECK(nvmlDeviceGetHandleByIndex_v2(2, &other) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlDeviceGetName((nvmlDevice_t)(void *)&count, NULL, 0) == NVML_ERROR_INVALID_ARGUMENT);
+    char text[96], uuid[96], second[96];
+    NVML_OK(nvmlDeviceGetName(device, text, sizeof text));
+    CHECK(!strcmp(text, "Simulated NVIDIA H200"));
+    CHECK(nvmlDeviceGetName(device, text, 5) == NVML_ERROR_INSUFFICIENT_SIZE);
+    NVML_OK(nvmlDeviceGetUUID(device, uuid, sizeof uuid));
+    NVML_OK(nvmlDeviceGetUUID(other, second, sizeof second));
+    CHECK(strcmp(uuid, second) && !strncmp(uuid, "GPU-", 4) && strlen(uuid) == 40);
+    nvmlDevice_t found;
+    NVML_OK(nvmlDeviceGetHandleByUUID(second, &found));
+    CHECK(found == other);
+    nvmlPciInfo_t pci;
+    NVML_OK(nvmlDeviceGetPciInfo_v3(other, &pci));
+    NVML_OK(nvmlDeviceGetHandleByPciBusId_v2(pci.busId, &found));
+    CHECK(found == other && strlen(pci.busId) == 16);
+    NVML_OK(nvmlSystemGetDriverVersion(text, sizeof text));
+    CHECK(!strcmp(text, "580.159.04"));
+
+    nvmlMemory_v2_t memory = {.version = sizeof memory | 2u << 24}, wrong = {.version = 1};
+    CHECK(nvmlDeviceGetMemoryInfo_v2(device, &wrong) == NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+    NVML_OK(nvmlDeviceGetMemoryInfo_v2(device, &memory));
+    CHECK(memory.used == 0 && memory.total - memory.reserved == 4096ull << 20); // TF_SIM_MEMORY_MB of this test
+    nvmlProcessInfo_t processes[4];
+    unsigned processes_count = 4;
+    NVML_OK(nvmlDeviceGetComputeRunningProcesses_v3(device, &processes_count, processes));
+    CHECK(processes_count == 0);
+
+    start();
+    CUmodule module = load_kernels();
+    CUdeviceptr p;
+    size_t free_bytes, total;
+    OK(cuMemAlloc_v2(&p, 1 << 30));
+    OK(cuMemGetInfo_v2(&free_bytes, &total));
+    CHECK(total == 4096ull << 20);
+    NVML_OK(nvmlDeviceGetMemoryInfo_v2(device, &memory));
+    CHECK(memory.used == total - free_bytes && memory.free == free_bytes && memory.total == total + memory.reserved);
+    processes_count = 0;
+    CHECK(nvmlDeviceGetComputeRunningProcesses_v3(device, &processes_count, NULL) == NVML_ERROR_INSUFFICIENT_SIZE);
+    CHECK(processes_count == 1);
+    NVML_OK(nvmlDeviceGetComputeRunningProcesses_v3(device, &processes_count, processes));
+    CHECK(processes[0].pid == (unsigned)getpid() && processes[0].usedGpuMemory == memory.used);
+    processes_count = 4;
+    NVML_OK(nvmlDeviceGetComputeRunningProcesses_v3(other, &processes_count, processes));
+    CHECK(processes_count == 0);
+    nvmlUtilization_t utilization;
+    NVML_OK(nvmlDeviceGetUtilizationRates(device, &utilization));
+    CHECK(utilization.gpu == 0);
+    OK(spin(module, 30000000, NULL));
+    NVML_OK(nvmlDeviceGetUtilizationRates(device, &utilization));
+    CHECK(utilization.gpu == 100);
+    OK(cuCtxSynchronize());
+    unsigned value;
+    CHECK(nvmlDeviceGetFanSpeed(device, &value) == NVML_ERROR_NOT_SUPPORTED);
+    nvmlFieldValue_t fields[2] = {{.fieldId = NVML_FI_DEV_MEMORY_TEMP}, {.fieldId = 99999}};
+    NVML_OK(nvmlDeviceGetFieldValues(device, 2, fields));
+    CHECK(fields[0].nvmlReturn == NVML_SUCCESS && fields[0].value.uiVal == 43 &&
+          fields[1].nvmlReturn == NVML_ERROR_NOT_SUPPORTED);
+
+    // Two devices: peers.
+    CUcontext first, second_context;
+    CUdeviceptr q;
+    int can;
+    OK(cuCtxGetCurrent(&first));
+    OK(cuDeviceCanAccessPeer(&can, 0, 1));
+    CHECK(can == 1);
+    OK(cuDevicePrimaryCtxRetain(&second_context, 1));
+    OK(cuCtxPushCurrent_v2(second_context));
+    OK(cuMemAlloc_v2(&q, 4096));
+    OK(cuMemsetD8_v2(q, 7, 4096));
+    OK(cuCtxSynchronize());
+    OK(cuCtxPopCurrent_v2(NULL));
+    OK(cuMemcpyPeer(p, first, q, second_context, 4096)); // needs no peer access
+    unsigned char back[4096];
+    OK(cuMemcpyDtoH_v2(back, p, 4096));
+    CHECK(back[0] == 7 && back[4095] == 7);
+    OK(cuCtxEnablePeerAccess(second_context, 0));
+    GIVES(704, cuCtxEnablePeerAccess(second_context, 0));
+    OK(fill(module, q, 9, 1024, NULL)); // a kernel does
+    OK(cuCtxSynchronize());
+    OK(cuCtxDisablePeerAccess(second_context));
+    OK(fill(module, q, 9, 1024, NULL));
+    GIVES(700, cuCtxSynchronize());
+    OK(cuCtxSetCurrent(second_context)); // the other device's context is unharmed
+    OK(cuMemcpyDtoH_v2(back, q, 4096));
+    CHECK(back[0] == 9);
+    CUuuid a, b;
+    OK(cuDeviceGetUuid_v2(&a, 0));
+    OK(cuDeviceGetUuid_v2(&b, 1));
+    CHECK(memcmp(&a, &b, sizeof a));
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    OK(cuDevicePrimaryCtxReset_v2(1));
+    NVML_OK(nvmlShutdown());
+    CHECK(nvmlShutdown() == NVML_ERROR_UNINITIALIZED);
+    puts("ok");
+    return 0;
+}

@@ -1,0 +1,384 @@
+// Simulated GPU: order within and between streams, events, callbacks, stream memory operations, sticky errors, threads.
+#include "simgpu_check.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <time.h>
+#include <unistd.h>
+
+static const unsigned long long MS = 1000000;
+
+static double now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static void asynchrony(CUmodule module) {
+    CUstream stream;
+    CUevent begin, end, plain;
+    float ms;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&begin, 0));
+    OK(cuEventCreate(&end, 0));
+    OK(cuEventCreate(&plain, CU_EVENT_DISABLE_TIMING));
+    OK(cuStreamQuery(stream));
+    OK(cuEventQuery(begin)); // never recorded
+    GIVES(400, cuEventElapsedTime_v2(&ms, begin, end));
+    double t = now_ms();
+    OK(cuEventRecord(begin, stream));
+    OK(spin(module, 40 * MS, stream));
+    OK(cuEventRecordWithFlags(end, stream, 0));
+    OK(cuEventRecord(plain, stream));
+    CHECK(now_ms() - t < 35);
+    GIVES(600, cuStreamQuery(stream));
+    GIVES(600, cuEventQuery(end));
+    GIVES(600, cuEventElapsedTime_v2(&ms, begin, end));
+    GIVES(400, cuEventElapsedTime_v2(&ms, begin, plain));
+    OK(cuEventSynchronize(end));
+    CHECK(now_ms() - t >= 40);
+    OK(cuEventElapsedTime_v2(&ms, begin, end));
+    CHECK(ms >= 39 && ms < 10000);
+    OK(cuStreamSynchronize(stream));
+    OK(cuStreamQuery(stream));
+    OK(cuEventDestroy_v2(begin));
+    GIVES(400, cuEventQuery(begin));
+    OK(cuEventDestroy_v2(end));
+    OK(cuEventDestroy_v2(plain));
+    // Destroying a busy stream does not stop its work.
+    unsigned *word;
+    OK(cuMemAllocHost_v2((void **)&word, 4));
+    *word = 0;
+    OK(spin(module, 20 * MS, stream));
+    OK(fill(module, (CUdeviceptr)(uintptr_t)word, 5, 1, stream));
+    OK(cuStreamDestroy_v2(stream));
+    GIVES(400, cuStreamQuery(stream));
+    CHECK(*(volatile unsigned *)word == 0);
+    OK(cuMemFreeHost(word)); // waits for the work that uses it
+    CHECK(now_ms() - t >= 60);
+}
+
+// Two streams write one word; who is last tells the order.
+static unsigned last_writer(CUmodule module, CUstream first, CUstream second, CUdeviceptr p) {
+    unsigned value = 0;
+    OK(spin(module, 30 * MS, first));
+    OK(fill(module, p, 1, 1, first));
+    OK(fill(module, p, 2, 1, second));
+    OK(cuCtxSynchronize());
+    OK(cuMemcpyDtoH_v2(&value, p, 4));
+    return value;
+}
+
+static void default_streams(CUmodule module) {
+    CUdeviceptr p;
+    CUstream blocking, other, independent;
+    CUstream legacy = NULL, legacy1 = (CUstream)(uintptr_t)1, per_thread = (CUstream)(uintptr_t)2;
+    OK(cuMemAlloc_v2(&p, 4));
+    OK(cuStreamCreate(&blocking, CU_STREAM_DEFAULT));
+    OK(cuStreamCreate(&other, CU_STREAM_DEFAULT));
+    OK(cuStreamCreateWithPriority(&independent, CU_STREAM_NON_BLOCKING, -100));
+    int priority;
+    OK(cuStreamGetPriority(independent, &priority));
+    CHECK(priority == -5);
+    CHECK(last_writer(module, legacy, blocking, p) == 2);    // a blocking stream waits for the legacy one
+    CHECK(last_writer(module, blocking, legacy, p) == 2);    // and the other way round
+    CHECK(last_writer(module, per_thread, legacy1, p) == 2); // the per-thread stream is a blocking one
+    CHECK(last_writer(module, legacy, independent, p) == 1); // a non-blocking stream does not wait
+    CHECK(last_writer(module, blocking, other, p) == 1);     // blocking streams are independent of each other
+    OK(spin(module, 20 * MS, blocking));
+    GIVES(600, cuStreamQuery(legacy));
+    OK(cuStreamQuery(independent));
+    OK(cuStreamSynchronize(legacy)); // covers the blocking stream
+    OK(cuStreamQuery(blocking));
+    unsigned long long a, b;
+    OK(cuStreamGetId(legacy, &a));
+    OK(cuStreamGetId(per_thread, &b));
+    CHECK(a != b);
+    OK(cuStreamDestroy_v2(blocking));
+    OK(cuStreamDestroy_v2(other));
+    OK(cuStreamDestroy_v2(independent));
+    OK(cuMemFree_v2(p));
+}
+
+static void event_order(CUmodule module) {
+    CUstream first, second;
+    CUevent event;
+    CUdeviceptr p;
+    unsigned value;
+    OK(cuMemAlloc_v2(&p, 4));
+    OK(cuStreamCreate(&first, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&second, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    OK(cuStreamWaitEvent(second, event, 0)); // never recorded: nothing to wait for
+    OK(spin(module, 30 * MS, first));
+    OK(fill(module, p, 1, 1, first));
+    OK(cuEventRecord(event, first));
+    OK(cuStreamWaitEvent(second, event, 0));
+    OK(spin(module, 30 * MS, first)); // later work of the first stream is not waited for
+    OK(cuEventRecord(event, first));  // and the wait above means the earlier record
+    OK(cuEventDestroy_v2(event));
+    OK(fill(module, p, 2, 1, second));
+    OK(cuStreamSynchronize(second));
+    GIVES(600, cuStreamQuery(first));
+    OK(cuMemcpyDtoHAsync_v2(&value, p, 4, second));
+    CHECK(value == 2); // pageable: there when the call returns
+    OK(cuStreamDestroy_v2(first));
+    OK(cuStreamDestroy_v2(second));
+    OK(cuCtxSynchronize());
+    OK(cuMemFree_v2(p));
+}
+
+static _Atomic int called;
+static _Atomic int call_inside;
+
+static void host_function(void *data) {
+    CUdeviceptr p;
+    call_inside = (int)cuMemAlloc_v2(&p, 4);
+    called = *(int *)data;
+}
+
+static void callback(CUstream stream, CUresult status, void *data) {
+    (void)stream;
+    called = (int)status * 1000 + *(int *)data;
+}
+
+static void host_work(CUmodule module) {
+    CUstream stream;
+    int one = 1, two = 2;
+    OK(cuStreamCreate(&stream, 0));
+    OK(spin(module, 10 * MS, stream));
+    OK(cuLaunchHostFunc(stream, host_function, &one));
+    CHECK(called == 0);
+    OK(cuStreamSynchronize(stream));
+    CHECK(called == 1 && call_inside == 800);
+    OK(cuStreamAddCallback(stream, callback, &two, 0));
+    OK(cuStreamSynchronize(stream));
+    CHECK(called == 2);
+    OK(cuStreamDestroy_v2(stream));
+}
+
+static void memory_operations(CUmodule module) {
+    CUstream stream, other;
+    CUdeviceptr p;
+    uint64_t *flag;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&p, 16));
+    OK(cuMemsetD8_v2(p, 0, 16));
+    OK(cuCtxSynchronize());
+    OK(cuMemHostAlloc((void **)&flag, 64, 0));
+    *flag = 0;
+    OK(cuStreamWaitValue64_v2(stream, (CUdeviceptr)(uintptr_t)flag, 5, CU_STREAM_WAIT_VALUE_GEQ));
+    OK(cuStreamWriteValue32_v2(stream, p, 77, 0));
+    usleep(5000);
+    GIVES(600, cuStreamQuery(stream));
+    __atomic_store_n(flag, 6, __ATOMIC_RELEASE);
+    OK(cuStreamWaitValue32_v2(other, p, 77, CU_STREAM_WAIT_VALUE_EQ)); // between streams
+    OK(cuStreamWriteValue64_v2(other, (CUdeviceptr)(uintptr_t)flag, 99, 0));
+    OK(cuStreamSynchronize(other));
+    CHECK(*flag == 99);
+    GIVES(1, cuStreamWriteValue32_v2(stream, p + 2, 1, 0));
+    GIVES(1, cuStreamWriteValue64_v2(stream, p + 12, 1, 0));
+    GIVES(1, cuStreamWriteValue64_v2(stream, (CUdeviceptr)(uintptr_t)&stream, 1, 0));
+    CUstreamBatchMemOpParams batch[2] = {
+        {.writeValue = {.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32, .address = p, .value = 3}},
+        {.waitValue = {
+             .operation = CU_STREAM_MEM_OP_WAIT_VALUE_32, .address = p, .value = 3, .flags = CU_STREAM_WAIT_VALUE_EQ}}};
+    OK(cuStreamBatchMemOp_v2(stream, 2, batch, 0));
+    OK(cuStreamSynchronize(stream));
+    OK(cuMemFreeHost(flag));
+    OK(cuMemFree_v2(p));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuStreamDestroy_v2(other));
+    (void)module;
+}
+
+static void capture(void) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    OK(cuStreamIsCapturing(NULL, &status));
+    CHECK(status == CU_STREAM_CAPTURE_STATUS_NONE);
+    OK(cuStreamGetCaptureInfo_v3(NULL, &status, NULL, NULL, NULL, NULL, NULL));
+    GIVES(801, cuStreamBeginCapture_v2(NULL, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    OK(cuThreadExchangeStreamCaptureMode(&mode));
+    CHECK(mode == CU_STREAM_CAPTURE_MODE_GLOBAL);
+    OK(cuThreadExchangeStreamCaptureMode(&mode));
+    CHECK(mode == CU_STREAM_CAPTURE_MODE_RELAXED);
+}
+
+static void pinned_order(CUmodule module) {
+    // Pinned memory is read when the stream gets there, pageable memory at the call.
+    CUstream stream;
+    CUdeviceptr p;
+    unsigned *pinned, pageable = 1, value;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&p, 4));
+    OK(cuMemAllocHost_v2((void **)&pinned, 4));
+    *pinned = 1;
+    OK(spin(module, 20 * MS, stream));
+    OK(cuMemcpyHtoDAsync_v2(p, pinned, 4, stream));
+    *(volatile unsigned *)pinned = 2;
+    OK(cuMemcpyDtoHAsync_v2(&value, p, 4, stream));
+    CHECK(value == 2);
+    OK(spin(module, 20 * MS, stream));
+    OK(cuMemcpyHtoDAsync_v2(p, &pageable, 4, stream));
+    pageable = 9;
+    OK(cuMemcpyDtoHAsync_v2(&value, p, 4, stream));
+    CHECK(value == 1);
+    OK(cuMemFreeHost(pinned));
+    OK(cuMemFree_v2(p));
+    OK(cuStreamDestroy_v2(stream));
+}
+
+static void backpressure(CUmodule module) {
+    CUstream stream;
+    CUevent gate_open;
+    double t = now_ms();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&gate_open, 0));
+    OK(spin(module, 50 * MS, stream));
+    for (int i = 0; i < 1000; i++)
+        OK(spin(module, 0, stream));
+    CHECK(now_ms() - t < 45); // up to 1024 operations do not block
+    for (int i = 0; i < 100; i++)
+        OK(spin(module, 0, stream));
+    CHECK(now_ms() - t >= 50); // more do
+    OK(cuStreamSynchronize(stream));
+    OK(cuEventDestroy_v2(gate_open));
+    OK(cuStreamDestroy_v2(stream));
+}
+
+static void speed(CUmodule module) {
+    unsigned long long zero = 0;
+    void *params[] = {&zero};
+    CUfunction function = kernel(module, "spin_ns");
+    enum { N = 20000 };
+    OK(cuCtxSynchronize());
+    double t = now_ms();
+    for (int i = 0; i < N; i++)
+        OK(cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL));
+    OK(cuCtxSynchronize());
+    fprintf(stderr, "launch and run: %.2f us each\n", (now_ms() - t) * 1000 / N);
+}
+
+static void *worker(void *argument) {
+    CUmodule module = (CUmodule)argument;
+    CUcontext context;
+    CUstream stream;
+    CUdeviceptr p;
+    OK(cuDevicePrimaryCtxRetain(&context, 0));
+    GIVES(201, cuCtxSynchronize());
+    OK(cuCtxSetCurrent(context));
+    for (int round = 0; round < 20; round++) {
+        CUevent event;
+        enum { N = 3000 };
+        unsigned back[N];
+        OK(cuStreamCreate(&stream, round & 1));
+        OK(cuMemAlloc_v2(&p, N * 4));
+        OK(cuEventCreate(&event, 0));
+        OK(iota(module, p, N, stream));
+        OK(cuEventRecord(event, stream));
+        OK(cuStreamWaitEvent((CUstream)(uintptr_t)2, event, 0));
+        OK(cuMemcpyDtoHAsync_v2(back, p, sizeof back, (CUstream)(uintptr_t)2));
+        for (unsigned i = 0; i < N; i++)
+            CHECK(back[i] == i);
+        OK(fill(module, p, 7, N, NULL));
+        OK(cuMemcpyDtoH_v2(back, p, sizeof back));
+        CHECK(back[0] == 7 && back[N - 1] == 7);
+        OK(cuEventDestroy_v2(event));
+        OK(cuMemFree_v2(p));
+        OK(cuStreamDestroy_v2(stream));
+    }
+    OK(cuDevicePrimaryCtxRelease_v2(0));
+    return NULL;
+}
+
+static void threads(CUmodule module) {
+    pthread_t all[6];
+    for (int i = 0; i < 6; i++)
+        CHECK(pthread_create(&all[i], NULL, worker, (void *)module) == 0);
+    for (int i = 0; i < 6; i++)
+        pthread_join(all[i], NULL);
+}
+
+static void sticky(CUmodule module) {
+    CUstream stream, stuck;
+    CUevent event;
+    CUdeviceptr p, reserved;
+    char byte = 0;
+    int code = 5;
+    OK(cuStreamCreate(&stream, 0));
+    OK(cuStreamCreate(&stuck, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&event, 0));
+    OK(cuMemAlloc_v2(&p, 100));
+    OK(cuMemsetD8_v2(p, 0, 100));
+    OK(cuStreamSynchronize(NULL));
+    OK(cuStreamWaitValue32_v2(stuck, p, 1, CU_STREAM_WAIT_VALUE_EQ)); // would wait for ever
+    OK(fill(module, p, 1, 26, stream));                               // one element too many
+    OK(cuEventRecord(event, stream));
+    OK(cuLaunchHostFunc(stream, host_function, &code));
+    called = 0;
+    GIVES(700, cuStreamSynchronize(stream));
+    CHECK(called == 0); // host functions do not run after an error
+    GIVES(700, cuEventQuery(event));
+    GIVES(700, cuEventSynchronize(event));
+    GIVES(700, cuMemcpyDtoH_v2(&byte, p, 1));
+    GIVES(700, cuMemAlloc_v2(&p, 4));
+    GIVES(700, cuCtxSynchronize()); // and the stuck stream does not hang it
+    CUcontext context;
+    OK(cuCtxGetCurrent(&context)); // what only asks still answers
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    start();
+    module = load_kernels();
+    // A reservation without a mapping faults in the stream; so does memory without access rights.
+    OK(cuMemAddressReserve(&reserved, 2 << 20, 0, 0, 0));
+    OK(cuStreamCreate(&stream, 0));
+    OK(cuMemsetD8Async(reserved, 0, 1, stream));
+    GIVES(700, cuStreamSynchronize(stream));
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    start();
+    module = load_kernels();
+    CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
+    CUmemGenericAllocationHandle handle;
+    OK(cuMemCreate(&handle, 2 << 20, &prop, 0));
+    OK(cuMemMap(reserved, 2 << 20, 0, handle, 0));
+    OK(fill(module, reserved, 1, 1, NULL));
+    GIVES(700, cuCtxSynchronize());
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    start();
+    module = load_kernels();
+    CUmemAccessDesc access = {prop.location, CU_MEM_ACCESS_FLAGS_PROT_READ};
+    OK(cuMemSetAccess(reserved, 2 << 20, &access, 1));
+    OK(cuMemcpyDtoH_v2(&byte, reserved, 1));
+    OK(fill(module, reserved, 1, 1, NULL));
+    GIVES(700, cuCtxSynchronize()); // read-only
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    start();
+    module = load_kernels();
+    OK(cuMemAlloc_v2(&p, 100));
+    OK(fill(module, p + 2, 1, 1, NULL));
+    GIVES(716, cuCtxSynchronize());
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    OK(cuMemUnmap(reserved, 2 << 20));
+    OK(cuMemRelease(handle));
+    OK(cuMemAddressFree(reserved, 2 << 20));
+}
+
+int main(void) {
+    start();
+    CUmodule module = load_kernels();
+    asynchrony(module);
+    default_streams(module);
+    event_order(module);
+    host_work(module);
+    memory_operations(module);
+    capture();
+    pinned_order(module);
+    backpressure(module);
+    speed(module);
+    threads(module);
+    sticky(module);
+    puts("ok");
+    return 0;
+}
