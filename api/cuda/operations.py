@@ -19,8 +19,9 @@ FUNCTIONS = [
     op("context_info", "call", out={"limits": "uint64_t: array", "results": "int: array", "priority_low": "int",
        "priority_high": "int"}),
     op("context_synchronize", "call", reports=True),
-    # Modules. The image travels in `data`, or as `transfer` when it is large. The answer describes every kernel: see
+    # Modules. The image travels in `data`; a large one as the transfer that an `image_upload` before announces. The answer describes every kernel: see
     # native/wire/tp_image.h. Functions and kernels are named by their place in that list.
+    op("image_upload", "post", contextless=True, transfer="uint64_t", size="uint64_t"),
     op("image_load", "call", size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
        data="void: bytes", options="uint64_t: array",
        out={"kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
@@ -45,7 +46,7 @@ FUNCTIONS = [
        grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", attributes="CUlaunchAttribute: array", params="void: bytes"),
-    op("occupancy_clusters", "call", function="uint64_t: handle function", what="unsigned int",
+    op("occupancy_clusters", "pure", function="uint64_t: handle function", what="unsigned int",
        grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", attributes="CUlaunchAttribute: array", out={"value": "int"}),

@@ -128,7 +128,10 @@ struct tpc_context *tpc_current(void);
         return CUDA_ERROR_INVALID_CONTEXT;                                                                             \
     }
 
-/* ---- streams (stream.c) ---- */
+/* ---- streams (stream.c), host functions (callback.c) ---- */
+/* A post has failed on the worker: the next wait must ask it, even where the client believes all is done. */
+void tpc_note_failure(void);
+void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *body, size_t size);
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
  * needs no round trip. */
 void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);
@@ -149,26 +152,35 @@ struct tpc_range {
 bool tpc_range_at(uint64_t address, struct tpc_range *out);
 void tpc_range_add(const struct tpc_range *range);
 bool tpc_range_remove(uint64_t start, struct tpc_range *out);
+/* Keeps the worker's address range free in this process, so that no host pointer is ever a device pointer. */
+void tpc_memory_reserve(uint64_t base, uint64_t size);
 /* Called before each launch and after each completed wait when mapped host memory exists: carries its contents across. */
 extern _Atomic int tpc_twins;
 void tpc_twins_push(void);
 void tpc_twins_pull(void);
 
 /* ---- kernels (module.c) ---- */
+struct tpc_parameter {
+    uint16_t offset, size;
+};
+struct tpc_image; /* module.c */
 struct tpc_kernel {
-    uint64_t handle;   /* of a function or a kernel */
-    const char *name;
+    uint64_t handle; /* of a function or a kernel */
     struct tpc_image *image;
-    uint32_t parameter_count, parameter_bytes;
-    const struct tpc_parameter {
-        uint32_t offset, size;
-    } *parameters;
-    _Atomic uint64_t attributes_known;
-    int attributes[32];
-    _Atomic int max_threads;    /* 0 until the attributes are known */
-    _Atomic uint64_t twin;      /* kernel → its function handle once asked for */
+    uint32_t index;          /* in the image's list */
+    uint32_t parameters;     /* count */
+    uint32_t parameter_bytes;
+    const struct tpc_parameter *layout;
+    _Atomic(char *) name;    /* once it was asked for */
+    _Atomic bool attributes_known;
+    _Atomic int attributes[CU_FUNC_ATTRIBUTE_MAX];
+    _Atomic uint64_t function; /* of a kernel: its function once asked for */
 };
 /* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */
 struct tpc_kernel *tpc_kernel_of(uint64_t handle);
+/* Handle of the module or library that the kernel is in. */
+uint64_t tpc_image_handle(const struct tpc_image *image);
+/* function.c: the attributes of a kernel on the current device, asked for once; NULL with *result set on failure. */
+const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result);
 
 #endif

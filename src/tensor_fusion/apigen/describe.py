@@ -97,7 +97,7 @@ def unsupported(reason: str, *names: str) -> list[Line]:
 def op(
     name: str, kind: str, /, *, reports: bool = False, contextless: bool = False, out: dict[str, str] | None = None, **fields: str
 ) -> Line:
-    """An operation of our own; `kind` is "call" or "post", `out` are the fields of its reply. The session side is by hand."""
+    """An operation of our own; `kind` is "call", "pure" or "post", `out` are the fields of its reply. The session side is by hand."""
     roles = dict(fields)
     for key, value in (out or {}).items():
         roles["out " + key] = value

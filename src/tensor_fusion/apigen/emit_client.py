@@ -153,24 +153,24 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     size = f"tpg_size_{op.name}_in(&a)" if has_in else "0"
     put = f"tpg_put_{op.name}_in(&c, &a);" if has_in else "(void)c;"
     post = op.kind == "post"
-    body.append(f"    size_t size = {size};")
-    body.append(f"    {upper}_FITS(size);")
+    body.append(f"    size_t wire_size = {size};")
+    body.append(f"    {upper}_FITS(wire_size);")
     body.append("    struct tp_reply reply;")
     result = prototype.returns
     if op.kind == "pure":
         body.append("    unsigned char key[512];")
-        body.append("    if (size > sizeof key) { " + f"return {upper}_NULL; }}")
-        body.append("    struct tp_cursor c = tp_cursor_make(key, size);")
+        body.append("    if (wire_size > sizeof key) { " + f"return {upper}_NULL; }}")
+        body.append("    struct tp_cursor c = tp_cursor_make(key, wire_size);")
         body.append(f"    {put}")
         body.append(
-            f'    {result} result = ({result}){prefix}_pure("{op.name}", TPG_OP_{op.name}, key, size, &reply);'
+            f'    {result} result = ({result}){prefix}_pure("{op.name}", TPG_OP_{op.name}, key, wire_size, &reply);'
         )
     else:
         lost = f"{upper}_AFTER_LOSS_OK" if op.line.after_loss == "ok" else f"{prefix}_lost()"
-        body.append(f"    unsigned char *frame = {prefix}_reserve(TPG_OP_{op.name}, size);")
+        body.append(f"    unsigned char *frame = {prefix}_reserve(TPG_OP_{op.name}, wire_size);")
         undo = "".join(f"{prefix}_unmint(new_{f.name}); " for f in op.fields if f.role == "new")
         body.append(f"    if (!frame) {{ {undo}return {lost}; }}")
-        body.append("    struct tp_cursor c = tp_cursor_make(frame, size);")
+        body.append("    struct tp_cursor c = tp_cursor_make(frame, wire_size);")
         body.append(f"    {put}")
         verb = "post" if post else "call"
         body.append(f'    {result} result = ({result}){prefix}_{verb}("{op.name}", &reply);')
@@ -232,10 +232,64 @@ def _store(item: Field, fields: dict[str, Field], prototype: Prototype) -> list[
     ]
 
 
+def operations(model: Model, api: Api) -> str:
+    """tpg_<api>_send.h: for hand-written code, one function that sends each operation of our own.
+
+    ``<prefix>_post_<op>(name, in)`` for posts; ``<prefix>_call_<op>(name, in, out, reply)`` for calls and
+    ``<prefix>_pure_<op>`` for answers that are remembered, whose variable-length
+    results point into the reply until it is freed with tp_reply_free (also after an error).
+    """
+    prefix = PREFIX[api.name]
+    guard = f"TPG_{api.name.upper()}_SEND_H"
+    lines = [NOTE, f"#ifndef {guard}", f"#define {guard}", f'#include "{prefix}.h"', '#include "tpg_ops.h"']
+    result = "CUresult" if api.name == "cuda" else "nvmlReturn_t"
+    for op in api.ops:
+        if op.prototype is None:
+            lines += _sender(prefix, result, op)
+    return "\n".join([*lines, "#endif", ""])
+
+
+def _sender(prefix: str, result: str, op: Op) -> list[str]:
+    has_in, has_out = bool(op.inputs()), bool(op.outputs())
+    params = ["const char *name"] + ([f"const struct tpg_{op.name}_in *in"] if has_in else [])
+    if op.kind != "post":
+        params += ([f"struct tpg_{op.name}_out *out"] if has_out else []) + ["struct tp_reply *reply"]
+    kind = op.kind
+    body = [f"static inline {result} {prefix}_{kind}_{op.name}({', '.join(params)}) {{"]
+    body.append(f"    size_t size = {f'tpg_size_{op.name}_in(in)' if has_in else '0'};")
+    if kind != "post":
+        body.append("    memset(reply, 0, offsetof(struct tp_reply, inline_body));")
+        if has_out:
+            body.append("    memset(out, 0, sizeof *out);")
+    body.append(f"    {prefix.upper()}_FITS(size);")
+    if kind == "pure":
+        body.append("    unsigned char body[512];")
+        body.append(f"    if (size > sizeof body) {{ return {prefix.upper()}_NULL; }}")
+    else:
+        body.append(f"    unsigned char *body = {prefix}_reserve(TPG_OP_{op.name}, size);")
+        body.append(f"    if (TP_UNLIKELY(!body)) {{ return {prefix}_lost(); }}")
+    if has_in:
+        body.append("    struct tp_cursor c = tp_cursor_make(body, size);")
+        body.append(f"    tpg_put_{op.name}_in(&c, in);")
+    if kind == "post":
+        return [*body, f"    return {prefix}_post(name, NULL);", "}"]
+    if kind == "pure":
+        body.append(f"    {result} result = {prefix}_pure(name, TPG_OP_{op.name}, body, size, reply);")
+    else:
+        body.append(f"    {result} result = {prefix}_call(name, reply);")
+    if has_out:
+        body.append("    if (result == 0) {")
+        body.append("        struct tp_cursor r = tp_cursor_make(reply->body, reply->size);")
+        body.append(f"        tpg_get_{op.name}_out(&r, out);")
+        body.append(f"        if (r.bad) {{ result = {prefix}_bad_reply(reply); }}")
+        body.append("    }")
+    return [*body, "    return result;", "}"]
+
+
 def version_script(api: Api) -> str:
     """Linker map: exactly the names of the real library. Without a version node, as the real one has none."""
     names = "".join(f"    {n};\n" for n in api.exports)
     return f"{{\n  global:\n{names}  local:\n    *;\n}};\n"
 
 
-__all__ = ["client_header", "declare", "exports", "stubs", "version_script"]
+__all__ = ["client_header", "declare", "exports", "operations", "stubs", "version_script"]

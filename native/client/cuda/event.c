@@ -1,0 +1,69 @@
+/*
+ * Events in the client. Recording, waiting in a stream and destroying are generated posts; here is creation and what waits.
+ *
+ * Any thread. Nothing is kept about an event but its handle.
+ */
+#include "tpc.h"
+#include "tpg_cuda_send.h"
+
+CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
+    TPC_CONTEXT(context);
+    (void)context;
+    const unsigned int known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
+    /* An interprocess event must not time, and its handle could not leave this machine. */
+    if (!phEvent || (Flags & ~known) || ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING))) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_event_create_in in = {.event = tpc_mint(TPG_EVENT), .flags = Flags & ~(unsigned)CU_EVENT_INTERPROCESS};
+    if (!in.event) {
+        return TPC_NO_HANDLES;
+    }
+    CUresult result = tpc_post_event_create("cuEventCreate", &in);
+    if (result != CUDA_SUCCESS) {
+        tpc_unmint(TPG_EVENT, in.event);
+        return result;
+    }
+    *phEvent = (CUevent)(uintptr_t)in.event;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuEventQuery(CUevent hEvent) {
+    TPC_CHECK_HANDLE(EVENT, hEvent, false);
+    struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)hEvent};
+    struct tp_reply reply;
+    CUresult result = tpc_call_event_query("cuEventQuery", &in, &reply);
+    tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS && atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_pull();
+    }
+    return result;
+}
+
+CUresult tpc_cuEventSynchronize(CUevent hEvent) {
+    TPC_CHECK_HANDLE(EVENT, hEvent, false);
+    struct tpg_event_wait_in in = {.event = (uint64_t)(uintptr_t)hEvent};
+    struct tp_reply reply;
+    CUresult result = tpc_call_event_wait("cuEventSynchronize", &in, &reply);
+    tp_reply_free(&reply);
+    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_pull();
+    }
+    return result;
+}
+
+CUresult tpc_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
+    if (!pMilliseconds) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(EVENT, hStart, false);
+    TPC_CHECK_HANDLE(EVENT, hEnd, false);
+    struct tpg_event_elapsed_in in = {.start = (uint64_t)(uintptr_t)hStart, .end = (uint64_t)(uintptr_t)hEnd};
+    struct tpg_event_elapsed_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_event_elapsed("cuEventElapsedTime", &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        *pMilliseconds = out.milliseconds;
+    }
+    tp_reply_free(&reply);
+    return result;
+}

@@ -1,0 +1,286 @@
+/*
+ * Functions and kernels: attributes, names, parameter layouts. What the worker knows is asked for once and kept.
+ *
+ * Any thread. A CUkernel is taken wherever a CUfunction is, as the driver does. Attributes are stored one by one as atomics
+ * and published by `attributes_known`; setting one here changes the copy, so that it agrees with the worker's in order.
+ */
+#include "tpc.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+
+static int current_device(void) {
+    const struct tpc_context *context = tpc_current();
+    return context ? tpc_devices[context->device].remote : 0;
+}
+
+const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result) {
+    *result = CUDA_SUCCESS;
+    if (TP_LIKELY(atomic_load_explicit(&kernel->attributes_known, memory_order_acquire))) {
+        return kernel->attributes;
+    }
+    struct tpg_function_attributes_in in = {.function = kernel->handle, .device = current_device()};
+    struct tpg_function_attributes_out out;
+    struct tp_reply reply;
+    *result = tpc_call_function_attributes(name, &in, &out, &reply);
+    if (*result == CUDA_SUCCESS) {
+        for (size_t i = 0; i < out.values_count && i < CU_FUNC_ATTRIBUTE_MAX; i++) {
+            atomic_store_explicit(&kernel->attributes[i], out.values[i], memory_order_relaxed);
+        }
+        atomic_store_explicit(&kernel->attributes_known, true, memory_order_release);
+    }
+    tp_reply_free(&reply);
+    return *result ? NULL : kernel->attributes;
+}
+
+static CUresult get_attribute(const char *name, int *value, CUfunction_attribute attribute, uint64_t handle) {
+    struct tpc_kernel *kernel = tpc_kernel_of(handle);
+    CUresult result;
+    if (!value || (unsigned)attribute >= CU_FUNC_ATTRIBUTE_MAX) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!kernel) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    const _Atomic int *values = tpc_attributes(kernel, name, &result);
+    if (values) {
+        *value = atomic_load_explicit(&values[attribute], memory_order_relaxed);
+    }
+    return result;
+}
+
+CUresult tpc_cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfunc) {
+    return get_attribute("cuFuncGetAttribute", pi, attrib, (uint64_t)(uintptr_t)hfunc);
+}
+
+CUresult tpc_cuKernelGetAttribute(int *pi, CUfunction_attribute attrib, CUkernel kernel, CUdevice dev) {
+    TPC_DEVICE(dev);
+    return get_attribute("cuKernelGetAttribute", pi, attrib, (uint64_t)(uintptr_t)kernel);
+}
+
+/* What the driver would refuse at once is refused here; the rest travels in order and cannot fail. */
+static CUresult check_attribute(struct tpc_kernel *kernel, CUfunction_attribute attribute, int value) {
+    CUresult result;
+    const struct tpc_context *context = tpc_current();
+    const int *limits = tpc_devices[context ? context->device : 0].what.attributes;
+    switch (attribute) {
+    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: {
+        const _Atomic int *values = tpc_attributes(kernel, "cuFuncSetAttribute", &result);
+        if (!values) {
+            return result;
+        }
+        int most = limits[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN] -
+                   atomic_load(&values[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES]);
+        return value < 0 || value > most ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    }
+    case CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT:
+        return value < -1 || value > 100 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH:
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT:
+    case CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH:
+    case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED:
+    case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
+        return value < 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    default:
+        return CUDA_ERROR_INVALID_VALUE; /* the others can only be read */
+    }
+}
+
+static CUresult set_attribute(const char *name, uint64_t handle, int device, CUfunction_attribute attribute, int value) {
+    struct tpc_kernel *kernel = tpc_kernel_of(handle);
+    if (!kernel) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    CUresult result = check_attribute(kernel, attribute, value);
+    if (result) {
+        return result;
+    }
+    if (atomic_load_explicit(&kernel->attributes_known, memory_order_acquire) &&
+        atomic_load_explicit(&kernel->attributes[attribute], memory_order_relaxed) == value) {
+        return CUDA_SUCCESS; /* libraries set the same value before every launch */
+    }
+    struct tpg_function_attribute_set_in in = {
+        .function = handle, .device = device, .attribute = (int)attribute, .value = value};
+    result = tpc_post_function_attribute_set(name, &in);
+    atomic_store_explicit(&kernel->attributes[attribute], value, memory_order_relaxed);
+    tpc_pure_forget(); /* occupancy depends on attributes */
+    return result;
+}
+
+CUresult tpc_cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int value) {
+    return set_attribute("cuFuncSetAttribute", (uint64_t)(uintptr_t)hfunc, current_device(), attrib, value);
+}
+
+CUresult tpc_cuKernelSetAttribute(CUfunction_attribute attrib, int val, CUkernel kernel, CUdevice dev) {
+    TPC_DEVICE(dev);
+    return set_attribute("cuKernelSetAttribute", (uint64_t)(uintptr_t)kernel, dev, attrib, val);
+}
+
+static CUresult config(const char *name, uint64_t handle, int device, unsigned int what, int value) {
+    if (!tpc_kernel_of(handle)) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    struct tpg_function_config_in in = {.function = handle, .device = device, .what = what, .value = value};
+    return tpc_post_function_config(name, &in);
+}
+
+CUresult tpc_cuFuncSetCacheConfig(CUfunction hfunc, CUfunc_cache value) {
+    return config("cuFuncSetCacheConfig", (uint64_t)(uintptr_t)hfunc, current_device(), 0, (int)value);
+}
+
+CUresult tpc_cuFuncSetSharedMemConfig(CUfunction hfunc, CUsharedconfig value) {
+    return config("cuFuncSetSharedMemConfig", (uint64_t)(uintptr_t)hfunc, current_device(), 1, (int)value);
+}
+
+CUresult tpc_cuKernelSetCacheConfig(CUkernel kernel, CUfunc_cache value, CUdevice dev) {
+    TPC_DEVICE(dev);
+    return config("cuKernelSetCacheConfig", (uint64_t)(uintptr_t)kernel, dev, 0, (int)value);
+}
+
+static CUresult loading(const char *name, CUfunction function, unsigned int load, CUfunctionLoadingState *state) {
+    struct tpg_function_load_in in = {.function = (uint64_t)(uintptr_t)function, .load = load};
+    struct tpg_function_load_out out;
+    struct tp_reply reply;
+    if (!tpc_kernel_of(in.function)) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    CUresult result = tpc_call_function_load(name, &in, &out, &reply);
+    if (result == CUDA_SUCCESS && state) {
+        *state = (CUfunctionLoadingState)out.state;
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction function) {
+    return state ? loading("cuFuncIsLoaded", function, 0, state) : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult tpc_cuFuncLoad(CUfunction function) { return loading("cuFuncLoad", function, 1, NULL); }
+
+/* ---- identity ---- */
+
+static CUresult name_of(const char **name, uint64_t handle) {
+    struct tpc_kernel *kernel = tpc_kernel_of(handle);
+    if (!name) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!kernel) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    char *known = atomic_load_explicit(&kernel->name, memory_order_acquire);
+    if (!known) {
+        struct tpg_kernel_name_in in = {.function = handle};
+        struct tpg_kernel_name_out out;
+        struct tp_reply reply;
+        CUresult result = tpc_call_kernel_name("cuFuncGetName", &in, &out, &reply);
+        char *fetched = result ? NULL : strndup(out.name ? out.name : "", out.name_size);
+        tp_reply_free(&reply);
+        if (result || !fetched) {
+            return result ? result : CUDA_ERROR_OUT_OF_MEMORY;
+        }
+        if (atomic_compare_exchange_strong(&kernel->name, &known, fetched)) {
+            known = fetched;
+        } else {
+            free(fetched); /* another thread was faster; its text is the one that stays */
+        }
+    }
+    *name = known;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuFuncGetName(const char **name, CUfunction hfunc) { return name_of(name, (uint64_t)(uintptr_t)hfunc); }
+
+CUresult tpc_cuKernelGetName(const char **name, CUkernel hfunc) { return name_of(name, (uint64_t)(uintptr_t)hfunc); }
+
+static CUresult parameter(uint64_t handle, size_t index, size_t *offset, size_t *size) {
+    const struct tpc_kernel *kernel = tpc_kernel_of(handle);
+    if (!kernel) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (!offset || index >= kernel->parameters) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *offset = kernel->layout[index].offset;
+    if (size) {
+        *size = kernel->layout[index].size;
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
+    return parameter((uint64_t)(uintptr_t)func, paramIndex, paramOffset, paramSize);
+}
+
+CUresult tpc_cuKernelGetParamInfo(CUkernel kernel, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
+    return parameter((uint64_t)(uintptr_t)kernel, paramIndex, paramOffset, paramSize);
+}
+
+CUresult tpc_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {
+    const struct tpc_kernel *record = tpc_record(TPG_KERNEL, (uint64_t)(uintptr_t)kernel);
+    if (!pLib) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!record) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    *pLib = (CUlibrary)(uintptr_t)tpc_image_handle(record->image);
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
+    const struct tpc_kernel *record = tpc_record(TPG_FUNCTION, (uint64_t)(uintptr_t)hfunc);
+    if (!hmod) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!record) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    uint64_t owner = tpc_image_handle(record->image);
+    if (tp_handle_is(owner, TPG_LIBRARY)) {
+        return tpc_cuLibraryGetModule(hmod, (CUlibrary)(uintptr_t)owner);
+    }
+    *hmod = (CUmodule)(uintptr_t)owner;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
+    TPC_CONTEXT(context);
+    (void)context;
+    struct tpc_kernel *record = tpc_record(TPG_KERNEL, (uint64_t)(uintptr_t)kernel);
+    if (!pFunc) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!record) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    static struct tp_lock lock;
+    CUresult result = CUDA_SUCCESS;
+    tp_lock_take(&lock);
+    uint64_t handle = atomic_load(&record->function);
+    if (!handle) {
+        struct tpc_kernel *function = calloc(1, sizeof *function);
+        handle = function ? tpc_mint_record(TPG_FUNCTION, function) : 0;
+        if (handle) {
+            function->handle = handle;
+            function->image = record->image;
+            function->index = record->index;
+            function->parameters = record->parameters;
+            function->parameter_bytes = record->parameter_bytes;
+            function->layout = record->layout;
+            char *name = atomic_load(&record->name);
+            atomic_store(&function->name, name ? strdup(name) : NULL);
+            struct tpg_kernel_function_in in = {.kernel = record->handle, .function = handle};
+            result = tpc_post_kernel_function("cuKernelGetFunction", &in);
+            atomic_store(&record->function, handle);
+        } else {
+            free(function);
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    tp_lock_drop(&lock);
+    if (result == CUDA_SUCCESS) {
+        *pFunc = (CUfunction)(uintptr_t)handle;
+    }
+    return result;
+}

@@ -1,0 +1,128 @@
+/*
+ * Handles: minting, ending, and from a handle to its record without a lock.
+ *
+ * Any thread. For each kind a growing list of chunks that never move: a reader needs one atomic load for the chunk and one for
+ * the slot. Ended slots wait in a queue, so that a stale handle is told apart for as long as possible.
+ */
+#include "tpc.h"
+
+#include <stdlib.h>
+
+#define CHUNK_BITS 10u
+#define CHUNK (1u << CHUNK_BITS)
+#define CHUNKS ((TP_INDEX_MAX + 1) >> CHUNK_BITS)
+#define REUSE_AFTER 256u /* ended slots of a kind before the oldest is used again */
+
+struct slot {
+    _Atomic uint32_t id; /* 0 while the slot is free; released after the record */
+    uint32_t generation; /* of the last handle here */
+    _Atomic(void *) record;
+    uint32_t next_free;
+};
+
+static struct kind {
+    struct tp_lock lock;
+    _Atomic(struct slot *) chunks[CHUNKS];
+    uint32_t used; /* slots ever used */
+    uint32_t free_first, free_last, free_count;
+} kinds[TPG_KIND_LIMIT];
+
+static struct slot *slot_at(struct kind *kind, uint32_t index) {
+    struct slot *chunk = atomic_load_explicit(&kind->chunks[index >> CHUNK_BITS], memory_order_acquire);
+    return chunk ? &chunk[index & (CHUNK - 1)] : NULL;
+}
+
+static struct slot *live(uint32_t kind, uint64_t handle) {
+    if (!tp_handle_is(handle, kind)) {
+        return NULL;
+    }
+    uint32_t id = tp_handle_id(handle);
+    struct slot *slot = slot_at(&kinds[kind], tp_id_index(id));
+    return slot && id && atomic_load_explicit(&slot->id, memory_order_acquire) == id ? slot : NULL;
+}
+
+static bool take_free(struct kind *kind, uint32_t *index) {
+    if (kind->free_count && (kind->free_count >= REUSE_AFTER || kind->used > TP_INDEX_MAX)) {
+        *index = kind->free_first;
+        kind->free_first = slot_at(kind, *index)->next_free;
+        kind->free_count--;
+        return true;
+    }
+    if (kind->used > TP_INDEX_MAX) {
+        return false;
+    }
+    *index = kind->used;
+    if (!slot_at(kind, *index)) {
+        struct slot *chunk = calloc(CHUNK, sizeof *chunk);
+        if (!chunk) {
+            return false;
+        }
+        atomic_store_explicit(&kind->chunks[*index >> CHUNK_BITS], chunk, memory_order_release);
+    }
+    kind->used++;
+    return true;
+}
+
+uint64_t tpc_mint_record(uint32_t number, void *record) {
+    struct kind *kind = &kinds[number];
+    uint64_t handle = 0;
+    uint32_t index;
+    tp_lock_take(&kind->lock);
+    if (take_free(kind, &index)) {
+        struct slot *slot = slot_at(kind, index);
+        slot->generation = (slot->generation + 1) & 0xfff;
+        slot->generation += slot->generation == 0;
+        uint32_t id = slot->generation << TP_INDEX_BITS | index;
+        atomic_store_explicit(&slot->record, record, memory_order_relaxed);
+        atomic_store_explicit(&slot->id, id, memory_order_release);
+        handle = tp_handle_make(number, id);
+    }
+    tp_lock_drop(&kind->lock);
+    return handle;
+}
+
+uint64_t tpc_mint(uint32_t kind) { return tpc_mint_record(kind, NULL); }
+
+void *tpc_unmint(uint32_t number, uint64_t handle) {
+    struct kind *kind = &kinds[number];
+    void *record = NULL;
+    tp_lock_take(&kind->lock);
+    struct slot *slot = live(number, handle);
+    if (slot) {
+        uint32_t index = tp_id_index(tp_handle_id(handle));
+        record = atomic_load_explicit(&slot->record, memory_order_relaxed);
+        atomic_store_explicit(&slot->id, 0, memory_order_release);
+        if (kind->free_count) {
+            slot_at(kind, kind->free_last)->next_free = index;
+        } else {
+            kind->free_first = index;
+        }
+        kind->free_last = index;
+        kind->free_count++;
+    }
+    tp_lock_drop(&kind->lock);
+    return record;
+}
+
+void *tpc_record(uint32_t kind, uint64_t handle) {
+    struct slot *slot = live(kind, handle);
+    return slot ? atomic_load_explicit(&slot->record, memory_order_relaxed) : NULL;
+}
+
+bool tpc_handle_alive(uint32_t kind, uint64_t handle) { return live(kind, handle) != NULL; }
+
+CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {
+    if (TP_LIKELY(live(kind, handle) != NULL)) {
+        return CUDA_SUCCESS;
+    }
+    if (kind == TPG_STREAM && handle <= 2) {
+        return CUDA_SUCCESS;
+    }
+    if ((!handle && optional) || (kind == TPG_FUNCTION && live(TPG_KERNEL, handle))) {
+        return CUDA_SUCCESS;
+    }
+    if (kind == TPG_CONTEXT) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    return kind == TPG_MEMORY ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE;
+}

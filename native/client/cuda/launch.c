@@ -1,0 +1,309 @@
+/*
+ * Launches and occupancy. The path of most calls that a program makes: no lock but the stream's, no allocation, no system call.
+ *
+ * Any thread. The commonest mistakes are refused here with the driver's own codes, from cached limits, so that they are exact
+ * and immediate; everything else is posted and a failure is reported at the next call that may report one.
+ */
+#include "tpc.h"
+#include "tpg_cuda_send.h"
+
+#define BLOCK_LIMIT 32764u /* bytes of parameters that a kernel can take */
+
+struct shape {
+    unsigned int grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+};
+
+static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel *kernel, const struct shape *s) {
+    const int *limit = tpc_devices[context->device].what.attributes;
+    if (!s->grid_x || !s->grid_y || !s->grid_z || !s->block_x || !s->block_y || !s->block_z) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (s->grid_x > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X] ||
+        s->grid_y > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y] ||
+        s->grid_z > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z] ||
+        s->block_x > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X] ||
+        s->block_y > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y] ||
+        s->block_z > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z]) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t threads = (uint64_t)s->block_x * s->block_y * s->block_z;
+    if (threads > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK] ||
+        s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN]) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    bool known = atomic_load_explicit(&kernel->attributes_known, memory_order_acquire);
+    /* 256 threads run every kernel that was compiled without a launch bound below that; only larger blocks, and shared memory
+     * above what needs no opting in, are worth asking about once. */
+    if (!known && (threads > 256 || s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK])) {
+        CUresult result;
+        if (!tpc_attributes(kernel, "cuLaunchKernel", &result)) {
+            return result;
+        }
+        known = true;
+    }
+    if (known) {
+        const _Atomic int *a = kernel->attributes;
+        if (threads > (unsigned)atomic_load_explicit(&a[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK], memory_order_relaxed)) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+        int dynamic =
+            atomic_load_explicit(&a[CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES], memory_order_relaxed);
+        if (s->shared_bytes > (unsigned)dynamic) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
+/* Where the parameter block comes from: the caller's buffer (`extra`), or gathered into `block`. */
+static CUresult gather(const struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
+                       const void **source) {
+    *source = block;
+    if (!kernel->parameter_bytes) {
+        return CUDA_SUCCESS;
+    }
+    if (kernel->parameter_bytes > BLOCK_LIMIT || (params && extra) || (!params && !extra)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (params) {
+        for (uint32_t i = 0; i < kernel->parameters; i++) {
+            const struct tpc_parameter *p = &kernel->layout[i];
+            if (p->size == 8) {
+                memcpy(block + p->offset, params[i], 8);
+            } else if (p->size == 4) {
+                memcpy(block + p->offset, params[i], 4);
+            } else {
+                memcpy(block + p->offset, params[i], p->size);
+            }
+        }
+        return CUDA_SUCCESS;
+    }
+    const void *buffer = NULL;
+    size_t size = 0;
+    for (int i = 0; i < 8 && extra[i] != CU_LAUNCH_PARAM_END; i += 2) {
+        if (extra[i] == CU_LAUNCH_PARAM_BUFFER_POINTER) {
+            buffer = extra[i + 1];
+        } else if (extra[i] == CU_LAUNCH_PARAM_BUFFER_SIZE) {
+            size = *(const size_t *)extra[i + 1];
+        } else {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+    }
+    if (!buffer || size < kernel->parameter_bytes) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *source = buffer;
+    return CUDA_SUCCESS;
+}
+
+/* Everything before the frame is sent; on success *source is the parameter block. */
+static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CUstream stream, void **params, void **extra,
+                        unsigned char *block, const void **source) {
+    TPC_CONTEXT(context);
+    if (TP_UNLIKELY(!kernel)) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    TPC_CHECK_HANDLE(STREAM, stream, true);
+    CUresult result = check_shape(context, kernel, shape);
+    if (TP_LIKELY(result == CUDA_SUCCESS)) {
+        result = gather(kernel, params, extra, block, source);
+    }
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed)) && result == CUDA_SUCCESS) {
+        tpc_twins_push();
+    }
+    return result;
+}
+
+static CUresult launch(const char *name, CUfunction f, const struct shape *shape, CUstream stream, void **params,
+                       void **extra, unsigned int cooperative) {
+    struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
+    unsigned char block[BLOCK_LIMIT];
+    const void *source;
+    CUresult result = prepare(kernel, shape, stream, params, extra, block, &source);
+    if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
+        return result;
+    }
+    struct tpg_launch_in in = {.function = kernel->handle,
+                               .stream = (uint64_t)(uintptr_t)stream,
+                               .grid_x = shape->grid_x,
+                               .grid_y = shape->grid_y,
+                               .grid_z = shape->grid_z,
+                               .block_x = shape->block_x,
+                               .block_y = shape->block_y,
+                               .block_z = shape->block_z,
+                               .shared_bytes = shape->shared_bytes,
+                               .cooperative = cooperative,
+                               .params = source,
+                               .params_size = kernel->parameter_bytes};
+    return tpc_post_launch(name, &in);
+}
+
+CUresult tpc_cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
+                            unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
+                            unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra) {
+    struct shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
+    return launch("cuLaunchKernel", f, &shape, hStream, kernelParams, extra, 0);
+}
+
+CUresult tpc_cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
+                                       unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
+                                       unsigned int sharedMemBytes, CUstream hStream, void **kernelParams) {
+    struct shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
+    return launch("cuLaunchCooperativeKernel", f, &shape, hStream, kernelParams, NULL, 1);
+}
+
+/* Attributes whose value holds a handle must hold a living one; a device-updatable node would need an address back. */
+static CUresult check_attributes(const CUlaunchConfig *config) {
+    if (config->numAttrs && !config->attrs) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (unsigned int i = 0; i < config->numAttrs; i++) {
+        const CUlaunchAttribute *attribute = &config->attrs[i];
+        if (attribute->id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT ||
+            attribute->id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT) {
+            TPC_CHECK_HANDLE(EVENT, attribute->value.programmaticEvent.event, false);
+        }
+        if (attribute->id == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE) {
+            tp_log(TP_WARN, "a launch asked for a device-updatable graph node, which comes with graphs");
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, CUfunction f, void **kernelParams,
+                              void **extra) {
+    if (!config) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct shape shape = {config->gridDimX,  config->gridDimY,  config->gridDimZ,      config->blockDimX,
+                          config->blockDimY, config->blockDimZ, config->sharedMemBytes};
+    CUstream stream = config->hStream ? config->hStream : implicit;
+    if (!config->numAttrs) {
+        return launch("cuLaunchKernelEx", f, &shape, stream, kernelParams, extra, 0);
+    }
+    struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
+    unsigned char block[BLOCK_LIMIT];
+    const void *source;
+    CUresult result = check_attributes(config);
+    if (result == CUDA_SUCCESS) {
+        result = prepare(kernel, &shape, stream, kernelParams, extra, block, &source);
+    }
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    struct tpg_launch_ex_in in = {.function = kernel->handle,
+                                  .stream = (uint64_t)(uintptr_t)stream,
+                                  .grid_x = shape.grid_x,
+                                  .grid_y = shape.grid_y,
+                                  .grid_z = shape.grid_z,
+                                  .block_x = shape.block_x,
+                                  .block_y = shape.block_y,
+                                  .block_z = shape.block_z,
+                                  .shared_bytes = shape.shared_bytes,
+                                  .attributes = config->attrs,
+                                  .attributes_count = config->numAttrs,
+                                  .params = source,
+                                  .params_size = kernel->parameter_bytes};
+    return tpc_post_launch_ex("cuLaunchKernelEx", &in);
+}
+
+/* ---- occupancy ---- */
+
+static CUresult clusters(const char *name, unsigned int what, int *value, CUfunction function, const CUlaunchConfig *config) {
+    struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)function);
+    if (!value || !config) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!kernel) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    CUresult result = check_attributes(config);
+    if (result) {
+        return result;
+    }
+    struct tpg_occupancy_clusters_in in = {.function = kernel->handle,
+                                           .what = what,
+                                           .grid_x = config->gridDimX,
+                                           .grid_y = config->gridDimY,
+                                           .grid_z = config->gridDimZ,
+                                           .block_x = config->blockDimX,
+                                           .block_y = config->blockDimY,
+                                           .block_z = config->blockDimZ,
+                                           .shared_bytes = config->sharedMemBytes,
+                                           .attributes = config->attrs,
+                                           .attributes_count = config->numAttrs};
+    struct tpg_occupancy_clusters_out out;
+    struct tp_reply reply;
+    result = tpc_pure_occupancy_clusters(name, &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        *value = out.value;
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func, const CUlaunchConfig *config) {
+    return clusters("cuOccupancyMaxActiveClusters", 0, numClusters, func, config);
+}
+
+CUresult tpc_cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction func, const CUlaunchConfig *config) {
+    return clusters("cuOccupancyMaxPotentialClusterSize", 1, clusterSize, func, config);
+}
+
+/* The largest occupancy over all block sizes, in warps from the largest down, as the documented search does: the first block
+ * size that reaches the most resident threads wins. */
+CUresult tpc_cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *blockSize, CUfunction func,
+                                                       CUoccupancyB2DSize blockSizeToDynamicSMemSize,
+                                                       size_t dynamicSMemSize, int blockSizeLimit, unsigned int flags) {
+    TPC_CONTEXT(context);
+    struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)func);
+    CUresult result;
+    if (!minGridSize || !blockSize || blockSizeLimit < 0) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!kernel) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    const int *device = tpc_devices[context->device].what.attributes;
+    const _Atomic int *values = tpc_attributes(kernel, "cuOccupancyMaxPotentialBlockSize", &result);
+    if (!values) {
+        return result;
+    }
+    const int warp = device[CU_DEVICE_ATTRIBUTE_WARP_SIZE];
+    const int resident = device[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR];
+    int limit = atomic_load(&values[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK]);
+    if (device[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK] < limit) {
+        limit = device[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK];
+    }
+    if (blockSizeLimit && blockSizeLimit < limit) {
+        limit = blockSizeLimit;
+    }
+    int best_threads = 0, best_block = 0, best_blocks = 0;
+    for (int aligned = (limit + warp - 1) / warp * warp; aligned > 0; aligned -= warp) {
+        int block = aligned < limit ? aligned : limit, blocks = 0;
+        size_t shared = blockSizeToDynamicSMemSize ? blockSizeToDynamicSMemSize(block) : dynamicSMemSize;
+        result = tpc_cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(&blocks, func, block, shared, flags);
+        if (result) {
+            return result;
+        }
+        if (blocks * block > best_threads) {
+            best_threads = blocks * block;
+            best_block = block;
+            best_blocks = blocks;
+        }
+        if (best_threads == resident) {
+            break;
+        }
+    }
+    *minGridSize = best_blocks * device[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
+    *blockSize = best_block;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuOccupancyMaxPotentialBlockSize(int *minGridSize, int *blockSize, CUfunction func,
+                                              CUoccupancyB2DSize blockSizeToDynamicSMemSize, size_t dynamicSMemSize,
+                                              int blockSizeLimit) {
+    return tpc_cuOccupancyMaxPotentialBlockSizeWithFlags(minGridSize, blockSize, func, blockSizeToDynamicSMemSize,
+                                                         dynamicSMemSize, blockSizeLimit, CU_OCCUPANCY_DEFAULT);
+}

@@ -1,0 +1,606 @@
+/*
+ * Modules and libraries: reading images, the list of kernels that comes back, functions, globals, attributes.
+ *
+ * Any thread. An image's record is complete before its handle is given out and never changes, except for the handles of its
+ * kernels, which are minted once each under the image's lock. Records of unloaded images stay allocated: a kernel handle that
+ * another thread still uses must not point into freed memory.
+ */
+#include "tpc.h"
+#include "tpg_cuda_send.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <tp_image.h>
+#include <unistd.h>
+
+struct entry {
+    uint64_t hash;
+    uint32_t parameters, parameter_bytes;
+    const struct tpc_parameter *layout;
+    _Atomic(struct tpc_kernel *) kernel; /* minted on first use */
+};
+
+struct tpc_image {
+    uint64_t handle; /* of the module or library */
+    bool library;
+    struct tp_lock lock;
+    _Atomic uint64_t module; /* of a library: its module once asked for */
+    uint32_t count;
+    uint32_t mask; /* of the table of places by name hash */
+    uint32_t *places; /* index + 1, 0 = empty */
+    struct entry *entries;
+    struct tpc_parameter *layouts;
+};
+
+/* ---- the list of kernels ---- */
+
+static void place(struct tpc_image *image, uint32_t index) {
+    uint32_t at = (uint32_t)image->entries[index].hash & image->mask;
+    while (image->places[at]) {
+        at = (at + 1) & image->mask;
+    }
+    image->places[at] = index + 1;
+}
+
+static bool image_fill(struct tpc_image *image, const unsigned char *list, size_t size) {
+    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)list, size);
+    uint32_t count = tp_get_u32(&c);
+    (void)tp_get_u32(&c);
+    if (c.bad || count > size / sizeof(struct tp_kernel_entry)) {
+        return false;
+    }
+    image->count = count;
+    image->mask = 7;
+    while (image->mask < 2 * count) {
+        image->mask = 2 * image->mask + 1;
+    }
+    image->places = calloc(image->mask + 1, sizeof *image->places);
+    image->entries = calloc(count + 1, sizeof *image->entries);
+    image->layouts = malloc(size + 1);
+    struct tpc_parameter *layout = image->layouts;
+    if (!image->places || !image->entries || !layout) {
+        goto failed;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        struct tp_kernel_entry entry;
+        tp_get(&c, &entry, sizeof entry);
+        size_t bytes = (size_t)entry.parameters * sizeof *layout;
+        const void *parameters = tp_take(&c, tp_padded(bytes));
+        if (c.bad) {
+            goto failed;
+        }
+        memcpy(layout, parameters, bytes);
+        image->entries[i] = (struct entry){.hash = entry.name_hash,
+                                           .parameters = entry.parameters,
+                                           .parameter_bytes = entry.parameter_bytes,
+                                           .layout = layout};
+        for (uint32_t p = 0; p < entry.parameters; p++) {
+            if (layout[p].offset + (uint32_t)layout[p].size > entry.parameter_bytes) {
+                goto failed;
+            }
+        }
+        layout += entry.parameters;
+        place(image, i);
+    }
+    return true;
+
+failed:
+    free(image->places);
+    free(image->entries);
+    free(image->layouts);
+    return false;
+}
+
+static bool find(const struct tpc_image *image, const char *name, uint32_t *index) {
+    uint64_t hash = tp_name_hash(name);
+    for (uint32_t at = (uint32_t)hash & image->mask; image->places[at]; at = (at + 1) & image->mask) {
+        if (image->entries[image->places[at] - 1].hash == hash) {
+            *index = image->places[at] - 1;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The kernel at `index`, its handle minted and sent on first use. */
+static struct tpc_kernel *kernel_at(struct tpc_image *image, uint32_t index, const char *name, CUresult *result) {
+    struct entry *entry = &image->entries[index];
+    struct tpc_kernel *kernel = atomic_load_explicit(&entry->kernel, memory_order_acquire);
+    *result = CUDA_SUCCESS;
+    if (kernel) {
+        return kernel;
+    }
+    tp_lock_take(&image->lock);
+    kernel = atomic_load_explicit(&entry->kernel, memory_order_relaxed);
+    if (kernel) {
+        tp_lock_drop(&image->lock);
+        return kernel;
+    }
+    kernel = calloc(1, sizeof *kernel);
+    uint32_t kind = image->library ? TPG_KERNEL : TPG_FUNCTION;
+    uint64_t handle = kernel ? tpc_mint_record(kind, kernel) : 0;
+    if (!handle) {
+        *result = CUDA_ERROR_OUT_OF_MEMORY;
+        goto failed;
+    }
+    kernel->handle = handle;
+    kernel->image = image;
+    kernel->index = index;
+    kernel->parameters = entry->parameters;
+    kernel->parameter_bytes = entry->parameter_bytes;
+    kernel->layout = entry->layout;
+    atomic_store_explicit(&kernel->name, name ? strdup(name) : NULL, memory_order_relaxed);
+    if (image->library) {
+        struct tpg_kernel_get_in in = {.library = image->handle, .kernel = handle, .index = index};
+        *result = tpc_post_kernel_get("cuLibraryGetKernel", &in);
+    } else {
+        struct tpg_function_get_in in = {.module = image->handle, .function = handle, .index = index};
+        *result = tpc_post_function_get("cuModuleGetFunction", &in);
+    }
+    if (*result) {
+        tpc_unmint(kind, handle);
+        goto failed;
+    }
+    atomic_store_explicit(&entry->kernel, kernel, memory_order_release);
+    tp_lock_drop(&image->lock);
+    return kernel;
+
+failed:
+    tp_lock_drop(&image->lock);
+    free(kernel);
+    return NULL;
+}
+
+struct tpc_kernel *tpc_kernel_of(uint64_t handle) {
+    uint32_t kind = tp_handle_type(handle);
+    return kind == TPG_KERNEL || kind == TPG_FUNCTION ? tpc_record(kind, handle) : NULL;
+}
+
+uint64_t tpc_image_handle(const struct tpc_image *image) { return image->handle; }
+
+/* ---- loading ---- */
+
+#define OPTION_LIMIT 32u
+
+struct log_buffer {
+    char *memory;
+    size_t size;
+};
+
+/* Scalar options travel; log buffers stay here and are filled from the answer. */
+static CUresult gather(unsigned int count, const CUjit_option *options, void *const *values, uint64_t *pairs, size_t *used,
+                       struct log_buffer *info, struct log_buffer *errors) {
+    if (count > OPTION_LIMIT || (count && (!options || !values))) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *used = 0;
+    for (unsigned int i = 0; i < count; i++) {
+        struct log_buffer *log = options[i] == CU_JIT_INFO_LOG_BUFFER ? info : errors;
+        switch (options[i]) {
+        case CU_JIT_INFO_LOG_BUFFER:
+        case CU_JIT_ERROR_LOG_BUFFER:
+            log->memory = values[i];
+            continue;
+        case CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES: info->size = (uint32_t)(uintptr_t)values[i]; break;
+        case CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: errors->size = (uint32_t)(uintptr_t)values[i]; break;
+        case CU_JIT_WALL_TIME: continue; /* an output that nobody is known to read */
+        default: break;
+        }
+        pairs[(*used)++] = (uint64_t)options[i];
+        pairs[(*used)++] = (uint64_t)(uintptr_t)values[i] & (options[i] == CU_JIT_GLOBAL_SYMBOL_ADDRESSES ? 0 : 0xffffffffu);
+    }
+    return CUDA_SUCCESS;
+}
+
+static void fill_log(const struct log_buffer *log, const void *text, size_t size) {
+    if (log->memory && log->size) {
+        size = size < log->size - 1 ? size : log->size - 1;
+        if (size) {
+            memcpy(log->memory, text, size);
+        }
+        log->memory[size] = 0;
+    }
+}
+
+static CUresult send_image(const void *bytes, size_t size, struct tpg_image_load_in *in, struct tpg_image_load_out *out,
+                           struct tp_reply *reply) {
+    in->size = size;
+    if (size <= TP_INLINE_MAX) {
+        in->data = bytes;
+        in->data_size = size;
+        return tpc_call_image_load("cuModuleLoadData", in, out, reply);
+    }
+    memset(reply, 0, offsetof(struct tp_reply, inline_body));
+    if (tp_data_ready(tpc_conn) != TP_OK) {
+        return tpc_lost();
+    }
+    /* The upload is a post of its own, so that its bytes are queued before the call waits for the answer. */
+    struct tpg_image_upload_in upload = {.size = size};
+    size_t frame_size = tpg_size_image_upload_in(&upload);
+    unsigned char *body = tpc_reserve(TPG_OP_image_upload, frame_size);
+    if (!body) {
+        return tpc_lost();
+    }
+    upload.transfer = in->transfer = tp_transfer_next(tpc_conn);
+    struct tp_cursor c = tp_cursor_make(body, frame_size);
+    tpg_put_image_upload_in(&c, &upload);
+    tp_commit_upload(tpc_conn, in->transfer, bytes, size);
+    return tpc_call_image_load("cuModuleLoadData", in, out, reply);
+}
+
+/* Loads `bytes` as a module or a library and gives out its handle. */
+static CUresult load(const void *code, bool library, unsigned int count, const CUjit_option *options, void *const *values,
+                     uint64_t *handle) {
+    struct tpc_context *context = tpc_current();
+    if (!library && !context) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    uint32_t magic;
+    memcpy(&magic, code, sizeof magic);
+    if (magic == TP_FATBIN_WRAPPER) {
+        /* {magic, version, data, more}: version 2 names further containers to be linked, which we cannot do. */
+        uint32_t version;
+        const void *data;
+        memcpy(&version, (const char *)code + 4, sizeof version);
+        memcpy(&data, (const char *)code + 8, sizeof data);
+        if (version != 1 || !data) {
+            tp_log(TP_WARN, "an image of relocatable code (fatbin wrapper version %u) cannot be loaded", version);
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+        code = data;
+    }
+    size_t size = tp_image_size(code, SIZE_MAX / 2);
+    if (!size) {
+        return CUDA_ERROR_INVALID_IMAGE;
+    }
+    uint64_t pairs[2 * OPTION_LIMIT];
+    size_t used;
+    struct log_buffer info = {0}, errors = {0};
+    CUresult result = gather(count, options, values, pairs, &used, &info, &errors);
+    if (result) {
+        return result;
+    }
+    uint32_t kind = library ? TPG_LIBRARY : TPG_MODULE;
+    struct tpc_image *image = calloc(1, sizeof *image);
+    struct tpg_image_load_in in = {.owner = image ? tpc_mint_record(kind, image) : 0,
+                                   .is_library = library,
+                                   .options = pairs,
+                                   .options_count = used};
+    if (!in.owner) {
+        free(image);
+        return TPC_NO_HANDLES;
+    }
+    image->handle = in.owner;
+    image->library = library;
+    struct tpg_image_load_out out;
+    struct tp_reply reply;
+    result = send_image(code, size, &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        fill_log(&info, out.info_log, out.info_log_size);
+        fill_log(&errors, out.error_log, out.error_log_size);
+        result = image_fill(image, out.kernels, out.kernels_size) ? CUDA_SUCCESS : tpc_bad_reply(&reply);
+    }
+    tp_reply_free(&reply);
+    if (result) {
+        tpc_unmint(kind, in.owner);
+        free(image);
+        return result;
+    }
+    *handle = in.owner;
+    return CUDA_SUCCESS;
+}
+
+static CUresult load_module(CUmodule *module, const void *image, unsigned int count, const CUjit_option *options,
+                            void *const *values) {
+    uint64_t handle;
+    if (!module || !image) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = load(image, false, count, options, values, &handle);
+    if (result == CUDA_SUCCESS) {
+        *module = (CUmodule)(uintptr_t)handle;
+    }
+    return result;
+}
+
+CUresult tpc_cuModuleLoadData(CUmodule *module, const void *image) { return load_module(module, image, 0, NULL, NULL); }
+
+CUresult tpc_cuModuleLoadFatBinary(CUmodule *module, const void *fatCubin) {
+    return load_module(module, fatCubin, 0, NULL, NULL);
+}
+
+CUresult tpc_cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int numOptions, CUjit_option *options,
+                                void **optionValues) {
+    return load_module(module, image, numOptions, options, optionValues);
+}
+
+CUresult tpc_cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues,
+                               unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues,
+                               unsigned int numLibraryOptions) {
+    uint64_t handle;
+    if (!library || !code || (numLibraryOptions && (!libraryOptions || !libraryOptionValues))) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    /* The only option that says more than "the bytes stay" is a table of host functions, which no GPU host could call. */
+    for (unsigned int i = 0; i < numLibraryOptions; i++) {
+        if (libraryOptions[i] != CU_LIBRARY_BINARY_IS_PRESERVED) {
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+    }
+    CUresult result = load(code, true, numJitOptions, jitOptions, jitOptionsValues, &handle);
+    if (result == CUDA_SUCCESS) {
+        *library = (CUlibrary)(uintptr_t)handle;
+    }
+    return result;
+}
+
+/* The bytes of a file of the client's machine, with a NUL behind them. */
+static CUresult read_file(const char *path, char **bytes) {
+    CUresult result = CUDA_ERROR_FILE_NOT_FOUND;
+    struct stat about;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    *bytes = NULL;
+    if (file < 0 || fstat(file, &about) != 0 || !S_ISREG(about.st_mode)) {
+        goto done;
+    }
+    *bytes = malloc((size_t)about.st_size + 1);
+    result = *bytes ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    for (size_t at = 0; *bytes && at < (size_t)about.st_size;) {
+        ssize_t got = read(file, *bytes + at, (size_t)about.st_size - at);
+        if (got <= 0 && errno != EINTR) {
+            result = CUDA_ERROR_INVALID_IMAGE;
+            break;
+        }
+        at += got > 0 ? (size_t)got : 0;
+    }
+    if (*bytes) {
+        (*bytes)[about.st_size] = 0;
+        /* The driver API takes an image without a length; a file shorter than it says must not be read past its end. */
+        if (result == CUDA_SUCCESS && !tp_image_size(*bytes, (size_t)about.st_size + 1)) {
+            result = CUDA_ERROR_INVALID_IMAGE;
+        }
+    }
+done:
+    if (file >= 0) {
+        close(file);
+    }
+    return result;
+}
+
+CUresult tpc_cuModuleLoad(CUmodule *module, const char *fname) {
+    char *bytes;
+    if (!module || !fname) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = read_file(fname, &bytes);
+    if (result == CUDA_SUCCESS) {
+        result = load_module(module, bytes, 0, NULL, NULL);
+    }
+    free(bytes);
+    return result;
+}
+
+CUresult tpc_cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUjit_option *jitOptions,
+                                   void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions,
+                                   void **libraryOptionValues, unsigned int numLibraryOptions) {
+    char *bytes;
+    if (!library || !fileName) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = read_file(fileName, &bytes);
+    if (result == CUDA_SUCCESS) {
+        result = tpc_cuLibraryLoadData(library, bytes, jitOptions, jitOptionsValues, numJitOptions, libraryOptions,
+                                       libraryOptionValues, numLibraryOptions);
+    }
+    free(bytes);
+    return result;
+}
+
+/* Ends the handles of an image's kernels with it. */
+static void unload(struct tpc_image *image, uint32_t kind) {
+    for (uint32_t i = 0; i < image->count; i++) {
+        struct tpc_kernel *kernel = atomic_load_explicit(&image->entries[i].kernel, memory_order_acquire);
+        if (kernel) {
+            tpc_unmint(image->library ? TPG_KERNEL : TPG_FUNCTION, kernel->handle);
+        }
+    }
+    tpc_unmint(kind, image->handle);
+}
+
+CUresult tpc_cuModuleUnload(CUmodule hmod) {
+    struct tpg_module_unload_in in = {.module = (uint64_t)(uintptr_t)hmod};
+    struct tpc_image *image = tpc_record(TPG_MODULE, in.module);
+    if (!image || image->library) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    CUresult result = tpc_post_module_unload("cuModuleUnload", &in);
+    unload(image, TPG_MODULE);
+    return result;
+}
+
+CUresult tpc_cuLibraryUnload(CUlibrary library) {
+    struct tpg_library_unload_in in = {.library = (uint64_t)(uintptr_t)library};
+    struct tpc_image *image = tpc_record(TPG_LIBRARY, in.library);
+    if (!image) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    CUresult result = tpc_post_library_unload("cuLibraryUnload", &in);
+    unload(image, TPG_LIBRARY);
+    return result;
+}
+
+/* ---- functions and kernels ---- */
+
+static CUresult by_name(struct tpc_image *image, const char *name, uint64_t *handle) {
+    uint32_t index;
+    CUresult result;
+    if (!find(image, name, &index)) {
+        return CUDA_ERROR_NOT_FOUND;
+    }
+    struct tpc_kernel *kernel = kernel_at(image, index, name, &result);
+    if (kernel) {
+        *handle = kernel->handle;
+    }
+    return result;
+}
+
+CUresult tpc_cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name) {
+    if (!hfunc || !name) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpc_image *image = tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
+    uint64_t handle = 0;
+    CUresult result = image ? by_name(image, name, &handle) : CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS) {
+        *hfunc = (CUfunction)(uintptr_t)handle;
+    }
+    return result;
+}
+
+CUresult tpc_cuLibraryGetKernel(CUkernel *pKernel, CUlibrary library, const char *name) {
+    if (!pKernel || !name) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
+    uint64_t handle = 0;
+    CUresult result = image ? by_name(image, name, &handle) : CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS) {
+        *pKernel = (CUkernel)(uintptr_t)handle;
+    }
+    return result;
+}
+
+static CUresult count_of(uint32_t kind, uint64_t handle, unsigned int *count) {
+    struct tpc_image *image = tpc_record(kind, handle);
+    if (!count) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!image) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    *count = image->count;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuModuleGetFunctionCount(unsigned int *count, CUmodule mod) {
+    return count_of(TPG_MODULE, (uint64_t)(uintptr_t)mod, count);
+}
+
+CUresult tpc_cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) {
+    return count_of(TPG_LIBRARY, (uint64_t)(uintptr_t)lib, count);
+}
+
+static CUresult enumerate(uint32_t kind, uint64_t handle, uint64_t *out, unsigned int room) {
+    struct tpc_image *image = tpc_record(kind, handle);
+    if (!out || !room) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!image) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    for (uint32_t i = 0; i < image->count && i < room; i++) {
+        CUresult result;
+        struct tpc_kernel *kernel = kernel_at(image, i, NULL, &result);
+        if (!kernel) {
+            return result;
+        }
+        out[i] = kernel->handle;
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuModuleEnumerateFunctions(CUfunction *functions, unsigned int numFunctions, CUmodule mod) {
+    return enumerate(TPG_MODULE, (uint64_t)(uintptr_t)mod, (uint64_t *)(void *)functions, numFunctions);
+}
+
+CUresult tpc_cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, CUlibrary lib) {
+    return enumerate(TPG_LIBRARY, (uint64_t)(uintptr_t)lib, (uint64_t *)(void *)kernels, numKernels);
+}
+
+CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
+    if (!pMod) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
+    if (!image) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    tp_lock_take(&image->lock);
+    uint64_t handle = atomic_load(&image->module);
+    CUresult result = CUDA_SUCCESS;
+    if (!handle) {
+        /* The same kernels in the same order, under function handles of their own. */
+        struct tpc_image *module = malloc(sizeof *module);
+        struct entry *entries = module ? malloc((image->count + 1) * sizeof *entries) : NULL;
+        handle = entries ? tpc_mint_record(TPG_MODULE, module) : 0;
+        if (handle) {
+            *module = (struct tpc_image){.handle = handle,
+                                         .count = image->count,
+                                         .mask = image->mask,
+                                         .places = image->places,
+                                         .entries = entries,
+                                         .layouts = image->layouts};
+            for (uint32_t i = 0; i < image->count; i++) {
+                entries[i] = (struct entry){.hash = image->entries[i].hash,
+                                            .parameters = image->entries[i].parameters,
+                                            .parameter_bytes = image->entries[i].parameter_bytes,
+                                            .layout = image->entries[i].layout};
+            }
+            struct tpg_library_module_in in = {.library = image->handle, .module = handle};
+            result = tpc_post_library_module("cuLibraryGetModule", &in);
+            atomic_store(&image->module, handle);
+        } else {
+            free(entries);
+            free(module);
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    tp_lock_drop(&image->lock);
+    if (result == CUDA_SUCCESS) {
+        *pMod = (CUmodule)(uintptr_t)handle;
+    }
+    return result;
+}
+
+/* ---- globals ---- */
+
+static CUresult global(uint64_t owner, const char *what, const char *name, CUdeviceptr *address, size_t *bytes) {
+    struct tpg_global_get_in in = {.owner = owner, .name = name};
+    struct tpg_global_get_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_global_get(what, &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        if (address) {
+            *address = out.address;
+        }
+        if (bytes) {
+            *bytes = (size_t)out.size;
+        }
+        struct tpc_range range;
+        if (!tpc_range_at(out.address, &range)) {
+            range = (struct tpc_range){
+                .start = out.address, .size = out.size, .where = TPC_DEVICE_MEMORY, .context = tpc_current()};
+            tpc_range_add(&range);
+        }
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
+    TPC_CHECK_HANDLE(MODULE, hmod, false);
+    if (!name || (!dptr && !bytes)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return global((uint64_t)(uintptr_t)hmod, "cuModuleGetGlobal", name, dptr, bytes);
+}
+
+CUresult tpc_cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
+    TPC_CHECK_HANDLE(LIBRARY, library, false);
+    if (!name || (!dptr && !bytes)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return global((uint64_t)(uintptr_t)library, "cuLibraryGetGlobal", name, dptr, bytes);
+}

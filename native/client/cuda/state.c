@@ -1,0 +1,283 @@
+/*
+ * State of the process: before cuInit, ready, broken for good, worker lost; and the ways to send.
+ *
+ * Any thread. The state is one atomic that every exported function reads; it changes under `start_lock` or in the handlers for
+ * loss and fork. A child of fork starts over as "before cuInit" and stays there: its cuInit fails like the real driver's.
+ */
+#include "tpc.h"
+
+#include "tpc_local.h"
+#include "tpg_cuda_send.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+_Atomic int tpc_state = TPC_BEFORE_INIT;
+_Atomic int tpc_sticky_error;
+bool tpc_strict;
+struct tp_conn *tpc_conn;
+
+static struct tp_lock start_lock;
+static bool started, forked;
+static CUresult start_error;
+static _Atomic uint64_t unsupported_calls;
+
+CUresult tpc_not_ready(void) {
+    switch (atomic_load(&tpc_state)) {
+    case TPC_BEFORE_INIT: return CUDA_ERROR_NOT_INITIALIZED;
+    case TPC_LOST: return TPC_LOST_ERROR;
+    case TPC_EXITED: return CUDA_ERROR_DEINITIALIZED;
+    default: return CUDA_SUCCESS;
+    }
+}
+
+CUresult tpc_unsupported(const char *name, _Atomic bool *said) {
+    atomic_fetch_add(&unsupported_calls, 1);
+    if (!atomic_exchange(said, true)) {
+        tp_log(TP_WARN, "%s is not supported here and returns CUDA_ERROR_NOT_SUPPORTED; `tensor-fusion coverage` says why", name);
+    }
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+/* ---- start ---- */
+
+static void on_loss(void) {
+    int ready = TPC_READY;
+    atomic_compare_exchange_strong(&tpc_state, &ready, TPC_LOST);
+}
+
+/* In the child: nothing of the connection may be used, and no lock of another thread will ever be free. */
+static void after_fork(void) {
+    forked = true;
+    atomic_store(&tpc_state, TPC_BEFORE_INIT);
+}
+
+static void on_notice(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
+    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);
+    int error = tp_get_i32(&c);
+    uint32_t op = tp_get_u32(&c);
+    uint64_t number = tp_get_u64(&c);
+    (void)frame;
+    if (!c.bad) {
+        const char *name = tpg_cuda_error_name(error);
+        tp_log(TP_WARN, "%s (frame %llu) failed on the worker with error %d (%s); the next call that may report it will",
+               tpg_op_name((uint16_t)op), (unsigned long long)number, error, name ? name : "unknown");
+        tpc_note_failure();
+    }
+}
+
+static CUresult status_error(enum tp_status status) {
+    switch (status) {
+    case TP_ERROR_CONFIG: return CUDA_ERROR_NO_DEVICE;
+    case TP_ERROR_FORKED: return CUDA_ERROR_NOT_INITIALIZED;
+    case TP_ERROR_MEMORY: return CUDA_ERROR_OUT_OF_MEMORY;
+    default: return TPC_LOST_ERROR;
+    }
+}
+
+/* The start operation, on a connection that is there. */
+static CUresult ask_worker(void) {
+    struct tpg_start_in in = {.flags = 0};
+    struct tpg_start_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_start("cuInit", &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        result = tpc_devices_learn(out.driver_version, out.devices, out.devices_size);
+    }
+    if (result == CUDA_SUCCESS && out.reserved_size) {
+        tpc_memory_reserve(out.reserved_base, out.reserved_size);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_start(void) {
+    if (forked) {
+        return CUDA_ERROR_NOT_INITIALIZED;
+    }
+    tp_lock_take(&start_lock);
+    if (!started) {
+        enum tp_status status;
+        const char *strict = getenv("TF_STRICT");
+        tpc_strict = strict && strict[0] && strcmp(strict, "0") != 0;
+        pthread_atfork(NULL, NULL, after_fork);
+        tp_on_loss(on_loss);
+        tp_on_message(TP_OP_NOTICE, on_notice);
+        tp_on_message(TP_OP_CALLBACK, tpc_on_callback);
+        tpc_conn = tp_connection(&status);
+        start_error = tpc_conn ? ask_worker() : status_error(status);
+        started = true;
+    }
+    CUresult result = start_error;
+    tp_lock_drop(&start_lock);
+    return result;
+}
+
+CUresult tpc_cuInit(unsigned int Flags) {
+    if (Flags != 0) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = tpc_start();
+    if (result == CUDA_SUCCESS && tpc_device_count == 0) {
+        return CUDA_ERROR_NO_DEVICE;
+    }
+    if (result == CUDA_SUCCESS) {
+        int before = TPC_BEFORE_INIT;
+        atomic_compare_exchange_strong(&tpc_state, &before, tp_alive(tpc_conn) ? TPC_READY : TPC_LOST);
+    }
+    return result;
+}
+
+/* ---- sending ---- */
+
+unsigned char *tpc_reserve(uint16_t op, size_t size) {
+    unsigned char *frame = tp_reserve(tpc_conn, op, sizeof(struct tp_frame) + size);
+    return frame ? frame + sizeof(struct tp_frame) : NULL;
+}
+
+/* Errors after which a context can only be thrown away; the driver gives them again from every call that does work. */
+static bool sticky(int error) {
+    switch (error) {
+    case CUDA_ERROR_ECC_UNCORRECTABLE:
+    case CUDA_ERROR_NVLINK_UNCORRECTABLE:
+    case CUDA_ERROR_ILLEGAL_ADDRESS:
+    case CUDA_ERROR_LAUNCH_TIMEOUT:
+    case CUDA_ERROR_ASSERT:
+    case CUDA_ERROR_HARDWARE_STACK_ERROR:
+    case CUDA_ERROR_ILLEGAL_INSTRUCTION:
+    case CUDA_ERROR_MISALIGNED_ADDRESS:
+    case CUDA_ERROR_INVALID_ADDRESS_SPACE:
+    case CUDA_ERROR_INVALID_PC:
+    case CUDA_ERROR_LAUNCH_FAILED:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static CUresult learn(int error) {
+    if (TP_UNLIKELY(error) && sticky(error)) {
+        atomic_store(&tpc_sticky_error, error);
+    }
+    return (CUresult)error;
+}
+
+CUresult tpc_call(const char *name, struct tp_reply *reply) {
+    enum tp_status status = tp_commit_call(tpc_conn, name, reply);
+    if (TP_UNLIKELY(status != TP_OK)) {
+        memset(reply, 0, sizeof *reply);
+        return tpc_lost();
+    }
+    return learn(reply->result);
+}
+
+CUresult tpc_post(const char *name, struct tp_reply *unused) {
+    (void)unused;
+    if (TP_UNLIKELY(tpc_strict)) {
+        struct tp_reply reply;
+        CUresult result = tpc_call(name, &reply);
+        tp_reply_free(&reply);
+        return result;
+    }
+    tp_commit(tpc_conn);
+    return (CUresult)atomic_load_explicit(&tpc_sticky_error, memory_order_relaxed);
+}
+
+CUresult tpc_lost(void) {
+    on_loss();
+    return TPC_LOST_ERROR;
+}
+
+CUresult tpc_bad_reply(const struct tp_reply *reply) {
+    tp_log(TP_ERROR, "the worker answered with %u bytes that are no answer; its version differs from this client's", reply->size);
+    return CUDA_ERROR_UNKNOWN;
+}
+
+/* ---- answers that depend on their arguments alone ---- */
+
+struct pure {
+    struct pure *next;
+    uint16_t op;
+    uint32_t key_size, size;
+    unsigned char bytes[]; /* key, then body */
+};
+#define PURE_BUCKETS 1024u
+#define PURE_LIMIT 16384u /* entries; a program that asks more different questions asks them again */
+static struct pure *pure_table[PURE_BUCKETS];
+static unsigned pure_count;
+static struct tp_lock pure_lock;
+
+static uint32_t pure_hash(uint16_t op, const unsigned char *key, size_t size) {
+    uint64_t hash = 0xcbf29ce484222325ull ^ op;
+    for (size_t i = 0; i < size; i++) {
+        hash = (hash ^ key[i]) * 0x100000001b3ull;
+    }
+    return (uint32_t)(hash ^ hash >> 32) % PURE_BUCKETS;
+}
+
+static bool pure_find(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply) {
+    bool found = false;
+    tp_lock_take(&pure_lock);
+    for (struct pure *entry = pure_table[bucket]; entry; entry = entry->next) {
+        if (entry->op == op && entry->key_size == size && memcmp(entry->bytes, key, size) == 0) {
+            memset(reply, 0, offsetof(struct tp_reply, inline_body));
+            reply->size = entry->size;
+            reply->body = reply->inline_body;
+            memcpy(reply->inline_body, entry->bytes + size, entry->size);
+            found = true;
+            break;
+        }
+    }
+    tp_lock_drop(&pure_lock);
+    return found;
+}
+
+static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size, const struct tp_reply *reply) {
+    struct pure *entry = reply->size <= sizeof reply->inline_body ? malloc(sizeof *entry + size + reply->size) : NULL;
+    if (!entry) {
+        return;
+    }
+    *entry = (struct pure){.op = op, .key_size = (uint32_t)size, .size = reply->size};
+    memcpy(entry->bytes, key, size);
+    memcpy(entry->bytes + size, reply->body, reply->size);
+    tp_lock_take(&pure_lock);
+    if (pure_count < PURE_LIMIT) {
+        entry->next = pure_table[bucket];
+        pure_table[bucket] = entry;
+        pure_count++;
+        entry = NULL;
+    }
+    tp_lock_drop(&pure_lock);
+    free(entry);
+}
+
+CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply) {
+    uint32_t bucket = pure_hash(op, key, size);
+    if (pure_find(bucket, op, key, size, reply)) {
+        return CUDA_SUCCESS;
+    }
+    unsigned char *body = tpc_reserve(op, size);
+    if (!body) {
+        memset(reply, 0, sizeof *reply);
+        return tpc_lost();
+    }
+    memcpy(body, key, size);
+    CUresult result = tpc_call(name, reply);
+    if (result == CUDA_SUCCESS) {
+        pure_keep(bucket, op, key, size, reply);
+    }
+    return result;
+}
+
+void tpc_pure_forget(void) {
+    tp_lock_take(&pure_lock);
+    for (unsigned i = 0; i < PURE_BUCKETS; i++) {
+        while (pure_table[i]) {
+            struct pure *entry = pure_table[i];
+            pure_table[i] = entry->next;
+            free(entry);
+        }
+    }
+    pure_count = 0;
+    tp_lock_drop(&pure_lock);
+}

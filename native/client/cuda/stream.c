@@ -1,0 +1,262 @@
+/*
+ * Streams and events in the client: records, what can be answered here, and waiting.
+ *
+ * Any thread. A stream's record is written when it is made and by `tpc_stream_quiet`. Creating and destroying wait for nobody;
+ * a wait that follows a completed call on the same stream, with nothing sent in between, needs no round trip.
+ */
+#include "tpc.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+
+struct stream {
+    unsigned int flags;
+    int priority;
+    uint64_t context;
+    int device;
+    unsigned long long id;
+    _Atomic uint64_t quiet; /* number of the last frame of the process when everything in here was known to be complete */
+};
+
+static _Atomic unsigned long long next_id = 16; /* small numbers are for the default streams */
+static _Atomic bool failure_noted;
+/* The default streams of a process: quietness is kept per kind, which is right because any frame in between ends it. */
+static struct stream legacy = {.id = 1}, per_thread = {.id = 2};
+
+static struct stream *stream_of(CUstream handle) {
+    if (handle == CU_STREAM_LEGACY) {
+        return &legacy;
+    }
+    return handle == CU_STREAM_PER_THREAD ? &per_thread : tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
+}
+
+void tpc_note_failure(void) { atomic_store(&failure_noted, true); }
+
+void tpc_stream_quiet(CUstream handle, const struct tp_reply *reply) {
+    struct stream *stream = handle == CU_STREAM_PER_THREAD ? NULL : stream_of(handle);
+    if (stream) {
+        atomic_store_explicit(&stream->quiet, reply->number, memory_order_relaxed);
+    }
+}
+
+static CUresult create(CUstream *out, unsigned int flags, int priority) {
+    TPC_CONTEXT(context);
+    if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    const struct tp_device_description *device = &tpc_devices[context->device].what;
+    /* Out of range is clamped, not refused; lower numbers are higher priorities. */
+    priority = priority > device->priority_low ? device->priority_low : priority;
+    priority = priority < device->priority_high ? device->priority_high : priority;
+    struct stream *stream = calloc(1, sizeof *stream);
+    if (!stream) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    stream->flags = flags;
+    stream->priority = priority;
+    stream->context = context->handle;
+    stream->device = context->device;
+    stream->id = atomic_fetch_add(&next_id, 1);
+    struct tpg_stream_create_in in = {
+        .stream = tpc_mint_record(TPG_STREAM, stream), .flags = flags, .priority = priority};
+    if (!in.stream) {
+        free(stream);
+        return TPC_NO_HANDLES;
+    }
+    CUresult result = tpc_post_stream_create("cuStreamCreate", &in);
+    if (result != CUDA_SUCCESS) {
+        free(tpc_unmint(TPG_STREAM, in.stream));
+        return result;
+    }
+    *out = (CUstream)(uintptr_t)in.stream;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuStreamCreate(CUstream *phStream, unsigned int Flags) { return create(phStream, Flags, 0); }
+
+CUresult tpc_cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority) {
+    return create(phStream, flags, priority);
+}
+
+CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
+    struct tpg_stream_destroy_in in = {.stream = (uint64_t)(uintptr_t)hStream};
+    if (in.stream <= 2 || !tpc_handle_alive(TPG_STREAM, in.stream)) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    /* Sent before the slot may be used again. The record stays: another thread may be looking at it, and it is small. */
+    CUresult result = tpc_post_stream_destroy("cuStreamDestroy", &in);
+    tpc_unmint(TPG_STREAM, in.stream);
+    return result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */
+}
+
+CUresult tpc_cuStreamSynchronize(CUstream hStream) {
+    TPC_CONTEXT(context);
+    (void)context;
+    TPC_CHECK_HANDLE(STREAM, hStream, true);
+    struct stream *stream = stream_of(hStream);
+    if (stream && !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
+        atomic_load_explicit(&stream->quiet, memory_order_relaxed) == tp_frames(tpc_conn)) {
+        return (CUresult)atomic_load(&tpc_sticky_error);
+    }
+    struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)hStream};
+    struct tp_reply reply;
+    CUresult result = tpc_call_stream_wait("cuStreamSynchronize", &in, &reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_stream_quiet(hStream, &reply);
+    } else {
+        atomic_store(&failure_noted, false);
+    }
+    tp_reply_free(&reply);
+    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_pull();
+    }
+    return result;
+}
+
+CUresult tpc_cuStreamQuery(CUstream hStream) {
+    TPC_CONTEXT(context);
+    (void)context;
+    TPC_CHECK_HANDLE(STREAM, hStream, true);
+    struct tpg_stream_query_in in = {.stream = (uint64_t)(uintptr_t)hStream};
+    struct tp_reply reply;
+    CUresult result = tpc_call_stream_query("cuStreamQuery", &in, &reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_stream_quiet(hStream, &reply);
+    }
+    tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS && atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_pull();
+    }
+    return result;
+}
+
+static CUresult synchronize(const char *name) {
+    struct tp_reply reply;
+    CUresult result = tpc_call_context_synchronize(name, &reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_stream_quiet(CU_STREAM_LEGACY, &reply);
+    } else {
+        atomic_store(&failure_noted, false);
+    }
+    tp_reply_free(&reply);
+    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_pull();
+    }
+    return result;
+}
+
+CUresult tpc_cuCtxSynchronize(void) {
+    TPC_CONTEXT(context);
+    (void)context;
+    return synchronize("cuCtxSynchronize");
+}
+
+CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
+    TPC_CONTEXT(context);
+    if (!ctx || (uint64_t)(uintptr_t)ctx == context->handle) {
+        return synchronize("cuCtxSynchronize");
+    }
+    TPC_CHECK_HANDLE(CONTEXT, ctx, false);
+    struct tp_thread *self = tp_thread_self();
+    uint32_t current = self->context;
+    self->context = tp_handle_id((uint64_t)(uintptr_t)ctx);
+    CUresult result = synchronize("cuCtxSynchronize");
+    self->context = current;
+    return result;
+}
+
+/* ---- answered here ---- */
+
+#define STREAM_RECORD(out_pointer)                                                                                     \
+    TPC_CONTEXT(context);                                                                                              \
+    if (!(out_pointer)) {                                                                                              \
+        return CUDA_ERROR_INVALID_VALUE;                                                                               \
+    }                                                                                                                  \
+    TPC_CHECK_HANDLE(STREAM, hStream, true);                                                                           \
+    const struct stream *stream = stream_of(hStream);                                                                  \
+    bool own = stream && stream != &legacy && stream != &per_thread
+
+CUresult tpc_cuStreamGetPriority(CUstream hStream, int *priority) {
+    STREAM_RECORD(priority);
+    (void)context;
+    *priority = own ? stream->priority : 0;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
+    STREAM_RECORD(flags);
+    (void)context;
+    *flags = own ? stream->flags : 0;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
+    STREAM_RECORD(streamId);
+    (void)context;
+    *streamId = own                              ? stream->id
+                : hStream == CU_STREAM_PER_THREAD ? ((unsigned long long)tp_thread_self()->number << 32 | 2)
+                                                  : 1;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuStreamGetCtx(CUstream hStream, CUcontext *pctx) {
+    STREAM_RECORD(pctx);
+    *pctx = (CUcontext)(uintptr_t)(own ? stream->context : context->handle);
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pGreenCtx) {
+    STREAM_RECORD(pCtx);
+    *pCtx = (CUcontext)(uintptr_t)(own ? stream->context : context->handle);
+    if (pGreenCtx) {
+        *pGreenCtx = NULL;
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuStreamGetDevice(CUstream hStream, CUdevice *device) {
+    STREAM_RECORD(device);
+    *device = own ? stream->device : context->device;
+    return CUDA_SUCCESS;
+}
+
+/* ---- capture: there is none yet, so no stream of the process is ever capturing ---- */
+
+CUresult tpc_cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
+    if (!captureStatus) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(STREAM, hStream, true);
+    *captureStatus = CU_STREAM_CAPTURE_STATUS_NONE;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuStreamGetCaptureInfo(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out) {
+    (void)id_out;
+    return tpc_cuStreamIsCapturing(hStream, captureStatus_out);
+}
+
+CUresult tpc_cuStreamGetCaptureInfo_v2(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
+                                       CUgraph *graph_out, const CUgraphNode **dependencies_out,
+                                       size_t *numDependencies_out) {
+    (void)id_out, (void)graph_out, (void)dependencies_out, (void)numDependencies_out;
+    return tpc_cuStreamIsCapturing(hStream, captureStatus_out);
+}
+
+CUresult tpc_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
+                                       CUgraph *graph_out, const CUgraphNode **dependencies_out,
+                                       const CUgraphEdgeData **edgeData_out, size_t *numDependencies_out) {
+    (void)id_out, (void)graph_out, (void)dependencies_out, (void)edgeData_out, (void)numDependencies_out;
+    return tpc_cuStreamIsCapturing(hStream, captureStatus_out);
+}
+
+CUresult tpc_cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
+    static _Thread_local CUstreamCaptureMode current = CU_STREAM_CAPTURE_MODE_GLOBAL;
+    if (!mode || (unsigned)*mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUstreamCaptureMode previous = current;
+    current = *mode;
+    *mode = previous;
+    return CUDA_SUCCESS;
+}

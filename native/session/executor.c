@@ -1,0 +1,91 @@
+/*
+ * The executor's loop: frames in the client's order, completions between them, sleep when there is nothing.
+ *
+ * One thread. It spins for a short time after the last news, because the next frame of a busy client is microseconds away and
+ * waking a sleeping process costs more than that; then it sleeps, at first briefly while the GPU still owes completions.
+ */
+#include "tpg_session.h"
+#include "tpw_main.h"
+#include "tpw_session.h"
+
+#include <poll.h>
+
+#define SPIN_NS 100000u          /* after the last news, before sleeping */
+#define FRAMES_A_TURN 64u        /* then completions get a look, so that one flood cannot starve waiting threads */
+#define WATCH_FIRST_NS 20000u    /* sleep between looks at markers: from here … */
+#define WATCH_MOST_NS 500000u    /* … doubling up to here */
+#define IDLE_NS 1000000000u
+
+/* Executes up to a turn's frames; true if there was one. */
+static bool frames(struct tpw_session *s) {
+    enum tp_status status = TP_OK;
+    unsigned done = 0;
+    for (; done < FRAMES_A_TURN && !s->ended; done++) {
+        const struct tp_frame *frame = tpw_link_next(s->link, &status);
+        if (!frame) {
+            break;
+        }
+        s->frames++;
+        bool call = frame->flags & TP_FRAME_CALL;
+        tpg_dispatch(s, frame);
+        if (call) {
+            tpw_link_flush(s->link); /* somebody waits for this answer */
+        }
+    }
+    if (status != TP_OK) {
+        s->ended = true;
+        if (status == TP_ERROR_PROTOCOL) {
+            s->exit_code = 3;
+        }
+    }
+    return done > 0;
+}
+
+static void wait_for_client(struct tpw_session *s) {
+    struct pollfd on = {.fd = s->process->control, .events = POLLIN};
+    while (!s->link && !s->ended) {
+        poll(&on, 1, -1);
+        tpw_control_run(s);
+    }
+}
+
+void tpw_execute(struct tpw_session *s) {
+    wait_for_client(s);
+    uint64_t last = tp_now_ns(), watch = WATCH_FIRST_NS;
+    unsigned quiet = 0, turn = 0;
+    while (!s->ended) {
+        if (++turn % 64 == 0) {
+            tpw_control_run(s); /* a data connection may be on its way while frames keep coming */
+        }
+        bool news = frames(s);
+        news |= tpw_poll(s);
+        if (s->ended) {
+            break;
+        }
+        if (news) {
+            last = 0;
+            quiet = 0;
+            watch = WATCH_FIRST_NS;
+            tpw_link_flush(s->link);
+            continue;
+        }
+        tpw_link_flush(s->link);
+        if (++quiet % 16 != 0) {
+            tp_pause();
+            continue;
+        }
+        /* The clock and the rarely used descriptors are looked at once in sixteen empty turns. */
+        if (tpw_callbacks_run(s)) {
+            continue;
+        }
+        uint64_t now = tp_now_ns();
+        last = last ? last : now;
+        if (now - last < SPIN_NS) {
+            continue;
+        }
+        tpw_link_wait(s->link, s->process->events, tpw_pending(s) ? watch : IDLE_NS);
+        watch = watch < WATCH_MOST_NS ? 2 * watch : WATCH_MOST_NS;
+        tpw_control_run(s);
+        tpw_callbacks_run(s);
+    }
+}

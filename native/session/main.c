@@ -1,0 +1,239 @@
+/*
+ * The session process: started by the supervisor, serves one client, ends with it.
+ *
+ * One executor thread owns everything. Before a client comes, the process may be told to warm up: initialise the driver and
+ * make the primary context of device 0, so that the client does not wait for either. The control channel comes from the
+ * supervisor and is trusted; the connection that it hands over is not. The process leaves with _exit: the driver gives back
+ * everything a process held, in less time than it takes to destroy it object by object.
+ */
+#include "tpg_session.h"
+#include "tpw_main.h"
+#include "tpw_session.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static struct tpw_session *the_session; /* for the two functions below, which the link calls without an argument */
+
+/* Pinned staging memory. Called on the executor or a data thread: the context is pushed and popped around it. */
+static void *staging_allocate(size_t size) {
+    struct tpw_session *s = the_session;
+    void *memory = NULL;
+    CUcontext previous;
+    if (!s->primary[0] || s->cuda.cuCtxPushCurrent_v2(s->primary[0])) {
+        return NULL;
+    }
+    if (s->cuda.cuMemHostAlloc(&memory, size, CU_MEMHOSTALLOC_PORTABLE)) {
+        memory = NULL;
+    }
+    s->cuda.cuCtxPopCurrent_v2(&previous);
+    return memory;
+}
+
+static void staging_release(void *memory) {
+    CUcontext previous;
+    if (!the_session->cuda.cuCtxPushCurrent_v2(the_session->primary[0])) {
+        the_session->cuda.cuMemFreeHost(memory);
+        the_session->cuda.cuCtxPopCurrent_v2(&previous);
+    }
+}
+
+static void control_send(struct tpw_main *process, uint32_t type, uint32_t argument, uint64_t value, const char *text) {
+    unsigned char message[TP_CONTROL_SIZE] = {0};
+    memcpy(message, &type, 4);
+    memcpy(message + 4, &argument, 4);
+    memcpy(message + 24, &value, 8);
+    if (text) {
+        memcpy(message + 32, text, strnlen(text, 223));
+    }
+    if (send(process->control, message, sizeof message, MSG_NOSIGNAL) < 0) {
+        tp_log(TP_WARN, "the supervisor does not listen: %s", strerror(errno));
+    }
+}
+
+/* Initialises the driver ahead of the client. Failure is told, and met again by the client's cuInit. */
+static void warm_up(struct tpw_session *s) {
+    size_t before = 0, after = 0, total = 0;
+    CUcontext context = NULL;
+    (void)before;
+    int32_t error = tpw_start_driver(s);
+    if (!error && s->device_count == 0) {
+        error = CUDA_ERROR_NO_DEVICE;
+    }
+    if (!error) {
+        error = tpw_primary(s, 0, &context);
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuCtxSetCurrent(context);
+        s->entered_native = context;
+        s->entered = 0;
+    }
+    if (!error) {
+        error = tpw_markers_open(s);
+    }
+    if (!error) {
+        error = tpw_memory_open(s);
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemGetInfo_v2(&after, &total);
+    }
+    if (error) {
+        const char *name = tpg_cuda_error_name(error);
+        char text[200];
+        snprintf(text, sizeof text, "the driver could not be initialised: error %d (%s)", error, name ? name : "unknown");
+        control_send(s->process, TPW_FAILED, (uint32_t)error, 0, text);
+        return;
+    }
+    char name[200] = "";
+    s->cuda.cuDeviceGetName(name, sizeof name, s->devices[0]);
+    control_send(s->process, TPW_READY, (uint32_t)s->device_count, total - after, name);
+}
+
+/* The name under which the GPU host's tools list this process. */
+static void rename_process(struct tpw_main *process, const char *client) {
+    char title[64];
+    snprintf(title, sizeof title, "tensor-fusion: %.40s", client);
+    prctl(PR_SET_NAME, title);
+    if (process->title_size > 1) {
+        memset(process->title, 0, process->title_size);
+        strncpy(process->title, title, process->title_size - 1);
+    }
+}
+
+static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
+    char name[65] = "";
+    if (s->link) {
+        tp_log(TP_ERROR, "the supervisor handed over a second client");
+        close(fd);
+        return;
+    }
+    memcpy(name, message + 256 + 192, 64);
+    memcpy(&s->process->client_pid, message + 256 + 52, 4);
+    if (tpw_link_open(&s->link, fd, staging_allocate, staging_release) != TP_OK) {
+        tp_log(TP_ERROR, "no memory for a connection");
+        s->ended = true;
+        s->exit_code = 1;
+        return;
+    }
+    rename_process(s->process, name[0] ? name : "client");
+    tp_log(TP_INFO, "serving %s, process %u of the client's machine", name, s->process->client_pid);
+}
+
+void tpw_control_run(struct tpw_session *s) {
+    unsigned char message[TP_CONTROL_SIZE];
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(int))];
+    } aux;
+    for (;;) {
+        struct iovec part = {.iov_base = message, .iov_len = sizeof message};
+        struct msghdr envelope = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &aux, .msg_controllen = sizeof aux};
+        ssize_t size = recvmsg(s->process->control, &envelope, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (size < 0 && (errno == EAGAIN || errno == EINTR)) {
+            return;
+        }
+        if (size != sizeof message) {
+            /* The supervisor has gone, and with it the session's reason to be. */
+            tp_log(TP_INFO, "the supervisor has gone");
+            s->ended = true;
+            return;
+        }
+        int fd = -1;
+        struct cmsghdr *head = CMSG_FIRSTHDR(&envelope);
+        if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS) {
+            memcpy(&fd, CMSG_DATA(head), sizeof fd);
+        }
+        uint32_t type, argument;
+        memcpy(&type, message, 4);
+        memcpy(&argument, message + 4, 4);
+        if (type == TPW_ADOPT && fd >= 0) {
+            adopt(s, message, fd);
+        } else if (type == TPW_DATA && fd >= 0 && s->link) {
+            if (tpw_link_add_data(s->link, argument, fd) != TP_OK) {
+                tp_log(TP_ERROR, "data connection %u could not be used", argument);
+            }
+        } else if (type == TPW_WARM) {
+            warm_up(s);
+        } else if (fd >= 0) {
+            close(fd);
+        }
+    }
+}
+
+void *tpw_open_library(struct tpw_session *s, bool nvml) {
+    const char *path = nvml ? s->process->nvml_path : s->process->driver_path;
+    void *library = path && path[0] ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    if (!library) {
+        tp_log(TP_ERROR, "%s cannot be loaded: %s", path ? path : "(no path)", path ? dlerror() : "not given");
+    }
+    return library;
+}
+
+uint32_t tpw_client_pid(const struct tpw_session *s) { return s->process->client_pid; }
+
+static void *map_limits(int fd) {
+    void *page = fd >= 0 ? mmap(NULL, TP_LIMITS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
+    return page == MAP_FAILED ? NULL : page;
+}
+
+static bool options(struct tpw_session *s, int count, char **words) {
+    static const struct option known[] = {{"control-fd", required_argument, 0, 'c'}, {"limits-fd", required_argument, 0, 'l'},
+                                          {"slot", required_argument, 0, 's'},       {"driver", required_argument, 0, 'd'},
+                                          {"nvml", required_argument, 0, 'n'},       {"simulated", no_argument, 0, 'g'},
+                                          {0, 0, 0, 0}};
+    struct tpw_main *process = s->process;
+    int limits = -1, letter;
+    process->control = -1;
+    while ((letter = getopt_long(count, words, "", known, NULL)) != -1) {
+        switch (letter) {
+        case 'c': process->control = atoi(optarg); break;
+        case 'l': limits = atoi(optarg); break;
+        case 's': s->slot = (uint32_t)atoi(optarg); break;
+        case 'd': process->driver_path = strdup(optarg); break;
+        case 'n': process->nvml_path = strdup(optarg); break;
+        case 'g': s->simulated = true; break;
+        default: return false;
+        }
+    }
+    s->limits = map_limits(limits);
+    if (process->control < 0 || !process->driver_path || s->slot >= TP_LIMITS_SLOTS || (limits >= 0 && !s->limits)) {
+        fprintf(stderr, "tensor-fusion-session is started by tensor-fusion-worker, not by hand.\n");
+        return false;
+    }
+    /* From here on the words of the command line are only the process's title. */
+    process->title = words[0];
+    process->title_size = (size_t)(words[count - 1] + strlen(words[count - 1]) - words[0]) + 1;
+    return true;
+}
+
+int main(int count, char **words) {
+    static struct tpw_session session;
+    static struct tpw_main process;
+    struct tpw_session *s = the_session = &session;
+    s->process = &process;
+    signal(SIGPIPE, SIG_IGN);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    tp_log_setup("session");
+    if (!options(s, count, words) || tpw_callbacks_open(s)) {
+        return 2;
+    }
+    process.events = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event wanted = {.events = EPOLLIN};
+    if (process.events < 0 || epoll_ctl(process.events, EPOLL_CTL_ADD, process.control, &wanted) ||
+        epoll_ctl(process.events, EPOLL_CTL_ADD, tpw_callbacks_fd(s), &wanted)) {
+        tp_log(TP_ERROR, "epoll: %s", strerror(errno));
+        return 1;
+    }
+    tpw_execute(s);
+    control_send(&process, TPW_GONE, 0, s->frames, NULL);
+    tp_log(TP_INFO, "the client has gone after %llu frames", (unsigned long long)s->frames);
+    _exit(s->exit_code);
+}
