@@ -8,7 +8,7 @@
  * are the program's code: they run with no lock held, after the context's end is in the stream.
  */
 #include "tpc_local.h"
-#include "tpg_ops.h"
+#include "tpg_cuda_send.h"
 
 #include <stdlib.h>
 
@@ -203,13 +203,6 @@ static bool flags_valid(unsigned flags) {
            (schedule <= CU_CTX_SCHED_YIELD || schedule == CU_CTX_SCHED_BLOCKING_SYNC);
 }
 
-CUresult tpc_call_plain(const char *name) {
-    struct tp_reply reply;
-    CUresult result = tpc_call(name, &reply);
-    tp_reply_free(&reply);
-    return result;
-}
-
 CUresult tpc_cuCtxSetFlags(unsigned int flags) {
     struct tpc_context *context;
     CUresult result = tpc_current_living(&context);
@@ -220,14 +213,7 @@ CUresult tpc_cuCtxSetFlags(unsigned int flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_context_flags_in in = {.flags = flags};
-    size_t size = tpg_size_context_flags_in(&in);
-    unsigned char *body = tpc_reserve(TPG_OP_context_flags, size);
-    if (!body) {
-        return tpc_lost();
-    }
-    struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_context_flags_in(&c, &in);
-    result = tpc_post("cuCtxSetFlags", NULL);
+    result = tpc_post_context_flags("cuCtxSetFlags", &in);
     if (result == CUDA_SUCCESS) {
         context->flags = flags;
     }
@@ -274,14 +260,9 @@ CUresult tpc_cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *
 static CUresult activate(struct tpc_context_record *record) {
     struct tpc_context *context = &record->base;
     struct tpg_primary_retain_in in = {.device = tpc_devices[context->device].remote, .context = context->handle};
-    size_t size = tpg_size_primary_retain_in(&in);
-    unsigned char *body = tpc_reserve(TPG_OP_primary_retain, size);
-    if (!body) {
-        return tpc_lost();
-    }
-    struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_primary_retain_in(&c, &in);
-    CUresult result = tpc_call_plain("cuDevicePrimaryCtxRetain");
+    struct tp_reply reply;
+    CUresult result = tpc_call_primary_retain("cuDevicePrimaryCtxRetain", &in, &reply);
+    tp_reply_free(&reply);
     if (result == CUDA_SUCCESS) {
         tpc_limits_fresh(record);
         atomic_store_explicit(&context->active, true, memory_order_release);
@@ -311,18 +292,9 @@ CUresult tpc_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
 }
 
 /* Under `contexts`. */
-static CUresult deactivate(struct tpc_context *context, uint16_t op, const char *name, struct tpc_storage_entry **storage) {
-    struct tpg_primary_release_in in = {.device = tpc_devices[context->device].remote};
-    size_t size = tpg_size_primary_release_in(&in);
+static struct tpc_storage_entry *deactivate(struct tpc_context *context) {
     atomic_store_explicit(&context->active, false, memory_order_relaxed);
-    *storage = tpc_storage_detach(context->handle);
-    unsigned char *body = tpc_reserve(op, size);
-    if (!body) {
-        return tpc_lost();
-    }
-    struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_primary_release_in(&c, &in);
-    return tpc_post(name, NULL);
+    return tpc_storage_detach(context->handle);
 }
 
 CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
@@ -339,7 +311,9 @@ CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
     } else {
         atomic_store_explicit(&context->references, references - 1, memory_order_relaxed);
         if (references == 1 && atomic_load_explicit(&context->active, memory_order_relaxed)) {
-            result = deactivate(context, TPG_OP_primary_release, "cuDevicePrimaryCtxRelease_v2", &storage);
+            struct tpg_primary_release_in in = {.device = tpc_devices[dev].remote};
+            storage = deactivate(context);
+            result = tpc_post_primary_release("cuDevicePrimaryCtxRelease_v2", &in);
         }
     }
     tp_lock_drop(&contexts);
@@ -352,13 +326,14 @@ CUresult tpc_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
     if (!tpc_device_valid(dev)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    _Static_assert(sizeof(struct tpg_primary_reset_in) == sizeof(struct tpg_primary_release_in), "one device in both");
     struct tpc_context *context = &primaries[dev].base;
     struct tpc_storage_entry *storage = NULL;
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&contexts);
     if (atomic_load_explicit(&context->active, memory_order_relaxed)) {
-        result = deactivate(context, TPG_OP_primary_reset, "cuDevicePrimaryCtxReset_v2", &storage);
+        struct tpg_primary_reset_in in = {.device = tpc_devices[dev].remote};
+        storage = deactivate(context);
+        result = tpc_post_primary_reset("cuDevicePrimaryCtxReset_v2", &in);
     }
     tp_lock_drop(&contexts);
     tpc_storage_end(storage);
@@ -374,18 +349,12 @@ CUresult tpc_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_primary_flags_in in = {.device = tpc_devices[dev].remote, .flags = flags};
-    size_t size = tpg_size_primary_flags_in(&in);
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&contexts);
     if (primaries[dev].base.flags != flags) {
-        unsigned char *body = tpc_reserve(TPG_OP_primary_flags, size);
-        if (body) {
-            struct tp_cursor c = tp_cursor_make(body, size);
-            tpg_put_primary_flags_in(&c, &in);
-            result = tpc_call_plain("cuDevicePrimaryCtxSetFlags_v2");
-        } else {
-            result = tpc_lost();
-        }
+        struct tp_reply reply;
+        result = tpc_call_primary_flags("cuDevicePrimaryCtxSetFlags_v2", &in, &reply);
+        tp_reply_free(&reply);
     }
     if (result == CUDA_SUCCESS) {
         primaries[dev].base.flags = flags;
@@ -421,17 +390,10 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
         return TPC_NO_HANDLES;
     }
     struct tpg_context_create_in in = {.context = context->handle, .device = tpc_devices[dev].remote, .flags = flags};
-    size_t size = tpg_size_context_create_in(&in);
-    unsigned char *body = tpc_reserve(TPG_OP_context_create, size);
-    CUresult result = CUDA_SUCCESS;
-    if (body) {
-        struct tp_cursor c = tp_cursor_make(body, size);
-        tpg_put_context_create_in(&c, &in);
-        result = tpc_call_plain("cuCtxCreate_v2");
-    } else {
-        result = tpc_lost();
-    }
-    if (result != CUDA_SUCCESS || !body) {
+    struct tp_reply reply;
+    CUresult result = tpc_call_context_create("cuCtxCreate_v2", &in, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
         tpc_unmint(TPG_CONTEXT, context->handle);
         free(record);
         return result;
@@ -463,15 +425,7 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
         return context->primary ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
     struct tpg_context_destroy_in in = {.context = context->handle};
-    size_t size = tpg_size_context_destroy_in(&in);
-    unsigned char *body = tpc_reserve(TPG_OP_context_destroy, size);
-    if (body) {
-        struct tp_cursor c = tp_cursor_make(body, size);
-        tpg_put_context_destroy_in(&c, &in);
-        result = tpc_post("cuCtxDestroy_v2", NULL);
-    } else {
-        result = tpc_lost();
-    }
+    result = tpc_post_context_destroy("cuCtxDestroy_v2", &in);
     struct tpc_storage_entry *storage = tpc_storage_detach(context->handle);
     tpc_unmint(TPG_CONTEXT, context->handle);
     if (stack.top == context) {

@@ -6,7 +6,7 @@
  * what was stored before it. Values that the worker sends are numbers for the program and index nothing here.
  */
 #include "tpc_local.h"
-#include "tpg_ops.h"
+#include "tpg_cuda_send.h"
 
 static struct tpc_context_record *record_of(struct tpc_context *context) { return (struct tpc_context_record *)context; }
 
@@ -24,24 +24,18 @@ void tpc_limits_fresh(struct tpc_context_record *record) {
 }
 
 static CUresult fetch(struct tpc_context_record *record) {
-    if (!tpc_reserve(TPG_OP_context_info, 0)) {
-        return tpc_lost();
-    }
+    struct tpg_context_info_out out = {.limits_count = 0};
     struct tp_reply reply;
-    CUresult result = tpc_call("cuCtxGetLimit", &reply);
+    CUresult result = tpc_call_context_info("cuCtxGetLimit", &out, &reply);
+    if (result == CUDA_SUCCESS && (out.limits_count != TP_DEVICE_LIMITS || out.results_count != TP_DEVICE_LIMITS)) {
+        result = tpc_bad_reply(&reply);
+    }
     if (result == CUDA_SUCCESS) {
-        struct tpg_context_info_out out;
-        struct tp_cursor c = tp_cursor_make(reply.body, reply.size);
-        tpg_get_context_info_out(&c, &out);
-        if (c.bad || out.limits_count != TP_DEVICE_LIMITS || out.results_count != TP_DEVICE_LIMITS) {
-            result = tpc_bad_reply(&reply);
-        } else {
-            memcpy(record->base.limits, out.limits, sizeof record->base.limits);
-            memcpy(record->limit_results, out.results, sizeof record->limit_results);
-            record->priority_low = out.priority_low;
-            record->priority_high = out.priority_high;
-            atomic_store_explicit(&record->info_known, true, memory_order_release);
-        }
+        memcpy(record->base.limits, out.limits, sizeof record->base.limits);
+        memcpy(record->limit_results, out.results, sizeof record->limit_results);
+        record->priority_low = out.priority_low;
+        record->priority_high = out.priority_high;
+        atomic_store_explicit(&record->info_known, true, memory_order_release);
     }
     tp_reply_free(&reply);
     return result;
@@ -84,24 +78,11 @@ CUresult tpc_cuCtxSetLimit(CUlimit limit, size_t value) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_context_limit_in in = {.limit = (int)limit, .value = value};
-    size_t size = tpg_size_context_limit_in(&in);
-    unsigned char *body = tpc_reserve(TPG_OP_context_limit, size);
-    if (!body) {
-        return tpc_lost();
-    }
-    struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_context_limit_in(&c, &in);
+    struct tpg_context_limit_out out = {.value_set = 0};
     struct tp_reply reply;
-    result = tpc_call("cuCtxSetLimit", &reply);
+    result = tpc_call_context_limit("cuCtxSetLimit", &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
-        struct tpg_context_limit_out out;
-        struct tp_cursor r = tp_cursor_make(reply.body, reply.size);
-        tpg_get_context_limit_out(&r, &out);
-        if (r.bad) {
-            result = tpc_bad_reply(&reply);
-        } else {
-            context->limits[limit] = out.value_set;
-        }
+        context->limits[limit] = out.value_set;
     }
     tp_reply_free(&reply);
     return result;

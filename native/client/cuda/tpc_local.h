@@ -36,8 +36,6 @@ struct tpc_context_record *tpc_primary(int device);
 CUresult tpc_current_living(struct tpc_context **out);
 /* The same for a context argument, where NULL means the current one. */
 CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out);
-/* Waits for the answer of a frame that has just been filled in and drops its body. */
-CUresult tpc_call_plain(const char *name);
 
 /* ---- limits.c ---- */
 /* Limits and priorities as a fresh context of that device has them, if the device description told. */
