@@ -6,7 +6,7 @@ FUNCTIONS = [
     custom("nvmlInit_v2", ops="nvml_start", anytime=True),
     custom("nvmlInitWithFlags", ops="nvml_start", anytime=True),
     alias("nvmlInit", "nvmlInit_v2"),
-    local("nvmlShutdown"),
+    local("nvmlShutdown", anytime=True),
     local("nvmlErrorString", anytime=True),
     # What nvidia-smi asks for before anything else; no header declares it.
     local("nvmlInternalGetExportTable", anytime=True, params={"table": "const void **", "id": "const void *"}),

@@ -132,7 +132,8 @@ int32_t tpw_nvml_start(struct tpw_session *s, const struct tp_frame *frame, stru
             serials[count][0] = 0; /* many devices have none */
         }
         if (!error) {
-            error = tpw_made(s, &own, TPG_NVMLDEVICE, tp_nvml_device(TPG_NVMLDEVICE, count), (uint64_t)(uintptr_t)device, 0);
+            error = tpw_made(s, &own, TPG_NVMLDEVICE, tp_nvml_device(TPG_NVMLDEVICE, count),
+                             (uint64_t)(uintptr_t)device, 0);
             count += error == 0;
         }
     }

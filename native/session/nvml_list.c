@@ -39,8 +39,8 @@ static unsigned int keep_own(unsigned int count) {
     return kept;
 }
 
-static nvmlReturn_t process_utilization(struct tpw_session *s, nvmlDevice_t device, uint64_t since, unsigned int capacity,
-                                        unsigned int *count) {
+static nvmlReturn_t process_utilization(struct tpw_session *s, nvmlDevice_t device, uint64_t since,
+                                        unsigned int capacity, unsigned int *count) {
     *count = TP_NVML_LIST_MAX;
     nvmlReturn_t status = s->nvml.nvmlDeviceGetProcessUtilization(device, room.processes, count, since);
     if (status != NVML_SUCCESS) {

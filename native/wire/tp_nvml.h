@@ -17,12 +17,12 @@
 
 /* The functions that fill an array and set a count. `argument` is the enum or scalar that the function takes. */
 enum tp_nvml_list {
-    TP_NVML_MEMORY_CLOCKS = 1,    /* u32 */
-    TP_NVML_GRAPHICS_CLOCKS,      /* u32, argument: memory clock */
-    TP_NVML_RETIRED_PAGES,        /* u64, argument: cause */
-    TP_NVML_RETIRED_PAGES_TIMES,  /* two u64: address, timestamp; argument: cause */
-    TP_NVML_SAMPLES,              /* nvmlSample_t, argument: type; value_type is set */
-    TP_NVML_PROCESS_UTILIZATION,  /* nvmlProcessUtilizationSample_t of this session alone */
+    TP_NVML_MEMORY_CLOCKS = 1,   /* u32 */
+    TP_NVML_GRAPHICS_CLOCKS,     /* u32, argument: memory clock */
+    TP_NVML_RETIRED_PAGES,       /* u64, argument: cause */
+    TP_NVML_RETIRED_PAGES_TIMES, /* two u64: address, timestamp; argument: cause */
+    TP_NVML_SAMPLES,             /* nvmlSample_t, argument: type; value_type is set */
+    TP_NVML_PROCESS_UTILIZATION, /* nvmlProcessUtilizationSample_t of this session alone */
 };
 
 /* Handle of device `index`: always generation 1, because devices neither come nor go. */

@@ -78,7 +78,9 @@ static bool uuid_bytes(const char *text, unsigned char out[16]) {
         if (*at == '-') {
             continue;
         }
-        int value = *at >= '0' && *at <= '9' ? *at - '0' : (*at | 32) >= 'a' && (*at | 32) <= 'f' ? (*at | 32) - 'a' + 10 : -1;
+        int value = *at >= '0' && *at <= '9'                 ? *at - '0'
+                    : (*at | 32) >= 'a' && (*at | 32) <= 'f' ? (*at | 32) - 'a' + 10
+                                                             : -1;
         if (value < 0 || digits == 32) {
             return false;
         }
@@ -173,8 +175,12 @@ static nvmlReturn_t pci_info(nvmlDevice_t device, nvmlPciInfo_t *pci, size_t siz
     return NVML_SUCCESS;
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t *pci) { return pci_info(device, pci, PCI_V1_SIZE); }
-nvmlReturn_t tpn_nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) { return pci_info(device, pci, PCI_V2_SIZE); }
+nvmlReturn_t tpn_nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t *pci) {
+    return pci_info(device, pci, PCI_V1_SIZE);
+}
+nvmlReturn_t tpn_nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) {
+    return pci_info(device, pci, PCI_V2_SIZE);
+}
 
 nvmlReturn_t tpn_nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *gpmSupport) {
     if (!gpmSupport || !tpn_device_index(device, NULL)) {

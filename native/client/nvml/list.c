@@ -65,12 +65,13 @@ static nvmlReturn_t fill(struct list *list, nvmlDevice_t device, unsigned int *c
 }
 
 nvmlReturn_t tpn_nvmlDeviceGetSupportedMemoryClocks(nvmlDevice_t device, unsigned int *count, unsigned int *clocksMHz) {
-    struct list list = {.name = "nvmlDeviceGetSupportedMemoryClocks", .what = TP_NVML_MEMORY_CLOCKS, .unit = sizeof *clocksMHz};
+    struct list list = {
+        .name = "nvmlDeviceGetSupportedMemoryClocks", .what = TP_NVML_MEMORY_CLOCKS, .unit = sizeof *clocksMHz};
     return fill(&list, device, count, clocksMHz, NULL);
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsigned int memoryClockMHz, unsigned int *count,
-                                                      unsigned int *clocksMHz) {
+nvmlReturn_t tpn_nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsigned int memoryClockMHz,
+                                                      unsigned int *count, unsigned int *clocksMHz) {
     struct list list = {.name = "nvmlDeviceGetSupportedGraphicsClocks",
                         .what = TP_NVML_GRAPHICS_CLOCKS,
                         .argument = memoryClockMHz,
@@ -78,8 +79,8 @@ nvmlReturn_t tpn_nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsig
     return fill(&list, device, count, clocksMHz, NULL);
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetRetiredPages(nvmlDevice_t device, nvmlPageRetirementCause_t cause, unsigned int *pageCount,
-                                           unsigned long long *addresses) {
+nvmlReturn_t tpn_nvmlDeviceGetRetiredPages(nvmlDevice_t device, nvmlPageRetirementCause_t cause,
+                                           unsigned int *pageCount, unsigned long long *addresses) {
     struct list list = {.name = "nvmlDeviceGetRetiredPages",
                         .what = TP_NVML_RETIRED_PAGES,
                         .argument = (unsigned int)cause,
@@ -87,8 +88,9 @@ nvmlReturn_t tpn_nvmlDeviceGetRetiredPages(nvmlDevice_t device, nvmlPageRetireme
     return fill(&list, device, pageCount, addresses, NULL);
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetRetiredPages_v2(nvmlDevice_t device, nvmlPageRetirementCause_t cause, unsigned int *pageCount,
-                                              unsigned long long *addresses, unsigned long long *timestamps) {
+nvmlReturn_t tpn_nvmlDeviceGetRetiredPages_v2(nvmlDevice_t device, nvmlPageRetirementCause_t cause,
+                                              unsigned int *pageCount, unsigned long long *addresses,
+                                              unsigned long long *timestamps) {
     struct list list = {.name = "nvmlDeviceGetRetiredPages_v2",
                         .what = TP_NVML_RETIRED_PAGES_TIMES,
                         .argument = (unsigned int)cause,
@@ -99,8 +101,9 @@ nvmlReturn_t tpn_nvmlDeviceGetRetiredPages_v2(nvmlDevice_t device, nvmlPageRetir
     return fill(&list, device, pageCount, addresses, timestamps ? timestamps : addresses);
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetSamples(nvmlDevice_t device, nvmlSamplingType_t type, unsigned long long lastSeenTimeStamp,
-                                      nvmlValueType_t *sampleValType, unsigned int *sampleCount, nvmlSample_t *samples) {
+nvmlReturn_t tpn_nvmlDeviceGetSamples(nvmlDevice_t device, nvmlSamplingType_t type,
+                                      unsigned long long lastSeenTimeStamp, nvmlValueType_t *sampleValType,
+                                      unsigned int *sampleCount, nvmlSample_t *samples) {
     if (!sampleValType || !sampleCount) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
@@ -120,7 +123,8 @@ nvmlReturn_t tpn_nvmlDeviceGetSamples(nvmlDevice_t device, nvmlSamplingType_t ty
 }
 
 nvmlReturn_t tpn_nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *utilization,
-                                                 unsigned int *processSamplesCount, unsigned long long lastSeenTimeStamp) {
+                                                 unsigned int *processSamplesCount,
+                                                 unsigned long long lastSeenTimeStamp) {
     if (!processSamplesCount) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }

@@ -39,8 +39,8 @@ static nvmlReturn_t ask(const char *name, nvmlDevice_t device, bool *present, un
 }
 
 /* What all forms have in common. `fill` is set when there is one process and room for it. */
-static nvmlReturn_t list(const char *name, bool compute, nvmlDevice_t device, unsigned int *count, const void *infos, bool *fill,
-                         unsigned long long *used) {
+static nvmlReturn_t list(const char *name, bool compute, nvmlDevice_t device, unsigned int *count, const void *infos,
+                         bool *fill, unsigned long long *used) {
     *fill = false;
     if (!count || (*count && !infos) || !tpn_device_index(device, NULL)) {
         return NVML_ERROR_INVALID_ARGUMENT;
@@ -56,7 +56,7 @@ static nvmlReturn_t list(const char *name, bool compute, nvmlDevice_t device, un
     return room ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
 }
 
-#define RUNNING_V1(name, compute)                                                                                       \
+#define RUNNING_V1(name, compute)                                                                                      \
     nvmlReturn_t tpn_##name(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos) {               \
         bool fill;                                                                                                     \
         unsigned long long used = 0;                                                                                   \
@@ -67,7 +67,7 @@ static nvmlReturn_t list(const char *name, bool compute, nvmlDevice_t device, un
         return result;                                                                                                 \
     }
 /* 0xffffffff: the device is not a MIG instance. */
-#define RUNNING(name, compute, type)                                                                                    \
+#define RUNNING(name, compute, type)                                                                                   \
     nvmlReturn_t tpn_##name(nvmlDevice_t device, unsigned int *infoCount, type *infos) {                               \
         bool fill;                                                                                                     \
         unsigned long long used = 0;                                                                                   \

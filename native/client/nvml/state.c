@@ -128,6 +128,7 @@ nvmlReturn_t tpn_nvmlInit_v2(void) { return tpn_nvmlInitWithFlags(0); }
 
 nvmlReturn_t tpn_nvmlShutdown(void) {
     nvmlReturn_t result = NVML_SUCCESS;
+    take_ownership();
     tp_lock_take(&lock);
     if (atomic_load(&references) == 0) {
         result = NVML_ERROR_UNINITIALIZED;
@@ -140,7 +141,8 @@ nvmlReturn_t tpn_nvmlShutdown(void) {
 
 nvmlReturn_t tpn_unsupported(const char *name, _Atomic bool *said) {
     if (!atomic_exchange_explicit(said, true, memory_order_relaxed)) {
-        tp_log(TP_WARN, "%s is not carried to the GPU worker and answers \"Not Supported\"; `tensor-fusion coverage` says why",
+        tp_log(TP_WARN,
+               "%s is not carried to the GPU worker and answers \"Not Supported\"; `tensor-fusion coverage` says why",
                name);
     }
     return NVML_ERROR_NOT_SUPPORTED;
