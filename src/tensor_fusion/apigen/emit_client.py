@@ -168,7 +168,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     else:
         lost = f"{upper}_AFTER_LOSS_OK" if op.line.after_loss == "ok" else f"{prefix}_lost()"
         body.append(f"    unsigned char *frame = {prefix}_reserve(TPG_OP_{op.name}, wire_size);")
-        undo = "".join(f"{prefix}_unmint(new_{f.name}); " for f in op.fields if f.role == "new")
+        undo = "".join(f"{prefix}_unmint(TPG_{f.arg.upper()}, new_{f.name}); " for f in op.fields if f.role == "new")
         body.append(f"    if (!frame) {{ {undo}return {lost}; }}")
         body.append("    struct tp_cursor c = tp_cursor_make(frame, wire_size);")
         body.append(f"    {put}")
@@ -176,10 +176,10 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append(f'    {result} result = ({result}){prefix}_{verb}("{op.name}", &reply);')
     for item in op.fields:
         if item.role == "new":
-            body.append(f"    if (result) {{ {prefix}_unmint(new_{item.name}); }}")
+            body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.arg.upper()}, new_{item.name}); }}")
             body.append(f"    else {{ *{item.name} = ({item.ctype})(uintptr_t)new_{item.name}; }}")
         if item.role == "gone":
-            body.append(f"    if (!result) {{ {prefix}_unmint((uint64_t)(uintptr_t){item.name}); }}")
+            body.append(f"    if (!result) {{ {prefix}_unmint(TPG_{item.arg.upper()}, (uint64_t)(uintptr_t){item.name}); }}")
     if has_out and not post:
         body.append(f"    if (result == {SUCCESS[api.name]}) {{")
         body.append(f"        struct tpg_{op.name}_out o;")
