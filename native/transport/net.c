@@ -124,20 +124,26 @@ uint64_t tp_spin_ns(uint64_t full) {
 enum tp_status tp_thread_start(pthread_t *thread, const char *name, size_t stack, void *(*run)(void *), void *argument) {
     sigset_t all, before;
     pthread_attr_t attributes;
+    pthread_t id;
     if (pthread_attr_init(&attributes) != 0) {
         return TP_ERROR_MEMORY;
     }
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int rc = pthread_attr_setstacksize(&attributes, stack);
-    rc = rc ? rc : pthread_create(thread, &attributes, run, argument);
+    rc = rc ? rc : pthread_create(&id, &attributes, run, argument);
     if (rc == EINVAL) { /* the program's thread-local storage may not fit into a small stack: take the default size */
-        rc = pthread_create(thread, NULL, run, argument);
+        rc = pthread_create(&id, NULL, run, argument);
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
     if (rc == 0) {
-        pthread_setname_np(*thread, name);
+        pthread_setname_np(id, name);
+        if (thread) {
+            *thread = id;
+        } else {
+            pthread_detach(id);
+        }
     }
     return rc == 0 ? TP_OK : TP_ERROR_MEMORY;
 }

@@ -46,7 +46,8 @@ enum tp_status tp_net_receive_all(int socket, void *data, size_t size, uint64_t 
 uint64_t tp_spin_ns(uint64_t full);
 
 #include <pthread.h>
-/* A thread with every signal blocked, so that the program's handlers never run on it. Joinable. */
+/* A thread with every signal blocked, so that the program's handlers never run on it. Joinable, or, with NULL for `thread`,
+ * detached: threads that nobody ends before the process ends. */
 enum tp_status tp_thread_start(pthread_t *thread, const char *name, size_t stack, void *(*run)(void *), void *argument);
 
 #endif

@@ -64,18 +64,18 @@ void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, .
     for (uint32_t i = 0; i < count; i++) {
         shutdown(conn->data[i].socket, SHUT_RDWR);
     }
-    tpc_wake_transfers(conn);
-    tpc_wake_all_callers(conn);
-    tpc_wake_sender(conn);
-    tpc_wake_listener(conn);
-    atomic_fetch_add_explicit(&conn->space_news, 1, memory_order_seq_cst);
-    tp_futex_wake(&conn->space_news, INT32_MAX);
     for (size_t i = 0; i < LOSS_HANDLERS; i++) {
         void (*handler)(void) = atomic_load(&loss_handlers[i]);
         if (handler) {
             handler();
         }
     }
+    tpc_wake_transfers(conn);
+    tpc_wake_all_callers(conn);
+    tpc_wake_sender(conn);
+    tpc_wake_listener(conn);
+    atomic_fetch_add_explicit(&conn->space_news, 1, memory_order_seq_cst);
+    tp_futex_wake(&conn->space_news, INT32_MAX);
 }
 
 /* ---- fork ---- */
@@ -215,9 +215,9 @@ static enum tp_status open_one(struct tp_conn *conn, uint32_t index) {
         return status;
     }
     atomic_store_explicit(&conn->data_count, index + 1, memory_order_seq_cst); /* from here on loss shuts it down */
-    status = tp_thread_start(&data->receiver, "tf-data-in", 256u << 10, tpc_data_receive, data);
+    status = tp_thread_start(NULL, "tf-data-in", 256u << 10, tpc_data_receive, data);
     if (status == TP_OK) {
-        status = tp_thread_start(&data->sender, "tf-data-out", 256u << 10, tpc_data_send, data);
+        status = tp_thread_start(NULL, "tf-data-out", 256u << 10, tpc_data_send, data);
     }
     if (status != TP_OK) {
         tpc_lose(conn, status, "a thread could not be started");

@@ -67,7 +67,7 @@ struct tpc_data {
     struct tp_conn *conn;
     int socket;
     uint32_t index;
-    pthread_t sender, receiver;
+    unsigned char *sink; /* bytes of cancelled transfers go here */
 };
 
 struct tp_conn {
@@ -130,7 +130,6 @@ struct tp_conn {
     _Atomic uint32_t data_count;
     _Atomic bool data_open; /* all of them */
     struct tpc_data data[TP_DATA_CONNECTIONS];
-    pthread_t sender_thread, listener_thread;
 };
 
 /* conn.c */

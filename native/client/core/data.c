@@ -109,7 +109,7 @@ static bool receive_header(struct tpc_data *data, struct tp_chunk *chunk) {
 }
 
 /* The payload of one chunk, piece by piece: between pieces the transfer may be cancelled. */
-static bool receive_payload(struct tpc_data *data, const struct tp_chunk *chunk, unsigned char *sink) {
+static bool receive_payload(struct tpc_data *data, const struct tp_chunk *chunk) {
     struct tp_chunk rest = *chunk;
     for (;;) {
         struct tpc_download *download;
@@ -124,7 +124,7 @@ static bool receive_payload(struct tpc_data *data, const struct tp_chunk *chunk,
         ssize_t n = 0;
         int error = 0;
         if (rest.size > 0) {
-            n = recv(data->socket, start ? start : sink, start || rest.size < SINK_SIZE ? rest.size : SINK_SIZE, MSG_DONTWAIT);
+            n = recv(data->socket, start ? start : data->sink, start || rest.size < SINK_SIZE ? rest.size : SINK_SIZE, MSG_DONTWAIT);
             error = n < 0 ? errno : n == 0 ? ECONNRESET : 0;
         }
         size_t got = n > 0 ? (size_t)n : 0;
@@ -152,8 +152,8 @@ static bool receive_payload(struct tpc_data *data, const struct tp_chunk *chunk,
 
 void *tpc_data_receive(void *argument) {
     struct tpc_data *data = argument;
-    unsigned char *sink = malloc(SINK_SIZE);
-    if (!sink) {
+    data->sink = malloc(SINK_SIZE);
+    if (!data->sink) {
         tpc_lose(data->conn, TP_ERROR_MEMORY, "no memory for data connection %u", data->index);
         return NULL;
     }
@@ -163,11 +163,10 @@ void *tpc_data_receive(void *argument) {
             tpc_lose(data->conn, TP_ERROR_PROTOCOL, "a chunk of %u bytes", chunk.size);
             break;
         }
-        if (!receive_payload(data, &chunk, sink)) {
+        if (!receive_payload(data, &chunk)) {
             break;
         }
         atomic_fetch_add_explicit(&tp_counters.bytes_received, sizeof chunk + chunk.size, memory_order_relaxed);
     }
-    free(sink);
     return NULL;
 }

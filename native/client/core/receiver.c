@@ -373,5 +373,5 @@ static void *listener_run(void *argument) {
 enum tp_status tpc_listener_start(struct tp_conn *conn) {
     conn->spin_ns = tp_spin_ns(SPIN_NS);
     /* Handlers of messages run here, and with them host functions of the program: a stack like that of a small thread. */
-    return tp_thread_start(&conn->listener_thread, "tf-listen", 1u << 20, listener_run, conn);
+    return tp_thread_start(NULL, "tf-listen", 1u << 20, listener_run, conn);
 }

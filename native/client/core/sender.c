@@ -142,7 +142,7 @@ static void *sender_run(void *argument) {
 }
 
 enum tp_status tpc_sender_start(struct tp_conn *conn) {
-    return tp_thread_start(&conn->sender_thread, "tf-send", 256u << 10, sender_run, conn);
+    return tp_thread_start(NULL, "tf-send", 256u << 10, sender_run, conn);
 }
 
 /* ---- appending ---- */
