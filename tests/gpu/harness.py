@@ -72,7 +72,8 @@ class Program:
     kind `pair`: run natively and remotely, the `digest` of both must be equal.
     kind `text`: run natively and remotely, the lines of stdout must be equal but for the lines in `expectations`.
     kind `checks`: run once in the client's environment, prints {"checks": [{"name", "ok", "detail"}]}.
-    `timed` programs run alone and `--pairs` times; the others run once a side and may run beside each other.
+    `timed` programs run `--pairs` times with nothing beside them; the others run once a side, and beside each other
+    unless they are `alone` because they read what others change (free memory, elapsed time).
     inject says how the client files reach the program: LD_LIBRARY_PATH, LD_PRELOAD, or `tensor-fusion run`.
     In `command`, {bin}, {model}, {programs} and {python} stand for the folders and the interpreter of the run.
     """
@@ -82,6 +83,7 @@ class Program:
     kind: Literal["pair", "text", "checks"] = "pair"
     timeout_s: float = 120.0
     timed: bool = False
+    alone: bool = False
     metrics: tuple[Metric, ...] = ()
     expectations: Path | None = None
     inject: Literal["path", "preload", "run"] = "path"
@@ -168,7 +170,8 @@ def run_process(
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             timed_out = True
-            process.send_signal(signal.SIGABRT)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGABRT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(2.0)
         finally:

@@ -417,7 +417,7 @@ def run_suite(run: Run, programs: list[Program]) -> None:
         model: Future[None] | None = None
         if any("{model}" in part for p in programs for part in p.command):
             model = pool.submit(prepare_model, run)
-        side_by_side = [p for p in programs if not p.timed and p.kind != "checks"]
+        side_by_side = [p for p in programs if not p.timed and not p.alone and p.kind != "checks"]
         for future in [pool.submit(run_program, run, program) for program in side_by_side]:
             future.result()
         if model is not None:

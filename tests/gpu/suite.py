@@ -43,6 +43,7 @@ def programs() -> tuple[Program, ...]:
             kind="text",
             timeout_s=240,
             expectations=PROGRAMS_FOLDER / "driver_api.expect",
+            alone=True,
         ),
         Program("cudart_static", ("{bin}/cudart_static",)),
         Program("cudart_shared", ("{bin}/cudart_shared",)),
@@ -58,7 +59,13 @@ def programs() -> tuple[Program, ...]:
         Program("numba", python("numba_add.py")),
         Program("triton", python("compile_triton.py"), timeout_s=240),
         Program("jax", python("jax_matmul.py"), timeout_s=180),
-        Program("nvml", python("nvml_calls.py"), kind="text", expectations=PROGRAMS_FOLDER / "nvml_calls.expect"),
+        Program(
+            "nvml",
+            python("nvml_calls.py"),
+            kind="text",
+            expectations=PROGRAMS_FOLDER / "nvml_calls.expect",
+            alone=True,
+        ),
         Program("smi", python("smi.py"), kind="checks", group="robustness", timeout_s=180),
         Program("robustness", python("robustness.py"), kind="checks", group="robustness", timeout_s=300),
         Program(

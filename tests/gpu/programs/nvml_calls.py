@@ -17,10 +17,10 @@ UNCHANGING = tuple(
     """
     Index Name Serial Brand Architecture BoardId BoardPartNumber VbiosVersion CudaComputeCapability
     PersistenceMode ComputeMode DisplayActive DisplayMode EccMode MigMode MaxMigDeviceCount MinorNumber
-    NumGpuCores MemoryBusWidth MaxPcieLinkGeneration MaxPcieLinkWidth CurrPcieLinkGeneration
-    CurrPcieLinkWidth EnforcedPowerLimit PowerManagementLimit PowerManagementDefaultLimit
+    NumGpuCores MemoryBusWidth MaxPcieLinkGeneration MaxPcieLinkWidth EnforcedPowerLimit
+    PowerManagementLimit PowerManagementDefaultLimit
     PowerManagementLimitConstraints PowerManagementMode VirtualizationMode MultiGpuBoard AccountingMode
-    InforomImageVersion FanSpeed NumFans BridgeChipInfo IrqNum PcieSpeed BusType
+    InforomImageVersion FanSpeed NumFans BridgeChipInfo IrqNum BusType
     """.split()  # noqa: SIM905 - a table of words reads better than forty strings
 )
 
@@ -93,6 +93,9 @@ def main() -> int:
         ("PowerUsage", ()),
         ("TotalEnergyConsumption", ()),
         ("PerformanceState", ()),
+        ("CurrPcieLinkGeneration", ()),
+        ("CurrPcieLinkWidth", ()),
+        ("PcieSpeed", ()),
         ("UtilizationRates", ()),
         ("EncoderUtilization", ()),
         ("DecoderUtilization", ()),
