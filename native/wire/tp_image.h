@@ -10,13 +10,14 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <tp_base.h>
 
 #define TP_FATBIN_WRAPPER 0x466243b1u /* host structure of pointers; only the client meets it */
 #define TP_FATBIN 0xba55ed50u
 
 /* Length of the image at `image`, of which at most `limit` bytes may be read; 0 when it is none that we know or does not
  * fit. A wrapper must have been followed before. */
-size_t tp_image_size(const void *image, size_t limit);
+TP_EXPORT size_t tp_image_size(const void *image, size_t limit);
 
 /* The list: u32 count, u32 0, then for each kernel: u64 name hash, u32 parameter count, u32 bytes of the parameter block,
  * then a u16 offset and a u16 size for each parameter, padded to 8. */
@@ -24,6 +25,6 @@ struct tp_kernel_entry {
     uint64_t name_hash;
     uint32_t parameters, parameter_bytes;
 };
-uint64_t tp_name_hash(const char *name);
+TP_EXPORT uint64_t tp_name_hash(const char *name);
 
 #endif

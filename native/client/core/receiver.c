@@ -290,6 +290,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & TPC_RING_MASK));
     reply->body = reply->inline_body;
     reply->size = 0;
+    reply->number = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) + 1; /* this thread holds `append` */
     frame->flags |= TP_FRAME_CALL;
     slot->reply = reply;
     atomic_store_explicit(&slot->gated, false, memory_order_relaxed);

@@ -205,6 +205,10 @@ void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
     return frame;
 }
 
+uint64_t tp_frames(const struct tp_conn *conn) {
+    return atomic_load_explicit(&conn->appended_frames, memory_order_relaxed);
+}
+
 void tpc_publish(struct tp_conn *conn) {
     conn->at += conn->reserved;
     uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) + 1;
