@@ -16,6 +16,7 @@ import io
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -218,7 +219,11 @@ def take_sample(run: Run, program: Program, side: Side, index: int) -> Sample:
     name = f"{program.name}-{index}-{side}" if program.kind != "checks" else program.name
     timeout = max(5.0, min(program.timeout_s, run.remaining_s()))
     done: Finished = run_process(
-        command_line(run, program, side), environment(run, program, side, index), timeout, run.logs / name
+        command_line(run, program, side),
+        environment(run, program, side, index),
+        timeout,
+        run.logs / name,
+        run.options.work,
     )
     result = last_json_line(done.stdout)
     problem = ""
@@ -448,6 +453,8 @@ def end_on_signal(number: int, _frame: object) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
+    # A program that is stopped for its stacks must not spend its last minute on writing gigabytes of core.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGTERM, end_on_signal)
     signal.signal(signal.SIGHUP, end_on_signal)
     began = time.monotonic()
