@@ -12,8 +12,7 @@
 
 enum { BYTES = 64 << 20, LAUNCHES = 2000 };
 
-static double resident_mb(void)
-{
+static double resident_mb(void) {
     char line[256];
     double kib = -1;
     FILE *status = fopen("/proc/self/status", "r");
@@ -29,8 +28,7 @@ static double resident_mb(void)
     return kib * 1024 / 1e6;
 }
 
-int main(void)
-{
+int main(void) {
     CUdevice device;
     CUcontext context;
     CUmodule module;
@@ -65,7 +63,8 @@ int main(void)
     const double worked = resident_mb();
     const int equal = memcmp(up, down, BYTES) == 0;
     cu_mapped_libraries(libraries, sizeof libraries);
-    printf("{\"digest\": \"copies %s\", \"metrics\": {\"client_init_mb\": %.3f, \"client_memory_mb\": %.3f}, \"libraries\": %s}\n",
+    printf("{\"digest\": \"copies %s\", \"metrics\": {\"client_init_mb\": %.3f, \"client_memory_mb\": %.3f}, "
+           "\"libraries\": %s}\n",
            equal ? "equal" : "DIFFER", initialised - before, worked - before, libraries);
     return equal ? 0 : 1;
 }

@@ -20,8 +20,7 @@ _Static_assert(sizeof(CUmemAccessDesc) == 12, "layout of CUmemAccessDesc");
 
 struct cu_table cu;
 
-void cu_load(void)
-{
+void cu_load(void) {
     void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
     if (library == NULL) {
         fprintf(stderr, "libcuda.so.1 cannot be loaded: %s\n", dlerror());
@@ -29,12 +28,12 @@ void cu_load(void)
     }
     int missing = 0;
     void *symbol;
-#define CU_RESOLVE(name, parameters) \
-    symbol = dlsym(library, #name); \
-    if (symbol == NULL) { \
-        fprintf(stderr, "libcuda.so.1 does not export %s\n", #name); \
-        missing++; \
-    } \
+#define CU_RESOLVE(name, parameters)                                                                                   \
+    symbol = dlsym(library, #name);                                                                                    \
+    if (symbol == NULL) {                                                                                              \
+        fprintf(stderr, "libcuda.so.1 does not export %s\n", #name);                                                   \
+        missing++;                                                                                                     \
+    }                                                                                                                  \
     memcpy(&cu.name, &symbol, sizeof symbol);
     CU_FUNCTIONS(CU_RESOLVE)
 #undef CU_RESOLVE
@@ -44,16 +43,14 @@ void cu_load(void)
     }
 }
 
-void cu_must(CUresult result, const char *what)
-{
+void cu_must(CUresult result, const char *what) {
     if (result != 0) {
         fprintf(stderr, "%s failed with %d\n", what, result);
         exit(4);
     }
 }
 
-char *cu_kernels_ptx(void)
-{
+char *cu_kernels_ptx(void) {
     const char *path = getenv("KERNELS_PTX");
     FILE *file = path != NULL ? fopen(path, "rb") : NULL;
     if (file == NULL) {
@@ -72,8 +69,7 @@ char *cu_kernels_ptx(void)
     return text;
 }
 
-void cu_mapped_libraries(char *text, size_t size)
-{
+void cu_mapped_libraries(char *text, size_t size) {
     char line[4400], last[4400] = "";
     size_t used = 0;
     FILE *maps = fopen("/proc/self/maps", "r");
@@ -100,8 +96,7 @@ void cu_mapped_libraries(char *text, size_t size)
         strcpy(text + used, "]");
 }
 
-uint64_t cu_now_ns(void)
-{
+uint64_t cu_now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;

@@ -23,7 +23,9 @@ typedef struct CUstream_st *CUstream;
 typedef struct CUevent_st *CUevent;
 typedef struct CUmemPoolHandle_st *CUmemoryPool;
 typedef unsigned long long CUmemGenericAllocationHandle;
-typedef struct { unsigned char bytes[16]; } CUuuid;
+typedef struct {
+    unsigned char bytes[16];
+} CUuuid;
 
 typedef struct {
     size_t srcXInBytes, srcY;
@@ -44,7 +46,13 @@ typedef struct {
 typedef struct {
     int id;
     char pad[4];
-    union { char bytes[64]; int value; struct { unsigned x, y, z; } dim; } value;
+    union {
+        char bytes[64];
+        int value;
+        struct {
+            unsigned x, y, z;
+        } dim;
+    } value;
 } CUlaunchAttribute;
 
 typedef struct {
@@ -54,7 +62,9 @@ typedef struct {
     unsigned numAttrs;
 } CUlaunchConfig;
 
-typedef struct { int type, id; } CUmemLocation;
+typedef struct {
+    int type, id;
+} CUmemLocation;
 
 typedef struct {
     int allocType, handleTypes;
@@ -69,15 +79,23 @@ typedef struct {
     int type, requestedHandleTypes;
     CUmemLocation location;
     void *win32HandleMetaData;
-    struct { unsigned char compressionType, gpuDirectRDMACapable; unsigned short usage; unsigned char reserved[4]; } allocFlags;
+    struct {
+        unsigned char compressionType, gpuDirectRDMACapable;
+        unsigned short usage;
+        unsigned char reserved[4];
+    } allocFlags;
 } CUmemAllocationProp;
 
-typedef struct { CUmemLocation location; int flags; } CUmemAccessDesc;
+typedef struct {
+    CUmemLocation location;
+    int flags;
+} CUmemAccessDesc;
 
 typedef void (*CUhostFn)(void *user);
 typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user);
 
-/* One line per function: name, parameters. Both the table below and its loader come from this list. */
+/* clang-format off */
+/* Name and parameters of each function. Both the table below and its loader come from this list. */
 #define CU_FUNCTIONS(F) \
     F(cuInit, (unsigned)) F(cuDriverGetVersion, (int *)) F(cuGetErrorName, (CUresult, const char **)) \
     F(cuGetErrorString, (CUresult, const char **)) F(cuGetProcAddress_v2, (const char *, void **, int, uint64_t, int *)) \
@@ -166,7 +184,9 @@ typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user);
     F(cuOccupancyAvailableDynamicSMemPerBlock, (size_t *, CUfunction, int, int)) \
     F(cuProfilerStart, (void)) F(cuProfilerStop, (void))
 
-#define CU_DECLARE(name, parameters) CUresult (*name) parameters;
+/* clang-format on */
+
+#define CU_DECLARE(name, parameters) CUresult(*name) parameters;
 struct cu_table {
     CU_FUNCTIONS(CU_DECLARE)
 };

@@ -27,22 +27,32 @@ static const struct {
     const char *name;
     void (*body)(void);
 } sections[] = {
-    {"before_init", section_before_init}, {"names", section_names},
-    {"device", section_device},           {"context", section_context},
-    {"primary", section_primary},         {"stream", section_stream},
-    {"event", section_event},             {"memory", section_memory},
-    {"copy", section_copy},               {"pointer", section_pointer},
-    {"pool", section_pool},               {"vmm", section_vmm},
-    {"module", section_module},           {"library", section_library},
-    {"launch", section_launch},           {"occupancy", section_occupancy},
-    {"host_function", section_host_function}, {"stream_memory", section_stream_memory},
-    {"threads", section_threads},         {"illegal_address", section_illegal_address},
-    {"fork", section_fork},               {"nulls", section_nulls},
+    {"before_init", section_before_init},
+    {"names", section_names},
+    {"device", section_device},
+    {"context", section_context},
+    {"primary", section_primary},
+    {"stream", section_stream},
+    {"event", section_event},
+    {"memory", section_memory},
+    {"copy", section_copy},
+    {"pointer", section_pointer},
+    {"pool", section_pool},
+    {"vmm", section_vmm},
+    {"module", section_module},
+    {"library", section_library},
+    {"launch", section_launch},
+    {"occupancy", section_occupancy},
+    {"host_function", section_host_function},
+    {"stream_memory", section_stream_memory},
+    {"threads", section_threads},
+    {"illegal_address", section_illegal_address},
+    {"fork", section_fork},
+    {"nulls", section_nulls},
 };
 enum { SECTIONS = sizeof sections / sizeof sections[0] };
 
-static void on_crash(int number)
-{
+static void on_crash(int number) {
     crashed_with = number;
     if (ask_guarded)
         siglongjmp(ask_jump, 1);
@@ -52,19 +62,14 @@ static void on_crash(int number)
     _exit(5);
 }
 
-CUresult ask_result(CUresult result)
-{
+CUresult ask_result(CUresult result) {
     printf("%s/%s = %d\n", section_name, ask_label, result);
     return result;
 }
 
-void ask_crashed(void)
-{
-    printf("%s/%s = signal %d\n", section_name, ask_label, (int)crashed_with);
-}
+void ask_crashed(void) { printf("%s/%s = signal %d\n", section_name, ask_label, (int)crashed_with); }
 
-void say_value(const char *label, const char *format, ...)
-{
+void say_value(const char *label, const char *format, ...) {
     char text[512];
     va_list arguments;
     va_start(arguments, format);
@@ -73,8 +78,7 @@ void say_value(const char *label, const char *format, ...)
     printf("%s/%s: value = %s\n", section_name, label, text);
 }
 
-CUcontext start_context(void)
-{
+CUcontext start_context(void) {
     CUdevice device;
     CUcontext context;
     cu_must(cu.cuInit(0), "cuInit");
@@ -84,8 +88,7 @@ CUcontext start_context(void)
     return context;
 }
 
-CUmodule load_kernels(void)
-{
+CUmodule load_kernels(void) {
     CUmodule module;
     char *text = cu_kernels_ptx();
     cu_must(cu.cuModuleLoadData(&module, text), "cuModuleLoadData of the test kernels");
@@ -93,15 +96,13 @@ CUmodule load_kernels(void)
     return module;
 }
 
-CUfunction kernel(CUmodule module, const char *name)
-{
+CUfunction kernel(CUmodule module, const char *name) {
     CUfunction function;
     cu_must(cu.cuModuleGetFunction(&function, module, name), name);
     return function;
 }
 
-static int run_section(size_t index)
-{
+static int run_section(size_t index) {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_crash;
@@ -115,8 +116,7 @@ static int run_section(size_t index)
     return 0;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc == 2) {
         for (size_t i = 0; i < SECTIONS; i++)

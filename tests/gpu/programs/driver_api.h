@@ -21,14 +21,14 @@ void ask_crashed(void);
 void say_value(const char *label, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #define ASK(label, call) (ask_label = (label), ask_result(call))
-#define GUARDED(label, call) \
-    do { \
-        ask_guarded = 1; \
-        if (sigsetjmp(ask_jump, 1) == 0) \
-            (void)ASK(label, call); \
-        else \
-            ask_crashed(); \
-        ask_guarded = 0; \
+#define GUARDED(label, call)                                                                                           \
+    do {                                                                                                               \
+        ask_guarded = 1;                                                                                               \
+        if (sigsetjmp(ask_jump, 1) == 0)                                                                               \
+            (void)ASK(label, call);                                                                                    \
+        else                                                                                                           \
+            ask_crashed();                                                                                             \
+        ask_guarded = 0;                                                                                               \
     } while (0)
 #define VALUE say_value
 #define SET(pointer) ((pointer) != NULL ? "set" : "null")

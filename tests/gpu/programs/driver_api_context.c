@@ -12,8 +12,7 @@
 #define STREAM_LEGACY ((CUstream)(uintptr_t)1)
 #define STREAM_PER_THREAD ((CUstream)(uintptr_t)2)
 
-void section_context(void)
-{
+void section_context(void) {
     CUcontext first = NULL, second = NULL, got = NULL, primary = NULL;
     unsigned flags = 99, version = 0;
     unsigned long long id = 0, other = 0;
@@ -81,16 +80,15 @@ void section_context(void)
     ASK("cuCtxDestroy first", cu.cuCtxDestroy_v2(first));
 }
 
-void section_primary(void)
-{
+void section_primary(void) {
     CUcontext one = NULL, two = NULL;
     unsigned flags = 99;
     int active = -1;
     CUdeviceptr address = 0;
 
     cu_must(cu.cuInit(0), "cuInit");
-#define STATE(label) \
-    ASK(label, cu.cuDevicePrimaryCtxGetState(0, &flags, &active)); \
+#define STATE(label)                                                                                                   \
+    ASK(label, cu.cuDevicePrimaryCtxGetState(0, &flags, &active));                                                     \
     VALUE(label, "flags %u active %d", flags, active)
     STATE("state before");
     ASK("release before retain", cu.cuDevicePrimaryCtxRelease_v2(0));
@@ -126,8 +124,7 @@ void section_primary(void)
 #undef STATE
 }
 
-void section_stream(void)
-{
+void section_stream(void) {
     CUcontext context = start_context(), got = NULL;
     CUstream stream = NULL, other = NULL;
     CUstream known[] = {NULL, STREAM_LEGACY, STREAM_PER_THREAD};
@@ -183,8 +180,7 @@ void section_stream(void)
     }
 }
 
-void section_event(void)
-{
+void section_event(void) {
     start_context();
     CUevent event = NULL, start = NULL, end = NULL, untimed = NULL;
     CUstream stream = NULL;
@@ -239,28 +235,22 @@ void section_event(void)
 static volatile int steps[8];
 static volatile int stepped;
 
-static void note_step(void *user)
-{
-    steps[stepped++ & 7] = (int)(intptr_t)user;
-}
+static void note_step(void *user) { steps[stepped++ & 7] = (int)(intptr_t)user; }
 
 static volatile CUresult inside_result;
 
-static void call_inside(void *user)
-{
+static void call_inside(void *user) {
     CUdeviceptr address = 0;
     (void)user;
     inside_result = cu.cuMemAlloc_v2(&address, 4096);
 }
 
-static void on_stream(CUstream stream, CUresult status, void *user)
-{
+static void on_stream(CUstream stream, CUresult status, void *user) {
     (void)stream;
     steps[stepped++ & 7] = (int)(intptr_t)user + 100 * status;
 }
 
-void section_host_function(void)
-{
+void section_host_function(void) {
     start_context();
     CUstream stream = NULL;
     CUdeviceptr address = 0;
@@ -290,8 +280,7 @@ void section_host_function(void)
     VALUE("what the call inside got", "%d", (int)inside_result);
 }
 
-static void *other_thread(void *user)
-{
+static void *other_thread(void *user) {
     CUresult *results = user;
     CUdeviceptr address = 0;
     CUcontext current = NULL;
@@ -309,8 +298,7 @@ struct shared_work {
     CUresult result;
 };
 
-static void *fill_and_record(void *user)
-{
+static void *fill_and_record(void *user) {
     struct shared_work *work = user;
     uint32_t value = 0x5a5a5a5a;
     size_t count = 1 << 20;
@@ -323,8 +311,7 @@ static void *fill_and_record(void *user)
     return NULL;
 }
 
-void section_threads(void)
-{
+void section_threads(void) {
     CUcontext context = start_context();
     CUmodule module = load_kernels();
     CUresult results[3] = {-1, -1, -1};

@@ -7,8 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-void section_before_init(void)
-{
+void section_before_init(void) {
     int number = 0, other = 0;
     unsigned word = 0;
     size_t size = 0, more = 0;
@@ -103,12 +102,11 @@ void section_before_init(void)
     ASK("without a context: cuPointerGetAttribute", cu.cuPointerGetAttribute(&number, 2, 4096));
 }
 
-void section_names(void)
-{
-    static const int codes[] = {0,   1,   2,   3,   4,   5,   34,  36,  46,  100, 101, 200, 201, 202, 205, 208, 209, 214, 218,
-                                219, 221, 222, 300, 301, 304, 400, 401, 404, 500, 600, 700, 701, 702, 709, 710, 714, 715, 716,
-                                717, 718, 719, 720, 800, 801, 802, 803, 900, 901, 906, 907, 908, 909, 910, 911, 999, 6,   -1,
-                                12345};
+void section_names(void) {
+    static const int codes[] = {0,   1,   2,   3,   4,   5,   34,  36,  46,  100, 101, 200, 201,  202, 205,
+                                208, 209, 214, 218, 219, 221, 222, 300, 301, 304, 400, 401, 404,  500, 600,
+                                700, 701, 702, 709, 710, 714, 715, 716, 717, 718, 719, 720, 800,  801, 802,
+                                803, 900, 901, 906, 907, 908, 909, 910, 911, 999, 6,   -1,  12345};
     for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
         char label[48];
         const char *text = "unset";
@@ -177,8 +175,7 @@ void section_names(void)
     VALUE("entry points of a call without a stream", "%s", legacy == per_thread ? "the same" : "different");
 }
 
-void section_device(void)
-{
+void section_device(void) {
     char label[64], text[256];
     int number = -7, other = -7;
     size_t size = 0;
@@ -228,8 +225,7 @@ void section_device(void)
 
 /* Null out-pointers. Some of these crash in the driver itself; the guard makes that an answer. Last of all sections:
  * a crash inside the driver may leave a lock held. */
-void section_nulls(void)
-{
+void section_nulls(void) {
     start_context();
     GUARDED("cuDriverGetVersion", cu.cuDriverGetVersion(NULL));
     GUARDED("cuDeviceGetCount", cu.cuDeviceGetCount(NULL));

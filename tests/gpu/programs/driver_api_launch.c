@@ -11,12 +11,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static const char bad_ptx[] = ".version 7.0\n.target sm_75\n.address_size 64\n.visible .entry broken(\n)\n{\n nonsense;\n}\n";
-static const char global_ptx[] = ".version 7.0\n.target sm_75\n.address_size 64\n.visible .global .align 4 .u32 counter = 41;\n"
-                                 ".visible .const .align 8 .b8 table[24];\n.visible .entry nothing()\n{\n ret;\n}\n";
+static const char bad_ptx[] =
+    ".version 7.0\n.target sm_75\n.address_size 64\n.visible .entry broken(\n)\n{\n nonsense;\n}\n";
+static const char global_ptx[] =
+    ".version 7.0\n.target sm_75\n.address_size 64\n.visible .global .align 4 .u32 counter = 41;\n"
+    ".visible .const .align 8 .b8 table[24];\n.visible .entry nothing()\n{\n ret;\n}\n";
 
-void section_module(void)
-{
+void section_module(void) {
     start_context();
     CUmodule module = NULL, other = NULL;
     CUfunction function = NULL;
@@ -93,13 +94,13 @@ void section_module(void)
     VALUE("constant", "%zu bytes", size);
     ASK("size of a global alone", cu.cuModuleGetGlobal_v2(NULL, &size, other, "table"));
     /* Last: what a driver makes of a header without a body is the least certain answer here. */
-    ASK("a cut ELF", cu.cuModuleLoadData(&module, "\177ELF\2\1\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
-                                                   "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"));
+    ASK("a cut ELF",
+        cu.cuModuleLoadData(&module, "\177ELF\2\1\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+                                     "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"));
     free(text);
 }
 
-void section_library(void)
-{
+void section_library(void) {
     start_context();
     CUlibrary library = NULL;
     CUkernel kernels = NULL;
@@ -137,8 +138,7 @@ void section_library(void)
     free(text);
 }
 
-void section_launch(void)
-{
+void section_launch(void) {
     start_context();
     enum { N = 10000 };
     CUmodule module = load_kernels();
@@ -175,7 +175,12 @@ void section_launch(void)
     value = 78;
     cu.cuMemcpyDtoH_v2(words, dw, sizeof words);
     VALUE("filled with", "%u %u", words[0], words[N - 1]);
-    struct __attribute__((packed)) { CUdeviceptr out; uint32_t value; uint32_t gap; size_t n; } block = {dw, 5, 0, N};
+    struct __attribute__((packed)) {
+        CUdeviceptr out;
+        uint32_t value;
+        uint32_t gap;
+        size_t n;
+    } block = {dw, 5, 0, N};
     size_t block_size = sizeof block;
     void *extra[] = {(void *)(uintptr_t)1, &block, (void *)(uintptr_t)2, &block_size, NULL};
     ASK("extra, too few threads", cu.cuLaunchKernel(fill, 8, 1, 1, 64, 1, 1, 0, NULL, NULL, extra));
@@ -225,19 +230,16 @@ void section_launch(void)
     ASK("shared 100000", cu.cuLaunchKernel(add, 1, 1, 1, 128, 1, 1, 100000, NULL, add_arguments, NULL));
     ASK("shared 100001", cu.cuLaunchKernel(add, 1, 1, 1, 128, 1, 1, 100001, NULL, add_arguments, NULL));
     ASK("legacy stream", cu.cuLaunchKernel(add, 1, 1, 1, 128, 1, 1, 0, (CUstream)(uintptr_t)1, add_arguments, NULL));
-    ASK("per-thread stream", cu.cuLaunchKernel(add, 1, 1, 1, 128, 1, 1, 0, (CUstream)(uintptr_t)2, add_arguments, NULL));
+    ASK("per-thread stream",
+        cu.cuLaunchKernel(add, 1, 1, 1, 128, 1, 1, 0, (CUstream)(uintptr_t)2, add_arguments, NULL));
     ASK("the context is well", cu.cuCtxSynchronize());
     ASK("profiler start", cu.cuProfilerStart());
     ASK("profiler stop", cu.cuProfilerStop());
 }
 
-static size_t shared_for(int block)
-{
-    return (size_t)block * 16;
-}
+static size_t shared_for(int block) { return (size_t)block * 16; }
 
-void section_occupancy(void)
-{
+void section_occupancy(void) {
     start_context();
     CUfunction function = kernel(load_kernels(), "vector_add");
     static const int blocks[] = {0, 1, 32, 128, 256, 1024, 1025};
@@ -260,14 +262,14 @@ void section_occupancy(void)
     ASK("flags 8", cu.cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(&value, function, 128, 0, 8));
     ASK("potential", cu.cuOccupancyMaxPotentialBlockSize(&grid, &value, function, NULL, 0, 0));
     VALUE("potential", "%d %d", grid, value);
-    ASK("potential with shared by block", cu.cuOccupancyMaxPotentialBlockSize(&grid, &value, function, shared_for, 0, 512));
+    ASK("potential with shared by block",
+        cu.cuOccupancyMaxPotentialBlockSize(&grid, &value, function, shared_for, 0, 512));
     VALUE("potential with shared by block", "%d %d", grid, value);
     ASK("available shared", cu.cuOccupancyAvailableDynamicSMemPerBlock(&size, function, 2, 256));
     VALUE("available shared", "%zu", size);
 }
 
-void section_illegal_address(void)
-{
+void section_illegal_address(void) {
     start_context();
     CUmodule module = load_kernels();
     CUfunction fill = kernel(module, "fill_u32");
@@ -298,8 +300,7 @@ void section_illegal_address(void)
     ASK("reset", cu.cuDevicePrimaryCtxReset_v2(0));
 }
 
-void section_fork(void)
-{
+void section_fork(void) {
     start_context();
     CUdeviceptr address = 0;
     uint32_t word = 0;

@@ -11,16 +11,14 @@
 
 enum { KIB = 1024, MIB = 1024 * 1024 };
 
-static uint32_t sum_words(const uint32_t *words, size_t count)
-{
+static uint32_t sum_words(const uint32_t *words, size_t count) {
     uint32_t sum = 2166136261u;
     for (size_t i = 0; i < count; i++)
         sum = (sum ^ words[i]) * 16777619u;
     return sum;
 }
 
-static void fill_random(uint32_t *words, size_t count)
-{
+static void fill_random(uint32_t *words, size_t count) {
     uint32_t state = 0x12345678u;
     for (size_t i = 0; i < count; i++) {
         state ^= state << 13;
@@ -30,8 +28,7 @@ static void fill_random(uint32_t *words, size_t count)
     }
 }
 
-void section_memory(void)
-{
+void section_memory(void) {
     start_context();
     CUdeviceptr address = 0, base = 0, many[64];
     size_t size = 0, free_before = 0, total = 0, device_total = 0, free_after = 0, pitch = 0;
@@ -123,8 +120,8 @@ void section_memory(void)
     free(other);
 }
 
-static void round_trip(const char *label, CUdeviceptr there, uint32_t *source, uint32_t *back, size_t bytes, CUstream s)
-{
+static void round_trip(const char *label, CUdeviceptr there, uint32_t *source, uint32_t *back, size_t bytes,
+                       CUstream s) {
     memset(back, 0, bytes);
     CUresult up = cu.cuMemcpyHtoDAsync_v2(there, source, bytes, s);
     CUresult down = cu.cuMemcpyDtoHAsync_v2(back, there, bytes, s);
@@ -132,8 +129,7 @@ static void round_trip(const char *label, CUdeviceptr there, uint32_t *source, u
     VALUE(label, "up %d down %d wait %d, %s", up, down, wait, memcmp(source, back, bytes) == 0 ? "equal" : "DIFFERENT");
 }
 
-void section_copy(void)
-{
+void section_copy(void) {
     start_context();
     static const size_t sizes[] = {1, 4, 100, 4096, 65535, 65536, 65537, 1 * MIB, 3 * MIB + 5, 17 * MIB + 1};
     enum { LARGEST = 20 * MIB };
@@ -164,7 +160,8 @@ void section_copy(void)
     ASK("HtoD", cu.cuMemcpyHtoD_v2(a, pageable, LARGEST));
     ASK("DtoD", cu.cuMemcpyDtoD_v2(b, a, LARGEST));
     ASK("DtoH", cu.cuMemcpyDtoH_v2(back, b, LARGEST));
-    VALUE("there and back", "%08x, %s", sum_words(back, LARGEST / 4), memcmp(back, pageable, LARGEST) ? "DIFFERENT" : "equal");
+    VALUE("there and back", "%08x, %s", sum_words(back, LARGEST / 4),
+          memcmp(back, pageable, LARGEST) ? "DIFFERENT" : "equal");
     /* The source may be overwritten as soon as a copy from pageable memory has returned. */
     ASK("HtoDAsync, then overwrite", cu.cuMemcpyHtoDAsync_v2(a, back, 60000, stream));
     memset(back, 0xee, 60000);
@@ -176,7 +173,8 @@ void section_copy(void)
     ASK("cuMemcpy device to device", cu.cuMemcpy(b, a, 1 * MIB));
     ASK("cuMemcpy device to host", cu.cuMemcpy((CUdeviceptr)(uintptr_t)back, b, 1 * MIB));
     VALUE("cuMemcpy by address", "%s", memcmp(back, pageable, 1 * MIB) == 0 ? "equal" : "DIFFERENT");
-    ASK("cuMemcpy host to host", cu.cuMemcpy((CUdeviceptr)(uintptr_t)back, (CUdeviceptr)(uintptr_t)(pageable + 9), 4096));
+    ASK("cuMemcpy host to host",
+        cu.cuMemcpy((CUdeviceptr)(uintptr_t)back, (CUdeviceptr)(uintptr_t)(pageable + 9), 4096));
     VALUE("cuMemcpy host to host", "%s", memcmp(back, pageable + 9, 4096) == 0 ? "equal" : "DIFFERENT");
     ASK("cuMemcpyAsync", cu.cuMemcpyAsync(b + 8, a, 4096, stream));
     ASK("HtoD 0 bytes", cu.cuMemcpyHtoD_v2(a, pageable, 0));
@@ -187,19 +185,40 @@ void section_copy(void)
     ASK("HtoDAsync on a blocking stream", cu.cuMemcpyHtoDAsync_v2(a, pageable, 16, blocking));
 
     cu_must(cu.cuMemsetD8_v2(a, 0, 1 * MIB), "cuMemsetD8");
-    CUDA_MEMCPY2D area = {.srcMemoryType = 1, .srcHost = pageable, .srcPitch = 100, .dstMemoryType = 2, .dstDevice = a,
-                          .dstPitch = 512, .WidthInBytes = 64, .Height = 50, .srcXInBytes = 8, .srcY = 1, .dstY = 2};
+    CUDA_MEMCPY2D area = {.srcMemoryType = 1,
+                          .srcHost = pageable,
+                          .srcPitch = 100,
+                          .dstMemoryType = 2,
+                          .dstDevice = a,
+                          .dstPitch = 512,
+                          .WidthInBytes = 64,
+                          .Height = 50,
+                          .srcXInBytes = 8,
+                          .srcY = 1,
+                          .dstY = 2};
     ASK("2D up", cu.cuMemcpy2D_v2(&area));
-    CUDA_MEMCPY2D down = {.srcMemoryType = 2, .srcDevice = a, .srcPitch = 512, .dstMemoryType = 1, .dstHost = back,
-                          .dstPitch = 128, .WidthInBytes = 100, .Height = 52};
+    CUDA_MEMCPY2D down = {.srcMemoryType = 2,
+                          .srcDevice = a,
+                          .srcPitch = 512,
+                          .dstMemoryType = 1,
+                          .dstHost = back,
+                          .dstPitch = 128,
+                          .WidthInBytes = 100,
+                          .Height = 52};
     memset(back, 0, 1 * MIB);
     ASK("2D down", cu.cuMemcpy2DAsync_v2(&down, stream));
     cu.cuStreamSynchronize(stream);
     VALUE("2D there and back", "%08x", sum_words(back, 52 * 128 / 4));
     cu_must(cu.cuMemsetD8_v2(b, 0, 1 * MIB), "cuMemsetD8");
     cu_must(cu.cuCtxSynchronize(), "cuCtxSynchronize");
-    CUDA_MEMCPY2D across = {.srcMemoryType = 2, .srcDevice = a, .srcPitch = 512, .dstMemoryType = 2, .dstDevice = b,
-                            .dstPitch = 300, .WidthInBytes = 77, .Height = 20};
+    CUDA_MEMCPY2D across = {.srcMemoryType = 2,
+                            .srcDevice = a,
+                            .srcPitch = 512,
+                            .dstMemoryType = 2,
+                            .dstDevice = b,
+                            .dstPitch = 300,
+                            .WidthInBytes = 77,
+                            .Height = 20};
     ASK("2D across, unaligned", cu.cuMemcpy2DUnaligned_v2(&across));
     cu.cuMemcpyDtoH_v2(back, b, 6000);
     VALUE("2D across", "%08x", sum_words(back, 1500));
@@ -222,8 +241,7 @@ void section_copy(void)
     VALUE("sets", "%08x", sum_words(back, 1024));
 }
 
-void section_pointer(void)
-{
+void section_pointer(void) {
     CUcontext context = start_context(), got = NULL;
     static const int attributes[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 99};
     CUdeviceptr device = 0, cases[5];
@@ -245,7 +263,16 @@ void section_pointer(void)
             if (ASK(label, cu.cuPointerGetAttribute(value, attributes[i], cases[c])) != 0)
                 continue;
             switch (attributes[i]) {
-            case 1: case 3: case 4: case 7: case 11: case 5: case 17: case 20: case 18: case 19:
+            case 1:
+            case 3:
+            case 4:
+            case 7:
+            case 11:
+            case 5:
+            case 17:
+            case 20:
+            case 18:
+            case 19:
                 VALUE(label, "%s", value[0] != 0 ? "set" : "null");
                 break;
             case 12:
@@ -265,8 +292,11 @@ void section_pointer(void)
         snprintf(label, sizeof label, "%s, seven at once", names[c]);
         ASK(label, cu.cuPointerGetAttributes(7, wanted, values, cases[c]));
         VALUE(label, "context %s type %d ordinal %d device %d host %d start %s size %zu",
-              got == NULL ? "null" : got == context ? "primary" : "other", type, ordinal, as_device == cases[c],
-              (CUdeviceptr)(uintptr_t)as_host == cases[c], start != 0 ? "set" : "null", size);
+              got == NULL      ? "null"
+              : got == context ? "primary"
+                               : "other",
+              type, ordinal, as_device == cases[c], (CUdeviceptr)(uintptr_t)as_host == cases[c],
+              start != 0 ? "set" : "null", size);
     }
     int bad[] = {2, 99};
     int type = 0, more = 0;
@@ -278,8 +308,7 @@ void section_pointer(void)
     free(plain);
 }
 
-void section_pool(void)
-{
+void section_pool(void) {
     start_context();
     CUmemoryPool pool = NULL, own = NULL;
     CUdeviceptr address = 0, other = 0;
@@ -318,8 +347,7 @@ void section_pool(void)
     ASK("destroy default pool", cu.cuMemPoolDestroy(pool));
 }
 
-void section_vmm(void)
-{
+void section_vmm(void) {
     start_context();
     CUmemAllocationProp property = {.type = 1, .location = {1, 0}};
     CUmemAccessDesc access = {.location = {1, 0}, .flags = 3};
@@ -348,8 +376,7 @@ void section_vmm(void)
     ASK("free address again", cu.cuMemAddressFree(address, 4 * MIB));
 }
 
-void section_stream_memory(void)
-{
+void section_stream_memory(void) {
     start_context();
     CUdeviceptr address = 0;
     CUstream stream = NULL, other = NULL;

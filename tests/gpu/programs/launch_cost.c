@@ -11,14 +11,12 @@
 
 enum { LAUNCHES = 10000, BURST = 500, IDLE_SYNCS = 2000, WORDS = 256 };
 
-static int ascending(const void *left, const void *right)
-{
+static int ascending(const void *left, const void *right) {
     const uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
     return (a > b) - (a < b);
 }
 
-int main(void)
-{
+int main(void) {
     static uint64_t cost[LAUNCHES], idle[IDLE_SYNCS];
     static float zeros[WORDS], ones[WORDS], back[WORDS];
     CUdevice device;
@@ -83,7 +81,8 @@ int main(void)
     cu_mapped_libraries(libraries, sizeof libraries);
     printf("{\"digest\": \"%d\", \"metrics\": {\"launch_us\": %.4f, \"launch_mean_us\": %.4f, \"launch_p99_us\": %.4f, "
            "\"launches_per_s\": %.0f, \"idle_sync_us\": %.4f}, \"libraries\": %s}\n",
-           (int)back[0], (double)cost[LAUNCHES / 2] / 1e3, total / LAUNCHES / 1e3, (double)cost[LAUNCHES * 99 / 100] / 1e3,
-           LAUNCHES * 1e9 / (double)spent, (double)idle[IDLE_SYNCS / 2] / 1e3, libraries);
+           (int)back[0], (double)cost[LAUNCHES / 2] / 1e3, total / LAUNCHES / 1e3,
+           (double)cost[LAUNCHES * 99 / 100] / 1e3, LAUNCHES * 1e9 / (double)spent, (double)idle[IDLE_SYNCS / 2] / 1e3,
+           libraries);
     return 0;
 }
