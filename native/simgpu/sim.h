@@ -1,11 +1,12 @@
-// The simulated GPU: a CPU stand-in for libcuda and libnvidia-ml, loaded by the session where there is no NVIDIA driver.
+// The simulated GPU: a CPU stand-in for libcuda and libnvidia-ml, loaded by the session where there is no NVIDIA
+// driver.
 //
 // This header holds every structure that more than one file of the simulator uses. Two locks guard all of them:
 // `sim.lock` (objects, contexts, stream queues, events) and `sim.map_lock` (address ranges, physical memory); where
 // both are held, `sim.lock` was taken first. Any thread of the program enters through the exported cu* functions, and
 // each stream that has work has one thread of its own. Only this process can write the memory that is read here, but
-// the arguments of every exported function, module images included, are hostile: they come from a remote client by way of the
-// session, which this library must catch out when it passes on something that it should have refused.
+// the arguments of every exported function, module images included, are hostile: they come from a remote client by
+// way of the session, which this library must catch out when it passes on something that it should have refused.
 #ifndef SIM_H
 #define SIM_H
 
@@ -365,7 +366,8 @@ sim_range_t *sim_map_find(uint64_t address); // under either lock; the range tha
 size_t sim_map_index(uint64_t address);      // first range whose base is above the address
 bool sim_map_reserved(uint64_t address);     // inside a VMM reservation
 CUresult sim_map_span(uint64_t address, int device, unsigned peers, bool write, sim_span_t *span);
-// For arguments of calls. 0: the whole of [address, address + bytes) may be used; 1: not an address of ours; 700: reserved, not accessible.
+// For arguments of calls. 0: the whole of [address, address + bytes) may be used; 1: not an address of ours; 700:
+// reserved, not accessible.
 CUresult sim_map_check(uint64_t address, uint64_t bytes, int device, unsigned peers, bool write);
 bool sim_map_pinned(uint64_t address, uint64_t bytes);
 CUresult sim_reservation_add(uint64_t base, uint64_t size);

@@ -1,8 +1,9 @@
 // Contexts: primary ones, created ones, and each thread's stack of current contexts.
 //
-// Context structures are never freed, so that a stale handle is recognised and not dereferenced into something else. The
-// current-context stack belongs to its thread alone; all else is under sim.lock. Stopping a context ends its queues, then frees its
-// memory, modules and events. A sticky error lives in the context until it is destroyed or, for a primary context, reset.
+// Context structures are never freed, so that a stale handle is recognised and not dereferenced into something else.
+// The current-context stack belongs to its thread alone; all else is under sim.lock. Stopping a context ends its
+// queues, then frees its memory, modules and events. A sticky error lives in the context until it is destroyed or,
+// for a primary context, reset.
 #include "sim.h"
 
 #include <stdlib.h>

@@ -1,8 +1,9 @@
 // cuMemcpy* in one dimension, and cuMemset*: arguments are checked here, then the operation is queued.
 //
-// A device address must lie in a live allocation for the whole length, else error 1; in a reservation without mapping or access it
-// becomes a fault of the stream, error 700. Pageable host memory follows CUDA's rules: an upload returns once the bytes are staged,
-// a download once they have arrived. Host pointers are read and written for the whole length that was asked for.
+// A device address must lie in a live allocation for the whole length, else error 1; in a reservation without mapping
+// or access it becomes a fault of the stream, error 700. Pageable host memory follows CUDA's rules: an upload returns
+// once the bytes are staged, a download once they have arrived. Host pointers are read and written for the whole
+// length that was asked for.
 #include "sim.h"
 #include "sim_copy.h"
 
@@ -28,7 +29,8 @@ CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t 
                        sim_map_reserved(side->address) || sim_device_address(side->address);
     *pinned = host_pinned;
     if (place == SIM_PLACE_HOST || (place == SIM_PLACE_UNIFIED && !device_side)) {
-        // A host pointer. Pinned memory goes through the map, so that its release is noticed; anything else is followed as it is.
+        // A host pointer. Pinned memory goes through the map, so that its release is noticed; anything else is
+        // followed as it is.
         side->mapped = host_pinned;
         if (place == SIM_PLACE_HOST && device_side) {
             side->mapped = true; // cuMemcpyHtoD of a device address works under unified addressing
@@ -77,8 +79,8 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
         }
     }
     bool both_device = dst_pinned && src_pinned && dst == SIM_PLACE_DEVICE && src == SIM_PLACE_DEVICE;
-    // Synchronous forms wait, except device to device. The driver may let a staged upload go early too; waiting is within its
-    // contract and what programs in practice count on.
+    // Synchronous forms wait, except device to device. The driver may let a staged upload go early too; waiting is
+    // within its contract and what programs in practice count on.
     if (!async && !both_device)
         wait = true;
     sim_op_t op = {.kind = SIM_OP_COPY, .u.copy = *copy};
@@ -133,7 +135,8 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size
     return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
 }
 
-// The contexts of a peer copy only say where the addresses are valid; under unified addressing the addresses say so too.
+// The contexts of a peer copy only say where the addresses are valid; under unified addressing the addresses say so
+// too.
 static CUresult peer_contexts(CUcontext a, CUcontext b) {
     pthread_mutex_lock(&sim.lock);
     bool live = sim_handle_is(a, SIM_CONTEXT) && sim_handle_is(b, SIM_CONTEXT);

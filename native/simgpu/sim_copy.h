@@ -1,7 +1,7 @@
 // What the copy families share: one-dimensional copies and sets (sim_copy.c), rectangles and boxes (sim_copy_3d.c).
 //
-// A side of a copy is prepared from what the caller says about the address (device, host, or "find out"), then the whole copy is
-// queued. Nothing here keeps state; the memory map is consulted under its own lock.
+// A side of a copy is prepared from what the caller says about the address (device, host, or "find out"), then the
+// whole copy is queued. Nothing here keeps state; the memory map is consulted under its own lock.
 #ifndef SIM_COPY_H
 #define SIM_COPY_H
 

@@ -1,7 +1,7 @@
 // cuMemcpy2D*, cuMemcpy3D*: rectangles and boxes in linear memory.
 //
-// The descriptors are translated to start address, pitch and slice; overflow anywhere is error 1. CUDA arrays are not simulated
-// and refused with CUDA_ERROR_NOT_SUPPORTED. Host sides are followed row by row for the whole box.
+// The descriptors are translated to start address, pitch and slice; overflow anywhere is error 1. CUDA arrays are not
+// simulated and refused with CUDA_ERROR_NOT_SUPPORTED. Host sides are followed row by row for the whole box.
 #include "sim.h"
 #include "sim_copy.h"
 

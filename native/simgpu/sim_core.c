@@ -1,8 +1,9 @@
 // Entering the simulator: the one state structure, the gate of every exported function, and the table of live handles.
 //
-// Every exported cu* function passes sim_enter first: it refuses calls in a forked child and before cuInit, applies the fault
-// script, and looks up the calling thread's context and its sticky error. Handles are addresses of our objects; a handle
-// that a caller passes is hostile, so it is looked up here before it is dereferenced. The table is guarded by sim.lock.
+// Every exported cu* function passes sim_enter first: it refuses calls in a forked child and before cuInit, applies
+// the fault script, and looks up the calling thread's context and its sticky error. Handles are addresses of our
+// objects; a handle that a caller passes is hostile, so it is looked up here before it is dereferenced. The table is
+// guarded by sim.lock.
 #include "sim.h"
 
 #include <errno.h>

@@ -1,8 +1,8 @@
 // Cubins: kernel names, parameter layouts, resource use and global variables out of a CUDA ELF file.
 //
-// What is read: section names, the symbol table, .nv.info (register counts, stack sizes) and .nv.info.<kernel> (parameters, launch
-// bounds). The bytes are hostile; `size` bounds every read, and each offset and count is checked against it before use.
-// No state.
+// What is read: section names, the symbol table, .nv.info (register counts, stack sizes) and .nv.info.<kernel>
+// (parameters, launch bounds). The bytes are hostile; `size` bounds every read, and each offset and count is checked
+// against it before use. No state.
 #include "sim.h"
 
 #include <elf.h>
@@ -80,7 +80,8 @@ static bool note_param(sim_entry_t *entry, uint32_t ordinal, uint32_t offset, ui
 
 typedef bool (*info_visitor_t)(void *user, unsigned attribute, const unsigned char *value, unsigned size);
 
-// Records: u8 format, u8 attribute, then by format nothing (1), one byte (2), a half word (3), or u16 size and bytes (4).
+// Records: u8 format, u8 attribute, then by format nothing (1), one byte (2), a half word (3), or u16 size and bytes
+// (4).
 static bool walk_info(const elf_t *elf, const Elf64_Shdr *section, info_visitor_t visit, void *user) {
     const unsigned char *at = elf->bytes + section->sh_offset;
     uint64_t left = section->sh_size;

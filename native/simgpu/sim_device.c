@@ -1,7 +1,7 @@
 // The driver and its devices: cuInit, versions, device queries, error names, cuGetProcAddress.
 //
-// Stateless apart from what sim_setup made once; any thread enters. The attributes are those of an H200, except for what
-// must differ from device to device (PCI location, UUID) and the name, which says that the device is simulated.
+// Stateless apart from what sim_setup made once; any thread enters. The attributes are those of an H200, except for
+// what must differ from device to device (PCI location, UUID) and the name, which says that the device is simulated.
 #include "sim.h"
 
 #include <dlfcn.h>
@@ -246,8 +246,8 @@ CUresult cuGetErrorString(CUresult error, const char **pStr) {
     return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-// The newest ABI of a name: the highest _vN that is exported here. Callers of the simulator know their names; the history of
-// ABIs by CUDA version is the client library's own table and not repeated here.
+// The newest ABI of a name: the highest _vN that is exported here. Callers of the simulator know their names; the
+// history of ABIs by CUDA version is the client library's own table and not repeated here.
 static void *newest(void *library, const char *symbol) {
     char name[128];
     for (int version = 9; version >= 2; version--) {

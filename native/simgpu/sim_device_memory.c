@@ -1,10 +1,11 @@
 // A device's memory: its budget, and the file that stands behind it.
 //
-// Each device owns a memfd that is mapped once, readable and writable, at an address that nobody is told (the backing), and an
-// equally large range of addresses without access rights (the arena), out of which cuMemAlloc answers. An extent of
-// `bytes` at `offset` is arena + offset for the program and backing + offset for us. Pages exist once touched, so a huge allocation
-// costs nothing. The space is four times the budget: the GPU's page tables make fragmentation invisible there, and
-// room does it here. Every function is called with sim.map_lock held for writing.
+// Each device owns a memfd that is mapped once, readable and writable, at an address that nobody is told (the
+// backing), and an equally large range of addresses without access rights (the arena), out of which cuMemAlloc
+// answers. An extent of `bytes` at `offset` is arena + offset for the program and backing + offset for us. Pages
+// exist once touched, so a huge allocation costs nothing. The space is four times the budget: the GPU's page tables
+// make fragmentation invisible there, and room does it here. Every function is called with sim.map_lock held for
+// writing.
 #include "sim.h"
 
 #include <errno.h>

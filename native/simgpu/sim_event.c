@@ -1,7 +1,7 @@
 // Events: each remembers a position in the stream that it was last recorded in, and when that was reached.
 //
-// The structure lives as long as its handle and any queued record. All under sim.lock; waiting releases it. A never recorded
-// event counts as complete, as in CUDA.
+// The structure lives as long as its handle and any queued record. All under sim.lock; waiting releases it. A never
+// recorded event counts as complete, as in CUDA.
 #include "sim.h"
 
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 // What an NVIDIA H200 under driver 580.159.04 (CUDA 13.0) answered, as constants.
 //
-// Recorded once by asking the real driver: every device attribute, the limits of a fresh context, and the name and text of
-// every error code. Read-only data; any thread reads it. PCI bus, device and domain numbers are made up per simulated device
-// elsewhere. A limit that the real driver refuses is SIZE_MAX here.
+// Recorded once by asking the real driver: every device attribute, the limits of a fresh context, and the name and
+// text of every error code. Read-only data; any thread reads it. PCI bus, device and domain numbers are made up per
+// simulated device elsewhere. A limit that the real driver refuses is SIZE_MAX here.
 #include "sim.h"
 
 const int sim_attributes_h200[148] = {

@@ -4,7 +4,8 @@
 //   rule     = function ":" n "=" effect
 //   function = exact exported name, or "*" for every call of any function
 //   n        = 1, 2, …: the call that it hits; "n+" hits that call and every later one
-//   effect   = CUresult as a number [ ",sticky" ]   the call returns it; sticky poisons the calling thread's context too
+//   effect   = CUresult as a number [ ",sticky" ]   the call returns it; sticky: so does every later
+//              call in the calling thread's current context
 //            | "hang"                               the call never returns
 //            | "exit"                               the process ends at once with status 86
 //

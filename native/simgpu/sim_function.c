@@ -1,7 +1,8 @@
 // Functions and kernels: names, parameter layouts, attributes, loading state.
 //
-// A CUkernel may stand wherever a CUfunction is expected (the CUDA runtime does that); it then means the function of the
-// current context. Attributes of a library's function and of its kernel on that device are one and the same. Under sim.lock.
+// A CUkernel may stand wherever a CUfunction is expected (the CUDA runtime does that); it then means the function of
+// the current context. Attributes of a library's function and of its kernel on that device are one and the same.
+// Under sim.lock.
 #include "sim.h"
 
 #include <string.h>

@@ -1,8 +1,9 @@
 // Module images: telling the containers apart, choosing an entry of a fatbin, and the parsed result.
 //
-// The driver API passes an image without its length, so a container's own sizes are followed, as by the real driver: the caller must have
-// made sure that they match what is there. Inside that extent nothing is trusted: every offset is bounded, every count is capped.
-// Parsing has no state; a parsed image is immutable and shared by reference, counted under sim.lock.
+// The driver API passes an image without its length, so a container's own sizes are followed, as by the real driver:
+// the caller must have made sure that they match what is there. Inside that extent nothing is trusted: every offset
+// is bounded, every count is capped. Parsing has no state; a parsed image is immutable and shared by reference,
+// counted under sim.lock.
 #include "sim.h"
 
 #include <elf.h>

@@ -1,8 +1,9 @@
 // The kernels that the simulator executes: a C body for each, found by the extern "C" name of the kernel.
 //
-// A body runs in the stream's thread over a flat index, blockIdx.x * blockDim.x + threadIdx.x, for exactly the threads that were
-// launched. Memory is reached through the map, so an address that a real kernel could not use ends in CUDA_ERROR_ILLEGAL_ADDRESS, a misaligned one in
-// CUDA_ERROR_MISALIGNED_ADDRESS. To add a kernel, write a body and add its line to the table with its parameter sizes.
+// A body runs in the stream's thread over a flat index, blockIdx.x * blockDim.x + threadIdx.x, for exactly the
+// threads that were launched. Memory is reached through the map, so an address that a real kernel could not use ends
+// in CUDA_ERROR_ILLEGAL_ADDRESS, a misaligned one in CUDA_ERROR_MISALIGNED_ADDRESS. To add a kernel, write a body and
+// add its line to the table with its parameter sizes.
 #include "sim.h"
 
 #include <string.h>

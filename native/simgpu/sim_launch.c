@@ -1,8 +1,8 @@
 // Kernel launches: limits, parameters, and the operation that goes into the stream.
 //
-// Grid, block and shared memory are checked at the call against the device and the function, parameters are copied at the call
-// from every pointer that the caller gives, for the size that the image states. A kernel without a C body is refused by name, unless
-// TF_SIM_UNKNOWN_KERNELS=skip makes such launches do nothing.
+// Grid, block and shared memory are checked at the call against the device and the function, parameters are copied at
+// the call from every pointer that the caller gives, for the size that the image states. A kernel without a C body is
+// refused by name, unless TF_SIM_UNKNOWN_KERNELS=skip makes such launches do nothing.
 #include "sim.h"
 
 #include <stdlib.h>

@@ -1,9 +1,10 @@
 // The memory map: which unified addresses exist, where this process can touch them, and who may.
 //
-// One sorted array of ranges that never overlap (device allocations, VMM mappings, pinned and registered host memory) and one of
-// VMM reservations, both guarded by sim.map_lock: stream threads hold it for reading while they touch memory, so
-// that nothing is unmapped under them; whoever allocates, frees, maps or unmaps holds it for writing. Device addresses are
-// reserved without access rights in this process: only the translation made here leads to the bytes.
+// One sorted array of ranges that never overlap (device allocations, VMM mappings, pinned and registered host memory)
+// and one of VMM reservations, both guarded by sim.map_lock: stream threads hold it for reading while they touch
+// memory, so that nothing is unmapped under them; whoever allocates, frees, maps or unmaps holds it for writing.
+// Device addresses are reserved without access rights in this process: only the translation made here leads to the
+// bytes.
 #include "sim.h"
 
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 // cuMemAlloc and its kin, pinned and registered host memory, memory information.
 //
 // Freeing waits for the device's work first, as the driver does in practice, so that nothing queued loses its memory.
-// Sizes are kept to the byte: a copy that passes the end of its allocation by one is refused. Any thread enters; the map lock
-// is taken for writing by whatever changes the map.
+// Sizes are kept to the byte: a copy that passes the end of its allocation by one is refused. Any thread enters; the
+// map lock is taken for writing by whatever changes the map.
 #include "sim.h"
 
 #include <stdlib.h>

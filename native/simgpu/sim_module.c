@@ -1,7 +1,8 @@
 // Modules and libraries: loading, handles of functions and kernels, global variables.
 //
-// A library holds the parsed image and makes a module of it in each context that uses it; a module holds one function object per kernel
-// and device memory for the globals. Handles live as long as their module or library. All under sim.lock.
+// A library holds the parsed image and makes a module of it in each context that uses it; a module holds one function
+// object per kernel and device memory for the globals. Handles live as long as their module or library. All under
+// sim.lock.
 #include "sim.h"
 
 #include <stdio.h>

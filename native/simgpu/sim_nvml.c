@@ -1,8 +1,8 @@
 // NVML, first half: start and end, system answers, device handles and identity, memory, processes, utilisation.
 //
-// Values are those of an H200 under driver 580.159.04 where they are fixed; memory, processes and utilisation are those of the
-// simulated device in this process, the only one that it knows. nvmlInit counts its calls; handles are addresses of the device
-// table, checked before use. NVML works without cuInit, as the real library does.
+// Values are those of an H200 under driver 580.159.04 where they are fixed; memory, processes and utilisation are
+// those of the simulated device in this process, the only one that it knows. nvmlInit counts its calls; handles are
+// addresses of the device table, checked before use. NVML works without cuInit, as the real library does.
 #include "sim.h"
 #include "sim_nvml.h"
 

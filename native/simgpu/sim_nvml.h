@@ -1,6 +1,7 @@
 // What the two NVML files of the simulator share: the way into a function, and copying a text out.
 //
-// Any thread enters; the device table is constant once nvmlInit has succeeded, what changes is read under the simulator's locks.
+// Any thread enters; the device table is constant once nvmlInit has succeeded, what changes is read under the
+// simulator's locks.
 #ifndef SIM_NVML_H
 #define SIM_NVML_H
 

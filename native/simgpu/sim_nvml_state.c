@@ -1,7 +1,8 @@
-// NVML, second half: clocks, power, temperature, errors, PCIe, modes, versions and the other facts that nvidia-smi prints.
+// NVML, second half: clocks, power, temperature, errors, PCIe, modes, versions and the other facts that nvidia-smi
+// prints.
 //
-// All are constants of an H200 at rest, as `nvidia-smi -q` of driver 580.159.04 showed them; what that card answered with "N/A" is
-// NVML_ERROR_NOT_SUPPORTED here. Names that are not in the two NVML files are not exported. No state.
+// All are constants of an H200 at rest, as `nvidia-smi -q` of driver 580.159.04 showed them; what that card answered
+// with "N/A" is NVML_ERROR_NOT_SUPPORTED here. Names that are not in the two NVML files are not exported. No state.
 #include "sim.h"
 #include "sim_nvml.h"
 

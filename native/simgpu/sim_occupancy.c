@@ -1,7 +1,8 @@
 // Occupancy: how many blocks of a function a multiprocessor can hold, from the device's published limits.
 //
-// Pure arithmetic over the function's registers, static shared memory and the launch; the allocation units are those of compute
-// capability 9.0 (warps by 4, registers by 256 per warp, shared memory by 128 bytes plus 1 KiB reserved per block).
+// Pure arithmetic over the function's registers, static shared memory and the launch; the allocation units are those
+// of compute capability 9.0 (warps by 4, registers by 256 per warp, shared memory by 128 bytes plus 1 KiB reserved
+// per block).
 #include "sim.h"
 
 #define WARP 32

@@ -1,8 +1,8 @@
 // Questions about addresses: cuPointerGetAttribute(s), cuPointerSetAttribute, cuMemGetAddressRange.
 //
-// All answers come from the memory map, under its lock for reading. The single form refuses an address that is not CUDA's,
-// the multiple form answers zeros for it, as the driver documents. Out-parameters are written with the sizes that cuda.h
-// states; whoever passes a smaller buffer gets the overrun that the real driver would give.
+// All answers come from the memory map, under its lock for reading. The single form refuses an address that is not
+// CUDA's, the multiple form answers zeros for it, as the driver documents. Out-parameters are written with the sizes
+// that cuda.h states; whoever passes a smaller buffer gets the overrun that the real driver would give.
 #include "sim.h"
 
 #include <string.h>

@@ -1,8 +1,9 @@
 // Stream-ordered allocation: memory pools, cuMemAllocAsync and cuMemFreeAsync.
 //
-// An allocation is usable at once (its address is known at the call, and being early harms nobody); a free takes effect when its
-// stream gets there; until then work that was queued earlier may use the address, new calls may not. Pools keep no memory back: reserved equals used, so the
-// release threshold is stored and has no effect on answers other than its own. Pool fields are under the map lock.
+// An allocation is usable at once (its address is known at the call, and being early harms nobody); a free takes
+// effect when its stream gets there; until then work that was queued earlier may use the address, new calls may not.
+// Pools keep no memory back: reserved equals used, so the release threshold is stored and has no effect on answers
+// other than its own. Pool fields are under the map lock.
 #include "sim.h"
 
 #include <stdlib.h>

@@ -1,7 +1,8 @@
 // PTX text: kernel names, parameter layouts, launch bounds, static shared memory and global variables.
 //
-// A small tokenizer and a reader of directives; instructions are skipped. The text is hostile and bounded by `size`. What cannot be
-// understood in a place that matters is an error with a line for the JIT's error log, never a guess. No state.
+// A small tokenizer and a reader of directives; instructions are skipped. The text is hostile and bounded by `size`.
+// What cannot be understood in a place that matters is an error with a line for the JIT's error log, never a guess.
+// No state.
 #include "sim.h"
 
 #include <ctype.h>
@@ -318,7 +319,8 @@ static void put(ptx_t *p, sim_global_t *global, uint64_t *offset, uint64_t value
     *offset += bytes;
 }
 
-// Initial values: whole numbers, 0f… and 0d… floats, nested braces. Addresses of other variables are refused, not guessed.
+// Initial values: whole numbers, 0f… and 0d… floats, nested braces. Addresses of other variables are refused, not
+// guessed.
 static void initial_values(ptx_t *p, sim_global_t *global, uint64_t element) {
     uint64_t offset = 0, depth = 0;
     if (element > 8) {

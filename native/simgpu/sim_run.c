@@ -1,8 +1,9 @@
 // Executes one operation of a stream, in that stream's thread, with no lock held on entry.
 //
-// Memory is touched only under sim.map_lock (for reading), address by address as the map allows; an address that is not there any
-// more ends the operation with CUDA_ERROR_ILLEGAL_ADDRESS, which the caller makes the context's sticky error. Plain host pointers
-// are followed for their whole length, as the real driver does: a wrong one is meant to crash a test.
+// Memory is touched only under sim.map_lock (for reading), address by address as the map allows; an address that is
+// not there any more ends the operation with CUDA_ERROR_ILLEGAL_ADDRESS, which the caller makes the context's sticky
+// error. Plain host pointers are followed for their whole length, as the real driver does: a wrong one is meant to
+// crash a test.
 #include "sim.h"
 
 #include <stdlib.h>

@@ -1,10 +1,11 @@
 // Streams: bounded in-order queues, each with a thread of its own that starts with the first operation.
 //
-// Operations of one stream run in order; an operation may depend on a position of another stream, which was reached by then
-// or is waited for: that is how events, the legacy default stream and blocking streams are ordered. A position is a count of
-// finished operations, so an event is just (stream, position). Everything here is under sim.lock, except that an operation runs
-// without it. Dependencies always point at operations queued earlier, so no cycle can arise. After a sticky error, or when the
-// context is destroyed, the threads let the remaining operations pass without running them, so every wait ends.
+// Operations of one stream run in order; an operation may depend on a position of another stream, which was reached
+// by then or is waited for: that is how events, the legacy default stream and blocking streams are ordered. A
+// position is a count of finished operations, so an event is just (stream, position). Everything here is under
+// sim.lock, except that an operation runs without it. Dependencies always point at operations queued earlier, so no
+// cycle can arise. After a sticky error, or when the context is destroyed, the threads let the remaining operations
+// pass without running them, so every wait ends.
 #include "sim.h"
 
 #include <stdlib.h>
@@ -61,7 +62,8 @@ static void leave_context(sim_stream_t *stream) {
     stream->next = NULL;
 }
 
-// A stream that still has work stays in its context's list until that is done: the legacy stream and whoever drains must see it.
+// A stream that still has work stays in its context's list until that is done: the legacy stream and whoever drains
+// must see it.
 void sim_stream_unlink(sim_stream_t *stream) {
     if (stream->handle)
         sim_handle_remove(stream);

@@ -1,7 +1,7 @@
 // cuStream*, cuLaunchHostFunc and the stream memory operations: arguments are checked here, then queued.
 //
-// Stream handles are looked up before use; 0 and 1 are the legacy default stream of the current context, 2 that of the calling
-// thread. Stream capture is not simulated: it says so, and every stream answers that it is not capturing.
+// Stream handles are looked up before use; 0 and 1 are the legacy default stream of the current context, 2 that of
+// the calling thread. Stream capture is not simulated: it says so, and every stream answers that it is not capturing.
 #include "sim.h"
 
 #include <string.h>

@@ -1,8 +1,9 @@
 // The virtual-memory API: address reservations, physical allocations, mappings and access rights.
 //
-// A reservation really takes the addresses away from this process (without access rights), at the hinted place where that is free,
-// so that device and host addresses cannot collide. A mapping is a range of the memory map that holds a reference on its physical
-// allocation; memory returns to the budget when neither a handle nor a mapping is left. All under sim.lock and the map lock.
+// A reservation really takes the addresses away from this process (without access rights), at the hinted place where
+// that is free, so that device and host addresses cannot collide. A mapping is a range of the memory map that holds a
+// reference on its physical allocation; memory returns to the budget when neither a handle nor a mapping is left. All
+// under sim.lock and the map lock.
 #include "sim.h"
 
 #include <errno.h>

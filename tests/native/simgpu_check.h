@@ -1,7 +1,7 @@
 // What the tests of the simulated GPU share: checks that name the line, and the PTX of the kernels that it executes.
 //
-// Each test program runs its cases in order in one process and exits with 1 at the first failed check; tests/test_simgpu.py compiles
-// and runs them against the built library.
+// Each test program runs its cases in order in one process and exits with 1 at the first failed check;
+// tests/test_simgpu.py compiles and runs them against the built library.
 #ifndef SIMGPU_CHECK_H
 #define SIMGPU_CHECK_H
 

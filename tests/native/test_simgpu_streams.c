@@ -15,9 +15,29 @@ static double now_ms(void) {
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
+// A gate holds a stream until the test opens it, so that order is checked without guessing times.
+typedef struct {
+    unsigned *word;
+    unsigned closed;
+} gate_t;
+
+static gate_t gate_make(void) {
+    gate_t gate = {0};
+    OK(cuMemAllocHost_v2((void **)&gate.word, 4));
+    *gate.word = 0;
+    return gate;
+}
+
+static void gate_close(gate_t *gate, CUstream stream) {
+    OK(cuStreamWaitValue32_v2(stream, (CUdeviceptr)(uintptr_t)gate->word, ++gate->closed, CU_STREAM_WAIT_VALUE_GEQ));
+}
+
+static void gate_open(gate_t *gate) { __atomic_store_n(gate->word, gate->closed, __ATOMIC_RELEASE); }
+
 static void asynchrony(CUmodule module) {
     CUstream stream;
     CUevent begin, end, plain;
+    gate_t gate = gate_make();
     float ms;
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     OK(cuEventCreate(&begin, 0));
@@ -26,54 +46,70 @@ static void asynchrony(CUmodule module) {
     OK(cuStreamQuery(stream));
     OK(cuEventQuery(begin)); // never recorded
     GIVES(400, cuEventElapsedTime_v2(&ms, begin, end));
-    double t = now_ms();
     OK(cuEventRecord(begin, stream));
-    OK(spin(module, 40 * MS, stream));
+    OK(spin(module, 20 * MS, stream));
+    gate_close(&gate, stream);
     OK(cuEventRecordWithFlags(end, stream, 0));
     OK(cuEventRecord(plain, stream));
-    CHECK(now_ms() - t < 35);
     GIVES(600, cuStreamQuery(stream));
     GIVES(600, cuEventQuery(end));
     GIVES(600, cuEventElapsedTime_v2(&ms, begin, end));
     GIVES(400, cuEventElapsedTime_v2(&ms, begin, plain));
+    gate_open(&gate);
     OK(cuEventSynchronize(end));
-    CHECK(now_ms() - t >= 40);
     OK(cuEventElapsedTime_v2(&ms, begin, end));
-    CHECK(ms >= 39 && ms < 10000);
+    CHECK(ms >= 19.9f);
     OK(cuStreamSynchronize(stream));
     OK(cuStreamQuery(stream));
     OK(cuEventDestroy_v2(begin));
     GIVES(400, cuEventQuery(begin));
     OK(cuEventDestroy_v2(end));
     OK(cuEventDestroy_v2(plain));
-    // Destroying a busy stream does not stop its work.
+    // Destroying a busy stream does not stop its work, and freeing what it uses waits for it.
     unsigned *word;
     OK(cuMemAllocHost_v2((void **)&word, 4));
     *word = 0;
-    OK(spin(module, 20 * MS, stream));
+    gate_close(&gate, stream);
+    OK(spin(module, 10 * MS, stream));
     OK(fill(module, (CUdeviceptr)(uintptr_t)word, 5, 1, stream));
     OK(cuStreamDestroy_v2(stream));
     GIVES(400, cuStreamQuery(stream));
     CHECK(*(volatile unsigned *)word == 0);
-    OK(cuMemFreeHost(word)); // waits for the work that uses it
-    CHECK(now_ms() - t >= 60);
+    double t = now_ms();
+    gate_open(&gate);
+    OK(cuMemFreeHost(word));
+    CHECK(now_ms() - t >= 9);
+    OK(cuMemFreeHost(gate.word));
 }
 
-// Two streams write one word; who is last tells the order.
-static unsigned last_writer(CUmodule module, CUstream first, CUstream second, CUdeviceptr p) {
+// True when work in `second` waits for earlier work in `first`.
+static int waits(CUmodule module, CUstream first, CUstream second, CUdeviceptr p) {
+    gate_t gate = gate_make();
+    CUevent done;
     unsigned value = 0;
-    OK(spin(module, 30 * MS, first));
+    int independent;
+    OK(cuEventCreate(&done, CU_EVENT_DISABLE_TIMING));
+    gate_close(&gate, first);
     OK(fill(module, p, 1, 1, first));
     OK(fill(module, p, 2, 1, second));
+    OK(cuEventRecord(done, second));
+    double t = now_ms();
+    while (!(independent = cuEventQuery(done) == CUDA_SUCCESS) && now_ms() - t < 50)
+        usleep(500);
+    gate_open(&gate);
     OK(cuCtxSynchronize());
     OK(cuMemcpyDtoH_v2(&value, p, 4));
-    return value;
+    CHECK(value == (independent ? 1u : 2u)); // and the memory tells the same story
+    OK(cuEventDestroy_v2(done));
+    OK(cuMemFreeHost(gate.word));
+    return !independent;
 }
 
 static void default_streams(CUmodule module) {
     CUdeviceptr p;
     CUstream blocking, other, independent;
     CUstream legacy = NULL, legacy1 = (CUstream)(uintptr_t)1, per_thread = (CUstream)(uintptr_t)2;
+    gate_t gate = gate_make();
     OK(cuMemAlloc_v2(&p, 4));
     OK(cuStreamCreate(&blocking, CU_STREAM_DEFAULT));
     OK(cuStreamCreate(&other, CU_STREAM_DEFAULT));
@@ -81,14 +117,16 @@ static void default_streams(CUmodule module) {
     int priority;
     OK(cuStreamGetPriority(independent, &priority));
     CHECK(priority == -5);
-    CHECK(last_writer(module, legacy, blocking, p) == 2);    // a blocking stream waits for the legacy one
-    CHECK(last_writer(module, blocking, legacy, p) == 2);    // and the other way round
-    CHECK(last_writer(module, per_thread, legacy1, p) == 2); // the per-thread stream is a blocking one
-    CHECK(last_writer(module, legacy, independent, p) == 1); // a non-blocking stream does not wait
-    CHECK(last_writer(module, blocking, other, p) == 1);     // blocking streams are independent of each other
-    OK(spin(module, 20 * MS, blocking));
+    CHECK(waits(module, legacy, blocking, p));
+    CHECK(waits(module, blocking, legacy, p));
+    CHECK(waits(module, per_thread, legacy1, p)); // the per-thread stream is a blocking one
+    CHECK(!waits(module, legacy, independent, p));
+    CHECK(!waits(module, independent, legacy, p));
+    CHECK(!waits(module, blocking, other, p)); // blocking streams are independent of each other
+    gate_close(&gate, blocking);
     GIVES(600, cuStreamQuery(legacy));
     OK(cuStreamQuery(independent));
+    gate_open(&gate);
     OK(cuStreamSynchronize(legacy)); // covers the blocking stream
     OK(cuStreamQuery(blocking));
     unsigned long long a, b;
@@ -98,6 +136,7 @@ static void default_streams(CUmodule module) {
     OK(cuStreamDestroy_v2(blocking));
     OK(cuStreamDestroy_v2(other));
     OK(cuStreamDestroy_v2(independent));
+    OK(cuMemFreeHost(gate.word));
     OK(cuMemFree_v2(p));
 }
 
@@ -105,28 +144,36 @@ static void event_order(CUmodule module) {
     CUstream first, second;
     CUevent event;
     CUdeviceptr p;
+    gate_t early = gate_make(), late = gate_make();
     unsigned value;
     OK(cuMemAlloc_v2(&p, 4));
     OK(cuStreamCreate(&first, CU_STREAM_NON_BLOCKING));
     OK(cuStreamCreate(&second, CU_STREAM_NON_BLOCKING));
     OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
     OK(cuStreamWaitEvent(second, event, 0)); // never recorded: nothing to wait for
-    OK(spin(module, 30 * MS, first));
+    OK(cuStreamSynchronize(second));
+    gate_close(&early, first);
     OK(fill(module, p, 1, 1, first));
     OK(cuEventRecord(event, first));
     OK(cuStreamWaitEvent(second, event, 0));
-    OK(spin(module, 30 * MS, first)); // later work of the first stream is not waited for
-    OK(cuEventRecord(event, first));  // and the wait above means the earlier record
+    gate_close(&late, first);        // later work of the first stream is not waited for
+    OK(cuEventRecord(event, first)); // and the wait above means the earlier record
     OK(cuEventDestroy_v2(event));
     OK(fill(module, p, 2, 1, second));
+    usleep(3000);
+    GIVES(600, cuStreamQuery(second));
+    gate_open(&early);
     OK(cuStreamSynchronize(second));
     GIVES(600, cuStreamQuery(first));
     OK(cuMemcpyDtoHAsync_v2(&value, p, 4, second));
     CHECK(value == 2); // pageable: there when the call returns
+    gate_open(&late);
     OK(cuStreamDestroy_v2(first));
     OK(cuStreamDestroy_v2(second));
     OK(cuCtxSynchronize());
     OK(cuMemFree_v2(p));
+    OK(cuMemFreeHost(early.word));
+    OK(cuMemFreeHost(late.word));
 }
 
 static _Atomic int called;
@@ -143,22 +190,25 @@ static void callback(CUstream stream, CUresult status, void *data) {
     called = (int)status * 1000 + *(int *)data;
 }
 
-static void host_work(CUmodule module) {
+static void host_work(void) {
     CUstream stream;
     int one = 1, two = 2;
     OK(cuStreamCreate(&stream, 0));
-    OK(spin(module, 10 * MS, stream));
+    gate_t gate = gate_make();
+    gate_close(&gate, stream);
     OK(cuLaunchHostFunc(stream, host_function, &one));
     CHECK(called == 0);
+    gate_open(&gate);
     OK(cuStreamSynchronize(stream));
     CHECK(called == 1 && call_inside == 800);
     OK(cuStreamAddCallback(stream, callback, &two, 0));
     OK(cuStreamSynchronize(stream));
     CHECK(called == 2);
+    OK(cuMemFreeHost(gate.word));
     OK(cuStreamDestroy_v2(stream));
 }
 
-static void memory_operations(CUmodule module) {
+static void memory_operations(void) {
     CUstream stream, other;
     CUdeviceptr p;
     uint64_t *flag;
@@ -191,7 +241,6 @@ static void memory_operations(CUmodule module) {
     OK(cuMemFree_v2(p));
     OK(cuStreamDestroy_v2(stream));
     OK(cuStreamDestroy_v2(other));
-    (void)module;
 }
 
 static void capture(void) {
@@ -207,45 +256,57 @@ static void capture(void) {
     CHECK(mode == CU_STREAM_CAPTURE_MODE_RELAXED);
 }
 
-static void pinned_order(CUmodule module) {
+static void pinned_order(void) {
     // Pinned memory is read when the stream gets there, pageable memory at the call.
     CUstream stream;
-    CUdeviceptr p;
+    CUdeviceptr p, q;
+    gate_t gate = gate_make();
     unsigned *pinned, pageable = 1, value;
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     OK(cuMemAlloc_v2(&p, 4));
+    OK(cuMemAlloc_v2(&q, 4));
     OK(cuMemAllocHost_v2((void **)&pinned, 4));
     *pinned = 1;
-    OK(spin(module, 20 * MS, stream));
+    gate_close(&gate, stream);
     OK(cuMemcpyHtoDAsync_v2(p, pinned, 4, stream));
+    OK(cuMemcpyHtoDAsync_v2(q, &pageable, 4, stream));
     *(volatile unsigned *)pinned = 2;
+    pageable = 9;
+    gate_open(&gate);
     OK(cuMemcpyDtoHAsync_v2(&value, p, 4, stream));
     CHECK(value == 2);
-    OK(spin(module, 20 * MS, stream));
-    OK(cuMemcpyHtoDAsync_v2(p, &pageable, 4, stream));
-    pageable = 9;
-    OK(cuMemcpyDtoHAsync_v2(&value, p, 4, stream));
+    OK(cuMemcpyDtoHAsync_v2(&value, q, 4, stream));
     CHECK(value == 1);
     OK(cuMemFreeHost(pinned));
+    OK(cuMemFreeHost(gate.word));
     OK(cuMemFree_v2(p));
+    OK(cuMemFree_v2(q));
     OK(cuStreamDestroy_v2(stream));
+}
+
+static _Atomic int opened;
+
+static void *open_later(void *argument) {
+    usleep(30000);
+    opened = 1;
+    gate_open(argument);
+    return NULL;
 }
 
 static void backpressure(CUmodule module) {
     CUstream stream;
-    CUevent gate_open;
-    double t = now_ms();
+    gate_t gate = gate_make();
+    pthread_t opener;
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
-    OK(cuEventCreate(&gate_open, 0));
-    OK(spin(module, 50 * MS, stream));
-    for (int i = 0; i < 1000; i++)
-        OK(spin(module, 0, stream));
-    CHECK(now_ms() - t < 45); // up to 1024 operations do not block
-    for (int i = 0; i < 100; i++)
-        OK(spin(module, 0, stream));
-    CHECK(now_ms() - t >= 50); // more do
+    gate_close(&gate, stream);
+    for (int i = 0; i < 1023; i++)
+        OK(spin(module, 0, stream)); // fills the queue and does not block
+    CHECK(pthread_create(&opener, NULL, open_later, &gate) == 0);
+    OK(spin(module, 0, stream)); // one more does
+    CHECK(opened == 1);
+    pthread_join(opener, NULL);
     OK(cuStreamSynchronize(stream));
-    OK(cuEventDestroy_v2(gate_open));
+    OK(cuMemFreeHost(gate.word));
     OK(cuStreamDestroy_v2(stream));
 }
 
@@ -305,17 +366,18 @@ static void threads(CUmodule module) {
 static void sticky(CUmodule module) {
     CUstream stream, stuck;
     CUevent event;
-    CUdeviceptr p, reserved;
+    CUdeviceptr p, flag, reserved;
     char byte = 0;
     int code = 5;
     OK(cuStreamCreate(&stream, 0));
     OK(cuStreamCreate(&stuck, CU_STREAM_NON_BLOCKING));
     OK(cuEventCreate(&event, 0));
     OK(cuMemAlloc_v2(&p, 100));
-    OK(cuMemsetD8_v2(p, 0, 100));
+    OK(cuMemAlloc_v2(&flag, 4));
+    OK(cuMemsetD8_v2(flag, 0, 4));
     OK(cuStreamSynchronize(NULL));
-    OK(cuStreamWaitValue32_v2(stuck, p, 1, CU_STREAM_WAIT_VALUE_EQ)); // would wait for ever
-    OK(fill(module, p, 1, 26, stream));                               // one element too many
+    OK(cuStreamWaitValue32_v2(stuck, flag, 1, CU_STREAM_WAIT_VALUE_EQ)); // would wait for ever
+    OK(fill(module, p, 1, 26, stream));                                  // one element too many
     OK(cuEventRecord(event, stream));
     OK(cuLaunchHostFunc(stream, host_function, &code));
     called = 0;
@@ -371,10 +433,10 @@ int main(void) {
     asynchrony(module);
     default_streams(module);
     event_order(module);
-    host_work(module);
-    memory_operations(module);
+    host_work();
+    memory_operations();
     capture();
-    pinned_order(module);
+    pinned_order();
     backpressure(module);
     speed(module);
     threads(module);
