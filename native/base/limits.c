@@ -27,7 +27,8 @@ static uint64_t subtract_at_most(_Atomic uint64_t *count, uint64_t bytes) {
     uint64_t taken;
     do {
         taken = bytes < held ? bytes : held;
-    } while (!atomic_compare_exchange_weak_explicit(count, &held, held - taken, memory_order_relaxed, memory_order_relaxed));
+    } while (
+        !atomic_compare_exchange_weak_explicit(count, &held, held - taken, memory_order_relaxed, memory_order_relaxed));
     return taken;
 }
 
@@ -42,7 +43,8 @@ bool tp_limits_reserve(void *page, uint32_t slot, uint32_t device, uint64_t byte
         if (bytes > UINT64_MAX - used || (limit && (used > limit || bytes > limit - used))) {
             return false;
         }
-    } while (!atomic_compare_exchange_weak_explicit(total, &used, used + bytes, memory_order_relaxed, memory_order_relaxed));
+    } while (
+        !atomic_compare_exchange_weak_explicit(total, &used, used + bytes, memory_order_relaxed, memory_order_relaxed));
     atomic_fetch_add_explicit(slot_cell(page, slot, device), bytes, memory_order_relaxed);
     return true;
 }

@@ -22,9 +22,9 @@
 
 _Atomic int tp_log_threshold = TP_ERROR;
 
-static _Atomic int log_fd = -1;         /* -1: stderr only */
+static _Atomic int log_fd = -1; /* -1: stderr only */
 static const char *_Atomic log_who = "tensor-fusion";
-static char log_path[1024];             /* path that log_fd belongs to; written by tp_log_setup only */
+static char log_path[1024]; /* path that log_fd belongs to; written by tp_log_setup only */
 static const char *const level_names[] = {"TRACE", "DEBUG", "INFO", "WARN", "ERROR"};
 
 static bool is_on(const char *value) {
@@ -60,7 +60,8 @@ void tp_log_setup(const char *who) {
     if (path && *path && strlen(path) < sizeof log_path && strcmp(path, log_path) != 0) {
         int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0644);
         if (fd < 0) {
-            tp_log_write(TP_ERROR, "TF_LOG_PATH=%s cannot be written (%s); the log goes to stderr", path, strerror(errno));
+            tp_log_write(TP_ERROR, "TF_LOG_PATH=%s cannot be written (%s); the log goes to stderr", path,
+                         strerror(errno));
         } else {
             /* A descriptor of an earlier path stays open: another thread may be writing to it. */
             memcpy(log_path, path, strlen(path) + 1);
@@ -99,8 +100,8 @@ void tp_log_write(int level, const char *format, ...) {
     civil_date(now.tv_sec / 86400, &year, &month, &day);
     int second = (int)(now.tv_sec % 86400);
     int index = level < TP_TRACE ? TP_TRACE : level > TP_ERROR ? TP_ERROR : level;
-    int used = snprintf(line, sizeof line, "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ %-5s %s[%d]: ", year, month, day, second / 3600,
-                        second / 60 % 60, second % 60, (int)(now.tv_nsec / 1000000), level_names[index],
+    int used = snprintf(line, sizeof line, "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ %-5s %s[%d]: ", year, month, day,
+                        second / 3600, second / 60 % 60, second % 60, (int)(now.tv_nsec / 1000000), level_names[index],
                         atomic_load_explicit(&log_who, memory_order_relaxed), (int)getpid());
     size_t size = used < 0 ? 0 : (size_t)used < sizeof line ? (size_t)used : sizeof line - 1;
     va_list arguments;

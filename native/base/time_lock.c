@@ -22,7 +22,8 @@ uint64_t tp_now_ns(void) {
 }
 
 bool tp_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns) {
-    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u), .tv_nsec = (long)(timeout_ns % 1000000000u)};
+    struct timespec timeout = {.tv_sec = (time_t)(timeout_ns / 1000000000u),
+                               .tv_nsec = (long)(timeout_ns % 1000000000u)};
     int saved = errno;
     long rc = syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, timeout_ns ? &timeout : NULL, NULL, 0);
     bool timed_out = rc == -1 && errno == ETIMEDOUT;

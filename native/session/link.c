@@ -166,7 +166,8 @@ unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flag
     if (link->output_end - link->output_start + total > TPW_OUTPUT_MAX) {
         tpw_link_flush(link);
         if (link->output_end - link->output_start + total > TPW_OUTPUT_MAX) {
-            tpw_link_fail(link, TP_ERROR_LOST, "it does not read its answers; %u MiB are waiting", TPW_OUTPUT_MAX >> 20);
+            tpw_link_fail(link, TP_ERROR_LOST, "it does not read its answers; %u MiB are waiting",
+                          TPW_OUTPUT_MAX >> 20);
         }
     }
     if (tpw_link_over(link)) {

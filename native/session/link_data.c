@@ -77,7 +77,8 @@ static bool receive_exact(struct lane *lane, void *to, size_t size, bool middle)
                 return false;
             }
         } else if (errno != EINTR) {
-            tpw_link_fail(lane->link, TP_ERROR_LOST, "receiving on data connection %u failed: %s", lane->index, strerror(errno));
+            tpw_link_fail(lane->link, TP_ERROR_LOST, "receiving on data connection %u failed: %s", lane->index,
+                          strerror(errno));
             return false;
         }
     }
@@ -106,7 +107,8 @@ static bool send_block(struct lane *lane, const struct link_block *block) {
                 return false;
             }
         } else if (errno != EINTR) {
-            tpw_link_fail(lane->link, TP_ERROR_LOST, "sending on data connection %u failed: %s", lane->index, strerror(errno));
+            tpw_link_fail(lane->link, TP_ERROR_LOST, "sending on data connection %u failed: %s", lane->index,
+                          strerror(errno));
             return false;
         }
     }
@@ -148,8 +150,9 @@ static void *receiver_run(void *argument) {
     struct tp_chunk chunk;
     while (receive_exact(lane, &chunk, sizeof chunk, false)) {
         if (chunk.size == 0 || chunk.size > TP_CHUNK_MAX || chunk.transfer == 0 || chunk.handed != 0) {
-            tpw_link_fail(link, TP_ERROR_PROTOCOL, "it sent a chunk of %u bytes for transfer %llu on data connection %u",
-                          chunk.size, (unsigned long long)chunk.transfer, lane->index);
+            tpw_link_fail(link, TP_ERROR_PROTOCOL,
+                          "it sent a chunk of %u bytes for transfer %llu on data connection %u", chunk.size,
+                          (unsigned long long)chunk.transfer, lane->index);
             break;
         }
         struct link_block *block = free_block(lane);
@@ -218,8 +221,8 @@ enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int sock
         shutdown(socket, SHUT_RDWR); /* the end may have come before the line above */
     }
     lane->receiver_runs = tp_thread_start(&lane->receiver, "tf-data-in", 256u << 10, receiver_run, lane) == TP_OK;
-    lane->sender_runs = lane->receiver_runs &&
-                        tp_thread_start(&lane->sender, "tf-data-out", 256u << 10, sender_run, lane) == TP_OK;
+    lane->sender_runs =
+        lane->receiver_runs && tp_thread_start(&lane->sender, "tf-data-out", 256u << 10, sender_run, lane) == TP_OK;
     if (!lane->sender_runs) {
         tpw_link_fail(link, TP_ERROR_MEMORY, "the threads of a data connection could not be started");
         return TP_ERROR_MEMORY;

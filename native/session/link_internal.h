@@ -40,8 +40,8 @@ struct lane {
     /* under link->lock */
     struct link_block *free;
     struct queue received;
-    uint32_t blocks;          /* of its quota, allocated */
-    bool wants_blocks;        /* the receiver has none and asks the executor to allocate */
+    uint32_t blocks;            /* of its quota, allocated */
+    bool wants_blocks;          /* the receiver has none and asks the executor to allocate */
     _Atomic uint32_t free_news; /* bumped when `free` gets a block */
 };
 
@@ -69,9 +69,9 @@ struct tpw_link {
     struct queue to_send;
     struct link_block *download_free;
     uint32_t download_blocks;
-    struct link_drop *drops;        /* executor only */
-    _Atomic uint32_t send_news;     /* bumped when to_send gets a block */
-    _Atomic uint32_t news;          /* bumped by data threads for the executor */
+    struct link_drop *drops;    /* executor only */
+    _Atomic uint32_t send_news; /* bumped when to_send gets a block */
+    _Atomic uint32_t news;      /* bumped by data threads for the executor */
     _Atomic uint32_t executor_waits;
     uint32_t news_seen;
     _Atomic uint32_t wants_blocks;

@@ -121,7 +121,8 @@ uint64_t tp_spin_ns(uint64_t full) {
     return cpus >= 4 ? full : cpus >= 2 ? full / 10 : 0;
 }
 
-enum tp_status tp_thread_start(pthread_t *thread, const char *name, size_t stack, void *(*run)(void *), void *argument) {
+enum tp_status tp_thread_start(pthread_t *thread, const char *name, size_t stack, void *(*run)(void *),
+                               void *argument) {
     sigset_t all, before;
     pthread_attr_t attributes;
     pthread_t id;

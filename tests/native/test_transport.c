@@ -164,7 +164,8 @@ static void thread_numbers_are_reused(void) {
     CHECK(tp_thread_self()->number == first && tp_thread_self()->context == 0);
 }
 
-static const size_t transfer_sizes[] = {0, 1, 100, TP_INLINE_MAX, TP_INLINE_MAX + 1, 1 << 20, (1 << 20) + 3, 5 << 20, 64 << 20};
+static const size_t transfer_sizes[] = {0,       1,       100, TP_INLINE_MAX, TP_INLINE_MAX + 1, 1 << 20, (1 << 20) + 3,
+                                        5 << 20, 64 << 20};
 #define TRANSFERS (sizeof transfer_sizes / sizeof *transfer_sizes)
 
 static void uploads(void) {
@@ -301,8 +302,9 @@ static void idle_costs_nothing(void) {
     CHECK(getrusage(RUSAGE_SELF, &before) == 0);
     sleep(2);
     CHECK(getrusage(RUSAGE_SELF, &after) == 0);
-    long us = (after.ru_utime.tv_sec - before.ru_utime.tv_sec + after.ru_stime.tv_sec - before.ru_stime.tv_sec) * 1000000 +
-              after.ru_utime.tv_usec - before.ru_utime.tv_usec + after.ru_stime.tv_usec - before.ru_stime.tv_usec;
+    long us =
+        (after.ru_utime.tv_sec - before.ru_utime.tv_sec + after.ru_stime.tv_sec - before.ru_stime.tv_sec) * 1000000 +
+        after.ru_utime.tv_usec - before.ru_utime.tv_usec + after.ru_stime.tv_usec - before.ru_stime.tv_usec;
     printf("idle: %ld us of 2 s\n", us);
     CHECK(us <= 20000);
 }
@@ -370,15 +372,16 @@ static bool run_case(const struct test_case *test) {
         return true;
     }
     bool good = client_code == 0 && (test->session_code == ANY_CODE || session_code == test->session_code);
-    printf("%-40s %s (client %d, session %d, %.2f s)\n", test->name, good ? "ok" : "FAILED", client_code, session_code, seconds);
+    printf("%-40s %s (client %d, session %d, %.2f s)\n", test->name, good ? "ok" : "FAILED", client_code, session_code,
+           seconds);
     return good;
 }
 
 int main(int argc, char **argv) {
     const char *wanted = argc > 1 ? argv[1] : NULL;
     bool good = true, found = false;
-    const struct test_case *lists[] = {cases, robust_cases};
-    for (int l = 0; l < 2; l++) {
+    const struct test_case *lists[] = {cases, robust_cases, speed_cases};
+    for (int l = 0; l < (wanted && wanted[0] != '-' ? 3 : 2); l++) {
         for (const struct test_case *test = lists[l]; test->name; test++) {
             if (wanted && strcmp(wanted, "--list") == 0) {
                 puts(test->name);

@@ -15,27 +15,27 @@
 #include <tp_wire.h>
 #include <unistd.h>
 
-#define CHECK(condition)                                                                                                  \
-    do {                                                                                                                  \
-        if (!(condition)) {                                                                                               \
-            fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition);                                 \
-            _exit(1);                                                                                                     \
-        }                                                                                                                 \
+#define CHECK(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition);                              \
+            _exit(1);                                                                                                  \
+        }                                                                                                              \
     } while (0)
 
 enum test_op {
-    OP_ECHO = 16,     /* call: bytes; replies the same bytes, result = size */
-    OP_COUNT = 17,    /* u32 value: the session checks that values of a thread come as 0, 1, 2 … */
-    OP_TOTALS = 18,   /* call: replies u64 counted frames, u64 uploaded bytes, u64 order violations */
-    OP_UPLOAD = 19,   /* u64 transfer, u64 size, u64 seed: compared with pattern(seed) */
-    OP_DOWNLOAD = 20, /* u64 transfer, u64 size, u64 seed: pattern(seed) comes back */
-    OP_DIE = 21,      /* the session ends at once */
-    OP_STALL = 22,    /* u64 ms: the session does nothing for that long */
-    OP_NOTICE = 23,   /* u64 value: comes back as a NOTICE message, 20 ms later */
-    OP_HALF = 24,     /* u64 transfer, u64 size: sends half of the transfer, then the session dies */
-    OP_REFUSE_UPLOAD = 25, /* u64 transfer, u64 size: announced, then dropped */
+    OP_ECHO = 16,            /* call: bytes; replies the same bytes, result = size */
+    OP_COUNT = 17,           /* u32 value: the session checks that values of a thread come as 0, 1, 2 … */
+    OP_TOTALS = 18,          /* call: replies u64 counted frames, u64 uploaded bytes, u64 order violations */
+    OP_UPLOAD = 19,          /* u64 transfer, u64 size, u64 seed: compared with pattern(seed) */
+    OP_DOWNLOAD = 20,        /* u64 transfer, u64 size, u64 seed: pattern(seed) comes back */
+    OP_DIE = 21,             /* the session ends at once */
+    OP_STALL = 22,           /* u64 ms: the session does nothing for that long */
+    OP_NOTICE = 23,          /* u64 value: comes back as a NOTICE message, 20 ms later */
+    OP_HALF = 24,            /* u64 transfer, u64 size: sends half of the transfer, then the session dies */
+    OP_REFUSE_UPLOAD = 25,   /* u64 transfer, u64 size: announced, then dropped */
     OP_REFUSE_DOWNLOAD = 26, /* call: u64 transfer: never comes */
-    OP_BAD = 27,      /* call: u32 kind: the session breaks the format, see send_bad */
+    OP_BAD = 27,             /* call: u32 kind: the session breaks the format, see send_bad */
 };
 
 static inline unsigned char pattern(uint64_t seed, uint64_t at) {
@@ -65,7 +65,7 @@ struct test_case {
     int session_code; /* how the session process must end; ANY_CODE: it is killed when it has not ended */
 };
 #define ANY_CODE (-1)
-extern const struct test_case robust_cases[];
+extern const struct test_case robust_cases[], speed_cases[];
 
 struct tp_conn *connected(void);
 /* Helpers of both files of cases. */

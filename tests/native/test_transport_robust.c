@@ -262,7 +262,8 @@ static void fork_in_mid_use(void) {
             tp_flush(conn);
             tp_listen(conn, 1);
 #if defined(__SANITIZE_ADDRESS__)
-            _exit(0); /* the leak check takes what the parent's other threads hold for leaked, their stacks are not here */
+            _exit(
+                0); /* the leak check takes what the parent's other threads hold for leaked, their stacks are not here */
 #endif
             exit(0);
         }
@@ -302,7 +303,7 @@ static void bad_session(uint32_t kind, enum tp_status expected) {
     CHECK(tp_commit_call(conn, "bad", &reply) == expected);
     check_dead(conn);
 }
-#define BAD(kind, status) \
+#define BAD(kind, status)                                                                                              \
     static void bad_session_##kind(void) { bad_session(kind, status); }
 BAD(0, TP_ERROR_PROTOCOL)
 BAD(1, TP_ERROR_PROTOCOL)
@@ -344,8 +345,10 @@ static void not_configured(void) {
 /* ---- raw clients against the session's link ---- */
 
 static int raw(uint32_t role, uint32_t index, uint64_t key) {
-    struct tp_greeting greeting = {.magic = TP_MAGIC, .version = 1, .role = role, .index = index, .session_id = key ? 7 : 0};
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(test_port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct tp_greeting greeting = {
+        .magic = TP_MAGIC, .version = 1, .role = role, .index = index, .session_id = key ? 7 : 0};
+    struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons(test_port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct tp_welcome welcome;
     greeting.session_key = key;
@@ -355,7 +358,9 @@ static int raw(uint32_t role, uint32_t index, uint64_t key) {
     return fd;
 }
 
-static void send_raw(int fd, const void *data, size_t size) { tp_net_send_all(fd, data, size, tp_now_ns() + 5000000000u); }
+static void send_raw(int fd, const void *data, size_t size) {
+    tp_net_send_all(fd, data, size, tp_now_ns() + 5000000000u);
+}
 
 static void expect_end(int fd) {
     char sink[65536];
@@ -365,12 +370,12 @@ static void expect_end(int fd) {
     CHECK(tp_now_ns() < deadline);
 }
 
-#define RAW_FRAME(name, ...)                          \
-    static void name(void) {                          \
-        int fd = raw(TP_ROLE_CONTROL, 0, 0);          \
-        struct tp_frame frame = {__VA_ARGS__};        \
-        send_raw(fd, &frame, sizeof frame);           \
-        expect_end(fd);                               \
+#define RAW_FRAME(name, ...)                                                                                           \
+    static void name(void) {                                                                                           \
+        int fd = raw(TP_ROLE_CONTROL, 0, 0);                                                                           \
+        struct tp_frame frame = {__VA_ARGS__};                                                                         \
+        send_raw(fd, &frame, sizeof frame);                                                                            \
+        expect_end(fd);                                                                                                \
     }
 RAW_FRAME(raw_short_frame, .size = 8, .op = OP_COUNT)
 RAW_FRAME(raw_zero_frame, .size = 0)
@@ -400,7 +405,8 @@ static void raw_drip(void) {
     }
     struct tp_reply_frame reply;
     CHECK(tp_net_receive_all(fd, &reply, sizeof reply, tp_now_ns() + 5000000000u) == TP_OK);
-    CHECK(reply.size == 32 && reply.thread == 5 && reply.result == 3 && reply.flags == TP_FRAME_REPLY && reply.transfers == 0);
+    CHECK(reply.size == 32 && reply.thread == 5 && reply.result == 3 && reply.flags == TP_FRAME_REPLY &&
+          reply.transfers == 0);
     CHECK(tp_net_receive_all(fd, bytes, 8, tp_now_ns() + 5000000000u) == TP_OK && memcmp(bytes, "abc\0\0\0\0", 8) == 0);
     close(fd);
 }

@@ -35,8 +35,11 @@ static int accept_one(int listener, struct tp_greeting *greeting) {
         close(fd);
         return -1;
     }
-    struct tp_welcome welcome = {
-        .magic = TP_MAGIC, .version = TP_PROTOCOL, .session_id = 7, .session_key = KEY, .data_connections = TP_DATA_CONNECTIONS};
+    struct tp_welcome welcome = {.magic = TP_MAGIC,
+                                 .version = TP_PROTOCOL,
+                                 .session_id = 7,
+                                 .session_key = KEY,
+                                 .data_connections = TP_DATA_CONNECTIONS};
     memcpy(welcome.schema, tpg_schema_hash, sizeof welcome.schema);
     if (greeting->secret[0] && strcmp(greeting->secret, "right") != 0) {
         welcome.status = TP_SECRET_REFUSED;
@@ -76,7 +79,7 @@ static void upload(struct tpw_link *link, int listener, uint64_t transfer, uint6
             continue;
         }
         if (block->offset > size || block->size > size - block->offset ||
-            !has_pattern(block->memory, block->size, seed, block->offset)) {
+            (seed != UINT64_MAX && !has_pattern(block->memory, block->size, seed, block->offset))) {
             violations++;
         }
         got += block->size;
@@ -98,7 +101,8 @@ static void host_write(struct tpw_link *link, uint64_t transfer, uint64_t size, 
     tpw_reply_commit(link, 0, body);
 }
 
-static void download(struct tpw_link *link, int listener, uint64_t transfer, uint64_t size, uint64_t seed, uint64_t stop_at) {
+static void download(struct tpw_link *link, int listener, uint64_t transfer, uint64_t size, uint64_t seed,
+                     uint64_t stop_at) {
     if (size <= TP_INLINE_MAX && stop_at > size) {
         host_write(link, transfer, size, seed);
         return;
@@ -117,7 +121,9 @@ static void download(struct tpw_link *link, int listener, uint64_t transfer, uin
         block->transfer = transfer;
         block->offset = offset;
         block->size = (uint32_t)(left < 700001 ? left : 700001);
-        fill_pattern(block->memory, block->size, seed, offset);
+        if (seed != UINT64_MAX) {
+            fill_pattern(block->memory, block->size, seed, offset);
+        }
         offset += block->size;
         tpw_download_send(link, block, offset == size);
         if (offset >= stop_at) {
@@ -132,14 +138,29 @@ static void send_bad(struct tpw_link *link, int control, uint32_t kind, uint32_t
     struct tp_reply_frame bad = {.size = 24, .op = OP_BAD, .flags = TP_FRAME_REPLY, .thread = thread};
     tpw_link_flush(link);
     switch (kind) {
-    case 0: bad.size = 8; break;
-    case 1: bad.size = TP_FRAME_MAX + 8; break;
-    case 2: bad.size = 28; break;
-    case 3: bad.thread = 99999; break;
-    case 4: bad.thread = 0; break;
-    case 5: bad.transfers = 1ull << 40; break;
-    case 6: bad.op = TP_OP_HOST_WRITE; bad.flags = 0; break; /* no body */
-    case 7: { /* a host write into a transfer that nobody expects */
+    case 0:
+        bad.size = 8;
+        break;
+    case 1:
+        bad.size = TP_FRAME_MAX + 8;
+        break;
+    case 2:
+        bad.size = 28;
+        break;
+    case 3:
+        bad.thread = 99999;
+        break;
+    case 4:
+        bad.thread = 0;
+        break;
+    case 5:
+        bad.transfers = 1ull << 40;
+        break;
+    case 6:
+        bad.op = TP_OP_HOST_WRITE;
+        bad.flags = 0;
+        break; /* no body */
+    case 7: {  /* a host write into a transfer that nobody expects */
         host_write(link, 12345, 8, 0);
         tpw_link_flush(link);
         return;
@@ -219,8 +240,11 @@ static void serve(struct tpw_link *link, int listener, int control, const struct
             download(link, listener, transfer, size, seed, frame.op == OP_HALF ? size / 2 : UINT64_MAX);
         }
         break;
-    case OP_DIE: _exit(0);
-    case OP_STALL: usleep((useconds_t)tp_get_u64(&c) * 1000); break;
+    case OP_DIE:
+        _exit(0);
+    case OP_STALL:
+        usleep((useconds_t)tp_get_u64(&c) * 1000);
+        break;
     case OP_NOTICE: {
         uint64_t value = tp_get_u64(&c);
         usleep(20000);
@@ -233,8 +257,11 @@ static void serve(struct tpw_link *link, int listener, int control, const struct
         tpw_reply_begin(link, frame.op, TP_FRAME_REPLY, frame.thread, 0);
         tpw_reply_commit(link, 999, 0);
         break;
-    case OP_BAD: send_bad(link, control, tp_get_u32(&c), frame.thread); break;
-    default: violations++;
+    case OP_BAD:
+        send_bad(link, control, tp_get_u32(&c), frame.thread);
+        break;
+    default:
+        violations++;
     }
 }
 

@@ -123,8 +123,8 @@ static int version_and_secret(const struct fields *f, struct tp_endpoint *out, c
     size_t size = strlen(f->field[3]);
     if (size < 1 || size > TEXT_FIELD_MAX) {
         snprintf(why, why_size,
-                 "The version, fourth field of '%s', has %zu characters; 1 to %u are allowed; 0 is the usual one.", f->shown,
-                 size, TEXT_FIELD_MAX);
+                 "The version, fourth field of '%s', has %zu characters; 1 to %u are allowed; 0 is the usual one.",
+                 f->shown, size, TEXT_FIELD_MAX);
         return TP_FAULT_VERSION;
     }
     memcpy(out->version, f->field[3], size + 1);
@@ -151,7 +151,8 @@ static int parse_native(const struct fields *f, struct tp_endpoint *out, char *w
     }
     out->port = number(f->field[2], 65535);
     if (!out->port) {
-        snprintf(why, why_size, "'%s' in the connection string '%s' is no port; use 1 to 65535.", f->field[2], f->shown);
+        snprintf(why, why_size, "'%s' in the connection string '%s' is no port; use 1 to 65535.", f->field[2],
+                 f->shown);
         return TP_FAULT_PORT;
     }
     return version_and_secret(f, out, why, why_size);
@@ -166,8 +167,8 @@ static int parse_shmem(const struct fields *f, struct tp_endpoint *out, char *wh
     snprintf(out->file, sizeof out->file, "%s", f->field[1]);
     out->megabytes = number(f->field[2], SHMEM_MEGABYTES_MAX);
     if (!out->megabytes) {
-        snprintf(why, why_size, "'%s' in the connection string '%s' is no size in MB; use 1 to %u.", f->field[2], f->shown,
-                 SHMEM_MEGABYTES_MAX);
+        snprintf(why, why_size, "'%s' in the connection string '%s' is no size in MB; use 1 to %u.", f->field[2],
+                 f->shown, SHMEM_MEGABYTES_MAX);
         return TP_FAULT_SIZE;
     }
     return version_and_secret(f, out, why, why_size);
@@ -222,9 +223,10 @@ enum tp_status tp_config_endpoint(struct tp_endpoint *out, char *why, size_t why
     if (!text || !*text) {
         const char *url = getenv("TENSOR_FUSION_OPERATOR_GET_CONNECTION_URL");
         if (!url || !*url) {
-            snprintf(why, why_size,
-                     "No GPU worker is configured: set TENSOR_FUSION_OPERATOR_CONNECTION_INFO to where it is, for example "
-                     "native+192.168.1.100+12345+0.");
+            snprintf(
+                why, why_size,
+                "No GPU worker is configured: set TENSOR_FUSION_OPERATOR_CONNECTION_INFO to where it is, for example "
+                "native+192.168.1.100+12345+0.");
             return TP_ERROR_CONFIG;
         }
         enum tp_status status = tp_fetch_connection(url, fetched, sizeof fetched, why, why_size);

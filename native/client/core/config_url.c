@@ -21,9 +21,9 @@
 #define TOKEN_VARIABLE "TENSOR_FUSION_OPERATOR_TOKEN_FILE"
 #define POD_TOKEN "/var/run/secrets/kubernetes.io/serviceaccount/token"
 #define SECOND 1000000000ull
-#define READ_NS (310 * SECOND)        /* the operator's 5 minutes and a little */
-#define WORKER_NS (15 * 60 * SECOND)  /* asked again and again: time for a node to be added */
-#define OPERATOR_NS (60 * SECOND)     /* nobody answers at all: more likely a wrong URL */
+#define READ_NS (310 * SECOND)       /* the operator's 5 minutes and a little */
+#define WORKER_NS (15 * 60 * SECOND) /* asked again and again: time for a node to be added */
+#define OPERATOR_NS (60 * SECOND)    /* nobody answers at all: more likely a wrong URL */
 #define FIRST_PAUSE_NS (SECOND / 4)
 #define LONGEST_PAUSE_NS (10 * SECOND)
 #define ANSWER_MAX (64u << 10)
@@ -44,8 +44,10 @@ struct answer {
 static bool parse_url(const char *text, struct url *url, char *why, size_t why_size) {
     memset(url, 0, sizeof *url);
     if (strncasecmp(text, "https://", 8) == 0) {
-        snprintf(why, why_size, URL_VARIABLE " is %s: https is not supported yet; use an http:// URL, or set "
-                 "TENSOR_FUSION_OPERATOR_CONNECTION_INFO to the connection string.", text);
+        snprintf(why, why_size,
+                 URL_VARIABLE " is %s: https is not supported yet; use an http:// URL, or set "
+                              "TENSOR_FUSION_OPERATOR_CONNECTION_INFO to the connection string.",
+                 text);
         return false;
     }
     bool good = strncasecmp(text, "http://", 7) == 0 && strlen(text) < 4096;
@@ -82,7 +84,8 @@ static bool parse_url(const char *text, struct url *url, char *why, size_t why_s
         }
     }
     if (!good) {
-        snprintf(why, why_size, URL_VARIABLE " is '%.500s', which is no URL of the form http://HOST[:PORT]/PATH.", text);
+        snprintf(why, why_size, URL_VARIABLE " is '%.500s', which is no URL of the form http://HOST[:PORT]/PATH.",
+                 text);
     }
     return good;
 }
@@ -109,7 +112,8 @@ static bool read_token(char *token, size_t size, char *why, size_t why_size) {
     for (const char *c = token; *c; c++) {
         if (*c <= ' ' || *c >= 127) {
             token[0] = 0;
-            snprintf(why, why_size, "The token in %s holds characters that no bearer token has.", named ? path : POD_TOKEN);
+            snprintf(why, why_size, "The token in %s holds characters that no bearer token has.",
+                     named ? path : POD_TOKEN);
             return false;
         }
     }
@@ -133,11 +137,12 @@ static enum tp_status exchange(const struct url *url, struct answer *answer, cha
     if (!read_token(token, sizeof token, why, why_size)) {
         return TP_ERROR_CONFIG;
     }
-    int length = snprintf(request, sizeof request,
-                          "GET %s%.*s HTTP/1.1\r\nHost: %s\r\nAccept: text/plain, application/json\r\nConnection: close\r\n"
-                          "User-Agent: tensor-fusion\r\n%s%s%s\r\n",
-                          *url->path == '/' ? "" : "/", (int)strcspn(url->path, "#"), url->path, url->host_header,
-                          token[0] ? "Authorization: Bearer " : "", token, token[0] ? "\r\n" : "");
+    int length =
+        snprintf(request, sizeof request,
+                 "GET %s%.*s HTTP/1.1\r\nHost: %s\r\nAccept: text/plain, application/json\r\nConnection: close\r\n"
+                 "User-Agent: tensor-fusion\r\n%s%s%s\r\n",
+                 *url->path == '/' ? "" : "/", (int)strcspn(url->path, "#"), url->path, url->host_header,
+                 token[0] ? "Authorization: Bearer " : "", token, token[0] ? "\r\n" : "");
     int fd = -1;
     enum tp_status status = tpc_connect_any(&url->at, false, &fd, why, why_size);
     if (status != TP_OK) {
@@ -263,10 +268,11 @@ static enum tp_status read_answer(struct answer *answer, const char *url, char *
         *c = (unsigned char)*c < ' ' || *c == 127 ? '?' : *c;
     }
     bool again = answer->status == 503 || answer->status == 504;
-    const char *meaning = answer->status == 404   ? "there is no such connection; check its name and namespace"
-                          : answer->status == 401 ? "this program may not use the connection; check its service account token"
-                          : again                 ? "no worker is ready yet"
-                                                  : "this is not what an operator answers; check the URL";
+    const char *meaning = answer->status == 404 ? "there is no such connection; check its name and namespace"
+                          : answer->status == 401
+                              ? "this program may not use the connection; check its service account token"
+                          : again ? "no worker is ready yet"
+                                  : "this is not what an operator answers; check the URL";
     snprintf(why, why_size, "%.300s answered %d: %s%s%s%s", url, answer->status, meaning, reason[0] ? " (" : "", reason,
              reason[0] ? ")" : "");
     return again ? TP_ERROR_UNREACHABLE : TP_ERROR_CONFIG;
@@ -295,7 +301,8 @@ enum tp_status tp_fetch_connection(const char *address, char *text, size_t text_
             break;
         }
         /* Written whether logging is on or not: a program that seems to hang must say what it waits for. */
-        tp_log_write(TP_WARN, "Waiting for a GPU worker for %llu s: %s", (unsigned long long)((now - begin) / SECOND), why);
+        tp_log_write(TP_WARN, "Waiting for a GPU worker for %llu s: %s", (unsigned long long)((now - begin) / SECOND),
+                     why);
         random = random * 6364136223846793005ull + 1442695040888963407ull;
         uint64_t jittered = pause / 2 + (random >> 33) % (pause / 2); /* a thousand pods must not ask in step */
         usleep((useconds_t)(jittered / 1000));

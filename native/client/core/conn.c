@@ -24,9 +24,9 @@ struct tp_counters tp_counters;
 static struct tp_conn *_Atomic the_connection;
 static _Atomic bool forked;
 static struct tp_lock making;
-static bool registered;              /* under making */
-static enum tp_status last_failure;  /* under making */
-static uint64_t last_failure_at;     /* under making */
+static bool registered;             /* under making */
+static enum tp_status last_failure; /* under making */
+static uint64_t last_failure_at;    /* under making */
 static void (*_Atomic loss_handlers[LOSS_HANDLERS])(void);
 
 bool tpc_forked(void) { return atomic_load_explicit(&forked, memory_order_relaxed); }
@@ -40,7 +40,8 @@ struct tp_conn *tp_connection_if_any(void) { return atomic_load_explicit(&the_co
 void tp_on_loss(void (*handler)(void)) {
     for (size_t i = 0; i < LOSS_HANDLERS; i++) {
         void (*none)(void) = NULL;
-        if (atomic_load(&loss_handlers[i]) == handler || atomic_compare_exchange_strong(&loss_handlers[i], &none, handler)) {
+        if (atomic_load(&loss_handlers[i]) == handler ||
+            atomic_compare_exchange_strong(&loss_handlers[i], &none, handler)) {
             return;
         }
     }
@@ -48,7 +49,8 @@ void tp_on_loss(void (*handler)(void)) {
 
 void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, ...) {
     uint32_t alive = TP_OK;
-    if (!atomic_compare_exchange_strong_explicit(&conn->lost, &alive, status, memory_order_seq_cst, memory_order_seq_cst)) {
+    if (!atomic_compare_exchange_strong_explicit(&conn->lost, &alive, status, memory_order_seq_cst,
+                                                 memory_order_seq_cst)) {
         return;
     }
     char reason[256];
@@ -56,7 +58,8 @@ void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, .
     va_start(arguments, format);
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
-    tp_log(TP_ERROR, "The connection to the GPU worker at %s is lost (%s); every further CUDA call of this process fails",
+    tp_log(TP_ERROR,
+           "The connection to the GPU worker at %s is lost (%s); every further CUDA call of this process fails",
            conn->peer, reason);
 
     shutdown(conn->control, SHUT_RDWR);
@@ -130,7 +133,8 @@ static enum tp_status make(struct tp_conn **out) {
     if (status != TP_OK) {
         goto failed;
     }
-    conn->input = mmap(NULL, TPC_INPUT_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    conn->input =
+        mmap(NULL, TPC_INPUT_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (conn->input == MAP_FAILED) {
         conn->input = NULL;
         status = TP_ERROR_MEMORY;
@@ -193,8 +197,8 @@ struct tp_conn *tp_connection(enum tp_status *status) {
             atexit(tpc_stats_at_exit);
             registered = true;
         }
-        bool retry = last_failure == TP_OK ||
-                     (last_failure == TP_ERROR_UNREACHABLE && tp_now_ns() - last_failure_at > RETRY_NS);
+        bool retry =
+            last_failure == TP_OK || (last_failure == TP_ERROR_UNREACHABLE && tp_now_ns() - last_failure_at > RETRY_NS);
         *status = retry ? make(&conn) : last_failure;
         last_failure = *status;
         last_failure_at = retry ? tp_now_ns() : last_failure_at;
@@ -239,10 +243,12 @@ enum tp_status tp_data_ready(struct tp_conn *conn) {
     enum tp_status status = TP_OK;
     uint32_t wanted = conn->data_max < DATA_CONNECTIONS ? conn->data_max : DATA_CONNECTIONS;
     if (wanted == 0) {
-        tp_log(TP_ERROR, "The GPU worker at %s takes no data connections, so no transfer above 64 KiB is possible", conn->peer);
+        tp_log(TP_ERROR, "The GPU worker at %s takes no data connections, so no transfer above 64 KiB is possible",
+               conn->peer);
         status = TP_ERROR_REFUSED;
     }
-    for (uint32_t i = atomic_load_explicit(&conn->data_count, memory_order_acquire); i < wanted && status == TP_OK; i++) {
+    for (uint32_t i = atomic_load_explicit(&conn->data_count, memory_order_acquire); i < wanted && status == TP_OK;
+         i++) {
         status = open_one(conn, i);
     }
     if (status == TP_OK) {

@@ -77,7 +77,7 @@ struct tp_conn {
     struct tp_endpoint endpoint;
     char peer[320]; /* host and port for sentences */
     uint64_t spin_ns;
-    uint32_t cache_max; /* TF_MAX_CACHE_REQUEST_COUNT */
+    uint32_t cache_max;    /* TF_MAX_CACHE_REQUEST_COUNT */
     _Atomic uint32_t lost; /* enum tp_status once lost; store releases nothing, it only ends loops */
 
     /* Appenders, under append. `head` releases the frame bytes to whoever holds send. */
@@ -95,7 +95,7 @@ struct tp_conn {
     _Alignas(64) struct tp_lock send;
     _Atomic uint64_t tail;
     _Atomic uint64_t sent_frames;
-    _Atomic uint32_t sender_sleeps;   /* pairs, seq_cst, with head: store one, then look at the other */
+    _Atomic uint32_t sender_sleeps; /* pairs, seq_cst, with head: store one, then look at the other */
     _Atomic uint32_t space_waiters;
     _Atomic uint32_t space_news;
 
@@ -106,8 +106,8 @@ struct tp_conn {
     struct tp_lock sleepers_lock;
     struct tpc_slot *sleepers;
     _Atomic uint32_t sleepers_count;
-    _Atomic uint32_t callers;         /* threads that wait for a reply and would read for it */
-    _Atomic int32_t listening;      /* > 0: something may come that nobody waits for */
+    _Atomic uint32_t callers;  /* threads that wait for a reply and would read for it */
+    _Atomic int32_t listening; /* > 0: something may come that nobody waits for */
     _Atomic uint32_t listener_parked;
 
     /* Transfers, under transfers. */
@@ -117,7 +117,7 @@ struct tp_conn {
     struct tpc_download *downloads, *downloads_end;
     struct tpc_slot *gated;
     uint32_t cancelled;
-    uint64_t landed; /* downloads 1 … landed in the order of hand-overs are complete */
+    uint64_t landed;        /* downloads 1 … landed in the order of hand-overs are complete */
     uint64_t *landed_ahead; /* complete beyond `landed`, unordered */
     size_t landed_ahead_count, landed_ahead_room;
     _Atomic uint32_t transfer_news; /* bumped when an upload or download ends */
@@ -133,7 +133,8 @@ struct tp_conn {
 };
 
 /* conn.c */
-void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 static inline bool tpc_is_lost(const struct tp_conn *conn) {
     return TP_UNLIKELY(atomic_load_explicit(&conn->lost, memory_order_seq_cst) != TP_OK);
 }
@@ -170,9 +171,11 @@ bool tpc_gate(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers);
 void tpc_quiesce(struct tp_conn *conn);
 /* A piece of a chunk is about to be received: where to (NULL: nowhere). False when it does not fit its transfer. After true,
  * tpc_piece_end must follow; `handed` stands with a chunk's last piece. False from it: more bytes than were asked for. */
-bool tpc_piece_begin(struct tp_conn *conn, const struct tp_chunk *rest, struct tpc_download **download, unsigned char **start);
+bool tpc_piece_begin(struct tp_conn *conn, const struct tp_chunk *rest, struct tpc_download **download,
+                     unsigned char **start);
 bool tpc_piece_end(struct tp_conn *conn, struct tpc_download *download, size_t received, uint32_t handed);
-bool tpc_chunk_out(struct tp_conn *conn, struct tpc_upload **upload, struct tp_chunk *chunk, const unsigned char **payload);
+bool tpc_chunk_out(struct tp_conn *conn, struct tpc_upload **upload, struct tp_chunk *chunk,
+                   const unsigned char **payload);
 void tpc_chunk_sent(struct tp_conn *conn, struct tpc_upload *upload, size_t size);
 bool tpc_host_write(struct tp_conn *conn, const unsigned char *body, size_t size);
 void tpc_wake_transfers(struct tp_conn *conn);

@@ -58,16 +58,19 @@ static int connect_one(const struct addrinfo *address, uint64_t deadline) {
 enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out, char *why, size_t why_size) {
     char port[16];
     snprintf(port, sizeof port, "%u", to->port);
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG | AI_NUMERICSERV};
+    struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG | AI_NUMERICSERV};
     struct addrinfo *list = NULL;
     int rc = getaddrinfo(to->host, port, &hints, &list);
-    if (rc == EAI_NONAME || rc == EAI_FAMILY) { /* AI_ADDRCONFIG hides the loopback address on a host without a network */
+    if (rc == EAI_NONAME ||
+        rc == EAI_FAMILY) { /* AI_ADDRCONFIG hides the loopback address on a host without a network */
         hints.ai_flags = AI_NUMERICSERV;
         rc = getaddrinfo(to->host, port, &hints, &list);
     }
     if (rc != 0) {
-        snprintf(why, why_size, "The host name '%s' of the GPU worker cannot be resolved (%s); check the connection string.",
-                 to->host, gai_strerror(rc));
+        snprintf(why, why_size,
+                 "The host name '%s' of the GPU worker cannot be resolved (%s); check the connection string.", to->host,
+                 gai_strerror(rc));
         return TP_ERROR_UNREACHABLE;
     }
     uint64_t deadline = tp_now_ns() + CONNECT_NS;
@@ -83,8 +86,10 @@ enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out
     }
     freeaddrinfo(list);
     if (fd < 0) {
-        snprintf(why, why_size, "No GPU worker answers at %s port %u (%s); check that tensor-fusion-worker runs there and that "
-                 "the port is open.", to->host, to->port, strerror(error));
+        snprintf(why, why_size,
+                 "No GPU worker answers at %s port %u (%s); check that tensor-fusion-worker runs there and that "
+                 "the port is open.",
+                 to->host, to->port, strerror(error));
         return TP_ERROR_UNREACHABLE;
     }
     tp_net_tune(fd, bulk);
@@ -111,8 +116,8 @@ static void copy_sentence(char *out, size_t size, const char *text, size_t text_
     out[n] = 0;
 }
 
-static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_t index, struct tp_welcome *welcome, char *why,
-                            size_t why_size) {
+static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_t index, struct tp_welcome *welcome,
+                            char *why, size_t why_size) {
     const struct tp_endpoint *to = &conn->endpoint;
     struct tp_greeting greeting = {.magic = TP_MAGIC,
                                    .version = TP_PROTOCOL,
@@ -130,13 +135,14 @@ static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_
     /* A worker that refuses at once may close before all is sent: its welcome still says why. */
     tp_net_send_all(fd, &greeting, sizeof greeting, deadline);
     if (tp_net_receive_all(fd, welcome, sizeof *welcome, deadline) != TP_OK) {
-        snprintf(why, why_size, "%s port %u takes connections but gave no welcome (%s); is a tensor-fusion-worker listening there?",
+        snprintf(why, why_size,
+                 "%s port %u takes connections but gave no welcome (%s); is a tensor-fusion-worker listening there?",
                  to->host, to->port, strerror(errno));
         return TP_ERROR_UNREACHABLE;
     }
     if (memcmp(welcome->magic, greeting.magic, sizeof welcome->magic) != 0) {
-        snprintf(why, why_size, "What answers at %s port %u is no tensor-fusion-worker; check the connection string.", to->host,
-                 to->port);
+        snprintf(why, why_size, "What answers at %s port %u is no tensor-fusion-worker; check the connection string.",
+                 to->host, to->port);
         return TP_ERROR_REFUSED;
     }
     if (welcome->status != TP_ACCEPTED) {
@@ -148,7 +154,8 @@ static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_
     }
     if (welcome->version != TP_PROTOCOL || memcmp(welcome->schema, tpg_schema_hash, sizeof welcome->schema) != 0) {
         snprintf(why, why_size,
-                 "The GPU worker at %s port %u speaks protocol %u with another schema than this client's protocol %u: install the "
+                 "The GPU worker at %s port %u speaks protocol %u with another schema than this client's protocol %u: "
+                 "install the "
                  "same version of tensor-fusion on both sides.",
                  to->host, to->port, welcome->version, TP_PROTOCOL);
         return TP_ERROR_REFUSED;
@@ -179,7 +186,8 @@ enum tp_status tpc_connect(struct tp_conn *conn) {
     conn->session_id = welcome.session_id;
     conn->session_key = welcome.session_key;
     conn->data_max = welcome.data_connections < TP_DATA_CONNECTIONS ? welcome.data_connections : TP_DATA_CONNECTIONS;
-    tp_log(TP_INFO, "Connected to the GPU worker at %s, session %llu", conn->peer, (unsigned long long)conn->session_id);
+    tp_log(TP_INFO, "Connected to the GPU worker at %s, session %llu", conn->peer,
+           (unsigned long long)conn->session_id);
     return TP_OK;
 }
 

@@ -43,7 +43,8 @@ static bool send_chunk(struct tpc_data *data, const struct tp_chunk *chunk, cons
                 return false;
             }
         } else if (errno != EINTR) {
-            tpc_lose(data->conn, TP_ERROR_LOST, "sending on data connection %u failed: %s", data->index, strerror(errno));
+            tpc_lose(data->conn, TP_ERROR_LOST, "sending on data connection %u failed: %s", data->index,
+                     strerror(errno));
             return false;
         }
     }
@@ -90,7 +91,8 @@ static size_t receive_some(struct tpc_data *data, void *to, size_t size) {
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             wait_socket(data, POLLIN);
         } else if (errno != EINTR) {
-            tpc_lose(data->conn, TP_ERROR_LOST, "receiving on data connection %u failed: %s", data->index, strerror(errno));
+            tpc_lose(data->conn, TP_ERROR_LOST, "receiving on data connection %u failed: %s", data->index,
+                     strerror(errno));
         }
     }
     return 0;
@@ -116,15 +118,16 @@ static bool receive_payload(struct tpc_data *data, const struct tp_chunk *chunk)
         unsigned char *start;
         if (!tpc_piece_begin(data->conn, &rest, &download, &start)) {
             if (!tpc_is_lost(data->conn)) {
-                tpc_lose(data->conn, TP_ERROR_PROTOCOL, "a chunk of %u bytes at %llu that does not fit transfer %llu", chunk->size,
-                         (unsigned long long)chunk->offset, (unsigned long long)chunk->transfer);
+                tpc_lose(data->conn, TP_ERROR_PROTOCOL, "a chunk of %u bytes at %llu that does not fit transfer %llu",
+                         chunk->size, (unsigned long long)chunk->offset, (unsigned long long)chunk->transfer);
             }
             return false;
         }
         ssize_t n = 0;
         int error = 0;
         if (rest.size > 0) {
-            n = recv(data->socket, start ? start : data->sink, start || rest.size < SINK_SIZE ? rest.size : SINK_SIZE, MSG_DONTWAIT);
+            n = recv(data->socket, start ? start : data->sink, start || rest.size < SINK_SIZE ? rest.size : SINK_SIZE,
+                     MSG_DONTWAIT);
             error = n < 0 ? errno : n == 0 ? ECONNRESET : 0;
         }
         size_t got = n > 0 ? (size_t)n : 0;
@@ -144,7 +147,8 @@ static bool receive_payload(struct tpc_data *data, const struct tp_chunk *chunk)
                 return false;
             }
         } else if (error != 0 && error != EINTR) {
-            tpc_lose(data->conn, TP_ERROR_LOST, "receiving on data connection %u failed: %s", data->index, strerror(error));
+            tpc_lose(data->conn, TP_ERROR_LOST, "receiving on data connection %u failed: %s", data->index,
+                     strerror(error));
             return false;
         }
     }

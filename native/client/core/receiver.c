@@ -44,7 +44,8 @@ void tpc_wake_all_callers(struct tp_conn *conn) {
 
 /* ---- frames ---- */
 
-static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body, uint32_t size) {
+static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body,
+                       uint32_t size) {
     struct tpc_slot *slot = tpc_slot_find(frame->thread);
     if (!slot || !atomic_exchange_explicit(&slot->expects, false, memory_order_seq_cst)) {
         tpc_lose(conn, TP_ERROR_PROTOCOL, "a reply for thread %u, which awaits none", frame->thread);
@@ -72,7 +73,8 @@ static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame,
     }
 }
 
-static void take_message(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body, uint32_t size) {
+static void take_message(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body,
+                         uint32_t size) {
     if (frame->op == TP_OP_HOST_WRITE) {
         if (!tpc_host_write(conn, body, size)) {
             tpc_lose(conn, TP_ERROR_PROTOCOL, "a host write that does not fit the transfer it names");
@@ -157,7 +159,9 @@ static void wait_readable(struct tp_conn *conn) {
 
 static bool is_final(uint32_t state) { return state == TPC_DONE || state == TPC_LOST; }
 
-static uint32_t state_of(const struct tpc_slot *slot) { return atomic_load_explicit(&slot->state, memory_order_acquire); }
+static uint32_t state_of(const struct tpc_slot *slot) {
+    return atomic_load_explicit(&slot->state, memory_order_acquire);
+}
 
 static bool nobody_reads(struct tp_conn *conn) {
     return atomic_load_explicit(&conn->receive.state, memory_order_seq_cst) == 0;
@@ -202,7 +206,8 @@ static void pass_on(struct tp_conn *conn) {
 /* Reads until the slot's reply is there, or waits for downloads. Holds receive. */
 static void lead(struct tp_conn *conn, const struct tpc_slot *slot) {
     uint64_t spin_until = tp_now_ns() + conn->spin_ns;
-    while (!is_final(state_of(slot)) && !atomic_load_explicit(&slot->gated, memory_order_relaxed) && !tpc_is_lost(conn)) {
+    while (!is_final(state_of(slot)) && !atomic_load_explicit(&slot->gated, memory_order_relaxed) &&
+           !tpc_is_lost(conn)) {
         if (pump(conn)) {
             continue;
         }
@@ -290,7 +295,8 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & TPC_RING_MASK));
     reply->body = reply->inline_body;
     reply->size = 0;
-    reply->number = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) + 1; /* this thread holds `append` */
+    reply->number =
+        atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) + 1; /* this thread holds `append` */
     frame->flags |= TP_FRAME_CALL;
     slot->reply = reply;
     atomic_store_explicit(&slot->gated, false, memory_order_relaxed);

@@ -27,13 +27,14 @@ enum tp_status tpc_ring_make(struct tp_conn *conn) {
     if (fd < 0 || ftruncate(fd, TPC_RING_SIZE) != 0) {
         goto failed;
     }
-    unsigned char *both = mmap(NULL, 2 * (size_t)TPC_RING_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    unsigned char *both =
+        mmap(NULL, 2 * (size_t)TPC_RING_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (both == MAP_FAILED) {
         goto failed;
     }
     for (int half = 0; half < 2; half++) {
-        if (mmap(both + (size_t)half * TPC_RING_SIZE, TPC_RING_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
-            MAP_FAILED) {
+        if (mmap(both + (size_t)half * TPC_RING_SIZE, TPC_RING_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+                 0) == MAP_FAILED) {
             munmap(both, 2 * (size_t)TPC_RING_SIZE);
             goto failed;
         }
@@ -84,7 +85,8 @@ static bool drain(struct tp_conn *conn) {
 }
 
 static bool is_empty(struct tp_conn *conn) {
-    return atomic_load_explicit(&conn->head, memory_order_seq_cst) == atomic_load_explicit(&conn->tail, memory_order_seq_cst);
+    return atomic_load_explicit(&conn->head, memory_order_seq_cst) ==
+           atomic_load_explicit(&conn->tail, memory_order_seq_cst);
 }
 
 bool tpc_flush_now(struct tp_conn *conn) {

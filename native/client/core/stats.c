@@ -62,7 +62,8 @@ size_t tp_stats_json(char *buffer, size_t size) {
         buffer[0] = 0;
     }
     add(&t, "{\"calls\": %llu, \"frames\": %llu, ", NULL, value(&tp_counters.calls), value(&tp_counters.frames));
-    add(&t, "\"round_trips\": %llu, \"blocked_ns\": %llu, ", NULL, value(&tp_counters.round_trips), value(&tp_counters.blocked_ns));
+    add(&t, "\"round_trips\": %llu, \"blocked_ns\": %llu, ", NULL, value(&tp_counters.round_trips),
+        value(&tp_counters.blocked_ns));
     add(&t, "\"bytes_sent\": %llu, \"bytes_received\": %llu, \"functions\": {", NULL, value(&tp_counters.bytes_sent),
         value(&tp_counters.bytes_received));
     const char *separator = "";

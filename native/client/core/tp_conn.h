@@ -64,7 +64,7 @@ struct tp_reply {
     int32_t result;
     uint32_t size;       /* bytes of body */
     unsigned char *body; /* `inline_body` or heap memory that tp_reply_free frees */
-    uint64_t number; /* of the call among the frames of this connection, from 1 */
+    uint64_t number;     /* of the call among the frames of this connection, from 1 */
     unsigned char inline_body[512];
 };
 /* Commits the reserved frame as a call, sends everything pending, waits for the reply (spinning briefly first), and for as

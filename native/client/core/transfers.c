@@ -33,7 +33,8 @@ void tp_commit_upload(struct tp_conn *conn, uint64_t number, const void *source,
     if (size > 0) {
         struct tpc_upload *upload = lanes ? calloc(1, sizeof *upload) : NULL;
         if (!upload) {
-            tpc_lose(conn, TP_ERROR_MEMORY, lanes ? "no memory for a transfer" : "a transfer before the data connections");
+            tpc_lose(conn, TP_ERROR_MEMORY,
+                     lanes ? "no memory for a transfer" : "a transfer before the data connections");
         } else {
             size_t chunk = (size / lanes + 4095) & ~(size_t)4095;
             upload->chunk = chunk < CHUNK_MIN ? CHUNK_MIN : chunk > TP_CHUNK_MAX ? TP_CHUNK_MAX : chunk;
@@ -56,7 +57,8 @@ void tp_commit_upload(struct tp_conn *conn, uint64_t number, const void *source,
 }
 
 /* The next chunk for a data connection. Chunks are dealt in commit order, so on every connection they stand in that order. */
-bool tpc_chunk_out(struct tp_conn *conn, struct tpc_upload **out, struct tp_chunk *chunk, const unsigned char **payload) {
+bool tpc_chunk_out(struct tp_conn *conn, struct tpc_upload **out, struct tp_chunk *chunk,
+                   const unsigned char **payload) {
     tp_lock_take(&conn->transfers);
     struct tpc_upload *upload = conn->dealing;
     if (upload) {
@@ -242,7 +244,8 @@ bool tpc_gate(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers) {
     return possible;
 }
 
-bool tpc_piece_begin(struct tp_conn *conn, const struct tp_chunk *chunk, struct tpc_download **out, unsigned char **start) {
+bool tpc_piece_begin(struct tp_conn *conn, const struct tp_chunk *chunk, struct tpc_download **out,
+                     unsigned char **start) {
     tp_lock_take(&conn->transfers);
     struct tpc_download *d = find(conn, chunk->transfer);
     bool fits = d && chunk->offset <= d->size && chunk->size <= d->size - chunk->offset &&
