@@ -1,0 +1,351 @@
+"""NVML from the client's library to the simulated GPU, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from tensor_fusion.abi import Teleport, native_file, native_folder
+from tensor_fusion.client.files import client_environment
+from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Status, Welcome
+
+pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+NEEDED = ("client/libteleport.so.1", "client/libnvidia-ml.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
+pytestmark = pytest.mark.skipif(
+    not all((native_folder() / name).is_file() for name in NEEDED),
+    reason=f"the native files are not in {native_folder()}; install the package or set TF_NATIVE_DIR",
+)
+
+HERE = Path(__file__).parent
+MIB = 1 << 20
+UNINITIALIZED, INVALID_ARGUMENT, NOT_SUPPORTED = 1, 2, 3
+LOST = 15
+
+
+class Worker:
+    """A worker on the simulated GPU, with the real session."""
+
+    def __init__(self, **variables: str) -> None:
+        clean = {n: v for n, v in os.environ.items() if not n.startswith(("TF_", "TENSOR_FUSION_", "LD_"))}
+        if "TF_NATIVE_DIR" in os.environ:
+            clean["TF_NATIVE_DIR"] = os.environ["TF_NATIVE_DIR"]
+        self._base = clean
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tensor_fusion.worker", "--gpu", "sim", "--host", "127.0.0.1", "-p", "0"],
+            env={**clean, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line.startswith("ready"), line
+        self.port = int(line.split()[2].rpartition(":")[2])
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {**self._base, **client_environment(f"native+127.0.0.1+{self.port}+0", self._base)}
+
+    def run(self, program: str, *, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Runs Python source in a client; `nvml` is nvidia-ml-py and `error(f, …)` the code that a call fails with."""
+        result = subprocess.run(
+            [sys.executable, "-c", PREAMBLE + textwrap.dedent(program)],
+            env={**self.env, **variables},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert not check or result.returncode == 0, result.stderr
+        return result
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(15)
+
+
+PREAMBLE = """
+import ctypes, json, os, sys, time
+import pynvml as nvml
+MIB = 1 << 20
+def error(function, *arguments):
+    try:
+        function(*arguments)
+    except nvml.NVMLError as failure:
+        return failure.value
+    return 0
+"""
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker() as running:
+        yield running
+
+
+def test_every_function_answers_as_the_driver_does(worker: Worker) -> None:
+    """Results and memory of every remote function, through the worker and on the simulated driver itself."""
+    program = [sys.executable, str(HERE / "nvml_program.py")]
+    here = subprocess.run(
+        [*program, str(native_file("lib/libtf-simgpu.so"))], capture_output=True, text=True, timeout=120, check=True
+    )
+    through = subprocess.run(
+        [*program, "libnvidia-ml.so.1"], env=worker.env, capture_output=True, text=True, timeout=120, check=True
+    )
+    expected, found = json.loads(here.stdout), json.loads(through.stdout)
+    assert set(expected) == set(found)
+    assert sum(answer["valid"] == 0 for answer in found.values()) > 60
+    for name, answer in expected.items():
+        assert found[name]["valid"] == answer["valid"], name
+        if answer["memory"] is None:
+            continue  # the simulated driver does not have it
+        assert found[name]["null"] == answer["null"], name
+        assert found[name]["handle"] == answer["handle"], name
+        if "Memory" not in name:  # another process has other memory in use
+            assert found[name]["memory"] == answer["memory"], name
+
+
+def test_life(worker: Worker) -> None:
+    worker.run(
+        """
+        assert error(nvml.nvmlDeviceGetCount) == nvml.NVML_ERROR_UNINITIALIZED
+        assert error(nvml.nvmlSystemGetDriverVersion) == nvml.NVML_ERROR_UNINITIALIZED
+        nvml.nvmlInit(); nvml.nvmlInit(); nvml.nvmlShutdown()
+        assert nvml.nvmlDeviceGetCount() == 1
+        device = nvml.nvmlDeviceGetHandleByIndex(0)
+        assert error(nvml.nvmlDeviceGetHandleByIndex, 1) == nvml.NVML_ERROR_INVALID_ARGUMENT
+        uuid, bus = nvml.nvmlDeviceGetUUID(device), nvml.nvmlDeviceGetPciInfo(device).busId
+        for same in (nvml.nvmlDeviceGetHandleByUUID(uuid), nvml.nvmlDeviceGetHandleByPciBusId(bus)):
+            assert nvml.nvmlDeviceGetIndex(same) == 0
+        assert error(nvml.nvmlDeviceGetHandleByUUID, "GPU-x") == nvml.NVML_ERROR_NOT_FOUND
+        nvml.nvmlShutdown()
+        assert error(nvml.nvmlDeviceGetCount) == nvml.NVML_ERROR_UNINITIALIZED
+        nvml.nvmlInit()
+        assert "H200" in nvml.nvmlDeviceGetName(device)
+        """
+    )
+
+
+def test_cuda_visible_devices_does_not_matter(worker: Worker) -> None:
+    worker.run("nvml.nvmlInit(); assert nvml.nvmlDeviceGetCount() == 1", CUDA_VISIBLE_DEVICES="-1")
+
+
+def test_what_clients_may_not_do_is_refused(worker: Worker) -> None:
+    result = worker.run(
+        """
+        nvml.nvmlInit()
+        device = nvml.nvmlDeviceGetHandleByIndex(0)
+        for attempt in range(2):
+            assert error(nvml.nvmlDeviceSetPowerManagementLimit, device, 200000) == nvml.NVML_ERROR_NOT_SUPPORTED
+        """,
+        TF_ENABLE_LOG="1",
+    )
+    assert result.stderr.count("nvmlDeviceSetPowerManagementLimit") == 1, result.stderr
+
+
+@pytest.mark.parametrize("limit", [1024, 4097])
+def test_memory_limit(limit: int) -> None:
+    with Worker(TF_GPU_MEMORY_LIMIT=str(limit)) as limited:
+        limited.run(
+            """
+            limit = int(sys.argv[1]) if len(sys.argv) > 1 else int(os.environ["WANTED"])
+            nvml.nvmlInit()
+            device = nvml.nvmlDeviceGetHandleByIndex(0)
+            old = nvml.nvmlDeviceGetMemoryInfo(device)
+            new = nvml.nvmlDeviceGetMemoryInfo(device, version=nvml.nvmlMemory_v2)
+            assert old.total == new.total == limit * MIB, (old.total, new.total)
+            assert old.total == old.free + old.used and old.free == new.free
+            assert old.used == new.used == 0, (old.used, new.used)
+            """,
+            WANTED=str(limit),
+        )
+
+
+CUDA = """
+cuda = ctypes.CDLL("libcuda.so.1")
+assert cuda.cuInit(0) == 0
+context, memory, other = ctypes.c_void_p(), ctypes.c_uint64(), ctypes.c_uint64()
+nvml.nvmlInit()
+device = nvml.nvmlDeviceGetHandleByIndex(0)
+"""
+
+
+@pytest.mark.skipif(not (native_folder() / "client/libcuda.so.1").is_file(), reason="no libcuda in the client folder")
+def test_own_process_and_memory() -> None:
+    with Worker(TF_GPU_MEMORY_LIMIT="2048") as limited:
+        limited.run(
+            CUDA
+            + """
+assert nvml.nvmlDeviceGetComputeRunningProcesses(device) == []
+assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0 and cuda.cuCtxSetCurrent(context) == 0
+assert cuda.cuMemAlloc_v2(ctypes.byref(memory), 64 * MIB) == 0
+(process,) = nvml.nvmlDeviceGetComputeRunningProcesses(device)
+assert process.pid == os.getpid() and process.usedGpuMemory == 64 * MIB, vars(process)
+assert nvml.nvmlDeviceGetGraphicsRunningProcesses(device) == []
+free, total = ctypes.c_size_t(), ctypes.c_size_t()
+assert cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+info = nvml.nvmlDeviceGetMemoryInfo(device)
+assert (info.total, info.free) == (total.value, free.value) and info.used == 64 * MIB
+"""
+        )
+
+
+def test_fork(worker: Worker) -> None:
+    worker.run(
+        """
+        nvml.nvmlInit()
+        child = os.fork()
+        if child == 0:
+            library = ctypes.CDLL("libnvidia-ml.so.1")
+            os._exit(library.nvmlDeviceGetCount_v2(ctypes.byref(ctypes.c_uint())))
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == nvml.NVML_ERROR_UNINITIALIZED
+        assert nvml.nvmlDeviceGetCount() == 1
+        """
+    )
+
+
+def test_loss() -> None:
+    with Worker() as mortal:
+        mortal.run(
+            f"""
+            import signal
+            nvml.nvmlInit()
+            device = nvml.nvmlDeviceGetHandleByIndex(0)
+            nvml.nvmlDeviceGetUtilizationRates(device)
+            os.kill({mortal.process.pid}, signal.SIGKILL)
+            begin = time.monotonic()
+            while error(nvml.nvmlDeviceGetUtilizationRates, device) == 0:
+                assert time.monotonic() - begin < 3
+            assert error(nvml.nvmlDeviceGetUtilizationRates, device) == nvml.NVML_ERROR_GPU_IS_LOST
+            assert error(nvml.nvmlDeviceGetName, device) == nvml.NVML_ERROR_GPU_IS_LOST
+            assert error(nvml.nvmlInit) == nvml.NVML_ERROR_GPU_IS_LOST
+            assert error(nvml.nvmlShutdown) == 0
+            """
+        )
+
+
+def test_no_worker() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    env = {**os.environ, **client_environment(f"native+127.0.0.1+{port}+0", os.environ)}
+    source = PREAMBLE + "sys.exit(error(nvml.nvmlInit))"
+    result = subprocess.run(
+        [sys.executable, "-c", source], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 9, result.stderr  # NVML_ERROR_DRIVER_NOT_LOADED
+    assert str(port) in result.stderr
+
+
+# ---- a client that is not ours ----
+
+
+class Raw:
+    """One control connection on which anything may be sent."""
+
+    def __init__(self, port: int) -> None:
+        lock = (HERE.parent / "api" / "opcodes.lock").read_text().split()
+        self.numbers = dict(zip(lock[1::2], map(int, lock[0::2]), strict=True))
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket.sendall(Greeting.build(Teleport().schema, program="raw"))
+        welcome = Welcome.parse(self._read(WELCOME_BYTES) or b"")
+        assert welcome and welcome.status == Status.ACCEPTED
+
+    def _read(self, size: int) -> bytes | None:
+        data = b""
+        while len(data) < size:
+            try:
+                part = self.socket.recv(size - len(data))
+            except ConnectionResetError:
+                return None
+            if not part:
+                return None
+            data += part
+        return data
+
+    def call(self, operation: str, body: bytes = b"") -> int | None:
+        """The result, or None when the session ended the connection."""
+        body += bytes(-len(body) % 8)
+        self.socket.sendall(struct.pack("<IHHII", 16 + len(body), self.numbers[operation], 1, 1, 0) + body)
+        head = self._read(24)
+        if head is None:
+            return None
+        size, result = struct.unpack("<I8xi", head[:16])
+        assert self._read(size - 24) is not None
+        return int(result)
+
+
+def padded(data: bytes) -> bytes:
+    return struct.pack("<Q", len(data)) + data + bytes(-len(data) % 8)
+
+
+DEVICE = struct.pack("<Q", 1 << 46 | 32 << 36 | (1 << 20) << 4)
+VERSION = struct.pack("<III", 12 | 1 << 24, 0, 0)
+
+
+def test_hostile_order(worker: Worker) -> None:
+    """Nothing reaches the driver before it is loaded: its table of functions is empty then."""
+    raw = Raw(worker.port)
+    assert raw.call("nvmlUnitGetCount") == UNINITIALIZED
+    assert raw.call("nvmlDeviceGetUtilizationRates", DEVICE) == UNINITIALIZED
+    assert raw.call("nvml_start") == 0
+    assert raw.call("nvml_start") == 0
+    assert raw.call("nvmlDeviceGetUtilizationRates", DEVICE) == 0
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "result"),
+    [
+        ("nvmlDeviceGetName", DEVICE + struct.pack("<II", 96, 0), 0),
+        ("nvmlDeviceGetName", DEVICE + struct.pack("<II", 0xFFFFFFFF, 0), "refused"),
+        ("nvmlDeviceGetName", struct.pack("<QII", 0x1234, 96, 0), INVALID_ARGUMENT),
+        ("nvmlDeviceGetName", struct.pack("<QII", 1 << 46 | 32 << 36 | (1 << 20 | 5) << 4, 96, 0), INVALID_ARGUMENT),
+        ("nvmlDeviceGetName", DEVICE, None),
+        ("nvmlDeviceGetTemperatureV", DEVICE + padded(VERSION), 0),
+        ("nvmlDeviceGetTemperatureV", DEVICE + padded(VERSION[:8]), 25),
+        ("nvmlDeviceGetTemperatureV", DEVICE + padded(struct.pack("<I", 0x02FFFFFF)), 25),
+        ("nvmlDeviceGetTemperatureV", DEVICE + padded(b""), 25),
+        ("nvmlDeviceGetTemperatureV", DEVICE + padded(struct.pack("<I", 100000 | 1 << 24) + bytes(99996)), 25),
+        ("nvmlDeviceGetTemperatureV", DEVICE + struct.pack("<QQ", 1 << 40, 0), None),
+        ("nvml_list", DEVICE + struct.pack("<QIII", 0, 1, 0, 8192), "any"),
+        ("nvml_list", DEVICE + struct.pack("<QIII", 0, 1, 0, 8193), None),
+        ("nvml_list", DEVICE + struct.pack("<QIII", 0, 77, 0, 1), None),
+        ("nvml_fields", DEVICE + padded(b""), INVALID_ARGUMENT),
+        ("nvml_fields", DEVICE + padded(bytes(41)), None),
+        ("nvml_fields", DEVICE + padded(bytes(40 * 2000)), "any"),
+        ("nvmlDeviceGetFanSpeed_v2", DEVICE + struct.pack("<II", 0xFFFFFFFF, 0), "refused"),
+    ],
+)
+def test_hostile_lengths(worker: Worker, operation: str, body: bytes, result: int | str | None) -> None:
+    raw = Raw(worker.port)
+    assert raw.call("nvml_start") == 0
+    answer = raw.call(operation, body)
+    if result == "any":
+        assert answer is not None
+    elif result == "refused":
+        assert answer is not None
+        assert answer != 0
+    else:
+        assert answer == result
+    if answer is not None:
+        assert raw.call("nvmlUnitGetCount") is not None  # the session lives on
+    begin = time.monotonic()
+    assert Raw(worker.port).call("nvml_start") == 0, "the worker serves the next client"
+    assert time.monotonic() - begin < 5
