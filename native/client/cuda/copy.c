@@ -1,0 +1,310 @@
+/*
+ * Copies of one dimension, and the four ways in which bytes travel: up and down, in frames or as transfers, and across.
+ *
+ * Any thread; owns nothing. When a call returns follows CUDA's table of synchronisation behaviour: a copy up returns when its
+ * source may be changed (pageable) or at once (pinned, asynchronous form); a copy down returns when the bytes are there, except
+ * in the asynchronous form into pinned memory. What the worker sends can only land in the destination named here.
+ */
+#include "tpc_memory.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+
+bool tpc_is_pinned(const void *memory, size_t size) {
+    struct tpc_range range;
+    uint64_t address = (uint64_t)(uintptr_t)memory;
+    return tpc_range_at(address, &range) && range.where == TPC_PINNED && size <= range.size - (address - range.start);
+}
+
+CUresult tpc_copy_wait(const char *name, CUstream stream) {
+    struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)stream};
+    struct tp_reply reply;
+    CUresult result = tpc_call_stream_wait(name, &in, &reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_stream_quiet(stream, &reply);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+/* Kernels and copies on the worker see a twin of mapped host memory: it must hold what the program wrote. */
+static void push_twins(void) {
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
+        tpc_twins_push();
+    }
+}
+
+/* ---- up ---- */
+
+static CUresult upload(const char *name, const struct tpc_area *area, const void *source, size_t size, CUstream stream, bool sync,
+                       bool may_go_on) {
+    if (tp_data_ready(tpc_conn) != TP_OK) {
+        return tpc_lost();
+    }
+    struct tpg_copy_in_bulk_in in = {.destination = area->address,
+                                     .pitch = area->pitch,
+                                     .width = area->width,
+                                     .height = area->height,
+                                     .stream = (uint64_t)(uintptr_t)stream,
+                                     .ordered = sync};
+    size_t frame_size = tpg_size_copy_in_bulk_in(&in);
+    unsigned char *body = tpc_reserve(TPG_OP_copy_in_bulk, frame_size);
+    if (!body) {
+        return tpc_lost();
+    }
+    uint64_t number = in.transfer = tp_transfer_next(tpc_conn);
+    struct tp_cursor c = tp_cursor_make(body, frame_size);
+    tpg_put_copy_in_bulk_in(&c, &in);
+    tp_commit_upload(tpc_conn, number, source, size);
+    if (!may_go_on && tp_upload_wait(tpc_conn, number) != TP_OK) {
+        return tpc_lost();
+    }
+    if (tpc_strict) {
+        return tpc_copy_wait(name, stream);
+    }
+    return (CUresult)atomic_load_explicit(&tpc_sticky_error, memory_order_relaxed);
+}
+
+CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync) {
+    size_t size = area->width * area->height;
+    if (!size) {
+        return CUDA_SUCCESS;
+    }
+    bool pinned = tpc_is_pinned(source, size);
+    CUresult result;
+    /* "Down into P, then up from P" in stream order is legal CUDA: the bytes must have come before they are read here. */
+    if (pinned && tp_download_pending(tpc_conn, source, size) &&
+        tp_transfers_touching_wait(tpc_conn, source, size) != TP_OK) {
+        return tpc_lost();
+    }
+    push_twins(); /* an earlier copy may go to a twin: keep the order */
+    if (size <= TP_INLINE_MAX) {
+        struct tpg_copy_in_in in = {.destination = area->address,
+                                    .pitch = area->pitch,
+                                    .width = area->width,
+                                    .height = area->height,
+                                    .stream = (uint64_t)(uintptr_t)stream,
+                                    .ordered = sync,
+                                    .data = source,
+                                    .data_size = size};
+        result = tpc_post_copy_in(name, &in);
+    } else {
+        result = upload(name, area, source, size, stream, sync, pinned && !sync);
+    }
+    /* From pinned memory the synchronous form promises completion, from pageable memory only that the source is read. */
+    return result == CUDA_SUCCESS && sync && pinned ? tpc_copy_wait(name, stream) : result;
+}
+
+/* ---- down ---- */
+
+static CUresult download_inline(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+    struct tpg_copy_out_in in = {.source = area->address,
+                                 .pitch = area->pitch,
+                                 .width = area->width,
+                                 .height = area->height,
+                                 .stream = (uint64_t)(uintptr_t)stream};
+    struct tpg_copy_out_out out = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_copy_out(name, &in, &out, &reply);
+    if (result == CUDA_SUCCESS && out.data_size != area->width * area->height) {
+        result = tpc_bad_reply(&reply);
+    }
+    if (result == CUDA_SUCCESS) {
+        memcpy(destination, out.data, out.data_size);
+        tpc_stream_quiet(stream, &reply);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+static CUresult download_bulk(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+    if (tp_data_ready(tpc_conn) != TP_OK) {
+        return tpc_lost();
+    }
+    struct tpg_copy_out_bulk_in in = {.source = area->address,
+                                      .pitch = area->pitch,
+                                      .width = area->width,
+                                      .height = area->height,
+                                      .stream = (uint64_t)(uintptr_t)stream};
+    size_t frame_size = tpg_size_copy_out_bulk_in(&in);
+    unsigned char *body = tpc_reserve(TPG_OP_copy_out_bulk, frame_size);
+    if (!body) {
+        return tpc_lost();
+    }
+    in.transfer = tp_transfer_next(tpc_conn);
+    struct tp_cursor c = tp_cursor_make(body, frame_size);
+    tpg_put_copy_out_bulk_in(&c, &in);
+    tp_expect_download(tpc_conn, in.transfer, destination, area->width * area->height);
+    struct tp_reply reply;
+    CUresult result = tpc_call(name, &reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_stream_quiet(stream, &reply);
+    } else if (result != TPC_LOST_ERROR) {
+        tp_download_cancel(tpc_conn, in.transfer);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+/* The session could not make a download that was posted: its error comes as a notice, its bytes never. */
+static void on_download_ended(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
+    uint64_t number = 0;
+    (void)frame;
+    if (size >= sizeof number) {
+        memcpy(&number, body, sizeof number);
+        tp_download_cancel(tpc_conn, number);
+    }
+}
+
+static CUresult download_post(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+    size_t size = area->width * area->height;
+    static _Atomic bool listening;
+    if (!atomic_exchange(&listening, true)) {
+        tp_on_message(TPG_OP_copy_out_post, on_download_ended);
+    }
+    if (size > TP_INLINE_MAX && tp_data_ready(tpc_conn) != TP_OK) {
+        return tpc_lost();
+    }
+    struct tpg_copy_out_post_in in = {.source = area->address,
+                                      .pitch = area->pitch,
+                                      .width = area->width,
+                                      .height = area->height,
+                                      .stream = (uint64_t)(uintptr_t)stream};
+    size_t frame_size = tpg_size_copy_out_post_in(&in);
+    unsigned char *body = tpc_reserve(TPG_OP_copy_out_post, frame_size);
+    if (!body) {
+        return tpc_lost();
+    }
+    in.transfer = tp_transfer_next(tpc_conn);
+    struct tp_cursor c = tp_cursor_make(body, frame_size);
+    tpg_put_copy_out_post_in(&c, &in);
+    tp_expect_download(tpc_conn, in.transfer, destination, size);
+    return tpc_post(name, NULL);
+}
+
+CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync) {
+    size_t size = area->width * area->height;
+    if (!size) {
+        return CUDA_SUCCESS;
+    }
+    push_twins();
+    if (!sync && tpc_is_pinned(destination, size)) {
+        return download_post(name, destination, area, stream);
+    }
+    return size <= TP_INLINE_MAX ? download_inline(name, destination, area, stream)
+                                 : download_bulk(name, destination, area, stream);
+}
+
+/* ---- across ---- */
+
+CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream) {
+    struct tpg_copy_device_in in = {
+        .destination = destination, .source = source, .size = size, .stream = (uint64_t)(uintptr_t)stream};
+    push_twins();
+    return tpc_post_copy_device(name, &in);
+}
+
+/* ---- the API ---- */
+
+#define CHECK_DEVICE(address, size)                                                                                    \
+    do {                                                                                                               \
+        if (!tpc_range_covers((address), (size))) {                                                                    \
+            return CUDA_ERROR_INVALID_VALUE;                                                                           \
+        }                                                                                                              \
+    } while (0)
+#define CHECK_HOST(memory)                                                                                             \
+    do {                                                                                                               \
+        if (!(memory) || tpc_is_device_address((uint64_t)(uintptr_t)(memory))) {                                       \
+            return CUDA_ERROR_INVALID_VALUE;                                                                           \
+        }                                                                                                              \
+    } while (0)
+#define BEGIN(size)                                                                                                    \
+    TPC_CONTEXT(context);                                                                                              \
+    (void)context;                                                                                                     \
+    TPC_CHECK_HANDLE(STREAM, stream, true);                                                                            \
+    if (!(size)) {                                                                                                     \
+        return CUDA_SUCCESS;                                                                                           \
+    }
+
+static CUresult up(const char *name, CUdeviceptr to, const void *from, size_t size, CUstream stream, bool sync) {
+    BEGIN(size);
+    CHECK_HOST(from);
+    CHECK_DEVICE(to, size);
+    struct tpc_area area = tpc_line(to, size);
+    return tpc_copy_up(name, &area, from, stream, sync);
+}
+
+static CUresult down(const char *name, void *to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
+    BEGIN(size);
+    CHECK_HOST(to);
+    CHECK_DEVICE(from, size);
+    struct tpc_area area = tpc_line(from, size);
+    return tpc_copy_down(name, to, &area, stream, sync);
+}
+
+static CUresult across(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    BEGIN(size);
+    CHECK_DEVICE(to, size);
+    CHECK_DEVICE(from, size);
+    return tpc_copy_across(name, to, from, size, stream);
+}
+
+/* The form that finds out by the addresses what is copied where. */
+static CUresult anywhere(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
+    struct tpc_range range;
+    bool to_device = tpc_is_device_address(to) || (tpc_range_at(to, &range) && range.where == TPC_DEVICE_MEMORY);
+    bool from_device = tpc_is_device_address(from) || (tpc_range_at(from, &range) && range.where == TPC_DEVICE_MEMORY);
+    void *host_to = (void *)(uintptr_t)to;
+    const void *host_from = (const void *)(uintptr_t)from;
+    if (to_device) {
+        return from_device ? across(name, to, from, size, stream) : up(name, to, host_from, size, stream, sync);
+    }
+    if (from_device) {
+        return down(name, host_to, from, size, stream, sync);
+    }
+    BEGIN(size);
+    CHECK_HOST(host_to);
+    CHECK_HOST(host_from);
+    CUresult result = tpc_copy_wait(name, stream);
+    if (result == CUDA_SUCCESS) {
+        memmove(host_to, host_from, size);
+    }
+    return result;
+}
+
+CUresult tpc_cuMemcpyHtoD_v2(CUstream implicit, CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount) {
+    return up("cuMemcpyHtoD", dstDevice, srcHost, ByteCount, implicit, true);
+}
+CUresult tpc_cuMemcpyHtoDAsync_v2(CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount, CUstream hStream) {
+    return up("cuMemcpyHtoDAsync", dstDevice, srcHost, ByteCount, hStream, false);
+}
+CUresult tpc_cuMemcpyDtoH_v2(CUstream implicit, void *dstHost, CUdeviceptr srcDevice, size_t ByteCount) {
+    return down("cuMemcpyDtoH", dstHost, srcDevice, ByteCount, implicit, true);
+}
+CUresult tpc_cuMemcpyDtoHAsync_v2(void *dstHost, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
+    return down("cuMemcpyDtoHAsync", dstHost, srcDevice, ByteCount, hStream, false);
+}
+CUresult tpc_cuMemcpyDtoD_v2(CUstream implicit, CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount) {
+    return across("cuMemcpyDtoD", dstDevice, srcDevice, ByteCount, implicit);
+}
+CUresult tpc_cuMemcpyDtoDAsync_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
+    return across("cuMemcpyDtoDAsync", dstDevice, srcDevice, ByteCount, hStream);
+}
+CUresult tpc_cuMemcpy(CUstream implicit, CUdeviceptr dst, CUdeviceptr src, size_t ByteCount) {
+    return anywhere("cuMemcpy", dst, src, ByteCount, implicit, true);
+}
+CUresult tpc_cuMemcpyAsync(CUdeviceptr dst, CUdeviceptr src, size_t ByteCount, CUstream hStream) {
+    return anywhere("cuMemcpyAsync", dst, src, ByteCount, hStream, false);
+}
+CUresult tpc_cuMemcpyPeer(CUstream implicit, CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice,
+                          CUcontext srcContext, size_t ByteCount) {
+    TPC_CHECK_HANDLE(CONTEXT, dstContext, false);
+    TPC_CHECK_HANDLE(CONTEXT, srcContext, false);
+    return across("cuMemcpyPeer", dstDevice, srcDevice, ByteCount, implicit);
+}
+CUresult tpc_cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
+                               size_t ByteCount, CUstream hStream) {
+    TPC_CHECK_HANDLE(CONTEXT, dstContext, false);
+    TPC_CHECK_HANDLE(CONTEXT, srcContext, false);
+    return across("cuMemcpyPeerAsync", dstDevice, srcDevice, ByteCount, hStream);
+}

@@ -1,0 +1,247 @@
+/*
+ * Copies of two and three dimensions between linear memory.
+ *
+ * Any thread; owns nothing but packing buffers for the length of a call. Rows of host memory that are not side by side are packed
+ * here, so that the wire and the worker's staging memory carry only what is copied; the device side keeps its pitch and is
+ * copied by the worker's driver. Arrays come with texture support and are refused by name until then.
+ */
+#include "tpc_memory.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+
+#define PACK_MAX (16u << 20) /* bytes packed at a time: bounds the memory of a call, and is far above the cost of a round trip */
+
+struct side {
+    bool device;
+    uint64_t address, pitch, slice; /* of the first byte copied; bytes between rows and between slices */
+};
+
+struct box {
+    uint64_t width, height, depth;
+};
+
+static CUresult refuse_arrays(const char *name) {
+    static _Atomic bool said;
+    if (!atomic_exchange(&said, true)) {
+        tp_log(TP_WARN, "%s from or to a CUDA array is not supported yet and returns CUDA_ERROR_NOT_SUPPORTED", name);
+    }
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+static uint64_t extent(const struct side *side, const struct box *box, bool *fits) {
+    uint64_t rows = 0, slices = 0, sum = 0;
+    *fits = *fits && !__builtin_mul_overflow(side->pitch, box->height - 1, &rows) &&
+            !__builtin_mul_overflow(side->slice, box->depth - 1, &slices) && !__builtin_add_overflow(rows, slices, &sum) &&
+            !__builtin_add_overflow(sum, box->width, &sum);
+    return sum;
+}
+
+/* One side of the descriptor. `rows` is the height of a slice in memory, 0 for a copy of two dimensions. */
+static CUresult resolve(const char *name, CUmemorytype type, const void *host, CUdeviceptr device, uint64_t pitch, uint64_t rows,
+                        uint64_t x, uint64_t y, uint64_t z, const struct box *box, int max_pitch, struct side *out) {
+    struct tpc_range range;
+    uint64_t base = type == CU_MEMORYTYPE_HOST ? (uint64_t)(uintptr_t)host : device;
+    uint64_t reach = 0, before = 0;
+    bool fits = !__builtin_add_overflow(x, box->width, &reach);
+    switch (type) {
+    case CU_MEMORYTYPE_HOST:
+        out->device = false;
+        break;
+    case CU_MEMORYTYPE_DEVICE:
+        out->device = true;
+        break;
+    case CU_MEMORYTYPE_UNIFIED:
+        out->device = tpc_is_device_address(base) || (tpc_range_at(base, &range) && range.where == TPC_DEVICE_MEMORY);
+        break;
+    case CU_MEMORYTYPE_ARRAY:
+        return refuse_arrays(name);
+    default:
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (box->height == 1 && box->depth == 1 && y == 0 && z == 0 && pitch < reach) {
+        pitch = reach; /* one row needs no pitch */
+    }
+    if (!fits || pitch < reach || (max_pitch > 0 && pitch > (uint64_t)max_pitch && box->height > 1)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    out->pitch = pitch;
+    if (__builtin_mul_overflow(pitch, rows ? rows : box->height, &out->slice) || (rows && rows < box->height)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t slices = 0;
+    if (__builtin_mul_overflow(pitch, y, &before) || __builtin_mul_overflow(out->slice, z, &slices) ||
+        __builtin_add_overflow(before, slices, &before) || __builtin_add_overflow(before, x, &before) ||
+        __builtin_add_overflow(base, before, &out->address)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t bytes = extent(out, box, &fits);
+    if (!base || !fits || bytes > UINT64_MAX - out->address || (out->device && !tpc_range_covers(out->address, bytes)) ||
+        (!out->device && tpc_is_device_address(out->address))) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return CUDA_SUCCESS;
+}
+
+/* ---- one slice ---- */
+
+static CUresult slice_up(const char *name, const struct side *to, const struct side *from, uint64_t width, uint64_t height,
+                         CUstream stream, bool sync) {
+    const unsigned char *host = (const unsigned char *)(uintptr_t)from->address;
+    struct tpc_area area = {.address = to->address, .pitch = to->pitch, .width = width, .height = height};
+    if (from->pitch == width || height == 1) {
+        return tpc_copy_up(name, &area, host, stream, sync);
+    }
+    size_t span = from->pitch * (height - 1) + width;
+    if (tp_download_pending(tpc_conn, host, span) && tp_transfers_touching_wait(tpc_conn, host, span) != TP_OK) {
+        return tpc_lost();
+    }
+    uint64_t at_once = width > PACK_MAX ? 1 : PACK_MAX / width;
+    at_once = at_once < height ? at_once : height;
+    unsigned char *packed = malloc(at_once * width);
+    CUresult result = packed ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row += at_once) {
+        uint64_t rows = height - row < at_once ? height - row : at_once;
+        for (uint64_t i = 0; i < rows; i++) {
+            memcpy(packed + i * width, host + (row + i) * from->pitch, width);
+        }
+        area.address = to->address + row * to->pitch;
+        area.height = rows;
+        result = tpc_copy_up(name, &area, packed, stream, sync);
+    }
+    free(packed);
+    if (result == CUDA_SUCCESS && sync && tpc_is_pinned(host, span)) {
+        result = tpc_copy_wait(name, stream);
+    }
+    return result;
+}
+
+static CUresult slice_down(const char *name, const struct side *to, const struct side *from, uint64_t width, uint64_t height,
+                           CUstream stream, bool sync) {
+    unsigned char *host = (unsigned char *)(uintptr_t)to->address;
+    struct tpc_area area = {.address = from->address, .pitch = from->pitch, .width = width, .height = height};
+    if (to->pitch == width || height == 1) {
+        return tpc_copy_down(name, host, &area, stream, sync);
+    }
+    uint64_t at_once = width > PACK_MAX ? 1 : PACK_MAX / width;
+    at_once = at_once < height ? at_once : height;
+    unsigned char *packed = malloc(at_once * width);
+    CUresult result = packed ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row += at_once) {
+        uint64_t rows = height - row < at_once ? height - row : at_once;
+        area.address = from->address + row * from->pitch;
+        area.height = rows;
+        result = tpc_copy_down(name, packed, &area, stream, true);
+        for (uint64_t i = 0; i < rows && result == CUDA_SUCCESS; i++) {
+            memcpy(host + (row + i) * to->pitch, packed + i * width, width);
+        }
+    }
+    free(packed);
+    return result;
+}
+
+static CUresult slice_across(const char *name, const struct side *to, const struct side *from, uint64_t width, uint64_t height,
+                             CUstream stream) {
+    if (height == 1 || (to->pitch == width && from->pitch == width)) {
+        return tpc_copy_across(name, to->address, from->address, width * height, stream);
+    }
+    struct tpg_copy_device_2d_in in = {.destination = to->address,
+                                       .source = from->address,
+                                       .destination_pitch = to->pitch,
+                                       .source_pitch = from->pitch,
+                                       .width = width,
+                                       .height = height,
+                                       .stream = (uint64_t)(uintptr_t)stream};
+    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_push();
+    }
+    return tpc_post_copy_device_2d(name, &in);
+}
+
+static void slice_here(const struct side *to, const struct side *from, uint64_t width, uint64_t height) {
+    for (uint64_t row = 0; row < height; row++) {
+        memmove((void *)(uintptr_t)(to->address + row * to->pitch), (const void *)(uintptr_t)(from->address + row * from->pitch),
+                width);
+    }
+}
+
+static CUresult copy_box(const char *name, struct side to, struct side from, struct box box, CUstream stream, bool sync) {
+    CUresult result = CUDA_SUCCESS;
+    if (to.slice == to.pitch * box.height && from.slice == from.pitch * box.height) {
+        box.height *= box.depth; /* the slices lie side by side: one area */
+        box.depth = 1;
+    }
+    if (!to.device && !from.device) {
+        result = tpc_copy_wait(name, stream);
+    }
+    for (uint64_t z = 0; z < box.depth && result == CUDA_SUCCESS; z++) {
+        if (to.device && from.device) {
+            result = slice_across(name, &to, &from, box.width, box.height, stream);
+        } else if (to.device) {
+            result = slice_up(name, &to, &from, box.width, box.height, stream, sync);
+        } else if (from.device) {
+            result = slice_down(name, &to, &from, box.width, box.height, stream, sync);
+        } else {
+            slice_here(&to, &from, box.width, box.height);
+        }
+        to.address += to.slice;
+        from.address += from.slice;
+    }
+    return result;
+}
+
+/* ---- the API ---- */
+
+static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream stream, bool sync) {
+    TPC_CONTEXT(context);
+    TPC_CHECK_HANDLE(STREAM, stream, true);
+    if (!c) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct box box = {.width = c->WidthInBytes, .height = c->Height, .depth = 1};
+    struct side to, from;
+    if (!box.width || !box.height) {
+        return CUDA_SUCCESS;
+    }
+    int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
+    CUresult result = resolve(name, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstPitch, 0, c->dstXInBytes, c->dstY, 0, &box,
+                              most, &to);
+    if (result == CUDA_SUCCESS) {
+        result = resolve(name, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcPitch, 0, c->srcXInBytes, c->srcY, 0, &box, most,
+                         &from);
+    }
+    return result == CUDA_SUCCESS ? copy_box(name, to, from, box, stream, sync) : result;
+}
+
+static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream stream, bool sync) {
+    TPC_CONTEXT(context);
+    TPC_CHECK_HANDLE(STREAM, stream, true);
+    if (!c || c->srcLOD || c->dstLOD) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct box box = {.width = c->WidthInBytes, .height = c->Height, .depth = c->Depth};
+    struct side to, from;
+    if (!box.width || !box.height || !box.depth) {
+        return CUDA_SUCCESS;
+    }
+    int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
+    CUresult result = resolve(name, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstPitch, c->dstHeight, c->dstXInBytes, c->dstY,
+                              c->dstZ, &box, most, &to);
+    if (result == CUDA_SUCCESS) {
+        result = resolve(name, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcPitch, c->srcHeight, c->srcXInBytes, c->srcY,
+                         c->srcZ, &box, most, &from);
+    }
+    return result == CUDA_SUCCESS ? copy_box(name, to, from, box, stream, sync) : result;
+}
+
+CUresult tpc_cuMemcpy2D_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) { return copy_2d("cuMemcpy2D", pCopy, implicit, true); }
+CUresult tpc_cuMemcpy2DUnaligned_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) {
+    return copy_2d("cuMemcpy2DUnaligned", pCopy, implicit, true);
+}
+CUresult tpc_cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *pCopy, CUstream hStream) {
+    return copy_2d("cuMemcpy2DAsync", pCopy, hStream, false);
+}
+CUresult tpc_cuMemcpy3D_v2(CUstream implicit, const CUDA_MEMCPY3D *pCopy) { return copy_3d("cuMemcpy3D", pCopy, implicit, true); }
+CUresult tpc_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *pCopy, CUstream hStream) {
+    return copy_3d("cuMemcpy3DAsync", pCopy, hStream, false);
+}

@@ -1,0 +1,307 @@
+/*
+ * Pinned host memory: cuMemHostAlloc, cuMemHostRegister, and twins for what kernels reach.
+ *
+ * Over TCP pinned memory is memory of this process that copies may use without waiting. Kernels run elsewhere, so memory whose
+ * device pointer is asked for gets a twin of the same size on the worker, at most 64 KiB: what the program wrote is sent
+ * before each launch, what kernels wrote comes as messages before the reply to a wait. Owns the list of memory with twins under
+ * `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets bounded here.
+ */
+#include "tpc_memory.h"
+#include "tpg_cuda_send.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define TWIN_MAX (64u << 10)
+#define WORD 4u /* both sides send whole words of this size: neighbours that the other side may write stay untouched */
+
+_Atomic int tpc_twins;
+static struct tp_lock lock;
+static struct tpc_host *twins;
+
+/* ---- coherence ---- */
+
+static uint64_t word_size(const struct tpc_host *host, uint64_t offset) {
+    return host->size - offset < WORD ? host->size - offset : WORD;
+}
+
+static bool word_changed(const struct tpc_host *host, uint64_t offset) {
+    return offset < host->size && memcmp(host->memory + offset, host->shadow + offset, word_size(host, offset)) != 0;
+}
+
+void tpc_twins_push(void) {
+    tp_lock_take(&lock);
+    for (struct tpc_host *host = twins; host; host = host->next) {
+        if (memcmp(host->memory, host->shadow, host->size) == 0) {
+            continue;
+        }
+        for (uint64_t offset = 0; offset < host->size; offset += WORD) {
+            uint64_t begin = offset;
+            while (word_changed(host, offset)) {
+                memcpy(host->shadow + offset, host->memory + offset, word_size(host, offset));
+                offset += WORD;
+            }
+            uint64_t end = offset < host->size ? offset : host->size;
+            if (end > begin) {
+                struct tpg_host_twin_write_in in = {
+                    .address = host->twin + begin, .data = host->shadow + begin, .data_size = end - begin};
+                tpc_post_host_twin_write("mapped host memory", &in);
+            }
+        }
+    }
+    tp_lock_drop(&lock);
+}
+
+/* Nothing to fetch: the session sends what kernels wrote before the reply that ended the wait. */
+void tpc_twins_pull(void) {}
+
+static void on_twin_write(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
+    struct tpg_host_twin_write_in in;
+    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);
+    (void)frame;
+    tpg_get_host_twin_write_in(&c, &in);
+    if (c.bad) {
+        return;
+    }
+    tp_lock_take(&lock);
+    for (struct tpc_host *host = twins; host; host = host->next) {
+        uint64_t offset = in.address - host->twin;
+        if (in.address >= host->twin && offset <= host->size && in.data_size <= host->size - offset) {
+            memcpy(host->memory + offset, in.data, in.data_size);
+            memcpy(host->shadow + offset, in.data, in.data_size);
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+}
+
+/* ---- twins ---- */
+
+static void set_device_address(struct tpc_range *range, uint64_t value) { range->device_address = value; }
+
+static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) {
+    struct tpg_host_twin_in in = {.size = range->size};
+    struct tpg_host_twin_out answer = {0};
+    struct tp_reply reply;
+    tp_on_message(TPG_OP_host_twin_write, on_twin_write);
+    CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    unsigned char *shadow = calloc(1, range->size);
+    struct tpc_range device = {.start = answer.address,
+                               .size = range->size,
+                               .where = TPC_DEVICE_MEMORY,
+                               .context = range->context,
+                               .buffer_id = range->buffer_id,
+                               .flags = TPC_MADE_TWIN,
+                               .detail = host};
+    bool made = false;
+    tp_lock_take(&lock);
+    if (!host->twin && shadow && tpc_range_insert(&device)) {
+        host->shadow = shadow;
+        host->twin = answer.address;
+        host->next = twins;
+        twins = host;
+        made = true;
+    }
+    bool there = host->twin != 0;
+    tp_lock_drop(&lock);
+    if (made) {
+        atomic_fetch_add(&tpc_twins, 1);
+        tpc_range_change(range->start, set_device_address, answer.address);
+    } else {
+        struct tpg_host_twin_free_in undo = {.address = answer.address};
+        tpc_post_host_twin_free("cuMemHostGetDevicePointer", &undo);
+        free(shadow);
+    }
+    return there ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out) {
+    struct tpc_range range;
+    if (!tpc_range_at(address, &range) || range.where != TPC_PINNED) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpc_host *host = range.detail;
+    if (!range.device_address && range.size > TWIN_MAX) {
+        tp_log(TP_ERROR,
+               "the device address of %llu bytes of pinned host memory was asked for: over TCP kernels reach at most %u bytes of "
+               "one allocation; the shared-memory transport will lift this",
+               (unsigned long long)range.size, TWIN_MAX);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    CUresult result = range.device_address ? CUDA_SUCCESS : make_twin(&range, host);
+    if (result == CUDA_SUCCESS) {
+        tp_lock_take(&lock);
+        *out = host->twin + (address - range.start);
+        tp_lock_drop(&lock);
+    }
+    return result;
+}
+
+static void end_twin(struct tpc_host *host) {
+    tp_lock_take(&lock);
+    uint64_t twin = host->twin;
+    for (struct tpc_host **at = &twins; twin && *at; at = &(*at)->next) {
+        if (*at == host) {
+            *at = host->next;
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+    if (twin) {
+        struct tpg_host_twin_free_in in = {.address = twin};
+        atomic_fetch_sub(&tpc_twins, 1);
+        tpc_range_remove(twin, NULL);
+        tpc_post_host_twin_free("cuMemFreeHost", &in);
+    }
+    free(host->shadow);
+    free(host);
+}
+
+/* ---- allocation ---- */
+
+static CUresult add_host(struct tpc_context *context, unsigned char *memory, size_t size, size_t mapped, unsigned int flags,
+                         unsigned int made) {
+    struct tpc_host *host = calloc(1, sizeof *host);
+    if (!host) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *host = (struct tpc_host){.memory = memory, .size = size, .mapped = mapped, .flags = flags};
+    struct tpc_range range = {.start = (uint64_t)(uintptr_t)memory,
+                              .size = size,
+                              .where = TPC_PINNED,
+                              .context = context,
+                              .flags = flags | made,
+                              .detail = host};
+    if (!tpc_range_insert(&range)) {
+        free(host);
+        return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+    }
+    return CUDA_SUCCESS;
+}
+
+static CUresult allocate(struct tpc_context *context, void **pp, size_t size, unsigned int flags) {
+    if (!pp || !size || (flags & ~7u)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    if (size > SIZE_MAX - page) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    size_t mapped = (size + page - 1) & ~(page - 1);
+    void *memory = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    CUresult result = add_host(context, memory, size, mapped, flags, TPC_MADE_HOST);
+    if (result != CUDA_SUCCESS) {
+        munmap(memory, mapped);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *pp = memory;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuMemHostAlloc(void **pp, size_t bytesize, unsigned int Flags) {
+    TPC_CONTEXT(context);
+    return allocate(context, pp, bytesize, Flags);
+}
+
+CUresult tpc_cuMemAllocHost_v2(void **pp, size_t bytesize) {
+    TPC_CONTEXT(context);
+    return allocate(context, pp, bytesize, 0);
+}
+
+/* Takes the range that begins at `p` out when it was made in that way. Transfers that touch it end first. */
+static struct tpc_host *take_out(void *p, unsigned int made) {
+    struct tpc_range range;
+    uint64_t start = (uint64_t)(uintptr_t)p;
+    if (!tpc_range_at(start, &range) || range.start != start || (range.flags & TPC_MADE_MASK) != made ||
+        !tpc_range_remove(start, &range)) {
+        return NULL;
+    }
+    tp_transfers_touching_wait(tpc_conn, p, range.size); /* a lost connection touches nothing any more */
+    return range.detail;
+}
+
+CUresult tpc_cuMemFreeHost(void *p) {
+    TPC_CONTEXT(context);
+    (void)context;
+    struct tpc_host *host = p ? take_out(p, TPC_MADE_HOST) : NULL;
+    if (!host) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    void *memory = host->memory;
+    size_t mapped = host->mapped;
+    end_twin(host);
+    munmap(memory, mapped);
+    return CUDA_SUCCESS;
+}
+
+/* Every page must be mapped: the driver would pin them all. */
+static bool pages_there(void *p, size_t size) {
+    unsigned char resident[1024];
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)p & ~(page - 1), end = (uintptr_t)p + size;
+    while (at < end) {
+        size_t length = end - at < sizeof resident * page ? end - at : sizeof resident * page;
+        if (mincore((void *)at, length, resident) != 0) {
+            return false;
+        }
+        at += length;
+    }
+    return true;
+}
+
+CUresult tpc_cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
+    TPC_CONTEXT(context);
+    uint64_t start = (uint64_t)(uintptr_t)p;
+    if (!p || !bytesize || (Flags & ~15u) || bytesize > UINT64_MAX - start) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (Flags & CU_MEMHOSTREGISTER_IOMEMORY) {
+        return CUDA_ERROR_NOT_SUPPORTED; /* device registers of the client's machine are out of the GPU's reach */
+    }
+    if (tpc_is_device_address(start) || !pages_there(p, bytesize)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return add_host(context, p, bytesize, 0, Flags, TPC_MADE_REGISTER);
+}
+
+CUresult tpc_cuMemHostUnregister(void *p) {
+    TPC_CONTEXT(context);
+    (void)context;
+    if (!p) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpc_host *host = take_out(p, TPC_MADE_REGISTER);
+    if (!host) {
+        return CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+    }
+    end_twin(host);
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuMemHostGetDevicePointer_v2(CUdeviceptr *pdptr, void *p, unsigned int Flags) {
+    TPC_CONTEXT(context);
+    (void)context;
+    if (!pdptr || Flags) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return tpc_host_device_address((uint64_t)(uintptr_t)p, pdptr);
+}
+
+CUresult tpc_cuMemHostGetFlags(unsigned int *pFlags, void *p) {
+    TPC_CONTEXT(context);
+    (void)context;
+    struct tpc_range range;
+    if (!pFlags || !tpc_range_at((uint64_t)(uintptr_t)p, &range) || range.where != TPC_PINNED) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *pFlags = (range.flags & TPC_FLAGS_CUDA) | CU_MEMHOSTALLOC_DEVICEMAP; /* unified addressing maps all of it */
+    return CUDA_SUCCESS;
+}

@@ -1,0 +1,144 @@
+/*
+ * Device memory: cuMemAlloc and its kin, what there is of it, and the addresses it lies at.
+ *
+ * Any thread. Addresses come from the worker and are never followed here; the range they lie in is kept free in this process,
+ * so that no host pointer of the program can equal one.
+ */
+#include "tpc_memory.h"
+#include "tpc_vmm.h"
+#include "tpg_cuda_send.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
+#define PITCH 512u /* CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT is less; cuMemAllocPitch aligns to this on driver 580 */
+
+static uint64_t reserved_base, reserved_size; /* written once, by cuInit, before the state becomes ready */
+
+void tpc_memory_reserve(uint64_t base, uint64_t size) {
+    void *wanted = (void *)(uintptr_t)base;
+    reserved_base = base;
+    reserved_size = size;
+    void *got = mmap(wanted, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    if (got != wanted) {
+        tp_log(TP_WARN,
+               "the device addresses 0x%llx to 0x%llx could not be kept free in this process (%s): host memory that lies there "
+               "would be taken for device memory",
+               (unsigned long long)base, (unsigned long long)(base + size), got == MAP_FAILED ? strerror(errno) : "they are in use");
+        if (got != MAP_FAILED) { /* a kernel before 4.17 takes the address as a hint */
+            munmap(got, size);
+        }
+    }
+}
+
+bool tpc_is_device_address(uint64_t address) { return address - reserved_base < reserved_size; }
+
+static CUresult allocate(const char *name, struct tpc_context *context, uint64_t size, CUdeviceptr *out) {
+    struct tpg_memory_alloc_in in = {.size = size};
+    struct tpg_memory_alloc_out answer = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    struct tpc_range range = {
+        .start = answer.address, .size = size, .where = TPC_DEVICE_MEMORY, .context = context, .flags = TPC_MADE_ALLOC};
+    if (!tpc_range_insert(&range)) {
+        struct tpg_memory_free_in undo = {.address = answer.address};
+        tpc_post_memory_free(name, &undo);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *out = answer.address;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
+    TPC_CONTEXT(context);
+    if (!dptr || !bytesize) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return allocate("cuMemAlloc", context, bytesize, dptr);
+}
+
+CUresult tpc_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
+                                unsigned int ElementSizeBytes) {
+    TPC_CONTEXT(context);
+    if (!dptr || !pPitch || !WidthInBytes || !Height ||
+        (ElementSizeBytes != 4 && ElementSizeBytes != 8 && ElementSizeBytes != 16)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
+    if (most > 0 && WidthInBytes > (size_t)most) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    size_t pitch = 0, size = 0;
+    if (__builtin_add_overflow(WidthInBytes, PITCH - 1, &pitch) ||
+        __builtin_mul_overflow(pitch & ~(size_t)(PITCH - 1), Height, &size)) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    CUresult result = allocate("cuMemAllocPitch", context, size, dptr);
+    if (result == CUDA_SUCCESS) {
+        *pPitch = pitch & ~(size_t)(PITCH - 1);
+    }
+    return result;
+}
+
+CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
+    TPC_CONTEXT(context);
+    (void)context;
+    struct tpc_range range;
+    if (!dptr) {
+        return CUDA_SUCCESS;
+    }
+    unsigned int made = tpc_range_at(dptr, &range) && range.start == dptr ? range.flags & TPC_MADE_MASK : 0;
+    if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || !tpc_range_remove(dptr, NULL)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_memory_free_in in = {.address = dptr};
+    return tpc_post_memory_free("cuMemFree", &in);
+}
+
+CUresult tpc_cuMemGetInfo_v2(size_t *free, size_t *total) {
+    TPC_CONTEXT(context);
+    (void)context;
+    if (!free && !total) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_memory_info_out answer = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_info("cuMemGetInfo", &answer, &reply);
+    tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS && free) {
+        *free = answer.free;
+    }
+    if (result == CUDA_SUCCESS && total) {
+        *total = answer.total;
+    }
+    return result;
+}
+
+CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
+    TPC_CONTEXT(context);
+    (void)context;
+    struct tpc_range range;
+    uint64_t start, size;
+    bool known = tpc_range_at(dptr, &range);
+    if (known && (range.flags & TPC_MADE_MASK) != TPC_MADE_MAP) {
+        start = range.start;
+        size = range.size;
+    } else if (!tpc_reservation_at(dptr, &start, &size)) {
+        return CUDA_ERROR_NOT_FOUND;
+    }
+    if (pbase) {
+        *pbase = start;
+    }
+    if (psize) {
+        *psize = size;
+    }
+    return CUDA_SUCCESS;
+}

@@ -1,0 +1,211 @@
+/*
+ * Stream-ordered pools: handles of the default and current pools, allocations from any.
+ *
+ * Any thread. Each device's default pool gets its handle when it is first asked for; which pool is current is known here, so that
+ * asking waits for nobody. An allocation asks the worker, because its address must be known when the call returns; a free does
+ * not.
+ */
+#include "tpc_memory.h"
+#include "tpg_cuda_send.h"
+
+#define DEVICES_MAX 64
+
+static struct tp_lock lock; /* for making default pools */
+static _Atomic uint64_t default_pools[DEVICES_MAX], current_pools[DEVICES_MAX];
+
+static CUresult default_pool(CUdevice device, uint64_t *out) {
+    if (device < 0 || device >= tpc_device_count || device >= DEVICES_MAX) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    CUresult result = CUDA_SUCCESS;
+    tp_lock_take(&lock);
+    uint64_t pool = atomic_load(&default_pools[device]);
+    if (!pool) {
+        struct tpg_pool_default_in in = {.pool = tpc_mint(TPG_POOL), .device = tpc_devices[device].remote};
+        struct tp_reply reply;
+        result = in.pool ? tpc_call_pool_default("cuDeviceGetDefaultMemPool", &in, &reply) : TPC_NO_HANDLES;
+        if (in.pool) {
+            tp_reply_free(&reply);
+        }
+        if (in.pool && result != CUDA_SUCCESS) {
+            tpc_unmint(TPG_POOL, in.pool);
+        }
+        pool = result == CUDA_SUCCESS ? in.pool : 0;
+        atomic_store(&default_pools[device], pool);
+    }
+    tp_lock_drop(&lock);
+    *out = pool;
+    return result;
+}
+
+static CUresult current_pool(CUdevice device, uint64_t *out) {
+    if (device < 0 || device >= tpc_device_count || device >= DEVICES_MAX) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    *out = atomic_load(&current_pools[device]);
+    return *out ? CUDA_SUCCESS : default_pool(device, out);
+}
+
+CUresult tpc_cuDeviceGetDefaultMemPool(CUmemoryPool *pool_out, CUdevice dev) {
+    uint64_t pool = 0;
+    CUresult result = pool_out ? default_pool(dev, &pool) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        *pool_out = (CUmemoryPool)(uintptr_t)pool;
+    }
+    return result;
+}
+
+CUresult tpc_cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice dev) {
+    uint64_t current = 0;
+    CUresult result = pool ? current_pool(dev, &current) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        *pool = (CUmemoryPool)(uintptr_t)current;
+    }
+    return result;
+}
+
+CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
+    if (dev < 0 || dev >= tpc_device_count || dev >= DEVICES_MAX) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    TPC_CHECK_HANDLE(POOL, pool, false);
+    struct tpg_pool_current_in in = {.pool = (uint64_t)(uintptr_t)pool, .device = tpc_devices[dev].remote};
+    CUresult result = tpc_post_pool_current("cuDeviceSetMemPool", &in);
+    if (result == CUDA_SUCCESS) {
+        atomic_store(&current_pools[dev], in.pool);
+    }
+    return result;
+}
+
+CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
+    if (!pool || !poolProps || poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUmemPoolProps props = *poolProps;
+    if (props.location.type != CU_MEM_LOCATION_TYPE_DEVICE || props.handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
+        return CUDA_ERROR_NOT_SUPPORTED; /* as the device attributes say */
+    }
+    TPC_DEVICE(props.location.id);
+    struct tpg_pool_create_in in = {.pool = tpc_mint(TPG_POOL), .props = &props};
+    if (!in.pool) {
+        return TPC_NO_HANDLES;
+    }
+    struct tp_reply reply;
+    CUresult result = tpc_call_pool_create("cuMemPoolCreate", &in, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        tpc_unmint(TPG_POOL, in.pool);
+        return result;
+    }
+    *pool = (CUmemoryPool)(uintptr_t)in.pool;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuMemPoolDestroy(CUmemoryPool pool) {
+    TPC_CHECK_HANDLE(POOL, pool, false);
+    struct tpg_pool_destroy_in in = {.pool = (uint64_t)(uintptr_t)pool};
+    for (int i = 0; i < DEVICES_MAX; i++) {
+        if (atomic_load(&default_pools[i]) == in.pool) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+    }
+    CUresult result = tpc_post_pool_destroy("cuMemPoolDestroy", &in);
+    for (int i = 0; i < DEVICES_MAX; i++) { /* the device goes back to its default pool */
+        uint64_t gone = in.pool;
+        atomic_compare_exchange_strong(&current_pools[i], &gone, 0);
+    }
+    tpc_unmint(TPG_POOL, in.pool);
+    return result;
+}
+
+static CUresult attribute(const char *name, CUmemoryPool pool, CUmemPool_attribute attr, void *value, bool store) {
+    TPC_CHECK_HANDLE(POOL, pool, false);
+    if (!value || (int)attr < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    bool is_int = attr <= CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES;
+    int small = 0;
+    uint64_t large = 0;
+    if (store) {
+        memcpy(is_int ? (void *)&small : (void *)&large, value, is_int ? sizeof small : sizeof large);
+    }
+    struct tpg_pool_attribute_in in = {.pool = (uint64_t)(uintptr_t)pool,
+                                       .attribute = (int)attr,
+                                       .store = store,
+                                       .value = is_int ? (uint64_t)small : large};
+    struct tpg_pool_attribute_out out = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_pool_attribute(name, &in, &out, &reply);
+    tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS && !store) {
+        small = (int)out.value_now;
+        memcpy(value, is_int ? (const void *)&small : (const void *)&out.value_now, is_int ? sizeof small : sizeof large);
+    }
+    return result;
+}
+
+CUresult tpc_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
+    return attribute("cuMemPoolSetAttribute", pool, attr, value, true);
+}
+
+CUresult tpc_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
+    return attribute("cuMemPoolGetAttribute", pool, attr, value, false);
+}
+
+/* ---- allocations ---- */
+
+static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream) {
+    TPC_CONTEXT(context);
+    if (!dptr || !size) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(STREAM, stream, true);
+    uint64_t from = pool;
+    CUresult result = named ? CUDA_SUCCESS : current_pool(context->device, &from);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    struct tpg_pool_alloc_in in = {.pool = pool, .size = size, .stream = (uint64_t)(uintptr_t)stream};
+    struct tpg_pool_alloc_out out = {0};
+    struct tp_reply reply;
+    result = tpc_call_pool_alloc(name, &in, &out, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    struct tpc_range range = {.start = out.address,
+                              .size = size,
+                              .where = TPC_DEVICE_MEMORY,
+                              .context = context,
+                              .flags = TPC_MADE_POOL,
+                              .detail = (void *)(uintptr_t)from};
+    if (!tpc_range_insert(&range)) {
+        struct tpg_pool_free_in undo = {.address = out.address, .stream = in.stream};
+        tpc_post_pool_free(name, &undo);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *dptr = out.address;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
+    return allocate("cuMemAllocAsync", dptr, bytesize, 0, false, hStream);
+}
+
+CUresult tpc_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
+    TPC_CHECK_HANDLE(POOL, pool, false);
+    return allocate("cuMemAllocFromPoolAsync", dptr, bytesize, (uint64_t)(uintptr_t)pool, true, hStream);
+}
+
+CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
+    TPC_CONTEXT(context);
+    (void)context;
+    struct tpc_range range;
+    TPC_CHECK_HANDLE(STREAM, hStream, true);
+    if (!tpc_range_at(dptr, &range) || range.start != dptr || (range.flags & TPC_MADE_MASK) != TPC_MADE_POOL ||
+        !tpc_range_remove(dptr, NULL)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_pool_free_in in = {.address = dptr, .stream = (uint64_t)(uintptr_t)hStream};
+    return tpc_post_pool_free("cuMemFreeAsync", &in);
+}

@@ -1,0 +1,79 @@
+/*
+ * What the memory files of the client share: kinds of range, host memory and its twins, address arithmetic.
+ *
+ * Included by range.c, memory.c, pointer.c, hostmem.c, copy.c, copy2d.c, memset.c, pool.c and vmm.c; other files use tpc.h.
+ * Any thread. What is read here was written by this process, or was bounded when it came from the worker.
+ */
+#ifndef TPC_MEMORY_H
+#define TPC_MEMORY_H
+
+#include "tpc.h"
+
+/* In tpc_range.flags, above the flags that CUDA defines: what made the range. A range without any belongs to another family
+ * (a module's global) and cannot be freed. */
+enum tpc_range_made {
+    TPC_MADE_ALLOC = 1 << 16,    /* cuMemAlloc */
+    TPC_MADE_POOL = 2 << 16,     /* cuMemAllocAsync; detail: handle of the pool, 0 = the device's current one at the time */
+    TPC_MADE_MAP = 3 << 16,      /* cuMemMap; detail: its struct tpc_mapping */
+    TPC_MADE_HOST = 4 << 16,     /* cuMemHostAlloc; detail: struct tpc_host */
+    TPC_MADE_REGISTER = 5 << 16, /* cuMemHostRegister; detail: struct tpc_host */
+    TPC_MADE_TWIN = 6 << 16,     /* device side of mapped host memory; detail: struct tpc_host */
+    TPC_MADE_MASK = 7 << 16,
+    TPC_SYNC_MEMOPS = 1 << 20,
+};
+#define TPC_FLAGS_CUDA 0xffffu
+
+/* ---- range.c ---- */
+/* False when it overlaps what is there, or without memory. Gives it a buffer id if it has none. */
+bool tpc_range_insert(const struct tpc_range *range);
+/* Changes a range in place; `change` runs under the lock. False if none begins at `start`. */
+bool tpc_range_change(uint64_t start, void (*change)(struct tpc_range *range, uint64_t value), uint64_t value);
+/* The first range that begins at `address` or later; false when there is none. */
+bool tpc_range_next(uint64_t address, struct tpc_range *out);
+bool tpc_range_touches(uint64_t start, uint64_t size);
+/* True when [address, address+size) is device memory of one allocation, or of mappings side by side. */
+bool tpc_range_covers(uint64_t address, uint64_t size);
+/* Forgets the device memory that a destroyed context had; its host memory goes too. */
+void tpc_memory_context_gone(const struct tpc_context *context);
+
+/* ---- memory.c ---- */
+/* True for an address that only device memory can have. */
+bool tpc_is_device_address(uint64_t address);
+
+/* ---- hostmem.c ---- */
+struct tpc_host {
+    struct tpc_host *next;
+    unsigned char *memory;
+    size_t size, mapped; /* mapped: bytes of our own mapping, 0 for registered memory */
+    unsigned int flags;
+    uint64_t twin;         /* address on the worker, 0 = none */
+    unsigned char *shadow; /* what both sides last agreed on */
+};
+/* The device address of a byte of pinned memory, making the twin if there is none. */
+CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out);
+
+/* ---- copy.c ---- */
+/* The device side of a copy: rows of `width` bytes, `pitch` apart. */
+struct tpc_area {
+    uint64_t address, pitch, width, height;
+};
+static inline struct tpc_area tpc_line(uint64_t address, uint64_t size) {
+    return (struct tpc_area){.address = address, .pitch = size, .width = size, .height = 1};
+}
+/* Bytes from the first to the last one; 0 with *fits false when that overflows. */
+static inline uint64_t tpc_area_extent(const struct tpc_area *area, bool *fits) {
+    uint64_t before = 0, extent = 0;
+    *fits = area->height && !__builtin_mul_overflow(area->pitch, area->height - 1, &before) &&
+            !__builtin_add_overflow(before, area->width, &extent);
+    return *fits ? extent : 0;
+}
+/* Packed host bytes into an area or out of it. `sync` is the form of the API call: everything the program does next comes
+ * after the copy. The range checks have been made. */
+CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync);
+CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync);
+CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream);
+/* Waits until `stream` has done everything that was sent before. */
+CUresult tpc_copy_wait(const char *name, CUstream stream);
+bool tpc_is_pinned(const void *memory, size_t size);
+
+#endif

@@ -1,0 +1,348 @@
+/*
+ * The virtual-memory API: reservations, physical memory, mappings, access.
+ *
+ * Any thread. The map of ranges knows every mapping; a physical allocation's record counts the program's handles and its
+ * mappings, and the worker is told to release it when neither is left, so that a handle can be had back from an address.
+ * Changes of mappings are ordered by `lock`, which is held across a round trip: these calls are rare and wait anyway.
+ */
+#include "tpc_memory.h"
+#include "tpc_vmm.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+#include <tp_intervals.h>
+
+#define GRANULE (2ull << 20)
+
+struct physical {
+    uint64_t handle;
+    CUmemAllocationProp prop; /* as the program gave it, with its own device number */
+    uint64_t size;
+    unsigned int handles, mappings;
+};
+
+struct tpc_mapping {
+    struct physical *physical;
+    uint8_t access[TPC_VMM_DEVICES];
+};
+
+static struct tp_lock lock;
+static struct tp_intervals reservations;
+
+/* ---- questions of the other files ---- */
+
+int tpc_mapping_device(const struct tpc_mapping *mapping) { return mapping->physical->prop.location.id; }
+
+int tpc_mapping_access(const struct tpc_mapping *mapping, int device) {
+    return device >= 0 && device < TPC_VMM_DEVICES ? mapping->access[device] : 0;
+}
+
+bool tpc_reservation_at(uint64_t address, uint64_t *start, uint64_t *size) {
+    tp_lock_take(&lock);
+    const struct tp_interval *at = tp_interval_at(&reservations, address);
+    if (at) {
+        *start = at->start;
+        *size = at->size;
+    }
+    tp_lock_drop(&lock);
+    return at != NULL;
+}
+
+/* ---- addresses ---- */
+
+CUresult tpc_cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr, unsigned long long flags) {
+    if (!ptr || !size || size % GRANULE || flags || (alignment & (alignment - 1))) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_address_reserve_in in = {.size = size, .alignment = alignment, .hint = addr};
+    struct tpg_address_reserve_out out = {0};
+    struct tp_reply reply;
+    struct tp_interval *reservation = calloc(1, sizeof *reservation);
+    if (!reservation) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    CUresult result = tpc_call_address_reserve("cuMemAddressReserve", &in, &out, &reply);
+    tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS) {
+        reservation->start = out.address;
+        reservation->size = size;
+        tp_lock_take(&lock);
+        bool added = tp_interval_add(&reservations, reservation);
+        tp_lock_drop(&lock);
+        if (added) {
+            *ptr = out.address;
+            return CUDA_SUCCESS;
+        }
+        result = CUDA_ERROR_UNKNOWN; /* a worker that gives the same addresses twice */
+    }
+    free(reservation);
+    return result;
+}
+
+CUresult tpc_cuMemAddressFree(CUdeviceptr ptr, size_t size) {
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    tp_lock_take(&lock);
+    const struct tp_interval *at = tp_interval_at(&reservations, ptr);
+    if (at && at->start == ptr && at->size == size && !tpc_range_touches(ptr, size)) {
+        struct tpg_address_free_in in = {.address = ptr, .size = size};
+        struct tp_reply reply;
+        result = tpc_call_address_free("cuMemAddressFree", &in, &reply);
+        tp_reply_free(&reply);
+        if (result == CUDA_SUCCESS) {
+            free(tp_interval_remove(&reservations, ptr));
+        }
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* ---- physical memory ---- */
+
+CUresult tpc_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CUmemAllocationProp *prop,
+                         unsigned long long flags) {
+    if (!handle || !size || !prop || flags || size % GRANULE || prop->type != CU_MEM_ALLOCATION_TYPE_PINNED) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE || prop->requestedHandleTypes != CU_MEM_HANDLE_TYPE_NONE) {
+        return CUDA_ERROR_NOT_SUPPORTED; /* as the device attributes say */
+    }
+    CUmemAllocationProp sent = *prop;
+    sent.win32HandleMetaData = NULL;
+    TPC_DEVICE(sent.location.id);
+    struct physical *physical = calloc(1, sizeof *physical);
+    if (!physical) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *physical = (struct physical){.prop = *prop, .size = size, .handles = 1};
+    struct tpg_memory_create_in in = {.memory = tpc_mint_record(TPG_MEMORY, physical), .size = size, .prop = &sent};
+    if (!in.memory) {
+        free(physical);
+        return TPC_NO_HANDLES;
+    }
+    physical->handle = in.memory;
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_create("cuMemCreate", &in, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        free(tpc_unmint(TPG_MEMORY, in.memory));
+        return result;
+    }
+    *handle = in.memory;
+    return CUDA_SUCCESS;
+}
+
+/* The record behind a handle that the program still holds. Under lock. */
+static struct physical *held(CUmemGenericAllocationHandle handle) {
+    struct physical *physical = tpc_record(TPG_MEMORY, handle);
+    return physical && physical->handles ? physical : NULL;
+}
+
+/* Under lock. */
+static CUresult let_go(struct physical *physical) {
+    if (physical->handles || physical->mappings) {
+        return CUDA_SUCCESS;
+    }
+    struct tpg_memory_release_in in = {.memory = physical->handle};
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_release("cuMemRelease", &in, &reply);
+    tp_reply_free(&reply);
+    tpc_unmint(TPG_MEMORY, physical->handle);
+    free(physical);
+    return result;
+}
+
+CUresult tpc_cuMemRelease(CUmemGenericAllocationHandle handle) {
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    tp_lock_take(&lock);
+    struct physical *physical = held(handle);
+    if (physical) {
+        physical->handles--;
+        result = let_go(physical);
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+CUresult tpc_cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *addr) {
+    struct tpc_range range;
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    if (!handle) {
+        return result;
+    }
+    tp_lock_take(&lock);
+    if (tpc_range_at((uint64_t)(uintptr_t)addr, &range) && (range.flags & TPC_MADE_MASK) == TPC_MADE_MAP) {
+        struct physical *physical = ((struct tpc_mapping *)range.detail)->physical;
+        physical->handles++;
+        *handle = physical->handle;
+        result = CUDA_SUCCESS;
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+CUresult tpc_cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop, CUmemGenericAllocationHandle handle) {
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    tp_lock_take(&lock);
+    const struct physical *physical = prop ? held(handle) : NULL;
+    if (physical) {
+        *prop = physical->prop;
+        result = CUDA_SUCCESS;
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* ---- mappings ---- */
+
+/* Under lock. */
+static CUresult map(uint64_t address, uint64_t size, uint64_t offset, CUmemGenericAllocationHandle handle) {
+    struct physical *physical = held(handle);
+    const struct tp_interval *at = tp_interval_at(&reservations, address);
+    if (!physical || !at || size > at->size - (address - at->start) || offset > physical->size ||
+        size > physical->size - offset || tpc_range_touches(address, size)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpc_mapping *mapping = calloc(1, sizeof *mapping);
+    if (!mapping) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    mapping->physical = physical;
+    struct tpg_memory_map_in in = {.address = address, .size = size, .offset = offset, .memory = handle};
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_map("cuMemMap", &in, &reply);
+    tp_reply_free(&reply);
+    struct tpc_range range = {
+        .start = address, .size = size, .where = TPC_DEVICE_MEMORY, .flags = TPC_MADE_MAP | 1, .detail = mapping};
+    if (result == CUDA_SUCCESS && !tpc_range_insert(&range)) {
+        struct tpg_memory_unmap_in undo = {.address = address, .size = size};
+        tpc_call_memory_unmap("cuMemMap", &undo, &reply);
+        tp_reply_free(&reply);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (result != CUDA_SUCCESS) {
+        free(mapping);
+        return result;
+    }
+    physical->mappings++;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags) {
+    if (!size || size % GRANULE || ptr % GRANULE || flags) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    tp_lock_take(&lock);
+    CUresult result = map(ptr, size, offset, handle);
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* True when [address, address+size) is made up of mappings; `whole`: of whole ones. */
+static bool are_mappings(uint64_t address, uint64_t size, bool whole) {
+    struct tpc_range range;
+    while (size) {
+        if (!tpc_range_at(address, &range) || (range.flags & TPC_MADE_MASK) != TPC_MADE_MAP) {
+            return false;
+        }
+        uint64_t room = range.size - (address - range.start);
+        if (whole && (range.start != address || room > size)) {
+            return false;
+        }
+        uint64_t step = room < size ? room : size;
+        address += step;
+        size -= step;
+    }
+    return true;
+}
+
+/* Under lock. */
+static CUresult unmap(uint64_t address, uint64_t size) {
+    if (!are_mappings(address, size, true)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_memory_unmap_in in = {.address = address, .size = size};
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_unmap("cuMemUnmap", &in, &reply);
+    tp_reply_free(&reply);
+    for (uint64_t at = address; result == CUDA_SUCCESS && at - address < size;) {
+        struct tpc_range range;
+        if (!tpc_range_remove(at, &range)) {
+            break;
+        }
+        struct tpc_mapping *mapping = range.detail;
+        mapping->physical->mappings--;
+        let_go(mapping->physical);
+        mapping->physical = NULL;
+        free(mapping);
+        at += range.size;
+    }
+    return result;
+}
+
+CUresult tpc_cuMemUnmap(CUdeviceptr ptr, size_t size) {
+    if (!size || size > UINT64_MAX - ptr) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    tp_lock_take(&lock);
+    CUresult result = unmap(ptr, size);
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* ---- access ---- */
+
+CUresult tpc_cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count) {
+    CUmemAccessDesc sent[TPC_VMM_DEVICES];
+    if (!size || !desc || !count || count > TPC_VMM_DEVICES || size > UINT64_MAX - ptr) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (size_t i = 0; i < count; i++) {
+        sent[i] = desc[i];
+        if (sent[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
+            return CUDA_ERROR_NOT_SUPPORTED; /* the host that could have access is the worker's */
+        }
+        if (desc[i].location.id >= TPC_VMM_DEVICES ||
+            (sent[i].flags != CU_MEM_ACCESS_FLAGS_PROT_NONE && sent[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READ &&
+             sent[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+        TPC_DEVICE(sent[i].location.id);
+    }
+    struct tpg_memory_access_in in = {.address = ptr, .size = size, .access = sent, .access_count = count};
+    struct tp_reply reply;
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    tp_lock_take(&lock);
+    if (are_mappings(ptr, size, false)) {
+        result = tpc_call_memory_access("cuMemSetAccess", &in, &reply);
+        tp_reply_free(&reply);
+        for (uint64_t at = ptr; result == CUDA_SUCCESS && at - ptr < size;) {
+            struct tpc_range range;
+            if (!tpc_range_at(at, &range)) {
+                break;
+            }
+            struct tpc_mapping *mapping = range.detail;
+            for (size_t i = 0; i < count; i++) {
+                mapping->access[desc[i].location.id] = (uint8_t)desc[i].flags;
+            }
+            at = range.start + range.size;
+        }
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+CUresult tpc_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr ptr) {
+    struct tpc_range range;
+    if (!flags || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE || location->id < 0 ||
+        location->id >= tpc_device_count) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    tp_lock_take(&lock);
+    if (tpc_range_at(ptr, &range) && (range.flags & TPC_MADE_MASK) == TPC_MADE_MAP) {
+        *flags = (unsigned long long)tpc_mapping_access(range.detail, location->id);
+        result = CUDA_SUCCESS;
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
