@@ -8,6 +8,7 @@
  * are the program's code: they run with no lock held, after the context's end is in the stream.
  */
 #include "tpc_local.h"
+#include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
@@ -291,9 +292,10 @@ CUresult tpc_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
     return result;
 }
 
-/* Under `contexts`. */
+/* Under `contexts`: the context's memory is gone for the program from here on, and its storage is the caller's to end. */
 static struct tpc_storage_entry *deactivate(struct tpc_context *context) {
     atomic_store_explicit(&context->active, false, memory_order_relaxed);
+    tpc_memory_context_gone(context);
     return tpc_storage_detach(context->handle);
 }
 
@@ -426,6 +428,7 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     }
     struct tpg_context_destroy_in in = {.context = context->handle};
     result = tpc_post_context_destroy("cuCtxDestroy_v2", &in);
+    tpc_memory_context_gone(context);
     struct tpc_storage_entry *storage = tpc_storage_detach(context->handle);
     tpc_unmint(TPG_CONTEXT, context->handle);
     if (stack.top == context) {
