@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#define WORD 4u /* as in the client's hostmem.c */
 #define TWINS_MAX (sizeof((struct tpw_memory *)0)->twin_list / sizeof(struct tpw_range *))
 
 static int32_t open_area(struct tpw_session *s) {
@@ -148,32 +149,34 @@ static void send_run(struct tpw_session *s, struct tpw_range *range, uint64_t of
     }
 }
 
-/* Byte by byte, because the neighbours of a byte that a kernel wrote may be what the program writes meanwhile. */
+/* Word by word, because the neighbours of a word that a kernel wrote may be what the program writes meanwhile. */
+static void send_changes(struct tpw_session *s, struct tpw_range *range) {
+    const unsigned char *now = (const unsigned char *)(uintptr_t)range->at.start;
+    unsigned char *shadow = range->detail, word[WORD];
+    uint64_t begin = 0, size = 0;
+    for (uint64_t at = 0; at < range->at.size; at += WORD) {
+        uint64_t part = range->at.size - at < WORD ? range->at.size - at : WORD;
+        memcpy(word, now + at, part); /* once: a kernel may write it again between comparing and keeping */
+        if (memcmp(word, shadow + at, part) != 0) {
+            memcpy(shadow + at, word, part);
+            begin = size ? begin : at;
+            size += part;
+        } else if (size) {
+            send_run(s, range, begin, size);
+            size = 0;
+        }
+    }
+    if (size) {
+        send_run(s, range, begin, size);
+    }
+}
+
 void tpw_twins_send(struct tpw_session *s) {
     struct tpw_memory *m = s->memory;
     for (size_t i = 0; m && i < m->twin_count; i++) {
         struct tpw_range *range = m->twin_list[i];
-        const unsigned char *now = (const unsigned char *)(uintptr_t)range->at.start;
-        unsigned char *shadow = range->detail;
-        if (memcmp(now, shadow, range->at.size) == 0) {
-            continue;
-        }
-        uint64_t begin = 0, size = 0;
-        for (uint64_t k = 0; k < range->at.size; k++) {
-            unsigned char value = *(const volatile unsigned char *)(now + k);
-            if (value == shadow[k]) {
-                if (size) {
-                    send_run(s, range, begin, size);
-                    size = 0;
-                }
-                continue;
-            }
-            begin = size ? begin : k;
-            shadow[k] = value;
-            size++;
-        }
-        if (size) {
-            send_run(s, range, begin, size);
+        if (memcmp((const void *)(uintptr_t)range->at.start, range->detail, range->at.size) != 0) {
+            send_changes(s, range);
         }
     }
 }
