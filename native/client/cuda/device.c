@@ -206,10 +206,13 @@ CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions
     for (int i = 0; i < visible; i++) {
         chosen[i] = all[order[i]];
     }
-    tpc_devices = chosen;
-    tpc_device_count = visible;
-    chosen = NULL;
-    result = visible ? tpc_contexts_start() : CUDA_ERROR_NO_DEVICE;
+    result = CUDA_ERROR_NO_DEVICE;
+    if (visible) {
+        tpc_devices = chosen;
+        tpc_device_count = visible;
+        chosen = NULL;
+        result = tpc_contexts_start();
+    }
 out:
     free(all);
     free(chosen);
