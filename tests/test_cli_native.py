@@ -5,7 +5,6 @@ These need the native files (pip install ., or TF_NATIVE_DIR) and fail without t
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
@@ -32,10 +31,6 @@ from tensor_fusion.worker.limits import LimitsPage
 from tensor_fusion.worker.protocol import Greeting, Status, Welcome
 
 ROOT = Path(__file__).parent.parent
-CASES: list[dict[str, Any]] = json.loads((ROOT / "tests/data/connection_strings.json").read_text())
-FAULTS = (
-    "none", "empty", "length", "characters", "protocol", "fields", "host", "port", "file", "size", "version", "secret"
-)  # fmt: skip
 LIBRARIES = ("libcuda", "libnvidia-ml", "libteleport")
 NATIVE = {"TF_NATIVE_DIR": os.environ["TF_NATIVE_DIR"]} if "TF_NATIVE_DIR" in os.environ else {}
 
@@ -154,37 +149,7 @@ def test_preloaded_file_answers_for_the_soname() -> None:
     assert result.stdout == "3\n", result.stderr  # CUDA_ERROR_NOT_INITIALIZED, from the real thing
 
 
-# libteleport and the C parser
-
-
-class Endpoint(ctypes.Structure):
-    _fields_ = (
-        ("transport", ctypes.c_uint32),
-        ("port", ctypes.c_uint32),
-        ("megabytes", ctypes.c_uint64),
-        ("host", ctypes.c_char * 256),
-        ("file", ctypes.c_char * 1024),
-        ("version", ctypes.c_char * 64),
-        ("secret", ctypes.c_char * 64),
-    )
-
-
-@pytest.mark.parametrize("case", CASES, ids=[repr(case["text"][:40]) for case in CASES])
-def test_c_parser_agrees(case: dict[str, Any]) -> None:
-    parse = ctypes.CDLL(str(native_folder() / "client" / "libteleport.so.1")).tp_parse_connection
-    parse.argtypes = [ctypes.c_char_p, ctypes.POINTER(Endpoint), ctypes.c_char_p, ctypes.c_size_t]
-    found, why = Endpoint(), ctypes.create_string_buffer(2048)
-    fault = FAULTS[parse(case["text"].encode(), ctypes.byref(found), why, len(why))]
-    if "fault" in case:
-        assert fault == case["fault"]
-        assert why.value
-        return
-    assert fault == "none", why.value
-    expected = dict(case["valid"])
-    assert {1: "native", 2: "shmem"}[found.transport] == expected.pop("protocol")
-    for name, value in expected.items():
-        seen = getattr(found, name)
-        assert (seen.decode() if isinstance(seen, bytes) else seen) == value
+# libteleport
 
 
 def test_release_takes_a_session_s_bytes_off_the_totals() -> None:
