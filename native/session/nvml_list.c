@@ -64,7 +64,7 @@ int32_t tpw_nvml_list(struct tpw_session *s, const struct tp_frame *frame, const
     }
     if (in->capacity > TP_NVML_LIST_MAX) {
         tpw_violation(s, frame, "a list with more room than lists have");
-        return NVML_ERROR_INVALID_ARGUMENT;
+        return TPW_LATER;
     }
     unsigned int count = in->capacity, argument = in->argument;
     size_t unit = 0;
@@ -105,7 +105,7 @@ int32_t tpw_nvml_list(struct tpw_session *s, const struct tp_frame *frame, const
         break;
     default:
         tpw_violation(s, frame, "a list that there is not");
-        return NVML_ERROR_INVALID_ARGUMENT;
+        return TPW_LATER;
     }
     out->status = (int)status;
     out->count = count;
