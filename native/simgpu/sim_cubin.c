@@ -28,7 +28,9 @@ static bool read_section(const elf_t *elf, unsigned index, Elf64_Shdr *section) 
     if (index >= elf->header.e_shnum)
         return false;
     memcpy(section, elf->bytes + elf->header.e_shoff + (uint64_t)index * sizeof *section, sizeof *section);
-    if (section->sh_type == SHT_NOBITS || section->sh_type == SHT_NULL)
+    if (section->sh_type == SHT_NULL)
+        section->sh_offset = section->sh_size = 0; // has no bytes, whatever it states
+    if (section->sh_type == SHT_NOBITS)
         return true;
     return section->sh_offset <= elf->size && section->sh_size <= elf->size - section->sh_offset;
 }

@@ -147,7 +147,7 @@ static CUresult start(sim_stream_t *stream) {
     pthread_t thread;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&attributes, 256 << 10); // host functions of the session run here; kernels need a few KiB
+    pthread_attr_setstacksize(&attributes, 1 << 20); // host functions of the session run here
     stream->refs++;
     int failed = pthread_create(&thread, &attributes, stream_thread, stream);
     pthread_attr_destroy(&attributes);
