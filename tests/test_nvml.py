@@ -165,7 +165,7 @@ def test_memory_limit(limit: int) -> None:
     with Worker(TF_GPU_MEMORY_LIMIT=str(limit)) as limited:
         limited.run(
             """
-            limit = int(sys.argv[1]) if len(sys.argv) > 1 else int(os.environ["WANTED"])
+            limit = int(os.environ["WANTED"])
             nvml.nvmlInit()
             device = nvml.nvmlDeviceGetHandleByIndex(0)
             old = nvml.nvmlDeviceGetMemoryInfo(device)
@@ -266,7 +266,8 @@ class Raw:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.socket.sendall(Greeting.build(Teleport().schema, program="raw"))
         welcome = Welcome.parse(self._read(WELCOME_BYTES) or b"")
-        assert welcome and welcome.status == Status.ACCEPTED
+        assert welcome
+        assert welcome.status == Status.ACCEPTED
 
     def _read(self, size: int) -> bytes | None:
         data = b""
