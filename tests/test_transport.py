@@ -98,6 +98,7 @@ NATIVE_CASES = [
     "downloads",
     "transfers_of_many_threads",
     "messages",
+    "downloads_land_while_a_program_only_appends",
     "idle_costs_nothing",
     "lost_wakes_everybody",
     "death_in_mid_download",

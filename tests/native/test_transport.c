@@ -231,6 +231,19 @@ static void downloads(void) {
     CHECK(totals(conn).violations == 0);
 }
 
+static void downloads_land_while_a_program_only_appends(void) {
+    struct tp_conn *conn = connected();
+    unsigned char memory[1000] = {0};
+    check_echo(conn, 0, 1);
+    start_download(conn, memory, sizeof memory, 3);
+    uint64_t begin = tp_now_ns();
+    for (uint32_t i = 0; tp_download_pending(conn, memory, 1) && tp_now_ns() - begin < 5000000000u; i++) {
+        count(conn, i, 0);
+    }
+    CHECK(!tp_download_pending(conn, memory, 1) && has_pattern(memory, sizeof memory, 3, 0));
+    CHECK(totals(conn).violations == 0);
+}
+
 static void *mixed_transfers(void *argument) {
     struct tp_conn *conn = connected();
     uint64_t seed = (uintptr_t)argument * 1000;
@@ -317,6 +330,7 @@ static const struct test_case cases[] = {
     {"downloads", downloads, 0},
     {"transfers_of_many_threads", transfers_of_many_threads, 0},
     {"messages", messages, 0},
+    {"downloads_land_while_a_program_only_appends", downloads_land_while_a_program_only_appends, 0},
     {"idle_costs_nothing", idle_costs_nothing, 0},
     {NULL, NULL, 0},
 };

@@ -70,8 +70,16 @@ static void *upload_and_loses(void *argument) {
     return NULL;
 }
 
+static void *appends_and_loses(void *argument) { /* until the ring is full and then in vain */
+    while (tp_reserve(argument, OP_COUNT, 4096)) {
+        tp_commit(argument);
+    }
+    CHECK(!tp_alive(argument));
+    return NULL;
+}
+
 static void lost_wakes_everybody(void) {
-    pthread_t ids[9];
+    pthread_t ids[10];
     struct tp_conn *conn = connected();
     tp_on_loss(on_loss);
     CHECK(tp_data_ready(conn) == TP_OK);
@@ -83,10 +91,11 @@ static void lost_wakes_everybody(void) {
     while (atomic_load(&begun) < 2) {
         usleep(1000);
     }
+    CHECK(pthread_create(&ids[9], NULL, appends_and_loses, conn) == 0);
     usleep(300000);
     CHECK(kill(test_session_pid, SIGKILL) == 0);
     uint64_t begin = tp_now_ns();
-    for (int i = 0; i < 9; i++) {
+    for (int i = 0; i < 10; i++) {
         CHECK(pthread_join(ids[i], NULL) == 0);
     }
     CHECK(tp_now_ns() - begin < 1000000000u);
@@ -181,15 +190,22 @@ static void slow_reader_is_not_lost(void) {
     struct tp_conn *conn = connected();
     static unsigned char frame[4096];
     struct tp_cursor c;
+    size_t size = 128 << 20;
+    unsigned char *memory = malloc(size);
+    fill_pattern(memory, size, 5, 0);
+    CHECK(tp_data_ready(conn) == TP_OK);
     call_u64(conn, OP_STALL, 12000, 0, 0); /* longer than the 9 s after which a silent peer counts as gone */
-    for (uint32_t i = 0; i < 8000; i++) {  /* 32 MiB: more than ring and sockets take */
+    uint64_t number = start_upload(conn, memory, size, 5);
+    for (uint32_t i = 0; i < 8000; i++) { /* 32 MiB: more than ring and sockets take */
         CHECK(open_frame(conn, OP_COUNT, 4 + sizeof frame, &c));
         tp_put_u32(&c, i);
         tp_put(&c, frame, sizeof frame);
         tp_commit(conn);
     }
     struct totals t = totals(conn);
-    CHECK(t.counted == 8000 && t.violations == 0);
+    CHECK(t.counted == 8000 && t.uploaded == size && t.violations == 0);
+    CHECK(tp_upload_wait(conn, number) == TP_OK);
+    free(memory);
 }
 
 static void refused_transfers(void) {

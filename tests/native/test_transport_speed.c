@@ -28,7 +28,7 @@ static void speed_append(void) {
         for (int i = 0; i < BURST; i++) {
             append(conn, value++);
         }
-        ns[r] = (double)(tp_now_ns() - begin) / BURST;
+        ns[r] = (double)(tp_now_ns() - begin) / (double)BURST;
         totals(conn);
     }
     qsort(ns, ROUNDS, sizeof *ns, compare);
