@@ -168,9 +168,10 @@ struct sim_stream {
     int refs;   // handle, thread, events, dependencies; under sim.lock
     bool dying; // handle destroyed or context gone: the thread drains the queue and ends
     bool started, handle;
-    bool sleeping;           // the thread waits on `work`
-    uint64_t enqueued, done; // operations since creation
-    uint64_t wanted;         // smallest `done` that a waiter waits for; UINT64_MAX when nobody does
+    CUstreamAttrValue attributes[CU_LAUNCH_ATTRIBUTE_MAX]; // those that cuStreamSetAttribute takes
+    bool sleeping;                                         // the thread waits on `work`
+    uint64_t enqueued, done;                               // operations since creation
+    uint64_t wanted; // smallest `done` that a waiter waits for; UINT64_MAX when nobody does
     unsigned space_waiters;
     pthread_cond_t work, finished, space;
     sim_op_t *ring; // SIM_QUEUE_DEPTH, allocated with the thread

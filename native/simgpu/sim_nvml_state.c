@@ -90,6 +90,10 @@ ANSWERS(nvmlDeviceGetSupportedClocksThrottleReasons, unsigned long long, 0x1ff)
 ANSWERS(nvmlDeviceGetSupportedClocksEventReasons, unsigned long long, 0x1ff)
 HAS_NOT(nvmlDeviceGetRetiredPagesPendingStatus, nvmlEnableState_t)
 
+ANSWERS(nvmlDeviceGetPowerSource, nvmlPowerSource_t, NVML_POWER_SOURCE_AC)
+ANSWERS(nvmlDeviceGetBusType, nvmlBusType_t, NVML_BUS_TYPE_PCIE)
+HAS_NOT(nvmlDeviceGetAttributes_v2, nvmlDeviceAttributes_t)
+
 TEXT(nvmlDeviceGetSerial, "1650000000000")
 TEXT(nvmlDeviceGetVbiosVersion, "96.00.A5.00.1A")
 TEXT(nvmlDeviceGetBoardPartNumber, "692-2G520-0282-000")
@@ -159,6 +163,33 @@ nvmlReturn_t nvmlDeviceGetClock(nvmlDevice_t device, nvmlClockType_t type, nvmlC
     if (id == NVML_CLOCK_ID_CUSTOMER_BOOST_MAX)
         return nvmlDeviceGetMaxCustomerBoostClock(device, type, clock);
     return clock_mhz(device, type, clock);
+}
+
+// A list of one: what is asked with too little room learns the count.
+static nvmlReturn_t one_clock(unsigned *count, unsigned *clocks, unsigned mhz) {
+    unsigned room = *count;
+    *count = 1;
+    if (!room || !clocks)
+        return NVML_ERROR_INSUFFICIENT_SIZE;
+    clocks[0] = mhz;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetSupportedMemoryClocks(nvmlDevice_t device, unsigned int *count, unsigned int *clocksMHz) {
+    SIM_NVML_DEVICE(device, index, count);
+    return one_clock(count, clocksMHz, 3201);
+}
+
+nvmlReturn_t nvmlDeviceGetSupportedGraphicsClocks(nvmlDevice_t device, unsigned int memoryClockMHz, unsigned int *count,
+                                                  unsigned int *clocksMHz) {
+    SIM_NVML_DEVICE(device, index, count);
+    return memoryClockMHz == 3201 ? one_clock(count, clocksMHz, 1980) : NVML_ERROR_NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *energy) {
+    SIM_NVML_DEVICE(device, index, energy);
+    *energy = sim_now_ns() / 1000000 * 127540 / 1000; // mJ at the constant power, since the machine started
+    return NVML_SUCCESS;
 }
 
 // ---- Temperature -------------------------------------------------------------------------------------------------
@@ -375,6 +406,45 @@ nvmlReturn_t nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned int nodeS
     memset(nodeSet, 0, nodeSetSize * sizeof *nodeSet);
     nodeSet[0] = 1;
     return NVML_SUCCESS;
+}
+
+// ---- Several devices -----------------------------------------------------------------------------------------------
+
+// Each on a board of its own below one host bridge, with peer access both ways.
+nvmlReturn_t nvmlDeviceOnSameBoard(nvmlDevice_t device1, nvmlDevice_t device2, int *onSameBoard) {
+    SIM_NVML_DEVICE(device1, first, onSameBoard);
+    int second;
+    if (sim_nvml_enter(device2, &second) != NVML_SUCCESS)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *onSameBoard = first == second;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t device1, nvmlDevice_t device2,
+                                                 nvmlGpuTopologyLevel_t *pathInfo) {
+    SIM_NVML_DEVICE(device1, first, pathInfo);
+    int second;
+    if (sim_nvml_enter(device2, &second) != NVML_SUCCESS)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *pathInfo = first == second ? NVML_TOPOLOGY_INTERNAL : NVML_TOPOLOGY_HOSTBRIDGE;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t device1, nvmlDevice_t device2, nvmlGpuP2PCapsIndex_t p2pIndex,
+                                    nvmlGpuP2PStatus_t *p2pStatus) {
+    SIM_NVML_DEVICE(device1, first, p2pStatus);
+    int second;
+    if (sim_nvml_enter(device2, &second) != NVML_SUCCESS || first == second ||
+        (unsigned)p2pIndex >= NVML_P2P_CAPS_INDEX_UNKNOWN)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *p2pStatus = p2pIndex == NVML_P2P_CAPS_INDEX_NVLINK ? NVML_P2P_STATUS_NOT_SUPPORTED : NVML_P2P_STATUS_OK;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned int link, nvmlEnableState_t *isActive) {
+    SIM_NVML_DEVICE(device, index, isActive);
+    (void)link;
+    return NVML_ERROR_NOT_SUPPORTED; // as the single H200 that the other facts come from: no NVLink fabric
 }
 
 // ---- Events, field values ----------------------------------------------------------------------------------------

@@ -147,6 +147,63 @@ CUresult cuStreamGetDevice(CUstream hStream, CUdevice *device) {
     return ask(context, hStream, STREAM_DEVICE, device);
 }
 
+// Attributes are kept and answered; they change nothing here, since there is no cache and no contention to steer.
+static bool stream_attribute_ok(CUstreamAttrID attr) {
+    return attr == CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW || attr == CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY ||
+           attr == CU_LAUNCH_ATTRIBUTE_PRIORITY || attr == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP ||
+           attr == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN;
+}
+
+CUresult cuStreamSetAttribute(CUstream hStream, CUstreamAttrID attr, const CUstreamAttrValue *param) {
+    SIM_ENTER_CONTEXT(context);
+    if (!param || !stream_attribute_ok(attr))
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS && attr == CU_LAUNCH_ATTRIBUTE_PRIORITY) {
+        if (param->priority > 0 || param->priority < -5)
+            result = CUDA_ERROR_INVALID_VALUE;
+        else
+            stream->priority = param->priority;
+    }
+    if (result == CUDA_SUCCESS)
+        stream->attributes[attr] = *param;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuStreamGetAttribute(CUstream hStream, CUstreamAttrID attr, CUstreamAttrValue *value) {
+    SIM_ENTER_CONTEXT(context);
+    if (!value || !stream_attribute_ok(attr))
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS) {
+        *value = stream->attributes[attr];
+        if (attr == CU_LAUNCH_ATTRIBUTE_PRIORITY)
+            value->priority = stream->priority;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuStreamCopyAttributes(CUstream dstStream, CUstream srcStream) {
+    SIM_ENTER_CONTEXT(context);
+    sim_stream_t *dst, *src;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, dstStream, &dst);
+    if (result == CUDA_SUCCESS)
+        result = sim_stream_resolve(context, srcStream, &src);
+    if (result == CUDA_SUCCESS && dst != src) {
+        memcpy(dst->attributes, src->attributes, sizeof dst->attributes);
+        dst->priority = src->priority;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
 CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags) {
     SIM_ENTER_CONTEXT(context);
     if (Flags & ~1u)

@@ -279,8 +279,9 @@ static void kernels(CUmodule module) {
         CUdeviceptr x, y;
     } block = {N, 3.0f, a, b};
     size_t size = sizeof block;
-    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER_AS_INT + (char *)0, &block,
-                     CU_LAUNCH_PARAM_BUFFER_SIZE_AS_INT + (char *)0, &size, CU_LAUNCH_PARAM_END_AS_INT + (char *)0};
+    void *extra[] = {(void *)(uintptr_t)CU_LAUNCH_PARAM_BUFFER_POINTER_AS_INT, &block,
+                     (void *)(uintptr_t)CU_LAUNCH_PARAM_BUFFER_SIZE_AS_INT, &size,
+                     (void *)(uintptr_t)CU_LAUNCH_PARAM_END_AS_INT};
     CUlaunchAttribute attributes[2] = {{.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION},
                                        {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE}};
     CUlaunchConfig config = {.gridDimX = 40,

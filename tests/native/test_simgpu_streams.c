@@ -129,6 +129,14 @@ static void default_streams(CUmodule module) {
     gate_open(&gate);
     OK(cuStreamSynchronize(legacy)); // covers the blocking stream
     OK(cuStreamQuery(blocking));
+    CUstreamAttrValue attribute = {.syncPolicy = CU_SYNC_POLICY_YIELD}, read = {0};
+    OK(cuStreamSetAttribute(blocking, CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY, &attribute));
+    OK(cuStreamCopyAttributes(independent, blocking));
+    OK(cuStreamGetAttribute(independent, CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY, &read));
+    CHECK(read.syncPolicy == CU_SYNC_POLICY_YIELD);
+    OK(cuStreamGetAttribute(independent, CU_LAUNCH_ATTRIBUTE_PRIORITY, &read));
+    CHECK(read.priority == 0);
+    GIVES(1, cuStreamSetAttribute(blocking, CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, &attribute));
     unsigned long long a, b;
     OK(cuStreamGetId(legacy, &a));
     OK(cuStreamGetId(per_thread, &b));
@@ -320,7 +328,7 @@ static void speed(CUmodule module) {
     for (int i = 0; i < N; i++)
         OK(cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL));
     OK(cuCtxSynchronize());
-    fprintf(stderr, "launch and run: %.2f us each\n", (now_ms() - t) * 1000 / N);
+    fprintf(stderr, "launch and run: %.2f us each\n", (now_ms() - t) * 1000 / (double)N);
 }
 
 static void *worker(void *argument) {
