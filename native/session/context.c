@@ -90,7 +90,8 @@ static int32_t made(struct tpw_session *s, const struct tp_frame *frame, uint64_
     return error;
 }
 
-int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_primary_retain_in *in) {
+int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_primary_retain_in *in) {
     int32_t error = 0;
     tpw_check_device(s, in->device, &error);
     if (error) {
@@ -122,7 +123,8 @@ int32_t tpw_context_flags(struct tpw_session *s, const struct tp_frame *frame, c
     return s->entered ? (int32_t)s->cuda.cuCtxSetFlags(in->flags & FLAGS_FORWARDED) : CUDA_ERROR_INVALID_CONTEXT;
 }
 
-int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_create_in *in) {
+int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_context_create_in *in) {
     int32_t error = 0;
     tpw_check_device(s, in->device, &error);
     uint32_t created = 0;
@@ -299,7 +301,8 @@ static int32_t end_primary_of(struct tpw_session *s, const struct tp_frame *fram
     return CUDA_ERROR_INVALID_CONTEXT;
 }
 
-int32_t tpw_primary_release(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_primary_release_in *in) {
+int32_t tpw_primary_release(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_primary_release_in *in) {
     return end_primary_of(s, frame, in->device);
 }
 
@@ -307,7 +310,8 @@ int32_t tpw_primary_reset(struct tpw_session *s, const struct tp_frame *frame, c
     return end_primary_of(s, frame, in->device);
 }
 
-int32_t tpw_context_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_destroy_in *in) {
+int32_t tpw_context_destroy(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_context_destroy_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_CONTEXT, in->context);
     const struct context *record = object ? object->record : NULL;
     if (!record || record->primary) {
@@ -338,7 +342,8 @@ static uint64_t cost(struct tpw_session *s, int device, CUlimit limit, uint64_t 
 
 /* What the client's limits hold above those of a fresh context. */
 static uint64_t above(struct tpw_session *s, const struct context *context, CUlimit limit, uint64_t value) {
-    uint64_t now = cost(s, context->device, limit, value), fresh = cost(s, context->device, limit, context->fresh[limit]);
+    uint64_t now = cost(s, context->device, limit, value),
+             fresh = cost(s, context->device, limit, context->fresh[limit]);
     return now > fresh ? now - fresh : 0;
 }
 

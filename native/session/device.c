@@ -87,7 +87,8 @@ static int32_t describe(struct tpw_session *s, int index, struct tp_device_descr
     return CUDA_SUCCESS;
 }
 
-int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_start_in *in, struct tpg_start_out *out) {
+int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_start_in *in,
+                  struct tpg_start_out *out) {
     (void)frame;
     if (in->flags) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -100,7 +101,8 @@ int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const str
     if (!error) {
         error = (int32_t)s->cuda.cuDriverGetVersion(&version);
     }
-    struct tp_device_description *descriptions = tpw_scratch(s, (uint64_t)s->device_count, sizeof *descriptions, &error);
+    struct tp_device_description *descriptions =
+        tpw_scratch(s, (uint64_t)s->device_count, sizeof *descriptions, &error);
     for (int i = 0; i < s->device_count && !error; i++) {
         error = describe(s, i, &descriptions[i]);
     }

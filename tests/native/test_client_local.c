@@ -258,7 +258,8 @@ static void test_device(void) {
     GIVES(CUDA_ERROR_INVALID_DEVICE, tpc_cuDeviceGetAttribute(&value, 1, 3));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuDeviceGetAttribute(NULL, 1, 0));
     OK(tpc_cuDeviceComputeCapability(&value, &minor, 0));
-    CHECK(value == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR && minor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+    CHECK(value == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR &&
+          minor == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
     OK(tpc_cuDeviceGetProperties(&properties, 0));
     CHECK(properties.SIMDWidth == 10 && properties.maxGridSize[2] == 7 && properties.textureAlign == 14);
     OK(tpc_cuDeviceGetPCIBusId(text, 13, 0));
@@ -268,9 +269,10 @@ static void test_device(void) {
         const char *text;
         CUresult result;
         int device;
-    } ids[] = {{"0000:30:00.0", 0, 0}, {"0:20:0", 0, 1},       {"10:00.0", 0, 2},      {"00000000:10:00.0", 0, 2},
-               {"0000:ff:1f.7", 101, 0}, {"0001:30:00.0", 101, 0}, {"nonsense", 1, 0},   {"", 1, 0},
-               {"0000:30", 1, 0},       {"0000:30:00.", 1, 0},     {"0000:30:00.0x", 1, 0}, {"000000000:30:00.0", 1, 0}};
+    } ids[] = {
+        {"0000:30:00.0", 0, 0},   {"0:20:0", 0, 1},         {"10:00.0", 0, 2},       {"00000000:10:00.0", 0, 2},
+        {"0000:ff:1f.7", 101, 0}, {"0001:30:00.0", 101, 0}, {"nonsense", 1, 0},      {"", 1, 0},
+        {"0000:30", 1, 0},        {"0000:30:00.", 1, 0},    {"0000:30:00.0x", 1, 0}, {"000000000:30:00.0", 1, 0}};
     for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) {
         device = -1;
         GIVES(ids[i].result, tpc_cuDeviceGetByPCIBusId(&device, ids[i].text));
@@ -333,7 +335,7 @@ static void test_primary(void) {
     OK(tpc_cuDevicePrimaryCtxGetState(1, &flags, &active));
     CHECK(active == 0);
     before = sent_count;
-    OK(tpc_cuDevicePrimaryCtxReset_v2(1)); /* nothing there to end */
+    OK(tpc_cuDevicePrimaryCtxReset_v2(1));   /* nothing there to end */
     OK(tpc_cuDevicePrimaryCtxRelease_v2(1)); /* of the retain before the reset */
     CHECK(sent_count == before);
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuDevicePrimaryCtxRelease_v2(1));
@@ -503,9 +505,9 @@ static void test_tables(void) {
     static const struct {
         const char *uuid;
         size_t size;
-    } sized[] = {{"6bd5fb6c5bf4e74a8987d93912fd9df9", 0x68}, {"a094798c2e742e7493f20800200c0a66", 0x38},
-                 {"42d85a8123f6cb478298f6e78a3aecdc", 0x18}, {"263e88607cd2614392f6bbd5006dfa7e", 0x78},
-                 {"d4082055bde6704b8d34ba123c66e1f2", 0x18}, {"21318c60971432488ca641ff7324c8f2", 0x2e8},
+    } sized[] = {{"6bd5fb6c5bf4e74a8987d93912fd9df9", 0x68},  {"a094798c2e742e7493f20800200c0a66", 0x38},
+                 {"42d85a8123f6cb478298f6e78a3aecdc", 0x18},  {"263e88607cd2614392f6bbd5006dfa7e", 0x78},
+                 {"d4082055bde6704b8d34ba123c66e1f2", 0x18},  {"21318c60971432488ca641ff7324c8f2", 0x2e8},
                  {"6e163fbeb958444d835ce182aff1991e", 0x320}, {"1734dc26800d47458726c0f1e7dd8bca", 0x88}};
     for (size_t t = 0; t < sizeof sized / sizeof *sized; t++) {
         const void *const *table = table_of(sized[t].uuid);
@@ -568,7 +570,8 @@ static void test_tables(void) {
     OK(tpc_cuCtxGetId(context, &same));
     CHECK(id == same);
     uint64_t names[4] = {0};
-    CUstream streams[4] = {NULL, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD, (CUstream)(uintptr_t)tp_handle_make(TPG_STREAM, 0x100005)};
+    CUstream streams[4] = {NULL, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD,
+                           (CUstream)(uintptr_t)tp_handle_make(TPG_STREAM, 0x100005)};
     for (int i = 0; i < 4; i++) {
         void *opaque = NULL;
         OK(private_stream(NULL, streams[i], &opaque, 0));
@@ -698,8 +701,8 @@ static void test_integrity(void) {
     OK(check(12091, 1, result));
     CHECK(result[0] == 0x1841181c03cb675cull && result[1] == 0x8ed383aa1f4cd1e8ull);
     /* The runtime's own view of the message. */
-    unsigned char message[48 + 3 * 28], key[16] = {0x14, 0x6a, 0xdd, 0xae, 0x53, 0xa9, 0xa7, 0x52,
-                                                   0xaa, 0x08, 0x41, 0x36, 0x0b, 0xf5, 0x5a, 0x9f};
+    unsigned char message[48 + 3 * 28],
+        key[16] = {0x14, 0x6a, 0xdd, 0xae, 0x53, 0xa9, 0xa7, 0x52, 0xaa, 0x08, 0x41, 0x36, 0x0b, 0xf5, 0x5a, 0x9f};
     struct tp_cursor c = tp_cursor_make(message, sizeof message);
     int version, number;
     OK(tpc_cuDriverGetVersion(&version));

@@ -23,7 +23,7 @@ static _Thread_local struct {
     struct tpc_context *entries[STACK_MAX];
 } stack;
 
-static struct tp_lock contexts; /* counts and activity of primary contexts, and the frames about them */
+static struct tp_lock contexts;              /* counts and activity of primary contexts, and the frames about them */
 static struct tpc_context_record *primaries; /* one for each device, written once */
 static _Atomic unsigned long long next_id = 1;
 

@@ -174,13 +174,16 @@ static int by_pci(const void *left, const void *right) {
 CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions, size_t size) {
     size_t each = sizeof(struct tp_device_description);
     if (size % each || size / each > DEVICES_MAX || driver_version < 1) {
-        tp_log(TP_ERROR, "The worker described its devices in %zu bytes, which is no whole number of descriptions of %zu; "
-                         "client and worker are of different versions", size, each);
+        tp_log(TP_ERROR,
+               "The worker described its devices in %zu bytes, which is no whole number of descriptions of %zu; "
+               "client and worker are of different versions",
+               size, each);
         return CUDA_ERROR_SYSTEM_DRIVER_MISMATCH;
     }
     tpc_driver_version = driver_version < TPC_TABLE_VERSION ? driver_version : TPC_TABLE_VERSION;
     int count = (int)(size / each);
-    struct tpc_device *all = calloc((size_t)count + 1, sizeof *all), *chosen = calloc((size_t)count + 1, sizeof *chosen);
+    struct tpc_device *all = calloc((size_t)count + 1, sizeof *all),
+                      *chosen = calloc((size_t)count + 1, sizeof *chosen);
     struct tp_device_description *plain = calloc((size_t)count + 1, sizeof *plain);
     int order[DEVICES_MAX];
     CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
@@ -383,8 +386,7 @@ static bool parse_pci(const char *text, unsigned *domain, unsigned *bus, unsigne
     const char *at = text;
     if (pci_field(&at, ':', domain) && pci_field(&at, ':', bus)) {
         const char *third = at;
-        return (pci_field(&at, '.', device) && pci_field(&at, 0, &function)) ||
-               (at = third, pci_field(&at, 0, device));
+        return (pci_field(&at, '.', device) && pci_field(&at, 0, &function)) || (at = third, pci_field(&at, 0, device));
     }
     at = text;
     *domain = 0;
@@ -398,7 +400,8 @@ CUresult tpc_cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId) {
     }
     for (int i = 0; i < tpc_device_count; i++) {
         const int32_t *a = tpc_devices[i].what.attributes;
-        if ((unsigned)a[CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID] == domain && (unsigned)a[CU_DEVICE_ATTRIBUTE_PCI_BUS_ID] == bus &&
+        if ((unsigned)a[CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID] == domain &&
+            (unsigned)a[CU_DEVICE_ATTRIBUTE_PCI_BUS_ID] == bus &&
             (unsigned)a[CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID] == device) {
             *dev = i;
             return CUDA_SUCCESS;

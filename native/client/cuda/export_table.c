@@ -17,7 +17,8 @@
 
 static CUresult refuse(const char *table, int index, _Atomic bool *said) {
     if (!atomic_exchange_explicit(said, true, memory_order_relaxed)) {
-        tp_log(TP_WARN, "Entry %d of the private table %s was called; it is not known, CUDA_ERROR_NOT_SUPPORTED is returned",
+        tp_log(TP_WARN,
+               "Entry %d of the private table %s was called; it is not known, CUDA_ERROR_NOT_SUPPORTED is returned",
                index, table);
     }
     return CUDA_ERROR_NOT_SUPPORTED;
@@ -84,7 +85,8 @@ static CUresult load_from_wrapper_extended(CUmodule *module, const void *wrapper
     return load_extended(module, wrapper, a, b, flags);
 }
 
-static CUresult load_from_container(const void *container, CUmodule *module, const void *a, const void *b, uint32_t flags) {
+static CUresult load_from_container(const void *container, CUmodule *module, const void *a, const void *b,
+                                    uint32_t flags) {
     return load_extended(module, container, a, b, flags);
 }
 
@@ -175,7 +177,8 @@ static const void *const tls_table[10] = {
 };
 
 /* Has no size word and ends with NULL. */
-static const void *const storage_table[4] = {SLOT(tpc_storage_put), SLOT(tpc_storage_delete), SLOT(tpc_storage_get), NULL};
+static const void *const storage_table[4] = {SLOT(tpc_storage_put), SLOT(tpc_storage_delete), SLOT(tpc_storage_get),
+                                             NULL};
 
 /* No context here wraps another; the third argument must be left alone. */
 static CUresult check_context(CUcontext ctx, uint32_t *out, void **untouched) {
@@ -310,8 +313,10 @@ static const struct {
     {{0xc6, 0x93, 0x33, 0x6e, 0x11, 0x21, 0xdf, 0x11, 0xa8, 0xc3, 0x68, 0xf3, 0x55, 0xd8, 0x95, 0x93}, storage_table},
     {{0x26, 0x3e, 0x88, 0x60, 0x7c, 0xd2, 0x61, 0x43, 0x92, 0xf6, 0xbb, 0xd5, 0x00, 0x6d, 0xfa, 0x7e}, checks_table},
     {{0xd4, 0x08, 0x20, 0x55, 0xbd, 0xe6, 0x70, 0x4b, 0x8d, 0x34, 0xba, 0x12, 0x3c, 0x66, 0xe1, 0xf2}, integrity_table},
-    {{0x21, 0x31, 0x8c, 0x60, 0x97, 0x14, 0x32, 0x48, 0x8c, 0xa6, 0x41, 0xff, 0x73, 0x24, 0xc8, 0xf2}, tools_context_table},
-    {{0x6e, 0x16, 0x3f, 0xbe, 0xb9, 0x58, 0x44, 0x4d, 0x83, 0x5c, 0xe1, 0x82, 0xaf, 0xf1, 0x99, 0x1e}, tools_module_table},
+    {{0x21, 0x31, 0x8c, 0x60, 0x97, 0x14, 0x32, 0x48, 0x8c, 0xa6, 0x41, 0xff, 0x73, 0x24, 0xc8, 0xf2},
+     tools_context_table},
+    {{0x6e, 0x16, 0x3f, 0xbe, 0xb9, 0x58, 0x44, 0x4d, 0x83, 0x5c, 0xe1, 0x82, 0xaf, 0xf1, 0x99, 0x1e},
+     tools_module_table},
     {{0x17, 0x34, 0xdc, 0x26, 0x80, 0x0d, 0x47, 0x45, 0x87, 0x26, 0xc0, 0xf1, 0xe7, 0xdd, 0x8b, 0xca}, table_1734dc26},
 };
 

@@ -19,7 +19,7 @@ struct tpc_storage_entry {
     void *key;
     _Atomic bool held;
     void *_Atomic value;
-    destructor_function *destructor;   /* under the lock */
+    destructor_function *destructor;    /* under the lock */
     struct tpc_storage_entry *detached; /* list of copies for tpc_storage_end */
 };
 

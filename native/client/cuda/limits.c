@@ -8,7 +8,9 @@
 #include "tpc_local.h"
 #include "tpg_cuda_send.h"
 
-static struct tpc_context_record *record_of(struct tpc_context *context) { return (struct tpc_context_record *)context; }
+static struct tpc_context_record *record_of(struct tpc_context *context) {
+    return (struct tpc_context_record *)context;
+}
 
 void tpc_limits_fresh(struct tpc_context_record *record) {
     const struct tp_device_description *what = &tpc_devices[record->base.device].what;
