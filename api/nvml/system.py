@@ -11,9 +11,9 @@ FUNCTIONS = [
     # What nvidia-smi asks for before anything else; no header declares it.
     local("nvmlInternalGetExportTable", anytime=True, params={"table": "const void **", "id": "const void *"}),
     pure("nvmlSystemGetDriverVersion", version="outstring length"),
-    # NVML answers these two before nvmlInit.
+    # The only version that NVML tells before nvmlInit (observed with 580.159.04).
     custom("nvmlSystemGetNVMLVersion", ops="nvml_start", anytime=True),
-    custom("nvmlSystemGetCudaDriverVersion_v2", ops="nvml_start", anytime=True),
+    local("nvmlSystemGetCudaDriverVersion_v2"),
     alias("nvmlSystemGetCudaDriverVersion", "nvmlSystemGetCudaDriverVersion_v2"),
     pure("nvmlSystemGetDriverBranch", branchInfo="versioned"),
     call("nvmlSystemGetConfComputeCapabilities"),

@@ -115,21 +115,16 @@ nvmlReturn_t tpn_nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t
     return NVML_ERROR_NOT_FOUND;
 }
 
-/* Domain, bus, device as hexadecimal; the domain and the function may be left out, as NVML allows. */
+/* Domain, bus, device and function as hexadecimal. What NVML 580 takes: the domain may be left out, or else the function; the
+ * function is 0; what follows it is not looked at. */
 static bool parse_bus_id(const char *text, unsigned int out[3]) {
-    unsigned int function;
+    unsigned int function = 0;
     int end = 0;
-    if (sscanf(text, "%x:%x:%x%n", &out[0], &out[1], &out[2], &end) != 3) {
-        out[0] = 0;
-        if (sscanf(text, "%x:%x%n", &out[1], &out[2], &end) != 2) {
-            return false;
-        }
+    if (sscanf(text, "%x:%x:%x%n", &out[0], &out[1], &out[2], &end) == 3) {
+        return !text[end] || (sscanf(text + end, ".%x", &function) == 1 && function == 0);
     }
-    int more = 0;
-    if (text[end] && (sscanf(text + end, ".%x%n", &function, &more) != 1 || text[end + more])) {
-        return false;
-    }
-    return true;
+    out[0] = 0;
+    return sscanf(text, "%x:%x.%x", &out[1], &out[2], &function) == 3 && function == 0;
 }
 
 nvmlReturn_t tpn_nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevice_t *device) {
@@ -160,18 +155,16 @@ nvmlReturn_t tpn_nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *d
     return NVML_ERROR_NOT_FOUND;
 }
 
-/* The older structs begin like the one of _v3 and end sooner: after pciDeviceId, and after four reserved words. */
+/* The older structs begin like the one of _v3 and end sooner. NVML writes as far as pciDeviceId and pciSubSystemId. */
 #define PCI_V1_SIZE 32u
-#define PCI_V2_SIZE 52u
+#define PCI_V2_SIZE 36u
 
 static nvmlReturn_t pci_info(nvmlDevice_t device, nvmlPciInfo_t *pci, size_t size) {
     unsigned int index;
     if (!pci || !tpn_device_index(device, &index)) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    nvmlPciInfo_t copy = tpn_devices[index].pci;
-    memset(copy.busId, 0, sizeof copy.busId);
-    memcpy(pci, &copy, size);
+    memcpy(pci, &tpn_devices[index].pci, size);
     return NVML_SUCCESS;
 }
 

@@ -42,13 +42,16 @@ static nvmlReturn_t ask(const char *name, nvmlDevice_t device, bool *present, un
 static nvmlReturn_t list(const char *name, bool compute, nvmlDevice_t device, unsigned int *count, const void *infos,
                          bool *fill, unsigned long long *used) {
     *fill = false;
-    if (!count || (*count && !infos) || !tpn_device_index(device, NULL)) {
+    if (!count || !tpn_device_index(device, NULL)) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
     bool present = false;
     nvmlReturn_t result = compute ? ask(name, device, &present, used) : NVML_SUCCESS;
     if (result != NVML_SUCCESS) {
         return result;
+    }
+    if (present && *count && !infos) {
+        return NVML_ERROR_INVALID_ARGUMENT;
     }
     bool room = *count >= present;
     *count = present;

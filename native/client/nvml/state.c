@@ -148,19 +148,17 @@ nvmlReturn_t tpn_unsupported(const char *name, _Atomic bool *said) {
     return NVML_ERROR_NOT_SUPPORTED;
 }
 
-/* ---- what NVML answers before nvmlInit ---- */
+/* ---- versions and texts ---- */
 
 nvmlReturn_t tpn_nvmlSystemGetCudaDriverVersion_v2(int *cudaDriverVersion) {
     if (!cudaDriverVersion) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    nvmlReturn_t result = tpn_start();
-    if (result == NVML_SUCCESS) {
-        *cudaDriverVersion = cuda_version;
-    }
-    return result;
+    *cudaDriverVersion = cuda_version;
+    return NVML_SUCCESS;
 }
 
+/* Before nvmlInit, too. */
 nvmlReturn_t tpn_nvmlSystemGetNVMLVersion(char *version, unsigned int length) {
     if (!version) {
         return NVML_ERROR_INVALID_ARGUMENT;
@@ -200,15 +198,15 @@ static const char *const texts[] = {
     [NVML_ERROR_IN_USE] = "In use by another client",
     [NVML_ERROR_MEMORY] = "Insufficient Memory",
     [NVML_ERROR_NO_DATA] = "No data",
-    [NVML_ERROR_VGPU_ECC_NOT_SUPPORTED] = "ECC is enabled and not supported by vGPU",
-    [NVML_ERROR_INSUFFICIENT_RESOURCES] = "Insufficient resources",
-    [NVML_ERROR_FREQ_NOT_SUPPORTED] = "Frequency not supported",
+    [NVML_ERROR_VGPU_ECC_NOT_SUPPORTED] = "vGPU ECC not supported",
+    [NVML_ERROR_INSUFFICIENT_RESOURCES] = "Insufficient Resources",
+    [NVML_ERROR_FREQ_NOT_SUPPORTED] = "Invalid Frequency",
     [NVML_ERROR_ARGUMENT_VERSION_MISMATCH] = "Argument version mismatch",
-    [NVML_ERROR_DEPRECATED] = "Deprecated",
-    [NVML_ERROR_NOT_READY] = "Not ready",
-    [NVML_ERROR_GPU_NOT_FOUND] = "GPU not found",
-    [NVML_ERROR_INVALID_STATE] = "Invalid state",
-    [NVML_ERROR_RESET_TYPE_NOT_SUPPORTED] = "Reset type not supported",
+    [NVML_ERROR_DEPRECATED] = "Requested functionality has been deprecated",
+    [NVML_ERROR_NOT_READY] = "System is not in ready state",
+    [NVML_ERROR_GPU_NOT_FOUND] = "No supported GPUs were found",
+    [NVML_ERROR_INVALID_STATE] = "Resource not in correct state to perform requested operation",
+    [NVML_ERROR_RESET_TYPE_NOT_SUPPORTED] = "Reset type is not supported for given device",
 };
 
 const char *tpn_nvmlErrorString(nvmlReturn_t result) {
