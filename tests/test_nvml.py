@@ -30,6 +30,8 @@ pytestmark = pytest.mark.skipif(
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
+# Part of the names of functions whose answers differ between two moments or processes.
+CHANGING = ("MemoryInfo", "Energy", "Utilization", "Violation")
 UNINITIALIZED, INVALID_ARGUMENT, NOT_SUPPORTED = 1, 2, 3
 LOST = 15
 
@@ -118,7 +120,7 @@ def test_every_function_answers_as_the_driver_does(worker: Worker) -> None:
             continue  # the simulated driver does not have it
         assert found[name]["null"] == answer["null"], name
         assert found[name]["handle"] == answer["handle"], name
-        if "Memory" not in name:  # another process has other memory in use
+        if not any(word in name for word in CHANGING):
             assert found[name]["memory"] == answer["memory"], name
 
 
