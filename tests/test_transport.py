@@ -110,6 +110,7 @@ NATIVE_CASES = [
     "fork_before_first_use",
     "refused_secret",
     "unreachable",
+    "next_address_is_tried",
     "not_configured",
     "raw_short_frame",
     "raw_zero_frame",

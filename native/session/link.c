@@ -257,8 +257,11 @@ void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
         if (ready > 0 && ((fds[0].revents & ~POLLOUT) || fds[2].revents)) {
             break;
         }
-        if (ready == 0 && step == 1000000000u && tp_net_silent(link->control)) {
-            tpw_link_fail(link, TP_ERROR_LOST, "the client has not answered for 9 s");
+        if (ready == 0 && now - link->asked_for_silence >= 900000000u) {
+            link->asked_for_silence = now;
+            if (tp_net_silent(link->control)) {
+                tpw_link_fail(link, TP_ERROR_LOST, "the client has not answered for 9 s");
+            }
         }
         if (left == 0) {
             break;

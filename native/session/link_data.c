@@ -421,7 +421,7 @@ void tpw_download_send(struct tpw_link *link, struct tpw_block *block, bool last
         tpw_download_drop(link, block);
         return;
     }
-    filled->handed = last ? (uint32_t)++link->handed : 0;
+    filled->handed = last ? (uint32_t)++link->handed | TP_CHUNK_HANDED : 0;
     tp_lock_take(&link->lock);
     push(&link->to_send, filled);
     tp_lock_drop(&link->lock);

@@ -73,6 +73,7 @@ struct tpw_link {
     _Atomic uint32_t send_news; /* bumped when to_send gets a block */
     _Atomic uint32_t news;      /* bumped by data threads for the executor */
     _Atomic uint32_t executor_waits;
+    uint64_t asked_for_silence; /* when, about once a second however short the executor's waits are */
     uint32_t news_seen;
     _Atomic uint32_t wants_blocks;
 };

@@ -66,10 +66,12 @@ struct tp_chunk {
     uint64_t transfer; /* numbered from 1 by the client for either direction */
     uint64_t offset;
     uint32_t size;
-    uint32_t handed; /* from the session, on the chunk that hands a download over: its place, from 1, among all that were handed
-                        over (low 32 bits), because downloads may complete in another order than they were counted in
-                        tp_reply_frame.transfers; 0 on every other chunk */
+    uint32_t handed; /* from the session, on the chunk that hands a download over: bit 31 and, below it, the download's place
+                        among all that were handed over (from 1, low 31 bits), because downloads may complete in another order
+                        than tp_reply_frame.transfers counts them in; 0 on every other chunk */
 };
+
+#define TP_CHUNK_HANDED 0x80000000u
 
 _Static_assert(sizeof(struct tp_frame) == 16, "frame header");
 _Static_assert(sizeof(struct tp_reply_frame) == 24, "reply header");

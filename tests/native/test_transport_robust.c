@@ -352,6 +352,13 @@ static void unreachable(void) {
     CHECK(tp_now_ns() - begin < 1000000000u);
 }
 
+static void next_address_is_tried(void) { /* localhost is ::1 as well on most machines, where nobody listens */
+    char address[64];
+    snprintf(address, sizeof address, "native+localhost+%u+0", test_port);
+    setenv("TENSOR_FUSION_OPERATOR_CONNECTION_INFO", address, 1);
+    check_echo(connected(), 1, 10);
+}
+
 static void not_configured(void) {
     enum tp_status status;
     unsetenv("TENSOR_FUSION_OPERATOR_CONNECTION_INFO");
@@ -525,6 +532,7 @@ const struct test_case robust_cases[] = {
     {"bad_session_10", bad_session_10, 0},
     {"refused_secret", refused_secret, ANY_CODE},
     {"unreachable", unreachable, ANY_CODE},
+    {"next_address_is_tried", next_address_is_tried, 0},
     {"not_configured", not_configured, ANY_CODE},
     {"raw_short_frame", raw_short_frame, 3},
     {"raw_zero_frame", raw_zero_frame, 3},

@@ -133,7 +133,8 @@ static void *sender_run(void *argument) {
             last_news = tp_now_ns();
             continue;
         }
-        for (int i = 0; i < 64 && is_empty(conn); i++) {
+        for (int i = 0; i < 64 && (i % 8 != 0 || is_empty(conn));
+             i++) { /* each look takes the line from the appenders */
             tp_pause();
         }
         if (!is_empty(conn) || tp_now_ns() - last_news < spin) {

@@ -171,8 +171,8 @@ void tp_download_cancel(struct tp_conn *conn, uint64_t number) {
 
 /* Counts `d`, complete, in the order of hand-overs; false when its place makes no sense or there is no memory. */
 static bool land(struct tp_conn *conn, uint32_t handed) {
-    uint32_t distance = handed - (uint32_t)conn->landed;
-    if (distance == 0 || distance > INT32_MAX) {
+    uint32_t distance = (handed - (uint32_t)conn->landed) & ~TP_CHUNK_HANDED;
+    if (!(handed & TP_CHUNK_HANDED) || distance == 0 || distance > TP_CHUNK_HANDED / 2) {
         return false;
     }
     if (distance > 1) {
