@@ -197,7 +197,8 @@ def test_the_process_ends_at_any_call(plain: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["nonsense", "cuInit=2", "cuInit:0=2", "cuInit:1=", "cuInit:1=2,stuck", ":1=2", "cuInit:x=2"]
+    "script",
+    ["nonsense", "cuInit=2", "cuInit:0=2", "cuInit:1=", "cuInit:1=2,stuck", ":1=2", "cuInit:x=2", "cuMemAllocate:1=2"],
 )
 def test_a_script_that_does_not_parse_ends_the_process(plain: Build, script: str) -> None:
     done = run([plain.program("faults")], TF_SIM_FAULTS=f"cuMemAlloc_v2:1=2;{script}")

@@ -1,5 +1,4 @@
-// The simulated GPU: a CPU stand-in for libcuda and libnvidia-ml, loaded by the session where there is no NVIDIA
-// driver.
+// The simulated GPU: a CPU stand-in for libcuda and libnvidia-ml, loaded by the session where there is no GPU.
 //
 // This header holds every structure that more than one file of the simulator uses. Two locks guard all of them:
 // `sim.lock` (objects, contexts, stream queues, events) and `sim.map_lock` (address ranges, physical memory); where
@@ -7,6 +6,9 @@
 // each stream that has work has one thread of its own. Only this process can write the memory that is read here, but
 // the arguments of every exported function, module images included, are hostile: they come from a remote client by
 // way of the session, which this library must catch out when it passes on something that it should have refused.
+//
+// Environment: TF_SIM_DEVICES (1 to 8, default 1), TF_SIM_MEMORY_MB (of each device; default what an H200 has; a
+// context takes 527 MiB of it), TF_SIM_UNKNOWN_KERNELS=skip (see sim_launch.c), TF_SIM_FAULTS (see sim_faults.c).
 #ifndef SIM_H
 #define SIM_H
 
@@ -342,6 +344,7 @@ void sim_handle_remove(void *object);                    // under sim.lock
 bool sim_handle_is(const void *object, sim_kind_t kind); // under sim.lock
 void sim_in_callback(bool inside);
 uint64_t sim_now_ns(void);
+void *sim_exported(const char *name); // a cu* function of this library; NULL: there is none
 void sim_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool sim_grow(void *array, size_t *capacity, size_t needed, size_t element);
 

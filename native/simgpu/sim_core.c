@@ -6,6 +6,7 @@
 // guarded by sim.lock.
 #include "sim.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -151,6 +152,23 @@ static uint64_t environment_number(const char *name, uint64_t fallback, uint64_t
     return value;
 }
 
+void *sim_exported(const char *name) {
+    // By a handle of this very library, whose symbols need not be in the global scope. It is never closed, and nothing
+    // may unload the library: its threads and thread-exit functions would lose their code.
+    static void *_Atomic self;
+    void *library = atomic_load(&self);
+    if (!library) {
+        Dl_info info;
+        if (!dladdr((void *)(uintptr_t)&cuInit, &info))
+            return NULL;
+        library = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+        if (!library)
+            return NULL;
+        atomic_store(&self, library);
+    }
+    return strncmp(name, "cu", 2) ? NULL : dlsym(library, name);
+}
+
 CUresult sim_setup(void) {
     static bool ready;
     CUresult result = CUDA_SUCCESS;
@@ -158,6 +176,11 @@ CUresult sim_setup(void) {
     if (ready)
         goto out;
     pthread_atfork(NULL, NULL, after_fork_in_child);
+    if (!sim_exported("cuInit")) {
+        sim_complain("the library cannot find its own file's handle: %s", dlerror());
+        result = CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+        goto out;
+    }
     sim.ndevices = (int)environment_number("TF_SIM_DEVICES", 1, SIM_MAX_DEVICES);
     uint64_t total = environment_number("TF_SIM_MEMORY_MB", SIM_H200_MEMORY >> 20, 1u << 20) << 20;
     if (total == SIM_H200_MEMORY >> 20 << 20)

@@ -4,7 +4,6 @@
 // what must differ from device to device (PCI location, UUID) and the name, which says that the device is simulated.
 #include "sim.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -248,16 +247,16 @@ CUresult cuGetErrorString(CUresult error, const char **pStr) {
 
 // The newest ABI of a name: the highest _vN that is exported here. Callers of the simulator know their names; the
 // history of ABIs by CUDA version is the client library's own table and not repeated here.
-static void *newest(void *library, const char *symbol) {
+static void *newest(const char *symbol) {
     char name[128];
     for (int version = 9; version >= 2; version--) {
         if ((size_t)snprintf(name, sizeof name, "%s_v%d", symbol, version) >= sizeof name)
             return NULL;
-        void *found = dlsym(library, name);
+        void *found = sim_exported(name);
         if (found)
             return found;
     }
-    return dlsym(library, symbol);
+    return sim_exported(symbol);
 }
 
 CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags,
@@ -270,20 +269,8 @@ CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cu
         *symbolStatus = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     if (cudaVersion > DRIVER_VERSION)
         return CUDA_ERROR_INVALID_VALUE;
-    static void *_Atomic self;
-    void *library = atomic_load(&self);
-    if (!library) { // a handle of this very library: its symbols need not be in the global scope
-        Dl_info info;
-        if (!dladdr((void *)(uintptr_t)&cuInit, &info))
-            return CUDA_ERROR_OPERATING_SYSTEM;
-        library = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-        if (!library)
-            return CUDA_ERROR_OPERATING_SYSTEM;
-        atomic_store(&self, library);
-    }
-    void *found = strncmp(symbol, "cu", 2) ? NULL : newest(library, symbol);
-    *pfn = found;
-    if (found && symbolStatus)
+    *pfn = newest(symbol);
+    if (*pfn && symbolStatus)
         *symbolStatus = CU_GET_PROC_ADDRESS_SUCCESS;
     return CUDA_SUCCESS;
 }

@@ -2,7 +2,7 @@
 //
 //   script   = rule { ";" rule }
 //   rule     = function ":" n "=" effect
-//   function = exact exported name, or "*" for every call of any function
+//   function = exact exported name of a CUDA function, or "*" for every call of any function
 //   n        = 1, 2, …: the call that it hits; "n+" hits that call and every later one
 //   effect   = CUresult as a number [ ",sticky" ]   the call returns it; sticky: so does every later
 //              call in the calling thread's current context
@@ -47,6 +47,8 @@ static bool parse_rule(const char *text, size_t length, fault_rule_t *rule) {
         return false;
     memset(rule, 0, sizeof *rule);
     memcpy(rule->function, text, (size_t)(colon - text));
+    if (strcmp(rule->function, "*") && !sim_exported(rule->function))
+        return false;
     char *stop;
     errno = 0;
     rule->call = strtoull(colon + 1, &stop, 10);

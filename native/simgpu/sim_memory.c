@@ -173,6 +173,11 @@ CUresult cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
         return CUDA_ERROR_NOT_SUPPORTED;
     if (!pages_present(p, bytesize))
         return CUDA_ERROR_INVALID_VALUE;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    bool device_side = sim_device_address(base) || sim_map_reserved(base);
+    pthread_rwlock_unlock(&sim.map_lock);
+    if (device_side)
+        return CUDA_ERROR_INVALID_VALUE;
     sim_range_t *range = calloc(1, sizeof *range);
     if (!range)
         return CUDA_ERROR_OUT_OF_MEMORY;

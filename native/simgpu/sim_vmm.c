@@ -93,8 +93,9 @@ static CUresult check_properties(const CUmemAllocationProp *prop) {
     }
     if (!sim_device_ok(prop->location.id))
         return CUDA_ERROR_INVALID_DEVICE;
-    if (prop->requestedHandleTypes)
-        return CUDA_ERROR_NOT_SUPPORTED; // there is no export to a file descriptor here
+    // The device's attributes promise file descriptors; what is missing here is the export, which then says so.
+    if (prop->requestedHandleTypes & ~(unsigned)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+        return CUDA_ERROR_NOT_SUPPORTED;
     return CUDA_SUCCESS;
 }
 
