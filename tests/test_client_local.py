@@ -232,6 +232,59 @@ gives(0, "cuMemcpyDtoH_v2", ctypes.byref(byte), ctypes.c_uint64(address), size(1
 assert byte.value == 42
 """
 
+ENDING = """
+import threading, time
+busy, other = out(), out()
+gives(0, "cuCtxCreate_v2", ctypes.byref(other), 0, 0)
+gives(0, "cuCtxPopCurrent_v2", None)
+gives(0, "cuDevicePrimaryCtxRetain", ctypes.byref(busy), 0)
+gives(0, "cuCtxSetCurrent", busy)
+module, function, stream = out(), out(), out()
+gives(0, "cuModuleLoadData", ctypes.byref(module), open(sys.argv[1], "rb").read())
+gives(0, "cuModuleGetFunction", ctypes.byref(function), module, b"spin_ns")
+gives(0, "cuStreamCreate", ctypes.byref(stream), 1)
+nanoseconds = ctypes.c_uint64(600_000_000)
+arguments = (ctypes.c_void_p * 1)(ctypes.addressof(nanoseconds))
+address = alloc(1 << 20)
+
+def launch():
+    gives(0, "cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, stream, arguments, None)
+
+def round_trips():
+    gives(0, "cuCtxSetCurrent", other)
+    before = time.monotonic()
+    free_memory()
+    gives(0, "cuMemsetD8_v2", ctypes.c_uint64(alloc(4096)), 1, size(4096))
+    gives(0, "cuCtxSynchronize")
+    spent.append(time.monotonic() - before)
+
+launch()
+spent, start = [], time.monotonic()
+gives(0, sys.argv[2], 0)
+assert time.monotonic() - start < 0.3, "ending a context does not wait in the client"
+thread = threading.Thread(target=round_trips)
+thread.start()
+thread.join()
+assert len(spent) == 1 and spent[0] < 0.3, f"another context's work waited {spent} s"
+again = out()
+gives(0, "cuDevicePrimaryCtxRetain", ctypes.byref(again), 0)
+assert 0.5 < time.monotonic() - start < 5, "the new context waits for the end of the old one"
+assert again.value == busy.value
+gives(1, "cuMemFree_v2", ctypes.c_uint64(address))
+gives(0, "cuMemsetD8_v2", ctypes.c_uint64(alloc(1 << 20)), 1, size(1 << 20))
+gives(0, "cuCtxSynchronize")
+# A created context that is busy when it is destroyed, and a process that leaves at once.
+gives(0, "cuCtxSetCurrent", other)
+gives(0, "cuModuleLoadData", ctypes.byref(module), open(sys.argv[1], "rb").read())
+gives(0, "cuModuleGetFunction", ctypes.byref(function), module, b"spin_ns")
+gives(0, "cuStreamCreate", ctypes.byref(stream), 1)
+launch()
+gives(0, "cuCtxDestroy_v2", other)
+assert current() is None
+gives(0, "cuCtxSetCurrent", again)
+free_memory()
+"""
+
 LIMIT = """
 context = out()
 gives(0, "cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
@@ -299,10 +352,10 @@ class Worker:
         assert line.startswith("ready"), line
         self.port = int(line.split()[2].rpartition(":")[2])
 
-    def run(self, body: str, **variables: str) -> None:
+    def run(self, body: str, *arguments: str, **variables: str) -> None:
         environment = {**self._base, **client_environment(f"native+127.0.0.1+{self.port}+0", self._base), **variables}
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM + body],
+            [sys.executable, "-c", PROGRAM + body, *arguments],
             env=environment,
             capture_output=True,
             text=True,
@@ -334,6 +387,12 @@ def test_primary_context_ends_and_comes_back(worker: Worker, strict: str) -> Non
 @installed
 def test_created_contexts(worker: Worker) -> None:
     worker.run(CREATED)
+
+
+@installed
+@pytest.mark.parametrize("how", ["cuDevicePrimaryCtxReset_v2", "cuDevicePrimaryCtxRelease_v2"])
+def test_busy_context_ends_aside(worker: Worker, how: str) -> None:
+    worker.run(ENDING, str(ROOT / "tests" / "kernels" / "kernels.ptx"), how)
 
 
 @installed

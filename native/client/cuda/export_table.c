@@ -10,6 +10,7 @@
 #include "tpc_local.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 #define SLOT(function) ((const void *)(function))
 
@@ -260,21 +261,18 @@ typedef CUresult module_walker(void *user, CUfunction function);
 static int tools_walk_functions(CUcontext ctx, CUmodule module, module_walker *walker, void *user) {
     (void)ctx;
     unsigned count = 0;
-    CUfunction few[16];
     if (!walker || cuModuleGetFunctionCount(&count, module) != CUDA_SUCCESS || count == 0) {
         return 0;
     }
-    if (count > sizeof few / sizeof *few) {
-        static _Atomic bool said;
-        refuse("ToolsModule, for a module of more than 16 functions, at", 7, &said);
-        return 0;
-    }
-    if (cuModuleEnumerateFunctions(few, count, module) != CUDA_SUCCESS) {
+    CUfunction *functions = calloc(count, sizeof *functions);
+    if (!functions || cuModuleEnumerateFunctions(functions, count, module) != CUDA_SUCCESS) {
+        free(functions);
         return 0;
     }
     for (unsigned i = 0; i < count; i++) {
-        walker(user, few[i]);
+        walker(user, functions[i]);
     }
+    free(functions);
     return (int)count;
 }
 
