@@ -18,6 +18,15 @@ static const unsigned char smi_table[16] = {0xc4, 0xfe, 0x3e, 0x6c, 0xc9, 0x8f, 
 /* Part number, host's PCIe generation, deferred clocks, sparse mode. */
 static nvmlReturn_t not_supported(void) { return NVML_ERROR_NOT_SUPPORTED; }
 
+/* Asked by `dmon` and `pmon` with the device, room for an answer, the device again and 1; what is not 0 lets them go on. */
+static nvmlReturn_t can_be_monitored(nvmlDevice_t device, unsigned int *answer) {
+    if (!answer || !tpn_device_index(device, NULL)) {
+        return NVML_ERROR_NOT_SUPPORTED;
+    }
+    *answer = 1;
+    return NVML_SUCCESS;
+}
+
 /* Compute, graphics and MPS processes. Only the caller's own would be shown, and nvidia-smi has no context. */
 static nvmlReturn_t processes(nvmlDevice_t device, unsigned int *count) {
     if (!count || !tpn_device_index(device, NULL)) {
@@ -29,6 +38,7 @@ static nvmlReturn_t processes(nvmlDevice_t device, unsigned int *count) {
 
 static const void *const entries[ENTRIES] = {
     [0] = (const void *)(ENTRIES * sizeof(void *)), /* the table's size in bytes */
+    [72] = (const void *)can_be_monitored,
     [213] = (const void *)processes,
     [214] = (const void *)processes,
     [215] = (const void *)processes,
