@@ -271,8 +271,19 @@ static uint64_t at_index(struct tpw_session *s, uint32_t kind, uint64_t owner, u
 
 int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_get_in *in) {
     int32_t error = 0;
-    uint64_t native = at_index(s, TPG_MODULE, in->module, in->index, &error);
-    return make_kernel(s, frame, TPG_FUNCTION, in->function, native, error);
+    uint64_t listed = at_index(s, TPG_MODULE, in->module, in->index, &error);
+    /* A listed function need not be loaded, and some calls refuse one that is not (error 913, seen on 580.159); asking for it
+     * by name gives one that loads itself. */
+    const char *name = NULL;
+    CUfunction native = NULL;
+    CUmodule module = (CUmodule)(uintptr_t)tpw_native(s, frame, TPG_MODULE, in->module, false, &error);
+    if (!error) {
+        error = (int32_t)s->cuda.cuFuncGetName(&name, (CUfunction)(uintptr_t)listed);
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuModuleGetFunction(&native, module, name);
+    }
+    return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, error);
 }
 
 int32_t tpw_kernel_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_get_in *in) {
