@@ -3,7 +3,7 @@
 For every function that api/nvml says runs in the session: the result and the caller's memory after a call with valid
 arguments, and the results with each pointer in turn left out. The same program runs on the driver itself and on the
 client, so that the two can be compared byte for byte. With `--lenient`, for NVIDIA's own library, which crashes when
-some pointers are NULL and leaves some bytes of its structs unwritten, no pointer is left out and all memory is zero
+some pointers or handles are NULL and leaves some bytes of its structs unwritten, no pointer is left out and all memory is zero
 before the call.
 """
 
@@ -90,7 +90,8 @@ def main() -> int:
             null.append(call(function, without.values))
         wrong = None
         assert operation.prototype
-        if operation.prototype.params and operation.prototype.params[0].type == "nvmlDevice_t":
+        first = operation.prototype.params[0].type if operation.prototype.params else ""
+        if first == "nvmlDevice_t" and not LENIENT:
             wrong = call(function, [0, *arguments.values[1:]])
         answers[operation.name] = {"valid": valid, "memory": memory, "null": null, "handle": wrong}
     assert library.nvmlShutdown() == 0
