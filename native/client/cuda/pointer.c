@@ -57,7 +57,7 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
             memset(data, 0, sizeof(void *));
             return CUDA_ERROR_INVALID_VALUE; /* the multiple form overlooks it */
         }
-        ANSWER(void *, (uintptr_t)(range ? host_pointer(range, address) : 0));
+        ANSWER(void *, (uintptr_t)(range ? host_pointer(range, address) : address));
     case CU_POINTER_ATTRIBUTE_P2P_TOKENS:
         return CUDA_ERROR_NOT_SUPPORTED; /* for kernel drivers of the machine with the GPU */
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
@@ -76,6 +76,7 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
     case CU_POINTER_ATTRIBUTE_MAPPED:
         ANSWER(unsigned char, range != NULL);
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+        ANSWER(unsigned int, 0); /* the runtime reads four bytes and takes anything else for managed memory */
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
@@ -94,8 +95,6 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
 }
 
 CUresult tpc_cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CUdeviceptr ptr) {
-    TPC_CONTEXT(context);
-    (void)context;
     struct tpc_range range;
     if (!data || !tpc_range_at(ptr, &range)) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -113,8 +112,6 @@ CUresult tpc_cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CU
 }
 
 CUresult tpc_cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data, CUdeviceptr ptr) {
-    TPC_CONTEXT(context);
-    (void)context;
     struct tpc_range range;
     if (!numAttributes || !attributes || !data) {
         return CUDA_ERROR_INVALID_VALUE;
