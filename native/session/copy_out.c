@@ -13,6 +13,7 @@
 #include "tpg_session.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
+#include <tp_messages.h>
 
 struct download {
     struct tp_frame frame; /* header only */
@@ -25,7 +26,7 @@ struct download {
 
 /* The client waits for these bytes in `transfer`: they will not come. */
 static void end_transfer(struct tpw_session *s, uint64_t transfer) {
-    unsigned char *body = tpw_reply_begin(s->link, TPG_OP_copy_out_post, 0, 0, sizeof transfer);
+    unsigned char *body = tpw_reply_begin(s->link, TP_OP_DOWNLOAD_ENDED, 0, 0, sizeof transfer);
     if (body) {
         memcpy(body, &transfer, sizeof transfer);
         tpw_reply_commit(s->link, 0, sizeof transfer);

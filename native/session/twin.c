@@ -10,6 +10,7 @@
 #include "tpw_memory.h"
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <tp_messages.h>
 
 #define WORD 4u /* as in the client's hostmem.c */
 #define TWINS_MAX (sizeof((struct tpw_memory *)0)->twin_list / sizeof(struct tpw_range *))
@@ -141,7 +142,7 @@ static void send_run(struct tpw_session *s, struct tpw_range *range, uint64_t of
     struct tpg_host_twin_write_in message = {
         .address = range->at.start + offset, .data = (unsigned char *)range->detail + offset, .data_size = size};
     size_t body_size = tpg_size_host_twin_write_in(&message);
-    unsigned char *body = tpw_reply_begin(s->link, TPG_OP_host_twin_write, 0, 0, body_size);
+    unsigned char *body = tpw_reply_begin(s->link, TP_OP_TWIN_WRITE, 0, 0, body_size);
     if (body) {
         struct tp_cursor c = tp_cursor_make(body, body_size);
         tpg_put_host_twin_write_in(&c, &message);

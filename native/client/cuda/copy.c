@@ -9,6 +9,7 @@
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
+#include <tp_messages.h>
 
 bool tpc_is_pinned(const void *memory, size_t size) {
     struct tpc_range range;
@@ -160,7 +161,7 @@ static CUresult download_post(const char *name, void *destination, const struct 
     size_t size = area->width * area->height;
     static _Atomic bool listening;
     if (!atomic_exchange(&listening, true)) {
-        tp_on_message(TPG_OP_copy_out_post, on_download_ended);
+        tp_on_message(TP_OP_DOWNLOAD_ENDED, on_download_ended);
     }
     if (size > TP_INLINE_MAX && tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();

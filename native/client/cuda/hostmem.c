@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <tp_messages.h>
 #include <unistd.h>
 
 #define TWIN_MAX (64u << 10)
@@ -85,7 +86,7 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     struct tpg_host_twin_in in = {.size = range->size};
     struct tpg_host_twin_out answer = {0};
     struct tp_reply reply;
-    tp_on_message(TPG_OP_host_twin_write, on_twin_write);
+    tp_on_message(TP_OP_TWIN_WRITE, on_twin_write);
     CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer, &reply);
     tp_reply_free(&reply);
     if (result != CUDA_SUCCESS) {
