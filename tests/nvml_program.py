@@ -3,8 +3,8 @@
 For every function that api/nvml says runs in the session: the result and the caller's memory after a call with valid
 arguments, and the results with each pointer in turn left out. The same program runs on the driver itself and on the
 client, so that the two can be compared byte for byte. With `--lenient`, for NVIDIA's own library, which crashes when
-some pointers or handles are NULL and leaves some bytes of its structs unwritten, no pointer is left out and all memory is zero
-before the call.
+some pointers or handles are NULL and leaves some bytes of its structs unwritten, no pointer or handle is left out and
+all memory is zero before the call.
 """
 
 from __future__ import annotations
