@@ -1,4 +1,4 @@
-"""The worker's log: off unless TF_ENABLE_LOG, one line per event, never a secret."""
+"""The worker's log: off unless TF_ENABLE_LOG, one line per event as native code writes them, never a secret."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LEVELS = {
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        level = {"WARNING": "warn"}.get(record.levelname, record.levelname.lower())
+        level = {"WARNING": "WARN"}.get(record.levelname, record.levelname)
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return f"{moment}.{int(record.msecs):03d}Z {level} worker {text}"
+        return f"{moment}.{int(record.msecs):03d}Z {level:<5} worker[{record.process}]: {text}"
 
 
 def configure(settings: LogSettings) -> None:
