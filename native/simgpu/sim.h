@@ -59,16 +59,16 @@ typedef struct sim_pool sim_pool_t;
 struct sim_context {
     int device;
     bool primary;
-    bool active;        // false: destroyed, or a primary context that nobody retains
+    atomic_bool active; // false: destroyed, or a primary context that nobody retains
     atomic_bool killed; // set before its streams are stopped: waits and spins end early
     atomic_int error;   // sticky CUresult; once set every later call in the context returns it
     unsigned retains;   // of a primary context
-    unsigned flags;
-    unsigned api_version;
-    unsigned long long id;
-    CUfunc_cache cache_config;
+    atomic_uint flags;  // these are also read without the lock
+    atomic_uint api_version;
+    atomic_ullong id;
+    _Atomic(CUfunc_cache) cache_config;
     size_t limits[CU_LIMIT_MAX];
-    unsigned peers; // bit d: peer access to device d enabled
+    atomic_uint peers; // bit d: peer access to device d enabled
     sim_stream_t *legacy;
     sim_stream_t *streams; // all live streams of the context, legacy one included
     sim_event_t *events;

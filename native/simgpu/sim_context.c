@@ -30,7 +30,8 @@ CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, u
     pthread_rwlock_unlock(&sim.map_lock);
     if (!fits)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    context->device = device;
+    if (!context->primary) // that of a primary context never changes, and other threads may be reading it
+        context->device = device;
     context->flags = flags;
     context->api_version = api_version;
     context->id = sim.next_context_id++;

@@ -134,6 +134,8 @@ void sim_device_give(int ordinal, uint64_t offset, uint64_t bytes) {
 }
 
 CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t **out) {
+    if (!context->active) // asked under the map lock, which destroying takes too: nothing is left behind
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     if (bytes > sim.devices[context->device].total)
         return CUDA_ERROR_OUT_OF_MEMORY;
     uint64_t charged = (bytes + UNIT - 1) & ~(uint64_t)(UNIT - 1), offset;

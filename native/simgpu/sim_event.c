@@ -23,7 +23,7 @@ CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     event->flags = Flags;
     event->refs = 1;
     pthread_mutex_lock(&sim.lock);
-    bool added = sim_handle_add(event, SIM_EVENT);
+    bool active = context->active, added = active && sim_handle_add(event, SIM_EVENT);
     if (added) {
         event->next = context->events;
         event->link = &context->events;
@@ -34,7 +34,7 @@ CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     pthread_mutex_unlock(&sim.lock);
     if (!added) {
         free(event);
-        return CUDA_ERROR_OUT_OF_MEMORY;
+        return active ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
     *phEvent = (CUevent)(void *)event;
     return CUDA_SUCCESS;

@@ -122,12 +122,12 @@ static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, u
     range->context = context;
     range->flags = flags | CU_MEMHOSTALLOC_DEVICEMAP; // unified addressing maps every pinned allocation
     pthread_rwlock_wrlock(&sim.map_lock);
-    bool added = sim_map_add(range);
+    bool active = context->active, added = active && sim_map_add(range);
     pthread_rwlock_unlock(&sim.map_lock);
     if (!added) {
         munmap(memory, mapped);
         free(range);
-        return CUDA_ERROR_OUT_OF_MEMORY;
+        return active ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
     *pp = memory;
     return CUDA_SUCCESS;
@@ -191,7 +191,9 @@ CUresult cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
     CUresult result = CUDA_SUCCESS;
     pthread_rwlock_wrlock(&sim.map_lock);
     size_t after = sim_map_index(base);
-    if (sim_map_find(base) || (after < sim.nranges && sim.ranges[after]->base < base + bytesize))
+    if (!context->active)
+        result = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    else if (sim_map_find(base) || (after < sim.nranges && sim.ranges[after]->base < base + bytesize))
         result = CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
     else if (!sim_map_add(range))
         result = CUDA_ERROR_OUT_OF_MEMORY;

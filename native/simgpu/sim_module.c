@@ -50,6 +50,8 @@ static CUresult place_globals(sim_module_t *module) {
 }
 
 CUresult sim_module_new(sim_context_t *context, sim_image_t *image, sim_library_t *library, sim_module_t **out) {
+    if (!context->active)
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     sim_module_t *module = calloc(1, sizeof *module);
     if (!module)
         return CUDA_ERROR_OUT_OF_MEMORY;

@@ -203,6 +203,8 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
         pthread_cond_wait(&stream->space, &sim.lock);
         stream->space_waiters--;
     }
+    if (result == CUDA_SUCCESS && !context->legacy) // another thread destroyed the context during this call
+        result = CUDA_ERROR_CONTEXT_IS_DESTROYED;
     if (result == CUDA_SUCCESS && stream->dying)
         result = CUDA_ERROR_INVALID_HANDLE;
     bool ok = true;

@@ -15,7 +15,9 @@ static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsign
         priority = -5;
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = sim_stream_new(context, flags, priority, &stream);
+    CUresult result = CUDA_ERROR_CONTEXT_IS_DESTROYED; // by another thread, since this call began
+    if (context->active)
+        result = sim_stream_new(context, flags, priority, &stream);
     if (result == CUDA_SUCCESS) {
         if (sim_handle_add(stream, SIM_STREAM)) {
             stream->handle = true;
