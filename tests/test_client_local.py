@@ -5,18 +5,23 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tensor_fusion import apigen
-from tensor_fusion.abi import native_folder
+from tensor_fusion.abi import Teleport, native_folder
 from tensor_fusion.client.files import client_environment
+from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Status, Welcome
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENT = ROOT / "native" / "client" / "cuda"
@@ -413,3 +418,98 @@ def test_limits_of_contexts_count_as_memory() -> None:
         worker.run(LIMIT)
     finally:
         worker.stop()
+
+
+OPERATIONS = {
+    name: int(number)
+    for number, name in (line.split() for line in (ROOT / "api" / "opcodes.lock").read_text().splitlines() if line)
+}
+CALL = 1
+BAD_CLIENT = "a protocol violation of its client (exit code 3)"
+
+
+def hostile_frames(chance: random.Random) -> bytes:
+    """A start, then context operations in any order, with handles and devices that may or may not exist."""
+    contexts = [1 << 46 | 1 << 36 | (1 << 20 | index) << 4 for index in range(24)]
+
+    def context() -> int:
+        if chance.random() < 0.02:
+            return chance.choice([0, 7, (1 << 64) - 1, contexts[0] | 1, contexts[0] + (1 << 24)])
+        return chance.choice(contexts)
+
+    def device() -> int:
+        return chance.choice([0, 0, 0, 1, 1, 2, 3, -1, 1 << 30])
+
+    def made(kind: int) -> int:
+        return 1 << 46 | kind << 36 | (1 << 20 | chance.randrange(1 << chance.choice([4, 16, 20]))) << 4
+
+    bodies: dict[str, Callable[[], bytes]] = {
+        "primary_retain": lambda: struct.pack("<Qixxxx", context(), device()),
+        "primary_release": lambda: struct.pack("<ixxxx", device()),
+        "primary_reset": lambda: struct.pack("<ixxxx", device()),
+        "primary_flags": lambda: struct.pack("<iI", device(), chance.getrandbits(32)),
+        "context_create": lambda: struct.pack("<QiI", context(), device(), chance.choice([0, 4, 1 << 31])),
+        "context_destroy": lambda: struct.pack("<Q", context()),
+        "context_limit": lambda: struct.pack(
+            "<Qixxxx", chance.choice([0, 1 << 20, 1 << 40, (1 << 64) - 1]), chance.choice([0, 1, 2, 3, 7, 99, -1])
+        ),
+        "context_flags": lambda: struct.pack("<Ixxxx", chance.getrandbits(32)),
+        "context_info": lambda: b"",
+        "context_synchronize": lambda: b"",
+        "memory_alloc": lambda: struct.pack("<Q", chance.choice([0, 1, 1 << 20, 1 << 62])),
+        "memory_info": lambda: b"",
+        "stream_create": lambda: struct.pack("<QIi", made(6), 1, 0),
+        "event_create": lambda: struct.pack("<QIxxxx", made(7), 0),
+        "start": lambda: struct.pack("<Ixxxx", chance.choice([0, 0, 1])),
+    }
+    frames = [("start", struct.pack("<Ixxxx", 0))]
+    for _ in range(chance.randrange(1, 200)):
+        name = chance.choice(list(bodies))
+        body = bodies[name]()
+        if chance.random() < 0.005:
+            body = body[: len(body) // 16 * 8]
+        frames.append((name, body))
+    return b"".join(
+        struct.pack(
+            "<IHHII",
+            16 + len(body),
+            OPERATIONS[name],
+            chance.choice([0, CALL]),
+            1 + chance.randrange(3),
+            (context() >> 4) & 0xFFFFFFFF,
+        )
+        + body
+        for name, body in frames
+    )
+
+
+@installed
+def test_hostile_context_operations(tmp_path: Path) -> None:
+    """Whatever a client does with contexts, its session ends in order, or says that the client broke the protocol."""
+    log = tmp_path / "worker.log"
+    seed = random.randrange(1 << 32)
+    worker = Worker(TF_SIM_DEVICES="3", TF_ENABLE_LOG="1", TF_LOG_PATH=str(log))
+    try:
+        schema = Teleport().schema
+        for number in range(60):
+            with socket.create_connection(("127.0.0.1", worker.port), 10) as connection:
+                connection.sendall(Greeting.build(schema, program="hostile"))
+                welcome = Welcome.parse(connection.recv(WELCOME_BYTES, socket.MSG_WAITALL))
+                assert welcome is not None
+                assert welcome.status == Status.ACCEPTED
+                try:
+                    connection.sendall(hostile_frames(random.Random(seed + number)))
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1 << 16):
+                        pass
+                except ConnectionError:
+                    pass  # the session left first
+        worker.run(PRIMARY)
+        until = time.monotonic() + 10
+        while time.monotonic() < until and log.read_text().count(" ended with ") < 61:
+            time.sleep(0.05)
+    finally:
+        worker.stop()
+    endings = [line.partition(" ended with ")[2] for line in log.read_text().splitlines() if " ended with " in line]
+    assert len(endings) >= 61, seed
+    assert set(endings) <= {"exit code 0", BAD_CLIENT}, (seed, endings)
