@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -21,14 +24,14 @@ from tensor_fusion.abi import Teleport, native_file, native_folder
 from tensor_fusion.client.files import client_environment
 from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Status, Welcome
 
-pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
-NEEDED = ("client/libteleport.so.1", "client/libnvidia-ml.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
-pytestmark = pytest.mark.skipif(
-    not all((native_folder() / name).is_file() for name in NEEDED),
-    reason=f"the native files are not in {native_folder()}; install the package or set TF_NATIVE_DIR",
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+NEEDED = (
+    *(f"client/{name}.so.1" for name in ("libteleport", "libcuda", "libnvidia-ml")),
+    "bin/tensor-fusion-session",
+    "lib/libtf-simgpu.so",
 )
-
-HERE = Path(__file__).parent
+COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 MIB = 1 << 20
 # Part of the names of functions whose answers differ between two moments or processes.
 CHANGING = ("MemoryInfo", "Energy", "Utilization", "Violation")
@@ -40,13 +43,17 @@ class Worker:
     """A worker on the simulated GPU, with the real session."""
 
     def __init__(self, **variables: str) -> None:
+        pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+        if not all((native_folder() / name).is_file() for name in NEEDED):
+            pytest.skip(f"the native files are not in {native_folder()}; install the package or set TF_NATIVE_DIR")
         clean = {n: v for n, v in os.environ.items() if not n.startswith(("TF_", "TENSOR_FUSION_", "LD_"))}
         if "TF_NATIVE_DIR" in os.environ:
             clean["TF_NATIVE_DIR"] = os.environ["TF_NATIVE_DIR"]
         self._base = clean
+        self.log = Path(tempfile.mkdtemp()) / "worker.log"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tensor_fusion.worker", "--gpu", "sim", "--host", "127.0.0.1", "-p", "0"],
-            env={**clean, **variables},
+            env={**clean, "TF_ENABLE_LOG": "1", "TF_LOG_PATH": str(self.log), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -55,6 +62,10 @@ class Worker:
         line = self.process.stdout.readline()
         assert line.startswith("ready"), line
         self.port = int(line.split()[2].rpartition(":")[2])
+
+    def crashes(self) -> list[str]:
+        """Sessions that a signal ended, by the worker's log."""
+        return [line for line in self.log.read_text().splitlines() if "signal" in line or "exit code -" in line]
 
     @property
     def env(self) -> dict[str, str]:
@@ -81,6 +92,7 @@ class Worker:
     ) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(15)
+        shutil.rmtree(self.log.parent)
 
 
 PREAMBLE = """
@@ -100,6 +112,30 @@ def error(function, *arguments):
 def worker() -> Iterator[Worker]:
     with Worker() as running:
         yield running
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_client_by_itself(tmp_path: Path) -> None:
+    """The client's C files against a stand-in for the connection, with the address sanitizer."""
+    generated, program = tmp_path / "generated", tmp_path / "test_nvml_client"
+    subprocess.run(
+        [sys.executable, "-m", "tensor_fusion.apigen", "--api", str(ROOT / "api"), "--out", str(generated)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        check=True,
+    )
+    native = ROOT / "native"
+    sources = [HERE / "native" / "test_nvml_client.c", *(native / "client" / "nvml").glob("*.c")]
+    sources += [native / "base" / "log.c", native / "base" / "time_lock.c"]
+    sources += [generated / f"tpg_nvml_{name}.c" for name in ("exports", "stubs")]
+    folders = [*(native / name for name in ("base", "wire", "client/core", "client/nvml")), generated]
+    flags = ["-std=gnu17", "-D_GNU_SOURCE", "-g", "-O1", "-fvisibility=hidden", "-pthread", "-fno-strict-aliasing"]
+    flags += ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wno-sign-conversion", "-Werror"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    command = [COMPILER or "cc", *flags, *(f"-I{folder}" for folder in folders), *map(str, sources), "-o", str(program)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert built.returncode == 0, built.stderr
+    ran = subprocess.run([str(program)], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_every_function_answers_as_the_driver_does(worker: Worker) -> None:
@@ -192,7 +228,6 @@ device = nvml.nvmlDeviceGetHandleByIndex(0)
 """
 
 
-@pytest.mark.skipif(not (native_folder() / "client/libcuda.so.1").is_file(), reason="no libcuda in the client folder")
 def test_own_process_and_memory() -> None:
     with Worker(TF_GPU_MEMORY_LIMIT="2048") as limited:
         limited.run(
@@ -266,7 +301,7 @@ class Raw:
     """One control connection on which anything may be sent."""
 
     def __init__(self, port: int) -> None:
-        lock = (HERE.parent / "api" / "opcodes.lock").read_text().split()
+        lock = (ROOT / "api" / "opcodes.lock").read_text().split()
         self.numbers = dict(zip(lock[1::2], map(int, lock[0::2]), strict=True))
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self.socket.sendall(Greeting.build(Teleport().schema, program="raw"))
@@ -355,3 +390,21 @@ def test_hostile_lengths(worker: Worker, operation: str, body: bytes, result: in
     begin = time.monotonic()
     assert Raw(worker.port).call("nvml_start") == 0, "the worker serves the next client"
     assert time.monotonic() - begin < 5
+
+
+def test_junk(worker: Worker) -> None:
+    """Every operation with a real device and bytes that mean nothing: an answer or the end of the session, no crash."""
+    dice = random.Random(20)
+    numbers = Raw(worker.port).numbers
+    operations = [name for name in numbers if name.startswith("nvml") and name != "nvml_start"]
+    assert len(operations) > 150
+    raw = None
+    for name in operations:
+        for size in (0, 8, 200):
+            if raw is None:
+                raw = Raw(worker.port)
+                assert raw.call("nvml_start") == 0
+            if raw.call(name, DEVICE + dice.randbytes(size)) is None:
+                raw = None
+    assert worker.crashes() == []
+    assert "protocol violation" in worker.log.read_text()  # the log is the right one
