@@ -118,6 +118,7 @@ NATIVE_CASES = [
     "raw_huge_frame",
     "raw_crooked_frame",
     "raw_half_frame_then_end",
+    "raw_upload_that_never_comes",
     "raw_drip",
     "raw_never_reads",
     "raw_long_chunk",

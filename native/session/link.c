@@ -229,7 +229,8 @@ static bool data_news(struct tpw_link *link) {
     return fresh;
 }
 
-void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
+/* `control` says which events of the control socket end the sleep. */
+static void sleep_until(struct tpw_link *link, int extra_fd, uint64_t timeout_ns, short control) {
     tpw_link_flush(link);
     uint64_t end = tp_now_ns() + timeout_ns;
     end = end < timeout_ns ? UINT64_MAX : end;
@@ -241,7 +242,7 @@ void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
         uint64_t step = left < 1000000000u ? left : 1000000000u;
         struct timespec timeout = {.tv_sec = (time_t)(step / 1000000000u), .tv_nsec = (long)(step % 1000000000u)};
         struct pollfd fds[3] = {
-            {.fd = link->control, .events = (short)(POLLIN | (link->output_end > link->output_start ? POLLOUT : 0))},
+            {.fd = link->control, .events = (short)(control | (link->output_end > link->output_start ? POLLOUT : 0))},
             {.fd = link->event, .events = POLLIN},
             {.fd = extra_fd, .events = POLLIN},
         };
@@ -253,6 +254,9 @@ void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
         }
         if (ready > 0 && (fds[0].revents & POLLOUT)) {
             tpw_link_flush(link);
+        }
+        if (ready > 0 && control == POLLRDHUP && (fds[0].revents & (POLLRDHUP | POLLHUP | POLLERR))) {
+            tpw_link_fail(link, TP_ERROR_LOST, "the client closed it, in the middle of a transfer");
         }
         if (ready > 0 && ((fds[0].revents & ~POLLOUT) || fds[2].revents)) {
             break;
@@ -271,4 +275,12 @@ void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
     if (tpw_link_wants_service(link)) {
         tpw_link_serve_data(link);
     }
+}
+
+void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
+    sleep_until(link, extra_fd, timeout_ns, POLLIN);
+}
+
+void tpw_link_wait_data(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
+    sleep_until(link, extra_fd, timeout_ns, POLLRDHUP);
 }

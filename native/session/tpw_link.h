@@ -26,6 +26,8 @@ const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *stat
 /* Sleeps until bytes arrive, a data thread has news, `extra_fd` (or -1) is readable, or the timeout ends. Flushes first. */
 void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns);
 
+/* The same in the middle of a frame, for blocks of a transfer: frames that wait unread do not end this sleep. */
+void tpw_link_wait_data(struct tpw_link *link, int extra_fd, uint64_t timeout_ns);
 /* Why the link is over, TP_OK while it is not: whoever waits for blocks in a loop must look, since none will come any more. */
 enum tp_status tpw_link_status(const struct tpw_link *link);
 

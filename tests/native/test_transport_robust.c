@@ -414,6 +414,20 @@ static void raw_half_frame_then_end(void) {
     expect_end(fd);
 }
 
+static void raw_upload_that_never_comes(void) {
+    int fd = raw(TP_ROLE_CONTROL, 0, 0);
+    struct {
+        struct tp_frame header;
+        uint64_t transfer, size, seed;
+    } upload = {{.size = 40, .op = OP_UPLOAD, .thread = 1}, 1, 4096, 0};
+    for (int i = 0; i < 3; i++) { /* the session waits in the first; the others stay unread */
+        send_raw(fd, &upload, sizeof upload);
+    }
+    usleep(200000);
+    shutdown(fd, SHUT_WR);
+    expect_end(fd);
+}
+
 static void raw_drip(void) {
     int fd = raw(TP_ROLE_CONTROL, 0, 0);
     unsigned char bytes[32];
@@ -540,6 +554,7 @@ const struct test_case robust_cases[] = {
     {"raw_huge_frame", raw_huge_frame, 3},
     {"raw_crooked_frame", raw_crooked_frame, 3},
     {"raw_half_frame_then_end", raw_half_frame_then_end, 0},
+    {"raw_upload_that_never_comes", raw_upload_that_never_comes, 0},
     {"raw_drip", raw_drip, 0},
     {"raw_never_reads", raw_never_reads, 0},
     {"raw_long_chunk", raw_long_chunk, 3},

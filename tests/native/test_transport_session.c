@@ -72,7 +72,7 @@ static void upload(struct tpw_link *link, int listener, uint64_t transfer, uint6
         struct tpw_block *block = tpw_upload_take(link, transfer);
         if (!block) {
             serve_data(link, listener);
-            tpw_link_wait(link, listener, 100000000u);
+            tpw_link_wait_data(link, listener, 100000000u);
             if (tpw_link_status(link) != TP_OK) {
                 return;
             }
@@ -111,7 +111,7 @@ static void download(struct tpw_link *link, int listener, uint64_t transfer, uin
         struct tpw_block *block = tpw_download_block(link);
         if (!block) {
             serve_data(link, listener);
-            tpw_link_wait(link, listener, 100000000u);
+            tpw_link_wait_data(link, listener, 100000000u);
             if (tpw_link_status(link) != TP_OK) {
                 return;
             }
