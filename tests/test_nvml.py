@@ -64,8 +64,9 @@ class Worker:
         self.port = int(line.split()[2].rpartition(":")[2])
 
     def crashes(self) -> list[str]:
-        """Sessions that a signal ended, by the worker's log."""
-        return [line for line in self.log.read_text().splitlines() if "signal" in line or "exit code -" in line]
+        """Sessions that ended neither well nor over a violation of their client, by the worker's log."""
+        ends = [line for line in self.log.read_text().splitlines() if " ended with " in line]
+        return [line for line in ends if not line.endswith(("exit code 0", "(exit code 3)"))]
 
     @property
     def env(self) -> dict[str, str]:
