@@ -31,7 +31,8 @@ enum tp_status {
  * Level error is also written to stderr when logging is off, because it is the only way a user learns why CUDA fails. */
 enum tp_log_level { TP_TRACE, TP_DEBUG, TP_INFO, TP_WARN, TP_ERROR, TP_SILENT };
 TP_EXPORT extern _Atomic int tp_log_threshold; /* lowest level that is written */
-TP_EXPORT void tp_log_setup(const char *who);  /* reads the environment; `who` stands in each line; may be called again */
+TP_EXPORT void
+tp_log_setup(const char *who); /* reads the environment; `who` stands in each line; may be called again */
 TP_EXPORT void tp_log_write(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 #define tp_log(level, ...)                                                                                             \
     do {                                                                                                               \
@@ -63,7 +64,8 @@ static inline void tp_lock_take(struct tp_lock *lock) {
 }
 static inline bool tp_lock_try(struct tp_lock *lock) {
     uint32_t free_state = 0;
-    return atomic_compare_exchange_strong_explicit(&lock->state, &free_state, 1, memory_order_acquire, memory_order_relaxed);
+    return atomic_compare_exchange_strong_explicit(&lock->state, &free_state, 1, memory_order_acquire,
+                                                   memory_order_relaxed);
 }
 static inline void tp_lock_drop(struct tp_lock *lock) {
     if (TP_UNLIKELY(atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2)) {

@@ -62,8 +62,7 @@ enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG | AI_NUMERICSERV};
     struct addrinfo *list = NULL;
     int rc = getaddrinfo(to->host, port, &hints, &list);
-    if (rc == EAI_NONAME ||
-        rc == EAI_FAMILY) { /* AI_ADDRCONFIG hides the loopback address on a host without a network */
+    if (rc != 0 && rc != EAI_AGAIN) { /* AI_ADDRCONFIG hides the loopback address on a host without a network */
         hints.ai_flags = AI_NUMERICSERV;
         rc = getaddrinfo(to->host, port, &hints, &list);
     }
