@@ -25,7 +25,7 @@ MIB = 1 << 20
 NEEDED = ("client/libteleport.so.1", "client/libcuda.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
 COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wno-sign-conversion", "-fno-strict-aliasing"]
-CASES = ("copies", "visible", "boxes", "allocations", "twins", "vmm", "pools", "threads", "order", "refused")
+CASES = ("copies", "visible", "boxes", "allocations", "twins", "vmm", "pools", "threads", "order")
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 whole_stack = pytest.mark.skipif(
