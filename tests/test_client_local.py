@@ -61,7 +61,8 @@ def test_local_answers(generated: Path, tmp_path: Path, extra: list[str]) -> Non
     program = tmp_path / "test_client_local"
     command = [COMPILER or "cc", *FLAGS, *WARNINGS, *extra, f"-I{generated}"]
     command += [f"-I{ROOT / 'native' / folder}" for folder in INCLUDED]
-    command += [str(ROOT / "tests" / "native" / "test_client_local.c"), *(str(ROOT / file) for file in LOCAL)]
+    command += [str(ROOT / "tests" / "native" / f"test_client_{part}.c") for part in ("local", "tables")]
+    command += [str(ROOT / file) for file in LOCAL]
     command += [str(generated / "tpg_tables.c"), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

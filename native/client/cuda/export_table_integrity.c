@@ -3,7 +3,8 @@
  *
  * Every input is a fact of this process (its id, the thread, addresses of the tables handed out, the devices as this library
  * reports them), so only the client can compute it; process and thread are asked anew each time, so a forked child answers
- * for itself. Any thread; writes only the caller's result. The message is facts/private-tables.md made into a structure.
+ * for itself. Any thread; writes only the caller's result. The key and the layout of the message were found by public
+ * projects (ZLUDA); the runtimes of CUDA 11.8, 12.1, 12.4, 12.9, 13.0 and 13.2 were tried and accept the answer.
  */
 #include "tpc_local.h"
 
