@@ -10,7 +10,7 @@
 
 #include <poll.h>
 
-#define SPIN_NS 100000u          /* after the last news, before sleeping */
+#define SPIN_NS 100000u          /* after the last news, before sleeping; less where cores are few */
 #define FRAMES_A_TURN 64u        /* then completions get a look, so that one flood cannot starve waiting threads */
 #define WATCH_FIRST_NS 20000u    /* sleep between looks at markers: from here … */
 #define WATCH_MOST_NS 500000u    /* … doubling up to here */
@@ -51,6 +51,7 @@ static void wait_for_client(struct tpw_session *s) {
 
 void tpw_execute(struct tpw_session *s) {
     wait_for_client(s);
+    const uint64_t spin = tp_spin_ns(SPIN_NS);
     uint64_t last = tp_now_ns(), watch = WATCH_FIRST_NS;
     unsigned quiet = 0, turn = 0;
     while (!s->ended) {
@@ -80,7 +81,7 @@ void tpw_execute(struct tpw_session *s) {
         }
         uint64_t now = tp_now_ns();
         last = last ? last : now;
-        if (now - last < SPIN_NS) {
+        if (now - last < spin) {
             continue;
         }
         tpw_link_wait(s->link, s->process->events, tpw_pending(s) ? watch : IDLE_NS);

@@ -28,6 +28,8 @@ struct marker {
     uint64_t handle; /* of the event */
     tpw_done *done;
     void *what;
+    bool ready;
+    int32_t error;
 };
 
 struct tpw_markers {
@@ -35,8 +37,10 @@ struct tpw_markers {
     CUdeviceptr device;
     uint64_t next_value;
     uint32_t free[SLOTS], free_count;
-    struct marker *pending;
+    struct marker *pending; /* in the order of their making */
     size_t count, capacity;
+    struct marker *due; /* completed, `done` not yet called; in the same order */
+    size_t due_first, due_count, due_capacity;
     uint64_t asked;
 };
 
@@ -182,21 +186,12 @@ int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
     return CUDA_SUCCESS;
 }
 
-/* ---- completion ---- */
-
-static void complete(struct tpw_session *s, size_t index, int32_t error) {
-    struct tpw_markers *m = s->markers;
-    struct marker marker = m->pending[index];
-    m->pending[index] = m->pending[--m->count];
-    if (marker.stream) {
-        marker.stream->pending--;
-        if (!error) {
-            m->free[m->free_count++] = marker.slot;
-        }
-        /* After an error the GPU may still write the slot: it is not used again, the context is lost anyway. */
-    }
-    marker.done(s, marker.what, error);
-}
+/* ---- completion ----
+ *
+ * Completions run in the order in which the markers were made: what a later one promises the client (a synchronise) includes
+ * what an earlier one does (handing over a copy). The GPU writes in an order of its own, and a marker can only depend on
+ * older ones; so the newest is looked at first: whatever it depends on is then seen complete, too.
+ */
 
 static void enter(struct tpw_session *s, const struct marker *marker) {
     if (s->entered_native != marker->context) {
@@ -206,88 +201,124 @@ static void enter(struct tpw_session *s, const struct marker *marker) {
     }
 }
 
-/* Completes the event markers that are ready. */
-static bool poll_events(struct tpw_session *s) {
+static void look(struct tpw_session *s, struct marker *marker) {
+    if (marker->stream) {
+        marker->ready = atomic_load_explicit(&s->markers->values[marker->slot], memory_order_acquire) == marker->value;
+        return;
+    }
+    enter(s, marker);
+    int32_t result = tpw_object(s, TPG_EVENT, marker->handle) ? (int32_t)s->cuda.cuEventQuery(marker->event) : CUDA_SUCCESS;
+    marker->ready = result != CUDA_ERROR_NOT_READY;
+    marker->error = marker->ready ? result : CUDA_SUCCESS;
+}
+
+/* Asks the driver about the oldest markers: the only way to hear of a sticky error, after which no value is ever written. */
+static bool ask(struct tpw_session *s) {
     struct tpw_markers *m = s->markers;
     bool news = false;
-    for (size_t i = 0; i < m->count;) {
+    for (size_t i = 0; i < m->count && i < ASK_AT_ONCE; i++) {
         struct marker *marker = &m->pending[i];
-        int32_t result = CUDA_ERROR_NOT_READY;
-        if (!marker->stream) {
+        if (marker->stream) {
             enter(s, marker);
-            result = tpw_object(s, TPG_EVENT, marker->handle) ? (int32_t)s->cuda.cuEventQuery(marker->event) : CUDA_SUCCESS;
-        }
-        if (result == CUDA_ERROR_NOT_READY) {
-            i++;
-        } else {
-            complete(s, i, result);
-            news = true;
+            int32_t result = (int32_t)s->cuda.cuStreamQuery(marker->stream->native);
+            if (result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY) {
+                marker->ready = true;
+                marker->error = result;
+                news = true;
+            }
         }
     }
     return news;
 }
 
-/* Asks the driver about some markers: the only way to hear of a sticky error. */
-static bool ask(struct tpw_session *s) {
-    struct tpw_markers *m = s->markers;
-    bool news = false;
-    for (size_t i = 0, asked = 0; i < m->count && asked < ASK_AT_ONCE; asked++) {
-        struct marker *marker = &m->pending[i];
-        if (!marker->stream) {
-            i++;
+/* Moves ready markers to the list of due ones, both in order. */
+static void collect(struct tpw_markers *m) {
+    size_t kept = 0;
+    for (size_t i = 0; i < m->count; i++) {
+        struct marker marker = m->pending[i];
+        if (!marker.ready) {
+            m->pending[kept++] = marker;
             continue;
         }
-        enter(s, marker);
-        int32_t result = (int32_t)s->cuda.cuStreamQuery(marker->stream->native);
-        if (result == CUDA_SUCCESS || result == CUDA_ERROR_NOT_READY) {
-            i++;
-        } else {
-            complete(s, i, result);
-            news = true;
+        if (m->due_first + m->due_count == m->due_capacity) {
+            if (m->due_first) {
+                memmove(m->due, m->due + m->due_first, m->due_count * sizeof *m->due);
+                m->due_first = 0;
+            } else {
+                size_t capacity = m->due_capacity ? 2 * m->due_capacity : 64;
+                struct marker *due = realloc(m->due, capacity * sizeof *due);
+                if (!due) {
+                    m->pending[kept++] = marker; /* no memory now; the next look finds it again */
+                    continue;
+                }
+                m->due = due;
+                m->due_capacity = capacity;
+            }
         }
+        m->due[m->due_first + m->due_count++] = marker;
+        if (marker.stream && !marker.error) {
+            m->free[m->free_count++] = marker.slot;
+        }
+        /* After an error the GPU may still write the slot: it is not used again, the context is lost anyway. */
+    }
+    m->count = kept;
+}
+
+/* Calls what is due. A completion may poll in turn: it goes on where this one stands. */
+static bool run_due(struct tpw_session *s) {
+    struct tpw_markers *m = s->markers;
+    bool news = false;
+    while (m->due_count) {
+        struct marker marker = m->due[m->due_first++];
+        if (--m->due_count == 0) {
+            m->due_first = 0;
+        }
+        if (marker.stream) {
+            marker.stream->pending--;
+        }
+        marker.done(s, marker.what, marker.error);
+        news = true;
     }
     return news;
 }
 
 bool tpw_poll(struct tpw_session *s) {
     struct tpw_markers *m = s->markers;
-    if (!m || !m->count) {
+    if (!m || (!m->count && !m->due_count)) {
         return false;
     }
-    bool news = false, events = false;
-    for (size_t i = 0; i < m->count;) {
-        struct marker *marker = &m->pending[i];
-        events |= !marker->stream;
-        if (marker->stream && atomic_load_explicit(&m->values[marker->slot], memory_order_acquire) == marker->value) {
-            complete(s, i, CUDA_SUCCESS);
-            news = true;
-        } else {
-            i++;
-        }
-    }
-    if (events) {
-        news |= poll_events(s);
+    bool ready = false;
+    for (size_t i = m->count; i-- > 0;) {
+        look(s, &m->pending[i]);
+        ready |= m->pending[i].ready;
     }
     uint64_t now = tp_now_ns();
-    if (news) {
+    if (ready) {
         m->asked = now;
     } else if (m->count && now - m->asked > ASK_EVERY_NS) {
-        news = ask(s);
+        ready = ask(s);
         m->asked = now;
     }
-    return news;
+    if (ready) {
+        collect(m);
+    }
+    return run_due(s);
 }
 
 size_t tpw_pending(const struct tpw_session *s) { return s->markers ? s->markers->count : 0; }
 
 void tpw_markers_end(struct tpw_session *s, uint32_t context, int32_t error) {
     struct tpw_markers *m = s->markers;
-    for (size_t i = 0; m && i < m->count;) {
-        if (!context || m->pending[i].context_id == context) {
-            complete(s, i, error);
-            i = 0; /* completions may add and remove */
-        } else {
-            i++;
+    if (!m) {
+        return;
+    }
+    for (size_t i = 0; i < m->count; i++) {
+        struct marker *marker = &m->pending[i];
+        if (!context || marker->context_id == context) {
+            marker->ready = true;
+            marker->error = error;
         }
     }
+    collect(m);
+    run_due(s);
 }

@@ -92,7 +92,6 @@ TP_EXPORT void tp_on_loss(void (*handler)(void));
 
 /* ---- statistics ---- */
 struct tp_counters {
-    _Atomic uint64_t calls; /* API calls that reached the connection */
     _Atomic uint64_t frames, round_trips, blocked_ns, bytes_sent, bytes_received;
 };
 TP_EXPORT extern struct tp_counters tp_counters;

@@ -2,7 +2,7 @@
  * Functions and kernels: attributes, names, parameter layouts. What the worker knows is asked for once and kept.
  *
  * Any thread. A CUkernel is taken wherever a CUfunction is, as the driver does. Attributes are stored one by one as atomics
- * and published by `attributes_known`; setting one here changes the copy, so that it agrees with the worker's in order.
+ * and published by `known`; setting one here changes the copy, so that it agrees with the worker's in order.
  */
 #include "tpc.h"
 #include "tpg_cuda_send.h"
@@ -16,8 +16,9 @@ static int current_device(void) {
 
 const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result) {
     *result = CUDA_SUCCESS;
-    if (TP_LIKELY(atomic_load_explicit(&kernel->attributes_known, memory_order_acquire))) {
-        return kernel->attributes;
+    struct tpc_attributes *attributes = kernel->attributes;
+    if (TP_LIKELY(atomic_load_explicit(&attributes->known, memory_order_acquire))) {
+        return attributes->values;
     }
     struct tpg_function_attributes_in in = {.function = kernel->handle, .device = current_device()};
     struct tpg_function_attributes_out out;
@@ -25,12 +26,12 @@ const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, C
     *result = tpc_call_function_attributes(name, &in, &out, &reply);
     if (*result == CUDA_SUCCESS) {
         for (size_t i = 0; i < out.values_count && i < CU_FUNC_ATTRIBUTE_MAX; i++) {
-            atomic_store_explicit(&kernel->attributes[i], out.values[i], memory_order_relaxed);
+            atomic_store_explicit(&attributes->values[i], out.values[i], memory_order_relaxed);
         }
-        atomic_store_explicit(&kernel->attributes_known, true, memory_order_release);
+        atomic_store_explicit(&attributes->known, true, memory_order_release);
     }
     tp_reply_free(&reply);
-    return *result ? NULL : kernel->attributes;
+    return *result ? NULL : attributes->values;
 }
 
 static CUresult get_attribute(const char *name, int *value, CUfunction_attribute attribute, uint64_t handle) {
@@ -95,14 +96,14 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
     if (result) {
         return result;
     }
-    if (atomic_load_explicit(&kernel->attributes_known, memory_order_acquire) &&
-        atomic_load_explicit(&kernel->attributes[attribute], memory_order_relaxed) == value) {
+    if (atomic_load_explicit(&kernel->attributes->known, memory_order_acquire) &&
+        atomic_load_explicit(&kernel->attributes->values[attribute], memory_order_relaxed) == value) {
         return CUDA_SUCCESS; /* libraries set the same value before every launch */
     }
     struct tpg_function_attribute_set_in in = {
         .function = handle, .device = device, .attribute = (int)attribute, .value = value};
     result = tpc_post_function_attribute_set(name, &in);
-    atomic_store_explicit(&kernel->attributes[attribute], value, memory_order_relaxed);
+    atomic_store_explicit(&kernel->attributes->values[attribute], value, memory_order_relaxed);
     tpc_pure_forget(); /* occupancy depends on attributes */
     return result;
 }
@@ -268,6 +269,7 @@ CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
             function->parameters = record->parameters;
             function->parameter_bytes = record->parameter_bytes;
             function->layout = record->layout;
+            function->attributes = record->attributes;
             char *name = atomic_load(&record->name);
             atomic_store(&function->name, name ? strdup(name) : NULL);
             struct tpg_kernel_function_in in = {.kernel = record->handle, .function = handle};

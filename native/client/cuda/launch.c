@@ -13,6 +13,25 @@ struct shape {
     unsigned int grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
 };
 
+/* Against the kernel's own limits. Before a launch is refused they are asked for anew: a library may have changed them through
+ * another handle of the same code. */
+static CUresult check_attributes_of(struct tpc_kernel *kernel, uint64_t threads, unsigned int shared_bytes) {
+    for (int attempt = 0; attempt < 2; attempt++) {
+        CUresult result;
+        const _Atomic int *a = tpc_attributes(kernel, "cuLaunchKernel", &result);
+        if (!a) {
+            return result;
+        }
+        int most = atomic_load_explicit(&a[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK], memory_order_relaxed);
+        int dynamic = atomic_load_explicit(&a[CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES], memory_order_relaxed);
+        if (TP_LIKELY(threads <= (unsigned)most && shared_bytes <= (unsigned)dynamic)) {
+            return CUDA_SUCCESS;
+        }
+        atomic_store(&kernel->attributes->known, false);
+    }
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
 static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel *kernel, const struct shape *s) {
     const int *limit = tpc_devices[context->device].what.attributes;
     if (!s->grid_x || !s->grid_y || !s->grid_z || !s->block_x || !s->block_y || !s->block_z) {
@@ -31,26 +50,12 @@ static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel
         s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN]) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    bool known = atomic_load_explicit(&kernel->attributes_known, memory_order_acquire);
     /* 256 threads run every kernel that was compiled without a launch bound below that; only larger blocks, and shared memory
      * above what needs no opting in, are worth asking about once. */
-    if (!known && (threads > 256 || s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK])) {
-        CUresult result;
-        if (!tpc_attributes(kernel, "cuLaunchKernel", &result)) {
-            return result;
-        }
-        known = true;
-    }
-    if (known) {
-        const _Atomic int *a = kernel->attributes;
-        if (threads > (unsigned)atomic_load_explicit(&a[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK], memory_order_relaxed)) {
-            return CUDA_ERROR_INVALID_VALUE;
-        }
-        int dynamic =
-            atomic_load_explicit(&a[CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES], memory_order_relaxed);
-        if (s->shared_bytes > (unsigned)dynamic) {
-            return CUDA_ERROR_INVALID_VALUE;
-        }
+    bool known = atomic_load_explicit(&kernel->attributes->known, memory_order_acquire);
+    if (known || threads > 256 ||
+        s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK]) {
+        return check_attributes_of(kernel, threads, s->shared_bytes);
     }
     return CUDA_SUCCESS;
 }

@@ -20,6 +20,8 @@ struct entry {
     uint32_t parameters, parameter_bytes;
     const struct tpc_parameter *layout;
     _Atomic(struct tpc_kernel *) kernel; /* minted on first use */
+    _Atomic(struct tpc_attributes *) attributes;
+    struct entry *origin; /* in the module of a library: the library's entry, whose attributes it shares */
 };
 
 struct tpc_image {
@@ -104,6 +106,22 @@ static bool find(const struct tpc_image *image, const char *name, uint32_t *inde
     return false;
 }
 
+static struct tpc_attributes *attributes_of(struct entry *entry) {
+    if (entry->origin) {
+        entry = entry->origin;
+    }
+    struct tpc_attributes *known = atomic_load_explicit(&entry->attributes, memory_order_acquire);
+    if (!known) {
+        struct tpc_attributes *made = calloc(1, sizeof *made);
+        if (made && !atomic_compare_exchange_strong(&entry->attributes, &known, made)) {
+            free(made);
+        } else {
+            known = made;
+        }
+    }
+    return known;
+}
+
 /* The kernel at `index`, its handle minted and sent on first use. */
 static struct tpc_kernel *kernel_at(struct tpc_image *image, uint32_t index, const char *name, CUresult *result) {
     struct entry *entry = &image->entries[index];
@@ -120,7 +138,8 @@ static struct tpc_kernel *kernel_at(struct tpc_image *image, uint32_t index, con
     }
     kernel = calloc(1, sizeof *kernel);
     uint32_t kind = image->library ? TPG_KERNEL : TPG_FUNCTION;
-    uint64_t handle = kernel ? tpc_mint_record(kind, kernel) : 0;
+    struct tpc_attributes *attributes = attributes_of(entry);
+    uint64_t handle = kernel && attributes ? tpc_mint_record(kind, kernel) : 0;
     if (!handle) {
         *result = CUDA_ERROR_OUT_OF_MEMORY;
         goto failed;
@@ -131,6 +150,7 @@ static struct tpc_kernel *kernel_at(struct tpc_image *image, uint32_t index, con
     kernel->parameters = entry->parameters;
     kernel->parameter_bytes = entry->parameter_bytes;
     kernel->layout = entry->layout;
+    kernel->attributes = attributes;
     atomic_store_explicit(&kernel->name, name ? strdup(name) : NULL, memory_order_relaxed);
     if (image->library) {
         struct tpg_kernel_get_in in = {.library = image->handle, .kernel = handle, .index = index};
@@ -546,7 +566,8 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
                 entries[i] = (struct entry){.hash = image->entries[i].hash,
                                             .parameters = image->entries[i].parameters,
                                             .parameter_bytes = image->entries[i].parameter_bytes,
-                                            .layout = image->entries[i].layout};
+                                            .layout = image->entries[i].layout,
+                                            .origin = &image->entries[i]};
             }
             struct tpg_library_module_in in = {.library = image->handle, .module = handle};
             result = tpc_post_library_module("cuLibraryGetModule", &in);

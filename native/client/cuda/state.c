@@ -39,6 +39,11 @@ CUresult tpc_unsupported(const char *name, _Atomic bool *said) {
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 
+void tpc_failed(const char *name, CUresult result) {
+    const char *text = tpg_cuda_error_name((int)result);
+    tp_log(TP_DEBUG, "%s returns %d (%s)", name, (int)result, text ? text : "unknown");
+}
+
 /* ---- start ---- */
 
 static void on_loss(void) {

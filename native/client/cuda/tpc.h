@@ -40,6 +40,16 @@ CUresult tpc_not_ready(void);
         }                                                                                                              \
     } while (0)
 
+/* Every failure of an exported function, at debug level: what a program swallows is what its user needs to see. */
+void tpc_failed(const char *name, CUresult result);
+static inline CUresult tpc_answer(const char *name, CUresult result) {
+    if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
+        tpc_failed(name, result);
+    }
+    return result;
+}
+#define TPC_ANSWER(name, result) tpc_answer(name, result)
+
 /* The worker is lost: this code from every call, documented in docs/errors.md. */
 #define TPC_LOST_ERROR CUDA_ERROR_DEVICE_UNAVAILABLE
 #define TPC_NULL CUDA_ERROR_INVALID_VALUE
@@ -126,6 +136,9 @@ struct tpc_context *tpc_current(void);
     struct tpc_context *name = tpc_current();                                                                          \
     if (TP_UNLIKELY(!name)) {                                                                                          \
         return CUDA_ERROR_INVALID_CONTEXT;                                                                             \
+    }                                                                                                                  \
+    if (TP_UNLIKELY(!atomic_load_explicit(&name->active, memory_order_relaxed))) {                                     \
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;                                                                        \
     }
 
 /* ---- streams (stream.c), host functions (callback.c) ---- */
@@ -164,6 +177,10 @@ struct tpc_parameter {
     uint16_t offset, size;
 };
 struct tpc_image; /* module.c */
+struct tpc_attributes {
+    _Atomic bool known; /* released after the values */
+    _Atomic int values[CU_FUNC_ATTRIBUTE_MAX];
+};
 struct tpc_kernel {
     uint64_t handle; /* of a function or a kernel */
     struct tpc_image *image;
@@ -172,8 +189,7 @@ struct tpc_kernel {
     uint32_t parameter_bytes;
     const struct tpc_parameter *layout;
     _Atomic(char *) name;    /* once it was asked for */
-    _Atomic bool attributes_known;
-    _Atomic int attributes[CU_FUNC_ATTRIBUTE_MAX];
+    struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
     _Atomic uint64_t function; /* of a kernel: its function once asked for */
 };
 /* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */

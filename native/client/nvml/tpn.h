@@ -29,6 +29,15 @@ nvmlReturn_t tpn_ready(void);
 /* Connects and learns the devices, once; for what NVML answers before nvmlInit. */
 nvmlReturn_t tpn_start(void);
 
+#define TPN_ANSWER(name, result) tpn_answer(name, result)
+/* Every failure of an exported function, at debug level. */
+static inline nvmlReturn_t tpn_answer(const char *name, nvmlReturn_t result) {
+    if (TP_UNLIKELY(result != NVML_SUCCESS)) {
+        tp_log(TP_DEBUG, "%s returns %d", name, (int)result);
+    }
+    return result;
+}
+
 #define TPN_NULL NVML_ERROR_INVALID_ARGUMENT
 
 /* An exported name that is not remoted: logged once by name. */
