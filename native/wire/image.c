@@ -17,11 +17,11 @@ static size_t fatbin_size(const unsigned char *image, size_t limit) {
     if (header_size < 16 || header_size > limit || body > limit - header_size) {
         return 0;
     }
-    /* Entries follow each other: u16 kind, u16, u32 header size, u64 padded payload size. */
+    /* Entries follow each other: u16 kind, u16, u32 header size, u32 padded payload size, u32 of unknown meaning (not always
+     * zero in cuBLASLt's images). */
     uint64_t at = 0;
     while (at < body) {
-        uint32_t entry_header;
-        uint64_t payload;
+        uint32_t entry_header, payload;
         if (body - at < 16) {
             return 0;
         }

@@ -71,7 +71,10 @@ def _export(api: Api, line: Line) -> list[str]:
     if target.implicit:
         arguments.insert(0, default)
     enter = "" if target.anytime else f"{upper}_ENTER(); "
-    return [*lines, f"{head} {{ {enter}return {prefix}_{target.name}({', '.join(arguments)}); }}"]
+    answer = f"{prefix}_{target.name}({', '.join(arguments)})"
+    if prototype.returns == RESULTS[api.name]:
+        answer = f'{upper}_ANSWER("{line.name}", {answer})'
+    return [*lines, f"{head} {{ {enter}return {answer}; }}"]
 
 
 def _addresses(model: Model) -> list[str]:
