@@ -14,48 +14,10 @@
 
 /* Up to here the driver takes the bytes of pageable memory into the command itself, at the call: no slot, no marker. */
 #define DIRECT_MAX 4096u
+/* Blocks of the link that queued copies may hold: enough for the copy engine to be always busy, and fewer than one data
+ * connection has, so that a stream that stands still leaves blocks for what comes after. */
+#define UPLOADS_OUT_MAX 8u
 #define TAKE_UPLOAD_MAX (2ull << 30) /* images: ELF relocations end there */
-
-/* ---- slots ---- */
-
-unsigned char *tpw_slot_take(struct tpw_session *s, int32_t *error) {
-    struct tpw_slots *slots = *error || !tpw_memory_state(s) ? NULL : &s->memory->slots;
-    if (!slots) {
-        *error = *error ? *error : CUDA_ERROR_OUT_OF_MEMORY;
-        return NULL;
-    }
-    if (!slots->memory) {
-        void *memory = NULL;
-        *error = (int32_t)s->cuda.cuMemHostAlloc(&memory, (size_t)TPW_SLOTS * TPW_SLOT_SIZE, CU_MEMHOSTALLOC_PORTABLE);
-        if (*error) {
-            return NULL;
-        }
-        slots->memory = memory;
-        for (uint32_t i = 0; i < TPW_SLOTS; i++) {
-            slots->free[i] = (uint8_t)i;
-        }
-        slots->count = TPW_SLOTS;
-    }
-    while (!slots->count) {
-        if (!tpw_wait_a_moment(s)) {
-            *error = CUDA_ERROR_OPERATING_SYSTEM;
-            return NULL;
-        }
-    }
-    return slots->memory + (size_t)slots->free[--slots->count] * TPW_SLOT_SIZE;
-}
-
-void tpw_slot_give(struct tpw_session *s, unsigned char *slot) {
-    struct tpw_slots *slots = &s->memory->slots;
-    slots->free[slots->count++] = (uint8_t)((size_t)(slot - slots->memory) / TPW_SLOT_SIZE);
-}
-
-void tpw_slots_close(struct tpw_session *s) {
-    if (s->memory->slots.memory) {
-        s->cuda.cuMemFreeHost(s->memory->slots.memory);
-        s->memory->slots = (struct tpw_slots){0};
-    }
-}
 
 static void slot_done(struct tpw_session *s, void *what, int32_t error) {
     (void)error;
@@ -168,7 +130,45 @@ int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const s
 
 static void block_done(struct tpw_session *s, void *what, int32_t error) {
     (void)error;
+    s->memory->uploads_out--;
     tpw_upload_done(s->link, what);
+}
+
+static void spill_done(struct tpw_session *s, void *what, int32_t error) {
+    (void)error;
+    tpw_spill_give(s, what);
+}
+
+static bool too_many_out(struct tpw_session *s) { return s->memory->uploads_out >= UPLOADS_OUT_MAX; }
+
+/* Issues the copy of one block and sees to it that the block comes back. */
+static int32_t copy_block(struct tpw_session *s, const struct tpw_area *area, struct tpw_block *block, CUstream stream) {
+    int32_t error = CUDA_SUCCESS, lost;
+    unsigned char *spill = NULL, *source = block->memory;
+    uint64_t offset = block->offset, size = block->size;
+    if (!tpw_wait_briefly(s, too_many_out)) {
+        spill = tpw_spill_take(s, &error);
+        if (!spill) {
+            tpw_upload_done(s->link, block);
+            return error;
+        }
+        memcpy(spill, block->memory, size);
+        tpw_upload_done(s->link, block);
+        source = spill;
+    } else {
+        s->memory->uploads_out++;
+    }
+    error = tpw_area_copy(s, area, offset, source, size, true, stream);
+    lost = spill ? tpw_when_done(s, stream, spill_done, spill) : tpw_when_done(s, stream, block_done, block);
+    if (lost) {
+        s->cuda.cuStreamSynchronize(stream); /* nothing may read it when it is used again */
+        if (spill) {
+            spill_done(s, spill, lost);
+        } else {
+            block_done(s, block, lost);
+        }
+    }
+    return error ? error : lost;
 }
 
 /* The next block of a transfer of which `left` bytes are missing; NULL when the session is about to end. */
@@ -205,13 +205,7 @@ int32_t tpw_copy_in_bulk(struct tpw_session *s, const struct tp_frame *frame, co
             return TPW_LATER;
         }
         left -= block->size;
-        error = tpw_area_copy(s, &area, block->offset, block->memory, block->size, true, stream);
-        int32_t lost = tpw_when_done(s, stream, block_done, block);
-        if (lost) {
-            s->cuda.cuStreamSynchronize(stream);
-            tpw_upload_done(s->link, block);
-            error = error ? error : lost;
-        }
+        error = copy_block(s, &area, block, stream);
     }
     if (error) {
         tpw_upload_drop(s->link, in->transfer, left);

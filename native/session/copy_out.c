@@ -6,7 +6,8 @@
  * the bytes are sent exactly as the copy engine wrote them.
  *
  * All copies of one operation are issued before the next frame is looked at, because later work in the same stream may
- * overwrite the source: with more data than blocks the executor stays here until blocks come back.
+ * overwrite the source: with more data than blocks the executor stays here until blocks come back, or, when the stream stands
+ * still, goes on with spills of its own pinned memory, because the stream may be waiting for a frame that comes after this one.
  *
  * Stream capture: as in copy_in.c, the place to decide is tpw_area_copy.
  */
@@ -14,6 +15,11 @@
 #include "tpw_memory.h"
 #include <stdlib.h>
 #include <tp_messages.h>
+
+#define STALL_NS 5000000u    /* without a block for so long: the stream may be waiting for the client */
+/* Blocks that queued copies may hold: half of what the link has, so that some always go round between here and the client. */
+#define DOWNLOADS_OUT_MAX 16u
+#define SEND_WAIT_NS 1000000u
 
 struct download {
     struct tp_frame frame; /* header only */
@@ -107,19 +113,43 @@ static int32_t start_small(struct tpw_session *s, struct download *d, const stru
 
 struct piece {
     struct download *download;
-    struct tpw_block *block;
+    struct tpw_block *block; /* NULL: the bytes are in `spill` */
+    unsigned char *spill;
+    uint64_t offset;
+    uint32_t size;
 };
+
+/* A block for bytes that lie in a spill. Blocks come back as fast as the client reads, whatever the GPU does. */
+static struct tpw_block *block_for(struct tpw_session *s, const struct piece *piece) {
+    struct tpw_block *block = NULL;
+    while (!(block = tpw_download_block(s->link)) && tpw_link_status(s->link) == TP_OK) {
+        tpw_link_wait(s->link, -1, SEND_WAIT_NS);
+    }
+    if (block) {
+        memcpy(block->memory, piece->spill, piece->size);
+    }
+    return block;
+}
 
 static void piece_done(struct tpw_session *s, void *what, int32_t error) {
     struct piece *piece = what;
     struct download *d = piece->download;
     d->outstanding--;
     d->error = d->error ? d->error : error;
-    if (d->error) {
-        tpw_download_drop(s->link, piece->block);
-    } else {
-        d->sent += piece->block->size;
-        tpw_download_send(s->link, piece->block, d->sent == d->size);
+    struct tpw_block *block = piece->block;
+    s->memory->downloads_out -= piece->block != NULL;
+    if (piece->spill) {
+        block = d->error ? NULL : block_for(s, piece);
+        tpw_spill_give(s, piece->spill);
+    }
+    if (d->error && block) {
+        tpw_download_drop(s->link, block);
+    } else if (block) {
+        block->transfer = d->transfer;
+        block->offset = piece->offset;
+        block->size = piece->size;
+        d->sent += piece->size;
+        tpw_download_send(s->link, block, d->sent == d->size);
     }
     free(piece);
     if (d->issued && !d->outstanding) {
@@ -128,43 +158,56 @@ static void piece_done(struct tpw_session *s, void *what, int32_t error) {
 }
 
 static int32_t issue_piece(struct tpw_session *s, struct download *d, const struct tpw_area *area, uint64_t offset,
-                           struct tpw_block *block, CUstream stream) {
+                           struct tpw_block *block, unsigned char *spill, CUstream stream) {
     struct piece *piece = malloc(sizeof *piece);
-    if (!piece) {
-        tpw_download_drop(s->link, block);
-        return CUDA_ERROR_OUT_OF_MEMORY;
+    int32_t error = piece ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    if (!error) {
+        *piece = (struct piece){.download = d,
+                                .block = block,
+                                .spill = spill,
+                                .offset = offset,
+                                .size = (uint32_t)(d->size - offset < TP_CHUNK_MAX ? d->size - offset : TP_CHUNK_MAX)};
+        error = tpw_area_copy(s, area, offset, spill ? spill : block->memory, piece->size, false, stream);
     }
-    *piece = (struct piece){.download = d, .block = block};
-    block->transfer = d->transfer;
-    block->offset = offset;
-    block->size = (uint32_t)(d->size - offset < TP_CHUNK_MAX ? d->size - offset : TP_CHUNK_MAX);
-    int32_t error = tpw_area_copy(s, area, offset, block->memory, block->size, false, stream);
     if (!error) {
         error = tpw_when_done(s, stream, piece_done, piece);
         if (error) {
-            s->cuda.cuStreamSynchronize(stream);
+            s->cuda.cuStreamSynchronize(stream); /* nothing may write it when it is used again */
         }
     }
-    if (error) {
-        tpw_download_drop(s->link, block);
-        free(piece);
-        return error;
+    if (!error) {
+        d->outstanding++;
+        s->memory->downloads_out += block != NULL;
+        return CUDA_SUCCESS;
     }
-    d->outstanding++;
-    return CUDA_SUCCESS;
+    free(piece);
+    if (spill) {
+        tpw_spill_give(s, spill);
+    } else {
+        tpw_download_drop(s->link, block);
+    }
+    return error;
 }
 
 static int32_t start_large(struct tpw_session *s, struct download *d, const struct tpw_area *area, CUstream stream) {
+    uint64_t last_progress = tp_now_ns();
     for (uint64_t offset = 0; offset < d->size && !d->error;) {
-        struct tpw_block *block = tpw_download_block(s->link);
+        int32_t error = CUDA_SUCCESS;
+        unsigned char *spill = NULL;
+        struct tpw_block *block =
+            s->memory->downloads_out < DOWNLOADS_OUT_MAX ? tpw_download_block(s->link) : NULL;
         if (block) {
-            uint64_t before = offset;
-            int32_t error = issue_piece(s, d, area, before, block, stream);
-            d->error = d->error ? d->error : error;
-            offset += d->size - offset < TP_CHUNK_MAX ? d->size - offset : TP_CHUNK_MAX;
-        } else if (!tpw_wait_a_moment(s)) {
-            d->error = CUDA_ERROR_OPERATING_SYSTEM;
+            last_progress = tp_now_ns();
+        } else if (tp_now_ns() - last_progress < STALL_NS) {
+            error = tpw_wait_a_moment(s) ? CUDA_SUCCESS : CUDA_ERROR_OPERATING_SYSTEM;
+        } else {
+            spill = tpw_spill_take(s, &error);
         }
+        if (block || spill) {
+            error = issue_piece(s, d, area, offset, block, spill, stream);
+            offset += d->size - offset < TP_CHUNK_MAX ? d->size - offset : TP_CHUNK_MAX;
+        }
+        d->error = d->error ? d->error : error;
     }
     d->issued = true;
     if (!d->outstanding) {

@@ -306,7 +306,7 @@ void tpw_memory_close(struct tpw_session *s) {
         return;
     }
     tpw_twins_close(s);
-    tpw_slots_close(s);
+    tpw_staging_close(s);
     while (m->ranges.root) {
         free(tp_interval_remove(&m->ranges, m->ranges.root->start));
     }

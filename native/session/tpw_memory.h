@@ -5,7 +5,7 @@
  * except the contents of twins and staging slots, which are only ever copied.
  *
  * Files: memory.c (ranges, allocation, frees), arena.c (device memory by granules), twin.c (mapped host memory), vmm.c,
- * pool.c, copy_in.c, copy_out.c, copy_device.c, memset.c.
+ * pool.c, staging.c, copy_in.c, copy_out.c, copy_device.c, memset.c.
  */
 #ifndef TPW_MEMORY_H
 #define TPW_MEMORY_H
@@ -65,13 +65,13 @@ struct tpw_arena {
     uint64_t cached_bytes;
 };
 
-/* Pinned memory for small copies, in slots. */
+/* Pinned memory of this process in pieces of one size: slots for small copies; spills for large ones whose stream stands
+ * still, so that the link's blocks stay free for others. */
 #define TPW_SLOT_SIZE (64u << 10)
-#define TPW_SLOTS 64u
-struct tpw_slots {
-    unsigned char *memory; /* TPW_SLOTS * TPW_SLOT_SIZE, pinned */
-    uint8_t free[TPW_SLOTS];
-    uint32_t count;
+#define TPW_SPILL_SIZE TP_CHUNK_MAX
+struct tpw_pinned {
+    unsigned char **pieces, **batches; /* free pieces; what was allocated */
+    size_t free, room, batch_count;
 };
 
 struct tpw_memory {
@@ -82,7 +82,8 @@ struct tpw_memory {
     uint64_t base, size;              /* the reserved range, 0 = none */
     bool reserve_tried;
     struct tpw_arena arenas[TPW_MAX_DEVICES];
-    struct tpw_slots slots;
+    struct tpw_pinned slots, spills;
+    size_t uploads_out, downloads_out; /* blocks of the link that queued copies have yet to read, or to fill */
     struct tpw_granule *twins; /* the twin area in units, NULL until the first twin */
     struct tpw_range *twin_list[TPW_GRANULE / TPW_TWIN_MAX * 8];
     size_t twin_count;
@@ -135,12 +136,18 @@ void tpw_units_give(struct tpw_granule *granule, uint64_t offset, uint64_t bytes
 void tpw_twins_send(struct tpw_session *s);
 void tpw_twins_close(struct tpw_session *s);
 
-/* ---- copy_in.c ---- */
-/* A pinned slot of TPW_SLOT_SIZE bytes; waits for a completion when all are in use. NULL with *error set. */
+/* ---- staging.c ---- */
+/* A pinned piece. When all are in use it waits a little for a completion, then allocates more, because the stream that keeps
+ * them may be waiting for a frame that the executor has yet to read. NULL with *error set. */
 unsigned char *tpw_slot_take(struct tpw_session *s, int32_t *error);
 void tpw_slot_give(struct tpw_session *s, unsigned char *slot);
-void tpw_slots_close(struct tpw_session *s);
+unsigned char *tpw_spill_take(struct tpw_session *s, int32_t *error);
+void tpw_spill_give(struct tpw_session *s, unsigned char *spill);
+void tpw_staging_close(struct tpw_session *s);
+/* Waits while `more` says so, but not longer than a stream that goes on ever needs; false when it still does. */
+bool tpw_wait_briefly(struct tpw_session *s, bool (*more)(struct tpw_session *s));
 
+/* ---- copy_in.c ---- */
 /* One area of device memory, and the copy of packed bytes [offset, offset+size) into it or out of it. */
 struct tpw_area {
     uint64_t address, pitch, width, height;

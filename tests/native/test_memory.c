@@ -709,13 +709,59 @@ static void case_order(void) {
     }
 }
 
+/* Copies of every size behind a host function, which can end only when the session reads frames that come after them. */
+static void hold_stream(void *argument) {
+    volatile int *go = argument;
+    while (!*go) {
+        usleep(1000);
+    }
+}
+
+static void case_stall(void) {
+    enum { LARGE = 70 << 20, SMALL = 100 }; /* together fewer commands than a stream takes before the driver itself waits */
+    CUdeviceptr a, b;
+    CUstream stream, other;
+    void *up, *down, *small;
+    volatile int go = 0;
+    unsigned char *check = malloc(3 * MIB);
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&a, LARGE));
+    OK(cuMemAlloc_v2(&b, LARGE));
+    OK(cuMemHostAlloc(&up, LARGE, 0));
+    OK(cuMemHostAlloc(&down, LARGE, 0));
+    OK(cuMemHostAlloc(&small, SMALL * 5000, 0));
+    random_fill(up, LARGE);
+    memset(down, 0, LARGE);
+    memset(small, 0, SMALL * 5000);
+    OK(cuMemcpyHtoD_v2(b, up, 3 * MIB));
+    OK(cuCtxSynchronize());
+    OK(cuLaunchHostFunc(stream, hold_stream, (void *)(uintptr_t)&go));
+    OK(cuMemcpyHtoDAsync_v2(a, up, LARGE, stream));
+    OK(cuMemcpyDtoHAsync_v2(down, a, LARGE, stream));
+    for (int i = 0; i < SMALL; i++) {
+        OK(cuMemcpyHtoDAsync_v2(a + (CUdeviceptr)i * 5000, (unsigned char *)up + i, 5000, stream));
+        OK(cuMemcpyDtoHAsync_v2((unsigned char *)small + i * 5000, a + (CUdeviceptr)i * 5000, 5000, stream));
+    }
+    /* Other streams go on meanwhile. */
+    OK(cuMemcpyDtoHAsync_v2(check, b, 3 * MIB, other));
+    CHECK(memcmp(check, up, 3 * MIB) == 0);
+    GIVES(600, cuStreamQuery(stream));
+    go = 1;
+    OK(cuStreamSynchronize(stream));
+    CHECK(memcmp(up, down, LARGE) == 0);
+    for (int i = 0; i < SMALL; i++) {
+        CHECK(memcmp((unsigned char *)small + i * 5000, (unsigned char *)up + i, 5000) == 0);
+    }
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } cases[] = {{"copies", case_copies}, {"visible", case_visible}, {"boxes", case_boxes},
              {"allocations", case_allocations}, {"limit", case_limit}, {"hold", case_hold},
              {"share", case_share}, {"twins", case_twins}, {"vmm", case_vmm},
-             {"pools", case_pools}, {"threads", case_threads}, {"order", case_order}};
+             {"pools", case_pools}, {"threads", case_threads}, {"order", case_order}, {"stall", case_stall}};
 
 int main(int argc, char **argv) {
     CUcontext context;
