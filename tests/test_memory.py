@@ -59,7 +59,7 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
     folders = [NATIVE / name for name in ("base", "wire", "transport", "session")] + [generated]
     names = ("memory", "arena", "twin", "vmm", "pool", "memset", "staging", "copy_in", "copy_out", "copy_device")
-    sources = [ROOT / "tests/native/test_arena.c", *(NATIVE / f"session/{name}.c" for name in names)]
+    sources = [*(ROOT / "tests/native").glob("test_arena*.c"), *(NATIVE / f"session/{name}.c" for name in names)]
     sources += [NATIVE / "base/limits.c", NATIVE / "base/log.c", NATIVE / "base/time_lock.c"]
     program = compile_program(tmp_path / "test_arena", sources, *flags, *(f"-I{folder}" for folder in folders))
     done = subprocess.run([program], capture_output=True, text=True, timeout=100, check=False)
@@ -113,7 +113,7 @@ def program(tmp_path_factory: pytest.TempPathFactory, generated: Path) -> Path:
     client = native_file("client/libcuda.so.1")
     return compile_program(
         tmp_path_factory.mktemp("memory") / "test_memory",
-        [ROOT / "tests/native/test_memory.c"],
+        sorted((ROOT / "tests/native").glob("test_memory*.c")),
         f"-I{generated}",
         str(client),
         f"-Wl,-rpath,{client.parent}",

@@ -1,9 +1,9 @@
 /*
  * A set of disjoint address intervals: what holds this address, in O(log n).
  *
- * A treap of nodes that the caller embeds as first member of its own structure; it owns no memory and takes no locks. The
- * addresses and their order may be chosen by a hostile peer, which is why the balance comes from random priorities and not
- * from the keys. Intervals never wrap around the end of the address space and are never empty.
+ * A treap of nodes that the caller embeds as first member of its own structure; it owns no memory and takes no locks.
+ * The addresses and their order may be chosen by a hostile peer, which is why the balance comes from random priorities
+ * and not from the keys. Intervals never wrap around the end of the address space and are never empty.
  */
 #ifndef TP_INTERVALS_H
 #define TP_INTERVALS_H

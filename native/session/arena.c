@@ -1,10 +1,10 @@
 /*
  * Device memory in granules of 2 MiB inside one reserved range of addresses.
  *
- * Owns the free addresses of the reserved range, the shared granules that small allocations are cut from, and a few mapped
- * granules kept for reuse. Large allocations get physical memory of their own. One executor thread; nobody else can write
- * what is read here. Contents never cross clients: the range, and all that was ever mapped into it, belongs to this process,
- * and the driver clears physical memory before a process gets it.
+ * Owns the free addresses of the reserved range, the shared granules that small allocations are cut from, and a few
+ * mapped granules kept for reuse. Large allocations get physical memory of their own. One executor thread; nobody else
+ * can write what is read here. Contents never cross clients: the range, and all that was ever mapped into it, belongs
+ * to this process, and the driver clears physical memory before a process gets it.
  */
 #include "tpw_memory.h"
 #include <stdlib.h>
@@ -74,8 +74,8 @@ void tpw_span_give(struct tpw_memory *m, uint64_t address, uint64_t size) {
     }
     struct tp_interval *span = joins_high ? high : calloc(1, sizeof(struct tpw_span));
     if (!span) {
-        tp_log(TP_WARN, "no memory to note %llu free bytes of addresses at 0x%llx: they stay unused", (unsigned long long)size,
-               (unsigned long long)address);
+        tp_log(TP_WARN, "no memory to note %llu free bytes of addresses at 0x%llx: they stay unused",
+               (unsigned long long)size, (unsigned long long)address);
         return;
     }
     span->start = address;
@@ -92,7 +92,8 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
     }
     for (int i = 0; i < s->device_count; i++) {
         int supported = 0;
-        if (s->cuda.cuDeviceGetAttribute(&supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, s->devices[i]) ||
+        if (s->cuda.cuDeviceGetAttribute(&supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
+                                         s->devices[i]) ||
             !supported) {
             tp_log(TP_WARN, "device %d has no virtual memory management: its memory comes from cuMemAlloc_v2", i);
             continue;
@@ -116,7 +117,9 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
             }
         }
     }
-    tp_log(TP_WARN, "the driver reserves no device addresses at a fixed place (error %d): memory comes from cuMemAlloc_v2", result);
+    tp_log(TP_WARN,
+           "the driver reserves no device addresses at a fixed place (error %d): memory comes from cuMemAlloc_v2",
+           result);
     for (int i = 0; i < TPW_MAX_DEVICES; i++) {
         m->arenas[i].vmm = false;
     }
@@ -260,10 +263,12 @@ void tpw_units_give(struct tpw_granule *granule, uint64_t offset, uint64_t bytes
         granule->bits[k / 64] &= ~(1ull << k % 64);
     }
     granule->used -= count;
-    granule->longest = (uint32_t)(TPW_GRANULE_UNITS) - granule->used; /* an upper bound until the next search that fails */
+    granule->longest =
+        (uint32_t)(TPW_GRANULE_UNITS)-granule->used; /* an upper bound until the next search that fails */
 }
 
-static int32_t alloc_small(struct tpw_session *s, uint32_t device, uint64_t size, uint64_t *address, struct tpw_granule **out) {
+static int32_t alloc_small(struct tpw_session *s, uint32_t device, uint64_t size, uint64_t *address,
+                           struct tpw_granule **out) {
     struct tpw_arena *arena = &s->memory->arenas[device];
     uint64_t offset = UINT64_MAX;
     struct tpw_granule *granule = arena->granules, **hook = &arena->granules;
@@ -297,7 +302,8 @@ static int32_t alloc_small(struct tpw_session *s, uint32_t device, uint64_t size
     return CUDA_SUCCESS;
 }
 
-static void free_small(struct tpw_session *s, uint32_t device, struct tpw_granule *granule, uint64_t address, uint64_t size) {
+static void free_small(struct tpw_session *s, uint32_t device, struct tpw_granule *granule, uint64_t address,
+                       uint64_t size) {
     tpw_units_give(granule, address - granule->address, size);
     if (granule->used) {
         return;
@@ -337,7 +343,8 @@ int32_t tpw_arena_alloc(struct tpw_session *s, uint32_t device, uint64_t size, s
     if (error) {
         return error;
     }
-    struct tpw_range range = {.at = {.start = address, .size = size}, .kind = kind, .device = device, .detail = granule};
+    struct tpw_range range = {
+        .at = {.start = address, .size = size}, .kind = kind, .device = device, .detail = granule};
     *out = tpw_range_new(s, address, size, kind);
     if (!*out) {
         tpw_arena_free(s, &range);

@@ -1,8 +1,8 @@
 /*
  * Copies within device memory.
  *
- * Executor thread only; owns nothing. Both sides are checked against the client's ranges; unified addressing lets one driver
- * call serve copies within a device and between devices that see each other.
+ * Executor thread only; owns nothing. Both sides are checked against the client's ranges; unified addressing lets one
+ * driver call serve copies within a device and between devices that see each other.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
@@ -17,13 +17,14 @@ int32_t tpw_copy_device(struct tpw_session *s, const struct tp_frame *frame, con
     }
     const struct tpw_range *to = tpw_range_at(s, in->destination), *from = tpw_range_at(s, in->source);
     if (to->device != from->device && s->primary[to->device] && s->primary[from->device]) {
-        return (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, s->primary[to->device], in->source, s->primary[from->device],
-                                                  in->size, stream);
+        return (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, s->primary[to->device], in->source,
+                                                  s->primary[from->device], in->size, stream);
     }
     return (int32_t)s->cuda.cuMemcpyDtoDAsync_v2(in->destination, in->source, in->size, stream);
 }
 
-int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_device_2d_in *in) {
+int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_copy_device_2d_in *in) {
     int32_t error = CUDA_SUCCESS;
     tpw_check_area(s, in->destination, in->destination_pitch, in->width, in->height, &error);
     tpw_check_area(s, in->source, in->source_pitch, in->width, in->height, &error);

@@ -1,12 +1,13 @@
 /*
  * Copies from the client into device memory.
  *
- * Small data comes in the frame and goes through pinned slots; large data comes as a transfer, in pinned blocks that the data
- * threads have filled and that the copy engine reads. Executor thread only. Data and sizes are the client's: the number of
- * bytes that the driver reads is always a number of bytes that were received, and the area they go to was checked first.
+ * Small data comes in the frame and goes through pinned slots; large data comes as a transfer, in pinned blocks that
+ * the data threads have filled and that the copy engine reads. Executor thread only. Data and sizes are the client's:
+ * the number of bytes that the driver reads is always a number of bytes that were received, and the area they go to was
+ * checked first.
  *
- * Stream capture: nothing here may be issued into a capturing stream as it is, because a graph would read slots and blocks
- * again when it runs. The place to decide is tpw_area_copy.
+ * Stream capture: nothing here may be issued into a capturing stream as it is, because a graph would read slots and
+ * blocks again when it runs. The place to decide is tpw_area_copy.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
@@ -45,8 +46,8 @@ static int32_t copy_rows(struct tpw_session *s, uint64_t address, uint64_t pitch
     return (int32_t)s->cuda.cuMemcpy2DAsync_v2(&copy, stream);
 }
 
-int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host, uint64_t size,
-                      bool in, CUstream stream) {
+int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
+                      uint64_t size, bool in, CUstream stream) {
     if (area->height == 1 || area->pitch == area->width) {
         return copy_rows(s, area->address + offset, size, size, 1, host, in, stream);
     }
@@ -65,8 +66,8 @@ int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64
     return error;
 }
 
-/* A copy in the form that is synchronous for the program has happened for everything that the program does next, also for
- * streams that do not wait for the legacy stream by themselves. */
+/* A copy in the form that is synchronous for the program has happened for everything that the program does next, also
+ * for streams that do not wait for the legacy stream by themselves. */
 static void order_after(struct tpw_session *s, CUstream stream) {
     CUevent event = NULL;
     for (struct tpw_stream *other = s->streams; other; other = other->next) {
@@ -77,7 +78,8 @@ static void order_after(struct tpw_session *s, CUstream stream) {
             s->cuda.cuStreamIsCapturing(other->native, &capturing) || capturing != CU_STREAM_CAPTURE_STATUS_NONE) {
             continue;
         }
-        if (!event && (s->cuda.cuEventCreate(&event, CU_EVENT_DISABLE_TIMING) || s->cuda.cuEventRecord(event, stream))) {
+        if (!event &&
+            (s->cuda.cuEventCreate(&event, CU_EVENT_DISABLE_TIMING) || s->cuda.cuEventRecord(event, stream))) {
             break;
         }
         s->cuda.cuStreamWaitEvent(other->native, event, 0);
@@ -142,7 +144,8 @@ static void spill_done(struct tpw_session *s, void *what, int32_t error) {
 static bool too_many_out(struct tpw_session *s) { return s->memory->uploads_out >= UPLOADS_OUT_MAX; }
 
 /* Issues the copy of one block and sees to it that the block comes back. */
-static int32_t copy_block(struct tpw_session *s, const struct tpw_area *area, struct tpw_block *block, CUstream stream) {
+static int32_t copy_block(struct tpw_session *s, const struct tpw_area *area, struct tpw_block *block,
+                          CUstream stream) {
     int32_t error = CUDA_SUCCESS, lost;
     unsigned char *spill = NULL, *source = block->memory;
     uint64_t offset = block->offset, size = block->size;

@@ -1,13 +1,14 @@
 /*
  * Copies from device memory to the client.
  *
- * Small data goes through pinned slots into the reply or a host write; large data through the link's pinned blocks onto the
- * data connections, many copies in flight, each block sent when its copy is done. Executor thread only. The areas were checked;
- * the bytes are sent exactly as the copy engine wrote them.
+ * Small data goes through pinned slots into the reply or a host write; large data through the link's pinned blocks onto
+ * the data connections, many copies in flight, each block sent when its copy is done. Executor thread only. The areas
+ * were checked; the bytes are sent exactly as the copy engine wrote them.
  *
  * All copies of one operation are issued before the next frame is looked at, because later work in the same stream may
- * overwrite the source: with more data than blocks the executor stays here until blocks come back, or, when the stream stands
- * still, goes on with spills of its own pinned memory, because the stream may be waiting for a frame that comes after this one.
+ * overwrite the source: with more data than blocks the executor stays here until blocks come back, or, when the stream
+ * stands still, goes on with spills of its own pinned memory, because the stream may be waiting for a frame that comes
+ * after this one.
  *
  * Stream capture: as in copy_in.c, the place to decide is tpw_area_copy.
  */
@@ -16,8 +17,9 @@
 #include <stdlib.h>
 #include <tp_messages.h>
 
-#define STALL_NS 5000000u    /* without a block for so long: the stream may be waiting for the client */
-/* Blocks that queued copies may hold: half of what the link has, so that some always go round between here and the client. */
+#define STALL_NS 5000000u /* without a block for so long: the stream may be waiting for the client */
+/* Blocks that queued copies may hold: half of what the link has, so that some always go round between here and the
+ * client. */
 #define DOWNLOADS_OUT_MAX 16u
 #define SEND_WAIT_NS 1000000u
 
@@ -194,8 +196,7 @@ static int32_t start_large(struct tpw_session *s, struct download *d, const stru
     for (uint64_t offset = 0; offset < d->size && !d->error;) {
         int32_t error = CUDA_SUCCESS;
         unsigned char *spill = NULL;
-        struct tpw_block *block =
-            s->memory->downloads_out < DOWNLOADS_OUT_MAX ? tpw_download_block(s->link) : NULL;
+        struct tpw_block *block = s->memory->downloads_out < DOWNLOADS_OUT_MAX ? tpw_download_block(s->link) : NULL;
         if (block) {
             last_progress = tp_now_ns();
         } else if (tp_now_ns() - last_progress < STALL_NS) {

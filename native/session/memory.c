@@ -1,10 +1,10 @@
 /*
  * Everything the client may name as device memory, allocation and freeing, and the memory limit.
  *
- * Owns the set of ranges that every copy, memset and launch of the client is checked against. Executor thread only; addresses
- * and sizes come from a hostile client and are used for look-ups in this set before the driver sees them. A free is visible to
- * the client at once and happens when the work that was queued before it is done; the limit counts requested bytes, and a freed
- * byte until its memory can be had again.
+ * Owns the set of ranges that every copy, memset and launch of the client is checked against. Executor thread only;
+ * addresses and sizes come from a hostile client and are used for look-ups in this set before the driver sees them. A
+ * free is visible to the client at once and happens when the work that was queued before it is done; the limit counts
+ * requested bytes, and a freed byte until its memory can be had again.
  */
 #include "tpw_memory.h"
 #include "tpg_session.h"
@@ -65,7 +65,8 @@ void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int
     *error = CUDA_ERROR_INVALID_VALUE;
 }
 
-void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height, int32_t *error) {
+void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height,
+                    int32_t *error) {
     uint64_t before = 0, total = 0, packed = 0;
     if (*error || !width || !height) {
         return;
@@ -80,8 +81,8 @@ void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uin
 
 void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size) {
     if (!tpw_memory_state(s)) {
-        tp_log(TP_ERROR, "no memory to note %llu bytes at 0x%llx: copies to them will be refused", (unsigned long long)size,
-               (unsigned long long)address);
+        tp_log(TP_ERROR, "no memory to note %llu bytes at 0x%llx: copies to them will be refused",
+               (unsigned long long)size, (unsigned long long)address);
         return;
     }
     const struct tpw_range *known = tpw_range_at(s, address);
@@ -153,11 +154,13 @@ int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
     if (!s->limits || tp_limits_reserve(s->limits, s->slot, device, bytes)) {
         return CUDA_SUCCESS;
     }
-    if (s->memory->pending_bytes[device] && tpw_wait_for_frees(s) && tp_limits_reserve(s->limits, s->slot, device, bytes)) {
+    if (s->memory->pending_bytes[device] && tpw_wait_for_frees(s) &&
+        tp_limits_reserve(s->limits, s->slot, device, bytes)) {
         return CUDA_SUCCESS;
     }
-    tp_log(TP_INFO, "%llu bytes on device %u would pass the memory limit of %llu bytes (%llu in use)", (unsigned long long)bytes,
-           device, (unsigned long long)tp_limits_limit(s->limits), (unsigned long long)tp_limits_used(s->limits, device));
+    tp_log(TP_INFO, "%llu bytes on device %u would pass the memory limit of %llu bytes (%llu in use)",
+           (unsigned long long)bytes, device, (unsigned long long)tp_limits_limit(s->limits),
+           (unsigned long long)tp_limits_used(s->limits, device));
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 

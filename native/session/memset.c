@@ -1,14 +1,14 @@
 /*
  * Memsets: checked against the client's ranges, then handed to the driver.
  *
- * Executor thread only; owns nothing. Counts and pitches are the client's: their products are formed without overflow before
- * they are compared with what the client was given.
+ * Executor thread only; owns nothing. Counts and pitches are the client's: their products are formed without overflow
+ * before they are compared with what the client was given.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
 
-static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64_t address, uint64_t pitch, uint64_t count,
-                     uint64_t height, uint64_t unit, uint64_t stream, CUstream *native) {
+static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64_t address, uint64_t pitch,
+                     uint64_t count, uint64_t height, uint64_t unit, uint64_t stream, CUstream *native) {
     int32_t error = CUDA_SUCCESS;
     uint64_t width = 0;
     if (__builtin_mul_overflow(count, unit, &width) || address % unit || (height > 1 && pitch % unit)) {
@@ -24,7 +24,8 @@ static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64
                                        const struct tpg_cuMemsetD##bits##Async_in *in) {                               \
         CUstream stream = NULL;                                                                                        \
         int32_t error = check(s, frame, in->dstDevice, 0, in->N, 1, bits / 8, in->hStream, &stream);                   \
-        return error || !in->N ? error : (int32_t)s->cuda.cuMemsetD##bits##Async(in->dstDevice, in->field, in->N, stream); \
+        return error || !in->N ? error                                                                                 \
+                               : (int32_t)s->cuda.cuMemsetD##bits##Async(in->dstDevice, in->field, in->N, stream);     \
     }
 #define MEMSET_2D(bits, field)                                                                                         \
     int32_t tpw_cuMemsetD2D##bits##Async(struct tpw_session *s, const struct tp_frame *frame,                          \
@@ -35,7 +36,8 @@ static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64
         if (error || !in->Width || !in->Height) {                                                                      \
             return error;                                                                                              \
         }                                                                                                              \
-        return (int32_t)s->cuda.cuMemsetD2D##bits##Async(in->dstDevice, in->dstPitch, in->field, in->Width, in->Height, stream); \
+        return (int32_t)s->cuda.cuMemsetD2D##bits##Async(in->dstDevice, in->dstPitch, in->field, in->Width,            \
+                                                         in->Height, stream);                                          \
     }
 MEMSET_1D(8, uc)
 MEMSET_1D(16, us)

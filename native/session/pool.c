@@ -1,9 +1,9 @@
 /*
  * Stream-ordered pools: the driver's own, with every allocation counted and known.
  *
- * Executor thread only; owns the objects of kind pool. Properties come from the client: the two fields that could be pointers
- * or name other processes are cleared or refused here. An allocation counts on the limits page from its call to the moment
- * its stream has freed it.
+ * Executor thread only; owns the objects of kind pool. Properties come from the client: the two fields that could be
+ * pointers or name other processes are cleared or refused here. An allocation counts on the limits page from its call
+ * to the moment its stream has freed it.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
@@ -64,7 +64,8 @@ int32_t tpw_pool_attribute(struct tpw_session *s, const struct tp_frame *frame, 
         uint64_t large;
     } value = {.large = 0};
     bool is_small = in->attribute <= CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES;
-    if (!error && (in->attribute < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || in->attribute > CU_MEMPOOL_ATTR_USED_MEM_HIGH)) {
+    if (!error && (in->attribute < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES ||
+                   in->attribute > CU_MEMPOOL_ATTR_USED_MEM_HIGH)) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
     if (error) {

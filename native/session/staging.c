@@ -1,8 +1,9 @@
 /*
  * Pinned memory that copies go through, in pieces of one size.
  *
- * Owns the pieces; executor thread only. The copy engine reads and writes them between a copy and its marker. The amount is
- * bounded: a client that queues more than that behind a stream that never goes on holds up its own session, nobody else's.
+ * Owns the pieces; executor thread only. The copy engine reads and writes them between a copy and its marker. The
+ * amount is bounded: a client that queues more than that behind a stream that never goes on holds up its own session,
+ * nobody else's.
  */
 #include "tpw_memory.h"
 #include <stdlib.h>
@@ -79,8 +80,12 @@ unsigned char *tpw_spill_take(struct tpw_session *s, int32_t *error) {
     return take(s, &s->memory->spills, TPW_SPILL_SIZE, SPILL_BATCHES, no_spill, error);
 }
 
-void tpw_slot_give(struct tpw_session *s, unsigned char *slot) { s->memory->slots.pieces[s->memory->slots.free++] = slot; }
-void tpw_spill_give(struct tpw_session *s, unsigned char *spill) { s->memory->spills.pieces[s->memory->spills.free++] = spill; }
+void tpw_slot_give(struct tpw_session *s, unsigned char *slot) {
+    s->memory->slots.pieces[s->memory->slots.free++] = slot;
+}
+void tpw_spill_give(struct tpw_session *s, unsigned char *spill) {
+    s->memory->spills.pieces[s->memory->spills.free++] = spill;
+}
 
 static void close_pool(struct tpw_session *s, struct tpw_pinned *pool) {
     for (size_t i = 0; i < pool->batch_count; i++) {

@@ -1,8 +1,8 @@
 /*
  * The session's memory: what the client was given, where it lies, and the staging memory that copies go through.
  *
- * Everything belongs to the executor thread. Nothing here lies in memory that the client or the GPU's kernels can write,
- * except the contents of twins and staging slots, which are only ever copied.
+ * Everything belongs to the executor thread. Nothing here lies in memory that the client or the GPU's kernels can
+ * write, except the contents of twins and staging slots, which are only ever copied.
  *
  * Files: memory.c (ranges, allocation, frees), arena.c (device memory by granules), twin.c (mapped host memory), vmm.c,
  * pool.c, staging.c, copy_in.c, copy_out.c, copy_device.c, memset.c.
@@ -65,8 +65,8 @@ struct tpw_arena {
     uint64_t cached_bytes;
 };
 
-/* Pinned memory of this process in pieces of one size: slots for small copies; spills for large ones whose stream stands
- * still, so that the link's blocks stay free for others. */
+/* Pinned memory of this process in pieces of one size: slots for small copies; spills for large ones whose stream
+ * stands still, so that the link's blocks stay free for others. */
 #define TPW_SLOT_SIZE (64u << 10)
 #define TPW_SPILL_SIZE TP_CHUNK_MAX
 struct tpw_pinned {
@@ -84,7 +84,7 @@ struct tpw_memory {
     struct tpw_arena arenas[TPW_MAX_DEVICES];
     struct tpw_pinned slots, spills;
     size_t uploads_out, downloads_out; /* blocks of the link that queued copies have yet to read, or to fill */
-    struct tpw_granule *twins; /* the twin area in units, NULL until the first twin */
+    struct tpw_granule *twins;         /* the twin area in units, NULL until the first twin */
     struct tpw_range *twin_list[TPW_GRANULE / TPW_TWIN_MAX * 8];
     size_t twin_count;
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
@@ -98,11 +98,13 @@ struct tpw_range *tpw_range_at(struct tpw_session *s, uint64_t address);
 /* Adds a range of the client; NULL when it overlaps another or there is no memory. */
 struct tpw_range *tpw_range_new(struct tpw_session *s, uint64_t address, uint64_t size, enum tpw_range_kind kind);
 /* The same check as tpw_check_range for an area of rows; also that pitch >= width. */
-void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height, int32_t *error);
+void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height,
+                    int32_t *error);
 /* Index of the current context's device. */
 int32_t tpw_current_device(struct tpw_session *s, uint32_t *index);
 int32_t tpw_device_index(const struct tpw_session *s, CUdevice device, uint32_t *index);
-/* Takes bytes from the limit, waiting for pending frees when they do not fit; CUDA_ERROR_OUT_OF_MEMORY if they never do. */
+/* Takes bytes from the limit, waiting for pending frees when they do not fit; CUDA_ERROR_OUT_OF_MEMORY if they never
+ * do. */
 int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes);
 void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes);
 /* Lets completions, data connections and the supervisor go on for a moment; false when the session is about to end. For
@@ -110,10 +112,11 @@ void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes);
 bool tpw_wait_a_moment(struct tpw_session *s);
 /* Waits until no free is pending. */
 bool tpw_wait_for_frees(struct tpw_session *s);
-/* The range that the client was told as `reserved` by the start operation: device memory lies there. May be called before
- * the first context; 0, 0 when the driver does not give one. */
+/* The range that the client was told as `reserved` by the start operation: device memory lies there. May be called
+ * before the first context; 0, 0 when the driver does not give one. */
 void tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size);
-/* Drops what a destroyed context allocated; its work is over. Called with any context of the device current, or none. */
+/* Drops what a destroyed context allocated; its work is over. Called with any context of the device current, or none.
+ */
 void tpw_memory_context_gone(struct tpw_session *s, uint32_t context);
 
 /* ---- arena.c ---- */
@@ -137,8 +140,8 @@ void tpw_twins_send(struct tpw_session *s);
 void tpw_twins_close(struct tpw_session *s);
 
 /* ---- staging.c ---- */
-/* A pinned piece. When all are in use it waits a little for a completion, then allocates more, because the stream that keeps
- * them may be waiting for a frame that the executor has yet to read. NULL with *error set. */
+/* A pinned piece. When all are in use it waits a little for a completion, then allocates more, because the stream that
+ * keeps them may be waiting for a frame that the executor has yet to read. NULL with *error set. */
 unsigned char *tpw_slot_take(struct tpw_session *s, int32_t *error);
 void tpw_slot_give(struct tpw_session *s, unsigned char *slot);
 unsigned char *tpw_spill_take(struct tpw_session *s, int32_t *error);
@@ -153,7 +156,7 @@ struct tpw_area {
     uint64_t address, pitch, width, height;
 };
 static inline uint64_t tpw_area_size(const struct tpw_area *area) { return area->width * area->height; }
-int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host, uint64_t size,
-                      bool in, CUstream stream);
+int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
+                      uint64_t size, bool in, CUstream stream);
 
 #endif

@@ -1,10 +1,10 @@
 /*
  * Twins: small pinned host memory of the client that kernels may read and write, mirrored in pinned memory here.
  *
- * Owns one area of 2 MiB behind the reserved device addresses, registered with the driver, so that a twin's device pointer is
- * an address that the client keeps free and that tells nothing of this process. Kernels write into the area at any time; it is
- * only ever compared and copied. What differs from the shadow copy goes to the client before a reply that means "completed";
- * what the client sends is written at once, as a host's store would be.
+ * Owns one area of 2 MiB behind the reserved device addresses, registered with the driver, so that a twin's device
+ * pointer is an address that the client keeps free and that tells nothing of this process. Kernels write into the area
+ * at any time; it is only ever compared and copied. What differs from the shadow copy goes to the client before a reply
+ * that means "completed"; what the client sends is written at once, as a host's store would be.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
@@ -24,7 +24,8 @@ static int32_t open_area(struct tpw_session *s) {
     if (!m->base) {
         return CUDA_ERROR_NOT_SUPPORTED;
     }
-    void *got = mmap(wanted, TPW_GRANULE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    void *got =
+        mmap(wanted, TPW_GRANULE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     if (got != wanted) {
         tp_log(TP_ERROR, "the addresses for mapped host memory at %p are taken", wanted);
         goto fail;
@@ -33,7 +34,8 @@ static int32_t open_area(struct tpw_session *s) {
     if (!area) {
         goto fail;
     }
-    error = (int32_t)s->cuda.cuMemHostRegister_v2(got, TPW_GRANULE, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
+    error = (int32_t)s->cuda.cuMemHostRegister_v2(got, TPW_GRANULE,
+                                                  CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
     if (error) {
         goto fail;
     }
@@ -105,7 +107,8 @@ static void gone(struct tpw_session *s, void *what, int32_t error) {
     free(range);
 }
 
-int32_t tpw_host_twin_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_twin_free_in *in) {
+int32_t tpw_host_twin_free(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_host_twin_free_in *in) {
     (void)frame;
     struct tpw_range *range = twin_at(s, in->address);
     if (!range || range->at.start != in->address) {
@@ -125,7 +128,8 @@ int32_t tpw_host_twin_free(struct tpw_session *s, const struct tp_frame *frame, 
     return CUDA_SUCCESS;
 }
 
-int32_t tpw_host_twin_write(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_twin_write_in *in) {
+int32_t tpw_host_twin_write(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_host_twin_write_in *in) {
     (void)frame;
     struct tpw_range *range = twin_at(s, in->address);
     if (!range || in->data_size > range->at.size - (in->address - range->at.start)) {

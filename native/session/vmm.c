@@ -1,10 +1,11 @@
 /*
  * The client's own use of the virtual-memory API.
  *
- * Its reservations are stretches of the range that the session reserved (and that the client keeps free in its own process),
- * so an address it gets is never a host address of either side, and it can only map into what it reserved itself. Physical
- * memory counts on the limits page from its creation until the handle is released and the last mapping is gone. Executor thread
- * only; properties and access descriptors are the client's and are rebuilt here from the fields that are understood.
+ * Its reservations are stretches of the range that the session reserved (and that the client keeps free in its own
+ * process), so an address it gets is never a host address of either side, and it can only map into what it reserved
+ * itself. Physical memory counts on the limits page from its creation until the handle is released and the last mapping
+ * is gone. Executor thread only; properties and access descriptors are the client's and are rebuilt here from the
+ * fields that are understood.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
@@ -31,8 +32,8 @@ static void let_go(struct tpw_session *s, struct physical *physical) {
 
 /* ---- addresses ---- */
 
-int32_t tpw_address_reserve(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_address_reserve_in *in,
-                            struct tpg_address_reserve_out *out) {
+int32_t tpw_address_reserve(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_address_reserve_in *in, struct tpg_address_reserve_out *out) {
     (void)frame;
     uint64_t alignment = in->alignment > TPW_GRANULE ? in->alignment : TPW_GRANULE;
     if (!in->size || in->size % TPW_GRANULE || in->flags || (in->alignment & (in->alignment - 1))) {
@@ -62,7 +63,8 @@ int32_t tpw_address_free(struct tpw_session *s, const struct tp_frame *frame, co
     (void)frame;
     struct tpw_memory *m = s->memory;
     struct tp_interval *at = m ? tp_interval_at(&m->reservations, in->address) : NULL;
-    if (!at || at->start != in->address || at->size != in->size || tp_intervals_touch(&m->ranges, at->start, at->size)) {
+    if (!at || at->start != in->address || at->size != in->size ||
+        tp_intervals_touch(&m->ranges, at->start, at->size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     tp_interval_remove(&m->reservations, in->address);
@@ -80,7 +82,8 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
     CUmemAllocationProp prop = {.type = in->prop->type,
                                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = in->prop->location.id},
                                 .allocFlags = {.compressionType = in->prop->allocFlags.compressionType}};
-    if (!error && (in->prop->type != CU_MEM_ALLOCATION_TYPE_PINNED || in->prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE)) {
+    if (!error &&
+        (in->prop->type != CU_MEM_ALLOCATION_TYPE_PINNED || in->prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE)) {
         error = CUDA_ERROR_NOT_SUPPORTED;
     }
     if (!error && (!in->size || in->flags)) {
@@ -121,7 +124,8 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
     return error;
 }
 
-int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_release_in *in) {
+int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_memory_release_in *in) {
     (void)frame;
     struct tpw_object *object = tpw_object(s, TPG_MEMORY, in->memory);
     if (!object || object->error || !object->record) {
@@ -211,8 +215,9 @@ int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, c
             return CUDA_ERROR_NOT_SUPPORTED;
         }
         tpw_check_device(s, in->access[i].location.id, &error);
-        access[i] = (CUmemAccessDesc){.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = in->access[i].location.id},
-                                      .flags = in->access[i].flags};
+        access[i] =
+            (CUmemAccessDesc){.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = in->access[i].location.id},
+                              .flags = in->access[i].flags};
     }
     tpw_check_range(s, in->address, in->size, &error);
     return error ? error : (int32_t)s->cuda.cuMemSetAccess(in->address, in->size, access, in->access_count);

@@ -1,9 +1,10 @@
 /*
- * Messages about memory from the session to the client: numbers, as those of tp_builtin_op, below the operations of api/.
+ * Messages about memory from the session to the client: numbers, as those of tp_builtin_op, below the operations of
+ * api/.
  *
- * Both come on the control connection, in order with replies: before a reply that means "completed", the client has what kernels
- * wrote into mapped host memory, and knows which of the downloads that it posted will never come. The client bounds what it
- * reads here by its own records; the worker's numbers only choose among them.
+ * Both come on the control connection, in order with replies: before a reply that means "completed", the client has
+ * what kernels wrote into mapped host memory, and knows which of the downloads that it posted will never come. The
+ * client bounds what it reads here by its own records; the worker's numbers only choose among them.
  */
 #ifndef TP_MESSAGES_H
 #define TP_MESSAGES_H

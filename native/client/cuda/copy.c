@@ -1,9 +1,10 @@
 /*
  * Copies of one dimension, and the four ways in which bytes travel: up and down, in frames or as transfers, and across.
  *
- * Any thread; owns nothing. When a call returns follows CUDA's table of synchronisation behaviour: a copy up returns when its
- * source may be changed (pageable) or at once (pinned, asynchronous form); a copy down returns when the bytes are there, except
- * in the asynchronous form into pinned memory. What the worker sends can only land in the destination named here.
+ * Any thread; owns nothing. When a call returns follows CUDA's table of synchronisation behaviour: a copy up returns
+ * when its source may be changed (pageable) or at once (pinned, asynchronous form); a copy down returns when the bytes
+ * are there, except in the asynchronous form into pinned memory. What the worker sends can only land in the destination
+ * named here.
  */
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
@@ -37,8 +38,8 @@ static void push_twins(void) {
 
 /* ---- up ---- */
 
-static CUresult upload(const char *name, const struct tpc_area *area, const void *source, size_t size, CUstream stream, bool sync,
-                       bool may_go_on) {
+static CUresult upload(const char *name, const struct tpc_area *area, const void *source, size_t size, CUstream stream,
+                       bool sync, bool may_go_on) {
     if (tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     }
@@ -73,7 +74,8 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     }
     bool pinned = tpc_is_pinned(source, size);
     CUresult result;
-    /* "Down into P, then up from P" in stream order is legal CUDA: the bytes must have come before they are read here. */
+    /* "Down into P, then up from P" in stream order is legal CUDA: the bytes must have come before they are read here.
+     */
     if (pinned && tp_download_pending(tpc_conn, source, size) &&
         tp_transfers_touching_wait(tpc_conn, source, size) != TP_OK) {
         return tpc_lost();
@@ -92,7 +94,8 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     } else {
         result = upload(name, area, source, size, stream, sync, pinned && !sync);
     }
-    /* From pinned memory the synchronous form promises completion, from pageable memory only that the source is read. */
+    /* From pinned memory the synchronous form promises completion, from pageable memory only that the source is read.
+     */
     return result == CUDA_SUCCESS && sync && pinned ? tpc_copy_wait(name, stream) : result;
 }
 

@@ -1,16 +1,17 @@
 /*
  * Copies of two and three dimensions between linear memory.
  *
- * Any thread; owns nothing but packing buffers for the length of a call. Rows of host memory that are not side by side are packed
- * here, so that the wire and the worker's staging memory carry only what is copied; the device side keeps its pitch and is
- * copied by the worker's driver. Arrays come with texture support and are refused by name until then.
+ * Any thread; owns nothing but packing buffers for the length of a call. Rows of host memory that are not side by side
+ * are packed here, so that the wire and the worker's staging memory carry only what is copied; the device side keeps
+ * its pitch and is copied by the worker's driver. Arrays come with texture support and are refused by name until then.
  */
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
 
-#define PACK_MAX (16u << 20) /* bytes packed at a time: bounds the memory of a call, and is far above the cost of a round trip */
+#define PACK_MAX                                                                                                       \
+    (16u << 20) /* bytes packed at a time: bounds the memory of a call, and is far above the cost of a round trip */
 
 struct side {
     bool device;
@@ -32,14 +33,15 @@ static CUresult refuse_arrays(const char *name) {
 static uint64_t extent(const struct side *side, const struct box *box, bool *fits) {
     uint64_t rows = 0, slices = 0, sum = 0;
     *fits = *fits && !__builtin_mul_overflow(side->pitch, box->height - 1, &rows) &&
-            !__builtin_mul_overflow(side->slice, box->depth - 1, &slices) && !__builtin_add_overflow(rows, slices, &sum) &&
-            !__builtin_add_overflow(sum, box->width, &sum);
+            !__builtin_mul_overflow(side->slice, box->depth - 1, &slices) &&
+            !__builtin_add_overflow(rows, slices, &sum) && !__builtin_add_overflow(sum, box->width, &sum);
     return sum;
 }
 
 /* One side of the descriptor. `rows` is the height of a slice in memory, 0 for a copy of two dimensions. */
-static CUresult resolve(const char *name, CUmemorytype type, const void *host, CUdeviceptr device, uint64_t pitch, uint64_t rows,
-                        uint64_t x, uint64_t y, uint64_t z, const struct box *box, int max_pitch, struct side *out) {
+static CUresult resolve(const char *name, CUmemorytype type, const void *host, CUdeviceptr device, uint64_t pitch,
+                        uint64_t rows, uint64_t x, uint64_t y, uint64_t z, const struct box *box, int max_pitch,
+                        struct side *out) {
     struct tpc_range range;
     uint64_t base = type == CU_MEMORYTYPE_HOST ? (uint64_t)(uintptr_t)host : device;
     uint64_t reach = 0, before = 0;
@@ -76,7 +78,8 @@ static CUresult resolve(const char *name, CUmemorytype type, const void *host, C
         return CUDA_ERROR_INVALID_VALUE;
     }
     uint64_t bytes = extent(out, box, &fits);
-    if (!base || !fits || bytes > UINT64_MAX - out->address || (out->device && !tpc_range_covers(out->address, bytes)) ||
+    if (!base || !fits || bytes > UINT64_MAX - out->address ||
+        (out->device && !tpc_range_covers(out->address, bytes)) ||
         (!out->device && tpc_is_device_address(out->address))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -85,8 +88,8 @@ static CUresult resolve(const char *name, CUmemorytype type, const void *host, C
 
 /* ---- one slice ---- */
 
-static CUresult slice_up(const char *name, const struct side *to, const struct side *from, uint64_t width, uint64_t height,
-                         CUstream stream, bool sync) {
+static CUresult slice_up(const char *name, const struct side *to, const struct side *from, uint64_t width,
+                         uint64_t height, CUstream stream, bool sync) {
     const unsigned char *host = (const unsigned char *)(uintptr_t)from->address;
     struct tpc_area area = {.address = to->address, .pitch = to->pitch, .width = width, .height = height};
     if (from->pitch == width || height == 1) {
@@ -116,8 +119,8 @@ static CUresult slice_up(const char *name, const struct side *to, const struct s
     return result;
 }
 
-static CUresult slice_down(const char *name, const struct side *to, const struct side *from, uint64_t width, uint64_t height,
-                           CUstream stream, bool sync) {
+static CUresult slice_down(const char *name, const struct side *to, const struct side *from, uint64_t width,
+                           uint64_t height, CUstream stream, bool sync) {
     unsigned char *host = (unsigned char *)(uintptr_t)to->address;
     struct tpc_area area = {.address = from->address, .pitch = from->pitch, .width = width, .height = height};
     if (to->pitch == width || height == 1) {
@@ -140,8 +143,8 @@ static CUresult slice_down(const char *name, const struct side *to, const struct
     return result;
 }
 
-static CUresult slice_across(const char *name, const struct side *to, const struct side *from, uint64_t width, uint64_t height,
-                             CUstream stream) {
+static CUresult slice_across(const char *name, const struct side *to, const struct side *from, uint64_t width,
+                             uint64_t height, CUstream stream) {
     if (height == 1 || (to->pitch == width && from->pitch == width)) {
         return tpc_copy_across(name, to->address, from->address, width * height, stream);
     }
@@ -160,12 +163,13 @@ static CUresult slice_across(const char *name, const struct side *to, const stru
 
 static void slice_here(const struct side *to, const struct side *from, uint64_t width, uint64_t height) {
     for (uint64_t row = 0; row < height; row++) {
-        memmove((void *)(uintptr_t)(to->address + row * to->pitch), (const void *)(uintptr_t)(from->address + row * from->pitch),
-                width);
+        memmove((void *)(uintptr_t)(to->address + row * to->pitch),
+                (const void *)(uintptr_t)(from->address + row * from->pitch), width);
     }
 }
 
-static CUresult copy_box(const char *name, struct side to, struct side from, struct box box, CUstream stream, bool sync) {
+static CUresult copy_box(const char *name, struct side to, struct side from, struct box box, CUstream stream,
+                         bool sync) {
     CUresult result = CUDA_SUCCESS;
     if (to.slice == to.pitch * box.height && from.slice == from.pitch * box.height) {
         box.height *= box.depth; /* the slices lie side by side: one area */
@@ -204,11 +208,11 @@ static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream strea
         return CUDA_SUCCESS;
     }
     int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
-    CUresult result = resolve(name, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstPitch, 0, c->dstXInBytes, c->dstY, 0, &box,
-                              most, &to);
+    CUresult result = resolve(name, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstPitch, 0, c->dstXInBytes, c->dstY,
+                              0, &box, most, &to);
     if (result == CUDA_SUCCESS) {
-        result = resolve(name, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcPitch, 0, c->srcXInBytes, c->srcY, 0, &box, most,
-                         &from);
+        result = resolve(name, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcPitch, 0, c->srcXInBytes, c->srcY, 0,
+                         &box, most, &from);
     }
     return result == CUDA_SUCCESS ? copy_box(name, to, from, box, stream, sync) : result;
 }
@@ -225,23 +229,27 @@ static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream strea
         return CUDA_SUCCESS;
     }
     int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
-    CUresult result = resolve(name, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstPitch, c->dstHeight, c->dstXInBytes, c->dstY,
-                              c->dstZ, &box, most, &to);
+    CUresult result = resolve(name, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstPitch, c->dstHeight,
+                              c->dstXInBytes, c->dstY, c->dstZ, &box, most, &to);
     if (result == CUDA_SUCCESS) {
-        result = resolve(name, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcPitch, c->srcHeight, c->srcXInBytes, c->srcY,
-                         c->srcZ, &box, most, &from);
+        result = resolve(name, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcPitch, c->srcHeight, c->srcXInBytes,
+                         c->srcY, c->srcZ, &box, most, &from);
     }
     return result == CUDA_SUCCESS ? copy_box(name, to, from, box, stream, sync) : result;
 }
 
-CUresult tpc_cuMemcpy2D_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) { return copy_2d("cuMemcpy2D", pCopy, implicit, true); }
+CUresult tpc_cuMemcpy2D_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) {
+    return copy_2d("cuMemcpy2D", pCopy, implicit, true);
+}
 CUresult tpc_cuMemcpy2DUnaligned_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) {
     return copy_2d("cuMemcpy2DUnaligned", pCopy, implicit, true);
 }
 CUresult tpc_cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *pCopy, CUstream hStream) {
     return copy_2d("cuMemcpy2DAsync", pCopy, hStream, false);
 }
-CUresult tpc_cuMemcpy3D_v2(CUstream implicit, const CUDA_MEMCPY3D *pCopy) { return copy_3d("cuMemcpy3D", pCopy, implicit, true); }
+CUresult tpc_cuMemcpy3D_v2(CUstream implicit, const CUDA_MEMCPY3D *pCopy) {
+    return copy_3d("cuMemcpy3D", pCopy, implicit, true);
+}
 CUresult tpc_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *pCopy, CUstream hStream) {
     return copy_3d("cuMemcpy3DAsync", pCopy, hStream, false);
 }

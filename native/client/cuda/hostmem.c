@@ -1,10 +1,11 @@
 /*
  * Pinned host memory: cuMemHostAlloc, cuMemHostRegister, and twins for what kernels reach.
  *
- * Over TCP pinned memory is memory of this process that copies may use without waiting. Kernels run elsewhere, so memory whose
- * device pointer is asked for gets a twin of the same size on the worker, at most 64 KiB: what the program wrote is sent
- * before each launch, what kernels wrote comes as messages before the reply to a wait. Owns the list of memory with twins under
- * `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets bounded here.
+ * Over TCP pinned memory is memory of this process that copies may use without waiting. Kernels run elsewhere, so
+ * memory whose device pointer is asked for gets a twin of the same size on the worker, at most 64 KiB: what the program
+ * wrote is sent before each launch, what kernels wrote comes as messages before the reply to a wait. Owns the list of
+ * memory with twins under `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets
+ * bounded here.
  */
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
@@ -16,7 +17,8 @@
 #include <unistd.h>
 
 #define TWIN_MAX (64u << 10)
-#define WORD 4u /* both sides send whole words of this size: neighbours that the other side may write stay untouched */
+#define WORD 4u /* both sides send whole words of this size: neighbours that the other side may write stay untouched   \
+                 */
 
 _Atomic int tpc_twins;
 static struct tp_lock lock;
@@ -130,7 +132,8 @@ CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out) {
     struct tpc_host *host = range.detail;
     if (!range.device_address && range.size > TWIN_MAX) {
         tp_log(TP_ERROR,
-               "the device address of %llu bytes of pinned host memory was asked for: over TCP kernels reach at most %u bytes of "
+               "the device address of %llu bytes of pinned host memory was asked for: over TCP kernels reach at most "
+               "%u bytes of "
                "one allocation; the shared-memory transport will lift this",
                (unsigned long long)range.size, TWIN_MAX);
         return CUDA_ERROR_NOT_SUPPORTED;
@@ -166,8 +169,8 @@ static void end_twin(struct tpc_host *host) {
 
 /* ---- allocation ---- */
 
-static CUresult add_host(struct tpc_context *context, unsigned char *memory, size_t size, size_t mapped, unsigned int flags,
-                         unsigned int made) {
+static CUresult add_host(struct tpc_context *context, unsigned char *memory, size_t size, size_t mapped,
+                         unsigned int flags, unsigned int made) {
     struct tpc_host *host = calloc(1, sizeof *host);
     if (!host) {
         return CUDA_ERROR_OUT_OF_MEMORY;

@@ -1,8 +1,8 @@
 /*
  * Device memory: cuMemAlloc and its kin, what there is of it, and the addresses it lies at.
  *
- * Any thread. Addresses come from the worker and are never followed here; the range they lie in is kept free in this process,
- * so that no host pointer of the program can equal one.
+ * Any thread. Addresses come from the worker and are never followed here; the range they lie in is kept free in this
+ * process, so that no host pointer of the program can equal one.
  */
 #include "tpc_memory.h"
 #include "tpc_vmm.h"
@@ -15,7 +15,8 @@
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
 
-#define PITCH 512u /* CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT is less; cuMemAllocPitch aligns to this on driver 580 */
+#define PITCH                                                                                                          \
+    512u /* CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT is less; cuMemAllocPitch aligns to this on driver 580 */
 
 static uint64_t reserved_base, reserved_size; /* written once, by cuInit, before the state becomes ready */
 
@@ -26,9 +27,11 @@ void tpc_memory_reserve(uint64_t base, uint64_t size) {
     void *got = mmap(wanted, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
     if (got != wanted) {
         tp_log(TP_WARN,
-               "the device addresses 0x%llx to 0x%llx could not be kept free in this process (%s): host memory that lies there "
+               "the device addresses 0x%llx to 0x%llx could not be kept free in this process (%s): host memory that "
+               "lies there "
                "would be taken for device memory",
-               (unsigned long long)base, (unsigned long long)(base + size), got == MAP_FAILED ? strerror(errno) : "they are in use");
+               (unsigned long long)base, (unsigned long long)(base + size),
+               got == MAP_FAILED ? strerror(errno) : "they are in use");
         if (got != MAP_FAILED) { /* a kernel before 4.17 takes the address as a hint */
             munmap(got, size);
         }

@@ -1,8 +1,8 @@
 /*
  * Memsets in the form without a stream: checked here, then sent as the asynchronous form on the default stream.
  *
- * Any thread; owns nothing. The driver, too, returns before such a memset is done; what it promises is that a wrong address is
- * refused at once.
+ * Any thread; owns nothing. The driver, too, returns before such a memset is done; what it promises is that a wrong
+ * address is refused at once.
  */
 #include "tpc_memory.h"
 

@@ -1,9 +1,10 @@
 /*
  * Questions about addresses: cuPointerGetAttribute(s), cuPointerSetAttribute.
  *
- * Any thread; everything is answered from the interval map. The single form refuses an address that is not CUDA's, the multiple
- * form answers it with zeros, as the driver does. One difference from the real driver is told in the limits of the README:
- * the device pointer of pinned host memory is not the host pointer but the address of its twin on the worker.
+ * Any thread; everything is answered from the interval map. The single form refuses an address that is not CUDA's, the
+ * multiple form answers it with zeros, as the driver does. One difference from the real driver is told in the limits of
+ * the README: the device pointer of pinned host memory is not the host pointer but the address of its twin on the
+ * worker.
  */
 #include "tpc_memory.h"
 #include "tpc_vmm.h"
@@ -31,7 +32,8 @@ static int device_of(const struct tpc_range *range) {
     if (range && (range->flags & TPC_MADE_MASK) == TPC_MADE_MAP) {
         return tpc_mapping_device(range->detail);
     }
-    return range && range->context ? range->context->device : -2; /* what the driver says of memory that is not its own */
+    return range && range->context ? range->context->device
+                                   : -2; /* what the driver says of memory that is not its own */
 }
 
 #define ANSWER(type, value)                                                                                            \
@@ -111,7 +113,8 @@ CUresult tpc_cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CU
     return answer_one(data, attribute, &range, ptr);
 }
 
-CUresult tpc_cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data, CUdeviceptr ptr) {
+CUresult tpc_cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data,
+                                    CUdeviceptr ptr) {
     struct tpc_range range;
     if (!numAttributes || !attributes || !data) {
         return CUDA_ERROR_INVALID_VALUE;

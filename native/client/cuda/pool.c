@@ -1,9 +1,9 @@
 /*
  * Stream-ordered pools: handles of the default and current pools, allocations from any.
  *
- * Any thread. Each device's default pool gets its handle when it is first asked for; which pool is current is known here, so that
- * asking waits for nobody. An allocation asks the worker, because its address must be known when the call returns; a free does
- * not.
+ * Any thread. Each device's default pool gets its handle when it is first asked for; which pool is current is known
+ * here, so that asking waits for nobody. An allocation asks the worker, because its address must be known when the call
+ * returns; a free does not.
  */
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
@@ -139,7 +139,8 @@ static CUresult attribute(const char *name, CUmemoryPool pool, CUmemPool_attribu
     tp_reply_free(&reply);
     if (result == CUDA_SUCCESS && !store) {
         small = (int)out.value_now;
-        memcpy(value, is_int ? (const void *)&small : (const void *)&out.value_now, is_int ? sizeof small : sizeof large);
+        memcpy(value, is_int ? (const void *)&small : (const void *)&out.value_now,
+               is_int ? sizeof small : sizeof large);
     }
     return result;
 }

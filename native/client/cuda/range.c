@@ -1,9 +1,9 @@
 /*
  * The interval map of everything that was allocated: whose memory is this address.
  *
- * Owns the map under one lock. Readers come often and from every thread (some frameworks ask for each pointer of each launch),
- * writers rarely: each thread keeps its last answers, memory and gaps alike, which are good as long as the map's generation
- * has not changed.
+ * Owns the map under one lock. Readers come often and from every thread (some frameworks ask for each pointer of each
+ * launch), writers rarely: each thread keeps its last answers, memory and gaps alike, which are good as long as the
+ * map's generation has not changed.
  */
 #include "tpc_memory.h"
 
@@ -47,8 +47,10 @@ static void look_up(uint64_t address, struct answer *answer) {
 
 bool tpc_range_at(uint64_t address, struct tpc_range *out) {
     struct answer *answer = &cache[(address >> 21 ^ address >> 27) % CACHE];
-    /* acquire: pairs with the release in changed(); an allocation that another thread told us of has bumped it before */
-    if (answer->generation != atomic_load_explicit(&generation, memory_order_acquire) || address - answer->start >= answer->size) {
+    /* acquire: pairs with the release in changed(); an allocation that another thread told us of has bumped it before
+     */
+    if (answer->generation != atomic_load_explicit(&generation, memory_order_acquire) ||
+        address - answer->start >= answer->size) {
         look_up(address, answer);
     }
     if (answer->found) {
@@ -58,7 +60,8 @@ bool tpc_range_at(uint64_t address, struct tpc_range *out) {
 }
 
 static void changed(void) {
-    atomic_store_explicit(&generation, atomic_load_explicit(&generation, memory_order_relaxed) + 1, memory_order_release);
+    atomic_store_explicit(&generation, atomic_load_explicit(&generation, memory_order_relaxed) + 1,
+                          memory_order_release);
 }
 
 bool tpc_range_insert(const struct tpc_range *range) {
@@ -86,8 +89,8 @@ bool tpc_range_insert(const struct tpc_range *range) {
 
 void tpc_range_add(const struct tpc_range *range) {
     if (!tpc_range_insert(range)) {
-        tp_log(TP_ERROR, "%llu bytes at 0x%llx cannot be noted: copies to them will be refused", (unsigned long long)range->size,
-               (unsigned long long)range->start);
+        tp_log(TP_ERROR, "%llu bytes at 0x%llx cannot be noted: copies to them will be refused",
+               (unsigned long long)range->size, (unsigned long long)range->start);
     }
 }
 

@@ -1,21 +1,21 @@
 /*
  * What the memory files of the client share: kinds of range, host memory and its twins, address arithmetic.
  *
- * Included by range.c, memory.c, pointer.c, hostmem.c, copy.c, copy2d.c, memset.c, pool.c and vmm.c; other files use tpc.h.
- * Any thread. What is read here was written by this process, or was bounded when it came from the worker.
+ * Included by range.c, memory.c, pointer.c, hostmem.c, copy.c, copy2d.c, memset.c, pool.c and vmm.c; other files use
+ * tpc.h. Any thread. What is read here was written by this process, or was bounded when it came from the worker.
  */
 #ifndef TPC_MEMORY_H
 #define TPC_MEMORY_H
 
 #include "tpc.h"
 
-/* In tpc_range.flags, above the flags that CUDA defines: what made the range. A range without any belongs to another family
- * (a module's global) and cannot be freed. */
+/* In tpc_range.flags, above the flags that CUDA defines: what made the range. A range without any belongs to another
+ * family (a module's global) and cannot be freed. */
 enum tpc_range_made {
-    TPC_MADE_ALLOC = 1 << 16,    /* cuMemAlloc */
-    TPC_MADE_POOL = 2 << 16,     /* cuMemAllocAsync; detail: handle of the pool, 0 = the device's current one at the time */
-    TPC_MADE_MAP = 3 << 16,      /* cuMemMap; detail: its struct tpc_mapping */
-    TPC_MADE_HOST = 4 << 16,     /* cuMemHostAlloc; detail: struct tpc_host */
+    TPC_MADE_ALLOC = 1 << 16, /* cuMemAlloc */
+    TPC_MADE_POOL = 2 << 16, /* cuMemAllocAsync; detail: handle of the pool, 0 = the device's current one at the time */
+    TPC_MADE_MAP = 3 << 16,  /* cuMemMap; detail: its struct tpc_mapping */
+    TPC_MADE_HOST = 4 << 16, /* cuMemHostAlloc; detail: struct tpc_host */
     TPC_MADE_REGISTER = 5 << 16, /* cuMemHostRegister; detail: struct tpc_host */
     TPC_MADE_TWIN = 6 << 16,     /* device side of mapped host memory; detail: struct tpc_host */
     TPC_MADE_MASK = 7 << 16,
@@ -67,8 +67,8 @@ static inline uint64_t tpc_area_extent(const struct tpc_area *area, bool *fits) 
             !__builtin_add_overflow(before, area->width, &extent);
     return *fits ? extent : 0;
 }
-/* Packed host bytes into an area or out of it. `sync` is the form of the API call: everything the program does next comes
- * after the copy. The range checks have been made. */
+/* Packed host bytes into an area or out of it. `sync` is the form of the API call: everything the program does next
+ * comes after the copy. The range checks have been made. */
 CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync);
 CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync);
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream);

@@ -1,9 +1,10 @@
 /*
  * The virtual-memory API: reservations, physical memory, mappings, access.
  *
- * Any thread. The map of ranges knows every mapping; a physical allocation's record counts the program's handles and its
- * mappings, and the worker is told to release it when neither is left, so that a handle can be had back from an address.
- * Changes of mappings are ordered by `lock`, which is held across a round trip: these calls are rare and wait anyway.
+ * Any thread. The map of ranges knows every mapping; a physical allocation's record counts the program's handles and
+ * its mappings, and the worker is told to release it when neither is left, so that a handle can be had back from an
+ * address. Changes of mappings are ordered by `lock`, which is held across a round trip: these calls are rare and wait
+ * anyway.
  */
 #include "tpc_memory.h"
 #include "tpc_vmm.h"
@@ -50,7 +51,8 @@ bool tpc_reservation_at(uint64_t address, uint64_t *start, uint64_t *size) {
 
 /* ---- addresses ---- */
 
-CUresult tpc_cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr, unsigned long long flags) {
+CUresult tpc_cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr,
+                                 unsigned long long flags) {
     if (!ptr || !size || size % GRANULE || flags || (alignment & (alignment - 1))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -227,7 +229,8 @@ static CUresult map(uint64_t address, uint64_t size, uint64_t offset, CUmemGener
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle, unsigned long long flags) {
+CUresult tpc_cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
+                      unsigned long long flags) {
     if (!size || size % GRANULE || ptr % GRANULE || flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }
