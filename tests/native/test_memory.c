@@ -235,7 +235,10 @@ void case_vmm(void) {
     CHECK(next % (256 * MIB) == 0);
     OK(cuMemAddressFree(next, 64 * MIB));
     OK(cuMemCreate(&one, 2 * MIB, &prop, 0));
+    prop.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR; /* may be asked for, cannot be used */
     OK(cuMemCreate(&two, 4 * MIB, &prop, 0));
+    prop.requestedHandleTypes = CU_MEM_HANDLE_TYPE_FABRIC;
+    GIVES(801, cuMemCreate(&again, 4 * MIB, &prop, 0));
     OK(cuMemMap(base, 2 * MIB, 0, one, 0));
     OK(cuMemMap(base + 2 * MIB, 4 * MIB, 0, two, 0));
     GIVES(1, cuMemMap(base + 4 * MIB, 2 * MIB, 0, one, 0));

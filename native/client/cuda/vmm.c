@@ -105,11 +105,15 @@ CUresult tpc_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, cons
     if (!handle || !size || !prop || flags || size % GRANULE || prop->type != CU_MEM_ALLOCATION_TYPE_PINNED) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE || prop->requestedHandleTypes != CU_MEM_HANDLE_TYPE_NONE) {
-        return CUDA_ERROR_NOT_SUPPORTED; /* as the device attributes say */
+    /* Memory that *could* be handed to another process is made all the same, because allocators ask for that as a matter
+     * of course; handing it over is what is refused, by name. */
+    if (prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE ||
+        (prop->requestedHandleTypes & ~(unsigned int)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)) {
+        return CUDA_ERROR_NOT_SUPPORTED;
     }
     CUmemAllocationProp sent = *prop;
     sent.win32HandleMetaData = NULL;
+    sent.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
     TPC_DEVICE(sent.location.id);
     struct physical *physical = calloc(1, sizeof *physical);
     if (!physical) {
