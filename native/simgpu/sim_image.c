@@ -6,6 +6,7 @@
 // counted under sim.lock.
 #include "sim.h"
 
+#include <dlfcn.h>
 #include <elf.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -210,6 +211,37 @@ static CUresult parse_entry(const fatbin_entry_t *entry, const unsigned char *pa
     return result;
 }
 
+// zstd is not worth writing again: the machine's libzstd.so.1 does it where there is one, as on every Debian and Ubuntu.
+static CUresult parse_zstd(const fatbin_entry_t *entry, const unsigned char *payload, sim_image_t *image, char *log,
+                           size_t log_size) {
+    static size_t (*decompress)(void *, size_t, const void *, size_t);
+    static unsigned (*is_error)(size_t);
+    if (!decompress) {
+        void *library = dlopen("libzstd.so.1", RTLD_NOW | RTLD_LOCAL);
+        void *symbols[2] = {library ? dlsym(library, "ZSTD_isError") : NULL,
+                            library ? dlsym(library, "ZSTD_decompress") : NULL};
+        if (!symbols[0] || !symbols[1]) {
+            sim_complain("the only usable entries of a fatbin are compressed with zstd and there is no libzstd.so.1; "
+                         "build it with -Xfatbin -compress-mode=speed or --no-compress");
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+        memcpy(&is_error, &symbols[0], sizeof is_error);
+        memcpy(&decompress, &symbols[1], sizeof decompress);
+    }
+    if (!entry->compressed_size || entry->compressed_size > entry->padded_size || !entry->uncompressed_size ||
+        entry->uncompressed_size > LARGEST_IMAGE)
+        return CUDA_ERROR_INVALID_IMAGE;
+    unsigned char *plain = malloc(entry->uncompressed_size);
+    if (!plain)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result = CUDA_ERROR_INVALID_IMAGE;
+    size_t size = decompress(plain, entry->uncompressed_size, payload, entry->compressed_size);
+    if (!is_error(size) && size == entry->uncompressed_size)
+        result = parse_payload(entry, plain, size, image, log, log_size);
+    free(plain);
+    return result;
+}
+
 static CUresult parse_container(const unsigned char *bytes, sim_image_t *image, char *log, size_t log_size) {
     uint16_t version, header_size;
     uint64_t body;
@@ -218,9 +250,10 @@ static CUresult parse_container(const unsigned char *bytes, sim_image_t *image, 
     memcpy(&body, bytes + 8, 8);
     if (version != 1 || header_size < 16 || body > LARGEST_IMAGE)
         return CUDA_ERROR_INVALID_IMAGE;
-    unsigned best_score = 0, zstd_score = 0;
+    unsigned best_score = 0;
     fatbin_entry_t best = {0};
     const unsigned char *best_payload = NULL;
+    // Anything usable is preferred to zstd, for which a library is needed.
     for (uint64_t at = 0; at < body;) {
         fatbin_entry_t entry;
         const unsigned char *start = bytes + header_size + at;
@@ -230,24 +263,20 @@ static CUresult parse_container(const unsigned char *bytes, sim_image_t *image, 
         if (entry.header_size < sizeof entry || entry.header_size > body - at ||
             entry.padded_size > body - at - entry.header_size)
             return CUDA_ERROR_INVALID_IMAGE;
-        unsigned points = score(&entry);
-        if (entry.flags & FLAG_ZSTD) {
-            if (points > zstd_score)
-                zstd_score = points;
-        } else if (points > best_score) {
+        unsigned points = 2 * score(&entry);
+        if (points && !(entry.flags & FLAG_ZSTD))
+            points += 1u << 16;
+        if (points > best_score) {
             best_score = points;
             best = entry;
             best_payload = start + entry.header_size;
         }
         at += entry.header_size + entry.padded_size;
     }
-    if (best_payload)
-        return parse_entry(&best, best_payload, image, log, log_size);
-    if (!zstd_score)
+    if (!best_payload)
         return CUDA_ERROR_NO_BINARY_FOR_GPU;
-    sim_complain("the only usable entries of a fatbin are compressed with zstd; build it with -Xfatbin "
-                 "-compress-mode=speed or --no-compress");
-    return CUDA_ERROR_NOT_SUPPORTED;
+    return best.flags & FLAG_ZSTD ? parse_zstd(&best, best_payload, image, log, log_size)
+                                  : parse_entry(&best, best_payload, image, log, log_size);
 }
 
 CUresult sim_image_parse(const void *code, sim_image_t **out, char *log, size_t log_size) {

@@ -284,7 +284,9 @@ static void containers(void) {
     begin_fatbin(&fatbin);
     add_entry(&fatbin, 2, 90, cubin.bytes, cubin.size, 0x8000, cubin.size);
     end_fatbin(&fatbin);
-    GIVES(801, cuModuleLoadData(&module, fatbin.bytes)); // zstd alone is refused by name
+    // Bytes that are no zstd: seen by libzstd, or refused by name on a machine without it.
+    CUresult zstd = cuModuleLoadData(&module, fatbin.bytes);
+    CHECK(zstd == CUDA_ERROR_INVALID_IMAGE || zstd == CUDA_ERROR_NOT_SUPPORTED);
     begin_fatbin(&fatbin);
     add_entry(&fatbin, 2, 90, cubin.bytes, cubin.size, 0x8000, cubin.size);
     add_entry(&fatbin, 1, 75, kernels_ptx, sizeof kernels_ptx, 0, 0);

@@ -340,7 +340,8 @@ CUresult tpc_cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_optio
                                unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues,
                                unsigned int numLibraryOptions) {
     uint64_t handle;
-    if (!library || !code || (numLibraryOptions && (!libraryOptions || !libraryOptionValues))) {
+    (void)libraryOptionValues; /* may be NULL for an option that is a flag: cuBLASLt passes it so */
+    if (!library || !code || (numLibraryOptions && !libraryOptions)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     /* The only option that says more than "the bytes stay" is a table of host functions, which no GPU host could call. */
