@@ -184,11 +184,11 @@ def test_statistics_at_exit(program: Path, tmp_path: Path) -> None:
     assert path.stem.removeprefix("stats-").isdigit()
     stats = json.loads(path.read_text())
     assert stats["round_trips"] == 14
-    assert stats["functions"]["echo"]["round_trips"] == 13
+    assert stats["by_function"]["echo"]["round_trips"] == 13
     assert stats["frames"] == 100014
     assert stats["bytes_sent"] > 100000 * 24
     assert stats["bytes_received"] > 0
-    assert 0 < stats["functions"]["echo"]["blocked_ns"] <= stats["blocked_ns"]
+    assert 0 < stats["by_function"]["echo"]["blocked_ns"] <= stats["blocked_ns"]
 
 
 def test_a_forked_child_writes_no_statistics(program: Path, tmp_path: Path) -> None:

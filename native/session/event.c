@@ -18,7 +18,11 @@ int32_t tpw_event_create(struct tpw_session *s, const struct tp_frame *frame, co
 int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_query_in *in) {
     int32_t error = 0;
     CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->event, false, &error);
-    return error ? error : (int32_t)s->cuda.cuEventQuery(native);
+    error = error ? error : (int32_t)s->cuda.cuEventQuery(native);
+    if (!error) {
+        tpw_poll(s); /* the data of copies that are complete leaves before the answer */
+    }
+    return error;
 }
 
 static void answer(struct tpw_session *s, void *what, int32_t error) {
@@ -35,6 +39,7 @@ int32_t tpw_event_wait(struct tpw_session *s, const struct tp_frame *frame, cons
     }
     error = (int32_t)s->cuda.cuEventQuery(native);
     if (error != CUDA_ERROR_NOT_READY) {
+        tpw_poll(s); /* the data of copies that are complete leaves before the answer */
         return error;
     }
     struct tpw_ticket *ticket = malloc(sizeof *ticket);

@@ -4,6 +4,7 @@
  * Executor thread only. Handles come from a hostile client: kind, index and generation are checked against the tables, whose
  * slots are private memory of the session.
  */
+#include "tpw_memory.h"
 #include "tpw_session.h"
 
 #include <stdlib.h>
@@ -238,6 +239,7 @@ int32_t tpw_report(struct tpw_session *s, int32_t error, bool reports) {
 }
 
 void tpw_answer_ticket(struct tpw_session *s, struct tpw_ticket ticket, int32_t result) {
+    tpw_twins_send(s); /* what kernels wrote into mapped host memory leaves before a reply that may mean "completed" */
     if (tpw_reply_begin(s->link, ticket.op, TP_FRAME_REPLY, ticket.thread, 0)) {
         tpw_reply_commit(s->link, result, 0);
     }

@@ -202,7 +202,11 @@ int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, con
 int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_query_in *in) {
     int32_t error = 0;
     CUstream native = tpw_stream(s, frame, in->stream, &error);
-    return error ? error : (int32_t)s->cuda.cuStreamQuery(native);
+    error = error ? error : (int32_t)s->cuda.cuStreamQuery(native);
+    if (!error) {
+        tpw_poll(s); /* the data of copies that are complete leaves before the answer */
+    }
+    return error;
 }
 
 int32_t tpw_context_synchronize(struct tpw_session *s, const struct tp_frame *frame) {

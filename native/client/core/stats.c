@@ -65,7 +65,7 @@ size_t tp_stats_json(char *buffer, size_t size) {
     add(&t, "{\"calls\": %llu, \"frames\": %llu, ", NULL, value(&tp_counters.frames), value(&tp_counters.frames));
     add(&t, "\"round_trips\": %llu, \"blocked_ns\": %llu, ", NULL, value(&tp_counters.round_trips),
         value(&tp_counters.blocked_ns));
-    add(&t, "\"bytes_sent\": %llu, \"bytes_received\": %llu, \"functions\": {", NULL, value(&tp_counters.bytes_sent),
+    add(&t, "\"bytes_sent\": %llu, \"bytes_received\": %llu, \"by_function\": {", NULL, value(&tp_counters.bytes_sent),
         value(&tp_counters.bytes_received));
     const char *separator = "";
     for (uint32_t i = 0; i < FUNCTIONS; i++) {
