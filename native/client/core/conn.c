@@ -2,8 +2,9 @@
  * The process's connection: made once, lost once, never freed.
  *
  * Owns `the_connection` and the list of loss handlers. Any thread enters tp_connection; `making` lets one of them connect
- * while the others wait. After fork the child only marks its copies as unusable and closes its copies of the sockets: no
- * shutdown, which would end the parent's connection, no locks, no freeing.
+ * while the others wait. After fork the child lets go of the parent's connection: it marks its copy as unusable and closes its
+ * copies of the sockets (no shutdown, which would end the parent's connection; no locks, no freeing), and its next
+ * tp_connection makes one of its own. A program may ask NVML for the devices, fork, and use CUDA in the children only.
  */
 #include "conn_internal.h"
 
@@ -22,7 +23,7 @@
 struct tp_counters tp_counters;
 
 static struct tp_conn *_Atomic the_connection;
-static _Atomic bool forked;
+static _Atomic bool forked; /* a child whose parent had a connection, and that has none of its own yet */
 static struct tp_lock making;
 static bool registered;             /* under making */
 static enum tp_status last_failure; /* under making */
@@ -83,18 +84,26 @@ void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, .
 
 /* ---- fork ---- */
 
-static void fork_prepare(void) { tpc_threads_fork_prepare(); }
+/* Taking `making` lets a connection that another thread is making be finished first: the child finds a whole one or none. */
+static void fork_prepare(void) {
+    tp_lock_take(&making);
+    tpc_threads_fork_prepare();
+}
 
-static void fork_parent(void) { tpc_threads_fork_done(); }
+static void fork_parent(void) {
+    tpc_threads_fork_done();
+    tp_lock_drop(&making);
+}
 
 static void fork_child(void) {
-    tpc_threads_fork_done();
-    struct tp_conn *conn = atomic_load_explicit(&the_connection, memory_order_relaxed);
-    if (!conn && atomic_load_explicit(&making.state, memory_order_relaxed) == 0) {
-        return; /* nothing was opened: the child may have a connection of its own */
-    }
-    atomic_store_explicit(&forked, true, memory_order_relaxed);
+    tpc_threads_fork_child();
+    /* The parent's threads that wait for it are not here: it is simply free. */
+    atomic_store_explicit(&making.state, 0, memory_order_relaxed);
+    last_failure = TP_OK;
+    struct tp_conn *conn = atomic_exchange_explicit(&the_connection, NULL, memory_order_relaxed);
     if (conn) {
+        atomic_store_explicit(&forked, true, memory_order_relaxed);
+        tpc_stats_forget();
         atomic_store_explicit(&conn->lost, TP_ERROR_FORKED, memory_order_seq_cst);
         close(conn->control);
         uint32_t count = atomic_load_explicit(&conn->data_count, memory_order_relaxed);
@@ -185,10 +194,6 @@ struct tp_conn *tp_connection(enum tp_status *status) {
     if (TP_LIKELY(conn != NULL)) {
         return alive_or_status(conn, status);
     }
-    if (tpc_forked()) {
-        *status = TP_ERROR_FORKED;
-        return NULL;
-    }
     tp_lock_take(&making);
     conn = tp_connection_if_any();
     if (!conn) {
@@ -203,6 +208,9 @@ struct tp_conn *tp_connection(enum tp_status *status) {
         last_failure = *status;
         last_failure_at = retry ? tp_now_ns() : last_failure_at;
         atomic_store_explicit(&the_connection, conn, memory_order_release);
+        if (conn) {
+            atomic_store_explicit(&forked, false, memory_order_relaxed);
+        }
     }
     tp_lock_drop(&making);
     return conn ? alive_or_status(conn, status) : NULL;

@@ -45,6 +45,7 @@ struct tpc_slot *tpc_slot_find(uint32_t number); /* NULL: no thread ever had tha
 uint32_t tpc_slot_count(void);                   /* numbers 1 … count have been given out */
 void tpc_threads_fork_prepare(void);
 void tpc_threads_fork_done(void);
+void tpc_threads_fork_child(void);
 
 /* ---- transfers ---- */
 struct tpc_upload {
@@ -141,7 +142,7 @@ static inline bool tpc_is_lost(const struct tp_conn *conn) {
 static inline enum tp_status tpc_lost_status(const struct tp_conn *conn) {
     return (enum tp_status)atomic_load_explicit(&conn->lost, memory_order_seq_cst);
 }
-bool tpc_forked(void);
+bool tpc_forked(void); /* a child that has no connection of its own */
 
 /* connect.c */
 /* A tuned socket connected to any of the addresses of to->host, or a sentence. */
@@ -187,5 +188,6 @@ void *tpc_data_receive(void *argument);
 /* stats.c */
 void tpc_stats_round_trip(const char *what, uint64_t ns);
 void tpc_stats_at_exit(void);
+void tpc_stats_forget(void); /* in a child of fork, which has one thread: what was counted is the parent's */
 
 #endif

@@ -100,6 +100,11 @@ static bool stats_path(char *out, size_t size) {
     return *from == 0;
 }
 
+void tpc_stats_forget(void) {
+    memset(&tp_counters, 0, sizeof tp_counters);
+    memset(functions, 0, sizeof functions);
+}
+
 void tpc_stats_at_exit(void) {
     char path[1024];
     if (tpc_forked() || !stats_path(path, sizeof path)) {

@@ -98,3 +98,9 @@ struct tpc_slot *tpc_slot_find(uint32_t number) {
 /* A child must find the table whole, whatever other threads were doing: it may still open a connection of its own. */
 void tpc_threads_fork_prepare(void) { tp_lock_take(&table.lock); }
 void tpc_threads_fork_done(void) { tp_lock_drop(&table.lock); }
+void tpc_threads_fork_child(void) {
+    tp_lock_drop(&table.lock);
+    if (self) {
+        self->thread.context = 0; /* the parent's contexts are not the child's */
+    }
+}

@@ -17,7 +17,8 @@
 struct tp_conn;
 
 /* The process's connection, made on first use; NULL with *status set when it cannot be had (the reason is logged once).
- * After a fork the child gets TP_ERROR_FORKED for ever. A connection that was lost stays lost: TP_ERROR_LOST. */
+ * A child of fork starts without one: whatever still holds the parent's gets TP_ERROR_FORKED from it, and tp_connection makes
+ * one of the child's own. A connection that was lost stays lost: TP_ERROR_LOST. */
 TP_EXPORT struct tp_conn *tp_connection(enum tp_status *status);
 /* The connection if it exists already, without making one. */
 TP_EXPORT struct tp_conn *tp_connection_if_any(void);

@@ -2,7 +2,8 @@
  * State of the process: before cuInit, ready, broken for good, worker lost; and the ways to send.
  *
  * Any thread. The state is one atomic that every exported function reads; it changes under `start_lock` or in the handlers for
- * loss and fork. A child of fork starts over as "before cuInit" and stays there: its cuInit fails like the real driver's.
+ * loss and fork. A child of fork whose parent had called cuInit goes back to "before cuInit" and stays there: its cuInit fails
+ * like the real driver's. A parent that only used NVML takes nothing from its children.
  */
 #include "tpc.h"
 
@@ -51,7 +52,7 @@ static void on_loss(void) {
     atomic_compare_exchange_strong(&tpc_state, &ready, TPC_LOST);
 }
 
-/* In the child: nothing of the connection may be used, and no lock of another thread will ever be free. */
+/* In the child of a process that called cuInit, or was about to. */
 static void after_fork(void) {
     forked = true;
     atomic_store(&tpc_state, TPC_BEFORE_INIT);
