@@ -9,6 +9,7 @@
 #include "tpw_session.h"
 
 #include <poll.h>
+#include <tp_net.h>
 
 #define SPIN_NS 100000u          /* after the last news, before sleeping; less where cores are few */
 #define FRAMES_A_TURN 64u        /* then completions get a look, so that one flood cannot starve waiting threads */
