@@ -171,8 +171,13 @@ int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     *barrier = (struct barrier){.remaining = 1, .done = done, .what = what};
+    struct tpw_stream *idle = NULL;
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (stream->context_id != s->entered || (!stream->dirty && !stream->pending)) {
+        if (stream->context_id != s->entered) {
+            continue;
+        }
+        if (!stream->dirty && !stream->pending) {
+            idle = stream;
             continue;
         }
         int32_t error = mark(s, stream, barrier_step, barrier);
@@ -181,6 +186,11 @@ int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
         } else {
             barrier->remaining++;
         }
+    }
+    if (barrier->remaining == 1 && !barrier->error && idle) {
+        /* Nothing to wait for, but a context that failed earlier has to say so again. */
+        int32_t error = (int32_t)s->cuda.cuStreamQuery(idle->native);
+        barrier->error = error == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : error;
     }
     barrier_step(s, barrier, 0);
     return CUDA_SUCCESS;
