@@ -1,0 +1,221 @@
+"""Real processes for the whole-stack tests: the worker command, programs that use its GPU, and their ends.
+
+Every process is started in the environment of a user: no TF_* or LD_* variable but those that a test sets.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import pytest
+from worker_harness import environment
+
+from tensor_fusion import apigen
+from tensor_fusion.abi import native_folder
+from tensor_fusion.client.files import client_environment, client_folder
+from tensor_fusion.config import CONNECTION_INFO
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+NEEDED = ("client/libteleport.so.1", "client/libcuda.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
+COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+NVCC = shutil.which("nvcc")
+LOST = 46  # what every call gives when the worker is gone
+LOSS_SECONDS = 3.0
+MIB = 1 << 20
+
+whole_stack = [
+    pytest.mark.skipif(
+        not all((native_folder() / name).is_file() for name in NEEDED),
+        reason=f"the native files are not in {native_folder()}; install the package or set TF_NATIVE_DIR",
+    ),
+    pytest.mark.skipif(COMPILER is None, reason="no C compiler"),
+]
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    native = {"TF_NATIVE_DIR": os.environ["TF_NATIVE_DIR"]} if "TF_NATIVE_DIR" in os.environ else {}
+    kept = {name: value for name, value in environment().items() if not name.startswith("LD_")}
+    return {**kept, **native, **variables}
+
+
+def generate_headers(folder: Path) -> Path:
+    """Put tpg_cuda.h, which stands in for NVIDIA's cuda.h, into `folder`."""
+    command = [sys.executable, "-m", apigen.__name__, "--api", str(ROOT / "api"), "--out", str(folder)]
+    subprocess.run(command, env=clean_environment(), check=True, timeout=60)
+    return folder
+
+
+def link_with_driver(out: Path, sources: Sequence[Path], headers: Path) -> Path:
+    """A program for the driver API, built as any user would: -lcuda, found in the client folder."""
+    assert COMPILER
+    flags = ["-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-sign-conversion"]
+    folder = str(client_folder())
+    link = [f"-L{folder}", f"-Wl,-rpath-link,{folder}", "-lcuda", "-pthread"]
+    command = [COMPILER, *flags, f"-I{headers}", *map(str, sources), "-o", str(out), *link]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+class Program:
+    """One role of the test program, in its own process, with lines in and out."""
+
+    def __init__(self, command: Sequence[str | Path], env: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            list(map(str, command)), env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self._rest = b""
+
+    def line(self, seconds: float = 20.0) -> str:
+        """The next line of output. Fails when there is none within `seconds`."""
+        assert self.process.stdout
+        descriptor = self.process.stdout.fileno()
+        until = time.monotonic() + seconds
+        while b"\n" not in self._rest:
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                pytest.fail(f"{self.process.args!r} said nothing for {seconds} s")
+            part = os.read(descriptor, 65536)
+            if not part:
+                pytest.fail(f"{self.process.args!r} ended with {self.process.wait(5)}: {self.errors()}")
+            self._rest += part
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode()
+
+    def ask(self, command: str, seconds: float = 20.0) -> str:
+        assert self.process.stdin
+        self.process.stdin.write(f"{command}\n".encode())
+        self.process.stdin.flush()
+        return self.line(seconds)
+
+    def code(self, command: str, seconds: float = 20.0) -> int:
+        """The CUresult of a console's command."""
+        return int(self.ask(command, seconds).split()[0])
+
+    def info(self) -> tuple[int, int, int]:
+        """Free and total bytes of cuMemGetInfo, and what cuDeviceTotalMem says."""
+        result, *sizes = map(int, self.ask("info").split())
+        assert result == 0
+        free, total, device = sizes
+        return free, total, device
+
+    def end(self, seconds: float = 20.0) -> int:
+        """Close its input and wait; its exit code."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        return self.process.wait(seconds)
+
+    def errors(self) -> str:
+        assert self.process.stderr
+        return self.process.stderr.read().decode()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.kill()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream and not stream.closed:
+                stream.close()
+
+
+class Worker:
+    """A worker on the simulated GPU. Without warm sessions its children are exactly the sessions of its clients."""
+
+    def __init__(self, *options: str, program: Path | None = None, **variables: str) -> None:
+        words = ["-p", "0", "--host", "127.0.0.1", "--gpu", "sim", "--warm", "0", *options]
+        self.program = program
+        self.stopped_by_test = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tensor_fusion.worker", *words],
+            env=clean_environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stdout
+        ready = self.process.stdout.readline()
+        assert ready.startswith("ready native 127.0.0.1:"), ready
+        self.port = int(ready.split()[2].rpartition(":")[2])
+        self.connection = f"native+127.0.0.1+{self.port}+0"
+        clean = clean_environment()
+        self.env = {**clean, **client_environment(self.connection, clean)}
+
+    def start(self, *words: str, **variables: str) -> Program:
+        assert self.program
+        return Program([self.program, *words], {**self.env, **variables})
+
+    def run(self, *words: str, seconds: float = 60.0, **variables: str) -> str:
+        """Run a role to its end; its output. Fails unless it succeeds."""
+        assert self.program
+        return succeed([self.program, *words], {**self.env, **variables}, seconds)
+
+    def console(self, **variables: str) -> Program:
+        console = self.start("console", **variables)
+        assert console.line() == "console"
+        assert console.code("init") == 0
+        return console
+
+    def sessions(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+
+    def kill(self) -> None:
+        """What the out-of-memory killer does to the supervisor."""
+        self.stopped_by_test = True
+        self.process.kill()
+        self.process.wait(10)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.stopped_by_test:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(20)
+        assert self.process.stdout
+        self.process.stdout.close()
+        assert kind or self.stopped_by_test or code == 0
+
+
+def succeed(command: Sequence[str | Path], env: dict[str, str], seconds: float = 60.0) -> str:
+    done = subprocess.run(
+        list(map(str, command)), env=env, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    return done.stdout
+
+
+def fail(command: Sequence[str | Path], env: dict[str, str], seconds: float = 60.0) -> tuple[int, str, str]:
+    """Exit code, output and errors of a program that must not crash and must not hang."""
+    done = subprocess.run(
+        list(map(str, command)), env=env, capture_output=True, text=True, timeout=seconds, check=False
+    )
+    assert done.returncode > 0, (done.returncode, done.stdout, done.stderr)
+    return done.returncode, done.stdout, done.stderr
+
+
+def connected_elsewhere(connection: str, **variables: str) -> dict[str, str]:
+    """The environment of a program whose connection string a test makes up."""
+    clean = clean_environment()
+    return {**clean, **client_environment(None, clean), CONNECTION_INFO: connection, **variables}

@@ -1,0 +1,42 @@
+/*
+ * What the programs of the whole-stack tests share: buffers with known contents, launches, the clock, the roles by name.
+ *
+ * The programs are ordinary users of the driver API, linked with -lcuda; they know nothing of Tensor Fusion. Each role is one
+ * process, started by tests/test_stack*.py. Nothing they read comes from outside but the words of those tests.
+ */
+#ifndef STACK_H
+#define STACK_H
+
+#include "../native/simgpu_check.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <unistd.h>
+
+struct kernels {
+    CUfunction vector_add, saxpy, fill_u32, iota_u32, spin_ns;
+};
+
+struct kernels load_all(void);
+/* A non-blocking launch of `threads` threads; parameters in the order of the kernel's. */
+CUresult launch(CUfunction function, size_t threads, CUstream stream, void **params);
+double now_ms(void);
+/* One line on stdout, at once: the test waits for it. */
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* compute.c */
+int role_compute(int count, char **words);
+int role_threads(int count, char **words);
+int role_order(int count, char **words);
+int role_fork(int count, char **words);
+int role_fork_first(int count, char **words);
+void compute_all(size_t n, unsigned seed);
+
+/* lasting.c */
+int role_steady(int count, char **words);
+int role_copy(int count, char **words);
+int role_wait(int count, char **words);
+int role_console(int count, char **words);
+
+#endif

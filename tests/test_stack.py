@@ -1,0 +1,237 @@
+"""Programs of all kinds against a worker on the simulated GPU, every process real, every result compared.
+
+The C programs are in tests/stack/, the kernels in tests/kernels/. What happens when a process is killed is in
+test_stack_ends.py, what happens on bad input and failing calls in test_stack_errors.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stack.harness import HERE, NVCC, ROOT, Worker, clean_environment, connected_elsewhere, succeed, whole_stack
+
+from tensor_fusion.client.files import client_environment, client_folder
+
+pytestmark = whole_stack
+pytest_plugins = ["stack.fixtures"]
+SIMULATED = "right on Simulated NVIDIA H200\n"
+with_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
+
+
+# The driver API
+
+
+@pytest.mark.parametrize("how", ["LD_LIBRARY_PATH", "LD_PRELOAD", "both"])
+def test_program_linked_with_the_driver(worker: Worker, program: Path, how: str) -> None:
+    clean = clean_environment()
+    env = client_environment(worker.connection, clean, preload=how != "LD_LIBRARY_PATH")
+    if how == "LD_PRELOAD":
+        del env["LD_LIBRARY_PATH"]
+    assert succeed([program, "compute"], {**clean, **env}) == SIMULATED
+
+
+def test_program_linked_with_the_driver_needs_a_library_path(worker: Worker, program: Path) -> None:
+    """The proof that the program above uses our file because of the environment, and not for another reason."""
+    env = {**worker.env, "LD_LIBRARY_PATH": ""}
+    done = subprocess.run([program, "compute"], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "Simulated" not in done.stdout
+
+
+@pytest.mark.parametrize("variables", [{"TF_STRICT": "1"}, {"TF_MAX_CACHE_REQUEST_COUNT": "1"}])
+def test_settings_do_not_change_results(worker: Worker, variables: dict[str, str]) -> None:
+    assert worker.run("compute", **variables) == SIMULATED
+    assert worker.run("order", **variables) == "right\n"
+
+
+def test_threads_with_streams_of_their_own(worker: Worker) -> None:
+    assert worker.run("threads") == "right\n"
+
+
+def test_order_between_threads(worker: Worker) -> None:
+    assert worker.run("order") == "right\n"
+
+
+def test_fork_after_init(worker: Worker) -> None:
+    assert worker.run("fork") == "right\n"
+
+
+def test_fork_before_init(worker: Worker) -> None:
+    assert worker.run("fork-first") == "right\n"
+
+
+def test_several_clients_at_once(worker: Worker) -> None:
+    clients = [worker.start("steady", str(seed)) for seed in range(1, 5)]
+    try:
+        for client in clients:
+            assert client.line() == "steady"
+        assert len(worker.sessions()) == 4
+        time.sleep(1)
+        for client in clients:
+            assert client.end() == 0, client.errors()
+            assert client.line().startswith("right after ")
+    finally:
+        for client in clients:
+            client.__exit__(None, None, None)
+
+
+def test_two_simulated_gpus_and_visible_devices(program: Path) -> None:
+    with Worker(program=program, TF_SIM_DEVICES="2") as worker:
+        count = (
+            "import ctypes; cuda = ctypes.CDLL('libcuda.so.1'); n = ctypes.c_int(); "
+            "print(cuda.cuInit(0), cuda.cuDeviceGetCount(ctypes.byref(n)), n.value)"
+        )
+        for visible, expected in (("0,1", "0 0 2"), ("1", "0 0 1"), ("", "100 3 0"), ("-1", "100 3 0")):
+            env = {**worker.env, "CUDA_VISIBLE_DEVICES": visible}
+            assert succeed([sys.executable, "-c", count], env) == f"{expected}\n"
+        assert worker.run("compute", CUDA_VISIBLE_DEVICES="1") == SIMULATED
+
+
+# The runtime API
+
+
+@pytest.fixture(scope="module")
+def runtime_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Objects of the runtime programs: one compilation, linked once with each cudart."""
+    folder = tmp_path_factory.mktemp("runtime")
+    sources = {"known": HERE / "runtime.cu", "any": ROOT / "tests/gpu/programs/cudart.cu"}
+    compilers = [
+        subprocess.Popen(
+            [str(NVCC), "-arch=sm_90", "-fmad=false", "-c", str(source), "-o", str(folder / f"{name}.o")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, source in sources.items()
+    ]
+    for compiler in compilers:
+        _, errors = compiler.communicate(timeout=110)
+        assert compiler.returncode == 0, errors
+    return folder
+
+
+def runtime_program(objects: Path, name: str, cudart: str) -> Path:
+    out = objects / f"{name}-{cudart}"
+    command = [str(NVCC), "-cudart", cudart, str(objects / f"{name}.o"), "-o", str(out)]
+    if cudart == "shared":
+        command += ["-Xlinker", f"-rpath={Path(os.path.realpath(str(NVCC))).parent.parent / 'lib64'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@with_nvcc
+@pytest.mark.parametrize("cudart", ["static", "shared"])
+def test_program_on_the_runtime(worker: Worker, runtime_objects: Path, cudart: str) -> None:
+    built = runtime_program(runtime_objects, "known", cudart)
+    assert succeed([built], worker.env) == "right on Simulated NVIDIA H200, 1 device\n"
+
+
+@with_nvcc
+@pytest.mark.parametrize("cudart", ["static", "shared"])
+def test_program_with_kernels_that_the_simulated_gpu_skips(runtime_objects: Path, cudart: str) -> None:
+    """Everything but the kernels' own results: symbols, 2D copies, pools, occupancy, launch errors, threads, reset."""
+    built = runtime_program(runtime_objects, "any", cudart)
+    with Worker(TF_SIM_UNKNOWN_KERNELS="skip") as worker:
+        report = json.loads(succeed([built], worker.env))
+    assert report["libraries"]
+    assert {Path(path).parent.resolve() for path in report["libraries"]} == {client_folder().resolve()}
+    with Worker() as worker:
+        done = subprocess.run([built], env=worker.env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, "a kernel without a body was not refused"
+
+
+# Python
+
+
+def test_cuda_bindings(worker: Worker, tmp_path: Path) -> None:
+    """NVIDIA's own Python package, which resolves every name through cuGetProcAddress."""
+    report = json.loads(
+        succeed(
+            [sys.executable, str(ROOT / "tests/gpu/programs/cuda_bindings_add.py")],
+            {**worker.env, "KERNELS_PTX": str(ROOT / "tests/kernels/kernels.ptx")},
+        )
+    )
+    assert report["digest"]
+
+
+# Around the program
+
+
+def test_run_reaches_the_children_of_a_program(worker: Worker, program: Path) -> None:
+    script = f"{program} compute 1 && {{ {program} compute 2 & {program} compute 3; wait $!; }}"
+    command = [sys.executable, "-m", "tensor_fusion", "run", "--connect", worker.connection, "--", "sh", "-c", script]
+    assert succeed(command, clean_environment()) == SIMULATED * 3
+
+
+def test_statistics_of_a_program(worker: Worker, tmp_path: Path) -> None:
+    path = tmp_path / "%p.json"
+    with worker.start("console", TF_STATS_PATH=str(path)) as console:
+        assert console.line() == "console"
+        assert console.code("init") == 0
+        assert console.code("alloc 0 4096") == 0
+        for _ in range(500):
+            assert console.code("launch good 0") == 0
+        assert console.code("sync") == 0
+        pid = console.process.pid
+        assert console.end() == 0
+    (written,) = tmp_path.iterdir()
+    assert written.name == f"{pid}.json"
+    statistics = json.loads(written.read_text())
+    functions = statistics["by_function"]
+    assert statistics["frames"] > 500
+    assert statistics["round_trips"] < 50
+    assert statistics["round_trips"] == sum(entry["round_trips"] for entry in functions.values())
+    assert functions["cuCtxSynchronize"]["round_trips"] == 1
+    assert "cuLaunchKernel" not in functions, "launches wait for nobody"
+    assert statistics["bytes_sent"] > 500 * 64
+    assert statistics["bytes_received"] > 0
+    assert 0 < statistics["blocked_ns"] < 60e9
+
+
+def test_strict_mode_waits_for_every_launch(worker: Worker, tmp_path: Path) -> None:
+    path = tmp_path / "statistics.json"
+    with worker.start("console", TF_STATS_PATH=str(path), TF_STRICT="1") as console:
+        assert console.line() == "console"
+        assert console.code("init") == 0
+        assert console.code("alloc 0 4096") == 0
+        for _ in range(20):
+            assert console.code("launch good 0") == 0
+        assert console.end() == 0
+    assert json.loads(path.read_text())["by_function"]["cuLaunchKernel"]["round_trips"] == 20
+
+
+def test_nothing_connects_before_the_first_call(program: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connection = f"native+127.0.0.1+{server.getsockname()[1]}+0"
+        server.settimeout(0.2)
+        env = connected_elsewhere(connection)
+        folder = client_folder()
+        env["LD_PRELOAD"] = f"{folder}/libcuda.so.1 {folder}/libnvidia-ml.so.1"
+        assert succeed([shutil.which("true") or "true"], env) == ""
+        loading = (
+            "import ctypes; cuda = ctypes.CDLL('libcuda.so.1'); ctypes.CDLL('libnvidia-ml.so.1'); "
+            "p = ctypes.c_void_p(); print(cuda.cuCtxGetCurrent(ctypes.byref(p)), cuda.cuMemAlloc_v2(0, 0))"
+        )
+        assert succeed([sys.executable, "-c", loading], env) == "3 3\n"
+        with pytest.raises(TimeoutError):
+            server.accept()
+        # The same program does connect with its first call of cuInit: the silence above means something.
+        starting = subprocess.Popen(
+            [sys.executable, "-c", loading + "; print(cuda.cuInit(0))"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        server.settimeout(20)
+        server.accept()[0].close()
+        output, errors = starting.communicate(timeout=20)
+        assert output == "3 3\n46\n", errors
