@@ -27,6 +27,7 @@ struct tpw_callbacks {
     struct tp_lock lock;
     struct callback *list;
     int event;
+    _Atomic uint32_t outstanding;
     _Atomic bool ended;
 };
 
@@ -46,13 +47,17 @@ int32_t tpw_callbacks_open(struct tpw_session *s) {
 
 int tpw_callbacks_fd(const struct tpw_session *s) { return s->callbacks ? s->callbacks->event : -1; }
 
+static void ring(struct tpw_callbacks *c) {
+    uint64_t one = 1;
+    while (write(c->event, &one, sizeof one) < 0 && errno == EINTR) {
+    }
+}
+
 /* On a thread of the driver. */
 static void stub(void *user) {
     struct callback *callback = user;
-    uint64_t one = 1;
     atomic_store_explicit(&callback->state, RAISED, memory_order_release);
-    while (write(callback->owner->event, &one, sizeof one) < 0 && errno == EINTR) {
-    }
+    ring(callback->owner);
     for (;;) {
         uint32_t state = atomic_load_explicit(&callback->state, memory_order_acquire);
         if (state == DONE || atomic_load(&callback->owner->ended)) {
@@ -69,8 +74,12 @@ static void stub(void *user) {
         }
     }
     tp_lock_drop(&c->lock);
+    atomic_fetch_sub(&c->outstanding, 1);
+    ring(c); /* the executor may hold frames back until now */
     free(callback);
 }
+
+bool tpw_callbacks_outstanding(const struct tpw_session *s) { return s->callbacks && atomic_load(&s->callbacks->outstanding); }
 
 int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_function_in *in) {
     int32_t error = 0;
@@ -90,6 +99,7 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
     callback->next = c->list;
     c->list = callback;
     tp_lock_drop(&c->lock);
+    atomic_fetch_add(&c->outstanding, 1);
     error = (int32_t)s->cuda.cuLaunchHostFunc(stream, stub, callback);
     if (error) {
         tp_lock_take(&c->lock);
@@ -100,6 +110,7 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
             }
         }
         tp_lock_drop(&c->lock);
+        atomic_fetch_sub(&c->outstanding, 1);
         free(callback);
     }
     return error;

@@ -9,6 +9,8 @@
 #include "tpw_session.h"
 
 #include <poll.h>
+#include <stddef.h>
+#include <stdlib.h>
 #include <tp_net.h>
 
 #define SPIN_NS 100000u          /* after the last news, before sleeping; less where cores are few */
@@ -17,12 +19,69 @@
 #define WATCH_MOST_NS 500000u    /* … doubling up to here */
 #define IDLE_NS 1000000000u
 
+/* ---- frames held back ----
+ *
+ * A stream that stands at a host function fills up, and the driver then blocks whoever queues the next command: for ever, if
+ * that is this thread, because the client's word that the function has run comes behind those very commands. So after some
+ * commands behind a host function the executor reads on without executing, until that word has come. */
+
+#define HELD_AFTER 512u          /* half of the driver's 1024 commands in a stream */
+#define HELD_BYTES (64u << 20) /* then nothing more is read */
+
+struct held {
+    struct held *next;
+    struct tp_frame frame; /* with its body behind it */
+};
+
+static struct held *held, **held_end = &held;
+static size_t held_bytes;
+static unsigned behind; /* frames executed while a host function was outstanding */
+
+static bool standing(struct tpw_session *s) {
+    if (TP_LIKELY(!tpw_callbacks_outstanding(s))) {
+        behind = 0;
+        return false;
+    }
+    return ++behind > HELD_AFTER;
+}
+
+/* The next frame to execute: of those held, or from the link. *done is to be freed after it was executed. */
+static const struct tp_frame *next_frame(struct tpw_session *s, enum tp_status *status, struct held **done) {
+    *done = NULL;
+    bool stands = standing(s);
+    if (TP_UNLIKELY(held && !stands)) {
+        *done = held;
+        held = held->next;
+        held_end = held ? held_end : &held;
+        held_bytes -= (*done)->frame.size;
+        return &(*done)->frame;
+    }
+    const struct tp_frame *frame;
+    while ((!stands || held_bytes < HELD_BYTES) && (frame = tpw_link_next(s->link, status)) != NULL) {
+        if (TP_LIKELY(!stands) || frame->op == TPG_OP_host_function_done) {
+            return frame;
+        }
+        struct held *copy = malloc(offsetof(struct held, frame) + frame->size);
+        if (!copy) {
+            *status = TP_ERROR_MEMORY;
+            return NULL;
+        }
+        memcpy(&copy->frame, frame, frame->size);
+        copy->next = NULL;
+        *held_end = copy;
+        held_end = &copy->next;
+        held_bytes += frame->size;
+    }
+    return NULL;
+}
+
 /* Executes up to a turn's frames; true if there was one. */
 static bool frames(struct tpw_session *s) {
     enum tp_status status = TP_OK;
     unsigned done = 0;
     for (; done < FRAMES_A_TURN && !s->ended; done++) {
-        const struct tp_frame *frame = tpw_link_next(s->link, &status);
+        struct held *copy;
+        const struct tp_frame *frame = next_frame(s, &status, &copy);
         if (!frame) {
             break;
         }
@@ -32,6 +91,7 @@ static bool frames(struct tpw_session *s) {
         if (call) {
             tpw_link_flush(s->link); /* somebody waits for this answer */
         }
+        free(copy);
     }
     if (status != TP_OK) {
         s->ended = true;

@@ -161,6 +161,7 @@ void *tpw_open_library(struct tpw_session *s, bool nvml);
 uint32_t tpw_client_pid(const struct tpw_session *s);
 /* callback.c: sends the host functions that have come up; descriptor that becomes readable when one does. */
 bool tpw_callbacks_run(struct tpw_session *s);
+bool tpw_callbacks_outstanding(const struct tpw_session *s); /* a stream stands at a host function, or will */
 int tpw_callbacks_fd(const struct tpw_session *s);
 int32_t tpw_callbacks_open(struct tpw_session *s);
 void tpw_callbacks_close(struct tpw_session *s);
