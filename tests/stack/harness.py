@@ -143,7 +143,7 @@ class Worker:
     def __init__(self, *options: str, program: Path | None = None, **variables: str) -> None:
         words = ["-p", "0", "--host", "127.0.0.1", "--gpu", "sim", "--warm", "0", *options]
         self.program = program
-        self.stopped_by_test = False
+        self.ended_by: signal.Signals | None = None
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tensor_fusion.worker", *words],
             env=clean_environment(**variables),
@@ -163,10 +163,10 @@ class Worker:
         assert self.program
         return Program([self.program, *words], {**self.env, **variables})
 
-    def run(self, *words: str, seconds: float = 60.0, **variables: str) -> str:
+    def run(self, *words: str, **variables: str) -> str:
         """Run a role to its end; its output. Fails unless it succeeds."""
         assert self.program
-        return succeed([self.program, *words], {**self.env, **variables}, seconds)
+        return succeed([self.program, *words], {**self.env, **variables})
 
     def console(self, **variables: str) -> Program:
         console = self.start("console", **variables)
@@ -178,11 +178,10 @@ class Worker:
         children = psutil.Process(self.process.pid).children()
         return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
-    def kill(self) -> None:
-        """What the out-of-memory killer does to the supervisor."""
-        self.stopped_by_test = True
-        self.process.kill()
-        self.process.wait(10)
+    def end(self, how: signal.Signals) -> None:
+        """Send a signal, once; what it leads to is checked at the end of the context."""
+        self.ended_by = how
+        self.process.send_signal(how)
 
     def __enter__(self) -> Worker:
         return self
@@ -190,12 +189,12 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.stopped_by_test:
-            self.process.send_signal(signal.SIGTERM)
+        if self.ended_by is None:
+            self.end(signal.SIGTERM)
         code = self.process.wait(20)
         assert self.process.stdout
         self.process.stdout.close()
-        assert kind or self.stopped_by_test or code == 0
+        assert kind or code == (-signal.SIGKILL if self.ended_by == signal.SIGKILL else 0)
 
 
 def succeed(command: Sequence[str | Path], env: dict[str, str], seconds: float = 60.0) -> str:
