@@ -1,0 +1,296 @@
+/*
+ * The link in memory: see fuzz_link.h. Owns every frame and block that was added, and what the session answers.
+ *
+ * Bounds are checked here as native/session/link.c checks them, and what the session must keep to is asserted: one begin for
+ * each commit, no more body than was asked for, every block given back once. When the input is used up the session gets
+ * some turns in which its completions can run; then the link counts as lost, as after an orderly end.
+ */
+#include "fuzz_link.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define QUIET_TURNS 200u /* looks at an empty link before it counts as closed */
+#define DOWNLOAD_BLOCKS 8u
+#define ANSWERS 8u
+
+#define MUST(condition)                                                                                                \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            __builtin_trap();                                                                                          \
+        }                                                                                                              \
+    } while (0)
+
+struct item {
+    struct item *next;
+    struct tp_frame *frame;
+    bool translate;
+};
+
+struct upload {
+    struct tpw_block block; /* first: the session holds pointers to it */
+    struct upload *next;
+    bool out;
+};
+
+struct tpw_link {
+    struct item *first, **end;
+    struct tp_frame *current;
+    struct upload *uploads;
+    struct tpw_block downloads[DOWNLOAD_BLOCKS];
+    bool download_out[DOWNLOAD_BLOCKS];
+    fuzz_word *translate;
+    uint64_t answers[ANSWERS];
+    size_t answer_count, failures;
+    uint64_t handed;
+    unsigned char *reply;
+    size_t reply_size;
+    bool begun;
+    unsigned quiet;
+    enum tp_status status;
+};
+
+/* ---- the fuzzer's side ---- */
+
+struct tpw_link *fuzz_link_new(void) {
+    struct tpw_link *link = calloc(1, sizeof *link);
+    MUST(link);
+    link->end = &link->first;
+    return link;
+}
+
+static void add(struct tpw_link *link, struct tp_frame *frame, bool translate) {
+    struct item *item = malloc(sizeof *item);
+    MUST(item);
+    *item = (struct item){.frame = frame, .translate = translate};
+    *link->end = item;
+    link->end = &item->next;
+}
+
+void fuzz_link_stream(struct tpw_link *link, const unsigned char *bytes, size_t size) {
+    while (size >= sizeof(struct tp_frame)) {
+        uint32_t length;
+        memcpy(&length, bytes, sizeof length);
+        bool good = length >= sizeof(struct tp_frame) && length <= TP_FRAME_MAX && length % 8 == 0;
+        if (good && length > size) {
+            return; /* the rest never comes */
+        }
+        struct tp_frame *frame = malloc(good ? length : sizeof *frame);
+        MUST(frame);
+        memcpy(frame, bytes, good ? length : sizeof *frame);
+        add(link, frame, false);
+        if (!good) {
+            return;
+        }
+        bytes += length;
+        size -= length;
+    }
+}
+
+void fuzz_link_frame(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, uint32_t context,
+                     const void *body, size_t size) {
+    size_t total = sizeof(struct tp_frame) + tp_padded(size);
+    struct tp_frame *frame = calloc(1, total);
+    MUST(frame && total <= TP_FRAME_MAX);
+    *frame = (struct tp_frame){.size = (uint32_t)total, .op = op, .flags = flags, .thread = thread, .context = context};
+    if (size) {
+        memcpy(frame + 1, body, size);
+    }
+    add(link, frame, true);
+}
+
+void fuzz_link_block(struct tpw_link *link, uint64_t transfer, uint64_t offset, uint32_t size, unsigned char fill) {
+    struct upload *upload = calloc(1, sizeof *upload), **at = &link->uploads;
+    MUST(upload && size <= TP_CHUNK_MAX);
+    upload->block =
+        (struct tpw_block){.transfer = transfer, .offset = offset, .size = size, .memory = malloc(size + 1)};
+    MUST(upload->block.memory);
+    memset(upload->block.memory, fill, size);
+    while (*at) {
+        at = &(*at)->next;
+    }
+    *at = upload;
+}
+
+uint64_t fuzz_link_answer(const struct tpw_link *link, size_t index) {
+    return index < link->answer_count && index < ANSWERS ? link->answers[(link->answer_count - 1 - index) % ANSWERS]
+                                                         : 0;
+}
+
+size_t fuzz_link_failures(const struct tpw_link *link) { return link->failures; }
+
+void fuzz_link_translate(struct tpw_link *link, fuzz_word *translate) { link->translate = translate; }
+
+void fuzz_link_free(struct tpw_link *link) {
+    MUST(!link->begun);
+    while (link->first) {
+        struct item *item = link->first;
+        link->first = item->next;
+        free(item->frame);
+        free(item);
+    }
+    while (link->uploads) {
+        struct upload *upload = link->uploads;
+        link->uploads = upload->next;
+        free(upload->block.memory);
+        free(upload);
+    }
+    for (size_t i = 0; i < DOWNLOAD_BLOCKS; i++) {
+        free(link->downloads[i].memory);
+    }
+    free(link->current);
+    free(link->reply);
+    free(link);
+}
+
+/* ---- the session's side ---- */
+
+static void take_next(struct tpw_link *link) {
+    struct item *item = link->first;
+    link->first = item->next;
+    if (!link->first) {
+        link->end = &link->first;
+    }
+    link->current = item->frame;
+    bool translate = item->translate && link->translate;
+    free(item);
+    for (size_t at = sizeof(struct tp_frame); translate && at + 8 <= link->current->size; at += 8) {
+        unsigned char *place = (unsigned char *)link->current + at;
+        uint64_t word;
+        memcpy(&word, place, sizeof word);
+        word = link->translate(link, word);
+        memcpy(place, &word, sizeof word);
+    }
+}
+
+const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *status) {
+    free(link->current);
+    link->current = NULL;
+    if (link->status == TP_OK && !link->first && ++link->quiet > QUIET_TURNS) {
+        link->status = TP_ERROR_LOST;
+    }
+    if (link->status == TP_OK && link->first) {
+        link->quiet = 0;
+        take_next(link);
+        uint32_t size = link->current->size;
+        if (size < sizeof(struct tp_frame) || size > TP_FRAME_MAX || size % 8 != 0) {
+            link->status = TP_ERROR_PROTOCOL;
+        }
+    }
+    *status = link->status;
+    return link->status == TP_OK ? link->current : NULL;
+}
+
+enum tp_status tpw_link_status(const struct tpw_link *link) { return link->status; }
+
+/* Nothing will come that is not here already: sleeping gives only the simulated GPU time, and not for ever. */
+void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
+    (void)extra_fd;
+    const struct timespec moment = {.tv_nsec = timeout_ns < 20000 ? (long)timeout_ns : 20000};
+    nanosleep(&moment, NULL);
+    if (++link->quiet > QUIET_TURNS) {
+        link->status = TP_ERROR_LOST;
+    }
+}
+
+void tpw_link_wait_data(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
+    tpw_link_wait(link, extra_fd, timeout_ns);
+}
+
+unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, size_t size) {
+    (void)flags, (void)thread;
+    link->failures += op == TP_OP_NOTICE;
+    link->begun = false;
+    if (sizeof(struct tp_reply_frame) + tp_padded(size) > TP_FRAME_MAX) {
+        link->status = link->status == TP_OK ? TP_ERROR_PROTOCOL : link->status;
+        return NULL;
+    }
+    free(link->reply);
+    link->reply = aligned_alloc(8, tp_padded(size) + 8);
+    MUST(link->reply);
+    memset(link->reply, 0xee, tp_padded(size) + 8);
+    link->reply_size = size;
+    link->begun = true;
+    return link->reply;
+}
+
+void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
+    if (!link->begun) {
+        return;
+    }
+    MUST(used <= tp_padded(link->reply_size));
+    link->failures += result != 0;
+    if (!result && used >= sizeof(uint64_t)) {
+        memcpy(&link->answers[link->answer_count++ % ANSWERS], link->reply, sizeof(uint64_t));
+    }
+    link->begun = false;
+}
+
+void tpw_link_flush(struct tpw_link *link) { MUST(!link->begun); }
+
+bool tpw_link_has_data(const struct tpw_link *link) { return link->status == TP_OK; }
+
+struct tpw_block *tpw_upload_take(struct tpw_link *link, uint64_t transfer) {
+    for (struct upload *upload = link->uploads; upload; upload = upload->next) {
+        if (!upload->out && upload->block.transfer == transfer) {
+            upload->out = true;
+            return &upload->block;
+        }
+    }
+    return NULL;
+}
+
+void tpw_upload_done(struct tpw_link *link, struct tpw_block *block) {
+    for (struct upload **at = &link->uploads; *at; at = &(*at)->next) {
+        struct upload *upload = *at;
+        if (&upload->block == block) {
+            MUST(upload->out);
+            *at = upload->next;
+            free(block->memory);
+            free(upload);
+            return;
+        }
+    }
+    __builtin_trap();
+}
+
+enum tp_status tpw_upload_drop(struct tpw_link *link, uint64_t transfer, uint64_t size) {
+    for (struct upload **at = &link->uploads; *at && size;) {
+        struct upload *upload = *at;
+        if (upload->out || upload->block.transfer != transfer) {
+            at = &upload->next;
+            continue;
+        }
+        *at = upload->next;
+        size -= upload->block.size < size ? upload->block.size : size;
+        free(upload->block.memory);
+        free(upload);
+    }
+    return TP_OK;
+}
+
+struct tpw_block *tpw_download_block(struct tpw_link *link) {
+    for (size_t i = 0; i < DOWNLOAD_BLOCKS; i++) {
+        if (!link->download_out[i]) {
+            struct tpw_block *block = &link->downloads[i];
+            block->memory = block->memory ? block->memory : malloc(TP_CHUNK_MAX);
+            MUST(block->memory);
+            link->download_out[i] = true;
+            return block;
+        }
+    }
+    return NULL;
+}
+
+void tpw_download_drop(struct tpw_link *link, struct tpw_block *block) {
+    size_t index = (size_t)(block - link->downloads);
+    MUST(index < DOWNLOAD_BLOCKS && link->download_out[index]);
+    link->download_out[index] = false;
+}
+
+void tpw_download_send(struct tpw_link *link, struct tpw_block *block, bool last) {
+    MUST(block->size <= TP_CHUNK_MAX);
+    link->handed += last;
+    tpw_download_drop(link, block);
+}

@@ -1,0 +1,32 @@
+/*
+ * A link in memory for fuzzing: the client is the fuzzer's input, and the session's real code cannot tell.
+ *
+ * One thread. Stands in for native/session/link*.c behind the same seam (tpw_link.h), with the same bounds on frames and
+ * blocks; frames lie in memory of exactly their size, so that a read past one is seen.
+ */
+#ifndef FUZZ_LINK_H
+#define FUZZ_LINK_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <tpw_link.h>
+
+/* A link over nothing; frames and blocks are added, then the session runs until it has read them all. */
+struct tpw_link *fuzz_link_new(void);
+void fuzz_link_free(struct tpw_link *link);
+/* Bytes as a client might send them: whole frames are cut off, a bad size ends the link as it does on a socket. */
+void fuzz_link_stream(struct tpw_link *link, const unsigned char *bytes, size_t size);
+/* A frame with a good header and `size` bytes of body, which is padded. */
+void fuzz_link_frame(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, uint32_t context,
+                     const void *body, size_t size);
+/* A block of an upload. */
+void fuzz_link_block(struct tpw_link *link, uint64_t transfer, uint64_t offset, uint32_t size, unsigned char fill);
+/* The first word of the `index`-th newest answer that had one: addresses that the session gave out. */
+uint64_t fuzz_link_answer(const struct tpw_link *link, size_t index);
+/* Answers and notices that tell of an error. */
+size_t fuzz_link_failures(const struct tpw_link *link);
+/* What a word of a body becomes just before the session sees it. */
+typedef uint64_t fuzz_word(const struct tpw_link *link, uint64_t word);
+void fuzz_link_translate(struct tpw_link *link, fuzz_word *translate);
+
+#endif
