@@ -108,7 +108,8 @@ class Snapshot:
             self._enum(decl, cursor.spelling)
             return
         self._add(
-            "t:" + cursor.spelling, {"kind": "typedef", "name": cursor.spelling, "type": _declare(under, cursor.spelling)}
+            "t:" + cursor.spelling,
+            {"kind": "typedef", "name": cursor.spelling, "type": _declare(under, cursor.spelling)},
         )
 
     def _enum(self, cursor: cindex.Cursor, typedef: str | None = None) -> None:

@@ -79,7 +79,9 @@ static void stub(void *user) {
     free(callback);
 }
 
-bool tpw_callbacks_outstanding(const struct tpw_session *s) { return s->callbacks && atomic_load(&s->callbacks->outstanding); }
+bool tpw_callbacks_outstanding(const struct tpw_session *s) {
+    return s->callbacks && atomic_load(&s->callbacks->outstanding);
+}
 
 int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_function_in *in) {
     int32_t error = 0;
@@ -139,7 +141,8 @@ bool tpw_callbacks_run(struct tpw_session *s) {
     return true;
 }
 
-int32_t tpw_host_function_done(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_function_done_in *in) {
+int32_t tpw_host_function_done(struct tpw_session *s, const struct tp_frame *frame,
+                               const struct tpg_host_function_done_in *in) {
     struct tpw_callbacks *c = s->callbacks;
     (void)frame;
     tp_lock_take(&c->lock);

@@ -13,10 +13,10 @@
 #include <stdlib.h>
 #include <tp_net.h>
 
-#define SPIN_NS 100000u          /* after the last news, before sleeping; less where cores are few */
-#define FRAMES_A_TURN 64u        /* then completions get a look, so that one flood cannot starve waiting threads */
-#define WATCH_FIRST_NS 20000u    /* sleep between looks at markers: from here … */
-#define WATCH_MOST_NS 500000u    /* … doubling up to here */
+#define SPIN_NS 100000u       /* after the last news, before sleeping; less where cores are few */
+#define FRAMES_A_TURN 64u     /* then completions get a look, so that one flood cannot starve waiting threads */
+#define WATCH_FIRST_NS 20000u /* sleep between looks at markers: from here … */
+#define WATCH_MOST_NS 500000u /* … doubling up to here */
 #define IDLE_NS 1000000000u
 
 /* ---- frames held back ----
@@ -25,7 +25,7 @@
  * that is this thread, because the client's word that the function has run comes behind those very commands. So after some
  * commands behind a host function the executor reads on without executing, until that word has come. */
 
-#define HELD_AFTER 512u          /* half of the driver's 1024 commands in a stream */
+#define HELD_AFTER 512u        /* half of the driver's 1024 commands in a stream */
 #define HELD_BYTES (64u << 20) /* then nothing more is read */
 
 struct held {

@@ -111,11 +111,12 @@ int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const
                              .hStream = stream,
                              .attrs = list,
                              .numAttrs = (unsigned)in->attributes_count};
-    return (int32_t)s->cuda.cuLaunchKernelEx(&config, (CUfunction)(uintptr_t)object->native, NULL, bytes ? extra : NULL);
+    return (int32_t)s->cuda.cuLaunchKernelEx(&config, (CUfunction)(uintptr_t)object->native, NULL,
+                                             bytes ? extra : NULL);
 }
 
-int32_t tpw_occupancy_clusters(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_occupancy_clusters_in *in,
-                               struct tpg_occupancy_clusters_out *out) {
+int32_t tpw_occupancy_clusters(struct tpw_session *s, const struct tp_frame *frame,
+                               const struct tpg_occupancy_clusters_in *in, struct tpg_occupancy_clusters_out *out) {
     int32_t error = 0;
     CUfunction function = (CUfunction)(uintptr_t)tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
     CUlaunchAttribute *list = error ? NULL : attributes(s, frame, in->attributes, in->attributes_count, &error);

@@ -88,7 +88,8 @@ static void warm_up(struct tpw_session *s) {
     if (error) {
         const char *name = tpg_cuda_error_name(error);
         char text[200];
-        snprintf(text, sizeof text, "the driver could not be initialised: error %d (%s)", error, name ? name : "unknown");
+        snprintf(text, sizeof text, "the driver could not be initialised: error %d (%s)", error,
+                 name ? name : "unknown");
         control_send(s->process, TPW_FAILED, (uint32_t)error, 0, text);
         return;
     }
@@ -185,22 +186,38 @@ static void *map_limits(int fd) {
 }
 
 static bool options(struct tpw_session *s, int count, char **words) {
-    static const struct option known[] = {{"control-fd", required_argument, 0, 'c'}, {"limits-fd", required_argument, 0, 'l'},
-                                          {"slot", required_argument, 0, 's'},       {"driver", required_argument, 0, 'd'},
-                                          {"nvml", required_argument, 0, 'n'},       {"simulated", no_argument, 0, 'g'},
+    static const struct option known[] = {{"control-fd", required_argument, 0, 'c'},
+                                          {"limits-fd", required_argument, 0, 'l'},
+                                          {"slot", required_argument, 0, 's'},
+                                          {"driver", required_argument, 0, 'd'},
+                                          {"nvml", required_argument, 0, 'n'},
+                                          {"simulated", no_argument, 0, 'g'},
                                           {0, 0, 0, 0}};
     struct tpw_main *process = s->process;
     int limits = -1, letter;
     process->control = -1;
     while ((letter = getopt_long(count, words, "", known, NULL)) != -1) {
         switch (letter) {
-        case 'c': process->control = atoi(optarg); break;
-        case 'l': limits = atoi(optarg); break;
-        case 's': s->slot = (uint32_t)atoi(optarg); break;
-        case 'd': process->driver_path = strdup(optarg); break;
-        case 'n': process->nvml_path = strdup(optarg); break;
-        case 'g': s->simulated = true; break;
-        default: return false;
+        case 'c':
+            process->control = atoi(optarg);
+            break;
+        case 'l':
+            limits = atoi(optarg);
+            break;
+        case 's':
+            s->slot = (uint32_t)atoi(optarg);
+            break;
+        case 'd':
+            process->driver_path = strdup(optarg);
+            break;
+        case 'n':
+            process->nvml_path = strdup(optarg);
+            break;
+        case 'g':
+            s->simulated = true;
+            break;
+        default:
+            return false;
         }
     }
     s->limits = map_limits(limits);

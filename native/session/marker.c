@@ -217,7 +217,8 @@ static void look(struct tpw_session *s, struct marker *marker) {
         return;
     }
     enter(s, marker);
-    int32_t result = tpw_object(s, TPG_EVENT, marker->handle) ? (int32_t)s->cuda.cuEventQuery(marker->event) : CUDA_SUCCESS;
+    int32_t result =
+        tpw_object(s, TPG_EVENT, marker->handle) ? (int32_t)s->cuda.cuEventQuery(marker->event) : CUDA_SUCCESS;
     marker->ready = result != CUDA_ERROR_NOT_READY;
     marker->error = marker->ready ? result : CUDA_SUCCESS;
 }

@@ -74,7 +74,8 @@ uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_
     return object->native;
 }
 
-uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, const uint64_t *handles, size_t count, int32_t *error) {
+uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, const uint64_t *handles, size_t count,
+                      int32_t *error) {
     uint64_t *natives = tpw_scratch(s, count, sizeof *natives, error);
     for (size_t i = 0; natives && i < count; i++) {
         uint64_t handle;
@@ -122,7 +123,8 @@ int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t k
     if (error && (frame->flags & TP_FRAME_CALL)) {
         return error;
     }
-    *object = (struct tpw_object){.native = error ? 0 : native, .error = error, .id = id, .context = frame->context, .kind = kind};
+    *object = (struct tpw_object){
+        .native = error ? 0 : native, .error = error, .id = id, .context = frame->context, .kind = kind};
     return error;
 }
 

@@ -14,7 +14,7 @@
 struct tp_device_description {
     char name[256];
     char pci_bus_id[32];
-    uint8_t uuid[16]; /* cuDeviceGetUuid_v2 */
+    uint8_t uuid[16];      /* cuDeviceGetUuid_v2 */
     uint64_t total_memory; /* under the worker's memory limit */
     int32_t attributes[TP_DEVICE_ATTRIBUTES];
     int32_t attribute_results[TP_DEVICE_ATTRIBUTES]; /* what the driver returned for each, CUDA_SUCCESS or an error */

@@ -55,9 +55,10 @@ struct tp_reply_frame {
     uint32_t size;
     uint16_t op;
     uint16_t flags;
-    uint32_t thread;    /* whose call this answers */
-    int32_t result;     /* CUresult or nvmlReturn_t */
-    uint64_t transfers; /* transfers of this session handed completely to the data connections before this reply: the reply
+    uint32_t thread; /* whose call this answers */
+    int32_t result;  /* CUresult or nvmlReturn_t */
+    uint64_t
+        transfers; /* transfers of this session handed completely to the data connections before this reply: the reply
                            counts only when the client has received that many */
 };
 
@@ -66,7 +67,8 @@ struct tp_chunk {
     uint64_t transfer; /* numbered from 1 by the client for either direction */
     uint64_t offset;
     uint32_t size;
-    uint32_t handed; /* from the session, on the chunk that hands a download over: bit 31 and, below it, the download's place
+    uint32_t
+        handed; /* from the session, on the chunk that hands a download over: bit 31 and, below it, the download's place
                         among all that were handed over (from 1, low 31 bits), because downloads may complete in another order
                         than tp_reply_frame.transfers counts them in; 0 on every other chunk */
 };
@@ -139,12 +141,12 @@ static inline void tp_get(struct tp_cursor *c, void *value, size_t size) {
     }
 }
 
-#define TP_SCALAR(name, type)                                                                                        \
-    static inline void tp_put_##name(struct tp_cursor *c, type value) { tp_put(c, &value, sizeof value); }            \
-    static inline type tp_get_##name(struct tp_cursor *c) {                                                           \
-        type value;                                                                                                   \
-        tp_get(c, &value, sizeof value);                                                                              \
-        return value;                                                                                                 \
+#define TP_SCALAR(name, type)                                                                                          \
+    static inline void tp_put_##name(struct tp_cursor *c, type value) { tp_put(c, &value, sizeof value); }             \
+    static inline type tp_get_##name(struct tp_cursor *c) {                                                            \
+        type value;                                                                                                    \
+        tp_get(c, &value, sizeof value);                                                                               \
+        return value;                                                                                                  \
     }
 TP_SCALAR(u8, uint8_t)
 TP_SCALAR(u16, uint16_t)
@@ -180,7 +182,9 @@ static inline const void *tp_get_bytes(struct tp_cursor *c, size_t *size) {
     return tp_take(c, tp_padded(n));
 }
 /* A string is bytes that hold exactly one NUL, at the end; NULL pointers are told apart by length 0. */
-static inline void tp_put_string(struct tp_cursor *c, const char *text) { tp_put_bytes(c, text, text ? strlen(text) + 1 : 0); }
+static inline void tp_put_string(struct tp_cursor *c, const char *text) {
+    tp_put_bytes(c, text, text ? strlen(text) + 1 : 0);
+}
 static inline const char *tp_get_string(struct tp_cursor *c) {
     size_t size;
     const char *text = tp_get_bytes(c, &size);

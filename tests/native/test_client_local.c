@@ -349,7 +349,7 @@ static void test_stack(void) {
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuProfilerStart());
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxPushCurrent_v2(NULL));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxPushCurrent_v2((CUcontext)(uintptr_t)0x1234560));
-    GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxDestroy_v2(NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxDestroy_v2(NULL));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v2(NULL, 0, 0));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v2(&first, 0x8000, 0));
     GIVES(CUDA_ERROR_INVALID_DEVICE, tpc_cuCtxCreate_v2(&first, 0, 9));

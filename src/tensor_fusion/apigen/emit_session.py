@@ -39,7 +39,7 @@ def driver_source(model: Model) -> str:
         lines += [
             f"int tpg_load_{api.name}(struct tpg_{api.name}_driver *driver, void *library) {{",
             "    int found = 0;",
-            f"    _Static_assert(sizeof *driver == {len(names)} * sizeof(void *), \"one pointer a name\");",
+            f'    _Static_assert(sizeof *driver == {len(names)} * sizeof(void *), "one pointer a name");',
             f"    for (size_t i = 0; i < {len(names)}; i++) {{",
             f"        void *symbol = library ? dlsym(library, {api.name}_names[i]) : NULL;",
             f"        int (*missing)(void) = missing_{api.name};",
@@ -79,10 +79,12 @@ def dispatch(model: Model) -> str:
         for op in api.ops:
             lines += _run(api, op)
     lines += ["void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame) {"]
-    lines += ["    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)(frame + 1), frame->size - sizeof *frame);"]
+    lines += [
+        "    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)(frame + 1), frame->size - sizeof *frame);"
+    ]
     lines += ["    switch (frame->op) {"]
     lines += [f"    case TPG_OP_{o.name}: run_{o.name}(s, frame, &c); break;" for o in model.ops]
-    lines += ["    default: tpw_violation(s, frame, \"unknown operation\"); break;", "    }", "}", ""]
+    lines += ['    default: tpw_violation(s, frame, "unknown operation"); break;', "    }", "}", ""]
     return "\n".join(lines)
 
 
@@ -182,7 +184,9 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
     """Statements that prepare a native argument, and the argument."""
     name = item.name
     if item.role in ("handle", "gone"):
-        call = f"tpw_native(s, frame, TPG_{item.arg.upper()}, in.{name}, {'true' if item.optional else 'false'}, &error)"
+        call = (
+            f"tpw_native(s, frame, TPG_{item.arg.upper()}, in.{name}, {'true' if item.optional else 'false'}, &error)"
+        )
         return [f"{ctype} n_{name} = ({ctype})(uintptr_t){call};"], f"n_{name}"
     if item.role == "new":
         return [f"{item.ctype} n_{name} = 0;"], f"&n_{name}"

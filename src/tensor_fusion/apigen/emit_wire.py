@@ -138,13 +138,13 @@ def tables(model: Model) -> str:
     """tpg_tables.c: schema hash, names of operations, texts of errors."""
     hash_bytes = ", ".join(f"0x{b:02x}" for b in model.schema)
     lines = [NOTE, '#include "tpg_schema.h"', "#include <stddef.h>"]
-    lines += [f"__attribute__((visibility(\"default\"))) const unsigned char tpg_schema_hash[16] = {{{hash_bytes}}};"]
-    lines += ["__attribute__((visibility(\"default\"))) const char *tpg_op_name(uint16_t op) {", "    switch (op) {"]
+    lines += [f'__attribute__((visibility("default"))) const unsigned char tpg_schema_hash[16] = {{{hash_bytes}}};']
+    lines += ['__attribute__((visibility("default"))) const char *tpg_op_name(uint16_t op) {', "    switch (op) {"]
     lines += [f'    case TPG_OP_{o.name}: return "{o.name}";' for o in model.ops]
     lines += ['    default: return "unknown operation";', "    }", "}"]
     for index, what in enumerate(("name", "text")):
         lines += [
-            f"__attribute__((visibility(\"default\"))) const char *tpg_cuda_error_{what}(int error) {{",
+            f'__attribute__((visibility("default"))) const char *tpg_cuda_error_{what}(int error) {{',
             "    switch (error) {",
         ]
         lines += [f'    case {code}: return "{pair[index]}";' for code, pair in sorted(model.errors.items())]

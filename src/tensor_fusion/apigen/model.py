@@ -259,7 +259,9 @@ class _Lock:
     def number(self, name: str) -> int:
         if name not in self.numbers:
             if not self.extend:
-                raise DescriptionError(f"{name}: no number in {self.path.name}; run the generator with --lock and commit it")
+                raise DescriptionError(
+                    f"{name}: no number in {self.path.name}; run the generator with --lock and commit it"
+                )
             self.numbers[name] = max(self.numbers.values(), default=FIRST_OPCODE - 1) + 1
             self.changed = True
         return self.numbers[name]
