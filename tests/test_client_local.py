@@ -127,10 +127,12 @@ def test_proc_address_of_odd_questions() -> None:
     assert ask("", 13000, 0) == (0, None, 1)
     assert ask("cuNoSuchFunction", 12000, 0) == (0, None, 1)
     assert ask("cuMemAlloc_v2", 12000, 0) == (0, None, 1)
-    assert ask("cuMemAlloc", 99000, 0) == (1, None, 1)
-    assert ask("cuMemAlloc", 12000, 3)[0] == 1
-    assert ask("cuMemAlloc", 12000, 1 << 40)[0] == 1
-    assert ask("cuMemAlloc", -1, 0) == (0, None, 2)
+    untouched = (1, 1, -1)
+    assert ask("cuMemAlloc", 99000, 0) == untouched
+    assert ask("cuMemAlloc", 12000, 4) == untouched
+    assert ask("cuMemAlloc", 12000, 1 << 40) == untouched
+    assert ask("cuMemAlloc", 12000, 3) == (0, ask.address("cuMemAlloc_v2"), 0)
+    assert ask("cuMemAlloc", -1, 0) == (0, ask.address("cuMemAlloc_v2"), 0)
     assert ask.without_status("cuMemAlloc", 12000) == (0, ask.address("cuMemAlloc_v2"))
     assert ask("cuMemcpyHtoD", 12000, 2)[1] == ask.address("cuMemcpyHtoD_v2_ptds")
 

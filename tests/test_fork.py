@@ -1,6 +1,6 @@
-"""Forked programs: a child may use CUDA and NVML as long as its parent has not called cuInit, as on a machine with a driver.
+"""Forked programs: a child may use CUDA as long as its parent has not called cuInit, as on a machine with a driver.
 
-Frameworks ask NVML how many devices there are, so as not to make a context, and leave CUDA to the workers that they fork.
+Frameworks ask NVML how many devices there are, so as not to make a context, and leave CUDA to the children.
 """
 
 from __future__ import annotations

@@ -19,14 +19,14 @@ FUNCTIONS = [
     op("context_info", "call", out={"limits": "uint64_t: array", "results": "int: array", "priority_low": "int",
        "priority_high": "int"}),
     op("context_synchronize", "call", reports=True),
-    # Modules. The image travels in `data`; a large one as the transfer that an `image_upload` before announces. The answer describes every kernel: see
-    # native/wire/tp_image.h. Functions and kernels are named by their place in that list.
+    # Modules. The image travels in `data`; a large one as the transfer that an `image_upload` before announces. The answer
+    # says what became of it, with the compiler's logs, and describes every kernel: see native/wire/tp_image.h. Functions and kernels are named by their place in that list.
     op("image_upload", "post", contextless=True, transfer="uint64_t", size="uint64_t"),
     op("image_load", "call", size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
        data="void: bytes", options="uint64_t: array",
-       out={"kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
-    op("module_unload", "post", module="uint64_t: gone module"),
-    op("library_unload", "post", library="uint64_t: gone library"),
+       out={"result": "int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
+    op("module_unload", "post", contextless=True, module="uint64_t: gone module"),
+    op("library_unload", "post", contextless=True, library="uint64_t: gone library"),
     op("library_module", "post", library="uint64_t: handle library", module="uint64_t: new module"),
     op("function_get", "post", module="uint64_t: handle module", function="uint64_t: new function", index="unsigned int"),
     op("kernel_get", "post", library="uint64_t: handle library", kernel="uint64_t: new kernel", index="unsigned int"),
@@ -98,7 +98,7 @@ FUNCTIONS = [
        source_pitch="uint64_t", width="uint64_t", height="uint64_t", stream="uint64_t: handle stream"),
     # Streams and events.
     op("stream_create", "post", stream="uint64_t: new stream", flags="unsigned int", priority="int"),
-    op("stream_destroy", "post", stream="uint64_t: gone stream"),
+    op("stream_destroy", "post", contextless=True, stream="uint64_t: gone stream"),
     op("stream_wait", "call", reports=True, stream="uint64_t: handle stream"),
     op("stream_query", "call", reports=True, stream="uint64_t: handle stream"),
     op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),

@@ -25,6 +25,20 @@ int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, con
     return error;
 }
 
+/* The place is free afterwards whatever the driver said: the client uses it again. An event whose context has ended is gone. */
+int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuEventDestroy_v2_in *in) {
+    struct tpw_object *object = tpw_object(s, TPG_EVENT, in->hEvent);
+    if (!object) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    struct tp_frame inside = *frame;
+    inside.context = object->context;
+    CUevent native = (CUevent)(uintptr_t)object->native;
+    bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
+    tpw_forget(s, TPG_EVENT, in->hEvent);
+    return there ? (int32_t)s->cuda.cuEventDestroy_v2(native) : CUDA_SUCCESS;
+}
+
 static void answer(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_ticket *ticket = what;
     tpw_answer_ticket(s, *ticket, tpw_report(s, error, true));

@@ -1,7 +1,8 @@
 /*
  * Modules and libraries: loading images, the list of their kernels, functions, globals, attributes.
  *
- * Executor thread only. An image is hostile bytes that the driver reads without a length: its container must describe exactly
+ * Executor thread only. What came out of an image (functions, kernels, the module of a library) ends with it, here as in the
+ * client, which then uses their places again. An image is hostile bytes that the driver reads without a length: its container must describe exactly
  * as many bytes as came before the driver sees it. What lies inside the container is the driver's to judge.
  */
 #include "tpg_session.h"
@@ -165,6 +166,35 @@ int32_t tpw_image_upload(struct tpw_session *s, const struct tp_frame *frame, co
     return CUDA_SUCCESS;
 }
 
+/* Both logs, in memory that lasts until the answer is written: behind the list of kernels, which has its own room. */
+static int32_t put_log(struct tpw_session *s, const struct jit *jit, struct tpg_image_load_out *out) {
+    size_t info = jit->info ? strnlen(jit->info, jit->info_size) : 0;
+    size_t errors = jit->errors ? strnlen(jit->errors, jit->errors_size) : 0;
+    int32_t error = 0;
+    unsigned char *memory = s->scratch.memory;
+    if (!out->kernels_size) {
+        memory = tpw_scratch(s, TP_FRAME_MAX / 2, 1, &error);
+        if (error) {
+            return error;
+        }
+    }
+    size_t room = TP_FRAME_MAX / 2 - out->kernels_size;
+    info = info < room ? info : room;
+    errors = errors < room - info ? errors : room - info;
+    unsigned char *at = memory + out->kernels_size;
+    if (info) {
+        memcpy(at, jit->info, info);
+    }
+    if (errors) {
+        memcpy(at + info, jit->errors, errors);
+    }
+    out->info_log = at;
+    out->info_log_size = info;
+    out->error_log = at + info;
+    out->error_log_size = errors;
+    return CUDA_SUCCESS;
+}
+
 int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_image_load_in *in,
                        struct tpg_image_load_out *out) {
     struct jit jit = {.count = 0};
@@ -173,6 +203,7 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
     bool library = in->is_library != 0;
     uint64_t native = 0;
     int32_t error = 0;
+    bool judged = false; /* the driver, or its compiler, has looked at it */
     if (in->transfer) {
         body = tpw_take_upload(s, in->transfer, (size_t)in->size, &error);
     } else if (in->data_size == in->size && in->size) {
@@ -187,6 +218,7 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
                                                                     : read_options(&jit, in->options, in->options_count);
     }
     if (!error) {
+        judged = true;
         error = library ? (int32_t)s->cuda.cuLibraryLoadData((CUlibrary *)(void *)&native, body, jit.options, jit.values,
                                                              jit.count, NULL, NULL, 0)
                         : (int32_t)s->cuda.cuModuleLoadDataEx((CUmodule *)(void *)&native, body, jit.count, jit.options,
@@ -208,39 +240,68 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
     }
     free(image);
     free(body);
-    /* The logs are also wanted, and most of all, when the load failed: they follow as warnings of the session's log. */
-    if (error && jit.errors && jit.errors[0]) {
-        tp_log(TP_WARN, "the driver's compiler said: %s", jit.errors);
-    }
+    /* The logs are wanted most of all when the load failed: then they are the answer, with the result beside them. */
+    out->result = error;
+    int32_t unkept = put_log(s, &jit, out);
     free(jit.info);
     free(jit.errors);
-    return error;
+    return judged && !unkept ? CUDA_SUCCESS : error;
+}
+
+/* Ends the handles of everything that came out of a module or library. */
+static void end_owned(struct tpw_session *s, uint64_t owner) {
+    static const uint32_t kinds[] = {TPG_MODULE, TPG_FUNCTION, TPG_KERNEL};
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        struct tpw_object *object;
+        for (uint32_t at = 0; (object = tpw_next_object(s, kinds[k], &at));) {
+            if (object->owner != owner) {
+                continue;
+            }
+            uint64_t handle = tp_handle_make(kinds[k], object->id);
+            if (kinds[k] == TPG_MODULE) {
+                end_owned(s, handle);
+            }
+            tpw_forget(s, kinds[k], handle);
+        }
+    }
+}
+
+static void owned_by(struct tpw_session *s, uint32_t kind, uint64_t handle, uint64_t owner) {
+    struct tpw_object *object = tpw_object(s, kind, handle);
+    if (object) {
+        object->owner = owner;
+    }
 }
 
 int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_module_unload_in *in) {
-    int32_t error = 0;
-    CUmodule native = (CUmodule)(uintptr_t)tpw_native(s, frame, TPG_MODULE, in->module, false, &error);
-    if (!error) {
-        error = (int32_t)s->cuda.cuModuleUnload(native);
-        tpw_forget(s, TPG_MODULE, in->module);
+    struct tpw_object *object = tpw_object(s, TPG_MODULE, in->module);
+    if (!object) {
+        return CUDA_ERROR_INVALID_HANDLE;
     }
-    return error;
+    if (object->owner) {
+        return CUDA_ERROR_NOT_PERMITTED; /* it is its library's */
+    }
+    struct tp_frame inside = *frame; /* the thread's current context may be another, or none */
+    inside.context = object->context;
+    CUmodule native = (CUmodule)(uintptr_t)object->native;
+    bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
+    end_owned(s, in->module);
+    tpw_forget(s, TPG_MODULE, in->module);
+    return there ? (int32_t)s->cuda.cuModuleUnload(native) : CUDA_SUCCESS;
 }
 
 int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_unload_in *in) {
     int32_t error = 0;
     CUlibrary native = (CUlibrary)(uintptr_t)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
-    if (!error) {
-        error = (int32_t)s->cuda.cuLibraryUnload(native);
-        tpw_forget(s, TPG_LIBRARY, in->library);
-    }
-    return error;
+    end_owned(s, in->library);
+    tpw_forget(s, TPG_LIBRARY, in->library);
+    return error ? error : (int32_t)s->cuda.cuLibraryUnload(native);
 }
 
 /* ---- functions and kernels ---- */
 
 static int32_t make_kernel(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
-                           uint64_t native, int32_t error) {
+                           uint64_t native, uint64_t owner, int32_t error) {
     struct tpw_kernel *kernel = error ? NULL : calloc(1, sizeof *kernel);
     if (!error && !kernel) {
         error = CUDA_ERROR_OUT_OF_MEMORY;
@@ -251,6 +312,7 @@ static int32_t make_kernel(struct tpw_session *s, const struct tp_frame *frame, 
     }
     error = tpw_made(s, frame, kind, handle, native, error);
     struct tpw_object *object = tpw_object(s, kind, handle);
+    owned_by(s, kind, handle, owner);
     if (object && !error) {
         object->record = kernel;
     } else {
@@ -283,13 +345,13 @@ int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, co
     if (!error) {
         error = (int32_t)s->cuda.cuModuleGetFunction(&native, module, name);
     }
-    return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, error);
+    return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, in->module, error);
 }
 
 int32_t tpw_kernel_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_get_in *in) {
     int32_t error = 0;
     uint64_t native = at_index(s, TPG_LIBRARY, in->library, in->index, &error);
-    return make_kernel(s, frame, TPG_KERNEL, in->kernel, native, error);
+    return make_kernel(s, frame, TPG_KERNEL, in->kernel, native, in->library, error);
 }
 
 int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_function_in *in) {
@@ -299,7 +361,9 @@ int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame,
     if (!error) {
         error = (int32_t)s->cuda.cuKernelGetFunction(&native, kernel);
     }
-    return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, error);
+    const struct tpw_object *object = tpw_object(s, TPG_KERNEL, in->kernel);
+    return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, object ? object->owner : 0,
+                       error);
 }
 
 int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_module_in *in) {
@@ -316,6 +380,7 @@ int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, 
         error = list_kernels(s, false, (uint64_t)(uintptr_t)native, &image, &unused);
     }
     error = tpw_made(s, frame, TPG_MODULE, in->module, (uint64_t)(uintptr_t)native, error);
+    owned_by(s, TPG_MODULE, in->module, in->library);
     struct tpw_object *object = tpw_object(s, TPG_MODULE, in->module);
     if (object && !error) {
         object->record = image;

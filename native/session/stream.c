@@ -119,11 +119,12 @@ static void finish(struct tpw_session *s, void *what, int32_t error) {
 
 int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_destroy_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_STREAM, in->stream);
-    (void)frame;
     if (!object) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     struct tpw_stream *stream = object->record;
+    struct tp_frame inside = *frame; /* the thread's current context may be another, or none */
+    inside.context = object->context;
     memset(object, 0, sizeof *object);
     if (!stream) {
         return CUDA_SUCCESS;
@@ -133,7 +134,8 @@ int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame, 
         finish(s, stream, 0);
         return CUDA_SUCCESS;
     }
-    int32_t error = tpw_when_done(s, stream->native, finish, stream);
+    int32_t error = tpw_enter(s, &inside);
+    error = error ? error : tpw_when_done(s, stream->native, finish, stream);
     if (error) {
         finish(s, stream, error);
     }

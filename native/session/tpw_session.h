@@ -28,6 +28,7 @@ struct tpw_object {
     uint32_t id;     /* id of the client's handle, with its generation; 0 = slot is free */
     uint32_t context; /* id of the context it was made in */
     uint32_t kind;
+    uint64_t owner; /* handle of the module or library that it ends with, 0 = none */
     void *record; /* further description, owned by the family's file, freed by its destructor */
 };
 

@@ -3,7 +3,7 @@
  *
  * A message arrives on a thread of the connection, which may not run strangers' code: it only queues a token, and one thread
  * of our own, made with the first host function, runs them in the order of arrival. The list is guarded by a lock that is not
- * held while a function runs.
+ * held while a function runs. CUDA calls from inside a host function are not permitted: the thread has a context that says so.
  */
 #include "tpc.h"
 #include "tpg_cuda_send.h"
@@ -43,6 +43,7 @@ static void run(struct call *call) {
 
 static void *runner(void *unused) {
     (void)unused;
+    tpc_forbid_calls();
     for (;;) {
         uint32_t seen = atomic_load(&ready_count);
         tp_lock_take(&lock);

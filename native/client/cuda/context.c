@@ -27,7 +27,12 @@ static struct tp_lock contexts;              /* counts and activity of primary c
 static struct tpc_context_record *primaries; /* one for each device, written once */
 static _Atomic unsigned long long next_id = 1;
 
+/* On top, with nothing on the stack, in threads that run host functions. Its handle is the NULL that such a thread sees. */
+static struct tpc_context forbidden = {.error = CUDA_ERROR_NOT_PERMITTED};
+
 struct tpc_context *tpc_current(void) { return stack.top; }
+
+void tpc_forbid_calls(void) { stack.top = &forbidden; }
 
 CUresult tpc_current_living(struct tpc_context **out) {
     struct tpc_context *context = stack.top;
@@ -35,7 +40,7 @@ CUresult tpc_current_living(struct tpc_context **out) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
     if (TP_UNLIKELY(!atomic_load_explicit(&context->active, memory_order_relaxed))) {
-        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        return context == &forbidden ? CUDA_ERROR_NOT_PERMITTED : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
     *out = context;
     return CUDA_SUCCESS;
@@ -66,6 +71,9 @@ static void stack_changed(void) {
 }
 
 static CUresult push(struct tpc_context *context) {
+    if (stack.top == &forbidden) {
+        return CUDA_ERROR_NOT_PERMITTED;
+    }
     if (stack.depth == STACK_MAX) {
         tp_log(TP_ERROR, "A thread has pushed %d contexts; no more than that fit on its stack", STACK_MAX);
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -204,6 +212,14 @@ static bool flags_valid(unsigned flags) {
            (schedule <= CU_CTX_SCHED_YIELD || schedule == CU_CTX_SCHED_BLOCKING_SYNC);
 }
 
+CUresult tpc_check_cuCtxSetCacheConfig(CUfunc_cache config) {
+    return (unsigned)config > CU_FUNC_CACHE_PREFER_EQUAL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+CUresult tpc_check_cuCtxSetSharedMemConfig(CUsharedconfig config) {
+    return (unsigned)config > CU_SHARED_MEM_CONFIG_EIGHT_BYTE_BANK_SIZE ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
 CUresult tpc_cuCtxSetFlags(unsigned int flags) {
     struct tpc_context *context;
     CUresult result = tpc_current_living(&context);
@@ -232,6 +248,7 @@ CUresult tpc_contexts_start(void) {
         struct tpc_context *context = &records[i].base;
         context->device = i;
         context->primary = true;
+        context->error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
         context->flags = FLAGS_DEFAULT;
         context->id = atomic_fetch_add(&next_id, 1);
         context->handle = tpc_mint_record(TPG_CONTEXT, context);
@@ -266,6 +283,7 @@ static CUresult activate(struct tpc_context_record *record) {
     tp_reply_free(&reply);
     if (result == CUDA_SUCCESS) {
         tpc_limits_fresh(record);
+        atomic_store_explicit(&context->error, 0, memory_order_relaxed);
         atomic_store_explicit(&context->active, true, memory_order_release);
     }
     return result;
@@ -295,6 +313,9 @@ CUresult tpc_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
 /* Under `contexts`: the context's memory is gone for the program from here on, and its storage is the caller's to end. */
 static struct tpc_storage_entry *deactivate(struct tpc_context *context) {
     atomic_store_explicit(&context->active, false, memory_order_relaxed);
+    atomic_store_explicit(&context->error, CUDA_ERROR_CONTEXT_IS_DESTROYED, memory_order_relaxed);
+    atomic_fetch_add_explicit(&context->life, 1, memory_order_relaxed);
+    context->flags = FLAGS_DEFAULT;
     tpc_memory_context_gone(context);
     return tpc_storage_detach(context->handle);
 }
@@ -374,7 +395,7 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
     if (!tpc_device_valid(dev)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    if (stack.depth == STACK_MAX) {
+    if (stack.depth == STACK_MAX || stack.top == &forbidden) {
         return push(NULL);
     }
     struct tpc_context_record *record = calloc(1, sizeof *record);
@@ -417,6 +438,10 @@ CUresult tpc_cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams,
 }
 
 CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
+    if (!ctx) {
+        return CUDA_ERROR_INVALID_VALUE; /* before cuInit, too */
+    }
+    TPC_ENTER();
     struct tpc_context *context;
     CUresult result = context_of(ctx, &context);
     if (result != CUDA_SUCCESS) {
@@ -426,6 +451,8 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     if (context->primary || !atomic_exchange_explicit(&context->active, false, memory_order_relaxed)) {
         return context->primary ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
+    atomic_store_explicit(&context->error, CUDA_ERROR_CONTEXT_IS_DESTROYED, memory_order_relaxed);
+    atomic_fetch_add_explicit(&context->life, 1, memory_order_relaxed);
     struct tpg_context_destroy_in in = {.context = context->handle};
     result = tpc_post_context_destroy("cuCtxDestroy_v2", &in);
     tpc_memory_context_gone(context);

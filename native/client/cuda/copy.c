@@ -64,7 +64,7 @@ static CUresult upload(const char *name, const struct tpc_area *area, const void
     if (tpc_strict) {
         return tpc_copy_wait(name, stream);
     }
-    return (CUresult)atomic_load_explicit(&tpc_sticky_error, memory_order_relaxed);
+    return tpc_posted();
 }
 
 CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync) {

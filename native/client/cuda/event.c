@@ -27,6 +27,15 @@ CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     return CUDA_SUCCESS;
 }
 
+/* Recording as an external node has a meaning in a capturing stream only, and no stream captures. */
+CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
+    (void)hEvent, (void)hStream;
+    if (flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return flags ? CUDA_ERROR_ILLEGAL_STATE : CUDA_SUCCESS;
+}
+
 CUresult tpc_cuEventQuery(CUevent hEvent) {
     TPC_CHECK_HANDLE(EVENT, hEvent, false);
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)hEvent};

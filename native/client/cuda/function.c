@@ -121,6 +121,10 @@ static CUresult config(const char *name, uint64_t handle, int device, unsigned i
     if (!tpc_kernel_of(handle)) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    int most = what ? (int)CU_SHARED_MEM_CONFIG_EIGHT_BYTE_BANK_SIZE : (int)CU_FUNC_CACHE_PREFER_EQUAL;
+    if (value < 0 || value > most) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     struct tpg_function_config_in in = {.function = handle, .device = device, .what = what, .value = value};
     return tpc_post_function_config(name, &in);
 }

@@ -190,8 +190,12 @@ static CUresult add_host(struct tpc_context *context, unsigned char *memory, siz
 }
 
 static CUresult allocate(struct tpc_context *context, void **pp, size_t size, unsigned int flags) {
-    if (!pp || !size || (flags & ~7u)) {
+    if (!pp || (flags & ~7u)) {
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!size) {
+        *pp = NULL;
+        return CUDA_SUCCESS;
     }
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     if (size > SIZE_MAX - page) {
@@ -236,7 +240,10 @@ static struct tpc_host *take_out(void *p, unsigned int made) {
 CUresult tpc_cuMemFreeHost(void *p) {
     TPC_CONTEXT(context);
     (void)context;
-    struct tpc_host *host = p ? take_out(p, TPC_MADE_HOST) : NULL;
+    if (!p) {
+        return CUDA_SUCCESS;
+    }
+    struct tpc_host *host = take_out(p, TPC_MADE_HOST);
     if (!host) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -119,12 +119,29 @@ static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CU
     return result;
 }
 
+/* A grid that must run all at once is refused when it cannot; the occupancy is asked for once for each block size. */
+static CUresult check_cooperative(struct tpc_kernel *kernel, const struct shape *s) {
+    const struct tpc_context *context = tpc_current();
+    uint64_t blocks = (uint64_t)s->grid_x * s->grid_y * s->grid_z;
+    int resident = 0;
+    CUresult result = tpc_cuOccupancyMaxActiveBlocksPerMultiprocessor(
+        &resident, (CUfunction)(uintptr_t)kernel->handle, (int)(s->block_x * s->block_y * s->block_z), s->shared_bytes);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    int processors = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
+    return blocks > (uint64_t)resident * (uint64_t)processors ? CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE : CUDA_SUCCESS;
+}
+
 static CUresult launch(const char *name, CUfunction f, const struct shape *shape, CUstream stream, void **params,
                        void **extra, unsigned int cooperative) {
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
     unsigned char block[BLOCK_LIMIT];
     const void *source;
     CUresult result = prepare(kernel, shape, stream, params, extra, block, &source);
+    if (TP_UNLIKELY(cooperative) && result == CUDA_SUCCESS) {
+        result = check_cooperative(kernel, shape);
+    }
     if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
         return result;
     }
@@ -168,12 +185,89 @@ static CUresult check_attributes(const CUlaunchConfig *config) {
             attribute->id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT) {
             TPC_CHECK_HANDLE(EVENT, attribute->value.programmaticEvent.event, false);
         }
+        if ((int)attribute->id < 0 || attribute->id >= CU_LAUNCH_ATTRIBUTE_MAX) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
         if (attribute->id == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE) {
             tp_log(TP_WARN, "a launch asked for a device-updatable graph node, which comes with graphs");
             return CUDA_ERROR_NOT_SUPPORTED;
         }
     }
     return CUDA_SUCCESS;
+}
+
+static bool divides(unsigned int part, unsigned int whole) { return !part || whole % part == 0; }
+
+/* What attributes ask of a grid: whole clusters, all blocks at once. */
+static CUresult check_grid(struct tpc_kernel *kernel, const CUlaunchConfig *config, const struct shape *shape) {
+    CUresult result = CUDA_SUCCESS;
+    for (unsigned int i = 0; i < config->numAttrs && result == CUDA_SUCCESS; i++) {
+        const CUlaunchAttributeValue *value = &config->attrs[i].value;
+        if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION &&
+            !(divides(value->clusterDim.x, shape->grid_x) && divides(value->clusterDim.y, shape->grid_y) &&
+              divides(value->clusterDim.z, shape->grid_z))) {
+            result = CUDA_ERROR_INVALID_CLUSTER_SIZE;
+        } else if (config->attrs[i].id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE && value->cooperative) {
+            result = check_cooperative(kernel, shape);
+        }
+    }
+    return result;
+}
+
+/* ---- launches with attributes: the first of its kind waits for its result, so that a refusal comes at once ----
+ *
+ * Whether the driver takes a function with a block size and attributes does not depend on the grid (what does is checked
+ * above) or on events and addresses inside attributes. What it took is kept as a hash in a table without chains: a collision
+ * costs another waiting launch. */
+#define PROVED 1024u
+static _Atomic uint64_t proved[PROVED];
+
+static uint64_t mix(uint64_t hash, uint64_t value) {
+    hash = (hash ^ value) * 0x9e3779b97f4a7c15ull;
+    return hash ^ hash >> 29;
+}
+
+/* Bytes of an attribute's value that decide; the others of the union may be anything. */
+static size_t deciding_bytes(CUlaunchAttributeID id) {
+    switch (id) {
+    case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
+    case CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION:
+        return 3 * sizeof(unsigned int);
+    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
+    case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
+    case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT:
+        return 0;
+    case CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP:
+        return 2;
+    default:
+        return sizeof(int);
+    }
+}
+
+static uint64_t kind_of(const struct tpg_launch_ex_in *in) {
+    uint64_t hash = mix(mix(in->function, (uint64_t)in->block_x << 32 | in->block_y), in->block_z);
+    hash = mix(hash, in->shared_bytes);
+    for (size_t i = 0; i < in->attributes_count; i++) {
+        uint32_t words[3] = {0};
+        memcpy(words, &in->attributes[i].value, deciding_bytes(in->attributes[i].id));
+        hash = mix(mix(hash, (uint64_t)in->attributes[i].id << 32 | words[0]), (uint64_t)words[1] << 32 | words[2]);
+    }
+    return hash | 1;
+}
+
+static CUresult launch_waiting(const char *name, const struct tpg_launch_ex_in *in) {
+    struct tp_reply reply;
+    size_t size = tpg_size_launch_ex_in(in);
+    TPC_FITS(size);
+    unsigned char *body = tpc_reserve(TPG_OP_launch_ex, size);
+    if (!body) {
+        return tpc_lost();
+    }
+    struct tp_cursor c = tp_cursor_make(body, size);
+    tpg_put_launch_ex_in(&c, in);
+    CUresult result = tpc_call(name, &reply);
+    tp_reply_free(&reply);
+    return result;
 }
 
 CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, CUfunction f, void **kernelParams,
@@ -194,6 +288,9 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
     if (result == CUDA_SUCCESS) {
         result = prepare(kernel, &shape, stream, kernelParams, extra, block, &source);
     }
+    if (result == CUDA_SUCCESS) {
+        result = check_grid(kernel, config, &shape);
+    }
     if (result != CUDA_SUCCESS) {
         return result;
     }
@@ -210,7 +307,16 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
                                   .attributes_count = config->numAttrs,
                                   .params = source,
                                   .params_size = kernel->parameter_bytes};
-    return tpc_post_launch_ex("cuLaunchKernelEx", &in);
+    uint64_t kind = kind_of(&in);
+    _Atomic uint64_t *place = &proved[kind >> 32 & (PROVED - 1)];
+    if (TP_LIKELY(atomic_load_explicit(place, memory_order_relaxed) == kind)) {
+        return tpc_post_launch_ex("cuLaunchKernelEx", &in);
+    }
+    result = launch_waiting("cuLaunchKernelEx", &in);
+    if (result == CUDA_SUCCESS) {
+        atomic_store_explicit(place, kind, memory_order_relaxed);
+    }
+    return result;
 }
 
 /* ---- occupancy ---- */

@@ -50,7 +50,8 @@ static CUresult allocate(const char *name, struct tpc_context *context, uint64_t
         return result;
     }
     struct tpc_range range = {
-        .start = answer.address, .size = size, .where = TPC_DEVICE_MEMORY, .context = context, .flags = TPC_MADE_ALLOC};
+        .start = answer.address, .size = size, .where = TPC_DEVICE_MEMORY, .context = context,
+        .flags = TPC_MADE_ALLOC | TPC_SYNC_MEMOPS}; /* what the driver says of such memory until the program changes it */
     if (!tpc_range_insert(&range)) {
         struct tpg_memory_free_in undo = {.address = answer.address};
         tpc_post_memory_free(name, &undo);
@@ -109,9 +110,6 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
 CUresult tpc_cuMemGetInfo_v2(size_t *free, size_t *total) {
     TPC_CONTEXT(context);
     (void)context;
-    if (!free && !total) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     struct tpg_memory_info_out answer = {0};
     struct tp_reply reply;
     CUresult result = tpc_call_memory_info("cuMemGetInfo", &answer, &reply);

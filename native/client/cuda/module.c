@@ -27,6 +27,9 @@ struct entry {
 struct tpc_image {
     uint64_t handle; /* of the module or library */
     bool library;
+    bool of_library; /* the module of a library, which the driver lets nobody unload */
+    const struct tpc_context *context; /* of a module: where it was loaded, and in which of that context's lives */
+    unsigned int life;
     struct tp_lock lock;
     _Atomic uint64_t module; /* of a library: its module once asked for */
     uint32_t count;
@@ -294,13 +297,18 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
     }
     image->handle = in.owner;
     image->library = library;
+    image->context = library ? NULL : context;
+    image->life = context ? atomic_load(&context->life) : 0;
     struct tpg_image_load_out out;
     struct tp_reply reply;
     result = send_image(code, size, &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
         fill_log(&info, out.info_log, out.info_log_size);
         fill_log(&errors, out.error_log, out.error_log_size);
-        result = image_fill(image, out.kernels, out.kernels_size) ? CUDA_SUCCESS : tpc_bad_reply(&reply);
+        result = (CUresult)out.result;
+    }
+    if (result == CUDA_SUCCESS && !image_fill(image, out.kernels, out.kernels_size)) {
+        result = tpc_bad_reply(&reply);
     }
     tp_reply_free(&reply);
     if (result) {
@@ -419,26 +427,40 @@ CUresult tpc_cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUj
     return result;
 }
 
-/* Ends the handles of an image's kernels with it. */
-static void unload(struct tpc_image *image, uint32_t kind) {
+/* Ends with an image what came out of it: its kernels, their functions, the module of a library. The session does the same,
+ * so that these places are free on both sides. */
+static void unload(struct tpc_image *image) {
     for (uint32_t i = 0; i < image->count; i++) {
         struct tpc_kernel *kernel = atomic_load_explicit(&image->entries[i].kernel, memory_order_acquire);
         if (kernel) {
+            uint64_t function = atomic_load(&kernel->function);
+            if (function) {
+                tpc_unmint(TPG_FUNCTION, function);
+            }
             tpc_unmint(image->library ? TPG_KERNEL : TPG_FUNCTION, kernel->handle);
         }
     }
-    tpc_unmint(kind, image->handle);
+    struct tpc_image *module = tpc_record(TPG_MODULE, atomic_load(&image->module));
+    if (module) {
+        unload(module);
+    }
+    tpc_unmint(image->library ? TPG_LIBRARY : TPG_MODULE, image->handle);
 }
 
 CUresult tpc_cuModuleUnload(CUmodule hmod) {
     struct tpg_module_unload_in in = {.module = (uint64_t)(uintptr_t)hmod};
     struct tpc_image *image = tpc_record(TPG_MODULE, in.module);
-    if (!image || image->library) {
+    if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    if (image->of_library) {
+        return CUDA_ERROR_NOT_PERMITTED;
+    }
+    /* A module has ended with its context; only its place is given back. */
+    bool ended = !atomic_load(&image->context->active) || atomic_load(&image->context->life) != image->life;
     CUresult result = tpc_post_module_unload("cuModuleUnload", &in);
-    unload(image, TPG_MODULE);
-    return result;
+    unload(image);
+    return ended && result == CUDA_SUCCESS ? CUDA_ERROR_CONTEXT_IS_DESTROYED : result;
 }
 
 CUresult tpc_cuLibraryUnload(CUlibrary library) {
@@ -448,7 +470,7 @@ CUresult tpc_cuLibraryUnload(CUlibrary library) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     CUresult result = tpc_post_library_unload("cuLibraryUnload", &in);
-    unload(image, TPG_LIBRARY);
+    unload(image);
     return result;
 }
 
@@ -468,12 +490,15 @@ static CUresult by_name(struct tpc_image *image, const char *name, uint64_t *han
 }
 
 CUresult tpc_cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name) {
-    if (!hfunc || !name) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     struct tpc_image *image = tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
     uint64_t handle = 0;
-    CUresult result = image ? by_name(image, name, &handle) : CUDA_ERROR_INVALID_HANDLE;
+    if (!image) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (!hfunc || !name || !*name) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = by_name(image, name, &handle);
     if (result == CUDA_SUCCESS) {
         *hfunc = (CUfunction)(uintptr_t)handle;
     }
@@ -558,6 +583,7 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
         handle = entries ? tpc_mint_record(TPG_MODULE, module) : 0;
         if (handle) {
             *module = (struct tpc_image){.handle = handle,
+                                         .of_library = true,
                                          .count = image->count,
                                          .mask = image->mask,
                                          .places = image->places,

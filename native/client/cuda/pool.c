@@ -157,10 +157,14 @@ CUresult tpc_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, 
 
 static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream) {
     TPC_CONTEXT(context);
-    if (!dptr || !size) {
+    if (!dptr) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_CHECK_HANDLE(STREAM, stream, true);
+    if (!size) {
+        *dptr = 0; /* nothing, and its free is one of nothing */
+        return CUDA_SUCCESS;
+    }
     uint64_t from = pool;
     CUresult result = named ? CUDA_SUCCESS : current_pool(context->device, &from);
     if (result != CUDA_SUCCESS) {
@@ -203,6 +207,9 @@ CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     (void)context;
     struct tpc_range range;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
+    if (!dptr) {
+        return CUDA_SUCCESS;
+    }
     if (!tpc_range_at(dptr, &range) || range.start != dptr || (range.flags & TPC_MADE_MASK) != TPC_MADE_POOL ||
         !tpc_range_remove(dptr, NULL)) {
         return CUDA_ERROR_INVALID_VALUE;

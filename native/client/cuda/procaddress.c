@@ -12,14 +12,15 @@ static int version_known(void) { return tpc_driver_version ? tpc_driver_version 
 
 static CUresult look_up(const char *symbol, void **pfn, int version, cuuint64_t flags,
                         CUdriverProcAddressQueryResult *status) {
+    const cuuint64_t legacy = CU_GET_PROC_ADDRESS_LEGACY_STREAM, own = CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM;
     int driver = version_known();
+    if (version > driver || (flags & ~(legacy | own))) {
+        return CUDA_ERROR_INVALID_VALUE; /* with nothing written */
+    }
     *status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     *pfn = NULL;
-    if (version > driver || flags > CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     int count = 0;
-    const struct tpg_address *rows = tpg_addresses(symbol, (int)flags, &count);
+    const struct tpg_address *rows = tpg_addresses(symbol, (int)(flags & own ? own : flags), &count);
     if (!rows || count < 1) {
         return CUDA_SUCCESS;
     }
@@ -27,7 +28,7 @@ static CUresult look_up(const char *symbol, void **pfn, int version, cuuint64_t 
     const struct tpg_address *chosen = NULL;
     for (int i = 0; i < count && rows[i].version <= driver; i++) {
         exists |= rows[i].function != NULL;
-        if (rows[i].version <= version) {
+        if ((unsigned)rows[i].version <= (unsigned)version) { /* the driver finds everything for -1 */
             chosen = &rows[i];
         }
     }
@@ -45,9 +46,9 @@ CUresult tpc_cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion
     if (!symbol || !pfn) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUdriverProcAddressQueryResult status;
+    CUdriverProcAddressQueryResult status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     CUresult result = look_up(symbol, pfn, cudaVersion, flags, &status);
-    if (symbolStatus) {
+    if (symbolStatus && result == CUDA_SUCCESS) {
         *symbolStatus = status;
     }
     return result;

@@ -162,10 +162,23 @@ static bool sticky(int error) {
 }
 
 static CUresult learn(int error) {
-    if (TP_UNLIKELY(error) && sticky(error)) {
+    struct tpc_context *context = TP_UNLIKELY(error) && sticky(error) ? tpc_current() : NULL;
+    int usable = 0;
+    if (context && atomic_compare_exchange_strong(&context->error, &usable, error)) {
         atomic_store(&tpc_sticky_error, error);
+        tp_log(TP_ERROR, "the context of device %d is broken by error %d (%s); the driver gives that error from every call in it, "
+               "until the program ends", context->device, error, tpg_cuda_error_name(error));
     }
     return (CUresult)error;
+}
+
+CUresult tpc_posted(void) {
+    if (TP_LIKELY(!atomic_load_explicit(&tpc_sticky_error, memory_order_relaxed))) {
+        return CUDA_SUCCESS;
+    }
+    const struct tpc_context *context = tpc_current();
+    int error = context ? atomic_load(&context->error) : 0;
+    return sticky(error) ? (CUresult)error : CUDA_SUCCESS;
 }
 
 CUresult tpc_call(const char *name, struct tp_reply *reply) {
@@ -186,7 +199,7 @@ CUresult tpc_post(const char *name, struct tp_reply *unused) {
         return result;
     }
     tp_commit(tpc_conn);
-    return (CUresult)atomic_load_explicit(&tpc_sticky_error, memory_order_relaxed);
+    return tpc_posted();
 }
 
 CUresult tpc_lost(void) {

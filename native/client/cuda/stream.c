@@ -4,7 +4,7 @@
  * Any thread. A stream's record is written when it is made and by `tpc_stream_quiet`. Creating and destroying wait for nobody;
  * a wait that follows a completed call on the same stream, with nothing sent in between, needs no round trip.
  */
-#include "tpc.h"
+#include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
@@ -96,7 +96,7 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
     struct stream *stream = stream_of(hStream);
     if (stream && !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
         atomic_load_explicit(&stream->quiet, memory_order_relaxed) == tp_frames(tpc_conn)) {
-        return (CUresult)atomic_load(&tpc_sticky_error);
+        return tpc_posted();
     }
     struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;
@@ -163,6 +163,39 @@ CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
     CUresult result = synchronize("cuCtxSynchronize");
     self->context = current;
     return result;
+}
+
+/* ---- refused here ---- */
+
+CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags) {
+    (void)hStream, (void)hEvent;
+    return Flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+
+/* The word must be device memory of the program, and aligned to its size. */
+static CUresult check_word(CUdeviceptr address, size_t size, unsigned int flags, unsigned int known) {
+    return (flags & ~known) || address % size || !tpc_range_covers(address, size) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+#define WAIT_FLAGS (CU_STREAM_WAIT_VALUE_NOR | CU_STREAM_WAIT_VALUE_FLUSH)
+
+CUresult tpc_check_cuStreamWaitValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
+    (void)stream, (void)value;
+    return check_word(addr, 4, flags, WAIT_FLAGS);
+}
+
+CUresult tpc_check_cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) {
+    (void)stream, (void)value;
+    return check_word(addr, 8, flags, WAIT_FLAGS);
+}
+
+CUresult tpc_check_cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
+    (void)stream, (void)value;
+    return check_word(addr, 4, flags, CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER);
+}
+
+CUresult tpc_check_cuStreamWriteValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) {
+    (void)stream, (void)value;
+    return check_word(addr, 8, flags, CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER);
 }
 
 /* ---- answered here ---- */

@@ -23,7 +23,7 @@ enum tpc_state {
     TPC_EXITED,
 };
 extern _Atomic int tpc_state;
-extern _Atomic int tpc_sticky_error;
+extern _Atomic int tpc_sticky_error; /* of the context that broke last; 0 while none has */
 extern bool tpc_strict; /* TF_STRICT=1: every post waits for its result */
 extern struct tp_conn *tpc_conn;
 
@@ -92,6 +92,8 @@ CUresult tpc_call(const char *name, struct tp_reply *reply);  /* the reply must 
 CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply);
 void tpc_pure_forget(void);
 CUresult tpc_lost(void);
+/* What a post answers when no call is made of it: the error that broke the current context, if one did. */
+CUresult tpc_posted(void);
 CUresult tpc_bad_reply(const struct tp_reply *reply);
 #define TPC_FITS(size)                                                                                                 \
     do {                                                                                                               \
@@ -127,6 +129,10 @@ struct tpc_context {
     unsigned long long id; /* cuCtxGetId */
     bool primary;
     _Atomic bool active; /* primary: retained; other: not destroyed */
+    /* 0 while it can be used; why not: CUDA_ERROR_CONTEXT_IS_DESTROYED, the error that broke it, or, for the context that
+     * threads have which run host functions, CUDA_ERROR_NOT_PERMITTED. */
+    _Atomic int error;
+    _Atomic unsigned int life; /* primary: how many times it has ended */
     _Atomic int references; /* primary: count of retains */
     uint64_t limits[TP_DEVICE_LIMITS];
 };
@@ -137,9 +143,11 @@ struct tpc_context *tpc_current(void);
     if (TP_UNLIKELY(!name)) {                                                                                          \
         return CUDA_ERROR_INVALID_CONTEXT;                                                                             \
     }                                                                                                                  \
-    if (TP_UNLIKELY(!atomic_load_explicit(&name->active, memory_order_relaxed))) {                                     \
-        return CUDA_ERROR_CONTEXT_IS_DESTROYED;                                                                        \
+    if (TP_UNLIKELY(atomic_load_explicit(&name->error, memory_order_relaxed))) {                                       \
+        return (CUresult)atomic_load_explicit(&name->error, memory_order_relaxed);                                     \
     }
+/* The calling thread runs host functions from now on: what it asks of a context is not permitted. */
+void tpc_forbid_calls(void);
 
 /* ---- streams (stream.c), host functions (callback.c) ---- */
 /* A post has failed on the worker: the next wait must ask it, even where the client believes all is done. */

@@ -10,6 +10,9 @@ A line of api/ names a function and one of these kinds:
 ``alias``       another name with the same arguments; ``twin`` is the per-thread-default-stream form
 ``unsupported`` returns not-supported, with the reason
 
+A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which refuses what the
+driver would refuse at once.
+
 What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of the roles:
 
 ``"value"``            sent as it is                        ``"skip"``            not sent
@@ -47,6 +50,7 @@ class Line:
     reports: bool = False  # may report a deferred error of earlier posts
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
+    check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
 
 
@@ -59,9 +63,18 @@ def call(
     )
 
 
-def post(name: str, /, *, session: str = "driver", contextless: bool = False, after_loss: str = "", **roles: str) -> Line:
+def post(
+    name: str,
+    /,
+    *,
+    session: str = "driver",
+    contextless: bool = False,
+    after_loss: str = "",
+    check: bool = False,
+    **roles: str,
+) -> Line:
     """A function that runs in the session in order while the caller goes on."""
-    return Line(name, "post", roles, session=session, contextless=contextless, after_loss=after_loss)
+    return Line(name, "post", roles, session=session, contextless=contextless, after_loss=after_loss, check=check)
 
 
 def pure(name: str, /, *, session: str = "driver", contextless: bool = False, **roles: str) -> Line:

@@ -20,6 +20,8 @@ def client_header(model: Model) -> str:
             prototype = api.prototype(line.name)
             if line.kind in ("call", "post", "pure", "local", "custom") and prototype:
                 lines.append(f"{_signature(api, line, prototype)};")
+            if line.check and prototype:
+                lines.append(f"{_signature(api, line, prototype, check=True)};")
     lines += [
         "struct tpg_address { int version; int status; void *function; };",
         "/* Entry points of `name` by rising version for stream flag 0…2; NULL for a name that the driver does not know. */",
@@ -30,11 +32,11 @@ def client_header(model: Model) -> str:
     return "\n".join(lines)
 
 
-def _signature(api: Api, line: Line, prototype: Prototype) -> str:
+def _signature(api: Api, line: Line, prototype: Prototype, check: bool = False) -> str:
     params = parameter_list(prototype)
     if line.implicit:
         params = "CUstream implicit" + ("" if params == "void" else f", {params}")
-    return f"{prototype.returns} {PREFIX[api.name]}_{line.name}({params})"
+    return f"{prototype.returns} {PREFIX[api.name]}_{'check_' if check else ''}{line.name}({params})"
 
 
 def exports(model: Model, api: Api) -> str:
@@ -128,6 +130,9 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     sent = {f.name for f in op.fields}
     body = [f"    (void){p.name};" for p in prototype.params if p.name not in sent]
     fields = {f.name: f for f in op.fields}
+    if op.kind == "post" and not op.line.contextless:
+        # A call learns from the driver that its context is gone or broken; a post has to know before it is on its way.
+        body += [f"    {upper}_CONTEXT(context);", "    (void)context;"]
     for item in op.fields:
         required = item.role in REQUIRED and not item.optional
         if required:
@@ -141,6 +146,9 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         if item.role == "versioned":
             body.append(f"    size_t n_{item.name};")
             body.append(f"    {upper}_VERSIONED(n_{item.name}, {item.name});")
+    if op.line.check:
+        body.append(f"    CUresult refused = {prefix}_check_{op.name}({', '.join(p.name for p in prototype.params)});")
+        body.append("    if (TP_UNLIKELY(refused != CUDA_SUCCESS)) { return refused; }")
     for item in op.fields:
         if item.role == "new":
             body.append(f"    uint64_t new_{item.name} = {prefix}_mint(TPG_{item.arg.upper()});")

@@ -175,6 +175,7 @@ void section_names(void) {
     VALUE("entry points of a call without a stream", "%s", legacy == per_thread ? "the same" : "different");
 }
 
+/* Not asked, because the driver itself crashes: cuDeviceGetName of 0 bytes. */
 void section_device(void) {
     char label[64], text[256];
     int number = -7, other = -7;
@@ -194,8 +195,6 @@ void section_device(void) {
     memset(text, 'x', sizeof text);
     ASK("cuDeviceGetName of 5 bytes", cu.cuDeviceGetName(text, 5, 0));
     VALUE("cuDeviceGetName of 5 bytes", "%.*s, then %d", 4, text, text[4]);
-    ASK("cuDeviceGetName of 0 bytes", cu.cuDeviceGetName(text, 0, 0));
-    ASK("cuDeviceGetName of -1 bytes", cu.cuDeviceGetName(text, -1, 0));
     ASK("cuDeviceGetName of device 9", cu.cuDeviceGetName(text, sizeof text, 9));
     if (ASK("cuDeviceGetUuid", cu.cuDeviceGetUuid_v2(&uuid, 0)) == 0)
         VALUE("cuDeviceGetUuid", "%02x%02x..%02x", uuid.bytes[0], uuid.bytes[1], uuid.bytes[15]);
@@ -223,8 +222,8 @@ void section_device(void) {
     ASK("cuDeviceGetAttribute 100000", cu.cuDeviceGetAttribute(&number, 100000, 0));
 }
 
-/* Null out-pointers. Some of these crash in the driver itself; the guard makes that an answer. Last of all sections:
- * a crash inside the driver may leave a lock held. */
+/* Null out-pointers. Last of all sections: a crash inside the driver may leave a lock held. Not asked, because the driver
+ * itself crashes: cuGetErrorName and cuGetErrorString without a pointer, cuGetProcAddress without a name. */
 void section_nulls(void) {
     start_context();
     GUARDED("cuDriverGetVersion", cu.cuDriverGetVersion(NULL));
@@ -233,9 +232,6 @@ void section_nulls(void) {
     GUARDED("cuDeviceGetAttribute", cu.cuDeviceGetAttribute(NULL, 1, 0));
     GUARDED("cuDeviceGetName", cu.cuDeviceGetName(NULL, 10, 0));
     GUARDED("cuDeviceTotalMem", cu.cuDeviceTotalMem_v2(NULL, 0));
-    GUARDED("cuGetErrorName", cu.cuGetErrorName(1, NULL));
-    GUARDED("cuGetErrorString", cu.cuGetErrorString(1, NULL));
-    GUARDED("cuGetProcAddress name", cu.cuGetProcAddress_v2(NULL, NULL, 12000, 0, NULL));
     GUARDED("cuCtxGetCurrent", cu.cuCtxGetCurrent(NULL));
     GUARDED("cuCtxGetDevice", cu.cuCtxGetDevice(NULL));
     GUARDED("cuCtxGetLimit", cu.cuCtxGetLimit(NULL, 0));
