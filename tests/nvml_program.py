@@ -12,8 +12,9 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -64,7 +65,7 @@ class Arguments:
         return [bytes(room).rstrip(bytes([FILLER])).hex() for room in self.memory]
 
 
-def call(function: ctypes._CFuncPtr, values: list[int]) -> int:
+def call(function: Callable[..., Any], values: list[int]) -> int:
     return int(function(*[ctypes.c_uint64(value) for value in values]))
 
 

@@ -95,7 +95,7 @@ class Snapshot:
     def _typedef(self, cursor: cindex.Cursor) -> None:
         under = cursor.underlying_typedef_type
         decl = under.get_declaration()
-        anonymous = bool(ANONYMOUS.search(under.spelling)) or decl.spelling == cursor.spelling and not decl.spelling
+        anonymous = bool(ANONYMOUS.search(under.spelling)) or (decl.spelling == cursor.spelling and not decl.spelling)
         if decl.kind in (cindex.CursorKind.STRUCT_DECL, cindex.CursorKind.UNION_DECL) and under.kind in (
             cindex.TypeKind.ELABORATED,
             cindex.TypeKind.RECORD,
@@ -149,7 +149,7 @@ class Snapshot:
                 self.pointers[cursor.spelling] = [kind, int(value, 0)]
         elif text and re.fullmatch(r"[-0-9a-fA-Fx()<|+* ]+", text):
             try:
-                self.constants[cursor.spelling] = int(eval(text, {"__builtins__": {}}))  # noqa: S307 digits only
+                self.constants[cursor.spelling] = int(eval(text, {"__builtins__": {}}))  # digits and operators only
             except (SyntaxError, ValueError, TypeError, NameError):
                 return
 

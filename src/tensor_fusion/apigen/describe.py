@@ -10,10 +10,11 @@ A line of api/ names a function and one of these kinds:
 ``alias``       another name with the same arguments; ``twin`` is the per-thread-default-stream form
 ``unsupported`` returns not-supported, with the reason
 
-A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which refuses what the
-driver would refuse at once.
+A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
+refuses what the driver would refuse at once.
 
-What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of the roles:
+What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of
+the roles:
 
 ``"value"``            sent as it is                        ``"skip"``            not sent
 ``"in"``/``"in?"``     struct read through the pointer (``?``: may be NULL)
@@ -21,12 +22,13 @@ What happens to each parameter follows from its C type (see model.py) unless the
 ``"bytes N"``          N bytes read                         ``"outbytes N"``      up to N bytes written
 ``"array N"``          N elements read                      ``"outarray N"``      N elements written
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"new K"``           object of kind K made by this call
-``"gone K"``           object of kind K ended by this call  ``"dev E"``           device address of E bytes, E = N or N*4
+``"gone K"``           object of kind K ended by this call  ``"dev E"``           address of E bytes, E = N or N*4
 ``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
 ``"outstring N"``      text of up to N bytes with its NUL
 ``"versioned"``        struct read and written through the pointer, whose first word holds its size in the low 24 bits
 
-``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are ``name="ctype: role"``.
+``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are
+``name="ctype: role"``.
 """
 
 from __future__ import annotations
@@ -55,12 +57,17 @@ class Line:
 
 
 def call(
-    name: str, /, *, session: str = "driver", reports: bool = False, contextless: bool = False, after_loss: str = "", **roles: str
+    name: str,
+    /,
+    *,
+    session: str = "driver",
+    reports: bool = False,
+    contextless: bool = False,
+    after_loss: str = "",
+    **roles: str,
 ) -> Line:
     """A function that runs in the session and whose answer the caller waits for."""
-    return Line(
-        name, "call", roles, session=session, reports=reports, contextless=contextless, after_loss=after_loss
-    )
+    return Line(name, "call", roles, session=session, reports=reports, contextless=contextless, after_loss=after_loss)
 
 
 def post(
@@ -108,9 +115,19 @@ def unsupported(reason: str, *names: str) -> list[Line]:
 
 
 def op(
-    name: str, kind: str, /, *, reports: bool = False, contextless: bool = False, out: dict[str, str] | None = None, **fields: str
+    name: str,
+    kind: str,
+    /,
+    *,
+    reports: bool = False,
+    contextless: bool = False,
+    out: dict[str, str] | None = None,
+    **fields: str,
 ) -> Line:
-    """An operation of our own; `kind` is "call", "pure" or "post", `out` are the fields of its reply. The session side is by hand."""
+    """An operation of our own; `kind` is "call", "pure" or "post", `out` are the fields of its reply.
+
+    The session side is by hand.
+    """
     roles = dict(fields)
     for key, value in (out or {}).items():
         roles["out " + key] = value

@@ -24,7 +24,7 @@ def client_header(model: Model) -> str:
                 lines.append(f"{_signature(api, line, prototype, check=True)};")
     lines += [
         "struct tpg_address { int version; int status; void *function; };",
-        "/* Entry points of `name` by rising version for stream flag 0…2; NULL for a name that the driver does not know. */",
+        "/* Entry points of `name` by rising version for stream flag 0…2; NULL for a name that the driver has not. */",
         "const struct tpg_address *tpg_addresses(const char *name, int flag, int *count);",
         "#endif",
         "",
@@ -66,10 +66,7 @@ def _export(api: Api, line: Line) -> list[str]:
         unused = " ".join(f"(void){p.name};" for p in prototype.params)
         return [*lines, f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}); }}"]
     default = "CU_STREAM_PER_THREAD" if line.kind == "twin" else "CU_STREAM_LEGACY"
-    arguments = [
-        f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name
-        for p in prototype.params
-    ]
+    arguments = [f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name for p in prototype.params]
     if target.implicit:
         arguments.insert(0, default)
     enter = "" if target.anytime else f"{upper}_ENTER(); "
@@ -93,7 +90,10 @@ def _addresses(model: Model) -> list[str]:
         cells = ", ".join(f"{{a{number}_{f}, {len(flags[f])}}}" for f in "012")
         rows.append(f'    {{"{name}", {{{cells}}}}},')
     lines += [
-        "static const struct { const char *name; struct { const struct tpg_address *rows; int count; } flag[3]; } names[] = {",
+        "static const struct {",
+        "    const char *name;",
+        "    struct { const struct tpg_address *rows; int count; } flag[3];",
+        "} names[] = {",
         *rows,
         "};",
         "const struct tpg_address *tpg_addresses(const char *name, int flag, int *count) {",
@@ -190,7 +190,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.arg.upper()}, new_{item.name}); }}")
             body.append(f"    else {{ *{item.name} = ({item.ctype})(uintptr_t)new_{item.name}; }}")
         if item.role == "gone":
-            body.append(f"    if (!result) {{ {prefix}_unmint(TPG_{item.arg.upper()}, (uint64_t)(uintptr_t){item.name}); }}")
+            kind, value = item.arg.upper(), f"(uint64_t)(uintptr_t){item.name}"
+            body.append(f"    if (!result) {{ {prefix}_unmint(TPG_{kind}, {value}); }}")
     if has_out and not post:
         body.append(f"    if (result == {SUCCESS[api.name]}) {{")
         body.append(f"        struct tpg_{op.name}_out o;")

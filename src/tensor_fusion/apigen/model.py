@@ -1,7 +1,7 @@
 """api/ and the snapshots, checked and joined into operations with typed fields.
 
-Nothing here knows a function by name. What cannot be inferred from a prototype has to be said in api/, and what api/ says
-has to fit the prototype; every disagreement is an error that names the line.
+Nothing here knows a function by name. What cannot be inferred from a prototype has to be said in api/, and what api/
+says has to fit the prototype; every disagreement is an error that names the line.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def _type(entry: dict[str, Any]) -> list[str]:
     if kind == "typedef":
         return [f"typedef {entry['type']};"]
     if kind == "enum":
-        # Values above INT_MAX exist (…_FORCE_UINT); gcc and clang give such an enum the type unsigned int, as the headers do.
+        # Values above INT_MAX exist (…_FORCE_UINT); gcc and clang give such an enum the type unsigned int, as the
+        # headers do.
         body = ", ".join(f"{n} = {v}" for n, v in entry["values"])
         if name.startswith("enum ") or not name:
             return [f"{name or 'enum'} {{ {body} }};"]
