@@ -44,7 +44,12 @@ static CUresult allocate(const char *name, struct tpc_context *context, uint64_t
     struct tpg_memory_alloc_in in = {.size = size};
     struct tpg_memory_alloc_out answer = {0};
     struct tp_reply reply;
-    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
+    /* The worker gives out what it has mapped already without asking the driver, which would refuse. */
+    CUresult result = (CUresult)atomic_load_explicit(&tpc_sticky_error, memory_order_relaxed);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    result = tpc_call_memory_alloc(name, &in, &answer, &reply);
     tp_reply_free(&reply);
     if (result != CUDA_SUCCESS) {
         return result;
