@@ -1,0 +1,481 @@
+"""Bad input, bad neighbours and failing calls: one sentence, the right code, and nobody else disturbed."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from stack.harness import (
+    LOST,
+    Program,
+    Worker,
+    clean_environment,
+    connected_elsewhere,
+    fail,
+    whole_stack,
+)
+from worker_harness import eventually, read_welcome
+
+from tensor_fusion.abi import Teleport, native_folder
+from tensor_fusion.client.files import client_environment, client_folder
+from tensor_fusion.config import CONNECTION_INFO, CONNECTION_URL
+from tensor_fusion.worker.protocol import Greeting, Role, Status
+
+pytestmark = whole_stack
+pytest_plugins = ["stack.fixtures"]
+NO_DEVICE = 100
+# A client that only initialises, twice: the second answer must be the first one, without a second sentence.
+INIT = "import ctypes; cuda = ctypes.CDLL('libcuda.so.1'); print(cuda.cuInit(0), cuda.cuInit(0))"
+CONTEXT = """
+import ctypes
+cuda = ctypes.CDLL("libcuda.so.1")
+p = ctypes.c_void_p()
+assert cuda.cuInit(0) == 0
+assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(p), 0) == 0
+assert cuda.cuCtxSetCurrent(p) == 0
+"""
+
+
+def initialise(env: dict[str, str]) -> tuple[str, list[str]]:
+    """What INIT prints, and the sentences on standard error without time and process."""
+    done = subprocess.run(
+        [sys.executable, "-c", INIT], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    sentences = [re.sub(r"^\S+ ERROR client\[\d+\]: ", "", line) for line in done.stderr.splitlines()]
+    return done.stdout.strip(), sentences
+
+
+# Connection strings
+
+
+@pytest.mark.parametrize(
+    ("connection", "code", "sentence"),
+    [
+        (
+            "",
+            NO_DEVICE,
+            "No GPU worker is configured: set TENSOR_FUSION_OPERATOR_CONNECTION_INFO to where it is, for example "
+            "native+192.168.1.100+12345+0.",
+        ),
+        (
+            "tcp+h+1+0",
+            NO_DEVICE,
+            "Unknown protocol 'tcp' in the connection string; use native: native+HOST+PORT+VERSION or "
+            "native+HOST+PORT+VERSION+SECRET.",
+        ),
+        (
+            "native+127.0.0.1+1",
+            NO_DEVICE,
+            "The connection string 'native+127.0.0.1+1' has too few fields instead of 4 or 5; the form is "
+            "native+HOST+PORT+VERSION or native+HOST+PORT+VERSION+SECRET.",
+        ),
+        (
+            "native+127.0.0.1+99999+0",
+            NO_DEVICE,
+            "'99999' in the connection string 'native+127.0.0.1+99999+0' is no port; use 1 to 65535.",
+        ),
+        (
+            "native+127.0.0.1+1+0+hush secret",
+            NO_DEVICE,
+            "The connection string 'native+127.0.0.1+1+0+…' holds a space or a character that is not plain ASCII.",
+        ),
+        (
+            "shmem+/x+16+0",
+            NO_DEVICE,
+            "The shared-memory transport (shmem+…) is not there yet: start the worker with -n native and use "
+            "native+HOST+PORT+0.",
+        ),
+    ],
+)
+def test_bad_connection_string(connection: str, code: int, sentence: str) -> None:
+    assert initialise(connected_elsewhere(connection)) == (f"{code} {code}", [sentence])
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    assert initialise(connected_elsewhere(f"native+127.0.0.1+{port}+0+hush")) == (
+        f"{LOST} {LOST}",
+        [
+            f"No GPU worker answers at 127.0.0.1 port {port} (Connection refused); check that tensor-fusion-worker "
+            "runs there and that the port is open."
+        ],
+    )
+    assert time.monotonic() - started < 3
+
+
+def test_something_else_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" + b" " * 600)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        found = initialise(connected_elsewhere(f"native+127.0.0.1+{port}+0"))
+        thread.join(10)
+    assert found == (
+        f"{LOST} {LOST}",
+        [f"What answers at 127.0.0.1 port {port} is no tensor-fusion-worker; check the connection string."],
+    )
+
+
+class Operator:
+    """An HTTP server that hands out one answer, and remembers who asked."""
+
+    def __init__(self, status: int, content: str, body: str) -> None:
+        self.paths: list[str] = []
+        paths = self.paths
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                paths.append(self.path)
+                self.send_response(status)
+                self.send_header("Content-Type", content)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/api/connection?name=a&namespace=b"
+
+    def __enter__(self) -> Operator:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.mark.parametrize("form", ["text/plain", "application/json"])
+def test_url_hands_out_the_connection(worker: Worker, program: Path, form: str) -> None:
+    body = worker.connection if form == "text/plain" else json.dumps({"connection_url": worker.connection})
+    env = {**worker.env}
+    del env[CONNECTION_INFO]
+    with Operator(200, form, body) as operator:
+        done = subprocess.run(
+            [program, "compute"],
+            env={**env, CONNECTION_URL: operator.url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "right on Simulated NVIDIA H200\n"), done.stderr
+    assert operator.paths == ["/api/connection?name=a&namespace=b"]
+
+
+def test_connection_string_wins_over_the_url(worker: Worker) -> None:
+    with Operator(200, "text/plain", "native+127.0.0.1+1+0") as operator:
+        assert initialise({**worker.env, CONNECTION_URL: operator.url}) == ("0 0", [])
+    assert operator.paths == []
+
+
+def test_url_that_knows_no_connection() -> None:
+    with Operator(404, "application/json", '{"error": "no connection b/a"}') as operator:
+        clean = clean_environment()
+        code, sentences = initialise({**clean, **client_environment(None, clean), CONNECTION_URL: operator.url})
+    assert code == f"{NO_DEVICE} {NO_DEVICE}"
+    assert len(sentences) == 1
+    assert "404" in sentences[0]
+    assert "no connection b/a" in sentences[0]
+    assert operator.paths == ["/api/connection?name=a&namespace=b"]
+
+
+# Workers
+
+
+def test_worker_without_a_gpu() -> None:
+    """The driver loads but has no device; the worker ends before it says ready."""
+    command = [sys.executable, "-m", "tensor_fusion.worker", "-p", "0", "--host", "127.0.0.1", "--gpu", "sim"]
+    code, output, errors = fail(command, clean_environment(TF_SIM_FAULTS="cuInit:1+=100"))
+    assert (code, output) == (1, "")
+    assert "error 100 (CUDA_ERROR_NO_DEVICE)" in errors
+
+
+def test_client_of_another_schema(worker: Worker, tmp_path: Path) -> None:
+    """The real client libraries, built from another API description: refused, named, and the worker stays."""
+    folder = tmp_path / "client"
+    shutil.copytree(client_folder(), folder, symlinks=True)
+    library = folder / "libteleport.so.1"
+    schema = Teleport().schema
+    content = library.read_bytes()
+    assert content.count(schema) == 1
+    other = bytes(value ^ 0xFF for value in schema)
+    library.write_bytes(content.replace(schema, other))
+    code, sentences = initialise({**worker.env, "LD_LIBRARY_PATH": str(folder)})
+    assert code == f"{LOST} {LOST}"
+    assert sentences == [
+        f"The GPU worker at 127.0.0.1 port {worker.port} refused the connection: The client was built from another "
+        f"API description (schema {other.hex()}) than this worker ({schema.hex()}); install the same version of "
+        "Tensor Fusion on both sides."
+    ]
+    assert initialise(worker.env) == ("0 0", [])
+
+
+# Neighbours
+
+
+def shout(worker: Worker, data: bytes, reset: bool = False) -> None:
+    """Send bytes to the port and go away, politely or by a reset."""
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as connection:
+        try:
+            connection.sendall(data)
+            if reset:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(5)
+                while connection.recv(65536):
+                    pass
+        except (ConnectionError, TimeoutError):
+            pass
+
+
+def hostile_client(worker: Worker, data: bytes) -> None:
+    """A client with a good greeting that then sends bytes which are no frames; the session hangs up."""
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as connection:
+        connection.sendall(Greeting.build(Teleport().schema, program="hostile"))
+        assert read_welcome(connection).status == Status.ACCEPTED
+        try:
+            connection.sendall(data)
+            connection.settimeout(10)
+            while connection.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+
+
+@pytest.fixture
+def half_open(worker: Worker) -> Iterator[list[socket.socket]]:
+    """Connections that say nothing, or stop in the middle of a greeting."""
+    beginning = Greeting.build(Teleport().schema)
+    connections = []
+    for i in range(60):
+        connection = socket.create_connection(("127.0.0.1", worker.port), timeout=10)
+        connection.sendall(beginning[: i * 4])
+        connections.append(connection)
+    yield connections
+    for connection in connections:
+        connection.close()
+
+
+def test_junk_on_the_port_while_a_good_client_runs(worker: Worker, half_open: list[socket.socket]) -> None:
+    source = random.Random(7)
+    greeting = Greeting.build(Teleport().schema)
+    with worker.start("steady") as good:
+        assert good.line() == "steady"
+        for turn in range(12):
+            shout(worker, source.randbytes(source.randrange(1, 5000)), reset=turn % 2 == 0)
+            shout(worker, b"GET / HTTP/1.1\r\nHost: worker\r\nConnection: keep-alive\r\n\r\n")
+            shout(worker, b"POST /api HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100000, reset=turn % 3 == 0)
+            shout(worker, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + source.randbytes(512))
+            broken = bytearray(greeting)
+            broken[source.randrange(len(broken) // 4)] ^= 1 << source.randrange(8)
+            shout(worker, bytes(broken))
+            shout(
+                worker,
+                Greeting.build(
+                    Teleport().schema,
+                    role=Role.DATA,
+                    session_id=source.getrandbits(63),
+                    session_key=source.getrandbits(63),
+                    data_index=source.randrange(8),
+                ),
+            )
+            hostile_client(worker, b"\xff" * 64 + source.randbytes(4000))
+        assert good.end() == 0, good.errors()
+        told = re.fullmatch(r"right after (\d+) rounds, longest (\d+) ms", good.line())
+        assert told
+        assert int(told[1]) > 20
+        assert int(told[2]) < 2000
+    assert eventually(lambda: not worker.sessions())
+    assert initialise(worker.env) == ("0 0", [])
+
+
+def test_half_open_connections_are_dropped(worker: Worker, half_open: list[socket.socket]) -> None:
+    assert initialise(worker.env) == ("0 0", [])
+    for connection in half_open:
+        connection.settimeout(5)
+        try:
+            while connection.recv(4096):
+                pass
+        except ConnectionError:
+            pass  # closed with unread bytes, which TCP makes a reset
+
+
+# Calls that fail
+
+
+def started(worker: Worker, **variables: str) -> Program:
+    console = worker.console(**variables)
+    assert console.code("alloc 0 4096") == 0
+    return console
+
+
+def test_failure_of_a_launch_is_reported_once(program: Path) -> None:
+    faults = {"TF_SIM_FAULTS": "cuLaunchKernel:3=719"}
+    with Worker(program=program, **faults) as worker, started(worker, TF_ENABLE_LOG="1") as client:
+        for _ in range(3):
+            assert client.code("launch good 0") == 0
+        assert client.code("sync") == 719
+        client.kill()
+        errors = client.errors()
+    told = [line for line in errors.splitlines() if "failed on the worker" in line]
+    assert len(told) == 1, errors
+    assert re.search(r"launch \(frame \d+\)", told[0])
+    assert "719 (CUDA_ERROR_LAUNCH_FAILED)" in told[0]
+
+
+def test_failure_that_breaks_nothing_is_reported_once(program: Path) -> None:
+    with Worker(program=program, TF_SIM_FAULTS="cuLaunchKernel:3=701") as worker, started(worker) as client:
+        for _ in range(3):
+            assert client.code("launch good 0") == 0
+        assert client.code("sync") == 701
+        assert client.code("sync") == 0
+        assert client.code("launch good 0") == 0
+        assert client.code("sync") == 0
+        assert client.ask("read 0") == "0 5"
+        assert client.end() == 0
+
+
+def test_sticky_failure_is_reported_for_ever(program: Path) -> None:
+    with (
+        Worker(program=program, TF_SIM_FAULTS="cuLaunchKernel:3=700,sticky") as worker,
+        started(worker) as client,
+        started(worker) as other,
+    ):
+        for _ in range(3):
+            assert client.code("launch good 0") == 0
+        for command in (
+            "sync",
+            "sync",
+            "launch good 0",
+            "read 0",
+            "alloc 1 4096",
+            "info",
+            "sync",
+            "launch good 0",
+            "free 0",
+        ):
+            assert client.code(command) == 700, command
+        assert other.code("launch good 0") == 0  # what breaks one client's context is nobody else's
+        assert other.ask("read 0") == "0 5"
+        assert client.end() == 0
+        assert other.end() == 0
+
+
+def test_illegal_address_is_reported_for_ever(worker: Worker) -> None:
+    """The same without injection: a kernel writes where nothing is."""
+    with started(worker) as client:
+        assert client.code("launch bad 0") == 0
+        for _ in range(3):
+            assert client.code("sync") == 700
+        assert client.code("read 0") == 700
+        assert client.end() == 0
+
+
+@pytest.mark.parametrize("error", [701, 700])
+def test_strict_mode_reports_a_failing_launch_at_the_launch(program: Path, error: int) -> None:
+    faults = {"TF_SIM_FAULTS": f"cuLaunchKernel:3={error}" + (",sticky" if error == 700 else "")}
+    with Worker(program=program, **faults) as worker, started(worker, TF_STRICT="1") as client:
+        assert client.code("launch good 0") == 0
+        assert client.code("launch good 0") == 0
+        assert client.code("launch good 0") == error
+        assert client.code("launch good 0") == (700 if error == 700 else 0)
+        assert client.code("sync") == (700 if error == 700 else 0)
+
+
+def test_impossible_launch_fails_at_the_launch_and_breaks_nothing(worker: Worker) -> None:
+    with started(worker) as client:
+        assert client.code("launch empty 0") == 1
+        assert client.code("launch good 0") == 0
+        assert client.ask("read 0") == "0 5"
+        assert client.end() == 0
+
+
+@pytest.mark.parametrize("function", ["cuMemCreate", "cuMemMap", "cuMemSetAccess"])
+def test_out_of_memory_at_the_second_allocation(program: Path, function: str) -> None:
+    with (
+        Worker(program=program, TF_SIM_FAULTS=f"{function}:2=2", TF_GPU_MEMORY_LIMIT="64") as worker,
+        worker.console() as client,
+    ):
+        free = client.info()[0]
+        size = 8 << 20
+        assert client.code(f"alloc 0 {size}") == 0
+        assert client.code(f"alloc 1 {size}") == 2
+        assert client.info()[0] == free - size, "the failed allocation still counts"
+        assert client.code(f"alloc 1 {size}") == 0
+        for i in (0, 1):
+            assert client.code(f"launch good {i}") == 0
+            assert client.ask(f"read {i}") == "0 5"
+            assert client.code(f"free {i}") == 0
+        assert client.code("sync") == 0
+        assert client.info()[0] == free
+        assert client.end() == 0
+
+
+def test_module_that_is_none(worker: Worker) -> None:
+    script = CONTEXT + (
+        "for image in (b'junk', b'', b'\\x7fELF' + bytes(500), bytes([0x50, 0xed, 0x55, 0xba]) + b'\\xff' * 500):\n"
+        "    print(cuda.cuModuleLoadData(ctypes.byref(p), image))\n"
+        "print(cuda.cuModuleLoadData(ctypes.byref(p), b'.version 99.0\\n.target sm_90\\n'))\n"
+        "print(cuda.cuCtxSynchronize())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=worker.env, capture_output=True, text=True, timeout=60, check=False
+    )
+    # Invalid image, unsupported PTX version; and the context is as good as before.
+    assert done.stdout.split() == ["200", "200", "200", "200", "222", "0"], done.stderr
+
+
+def test_unsupported_functions_say_so_by_name(worker: Worker) -> None:
+    table = json.loads((native_folder() / "coverage.json").read_text())["cuda"]["functions"]
+    names = sorted(name for name, line in table.items() if line["kind"] == "unsupported")
+    assert len(names) > 100
+    script = CONTEXT + f"print({{getattr(cuda, n)(*[None] * 12) for n in {names!r} for _ in range(2)}})"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**worker.env, "TF_ENABLE_LOG": "1", "TF_LOG_LEVEL": "warn"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "{801}\n", done.stderr
+    told = re.findall(r"(\w+) is not supported here and returns CUDA_ERROR_NOT_SUPPORTED", done.stderr)
+    assert len(told) == len(set(told)), "an unsupported function was logged more than once"
+    missing = [name for name in names if not any(name.startswith(base) for base in told)]
+    assert not missing
+
+
+def test_no_file_of_ours_is_left_behind(program: Path, tmp_path: Path) -> None:
+    """Neither side writes anywhere that it was not told to."""
+    home = tmp_path / "home"
+    home.mkdir()
+    variables = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home)}
+    with Worker(program=program, **variables) as worker:
+        assert worker.run("compute", **variables)
+    assert list(home.iterdir()) == []
