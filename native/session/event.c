@@ -26,7 +26,8 @@ int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, con
 }
 
 /* The place is free afterwards whatever the driver said: the client uses it again. An event whose context has ended is gone. */
-int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuEventDestroy_v2_in *in) {
+int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *frame,
+                              const struct tpg_cuEventDestroy_v2_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_EVENT, in->hEvent);
     if (!object) {
         return CUDA_ERROR_INVALID_HANDLE;

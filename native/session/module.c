@@ -91,7 +91,8 @@ static int32_t read_options(struct jit *jit, const uint64_t *pairs, size_t count
 
 /* ---- the list of kernels ---- */
 
-static int32_t parameter(struct tpw_session *s, bool library, uint64_t native, size_t index, size_t *offset, size_t *size) {
+static int32_t parameter(struct tpw_session *s, bool library, uint64_t native, size_t index, size_t *offset,
+                         size_t *size) {
     return (int32_t)(library ? s->cuda.cuKernelGetParamInfo((CUkernel)(uintptr_t)native, index, offset, size)
                              : s->cuda.cuFuncGetParamInfo((CUfunction)(uintptr_t)native, index, offset, size));
 }
@@ -130,11 +131,10 @@ static int32_t list_kernels(struct tpw_session *s, bool library, uint64_t owner,
     }
     image->count = count;
     if (count) {
-        error = (int32_t)(library
-                              ? s->cuda.cuLibraryEnumerateKernels((CUkernel *)(void *)image->natives, count,
-                                                                  (CUlibrary)(uintptr_t)owner)
-                              : s->cuda.cuModuleEnumerateFunctions((CUfunction *)(void *)image->natives, count,
-                                                                   (CUmodule)(uintptr_t)owner));
+        error = (int32_t)(library ? s->cuda.cuLibraryEnumerateKernels((CUkernel *)(void *)image->natives, count,
+                                                                      (CUlibrary)(uintptr_t)owner)
+                                  : s->cuda.cuModuleEnumerateFunctions((CUfunction *)(void *)image->natives, count,
+                                                                       (CUmodule)(uintptr_t)owner));
     }
     /* Half a frame holds the list of about ten thousand kernels. */
     unsigned char *memory = error ? NULL : tpw_scratch(s, TP_FRAME_MAX / 2, 1, &error);
@@ -214,13 +214,14 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
         }
     }
     if (!error) {
-        error = !body || tp_image_size(body, (size_t)in->size) == 0 ? CUDA_ERROR_INVALID_IMAGE
-                                                                    : read_options(&jit, in->options, in->options_count);
+        error = !body || tp_image_size(body, (size_t)in->size) == 0
+                    ? CUDA_ERROR_INVALID_IMAGE
+                    : read_options(&jit, in->options, in->options_count);
     }
     if (!error) {
         judged = true;
-        error = library ? (int32_t)s->cuda.cuLibraryLoadData((CUlibrary *)(void *)&native, body, jit.options, jit.values,
-                                                             jit.count, NULL, NULL, 0)
+        error = library ? (int32_t)s->cuda.cuLibraryLoadData((CUlibrary *)(void *)&native, body, jit.options,
+                                                             jit.values, jit.count, NULL, NULL, 0)
                         : (int32_t)s->cuda.cuModuleLoadDataEx((CUmodule *)(void *)&native, body, jit.count, jit.options,
                                                               jit.values);
     }
@@ -290,7 +291,8 @@ int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, c
     return there ? (int32_t)s->cuda.cuModuleUnload(native) : CUDA_SUCCESS;
 }
 
-int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_unload_in *in) {
+int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_library_unload_in *in) {
     int32_t error = 0;
     CUlibrary native = (CUlibrary)(uintptr_t)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
     end_owned(s, in->library);
@@ -354,7 +356,8 @@ int32_t tpw_kernel_get(struct tpw_session *s, const struct tp_frame *frame, cons
     return make_kernel(s, frame, TPG_KERNEL, in->kernel, native, in->library, error);
 }
 
-int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_function_in *in) {
+int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_kernel_function_in *in) {
     int32_t error = 0;
     CUfunction native = NULL;
     CUkernel kernel = (CUkernel)(uintptr_t)tpw_native(s, frame, TPG_KERNEL, in->kernel, false, &error);
@@ -366,7 +369,8 @@ int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame,
                        error);
 }
 
-int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_module_in *in) {
+int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_library_module_in *in) {
     int32_t error = 0;
     CUmodule native = NULL;
     CUlibrary library = (CUlibrary)(uintptr_t)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
@@ -415,8 +419,8 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
     CUdeviceptr address = 0;
     size_t size = 0;
     if (!error) {
-        error = (int32_t)(library
-                              ? s->cuda.cuLibraryGetGlobal(&address, &size, (CUlibrary)(uintptr_t)native, in->name)
+        error =
+            (int32_t)(library ? s->cuda.cuLibraryGetGlobal(&address, &size, (CUlibrary)(uintptr_t)native, in->name)
                               : s->cuda.cuModuleGetGlobal_v2(&address, &size, (CUmodule)(uintptr_t)native, in->name));
     }
     if (!error) {
@@ -437,7 +441,8 @@ int32_t tpw_function_attributes(struct tpw_session *s, const struct tp_frame *fr
         error = (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
                               ? s->cuda.cuKernelGetAttribute(&values[i], (CUfunction_attribute)i,
                                                              (CUkernel)(uintptr_t)native, s->devices[in->device])
-                              : s->cuda.cuFuncGetAttribute(&values[i], (CUfunction_attribute)i, (CUfunction)(uintptr_t)native));
+                              : s->cuda.cuFuncGetAttribute(&values[i], (CUfunction_attribute)i,
+                                                           (CUfunction)(uintptr_t)native));
     }
     out->values = values;
     out->values_count = CU_FUNC_ATTRIBUTE_MAX;
@@ -459,7 +464,8 @@ int32_t tpw_function_attribute_set(struct tpw_session *s, const struct tp_frame 
                          : s->cuda.cuFuncSetAttribute((CUfunction)(uintptr_t)native, attribute, in->value));
 }
 
-int32_t tpw_function_config(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_config_in *in) {
+int32_t tpw_function_config(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_function_config_in *in) {
     int32_t error = 0;
     uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
     tpw_check_device(s, in->device, &error);
@@ -470,8 +476,9 @@ int32_t tpw_function_config(struct tpw_session *s, const struct tp_frame *frame,
         return (int32_t)s->cuda.cuKernelSetCacheConfig((CUkernel)(uintptr_t)native, (CUfunc_cache)in->value,
                                                        s->devices[in->device]);
     }
-    return (int32_t)(in->what ? s->cuda.cuFuncSetSharedMemConfig((CUfunction)(uintptr_t)native, (CUsharedconfig)in->value)
-                              : s->cuda.cuFuncSetCacheConfig((CUfunction)(uintptr_t)native, (CUfunc_cache)in->value));
+    return (int32_t)(in->what
+                         ? s->cuda.cuFuncSetSharedMemConfig((CUfunction)(uintptr_t)native, (CUsharedconfig)in->value)
+                         : s->cuda.cuFuncSetCacheConfig((CUfunction)(uintptr_t)native, (CUfunc_cache)in->value));
 }
 
 int32_t tpw_function_load(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_load_in *in,

@@ -26,7 +26,8 @@ static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t t
 static struct tpw_stream *default_stream(struct tpw_session *s, uint32_t thread, int32_t *error) {
     CUstream native = CU_STREAM_LEGACY;
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (stream->context_id == s->entered && (thread ? stream->thread == thread : stream->native == CU_STREAM_LEGACY)) {
+        if (stream->context_id == s->entered &&
+            (thread ? stream->thread == thread : stream->native == CU_STREAM_LEGACY)) {
             return stream;
         }
     }
@@ -117,7 +118,8 @@ static void finish(struct tpw_session *s, void *what, int32_t error) {
     unlink_stream(s, stream);
 }
 
-int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_destroy_in *in) {
+int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_stream_destroy_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_STREAM, in->stream);
     if (!object) {
         return CUDA_ERROR_INVALID_HANDLE;

@@ -23,13 +23,13 @@
 
 /* An object that the client named. The table describes every object completely enough to make it anew. */
 struct tpw_object {
-    uint64_t native; /* the driver's handle; 0 when making it failed */
-    int32_t error;   /* why making it failed, answered by every use */
-    uint32_t id;     /* id of the client's handle, with its generation; 0 = slot is free */
+    uint64_t native;  /* the driver's handle; 0 when making it failed */
+    int32_t error;    /* why making it failed, answered by every use */
+    uint32_t id;      /* id of the client's handle, with its generation; 0 = slot is free */
     uint32_t context; /* id of the context it was made in */
     uint32_t kind;
     uint64_t owner; /* handle of the module or library that it ends with, 0 = none */
-    void *record; /* further description, owned by the family's file, freed by its destructor */
+    void *record;   /* further description, owned by the family's file, freed by its destructor */
 };
 
 struct tpw_table {
@@ -39,7 +39,7 @@ struct tpw_table {
 
 struct tpw_markers;   /* marker.c */
 struct tpw_callbacks; /* callback.c */
-struct tpw_memory; /* memory*.c */
+struct tpw_memory;    /* memory*.c */
 
 struct tpw_session {
     struct tpw_link *link;
@@ -56,7 +56,7 @@ struct tpw_session {
     CUcontext primary[TPW_MAX_DEVICES]; /* retained by this session for its whole life once made, see context.c */
 
     struct tpw_table tables[TPG_KIND_LIMIT];
-    uint32_t entered;        /* id of the client's context that is current for the driver on the executor; 0 = none */
+    uint32_t entered; /* id of the client's context that is current for the driver on the executor; 0 = none */
     CUcontext entered_native;
 
     void *limits; /* limits page, NULL = none */
@@ -66,8 +66,8 @@ struct tpw_session {
     struct tpw_callbacks *callbacks;
     struct tpw_memory *memory;
 
-    int32_t deferred_error; /* first failure of a post that has not been reported yet */
-    uint64_t frames;        /* frames executed, for messages */
+    int32_t deferred_error;   /* first failure of a post that has not been reported yet */
+    uint64_t frames;          /* frames executed, for messages */
     struct tpw_main *process; /* main.c */
     struct tpw_scratch_area {
         unsigned char *memory;
@@ -84,7 +84,8 @@ int32_t tpw_enter(struct tpw_session *s, const struct tp_frame *frame);
 uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, bool optional,
                     int32_t *error);
 /* The same for `count` handles, in scratch memory; each must be some live object. */
-uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, const uint64_t *handles, size_t count, int32_t *error);
+uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, const uint64_t *handles, size_t count,
+                      int32_t *error);
 /* Records the outcome of making an object: native handle, or the error that later uses answer. Returns the error. */
 int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
                  int32_t error);
@@ -172,12 +173,13 @@ int32_t tpw_markers_open(struct tpw_session *s); /* needs a current context */
 void tpw_control_run(struct tpw_session *s);
 
 /* ---- families ---- */
-int32_t tpw_start_driver(struct tpw_session *s);                 /* device.c: cuInit and the device list, once */
-int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out); /* context.c: retains the primary context, once */
+int32_t tpw_start_driver(struct tpw_session *s); /* device.c: cuInit and the device list, once */
+int32_t tpw_primary(struct tpw_session *s, int index,
+                    CUcontext *out); /* context.c: retains the primary context, once */
 /* objects.c: ends waits, streams and objects of a context; to be called before the driver destroys it. Its objects answer
  * CUDA_ERROR_CONTEXT_IS_DESTROYED from now on. */
 void tpw_context_gone(struct tpw_session *s, uint32_t context);
-int32_t tpw_memory_open(struct tpw_session *s);                  /* memory.c: at the first primary context */
+int32_t tpw_memory_open(struct tpw_session *s); /* memory.c: at the first primary context */
 void tpw_memory_close(struct tpw_session *s);
 /* memory.c: makes [address, address+size) known as memory of the client (module globals, mapped twins), or unknown. */
 void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size);

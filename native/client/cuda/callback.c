@@ -22,9 +22,9 @@ struct call {
 };
 
 static struct tp_lock lock;
-static struct call *waiting;                 /* sent to the worker, not called back yet */
+static struct call *waiting; /* sent to the worker, not called back yet */
 static struct call *ready, **ready_end = &ready;
-static _Atomic uint32_t ready_count;         /* futex of the runner */
+static _Atomic uint32_t ready_count; /* futex of the runner */
 static uint64_t last_token;
 static bool running;
 

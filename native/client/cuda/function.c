@@ -87,7 +87,8 @@ static CUresult check_attribute(struct tpc_kernel *kernel, CUfunction_attribute 
     }
 }
 
-static CUresult set_attribute(const char *name, uint64_t handle, int device, CUfunction_attribute attribute, int value) {
+static CUresult set_attribute(const char *name, uint64_t handle, int device, CUfunction_attribute attribute,
+                              int value) {
     struct tpc_kernel *kernel = tpc_kernel_of(handle);
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;

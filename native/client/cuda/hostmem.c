@@ -17,7 +17,8 @@
 #include <unistd.h>
 
 #define TWIN_MAX (64u << 10)
-#define WORD 4u /* both sides send whole words of this size: neighbours that the other side may write stay untouched   \
+#define WORD                                                                                                           \
+    4u /* both sides send whole words of this size: neighbours that the other side may write stay untouched   \
                  */
 
 _Atomic int tpc_twins;

@@ -53,8 +53,7 @@ static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel
     /* 256 threads run every kernel that was compiled without a launch bound below that; only larger blocks, and shared memory
      * above what needs no opting in, are worth asking about once. */
     bool known = atomic_load_explicit(&kernel->attributes->known, memory_order_acquire);
-    if (known || threads > 256 ||
-        s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK]) {
+    if (known || threads > 256 || s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK]) {
         return check_attributes_of(kernel, threads, s->shared_bytes);
     }
     return CUDA_SUCCESS;
@@ -102,8 +101,8 @@ static CUresult gather(const struct tpc_kernel *kernel, void **params, void **ex
 }
 
 /* Everything before the frame is sent; on success *source is the parameter block. */
-static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CUstream stream, void **params, void **extra,
-                        unsigned char *block, const void **source) {
+static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CUstream stream, void **params,
+                        void **extra, unsigned char *block, const void **source) {
     TPC_CONTEXT(context);
     if (TP_UNLIKELY(!kernel)) {
         return CUDA_ERROR_INVALID_HANDLE;
@@ -167,9 +166,10 @@ CUresult tpc_cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gr
     return launch("cuLaunchKernel", f, &shape, hStream, kernelParams, extra, 0);
 }
 
-CUresult tpc_cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
-                                       unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
-                                       unsigned int sharedMemBytes, CUstream hStream, void **kernelParams) {
+CUresult tpc_cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY,
+                                       unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY,
+                                       unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream,
+                                       void **kernelParams) {
     struct shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
     return launch("cuLaunchCooperativeKernel", f, &shape, hStream, kernelParams, NULL, 1);
 }
@@ -321,7 +321,8 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
 
 /* ---- occupancy ---- */
 
-static CUresult clusters(const char *name, unsigned int what, int *value, CUfunction function, const CUlaunchConfig *config) {
+static CUresult clusters(const char *name, unsigned int what, int *value, CUfunction function,
+                         const CUlaunchConfig *config) {
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)function);
     if (!value || !config) {
         return CUDA_ERROR_INVALID_VALUE;

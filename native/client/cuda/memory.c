@@ -55,8 +55,12 @@ static CUresult allocate(const char *name, struct tpc_context *context, uint64_t
         return result;
     }
     struct tpc_range range = {
-        .start = answer.address, .size = size, .where = TPC_DEVICE_MEMORY, .context = context,
-        .flags = TPC_MADE_ALLOC | TPC_SYNC_MEMOPS}; /* what the driver says of such memory until the program changes it */
+        .start = answer.address,
+        .size = size,
+        .where = TPC_DEVICE_MEMORY,
+        .context = context,
+        .flags =
+            TPC_MADE_ALLOC | TPC_SYNC_MEMOPS}; /* what the driver says of such memory until the program changes it */
     if (!tpc_range_insert(&range)) {
         struct tpg_memory_free_in undo = {.address = answer.address};
         tpc_post_memory_free(name, &undo);

@@ -27,13 +27,13 @@ struct entry {
 struct tpc_image {
     uint64_t handle; /* of the module or library */
     bool library;
-    bool of_library; /* the module of a library, which the driver lets nobody unload */
+    bool of_library;                   /* the module of a library, which the driver lets nobody unload */
     const struct tpc_context *context; /* of a module: where it was loaded, and in which of that context's lives */
     unsigned int life;
     struct tp_lock lock;
     _Atomic uint64_t module; /* of a library: its module once asked for */
     uint32_t count;
-    uint32_t mask; /* of the table of places by name hash */
+    uint32_t mask;    /* of the table of places by name hash */
     uint32_t *places; /* index + 1, 0 = empty */
     struct entry *entries;
     struct tpc_parameter *layouts;
@@ -193,8 +193,8 @@ struct log_buffer {
 };
 
 /* Scalar options travel; log buffers stay here and are filled from the answer. */
-static CUresult gather(unsigned int count, const CUjit_option *options, void *const *values, uint64_t *pairs, size_t *used,
-                       struct log_buffer *info, struct log_buffer *errors) {
+static CUresult gather(unsigned int count, const CUjit_option *options, void *const *values, uint64_t *pairs,
+                       size_t *used, struct log_buffer *info, struct log_buffer *errors) {
     if (count > OPTION_LIMIT || (count && (!options || !values))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -206,13 +206,20 @@ static CUresult gather(unsigned int count, const CUjit_option *options, void *co
         case CU_JIT_ERROR_LOG_BUFFER:
             log->memory = values[i];
             continue;
-        case CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES: info->size = (uint32_t)(uintptr_t)values[i]; break;
-        case CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: errors->size = (uint32_t)(uintptr_t)values[i]; break;
-        case CU_JIT_WALL_TIME: continue; /* an output that nobody is known to read */
-        default: break;
+        case CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES:
+            info->size = (uint32_t)(uintptr_t)values[i];
+            break;
+        case CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES:
+            errors->size = (uint32_t)(uintptr_t)values[i];
+            break;
+        case CU_JIT_WALL_TIME:
+            continue; /* an output that nobody is known to read */
+        default:
+            break;
         }
         pairs[(*used)++] = (uint64_t)options[i];
-        pairs[(*used)++] = (uint64_t)(uintptr_t)values[i] & (options[i] == CU_JIT_GLOBAL_SYMBOL_ADDRESSES ? 0 : 0xffffffffu);
+        pairs[(*used)++] =
+            (uint64_t)(uintptr_t)values[i] & (options[i] == CU_JIT_GLOBAL_SYMBOL_ADDRESSES ? 0 : 0xffffffffu);
     }
     return CUDA_SUCCESS;
 }
@@ -254,8 +261,8 @@ static CUresult send_image(const void *bytes, size_t size, struct tpg_image_load
 }
 
 /* Loads `bytes` as a module or a library and gives out its handle. */
-static CUresult load(const void *code, bool library, unsigned int count, const CUjit_option *options, void *const *values,
-                     uint64_t *handle) {
+static CUresult load(const void *code, bool library, unsigned int count, const CUjit_option *options,
+                     void *const *values, uint64_t *handle) {
     struct tpc_context *context = tpc_current();
     if (!library && !context) {
         return CUDA_ERROR_INVALID_CONTEXT;

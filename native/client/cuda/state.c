@@ -25,17 +25,23 @@ static _Atomic uint64_t unsupported_calls;
 
 CUresult tpc_not_ready(void) {
     switch (atomic_load(&tpc_state)) {
-    case TPC_BEFORE_INIT: return CUDA_ERROR_NOT_INITIALIZED;
-    case TPC_LOST: return TPC_LOST_ERROR;
-    case TPC_EXITED: return CUDA_ERROR_DEINITIALIZED;
-    default: return CUDA_SUCCESS;
+    case TPC_BEFORE_INIT:
+        return CUDA_ERROR_NOT_INITIALIZED;
+    case TPC_LOST:
+        return TPC_LOST_ERROR;
+    case TPC_EXITED:
+        return CUDA_ERROR_DEINITIALIZED;
+    default:
+        return CUDA_SUCCESS;
     }
 }
 
 CUresult tpc_unsupported(const char *name, _Atomic bool *said) {
     atomic_fetch_add(&unsupported_calls, 1);
     if (!atomic_exchange(said, true)) {
-        tp_log(TP_WARN, "%s is not supported here and returns CUDA_ERROR_NOT_SUPPORTED; `tensor-fusion coverage` says why", name);
+        tp_log(TP_WARN,
+               "%s is not supported here and returns CUDA_ERROR_NOT_SUPPORTED; `tensor-fusion coverage` says why",
+               name);
     }
     return CUDA_ERROR_NOT_SUPPORTED;
 }
@@ -66,7 +72,8 @@ static void on_notice(const struct tp_reply_frame *frame, const unsigned char *b
     (void)frame;
     if (!c.bad) {
         const char *name = tpg_cuda_error_name(error);
-        tp_log(TP_WARN, "%s (frame %llu) failed on the worker with error %d (%s); the next call that may report it will",
+        tp_log(TP_WARN,
+               "%s (frame %llu) failed on the worker with error %d (%s); the next call that may report it will",
                tpg_op_name((uint16_t)op), (unsigned long long)number, error, name ? name : "unknown");
         tpc_note_failure();
     }
@@ -74,10 +81,14 @@ static void on_notice(const struct tp_reply_frame *frame, const unsigned char *b
 
 static CUresult status_error(enum tp_status status) {
     switch (status) {
-    case TP_ERROR_CONFIG: return CUDA_ERROR_NO_DEVICE;
-    case TP_ERROR_FORKED: return CUDA_ERROR_NOT_INITIALIZED;
-    case TP_ERROR_MEMORY: return CUDA_ERROR_OUT_OF_MEMORY;
-    default: return TPC_LOST_ERROR;
+    case TP_ERROR_CONFIG:
+        return CUDA_ERROR_NO_DEVICE;
+    case TP_ERROR_FORKED:
+        return CUDA_ERROR_NOT_INITIALIZED;
+    case TP_ERROR_MEMORY:
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    default:
+        return TPC_LOST_ERROR;
     }
 }
 
@@ -166,8 +177,11 @@ static CUresult learn(int error) {
     int usable = 0;
     if (context && atomic_compare_exchange_strong(&context->error, &usable, error)) {
         atomic_store(&tpc_sticky_error, error);
-        tp_log(TP_ERROR, "the context of device %d is broken by error %d (%s); the driver gives that error from every call in it, "
-               "until the program ends", context->device, error, tpg_cuda_error_name(error));
+        tp_log(
+            TP_ERROR,
+            "the context of device %d is broken by error %d (%s); the driver gives that error from every call in it, "
+            "until the program ends",
+            context->device, error, tpg_cuda_error_name(error));
     }
     return (CUresult)error;
 }
@@ -208,7 +222,8 @@ CUresult tpc_lost(void) {
 }
 
 CUresult tpc_bad_reply(const struct tp_reply *reply) {
-    tp_log(TP_ERROR, "the worker answered with %u bytes that are no answer; its version differs from this client's", reply->size);
+    tp_log(TP_ERROR, "the worker answered with %u bytes that are no answer; its version differs from this client's",
+           reply->size);
     return CUDA_ERROR_UNKNOWN;
 }
 
@@ -251,7 +266,8 @@ static bool pure_find(uint32_t bucket, uint16_t op, const unsigned char *key, si
     return found;
 }
 
-static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size, const struct tp_reply *reply) {
+static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size,
+                      const struct tp_reply *reply) {
     struct pure *entry = reply->size <= sizeof reply->inline_body ? malloc(sizeof *entry + size + reply->size) : NULL;
     if (!entry) {
         return;

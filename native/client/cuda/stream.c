@@ -15,7 +15,8 @@ struct stream {
     uint64_t context;
     int device;
     unsigned long long id;
-    _Atomic uint64_t quiet; /* number of the last frame of the process when everything in here was known to be complete */
+    _Atomic uint64_t
+        quiet; /* number of the last frame of the process when everything in here was known to be complete */
 };
 
 static _Atomic unsigned long long next_id = 16; /* small numbers are for the default streams */
@@ -174,7 +175,8 @@ CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned 
 
 /* The word must be device memory of the program, and aligned to its size. */
 static CUresult check_word(CUdeviceptr address, size_t size, unsigned int flags, unsigned int known) {
-    return (flags & ~known) || address % size || !tpc_range_covers(address, size) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    return (flags & ~known) || address % size || !tpc_range_covers(address, size) ? CUDA_ERROR_INVALID_VALUE
+                                                                                  : CUDA_SUCCESS;
 }
 #define WAIT_FLAGS (CU_STREAM_WAIT_VALUE_NOR | CU_STREAM_WAIT_VALUE_FLUSH)
 
@@ -226,7 +228,7 @@ CUresult tpc_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
 CUresult tpc_cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
     STREAM_RECORD(streamId);
     (void)context;
-    *streamId = own                              ? stream->id
+    *streamId = own                               ? stream->id
                 : hStream == CU_STREAM_PER_THREAD ? ((unsigned long long)tp_thread_self()->number << 32 | 2)
                                                   : 1;
     return CUDA_SUCCESS;

@@ -24,7 +24,7 @@ enum tpc_state {
 };
 extern _Atomic int tpc_state;
 extern _Atomic int tpc_sticky_error; /* of the context that broke last; 0 while none has */
-extern bool tpc_strict; /* TF_STRICT=1: every post waits for its result */
+extern bool tpc_strict;              /* TF_STRICT=1: every post waits for its result */
 extern struct tp_conn *tpc_conn;
 
 /* What a call answers when the state is not TPC_READY: 3 before cuInit, the sticky error, the lost-worker error. 0 when the
@@ -133,7 +133,7 @@ struct tpc_context {
      * threads have which run host functions, CUDA_ERROR_NOT_PERMITTED. */
     _Atomic int error;
     _Atomic unsigned int life; /* primary: how many times it has ended */
-    _Atomic int references; /* primary: count of retains */
+    _Atomic int references;    /* primary: count of retains */
     uint64_t limits[TP_DEVICE_LIMITS];
 };
 /* The calling thread's current context, NULL if none. Also kept in tp_thread_self()->context for the frames. */
@@ -165,8 +165,8 @@ struct tpc_range {
     enum tpc_where where;
     struct tpc_context *context;
     unsigned long long buffer_id;
-    unsigned int flags;       /* host memory: flags of the allocation; VMM: 1 */
-    uint64_t device_address;  /* host memory: address of its twin on the worker, 0 = none */
+    unsigned int flags;      /* host memory: flags of the allocation; VMM: 1 */
+    uint64_t device_address; /* host memory: address of its twin on the worker, 0 = none */
     void *detail;
 };
 /* Copies the range that holds `address`; false when none does. */
@@ -192,13 +192,13 @@ struct tpc_attributes {
 struct tpc_kernel {
     uint64_t handle; /* of a function or a kernel */
     struct tpc_image *image;
-    uint32_t index;          /* in the image's list */
-    uint32_t parameters;     /* count */
+    uint32_t index;      /* in the image's list */
+    uint32_t parameters; /* count */
     uint32_t parameter_bytes;
     const struct tpc_parameter *layout;
-    _Atomic(char *) name;    /* once it was asked for */
+    _Atomic(char *) name;              /* once it was asked for */
     struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
-    _Atomic uint64_t function; /* of a kernel: its function once asked for */
+    _Atomic uint64_t function;         /* of a kernel: its function once asked for */
 };
 /* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */
 struct tpc_kernel *tpc_kernel_of(uint64_t handle);
