@@ -1,14 +1,13 @@
 /*
- * Memsets in the form without a stream: checked here, then sent as the asynchronous form on the default stream.
+ * Memsets: what the driver refuses at once is refused here; the form without a stream is the asynchronous one on the default
+ * stream.
  *
- * Any thread; owns nothing. The driver, too, returns before such a memset is done; what it promises is that a wrong
- * address is refused at once.
+ * Any thread; owns nothing. The driver, too, returns before a memset is done; what it promises is that a wrong address is
+ * refused at once.
  */
 #include "tpc_memory.h"
 
 static CUresult check(CUdeviceptr address, uint64_t pitch, uint64_t count, uint64_t height, uint64_t unit) {
-    TPC_CONTEXT(context);
-    (void)context;
     struct tpc_area area = {.address = address, .pitch = pitch, .height = height};
     bool fits = true;
     if (!count || !height) {
@@ -22,19 +21,28 @@ static CUresult check(CUdeviceptr address, uint64_t pitch, uint64_t count, uint6
     return fits && tpc_range_covers(address, extent) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-#define MEMSET(bits, type)                                                                                             \
-    CUresult tpc_cuMemsetD##bits##_v2(CUstream implicit, CUdeviceptr dstDevice, type value, size_t N) {                \
-        CUresult result = check(dstDevice, 0, N, 1, bits / 8);                                                         \
-        return result || !N ? result : tpc_cuMemsetD##bits##Async(dstDevice, value, N, implicit);                      \
+#define MEMSET(bits, type, name)                                                                                       \
+    CUresult tpc_check_cuMemsetD##bits##Async(CUdeviceptr dstDevice, type name, size_t N, CUstream hStream) {          \
+        (void)name, (void)hStream;                                                                                     \
+        return check(dstDevice, 0, N, 1, bits / 8);                                                                    \
     }                                                                                                                  \
-    CUresult tpc_cuMemsetD2D##bits##_v2(CUstream implicit, CUdeviceptr dstDevice, size_t dstPitch, type value,         \
+    CUresult tpc_check_cuMemsetD2D##bits##Async(CUdeviceptr dstDevice, size_t dstPitch, type name, size_t Width,       \
+                                                size_t Height, CUstream hStream) {                                     \
+        (void)name, (void)hStream;                                                                                     \
+        return check(dstDevice, dstPitch, Width, Height, bits / 8);                                                    \
+    }                                                                                                                  \
+    CUresult tpc_cuMemsetD##bits##_v2(CUstream implicit, CUdeviceptr dstDevice, type name, size_t N) {                 \
+        TPC_CONTEXT(context);                                                                                          \
+        (void)context;                                                                                                 \
+        return N ? tpc_cuMemsetD##bits##Async(dstDevice, name, N, implicit) : CUDA_SUCCESS;                            \
+    }                                                                                                                  \
+    CUresult tpc_cuMemsetD2D##bits##_v2(CUstream implicit, CUdeviceptr dstDevice, size_t dstPitch, type name,          \
                                         size_t Width, size_t Height) {                                                 \
-        CUresult result = check(dstDevice, dstPitch, Width, Height, bits / 8);                                         \
-        if (result || !Width || !Height) {                                                                             \
-            return result;                                                                                             \
-        }                                                                                                              \
-        return tpc_cuMemsetD2D##bits##Async(dstDevice, dstPitch, value, Width, Height, implicit);                      \
+        TPC_CONTEXT(context);                                                                                          \
+        (void)context;                                                                                                 \
+        return Width && Height ? tpc_cuMemsetD2D##bits##Async(dstDevice, dstPitch, name, Width, Height, implicit)      \
+                               : CUDA_SUCCESS;                                                                         \
     }
-MEMSET(8, unsigned char)
-MEMSET(16, unsigned short)
-MEMSET(32, unsigned int)
+MEMSET(8, unsigned char, uc)
+MEMSET(16, unsigned short, us)
+MEMSET(32, unsigned int, ui)
