@@ -190,11 +190,12 @@ uint64_t tpc_image_handle(const struct tpc_image *image) { return image->handle;
 struct log_buffer {
     char *memory;
     size_t size;
+    void **filled; /* the option that gave the size says afterwards how much was written */
 };
 
 /* Scalar options travel; log buffers stay here and are filled from the answer. */
-static CUresult gather(unsigned int count, const CUjit_option *options, void *const *values, uint64_t *pairs,
-                       size_t *used, struct log_buffer *info, struct log_buffer *errors) {
+static CUresult gather(unsigned int count, const CUjit_option *options, void **values, uint64_t *pairs, size_t *used,
+                       struct log_buffer *info, struct log_buffer *errors) {
     if (count > OPTION_LIMIT || (count && (!options || !values))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -207,10 +208,10 @@ static CUresult gather(unsigned int count, const CUjit_option *options, void *co
             log->memory = values[i];
             continue;
         case CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES:
-            info->size = (uint32_t)(uintptr_t)values[i];
-            break;
         case CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES:
-            errors->size = (uint32_t)(uintptr_t)values[i];
+            log = options[i] == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES ? info : errors;
+            log->size = (uint32_t)(uintptr_t)values[i];
+            log->filled = &values[i];
             break;
         case CU_JIT_WALL_TIME:
             continue; /* an output that nobody is known to read */
@@ -231,6 +232,7 @@ static void fill_log(const struct log_buffer *log, const void *text, size_t size
             memcpy(log->memory, text, size);
         }
         log->memory[size] = 0;
+        *log->filled = (void *)(uintptr_t)size;
     }
 }
 
@@ -261,8 +263,8 @@ static CUresult send_image(const void *bytes, size_t size, struct tpg_image_load
 }
 
 /* Loads `bytes` as a module or a library and gives out its handle. */
-static CUresult load(const void *code, bool library, unsigned int count, const CUjit_option *options,
-                     void *const *values, uint64_t *handle) {
+static CUresult load(const void *code, bool library, unsigned int count, const CUjit_option *options, void **values,
+                     uint64_t *handle) {
     struct tpc_context *context = tpc_current();
     if (!library && !context) {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -328,7 +330,7 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
 }
 
 static CUresult load_module(CUmodule *module, const void *image, unsigned int count, const CUjit_option *options,
-                            void *const *values) {
+                            void **values) {
     uint64_t handle;
     if (!module || !image) {
         return CUDA_ERROR_INVALID_VALUE;
