@@ -1,4 +1,4 @@
-"""The client: exported symbols, bodies of the remote functions, the cuGetProcAddress table, export lists."""
+"""The client: exported symbols, bodies of the remote functions, the table of entry points by version, export lists."""
 
 from __future__ import annotations
 

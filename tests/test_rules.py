@@ -1,0 +1,216 @@
+"""The project's rules about its sources, its generated code and its documents, checked."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tensor_fusion.cli.main import app
+
+ROOT = Path(__file__).resolve().parent.parent
+NATIVE = ROOT / "native"
+MOST_LINES = 700
+# Whose headers each folder of native/ may include, besides its own.
+LAYERS = {
+    "base": set[str](),
+    "wire": {"base"},
+    "transport": {"base", "wire"},
+    "client/core": {"base", "wire", "transport"},
+    "client/cuda": {"base", "wire", "transport", "client/core"},
+    "client/nvml": {"base", "wire", "transport", "client/core"},
+    "session": {"base", "wire", "transport"},
+    "simgpu": set[str](),
+}
+# The simulated GPU stands in for NVIDIA's driver: it knows the drivers' types and nothing of ours.
+GENERATED_FOR = {"base": "", "wire": "", "transport": "", "simgpu": "tpg_cuda.h tpg_nvml.h"}
+# In strangers' processes: their standard output is not ours, and neither is their life.
+FORBIDDEN_IN_CLIENT = r"\b(?:printf|vprintf|puts|putchar|abort|exit|_exit|assert|perror)\s*\(|\bstdout\b"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+
+C_FILES = sorted(path for folder in (NATIVE, ROOT / "tests/native") for path in folder.rglob("*.[ch]"))
+PYTHON_FILES = sorted(path for name in ("src", "tests", "packaging") for path in (ROOT / name).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def without_comments(text: str) -> str:
+    """C without comments, strings and character constants, so that words in them do not count."""
+    return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', " ", text, flags=re.DOTALL)
+
+
+def layer(path: Path) -> str:
+    return next(name for name in LAYERS if path.is_relative_to(NATIVE / name))
+
+
+def run(*command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    words = [str(part) for part in command]
+    return subprocess.run(words, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+
+
+# Sources
+
+
+def test_there_are_sources() -> None:
+    assert len(C_FILES) > 100
+    assert len(PYTHON_FILES) > 40
+    assert {layer(path) for path in C_FILES if path.is_relative_to(NATIVE)} == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", [*C_FILES, *PYTHON_FILES], ids=name_of)
+def test_file_is_not_too_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < MOST_LINES
+
+
+@pytest.mark.parametrize("path", C_FILES, ids=name_of)
+def test_c_file_begins_with_what_it_is(path: Path) -> None:
+    assert path.read_text().startswith(("/*", "//"))
+
+
+@pytest.mark.parametrize("path", [path for path in C_FILES if path.is_relative_to(NATIVE)], ids=name_of)
+def test_includes_follow_the_layers(path: Path) -> None:
+    places = {header.name: layer(header) for header in NATIVE.rglob("*.h")}
+    own = layer(path)
+    for included in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), flags=re.MULTILINE):
+        if included in places:
+            assert places[included] == own or places[included] in LAYERS[own], f"{included} is of {places[included]}"
+        elif included.startswith("tpg_") and own in GENERATED_FOR:
+            assert included in GENERATED_FOR[own].split(), f"{included} is generated, which {own} does not know"
+
+
+@pytest.mark.parametrize("path", sorted((NATIVE / "client").rglob("*.[ch]")), ids=name_of)
+def test_client_leaves_the_program_alone(path: Path) -> None:
+    assert not re.findall(FORBIDDEN_IN_CLIENT, without_comments(path.read_text()))
+    assert not re.search(r"__attribute__\s*\(\(\s*_*(?:con|de)structor", path.read_text())
+
+
+def test_generator_knows_no_function() -> None:
+    exports = json.loads((ROOT / "api/exports.json").read_text())
+    names = {*exports["cuda"], *exports["nvml"]}
+    for path in (ROOT / "src/tensor_fusion/apigen").glob("*.py"):
+        used = set(re.findall(r"[A-Za-z_][A-Za-z_0-9]*", path.read_text())) & names
+        assert not used, f"{path.name} names {sorted(used)}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "api").rglob("*.py")), ids=name_of)
+def test_api_holds_declarations_only(path: Path) -> None:
+    logic = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While, ast.If, ast.IfExp, ast.comprehension)
+    assert not [ast.dump(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, logic)]
+
+
+def test_ctypes_stays_in_two_modules() -> None:
+    users = {
+        path.name
+        for path in (ROOT / "src").rglob("*.py")
+        if re.search(r"^\s*(import|from) ctypes", path.read_text(), flags=re.MULTILINE)
+    }
+    assert users == {"abi.py", "program.py"}
+
+
+# The wire schema
+
+
+def locked(text: str) -> list[tuple[int, str]]:
+    pairs = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    return [(int(number), name) for number, name in pairs]
+
+
+def test_operations_are_numbered_once() -> None:
+    entries = locked((ROOT / "api/opcodes.lock").read_text())
+    numbers = [number for number, _ in entries]
+    assert numbers == list(range(16, 16 + len(entries)))
+    assert len({name for _, name in entries}) == len(entries)
+
+
+def test_operations_keep_their_numbers() -> None:
+    """Every committed version of the list is the beginning of the next."""
+    log = run("git", "-C", ROOT, "log", "--format=%H", "--reverse", "--", "api/opcodes.lock")
+    commits = log.stdout.split()
+    if log.returncode or not commits:
+        pytest.skip("no git history here")
+    texts = [run("git", "-C", ROOT, "show", f"{commit}:api/opcodes.lock").stdout for commit in commits]
+    versions = [locked(text) for text in texts] + [locked((ROOT / "api/opcodes.lock").read_text())]
+    # Numbers were given anew once, before anything was released.
+    versions = [version for version in versions if (64, "kernel_function") not in version]
+    for older, newer in pairwise(versions):
+        assert newer[: len(older)] == older
+
+
+# Generated code
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("generated")
+    done = run(
+        *(sys.executable, "-m", "tensor_fusion.apigen", "--api", ROOT / "api", "--out", out),
+        PYTHONPATH=str(ROOT / "src"),
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+@pytest.mark.parametrize("flags", [[], SANITIZE], ids=["plain", "sanitized"])
+def test_every_message_survives_the_wire(generated: Path, tmp_path: Path, flags: list[str]) -> None:
+    """The generated test: predicted size, values after a round trip, truncation at every byte, of every message."""
+    (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
+    if run(COMPILER or "", *flags, tmp_path / "empty.c", "-o", tmp_path / "empty").returncode:
+        pytest.skip("this compiler has no sanitizers")
+    program = tmp_path / "roundtrip"
+    done = run(
+        *(COMPILER or "", "-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g1", "-fno-strict-aliasing", *flags),
+        *(f"-I{folder}" for folder in (NATIVE / "base", NATIVE / "wire", generated)),
+        *(generated / "tpg_roundtrip_test.c", "-o", program),
+    )
+    assert done.returncode == 0, done.stderr
+    tested = run(program)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    count = re.fullmatch(r"(\d+) messages, 0 failures\n", tested.stdout)
+    assert count and int(count[1]) > 400
+
+
+# Documents
+
+
+def fenced(mark: str) -> str:
+    """The command in README.md in the fenced block behind a mark, as .ci/run reads it."""
+    found = re.search(rf"^<!-- {mark} -->\n```sh\n(.+?)\n```$", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+    assert found, f"README.md has no block behind <!-- {mark} -->"
+    return found[1]
+
+
+def test_readme_lines_are_one_line_and_tested() -> None:
+    ci = (ROOT / ".ci/run").read_text()
+    demo, tests = fenced("demo"), fenced("tests")
+    assert "\n" not in demo and "\n" not in tests
+    assert "readme_command tests" in ci
+    # What the demonstration does after installing; installing is what the tests' line does, too.
+    installs, last = demo.rsplit(" && ", 1)
+    assert last in ci.splitlines()
+    for step in ("apt-get update", "python3-venv", "python3 -m venv .venv", ".venv/bin/pip install "):
+        assert step in installs and step in tests
+    assert tests.endswith(".venv/bin/python -m pytest")
+
+
+def test_readme_lists_the_commands() -> None:
+    listed = set(re.findall(r"^\| `tensor-fusion ([a-z-]+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE))
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert listed == names - {"version"}
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
