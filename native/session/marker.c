@@ -89,21 +89,27 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     if (!m) {
         return CUDA_ERROR_NOT_INITIALIZED;
     }
+    stream->pending++; /* from here on, so that a completion that runs below does not end the stream */
     while (!m->free_count) {
         /* Four thousand waits at once: give the GPU time, nothing else can be done in order. */
         if (!tpw_poll(s)) {
             tp_pause();
         }
     }
-    struct marker *marker = add(m);
-    if (!marker) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
+    if (s->entered_native != stream->context) { /* a completion was run above, and entered another */
+        s->cuda.cuCtxSetCurrent(stream->context);
+        s->entered_native = stream->context;
+        s->entered = stream->context_id;
     }
+    struct marker *marker = add(m);
     uint32_t slot = m->free[m->free_count - 1];
     uint64_t value = ++m->next_value;
-    int32_t error = (int32_t)s->cuda.cuStreamWriteValue64_v2(stream->native, m->device + slot * sizeof(uint64_t), value,
-                                                             CU_STREAM_WRITE_VALUE_DEFAULT);
+    int32_t error = marker
+                        ? (int32_t)s->cuda.cuStreamWriteValue64_v2(stream->native, m->device + slot * sizeof(uint64_t),
+                                                                   value, CU_STREAM_WRITE_VALUE_DEFAULT)
+                        : CUDA_ERROR_OUT_OF_MEMORY;
     if (error) {
+        stream->pending--;
         return error;
     }
     m->free_count--;
@@ -115,7 +121,6 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
                               .value = value,
                               .done = done,
                               .what = what};
-    stream->pending++;
     stream->dirty = false;
     return CUDA_SUCCESS;
 }
@@ -284,10 +289,12 @@ static bool run_due(struct tpw_session *s) {
         if (--m->due_count == 0) {
             m->due_first = 0;
         }
-        if (marker.stream) {
-            marker.stream->pending--;
-        }
+        struct tpw_stream *stream = marker.stream;
+        bool last = stream && --stream->pending == 0 && stream->dying;
         marker.done(s, marker.what, marker.error);
+        if (last) {
+            tpw_stream_end(s, stream, marker.error);
+        }
         news = true;
     }
     return news;

@@ -103,20 +103,19 @@ static void unlink_stream(struct tpw_session *s, struct tpw_stream *stream) {
     free(stream);
 }
 
-static void finish(struct tpw_session *s, void *what, int32_t error) {
-    struct tpw_stream *stream = what;
-    if (error == CUDA_ERROR_CONTEXT_IS_DESTROYED) {
-        unlink_stream(s, stream); /* the driver ends it with its context */
-        return;
+void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error) {
+    if (error != CUDA_ERROR_CONTEXT_IS_DESTROYED) { /* else the driver ends it with its context */
+        if (s->entered_native != stream->context) {
+            s->cuda.cuCtxSetCurrent(stream->context);
+            s->entered_native = stream->context;
+            s->entered = stream->context_id;
+        }
+        s->cuda.cuStreamDestroy_v2(stream->native);
     }
-    if (s->entered_native != stream->context) {
-        s->cuda.cuCtxSetCurrent(stream->context);
-        s->entered_native = stream->context;
-        s->entered = stream->context_id;
-    }
-    s->cuda.cuStreamDestroy_v2(stream->native);
     unlink_stream(s, stream);
 }
+
+static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
 
 int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_stream_destroy_in *in) {
@@ -131,15 +130,14 @@ int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame,
     if (!stream) {
         return CUDA_SUCCESS;
     }
-    stream->dying = true;
-    if (!stream->dirty && !stream->pending) {
-        finish(s, stream, 0);
-        return CUDA_SUCCESS;
+    int32_t error = CUDA_SUCCESS;
+    if (stream->dirty) {
+        error = tpw_enter(s, &inside);
+        error = error ? error : tpw_when_done(s, stream->native, nothing, NULL);
     }
-    int32_t error = tpw_enter(s, &inside);
-    error = error ? error : tpw_when_done(s, stream->native, finish, stream);
-    if (error) {
-        finish(s, stream, error);
+    stream->dying = true;
+    if (!stream->pending) {
+        tpw_stream_end(s, stream, error);
     }
     return error;
 }

@@ -125,6 +125,9 @@ struct tpw_stream {
 /* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
+/* Gives the driver's stream back and forgets it; called when no marker is left in a stream that the client destroyed. A
+ * wait for the whole context may still put one into a dying stream, so this is not the end of the destroying call. */
+void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error);
 /* Ends all streams of a context that is going, or all of them (context 0). */
 void tpw_streams_gone(struct tpw_session *s, uint32_t context);
 
