@@ -190,6 +190,43 @@ def test_objects_outlive_their_context_harmlessly(worker: RealWorker) -> None:
     )
 
 
+def test_a_library_outlives_contexts(worker: RealWorker) -> None:
+    """Its functions and modules belong to one context each, in one of that context's lives."""
+    script(
+        worker,
+        """
+        library = made("cuLibraryLoadData", ptx, None, None, 0, None, None, 0)
+        kernel = made("cuLibraryGetKernel", library, b"fill_u32")
+
+        def fill(function, word):
+            memory, value, count, back = c_ulonglong(), c_uint(word), c_size_t(1), c_uint()
+            ok("cuMemAlloc_v2", byref(memory), c_size_t(64))
+            arguments = (c_void_p * 3)(*[ctypes.addressof(x) for x in (memory, value, count)])
+            ok("cuLaunchKernel", function, 1, 1, 1, 1, 1, 1, 0, None, arguments, None)
+            ok("cuMemcpyDtoH_v2", byref(back), memory, c_size_t(4))
+            assert back.value == word
+
+        seen = []
+        for turn in range(3):
+            function, module = made("cuKernelGetFunction", kernel), made("cuLibraryGetModule", library)
+            assert made("cuKernelGetFunction", kernel).value == function.value
+            assert made("cuLibraryGetModule", library).value == module.value
+            fill(function, turn + 1)
+            fill(made("cuModuleGetFunction", module, b"fill_u32"), turn + 11)
+            fill(kernel, turn + 21)
+            seen.append(function.value)
+            ok("cuDevicePrimaryCtxReset_v2", 0)
+            retain()
+        assert len(set(seen)) == 3
+        second = c_void_p()
+        ok("cuCtxCreate_v2", byref(second), 0, 0)
+        fill(made("cuKernelGetFunction", kernel), 31)
+        ok("cuLibraryUnload", library)
+        ok("cuCtxSynchronize")
+        """,
+    )
+
+
 def test_broken_context_leaves_another_alone(worker: RealWorker) -> None:
     script(
         worker,

@@ -252,7 +252,6 @@ CUresult tpc_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
 
 CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
     TPC_CONTEXT(context);
-    (void)context;
     struct tpc_kernel *record = tpc_record(TPG_KERNEL, (uint64_t)(uintptr_t)kernel);
     if (!pFunc) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -260,14 +259,13 @@ CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
     if (!record) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    static struct tp_lock lock;
     CUresult result = CUDA_SUCCESS;
-    tp_lock_take(&lock);
-    uint64_t handle = atomic_load(&record->function);
+    tp_lock_take(tpc_image_lock(record->image));
+    uint64_t handle = tpc_instance_find(record->instances, context);
     if (!handle) {
         struct tpc_kernel *function = calloc(1, sizeof *function);
         handle = function ? tpc_mint_record(TPG_FUNCTION, function) : 0;
-        if (handle) {
+        if (handle && tpc_instance_add(&record->instances, context, handle)) {
             function->handle = handle;
             function->image = record->image;
             function->index = record->index;
@@ -279,13 +277,13 @@ CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
             atomic_store(&function->name, name ? strdup(name) : NULL);
             struct tpg_kernel_function_in in = {.kernel = record->handle, .function = handle};
             result = tpc_post_kernel_function("cuKernelGetFunction", &in);
-            atomic_store(&record->function, handle);
         } else {
+            tpc_unmint(TPG_FUNCTION, handle);
             free(function);
             result = CUDA_ERROR_OUT_OF_MEMORY;
         }
     }
-    tp_lock_drop(&lock);
+    tp_lock_drop(tpc_image_lock(record->image));
     if (result == CUDA_SUCCESS) {
         *pFunc = (CUfunction)(uintptr_t)handle;
     }

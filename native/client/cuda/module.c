@@ -31,7 +31,7 @@ struct tpc_image {
     const struct tpc_context *context; /* of a module: where it was loaded, and in which of that context's lives */
     unsigned int life;
     struct tp_lock lock;
-    _Atomic uint64_t module; /* of a library: its module once asked for */
+    struct tpc_instance *modules; /* of a library; under the lock */
     uint32_t count;
     uint32_t mask;    /* of the table of places by name hash */
     uint32_t *places; /* index + 1, 0 = empty */
@@ -182,6 +182,27 @@ struct tpc_kernel *tpc_kernel_of(uint64_t handle) {
 }
 
 uint64_t tpc_image_handle(const struct tpc_image *image) { return image->handle; }
+
+struct tp_lock *tpc_image_lock(struct tpc_image *image) { return &image->lock; }
+
+uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context) {
+    unsigned int life = atomic_load_explicit(&context->life, memory_order_relaxed);
+    while (list && (list->context != context || list->life != life)) {
+        list = list->next;
+    }
+    return list ? list->handle : 0;
+}
+
+bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle) {
+    struct tpc_instance *instance = malloc(sizeof *instance);
+    if (!instance) {
+        return false;
+    }
+    *instance =
+        (struct tpc_instance){.next = *list, .context = context, .life = atomic_load(&context->life), .handle = handle};
+    *list = instance;
+    return true;
+}
 
 /* ---- loading ---- */
 
@@ -442,16 +463,17 @@ static void unload(struct tpc_image *image) {
     for (uint32_t i = 0; i < image->count; i++) {
         struct tpc_kernel *kernel = atomic_load_explicit(&image->entries[i].kernel, memory_order_acquire);
         if (kernel) {
-            uint64_t function = atomic_load(&kernel->function);
-            if (function) {
-                tpc_unmint(TPG_FUNCTION, function);
+            for (const struct tpc_instance *f = kernel->instances; f; f = f->next) {
+                tpc_unmint(TPG_FUNCTION, f->handle);
             }
             tpc_unmint(image->library ? TPG_KERNEL : TPG_FUNCTION, kernel->handle);
         }
     }
-    struct tpc_image *module = tpc_record(TPG_MODULE, atomic_load(&image->module));
-    if (module) {
-        unload(module);
+    for (const struct tpc_instance *m = image->modules; m; m = m->next) {
+        struct tpc_image *module = tpc_record(TPG_MODULE, m->handle);
+        if (module) {
+            unload(module);
+        }
     }
     tpc_unmint(image->library ? TPG_LIBRARY : TPG_MODULE, image->handle);
 }
@@ -575,6 +597,7 @@ CUresult tpc_cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernel
 }
 
 CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
+    TPC_CONTEXT(context);
     if (!pMod) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -583,14 +606,14 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     tp_lock_take(&image->lock);
-    uint64_t handle = atomic_load(&image->module);
+    uint64_t handle = tpc_instance_find(image->modules, context);
     CUresult result = CUDA_SUCCESS;
     if (!handle) {
         /* The same kernels in the same order, under function handles of their own. */
         struct tpc_image *module = malloc(sizeof *module);
         struct entry *entries = module ? malloc((image->count + 1) * sizeof *entries) : NULL;
         handle = entries ? tpc_mint_record(TPG_MODULE, module) : 0;
-        if (handle) {
+        if (handle && tpc_instance_add(&image->modules, context, handle)) {
             *module = (struct tpc_image){.handle = handle,
                                          .of_library = true,
                                          .count = image->count,
@@ -607,8 +630,8 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
             }
             struct tpg_library_module_in in = {.library = image->handle, .module = handle};
             result = tpc_post_library_module("cuLibraryGetModule", &in);
-            atomic_store(&image->module, handle);
         } else {
+            tpc_unmint(TPG_MODULE, handle);
             free(entries);
             free(module);
             result = CUDA_ERROR_OUT_OF_MEMORY;

@@ -189,6 +189,13 @@ struct tpc_attributes {
     _Atomic bool known; /* released after the values */
     _Atomic int values[CU_FUNC_ATTRIBUTE_MAX];
 };
+/* What a library or a kernel is in one context, for as long as that context lives: a module, a function. */
+struct tpc_instance {
+    struct tpc_instance *next;
+    const struct tpc_context *context;
+    unsigned int life;
+    uint64_t handle;
+};
 struct tpc_kernel {
     uint64_t handle; /* of a function or a kernel */
     struct tpc_image *image;
@@ -198,10 +205,14 @@ struct tpc_kernel {
     const struct tpc_parameter *layout;
     _Atomic(char *) name;              /* once it was asked for */
     struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
-    _Atomic uint64_t function;         /* of a kernel: its function once asked for */
+    struct tpc_instance *instances;    /* of a kernel: its functions; guarded by its image's lock */
 };
 /* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */
 struct tpc_kernel *tpc_kernel_of(uint64_t handle);
+/* The handle for the current context in a list of instances, 0 if it has none yet; adding one: false without memory. */
+uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context);
+bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle);
+struct tp_lock *tpc_image_lock(struct tpc_image *image);
 /* Handle of the module or library that the kernel is in. */
 uint64_t tpc_image_handle(const struct tpc_image *image);
 /* function.c: the attributes of a kernel on the current device, asked for once; NULL with *result set on failure. */
