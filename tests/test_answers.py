@@ -190,6 +190,38 @@ def test_objects_outlive_their_context_harmlessly(worker: RealWorker) -> None:
     )
 
 
+def test_globals_end_with_their_module(worker: RealWorker) -> None:
+    script(
+        worker,
+        """
+        head = b".version 7.0\\n.target sm_75\\n.address_size 64\\n"
+
+        def image(size):
+            return head + b".visible .global .align 8 .b8 data[%d];\\n.visible .entry none() { ret; }\\n" % size
+
+        copy = cuda.cuMemcpyDtoH_v2
+        copy.argtypes = [c_void_p, c_ulonglong, c_size_t]
+        here = ctypes.create_string_buffer(1 << 16)
+        for i in range(200):
+            size = 8 << (i * 7) % 12
+            module = made("cuModuleLoadData", image(size))
+            address, length = c_ulonglong(), c_size_t()
+            for _ in range(2):
+                ok("cuModuleGetGlobal_v2", byref(address), byref(length), module, b"data")
+            assert length.value == size and copy(here, address.value, size) == 0
+            assert copy(here, address.value, size + 8) == 1
+            if i % 5 == 4:
+                ok("cuDevicePrimaryCtxReset_v2", 0)
+                assert cuda.cuModuleUnload(module) == 709
+                retain()
+            else:
+                ok("cuModuleUnload", module)
+            assert copy(here, address.value, 8) == 1
+        ok("cuCtxSynchronize")
+        """,
+    )
+
+
 def test_a_library_outlives_contexts(worker: RealWorker) -> None:
     """Its functions and modules belong to one context each, in one of that context's lives."""
     script(

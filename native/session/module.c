@@ -15,8 +15,14 @@
 #define LOG_LIMIT (64u << 10)
 #define OPTIONS_LIMIT 32u
 
+struct global {
+    struct global *next;
+    uint64_t address;
+};
+
 /* Every function of a module or kernel of a library, in the driver's order. */
 struct image {
+    struct global *globals; /* addresses that the client may copy to and from */
     uint32_t count;
     uint64_t natives[];
 };
@@ -249,6 +255,34 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
     return judged && !unkept ? CUDA_SUCCESS : error;
 }
 
+/* Remembers that the client was told of a global; false without memory. */
+static bool told(struct image *image, uint64_t address) {
+    for (const struct global *known = image->globals; known; known = known->next) {
+        if (known->address == address) {
+            return true;
+        }
+    }
+    struct global *global = malloc(sizeof *global);
+    if (global) {
+        *global = (struct global){.next = image->globals, .address = address};
+        image->globals = global;
+    }
+    return global != NULL;
+}
+
+/* The addresses of its globals are the client's no longer. Those of an image whose context has ended went with that. */
+static void retract(struct tpw_session *s, const struct tpw_object *object) {
+    struct image *image = object->record;
+    while (image && image->globals) {
+        struct global *global = image->globals;
+        image->globals = global->next;
+        if (!object->error) {
+            tpw_memory_retract(s, global->address);
+        }
+        free(global);
+    }
+}
+
 /* Ends the handles of everything that came out of a module or library. */
 static void end_owned(struct tpw_session *s, uint64_t owner) {
     static const uint32_t kinds[] = {TPG_MODULE, TPG_FUNCTION, TPG_KERNEL};
@@ -261,6 +295,7 @@ static void end_owned(struct tpw_session *s, uint64_t owner) {
             uint64_t handle = tp_handle_make(kinds[k], object->id);
             if (kinds[k] == TPG_MODULE) {
                 end_owned(s, handle);
+                retract(s, object);
             }
             tpw_forget(s, kinds[k], handle);
         }
@@ -287,6 +322,7 @@ int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, c
     CUmodule native = (CUmodule)(uintptr_t)object->native;
     bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
     end_owned(s, in->module);
+    retract(s, object);
     tpw_forget(s, TPG_MODULE, in->module);
     return there ? (int32_t)s->cuda.cuModuleUnload(native) : CUDA_SUCCESS;
 }
@@ -296,6 +332,9 @@ int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
     int32_t error = 0;
     CUlibrary native = (CUlibrary)(uintptr_t)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
     end_owned(s, in->library);
+    if (!error) {
+        retract(s, tpw_object(s, TPG_LIBRARY, in->library));
+    }
     tpw_forget(s, TPG_LIBRARY, in->library);
     return error ? error : (int32_t)s->cuda.cuLibraryUnload(native);
 }
@@ -422,6 +461,10 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
         error =
             (int32_t)(library ? s->cuda.cuLibraryGetGlobal(&address, &size, (CUlibrary)(uintptr_t)native, in->name)
                               : s->cuda.cuModuleGetGlobal_v2(&address, &size, (CUmodule)(uintptr_t)native, in->name));
+    }
+    struct image *image = error ? NULL : tpw_object(s, library ? TPG_LIBRARY : TPG_MODULE, in->owner)->record;
+    if (!error && !(image && told(image, address))) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!error) {
         tpw_memory_publish(s, address, size);

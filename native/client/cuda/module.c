@@ -32,6 +32,7 @@ struct tpc_image {
     unsigned int life;
     struct tp_lock lock;
     struct tpc_instance *modules; /* of a library; under the lock */
+    struct tpc_instance *globals; /* addresses that the program asked for; under the lock */
     uint32_t count;
     uint32_t mask;    /* of the table of places by name hash */
     uint32_t *places; /* index + 1, 0 = empty */
@@ -457,7 +458,7 @@ CUresult tpc_cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUj
     return result;
 }
 
-/* Ends with an image what came out of it: its kernels, their functions, the module of a library. The session does the same,
+/* Ends with an image what came out of it: its kernels, their functions, its globals, the modules of a library. The session does the same,
  * so that these places are free on both sides. */
 static void unload(struct tpc_image *image) {
     for (uint32_t i = 0; i < image->count; i++) {
@@ -467,6 +468,12 @@ static void unload(struct tpc_image *image) {
                 tpc_unmint(TPG_FUNCTION, f->handle);
             }
             tpc_unmint(image->library ? TPG_KERNEL : TPG_FUNCTION, kernel->handle);
+        }
+    }
+    for (const struct tpc_instance *g = image->globals; g; g = g->next) {
+        if (atomic_load(&g->context->life) ==
+            g->life) { /* else the address went with the context, and may be another's */
+            tpc_range_remove(g->handle, NULL);
         }
     }
     for (const struct tpc_instance *m = image->modules; m; m = m->next) {
@@ -646,8 +653,16 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
 
 /* ---- globals ---- */
 
-static CUresult global(uint64_t owner, const char *what, const char *name, CUdeviceptr *address, size_t *bytes) {
-    struct tpg_global_get_in in = {.owner = owner, .name = name};
+static CUresult global(struct tpc_image *image, const char *what, const char *name, CUdeviceptr *address,
+                       size_t *bytes) {
+    TPC_CONTEXT(context);
+    if (!image) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (!name || (!address && !bytes)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_global_get_in in = {.owner = image->handle, .name = name};
     struct tpg_global_get_out out;
     struct tp_reply reply;
     CUresult result = tpc_call_global_get(what, &in, &out, &reply);
@@ -659,28 +674,22 @@ static CUresult global(uint64_t owner, const char *what, const char *name, CUdev
             *bytes = (size_t)out.size;
         }
         struct tpc_range range;
-        if (!tpc_range_at(out.address, &range)) {
+        tp_lock_take(&image->lock);
+        if (!tpc_range_at(out.address, &range) && tpc_instance_add(&image->globals, context, out.address)) {
             range = (struct tpc_range){
-                .start = out.address, .size = out.size, .where = TPC_DEVICE_MEMORY, .context = tpc_current()};
+                .start = out.address, .size = out.size, .where = TPC_DEVICE_MEMORY, .context = context};
             tpc_range_add(&range);
         }
+        tp_lock_drop(&image->lock);
     }
     tp_reply_free(&reply);
     return result;
 }
 
 CUresult tpc_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
-    TPC_CHECK_HANDLE(MODULE, hmod, false);
-    if (!name || (!dptr && !bytes)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    return global((uint64_t)(uintptr_t)hmod, "cuModuleGetGlobal", name, dptr, bytes);
+    return global(tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod), "cuModuleGetGlobal", name, dptr, bytes);
 }
 
 CUresult tpc_cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
-    TPC_CHECK_HANDLE(LIBRARY, library, false);
-    if (!name || (!dptr && !bytes)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    return global((uint64_t)(uintptr_t)library, "cuLibraryGetGlobal", name, dptr, bytes);
+    return global(tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library), "cuLibraryGetGlobal", name, dptr, bytes);
 }
