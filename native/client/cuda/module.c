@@ -1,11 +1,10 @@
 /*
- * Modules and libraries: reading images, the list of kernels that comes back, functions, globals, attributes.
+ * Modules and libraries: loading images, unloading them, functions and kernels by name, globals.
  *
- * Any thread. An image's record is complete before its handle is given out and never changes, except for the handles of its
- * kernels, which are minted once each under the image's lock. Records of unloaded images stay allocated: a kernel handle that
- * another thread still uses must not point into freed memory.
+ * Any thread. Images are read from the program's memory, which gives no length: their containers say it. See tpc_image.h for
+ * the record that each has.
  */
-#include "tpc.h"
+#include "tpc_image.h"
 #include "tpg_cuda_send.h"
 
 #include <errno.h>
@@ -14,196 +13,6 @@
 #include <sys/stat.h>
 #include <tp_image.h>
 #include <unistd.h>
-
-struct entry {
-    uint64_t hash;
-    uint32_t parameters, parameter_bytes;
-    const struct tpc_parameter *layout;
-    _Atomic(struct tpc_kernel *) kernel; /* minted on first use */
-    _Atomic(struct tpc_attributes *) attributes;
-    struct entry *origin; /* in the module of a library: the library's entry, whose attributes it shares */
-};
-
-struct tpc_image {
-    uint64_t handle; /* of the module or library */
-    bool library;
-    bool of_library;                   /* the module of a library, which the driver lets nobody unload */
-    const struct tpc_context *context; /* of a module: where it was loaded, and in which of that context's lives */
-    unsigned int life;
-    struct tp_lock lock;
-    struct tpc_instance *modules; /* of a library; under the lock */
-    struct tpc_instance *globals; /* addresses that the program asked for; under the lock */
-    uint32_t count;
-    uint32_t mask;    /* of the table of places by name hash */
-    uint32_t *places; /* index + 1, 0 = empty */
-    struct entry *entries;
-    struct tpc_parameter *layouts;
-};
-
-/* ---- the list of kernels ---- */
-
-static void place(struct tpc_image *image, uint32_t index) {
-    uint32_t at = (uint32_t)image->entries[index].hash & image->mask;
-    while (image->places[at]) {
-        at = (at + 1) & image->mask;
-    }
-    image->places[at] = index + 1;
-}
-
-static bool image_fill(struct tpc_image *image, const unsigned char *list, size_t size) {
-    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)list, size);
-    uint32_t count = tp_get_u32(&c);
-    (void)tp_get_u32(&c);
-    if (c.bad || count > size / sizeof(struct tp_kernel_entry)) {
-        return false;
-    }
-    image->count = count;
-    image->mask = 7;
-    while (image->mask < 2 * count) {
-        image->mask = 2 * image->mask + 1;
-    }
-    image->places = calloc(image->mask + 1, sizeof *image->places);
-    image->entries = calloc(count + 1, sizeof *image->entries);
-    image->layouts = malloc(size + 1);
-    struct tpc_parameter *layout = image->layouts;
-    if (!image->places || !image->entries || !layout) {
-        goto failed;
-    }
-    for (uint32_t i = 0; i < count; i++) {
-        struct tp_kernel_entry entry;
-        tp_get(&c, &entry, sizeof entry);
-        size_t bytes = (size_t)entry.parameters * sizeof *layout;
-        const void *parameters = tp_take(&c, tp_padded(bytes));
-        if (c.bad) {
-            goto failed;
-        }
-        memcpy(layout, parameters, bytes);
-        image->entries[i] = (struct entry){.hash = entry.name_hash,
-                                           .parameters = entry.parameters,
-                                           .parameter_bytes = entry.parameter_bytes,
-                                           .layout = layout};
-        for (uint32_t p = 0; p < entry.parameters; p++) {
-            if (layout[p].offset + (uint32_t)layout[p].size > entry.parameter_bytes) {
-                goto failed;
-            }
-        }
-        layout += entry.parameters;
-        place(image, i);
-    }
-    return true;
-
-failed:
-    free(image->places);
-    free(image->entries);
-    free(image->layouts);
-    return false;
-}
-
-static bool find(const struct tpc_image *image, const char *name, uint32_t *index) {
-    uint64_t hash = tp_name_hash(name);
-    for (uint32_t at = (uint32_t)hash & image->mask; image->places[at]; at = (at + 1) & image->mask) {
-        if (image->entries[image->places[at] - 1].hash == hash) {
-            *index = image->places[at] - 1;
-            return true;
-        }
-    }
-    return false;
-}
-
-static struct tpc_attributes *attributes_of(struct entry *entry) {
-    if (entry->origin) {
-        entry = entry->origin;
-    }
-    struct tpc_attributes *known = atomic_load_explicit(&entry->attributes, memory_order_acquire);
-    if (!known) {
-        struct tpc_attributes *made = calloc(1, sizeof *made);
-        if (made && !atomic_compare_exchange_strong(&entry->attributes, &known, made)) {
-            free(made);
-        } else {
-            known = made;
-        }
-    }
-    return known;
-}
-
-/* The kernel at `index`, its handle minted and sent on first use. */
-static struct tpc_kernel *kernel_at(struct tpc_image *image, uint32_t index, const char *name, CUresult *result) {
-    struct entry *entry = &image->entries[index];
-    struct tpc_kernel *kernel = atomic_load_explicit(&entry->kernel, memory_order_acquire);
-    *result = CUDA_SUCCESS;
-    if (kernel) {
-        return kernel;
-    }
-    tp_lock_take(&image->lock);
-    kernel = atomic_load_explicit(&entry->kernel, memory_order_relaxed);
-    if (kernel) {
-        tp_lock_drop(&image->lock);
-        return kernel;
-    }
-    kernel = calloc(1, sizeof *kernel);
-    uint32_t kind = image->library ? TPG_KERNEL : TPG_FUNCTION;
-    struct tpc_attributes *attributes = attributes_of(entry);
-    uint64_t handle = kernel && attributes ? tpc_mint_record(kind, kernel) : 0;
-    if (!handle) {
-        *result = CUDA_ERROR_OUT_OF_MEMORY;
-        goto failed;
-    }
-    kernel->handle = handle;
-    kernel->image = image;
-    kernel->index = index;
-    kernel->parameters = entry->parameters;
-    kernel->parameter_bytes = entry->parameter_bytes;
-    kernel->layout = entry->layout;
-    kernel->attributes = attributes;
-    atomic_store_explicit(&kernel->name, name ? strdup(name) : NULL, memory_order_relaxed);
-    if (image->library) {
-        struct tpg_kernel_get_in in = {.library = image->handle, .kernel = handle, .index = index};
-        *result = tpc_post_kernel_get("cuLibraryGetKernel", &in);
-    } else {
-        struct tpg_function_get_in in = {.module = image->handle, .function = handle, .index = index};
-        *result = tpc_post_function_get("cuModuleGetFunction", &in);
-    }
-    if (*result) {
-        tpc_unmint(kind, handle);
-        goto failed;
-    }
-    atomic_store_explicit(&entry->kernel, kernel, memory_order_release);
-    tp_lock_drop(&image->lock);
-    return kernel;
-
-failed:
-    tp_lock_drop(&image->lock);
-    free(kernel);
-    return NULL;
-}
-
-struct tpc_kernel *tpc_kernel_of(uint64_t handle) {
-    uint32_t kind = tp_handle_type(handle);
-    return kind == TPG_KERNEL || kind == TPG_FUNCTION ? tpc_record(kind, handle) : NULL;
-}
-
-uint64_t tpc_image_handle(const struct tpc_image *image) { return image->handle; }
-
-struct tp_lock *tpc_image_lock(struct tpc_image *image) { return &image->lock; }
-
-uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context) {
-    unsigned int life = atomic_load_explicit(&context->life, memory_order_relaxed);
-    while (list && (list->context != context || list->life != life)) {
-        list = list->next;
-    }
-    return list ? list->handle : 0;
-}
-
-bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle) {
-    struct tpc_instance *instance = malloc(sizeof *instance);
-    if (!instance) {
-        return false;
-    }
-    *instance =
-        (struct tpc_instance){.next = *list, .context = context, .life = atomic_load(&context->life), .handle = handle};
-    *list = instance;
-    return true;
-}
 
 /* ---- loading ---- */
 
@@ -338,7 +147,7 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
         fill_log(&errors, out.error_log, out.error_log_size);
         result = (CUresult)out.result;
     }
-    if (result == CUDA_SUCCESS && !image_fill(image, out.kernels, out.kernels_size)) {
+    if (result == CUDA_SUCCESS && !tpc_image_fill(image, out.kernels, out.kernels_size)) {
         result = tpc_bad_reply(&reply);
     }
     tp_reply_free(&reply);
@@ -517,10 +326,10 @@ CUresult tpc_cuLibraryUnload(CUlibrary library) {
 static CUresult by_name(struct tpc_image *image, const char *name, uint64_t *handle) {
     uint32_t index;
     CUresult result;
-    if (!find(image, name, &index)) {
+    if (!tpc_image_find(image, name, &index)) {
         return CUDA_ERROR_NOT_FOUND;
     }
-    struct tpc_kernel *kernel = kernel_at(image, index, name, &result);
+    struct tpc_kernel *kernel = tpc_image_kernel(image, index, name, &result);
     if (kernel) {
         *handle = kernel->handle;
     }
@@ -586,7 +395,7 @@ static CUresult enumerate(uint32_t kind, uint64_t handle, uint64_t *out, unsigne
     }
     for (uint32_t i = 0; i < image->count && i < room; i++) {
         CUresult result;
-        struct tpc_kernel *kernel = kernel_at(image, i, NULL, &result);
+        struct tpc_kernel *kernel = tpc_image_kernel(image, i, NULL, &result);
         if (!kernel) {
             return result;
         }
@@ -618,7 +427,7 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
     if (!handle) {
         /* The same kernels in the same order, under function handles of their own. */
         struct tpc_image *module = malloc(sizeof *module);
-        struct entry *entries = module ? malloc((image->count + 1) * sizeof *entries) : NULL;
+        struct tpc_entry *entries = module ? malloc((image->count + 1) * sizeof *entries) : NULL;
         handle = entries ? tpc_mint_record(TPG_MODULE, module) : 0;
         if (handle && tpc_instance_add(&image->modules, context, handle)) {
             *module = (struct tpc_image){.handle = handle,
@@ -629,11 +438,11 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
                                          .entries = entries,
                                          .layouts = image->layouts};
             for (uint32_t i = 0; i < image->count; i++) {
-                entries[i] = (struct entry){.hash = image->entries[i].hash,
-                                            .parameters = image->entries[i].parameters,
-                                            .parameter_bytes = image->entries[i].parameter_bytes,
-                                            .layout = image->entries[i].layout,
-                                            .origin = &image->entries[i]};
+                entries[i] = (struct tpc_entry){.hash = image->entries[i].hash,
+                                                .parameters = image->entries[i].parameters,
+                                                .parameter_bytes = image->entries[i].parameter_bytes,
+                                                .layout = image->entries[i].layout,
+                                                .origin = &image->entries[i]};
             }
             struct tpg_library_module_in in = {.library = image->handle, .module = handle};
             result = tpc_post_library_module("cuLibraryGetModule", &in);

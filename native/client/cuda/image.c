@@ -1,0 +1,173 @@
+/*
+ * Loaded images: the list of kernels that came with one, their records, and what a library or a kernel is in each context.
+ *
+ * Any thread. The list comes from the worker and is bounded here; afterwards only this process writes. Handles of kernels are
+ * minted on first use under the image's lock; readers look at them without it.
+ */
+#include "tpc_image.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+#include <tp_image.h>
+
+static void place(struct tpc_image *image, uint32_t index) {
+    uint32_t at = (uint32_t)image->entries[index].hash & image->mask;
+    while (image->places[at]) {
+        at = (at + 1) & image->mask;
+    }
+    image->places[at] = index + 1;
+}
+
+bool tpc_image_fill(struct tpc_image *image, const unsigned char *list, size_t size) {
+    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)list, size);
+    uint32_t count = tp_get_u32(&c);
+    (void)tp_get_u32(&c);
+    if (c.bad || count > size / sizeof(struct tp_kernel_entry)) {
+        return false;
+    }
+    image->count = count;
+    image->mask = 7;
+    while (image->mask < 2 * count) {
+        image->mask = 2 * image->mask + 1;
+    }
+    image->places = calloc(image->mask + 1, sizeof *image->places);
+    image->entries = calloc(count + 1, sizeof *image->entries);
+    image->layouts = malloc(size + 1);
+    struct tpc_parameter *layout = image->layouts;
+    if (!image->places || !image->entries || !layout) {
+        goto failed;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        struct tp_kernel_entry entry;
+        tp_get(&c, &entry, sizeof entry);
+        size_t bytes = (size_t)entry.parameters * sizeof *layout;
+        const void *parameters = tp_take(&c, tp_padded(bytes));
+        if (c.bad) {
+            goto failed;
+        }
+        memcpy(layout, parameters, bytes);
+        image->entries[i] = (struct tpc_entry){.hash = entry.name_hash,
+                                               .parameters = entry.parameters,
+                                               .parameter_bytes = entry.parameter_bytes,
+                                               .layout = layout};
+        for (uint32_t p = 0; p < entry.parameters; p++) {
+            if (layout[p].offset + (uint32_t)layout[p].size > entry.parameter_bytes) {
+                goto failed;
+            }
+        }
+        layout += entry.parameters;
+        place(image, i);
+    }
+    return true;
+
+failed:
+    free(image->places);
+    free(image->entries);
+    free(image->layouts);
+    return false;
+}
+
+bool tpc_image_find(const struct tpc_image *image, const char *name, uint32_t *index) {
+    uint64_t hash = tp_name_hash(name);
+    for (uint32_t at = (uint32_t)hash & image->mask; image->places[at]; at = (at + 1) & image->mask) {
+        if (image->entries[image->places[at] - 1].hash == hash) {
+            *index = image->places[at] - 1;
+            return true;
+        }
+    }
+    return false;
+}
+
+static struct tpc_attributes *attributes_of(struct tpc_entry *entry) {
+    if (entry->origin) {
+        entry = entry->origin;
+    }
+    struct tpc_attributes *known = atomic_load_explicit(&entry->attributes, memory_order_acquire);
+    if (!known) {
+        struct tpc_attributes *made = calloc(1, sizeof *made);
+        if (made && !atomic_compare_exchange_strong(&entry->attributes, &known, made)) {
+            free(made);
+        } else {
+            known = made;
+        }
+    }
+    return known;
+}
+
+struct tpc_kernel *tpc_image_kernel(struct tpc_image *image, uint32_t index, const char *name, CUresult *result) {
+    struct tpc_entry *entry = &image->entries[index];
+    struct tpc_kernel *kernel = atomic_load_explicit(&entry->kernel, memory_order_acquire);
+    *result = CUDA_SUCCESS;
+    if (kernel) {
+        return kernel;
+    }
+    tp_lock_take(&image->lock);
+    kernel = atomic_load_explicit(&entry->kernel, memory_order_relaxed);
+    if (kernel) {
+        tp_lock_drop(&image->lock);
+        return kernel;
+    }
+    kernel = calloc(1, sizeof *kernel);
+    uint32_t kind = image->library ? TPG_KERNEL : TPG_FUNCTION;
+    struct tpc_attributes *attributes = attributes_of(entry);
+    uint64_t handle = kernel && attributes ? tpc_mint_record(kind, kernel) : 0;
+    if (!handle) {
+        *result = CUDA_ERROR_OUT_OF_MEMORY;
+        goto failed;
+    }
+    kernel->handle = handle;
+    kernel->image = image;
+    kernel->index = index;
+    kernel->parameters = entry->parameters;
+    kernel->parameter_bytes = entry->parameter_bytes;
+    kernel->layout = entry->layout;
+    kernel->attributes = attributes;
+    atomic_store_explicit(&kernel->name, name ? strdup(name) : NULL, memory_order_relaxed);
+    if (image->library) {
+        struct tpg_kernel_get_in in = {.library = image->handle, .kernel = handle, .index = index};
+        *result = tpc_post_kernel_get("cuLibraryGetKernel", &in);
+    } else {
+        struct tpg_function_get_in in = {.module = image->handle, .function = handle, .index = index};
+        *result = tpc_post_function_get("cuModuleGetFunction", &in);
+    }
+    if (*result) {
+        tpc_unmint(kind, handle);
+        goto failed;
+    }
+    atomic_store_explicit(&entry->kernel, kernel, memory_order_release);
+    tp_lock_drop(&image->lock);
+    return kernel;
+
+failed:
+    tp_lock_drop(&image->lock);
+    free(kernel);
+    return NULL;
+}
+
+struct tpc_kernel *tpc_kernel_of(uint64_t handle) {
+    uint32_t kind = tp_handle_type(handle);
+    return kind == TPG_KERNEL || kind == TPG_FUNCTION ? tpc_record(kind, handle) : NULL;
+}
+
+uint64_t tpc_image_handle(const struct tpc_image *image) { return image->handle; }
+
+struct tp_lock *tpc_image_lock(struct tpc_image *image) { return &image->lock; }
+
+uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context) {
+    unsigned int life = atomic_load_explicit(&context->life, memory_order_relaxed);
+    while (list && (list->context != context || list->life != life)) {
+        list = list->next;
+    }
+    return list ? list->handle : 0;
+}
+
+bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle) {
+    struct tpc_instance *instance = malloc(sizeof *instance);
+    if (!instance) {
+        return false;
+    }
+    *instance =
+        (struct tpc_instance){.next = *list, .context = context, .life = atomic_load(&context->life), .handle = handle};
+    *list = instance;
+    return true;
+}
