@@ -50,17 +50,6 @@ FUNCTIONS = [
         "cuLibraryGetUnifiedFunction",
     ),
     unsupported(
-        "linking at run time comes later; use nvJitLink",
-        "cuLinkCreate",
-        "cuLinkCreate_v2",
-        "cuLinkAddData",
-        "cuLinkAddData_v2",
-        "cuLinkAddFile",
-        "cuLinkAddFile_v2",
-        "cuLinkComplete",
-        "cuLinkDestroy",
-    ),
-    unsupported(
         "texture and surface references are gone since CUDA 12",
         "cuModuleGetTexRef",
         "cuModuleGetSurfRef",

@@ -6,14 +6,12 @@
  * as many bytes as came before the driver sees it. What lies inside the container is the driver's to judge.
  */
 #include "tpg_session.h"
+#include "tpw_jit.h"
 #include "tpw_kernel.h"
 #include "tpw_session.h"
 
 #include <stdlib.h>
 #include <tp_image.h>
-
-#define LOG_LIMIT (64u << 10)
-#define OPTIONS_LIMIT 32u
 
 struct global {
     struct global *next;
@@ -26,74 +24,6 @@ struct image {
     uint32_t count;
     uint64_t natives[];
 };
-
-struct jit {
-    CUjit_option options[OPTIONS_LIMIT];
-    void *values[OPTIONS_LIMIT];
-    unsigned count;
-    char *info, *errors;
-    size_t info_size, errors_size;
-};
-
-static bool plain_option(CUjit_option option) {
-    switch (option) {
-    case CU_JIT_MAX_REGISTERS:
-    case CU_JIT_THREADS_PER_BLOCK:
-    case CU_JIT_OPTIMIZATION_LEVEL:
-    case CU_JIT_TARGET_FROM_CUCONTEXT:
-    case CU_JIT_TARGET:
-    case CU_JIT_FALLBACK_STRATEGY:
-    case CU_JIT_GENERATE_DEBUG_INFO:
-    case CU_JIT_LOG_VERBOSE:
-    case CU_JIT_GENERATE_LINE_INFO:
-    case CU_JIT_CACHE_MODE:
-    case CU_JIT_FAST_COMPILE:
-    case CU_JIT_POSITION_INDEPENDENT_CODE:
-    case CU_JIT_MIN_CTA_PER_SM:
-    case CU_JIT_MAX_THREADS_PER_BLOCK:
-    case CU_JIT_OVERRIDE_DIRECTIVE_VALUES:
-    case CU_JIT_SPLIT_COMPILE:
-        return true;
-    default:
-        return false;
-    }
-}
-
-static void put_option(struct jit *jit, CUjit_option option, uint64_t value) {
-    jit->options[jit->count] = option;
-    jit->values[jit->count++] = (void *)(uintptr_t)value;
-}
-
-/* Pairs of option and value; sizes of the log buffers stand for buffers of ours. */
-static int32_t read_options(struct jit *jit, const uint64_t *pairs, size_t count) {
-    if (count % 2 || count / 2 > OPTIONS_LIMIT - 4) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    for (size_t i = 0; i < count; i += 2) {
-        CUjit_option option = (CUjit_option)pairs[i];
-        uint64_t value = pairs[i + 1];
-        bool info = option == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES;
-        if (info || option == CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES) {
-            char **buffer = info ? &jit->info : &jit->errors;
-            size_t size = value < LOG_LIMIT ? (size_t)value : LOG_LIMIT;
-            if (*buffer || !size) {
-                continue;
-            }
-            *buffer = calloc(1, size + 1);
-            if (!*buffer) {
-                return CUDA_ERROR_OUT_OF_MEMORY;
-            }
-            *(info ? &jit->info_size : &jit->errors_size) = size;
-            put_option(jit, info ? CU_JIT_INFO_LOG_BUFFER : CU_JIT_ERROR_LOG_BUFFER, (uint64_t)(uintptr_t)*buffer);
-            put_option(jit, option, size);
-        } else if (plain_option(option)) {
-            put_option(jit, option, value);
-        } else {
-            return CUDA_ERROR_NOT_SUPPORTED;
-        }
-    }
-    return CUDA_SUCCESS;
-}
 
 /* ---- the list of kernels ---- */
 
@@ -173,7 +103,7 @@ int32_t tpw_image_upload(struct tpw_session *s, const struct tp_frame *frame, co
 }
 
 /* Both logs, in memory that lasts until the answer is written: behind the list of kernels, which has its own room. */
-static int32_t put_log(struct tpw_session *s, const struct jit *jit, struct tpg_image_load_out *out) {
+static int32_t put_log(struct tpw_session *s, const struct tpw_jit *jit, struct tpg_image_load_out *out) {
     size_t info = jit->info ? strnlen(jit->info, jit->info_size) : 0;
     size_t errors = jit->errors ? strnlen(jit->errors, jit->errors_size) : 0;
     int32_t error = 0;
@@ -203,26 +133,18 @@ static int32_t put_log(struct tpw_session *s, const struct jit *jit, struct tpg_
 
 int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_image_load_in *in,
                        struct tpg_image_load_out *out) {
-    struct jit jit = {.count = 0};
+    struct tpw_jit jit = {.count = 0};
     struct image *image = NULL;
     unsigned char *body = NULL;
     bool library = in->is_library != 0;
     uint64_t native = 0;
     int32_t error = 0;
     bool judged = false; /* the driver, or its compiler, has looked at it */
-    if (in->transfer) {
-        body = tpw_take_upload(s, in->transfer, (size_t)in->size, &error);
-    } else if (in->data_size == in->size && in->size) {
-        /* Of its own, so that memory checkers see a read past its end, and aligned as the driver may expect. */
-        body = malloc(in->data_size);
-        if (body) {
-            memcpy(body, in->data, in->data_size);
-        }
-    }
+    body = tpw_take_body(s, in->transfer, in->size, in->data, in->data_size, &error);
     if (!error) {
         error = !body || tp_image_size(body, (size_t)in->size) == 0
                     ? CUDA_ERROR_INVALID_IMAGE
-                    : read_options(&jit, in->options, in->options_count);
+                    : tpw_jit_read(&jit, in->options, in->options_count);
     }
     if (!error) {
         judged = true;
@@ -250,8 +172,7 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
     /* The logs are wanted most of all when the load failed: then they are the answer, with the result beside them. */
     out->result = error;
     int32_t unkept = put_log(s, &jit, out);
-    free(jit.info);
-    free(jit.errors);
+    tpw_jit_free(&jit);
     return judged && !unkept ? CUDA_SUCCESS : error;
 }
 

@@ -5,92 +5,20 @@
  * the record that each has.
  */
 #include "tpc_image.h"
+#include "tpc_jit.h"
 #include "tpg_cuda_send.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <tp_image.h>
-#include <unistd.h>
 
 /* ---- loading ---- */
 
-#define OPTION_LIMIT 32u
-
-struct log_buffer {
-    char *memory;
-    size_t size;
-    void **filled; /* the option that gave the size says afterwards how much was written */
-};
-
-/* Scalar options travel; log buffers stay here and are filled from the answer. */
-static CUresult gather(unsigned int count, const CUjit_option *options, void **values, uint64_t *pairs, size_t *used,
-                       struct log_buffer *info, struct log_buffer *errors) {
-    if (count > OPTION_LIMIT || (count && (!options || !values))) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    *used = 0;
-    for (unsigned int i = 0; i < count; i++) {
-        struct log_buffer *log = options[i] == CU_JIT_INFO_LOG_BUFFER ? info : errors;
-        switch (options[i]) {
-        case CU_JIT_INFO_LOG_BUFFER:
-        case CU_JIT_ERROR_LOG_BUFFER:
-            log->memory = values[i];
-            continue;
-        case CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES:
-        case CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES:
-            log = options[i] == CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES ? info : errors;
-            log->size = (uint32_t)(uintptr_t)values[i];
-            log->filled = &values[i];
-            break;
-        case CU_JIT_WALL_TIME:
-            continue; /* an output that nobody is known to read */
-        default:
-            break;
-        }
-        pairs[(*used)++] = (uint64_t)options[i];
-        pairs[(*used)++] =
-            (uint64_t)(uintptr_t)values[i] & (options[i] == CU_JIT_GLOBAL_SYMBOL_ADDRESSES ? 0 : 0xffffffffu);
-    }
-    return CUDA_SUCCESS;
-}
-
-static void fill_log(const struct log_buffer *log, const void *text, size_t size) {
-    if (log->memory && log->size) {
-        size = size < log->size - 1 ? size : log->size - 1;
-        if (size) {
-            memcpy(log->memory, text, size);
-        }
-        log->memory[size] = 0;
-        *log->filled = (void *)(uintptr_t)size;
-    }
-}
-
 static CUresult send_image(const void *bytes, size_t size, struct tpg_image_load_in *in, struct tpg_image_load_out *out,
                            struct tp_reply *reply) {
-    in->size = size;
-    if (size <= TP_INLINE_MAX) {
-        in->data = bytes;
-        in->data_size = size;
-        return tpc_call_image_load("cuModuleLoadData", in, out, reply);
-    }
     memset(reply, 0, offsetof(struct tp_reply, inline_body));
-    if (tp_data_ready(tpc_conn) != TP_OK) {
-        return tpc_lost();
-    }
-    /* The upload is a post of its own, so that its bytes are queued before the call waits for the answer. */
-    struct tpg_image_upload_in upload = {.size = size};
-    size_t frame_size = tpg_size_image_upload_in(&upload);
-    unsigned char *body = tpc_reserve(TPG_OP_image_upload, frame_size);
-    if (!body) {
-        return tpc_lost();
-    }
-    upload.transfer = in->transfer = tp_transfer_next(tpc_conn);
-    struct tp_cursor c = tp_cursor_make(body, frame_size);
-    tpg_put_image_upload_in(&c, &upload);
-    tp_commit_upload(tpc_conn, in->transfer, bytes, size);
-    return tpc_call_image_load("cuModuleLoadData", in, out, reply);
+    in->size = size;
+    CUresult result = tpc_body_send(bytes, size, &in->data, &in->data_size, &in->transfer);
+    return result ? result : tpc_call_image_load("cuModuleLoadData", in, out, reply);
 }
 
 /* Loads `bytes` as a module or a library and gives out its handle. */
@@ -118,10 +46,10 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
     if (!size) {
         return CUDA_ERROR_INVALID_IMAGE;
     }
-    uint64_t pairs[2 * OPTION_LIMIT];
+    uint64_t pairs[2 * TPC_JIT_OPTIONS];
     size_t used;
-    struct log_buffer info = {0}, errors = {0};
-    CUresult result = gather(count, options, values, pairs, &used, &info, &errors);
+    struct tpc_log info = {0}, errors = {0};
+    CUresult result = tpc_jit_gather(count, options, values, pairs, &used, &info, &errors);
     if (result) {
         return result;
     }
@@ -143,8 +71,8 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
     struct tp_reply reply;
     result = send_image(code, size, &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
-        fill_log(&info, out.info_log, out.info_log_size);
-        fill_log(&errors, out.error_log, out.error_log_size);
+        tpc_log_fill(&info, out.info_log, out.info_log_size);
+        tpc_log_fill(&errors, out.error_log, out.error_log_size);
         result = (CUresult)out.result;
     }
     if (result == CUDA_SUCCESS && !tpc_image_fill(image, out.kernels, out.kernels_size)) {
@@ -205,37 +133,11 @@ CUresult tpc_cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_optio
     return result;
 }
 
-/* The bytes of a file of the client's machine, with a NUL behind them. */
-static CUresult read_file(const char *path, char **bytes) {
-    CUresult result = CUDA_ERROR_FILE_NOT_FOUND;
-    struct stat about;
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    *bytes = NULL;
-    if (file < 0 || fstat(file, &about) != 0 || !S_ISREG(about.st_mode)) {
-        goto done;
-    }
-    *bytes = malloc((size_t)about.st_size + 1);
-    result = *bytes ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-    for (size_t at = 0; *bytes && at < (size_t)about.st_size;) {
-        ssize_t got = read(file, *bytes + at, (size_t)about.st_size - at);
-        if (got <= 0 && errno != EINTR) {
-            result = CUDA_ERROR_INVALID_IMAGE;
-            break;
-        }
-        at += got > 0 ? (size_t)got : 0;
-    }
-    if (*bytes) {
-        (*bytes)[about.st_size] = 0;
-        /* The driver API takes an image without a length; a file shorter than it says must not be read past its end. */
-        if (result == CUDA_SUCCESS && !tp_image_size(*bytes, (size_t)about.st_size + 1)) {
-            result = CUDA_ERROR_INVALID_IMAGE;
-        }
-    }
-done:
-    if (file >= 0) {
-        close(file);
-    }
-    return result;
+/* An image in a file of the client's machine; one that is shorter than it says must not be read past its end. */
+static CUresult read_image(const char *path, char **bytes) {
+    size_t size;
+    CUresult result = tpc_read_file(path, bytes, &size);
+    return result == CUDA_SUCCESS && !tp_image_size(*bytes, size + 1) ? CUDA_ERROR_INVALID_IMAGE : result;
 }
 
 CUresult tpc_cuModuleLoad(CUmodule *module, const char *fname) {
@@ -243,7 +145,7 @@ CUresult tpc_cuModuleLoad(CUmodule *module, const char *fname) {
     if (!module || !fname) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = read_file(fname, &bytes);
+    CUresult result = read_image(fname, &bytes);
     if (result == CUDA_SUCCESS) {
         result = load_module(module, bytes, 0, NULL, NULL);
     }
@@ -258,7 +160,7 @@ CUresult tpc_cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUj
     if (!library || !fileName) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = read_file(fileName, &bytes);
+    CUresult result = read_image(fileName, &bytes);
     if (result == CUDA_SUCCESS) {
         result = tpc_cuLibraryLoadData(library, bytes, jitOptions, jitOptionsValues, numJitOptions, libraryOptions,
                                        libraryOptionValues, numLibraryOptions);

@@ -1,0 +1,22 @@
+"""Linking device code at run time."""
+
+from tensor_fusion.apigen.describe import alias, custom, op
+
+# Every answer carries the status of the linker's call beside its logs, because the logs matter most when it failed.
+FUNCTIONS = [
+    custom("cuLinkCreate_v2", ops="link_create"),
+    alias("cuLinkCreate", "cuLinkCreate_v2"),
+    custom("cuLinkAddData_v2", ops="link_add"),
+    alias("cuLinkAddData", "cuLinkAddData_v2"),
+    custom("cuLinkAddFile_v2", ops="link_add"),
+    alias("cuLinkAddFile", "cuLinkAddFile_v2"),
+    custom("cuLinkComplete", ops="link_complete"),
+    custom("cuLinkDestroy", ops="link_destroy"),
+    op("link_create", "call", link="uint64_t: new link", options="uint64_t: array"),
+    op("link_add", "call", link="uint64_t: handle link", type="unsigned int", size="uint64_t", transfer="uint64_t",
+       name="char: string", data="void: bytes", options="uint64_t: array",
+       out={"status": "int", "info_log": "void: bytes", "error_log": "void: bytes"}),
+    op("link_complete", "call", link="uint64_t: handle link",
+       out={"status": "int", "image": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
+    op("link_destroy", "post", link="uint64_t: gone link"),
+]  # fmt: skip

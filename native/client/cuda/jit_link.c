@@ -1,0 +1,158 @@
+/*
+ * Linking at run time in the client: the program's log buffers, files of its machine, and the image that comes back.
+ *
+ * A link state belongs to the threads that use it, as in CUDA; its record is written by them. The image stays valid until
+ * cuLinkDestroy, so the record keeps the copy.
+ */
+#include "tpc.h"
+#include "tpc_jit.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+
+struct link {
+    struct tpc_log info, errors;
+    void *image;
+};
+
+CUresult tpc_cuLinkCreate_v2(unsigned int numOptions, CUjit_option *options, void **optionValues,
+                             CUlinkState *stateOut) {
+    TPC_CONTEXT(context);
+    (void)context;
+    uint64_t pairs[2 * TPC_JIT_OPTIONS];
+    size_t used;
+    struct link *link = stateOut ? calloc(1, sizeof *link) : NULL;
+    if (!link) {
+        return stateOut ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = tpc_jit_gather(numOptions, options, optionValues, pairs, &used, &link->info, &link->errors);
+    if (result != CUDA_SUCCESS) {
+        free(link);
+        return result;
+    }
+    struct tpg_link_create_in in = {.link = tpc_mint_record(TPG_LINK, link), .options = pairs, .options_count = used};
+    if (!in.link) {
+        free(link);
+        return TPC_NO_HANDLES;
+    }
+    struct tp_reply reply;
+    result = tpc_call_link_create("cuLinkCreate", &in, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        free(tpc_unmint(TPG_LINK, in.link));
+        return result;
+    }
+    *stateOut = (CUlinkState)(uintptr_t)in.link;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuLinkAddData_v2(CUlinkState state, CUjitInputType type, void *data, size_t size, const char *name,
+                              unsigned int numOptions, CUjit_option *options, void **optionValues) {
+    struct link *link = tpc_record(TPG_LINK, (uint64_t)(uintptr_t)state);
+    if (!link) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (!data || !size || (unsigned)type >= CU_JIT_NUM_INPUT_TYPES) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t pairs[2 * TPC_JIT_OPTIONS];
+    size_t used;
+    struct tpc_log unused = {0};
+    CUresult result = tpc_jit_gather(numOptions, options, optionValues, pairs, &used, &unused, &unused);
+    /* Program text need not end with a NUL when its size is given; the worker's linker wants one. */
+    char *text = NULL;
+    if (result == CUDA_SUCCESS && type == CU_JIT_INPUT_PTX && ((const char *)data)[size - 1] != 0) {
+        text = malloc(size + 1);
+        if (!text) {
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+        memcpy(text, data, size);
+        text[size++] = 0;
+    }
+    struct tpg_link_add_in in = {.link = (uint64_t)(uintptr_t)state,
+                                 .type = type,
+                                 .size = size,
+                                 .name = name ? name : "",
+                                 .options = pairs,
+                                 .options_count = used};
+    struct tpg_link_add_out out;
+    struct tp_reply reply;
+    memset(&reply, 0, offsetof(struct tp_reply, inline_body));
+    if (result == CUDA_SUCCESS) {
+        result = tpc_body_send(text ? text : data, size, &in.data, &in.data_size, &in.transfer);
+    }
+    if (result == CUDA_SUCCESS) {
+        result = tpc_call_link_add("cuLinkAddData", &in, &out, &reply);
+    }
+    if (result == CUDA_SUCCESS) {
+        tpc_log_fill(&link->info, out.info_log, out.info_log_size);
+        tpc_log_fill(&link->errors, out.error_log, out.error_log_size);
+        result = (CUresult)out.status;
+    }
+    tp_reply_free(&reply);
+    free(text);
+    return result;
+}
+
+CUresult tpc_cuLinkAddFile_v2(CUlinkState state, CUjitInputType type, const char *path, unsigned int numOptions,
+                              CUjit_option *options, void **optionValues) {
+    char *bytes;
+    size_t size;
+    if (!path) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = tpc_read_file(path, &bytes, &size);
+    if (result == CUDA_SUCCESS) {
+        result = tpc_cuLinkAddData_v2(state, type, bytes, size, path, numOptions, options, optionValues);
+    }
+    free(bytes);
+    return result;
+}
+
+CUresult tpc_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeOut) {
+    struct link *link = tpc_record(TPG_LINK, (uint64_t)(uintptr_t)state);
+    if (!link) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (!cubinOut) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_link_complete_in in = {.link = (uint64_t)(uintptr_t)state};
+    struct tpg_link_complete_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_link_complete("cuLinkComplete", &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_log_fill(&link->info, out.info_log, out.info_log_size);
+        tpc_log_fill(&link->errors, out.error_log, out.error_log_size);
+        result = (CUresult)out.status;
+    }
+    if (result == CUDA_SUCCESS) {
+        free(link->image);
+        link->image = malloc(out.image_size + 1);
+        if (link->image) {
+            memcpy(link->image, out.image, out.image_size);
+            *cubinOut = link->image;
+            if (sizeOut) {
+                *sizeOut = out.image_size;
+            }
+        } else {
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuLinkDestroy(CUlinkState state) {
+    struct tpg_link_destroy_in in = {.link = (uint64_t)(uintptr_t)state};
+    if (!tpc_handle_alive(TPG_LINK, in.link)) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    CUresult result = tpc_post_link_destroy("cuLinkDestroy", &in);
+    struct link *link = tpc_unmint(TPG_LINK, in.link);
+    if (link) {
+        free(link->image);
+        free(link);
+    }
+    return result;
+}

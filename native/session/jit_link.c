@@ -1,0 +1,115 @@
+/*
+ * Linking at run time: the driver's linker, fed with what the client adds.
+ *
+ * Executor thread only. The linker keeps pointers to its log buffers until it is destroyed, so they live in the object's
+ * record. Inputs are hostile bytes: a container must describe exactly as many bytes as came, as for modules.
+ */
+#include "tpg_session.h"
+#include "tpw_jit.h"
+#include "tpw_session.h"
+
+#include <stdlib.h>
+#include <tp_image.h>
+
+int32_t tpw_link_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_create_in *in) {
+    struct tpw_jit *jit = calloc(1, sizeof *jit);
+    CUlinkState native = NULL;
+    int32_t error = jit ? tpw_jit_read(jit, in->options, in->options_count) : CUDA_ERROR_OUT_OF_MEMORY;
+    if (!error) {
+        error = (int32_t)s->cuda.cuLinkCreate_v2(jit->count, jit->options, jit->values, &native);
+    }
+    error = tpw_made(s, frame, TPG_LINK, in->link, (uint64_t)(uintptr_t)native, error);
+    struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
+    if (object && !error) {
+        object->record = jit;
+    } else if (jit) {
+        tpw_jit_free(jit);
+        free(jit);
+    }
+    return error;
+}
+
+static bool readable(CUjitInputType type, const unsigned char *data, size_t size) {
+    switch (type) {
+    case CU_JIT_INPUT_PTX:
+        return size && data[size - 1] == 0;
+    case CU_JIT_INPUT_CUBIN:
+    case CU_JIT_INPUT_FATBINARY:
+        return tp_image_size(data, size) != 0;
+    case CU_JIT_INPUT_OBJECT:
+    case CU_JIT_INPUT_LIBRARY:
+        return size != 0;
+    default:
+        return false;
+    }
+}
+
+static void tell_logs(const struct tpw_jit *jit, const void **info, size_t *info_size, const void **errors,
+                      size_t *errors_size) {
+    *info = jit->info;
+    *info_size = jit->info ? strnlen(jit->info, jit->info_size) : 0;
+    *errors = jit->errors;
+    *errors_size = jit->errors ? strnlen(jit->errors, jit->errors_size) : 0;
+}
+
+int32_t tpw_link_add(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_add_in *in,
+                     struct tpg_link_add_out *out) {
+    int32_t error = 0;
+    struct tpw_jit jit = {.count = 0};
+    unsigned char *body = tpw_take_body(s, in->transfer, in->size, in->data, in->data_size, &error);
+    CUlinkState native = (CUlinkState)(uintptr_t)tpw_native(s, frame, TPG_LINK, in->link, false, &error);
+    const struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
+    if (!error && (!body || !object->record)) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!error) {
+        error = tpw_jit_read(&jit, in->options, in->options_count);
+    }
+    if (!error) {
+        out->status = readable((CUjitInputType)in->type, body, (size_t)in->size)
+                          ? (int)s->cuda.cuLinkAddData_v2(native, (CUjitInputType)in->type, body, (size_t)in->size,
+                                                          in->name, jit.count, jit.options, jit.values)
+                          : (int)CUDA_ERROR_INVALID_IMAGE;
+        tell_logs(object->record, &out->info_log, &out->info_log_size, &out->error_log, &out->error_log_size);
+    }
+    free(body);
+    tpw_jit_free(&jit);
+    return error;
+}
+
+int32_t tpw_link_complete(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_complete_in *in,
+                          struct tpg_link_complete_out *out) {
+    int32_t error = 0;
+    void *image = NULL;
+    size_t size = 0;
+    CUlinkState native = (CUlinkState)(uintptr_t)tpw_native(s, frame, TPG_LINK, in->link, false, &error);
+    const struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
+    if (error || !object->record) {
+        return error ? error : CUDA_ERROR_INVALID_HANDLE;
+    }
+    out->status = (int)s->cuda.cuLinkComplete(native, &image, &size);
+    tell_logs(object->record, &out->info_log, &out->info_log_size, &out->error_log, &out->error_log_size);
+    if (!out->status && size > TP_FRAME_MAX / 2) {
+        tp_log(TP_ERROR, "a linked image of %zu bytes is too large for an answer", size);
+        out->status = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (!out->status) {
+        out->image = image;
+        out->image_size = size;
+    }
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_link_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_destroy_in *in) {
+    int32_t error = 0;
+    CUlinkState native = (CUlinkState)(uintptr_t)tpw_native(s, frame, TPG_LINK, in->link, false, &error);
+    if (!error) {
+        struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
+        error = (int32_t)s->cuda.cuLinkDestroy(native);
+        if (object->record) {
+            tpw_jit_free(object->record);
+        }
+        tpw_forget(s, TPG_LINK, in->link);
+    }
+    return error;
+}
