@@ -56,6 +56,7 @@ def programs() -> tuple[Program, ...]:
         Program("mixed_by_run", python("torch_ops.py", "mixed"), inject="run"),
         Program("cupy_nvrtc", python("cupy_nvrtc.py")),
         Program("cuda_bindings", python("cuda_bindings_add.py")),
+        Program("linking", python("linking.py")),
         Program("numba", python("numba_add.py")),
         Program("triton", python("compile_triton.py"), timeout_s=240),
         Program("jax", python("jax_matmul.py"), timeout_s=180),
