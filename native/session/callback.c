@@ -165,6 +165,7 @@ void tpw_callbacks_close(struct tpw_session *s) {
     atomic_store(&c->ended, true);
     tp_lock_take(&c->lock);
     for (struct callback *callback = c->list; callback; callback = callback->next) {
+        atomic_store(&callback->state, DONE); /* a stub about to sleep sees the change */
         tp_futex_wake(&callback->state, 1);
     }
     tp_lock_drop(&c->lock);
