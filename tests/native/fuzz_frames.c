@@ -11,6 +11,7 @@
 #include "simgpu_check.h"
 #include "tpg_session.h"
 #include "tpw_main.h"
+#include "tpw_memory.h"
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -22,6 +23,8 @@ enum { RECORDS = 1, ORDINARY = 2 };
 #define BODY_ZEROS                                                                                                     \
     256u /* after a record's body: enough for every operation's fixed part, so that few bodies are too short */
 #define CHUNK_RECORD 0xff
+#define RECORD_MAX 320u
+#define CU_STREAM_LEGACY_VALUE 1u
 
 static struct tpw_session session;
 static struct tpw_main process;
@@ -94,14 +97,17 @@ static void read_records(struct tpw_link *link, struct input *in) {
 static uint64_t likely_word(void) {
     static const uint64_t edges[] = {0,       1,          2,          4096,      65536,      2 << 20,
                                      3 << 20, UINT32_MAX, 1ull << 32, INT64_MAX, 1ull << 63, UINT64_MAX};
-    uint32_t a = (uint32_t)rand();
+    static const uint32_t kinds[] = {TPG_CONTEXT, TPG_MODULE, TPG_FUNCTION, TPG_LIBRARY, TPG_KERNEL,
+                                     TPG_STREAM,  TPG_EVENT,  TPG_POOL,     TPG_MEMORY,  TPG_NVMLDEVICE};
+    uint32_t a = (uint32_t)rand(), kind = kinds[(a >> 3) % (sizeof kinds / sizeof *kinds)];
     switch (a % 8) {
     case 0:
     case 1:
+        return (uint64_t)MARK_HANDLE << 56 | kind;
     case 2:
-        return (uint64_t)MARK_HANDLE << 56 | (a >> 3) % TPG_KIND_LIMIT | (uint64_t)(a >> 12 & 0x100);
+        return (uint64_t)MARK_HANDLE << 56 | kind | (a >> 8 & 0x300);
     case 3:
-        return (uint64_t)MARK_ADDRESS << 56 | (a >> 3 & 0x7);
+        return (uint64_t)MARK_ADDRESS << 56 | (a >> 3 & 0x3);
     case 4:
         return (uint64_t)MARK_ADDRESS << 56 | (a >> 3 & 0xffff07);
     case 5:
@@ -113,25 +119,118 @@ static uint64_t likely_word(void) {
     }
 }
 
+static size_t random_record(unsigned char *out) {
+    size_t words = (size_t)rand() % 16;
+    /* NVML has most of the operations and little that depends on the others. */
+    uint16_t op;
+    do {
+        op = (uint16_t)(TPG_OP_cuCtxGetCacheConfig + rand() % (TPG_OP_LIMIT - TPG_OP_cuCtxGetCacheConfig));
+    } while (strncmp(tpg_op_name(op), "nvml", 4) == 0 && rand() % 16);
+    uint16_t bytes = (uint16_t)(8 * words);
+    out[0] = (unsigned char)(rand() % 4 ? rand() % 2 : rand() % CHUNK_RECORD);
+    memcpy(out + 1, &op, sizeof op);
+    memcpy(out + 3, &bytes, sizeof bytes);
+    for (size_t i = 0; i < words; i++) {
+        uint64_t word = likely_word();
+        memcpy(out + 5 + 8 * i, &word, sizeof word);
+    }
+    return 5 + 8 * words;
+}
+
+/* Operations as an ordinary program sends them: further mutations begin from their success. */
+#define HANDLE(kind, index) ((uint64_t)MARK_HANDLE << 56 | (uint64_t)(index) << 8 | (kind))
+#define ADDRESS(answer) ((uint64_t)MARK_ADDRESS << 56 | (answer)) /* 0: a small allocation, 1: a large one, 2: a twin */
+#define LIKE(name, ...)                                                                                                \
+    do {                                                                                                               \
+        if (which-- == 0) {                                                                                            \
+            const struct tpg_##name##_in a_ = {__VA_ARGS__};                                                           \
+            const uint16_t op_ = TPG_OP_##name, size_ = (uint16_t)tpg_size_##name##_in(&a_);                           \
+            struct tp_cursor c_ = tp_cursor_make(out + 5, RECORD_MAX - 5);                                             \
+            tpg_put_##name##_in(&c_, &a_);                                                                             \
+            CHECK(!c_.bad);                                                                                            \
+            out[0] = 1;                                                                                                \
+            memcpy(out + 1, &op_, sizeof op_);                                                                         \
+            memcpy(out + 3, &size_, sizeof size_);                                                                     \
+            return 5 + (size_t)size_;                                                                                  \
+        }                                                                                                              \
+    } while (0)
+
+static size_t likely_record(unsigned char *out) {
+    static const uint64_t params[8] = {ADDRESS(0), ADDRESS(0), ADDRESS(1), 16};
+    static const CUmemPoolProps pool = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                        .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    static const CUmemAllocationProp memory = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                               .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    static const CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
+                                           .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    static const CUlaunchAttribute attribute = {.id = CU_LAUNCH_ATTRIBUTE_PRIORITY};
+    static const uint64_t options[2] = {CU_JIT_OPTIMIZATION_LEVEL, 3};
+    const uint64_t stream = rand() % 2 ? HANDLE(TPG_STREAM, 0) : CU_STREAM_LEGACY_VALUE;
+    const uint64_t event = HANDLE(TPG_EVENT, 0), function = HANDLE(TPG_FUNCTION, 0);
+    const uint64_t transfer = 1 + (uint64_t)rand() % 3;
+    unsigned which = (unsigned)rand() % 36;
+    if (which == 35) { /* a block for one of the bulk copies below */
+        const unsigned char block[10] = {CHUNK_RECORD, (unsigned char)transfer, 0, 0, 0, 0, 0, 0, 2, 'x'};
+        memcpy(out, block, sizeof block);
+        return sizeof block;
+    }
+    LIKE(copy_in, .destination = ADDRESS(0), .pitch = 64, .width = 32, .height = 2, .stream = stream, .ordered = 1,
+         .data = params, .data_size = sizeof params);
+    LIKE(copy_in_bulk, .destination = ADDRESS(1), .pitch = 65536, .width = 65536, .height = 2, .stream = stream,
+         .ordered = 1, .transfer = transfer);
+    LIKE(copy_out_bulk, .source = ADDRESS(1), .pitch = 65536, .width = 65536, .height = 16, .stream = stream,
+         .transfer = transfer);
+    LIKE(copy_out_post, .source = ADDRESS(1), .pitch = 3 << 20, .width = 3 << 20, .height = 1, .stream = stream,
+         .transfer = transfer);
+    LIKE(copy_out, .source = ADDRESS(0), .pitch = 64, .width = 64, .height = 2, .stream = stream);
+    LIKE(copy_device, .destination = ADDRESS(0), .source = ADDRESS(1), .size = 4096, .stream = stream);
+    LIKE(cuMemsetD32Async, .dstDevice = ADDRESS(0), .N = 64, .hStream = stream, .ui = 7);
+    LIKE(launch, .function = function, .stream = stream, 1, 1, 1, 32, 1, 1, .params = params, .params_size = 28);
+    LIKE(launch_ex, .function = function, .stream = stream, 1, 1, 1, 32, 1, 1, .attributes = &attribute,
+         .attributes_count = 1, .params = params, .params_size = 28);
+    LIKE(occupancy_clusters, .function = function, 0, 1, 1, 1, 32, 1, 1);
+    LIKE(cuEventRecord, .hEvent = event, .hStream = stream);
+    LIKE(cuStreamWaitEvent, .hStream = stream, .hEvent = event);
+    LIKE(event_wait, .event = event);
+    LIKE(event_query, .event = event);
+    LIKE(stream_wait, .stream = stream);
+    LIKE(stream_destroy, .stream = HANDLE(TPG_STREAM, 0));
+    LIKE(stream_create, .stream = HANDLE(TPG_STREAM, rand() % 2));
+    LIKE(host_function, .stream = stream, .token = 5);
+    LIKE(host_function_done, .token = 5);
+    LIKE(memory_alloc, .size = 1 << 20);
+    LIKE(memory_free, .address = ADDRESS(rand() % 2));
+    LIKE(host_twin_write, .address = ADDRESS(2), .data = params, .data_size = sizeof params);
+    LIKE(host_twin_free, .address = ADDRESS(2));
+    LIKE(pool_create, .pool = HANDLE(TPG_POOL, 1), .props = &pool);
+    LIKE(pool_alloc, .pool = HANDLE(TPG_POOL, rand() % 2), .size = 8192, .stream = stream);
+    LIKE(pool_free, .address = ADDRESS(0), .stream = stream);
+    LIKE(address_reserve, .size = 4 << 20);
+    LIKE(memory_create, .memory = HANDLE(TPG_MEMORY, 0), .size = 2 << 20, .prop = &memory);
+    LIKE(memory_map, .address = ADDRESS(0), .size = 2 << 20, .memory = HANDLE(TPG_MEMORY, 0));
+    LIKE(memory_access, .address = ADDRESS(0), .size = 2 << 20, .access = &access, .access_count = 1);
+    LIKE(memory_unmap, .address = ADDRESS(0), .size = 2 << 20);
+    LIKE(global_get, .owner = HANDLE(rand() % 2 ? TPG_MODULE : TPG_LIBRARY, 0), .name = "counter");
+    LIKE(context_create, .context = HANDLE(TPG_CONTEXT, 1), .device = rand() % 2);
+    LIKE(context_destroy, .context = HANDLE(TPG_CONTEXT, rand() % 2));
+    LIKE(image_load, .size = 16, .transfer = transfer, .owner = HANDLE(TPG_MODULE, 1), .options = options,
+         .options_count = 2);
+    return random_record(out);
+}
+
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t most);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
-    unsigned char record[5 + 16 * 8];
+    unsigned char record[4 * RECORD_MAX];
     srand(seed);
-    size_t words = (size_t)rand() % 16, length = 5 + 8 * words;
-    if (rand() % 2 || !size || size + length > most) {
+    size_t length = 0;
+    for (int count = 1 + rand() % 4; count; count--) {
+        length += rand() % 4 ? likely_record(record + length) : random_record(record + length);
+    }
+    if (rand() % 4 == 0 || !size || size + length > most) {
         return LLVMFuzzerMutate(data, size, most);
     }
-    uint16_t op = (uint16_t)(TPG_OP_cuCtxGetCacheConfig + rand() % (TPG_OP_LIMIT - TPG_OP_cuCtxGetCacheConfig));
-    uint16_t bytes = (uint16_t)(8 * words);
-    record[0] = (unsigned char)(rand() % 4 ? rand() % 2 : rand() % CHUNK_RECORD);
-    memcpy(record + 1, &op, sizeof op);
-    memcpy(record + 3, &bytes, sizeof bytes);
-    for (size_t i = 0; i < words; i++) {
-        uint64_t word = likely_word();
-        memcpy(record + 5 + 8 * i, &word, sizeof word);
-    }
-    size_t at = rand() % 2 ? size : 1 + (size_t)rand() % size;
+    size_t at = rand() % 4 ? size : 1 + (size_t)rand() % size;
     memmove(data + at + length, data + at, size - at);
     memcpy(data + at, record, length);
     data[0] |= RECORDS | ORDINARY;
@@ -192,19 +291,43 @@ static void destroy_objects(struct tpw_session *s, uint32_t kind) {
     s->tables[kind] = (struct tpw_table){0};
 }
 
+/* The reserved addresses are few, and a process has them once: they must be empty before they can be given back. */
+static void end_memory(struct tpw_session *s) {
+    struct tpw_memory *m = s->memory;
+    if (!m) {
+        return;
+    }
+    uint64_t base = m->base, size = m->size;
+    for (struct tp_interval *at = tp_interval_from(&m->ranges, 0), *next; at; at = next) {
+        struct tpw_range *range = (struct tpw_range *)at;
+        next = tp_interval_from(&m->ranges, at->start + 1);
+        if (range->kind == TPW_RANGE_MAP) {
+            s->cuda.cuMemUnmap(range->at.start, range->at.size);
+        } else if (range->kind <= TPW_RANGE_NATIVE) {
+            tp_interval_remove(&m->ranges, at->start);
+            tpw_arena_free(s, range);
+            free(range);
+        }
+    }
+    for (uint32_t i = 0; i < (uint32_t)s->device_count; i++) {
+        tpw_arena_trim(s, i);
+    }
+    tpw_memory_close(s);
+    if (base) {
+        CHECK(s->cuda.cuMemAddressFree(base, size) == CUDA_SUCCESS);
+    }
+}
+
 static void end_session(struct tpw_session *s) {
     struct tpw_object *object;
     /* Host functions end first: the GPU waits for them, and everything else for the GPU. */
     tpw_callbacks_close(s);
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
-        if (object->native && !s->cuda.cuCtxSetCurrent((CUcontext)(uintptr_t)object->native)) {
-            s->cuda.cuCtxSynchronize();
-        }
+        s->cuda.cuCtxDestroy_v2((CUcontext)(uintptr_t)object->native); /* refused for a primary context */
+        object->native = 0;
     }
-    for (int i = 0; i < s->device_count; i++) {
-        if (s->primary[i] && !s->cuda.cuCtxSetCurrent(s->primary[i])) {
-            s->cuda.cuCtxSynchronize();
-        }
+    for (int i = 0; i < s->device_count; i++) { /* whatever it does, be it waiting for ever */
+        s->cuda.cuDevicePrimaryCtxReset_v2(s->devices[i]);
     }
     s->entered = 0;
     while (tpw_pending(s)) {
@@ -214,7 +337,8 @@ static void end_session(struct tpw_session *s) {
     if (s->primary[0]) {
         s->cuda.cuCtxSetCurrent(s->primary[0]);
     }
-    tpw_memory_close(s);
+    fuzz_link_free(s->link);
+    end_memory(s);
     nvml_devices = s->tables[TPG_NVMLDEVICE];
     s->tables[TPG_NVMLDEVICE] = (struct tpw_table){0};
     for (uint32_t kind = TPG_KIND_LIMIT; kind-- > 0;) {
@@ -236,6 +360,24 @@ static void end_session(struct tpw_session *s) {
 __attribute__((visibility("default"))) const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "detect_leaks=0"; }
 
+static void *staging_allocate(size_t size) {
+    struct tpw_session *s = &session;
+    void *memory = NULL;
+    CUcontext previous;
+    if (!s->primary[0] || s->cuda.cuCtxPushCurrent_v2(s->primary[0])) {
+        return NULL;
+    }
+    if (s->cuda.cuMemHostAlloc(&memory, size, CU_MEMHOSTALLOC_PORTABLE)) {
+        memory = NULL;
+    }
+    s->cuda.cuCtxPopCurrent_v2(&previous);
+    return memory;
+}
+
+static void staging_release(void *memory) { session.cuda.cuMemFreeHost(memory); }
+
+static bool busy(void) { return tpw_pending(&session) > 0; }
+
 static struct tpw_session *begin_session(void) {
     struct tpw_session *s = &session;
     const struct tpg_nvml_driver nvml = s->nvml;
@@ -248,6 +390,8 @@ static struct tpw_session *begin_session(void) {
     s->tables[TPG_NVMLDEVICE] = nvml_devices;
     s->simulated = true;
     s->link = fuzz_link_new();
+    fuzz_link_busy(s->link, busy);
+    fuzz_link_staging(s->link, staging_allocate, staging_release);
     CHECK(tpw_callbacks_open(s) == 0);
     return s;
 }
@@ -268,7 +412,6 @@ int LLVMFuzzerInitialize(int *count, char ***words) {
     CHECK(!s->exit_code && !s->deferred_error && s->cuda_loaded && fuzz_link_failures(s->link) == 0);
     CHECK(fuzz_link_answer(s->link, 0) && tpw_object(s, TPG_KERNEL, first(TPG_KERNEL)));
     end_session(s);
-    fuzz_link_free(s->link);
     return 0;
 }
 
@@ -287,6 +430,5 @@ int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
     }
     tpw_execute(s);
     end_session(s);
-    fuzz_link_free(s->link);
     return 0;
 }

@@ -3,7 +3,7 @@
  *
  * Bounds are checked here as native/session/link.c checks them, and what the session must keep to is asserted: one begin for
  * each commit, no more body than was asked for, every block given back once. When the input is used up the session gets
- * some turns in which its completions can run; then the link counts as lost, as after an orderly end.
+ * time for completions that are due; then the link counts as lost, as after an orderly end.
  */
 #include "fuzz_link.h"
 
@@ -11,7 +11,8 @@
 #include <string.h>
 #include <time.h>
 
-#define QUIET_TURNS 200u /* looks at an empty link before it counts as closed */
+#define QUIET_TURNS 50u /* looks at an empty link, a moment each, before it counts as closed */
+#define MOMENT_NS 20000
 #define DOWNLOAD_BLOCKS 8u
 #define ANSWERS 8u
 
@@ -31,16 +32,20 @@ struct item {
 struct upload {
     struct tpw_block block; /* first: the session holds pointers to it */
     struct upload *next;
+    unsigned char fill;
     bool out;
 };
 
 struct tpw_link {
     struct item *first, **end;
     struct tp_frame *current;
-    struct upload *uploads;
+    struct upload *uploads, *used;
     struct tpw_block downloads[DOWNLOAD_BLOCKS];
     bool download_out[DOWNLOAD_BLOCKS];
     fuzz_word *translate;
+    bool (*busy)(void);
+    void *(*allocate)(size_t);
+    void (*release)(void *);
     uint64_t answers[ANSWERS];
     size_t answer_count, failures;
     uint64_t handed;
@@ -103,10 +108,8 @@ void fuzz_link_frame(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_
 void fuzz_link_block(struct tpw_link *link, uint64_t transfer, uint64_t offset, uint32_t size, unsigned char fill) {
     struct upload *upload = calloc(1, sizeof *upload), **at = &link->uploads;
     MUST(upload && size <= TP_CHUNK_MAX);
-    upload->block =
-        (struct tpw_block){.transfer = transfer, .offset = offset, .size = size, .memory = malloc(size + 1)};
-    MUST(upload->block.memory);
-    memset(upload->block.memory, fill, size);
+    upload->block = (struct tpw_block){.transfer = transfer, .offset = offset, .size = size};
+    upload->fill = fill;
     while (*at) {
         at = &(*at)->next;
     }
@@ -120,7 +123,20 @@ uint64_t fuzz_link_answer(const struct tpw_link *link, size_t index) {
 
 size_t fuzz_link_failures(const struct tpw_link *link) { return link->failures; }
 
+void fuzz_link_busy(struct tpw_link *link, bool (*busy)(void)) { link->busy = busy; }
+
+void fuzz_link_staging(struct tpw_link *link, void *(*allocate)(size_t), void (*release)(void *)) {
+    link->allocate = allocate;
+    link->release = release;
+}
+
 void fuzz_link_translate(struct tpw_link *link, fuzz_word *translate) { link->translate = translate; }
+
+static void give(struct tpw_link *link, void *memory) {
+    if (memory) {
+        link->release(memory);
+    }
+}
 
 void fuzz_link_free(struct tpw_link *link) {
     MUST(!link->begun);
@@ -130,14 +146,16 @@ void fuzz_link_free(struct tpw_link *link) {
         free(item->frame);
         free(item);
     }
-    while (link->uploads) {
-        struct upload *upload = link->uploads;
-        link->uploads = upload->next;
-        free(upload->block.memory);
-        free(upload);
+    struct upload *lists[] = {link->uploads, link->used};
+    for (size_t i = 0; i < 2; i++) {
+        for (struct upload *upload = lists[i], *next; upload; upload = next) {
+            next = upload->next;
+            give(link, upload->block.memory);
+            free(upload);
+        }
     }
     for (size_t i = 0; i < DOWNLOAD_BLOCKS; i++) {
-        free(link->downloads[i].memory);
+        give(link, link->downloads[i].memory);
     }
     free(link->current);
     free(link->reply);
@@ -167,8 +185,12 @@ static void take_next(struct tpw_link *link) {
 const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *status) {
     free(link->current);
     link->current = NULL;
-    if (link->status == TP_OK && !link->first && ++link->quiet > QUIET_TURNS) {
-        link->status = TP_ERROR_LOST;
+    if (link->status == TP_OK && !link->first) {
+        if (!link->busy || !link->busy() || ++link->quiet > QUIET_TURNS) {
+            link->status = TP_ERROR_LOST;
+        } else {
+            nanosleep(&(struct timespec){.tv_nsec = MOMENT_NS}, NULL);
+        }
     }
     if (link->status == TP_OK && link->first) {
         link->quiet = 0;
@@ -187,8 +209,8 @@ enum tp_status tpw_link_status(const struct tpw_link *link) { return link->statu
 /* Nothing will come that is not here already: sleeping gives only the simulated GPU time, and not for ever. */
 void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
     (void)extra_fd;
-    const struct timespec moment = {.tv_nsec = timeout_ns < 20000 ? (long)timeout_ns : 20000};
-    nanosleep(&moment, NULL);
+    (void)timeout_ns;
+    nanosleep(&(struct timespec){.tv_nsec = MOMENT_NS}, NULL);
     if (++link->quiet > QUIET_TURNS) {
         link->status = TP_ERROR_LOST;
     }
@@ -234,6 +256,11 @@ bool tpw_link_has_data(const struct tpw_link *link) { return link->status == TP_
 struct tpw_block *tpw_upload_take(struct tpw_link *link, uint64_t transfer) {
     for (struct upload *upload = link->uploads; upload; upload = upload->next) {
         if (!upload->out && upload->block.transfer == transfer) {
+            upload->block.memory = link->allocate(TP_CHUNK_MAX);
+            if (!upload->block.memory) {
+                return NULL;
+            }
+            memset(upload->block.memory, upload->fill, upload->block.size);
             upload->out = true;
             return &upload->block;
         }
@@ -247,8 +274,9 @@ void tpw_upload_done(struct tpw_link *link, struct tpw_block *block) {
         if (&upload->block == block) {
             MUST(upload->out);
             *at = upload->next;
-            free(block->memory);
-            free(upload);
+            /* Kept like the real link's blocks: giving pinned memory back waits for the GPU. */
+            upload->next = link->used;
+            link->used = upload;
             return;
         }
     }
@@ -264,7 +292,7 @@ enum tp_status tpw_upload_drop(struct tpw_link *link, uint64_t transfer, uint64_
         }
         *at = upload->next;
         size -= upload->block.size < size ? upload->block.size : size;
-        free(upload->block.memory);
+        give(link, upload->block.memory);
         free(upload);
     }
     return TP_OK;
@@ -274,8 +302,10 @@ struct tpw_block *tpw_download_block(struct tpw_link *link) {
     for (size_t i = 0; i < DOWNLOAD_BLOCKS; i++) {
         if (!link->download_out[i]) {
             struct tpw_block *block = &link->downloads[i];
-            block->memory = block->memory ? block->memory : malloc(TP_CHUNK_MAX);
-            MUST(block->memory);
+            block->memory = block->memory ? block->memory : link->allocate(TP_CHUNK_MAX);
+            if (!block->memory) {
+                return NULL;
+            }
             link->download_out[i] = true;
             return block;
         }

@@ -25,6 +25,10 @@ void fuzz_link_block(struct tpw_link *link, uint64_t transfer, uint64_t offset, 
 uint64_t fuzz_link_answer(const struct tpw_link *link, size_t index);
 /* Answers and notices that tell of an error. */
 size_t fuzz_link_failures(const struct tpw_link *link);
+/* Where blocks get their memory, as in tpw_link_open: pinned, because copies with other memory are not asynchronous. */
+void fuzz_link_staging(struct tpw_link *link, void *(*allocate)(size_t), void (*release)(void *));
+/* Whether completions are still to come: an empty link stays open for them a little, else it closes at once. */
+void fuzz_link_busy(struct tpw_link *link, bool (*busy)(void));
 /* What a word of a body becomes just before the session sees it. */
 typedef uint64_t fuzz_word(const struct tpw_link *link, uint64_t word);
 void fuzz_link_translate(struct tpw_link *link, fuzz_word *translate);
