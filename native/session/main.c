@@ -61,9 +61,8 @@ static void control_send(struct tpw_main *process, uint32_t type, uint32_t argum
 
 /* Initialises the driver ahead of the client. Failure is told, and met again by the client's cuInit. */
 static void warm_up(struct tpw_session *s) {
-    size_t before = 0, after = 0, total = 0;
+    size_t free_bytes = 0, total = 0;
     CUcontext context = NULL;
-    (void)before;
     int32_t error = tpw_start_driver(s);
     if (!error && s->device_count == 0) {
         error = CUDA_ERROR_NO_DEVICE;
@@ -83,7 +82,7 @@ static void warm_up(struct tpw_session *s) {
         error = tpw_memory_open(s);
     }
     if (!error) {
-        error = (int32_t)s->cuda.cuMemGetInfo_v2(&after, &total);
+        error = (int32_t)s->cuda.cuMemGetInfo_v2(&free_bytes, &total);
     }
     if (error) {
         const char *name = tpg_cuda_error_name(error);
@@ -95,7 +94,7 @@ static void warm_up(struct tpw_session *s) {
     }
     char name[200] = "";
     s->cuda.cuDeviceGetName(name, sizeof name, s->devices[0]);
-    control_send(s->process, TPW_READY, (uint32_t)s->device_count, total - after, name);
+    control_send(s->process, TPW_READY, (uint32_t)s->device_count, total - free_bytes, name);
 }
 
 /* The name under which the GPU host's tools list this process. */

@@ -280,7 +280,7 @@ class Sessions:
             self._failures = 0
             session.state = State.READY
             session.devices, session.device_name = packet.argument, packet.text
-            LOGGER.info("%s is ready: %s, context of %d bytes", session.name, packet.text, packet.value)
+            LOGGER.info("%s is ready: %s, %d MiB of its memory in use", session.name, packet.text, packet.value >> 20)
         elif packet.type == PacketType.FAILED and session.state is State.STARTING:
             session.state = State.FAILED
             session.failure = packet.text or f"CUDA error {packet.argument}"
