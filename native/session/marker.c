@@ -91,7 +91,12 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     }
     stream->pending++; /* from here on, so that a completion that runs below does not end the stream */
     while (!m->free_count) {
-        /* Four thousand waits at once: give the GPU time, nothing else can be done in order. */
+        /* Four thousand waits at once: give the GPU time, nothing else can be done in order. Slots of waits that ended in an
+         * error are not used again, so there may be none left to wait for. */
+        if (!m->count || tpw_link_status(s->link) != TP_OK) {
+            stream->pending--;
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
         if (!tpw_poll(s)) {
             tp_pause();
         }
