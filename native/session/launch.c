@@ -12,6 +12,19 @@
 
 #define ATTRIBUTES_LIMIT 16u
 
+/* The driver's description of a launch, from the decoded arguments of any of the three operations that have a shape. */
+#define CONFIG(in, stream_, list, count)                                                                               \
+    {.gridDimX = (in)->grid_x,                                                                                         \
+     .gridDimY = (in)->grid_y,                                                                                         \
+     .gridDimZ = (in)->grid_z,                                                                                         \
+     .blockDimX = (in)->block_x,                                                                                       \
+     .blockDimY = (in)->block_y,                                                                                       \
+     .blockDimZ = (in)->block_z,                                                                                       \
+     .sharedMemBytes = (in)->shared_bytes,                                                                             \
+     .hStream = (stream_),                                                                                             \
+     .attrs = (list),                                                                                                  \
+     .numAttrs = (count)}
+
 static struct tpw_object *launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error) {
     struct tpw_object *object = tpw_object(s, TPG_FUNCTION, function);
     if (!object) {
@@ -46,16 +59,7 @@ int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const st
                                                in->block_z, in->shared_bytes, stream, NULL, bytes ? extra : NULL);
     }
     CUlaunchAttribute cooperative = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
-    CUlaunchConfig config = {.gridDimX = in->grid_x,
-                             .gridDimY = in->grid_y,
-                             .gridDimZ = in->grid_z,
-                             .blockDimX = in->block_x,
-                             .blockDimY = in->block_y,
-                             .blockDimZ = in->block_z,
-                             .sharedMemBytes = in->shared_bytes,
-                             .hStream = stream,
-                             .attrs = &cooperative,
-                             .numAttrs = 1};
+    CUlaunchConfig config = CONFIG(in, stream, &cooperative, 1);
     return (int32_t)s->cuda.cuLaunchKernelEx(&config, function, NULL, bytes ? extra : NULL);
 }
 
@@ -101,16 +105,7 @@ int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const
     size_t bytes = in->params_size;
     void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
                      CU_LAUNCH_PARAM_END};
-    CUlaunchConfig config = {.gridDimX = in->grid_x,
-                             .gridDimY = in->grid_y,
-                             .gridDimZ = in->grid_z,
-                             .blockDimX = in->block_x,
-                             .blockDimY = in->block_y,
-                             .blockDimZ = in->block_z,
-                             .sharedMemBytes = in->shared_bytes,
-                             .hStream = stream,
-                             .attrs = list,
-                             .numAttrs = (unsigned)in->attributes_count};
+    CUlaunchConfig config = CONFIG(in, stream, list, (unsigned)in->attributes_count);
     return (int32_t)s->cuda.cuLaunchKernelEx(&config, (CUfunction)(uintptr_t)object->native, NULL,
                                              bytes ? extra : NULL);
 }
@@ -123,15 +118,7 @@ int32_t tpw_occupancy_clusters(struct tpw_session *s, const struct tp_frame *fra
     if (error) {
         return error;
     }
-    CUlaunchConfig config = {.gridDimX = in->grid_x,
-                             .gridDimY = in->grid_y,
-                             .gridDimZ = in->grid_z,
-                             .blockDimX = in->block_x,
-                             .blockDimY = in->block_y,
-                             .blockDimZ = in->block_z,
-                             .sharedMemBytes = in->shared_bytes,
-                             .attrs = list,
-                             .numAttrs = (unsigned)in->attributes_count};
+    CUlaunchConfig config = CONFIG(in, NULL, list, (unsigned)in->attributes_count);
     return (int32_t)(in->what ? s->cuda.cuOccupancyMaxPotentialClusterSize(&out->value, function, &config)
                               : s->cuda.cuOccupancyMaxActiveClusters(&out->value, function, &config));
 }
