@@ -250,8 +250,8 @@ def shout(worker: Worker, data: bytes, reset: bool = False) -> None:
                 connection.settimeout(5)
                 while connection.recv(65536):
                     pass
-        except (ConnectionError, TimeoutError):
-            pass
+        except OSError:
+            pass  # hung up on, at whatever point
 
 
 def hostile_client(worker: Worker, data: bytes) -> None:
