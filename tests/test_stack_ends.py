@@ -143,6 +143,16 @@ def test_session_that_crashes_in_the_driver(program: Path) -> None:
             assert next_client.code("alloc 0 4096") == 0
 
 
+def test_client_killed_while_the_driver_hangs(program: Path) -> None:
+    with Worker(program=program, TF_SIM_FAULTS="cuMemcpyHtoDAsync_v2:5=hang") as worker:
+        with worker.start("copy", "16", "pageable") as victim:
+            assert victim.line() == "copying"
+            time.sleep(0.5)
+            assert len(worker.sessions()) == 1
+            victim.kill()
+        assert eventually(lambda: not worker.sessions(), GONE_SECONDS + 0.5)
+
+
 def test_session_stopped_for_two_seconds(worker: Worker) -> None:
     with worker.start("steady") as client:
         assert client.line() == "steady"

@@ -85,10 +85,11 @@ bool tpw_callbacks_outstanding(const struct tpw_session *s) {
 
 int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_function_in *in) {
     int32_t error = 0;
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    struct tpw_stream *record = tpw_stream_of(s, frame, in->stream, &error);
     if (error) {
         return error;
     }
+    CUstream stream = record->native;
     struct callback *callback = calloc(1, sizeof *callback);
     if (!callback) {
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -102,6 +103,10 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
     c->list = callback;
     tp_lock_drop(&c->lock);
     atomic_fetch_add(&c->outstanding, 1);
+    if (record->hosts != s->hosts) {
+        record->hosts = s->hosts;
+        record->behind = 0;
+    }
     error = (int32_t)s->cuda.cuLaunchHostFunc(stream, stub, callback);
     if (error) {
         tp_lock_take(&c->lock);

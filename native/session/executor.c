@@ -22,10 +22,10 @@
 /* ---- frames held back ----
  *
  * A stream that stands at a host function fills up, and the driver then blocks whoever queues the next command: for ever, if
- * that is this thread, because the client's word that the function has run comes behind those very commands. So after some
- * commands behind a host function the executor reads on without executing, until that word has come. */
+ * that is this thread, because the client's word that the function has run comes behind those very commands. So when such a
+ * stream is about full (tpw_stream_count) the executor reads on without executing, until no host function is outstanding. A
+ * program whose host function waits for more of its own calls than that hangs here as it does on the driver itself. */
 
-#define HELD_AFTER 512u        /* half of the driver's 1024 commands in a stream */
 #define HELD_BYTES (64u << 20) /* then nothing more is read */
 
 struct held {
@@ -35,14 +35,18 @@ struct held {
 
 static struct held *held, **held_end = &held;
 static size_t held_bytes;
-static unsigned behind; /* frames executed while a host function was outstanding */
 
 static bool standing(struct tpw_session *s) {
+    static bool before;
     if (TP_LIKELY(!tpw_callbacks_outstanding(s))) {
-        behind = 0;
+        if (before) {
+            s->hosts++;
+            s->full = before = false;
+        }
         return false;
     }
-    return ++behind > HELD_AFTER;
+    before = true;
+    return s->full;
 }
 
 /* The next frame to execute: of those held, or from the link. *done is to be freed after it was executed. */
@@ -111,6 +115,7 @@ static void wait_for_client(struct tpw_session *s) {
 }
 
 void tpw_execute(struct tpw_session *s) {
+    s->hosts = 1;
     wait_for_client(s);
     const uint64_t spin = tp_spin_ns(SPIN_NS);
     uint64_t last = tp_now_ns(), watch = WATCH_FIRST_NS;

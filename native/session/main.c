@@ -1,7 +1,7 @@
 /*
  * The session process: started by the supervisor, serves one client, ends with it.
  *
- * One executor thread owns everything. Before a client comes, the process may be told to warm up: initialise the driver and
+ * One executor thread owns everything; a second only waits for the client's end. Before a client comes, the process may be told to warm up: initialise the driver and
  * make the primary context of device 0, so that the client does not wait for either. The control channel comes from the
  * supervisor and is trusted; the connection that it hands over is not. The process leaves with _exit: the driver gives back
  * everything a process held, in less time than it takes to destroy it object by object.
@@ -13,6 +13,8 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <getopt.h>
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -108,6 +110,30 @@ static void rename_process(struct tpw_main *process, const char *client) {
     }
 }
 
+#define LAST_FRAMES_MS 800
+
+/* A client that is gone must not keep a GPU's memory, even while the executor is inside the driver for long: compiling, or
+ * hung. The executor leaves by itself when it reads the end of the connection; this thread only makes sure. */
+static void *watch_client(void *argument) {
+    int fd = (int)(intptr_t)argument;
+    struct pollfd on = {.fd = fd, .events = POLLRDHUP};
+    while (poll(&on, 1, -1) < 0 && errno == EINTR) {
+    }
+    usleep(LAST_FRAMES_MS * 1000);
+    tp_log(TP_INFO, "the client has gone while the driver was busy");
+    _exit(0);
+}
+
+static void start_watch(int fd) {
+    pthread_t thread;
+    int copy = dup(fd);
+    if (copy < 0 || pthread_create(&thread, NULL, watch_client, (void *)(intptr_t)copy)) {
+        tp_log(TP_WARN, "nobody watches the client: %s", strerror(errno));
+        return;
+    }
+    pthread_detach(thread);
+}
+
 static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
     char name[65] = "";
     if (s->link) {
@@ -123,6 +149,7 @@ static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
         s->exit_code = 1;
         return;
     }
+    start_watch(fd);
     rename_process(s->process, name[0] ? name : "client");
     tp_log(TP_INFO, "serving %s, process %u of the client's machine", name, s->process->client_pid);
 }

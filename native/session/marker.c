@@ -119,6 +119,7 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     }
     m->free_count--;
     m->count++;
+    tpw_stream_count(s, stream);
     *marker = (struct marker){.stream = stream,
                               .context = stream->context,
                               .context_id = stream->context_id,

@@ -68,8 +68,18 @@ struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f
     }
     if (stream) {
         stream->dirty = true;
+        tpw_stream_count(s, stream);
     }
     return stream;
+}
+
+/* The driver takes about 1024 commands in a stream and then blocks whoever queues one more; stop short of that. */
+#define FULL_AT 900u
+
+void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream) {
+    if (TP_UNLIKELY(stream->hosts == s->hosts && s->hosts) && ++stream->behind > FULL_AT) {
+        s->full = true;
+    }
 }
 
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {

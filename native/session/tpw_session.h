@@ -64,6 +64,8 @@ struct tpw_session {
     struct tpw_markers *markers;
     struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
     struct tpw_callbacks *callbacks;
+    uint32_t hosts; /* counts the times that no host function was outstanding; from 1 */
+    bool full;      /* a stream that stands at a host function has about as many commands as the driver takes */
     struct tpw_memory *memory;
 
     int32_t deferred_error;   /* first failure of a post that has not been reported yet */
@@ -119,6 +121,8 @@ struct tpw_stream {
     uint32_t context_id;
     uint32_t thread;  /* of a per-thread default stream, else 0 */
     uint32_t pending; /* markers in it that have not completed */
+    uint32_t hosts;   /* s->hosts when a host function was last queued here: it may stand there */
+    uint32_t behind;  /* commands queued behind that host function, about */
     bool dirty;       /* work was put in since its last marker */
     bool dying;       /* destroyed by the client; ends when its last marker has completed */
 };
@@ -128,6 +132,8 @@ CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_
 /* Gives the driver's stream back and forgets it; called when no marker is left in a stream that the client destroyed. A
  * wait for the whole context may still put one into a dying stream, so this is not the end of the destroying call. */
 void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error);
+/* Counts a command in a stream that may stand at a host function. */
+void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream);
 /* Ends all streams of a context that is going, or all of them (context 0). */
 void tpw_streams_gone(struct tpw_session *s, uint32_t context);
 
