@@ -92,8 +92,10 @@ static bool frames(struct tpw_session *s) {
         s->frames++;
         bool call = frame->flags & TP_FRAME_CALL;
         tpg_dispatch(s, frame);
-        if (call) {
-            tpw_link_flush(s->link); /* somebody waits for this answer */
+        /* Somebody waits for this answer; but what a session says that is ending half-way is no answer: its client learns of
+         * the loss instead. */
+        if (call && !s->ended) {
+            tpw_link_flush(s->link);
         }
         free(copy);
     }
