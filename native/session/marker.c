@@ -296,11 +296,11 @@ static bool run_due(struct tpw_session *s) {
             m->due_first = 0;
         }
         struct tpw_stream *stream = marker.stream;
-        bool last = stream && --stream->pending == 0 && stream->dying;
-        marker.done(s, marker.what, marker.error);
-        if (last) {
+        /* Before the completion, which may end the stream's context and everything in it. */
+        if (stream && --stream->pending == 0 && stream->dying) {
             tpw_stream_end(s, stream, marker.error);
         }
+        marker.done(s, marker.what, marker.error);
         news = true;
     }
     return news;
