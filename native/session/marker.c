@@ -176,7 +176,7 @@ static void barrier_step(struct tpw_session *s, void *what, int32_t error) {
     }
 }
 
-int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
+static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, void *what) {
     struct barrier *barrier = malloc(sizeof *barrier);
     if (!barrier) {
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -184,7 +184,7 @@ int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
     *barrier = (struct barrier){.remaining = 1, .done = done, .what = what};
     struct tpw_stream *idle = NULL;
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (stream->context_id != s->entered) {
+        if (!every_context && stream->context_id != s->entered) {
             continue;
         }
         if (!stream->dirty && !stream->pending) {
@@ -205,6 +205,12 @@ int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
     }
     barrier_step(s, barrier, 0);
     return CUDA_SUCCESS;
+}
+
+int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) { return when(s, false, done, what); }
+
+int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *what) {
+    return when(s, true, done, what);
 }
 
 /* ---- completion ----

@@ -230,6 +230,20 @@ static void owned_by(struct tpw_session *s, uint32_t kind, uint64_t handle, uint
     }
 }
 
+/* The driver waits for queued work before it unloads, and that work may wait for the client: so the wait is a completion. The
+ * handle is gone at once; what the driver answers then, nobody can be told. */
+static void unload_module(struct tpw_session *s, void *what, int32_t error) {
+    if (error != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
+        s->cuda.cuModuleUnload(what);
+    }
+}
+
+static void unload_library(struct tpw_session *s, void *what, int32_t error) {
+    if (error != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
+        s->cuda.cuLibraryUnload(what);
+    }
+}
+
 int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_module_unload_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_MODULE, in->module);
     if (!object) {
@@ -245,7 +259,7 @@ int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, c
     end_owned(s, in->module);
     retract(s, object);
     tpw_forget(s, TPG_MODULE, in->module);
-    return there ? (int32_t)s->cuda.cuModuleUnload(native) : CUDA_SUCCESS;
+    return there ? tpw_when_all_done(s, unload_module, native) : CUDA_SUCCESS;
 }
 
 int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
@@ -257,7 +271,7 @@ int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
         retract(s, tpw_object(s, TPG_LIBRARY, in->library));
     }
     tpw_forget(s, TPG_LIBRARY, in->library);
-    return error ? error : (int32_t)s->cuda.cuLibraryUnload(native);
+    return error ? error : tpw_when_everything_done(s, unload_library, native);
 }
 
 /* ---- functions and kernels ---- */

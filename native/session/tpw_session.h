@@ -144,6 +144,8 @@ typedef void tpw_done(struct tpw_session *s, void *what, int32_t error);
 int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, void *what); /* a stream of tpw_stream */
 /* The same for everything queued in any stream of the current context. */
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
+/* The same for every context of the session. */
+int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *what);
 /* The same for an event that was recorded; the event may be destroyed meanwhile, which ends the wait with success because
  * the driver, too, lets recorded work finish. */
 int32_t tpw_when_event(struct tpw_session *s, CUevent native, uint64_t handle, tpw_done *done, void *what);
