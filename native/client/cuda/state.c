@@ -29,8 +29,6 @@ CUresult tpc_not_ready(void) {
         return CUDA_ERROR_NOT_INITIALIZED;
     case TPC_LOST:
         return TPC_LOST_ERROR;
-    case TPC_EXITED:
-        return CUDA_ERROR_DEINITIALIZED;
     default:
         return CUDA_SUCCESS;
     }

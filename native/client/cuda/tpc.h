@@ -18,9 +18,7 @@
 enum tpc_state {
     TPC_BEFORE_INIT, /* also after fork in the child */
     TPC_READY,
-    TPC_STICKY, /* the context is broken for good; tpc_sticky_error says how */
-    TPC_LOST,   /* the worker is gone */
-    TPC_EXITED,
+    TPC_LOST, /* the worker is gone */
 };
 extern _Atomic int tpc_state;
 extern _Atomic int tpc_sticky_error; /* of the context that broke last; 0 while none has */
