@@ -23,15 +23,16 @@ MOST_LINES = 700
 LAYERS = {
     "base": set[str](),
     "wire": {"base"},
-    "transport": {"base", "wire"},
-    "client/core": {"base", "wire", "transport"},
-    "client/cuda": {"base", "wire", "transport", "client/core"},
-    "client/nvml": {"base", "wire", "transport", "client/core"},
-    "session": {"base", "wire", "transport"},
+    "ring": {"base", "wire"},
+    "transport": {"base", "wire", "ring"},
+    "client/core": {"base", "wire", "ring", "transport"},
+    "client/cuda": {"base", "wire", "ring", "transport", "client/core"},
+    "client/nvml": {"base", "wire", "ring", "transport", "client/core"},
+    "session": {"base", "wire", "ring", "transport"},
     "simgpu": set[str](),
 }
 # The simulated GPU stands in for NVIDIA's driver: it knows the drivers' types and nothing of ours.
-GENERATED_FOR = {"base": "", "wire": "", "transport": "", "simgpu": "tpg_cuda.h tpg_nvml.h"}
+GENERATED_FOR = {"base": "", "wire": "", "ring": "", "transport": "", "simgpu": "tpg_cuda.h tpg_nvml.h"}
 # In strangers' processes: their standard output is not ours, and neither is their life.
 FORBIDDEN_IN_CLIENT = r"\b(?:printf|vprintf|puts|putchar|abort|exit|_exit|assert|perror)\s*\(|\bstdout\b"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

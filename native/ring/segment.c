@@ -1,0 +1,208 @@
+/*
+ * The shared segment: making it, greeting in it, and who owns which part of its arena.
+ *
+ * Entered by the supervisor (one thread looks for greetings; grants and releases come from its loop) and by sessions
+ * (tp_arena_*, each for its own slot). What a guest can write is loaded once and bounded; the owners table is written by the
+ * worker's processes only, with compare-and-swap, so that one that dies in the middle leaves only granules that carry its own
+ * slot's number, which the supervisor then frees.
+ */
+#include "tp_segment.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+bool tp_life_begin(pthread_mutex_t *life) {
+    pthread_mutexattr_t how;
+    bool good = pthread_mutexattr_init(&how) == 0 && pthread_mutexattr_setpshared(&how, PTHREAD_PROCESS_SHARED) == 0 &&
+                pthread_mutexattr_setrobust(&how, PTHREAD_MUTEX_ROBUST) == 0 && pthread_mutex_init(life, &how) == 0 &&
+                pthread_mutex_lock(life) == 0;
+    pthread_mutexattr_destroy(&how);
+    return good;
+}
+
+void tp_boot_id(char out[40]) {
+    memset(out, 0, 40);
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        ssize_t n = read(fd, out, 36);
+        if (n != 36) {
+            memset(out, 0, 40);
+        }
+        close(fd);
+    }
+}
+
+/* ---- the supervisor ---- */
+
+static void clear_slot(struct tp_slot *slot) {
+    memset((unsigned char *)slot + sizeof slot->state, 0, sizeof *slot - sizeof slot->state);
+    atomic_store_explicit(&slot->state, TP_SLOT_FREE, memory_order_seq_cst);
+}
+
+void tp_segment_format(void *base, uint64_t size, uint64_t epoch, const unsigned char schema[16]) {
+    struct tp_segment_header *header = base;
+    atomic_store(&header->magic, 0);
+    memset(base, 0, tp_arena_at());
+    header->version = TP_SEGMENT_VERSION;
+    header->size = size;
+    header->epoch = epoch;
+    memcpy(header->schema, schema, sizeof header->schema);
+    tp_boot_id(header->boot_id);
+    atomic_store(&header->state, TP_SEGMENT_SERVING);
+    atomic_store(&header->heartbeat, 1);
+    atomic_store(&header->magic, TP_SEGMENT_MAGIC);
+}
+
+void tp_segment_close(void *base) {
+    struct tp_segment_header *header = base;
+    atomic_store(&header->state, TP_SEGMENT_CLOSED);
+}
+
+static int look_for_greeting(void *base, unsigned char greeting[TP_GREETING_SIZE], char boot_id[40]) {
+    for (uint32_t i = 0; i < TP_SLOTS; i++) {
+        struct tp_slot *slot = tp_slot_at(base, i);
+        uint32_t state = atomic_load_explicit(&slot->state, memory_order_acquire);
+        if (state == TP_SLOT_GREETED) {
+            uint32_t expected = TP_SLOT_GREETED;
+            slot->echo = slot->client_nonce;
+            if (atomic_compare_exchange_strong(&slot->state, &expected, TP_SLOT_TAKEN)) {
+                memcpy(greeting, slot->greeting, TP_GREETING_SIZE);
+                memcpy(boot_id, slot->client_boot_id, 40);
+                boot_id[39] = 0;
+                return (int)i;
+            }
+        } else if ((state == TP_SLOT_CLAIMED || state == TP_SLOT_REFUSED) && tp_life_over(&slot->client_life)) {
+            clear_slot(slot);
+        }
+    }
+    return -1;
+}
+
+int tp_segment_greeting(void *base, uint32_t timeout_ms, unsigned char greeting[TP_GREETING_SIZE], char boot_id[40]) {
+    struct tp_segment_header *header = base;
+    uint64_t end = tp_now_ns() + timeout_ms * 1000000ull;
+    /* Guests cannot wake us (processes of this machine can): the idleness is kept from call to call. */
+    static struct tp_nap nap = {.same_kernel = false};
+    for (;;) {
+        atomic_fetch_add(&header->heartbeat, 1);
+        int found = look_for_greeting(base, greeting, boot_id);
+        if (found >= 0) {
+            nap.since = 0;
+            return found;
+        }
+        uint64_t now = tp_now_ns();
+        if (now >= end) {
+            return -1;
+        }
+        tp_bell_wait(&header->bell, &nap, end - now);
+    }
+}
+
+bool tp_segment_grant(void *base, uint64_t size, void *owners, uint32_t slot, uint32_t *first, uint32_t *blocks) {
+    uint64_t left = 0, granules = tp_arena_granules(size);
+    const _Atomic uint16_t *owner = owners;
+    for (uint64_t i = 0; i < granules; i++) {
+        left += atomic_load_explicit(&owner[i], memory_order_relaxed) == 0;
+    }
+    uint64_t want = left * TP_GRANULE / TP_CHUNK_MAX / 16;
+    want = want < 1 ? 1 : want > TP_BLOCKS_MAX ? TP_BLOCKS_MAX : want;
+    for (; want >= 1; want /= 2) {
+        struct tp_run run = tp_run_layout(0, (uint32_t)want);
+        uint64_t offset = tp_arena_take(owners, size, slot, run.granules * TP_GRANULE);
+        if (offset) {
+            struct tp_slot *s = tp_slot_at(base, slot);
+            *first = (uint32_t)((offset - tp_arena_at()) / TP_GRANULE);
+            *blocks = (uint32_t)want;
+            atomic_store(&s->first, *first);
+            atomic_store(&s->blocks, *blocks);
+            return true;
+        }
+    }
+    return false;
+}
+
+void tp_segment_answer(void *base, uint32_t slot, bool accepted, const unsigned char welcome[TP_WELCOME_SIZE]) {
+    struct tp_slot *s = tp_slot_at(base, slot);
+    memcpy(s->welcome, welcome, TP_WELCOME_SIZE);
+    atomic_store_explicit(&s->state, accepted ? TP_SLOT_ACCEPTED : TP_SLOT_REFUSED, memory_order_seq_cst);
+    tp_bell_wake(&s->client_bell);
+}
+
+void tp_segment_release(void *base, uint64_t size, void *owners, uint32_t slot) {
+    _Atomic uint16_t *owner = owners;
+    for (uint64_t i = 0; i < tp_arena_granules(size); i++) {
+        uint16_t mine = (uint16_t)(slot + 1);
+        atomic_compare_exchange_strong(&owner[i], &mine, 0);
+    }
+    clear_slot(tp_slot_at(base, slot));
+}
+
+uint64_t tp_segment_beat(void *base, uint32_t slot, int *over) {
+    struct tp_slot *s = tp_slot_at(base, slot);
+    *over = tp_life_over(&s->client_life);
+    return atomic_load(&s->beat);
+}
+
+/* ---- the arena ---- */
+
+static bool claim(_Atomic uint16_t *owner, uint64_t at, uint64_t count, uint16_t mine) {
+    for (uint64_t i = 0; i < count; i++) {
+        uint16_t nobody = 0;
+        if (!atomic_compare_exchange_strong(&owner[at + i], &nobody, mine)) {
+            while (i-- > 0) {
+                atomic_store(&owner[at + i], 0);
+            }
+            return false;
+        }
+    }
+    return true;
+}
+
+uint64_t tp_arena_take(void *owners, uint64_t size, uint32_t slot, uint64_t bytes) {
+    _Atomic uint16_t *owner = owners;
+    uint64_t granules = tp_arena_granules(size);
+    if (bytes == 0 || bytes > granules * TP_GRANULE || slot >= TP_SLOTS) {
+        return 0;
+    }
+    uint64_t need = (bytes + TP_GRANULE - 1) / TP_GRANULE, run = 0;
+    for (uint64_t i = 0; i < granules; i++) {
+        run = atomic_load_explicit(&owner[i], memory_order_relaxed) == 0 ? run + 1 : 0;
+        if (run == need) {
+            if (claim(owner, i + 1 - need, need, (uint16_t)(slot + 1))) {
+                return tp_arena_at() + (i + 1 - need) * TP_GRANULE;
+            }
+            run = 0; /* another session was faster: look behind it */
+        }
+    }
+    return 0;
+}
+
+static bool inside(uint64_t size, uint64_t offset, uint64_t bytes) {
+    return offset >= tp_arena_at() && bytes > 0 && offset <= size && bytes <= size - offset;
+}
+
+bool tp_arena_owns(const void *owners, uint64_t size, uint32_t slot, uint64_t offset, uint64_t bytes) {
+    const _Atomic uint16_t *owner = owners;
+    if (!inside(tp_arena_at() + tp_arena_granules(size) * TP_GRANULE, offset, bytes)) {
+        return false;
+    }
+    uint64_t first = (offset - tp_arena_at()) / TP_GRANULE, last = (offset + bytes - 1 - tp_arena_at()) / TP_GRANULE;
+    for (uint64_t i = first; i <= last; i++) {
+        if (atomic_load_explicit(&owner[i], memory_order_relaxed) != slot + 1) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void tp_arena_give(void *owners, uint64_t size, uint32_t slot, uint64_t offset, uint64_t bytes) {
+    _Atomic uint16_t *owner = owners;
+    if (tp_arena_owns(owners, size, slot, offset, bytes)) {
+        for (uint64_t i = (offset - tp_arena_at()) / TP_GRANULE; i <= (offset + bytes - 1 - tp_arena_at()) / TP_GRANULE;
+             i++) {
+            atomic_store(&owner[i], 0);
+        }
+    }
+}
