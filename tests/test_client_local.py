@@ -36,7 +36,7 @@ LOCAL = (
     "native/base/log.c",
     "native/base/time_lock.c",
 )
-INCLUDED = ("base", "wire", "transport", "client/core", "client/cuda")
+INCLUDED = ("base", "wire", "ring", "transport", "client/core", "client/cuda")
 NEEDED = ("client/libteleport.so.1", "client/libcuda.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
 
 installed = pytest.mark.skipif(

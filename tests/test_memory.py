@@ -57,7 +57,7 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     """Allocation, limits, ranges and hostile arguments against a driver of a few lines that checks what it is told."""
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
-    folders = [NATIVE / name for name in ("base", "wire", "transport", "session")] + [generated]
+    folders = [NATIVE / name for name in ("base", "wire", "ring", "transport", "session")] + [generated]
     names = ("memory", "arena", "twin", "vmm", "pool", "memset", "staging", "copy_in", "copy_out", "copy_device")
     sources = [*(ROOT / "tests/native").glob("test_arena*.c"), *(NATIVE / f"session/{name}.c" for name in names)]
     sources += [NATIVE / "base/limits.c", NATIVE / "base/log.c", NATIVE / "base/time_lock.c"]

@@ -43,7 +43,7 @@ def build(out: Path, sources: list[Path], *flags: str) -> Path:
     generated.mkdir(exist_ok=True)
     (generated / "tpg_schema.h").write_text(SCHEMA_H)
     (generated / "tpg_tables.c").write_text(SCHEMA_C)
-    folders = [NATIVE / name for name in ("base", "wire", "transport", "client/core", "session")] + [generated]
+    folders = [NATIVE / name for name in ("base", "wire", "ring", "transport", "client/core", "session")] + [generated]
     command = [
         *compiler(), "-std=c17", "-D_GNU_SOURCE", "-O2", "-g1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow",
         "-Wstrict-prototypes", "-Wno-sign-conversion", "-fno-strict-aliasing", "-fvisibility=hidden", "-fPIC", *flags,
@@ -56,7 +56,7 @@ def build(out: Path, sources: list[Path], *flags: str) -> Path:
 
 
 def core_sources() -> list[Path]:
-    folders = ("base", "transport", "client/core")
+    folders = ("base", "ring", "transport", "client/core")
     return sorted(path for folder in folders for path in (NATIVE / folder).glob("*.c"))
 
 

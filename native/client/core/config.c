@@ -238,11 +238,5 @@ enum tp_status tp_config_endpoint(struct tp_endpoint *out, char *why, size_t why
     if (tp_parse_connection(text, out, why, why_size) != TP_FAULT_NONE) {
         return TP_ERROR_CONFIG;
     }
-    if (out->transport == TP_TRANSPORT_SHMEM) {
-        snprintf(why, why_size,
-                 "The shared-memory transport (shmem+…) is not there yet: start the worker with -n native and use "
-                 "native+HOST+PORT+0.");
-        return TP_ERROR_CONFIG;
-    }
     return TP_OK;
 }

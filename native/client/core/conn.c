@@ -63,7 +63,9 @@ void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, .
            "The connection to the GPU worker at %s is lost (%s); every further CUDA call of this process fails",
            conn->peer, reason);
 
-    shutdown(conn->control, SHUT_RDWR);
+    if (conn->control >= 0) {
+        shutdown(conn->control, SHUT_RDWR);
+    }
     uint32_t count = atomic_load_explicit(&conn->data_count, memory_order_acquire);
     for (uint32_t i = 0; i < count; i++) {
         shutdown(conn->data[i].socket, SHUT_RDWR);
@@ -105,7 +107,9 @@ static void fork_child(void) {
         atomic_store_explicit(&forked, true, memory_order_relaxed);
         tpc_stats_forget();
         atomic_store_explicit(&conn->lost, TP_ERROR_FORKED, memory_order_seq_cst);
-        close(conn->control);
+        if (conn->control >= 0) {
+            close(conn->control);
+        }
         uint32_t count = atomic_load_explicit(&conn->data_count, memory_order_relaxed);
         for (uint32_t i = 0; i < count; i++) {
             close(conn->data[i].socket);
@@ -149,12 +153,18 @@ static enum tp_status make(struct tp_conn **out) {
         status = TP_ERROR_MEMORY;
         goto failed;
     }
-    status = tpc_ring_make(conn);
+    if (conn->seat) {
+        conn->shared_head = &conn->seat->slot->commands.head;
+        conn->cache_max = UINT32_MAX; /* nothing waits to be sent */
+        atomic_store(&conn->serving, true);
+    } else {
+        status = tpc_ring_make(conn);
+    }
     if (status != TP_OK) {
         goto failed;
     }
     status = tpc_listener_start(conn);
-    if (status == TP_OK) {
+    if (status == TP_OK && !conn->seat) {
         status = tpc_sender_start(conn);
     }
     if (status != TP_OK) {
@@ -174,6 +184,9 @@ failed:
     }
     if (conn->input) {
         munmap(conn->input, TPC_INPUT_SIZE);
+    }
+    if (conn->seat) {
+        tpc_seat_leave(conn);
     }
     free(conn);
     return status;
@@ -227,6 +240,7 @@ static enum tp_status open_one(struct tp_conn *conn, uint32_t index) {
         return status;
     }
     atomic_store_explicit(&conn->data_count, index + 1, memory_order_seq_cst); /* from here on loss shuts it down */
+    atomic_store_explicit(&conn->lanes, index + 1, memory_order_release);
     status = tp_thread_start(NULL, "tf-data-in", 256u << 10, tpc_data_receive, data);
     if (status == TP_OK) {
         status = tp_thread_start(NULL, "tf-data-out", 256u << 10, tpc_data_send, data);
@@ -249,6 +263,12 @@ enum tp_status tp_data_ready(struct tp_conn *conn) {
     }
     tp_lock_take(&conn->opening);
     enum tp_status status = TP_OK;
+    if (conn->seat) {
+        status = atomic_load(&conn->data_open) ? TP_OK : tpc_copiers_start(conn);
+        atomic_store_explicit(&conn->data_open, status == TP_OK, memory_order_release);
+        tp_lock_drop(&conn->opening);
+        return status;
+    }
     uint32_t wanted = conn->data_max < DATA_CONNECTIONS ? conn->data_max : DATA_CONNECTIONS;
     if (wanted == 0) {
         tp_log(TP_ERROR, "The GPU worker at %s takes no data connections, so no transfer above 64 KiB is possible",

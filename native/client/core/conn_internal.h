@@ -8,6 +8,7 @@
 #ifndef TP_CONN_INTERNAL_H
 #define TP_CONN_INTERNAL_H
 
+#include "seat.h"
 #include "tp_config.h"
 #include "tp_conn.h"
 
@@ -15,7 +16,6 @@
 #include <tp_net.h>
 
 #define TPC_RING_SIZE (4u << 20) /* launches of 160 to 400 bytes: about 15,000 ahead of the socket */
-#define TPC_RING_MASK (TPC_RING_SIZE - 1)
 #define TPC_INPUT_SIZE (TP_FRAME_MAX + (256u << 10))
 #define TPC_NO_NEWS 1000000000u /* sleepers look for a silent peer once a second */
 
@@ -83,8 +83,12 @@ struct tp_conn {
 
     /* Appenders, under append. `head` releases the frame bytes to whoever holds send. */
     _Alignas(64) struct tp_lock append;
-    unsigned char *ring; /* TPC_RING_SIZE bytes mapped twice in a row, so that every frame is contiguous */
-    uint64_t at;         /* = head */
+    struct tpc_seat *seat;         /* over shared memory, else NULL; the ring is then the slot's command ring */
+    _Atomic uint64_t *shared_head; /* seat: where the session looks for `head` */
+    unsigned char *ring;           /* ring_size bytes mapped twice in a row, so that every frame is contiguous */
+    uint64_t ring_size;            /* a power of two */
+    int wake_listener;             /* seat: the frame to be committed expects bytes that nobody may wait for */
+    uint64_t at;                   /* = head */
     uint64_t tail_seen;
     uint32_t reserved; /* size of the frame between reserve and commit */
     uint64_t next_transfer;
@@ -127,9 +131,11 @@ struct tp_conn {
     _Atomic uint32_t upload_sleepers;
     _Atomic uint32_t downloads_pending;
 
-    struct tp_lock opening; /* held while data connections are opened */
-    _Atomic uint32_t data_count;
-    _Atomic bool data_open; /* all of them */
+    struct tp_lock opening;      /* held while data connections are opened */
+    _Atomic uint32_t data_count; /* sockets */
+    _Atomic uint32_t lanes;      /* threads that chunks are dealt to */
+    _Atomic bool serving;        /* seat: greeted and settled */
+    _Atomic bool data_open;      /* all of them */
     struct tpc_data data[TP_DATA_CONNECTIONS];
 };
 
@@ -148,10 +154,16 @@ bool tpc_forked(void); /* a child that has no connection of its own */
 /* A tuned socket connected to any of the addresses of to->host, or a sentence. */
 enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out, char *why, size_t why_size);
 enum tp_status tpc_connect(struct tp_conn *conn);
+void tpc_greeting(const struct tp_conn *conn, const struct tp_endpoint *to, uint32_t role, uint32_t index,
+                  struct tp_greeting *greeting);
+enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_welcome *welcome, char *why,
+                                 size_t why_size);
 enum tp_status tpc_connect_data(struct tp_conn *conn, uint32_t index, int *out);
 
 /* sender.c */
 enum tp_status tpc_ring_make(struct tp_conn *conn);
+/* The command ring: `size` bytes of the file at `offset`, mapped twice in a row. */
+enum tp_status tpc_ring_map(struct tp_conn *conn, int fd, uint64_t offset, uint64_t size);
 enum tp_status tpc_sender_start(struct tp_conn *conn);
 void tpc_publish(struct tp_conn *conn); /* the reserved frame joins the stream; the append lock is dropped */
 void tpc_wake_sender(struct tp_conn *conn);

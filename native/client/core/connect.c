@@ -115,20 +115,50 @@ static void copy_sentence(char *out, size_t size, const char *text, size_t text_
     out[n] = 0;
 }
 
+void tpc_greeting(const struct tp_conn *conn, const struct tp_endpoint *to, uint32_t role, uint32_t index,
+                  struct tp_greeting *greeting) {
+    *greeting = (struct tp_greeting){.magic = TP_MAGIC,
+                                     .version = TP_PROTOCOL,
+                                     .role = role,
+                                     .session_id = conn->session_id,
+                                     .session_key = conn->session_key,
+                                     .index = index,
+                                     .process = (uint32_t)getpid()};
+    memcpy(greeting->schema, tpg_schema_hash, sizeof greeting->schema);
+    memcpy(greeting->secret, to->secret, sizeof greeting->secret);
+    memcpy(greeting->connection_version, to->version, sizeof greeting->connection_version);
+    program_name(greeting->program, sizeof greeting->program);
+}
+
+enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_welcome *welcome, char *why,
+                                 size_t why_size) {
+    if (memcmp(welcome->magic, TP_MAGIC, sizeof welcome->magic) != 0) {
+        snprintf(why, why_size, "What answers at %s is no tensor-fusion-worker; check the connection string.",
+                 conn->peer);
+        return TP_ERROR_REFUSED;
+    }
+    if (welcome->status != TP_ACCEPTED) {
+        char sentence[sizeof welcome->sentence + 1];
+        copy_sentence(sentence, sizeof sentence, welcome->sentence, sizeof welcome->sentence);
+        snprintf(why, why_size, "The GPU worker at %s refused the connection: %s", conn->peer,
+                 sentence[0] ? sentence : "it gave no reason.");
+        return TP_ERROR_REFUSED;
+    }
+    if (welcome->version != TP_PROTOCOL || memcmp(welcome->schema, tpg_schema_hash, sizeof welcome->schema) != 0) {
+        snprintf(why, why_size,
+                 "The GPU worker at %s speaks protocol %u with another schema than this client's protocol %u: install "
+                 "the same version of tensor-fusion on both sides.",
+                 conn->peer, welcome->version, TP_PROTOCOL);
+        return TP_ERROR_REFUSED;
+    }
+    return TP_OK;
+}
+
 static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_t index, struct tp_welcome *welcome,
                             char *why, size_t why_size) {
     const struct tp_endpoint *to = &conn->endpoint;
-    struct tp_greeting greeting = {.magic = TP_MAGIC,
-                                   .version = TP_PROTOCOL,
-                                   .role = role,
-                                   .session_id = conn->session_id,
-                                   .session_key = conn->session_key,
-                                   .index = index,
-                                   .process = (uint32_t)getpid()};
-    memcpy(greeting.schema, tpg_schema_hash, sizeof greeting.schema);
-    memcpy(greeting.secret, to->secret, sizeof greeting.secret);
-    memcpy(greeting.connection_version, to->version, sizeof greeting.connection_version);
-    program_name(greeting.program, sizeof greeting.program);
+    struct tp_greeting greeting;
+    tpc_greeting(conn, to, role, index, &greeting);
 
     uint64_t deadline = tp_now_ns() + WELCOME_NS;
     /* A worker that refuses at once may close before all is sent: its welcome still says why. */
@@ -139,27 +169,7 @@ static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_
                  to->host, to->port, strerror(errno));
         return TP_ERROR_UNREACHABLE;
     }
-    if (memcmp(welcome->magic, greeting.magic, sizeof welcome->magic) != 0) {
-        snprintf(why, why_size, "What answers at %s port %u is no tensor-fusion-worker; check the connection string.",
-                 to->host, to->port);
-        return TP_ERROR_REFUSED;
-    }
-    if (welcome->status != TP_ACCEPTED) {
-        char sentence[sizeof welcome->sentence + 1];
-        copy_sentence(sentence, sizeof sentence, welcome->sentence, sizeof welcome->sentence);
-        snprintf(why, why_size, "The GPU worker at %s port %u refused the connection: %s", to->host, to->port,
-                 sentence[0] ? sentence : "it gave no reason.");
-        return TP_ERROR_REFUSED;
-    }
-    if (welcome->version != TP_PROTOCOL || memcmp(welcome->schema, tpg_schema_hash, sizeof welcome->schema) != 0) {
-        snprintf(why, why_size,
-                 "The GPU worker at %s port %u speaks protocol %u with another schema than this client's protocol %u: "
-                 "install the "
-                 "same version of tensor-fusion on both sides.",
-                 to->host, to->port, welcome->version, TP_PROTOCOL);
-        return TP_ERROR_REFUSED;
-    }
-    return TP_OK;
+    return tpc_check_welcome(conn, welcome, why, why_size);
 }
 
 enum tp_status tpc_connect(struct tp_conn *conn) {
@@ -167,11 +177,14 @@ enum tp_status tpc_connect(struct tp_conn *conn) {
     struct tp_welcome welcome;
     int fd = -1;
     enum tp_status status = tp_config_endpoint(&conn->endpoint, why, sizeof why);
-    if (status == TP_OK) {
+    bool segment = status == TP_OK && conn->endpoint.transport == TP_TRANSPORT_SHMEM;
+    if (segment) {
+        status = tpc_seat_take(conn, &conn->endpoint, &welcome, why, sizeof why);
+    } else if (status == TP_OK) {
         snprintf(conn->peer, sizeof conn->peer, "%s port %u", conn->endpoint.host, conn->endpoint.port);
         status = tpc_connect_any(&conn->endpoint, false, &fd, why, sizeof why);
     }
-    if (status == TP_OK) {
+    if (status == TP_OK && !segment) {
         status = greet(conn, fd, TP_ROLE_CONTROL, 0, &welcome, why, sizeof why);
     }
     if (status != TP_OK) {

@@ -133,7 +133,15 @@ static bool pump(struct tp_conn *conn) {
         conn->input_start = 0;
         conn->input_end = have;
     }
-    ssize_t n = recv(conn->control, conn->input + conn->input_end, want, MSG_DONTWAIT);
+    ssize_t n;
+    if (conn->seat) {
+        n = (ssize_t)tpc_seat_receive(conn, conn->input + conn->input_end, want);
+        if (n == 0) {
+            return tpc_copy_down(conn); /* rather than only wait for those who do it */
+        }
+    } else {
+        n = recv(conn->control, conn->input + conn->input_end, want, MSG_DONTWAIT);
+    }
     if (n > 0) {
         conn->input_end += (size_t)n;
         atomic_fetch_add_explicit(&tp_counters.bytes_received, (uint64_t)n, memory_order_relaxed);
@@ -149,6 +157,10 @@ static bool pump(struct tp_conn *conn) {
 }
 
 static void wait_readable(struct tp_conn *conn) {
+    if (conn->seat) {
+        tpc_seat_sleep(conn);
+        return;
+    }
     struct pollfd wait = {.fd = conn->control, .events = POLLIN};
     if (poll(&wait, 1, 1000) == 0 && tp_net_silent(conn->control)) {
         tpc_lose(conn, TP_ERROR_LOST, "the worker has not answered for 9 s");
@@ -212,7 +224,7 @@ static void lead(struct tp_conn *conn, const struct tpc_slot *slot) {
             continue;
         }
         if (tp_now_ns() < spin_until) {
-            for (int i = 0; i < 16; i++) {
+            for (int i = 0; conn->seat ? i < 64 && !tpc_seat_ready(conn) : i < 16; i++) {
                 tp_pause();
             }
         } else {
@@ -276,6 +288,9 @@ static void await(struct tp_conn *conn, struct tpc_slot *slot) {
         }
         uint64_t now = tp_now_ns();
         spin_until = spin_until ? spin_until : now + conn->spin_ns;
+        if (gated && conn->seat && tpc_copy_down(conn)) {
+            continue;
+        }
         if (now < spin_until) {
             for (int i = 0; i < 16 && !is_final(state_of(slot)); i++) {
                 tp_pause();
@@ -292,7 +307,7 @@ static void await(struct tp_conn *conn, struct tpc_slot *slot) {
 
 enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_reply *reply) {
     struct tpc_slot *slot = tpc_slot_self();
-    struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & TPC_RING_MASK));
+    struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & (conn->ring_size - 1)));
     reply->body = reply->inline_body;
     reply->size = 0;
     reply->number =
@@ -357,9 +372,14 @@ void tp_listen(struct tp_conn *conn, int delta) {
 
 static void *listener_run(void *argument) {
     struct tp_conn *conn = argument;
+    struct tp_nap nap = {0};
     while (!tpc_is_lost(conn)) {
-        if (must_listen(conn)) {
-            wait_readable(conn); /* without the lock: a caller that comes meanwhile reads for itself at once */
+        if (must_listen(conn)) { /* without the lock: a caller that comes meanwhile reads for itself at once */
+            if (conn->seat) {
+                tpc_seat_sleep_aside(conn, &nap);
+            } else {
+                wait_readable(conn);
+            }
             if (must_listen(conn) && tp_lock_try(&conn->receive)) {
                 while (pump(conn)) {
                 }

@@ -24,28 +24,33 @@
 /* The listener is started this late because most downloads are soon waited for, and the caller then reads by itself. */
 #define NUDGE_NS 200000u
 
+enum tp_status tpc_ring_map(struct tp_conn *conn, int fd, uint64_t offset, uint64_t size) {
+    unsigned char *both = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (both == MAP_FAILED) {
+        return TP_ERROR_MEMORY;
+    }
+    for (int half = 0; half < 2; half++) {
+        if (mmap(both + (size_t)half * size, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (off_t)offset) ==
+            MAP_FAILED) {
+            munmap(both, 2 * size);
+            return TP_ERROR_MEMORY;
+        }
+    }
+    /* The mapping is shared: a forked child must not be able to write into its parent's stream. */
+    madvise(both, 2 * size, MADV_DONTFORK);
+    conn->ring = both;
+    conn->ring_size = size;
+    return TP_OK;
+}
+
 enum tp_status tpc_ring_make(struct tp_conn *conn) {
     int fd = (int)syscall(SYS_memfd_create, "tensor-fusion", MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, TPC_RING_SIZE) != 0) {
         goto failed;
     }
-    unsigned char *both =
-        mmap(NULL, 2 * (size_t)TPC_RING_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (both == MAP_FAILED) {
-        goto failed;
-    }
-    for (int half = 0; half < 2; half++) {
-        if (mmap(both + (size_t)half * TPC_RING_SIZE, TPC_RING_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
-                 0) == MAP_FAILED) {
-            munmap(both, 2 * (size_t)TPC_RING_SIZE);
-            goto failed;
-        }
-    }
-    /* The mapping is shared: a forked child must not be able to write into its parent's stream. */
-    madvise(both, 2 * (size_t)TPC_RING_SIZE, MADV_DONTFORK);
+    enum tp_status status = tpc_ring_map(conn, fd, 0, TPC_RING_SIZE);
     close(fd);
-    conn->ring = both;
-    return TP_OK;
+    return status;
 
 failed:
     if (fd >= 0) {
@@ -66,7 +71,8 @@ static bool drain(struct tp_conn *conn) {
             atomic_store_explicit(&conn->sent_frames, frames, memory_order_relaxed);
             return true;
         }
-        ssize_t n = send(conn->control, conn->ring + (tail & TPC_RING_MASK), head - tail, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n =
+            send(conn->control, conn->ring + (tail & (conn->ring_size - 1)), head - tail, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n > 0) {
             tail += (uint64_t)n;
             atomic_store_explicit(&conn->tail, tail, memory_order_seq_cst);
@@ -92,6 +98,9 @@ static bool is_empty(struct tp_conn *conn) {
 }
 
 bool tpc_flush_now(struct tp_conn *conn) {
+    if (conn->seat) {
+        return true; /* what is committed is where the session reads it */
+    }
     /* After a failed try the holder looks at head again once it has dropped the lock, so our frame is not forgotten. */
     while (!is_empty(conn) && tp_lock_try(&conn->send)) {
         bool all = drain(conn);
@@ -159,18 +168,22 @@ enum tp_status tpc_sender_start(struct tp_conn *conn) {
 
 /* Waits, holding nothing, until `size` bytes are free. */
 static void wait_for_space(struct tp_conn *conn, size_t size) {
+    if (conn->seat) {
+        tpc_seat_wait_space(conn, size);
+        return;
+    }
     while (!tpc_is_lost(conn)) {
         atomic_fetch_add_explicit(&conn->space_waiters, 1, memory_order_seq_cst);
         uint32_t news = atomic_load_explicit(&conn->space_news, memory_order_acquire);
         uint64_t used = atomic_load_explicit(&conn->head, memory_order_seq_cst) -
                         atomic_load_explicit(&conn->tail, memory_order_seq_cst);
-        bool enough = TPC_RING_SIZE - used >= size;
+        bool enough = conn->ring_size - used >= size;
         if (!enough) {
             tpc_flush_now(conn);
             tpc_wake_sender(conn);
             used = atomic_load_explicit(&conn->head, memory_order_seq_cst) -
                    atomic_load_explicit(&conn->tail, memory_order_seq_cst);
-            enough = TPC_RING_SIZE - used >= size;
+            enough = conn->ring_size - used >= size;
             if (!enough && !tpc_is_lost(conn)) {
                 tp_futex_wait(&conn->space_news, news, TPC_NO_NEWS);
             }
@@ -195,11 +208,11 @@ void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
     }
     for (;;) {
         tp_lock_take(&conn->append);
-        if (TP_LIKELY(conn->at + size - conn->tail_seen <= TPC_RING_SIZE)) {
+        if (TP_LIKELY(conn->at + size - conn->tail_seen <= conn->ring_size)) {
             break;
         }
-        conn->tail_seen = atomic_load_explicit(&conn->tail, memory_order_acquire);
-        if (conn->at + size - conn->tail_seen <= TPC_RING_SIZE) {
+        conn->tail_seen = conn->seat ? tpc_seat_tail(conn) : atomic_load_explicit(&conn->tail, memory_order_acquire);
+        if (conn->at + size - conn->tail_seen <= conn->ring_size) {
             break;
         }
         tp_lock_drop(&conn->append);
@@ -208,7 +221,7 @@ void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
             return NULL;
         }
     }
-    struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & TPC_RING_MASK));
+    struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & (conn->ring_size - 1)));
     *frame = (struct tp_frame){
         .size = (uint32_t)size, .op = op, .flags = 0, .thread = slot->thread.number, .context = slot->thread.context};
     conn->reserved = (uint32_t)size;
@@ -228,7 +241,18 @@ void tpc_publish(struct tp_conn *conn) {
     conn->wake_uploads = 0;
     /* seq_cst: pairs with the sender, which stores sender_sleeps and then looks at head once more. */
     atomic_store_explicit(&conn->head, conn->at, memory_order_seq_cst);
-    tp_lock_drop(&conn->append);
+    if (conn->seat) {
+        int wake_listener = conn->wake_listener;
+        conn->wake_listener = 0;
+        atomic_store_explicit(conn->shared_head, conn->at, memory_order_seq_cst);
+        tp_lock_drop(&conn->append);
+        tp_bell_ring(&conn->seat->slot->session_bell);
+        if (TP_UNLIKELY(wake_listener)) {
+            tpc_nudge_listener(conn);
+        }
+    } else {
+        tp_lock_drop(&conn->append);
+    }
     if (wake_uploads && atomic_load_explicit(&conn->upload_sleepers, memory_order_seq_cst) > 0) {
         tp_futex_wake(&conn->upload_news, wake_uploads);
     }

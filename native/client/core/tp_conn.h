@@ -24,6 +24,9 @@ TP_EXPORT struct tp_conn *tp_connection(enum tp_status *status);
 TP_EXPORT struct tp_conn *tp_connection_if_any(void);
 TP_EXPORT bool tp_alive(const struct tp_conn *conn);
 
+/* Where this process has the worker's segment mapped, and its size; NULL over TCP. */
+TP_EXPORT unsigned char *tp_segment_base(const struct tp_conn *conn, uint64_t *size);
+
 /* ---- this thread ---- */
 struct tp_thread {
     uint32_t number;  /* from 1; stands in every frame; reused only after the thread has ended */

@@ -29,7 +29,7 @@ uint64_t tp_transfer_next(struct tp_conn *conn) { return ++conn->next_transfer; 
 /* ---- uploads ---- */
 
 void tp_commit_upload(struct tp_conn *conn, uint64_t number, const void *source, size_t size) {
-    uint32_t lanes = atomic_load_explicit(&conn->data_count, memory_order_acquire);
+    uint32_t lanes = atomic_load_explicit(&conn->lanes, memory_order_acquire);
     if (size > 0) {
         struct tpc_upload *upload = lanes ? calloc(1, sizeof *upload) : NULL;
         if (!upload) {
@@ -133,6 +133,13 @@ void tp_expect_download(struct tp_conn *conn, uint64_t number, void *destination
     conn->downloads_end = d;
     atomic_fetch_add_explicit(&conn->downloads_pending, 1, memory_order_seq_cst);
     tp_lock_drop(&conn->transfers);
+    if (conn->seat) {
+        conn->wake_listener = 1;
+        if (size > TP_CHUNK_MAX) { /* one chunk is soon copied by whoever waits for it */
+            atomic_fetch_add_explicit(&conn->upload_news, 1, memory_order_seq_cst);
+            conn->wake_uploads = INT32_MAX;
+        }
+    }
 }
 
 static void cancel(struct tp_conn *conn, struct tpc_download *d) {
@@ -352,6 +359,8 @@ static bool touching(const struct tp_conn *conn, const void *start, size_t size)
 
 /* Waits for upload `number`, or (0) for everything that touches the range. */
 static enum tp_status wait_for(struct tp_conn *conn, uint64_t number, const void *start, size_t size) {
+    while (conn->seat && !tpc_is_lost(conn) && (tpc_copy_up(conn) || tpc_copy_down(conn))) {
+    }
     enum tp_status status = TP_OK;
     atomic_fetch_add_explicit(&conn->transfer_waiters, 1, memory_order_seq_cst);
     for (;;) {
