@@ -1,0 +1,206 @@
+"""Programs in a real virtual machine, on the worker of the machine that it runs on.
+
+QEMU emulates the processor, so no virtualisation is needed; the guest has a user-mode network card and the memory
+device `ivshmem-plain`. tests/vm/ makes the guest out of Debian packages and runs programs in it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stack.harness import LOSS_SECONDS, LOST, MIB, Worker, succeed, whole_stack
+from vm.machine import SHARED_DEVICE, GuestProgram, Machine
+from vm.stack import SEGMENT_MB, USER, Stack, make_segment
+from worker_harness import eventually
+
+pytestmark = [*whole_stack, pytest.mark.timeout(280)]
+pytest_plugins = ["vm.fixtures"]
+SIMULATED = "right on Simulated NVIDIA H200\n"
+GONE_SECONDS = 1.0
+RULE = (
+    'ACTION=="add|change", SUBSYSTEM=="pci", ATTR{vendor}=="0x1af4", ATTR{device}=="0x1110", ATTR{enable}="1", '
+    'RUN+="/bin/chgrp somebody /sys%p/resource2", RUN+="/bin/chmod 0660 /sys%p/resource2"\n'
+)
+NVML = """
+import json, pynvml as nvml
+nvml.nvmlInit()
+device = nvml.nvmlDeviceGetHandleByIndex(0)
+print(json.dumps([nvml.nvmlDeviceGetCount(), nvml.nvmlDeviceGetName(device), nvml.nvmlDeviceGetUUID(device),
+    nvml.nvmlDeviceGetMemoryInfo(device).total, nvml.nvmlSystemGetDriverVersion(),
+    nvml.nvmlDeviceGetCudaComputeCapability(device)]))
+nvml.nvmlShutdown()
+"""
+# Maps the device's memory as a client does, and says what four bytes at an offset were before it wrote there.
+EXCHANGE = """
+import mmap, sys
+path, offset, value = sys.argv[1], int(sys.argv[2]), sys.argv[3].encode()
+with open(path, "r+b", buffering=0) as file, mmap.mmap(file.fileno(), 0) as memory:
+    print(len(memory), memory[offset : offset + 4].decode())
+    memory[offset : offset + 4] = value
+"""
+
+
+def lost(client: GuestProgram, killed_at: float) -> None:
+    """The client has told its loss in time, gets the same error from every later call, and ends by itself."""
+    line = client.line(LOSS_SECONDS)
+    assert time.monotonic() - killed_at < LOSS_SECONDS
+    assert re.fullmatch(rf"\S+( \S+)? gave {LOST} after \d+ ms", line), line
+    assert client.wait(5) == 0
+    assert client.errors().count("is lost") == 1, client.errors()
+
+
+def enable_device(machine: Machine) -> None:
+    machine.run("sh", "-c", f"echo 1 > {SHARED_DEVICE}/enable")
+
+
+# Over either transport
+
+
+def test_program_for_the_driver(stack: Stack, worker: Worker) -> None:
+    assert stack.run("compute") == SIMULATED
+    assert stack.run("threads") == "right\n"
+    assert stack.run("order") == "right\n"
+
+
+def test_nvidia_ml_py(stack: Stack, worker: Worker) -> None:
+    pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    with Worker() as here:
+        expected = json.loads(succeed([sys.executable, "-c", NVML], here.env))
+    assert "H200" in expected[1]
+    assert json.loads(stack.python(NVML)) == expected
+
+
+def test_two_processes_at_once(stack: Stack, worker: Worker) -> None:
+    with stack.start("steady", "1") as first, stack.start("steady", "2") as second:
+        assert first.line() == "steady"
+        assert second.line() == "steady"
+        assert len(worker.sessions()) == 2
+        time.sleep(1)
+        for client in (first, second):
+            assert client.end() == 0, client.errors()
+            assert client.line().startswith("right after ")
+
+
+@pytest.mark.parametrize("memory", ["pageable", "pinned"])
+def test_process_killed_in_the_middle_of_a_copy(stack: Stack, memory: str) -> None:
+    with (
+        stack.worker(TF_GPU_MEMORY_LIMIT="64") as worker,
+        stack.start("steady") as other,
+        stack.console() as observer,
+    ):
+        assert other.line() == "steady"
+        free = observer.free()
+        with stack.start("copy", "16", memory) as victim:
+            assert victim.line() == "copying"
+            time.sleep(0.5)
+            assert observer.free() == free - 16 * MIB
+            assert len(worker.sessions()) == 3
+            killed_at = time.monotonic()
+            victim.send_signal(signal.SIGKILL)
+            assert victim.wait() == -signal.SIGKILL
+        assert eventually(lambda: len(worker.sessions()) == 2 and observer.free() == free, GONE_SECONDS)
+        assert time.monotonic() - killed_at < GONE_SECONDS + 0.2
+        assert observer.code(f"alloc 0 {free}") == 0
+        assert other.end() == 0, other.errors()
+        assert other.line().startswith("right after ")
+
+
+def test_guest_paused_in_the_middle_of_work(stack: Stack, worker: Worker) -> None:
+    with stack.start("steady") as client, stack.start("copy", "16") as copying:
+        assert client.line() == "steady"
+        assert copying.line() == "copying"
+        time.sleep(0.5)
+        stack.machine.command("stop")
+        try:
+            assert stack.machine.status() == "paused"
+            time.sleep(5)
+            assert len(worker.sessions()) == 2
+        finally:
+            stack.machine.command("cont")
+        time.sleep(1)
+        assert copying.running(), copying.errors()
+        assert client.end() == 0, client.errors()
+        assert client.line().startswith("right after ")
+        assert stack.run("compute") == SIMULATED
+
+
+def test_worker_started_again(stack: Stack) -> None:
+    with stack.worker() as worker, stack.console() as idle, stack.start("copy", "16") as copying:
+        assert copying.line() == "copying"
+        assert idle.code("alloc 0 4096") == 0
+        time.sleep(0.5)
+        killed_at = time.monotonic()
+        worker.end(signal.SIGKILL)
+        lost(copying, killed_at)
+        assert eventually(lambda: idle.code("alloc 1 4096") == LOST, LOSS_SECONDS)
+        with stack.worker():
+            assert idle.code("launch good 0") == LOST  # what was lost stays lost
+            assert stack.run("compute") == SIMULATED
+        assert idle.end() == 0
+
+
+def test_worker_that_is_not_there(stack: Stack) -> None:
+    with stack.worker() as worker:
+        worker.end(signal.SIGTERM)
+    with stack.start("compute") as client:
+        assert client.wait() > 0
+        assert stack.connection.split("+")[1] in client.errors(), client.errors()
+
+
+# The memory device
+
+
+def test_memory_is_the_hosts(machine: Machine, segment: Path) -> None:
+    enable_device(machine)
+    offset = SEGMENT_MB * MIB - 64
+    with segment.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[offset : offset + 4] = b"host"
+        said = machine.run("python3", "-c", EXCHANGE, f"{SHARED_DEVICE}/resource2", str(offset), "gues")
+        assert said == f"{SEGMENT_MB * MIB} host\n"
+        assert memory[offset : offset + 4] == b"gues"
+
+
+def test_udev_rule_lets_a_user_in(machine: Machine) -> None:
+    words = ("python3", "-c", EXCHANGE, f"{SHARED_DEVICE}/resource2", "4096", "user")
+    machine.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
+    with machine.start(*words, user=USER) as client:
+        assert client.wait() != 0
+        assert "Permission denied" in client.errors()
+    apply_rule(machine)
+    assert machine.run(*words, user=USER).startswith(f"{SEGMENT_MB * MIB} ")
+
+
+def apply_rule(machine: Machine) -> None:
+    """What a guest does with a rule at its start."""
+    text = f"mkdir -p /etc/udev/rules.d && cat > /etc/udev/rules.d/70-tensor-fusion.rules <<'END'\n{RULE}END\n"
+    machine.run("sh", "-c", text)
+    machine.run("sh", "-c", "pidof systemd-udevd || /lib/systemd/systemd-udevd --daemon")
+    machine.run("sh", "-c", "udevadm control --reload && udevadm trigger --subsystem-match=pci && udevadm settle -t 20")
+
+
+def test_user_with_and_without_the_rule(shared_memory: None, machine: Machine, segment: Path) -> None:
+    stack = Stack(machine, "shmem", segment)
+    machine.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
+    with stack.worker():
+        with stack.start("compute", user=USER) as client:
+            assert client.wait() > 0
+            assert "resource2" in client.errors() and "somebody" in client.errors(), client.errors()
+        apply_rule(machine)
+        assert stack.run("compute", user=USER) == SIMULATED
+
+
+def test_share_forgotten(shared_memory: None, boot: Callable[..., Machine]) -> None:
+    with make_segment("tf-test-vm-off") as segment, boot(segment, share="off") as machine:
+        enable_device(machine)
+        stack = Stack(machine, "shmem", segment)
+        with stack.worker(), stack.start("compute") as client:
+            assert client.wait() > 0
+            assert "share=on" in client.errors(), client.errors()

@@ -1,0 +1,113 @@
+"""The fixtures of tests/test_vm.py: one guest for all of them, and a worker on this machine for each test."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+from stack.fixtures import headers, program
+from stack.harness import Worker, clean_environment
+from worker_harness import eventually
+
+from tensor_fusion.client.files import client_folder
+from vm import root as recipe
+from vm.machine import Machine
+from vm.root import Cpio, Root
+from vm.stack import CLIENT, PROGRAM, PYTHON_FILES, SEGMENT_MB, USER, Stack, make_segment
+
+__all__ = ["headers", "program"]
+ACCOUNTS = {
+    "etc/passwd": f"root:x:0:0:root:/root:/bin/sh\nsomebody:x:{USER}:{USER}:somebody:/tmp:/bin/sh\n",
+    "etc/group": f"root:x:0:\nsomebody:x:{USER}:\n",
+}
+
+
+@pytest.fixture(scope="session")
+def root() -> Root:
+    reason = recipe.missing()
+    if reason:
+        if os.environ.get("TF_TEST_VM") == "required":
+            pytest.fail(f"TF_TEST_VM=required, but this machine cannot run a guest: {reason}")
+        pytest.skip(reason)
+    return recipe.make(recipe.cache_folder())
+
+
+@pytest.fixture(scope="session")
+def guest_files(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is ours in the guest: the client files, the test program, nvidia-ml-py."""
+    archive = tmp_path_factory.mktemp("vm") / "files.cpio"
+    nvml = importlib.util.find_spec("pynvml")
+    with archive.open("wb") as out:
+        files = Cpio(out)
+        for path in client_folder().iterdir():
+            files.file(f"{CLIENT[1:]}/{path.name}", path)
+        files.file(PROGRAM[1:], program)
+        if nvml and nvml.origin:
+            files.file(f"{PYTHON_FILES[1:]}/pynvml.py", Path(nvml.origin), 0o644)
+        for name, text in ACCOUNTS.items():
+            files.add(name, stat.S_IFREG | 0o644, text.encode())
+        files.end()
+    return archive
+
+
+@pytest.fixture(scope="session")
+def boot(root: Root, guest_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machine]:
+    def start(segment: Path, share: str = "on") -> Machine:
+        backend = f"memory-backend-file,id=shm0,mem-path={segment},size={SEGMENT_MB}M,share={share}"
+        devices = ["-object", backend, "-device", "ivshmem-plain,memdev=shm0,addr=0x4"]
+        return Machine(root, guest_files, tmp_path_factory.mktemp("machine"), *devices)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def segment() -> Iterator[Path]:
+    with make_segment("tf-test-vm") as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def machine(boot: Callable[..., Machine], segment: Path) -> Iterator[Machine]:
+    with boot(segment) as running:
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What the guest's console says belongs to the report of a test that failed."""
+    report = yield
+    running = getattr(item, "funcargs", {}).get("machine")
+    if report.failed and isinstance(running, Machine):
+        report.sections.append(("the guest", running.report()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def shared_memory() -> None:
+    """Skips until the worker knows the protocol; what it says then is no reason to skip."""
+    words = [sys.executable, "-m", "tensor_fusion.worker", "-n", "shmem", "-m", "no/such/folder", "--gpu", "sim"]
+    done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=30, check=False)
+    if "not yet there" in done.stderr:
+        pytest.skip("this worker has no -n shmem yet")
+
+
+@pytest.fixture(params=["native", "shmem"])
+def stack(request: pytest.FixtureRequest, machine: Machine, segment: Path) -> Stack:
+    if request.param == "shmem":
+        request.getfixturevalue("shared_memory")
+    return Stack(machine, request.param, segment)
+
+
+@pytest.fixture
+def worker(stack: Stack) -> Iterator[Worker]:
+    with stack.worker() as running:
+        yield running
+    assert eventually(lambda: running.process.poll() is not None)

@@ -1,0 +1,217 @@
+"""The guest's system: a Debian kernel and an initial RAM disk made from Debian packages, without installing any.
+
+The packages are those of the release that this machine runs, so that a program linked here finds its C library there.
+What was made is kept outside the checkout under a name made of all that went into it, and used again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import io
+import os
+import platform
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+HERE = Path(__file__).parent
+KERNEL = "linux-image-cloud-amd64"
+PACKAGES = ("busybox-static", "libpython3-stdlib", "python3-minimal", "udev")
+# Dependencies for a life that this guest does not live: installing packages, logging in, reading mail.
+LEFT_OUT = re.compile(
+    r"adduser|debconf|dpkg|install-info|lib(db|nsl|pam|perl|sqlite|tirpc)\S*|mailcap|media-types|mime-support|passwd|"
+    r"perl\S*|systemd\S*|tar|readline-common|\S*-base"
+)
+NOT_COPIED = ("usr/share/*", "usr/lib/*/gconv/*", "usr/lib/udev/hwdb*", "usr/lib/python3*/lib2to3/*", "*.a")
+# In the order in which they need each other; the package has no list, because installing it would make one.
+MODULES = ("failover", "net_failover", "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev",
+           "virtio_pci", "virtio_net")  # fmt: skip
+MERGED = ("bin", "lib", "lib64", "sbin")  # links into usr/ on today's Debian, whatever a package calls its files
+SECONDS = 240.0
+
+
+def missing() -> str | None:
+    """Why this machine cannot run the guest, or None."""
+    if not shutil.which("qemu-system-x86_64"):
+        return "no qemu-system-x86_64 on PATH; install qemu-system-x86"
+    system = platform.freedesktop_os_release().get("ID", "unknown")
+    if system != "debian":
+        return f"the guest is made from the packages of the Debian that the tests run on, and this system is {system}"
+    return None
+
+
+@dataclass(frozen=True)
+class Root:
+    kernel: Path
+    disk: Path
+
+
+class Cpio:
+    """Writes an archive in the one format that the kernel unpacks. Several behind each other are one to it."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.out = out
+        self.names: set[str] = set()
+        self.number = 0
+
+    def add(self, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+        """Add one entry and the folders it is in; the first of a name stays."""
+        if name in self.names:
+            return
+        parent = name.rpartition("/")[0]
+        if parent:
+            self.add(parent, stat.S_IFDIR | 0o755)
+        self.names.add(name)
+        self._write(name, mode, data, device)
+
+    def file(self, name: str, path: Path, mode: int = 0o755) -> None:
+        self.add(name, stat.S_IFREG | mode, path.read_bytes())
+
+    def link(self, name: str, target: str) -> None:
+        self.add(name, stat.S_IFLNK | 0o777, target.encode())
+
+    def end(self) -> None:
+        self._write("TRAILER!!!", 0, b"", (0, 0))
+        self.out.write(bytes(-self.out.tell() % 512))
+
+    def _write(self, name: str, mode: int, data: bytes, device: tuple[int, int]) -> None:
+        self.number += 1
+        raw = name.encode() + b"\0"
+        fields = [self.number, mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(raw), 0]
+        head = b"070701" + b"".join(b"%08X" % field for field in fields) + raw
+        self.out.write(head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4))
+
+
+def make(folder: Path) -> Root:
+    """The kernel and the disk, out of the cache in `folder` or newly made there."""
+    packages = closure(PACKAGES)
+    (kernel,) = (name for name in depends([KERNEL]) if name.startswith("linux-image-"))
+    versions = sorted(versions_of([*packages, kernel]))
+    recipe = b"".join(path.read_bytes() for path in (Path(__file__), HERE / "init", HERE / "agent.py"))
+    key = hashlib.sha256(recipe + "\n".join(versions).encode()).hexdigest()[:16]
+    root = Root(folder / f"{key}.kernel", folder / f"{key}.cpio")
+    folder.mkdir(parents=True, exist_ok=True)
+    forget(folder)
+    if root.kernel.is_file() and root.disk.is_file():
+        for path in (root.kernel, root.disk):
+            path.touch()
+        return root
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        scratch = Path(name)
+        run(["apt-get", "download", *packages, kernel], scratch)
+        with (scratch / "disk").open("wb") as out:
+            disk = Cpio(out)
+            for link in MERGED:
+                disk.link(link, f"usr/{link}")
+            for package in sorted(scratch.glob("*.deb")):
+                if package.name.startswith("linux-image-"):
+                    (scratch / "kernel").write_bytes(take_kernel(package, disk))
+                else:
+                    take(package, disk)
+            disk.file("init", HERE / "init")
+            disk.file("agent.py", HERE / "agent.py", 0o644)
+            disk.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
+            for empty in ("proc", "sys", "run", "tmp", "root", "usr/sbin"):
+                disk.add(empty, stat.S_IFDIR | 0o755)
+            disk.end()
+        # The disk last: with it, everything is there, also for others who look at this moment.
+        (scratch / "kernel").replace(root.kernel)
+        (scratch / "disk").replace(root.disk)
+    return root
+
+
+def forget(folder: Path) -> None:
+    """Remove what nobody has used for a month; every new kernel leaves one behind."""
+    for path in folder.glob("*.*"):
+        if path.is_file() and path.stat().st_mtime < time.time() - 30 * 86400:
+            path.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "tensor-fusion" / "vm"
+
+
+def run(command: list[str], folder: Path | None = None) -> str:
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    if done.returncode:
+        raise AssertionError(f"{' '.join(command[:3])} … failed, is `apt-get update` missing? {done.stderr}")
+    return done.stdout
+
+
+def depends(packages: Iterable[str]) -> list[str]:
+    text = run(["apt-cache", "depends", "--important", *packages])
+    return re.findall(r"^ +(?:Pre)?Depends: ([^<\s]+)$", text, flags=re.MULTILINE)
+
+
+def closure(packages: Iterable[str]) -> list[str]:
+    found: set[str] = set()
+    new = set(packages)
+    while new:
+        found |= new
+        new = {name for name in depends(sorted(new)) if not LEFT_OUT.fullmatch(name)} - found
+    return sorted(found)
+
+
+def versions_of(packages: list[str]) -> list[str]:
+    text = run(["apt-cache", "policy", *packages])
+    versions = re.findall(r"^(\S+):\n.*\n +Candidate: (\S+)$", text, flags=re.MULTILINE)
+    assert len(versions) == len(set(packages)), text
+    return [f"{name}={version}" for name, version in versions]
+
+
+def contents(package: Path) -> tarfile.TarFile:
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as unpack:
+        assert unpack.stdout
+        data = unpack.stdout.read()
+    assert unpack.returncode == 0, package
+    return tarfile.open(fileobj=io.BytesIO(data))
+
+
+def take(package: Path, disk: Cpio) -> None:
+    """Everything that the guest may need out of a package."""
+    with contents(package) as archive:
+        for member in archive:
+            name = member.name.removeprefix("./").strip("/")
+            if name.partition("/")[0] in MERGED:
+                name = f"usr/{name}"
+            if not name or any(fnmatch.fnmatch(name, pattern) for pattern in NOT_COPIED):
+                continue
+            if member.issym():
+                disk.link(name, member.linkname)
+            elif member.isdir():
+                disk.add(name, stat.S_IFDIR | member.mode)
+            elif member.isfile() or member.islnk():
+                data = archive.extractfile(member)
+                assert data
+                disk.add(name, stat.S_IFREG | member.mode, data.read())
+
+
+def take_kernel(package: Path, disk: Cpio) -> bytes:
+    """Put the modules on the disk; the kernel itself."""
+    kernel = b""
+    wanted = {f"{name}.ko": f"modules/{number}-{name}.ko" for number, name in enumerate(MODULES)}
+    with contents(package) as archive:
+        for member in archive:
+            base = member.name.rpartition("/")[2]
+            if member.isfile() and (base in wanted or base.startswith("vmlinuz-")):
+                data = archive.extractfile(member)
+                assert data
+                if base in wanted:
+                    disk.add(wanted.pop(base), stat.S_IFREG | 0o644, data.read())
+                else:
+                    kernel = data.read()
+    assert kernel and not wanted, f"{package.name} has no {sorted(wanted)}"
+    return kernel
