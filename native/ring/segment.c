@@ -5,6 +5,9 @@
  * (tp_arena_*, each for its own slot). What a guest can write is loaded once and bounded; the owners table is written by the
  * worker's processes only, with compare-and-swap, so that one that dies in the middle leaves only granules that carry its own
  * slot's number, which the supervisor then frees.
+ *
+ * What the supervisor knows of a slot (`watches`) is in its own memory: a client that writes GREETED into the slot of its
+ * running session must not get a second one there.
  */
 #include "tp_segment.h"
 
@@ -13,11 +16,33 @@
 #include <string.h>
 #include <unistd.h>
 
+#define LIFE_TID 0x3fffffffu /* FUTEX_TID_MASK */
+#define CLAIM_PATIENCE_NS 10000000000u
+#define BEAT_PATIENCE_NS 30000000000u
+
+enum phase {
+    PHASE_OPEN,  /* the clients' own: free, or on the way to or from a greeting */
+    PHASE_HELD,  /* from TAKEN until the session's end: what the slot's state says does not matter */
+    PHASE_ENDED, /* the session has ended, the client may still use its granules */
+};
+
+struct watch {
+    _Atomic uint32_t phase; /* enum phase; the last store of whoever changes the others */
+    uint32_t state;         /* OPEN: as it was last seen, since `since` */
+    uint64_t beat;          /* ENDED: the same */
+    uint64_t since;
+    bool same_kernel;
+    /* ENDED: to be freed in the end */
+    uint64_t size;
+    void *owners;
+};
+static struct watch watches[TP_SLOTS];
+
 bool tp_life_begin(pthread_mutex_t *life) {
     pthread_mutexattr_t how;
     bool good = pthread_mutexattr_init(&how) == 0 && pthread_mutexattr_setpshared(&how, PTHREAD_PROCESS_SHARED) == 0 &&
                 pthread_mutexattr_setrobust(&how, PTHREAD_MUTEX_ROBUST) == 0 && pthread_mutex_init(life, &how) == 0 &&
-                pthread_mutex_lock(life) == 0;
+                pthread_mutex_trylock(life) == 0;
     pthread_mutexattr_destroy(&how);
     return good;
 }
@@ -36,14 +61,23 @@ void tp_boot_id(char out[40]) {
 
 /* ---- the supervisor ---- */
 
-static void clear_slot(struct tp_slot *slot) {
+static void set_phase(uint32_t slot, enum phase phase) {
+    atomic_store_explicit(&watches[slot].phase, phase, memory_order_release);
+}
+
+static void clear_slot(void *base, uint32_t index) {
+    struct tp_slot *slot = tp_slot_at(base, index);
     memset((unsigned char *)slot + sizeof slot->state, 0, sizeof *slot - sizeof slot->state);
+    watches[index].state = TP_SLOT_FREE;
     atomic_store_explicit(&slot->state, TP_SLOT_FREE, memory_order_seq_cst);
+    set_phase(index,
+              PHASE_OPEN); /* behind it: an open slot is looked at, and a state that is not the clients' cleared */
 }
 
 void tp_segment_format(void *base, uint64_t size, uint64_t epoch, const unsigned char schema[16]) {
     struct tp_segment_header *header = base;
     atomic_store(&header->magic, 0);
+    memset(watches, 0, sizeof watches);
     memset(base, 0, tp_arena_at());
     header->version = TP_SEGMENT_VERSION;
     header->size = size;
@@ -60,21 +94,80 @@ void tp_segment_close(void *base) {
     atomic_store(&header->state, TP_SEGMENT_CLOSED);
 }
 
+/* ENDED. A life word that nobody ever held says nothing: whoever has not locked it is not waited for. */
+static bool client_gone(struct watch *watch, const struct tp_slot *slot, uint64_t now) {
+    uint32_t word = *(const volatile uint32_t *)(const volatile void *)&slot->client_life;
+    if (tp_life_over(&slot->client_life) || (word & LIFE_TID) == 0) {
+        return true;
+    }
+    uint64_t beat = atomic_load_explicit(&slot->beat, memory_order_relaxed);
+    if (beat != watch->beat) {
+        watch->beat = beat;
+        watch->since = now;
+    }
+    return !watch->same_kernel && now - watch->since > BEAT_PATIENCE_NS;
+}
+
+/* OPEN, and neither free nor greeting: to be cleared, because nobody will go on with it. */
+static bool abandoned(struct watch *watch, const struct tp_slot *slot, uint32_t state, uint64_t now) {
+    if ((state != TP_SLOT_CLAIMED && state != TP_SLOT_REFUSED) || tp_life_over(&slot->client_life)) {
+        return true;
+    }
+    if (state != watch->state) {
+        watch->state = state;
+        watch->since = now;
+    }
+    return now - watch->since > CLAIM_PATIENCE_NS;
+}
+
+static bool take_greeting(uint32_t index, struct tp_slot *slot, unsigned char greeting[TP_GREETING_SIZE],
+                          char boot_id[40]) {
+    uint32_t expected = TP_SLOT_GREETED;
+    if (!atomic_compare_exchange_strong(&slot->state, &expected, TP_SLOT_TAKEN)) {
+        return false;
+    }
+    slot->echo = slot->client_nonce;
+    memcpy(greeting, slot->greeting, TP_GREETING_SIZE);
+    memset(slot->greeting, 0, TP_GREETING_SIZE); /* it may hold a secret, and everybody in the guest can read here */
+    memcpy(boot_id, slot->client_boot_id, 40);
+    boot_id[39] = 0;
+    char own[40];
+    tp_boot_id(own);
+    watches[index].same_kernel = own[0] != 0 && strcmp(own, boot_id) == 0;
+    set_phase(index, PHASE_HELD);
+    return true;
+}
+
+static void free_granules(uint64_t size, void *owners, uint32_t slot) {
+    _Atomic uint16_t *owner = owners;
+    for (uint64_t i = 0; i < tp_arena_granules(size); i++) {
+        uint16_t mine = (uint16_t)(slot + 1);
+        atomic_compare_exchange_strong(&owner[i], &mine, 0);
+    }
+}
+
 static int look_for_greeting(void *base, unsigned char greeting[TP_GREETING_SIZE], char boot_id[40]) {
+    uint64_t now = tp_now_ns();
     for (uint32_t i = 0; i < TP_SLOTS; i++) {
         struct tp_slot *slot = tp_slot_at(base, i);
+        struct watch *watch = &watches[i];
+        uint32_t phase = atomic_load_explicit(&watch->phase, memory_order_acquire);
+        if (phase == PHASE_ENDED && client_gone(watch, slot, now)) {
+            free_granules(watch->size, watch->owners, i);
+            clear_slot(base, i);
+        }
+        if (phase != PHASE_OPEN) {
+            continue;
+        }
         uint32_t state = atomic_load_explicit(&slot->state, memory_order_acquire);
         if (state == TP_SLOT_GREETED) {
-            uint32_t expected = TP_SLOT_GREETED;
-            slot->echo = slot->client_nonce;
-            if (atomic_compare_exchange_strong(&slot->state, &expected, TP_SLOT_TAKEN)) {
-                memcpy(greeting, slot->greeting, TP_GREETING_SIZE);
-                memcpy(boot_id, slot->client_boot_id, 40);
-                boot_id[39] = 0;
+            if (take_greeting(i, slot, greeting, boot_id)) {
                 return (int)i;
             }
-        } else if ((state == TP_SLOT_CLAIMED || state == TP_SLOT_REFUSED) && tp_life_over(&slot->client_life)) {
-            clear_slot(slot);
+        } else if (state == TP_SLOT_FREE) {
+            watch->state = state;
+        } else if (abandoned(watch, slot, state, now)) {
+            clear_slot(base, i);
         }
     }
     return -1;
@@ -87,14 +180,13 @@ int tp_segment_greeting(void *base, uint32_t timeout_ms, unsigned char greeting[
     static struct tp_nap nap = {.same_kernel = false};
     for (;;) {
         atomic_fetch_add(&header->heartbeat, 1);
+        tp_bell_arm(&header->bell);
         int found = look_for_greeting(base, greeting, boot_id);
-        if (found >= 0) {
-            nap.since = 0;
-            return found;
-        }
         uint64_t now = tp_now_ns();
-        if (now >= end) {
-            return -1;
+        if (found >= 0 || now >= end) {
+            tp_bell_disarm(&header->bell);
+            nap.since = found >= 0 ? 0 : nap.since;
+            return found;
         }
         tp_bell_wait(&header->bell, &nap, end - now);
     }
@@ -115,6 +207,9 @@ bool tp_segment_grant(void *base, uint64_t size, void *owners, uint32_t slot, ui
             struct tp_slot *s = tp_slot_at(base, slot);
             *first = (uint32_t)((offset - tp_arena_at()) / TP_GRANULE);
             *blocks = (uint32_t)want;
+            /* Both sides begin at 0, whatever somebody wrote here before. The client's bell is left: it may sleep by it. */
+            memset(&s->session_life, 0, sizeof s->session_life);
+            memset(&s->session_bell, 0, sizeof *s - offsetof(struct tp_slot, session_bell));
             atomic_store(&s->first, *first);
             atomic_store(&s->blocks, *blocks);
             return true;
@@ -126,17 +221,36 @@ bool tp_segment_grant(void *base, uint64_t size, void *owners, uint32_t slot, ui
 void tp_segment_answer(void *base, uint32_t slot, bool accepted, const unsigned char welcome[TP_WELCOME_SIZE]) {
     struct tp_slot *s = tp_slot_at(base, slot);
     memcpy(s->welcome, welcome, TP_WELCOME_SIZE);
+    if (!accepted) {
+        watches[slot].state = TP_SLOT_REFUSED;
+        watches[slot].since = tp_now_ns();
+    }
     atomic_store_explicit(&s->state, accepted ? TP_SLOT_ACCEPTED : TP_SLOT_REFUSED, memory_order_seq_cst);
+    if (!accepted) {
+        set_phase(slot, PHASE_OPEN);
+    }
     tp_bell_wake(&s->client_bell);
 }
 
 void tp_segment_release(void *base, uint64_t size, void *owners, uint32_t slot) {
-    _Atomic uint16_t *owner = owners;
-    for (uint64_t i = 0; i < tp_arena_granules(size); i++) {
-        uint16_t mine = (uint16_t)(slot + 1);
-        atomic_compare_exchange_strong(&owner[i], &mine, 0);
+    struct watch *watch = &watches[slot];
+    if (atomic_load_explicit(&watch->phase, memory_order_acquire) != PHASE_HELD) {
+        free_granules(size, owners, slot); /* refused: the slot is the client's, which reads why */
+        return;
     }
-    clear_slot(tp_slot_at(base, slot));
+    struct tp_slot *s = tp_slot_at(base, slot);
+    watch->size = size;
+    watch->owners = owners;
+    watch->beat = atomic_load(&s->beat);
+    watch->since = tp_now_ns();
+    atomic_store(&s->state, TP_SLOT_ENDED);
+    if (client_gone(watch, s, watch->since)) {
+        free_granules(size, owners, slot);
+        clear_slot(base, slot);
+        return;
+    }
+    set_phase(slot, PHASE_ENDED);
+    tp_bell_wake(&s->client_bell);
 }
 
 uint64_t tp_segment_beat(void *base, uint32_t slot, int *over) {
@@ -147,17 +261,18 @@ uint64_t tp_segment_beat(void *base, uint32_t slot, int *over) {
 
 /* ---- the arena ---- */
 
-static bool claim(_Atomic uint16_t *owner, uint64_t at, uint64_t count, uint16_t mine) {
+/* How many granules from `at` on were free: `count`, and they are `mine` now; or fewer, and nothing has changed. */
+static uint64_t claim(_Atomic uint16_t *owner, uint64_t at, uint64_t count, uint16_t mine) {
     for (uint64_t i = 0; i < count; i++) {
         uint16_t nobody = 0;
         if (!atomic_compare_exchange_strong(&owner[at + i], &nobody, mine)) {
-            while (i-- > 0) {
-                atomic_store(&owner[at + i], 0);
+            for (uint64_t j = i; j-- > 0;) {
+                atomic_store(&owner[at + j], 0);
             }
-            return false;
+            return i;
         }
     }
-    return true;
+    return count;
 }
 
 uint64_t tp_arena_take(void *owners, uint64_t size, uint32_t slot, uint64_t bytes) {
@@ -170,10 +285,12 @@ uint64_t tp_arena_take(void *owners, uint64_t size, uint32_t slot, uint64_t byte
     for (uint64_t i = 0; i < granules; i++) {
         run = atomic_load_explicit(&owner[i], memory_order_relaxed) == 0 ? run + 1 : 0;
         if (run == need) {
-            if (claim(owner, i + 1 - need, need, (uint16_t)(slot + 1))) {
-                return tp_arena_at() + (i + 1 - need) * TP_GRANULE;
+            uint64_t at = i + 1 - need, got = claim(owner, at, need, (uint16_t)(slot + 1));
+            if (got == need) {
+                return tp_arena_at() + at * TP_GRANULE;
             }
-            run = 0; /* another session was faster: look behind it */
+            run = 0;
+            i = at + got; /* another session was faster there: look behind it */
         }
     }
     return 0;
@@ -185,7 +302,7 @@ static bool inside(uint64_t size, uint64_t offset, uint64_t bytes) {
 
 bool tp_arena_owns(const void *owners, uint64_t size, uint32_t slot, uint64_t offset, uint64_t bytes) {
     const _Atomic uint16_t *owner = owners;
-    if (!inside(tp_arena_at() + tp_arena_granules(size) * TP_GRANULE, offset, bytes)) {
+    if (slot >= TP_SLOTS || !inside(tp_arena_at() + tp_arena_granules(size) * TP_GRANULE, offset, bytes)) {
         return false;
     }
     uint64_t first = (offset - tp_arena_at()) / TP_GRANULE, last = (offset + bytes - 1 - tp_arena_at()) / TP_GRANULE;

@@ -6,13 +6,14 @@
  * used: an index that cannot be makes the ring `broken` for ever and hands out nothing. Bytes are copied out before anybody
  * parses them. A byte that changes while it is copied is the peer's own damage.
  *
- * Memory order: the producer stores `head` with release (sequentially consistent, because of the bell below) after the bytes;
- * the consumer loads it with acquire before it reads them, and stores `tail` with release after it has read them; the
- * producer loads `tail` with acquire before it writes over them. tests/native/ring.pml is the model of these rules.
+ * Memory order: the producer stores `head` with release after the bytes; the consumer loads it with acquire before it reads
+ * them, and stores `tail` with release after it has read them; the producer loads `tail` with acquire before it writes
+ * over them. tests/native/ring.pml is the model of these rules.
  *
- * Sleeping: whoever is about to sleep sets its bell, looks once more and sleeps; whoever publishes looks at the other's bell
- * afterwards (both sequentially consistent, so one of the two sees the other). Where the two share no kernel nobody
- * can be woken, and sleepers look again by themselves in growing steps (tp_bell_wait).
+ * Sleeping: whoever is about to sleep sets its bell, looks once more and sleeps; whoever has stored something the other may
+ * wait for (bytes, room, a block's word) looks at the other's bell afterwards. A fence stands between store and look on both
+ * sides, so one of the two sees the other. Where the two share no kernel nobody can be woken, and sleepers look again by
+ * themselves in growing steps (tp_bell_wait).
  *
  * One thread at a time on each side; which, is the owner's business.
  */
@@ -69,7 +70,7 @@ static inline void tp_ring_put(struct tp_ring *ring, uint64_t offset, const void
 
 static inline void tp_ring_publish(struct tp_ring *ring, uint64_t size) {
     ring->at += size;
-    atomic_store_explicit(&ring->shared->head, ring->at, memory_order_seq_cst);
+    atomic_store_explicit(&ring->shared->head, ring->at, memory_order_release);
 }
 
 /* ---- consumer ---- */
@@ -114,9 +115,9 @@ struct tp_nap {
     uint64_t since;   /* when the idleness began, 0: not idle */
 };
 
-/* Before the last look. */
+/* Before the last look, each time: tp_bell_wait returns at once for a bell that is not armed. */
 static inline void tp_bell_arm(struct tp_bell *bell) {
-    atomic_store_explicit(&bell->sleeps, 1, memory_order_seq_cst);
+    atomic_store_explicit(&bell->sleeps, 1, memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst);
 }
 static inline void tp_bell_disarm(struct tp_bell *bell) {
@@ -125,10 +126,12 @@ static inline void tp_bell_disarm(struct tp_bell *bell) {
 /* After the last look found nothing: sleeps until the bell is rung, at most `most_ns`, and disarms. Without a common kernel
  * the sleep is short at first and grows with the idleness (50 µs … 5 ms), so that an idle side costs less than 1 % of a core. */
 TP_EXPORT void tp_bell_wait(struct tp_bell *bell, struct tp_nap *nap, uint64_t most_ns);
-/* After something was published. */
 TP_EXPORT void tp_bell_wake(struct tp_bell *bell);
+/* After something was published or given back. The fence is for both: a release store alone may still be on its way when the
+ * bell is looked at, and then the sleeper sees neither. */
 static inline void tp_bell_ring(struct tp_bell *bell) {
-    if (TP_UNLIKELY(atomic_load_explicit(&bell->sleeps, memory_order_seq_cst) != 0)) {
+    atomic_thread_fence(memory_order_seq_cst);
+    if (TP_UNLIKELY(atomic_load_explicit(&bell->sleeps, memory_order_relaxed) != 0)) {
         tp_bell_wake(bell);
     }
 }

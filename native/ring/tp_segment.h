@@ -62,6 +62,7 @@ enum tp_slot_state {
     TP_SLOT_TAKEN = 3,   /* supervisor: it looks at it (echoes the nonce) */
     TP_SLOT_ACCEPTED = 4,
     TP_SLOT_REFUSED = 5, /* supervisor: the welcome says why; the client reads it and sets FREE */
+    TP_SLOT_ENDED = 6,   /* supervisor: the session has ended; free once the client's process has, too */
 };
 
 /* A chunk record of the two chunk rings: the bytes lie in staging block `block`. */
@@ -101,7 +102,9 @@ _Static_assert(sizeof(struct tp_segment_header) <= 4096, "header page");
 static inline uint64_t tp_arena_at(void) {
     return (4096 + TP_SLOTS * (uint64_t)TP_SLOT_SIZE + TP_GRANULE - 1) & ~(TP_GRANULE - 1);
 }
-static inline uint64_t tp_arena_granules(uint64_t segment_size) { return (segment_size - tp_arena_at()) / TP_GRANULE; }
+static inline uint64_t tp_arena_granules(uint64_t segment_size) {
+    return segment_size < tp_arena_at() ? 0 : (segment_size - tp_arena_at()) / TP_GRANULE;
+}
 
 /* Where the parts of a client's run lie, as offsets in the segment. */
 struct tp_run {
@@ -128,12 +131,16 @@ static inline struct tp_slot *tp_slot_at(void *base, uint32_t index) {
 static inline bool tp_life_over(const pthread_mutex_t *life) {
     return (*(const volatile uint32_t *)(const volatile void *)life & 0x40000000u) != 0; /* FUTEX_OWNER_DIED */
 }
-/* Makes the mutex robust and shared, and locks it for the calling thread. */
+/* Makes the mutex robust and shared, and locks it for the calling thread, which must live as long as the process and take no
+ * other robust mutex. Never waits, and nobody ever unlocks it: the C library would follow pointers that the peer can write. */
 TP_EXPORT bool tp_life_begin(pthread_mutex_t *life);
 /* The machine's boot id; a machine without one gets an empty string, which is equal to nobody's. */
 TP_EXPORT void tp_boot_id(char out[40]);
 
 /* ---- the worker's side: supervisor (through Python) and sessions; `owners` is the table that only they share ----
+ *
+ * A supervisor has one segment, and remembers in its own memory which slots have a session: what a slot says of itself counts
+ * only until it is taken.
  *
  * The owners table: one u16 for each granule, 0 = free, else slot + 1. Written with compare-and-swap. */
 #define TP_OWNERS_BYTES(size) (tp_arena_granules(size) * sizeof(uint16_t))
@@ -142,7 +149,8 @@ TP_EXPORT void tp_boot_id(char out[40]);
 TP_EXPORT void tp_segment_format(void *base, uint64_t size, uint64_t epoch, const unsigned char schema[16]);
 TP_EXPORT void tp_segment_close(void *base);
 /* Beats the heart and looks for a slot that greets, sleeping up to `timeout_ms`. The slot's index, after its state was made
- * TAKEN and the nonce echoed, or -1. Slots whose claimer died are freed on the way. One thread. */
+ * TAKEN and the nonce echoed, or -1. On the way slots are freed whose claimer died or says nothing for 10 s, and those of
+ * ended sessions whose client has ended. One thread. */
 TP_EXPORT int tp_segment_greeting(void *base, uint32_t timeout_ms, unsigned char greeting[TP_GREETING_SIZE],
                                   char boot_id[40]);
 /* Gives the client in `slot` its run (as many staging blocks as the arena has to spare, at least one each way), prepares
@@ -151,7 +159,9 @@ TP_EXPORT bool tp_segment_grant(void *base, uint64_t size, void *owners, uint32_
                                 uint32_t *blocks);
 TP_EXPORT void tp_segment_answer(void *base, uint32_t slot, bool accepted,
                                  const unsigned char welcome[TP_WELCOME_SIZE]);
-/* When the session of `slot` has ended: its granules are free again, and so is the slot. */
+/* When the session of `slot` has ended. Slot and granules are free again as soon as the client's process has ended, too, which
+ * tp_segment_greeting looks for: until then the program may still use its pinned memory. A client in another machine counts as
+ * ended when its beat stands still for 30 s. After a refusal that followed a grant: frees the granules at once. */
 TP_EXPORT void tp_segment_release(void *base, uint64_t size, void *owners, uint32_t slot);
 /* What the client last said of itself: its beat, and 1 in *over when its process has ended. */
 TP_EXPORT uint64_t tp_segment_beat(void *base, uint32_t slot, int *over);
