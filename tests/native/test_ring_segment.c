@@ -31,9 +31,10 @@ static void begin(uint64_t bytes) {
 }
 
 static uint64_t owned_by(uint32_t slot) {
+    const _Atomic uint16_t *owner = (const void *)owners;
     uint64_t count = 0;
     for (uint64_t i = 0; i < tp_arena_granules(size); i++) {
-        count += owners[i] == slot + 1;
+        count += atomic_load(&owner[i]) == slot + 1;
     }
     return count;
 }

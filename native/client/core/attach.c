@@ -306,7 +306,12 @@ static enum tp_status greet(struct tp_conn *conn, const struct tp_endpoint *to, 
         nonce = tp_now_ns() ^ (uint64_t)getpid() << 32;
     }
     slot->client_nonce = nonce;
-    atomic_store_explicit(&slot->state, TP_SLOT_GREETED, memory_order_seq_cst);
+    uint32_t claimed = TP_SLOT_CLAIMED;
+    if (!atomic_compare_exchange_strong(&slot->state, &claimed, TP_SLOT_GREETED)) {
+        snprintf(why, why_size, "The worker of %s gave this client's place to another, because it was silent for 10 s.",
+                 path);
+        return TP_ERROR_UNREACHABLE;
+    }
     tp_bell_wake(&header->bell);
     enum tp_status status = await_welcome(seat, path, why, why_size);
     if (status != TP_OK) {

@@ -244,7 +244,7 @@ void tpc_publish(struct tp_conn *conn) {
     if (conn->seat) {
         int wake_listener = conn->wake_listener;
         conn->wake_listener = 0;
-        atomic_store_explicit(conn->shared_head, conn->at, memory_order_seq_cst);
+        atomic_store_explicit(conn->shared_head, conn->at, memory_order_release); /* tp_bell_ring has the fence */
         tp_lock_drop(&conn->append);
         tp_bell_ring(&conn->seat->slot->session_bell);
         if (TP_UNLIKELY(wake_listener)) {
