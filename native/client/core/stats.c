@@ -1,5 +1,5 @@
 /*
- * Statistics: counters of the connection, and round trips and blocked time by API function.
+ * Statistics: counters of the connection; round trips, blocked time and unsupported calls by API function.
  *
  * Owns a fixed table keyed by the address of the function's name, which is a string constant of the library that calls.
  * Any thread adds; nothing is ever removed, so readers need no lock. The file of TF_STATS_PATH is written at exit.
@@ -14,14 +14,14 @@
 
 #define FUNCTIONS 2048u /* power of two above the 1,078 names that can call */
 
-static struct {
+static struct function {
     const char *_Atomic name;
-    _Atomic uint64_t count, ns;
+    _Atomic uint64_t count, ns, unsupported;
 } functions[FUNCTIONS];
+static _Atomic uint64_t fastest = UINT64_MAX;
 
-void tpc_stats_round_trip(const char *what, uint64_t ns) {
-    atomic_fetch_add_explicit(&tp_counters.round_trips, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&tp_counters.blocked_ns, ns, memory_order_relaxed);
+/* The entry of a function, NULL if the table were full. */
+static struct function *entry_of(const char *what) {
     uint32_t at = (uint32_t)(((uintptr_t)what * 0x9e3779b97f4a7c15ull) >> 40);
     for (uint32_t tries = 0; tries < FUNCTIONS; tries++, at++) {
         const char *found = atomic_load_explicit(&functions[at % FUNCTIONS].name, memory_order_acquire);
@@ -31,12 +31,34 @@ void tpc_stats_round_trip(const char *what, uint64_t ns) {
             found = what;
         }
         if (found == what) {
-            atomic_fetch_add_explicit(&functions[at % FUNCTIONS].count, 1, memory_order_relaxed);
-            atomic_fetch_add_explicit(&functions[at % FUNCTIONS].ns, ns, memory_order_relaxed);
-            return;
+            return &functions[at % FUNCTIONS];
         }
     }
+    return NULL;
 }
+
+void tpc_stats_round_trip(const char *what, uint64_t ns) {
+    atomic_fetch_add_explicit(&tp_counters.round_trips, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&tp_counters.blocked_ns, ns, memory_order_relaxed);
+    uint64_t best = atomic_load_explicit(&fastest, memory_order_relaxed);
+    while (ns < best &&
+           !atomic_compare_exchange_weak_explicit(&fastest, &best, ns, memory_order_relaxed, memory_order_relaxed)) {
+    }
+    struct function *entry = entry_of(what);
+    if (entry) {
+        atomic_fetch_add_explicit(&entry->count, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&entry->ns, ns, memory_order_relaxed);
+    }
+}
+
+void tp_count_unsupported(const char *name) {
+    struct function *entry = entry_of(name);
+    if (entry) {
+        atomic_fetch_add_explicit(&entry->unsupported, 1, memory_order_relaxed);
+    }
+}
+
+uint64_t tp_fastest_round_trip(void) { return atomic_load_explicit(&fastest, memory_order_relaxed); }
 
 struct text {
     char *at;
@@ -70,10 +92,20 @@ size_t tp_stats_json(char *buffer, size_t size) {
     const char *separator = "";
     for (uint32_t i = 0; i < FUNCTIONS; i++) {
         const char *name = atomic_load_explicit(&functions[i].name, memory_order_acquire);
-        if (name) {
+        if (name && value(&functions[i].count)) {
             add(&t, "%s", separator, 0, 0);
             add(&t, "\"%s\": {\"round_trips\": %llu, \"blocked_ns\": %llu}", name, value(&functions[i].count),
                 value(&functions[i].ns));
+            separator = ", ";
+        }
+    }
+    add(&t, "%s", "}, \"unsupported\": {", 0, 0);
+    separator = "";
+    for (uint32_t i = 0; i < FUNCTIONS; i++) {
+        const char *name = atomic_load_explicit(&functions[i].name, memory_order_acquire);
+        if (name && value(&functions[i].unsupported)) {
+            add(&t, "%s", separator, 0, 0);
+            add(&t, "\"%s\": %llu", name, value(&functions[i].unsupported), 0);
             separator = ", ";
         }
     }
@@ -103,6 +135,7 @@ static bool stats_path(char *out, size_t size) {
 void tpc_stats_forget(void) {
     memset(&tp_counters, 0, sizeof tp_counters);
     memset(functions, 0, sizeof functions);
+    atomic_store(&fastest, UINT64_MAX);
 }
 
 void tpc_stats_at_exit(void) {

@@ -99,7 +99,11 @@ struct tp_counters {
     _Atomic uint64_t frames, round_trips, blocked_ns, bytes_sent, bytes_received;
 };
 TP_EXPORT extern struct tp_counters tp_counters;
-/* JSON object of the counters and, by API function, round trips and time blocked. Returns the length without the NUL, or the
+/* A call of a function that is not carried to the worker; `name` is a string constant. */
+TP_EXPORT void tp_count_unsupported(const char *name);
+/* Nanoseconds of the fastest round trip so far, which tells how far away the worker is; UINT64_MAX before the first. */
+TP_EXPORT uint64_t tp_fastest_round_trip(void);
+/* JSON object of the counters and, by API function, round trips, time blocked and unsupported calls. Returns the length without the NUL, or the
  * length needed if `size` is too small. Written to TF_STATS_PATH ("%p" = process id) at exit when that is set. */
 TP_EXPORT size_t tp_stats_json(char *buffer, size_t size);
 

@@ -21,7 +21,6 @@ struct tp_conn *tpc_conn;
 static struct tp_lock start_lock;
 static bool started, forked;
 static CUresult start_error;
-static _Atomic uint64_t unsupported_calls;
 
 CUresult tpc_not_ready(void) {
     switch (atomic_load(&tpc_state)) {
@@ -35,7 +34,7 @@ CUresult tpc_not_ready(void) {
 }
 
 CUresult tpc_unsupported(const char *name, _Atomic bool *said) {
-    atomic_fetch_add(&unsupported_calls, 1);
+    tp_count_unsupported(name);
     if (!atomic_exchange(said, true)) {
         tp_log(TP_WARN,
                "%s is not supported here and returns CUDA_ERROR_NOT_SUPPORTED; `tensor-fusion coverage` says why",

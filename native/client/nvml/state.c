@@ -140,6 +140,7 @@ nvmlReturn_t tpn_nvmlShutdown(void) {
 }
 
 nvmlReturn_t tpn_unsupported(const char *name, _Atomic bool *said) {
+    tp_count_unsupported(name);
     if (!atomic_exchange_explicit(said, true, memory_order_relaxed)) {
         tp_log(TP_WARN,
                "%s is not carried to the GPU worker and answers \"Not Supported\"; `tensor-fusion coverage` says why",
