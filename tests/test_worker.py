@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import struct
@@ -17,9 +18,12 @@ from worker_harness import SCHEMA, Worker, command, environment, eventually, fai
 from tensor_fusion.worker.protocol import Greeting, Status
 
 
-def test_ready_line_is_the_only_output() -> None:
+def test_ready_and_the_cost_of_being_warm_are_the_only_output() -> None:
     with Worker() as worker:
         assert worker.ready == f"ready native 127.0.0.1:{worker.port} (Fake GPU, 2 GPUs)\n"
+        assert worker.process.stdout
+        words = r"warm 1 session, each \d+ MiB of host memory; with the first, \d+ MiB of Fake GPU are in use"
+        assert re.fullmatch(words + " by all processes\n", worker.process.stdout.readline())
         assert worker.stop() == 0
         assert worker.output == ""
         assert "SIMULATED" in worker.errors
@@ -357,6 +361,16 @@ def test_stop_while_the_first_session_hangs() -> None:
     output, _ = process.communicate(timeout=10)
     assert output == ""
     assert process.returncode == 0
+
+
+def test_signals_during_the_stop_do_not_make_it_a_failure() -> None:
+    for _ in range(5):
+        with Worker() as worker:
+            until = time.monotonic() + 15
+            while worker.process.poll() is None and time.monotonic() < until:
+                worker.process.send_signal(signal.SIGTERM)
+                time.sleep(0.001)
+            assert worker.process.returncode == 0
 
 
 def test_many_clients_come_and_go() -> None:

@@ -29,7 +29,9 @@ def environment(**variables: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "TENSOR_FUSION_"))}
     # Wherever this process found the package, installed or in src/, the worker is to find the same one.
     paths = [str(Path(tensor_fusion.__file__).parent.parent), clean.get("PYTHONPATH", "")]
-    return {**clean, "PYTHONPATH": ":".join(filter(None, paths)), **variables}
+    # No test writes to the user's image cache, or depends on what is there.
+    own = {"PYTHONPATH": ":".join(filter(None, paths)), "TF_IMAGE_CACHE_PATH": ""}
+    return {**clean, **own, **variables}
 
 
 def fails(*arguments: str, **variables: str) -> tuple[int, str]:

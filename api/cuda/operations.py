@@ -21,10 +21,11 @@ FUNCTIONS = [
     op("context_synchronize", "call", reports=True),
     # Modules. The image travels in `data`; a large one as the transfer that an `image_upload` before announces. The answer
     # says what became of it, with the compiler's logs, and describes every kernel: see native/wire/tp_image.h. Functions and kernels are named by their place in that list.
+    # A `hash` (SHA-256) without an image asks whether the worker has that image, and `missing` answers; with one it allows the worker to keep it.
     op("image_upload", "post", contextless=True, transfer="uint64_t", size="uint64_t"),
     op("image_load", "call", size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
-       data="void: bytes", options="uint64_t: array",
-       out={"result": "int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
+       data="void: bytes", hash="void: bytes", options="uint64_t: array",
+       out={"result": "int", "missing": "unsigned int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
     op("module_unload", "post", contextless=True, module="uint64_t: gone module"),
     op("library_unload", "post", contextless=True, library="uint64_t: gone library"),
     op("library_module", "post", library="uint64_t: handle library", module="uint64_t: new module"),
@@ -51,7 +52,7 @@ FUNCTIONS = [
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", attributes="CUlaunchAttribute: array", out={"value": "int"}),
     # The session asks for the call with a CALLBACK message; the stream goes on when the client says it is done.
-    op("host_function", "post", stream="uint64_t: handle stream", token="uint64_t", with_status="unsigned int"),
+    op("host_function", "post", stream="uint64_t: handle stream", token="uint64_t"),
     op("host_function_done", "post", contextless=True, token="uint64_t"),
     # Memory.
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),

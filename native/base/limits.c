@@ -8,9 +8,15 @@
  */
 #include "tp_limits.h"
 
-enum { FIELD_MAGIC = 0, FIELD_LIMIT = 1, FIELD_DEVICES = 64 / 8, FIELD_SLOTS = 4096 / 8 };
+enum {
+    FIELD_MAGIC = 0,
+    FIELD_LIMIT = 1,
+    FIELD_DEVICES = 64 / 8,
+    FIELD_SLOTS = 4096 / 8,
+    FIELD_IMAGES = (4096 + 131072) / 8
+};
 
-_Static_assert(TP_LIMITS_SIZE == 4096 + 8 * TP_LIMITS_DEVICES * TP_LIMITS_SLOTS, "limits page");
+_Static_assert(TP_LIMITS_SIZE == 4096 + 8 * TP_LIMITS_DEVICES * TP_LIMITS_SLOTS + 8 * TP_LIMITS_IMAGES, "limits page");
 
 static _Atomic uint64_t *field(void *page, size_t index) { return (_Atomic uint64_t *)page + index; }
 
@@ -71,3 +77,12 @@ uint64_t tp_limits_used(void *page, uint32_t device) {
 }
 
 uint64_t tp_limits_limit(void *page) { return atomic_load_explicit(field(page, FIELD_LIMIT), memory_order_relaxed); }
+
+/* One place for each mark, the last to come has it: forgetting costs a verification. */
+bool tp_limits_image_verified(void *page, uint64_t mark) {
+    return atomic_load_explicit(field(page, FIELD_IMAGES + mark % TP_LIMITS_IMAGES), memory_order_relaxed) == mark;
+}
+
+void tp_limits_image_note(void *page, uint64_t mark) {
+    atomic_store_explicit(field(page, FIELD_IMAGES + mark % TP_LIMITS_IMAGES), mark, memory_order_relaxed);
+}

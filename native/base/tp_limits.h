@@ -1,5 +1,6 @@
 /*
- * The limits page: how much device memory the sessions of one worker have reserved. Layout in docs/wire-format.md, section 2.
+ * The limits page: how much device memory the sessions of one worker have reserved, and which files of the image cache one of
+ * them has verified. Layout in docs/wire-format.md, section 2.
  *
  * The page is shared by the supervisor and all its sessions, which are one trust domain: clients never see it. Every field is
  * read and written atomically; no function here locks or blocks, so a session that dies in the middle can leave only its own
@@ -11,9 +12,10 @@
 #include <tp_base.h>
 
 #define TP_LIMITS_MAGIC 0x54464c494d495431ull
-#define TP_LIMITS_SIZE (131072u + 4096u)
+#define TP_LIMITS_SIZE (131072u + 4096u + 16384u)
 #define TP_LIMITS_SLOTS 1024u
 #define TP_LIMITS_DEVICES 16u
+#define TP_LIMITS_IMAGES 2048u
 
 /* Adds `bytes` to what `slot` holds on `device`; false, with nothing changed, when that would pass the limit. */
 TP_EXPORT bool tp_limits_reserve(void *page, uint32_t slot, uint32_t device, uint64_t bytes);
@@ -23,5 +25,9 @@ TP_EXPORT void tp_limits_free(void *page, uint32_t slot, uint32_t device, uint64
 TP_EXPORT void tp_limits_release(void *page, uint32_t slot);
 TP_EXPORT uint64_t tp_limits_used(void *page, uint32_t device); /* by all sessions of the worker */
 TP_EXPORT uint64_t tp_limits_limit(void *page);                 /* 0 = none */
+
+/* A mark, never 0, stands for one state of one file of the image cache that a session of this worker has verified. */
+TP_EXPORT bool tp_limits_image_verified(void *page, uint64_t mark);
+TP_EXPORT void tp_limits_image_note(void *page, uint64_t mark);
 
 #endif

@@ -7,6 +7,7 @@
  * everything a process held, in less time than it takes to destroy it object by object.
  */
 #include "tpg_session.h"
+#include "tpw_images.h"
 #include "tpw_main.h"
 #include "tpw_session.h"
 
@@ -263,6 +264,7 @@ int main(int count, char **words) {
     struct tpw_session *s = the_session = &session;
     s->process = &process;
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files may end the keeping of images, not the session */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     tp_log_setup("session");
     if (!options(s, count, words) || tpw_callbacks_open(s)) {
@@ -276,6 +278,7 @@ int main(int count, char **words) {
         return 1;
     }
     tpw_execute(s);
+    tpw_images_close();
     control_send(&process, TPW_GONE, 0, s->frames, NULL);
     tp_log(TP_INFO, "the client has gone after %llu frames", (unsigned long long)s->frames);
     _exit(s->exit_code);

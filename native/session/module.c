@@ -6,6 +6,7 @@
  * as many bytes as came before the driver sees it. What lies inside the container is the driver's to judge.
  */
 #include "tpg_session.h"
+#include "tpw_images.h"
 #include "tpw_jit.h"
 #include "tpw_kernel.h"
 #include "tpw_session.h"
@@ -140,7 +141,20 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
     uint64_t native = 0;
     int32_t error = 0;
     bool judged = false; /* the driver, or its compiler, has looked at it */
-    body = tpw_take_body(s, in->transfer, in->size, in->data, in->data_size, &error);
+    if (in->hash_size && in->hash_size != TP_SHA256_SIZE) {
+        tpw_violation(s, frame, "image_load with a hash that is no SHA-256");
+        return TPW_LATER;
+    }
+    bool asked = in->hash_size && !in->transfer && !in->data_size;
+    if (asked) {
+        body = tpw_images_find(s, in->hash, in->size);
+        if (!body) {
+            out->missing = tpw_images_open() ? TP_IMAGE_MISSING : TP_IMAGE_NO_CACHE;
+            return CUDA_SUCCESS;
+        }
+    } else {
+        body = tpw_take_body(s, in->transfer, in->size, in->data, in->data_size, &error);
+    }
     if (!error) {
         error = !body || tp_image_size(body, (size_t)in->size) == 0
                     ? CUDA_ERROR_INVALID_IMAGE
@@ -168,7 +182,12 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
         image = NULL;
     }
     free(image);
-    free(body);
+    /* Only what the driver accepted is kept: bytes that no other client could load would only take room. */
+    if (in->hash_size && !asked && !error) {
+        tpw_images_keep(s, body, (size_t)in->size, in->hash);
+    } else {
+        free(body);
+    }
     /* The logs are wanted most of all when the load failed: then they are the answer, with the result beside them. */
     out->result = error;
     int32_t unkept = put_log(s, &jit, out);

@@ -19,6 +19,13 @@
  * fit. A wrapper must have been followed before. */
 TP_EXPORT size_t tp_image_size(const void *image, size_t limit);
 
+/* What image_load's `missing` says when it was asked by hash. */
+enum tp_image_missing {
+    TP_IMAGE_FOUND = 0,
+    TP_IMAGE_MISSING = 1,  /* send it */
+    TP_IMAGE_NO_CACHE = 2, /* send it, and do not ask again: this worker keeps none */
+};
+
 /* The list: u32 count, u32 0, then for each kernel: u64 name hash, u32 parameter count, u32 bytes of the parameter block,
  * then a u16 offset and a u16 size for each parameter, padded to 8. */
 struct tp_kernel_entry {

@@ -69,6 +69,13 @@ VARIABLES = (
     Variable("TF_ENABLE_URL_AUTH", "worker", "0", "1: a client must send a secret that TF_AUTHORIZED_KEY_PATH lists."),
     Variable("TF_AUTHORIZED_KEY_PATH", "worker", "", "File of accepted secrets, one per line; read when needed."),
     Variable("TF_CONNECTION_INFO_PATH", "worker", "", "File the worker keeps: one line address,port,pid per client."),
+    Variable(
+        "TF_IMAGE_CACHE_PATH",
+        "worker",
+        "${XDG_CACHE_HOME:-~/.cache}/tensor-fusion/images",
+        "Folder in which the worker keeps module images for the next client; empty: it keeps none.",
+    ),
+    Variable("TF_IMAGE_CACHE_SIZE", "worker", "4096", "MB of that folder; the least recently used images are removed."),
     Variable("TF_SIM_DEVICES", "worker", "1", "Number of simulated GPUs with --gpu sim."),
     Variable("TF_SIM_MEMORY_MB", "worker", "", "Memory of a simulated GPU; empty: that of an H200."),
     Variable("TF_SIM_FAULTS", "worker", "", "Errors that the simulated GPU is to produce, for tests."),
@@ -258,6 +265,38 @@ def memory_limit(environ: Mapping[str, str]) -> int:
                 )
             return int(text) * MEGABYTE
     return 0
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """The folder in which sessions keep module images, and its bound; sessions read both from their environment."""
+
+    folder: Path | None
+    megabytes: int
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> ImageCache:
+        text = environ.get("TF_IMAGE_CACHE_SIZE", "").strip() or "4096"
+        if not re.fullmatch(r"[0-9]{1,9}", text):
+            raise UserError(
+                f"TF_IMAGE_CACHE_SIZE is {text!r}, which is no number of megabytes; "
+                "use a whole number such as TF_IMAGE_CACHE_SIZE=4096, or unset it."
+            )
+        return cls(cls._folder(environ) if int(text) else None, int(text))
+
+    @staticmethod
+    def _folder(environ: Mapping[str, str]) -> Path | None:
+        if "TF_IMAGE_CACHE_PATH" in environ:
+            path = environ["TF_IMAGE_CACHE_PATH"]
+            return Path(path).absolute() if path else None
+        base, home = environ.get("XDG_CACHE_HOME", ""), environ.get("HOME", "")
+        # The XDG rules ignore a relative path. Without a home there is no place that is surely this user's.
+        if Path(base).is_absolute():
+            return Path(base) / "tensor-fusion/images"
+        return Path(home) / ".cache/tensor-fusion/images" if Path(home).is_absolute() else None
+
+    def environment(self) -> dict[str, str]:
+        return {"TF_IMAGE_CACHE_PATH": str(self.folder or ""), "TF_IMAGE_CACHE_SIZE": str(self.megabytes)}
 
 
 @dataclass(frozen=True)

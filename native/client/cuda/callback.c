@@ -106,8 +106,7 @@ static CUresult add(const char *name, CUstream stream, struct call *call) {
     waiting = call;
     tp_lock_drop(&lock);
     tp_listen(tpc_conn, 1);
-    struct tpg_host_function_in in = {
-        .stream = (uint64_t)(uintptr_t)stream, .token = call->token, .with_status = call->callback != NULL};
+    struct tpg_host_function_in in = {.stream = (uint64_t)(uintptr_t)stream, .token = call->token};
     return able ? tpc_post_host_function(name, &in) : CUDA_ERROR_OUT_OF_MEMORY;
 }
 

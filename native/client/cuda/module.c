@@ -10,14 +10,53 @@
 
 #include <stdlib.h>
 #include <tp_image.h>
+#include <tp_sha256.h>
 
 /* ---- loading ---- */
 
+static _Atomic bool no_cache; /* the worker said that it keeps no images */
+
+/* Hashing costs 0.6 ns a byte here, and reading the image 0.4 ns on the worker. Sending it to a near worker costs less (64 MiB over
+ * loopback: 85 ms sent, 102 ms found), through a 1 Gbit/s network 8 ns. How near it is, the fastest round trip tells: loopback
+ * and shared memory stay well below 100 us, another machine rarely does. Without SHA instructions hashing costs five times as
+ * much. What travels inside the call is not worth a question. */
+#define FAR_NS 100000u
+#define FAR_SLOW_NS 500000u
+
+static bool worth_asking(size_t size, struct tp_sha256 *sha) {
+    if (size <= TP_INLINE_MAX || atomic_load_explicit(&no_cache, memory_order_relaxed)) {
+        return false;
+    }
+    tp_sha256_begin(sha);
+    uint64_t trip = tp_fastest_round_trip();
+    return trip != UINT64_MAX && trip > (sha->instructions ? FAR_NS : FAR_SLOW_NS);
+}
+
+/* A far worker is asked by hash first: if it has the image, that call is all. */
 static CUresult send_image(const void *bytes, size_t size, struct tpg_image_load_in *in, struct tpg_image_load_out *out,
                            struct tp_reply *reply) {
+    struct tp_sha256 sha;
+    unsigned char hash[TP_SHA256_SIZE];
+    CUresult result;
     memset(reply, 0, offsetof(struct tp_reply, inline_body));
     in->size = size;
-    CUresult result = tpc_body_send(bytes, size, &in->data, &in->data_size, &in->transfer);
+    if (worth_asking(size, &sha)) {
+        tp_sha256_add(&sha, bytes, size);
+        tp_sha256_end(&sha, hash);
+        in->hash = hash;
+        in->hash_size = sizeof hash;
+        result = tpc_call_image_load("cuModuleLoadData", in, out, reply);
+        if (result || out->missing == TP_IMAGE_FOUND) {
+            return result;
+        }
+        if (out->missing == TP_IMAGE_NO_CACHE) {
+            atomic_store_explicit(&no_cache, true, memory_order_relaxed);
+            in->hash_size = 0;
+        }
+        tp_reply_free(reply);
+        memset(reply, 0, offsetof(struct tp_reply, inline_body));
+    }
+    result = tpc_body_send(bytes, size, &in->data, &in->data_size, &in->transfer);
     return result ? result : tpc_call_image_load("cuModuleLoadData", in, out, reply);
 }
 

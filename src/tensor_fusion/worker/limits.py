@@ -1,4 +1,5 @@
-"""The limits page: memory shared with all sessions of this worker, in which they reserve device memory.
+"""The limits page: memory shared with all sessions of this worker, in which they reserve device memory and note
+which files of the image cache they have verified.
 
 Layout: docs/wire-format.md. The page is sealed against a change of its size, so that no session can make the
 supervisor fault by truncating it. Sessions add and subtract atomically while the supervisor looks, which is why the
@@ -14,7 +15,7 @@ import struct
 
 from tensor_fusion.abi import Native
 
-PAGE_BYTES = 131072 + 4096
+PAGE_BYTES = 131072 + 4096 + 16384
 SLOTS = 1024
 DEVICES = 16
 MAGIC = 0x5446_4C49_4D49_5431

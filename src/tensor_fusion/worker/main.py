@@ -16,7 +16,7 @@ from tensor_fusion.worker.driver import choose_driver, session_environment
 from tensor_fusion.worker.limits import LimitsPage
 from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
 from tensor_fusion.worker.protocol import PROTOCOL_VERSION
-from tensor_fusion.worker.sessions import Executable, Sessions
+from tensor_fusion.worker.sessions import Executable, Session, Sessions
 from tensor_fusion.worker.supervisor import Supervisor
 
 # A serving session costs the supervisor one descriptor, a connection without a greeting another.
@@ -54,7 +54,17 @@ def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executa
     driver = choose_driver(settings.gpu, environ)
     if driver.simulated:
         sys.stderr.write(SIMULATED_NOTICE + "\n")
-    return Executable(native_file("bin/tensor-fusion-session"), driver, session_environment(environ))
+    environment = {**session_environment(environ), **settings.images.environment()}
+    return Executable(native_file("bin/tensor-fusion-session"), driver, environment)
+
+
+def warm_line(count: int, session: Session) -> str:
+    """What sessions that wait for a client cost, measured on the first."""
+    host = session.host_memory()
+    return (
+        f"warm {count} session{'s' if count != 1 else ''}, each {host >> 20} MiB of host memory; with the first, "
+        f"{session.device_memory >> 20} MiB of {session.device_name} are in use by all processes\n"
+    )
 
 
 async def run(settings: Settings, native: Native, executable: Executable) -> None:
@@ -80,6 +90,8 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         supervisor.start()
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
         sys.stdout.write(f"ready native {supervisor.address} ({first.device_name}, {count})\n")
+        if settings.warm:
+            sys.stdout.write(warm_line(settings.warm, first))
         sys.stdout.flush()
         sessions.top_up()
         sessions.discard_surplus()
@@ -90,3 +102,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         await supervisor.close()
         await sessions.close()
         page.close()
+        # The handlers go with the event loop; a second signal in the last moments must not make this end a failure.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tensor_fusion.config import LogSettings, UserError, memory_limit, switch
+from tensor_fusion.config import ImageCache, LogSettings, UserError, memory_limit, switch
 from tensor_fusion.worker.keys import AuthorizedKeys
 from tensor_fusion.worker.limits import SLOTS
 
@@ -51,6 +51,7 @@ class Settings:
     memory_limit: int
     keys: AuthorizedKeys | None
     connections_file: Path | None
+    images: ImageCache
     log: LogSettings
 
 
@@ -116,6 +117,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         memory_limit=memory_limit(environ),
         keys=_keys(environ),
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),
+        images=ImageCache.read(environ),
         log=LogSettings.read(environ),
     )
 

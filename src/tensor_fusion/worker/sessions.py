@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import mmap
 import secrets
 import signal
 import socket
@@ -68,12 +69,21 @@ class Session:
     data_taken: set[int] = field(default_factory=set)
     devices: int = 0
     device_name: str = ""
+    device_memory: int = 0
     failure: str = ""
     deadline: asyncio.TimerHandle | None = None
 
     @property
     def name(self) -> str:
         return f"session {self.process.pid}" + (f" of {self.client}" if self.client else "")
+
+    def host_memory(self) -> int:
+        """Resident bytes of the process, 0 when it has just ended."""
+        try:
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        except (OSError, IndexError):
+            return 0
+        return pages * mmap.PAGESIZE
 
     def send(self, packet: Packet, descriptor: int | None = None) -> None:
         """Raises OSError when the session cannot take it; 512 bytes fit into the channel of a session that reads."""
@@ -280,6 +290,7 @@ class Sessions:
             self._failures = 0
             session.state = State.READY
             session.devices, session.device_name = packet.argument, packet.text
+            session.device_memory = packet.value
             LOGGER.info("%s is ready: %s, %d MiB of its memory in use", session.name, packet.text, packet.value >> 20)
         elif packet.type == PacketType.FAILED and session.state is State.STARTING:
             session.state = State.FAILED

@@ -1,0 +1,239 @@
+/*
+ * The image cache of a session: opening its folder, finding images, handing new ones to the thread that writes them.
+ *
+ * The executor enters; one thread of this file, started by the first image to keep, hashes and writes, so that the client does
+ * not wait for either. A hash is a hostile client's: 32 bytes that become a name of hexadecimal digits. Files are written by
+ * sessions of this user, perhaps of an older worker, and may have been cut or damaged since: they are read into memory of our
+ * own and verified there before use, once for each state of a file (the marks of the limits page). There is no second copy
+ * in memory: what is read often lies in the kernel's page cache, which all sessions share, survives them, and gives way when
+ * memory is short. They are read, not mapped, because a mapped file that somebody shortens ends the process that reads it.
+ */
+#include "tpw_images.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <tp_net.h>
+#include <unistd.h>
+
+#define PIECE (256u << 10)       /* read and hashed while it is in the processor's cache */
+#define QUEUED_MAX (1024u << 20) /* bytes that wait to be written; what passes that is not kept */
+#define IMAGE_MAX QUEUED_MAX     /* so no file is larger */
+
+struct waiting {
+    struct waiting *next;
+    unsigned char *bytes;
+    size_t size;
+    unsigned char hash[TP_SHA256_SIZE];
+};
+
+static struct tpw_image_folder folder = {.fd = -1};
+static bool opened;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t news = PTHREAD_COND_INITIALIZER;
+static struct waiting *first, **last = &first; /* under lock, as the next three */
+static size_t queued;
+static bool running, closing, useless;
+static pthread_t thread;
+
+/* ---- the folder ---- */
+
+static bool make_folders(char *path) {
+    for (char *at = path + 1; (at = strchr(at, '/')) != NULL; at++) {
+        *at = 0;
+        int failed = mkdir(path, 0700) && errno != EEXIST;
+        *at = '/';
+        if (failed) {
+            return false;
+        }
+    }
+    return mkdir(path, 0700) == 0 || errno == EEXIST;
+}
+
+static void open_folder(const char *from) {
+    struct stat about;
+    char *path = strdup(from);
+    const char *size = getenv("TF_IMAGE_CACHE_SIZE");
+    folder.bound = (size && *size ? strtoull(size, NULL, 10) : 4096) << 20;
+    if (!path || !make_folders(path) || (folder.fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0 ||
+        fstat(folder.fd, &about)) {
+        tp_log(TP_WARN, "images are not kept: the folder %s cannot be used: %s", from, strerror(errno));
+    } else if (about.st_uid != geteuid() || about.st_mode & 022) {
+        tp_log(TP_WARN, "images are not kept: others than this user (%u) can write to the folder %s", geteuid(), from);
+        close(folder.fd);
+        folder.fd = -1;
+    }
+    free(path);
+}
+
+bool tpw_images_open(void) {
+    if (!opened) {
+        const char *path = getenv("TF_IMAGE_CACHE_PATH");
+        opened = true;
+        if (path && *path) {
+            open_folder(path);
+        }
+    }
+    return folder.fd >= 0;
+}
+
+/* ---- reading ---- */
+
+void tpw_image_name(char name[TPW_IMAGE_NAME], const unsigned char hash[TP_SHA256_SIZE]) {
+    static const char digits[] = "0123456789abcdef";
+    for (unsigned i = 0; i < TP_SHA256_SIZE; i++) {
+        name[2 * i] = digits[hash[i] >> 4];
+        name[2 * i + 1] = digits[hash[i] & 15];
+    }
+    name[TPW_IMAGE_NAME - 1] = 0;
+}
+
+uint64_t tpw_image_mark(const unsigned char hash[TP_SHA256_SIZE], const struct stat *about) {
+    const uint64_t state[5] = {(uint64_t)about->st_dev, (uint64_t)about->st_ino, (uint64_t)about->st_size,
+                               (uint64_t)about->st_mtim.tv_sec, (uint64_t)about->st_mtim.tv_nsec};
+    unsigned char digest[TP_SHA256_SIZE];
+    struct tp_sha256 sha;
+    uint64_t mark;
+    tp_sha256_begin(&sha);
+    tp_sha256_add(&sha, hash, TP_SHA256_SIZE);
+    tp_sha256_add(&sha, state, sizeof state);
+    tp_sha256_end(&sha, digest);
+    memcpy(&mark, digest, sizeof mark);
+    return mark ? mark : 1;
+}
+
+/* Reads all of a file; false when it is shorter or is not what its name says. */
+static bool read_image(int file, unsigned char *bytes, size_t size, const unsigned char *hash, bool verified) {
+    unsigned char digest[TP_SHA256_SIZE];
+    struct tp_sha256 sha;
+    tp_sha256_begin(&sha);
+    for (size_t at = 0; at < size;) {
+        ssize_t got = read(file, bytes + at, size - at < PIECE ? size - at : PIECE);
+        if (got == 0 || (got < 0 && errno != EINTR)) {
+            return false;
+        }
+        if (got > 0 && !verified) {
+            tp_sha256_add(&sha, bytes + at, (size_t)got);
+        }
+        at += got > 0 ? (size_t)got : 0;
+    }
+    if (verified) {
+        return true;
+    }
+    tp_sha256_end(&sha, digest);
+    return memcmp(digest, hash, sizeof digest) == 0;
+}
+
+unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[TP_SHA256_SIZE], uint64_t size) {
+    static const struct timespec used[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}};
+    char name[TPW_IMAGE_NAME];
+    struct stat about;
+    unsigned char *bytes = NULL;
+    if (!tpw_images_open()) {
+        return NULL;
+    }
+    tpw_image_name(name, hash);
+    int file = openat(folder.fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (file < 0) {
+        return NULL;
+    }
+    if (fstat(file, &about) || !S_ISREG(about.st_mode) || about.st_uid != geteuid() || about.st_size < 0 ||
+        (uint64_t)about.st_size > IMAGE_MAX) {
+        goto done;
+    }
+    bytes = malloc((size_t)about.st_size + 1);
+    if (!bytes) {
+        goto done;
+    }
+    uint64_t mark = tpw_image_mark(hash, &about);
+    bool verified = s->limits && tp_limits_image_verified(s->limits, mark);
+    if (!read_image(file, bytes, (size_t)about.st_size, hash, verified)) {
+        static bool said;
+        if (!said) {
+            said = true;
+            tp_log(TP_WARN, "the image %s of the cache is damaged and is removed", name);
+        }
+        unlinkat(folder.fd, name, 0);
+        free(bytes);
+        bytes = NULL;
+        goto done;
+    }
+    if (s->limits) {
+        tp_limits_image_note(s->limits, mark);
+    }
+    /* The time of use by which the least recently used is found; the time of writing is part of the mark and stays. */
+    (void)futimens(file, used);
+    if (size != (uint64_t)about.st_size) {
+        free(
+            bytes); /* the client's word about the size is wrong: the driver would be given another image than it says */
+        bytes = NULL;
+    }
+done:
+    close(file);
+    return bytes;
+}
+
+/* ---- keeping ---- */
+
+static void *keeper(void *unused) {
+    (void)unused;
+    pthread_mutex_lock(&lock);
+    while (first || !closing) {
+        struct waiting *image = first;
+        if (!image) {
+            pthread_cond_wait(&news, &lock);
+            continue;
+        }
+        first = image->next;
+        last = first ? last : &first;
+        bool drop = useless;
+        pthread_mutex_unlock(&lock);
+        bool stored = !drop && tpw_image_store(&folder, image->bytes, image->size, image->hash);
+        pthread_mutex_lock(&lock);
+        useless = !stored;
+        queued -= image->size;
+        free(image->bytes);
+        free(image);
+    }
+    pthread_mutex_unlock(&lock);
+    return NULL;
+}
+
+void tpw_images_keep(struct tpw_session *s, unsigned char *bytes, size_t size,
+                     const unsigned char hash[TP_SHA256_SIZE]) {
+    struct waiting *image = tpw_images_open() ? malloc(sizeof *image) : NULL;
+    if (image) {
+        *image = (struct waiting){.bytes = bytes, .size = size};
+        memcpy(image->hash, hash, sizeof image->hash);
+        pthread_mutex_lock(&lock);
+        folder.limits = s->limits;
+        if (!running && !useless) {
+            running = tp_thread_start(&thread, "tf-images", 256u << 10, keeper, NULL) == TP_OK;
+        }
+        if (running && !useless && size <= QUEUED_MAX - queued) {
+            *last = image;
+            last = &image->next;
+            queued += size;
+            image = NULL;
+            bytes = NULL;
+            pthread_cond_signal(&news);
+        }
+        pthread_mutex_unlock(&lock);
+    }
+    free(image);
+    free(bytes);
+}
+
+void tpw_images_close(void) {
+    pthread_mutex_lock(&lock);
+    bool join = running;
+    closing = true;
+    pthread_cond_signal(&news);
+    pthread_mutex_unlock(&lock);
+    if (join) {
+        pthread_join(thread, NULL);
+    }
+}

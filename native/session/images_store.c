@@ -1,0 +1,144 @@
+/*
+ * Writing an image into the cache's folder, and making room there.
+ *
+ * One thread of each session enters, of several processes at once. A file gets its name only when it is whole, by a rename; two
+ * sessions that write the same image give the name to equal bytes. The name is the hash of the bytes that are written, computed
+ * here: what a client says about its image can only prevent that it is kept. No lock: two sessions that make room at
+ * once remove the same files, and a bound that both pass a little is kept by the next.
+ */
+#include "tpw_images.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define UNFINISHED "new-"
+#define UNFINISHED_SECONDS 600 /* then the session that wrote it has died: none takes so long for 1 GiB */
+
+struct file {
+    char name[TPW_IMAGE_NAME];
+    uint64_t size;
+    struct timespec used;
+};
+
+static int by_use(const void *a, const void *b) {
+    const struct timespec *one = &((const struct file *)a)->used, *two = &((const struct file *)b)->used;
+    if (one->tv_sec != two->tv_sec) {
+        return one->tv_sec < two->tv_sec ? -1 : 1;
+    }
+    return one->tv_nsec < two->tv_nsec ? -1 : one->tv_nsec > two->tv_nsec;
+}
+
+static bool is_name(const char *name) {
+    return strlen(name) == TPW_IMAGE_NAME - 1 && strspn(name, "0123456789abcdef") == TPW_IMAGE_NAME - 1;
+}
+
+/* Removes the images that were not used for longest until `size` more bytes fit. */
+static bool make_room(const struct tpw_image_folder *folder, uint64_t size) {
+    struct file *files = NULL;
+    size_t count = 0, room = 0;
+    uint64_t total = size;
+    bool made = false;
+    int fd = openat(folder->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *list = fd >= 0 ? fdopendir(fd) : NULL;
+    if (!list) {
+        if (fd >= 0) {
+            close(fd);
+        }
+        return false;
+    }
+    for (const struct dirent *entry; (entry = readdir(list)) != NULL;) {
+        struct stat about;
+        if (fstatat(folder->fd, entry->d_name, &about, AT_SYMLINK_NOFOLLOW) || !S_ISREG(about.st_mode)) {
+            continue;
+        }
+        if (strncmp(entry->d_name, UNFINISHED, sizeof UNFINISHED - 1) == 0) {
+            if (about.st_mtime + UNFINISHED_SECONDS < time(NULL)) {
+                unlinkat(folder->fd, entry->d_name, 0);
+            }
+            continue;
+        }
+        if (!is_name(entry->d_name)) {
+            continue; /* not ours */
+        }
+        if (count == room) {
+            room = 2 * room + 64;
+            struct file *more = realloc(files, room * sizeof *files);
+            if (!more) {
+                goto done;
+            }
+            files = more;
+        }
+        files[count] = (struct file){.size = (uint64_t)about.st_size, .used = about.st_atim};
+        memcpy(files[count].name, entry->d_name, TPW_IMAGE_NAME);
+        total += files[count++].size;
+    }
+    if (count) {
+        qsort(files, count, sizeof *files, by_use);
+    }
+    for (size_t i = 0; i < count && total > folder->bound; i++) {
+        unlinkat(folder->fd, files[i].name, 0);
+        total -= files[i].size;
+    }
+    made = total <= folder->bound;
+done:
+    free(files);
+    closedir(list);
+    return made;
+}
+
+static bool write_all(int file, const unsigned char *bytes, size_t size) {
+    while (size) {
+        ssize_t written = write(file, bytes, size);
+        if (written < 0 && errno != EINTR) {
+            return false;
+        }
+        bytes += written > 0 ? written : 0;
+        size -= written > 0 ? (size_t)written : 0;
+    }
+    return true;
+}
+
+bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char *bytes, size_t size,
+                     const unsigned char hash[TP_SHA256_SIZE]) {
+    unsigned char digest[TP_SHA256_SIZE];
+    char name[TPW_IMAGE_NAME], unfinished[64];
+    uint64_t number;
+    struct stat about;
+    tp_sha256(bytes, size, digest);
+    if (memcmp(digest, hash, sizeof digest) != 0) {
+        tp_log(TP_WARN, "an image is not kept: its bytes are not those that its client named");
+        return true;
+    }
+    tpw_image_name(name, digest);
+    if (fstatat(folder->fd, name, &about, AT_SYMLINK_NOFOLLOW) == 0 || size > folder->bound ||
+        !make_room(folder, size)) {
+        return true; /* another session was faster, or there can be no room */
+    }
+    if (getrandom(&number, sizeof number, 0) != sizeof number) {
+        number = tp_now_ns();
+    }
+    snprintf(unfinished, sizeof unfinished, UNFINISHED "%ld-%016llx", (long)getpid(), (unsigned long long)number);
+    int file = openat(folder->fd, unfinished, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    bool stored = file >= 0 && write_all(file, bytes, size) && fstat(file, &about) == 0 &&
+                  renameat(folder->fd, unfinished, folder->fd, name) == 0;
+    if (!stored) {
+        tp_log(TP_WARN, "images of this client are not kept from now on: writing %zu bytes to the cache failed: %s",
+               size, strerror(errno));
+        if (file >= 0) {
+            unlinkat(folder->fd, unfinished, 0);
+        }
+    } else if (folder->limits) {
+        tp_limits_image_note(folder->limits, tpw_image_mark(digest, &about));
+    }
+    if (file >= 0) {
+        close(file);
+    }
+    return stored;
+}
