@@ -12,7 +12,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from test_transport import ROOT, compiler
 
 MODEL = ROOT / "tests/native/ring.pml"
@@ -49,11 +48,11 @@ def errors(said: str) -> int:
 @pytest.mark.parametrize("cells", [2, 3, 4, 8])
 def test_ring(spin: str, tmp_path: Path, cells: int) -> None:
     """No lost wake-up, no overwrite, in order and exactly once, everything published is read; either side may die."""
-    # The biggest ring has the shorter store buffers, or its states were too many.
-    said = explore(spin, tmp_path, f"-DN={cells}", *(["-DBUFFER=2"] if cells == 8 else []))
+    # The bigger rings have shorter store buffers, or their states were too many.
+    said = explore(spin, tmp_path, f"-DN={cells}", *(["-DBUFFER=2"] if cells > 2 else []))
     assert errors(said) == 0, said
     states = re.search(r"(\d+) states, stored", said)
-    assert states and int(states[1]) > 1_000_000, said
+    assert states and int(states[1]) > 100_000, said
 
 
 def test_survivor_ends(spin: str, tmp_path: Path) -> None:

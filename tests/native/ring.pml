@@ -95,7 +95,7 @@ active proctype producer() {
         :: else ->
             /* A frame of any size that the ring can hold. */
             if
-            :: (N < 8 || sent + N > TOTAL) -> want = 1
+            :: (N < 4 || sent + N / 2 + 1 > TOTAL) -> want = 1
             :: sent + N / 2 + 1 <= TOTAL && N > 2 -> want = N / 2 + 1
             :: sent + N <= TOTAL -> want = N
             fi;
@@ -172,8 +172,8 @@ active proctype consumer() {
             :: filled > 0 ->
                 /* All of it, or as much as there is room for in private memory. */
                 if
-                :: filled > 1 && N < 8 -> filled = 1
-                :: filled > N / 2 && N >= 8 -> filled = N / 2
+                :: filled > 1 && N < 4 -> filled = 1
+                :: filled > N / 2 && N >= 4 -> filled = N / 2
                 :: skip
                 fi;
 #ifdef EARLY_TAIL
