@@ -78,13 +78,35 @@ static void add(struct text *t, const char *format, const char *name, uint64_t a
 
 static uint64_t value(const _Atomic uint64_t *counter) { return atomic_load_explicit(counter, memory_order_relaxed); }
 
+/* What the kernel calls this process: a program's first 15 characters, which it may have set itself. */
+static void program_name(char out[16]) {
+    int fd = open("/proc/self/comm", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, out, 15);
+    out[n > 0 ? n : 0] = 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    for (char *at = out; *at; at++) {
+        if (*at == '\n') {
+            *at = 0;
+            break;
+        }
+        if (*at < ' ' || *at > '~' || *at == '"' || *at == '\\') {
+            *at = '?';
+        }
+    }
+}
+
 size_t tp_stats_json(char *buffer, size_t size) {
+    char program[16];
     struct text t = {.at = buffer, .size = size, .used = 0};
     if (size) {
         buffer[0] = 0;
     }
     /* An API call that leaves the client is one frame; what was answered here is not counted, to keep it at nanoseconds. */
-    add(&t, "{\"calls\": %llu, \"frames\": %llu, ", NULL, value(&tp_counters.frames), value(&tp_counters.frames));
+    program_name(program);
+    add(&t, "{\"program\": \"%s\", ", program, 0, 0);
+    add(&t, "\"calls\": %llu, \"frames\": %llu, ", NULL, value(&tp_counters.frames), value(&tp_counters.frames));
     add(&t, "\"round_trips\": %llu, \"blocked_ns\": %llu, ", NULL, value(&tp_counters.round_trips),
         value(&tp_counters.blocked_ns));
     add(&t, "\"bytes_sent\": %llu, \"bytes_received\": %llu, \"by_function\": {", NULL, value(&tp_counters.bytes_sent),

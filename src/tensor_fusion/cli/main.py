@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -42,6 +43,11 @@ Preload = Annotated[bool, typer.Option("--preload", help="Also set LD_PRELOAD.")
 class Gpu(str, Enum):
     NVIDIA = "nvidia"
     SIM = "sim"
+
+
+class Transport(str, Enum):
+    TCP = "tcp"
+    SHMEM = "shmem"
 
 
 class Api(str, Enum):
@@ -121,6 +127,62 @@ def demo(
         raise UserError("The GPU computed wrong results; please report this with the output above.", exit_code=1)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def bench(
+    command: Annotated[
+        list[str] | None, typer.Argument(help="Program to count the round trips of, instead.", show_default=False)
+    ] = None,
+    connect: Annotated[
+        str | None,
+        typer.Option(help="Worker: native+HOST+PORT+VERSION[+SECRET]; by default one is started.", show_default=False),
+    ] = None,
+    transport: Annotated[Transport, typer.Option(help="Transport to the worker that is started.")] = Transport.TCP,
+    gpu: Annotated[Gpu | None, typer.Option(help="Driver of the native side and of the worker started.")] = None,
+    rtt: Annotated[
+        float | None, typer.Option(help="Milliseconds that a relay adds to each round trip.", show_default=False)
+    ] = None,
+    pairs: Annotated[int, typer.Option(help="Alternating runs of native and remote.")] = 5,
+    only: Annotated[
+        str | None, typer.Option(help="Groups to measure, separated by commas.", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A fraction of the calls: does it work?")] = False,
+    no_native: Annotated[bool, typer.Option("--no-native", help="Measure the remote side alone.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the whole report.", show_default=False)
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Prefix of plot files, PNG and SVG.", show_default=False)] = None,
+) -> None:
+    """Measure native and remote in turn on one GPU; or count the round trips of a program: bench -- python app.py"""
+    from tensor_fusion.bench import run as benchmark
+    from tensor_fusion.cli import bench_report
+
+    request = benchmark.Request(
+        connection=None if connect is None else checked_connection(connect),
+        transport=transport.value,
+        gpu=gpu.value if gpu else None,
+        rtt_ms=rtt,
+        pairs=pairs,
+        only=only,
+        quick=quick,
+        native=not no_native,
+        json_file=json_file,
+        plot_prefix=plot,
+        command=command or (),
+    )
+    if command:
+        counted = benchmark.count(request, bench_report.say)
+        bench_report.census(counted)
+        raise typer.Exit(counted["exit_code"])
+    result = benchmark.bench(request, bench_report.say)
+    bench_report.comparison(result)
+    if not result["identical"]:
+        raise UserError(
+            f"Results differ between runs or sides in {', '.join(result['different'])}; "
+            "please report this with the output above.",
+            exit_code=1,
+        )
+
+
 @app.command()
 def coverage(
     as_json: Json = False,
@@ -165,8 +227,12 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; ends the process. Whatever is wrong with the input is one sentence and an exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        if given[:1] == ["bench"] and given[-1] == "--":
+            # To the parser the same as no --, and so a benchmark that nobody asked for.
+            raise UserError("There is no program after --, as in: tensor-fusion bench -- python app.py")
+        result = app(args=given, standalone_mode=False)
     except UserError as error:
         _fail(error.sentence, error.exit_code)
     except typer.Exit as end:

@@ -21,19 +21,27 @@ from tensor_fusion.worker.driver import find_nvidia, search_folders
 START_TIMEOUT = 120.0
 PROGRAM_TIMEOUT = 300.0
 STOP_TIMEOUT = 10.0
+SHMEM_MEGABYTES = 256
 
 
 @dataclass(frozen=True)
 class Worker:
-    port: int
+    connection: str
     ready_line: str
 
 
 @contextmanager
-def local_worker(gpu: str) -> Iterator[Worker]:
-    """A worker on a free port of the loopback address. Raises UserError with the worker's own sentence."""
+def local_worker(gpu: str, transport: str = "tcp") -> Iterator[Worker]:
+    """A worker for this machine: on a free port of the loopback address, or on a segment of shared memory.
+
+    `transport` is tcp or shmem. Raises UserError with the worker's own sentence.
+    """
+    segment = f"/tensor-fusion-{os.getpid()}"
+    way = ["-p", "0", "--host", "127.0.0.1"]
+    if transport == "shmem":
+        way = ["-n", "shmem", "-m", segment, "-M", str(SHMEM_MEGABYTES)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tensor_fusion.worker", "-p", "0", "--host", "127.0.0.1", "--gpu", gpu],
+        [sys.executable, "-m", "tensor_fusion.worker", *way, "--gpu", gpu],
         # Its log, if one is asked for, must not mix with the ready line that is read here.
         env={**os.environ, "TF_LOG_PATH": os.environ.get("TF_LOG_PATH") or "/dev/stderr"},
         stdin=subprocess.DEVNULL,
@@ -64,7 +72,9 @@ def local_worker(gpu: str) -> Iterator[Worker]:
             )
             sentence = said[-1].strip().removeprefix("tensor-fusion-worker: ")
             raise UserError(f"The worker did not start: {sentence}", exit_code=1)
-        yield Worker(int(line.split()[2].rpartition(":")[2]), line.strip())
+        port = line.split()[2].rpartition(":")[2]
+        connection = f"shmem+{segment}+{SHMEM_MEGABYTES}+0" if transport == "shmem" else f"native+127.0.0.1+{port}+0"
+        yield Worker(connection, line.strip())
     finally:
         process.terminate()
         try:
@@ -82,9 +92,9 @@ def _read_lines(stream: IO[str], lines: queue.Queue[str]) -> None:
     lines.put("")
 
 
-def run_program(port: int) -> dict[str, Any]:
+def run_program(connection: str) -> dict[str, Any]:
     """The report of the demonstration program, run through the client files."""
-    environment = {**os.environ, **client_environment(f"native+127.0.0.1+{port}+0", os.environ)}
+    environment = {**os.environ, **client_environment(connection, os.environ)}
     try:
         result = subprocess.run(
             [sys.executable, "-m", "tensor_fusion.demo.program", "demonstrate", str(native_file("kernels.ptx"))],
@@ -132,13 +142,13 @@ def _demo_on(gpu: str) -> dict[str, Any]:
     try:
         with local_worker(gpu) as worker:
             started = True
-            report = run_program(worker.port)
+            report = run_program(worker.connection)
     except UserError as error:
         if started:
             raise
         raise _NoGpuError(error.sentence, error.exit_code) from error
     report["gpu"] = gpu
     report["simulated"] = gpu == "sim"
-    report["transport"] = f"TCP, 127.0.0.1:{worker.port}"
+    report["transport"] = "TCP, {}:{}".format(*worker.connection.split("+")[1:3])
     report["passed"] = all(report["results"].values())
     return report

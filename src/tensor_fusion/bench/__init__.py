@@ -1,0 +1,1 @@
+"""The benchmark: native and remote in turn on the same GPU, and the round-trip census of any command."""

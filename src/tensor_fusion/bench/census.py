@@ -1,0 +1,81 @@
+"""The round-trip census of a command: which calls waited for the worker, how often and how long."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tensor_fusion.client.files import client_environment
+from tensor_fusion.config import UserError
+
+COUNTERS = ("frames", "round_trips", "blocked_ns", "bytes_sent", "bytes_received")
+
+
+def census(connection: str, command: Sequence[str]) -> dict[str, Any]:
+    """Run the command on the worker, and read what its processes wrote at their ends.
+
+    `exit_code` is the command's own, 128 + N when signal N ended it. Raises UserError when it cannot be started.
+    """
+    with tempfile.TemporaryDirectory(prefix="tensor-fusion-census-") as name:
+        folder = Path(name)
+        environment = {
+            **os.environ,
+            **client_environment(connection, os.environ),
+            "TF_STATS_PATH": f"{folder}/%p.json",
+        }
+        code = _run(command, environment)
+        processes = [entry for path in sorted(folder.glob("*.json")) if (entry := _read(path))]
+    return {
+        "command": list(command),
+        "exit_code": code,
+        "processes": processes,
+        "total": {counter: sum(process[counter] for process in processes) for counter in COUNTERS},
+        "by_function": _sum_functions(processes),
+    }
+
+
+def _run(command: Sequence[str], environment: dict[str, str]) -> int:
+    try:
+        process = subprocess.Popen(list(command), env=environment)
+    except FileNotFoundError:
+        raise UserError(f"The program {command[0]!r} was not found; check its name and PATH.", exit_code=127) from None
+    except OSError as error:
+        raise UserError(f"The program {command[0]!r} cannot be run: {error.strerror}.", exit_code=126) from None
+    # The terminal sends an interrupt to both; it is the program's to answer, and its statistics are still wanted.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A process's statistics; None for a process that never used the connection, or died while it wrote."""
+    try:
+        found = json.loads(path.read_text())
+        entry: dict[str, Any] = {"pid": int(path.stem), "program": str(found["program"])}
+        entry |= {counter: int(found[counter]) for counter in COUNTERS}
+        entry["by_function"] = {
+            function: {"round_trips": int(of["round_trips"]), "blocked_ns": int(of["blocked_ns"])}
+            for function, of in found["by_function"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return entry if entry["frames"] else None
+
+
+def _sum_functions(processes: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    total: dict[str, dict[str, int]] = {}
+    for process in processes:
+        for function, of in process["by_function"].items():
+            into = total.setdefault(function, {"round_trips": 0, "blocked_ns": 0})
+            for counter in into:
+                into[counter] += of[counter]
+    return total

@@ -1,0 +1,147 @@
+"""The benchmark command's work: find or start a worker, put the relay between, measure or count, write the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tensor_fusion.abi import Teleport
+from tensor_fusion.bench.census import census
+from tensor_fusion.bench.compare import Plan, check_pairs, chosen_groups, measure
+from tensor_fusion.bench.machine import machine
+from tensor_fusion.bench.plot import check_plotting, plot
+from tensor_fusion.bench.program import QUICK, Effort, groups, native_side, remote_side
+from tensor_fusion.bench.relay import Relay, check_rtt, relayed
+from tensor_fusion.client.probe import connect, greet
+from tensor_fusion.config import NativeAddress, UserError, parse_connection, without_secret
+from tensor_fusion.demo.run import local_worker
+from tensor_fusion.worker.protocol import Status
+
+SIMULATED = (
+    "This is the SIMULATED GPU: its figures show that everything works, and say nothing about the speed of a GPU."
+)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    connection: str | None = None
+    transport: str = "tcp"
+    gpu: str | None = None
+    rtt_ms: float | None = None
+    pairs: int = 5
+    only: str | None = None
+    quick: bool = False
+    native: bool = True
+    json_file: Path | None = None
+    plot_prefix: Path | None = None
+    command: Sequence[str] = ()
+
+
+def check(request: Request) -> None:
+    """What can be wrong before anything is started. Raises UserError."""
+    check_pairs(request.pairs)
+    if request.rtt_ms is not None:
+        check_rtt(request.rtt_ms)
+        shared = request.transport == "shmem" and request.connection is None
+        if shared or (request.connection and not isinstance(parse_connection(request.connection), NativeAddress)):
+            raise UserError("--rtt delays TCP; shared memory has no network to delay. Leave --rtt out, or use TCP.")
+    if request.json_file and not request.json_file.parent.is_dir():
+        raise UserError(f"The folder {request.json_file.parent} of --json {request.json_file} does not exist.")
+    if request.command:
+        for option, given in (("--only", request.only), ("--plot", request.plot_prefix)):
+            if given is not None:
+                raise UserError(
+                    f"{option} belongs to the benchmark's own groups; leave it out, or leave the command out."
+                )
+    if request.plot_prefix:
+        check_plotting(request.plot_prefix)
+
+
+@contextmanager
+def _worker(request: Request, say: Say) -> Iterator[str]:
+    """The connection string of the worker to use: the one named, or one started for the purpose."""
+    if request.connection is not None:
+        _check_answers(request.connection)
+        yield request.connection
+        return
+    with local_worker(request.gpu or "nvidia", request.transport) as worker:
+        say(f"Started a worker: {worker.ready_line}")
+        yield worker.connection
+
+
+def _check_answers(connection: str) -> None:
+    address = parse_connection(connection)
+    if not isinstance(address, NativeAddress):
+        return
+    with connect(address) as opened:
+        welcome = greet(opened, address, Teleport().schema)
+    if welcome.status != Status.ACCEPTED:
+        raise UserError(f"The worker refused: {welcome.sentence}", exit_code=1)
+
+
+@contextmanager
+def _way(request: Request, say: Say) -> Iterator[tuple[str, Relay | None]]:
+    """The connection string to measure on, with the relay in between when a round trip was asked for."""
+    with _worker(request, say) as connection:
+        if request.rtt_ms is None:
+            yield connection, None
+            return
+        with relayed(connection, request.rtt_ms) as relay:
+            say(f"The relay adds {relay.added_us:.0f} µs to a round trip; {relay.asked_us:.0f} µs were asked for.")
+            yield relay.connection, relay
+
+
+def _transport(request: Request, connection: str) -> str:
+    if request.connection is not None:
+        return without_secret(request.connection)
+    return "TCP, loopback" if isinstance(parse_connection(connection), NativeAddress) else "shared memory"
+
+
+def bench(request: Request, say: Say) -> dict[str, Any]:
+    """Measure; the report, with the files written that were asked for. Raises UserError."""
+    check(request)
+    effort = QUICK if request.quick else Effort()
+    plan = Plan(chosen_groups(request.only, groups()), request.pairs, effort)
+    native = [native_side(request.gpu)] if request.native else []
+    if request.gpu == "sim":
+        say(SIMULATED)
+    with _way(request, say) as (connection, relay):
+        report = measure([*native, remote_side(connection)], plan, say)
+        report["transport"] = _transport(request, connection)
+        if relay:
+            report["transport"] += f", round trip + {relay.asked_us / 1e3:g} ms"
+        report["relay"] = relay.facts() if relay else None
+    report["simulated"] = report["sides"]["remote"]["device"].startswith("Simulated")
+    if request.json_file:
+        _write(request.json_file, report)
+    report["plots"] = [str(path) for path in plot(report, request.plot_prefix)] if request.plot_prefix else []
+    return report
+
+
+def count(request: Request, say: Say) -> dict[str, Any]:
+    """The census of a command. Raises UserError."""
+    check(request)
+    if request.gpu == "sim":
+        say(SIMULATED)
+    with _way(request, say) as (connection, relay):
+        report = census(connection, request.command)
+    report["transport"] = _transport(request, connection)
+    report["relay"] = relay.facts() if relay else None
+    report["machine"] = machine()
+    if request.json_file:
+        _write(request.json_file, report)
+    return report
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    try:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.", exit_code=1) from error
