@@ -30,9 +30,19 @@ LAYERS = {
     "client/nvml": {"base", "wire", "ring", "transport", "client/core"},
     "session": {"base", "wire", "ring", "transport"},
     "simgpu": set[str](),
+    # Of the client it reads the counters, whose layout tp_conn.h has; it links nothing of ours.
+    "bench": {"base", "wire", "client/core"},
 }
 # The simulated GPU stands in for NVIDIA's driver: it knows the drivers' types and nothing of ours.
-GENERATED_FOR = {"base": "", "wire": "", "ring": "", "transport": "", "simgpu": "tpg_cuda.h tpg_nvml.h"}
+# The benchmark has the types of the driver that it measures, and nothing that is only ours.
+GENERATED_FOR = {
+    "base": "",
+    "wire": "",
+    "ring": "",
+    "transport": "",
+    "simgpu": "tpg_cuda.h tpg_nvml.h",
+    "bench": "tpg_cuda.h",
+}
 # In strangers' processes: their standard output is not ours, and neither is their life.
 FORBIDDEN_IN_CLIENT = r"\b(?:printf|vprintf|puts|putchar|abort|exit|_exit|assert|perror)\s*\(|\bstdout\b"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -153,7 +153,7 @@ void expect_same(const void *got, const void *wanted, size_t size, const char *w
 struct group {
     const char *name, *text;
     void (*run)(void);
-    bool needs_driver; /* false: it runs before the driver is started in this process */
+    bool needs_driver; /* false: it runs before the driver is initialised in this process */
 };
 extern const struct group groups[];
 extern const size_t groups_count;

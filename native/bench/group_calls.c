@@ -197,7 +197,7 @@ void group_sync(void) {
     series_close(&s);
     /* what tensor.item() is made of: a kernel, and its result read back */
     float back = 0;
-    series_open(&s, "launch + cuMemcpyDtoH of 4 bytes", 4, 10000);
+    series_open(&s, "launch + cuMemcpyDtoHAsync + cuStreamSynchronize", 4, 10000);
     counter_expect(launched, "launch + cuStreamSynchronize");
     while (series_wants(&s)) {
         sample_begin(&s);

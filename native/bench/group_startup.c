@@ -2,8 +2,8 @@
  * Startup: what a program pays before its first kernel has finished, in processes made for the purpose.
  *
  * The parent notes the time, starts this executable with `first-kernel`, and reads four times from the child's standard output;
- * both use CLOCK_MONOTONIC, which is one clock for all processes of a machine. The parent has not touched a driver yet, so nothing
- * of it is inherited. Between two children is a pause, in which a worker can make the next session ready, as it would between
+ * both use CLOCK_MONOTONIC, which is one clock for all processes of a machine. The parent has loaded its driver but not initialised it,
+ * so nothing of it is inherited. Between two children is a pause, in which a worker can make the next session ready, as it would between
  * programs that people start. The child's output is parsed as numbers and nothing else.
  */
 #include "bench.h"

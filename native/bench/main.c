@@ -2,7 +2,7 @@
  * The command line of tensor-fusion-bench: which groups to run on which libcuda.so.1, one JSON object per line on standard output.
  *
  * The first object is about the driver, the device and the clock; then one per group, in the order of the table here. Groups that
- * start processes of their own run before this process touches the driver. Everything read here is the caller's own command line.
+ * start processes of their own run before this process initialises the driver. Everything read here is the caller's own command line.
  */
 #include "bench.h"
 
@@ -140,8 +140,8 @@ int main(int argc, char **argv) {
         return first_kernel();
     if (only)
         check_names(only);
-    run_groups(only, false);
     driver_load();
+    run_groups(only, false);
     driver_start(NULL);
     about();
     run_groups(only, true);

@@ -36,6 +36,7 @@ def plot(report: Mapping[str, Any], prefix: Path) -> list[Path]:
             continue
         sides = report["sides"]
         device = next(iter(sides.values()))["device"]
+        device += " (SIMULATED: says nothing about a GPU)" if report["simulated"] else ""
         figure.suptitle(f"{device}, {report['transport']}, {report['settings']['pairs']} pairs", fontsize=10)
         for kind in FORMATS:
             path = prefix.with_name(f"{prefix.name}-{name}.{kind}")
@@ -60,6 +61,7 @@ def _bandwidth(report: Mapping[str, Any], figure: Any) -> bool:
             ]
             if points:
                 panel.loglog(*zip(*points, strict=True), marker="o", markersize=3, color=color, label=side)
+        panel.set_xscale("log", base=2)
         panel.set_title(kind, fontsize=9)
         panel.grid(visible=True, which="major", alpha=0.3)
         panel.set_xlabel("bytes")
@@ -69,8 +71,10 @@ def _bandwidth(report: Mapping[str, Any], figure: Any) -> bool:
 
 
 def _ratios(report: Mapping[str, Any], figure: Any) -> bool:
-    shown = [result for result in report["results"] if "ratio" in result and result["group"] != "copy"]
-    shown += [result for result in report["results"] if "ratio" in result and result["group"] == "copy"][-8:]
+    compared = [result for result in report["results"] if "ratio" in result]
+    # Of the copies only the largest: their other sizes are what the first figure is for.
+    largest = max((result["bytes"] for result in compared if result["group"] == "copy"), default=0)
+    shown = [result for result in compared if result["group"] != "copy" or result["bytes"] == largest]
     if not shown:
         return False
     figure.set_size_inches(10, 1.5 + 0.26 * len(shown))
@@ -78,7 +82,8 @@ def _ratios(report: Mapping[str, Any], figure: Any) -> bool:
     # As speed, so that longer is better in every line: a duration's ratio is turned over.
     speeds = [_speed(result) for result in shown]
     labels = [f"{result['name']}{_size(result['bytes'])}" for result in shown]
-    panel.barh(labels, speeds, color=["#2ca02c" if speed >= 1 else "#d62728" for speed in speeds])
+    widths = [speed - 1 for speed in speeds]
+    panel.barh(labels, widths, left=1, color=["#2ca02c" if speed >= 1 else "#d62728" for speed in speeds])
     panel.axvline(1, color="black", linewidth=1)
     panel.set_xscale("log")
     panel.invert_yaxis()

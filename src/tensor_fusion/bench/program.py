@@ -45,7 +45,13 @@ class Side:
 
 def native_side(gpu: str | None) -> Side:
     """The driver of this host, or the simulated GPU loaded directly. Raises UserError when there is none."""
-    driver = choose_driver(gpu, os.environ)
+    try:
+        driver = choose_driver(gpu, os.environ)
+    except UserError as error:
+        raise UserError(
+            f"There is no native side to measure. {error.sentence} "
+            "With --connect, --no-native measures the worker alone."
+        ) from error
     return Side("native", str(driver.cuda), session_environment(os.environ))
 
 

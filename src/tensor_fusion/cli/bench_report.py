@@ -56,8 +56,8 @@ def comparison(report: Mapping[str, Any]) -> None:
         console.print(f"Skipped on the {entry['side']} side: {entry['group']}: {entry['reason']}.")
     overhead = ", ".join(f"{report['sides'][side]['timer_overhead_ns']} ns ({side})" for side in sides)
     console.print(
-        f"Medians of {settings['pairs']} alternating run(s), lowest and highest in brackets; each call is timed "
-        f"by itself, and reading the clock, in every figure, takes {overhead}."
+        f"Medians of {settings['pairs']} alternating run(s) of each side, spread is lowest and highest; each call is "
+        f"timed by itself, and reading the clock, in every figure, takes {overhead}."
     )
     console.print(
         "Ratio: median over the pairs, remote ÷ native; below 1 a duration is shorter, above 1 a rate is higher."
