@@ -5,12 +5,14 @@ It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never re
 As the session of a client it answers each line that the client sends: "slot", "text", "pid", "env NAME", "driver",
 "limit", "total", "reserve N" (bytes on device 0), "data" (indexes of the data connections so far), "crash" (SIGSEGV),
 "exit N".
+Over shared memory it serves nobody: it writes what it was told into the folder FAKE_ADOPTED, as PID.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import array
+import json
 import mmap
 import os
 import select
@@ -19,11 +21,13 @@ import socket
 import struct
 import sys
 import time
+from pathlib import Path
 
 PACKET = struct.Struct("<IIQQQ224s256s")
 
 
-def receive(control: socket.socket) -> tuple[int, int, bytes, bytes, int | None] | None:
+def receive(control: socket.socket) -> tuple[int, int, bytes, int, int | None] | None:
+    """Type, argument, text, value and descriptor of a packet; None at the end."""
     raw, ancillary, _, _ = control.recvmsg(PACKET.size, socket.CMSG_SPACE(4))
     if not raw:
         return None
@@ -31,8 +35,27 @@ def receive(control: socket.socket) -> tuple[int, int, bytes, bytes, int | None]
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[:4])
-    kind_, argument, _, _, _, text, greeting = PACKET.unpack(raw)
-    return kind_, argument, text.rstrip(b"\0"), greeting, fds[0] if fds else None
+    kind_, argument, _, _, value, text, _ = PACKET.unpack(raw)
+    return kind_, argument, text.rstrip(b"\0"), value, fds[0] if fds else None
+
+
+def adopted_in_slot(given: argparse.Namespace, argument: int, value: int, text: bytes) -> None:
+    """Say what this session was given, and what it finds behind the descriptors."""
+    with mmap.mmap(given.owners_fd, 0) as owners:
+        mine = struct.pack("<H", argument)
+        granules = sum(owners[at : at + 2] == mine for at in range(0, len(owners), 2))
+    report = {
+        "slot": argument - 1,
+        "first": value >> 32,
+        "blocks": value & 0xFFFFFFFF,
+        "granules": granules,
+        "text": text.decode(),
+        "size": [given.segment_size, os.fstat(given.segment_fd).st_size],
+    }
+    path = Path(os.environ["FAKE_ADOPTED"], f"{os.getpid()}.json")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(report))
+    part.rename(path)
 
 
 def send(control: socket.socket, kind: int, argument: int = 0, value: int = 0, text: str = "") -> None:
@@ -45,6 +68,8 @@ def main() -> None:
         parser.add_argument(name, type=int, required=True)
     for name in ("--driver", "--nvml"):
         parser.add_argument(name, required=True)
+    for name in ("--segment-fd", "--segment-size", "--owners-fd"):
+        parser.add_argument(name, type=int)
     parser.add_argument("--simulated", action="store_true")
     given = parser.parse_args()
     control = socket.socket(fileno=given.control_fd)
@@ -70,7 +95,7 @@ def main() -> None:
                     while mode == "stubborn":
                         time.sleep(1)
                     sys.exit(0)
-                kind, argument, body, _, descriptor = packet
+                kind, argument, body, value, descriptor = packet
                 if kind == 3:
                     if mode == "fail":
                         send(control, 17, 100, text="no CUDA-capable device is detected")
@@ -78,6 +103,8 @@ def main() -> None:
                         control.send(b"x" * 100)
                     elif mode != "hang":
                         send(control, 16, 2, 527 << 20, "Fake GPU")
+                elif kind == 1 and descriptor is None:
+                    adopted_in_slot(given, argument, value, body)
                 elif kind == 1:
                     text = body
                     client = socket.socket(fileno=descriptor)

@@ -1,4 +1,7 @@
-"""The real worker command with two stand-ins: fake_session.py as the session, and Python for libteleport."""
+"""The real worker command with two stand-ins: fake_session.py as the session, and Python for libteleport.
+
+With FAKE_TELEPORT=PATH the library there is used instead of the second one: shared memory is native code.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tensor_fusion.abi import SegmentCalls
 from tensor_fusion.worker import main
 
 SCHEMA = bytes(range(16))
@@ -17,6 +21,12 @@ SCHEMA = bytes(range(16))
 
 class FakeTeleport:
     schema = SCHEMA
+
+    def segment(self, memory: mmap.mmap, owners: mmap.mmap) -> SegmentCalls:
+        raise NotImplementedError("shared memory needs the real libteleport: set FAKE_TELEPORT")
+
+    def boot_id(self) -> str:
+        return ""
 
     def release_slot(self, page: mmap.mmap, slot: int) -> None:
         for device in range(16):
@@ -35,13 +45,18 @@ def native_folder(folder: Path) -> None:
     session.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{script}" "$@"\n')
     session.chmod(session.stat().st_mode | stat.S_IXUSR)
     (folder / "lib" / "libtf-simgpu.so").touch()
-    (folder / "client" / "libteleport.so.1").touch()
+    teleport = folder / "client" / "libteleport.so.1"
+    if real := os.environ.get("FAKE_TELEPORT"):
+        teleport.symlink_to(real)
+    else:
+        teleport.touch()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         native_folder(Path(name))
         os.environ["TF_NATIVE_DIR"] = name
-        setattr(main, "Teleport", FakeTeleport)  # noqa: B010 - the command has no parameter for it
+        if "FAKE_TELEPORT" not in os.environ:
+            setattr(main, "Teleport", FakeTeleport)  # noqa: B010 - the command has no parameter for it
         code = main.main()
     sys.exit(code)

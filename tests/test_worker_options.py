@@ -12,6 +12,7 @@ from worker_harness import command, environment, fails
 
 from tensor_fusion.config import UserError
 from tensor_fusion.worker.options import Request, Settings, parse
+from tensor_fusion.worker.segment import SegmentSettings
 
 ORIGINAL_HELP = """\
 Usage: tensor-fusion-worker [option]
@@ -31,7 +32,7 @@ def test_help_begins_with_the_original_text(flag: str) -> None:
     result = subprocess.run(command(flag), env=environment(), capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 0
     assert result.stdout.startswith(ORIGINAL_HELP)
-    for option in ("--gpu", "--host", "--warm", "--max-clients"):
+    for option in ("--gpu", "--host", "--warm", "--max-clients", "--shmem-group"):
         assert option in result.stdout.removeprefix(ORIGINAL_HELP)
 
 
@@ -52,6 +53,19 @@ def test_long_and_short_forms_and_defaults() -> None:
         assert settings.port == 12345
 
 
+@pytest.mark.parametrize("protocol", ["shmem", "SHMEM", "ShMem"])
+def test_shared_memory_as_the_original_has_it(protocol: str) -> None:
+    settings = parse(["-n", protocol, "-m", "/my_shm", "-M", "64"], {})
+    assert isinstance(settings, Settings)
+    assert settings.segment == SegmentSettings("/my_shm", 64)
+    assert settings.notices == ()
+    assert str(settings.segment.path) == "/dev/shm/my_shm"
+    settings = parse([f"--net={protocol}", "--shmem-file=/mnt/huge/one", "--shmem-group=kvm"], {})
+    assert isinstance(settings, Settings)
+    assert settings.segment == SegmentSettings("/mnt/huge/one", 256, "kvm")
+    assert str(settings.segment.path) == "/mnt/huge/one"
+
+
 def test_help_wins_over_other_options() -> None:
     assert parse(["-h", "-n", "shmem"], {}) == Request("help")
 
@@ -59,8 +73,15 @@ def test_help_wins_over_other_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-n", "shmem"], "not yet"),
-        (["-n", "SHMEM", "-m", "/my_shm", "-M", "256"], "not yet"),
+        (["-n", "shmem"], "-m /my_shm"),
+        (["-n", "shmem", "-m", "/"], "'/'"),
+        (["-n", "shmem", "-m", ".."], "'..'"),
+        (["-n", "shmem", "-m", "n" * 256], "name of shared memory"),
+        (["-n", "shmem", "-m", "/my_shm", "-M", "15"], "'15'"),
+        (["-n", "shmem", "-m", "/my_shm", "-M", "-256"], "-M"),
+        (["-n", "shmem", "-m", "/my_shm", "-M", "256MB"], "'256MB'"),
+        (["-n", "shmem", "-m", "/my_shm", "-M", "1048577"], "'1048577'"),
+        (["--shmem-group", "kvm"], "--shmem-group kvm"),
         (["-l", "state.snap"], "state.snap"),
         (["-m", "/my_shm"], "/my_shm"),
         (["-M", "256"], "256"),

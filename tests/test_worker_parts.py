@@ -70,7 +70,7 @@ def test_greeting_text_is_printable(rest: bytes) -> None:
 
 
 def test_welcome_layout() -> None:
-    raw = Welcome.build(Status.ACCEPTED, SCHEMA, "", 9, 10)
+    raw = Welcome.build(Status.ACCEPTED, SCHEMA, session_id=9, session_key=10, data_connections=8)
     assert len(raw) == 512
     assert struct.unpack_from("<II16sQQII", raw, 8) == (1, 0, SCHEMA, 9, 10, 8, 0)
     refused = Welcome.parse(Welcome.build(Status.NO_SESSION, SCHEMA, "é" * 400))

@@ -166,6 +166,15 @@ TP_EXPORT void tp_segment_release(void *base, uint64_t size, void *owners, uint3
 /* What the client last said of itself: its beat, and 1 in *over when its process has ended. */
 TP_EXPORT uint64_t tp_segment_beat(void *base, uint32_t slot, int *over);
 
+/* ---- who only asks: `tensor-fusion doctor` and `tensor-fusion vm --check` ---- */
+
+enum tp_asked { TP_ASKED_ANSWERED = 0, TP_ASKED_NO_SLOT = 1, TP_ASKED_NOT_SEEN = 2, TP_ASKED_NO_ANSWER = 3 };
+/* Claims a slot, greets and waits for the welcome. The slot is the calling thread's until that ends, accepted or not. */
+TP_EXPORT enum tp_asked tp_segment_ask(void *base, uint32_t timeout_ms, const unsigned char greeting[TP_GREETING_SIZE],
+                                       unsigned char welcome[TP_WELCOME_SIZE]);
+
+/* ---- the arena: sessions, each for its own slot ---- */
+
 /* A run of `bytes` (rounded up to granules) for `slot`: its offset in the segment, 0 when there is none. */
 TP_EXPORT uint64_t tp_arena_take(void *owners, uint64_t size, uint32_t slot, uint64_t bytes);
 TP_EXPORT void tp_arena_give(void *owners, uint64_t size, uint32_t slot, uint64_t offset, uint64_t bytes);

@@ -7,12 +7,15 @@ import mmap
 import os
 import signal
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tensor_fusion.config import UserError
 
 SCHEMA_BYTES = 16
+GREETING_BYTES = 256
+WELCOME_BYTES = 512
 _PR_SET_PDEATHSIG = 1
 
 
@@ -42,6 +45,29 @@ class Native(Protocol):
     def release_slot(self, page: mmap.mmap, slot: int) -> None:
         """Take what the session in `slot` had reserved off the totals of the limits page."""
 
+    def segment(self, memory: mmap.mmap, owners: mmap.mmap) -> SegmentCalls:
+        """The calls for a segment and its owners table, which must stay mapped as long as they are made."""
+
+    def boot_id(self) -> str:
+        """This machine's boot id; "" when it has none."""
+
+
+class SegmentCalls(Protocol):
+    """The worker's side of one shared segment that this process maps; native/ring/tp_segment.h says what each does."""
+
+    def format(self, epoch: int) -> None: ...
+    def close(self) -> None: ...
+    def greeting(self, timeout_ms: int) -> tuple[int, bytes, str] | None:
+        """Beat the heart and look for a client, releasing the interpreter: its slot, greeting and machine's boot id."""
+
+    def grant(self, slot: int) -> tuple[int, int] | None:
+        """First granule and staging blocks of the client's run; None when the arena has no room."""
+
+    def answer(self, slot: int, accepted: bool, welcome: bytes) -> None: ...
+    def release(self, slot: int) -> None: ...
+    def beat(self, slot: int) -> tuple[int, bool]:
+        """The client's beat, and whether its process has ended."""
+
 
 class Teleport:
     """libteleport's C interface."""
@@ -62,7 +88,86 @@ class Teleport:
         self._release.restype = None
 
     def release_slot(self, page: mmap.mmap, slot: int) -> None:
-        self._release(ctypes.addressof(ctypes.c_char.from_buffer(page)), slot)
+        self._release(_address(page), slot)
+
+    def segment(self, memory: mmap.mmap, owners: mmap.mmap) -> SegmentCalls:
+        return _Segment(self._library, self.schema, memory, owners)
+
+    def boot_id(self) -> str:
+        text = ctypes.create_string_buffer(40)
+        self._library.tp_boot_id(text)
+        return text.value.decode("ascii", "replace")
+
+    def ask(self, memory: mmap.mmap, timeout_ms: int, greeting: bytes) -> tuple[Asked, bytes]:
+        """Greet through a segment as a client would, and leave when this thread ends; the outcome and the welcome."""
+        welcome = ctypes.create_string_buffer(WELCOME_BYTES)
+        function = self._library.tp_segment_ask
+        function.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_char_p, ctypes.c_char_p]
+        outcome = function(_address(memory), timeout_ms, greeting, welcome)
+        return Asked(outcome), welcome.raw
+
+
+class Asked(IntEnum):
+    """What became of a greeting through a segment."""
+
+    ANSWERED = 0
+    NO_SLOT = 1
+    NOT_SEEN = 2
+    NO_ANSWER = 3
+
+
+class _Segment:
+    def __init__(self, library: ctypes.CDLL, schema: bytes, memory: mmap.mmap, owners: mmap.mmap) -> None:
+        self._schema = schema
+        self._base, self._owners = _address(memory), _address(owners)
+        self._size = len(memory)
+        word, number, pointer = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p
+
+        def function(name: str, result: type[ctypes._SimpleCData[Any]] | None, *types: Any) -> Any:
+            found = library[name]
+            found.restype, found.argtypes = result, types
+            return found
+
+        self._format = function("tp_segment_format", None, pointer, word, word, ctypes.c_char_p)
+        self._close = function("tp_segment_close", None, pointer)
+        self._greeting = function("tp_segment_greeting", ctypes.c_int, pointer, number, pointer, pointer)
+        self._grant = function("tp_segment_grant", ctypes.c_bool, pointer, word, pointer, number, pointer, pointer)
+        self._answer = function("tp_segment_answer", None, pointer, number, ctypes.c_bool, ctypes.c_char_p)
+        self._release = function("tp_segment_release", None, pointer, word, pointer, number)
+        self._beat = function("tp_segment_beat", word, pointer, number, pointer)
+
+    def format(self, epoch: int) -> None:
+        self._format(self._base, self._size, epoch, self._schema)
+
+    def close(self) -> None:
+        self._close(self._base)
+
+    def greeting(self, timeout_ms: int) -> tuple[int, bytes, str] | None:
+        greeting, boot_id = ctypes.create_string_buffer(GREETING_BYTES), ctypes.create_string_buffer(40)
+        slot = self._greeting(self._base, timeout_ms, greeting, boot_id)
+        return None if slot < 0 else (slot, greeting.raw, boot_id.value.decode("ascii", "replace"))
+
+    def grant(self, slot: int) -> tuple[int, int] | None:
+        first, blocks = ctypes.c_uint32(), ctypes.c_uint32()
+        arguments = (self._base, self._size, self._owners, slot, ctypes.byref(first), ctypes.byref(blocks))
+        return (first.value, blocks.value) if self._grant(*arguments) else None
+
+    def answer(self, slot: int, accepted: bool, welcome: bytes) -> None:
+        if len(welcome) != WELCOME_BYTES:
+            raise ValueError(f"a welcome has {WELCOME_BYTES} bytes, not {len(welcome)}")
+        self._answer(self._base, slot, accepted, welcome)
+
+    def release(self, slot: int) -> None:
+        self._release(self._base, self._size, self._owners, slot)
+
+    def beat(self, slot: int) -> tuple[int, bool]:
+        over = ctypes.c_int()
+        beat: int = self._beat(self._base, slot, ctypes.byref(over))
+        return beat, over.value != 0
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def stop_with_parent() -> Callable[[], None]:

@@ -20,6 +20,7 @@ MAX_STRING = 1024
 # The greeting carries the version and the secret in 64 bytes each, zero-terminated.
 MAX_TEXT_FIELD = 63
 MAX_HOST = 253
+MAX_NAME = 255
 MAX_SHMEM_MEGABYTES = 1 << 20
 LOG_LEVELS = ("trace", "debug", "info", "warn", "error")
 
@@ -132,8 +133,28 @@ class ShmemAddress:
     def __str__(self) -> str:
         return f"shmem+{self.file}+{self.megabytes}+{self.version}"
 
+    @property
+    def path(self) -> Path:
+        return segment_path(self.file)
+
 
 Address = NativeAddress | ShmemAddress
+
+SHARED_MEMORY_FOLDER = Path("/dev/shm")
+
+
+def segment_path(text: str) -> Path:
+    """The file of a segment: "/name" and "name" are POSIX names and lie in /dev/shm, what has another slash is a path.
+
+    Raises UserError for a name that cannot be.
+    """
+    name = text.removeprefix("/")
+    if "/" in name:
+        return Path(text)
+    if name in ("", ".", "..") or len(name) > MAX_NAME:
+        raise UserError(f"{text!r} is no name of shared memory; use a name such as /my_shm, or the path of a file.")
+    return SHARED_MEMORY_FOLDER / name
+
 
 FORM = "native+HOST+PORT+VERSION or native+HOST+PORT+VERSION+SECRET"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")

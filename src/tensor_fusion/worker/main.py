@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tensor_fusion.abi import Native, Teleport, native_file
 from tensor_fusion.config import UserError, product_version
@@ -16,6 +17,7 @@ from tensor_fusion.worker.driver import choose_driver, session_environment
 from tensor_fusion.worker.limits import LimitsPage
 from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
 from tensor_fusion.worker.protocol import PROTOCOL_VERSION
+from tensor_fusion.worker.segment import Segment
 from tensor_fusion.worker.sessions import Executable, Session, Sessions
 from tensor_fusion.worker.supervisor import Supervisor
 
@@ -35,9 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(HELP if request.text == "help" else version_text())
             return 0
         log.configure(request.log)
+        for notice in request.notices:
+            sys.stderr.write(f"NOTICE: {notice}\n")
         native = Teleport()
         executable = choose_executable(request, os.environ)
-        asyncio.run(run(request, native, executable))
+        segment = Segment(request.segment) if request.segment else None
+        try:
+            asyncio.run(run(request, native, replace(executable, segment=segment)))
+        finally:
+            if segment:
+                segment.close()
     except UserError as error:
         sys.stderr.write(f"{PROGRAM}: {error.sentence}\n")
         return error.exit_code
@@ -78,7 +87,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     page = LimitsPage(settings.memory_limit, native)
     sessions = Sessions(executable, page, settings.warm)
     sessions.install()
-    supervisor = Supervisor(settings, native, sessions)
+    supervisor = Supervisor(settings, native, sessions, executable.segment)
     stopped = loop.create_task(stop.wait())
     try:
         starting = loop.create_task(sessions.first())
@@ -89,7 +98,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         first = starting.result()
         supervisor.start()
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
-        sys.stdout.write(f"ready native {supervisor.address} ({first.device_name}, {count})\n")
+        sys.stdout.write(f"ready {supervisor.place} ({first.device_name}, {count})\n")
         if settings.warm:
             sys.stdout.write(warm_line(settings.warm, first))
         sys.stdout.flush()

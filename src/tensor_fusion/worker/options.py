@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tensor_fusion.config import ImageCache, LogSettings, UserError, memory_limit, switch
+from tensor_fusion.config import ImageCache, LogSettings, UserError, memory_limit, segment_path, switch
 from tensor_fusion.worker.keys import AuthorizedKeys
 from tensor_fusion.worker.limits import SLOTS
+from tensor_fusion.worker.segment import LARGEST_MEGABYTES, SMALLEST_MEGABYTES, SegmentSettings
 
 PROGRAM = "tensor-fusion-worker"
 DEFAULT_PORT = 8000
+DEFAULT_MEGABYTES = 256
 MAX_WARM = 16
 
 # The first block is the original's text to the letter; tools and people know it.
@@ -34,8 +36,11 @@ More options
   --host ADDRESS        Address to listen on; 0.0.0.0, all IPv4 addresses, by default.
   --warm N              Sessions kept ready for the next clients; 1 by default.
   --max-clients N       Clients served at the same time; 128 by default.
+  --shmem-group GROUP   Group, by name or number, that may open the shared memory.
 
 The protocol is native by default and the port 8000; port 0 takes a free one.
+With -n shmem, -m names the segment: /my_shm is /dev/shm/my_shm, a path with
+more slashes is a file; its size is 256 MB by default.
 """
 
 
@@ -43,6 +48,7 @@ The protocol is native by default and the port 8000; port 0 takes a free one.
 class Settings:
     """What a worker was asked to do."""
 
+    segment: SegmentSettings | None
     port: int
     host: str
     gpu: str | None
@@ -53,6 +59,7 @@ class Settings:
     connections_file: Path | None
     images: ImageCache
     log: LogSettings
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,15 @@ def _parser() -> _Parser:
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("-v", "--version", action="store_true")
     parser.add_argument("-n", "--net", default="native")
-    parser.add_argument("-p", "--port", default=str(DEFAULT_PORT))
+    parser.add_argument("-p", "--port")
     parser.add_argument("-l", "--load")
     parser.add_argument("-m", "--shmem-file")
     parser.add_argument("-M", "--shmem-size")
     parser.add_argument("--gpu")
-    parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--host")
     parser.add_argument("--warm", default="1")
     parser.add_argument("--max-clients", default="128")
+    parser.add_argument("--shmem-group")
     return parser
 
 
@@ -94,22 +102,18 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
     if given.version:
         return Request("version")
     protocol = given.net.lower()
-    if protocol == "shmem":
-        raise UserError("The protocol shmem (-n shmem) is not yet there in this version; use -n native.")
-    if protocol != "native":
-        raise UserError(f"Unknown network protocol {given.net!r}; use -n native.")
+    if protocol not in ("native", "shmem"):
+        raise UserError(f"Unknown network protocol {given.net!r}; use -n native or -n shmem.")
     if given.load is not None:
         raise UserError(
             f"Loading a snapshot (-l {given.load}) is not yet there in this version; start the worker without -l."
         )
-    for option, value in (("-m/--shmem-file", given.shmem_file), ("-M/--shmem-size", given.shmem_size)):
-        if value is not None:
-            raise UserError(f"{option} {value} belongs to the protocol shmem, which is not yet there; leave it out.")
     if given.gpu not in (None, "nvidia", "sim"):
         raise UserError(f"Unknown GPU {given.gpu!r}; use --gpu nvidia or --gpu sim.")
     return Settings(
-        port=_number("-p/--port", given.port, 0, 65535),
-        host=given.host,
+        segment=_segment(given, protocol),
+        port=_number("-p/--port", str(DEFAULT_PORT) if given.port is None else given.port, 0, 65535),
+        host="0.0.0.0" if given.host is None else given.host,
         gpu=given.gpu,
         warm=_number("--warm", given.warm, 0, MAX_WARM),
         # A slot of the limits page for each client, with room for the warm sessions and those about to end.
@@ -119,7 +123,45 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),
         images=ImageCache.read(environ),
         log=LogSettings.read(environ),
+        notices=_notices(given, protocol),
     )
+
+
+def _segment(given: argparse.Namespace, protocol: str) -> SegmentSettings | None:
+    if protocol == "native":
+        for option in ("-m/--shmem-file", "-M/--shmem-size", "--shmem-group"):
+            value = getattr(given, option.rpartition("--")[2].replace("-", "_"))
+            if value is not None:
+                raise UserError(f"{option} {value} belongs to shared memory; add -n shmem, or leave it out.")
+        return None
+    if not given.shmem_file:
+        raise UserError("-n shmem needs the name of the shared memory; add for example -m /my_shm -M 256.")
+    size = str(DEFAULT_MEGABYTES) if given.shmem_size is None else given.shmem_size
+    if not re.fullmatch(r"[0-9]{1,7}", size) or not SMALLEST_MEGABYTES <= int(size) <= LARGEST_MEGABYTES:
+        raise UserError(
+            f"-M/--shmem-size is {size!r}; use a number of MB from {SMALLEST_MEGABYTES} (less is too small to serve) "
+            f"to {LARGEST_MEGABYTES}."
+        )
+    segment_path(given.shmem_file)
+    return SegmentSettings(given.shmem_file, int(size), given.shmem_group)
+
+
+def _notices(given: argparse.Namespace, protocol: str) -> tuple[str, ...]:
+    """What the command line says that has no effect, or less than was perhaps hoped."""
+    if protocol == "native":
+        return ()
+    notices = [
+        f"{option} {value} has no effect with -n shmem, which listens on no port."
+        for option, value in (("-p/--port", given.port), ("--host", given.host))
+        if value is not None
+    ]
+    size = int(given.shmem_size or DEFAULT_MEGABYTES)
+    if size & (size - 1):
+        notices.append(
+            f"{size} MB is no power of two: containers and processes can use this segment, a virtual machine cannot, "
+            "because the memory of its ivshmem device must be one."
+        )
+    return tuple(notices)
 
 
 def _number(option: str, text: str, smallest: int, largest: int) -> int:

@@ -28,6 +28,7 @@ assert (_GREETING.size, _WELCOME.size, _PACKET.size) == (GREETING_BYTES, WELCOME
 class Role(IntEnum):
     CONTROL = 1
     DATA = 2
+    PROBE = 3
 
 
 class Status(IntEnum):
@@ -40,6 +41,7 @@ class Status(IntEnum):
     NO_SESSION = 4
     NOT_A_GREETING = 5
     NO_SUCH_SESSION = 6
+    PROBED = 7
 
 
 class PacketType(IntEnum):
@@ -127,10 +129,19 @@ class Welcome:
         return cls(version, status, schema, session_id, key, count, text)
 
     @staticmethod
-    def build(status: Status, schema: bytes, sentence: str = "", session_id: int = 0, session_key: int = 0) -> bytes:
-        accepted = DATA_CONNECTIONS if status == Status.ACCEPTED else 0
+    def build(
+        status: Status,
+        schema: bytes,
+        sentence: str = "",
+        *,
+        session_id: int = 0,
+        session_key: int = 0,
+        data_connections: int = 0,
+    ) -> bytes:
         text = _cut(sentence, SENTENCE_BYTES - 1)
-        return _WELCOME.pack(MAGIC, PROTOCOL_VERSION, status, schema, session_id, session_key, accepted, 0, text)
+        return _WELCOME.pack(
+            MAGIC, PROTOCOL_VERSION, status, schema, session_id, session_key, data_connections, 0, text
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 from tensor_fusion.abi import stop_with_parent
 from tensor_fusion.config import UserError
@@ -27,6 +28,7 @@ from tensor_fusion.worker.driver import Driver
 from tensor_fusion.worker.limits import LimitsPage
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import DATA_CONNECTIONS, PACKET_BYTES, Greeting, Packet, PacketType
+from tensor_fusion.worker.segment import Segment
 
 # Initialising the driver of a host with many GPUs and no persistence daemon takes tens of seconds.
 WARM_DEADLINE = 90.0
@@ -54,6 +56,30 @@ class Executable:
     path: Path
     driver: Driver
     environment: Mapping[str, str]
+    segment: Segment | None = None
+
+
+class Caller(Protocol):
+    """A client that asks to be served, over whatever transport it came."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, for the log and the connections file: an address, or the name of a segment."""
+
+    @property
+    def port(self) -> int:
+        """Its port there, or its slot in the segment."""
+
+    @property
+    def descriptor(self) -> int | None:
+        """What the session gets: the connection, or None over shared memory."""
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Argument and value of the ADOPT packet: where in the segment, (0, 0) over TCP."""
+
+    def session_reaped(self) -> None:
+        """The process that served it has ended."""
 
 
 @dataclass
@@ -72,6 +98,7 @@ class Session:
     device_memory: int = 0
     failure: str = ""
     deadline: asyncio.TimerHandle | None = None
+    on_reaped: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -181,7 +208,7 @@ class Sessions:
         try:
             process = subprocess.Popen(
                 self._command(theirs.fileno(), slot),
-                pass_fds=(theirs.fileno(), self._page.fd),
+                pass_fds=(theirs.fileno(), self._page.fd, *self._segment_descriptors()),
                 env=dict(self._executable.environment),
                 stdin=subprocess.DEVNULL,
                 # The worker's own standard output carries the ready line and nothing from sessions.
@@ -201,11 +228,18 @@ class Sessions:
         driver = self._executable.driver
         command = [str(self._executable.path), "--control-fd", str(control), "--limits-fd", str(self._page.fd)]
         command += ["--slot", str(slot), "--driver", str(driver.cuda), "--nvml", str(driver.nvml)]
+        if segment := self._executable.segment:
+            command += ["--segment-fd", str(segment.fd), "--segment-size", str(segment.size)]
+            command += ["--owners-fd", str(segment.owners_fd)]
         return [*command, "--simulated"] if driver.simulated else command
+
+    def _segment_descriptors(self) -> tuple[int, ...]:
+        segment = self._executable.segment
+        return (segment.fd, segment.owners_fd) if segment else ()
 
     def _too_slow(self, session: Session) -> None:
         LOGGER.error("%s was not ready within %d s and is killed", session.name, WARM_DEADLINE)
-        self._kill(session)
+        self.kill(session)
 
     # Handing out
 
@@ -219,23 +253,25 @@ class Sessions:
         waiting = [session for session in self._waiting() if session.process.poll() is None]
         return waiting[0] if waiting else self._start()
 
-    def adopt(
-        self, session: Session, connection: socket.socket, greeting: Greeting, client: str, peer: tuple[str, int]
-    ) -> bool:
-        """Give the client's connection to the session. False: the session died, which has been dealt with."""
+    def adopt(self, session: Session, greeting: Greeting, caller: Caller) -> bool:
+        """Give the client to the session. False: the session died, which has been dealt with."""
         session.state = State.SERVING
-        session.client = client
-        session.connection = (*peer, greeting.client_pid)
+        session.client = f"{greeting.program or 'client'}@{caller.address}"
+        session.connection = (caller.address, caller.port, greeting.client_pid)
+        session.on_reaped = caller.session_reaped
+        argument, value = caller.place
         packet = Packet(
             PacketType.ADOPT,
+            argument=argument,
             session_id=session.id,
             session_key=session.key,
-            text=client,
+            value=value,
+            text=session.client,
             greeting=greeting.raw,
         )
         self._disarm(session)
         self._replace_later()
-        if not self._hand_over(session, packet, connection):
+        if not self._hand_over(session, packet, caller.descriptor):
             return False
         self.on_change()
         return True
@@ -248,22 +284,22 @@ class Sessions:
         same = hmac.compare_digest(expected.to_bytes(8, "little"), key.to_bytes(8, "little"))
         return session if session and same and session.state is State.SERVING else None
 
-    def add_data(self, session: Session, connection: socket.socket, index: int) -> bool:
+    def add_data(self, session: Session, descriptor: int, index: int) -> bool:
         """Give a data connection to its session; the caller has checked the index with `data_free`."""
         session.data_taken.add(index)
         packet = Packet(PacketType.DATA, argument=index, session_id=session.id, session_key=session.key)
-        return self._hand_over(session, packet, connection)
+        return self._hand_over(session, packet, descriptor)
 
     @staticmethod
     def data_free(session: Session, index: int) -> bool:
         return index < DATA_CONNECTIONS and index not in session.data_taken
 
-    def _hand_over(self, session: Session, packet: Packet, connection: socket.socket) -> bool:
+    def _hand_over(self, session: Session, packet: Packet, descriptor: int | None) -> bool:
         try:
-            session.send(packet, connection.fileno())
+            session.send(packet, descriptor)
         except OSError as error:
             LOGGER.error("%s does not take a connection: %s", session.name, error)
-            self._kill(session)
+            self.kill(session)
             return False
         return True
 
@@ -284,7 +320,7 @@ class Sessions:
         packet = Packet.parse(raw)
         if packet is None:
             LOGGER.error("%s sent a packet of %d bytes on its control channel and is killed", session.name, len(raw))
-            self._kill(session)
+            self.kill(session)
         elif packet.type == PacketType.READY and session.state is State.STARTING:
             self._disarm(session)
             self._failures = 0
@@ -305,7 +341,7 @@ class Sessions:
             LOGGER.debug("%s: driver %s after its client came", session.name, PacketType(packet.type).name.lower())
         else:
             LOGGER.error("%s sent an unknown packet of type %d and is killed", session.name, packet.type)
-            self._kill(session)
+            self.kill(session)
         self._changed.set()
 
     # Ending
@@ -320,10 +356,10 @@ class Sessions:
         self._disarm(session)
         if session.state is not State.FAILED:
             session.state = State.ENDING
-        session.deadline = loop.call_later(EXIT_GRACE, self._kill, session)
+        session.deadline = loop.call_later(EXIT_GRACE, self.kill, session)
         self._changed.set()
 
-    def _kill(self, session: Session) -> None:
+    def kill(self, session: Session) -> None:
         self.end(session)
         self._disarm(session)
         if session.process.poll() is None:
@@ -345,6 +381,7 @@ class Sessions:
             self.end(session)
             self._disarm(session)
             self._page.release_slot(session.slot)
+            session.on_reaped()
             code = session.process.returncode
             level = LOGGER.info if code == 0 else LOGGER.warning
             level("%s ended with %s", session.name, _ending(code))
@@ -373,7 +410,7 @@ class Sessions:
                 await asyncio.wait_for(self._changed.wait(), max(until - time.monotonic(), 0.05))
             except asyncio.TimeoutError:
                 for session in list(self._sessions.values()):
-                    self._kill(session)
+                    self.kill(session)
         for session in self._sessions.values():
             LOGGER.error("%s cannot be killed: it is stuck in the kernel", session.name)
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)

@@ -1,0 +1,94 @@
+"""Who is let in: the same questions for every client, whatever transport it came over.
+
+Entered by the event loop's thread only. What a client wrote is 256 bytes, parsed once; whoever is refused gets a
+sentence.
+"""
+
+from __future__ import annotations
+
+from tensor_fusion.config import UserError
+from tensor_fusion.worker.log import LOGGER
+from tensor_fusion.worker.options import Settings
+from tensor_fusion.worker.protocol import PROTOCOL_VERSION, Greeting, Role, Status
+from tensor_fusion.worker.sessions import Caller, Session, Sessions
+
+
+class Refused(Exception):
+    """The answer to a greeting that is not accepted."""
+
+    def __init__(self, status: Status, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+
+
+class Admission:
+    def __init__(self, settings: Settings, schema: bytes, sessions: Sessions) -> None:
+        self._settings = settings
+        self.schema = schema
+        self.sessions = sessions
+
+    def check(self, raw: bytes) -> Greeting:
+        """The greeting of a client that speaks as this worker does. Raises Refused."""
+        greeting = Greeting.parse(raw)
+        if greeting is None:
+            raise Refused(
+                Status.NOT_A_GREETING, f"What came is not the greeting of a Tensor Fusion client ({len(raw)} bytes)."
+            )
+        if greeting.version != PROTOCOL_VERSION:
+            raise Refused(
+                Status.PROTOCOL_DIFFERS,
+                f"The client speaks protocol version {greeting.version}, this worker {PROTOCOL_VERSION}; "
+                "install the same version of Tensor Fusion on both sides.",
+            )
+        if greeting.schema != self.schema:
+            raise Refused(
+                Status.SCHEMA_DIFFERS,
+                f"The client was built from another API description (schema {greeting.schema.hex()}) than this worker "
+                f"({self.schema.hex()}); install the same version of Tensor Fusion on both sides.",
+            )
+        if greeting.role == Role.PROBE:
+            self._check_secret(greeting)
+            raise Refused(Status.PROBED, "This worker would let the client in.")
+        return greeting
+
+    @staticmethod
+    def unknown_role(greeting: Greeting) -> Refused:
+        return Refused(Status.NOT_A_GREETING, f"The greeting asks for the unknown role {greeting.role}.")
+
+    def session(self, greeting: Greeting) -> Session:
+        """A session process for a new client, which `adopt` then gives it. Raises Refused."""
+        self._check_secret(greeting)
+        if len(self.sessions.serving()) >= self._settings.max_clients:
+            raise Refused(
+                Status.NO_SESSION,
+                f"This worker serves {self._settings.max_clients} clients already; "
+                "end one, or start the worker with a larger --max-clients.",
+            )
+        session = self.sessions.take()
+        if session is None:
+            raise Refused(
+                Status.NO_SESSION, "This worker could not start a session process; its log (TF_ENABLE_LOG=1) says why."
+            )
+        return session
+
+    def adopt(self, session: Session, greeting: Greeting, caller: Caller) -> None:
+        """Give the client to the session. Raises Refused when the session has just died."""
+        if not self.sessions.adopt(session, greeting, caller):
+            raise Refused(Status.NO_SESSION, "The session process that was to serve this client died; try again.")
+
+    def _check_secret(self, greeting: Greeting) -> None:
+        keys = self._settings.keys
+        if keys is None:
+            return
+        try:
+            accepted = keys.accept(greeting.secret)
+        except UserError as error:
+            LOGGER.error("nobody can be let in: %s", error.sentence)
+            accepted = False
+        if not accepted:
+            raise Refused(
+                Status.SECRET_REFUSED,
+                "The secret was refused; put the one from the worker's TF_AUTHORIZED_KEY_PATH file into the fifth "
+                "field of the connection string.",
+            )

@@ -1,0 +1,509 @@
+"""The supervisor over shared memory with a stand-in session and a native client that only greets, in real processes."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import secrets
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from worker_harness import HERE, command, environment, eventually
+
+from tensor_fusion.abi import Asked, Teleport, native_file
+from tensor_fusion.worker.protocol import Greeting, Role, Status, Welcome
+
+MB = 1 << 20
+COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+# struct tp_segment_header and struct tp_slot of native/ring/tp_segment.h; test_layout asks the compiler.
+HEADER = {"magic": 0, "version": 8, "state": 12, "size": 16, "epoch": 24, "schema": 32, "boot_id": 48, "heartbeat": 128}
+SLOT = {"state": 0, "client_boot_id": 40, "client_life": 128, "greeting": 256}
+SLOT_AT, SLOT_SIZE = 4096, 8192
+FREE, CLAIMED, ACCEPTED, ENDED = 0, 1, 4, 6
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = f"/tf-test-{os.getpid()}-{secrets.token_hex(4)}"
+    yield name
+    Path("/dev/shm" + name).unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def schema() -> bytes:
+    return Teleport().schema
+
+
+class SegmentWorker:
+    """A worker on a segment; leaving the context stops it."""
+
+    def __init__(self, name: str, folder: Path, *arguments: str, megabytes: int = 64, **variables: str) -> None:
+        self.path = Path("/dev/shm" + name)
+        self.folder = folder
+        log = {"TF_ENABLE_LOG": "1", "TF_LOG_LEVEL": "debug", "TF_LOG_PATH": str(folder / "log")}
+        self.process = subprocess.Popen(
+            command("--gpu", "sim", "-n", "shmem", "-m", name, "-M", str(megabytes), *arguments),
+            env=worker_environment(**{**log, "FAKE_ADOPTED": str(folder), **variables}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout
+        self.ready = self.process.stdout.readline()
+        if not self.ready.startswith("ready "):
+            _, errors = self.process.communicate(timeout=20)
+            raise AssertionError(f"the worker did not get ready: {self.ready!r} {errors}")
+
+    def __enter__(self) -> SegmentWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            assert self.stop() == 0
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        self.output, self.errors = self.process.communicate(timeout=15)
+        return self.process.returncode
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def word(self, offset: int, form: str = "<I") -> int:
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            value: int = struct.unpack(form, file.read(struct.calcsize(form)))[0]
+            return value
+
+    def slot_state(self, slot: int) -> int:
+        return self.word(SLOT_AT + SLOT_SIZE * slot)
+
+    def adopted(self) -> dict[int, dict[str, object]]:
+        """What each living or dead session was told, by its process id."""
+        return {int(path.stem): json.loads(path.read_text()) for path in self.folder.glob("*.json")}
+
+
+class SegmentClient:
+    def __init__(self, path: Path, greeting: bytes, *edits: str, seconds: float = 5.0) -> None:
+        words = [sys.executable, str(HERE / "segment_client.py"), str(path), greeting.hex(), str(seconds), *edits]
+        native = {key: os.environ[key] for key in ("TF_NATIVE_DIR",) if key in os.environ}
+        self.process = subprocess.Popen(
+            words, env=environment(**native), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout
+        answer = json.loads(self.process.stdout.readline())
+        self.outcome = Asked[answer["outcome"]]
+        self.welcome = Welcome.parse(bytes.fromhex(answer["welcome"]))
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+        self.process.communicate(timeout=10)
+
+    def status(self) -> Status:
+        assert self.outcome is Asked.ANSWERED
+        assert self.welcome
+        return Status(self.welcome.status)
+
+
+def worker_environment(**variables: str) -> dict[str, str]:
+    return environment(FAKE_TELEPORT=str(native_file("client/libteleport.so.1")), **variables)
+
+
+def fails(*arguments: str) -> str:
+    """The sentence of a worker that must not start."""
+    result = subprocess.run(
+        command("--gpu", "sim", *arguments),
+        env=worker_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "ready" not in result.stdout
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_layout(tmp_path: Path) -> None:
+    checks = "\n".join(
+        f'_Static_assert(offsetof(struct {name}, {field}) == {offset}, "{field}");'
+        for name, fields in (("tp_segment_header", HEADER), ("tp_slot", SLOT))
+        for field, offset in fields.items()
+    )
+    source = tmp_path / "layout.c"
+    source.write_text(f"#include <stddef.h>\n#include <tp_segment.h>\n{checks}\n")
+    folders = [f"-I{HERE.parent / 'native' / name}" for name in ("base", "wire", "ring")]
+    words = [COMPILER or "", "-std=gnu17", "-D_GNU_SOURCE", "-fsyntax-only", *folders, str(source)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_segment_is_made_as_asked_and_gone_at_the_end(name: str, tmp_path: Path, schema: bytes) -> None:
+    previous = os.umask(0o077)
+    try:
+        worker = SegmentWorker(name, tmp_path)
+    finally:
+        os.umask(previous)
+    with worker:
+        assert worker.ready == f"ready shmem {name} 64 MB (Fake GPU, 2 GPUs)\n"
+        found = worker.path.stat()
+        assert (found.st_size, found.st_mode & 0o7777) == (64 * MB, 0o660)
+        assert found.st_blocks * 512 >= 64 * MB
+        assert worker.word(0, "<Q") == 0x544E454D47455354
+        assert (worker.word(HEADER["version"]), worker.word(HEADER["state"])) == (1, 1)
+        assert worker.word(HEADER["size"], "<Q") == 64 * MB
+        assert worker.path.read_bytes()[HEADER["schema"] :][:16] == schema
+        before = worker.word(HEADER["heartbeat"], "<Q")
+        time.sleep(0.3)
+        assert worker.word(HEADER["heartbeat"], "<Q") > before
+        assert worker.stop() == 0
+        assert not worker.path.exists()
+
+
+def test_idle_worker_costs_little(name: str, tmp_path: Path) -> None:
+    with SegmentWorker(name, tmp_path) as worker:
+        time.sleep(1)
+        process = psutil.Process(worker.process.pid)
+        before = sum(process.cpu_times()[:2])
+        time.sleep(3)
+        assert sum(process.cpu_times()[:2]) - before < 0.15
+
+
+def test_client_gets_a_slot_and_a_session(name: str, tmp_path: Path, schema: bytes) -> None:
+    connections = tmp_path / "connections"
+    with SegmentWorker(name, tmp_path, TF_CONNECTION_INFO_PATH=str(connections)) as worker:
+        client = SegmentClient(worker.path, Greeting.build(schema, client_pid=77, program="train.py"))
+        assert client.status() is Status.ACCEPTED
+        assert client.welcome
+        assert client.welcome.data_connections == 0
+        assert client.welcome.session_id
+        assert eventually(lambda: len(worker.adopted()) == 1)
+        (told,) = worker.adopted().values()
+        assert told["slot"] == 0
+        assert told["text"] == f"train.py@{name}"
+        assert told["size"] == [64 * MB, 64 * MB]
+        blocks = told["blocks"]
+        assert isinstance(blocks, int) and 1 <= blocks <= 16
+        assert told["granules"] == (2 * MB + (256 << 10) + (64 << 10) + 2 * blocks * MB) // 65536
+        assert worker.slot_state(0) == ACCEPTED
+        assert connections.read_text() == f"{name},0,77\n"
+        client.end()
+        assert eventually(lambda: worker.slot_state(0) == FREE)
+        assert eventually(lambda: connections.read_text() == "")
+        assert "its client's process has ended" in worker.log
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"version": 2}, Status.PROTOCOL_DIFFERS, "version 2"),
+        ({"schema": bytes(16)}, Status.SCHEMA_DIFFERS, "schema"),
+        ({"role": Role.DATA}, Status.NOT_A_GREETING, "role 2"),
+        ({"role": 9}, Status.NOT_A_GREETING, "role 9"),
+        ({"role": Role.PROBE}, Status.PROBED, "let the client in"),
+    ],
+)
+def test_refusals(
+    name: str, tmp_path: Path, schema: bytes, fields: dict[str, object], status: Status, words: str
+) -> None:
+    with SegmentWorker(name, tmp_path) as worker:
+        greeting = Greeting.build(**{"schema": schema, **fields})  # type: ignore[arg-type]
+        client = SegmentClient(worker.path, greeting)
+        assert client.status() is status
+        assert client.welcome
+        assert words in client.welcome.sentence
+        client.end()
+        assert eventually(lambda: worker.slot_state(0) == FREE)
+        assert not worker.adopted()
+
+
+def test_junk_is_refused(name: str, tmp_path: Path) -> None:
+    with SegmentWorker(name, tmp_path) as worker:
+        client = SegmentClient(worker.path, b"\xff" * 256)
+        assert client.status() is Status.NOT_A_GREETING
+        client.end()
+
+
+def test_secret(name: str, tmp_path: Path, schema: bytes) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("right\n")
+    with SegmentWorker(name, tmp_path, TF_ENABLE_URL_AUTH="1", TF_AUTHORIZED_KEY_PATH=str(keys)) as worker:
+        for role in (Role.CONTROL, Role.PROBE):
+            wrong = SegmentClient(worker.path, Greeting.build(schema, role=role, secret="wrong"))
+            assert wrong.status() is Status.SECRET_REFUSED
+            wrong.end()
+        right = SegmentClient(worker.path, Greeting.build(schema, secret="right"))
+        assert right.status() is Status.ACCEPTED
+        right.end()
+        assert "wrong" not in worker.log
+
+
+def test_more_clients_than_allowed(name: str, tmp_path: Path, schema: bytes) -> None:
+    with SegmentWorker(name, tmp_path, "--max-clients", "1") as worker:
+        first = SegmentClient(worker.path, Greeting.build(schema))
+        refused = SegmentClient(worker.path, Greeting.build(schema))
+        assert refused.status() is Status.NO_SESSION
+        assert refused.welcome
+        assert "1 clients" in refused.welcome.sentence
+        refused.end()
+        first.end()
+        assert eventually(lambda: worker.slot_state(0) == FREE)
+        second = SegmentClient(worker.path, Greeting.build(schema))
+        assert second.status() is Status.ACCEPTED
+        second.end()
+
+
+def test_full_arena_refuses_and_goes_on(name: str, tmp_path: Path, schema: bytes) -> None:
+    with SegmentWorker(name, tmp_path, megabytes=16) as worker:
+        clients = [SegmentClient(worker.path, Greeting.build(schema)) for _ in range(4)]
+        accepted = [client for client in clients if client.status() is Status.ACCEPTED]
+        refused = [client for client in clients if client.status() is Status.NO_SESSION]
+        assert len(accepted) >= 2
+        assert refused and refused[0].welcome
+        assert "no room" in refused[0].welcome.sentence and "-M" in refused[0].welcome.sentence
+        for client in clients:
+            client.end()
+        assert eventually(lambda: all(worker.slot_state(slot) == FREE for slot in range(4)))
+        again = SegmentClient(worker.path, Greeting.build(schema))
+        assert again.status() is Status.ACCEPTED
+        again.end()
+
+
+def test_slot_of_a_dead_session_waits_for_its_client(name: str, tmp_path: Path, schema: bytes) -> None:
+    """The program may still look at its pinned memory: nobody else gets it while the process lives."""
+    with SegmentWorker(name, tmp_path) as worker:
+        client = SegmentClient(worker.path, Greeting.build(schema))
+        assert eventually(lambda: len(worker.adopted()) == 1)
+        (session,) = worker.adopted()
+        os.kill(session, signal.SIGSEGV)
+        assert eventually(lambda: worker.slot_state(0) == ENDED)
+        other = SegmentClient(worker.path, Greeting.build(schema))
+        assert other.status() is Status.ACCEPTED
+        assert eventually(lambda: len(worker.adopted()) == 2)
+        told = {report["slot"]: report for report in worker.adopted().values()}
+        assert told[0]["first"] != told[1]["first"]
+        assert worker.slot_state(0) == ENDED
+        client.end()
+        assert eventually(lambda: worker.slot_state(0) == FREE)
+        other.end()
+
+
+def test_claimer_that_died_is_forgotten(name: str, tmp_path: Path, schema: bytes) -> None:
+    with SegmentWorker(name, tmp_path) as worker:
+        worker.process.send_signal(signal.SIGSTOP)
+        client = SegmentClient(worker.path, Greeting.build(schema), seconds=0.3)
+        assert client.outcome is Asked.NOT_SEEN
+        stuck = subprocess.Popen(
+            [
+                *(sys.executable, str(HERE / "segment_client.py"), str(worker.path)),
+                *(Greeting.build(schema).hex(), "60"),
+            ],
+            env=environment(**{key: os.environ[key] for key in ("TF_NATIVE_DIR",) if key in os.environ}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert eventually(lambda: worker.slot_state(0) != FREE)
+        stuck.kill()
+        stuck.communicate()
+        client.end()
+        worker.process.send_signal(signal.SIGCONT)
+        assert eventually(lambda: worker.slot_state(0) == FREE)
+        assert eventually(lambda: len(psutil.Process(worker.process.pid).children()) <= 2)
+
+
+def test_guest_started_anew_ends_what_it_left(name: str, tmp_path: Path, schema: bytes) -> None:
+    """A machine that vanishes marks nothing; its successor's boot id says that it is gone."""
+    teleport = Teleport()
+    with (
+        SegmentWorker(name, tmp_path) as worker,
+        worker.path.open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as memory,
+    ):
+        host = SegmentClient(worker.path, Greeting.build(schema))
+        for slot, boot in ((1, b"11111111-old"), (2, b"11111111-old"), (3, b"22222222-new")):
+            claim(memory, slot, Greeting.build(schema), boot)
+            assert eventually(lambda slot=slot: worker.slot_state(slot) == ACCEPTED)  # type: ignore[misc]
+        # Their granules wait for a beat that will not come; tests/test_ring.py has that.
+        assert eventually(lambda: worker.slot_state(1) == worker.slot_state(2) == ENDED)
+        assert worker.slot_state(0) == worker.slot_state(3) == ACCEPTED
+        assert worker.log.count("started anew") == 2
+        host.end()
+    assert teleport.schema == schema
+
+
+def claim(memory: mmap.mmap, slot: int, greeting: bytes, boot_id: bytes) -> None:
+    """Greet as a client on another machine would, without a life that this kernel could end."""
+    at = SLOT_AT + SLOT_SIZE * slot
+    memory[at + SLOT["client_boot_id"] : at + SLOT["client_boot_id"] + len(boot_id)] = boot_id
+    memory[at + SLOT["greeting"] : at + SLOT["greeting"] + len(greeting)] = greeting
+    struct.pack_into("<I", memory, at + SLOT["client_life"], 12345)  # held by a thread of that machine
+    struct.pack_into("<I", memory, at, 2)
+
+
+def test_forged_greeting_in_a_served_slot_changes_nothing(name: str, tmp_path: Path, schema: bytes) -> None:
+    with (
+        SegmentWorker(name, tmp_path) as worker,
+        worker.path.open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as memory,
+    ):
+        client = SegmentClient(worker.path, Greeting.build(schema))
+        struct.pack_into("<I", memory, SLOT_AT, 2)
+        time.sleep(0.3)
+        assert len(worker.adopted()) == 1
+        client.end()
+        assert eventually(lambda: "process has ended" in worker.log)
+        again = SegmentClient(worker.path, Greeting.build(schema))
+        assert again.status() is Status.ACCEPTED
+        again.end()
+
+
+def test_random_words_in_slots_do_not_disturb_the_worker(name: str, tmp_path: Path, schema: bytes) -> None:
+    with (
+        SegmentWorker(name, tmp_path) as worker,
+        worker.path.open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as memory,
+    ):
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            at = SLOT_AT + SLOT_SIZE * (1 + secrets.randbelow(63)) + 4 * secrets.randbelow(100)
+            struct.pack_into("<I", memory, at, secrets.choice([0, 1, 2, 3, 4, 5, 6, secrets.randbits(32)]))
+        assert worker.process.poll() is None
+        assert "Traceback" not in worker.log
+
+
+# The file
+
+
+def test_second_worker_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    with SegmentWorker(name, tmp_path) as worker:
+        holder = psutil.Process(worker.process.pid)
+        sentence = fails("-n", "shmem", "-m", name, "-M", "64")
+        assert f"{name} belongs to another worker (process {holder.pid})" in sentence
+        sentence = fails("-n", "shmem", "-m", name, "-M", "32")
+        assert "belongs to another worker" in sentence
+        assert worker.path.stat().st_size == 64 * MB
+
+
+def test_workers_side_by_side(name: str, tmp_path: Path, schema: bytes) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    other = name + "-b"
+    try:
+        with SegmentWorker(name, folders[0]) as first, SegmentWorker(other, folders[1], megabytes=32) as second:
+            clients = [SegmentClient(worker.path, Greeting.build(schema)) for worker in (first, second)]
+            assert [client.status() for client in clients] == [Status.ACCEPTED] * 2
+            assert eventually(lambda: len(first.adopted()) == len(second.adopted()) == 1)
+            for client in clients:
+                client.end()
+    finally:
+        Path("/dev/shm" + other).unlink(missing_ok=True)
+
+
+def test_takeover_after_kill(name: str, tmp_path: Path, schema: bytes) -> None:
+    first = SegmentWorker(name, tmp_path)
+    client = SegmentClient(first.path, Greeting.build(schema))
+    assert eventually(lambda: first.word(HEADER["epoch"], "<Q") != 0)
+    inode, epoch = first.path.stat().st_ino, first.word(HEADER["epoch"], "<Q")
+    sessions = psutil.Process(first.process.pid).children(recursive=True)
+    first.process.kill()
+    first.process.communicate()
+    assert eventually(lambda: not [one for one in sessions if one.is_running()])
+    with SegmentWorker(name, tmp_path) as second:
+        assert second.path.stat().st_ino == inode
+        assert second.word(HEADER["epoch"], "<Q") != epoch
+        assert second.slot_state(0) == FREE
+        client.end()
+        again = SegmentClient(second.path, Greeting.build(schema))
+        assert again.status() is Status.ACCEPTED
+        again.end()
+
+
+def test_file_that_somebody_maps_stays(name: str, tmp_path: Path) -> None:
+    with SegmentWorker(name, tmp_path) as worker:
+        with worker.path.open("r+b") as file:
+            mapped = mmap.mmap(file.fileno(), 0)
+        inode = worker.path.stat().st_ino
+        assert worker.stop() == 0
+    assert worker.path.stat().st_ino == inode
+    assert struct.unpack_from("<I", mapped, HEADER["state"])[0] == 2
+    sentence = fails("-n", "shmem", "-m", name, "-M", "32")
+    assert "64 MB" in sentence and "32 MB" in sentence
+    with SegmentWorker(name, tmp_path) as second:
+        assert second.path.stat().st_ino == inode
+        assert struct.unpack_from("<I", mapped, HEADER["state"])[0] == 1
+        mapped.close()
+    assert not worker.path.exists()
+
+
+def test_stale_file_of_another_size_is_replaced(name: str, tmp_path: Path) -> None:
+    path = Path("/dev/shm" + name)
+    path.write_bytes(b"x" * 12345)
+    with SegmentWorker(name, tmp_path) as worker:
+        assert worker.path.stat().st_size == 64 * MB
+
+
+def test_what_is_no_file_of_ours_is_refused(name: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"keep")
+    path = Path("/dev/shm" + name)
+    path.symlink_to(target)
+    assert "symbolic link" in fails("-n", "shmem", "-m", name, "-M", "64")
+    path.unlink()
+    os.link(target, tmp_path / "second")
+    assert "second name" in fails("-n", "shmem", "-m", str(target), "-M", "64")
+    assert target.read_bytes() == b"keep"
+    os.mkfifo(tmp_path / "fifo")
+    assert "no regular file" in fails("-n", "shmem", "-m", str(tmp_path / "fifo"), "-M", "64")
+    assert "no regular file" in fails("-n", "shmem", "-m", str(tmp_path), "-M", "64")
+    assert "cannot be created" in fails("-n", "shmem", "-m", str(tmp_path / "no" / "file"), "-M", "64")
+    if os.geteuid() == 0:
+        (tmp_path / "second").unlink()
+        os.chown(target, 12345, -1)
+        assert "belongs to user 12345" in fails("-n", "shmem", "-m", str(target), "-M", "64")
+
+
+def test_no_room_is_a_sentence(tmp_path: Path, name: str) -> None:
+    """A file size limit stands in for a full /dev/shm, which only root could make."""
+    result = subprocess.run(
+        ["sh", "-c", 'ulimit -f 16384; exec "$@"', "sh", *command("--gpu", "sim", "-n", "shmem", "-m", name)],
+        env=worker_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "256 MB" in result.stderr and "Traceback" not in result.stderr
+    assert not Path("/dev/shm" + name).exists()
+
+
+def test_group(name: str, tmp_path: Path) -> None:
+    group = os.getgroups()[-1] if os.getgroups() else os.getegid()
+    with SegmentWorker(name, tmp_path, "--shmem-group", str(group)) as worker:
+        assert worker.path.stat().st_gid == group
+        assert worker.path.stat().st_mode & 0o7777 == 0o660
+    assert "no-such-group" in fails("-n", "shmem", "-m", name, "--shmem-group", "no-such-group")
+
+
+def test_size_larger_than_memory(name: str) -> None:
+    assert "larger than this machine's memory" in fails("-n", "shmem", "-m", name, "-M", "1048576")
+
+
+def test_options_without_effect_are_named(name: str, tmp_path: Path) -> None:
+    with SegmentWorker(name, tmp_path, "-p", "12345", megabytes=48) as worker:
+        worker.stop()
+        assert "-p/--port 12345 has no effect" in worker.errors
+        assert "48 MB is no power of two" in worker.errors
