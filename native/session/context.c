@@ -13,6 +13,7 @@
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
+#include "tpw_segment.h"
 #include "tpw_session.h"
 
 #include <stdlib.h>
@@ -60,6 +61,7 @@ int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out) {
             s->primary[index] = native; /* staging memory, which these may ask for, wants to know it */
             error = tpw_markers_open(s);
             error = error ? error : tpw_memory_open(s);
+            error = error ? error : tpw_segment_register(s);
             s->cuda.cuCtxPopCurrent_v2(&previous);
         }
         if (error) {

@@ -15,9 +15,6 @@
 
 /* Up to here the driver takes the bytes of pageable memory into the command itself, at the call: no slot, no marker. */
 #define DIRECT_MAX 4096u
-/* Blocks of the link that queued copies may hold: enough for the copy engine to be always busy, and fewer than one data
- * connection has, so that a stream that stands still leaves blocks for what comes after. */
-#define UPLOADS_OUT_MAX 8u
 #define TAKE_UPLOAD_MAX (2ull << 30) /* images: ELF relocations end there */
 
 static void slot_done(struct tpw_session *s, void *what, int32_t error) {
@@ -141,7 +138,9 @@ static void spill_done(struct tpw_session *s, void *what, int32_t error) {
     tpw_spill_give(s, what);
 }
 
-static bool too_many_out(struct tpw_session *s) { return s->memory->uploads_out >= UPLOADS_OUT_MAX; }
+static bool too_many_out(struct tpw_session *s) {
+    return s->memory->uploads_out >= tpw_upload_blocks(s->link) / 2;
+}
 
 /* Issues the copy of one block and sees to it that the block comes back. */
 static int32_t copy_block(struct tpw_session *s, const struct tpw_area *area, struct tpw_block *block,
@@ -149,7 +148,8 @@ static int32_t copy_block(struct tpw_session *s, const struct tpw_area *area, st
     int32_t error = CUDA_SUCCESS, lost;
     unsigned char *spill = NULL, *source = block->memory;
     uint64_t offset = block->offset, size = block->size;
-    if (!tpw_wait_briefly(s, too_many_out)) {
+    bool only = tpw_upload_blocks(s->link) < 2; /* no queued copy may hold the only one: nothing to wait for */
+    if (only || !tpw_wait_briefly(s, too_many_out)) {
         spill = tpw_spill_take(s, &error);
         if (!spill) {
             tpw_upload_done(s->link, block);

@@ -18,9 +18,6 @@
 #include <tp_messages.h>
 
 #define STALL_NS 5000000u /* without a block for so long: the stream may be waiting for the client */
-/* Blocks that queued copies may hold: half of what the link has, so that some always go round between here and the
- * client. */
-#define DOWNLOADS_OUT_MAX 16u
 #define SEND_WAIT_NS 1000000u
 
 struct download {
@@ -196,7 +193,8 @@ static int32_t start_large(struct tpw_session *s, struct download *d, const stru
     for (uint64_t offset = 0; offset < d->size && !d->error;) {
         int32_t error = CUDA_SUCCESS;
         unsigned char *spill = NULL;
-        struct tpw_block *block = s->memory->downloads_out < DOWNLOADS_OUT_MAX ? tpw_download_block(s->link) : NULL;
+        bool few = s->memory->downloads_out < tpw_download_blocks(s->link) / 2;
+        struct tpw_block *block = few ? tpw_download_block(s->link) : NULL;
         if (block) {
             last_progress = tp_now_ns();
         } else if (tp_now_ns() - last_progress < STALL_NS) {

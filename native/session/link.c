@@ -32,6 +32,9 @@ void tpw_link_fail(struct tpw_link *link, enum tp_status status, const char *for
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
     tp_log(status == TP_ERROR_LOST ? TP_INFO : TP_ERROR, "The client's connection ends: %s", reason);
+    if (link->slot) {
+        return; /* only the executor is there, and it looks */
+    }
     /* Wakes the executor, and the data threads through their sockets. */
     shutdown(link->control, SHUT_RDWR);
     for (uint32_t i = 0; i < TP_DATA_CONNECTIONS; i++) {
@@ -51,24 +54,49 @@ static void *reserve_pages(size_t size) {
     return memory == MAP_FAILED ? NULL : memory;
 }
 
-enum tp_status tpw_link_open(struct tpw_link **out, int control, void *(*allocate)(size_t), void (*release)(void *)) {
+void tpw_link_drop(struct tpw_link *link) {
+    if (link->input) {
+        munmap(link->input, TPW_INPUT_SIZE);
+    }
+    if (link->output) {
+        munmap(link->output, OUTPUT_ROOM);
+    }
+    free(link->slot);
+    free(link);
+}
+
+struct tpw_link *tpw_link_make(void) {
     struct tpw_link *link = calloc(1, sizeof *link);
     if (!link) {
-        return TP_ERROR_MEMORY;
+        return NULL;
     }
-    link->control = control;
-    link->allocate = allocate;
-    link->release = release;
+    link->control = link->event = -1;
     for (uint32_t i = 0; i < TP_DATA_CONNECTIONS; i++) {
         link->lanes[i] = (struct lane){.link = link, .index = i, .socket = -1};
     }
-    link->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     link->input = reserve_pages(TPW_INPUT_SIZE);
     link->output = reserve_pages(OUTPUT_ROOM);
-    if (link->event < 0 || !link->input || !link->output) {
-        tpw_link_close(link); /* takes the socket with it */
+    if (!link->input || !link->output) {
+        tpw_link_drop(link);
+        return NULL;
+    }
+    return link;
+}
+
+enum tp_status tpw_link_open(struct tpw_link **out, int control, void *(*allocate)(size_t), void (*release)(void *)) {
+    struct tpw_link *link = tpw_link_make();
+    int event = link ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
+    if (event < 0) {
+        close(control);
+        if (link) {
+            tpw_link_drop(link);
+        }
         return TP_ERROR_MEMORY;
     }
+    link->control = control;
+    link->event = event;
+    link->allocate = allocate;
+    link->release = release;
     tp_net_tune(control, false);
     *out = link;
     return TP_OK;
@@ -78,17 +106,11 @@ void tpw_link_close(struct tpw_link *link) {
     tpw_link_flush(link);
     tpw_link_fail(link, TP_ERROR_LOST, "the session closes it");
     tpw_link_close_data(link);
-    close(link->control);
-    if (link->event >= 0) {
+    if (!link->slot) {
+        close(link->control);
         close(link->event);
     }
-    if (link->input) {
-        munmap(link->input, TPW_INPUT_SIZE);
-    }
-    if (link->output) {
-        munmap(link->output, OUTPUT_ROOM);
-    }
-    free(link);
+    tpw_link_drop(link);
 }
 
 /* ---- frames in ---- */
@@ -102,6 +124,11 @@ static bool receive(struct tpw_link *link) {
         memmove(link->input, link->input + link->input_start, link->input_end - link->input_start);
         link->input_end -= link->input_start;
         link->input_start = 0;
+    }
+    if (link->slot) {
+        size_t got = tpw_slot_receive(link, link->input + link->input_end, TPW_INPUT_SIZE - link->input_end);
+        link->input_end += got;
+        return got > 0;
     }
     ssize_t n = recv(link->control, link->input + link->input_end, TPW_INPUT_SIZE - link->input_end, MSG_DONTWAIT);
     if (n > 0) {
@@ -202,17 +229,29 @@ void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
     }
 }
 
+/* Bytes that the peer took; 0 when it takes no more for now, or the link is over. */
+static size_t send_some(struct tpw_link *link, const void *bytes, size_t size) {
+    if (link->slot) {
+        return tpw_slot_send(link, bytes, size);
+    }
+    ssize_t n;
+    do {
+        n = send(link->control, bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    } while (n < 0 && errno == EINTR);
+    if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
+        tpw_link_fail(link, TP_ERROR_LOST, "sending failed: %s", strerror(errno));
+    }
+    return n > 0 ? (size_t)n : 0;
+}
+
 void tpw_link_flush(struct tpw_link *link) {
     while (link->output_start < link->output_end && !tpw_link_over(link)) {
-        ssize_t n = send(link->control, link->output + link->output_start, link->output_end - link->output_start,
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n > 0) {
-            link->output_start += (size_t)n;
-        } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        size_t sent =
+            send_some(link, link->output + link->output_start, link->output_end - link->output_start);
+        if (sent == 0 && !tpw_link_over(link)) {
             return;
-        } else if (n < 0 && errno != EINTR) {
-            tpw_link_fail(link, TP_ERROR_LOST, "sending failed: %s", strerror(errno));
         }
+        link->output_start += sent;
     }
     if (link->output_end > TP_FRAME_MAX) {
         madvise(link->output, OUTPUT_ROOM, MADV_DONTNEED);
@@ -278,9 +317,23 @@ static void sleep_until(struct tpw_link *link, int extra_fd, uint64_t timeout_ns
 }
 
 void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
-    sleep_until(link, extra_fd, timeout_ns, POLLIN);
+    if (link->slot) {
+        tpw_slot_sleep(link, extra_fd, timeout_ns, true);
+    } else {
+        sleep_until(link, extra_fd, timeout_ns, POLLIN);
+    }
 }
 
 void tpw_link_wait_data(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
-    sleep_until(link, extra_fd, timeout_ns, POLLRDHUP);
+    if (link->slot) {
+        tpw_slot_sleep(link, extra_fd, timeout_ns, false);
+    } else {
+        sleep_until(link, extra_fd, timeout_ns, POLLRDHUP);
+    }
+}
+
+void tpw_link_wake(struct tpw_link *link) {
+    if (link->slot) { /* beside sockets, extra_fd is in the poll */
+        tpw_slot_wake(link);
+    }
 }

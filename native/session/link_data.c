@@ -208,9 +208,11 @@ static void *sender_run(void *argument) {
 /* ---- executor: connections ---- */
 
 enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int socket) {
-    if (index >= TP_DATA_CONNECTIONS || link->lanes[index].socket >= 0) {
+    if (link->slot || index >= TP_DATA_CONNECTIONS || link->lanes[index].socket >= 0) {
         tp_log(TP_WARN, "A data connection with index %u is refused: %s", index,
-               index >= TP_DATA_CONNECTIONS ? "there are 8" : "it is open already");
+               link->slot                     ? "the client uses shared memory"
+               : index >= TP_DATA_CONNECTIONS ? "there are 8"
+                                              : "it is open already");
         close(socket);
         return TP_ERROR_PROTOCOL;
     }
@@ -231,7 +233,7 @@ enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int sock
     return TP_OK;
 }
 
-bool tpw_link_has_data(const struct tpw_link *link) { return link->lanes_open > 0; }
+bool tpw_link_has_data(const struct tpw_link *link) { return link->slot || link->lanes_open > 0; }
 
 static struct link_block *new_block(struct tpw_link *link, struct lane *lane) {
     struct link_block *block = calloc(1, sizeof *block);
@@ -303,7 +305,16 @@ static void grow(struct tpw_link *link, struct lane *lane) {
 
 /* ---- executor: uploads ---- */
 
-static void give_back(struct tpw_link *link, struct link_block *block) {
+uint32_t tpw_upload_blocks(const struct tpw_link *link) {
+    return link->slot ? tpw_slot_blocks(link) : TPW_LANE_BLOCKS;
+}
+
+void tpw_upload_done(struct tpw_link *link, struct tpw_block *given) {
+    if (link->slot) {
+        tpw_slot_upload_done(link, given);
+        return;
+    }
+    struct link_block *block = (struct link_block *)given;
     struct lane *lane = block->lane;
     tp_lock_take(&link->lock);
     block->out = false;
@@ -314,7 +325,10 @@ static void give_back(struct tpw_link *link, struct link_block *block) {
     tp_futex_wake(&lane->free_news, 1);
 }
 
-static struct link_block *take(struct tpw_link *link, uint64_t transfer) {
+static struct tpw_block *take(struct tpw_link *link, uint64_t transfer, bool waits) {
+    if (link->slot) {
+        return tpw_slot_upload_take(link, transfer, waits);
+    }
     struct link_block *found = NULL;
     tp_lock_take(&link->lock);
     for (uint32_t i = 0; i < TP_DATA_CONNECTIONS && !found; i++) {
@@ -331,16 +345,16 @@ static struct link_block *take(struct tpw_link *link, uint64_t transfer) {
         found->out = true;
     }
     tp_lock_drop(&link->lock);
-    return found;
+    return found ? &found->block : NULL;
 }
 
 static void serve_drops(struct tpw_link *link) {
     for (struct link_drop **at = &link->drops; *at;) {
         struct link_drop *drop = *at;
-        struct link_block *block = take(link, drop->transfer);
+        struct tpw_block *block = take(link, drop->transfer, false);
         if (block) {
-            drop->left -= block->block.size < drop->left ? block->block.size : drop->left;
-            give_back(link, block);
+            drop->left -= block->size < drop->left ? block->size : drop->left;
+            tpw_upload_done(link, block);
         }
         if (drop->left == 0) {
             *at = drop->next;
@@ -388,15 +402,19 @@ struct tpw_block *tpw_upload_take(struct tpw_link *link, uint64_t transfer) {
     if (tpw_link_wants_service(link)) {
         tpw_link_serve_data(link);
     }
-    struct link_block *block = take(link, transfer);
-    return block ? &block->block : NULL;
+    return take(link, transfer, true);
 }
-
-void tpw_upload_done(struct tpw_link *link, struct tpw_block *block) { give_back(link, (struct link_block *)block); }
 
 /* ---- executor: downloads ---- */
 
+uint32_t tpw_download_blocks(const struct tpw_link *link) {
+    return link->slot ? tpw_slot_blocks(link) : DOWNLOAD_BLOCKS;
+}
+
 struct tpw_block *tpw_download_block(struct tpw_link *link) {
+    if (link->slot) {
+        return tpw_slot_download_block(link);
+    }
     tp_lock_take(&link->lock);
     struct link_block *block = link->download_free;
     if (block) {
@@ -415,13 +433,18 @@ struct tpw_block *tpw_download_block(struct tpw_link *link) {
 }
 
 void tpw_download_send(struct tpw_link *link, struct tpw_block *block, bool last) {
-    struct link_block *filled = (struct link_block *)block;
     if (!tpw_link_has_data(link) || block->size > TP_CHUNK_MAX) {
         tpw_link_fail(link, TP_ERROR_PROTOCOL, "it asked for a transfer but has no data connection");
         tpw_download_drop(link, block);
         return;
     }
-    filled->handed = last ? (uint32_t)++link->handed | TP_CHUNK_HANDED : 0;
+    uint32_t handed = last ? (uint32_t)++link->handed | TP_CHUNK_HANDED : 0;
+    if (link->slot) {
+        tpw_slot_download_send(link, block, handed);
+        return;
+    }
+    struct link_block *filled = (struct link_block *)block;
+    filled->handed = handed;
     tp_lock_take(&link->lock);
     push(&link->to_send, filled);
     tp_lock_drop(&link->lock);
@@ -430,6 +453,10 @@ void tpw_download_send(struct tpw_link *link, struct tpw_block *block, bool last
 }
 
 void tpw_download_drop(struct tpw_link *link, struct tpw_block *block) {
+    if (link->slot) {
+        tpw_slot_download_drop(link, block);
+        return;
+    }
     struct link_block *unused = (struct link_block *)block;
     tp_lock_take(&link->lock);
     unused->next = link->download_free;

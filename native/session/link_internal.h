@@ -1,8 +1,9 @@
 /*
- * What the two files of the session's link share.
+ * What the three files of the session's link share.
  *
  * struct tpw_link belongs to the executor thread, which is the only one to enter tpw_link.h except for tpw_upload_done. The
- * two threads of each data connection touch only their struct lane, the queues under `lock`, and `status`.
+ * two threads of each data connection touch only their struct lane, the queues under `lock`, and `status`. Over a slot of
+ * the shared segment (`slot` is set) there are no sockets and none of those threads; link_slot.c stands in their place.
  */
 #ifndef TPW_LINK_INTERNAL_H
 #define TPW_LINK_INTERNAL_H
@@ -52,7 +53,8 @@ struct link_drop {
 };
 
 struct tpw_link {
-    int control, event;
+    struct tpw_slot *slot; /* link_slot.c; NULL over TCP */
+    int control, event;    /* -1 over a slot */
     void *(*allocate)(size_t);
     void (*release)(void *);
 
@@ -90,5 +92,23 @@ static inline bool tpw_link_wants_service(const struct tpw_link *link) {
 }
 void tpw_link_serve_data(struct tpw_link *link);
 void tpw_link_close_data(struct tpw_link *link);
+/* Memory and buffers that both kinds have; NULL when there is no memory. */
+struct tpw_link *tpw_link_make(void);
+void tpw_link_drop(struct tpw_link *link); /* memory only */
+
+/* ---- link_slot.c ---- */
+
+size_t tpw_slot_receive(struct tpw_link *link, void *to, size_t room);       /* 0: nothing came, or the link is over */
+size_t tpw_slot_send(struct tpw_link *link, const void *bytes, size_t size); /* what there was room for */
+/* `frames`: unread frames end the sleep. */
+void tpw_slot_sleep(struct tpw_link *link, int extra_fd, uint64_t timeout_ns, bool frames);
+void tpw_slot_wake(struct tpw_link *link);              /* any thread */
+uint32_t tpw_slot_blocks(const struct tpw_link *link); /* each way */
+/* `waits`: somebody needs the block, so the link is over when the client that should fill it is gone. */
+struct tpw_block *tpw_slot_upload_take(struct tpw_link *link, uint64_t transfer, bool waits);
+void tpw_slot_upload_done(struct tpw_link *link, struct tpw_block *block); /* any thread */
+struct tpw_block *tpw_slot_download_block(struct tpw_link *link);
+void tpw_slot_download_send(struct tpw_link *link, struct tpw_block *block, uint32_t handed);
+void tpw_slot_download_drop(struct tpw_link *link, struct tpw_block *block);
 
 #endif

@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <tp_segment.h>
 #include <unistd.h>
 
 static struct tpw_session *the_session; /* for the two functions below, which the link calls without an argument */
@@ -112,45 +113,98 @@ static void rename_process(struct tpw_main *process, const char *client) {
 }
 
 #define LAST_FRAMES_MS 800
+#define LOOK_MS 100 /* at the life of a client that has no connection to wait on */
 
-/* A client that is gone must not keep a GPU's memory, even while the executor is inside the driver for long: compiling, or
- * hung. The executor leaves by itself when it reads the end of the connection; this thread only makes sure. */
-static void *watch_client(void *argument) {
-    int fd = (int)(intptr_t)argument;
-    struct pollfd on = {.fd = fd, .events = POLLRDHUP};
-    while (poll(&on, 1, -1) < 0 && errno == EINTR) {
-    }
+static void leave_at_last(void) {
     usleep(LAST_FRAMES_MS * 1000);
     tp_log(TP_INFO, "the client has gone while the driver was busy");
     _exit(0);
 }
 
-static void start_watch(int fd) {
+/* A client that is gone must not keep a GPU's memory, even while the executor is inside the driver for long: compiling, or
+ * hung. The executor leaves by itself when it reads the end of the connection; this thread only makes sure. */
+static void *watch_connection(void *argument) {
+    int fd = (int)(intptr_t)argument;
+    struct pollfd on = {.fd = fd, .events = POLLRDHUP};
+    while (poll(&on, 1, -1) < 0 && errno == EINTR) {
+    }
+    leave_at_last();
+    return NULL;
+}
+
+static void *watch_life(void *life) {
+    while (!tp_life_over(life)) {
+        usleep(LOOK_MS * 1000);
+    }
+    leave_at_last();
+    return NULL;
+}
+
+static void start_watch(void *(*watch)(void *), void *what) {
     pthread_t thread;
-    int copy = dup(fd);
-    if (copy < 0 || pthread_create(&thread, NULL, watch_client, (void *)(intptr_t)copy)) {
+    if (pthread_create(&thread, NULL, watch, what)) {
         tp_log(TP_WARN, "nobody watches the client: %s", strerror(errno));
         return;
     }
     pthread_detach(thread);
 }
 
-static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
-    char name[65] = "";
-    if (s->link) {
-        tp_log(TP_ERROR, "the supervisor handed over a second client");
-        close(fd);
-        return;
-    }
-    memcpy(name, message + 256 + 192, 64);
-    memcpy(&s->process->client_pid, message + 256 + 52, 4);
+static bool adopt_connection(struct tpw_session *s, int fd) {
+    s->segment = NULL;
     if (tpw_link_open(&s->link, fd, staging_allocate, staging_release) != TP_OK) {
         tp_log(TP_ERROR, "no memory for a connection");
+        return false;
+    }
+    start_watch(watch_connection, (void *)(intptr_t)dup(fd));
+    return true;
+}
+
+/* The run's place comes from the supervisor; what the slot says of it is for the client. */
+static bool adopt_slot(struct tpw_session *s, uint32_t slot, uint32_t first, uint32_t blocks) {
+    struct tpw_segment *segment = s->segment;
+    struct tp_run run = tp_run_layout(first, blocks);
+    if (!segment || slot >= TP_SLOTS || blocks == 0 || blocks > TP_BLOCKS_MAX ||
+        !tp_arena_owns(segment->owners, segment->size, slot, run.commands, run.granules * TP_GRANULE)) {
+        tp_log(TP_ERROR, "the supervisor handed over slot %u with %u blocks at granule %u, which is not a client's run",
+               slot, blocks, first);
+        return false;
+    }
+    if (segment->error) {
+        tp_log(TP_ERROR, "the shared segment cannot be used: the driver did not pin it, error %d", segment->error);
+        return false;
+    }
+    struct tp_slot *shared = tp_slot_at(segment->base, slot);
+    if (!tp_life_begin(&shared->session_life) ||
+        tpw_link_open_slot(&s->link, segment->base, slot, first, blocks) != TP_OK) {
+        tp_log(TP_ERROR, "slot %u cannot be served: no memory, or no robust mutexes", slot);
+        return false;
+    }
+    segment->slot = slot;
+    prctl(PR_SET_TIMERSLACK, 1000); /* sleeps beside the rings are short, and the default adds 50 µs to each */
+    start_watch(watch_life, &shared->client_life);
+    return true;
+}
+
+static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
+    char name[65] = "";
+    uint32_t slot;
+    uint64_t place;
+    if (s->link) {
+        tp_log(TP_ERROR, "the supervisor handed over a second client");
+        if (fd >= 0) {
+            close(fd);
+        }
+        return;
+    }
+    memcpy(&slot, message + 4, sizeof slot);
+    memcpy(&place, message + 24, sizeof place);
+    memcpy(name, message + 256 + 192, 64);
+    memcpy(&s->process->client_pid, message + 256 + 52, 4);
+    if (fd >= 0 ? !adopt_connection(s, fd) : !adopt_slot(s, slot - 1, (uint32_t)(place >> 32), (uint32_t)place)) {
         s->ended = true;
         s->exit_code = 1;
         return;
     }
-    start_watch(fd);
     rename_process(s->process, name[0] ? name : "client");
     tp_log(TP_INFO, "serving %s, process %u of the client's machine", name, s->process->client_pid);
 }
@@ -182,7 +236,7 @@ void tpw_control_run(struct tpw_session *s) {
         uint32_t type, argument;
         memcpy(&type, message, 4);
         memcpy(&argument, message + 4, 4);
-        if (type == TPW_ADOPT && fd >= 0) {
+        if (type == TPW_ADOPT) {
             adopt(s, message, fd);
         } else if (type == TPW_DATA && fd >= 0 && s->link) {
             if (tpw_link_add_data(s->link, argument, fd) != TP_OK) {
@@ -216,12 +270,16 @@ static bool options(struct tpw_session *s, int count, char **words) {
     static const struct option known[] = {{"control-fd", required_argument, 0, 'c'},
                                           {"limits-fd", required_argument, 0, 'l'},
                                           {"slot", required_argument, 0, 's'},
+                                          {"segment-fd", required_argument, 0, 'f'},
+                                          {"segment-size", required_argument, 0, 'z'},
+                                          {"owners-fd", required_argument, 0, 'o'},
                                           {"driver", required_argument, 0, 'd'},
                                           {"nvml", required_argument, 0, 'n'},
                                           {"simulated", no_argument, 0, 'g'},
                                           {0, 0, 0, 0}};
     struct tpw_main *process = s->process;
-    int limits = -1, letter;
+    int limits = -1, segment = -1, owners = -1, letter;
+    uint64_t segment_size = 0;
     process->control = -1;
     while ((letter = getopt_long(count, words, "", known, NULL)) != -1) {
         switch (letter) {
@@ -233,6 +291,15 @@ static bool options(struct tpw_session *s, int count, char **words) {
             break;
         case 's':
             s->slot = (uint32_t)atoi(optarg);
+            break;
+        case 'f':
+            segment = atoi(optarg);
+            break;
+        case 'z':
+            segment_size = strtoull(optarg, NULL, 10);
+            break;
+        case 'o':
+            owners = atoi(optarg);
             break;
         case 'd':
             process->driver_path = strdup(optarg);
@@ -251,6 +318,12 @@ static bool options(struct tpw_session *s, int count, char **words) {
     if (process->control < 0 || !process->driver_path || s->slot >= TP_LIMITS_SLOTS || (limits >= 0 && !s->limits)) {
         fprintf(stderr, "tensor-fusion-session is started by tensor-fusion-worker, not by hand.\n");
         return false;
+    }
+    if (segment >= 0) {
+        if (!tpw_segment_map(&process->segment, segment, segment_size, owners)) {
+            return false;
+        }
+        s->segment = &process->segment;
     }
     /* From here on the words of the command line are only the process's title. */
     process->title = words[0];

@@ -3,7 +3,8 @@
  *
  * The executor thread owns the link. Two threads per data connection move chunks: the receiver writes into pinned staging
  * buffers that only it and the executor touch, the sender reads them; both talk to the executor through queues. Every byte
- * that arrives is hostile: sizes are bounded before memory is touched, and the first violation ends the session.
+ * that arrives is hostile: sizes are bounded before memory is touched, and the first violation ends the session. Over a
+ * slot of the shared segment there are no such threads: the client's own threads copy, and blocks lie in memory that it shares.
  */
 #ifndef TPW_LINK_H
 #define TPW_LINK_H
@@ -16,6 +17,10 @@ struct tpw_link;
 /* `control` is the connected control socket. Staging memory is asked for on the first transfer, through the two functions
  * (pinned memory of the driver), in blocks of TP_CHUNK_MAX. */
 enum tp_status tpw_link_open(struct tpw_link **out, int control, void *(*allocate)(size_t), void (*release)(void *));
+/* The same over `slot` of a shared segment that lies at `base`. `first` and `blocks` are the supervisor's words for its run,
+ * inside the segment; the slot itself is the client's to write. Staging memory is the run's. */
+enum tp_status tpw_link_open_slot(struct tpw_link **out, unsigned char *base, uint32_t slot, uint32_t first,
+                                  uint32_t blocks);
 void tpw_link_close(struct tpw_link *link);
 /* Adds data connection `index`; the link owns the socket from now on. May be called by the executor at any time. */
 enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int socket);
@@ -28,6 +33,8 @@ void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns);
 
 /* The same in the middle of a frame, for blocks of a transfer: frames that wait unread do not end this sleep. */
 void tpw_link_wait_data(struct tpw_link *link, int extra_fd, uint64_t timeout_ns);
+/* Ends the executor's sleep, so that it looks at extra_fd: nothing else wakes it beside a slot. Any thread. */
+void tpw_link_wake(struct tpw_link *link);
 /* Why the link is over, TP_OK while it is not: whoever waits for blocks in a loop must look, since none will come any more. */
 enum tp_status tpw_link_status(const struct tpw_link *link);
 
@@ -44,6 +51,9 @@ struct tpw_block {
     uint32_t size;
     unsigned char *memory; /* pinned, TP_CHUNK_MAX bytes */
 };
+/* How many blocks uploads have. Queued copies may hold half of them, so that a stream that stands still leaves some for
+ * what comes after. */
+uint32_t tpw_upload_blocks(const struct tpw_link *link);
 /* A received block of `transfer`, or NULL when none has come yet. Non-blocking. */
 struct tpw_block *tpw_upload_take(struct tpw_link *link, uint64_t transfer);
 /* Gives the staging memory back once the copy engine has read it. Any thread. */
@@ -53,6 +63,8 @@ void tpw_upload_done(struct tpw_link *link, struct tpw_block *block);
 enum tp_status tpw_upload_drop(struct tpw_link *link, uint64_t transfer, uint64_t size);
 
 /* ---- transfers out (session → client) ---- */
+/* How many blocks downloads have; queued copies may hold half of them, so that some always go round to the client. */
+uint32_t tpw_download_blocks(const struct tpw_link *link);
 /* An empty block, or NULL when all are in use. */
 struct tpw_block *tpw_download_block(struct tpw_link *link);
 /* Hands a filled block to a data connection; it returns to the pool when sent. With `last`, the transfer counts as handed
@@ -60,7 +72,7 @@ struct tpw_block *tpw_download_block(struct tpw_link *link);
 void tpw_download_send(struct tpw_link *link, struct tpw_block *block, bool last);
 /* Gives a block back unsent (the copy failed). */
 void tpw_download_drop(struct tpw_link *link, struct tpw_block *block);
-/* True while the client has opened at least one data connection. */
+/* True while the client has opened at least one data connection, and over a slot. */
 bool tpw_link_has_data(const struct tpw_link *link);
 
 #endif

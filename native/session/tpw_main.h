@@ -4,6 +4,7 @@
 #ifndef TPW_MAIN_H
 #define TPW_MAIN_H
 
+#include "tpw_segment.h"
 #include "tpw_session.h"
 #include <stdio.h>
 
@@ -16,6 +17,7 @@ struct tpw_main {
     char *title; /* memory of the command line */
     size_t title_size;
     uint32_t client_pid;
+    struct tpw_segment segment;
 };
 
 /* Runs until the client or the supervisor has gone. */

@@ -43,6 +43,7 @@ struct tpw_memory;    /* memory*.c */
 
 struct tpw_session {
     struct tpw_link *link;
+    struct tpw_segment *segment; /* tpw_segment.h; NULL when the client came over TCP */
     struct tpg_cuda_driver cuda;
     struct tpg_nvml_driver nvml;
     bool cuda_loaded, nvml_loaded, simulated;

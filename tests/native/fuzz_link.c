@@ -14,6 +14,7 @@
 #define QUIET_TURNS 50u /* looks at an empty link, a moment each, before it counts as closed */
 #define MOMENT_NS 20000
 #define DOWNLOAD_BLOCKS 8u
+#define UPLOAD_BLOCKS 16u
 #define ANSWERS 8u
 
 #define MUST(condition)                                                                                                \
@@ -202,6 +203,18 @@ const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *stat
     }
     *status = link->status;
     return link->status == TP_OK ? link->current : NULL;
+}
+
+void tpw_link_wake(struct tpw_link *link) { (void)link; }
+
+uint32_t tpw_upload_blocks(const struct tpw_link *link) {
+    (void)link;
+    return UPLOAD_BLOCKS;
+}
+
+uint32_t tpw_download_blocks(const struct tpw_link *link) {
+    (void)link;
+    return DOWNLOAD_BLOCKS;
 }
 
 enum tp_status tpw_link_status(const struct tpw_link *link) { return link->status; }

@@ -58,6 +58,8 @@ static inline bool has_pattern(const unsigned char *memory, uint64_t size, uint6
 
 /* The test session: accepts, greets, serves until its client is gone. Returns the exit code for its process. */
 int test_session(int listener);
+/* The same over a slot of a segment at `base`, for a client whose run the caller has granted. */
+int test_session_slot(unsigned char *base, uint32_t slot, uint32_t first, uint32_t blocks);
 
 struct test_case {
     const char *name;

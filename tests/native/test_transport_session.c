@@ -8,8 +8,10 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <tp_segment.h>
 #include <tpg_schema.h>
 #include <tpw_link.h>
 
@@ -265,16 +267,7 @@ static void serve(struct tpw_link *link, int listener, int control, const struct
     }
 }
 
-int test_session(int listener) {
-    struct tp_greeting greeting;
-    trace_on = getenv("TEST_TRACE") != NULL;
-    int control = -1;
-    while (control < 0) {
-        control = accept_one(listener, &greeting);
-    }
-    struct tpw_link *link;
-    CHECK(greeting.role == TP_ROLE_CONTROL);
-    CHECK(tpw_link_open(&link, control, allocate, release) == TP_OK);
+static int run_session(struct tpw_link *link, int listener, int control) {
     enum tp_status status = TP_OK;
     uint64_t spin_until = 0;
     while (status == TP_OK) {
@@ -296,4 +289,29 @@ int test_session(int listener) {
     bool hurt = violations != 0;
     tpw_link_close(link);
     return status == TP_ERROR_PROTOCOL ? 3 : hurt ? 4 : 0;
+}
+
+int test_session(int listener) {
+    struct tp_greeting greeting;
+    trace_on = getenv("TEST_TRACE") != NULL;
+    int control = -1;
+    while (control < 0) {
+        control = accept_one(listener, &greeting);
+    }
+    struct tpw_link *link;
+    CHECK(greeting.role == TP_ROLE_CONTROL);
+    CHECK(tpw_link_open(&link, control, allocate, release) == TP_OK);
+    return run_session(link, listener, control);
+}
+
+int test_session_slot(unsigned char *base, uint32_t slot, uint32_t first, uint32_t blocks) {
+    struct tpw_link *link;
+    trace_on = getenv("TEST_TRACE") != NULL;
+    CHECK(tp_life_begin(&tp_slot_at(base, slot)->session_life));
+    CHECK(tpw_link_open_slot(&link, base, slot, first, blocks) == TP_OK);
+    /* Something must stand for the descriptor of the real session's rare events: without it the link thinks that it is in the
+     * middle of a frame. */
+    int events = eventfd(0, EFD_CLOEXEC);
+    CHECK(events >= 0);
+    return run_session(link, events, -1);
 }

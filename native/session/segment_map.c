@@ -1,0 +1,70 @@
+/*
+ * The shared segment in the session's address space and in the driver's.
+ *
+ * Executor thread only. The descriptors are the supervisor's; their sizes are checked, because a page that is not in the file
+ * would end the process by a signal. The driver pins all of it at once, so that staging blocks and pinned memory of clients need
+ * no call of the driver when they are handed out.
+ */
+#include "tpw_segment.h"
+#include "tpw_session.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <tp_segment.h>
+#include <unistd.h>
+
+static void *map(const char *what, int fd, uint64_t size, void *address) {
+    struct stat file;
+    if (fstat(fd, &file) || (uint64_t)file.st_size < size) {
+        tp_log(TP_ERROR, "%s has fewer than %llu bytes", what, (unsigned long long)size);
+        return NULL;
+    }
+    int flags = MAP_SHARED | (address ? MAP_FIXED_NOREPLACE : 0);
+    void *got = mmap(address, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+    if (got == MAP_FAILED || (address && got != address)) { /* kernels before 4.17 take the address as a hint */
+        tp_log(TP_ERROR, "%s cannot be mapped at %p: %s", what, address,
+               got == MAP_FAILED ? strerror(errno) : "something else is there");
+        return NULL;
+    }
+    close(fd);
+    return got;
+}
+
+bool tpw_segment_map(struct tpw_segment *segment, int fd, uint64_t size, int owners) {
+    if (size < TP_SEGMENT_MIN || size > TP_SEGMENT_MAX) {
+        tp_log(TP_ERROR, "a segment of %llu bytes is not one", (unsigned long long)size);
+        return false;
+    }
+    segment->size = size;
+    segment->slot = TP_SLOTS;
+    segment->owners = map("the table of owners", owners, TP_OWNERS_BYTES(size), NULL);
+    segment->base = segment->owners ? map("the shared segment", fd, size, (void *)TP_SEGMENT_ADDRESS) : NULL;
+    return segment->base != NULL;
+}
+
+int32_t tpw_segment_register(struct tpw_session *s) {
+    struct tpw_segment *segment = s->segment;
+    if (!segment || segment->pinned) {
+        return CUDA_SUCCESS;
+    }
+    if (!segment->error) {
+        segment->error = (int32_t)s->cuda.cuMemHostRegister_v2(
+            segment->base, segment->size, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
+        segment->pinned = !segment->error;
+        if (segment->error) {
+            tp_log(TP_ERROR, "the driver cannot pin the shared segment of %llu MiB: error %d",
+                   (unsigned long long)(segment->size >> 20), segment->error);
+        }
+    }
+    CUdeviceptr device = 0;
+    if (segment->pinned && !s->cuda.cuMemHostGetDevicePointer_v2(&device, segment->base, 0)) {
+        segment->device = device;
+    }
+    segment->registered = segment->pinned && segment->device == (uint64_t)(uintptr_t)segment->base;
+    if (segment->pinned && !segment->registered) {
+        tp_log(TP_WARN, "the shared segment at %p has the device address 0x%llx: pinned memory is not shared",
+               (void *)segment->base, (unsigned long long)segment->device);
+    }
+    return s->link ? segment->error : CUDA_SUCCESS;
+}

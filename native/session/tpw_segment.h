@@ -1,0 +1,31 @@
+/*
+ * The worker's shared segment as a session sees it: mapped at start, registered with the driver as soon as there is a context.
+ *
+ * Executor thread only; the mapping lasts as long as the process. Memory below `base` is written by clients of this worker at
+ * any time; `owners` only by the worker's own processes.
+ */
+#ifndef TPW_SEGMENT_H
+#define TPW_SEGMENT_H
+
+#include <tp_base.h>
+
+struct tpw_session;
+
+struct tpw_segment {
+    unsigned char *base;
+    uint64_t size;
+    uint64_t device; /* the GPU's address of base: the same, or nothing inside has one address for everybody */
+    void *owners;
+    uint32_t slot;   /* of the client that is served */
+    bool registered; /* pinned, and `device` is base */
+    bool pinned;     /* staging blocks are pinned memory, wherever the GPU sees them */
+    int32_t error;   /* why the driver does not take it */
+};
+
+/* Maps the segment and the owners table; both descriptors are closed. False with a log line. */
+bool tpw_segment_map(struct tpw_segment *segment, int fd, uint64_t size, int owners);
+/* Makes the driver pin s->segment, once; needs a current context. While nobody is served it succeeds and keeps the error for
+ * the client that comes over the segment: others do not need it. */
+int32_t tpw_segment_register(struct tpw_session *s);
+
+#endif
