@@ -138,9 +138,7 @@ static void spill_done(struct tpw_session *s, void *what, int32_t error) {
     tpw_spill_give(s, what);
 }
 
-static bool too_many_out(struct tpw_session *s) {
-    return s->memory->uploads_out >= tpw_upload_blocks(s->link) / 2;
-}
+static bool too_many_out(struct tpw_session *s) { return s->memory->uploads_out >= tpw_upload_blocks(s->link) / 2; }
 
 /* Issues the copy of one block and sees to it that the block comes back. */
 static int32_t copy_block(struct tpw_session *s, const struct tpw_area *area, struct tpw_block *block,

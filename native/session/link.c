@@ -246,8 +246,7 @@ static size_t send_some(struct tpw_link *link, const void *bytes, size_t size) {
 
 void tpw_link_flush(struct tpw_link *link) {
     while (link->output_start < link->output_end && !tpw_link_over(link)) {
-        size_t sent =
-            send_some(link, link->output + link->output_start, link->output_end - link->output_start);
+        size_t sent = send_some(link, link->output + link->output_start, link->output_end - link->output_start);
         if (sent == 0 && !tpw_link_over(link)) {
             return;
         }

@@ -305,9 +305,7 @@ static void grow(struct tpw_link *link, struct lane *lane) {
 
 /* ---- executor: uploads ---- */
 
-uint32_t tpw_upload_blocks(const struct tpw_link *link) {
-    return link->slot ? tpw_slot_blocks(link) : TPW_LANE_BLOCKS;
-}
+uint32_t tpw_upload_blocks(const struct tpw_link *link) { return link->slot ? tpw_slot_blocks(link) : TPW_LANE_BLOCKS; }
 
 void tpw_upload_done(struct tpw_link *link, struct tpw_block *given) {
     if (link->slot) {

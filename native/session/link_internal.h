@@ -102,7 +102,7 @@ size_t tpw_slot_receive(struct tpw_link *link, void *to, size_t room);       /* 
 size_t tpw_slot_send(struct tpw_link *link, const void *bytes, size_t size); /* what there was room for */
 /* `frames`: unread frames end the sleep. */
 void tpw_slot_sleep(struct tpw_link *link, int extra_fd, uint64_t timeout_ns, bool frames);
-void tpw_slot_wake(struct tpw_link *link);              /* any thread */
+void tpw_slot_wake(struct tpw_link *link);             /* any thread */
 uint32_t tpw_slot_blocks(const struct tpw_link *link); /* each way */
 /* `waits`: somebody needs the block, so the link is over when the client that should fill it is gone. */
 struct tpw_block *tpw_slot_upload_take(struct tpw_link *link, uint64_t transfer, bool waits);

@@ -14,7 +14,8 @@
 #include <string.h>
 #include <tp_segment.h>
 
-#define SPIN_NS 20000u /* in the middle of a frame the client is copying the next block: waking up costs more than that */
+#define SPIN_NS                                                                                                        \
+    20000u /* in the middle of a frame the client is copying the next block: waking up costs more than that */
 #define OUTPUT_WAIT_NS 1000000u /* a client that gives room in the reply ring need not ring */
 
 struct slot_block {
@@ -233,11 +234,9 @@ struct tpw_block *tpw_slot_download_block(struct tpw_link *link) {
 void tpw_slot_download_send(struct tpw_link *link, struct tpw_block *given, uint32_t handed) {
     struct slot_block *block = (struct slot_block *)given;
     struct tpw_slot *slot = link->slot;
-    struct tp_chunk_record record = {.chunk = {.transfer = given->transfer,
-                                               .offset = given->offset,
-                                               .size = given->size,
-                                               .handed = handed},
-                                     .block = (uint32_t)(block - slot->down)};
+    struct tp_chunk_record record = {
+        .chunk = {.transfer = given->transfer, .offset = given->offset, .size = given->size, .handed = handed},
+        .block = (uint32_t)(block - slot->down)};
     /* There are more records in a ring than blocks, so it is full only for a client that gives unread blocks back. */
     if (tp_ring_room(&slot->chunks_down) < sizeof record) {
         tpw_link_fail(link, TP_ERROR_PROTOCOL, "%s",

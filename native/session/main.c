@@ -267,16 +267,12 @@ static void *map_limits(int fd) {
 }
 
 static bool options(struct tpw_session *s, int count, char **words) {
-    static const struct option known[] = {{"control-fd", required_argument, 0, 'c'},
-                                          {"limits-fd", required_argument, 0, 'l'},
-                                          {"slot", required_argument, 0, 's'},
-                                          {"segment-fd", required_argument, 0, 'f'},
-                                          {"segment-size", required_argument, 0, 'z'},
-                                          {"owners-fd", required_argument, 0, 'o'},
-                                          {"driver", required_argument, 0, 'd'},
-                                          {"nvml", required_argument, 0, 'n'},
-                                          {"simulated", no_argument, 0, 'g'},
-                                          {0, 0, 0, 0}};
+    static const struct option known[] = {
+        {"control-fd", required_argument, 0, 'c'},   {"limits-fd", required_argument, 0, 'l'},
+        {"slot", required_argument, 0, 's'},         {"segment-fd", required_argument, 0, 'f'},
+        {"segment-size", required_argument, 0, 'z'}, {"owners-fd", required_argument, 0, 'o'},
+        {"driver", required_argument, 0, 'd'},       {"nvml", required_argument, 0, 'n'},
+        {"simulated", no_argument, 0, 'g'},          {0, 0, 0, 0}};
     struct tpw_main *process = s->process;
     int limits = -1, segment = -1, owners = -1, letter;
     uint64_t segment_size = 0;

@@ -22,9 +22,16 @@ static void a_moment(unsigned *turn) {
     }
 }
 
+void ring(void) {
+    if (it.same_kernel) {
+        tp_bell_ring(&it.slot->session_bell);
+    } else { /* what a wake in another machine comes to */
+        atomic_store(&it.slot->session_bell.sleeps, 0);
+    }
+}
+
 void append(uint16_t op, uint16_t flags, const void *body, size_t size) {
-    struct tp_frame frame = {
-        .size = (uint32_t)(sizeof frame + tp_padded(size)), .op = op, .flags = flags, .thread = 1};
+    struct tp_frame frame = {.size = (uint32_t)(sizeof frame + tp_padded(size)), .op = op, .flags = flags, .thread = 1};
     unsigned turn = 0;
     while (tp_ring_room(&it.commands) < frame.size) {
         CHECK(!it.commands.broken);
@@ -35,7 +42,7 @@ void append(uint16_t op, uint16_t flags, const void *body, size_t size) {
     tp_ring_put(&it.commands, sizeof frame, body, size);
     tp_ring_put(&it.commands, sizeof frame + size, padding, tp_padded(size) - size);
     tp_ring_publish(&it.commands, frame.size);
-    tp_bell_ring(&it.slot->session_bell);
+    ring();
 }
 
 void append_words(uint16_t op, uint16_t flags, uint64_t a, uint64_t b, uint64_t c) {
@@ -56,7 +63,7 @@ static void read_bytes(void *to, size_t size) {
         }
         tp_ring_get(&it.replies, at, part);
         tp_ring_consume(&it.replies, part);
-        tp_bell_ring(&it.slot->session_bell);
+        ring();
         at += part;
         size -= part;
     }
@@ -108,12 +115,12 @@ struct totals slot_totals(void) {
 }
 
 void send_record(uint64_t transfer, uint64_t offset, uint32_t size, uint32_t handed, uint32_t block) {
-    struct tp_chunk_record record = {
-        .chunk = {.transfer = transfer, .offset = offset, .size = size, .handed = handed}, .block = block};
+    struct tp_chunk_record record = {.chunk = {.transfer = transfer, .offset = offset, .size = size, .handed = handed},
+                                     .block = block};
     CHECK(tp_ring_room(&it.up) >= sizeof record);
     tp_ring_put(&it.up, 0, &record, sizeof record);
     tp_ring_publish(&it.up, sizeof record);
-    tp_bell_ring(&it.slot->session_bell);
+    ring();
 }
 
 void send_chunk(uint64_t transfer, uint64_t offset, uint32_t size, uint64_t seed) {
@@ -157,7 +164,7 @@ void slot_download(uint64_t transfer, uint64_t size, uint64_t seed) {
         got += record.chunk.size;
         CHECK(record.chunk.handed == (got == size ? ++handed | TP_CHUNK_HANDED : 0));
         atomic_store(&it.slot->down_block[record.block], 0);
-        tp_bell_ring(&it.slot->session_bell);
+        ring();
     }
 }
 
@@ -172,7 +179,7 @@ static void calls(void) {
     }
     uint32_t value = 0;
     for (int i = 0; i < 100000; i++) {
-        unsigned char body[304];
+        unsigned char body[312] = {0};
         memcpy(body, &value, sizeof value);
         value++;
         append(OP_COUNT, 0, body, 8 + (size_t)(value * 13 % 300));
@@ -185,9 +192,10 @@ static void transfers(void) {
     uint64_t transfer = 0, sum = 0;
     for (uint64_t round = 0; round < 3; round++) {
         for (uint64_t size = 65537; size < (20u << 20); size = size * 5 + round) {
-            slot_upload(++transfer, size, transfer);
+            transfer += 2;
+            slot_upload(transfer, size, transfer);
             sum += size;
-            slot_download(++transfer, size, transfer);
+            slot_download(transfer + 1, size, transfer);
         }
         check_call(round, 100);
     }
@@ -313,6 +321,7 @@ static int wait_for_exit(pid_t pid, int seconds) {
 
 static void client_main(const struct slot_case *test, uint32_t blocks) {
     it.blocks = blocks;
+    it.same_kernel = !test->other_kernel;
     it.commands = tp_ring_make(&it.slot->commands, it.base + it.run.commands, TP_COMMAND_RING);
     it.replies = tp_ring_make(&it.slot->replies, it.base + it.run.replies, TP_REPLY_RING);
     it.up = tp_ring_make(&it.slot->chunks_up, it.base + it.run.chunks_up, TP_CHUNK_RING);
@@ -355,7 +364,9 @@ static bool run_case(const struct slot_case *test) {
     }
     int session_code = wait_for_exit(session_pid, 10);
     bool over = tp_life_over(&it.slot->session_life);
-    bool good = client_code == test->client_code && session_code == test->session_code && over;
+    bool allowed = session_code == test->session_code ||
+                   (test->session_code == ANY_CODE && (session_code == 0 || session_code == 3 || session_code == 4));
+    bool good = client_code == test->client_code && allowed && over;
     printf("%-45s %s (client %d, session %d%s, %u blocks, %.2f s)\n", test->name, good ? "ok" : "FAILED", client_code,
            session_code, over ? "" : ", whose end nobody sees", blocks, (double)(tp_now_ns() - begin) / 1e9);
     munmap(it.base, size);

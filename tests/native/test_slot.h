@@ -17,6 +17,7 @@ struct client {
     struct tp_slot *slot;
     struct tp_run run;
     uint32_t blocks;
+    bool same_kernel;
     struct tp_ring commands, replies, up, down;
 };
 extern struct client it;
@@ -32,6 +33,8 @@ struct slot_case {
 };
 extern const struct slot_case hostile_cases[];
 
+/* Tells the session, in the way that the two machines allow. */
+void ring(void);
 /* Appends a frame, waiting for room. */
 void append(uint16_t op, uint16_t flags, const void *body, size_t size);
 void append_words(uint16_t op, uint16_t flags, uint64_t a, uint64_t b, uint64_t c);

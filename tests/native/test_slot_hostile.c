@@ -11,22 +11,26 @@
 #define PROTOCOL 3
 #define KILLED (128 + SIGKILL)
 
-/* The session looks at everything once more: it would be asleep, or busy with nothing. */
+/* The session must end of itself, while its client still lives. */
 static void look(void) {
     tp_bell_wake(&it.slot->session_bell);
-    sleep(2); /* the parent expects the session's own end, not the one that this process brings about */
+    for (int ms = 0; ms < 5000 && !tp_life_over(&it.slot->session_life); ms++) {
+        usleep(1000);
+    }
+    CHECK(tp_life_over(&it.slot->session_life));
 }
 
-static void store(_Atomic uint64_t *index, uint64_t value) {
+/* The index becomes that of a ring whose other side stands at `at`, moved on by `by`. */
+static void move(_Atomic uint64_t *index, const struct tp_ring *ring, uint64_t by) {
     check_call(1, 100);
-    atomic_store(index, value);
+    atomic_store(index, ring->at + by);
     look();
 }
 
-static void commands_beyond(void) { store(&it.slot->commands.head, it.commands.at + TP_COMMAND_RING + 1); }
-static void commands_back(void) { store(&it.slot->commands.head, it.commands.at - 8); }
-static void commands_far(void) { store(&it.slot->commands.head, UINT64_MAX); }
-static void records_beyond(void) { store(&it.slot->chunks_up.head, TP_CHUNK_RING + 1); }
+static void commands_beyond(void) { move(&it.slot->commands.head, &it.commands, TP_COMMAND_RING + 1); }
+static void commands_back(void) { move(&it.slot->commands.head, &it.commands, 0 - 8ull); }
+static void commands_far(void) { move(&it.slot->commands.head, &it.commands, 1ull << 63); }
+static void records_beyond(void) { move(&it.slot->chunks_up.head, &it.up, TP_CHUNK_RING + 1); }
 static void replies_beyond(void) {
     check_call(1, 100);
     atomic_store(&it.slot->replies.tail, it.replies.at + 1);
@@ -39,10 +43,13 @@ static void downloads_beyond(void) {
     look();
 }
 
-static void header(uint32_t size) {
+static void put_header(uint32_t size) {
     struct tp_frame frame = {.size = size, .op = OP_COUNT, .thread = 1};
     tp_ring_put(&it.commands, 0, &frame, sizeof frame);
     tp_ring_publish(&it.commands, sizeof frame);
+}
+static void header(uint32_t size) {
+    put_header(size);
     look();
 }
 static void frame_empty(void) { header(0); }
@@ -74,7 +81,7 @@ static void unread_downloads(void) {
         for (uint32_t block = 0; block < it.blocks; block++) {
             atomic_store(&it.slot->down_block[block], 0);
         }
-        tp_bell_ring(&it.slot->session_bell);
+        ring();
         usleep(100);
     }
     CHECK(tp_life_over(&it.slot->session_life));
@@ -117,7 +124,8 @@ static void death_in_idleness(void) {
 }
 
 static void death_in_a_frame(void) {
-    header(4096);
+    put_header(4096);
+    usleep(50000);
     raise(SIGKILL);
 }
 
@@ -136,32 +144,34 @@ static void death_in_a_download(void) {
 
 /* ---- anything ---- */
 
-/* Bits flip all over the slot and the run while the session serves. It ends itself or serves on until the end. */
-static void flips(uint64_t seed, bool run) {
-    uint64_t state = seed * 0x9e3779b97f4a7c15ull | 1;
-    for (int round = 0; round < 3000 && !tp_life_over(&it.slot->session_life); round++) {
-        for (int i = 0; i < 8; i++) {
-            state = state * 6364136223846793005ull + 1442695040888963407ull;
-            uint64_t span = run ? it.run.up - it.run.commands : sizeof *it.slot;
-            unsigned char *at = run ? it.base + it.run.commands : (unsigned char *)it.slot;
-            uint64_t place = (state >> 33) % span;
-            size_t life = offsetof(struct tp_slot, client_life), end = offsetof(struct tp_slot, greeting);
-            if (run || place < life || place >= end) { /* the mutexes tell the test how it went */
-                at[place] ^= (unsigned char)(1u << (state >> 29 & 7));
-            }
+/* Bits flip in what both sides write while the session serves. It ends itself or serves on until the end. Frames themselves
+ * stay whole: what the test's own operations do with bad ones is not the link's. */
+static void flips(uint64_t seed, size_t from, size_t to) {
+    uint64_t state = seed;
+    append_words(OP_REFUSE_UPLOAD, 0, 1, UINT64_MAX, 0);
+    for (uint32_t round = 0; round < 20000 && !tp_life_over(&it.slot->session_life); round++) {
+        state = state * 6364136223846793005ull + 1442695040888963407ull;
+        if (state >> 60 == 0) {
+            it.base[from + (state >> 33) % (to - from)] ^= (unsigned char)(1u << (state >> 30 & 7));
         }
-        uint32_t value = (uint32_t)round;
         if (tp_ring_room(&it.commands) >= 64) {
-            append(OP_COUNT, 0, &value, sizeof value);
+            append(OP_COUNT, 0, &round, sizeof round);
         }
-        send_record((uint64_t)round + 1, 0, 8, 0, (uint32_t)round % it.blocks);
-        it.up.seen = it.up.at; /* the session's side of that ring is not looked at */
-        tp_bell_wake(&it.slot->session_bell);
+        uint32_t block = round % it.blocks;
+        if (tp_ring_room(&it.up) >= sizeof(struct tp_chunk_record) && atomic_load(&it.slot->up_block[block]) == 0) {
+            atomic_store(&it.slot->up_block[block], 1);
+            send_record(1, 0, 8, 0, block);
+        }
+        ring();
     }
     raise(SIGKILL);
 }
-static void flips_in_the_slot(void) { flips(1, false); }
-static void flips_in_the_rings(void) { flips(2, true); }
+
+static size_t offset_of(const void *what) { return (size_t)((const unsigned char *)what - it.base); }
+static void flips_in_the_slot(void) { /* behind the mutexes, which tell the test how it went */
+    flips(1, offset_of(it.slot->greeting), offset_of(it.slot + 1));
+}
+static void flips_in_the_rings(void) { flips(2, it.run.replies, it.run.up); }
 
 #define BREAKS(name) {#name, name, PROTOCOL, 0, 32, false}
 const struct slot_case hostile_cases[] = {
