@@ -378,6 +378,9 @@ static bool run_case(const struct slot_case *test) {
 int main(int argc, char **argv) {
     const char *wanted = argc > 1 ? argv[1] : NULL;
     bool good = true, found = false;
+    if (argc == 5 && strcmp(wanted, "real") == 0) {
+        return test_real(argv[2], argv[3], argv[4]);
+    }
     const struct slot_case *lists[] = {cases, hostile_cases, by_name};
     for (int l = 0; l < (wanted && wanted[0] != '-' ? 3 : 2); l++) {
         for (const struct slot_case *test = lists[l]; test->name; test++) {

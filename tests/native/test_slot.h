@@ -48,4 +48,6 @@ void send_record(uint64_t transfer, uint64_t offset, uint32_t size, uint32_t han
 void slot_upload(uint64_t transfer, uint64_t size, uint64_t seed);
 void slot_download(uint64_t transfer, uint64_t size, uint64_t seed);
 
+int test_real(const char *program, const char *driver, const char *op);
+
 #endif
