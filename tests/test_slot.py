@@ -1,4 +1,4 @@
-"""The session's side of a slot of the shared segment: the link by itself, and the session process on the simulated GPU."""
+"""The session beside a slot of the shared segment: its link by itself, and its process on the simulated GPU."""
 
 from __future__ import annotations
 
