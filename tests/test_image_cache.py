@@ -28,6 +28,7 @@ from tensor_fusion.client.files import client_environment
 from tensor_fusion.config import ImageCache, UserError
 
 pytestmark = whole_stack
+pytest_plugins = ["stack.fixtures"]
 DELAY = 0.001
 # Loads each image that is named, fills memory with one of its kernels, and looks at what that wrote.
 PROGRAM = """
@@ -200,6 +201,37 @@ def test_hash_is_sha256(sha256_program: Path) -> None:
     instructions, *lines = done.stdout.decode().splitlines()
     assert lines == [f"{one} {one}" for one in expected]
     assert instructions == str(int(" sha_ni " in Path("/proc/cpuinfo").read_text()))
+
+
+# The session's side by itself
+
+
+@pytest.fixture(scope="module")
+def images_program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("images") / "test_images"
+    native = ROOT / "native"
+    sources = [
+        ROOT / "tests/native/test_images.c",
+        *(native / f"session/{name}.c" for name in ("images", "images_store")),
+    ]
+    sources += [native / f"base/{name}.c" for name in ("sha256", "limits", "log", "time_lock")]
+    sources += [*(native / "transport").glob("*.c")]
+    folders = [*(native / name for name in ("base", "wire", "ring", "transport", "session")), headers]
+    sanitize = os.environ.get("TF_TEST_SANITIZE")
+    flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
+    flags += ["-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-sign-conversion"]
+    includes = [f"-I{folder}" for folder in folders]
+    command = [COMPILER or "", *flags, *includes, *map(str, sources), "-pthread", "-o", str(out)]
+    subprocess.run(command, check=True, timeout=100)
+    return out
+
+
+@pytest.mark.parametrize("case", ["lies", "sizes", "crowd"])
+def test_what_clients_say_and_do_at_once(images_program: Path, tmp_path: Path, case: str) -> None:
+    env = clean_environment(TF_IMAGE_CACHE_PATH=str(tmp_path / "a/b/images"))
+    done = subprocess.run([images_program, case], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "a/b/images").iterdir())) == {"lies": 0, "sizes": 1, "crowd": 2}[case]
 
 
 # What is sent

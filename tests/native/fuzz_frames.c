@@ -213,6 +213,11 @@ static size_t likely_record(unsigned char *out) {
     LIKE(global_get, .owner = HANDLE(rand() % 2 ? TPG_MODULE : TPG_LIBRARY, 0), .name = "counter");
     LIKE(context_create, .context = HANDLE(TPG_CONTEXT, 1), .device = rand() % 2);
     LIKE(context_destroy, .context = HANDLE(TPG_CONTEXT, rand() % 2));
+    static const unsigned char hash[33];
+    LIKE(image_load, .size = sizeof kernels_ptx, .owner = HANDLE(TPG_MODULE, 1), .hash = hash,
+         .hash_size = 30 + (size_t)rand() % 4);
+    LIKE(image_load, .size = sizeof kernels_ptx, .owner = HANDLE(TPG_MODULE, 1), .data = kernels_ptx,
+         .data_size = sizeof kernels_ptx, .hash = hash, .hash_size = 32);
     LIKE(image_load, .size = 16, .transfer = transfer, .owner = HANDLE(TPG_MODULE, 1), .options = options,
          .options_count = 2);
     return random_record(out);
