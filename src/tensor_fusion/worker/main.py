@@ -112,6 +112,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         await sessions.close()
         page.close()
         # The handlers go with the event loop; a second signal in the last moments must not make this end a failure.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
