@@ -18,6 +18,8 @@ static void counter_open(void) {
     MUST(cuMemAlloc_v2, &one, sizeof value);
     MUST(cuMemcpyHtoD_v2, one, &value, sizeof value);
     MUST(cuMemAlloc_v2, &counter, sizeof value);
+    /* a copy from pageable memory may return before it has arrived, and our stream does not wait for the legacy one */
+    MUST(cuCtxSynchronize);
 }
 
 static void counter_close(void) {

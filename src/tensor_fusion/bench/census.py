@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,17 @@ def census(connection: str, command: Sequence[str]) -> dict[str, Any]:
             "TF_STATS_PATH": f"{folder}/%p.json",
         }
         code = _run(command, environment)
-        processes = [entry for path in sorted(folder.glob("*.json")) if (entry := _read(path))]
+        read = [_read(path) for path in sorted(folder.glob("*.json"))]
+        processes = [entry for entry in read if entry and (entry["frames"] or entry["unsupported"])]
+        damaged = read.count(None)
     return {
         "command": list(command),
         "exit_code": code,
         "processes": processes,
+        "damaged": damaged,
         "total": {counter: sum(process[counter] for process in processes) for counter in COUNTERS},
         "by_function": _sum_functions(processes),
+        "unsupported": dict(sum((Counter(process["unsupported"]) for process in processes), Counter[str]())),
     }
 
 
@@ -57,18 +62,19 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A process's statistics; None for a process that never used the connection, or died while it wrote."""
+    """A process's statistics; None when they are not whole, as of a process that died while it wrote."""
     try:
         found = json.loads(path.read_text())
         entry: dict[str, Any] = {"pid": int(path.stem), "program": str(found["program"])}
         entry |= {counter: int(found[counter]) for counter in COUNTERS}
+        entry["unsupported"] = {function: int(calls) for function, calls in found["unsupported"].items()}
         entry["by_function"] = {
             function: {"round_trips": int(of["round_trips"]), "blocked_ns": int(of["blocked_ns"])}
             for function, of in found["by_function"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return entry if entry["frames"] else None
+    return entry
 
 
 def _sum_functions(processes: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:

@@ -183,6 +183,10 @@ def census(report: Mapping[str, Any]) -> None:
         _census_table(console, f"{process['program']}, process {process['pid']}", process, process["by_function"])
     if len(processes) > 1:
         _census_table(console, f"all {len(processes)} processes", report["total"], report["by_function"])
+    for function, calls in sorted(report["unsupported"].items()):
+        console.print(f"bench: {function} is not supported and was refused {calls:,} time(s).")
+    if report["damaged"]:
+        console.print(f"bench: The statistics of {report['damaged']} process(es) are not whole and not counted.")
     console.print(
         f"bench: {report['transport']}; exit code {report['exit_code']}. "
         "A process that ends by a signal or _exit is not here."
