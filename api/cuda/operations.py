@@ -101,6 +101,11 @@ FUNCTIONS = [
     op("stream_create", "post", stream="uint64_t: new stream", flags="unsigned int", priority="int"),
     op("stream_destroy", "post", contextless=True, stream="uint64_t: gone stream"),
     op("stream_wait", "call", reports=True, stream="uint64_t: handle stream"),
+    # Completion by the GPU: it writes `value` into a word of the client's slot when the stream gets there. Shared memory
+    # only.
+    op("stream_mark", "post", stream="uint64_t: handle stream", word="unsigned int", value="uint64_t"),
+    op("copy_out_mark", "post", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream",
+       word="unsigned int", value="uint64_t"),
     op("stream_query", "call", reports=True, stream="uint64_t: handle stream"),
     op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),
     op("event_query", "call", reports=True, event="uint64_t: handle event"),

@@ -39,6 +39,7 @@
 #define TP_CHUNK_RING 8192ull /* records of 32 bytes */
 #define TP_BLOCKS_MAX 16u     /* staging blocks of TP_CHUNK_MAX bytes, each way */
 #define TP_DONE_WORDS 128u    /* which the GPU writes when a stream has come to a point */
+#define TP_LANDING 256u       /* bytes for each of them, where a small copy from the device lands */
 #define TP_HEARTBEAT_NS 100000000u
 
 enum tp_segment_state { TP_SEGMENT_SERVING = 1, TP_SEGMENT_CLOSED = 2 };
@@ -97,6 +98,7 @@ struct tp_slot {
     _Alignas(128) _Atomic uint64_t done[TP_DONE_WORDS];
 };
 _Static_assert(sizeof(struct tp_slot) <= TP_SLOT_SIZE, "slot");
+_Static_assert(2 * TP_CHUNK_RING + TP_DONE_WORDS * TP_LANDING <= TP_GRANULE, "small parts of a run");
 _Static_assert(sizeof(struct tp_segment_header) <= 4096, "header page");
 
 static inline uint64_t tp_arena_at(void) {
@@ -108,7 +110,7 @@ static inline uint64_t tp_arena_granules(uint64_t segment_size) {
 
 /* Where the parts of a client's run lie, as offsets in the segment. */
 struct tp_run {
-    uint64_t commands, replies, chunks_up, chunks_down, up, down; /* up, down: the first staging block */
+    uint64_t commands, replies, chunks_up, chunks_down, landing, up, down; /* up, down: the first staging block */
     uint64_t granules;                                            /* of the whole run */
 };
 static inline struct tp_run tp_run_layout(uint64_t first, uint32_t blocks) {
@@ -117,6 +119,7 @@ static inline struct tp_run tp_run_layout(uint64_t first, uint32_t blocks) {
     run.replies = run.commands + TP_COMMAND_RING;
     run.chunks_up = run.replies + TP_REPLY_RING;
     run.chunks_down = run.chunks_up + TP_CHUNK_RING;
+    run.landing = run.chunks_down + TP_CHUNK_RING;
     run.up = run.chunks_up + TP_GRANULE;
     run.down = run.up + blocks * (uint64_t)TP_CHUNK_MAX;
     run.granules = (run.down + blocks * (uint64_t)TP_CHUNK_MAX - run.commands) / TP_GRANULE;

@@ -22,6 +22,7 @@ C_BUILDS: dict[str, tuple[str, ...]] = {
         "cu.c",
     ),
     "launch_cost": ("launch_cost.c", "cu.c"),
+    "null_call": ("null_call.c", "cu.c"),
     "client_memory": ("client_memory.c", "cu.c"),
 }
 CUDA_BUILDS: dict[str, tuple[str, str]] = {
@@ -80,6 +81,18 @@ def programs() -> tuple[Program, ...]:
                 Metric("launch_mean_us", "us"),
                 Metric("launches_per_s", "/s"),
                 Metric("idle_sync_us", "us"),
+            ),
+        ),
+        Program(
+            "null_call",
+            ("{bin}/null_call",),
+            timed=True,
+            group="speed",
+            timeout_s=60,
+            metrics=(
+                Metric("null_p50_us", "us", "max", 15.0, "7"),
+                Metric("null_p999_us", "us"),
+                Metric("launch_sync_us", "us"),
             ),
         ),
         Program(

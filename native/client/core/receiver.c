@@ -334,6 +334,52 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     return tpc_is_lost(conn) ? tpc_lost_status(conn) : TP_ERROR_LOST;
 }
 
+/* ---- completion by the GPU ---- */
+
+static _Atomic uint64_t done_values[TP_DONE_WORDS];
+
+bool tp_done_begin(struct tp_conn *conn, struct tp_done *done) {
+    uint32_t word = tpc_slot_self()->thread.number - 1;
+    if (!conn->seat || word >= TP_DONE_WORDS ||
+        atomic_load_explicit(&conn->downloads_pending, memory_order_acquire) > 0) {
+        return false;
+    }
+    done->word = word;
+    done->value = atomic_fetch_add_explicit(&done_values[word], 1, memory_order_relaxed) + 1;
+    done->landing = conn->seat->base + conn->seat->run.landing + (size_t)word * TP_LANDING;
+    return true;
+}
+
+/* Handles what lies in the reply ring now: a notice that a call failed was put there before the GPU got the work behind it. */
+static void take_messages(struct tp_conn *conn) {
+    while (tpc_seat_ready(conn) && !tpc_is_lost(conn)) {
+        if (tp_lock_try(&conn->receive)) {
+            pump(conn);
+            tp_lock_drop(&conn->receive);
+            pass_on(conn);
+        } else {
+            tp_pause(); /* whoever reads goes on reading */
+        }
+    }
+}
+
+bool tp_done_wait(struct tp_conn *conn, const char *what, const struct tp_done *done) {
+    const _Atomic uint64_t *word = &conn->seat->slot->done[done->word];
+    uint64_t begin = tp_now_ns();
+    bool reached = false;
+    do {
+        for (int i = 0; i < 64 && !reached; i++) {
+            reached = atomic_load_explicit(word, memory_order_acquire) == done->value;
+            tp_pause();
+        }
+        take_messages(conn);
+    } while (!reached && !tpc_is_lost(conn) && tp_now_ns() - begin < conn->spin_ns);
+    if (reached) {
+        tpc_stats_round_trip(what, tp_now_ns() - begin);
+    }
+    return reached && !tpc_is_lost(conn);
+}
+
 void tp_reply_free(struct tp_reply *reply) {
     if (reply->body != reply->inline_body) {
         free(reply->body);

@@ -12,6 +12,7 @@
 #define TP_CONN_H
 
 #include <tp_base.h>
+#include <tp_segment.h>
 #include <tp_wire.h>
 
 struct tp_conn;
@@ -62,6 +63,20 @@ TP_EXPORT enum tp_status tp_transfers_touching_wait(struct tp_conn *conn, const 
 TP_EXPORT bool tp_download_pending(struct tp_conn *conn, const void *start, size_t size);
 /* Forgets an expected download that will never arrive (its call failed). */
 TP_EXPORT void tp_download_cancel(struct tp_conn *conn, uint64_t number);
+
+/* ---- completion by the GPU ----
+ * Over shared memory each of the first TP_DONE_WORDS threads has a word that the GPU can write when a stream has come to a
+ * point, and TP_LANDING bytes where a small copy lands: such a wait needs no reply. */
+struct tp_done {
+    uint32_t word;
+    uint64_t value; /* that the word will have */
+    const unsigned char *landing;
+};
+/* False where there is none: over TCP, for other threads, and while downloads are outstanding that a wait must cover. */
+TP_EXPORT bool tp_done_begin(struct tp_conn *conn, struct tp_done *done);
+/* Spins until the word has its value and every message that was sent before has been handled. False when that takes long,
+ * or never happens (an error): then a call that waits must follow. */
+TP_EXPORT bool tp_done_wait(struct tp_conn *conn, const char *what, const struct tp_done *done);
 
 /* ---- calling ---- */
 struct tp_reply {

@@ -101,7 +101,29 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
 
 /* ---- down ---- */
 
+/* A few bytes that the GPU writes beside the word that says so; false when the ordinary way must be gone. */
+static bool download_marked(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+    struct tp_done done;
+    if (area->height != 1 || area->width > TP_LANDING || !tpc_may_mark() || !tp_done_begin(tpc_conn, &done)) {
+        return false;
+    }
+    struct tpg_copy_out_mark_in in = {.source = area->address,
+                                      .size = area->width,
+                                      .stream = (uint64_t)(uintptr_t)stream,
+                                      .word = done.word,
+                                      .value = done.value};
+    uint64_t before = tp_frames(tpc_conn);
+    if (tpc_post_copy_out_mark(name, &in) != CUDA_SUCCESS || !tpc_marked(name, stream, &done, before)) {
+        return false;
+    }
+    memcpy(destination, done.landing, area->width);
+    return true;
+}
+
 static CUresult download_inline(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+    if (download_marked(name, destination, area, stream)) {
+        return CUDA_SUCCESS;
+    }
     struct tpg_copy_out_in in = {.source = area->address,
                                  .pitch = area->pitch,
                                  .width = area->width,

@@ -40,6 +40,21 @@ void tpc_stream_quiet(CUstream handle, const struct tp_reply *reply) {
     }
 }
 
+bool tpc_may_mark(void) {
+    return !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
+           !atomic_load_explicit(&tpc_twins, memory_order_relaxed);
+}
+
+bool tpc_marked(const char *name, CUstream handle, const struct tp_done *done, uint64_t before) {
+    if (!tp_done_wait(tpc_conn, name, done) || atomic_load_explicit(&failure_noted, memory_order_relaxed)) {
+        return false;
+    }
+    /* If the mark was not the frame that followed `before`, the number is one that never comes back: no harm. */
+    struct tp_reply reply = {.number = before + 1};
+    tpc_stream_quiet(handle, &reply);
+    return true;
+}
+
 static CUresult create(CUstream *out, unsigned int flags, int priority) {
     TPC_CONTEXT(context);
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
@@ -98,6 +113,16 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
     if (stream && !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
         atomic_load_explicit(&stream->quiet, memory_order_relaxed) == tp_frames(tpc_conn)) {
         return tpc_posted();
+    }
+    struct tp_done done;
+    if (tpc_may_mark() && tp_done_begin(tpc_conn, &done)) {
+        struct tpg_stream_mark_in mark = {
+            .stream = (uint64_t)(uintptr_t)hStream, .word = done.word, .value = done.value};
+        uint64_t before = tp_frames(tpc_conn);
+        if (tpc_post_stream_mark("cuStreamSynchronize", &mark) == CUDA_SUCCESS &&
+            tpc_marked("cuStreamSynchronize", hStream, &done, before)) {
+            return CUDA_SUCCESS;
+        }
     }
     struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;

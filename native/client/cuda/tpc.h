@@ -154,6 +154,10 @@ void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *bo
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
  * needs no round trip. */
 void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);
+/* Whether a wait may be ended by the GPU itself (tp_done_begin): nothing is to be reported or carried across with it. */
+bool tpc_may_mark(void);
+/* After the mark was posted as the frame behind `before`: true when the GPU has come there and nothing failed. */
+bool tpc_marked(const char *name, CUstream stream, const struct tp_done *done, uint64_t before);
 
 /* ---- memory (memory.c, pointer.c, hostmem.c) ---- */
 /* Kinds of address, by the interval map of everything that was allocated. */

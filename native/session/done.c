@@ -1,0 +1,82 @@
+/*
+ * Completion by the GPU: it writes a word of the client's slot itself when a stream has come to a point, so that no process is
+ * in the way of a client that waits for it.
+ *
+ * Executor thread only. What failed before is in the reply ring before the GPU gets the work behind it: the client looks there
+ * when it sees the word. After a sticky error the word never comes; the client then asks by a call. The words lie in memory
+ * that the client can write: it can only end its own waits early.
+ */
+#include "tpg_session.h"
+#include "tpw_memory.h"
+#include "tpw_segment.h"
+#include "tpw_session.h"
+
+#include <stdlib.h>
+
+/* Where the GPU sees the word, 0 with *error set when there is none. */
+static CUdeviceptr word_address(struct tpw_session *s, const struct tp_frame *frame, uint32_t word, int32_t *error) {
+    struct tpw_segment *segment = s->segment;
+    if (!segment || !segment->serves || word >= TP_DONE_WORDS) {
+        tpw_violation(s, frame, "a mark without a slot, or beyond its words");
+        *error = TPW_LATER;
+        return 0;
+    }
+    const struct tp_slot *slot = tp_slot_at(segment->base, segment->slot);
+    return segment->device + (uint64_t)((const unsigned char *)&slot->done[word] - segment->base);
+}
+
+/* Where the driver did not take the segment, the executor writes the word when it has seen the stream come there. */
+struct by_hand {
+    uint32_t word;
+    uint64_t value;
+};
+
+static void write_by_hand(struct tpw_session *s, void *what, int32_t error) {
+    struct by_hand *mark = what;
+    if (!error) {
+        struct tp_slot *slot = tp_slot_at(s->segment->base, s->segment->slot);
+        atomic_store_explicit(&slot->done[mark->word], mark->value, memory_order_release);
+    }
+    free(mark);
+}
+
+static int32_t mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value) {
+    tpw_link_flush(s->link);
+    if (s->segment->registered) {
+        return (int32_t)s->cuda.cuStreamWriteValue64_v2(stream, address, value, CU_STREAM_WRITE_VALUE_DEFAULT);
+    }
+    struct by_hand *by_hand = malloc(sizeof *by_hand);
+    if (!by_hand) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *by_hand = (struct by_hand){.word = word, .value = value};
+    int32_t error = tpw_when_done(s, stream, write_by_hand, by_hand);
+    if (error) {
+        free(by_hand);
+    }
+    return error;
+}
+
+int32_t tpw_stream_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_mark_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    CUdeviceptr address = word_address(s, frame, in->word, &error);
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    return error ? error : mark(s, stream, address, in->word, in->value);
+}
+
+int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_mark_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    CUdeviceptr address = word_address(s, frame, in->word, &error);
+    if (!error && (!in->size || in->size > TP_LANDING)) {
+        tpw_violation(s, frame, "copy_out_mark that fits no landing place");
+        error = TPW_LATER;
+    }
+    tpw_check_area(s, in->source, in->size, in->size, 1, &error);
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    if (error) {
+        return error;
+    }
+    unsigned char *landing = s->segment->base + s->segment->run.landing + (uint64_t)in->word * TP_LANDING;
+    error = (int32_t)s->cuda.cuMemcpyDtoHAsync_v2(landing, in->source, in->size, stream);
+    return error ? error : mark(s, stream, address, in->word, in->value);
+}
