@@ -111,7 +111,7 @@ static inline uint64_t tp_arena_granules(uint64_t segment_size) {
 /* Where the parts of a client's run lie, as offsets in the segment. */
 struct tp_run {
     uint64_t commands, replies, chunks_up, chunks_down, landing, up, down; /* up, down: the first staging block */
-    uint64_t granules;                                            /* of the whole run */
+    uint64_t granules;                                                     /* of the whole run */
 };
 static inline struct tp_run tp_run_layout(uint64_t first, uint32_t blocks) {
     struct tp_run run;

@@ -16,7 +16,7 @@
 /* Where the GPU sees the word, 0 with *error set when there is none. */
 static CUdeviceptr word_address(struct tpw_session *s, const struct tp_frame *frame, uint32_t word, int32_t *error) {
     struct tpw_segment *segment = s->segment;
-    if (!segment || !segment->serves || word >= TP_DONE_WORDS) {
+    if (!segment || word >= TP_DONE_WORDS) {
         tpw_violation(s, frame, "a mark without a slot, or beyond its words");
         *error = TPW_LATER;
         return 0;

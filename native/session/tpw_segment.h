@@ -7,7 +7,7 @@
 #ifndef TPW_SEGMENT_H
 #define TPW_SEGMENT_H
 
-#include <tp_base.h>
+#include <tp_segment.h>
 
 struct tpw_session;
 
@@ -16,10 +16,11 @@ struct tpw_segment {
     uint64_t size;
     uint64_t device; /* the GPU's address of base: the same, or nothing inside has one address for everybody */
     void *owners;
-    uint32_t slot;   /* of the client that is served */
-    bool registered; /* pinned, and `device` is base */
-    bool pinned;     /* staging blocks are pinned memory, wherever the GPU sees them */
-    int32_t error;   /* why the driver does not take it */
+    uint32_t slot;     /* of the client that is served */
+    struct tp_run run; /* and its part of the arena */
+    bool registered;   /* pinned, and `device` is base */
+    bool pinned;       /* staging blocks are pinned memory, wherever the GPU sees them */
+    int32_t error;     /* why the driver does not take it */
 };
 
 /* Maps the segment and the owners table; both descriptors are closed. False with a log line. */
