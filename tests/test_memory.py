@@ -25,7 +25,19 @@ MIB = 1 << 20
 NEEDED = ("client/libteleport.so.1", "client/libcuda.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
 COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wno-sign-conversion", "-fno-strict-aliasing"]
-CASES = ("copies", "visible", "boxes", "allocations", "twins", "vmm", "pools", "threads", "order", "stall")
+CASES = (
+    "copies",
+    "visible",
+    "boxes",
+    "allocations",
+    "twins",
+    "vmm",
+    "pools",
+    "threads",
+    "order",
+    "stall",
+    "twin_limit",
+)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 whole_stack = pytest.mark.skipif(
@@ -58,8 +70,9 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
     folders = [NATIVE / name for name in ("base", "wire", "ring", "transport", "session")] + [generated]
-    names = ("memory", "arena", "twin", "vmm", "pool", "memset", "staging", "copy_in", "copy_out", "copy_device")
+    names = "memory arena twin vmm pool memset staging copy_in copy_out copy_device pinned".split()
     sources = [*(ROOT / "tests/native").glob("test_arena*.c"), *(NATIVE / f"session/{name}.c" for name in names)]
+    sources += [NATIVE / "ring/segment.c", NATIVE / "ring/ring.c"]
     sources += [NATIVE / "base/limits.c", NATIVE / "base/log.c", NATIVE / "base/time_lock.c"]
     program = compile_program(tmp_path / "test_arena", sources, *flags, *(f"-I{folder}" for folder in folders))
     done = subprocess.run([program], capture_output=True, text=True, timeout=100, check=False)

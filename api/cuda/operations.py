@@ -97,6 +97,14 @@ FUNCTIONS = [
     op("copy_device", "post", destination="uint64_t", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream"),
     op("copy_device_2d", "post", destination="uint64_t", source="uint64_t", destination_pitch="uint64_t",
        source_pitch="uint64_t", width="uint64_t", height="uint64_t", stream="uint64_t: handle stream"),
+    # Pinned memory inside the shared segment: runs of the arena, by their offset in the segment. A copy names the device
+    # side like the ones above, and the host side by the offset of its first byte and the distance of its rows.
+    op("arena_take", "call", contextless=True, size="uint64_t", out={"offset": "uint64_t"}),
+    op("arena_give", "post", contextless=True, offset="uint64_t", size="uint64_t"),
+    op("arena_copy_in", "post", destination="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+       stream="uint64_t: handle stream", offset="uint64_t", host_pitch="uint64_t"),
+    op("arena_copy_out", "post", source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+       stream="uint64_t: handle stream", offset="uint64_t", host_pitch="uint64_t"),
     # Streams and events.
     op("stream_create", "post", stream="uint64_t: new stream", flags="unsigned int", priority="int"),
     op("stream_destroy", "post", contextless=True, stream="uint64_t: gone stream"),

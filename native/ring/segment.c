@@ -193,12 +193,7 @@ int tp_segment_greeting(void *base, uint32_t timeout_ms, unsigned char greeting[
 }
 
 bool tp_segment_grant(void *base, uint64_t size, void *owners, uint32_t slot, uint32_t *first, uint32_t *blocks) {
-    uint64_t left = 0, granules = tp_arena_granules(size);
-    const _Atomic uint16_t *owner = owners;
-    for (uint64_t i = 0; i < granules; i++) {
-        left += atomic_load_explicit(&owner[i], memory_order_relaxed) == 0;
-    }
-    uint64_t want = left * TP_GRANULE / TP_CHUNK_MAX / 16;
+    uint64_t want = tp_arena_left(owners, size) * TP_GRANULE / TP_CHUNK_MAX / 16;
     want = want < 1 ? 1 : want > TP_BLOCKS_MAX ? TP_BLOCKS_MAX : want;
     for (; want >= 1; want /= 2) {
         struct tp_run run = tp_run_layout(0, (uint32_t)want);
@@ -273,6 +268,15 @@ static uint64_t claim(_Atomic uint16_t *owner, uint64_t at, uint64_t count, uint
         }
     }
     return count;
+}
+
+uint64_t tp_arena_left(const void *owners, uint64_t size) {
+    const _Atomic uint16_t *owner = owners;
+    uint64_t left = 0;
+    for (uint64_t i = 0; i < tp_arena_granules(size); i++) {
+        left += atomic_load_explicit(&owner[i], memory_order_relaxed) == 0;
+    }
+    return left;
 }
 
 uint64_t tp_arena_take(void *owners, uint64_t size, uint32_t slot, uint64_t bytes) {

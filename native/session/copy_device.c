@@ -16,7 +16,8 @@ int32_t tpw_copy_device(struct tpw_session *s, const struct tp_frame *frame, con
         return error;
     }
     const struct tpw_range *to = tpw_range_at(s, in->destination), *from = tpw_range_at(s, in->source);
-    if (to->device != from->device && s->primary[to->device] && s->primary[from->device]) {
+    bool devices = to->kind != TPW_RANGE_PINNED && from->kind != TPW_RANGE_PINNED; /* pinned memory is every device's */
+    if (devices && to->device != from->device && s->primary[to->device] && s->primary[from->device]) {
         return (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, s->primary[to->device], in->source,
                                                   s->primary[from->device], in->size, stream);
     }

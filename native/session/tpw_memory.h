@@ -5,7 +5,7 @@
  * write, except the contents of twins and staging slots, which are only ever copied.
  *
  * Files: memory.c (ranges, allocation, frees), arena.c (device memory by granules), twin.c (mapped host memory), vmm.c,
- * pool.c, staging.c, copy_in.c, copy_out.c, copy_device.c, memset.c.
+ * pool.c, staging.c, copy_in.c, copy_out.c, copy_device.c, memset.c, pinned.c (the client's pinned memory in the segment).
  */
 #ifndef TPW_MEMORY_H
 #define TPW_MEMORY_H
@@ -26,6 +26,7 @@ enum tpw_range_kind {
     TPW_RANGE_POOL,   /* cuMemAllocAsync */
     TPW_RANGE_MAP,    /* the client's own cuMemMap */
     TPW_RANGE_TWIN,   /* pinned memory of this process */
+    TPW_RANGE_PINNED, /* the client's own, a run of the shared segment's arena */
     TPW_RANGE_OTHER,  /* published by another family */
 };
 
@@ -89,6 +90,7 @@ struct tpw_memory {
     size_t twin_count;
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
     size_t pending_frees;
+    size_t pending_gives; /* runs of the segment's arena that the client gave up, but queued work may still use */
 };
 
 /* ---- memory.c ---- */

@@ -398,5 +398,6 @@ int main(void) {
     test_transfers();
     test_virtual_memory();
     test_twins();
+    test_pinned();
     return 0;
 }

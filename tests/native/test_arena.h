@@ -47,8 +47,10 @@ extern size_t upload_count, upload_given, download_given, download_sent, downloa
 extern bool download_last;
 extern uint64_t dropped;
 extern unsigned char received[64 << 20];
+extern bool (*host_good)(const void *memory, size_t size);
 bool is_mapped(uint64_t address, uint64_t size);
 void begin(uint64_t limit); /* 0 = none */
 void end(void);             /* nothing may be left */
+void test_pinned(void);     /* test_arena_pinned.c */
 
 #endif

@@ -139,9 +139,10 @@ static CUresult host_pointer(CUdeviceptr *out, void *memory, unsigned int flags)
 }
 unsigned char *device_memory; /* contents of the first allocation that a test copies to */
 uint64_t device_base;
+bool (*host_good)(const void *memory, size_t size); /* whether the driver may touch it; NULL = not asked */
 static CUresult up(CUdeviceptr to, const void *from, size_t size, CUstream stream) {
     (void)stream;
-    CHECK(is_mapped(to, size));
+    CHECK(is_mapped(to, size) && (!host_good || host_good(from, size)));
     if (device_memory) {
         memcpy(device_memory + (to - device_base), from, size);
     }
@@ -150,7 +151,7 @@ static CUresult up(CUdeviceptr to, const void *from, size_t size, CUstream strea
 }
 static CUresult down(void *to, CUdeviceptr from, size_t size, CUstream stream) {
     (void)stream;
-    CHECK(is_mapped(from, size));
+    CHECK(is_mapped(from, size) && (!host_good || host_good(to, size)));
     if (device_memory) {
         memcpy(to, device_memory + (from - device_base), size);
     }
@@ -228,6 +229,9 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, vo
     return 0;
 }
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
+    return tpw_when_done(s, NULL, done, what);
+}
+int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *what) {
     return tpw_when_done(s, NULL, done, what);
 }
 void tpw_control_run(struct tpw_session *s) { (void)s; }

@@ -205,14 +205,20 @@ void case_twins(void) {
     CHECK(back[0] == 77);
     OK(cuMemFreeHost(memory));
     GIVES(1, cuMemcpyDtoH_v2(back, device, 16));
-    OK(cuMemHostAlloc(&memory, 64 * KIB + 1, CU_MEMHOSTALLOC_DEVICEMAP));
-    GIVES(801, cuMemHostGetDevicePointer_v2(&device, memory, 0));
-    OK(cuMemFreeHost(memory));
     for (int i = 0; i < 100; i++) { /* the area for twins is used again and again */
         OK(cuMemHostAlloc(&memory, 64 * KIB, CU_MEMHOSTALLOC_DEVICEMAP));
         OK(cuMemHostGetDevicePointer_v2(&device, memory, 0));
         OK(cuMemFreeHost(memory));
     }
+}
+
+/* Over TCP kernels reach no more of one allocation. */
+void case_twin_limit(void) {
+    void *memory;
+    CUdeviceptr device;
+    OK(cuMemHostAlloc(&memory, 64 * KIB + 1, CU_MEMHOSTALLOC_DEVICEMAP));
+    GIVES(801, cuMemHostGetDevicePointer_v2(&device, memory, 0));
+    OK(cuMemFreeHost(memory));
 }
 
 /* ---- virtual memory ---- */
@@ -386,11 +392,25 @@ void case_threads(void) {
 static const struct {
     const char *name;
     void (*run)(void);
-} cases[] = {
-    {"copies", case_copies}, {"visible", case_visible}, {"boxes", case_boxes},     {"allocations", case_allocations},
-    {"limit", case_limit},   {"hold", case_hold},       {"share", case_share},     {"twins", case_twins},
-    {"vmm", case_vmm},       {"pools", case_pools},     {"threads", case_threads}, {"order", case_order},
-    {"stall", case_stall}};
+} cases[] = {{"copies", case_copies},
+             {"visible", case_visible},
+             {"boxes", case_boxes},
+             {"allocations", case_allocations},
+             {"limit", case_limit},
+             {"hold", case_hold},
+             {"share", case_share},
+             {"twins", case_twins},
+             {"vmm", case_vmm},
+             {"pools", case_pools},
+             {"threads", case_threads},
+             {"order", case_order},
+             {"stall", case_stall},
+             {"twin_limit", case_twin_limit},
+             {"shared_pointers", case_shared_pointers},
+             {"shared_kernels", case_shared_kernels},
+             {"shared_full", case_shared_full},
+             {"shared_free", case_shared_free},
+             {"shared_churn", case_shared_churn}};
 
 int main(int argc, char **argv) {
     CUcontext context;

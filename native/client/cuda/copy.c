@@ -36,6 +36,40 @@ static void push_twins(void) {
     }
 }
 
+/* ---- shared memory: the copy engine reaches the program's pinned memory itself ---- */
+
+bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,
+                     CUstream stream, bool sync, CUresult *result) {
+    uint64_t offset = tpc_host_offset(host, host_pitch * (area->height - 1) + area->width);
+    if (!offset) {
+        return false;
+    }
+    push_twins();
+    if (up) {
+        struct tpg_arena_copy_in_in in = {.destination = area->address,
+                                          .pitch = area->pitch,
+                                          .width = area->width,
+                                          .height = area->height,
+                                          .stream = (uint64_t)(uintptr_t)stream,
+                                          .offset = offset,
+                                          .host_pitch = host_pitch};
+        *result = tpc_post_arena_copy_in(name, &in);
+    } else {
+        struct tpg_arena_copy_out_in in = {.source = area->address,
+                                           .pitch = area->pitch,
+                                           .width = area->width,
+                                           .height = area->height,
+                                           .stream = (uint64_t)(uintptr_t)stream,
+                                           .offset = offset,
+                                           .host_pitch = host_pitch};
+        *result = tpc_post_arena_copy_out(name, &in);
+    }
+    if (sync && *result == CUDA_SUCCESS) {
+        *result = tpc_copy_wait(name, stream);
+    }
+    return true;
+}
+
 /* ---- up ---- */
 
 static CUresult upload(const char *name, const struct tpc_area *area, const void *source, size_t size, CUstream stream,
@@ -74,6 +108,9 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     }
     bool pinned = tpc_is_pinned(source, size);
     CUresult result;
+    if (pinned && tpc_copy_shared(name, area, source, area->width, true, stream, sync, &result)) {
+        return result;
+    }
     /* "Down into P, then up from P" in stream order is legal CUDA: the bytes must have come before they are read here.
      */
     if (pinned && tp_download_pending(tpc_conn, source, size) &&
@@ -94,9 +131,10 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     } else {
         result = upload(name, area, source, size, stream, sync, pinned && !sync);
     }
-    /* From pinned memory the synchronous form promises completion, from pageable memory only that the source is read.
-     */
-    return result == CUDA_SUCCESS && sync && pinned ? tpc_copy_wait(name, stream) : result;
+    /* From pinned memory the synchronous form promises completion, from pageable memory only that the source is read; but
+     * what is copied into host memory may be looked at. */
+    bool wait = sync && (pinned || tpc_is_mapped_host(area->address));
+    return result == CUDA_SUCCESS && wait ? tpc_copy_wait(name, stream) : result;
 }
 
 /* ---- down ---- */
@@ -213,8 +251,13 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
     if (!size) {
         return CUDA_SUCCESS;
     }
+    bool pinned = tpc_is_pinned(destination, size);
+    CUresult result;
+    if (pinned && tpc_copy_shared(name, area, destination, area->width, false, stream, sync, &result)) {
+        return result;
+    }
     push_twins();
-    if (!sync && tpc_is_pinned(destination, size)) {
+    if (!sync && pinned) {
         return download_post(name, destination, area, stream);
     }
     return size <= TP_INLINE_MAX ? download_inline(name, destination, area, stream)

@@ -2,7 +2,8 @@
  * Copies of two and three dimensions between linear memory.
  *
  * Any thread; owns nothing but packing buffers for the length of a call. Rows of host memory that are not side by side
- * are packed here, so that the wire and the worker's staging memory carry only what is copied; the device side keeps
+ * are packed here, so that the wire and the worker's staging memory carry only what is copied (rows of pinned memory in
+ * the shared segment are copied where they lie); the device side keeps
  * its pitch and is copied by the worker's driver. Arrays come with texture support and are refused by name until then.
  */
 #include "tpc_memory.h"
@@ -95,6 +96,10 @@ static CUresult slice_up(const char *name, const struct side *to, const struct s
     if (from->pitch == width || height == 1) {
         return tpc_copy_up(name, &area, host, stream, sync);
     }
+    CUresult result;
+    if (tpc_copy_shared(name, &area, host, from->pitch, true, stream, sync, &result)) {
+        return result;
+    }
     size_t span = from->pitch * (height - 1) + width;
     if (tp_download_pending(tpc_conn, host, span) && tp_transfers_touching_wait(tpc_conn, host, span) != TP_OK) {
         return tpc_lost();
@@ -102,7 +107,7 @@ static CUresult slice_up(const char *name, const struct side *to, const struct s
     uint64_t at_once = width > PACK_MAX ? 1 : PACK_MAX / width;
     at_once = at_once < height ? at_once : height;
     unsigned char *packed = malloc(at_once * width);
-    CUresult result = packed ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    result = packed ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row += at_once) {
         uint64_t rows = height - row < at_once ? height - row : at_once;
         for (uint64_t i = 0; i < rows; i++) {
@@ -126,10 +131,14 @@ static CUresult slice_down(const char *name, const struct side *to, const struct
     if (to->pitch == width || height == 1) {
         return tpc_copy_down(name, host, &area, stream, sync);
     }
+    CUresult result;
+    if (tpc_copy_shared(name, &area, host, to->pitch, false, stream, sync, &result)) {
+        return result;
+    }
     uint64_t at_once = width > PACK_MAX ? 1 : PACK_MAX / width;
     at_once = at_once < height ? at_once : height;
     unsigned char *packed = malloc(at_once * width);
-    CUresult result = packed ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    result = packed ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row += at_once) {
         uint64_t rows = height - row < at_once ? height - row : at_once;
         area.address = from->address + row * from->pitch;

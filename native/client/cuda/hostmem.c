@@ -1,7 +1,9 @@
 /*
  * Pinned host memory: cuMemHostAlloc, cuMemHostRegister, and twins for what kernels reach.
  *
- * Over TCP pinned memory is memory of this process that copies may use without waiting. Kernels run elsewhere, so
+ * Over a shared segment allocations are runs of its arena, which the GPU reaches at the address that the program has, or at
+ * TP_SEGMENT_ADDRESS where this process could not map the segment there. Everything below about twins is for the rest:
+ * registered memory, and what the arena has no room for. Over TCP pinned memory is memory of this process that copies may use without waiting. Kernels run elsewhere, so
  * memory whose device pointer is asked for gets a twin of the same size on the worker, at most 64 KiB: what the program
  * wrote is sent before each launch, what kernels wrote comes as messages before the reply to a wait. Owns the list of
  * memory with twins under `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets
@@ -14,6 +16,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <tp_messages.h>
+#include <tp_segment.h>
 #include <unistd.h>
 
 #define TWIN_MAX (64u << 10)
@@ -130,13 +133,18 @@ CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out) {
     if (!tpc_range_at(address, &range) || range.where != TPC_PINNED) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if ((range.flags & TPC_MADE_MASK) == TPC_MADE_ARENA) {
+        *out = range.device_address + (address - range.start);
+        return CUDA_SUCCESS;
+    }
     struct tpc_host *host = range.detail;
     if (!range.device_address && range.size > TWIN_MAX) {
-        tp_log(TP_ERROR,
-               "the device address of %llu bytes of pinned host memory was asked for: over TCP kernels reach at most "
-               "%u bytes of "
-               "one allocation; the shared-memory transport will lift this",
-               (unsigned long long)range.size, TWIN_MAX);
+        tp_log(
+            TP_ERROR,
+            "the device address of %llu bytes of pinned host memory was asked for: outside the shared segment kernels "
+            "reach at most %u bytes of one allocation; over shared memory, what cuMemHostAlloc gives lies inside it "
+            "while its arena has room",
+            (unsigned long long)range.size, TWIN_MAX);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     CUresult result = range.device_address ? CUDA_SUCCESS : make_twin(&range, host);
@@ -168,7 +176,7 @@ static void end_twin(struct tpc_host *host) {
     free(host);
 }
 
-/* ---- allocation ---- */
+/* ---- the list of what is pinned ---- */
 
 static CUresult add_host(struct tpc_context *context, unsigned char *memory, size_t size, size_t mapped,
                          unsigned int flags, unsigned int made) {
@@ -190,6 +198,134 @@ static CUresult add_host(struct tpc_context *context, unsigned char *memory, siz
     return CUDA_SUCCESS;
 }
 
+/* Takes the range that begins at `p` out when it was made in that way. Transfers that touch it end first. */
+static struct tpc_host *take_out(void *p, unsigned int made) {
+    struct tpc_range range;
+    uint64_t start = (uint64_t)(uintptr_t)p;
+    if (!tpc_range_at(start, &range) || range.start != start || (range.flags & TPC_MADE_MASK) != made ||
+        !tpc_range_remove(start, &range)) {
+        return NULL;
+    }
+    tp_transfers_touching_wait(tpc_conn, p, range.size); /* a lost connection touches nothing any more */
+    return range.detail;
+}
+
+/* ---- inside the shared segment ---- */
+
+uint64_t tpc_host_offset(const void *memory, uint64_t size) {
+    struct tpc_range range;
+    uint64_t address = (uint64_t)(uintptr_t)memory;
+    if (!tpc_range_at(address, &range) || (range.flags & TPC_MADE_MASK) != TPC_MADE_ARENA ||
+        size > range.size - (address - range.start)) {
+        return 0;
+    }
+    return range.device_address - TP_SEGMENT_ADDRESS + (address - range.start);
+}
+
+bool tpc_is_mapped_host(uint64_t address) {
+    struct tpc_range range;
+    return tpc_range_at(address, &range) &&
+           (range.where == TPC_PINNED || (range.flags & TPC_MADE_MASK) == TPC_MADE_TWIN);
+}
+
+static void give(uint64_t offset, uint64_t size) {
+    struct tpg_arena_give_in in = {.offset = offset, .size = size};
+    tpc_post_arena_give("cuMemFreeHost", &in);
+}
+
+/* Makes [offset, offset+size) of the segment known as pinned memory. */
+static bool add_shared(struct tpc_context *context, unsigned char *base, uint64_t offset, size_t size,
+                       unsigned int flags) {
+    uint64_t start = (uint64_t)(uintptr_t)base + offset;
+    struct tpc_host *host = calloc(1, sizeof *host);
+    if (!host) {
+        return false;
+    }
+    *host = (struct tpc_host){.memory = base + offset, .size = size, .flags = flags};
+    struct tpc_range range = {.start = start,
+                              .size = size,
+                              .where = TPC_PINNED,
+                              .context = context,
+                              .flags = flags | TPC_MADE_ARENA,
+                              .device_address = TP_SEGMENT_ADDRESS + offset,
+                              .detail = host};
+    if (!tpc_range_insert(&range)) {
+        free(host);
+        return false;
+    }
+    struct tpc_range device = {.start = range.device_address,
+                               .size = size,
+                               .where = TPC_DEVICE_MEMORY,
+                               .context = context,
+                               .flags = TPC_MADE_TWIN,
+                               .detail = host};
+    if (range.device_address != start && !tpc_range_insert(&device)) {
+        tpc_range_remove(start, NULL);
+        free(host);
+        return false;
+    }
+    return true;
+}
+
+/* CUDA_SUCCESS with *pp NULL: there is no room for it. What another process had there before is not for this one. */
+static CUresult allocate_shared(struct tpc_context *context, void **pp, size_t size, unsigned int flags) {
+    struct tpg_arena_take_in in = {.size = size};
+    struct tpg_arena_take_out answer = {0};
+    struct tp_reply reply;
+    static _Atomic bool said;
+    uint64_t segment_size = 0;
+    unsigned char *base = tp_segment_base(tpc_conn, &segment_size);
+    *pp = NULL;
+    if (!base) {
+        return CUDA_SUCCESS;
+    }
+    CUresult result = tpc_call_arena_take("cuMemHostAlloc", &in, &answer, &reply);
+    if (result == CUDA_SUCCESS && (answer.offset < tp_arena_at() || answer.offset > segment_size ||
+                                   size > segment_size - answer.offset || answer.offset % TP_GRANULE)) {
+        result = tpc_bad_reply(&reply);
+    }
+    tp_reply_free(&reply);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY || result == CUDA_ERROR_NOT_SUPPORTED) {
+        if (!atomic_exchange(&said, true)) {
+            tp_log(
+                TP_INFO,
+                "%llu bytes of pinned memory find no room in the shared segment of %llu bytes (%s): they lie in this "
+                "process, and copies of them go through staging memory, which is slower; a larger segment (-M) helps",
+                (unsigned long long)size, (unsigned long long)segment_size,
+                result == CUDA_ERROR_OUT_OF_MEMORY ? "its arena is full"
+                                                   : "the worker's GPU does not reach it at its address");
+        }
+        return CUDA_SUCCESS;
+    }
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    memset(base + answer.offset, 0, size);
+    if (!add_shared(context, base, answer.offset, size, flags)) {
+        give(answer.offset, size);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *pp = base + answer.offset;
+    return CUDA_SUCCESS;
+}
+
+/* Returns at once: the worker keeps the run until what is queued now is done. */
+static CUresult free_shared(void *p) {
+    uint64_t offset = tpc_host_offset(p, 0);
+    struct tpc_host *host = take_out(p, TPC_MADE_ARENA);
+    if (!host) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (TP_SEGMENT_ADDRESS + offset != (uint64_t)(uintptr_t)p) {
+        tpc_range_remove(TP_SEGMENT_ADDRESS + offset, NULL);
+    }
+    give(offset, host->size);
+    free(host);
+    return CUDA_SUCCESS;
+}
+
+/* ---- allocation ---- */
+
 static CUresult allocate(struct tpc_context *context, void **pp, size_t size, unsigned int flags) {
     if (!pp || (flags & ~7u)) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -197,6 +333,10 @@ static CUresult allocate(struct tpc_context *context, void **pp, size_t size, un
     if (!size) {
         *pp = NULL;
         return CUDA_SUCCESS;
+    }
+    CUresult shared = allocate_shared(context, pp, size, flags);
+    if (shared != CUDA_SUCCESS || *pp) {
+        return shared;
     }
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     if (size > SIZE_MAX - page) {
@@ -226,18 +366,6 @@ CUresult tpc_cuMemAllocHost_v2(void **pp, size_t bytesize) {
     return allocate(context, pp, bytesize, 0);
 }
 
-/* Takes the range that begins at `p` out when it was made in that way. Transfers that touch it end first. */
-static struct tpc_host *take_out(void *p, unsigned int made) {
-    struct tpc_range range;
-    uint64_t start = (uint64_t)(uintptr_t)p;
-    if (!tpc_range_at(start, &range) || range.start != start || (range.flags & TPC_MADE_MASK) != made ||
-        !tpc_range_remove(start, &range)) {
-        return NULL;
-    }
-    tp_transfers_touching_wait(tpc_conn, p, range.size); /* a lost connection touches nothing any more */
-    return range.detail;
-}
-
 CUresult tpc_cuMemFreeHost(void *p) {
     TPC_CONTEXT(context);
     (void)context;
@@ -246,7 +374,7 @@ CUresult tpc_cuMemFreeHost(void *p) {
     }
     struct tpc_host *host = take_out(p, TPC_MADE_HOST);
     if (!host) {
-        return CUDA_ERROR_INVALID_VALUE;
+        return free_shared(p);
     }
     void *memory = host->memory;
     size_t mapped = host->mapped;

@@ -3,7 +3,7 @@
  *
  * Any thread; everything is answered from the interval map. The single form refuses an address that is not CUDA's, the
  * multiple form answers it with zeros, as the driver does. One difference from the real driver is told in the limits of
- * the README: the device pointer of pinned host memory is not the host pointer but the address of its twin on the
+ * the README: over TCP the device pointer of pinned host memory is not the host pointer but the address of its twin on the
  * worker.
  */
 #include "tpc_memory.h"

@@ -137,10 +137,15 @@ bool tpc_range_touches(uint64_t start, uint64_t size) {
     return touches;
 }
 
+/* Pinned memory whose address is good on both sides is the device's memory, too. */
+static bool on_device(const struct tpc_range *range) {
+    return range->where == TPC_DEVICE_MEMORY || (range->where == TPC_PINNED && range->device_address == range->start);
+}
+
 bool tpc_range_covers(uint64_t address, uint64_t size) {
     struct tpc_range range;
     bool mapped = true;
-    while (mapped && tpc_range_at(address, &range) && range.where == TPC_DEVICE_MEMORY) {
+    while (mapped && tpc_range_at(address, &range) && on_device(&range)) {
         uint64_t room = range.size - (address - range.start);
         if (size <= room) {
             return true;

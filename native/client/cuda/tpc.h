@@ -168,7 +168,7 @@ struct tpc_range {
     struct tpc_context *context;
     unsigned long long buffer_id;
     unsigned int flags;      /* host memory: flags of the allocation; VMM: 1 */
-    uint64_t device_address; /* host memory: address of its twin on the worker, 0 = none */
+    uint64_t device_address; /* host memory: where kernels reach it (a twin, or the shared segment), 0 = nowhere */
     void *detail;
 };
 /* Copies the range that holds `address`; false when none does. */

@@ -18,6 +18,7 @@ enum tpc_range_made {
     TPC_MADE_HOST = 4 << 16, /* cuMemHostAlloc; detail: struct tpc_host */
     TPC_MADE_REGISTER = 5 << 16, /* cuMemHostRegister; detail: struct tpc_host */
     TPC_MADE_TWIN = 6 << 16,     /* device side of mapped host memory; detail: struct tpc_host */
+    TPC_MADE_ARENA = 7 << 16,    /* cuMemHostAlloc inside the shared segment; detail: struct tpc_host */
     TPC_MADE_MASK = 7 << 16,
     TPC_SYNC_MEMOPS = 1 << 20,
 };
@@ -31,7 +32,7 @@ bool tpc_range_change(uint64_t start, void (*change)(struct tpc_range *range, ui
 /* The first range that begins at `address` or later; false when there is none. */
 bool tpc_range_next(uint64_t address, struct tpc_range *out);
 bool tpc_range_touches(uint64_t start, uint64_t size);
-/* True when [address, address+size) is device memory of one allocation, or of mappings side by side. */
+/* True when the device reaches [address, address+size): memory of one allocation, or of mappings side by side. */
 bool tpc_range_covers(uint64_t address, uint64_t size);
 /* Forgets the device memory that a destroyed context had; its host memory goes too. */
 void tpc_memory_context_gone(const struct tpc_context *context);
@@ -51,6 +52,10 @@ struct tpc_host {
 };
 /* The device address of a byte of pinned memory, making the twin if there is none. */
 CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out);
+/* Where [memory, memory+size) begins in the shared segment; 0 unless all of it lies in one pinned allocation there. */
+uint64_t tpc_host_offset(const void *memory, uint64_t size);
+/* True for an address that the device reaches and whose bytes lie on the host. */
+bool tpc_is_mapped_host(uint64_t address);
 
 /* ---- copy.c ---- */
 /* The device side of a copy: rows of `width` bytes, `pitch` apart. */
@@ -71,6 +76,10 @@ static inline uint64_t tpc_area_extent(const struct tpc_area *area, bool *fits) 
  * comes after the copy. The range checks have been made. */
 CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync);
 CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync);
+/* The same between pinned memory in the shared segment and an area, rows `host_pitch` apart in host memory. False when the
+ * host side does not lie there: nothing was done. */
+bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,
+                     CUstream stream, bool sync, CUresult *result);
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream);
 /* Waits until `stream` has done everything that was sent before. */
 CUresult tpc_copy_wait(const char *name, CUstream stream);
