@@ -184,6 +184,39 @@ static void pinned(void) {
     CHECK(type == 0 && managed == 0);
 }
 
+// A shared mapping at a fixed address, registered as a whole: one address for the CPU and the device, in pieces.
+static void shared_mapping(CUmodule module) {
+    enum { SIZE = 512 << 20, AT = 300 << 20, WORDS = 1 << 20 };
+    int fd = memfd_create("segment", MFD_CLOEXEC);
+    CHECK(fd >= 0 && ftruncate(fd, SIZE) == 0);
+    unsigned char *base = mmap((void *)0x350000000000ull, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(base == (void *)0x350000000000ull);
+    OK(cuMemHostRegister_v2(base, SIZE, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP));
+    CUdeviceptr device, piece = (CUdeviceptr)(uintptr_t)(base + AT), p;
+    OK(cuMemHostGetDevicePointer_v2(&device, base + AT, 0));
+    CHECK(device == piece);
+    CUstream stream;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    const uint32_t *words = (const uint32_t *)(const void *)(base + AT);
+    OK(iota(module, piece, WORDS, stream));
+    OK(cuStreamSynchronize(stream));
+    CHECK(words[0] == 0 && words[WORDS - 1] == WORDS - 1 && words[WORDS] == 0);
+    OK(cuMemAlloc_v2(&p, WORDS * 4));
+    // Copies do not wait: the device reads when the stream gets there.
+    OK(spin(module, 50000000, stream));
+    OK(cuMemcpyHtoDAsync_v2(p, words, WORDS * 4, stream));
+    OK(cuMemcpyDtoHAsync_v2(base, p, WORDS * 4, stream));
+    CHECK(base[4] == 0);
+    ((uint32_t *)(void *)(base + AT))[1] = 77;
+    OK(cuStreamSynchronize(stream));
+    CHECK(memcmp(base, words, WORDS * 4) == 0 && base[4] == 77);
+    OK(cuMemFree_v2(p));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuMemHostUnregister(base));
+    munmap(base, SIZE);
+    close(fd);
+}
+
 static void virtual_memory(CUmodule module) {
     CUdeviceptr at, other;
     size_t granularity;
@@ -432,6 +465,7 @@ int main(void) {
     CUmodule module = load_kernels();
     memory();
     pinned();
+    shared_mapping(module);
     virtual_memory(module);
     kernels(module);
     rectangles();

@@ -2,8 +2,8 @@
  * Pinned host memory: cuMemHostAlloc, cuMemHostRegister, and twins for what kernels reach.
  *
  * Over a shared segment allocations are runs of its arena, which the GPU reaches at the address that the program has, or at
- * TP_SEGMENT_ADDRESS where this process could not map the segment there. Everything below about twins is for the rest:
- * registered memory, and what the arena has no room for. Over TCP pinned memory is memory of this process that copies may use without waiting. Kernels run elsewhere, so
+ * TP_SEGMENT_ADDRESS where this process could not map the segment there. The rest (over TCP, registered memory, what the
+ * arena has no room for) is memory of this process that copies may use without waiting. Kernels run elsewhere, so
  * memory whose device pointer is asked for gets a twin of the same size on the worker, at most 64 KiB: what the program
  * wrote is sent before each launch, what kernels wrote comes as messages before the reply to a wait. Owns the list of
  * memory with twins under `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets
