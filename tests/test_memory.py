@@ -38,6 +38,7 @@ CASES = (
     "stall",
     "twin_limit",
 )
+TCP = ("--host", "127.0.0.1", "-p", "0")
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 whole_stack = pytest.mark.skipif(
@@ -81,14 +82,14 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
 
 
 class Worker:
-    """A worker on the simulated GPU, with the real session."""
+    """A worker on the simulated GPU, with the real session; over TCP, unless a connection string says otherwise."""
 
-    def __init__(self, **variables: str) -> None:
+    def __init__(self, *options: str, connection: str = "", **variables: str) -> None:
         clean = {n: v for n, v in os.environ.items() if not n.startswith(("TF_", "TENSOR_FUSION_", "LD_"))}
         if "TF_NATIVE_DIR" in os.environ:
             clean["TF_NATIVE_DIR"] = os.environ["TF_NATIVE_DIR"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tensor_fusion.worker", "--gpu", "sim", "--host", "127.0.0.1", "-p", "0"],
+            [sys.executable, "-m", "tensor_fusion.worker", "--gpu", "sim", *(options or TCP)],
             env={**clean, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -97,8 +98,8 @@ class Worker:
         assert self.process.stdout
         line = self.process.stdout.readline()
         assert line.startswith("ready"), line
-        port = line.split()[2].rpartition(":")[2]
-        self.env = {**clean, **client_environment(f"native+127.0.0.1+{port}+0", clean)}
+        connection = connection or f"native+127.0.0.1+{line.split()[2].rpartition(':')[2]}+0"
+        self.env = {**clean, **client_environment(connection, clean)}
 
     def run(self, program: Path, *cases: str, **variables: str) -> None:
         done = subprocess.run(

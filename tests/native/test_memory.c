@@ -409,12 +409,17 @@ static const struct {
              {"shared_pointers", case_shared_pointers},
              {"shared_kernels", case_shared_kernels},
              {"shared_full", case_shared_full},
+             {"shared_elsewhere", case_shared_elsewhere},
              {"shared_free", case_shared_free},
              {"shared_churn", case_shared_churn}};
 
 int main(int argc, char **argv) {
     CUcontext context;
     CHECK(argc > 1);
+    if (strcmp(argv[1], "shared_elsewhere") == 0) {
+        CHECK(mmap((void *)(SEGMENT_AT + 64 * KIB), 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+              MAP_FAILED);
+    }
     OK(cuInit(0));
     OK(cuDevicePrimaryCtxRetain(&context, 0));
     OK(cuCtxSetCurrent(context));

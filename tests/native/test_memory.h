@@ -16,6 +16,7 @@
 
 #define KIB 1024ull
 #define MIB (1024ull * KIB)
+#define SEGMENT_AT 0x350000000000ull /* where a client maps the shared segment if it can */
 
 static uint64_t random_state = 88172645463325252ull;
 
@@ -54,6 +55,7 @@ void case_twin_limit(void);
 void case_shared_pointers(void);
 void case_shared_kernels(void);
 void case_shared_full(void);
+void case_shared_elsewhere(void);
 void case_shared_free(void);
 void case_shared_churn(void);
 void case_vmm(void);

@@ -138,6 +138,43 @@ void case_shared_kernels(void) {
     OK(cuMemFree_v2(device));
 }
 
+/* Something else lies where the segment should be mapped: two addresses for one memory, and nothing else is lost. */
+void case_shared_elsewhere(void) {
+    CUfunction fill = kernel(load_kernels(), "fill_u32");
+    enum { WORDS = 1 << 20 };
+    void *memory, *host = NULL;
+    CUdeviceptr device, inside, single;
+    unsigned type = 0;
+    size_t count = WORDS;
+    uint32_t value = 0x55aa1234, *back = malloc(WORDS * 4ull);
+    OK(cuMemHostAlloc(&memory, WORDS * 4ull, 0));
+    OK(cuMemHostGetDevicePointer_v2(&device, memory, 0));
+    uint32_t *words = memory;
+    CHECK(device != (CUdeviceptr)(uintptr_t)memory && device - SEGMENT_AT < 1ull << 40);
+    OK(cuMemHostGetDevicePointer_v2(&inside, words + 10, 0));
+    OK(cuPointerGetAttribute(&single, CU_POINTER_ATTRIBUTE_DEVICE_POINTER, (CUdeviceptr)(uintptr_t)memory));
+    OK(cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, device + 4));
+    OK(cuPointerGetAttribute(&host, CU_POINTER_ATTRIBUTE_HOST_POINTER, device + 4));
+    CHECK(inside == device + 40 && single == device && type == CU_MEMORYTYPE_HOST && host == words + 1);
+    void *params[] = {&device, &value, &count};
+    OK(cuLaunchKernel(fill, WORDS / 256, 1, 1, 256, 1, 1, 0, NULL, params, NULL));
+    OK(cuCtxSynchronize());
+    for (size_t i = 0; i < WORDS; i++) {
+        CHECK(words[i] == value);
+    }
+    random_fill(memory, WORDS * 4ull);
+    OK(cuMemcpyDtoH_v2(back, device, WORDS * 4ull));
+    CHECK(memcmp(back, memory, WORDS * 4ull) == 0);
+    OK(cuMemsetD8_v2(device, 9, 100));
+    CHECK(words[24] == 0x09090909 && words[25] == back[25]);
+    OK(cuMemFreeHost(memory));
+    GIVES(1, cuMemsetD8_v2(device, 9, 100));
+    GIVES(1, cuMemFreeHost(memory));
+    free(back);
+    case_copies();
+    case_boxes();
+}
+
 /* When the arena is full allocations go on, in memory of this process: slower, never wrong. */
 void case_shared_full(void) {
     enum { PIECE = 2 << 20, MOST = 4000 };
@@ -155,6 +192,27 @@ void case_shared_full(void) {
         random_fill(memory, 5000);
     }
     CHECK(in_segment >= 2);
+    /* So small that it may have a device address there, too: not its own. */
+    CUfunction fill = kernel(load_kernels(), "fill_u32");
+    void *small[64];
+    CUdeviceptr twin = 0;
+    size_t smalls = 0, words = 1024;
+    do {
+        CHECK(smalls < 64);
+        OK(cuMemHostAlloc(&memory, 4096, 0));
+        small[smalls++] = memory;
+    } while (shared(memory));
+    OK(cuMemHostGetDevicePointer_v2(&twin, memory, 0));
+    for (uint32_t value = 1; value < 20; value++) {
+        void *params[] = {&twin, &value, &words};
+        OK(cuLaunchKernel(fill, 4, 1, 1, 256, 1, 1, 0, NULL, params, NULL));
+        OK(cuStreamSynchronize(NULL));
+        const uint32_t *seen = memory;
+        CHECK(seen[0] == value && seen[1023] == value);
+    }
+    while (smalls) {
+        OK(cuMemFreeHost(small[--smalls]));
+    }
     unsigned char *back = malloc(PIECE);
     for (size_t i = 0; i < count; i++) {
         OK(cuMemcpyHtoDAsync_v2(device, pieces[i], PIECE - 1, NULL));

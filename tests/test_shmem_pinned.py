@@ -1,0 +1,66 @@
+"""Pinned memory and copies over shared memory: the cases of test_memory, and what only a shared segment gives.
+
+The whole stack in real processes: client libraries, worker, session and the simulated GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_memory import CASES, Worker, generated, program, whole_stack
+
+__all__ = ["generated", "program"]  # fixtures
+
+SHARED = ("shared_pointers", "shared_kernels", "shared_full", "shared_free", "shared_churn", "shared_elsewhere")
+pytestmark = whole_stack
+
+
+def shared_worker(megabytes: int, **variables: str) -> Worker:
+    name = f"/tf-test-pinned-{os.getpid()}-{megabytes}"
+    return Worker(
+        *("-n", "shmem", "-m", name, "-M", str(megabytes)), connection=f"shmem+{name}+{megabytes}+0", **variables
+    )
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with shared_worker(320) as running:
+        yield running
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "twin_limit"])
+def test_case(worker: Worker, program: Path, case: str) -> None:
+    worker.run(program, case)
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_what_only_a_segment_gives(worker: Worker, program: Path, case: str) -> None:
+    worker.run(program, case)
+
+
+def test_strict_mode_gives_the_same(worker: Worker, program: Path) -> None:
+    worker.run(program, "shared_kernels", "shared_free", "boxes", TF_STRICT="1")
+
+
+@pytest.mark.parametrize("megabytes", [16, 40])
+def test_a_small_segment_is_slower_not_wrong(program: Path, megabytes: int) -> None:
+    """Nearly everything that is pinned lies outside an arena of a few megabytes."""
+    with shared_worker(megabytes) as small:
+        small.run(program, "copies", "visible", "boxes")
+        small.run(program, "shared_full" if megabytes > 16 else "order")
+
+
+def test_processes_at_once_do_not_meet(worker: Worker, program: Path) -> None:
+    """Three processes in one arena, one of them killed in the middle: every byte stays whose it is."""
+    command = [program, "shared_churn", "shared_free", "shared_churn"]
+    running = [subprocess.Popen(command, env=worker.env, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    running[0].kill()
+    for process in running[1:]:
+        errors = process.communicate(timeout=100)[1]
+        assert process.returncode == 0, errors
+    running[0].communicate(timeout=10)
+    worker.run(program, "shared_full")  # and what they had has come back
