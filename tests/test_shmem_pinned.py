@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,10 +55,18 @@ def test_a_small_segment_is_slower_not_wrong(program: Path, megabytes: int) -> N
         small.run(program, "shared_full" if megabytes > 16 else "order")
 
 
+def test_the_limit_does_not_count_pinned_memory(program: Path) -> None:
+    with shared_worker(64, TF_GPU_MEMORY_LIMIT="64") as limited:
+        limited.run(program, "shared_pointers", "limit", "shared_free")
+        limited.run(program, "shared_kernels", "limit")
+
+
 def test_processes_at_once_do_not_meet(worker: Worker, program: Path) -> None:
     """Three processes in one arena, one of them killed in the middle: every byte stays whose it is."""
-    command = [program, "shared_churn", "shared_free", "shared_churn"]
+    command = [program, *("shared_churn", "shared_free") * 5]
     running = [subprocess.Popen(command, env=worker.env, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    time.sleep(1)
+    assert running[0].poll() is None
     running[0].kill()
     for process in running[1:]:
         errors = process.communicate(timeout=100)[1]

@@ -12,8 +12,11 @@
 #include "tpg_session.h"
 #include "tpw_main.h"
 #include "tpw_memory.h"
+#include "tpw_segment.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
+#include <tp_segment.h>
 #include <unistd.h>
 
 enum { RECORDS = 1, ORDINARY = 2 };
@@ -28,6 +31,9 @@ enum { RECORDS = 1, ORDINARY = 2 };
 
 static struct tpw_session session;
 static struct tpw_main process;
+/* For pinned memory; the frames come from memory all the same. */
+#define SEGMENT_SIZE (24ull << 20)
+static struct tpw_segment segment;
 /* NVML stays open for the life of a process, with the objects of its devices. */
 static struct tpw_table nvml_devices;
 
@@ -139,7 +145,8 @@ static size_t random_record(unsigned char *out) {
 
 /* Operations as an ordinary program sends them: further mutations begin from their success. */
 #define HANDLE(kind, index) ((uint64_t)MARK_HANDLE << 56 | (uint64_t)(index) << 8 | (kind))
-#define ADDRESS(answer) ((uint64_t)MARK_ADDRESS << 56 | (answer)) /* 0: a small allocation, 1: a large one, 2: a twin */
+/* 0: a small allocation, 1: a large one, 2: a twin, 3: the offset of pinned memory in the segment */
+#define ADDRESS(answer) ((uint64_t)MARK_ADDRESS << 56 | (answer))
 #define LIKE(name, ...)                                                                                                \
     do {                                                                                                               \
         if (which-- == 0) {                                                                                            \
@@ -168,8 +175,8 @@ static size_t likely_record(unsigned char *out) {
     const uint64_t stream = rand() % 2 ? HANDLE(TPG_STREAM, 0) : CU_STREAM_LEGACY_VALUE;
     const uint64_t event = HANDLE(TPG_EVENT, 0), function = HANDLE(TPG_FUNCTION, 0);
     const uint64_t transfer = 1 + (uint64_t)rand() % 3;
-    unsigned which = (unsigned)rand() % 36;
-    if (which == 35) { /* a block for one of the bulk copies below */
+    unsigned which = (unsigned)rand() % 40;
+    if (which == 39) { /* a block for one of the bulk copies below */
         const unsigned char block[10] = {CHUNK_RECORD, (unsigned char)transfer, 0, 0, 0, 0, 0, 0, 2, 'x'};
         memcpy(out, block, sizeof block);
         return sizeof block;
@@ -202,6 +209,12 @@ static size_t likely_record(unsigned char *out) {
     LIKE(memory_free, .address = ADDRESS(rand() % 2));
     LIKE(host_twin_write, .address = ADDRESS(2), .data = params, .data_size = sizeof params);
     LIKE(host_twin_free, .address = ADDRESS(2));
+    LIKE(arena_take, .size = 1000);
+    LIKE(arena_give, .offset = ADDRESS(3), .size = 100000);
+    LIKE(arena_copy_in, .destination = ADDRESS(1), .pitch = 256, .width = 128, .height = 9, .stream = stream,
+         .offset = ADDRESS(3), .host_pitch = 200);
+    LIKE(arena_copy_out, .source = ADDRESS(0), .pitch = 4096, .width = 4096, .height = 2, .stream = stream,
+         .offset = ADDRESS(3), .host_pitch = 4096);
     LIKE(pool_create, .pool = HANDLE(TPG_POOL, 1), .props = &pool);
     LIKE(pool_alloc, .pool = HANDLE(TPG_POOL, rand() % 2), .size = 8192, .stream = stream);
     LIKE(pool_free, .address = ADDRESS(0), .stream = stream);
@@ -270,6 +283,7 @@ static void ordinary(struct tpw_link *link) {
     SEND(function_get, 0, .module = first(TPG_MODULE), .function = first(TPG_FUNCTION), .index = 0);
     SEND(kernel_get, 0, .library = first(TPG_LIBRARY), .kernel = first(TPG_KERNEL), .index = 1);
     SEND(pool_default, TP_FRAME_CALL, .pool = first(TPG_POOL), .device = 0);
+    SEND(arena_take, TP_FRAME_CALL, .size = 100000);
     SEND(host_twin, TP_FRAME_CALL, .size = 4096);
     SEND(memory_alloc, TP_FRAME_CALL, .size = 3 << 20);
     SEND(memory_alloc, TP_FRAME_CALL, .size = 65536);
@@ -383,12 +397,28 @@ static void staging_release(void *memory) { session.cuda.cuMemFreeHost(memory); 
 
 static bool busy(void) { return tpw_pending(&session) > 0; }
 
+static void begin_segment(void) {
+    static unsigned char *base;
+    static uint16_t owners[SEGMENT_SIZE / TP_GRANULE];
+    uint32_t first, blocks;
+    if (!base) {
+        base = mmap((void *)TP_SEGMENT_ADDRESS, SEGMENT_SIZE, PROT_READ | PROT_WRITE,
+                    MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        CHECK(base == (void *)TP_SEGMENT_ADDRESS);
+    }
+    memset(owners, 0, sizeof owners);
+    segment = (struct tpw_segment){.base = base, .size = SEGMENT_SIZE, .owners = owners, .slot = 7};
+    CHECK(tp_segment_grant(base, SEGMENT_SIZE, owners, 7, &first, &blocks));
+}
+
 static struct tpw_session *begin_session(void) {
     struct tpw_session *s = &session;
     const struct tpg_nvml_driver nvml = s->nvml;
     bool nvml_loaded = s->nvml_loaded;
     memset(s, 0, sizeof *s);
     s->process = &process;
+    begin_segment();
+    s->segment = &segment;
     process.control = process.events = -1;
     s->nvml = nvml;
     s->nvml_loaded = nvml_loaded;
