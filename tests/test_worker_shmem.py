@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import secrets
@@ -12,111 +11,29 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from segment_harness import (
+    ACCEPTED,
+    ENDED,
+    FREE,
+    HEADER,
+    MB,
+    SLOT,
+    SLOT_AT,
+    SLOT_SIZE,
+    SegmentClient,
+    SegmentWorker,
+    worker_environment,
+)
 from worker_harness import HERE, command, environment, eventually
 
-from tensor_fusion.abi import Asked, Teleport, native_file
-from tensor_fusion.worker.protocol import Greeting, Role, Status, Welcome
+from tensor_fusion.abi import Asked, Teleport
+from tensor_fusion.worker.protocol import Greeting, Role, Status
 
-MB = 1 << 20
 COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-# struct tp_segment_header and struct tp_slot of native/ring/tp_segment.h; test_layout asks the compiler.
-HEADER = {"magic": 0, "version": 8, "state": 12, "size": 16, "epoch": 24, "schema": 32, "boot_id": 48, "heartbeat": 128}
-SLOT = {"state": 0, "client_boot_id": 40, "client_life": 128, "greeting": 256}
-SLOT_AT, SLOT_SIZE = 4096, 8192
-FREE, CLAIMED, ACCEPTED, ENDED = 0, 1, 4, 6
-
-
-@pytest.fixture
-def name() -> Iterator[str]:
-    name = f"/tf-test-{os.getpid()}-{secrets.token_hex(4)}"
-    yield name
-    Path("/dev/shm" + name).unlink(missing_ok=True)
-
-
-@pytest.fixture(scope="session")
-def schema() -> bytes:
-    return Teleport().schema
-
-
-class SegmentWorker:
-    """A worker on a segment; leaving the context stops it."""
-
-    def __init__(self, name: str, folder: Path, *arguments: str, megabytes: int = 64, **variables: str) -> None:
-        self.path = Path("/dev/shm" + name)
-        self.folder = folder
-        log = {"TF_ENABLE_LOG": "1", "TF_LOG_LEVEL": "debug", "TF_LOG_PATH": str(folder / "log")}
-        self.process = subprocess.Popen(
-            command("--gpu", "sim", "-n", "shmem", "-m", name, "-M", str(megabytes), *arguments),
-            env=worker_environment(**{**log, "FAKE_ADOPTED": str(folder), **variables}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout
-        self.ready = self.process.stdout.readline()
-        if not self.ready.startswith("ready "):
-            _, errors = self.process.communicate(timeout=20)
-            raise AssertionError(f"the worker did not get ready: {self.ready!r} {errors}")
-
-    def __enter__(self) -> SegmentWorker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            assert self.stop() == 0
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        self.output, self.errors = self.process.communicate(timeout=15)
-        return self.process.returncode
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-    def word(self, offset: int, form: str = "<I") -> int:
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            value: int = struct.unpack(form, file.read(struct.calcsize(form)))[0]
-            return value
-
-    def slot_state(self, slot: int) -> int:
-        return self.word(SLOT_AT + SLOT_SIZE * slot)
-
-    def adopted(self) -> dict[int, dict[str, object]]:
-        """What each living or dead session was told, by its process id."""
-        return {int(path.stem): json.loads(path.read_text()) for path in self.folder.glob("*.json")}
-
-
-class SegmentClient:
-    def __init__(self, path: Path, greeting: bytes, *edits: str, seconds: float = 5.0) -> None:
-        words = [sys.executable, str(HERE / "segment_client.py"), str(path), greeting.hex(), str(seconds), *edits]
-        native = {key: os.environ[key] for key in ("TF_NATIVE_DIR",) if key in os.environ}
-        self.process = subprocess.Popen(
-            words, env=environment(**native), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout
-        answer = json.loads(self.process.stdout.readline())
-        self.outcome = Asked[answer["outcome"]]
-        self.welcome = Welcome.parse(bytes.fromhex(answer["welcome"]))
-
-    def end(self, number: int = signal.SIGKILL) -> None:
-        self.process.send_signal(number)
-        self.process.communicate(timeout=10)
-
-    def status(self) -> Status:
-        assert self.outcome is Asked.ANSWERED
-        assert self.welcome
-        return Status(self.welcome.status)
-
-
-def worker_environment(**variables: str) -> dict[str, str]:
-    return environment(FAKE_TELEPORT=str(native_file("client/libteleport.so.1")), **variables)
 
 
 def fails(*arguments: str) -> str:
@@ -150,14 +67,14 @@ def test_layout(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_segment_is_made_as_asked_and_gone_at_the_end(name: str, tmp_path: Path, schema: bytes) -> None:
+def test_segment_is_made_as_asked_and_gone_at_the_end(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     previous = os.umask(0o077)
     try:
-        worker = SegmentWorker(name, tmp_path)
+        worker = SegmentWorker(segment_name, tmp_path)
     finally:
         os.umask(previous)
     with worker:
-        assert worker.ready == f"ready shmem {name} 64 MB (Fake GPU, 2 GPUs)\n"
+        assert worker.ready == f"ready shmem {segment_name} 64 MB (Fake GPU, 2 GPUs)\n"
         found = worker.path.stat()
         assert (found.st_size, found.st_mode & 0o7777) == (64 * MB, 0o660)
         assert found.st_blocks * 512 >= 64 * MB
@@ -172,8 +89,8 @@ def test_segment_is_made_as_asked_and_gone_at_the_end(name: str, tmp_path: Path,
         assert not worker.path.exists()
 
 
-def test_idle_worker_costs_little(name: str, tmp_path: Path) -> None:
-    with SegmentWorker(name, tmp_path) as worker:
+def test_idle_worker_costs_little(segment_name: str, tmp_path: Path) -> None:
+    with SegmentWorker(segment_name, tmp_path) as worker:
         time.sleep(1)
         process = psutil.Process(worker.process.pid)
         before = sum(process.cpu_times()[:2])
@@ -181,9 +98,9 @@ def test_idle_worker_costs_little(name: str, tmp_path: Path) -> None:
         assert sum(process.cpu_times()[:2]) - before < 0.15
 
 
-def test_client_gets_a_slot_and_a_session(name: str, tmp_path: Path, schema: bytes) -> None:
+def test_client_gets_a_slot_and_a_session(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     connections = tmp_path / "connections"
-    with SegmentWorker(name, tmp_path, TF_CONNECTION_INFO_PATH=str(connections)) as worker:
+    with SegmentWorker(segment_name, tmp_path, TF_CONNECTION_INFO_PATH=str(connections)) as worker:
         client = SegmentClient(worker.path, Greeting.build(schema, client_pid=77, program="train.py"))
         assert client.status() is Status.ACCEPTED
         assert client.welcome
@@ -192,13 +109,13 @@ def test_client_gets_a_slot_and_a_session(name: str, tmp_path: Path, schema: byt
         assert eventually(lambda: len(worker.adopted()) == 1)
         (told,) = worker.adopted().values()
         assert told["slot"] == 0
-        assert told["text"] == f"train.py@{name}"
+        assert told["text"] == f"train.py@{segment_name}"
         assert told["size"] == [64 * MB, 64 * MB]
         blocks = told["blocks"]
         assert isinstance(blocks, int) and 1 <= blocks <= 16
         assert told["granules"] == (2 * MB + (256 << 10) + (64 << 10) + 2 * blocks * MB) // 65536
         assert worker.slot_state(0) == ACCEPTED
-        assert connections.read_text() == f"{name},0,77\n"
+        assert connections.read_text() == f"{segment_name},0,77\n"
         client.end()
         assert eventually(lambda: worker.slot_state(0) == FREE)
         assert eventually(lambda: connections.read_text() == "")
@@ -216,9 +133,9 @@ def test_client_gets_a_slot_and_a_session(name: str, tmp_path: Path, schema: byt
     ],
 )
 def test_refusals(
-    name: str, tmp_path: Path, schema: bytes, fields: dict[str, object], status: Status, words: str
+    segment_name: str, tmp_path: Path, schema: bytes, fields: dict[str, object], status: Status, words: str
 ) -> None:
-    with SegmentWorker(name, tmp_path) as worker:
+    with SegmentWorker(segment_name, tmp_path) as worker:
         greeting = Greeting.build(**{"schema": schema, **fields})  # type: ignore[arg-type]
         client = SegmentClient(worker.path, greeting)
         assert client.status() is status
@@ -229,17 +146,17 @@ def test_refusals(
         assert not worker.adopted()
 
 
-def test_junk_is_refused(name: str, tmp_path: Path) -> None:
-    with SegmentWorker(name, tmp_path) as worker:
+def test_junk_is_refused(segment_name: str, tmp_path: Path) -> None:
+    with SegmentWorker(segment_name, tmp_path) as worker:
         client = SegmentClient(worker.path, b"\xff" * 256)
         assert client.status() is Status.NOT_A_GREETING
         client.end()
 
 
-def test_secret(name: str, tmp_path: Path, schema: bytes) -> None:
+def test_secret(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     keys = tmp_path / "keys"
     keys.write_text("right\n")
-    with SegmentWorker(name, tmp_path, TF_ENABLE_URL_AUTH="1", TF_AUTHORIZED_KEY_PATH=str(keys)) as worker:
+    with SegmentWorker(segment_name, tmp_path, TF_ENABLE_URL_AUTH="1", TF_AUTHORIZED_KEY_PATH=str(keys)) as worker:
         for role in (Role.CONTROL, Role.PROBE):
             wrong = SegmentClient(worker.path, Greeting.build(schema, role=role, secret="wrong"))
             assert wrong.status() is Status.SECRET_REFUSED
@@ -250,8 +167,8 @@ def test_secret(name: str, tmp_path: Path, schema: bytes) -> None:
         assert "wrong" not in worker.log
 
 
-def test_more_clients_than_allowed(name: str, tmp_path: Path, schema: bytes) -> None:
-    with SegmentWorker(name, tmp_path, "--max-clients", "1") as worker:
+def test_more_clients_than_allowed(segment_name: str, tmp_path: Path, schema: bytes) -> None:
+    with SegmentWorker(segment_name, tmp_path, "--max-clients", "1") as worker:
         first = SegmentClient(worker.path, Greeting.build(schema))
         refused = SegmentClient(worker.path, Greeting.build(schema))
         assert refused.status() is Status.NO_SESSION
@@ -265,8 +182,8 @@ def test_more_clients_than_allowed(name: str, tmp_path: Path, schema: bytes) -> 
         second.end()
 
 
-def test_full_arena_refuses_and_goes_on(name: str, tmp_path: Path, schema: bytes) -> None:
-    with SegmentWorker(name, tmp_path, megabytes=16) as worker:
+def test_full_arena_refuses_and_goes_on(segment_name: str, tmp_path: Path, schema: bytes) -> None:
+    with SegmentWorker(segment_name, tmp_path, megabytes=16) as worker:
         clients = [SegmentClient(worker.path, Greeting.build(schema)) for _ in range(4)]
         accepted = [client for client in clients if client.status() is Status.ACCEPTED]
         refused = [client for client in clients if client.status() is Status.NO_SESSION]
@@ -281,9 +198,9 @@ def test_full_arena_refuses_and_goes_on(name: str, tmp_path: Path, schema: bytes
         again.end()
 
 
-def test_slot_of_a_dead_session_waits_for_its_client(name: str, tmp_path: Path, schema: bytes) -> None:
+def test_slot_of_a_dead_session_waits_for_its_client(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     """The program may still look at its pinned memory: nobody else gets it while the process lives."""
-    with SegmentWorker(name, tmp_path) as worker:
+    with SegmentWorker(segment_name, tmp_path) as worker:
         client = SegmentClient(worker.path, Greeting.build(schema))
         assert eventually(lambda: len(worker.adopted()) == 1)
         (session,) = worker.adopted()
@@ -300,8 +217,8 @@ def test_slot_of_a_dead_session_waits_for_its_client(name: str, tmp_path: Path, 
         other.end()
 
 
-def test_claimer_that_died_is_forgotten(name: str, tmp_path: Path, schema: bytes) -> None:
-    with SegmentWorker(name, tmp_path) as worker:
+def test_claimer_that_died_is_forgotten(segment_name: str, tmp_path: Path, schema: bytes) -> None:
+    with SegmentWorker(segment_name, tmp_path) as worker:
         worker.process.send_signal(signal.SIGSTOP)
         client = SegmentClient(worker.path, Greeting.build(schema), seconds=0.3)
         assert client.outcome is Asked.NOT_SEEN
@@ -323,11 +240,11 @@ def test_claimer_that_died_is_forgotten(name: str, tmp_path: Path, schema: bytes
         assert eventually(lambda: len(psutil.Process(worker.process.pid).children()) <= 2)
 
 
-def test_guest_started_anew_ends_what_it_left(name: str, tmp_path: Path, schema: bytes) -> None:
+def test_guest_started_anew_ends_what_it_left(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     """A machine that vanishes marks nothing; its successor's boot id says that it is gone."""
     teleport = Teleport()
     with (
-        SegmentWorker(name, tmp_path) as worker,
+        SegmentWorker(segment_name, tmp_path) as worker,
         worker.path.open("r+b") as file,
         mmap.mmap(file.fileno(), 0) as memory,
     ):
@@ -352,9 +269,9 @@ def claim(memory: mmap.mmap, slot: int, greeting: bytes, boot_id: bytes) -> None
     struct.pack_into("<I", memory, at, 2)
 
 
-def test_forged_greeting_in_a_served_slot_changes_nothing(name: str, tmp_path: Path, schema: bytes) -> None:
+def test_forged_greeting_in_a_served_slot_changes_nothing(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     with (
-        SegmentWorker(name, tmp_path) as worker,
+        SegmentWorker(segment_name, tmp_path) as worker,
         worker.path.open("r+b") as file,
         mmap.mmap(file.fileno(), 0) as memory,
     ):
@@ -369,9 +286,9 @@ def test_forged_greeting_in_a_served_slot_changes_nothing(name: str, tmp_path: P
         again.end()
 
 
-def test_random_words_in_slots_do_not_disturb_the_worker(name: str, tmp_path: Path, schema: bytes) -> None:
+def test_random_words_in_slots_do_not_disturb_the_worker(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     with (
-        SegmentWorker(name, tmp_path) as worker,
+        SegmentWorker(segment_name, tmp_path) as worker,
         worker.path.open("r+b") as file,
         mmap.mmap(file.fileno(), 0) as memory,
     ):
@@ -386,23 +303,23 @@ def test_random_words_in_slots_do_not_disturb_the_worker(name: str, tmp_path: Pa
 # The file
 
 
-def test_second_worker_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    with SegmentWorker(name, tmp_path) as worker:
+def test_second_worker_is_refused_by_name(segment_name: str, tmp_path: Path) -> None:
+    with SegmentWorker(segment_name, tmp_path) as worker:
         holder = psutil.Process(worker.process.pid)
-        sentence = fails("-n", "shmem", "-m", name, "-M", "64")
-        assert f"{name} belongs to another worker (process {holder.pid})" in sentence
-        sentence = fails("-n", "shmem", "-m", name, "-M", "32")
+        sentence = fails("-n", "shmem", "-m", segment_name, "-M", "64")
+        assert f"{segment_name} belongs to another worker (process {holder.pid})" in sentence
+        sentence = fails("-n", "shmem", "-m", segment_name, "-M", "32")
         assert "belongs to another worker" in sentence
         assert worker.path.stat().st_size == 64 * MB
 
 
-def test_workers_side_by_side(name: str, tmp_path: Path, schema: bytes) -> None:
+def test_workers_side_by_side(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    other = name + "-b"
+    other = segment_name + "-b"
     try:
-        with SegmentWorker(name, folders[0]) as first, SegmentWorker(other, folders[1], megabytes=32) as second:
+        with SegmentWorker(segment_name, folders[0]) as first, SegmentWorker(other, folders[1], megabytes=32) as second:
             clients = [SegmentClient(worker.path, Greeting.build(schema)) for worker in (first, second)]
             assert [client.status() for client in clients] == [Status.ACCEPTED] * 2
             assert eventually(lambda: len(first.adopted()) == len(second.adopted()) == 1)
@@ -412,8 +329,8 @@ def test_workers_side_by_side(name: str, tmp_path: Path, schema: bytes) -> None:
         Path("/dev/shm" + other).unlink(missing_ok=True)
 
 
-def test_takeover_after_kill(name: str, tmp_path: Path, schema: bytes) -> None:
-    first = SegmentWorker(name, tmp_path)
+def test_takeover_after_kill(segment_name: str, tmp_path: Path, schema: bytes) -> None:
+    first = SegmentWorker(segment_name, tmp_path)
     client = SegmentClient(first.path, Greeting.build(schema))
     assert eventually(lambda: first.word(HEADER["epoch"], "<Q") != 0)
     inode, epoch = first.path.stat().st_ino, first.word(HEADER["epoch"], "<Q")
@@ -421,7 +338,7 @@ def test_takeover_after_kill(name: str, tmp_path: Path, schema: bytes) -> None:
     first.process.kill()
     first.process.communicate()
     assert eventually(lambda: not [one for one in sessions if one.is_running()])
-    with SegmentWorker(name, tmp_path) as second:
+    with SegmentWorker(segment_name, tmp_path) as second:
         assert second.path.stat().st_ino == inode
         assert second.word(HEADER["epoch"], "<Q") != epoch
         assert second.slot_state(0) == FREE
@@ -431,36 +348,36 @@ def test_takeover_after_kill(name: str, tmp_path: Path, schema: bytes) -> None:
         again.end()
 
 
-def test_file_that_somebody_maps_stays(name: str, tmp_path: Path) -> None:
-    with SegmentWorker(name, tmp_path) as worker:
+def test_file_that_somebody_maps_stays(segment_name: str, tmp_path: Path) -> None:
+    with SegmentWorker(segment_name, tmp_path) as worker:
         with worker.path.open("r+b") as file:
             mapped = mmap.mmap(file.fileno(), 0)
         inode = worker.path.stat().st_ino
         assert worker.stop() == 0
     assert worker.path.stat().st_ino == inode
     assert struct.unpack_from("<I", mapped, HEADER["state"])[0] == 2
-    sentence = fails("-n", "shmem", "-m", name, "-M", "32")
+    sentence = fails("-n", "shmem", "-m", segment_name, "-M", "32")
     assert "64 MB" in sentence and "32 MB" in sentence
-    with SegmentWorker(name, tmp_path) as second:
+    with SegmentWorker(segment_name, tmp_path) as second:
         assert second.path.stat().st_ino == inode
         assert struct.unpack_from("<I", mapped, HEADER["state"])[0] == 1
         mapped.close()
     assert not worker.path.exists()
 
 
-def test_stale_file_of_another_size_is_replaced(name: str, tmp_path: Path) -> None:
-    path = Path("/dev/shm" + name)
+def test_stale_file_of_another_size_is_replaced(segment_name: str, tmp_path: Path) -> None:
+    path = Path("/dev/shm" + segment_name)
     path.write_bytes(b"x" * 12345)
-    with SegmentWorker(name, tmp_path) as worker:
+    with SegmentWorker(segment_name, tmp_path) as worker:
         assert worker.path.stat().st_size == 64 * MB
 
 
-def test_what_is_no_file_of_ours_is_refused(name: str, tmp_path: Path) -> None:
+def test_what_is_no_file_of_ours_is_refused(segment_name: str, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"keep")
-    path = Path("/dev/shm" + name)
+    path = Path("/dev/shm" + segment_name)
     path.symlink_to(target)
-    assert "symbolic link" in fails("-n", "shmem", "-m", name, "-M", "64")
+    assert "symbolic link" in fails("-n", "shmem", "-m", segment_name, "-M", "64")
     path.unlink()
     os.link(target, tmp_path / "second")
     assert "second name" in fails("-n", "shmem", "-m", str(target), "-M", "64")
@@ -475,10 +392,10 @@ def test_what_is_no_file_of_ours_is_refused(name: str, tmp_path: Path) -> None:
         assert "belongs to user 12345" in fails("-n", "shmem", "-m", str(target), "-M", "64")
 
 
-def test_no_room_is_a_sentence(tmp_path: Path, name: str) -> None:
+def test_no_room_is_a_sentence(tmp_path: Path, segment_name: str) -> None:
     """A file size limit stands in for a full /dev/shm, which only root could make."""
     result = subprocess.run(
-        ["sh", "-c", 'ulimit -f 16384; exec "$@"', "sh", *command("--gpu", "sim", "-n", "shmem", "-m", name)],
+        ["sh", "-c", 'ulimit -f 16384; exec "$@"', "sh", *command("--gpu", "sim", "-n", "shmem", "-m", segment_name)],
         env=worker_environment(),
         capture_output=True,
         text=True,
@@ -487,23 +404,23 @@ def test_no_room_is_a_sentence(tmp_path: Path, name: str) -> None:
     )
     assert result.returncode == 2, result.stderr
     assert "256 MB" in result.stderr and "Traceback" not in result.stderr
-    assert not Path("/dev/shm" + name).exists()
+    assert not Path("/dev/shm" + segment_name).exists()
 
 
-def test_group(name: str, tmp_path: Path) -> None:
+def test_group(segment_name: str, tmp_path: Path) -> None:
     group = os.getgroups()[-1] if os.getgroups() else os.getegid()
-    with SegmentWorker(name, tmp_path, "--shmem-group", str(group)) as worker:
+    with SegmentWorker(segment_name, tmp_path, "--shmem-group", str(group)) as worker:
         assert worker.path.stat().st_gid == group
         assert worker.path.stat().st_mode & 0o7777 == 0o660
-    assert "no-such-group" in fails("-n", "shmem", "-m", name, "--shmem-group", "no-such-group")
+    assert "no-such-group" in fails("-n", "shmem", "-m", segment_name, "--shmem-group", "no-such-group")
 
 
-def test_size_larger_than_memory(name: str) -> None:
-    assert "larger than this machine's memory" in fails("-n", "shmem", "-m", name, "-M", "1048576")
+def test_size_larger_than_memory(segment_name: str) -> None:
+    assert "larger than this machine's memory" in fails("-n", "shmem", "-m", segment_name, "-M", "1048576")
 
 
-def test_options_without_effect_are_named(name: str, tmp_path: Path) -> None:
-    with SegmentWorker(name, tmp_path, "-p", "12345", megabytes=48) as worker:
+def test_options_without_effect_are_named(segment_name: str, tmp_path: Path) -> None:
+    with SegmentWorker(segment_name, tmp_path, "-p", "12345", megabytes=48) as worker:
         worker.stop()
         assert "-p/--port 12345 has no effect" in worker.errors
         assert "48 MB is no power of two" in worker.errors

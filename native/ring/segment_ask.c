@@ -12,6 +12,7 @@
 #include <time.h>
 
 #define LOOK_NS 200000
+#define TAKEN_NS 3000000000ull /* a worker that runs looks at its slots every few milliseconds */
 
 static struct tp_slot *claim_slot(void *base) {
     for (uint32_t i = 0; i < TP_SLOTS; i++) {
@@ -46,13 +47,16 @@ enum tp_asked tp_segment_ask(void *base, uint32_t timeout_ms, const unsigned cha
         return TP_ASKED_NO_SLOT;
     }
     tp_bell_wake(&header->bell);
-    uint64_t end = tp_now_ns() + timeout_ms * 1000000ull;
+    uint64_t begin = tp_now_ns(), end = begin + timeout_ms * 1000000ull;
     do {
         uint32_t state = atomic_load_explicit(&slot->state, memory_order_acquire);
         if (state == TP_SLOT_ACCEPTED || state == TP_SLOT_REFUSED) {
             bool echoed = slot->echo == nonce;
             memcpy(welcome, slot->welcome, TP_WELCOME_SIZE);
             return echoed ? TP_ASKED_ANSWERED : TP_ASKED_NOT_SEEN;
+        }
+        if (state == TP_SLOT_GREETED && tp_now_ns() - begin > TAKEN_NS) {
+            break;
         }
         struct timespec pause = {.tv_nsec = LOOK_NS};
         nanosleep(&pause, NULL);

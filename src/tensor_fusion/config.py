@@ -22,6 +22,7 @@ MAX_TEXT_FIELD = 63
 MAX_HOST = 253
 MAX_NAME = 255
 MAX_SHMEM_MEGABYTES = 1 << 20
+DEFAULT_MEGABYTES = 256
 LOG_LEVELS = ("trace", "debug", "info", "warn", "error")
 
 CONNECTION_INFO = "TENSOR_FUSION_OPERATOR_CONNECTION_INFO"
@@ -55,7 +56,12 @@ class Variable:
 
 
 VARIABLES = (
-    Variable(CONNECTION_INFO, "client", "", "Worker to use: native+HOST+PORT+VERSION[+SECRET]."),
+    Variable(
+        CONNECTION_INFO,
+        "client",
+        "",
+        "Worker to use, native+HOST+PORT+VERSION[+SECRET] or shmem+FILE+MB+VERSION[+SECRET].",
+    ),
     Variable(CONNECTION_URL, "client", "", "URL that answers a GET with the connection string."),
     Variable("TENSOR_FUSION_OPERATOR_TOKEN_FILE", "client", "", "Bearer token for it; else the pod's own token."),
     Variable("TF_MAX_CACHE_REQUEST_COUNT", "client", "100", "Pending calls after which the client sends what it has."),

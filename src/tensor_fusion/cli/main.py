@@ -18,7 +18,7 @@ from tensor_fusion.client.files import client_environment, client_folder
 from tensor_fusion.config import (
     CONNECTION_INFO,
     CONNECTION_URL,
-    NativeAddress,
+    DEFAULT_MEGABYTES,
     UserError,
     parse_connection,
     product_version,
@@ -34,7 +34,10 @@ app = typer.Typer(
 
 Connect = Annotated[
     str | None,
-    typer.Option(help=f"Worker: native+HOST+PORT+VERSION[+SECRET]. By default {CONNECTION_INFO}.", show_default=False),
+    typer.Option(
+        help=f"Worker: native+HOST+PORT+VERSION[+SECRET] or shmem+FILE+MB+VERSION[+SECRET]; else {CONNECTION_INFO}.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Preload = Annotated[bool, typer.Option("--preload", help="Also set LD_PRELOAD.")]
@@ -62,8 +65,7 @@ def checked_connection(connection: str | None) -> str | None:
         if os.environ.get(CONNECTION_URL):
             return None
         raise UserError(f"No worker is named; pass --connect native+HOST+PORT+0, or set {CONNECTION_INFO}.")
-    if not isinstance(parse_connection(given), NativeAddress):
-        raise UserError("The protocol shmem is not yet there in this version; use native+HOST+PORT+VERSION.")
+    parse_connection(given)
     return given.strip()
 
 
@@ -110,6 +112,7 @@ def lib_path() -> None:
 @app.command()
 def demo(
     gpu: Annotated[Gpu | None, typer.Option(help="GPU; by default a real one if there is one.")] = None,
+    transport: Annotated[Transport, typer.Option(help="Transport to the worker.")] = Transport.TCP,
     as_json: Json = False,
 ) -> None:
     """Start a worker, run a CUDA program against it, print what happened."""
@@ -118,7 +121,7 @@ def demo(
     def notice(text: str) -> None:
         print(f"NOTICE: {text}", file=sys.stderr)
 
-    result = demonstrate(gpu.value if gpu else None, notice)
+    result = demonstrate(gpu.value if gpu else None, transport.value, notice)
     if as_json:
         print(json.dumps(result, indent=1))
     else:
@@ -206,6 +209,33 @@ def doctor(connect: Connect = None, as_json: Json = False) -> None:
     passed = report.checks(examine(connect), as_json)
     if not passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def vm(
+    shmem_file: Annotated[
+        str | None, typer.Option("-m", "--shmem-file", help="Segment, as for the worker.", show_default=False)
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("-M", "--size", "--shmem-size", help="Its size in MB; 256 by default.")
+    ] = None,
+    group: Annotated[str, typer.Option(help="Group of the guest's users that may use the GPU.")] = "video",
+    checking: Annotated[
+        bool, typer.Option("--check", help="In the guest, or on the host with -m: find out whether it works.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print what a virtual machine needs for shared memory: QEMU, libvirt, udev, environment; --check tries it out."""
+    if checking:
+        from tensor_fusion.client.vmcheck import examine
+
+        if not report.checks(examine(shmem_file, size), as_json):
+            raise typer.Exit(1)
+        return
+    from tensor_fusion.client.vm import instructions
+
+    texts = instructions(shmem_file or "/my_shm", DEFAULT_MEGABYTES if size is None else size, group)
+    report.instructions(texts, as_json)
 
 
 @app.command()

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tensor_fusion.abi import native_file
-from tensor_fusion.client.doctor import Check
+from tensor_fusion.client.check import Check
+from tensor_fusion.client.vm import RULE_FILE, Instructions
 from tensor_fusion.config import CONNECTION_INFO, VARIABLES, UserError, without_secret
 
 KINDS = ("remote", "local", "custom", "alias", "unsupported")
@@ -92,6 +93,22 @@ def checks(results: Iterable[Check], as_json: bool) -> bool:
     if as_json:
         print(json.dumps({"passed": passed, "checks": [asdict(check) for check in done]}, indent=1))
     return passed
+
+
+def instructions(texts: Instructions, as_json: bool) -> None:
+    """Plain text, so that each part can be copied as it is."""
+    if as_json:
+        print(json.dumps(asdict(texts), indent=1))
+        return
+    titles = {
+        "on the host, the worker": texts.worker,
+        "on the host, QEMU": texts.qemu,
+        "or libvirt, inside <devices>": texts.libvirt,
+        f"in the guest, {RULE_FILE} (for users that are not root)": texts.udev,
+        "in the guest, the client's environment": texts.client,
+        "in the guest, to see whether it works": "tensor-fusion vm --check",
+    }
+    print("\n\n".join(f"# {title}\n{text}" for title, text in titles.items()))
 
 
 def variables(environ: Mapping[str, str], as_json: bool) -> None:

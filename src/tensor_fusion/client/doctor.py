@@ -6,61 +6,47 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from tensor_fusion.abi import Teleport, native_file
+from tensor_fusion.client.check import Check, check
 from tensor_fusion.client.elf import soname
 from tensor_fusion.client.files import LIBRARIES, client_environment, client_folder
 from tensor_fusion.client.probe import connect, greet
+from tensor_fusion.client.segment import SegmentFile, describe, user
 from tensor_fusion.config import (
     CONNECTION_INFO,
     CONNECTION_URL,
-    NativeAddress,
+    Address,
+    ShmemAddress,
     UserError,
     parse_connection,
 )
-from tensor_fusion.worker.protocol import Status
+from tensor_fusion.worker.protocol import Role, Status
 
 DEVICES_TIMEOUT = 60.0
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the report: what was looked at, whether it is right, what was seen or what to do next."""
-
-    name: str
-    passed: bool
-    text: str
-
-
 def examine(connection: str | None) -> Iterator[Check]:
     """All checks in order; those that need an earlier one that failed are left out."""
-    files = _check("client files", _files)
+    files = check("client files", _files)
     yield files
     if not files.passed:
         return
-    yield _check("loader", lambda: _loader(connection is not None))
-    address: list[NativeAddress] = []
-    string = _check("connection string", lambda: _string(connection, address))
+    yield check("loader", lambda: _loader(connection is not None))
+    address: list[Address] = []
+    string = check("connection string", lambda: _string(connection, address))
     yield string
     if not string.passed:
         return
-    reach = _check("worker reachable", lambda: _reach(address[0]))
+    reach = check("worker reachable", lambda: _reach(address[0]))
     yield reach
     if not reach.passed:
         return
-    greeting = _check("greeting", lambda: _greeting(address[0]))
+    greeting = check("greeting", lambda: _greeting(address[0]))
     yield greeting
     if greeting.passed:
-        yield _check("devices", lambda: _devices(address[0]))
-
-
-def _check(name: str, look: Callable[[], str]) -> Check:
-    try:
-        return Check(name, True, look())
-    except UserError as error:
-        return Check(name, False, error.sentence)
+        yield check("devices", lambda: _devices(address[0]))
 
 
 def _files() -> str:
@@ -87,7 +73,7 @@ def _loader(for_command: bool) -> str:
     return "this shell is not set up; tensor-fusion run sets up the program it starts"
 
 
-def _string(connection: str | None, address: list[NativeAddress]) -> str:
+def _string(connection: str | None, address: list[Address]) -> str:
     text = connection if connection is not None else os.environ.get(CONNECTION_INFO, "")
     if not text:
         if os.environ.get(CONNECTION_URL):
@@ -96,27 +82,34 @@ def _string(connection: str | None, address: list[NativeAddress]) -> str:
             )
         raise UserError("No worker is named; pass --connect native+HOST+PORT+0, or set " + CONNECTION_INFO + ".")
     parsed = parse_connection(text)
-    if not isinstance(parsed, NativeAddress):
-        raise UserError("The protocol shmem is not yet there in this version; use native+HOST+PORT+VERSION.")
     address.append(parsed)
     return str(parsed) + (" with a secret" if parsed.secret else "")
 
 
-def _reach(address: NativeAddress) -> str:
+def _reach(address: Address) -> str:
+    if isinstance(address, ShmemAddress):
+        with SegmentFile(address.path, address.megabytes) as segment:
+            segment.header()
+            beats = segment.pulse()
+            return f"{address.path}, {describe(segment.size)}, open to {user()}, {beats:.0f} beats per second"
     with connect(address) as connection:
         host, port = connection.getpeername()[:2]
         return f"{host} port {port} answers"
 
 
-def _greeting(address: NativeAddress) -> str:
-    with connect(address) as connection:
-        welcome = greet(connection, address, Teleport().schema)
+def _greeting(address: Address) -> str:
+    if isinstance(address, ShmemAddress):
+        with SegmentFile(address.path, address.megabytes) as segment:
+            welcome = segment.ask(address.secret, address.version, "tensor-fusion doctor", Role.CONTROL)
+    else:
+        with connect(address) as connection:
+            welcome = greet(connection, address, Teleport().schema)
     if welcome.status != Status.ACCEPTED:
         raise UserError(f"The worker refused: {welcome.sentence}")
     return f"accepted, protocol {welcome.version}, {welcome.data_connections} data connections"
 
 
-def _devices(address: NativeAddress) -> str:
+def _devices(address: Address) -> str:
     string = str(address) + (f"+{address.secret}" if address.secret else "")
     environment = {**os.environ, **client_environment(string, os.environ)}
     try:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from tensor_fusion.abi import native_file
 from tensor_fusion.client.files import client_environment
-from tensor_fusion.config import UserError
+from tensor_fusion.config import ShmemAddress, UserError, parse_connection
 from tensor_fusion.worker.driver import find_nvidia, search_folders
 
 START_TIMEOUT = 120.0
@@ -113,7 +113,7 @@ def run_program(connection: str) -> dict[str, Any]:
     return report
 
 
-def demo(gpu: str | None, notice: Callable[[str], None]) -> dict[str, Any]:
+def demo(gpu: str | None, transport: str, notice: Callable[[str], None]) -> dict[str, Any]:
     """Run the demonstration. Without `gpu` a real one is tried first; a change to the simulated one is announced."""
     if gpu is None:
         if find_nvidia(search_folders(os.environ)) is None:
@@ -121,14 +121,14 @@ def demo(gpu: str | None, notice: Callable[[str], None]) -> dict[str, Any]:
             gpu = "sim"
         else:
             try:
-                return _demo_on("nvidia")
+                return _demo_on("nvidia", transport)
             except _NoGpuError as error:
                 notice(f"{error.sentence} This demo uses the SIMULATED GPU instead.")
                 gpu = "sim"
     elif gpu == "sim":
         notice("This demo uses the SIMULATED GPU, as asked for.")
     try:
-        return _demo_on(gpu)
+        return _demo_on(gpu, transport)
     except _NoGpuError as error:
         raise UserError(error.sentence, error.exit_code) from error
 
@@ -137,10 +137,10 @@ class _NoGpuError(UserError):
     """The worker did not start, as opposed to a program that failed on it."""
 
 
-def _demo_on(gpu: str) -> dict[str, Any]:
+def _demo_on(gpu: str, transport: str) -> dict[str, Any]:
     started = False
     try:
-        with local_worker(gpu) as worker:
+        with local_worker(gpu, transport) as worker:
             started = True
             report = run_program(worker.connection)
     except UserError as error:
@@ -149,6 +149,11 @@ def _demo_on(gpu: str) -> dict[str, Any]:
         raise _NoGpuError(error.sentence, error.exit_code) from error
     report["gpu"] = gpu
     report["simulated"] = gpu == "sim"
-    report["transport"] = "TCP, {}:{}".format(*worker.connection.split("+")[1:3])
+    address = parse_connection(worker.connection)
+    report["transport"] = (
+        f"shared memory, {address.file}, {address.megabytes} MB"
+        if isinstance(address, ShmemAddress)
+        else f"TCP, {address.host}:{address.port}"
+    )
     report["passed"] = all(report["results"].values())
     return report

@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tensor_fusion.config import ImageCache, LogSettings, UserError, memory_limit, segment_path, switch
+from tensor_fusion.config import (
+    DEFAULT_MEGABYTES,
+    ImageCache,
+    LogSettings,
+    UserError,
+    memory_limit,
+    segment_path,
+    switch,
+)
 from tensor_fusion.worker.keys import AuthorizedKeys
 from tensor_fusion.worker.limits import SLOTS
 from tensor_fusion.worker.segment import LARGEST_MEGABYTES, SMALLEST_MEGABYTES, SegmentSettings
 
 PROGRAM = "tensor-fusion-worker"
 DEFAULT_PORT = 8000
-DEFAULT_MEGABYTES = 256
 MAX_WARM = 16
 
 # The first block is the original's text to the letter; tools and people know it.
@@ -143,6 +150,11 @@ def _segment(given: argparse.Namespace, protocol: str) -> SegmentSettings | None
             f"to {LARGEST_MEGABYTES}."
         )
     segment_path(given.shmem_file)
+    if not re.fullmatch(r"[!-*,-~]+", given.shmem_file):
+        raise UserError(
+            f"-m/--shmem-file is {given.shmem_file!r}; a connection string cannot hold a name with +, spaces or "
+            "characters that are not plain ASCII."
+        )
     return SegmentSettings(given.shmem_file, int(size), given.shmem_group)
 
 

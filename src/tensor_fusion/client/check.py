@@ -1,0 +1,23 @@
+"""One line of a report: what was looked at, whether it is right, what was seen or what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tensor_fusion.config import UserError
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    passed: bool
+    text: str
+
+
+def check(name: str, look: Callable[[], str]) -> Check:
+    """What `look` says, or the sentence of the UserError that it raises."""
+    try:
+        return Check(name, True, look())
+    except UserError as error:
+        return Check(name, False, error.sentence)
