@@ -175,8 +175,7 @@ class Worker:
         return console
 
     def sessions(self) -> list[psutil.Process]:
-        children = psutil.Process(self.process.pid).children()
-        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in psutil.Process(self.process.pid).children() if _runs(child)]
 
     def end(self, how: signal.Signals) -> None:
         """Send a signal, once; what it leads to is checked at the end of the context."""
@@ -195,6 +194,13 @@ class Worker:
         assert self.process.stdout
         self.process.stdout.close()
         assert kind or code == (-signal.SIGKILL if self.ended_by == signal.SIGKILL else 0)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # reaped since it was listed
+        return False
 
 
 def succeed(command: Sequence[str | Path], env: dict[str, str], seconds: float = 60.0) -> str:
