@@ -22,7 +22,7 @@ from vm.stack import SEGMENT_MB, USER, Stack, make_segment
 from worker_harness import eventually
 
 pytestmark = [*whole_stack, pytest.mark.timeout(280)]
-pytest_plugins = ["vm.fixtures"]
+pytest_plugins = ["stack.fixtures", "vm.fixtures"]
 SIMULATED = "right on Simulated NVIDIA H200\n"
 GONE_SECONDS = 1.0
 RULE = (

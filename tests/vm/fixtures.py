@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from stack.fixtures import headers, program
 from stack.harness import Worker, clean_environment
 from worker_harness import eventually
 
@@ -21,7 +20,6 @@ from vm.machine import Machine
 from vm.root import Cpio, Root
 from vm.stack import CLIENT, PROGRAM, PYTHON_FILES, SEGMENT_MB, USER, Stack, make_segment
 
-__all__ = ["headers", "program"]
 ACCOUNTS = {
     "etc/passwd": f"root:x:0:0:root:/root:/bin/sh\nsomebody:x:{USER}:{USER}:somebody:/tmp:/bin/sh\n",
     "etc/group": f"root:x:0:\nsomebody:x:{USER}:\n",
