@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,12 @@ with open(path, "r+b", buffering=0) as file, mmap.mmap(file.fileno(), 0) as memo
 """
 
 
+@pytest.fixture
+def worker(guest_stack: Stack) -> Iterator[Worker]:
+    with guest_stack.worker() as running:
+        yield running
+
+
 def lost(client: GuestProgram, killed_at: float) -> None:
     """The client has told its loss in time, gets the same error from every later call, and ends by itself."""
     line = client.line(LOSS_SECONDS)
@@ -57,29 +63,25 @@ def lost(client: GuestProgram, killed_at: float) -> None:
     assert client.errors().count("is lost") == 1, client.errors()
 
 
-def enable_device(machine: Machine) -> None:
-    machine.run("sh", "-c", f"echo 1 > {SHARED_DEVICE}/enable")
-
-
 # Over either transport
 
 
-def test_program_for_the_driver(stack: Stack, worker: Worker) -> None:
-    assert stack.run("compute") == SIMULATED
-    assert stack.run("threads") == "right\n"
-    assert stack.run("order") == "right\n"
+def test_program_for_the_driver(guest_stack: Stack, worker: Worker) -> None:
+    assert guest_stack.run("compute") == SIMULATED
+    assert guest_stack.run("threads") == "right\n"
+    assert guest_stack.run("order") == "right\n"
 
 
-def test_nvidia_ml_py(stack: Stack, worker: Worker) -> None:
+def test_nvidia_ml_py(guest_stack: Stack, worker: Worker) -> None:
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     with Worker() as here:
         expected = json.loads(succeed([sys.executable, "-c", NVML], here.env))
     assert "H200" in expected[1]
-    assert json.loads(stack.python(NVML)) == expected
+    assert json.loads(guest_stack.python(NVML)) == expected
 
 
-def test_two_processes_at_once(stack: Stack, worker: Worker) -> None:
-    with stack.start("steady", "1") as first, stack.start("steady", "2") as second:
+def test_two_processes_at_once(guest_stack: Stack, worker: Worker) -> None:
+    with guest_stack.start("steady", "1") as first, guest_stack.start("steady", "2") as second:
         assert first.line() == "steady"
         assert second.line() == "steady"
         assert len(worker.sessions()) == 2
@@ -90,15 +92,15 @@ def test_two_processes_at_once(stack: Stack, worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("memory", ["pageable", "pinned"])
-def test_process_killed_in_the_middle_of_a_copy(stack: Stack, memory: str) -> None:
+def test_process_killed_in_the_middle_of_a_copy(guest_stack: Stack, memory: str) -> None:
     with (
-        stack.worker(TF_GPU_MEMORY_LIMIT="64") as worker,
-        stack.start("steady") as other,
-        stack.console() as observer,
+        guest_stack.worker(TF_GPU_MEMORY_LIMIT="64") as worker,
+        guest_stack.start("steady") as other,
+        guest_stack.console() as observer,
     ):
         assert other.line() == "steady"
         free = observer.free()
-        with stack.start("copy", "16", memory) as victim:
+        with guest_stack.start("copy", "16", memory) as victim:
             assert victim.line() == "copying"
             time.sleep(0.5)
             assert observer.free() == free - 16 * MIB
@@ -113,27 +115,27 @@ def test_process_killed_in_the_middle_of_a_copy(stack: Stack, memory: str) -> No
         assert other.line().startswith("right after ")
 
 
-def test_guest_paused_in_the_middle_of_work(stack: Stack, worker: Worker) -> None:
-    with stack.start("steady") as client, stack.start("copy", "16") as copying:
+def test_guest_paused_in_the_middle_of_work(guest_stack: Stack, worker: Worker) -> None:
+    with guest_stack.start("steady") as client, guest_stack.start("copy", "16") as copying:
         assert client.line() == "steady"
         assert copying.line() == "copying"
         time.sleep(0.5)
-        stack.machine.command("stop")
+        guest_stack.machine.command("stop")
         try:
-            assert stack.machine.status() == "paused"
+            assert guest_stack.machine.status() == "paused"
             time.sleep(5)
             assert len(worker.sessions()) == 2
         finally:
-            stack.machine.command("cont")
+            guest_stack.machine.command("cont")
         time.sleep(1)
         assert copying.running(), copying.errors()
         assert client.end() == 0, client.errors()
         assert client.line().startswith("right after ")
-        assert stack.run("compute") == SIMULATED
+        assert guest_stack.run("compute") == SIMULATED
 
 
-def test_worker_started_again(stack: Stack) -> None:
-    with stack.worker() as worker, stack.console() as idle, stack.start("copy", "16") as copying:
+def test_worker_started_again(guest_stack: Stack) -> None:
+    with guest_stack.worker() as worker, guest_stack.console() as idle, guest_stack.start("copy", "16") as copying:
         assert copying.line() == "copying"
         assert idle.code("alloc 0 4096") == 0
         time.sleep(0.5)
@@ -141,41 +143,47 @@ def test_worker_started_again(stack: Stack) -> None:
         worker.end(signal.SIGKILL)
         lost(copying, killed_at)
         assert eventually(lambda: idle.code("alloc 1 4096") == LOST, LOSS_SECONDS)
-        with stack.worker():
+        with guest_stack.worker():
             assert idle.code("launch good 0") == LOST  # what was lost stays lost
-            assert stack.run("compute") == SIMULATED
+            assert guest_stack.run("compute") == SIMULATED
         assert idle.end() == 0
 
 
-def test_worker_that_is_not_there(stack: Stack) -> None:
-    with stack.worker() as worker:
+def test_worker_that_is_not_there(guest_stack: Stack) -> None:
+    with guest_stack.worker() as worker:
         worker.end(signal.SIGTERM)
-    with stack.start("compute") as client:
+    with guest_stack.start("compute") as client:
         assert client.wait() > 0
-        assert stack.connection.split("+")[1] in client.errors(), client.errors()
+        assert guest_stack.connection.split("+")[1] in client.errors(), client.errors()
+
+
+def test_user_without_rights_over_the_network(guest: Machine, guest_memory: Path) -> None:
+    stack = Stack(guest, "native", guest_memory)
+    with stack.worker():
+        assert stack.run("compute", user=USER) == SIMULATED
 
 
 # The memory device
 
 
-def test_memory_is_the_hosts(machine: Machine, segment: Path) -> None:
-    enable_device(machine)
+def test_memory_is_the_hosts(guest: Machine, guest_memory: Path) -> None:
+    guest.enable_device()
     offset = SEGMENT_MB * MIB - 64
-    with segment.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+    with guest_memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         memory[offset : offset + 4] = b"host"
-        said = machine.run("python3", "-c", EXCHANGE, f"{SHARED_DEVICE}/resource2", str(offset), "gues")
+        said = guest.run("python3", "-c", EXCHANGE, f"{SHARED_DEVICE}/resource2", str(offset), "gues")
         assert said == f"{SEGMENT_MB * MIB} host\n"
         assert memory[offset : offset + 4] == b"gues"
 
 
-def test_udev_rule_lets_a_user_in(machine: Machine) -> None:
+def test_udev_rule_lets_a_user_in(guest: Machine) -> None:
     words = ("python3", "-c", EXCHANGE, f"{SHARED_DEVICE}/resource2", "4096", "user")
-    machine.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
-    with machine.start(*words, user=USER) as client:
+    guest.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
+    with guest.start(*words, user=USER) as client:
         assert client.wait() != 0
         assert "Permission denied" in client.errors()
-    apply_rule(machine)
-    assert machine.run(*words, user=USER).startswith(f"{SEGMENT_MB * MIB} ")
+    apply_rule(guest)
+    assert guest.run(*words, user=USER).startswith(f"{SEGMENT_MB * MIB} ")
 
 
 def apply_rule(machine: Machine) -> None:
@@ -186,20 +194,20 @@ def apply_rule(machine: Machine) -> None:
     machine.run("sh", "-c", "udevadm control --reload && udevadm trigger --subsystem-match=pci && udevadm settle -t 20")
 
 
-def test_user_with_and_without_the_rule(shared_memory: None, machine: Machine, segment: Path) -> None:
-    stack = Stack(machine, "shmem", segment)
-    machine.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
+def test_user_with_and_without_the_rule(needs_shmem: None, guest: Machine, guest_memory: Path) -> None:
+    stack = Stack(guest, "shmem", guest_memory)
+    guest.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
     with stack.worker():
         with stack.start("compute", user=USER) as client:
             assert client.wait() > 0
             assert "resource2" in client.errors() and "somebody" in client.errors(), client.errors()
-        apply_rule(machine)
+        apply_rule(guest)
         assert stack.run("compute", user=USER) == SIMULATED
 
 
-def test_share_forgotten(shared_memory: None, boot: Callable[..., Machine]) -> None:
-    with make_segment("tf-test-vm-off") as segment, boot(segment, share="off") as machine:
-        enable_device(machine)
+def test_share_forgotten(needs_shmem: None, boot_guest: Callable[..., Machine]) -> None:
+    with make_segment("tf-test-vm-off") as segment, boot_guest(segment, share="off") as machine:
+        machine.enable_device()
         stack = Stack(machine, "shmem", segment)
         with stack.worker(), stack.start("compute") as client:
             assert client.wait() > 0

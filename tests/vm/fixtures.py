@@ -1,4 +1,4 @@
-"""The fixtures of tests/test_vm.py: one guest for all of them, and a worker on this machine for each test."""
+"""The fixtures of tests/test_vm.py: one guest for all of them, and how it reaches a worker."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from stack.harness import Worker, clean_environment
-from worker_harness import eventually
+from stack.harness import clean_environment
 
 from tensor_fusion.client.files import client_folder
 from vm import root as recipe
@@ -27,7 +26,7 @@ ACCOUNTS = {
 
 
 @pytest.fixture(scope="session")
-def root() -> Root:
+def guest_root() -> Root:
     reason = recipe.missing()
     if reason:
         if os.environ.get("TF_TEST_VM") == "required":
@@ -55,24 +54,24 @@ def guest_files(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def boot(root: Root, guest_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machine]:
+def boot_guest(guest_root: Root, guest_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machine]:
     def start(segment: Path, share: str = "on") -> Machine:
         backend = f"memory-backend-file,id=shm0,mem-path={segment},size={SEGMENT_MB}M,share={share}"
         devices = ["-object", backend, "-device", "ivshmem-plain,memdev=shm0,addr=0x4"]
-        return Machine(root, guest_files, tmp_path_factory.mktemp("machine"), *devices)
+        return Machine(guest_root, guest_files, tmp_path_factory.mktemp("machine"), *devices)
 
     return start
 
 
 @pytest.fixture(scope="module")
-def segment() -> Iterator[Path]:
+def guest_memory() -> Iterator[Path]:
     with make_segment("tf-test-vm") as path:
         yield path
 
 
 @pytest.fixture(scope="module")
-def machine(boot: Callable[..., Machine], segment: Path) -> Iterator[Machine]:
-    with boot(segment) as running:
+def guest(boot_guest: Callable[..., Machine], guest_memory: Path) -> Iterator[Machine]:
+    with boot_guest(guest_memory) as running:
         yield running
 
 
@@ -82,14 +81,14 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What the guest's console says belongs to the report of a test that failed."""
     report = yield
-    running = getattr(item, "funcargs", {}).get("machine")
+    running = getattr(item, "funcargs", {}).get("guest")
     if report.failed and isinstance(running, Machine):
         report.sections.append(("the guest", running.report()))
     return report
 
 
 @pytest.fixture(scope="session")
-def shared_memory() -> None:
+def needs_shmem() -> None:
     """Skips until the worker knows the protocol; what it says then is no reason to skip."""
     words = [sys.executable, "-m", "tensor_fusion.worker", "-n", "shmem", "-m", "no/such/folder", "--gpu", "sim"]
     done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=30, check=False)
@@ -98,14 +97,8 @@ def shared_memory() -> None:
 
 
 @pytest.fixture(params=["native", "shmem"])
-def stack(request: pytest.FixtureRequest, machine: Machine, segment: Path) -> Stack:
+def guest_stack(request: pytest.FixtureRequest, guest: Machine, guest_memory: Path) -> Stack:
     if request.param == "shmem":
-        request.getfixturevalue("shared_memory")
-    return Stack(machine, request.param, segment)
-
-
-@pytest.fixture
-def worker(stack: Stack) -> Iterator[Worker]:
-    with stack.worker() as running:
-        yield running
-    assert eventually(lambda: running.process.poll() is not None)
+        request.getfixturevalue("needs_shmem")
+        guest.enable_device()
+    return Stack(guest, request.param, guest_memory)
