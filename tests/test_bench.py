@@ -252,6 +252,18 @@ def test_plots_are_pictures(report: dict[str, Any]) -> None:
         assert root.tag.endswith("svg") and len(list(root.iter())) > 100
 
 
+def test_shared_memory(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    words = ["--transport", "shmem", "--shmem-size", "256", "--only", "null,launch,copy", "--json", str(path)]
+    before = set(Path("/dev/shm").glob("tensor-fusion-*"))
+    result = cli("--gpu", "sim", "--quick", "--pairs", "1", *words)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(path.read_text())
+    assert found["identical"] and found["transport"] == "shared memory"
+    assert {entry["group"] for entry in found["results"] if "remote" in entry} == {"null", "launch", "copy"}
+    assert set(Path("/dev/shm").glob("tensor-fusion-*")) <= before
+
+
 def test_remote_alone() -> None:
     result = cli("--gpu", "sim", "--quick", "--pairs", "1", "--only", "null,launch", "--no-native")
     assert result.returncode == 0, result.stderr
@@ -480,6 +492,9 @@ def test_census_of_a_program_that_is_killed(tmp_path: Path) -> None:
         (["--rtt", "0"], 2, "--rtt is 0"),
         (["--rtt", "nan"], 2, "--rtt is nan"),
         (["--rtt", "0.5", "--transport", "shmem"], 2, "--rtt delays TCP"),
+        (["--rtt", "0.5", "--connect", "shmem+/x+256+0"], 2, "--rtt delays TCP"),
+        (["--transport", "shmem", "--shmem-size", "0"], 2, "--shmem-size is 0; use 1 to"),
+        (["--connect", "shmem+/tf-none+256+0", "--no-native", "--only", "null"], 1, "/tf-none"),
         (["--only", "luanch"], 2, "There is no group 'luanch'; the groups are startup, launch"),
         (["--only", ","], 2, "--only names no group"),
         (["--connect", "native+127.0.0.1+1+0", "--no-native"], 2, "Nothing listens at 127.0.0.1 port 1"),

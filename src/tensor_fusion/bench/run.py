@@ -17,10 +17,12 @@ from tensor_fusion.bench.plot import check_plotting, plot
 from tensor_fusion.bench.program import QUICK, Effort, groups, native_side, remote_side
 from tensor_fusion.bench.relay import Relay, check_rtt, relayed
 from tensor_fusion.client.probe import connect, greet
-from tensor_fusion.config import NativeAddress, UserError, parse_connection, without_secret
+from tensor_fusion.config import MAX_SHMEM_MEGABYTES, NativeAddress, UserError, parse_connection, without_secret
 from tensor_fusion.demo.run import local_worker
 from tensor_fusion.worker.protocol import Status
 
+# Room for two pinned buffers of the largest copy, which are to lie in the segment.
+SHMEM_MEGABYTES = 1024
 SIMULATED = (
     "This is the SIMULATED GPU: its figures show that everything works, and say nothing about the speed of a GPU."
 )
@@ -33,6 +35,7 @@ class Request:
 
     connection: str | None = None
     transport: str = "tcp"
+    shmem_megabytes: int = SHMEM_MEGABYTES
     gpu: str | None = None
     rtt_ms: float | None = None
     pairs: int = 5
@@ -47,10 +50,15 @@ class Request:
 def check(request: Request) -> None:
     """What can be wrong before anything is started. Raises UserError."""
     check_pairs(request.pairs)
+    if request.connection is not None:
+        parse_connection(request.connection)
+    if not 1 <= request.shmem_megabytes <= MAX_SHMEM_MEGABYTES:
+        raise UserError(f"--shmem-size is {request.shmem_megabytes}; use 1 to {MAX_SHMEM_MEGABYTES} MB.")
     if request.rtt_ms is not None:
         check_rtt(request.rtt_ms)
-        shared = request.transport == "shmem" and request.connection is None
-        if shared or (request.connection and not isinstance(parse_connection(request.connection), NativeAddress)):
+        named = request.connection
+        tcp = request.transport == "tcp" if named is None else isinstance(parse_connection(named), NativeAddress)
+        if not tcp:
             raise UserError("--rtt delays TCP; shared memory has no network to delay. Leave --rtt out, or use TCP.")
     if request.json_file and not request.json_file.parent.is_dir():
         raise UserError(f"The folder {request.json_file.parent} of --json {request.json_file} does not exist.")
@@ -71,7 +79,7 @@ def _worker(request: Request, say: Say) -> Iterator[str]:
         _check_answers(request.connection)
         yield request.connection
         return
-    with local_worker(request.gpu or "nvidia", request.transport) as worker:
+    with local_worker(request.gpu or "nvidia", request.transport, request.shmem_megabytes) as worker:
         say(f"Started a worker: {worker.ready_line}")
         yield worker.connection
 

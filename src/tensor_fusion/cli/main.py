@@ -140,6 +140,7 @@ def bench(
         typer.Option(help="Worker: native+HOST+PORT+VERSION[+SECRET]; by default one is started.", show_default=False),
     ] = None,
     transport: Annotated[Transport, typer.Option(help="Transport to the worker that is started.")] = Transport.TCP,
+    shmem_size: Annotated[int, typer.Option(help="MB of the shared memory of the worker that is started.")] = 1024,
     gpu: Annotated[Gpu | None, typer.Option(help="Driver of the native side and of the worker started.")] = None,
     rtt: Annotated[
         float | None, typer.Option(help="Milliseconds that a relay adds to each round trip.", show_default=False)
@@ -160,8 +161,9 @@ def bench(
     from tensor_fusion.cli import bench_report
 
     request = benchmark.Request(
-        connection=None if connect is None else checked_connection(connect),
+        connection=None if connect is None else connect.strip(),
         transport=transport.value,
+        shmem_megabytes=shmem_size,
         gpu=gpu.value if gpu else None,
         rtt_ms=rtt,
         pairs=pairs,

@@ -31,15 +31,15 @@ class Worker:
 
 
 @contextmanager
-def local_worker(gpu: str, transport: str = "tcp") -> Iterator[Worker]:
+def local_worker(gpu: str, transport: str = "tcp", megabytes: int = SHMEM_MEGABYTES) -> Iterator[Worker]:
     """A worker for this machine: on a free port of the loopback address, or on a segment of shared memory.
 
-    `transport` is tcp or shmem. Raises UserError with the worker's own sentence.
+    `transport` is tcp or shmem, `megabytes` the size of the segment. Raises UserError with the worker's own sentence.
     """
     segment = f"/tensor-fusion-{os.getpid()}"
     way = ["-p", "0", "--host", "127.0.0.1"]
     if transport == "shmem":
-        way = ["-n", "shmem", "-m", segment, "-M", str(SHMEM_MEGABYTES)]
+        way = ["-n", "shmem", "-m", segment, "-M", str(megabytes)]
     process = subprocess.Popen(
         [sys.executable, "-m", "tensor_fusion.worker", *way, "--gpu", gpu],
         # Its log, if one is asked for, must not mix with the ready line that is read here.
@@ -73,7 +73,7 @@ def local_worker(gpu: str, transport: str = "tcp") -> Iterator[Worker]:
             sentence = said[-1].strip().removeprefix("tensor-fusion-worker: ")
             raise UserError(f"The worker did not start: {sentence}", exit_code=1)
         port = line.split()[2].rpartition(":")[2]
-        connection = f"shmem+{segment}+{SHMEM_MEGABYTES}+0" if transport == "shmem" else f"native+127.0.0.1+{port}+0"
+        connection = f"shmem+{segment}+{megabytes}+0" if transport == "shmem" else f"native+127.0.0.1+{port}+0"
         yield Worker(connection, line.strip())
     finally:
         process.terminate()
