@@ -10,11 +10,15 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #define SPIN_NS 100000u
+/* Over shared memory a waiter then yields for so many times as long before it sleeps, as the driver's own waits do on a machine
+ * with cores to spare: waking up costs up to 50 µs, which a program feels that synchronises every millisecond. */
+#define LINGER 20u
 #define RECEIVE_PIECE (64u << 10) /* keeps the touched part of the input buffer small */
 
 static tp_message_handler *_Atomic handlers[16];
@@ -215,15 +219,28 @@ static void pass_on(struct tp_conn *conn) {
     tpc_nudge_listener(conn);
 }
 
+/* Whether somebody who waits since `begin` stays awake; yields once the time for spinning is over. */
+static bool linger(const struct tp_conn *conn, uint64_t begin) {
+    uint64_t waited = tp_now_ns() - begin;
+    if (waited < conn->spin_ns) {
+        return true;
+    }
+    if (!conn->seat || waited > LINGER * conn->spin_ns) {
+        return false;
+    }
+    sched_yield();
+    return true;
+}
+
 /* Reads until the slot's reply is there, or waits for downloads. Holds receive. */
 static void lead(struct tp_conn *conn, const struct tpc_slot *slot) {
-    uint64_t spin_until = tp_now_ns() + conn->spin_ns;
+    uint64_t begin = tp_now_ns();
     while (!is_final(state_of(slot)) && !atomic_load_explicit(&slot->gated, memory_order_relaxed) &&
            !tpc_is_lost(conn)) {
         if (pump(conn)) {
             continue;
         }
-        if (tp_now_ns() < spin_until) {
+        if (linger(conn, begin)) {
             for (int i = 0; conn->seat ? i < 64 && !tpc_seat_ready(conn) : i < 16; i++) {
                 tp_pause();
             }
@@ -373,7 +390,7 @@ bool tp_done_wait(struct tp_conn *conn, const char *what, const struct tp_done *
             tp_pause();
         }
         take_messages(conn);
-    } while (!reached && !tpc_is_lost(conn) && tp_now_ns() - begin < conn->spin_ns);
+    } while (!reached && !tpc_is_lost(conn) && linger(conn, begin));
     if (reached) {
         tpc_stats_round_trip(what, tp_now_ns() - begin);
     }

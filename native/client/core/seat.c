@@ -92,7 +92,6 @@ size_t tpc_seat_receive(struct tp_conn *conn, void *to, size_t size) {
 void tpc_seat_sleep(struct tp_conn *conn) {
     struct tpc_seat *seat = conn->seat;
     struct tp_bell *bell = &seat->slot->client_bell;
-    sched_yield();
     tp_bell_arm(bell);
     if (tpc_seat_ready(conn) || tpc_is_lost(conn) || tpc_seat_gone(conn)) {
         tp_bell_disarm(bell);
