@@ -55,6 +55,16 @@ bool tpc_marked(const char *name, CUstream handle, const struct tp_done *done, u
     return true;
 }
 
+bool tpc_wait_marked(const char *name, CUstream handle) {
+    struct tp_done done;
+    if (!tpc_may_mark() || !tp_done_begin(tpc_conn, &done)) {
+        return false;
+    }
+    struct tpg_stream_mark_in mark = {.stream = (uint64_t)(uintptr_t)handle, .word = done.word, .value = done.value};
+    uint64_t before = tp_frames(tpc_conn);
+    return tpc_post_stream_mark(name, &mark) == CUDA_SUCCESS && tpc_marked(name, handle, &done, before);
+}
+
 static CUresult create(CUstream *out, unsigned int flags, int priority) {
     TPC_CONTEXT(context);
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
@@ -114,15 +124,8 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
         atomic_load_explicit(&stream->quiet, memory_order_relaxed) == tp_frames(tpc_conn)) {
         return tpc_posted();
     }
-    struct tp_done done;
-    if (tpc_may_mark() && tp_done_begin(tpc_conn, &done)) {
-        struct tpg_stream_mark_in mark = {
-            .stream = (uint64_t)(uintptr_t)hStream, .word = done.word, .value = done.value};
-        uint64_t before = tp_frames(tpc_conn);
-        if (tpc_post_stream_mark("cuStreamSynchronize", &mark) == CUDA_SUCCESS &&
-            tpc_marked("cuStreamSynchronize", hStream, &done, before)) {
-            return CUDA_SUCCESS;
-        }
+    if (tpc_wait_marked("cuStreamSynchronize", hStream)) {
+        return CUDA_SUCCESS;
     }
     struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;

@@ -158,6 +158,8 @@ void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);
 bool tpc_may_mark(void);
 /* After the mark was posted as the frame behind `before`: true when the GPU has come there and nothing failed. */
 bool tpc_marked(const char *name, CUstream stream, const struct tp_done *done, uint64_t before);
+/* Waits until the GPU itself says that `stream` has come here; false when that cannot be, or takes long: then wait by a call. */
+bool tpc_wait_marked(const char *name, CUstream stream);
 
 /* ---- memory (memory.c, pointer.c, hostmem.c) ---- */
 /* Kinds of address, by the interval map of everything that was allocated. */
