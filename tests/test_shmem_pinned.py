@@ -6,6 +6,7 @@ The whole stack in real processes: client libraries, worker, session and the sim
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -59,6 +60,26 @@ def test_the_limit_does_not_count_pinned_memory(program: Path) -> None:
     with shared_worker(64, TF_GPU_MEMORY_LIMIT="64") as limited:
         limited.run(program, "shared_pointers", "limit", "shared_free")
         limited.run(program, "shared_kernels", "limit")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_pinned_memory_outlives_the_worker(program: Path, how: signal.Signals) -> None:
+    with shared_worker(64) as ending:
+        holder = subprocess.Popen(
+            [program, "shared_outlives"],
+            env=ending.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert holder.stdout
+        assert holder.stdout.readline() == "holding\n"
+        ending.process.send_signal(how)
+        ending.process.wait(15)
+        errors = holder.communicate("go\n", timeout=30)[1]
+        assert holder.returncode == 0, errors
+    Path(f"/dev/shm/tf-test-pinned-{os.getpid()}-64").unlink(missing_ok=True)  # a killed worker leaves it
 
 
 def test_processes_at_once_do_not_meet(worker: Worker, program: Path) -> None:

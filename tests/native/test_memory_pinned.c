@@ -266,6 +266,37 @@ void case_shared_free(void) {
     }
 }
 
+/* A worker that is gone takes no memory away from the program: it still reads and writes what it has pinned. */
+void case_shared_outlives(void) {
+    void *memory;
+    CUdeviceptr device;
+    OK(cuMemHostAlloc(&memory, 5 * MIB, 0));
+    OK(cuMemAlloc_v2(&device, 5 * MIB));
+    CHECK(shared(memory));
+    unsigned char *bytes = memory, *wanted = malloc(5 * MIB);
+    random_fill(wanted, 5 * MIB);
+    OK(cuMemcpyHtoD_v2(device, wanted, 5 * MIB));
+    OK(cuMemcpyDtoH_v2(memory, device, 5 * MIB));
+    puts("holding");
+    fflush(stdout);
+    CHECK(getchar() != EOF);
+    CUresult result = CUDA_SUCCESS;
+    for (int i = 0; i < 1000 && result == CUDA_SUCCESS; i++) {
+        result = cuStreamSynchronize(NULL);
+        usleep(10000);
+    }
+    CHECK(result != CUDA_SUCCESS);
+    CHECK(cuMemcpyHtoD_v2(device, memory, 5 * MIB) == result);
+    CHECK(memcmp(memory, wanted, 5 * MIB) == 0);
+    for (size_t i = 0; i < 5 * MIB; i++) {
+        bytes[i] ^= 0xff;
+    }
+    for (size_t i = 0; i < 5 * MIB; i++) {
+        CHECK(bytes[i] == (wanted[i] ^ 0xff));
+    }
+    CHECK(cuMemHostAlloc(&memory, MIB, 0) != CUDA_SUCCESS);
+}
+
 static void *churn(void *context) {
     enum { LIVE = 12 };
     struct {
