@@ -60,6 +60,11 @@ def test_order_between_threads(worker: Worker) -> None:
     assert worker.run("order") == "right\n"
 
 
+@pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])
+def test_graphs(worker: Worker, variables: dict[str, str]) -> None:
+    assert worker.run("graphs", **variables) == "right\n"
+
+
 def test_fork_after_init(worker: Worker) -> None:
     assert worker.run("fork") == "right\n"
 

@@ -4,8 +4,13 @@
  * The stub runs on a thread of the driver and may not call CUDA: it only tells the executor (through an eventfd) and sleeps
  * until the client has answered, or the session ends. The list is shared between those threads and guarded by a lock; no lock
  * is held while anybody sleeps.
+ *
+ * A host function in a graph is one lasting thing of the client and any number of calls, one for each launch. A user object
+ * of the driver that only the graph and what is made of it hold says when it can no longer be called.
  */
 #include "tpg_session.h"
+#include "tpw_callback.h"
+#include "tpw_graph.h"
 #include "tpw_session.h"
 
 #include <errno.h>
@@ -23,10 +28,19 @@ struct callback {
     _Atomic uint32_t state;
 };
 
+struct tpw_lasting {
+    struct tpw_lasting *next; /* of those that are gone */
+    struct tpw_callbacks *owner;
+    uint64_t token, object;
+    uint32_t thread;
+};
+
 struct tpw_callbacks {
     struct tp_lock lock;
     struct callback *list;
     struct tpw_session *session;
+    struct tpw_lasting *gone;
+    uint64_t repeated; /* host functions ever put into graphs */
     int event;
     _Atomic bool rung; /* after something was written to `event` */
     _Atomic uint32_t outstanding;
@@ -84,6 +98,108 @@ static void stub(void *user) {
     free(callback);
 }
 
+/* ---- host functions in graphs ---- */
+
+struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, const struct tp_frame *frame, uint64_t token,
+                                    uint64_t object) {
+    struct tpw_lasting *lasting = calloc(1, sizeof *lasting);
+    if (lasting) {
+        *lasting =
+            (struct tpw_lasting){.owner = s->callbacks, .token = token, .object = object, .thread = frame->thread};
+    }
+    return lasting;
+}
+
+/* On a thread of the driver, or on the executor. */
+void tpw_lasting_gone(void *what) {
+    struct tpw_lasting *lasting = what;
+    struct tpw_callbacks *c = lasting->owner;
+    tp_lock_take(&c->lock);
+    lasting->next = c->gone;
+    c->gone = lasting;
+    tp_lock_drop(&c->lock);
+    ring(c);
+}
+
+/* On a thread of the driver, once for each launch. */
+static void repeated(void *user) {
+    const struct tpw_lasting *lasting = user;
+    struct tpw_callbacks *c = lasting->owner;
+    struct callback *callback = calloc(1, sizeof *callback);
+    if (!callback) {
+        tp_log(TP_ERROR, "no memory to call a host function of a graph: it is left out of this launch");
+        atomic_fetch_sub(&c->outstanding, 1);
+        return;
+    }
+    *callback = (struct callback){.owner = c, .token = lasting->token, .thread = lasting->thread};
+    tp_lock_take(&c->lock);
+    callback->next = c->list;
+    c->list = callback;
+    tp_lock_drop(&c->lock);
+    stub(callback);
+}
+
+int32_t tpw_host_repeated(struct tpw_session *s, const struct tp_frame *frame, CUgraph graph, uint64_t token,
+                          CUhostFn *function, void **user) {
+    CUuserObject object = NULL;
+    struct tpw_lasting *lasting = tpw_lasting_new(s, frame, token, 0);
+    if (!lasting) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    int32_t error =
+        (int32_t)s->cuda.cuUserObjectCreate(&object, lasting, tpw_lasting_gone, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+    if (error) {
+        free(lasting);
+        return error;
+    }
+    error = (int32_t)s->cuda.cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
+    if (error) {
+        s->cuda.cuUserObjectRelease(object, 1);
+        return error;
+    }
+    s->callbacks->repeated++;
+    *function = repeated;
+    *user = lasting;
+    return CUDA_SUCCESS;
+}
+
+bool tpw_host_any(const struct tpw_session *s) { return s->callbacks && s->callbacks->repeated; }
+
+void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t count) {
+    atomic_fetch_add(&s->callbacks->outstanding, count);
+    if (stream->hosts != s->hosts) {
+        stream->hosts = s->hosts;
+        stream->behind = 0;
+    }
+}
+
+static void tell(struct tpw_session *s, uint32_t thread, uint64_t token, uint64_t last) {
+    unsigned char *body = tpw_reply_begin(s->link, TP_OP_CALLBACK, 0, thread, 16);
+    if (body) {
+        struct tp_cursor cursor = tp_cursor_make(body, 16);
+        tp_put_u64(&cursor, token);
+        tp_put_u64(&cursor, last);
+        tpw_reply_commit(s->link, 0, 16);
+    }
+}
+
+static void tell_gone(struct tpw_session *s) {
+    struct tpw_callbacks *c = s->callbacks;
+    tp_lock_take(&c->lock);
+    struct tpw_lasting *gone = c->gone;
+    c->gone = NULL;
+    tp_lock_drop(&c->lock);
+    while (gone) {
+        struct tpw_lasting *next = gone->next;
+        if (gone->object) {
+            tpw_forget(s, TPG_USEROBJECT, gone->object);
+        }
+        tell(s, gone->thread, gone->token, 1);
+        free(gone);
+        gone = next;
+    }
+}
+
 bool tpw_callbacks_outstanding(const struct tpw_session *s) {
     return s->callbacks && atomic_load(&s->callbacks->outstanding);
 }
@@ -95,6 +211,20 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
         return error;
     }
     CUstream stream = record->native;
+    if (TP_UNLIKELY(s->captures)) {
+        CUgraph graph = tpw_capturing_graph(s, record);
+        CUhostFn function = NULL;
+        void *user = NULL;
+        if (!graph) {
+            error = tpw_refuse_capture(s, record);
+        } else {
+            error = tpw_host_repeated(s, frame, graph, in->token, &function, &user);
+            return error ? error : (int32_t)s->cuda.cuLaunchHostFunc(stream, function, user);
+        }
+        if (error) {
+            return error;
+        }
+    }
     struct callback *callback = calloc(1, sizeof *callback);
     if (!callback) {
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -142,16 +272,11 @@ bool tpw_callbacks_run(struct tpw_session *s) {
     for (struct callback *callback = c->list; callback; callback = callback->next) {
         uint32_t raised = RAISED;
         if (atomic_compare_exchange_strong(&callback->state, &raised, SENT)) {
-            unsigned char *body = tpw_reply_begin(s->link, TP_OP_CALLBACK, 0, callback->thread, 16);
-            if (body) {
-                struct tp_cursor cursor = tp_cursor_make(body, 16);
-                tp_put_u64(&cursor, callback->token);
-                tp_put_u64(&cursor, 0);
-                tpw_reply_commit(s->link, 0, 16);
-            }
+            tell(s, callback->thread, callback->token, 0);
         }
     }
     tp_lock_drop(&c->lock);
+    tell_gone(s);
     return true;
 }
 

@@ -6,10 +6,11 @@
  * the number of bytes that the driver reads is always a number of bytes that were received, and the area they go to was
  * checked first.
  *
- * Stream capture: nothing here may be issued into a capturing stream as it is, because a graph would read slots and
- * blocks again when it runs. The place to decide is tpw_area_copy.
+ * Stream capture: nothing here may be issued into a capturing stream, because a graph would read slots and blocks again
+ * when it runs; such copies are refused, and the capture ends as the driver ends it.
  */
 #include "tpg_session.h"
+#include "tpw_graph.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
 
@@ -93,6 +94,7 @@ int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const s
     int32_t error = CUDA_SUCCESS;
     tpw_check_area(s, area.address, area.pitch, area.width, area.height, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    tpw_refuse_capturing(s, stream, &error);
     if (error) {
         return error;
     }
@@ -199,6 +201,7 @@ int32_t tpw_copy_in_bulk(struct tpw_session *s, const struct tp_frame *frame, co
     int32_t error = tpw_enter(s, frame);
     tpw_check_area(s, area.address, area.pitch, area.width, area.height, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    tpw_refuse_capturing(s, stream, &error);
     uint64_t left = size;
     while (left && !error) {
         struct tpw_block *block = next_block(s, in->transfer, size, left, frame);

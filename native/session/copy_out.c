@@ -10,9 +10,10 @@
  * stands still, goes on with spills of its own pinned memory, because the stream may be waiting for a frame that comes
  * after this one.
  *
- * Stream capture: as in copy_in.c, the place to decide is tpw_area_copy.
+ * Stream capture: refused as in copy_in.c.
  */
 #include "tpg_session.h"
+#include "tpw_graph.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
 #include <tp_messages.h>
@@ -230,6 +231,7 @@ static int32_t check(struct tpw_session *s, const struct tp_frame *frame, const 
     int32_t error = CUDA_SUCCESS;
     tpw_check_area(s, area->address, area->pitch, area->width, area->height, &error);
     *stream = tpw_stream(s, frame, handle, &error);
+    tpw_refuse_capturing(s, *stream, &error);
     return error;
 }
 

@@ -26,6 +26,11 @@ int32_t tpw_start_driver(struct tpw_session *s) {
     s->started = true;
     s->start_result = (int32_t)s->cuda.cuInit(0);
     int count = 0;
+    /* No capture of the client's may forbid this thread what another of the client's threads may do. */
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+    if (!s->start_result) {
+        s->cuda.cuThreadExchangeStreamCaptureMode(&mode);
+    }
     if (!s->start_result) {
         s->start_result = (int32_t)s->cuda.cuDeviceGetCount(&count);
     }

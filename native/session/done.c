@@ -7,6 +7,7 @@
  * that the client can write: it can only end its own waits early.
  */
 #include "tpg_session.h"
+#include "tpw_graph.h"
 #include "tpw_memory.h"
 #include "tpw_segment.h"
 #include "tpw_session.h"
@@ -61,6 +62,7 @@ int32_t tpw_stream_mark(struct tpw_session *s, const struct tp_frame *frame, con
     int32_t error = CUDA_SUCCESS;
     CUdeviceptr address = word_address(s, frame, in->word, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    tpw_refuse_capturing(s, stream, &error);
     return error ? error : mark(s, stream, address, in->word, in->value);
 }
 
@@ -73,6 +75,7 @@ int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, c
     }
     tpw_check_area(s, in->source, in->size, in->size, 1, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    tpw_refuse_capturing(s, stream, &error);
     if (error) {
         return error;
     }

@@ -5,6 +5,7 @@
  * many; attributes with handles inside are translated, those with pointers of the host refused.
  */
 #include "tpg_session.h"
+#include "tpw_graph.h"
 #include "tpw_kernel.h"
 #include "tpw_session.h"
 
@@ -25,10 +26,10 @@
      .attrs = (list),                                                                                                  \
      .numAttrs = (count)}
 
-static struct tpw_object *launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error) {
-    struct tpw_object *object = tpw_object(s, TPG_FUNCTION, function);
+struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error) {
+    struct tpw_object *object = *error ? NULL : tpw_object(s, TPG_FUNCTION, function);
     if (!object) {
-        *error = CUDA_ERROR_INVALID_HANDLE;
+        *error = *error ? *error : CUDA_ERROR_INVALID_HANDLE;
         return NULL;
     }
     if (object->error) {
@@ -45,7 +46,7 @@ static struct tpw_object *launchable(struct tpw_session *s, uint64_t function, s
 
 int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in) {
     int32_t error = 0;
-    struct tpw_object *object = launchable(s, in->function, in->params_size, &error);
+    struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
     if (error) {
         return error;
@@ -96,7 +97,7 @@ static CUlaunchAttribute *attributes(struct tpw_session *s, const struct tp_fram
 
 int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in) {
     int32_t error = 0;
-    struct tpw_object *object = launchable(s, in->function, in->params_size, &error);
+    struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
     CUlaunchAttribute *list = error ? NULL : attributes(s, frame, in->attributes, in->attributes_count, &error);
     if (error) {

@@ -9,12 +9,14 @@
  * operation, whose system-wide fence makes earlier copies to host memory visible first. A client's kernel could write there
  * too (it is device-visible memory of its own process): it can only make its own waits end early.
  */
+#include "tpw_graph.h"
 #include "tpw_session.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
 
 #define SLOTS 4096u
+#define NO_SLOT UINT32_MAX /* waits for an older marker of its stream, because the stream captures */
 #define ASK_EVERY_NS 1000000u
 #define ASK_AT_ONCE 8u
 
@@ -84,10 +86,39 @@ static struct marker *add(struct tpw_markers *m) {
     return &m->pending[m->count];
 }
 
+static void enter_stream(struct tpw_session *s, const struct tpw_stream *stream) {
+    if (s->entered_native != stream->context) {
+        s->cuda.cuCtxSetCurrent(stream->context);
+        s->entered_native = stream->context;
+        s->entered = stream->context_id;
+    }
+}
+
+/* Everything that was queued in a stream before it began to capture has a marker; nothing may be put behind it now. */
+static int32_t follow(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
+    struct marker *marker = add(s->markers);
+    if (!marker) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    s->markers->count++;
+    stream->pending++;
+    *marker = (struct marker){.stream = stream,
+                              .context = stream->context,
+                              .context_id = stream->context_id,
+                              .slot = NO_SLOT,
+                              .value = stream->marked,
+                              .done = done,
+                              .what = what};
+    return CUDA_SUCCESS;
+}
+
 static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
     struct tpw_markers *m = s->markers;
     if (!m) {
         return CUDA_ERROR_NOT_INITIALIZED;
+    }
+    if (TP_UNLIKELY(!tpw_touchable(s, stream))) {
+        return stream->pending ? follow(s, stream, done, what) : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
     stream->pending++; /* from here on, so that a completion that runs below does not end the stream */
     while (!m->free_count) {
@@ -101,11 +132,7 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
             tp_pause();
         }
     }
-    if (s->entered_native != stream->context) { /* a completion was run above, and entered another */
-        s->cuda.cuCtxSetCurrent(stream->context);
-        s->entered_native = stream->context;
-        s->entered = stream->context_id;
-    }
+    enter_stream(s, stream); /* a completion that was run above may have entered another */
     struct marker *marker = add(m);
     uint32_t slot = m->free[m->free_count - 1];
     uint64_t value = ++m->next_value;
@@ -119,6 +146,7 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     }
     m->free_count--;
     m->count++;
+    stream->marked = value;
     tpw_stream_count(s, stream);
     *marker = (struct marker){.stream = stream,
                               .context = stream->context,
@@ -156,6 +184,21 @@ int32_t tpw_when_event(struct tpw_session *s, CUevent native, uint64_t handle, t
     return CUDA_SUCCESS;
 }
 
+static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
+
+void tpw_markers_settle(struct tpw_session *s) {
+    struct tpw_stream *next;
+    for (struct tpw_stream *stream = s->streams; stream; stream = next) {
+        next = stream->next;
+        if (stream->dirty && tpw_touchable(s, stream)) {
+            enter_stream(s, stream);
+            if (mark(s, stream, nothing, NULL)) {
+                tp_log(TP_WARN, "work before a capture has no marker: what waits for it ends with the capture");
+            }
+        }
+    }
+}
+
 /* ---- several streams at once ---- */
 
 struct barrier {
@@ -187,8 +230,8 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
         if (!every_context && stream->context_id != s->entered) {
             continue;
         }
-        if (!stream->dirty && !stream->pending) {
-            idle = stream;
+        if (!stream->pending && (!stream->dirty || !tpw_touchable(s, stream))) {
+            idle = stream->dirty ? idle : stream;
             continue;
         }
         int32_t error = mark(s, stream, barrier_step, barrier);
@@ -198,7 +241,7 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
             barrier->remaining++;
         }
     }
-    if (barrier->remaining == 1 && !barrier->error && idle) {
+    if (barrier->remaining == 1 && !barrier->error && idle && tpw_touchable(s, idle)) {
         /* Nothing to wait for, but a context that failed earlier has to say so again. */
         int32_t error = (int32_t)s->cuda.cuStreamQuery(idle->native);
         barrier->error = error == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : error;
@@ -229,8 +272,15 @@ static void enter(struct tpw_session *s, const struct marker *marker) {
 }
 
 static void look(struct tpw_session *s, struct marker *marker) {
+    if (marker->stream && marker->slot == NO_SLOT) {
+        marker->ready = marker->ready || marker->stream->reached >= marker->value;
+        return;
+    }
     if (marker->stream) {
         marker->ready = atomic_load_explicit(&s->markers->values[marker->slot], memory_order_acquire) == marker->value;
+        if (marker->ready && marker->stream->reached < marker->value) {
+            marker->stream->reached = marker->value;
+        }
         return;
     }
     enter(s, marker);
@@ -246,7 +296,7 @@ static bool ask(struct tpw_session *s) {
     bool news = false;
     for (size_t i = 0; i < m->count && i < ASK_AT_ONCE; i++) {
         struct marker *marker = &m->pending[i];
-        if (marker->stream) {
+        if (marker->stream && tpw_touchable(s, marker->stream)) {
             enter(s, marker);
             int32_t result = (int32_t)s->cuda.cuStreamQuery(marker->stream->native);
             if (result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY) {
@@ -284,7 +334,7 @@ static void collect(struct tpw_markers *m) {
             }
         }
         m->due[m->due_first + m->due_count++] = marker;
-        if (marker.stream && !marker.error) {
+        if (marker.stream && !marker.error && marker.slot != NO_SLOT) {
             m->free[m->free_count++] = marker.slot;
         }
         /* After an error the GPU may still write the slot: it is not used again, the context is lost anyway. */

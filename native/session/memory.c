@@ -207,7 +207,11 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
     s->memory->pending_bytes[range->device] -= range->charged;
     s->memory->pending_frees--;
     if (range->kind == TPW_RANGE_POOL) {
-        s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
+        if (s->captures) { /* nothing may be put into the legacy stream; the work is over, so this waits for nothing */
+            s->cuda.cuMemFree_v2(range->at.start);
+        } else {
+            s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
+        }
     } else {
         tpw_arena_free(s, range);
     }

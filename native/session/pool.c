@@ -6,6 +6,7 @@
  * to the moment its stream has freed it.
  */
 #include "tpg_session.h"
+#include "tpw_graph.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
 
@@ -84,6 +85,16 @@ int32_t tpw_pool_attribute(struct tpw_session *s, const struct tp_frame *frame, 
     return error;
 }
 
+/* In a capturing stream these would become memory nodes, whose memory belongs to the graph. */
+static void refuse_memory_nodes(struct tpw_session *s, CUstream stream, int32_t *error) {
+    int32_t capturing = *error;
+    tpw_refuse_capturing(s, stream, &capturing);
+    if (!*error && capturing) {
+        tp_log(TP_WARN, "cuMemAllocAsync and cuMemFreeAsync in a capturing stream are not supported");
+        *error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+}
+
 int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_alloc_in *in,
                        struct tpg_pool_alloc_out *out) {
     uint32_t device = 0;
@@ -92,6 +103,7 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     CUmemoryPool pool =
         in->pool ? (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error) : NULL;
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    refuse_memory_nodes(s, stream, &error);
     if (!error && !in->size) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
@@ -135,6 +147,7 @@ int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const
     int32_t error = CUDA_SUCCESS;
     struct tpw_range *range = tpw_range_at(s, in->address);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    refuse_memory_nodes(s, stream, &error);
     if (!error && (!range || range->at.start != in->address || range->kind != TPW_RANGE_POOL)) {
         error = CUDA_ERROR_INVALID_VALUE;
     }

@@ -6,6 +6,7 @@
  * the client destroys lives on until its last marker has completed, so that whatever waits for "all work" still sees it.
  */
 #include "tpg_session.h"
+#include "tpw_graph.h"
 #include "tpw_session.h"
 
 #include <stdlib.h>
@@ -104,6 +105,7 @@ int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, c
 }
 
 static void unlink_stream(struct tpw_session *s, struct tpw_stream *stream) {
+    tpw_capture_stream_gone(s, stream);
     for (struct tpw_stream **at = &s->streams; *at; at = &(*at)->next) {
         if (*at == stream) {
             *at = stream->next;
@@ -141,7 +143,7 @@ int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame,
         return CUDA_SUCCESS;
     }
     int32_t error = CUDA_SUCCESS;
-    if (stream->dirty) {
+    if (stream->dirty && tpw_touchable(s, stream)) { /* what a capturing stream had queued before has its marker */
         error = tpw_enter(s, &inside);
         error = error ? error : tpw_when_done(s, stream->native, nothing, NULL);
     }
@@ -166,6 +168,7 @@ void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
         struct tpw_stream *stream = *at;
         if (!context || stream->context_id == context) {
             *at = stream->next;
+            tpw_capture_stream_gone(s, stream);
             free(stream);
         } else {
             at = &stream->next;
@@ -196,6 +199,7 @@ static struct waiting *wait_for(const struct tp_frame *frame) {
 int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_wait_in *in) {
     int32_t error = 0;
     struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
+    error = error ? error : tpw_refuse_capture(s, stream);
     if (error) {
         return error;
     }
@@ -224,6 +228,10 @@ int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, co
 int32_t tpw_context_synchronize(struct tpw_session *s, const struct tp_frame *frame) {
     if (!s->entered) {
         return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    int32_t captured = tpw_refuse_captures(s);
+    if (captured) {
+        return captured;
     }
     struct waiting *waiting = wait_for(frame);
     if (!waiting) {

@@ -68,6 +68,8 @@ struct tpw_session {
     uint32_t hosts; /* counts the times that no host function was outstanding; from 1 */
     bool full;      /* a stream that stands at a host function has about as many commands as the driver takes */
     struct tpw_memory *memory;
+    struct tpw_capture *captures; /* under way, see capture.c */
+    void *graph_nodes;            /* names of nodes, see graph.c */
 
     int32_t deferred_error;   /* first failure of a post that has not been reported yet */
     uint64_t frames;          /* frames executed, for messages */
@@ -120,12 +122,13 @@ struct tpw_stream {
     CUstream native;
     CUcontext context;
     uint32_t context_id;
-    uint32_t thread;  /* of a per-thread default stream, else 0 */
-    uint32_t pending; /* markers in it that have not completed */
-    uint32_t hosts;   /* s->hosts when a host function was last queued here: it may stand there */
-    uint32_t behind;  /* commands queued behind that host function, about */
-    bool dirty;       /* work was put in since its last marker */
-    bool dying;       /* destroyed by the client; ends when its last marker has completed */
+    uint32_t thread;          /* of a per-thread default stream, else 0 */
+    uint32_t pending;         /* markers in it that have not completed */
+    uint32_t hosts;           /* s->hosts when a host function was last queued here: it may stand there */
+    uint32_t behind;          /* commands queued behind that host function, about */
+    uint64_t marked, reached; /* values of its last marker, and of the last one that has completed */
+    bool dirty;               /* work was put in since its last marker */
+    bool dying;               /* destroyed by the client; ends when its last marker has completed */
 };
 /* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);

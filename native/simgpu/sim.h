@@ -47,6 +47,10 @@ typedef enum {
     SIM_KERNEL,
     SIM_POOL,
     SIM_PHYS,
+    SIM_GRAPH,
+    SIM_GRAPH_NODE,
+    SIM_GRAPH_EXEC,
+    SIM_USER_OBJECT,
 } sim_kind_t;
 
 typedef struct sim_context sim_context_t;
@@ -55,6 +59,8 @@ typedef struct sim_event sim_event_t;
 typedef struct sim_module sim_module_t;
 typedef struct sim_library sim_library_t;
 typedef struct sim_pool sim_pool_t;
+typedef struct sim_capture sim_capture_t; // sim_graph.h
+typedef struct sim_program sim_program_t; // sim_graph.h
 
 struct sim_context {
     int device;
@@ -81,6 +87,12 @@ typedef struct {
     uint64_t seq;
 } sim_dependency_t;
 
+// Nodes of a graph, none twice.
+typedef struct {
+    struct sim_node **items;
+    size_t count, capacity;
+} sim_node_list_t;
+
 struct sim_event {
     sim_context_t *context;
     unsigned flags;
@@ -89,6 +101,8 @@ struct sim_event {
     uint64_t seq;
     uint64_t recorded_ns; // when the record with `recorded_seq` was reached
     uint64_t recorded_seq;
+    sim_capture_t *capture; // recorded last in a stream that captured; holds a reference
+    sim_node_list_t front;  // what that stream's next node would have depended on
     sim_event_t *next, **link;
 };
 
@@ -118,6 +132,8 @@ typedef struct {
     const sim_body_t *body;
     uint64_t threads; // gridDim.x * blockDim.x
     uint32_t bytes;
+    CUDA_KERNEL_NODE_PARAMS request; // for graphs: what was asked for, without the parameters
+    const struct sim_entry *entry;
     unsigned char inline_params[48];
     unsigned char *params; // inline_params or allocated
 } sim_launch_t;
@@ -133,6 +149,7 @@ typedef enum {
     SIM_OP_WRITE_VALUE,
     SIM_OP_WAIT_VALUE,
     SIM_OP_FREE,
+    SIM_OP_GRAPH,
 } sim_op_kind_t;
 
 typedef struct {
@@ -159,6 +176,7 @@ typedef struct {
             uint32_t bytes, flags;
         } value;
         uint64_t free;
+        sim_program_t *program; // holds a reference
     } u;
 } sim_op_t;
 
@@ -176,7 +194,9 @@ struct sim_stream {
     uint64_t wanted; // smallest `done` that a waiter waits for; UINT64_MAX when nobody does
     unsigned space_waiters;
     pthread_cond_t work, finished, space;
-    sim_op_t *ring; // SIM_QUEUE_DEPTH, allocated with the thread
+    sim_capture_t *capture; // NULL: operations are executed; holds a reference
+    sim_node_list_t front;  // capturing: what the next node depends on
+    sim_op_t *ring;         // SIM_QUEUE_DEPTH, allocated with the thread
     sim_stream_t *next, **link;
 };
 
@@ -247,7 +267,7 @@ typedef struct {
     uint32_t offset, size;
 } sim_param_t;
 
-typedef struct {
+typedef struct sim_entry {
     char *name;
     sim_param_t *params;
     unsigned nparams;

@@ -4,7 +4,7 @@
 // The current-context stack belongs to its thread alone; all else is under sim.lock. Stopping a context ends its
 // queues, then frees its memory, modules and events. A sticky error lives in the context until it is destroyed or,
 // for a primary context, reset.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -473,9 +473,11 @@ CUresult cuCtxResetPersistingL2Cache(void) {
 
 static CUresult synchronize(sim_context_t *context) {
     pthread_mutex_lock(&sim.lock);
-    sim_context_drain(context);
+    CUresult result = sim_capture_touch_context(context);
+    if (result == CUDA_SUCCESS)
+        sim_context_drain(context);
     pthread_mutex_unlock(&sim.lock);
-    return (CUresult)atomic_load(&context->error);
+    return result == CUDA_SUCCESS ? (CUresult)atomic_load(&context->error) : result;
 }
 
 CUresult cuCtxSynchronize(void) {

@@ -13,5 +13,7 @@ CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t 
                           uint64_t depth, bool write, bool *pinned);
 CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *copy, sim_place_t dst, sim_place_t src,
                          bool async);
+// The copy that a memcpy node makes.
+CUresult sim_copy_box_prepare(sim_context_t *context, const CUDA_MEMCPY3D *p, sim_copy_t *copy);
 
 #endif

@@ -75,20 +75,48 @@ static CUresult copy2d(sim_context_t *context, CUstream stream, const CUDA_MEMCP
     return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, 1, async);
 }
 
-static CUresult copy3d(sim_context_t *context, CUstream stream, const CUDA_MEMCPY3D *p, bool async) {
+static CUresult boxes(const CUDA_MEMCPY3D *p, part_t *dst, part_t *src) {
     if (!p || p->srcLOD || p->dstLOD)
         return CUDA_ERROR_INVALID_VALUE;
-    part_t dst = {p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost,
-                  p->dstDevice,     p->dstXInBytes,
-                  p->dstY,          p->dstZ,
-                  p->dstPitch,      p->dstHeight,
-                  p->dstArray};
-    part_t src = {p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost,
-                  p->srcDevice,     p->srcXInBytes,
-                  p->srcY,          p->srcZ,
-                  p->srcPitch,      p->srcHeight,
-                  p->srcArray};
-    return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, async);
+    *dst = (part_t){p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost,
+                    p->dstDevice,     p->dstXInBytes,
+                    p->dstY,          p->dstZ,
+                    p->dstPitch,      p->dstHeight,
+                    p->dstArray};
+    *src = (part_t){p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost,
+                    p->srcDevice,     p->srcXInBytes,
+                    p->srcY,          p->srcZ,
+                    p->srcPitch,      p->srcHeight,
+                    p->srcArray};
+    return CUDA_SUCCESS;
+}
+
+static CUresult copy3d(sim_context_t *context, CUstream stream, const CUDA_MEMCPY3D *p, bool async) {
+    part_t dst, src;
+    CUresult result = boxes(p, &dst, &src);
+    return result ? result : copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, async);
+}
+
+CUresult sim_copy_box_prepare(sim_context_t *context, const CUDA_MEMCPY3D *p, sim_copy_t *copy) {
+    part_t dst, src;
+    sim_place_t dst_place, src_place;
+    bool pinned;
+    CUresult result = boxes(p, &dst, &src);
+    if (result == CUDA_SUCCESS && (!p->WidthInBytes || !p->Height || !p->Depth))
+        result = CUDA_ERROR_INVALID_VALUE;
+    if (result != CUDA_SUCCESS)
+        return result;
+    *copy = (sim_copy_t){.width = p->WidthInBytes, .height = p->Height, .depth = p->Depth};
+    result = side_of(&dst, copy->width, copy->height, copy->depth, &copy->dst, &dst_place);
+    if (result == CUDA_SUCCESS)
+        result = side_of(&src, copy->width, copy->height, copy->depth, &copy->src, &src_place);
+    if (result == CUDA_SUCCESS)
+        result =
+            sim_side_prepare(context, &copy->dst, dst_place, copy->width, copy->height, copy->depth, true, &pinned);
+    if (result == CUDA_SUCCESS)
+        result =
+            sim_side_prepare(context, &copy->src, src_place, copy->width, copy->height, copy->depth, false, &pinned);
+    return result;
 }
 
 CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D *pCopy) {

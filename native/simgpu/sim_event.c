@@ -2,7 +2,7 @@
 //
 // The structure lives as long as its handle and any queued record. All under sim.lock; waiting releases it. A never
 // recorded event counts as complete, as in CUDA.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 
@@ -68,7 +68,10 @@ static CUresult record(sim_context_t *context, CUevent handle, CUstream stream_h
     sim_event_t *event = lookup(handle);
     if (result == CUDA_SUCCESS && (!event || event->context != stream->context))
         result = CUDA_ERROR_INVALID_HANDLE;
-    if (result == CUDA_SUCCESS) {
+    bool taken = false;
+    if (result == CUDA_SUCCESS)
+        result = sim_capture_record(stream, event, &taken);
+    if (result == CUDA_SUCCESS && !taken) {
         event->refs++;
         sim_op_t op = {.kind = SIM_OP_RECORD, .u.event = event};
         result = sim_stream_push(stream, &op, &seq);
@@ -90,11 +93,15 @@ CUresult cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int f
 CUresult cuEventQuery(CUevent hEvent) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
-    CUresult result = CUDA_SUCCESS;
+    CUresult result = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (result != CUDA_SUCCESS)
+        return result;
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = lookup(hEvent);
     if (!event)
         result = CUDA_ERROR_INVALID_HANDLE;
+    else if (event->capture)
+        result = sim_capture_touch_event(event);
     else if (atomic_load(&event->context->error))
         result = (CUresult)atomic_load(&event->context->error);
     else if (event->stream && event->stream->done < event->seq)
@@ -106,11 +113,15 @@ CUresult cuEventQuery(CUevent hEvent) {
 CUresult cuEventSynchronize(CUevent hEvent) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
-    CUresult result = CUDA_SUCCESS;
+    CUresult result = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (result != CUDA_SUCCESS)
+        return result;
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = lookup(hEvent);
     if (!event) {
         result = CUDA_ERROR_INVALID_HANDLE;
+    } else if (event->capture) {
+        result = sim_capture_touch_event(event);
     } else {
         sim_context_t *owner = event->context;
         if (event->stream)

@@ -3,7 +3,7 @@
 // Grid, block and shared memory are checked at the call against the device and the function, parameters are copied at
 // the call from every pointer that the caller gives, for the size that the image states. A kernel without a C body is
 // refused by name, unless TF_SIM_UNKNOWN_KERNELS=skip makes such launches do nothing.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -142,33 +142,63 @@ static CUresult choose_body(const sim_entry_t *entry, const sim_body_t **body) {
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 
-static CUresult launch(sim_context_t *context, const request_t *r) {
+// The operation that a launch is, for a stream or a graph; under sim.lock.
+static CUresult prepare(sim_context_t *context, const request_t *r, sim_op_t *op) {
     sim_function_t *function;
-    sim_stream_t *stream;
     int *attributes;
-    uint64_t seq;
-    sim_op_t op = {.kind = SIM_OP_LAUNCH};
-    pthread_mutex_lock(&sim.lock);
+    *op = (sim_op_t){.kind = SIM_OP_LAUNCH};
     CUresult result = sim_function_resolve(context, r->function, &function, &attributes);
     if (result == CUDA_SUCCESS && function->module->context != context)
         result = CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS)
-        result = sim_stream_resolve(context, r->stream, &stream);
+        result = check_shape(r, attributes);
+    if (result == CUDA_SUCCESS)
+        result = choose_body(function->entry, &op->u.launch.body);
+    if (result == CUDA_SUCCESS)
+        result = copy_params(r, function->entry, &op->u.launch);
+    if (result != CUDA_SUCCESS)
+        return result;
+    op->u.launch.threads = (uint64_t)r->grid[0] * r->block[0];
+    op->u.launch.entry = function->entry;
+    op->u.launch.request = (CUDA_KERNEL_NODE_PARAMS){.func = (CUfunction)(void *)function,
+                                                     .gridDimX = r->grid[0],
+                                                     .gridDimY = r->grid[1],
+                                                     .gridDimZ = r->grid[2],
+                                                     .blockDimX = r->block[0],
+                                                     .blockDimY = r->block[1],
+                                                     .blockDimZ = r->block[2],
+                                                     .sharedMemBytes = r->shared,
+                                                     .ctx = (CUcontext)(void *)context};
+    function->loaded = true;
+    return CUDA_SUCCESS;
+}
+
+static CUresult launch(sim_context_t *context, const request_t *r) {
+    sim_stream_t *stream;
+    uint64_t seq;
+    sim_op_t op;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, r->stream, &stream);
     if (result == CUDA_SUCCESS && stream->context != context)
         result = CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS)
-        result = check_shape(r, attributes);
+        result = prepare(context, r, &op);
     if (result == CUDA_SUCCESS)
-        result = choose_body(function->entry, &op.u.launch.body);
-    if (result == CUDA_SUCCESS)
-        result = copy_params(r, function->entry, &op.u.launch);
-    if (result == CUDA_SUCCESS) {
-        op.u.launch.threads = (uint64_t)r->grid[0] * r->block[0];
-        function->loaded = true;
         result = sim_stream_push(stream, &op, &seq);
-    }
     pthread_mutex_unlock(&sim.lock);
     return result;
+}
+
+CUresult sim_kernel_op(sim_context_t *context, const CUDA_KERNEL_NODE_PARAMS *p, sim_op_t *op) {
+    request_t r = {.function = p->func ? p->func : (CUfunction)(void *)p->kern,
+                   .grid = {p->gridDimX, p->gridDimY, p->gridDimZ},
+                   .block = {p->blockDimX, p->blockDimY, p->blockDimZ},
+                   .shared = p->sharedMemBytes,
+                   .params = p->kernelParams,
+                   .extra = p->extra};
+    if (p->ctx && !sim_handle_is(p->ctx, SIM_CONTEXT))
+        return CUDA_ERROR_INVALID_CONTEXT;
+    return prepare(p->ctx ? (sim_context_t *)(void *)p->ctx : context, &r, op);
 }
 
 CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,

@@ -3,7 +3,7 @@
 // Freeing waits for the device's work first, as the driver does in practice, so that nothing queued loses its memory.
 // Sizes are kept to the byte: a copy that passes the end of its allocation by one is refused. Any thread enters; the
 // map lock is taken for writing by whatever changes the map.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +11,9 @@
 
 CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
     SIM_ENTER_CONTEXT(context);
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     if (!dptr || !bytesize)
         return CUDA_ERROR_INVALID_VALUE;
     sim_range_t *range;
@@ -79,6 +82,9 @@ static CUresult release(uint64_t address, sim_range_kind_t kind) {
 
 CUresult cuMemFree_v2(CUdeviceptr dptr) {
     SIM_ENTER_CONTEXT(context);
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     (void)context;
     if (!dptr)
         return CUDA_SUCCESS;
@@ -135,16 +141,25 @@ static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, u
 
 CUresult cuMemHostAlloc(void **pp, size_t bytesize, unsigned int Flags) {
     SIM_ENTER_CONTEXT(context);
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     return host_allocate(context, pp, bytesize, Flags);
 }
 
 CUresult cuMemAllocHost_v2(void **pp, size_t bytesize) {
     SIM_ENTER_CONTEXT(context);
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     return host_allocate(context, pp, bytesize, 0);
 }
 
 CUresult cuMemFreeHost(void *p) {
     SIM_ENTER_CONTEXT(context);
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     (void)context;
     return release((uint64_t)(uintptr_t)p, SIM_RANGE_HOST);
 }

@@ -4,7 +4,7 @@
 // not there any more ends the operation with CUDA_ERROR_ILLEGAL_ADDRESS, which the caller makes the context's sticky
 // error. Plain host pointers are followed for their whole length, as the real driver does: a wrong one is meant to
 // crash a test.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -205,6 +205,8 @@ CUresult sim_run(sim_stream_t *stream, sim_op_t *op) {
         return wait_value(stream, op);
     case SIM_OP_FREE:
         return run_free(op->u.free);
+    case SIM_OP_GRAPH:
+        return sim_program_run(stream, op->u.program);
     }
     return CUDA_SUCCESS;
 }
@@ -214,4 +216,6 @@ void sim_op_discard(sim_op_t *op) {
         free(op->u.launch.params);
     if (op->kind == SIM_OP_COPY)
         free(op->u.copy.staging);
+    if (op->kind == SIM_OP_GRAPH)
+        sim_program_release(op->u.program);
 }

@@ -6,7 +6,7 @@
 // sim.lock, except that an operation runs without it. Dependencies always point at operations queued earlier, so no
 // cycle can arise. After a sticky error, or when the context is destroyed, the threads let the remaining operations
 // pass without running them, so every wait ends.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +16,7 @@ void sim_event_release(sim_event_t *event) {
         return;
     if (event->stream)
         sim_stream_release(event->stream);
+    sim_capture_event_drop(event);
     free(event);
 }
 
@@ -65,6 +66,7 @@ static void leave_context(sim_stream_t *stream) {
 // A stream that still has work stays in its context's list until that is done: the legacy stream and whoever drains
 // must see it.
 void sim_stream_unlink(sim_stream_t *stream) {
+    sim_capture_stream_gone(stream);
     if (stream->handle)
         sim_handle_remove(stream);
     stream->handle = false;
@@ -195,6 +197,17 @@ static void drop_dependencies(sim_op_t *op) {
 CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
     sim_context_t *context = stream->context;
     CUresult result = CUDA_SUCCESS;
+    bool taken = false;
+    if (SIM_EXPECT_FALSE(sim_capturing()))
+        result = sim_capture_push(stream, op, &taken);
+    if (taken) {
+        *seq = 0;
+        drop_dependencies(op);
+        sim_op_discard(op);
+        if (op->kind == SIM_OP_RECORD)
+            sim_event_release(op->u.event);
+        return result;
+    }
     if (!stream->started)
         result = start(stream);
     stream->refs++;
@@ -379,6 +392,8 @@ CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool 
     CUresult result = sim_stream_resolve(context, handle, &stream);
     if (result == CUDA_SUCCESS && own_context && stream->context != context)
         result = CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS && wait)
+        result = sim_capture_touch(stream);
     if (result == CUDA_SUCCESS) {
         stream->refs++;
         result = sim_stream_push(stream, op, &seq);

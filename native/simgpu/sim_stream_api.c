@@ -1,8 +1,8 @@
 // cuStream*, cuLaunchHostFunc and the stream memory operations: arguments are checked here, then queued.
 //
 // Stream handles are looked up before use; 0 and 1 are the legacy default stream of the current context, 2 that of
-// the calling thread. Stream capture is not simulated: it says so, and every stream answers that it is not capturing.
-#include "sim.h"
+// the calling thread. Capture is in sim_capture.c.
+#include "sim_graph.h"
 
 #include <string.h>
 
@@ -56,9 +56,14 @@ CUresult cuStreamDestroy_v2(CUstream hStream) {
 
 CUresult cuStreamSynchronize(CUstream hStream) {
     SIM_ENTER_CONTEXT(context);
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS)
+        result = sim_capture_touch(stream);
     if (result == CUDA_SUCCESS) {
         sim_context_t *owner = stream->context;
         result = sim_stream_drain(stream);
@@ -71,9 +76,14 @@ CUresult cuStreamSynchronize(CUstream hStream) {
 
 CUresult cuStreamQuery(CUstream hStream) {
     SIM_ENTER_CONTEXT(context);
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS)
+        result = sim_capture_touch(stream);
     if (result == CUDA_SUCCESS) {
         if (atomic_load(&stream->context->error))
             result = (CUresult)atomic_load(&stream->context->error);
@@ -217,7 +227,10 @@ CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags)
     sim_event_t *event = (sim_event_t *)(void *)hEvent;
     if (result == CUDA_SUCCESS && !sim_handle_is(hEvent, SIM_EVENT))
         result = CUDA_ERROR_INVALID_HANDLE;
-    if (result == CUDA_SUCCESS && event->stream && event->stream->done < event->seq) {
+    bool taken = false;
+    if (result == CUDA_SUCCESS)
+        result = sim_capture_wait(stream, event, &taken);
+    if (result == CUDA_SUCCESS && !taken && event->stream && event->stream->done < event->seq) {
         sim_op_t op = {.kind = SIM_OP_NOP};
         result = sim_stream_depend(&op, event->stream, event->seq) ? sim_stream_push(stream, &op, &seq)
                                                                    : CUDA_ERROR_OUT_OF_MEMORY;
@@ -314,74 +327,4 @@ CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatc
         }
     }
     return result;
-}
-
-// ---- Capture -----------------------------------------------------------------------------------------------------
-
-static _Thread_local CUstreamCaptureMode capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
-
-CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
-    SIM_ENTER();
-    if (!mode || (unsigned)*mode > CU_STREAM_CAPTURE_MODE_RELAXED)
-        return CUDA_ERROR_INVALID_VALUE;
-    CUstreamCaptureMode previous = capture_mode;
-    capture_mode = *mode;
-    *mode = previous;
-    return CUDA_SUCCESS;
-}
-
-static CUresult not_capturing(sim_context_t *context, CUstream handle, CUstreamCaptureStatus *status) {
-    if (!status)
-        return CUDA_ERROR_INVALID_VALUE;
-    sim_stream_t *stream;
-    pthread_mutex_lock(&sim.lock);
-    CUresult result = sim_stream_resolve(context, handle, &stream);
-    pthread_mutex_unlock(&sim.lock);
-    if (result == CUDA_SUCCESS)
-        *status = CU_STREAM_CAPTURE_STATUS_NONE;
-    return result;
-}
-
-CUresult cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
-    SIM_ENTER_CONTEXT(context);
-    return not_capturing(context, hStream, captureStatus);
-}
-
-CUresult cuStreamGetCaptureInfo_v2(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
-                                   CUgraph *graph_out, const CUgraphNode **dependencies_out,
-                                   size_t *numDependencies_out) {
-    SIM_ENTER_CONTEXT(context);
-    (void)id_out; // only the status is written when the stream is not capturing
-    (void)graph_out;
-    (void)dependencies_out;
-    (void)numDependencies_out;
-    return not_capturing(context, hStream, captureStatus_out);
-}
-
-CUresult cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
-                                   CUgraph *graph_out, const CUgraphNode **dependencies_out,
-                                   const CUgraphEdgeData **edgeData_out, size_t *numDependencies_out) {
-    SIM_ENTER_CONTEXT(context);
-    (void)id_out;
-    (void)graph_out;
-    (void)dependencies_out;
-    (void)edgeData_out;
-    (void)numDependencies_out;
-    return not_capturing(context, hStream, captureStatus_out);
-}
-
-CUresult cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode) {
-    SIM_ENTER_CONTEXT(context);
-    (void)context;
-    (void)hStream;
-    (void)mode;
-    return CUDA_ERROR_NOT_SUPPORTED;
-}
-
-CUresult cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
-    SIM_ENTER_CONTEXT(context);
-    (void)context;
-    (void)hStream;
-    (void)phGraph;
-    return CUDA_ERROR_NOT_SUPPORTED;
 }

@@ -257,7 +257,7 @@ static void capture(void) {
     OK(cuStreamIsCapturing(NULL, &status));
     CHECK(status == CU_STREAM_CAPTURE_STATUS_NONE);
     OK(cuStreamGetCaptureInfo_v3(NULL, &status, NULL, NULL, NULL, NULL, NULL));
-    GIVES(801, cuStreamBeginCapture_v2(NULL, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    GIVES(900, cuStreamBeginCapture_v2(NULL, CU_STREAM_CAPTURE_MODE_GLOBAL));
     OK(cuThreadExchangeStreamCaptureMode(&mode));
     CHECK(mode == CU_STREAM_CAPTURE_MODE_GLOBAL);
     OK(cuThreadExchangeStreamCaptureMode(&mode));

@@ -33,6 +33,9 @@ int role_fork(int count, char **words);
 int role_fork_first(int count, char **words);
 void compute_all(size_t n, unsigned seed);
 
+/* graphs.c */
+int role_graphs(int count, char **words);
+
 /* lasting.c */
 int role_steady(int count, char **words);
 int role_copy(int count, char **words);

@@ -3,9 +3,10 @@
  *
  * A message arrives on a thread of the connection, which may not run strangers' code: it only queues a token, and one thread
  * of our own, made with the first host function, runs them in the order of arrival. The list is guarded by a lock that is not
- * held while a function runs. CUDA calls from inside a host function are not permitted: the thread has a context that says so.
+ * held while a function runs. Host functions of graphs and destructors of user objects stay until the worker says that they
+ * were needed for the last time. CUDA calls from inside a host function are not permitted: the thread has a context that says so.
  */
-#include "tpc.h"
+#include "tpc_graph.h"
 #include "tpg_cuda_send.h"
 
 #include <pthread.h>
@@ -19,6 +20,9 @@ struct call {
     CUstreamCallback callback; /* of cuStreamAddCallback, instead */
     CUstream stream;
     void *user;
+    bool lasting;    /* called any number of times, until the worker says that it was the last */
+    uint64_t object; /* of a user object: its destructor runs then */
+    bool silent;     /* nobody waits for this call */
 };
 
 static struct tp_lock lock;
@@ -34,10 +38,14 @@ static void run(struct call *call) {
     } else {
         call->function(call->user);
     }
-    struct tpg_host_function_done_in in = {.token = call->token};
-    tpc_post_host_function_done("cuLaunchHostFunc", &in);
-    tp_flush(tpc_conn);
-    tp_listen(tpc_conn, -1);
+    if (!call->silent) {
+        struct tpg_host_function_done_in in = {.token = call->token};
+        tpc_post_host_function_done("cuLaunchHostFunc", &in);
+        tp_flush(tpc_conn);
+    }
+    if (!call->lasting) { /* the listening of a lasting one ends with it */
+        tp_listen(tpc_conn, -1);
+    }
     free(call);
 }
 
@@ -62,22 +70,51 @@ static void *runner(void *unused) {
     return NULL;
 }
 
+/* Puts the call that the message is about among those to run; returns one that is over. Under the lock. */
+static struct call *arrived(struct call **at, bool last) {
+    struct call *call = *at, *due = call;
+    if (call->lasting && !last) {
+        due = malloc(sizeof *due);
+        if (!due) {
+            tp_log(TP_ERROR, "no memory to run a host function of a graph: the graph stands still");
+            return NULL;
+        }
+        *due = *call;
+    } else {
+        *at = call->next;
+        if (call->lasting && !call->object) {
+            return call;
+        }
+        if (call->object) {
+            tpc_unmint(TPG_USEROBJECT, call->object);
+            call->lasting = false;
+            call->silent = true;
+        }
+    }
+    due->next = NULL;
+    *ready_end = due;
+    ready_end = &due->next;
+    return NULL;
+}
+
 void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
     struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);
     uint64_t token = tp_get_u64(&c);
+    bool last = tp_get_u64(&c) != 0;
+    struct call *ended = NULL;
     (void)frame;
     tp_lock_take(&lock);
     for (struct call **at = &waiting; *at; at = &(*at)->next) {
         if ((*at)->token == token) {
-            struct call *call = *at;
-            *at = call->next;
-            call->next = NULL;
-            *ready_end = call;
-            ready_end = &call->next;
+            ended = arrived(at, last);
             break;
         }
     }
     tp_lock_drop(&lock);
+    if (ended) {
+        free(ended);
+        tp_listen(tpc_conn, -1);
+    }
     atomic_fetch_add(&ready_count, 1);
     tp_futex_wake(&ready_count, 1);
 }
@@ -98,7 +135,8 @@ static bool start_runner(void) {
     return running;
 }
 
-static CUresult add(const char *name, CUstream stream, struct call *call) {
+/* Makes it known under a new token; false without a thread to run it. */
+static bool enlist(struct call *call) {
     tp_lock_take(&lock);
     bool able = start_runner();
     call->token = ++last_token;
@@ -106,8 +144,72 @@ static CUresult add(const char *name, CUstream stream, struct call *call) {
     waiting = call;
     tp_lock_drop(&lock);
     tp_listen(tpc_conn, 1);
+    return able;
+}
+
+static CUresult add(const char *name, CUstream stream, struct call *call) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        /* A callback is told the stream's status, which a graph has not. */
+        CUresult result =
+            call->callback ? tpc_capture_refuse(name, stream) : tpc_capture_status(stream, &status);
+        if (result != CUDA_SUCCESS) {
+            free(call);
+            return result;
+        }
+        call->lasting = status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+    }
+    bool able = enlist(call);
     struct tpg_host_function_in in = {.stream = (uint64_t)(uintptr_t)stream, .token = call->token};
     return able ? tpc_post_host_function(name, &in) : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+uint64_t tpc_host_lasting(CUhostFn function, void *user) {
+    struct call *call = calloc(1, sizeof *call);
+    if (!call) {
+        return 0;
+    }
+    *call = (struct call){.function = function, .user = user, .lasting = true};
+    return enlist(call) ? call->token : 0;
+}
+
+CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn destroy, unsigned int initialRefcount,
+                                unsigned int flags) {
+    if (!object_out || !destroy || !initialRefcount || initialRefcount > INT32_MAX ||
+        flags != CU_USER_OBJECT_NO_DESTRUCTOR_SYNC) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_user_object_create_in in = {.object = tpc_mint(TPG_USEROBJECT), .references = initialRefcount};
+    struct call *call = in.object ? calloc(1, sizeof *call) : NULL;
+    if (!call) {
+        tpc_unmint(TPG_USEROBJECT, in.object);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *call = (struct call){.function = destroy, .user = ptr, .lasting = true, .object = in.object};
+    bool able = enlist(call);
+    struct tp_reply reply;
+    in.token = call->token;
+    CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (able) {
+        result = tpc_call_user_object_create("cuUserObjectCreate", &in, &reply);
+        tp_reply_free(&reply);
+    }
+    if (result != CUDA_SUCCESS) {
+        tp_lock_take(&lock);
+        for (struct call **at = &waiting; *at; at = &(*at)->next) {
+            if (*at == call) {
+                *at = call->next;
+                break;
+            }
+        }
+        tp_lock_drop(&lock);
+        tp_listen(tpc_conn, -1);
+        free(call);
+        tpc_unmint(TPG_USEROBJECT, in.object);
+        return result;
+    }
+    *object_out = (CUuserObject)(uintptr_t)in.object;
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {

@@ -6,6 +6,7 @@
  * are there, except in the asynchronous form into pinned memory. What the worker sends can only land in the destination
  * named here.
  */
+#include "tpc_graph.h"
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
@@ -111,6 +112,12 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     }
     bool pinned = tpc_is_pinned(source, size);
     CUresult result;
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        result = tpc_capture_copy(name, stream, source, size, sync);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
+    }
     if (pinned && tpc_copy_shared(name, area, source, area->width, true, stream, sync, &result)) {
         return result;
     }
@@ -256,6 +263,12 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
     }
     bool pinned = tpc_is_pinned(destination, size);
     CUresult result;
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        result = tpc_capture_copy(name, stream, destination, size, sync);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
+    }
     if (pinned && tpc_copy_shared(name, area, destination, area->width, false, stream, sync, &result)) {
         return result;
     }

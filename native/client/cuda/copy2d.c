@@ -6,6 +6,7 @@
  * the shared segment are copied where they lie); the device side keeps
  * its pitch and is copied by the worker's driver. Arrays come with texture support and are refused by name until then.
  */
+#include "tpc_graph.h"
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
@@ -97,6 +98,12 @@ static CUresult slice_up(const char *name, const struct side *to, const struct s
         return tpc_copy_up(name, &area, host, stream, sync);
     }
     CUresult result;
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        result = tpc_capture_copy(name, stream, host, from->pitch * (height - 1) + width, sync);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
+    }
     if (tpc_copy_shared(name, &area, host, from->pitch, true, stream, sync, &result)) {
         return result;
     }
@@ -132,6 +139,12 @@ static CUresult slice_down(const char *name, const struct side *to, const struct
         return tpc_copy_down(name, host, &area, stream, sync);
     }
     CUresult result;
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        result = tpc_capture_copy(name, stream, host, to->pitch * (height - 1) + width, sync);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
+    }
     if (tpc_copy_shared(name, &area, host, to->pitch, false, stream, sync, &result)) {
         return result;
     }

@@ -3,7 +3,7 @@
  *
  * Any thread. Nothing is kept about an event but its handle.
  */
-#include "tpc.h"
+#include "tpc_graph.h"
 #include "tpg_cuda_send.h"
 
 CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
@@ -27,17 +27,21 @@ CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     return CUDA_SUCCESS;
 }
 
-/* Recording as an external node has a meaning in a capturing stream only, and no stream captures. */
+/* Recording as an external node has a meaning in a capturing stream only. */
 CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
-    (void)hEvent, (void)hStream;
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    (void)hEvent;
     if (flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    return flags ? CUDA_ERROR_ILLEGAL_STATE : CUDA_SUCCESS;
+    CUresult result = flags ? tpc_capture_status(hStream, &status) : CUDA_SUCCESS;
+    return result == CUDA_SUCCESS && flags && status == CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_ILLEGAL_STATE
+                                                                                      : result;
 }
 
 CUresult tpc_cuEventQuery(CUevent hEvent) {
     TPC_CHECK_HANDLE(EVENT, hEvent, false);
+    TPC_CAPTURE_UNSAFE("cuEventQuery");
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)hEvent};
     struct tp_reply reply;
     CUresult result = tpc_call_event_query("cuEventQuery", &in, &reply);
@@ -50,6 +54,7 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
 
 CUresult tpc_cuEventSynchronize(CUevent hEvent) {
     TPC_CHECK_HANDLE(EVENT, hEvent, false);
+    TPC_CAPTURE_UNSAFE("cuEventSynchronize");
     struct tpg_event_wait_in in = {.event = (uint64_t)(uintptr_t)hEvent};
     struct tp_reply reply;
     CUresult result = tpc_call_event_wait("cuEventSynchronize", &in, &reply);

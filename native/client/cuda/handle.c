@@ -109,6 +109,29 @@ void *tpc_record(uint32_t kind, uint64_t handle) {
     return slot ? atomic_load_explicit(&slot->record, memory_order_relaxed) : NULL;
 }
 
+void tpc_set_record(uint32_t kind, uint64_t handle, void *record) {
+    struct slot *slot = live(kind, handle);
+    if (slot) {
+        atomic_store_explicit(&slot->record, record, memory_order_relaxed);
+    }
+}
+
+uint64_t tpc_next_handle(uint32_t number, const void *record, uint32_t *at) {
+    struct kind *kind = &kinds[number];
+    tp_lock_take(&kind->lock);
+    uint32_t used = kind->used;
+    tp_lock_drop(&kind->lock);
+    for (; *at < used; ++*at) {
+        struct slot *slot = slot_at(kind, *at);
+        uint32_t id = slot ? atomic_load_explicit(&slot->id, memory_order_acquire) : 0;
+        if (id && atomic_load_explicit(&slot->record, memory_order_relaxed) == record) {
+            ++*at;
+            return tp_handle_make(number, id);
+        }
+    }
+    return 0;
+}
+
 bool tpc_handle_alive(uint32_t kind, uint64_t handle) { return live(kind, handle) != NULL; }
 
 CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {

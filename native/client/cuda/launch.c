@@ -4,10 +4,8 @@
  * Any thread. The commonest mistakes are refused here with the driver's own codes, from cached limits, so that they are exact
  * and immediate; everything else is posted and a failure is reported at the next call that may report one.
  */
-#include "tpc.h"
+#include "tpc_graph.h"
 #include "tpg_cuda_send.h"
-
-#define BLOCK_LIMIT 32764u /* bytes of parameters that a kernel can take */
 
 struct shape {
     unsigned int grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
@@ -66,7 +64,7 @@ static CUresult gather(const struct tpc_kernel *kernel, void **params, void **ex
     if (!kernel->parameter_bytes) {
         return CUDA_SUCCESS;
     }
-    if (kernel->parameter_bytes > BLOCK_LIMIT || (params && extra) || (!params && !extra)) {
+    if (kernel->parameter_bytes > TPC_BLOCK_LIMIT || (params && extra) || (!params && !extra)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (params) {
@@ -98,6 +96,15 @@ static CUresult gather(const struct tpc_kernel *kernel, void **params, void **ex
     }
     *source = buffer;
     return CUDA_SUCCESS;
+}
+
+CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARAMS *p, unsigned char *block,
+                          const void **source) {
+    TPC_CONTEXT(context);
+    struct shape shape = {p->gridDimX,  p->gridDimY,  p->gridDimZ,      p->blockDimX,
+                          p->blockDimY, p->blockDimZ, p->sharedMemBytes};
+    CUresult result = check_shape(context, kernel, &shape);
+    return result ? result : gather(kernel, p->kernelParams, p->extra, block, source);
 }
 
 /* Everything before the frame is sent; on success *source is the parameter block. */
@@ -135,7 +142,7 @@ static CUresult check_cooperative(struct tpc_kernel *kernel, const struct shape 
 static CUresult launch(const char *name, CUfunction f, const struct shape *shape, CUstream stream, void **params,
                        void **extra, unsigned int cooperative) {
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
-    unsigned char block[BLOCK_LIMIT];
+    unsigned char block[TPC_BLOCK_LIMIT];
     const void *source;
     CUresult result = prepare(kernel, shape, stream, params, extra, block, &source);
     if (TP_UNLIKELY(cooperative) && result == CUDA_SUCCESS) {
@@ -282,7 +289,7 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
         return launch("cuLaunchKernelEx", f, &shape, stream, kernelParams, extra, 0);
     }
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
-    unsigned char block[BLOCK_LIMIT];
+    unsigned char block[TPC_BLOCK_LIMIT];
     const void *source;
     CUresult result = check_attributes(config);
     if (result == CUDA_SUCCESS) {

@@ -4,6 +4,7 @@
  * Any thread. Addresses come from the worker and are never followed here; the range they lie in is kept free in this
  * process, so that no host pointer of the program can equal one.
  */
+#include "tpc_graph.h"
 #include "tpc_memory.h"
 #include "tpc_vmm.h"
 #include "tpg_cuda_send.h"
@@ -45,6 +46,7 @@ static CUresult allocate(const char *name, struct tpc_context *context, uint64_t
     struct tpg_memory_alloc_out answer = {0};
     struct tp_reply reply;
     /* The worker gives out what it has mapped already without asking the driver, which would refuse. */
+    TPC_CAPTURE_UNSAFE(name);
     CUresult result = (CUresult)atomic_load_explicit(&tpc_sticky_error, memory_order_relaxed);
     if (result != CUDA_SUCCESS) {
         return result;
@@ -108,6 +110,7 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
     if (!dptr) {
         return CUDA_SUCCESS;
     }
+    TPC_CAPTURE_UNSAFE("cuMemFree");
     unsigned int made = tpc_range_at(dptr, &range) && range.start == dptr ? range.flags & TPC_MADE_MASK : 0;
     if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || !tpc_range_remove(dptr, NULL)) {
         return CUDA_ERROR_INVALID_VALUE;

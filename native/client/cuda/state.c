@@ -46,6 +46,7 @@ CUresult tpc_unsupported(const char *name, _Atomic bool *said) {
 void tpc_failed(const char *name, CUresult result) {
     const char *text = tpg_cuda_error_name((int)result);
     tp_log(TP_DEBUG, "%s returns %d (%s)", name, (int)result, text ? text : "unknown");
+    tpc_capture_disturbed();
 }
 
 /* ---- start ---- */
@@ -203,7 +204,7 @@ CUresult tpc_call(const char *name, struct tp_reply *reply) {
 
 CUresult tpc_post(const char *name, struct tp_reply *unused) {
     (void)unused;
-    if (TP_UNLIKELY(tpc_strict)) {
+    if (TP_UNLIKELY(tpc_strict || atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         struct tp_reply reply;
         CUresult result = tpc_call(name, &reply);
         tp_reply_free(&reply);

@@ -4,6 +4,7 @@
  * Any thread. A stream's record is written when it is made and by `tpc_stream_quiet`. Creating and destroying wait for nobody;
  * a wait that follows a completed call on the same stream, with nothing sent in between, needs no round trip.
  */
+#include "tpc_graph.h"
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
@@ -42,6 +43,7 @@ void tpc_stream_quiet(CUstream handle, const struct tp_reply *reply) {
 
 bool tpc_may_mark(void) {
     return !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
+           !atomic_load_explicit(&tpc_captures, memory_order_relaxed) && /* a capturing stream would record the mark */
            !atomic_load_explicit(&tpc_twins, memory_order_relaxed);
 }
 
@@ -111,6 +113,9 @@ CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
     }
     /* Sent before the slot may be used again. The record stays: another thread may be looking at it, and it is small. */
     CUresult result = tpc_post_stream_destroy("cuStreamDestroy", &in);
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        tpc_capture_stream_gone(hStream);
+    }
     tpc_unmint(TPG_STREAM, in.stream);
     return result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */
 }
@@ -119,6 +124,7 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
     TPC_CONTEXT(context);
     (void)context;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
+    TPC_CAPTURE_UNSAFE("cuStreamSynchronize");
     struct stream *stream = stream_of(hStream);
     if (stream && !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
         atomic_load_explicit(&stream->quiet, memory_order_relaxed) == tp_frames(tpc_conn)) {
@@ -146,6 +152,7 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
     TPC_CONTEXT(context);
     (void)context;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
+    TPC_CAPTURE_UNSAFE("cuStreamQuery");
     struct tpg_stream_query_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;
     CUresult result = tpc_call_stream_query("cuStreamQuery", &in, &reply);
@@ -280,46 +287,5 @@ CUresult tpc_cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pG
 CUresult tpc_cuStreamGetDevice(CUstream hStream, CUdevice *device) {
     STREAM_RECORD(device);
     *device = own ? stream->device : context->device;
-    return CUDA_SUCCESS;
-}
-
-/* ---- capture: there is none yet, so no stream of the process is ever capturing ---- */
-
-CUresult tpc_cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
-    if (!captureStatus) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
-    *captureStatus = CU_STREAM_CAPTURE_STATUS_NONE;
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuStreamGetCaptureInfo(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out) {
-    (void)id_out;
-    return tpc_cuStreamIsCapturing(hStream, captureStatus_out);
-}
-
-CUresult tpc_cuStreamGetCaptureInfo_v2(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
-                                       CUgraph *graph_out, const CUgraphNode **dependencies_out,
-                                       size_t *numDependencies_out) {
-    (void)id_out, (void)graph_out, (void)dependencies_out, (void)numDependencies_out;
-    return tpc_cuStreamIsCapturing(hStream, captureStatus_out);
-}
-
-CUresult tpc_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
-                                       CUgraph *graph_out, const CUgraphNode **dependencies_out,
-                                       const CUgraphEdgeData **edgeData_out, size_t *numDependencies_out) {
-    (void)id_out, (void)graph_out, (void)dependencies_out, (void)edgeData_out, (void)numDependencies_out;
-    return tpc_cuStreamIsCapturing(hStream, captureStatus_out);
-}
-
-CUresult tpc_cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
-    static _Thread_local CUstreamCaptureMode current = CU_STREAM_CAPTURE_MODE_GLOBAL;
-    if (!mode || (unsigned)*mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    CUstreamCaptureMode previous = current;
-    current = *mode;
-    *mode = previous;
     return CUDA_SUCCESS;
 }

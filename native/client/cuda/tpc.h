@@ -24,6 +24,10 @@ extern _Atomic int tpc_state;
 extern _Atomic int tpc_sticky_error; /* of the context that broke last; 0 while none has */
 extern bool tpc_strict;              /* TF_STRICT=1: every post waits for its result */
 extern struct tp_conn *tpc_conn;
+extern _Atomic int
+    tpc_captures; /* stream captures under way: every post waits for its result, as the driver gives it */
+/* Something failed, which may have ended a capture. */
+void tpc_capture_disturbed(void);
 
 /* What a call answers when the state is not TPC_READY: 3 before cuInit, the sticky error, the lost-worker error. 0 when the
  * call may go on (the state changed meanwhile). */
@@ -69,6 +73,9 @@ uint64_t tpc_mint_record(uint32_t kind, void *record);
 void *tpc_unmint(uint32_t kind, uint64_t handle);
 /* The record of a live handle, NULL if the handle is not alive (or has none). Lock-free. */
 void *tpc_record(uint32_t kind, uint64_t handle);
+void tpc_set_record(uint32_t kind, uint64_t handle, void *record);
+/* Live handles of a kind with that record, one after the other: start with *at = 0, ends with 0. */
+uint64_t tpc_next_handle(uint32_t kind, const void *record, uint32_t *at);
 bool tpc_handle_alive(uint32_t kind, uint64_t handle);
 /* CUDA_SUCCESS, or the error that the driver gives for a bad handle of that kind. Special streams pass. */
 CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional);

@@ -1,0 +1,340 @@
+/*
+ * Graphs in the client: handles of graphs and nodes, lists, edges, destruction.
+ *
+ * Any thread. Handles are minted here, those of nodes with their graph as record, so that a graph's end finds them; the
+ * worker gives out the minted ones to nodes that had none. What the worker answers is bounded by what was asked for.
+ */
+#include "tpc_graph.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+
+#define PAGE 4096u /* nodes or edges asked for at once */
+
+enum { LIST_NODES, LIST_ROOTS, LIST_EDGES, LIST_DEPENDENCIES, LIST_DEPENDENTS }; /* as in the session's graph.c */
+
+static void *as_record(uint64_t handle) { return (void *)(uintptr_t)handle; }
+
+/* ---- handles ---- */
+
+bool tpc_fresh_make(struct tpc_fresh *fresh, size_t count) {
+    *fresh = (struct tpc_fresh){.handles = calloc(count, sizeof(uint64_t))};
+    while (fresh->handles && fresh->count < count) {
+        uint64_t handle = tpc_mint(TPG_GRAPHNODE);
+        if (!handle) {
+            break;
+        }
+        fresh->handles[fresh->count++] = handle;
+    }
+    if (fresh->count < count) {
+        tpc_fresh_end(fresh);
+        return false;
+    }
+    return true;
+}
+
+void tpc_fresh_note(struct tpc_fresh *fresh, uint64_t handle, uint64_t graph) {
+    if (handle && fresh->used < fresh->count && fresh->handles[fresh->used] == handle) {
+        tpc_set_record(TPG_GRAPHNODE, handle, as_record(graph));
+        fresh->used++;
+    }
+}
+
+void tpc_fresh_end(struct tpc_fresh *fresh) {
+    for (size_t i = fresh->used; i < fresh->count; i++) {
+        tpc_unmint(TPG_GRAPHNODE, fresh->handles[i]);
+    }
+    free(fresh->handles);
+    *fresh = (struct tpc_fresh){0};
+}
+
+static void forget_inside(uint64_t node) {
+    uint64_t handle;
+    for (uint32_t at = 0; (handle = tpc_next_handle(TPG_GRAPH, as_record(node), &at));) {
+        tpc_graph_forget(handle);
+    }
+}
+
+void tpc_graph_forget(uint64_t graph) {
+    uint64_t node;
+    for (uint32_t at = 0; (node = tpc_next_handle(TPG_GRAPHNODE, as_record(graph), &at));) {
+        forget_inside(node);
+        tpc_node_forget(node);
+        tpc_unmint(TPG_GRAPHNODE, node);
+    }
+    tpc_unmint(TPG_GRAPH, graph);
+}
+
+/* ---- destruction ---- */
+
+CUresult tpc_cuGraphDestroy(CUgraph hGraph) {
+    TPC_CHECK_HANDLE(GRAPH, hGraph, false);
+    struct tpg_graph_destroy_in in = {.graph = (uint64_t)(uintptr_t)hGraph};
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_destroy("cuGraphDestroy", &in, &reply);
+    tp_reply_free(&reply);
+    result = result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */
+    if (result == CUDA_SUCCESS) {
+        tpc_graph_forget(in.graph);
+    }
+    return result;
+}
+
+CUresult tpc_cuGraphDestroyNode(CUgraphNode hNode) {
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    struct tpg_graph_node_destroy_in in = {.node = (uint64_t)(uintptr_t)hNode};
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_node_destroy("cuGraphDestroyNode", &in, &reply);
+    tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS) {
+        forget_inside(in.node);
+        tpc_node_forget(in.node);
+        tpc_unmint(TPG_GRAPHNODE, in.node);
+    }
+    return result;
+}
+
+/* ---- lists ---- */
+
+bool tpc_edges_plain(const CUgraphEdgeData *edges, size_t count) {
+    static const CUgraphEdgeData plain;
+    for (size_t i = 0; edges && i < count; i++) {
+        if (memcmp(&edges[i], &plain, sizeof plain) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+struct list {
+    const char *name;
+    uint32_t what;
+    uint64_t subject, graph;
+    CUgraphNode *nodes, *others; /* what is to be filled in; NULL: only the number is asked for */
+    CUgraphEdgeData *edges;
+    bool plain; /* the caller cannot be told of edges with data */
+};
+
+static CUresult page(const struct list *list, size_t first, size_t count, size_t *got, size_t *total) {
+    struct tpc_fresh fresh = {0};
+    if (count && !tpc_fresh_make(&fresh, list->what == LIST_EDGES ? 2 * count : count)) {
+        return TPC_NO_HANDLES;
+    }
+    struct tpg_graph_list_in in = {.subject = list->subject,
+                                   .first = first,
+                                   .count = count,
+                                   .what = list->what,
+                                   .fresh = fresh.handles,
+                                   .fresh_count = fresh.count};
+    struct tpg_graph_list_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_list(list->name, &in, &out, &reply);
+    *got = result == CUDA_SUCCESS && out.nodes_count < count ? out.nodes_count : result == CUDA_SUCCESS ? count : 0;
+    *total = out.total;
+    for (size_t i = 0; i < *got; i++) {
+        uint64_t handle;
+        memcpy(&handle, out.nodes + i, sizeof handle);
+        tpc_fresh_note(&fresh, handle, list->graph);
+        list->nodes[first + i] = (CUgraphNode)(uintptr_t)handle;
+        if (list->others && i < out.others_count) {
+            memcpy(&handle, out.others + i, sizeof handle);
+            tpc_fresh_note(&fresh, handle, list->graph);
+            list->others[first + i] = (CUgraphNode)(uintptr_t)handle;
+        }
+        if (list->edges && i < out.edges_count) {
+            list->edges[first + i] = out.edges[i];
+        }
+    }
+    if (result == CUDA_SUCCESS && list->plain && !tpc_edges_plain(out.edges, out.edges_count)) {
+        result = CUDA_ERROR_LOSSY_QUERY;
+    }
+    tpc_fresh_end(&fresh);
+    tp_reply_free(&reply);
+    return result;
+}
+
+static CUresult run(const struct list *list, size_t *count) {
+    size_t at = 0, got = 0, total = 0;
+    if (!count) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!list->nodes) {
+        return page(list, 0, 0, &got, count);
+    }
+    while (at < *count) {
+        CUresult result = page(list, at, *count - at < PAGE ? *count - at : PAGE, &got, &total);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
+        at += got;
+        if (!got || at >= total) {
+            break;
+        }
+    }
+    for (size_t i = at; i < *count; i++) {
+        list->nodes[i] = NULL;
+        if (list->others) {
+            list->others[i] = NULL;
+        }
+    }
+    *count = at;
+    return CUDA_SUCCESS;
+}
+
+static CUresult of_graph(const char *name, uint32_t what, CUgraph graph, CUgraphNode *nodes, CUgraphNode *others,
+                         CUgraphEdgeData *edges, size_t *count) {
+    TPC_CHECK_HANDLE(GRAPH, graph, false);
+    if (what == LIST_EDGES && !nodes != !others) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct list list = {.name = name,
+                        .what = what,
+                        .subject = (uint64_t)(uintptr_t)graph,
+                        .graph = (uint64_t)(uintptr_t)graph,
+                        .nodes = nodes,
+                        .others = others,
+                        .edges = edges,
+                        .plain = what == LIST_EDGES && !edges};
+    return run(&list, count);
+}
+
+CUresult tpc_cuGraphGetNodes(CUgraph hGraph, CUgraphNode *nodes, size_t *numNodes) {
+    return of_graph("cuGraphGetNodes", LIST_NODES, hGraph, nodes, NULL, NULL, numNodes);
+}
+
+CUresult tpc_cuGraphGetRootNodes(CUgraph hGraph, CUgraphNode *rootNodes, size_t *numRootNodes) {
+    return of_graph("cuGraphGetRootNodes", LIST_ROOTS, hGraph, rootNodes, NULL, NULL, numRootNodes);
+}
+
+CUresult tpc_cuGraphGetEdges(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, size_t *numEdges) {
+    return of_graph("cuGraphGetEdges", LIST_EDGES, hGraph, from, to, NULL, numEdges);
+}
+
+CUresult tpc_cuGraphGetEdges_v2(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, CUgraphEdgeData *edgeData,
+                                size_t *numEdges) {
+    return of_graph("cuGraphGetEdges", LIST_EDGES, hGraph, from, to, edgeData, numEdges);
+}
+
+static CUresult of_node(const char *name, uint32_t what, CUgraphNode node, CUgraphNode *nodes, CUgraphEdgeData *edges,
+                        size_t *count) {
+    TPC_CHECK_HANDLE(GRAPHNODE, node, false);
+    uint64_t subject = (uint64_t)(uintptr_t)node;
+    struct list list = {.name = name,
+                        .what = what,
+                        .subject = subject,
+                        .graph = (uint64_t)(uintptr_t)tpc_record(TPG_GRAPHNODE, subject),
+                        .nodes = nodes,
+                        .edges = edges,
+                        .plain = !edges};
+    return run(&list, count);
+}
+
+CUresult tpc_cuGraphNodeGetDependencies(CUgraphNode hNode, CUgraphNode *dependencies, size_t *numDependencies) {
+    return of_node("cuGraphNodeGetDependencies", LIST_DEPENDENCIES, hNode, dependencies, NULL, numDependencies);
+}
+
+CUresult tpc_cuGraphNodeGetDependencies_v2(CUgraphNode hNode, CUgraphNode *dependencies, CUgraphEdgeData *edgeData,
+                                           size_t *numDependencies) {
+    return of_node("cuGraphNodeGetDependencies", LIST_DEPENDENCIES, hNode, dependencies, edgeData, numDependencies);
+}
+
+CUresult tpc_cuGraphNodeGetDependentNodes(CUgraphNode hNode, CUgraphNode *dependentNodes, size_t *numDependentNodes) {
+    return of_node("cuGraphNodeGetDependentNodes", LIST_DEPENDENTS, hNode, dependentNodes, NULL, numDependentNodes);
+}
+
+CUresult tpc_cuGraphNodeGetDependentNodes_v2(CUgraphNode hNode, CUgraphNode *dependentNodes, CUgraphEdgeData *edgeData,
+                                             size_t *numDependentNodes) {
+    return of_node("cuGraphNodeGetDependentNodes", LIST_DEPENDENTS, hNode, dependentNodes, edgeData, numDependentNodes);
+}
+
+CUresult tpc_cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph) {
+    if (!phNode) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPHNODE, hOriginalNode, false);
+    TPC_CHECK_HANDLE(GRAPH, hClonedGraph, false);
+    struct tpc_fresh fresh;
+    if (!tpc_fresh_make(&fresh, 1)) {
+        return TPC_NO_HANDLES;
+    }
+    struct tpg_graph_find_in_clone_in in = {.node = (uint64_t)(uintptr_t)hOriginalNode,
+                                            .graph = (uint64_t)(uintptr_t)hClonedGraph,
+                                            .fresh = fresh.handles[0]};
+    struct tpg_graph_find_in_clone_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_find_in_clone("cuGraphNodeFindInClone", &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_fresh_note(&fresh, out.found, in.graph);
+        *phNode = (CUgraphNode)(uintptr_t)out.found;
+    }
+    tpc_fresh_end(&fresh);
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph) {
+    if (!phGraph) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    struct tpg_graph_child_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
+    in.fresh = tpc_mint_record(TPG_GRAPH, as_record(in.node));
+    if (!in.fresh) {
+        return TPC_NO_HANDLES;
+    }
+    struct tpg_graph_child_get_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_child_get("cuGraphChildGraphNodeGetGraph", &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        *phGraph = (CUgraph)(uintptr_t)out.graph;
+    }
+    if (result != CUDA_SUCCESS || out.graph != in.fresh) {
+        tpc_unmint(TPG_GRAPH, in.fresh);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+/* ---- edges ---- */
+
+static CUresult edges(const char *name, CUgraph graph, const CUgraphNode *from, const CUgraphNode *to,
+                      const CUgraphEdgeData *data, size_t count, unsigned int take) {
+    TPC_CHECK_HANDLE(GRAPH, graph, false);
+    if (count && (!from || !to)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_graph_edges_in in = {.graph = (uint64_t)(uintptr_t)graph,
+                                    .remove = take,
+                                    .nodes = (const uint64_t *)(const void *)from,
+                                    .nodes_count = count,
+                                    .others = (const uint64_t *)(const void *)to,
+                                    .others_count = count,
+                                    .edges = data,
+                                    .edges_count = data ? count : 0};
+    struct tp_reply reply;
+    CUresult result = count ? tpc_call_graph_edges(name, &in, &reply) : CUDA_SUCCESS;
+    if (count) {
+        tp_reply_free(&reply);
+    }
+    return result;
+}
+
+CUresult tpc_cuGraphAddDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
+                                    size_t numDependencies) {
+    return edges("cuGraphAddDependencies", hGraph, from, to, NULL, numDependencies, 0);
+}
+
+CUresult tpc_cuGraphAddDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
+                                       const CUgraphEdgeData *edgeData, size_t numDependencies) {
+    return edges("cuGraphAddDependencies", hGraph, from, to, edgeData, numDependencies, 0);
+}
+
+CUresult tpc_cuGraphRemoveDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
+                                       size_t numDependencies) {
+    return edges("cuGraphRemoveDependencies", hGraph, from, to, NULL, numDependencies, 1);
+}
+
+CUresult tpc_cuGraphRemoveDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
+                                          const CUgraphEdgeData *edgeData, size_t numDependencies) {
+    return edges("cuGraphRemoveDependencies", hGraph, from, to, edgeData, numDependencies, 1);
+}

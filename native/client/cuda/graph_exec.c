@@ -1,0 +1,138 @@
+/*
+ * Executable graphs in the client: instantiating and updating wait for an answer, a launch is a post like a kernel's.
+ *
+ * Any thread; owns nothing. Error nodes that the driver names get handles as other nodes do.
+ */
+#include "tpc_graph.h"
+#include "tpg_cuda_send.h"
+
+/* `detailed`: the driver's form that says what was wrong, where. */
+static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
+                            bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why) {
+    TPC_CONTEXT(context);
+    (void)context;
+    if (!out_exec) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPH, graph, false);
+    struct tpc_fresh fresh;
+    if (!tpc_fresh_make(&fresh, 1)) {
+        return TPC_NO_HANDLES;
+    }
+    struct tpg_graph_instantiate_in in = {.graph = (uint64_t)(uintptr_t)graph,
+                                          .exec = tpc_mint(TPG_GRAPHEXEC),
+                                          .flags = flags,
+                                          .upload = (uint64_t)(uintptr_t)upload,
+                                          .detailed = detailed,
+                                          .fresh = fresh.handles[0]};
+    struct tpg_graph_instantiate_out out;
+    struct tp_reply reply;
+    CUresult result = TPC_NO_HANDLES;
+    if (in.exec) {
+        result = tpc_call_graph_instantiate(name, &in, &out, &reply);
+        if (result == CUDA_SUCCESS) {
+            result = (CUresult)out.error;
+            tpc_fresh_note(&fresh, out.error_node, in.graph);
+            if (error_node) {
+                *error_node = (CUgraphNode)(uintptr_t)out.error_node;
+            }
+            if (why) {
+                *why = (CUgraphInstantiateResult)out.result;
+            }
+        }
+        tp_reply_free(&reply);
+    }
+    tpc_fresh_end(&fresh);
+    if (result == CUDA_SUCCESS) {
+        *out_exec = (CUgraphExec)(uintptr_t)in.exec;
+    } else if (in.exec) {
+        tpc_unmint(TPG_GRAPHEXEC, in.exec);
+    }
+    return result;
+}
+
+CUresult tpc_cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags) {
+    return instantiate("cuGraphInstantiateWithFlags", phGraphExec, hGraph, flags, NULL, false, NULL, NULL);
+}
+
+CUresult tpc_cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer,
+                                   size_t bufferSize) {
+    if (phErrorNode) {
+        *phErrorNode = NULL;
+    }
+    if (logBuffer && bufferSize) {
+        logBuffer[0] = 0; /* drivers since 12 write no log */
+    }
+    return instantiate("cuGraphInstantiate", phGraphExec, hGraph, 0, NULL, true, phErrorNode, NULL);
+}
+
+CUresult tpc_cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer,
+                                size_t bufferSize) {
+    return tpc_cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize);
+}
+
+CUresult tpc_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phGraphExec, CUgraph hGraph,
+                                          CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) {
+    if (!instantiateParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUstream upload = instantiateParams->hUploadStream ? instantiateParams->hUploadStream : implicit;
+    TPC_CHECK_HANDLE(STREAM, upload, true);
+    instantiateParams->hErrNode_out = NULL;
+    instantiateParams->result_out = CUDA_GRAPH_INSTANTIATE_ERROR;
+    return instantiate("cuGraphInstantiateWithParams", phGraphExec, hGraph, instantiateParams->flags, upload, true,
+                       &instantiateParams->hErrNode_out, &instantiateParams->result_out);
+}
+
+/* As with a kernel: what the program wrote into mapped host memory is there when the graph runs. */
+CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
+    (void)hGraph, (void)hStream;
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
+        tpc_twins_push();
+    }
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo) {
+    if (!resultInfo) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPHEXEC, hGraphExec, false);
+    TPC_CHECK_HANDLE(GRAPH, hGraph, false);
+    struct tpc_fresh fresh;
+    if (!tpc_fresh_make(&fresh, 2)) {
+        return TPC_NO_HANDLES;
+    }
+    struct tpg_graph_update_in in = {.exec = (uint64_t)(uintptr_t)hGraphExec,
+                                     .graph = (uint64_t)(uintptr_t)hGraph,
+                                     .fresh = fresh.handles,
+                                     .fresh_count = fresh.count};
+    struct tpg_graph_update_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_fresh_note(&fresh, out.error_node, in.graph);
+        tpc_fresh_note(&fresh, out.error_from, in.graph);
+        *resultInfo = (CUgraphExecUpdateResultInfo){.result = (CUgraphExecUpdateResult)out.result,
+                                                    .errorNode = (CUgraphNode)(uintptr_t)out.error_node,
+                                                    .errorFromNode = (CUgraphNode)(uintptr_t)out.error_from};
+        result = (CUresult)out.error;
+    }
+    tpc_fresh_end(&fresh);
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphNode *hErrorNode_out,
+                               CUgraphExecUpdateResult *updateResult_out) {
+    CUgraphExecUpdateResultInfo info = {.result = CU_GRAPH_EXEC_UPDATE_ERROR};
+    if (!updateResult_out) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = tpc_cuGraphExecUpdate_v2(hGraphExec, hGraph, &info);
+    *updateResult_out = info.result;
+    if (hErrorNode_out) {
+        *hErrorNode_out = info.errorNode;
+    }
+    return result;
+}

@@ -1,0 +1,493 @@
+/*
+ * Nodes in the client: adding them, changing their parameters, reading those of kernels back.
+ *
+ * Any thread. Adding waits for the answer, because the driver refuses at once; changing an executable graph is posted, since
+ * programs do it before each launch. A kernel's parameters are gathered as for a launch. The arrays that GetParams points to
+ * belong to this file and last as long as the node's handle; their list is guarded by a lock.
+ */
+#include "tpc_graph.h"
+#include "tpc_memory.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+
+/* Where parameters go: a new node, a node of an executable graph, a node. */
+struct target {
+    uint64_t owner, node;
+    const CUgraphNode *dependencies;
+    const CUgraphEdgeData *edges;
+    size_t count;
+    bool wait;
+};
+
+#define TARGET(t)                                                                                                      \
+    .owner = (t)->owner, .node = (t)->node, .dependencies = (const uint64_t *)(const void *)(t)->dependencies,         \
+    .dependencies_count = (t)->count, .edges = (t)->edges, .edges_count = (t)->edges ? (t)->count : 0
+
+/* The same operation as a post, or waited for. */
+#define SENDER(op)                                                                                                     \
+    static CUresult send_##op(const char *name, const struct tpg_##op##_in *in, bool wait) {                           \
+        if (!wait) {                                                                                                   \
+            return tpc_post_##op(name, in);                                                                            \
+        }                                                                                                              \
+        struct tp_reply reply;                                                                                         \
+        size_t size = tpg_size_##op##_in(in);                                                                          \
+        TPC_FITS(size);                                                                                                \
+        unsigned char *body = tpc_reserve(TPG_OP_##op, size);                                                          \
+        if (!body) {                                                                                                   \
+            return tpc_lost();                                                                                         \
+        }                                                                                                              \
+        struct tp_cursor c = tp_cursor_make(body, size);                                                               \
+        tpg_put_##op##_in(&c, in);                                                                                     \
+        CUresult result = tpc_call(name, &reply);                                                                      \
+        tp_reply_free(&reply);                                                                                         \
+        return result;                                                                                                 \
+    }
+SENDER(graph_kernel)
+SENDER(graph_memset)
+SENDER(graph_memcpy)
+SENDER(graph_child)
+SENDER(graph_empty)
+SENDER(graph_host)
+
+static CUresult new_node(struct target *t, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
+                         const CUgraphEdgeData *edges, size_t count) {
+    TPC_CHECK_HANDLE(GRAPH, graph, false);
+    if (!out || (count && !dependencies)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t handle = (uint64_t)(uintptr_t)graph;
+    *t = (struct target){.owner = handle,
+                         .node = tpc_mint_record(TPG_GRAPHNODE, (void *)(uintptr_t)handle),
+                         .dependencies = dependencies,
+                         .edges = tpc_edges_plain(edges, count) ? NULL : edges,
+                         .count = count,
+                         .wait = true};
+    return t->node ? CUDA_SUCCESS : TPC_NO_HANDLES;
+}
+
+static CUresult added(const struct target *t, CUgraphNode *out, CUresult result) {
+    if (result == CUDA_SUCCESS) {
+        *out = (CUgraphNode)(uintptr_t)t->node;
+    } else {
+        tpc_unmint(TPG_GRAPHNODE, t->node);
+    }
+    return result;
+}
+
+static CUresult in_exec(struct target *t, CUgraphExec exec, CUgraphNode node) {
+    TPC_CHECK_HANDLE(GRAPHEXEC, exec, false);
+    TPC_CHECK_HANDLE(GRAPHNODE, node, false);
+    *t = (struct target){.owner = (uint64_t)(uintptr_t)exec, .node = (uint64_t)(uintptr_t)node};
+    return CUDA_SUCCESS;
+}
+
+static CUresult node_itself(struct target *t, CUgraphNode node) {
+    TPC_CHECK_HANDLE(GRAPHNODE, node, false);
+    *t = (struct target){.node = (uint64_t)(uintptr_t)node, .wait = true};
+    return CUDA_SUCCESS;
+}
+
+/* ---- kernels ---- */
+
+static CUresult kernel(const char *name, const struct target *t, const CUDA_KERNEL_NODE_PARAMS *p) {
+    TPC_CONTEXT(context);
+    (void)context;
+    unsigned char block[TPC_BLOCK_LIMIT];
+    const void *source;
+    struct tpc_kernel *k = p ? tpc_kernel_of((uint64_t)(uintptr_t)(p->func ? (void *)p->func : (void *)p->kern)) : NULL;
+    if (!k) {
+        return p ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(CONTEXT, p->ctx, true);
+    CUresult result = tpc_kernel_block(k, p, block, &source);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    struct tpg_graph_kernel_in in = {TARGET(t),
+                                     .context = (uint64_t)(uintptr_t)p->ctx,
+                                     .function = k->handle,
+                                     .grid_x = p->gridDimX,
+                                     .grid_y = p->gridDimY,
+                                     .grid_z = p->gridDimZ,
+                                     .block_x = p->blockDimX,
+                                     .block_y = p->blockDimY,
+                                     .block_z = p->blockDimZ,
+                                     .shared_bytes = p->sharedMemBytes,
+                                     .params = source,
+                                     .params_size = k->parameter_bytes};
+    return send_graph_kernel(name, &in, t->wait);
+}
+
+/* The parameters of CUDA 10 are the first members of today's. */
+static const CUDA_KERNEL_NODE_PARAMS *widened(const CUDA_KERNEL_NODE_PARAMS_v1 *from, CUDA_KERNEL_NODE_PARAMS *to) {
+    memset(to, 0, sizeof *to);
+    if (from) {
+        memcpy(to, from, sizeof *from);
+    }
+    return from ? to : NULL;
+}
+
+CUresult tpc_cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                     size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
+    struct target t;
+    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result : added(&t, phGraphNode, kernel("cuGraphAddKernelNode", &t, nodeParams));
+}
+
+CUresult tpc_cuGraphAddKernelNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                  size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
+    CUDA_KERNEL_NODE_PARAMS params;
+    return tpc_cuGraphAddKernelNode_v2(phGraphNode, hGraph, dependencies, numDependencies,
+                                       widened(nodeParams, &params));
+}
+
+CUresult tpc_cuGraphKernelNodeSetParams_v2(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
+    struct target t;
+    CUresult result = node_itself(&t, hNode);
+    return result ? result : kernel("cuGraphKernelNodeSetParams", &t, nodeParams);
+}
+
+CUresult tpc_cuGraphKernelNodeSetParams(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
+    CUDA_KERNEL_NODE_PARAMS params;
+    return tpc_cuGraphKernelNodeSetParams_v2(hNode, widened(nodeParams, &params));
+}
+
+CUresult tpc_cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode hNode,
+                                               const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
+    struct target t;
+    CUresult result = in_exec(&t, hGraphExec, hNode);
+    return result ? result : kernel("cuGraphExecKernelNodeSetParams", &t, nodeParams);
+}
+
+CUresult tpc_cuGraphExecKernelNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
+                                            const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
+    CUDA_KERNEL_NODE_PARAMS params;
+    return tpc_cuGraphExecKernelNodeSetParams_v2(hGraphExec, hNode, widened(nodeParams, &params));
+}
+
+/* ---- reading a kernel's parameters back ---- */
+
+struct read_back {
+    struct read_back *next;
+    uint64_t node;
+    void **params;
+    unsigned char *block;
+};
+
+static struct tp_lock lock;
+static struct read_back *read_backs;
+
+void tpc_node_forget(uint64_t node) {
+    struct read_back *gone = NULL;
+    tp_lock_take(&lock);
+    for (struct read_back **at = &read_backs; *at; at = &(*at)->next) {
+        if ((*at)->node == node) {
+            gone = *at;
+            *at = gone->next;
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+    if (gone) {
+        free(gone->params);
+        free(gone->block);
+        free(gone);
+    }
+}
+
+static void **keep(uint64_t node, const struct tpc_kernel *k, const void *bytes, size_t size) {
+    struct read_back *made = calloc(1, sizeof *made);
+    void **params = calloc(k->parameters + 1, sizeof *params);
+    unsigned char *block = calloc(1, size + 1);
+    if (!made || !params || !block) {
+        free(made);
+        free(params);
+        free(block);
+        return NULL;
+    }
+    if (size) {
+        memcpy(block, bytes, size);
+    }
+    for (uint32_t i = 0; i < k->parameters; i++) {
+        params[i] = block + k->layout[i].offset;
+    }
+    tpc_node_forget(node); /* the arrays of an earlier question end with this one */
+    *made = (struct read_back){.node = node, .params = params, .block = block};
+    tp_lock_take(&lock);
+    made->next = read_backs;
+    read_backs = made;
+    tp_lock_drop(&lock);
+    return params;
+}
+
+CUresult tpc_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS *nodeParams) {
+    if (!nodeParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    struct tpg_graph_kernel_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
+    struct tpg_graph_kernel_get_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_kernel_get("cuGraphKernelNodeGetParams", &in, &out, &reply);
+    struct tpc_kernel *k = result == CUDA_SUCCESS ? tpc_kernel_of(out.function) : NULL;
+    if (result == CUDA_SUCCESS && (!k || k->parameter_bytes != out.params_size)) {
+        result = tpc_bad_reply(&reply);
+    }
+    void **params = result == CUDA_SUCCESS ? keep(in.node, k, out.params, out.params_size) : NULL;
+    if (result == CUDA_SUCCESS && !params) {
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (result == CUDA_SUCCESS) {
+        bool function = tp_handle_is(out.function, TPG_FUNCTION);
+        *nodeParams = (CUDA_KERNEL_NODE_PARAMS){.func = function ? (CUfunction)(uintptr_t)out.function : NULL,
+                                                .kern = function ? NULL : (CUkernel)(uintptr_t)out.function,
+                                                .gridDimX = out.grid_x,
+                                                .gridDimY = out.grid_y,
+                                                .gridDimZ = out.grid_z,
+                                                .blockDimX = out.block_x,
+                                                .blockDimY = out.block_y,
+                                                .blockDimZ = out.block_z,
+                                                .sharedMemBytes = out.shared_bytes,
+                                                .kernelParams = params,
+                                                .ctx = (CUcontext)(uintptr_t)out.context};
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
+    CUDA_KERNEL_NODE_PARAMS params;
+    if (!nodeParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = tpc_cuGraphKernelNodeGetParams_v2(hNode, &params);
+    if (result == CUDA_SUCCESS) {
+        params.func = params.func ? params.func : (CUfunction)(void *)params.kern;
+        memcpy(nodeParams, &params, sizeof *nodeParams);
+    }
+    return result;
+}
+
+CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
+                                           const CUkernelNodeAttrValue *value) {
+    if (!value || (int)attr < 0 || attr >= CU_LAUNCH_ATTRIBUTE_MAX) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    struct tpg_graph_attribute_set_in in = {.node = (uint64_t)(uintptr_t)hNode, .attribute = (int)attr, .value = value};
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_attribute_set("cuGraphKernelNodeSetAttribute", &in, &reply);
+    tp_reply_free(&reply);
+    return result;
+}
+
+/* ---- memsets ---- */
+
+static CUresult memset_node(const char *name, const struct target *t, const CUDA_MEMSET_NODE_PARAMS *p,
+                            CUcontext context) {
+    if (!p) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(CONTEXT, context, true);
+    struct tpc_area area = {.address = p->dst, .pitch = p->pitch, .height = p->height};
+    bool fits = (p->elementSize == 1 || p->elementSize == 2 || p->elementSize == 4) && p->width && p->height &&
+                !__builtin_mul_overflow((uint64_t)p->width, (uint64_t)p->elementSize, &area.width);
+    if (!fits || (p->height > 1 && p->pitch < area.width)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t extent = tpc_area_extent(&area, &fits);
+    if (!fits || !tpc_range_covers(area.address, extent)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_graph_memset_in in = {TARGET(t),
+                                     .context = (uint64_t)(uintptr_t)context,
+                                     .destination = p->dst,
+                                     .pitch = p->pitch,
+                                     .width = p->width,
+                                     .height = p->height,
+                                     .value = p->value,
+                                     .element = p->elementSize};
+    return send_graph_memset(name, &in, t->wait);
+}
+
+CUresult tpc_cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                  size_t numDependencies, const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) {
+    struct target t;
+    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result : added(&t, phGraphNode, memset_node("cuGraphAddMemsetNode", &t, memsetParams, ctx));
+}
+
+CUresult tpc_cuGraphMemsetNodeSetParams(CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *nodeParams) {
+    struct target t;
+    CUresult result = node_itself(&t, hNode);
+    return result ? result : memset_node("cuGraphMemsetNodeSetParams", &t, nodeParams, NULL);
+}
+
+CUresult tpc_cuGraphExecMemsetNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
+                                            const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) {
+    struct target t;
+    CUresult result = in_exec(&t, hGraphExec, hNode);
+    return result ? result : memset_node("cuGraphExecMemsetNodeSetParams", &t, memsetParams, ctx);
+}
+
+/* ---- copies ---- */
+
+/* Turns one side into device memory; host memory is only possible where a graph may reach it for ever. */
+static CUresult device_side(const char *name, CUmemorytype *type, CUdeviceptr *device, const void *host, size_t least) {
+    uint64_t as_device = 0;
+    struct tpc_range range;
+    if (*type == CU_MEMORYTYPE_UNIFIED) {
+        bool there =
+            tpc_is_device_address(*device) || (tpc_range_at(*device, &range) && range.where == TPC_DEVICE_MEMORY);
+        host = there ? NULL : (const void *)(uintptr_t)*device;
+        *type = there ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
+    }
+    if (*type == CU_MEMORYTYPE_DEVICE) {
+        return CUDA_SUCCESS;
+    }
+    if (*type == CU_MEMORYTYPE_HOST && tpc_host_in_graph(host, least, &as_device)) {
+        *type = CU_MEMORYTYPE_DEVICE;
+        *device = as_device;
+        return CUDA_SUCCESS;
+    }
+    tp_log(TP_ERROR, "%s: a copy node with %s is not supported over this connection", name,
+           *type == CU_MEMORYTYPE_HOST ? "memory of this program" : "an array");
+    return *type == CU_MEMORYTYPE_HOST || *type == CU_MEMORYTYPE_ARRAY ? CUDA_ERROR_NOT_SUPPORTED
+                                                                       : CUDA_ERROR_INVALID_VALUE;
+}
+
+static CUresult memcpy_node(const char *name, const struct target *t, const CUDA_MEMCPY3D *p, CUcontext context) {
+    if (!p) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(CONTEXT, context, true);
+    CUDA_MEMCPY3D copy = *p;
+    CUresult result = device_side(name, &copy.srcMemoryType, &copy.srcDevice, copy.srcHost, copy.WidthInBytes);
+    if (result == CUDA_SUCCESS) {
+        result = device_side(name, &copy.dstMemoryType, &copy.dstDevice, copy.dstHost, copy.WidthInBytes);
+    }
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    copy.srcHost = copy.dstHost = NULL;
+    struct tpg_graph_memcpy_in in = {TARGET(t), .context = (uint64_t)(uintptr_t)context, .params = &copy};
+    return send_graph_memcpy(name, &in, t->wait);
+}
+
+CUresult tpc_cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                  size_t numDependencies, const CUDA_MEMCPY3D *copyParams, CUcontext ctx) {
+    struct target t;
+    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result : added(&t, phGraphNode, memcpy_node("cuGraphAddMemcpyNode", &t, copyParams, ctx));
+}
+
+CUresult tpc_cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams) {
+    struct target t;
+    CUresult result = node_itself(&t, hNode);
+    return result ? result : memcpy_node("cuGraphMemcpyNodeSetParams", &t, nodeParams, NULL);
+}
+
+CUresult tpc_cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMCPY3D *copyParams,
+                                            CUcontext ctx) {
+    struct target t;
+    CUresult result = in_exec(&t, hGraphExec, hNode);
+    return result ? result : memcpy_node("cuGraphExecMemcpyNodeSetParams", &t, copyParams, ctx);
+}
+
+/* ---- the others ---- */
+
+static CUresult child_node(const char *name, const struct target *t, CUgraph child, bool move) {
+    TPC_CHECK_HANDLE(GRAPH, child, false);
+    struct tpg_graph_child_in in = {TARGET(t), .child = (uint64_t)(uintptr_t)child, .move = move};
+    CUresult result = send_graph_child(name, &in, t->wait);
+    if (result == CUDA_SUCCESS && move) {
+        tpc_set_record(TPG_GRAPH, in.child, (void *)(uintptr_t)t->node);
+    }
+    return result;
+}
+
+CUresult tpc_cuGraphAddChildGraphNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                      size_t numDependencies, CUgraph childGraph) {
+    struct target t;
+    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result : added(&t, phGraphNode, child_node("cuGraphAddChildGraphNode", &t, childGraph, false));
+}
+
+CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph) {
+    struct target t;
+    CUresult result = in_exec(&t, hGraphExec, hNode);
+    t.wait = true; /* a graph of another shape is refused */
+    return result ? result : child_node("cuGraphExecChildGraphNodeSetParams", &t, childGraph, false);
+}
+
+static CUresult empty_node(const char *name, const struct target *t) {
+    struct tpg_graph_empty_in in = {TARGET(t)};
+    return send_graph_empty(name, &in, t->wait);
+}
+
+CUresult tpc_cuGraphAddEmptyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                 size_t numDependencies) {
+    struct target t;
+    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result : added(&t, phGraphNode, empty_node("cuGraphAddEmptyNode", &t));
+}
+
+static CUresult host_node(const char *name, const struct target *t, CUhostFn function, void *user) {
+    if (!function) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_graph_host_in in = {TARGET(t), .token = tpc_host_lasting(function, user)};
+    return in.token ? send_graph_host(name, &in, t->wait) : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult tpc_cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                size_t numDependencies, const CUDA_HOST_NODE_PARAMS *nodeParams) {
+    struct target t;
+    if (!nodeParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result
+                  : added(&t, phGraphNode, host_node("cuGraphAddHostNode", &t, nodeParams->fn, nodeParams->userData));
+}
+
+static CUresult any_node(const char *name, const struct target *t, const CUgraphNodeParams *p) {
+    CUDA_KERNEL_NODE_PARAMS kernel_params;
+    CUDA_MEMSET_NODE_PARAMS memset_params;
+    switch (p->type) {
+    case CU_GRAPH_NODE_TYPE_KERNEL:
+        memcpy(&kernel_params, &p->kernel, sizeof kernel_params);
+        return kernel(name, t, &kernel_params);
+    case CU_GRAPH_NODE_TYPE_MEMSET:
+        memcpy(&memset_params, &p->memset, sizeof memset_params); /* today's has a context behind it */
+        return memset_node(name, t, &memset_params, p->memset.ctx);
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+        return memcpy_node(name, t, &p->memcpy.copyParams, p->memcpy.copyCtx);
+    case CU_GRAPH_NODE_TYPE_EMPTY:
+        return empty_node(name, t);
+    case CU_GRAPH_NODE_TYPE_HOST:
+        return host_node(name, t, p->host.fn, p->host.userData);
+    case CU_GRAPH_NODE_TYPE_GRAPH:
+        return child_node(name, t, p->graph.graph, p->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
+    default:
+        tp_log(TP_WARN, "%s: nodes of type %d are not supported", name, (int)p->type);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+}
+
+CUresult tpc_cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                               const CUgraphEdgeData *dependencyData, size_t numDependencies,
+                               CUgraphNodeParams *nodeParams) {
+    struct target t;
+    if (!nodeParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, dependencyData, numDependencies);
+    return result ? result : added(&t, phGraphNode, any_node("cuGraphAddNode", &t, nodeParams));
+}
+
+CUresult tpc_cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                            size_t numDependencies, CUgraphNodeParams *nodeParams) {
+    return tpc_cuGraphAddNode_v2(phGraphNode, hGraph, dependencies, NULL, numDependencies, nodeParams);
+}

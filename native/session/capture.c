@@ -1,0 +1,269 @@
+/*
+ * Stream capture: beginning, ending, asking; and keeping the session itself out of it.
+ *
+ * Executor thread only. Every capture is begun in relaxed mode, because the driver's modes are about threads and all of the
+ * client's threads act through this one; what the modes forbid is refused in the client. The list holds the captures that
+ * this session began and has not seen end; a capture of whose end it did not hear costs questions, nothing else. Counts are
+ * bounded by the frame they came in.
+ */
+#include "tpg_session.h"
+#include "tpw_graph.h"
+
+#include <stdlib.h>
+
+#define DEPENDENCIES_MAX 4096u /* told to the client at once; streams depend on a handful */
+
+bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    if (TP_LIKELY(!s->captures)) {
+        return true;
+    }
+    /* For the legacy stream the driver answers CUDA_ERROR_STREAM_CAPTURE_IMPLICIT while a blocking stream captures, and
+     * this question disturbs nothing. */
+    CUcontext before = s->entered_native;
+    if (before != stream->context) {
+        s->cuda.cuCtxSetCurrent(stream->context);
+    }
+    bool free_of = !s->cuda.cuStreamIsCapturing(stream->native, &status) && status == CU_STREAM_CAPTURE_STATUS_NONE;
+    if (before != stream->context) {
+        s->cuda.cuCtxSetCurrent(before);
+    }
+    return free_of;
+}
+
+int32_t tpw_refuse_capture(struct tpw_session *s, const struct tpw_stream *stream) {
+    if (tpw_touchable(s, stream)) {
+        return CUDA_SUCCESS;
+    }
+    /* A query is not allowed during a capture, never waits, and ends it as any other such operation does. */
+    int32_t error = (int32_t)s->cuda.cuStreamQuery(stream->native);
+    return error && error != CUDA_ERROR_NOT_READY ? error : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+}
+
+void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error) {
+    for (struct tpw_stream *stream = s->captures && !*error ? s->streams : NULL; stream; stream = stream->next) {
+        if (stream->native == native && stream->context_id == s->entered) {
+            *error = tpw_refuse_capture(s, stream);
+            return;
+        }
+    }
+}
+
+int32_t tpw_refuse_captures(struct tpw_session *s) {
+    int32_t error = CUDA_SUCCESS;
+    for (struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
+        if (capture->origin->context_id == s->entered) {
+            int32_t broken = tpw_refuse_capture(s, capture->origin);
+            error = error ? error : broken;
+        }
+    }
+    return error;
+}
+
+CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    cuuint64_t id = 0;
+    CUgraph graph = NULL;
+    if (!s->captures || s->cuda.cuStreamGetCaptureInfo_v2(stream->native, &status, &id, &graph, NULL, NULL)) {
+        return NULL;
+    }
+    return status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? graph : NULL;
+}
+
+/* ---- the list ---- */
+
+static struct tpw_capture **find(struct tpw_session *s, const struct tpw_stream *origin) {
+    struct tpw_capture **at = &s->captures;
+    while (*at && (*at)->origin != origin) {
+        at = &(*at)->next;
+    }
+    return at;
+}
+
+static void drop(struct tpw_session *s, struct tpw_capture **at, bool keep_graph) {
+    struct tpw_capture *capture = *at;
+    *at = capture->next;
+    if (!keep_graph && !capture->into) {
+        tpw_graph_forget(s, capture->graph);
+    }
+    free(capture);
+}
+
+void tpw_capture_stream_gone(struct tpw_session *s, const struct tpw_stream *stream) {
+    struct tpw_capture **at = find(s, stream);
+    if (*at) {
+        drop(s, at, false);
+    }
+}
+
+/* ---- operations ---- */
+
+static bool fits(size_t dependencies, size_t edges) { return !edges || edges == dependencies; }
+
+int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_begin_in *in,
+                          struct tpg_capture_begin_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    CUgraph graph = NULL;
+    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
+    if (!error) {
+        tpw_markers_settle(s);
+        error = tpw_enter(s, frame);
+    }
+    struct tpw_capture *capture = error ? NULL : calloc(1, sizeof *capture);
+    if (!error && !capture) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (!error && in->into) {
+        CUgraphNode *nodes = tpw_nodes(s, in->dependencies, in->dependencies_count, &error);
+        graph = tpw_graph(s, in->graph, &error);
+        if (!error && !fits(in->dependencies_count, in->edges_count)) {
+            error = CUDA_ERROR_INVALID_VALUE;
+        }
+        if (!error) {
+            error = (int32_t)s->cuda.cuStreamBeginCaptureToGraph(
+                stream->native, graph, in->dependencies_count ? nodes : NULL, in->edges_count ? in->edges : NULL,
+                in->dependencies_count, CU_STREAM_CAPTURE_MODE_RELAXED);
+        }
+    } else if (!error) {
+        error = (int32_t)s->cuda.cuStreamBeginCapture_v2(stream->native, CU_STREAM_CAPTURE_MODE_RELAXED);
+    }
+    if (error) {
+        free(capture);
+        return error;
+    }
+    cuuint64_t id = 0;
+    error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v2(stream->native, &status, &id, &graph, NULL, NULL);
+    if (!error && !in->into) {
+        error = tpw_made(s, frame, TPG_GRAPH, in->graph, (uint64_t)(uintptr_t)graph, 0);
+    }
+    if (error) { /* without a graph that can be named the capture is of no use */
+        CUgraph unnamed = NULL;
+        if (!s->cuda.cuStreamEndCapture(stream->native, &unnamed) && !in->into) {
+            s->cuda.cuGraphDestroy(unnamed);
+        }
+        free(capture);
+        return error;
+    }
+    *capture = (struct tpw_capture){
+        .next = s->captures, .origin = stream, .id = id, .graph = in->graph, .into = in->into != 0};
+    s->captures = capture;
+    out->id = id;
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_capture_end(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_end_in *in,
+                        struct tpg_capture_end_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUgraph graph = NULL;
+    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
+    if (error) {
+        return error;
+    }
+    struct tpw_capture **at = find(s, stream);
+    out->result = (int32_t)s->cuda.cuStreamEndCapture(stream->native, &graph);
+    if (!*at) {
+        return CUDA_SUCCESS;
+    }
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    s->cuda.cuStreamIsCapturing(stream->native, &status);
+    out->ended = !out->result || status == CU_STREAM_CAPTURE_STATUS_NONE;
+    out->graph = (*at)->graph;
+    if (out->ended) {
+        out->kept = !out->result || (*at)->into;
+        struct tpw_object *object = tpw_object(s, TPG_GRAPH, out->graph);
+        if (!out->result && object) {
+            object->native = (uint64_t)(uintptr_t)graph;
+        }
+        drop(s, at, out->kept != 0);
+    }
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_capture_break(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_break_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
+    return error ? error : tpw_refuse_capture(s, stream);
+}
+
+int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_info_in *in,
+                         struct tpg_capture_info_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    cuuint64_t id = 0;
+    CUgraph graph = NULL;
+    const CUgraphNode *nodes = NULL;
+    const CUgraphEdgeData *edges = NULL;
+    size_t count = 0;
+    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
+    if (error) {
+        return error;
+    }
+    error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v3(stream->native, &status, &id, &graph, &nodes, &edges, &count);
+    if (error == CUDA_ERROR_NOT_SUPPORTED) { /* a driver before 12.3 */
+        error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v2(stream->native, &status, &id, &graph, &nodes, &count);
+    }
+    out->status = (int32_t)status;
+    out->id = id;
+    if (error || status != CU_STREAM_CAPTURE_STATUS_ACTIVE) {
+        return error;
+    }
+    for (struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
+        if (capture->id == id) {
+            out->graph = capture->graph;
+        }
+    }
+    out->count = count;
+    if (!in->fresh_count || count > DEPENDENCIES_MAX || !out->graph) {
+        return CUDA_SUCCESS;
+    }
+    struct tpw_fresh fresh = {.handles = in->fresh, .count = in->fresh_count};
+    unsigned char *memory = tpw_scratch(s, count + 1, sizeof(uint64_t) + sizeof(CUgraphEdgeData), &error);
+    if (error) {
+        return error;
+    }
+    uint64_t *names = (uint64_t *)(void *)memory;
+    CUgraphEdgeData *data = (CUgraphEdgeData *)(void *)(memory + count * sizeof *names);
+    for (size_t i = 0; i < count; i++) {
+        names[i] = tpw_node_name(s, frame, nodes[i], out->graph, &fresh);
+        if (edges) {
+            data[i] = edges[i];
+        }
+    }
+    out->dependencies = names;
+    out->edges = data;
+    out->dependencies_count = out->edges_count = count;
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_capture_dependencies(struct tpw_session *s, const struct tp_frame *frame,
+                                 const struct tpg_capture_dependencies_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
+    size_t count = in->dependencies_count;
+    CUgraphNode *nodes = tpw_nodes(s, in->dependencies, count, &error);
+    if (!error && !fits(count, in->edges_count)) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (error) {
+        return error;
+    }
+    nodes = count ? nodes : NULL;
+    return (
+        int32_t)(in->edges_count
+                     ? s->cuda.cuStreamUpdateCaptureDependencies_v2(stream->native, nodes, in->edges, count, in->flags)
+                     : s->cuda.cuStreamUpdateCaptureDependencies(stream->native, nodes, count, in->flags));
+}
+
+/* A stream that waits for a captured event becomes part of the capture: what it has queued must have its marker before. */
+int32_t tpw_cuStreamWaitEvent(struct tpw_session *s, const struct tp_frame *frame,
+                              const struct tpg_cuStreamWaitEvent_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    if (TP_UNLIKELY(s->captures)) {
+        tpw_markers_settle(s);
+        error = tpw_enter(s, frame);
+    }
+    CUstream stream = tpw_stream(s, frame, in->hStream, &error);
+    CUevent event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->hEvent, false, &error);
+    return error ? error : (int32_t)s->cuda.cuStreamWaitEvent(stream, event, in->Flags);
+}

@@ -1,0 +1,323 @@
+/*
+ * Graphs and their nodes as objects: names of nodes, lists, edges, destruction.
+ *
+ * Executor thread only. A node has a handle once the client has seen it; a table from the driver's pointer to that handle
+ * makes every list give the same one. Handles come from the client and are checked by kind and generation before the
+ * driver sees what is behind them; when a graph goes, its nodes and the graphs inside them go, here as in the client.
+ */
+#include "tpg_session.h"
+#include "tpw_graph.h"
+
+#include <stdlib.h>
+
+#define BUCKETS 4096u
+#define LIST_MAX 8192u /* nodes or edges in one answer: three arrays of 8 bytes stay inside a frame */
+
+struct node {
+    struct node *next; /* in its bucket */
+    uint64_t native, handle, graph;
+};
+
+struct graph {
+    uint64_t owner; /* child graph node that it is inside */
+};
+
+static struct node **bucket(struct tpw_session *s, uint64_t native) {
+    if (!s->graph_nodes) {
+        s->graph_nodes = calloc(BUCKETS, sizeof(struct node *));
+    }
+    struct node **table = s->graph_nodes;
+    return table ? &table[(native * 0x9e3779b97f4a7c15ull >> 32) % BUCKETS] : NULL;
+}
+
+static int32_t add_name(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, uint64_t native,
+                        uint64_t graph) {
+    struct node **place = bucket(s, native);
+    struct node *node = place ? calloc(1, sizeof *node) : NULL;
+    if (!node) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    int32_t error = tpw_made(s, frame, TPG_GRAPHNODE, handle, native, 0);
+    struct tpw_object *object = error ? NULL : tpw_object(s, TPG_GRAPHNODE, handle);
+    if (!object) {
+        free(node);
+        return error ? error : CUDA_ERROR_INVALID_HANDLE;
+    }
+    *node = (struct node){.next = *place, .native = native, .handle = handle, .graph = graph};
+    *place = node;
+    object->record = node;
+    return CUDA_SUCCESS;
+}
+
+uint64_t tpw_node_name(struct tpw_session *s, const struct tp_frame *frame, CUgraphNode native, uint64_t graph,
+                       struct tpw_fresh *fresh) {
+    uint64_t value = (uint64_t)(uintptr_t)native, handle;
+    struct node **place = value ? bucket(s, value) : NULL;
+    for (const struct node *node = place ? *place : NULL; node; node = node->next) {
+        if (node->native == value) {
+            return node->handle;
+        }
+    }
+    if (!value || fresh->used >= fresh->count) {
+        return 0;
+    }
+    memcpy(&handle, fresh->handles + fresh->used++, sizeof handle);
+    return add_name(s, frame, handle, value, graph) ? 0 : handle;
+}
+
+static void forget_node(struct tpw_session *s, struct node *node) {
+    for (struct node **at = bucket(s, node->native); at && *at; at = &(*at)->next) {
+        if (*at == node) {
+            *at = node->next;
+            break;
+        }
+    }
+    tpw_forget(s, TPG_GRAPHNODE, node->handle); /* frees the record */
+}
+
+static void forget_inside(struct tpw_session *s, uint64_t node) {
+    struct tpw_object *object;
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPH, &at));) {
+        const struct graph *graph = object->record;
+        if (graph && graph->owner == node) {
+            tpw_graph_forget(s, tp_handle_make(TPG_GRAPH, object->id));
+        }
+    }
+}
+
+void tpw_graph_forget(struct tpw_session *s, uint64_t graph) {
+    struct tpw_object *object;
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPHNODE, &at));) {
+        struct node *node = object->record;
+        if (node && node->graph == graph) {
+            forget_inside(s, node->handle);
+            forget_node(s, node);
+        }
+    }
+    tpw_forget(s, TPG_GRAPH, graph);
+}
+
+/* ---- handles ---- */
+
+static uint64_t native_of(struct tpw_session *s, uint32_t kind, uint64_t handle, int32_t *error) {
+    const struct tpw_object *object = *error ? NULL : tpw_object(s, kind, handle);
+    if (!object || !object->native) {
+        *error = *error ? *error : object && object->error ? object->error : CUDA_ERROR_INVALID_HANDLE;
+        return 0;
+    }
+    return object->native;
+}
+
+CUgraphNode tpw_node(struct tpw_session *s, uint64_t handle, int32_t *error) {
+    return (CUgraphNode)(uintptr_t)native_of(s, TPG_GRAPHNODE, handle, error);
+}
+
+CUgraph tpw_graph(struct tpw_session *s, uint64_t handle, int32_t *error) {
+    return (CUgraph)(uintptr_t)native_of(s, TPG_GRAPH, handle, error);
+}
+
+CUgraphExec tpw_exec(struct tpw_session *s, uint64_t handle, int32_t *error) {
+    return (CUgraphExec)(uintptr_t)native_of(s, TPG_GRAPHEXEC, handle, error);
+}
+
+CUgraphNode *tpw_nodes(struct tpw_session *s, const uint64_t *handles, size_t count, int32_t *error) {
+    CUgraphNode *natives = tpw_scratch(s, 2 * (uint64_t)count + 1, sizeof *natives, error);
+    for (size_t i = 0; natives && i < count; i++) {
+        uint64_t handle;
+        memcpy(&handle, handles + i, sizeof handle);
+        natives[i] = tpw_node(s, handle, error);
+    }
+    return natives;
+}
+
+uint64_t tpw_graph_of_node(struct tpw_session *s, uint64_t node) {
+    const struct tpw_object *object = tpw_object(s, TPG_GRAPHNODE, node);
+    return object && object->record ? ((const struct node *)object->record)->graph : 0;
+}
+
+int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node) {
+    struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
+    struct graph *record = object ? calloc(1, sizeof *record) : NULL;
+    if (!record) {
+        return object ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_HANDLE;
+    }
+    record->owner = node;
+    free(object->record);
+    object->record = record;
+    return CUDA_SUCCESS;
+}
+
+uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native) {
+    struct tpw_object *object;
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPH, &at));) {
+        if (object->native == (uint64_t)(uintptr_t)native) {
+            return tp_handle_make(TPG_GRAPH, object->id);
+        }
+    }
+    return 0;
+}
+
+/* ---- destruction ---- */
+
+int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_destroy_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    (void)frame;
+    CUgraph graph = tpw_graph(s, in->graph, &error);
+    const struct tpw_object *object = tpw_object(s, TPG_GRAPH, in->graph);
+    if (!error && object->record && ((const struct graph *)object->record)->owner) {
+        error = CUDA_ERROR_INVALID_VALUE; /* it goes with the node that it is inside */
+    }
+    for (const struct tpw_capture *capture = s->captures; capture && !error; capture = capture->next) {
+        if (capture->graph == in->graph) {
+            error = CUDA_ERROR_INVALID_VALUE; /* the capture still writes it */
+        }
+    }
+    error = error ? error : (int32_t)s->cuda.cuGraphDestroy(graph);
+    if (!error) {
+        tpw_graph_forget(s, in->graph);
+    }
+    return error;
+}
+
+int32_t tpw_graph_node_destroy(struct tpw_session *s, const struct tp_frame *frame,
+                               const struct tpg_graph_node_destroy_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    (void)frame;
+    CUgraphNode native = tpw_node(s, in->node, &error);
+    error = error ? error : (int32_t)s->cuda.cuGraphDestroyNode(native);
+    struct tpw_object *object = error ? NULL : tpw_object(s, TPG_GRAPHNODE, in->node);
+    if (object) {
+        forget_inside(s, in->node);
+        forget_node(s, object->record);
+    }
+    return error;
+}
+
+/* ---- lists ---- */
+
+enum { LIST_NODES, LIST_ROOTS, LIST_EDGES, LIST_DEPENDENCIES, LIST_DEPENDENTS };
+
+static int32_t ask(struct tpw_session *s, uint32_t what, uint64_t subject, CUgraphNode *nodes, CUgraphNode *others,
+                   CUgraphEdgeData *edges, size_t *count) {
+    int32_t error = CUDA_SUCCESS;
+    CUgraph graph = what <= LIST_EDGES ? tpw_graph(s, subject, &error) : NULL;
+    CUgraphNode node = what > LIST_EDGES ? tpw_node(s, subject, &error) : NULL;
+    if (error) {
+        return error;
+    }
+    switch (what) {
+    case LIST_NODES:
+        return (int32_t)s->cuda.cuGraphGetNodes(graph, nodes, count);
+    case LIST_ROOTS:
+        return (int32_t)s->cuda.cuGraphGetRootNodes(graph, nodes, count);
+    case LIST_EDGES:
+        error = (int32_t)s->cuda.cuGraphGetEdges_v2(graph, nodes, others, edges, count);
+        return error == CUDA_ERROR_NOT_SUPPORTED ? (int32_t)s->cuda.cuGraphGetEdges(graph, nodes, others, count)
+                                                 : error;
+    case LIST_DEPENDENCIES:
+        error = (int32_t)s->cuda.cuGraphNodeGetDependencies_v2(node, nodes, edges, count);
+        return error == CUDA_ERROR_NOT_SUPPORTED ? (int32_t)s->cuda.cuGraphNodeGetDependencies(node, nodes, count)
+                                                 : error;
+    case LIST_DEPENDENTS:
+        error = (int32_t)s->cuda.cuGraphNodeGetDependentNodes_v2(node, nodes, edges, count);
+        return error == CUDA_ERROR_NOT_SUPPORTED ? (int32_t)s->cuda.cuGraphNodeGetDependentNodes(node, nodes, count)
+                                                 : error;
+    default:
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+}
+
+int32_t tpw_graph_list(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_list_in *in,
+                       struct tpg_graph_list_out *out) {
+    size_t total = 0;
+    int32_t error = ask(s, in->what, in->subject, NULL, NULL, NULL, &total);
+    out->total = total;
+    if (error || !in->count || in->first >= total) {
+        return error;
+    }
+    size_t count = total - in->first < in->count ? total - in->first : in->count;
+    count = count < LIST_MAX ? count : LIST_MAX;
+    bool pairs = in->what == LIST_EDGES;
+    CUgraphNode *nodes = calloc(total, sizeof *nodes), *others = calloc(total, sizeof *others);
+    CUgraphEdgeData *data = calloc(total, sizeof *data);
+    uint64_t *names = tpw_scratch(s, count, 3 * sizeof *names, &error);
+    if (!nodes || !others || !data) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    size_t room = total;
+    error = error ? error : ask(s, in->what, in->subject, nodes, pairs ? others : NULL, data, &room);
+    if (!error && room == total) {
+        uint64_t graph = in->what <= LIST_EDGES ? in->subject : tpw_graph_of_node(s, in->subject);
+        struct tpw_fresh fresh = {.handles = in->fresh, .count = in->fresh_count};
+        for (size_t i = 0; i < count; i++) {
+            names[i] = tpw_node_name(s, frame, nodes[in->first + i], graph, &fresh);
+            names[count + i] = pairs ? tpw_node_name(s, frame, others[in->first + i], graph, &fresh) : 0;
+            memcpy(names + 2 * count + i, data + in->first + i, sizeof *data);
+        }
+        out->nodes = names;
+        out->others = names + count;
+        out->edges = (const CUgraphEdgeData *)(const void *)(names + 2 * count);
+        out->nodes_count = out->edges_count = count;
+        out->others_count = pairs ? count : 0;
+    }
+    free(nodes);
+    free(others);
+    free(data);
+    return error;
+}
+
+int32_t tpw_graph_edges(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_edges_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    (void)frame;
+    CUgraph graph = tpw_graph(s, in->graph, &error);
+    size_t count = in->nodes_count;
+    if (!error && (in->others_count != count || (in->edges_count && in->edges_count != count))) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    CUgraphNode *from = tpw_nodes(s, in->nodes, count, &error), *to = from + count;
+    for (size_t i = 0; !error && i < count; i++) {
+        uint64_t handle;
+        memcpy(&handle, in->others + i, sizeof handle);
+        to[i] = tpw_node(s, handle, &error);
+    }
+    if (error) {
+        return error;
+    }
+    if (in->edges_count) {
+        return (int32_t)(in->remove ? s->cuda.cuGraphRemoveDependencies_v2(graph, from, to, in->edges, count)
+                                    : s->cuda.cuGraphAddDependencies_v2(graph, from, to, in->edges, count));
+    }
+    return (int32_t)(in->remove ? s->cuda.cuGraphRemoveDependencies(graph, from, to, count)
+                                : s->cuda.cuGraphAddDependencies(graph, from, to, count));
+}
+
+int32_t tpw_graph_find_in_clone(struct tpw_session *s, const struct tp_frame *frame,
+                                const struct tpg_graph_find_in_clone_in *in, struct tpg_graph_find_in_clone_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUgraphNode original = tpw_node(s, in->node, &error), found = NULL;
+    CUgraph graph = tpw_graph(s, in->graph, &error);
+    error = error ? error : (int32_t)s->cuda.cuGraphNodeFindInClone(&found, original, graph);
+    if (!error) {
+        struct tpw_fresh fresh = {.handles = &in->fresh, .count = 1};
+        out->found = tpw_node_name(s, frame, found, in->graph, &fresh);
+    }
+    return error;
+}
+
+int32_t tpw_graph_child_get(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_graph_child_get_in *in, struct tpg_graph_child_get_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUgraph graph = NULL;
+    CUgraphNode node = tpw_node(s, in->node, &error);
+    error = error ? error : (int32_t)s->cuda.cuGraphChildGraphNodeGetGraph(node, &graph);
+    if (error) {
+        return error;
+    }
+    out->graph = tpw_graph_handle(s, graph);
+    if (!out->graph) {
+        error = tpw_made(s, frame, TPG_GRAPH, in->fresh, (uint64_t)(uintptr_t)graph, 0);
+        error = error ? error : tpw_graph_inside(s, in->fresh, in->node);
+        out->graph = in->fresh;
+    }
+    return error;
+}

@@ -1,0 +1,141 @@
+/*
+ * Executable graphs: instantiating, launching, updating, destroying.
+ *
+ * Executor thread only. A launch is one operation of a stream. What it may raise is counted: host functions in a graph make
+ * the stream stand as those queued by hand do. Flags that would tell the client addresses of the driver are refused.
+ */
+#include "tpg_session.h"
+#include "tpw_graph.h"
+
+#include <stdlib.h>
+
+#define FLAGS                                                                                                          \
+    (CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD |                            \
+     CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY)
+#define DEPTH_MAX 32u /* child graphs inside child graphs */
+
+struct exec {
+    uint32_t hosts; /* host functions that each launch raises */
+};
+
+static uint32_t count_hosts(struct tpw_session *s, CUgraph graph, unsigned depth) {
+    size_t count = 0;
+    uint32_t hosts = 0;
+    if (depth > DEPTH_MAX || s->cuda.cuGraphGetNodes(graph, NULL, &count) || !count) {
+        return 0;
+    }
+    CUgraphNode *nodes = calloc(count, sizeof *nodes);
+    if (nodes && !s->cuda.cuGraphGetNodes(graph, nodes, &count)) {
+        for (size_t i = 0; i < count; i++) {
+            CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
+            CUgraph child = NULL;
+            if (s->cuda.cuGraphNodeGetType(nodes[i], &type)) {
+                continue;
+            }
+            hosts += type == CU_GRAPH_NODE_TYPE_HOST;
+            if (type == CU_GRAPH_NODE_TYPE_GRAPH && !s->cuda.cuGraphChildGraphNodeGetGraph(nodes[i], &child)) {
+                hosts += count_hosts(s, child, depth + 1);
+            }
+        }
+    }
+    free(nodes);
+    return hosts;
+}
+
+static int32_t describe(struct tpw_session *s, uint64_t handle, CUgraph graph) {
+    struct tpw_object *object = tpw_host_any(s) ? tpw_object(s, TPG_GRAPHEXEC, handle) : NULL;
+    if (!object) {
+        return CUDA_SUCCESS;
+    }
+    struct exec *exec = object->record ? object->record : calloc(1, sizeof *exec);
+    if (!exec) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    exec->hosts = count_hosts(s, graph, 0);
+    object->record = exec;
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *frame,
+                              const struct tpg_graph_instantiate_in *in, struct tpg_graph_instantiate_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUgraphExec exec = NULL;
+    CUgraph graph = tpw_graph(s, in->graph, &error);
+    if (!error && (in->flags & ~(uint64_t)FLAGS)) {
+        tp_log(TP_WARN, "a graph was to be instantiated with flags 0x%llx: launches from the device are not supported",
+               (unsigned long long)in->flags);
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (!error && in->detailed) {
+        CUDA_GRAPH_INSTANTIATE_PARAMS params = {.flags = in->flags};
+        if (in->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) {
+            params.hUploadStream = tpw_stream(s, frame, in->upload, &error);
+        }
+        error = error ? error : (int32_t)s->cuda.cuGraphInstantiateWithParams(&exec, graph, &params);
+        out->result = (int32_t)params.result_out;
+        if (error && params.hErrNode_out) {
+            struct tpw_fresh fresh = {.handles = &in->fresh, .count = 1};
+            out->error_node = tpw_node_name(s, frame, params.hErrNode_out, in->graph, &fresh);
+        }
+    } else if (!error) {
+        error = (int32_t)s->cuda.cuGraphInstantiateWithFlags(&exec, graph, in->flags);
+    }
+    if (!error) {
+        error = tpw_made(s, frame, TPG_GRAPHEXEC, in->exec, (uint64_t)(uintptr_t)exec, 0);
+        error = error ? error : describe(s, in->exec, graph);
+        if (error) {
+            tpw_forget(s, TPG_GRAPHEXEC, in->exec);
+            s->cuda.cuGraphExecDestroy(exec);
+        }
+    }
+    out->error = error; /* the answer carries more than the result */
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuGraphLaunch_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    const struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->hGraph);
+    CUgraphExec native = tpw_exec(s, in->hGraph, &error);
+    struct tpw_stream *stream = tpw_stream_of(s, frame, in->hStream, &error);
+    if (error) {
+        return error;
+    }
+    const struct exec *exec = object->record;
+    if (TP_UNLIKELY(exec && exec->hosts) && tpw_touchable(s, stream)) {
+        tpw_host_expect(s, stream, exec->hosts);
+    }
+    return (int32_t)s->cuda.cuGraphLaunch(native, stream->native);
+}
+
+/* The place is free afterwards whatever the driver said: the client uses it again. Launches under way go on. */
+int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *frame,
+                               const struct tpg_cuGraphExecDestroy_in *in) {
+    struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->hGraphExec);
+    if (!object) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    struct tp_frame inside = *frame;
+    inside.context = object->context;
+    CUgraphExec native = (CUgraphExec)(uintptr_t)object->native;
+    bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
+    tpw_forget(s, TPG_GRAPHEXEC, in->hGraphExec);
+    return there ? (int32_t)s->cuda.cuGraphExecDestroy(native) : CUDA_SUCCESS;
+}
+
+int32_t tpw_graph_update(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_update_in *in,
+                         struct tpg_graph_update_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUgraphExecUpdateResultInfo info = {.result = CU_GRAPH_EXEC_UPDATE_ERROR};
+    CUgraphExec exec = tpw_exec(s, in->exec, &error);
+    CUgraph graph = tpw_graph(s, in->graph, &error);
+    error = error ? error : (int32_t)s->cuda.cuGraphExecUpdate_v2(exec, graph, &info);
+    error = error ? error : describe(s, in->exec, graph);
+    out->error = error;
+    out->result = (int32_t)info.result;
+    if (error && (info.errorNode || info.errorFromNode)) {
+        struct tpw_fresh fresh = {.handles = in->fresh, .count = in->fresh_count};
+        out->error_node = tpw_node_name(s, frame, info.errorNode, in->graph, &fresh);
+        out->error_from = tpw_node_name(s, frame, info.errorFromNode, in->graph, &fresh);
+    }
+    return CUDA_SUCCESS;
+}

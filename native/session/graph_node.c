@@ -1,0 +1,344 @@
+/*
+ * Nodes that the client adds or changes: kernel, memset, copy, child graph, empty, host function.
+ *
+ * Executor thread only. Each operation is in one of three places: a new node of a graph, a node in an executable graph, a
+ * node itself. No pointer of the client reaches the driver: a kernel's parameters are the bytes of the frame, of exactly
+ * the size that the kernel takes; sides of copies and memsets must lie in memory that the client was given.
+ */
+#include "tpg_session.h"
+#include "tpw_graph.h"
+#include "tpw_kernel.h"
+#include "tpw_memory.h"
+
+#include <stdlib.h>
+
+struct place {
+    uint32_t owner; /* TPG_GRAPH, TPG_GRAPHEXEC or 0 */
+    CUgraph graph;
+    CUgraphExec exec;
+    CUgraphNode node;          /* of the last two */
+    CUgraphNode *dependencies; /* in scratch memory */
+    size_t count;
+    const CUgraphEdgeData *edges; /* NULL: plain ones */
+};
+
+static int32_t find_place(struct tpw_session *s, uint64_t owner, uint64_t node, const uint64_t *dependencies,
+                          size_t count, const CUgraphEdgeData *edges, size_t edge_count, struct place *out) {
+    int32_t error = CUDA_SUCCESS;
+    *out = (struct place){.owner = owner ? tp_handle_type(owner) : 0, .count = count};
+    if (out->owner == TPG_GRAPH) {
+        out->graph = tpw_graph(s, owner, &error);
+        out->dependencies = tpw_nodes(s, dependencies, count, &error);
+        out->edges = edge_count ? edges : NULL;
+        if (!error && edge_count && edge_count != count) {
+            error = CUDA_ERROR_INVALID_VALUE;
+        }
+        return error;
+    }
+    if (owner && out->owner != TPG_GRAPHEXEC) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    out->exec = owner ? tpw_exec(s, owner, &error) : NULL;
+    out->node = tpw_node(s, node, &error);
+    return error;
+}
+
+/* What the driver is given as dependencies: edges with ports are added after the node. */
+#define BEFORE(place) (place).edges ? NULL : (place).dependencies, (place).edges ? 0 : (place).count
+
+static int32_t placed(struct tpw_session *s, const struct tp_frame *frame, uint64_t owner, uint64_t handle,
+                      const struct place *place, CUgraphNode made, int32_t error) {
+    if (place->owner != TPG_GRAPH) {
+        return error;
+    }
+    if (!error && place->edges) {
+        CUgraphNode *to = place->dependencies + place->count;
+        for (size_t i = 0; i < place->count; i++) {
+            to[i] = made;
+        }
+        error = (int32_t)s->cuda.cuGraphAddDependencies_v2(place->graph, place->dependencies, to, place->edges,
+                                                           place->count);
+        if (error) {
+            s->cuda.cuGraphDestroyNode(made);
+        }
+    }
+    if (!error) {
+        struct tpw_fresh fresh = {.handles = &handle, .count = 1};
+        if (tpw_node_name(s, frame, made, owner, &fresh) != handle) {
+            s->cuda.cuGraphDestroyNode(made);
+            error = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    return error;
+}
+
+#define FIND(in)                                                                                                       \
+    find_place(s, (in)->owner, (in)->node, (in)->dependencies, (in)->dependencies_count, (in)->edges,                  \
+               (in)->edges_count, &place)
+#define PLACED(made, error) placed(s, frame, in->owner, in->node, &place, made, error)
+
+/* The context of the parameters, or the current one. */
+static CUcontext context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
+    if (!handle) {
+        if (!s->entered && !*error) {
+            *error = CUDA_ERROR_INVALID_CONTEXT;
+        }
+        return s->entered_native;
+    }
+    return (CUcontext)(uintptr_t)tpw_native(s, frame, TPG_CONTEXT, handle, false, error);
+}
+
+int32_t tpw_graph_kernel(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_kernel_in *in) {
+    struct place place;
+    CUgraphNode made = NULL;
+    int32_t error = FIND(in);
+    const struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
+    CUcontext context = context_of(s, frame, in->context, &error);
+    if (error) {
+        return error;
+    }
+    size_t bytes = in->params_size;
+    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
+                     CU_LAUNCH_PARAM_END};
+    bool kernel = object->kind == TPG_KERNEL;
+    CUDA_KERNEL_NODE_PARAMS params = {.func = kernel ? NULL : (CUfunction)(uintptr_t)object->native,
+                                      .kern = kernel ? (CUkernel)(uintptr_t)object->native : NULL,
+                                      .ctx = kernel || in->context ? context : NULL,
+                                      .gridDimX = in->grid_x,
+                                      .gridDimY = in->grid_y,
+                                      .gridDimZ = in->grid_z,
+                                      .blockDimX = in->block_x,
+                                      .blockDimY = in->block_y,
+                                      .blockDimZ = in->block_z,
+                                      .sharedMemBytes = in->shared_bytes,
+                                      .extra = bytes ? extra : NULL};
+    if (place.owner == TPG_GRAPH) {
+        error = (int32_t)s->cuda.cuGraphAddKernelNode_v2(&made, place.graph, BEFORE(place), &params);
+    } else if (place.owner) {
+        error = (int32_t)s->cuda.cuGraphExecKernelNodeSetParams_v2(place.exec, place.node, &params);
+    } else {
+        error = (int32_t)s->cuda.cuGraphKernelNodeSetParams_v2(place.node, &params);
+    }
+    return PLACED(made, error);
+}
+
+int32_t tpw_graph_memset(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_memset_in *in) {
+    struct place place;
+    CUgraphNode made = NULL;
+    uint64_t width = 0;
+    int32_t error = FIND(in);
+    CUcontext context = context_of(s, frame, in->context, &error);
+    if (!error && ((in->element != 1 && in->element != 2 && in->element != 4) || !in->width || !in->height ||
+                   __builtin_mul_overflow(in->width, (uint64_t)in->element, &width) || in->destination % in->element)) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    tpw_check_area(s, in->destination, in->pitch, width, in->height, &error);
+    if (error) {
+        return error;
+    }
+    CUDA_MEMSET_NODE_PARAMS params = {.dst = in->destination,
+                                      .pitch = in->pitch,
+                                      .value = in->value,
+                                      .elementSize = in->element,
+                                      .width = in->width,
+                                      .height = in->height};
+    if (place.owner == TPG_GRAPH) {
+        error = (int32_t)s->cuda.cuGraphAddMemsetNode(&made, place.graph, BEFORE(place), &params, context);
+    } else if (place.owner) {
+        error = (int32_t)s->cuda.cuGraphExecMemsetNodeSetParams(place.exec, place.node, &params, context);
+    } else {
+        error = (int32_t)s->cuda.cuGraphMemsetNodeSetParams(place.node, &params);
+    }
+    return PLACED(made, error);
+}
+
+/* One side of a copy: device memory of the client, all of the box. */
+static void check_side(struct tpw_session *s, uint64_t base, uint64_t x, uint64_t y, uint64_t z, uint64_t pitch,
+                       uint64_t rows, const CUDA_MEMCPY3D *copy, int32_t *error) {
+    uint64_t slice = 0, start = 0, skip = 0, extent = 0, reach = 0, bottom = 0;
+    bool bad = !copy->WidthInBytes || !copy->Height || !copy->Depth;
+    bad = bad || __builtin_add_overflow(x, copy->WidthInBytes, &reach) ||
+          __builtin_add_overflow(y, copy->Height, &bottom);
+    pitch = pitch ? pitch : reach;
+    rows = rows ? rows : bottom;
+    bad = bad || (pitch < reach && (copy->Height > 1 || copy->Depth > 1)) || (rows < bottom && copy->Depth > 1);
+    bad = bad || __builtin_mul_overflow(pitch, rows, &slice) || __builtin_mul_overflow(slice, z, &skip) ||
+          __builtin_add_overflow(base, skip, &start) || __builtin_mul_overflow(pitch, y, &skip) ||
+          __builtin_add_overflow(start, skip, &start) || __builtin_add_overflow(start, x, &start);
+    bad = bad || __builtin_mul_overflow(slice, copy->Depth - 1, &extent) ||
+          __builtin_mul_overflow(pitch, copy->Height - 1, &skip) || __builtin_add_overflow(extent, skip, &extent) ||
+          __builtin_add_overflow(extent, copy->WidthInBytes, &extent);
+    if (bad && !*error) {
+        *error = CUDA_ERROR_INVALID_VALUE;
+    }
+    tpw_check_range(s, start, extent, error);
+}
+
+int32_t tpw_graph_memcpy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_memcpy_in *in) {
+    struct place place;
+    CUgraphNode made = NULL;
+    CUDA_MEMCPY3D from, copy;
+    int32_t error = FIND(in);
+    CUcontext context = context_of(s, frame, in->context, &error);
+    memcpy(&from, in->params, sizeof from);
+    if (!error && (from.srcMemoryType != CU_MEMORYTYPE_DEVICE || from.dstMemoryType != CU_MEMORYTYPE_DEVICE)) {
+        error = CUDA_ERROR_NOT_SUPPORTED; /* the client has turned what it can into device addresses */
+    }
+    check_side(s, from.srcDevice, from.srcXInBytes, from.srcY, from.srcZ, from.srcPitch, from.srcHeight, &from, &error);
+    check_side(s, from.dstDevice, from.dstXInBytes, from.dstY, from.dstZ, from.dstPitch, from.dstHeight, &from, &error);
+    if (error) {
+        return error;
+    }
+    copy = (CUDA_MEMCPY3D){.srcXInBytes = from.srcXInBytes,
+                           .srcY = from.srcY,
+                           .srcZ = from.srcZ,
+                           .srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                           .srcDevice = from.srcDevice,
+                           .srcPitch = from.srcPitch,
+                           .srcHeight = from.srcHeight,
+                           .dstXInBytes = from.dstXInBytes,
+                           .dstY = from.dstY,
+                           .dstZ = from.dstZ,
+                           .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                           .dstDevice = from.dstDevice,
+                           .dstPitch = from.dstPitch,
+                           .dstHeight = from.dstHeight,
+                           .WidthInBytes = from.WidthInBytes,
+                           .Height = from.Height,
+                           .Depth = from.Depth};
+    if (place.owner == TPG_GRAPH) {
+        error = (int32_t)s->cuda.cuGraphAddMemcpyNode(&made, place.graph, BEFORE(place), &copy, context);
+    } else if (place.owner) {
+        error = (int32_t)s->cuda.cuGraphExecMemcpyNodeSetParams(place.exec, place.node, &copy, context);
+    } else {
+        error = (int32_t)s->cuda.cuGraphMemcpyNodeSetParams(place.node, &copy);
+    }
+    return PLACED(made, error);
+}
+
+int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_child_in *in) {
+    struct place place;
+    CUgraphNode made = NULL;
+    int32_t error = FIND(in);
+    CUgraph child = tpw_graph(s, in->child, &error);
+    if (error) {
+        return error;
+    }
+    if (place.owner == TPG_GRAPHEXEC) {
+        return (int32_t)s->cuda.cuGraphExecChildGraphNodeSetParams(place.exec, place.node, child);
+    }
+    if (place.owner != TPG_GRAPH) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (in->move) {
+        CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_GRAPH};
+        params.graph.graph = child;
+        params.graph.ownership = CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE;
+        error = (int32_t)(place.edges ? s->cuda.cuGraphAddNode_v2(&made, place.graph, NULL, NULL, 0, &params)
+                                      : s->cuda.cuGraphAddNode_v2(&made, place.graph, place.dependencies, NULL,
+                                                                  place.count, &params));
+    } else {
+        error = (int32_t)s->cuda.cuGraphAddChildGraphNode(&made, place.graph, BEFORE(place), child);
+    }
+    error = PLACED(made, error);
+    return error || !in->move ? error : tpw_graph_inside(s, in->child, in->node);
+}
+
+int32_t tpw_graph_empty(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_empty_in *in) {
+    struct place place;
+    CUgraphNode made = NULL;
+    int32_t error = FIND(in);
+    if (!error && place.owner != TPG_GRAPH) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    error = error ? error : (int32_t)s->cuda.cuGraphAddEmptyNode(&made, place.graph, BEFORE(place));
+    return error ? error : PLACED(made, error);
+}
+
+int32_t tpw_graph_host(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_host_in *in) {
+    struct place place;
+    CUgraphNode made = NULL;
+    CUDA_HOST_NODE_PARAMS params = {0};
+    int32_t error = FIND(in);
+    if (!error && place.owner != TPG_GRAPH) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    error = error ? error : tpw_host_repeated(s, frame, place.graph, in->token, &params.fn, &params.userData);
+    error = error ? error : (int32_t)s->cuda.cuGraphAddHostNode(&made, place.graph, BEFORE(place), &params);
+    return error ? error : PLACED(made, error);
+}
+
+/* ---- asking ---- */
+
+/* The client's handle of a function or kernel of the driver. */
+static struct tpw_object *known(struct tpw_session *s, uint32_t kind, uint64_t native) {
+    struct tpw_object *object = NULL;
+    for (uint32_t at = 0; native && (object = tpw_next_object(s, kind, &at));) {
+        if (object->native == native) {
+            break;
+        }
+    }
+    return object;
+}
+
+int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame,
+                             const struct tpg_graph_kernel_get_in *in, struct tpg_graph_kernel_get_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    CUDA_KERNEL_NODE_PARAMS params = {0};
+    (void)frame;
+    CUgraphNode node = tpw_node(s, in->node, &error);
+    error = error ? error : (int32_t)s->cuda.cuGraphKernelNodeGetParams_v2(node, &params);
+    if (error) {
+        return error;
+    }
+    struct tpw_object *object = known(s, TPG_FUNCTION, (uint64_t)(uintptr_t)params.func);
+    object = object ? object : known(s, TPG_KERNEL, (uint64_t)(uintptr_t)params.kern);
+    object = object ? object : known(s, TPG_KERNEL, (uint64_t)(uintptr_t)params.func);
+    struct tpw_object *context = known(s, TPG_CONTEXT, (uint64_t)(uintptr_t)params.ctx);
+    const struct tpw_kernel *kernel = object ? object->record : NULL;
+    if (!kernel || (kernel->parameter_bytes && !params.kernelParams)) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    unsigned char *block = tpw_scratch(s, kernel->parameter_bytes, 1, &error);
+    bool library = object->kind == TPG_KERNEL;
+    size_t offset = 0, size = 0, index = 0;
+    for (; !error &&
+           !(library ? s->cuda.cuKernelGetParamInfo((CUkernel)(uintptr_t)object->native, index, &offset, &size)
+                     : s->cuda.cuFuncGetParamInfo((CUfunction)(uintptr_t)object->native, index, &offset, &size));
+         index++) {
+        if (offset > kernel->parameter_bytes || size > kernel->parameter_bytes - offset) {
+            return CUDA_ERROR_UNKNOWN;
+        }
+        memcpy(block + offset, params.kernelParams[index], size);
+    }
+    out->function = tp_handle_make(object->kind, object->id);
+    out->context = context ? tp_handle_make(TPG_CONTEXT, context->id) : 0;
+    out->grid_x = params.gridDimX;
+    out->grid_y = params.gridDimY;
+    out->grid_z = params.gridDimZ;
+    out->block_x = params.blockDimX;
+    out->block_y = params.blockDimY;
+    out->block_z = params.blockDimZ;
+    out->shared_bytes = params.sharedMemBytes;
+    out->params = block;
+    out->params_size = kernel->parameter_bytes;
+    return error;
+}
+
+int32_t tpw_graph_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
+                                const struct tpg_graph_attribute_set_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    CUlaunchAttributeValue value;
+    CUgraphNode node = tpw_node(s, in->node, &error);
+    memcpy(&value, in->value, sizeof value);
+    if (!error && (in->attribute == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT ||
+                   in->attribute == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT)) {
+        uint64_t event = (uint64_t)(uintptr_t)value.programmaticEvent.event;
+        value.programmaticEvent.event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, event, false, &error);
+    }
+    if (!error && in->attribute == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE) {
+        error = CUDA_ERROR_NOT_SUPPORTED; /* it would tell the client an address of the driver */
+    }
+    return error ? error
+                 : (int32_t)s->cuda.cuGraphKernelNodeSetAttribute(node, (CUlaunchAttributeID)in->attribute, &value);
+}

@@ -1,0 +1,501 @@
+// Stream capture: while a stream captures, what would be queued in it becomes a node of a graph.
+//
+// A stream's front is the list of nodes that the next one depends on; an event recorded in a capturing stream keeps a
+// copy of the front, and a stream that waits for such an event joins the capture with it. What may not be done during
+// a capture invalidates it, as in CUDA; ending it then gives 901. Every stream is of this process, so that nothing here
+// waits. Everything is under sim.lock but the exported functions, which take it.
+#include "sim_graph.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static sim_capture_t *captures;
+static atomic_uint capture_count; // read without the lock by calls that captures may forbid
+static unsigned long long last_id;
+static _Thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+
+bool sim_capturing(void) { return atomic_load_explicit(&capture_count, memory_order_relaxed) != 0; }
+
+static void release(sim_capture_t *capture) {
+    if (--capture->refs == 0)
+        free(capture);
+}
+
+static void invalidate(sim_capture_t *capture, CUresult why) {
+    if (!capture->invalid)
+        capture->invalid = why;
+}
+
+static void leave(sim_stream_t *stream) {
+    free(stream->front.items);
+    stream->front = (sim_node_list_t){0};
+    if (stream->capture)
+        release(stream->capture);
+    stream->capture = NULL;
+}
+
+static CUresult join(sim_stream_t *stream, sim_capture_t *capture, const sim_node_list_t *front) {
+    for (size_t i = 0; i < front->count; i++)
+        if (!sim_list_add(&stream->front, front->items[i]))
+            return CUDA_ERROR_OUT_OF_MEMORY;
+    if (!stream->capture) {
+        stream->capture = capture;
+        capture->refs++;
+    }
+    return CUDA_SUCCESS;
+}
+
+// Every stream of the process that takes part leaves.
+static void end(sim_capture_t *capture) {
+    capture->refs++;
+    capture->ended = true;
+    for (sim_context_t *context = sim.contexts; context; context = context->next)
+        for (sim_stream_t *stream = context->streams; stream; stream = stream->next)
+            if (stream->capture == capture)
+                leave(stream);
+    for (sim_capture_t **at = &captures; *at; at = &(*at)->next) {
+        if (*at != capture)
+            continue;
+        *at = capture->next;
+        atomic_fetch_sub(&capture_count, 1);
+        release(capture);
+        break;
+    }
+    if (capture->graph)
+        capture->graph->capture = NULL;
+    release(capture);
+}
+
+// ---- What other functions ask ------------------------------------------------------------------------------------
+
+// A blocking stream of the context captures: the legacy stream would have to depend on it.
+static CUresult legacy_conflict(const sim_stream_t *stream) {
+    CUresult result = CUDA_SUCCESS;
+    if (stream != stream->context->legacy)
+        return result;
+    for (sim_stream_t *other = stream->context->streams; other; other = other->next)
+        if (other->capture && !(other->flags & CU_STREAM_NON_BLOCKING)) {
+            invalidate(other->capture, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+            result = CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+        }
+    return result;
+}
+
+CUresult sim_capture_touch(sim_stream_t *stream) {
+    if (!captures)
+        return CUDA_SUCCESS;
+    if (stream->capture) {
+        invalidate(stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    return legacy_conflict(stream);
+}
+
+CUresult sim_capture_touch_context(sim_context_t *context) {
+    CUresult result = CUDA_SUCCESS;
+    for (sim_stream_t *stream = captures ? context->streams : NULL; stream; stream = stream->next)
+        if (stream->capture)
+            result = sim_capture_touch(stream);
+    return result;
+}
+
+CUresult sim_capture_touch_event(sim_event_t *event) {
+    if (!event->capture)
+        return CUDA_SUCCESS;
+    invalidate(event->capture, CUDA_ERROR_CAPTURED_EVENT);
+    return CUDA_ERROR_CAPTURED_EVENT;
+}
+
+CUresult sim_capture_unsafe(void) {
+    CUresult result = CUDA_SUCCESS;
+    if (thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
+        return result;
+    pthread_mutex_lock(&sim.lock);
+    for (sim_capture_t *capture = captures; capture; capture = capture->next) {
+        bool own = pthread_equal(capture->thread, pthread_self());
+        bool concerns =
+            own ? capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED
+                : capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL && thread_mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
+        if (concerns) {
+            invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+            result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        }
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+void sim_capture_event_drop(sim_event_t *event) {
+    free(event->front.items);
+    event->front = (sim_node_list_t){0};
+    if (event->capture)
+        release(event->capture);
+    event->capture = NULL;
+}
+
+// A capture whose first stream goes has nobody to end it.
+void sim_capture_stream_gone(sim_stream_t *stream) {
+    sim_capture_t *capture = stream->capture;
+    if (!capture)
+        return;
+    if (capture->origin != stream) {
+        invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
+        leave(stream);
+        return;
+    }
+    sim_graph_t *graph = capture->own_graph ? capture->graph : NULL;
+    end(capture);
+    if (graph)
+        sim_graph_delete(graph);
+}
+
+// ---- Operations --------------------------------------------------------------------------------------------------
+
+CUresult sim_capture_append(sim_stream_t *stream, sim_node_t *node) {
+    stream->front.count = 0;
+    return sim_list_add(&stream->front, node) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static bool node_type(const sim_op_t *op, CUgraphNodeType *type) {
+    switch (op->kind) {
+    case SIM_OP_LAUNCH:
+        *type = CU_GRAPH_NODE_TYPE_KERNEL;
+        return true;
+    case SIM_OP_COPY: // what was staged will be gone when the graph runs
+        *type = CU_GRAPH_NODE_TYPE_MEMCPY;
+        return !op->u.copy.staging && op->u.copy.dst.mapped && op->u.copy.src.mapped;
+    case SIM_OP_SET:
+        *type = CU_GRAPH_NODE_TYPE_MEMSET;
+        return true;
+    case SIM_OP_HOST_FUNCTION:
+        *type = CU_GRAPH_NODE_TYPE_HOST;
+        return true;
+    case SIM_OP_WRITE_VALUE:
+    case SIM_OP_WAIT_VALUE:
+        *type = CU_GRAPH_NODE_TYPE_BATCH_MEM_OP;
+        return true;
+    case SIM_OP_GRAPH:
+        *type = CU_GRAPH_NODE_TYPE_GRAPH;
+        return true;
+    case SIM_OP_NOP:
+    case SIM_OP_RECORD:
+    case SIM_OP_CALLBACK:
+    case SIM_OP_FREE:
+        return false;
+    }
+    return false;
+}
+
+static void keep_params(sim_node_t *node) {
+    if (node->type == CU_GRAPH_NODE_TYPE_KERNEL)
+        node->params.kernel = node->op.u.launch.request;
+    if (node->type == CU_GRAPH_NODE_TYPE_MEMSET)
+        node->params.set = (CUDA_MEMSET_NODE_PARAMS){.dst = node->op.u.set.dst.address,
+                                                     .pitch = node->op.u.set.dst.pitch,
+                                                     .value = node->op.u.set.value,
+                                                     .elementSize = node->op.u.set.element,
+                                                     .width = node->op.u.set.width / node->op.u.set.element,
+                                                     .height = node->op.u.set.height};
+    if (node->type == CU_GRAPH_NODE_TYPE_MEMCPY)
+        node->params.copy = (CUDA_MEMCPY3D){.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                                            .srcDevice = node->op.u.copy.src.address,
+                                            .srcPitch = node->op.u.copy.src.pitch,
+                                            .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                                            .dstDevice = node->op.u.copy.dst.address,
+                                            .dstPitch = node->op.u.copy.dst.pitch,
+                                            .WidthInBytes = node->op.u.copy.width,
+                                            .Height = node->op.u.copy.height,
+                                            .Depth = node->op.u.copy.depth};
+}
+
+CUresult sim_capture_push(sim_stream_t *stream, sim_op_t *op, bool *taken) {
+    *taken = true;
+    CUresult result = legacy_conflict(stream);
+    sim_capture_t *capture = stream->capture;
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!capture) {
+        *taken = false;
+        return CUDA_SUCCESS;
+    }
+    if (capture->invalid)
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    CUgraphNodeType type;
+    if (!node_type(op, &type)) {
+        invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    sim_node_t *node;
+    result = sim_node_new(capture->graph, type, (const CUgraphNode *)(void *)stream->front.items, stream->front.count,
+                          op, &node);
+    if (result == CUDA_SUCCESS) {
+        op->kind = SIM_OP_NOP; // the node has what it owned
+        keep_params(node);
+        result = sim_capture_append(stream, node);
+    }
+    if (result != CUDA_SUCCESS)
+        invalidate(capture, result);
+    return result;
+}
+
+CUresult sim_capture_record(sim_stream_t *stream, sim_event_t *event, bool *taken) {
+    CUresult result = legacy_conflict(stream);
+    *taken = result != CUDA_SUCCESS || stream->capture;
+    if (result != CUDA_SUCCESS)
+        return result;
+    sim_capture_event_drop(event); // recorded again: what it was is forgotten
+    if (!stream->capture)
+        return CUDA_SUCCESS;
+    if (stream->capture->invalid)
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    for (size_t i = 0; i < stream->front.count; i++)
+        if (!sim_list_add(&event->front, stream->front.items[i]))
+            return CUDA_ERROR_OUT_OF_MEMORY;
+    event->capture = stream->capture;
+    event->capture->refs++;
+    return CUDA_SUCCESS;
+}
+
+CUresult sim_capture_wait(sim_stream_t *stream, sim_event_t *event, bool *taken) {
+    sim_capture_t *from = event->capture, *to = stream->capture;
+    CUresult result = legacy_conflict(stream);
+    *taken = true;
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!from && !to) {
+        *taken = false;
+        return CUDA_SUCCESS;
+    }
+    if (!from) {
+        if (!event->stream)
+            return CUDA_SUCCESS; // never recorded
+        invalidate(to, CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
+        return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+    }
+    if (from->ended) {
+        if (to)
+            invalidate(to, CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
+        return to ? CUDA_ERROR_STREAM_CAPTURE_ISOLATION : CUDA_ERROR_CAPTURED_EVENT;
+    }
+    if (from->invalid || (to && to->invalid))
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    if (to && to != from) {
+        invalidate(to, CUDA_ERROR_STREAM_CAPTURE_MERGE);
+        invalidate(from, CUDA_ERROR_STREAM_CAPTURE_MERGE);
+        return CUDA_ERROR_STREAM_CAPTURE_MERGE;
+    }
+    if (stream == stream->context->legacy) {
+        invalidate(from, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    return join(stream, from, &event->front);
+}
+
+// ---- The API -----------------------------------------------------------------------------------------------------
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
+    SIM_ENTER();
+    if (!mode || (unsigned)*mode > CU_STREAM_CAPTURE_MODE_RELAXED)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUstreamCaptureMode previous = thread_mode;
+    thread_mode = *mode;
+    *mode = previous;
+    return CUDA_SUCCESS;
+}
+
+static CUresult begin(sim_context_t *context, CUstream handle, CUgraph into, const CUgraphNode *dependencies,
+                      size_t count, CUstreamCaptureMode mode, bool to_graph) {
+    sim_stream_t *stream;
+    sim_capture_t *capture = NULL;
+    if ((unsigned)mode > CU_STREAM_CAPTURE_MODE_RELAXED || (count && !dependencies))
+        return CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, handle, &stream);
+    sim_graph_t *graph = to_graph ? sim_graph_of(into) : NULL;
+    if (result == CUDA_SUCCESS && to_graph && (!graph || graph->capture))
+        result = CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS && stream == stream->context->legacy)
+        result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    if (result == CUDA_SUCCESS && stream->capture)
+        result = CUDA_ERROR_ILLEGAL_STATE;
+    for (size_t i = 0; result == CUDA_SUCCESS && i < count; i++) {
+        const sim_node_t *node = sim_node_of(dependencies[i]);
+        if (!node || node->graph != graph)
+            result = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (result == CUDA_SUCCESS && (!(capture = calloc(1, sizeof *capture)) || (!graph && !(graph = sim_graph_new())))) {
+        free(capture);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (result == CUDA_SUCCESS) {
+        *capture = (sim_capture_t){.refs = 1,
+                                   .id = ++last_id,
+                                   .mode = mode,
+                                   .thread = pthread_self(),
+                                   .graph = graph,
+                                   .own_graph = !to_graph,
+                                   .first = graph->nodes.count,
+                                   .origin = stream,
+                                   .next = captures};
+        captures = capture;
+        atomic_fetch_add(&capture_count, 1);
+        graph->capture = capture;
+        sim_node_list_t front = {.items = (sim_node_t **)(void *)(uintptr_t)dependencies, .count = count};
+        result = join(stream, capture, &front);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode) {
+    SIM_ENTER_CONTEXT(context);
+    return begin(context, hStream, NULL, NULL, 0, mode, false);
+}
+
+CUresult cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUgraphNode *dependencies,
+                                     const CUgraphEdgeData *dependencyData, size_t numDependencies,
+                                     CUstreamCaptureMode mode) {
+    SIM_ENTER_CONTEXT(context);
+    (void)dependencyData; // ports matter on hardware only
+    return begin(context, hStream, hGraph, dependencies, numDependencies, mode, true);
+}
+
+// A captured node that no stream's front leads to was forked off and not joined again.
+static void reach(sim_node_t *node) {
+    if (node->listed)
+        return;
+    node->listed = true;
+    for (size_t i = 0; i < node->dependencies.count; i++)
+        reach(node->dependencies.items[i]);
+}
+
+static bool joined(const sim_stream_t *origin, const sim_capture_t *capture) {
+    bool all = true;
+    sim_graph_t *graph = capture->graph;
+    for (size_t i = 0; i < graph->nodes.count; i++)
+        graph->nodes.items[i]->listed = false;
+    for (size_t i = 0; i < origin->front.count; i++)
+        reach(origin->front.items[i]);
+    for (size_t i = capture->first; i < graph->nodes.count; i++)
+        all = all && graph->nodes.items[i]->listed;
+    return all;
+}
+
+CUresult cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
+    SIM_ENTER_CONTEXT(context);
+    if (!phGraph)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    *phGraph = NULL;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    sim_capture_t *capture = result == CUDA_SUCCESS ? stream->capture : NULL;
+    if (result == CUDA_SUCCESS && !capture) {
+        result = CUDA_ERROR_ILLEGAL_STATE;
+    } else if (capture && capture->origin != stream) {
+        invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
+        result = CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
+    } else if (capture && capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED &&
+               !pthread_equal(capture->thread, pthread_self())) {
+        result = CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
+    } else if (capture) {
+        if (capture->invalid)
+            result = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+        else if (!joined(stream, capture))
+            result = CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
+        sim_graph_t *graph = capture->graph;
+        bool own = capture->own_graph;
+        end(capture);
+        if (result == CUDA_SUCCESS)
+            *phGraph = (CUgraph)(void *)graph;
+        else if (own)
+            sim_graph_delete(graph);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+static CUresult info(sim_context_t *context, CUstream handle, CUstreamCaptureStatus *status, cuuint64_t *id,
+                     CUgraph *graph, const CUgraphNode **dependencies, size_t *count) {
+    if (!status)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, handle, &stream);
+    if (result == CUDA_SUCCESS && captures && stream == stream->context->legacy)
+        for (sim_stream_t *other = context->streams; other; other = other->next)
+            if (other->capture && !(other->flags & CU_STREAM_NON_BLOCKING))
+                result = CUDA_ERROR_STREAM_CAPTURE_IMPLICIT; // asking invalidates nothing
+    if (result == CUDA_SUCCESS) {
+        const sim_capture_t *capture = stream->capture;
+        *status = !capture           ? CU_STREAM_CAPTURE_STATUS_NONE
+                  : capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                     : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+        bool active = *status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+        if (capture && id)
+            *id = capture->id;
+        if (active && graph)
+            *graph = (CUgraph)(void *)capture->graph;
+        if (active && dependencies)
+            *dependencies = (const CUgraphNode *)(void *)stream->front.items;
+        if (active && count)
+            *count = stream->front.count;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
+    SIM_ENTER_CONTEXT(context);
+    return info(context, hStream, captureStatus, NULL, NULL, NULL, NULL);
+}
+
+CUresult cuStreamGetCaptureInfo_v2(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
+                                   CUgraph *graph_out, const CUgraphNode **dependencies_out,
+                                   size_t *numDependencies_out) {
+    SIM_ENTER_CONTEXT(context);
+    return info(context, hStream, captureStatus_out, id_out, graph_out, dependencies_out, numDependencies_out);
+}
+
+CUresult cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
+                                   CUgraph *graph_out, const CUgraphNode **dependencies_out,
+                                   const CUgraphEdgeData **edgeData_out, size_t *numDependencies_out) {
+    SIM_ENTER_CONTEXT(context);
+    if (edgeData_out)
+        *edgeData_out = NULL; // every edge is a full dependency
+    return info(context, hStream, captureStatus_out, id_out, graph_out, dependencies_out, numDependencies_out);
+}
+
+CUresult cuStreamUpdateCaptureDependencies_v2(CUstream hStream, CUgraphNode *dependencies,
+                                              const CUgraphEdgeData *dependencyData, size_t numDependencies,
+                                              unsigned int flags) {
+    SIM_ENTER_CONTEXT(context);
+    (void)dependencyData;
+    sim_stream_t *stream;
+    if (flags > CU_STREAM_SET_CAPTURE_DEPENDENCIES || (numDependencies && !dependencies))
+        return CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS && !stream->capture)
+        result = CUDA_ERROR_ILLEGAL_STATE;
+    else if (result == CUDA_SUCCESS && stream->capture->invalid)
+        result = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    for (size_t i = 0; result == CUDA_SUCCESS && i < numDependencies; i++) {
+        const sim_node_t *node = sim_node_of(dependencies[i]);
+        if (!node || node->graph != stream->capture->graph)
+            result = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (result == CUDA_SUCCESS) {
+        sim_node_list_t added = {.items = (sim_node_t **)(void *)dependencies, .count = numDependencies};
+        if (flags == CU_STREAM_SET_CAPTURE_DEPENDENCIES)
+            stream->front.count = 0;
+        result = join(stream, stream->capture, &added);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuStreamUpdateCaptureDependencies(CUstream hStream, CUgraphNode *dependencies, size_t numDependencies,
+                                           unsigned int flags) {
+    return cuStreamUpdateCaptureDependencies_v2(hStream, dependencies, NULL, numDependencies, flags);
+}

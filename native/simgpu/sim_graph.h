@@ -1,0 +1,124 @@
+// Captures, graphs, executable graphs and user objects of the simulated GPU.
+//
+// A graph is a list of nodes with their dependencies; a node holds the operation that a stream would have executed. A
+// program is what an executable graph launches: a copy of all operations in an order that respects the dependencies,
+// counted by references, since a launch that is queued keeps the program that it was made with. Everything here is
+// under sim.lock, except that programs and user objects are released by any thread (their counts are atomic).
+// Arguments of the exported functions are as hostile as everywhere in the simulator.
+#ifndef SIM_GRAPH_H
+#define SIM_GRAPH_H
+
+#include "sim.h"
+
+typedef struct sim_node sim_node_t;
+typedef struct sim_graph sim_graph_t;
+typedef struct sim_user sim_user_t;
+
+struct sim_node {
+    sim_graph_t *graph;
+    CUgraphNodeType type;
+    sim_node_list_t dependencies;
+    sim_op_t op;                // SIM_OP_NOP for empty nodes and child graphs
+    sim_graph_t *child;         // of a child graph node; owned
+    const sim_node_t *original; // of a node in a clone
+    bool listed;                // scratch of the search for an order
+    CUlaunchAttributeValue attributes[CU_LAUNCH_ATTRIBUTE_MAX];
+    union { // what the Get functions answer
+        CUDA_KERNEL_NODE_PARAMS kernel;
+        CUDA_MEMCPY3D copy;
+        CUDA_MEMSET_NODE_PARAMS set;
+    } params;
+    void **values; // kernel: what params.kernel.kernelParams points to
+};
+
+struct sim_graph {
+    sim_node_list_t nodes;
+    sim_node_t *owner; // child graph node that this graph is inside
+    sim_capture_t *capture;
+    struct {
+        sim_user_t *object;
+        unsigned count;
+    } *users;
+    size_t nusers, users_capacity;
+};
+
+struct sim_capture {
+    int refs; // the list of captures, streams and events
+    unsigned long long id;
+    CUstreamCaptureMode mode;
+    pthread_t thread;
+    sim_graph_t *graph;
+    bool own_graph; // false: captured into a graph of the caller
+    size_t first;   // nodes of the graph from here on are captured ones
+    sim_stream_t *origin;
+    CUresult invalid; // why, 0 while it is not
+    bool ended;
+    sim_capture_t *next;
+};
+
+typedef struct {
+    sim_op_t op;
+    const sim_node_t *node;
+    bool enabled;
+    sim_program_t *child;
+} sim_step_t;
+
+struct sim_program {
+    atomic_int refs;
+    size_t count;
+    sim_user_t **users;
+    size_t nusers;
+    sim_step_t steps[];
+};
+
+typedef struct {
+    sim_context_t *context;
+    sim_program_t *program;
+    unsigned long long flags;
+} sim_exec_t;
+
+// sim_capture.c; all under sim.lock
+bool sim_capturing(void); // any capture at all
+// The operation instead becomes a node if the stream captures; *taken says whether that, or an error, settles it.
+CUresult sim_capture_push(sim_stream_t *stream, sim_op_t *op, bool *taken);
+CUresult sim_capture_record(sim_stream_t *stream, sim_event_t *event, bool *taken);
+CUresult sim_capture_wait(sim_stream_t *stream, sim_event_t *event, bool *taken);
+// What a query of the stream, or of the event, gives because of captures; 0 when they do not matter.
+CUresult sim_capture_touch(sim_stream_t *stream);
+CUresult sim_capture_touch_context(sim_context_t *context);
+CUresult sim_capture_touch_event(sim_event_t *event);
+// What a call that must not be made during a capture gives, by the modes of the captures and of the calling thread.
+CUresult sim_capture_unsafe(void); // takes sim.lock
+void sim_capture_event_drop(sim_event_t *event);
+void sim_capture_stream_gone(sim_stream_t *stream);
+CUresult sim_capture_append(sim_stream_t *stream, sim_node_t *node);
+
+// sim_graph.c; under sim.lock
+bool sim_list_add(sim_node_list_t *list, sim_node_t *node);
+sim_graph_t *sim_graph_new(void);
+void sim_graph_delete(sim_graph_t *graph);
+sim_graph_t *sim_graph_clone(const sim_graph_t *graph, sim_node_t *owner);
+// A node with these dependencies, which must be of the same graph; takes over what `op` owns when it succeeds.
+CUresult sim_node_new(sim_graph_t *graph, CUgraphNodeType type, const CUgraphNode *dependencies, size_t count,
+                      const sim_op_t *op, sim_node_t **node);
+void sim_node_delete(sim_node_t *node);
+sim_graph_t *sim_graph_of(CUgraph handle);
+sim_node_t *sim_node_of(CUgraphNode handle);
+bool sim_op_copy(sim_op_t *to, const sim_op_t *from);
+
+// sim_graph_exec.c
+CUresult sim_program_make(sim_graph_t *graph, sim_program_t **program); // under sim.lock
+void sim_program_release(sim_program_t *program);                       // any thread
+CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program);
+sim_step_t *sim_program_step(sim_program_t *program, const sim_node_t *node);
+sim_exec_t *sim_exec_of(CUgraphExec handle);        // under sim.lock
+sim_program_t *sim_exec_writable(sim_exec_t *exec); // its program, for a change that launches under way do not see
+
+// sim_graph_node.c
+CUresult sim_kernel_op(sim_context_t *context, const CUDA_KERNEL_NODE_PARAMS *params, sim_op_t *op); // sim_launch.c
+
+// sim_user_object.c; any thread
+void sim_user_hold(sim_user_t *user, unsigned count);
+void sim_user_drop(sim_user_t *user, unsigned count);
+
+#endif

@@ -1,0 +1,319 @@
+// Executable graphs: a program made from a graph, launched as one operation of a stream.
+//
+// A program's steps are in an order that respects every dependency, so executing them one after the other is a correct
+// execution. A launch holds a reference to the program: destroying or changing the executable graph afterwards does
+// not touch what is queued. Programs are changed under sim.lock only, and only while nobody else holds them.
+#include "sim_graph.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void sim_program_release(sim_program_t *program) {
+    if (!program || atomic_fetch_sub(&program->refs, 1) != 1)
+        return;
+    for (size_t i = 0; i < program->count; i++) {
+        sim_op_discard(&program->steps[i].op);
+        sim_program_release(program->steps[i].child);
+    }
+    for (size_t i = 0; i < program->nusers; i++)
+        sim_user_drop(program->users[i], 1);
+    free(program->users);
+    free(program);
+}
+
+static bool ready(const sim_node_t *node) {
+    for (size_t i = 0; i < node->dependencies.count; i++)
+        if (!node->dependencies.items[i]->listed)
+            return false;
+    return true;
+}
+
+static CUresult add_step(sim_program_t *program, sim_node_t *node) {
+    sim_step_t *step = &program->steps[program->count];
+    step->node = node;
+    step->enabled = true;
+    if (!sim_op_copy(&step->op, &node->op))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    program->count++;
+    node->listed = true;
+    return node->child ? sim_program_make(node->child, &step->child) : CUDA_SUCCESS;
+}
+
+CUresult sim_program_make(sim_graph_t *graph, sim_program_t **out) {
+    sim_program_t *program = calloc(1, sizeof *program + graph->nodes.count * sizeof *program->steps);
+    CUresult result = program ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    if (program) {
+        atomic_store(&program->refs, 1);
+        program->users = calloc(graph->nusers + 1, sizeof *program->users);
+        if (!program->users)
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    for (size_t i = 0; i < graph->nodes.count; i++)
+        graph->nodes.items[i]->listed = false;
+    for (bool news = true; news && result == CUDA_SUCCESS;) {
+        news = false;
+        for (size_t i = 0; i < graph->nodes.count && result == CUDA_SUCCESS; i++) {
+            sim_node_t *node = graph->nodes.items[i];
+            if (node->listed || !ready(node))
+                continue;
+            result = add_step(program, node);
+            news = true;
+        }
+    }
+    if (result == CUDA_SUCCESS && program->count < graph->nodes.count)
+        result = CUDA_ERROR_INVALID_VALUE; // a cycle
+    for (size_t i = 0; i < graph->nusers && result == CUDA_SUCCESS; i++) {
+        program->users[program->nusers++] = graph->users[i].object;
+        sim_user_hold(graph->users[i].object, 1);
+    }
+    if (result != CUDA_SUCCESS)
+        sim_program_release(program);
+    else
+        *out = program;
+    return result;
+}
+
+static sim_program_t *program_copy(const sim_program_t *from) {
+    sim_program_t *to = calloc(1, sizeof *to + from->count * sizeof *to->steps);
+    if (!to || !(to->users = calloc(from->nusers + 1, sizeof *to->users))) {
+        free(to);
+        return NULL;
+    }
+    atomic_store(&to->refs, 1);
+    for (size_t i = 0; i < from->nusers; i++) {
+        to->users[to->nusers++] = from->users[i];
+        sim_user_hold(from->users[i], 1);
+    }
+    for (size_t i = 0; i < from->count; i++) {
+        sim_step_t *step = &to->steps[i];
+        if (!sim_op_copy(&step->op, &from->steps[i].op)) {
+            sim_program_release(to);
+            return NULL;
+        }
+        step->node = from->steps[i].node;
+        step->enabled = from->steps[i].enabled;
+        step->child = from->steps[i].child;
+        to->count++;
+        if (step->child)
+            atomic_fetch_add(&step->child->refs, 1);
+    }
+    return to;
+}
+
+CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program) {
+    CUresult result = CUDA_SUCCESS;
+    for (size_t i = 0; i < program->count && result == CUDA_SUCCESS; i++) {
+        const sim_step_t *step = &program->steps[i];
+        sim_op_t op = step->op; // runs read it only
+        if (!step->enabled)
+            continue;
+        result = sim_run(stream, &op);
+        if (result == CUDA_SUCCESS && step->child)
+            result = sim_program_run(stream, step->child);
+    }
+    return result;
+}
+
+sim_step_t *sim_program_step(sim_program_t *program, const sim_node_t *node) {
+    for (size_t i = 0; node && i < program->count; i++)
+        if (program->steps[i].node == node)
+            return &program->steps[i];
+    return NULL;
+}
+
+sim_exec_t *sim_exec_of(CUgraphExec handle) {
+    return sim_handle_is(handle, SIM_GRAPH_EXEC) ? (sim_exec_t *)(void *)handle : NULL;
+}
+
+sim_program_t *sim_exec_writable(sim_exec_t *exec) {
+    if (atomic_load(&exec->program->refs) == 1)
+        return exec->program;
+    sim_program_t *copy = program_copy(exec->program);
+    if (copy) {
+        sim_program_release(exec->program);
+        exec->program = copy;
+    }
+    return copy;
+}
+
+// ---- The API -----------------------------------------------------------------------------------------------------
+
+#define FLAGS                                                                                                          \
+    (CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD |                            \
+     CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY)
+
+static CUresult instantiate(sim_context_t *context, CUgraphExec *out, CUgraph handle, unsigned long long flags) {
+    if (!out || (flags & ~(unsigned long long)(FLAGS | CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (flags & CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    sim_exec_t *exec = calloc(1, sizeof *exec);
+    if (!exec)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    exec->context = context;
+    exec->flags = flags;
+    pthread_mutex_lock(&sim.lock);
+    sim_graph_t *graph = sim_graph_of(handle);
+    CUresult result = graph && !graph->capture ? sim_program_make(graph, &exec->program) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS && !sim_handle_add(exec, SIM_GRAPH_EXEC))
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    pthread_mutex_unlock(&sim.lock);
+    if (result != CUDA_SUCCESS) {
+        sim_program_release(exec->program);
+        free(exec);
+        return result;
+    }
+    *out = (CUgraphExec)(void *)exec;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags) {
+    SIM_ENTER_CONTEXT(context);
+    return instantiate(context, phGraphExec, hGraph, flags & ~(unsigned long long)CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD);
+}
+
+CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph,
+                                      CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) {
+    SIM_ENTER_CONTEXT(context);
+    if (!instantiateParams)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = instantiate(context, phGraphExec, hGraph, instantiateParams->flags);
+    instantiateParams->hErrNode_out = NULL;
+    instantiateParams->result_out =
+        result == CUDA_SUCCESS ? CUDA_GRAPH_INSTANTIATE_SUCCESS : CUDA_GRAPH_INSTANTIATE_ERROR;
+    return result;
+}
+
+CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    sim_exec_t *exec = sim_exec_of(hGraphExec);
+    if (exec)
+        sim_handle_remove(exec);
+    pthread_mutex_unlock(&sim.lock);
+    if (!exec)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_program_release(exec->program);
+    free(exec);
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
+    SIM_ENTER_CONTEXT(context);
+    pthread_mutex_lock(&sim.lock);
+    const sim_exec_t *exec = sim_exec_of(hGraph);
+    sim_op_t op = {.kind = SIM_OP_GRAPH};
+    if (exec) {
+        op.u.program = exec->program;
+        atomic_fetch_add(&op.u.program->refs, 1);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return exec ? sim_submit(context, hStream, &op, false, false) : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuGraphUpload(CUgraphExec hGraph, CUstream hStream) {
+    SIM_ENTER_CONTEXT(context);
+    pthread_mutex_lock(&sim.lock);
+    bool known = sim_exec_of(hGraph) != NULL;
+    pthread_mutex_unlock(&sim.lock);
+    sim_op_t op = {.kind = SIM_OP_NOP}; // nothing to bring anywhere
+    return known ? sim_submit(context, hStream, &op, false, false) : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    const sim_exec_t *exec = sim_exec_of(hGraphExec);
+    if (exec && flags)
+        *flags = exec->flags;
+    pthread_mutex_unlock(&sim.lock);
+    return exec && flags ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+// The same shape: as many steps, of the same kinds, with as many dependencies.
+static CUgraphExecUpdateResult compare(const sim_program_t *old, const sim_program_t *fresh, const sim_node_t **at) {
+    if (old->count != fresh->count)
+        return CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
+    for (size_t i = 0; i < old->count; i++) {
+        *at = fresh->steps[i].node;
+        if (old->steps[i].op.kind != fresh->steps[i].op.kind || !old->steps[i].child != !fresh->steps[i].child)
+            return CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED;
+        CUgraphExecUpdateResult inner = CU_GRAPH_EXEC_UPDATE_SUCCESS;
+        if (old->steps[i].child)
+            inner = compare(old->steps[i].child, fresh->steps[i].child, at);
+        if (inner)
+            return inner;
+    }
+    *at = NULL;
+    return CU_GRAPH_EXEC_UPDATE_SUCCESS;
+}
+
+// Later changes name the nodes of the graph that the executable one was made from.
+static void keep_names(const sim_program_t *old, sim_program_t *fresh) {
+    for (size_t i = 0; i < old->count; i++) {
+        fresh->steps[i].node = old->steps[i].node;
+        fresh->steps[i].enabled = old->steps[i].enabled;
+        if (old->steps[i].child)
+            keep_names(old->steps[i].child, fresh->steps[i].child);
+    }
+}
+
+CUresult cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo) {
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    if (!resultInfo)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_program_t *fresh = NULL;
+    const sim_node_t *at = NULL;
+    *resultInfo = (CUgraphExecUpdateResultInfo){.result = CU_GRAPH_EXEC_UPDATE_ERROR};
+    pthread_mutex_lock(&sim.lock);
+    sim_exec_t *exec = sim_exec_of(hGraphExec);
+    sim_graph_t *graph = sim_graph_of(hGraph);
+    CUresult result = exec && graph ? sim_program_make(graph, &fresh) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        resultInfo->result = compare(exec->program, fresh, &at);
+        resultInfo->errorNode = (CUgraphNode)(void *)(uintptr_t)at;
+        if (resultInfo->result) {
+            result = CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
+        } else {
+            keep_names(exec->program, fresh);
+            sim_program_t *old = exec->program;
+            exec->program = fresh;
+            fresh = old;
+        }
+        sim_program_release(fresh);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled) {
+    SIM_ENTER();
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    sim_exec_t *exec = sim_exec_of(hGraphExec);
+    const sim_node_t *node = sim_node_of(hNode);
+    bool able = exec && node &&
+                (node->type == CU_GRAPH_NODE_TYPE_KERNEL || node->type == CU_GRAPH_NODE_TYPE_MEMSET ||
+                 node->type == CU_GRAPH_NODE_TYPE_MEMCPY) &&
+                sim_program_step(exec->program, node);
+    if (able) {
+        sim_program_t *program = sim_exec_writable(exec);
+        result = program ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+        if (program)
+            sim_program_step(program, node)->enabled = isEnabled != 0;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuGraphNodeGetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int *isEnabled) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    const sim_exec_t *exec = sim_exec_of(hGraphExec);
+    const sim_step_t *step = exec ? sim_program_step(exec->program, sim_node_of(hNode)) : NULL;
+    if (step && isEnabled)
+        *isEnabled = step->enabled;
+    pthread_mutex_unlock(&sim.lock);
+    return step && isEnabled ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}

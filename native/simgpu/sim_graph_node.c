@@ -1,0 +1,418 @@
+// Nodes that are added by name: kernel, copy, memset, host function, child graph, empty; and their parameters.
+//
+// Arguments are checked as for the same operation in a stream. The three forms of each function (a new node, a node's
+// parameters, those of an executable graph) make the operation first and then put it in place. Under sim.lock.
+#include "sim_copy.h"
+#include "sim_graph.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static CUresult add(CUgraphNode *out, CUgraph handle, const CUgraphNode *dependencies, size_t count,
+                    CUgraphNodeType type, sim_op_t *op, sim_node_t **made) {
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    sim_graph_t *graph = sim_graph_of(handle);
+    sim_node_t *node = NULL;
+    if (graph && out && (dependencies || !count))
+        result = sim_node_new(graph, type, dependencies, count, op, &node);
+    if (result != CUDA_SUCCESS) {
+        sim_op_discard(op);
+        return result;
+    }
+    *out = (CUgraphNode)(void *)node;
+    *made = node;
+    return result;
+}
+
+// Replaces what a node does, or a step of an executable graph does.
+static CUresult put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
+                    sim_node_t **out) {
+    sim_node_t *node = sim_node_of(handle);
+    sim_exec_t *exec = in_exec ? sim_exec_of(exec_handle) : NULL;
+    sim_op_t *place = NULL;
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    if (node && node->type == type && !in_exec)
+        place = &node->op;
+    if (node && node->type == type && exec && sim_program_step(exec->program, node)) {
+        sim_program_t *program = sim_exec_writable(exec);
+        result = program ? result : CUDA_ERROR_OUT_OF_MEMORY;
+        place = program ? &sim_program_step(program, node)->op : NULL;
+    }
+    if (!place) {
+        sim_op_discard(op);
+        return result;
+    }
+    sim_op_discard(place);
+    *place = *op;
+    if (op->kind == SIM_OP_LAUNCH && op->u.launch.params == op->u.launch.inline_params)
+        place->u.launch.params = place->u.launch.inline_params;
+    *out = node;
+    return CUDA_SUCCESS;
+}
+
+// ---- Kernels -----------------------------------------------------------------------------------------------------
+
+CUresult cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                 size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
+    SIM_ENTER_CONTEXT(context);
+    sim_op_t op;
+    sim_node_t *node;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = nodeParams ? sim_kernel_op(context, nodeParams, &op) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS)
+        result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
+    if (result == CUDA_SUCCESS)
+        node->params.kernel = node->op.u.launch.request;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+static CUresult put_kernel(sim_context_t *context, CUgraphExec exec, CUgraphNode hNode, bool in_exec,
+                           const CUDA_KERNEL_NODE_PARAMS *params) {
+    sim_op_t op;
+    sim_node_t *node;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = params ? sim_kernel_op(context, params, &op) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS)
+        result = put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
+    if (result == CUDA_SUCCESS && !in_exec)
+        node->params.kernel = node->op.u.launch.request;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuGraphKernelNodeSetParams_v2(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
+    SIM_ENTER_CONTEXT(context);
+    return put_kernel(context, NULL, hNode, false, nodeParams);
+}
+
+CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode hNode,
+                                           const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
+    SIM_ENTER_CONTEXT(context);
+    return put_kernel(context, hGraphExec, hNode, true, nodeParams);
+}
+
+CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS *nodeParams) {
+    SIM_ENTER();
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    sim_node_t *node = sim_node_of(hNode);
+    if (node && nodeParams && node->type == CU_GRAPH_NODE_TYPE_KERNEL) {
+        const sim_entry_t *entry = node->op.u.launch.entry;
+        void **values = calloc(entry->nparams + 1, sizeof *values);
+        result = values ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+        for (unsigned i = 0; values && i < entry->nparams; i++)
+            values[i] = node->op.u.launch.params + entry->params[i].offset;
+        if (values) {
+            free(node->values);
+            node->values = values;
+            *nodeParams = node->params.kernel;
+            nodeParams->kernelParams = values;
+            nodeParams->extra = NULL;
+        }
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+static bool attribute_ok(CUkernelNodeAttrID attr) {
+    return attr == CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW || attr == CU_LAUNCH_ATTRIBUTE_COOPERATIVE ||
+           attr == CU_LAUNCH_ATTRIBUTE_PRIORITY || attr == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION ||
+           attr == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN || attr == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP;
+}
+
+static sim_node_t *kernel_node(CUgraphNode handle) {
+    sim_node_t *node = sim_node_of(handle);
+    return node && node->type == CU_GRAPH_NODE_TYPE_KERNEL ? node : NULL;
+}
+
+CUresult cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr, const CUkernelNodeAttrValue *value) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    sim_node_t *node = kernel_node(hNode);
+    bool ok = node && value && attribute_ok(attr);
+    if (ok)
+        node->attributes[attr] = *value;
+    pthread_mutex_unlock(&sim.lock);
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuGraphKernelNodeGetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr, CUkernelNodeAttrValue *value_out) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    const sim_node_t *node = kernel_node(hNode);
+    bool ok = node && value_out && attribute_ok(attr);
+    if (ok)
+        *value_out = node->attributes[attr];
+    pthread_mutex_unlock(&sim.lock);
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuGraphKernelNodeCopyAttributes(CUgraphNode dst, CUgraphNode src) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    sim_node_t *to = kernel_node(dst);
+    const sim_node_t *from = kernel_node(src);
+    bool ok = to && from;
+    if (ok && to != from)
+        memcpy(to->attributes, from->attributes, sizeof to->attributes);
+    pthread_mutex_unlock(&sim.lock);
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+// ---- Memsets -----------------------------------------------------------------------------------------------------
+
+static CUresult set_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, sim_op_t *op) {
+    if (!p || !sim_handle_is(ctx, SIM_CONTEXT))
+        return p ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_INVALID_VALUE;
+    if ((p->elementSize != 1 && p->elementSize != 2 && p->elementSize != 4) || !p->width || !p->height)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_set_t set = {.dst = {.address = p->dst, .pitch = p->pitch},
+                     .height = p->height,
+                     .value = p->value,
+                     .element = p->elementSize};
+    bool pinned;
+    if (__builtin_mul_overflow((uint64_t)p->width, (uint64_t)p->elementSize, &set.width) || p->dst % p->elementSize ||
+        (p->height > 1 && p->pitch < set.width))
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_context_t *context = (sim_context_t *)(void *)ctx;
+    CUresult result = sim_side_prepare(context, &set.dst, SIM_PLACE_DEVICE, set.width, set.height, 1, true, &pinned);
+    *op = (sim_op_t){.kind = SIM_OP_SET, .u.set = set};
+    return result;
+}
+
+CUresult cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                              size_t numDependencies, const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) {
+    SIM_ENTER();
+    sim_op_t op;
+    sim_node_t *node;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = set_op(memsetParams, ctx, &op);
+    if (result == CUDA_SUCCESS)
+        result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
+    if (result == CUDA_SUCCESS)
+        node->params.set = *memsetParams;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+static CUresult put_set(CUgraphExec exec, CUgraphNode hNode, bool in_exec, const CUDA_MEMSET_NODE_PARAMS *params,
+                        CUcontext ctx) {
+    sim_op_t op;
+    sim_node_t *node;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = set_op(params, ctx, &op);
+    if (result == CUDA_SUCCESS)
+        result = put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
+    if (result == CUDA_SUCCESS && !in_exec)
+        node->params.set = *params;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuGraphMemsetNodeSetParams(CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *nodeParams) {
+    SIM_ENTER_CONTEXT(context);
+    return put_set(NULL, hNode, false, nodeParams, (CUcontext)(void *)context);
+}
+
+CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
+                                        const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) {
+    SIM_ENTER();
+    return put_set(hGraphExec, hNode, true, memsetParams, ctx);
+}
+
+CUresult cuGraphMemsetNodeGetParams(CUgraphNode hNode, CUDA_MEMSET_NODE_PARAMS *nodeParams) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    const sim_node_t *node = sim_node_of(hNode);
+    bool ok = node && nodeParams && node->type == CU_GRAPH_NODE_TYPE_MEMSET;
+    if (ok)
+        *nodeParams = node->params.set;
+    pthread_mutex_unlock(&sim.lock);
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+// ---- Copies ------------------------------------------------------------------------------------------------------
+
+static CUresult copy_op(const CUDA_MEMCPY3D *p, CUcontext ctx, sim_op_t *op) {
+    if (!p || !sim_handle_is(ctx, SIM_CONTEXT))
+        return p ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_INVALID_VALUE;
+    *op = (sim_op_t){.kind = SIM_OP_COPY};
+    return sim_copy_box_prepare((sim_context_t *)(void *)ctx, p, &op->u.copy);
+}
+
+CUresult cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                              size_t numDependencies, const CUDA_MEMCPY3D *copyParams, CUcontext ctx) {
+    SIM_ENTER();
+    sim_op_t op;
+    sim_node_t *node;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = copy_op(copyParams, ctx, &op);
+    if (result == CUDA_SUCCESS)
+        result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
+    if (result == CUDA_SUCCESS)
+        node->params.copy = *copyParams;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+static CUresult put_copy(CUgraphExec exec, CUgraphNode hNode, bool in_exec, const CUDA_MEMCPY3D *params,
+                         CUcontext ctx) {
+    sim_op_t op;
+    sim_node_t *node;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = copy_op(params, ctx, &op);
+    if (result == CUDA_SUCCESS)
+        result = put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
+    if (result == CUDA_SUCCESS && !in_exec)
+        node->params.copy = *params;
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams) {
+    SIM_ENTER_CONTEXT(context);
+    return put_copy(NULL, hNode, false, nodeParams, (CUcontext)(void *)context);
+}
+
+CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMCPY3D *copyParams,
+                                        CUcontext ctx) {
+    SIM_ENTER();
+    return put_copy(hGraphExec, hNode, true, copyParams, ctx);
+}
+
+CUresult cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodeParams) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    const sim_node_t *node = sim_node_of(hNode);
+    bool ok = node && nodeParams && node->type == CU_GRAPH_NODE_TYPE_MEMCPY;
+    if (ok)
+        *nodeParams = node->params.copy;
+    pthread_mutex_unlock(&sim.lock);
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+// ---- The others --------------------------------------------------------------------------------------------------
+
+CUresult cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                            size_t numDependencies, const CUDA_HOST_NODE_PARAMS *nodeParams) {
+    SIM_ENTER();
+    if (!nodeParams || !nodeParams->fn)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_node_t *node;
+    sim_op_t op = {.kind = SIM_OP_HOST_FUNCTION, .u.host_function = {nodeParams->fn, nodeParams->userData}};
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_HOST, &op, &node);
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuGraphAddEmptyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                             size_t numDependencies) {
+    SIM_ENTER();
+    sim_node_t *node;
+    sim_op_t op = {.kind = SIM_OP_NOP};
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_EMPTY, &op, &node);
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+static CUresult add_child(CUgraphNode *out, CUgraph hGraph, const CUgraphNode *dependencies, size_t count,
+                          CUgraph childGraph, bool move) {
+    sim_node_t *node;
+    sim_op_t op = {.kind = SIM_OP_NOP};
+    pthread_mutex_lock(&sim.lock);
+    sim_graph_t *child = sim_graph_of(childGraph);
+    CUresult result = child && !child->capture && !(move && child->owner) && childGraph != hGraph
+                          ? add(out, hGraph, dependencies, count, CU_GRAPH_NODE_TYPE_GRAPH, &op, &node)
+                          : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        node->child = move ? child : sim_graph_clone(child, node);
+        if (node->child) {
+            node->child->owner = node;
+        } else {
+            sim_node_delete(node);
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuGraphAddChildGraphNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                  size_t numDependencies, CUgraph childGraph) {
+    SIM_ENTER();
+    return add_child(phGraphNode, hGraph, dependencies, numDependencies, childGraph, false);
+}
+
+CUresult cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph) {
+    SIM_ENTER();
+    pthread_mutex_lock(&sim.lock);
+    const sim_node_t *node = sim_node_of(hNode);
+    bool ok = node && phGraph && node->child;
+    if (ok)
+        *phGraph = (CUgraph)(void *)node->child;
+    pthread_mutex_unlock(&sim.lock);
+    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph) {
+    SIM_ENTER();
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    sim_program_t *fresh = NULL;
+    pthread_mutex_lock(&sim.lock);
+    sim_exec_t *exec = sim_exec_of(hGraphExec);
+    const sim_node_t *node = sim_node_of(hNode);
+    sim_graph_t *child = sim_graph_of(childGraph);
+    const sim_step_t *step = exec && node && child ? sim_program_step(exec->program, node) : NULL;
+    if (step && step->child)
+        result = sim_program_make(child, &fresh);
+    if (result == CUDA_SUCCESS && fresh->count != step->child->count)
+        result = CUDA_ERROR_INVALID_VALUE;
+    for (size_t i = 0; result == CUDA_SUCCESS && i < fresh->count; i++) {
+        if (fresh->steps[i].op.kind != step->child->steps[i].op.kind)
+            result = CUDA_ERROR_INVALID_VALUE;
+        fresh->steps[i].node = step->child->steps[i].node;
+    }
+    sim_program_t *program = result == CUDA_SUCCESS ? sim_exec_writable(exec) : NULL;
+    if (program) {
+        sim_step_t *place = sim_program_step(program, node);
+        sim_program_release(place->child);
+        place->child = fresh;
+    } else {
+        sim_program_release(fresh);
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result == CUDA_SUCCESS && !program ? CUDA_ERROR_OUT_OF_MEMORY : result;
+}
+
+CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                           const CUgraphEdgeData *dependencyData, size_t numDependencies,
+                           CUgraphNodeParams *nodeParams) {
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    (void)dependencyData;
+    if (!nodeParams)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUDA_KERNEL_NODE_PARAMS kernel;
+    CUDA_MEMSET_NODE_PARAMS set;
+    switch (nodeParams->type) {
+    case CU_GRAPH_NODE_TYPE_KERNEL:
+        memcpy(&kernel, &nodeParams->kernel, sizeof kernel);
+        return cuGraphAddKernelNode_v2(phGraphNode, hGraph, dependencies, numDependencies, &kernel);
+    case CU_GRAPH_NODE_TYPE_MEMSET:
+        memcpy(&set, &nodeParams->memset, sizeof set);
+        return cuGraphAddMemsetNode(phGraphNode, hGraph, dependencies, numDependencies, &set, nodeParams->memset.ctx);
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+        return cuGraphAddMemcpyNode(phGraphNode, hGraph, dependencies, numDependencies, &nodeParams->memcpy.copyParams,
+                                    nodeParams->memcpy.copyCtx);
+    case CU_GRAPH_NODE_TYPE_EMPTY:
+        return cuGraphAddEmptyNode(phGraphNode, hGraph, dependencies, numDependencies);
+    case CU_GRAPH_NODE_TYPE_GRAPH:
+        return add_child(phGraphNode, hGraph, dependencies, numDependencies, nodeParams->graph.graph,
+                         nodeParams->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
+    default:
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+}
