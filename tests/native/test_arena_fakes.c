@@ -6,6 +6,7 @@
  * `gpu_runs` is set. One thread.
  */
 #include "test_arena.h"
+#include "tpw_graph.h"
 
 /* ---- the driver ---- */
 
@@ -428,4 +429,10 @@ void end(void) {
     CHECK(physical_used == 0 && mapped.count == 0); /* nothing leaks, and nothing is freed twice */
     CHECK(session.memory->twin_count == 0);
     tpw_memory_close(&session);
+}
+
+/* ---- captures: none ---- */
+
+void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error) {
+    (void)s, (void)native, (void)error;
 }

@@ -151,8 +151,7 @@ static CUresult add(const char *name, CUstream stream, struct call *call) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         /* A callback is told the stream's status, which a graph has not. */
-        CUresult result =
-            call->callback ? tpc_capture_refuse(name, stream) : tpc_capture_status(stream, &status);
+        CUresult result = call->callback ? tpc_capture_refuse(name, stream) : tpc_capture_status(stream, &status);
         if (result != CUDA_SUCCESS) {
             free(call);
             return result;
