@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
-from worker_harness import environment
+from worker_harness import environment, eventually
 
 from tensor_fusion.abi import native_file, native_folder
 from tensor_fusion.bench import compare, plot, relay
@@ -478,6 +479,26 @@ def test_census_of_a_program_that_is_killed(tmp_path: Path) -> None:
     assert result.returncode == 137
     assert json.loads(path.read_text())["processes"] == []
     assert "No process of the program wrote statistics" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["--pairs", "1000", "--only", "null"], ["--", "sleep", "60"]])
+def test_told_to_end_it_leaves_nothing_behind(words: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensor_fusion", "bench", "--gpu", "sim", *words],
+        env=environment(**NATIVE),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    while "Started a worker" not in process.stderr.readline():
+        assert process.poll() is None
+    assert eventually(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 3)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    assert process.wait(20) == 143
+    process.stderr.close()
+    assert eventually(lambda: not [child for child in started if child.is_running()])
 
 
 # Bad input

@@ -56,6 +56,11 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = process.wait()
+    except BaseException:
+        # We are told to end: the program would go on without its worker.
+        process.terminate()
+        process.wait()
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
     return code if code >= 0 else 128 - code

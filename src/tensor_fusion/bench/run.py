@@ -129,6 +129,8 @@ def bench(request: Request, say: Say) -> dict[str, Any]:
     report["simulated"] = report["sides"]["remote"]["device"].startswith("Simulated")
     if request.json_file:
         _write(request.json_file, report)
+    if request.plot_prefix and not request.native and "copy" not in plan.groups:
+        say("There is nothing to plot: ratios need the native side, bandwidth needs the group copy.")
     report["plots"] = [str(path) for path in plot(report, request.plot_prefix)] if request.plot_prefix else []
     return report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -160,6 +161,8 @@ def bench(
     from tensor_fusion.bench import run as benchmark
     from tensor_fusion.cli import bench_report
 
+    # So that the worker and the relay that it started are stopped before it ends.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     request = benchmark.Request(
         connection=None if connect is None else connect.strip(),
         transport=transport.value,
