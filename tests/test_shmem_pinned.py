@@ -17,7 +17,15 @@ from test_memory import CASES, Worker, generated, program, whole_stack
 
 __all__ = ["generated", "program"]  # fixtures
 
-SHARED = ("shared_pointers", "shared_kernels", "shared_full", "shared_free", "shared_churn", "shared_elsewhere")
+SHARED = (
+    "shared_pointers",
+    "shared_kernels",
+    "shared_full",
+    "shared_free",
+    "shared_churn",
+    "shared_elsewhere",
+    "shared_captured",
+)
 pytestmark = whole_stack
 
 

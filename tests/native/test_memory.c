@@ -410,6 +410,7 @@ static const struct {
              {"shared_kernels", case_shared_kernels},
              {"shared_full", case_shared_full},
              {"shared_elsewhere", case_shared_elsewhere},
+             {"shared_captured", case_shared_captured},
              {"shared_outlives", case_shared_outlives},
              {"shared_free", case_shared_free},
              {"shared_churn", case_shared_churn}};

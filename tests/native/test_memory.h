@@ -55,6 +55,7 @@ void case_twin_limit(void);
 void case_shared_pointers(void);
 void case_shared_kernels(void);
 void case_shared_full(void);
+void case_shared_captured(void);
 void case_shared_outlives(void);
 void case_shared_elsewhere(void);
 void case_shared_free(void);

@@ -266,6 +266,39 @@ void case_shared_free(void) {
     }
 }
 
+/* Copies with pinned memory are part of a graph, which reads and writes it again at each launch. */
+void case_shared_captured(void) {
+    enum { SIZE = 300000 };
+    void *memory, *result;
+    CUdeviceptr device, other;
+    CUstream stream;
+    CUgraph graph;
+    CUgraphExec exec;
+    OK(cuMemHostAlloc(&memory, SIZE, 0));
+    OK(cuMemHostAlloc(&result, SIZE, 0));
+    OK(cuMemAlloc_v2(&device, SIZE));
+    OK(cuMemAlloc_v2(&other, SIZE));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuCtxSynchronize());
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    OK(cuMemcpyHtoDAsync_v2(device, memory, SIZE, stream));
+    OK(cuMemcpyDtoDAsync_v2(other, device, SIZE, stream));
+    OK(cuMemcpyDtoHAsync_v2(result, other, SIZE, stream));
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    for (int i = 0; i < 5; i++) {
+        random_fill(memory, SIZE);
+        memset(result, 0, SIZE);
+        OK(cuGraphLaunch(exec, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(memcmp(memory, result, SIZE) == 0);
+    }
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+    OK(cuMemFreeHost(memory));
+    OK(cuMemFreeHost(result));
+}
+
 /* A worker that is gone takes no memory away from the program: it still reads and writes what it has pinned. */
 void case_shared_outlives(void) {
     void *memory;
