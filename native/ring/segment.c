@@ -18,7 +18,7 @@
 
 #define LIFE_TID 0x3fffffffu /* FUTEX_TID_MASK */
 #define CLAIM_PATIENCE_NS 10000000000u
-#define BEAT_PATIENCE_NS 30000000000u
+#define BEAT_PATIENCE_NS 600000000000u /* a paused virtual machine is to be survived */
 
 enum phase {
     PHASE_OPEN,  /* the clients' own: free, or on the way to or from a greeting */
@@ -32,11 +32,15 @@ struct watch {
     uint64_t beat;          /* ENDED: the same */
     uint64_t since;
     bool same_kernel;
+    char boot_id[40];
     /* ENDED: to be freed in the end */
     uint64_t size;
     void *owners;
 };
 static struct watch watches[TP_SLOTS];
+static struct tp_segment_header published; /* what the header says up to its heart: the guest can overwrite that */
+static struct tp_lock guest_lock;          /* over guest_boot_id: a release looks at it, too */
+static char guest_boot_id[40];             /* of the machine that greeted last, if it is not this one */
 
 bool tp_life_begin(pthread_mutex_t *life) {
     pthread_mutexattr_t how;
@@ -78,6 +82,7 @@ void tp_segment_format(void *base, uint64_t size, uint64_t epoch, const unsigned
     struct tp_segment_header *header = base;
     atomic_store(&header->magic, 0);
     memset(watches, 0, sizeof watches);
+    memset(guest_boot_id, 0, sizeof guest_boot_id);
     memset(base, 0, tp_arena_at());
     header->version = TP_SEGMENT_VERSION;
     header->size = size;
@@ -85,12 +90,15 @@ void tp_segment_format(void *base, uint64_t size, uint64_t epoch, const unsigned
     memcpy(header->schema, schema, sizeof header->schema);
     tp_boot_id(header->boot_id);
     atomic_store(&header->state, TP_SEGMENT_SERVING);
+    memcpy(&published, header, offsetof(struct tp_segment_header, heartbeat));
+    atomic_store(&published.magic, TP_SEGMENT_MAGIC);
     atomic_store(&header->heartbeat, 1);
     atomic_store(&header->magic, TP_SEGMENT_MAGIC);
 }
 
 void tp_segment_close(void *base) {
     struct tp_segment_header *header = base;
+    atomic_store(&published.state, TP_SEGMENT_CLOSED);
     atomic_store(&header->state, TP_SEGMENT_CLOSED);
 }
 
@@ -105,7 +113,13 @@ static bool client_gone(struct watch *watch, const struct tp_slot *slot, uint64_
         watch->beat = beat;
         watch->since = now;
     }
-    return !watch->same_kernel && now - watch->since > BEAT_PATIENCE_NS;
+    if (watch->same_kernel) {
+        return false;
+    }
+    tp_lock_take(&guest_lock);
+    bool rebooted = guest_boot_id[0] != 0 && memcmp(guest_boot_id, watch->boot_id, sizeof watch->boot_id) != 0;
+    tp_lock_drop(&guest_lock);
+    return rebooted || now - watch->since > BEAT_PATIENCE_NS;
 }
 
 /* OPEN, and neither free nor greeting: to be cleared, because nobody will go on with it. */
@@ -133,7 +147,14 @@ static bool take_greeting(uint32_t index, struct tp_slot *slot, unsigned char gr
     boot_id[39] = 0;
     char own[40];
     tp_boot_id(own);
-    watches[index].same_kernel = own[0] != 0 && strcmp(own, boot_id) == 0;
+    struct watch *watch = &watches[index];
+    watch->same_kernel = own[0] != 0 && strcmp(own, boot_id) == 0;
+    memcpy(watch->boot_id, boot_id, sizeof watch->boot_id);
+    if (!watch->same_kernel && boot_id[0] != 0) {
+        tp_lock_take(&guest_lock);
+        memcpy(guest_boot_id, boot_id, sizeof guest_boot_id);
+        tp_lock_drop(&guest_lock);
+    }
     set_phase(index, PHASE_HELD);
     return true;
 }
@@ -173,6 +194,14 @@ static int look_for_greeting(void *base, unsigned char greeting[TP_GREETING_SIZE
     return -1;
 }
 
+/* Clients that come later read the header; nobody on this side does. */
+static void restore_header(struct tp_segment_header *header) {
+    if (TP_UNLIKELY(memcmp(header, &published, offsetof(struct tp_segment_header, heartbeat)) != 0)) {
+        tp_log(TP_WARN, "the header of the shared segment was overwritten by a process that maps it; it is restored");
+        memcpy(header, &published, offsetof(struct tp_segment_header, heartbeat));
+    }
+}
+
 int tp_segment_greeting(void *base, uint32_t timeout_ms, unsigned char greeting[TP_GREETING_SIZE], char boot_id[40]) {
     struct tp_segment_header *header = base;
     uint64_t end = tp_now_ns() + timeout_ms * 1000000ull;
@@ -180,6 +209,7 @@ int tp_segment_greeting(void *base, uint32_t timeout_ms, unsigned char greeting[
     static struct tp_nap nap = {.same_kernel = false};
     for (;;) {
         atomic_fetch_add(&header->heartbeat, 1);
+        restore_header(header);
         tp_bell_arm(&header->bell);
         int found = look_for_greeting(base, greeting, boot_id);
         uint64_t now = tp_now_ns();

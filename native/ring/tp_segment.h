@@ -164,7 +164,8 @@ TP_EXPORT void tp_segment_answer(void *base, uint32_t slot, bool accepted,
                                  const unsigned char welcome[TP_WELCOME_SIZE]);
 /* When the session of `slot` has ended. Slot and granules are free again as soon as the client's process has ended, too, which
  * tp_segment_greeting looks for: until then the program may still use its pinned memory. A client in another machine counts as
- * ended when its beat stands still for 30 s. After a refusal that followed a grant: frees the granules at once. */
+ * ended when that machine has been started anew, or its beat stands still for 10 min. After a refusal
+ * that followed a grant: frees the granules at once. */
 TP_EXPORT void tp_segment_release(void *base, uint64_t size, void *owners, uint32_t slot);
 /* What the client last said of itself: its beat, and 1 in *over when its process has ended. */
 TP_EXPORT uint64_t tp_segment_beat(void *base, uint32_t slot, int *over);

@@ -165,6 +165,20 @@ static void granules_outlive_the_session(void) {
     CHECK(poll_greeting(20) == -1 && owned_by(slot) == 0 && state_of(slot) == TP_SLOT_FREE);
 }
 
+/* A guest that is started anew leaves life words that no kernel will ever mark. */
+static void a_guest_started_anew(void) {
+    begin(SIZE);
+    struct tp_slot *old = greet(1);
+    memset(old->client_boot_id, 'a', 36);
+    uint32_t slot = accept_client();
+    tp_segment_release(base, size, owners, slot);
+    CHECK(poll_greeting(20) == -1 && owned_by(slot) > 0); /* it may only be paused */
+    struct tp_slot *next = greet(2);
+    memset(next->client_boot_id, 'b', 36);
+    CHECK(next != old && accept_client() != slot);
+    CHECK(poll_greeting(20) == -1 && owned_by(slot) == 0 && state_of(slot) == TP_SLOT_FREE);
+}
+
 static void dead_claimers_are_freed(void) {
     begin(SIZE);
     pid_t child = client(BEFORE_GREETED);
@@ -222,6 +236,19 @@ static void states_that_cannot_be(void) {
     for (uint32_t i = 0; i < TP_SLOTS; i++) {
         CHECK(state_of(i) == TP_SLOT_FREE);
     }
+}
+
+static void header_is_restored(void) {
+    begin(SIZE);
+    struct tp_segment_header *header = (void *)base;
+    header->epoch = 1;
+    header->boot_id[3] ^= 4;
+    atomic_store(&header->magic, 0);
+    CHECK(poll_greeting(0) == -1);
+    CHECK(header->epoch == 4711 && strlen(header->boot_id) == 36 && atomic_load(&header->magic) == TP_SEGMENT_MAGIC);
+    tp_segment_close(base);
+    atomic_store(&header->state, TP_SEGMENT_SERVING);
+    CHECK(poll_greeting(0) == -1 && atomic_load(&header->state) == TP_SEGMENT_CLOSED);
 }
 
 static void clients_until_it_is_full(void) {
@@ -368,10 +395,12 @@ const struct ring_case segment_cases[] = {
     {"format", format},
     {"life_of_a_client", life_of_a_client},
     {"granules_outlive_the_session", granules_outlive_the_session},
+    {"a_guest_started_anew", a_guest_started_anew},
     {"dead_claimers_are_freed", dead_claimers_are_freed},
     {"refused", refused},
     {"a_held_slot_greets_for_nothing", a_held_slot_greets_for_nothing},
     {"states_that_cannot_be", states_that_cannot_be},
+    {"header_is_restored", header_is_restored},
     {"clients_until_it_is_full", clients_until_it_is_full},
     {"blocks_grow_with_the_arena", blocks_grow_with_the_arena},
     {"waiting_costs_little", waiting_costs_little},
