@@ -45,6 +45,7 @@ CASES = (
     "granules_outlive_the_session",
     "a_guest_started_anew",
     "dead_claimers_are_freed",
+    "a_life_word_that_was_overwritten",
     "refused",
     "a_held_slot_greets_for_nothing",
     "states_that_cannot_be",

@@ -32,6 +32,7 @@ struct watch {
     uint64_t beat;          /* ENDED: the same */
     uint64_t since;
     bool same_kernel;
+    uint32_t life_tid; /* in the client's life word when it was taken */
     char boot_id[40];
     /* ENDED: to be freed in the end */
     uint64_t size;
@@ -102,10 +103,16 @@ void tp_segment_close(void *base) {
     atomic_store(&header->state, TP_SEGMENT_CLOSED);
 }
 
+/* True when the kernel has marked the life word, or nobody ever held it, or somebody has changed whose it is: then no kernel
+ * will mark it any more, and who could write there could end the client as well. */
+static bool life_over(const struct watch *watch, const struct tp_slot *slot) {
+    uint32_t word = *(const volatile uint32_t *)(const volatile void *)&slot->client_life;
+    return tp_life_over(&slot->client_life) || (word & LIFE_TID) != watch->life_tid;
+}
+
 /* ENDED. A life word that nobody ever held says nothing: whoever has not locked it is not waited for. */
 static bool client_gone(struct watch *watch, const struct tp_slot *slot, uint64_t now) {
-    uint32_t word = *(const volatile uint32_t *)(const volatile void *)&slot->client_life;
-    if (tp_life_over(&slot->client_life) || (word & LIFE_TID) == 0) {
+    if (life_over(watch, slot) || watch->life_tid == 0) {
         return true;
     }
     uint64_t beat = atomic_load_explicit(&slot->beat, memory_order_relaxed);
@@ -149,6 +156,7 @@ static bool take_greeting(uint32_t index, struct tp_slot *slot, unsigned char gr
     tp_boot_id(own);
     struct watch *watch = &watches[index];
     watch->same_kernel = own[0] != 0 && strcmp(own, boot_id) == 0;
+    watch->life_tid = *(const volatile uint32_t *)(const volatile void *)&slot->client_life & LIFE_TID;
     memcpy(watch->boot_id, boot_id, sizeof watch->boot_id);
     if (!watch->same_kernel && boot_id[0] != 0) {
         tp_lock_take(&guest_lock);
@@ -280,7 +288,7 @@ void tp_segment_release(void *base, uint64_t size, void *owners, uint32_t slot) 
 
 uint64_t tp_segment_beat(void *base, uint32_t slot, int *over) {
     struct tp_slot *s = tp_slot_at(base, slot);
-    *over = tp_life_over(&s->client_life);
+    *over = life_over(&watches[slot], s);
     return atomic_load(&s->beat);
 }
 

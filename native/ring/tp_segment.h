@@ -167,7 +167,8 @@ TP_EXPORT void tp_segment_answer(void *base, uint32_t slot, bool accepted,
  * ended when that machine has been started anew, or its beat stands still for 10 min. After a refusal
  * that followed a grant: frees the granules at once. */
 TP_EXPORT void tp_segment_release(void *base, uint64_t size, void *owners, uint32_t slot);
-/* What the client last said of itself: its beat, and 1 in *over when its process has ended. */
+/* What the client last said of itself: its beat, and 1 in *over when its process has ended, or when that cannot be seen any
+ * more because its life word was overwritten. */
 TP_EXPORT uint64_t tp_segment_beat(void *base, uint32_t slot, int *over);
 
 /* ---- who only asks: `tensor-fusion doctor` and `tensor-fusion vm --check` ---- */

@@ -196,6 +196,22 @@ static void dead_claimers_are_freed(void) {
     CHECK(state_of(0) == TP_SLOT_FREE && tp_now_ns() - begin_ns > 8000000000u);
 }
 
+/* A word that names another thread is never marked: the session would stay for ever. */
+static void a_life_word_that_was_overwritten(void) {
+    begin(SIZE);
+    pid_t child = client(AFTER_GREETED);
+    uint32_t slot = accept_client();
+    int over = 7;
+    tp_segment_beat(base, slot, &over);
+    CHECK(over == 0);
+    *(volatile uint32_t *)(void *)&tp_slot_at(base, slot)->client_life ^= 1u << 22;
+    tp_segment_beat(base, slot, &over);
+    CHECK(over == 1);
+    tp_segment_release(base, size, owners, slot);
+    CHECK(owned_by(slot) == 0 && state_of(slot) == TP_SLOT_FREE);
+    end_client(child);
+}
+
 static void refused(void) {
     begin(SIZE);
     pid_t child = client(AFTER_GREETED);
@@ -397,6 +413,7 @@ const struct ring_case segment_cases[] = {
     {"granules_outlive_the_session", granules_outlive_the_session},
     {"a_guest_started_anew", a_guest_started_anew},
     {"dead_claimers_are_freed", dead_claimers_are_freed},
+    {"a_life_word_that_was_overwritten", a_life_word_that_was_overwritten},
     {"refused", refused},
     {"a_held_slot_greets_for_nothing", a_held_slot_greets_for_nothing},
     {"states_that_cannot_be", states_that_cannot_be},
