@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from tensor_fusion.abi import SegmentCalls
-from tensor_fusion.worker import main
+from tensor_fusion.worker import main, shmem
 
 SCHEMA = bytes(range(16))
 
@@ -58,5 +58,7 @@ if __name__ == "__main__":
         os.environ["TF_NATIVE_DIR"] = name
         if "FAKE_TELEPORT" not in os.environ:
             setattr(main, "Teleport", FakeTeleport)  # noqa: B010 - the command has no parameter for it
+        if "FAKE_LONGEST_PAUSE" in os.environ:
+            shmem.LONGEST_PAUSE = float(os.environ["FAKE_LONGEST_PAUSE"])
         code = main.main()
     sys.exit(code)

@@ -18,7 +18,7 @@ from tensor_fusion.worker.protocol import Status, Welcome
 MB = 1 << 20
 # struct tp_segment_header and struct tp_slot of native/ring/tp_segment.h; test_layout asks the compiler.
 HEADER = {"magic": 0, "version": 8, "state": 12, "size": 16, "epoch": 24, "schema": 32, "boot_id": 48, "heartbeat": 128}
-SLOT = {"state": 0, "client_boot_id": 40, "client_life": 128, "greeting": 256}
+SLOT = {"state": 0, "beat": 16, "client_boot_id": 40, "client_life": 128, "greeting": 256}
 SLOT_AT, SLOT_SIZE = 4096, 8192
 FREE, ACCEPTED, ENDED = 0, 4, 6
 

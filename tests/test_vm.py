@@ -18,17 +18,15 @@ from pathlib import Path
 import pytest
 from stack.harness import LOSS_SECONDS, LOST, MIB, Worker, succeed, whole_stack
 from vm.machine import SHARED_DEVICE, GuestProgram, Machine
-from vm.stack import SEGMENT_MB, USER, Stack, make_segment
+from vm.stack import PYTHON_FILES, SEGMENT_MB, USER, Stack, make_segment
 from worker_harness import eventually
+
+from tensor_fusion.client.vm import instructions
 
 pytestmark = [*whole_stack, pytest.mark.timeout(280)]
 pytest_plugins = ["stack.fixtures", "vm.fixtures"]
 SIMULATED = "right on Simulated NVIDIA H200\n"
 GONE_SECONDS = 1.0
-RULE = (
-    'ACTION=="add|change", SUBSYSTEM=="pci", ATTR{vendor}=="0x1af4", ATTR{device}=="0x1110", ATTR{enable}="1", '
-    'RUN+="/bin/chgrp somebody /sys%p/resource2", RUN+="/bin/chmod 0660 /sys%p/resource2"\n'
-)
 NVML = """
 import json, pynvml as nvml
 nvml.nvmlInit()
@@ -187,8 +185,9 @@ def test_udev_rule_lets_a_user_in(guest: Machine) -> None:
 
 
 def apply_rule(machine: Machine) -> None:
-    """What a guest does with a rule at its start."""
-    text = f"mkdir -p /etc/udev/rules.d && cat > /etc/udev/rules.d/70-tensor-fusion.rules <<'END'\n{RULE}END\n"
+    """What a guest does at its start with the rule that tensor-fusion vm prints."""
+    rule = instructions("/my_shm", SEGMENT_MB, "somebody").udev
+    text = f"mkdir -p /etc/udev/rules.d && cat > /etc/udev/rules.d/70-tensor-fusion.rules <<'END'\n{rule}\nEND\n"
     machine.run("sh", "-c", text)
     machine.run("sh", "-c", "pidof systemd-udevd || /lib/systemd/systemd-udevd --daemon")
     machine.run("sh", "-c", "udevadm control --reload && udevadm trigger --subsystem-match=pci && udevadm settle -t 20")
@@ -207,6 +206,30 @@ def test_user_with_and_without_the_rule(needs_shmem: None, guest: Machine, guest
         assert stack.run("compute", user=USER) == SIMULATED
 
 
+def vm_check(machine: Machine, user: int = 0) -> tuple[int, list[dict[str, str]]]:
+    """Exit code and checks of `tensor-fusion vm --check`, which the guest has without the command."""
+    words = ("python3", "-m", "tensor_fusion.client.vmcheck", "--json")
+    env = {"PYTHONPATH": PYTHON_FILES, "TF_NATIVE_DIR": f"{PYTHON_FILES}/native"}
+    with machine.start(*words, user=user, env=env) as client:
+        code = client.wait()
+        return code, json.loads(client.output())["checks"]
+
+
+def test_check_in_the_guest(needs_shmem: None, guest: Machine, guest_memory: Path) -> None:
+    apply_rule(guest)
+    with Stack(guest, "shmem", guest_memory).worker():
+        code, checks = vm_check(guest, USER)
+        assert code == 0, checks
+        assert checks[-1]["text"] == f"shmem+/sys/bus/pci/devices/0000:00:04.0/resource2+{SEGMENT_MB}+0"
+        guest.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
+        code, checks = vm_check(guest, USER)
+        assert code == 1
+        assert "user somebody" in checks[-1]["text"] and "udev rule" in checks[-1]["text"]
+    code, checks = vm_check(guest)
+    assert code == 1
+    assert "has ended" in checks[-1]["text"]
+
+
 def test_share_forgotten(needs_shmem: None, boot_guest: Callable[..., Machine]) -> None:
     with make_segment("tf-test-vm-off") as segment, boot_guest(segment, share="off") as machine:
         machine.enable_device()
@@ -214,3 +237,6 @@ def test_share_forgotten(needs_shmem: None, boot_guest: Callable[..., Machine]) 
         with stack.worker(), stack.start("compute") as client:
             assert client.wait() > 0
             assert "share=on" in client.errors(), client.errors()
+            code, checks = vm_check(machine)
+            assert code == 1
+            assert "share=on" in checks[-1]["text"], checks

@@ -300,6 +300,25 @@ def test_random_words_in_slots_do_not_disturb_the_worker(segment_name: str, tmp_
         assert "Traceback" not in worker.log
 
 
+def test_client_that_is_silent_too_long_is_ended(segment_name: str, tmp_path: Path, schema: bytes) -> None:
+    """Ten minutes, which the stand-in for the command makes one second; a beat is enough to live on."""
+    with (
+        SegmentWorker(segment_name, tmp_path, FAKE_LONGEST_PAUSE="1") as worker,
+        worker.path.open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as memory,
+    ):
+        silent = SegmentClient(worker.path, Greeting.build(schema))
+        living = SegmentClient(worker.path, Greeting.build(schema))
+        for beat in range(1, 25):
+            struct.pack_into("<Q", memory, SLOT_AT + SLOT_SIZE + SLOT["beat"], beat)
+            time.sleep(0.1)
+        assert worker.slot_state(0) == ENDED
+        assert worker.slot_state(1) == ACCEPTED
+        assert worker.log.count("no sign of life") == 1
+        silent.end()
+        living.end()
+
+
 # The file
 
 
@@ -392,8 +411,22 @@ def test_what_is_no_file_of_ours_is_refused(segment_name: str, tmp_path: Path) -
         assert "belongs to user 12345" in fails("-n", "shmem", "-m", str(target), "-M", "64")
 
 
-def test_no_room_is_a_sentence(tmp_path: Path, segment_name: str) -> None:
-    """A file size limit stands in for a full /dev/shm, which only root could make."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_no_room_is_a_sentence(tmp_path: Path) -> None:
+    room = tmp_path / "room"
+    room.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "none", str(room)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        sentence = fails("-n", "shmem", "-m", str(room / "segment"), "-M", "64")
+        assert "room for 20 MB" in sentence and "64 MB" in sentence
+        assert not list(room.iterdir())
+    finally:
+        subprocess.run(["umount", str(room)], check=True)
+
+
+def test_limit_of_file_sizes_is_a_sentence(segment_name: str) -> None:
     result = subprocess.run(
         ["sh", "-c", 'ulimit -f 16384; exec "$@"', "sh", *command("--gpu", "sim", "-n", "shmem", "-m", segment_name)],
         env=worker_environment(),

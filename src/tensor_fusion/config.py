@@ -75,7 +75,12 @@ VARIABLES = (
     Variable("TF_CUDA_MEMORY_LIMIT", "worker", "0", "Older name of TF_GPU_MEMORY_LIMIT, which wins if both are set."),
     Variable("TF_ENABLE_URL_AUTH", "worker", "0", "1: a client must send a secret that TF_AUTHORIZED_KEY_PATH lists."),
     Variable("TF_AUTHORIZED_KEY_PATH", "worker", "", "File of accepted secrets, one per line; read when needed."),
-    Variable("TF_CONNECTION_INFO_PATH", "worker", "", "File the worker keeps: one line address,port,pid per client."),
+    Variable(
+        "TF_CONNECTION_INFO_PATH",
+        "worker",
+        "",
+        "File of clients that the worker keeps: address,port,pid.",
+    ),
     Variable(
         "TF_IMAGE_CACHE_PATH",
         "worker",
@@ -162,7 +167,7 @@ def segment_path(text: str) -> Path:
     return SHARED_MEMORY_FOLDER / name
 
 
-FORM = "native+HOST+PORT+VERSION or native+HOST+PORT+VERSION+SECRET"
+FORM = "native+HOST+PORT+VERSION[+SECRET] or shmem+FILE+MB+VERSION[+SECRET]"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 
 
@@ -189,7 +194,7 @@ def parse_connection(text: str) -> Address:
     protocol, *fields = text.split("+")
     if protocol.lower() not in ("native", "shmem"):
         raise ConnectionStringError(
-            Fault.PROTOCOL, f"Unknown protocol {protocol!r} in the connection string; use native: {FORM}."
+            Fault.PROTOCOL, f"Unknown protocol {protocol!r} in the connection string; the form is {FORM}."
         )
     if len(fields) not in (3, 4):
         raise ConnectionStringError(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from stack.harness import clean_environment
 
+import tensor_fusion
 from tensor_fusion.client.files import client_folder
 from vm import root as recipe
 from vm.machine import Machine
@@ -47,6 +48,10 @@ def guest_files(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         files.file(PROGRAM[1:], program)
         if nvml and nvml.origin:
             files.file(f"{PYTHON_FILES[1:]}/pynvml.py", Path(nvml.origin), 0o644)
+        package = Path(tensor_fusion.__file__).parent
+        for path in [*package.glob("*.py"), *package.glob("client/*.py"), *package.glob("worker/*.py")]:
+            files.file(f"{PYTHON_FILES[1:]}/tensor_fusion/{path.relative_to(package)}", path, 0o644)
+        files.add(f"{PYTHON_FILES[1:]}/native/client", stat.S_IFLNK | 0o777, CLIENT.encode())
         for name, text in ACCOUNTS.items():
             files.add(name, stat.S_IFREG | 0o644, text.encode())
         files.end()

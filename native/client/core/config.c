@@ -20,7 +20,7 @@
 #define HOST_MAX 253u
 #define SHMEM_MEGABYTES_MAX (1u << 20)
 #define FIELDS_MAX 6 /* one more than allowed, so that too many are seen */
-#define FORM "native+HOST+PORT+VERSION or native+HOST+PORT+VERSION+SECRET"
+#define FORM "native+HOST+PORT+VERSION[+SECRET] or shmem+FILE+MB+VERSION[+SECRET]"
 
 struct fields {
     char text[STRING_MAX + 1];  /* cut into fields */
@@ -206,7 +206,7 @@ int tp_parse_connection(const char *text, struct tp_endpoint *out, char *why, si
     cut(&f);
     bool native = strcasecmp(f.field[0], "native") == 0;
     if (!native && strcasecmp(f.field[0], "shmem") != 0) {
-        snprintf(why, why_size, "Unknown protocol '%s' in the connection string; use native: %s.", f.field[0], FORM);
+        snprintf(why, why_size, "Unknown protocol '%s' in the connection string; the form is %s.", f.field[0], FORM);
         return TP_FAULT_PROTOCOL;
     }
     if (f.count != 4 && f.count != 5) {

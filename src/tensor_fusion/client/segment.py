@@ -136,8 +136,8 @@ class SegmentFile:
         if self._beats() != first:
             return float((self._beats() - first) / PULSE_TIME)
         raise UserError(
-            f"The worker's heart in {self.path} stands still: the worker has ended or is stopped, or this is another "
-            "file than its own (a file that was deleted and made again; in a virtual machine check mem-path)."
+            f"The worker's heart in {self.path} stands still: the worker has ended or is stopped, or this is not its "
+            "memory (in a virtual machine check share=on first, then mem-path; the file can have been made again)."
         )
 
     def _beats(self) -> int:
