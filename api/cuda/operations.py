@@ -114,6 +114,8 @@ FUNCTIONS = [
     op("stream_mark", "post", stream="uint64_t: handle stream", word="unsigned int", value="uint64_t"),
     op("copy_out_mark", "post", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream",
        word="unsigned int", value="uint64_t"),
+    # The session writes the word when the event is complete.
+    op("event_watch", "post", event="uint64_t: handle event", word="unsigned int", value="uint64_t"),
     op("stream_query", "call", reports=True, stream="uint64_t: handle stream"),
     op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),
     op("event_query", "call", reports=True, event="uint64_t: handle event"),

@@ -355,16 +355,34 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
 
 static _Atomic uint64_t done_values[TP_DONE_WORDS];
 
-bool tp_done_begin(struct tp_conn *conn, struct tp_done *done) {
-    uint32_t word = tpc_slot_self()->thread.number - 1;
-    if (!conn->seat || word >= TP_DONE_WORDS ||
-        atomic_load_explicit(&conn->downloads_pending, memory_order_acquire) > 0) {
-        return false;
-    }
+static void take_word(struct tp_conn *conn, uint32_t word, struct tp_done *done) {
     done->word = word;
     done->value = atomic_fetch_add_explicit(&done_values[word], 1, memory_order_relaxed) + 1;
     done->landing = conn->seat->base + conn->seat->run.landing + (size_t)word * TP_LANDING;
+}
+
+bool tp_done_begin(struct tp_conn *conn, struct tp_done *done) {
+    uint32_t word = tpc_slot_self()->thread.number - 1;
+    if (!conn->seat || word >= TP_DONE_WORDS / 2 ||
+        atomic_load_explicit(&conn->downloads_pending, memory_order_acquire) > 0) {
+        return false;
+    }
+    take_word(conn, word, done);
     return true;
+}
+
+bool tp_done_lend(struct tp_conn *conn, struct tp_done *done) {
+    if (!conn->seat || atomic_load_explicit(&conn->downloads_pending, memory_order_acquire) > 0) {
+        return false;
+    }
+    for (uint32_t word = TP_DONE_WORDS / 2; word < TP_DONE_WORDS; word++) {
+        if (atomic_load_explicit(&conn->seat->slot->done[word], memory_order_acquire) ==
+            atomic_load_explicit(&done_values[word], memory_order_relaxed)) {
+            take_word(conn, word, done);
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Handles what lies in the reply ring now: a notice that a call failed was put there before the GPU got the work behind it. */
@@ -378,6 +396,14 @@ static void take_messages(struct tp_conn *conn) {
             tp_pause(); /* whoever reads goes on reading */
         }
     }
+}
+
+bool tp_done_reached(struct tp_conn *conn, const struct tp_done *done) {
+    if (atomic_load_explicit(&conn->seat->slot->done[done->word], memory_order_acquire) != done->value) {
+        return false;
+    }
+    take_messages(conn);
+    return !tpc_is_lost(conn);
 }
 
 bool tp_done_wait(struct tp_conn *conn, const char *what, const struct tp_done *done) {

@@ -60,6 +60,12 @@ void tp_count_unsupported(const char *name) {
 
 uint64_t tp_fastest_round_trip(void) { return atomic_load_explicit(&fastest, memory_order_relaxed); }
 
+/* Over shared memory nobody sends frames: what was appended is where the session reads it. */
+static uint64_t appended_bytes(void) {
+    struct tp_conn *conn = tp_connection_if_any();
+    return conn && conn->seat ? atomic_load_explicit(&conn->head, memory_order_relaxed) : 0;
+}
+
 struct text {
     char *at;
     size_t size, used;
@@ -109,8 +115,8 @@ size_t tp_stats_json(char *buffer, size_t size) {
     add(&t, "\"calls\": %llu, \"frames\": %llu, ", NULL, value(&tp_counters.frames), value(&tp_counters.frames));
     add(&t, "\"round_trips\": %llu, \"blocked_ns\": %llu, ", NULL, value(&tp_counters.round_trips),
         value(&tp_counters.blocked_ns));
-    add(&t, "\"bytes_sent\": %llu, \"bytes_received\": %llu, \"by_function\": {", NULL, value(&tp_counters.bytes_sent),
-        value(&tp_counters.bytes_received));
+    add(&t, "\"bytes_sent\": %llu, \"bytes_received\": %llu, \"by_function\": {", NULL,
+        value(&tp_counters.bytes_sent) + appended_bytes(), value(&tp_counters.bytes_received));
     const char *separator = "";
     for (uint32_t i = 0; i < FUNCTIONS; i++) {
         const char *name = atomic_load_explicit(&functions[i].name, memory_order_acquire);

@@ -65,7 +65,7 @@ TP_EXPORT bool tp_download_pending(struct tp_conn *conn, const void *start, size
 TP_EXPORT void tp_download_cancel(struct tp_conn *conn, uint64_t number);
 
 /* ---- completion by the GPU ----
- * Over shared memory each of the first TP_DONE_WORDS threads has a word that the GPU can write when a stream has come to a
+ * Over shared memory each of the first TP_DONE_WORDS / 2 threads has a word that the GPU can write when a stream has come to a
  * point, and TP_LANDING bytes where a small copy lands: such a wait needs no reply. */
 struct tp_done {
     uint32_t word;
@@ -77,6 +77,12 @@ TP_EXPORT bool tp_done_begin(struct tp_conn *conn, struct tp_done *done);
 /* Spins until the word has its value and every message that was sent before has been handled. False when that takes long,
  * or never happens (an error): then a call that waits must follow. */
 TP_EXPORT bool tp_done_wait(struct tp_conn *conn, const char *what, const struct tp_done *done);
+
+/* A word of the other half, for somebody who only looks now and then; false where none is free. It is free again when what was
+ * promised last has been written. */
+TP_EXPORT bool tp_done_lend(struct tp_conn *conn, struct tp_done *done);
+/* Whether it has come to that, with every message handled that was sent before. */
+TP_EXPORT bool tp_done_reached(struct tp_conn *conn, const struct tp_done *done);
 
 /* ---- calling ---- */
 struct tp_reply {

@@ -44,7 +44,12 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
     TPC_CAPTURE_UNSAFE("cuEventQuery");
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)hEvent};
     struct tp_reply reply;
-    CUresult result = tpc_call_event_query("cuEventQuery", &in, &reply);
+    CUresult result;
+    if (tpc_watch_answer(in.event, false, &result)) {
+        return result;
+    }
+    result = tpc_call_event_query("cuEventQuery", &in, &reply);
+    tpc_watch_learned(in.event, false, result, &reply);
     tp_reply_free(&reply);
     if (result == CUDA_SUCCESS && atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
         tpc_twins_pull();

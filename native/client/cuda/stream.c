@@ -67,6 +67,13 @@ bool tpc_wait_marked(const char *name, CUstream handle) {
     return tpc_post_stream_mark(name, &mark) == CUDA_SUCCESS && tpc_marked(name, handle, &done, before);
 }
 
+/* Nothing was sent since everything in the stream was known to be complete. */
+static bool quiet(CUstream handle) {
+    struct stream *stream = stream_of(handle);
+    return stream && !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
+           atomic_load_explicit(&stream->quiet, memory_order_relaxed) == tp_frames(tpc_conn);
+}
+
 static CUresult create(CUstream *out, unsigned int flags, int priority) {
     TPC_CONTEXT(context);
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
@@ -125,9 +132,7 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
     (void)context;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
     TPC_CAPTURE_UNSAFE("cuStreamSynchronize");
-    struct stream *stream = stream_of(hStream);
-    if (stream && !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
-        atomic_load_explicit(&stream->quiet, memory_order_relaxed) == tp_frames(tpc_conn)) {
+    if (quiet(hStream)) {
         return tpc_posted();
     }
     if (tpc_wait_marked("cuStreamSynchronize", hStream)) {
@@ -155,7 +160,15 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
     TPC_CAPTURE_UNSAFE("cuStreamQuery");
     struct tpg_stream_query_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;
-    CUresult result = tpc_call_stream_query("cuStreamQuery", &in, &reply);
+    CUresult result;
+    if (quiet(hStream)) {
+        return tpc_posted();
+    }
+    if (tpc_watch_answer(in.stream, true, &result)) {
+        return result;
+    }
+    result = tpc_call_stream_query("cuStreamQuery", &in, &reply);
+    tpc_watch_learned(in.stream, true, result, &reply);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(hStream, &reply);
     }

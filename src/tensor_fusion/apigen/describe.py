@@ -12,6 +12,7 @@ A line of api/ names a function and one of these kinds:
 
 A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
 refuses what the driver would refuse at once.
+One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream.
 
 What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of
 the roles:
@@ -33,7 +34,7 @@ the roles:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Line:
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
+    noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
 
 
@@ -78,10 +80,12 @@ def post(
     contextless: bool = False,
     after_loss: str = "",
     check: bool = False,
+    noted: bool = False,
     **roles: str,
 ) -> Line:
     """A function that runs in the session in order while the caller goes on."""
-    return Line(name, "post", roles, session=session, contextless=contextless, after_loss=after_loss, check=check)
+    line = Line(name, "post", roles, session=session, contextless=contextless, after_loss=after_loss)
+    return replace(line, check=check, noted=noted)
 
 
 def pure(name: str, /, *, session: str = "driver", contextless: bool = False, **roles: str) -> Line:

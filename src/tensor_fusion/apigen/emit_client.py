@@ -21,7 +21,9 @@ def client_header(model: Model) -> str:
             if line.kind in ("call", "post", "pure", "local", "custom") and prototype:
                 lines.append(f"{_signature(api, line, prototype)};")
             if line.check and prototype:
-                lines.append(f"{_signature(api, line, prototype, check=True)};")
+                lines.append(f"{_signature(api, line, prototype, 'check_')};")
+            if line.noted and prototype:
+                lines.append(f"{_signature(api, line, prototype, 'noted_')};")
     lines += [
         "struct tpg_address { int version; int status; void *function; };",
         "/* Entry points of `name` by rising version for stream flag 0…2; NULL for a name that the driver has not. */",
@@ -32,11 +34,12 @@ def client_header(model: Model) -> str:
     return "\n".join(lines)
 
 
-def _signature(api: Api, line: Line, prototype: Prototype, check: bool = False) -> str:
+def _signature(api: Api, line: Line, prototype: Prototype, part: str = "") -> str:
     params = parameter_list(prototype)
     if line.implicit:
         params = "CUstream implicit" + ("" if params == "void" else f", {params}")
-    return f"{prototype.returns} {PREFIX[api.name]}_{'check_' if check else ''}{line.name}({params})"
+    returns = "void" if part == "noted_" else prototype.returns
+    return f"{returns} {PREFIX[api.name]}_{part}{line.name}({params})"
 
 
 def exports(model: Model, api: Api) -> str:
@@ -185,6 +188,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append(f"    {put}")
         verb = "post" if post else "call"
         body.append(f'    {result} result = ({result}){prefix}_{verb}("{op.name}", &reply);')
+    if op.line.noted:
+        body.append(f"    {prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)});")
     for item in op.fields:
         if item.role == "new":
             body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.arg.upper()}, new_{item.name}); }}")

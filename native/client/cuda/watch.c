@@ -1,0 +1,131 @@
+/*
+ * Watches: programs that poll an event or a stream get their answer from a word of shared memory, not from the worker.
+ *
+ * Owns a small table of what is watched, by handle, under one lock; any thread. A watch begins with an answer "not ready": the
+ * GPU (a stream) or the session (an event) then writes the word when it is. Once in a while a poll goes to the worker all the
+ * same, because after a sticky error nothing is ever written.
+ */
+#include "tpc.h"
+#include "tpg_cuda_send.h"
+
+#define WATCHES 32u
+#define ASK_NS 1000000u
+
+struct watch {
+    uint64_t handle; /* 0: free */
+    struct tp_done done;
+    bool complete;
+    uint64_t frame; /* stream: of the mark; nothing may have been sent since */
+    uint64_t asked; /* when the worker was asked last */
+};
+
+static struct tp_lock lock;
+static struct watch table[WATCHES];
+static _Atomic uint32_t watched;     /* entries in use, for those who only want to know that there are none */
+static _Atomic uint64_t last_record; /* frames of the process when an event was recorded last */
+static uint32_t next_victim;
+
+static struct watch *find(uint64_t handle) {
+    for (uint32_t i = 0; i < WATCHES; i++) {
+        if (table[i].handle == handle) {
+            return &table[i];
+        }
+    }
+    return NULL;
+}
+
+static void drop(struct watch *watch) {
+    if (watch) {
+        *watch = (struct watch){0};
+        atomic_fetch_sub_explicit(&watched, 1, memory_order_relaxed);
+    }
+}
+
+static struct watch *add(uint64_t handle) {
+    struct watch *watch = find(0);
+    if (!watch) {
+        watch = &table[next_victim++ % WATCHES];
+        drop(watch);
+    }
+    watch->handle = handle;
+    atomic_fetch_add_explicit(&watched, 1, memory_order_relaxed);
+    return watch;
+}
+
+void tpc_watch_forget(uint64_t handle) {
+    if (atomic_load_explicit(&watched, memory_order_seq_cst) > 0) {
+        tp_lock_take(&lock);
+        drop(find(handle));
+        tp_lock_drop(&lock);
+    }
+}
+
+bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
+    if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !tpc_may_mark()) {
+        return false;
+    }
+    bool answered = false;
+    tp_lock_take(&lock);
+    struct watch *watch = find(handle);
+    if (watch && stream && tp_frames(tpc_conn) != watch->frame) {
+        drop(watch); /* there may be new work in it */
+        watch = NULL;
+    }
+    if (watch && !watch->complete) {
+        watch->complete = tp_done_reached(tpc_conn, &watch->done);
+    }
+    if (watch) {
+        answered = watch->complete || tp_now_ns() - watch->asked < ASK_NS;
+        *result = watch->complete ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    }
+    tp_lock_drop(&lock);
+    return answered && tpc_may_mark(); /* a failure that was told meanwhile is reported by a call */
+}
+
+void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply) {
+    struct tp_done done;
+    bool post = false;
+    if (!tpc_may_mark()) {
+        return;
+    }
+    tp_lock_take(&lock);
+    struct watch *watch = find(handle);
+    if (result == CUDA_SUCCESS && !stream && reply->number > atomic_load(&last_record)) {
+        watch = watch ? watch : add(handle);
+        watch->complete = true;
+    } else if (result == CUDA_ERROR_NOT_READY && watch && !watch->complete) {
+        watch->asked = tp_now_ns();
+    } else if (result == CUDA_ERROR_NOT_READY && !watch && tp_done_lend(tpc_conn, &done)) {
+        watch = add(handle);
+        watch->done = done;
+        watch->asked = tp_now_ns();
+        watch->frame = tp_frames(tpc_conn) + 1; /* if another comes between, the stream's watch is dropped */
+        post = true;
+    }
+    tp_lock_drop(&lock);
+    if (post && stream) {
+        struct tpg_stream_mark_in in = {.stream = handle, .word = done.word, .value = done.value};
+        tpc_post_stream_mark("cuStreamQuery", &in);
+    } else if (post) {
+        struct tpg_event_watch_in in = {.event = handle, .word = done.word, .value = done.value};
+        tpc_post_event_watch("cuEventQuery", &in);
+    }
+}
+
+/* What an event means from now on is not known. */
+static void recorded(CUevent event) {
+    uint64_t frames = tp_frames(tpc_conn), before = atomic_load_explicit(&last_record, memory_order_relaxed);
+    while (before < frames && !atomic_compare_exchange_weak(&last_record, &before, frames)) {
+    }
+    tpc_watch_forget((uint64_t)(uintptr_t)event);
+}
+
+void tpc_noted_cuEventRecord(CUevent hEvent, CUstream hStream) {
+    (void)hStream;
+    recorded(hEvent);
+}
+
+void tpc_noted_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
+    (void)hStream, (void)flags;
+    recorded(hEvent);
+}
