@@ -220,15 +220,23 @@ def free_port() -> int:
 class Worker:
     """One `tensor-fusion-worker` on this machine, started and ended with its sessions."""
 
-    def __init__(self, command: Sequence[str], env: dict[str, str], log: Path, port: int | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        log: Path,
+        port: int | None = None,
+        segment: tuple[str, int] | None = None,
+    ) -> None:
         self.port = port if port is not None else free_port()
+        self.segment = segment
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         full_env = {**env, "TF_ENABLE_LOG": "1", "TF_LOG_PATH": str(log.with_suffix(".log"))}
         self.out = log.with_suffix(".out").open("wb")
         self.err = log.with_suffix(".err").open("wb")
         self.process = subprocess.Popen(
-            [*command, "-n", "native", "-p", str(self.port)],
+            [*command, *self._protocol()],
             stdin=subprocess.DEVNULL,
             stdout=self.out,
             stderr=self.err,
@@ -236,8 +244,15 @@ class Worker:
             start_new_session=True,
         )
 
+    def _protocol(self) -> list[str]:
+        if self.segment is None:
+            return ["-n", "native", "-p", str(self.port)]
+        return ["-n", "shmem", "-m", self.segment[0], "-M", str(self.segment[1])]
+
     @property
     def connection(self) -> str:
+        if self.segment is not None:
+            return f"shmem+{self.segment[0]}+{self.segment[1]}+0"
         return f"native+127.0.0.1+{self.port}+0"
 
     def wait_ready(self, timeout_s: float = 60.0) -> str:

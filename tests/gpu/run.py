@@ -57,6 +57,9 @@ VERSIONS = (
 )  # fmt: skip
 
 
+SEGMENT_MB = 2048  # of --transport shmem
+
+
 @dataclass
 class Options:
     wheel: Path
@@ -66,6 +69,7 @@ class Options:
     pairs: int
     jobs: int
     budget_s: float
+    transport: str = "tcp"
 
 
 @dataclass
@@ -100,6 +104,7 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--pairs", type=int, default=5, help="pairs of runs for each timed program")
     parser.add_argument("--jobs", type=int, default=4, help="programs that are not timed, beside each other")
     parser.add_argument("--budget", type=float, default=560.0, help="seconds after which nothing new is started")
+    parser.add_argument("--transport", choices=("tcp", "shmem"), default="tcp", help="how the remote side is reached")
     parser.add_argument("--quick", action="store_true", help="one pair of everything")
     given = parser.parse_args(arguments)
     wheel = given.wheel
@@ -118,7 +123,8 @@ def parse(arguments: list[str]) -> Options:
     pairs = 1 if given.quick else given.pairs
     if pairs < 1 or given.jobs < 1:
         parser.error("--pairs and --jobs must be at least 1")
-    return Options(wheel.resolve(), given.out.resolve(), given.work.resolve(), only, pairs, given.jobs, given.budget)
+    return Options(wheel.resolve(), given.out.resolve(), given.work.resolve(), only, pairs, given.jobs, given.budget,
+                   given.transport)  # fmt: skip
 
 
 def chosen(options: Options) -> list[Program]:
@@ -437,7 +443,9 @@ def run_suite(run: Run, programs: list[Program]) -> None:
 
 
 def start_worker(options: Options, install: Path, name: str) -> Worker:
-    worker = Worker([str(install / "bin" / "tensor-fusion-worker")], install_env(install), options.work / "logs" / name)
+    segment = (f"/tf_gpu_{os.getpid()}_{name}", SEGMENT_MB) if options.transport == "shmem" else None
+    command = [str(install / "bin" / "tensor-fusion-worker")]
+    worker = Worker(command, install_env(install), options.work / "logs" / name, segment=segment)
     try:
         say(worker.wait_ready())
     except RuntimeError:
