@@ -159,6 +159,14 @@ def test_a_failing_call_is_named() -> None:
     assert "cuMemsetD8Async failed with 700 (CUDA_ERROR_ILLEGAL_ADDRESS)" in result.stderr
 
 
+def test_a_driver_without_graphs_is_measured_without_them() -> None:
+    result = run_on(native_file(SIM), "graph", TF_SIM_FAULTS="cuStreamBeginCapture_v2:1=801")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["series"] == [] and "digest" not in found
+    assert found["skipped"] == "cuStreamBeginCapture is not supported by this driver"
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -199,14 +207,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_every_group_ran_or_says_why_not(report: dict[str, Any]) -> None:
+def test_every_group_ran(report: dict[str, Any]) -> None:
     measured = {
         (result["group"], side) for result in report["results"] for side in ("native", "remote") if side in result
     }
     skipped = {(entry["group"], entry["side"]) for entry in report["skipped"]}
-    assert measured | skipped == {(group, side) for group in GROUPS for side in ("native", "remote")}
-    assert {group for group, _ in skipped} <= {"graph"}
-    assert all("cu" in entry["reason"] for entry in report["skipped"])
+    assert measured == {(group, side) for group in GROUPS for side in ("native", "remote")}
+    assert skipped == set()
 
 
 def test_results_are_identical_and_were_computed(report: dict[str, Any]) -> None:
@@ -233,6 +240,9 @@ def test_null_call_reaches_the_worker_and_launches_do_not_wait(report: dict[str,
     assert by_name["cuLaunchKernel, null kernel"]["remote"]["round_trips"] < 0.01
     assert "round_trips" not in by_name["cuLaunchKernel, null kernel"]["native"]
     assert report["traffic"]["copy"]["bytes_sent"] > 1 << 20
+    # Started processes have counters of their own; none of this one's may stand for them.
+    assert "startup" not in report["traffic"]
+    assert "round_trips" not in by_name["process start to first finished kernel"]["remote"]
 
 
 def test_copies_come_in_every_size_and_kind(report: dict[str, Any]) -> None:

@@ -136,8 +136,8 @@ static inline void sample_begin(struct series *s) {
 void sample_end_at(struct series *s, uint64_t now);
 static inline void sample_end(struct series *s) { sample_end_at(s, now_ns()); }
 
-/* One JSON object on standard output for each group. */
-void group_open(const char *name);
+/* One JSON object on standard output for each group. Not `counted`: processes with counters of their own do its work. */
+void group_open(const char *name, bool counted);
 void group_skip(const char *why, const char *function); /* instead of figures */
 void group_digest(const void *data, size_t size);       /* results that native and remote must share bit for bit */
 void group_close(void);

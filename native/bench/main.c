@@ -97,7 +97,7 @@ static void run_groups(const char *only, bool need_driver) {
     for (size_t i = 0; i < groups_count; i++) {
         if (groups[i].needs_driver != need_driver || !selected(&groups[i], only))
             continue;
-        group_open(groups[i].name);
+        group_open(groups[i].name, groups[i].needs_driver);
         groups[i].run();
         group_close();
     }
