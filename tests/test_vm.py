@@ -17,11 +17,9 @@ from pathlib import Path
 
 import pytest
 from stack.harness import LOSS_SECONDS, LOST, MIB, Worker, succeed, whole_stack
-from vm.machine import SHARED_DEVICE, GuestProgram, Machine
-from vm.stack import PYTHON_FILES, SEGMENT_MB, USER, Stack, make_segment
+from vm.machine import GuestProgram, Machine
+from vm.stack import SEGMENT_MB, USER, Stack, apply_rule, forbid, make_segment, resource
 from worker_harness import eventually
-
-from tensor_fusion.client.vm import instructions
 
 pytestmark = [*whole_stack, pytest.mark.timeout(280)]
 pytest_plugins = ["stack.fixtures", "vm.fixtures"]
@@ -161,82 +159,72 @@ def test_user_without_rights_over_the_network(guest: Machine, guest_memory: Path
         assert stack.run("compute", user=USER) == SIMULATED
 
 
-# The memory device
+# The memory device, with what `tensor-fusion vm` prints
 
 
 def test_memory_is_the_hosts(guest: Machine, guest_memory: Path) -> None:
-    guest.enable_device()
+    apply_rule(guest, guest_memory)
     offset = SEGMENT_MB * MIB - 64
     with guest_memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         memory[offset : offset + 4] = b"host"
-        said = guest.run("python3", "-c", EXCHANGE, f"{SHARED_DEVICE}/resource2", str(offset), "gues")
+        said = guest.run("python3", "-c", EXCHANGE, resource(guest, guest_memory), str(offset), "gues")
         assert said == f"{SEGMENT_MB * MIB} host\n"
         assert memory[offset : offset + 4] == b"gues"
 
 
-def test_udev_rule_lets_a_user_in(guest: Machine) -> None:
-    words = ("python3", "-c", EXCHANGE, f"{SHARED_DEVICE}/resource2", "4096", "user")
-    guest.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
-    with guest.start(*words, user=USER) as client:
-        assert client.wait() != 0
-        assert "Permission denied" in client.errors()
-    apply_rule(guest)
-    assert guest.run(*words, user=USER).startswith(f"{SEGMENT_MB * MIB} ")
-
-
-def apply_rule(machine: Machine) -> None:
-    """What a guest does at its start with the rule that tensor-fusion vm prints."""
-    rule = instructions("/my_shm", SEGMENT_MB, "somebody").udev
-    text = f"mkdir -p /etc/udev/rules.d && cat > /etc/udev/rules.d/70-tensor-fusion.rules <<'END'\n{rule}\nEND\n"
-    machine.run("sh", "-c", text)
-    machine.run("sh", "-c", "pidof systemd-udevd || /lib/systemd/systemd-udevd --daemon")
-    machine.run("sh", "-c", "udevadm control --reload && udevadm trigger --subsystem-match=pci && udevadm settle -t 20")
-
-
 def test_user_with_and_without_the_rule(needs_shmem: None, guest: Machine, guest_memory: Path) -> None:
     stack = Stack(guest, "shmem", guest_memory)
-    guest.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
+    forbid(guest, guest_memory)
     with stack.worker():
         with stack.start("compute", user=USER) as client:
             assert client.wait() > 0
-            assert re.search(rf"resource2 is not readable by the user with id {USER}\b.*udev rule", client.errors()), (
-                client.errors()
-            )
-        apply_rule(guest)
+            told = rf"resource2 is not readable by the user with id {USER}\b.*udev rule"
+            assert re.search(told, client.errors()), client.errors()
+        failed = stack.check(user=USER)
+        assert [name for name, passed, _ in failed if not passed] == ["file"], failed
+        apply_rule(guest, guest_memory)
         assert stack.run("compute", user=USER) == SIMULATED
-
-
-def vm_check(machine: Machine, user: int = 0) -> tuple[int, list[dict[str, str]]]:
-    """Exit code and checks of `tensor-fusion vm --check`, which the guest has without the command."""
-    words = ("python3", "-m", "tensor_fusion.client.vmcheck", "--json")
-    env = {"PYTHONPATH": PYTHON_FILES, "TF_NATIVE_DIR": f"{PYTHON_FILES}/native"}
-    with machine.start(*words, user=user, env=env) as client:
-        code = client.wait()
-        return code, json.loads(client.output())["checks"]
-
-
-def test_check_in_the_guest(needs_shmem: None, guest: Machine, guest_memory: Path) -> None:
-    apply_rule(guest)
-    with Stack(guest, "shmem", guest_memory).worker():
-        code, checks = vm_check(guest, USER)
-        assert code == 0, checks
-        assert checks[-1]["text"] == f"shmem+/sys/bus/pci/devices/0000:00:04.0/resource2+{SEGMENT_MB}+0"
-        guest.run("chmod", "0600", f"{SHARED_DEVICE}/resource2")
-        code, checks = vm_check(guest, USER)
-        assert code == 1
-        assert "user somebody" in checks[-1]["text"] and "udev rule" in checks[-1]["text"]
-    code, checks = vm_check(guest)
-    assert code == 1
-    assert "has ended" in checks[-1]["text"]
+        report = stack.check(user=USER)
+        assert all(passed for _, passed, _ in report), report
+        assert [name for name, *_ in report][-3:] == ["heartbeat", "writes arrive", "connection string"]
+        assert report[-1][2] == stack.connection
+    (text,) = [text for _, passed, text in stack.check(user=USER) if not passed]
+    assert "has ended" in text
 
 
 def test_share_forgotten(needs_shmem: None, boot_guest: Callable[..., Machine]) -> None:
-    with make_segment("tf-test-vm-off") as segment, boot_guest(segment, share="off") as machine:
-        machine.enable_device()
-        stack = Stack(machine, "shmem", segment)
-        with stack.worker(), stack.start("compute") as client:
-            assert client.wait() > 0
-            assert "share=on" in client.errors(), client.errors()
-            code, checks = vm_check(machine)
-            assert code == 1
-            assert "share=on" in checks[-1]["text"], checks
+    with make_segment("tf-test-vm-off") as segment, boot_guest(segment, "share=off") as guest:
+        apply_rule(guest, segment)
+        stack = Stack(guest, "shmem", segment)
+        with stack.worker():
+            with stack.start("compute") as client:
+                assert client.wait() > 0
+                assert "share=on" in client.errors(), client.errors()
+            (failed,) = [text for _, passed, text in stack.check() if not passed]
+            assert "share=on" in failed
+
+
+def test_guest_vanishes_and_another_boots(needs_shmem: None, boot_guest: Callable[..., Machine]) -> None:
+    """QEMU is killed, so that nobody in the guest can say anything: the network tells it, memory does not."""
+    with (
+        make_segment("tf-test-vm-gone") as segment,
+        boot_guest(segment) as first,
+        Stack(first, "shmem", segment).worker() as sharing,
+    ):
+        apply_rule(first, segment)
+        over_network = Stack(first, "native", segment)
+        with (
+            over_network.worker() as listening,
+            over_network.start("steady") as one,
+            Stack(first, "shmem", segment).start("steady") as other,
+        ):
+            assert one.line() == "steady"
+            assert other.line() == "steady"
+            assert len(listening.sessions()) == len(sharing.sessions()) == 1
+            (left,) = sharing.sessions()
+            first.close()
+            assert eventually(lambda: not listening.sessions(), GONE_SECONDS)
+        with boot_guest(segment) as second:
+            apply_rule(second, segment)
+            assert Stack(second, "shmem", segment).run("compute") == SIMULATED
+            assert eventually(lambda: left not in sharing.sessions(), GONE_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -18,11 +19,11 @@ from tensor_fusion.client.files import client_folder
 from vm import root as recipe
 from vm.machine import Machine
 from vm.root import Cpio, Root
-from vm.stack import CLIENT, PROGRAM, PYTHON_FILES, SEGMENT_MB, USER, Stack, make_segment
+from vm.stack import CLIENT, GROUP, PROGRAM, PYTHON_FILES, USER, Stack, apply_rule, make_segment, printed
 
 ACCOUNTS = {
-    "etc/passwd": f"root:x:0:0:root:/root:/bin/sh\nsomebody:x:{USER}:{USER}:somebody:/tmp:/bin/sh\n",
-    "etc/group": f"root:x:0:\nsomebody:x:{USER}:\n",
+    "etc/passwd": f"root:x:0:0:root:/root:/bin/sh\n{GROUP}:x:{USER}:{USER}:{GROUP}:/tmp:/bin/sh\n",
+    "etc/group": f"root:x:0:\n{GROUP}:x:{USER}:\n",
 }
 
 
@@ -38,7 +39,7 @@ def guest_root() -> Root:
 
 @pytest.fixture(scope="session")
 def guest_files(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is ours in the guest: the client files, the test program, nvidia-ml-py."""
+    """What is ours in the guest: the client files, our Python package, the test program, nvidia-ml-py."""
     archive = tmp_path_factory.mktemp("vm") / "files.cpio"
     nvml = importlib.util.find_spec("pynvml")
     with archive.open("wb") as out:
@@ -51,7 +52,6 @@ def guest_files(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         package = Path(tensor_fusion.__file__).parent
         for path in [*package.glob("*.py"), *package.glob("client/*.py"), *package.glob("worker/*.py")]:
             files.file(f"{PYTHON_FILES[1:]}/tensor_fusion/{path.relative_to(package)}", path, 0o644)
-        files.add(f"{PYTHON_FILES[1:]}/native/client", stat.S_IFLNK | 0o777, CLIENT.encode())
         for name, text in ACCOUNTS.items():
             files.add(name, stat.S_IFREG | 0o644, text.encode())
         files.end()
@@ -60,9 +60,10 @@ def guest_files(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def boot_guest(guest_root: Root, guest_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machine]:
-    def start(segment: Path, share: str = "on") -> Machine:
-        backend = f"memory-backend-file,id=shm0,mem-path={segment},size={SEGMENT_MB}M,share={share}"
-        devices = ["-object", backend, "-device", "ivshmem-plain,memdev=shm0,addr=0x4"]
+    def start(segment: Path, share: str = "share=on") -> Machine:
+        words = printed(segment).qemu
+        assert "share=on" in words
+        devices = shlex.split(words.replace("share=on", share))
         return Machine(guest_root, guest_files, tmp_path_factory.mktemp("machine"), *devices)
 
     return start
@@ -105,5 +106,5 @@ def needs_shmem() -> None:
 def guest_stack(request: pytest.FixtureRequest, guest: Machine, guest_memory: Path) -> Stack:
     if request.param == "shmem":
         request.getfixturevalue("needs_shmem")
-        guest.enable_device()
+        apply_rule(guest, guest_memory)
     return Stack(guest, request.param, guest_memory)

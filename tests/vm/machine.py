@@ -23,7 +23,6 @@ from vm.root import Root
 BOOT_SECONDS = 60.0
 MEMORY = "512M"
 HOST = "10.0.2.2"  # what the guest calls the machine that QEMU runs on
-SHARED_DEVICE = "/sys/devices/pci0000:00/0000:00:04.0"
 
 
 class GuestProgram:
@@ -190,10 +189,6 @@ class Machine:
             code = program.end(seconds)
             assert code == 0, (code, program.output(), program.errors())
             return program.output()
-
-    def enable_device(self) -> None:
-        """Let the memory device answer; nothing in this guest has a driver for it that would."""
-        self.run("sh", "-c", f"echo 1 > {SHARED_DEVICE}/enable")
 
     def command(self, name: str) -> object:
         """One command of QEMU's machine protocol; its result."""

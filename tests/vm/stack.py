@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,13 +14,15 @@ from pathlib import Path
 
 from stack.harness import MIB, Worker, clean_environment
 
+from tensor_fusion.client.vm import RULE_FILE, Instructions, instructions
 from tensor_fusion.config import CONNECTION_INFO
-from vm.machine import HOST, SHARED_DEVICE, GuestProgram, Machine
+from vm.machine import HOST, GuestProgram, Machine
 
-CLIENT = "/opt/tensor-fusion-client"
+NATIVE = "/opt/tensor-fusion"
+CLIENT = f"{NATIVE}/client"
 PROGRAM = "/opt/program"
 PYTHON_FILES = "/opt/python"
-USER = 1000
+USER, GROUP = 1000, "somebody"
 SEGMENT_MB = 64
 
 
@@ -60,7 +65,7 @@ class Stack:
     @property
     def connection(self) -> str:
         if self.transport == "shmem":
-            return f"shmem+{SHARED_DEVICE}/resource2+{SEGMENT_MB}+0"
+            return shared_connection(self.machine, self.segment)
         return f"native+{HOST}+{self.port}+0"
 
     @property
@@ -76,11 +81,55 @@ class Stack:
     def python(self, text: str) -> str:
         return self.machine.run("python3", "-c", text, env={**self.env, "PYTHONPATH": PYTHON_FILES})
 
+    def check(self, user: int = 0) -> list[tuple[str, bool, str]]:
+        """What `tensor-fusion vm --check` finds in the guest, where only Python's standard library is."""
+        env = {"PYTHONPATH": PYTHON_FILES, "TF_NATIVE_DIR": NATIVE}
+        with self.machine.start("python3", "-m", "tensor_fusion.client.vmcheck", "--json", user=user, env=env) as asked:
+            code = asked.wait()
+            assert asked.output(), asked.errors()
+            report = json.loads(asked.output())
+        assert code == (0 if report["passed"] else 1)
+        return [(one["name"], one["passed"], one["text"]) for one in report["checks"]]
+
     def console(self) -> GuestProgram:
         console = self.start("console")
         assert console.line() == "console"
         assert console.code("init") == 0
         return console
+
+
+def printed(segment: Path) -> Instructions:
+    """What `tensor-fusion vm` prints for it."""
+    return instructions(f"/{segment.name}", SEGMENT_MB, GROUP)
+
+
+@functools.cache
+def shared_connection(machine: Machine, segment: Path) -> str:
+    """The connection string that the printed lines for the client's environment lead to in the guest."""
+    text = machine.run("sh", "-c", f'{printed(segment).client}\necho "${CONNECTION_INFO}"').strip()
+    assert re.fullmatch(rf"shmem\+/sys/\S+/resource2\+{SEGMENT_MB}\+0", text), text
+    return text
+
+
+def resource(machine: Machine, segment: Path) -> str:
+    """The file in the guest that is the segment."""
+    return shared_connection(machine, segment).split("+")[1]
+
+
+def forbid(machine: Machine, segment: Path) -> None:
+    """Take the rights that a rule gave away."""
+    file = resource(machine, segment)
+    machine.run("sh", "-c", f"chown 0:0 {file}; chmod 0600 {file}")
+
+
+def apply_rule(machine: Machine, segment: Path) -> None:
+    """What a guest does at its start with the rule that is printed."""
+    for text in (
+        f"mkdir -p /etc/udev/rules.d && cat > {RULE_FILE} <<'END'\n{printed(segment).udev}\nEND",
+        "pidof systemd-udevd || /lib/systemd/systemd-udevd --daemon",
+        "udevadm control --reload && udevadm trigger --subsystem-match=pci && udevadm settle -t 20",
+    ):
+        machine.run("sh", "-c", text)
 
 
 @contextmanager
