@@ -172,7 +172,7 @@ def test_memory_is_the_hosts(guest: Machine, guest_memory: Path) -> None:
         assert memory[offset : offset + 4] == b"gues"
 
 
-def test_user_with_and_without_the_rule(needs_shmem: None, guest: Machine, guest_memory: Path) -> None:
+def test_user_with_and_without_the_rule(guest: Machine, guest_memory: Path) -> None:
     stack = Stack(guest, "shmem", guest_memory)
     forbid(guest, guest_memory)
     with stack.worker():
@@ -192,7 +192,7 @@ def test_user_with_and_without_the_rule(needs_shmem: None, guest: Machine, guest
     assert "has ended" in text
 
 
-def test_share_forgotten(needs_shmem: None, boot_guest: Callable[..., Machine]) -> None:
+def test_share_forgotten(boot_guest: Callable[..., Machine]) -> None:
     with make_segment("tf-test-vm-off") as segment, boot_guest(segment, "share=off") as guest:
         apply_rule(guest, segment)
         stack = Stack(guest, "shmem", segment)
@@ -204,7 +204,7 @@ def test_share_forgotten(needs_shmem: None, boot_guest: Callable[..., Machine]) 
             assert "share=on" in failed
 
 
-def test_guest_vanishes_and_another_boots(needs_shmem: None, boot_guest: Callable[..., Machine]) -> None:
+def test_guest_vanishes_and_another_boots(boot_guest: Callable[..., Machine]) -> None:
     """QEMU is killed, so that nobody in the guest can say anything: the network tells it, memory does not."""
     with (
         make_segment("tf-test-vm-gone") as segment,

@@ -6,13 +6,10 @@ import importlib.util
 import os
 import shlex
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from stack.harness import clean_environment
 
 import tensor_fusion
 from tensor_fusion.client.files import client_folder
@@ -93,18 +90,8 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture(scope="session")
-def needs_shmem() -> None:
-    """Skips until the worker knows the protocol; what it says then is no reason to skip."""
-    words = [sys.executable, "-m", "tensor_fusion.worker", "-n", "shmem", "-m", "no/such/folder", "--gpu", "sim"]
-    done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=30, check=False)
-    if "not yet there" in done.stderr:
-        pytest.skip("this worker has no -n shmem yet")
-
-
 @pytest.fixture(params=["native", "shmem"])
 def guest_stack(request: pytest.FixtureRequest, guest: Machine, guest_memory: Path) -> Stack:
     if request.param == "shmem":
-        request.getfixturevalue("needs_shmem")
         apply_rule(guest, guest_memory)
     return Stack(guest, request.param, guest_memory)
