@@ -10,11 +10,7 @@ int role_graphs(int count, char **words) {
     (void)count, (void)words;
     start();
     CUmodule module = load_kernels();
-    graph_bench_t bench = graph_bench(module);
-    check_capture_and_replay(&bench);
-    check_capture_errors(&bench);
-    check_work_beside_a_capture(&bench);
-    graph_bench_end(&bench);
+    check_graphs(module);
     OK(cuModuleUnload(module));
     say("right");
     return 0;
