@@ -4,8 +4,8 @@ from tensor_fusion.apigen.describe import alias, custom, post, twin
 
 FUNCTIONS = [
     custom("cuEventCreate", ops="event_create"),
-    post("cuEventRecord", noted=True),
-    post("cuEventRecordWithFlags", check=True, noted=True),
+    post("cuEventRecord", session="hand", check=True, noted=True),
+    post("cuEventRecordWithFlags", session="hand", check=True, noted=True),
     custom("cuEventQuery", ops="event_query event_wait"),
     custom("cuEventSynchronize", ops="event_query event_wait"),
     custom("cuEventElapsedTime_v2", ops="event_elapsed"),

@@ -255,6 +255,36 @@ int32_t tpw_capture_dependencies(struct tpw_session *s, const struct tp_frame *f
                      : s->cuda.cuStreamUpdateCaptureDependencies(stream->native, nodes, count, in->flags));
 }
 
+/* An event that becomes part of a capture may not be queried: whoever still waits for what it was before is answered now. */
+static void recorded(struct tpw_session *s, const struct tp_frame *frame, uint64_t event, uint64_t handle) {
+    int32_t error = CUDA_SUCCESS;
+    const struct tpw_stream *stream = tpw_stream_of(s, frame, handle, &error);
+    if (!error && !tpw_touchable(s, stream)) {
+        tpw_markers_end_event(s, event);
+    }
+}
+
+int32_t tpw_cuEventRecord(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuEventRecord_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    if (TP_UNLIKELY(s->captures)) {
+        recorded(s, frame, in->hEvent, in->hStream);
+    }
+    CUevent event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->hEvent, false, &error);
+    CUstream stream = tpw_stream(s, frame, in->hStream, &error);
+    return error ? error : (int32_t)s->cuda.cuEventRecord(event, stream);
+}
+
+int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame *frame,
+                                   const struct tpg_cuEventRecordWithFlags_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    if (TP_UNLIKELY(s->captures)) {
+        recorded(s, frame, in->hEvent, in->hStream);
+    }
+    CUevent event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->hEvent, false, &error);
+    CUstream stream = tpw_stream(s, frame, in->hStream, &error);
+    return error ? error : (int32_t)s->cuda.cuEventRecordWithFlags(event, stream, in->flags);
+}
+
 /* A stream that waits for a captured event becomes part of the capture: what it has queued must have its marker before. */
 int32_t tpw_cuStreamWaitEvent(struct tpw_session *s, const struct tp_frame *frame,
                               const struct tpg_cuStreamWaitEvent_in *in) {

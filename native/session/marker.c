@@ -272,6 +272,9 @@ static void enter(struct tpw_session *s, const struct marker *marker) {
 }
 
 static void look(struct tpw_session *s, struct marker *marker) {
+    if (!marker->stream && marker->ready) {
+        return; /* tpw_markers_end_event */
+    }
     if (marker->stream && marker->slot == NO_SLOT) {
         marker->ready = marker->ready || marker->stream->reached >= marker->value;
         return;
@@ -383,6 +386,15 @@ bool tpw_poll(struct tpw_session *s) {
         collect(m);
     }
     return run_due(s);
+}
+
+void tpw_markers_end_event(struct tpw_session *s, uint64_t handle) {
+    struct tpw_markers *m = s->markers;
+    for (size_t i = 0; m && i < m->count; i++) {
+        if (!m->pending[i].stream && m->pending[i].handle == handle) {
+            m->pending[i].ready = true;
+        }
+    }
 }
 
 size_t tpw_pending(const struct tpw_session *s) { return s->markers ? s->markers->count : 0; }

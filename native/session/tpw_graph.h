@@ -38,6 +38,8 @@ void tpw_capture_stream_gone(struct tpw_session *s, const struct tpw_stream *str
 /* Puts a marker into every stream with work that has none behind it, so that this work can be waited for during a capture
  * that the stream may become part of. */
 void tpw_markers_settle(struct tpw_session *s);
+/* Ends waits for an event with success, before it is recorded in a capture. */
+void tpw_markers_end_event(struct tpw_session *s, uint64_t handle);
 
 /* ---- graph.c ---- */
 /* Handles that the client minted for nodes that it will see for the first time. */

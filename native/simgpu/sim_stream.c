@@ -386,10 +386,11 @@ CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_
 }
 
 CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, bool wait) {
+    CUresult unsafe = wait && sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
     pthread_mutex_lock(&sim.lock);
     sim_stream_t *stream;
     uint64_t seq = 0;
-    CUresult result = sim_stream_resolve(context, handle, &stream);
+    CUresult result = unsafe ? unsafe : sim_stream_resolve(context, handle, &stream);
     if (result == CUDA_SUCCESS && own_context && stream->context != context)
         result = CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS && wait)

@@ -183,6 +183,9 @@ static inline void check_capture_errors(graph_bench_t *t) {
     OK(cuEventRecord(t->event, t->stream));
     GIVES(CUDA_ERROR_CAPTURED_EVENT, cuEventQuery(t->event));
     ends_invalidated(t->stream);
+    GIVES(CUDA_ERROR_CAPTURED_EVENT, cuStreamWaitEvent(t->other, t->event, 0)); // its capture is over
+    OK(cuEventRecord(t->event, t->other));
+    OK(cuStreamWaitEvent(t->stream, t->event, 0));
     // Copies with memory of the program.
     OK(cuStreamBeginCapture_v2(t->stream, CU_STREAM_CAPTURE_MODE_RELAXED));
     GIVES(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuMemcpyHtoDAsync_v2(t->a, pageable, sizeof pageable, t->stream));

@@ -27,6 +27,19 @@ CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     return CUDA_SUCCESS;
 }
 
+/* Once a capture is over, an event that was recorded in it is refused wherever it is used: the event's record says that it
+ * may be one, so that the one who waits for it learns that at once. */
+CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
+    static char captured;
+    uint64_t event = (uint64_t)(uintptr_t)hEvent;
+    (void)hStream;
+    void *mark = atomic_load_explicit(&tpc_captures, memory_order_relaxed) ? &captured : NULL;
+    if (TP_UNLIKELY(tpc_record(TPG_EVENT, event) != mark)) {
+        tpc_set_record(TPG_EVENT, event, mark);
+    }
+    return CUDA_SUCCESS;
+}
+
 /* Recording as an external node has a meaning in a capturing stream only. */
 CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;

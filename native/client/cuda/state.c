@@ -202,12 +202,26 @@ CUresult tpc_call(const char *name, struct tp_reply *reply) {
     return learn(reply->result);
 }
 
+static _Thread_local bool waits_for_next;
+
+/* Counts as a capture until that post, so that posts look at one word only. */
+void tpc_wait_for_next_post(void) {
+    if (!waits_for_next) {
+        waits_for_next = true;
+        atomic_fetch_add(&tpc_captures, 1);
+    }
+}
+
 CUresult tpc_post(const char *name, struct tp_reply *unused) {
     (void)unused;
     if (TP_UNLIKELY(tpc_strict || atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         struct tp_reply reply;
         CUresult result = tpc_call(name, &reply);
         tp_reply_free(&reply);
+        if (waits_for_next) {
+            waits_for_next = false;
+            atomic_fetch_sub(&tpc_captures, 1);
+        }
         return result;
     }
     tp_commit(tpc_conn);

@@ -217,8 +217,14 @@ CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
 /* ---- refused here ---- */
 
 CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags) {
-    (void)hStream, (void)hEvent;
-    return Flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+    (void)hStream;
+    if (Flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (TP_UNLIKELY(tpc_record(TPG_EVENT, (uint64_t)(uintptr_t)hEvent) != NULL)) {
+        tpc_wait_for_next_post();
+    }
+    return CUDA_SUCCESS;
 }
 
 /* The word must be device memory of the program, and aligned to its size. */

@@ -26,6 +26,8 @@ extern bool tpc_strict;              /* TF_STRICT=1: every post waits for its re
 extern struct tp_conn *tpc_conn;
 extern _Atomic int
     tpc_captures; /* stream captures under way: every post waits for its result, as the driver gives it */
+/* The calling thread's next post waits for its result. */
+void tpc_wait_for_next_post(void);
 /* Something failed, which may have ended a capture. */
 void tpc_capture_disturbed(void);
 
