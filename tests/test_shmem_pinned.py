@@ -92,7 +92,7 @@ def test_pinned_memory_outlives_the_worker(program: Path, how: signal.Signals) -
 
 def test_processes_at_once_do_not_meet(worker: Worker, program: Path) -> None:
     """Three processes in one arena, one of them killed in the middle: every byte stays whose it is."""
-    command = [program, *("shared_churn", "shared_free") * 5]
+    command = [str(program), *["shared_churn", "shared_free"] * 5]
     running = [subprocess.Popen(command, env=worker.env, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     time.sleep(1)
     assert running[0].poll() is None

@@ -73,14 +73,14 @@ def initialise(env: dict[str, str]) -> tuple[str, list[str]]:
         (
             "tcp+h+1+0",
             NO_DEVICE,
-            "Unknown protocol 'tcp' in the connection string; use native: native+HOST+PORT+VERSION or "
-            "native+HOST+PORT+VERSION+SECRET.",
+            "Unknown protocol 'tcp' in the connection string; the form is native+HOST+PORT+VERSION[+SECRET] or "
+            "shmem+FILE+MB+VERSION[+SECRET].",
         ),
         (
             "native+127.0.0.1+1",
             NO_DEVICE,
             "The connection string 'native+127.0.0.1+1' has too few fields instead of 4 or 5; the form is "
-            "native+HOST+PORT+VERSION or native+HOST+PORT+VERSION+SECRET.",
+            "native+HOST+PORT+VERSION[+SECRET] or shmem+FILE+MB+VERSION[+SECRET].",
         ),
         (
             "native+127.0.0.1+99999+0",
@@ -93,10 +93,11 @@ def initialise(env: dict[str, str]) -> tuple[str, list[str]]:
             "The connection string 'native+127.0.0.1+1+0+…' holds a space or a character that is not plain ASCII.",
         ),
         (
-            "shmem+/x+16+0",
+            "shmem+/tf-nothing-is-here+16+0",
             NO_DEVICE,
-            "The shared-memory transport (shmem+…) is not there yet: start the worker with -n native and use "
-            "native+HOST+PORT+0.",
+            "/dev/shm/tf-nothing-is-here cannot be opened (No such file or directory); check the connection string, "
+            "and that the worker runs with -n shmem (and, in a virtual machine, that it was started with the "
+            "ivshmem-plain device).",
         ),
     ],
 )

@@ -78,10 +78,10 @@ struct tp_slot {
     _Atomic uint32_t state;
     _Atomic uint32_t first; /* granule where the client's run begins, counted from the arena's start; before ACCEPTED */
     _Atomic uint32_t blocks; /* staging blocks each way */
-    uint32_t zero;
-    _Atomic uint64_t beat; /* the client adds 1 about every second while it lives */
-    uint64_t client_nonce; /* random; client, before GREETED */
-    uint64_t echo;         /* the supervisor's copy of it: both directions are proved */
+    _Atomic uint32_t left;   /* client: it uses the session no more, though its process goes on */
+    _Atomic uint64_t beat;   /* the client adds 1 about every second while it lives */
+    uint64_t client_nonce;   /* random; client, before GREETED */
+    uint64_t echo;           /* the supervisor's copy of it: both directions are proved */
     char client_boot_id[40];
     _Alignas(64)
         pthread_mutex_t client_life; /* robust, shared; locked by a thread of the client that lives as long as it */

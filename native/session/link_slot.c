@@ -71,9 +71,10 @@ enum tp_status tpw_link_open_slot(struct tpw_link **out, unsigned char *base, ui
 
 uint32_t tpw_slot_blocks(const struct tpw_link *link) { return link->slot->blocks; }
 
-/* True when the client's process has ended. What it had published before is to be seen by looks that come after. */
+/* True when the client's process has ended, or has given the connection up. What it had published before is to be seen by looks that come after. */
 static bool client_over(const struct tpw_slot *slot) {
-    bool over = tp_life_over(&slot->shared->client_life);
+    bool over = tp_life_over(&slot->shared->client_life) ||
+                atomic_load_explicit(&slot->shared->left, memory_order_relaxed) != 0;
     atomic_thread_fence(memory_order_seq_cst);
     return over;
 }

@@ -223,17 +223,19 @@ static void *live(void *argument) {
         return NULL;
     }
     atomic_store(&seat->alive, true);
-    for (unsigned i = 1; !atomic_load(&seat->over) && !tpc_is_lost(conn); i++) {
+    const struct tp_segment_header *header = (const struct tp_segment_header *)(const void *)seat->base;
+    for (unsigned i = 1; !atomic_load(&seat->over) && header->epoch == seat->epoch; i++) {
         bool serving = atomic_load(&conn->serving);
         nap(serving ? BEAT_NS / BEAT_PIECES : 1000000);
         if (i % BEAT_PIECES == 0) {
             atomic_fetch_add_explicit(&seat->slot->beat, 1, memory_order_relaxed);
         }
-        if (serving) {
-            tpc_seat_gone(conn);
+        if (serving && (tpc_is_lost(conn) || tpc_seat_gone(conn)) && header->epoch == seat->epoch) {
+            /* The session may go; but pinned memory of this program lies in the segment for as long as it lives. */
+            atomic_store_explicit(&seat->slot->left, 1, memory_order_relaxed);
         }
     }
-    return NULL; /* with the mutex held: its kernel marks it, and the session sees that nobody is here any more */
+    return NULL; /* with the mutex held: its kernel marks it, and the other side sees that nobody is here any more */
 }
 
 static bool claim(struct tpc_seat *seat) {
