@@ -108,6 +108,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 FRESH = ("launch_cost", "null_call", "first_use", "four")
 NEEDS_MODEL = ("generate", "census")
 CLIENTS = 4
+TOKENS = 48  # as in programs/turns.py
 
 
 @dataclass
@@ -196,14 +197,14 @@ class Place:
         worker = [str(self.install / "bin" / "tensor-fusion-worker")]
         if any(side.startswith("tcp") for side in sides):
             port = free_port()
-            self._start([*worker, "-n", "native", "-p", str(port), "--warm", "4"], env, "worker-tcp", "ready")
+            self._start([*worker, "-n", "native", "-p", str(port), "--warm", "2"], env, "worker-tcp", "ready")
             self.connections["tcp"] = f"native+127.0.0.1+{port}+0"
             for side in sides:
                 if side.startswith("tcp-"):
                     self.connections[side] = self._relay(port, float(side.removeprefix("tcp-")), env)
         if "shmem" in sides:
             name = f"/tf_transports_{os.getpid()}"
-            command = [*worker, "-n", "shmem", "-m", name, "-M", str(SEGMENT_MB), "--warm", "4"]
+            command = [*worker, "-n", "shmem", "-m", name, "-M", str(SEGMENT_MB), "--warm", "2"]
             self._start(command, env, "worker-shmem", "ready")
             self.connections["shmem"] = f"shmem+{name}+{SEGMENT_MB}+0"
 
@@ -265,32 +266,31 @@ def run_c(place: Place, part: str, sides: Sequence[str], pairs: int, samples: Sa
         samples.add(part, side, answer, problem)
 
 
-def started(place: Place, sides: Sequence[str], tag: str) -> list[Kept]:
-    """Processes that have imported everything and wait; they import beside each other."""
-    kept = [Kept(place, side, f"{tag}{index}") for index, side in enumerate(sides)]
-    for process in kept:
-        process.answer()
-    return kept
+def import_all(groups: Sequence[Sequence[Kept]]) -> None:
+    for group in groups:
+        for process in group:
+            process.answer()
 
 
-def run_first_use(place: Place, sides: Sequence[str], pairs: int, samples: Samples) -> None:
-    kept = started(place, tuple(turns(sides, pairs)), "first")
+def run_first_use(kept: Sequence[Kept], samples: Samples) -> None:
     for process in kept:
         process.tell("first_use")
         answer, problem = process.answer()
         samples.add("first_use", process.side, answer, problem)
         process.end()
-        time.sleep(1.5)  # the worker prepares the session of the next client
+        time.sleep(1.0)  # the worker prepares the session of the next client
 
 
-def run_kept(place: Place, parts: Sequence[str], sides: Sequence[str], pairs: int, samples: Samples, save: Any) -> None:
-    kept = {process.side: process for process in started(place, sides, "kept")}
-    if any(part in NEEDS_MODEL for part in parts):
-        for process in kept.values():
-            process.tell("load")
-        for process in kept.values():
-            answer, problem = process.answer()
-            samples.add("load", process.side, answer, problem)
+def load_all(kept: Sequence[Kept], samples: Samples) -> None:
+    """Every process loads the model and generates once, beside each other: not timed against each other."""
+    for process in kept:
+        process.tell("load")
+    for process in kept:
+        answer, problem = process.answer()
+        samples.add("load", process.side, answer, problem)
+
+
+def run_kept(kept: dict[str, Kept], parts: Sequence[str], pairs: int, samples: Samples, save: Any) -> None:
     for part in parts:
         taking = [side for side in PARTS[part] if side in kept]
         for side in turns(taking, 1 if part == "census" else pairs):
@@ -298,19 +298,11 @@ def run_kept(place: Place, parts: Sequence[str], sides: Sequence[str], pairs: in
             answer, problem = kept[side].answer()
             samples.add(part, side, answer, problem)
         save(part)
-    for process in kept.values():
-        process.end()
 
 
-def run_four(place: Place, sides: Sequence[str], pairs: int, samples: Samples) -> None:
+def run_four(groups: dict[str, list[Kept]], pairs: int, samples: Samples) -> None:
     """Four processes of one side generate at the same time; the figure is their tokens together."""
-    groups = {side: started(place, [side] * CLIENTS, f"four-{side}") for side in sides}
-    for group in groups.values():
-        for process in group:
-            process.tell("load")
-        for process in group:
-            process.answer()
-    for side in turns(sides, pairs):
+    for side in turns(tuple(groups), pairs):
         begun = time.monotonic()
         for process in groups[side]:
             process.tell("generate")
@@ -318,11 +310,8 @@ def run_four(place: Place, sides: Sequence[str], pairs: int, samples: Samples) -
         seconds = time.monotonic() - begun
         problems = [problem or str((answer or {}).get("error", "")) for answer, problem in answers]
         digests = {str((answer or {}).get("digest")) for answer, _ in answers}
-        whole = {"metrics": {"tokens_per_s": CLIENTS * 64 / seconds}, "digest": ",".join(sorted(digests))}
+        whole = {"metrics": {"tokens_per_s": CLIENTS * TOKENS / seconds}, "digest": ",".join(sorted(digests))}
         samples.add("four", side, whole, "; ".join(filter(None, problems)))
-    for group in groups.values():
-        for process in group:
-            process.end()
 
 
 def rows(samples: Samples, parts: Sequence[str], sides: Sequence[str]) -> tuple[list[list[str]], bool]:
@@ -365,15 +354,13 @@ def main() -> int:
     begun = time.monotonic()
     state = runner.Run(options, Path(), Path(), None, begun)  # type: ignore[arg-type]
     runner.build(state, [p for p in suite.programs() if p.name in ("launch_cost", "null_call")])
-    if any(part in (*NEEDS_MODEL, "four") for part in parts):
-        runner.prepare_model(state)
     samples = Samples()
     samples.errors += state.notes
     place = Place(options, sides)
 
     def save(done: str) -> bool:
         say(f"[{time.monotonic() - begun:6.1f} s] {done} done, {len(samples.errors)} errors")
-        lines, good = rows(samples, [p for p in parts if p in samples.figures], sides)
+        lines, good = rows(samples, [p for p in ("load", *parts) if p in samples.figures], sides)
         text = table(("part", "figure", "side", "native", "remote", "ratio", "required", "ok"), lines)
         errors = "".join(f"\nERROR {error}" for error in samples.errors)
         (given.out / "summary.txt").write_text(text + errors + "\n")
@@ -387,21 +374,43 @@ def main() -> int:
         return good
 
     good = False
+    every: list[Kept] = []
+
+    def processes(for_sides: Sequence[str], tag: str) -> list[Kept]:
+        made = [Kept(place, side, f"{tag}{index}") for index, side in enumerate(for_sides)]
+        every.extend(made)
+        return made
+
+    def taking(part: str) -> list[str]:
+        return [side for side in PARTS[part] if side in sides] if part in parts else []
+
     try:
+        # Everything imports beside everything else, and the model is made meanwhile.
+        kept_parts = [part for part in parts if part not in FRESH]
+        first = processes(tuple(turns(taking("first_use"), given.pairs)), "first")
+        kept = {p.side: p for p in processes(sides if kept_parts else (), "kept")}
+        groups = {side: processes([side] * CLIENTS, f"four-{side}") for side in taking("four")}
+        if any(part in (*NEEDS_MODEL, "four") for part in parts):
+            runner.prepare_model(state)
+            samples.errors += state.notes
+        import_all([first, list(kept.values()), *groups.values()])
+        save("imports")
         for part in ("launch_cost", "null_call"):
             if part in parts:
-                run_c(place, part, [s for s in PARTS[part] if s in sides], given.pairs, samples)
+                run_c(place, part, taking(part), given.pairs, samples)
                 save(part)
-        if "first_use" in parts:
-            run_first_use(place, [s for s in PARTS["first_use"] if s in sides], given.pairs, samples)
-            save("first_use")
-        kept = [part for part in parts if part not in FRESH]
-        if kept:
-            run_kept(place, kept, sides, given.pairs, samples, save)
-        if "four" in parts:
-            run_four(place, [s for s in PARTS["four"] if s in sides], given.pairs, samples)
+        run_first_use(first, samples)
+        save("first_use")
+        if any(part in NEEDS_MODEL for part in parts):
+            load_all(list(kept.values()), samples)
+        load_all([process for group in groups.values() for process in group], samples)
+        save("load")
+        run_kept(kept, kept_parts, given.pairs, samples, save)
+        run_four(groups, given.pairs, samples)
         good = save("all")
     finally:
+        for process in every:
+            process.end()
         place.close()
     say((given.out / "summary.txt").read_text())
     return 0 if good else 1
