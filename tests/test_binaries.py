@@ -15,7 +15,7 @@ from tensor_fusion.abi import native_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENT = ("client/libcuda.so.1", "client/libnvidia-ml.so.1", "client/libteleport.so.1")
-BINARIES = (*CLIENT, "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
+BINARIES = (*CLIENT, "bin/tensor-fusion-session", "bin/tensor-fusion-bench", "lib/libtf-simgpu.so")
 LIBC = {"libc.so.6", "libpthread.so.0", "libdl.so.2", "libm.so.6", "ld-linux-x86-64.so.2"}
 # Builds on Ubuntu 24.04 need 2.38 (its headers turn strtoul into __isoc23_strtoul), on Debian 12 2.34. More would mean
 # that something new has come in; a wheel for older systems is built against an older C library.
