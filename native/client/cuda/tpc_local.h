@@ -56,6 +56,7 @@ CUresult tpc_integrity_check(uint32_t version, uint64_t unix_seconds, uint64_t r
 /* ---- export_table.c: addresses that the integrity check signs ---- */
 const void *tpc_runtime_table(void);
 const void *tpc_integrity_table(void);
+extern const void *const tpc_compile_cache_table[7];
 
 /* ---- md2.c ---- */
 /* HMAC (RFC 2104) over MD2 (RFC 1319) of the concatenated message. */
