@@ -299,6 +299,10 @@ static enum tp_status greet(struct tp_conn *conn, const struct tp_endpoint *to, 
     while (!atomic_load(&seat->alive) && !atomic_load(&seat->over)) {
         nap(10000);
     }
+    if (!atomic_load(&seat->alive)) {
+        snprintf(why, why_size, "This process cannot hold its place in %s: robust mutexes do not work here.", path);
+        return TP_ERROR_UNREACHABLE;
+    }
     struct tp_greeting greeting;
     tpc_greeting(conn, to, TP_ROLE_CONTROL, 0, &greeting);
     memcpy(slot->greeting, &greeting, sizeof greeting);
