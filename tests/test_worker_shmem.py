@@ -391,6 +391,16 @@ def test_stale_file_of_another_size_is_replaced(segment_name: str, tmp_path: Pat
         assert worker.path.stat().st_size == 64 * MB
 
 
+def test_truncated_file_ends_the_worker_with_a_sentence(segment_name: str, tmp_path: Path) -> None:
+    """Whoever may write the file may cut it short; that is no way to end a worker by a signal."""
+    with SegmentWorker(segment_name, tmp_path) as worker:
+        os.truncate(worker.path, 4096)
+        _, errors = worker.process.communicate(timeout=10)
+        assert worker.process.returncode == 1
+        assert f"The segment {segment_name} was truncated by another process, so this worker ends" in errors
+        assert "Traceback" not in errors
+
+
 def test_what_is_no_file_of_ours_is_refused(segment_name: str, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"keep")

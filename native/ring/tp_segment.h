@@ -171,6 +171,11 @@ TP_EXPORT void tp_segment_release(void *base, uint64_t size, void *owners, uint3
  * more because its life word was overwritten. */
 TP_EXPORT uint64_t tp_segment_beat(void *base, uint32_t slot, int *over);
 
+/* From now on a page that is missing, because somebody truncated the file, is an empty one, and remembered. One segment of a
+ * process; false if the signal cannot be caught. */
+TP_EXPORT bool tp_segment_guard(void *base, uint64_t size);
+TP_EXPORT bool tp_segment_was_cut(void);
+
 /* ---- who only asks: `tensor-fusion doctor` and `tensor-fusion vm --check` ---- */
 
 enum tp_asked { TP_ASKED_ANSWERED = 0, TP_ASKED_NO_SLOT = 1, TP_ASKED_NOT_SEEN = 2, TP_ASKED_NO_ANSWER = 3 };

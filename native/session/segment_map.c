@@ -40,6 +40,9 @@ bool tpw_segment_map(struct tpw_segment *segment, int fd, uint64_t size, int own
     segment->slot = TP_SLOTS;
     segment->owners = map("the table of owners", owners, TP_OWNERS_BYTES(size), NULL);
     segment->base = segment->owners ? map("the shared segment", fd, size, (void *)TP_SEGMENT_ADDRESS) : NULL;
+    if (segment->base && !tp_segment_guard(segment->base, size)) {
+        tp_log(TP_WARN, "a truncation of the shared segment would end this session by a signal");
+    }
     return segment->base != NULL;
 }
 

@@ -68,6 +68,12 @@ class SegmentCalls(Protocol):
     def beat(self, slot: int) -> tuple[int, bool]:
         """The client's beat, and whether its process has ended."""
 
+    def guard(self) -> bool:
+        """Survive that somebody truncates the file; False if this process cannot."""
+
+    def was_cut(self) -> bool:
+        """Whether somebody has."""
+
 
 class Teleport:
     """libteleport's C interface."""
@@ -135,6 +141,8 @@ class _Segment:
         self._answer = function("tp_segment_answer", None, pointer, number, ctypes.c_bool, ctypes.c_char_p)
         self._release = function("tp_segment_release", None, pointer, word, pointer, number)
         self._beat = function("tp_segment_beat", word, pointer, number, pointer)
+        self._guard = function("tp_segment_guard", ctypes.c_bool, pointer, word)
+        self._was_cut = function("tp_segment_was_cut", ctypes.c_bool)
 
     def format(self, epoch: int) -> None:
         self._format(self._base, self._size, epoch, self._schema)
@@ -164,6 +172,12 @@ class _Segment:
         over = ctypes.c_int()
         beat: int = self._beat(self._base, slot, ctypes.byref(over))
         return beat, over.value != 0
+
+    def guard(self) -> bool:
+        return bool(self._guard(self._base, self._size))
+
+    def was_cut(self) -> bool:
+        return bool(self._was_cut())
 
 
 def _address(memory: mmap.mmap) -> int:

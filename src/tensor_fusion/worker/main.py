@@ -96,7 +96,13 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
             starting.cancel()
             return
         first = starting.result()
-        supervisor.start()
+        failures: list[str] = []
+
+        def fail(sentence: str) -> None:
+            failures.append(sentence)
+            stop.set()
+
+        supervisor.start(fail)
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
         sys.stdout.write(f"ready {supervisor.place} ({first.device_name}, {count})\n")
         if settings.warm:
@@ -106,6 +112,8 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         sessions.discard_surplus()
         await stopped
         log.LOGGER.info("stopping")
+        if failures:
+            raise UserError(failures[0], exit_code=1)
     finally:
         stopped.cancel()
         await supervisor.close()

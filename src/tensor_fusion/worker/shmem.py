@@ -11,6 +11,7 @@ import asyncio
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tensor_fusion.abi import Native
@@ -64,6 +65,7 @@ class ShmemListener:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._watching: asyncio.Task[None] | None = None
+        self.on_failure: Callable[[str], None] = lambda sentence: None
 
     @property
     def place(self) -> str:
@@ -71,6 +73,8 @@ class ShmemListener:
         return f"shmem {self.name} {self._megabytes} MB"
 
     def start(self) -> None:
+        if not self._calls.guard():
+            LOGGER.warning("this worker would not survive a truncation of %s: SIGBUS cannot be caught", self.name)
         # Not earlier: a header that says SERVING promises a beating heart.
         self._calls.format(secrets.randbits(63) + 1)
         loop = asyncio.get_running_loop()
@@ -151,6 +155,12 @@ class ShmemListener:
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
             now = time.monotonic()
+            if self._calls.was_cut():
+                self.on_failure(
+                    f"The segment {self.name} was truncated by another process, so this worker ends; "
+                    "start it again, and let nobody write the file whom its clients do not trust."
+                )
+                return
             for client in list(self._clients.values()):
                 self._look_at(client, now)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from tensor_fusion.abi import Native
@@ -34,7 +35,10 @@ class Supervisor:
         """What the ready line says of the transport."""
         return self._listener.place
 
-    def start(self) -> None:
+    def start(self, on_failure: Callable[[str], None]) -> None:
+        """`on_failure` gets a sentence when nobody can be served any more."""
+        if isinstance(self._listener, ShmemListener):
+            self._listener.on_failure = on_failure
         self._listener.start()
 
     async def close(self) -> None:
