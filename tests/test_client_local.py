@@ -32,8 +32,9 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 # The real files; everything that would reach a worker is replaced in the test itself.
 LOCAL = (
     *(f"native/client/cuda/{name}.c" for name in ("device", "context", "limits", "handle", "error", "md2")),
-    *(f"native/client/cuda/export_table{name}.c" for name in ("", "_integrity", "_storage")),
+    *(f"native/client/cuda/export_table{name}.c" for name in ("", "_compile_cache", "_integrity", "_storage")),
     "native/base/log.c",
+    "native/base/sha256.c",
     "native/base/time_lock.c",
 )
 INCLUDED = ("base", "wire", "ring", "transport", "client/core", "client/cuda")
