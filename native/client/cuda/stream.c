@@ -17,12 +17,12 @@ struct stream {
     int device;
     unsigned long long id;
     _Atomic uint64_t
-        quiet; /* number of the last frame of the process when everything in here was known to be complete */
+        quiet; /* quiet_mark of the process's last frame when everything in here was known to be complete */
 };
 
 static _Atomic unsigned long long next_id = 16; /* small numbers are for the default streams */
 static _Atomic bool failure_noted;
-/* The default streams of a process: quietness is kept per kind, which is right because any frame in between ends it. */
+/* The default streams of a process. Any frame ends their quietness, and so does another context. */
 static struct stream legacy = {.id = 1}, per_thread = {.id = 2};
 
 static struct stream *stream_of(CUstream handle) {
@@ -34,10 +34,13 @@ static struct stream *stream_of(CUstream handle) {
 
 void tpc_note_failure(void) { atomic_store(&failure_noted, true); }
 
+/* A frame's number with the context that it was known in: the legacy stream is another one in each. */
+static uint64_t quiet_mark(uint64_t frame) { return frame << 24 | (tp_thread_self()->context & 0xffffff); }
+
 void tpc_stream_quiet(CUstream handle, const struct tp_reply *reply) {
     struct stream *stream = handle == CU_STREAM_PER_THREAD ? NULL : stream_of(handle);
     if (stream) {
-        atomic_store_explicit(&stream->quiet, reply->number, memory_order_relaxed);
+        atomic_store_explicit(&stream->quiet, quiet_mark(reply->number), memory_order_relaxed);
     }
 }
 
@@ -71,7 +74,7 @@ bool tpc_wait_marked(const char *name, CUstream handle) {
 static bool quiet(CUstream handle) {
     struct stream *stream = stream_of(handle);
     return stream && !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
-           atomic_load_explicit(&stream->quiet, memory_order_relaxed) == tp_frames(tpc_conn);
+           atomic_load_explicit(&stream->quiet, memory_order_relaxed) == quiet_mark(tp_frames(tpc_conn));
 }
 
 static CUresult create(CUstream *out, unsigned int flags, int priority) {

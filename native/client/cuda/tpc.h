@@ -168,7 +168,6 @@ bool tpc_may_mark(void);
 /* watch.c: an answer to a query of an event or a stream that needs no round trip; and what a round trip answered. */
 bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result);
 void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply);
-void tpc_watch_forget(uint64_t handle);
 /* After the mark was posted as the frame behind `before`: true when the GPU has come there and nothing failed. */
 bool tpc_marked(const char *name, CUstream stream, const struct tp_done *done, uint64_t before);
 /* Waits until the GPU itself says that `stream` has come here; false when that cannot be, or takes long: then wait by a call. */

@@ -25,6 +25,9 @@ static _Atomic uint32_t watched;     /* entries in use, for those who only want 
 static _Atomic uint64_t last_record; /* frames of the process when an event was recorded last */
 static uint32_t next_victim;
 
+/* The default streams: one name for a stream of each context, or of each thread. */
+static bool is_shared_name(uint64_t handle) { return handle <= 2; }
+
 static struct watch *find(uint64_t handle) {
     for (uint32_t i = 0; i < WATCHES; i++) {
         if (table[i].handle == handle) {
@@ -52,7 +55,7 @@ static struct watch *add(uint64_t handle) {
     return watch;
 }
 
-void tpc_watch_forget(uint64_t handle) {
+static void forget(uint64_t handle) {
     if (atomic_load_explicit(&watched, memory_order_seq_cst) > 0) {
         tp_lock_take(&lock);
         drop(find(handle));
@@ -61,7 +64,7 @@ void tpc_watch_forget(uint64_t handle) {
 }
 
 bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
-    if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !tpc_may_mark()) {
+    if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !tpc_may_mark() || is_shared_name(handle)) {
         return false;
     }
     bool answered = false;
@@ -76,7 +79,7 @@ bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
     }
     if (watch) {
         answered = watch->complete || tp_now_ns() - watch->asked < ASK_NS;
-        *result = watch->complete ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+        *result = watch->complete ? tpc_posted() : CUDA_ERROR_NOT_READY;
     }
     tp_lock_drop(&lock);
     return answered && tpc_may_mark(); /* a failure that was told meanwhile is reported by a call */
@@ -85,7 +88,7 @@ bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
 void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply) {
     struct tp_done done;
     bool post = false;
-    if (!tpc_may_mark()) {
+    if (!tpc_may_mark() || is_shared_name(handle)) {
         return;
     }
     tp_lock_take(&lock);
@@ -117,7 +120,7 @@ static void recorded(CUevent event) {
     uint64_t frames = tp_frames(tpc_conn), before = atomic_load_explicit(&last_record, memory_order_relaxed);
     while (before < frames && !atomic_compare_exchange_weak(&last_record, &before, frames)) {
     }
-    tpc_watch_forget((uint64_t)(uintptr_t)event);
+    forget((uint64_t)(uintptr_t)event);
 }
 
 void tpc_noted_cuEventRecord(CUevent hEvent, CUstream hStream) {
