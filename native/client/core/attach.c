@@ -351,8 +351,7 @@ static bool settle(struct tp_conn *conn, int fd) {
     char here[40];
     tp_boot_id(here);
     const struct tp_segment_header *header = (const struct tp_segment_header *)(const void *)seat->base;
-    seat->same_kernel = here[0] && memcmp(here, header->boot_id, sizeof here) == 0;
-    seat->nap.same_kernel = seat->same_kernel;
+    seat->nap.same_kernel = here[0] && memcmp(here, header->boot_id, sizeof here) == 0;
     seat->commands = tp_ring_make(&slot->commands, seat->base + seat->run.commands, TP_COMMAND_RING);
     seat->replies = tp_ring_make(&slot->replies, seat->base + seat->run.replies, TP_REPLY_RING);
     seat->up = tp_ring_make(&slot->chunks_up, seat->base + seat->run.chunks_up, TP_CHUNK_RING);

@@ -21,7 +21,6 @@ struct tpc_seat {
     uint64_t epoch;
     struct tp_run run;
     uint32_t blocks;
-    bool same_kernel;
     pthread_t life;
     _Atomic bool alive; /* the life thread holds the slot's mutex */
     _Atomic bool over;  /* the life thread is to end */
