@@ -233,20 +233,27 @@ static double session_cpu(void) {
     return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
+/* The best of a few: what a busy machine takes (a hypervisor's pauses, cold caches) only makes a figure worse. */
+#define TRIES 5
+
 static void idle_costs_nothing(void) {
     check_call(1, 5);
     sleep(1);
-    double before = session_cpu();
-    sleep(2);
-    double share = (session_cpu() - before) / 2;
-    printf("idle: %.2f %% of a core\n", share * 100);
-    CHECK(share <= 0.01);
+    double best = 1;
+    for (int i = 0; i < TRIES && best > 0.01; i++) {
+        double before = session_cpu();
+        sleep(1);
+        double share = session_cpu() - before;
+        best = share < best ? share : best;
+    }
+    printf("idle: %.2f %% of a core\n", best * 100);
+    CHECK(best <= 0.01);
 }
 
 /* After a second of silence. With a common kernel the bell wakes the session; without, it looks every 5 ms. */
 static void idle_answers(uint64_t most_ns) {
     uint64_t best = UINT64_MAX;
-    for (int i = 0; i < 3; i++) { /* the best of three: the machine may be busy with others */
+    for (int i = 0; i < TRIES && best > most_ns; i++) {
         sleep(1);
         uint64_t begin = tp_now_ns();
         check_call(3, 30);
