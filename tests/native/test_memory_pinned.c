@@ -245,17 +245,23 @@ void case_shared_free(void) {
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
     OK(cuMemAlloc_v2(&device, MIB));
+    uint64_t spin = 10000000;
+    unsigned proved = 0;
     for (int i = 0; i < 30; i++) {
         void *first, *second;
         size_t size = i % 2 ? MIB : 100;
         OK(cuMemsetD8_v2(device, 7, MIB));
         OK(cuMemHostAlloc(&first, size, 0));
         OK(cuCtxSynchronize());
-        run_spin(spin_ns, 10000000, stream);
+        run_spin(spin_ns, spin, stream);
         OK(cuMemcpyDtoHAsync_v2(first, device, size, stream));
         OK(cuMemFreeHost(first));
         OK(cuMemHostAlloc(&second, size, 0));
-        CHECK(shared(second) && second != first);
+        /* On a busy machine the stream may be done by now, and then the same place is right. */
+        bool busy = cuStreamQuery(stream) == CUDA_ERROR_NOT_READY;
+        CHECK(shared(second) && (!busy || second != first));
+        proved += busy;
+        spin = busy || spin > 1000000000 ? spin : 2 * spin;
         memset(second, i, size);
         OK(cuMemcpyHtoDAsync_v2(device, second, size, other));
         OK(cuCtxSynchronize());
@@ -265,6 +271,7 @@ void case_shared_free(void) {
         }
         OK(cuMemFreeHost(second));
     }
+    CHECK(proved > 0);
 }
 
 /* Copies with pinned memory are part of a graph, which reads and writes it again at each launch. */
