@@ -65,6 +65,25 @@ def test_graphs(worker: Worker, variables: dict[str, str]) -> None:
     assert worker.run("graphs", **variables) == "right\n"
 
 
+def test_polls_of_who_knows(worker: Worker) -> None:
+    assert worker.run("polls") == "right\n"
+
+
+@pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])
+def test_times_between_events(worker: Worker, variables: dict[str, str]) -> None:
+    assert worker.run("timing", **variables) == "right\n"
+
+
+@pytest.mark.parametrize(("what", "questions", "most"), [("many", 300, 24), ("one", 20, 2)])
+def test_times_come_together(worker: Worker, tmp_path: Path, what: str, questions: int, most: int) -> None:
+    """A benchmark's questions are answered with another's answer, or with that of the wait before."""
+    for variables, least in (({}, 1), ({"TF_STRICT": "1"}, questions)):
+        path = tmp_path / f"{least}.json"
+        assert worker.run("timing", what, TF_STATS_PATH=str(path), **variables) == "right\n"
+        asked = json.loads(path.read_text())["by_function"]["cuEventElapsedTime"]["round_trips"]
+        assert least <= asked <= (most if least == 1 else questions)
+
+
 def test_fork_after_init(worker: Worker) -> None:
     assert worker.run("fork") == "right\n"
 

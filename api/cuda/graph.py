@@ -57,7 +57,7 @@ FUNCTIONS = [
     custom("cuGraphInstantiateWithFlags", ops="graph_instantiate"),
     custom("cuGraphInstantiateWithParams", ops="graph_instantiate", implicit=True),
     twin("cuGraphInstantiateWithParams_ptsz", "cuGraphInstantiateWithParams"),
-    post("cuGraphLaunch", session="hand", check=True),
+    post("cuGraphLaunch", session="hand", check=True, noted=True),
     twin("cuGraphLaunch_ptsz", "cuGraphLaunch"),
     post("cuGraphUpload"),
     twin("cuGraphUpload_ptsz", "cuGraphUpload"),

@@ -114,14 +114,17 @@ FUNCTIONS = [
     op("stream_mark", "post", stream="uint64_t: handle stream", word="unsigned int", value="uint64_t"),
     op("copy_out_mark", "post", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream",
        word="unsigned int", value="uint64_t"),
-    # The session writes the word when the event is complete.
-    op("event_watch", "post", event="uint64_t: handle event", word="unsigned int", value="uint64_t"),
+    # The session writes the word when it finds the event, or the stream, complete. Nothing is put into the stream for that.
+    op("watch", "post", subject="uint64_t", word="unsigned int", value="uint64_t"),
     op("stream_query", "call", reports=True, stream="uint64_t: handle stream"),
     op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),
     op("event_query", "call", reports=True, event="uint64_t: handle event"),
-    op("event_wait", "call", reports=True, event="uint64_t: handle event"),
-    op("event_elapsed", "call", reports=True, start="uint64_t: handle event", end="uint64_t: handle event",
-       out={"milliseconds": "float"}),
+    # Waits for `event`; then tells the time since `start`, unless that is 0, and in `timed` whether it could.
+    op("event_wait", "call", reports=True, event="uint64_t: handle event", start="uint64_t",
+       out={"timed": "int", "milliseconds": "float"}),
+    # Up to TP_PAIRS_MAX pairs of events. The call's result is that of the first; what the client asks ahead may fail.
+    op("event_elapsed", "call", reports=True, starts="uint64_t: array", ends="uint64_t: array",
+       out={"results": "int: array", "milliseconds": "float: array"}),
     # Capture. The session captures in relaxed mode; what the modes forbid is refused by the client, which breaks the capture.
     # `fresh` are handles for nodes that have none yet; those that the answer does not use were not needed.
     op("capture_begin", "call", stream="uint64_t: handle stream", graph="uint64_t", into="unsigned int",

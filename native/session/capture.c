@@ -277,7 +277,7 @@ int32_t tpw_cuEventRecord(struct tpw_session *s, const struct tp_frame *frame, c
 int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame *frame,
                                    const struct tpg_cuEventRecordWithFlags_in *in) {
     int32_t error = CUDA_SUCCESS;
-    if (TP_UNLIKELY(s->captures)) {
+    if (TP_UNLIKELY(s->captures && !(in->flags & CU_EVENT_RECORD_EXTERNAL))) { /* that one stays what it is */
         recorded(s, frame, in->hEvent, in->hStream);
     }
     CUevent event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->hEvent, false, &error);

@@ -12,6 +12,7 @@
  *
  * Stream capture: refused as in copy_in.c.
  */
+#include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_graph.h"
 #include "tpw_memory.h"
@@ -67,14 +68,8 @@ static void send_host_write(struct tpw_session *s, const struct download *d) {
 static void send_reply(struct tpw_session *s, const struct download *d) {
     struct tpg_copy_out_out out = {.data = d->slot, .data_size = d->size};
     int32_t result = tpw_report(s, CUDA_SUCCESS, true);
-    size_t size = tpg_size_copy_out_out(&out);
     tpw_twins_send(s);
-    unsigned char *body = tpw_reply_begin(s->link, d->frame.op, TP_FRAME_REPLY, d->frame.thread, size);
-    if (body) {
-        struct tp_cursor c = tp_cursor_make(body, size);
-        tpg_put_copy_out_out(&c, &out);
-        tpw_reply_commit(s->link, result, size);
-    }
+    tpg_answer_copy_out(s, &d->frame, result, &out);
 }
 
 static void small_done(struct tpw_session *s, void *what, int32_t error) {

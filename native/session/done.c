@@ -66,16 +66,15 @@ int32_t tpw_stream_mark(struct tpw_session *s, const struct tp_frame *frame, con
     return error ? error : mark(s, stream, address, in->word, in->value);
 }
 
-int32_t tpw_event_watch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_watch_in *in) {
+int32_t tpw_watch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_watch_in *in) {
     int32_t error = CUDA_SUCCESS;
     word_address(s, frame, in->word, &error);
-    CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->event, false, &error);
     struct by_hand *by_hand = error ? NULL : malloc(sizeof *by_hand);
     if (error || !by_hand) {
         return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
     }
     *by_hand = (struct by_hand){.word = in->word, .value = in->value};
-    error = tpw_when_event(s, native, in->event, write_by_hand, by_hand);
+    error = tpw_when_complete(s, in->subject, write_by_hand, by_hand);
     if (error) {
         free(by_hand);
     }

@@ -1,10 +1,12 @@
 /*
  * Events. Recording and destroying are generated; here is what waits.
  *
- * Executor thread only. Waiting for an event is polled with cuEventQuery from the executor's loop, because an event may have
+ * Executor thread only. Waiting for an event is polled from the executor's loop (tpw_when_complete), because an event may have
  * been recorded in any stream and a marker would have to know which.
  */
+#include "tpg_answer.h"
 #include "tpg_session.h"
+#include "tpw_memory.h"
 #include "tpw_session.h"
 
 #include <stdlib.h>
@@ -40,13 +42,63 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
     return there ? (int32_t)s->cuda.cuEventDestroy_v2(native) : CUDA_SUCCESS;
 }
 
-static void answer(struct tpw_session *s, void *what, int32_t error) {
-    struct tpw_ticket *ticket = what;
-    tpw_answer_ticket(s, *ticket, tpw_report(s, error, true));
-    free(ticket);
+/* ---- waits and times ---- */
+
+/* What the driver says of the time between two events, or that one of them is none. */
+static int32_t elapsed(struct tpw_session *s, const struct tp_frame *frame, uint64_t start, uint64_t end, float *out) {
+    int32_t error = 0;
+    CUevent from = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, start, false, &error);
+    CUevent to = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, end, false, &error);
+    *out = 0;
+    return error ? error : (int32_t)s->cuda.cuEventElapsedTime_v2(out, from, to);
 }
 
-int32_t tpw_event_wait(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_wait_in *in) {
+int32_t tpw_event_elapsed(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_elapsed_in *in,
+                          struct tpg_event_elapsed_out *out) {
+    static int results[TP_PAIRS_MAX];
+    static float milliseconds[TP_PAIRS_MAX];
+    if (!in->starts_count || in->starts_count > TP_PAIRS_MAX || in->starts_count != in->ends_count) {
+        tpw_violation(s, frame, "event_elapsed of no pairs, or too many");
+        return TPW_LATER;
+    }
+    for (size_t i = 0; i < in->starts_count; i++) {
+        uint64_t start, end;
+        memcpy(&start, in->starts + i, sizeof start);
+        memcpy(&end, in->ends + i, sizeof end);
+        results[i] = elapsed(s, frame, start, end, &milliseconds[i]);
+    }
+    *out = (struct tpg_event_elapsed_out){.results = results,
+                                          .results_count = in->starts_count,
+                                          .milliseconds = milliseconds,
+                                          .milliseconds_count = in->starts_count};
+    return results[0];
+}
+
+struct wait {
+    struct tp_frame frame; /* header only */
+    uint64_t start, event;
+};
+
+static struct tpg_event_wait_out timed(struct tpw_session *s, const struct tp_frame *frame, uint64_t start,
+                                       uint64_t end) {
+    struct tpg_event_wait_out out = {.timed = CUDA_ERROR_INVALID_HANDLE};
+    if (start) { /* what the client asks ahead may fail */
+        out.timed = elapsed(s, frame, start, end, &out.milliseconds);
+    }
+    return out;
+}
+
+static void answer(struct tpw_session *s, void *what, int32_t error) {
+    struct wait *wait = what;
+    int32_t result = tpw_report(s, error, true);
+    struct tpg_event_wait_out out = timed(s, &wait->frame, wait->start, wait->event);
+    tpw_twins_send(s); /* before an answer that means "completed" */
+    tpg_answer_event_wait(s, &wait->frame, result, &out);
+    free(wait);
+}
+
+int32_t tpw_event_wait(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_wait_in *in,
+                       struct tpg_event_wait_out *out) {
     int32_t error = 0;
     CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->event, false, &error);
     if (error) {
@@ -55,25 +107,20 @@ int32_t tpw_event_wait(struct tpw_session *s, const struct tp_frame *frame, cons
     error = (int32_t)s->cuda.cuEventQuery(native);
     if (error != CUDA_ERROR_NOT_READY) {
         tpw_poll(s); /* the data of copies that are complete leaves before the answer */
+        if (!error) {
+            *out = timed(s, frame, in->start, in->event);
+        }
         return error;
     }
-    struct tpw_ticket *ticket = malloc(sizeof *ticket);
-    if (!ticket) {
+    struct wait *wait = malloc(sizeof *wait);
+    if (!wait) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *ticket = tpw_ticket(frame);
-    error = tpw_when_event(s, native, in->event, answer, ticket);
+    *wait = (struct wait){.frame = *frame, .start = in->start, .event = in->event};
+    error = tpw_when_complete(s, in->event, answer, wait);
     if (error) {
-        free(ticket);
+        free(wait);
         return error;
     }
     return TPW_LATER;
-}
-
-int32_t tpw_event_elapsed(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_elapsed_in *in,
-                          struct tpg_event_elapsed_out *out) {
-    int32_t error = 0;
-    CUevent start = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->start, false, &error);
-    CUevent end = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->end, false, &error);
-    return error ? error : (int32_t)s->cuda.cuEventElapsedTime_v2(&out->milliseconds, start, end);
 }

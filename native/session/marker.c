@@ -21,13 +21,12 @@
 #define ASK_AT_ONCE 8u
 
 struct marker {
-    struct tpw_stream *stream; /* NULL for an event */
+    struct tpw_stream *stream; /* NULL: there is no marker in a stream, the object with this handle is asked about */
+    uint64_t handle;
     CUcontext context;
     uint32_t context_id;
     uint32_t slot;
     uint64_t value;
-    CUevent event;
-    uint64_t handle; /* of the event */
     tpw_done *done;
     void *what;
     bool ready;
@@ -168,19 +167,18 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream native, tpw_done *done, vo
     return CUDA_ERROR_INVALID_HANDLE;
 }
 
-int32_t tpw_when_event(struct tpw_session *s, CUevent native, uint64_t handle, tpw_done *done, void *what) {
+int32_t tpw_when_complete(struct tpw_session *s, uint64_t handle, tpw_done *done, void *what) {
     struct tpw_markers *m = s->markers;
+    if (!tpw_object(s, TPG_EVENT, handle) && !tpw_object(s, TPG_STREAM, handle)) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
     struct marker *marker = m ? add(m) : NULL;
     if (!marker) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     m->count++;
-    *marker = (struct marker){.context = s->entered_native,
-                              .context_id = s->entered,
-                              .event = native,
-                              .handle = handle,
-                              .done = done,
-                              .what = what};
+    *marker = (struct marker){
+        .context = s->entered_native, .context_id = s->entered, .handle = handle, .done = done, .what = what};
     return CUDA_SUCCESS;
 }
 
@@ -271,6 +269,20 @@ static void enter(struct tpw_session *s, const struct marker *marker) {
     }
 }
 
+/* A stream that captures may not be asked; its watcher is told nothing then. */
+static int32_t query(struct tpw_session *s, uint64_t handle) {
+    const struct tpw_object *event = tpw_object(s, TPG_EVENT, handle), *stream = tpw_object(s, TPG_STREAM, handle);
+    if (event && !event->error) {
+        return (int32_t)s->cuda.cuEventQuery((CUevent)(uintptr_t)event->native);
+    }
+    if (stream && !stream->error) {
+        return stream->record && tpw_touchable(s, stream->record)
+                   ? (int32_t)s->cuda.cuStreamQuery((CUstream)(uintptr_t)stream->native)
+                   : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    }
+    return CUDA_SUCCESS;
+}
+
 static void look(struct tpw_session *s, struct marker *marker) {
     if (!marker->stream && marker->ready) {
         return; /* tpw_markers_end_event */
@@ -287,8 +299,7 @@ static void look(struct tpw_session *s, struct marker *marker) {
         return;
     }
     enter(s, marker);
-    int32_t result =
-        tpw_object(s, TPG_EVENT, marker->handle) ? (int32_t)s->cuda.cuEventQuery(marker->event) : CUDA_SUCCESS;
+    int32_t result = query(s, marker->handle);
     marker->ready = result != CUDA_ERROR_NOT_READY;
     marker->error = marker->ready ? result : CUDA_SUCCESS;
 }

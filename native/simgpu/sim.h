@@ -141,6 +141,7 @@ typedef struct {
 typedef enum {
     SIM_OP_NOP,
     SIM_OP_RECORD,
+    SIM_OP_RECORD_NODE, // of a graph: each launch records the event anew
     SIM_OP_LAUNCH,
     SIM_OP_COPY,
     SIM_OP_SET,
@@ -159,6 +160,7 @@ typedef struct {
     sim_dependency_t *dependencies; // further ones, allocated
     union {
         sim_event_t *event;
+        CUevent event_handle; // record node: the event may be gone when the graph is launched
         sim_launch_t launch;
         sim_copy_t copy;
         sim_set_t set;
@@ -418,6 +420,9 @@ CUresult sim_stream_drain(sim_stream_t *stream); // under sim.lock: waits for al
 void sim_context_drain(sim_context_t *context);  // under sim.lock
 bool sim_stream_depend(sim_op_t *op, sim_stream_t *stream, uint64_t seq); // under sim.lock
 void sim_event_release(sim_event_t *event);                               // under sim.lock
+// The event's last record is this place of the stream from now on. Under sim.lock.
+void sim_event_place(sim_event_t *event, sim_stream_t *stream, uint64_t seq);
+sim_event_t *sim_event_of(CUevent handle); // under sim.lock; NULL if it is none
 // Puts op into the queue of `handle` for the current context; with `wait`, returns after it is done.
 CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, bool wait);
 CUresult sim_run(sim_stream_t *stream, sim_op_t *op); // sim_run.c: executes one operation, no lock held

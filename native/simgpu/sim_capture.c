@@ -177,6 +177,9 @@ static bool node_type(const sim_op_t *op, CUgraphNodeType *type) {
     case SIM_OP_GRAPH:
         *type = CU_GRAPH_NODE_TYPE_GRAPH;
         return true;
+    case SIM_OP_RECORD_NODE:
+        *type = CU_GRAPH_NODE_TYPE_EVENT_RECORD;
+        return true;
     case SIM_OP_NOP:
     case SIM_OP_RECORD:
     case SIM_OP_CALLBACK:

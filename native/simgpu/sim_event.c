@@ -6,8 +6,16 @@
 
 #include <stdlib.h>
 
-static sim_event_t *lookup(CUevent handle) { // under sim.lock
+sim_event_t *sim_event_of(CUevent handle) {
     return sim_handle_is(handle, SIM_EVENT) ? (sim_event_t *)(void *)handle : NULL;
+}
+
+void sim_event_place(sim_event_t *event, sim_stream_t *stream, uint64_t seq) {
+    if (event->stream)
+        sim_stream_release(event->stream);
+    event->stream = stream;
+    event->seq = seq;
+    stream->refs++;
 }
 
 CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
@@ -45,7 +53,7 @@ CUresult cuEventDestroy_v2(CUevent hEvent) {
     (void)context;
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
-    sim_event_t *event = lookup(hEvent);
+    sim_event_t *event = sim_event_of(hEvent);
     if (event) {
         sim_handle_remove(event);
         *event->link = event->next;
@@ -65,12 +73,18 @@ static CUresult record(sim_context_t *context, CUevent handle, CUstream stream_h
     uint64_t seq;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, stream_handle, &stream);
-    sim_event_t *event = lookup(handle);
+    sim_event_t *event = sim_event_of(handle);
     if (result == CUDA_SUCCESS && (!event || event->context != stream->context))
         result = CUDA_ERROR_INVALID_HANDLE;
     bool taken = false;
-    if (result == CUDA_SUCCESS)
+    if (result == CUDA_SUCCESS && flags) {
+        sim_op_t op = {.kind = SIM_OP_RECORD_NODE, .u.event_handle = handle};
+        result = sim_capture_push(stream, &op, &taken);
+        if (result == CUDA_SUCCESS && !taken)
+            result = CUDA_ERROR_ILLEGAL_STATE; // there is no graph for the node
+    } else if (result == CUDA_SUCCESS) {
         result = sim_capture_record(stream, event, &taken);
+    }
     if (result == CUDA_SUCCESS && !taken) {
         event->refs++;
         sim_op_t op = {.kind = SIM_OP_RECORD, .u.event = event};
@@ -97,7 +111,7 @@ CUresult cuEventQuery(CUevent hEvent) {
     if (result != CUDA_SUCCESS)
         return result;
     pthread_mutex_lock(&sim.lock);
-    sim_event_t *event = lookup(hEvent);
+    sim_event_t *event = sim_event_of(hEvent);
     if (!event)
         result = CUDA_ERROR_INVALID_HANDLE;
     else if (event->capture)
@@ -117,7 +131,7 @@ CUresult cuEventSynchronize(CUevent hEvent) {
     if (result != CUDA_SUCCESS)
         return result;
     pthread_mutex_lock(&sim.lock);
-    sim_event_t *event = lookup(hEvent);
+    sim_event_t *event = sim_event_of(hEvent);
     if (!event) {
         result = CUDA_ERROR_INVALID_HANDLE;
     } else if (event->capture) {
@@ -139,7 +153,7 @@ CUresult cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEn
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = CUDA_SUCCESS;
     pthread_mutex_lock(&sim.lock);
-    sim_event_t *events[2] = {lookup(hStart), lookup(hEnd)};
+    sim_event_t *events[2] = {sim_event_of(hStart), sim_event_of(hEnd)};
     for (int i = 0; i < 2 && result == CUDA_SUCCESS; i++) {
         const sim_event_t *event = events[i];
         if (!event || !event->stream || (event->flags & CU_EVENT_DISABLE_TIMING))

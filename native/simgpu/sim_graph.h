@@ -109,6 +109,8 @@ bool sim_op_copy(sim_op_t *to, const sim_op_t *from);
 // sim_graph_exec.c
 CUresult sim_program_make(sim_graph_t *graph, sim_program_t **program); // under sim.lock
 void sim_program_release(sim_program_t *program);                       // any thread
+// The events that its nodes record are recorded in this launch, the operation `seq` of the stream. Under sim.lock.
+void sim_program_place(const sim_program_t *program, sim_stream_t *stream, uint64_t seq);
 CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program);
 sim_step_t *sim_program_step(sim_program_t *program, const sim_node_t *node);
 sim_exec_t *sim_exec_of(CUgraphExec handle);        // under sim.lock

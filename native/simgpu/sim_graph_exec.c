@@ -100,6 +100,17 @@ static sim_program_t *program_copy(const sim_program_t *from) {
     return to;
 }
 
+void sim_program_place(const sim_program_t *program, sim_stream_t *stream, uint64_t seq) {
+    for (size_t i = 0; i < program->count; i++) {
+        const sim_step_t *step = &program->steps[i];
+        sim_event_t *event = step->op.kind == SIM_OP_RECORD_NODE ? sim_event_of(step->op.u.event_handle) : NULL;
+        if (event && event->context == stream->context)
+            sim_event_place(event, stream, seq);
+        if (step->child)
+            sim_program_place(step->child, stream, seq);
+    }
+}
+
 CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program) {
     CUresult result = CUDA_SUCCESS;
     for (size_t i = 0; i < program->count && result == CUDA_SUCCESS; i++) {

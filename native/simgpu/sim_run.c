@@ -148,10 +148,10 @@ static CUresult wait_value(const sim_stream_t *stream, const sim_op_t *op) {
 }
 
 static void record(sim_stream_t *stream, const sim_op_t *op) {
-    sim_event_t *event = op->u.event;
     uint64_t now = sim_now_ns();
     pthread_mutex_lock(&sim.lock);
-    if (event->stream == stream && event->seq == stream->done + 1) { // not recorded again in the meantime
+    sim_event_t *event = op->kind == SIM_OP_RECORD ? op->u.event : sim_event_of(op->u.event_handle);
+    if (event && event->stream == stream && event->seq == stream->done + 1) { // not recorded again in the meantime
         event->recorded_ns = now;
         event->recorded_seq = event->seq;
     }
@@ -186,6 +186,7 @@ CUresult sim_run(sim_stream_t *stream, sim_op_t *op) {
     case SIM_OP_CALLBACK:
         return CUDA_SUCCESS;
     case SIM_OP_RECORD:
+    case SIM_OP_RECORD_NODE:
         record(stream, op);
         return CUDA_SUCCESS;
     case SIM_OP_LAUNCH:

@@ -246,14 +246,10 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
     if (op->kind == SIM_OP_LAUNCH && op->u.launch.params == op->u.launch.inline_params)
         slot->u.launch.params = slot->u.launch.inline_params;
     *seq = ++stream->enqueued;
-    if (op->kind == SIM_OP_RECORD) {
-        sim_event_t *event = op->u.event;
-        if (event->stream)
-            sim_stream_release(event->stream);
-        event->stream = stream;
-        event->seq = *seq;
-        stream->refs++;
-    }
+    if (op->kind == SIM_OP_RECORD)
+        sim_event_place(op->u.event, stream, *seq);
+    if (op->kind == SIM_OP_GRAPH)
+        sim_program_place(op->u.program, stream, *seq);
     if (stream->sleeping)
         pthread_cond_signal(&stream->work);
     sim_stream_release(stream);

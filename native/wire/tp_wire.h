@@ -29,6 +29,10 @@
 /* A chunk on a data connection carries at most this many payload bytes. */
 #define TP_CHUNK_MAX (1u << 20)
 
+/* Pairs of events whose times are asked for at once: a benchmark of hundreds asks a few times, and the driver needs less than a
+ * microsecond for each. */
+#define TP_PAIRS_MAX 32u
+
 enum tp_frame_flags {
     TP_FRAME_CALL = 1,  /* the client thread waits for a reply */
     TP_FRAME_REPLY = 2, /* answers the call of `thread` */

@@ -173,7 +173,7 @@ static size_t likely_record(unsigned char *out) {
     static const CUlaunchAttribute attribute = {.id = CU_LAUNCH_ATTRIBUTE_PRIORITY};
     static const uint64_t options[2] = {CU_JIT_OPTIMIZATION_LEVEL, 3};
     const uint64_t stream = rand() % 2 ? HANDLE(TPG_STREAM, 0) : CU_STREAM_LEGACY_VALUE;
-    const uint64_t event = HANDLE(TPG_EVENT, 0), function = HANDLE(TPG_FUNCTION, 0);
+    const uint64_t event = HANDLE(TPG_EVENT, 0), events[] = {event, 0, event}, function = HANDLE(TPG_FUNCTION, 0);
     const uint64_t transfer = 1 + (uint64_t)rand() % 3;
     unsigned which = (unsigned)rand() % 40;
     if (which == 39) { /* a block for one of the bulk copies below */
@@ -198,7 +198,8 @@ static size_t likely_record(unsigned char *out) {
     LIKE(occupancy_clusters, .function = function, 0, 1, 1, 1, 32, 1, 1);
     LIKE(cuEventRecord, .hEvent = event, .hStream = stream);
     LIKE(cuStreamWaitEvent, .hStream = stream, .hEvent = event);
-    LIKE(event_wait, .event = event);
+    LIKE(event_wait, .event = event, .start = rand() % 2 ? event : 0);
+    LIKE(event_elapsed, .starts = events, .starts_count = 3, .ends = events, .ends_count = 3);
     LIKE(event_query, .event = event);
     LIKE(stream_wait, .stream = stream);
     LIKE(stream_destroy, .stream = HANDLE(TPG_STREAM, 0));

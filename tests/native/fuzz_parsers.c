@@ -94,7 +94,8 @@ static void answers(const unsigned char *bytes, size_t size) {
     DECODE(kernel_name, bytes_of(out.name, out.name_size));
     DECODE(function_attributes, bytes_of(out.values, out.values_count * sizeof *out.values));
     DECODE(copy_out, bytes_of(out.data, out.data_size));
-    DECODE(event_elapsed, out.milliseconds > 0);
+    DECODE(event_elapsed, bytes_of(out.results, out.results_count * sizeof *out.results) +
+                              bytes_of(out.milliseconds, out.milliseconds_count * sizeof *out.milliseconds));
     sink = sum;
     (void)sink;
     free(exact);

@@ -36,6 +36,12 @@ void compute_all(size_t n, unsigned seed);
 /* graphs.c */
 int role_graphs(int count, char **words);
 
+/* polls.c */
+int role_polls(int count, char **words);
+
+/* timing.c */
+int role_timing(int count, char **words);
+
 /* lasting.c */
 int role_steady(int count, char **words);
 int role_copy(int count, char **words);

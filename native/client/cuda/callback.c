@@ -103,6 +103,7 @@ void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *bo
     bool last = tp_get_u64(&c) != 0;
     struct call *ended = NULL;
     (void)frame;
+    tpc_watch_doubt(); /* what stands before the function in its stream is complete */
     tp_lock_take(&lock);
     for (struct call **at = &waiting; *at; at = &(*at)->next) {
         if ((*at)->token == token) {

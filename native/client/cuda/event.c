@@ -1,5 +1,6 @@
 /*
- * Events in the client. Recording, waiting in a stream and destroying are generated posts; here is creation and what waits.
+ * Events in the client. Recording, waiting in a stream and destroying are generated posts; here are creation and queries, in
+ * timing.c waits and times.
  *
  * Any thread. Nothing is kept about an event but its handle.
  */
@@ -61,41 +62,12 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
     if (tpc_watch_answer(in.event, false, &result)) {
         return result;
     }
+    uint64_t doubts = tpc_watch_doubts();
     result = tpc_call_event_query("cuEventQuery", &in, &reply);
-    tpc_watch_learned(in.event, false, result, &reply);
+    tpc_watch_learned(in.event, false, result, &reply, doubts);
     tp_reply_free(&reply);
     if (result == CUDA_SUCCESS && atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
         tpc_twins_pull();
     }
-    return result;
-}
-
-CUresult tpc_cuEventSynchronize(CUevent hEvent) {
-    TPC_CHECK_HANDLE(EVENT, hEvent, false);
-    TPC_CAPTURE_UNSAFE("cuEventSynchronize");
-    struct tpg_event_wait_in in = {.event = (uint64_t)(uintptr_t)hEvent};
-    struct tp_reply reply;
-    CUresult result = tpc_call_event_wait("cuEventSynchronize", &in, &reply);
-    tp_reply_free(&reply);
-    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_pull();
-    }
-    return result;
-}
-
-CUresult tpc_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
-    if (!pMilliseconds) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(EVENT, hStart, false);
-    TPC_CHECK_HANDLE(EVENT, hEnd, false);
-    struct tpg_event_elapsed_in in = {.start = (uint64_t)(uintptr_t)hStart, .end = (uint64_t)(uintptr_t)hEnd};
-    struct tpg_event_elapsed_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_event_elapsed("cuEventElapsedTime", &in, &out, &reply);
-    if (result == CUDA_SUCCESS) {
-        *pMilliseconds = out.milliseconds;
-    }
-    tp_reply_free(&reply);
     return result;
 }

@@ -54,6 +54,7 @@ bool tpc_marked(const char *name, CUstream handle, const struct tp_done *done, u
     if (!tp_done_wait(tpc_conn, name, done) || atomic_load_explicit(&failure_noted, memory_order_relaxed)) {
         return false;
     }
+    tpc_watch_doubt();
     /* If the mark was not the frame that followed `before`, the number is one that never comes back: no harm. */
     struct tp_reply reply = {.number = before + 1};
     tpc_stream_quiet(handle, &reply);
@@ -170,8 +171,9 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
     if (tpc_watch_answer(in.stream, true, &result)) {
         return result;
     }
+    uint64_t doubts = tpc_watch_doubts();
     result = tpc_call_stream_query("cuStreamQuery", &in, &reply);
-    tpc_watch_learned(in.stream, true, result, &reply);
+    tpc_watch_learned(in.stream, true, result, &reply, doubts);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(hStream, &reply);
     }

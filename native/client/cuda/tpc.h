@@ -165,9 +165,16 @@ void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *bo
 void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);
 /* Whether a wait may be ended by the GPU itself (tp_done_begin): nothing is to be reported or carried across with it. */
 bool tpc_may_mark(void);
-/* watch.c: an answer to a query of an event or a stream that needs no round trip; and what a round trip answered. */
+/* watch.c: an answer to a query of an event or a stream that needs no round trip; and what a round trip answered, with
+ * tpc_watch_doubts of before it. */
 bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result);
-void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply);
+uint64_t tpc_watch_doubts(void);
+void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply, uint64_t before);
+/* The GPU itself has told the program of a completion: what the session knows may be older. */
+void tpc_watch_doubt(void);
+/* timing.c: an event was recorded; what events stand for may have changed without that. */
+void tpc_timing_recorded(uint64_t event);
+void tpc_timing_changed(void);
 /* After the mark was posted as the frame behind `before`: true when the GPU has come there and nothing failed. */
 bool tpc_marked(const char *name, CUstream stream, const struct tp_done *done, uint64_t before);
 /* Waits until the GPU itself says that `stream` has come here; false when that cannot be, or takes long: then wait by a call. */

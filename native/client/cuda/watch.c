@@ -2,8 +2,11 @@
  * Watches: programs that poll an event or a stream get their answer from a word of shared memory, not from the worker.
  *
  * Owns a small table of what is watched, by handle, under one lock; any thread. A watch begins with an answer "not ready": the
- * GPU (a stream) or the session (an event) then writes the word when it is. Once in a while a poll goes to the worker all the
- * same, because after a sticky error nothing is ever written.
+ * session then asks the driver again and again and writes the word when it is. Nothing is put into the stream for that: a
+ * program that knows by other means that its work there is done must not be told "not ready" because of ours. For the same
+ * reason "not ready" is said only as long as the program has learned of no completion from the GPU itself, which may be
+ * ahead of the session (tpc_watch_doubt). Once in a while a poll goes to the worker all the same, because after a sticky
+ * error nothing is ever written.
  */
 #include "tpc.h"
 #include "tpg_cuda_send.h"
@@ -15,14 +18,16 @@ struct watch {
     uint64_t handle; /* 0: free */
     struct tp_done done;
     bool complete;
-    uint64_t frame; /* stream: of the mark; nothing may have been sent since */
-    uint64_t asked; /* when the worker was asked last */
+    uint64_t frame;  /* stream: of the mark; nothing may have been sent since */
+    uint64_t asked;  /* when the worker was asked last */
+    uint64_t doubts; /* as they were then */
 };
 
 static struct tp_lock lock;
 static struct watch table[WATCHES];
 static _Atomic uint32_t watched;     /* entries in use, for those who only want to know that there are none */
 static _Atomic uint64_t last_record; /* frames of the process when an event was recorded last */
+static _Atomic uint64_t doubts;      /* completions that the program learned of, but not from the session */
 static uint32_t next_victim;
 
 /* The default streams: one name for a stream of each context, or of each thread. */
@@ -63,6 +68,10 @@ static void forget(uint64_t handle) {
     }
 }
 
+uint64_t tpc_watch_doubts(void) { return atomic_load_explicit(&doubts, memory_order_seq_cst); }
+
+void tpc_watch_doubt(void) { atomic_fetch_add_explicit(&doubts, 1, memory_order_seq_cst); }
+
 bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
     if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !tpc_may_mark() || is_shared_name(handle)) {
         return false;
@@ -78,16 +87,16 @@ bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
         watch->complete = tp_done_reached(tpc_conn, &watch->done);
     }
     if (watch) {
-        answered = watch->complete || tp_now_ns() - watch->asked < ASK_NS;
+        answered = watch->complete || (watch->doubts == tpc_watch_doubts() && tp_now_ns() - watch->asked < ASK_NS);
         *result = watch->complete ? tpc_posted() : CUDA_ERROR_NOT_READY;
     }
     tp_lock_drop(&lock);
     return answered && tpc_may_mark(); /* a failure that was told meanwhile is reported by a call */
 }
 
-void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply) {
+void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply, uint64_t before) {
+    struct tpg_watch_in in = {.subject = handle};
     struct tp_done done;
-    bool post = false;
     if (!tpc_may_mark() || is_shared_name(handle)) {
         return;
     }
@@ -98,29 +107,33 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
         watch->complete = true;
     } else if (result == CUDA_ERROR_NOT_READY && watch && !watch->complete) {
         watch->asked = tp_now_ns();
+        watch->doubts = before;
     } else if (result == CUDA_ERROR_NOT_READY && !watch && tp_done_lend(tpc_conn, &done)) {
         watch = add(handle);
         watch->done = done;
         watch->asked = tp_now_ns();
+        watch->doubts = before;
         watch->frame = tp_frames(tpc_conn) + 1; /* if another comes between, the stream's watch is dropped */
-        post = true;
+        in.word = done.word;
+        in.value = done.value; /* never 0 */
     }
     tp_lock_drop(&lock);
-    if (post && stream) {
-        struct tpg_stream_mark_in in = {.stream = handle, .word = done.word, .value = done.value};
-        tpc_post_stream_mark("cuStreamQuery", &in);
-    } else if (post) {
-        struct tpg_event_watch_in in = {.event = handle, .word = done.word, .value = done.value};
-        tpc_post_event_watch("cuEventQuery", &in);
+    if (in.value) {
+        tpc_post_watch(stream ? "cuStreamQuery" : "cuEventQuery", &in);
+    }
+}
+
+static void records_until_now(void) {
+    uint64_t frames = tp_frames(tpc_conn), before = atomic_load_explicit(&last_record, memory_order_relaxed);
+    while (before < frames && !atomic_compare_exchange_weak(&last_record, &before, frames)) {
     }
 }
 
 /* What an event means from now on is not known. */
 static void recorded(CUevent event) {
-    uint64_t frames = tp_frames(tpc_conn), before = atomic_load_explicit(&last_record, memory_order_relaxed);
-    while (before < frames && !atomic_compare_exchange_weak(&last_record, &before, frames)) {
-    }
+    records_until_now();
     forget((uint64_t)(uintptr_t)event);
+    tpc_timing_recorded((uint64_t)(uintptr_t)event);
 }
 
 void tpc_noted_cuEventRecord(CUevent hEvent, CUstream hStream) {
@@ -131,4 +144,20 @@ void tpc_noted_cuEventRecord(CUevent hEvent, CUstream hStream) {
 void tpc_noted_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
     (void)hStream, (void)flags;
     recorded(hEvent);
+}
+
+/* A graph may record events, and which is not known here. */
+void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
+    (void)hGraph, (void)hStream;
+    records_until_now();
+    tpc_timing_changed();
+    if (atomic_load_explicit(&watched, memory_order_seq_cst) > 0) {
+        tp_lock_take(&lock);
+        for (uint32_t i = 0; i < WATCHES; i++) {
+            if (tp_handle_is(table[i].handle, TPG_EVENT)) {
+                drop(&table[i]);
+            }
+        }
+        tp_lock_drop(&lock);
+    }
 }

@@ -32,6 +32,7 @@ def outputs(model: Model) -> dict[str, str]:
         "tpg_driver.h": emit_session.driver_header(model),
         "tpg_driver.c": emit_session.driver_source(model),
         "tpg_session.h": emit_session.session_header(model),
+        "tpg_answer.h": emit_session.answers(model),
         "tpg_dispatch.c": emit_session.dispatch(model),
         "coverage.json": coverage.coverage(model),
     }

@@ -72,9 +72,18 @@ def _hand_signature(op: Op) -> str:
     return f"int32_t tpw_{op.name}({', '.join(params)})"
 
 
+def answers(model: Model) -> str:
+    """tpg_answer.h: what answers a call that has outputs; operations written by hand may do so later."""
+    lines = [NOTE, "#ifndef TPG_ANSWER_H", "#define TPG_ANSWER_H", '#include "tpg_ops.h"', '#include "tpw_session.h"']
+    for op in model.ops:
+        if op.outputs():
+            lines += _answer(op)
+    return "\n".join([*lines, "#endif", ""])
+
+
 def dispatch(model: Model) -> str:
     """tpg_dispatch.c: one function for every operation, and the switch over all of them."""
-    lines = [NOTE, '#include "tpw_session.h"', '#include "tpw_nvml.h"', '#include "tpg_session.h"']
+    lines = [NOTE, '#include "tpg_answer.h"', '#include "tpw_nvml.h"', '#include "tpg_session.h"']
     for api in model.apis:
         for op in api.ops:
             lines += _run(api, op)
@@ -120,13 +129,7 @@ def _run(api: Api, op: Op) -> list[str]:
     if outputs:
         body += [
             "    if (frame->flags & TP_FRAME_CALL) {",
-            f"        size_t size = error ? 0 : tpg_size_{op.name}_out(&out);",
-            "        unsigned char *body = tpw_reply_begin(s->link, frame->op, TP_FRAME_REPLY, frame->thread, size);",
-            "        if (!error && body) {",
-            "            struct tp_cursor r = tp_cursor_make(body, size);",
-            f"            tpg_put_{op.name}_out(&r, &out);",
-            "        }",
-            f"        tpw_reply_commit(s->link, tpw_report(s, error, {reports}), size);",
+            f"        tpg_answer_{op.name}(s, frame, tpw_report(s, error, {reports}), &out);",
             "    } else if (error) {",
             "        tpw_defer(s, frame, error);",
             "    }",
@@ -140,6 +143,21 @@ def _run(api: Api, op: Op) -> list[str]:
             "    }",
         ]
     return [*body, "}"]
+
+
+def _answer(op: Op) -> list[str]:
+    return [
+        f"static inline void tpg_answer_{op.name}(struct tpw_session *s, const struct tp_frame *frame, int32_t result,"
+        f" const struct tpg_{op.name}_out *out) {{",
+        f"    size_t size = result ? 0 : tpg_size_{op.name}_out(out);",
+        "    unsigned char *body = tpw_reply_begin(s->link, frame->op, TP_FRAME_REPLY, frame->thread, size);",
+        "    if (body) {",
+        "        struct tp_cursor r = tp_cursor_make(body, size);",
+        f"        if (!result) {{ tpg_put_{op.name}_out(&r, out); }}",
+        "        tpw_reply_commit(s->link, result, size);",
+        "    }",
+        "}",
+    ]
 
 
 def _lengths(op: Op, expression: str) -> str:

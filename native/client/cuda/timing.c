@@ -1,0 +1,171 @@
+/*
+ * Times between events: a program that times asks for many, one after the other, and so the next ones are asked for together.
+ *
+ * Owns the order in which events were recorded last, and the answers that came with another. Any thread. A benchmark records
+ * hundreds of pairs, waits, and then asks for the time of each; or it records one pair, waits for its end, and asks for its
+ * time, again and again. So a question carries the pairs that by that pattern come next, and a wait for an event the start
+ * that goes with it. What is kept is what the driver said, bit for bit, and holds until any event is recorded anew.
+ */
+#include "tpc_graph.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define RECORDS                                                                                                        \
+    4096u /* as many as a benchmark may have recorded before it asks; fewer known only mean more questions */
+#define NOWHERE UINT64_MAX
+
+struct pair {
+    uint64_t start, end;
+    float milliseconds;
+};
+
+static _Atomic uint64_t recorded[RECORDS]; /* handles, in the order of recording */
+static _Atomic uint64_t records;           /* places ever taken in it */
+
+static struct tp_lock lock; /* over what follows */
+static struct pair known[TP_PAIRS_MAX];
+static uint32_t known_count;
+static uint64_t known_at;                       /* `records` when these were asked for: they hold for no other */
+static uint64_t last_start = NOWHERE, last_end; /* where the last question's events stand in the order */
+
+void tpc_timing_recorded(uint64_t event) {
+    uint64_t place = atomic_fetch_add_explicit(&records, 1, memory_order_seq_cst);
+    atomic_store_explicit(&recorded[place % RECORDS], event, memory_order_relaxed);
+}
+
+void tpc_timing_changed(void) { atomic_fetch_add_explicit(&records, 1, memory_order_seq_cst); }
+
+static uint64_t at(uint64_t place) { return atomic_load_explicit(&recorded[place % RECORDS], memory_order_relaxed); }
+
+/* Where an event was recorded last, among the places before `now`. */
+static uint64_t find(uint64_t event, uint64_t now) {
+    for (uint64_t place = now; place-- > 0 && now - place <= RECORDS;) {
+        if (at(place) == event) {
+            return place;
+        }
+    }
+    return NOWHERE;
+}
+
+/* Puts behind pairs[0], which is asked for, those that are likely to be asked for next; their count with it. */
+static uint32_t guess(struct pair *pairs, uint64_t now) {
+    uint64_t start = find(pairs[0].start, now), end = find(pairs[0].end, now);
+    uint32_t count = 1;
+    if (start == NOWHERE || end == NOWHERE) {
+        last_start = NOWHERE;
+        return count;
+    }
+    uint64_t newest = start > end ? start : end;
+    uint64_t step = last_start < start ? start - last_start : newest - (start < end ? start : end) + 1;
+    last_start = start;
+    last_end = end;
+    for (uint64_t ahead = step; count < TP_PAIRS_MAX && ahead < now - newest; ahead += step) {
+        pairs[count] = (struct pair){.start = at(start + ahead), .end = at(end + ahead)};
+        if (tpc_handle_alive(TPG_EVENT, pairs[count].start) && tpc_handle_alive(TPG_EVENT, pairs[count].end)) {
+            count++;
+        }
+    }
+    return count;
+}
+
+/* What was learned when `now` was the count of records; another answer may have come meanwhile, then the newer is kept. */
+static void keep(const struct pair *pairs, uint32_t count, uint64_t now) {
+    tp_lock_take(&lock);
+    if (now >= known_at) {
+        memcpy(known, pairs, count * sizeof *pairs);
+        known_count = count;
+        known_at = now;
+    }
+    tp_lock_drop(&lock);
+}
+
+static bool is_known(struct pair *pair) {
+    bool found = false;
+    tp_lock_take(&lock);
+    for (uint32_t i = 0; i < known_count && !found && known_at == atomic_load(&records); i++) {
+        found = known[i].start == pair->start && known[i].end == pair->end;
+        pair->milliseconds = found ? known[i].milliseconds : 0;
+    }
+    tp_lock_drop(&lock);
+    return found;
+}
+
+/* Asks the worker, for what was asked and for what is likely to be asked next. */
+static CUresult ask(struct pair *asked, bool more) {
+    struct pair pairs[TP_PAIRS_MAX];
+    uint64_t starts[TP_PAIRS_MAX], ends[TP_PAIRS_MAX], now = atomic_load(&records);
+    uint32_t count = 1, good = 0;
+    pairs[0] = *asked;
+    if (more) {
+        tp_lock_take(&lock);
+        count = guess(pairs, now);
+        tp_lock_drop(&lock);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        starts[i] = pairs[i].start;
+        ends[i] = pairs[i].end;
+    }
+    struct tpg_event_elapsed_in in = {.starts = starts, .starts_count = count, .ends = ends, .ends_count = count};
+    struct tpg_event_elapsed_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_event_elapsed("cuEventElapsedTime", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && (out.results_count != count || out.milliseconds_count != count)) {
+        result = tpc_bad_reply(&reply);
+    }
+    for (uint32_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
+        int said;
+        memcpy(&said, out.results + i, sizeof said);
+        memcpy(&pairs[i].milliseconds, out.milliseconds + i, sizeof(float));
+        asked->milliseconds = i == 0 ? pairs[i].milliseconds : asked->milliseconds;
+        if (said == CUDA_SUCCESS) {
+            pairs[good++] = pairs[i];
+        }
+    }
+    if (result == CUDA_SUCCESS) {
+        keep(pairs, good, now);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
+    if (!pMilliseconds) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(EVENT, hStart, false);
+    TPC_CHECK_HANDLE(EVENT, hEnd, false);
+    struct pair asked = {.start = (uint64_t)(uintptr_t)hStart, .end = (uint64_t)(uintptr_t)hEnd};
+    bool more = tpc_may_mark();
+    CUresult result = more && is_known(&asked) ? tpc_posted() : ask(&asked, more);
+    if (result == CUDA_SUCCESS) {
+        *pMilliseconds = asked.milliseconds;
+    }
+    return result;
+}
+
+CUresult tpc_cuEventSynchronize(CUevent hEvent) {
+    TPC_CHECK_HANDLE(EVENT, hEvent, false);
+    TPC_CAPTURE_UNSAFE("cuEventSynchronize");
+    struct tpg_event_wait_in in = {.event = (uint64_t)(uintptr_t)hEvent};
+    struct tpg_event_wait_out out;
+    struct tp_reply reply;
+    uint64_t now = atomic_load(&records);
+    tp_lock_take(&lock);
+    if (last_start < last_end && tpc_may_mark()) { /* the program times, and stands as it stood when it asked last */
+        uint64_t end = find(in.event, now), apart = last_end - last_start;
+        in.start = end != NOWHERE && end >= apart ? at(end - apart) : 0;
+        in.start = in.start && tpc_handle_alive(TPG_EVENT, in.start) ? in.start : 0;
+    }
+    tp_lock_drop(&lock);
+    CUresult result = tpc_call_event_wait("cuEventSynchronize", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && in.start && out.timed == CUDA_SUCCESS) {
+        keep(&(struct pair){.start = in.start, .end = in.event, .milliseconds = out.milliseconds}, 1, now);
+    }
+    tp_reply_free(&reply);
+    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_pull();
+    }
+    return result;
+}
