@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 import signal
 import sys
@@ -25,6 +26,7 @@ pytestmark = [*whole_stack, pytest.mark.timeout(280)]
 pytest_plugins = ["stack.fixtures", "vm.fixtures"]
 SIMULATED = "right on Simulated NVIDIA H200\n"
 GONE_SECONDS = 1.0
+PAUSE_SECONDS = float(os.environ.get("TF_TEST_PAUSE_SECONDS", "5"))  # minutes by hand
 NVML = """
 import json, pynvml as nvml
 nvml.nvmlInit()
@@ -119,7 +121,7 @@ def test_guest_paused_in_the_middle_of_work(guest_stack: Stack, worker: Worker) 
         guest_stack.machine.command("stop")
         try:
             assert guest_stack.machine.status() == "paused"
-            time.sleep(5)
+            time.sleep(PAUSE_SECONDS)
             assert len(worker.sessions()) == 2
         finally:
             guest_stack.machine.command("cont")
