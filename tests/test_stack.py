@@ -84,6 +84,11 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         assert least <= asked <= (most if least == 1 else questions)
 
 
+@pytest.mark.parametrize("check", ["streams-of-another-context"])
+def test_corners(worker: Worker, check: str) -> None:
+    assert worker.run("corners", check) == "right\n"
+
+
 def test_fork_after_init(worker: Worker) -> None:
     assert worker.run("fork") == "right\n"
 

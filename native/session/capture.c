@@ -41,11 +41,9 @@ int32_t tpw_refuse_capture(struct tpw_session *s, const struct tpw_stream *strea
 }
 
 void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error) {
-    for (struct tpw_stream *stream = s->captures && !*error ? s->streams : NULL; stream; stream = stream->next) {
-        if (stream->native == native && stream->context_id == s->entered) {
-            *error = tpw_refuse_capture(s, stream);
-            return;
-        }
+    const struct tpw_stream *stream = s->captures && !*error ? tpw_stream_native(s, native) : NULL;
+    if (stream) {
+        *error = tpw_refuse_capture(s, stream);
     }
 }
 

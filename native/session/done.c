@@ -44,6 +44,10 @@ static void write_by_hand(struct tpw_session *s, void *what, int32_t error) {
 static int32_t mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value) {
     tpw_link_flush(s->link);
     if (s->segment->registered) {
+        const struct tpw_stream *record = tpw_stream_native(s, stream);
+        if (record) {
+            tpw_enter_stream(s, record);
+        }
         return (int32_t)s->cuda.cuStreamWriteValue64_v2(stream, address, value, CU_STREAM_WRITE_VALUE_DEFAULT);
     }
     struct by_hand *by_hand = malloc(sizeof *by_hand);

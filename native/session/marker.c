@@ -85,7 +85,7 @@ static struct marker *add(struct tpw_markers *m) {
     return &m->pending[m->count];
 }
 
-static void enter_stream(struct tpw_session *s, const struct tpw_stream *stream) {
+void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream) {
     if (s->entered_native != stream->context) {
         s->cuda.cuCtxSetCurrent(stream->context);
         s->entered_native = stream->context;
@@ -131,7 +131,7 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
             tp_pause();
         }
     }
-    enter_stream(s, stream); /* a completion that was run above may have entered another */
+    tpw_enter_stream(s, stream); /* a completion that was run above may have entered another */
     struct marker *marker = add(m);
     uint32_t slot = m->free[m->free_count - 1];
     uint64_t value = ++m->next_value;
@@ -159,12 +159,8 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
 }
 
 int32_t tpw_when_done(struct tpw_session *s, CUstream native, tpw_done *done, void *what) {
-    for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (stream->native == native && stream->context_id == s->entered) {
-            return mark(s, stream, done, what);
-        }
-    }
-    return CUDA_ERROR_INVALID_HANDLE;
+    struct tpw_stream *stream = tpw_stream_native(s, native);
+    return stream ? mark(s, stream, done, what) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 int32_t tpw_when_complete(struct tpw_session *s, uint64_t handle, tpw_done *done, void *what) {
@@ -189,7 +185,7 @@ void tpw_markers_settle(struct tpw_session *s) {
     for (struct tpw_stream *stream = s->streams; stream; stream = next) {
         next = stream->next;
         if (stream->dirty && tpw_touchable(s, stream)) {
-            enter_stream(s, stream);
+            tpw_enter_stream(s, stream);
             if (mark(s, stream, nothing, NULL)) {
                 tp_log(TP_WARN, "work before a capture has no marker: what waits for it ends with the capture");
             }

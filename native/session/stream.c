@@ -88,6 +88,14 @@ CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_
     return stream ? stream->native : NULL;
 }
 
+struct tpw_stream *tpw_stream_native(struct tpw_session *s, CUstream native) {
+    struct tpw_stream *stream = s->streams;
+    while (stream && (stream->native != native || (native == CU_STREAM_LEGACY && stream->context_id != s->entered))) {
+        stream = stream->next;
+    }
+    return stream;
+}
+
 int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_create_in *in) {
     CUstream native = NULL;
     int32_t error = (int32_t)s->cuda.cuStreamCreateWithPriority(&native, in->flags, in->priority);

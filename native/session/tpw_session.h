@@ -133,6 +133,11 @@ struct tpw_stream {
 /* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
+/* The record of a native that one of these two gave, NULL if there is none. Its context need not be the current one: copies and
+ * waits are allowed in any stream. Only the legacy stream has the same native in each context, and means the current one's. */
+struct tpw_stream *tpw_stream_native(struct tpw_session *s, CUstream native);
+/* Makes the stream's own context the current one, for what the session itself puts into it. */
+void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream);
 /* Gives the driver's stream back and forgets it; called when no marker is left in a stream that the client destroyed. A
  * wait for the whole context may still put one into a dying stream, so this is not the end of the destroying call. */
 void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error);

@@ -42,6 +42,9 @@ int role_polls(int count, char **words);
 /* timing.c */
 int role_timing(int count, char **words);
 
+/* corners.c */
+int role_corners(int count, char **words);
+
 /* lasting.c */
 int role_steady(int count, char **words);
 int role_copy(int count, char **words);

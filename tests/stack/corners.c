@@ -1,0 +1,65 @@
+/*
+ * What a driver does at the corners of contexts, streams and events, one check for each word that the role is given.
+ *
+ * Every check makes and ends what it uses. Results are those that CUDA documents, or that a driver gave (named there).
+ */
+#include "stack.h"
+
+enum { WORDS = 1 << 18 };
+
+/* Copies and waits are allowed in any stream, whatever context is current. */
+static void streams_of_another_context(void) {
+    static uint32_t sent[WORDS], got[WORDS];
+    CUcontext owner, current;
+    CUstream stream;
+    CUevent event;
+    CUdeviceptr memory;
+    uint32_t *pinned;
+    OK(cuCtxCreate_v2(&owner, 0, 0));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    OK(cuMemAlloc_v2(&memory, sizeof sent));
+    OK(cuCtxCreate_v2(&current, 0, 0));
+    OK(cuMemHostAlloc((void **)&pinned, sizeof sent, CU_MEMHOSTALLOC_PORTABLE));
+    for (uint32_t i = 0; i < WORDS; i++) {
+        sent[i] = i * 2654435761u;
+    }
+    OK(cuStreamSynchronize(stream));
+    for (size_t bytes = 64; bytes <= sizeof sent; bytes *= 64) {
+        OK(cuMemcpyHtoDAsync_v2(memory, sent, bytes, stream));
+        OK(cuStreamSynchronize(stream));
+        OK(cuMemcpyDtoHAsync_v2(got, memory, bytes, stream));
+        CHECK(memcmp(got, sent, bytes) == 0);
+        OK(cuMemcpyDtoHAsync_v2(pinned, memory, bytes, stream));
+        OK(cuEventRecord(event, stream));
+        OK(cuEventSynchronize(event));
+        CHECK(memcmp(pinned, sent, bytes) == 0);
+    }
+    OK(cuMemsetD32Async(memory, 5, WORDS, stream));
+    OK(cuEventRecord(event, stream));
+    OK(cuStreamWaitEvent(NULL, event, 0));
+    OK(cuMemcpyDtoH_v2(got, memory, sizeof got));
+    CHECK(got[0] == 5 && got[WORDS - 1] == 5);
+    OK(cuStreamQuery(stream));
+    OK(cuMemFreeHost(pinned));
+    OK(cuCtxDestroy_v2(current));
+    OK(cuCtxDestroy_v2(owner));
+}
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+} checks[] = {{"streams-of-another-context", streams_of_another_context}};
+
+int role_corners(int count, char **words) {
+    start();
+    for (size_t i = 0; count == 1 && i < sizeof checks / sizeof *checks; i++) {
+        if (strcmp(words[0], checks[i].name) == 0) {
+            checks[i].run();
+            say("right");
+            return 0;
+        }
+    }
+    fprintf(stderr, "there is no such check\n");
+    return 2;
+}
