@@ -73,6 +73,19 @@ def test_local_answers(generated: Path, tmp_path: Path, extra: list[str]) -> Non
     assert "all cases passed" in done.stdout
 
 
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_what_is_known_of_an_event_ends(generated: Path, tmp_path: Path) -> None:
+    program = tmp_path / "test_client_watch"
+    command = [COMPILER or "cc", *FLAGS, *WARNINGS, *SANITIZE, f"-I{generated}"]
+    command += [f"-I{ROOT / 'native' / folder}" for folder in INCLUDED]
+    sources = ("tests/native/test_client_watch.c", "native/client/cuda/watch.c", "native/base/time_lock.c")
+    command += [str(ROOT / source) for source in sources]
+    done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 class ProcAddress:
     """cuGetProcAddress_v2 of the client's library, which answers it without a worker."""
 

@@ -279,6 +279,9 @@ CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID
     struct tp_reply reply;
     CUresult result = tpc_call_graph_attribute_set("cuGraphKernelNodeSetAttribute", &in, &reply);
     tp_reply_free(&reply);
+    if (attr == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT || attr == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT) {
+        tpc_watch_graphs_record();
+    }
     return result;
 }
 

@@ -181,6 +181,11 @@ CUresult tpc_cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsi
     return launch("cuLaunchCooperativeKernel", f, &shape, hStream, kernelParams, NULL, 1);
 }
 
+static bool holds_event(const CUlaunchAttribute *attribute) {
+    return attribute->id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT ||
+           attribute->id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT;
+}
+
 /* Attributes whose value holds a handle must hold a living one; a device-updatable node would need an address back. */
 static CUresult check_attributes(const CUlaunchConfig *config) {
     if (config->numAttrs && !config->attrs) {
@@ -188,8 +193,7 @@ static CUresult check_attributes(const CUlaunchConfig *config) {
     }
     for (unsigned int i = 0; i < config->numAttrs; i++) {
         const CUlaunchAttribute *attribute = &config->attrs[i];
-        if (attribute->id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT ||
-            attribute->id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT) {
+        if (holds_event(attribute)) {
             TPC_CHECK_HANDLE(EVENT, attribute->value.programmaticEvent.event, false);
         }
         if ((int)attribute->id < 0 || attribute->id >= CU_LAUNCH_ATTRIBUTE_MAX) {
@@ -317,11 +321,17 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
     uint64_t kind = kind_of(&in);
     _Atomic uint64_t *place = &proved[kind >> 32 & (PROVED - 1)];
     if (TP_LIKELY(atomic_load_explicit(place, memory_order_relaxed) == kind)) {
-        return tpc_post_launch_ex("cuLaunchKernelEx", &in);
+        result = tpc_post_launch_ex("cuLaunchKernelEx", &in);
+    } else {
+        result = launch_waiting("cuLaunchKernelEx", &in);
+        if (result == CUDA_SUCCESS) {
+            atomic_store_explicit(place, kind, memory_order_relaxed);
+        }
     }
-    result = launch_waiting("cuLaunchKernelEx", &in);
-    if (result == CUDA_SUCCESS) {
-        atomic_store_explicit(place, kind, memory_order_relaxed);
+    for (unsigned int i = 0; i < config->numAttrs; i++) {
+        if (holds_event(&config->attrs[i])) {
+            tpc_watch_recorded(config->attrs[i].value.programmaticEvent.event);
+        }
     }
     return result;
 }

@@ -175,6 +175,12 @@ void tpc_watch_doubt(void);
 /* timing.c: an event was recorded; what events stand for may have changed without that. */
 void tpc_timing_recorded(uint64_t event);
 void tpc_timing_changed(void);
+/* An event was recorded by something else than a call that says so: a kernel's attribute, in a graph if a stream captures. */
+void tpc_watch_recorded(CUevent event);
+/* From now on launches of graphs may record events. */
+void tpc_watch_graphs_record(void);
+/* Nothing that was known of events and streams holds any more. */
+void tpc_watch_forget(void);
 /* After the mark was posted as the frame behind `before`: true when the GPU has come there and nothing failed. */
 bool tpc_marked(const char *name, CUstream stream, const struct tp_done *done, uint64_t before);
 /* Waits until the GPU itself says that `stream` has come here; false when that cannot be, or takes long: then wait by a call. */

@@ -28,6 +28,7 @@ static struct watch table[WATCHES];
 static _Atomic uint32_t watched;     /* entries in use, for those who only want to know that there are none */
 static _Atomic uint64_t last_record; /* frames of the process when an event was recorded last */
 static _Atomic uint64_t doubts;      /* completions that the program learned of, but not from the session */
+static _Atomic bool graphs_record;   /* a launch of a graph may record events */
 static uint32_t next_victim;
 
 /* The default streams: one name for a stream of each context, or of each thread. */
@@ -56,7 +57,7 @@ static struct watch *add(uint64_t handle) {
         drop(watch);
     }
     watch->handle = handle;
-    atomic_fetch_add_explicit(&watched, 1, memory_order_relaxed);
+    atomic_fetch_add(&watched, 1);
     return watch;
 }
 
@@ -102,9 +103,13 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
     }
     tp_lock_take(&lock);
     struct watch *watch = find(handle);
-    if (result == CUDA_SUCCESS && !stream && reply->number > atomic_load(&last_record)) {
+    if (result == CUDA_SUCCESS && !stream) {
+        /* Counted before the last record is looked at: whoever records now either finds this entry or is seen here. */
         watch = watch ? watch : add(handle);
         watch->complete = true;
+        if (reply->number <= atomic_load(&last_record)) {
+            drop(watch);
+        }
     } else if (result == CUDA_ERROR_NOT_READY && watch && !watch->complete) {
         watch->asked = tp_now_ns();
         watch->doubts = before;
@@ -123,18 +128,37 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
     }
 }
 
-static void records_until_now(void) {
-    uint64_t frames = tp_frames(tpc_conn), before = atomic_load_explicit(&last_record, memory_order_relaxed);
+/* What was answered before this frame says nothing any more. */
+static void anew(void) {
+    uint64_t frames = tp_frames(tpc_conn), before = atomic_load(&last_record);
     while (before < frames && !atomic_compare_exchange_weak(&last_record, &before, frames)) {
     }
 }
 
-/* What an event means from now on is not known. */
 static void recorded(CUevent event) {
-    records_until_now();
+    anew();
     forget((uint64_t)(uintptr_t)event);
     tpc_timing_recorded((uint64_t)(uintptr_t)event);
 }
+
+void tpc_watch_forget(void) {
+    anew();
+    tpc_timing_changed();
+    tp_lock_take(&lock);
+    for (uint32_t i = 0; i < WATCHES; i++) {
+        drop(table[i].handle ? &table[i] : NULL);
+    }
+    tp_lock_drop(&lock);
+}
+
+void tpc_watch_recorded(CUevent event) {
+    recorded(event);
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        tpc_watch_graphs_record();
+    }
+}
+
+void tpc_watch_graphs_record(void) { atomic_store(&graphs_record, true); }
 
 void tpc_noted_cuEventRecord(CUevent hEvent, CUstream hStream) {
     (void)hStream;
@@ -142,22 +166,17 @@ void tpc_noted_cuEventRecord(CUevent hEvent, CUstream hStream) {
 }
 
 void tpc_noted_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
-    (void)hStream, (void)flags;
+    (void)hStream;
     recorded(hEvent);
+    if (flags) {
+        tpc_watch_graphs_record();
+    }
 }
 
-/* A graph may record events, and which is not known here. */
+/* Which events a graph records is not known here; few programs have such graphs. */
 void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     (void)hGraph, (void)hStream;
-    records_until_now();
-    tpc_timing_changed();
-    if (atomic_load_explicit(&watched, memory_order_seq_cst) > 0) {
-        tp_lock_take(&lock);
-        for (uint32_t i = 0; i < WATCHES; i++) {
-            if (tp_handle_is(table[i].handle, TPG_EVENT)) {
-                drop(&table[i]);
-            }
-        }
-        tp_lock_drop(&lock);
+    if (TP_UNLIKELY(atomic_load_explicit(&graphs_record, memory_order_relaxed))) {
+        tpc_watch_forget();
     }
 }

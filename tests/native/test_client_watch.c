@@ -1,0 +1,109 @@
+/*
+ * What the client believes about an event, and every way in which that ends: the real watch.c, with a worker that is a few
+ * functions in this file.
+ *
+ * Exits with 1 at the first failed check; tests/test_client_local.py compiles and runs it. One thread.
+ */
+#include "test_client_local.h"
+#include "tpg_ops.h"
+
+struct tp_conn *tpc_conn;
+_Atomic int tpc_captures;
+static unsigned char frame_body[256];
+static uint64_t frames = 100; /* sent so far */
+
+uint64_t tp_frames(const struct tp_conn *conn) { return conn ? 0 : frames; }
+bool tpc_may_mark(void) { return true; }
+CUresult tpc_posted(void) { return CUDA_SUCCESS; }
+CUresult tpc_lost(void) { return TPC_LOST_ERROR; }
+bool tp_done_lend(struct tp_conn *conn, struct tp_done *done) {
+    *done = (struct tp_done){.word = 3, .value = 9};
+    return !conn;
+}
+bool tp_done_reached(struct tp_conn *conn, const struct tp_done *done) { return !conn && done->value == 0; }
+unsigned char *tpc_reserve(uint16_t op, size_t size) { return op && size <= sizeof frame_body ? frame_body : NULL; }
+CUresult tpc_post(const char *name, struct tp_reply *unused) {
+    CHECK(name && !unused);
+    frames++;
+    return CUDA_SUCCESS;
+}
+
+enum { EVENT = 4711, OTHER = 4712 };
+static const CUevent event = (CUevent)(uintptr_t)EVENT;
+
+/* The worker was asked, and said that everything before the event is over. */
+static void complete(uint64_t handle) {
+    CUresult result = CUDA_ERROR_UNKNOWN;
+    struct tp_reply reply = {.number = ++frames};
+    tpc_watch_learned(handle, false, CUDA_SUCCESS, &reply);
+    CHECK(tpc_watch_answer(handle, false, &result) && result == CUDA_SUCCESS);
+}
+
+static bool believed(uint64_t handle) {
+    CUresult result;
+    return tpc_watch_answer(handle, false, &result);
+}
+
+static void test_records(void) {
+    complete(EVENT);
+    complete(OTHER);
+    frames++;
+    tpc_noted_cuEventRecord(event, NULL);
+    CHECK(!believed(EVENT) && believed(OTHER));
+    complete(EVENT);
+    frames++;
+    tpc_noted_cuEventRecordWithFlags(event, NULL, 0);
+    CHECK(!believed(EVENT) && believed(OTHER));
+    /* An answer from before the record says nothing of what is after it. */
+    struct tp_reply before = {.number = frames - 1};
+    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before);
+    CHECK(!believed(EVENT));
+}
+
+/* A kernel whose launch records an event. */
+static void test_launch_that_records(void) {
+    complete(EVENT);
+    frames++;
+    tpc_watch_recorded(event);
+    CHECK(!believed(EVENT) && believed(OTHER));
+}
+
+static void test_graphs(void) {
+    complete(EVENT);
+    complete(OTHER);
+    frames++;
+    tpc_noted_cuGraphLaunch(NULL, NULL); /* no graph of this process records anything yet */
+    CHECK(believed(EVENT) && believed(OTHER));
+    tpc_noted_cuEventRecordWithFlags(event, NULL, CU_EVENT_RECORD_EXTERNAL);
+    complete(EVENT);
+    complete(OTHER);
+    frames++;
+    tpc_noted_cuGraphLaunch(NULL, NULL);
+    CHECK(!believed(EVENT) && !believed(OTHER));
+    struct tp_reply before = {.number = frames - 1};
+    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before);
+    CHECK(!believed(EVENT));
+    /* One that was watched, too: the word tells of the record before. */
+    struct tp_reply reply = {.number = ++frames};
+    CUresult result = CUDA_SUCCESS;
+    tpc_watch_learned(EVENT, false, CUDA_ERROR_NOT_READY, &reply);
+    CHECK(tpc_watch_answer(EVENT, false, &result) && result == CUDA_ERROR_NOT_READY);
+    frames++;
+    tpc_noted_cuGraphLaunch(NULL, NULL);
+    CHECK(!believed(EVENT));
+}
+
+static void test_end_of_a_context(void) {
+    complete(EVENT);
+    tpc_watch_forget();
+    CHECK(!believed(EVENT));
+}
+
+int main(void) {
+    test_records();
+    test_launch_that_records();
+    test_graphs();
+    test_end_of_a_context();
+    printf("all cases passed\n");
+    return 0;
+}
