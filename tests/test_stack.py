@@ -84,7 +84,13 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         assert least <= asked <= (most if least == 1 else questions)
 
 
-@pytest.mark.parametrize("check", ["streams-of-another-context"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        "streams-of-another-context",
+        "capture-ends-with-its-context",
+    ],
+)
 def test_corners(worker: Worker, check: str) -> None:
     assert worker.run("corners", check) == "right\n"
 

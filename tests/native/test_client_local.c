@@ -33,6 +33,7 @@ CUresult tpc_bad_reply(const struct tp_reply *reply) { return reply->size ? CUDA
 CUresult tpc_unsupported(const char *name, _Atomic bool *said) { return name && said ? CUDA_ERROR_NOT_SUPPORTED : 1; }
 struct tp_thread *tp_thread_self(void) { return &this_thread; }
 void tp_reply_free(struct tp_reply *reply) { reply->size = 0; }
+void tpc_capture_context_gone(uint32_t context) { CHECK(context != 0); }
 void tpc_memory_context_gone(const struct tpc_context *context) { CHECK(context != NULL); }
 
 unsigned char *tpc_reserve(uint16_t op, size_t size) {

@@ -93,17 +93,10 @@ static void test_graphs(void) {
     CHECK(!believed(EVENT));
 }
 
-static void test_end_of_a_context(void) {
-    complete(EVENT);
-    tpc_watch_forget();
-    CHECK(!believed(EVENT));
-}
-
 int main(void) {
     test_records();
     test_launch_that_records();
     test_graphs();
-    test_end_of_a_context();
     printf("all cases passed\n");
     return 0;
 }

@@ -46,10 +46,36 @@ static void streams_of_another_context(void) {
     OK(cuCtxDestroy_v2(owner));
 }
 
+/* A capture ends with its context; what it forbade is allowed again. */
+static void capture_ends_with_its_context(void) {
+    CUcontext context;
+    CUstream stream, capturing;
+    CUdeviceptr memory;
+    CUstreamCaptureStatus status;
+    OK(cuCtxCreate_v2(&context, 0, 0));
+    OK(cuStreamCreate(&capturing, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamBeginCapture_v2(capturing, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    OK(cuCtxDestroy_v2(context));
+    OK(cuMemAlloc_v2(&memory, 4096)); /* in the primary context */
+    OK(cuMemFree_v2(memory));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    OK(cuDevicePrimaryCtxRetain(&context, 0));
+    OK(cuCtxSetCurrent(context));
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuMemFree_v2(memory));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamIsCapturing(stream, &status));
+    CHECK(status == CU_STREAM_CAPTURE_STATUS_NONE);
+    OK(cuStreamSynchronize(stream));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
-} checks[] = {{"streams-of-another-context", streams_of_another_context}};
+} checks[] = {{"streams-of-another-context", streams_of_another_context},
+              {"capture-ends-with-its-context", capture_ends_with_its_context}};
 
 int role_corners(int count, char **words) {
     start();

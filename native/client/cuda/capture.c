@@ -55,12 +55,12 @@ static struct capture *find(CUstream stream) {
     return capture;
 }
 
-/* Takes the capture out of the list; the caller ends its graph's handle if that is gone. */
-static struct capture *take(CUstream stream) {
+/* Takes the capture of a stream, or one of a context, out of the list; the caller ends its graph's handle if that is gone. */
+static struct capture *take(CUstream stream, uint32_t context) {
     struct capture *found = NULL;
     tp_lock_take(&lock);
     for (struct capture **at = &captures; *at; at = &(*at)->next) {
-        if (is(*at, stream)) {
+        if (context ? (*at)->context == context : is(*at, stream)) {
             found = *at;
             *at = found->next;
             atomic_fetch_sub(&tpc_captures, 1);
@@ -175,7 +175,7 @@ CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
         return result;
     }
     if (out.ended) {
-        release(take(hStream));
+        release(take(hStream, 0));
         if (!out.kept) {
             tpc_graph_forget(out.graph);
         }
@@ -188,11 +188,19 @@ CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
 }
 
 void tpc_capture_stream_gone(CUstream stream) {
-    struct capture *capture = take(stream);
+    struct capture *capture = take(stream, 0);
     if (capture && !capture->into) {
         tpc_graph_forget(capture->graph);
     }
     release(capture);
+}
+
+/* The handles of their graphs stay taken: the worker forgets them later, when all work in the context is over. */
+void tpc_capture_context_gone(uint32_t context) {
+    struct capture *capture;
+    while ((capture = take(NULL, context)) != NULL) {
+        release(capture);
+    }
 }
 
 /* ---- what captures forbid ---- */

@@ -310,14 +310,21 @@ CUresult tpc_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
     return result;
 }
 
-/* Under `contexts`: the context's memory is gone for the program from here on, and its storage is the caller's to end. */
-static struct tpc_storage_entry *deactivate(struct tpc_context *context) {
-    atomic_store_explicit(&context->active, false, memory_order_relaxed);
+/* What the context had is gone for the program from here on; its storage is the caller's to end. Before the frame about it is
+ * sent: the worker may give its addresses to another thread as soon as it has that. */
+static struct tpc_storage_entry *end(struct tpc_context *context) {
     atomic_store_explicit(&context->error, CUDA_ERROR_CONTEXT_IS_DESTROYED, memory_order_relaxed);
     atomic_fetch_add_explicit(&context->life, 1, memory_order_relaxed);
-    context->flags = FLAGS_DEFAULT;
+    tpc_capture_context_gone(tp_handle_id(context->handle));
     tpc_memory_context_gone(context);
     return tpc_storage_detach(context->handle);
+}
+
+/* Under `contexts`. */
+static struct tpc_storage_entry *deactivate(struct tpc_context *context) {
+    atomic_store_explicit(&context->active, false, memory_order_relaxed);
+    context->flags = FLAGS_DEFAULT;
+    return end(context);
 }
 
 CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
@@ -451,12 +458,9 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     if (context->primary || !atomic_exchange_explicit(&context->active, false, memory_order_relaxed)) {
         return context->primary ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
-    atomic_store_explicit(&context->error, CUDA_ERROR_CONTEXT_IS_DESTROYED, memory_order_relaxed);
-    atomic_fetch_add_explicit(&context->life, 1, memory_order_relaxed);
+    struct tpc_storage_entry *storage = end(context);
     struct tpg_context_destroy_in in = {.context = context->handle};
     result = tpc_post_context_destroy("cuCtxDestroy_v2", &in);
-    tpc_memory_context_gone(context);
-    struct tpc_storage_entry *storage = tpc_storage_detach(context->handle);
     tpc_unmint(TPG_CONTEXT, context->handle);
     if (stack.top == context) {
         pop();

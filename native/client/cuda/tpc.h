@@ -179,8 +179,8 @@ void tpc_timing_changed(void);
 void tpc_watch_recorded(CUevent event);
 /* From now on launches of graphs may record events. */
 void tpc_watch_graphs_record(void);
-/* Nothing that was known of events and streams holds any more. */
-void tpc_watch_forget(void);
+/* capture.c: the captures of a context, by the number of its handle, have ended with it. */
+void tpc_capture_context_gone(uint32_t context);
 /* After the mark was posted as the frame behind `before`: true when the GPU has come there and nothing failed. */
 bool tpc_marked(const char *name, CUstream stream, const struct tp_done *done, uint64_t before);
 /* Waits until the GPU itself says that `stream` has come here; false when that cannot be, or takes long: then wait by a call. */

@@ -141,7 +141,7 @@ static void recorded(CUevent event) {
     tpc_timing_recorded((uint64_t)(uintptr_t)event);
 }
 
-void tpc_watch_forget(void) {
+static void forget_all(void) {
     anew();
     tpc_timing_changed();
     tp_lock_take(&lock);
@@ -177,6 +177,6 @@ void tpc_noted_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned
 void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     (void)hGraph, (void)hStream;
     if (TP_UNLIKELY(atomic_load_explicit(&graphs_record, memory_order_relaxed))) {
-        tpc_watch_forget();
+        forget_all();
     }
 }
