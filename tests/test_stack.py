@@ -89,6 +89,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
     [
         "streams-of-another-context",
         "capture-ends-with-its-context",
+        "event-of-a-capture-that-is-over",
     ],
 )
 def test_corners(worker: Worker, check: str) -> None:

@@ -71,11 +71,33 @@ static void capture_ends_with_its_context(void) {
     OK(cuStreamSynchronize(stream));
 }
 
+/* An event recorded in a capture that is over is refused at once, whichever of the two functions recorded it. */
+static void event_of_a_capture_that_is_over(void) {
+    CUstream capturing, other;
+    CUevent event;
+    CUgraph graph;
+    OK(cuStreamCreate(&capturing, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    OK(cuStreamBeginCapture_v2(capturing, CU_STREAM_CAPTURE_MODE_RELAXED));
+    OK(cuEventRecordWithFlags(event, capturing, CU_EVENT_RECORD_DEFAULT));
+    OK(cuStreamEndCapture(capturing, &graph));
+    GIVES(CUDA_ERROR_CAPTURED_EVENT, cuStreamWaitEvent(other, event, 0));
+    OK(cuStreamSynchronize(other));
+    OK(cuEventRecordWithFlags(event, other, CU_EVENT_RECORD_DEFAULT));
+    OK(cuStreamWaitEvent(capturing, event, 0));
+    OK(cuGraphDestroy(graph));
+    OK(cuEventDestroy_v2(event));
+    OK(cuStreamDestroy_v2(capturing));
+    OK(cuStreamDestroy_v2(other));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } checks[] = {{"streams-of-another-context", streams_of_another_context},
-              {"capture-ends-with-its-context", capture_ends_with_its_context}};
+              {"capture-ends-with-its-context", capture_ends_with_its_context},
+              {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 
 int role_corners(int count, char **words) {
     start();

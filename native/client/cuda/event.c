@@ -44,13 +44,14 @@ CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
 /* Recording as an external node has a meaning in a capturing stream only. */
 CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    (void)hEvent;
     if (flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = flags ? tpc_capture_status(hStream, &status) : CUDA_SUCCESS;
-    return result == CUDA_SUCCESS && flags && status == CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_ILLEGAL_STATE
-                                                                                      : result;
+    if (!flags) {
+        return tpc_check_cuEventRecord(hEvent, hStream);
+    }
+    CUresult result = tpc_capture_status(hStream, &status);
+    return result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_ILLEGAL_STATE : result;
 }
 
 CUresult tpc_cuEventQuery(CUevent hEvent) {
