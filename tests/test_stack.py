@@ -89,6 +89,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
     [
         "streams-of-another-context",
         "capture-ends-with-its-context",
+        "stream-of-a-callback",
         "event-of-a-capture-that-is-over",
     ],
 )

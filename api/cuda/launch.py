@@ -7,7 +7,7 @@ FUNCTIONS = [
     custom("cuLaunchCooperativeKernel", ops="launch"),
     custom("cuLaunchKernelEx", ops="launch launch_ex", implicit=True),
     custom("cuLaunchHostFunc", ops="host_function host_function_done"),
-    custom("cuStreamAddCallback", ops="host_function host_function_done"),
+    custom("cuStreamAddCallback", ops="host_function host_function_done", implicit=True),
     unsupported(
         "removed by NVIDIA",
         "cuLaunchCooperativeKernelMultiDevice",

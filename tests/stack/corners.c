@@ -71,6 +71,28 @@ static void capture_ends_with_its_context(void) {
     OK(cuStreamSynchronize(stream));
 }
 
+static CUstream told[3];
+static int told_count;
+
+static void note_stream(CUstream stream, CUresult status, void *user) {
+    CHECK(status == CUDA_SUCCESS && user == told);
+    told[told_count++] = stream;
+}
+
+/* A callback is told the stream as it was passed, which may be NULL. */
+static void stream_of_a_callback(void) {
+    CUstream stream;
+    OK(cuStreamCreate(&stream, CU_STREAM_DEFAULT));
+    OK(cuStreamAddCallback(NULL, note_stream, told, 0));
+    OK(cuStreamSynchronize(NULL));
+    OK(cuStreamAddCallback(CU_STREAM_LEGACY, note_stream, told, 0));
+    OK(cuStreamSynchronize(NULL));
+    OK(cuStreamAddCallback(stream, note_stream, told, 0));
+    OK(cuStreamSynchronize(stream));
+    CHECK(told_count == 3 && told[0] == NULL && told[1] == CU_STREAM_LEGACY && told[2] == stream);
+    OK(cuStreamDestroy_v2(stream));
+}
+
 /* An event recorded in a capture that is over is refused at once, whichever of the two functions recorded it. */
 static void event_of_a_capture_that_is_over(void) {
     CUstream capturing, other;
@@ -97,6 +119,7 @@ static const struct {
     void (*run)(void);
 } checks[] = {{"streams-of-another-context", streams_of_another_context},
               {"capture-ends-with-its-context", capture_ends_with_its_context},
+              {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 
 int role_corners(int count, char **words) {

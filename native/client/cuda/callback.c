@@ -225,7 +225,8 @@ CUresult tpc_cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
     return add("cuLaunchHostFunc", hStream, call);
 }
 
-CUresult tpc_cuStreamAddCallback(CUstream hStream, CUstreamCallback callback, void *userData, unsigned int flags) {
+CUresult tpc_cuStreamAddCallback(CUstream implicit, CUstream hStream, CUstreamCallback callback, void *userData,
+                                 unsigned int flags) {
     TPC_CONTEXT(context);
     (void)context;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
@@ -234,7 +235,7 @@ CUresult tpc_cuStreamAddCallback(CUstream hStream, CUstreamCallback callback, vo
         return callback && !flags ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
     }
     call->callback = callback;
-    call->stream = hStream;
+    call->stream = hStream; /* the program sees what it passed */
     call->user = userData;
-    return add("cuStreamAddCallback", hStream, call);
+    return add("cuStreamAddCallback", hStream ? hStream : implicit, call);
 }

@@ -49,7 +49,7 @@ class Line:
     ops: str = ""
     session: str = "driver"  # "driver": the generated code calls the driver; "hand": tpw_<name> is written by hand
     anytime: bool = False  # may be called before initialisation
-    implicit: bool = False  # uses the default stream without a stream parameter
+    implicit: bool = False  # is given the default stream first, and its own stream parameters as they were passed
     reports: bool = False  # may report a deferred error of earlier posts
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success

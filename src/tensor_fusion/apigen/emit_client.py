@@ -69,9 +69,10 @@ def _export(api: Api, line: Line) -> list[str]:
         unused = " ".join(f"(void){p.name};" for p in prototype.params)
         return [*lines, f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}); }}"]
     default = "CU_STREAM_PER_THREAD" if line.kind == "twin" else "CU_STREAM_LEGACY"
-    arguments = [f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name for p in prototype.params]
     if target.implicit:
-        arguments.insert(0, default)
+        arguments = [default, *(p.name for p in prototype.params)]
+    else:
+        arguments = [f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name for p in prototype.params]
     enter = "" if target.anytime else f"{upper}_ENTER(); "
     answer = f"{prefix}_{target.name}({', '.join(arguments)})"
     if prototype.returns == RESULTS[api.name]:
