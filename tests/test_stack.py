@@ -97,6 +97,11 @@ def test_corners(worker: Worker, check: str) -> None:
     assert worker.run("corners", check) == "right\n"
 
 
+def test_corners_of_two_devices(program: Path) -> None:
+    with Worker(program=program, TF_SIM_DEVICES="2", TF_SIM_UNKNOWN_KERNELS="skip") as worker:
+        assert worker.run("corners", "attributes-of-two-devices") == "right\n"
+
+
 def test_fork_after_init(worker: Worker) -> None:
     assert worker.run("fork") == "right\n"
 

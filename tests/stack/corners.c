@@ -114,11 +114,50 @@ static void event_of_a_capture_that_is_over(void) {
     OK(cuStreamDestroy_v2(other));
 }
 
+/* A kernel of a library has attributes on each device: what was set for one says nothing of another. */
+static void attributes_of_two_devices(void) {
+    const CUfunction_attribute dynamic = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    CUlibrary library;
+    CUkernel kernel;
+    CUfunction function[2];
+    CUcontext context[2];
+    int value = 0, most = 0;
+    OK(cuDeviceGetAttribute(&most, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, 0));
+    OK(cuLibraryLoadData(&library, kernels_ptx, NULL, NULL, 0, NULL, NULL, 0));
+    OK(cuLibraryGetKernel(&kernel, library, "no_parameters"));
+    for (int i = 0; i < 2; i++) {
+        OK(cuDevicePrimaryCtxRetain(&context[i], i));
+        OK(cuCtxSetCurrent(context[i]));
+        OK(cuKernelGetFunction(&function[i], kernel));
+    }
+    OK(cuKernelSetAttribute(dynamic, most, kernel, 0));
+    OK(cuKernelGetAttribute(&value, dynamic, kernel, 1));
+    CHECK(value < most);
+    OK(cuKernelGetAttribute(&value, dynamic, kernel, 0));
+    CHECK(value == most);
+    OK(cuFuncGetAttribute(&value, dynamic, function[0])); /* whatever context is current */
+    CHECK(value == most);
+    OK(cuFuncGetAttribute(&value, dynamic, function[1]));
+    CHECK(value < most);
+    GIVES(CUDA_ERROR_INVALID_VALUE,
+          cuLaunchKernel((CUfunction)(void *)kernel, 1, 1, 1, 1, 1, 1, (unsigned)most, NULL, NULL, NULL));
+    OK(cuKernelSetAttribute(dynamic, most, kernel, 1));
+    OK(cuKernelGetAttribute(&value, dynamic, kernel, 1));
+    CHECK(value == most);
+    for (int i = 0; i < 2; i++) {
+        OK(cuCtxSetCurrent(context[i]));
+        OK(cuLaunchKernel((CUfunction)(void *)kernel, 1, 1, 1, 1, 1, 1, (unsigned)most, NULL, NULL, NULL));
+        OK(cuCtxSynchronize());
+    }
+    OK(cuLibraryUnload(library));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } checks[] = {{"streams-of-another-context", streams_of_another_context},
               {"capture-ends-with-its-context", capture_ends_with_its_context},
+              {"attributes-of-two-devices", attributes_of_two_devices},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

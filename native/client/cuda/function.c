@@ -14,13 +14,43 @@ static int current_device(void) {
     return context ? tpc_devices[context->device].remote : 0;
 }
 
-const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result) {
-    *result = CUDA_SUCCESS;
-    struct tpc_attributes *attributes = kernel->attributes;
-    if (TP_LIKELY(atomic_load_explicit(&attributes->known, memory_order_acquire))) {
-        return attributes->values;
+static int device_of(const struct tpc_kernel *kernel) { return kernel->device < 0 ? current_device() : kernel->device; }
+
+static struct tpc_attributes *attributes_on(const struct tpc_kernel *kernel, int device) {
+    struct tpc_attributes *at = kernel->attributes;
+    for (;;) {
+        int place = atomic_load_explicit(&at->place, memory_order_relaxed);
+        if (TP_LIKELY(place == device + 1)) {
+            return at;
+        }
+        if (!place && (atomic_compare_exchange_strong(&at->place, &place, device + 1) || place == device + 1)) {
+            return at;
+        }
+        struct tpc_attributes *next = atomic_load_explicit(&at->next, memory_order_acquire);
+        if (!next) {
+            struct tpc_attributes *made = calloc(1, sizeof *made);
+            if (!made) {
+                return NULL;
+            }
+            atomic_store_explicit(&made->place, device + 1, memory_order_relaxed);
+            if (atomic_compare_exchange_strong(&at->next, &next, made)) {
+                return made;
+            }
+            free(made);
+        }
+        at = next;
     }
-    struct tpg_function_attributes_in in = {.function = kernel->handle, .device = current_device()};
+}
+
+struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel) { return attributes_on(kernel, device_of(kernel)); }
+
+static const _Atomic int *values_on(struct tpc_kernel *kernel, int device, const char *name, CUresult *result) {
+    struct tpc_attributes *attributes = attributes_on(kernel, device);
+    *result = attributes ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    if (!attributes || TP_LIKELY(atomic_load_explicit(&attributes->known, memory_order_acquire))) {
+        return attributes ? attributes->values : NULL;
+    }
+    struct tpg_function_attributes_in in = {.function = kernel->handle, .device = device};
     struct tpg_function_attributes_out out;
     struct tp_reply reply;
     *result = tpc_call_function_attributes(name, &in, &out, &reply);
@@ -34,7 +64,13 @@ const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, C
     return *result ? NULL : attributes->values;
 }
 
-static CUresult get_attribute(const char *name, int *value, CUfunction_attribute attribute, uint64_t handle) {
+const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result) {
+    return values_on(kernel, device_of(kernel), name, result);
+}
+
+/* `device` negative: the one that the handle stands for. */
+static CUresult get_attribute(const char *name, int *value, CUfunction_attribute attribute, uint64_t handle,
+                              int device) {
     struct tpc_kernel *kernel = tpc_kernel_of(handle);
     CUresult result;
     if (!value || (unsigned)attribute >= CU_FUNC_ATTRIBUTE_MAX) {
@@ -43,7 +79,7 @@ static CUresult get_attribute(const char *name, int *value, CUfunction_attribute
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    const _Atomic int *values = tpc_attributes(kernel, name, &result);
+    const _Atomic int *values = values_on(kernel, device < 0 ? device_of(kernel) : device, name, &result);
     if (values) {
         *value = atomic_load_explicit(&values[attribute], memory_order_relaxed);
     }
@@ -51,22 +87,22 @@ static CUresult get_attribute(const char *name, int *value, CUfunction_attribute
 }
 
 CUresult tpc_cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfunc) {
-    return get_attribute("cuFuncGetAttribute", pi, attrib, (uint64_t)(uintptr_t)hfunc);
+    return get_attribute("cuFuncGetAttribute", pi, attrib, (uint64_t)(uintptr_t)hfunc, -1);
 }
 
 CUresult tpc_cuKernelGetAttribute(int *pi, CUfunction_attribute attrib, CUkernel kernel, CUdevice dev) {
     TPC_DEVICE(dev);
-    return get_attribute("cuKernelGetAttribute", pi, attrib, (uint64_t)(uintptr_t)kernel);
+    return get_attribute("cuKernelGetAttribute", pi, attrib, (uint64_t)(uintptr_t)kernel, dev);
 }
 
 /* What the driver would refuse at once is refused here; the rest travels in order and cannot fail. */
-static CUresult check_attribute(struct tpc_kernel *kernel, CUfunction_attribute attribute, int value) {
+static CUresult check_attribute(struct tpc_kernel *kernel, int device, CUfunction_attribute attribute, int value) {
     CUresult result;
     const struct tpc_context *context = tpc_current();
     const int *limits = tpc_devices[context ? context->device : 0].what.attributes;
     switch (attribute) {
     case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: {
-        const _Atomic int *values = tpc_attributes(kernel, "cuFuncSetAttribute", &result);
+        const _Atomic int *values = values_on(kernel, device, "cuFuncSetAttribute", &result);
         if (!values) {
             return result;
         }
@@ -93,24 +129,29 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    CUresult result = check_attribute(kernel, attribute, value);
+    device = device < 0 ? device_of(kernel) : device;
+    CUresult result = check_attribute(kernel, device, attribute, value);
     if (result) {
         return result;
     }
-    if (atomic_load_explicit(&kernel->attributes->known, memory_order_acquire) &&
-        atomic_load_explicit(&kernel->attributes->values[attribute], memory_order_relaxed) == value) {
+    struct tpc_attributes *attributes = attributes_on(kernel, device);
+    if (!attributes) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (atomic_load_explicit(&attributes->known, memory_order_acquire) &&
+        atomic_load_explicit(&attributes->values[attribute], memory_order_relaxed) == value) {
         return CUDA_SUCCESS; /* libraries set the same value before every launch */
     }
     struct tpg_function_attribute_set_in in = {
         .function = handle, .device = device, .attribute = (int)attribute, .value = value};
     result = tpc_post_function_attribute_set(name, &in);
-    atomic_store_explicit(&kernel->attributes->values[attribute], value, memory_order_relaxed);
+    atomic_store_explicit(&attributes->values[attribute], value, memory_order_relaxed);
     tpc_pure_forget(); /* occupancy depends on attributes */
     return result;
 }
 
 CUresult tpc_cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int value) {
-    return set_attribute("cuFuncSetAttribute", (uint64_t)(uintptr_t)hfunc, current_device(), attrib, value);
+    return set_attribute("cuFuncSetAttribute", (uint64_t)(uintptr_t)hfunc, -1, attrib, value);
 }
 
 CUresult tpc_cuKernelSetAttribute(CUfunction_attribute attrib, int val, CUkernel kernel, CUdevice dev) {
@@ -271,6 +312,7 @@ CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
             function->index = record->index;
             function->parameters = record->parameters;
             function->parameter_bytes = record->parameter_bytes;
+            function->device = tpc_devices[context->device].remote;
             function->layout = record->layout;
             function->attributes = record->attributes;
             char *name = atomic_load(&record->name);

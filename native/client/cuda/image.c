@@ -120,6 +120,7 @@ struct tpc_kernel *tpc_image_kernel(struct tpc_image *image, uint32_t index, con
     kernel->index = index;
     kernel->parameters = entry->parameters;
     kernel->parameter_bytes = entry->parameter_bytes;
+    kernel->device = image->library ? -1 : tpc_devices[image->context->device].remote;
     kernel->layout = entry->layout;
     kernel->attributes = attributes;
     atomic_store_explicit(&kernel->name, name ? strdup(name) : NULL, memory_order_relaxed);

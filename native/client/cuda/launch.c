@@ -25,7 +25,7 @@ static CUresult check_attributes_of(struct tpc_kernel *kernel, uint64_t threads,
         if (TP_LIKELY(threads <= (unsigned)most && shared_bytes <= (unsigned)dynamic)) {
             return CUDA_SUCCESS;
         }
-        atomic_store(&kernel->attributes->known, false);
+        atomic_store(&tpc_attributes_of(kernel)->known, false);
     }
     return CUDA_ERROR_INVALID_VALUE;
 }
@@ -50,7 +50,8 @@ static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel
     }
     /* 256 threads run every kernel that was compiled without a launch bound below that; only larger blocks, and shared memory
      * above what needs no opting in, are worth asking about once. */
-    bool known = atomic_load_explicit(&kernel->attributes->known, memory_order_acquire);
+    const struct tpc_attributes *attributes = tpc_attributes_of(kernel);
+    bool known = attributes && atomic_load_explicit(&attributes->known, memory_order_acquire);
     if (known || threads > 256 || s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK]) {
         return check_attributes_of(kernel, threads, s->shared_bytes);
     }

@@ -373,6 +373,7 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
         if (handle && tpc_instance_add(&image->modules, context, handle)) {
             *module = (struct tpc_image){.handle = handle,
                                          .of_library = true,
+                                         .context = context,
                                          .count = image->count,
                                          .mask = image->mask,
                                          .places = image->places,

@@ -214,7 +214,10 @@ struct tpc_parameter {
     uint16_t offset, size;
 };
 struct tpc_image; /* module.c */
+/* On one device; most programs use a kernel on one, whose attributes come first in the list. */
 struct tpc_attributes {
+    _Atomic(struct tpc_attributes *) next;
+    _Atomic int place;  /* the worker's number of the device, plus one; 0 until the first device asks */
     _Atomic bool known; /* released after the values */
     _Atomic int values[CU_FUNC_ATTRIBUTE_MAX];
 };
@@ -231,6 +234,7 @@ struct tpc_kernel {
     uint32_t index;      /* in the image's list */
     uint32_t parameters; /* count */
     uint32_t parameter_bytes;
+    int device; /* of a function, the worker's number; -1 for a kernel, which is on all of them */
     const struct tpc_parameter *layout;
     _Atomic(char *) name;              /* once it was asked for */
     struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
@@ -244,7 +248,10 @@ bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *cont
 struct tp_lock *tpc_image_lock(struct tpc_image *image);
 /* Handle of the module or library that the kernel is in. */
 uint64_t tpc_image_handle(const struct tpc_image *image);
-/* function.c: the attributes of a kernel on the current device, asked for once; NULL with *result set on failure. */
+/* function.c: the attributes of a function on its device or of a kernel on the current one, as far as they are known; NULL
+ * without memory. */
+struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel);
+/* Their values, asked for once; NULL with *result set on failure. */
 const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result);
 
 #endif
