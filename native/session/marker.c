@@ -22,7 +22,7 @@
 
 struct marker {
     struct tpw_stream *stream; /* NULL: there is no marker in a stream, the object with this handle is asked about */
-    uint64_t handle;
+    uint64_t handle, native;
     CUcontext context;
     uint32_t context_id;
     uint32_t slot;
@@ -165,16 +165,22 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream native, tpw_done *done, vo
 
 int32_t tpw_when_complete(struct tpw_session *s, uint64_t handle, tpw_done *done, void *what) {
     struct tpw_markers *m = s->markers;
-    if (!tpw_object(s, TPG_EVENT, handle) && !tpw_object(s, TPG_STREAM, handle)) {
-        return CUDA_ERROR_INVALID_HANDLE;
+    const struct tpw_object *object = tpw_object(s, TPG_EVENT, handle);
+    object = object ? object : tpw_object(s, TPG_STREAM, handle);
+    if (!object || object->error) {
+        return object ? object->error : CUDA_ERROR_INVALID_HANDLE;
     }
     struct marker *marker = m ? add(m) : NULL;
     if (!marker) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     m->count++;
-    *marker = (struct marker){
-        .context = s->entered_native, .context_id = s->entered, .handle = handle, .done = done, .what = what};
+    *marker = (struct marker){.context = s->entered_native,
+                              .context_id = s->entered,
+                              .handle = handle,
+                              .native = object->native,
+                              .done = done,
+                              .what = what};
     return CUDA_SUCCESS;
 }
 
@@ -265,16 +271,17 @@ static void enter(struct tpw_session *s, const struct marker *marker) {
     }
 }
 
-/* A stream that captures may not be asked; its watcher is told nothing then. */
-static int32_t query(struct tpw_session *s, uint64_t handle) {
-    const struct tpw_object *event = tpw_object(s, TPG_EVENT, handle), *stream = tpw_object(s, TPG_STREAM, handle);
-    if (event && !event->error) {
-        return (int32_t)s->cuda.cuEventQuery((CUevent)(uintptr_t)event->native);
+/* The client may have destroyed the object and given its handle to another; or it went with its context. A stream that captures
+ * may not be asked; its watcher is told nothing then. */
+static int32_t query(struct tpw_session *s, const struct marker *marker) {
+    const struct tpw_object *event = tpw_object(s, TPG_EVENT, marker->handle);
+    const struct tpw_object *stream = tpw_object(s, TPG_STREAM, marker->handle);
+    if (event && event->native == marker->native) {
+        return (int32_t)s->cuda.cuEventQuery((CUevent)(uintptr_t)marker->native);
     }
-    if (stream && !stream->error) {
-        return stream->record && tpw_touchable(s, stream->record)
-                   ? (int32_t)s->cuda.cuStreamQuery((CUstream)(uintptr_t)stream->native)
-                   : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    if (stream && stream->native == marker->native && stream->record) {
+        return tpw_touchable(s, stream->record) ? (int32_t)s->cuda.cuStreamQuery((CUstream)(uintptr_t)marker->native)
+                                                : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
     return CUDA_SUCCESS;
 }
@@ -295,7 +302,7 @@ static void look(struct tpw_session *s, struct marker *marker) {
         return;
     }
     enter(s, marker);
-    int32_t result = query(s, marker->handle);
+    int32_t result = query(s, marker);
     marker->ready = result != CUDA_ERROR_NOT_READY;
     marker->error = marker->ready ? result : CUDA_SUCCESS;
 }

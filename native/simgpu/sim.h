@@ -8,7 +8,8 @@
 // way of the session, which this library must catch out when it passes on something that it should have refused.
 //
 // Environment: TF_SIM_DEVICES (1 to 8, default 1), TF_SIM_MEMORY_MB (of each device; default what an H200 has; a
-// context takes 527 MiB of it), TF_SIM_UNKNOWN_KERNELS=skip (see sim_launch.c), TF_SIM_FAULTS (see sim_faults.c).
+// context takes 527 MiB of it), TF_SIM_UNKNOWN_KERNELS=skip (see sim_launch.c), TF_SIM_FAULTS (see sim_faults.c),
+// TF_SIM_DEAD_HANDLES=abort (a handle of nothing ends the process, as it may in a driver that follows it; for fuzzing).
 #ifndef SIM_H
 #define SIM_H
 

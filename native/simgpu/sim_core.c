@@ -31,6 +31,7 @@ typedef struct {
 
 static handle_t *handles; // open addressing, a power of two in size; object NULL = free, kind 0 = removed
 static size_t handles_size, handles_used;
+static bool dead_handles_end; // the process; set before there is a second thread
 
 static size_t handle_slot(const void *object) {
     uint64_t key = (uint64_t)(uintptr_t)object >> 4;
@@ -92,6 +93,11 @@ void sim_handle_remove(void *object) {
 
 bool sim_handle_is(const void *object, sim_kind_t kind) {
     handle_t *found = handle_find(object);
+    if (dead_handles_end && object && !(found && found->kind)) {
+        sim_complain("the handle %p names nothing, or something that has ended: the real driver would follow it",
+                     object);
+        abort();
+    }
     return found && found->kind == kind;
 }
 
@@ -204,6 +210,8 @@ CUresult sim_setup(void) {
         if (result == CUDA_SUCCESS)
             result = sim_pool_setup(i);
     }
+    const char *dead = getenv("TF_SIM_DEAD_HANDLES");
+    dead_handles_end = dead && !strcmp(dead, "abort");
     ready = result == CUDA_SUCCESS;
     if (!ready)
         sim.contexts = NULL;

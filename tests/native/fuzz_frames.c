@@ -103,8 +103,9 @@ static void read_records(struct tpw_link *link, struct input *in) {
 static uint64_t likely_word(void) {
     static const uint64_t edges[] = {0,       1,          2,          4096,      65536,      2 << 20,
                                      3 << 20, UINT32_MAX, 1ull << 32, INT64_MAX, 1ull << 63, UINT64_MAX};
-    static const uint32_t kinds[] = {TPG_CONTEXT, TPG_MODULE, TPG_FUNCTION, TPG_LIBRARY, TPG_KERNEL,
-                                     TPG_STREAM,  TPG_EVENT,  TPG_POOL,     TPG_MEMORY,  TPG_NVMLDEVICE};
+    static const uint32_t kinds[] = {TPG_CONTEXT, TPG_MODULE,    TPG_FUNCTION,  TPG_LIBRARY,   TPG_KERNEL,
+                                     TPG_STREAM,  TPG_EVENT,     TPG_POOL,      TPG_MEMORY,    TPG_NVMLDEVICE,
+                                     TPG_GRAPH,   TPG_GRAPHNODE, TPG_GRAPHEXEC, TPG_USEROBJECT};
     uint32_t a = (uint32_t)rand(), kind = kinds[(a >> 3) % (sizeof kinds / sizeof *kinds)];
     switch (a % 8) {
     case 0:
@@ -175,8 +176,8 @@ static size_t likely_record(unsigned char *out) {
     const uint64_t stream = rand() % 2 ? HANDLE(TPG_STREAM, 0) : CU_STREAM_LEGACY_VALUE;
     const uint64_t event = HANDLE(TPG_EVENT, 0), events[] = {event, 0, event}, function = HANDLE(TPG_FUNCTION, 0);
     const uint64_t transfer = 1 + (uint64_t)rand() % 3;
-    unsigned which = (unsigned)rand() % 40;
-    if (which == 39) { /* a block for one of the bulk copies below */
+    unsigned which = (unsigned)rand() % 54;
+    if (which == 53) { /* a block for one of the bulk copies below */
         const unsigned char block[10] = {CHUNK_RECORD, (unsigned char)transfer, 0, 0, 0, 0, 0, 0, 2, 'x'};
         memcpy(out, block, sizeof block);
         return sizeof block;
@@ -227,6 +228,21 @@ static size_t likely_record(unsigned char *out) {
     LIKE(global_get, .owner = HANDLE(rand() % 2 ? TPG_MODULE : TPG_LIBRARY, 0), .name = "counter");
     LIKE(context_create, .context = HANDLE(TPG_CONTEXT, 1), .device = rand() % 2);
     LIKE(context_destroy, .context = HANDLE(TPG_CONTEXT, rand() % 2));
+    LIKE(event_create, .event = HANDLE(TPG_EVENT, rand() % 2));
+    LIKE(cuEventDestroy_v2, .hEvent = event);
+    LIKE(event_watch, .event = event, .word = 1, .value = 2);
+    LIKE(pool_default, .pool = HANDLE(TPG_POOL, 2), .device = 0, .current = 1);
+    LIKE(pool_current, .pool = HANDLE(TPG_POOL, 1), .device = 0);
+    LIKE(pool_destroy, .pool = HANDLE(TPG_POOL, 1 + rand() % 2));
+    LIKE(primary_retain, .device = 0, .context = HANDLE(TPG_CONTEXT, 0));
+    LIKE(primary_release, .device = 0);
+    LIKE(cuGraphCreate, .phGraph = HANDLE(TPG_GRAPH, rand() % 2));
+    LIKE(graph_empty, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
+    LIKE(graph_child, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
+         .child = HANDLE(TPG_GRAPH, rand() % 2), .move = (unsigned)rand() % 2);
+    LIKE(graph_node_destroy, .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
+    LIKE(graph_destroy, .graph = HANDLE(TPG_GRAPH, rand() % 2));
+    LIKE(graph_instantiate, .graph = HANDLE(TPG_GRAPH, rand() % 2), .exec = HANDLE(TPG_GRAPHEXEC, 0));
     static const unsigned char hash[33];
     LIKE(image_load, .size = sizeof kernels_ptx, .owner = HANDLE(TPG_MODULE, 1), .hash = hash,
          .hash_size = 30 + (size_t)rand() % 4);
@@ -299,7 +315,11 @@ static void destroy_objects(struct tpw_session *s, uint32_t kind) {
         if (native && kind == TPG_LIBRARY) {
             s->cuda.cuLibraryUnload(native);
         } else if (native && kind == TPG_POOL) {
-            s->cuda.cuMemPoolDestroy(native); /* refused for the default pool */
+            s->cuda.cuMemPoolDestroy(native);                          /* refused for the default pool */
+            for (uint32_t i = at; i < s->tables[kind].capacity; i++) { /* its second name */
+                struct tpw_object *other = &s->tables[kind].slots[i];
+                other->native = other->native == object->native ? 0 : other->native;
+            }
         } else if (native && kind == TPG_MEMORY) {
             s->cuda.cuMemRelease(object->native);
         } else if (native && kind == TPG_CONTEXT) {
@@ -318,6 +338,11 @@ static void end_memory(struct tpw_session *s) {
         return;
     }
     uint64_t base = m->base, size = m->size;
+    if (m->twins) { /* a process has the twins' area once, too */
+        void *area = (void *)(uintptr_t)m->twins->address;
+        s->cuda.cuMemHostUnregister(area);
+        CHECK(munmap(area, TPW_GRANULE) == 0);
+    }
     for (struct tp_interval *at = tp_interval_from(&m->ranges, 0), *next; at; at = next) {
         struct tpw_range *range = (struct tpw_range *)at;
         next = tp_interval_from(&m->ranges, at->start + 1);
@@ -437,6 +462,7 @@ int LLVMFuzzerInitialize(int *count, char ***words) {
     setenv("TF_SIM_MEMORY_MB", "1280", 1); /* room for two contexts and little else */
     setenv("TF_SIM_DEVICES", "2", 1);
     setenv("TF_SIM_UNKNOWN_KERNELS", "skip", 1);
+    setenv("TF_SIM_DEAD_HANDLES", "abort", 1); /* the session has to know what still lives */
     setenv("TF_ENABLE_LOG", "1", 1);
     setenv("TF_LOG_LEVEL", "debug", 1);
     setenv("TF_LOG_PATH", "/dev/null", 0);

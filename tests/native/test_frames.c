@@ -1,0 +1,289 @@
+/*
+ * What a hostile client can send, step by step: the session's real executor and families on the simulated GPU.
+ *
+ * The link is the fuzzer's (fuzz_link.h). One case for each process, which ends without taking anything apart, as a session
+ * does. The simulated GPU ends the process when the driver gets a handle of something that is over (TF_SIM_DEAD_HANDLES):
+ * NVIDIA's would follow it. tests/test_frames.py builds and runs this.
+ */
+#include "fuzz_link.h"
+#include "simgpu_check.h"
+#include "tpg_session.h"
+#include "tpw_main.h"
+#include "tpw_memory.h"
+#include "tpw_segment.h"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <tp_segment.h>
+#include <unistd.h>
+
+static struct tpw_session session;
+static struct tpw_main process;
+static const char *driver;
+
+/* ---- in place of main.c ---- */
+
+void *tpw_open_library(struct tpw_session *s, bool nvml) {
+    (void)s, (void)nvml;
+    return dlopen(driver, RTLD_NOW | RTLD_LOCAL);
+}
+uint32_t tpw_client_pid(const struct tpw_session *s) { return s->process->client_pid; }
+void tpw_control_run(struct tpw_session *s) { (void)s; }
+
+static void *staging_allocate(size_t size) {
+    void *memory = NULL;
+    CUcontext previous;
+    CHECK(session.cuda.cuCtxPushCurrent_v2(session.primary[0]) == CUDA_SUCCESS);
+    CHECK(session.cuda.cuMemHostAlloc(&memory, size, CU_MEMHOSTALLOC_PORTABLE) == CUDA_SUCCESS);
+    session.cuda.cuCtxPopCurrent_v2(&previous);
+    return memory;
+}
+static void staging_release(void *memory) { (void)memory; }
+
+/* ---- frames ---- */
+
+static uint32_t id(uint32_t index) { return 1u << TP_INDEX_BITS | index; }
+static uint64_t handle(uint32_t kind, uint32_t index) { return tp_handle_make(kind, id(index)); }
+static struct tpw_link *the_link;
+
+/* A frame of the context with that index. */
+#define SEND(context, name, call, ...)                                                                                 \
+    do {                                                                                                               \
+        const struct tpg_##name##_in a_ = {__VA_ARGS__};                                                               \
+        size_t size_ = tpg_size_##name##_in(&a_);                                                                      \
+        unsigned char *body_ = aligned_alloc(8, tp_padded(size_) + 8);                                                 \
+        struct tp_cursor c_ = tp_cursor_make(body_, size_);                                                            \
+        tpg_put_##name##_in(&c_, &a_);                                                                                 \
+        CHECK(!c_.bad);                                                                                                \
+        fuzz_link_frame(the_link, TPG_OP_##name, call, 1, id(context), body_, size_);                                  \
+        free(body_);                                                                                                   \
+    } while (0)
+#define CALL TP_FRAME_CALL
+
+/* Words of a body with this mark become an address that the session gave out: the newest when the first of them comes. */
+#define ADDRESS ((uint64_t)0x7b << 56)
+static uint64_t translate(const struct tpw_link *link, uint64_t word) {
+    static uint64_t address;
+    if (word >> 56 != 0x7b) {
+        return word;
+    }
+    address = address ? address : fuzz_link_answer(link, 0);
+    return address + (word & 0xffff);
+}
+
+/* The executor looks at completions after as many frames. */
+static void let_it_look(void) {
+    for (int i = 0; i < 200; i++) {
+        SEND(0, pool_attribute, 0, .pool = handle(TPG_POOL, 0), .attribute = CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
+    }
+}
+
+/* A stream that stands until `word` of the memory at ADDRESS is 1. */
+static void stop(uint32_t context, uint64_t stream, uint64_t word) {
+    SEND(context, cuStreamWaitValue32_v2, 0, .stream = stream, .addr = ADDRESS + 4 * word, .value = 1,
+         .flags = CU_STREAM_WAIT_VALUE_EQ);
+}
+static void go_on(uint32_t context, uint64_t stream, uint64_t word) {
+    SEND(context, cuStreamWriteValue32_v2, 0, .stream = stream, .addr = ADDRESS + 4 * word, .value = 1);
+}
+
+/* ---- cases ---- */
+
+/* The client's handle of an event is that of another event while somebody still waits for the first. */
+static void case_event(void) {
+    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
+    stop(0, handle(TPG_STREAM, 0), 0);
+    SEND(0, cuEventRecord, 0, .hEvent = handle(TPG_EVENT, 0), .hStream = handle(TPG_STREAM, 0));
+    SEND(0, event_wait, CALL, .event = handle(TPG_EVENT, 0));
+    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 1));
+    SEND(0, cuEventDestroy_v2, 0, .hEvent = handle(TPG_EVENT, 0));
+    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 2)); /* may take the place of the first in memory */
+    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
+    let_it_look();
+    go_on(0, handle(TPG_STREAM, 1), 0);
+}
+
+/* Two names of one pool, which ends under one of them. */
+static void case_pool(void) {
+    static const CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    SEND(0, pool_create, CALL, .pool = handle(TPG_POOL, 1), .props = &props);
+    SEND(0, pool_current, 0, .pool = handle(TPG_POOL, 1), .device = 0);
+    SEND(0, pool_default, CALL, .pool = handle(TPG_POOL, 2), .device = 0, .current = 1);
+    SEND(0, pool_destroy, 0, .pool = handle(TPG_POOL, 1));
+    SEND(0, pool_attribute, 0, .pool = handle(TPG_POOL, 2), .attribute = CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
+    SEND(0, pool_alloc, 0, .pool = handle(TPG_POOL, 2), .size = 4096, .stream = 1);
+    SEND(0, pool_destroy, 0, .pool = handle(TPG_POOL, 2));
+}
+
+/* A graph that was moved into a node ends with the node, also when the node does not come about. */
+static void case_graph(void) {
+    static const CUgraphEdgeData edge;
+    const uint64_t elsewhere = handle(TPG_GRAPHNODE, 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, i));
+    }
+    SEND(0, graph_empty, 0, .owner = handle(TPG_GRAPH, 2), .node = elsewhere);
+    SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 1),
+         .child = handle(TPG_GRAPH, 1), .move = 1, .dependencies = &elsewhere, .dependencies_count = 1, .edges = &edge,
+         .edges_count = 1);
+    SEND(0, graph_empty, 0, .owner = handle(TPG_GRAPH, 1), .node = handle(TPG_GRAPHNODE, 2));
+    SEND(0, graph_list, CALL, .subject = handle(TPG_GRAPH, 1));
+}
+
+/* A graph inside a node of itself, directly and by way of another. */
+static void case_nest(void) {
+    SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, 0));
+    SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, 1));
+    SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 0),
+         .child = handle(TPG_GRAPH, 0), .move = 1);
+    SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 1),
+         .child = handle(TPG_GRAPH, 1), .move = 1);
+    SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 1), .node = handle(TPG_GRAPHNODE, 2),
+         .child = handle(TPG_GRAPH, 0), .move = 1);
+    SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 1), .node = handle(TPG_GRAPHNODE, 3),
+         .child = handle(TPG_GRAPH, 1), .move = 1);
+    SEND(0, graph_node_destroy, CALL, .node = handle(TPG_GRAPHNODE, 2));
+    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));
+    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 1));
+}
+
+/* Graphs in graphs in graphs: each of a few bytes, and the way down is a recursion. */
+static void case_deep(void) {
+    SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, 0));
+    for (uint32_t i = 1; i < 60; i++) {
+        SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, i));
+        SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, i), .node = handle(TPG_GRAPHNODE, i),
+             .child = handle(TPG_GRAPH, i - 1), .move = i % 2);
+    }
+}
+
+/* A context that is ending: its stream 2 stands, so the driver still has it all, but the client may not enter or use it. */
+static void begin_ending(void) {
+    SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
+    SEND(1, stream_create, 0, .stream = handle(TPG_STREAM, 2), .flags = CU_STREAM_NON_BLOCKING);
+    SEND(1, stream_create, 0, .stream = handle(TPG_STREAM, 3), .flags = CU_STREAM_NON_BLOCKING);
+    SEND(1, event_create, 0, .event = handle(TPG_EVENT, 0));
+    SEND(0, memory_alloc, CALL, .size = 3 << 20);
+    stop(1, handle(TPG_STREAM, 2), 0);
+    SEND(0, context_destroy, 0, .context = handle(TPG_CONTEXT, 1));
+}
+
+/* An event that is recorded into the ending context is not complete when the context has gone. */
+static void case_ending_event(void) {
+    begin_ending();
+    stop(0, handle(TPG_STREAM, 3), 1);
+    SEND(0, cuEventRecord, 0, .hEvent = handle(TPG_EVENT, 0), .hStream = handle(TPG_STREAM, 3));
+    SEND(0, event_wait, CALL, .event = handle(TPG_EVENT, 0));
+    go_on(0, handle(TPG_STREAM, 1), 0);
+    usleep(1000);
+    let_it_look();
+}
+
+/* A look at the ending context's markers may not make it one that frames can be in. */
+static void case_ending_enter(void) {
+    static const unsigned char data[8192];
+    begin_ending();
+    SEND(0, event_wait, CALL, .event = handle(TPG_EVENT, 0));
+    let_it_look();
+    for (int i = 0; i < 200; i++) {
+        SEND(1, copy_in, 0, .destination = ADDRESS, .pitch = 8192, .width = 8192, .height = 1,
+             .stream = handle(TPG_STREAM, 3), .data = data, .data_size = sizeof data);
+    }
+}
+
+/* The driver's linker ends with its context. */
+static void case_link(void) {
+    SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
+    SEND(1, link_create, CALL, .link = handle(TPG_LINK, 0));
+    SEND(0, context_destroy, 0, .context = handle(TPG_CONTEXT, 1));
+    SEND(0, link_add, CALL, .link = handle(TPG_LINK, 0), .type = CU_JIT_INPUT_PTX, .size = sizeof kernels_ptx,
+         .data = kernels_ptx, .data_size = sizeof kernels_ptx);
+    SEND(0, link_complete, CALL, .link = handle(TPG_LINK, 0));
+    SEND(0, link_destroy, 0, .link = handle(TPG_LINK, 0));
+    SEND(0, link_create, CALL, .link = handle(TPG_LINK, 0));
+}
+
+#define MARKERS 4096 /* as in marker.c */
+#define FILLERS 5    /* streams that stand for ever, with all markers but one */
+
+/* All markers are out when a capture wants one for a stream with work; while it waits for one, the next stream ends. */
+static void case_markers(void) {
+    const uint64_t ends = handle(TPG_STREAM, 20), works = handle(TPG_STREAM, 21);
+    SEND(0, memory_alloc, CALL, .size = 3 << 20);
+    for (uint32_t i = 0; i < FILLERS; i++) {
+        SEND(0, stream_create, 0, .stream = handle(TPG_STREAM, 2 + i), .flags = CU_STREAM_NON_BLOCKING);
+        stop(0, handle(TPG_STREAM, 2 + i), 1);
+    }
+    SEND(0, stream_create, 0, .stream = ends, .flags = CU_STREAM_NON_BLOCKING);
+    SEND(0, stream_create, 0, .stream = works, .flags = CU_STREAM_NON_BLOCKING);
+    stop(0, ends, 0);
+    for (int i = 0; i < 500; i++) { /* some time */
+        SEND(0, cuMemsetD8Async, 0, .dstDevice = ADDRESS + 64, .uc = 1, .N = 3 << 19, .hStream = handle(TPG_STREAM, 1));
+    }
+    go_on(0, handle(TPG_STREAM, 1), 0);
+    for (uint32_t i = 0; i < MARKERS - 1; i++) {
+        SEND(0, stream_wait, CALL, .stream = handle(TPG_STREAM, 2 + i % FILLERS));
+    }
+    SEND(0, stream_destroy, 0, .stream = ends);
+    SEND(0, cuMemsetD8Async, 0, .dstDevice = ADDRESS, .N = 64, .hStream = works);
+    SEND(0, capture_begin, CALL, .stream = handle(TPG_STREAM, 0), .graph = handle(TPG_GRAPH, 0));
+}
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+    size_t refused; /* at least */
+} cases[] = {
+    {"event", case_event, 0},
+    {"pool", case_pool, 3},
+    {"graph", case_graph, 3},
+    {"nest", case_nest, 3},
+    {"deep", case_deep, 1},
+    {"ending_event", case_ending_event, 2},
+    {"ending_enter", case_ending_enter, 200},
+    {"link", case_link, 2},
+    {"markers", case_markers, 0},
+};
+
+/* ---- the session ---- */
+
+static bool busy(void) { return tpw_pending(&session) > 0; }
+
+static void begin(void) {
+    struct tpw_session *s = &session;
+    s->process = &process;
+    process.control = process.events = -1;
+    s->simulated = true;
+    s->link = the_link = fuzz_link_new();
+    fuzz_link_busy(the_link, busy);
+    fuzz_link_staging(the_link, staging_allocate, staging_release);
+    fuzz_link_translate(the_link, translate);
+    CHECK(tpw_callbacks_open(s) == 0);
+    SEND(0, start, CALL, .flags = 0);
+    SEND(0, primary_retain, CALL, .device = 0, .context = handle(TPG_CONTEXT, 0));
+    SEND(0, stream_create, 0, .stream = handle(TPG_STREAM, 0), .flags = CU_STREAM_NON_BLOCKING);
+    SEND(0, stream_create, 0, .stream = handle(TPG_STREAM, 1), .flags = CU_STREAM_NON_BLOCKING);
+    SEND(0, image_load, CALL, .size = sizeof kernels_ptx, .owner = handle(TPG_LIBRARY, 0), .is_library = 1,
+         .data = kernels_ptx, .data_size = sizeof kernels_ptx);
+    SEND(0, pool_default, 0, .pool = handle(TPG_POOL, 0), .device = 0);
+    SEND(0, memory_alloc, CALL, .size = 65536);
+}
+
+int main(int count, char **words) {
+    CHECK(count == 3);
+    driver = words[1];
+    setenv("TF_SIM_DEAD_HANDLES", "abort", 1);
+    tp_log_setup("test");
+    begin();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (strcmp(words[2], cases[i].name) == 0) {
+            cases[i].run();
+            tpw_execute(&session);
+            /* What is not allowed is refused; it is no reason to end a session. */
+            CHECK(session.exit_code == 0 && fuzz_link_failures(the_link) >= cases[i].refused);
+            _exit(0);
+        }
+    }
+    return 2;
+}

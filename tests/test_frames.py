@@ -1,0 +1,56 @@
+"""A hostile client's frames, step by step, against the session's code on the simulated GPU.
+
+What the fuzzer (tests/native/fuzz_frames.c) would have to be lucky for. `TF_TEST_SANITIZE=address,undefined` builds it
+with those sanitizers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tensor_fusion.abi import native_file, native_folder
+
+ROOT = Path(__file__).parent.parent
+NATIVE = ROOT / "native"
+COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+SIMGPU = native_file("lib/libtf-simgpu.so")
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no C compiler"),
+    pytest.mark.skipif(not SIMGPU.is_file(), reason=f"no simulated GPU in {native_folder()}"),
+]
+CASES = ("event",)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frames")
+    generated, out = folder / "generated", folder / "test_frames"
+    subprocess.run(
+        [sys.executable, "-m", "tensor_fusion.apigen", "--api", str(ROOT / "api"), "--out", str(generated)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        check=True,
+    )
+    sources = [ROOT / "tests/native/test_frames.c", ROOT / "tests/native/fuzz_link.c"]
+    left_out = {"main.c", "link.c", "link_data.c", "link_slot.c"}
+    sources += [file for file in (NATIVE / "session").glob("*.c") if file.name not in left_out]
+    sources += [file for name in ("base", "wire", "ring", "transport") for file in (NATIVE / name).glob("*.c")]
+    sources += [generated / f"tpg_{name}.c" for name in ("driver", "dispatch", "tables")]
+    folders = [*(NATIVE / name for name in ("base", "wire", "ring", "transport", "session")), generated]
+    sanitize = os.environ.get("TF_TEST_SANITIZE")
+    flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
+    command = [COMPILER or "", "-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-fno-strict-aliasing", *flags]
+    command += [*(f"-I{path}" for path in folders), *map(str, sources), "-pthread", "-ldl", "-o", str(out)]
+    subprocess.run(command, check=True, timeout=300)
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_client_may_not_bring_about(program: Path, case: str) -> None:
+    done = subprocess.run([program, SIMGPU, case], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
