@@ -24,7 +24,10 @@ pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C compiler"),
     pytest.mark.skipif(not SIMGPU.is_file(), reason=f"no simulated GPU in {native_folder()}"),
 ]
-CASES = ("event",)
+CASES = (
+    "event",
+    "pool",
+)
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,14 @@ int32_t tpw_pool_destroy(struct tpw_session *s, const struct tp_frame *frame, co
     if (!error) {
         error = (int32_t)s->cuda.cuMemPoolDestroy(pool);
     }
+    /* A pool that was a device's current one has a second name for a client that asked for that. */
+    struct tpw_object *object;
+    for (uint32_t at = 0; !error && (object = tpw_next_object(s, TPG_POOL, &at));) {
+        if (object->native == (uint64_t)(uintptr_t)pool) {
+            object->native = 0;
+            object->error = CUDA_ERROR_INVALID_VALUE;
+        }
+    }
     tpw_forget(s, TPG_POOL, in->pool);
     return error;
 }

@@ -353,6 +353,16 @@ struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t han
     (void)s;
     return handle && handle < 64 && objects[handle].kind == kind ? &objects[handle] : NULL;
 }
+struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at) {
+    (void)s;
+    while (*at < 64) {
+        struct tpw_object *object = &objects[(*at)++];
+        if (object->kind == kind) {
+            return object;
+        }
+    }
+    return NULL;
+}
 uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *f, uint32_t kind, uint64_t handle, bool optional,
                     int32_t *error) {
     (void)f;
