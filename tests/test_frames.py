@@ -27,6 +27,7 @@ pytestmark = [
 CASES = (
     "event",
     "pool",
+    "markers",
 )
 
 

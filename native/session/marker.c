@@ -111,6 +111,8 @@ static int32_t follow(struct tpw_session *s, struct tpw_stream *stream, tpw_done
     return CUDA_SUCCESS;
 }
 
+static bool gather(struct tpw_session *s);
+
 static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
     struct tpw_markers *m = s->markers;
     if (!m) {
@@ -119,19 +121,18 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     if (TP_UNLIKELY(!tpw_touchable(s, stream))) {
         return stream->pending ? follow(s, stream, done, what) : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
-    stream->pending++; /* from here on, so that a completion that runs below does not end the stream */
     while (!m->free_count) {
-        /* Four thousand waits at once: give the GPU time, nothing else can be done in order. Slots of waits that ended in an
+        /* Four thousand waits at once: give the GPU time, nothing else can be done in order. Completions are not run here:
+         * they may end streams and contexts, which the caller is going through. Slots of waits that ended in an
          * error are not used again, so there may be none left to wait for. */
         if (!m->count || tpw_link_status(s->link) != TP_OK) {
-            stream->pending--;
             return CUDA_ERROR_OUT_OF_MEMORY;
         }
-        if (!tpw_poll(s)) {
+        if (!gather(s)) {
             tp_pause();
         }
     }
-    tpw_enter_stream(s, stream); /* a completion that was run above may have entered another */
+    tpw_enter_stream(s, stream); /* the look above may have entered another */
     struct marker *marker = add(m);
     uint32_t slot = m->free[m->free_count - 1];
     uint64_t value = ++m->next_value;
@@ -140,9 +141,9 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
                                                                    value, CU_STREAM_WRITE_VALUE_DEFAULT)
                         : CUDA_ERROR_OUT_OF_MEMORY;
     if (error) {
-        stream->pending--;
         return error;
     }
+    stream->pending++;
     m->free_count--;
     m->count++;
     stream->marked = value;
@@ -379,11 +380,9 @@ static bool run_due(struct tpw_session *s) {
     return news;
 }
 
-bool tpw_poll(struct tpw_session *s) {
+/* Makes due what has completed; true if something has. */
+static bool gather(struct tpw_session *s) {
     struct tpw_markers *m = s->markers;
-    if (!m || (!m->count && !m->due_count)) {
-        return false;
-    }
     bool ready = false;
     for (size_t i = m->count; i-- > 0;) {
         look(s, &m->pending[i]);
@@ -399,6 +398,15 @@ bool tpw_poll(struct tpw_session *s) {
     if (ready) {
         collect(m);
     }
+    return ready;
+}
+
+bool tpw_poll(struct tpw_session *s) {
+    struct tpw_markers *m = s->markers;
+    if (!m || (!m->count && !m->due_count)) {
+        return false;
+    }
+    gather(s);
     return run_due(s);
 }
 
