@@ -27,6 +27,8 @@ pytestmark = [
 CASES = (
     "event",
     "pool",
+    "ending_event",
+    "ending_enter",
     "markers",
 )
 

@@ -86,11 +86,7 @@ static struct marker *add(struct tpw_markers *m) {
 }
 
 void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream) {
-    if (s->entered_native != stream->context) {
-        s->cuda.cuCtxSetCurrent(stream->context);
-        s->entered_native = stream->context;
-        s->entered = stream->context_id;
-    }
+    tpw_visit(s, stream->context, stream->context_id);
 }
 
 /* Everything that was queued in a stream before it began to capture has a marker; nothing may be put behind it now. */
@@ -227,8 +223,9 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
     }
     *barrier = (struct barrier){.remaining = 1, .done = done, .what = what};
     struct tpw_stream *idle = NULL;
+    const uint32_t context = s->entered; /* a mark may visit another, and find no name for one that is ending */
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (!every_context && stream->context_id != s->entered) {
+        if (!every_context && stream->context_id != context) {
             continue;
         }
         if (!stream->pending && (!stream->dirty || !tpw_touchable(s, stream))) {
@@ -265,11 +262,7 @@ int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *wh
  */
 
 static void enter(struct tpw_session *s, const struct marker *marker) {
-    if (s->entered_native != marker->context) {
-        s->cuda.cuCtxSetCurrent(marker->context);
-        s->entered_native = marker->context;
-        s->entered = marker->context_id;
-    }
+    tpw_visit(s, marker->context, marker->context_id);
 }
 
 /* The client may have destroyed the object and given its handle to another; or it went with its context. A stream that captures

@@ -122,8 +122,7 @@ int32_t tpw_current_device(struct tpw_session *s, uint32_t *index) {
 /* ---- waiting and the limit ---- */
 
 bool tpw_wait_a_moment(struct tpw_session *s) {
-    CUcontext native = s->entered_native;
-    uint32_t entered = s->entered;
+    const struct tp_frame inside = {.context = s->entered};
     bool news = tpw_poll(s);
     tpw_control_run(s);
     if (!news && !s->ended && tpw_link_status(s->link) == TP_OK) {
@@ -133,10 +132,10 @@ bool tpw_wait_a_moment(struct tpw_session *s) {
             sched_yield(); /* frames that cannot be looked at yet end that wait at once: let the data threads run */
         }
     }
-    if (s->entered_native != native) { /* polling visits the contexts of other markers */
-        s->cuda.cuCtxSetCurrent(native);
-        s->entered_native = native;
-        s->entered = entered;
+    /* Polling visits the contexts of other markers. Who is in no context may have found that of a marker, too: it may have
+     * gone meanwhile. */
+    if (s->entered != inside.context || !inside.context) {
+        tpw_enter(s, &inside);
     }
     return !s->ended && tpw_link_status(s->link) == TP_OK;
 }

@@ -181,6 +181,14 @@ int32_t tpw_enter(struct tpw_session *s, const struct tp_frame *frame) {
     return CUDA_SUCCESS;
 }
 
+void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context) {
+    if (s->entered_native != native) {
+        s->cuda.cuCtxSetCurrent(native);
+        s->entered_native = native;
+        s->entered = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context)) ? context : 0;
+    }
+}
+
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error) {
     if (device < 0 || device >= s->device_count) {
         set(error, CUDA_ERROR_INVALID_DEVICE);

@@ -66,6 +66,12 @@ struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f
         } else {
             *error = CUDA_ERROR_INVALID_HANDLE;
         }
+        /* The stream of a context that is ending may be gone when this operation has waited for something. */
+        if (stream && stream->context_id != s->entered &&
+            !tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, stream->context_id))) {
+            *error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+            return NULL;
+        }
     }
     if (stream) {
         stream->dirty = true;
@@ -125,11 +131,7 @@ static void unlink_stream(struct tpw_session *s, struct tpw_stream *stream) {
 
 void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error) {
     if (error != CUDA_ERROR_CONTEXT_IS_DESTROYED) { /* else the driver ends it with its context */
-        if (s->entered_native != stream->context) {
-            s->cuda.cuCtxSetCurrent(stream->context);
-            s->entered_native = stream->context;
-            s->entered = stream->context_id;
-        }
+        tpw_visit(s, stream->context, stream->context_id);
         s->cuda.cuStreamDestroy_v2(stream->native);
     }
     unlink_stream(s, stream);

@@ -112,6 +112,10 @@ void tpw_answer(struct tpw_session *s, const struct tp_frame *frame, int32_t res
 
 /* ---- objects, for hand-written operations ---- */
 
+/* Makes a context current for the driver in which the session has something to do of its own. When the client has ended
+ * it, and only its work is still going on, it has no name any more: no frame may then take it for its own. */
+void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context);
+
 /* The object itself, NULL if there is none of that kind (or one taken in its place) under the handle. */
 struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t handle);
 /* Every live object of a kind, in slot order: start with *at = 0, ends with NULL. */
