@@ -29,6 +29,7 @@ CASES = (
     "pool",
     "ending_event",
     "ending_enter",
+    "link",
     "markers",
 )
 

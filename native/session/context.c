@@ -202,7 +202,7 @@ static void collect(struct tpw_session *s, uint32_t id, uint32_t kind, struct le
 }
 
 static void end_primary(struct tpw_session *s, const struct ending *ending) {
-    struct leftovers streams = {.count = 0}, events = {.count = 0}, modules = {.count = 0};
+    struct leftovers streams = {.count = 0}, events = {.count = 0}, modules = {.count = 0}, links = {.count = 0};
     for (const struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
         if (stream->context_id == ending->id && (uintptr_t)stream->native > 2) {
             keep(&streams, (uint64_t)(uintptr_t)stream->native);
@@ -210,6 +210,7 @@ static void end_primary(struct tpw_session *s, const struct ending *ending) {
     }
     collect(s, ending->id, TPG_EVENT, &events);
     collect(s, ending->id, TPG_MODULE, &modules);
+    collect(s, ending->id, TPG_LINK, &links);
     tpw_context_gone(s, ending->id);
     go_into(s, ending->native);
     tpw_memory_context_gone(s, ending->id);
@@ -222,12 +223,16 @@ static void end_primary(struct tpw_session *s, const struct ending *ending) {
     for (size_t i = 0; i < modules.count; i++) { /* refused for the module of a library, which outlives contexts */
         s->cuda.cuModuleUnload((CUmodule)(uintptr_t)modules.natives[i]);
     }
+    for (size_t i = 0; i < links.count; i++) {
+        s->cuda.cuLinkDestroy((CUlinkState)(uintptr_t)links.natives[i]);
+    }
     for (int i = 0; i < CU_LIMIT_MAX && ending->context.limits_changed; i++) {
         s->cuda.cuCtxSetLimit((CUlimit)i, ending->context.fresh[i]);
     }
     free(streams.natives);
     free(events.natives);
     free(modules.natives);
+    free(links.natives);
 }
 
 static void finish(struct tpw_session *s, void *what, int32_t error) {

@@ -100,16 +100,18 @@ int32_t tpw_link_complete(struct tpw_session *s, const struct tp_frame *frame, c
     return CUDA_SUCCESS;
 }
 
+/* The place is free afterwards, whatever the driver said. A linker whose context has ended went with that. */
 int32_t tpw_link_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_destroy_in *in) {
-    int32_t error = 0;
-    CUlinkState native = (CUlinkState)(uintptr_t)tpw_native(s, frame, TPG_LINK, in->link, false, &error);
-    if (!error) {
-        struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
-        error = (int32_t)s->cuda.cuLinkDestroy(native);
-        if (object->record) {
-            tpw_jit_free(object->record);
-        }
-        tpw_forget(s, TPG_LINK, in->link);
+    struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
+    (void)frame;
+    if (!object) {
+        return CUDA_ERROR_INVALID_HANDLE;
     }
+    int32_t error =
+        object->error ? CUDA_SUCCESS : (int32_t)s->cuda.cuLinkDestroy((CUlinkState)(uintptr_t)object->native);
+    if (object->record) {
+        tpw_jit_free(object->record);
+    }
+    tpw_forget(s, TPG_LINK, in->link);
     return error;
 }
