@@ -27,6 +27,9 @@ pytestmark = [
 CASES = (
     "event",
     "pool",
+    "graph",
+    "nest",
+    "deep",
     "ending_event",
     "ending_enter",
     "link",

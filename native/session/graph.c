@@ -147,6 +147,26 @@ int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node) {
     return CUDA_SUCCESS;
 }
 
+/* The graph that a graph is inside, 0 if none. */
+static uint64_t around(struct tpw_session *s, uint64_t graph) {
+    const struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
+    const struct graph *record = object ? object->record : NULL;
+    return record ? tpw_graph_of_node(s, record->owner) : 0;
+}
+
+int32_t tpw_graph_may_move(struct tpw_session *s, uint64_t graph, uint64_t into) {
+    const struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
+    bool may = object && !object->record;
+    for (const struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
+        may = may && capture->graph != graph; /* the capture still writes it */
+    }
+    unsigned depth = 0;
+    for (uint64_t at = into; at && may; at = around(s, at)) {
+        may = at != graph && ++depth <= TPW_GRAPH_DEPTH;
+    }
+    return may ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
 uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native) {
     struct tpw_object *object;
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPH, &at));) {

@@ -12,7 +12,6 @@
 #define FLAGS                                                                                                          \
     (CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD |                            \
      CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY)
-#define DEPTH_MAX 32u /* child graphs inside child graphs */
 
 struct exec {
     uint32_t hosts; /* host functions that each launch raises */
@@ -21,7 +20,7 @@ struct exec {
 static uint32_t count_hosts(struct tpw_session *s, CUgraph graph, unsigned depth) {
     size_t count = 0;
     uint32_t hosts = 0;
-    if (depth > DEPTH_MAX || s->cuda.cuGraphGetNodes(graph, NULL, &count) || !count) {
+    if (depth > TPW_GRAPH_DEPTH || s->cuda.cuGraphGetNodes(graph, NULL, &count) || !count) {
         return 0;
     }
     CUgraphNode *nodes = calloc(count, sizeof *nodes);

@@ -216,11 +216,40 @@ int32_t tpw_graph_memcpy(struct tpw_session *s, const struct tp_frame *frame, co
     return PLACED(made, error);
 }
 
+/* Levels of child graphs in a graph, more than TPW_GRAPH_DEPTH if there are too many. */
+static unsigned levels(struct tpw_session *s, CUgraph graph, unsigned above) {
+    size_t count = 0;
+    unsigned most = 0;
+    if (above > TPW_GRAPH_DEPTH || s->cuda.cuGraphGetNodes(graph, NULL, &count) || !count) {
+        return 1;
+    }
+    CUgraphNode *nodes = calloc(count, sizeof *nodes);
+    if (!nodes || s->cuda.cuGraphGetNodes(graph, nodes, &count)) {
+        most = TPW_GRAPH_DEPTH;
+        count = 0;
+    }
+    for (size_t i = 0; i < count && above + most <= TPW_GRAPH_DEPTH; i++) {
+        CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
+        CUgraph child = NULL;
+        if (!s->cuda.cuGraphNodeGetType(nodes[i], &type) && type == CU_GRAPH_NODE_TYPE_GRAPH &&
+            !s->cuda.cuGraphChildGraphNodeGetGraph(nodes[i], &child)) {
+            unsigned below = levels(s, child, above + 1);
+            most = below > most ? below : most;
+        }
+    }
+    free(nodes);
+    return most + 1;
+}
+
 int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_child_in *in) {
     struct place place;
     CUgraphNode made = NULL;
     int32_t error = FIND(in);
     CUgraph child = tpw_graph(s, in->child, &error);
+    if (!error && levels(s, child, 0) > TPW_GRAPH_DEPTH) {
+        tp_log(TP_WARN, "a graph with more than %u levels of child graphs was to become one", TPW_GRAPH_DEPTH);
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
     if (error) {
         return error;
     }
@@ -231,6 +260,10 @@ int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, con
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (in->move) {
+        error = tpw_graph_may_move(s, in->child, in->owner);
+        if (error) {
+            return error;
+        }
         CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_GRAPH};
         params.graph.graph = child;
         params.graph.ownership = CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE;
@@ -240,8 +273,15 @@ int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, con
     } else {
         error = (int32_t)s->cuda.cuGraphAddChildGraphNode(&made, place.graph, BEFORE(place), child);
     }
-    error = PLACED(made, error);
-    return error || !in->move ? error : tpw_graph_inside(s, in->child, in->node);
+    if (error || !in->move) {
+        return PLACED(made, error);
+    }
+    error = PLACED(made, CUDA_SUCCESS);
+    error = error ? error : tpw_graph_inside(s, in->child, in->node);
+    if (error) {
+        tpw_graph_forget(s, in->child); /* the node had it, and has taken it along or keeps it without a name */
+    }
+    return error;
 }
 
 int32_t tpw_graph_empty(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_empty_in *in) {

@@ -42,6 +42,8 @@ void tpw_markers_settle(struct tpw_session *s);
 void tpw_markers_end_event(struct tpw_session *s, uint64_t handle);
 
 /* ---- graph.c ---- */
+/* Child graphs inside child graphs: the session goes through them by recursion, and so may the driver. */
+#define TPW_GRAPH_DEPTH 32u
 /* Handles that the client minted for nodes that it will see for the first time. */
 struct tpw_fresh {
     const uint64_t *handles;
@@ -58,6 +60,9 @@ CUgraphExec tpw_exec(struct tpw_session *s, uint64_t handle, int32_t *error);
 uint64_t tpw_graph_of_node(struct tpw_session *s, uint64_t node);
 /* Names a graph that lives inside a child graph node. */
 int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node);
+/* Whether a node of `into` may take over the graph: not one that is inside a node already, that a capture writes, or that
+ * `into` is inside of. */
+int32_t tpw_graph_may_move(struct tpw_session *s, uint64_t graph, uint64_t into);
 uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native);
 /* Forgets the graph with its nodes and the graphs inside them; the client does the same. */
 void tpw_graph_forget(struct tpw_session *s, uint64_t graph);
