@@ -455,7 +455,9 @@ def test_group(segment_name: str, tmp_path: Path) -> None:
     with SegmentWorker(segment_name, tmp_path, "--shmem-group", str(group)) as worker:
         assert worker.path.stat().st_gid == group
         assert worker.path.stat().st_mode & 0o7777 == 0o660
-    assert "no-such-group" in fails("-n", "shmem", "-m", segment_name, "--shmem-group", "no-such-group")
+    for wrong in ("no-such-group", "", "4294967295", "99999999999"):
+        assert f"--shmem-group {wrong!r}" in fails("-n", "shmem", "-m", segment_name, "--shmem-group", wrong)
+    assert not Path("/dev/shm" + segment_name).exists()
 
 
 def test_size_larger_than_memory(segment_name: str) -> None:

@@ -29,6 +29,7 @@ GRANULE = 64 << 10
 _ARENA = (4096 + SLOTS * 8192 + GRANULE - 1) // GRANULE * GRANULE
 SMALLEST_MEGABYTES = 16
 LARGEST_MEGABYTES = 1 << 20
+LARGEST_GROUP = (1 << 32) - 2  # chown takes the next number for "as it is"
 
 
 @dataclass(frozen=True)
@@ -246,9 +247,12 @@ def _page_hint(fd: int) -> str:
 
 def _group_id(text: str) -> int:
     try:
-        return int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
+        number = int(text) if text.isdecimal() else grp.getgrnam(text).gr_gid
     except KeyError:
         raise UserError(f"--shmem-group {text!r} is no group of this machine; use a name or a number.") from None
+    if number > LARGEST_GROUP:
+        raise UserError(f"--shmem-group {text!r} is no number of a group; use 0 to {LARGEST_GROUP}.")
+    return number
 
 
 def _give_to_group(fd: int, settings: SegmentSettings, group: int) -> None:
