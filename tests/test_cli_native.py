@@ -238,6 +238,14 @@ def test_doctor_names_what_is_wrong(worker: RealWorker) -> None:
     )
 
 
+def test_doctor_names_a_host_that_is_no_name() -> None:
+    result = cli("doctor", "--connect", "native+gpu..example+1+0", "--json")
+    assert result.returncode == 1, result.stderr
+    last = json.loads(result.stdout)["checks"][-1]
+    assert (last["name"], last["passed"]) == ("worker reachable", False)
+    assert "gpu..example" in last["text"]
+
+
 def test_doctor_shows_the_refusal_of_a_secret(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("right\n")

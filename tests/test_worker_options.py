@@ -155,6 +155,14 @@ def test_unknown_host_is_one_sentence() -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("host", ["", "gpu..example", "g" * 64 + ".example"])
+def test_host_that_is_no_name_is_one_sentence(host: str) -> None:
+    code, errors = fails("--gpu", "sim", "-p", "0", "--host", host)
+    assert code == 2
+    assert f"--host {host!r}" in errors
+    assert "Traceback" not in errors
+
+
 def test_no_driver_names_the_simulated_gpu(tmp_path: Path) -> None:
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this host has an NVIDIA driver")

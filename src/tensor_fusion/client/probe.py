@@ -18,6 +18,8 @@ def connect(address: NativeAddress) -> socket.socket:
         return socket.create_connection((address.host, address.port), timeout=TIMEOUT)
     except socket.gaierror as error:
         raise UserError(f"The name {address.host} cannot be resolved ({error.strerror}); use an IP address.") from error
+    except UnicodeError as error:  # a name with an empty part, or one of more than 63 characters
+        raise UserError(f"The name {address.host} is no host name; use an IP address.") from error
     except TimeoutError as error:
         raise UserError(
             f"Nobody answered at {place} within {TIMEOUT:.0f} s; check the address and the firewalls between."

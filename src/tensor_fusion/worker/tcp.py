@@ -165,6 +165,8 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise UserError(f"--host {host!r} is no address of this machine: {error.strerror}.") from error
+    except UnicodeError as error:  # a name with an empty part, or one of more than 63 characters
+        raise UserError(f"--host {host!r} is no host name; use an address of this machine.") from error
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
