@@ -89,6 +89,7 @@ def test_help_wins_over_other_options() -> None:
         (["--frobnicate"], "'--frobnicate'"),
         (["-x"], "'-x'"),
         (["stray"], "'stray'"),
+        ([""], "''"),
         (["-p"], "-p"),
         (["-p", "99999"], "'99999'"),
         (["-p", "-1"], "-p"),

@@ -78,9 +78,6 @@ class Request:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (.*)", message)
-        if unknown:
-            message = f"unknown option {unknown[1].split()[0]!r}"
         raise UserError(f"{message[0].upper()}{message[1:]}; run {PROGRAM} -h to see the options.")
 
 
@@ -103,7 +100,10 @@ def _parser() -> _Parser:
 
 def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Request:
     """Raises UserError with one sentence for everything that is wrong."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unknown option {unknown[0]!r}")
     if given.help:
         return Request("help")
     if given.version:
