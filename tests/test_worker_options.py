@@ -176,3 +176,16 @@ def test_log_file_that_cannot_be_written(tmp_path: Path) -> None:
     code, errors = fails("--gpu", "sim", "-p", "0", TF_ENABLE_LOG="1", TF_LOG_PATH=str(tmp_path / "no" / "log"))
     assert code == 2
     assert os.fspath(tmp_path / "no" / "log") in errors
+
+
+def test_connections_file_that_cannot_be_written(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("elsewhere")
+    for path in (tmp_path / "no" / "file", tmp_path, tmp_path / "fifo", tmp_path / "link", Path("/")):
+        code, errors = fails("--gpu", "sim", "-p", "0", TF_CONNECTION_INFO_PATH=str(path))
+        assert code == 2
+        assert f"TF_CONNECTION_INFO_PATH {path} " in errors
+        assert "Traceback" not in errors
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fifo", "link"]
+    assert (tmp_path / "fifo").is_fifo()
+    assert (tmp_path / "link").is_symlink()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tensor_fusion.abi import Native
+from tensor_fusion.config import UserError
 from tensor_fusion.worker.admission import Admission
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.options import Settings
@@ -27,8 +28,8 @@ class Supervisor:
             else TcpListener(settings.host, settings.port, admission)
         )
         if settings.connections_file:
+            _begin_connections(settings.connections_file)
             sessions.on_change = self._write_connections
-            self._write_connections()
 
     @property
     def place(self) -> str:
@@ -55,6 +56,19 @@ class Supervisor:
             replace_text(path, "".join(f"{line}\n" for line in lines))
         except OSError as error:
             LOGGER.error("TF_CONNECTION_INFO_PATH %s cannot be written: %s", path, error.strerror)
+
+
+def _begin_connections(path: Path) -> None:
+    """Empty the file of the clients. Raises UserError where there cannot be one: whoever set it waits for its lines."""
+    try:
+        # What is put in its place is a file, and /dev/null must stay what it is.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UserError(f"TF_CONNECTION_INFO_PATH {path} is no regular file; name a file, or unset it.")
+        replace_text(path, "")
+    except OSError as error:
+        raise UserError(
+            f"TF_CONNECTION_INFO_PATH {path} cannot be written: {error.strerror}; name another file, or unset it."
+        ) from error
 
 
 def replace_text(path: Path, text: str) -> None:
