@@ -290,7 +290,7 @@ def test_session_environment_has_no_client_files(tmp_path: Path) -> None:
         assert client.ask("env TRITON_LIBCUDA_PATH") == "(unset)"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_end_everything(number: int) -> None:
     worker = Worker("--warm", "3")
     client = worker.client()
@@ -300,6 +300,17 @@ def test_signals_end_everything(number: int) -> None:
     assert worker.stop(number) == 0
     assert not [child for child in children if child.is_running()]
     assert client.connection.recv(1) == b""
+
+
+def test_worker_of_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        worker = Worker()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with worker:
+        worker.process.send_signal(signal.SIGHUP)
+        assert worker.client().ask("pid")
 
 
 def test_killed_worker_leaves_no_session() -> None:

@@ -76,13 +76,20 @@ def warm_line(count: int, session: Session) -> str:
     )
 
 
+def stop_signals() -> list[signal.Signals]:
+    """The signals that end a worker. One that nohup started ignores the end of its terminal, and goes on doing so."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
 async def run(settings: Settings, native: Native, executable: Executable) -> None:
-    """Serve until SIGTERM or SIGINT, then leave nothing running."""
+    """Serve until SIGTERM, SIGINT or the end of the terminal, then leave nothing running."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    stopping = stop_signals()
+    for number in stopping:
         loop.add_signal_handler(number, stop.set)
     page = LimitsPage(settings.memory_limit, native)
     sessions = Sessions(executable, page, settings.warm)
@@ -120,7 +127,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         await sessions.close()
         page.close()
         # The handlers go with the event loop; a second signal in the last moments must not make this end a failure.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-        for number in (signal.SIGTERM, signal.SIGINT):
+        signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
+        for number in stopping:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
