@@ -436,6 +436,24 @@ def test_no_room_is_a_sentence(tmp_path: Path) -> None:
         subprocess.run(["umount", str(room)], check=True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_told_to_end_while_it_allocates_it_leaves_no_file(segment_name: str, number: int) -> None:
+    path = Path("/dev/shm" + segment_name)
+    room = shutil.disk_usage(path.parent).free // MB
+    if room < 4096:
+        pytest.skip(f"{path.parent} has {room} MB, which are allocated in no time")
+    process = subprocess.Popen(
+        command("--gpu", "sim", "-n", "shmem", "-m", segment_name, "-M", "2048"),
+        env=worker_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert eventually(path.exists, 20)
+    process.send_signal(number)
+    assert process.wait(20) in (0, 128 + number)
+    assert not path.exists()
+
+
 def test_limit_of_file_sizes_is_a_sentence(segment_name: str) -> None:
     result = subprocess.run(
         ["sh", "-c", 'ulimit -f 16384; exec "$@"', "sh", *command("--gpu", "sim", "-n", "shmem", "-m", segment_name)],

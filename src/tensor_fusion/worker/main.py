@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from tensor_fusion.abi import Native, Teleport, native_file
 from tensor_fusion.config import UserError, product_version
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.configure(request.log)
         for notice in request.notices:
             sys.stderr.write(f"NOTICE: {notice}\n")
+        for number in stop_signals():  # until the event loop takes them over
+            signal.signal(number, _leave)
         native = Teleport()
         executable = choose_executable(request, os.environ)
         segment = Segment(request.segment) if request.segment else None
@@ -53,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """Told to end before serving: what has been made of the segment goes."""
+    sys.exit(128 + number)
 
 
 def version_text() -> str:

@@ -124,10 +124,14 @@ def _open(settings: SegmentSettings, size: int) -> int:
                 os.close(fd)
                 continue
             if fresh or os.fstat(fd).st_size == 0:
-                _allocate(fd, path, size, fresh=True)
+                try:
+                    _allocate(fd, path, size)
+                except BaseException:  # no room, or told to end: gigabytes take seconds
+                    path.unlink(missing_ok=True)
+                    raise
                 return fd
             if os.fstat(fd).st_size == size:
-                _allocate(fd, path, size, fresh=False)
+                _allocate(fd, path, size)
                 return fd
             if not _nobody_else(fd):
                 raise UserError(
@@ -221,13 +225,11 @@ def _nobody_else(fd: int) -> bool:
     return True
 
 
-def _allocate(fd: int, path: Path, size: int, *, fresh: bool) -> None:
+def _allocate(fd: int, path: Path, size: int) -> None:
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
         room = os.fstatvfs(fd)
-        if fresh:
-            path.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
             raise UserError(
                 f"{path.parent} has room for {_megabytes(room.f_bavail * room.f_frsize)}, not for a segment of "
