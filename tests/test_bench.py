@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -491,8 +492,9 @@ def test_census_of_a_program_that_is_killed(tmp_path: Path) -> None:
     assert "No process of the program wrote statistics" in result.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("words", [["--pairs", "1000", "--only", "null"], ["--", "sleep", "60"]])
-def test_told_to_end_it_leaves_nothing_behind(words: list[str]) -> None:
+def test_told_to_end_it_leaves_nothing_behind(words: list[str], number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tensor_fusion", "bench", "--gpu", "sim", *words],
         env=environment(**NATIVE),
@@ -505,10 +507,33 @@ def test_told_to_end_it_leaves_nothing_behind(words: list[str]) -> None:
         assert process.poll() is None
     assert eventually(lambda: len(psutil.Process(process.pid).children(recursive=True)) >= 3)
     started = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    assert process.wait(20) == 143
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
     process.stderr.close()
     assert eventually(lambda: not [child for child in started if child.is_running()])
+
+
+@pytest.mark.parametrize("words", [["--rtt", "0.5"], ["--transport", "shmem", "--shmem-size", "64"]])
+def test_killed_it_leaves_no_worker_relay_or_segment(words: list[str]) -> None:
+    """Nothing can be done in the process that was killed: the kernel tells what it started."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensor_fusion", "bench", "--gpu", "sim", *words, "--", "sleep", "2"],
+        env=environment(**NATIVE),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    segment = Path(f"/dev/shm/tensor-fusion-{process.pid}")
+
+    def started() -> list[psutil.Process]:
+        return psutil.Process(process.pid).children(recursive=True)
+
+    assert eventually(lambda: "sleep" in [child.name() for child in started()], 20)
+    assert segment.exists() == ("shmem" in words)
+    children = started()
+    process.kill()
+    process.wait()
+    assert eventually(lambda: not [child for child in children if child.is_running()], 10)
+    assert not segment.exists()
 
 
 # Bad input

@@ -211,6 +211,23 @@ def test_demo_table_says_that_it_is_simulated() -> None:
         assert word in result.stdout
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_demo_that_is_told_to_end_leaves_nothing_behind(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensor_fusion", "demo", "--gpu", "sim", "--transport", "shmem"],
+        env=environment(**NATIVE),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    segment = Path(f"/dev/shm/tensor-fusion-{process.pid}")
+    assert eventually(segment.exists, 20)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    assert process.wait(20) == (-9 if number is signal.SIGKILL else 128 + number)
+    assert eventually(lambda: not [child for child in started if child.is_running()], 10)
+    assert not segment.exists()
+
+
 def test_doctor_passes_on_a_good_worker(worker: RealWorker) -> None:
     result = cli("doctor", "--connect", worker.connection, "--json")
     report = json.loads(result.stdout)

@@ -184,13 +184,13 @@ def _address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def stop_with_parent() -> Callable[[], None]:
-    """A function for the child between fork and exec: the kernel kills the child when the caller's process dies."""
+def stop_with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    """A function for the child between fork and exec: the kernel signals the child when the caller's thread dies."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     parent = os.getpid()
 
     def arm() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
 

@@ -119,6 +119,8 @@ def demo(
     """Start a worker, run a CUDA program against it, print what happened."""
     from tensor_fusion.demo.run import demo as demonstrate
 
+    _end_in_order()
+
     def notice(text: str) -> None:
         print(f"NOTICE: {text}", file=sys.stderr)
 
@@ -161,8 +163,7 @@ def bench(
     from tensor_fusion.bench import run as benchmark
     from tensor_fusion.cli import bench_report
 
-    # So that the worker and the relay that it started are stopped before it ends.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    _end_in_order()
     request = benchmark.Request(
         connection=None if connect is None else connect.strip(),
         transport=transport.value,
@@ -253,6 +254,13 @@ def config(as_json: Json = False) -> None:
 def version() -> None:
     """Print the version."""
     print(f"tensor-fusion {product_version()}")
+
+
+def _end_in_order() -> None:
+    """When SIGTERM or the end of the terminal ends the command, what it started is stopped first."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

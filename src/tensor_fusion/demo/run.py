@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-from tensor_fusion.abi import native_file
+from tensor_fusion.abi import native_file, stop_with_parent
 from tensor_fusion.client.files import client_environment
 from tensor_fusion.config import ShmemAddress, UserError, parse_connection
 from tensor_fusion.worker.driver import find_nvidia, search_folders
@@ -48,6 +49,8 @@ def local_worker(gpu: str, transport: str = "tcp", megabytes: int = SHMEM_MEGABY
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Killed, this process stops nothing any more; the worker then ends in order and takes its segment along.
+        preexec_fn=stop_with_parent(signal.SIGTERM),
     )
     errors: list[str] = []
     lines: queue.Queue[str] = queue.Queue()
