@@ -34,6 +34,7 @@ CASES = (
     "vmm",
     "pools",
     "threads",
+    "in_step",
     "order",
     "stall",
     "twin_limit",

@@ -403,6 +403,7 @@ static const struct {
              {"vmm", case_vmm},
              {"pools", case_pools},
              {"threads", case_threads},
+             {"in_step", case_in_step},
              {"order", case_order},
              {"stall", case_stall},
              {"twin_limit", case_twin_limit},

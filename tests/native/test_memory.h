@@ -63,5 +63,6 @@ void case_shared_churn(void);
 void case_vmm(void);
 void case_pools(void);
 void case_threads(void);
+void case_in_step(void);
 
 #endif

@@ -390,3 +390,42 @@ void case_stall(void) {
         CHECK(memcmp((unsigned char *)small + i * 5000, (unsigned char *)up + i, 5000) == 0);
     }
 }
+
+/* ---- in step ---- */
+
+static pthread_barrier_t together;
+
+/* Each copy is larger than what a reply carries and fits one chunk, so nobody but those who wait copies it. */
+static void *step_run(void *context) {
+    enum { SIZE = 128 << 10, ROUNDS = 3000 };
+    static _Thread_local unsigned char got[SIZE];
+    CUdeviceptr memory;
+    CUstream stream;
+    OK(cuCtxSetCurrent(context));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&memory, SIZE));
+    OK(cuMemsetD8_v2(memory, 7, SIZE));
+    OK(cuCtxSynchronize());
+    for (int round = 0; round < ROUNDS; round++) {
+        got[0] = got[SIZE - 1] = 0;
+        pthread_barrier_wait(&together);
+        OK(cuMemcpyDtoHAsync_v2(got, memory, SIZE, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(got[0] == 7 && got[SIZE - 1] == 7);
+    }
+    return NULL;
+}
+
+/* Two threads whose replies come at once: the one that reads both must not leave the other behind. */
+void case_in_step(void) {
+    pthread_t threads[2];
+    CUcontext context;
+    OK(cuCtxGetCurrent(&context));
+    pthread_barrier_init(&together, NULL, 2);
+    for (int i = 0; i < 2; i++) {
+        CHECK(pthread_create(&threads[i], NULL, step_run, context) == 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i], NULL);
+    }
+}

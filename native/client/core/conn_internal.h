@@ -24,7 +24,7 @@ enum tpc_slot_state {
     TPC_IDLE,
     TPC_WAITING,  /* awaits a reply, awake */
     TPC_SLEEPING, /* awaits a reply in a futex and stands in the sleepers list */
-    TPC_LEAD,     /* was woken to become the one that reads the socket */
+    TPC_LEAD,     /* was woken to become the one that reads the socket, or because its reply is gated now */
     TPC_DONE,
     TPC_LOST,
 };
@@ -173,6 +173,7 @@ bool tpc_flush_now(struct tp_conn *conn);
 /* receiver.c */
 enum tp_status tpc_listener_start(struct tp_conn *conn);
 void tpc_deliver(struct tpc_slot *slot, uint32_t state); /* its reply is complete, or never comes */
+void tpc_gated(struct tpc_slot *slot);                   /* its reply is here but waits for downloads */
 void tpc_wake_listener(struct tp_conn *conn);
 void tpc_nudge_listener(struct tp_conn *conn); /* if something is outstanding that nobody reads for */
 void tpc_wake_all_callers(struct tp_conn *conn);

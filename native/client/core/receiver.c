@@ -35,6 +35,16 @@ void tpc_deliver(struct tpc_slot *slot, uint32_t state) {
     }
 }
 
+void tpc_gated(struct tpc_slot *slot) {
+    /* Pairs with follow, which stores SLEEPING and then looks at gated. One that sleeps still counts as a caller that would read,
+     * so it has to wake up and stop counting: else neither it nor the listener takes the chunk that it waits for. */
+    atomic_store_explicit(&slot->gated, true, memory_order_seq_cst);
+    uint32_t sleeping = TPC_SLEEPING;
+    if (atomic_compare_exchange_strong(&slot->state, &sleeping, TPC_LEAD)) {
+        tp_futex_wake(&slot->state, 1);
+    }
+}
+
 void tpc_wake_all_callers(struct tp_conn *conn) {
     (void)conn;
     uint32_t count = tpc_slot_count();

@@ -238,7 +238,7 @@ bool tpc_gate(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers) {
             slot->need = transfers;
             slot->next_gated = conn->gated;
             conn->gated = slot;
-            atomic_store_explicit(&slot->gated, true, memory_order_relaxed);
+            tpc_gated(slot);
             if (tpc_is_lost(conn)) {
                 open_gates(conn);
             }
