@@ -35,6 +35,7 @@ CASES = (
     "pools",
     "threads",
     "in_step",
+    "first_copy",
     "order",
     "stall",
     "twin_limit",

@@ -255,6 +255,14 @@ int32_t tpw_copy_out(struct tpw_session *s, const struct tp_frame *frame, const 
     return error;
 }
 
+/* The supervisor handed the connections over before it welcomed them, but on a channel that is looked at rarely. */
+static bool has_data(struct tpw_session *s) {
+    if (!tpw_link_has_data(s->link)) {
+        tpw_control_run(s);
+    }
+    return tpw_link_has_data(s->link);
+}
+
 int32_t tpw_copy_out_bulk(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_bulk_in *in) {
     struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
     CUstream stream = NULL;
@@ -262,11 +270,7 @@ int32_t tpw_copy_out_bulk(struct tpw_session *s, const struct tp_frame *frame, c
     if (error) {
         return error;
     }
-    if (!tpw_link_has_data(s->link)) {
-        /* The supervisor handed the connections over before it welcomed them, but on a channel that is looked at rarely. */
-        tpw_control_run(s);
-    }
-    if (!tpw_area_size(&area) || !tpw_link_has_data(s->link)) {
+    if (!tpw_area_size(&area) || !has_data(s)) {
         tpw_violation(s, frame, "copy_out_bulk of nothing, or without a data connection");
         return TPW_LATER;
     }
@@ -285,6 +289,7 @@ int32_t tpw_copy_out_post(struct tpw_session *s, const struct tp_frame *frame, c
         error = d ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!error && d->size > TP_INLINE_MAX) {
+        has_data(s); /* without it the first chunk to be sent ends the link, by name */
         return start_large(s, d, &area, stream);
     }
     if (!error) {

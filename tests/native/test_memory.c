@@ -404,6 +404,7 @@ static const struct {
              {"pools", case_pools},
              {"threads", case_threads},
              {"in_step", case_in_step},
+             {"first_copy", case_first_copy},
              {"order", case_order},
              {"stall", case_stall},
              {"twin_limit", case_twin_limit},

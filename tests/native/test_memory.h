@@ -64,5 +64,6 @@ void case_vmm(void);
 void case_pools(void);
 void case_threads(void);
 void case_in_step(void);
+void case_first_copy(void);
 
 #endif

@@ -429,3 +429,48 @@ void case_in_step(void) {
         pthread_join(threads[i], NULL);
     }
 }
+
+/* ---- the first ---- */
+
+static _Atomic bool busy;
+
+static void *busy_run(void *context) {
+    size_t unused, total;
+    CUdeviceptr memory;
+    OK(cuCtxSetCurrent(context));
+    OK(cuMemAlloc_v2(&memory, MIB));
+    while (busy) {
+        for (int i = 0; i < 60; i++) {
+            OK(cuMemsetD8Async(memory, 1, MIB, NULL));
+        }
+        OK(cuMemGetInfo_v2(&unused, &total));
+    }
+    return NULL;
+}
+
+/* The first large copy of a process, while other threads keep the session busy: its connections have just been made. */
+void case_first_copy(void) {
+    pthread_t threads[4];
+    CUcontext context;
+    CUdeviceptr memory;
+    CUstream stream;
+    unsigned char *pinned;
+    size_t size = 256 * KIB;
+    OK(cuCtxGetCurrent(&context));
+    OK(cuMemAlloc_v2(&memory, size));
+    OK(cuMemHostAlloc((void **)&pinned, size, 0));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemsetD8Async(memory, 9, size, stream));
+    busy = true;
+    for (int i = 0; i < 4; i++) {
+        CHECK(pthread_create(&threads[i], NULL, busy_run, context) == 0);
+    }
+    usleep(20000);
+    OK(cuMemcpyDtoHAsync_v2(pinned, memory, size, stream));
+    OK(cuStreamSynchronize(stream));
+    CHECK(pinned[0] == 9 && pinned[size - 1] == 9);
+    busy = false;
+    for (int i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+    }
+}
