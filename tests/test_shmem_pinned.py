@@ -64,6 +64,11 @@ def test_a_small_segment_is_slower_not_wrong(program: Path, megabytes: int) -> N
         small.run(program, "shared_full" if megabytes > 16 else "order")
 
 
+def test_a_wait_tells_of_a_failure_that_another_thread_has_read(program: Path) -> None:
+    with shared_worker(64, TF_SIM_FAULTS="cuMemsetD16Async:1+=1") as failing:
+        failing.run(program, "shared_failures")
+
+
 def test_the_limit_does_not_count_pinned_memory(program: Path) -> None:
     with shared_worker(64, TF_GPU_MEMORY_LIMIT="64") as limited:
         limited.run(program, "shared_pointers", "limit", "shared_free")

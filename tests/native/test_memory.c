@@ -415,7 +415,8 @@ static const struct {
              {"shared_captured", case_shared_captured},
              {"shared_outlives", case_shared_outlives},
              {"shared_free", case_shared_free},
-             {"shared_churn", case_shared_churn}};
+             {"shared_churn", case_shared_churn},
+             {"shared_failures", case_shared_failures}};
 
 int main(int argc, char **argv) {
     CUcontext context;

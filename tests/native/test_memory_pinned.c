@@ -398,3 +398,37 @@ void case_shared_churn(void) {
         pthread_join(threads[i], NULL);
     }
 }
+
+/* ---- failures while others read ---- */
+
+static _Atomic bool asking;
+
+static void *ask_run(void *context) {
+    size_t unused, total;
+    OK(cuCtxSetCurrent(context));
+    while (asking) {
+        OK(cuMemGetInfo_v2(&unused, &total));
+    }
+    return NULL;
+}
+
+/* On a worker whose cuMemsetD16Async fails: the wait says so, also when another thread has just read the notice of it. */
+void case_shared_failures(void) {
+    enum { ROUNDS = 1500 };
+    pthread_t thread;
+    CUcontext context;
+    CUdeviceptr memory;
+    CUstream stream;
+    OK(cuCtxGetCurrent(&context));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&memory, 4096));
+    asking = true;
+    CHECK(pthread_create(&thread, NULL, ask_run, context) == 0);
+    for (int round = 0; round < ROUNDS; round++) {
+        OK(cuMemsetD16Async(memory, 3, 64, stream));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuStreamSynchronize(stream));
+        OK(cuStreamSynchronize(stream));
+    }
+    asking = false;
+    pthread_join(thread, NULL);
+}

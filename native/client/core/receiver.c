@@ -160,6 +160,10 @@ static bool pump(struct tp_conn *conn) {
         conn->input_end += (size_t)n;
         atomic_fetch_add_explicit(&tp_counters.bytes_received, (uint64_t)n, memory_order_relaxed);
         take_frames(conn);
+        if (conn->seat) {
+            atomic_store_explicit(&conn->seat->handled, conn->seat->replies.at - (conn->input_end - conn->input_start),
+                                  memory_order_release);
+        }
         return true;
     }
     if (n == 0) {
@@ -395,25 +399,28 @@ bool tp_done_lend(struct tp_conn *conn, struct tp_done *done) {
     return false;
 }
 
-/* Handles what lies in the reply ring now: a notice that a call failed was put there before the GPU got the work behind it. */
-static void take_messages(struct tp_conn *conn) {
-    while (tpc_seat_ready(conn) && !tpc_is_lost(conn)) {
-        if (tp_lock_try(&conn->receive)) {
-            pump(conn);
-            tp_lock_drop(&conn->receive);
-            pass_on(conn);
-        } else {
-            tp_pause(); /* whoever reads goes on reading */
-        }
+static bool is_handled(const struct tp_conn *conn, uint64_t sent) {
+    return (int64_t)(atomic_load_explicit(&conn->seat->handled, memory_order_acquire) - sent) >= 0;
+}
+
+/* Handles what lies in the reply ring now: a notice that a call failed was put there before the GPU got the work behind it.
+ * False while another thread is at it (what it has taken out of the ring it may not have looked at), or half a frame is there. */
+static bool take_messages(struct tp_conn *conn) {
+    uint64_t sent = atomic_load_explicit(&conn->seat->replies.shared->head, memory_order_acquire);
+    bool more = true;
+    while (more && !is_handled(conn, sent) && !tpc_is_lost(conn) && tp_lock_try(&conn->receive)) {
+        more = pump(conn);
+        tp_lock_drop(&conn->receive);
+        pass_on(conn);
     }
+    return is_handled(conn, sent);
 }
 
 bool tp_done_reached(struct tp_conn *conn, const struct tp_done *done) {
     if (atomic_load_explicit(&conn->seat->slot->done[done->word], memory_order_acquire) != done->value) {
         return false;
     }
-    take_messages(conn);
-    return !tpc_is_lost(conn);
+    return take_messages(conn) && !tpc_is_lost(conn);
 }
 
 bool tp_done_wait(struct tp_conn *conn, const char *what, const struct tp_done *done) {
@@ -421,11 +428,12 @@ bool tp_done_wait(struct tp_conn *conn, const char *what, const struct tp_done *
     uint64_t begin = tp_now_ns();
     bool reached = false;
     do {
-        for (int i = 0; i < 64 && !reached; i++) {
-            reached = atomic_load_explicit(word, memory_order_acquire) == done->value;
+        bool written = false;
+        for (int i = 0; i < 64 && !written; i++) {
+            written = atomic_load_explicit(word, memory_order_acquire) == done->value;
             tp_pause();
         }
-        take_messages(conn);
+        reached = take_messages(conn) && written;
     } while (!reached && !tpc_is_lost(conn) && linger(conn, begin));
     if (reached) {
         tpc_stats_round_trip(what, tp_now_ns() - begin);

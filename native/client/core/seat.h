@@ -25,9 +25,10 @@ struct tpc_seat {
     _Atomic bool alive; /* the life thread holds the slot's mutex */
     _Atomic bool over;  /* the life thread is to end */
 
-    struct tp_ring commands; /* under append; its `at` is conn->at */
-    struct tp_ring replies;  /* the holder of receive */
-    struct tp_nap nap;       /* the holder of receive */
+    struct tp_ring commands;  /* under append; its `at` is conn->at */
+    struct tp_ring replies;   /* the holder of receive */
+    struct tp_nap nap;        /* the holder of receive */
+    _Atomic uint64_t handled; /* bytes of replies that were looked at; stored by the holder of receive */
 
     struct tp_lock up_lock;
     struct tp_ring up; /* chunk records */
