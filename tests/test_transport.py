@@ -102,6 +102,7 @@ NATIVE_CASES = [
     "idle_costs_nothing",
     "lost_wakes_everybody",
     "death_in_mid_download",
+    "loss_in_the_last_piece",
     "idle_loss_is_found_by_the_next_call",
     "vanished_peer",
     "slow_reader_is_not_lost",

@@ -6,6 +6,7 @@
  */
 #include "test_transport.h"
 
+#include <conn_internal.h> /* for the one case that stands between two steps of a receiving thread */
 #include <errno.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -523,9 +524,36 @@ static void every_truncation(void) {
     close(raw(TP_ROLE_CONTROL, 0, 0));
 }
 
+static void *lose_it(void *conn) {
+    tpc_lose(conn, TP_ERROR_LOST, "the test says so");
+    return NULL;
+}
+
+/* The loss comes while the last piece is being written: whoever waits for that must not find the record freed. */
+static void loss_in_the_last_piece(void) {
+    struct tp_conn *conn = connected();
+    struct tp_cursor c;
+    struct tpc_download *download;
+    unsigned char memory[64], *start;
+    pthread_t thread;
+    tp_on_loss(on_loss);
+    CHECK(open_frame(conn, OP_COUNT, 4, &c));
+    tp_put_u32(&c, 0);
+    struct tp_chunk chunk = {.transfer = tp_transfer_next(conn), .size = sizeof memory};
+    tp_expect_download(conn, chunk.transfer, memory, sizeof memory);
+    tp_commit(conn);
+    CHECK(tpc_piece_begin(conn, &chunk, &download, &start));
+    CHECK(pthread_create(&thread, NULL, lose_it, conn) == 0);
+    usleep(100000);
+    tpc_piece_end(conn, download, sizeof memory, 1 | TP_CHUNK_HANDED);
+    pthread_join(thread, NULL);
+    check_dead(conn);
+}
+
 const struct test_case robust_cases[] = {
     {"lost_wakes_everybody", lost_wakes_everybody, ANY_CODE},
     {"death_in_mid_download", death_in_mid_download, 0},
+    {"loss_in_the_last_piece", loss_in_the_last_piece, 0},
     {"idle_loss_is_found_by_the_next_call", idle_loss_is_found_by_the_next_call, ANY_CODE},
     {"vanished_peer", vanished_peer, ANY_CODE},
     {"slow_reader_is_not_lost", slow_reader_is_not_lost, 0},

@@ -74,16 +74,16 @@ static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame,
         if (!reply->body) {
             reply->body = reply->inline_body;
             reply->size = 0;
-            tpc_deliver(slot, TPC_LOST);
             tpc_lose(conn, TP_ERROR_MEMORY, "no memory for a reply of %u bytes", size);
+            tpc_deliver(slot, TPC_LOST); /* after the loss, which the thread takes for granted */
             return;
         }
     }
     memcpy(reply->body, body, size);
     if (!tpc_gate(conn, slot, frame->transfers)) {
-        tpc_deliver(slot, TPC_LOST);
         tpc_lose(conn, TP_ERROR_PROTOCOL, "a reply counts %llu transfers, more than were asked for",
                  (unsigned long long)frame->transfers);
+        tpc_deliver(slot, TPC_LOST);
     }
 }
 

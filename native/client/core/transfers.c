@@ -164,7 +164,8 @@ void tp_download_cancel(struct tp_conn *conn, uint64_t number) {
         d->busy++; /* ours: keeps the record while the lock is dropped */
         wait_idle(conn, d, 1);
         d->busy--;
-        for (struct tpc_download *old = conn->downloads; old && conn->cancelled > CANCELLED_MAX;) {
+        for (struct tpc_download *old = conn->downloads;
+             old && conn->cancelled > CANCELLED_MAX && !tpc_is_lost(conn);) {
             struct tpc_download *next = old->next;
             if (old->cancelled && !old->busy) {
                 forget(conn, old);
@@ -273,7 +274,7 @@ bool tpc_piece_end(struct tp_conn *conn, struct tpc_download *d, size_t received
     good = received <= d->size - d->received && (!handed || !d->handed);
     d->received += good ? received : 0;
     d->handed = handed && good ? handed : d->handed;
-    done = good && d->received == d->size && d->handed && !d->busy;
+    done = good && d->received == d->size && d->handed && !d->busy && !tpc_is_lost(conn); /* quiesce may wait for it */
     if (done) {
         good = land(conn, d->handed);
         forget(conn, d);
@@ -312,7 +313,7 @@ bool tpc_host_write(struct tp_conn *conn, const unsigned char *body, size_t size
     d->busy--;
     /* A worker that breaks the format may have sent chunks of the same transfer meanwhile: then the record stays. */
     good = !d->busy && d->received == 0;
-    if (good) {
+    if (good && !tpc_is_lost(conn)) {
         forget(conn, d);
     }
     tp_lock_drop(&conn->transfers);
