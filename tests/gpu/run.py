@@ -96,7 +96,8 @@ class Run:
 
 def parse(arguments: list[str]) -> Options:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--wheel", type=Path, help="wheel to install (default: the newest in .gpu/)")
+    parser.add_argument("--wheel", type=Path,
+                        help="wheel, or folder with the product (default: the newest in .gpu/)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=suite.REPOSITORY / ".gpu" / "out", help="folder for the results")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "tensor-fusion-gpu",
                         help="folder for builds, the model and logs; kept for the next run")  # fmt: skip
@@ -113,7 +114,7 @@ def parse(arguments: list[str]) -> Options:
         if not found:
             parser.error("no wheel: pass --wheel, or put tensor_fusion-*.whl into .gpu/")
         wheel = found[-1]
-    if not wheel.is_file():
+    if not wheel.exists():
         parser.error(f"there is no wheel at {wheel}")
     only = tuple(name.strip() for name in given.only.split(",") if name.strip())
     known = {p.name for p in suite.programs()} | {p.group for p in suite.programs()}
@@ -132,7 +133,12 @@ def chosen(options: Options) -> list[Program]:
 
 
 def install_wheel(options: Options) -> Path:
-    """The wheel alone in a fresh folder: what it needs must come from it or from the machine's packages."""
+    """The wheel alone in a fresh folder: what it needs must come from it or from the machine's packages.
+
+    A folder in the wheel's place is what installing would have made: tests without a GPU have it already.
+    """
+    if options.wheel.is_dir():
+        return options.wheel
     target = options.work / "install"
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
@@ -291,7 +297,7 @@ def build(run: Run, programs: list[Program]) -> None:
     for name in wanted & set(suite.C_BUILDS):
         sources = [str(suite.PROGRAMS_FOLDER / source) for source in suite.C_BUILDS[name]]
         jobs[name] = ["gcc", "-std=gnu17", "-D_GNU_SOURCE", "-O2", *suite.WARNINGS, "-o", str(folder / name), *sources,
-                      "-ldl", "-lpthread"]  # fmt: skip
+                      "-ldl", "-lpthread", "-lrt"]  # fmt: skip
     for name in wanted & set(suite.CUDA_BUILDS):
         source, runtime = suite.CUDA_BUILDS[name]
         jobs[name] = ["nvcc", "-O2", "-std=c++17", "-gencode", "arch=compute_75,code=compute_75", "-gencode",

@@ -25,6 +25,7 @@ C_BUILDS: dict[str, tuple[str, ...]] = {
     "launch_cost": ("launch_cost.c", "cu.c"),
     "null_call": ("null_call.c", "cu.c"),
     "client_memory": ("client_memory.c", "cu.c"),
+    "bounds": ("bounds.c", "bounds_memory.c", "bounds_readback.c", "bounds_copies.c", "bounds_calls.c", "cu.c"),
 }
 CUDA_BUILDS: dict[str, tuple[str, str]] = {
     "cudart_static": ("cudart.cu", "static"),

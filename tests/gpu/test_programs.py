@@ -24,7 +24,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is n
 def compile_c(name: str, folder: Path) -> Path:
     sources = [str(suite.PROGRAMS_FOLDER / source) for source in suite.C_BUILDS[name]]
     command = ["gcc", "-std=gnu17", "-D_GNU_SOURCE", "-O2", *suite.WARNINGS, "-o", str(folder / name), *sources]
-    subprocess.run([*command, "-ldl", "-lpthread"], check=True)
+    subprocess.run([*command, "-ldl", "-lpthread", "-lrt"], check=True)
     return folder / name
 
 

@@ -31,6 +31,7 @@ import run as runner
 import suite
 from compare import wrong_library
 from harness import free_port, last_json_line, run_process, say, stop_group, table, write_json
+from simulated import simulated_driver
 
 SEGMENT_MB = 2048
 SIDES = ("native", "shmem", "tcp", "tcp-0.1", "tcp-0.5", "tcp-0.8")
@@ -186,7 +187,7 @@ class Kept:
 class Place:
     """Where the product is installed, its workers, and the environment of each side."""
 
-    def __init__(self, options: runner.Options, sides: Sequence[str]) -> None:
+    def __init__(self, options: runner.Options, sides: Sequence[str], simulated: bool = False) -> None:
         self.options = options
         self.logs = options.work / "logs"
         self.install = runner.install_wheel(options)
@@ -194,7 +195,8 @@ class Place:
         self.children: list[subprocess.Popen[Any]] = []
         self.connections: dict[str, str] = {}
         env = runner.install_env(self.install)
-        worker = [str(self.install / "bin" / "tensor-fusion-worker")]
+        self.native_library = simulated_driver(self.install, options.work / "simulated") if simulated else None
+        worker = [str(self.install / "bin" / "tensor-fusion-worker"), *(("--gpu", "sim") if simulated else ())]
         if any(side.startswith("tcp") for side in sides):
             port = free_port()
             self._start([*worker, "-n", "native", "-p", str(port), "--warm", "2"], env, "worker-tcp", "ready")
@@ -239,6 +241,8 @@ class Place:
             KERNELS_PTX=str(suite.KERNELS_PTX), PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false",
             HF_HUB_OFFLINE="1", CUBLAS_WORKSPACE_CONFIG=":4096:8",
         )  # fmt: skip
+        if side == "native" and self.native_library is not None:
+            env["LD_LIBRARY_PATH"] = str(self.native_library)
         if side != "native":
             env["TENSOR_FUSION_OPERATOR_CONNECTION_INFO"] = self.connections[side]
             env["LD_LIBRARY_PATH"] = ":".join([str(self.client_folder), *filter(None, [env.get("LD_LIBRARY_PATH")])])
