@@ -28,7 +28,7 @@ import run as runner
 import suite
 import transports
 from compare import wrong_library
-from harness import Program, run_process, say, table, tail
+from harness import Program, alternating, run_process, say, table, tail
 
 # The share of the time that each part gets, and how many samples of a row are enough.
 PARTS = {"readback": (0.2, 1500), "copies": (0.35, 60), "calls": (0.05, 2000), "stack": (0.4, 300)}
@@ -229,6 +229,10 @@ def run_part(
         found.rows = [row for row in found.rows if (row["part"], row["side"], row["turn"]) != (part, side, turn)]
 
 
+def alternating_sides(pairs: int) -> list[str]:
+    return ["shmem" if side == "remote" else side for side in alternating(pairs)]
+
+
 def save(out: Path, found: Found, facts: dict[str, Any]) -> str:
     errors = [f"ERROR {error}" for error in found.errors + found.wrong()]
     notes = [f"{name}: {value}" for name, value in facts["kernel"].items()]
@@ -290,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in parts:
             share, turns = PARTS[part]
             time_s = seconds * share / whole
-            sides = list(transports.turns(("native", "shmem"), pairs)) if part == "stack" else ["native"]
+            sides = alternating_sides(pairs) if part == "stack" else ["native"]
             for turn, side in enumerate(sides):
                 run_part(place, found, part, side, turn, time_s / len(sides), turns, given.most_mib)
             text = save(options.out, found, facts)

@@ -1,11 +1,14 @@
 """Every transport beside the bare GPU in one alternating run: shared memory, TCP loopback, TCP with a delayed wire.
 
-    python tests/gpu/transports.py [--wheel PATH] [--out DIR] [--pairs 5] [--parts A,B] [--sides native,shmem,...]
+    python tests/gpu/transports.py [--wheel PATH] [--out DIR] [--pairs 5] [--seconds N] [--parts A,B] [--sides A,B]
+    python tests/gpu/transports.py --quick          # the two figures that were missed, native and shmem, 7 turns
 
 One process for each side is kept and does its timed parts in turn (programs/turns.py), so that native and remote
 alternate without starting anew; what must be measured in a fresh process is. Results must be equal in every turn on
-every side. Writes results.json and summary.txt to --out after every part. Exit status 1 if a result differs or a figure
-misses its bound. The rows say what is required of each figure; ratios are remote / native, medians over the turns.
+every side. summary.txt and results.json (every sample, in the order of the turns) are written to --out as samples come,
+so that a run that is cut short, or a part that fails, costs no other samples. After --seconds no turn is begun that
+would not be over in time; what was left out is named. Exit status 1 if a result differs, a part has no samples or a
+figure misses its bound. Ratios are remote / native, medians over the turns.
 """
 
 from __future__ import annotations
@@ -14,14 +17,15 @@ import argparse
 import contextlib
 import json
 import os
+import resource
+import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,112 +33,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import run as runner
 import suite
+import turn_samples
 from compare import wrong_library
-from harness import free_port, last_json_line, run_process, say, stop_group, table, write_json
+from harness import free_port, last_json_line, run_process, say, stop_group
 from simulated import simulated_driver
+from turn_samples import C_PARTS, FRESH, NEEDS_LOAD, NEEDS_MODEL, PARTS, SIDES, Budget, Samples
 
 SEGMENT_MB = 2048
-SIDES = ("native", "shmem", "tcp", "tcp-0.1", "tcp-0.5", "tcp-0.8")
-SHORT = ("native", "shmem", "tcp")
 PATIENCE_S = 180.0
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What one figure of one remote side must reach: a ratio to native (`ratio`) or a value of its own."""
-
-    part: str
-    metric: str
-    side: str
-    rule: str  # ">= x", "<= x" (ratios), ">=", "<=" (values)
-    bound: float
-    aim: str = ""
-
-    def reached(self, native: float | None, remote: float | None) -> bool:
-        if remote is None:
-            return False
-        value = remote
-        if self.rule.endswith("x"):
-            if not native:
-                return False
-            value = remote / native
-        return value >= self.bound if self.rule.startswith(">") else value <= self.bound
-
-    def words(self) -> str:
-        ratio = self.rule.endswith("x")
-        return f"{self.rule[:2]} {self.bound:g}{' x native' if ratio else ''}" + (
-            f", aim {self.aim}" if self.aim else ""
-        )
-
-
-BOUNDS = (
-    Bound("generate", "tokens_per_s", "shmem", ">= x", 1.05, "1.2"),
-    Bound("generate", "tokens_per_s", "tcp", ">= x", 1.0, "1.15"),
-    Bound("generate", "tokens_per_s", "tcp-0.1", ">= x", 0.97, "1.1"),
-    Bound("generate", "tokens_per_s", "tcp-0.5", ">= x", 0.95, "1.05"),
-    Bound("generate", "tokens_per_s", "tcp-0.8", ">= x", 0.93, "1.0"),
-    Bound("census", "round_trips_per_token", "shmem", "<=", 3, "2"),
-    Bound("null_call", "null_p50_us", "shmem", "<=", 1.5, "0.7"),
-    Bound("null_call", "null_p999_us", "shmem", "<=", 20, "5"),
-    Bound("null_call", "null_p50_us", "tcp", "<=", 15, "7"),
-    Bound("launch_cost", "launch_us", "shmem", "<=", 0.4, "0.2"),
-    Bound("launch_cost", "launches_per_s", "shmem", ">= x", 0.95, "1.0"),
-    Bound("small", "sum_item_us", "shmem", "<= x", 1.3, "1.0"),
-    Bound("copies", "h2d_pinned_256m_gbps", "shmem", ">= x", 0.95, "0.99"),
-    Bound("copies", "d2h_pinned_256m_gbps", "shmem", ">= x", 0.95, "0.99"),
-    Bound("copies", "h2d_pinned_16m_gbps", "shmem", ">= x", 0.95, "0.99"),
-    Bound("copies", "d2h_pinned_16m_gbps", "shmem", ">= x", 0.95, "0.99"),
-    Bound("copies", "h2d_pageable_gbps", "shmem", ">= x", 1.5, "3"),
-    Bound("copies", "d2h_pageable_gbps", "shmem", ">= x", 1.0, "2"),
-    Bound("state", "load_state_dict_s", "shmem", "<= x", 1.0, "0.5"),
-    Bound("first_use", "first_use_s", "shmem", "<= x", 0.5, "0.15"),
-    Bound("resnet", "step_ms", "shmem", "<= x", 1.0, "0.85"),
-    Bound("graph", "replay_us", "shmem", "<= x", 1 / 0.95, "1.0"),
-    Bound("four", "tokens_per_s", "shmem", ">= x", 1.0, "1.3"),
-)
-# Part → the sides that take part, in the order of the run.
-PARTS: dict[str, tuple[str, ...]] = {
-    "launch_cost": SHORT,
-    "null_call": SHORT,
-    "first_use": SHORT,
-    "generate": SIDES,
-    "census": SIDES[1:],
-    "small": SHORT,
-    "copies": SHORT,
-    "state": SHORT,
-    "resnet": SHORT,
-    "graph": ("native", "shmem", "tcp"),
-    "four": ("native", "shmem"),
-}
-FRESH = ("launch_cost", "null_call", "first_use", "four")
-NEEDS_MODEL = ("generate", "census")
+SAVE_S = 5.0  # at the most so much of a run is lost when it is killed
 CLIENTS = 4
 TOKENS = 48  # as in programs/turns.py
-
-
-@dataclass
-class Samples:
-    """figures[part][metric][side] in the order of the turns; digests[part][side]; errors as sentences."""
-
-    figures: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
-    digests: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    errors: list[str] = field(default_factory=list)
-
-    def add(self, part: str, side: str, answer: dict[str, Any] | None, problem: str) -> None:
-        if answer is None or problem or "error" in answer:
-            self.errors.append(f"{part} {side}: {problem or (answer or {}).get('error', 'no answer')}")
-            return
-        for metric, value in answer["metrics"].items():
-            self.figures.setdefault(part, {}).setdefault(metric, {}).setdefault(side, []).append(float(value))
-        if answer["metrics"]:
-            self.digests.setdefault(part, {}).setdefault(side, []).append(str(answer["digest"]))
-
-    def median(self, part: str, metric: str, side: str) -> float | None:
-        values = self.figures.get(part, {}).get(metric, {}).get(side)
-        return statistics.median(values) if values else None
-
-    def equal(self, part: str) -> bool:
-        return len({digest for side in self.digests.get(part, {}).values() for digest in side}) == 1
+TURNS = suite.PROGRAMS_FOLDER / "turns.py"
 
 
 class Kept:
@@ -145,7 +55,7 @@ class Kept:
         self.log = place.logs / f"turns-{tag}-{side}"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.err = self.log.with_suffix(".err").open("wb")
-        command = [sys.executable, str(suite.PROGRAMS_FOLDER / "turns.py"), str(place.options.work / "model")]
+        command = [sys.executable, str(TURNS), str(place.options.work / "model")]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.err, env=place.environment(side),
             cwd=place.options.work, start_new_session=True, text=True,
@@ -172,6 +82,8 @@ class Kept:
                         return value, wrong
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)  # its output ends a moment before itself
         tail = self.log.with_suffix(".err").read_text(errors="replace").strip().splitlines()[-3:]
         return None, f"ended with {self.process.poll()}: " + " | ".join(tail)
 
@@ -237,9 +149,12 @@ class Place:
 
     def environment(self, side: str) -> dict[str, str]:
         env = {n: v for n, v in os.environ.items() if not n.startswith(("TF_", "TENSOR_FUSION_"))}
+        # What NVRTC compiles is kept where CUDA_CACHE_PATH says, natively by the driver, remotely by the client.
+        cache = self.options.work / "cache" / ("native" if side == "native" else "remote")
+        cache.mkdir(parents=True, exist_ok=True)
         env.update(
-            KERNELS_PTX=str(suite.KERNELS_PTX), PYTHONUNBUFFERED="1", TOKENIZERS_PARALLELISM="false",
-            HF_HUB_OFFLINE="1", CUBLAS_WORKSPACE_CONFIG=":4096:8",
+            CUDA_CACHE_PATH=str(cache), KERNELS_PTX=str(suite.KERNELS_PTX), PYTHONUNBUFFERED="1",
+            TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", CUBLAS_WORKSPACE_CONFIG=":4096:8",
         )  # fmt: skip
         if side == "native" and self.native_library is not None:
             env["LD_LIBRARY_PATH"] = str(self.native_library)
@@ -255,168 +170,223 @@ class Place:
             stop_group(process)
 
 
-def turns(sides: Sequence[str], pairs: int) -> Iterator[str]:
-    """Each side once a turn, in an order that is turned round every time, so that none always follows another."""
-    for turn in range(pairs):
-        yield from sides if turn % 2 == 0 else tuple(reversed(sides))
+class Turns:
+    """One run: the processes of every side, and the parts that they do in turn."""
 
+    def __init__(self, place: Place, sides: Sequence[str], parts: Sequence[str], pairs: int, budget: Budget) -> None:
+        self.place, self.sides, self.parts, self.pairs, self.budget = place, tuple(sides), tuple(parts), pairs, budget
+        self.samples = Samples()
+        self.every: list[Kept] = []
+        self.kept: dict[str, Kept] = {}
+        self.revived: set[str] = set()
+        self.facts: dict[str, Any] = {}
+        self.saved = 0.0
 
-def run_c(place: Place, part: str, sides: Sequence[str], pairs: int, samples: Samples) -> None:
-    program = str(place.options.work / "bin" / part)
-    for index, side in enumerate(turns(sides, pairs)):
-        done = run_process([program], place.environment(side), 60, place.logs / f"{part}-{index}-{side}")
-        answer = last_json_line(done.stdout)
-        problem = "" if done.returncode == 0 and answer else f"ended with {done.returncode}: {done.stderr[-300:]}"
-        samples.add(part, side, answer, problem)
+    # ---- what is written ----
 
+    def save(self) -> bool:
+        self.saved = time.monotonic()
+        asked = ["load", *self.parts] if "load" in self.samples.parts() else list(self.parts)
+        facts = {**self.facts, "seconds": round(self.budget.spent(), 1), "notes": self.budget.notes}
+        return turn_samples.write(self.place.options.out, self.samples, asked, self.sides, facts)
 
-def import_all(groups: Sequence[Sequence[Kept]]) -> None:
-    for group in groups:
-        for process in group:
-            process.answer()
+    def add(self, part: str, side: str, answer: dict[str, Any] | None, problem: str, turn: int = 0) -> None:
+        self.samples.add(part, side, answer, problem, turn, self.budget.spent())
+        if time.monotonic() - self.saved > SAVE_S:
+            self.save()
 
+    def attempt(self, part: str, body: Callable[[], None]) -> None:
+        """One part; whatever happens in it is an error of its own name and not the end of the others."""
+        if self.budget.over():
+            self.budget.notes.append(f"{part}: not begun, the time was used up")
+        else:
+            try:
+                body()
+            except Exception as error:  # noqa: BLE001 - the other parts' samples must not be lost
+                self.samples.errors.append(f"{part}: {type(error).__name__}: {error}")
+        self.save()
+        say(f"[{self.budget.spent():6.1f} s] {part} done, {len(self.samples.errors)} errors")
 
-def run_first_use(kept: Sequence[Kept], samples: Samples) -> None:
-    for process in kept:
-        process.tell("first_use")
+    # ---- processes ----
+
+    def taking(self, part: str) -> list[str]:
+        return [side for side in PARTS[part] if side in self.sides] if part in self.parts else []
+
+    def start(self, side: str, tag: str) -> Kept:
+        process = Kept(self.place, side, tag)
+        self.every.append(process)
+        return process
+
+    def imported(self, process: Kept) -> bool:
         answer, problem = process.answer()
-        samples.add("first_use", process.side, answer, problem)
-        process.end()
-        time.sleep(1.0)  # the worker prepares the session of the next client
+        if answer is None:
+            self.samples.errors.append(f"imports {process.side}: {problem}")
+        return answer is not None
 
-
-def load_all(kept: Sequence[Kept], samples: Samples) -> None:
-    """Every process loads the model and generates once, beside each other: not timed against each other."""
-    for process in kept:
-        process.tell("load")
-    for process in kept:
+    def ask(self, part: str, process: Kept, turn: int) -> None:
+        process.tell(part)
         answer, problem = process.answer()
-        samples.add("load", process.side, answer, problem)
+        self.add(part, process.side, answer, problem, turn)
+
+    def alive(self, side: str, part: str) -> Kept:
+        """The side's kept process; one that a part has ended is started again, once, for the parts that follow."""
+        process = self.kept[side]
+        if process.process.poll() is None or side in self.revived:
+            return process
+        self.revived.add(side)
+        self.budget.notes.append(f"{side}: its process had ended before {part} and was started again")
+        process = self.kept[side] = self.start(side, "again")
+        if self.imported(process) and part in NEEDS_LOAD:
+            self.ask("load", process, 1)
+        return process
+
+    # ---- parts ----
+
+    def c_program(self, part: str) -> None:
+        program = str(self.place.options.work / "bin" / part)
+        for turn, side in self.budget.turns(part, self.taking(part), self.pairs):
+            done = run_process([program], self.place.environment(side), 60, self.place.logs / f"{part}-{turn}-{side}")
+            answer = last_json_line(done.stdout)
+            problem = "" if done.returncode == 0 and answer else f"ended with {done.returncode}: {done.stderr[-300:]}"
+            self.add(part, side, answer, problem, turn)
+
+    def first_use(self, fresh: dict[tuple[int, str], Kept]) -> None:
+        for turn, side in self.budget.turns("first_use", self.taking("first_use"), self.pairs):
+            process = fresh[turn, side]
+            self.ask("first_use", process, turn)
+            process.end()
+            time.sleep(1.0)  # the worker prepares the session of the next client
+
+    def first_generate(self, fresh: dict[tuple[str, str], Kept]) -> None:
+        """The first answer of a process, with nothing compiled before it and with what the first one has compiled."""
+        shutil.rmtree(self.place.options.work / "cache", ignore_errors=True)
+        for state in ("cold", "warm"):
+            for side in self.taking("first_generate"):
+                process = fresh[state, side]
+                self.place.environment(side)  # makes the folder of the cache again
+                process.tell("load")
+                answer, problem = process.answer()
+                if answer is not None and "metrics" in answer:
+                    answer["metrics"] = {f"{state}_{name}": value for name, value in answer["metrics"].items()}
+                self.add("first_generate", side, answer, problem, state == "warm")
+                process.end()
+
+    def load(self, processes: Sequence[Kept]) -> None:
+        """Every process loads the model and generates once, beside each other: not timed against each other."""
+        for process in processes:
+            process.tell("load")
+        for process in processes:
+            answer, problem = process.answer()
+            self.add("load", process.side, answer, problem)
+
+    def in_turn(self, part: str) -> None:
+        taking = [side for side in self.taking(part) if side in self.kept]
+        for turn, side in self.budget.turns(part, taking, 1 if part == "census" else self.pairs):
+            self.ask(part, self.alive(side, part), turn)
+
+    def four(self, groups: dict[str, list[Kept]]) -> None:
+        """Four processes of one side generate at the same time; the figure is their tokens together."""
+        for turn, side in self.budget.turns("four", tuple(groups), self.pairs):
+            begun = time.monotonic()
+            for process in groups[side]:
+                process.tell("generate")
+            answers = [process.answer() for process in groups[side]]
+            seconds = time.monotonic() - begun
+            problems = [problem or str((answer or {}).get("error", "")) for answer, problem in answers]
+            digests = {str((answer or {}).get("digest")) for answer, _ in answers}
+            whole = {"metrics": {"tokens_per_s": CLIENTS * TOKENS / seconds}, "digest": ",".join(sorted(digests))}
+            self.add("four", side, whole, "; ".join(filter(None, problems)), turn)
+
+    def run(self, prepare_model: Callable[[], None]) -> bool:
+        kept_parts = [part for part in self.parts if part not in FRESH]
+        # Everything imports beside everything else, and the model is made meanwhile.
+        first_use = {(turn, side): self.start(side, f"first-{turn}")
+                     for side in self.taking("first_use") for turn in range(self.pairs)}  # fmt: skip
+        first_generate = {(state, side): self.start(side, state)
+                          for side in self.taking("first_generate") for state in ("cold", "warm")}  # fmt: skip
+        self.kept = {side: self.start(side, "kept") for side in self.sides if kept_parts}
+        groups = {side: [self.start(side, f"four-{i}") for i in range(CLIENTS)] for side in self.taking("four")}
+        if any(part in NEEDS_MODEL for part in self.parts):
+            prepare_model()
+        for process in self.every:
+            self.imported(process)
+        self.save()
+        say(f"[{self.budget.spent():6.1f} s] imports done, {len(self.samples.errors)} errors")
+        for part in self.parts:
+            if part in C_PARTS:
+                self.attempt(part, partial(self.c_program, part))
+        if first_use:
+            self.attempt("first_use", partial(self.first_use, first_use))
+        if first_generate:
+            self.attempt("first_generate", partial(self.first_generate, first_generate))
+        loading = list(self.kept.values()) if any(part in NEEDS_LOAD for part in self.parts) else []
+        loading += [process for group in groups.values() for process in group]
+        if loading:
+            self.attempt("load", partial(self.load, loading))
+        for part in kept_parts:
+            self.attempt(part, partial(self.in_turn, part))
+        if groups:
+            self.attempt("four", partial(self.four, groups))
+        return self.save()
+
+    def end(self) -> None:
+        for process in self.every:
+            process.end()
+        self.place.close()
 
 
-def run_kept(kept: dict[str, Kept], parts: Sequence[str], pairs: int, samples: Samples, save: Any) -> None:
-    for part in parts:
-        taking = [side for side in PARTS[part] if side in kept]
-        for side in turns(taking, 1 if part == "census" else pairs):
-            kept[side].tell(part)
-            answer, problem = kept[side].answer()
-            samples.add(part, side, answer, problem)
-        save(part)
+def names(parser: argparse.ArgumentParser, given: str, known: Sequence[str], what: str) -> list[str]:
+    unknown = set(given.split(",")) - set(known)
+    if unknown:
+        parser.error(f"unknown {what}: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return [name for name in known if name in given.split(",")]
 
 
-def run_four(groups: dict[str, list[Kept]], pairs: int, samples: Samples) -> None:
-    """Four processes of one side generate at the same time; the figure is their tokens together."""
-    for side in turns(tuple(groups), pairs):
-        begun = time.monotonic()
-        for process in groups[side]:
-            process.tell("generate")
-        answers = [process.answer() for process in groups[side]]
-        seconds = time.monotonic() - begun
-        problems = [problem or str((answer or {}).get("error", "")) for answer, problem in answers]
-        digests = {str((answer or {}).get("digest")) for answer, _ in answers}
-        whole = {"metrics": {"tokens_per_s": CLIENTS * TOKENS / seconds}, "digest": ",".join(sorted(digests))}
-        samples.add("four", side, whole, "; ".join(filter(None, problems)))
-
-
-def rows(samples: Samples, parts: Sequence[str], sides: Sequence[str]) -> tuple[list[list[str]], bool]:
-    lines, good = [], not samples.errors
-    for part in parts:
-        equal = samples.equal(part)
-        good &= equal
-        lines.append([part, "results", "", "", "", "", "equal" if equal else "DIFFER", "ok" if equal else "NO"])
-        for metric, by_side in samples.figures.get(part, {}).items():
-            native = samples.median(part, metric, "native")
-            for side in (s for s in sides if s in by_side and s != "native"):
-                remote = samples.median(part, metric, side)
-                bound = next((b for b in BOUNDS if (b.part, b.metric, b.side) == (part, metric, side)), None)
-                reached = bound is None or bound.reached(native, remote)
-                good &= reached
-                lines.append(
-                    [
-                        part, metric, side, f"{native:.4g}" if native is not None else "-", f"{remote:.4g}",
-                        f"{remote / native:.3f}" if native and remote is not None else "-",
-                        bound.words() if bound else "", "" if bound is None else "ok" if reached else "NO",
-                    ]
-                )  # fmt: skip
-    return lines, good
-
-
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--wheel", type=Path)
-    parser.add_argument("--out", type=Path, default=suite.REPOSITORY / ".gpu" / "out")
+    parser.add_argument("--wheel", type=Path, help="wheel to install, or a folder with the product")
+    parser.add_argument("--out", type=Path, default=suite.REPOSITORY / ".gpu" / "transports")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "tensor-fusion-gpu")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--sides", default=",".join(SIDES))
-    given = parser.parse_args()
-    parts = [name for name in PARTS if name in given.parts.split(",")]
-    sides = [name for name in SIDES if name in given.sides.split(",")]
-    wheel = given.wheel or sorted((suite.REPOSITORY / ".gpu").glob("tensor_fusion-*.whl"))[-1]
-    options = runner.Options(wheel.resolve(), given.out.resolve(), given.work.resolve(), (), given.pairs, 4, 1e9)
-    given.out.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    state = runner.Run(options, Path(), Path(), None, begun)  # type: ignore[arg-type]
-    runner.build(state, [p for p in suite.programs() if p.name in ("launch_cost", "null_call")])
-    samples = Samples()
-    samples.errors += state.notes
-    place = Place(options, sides)
+    parser.add_argument("--pairs", type=int, help="turns of each part (5, with --quick 7)")
+    parser.add_argument("--seconds", type=float, default=540.0, help="after which no turn is begun")
+    parser.add_argument("--parts", help="of " + ",".join(PARTS))
+    parser.add_argument("--sides", help="of " + ",".join(SIDES))
+    parser.add_argument("--quick", action="store_true", help="the figures that were missed: native and shmem only")
+    parser.add_argument("--gpu", choices=("real", "sim"), default="real")
+    given = parser.parse_args(arguments)
+    budget = Budget(given.seconds)
+    quick = given.quick
+    parts = names(parser, given.parts or ",".join(turn_samples.QUICK_PARTS if quick else PARTS), tuple(PARTS), "parts")
+    sides = names(parser, given.sides or ",".join(turn_samples.QUICK_SIDES if quick else SIDES), SIDES, "sides")
+    pairs = given.pairs or (turn_samples.QUICK_PAIRS if quick else 5)
+    wheel = given.wheel or max(
+        (suite.REPOSITORY / ".gpu").glob("tensor_fusion-*.whl"), key=lambda path: path.stat().st_mtime, default=None
+    )
+    if wheel is None or not wheel.exists():
+        parser.error("no wheel: pass --wheel, or put tensor_fusion-*.whl into .gpu/")
+    options = runner.Options(wheel.resolve(), given.out.resolve(), given.work.resolve(), (), pairs, 4, 1e9)
+    options.out.mkdir(parents=True, exist_ok=True)
+    # A program that is stopped for its stacks must not spend its last minute on writing gigabytes of core.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    signal.signal(signal.SIGTERM, runner.end_on_signal)
+    state = runner.Run(options, Path(), Path(), None, budget.begun)  # type: ignore[arg-type]
+    runner.build(state, [p for p in suite.programs() if p.name in C_PARTS and p.name in parts])
+    run = Turns(Place(options, sides, given.gpu == "sim"), sides, parts, pairs, budget)
+    run.facts = {"machine": runner.machine(), "wheel": wheel.name, "pairs": pairs}
+    run.samples.errors += state.notes
 
-    def save(done: str) -> bool:
-        say(f"[{time.monotonic() - begun:6.1f} s] {done} done, {len(samples.errors)} errors")
-        lines, good = rows(samples, [p for p in ("load", *parts) if p in samples.figures], sides)
-        text = table(("part", "figure", "side", "native", "remote", "ratio", "required", "ok"), lines)
-        errors = "".join(f"\nERROR {error}" for error in samples.errors)
-        (given.out / "summary.txt").write_text(text + errors + "\n")
-        write_json(
-            given.out / "results.json",
-            {
-                "machine": runner.machine(), "wheel": wheel.name, "pairs": given.pairs, "rows": lines,
-                "figures": samples.figures, "digests": samples.digests, "errors": samples.errors,
-            },
-        )  # fmt: skip
-        return good
+    def prepare_model() -> None:
+        before = len(state.notes)
+        runner.prepare_model(state)
+        run.samples.errors += state.notes[before:]
 
     good = False
-    every: list[Kept] = []
-
-    def processes(for_sides: Sequence[str], tag: str) -> list[Kept]:
-        made = [Kept(place, side, f"{tag}{index}") for index, side in enumerate(for_sides)]
-        every.extend(made)
-        return made
-
-    def taking(part: str) -> list[str]:
-        return [side for side in PARTS[part] if side in sides] if part in parts else []
-
     try:
-        # Everything imports beside everything else, and the model is made meanwhile.
-        kept_parts = [part for part in parts if part not in FRESH]
-        first = processes(tuple(turns(taking("first_use"), given.pairs)), "first")
-        kept = {p.side: p for p in processes(sides if kept_parts else (), "kept")}
-        groups = {side: processes([side] * CLIENTS, f"four-{side}") for side in taking("four")}
-        if any(part in (*NEEDS_MODEL, "four") for part in parts):
-            runner.prepare_model(state)
-            samples.errors += state.notes
-        import_all([first, list(kept.values()), *groups.values()])
-        save("imports")
-        for part in ("launch_cost", "null_call"):
-            if part in parts:
-                run_c(place, part, taking(part), given.pairs, samples)
-                save(part)
-        run_first_use(first, samples)
-        save("first_use")
-        if any(part in NEEDS_MODEL for part in parts):
-            load_all(list(kept.values()), samples)
-        load_all([process for group in groups.values() for process in group], samples)
-        save("load")
-        run_kept(kept, kept_parts, given.pairs, samples, save)
-        run_four(groups, given.pairs, samples)
-        good = save("all")
+        good = run.run(prepare_model)
     finally:
-        for process in every:
-            process.end()
-        place.close()
-    say((given.out / "summary.txt").read_text())
+        run.end()
+        run.save()
+    say((options.out / "summary.txt").read_text())
     return 0 if good else 1
 
 

@@ -1,8 +1,9 @@
 """One process of one side that does its timed parts when it is told to, so that native and remote take turns.
 
 Usage: turns.py MODEL_FOLDER. Reads one JSON object a line from stdin, {"do": NAME}, and answers each with one line
-{"metrics": {...}, "digest": "..."}; the libraries that were mapped stand in every answer. Nothing touches CUDA
-before the first line that needs it. All data that is copied is random and verified.
+{"metrics": {...}, "digest": "...", "raw": {...}}; raw has the single samples that a metric is the median of, in
+microseconds, and the libraries that were mapped stand in every answer. Nothing touches CUDA before the first line
+that needs it. All data that is copied is random and verified. A part that fails answers {"error": …}; the others go on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TOKENS = 48
 SEED = 1234
 ADDS = 20_000
 SUMS = 1_000
+EVENTS = 500
 LARGE = 256 << 20
 MEDIUM = 16 << 20
 STATE_BLOCKS = 75
@@ -40,6 +42,12 @@ class Turns:
         self.transformers: Any = transformers
         self.folder = model_folder
         self.kept: dict[str, Any] = {}
+        self.raw: dict[str, list[float]] = {}  # of the part that is being done
+
+    def _median(self, name: str, seconds: list[float]) -> float:
+        """Keeps the samples as `name`; their median in seconds."""
+        self.raw[name] = [round(value * 1e6, 2) for value in seconds]
+        return statistics.median(seconds)
 
     def first_use(self, digest: Digest) -> Metrics:
         torch = self.torch
@@ -122,11 +130,11 @@ class Turns:
             begun = clock()
             total += v.sum().item()
             times.append(clock() - begun)
-        metrics["sum_item_us"] = statistics.median(times) * 1e6
+        metrics["sum_item_us"] = self._median("sum_item_us", times) * 1e6
         digest.add("sums", repr(total).encode())
         return metrics
 
-    def _timed(self, body: Callable[[], Any], repeats: int = 5) -> float:
+    def _timed(self, name: str, body: Callable[[], Any], repeats: int = 5) -> float:
         samples = []
         for _ in range(repeats):
             self.torch.cuda.synchronize()
@@ -134,14 +142,20 @@ class Turns:
             body()
             self.torch.cuda.synchronize()
             samples.append(clock() - begun)
-        return statistics.median(samples)
+        return self._median(name, samples)
+
+    def _source(self) -> Any:
+        if "source" not in self.kept:
+            generator = self.torch.Generator().manual_seed(99)
+            low, high = -(2**63), 2**63 - 1
+            self.kept["source"] = self.torch.randint(
+                low, high, (LARGE // 8,), dtype=self.torch.int64, generator=generator
+            )
+        return self.kept["source"]
 
     def copies(self, digest: Digest) -> Metrics:
-        torch = self.torch
-        if "source" not in self.kept:
-            generator = torch.Generator().manual_seed(99)
-            source = torch.randint(-(2**63), 2**63 - 1, (LARGE // 8,), dtype=torch.int64, generator=generator)
-            self.kept["source"] = source
+        torch, source = self.torch, self._source()
+        if "pinned" not in self.kept:
             self.kept["pinned"] = source.clone().pin_memory()
             self.kept["back_pinned"] = torch.empty_like(source).pin_memory()
             self.kept["back"] = torch.zeros_like(source)
@@ -149,29 +163,59 @@ class Turns:
             self.kept["device"].copy_(self.kept["pinned"])
             self.kept["back"].copy_(self.kept["device"])
         k, metrics = self.kept, {}
-        for name, size in (("256m", LARGE), ("16m", MEDIUM)):
+        for name, size, repeats in (("256m", LARGE, 5), ("16m", MEDIUM, 40)):
             words = size // 8
             device, pinned, down = k["device"][:words], k["pinned"][:words], k["back_pinned"][:words]
             k["device"].zero_()
-            up_s = self._timed(partial(device.copy_, pinned, non_blocking=True))
-            down_s = self._timed(partial(down.copy_, device, non_blocking=True))
+            up_s = self._timed(f"h2d_pinned_{name}", partial(device.copy_, pinned, non_blocking=True), repeats)
+            down_s = self._timed(f"d2h_pinned_{name}", partial(down.copy_, device, non_blocking=True), repeats)
             metrics[f"h2d_pinned_{name}_gbps"] = size / 1e9 / up_s
             metrics[f"d2h_pinned_{name}_gbps"] = size / 1e9 / down_s
             if not torch.equal(down, k["source"][:words]):
                 raise RuntimeError("a pinned copy there and back differs")
         device = k["device"]
         device.zero_()
-        metrics["h2d_pageable_gbps"] = LARGE / 1e9 / self._timed(lambda: device.copy_(k["source"]))
-        metrics["d2h_pageable_gbps"] = LARGE / 1e9 / self._timed(lambda: k["back"].copy_(device))
+        metrics["h2d_pageable_gbps"] = LARGE / 1e9 / self._timed("h2d_pageable", lambda: device.copy_(source))
+        metrics["d2h_pageable_gbps"] = LARGE / 1e9 / self._timed("d2h_pageable", lambda: k["back"].copy_(device))
         if not torch.equal(k["back"], k["source"]):
             raise RuntimeError("a pageable copy there and back differs")
         digest.add("copies", str(int(device.sum().item())).encode())
         return metrics
 
+    def events(self, digest: Digest) -> Metrics:
+        """What timing a step by events costs, and the wait for an event by asking again and again."""
+        torch = self.torch
+        v = torch.zeros(1024, device="cuda")
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        timed, elapsed, polled = [], [], []
+        for _ in range(EVENTS):
+            begun = clock()
+            start.record()
+            v.add_(1)
+            end.record()
+            end.synchronize()
+            waited = clock()
+            if start.elapsed_time(end) < 0:
+                raise RuntimeError("an event that was recorded later has happened earlier")
+            done = clock()
+            timed.append(done - begun)
+            elapsed.append(done - waited)
+        mark = torch.cuda.Event()
+        for _ in range(EVENTS):
+            begun = clock()
+            v.add_(1)
+            mark.record()
+            while not mark.query():
+                pass
+            polled.append(clock() - begun)
+        digest.add("adds", v.cpu().numpy().tobytes())
+        samples = {"timed_step_us": timed, "elapsed_time_us": elapsed, "polled_step_us": polled}
+        return {name: self._median(name, seconds) * 1e6 for name, seconds in samples.items()}
+
     def state(self, digest: Digest) -> Metrics:
         torch = self.torch
         if "state" not in self.kept:
-            block = self.kept["source"].view(torch.int32)[:STATE_WORDS]
+            block = self._source().view(torch.int32)[:STATE_WORDS]
             self.kept["state"] = {str(i): (block + i).view(torch.float32) for i in range(STATE_BLOCKS)}
             self.kept["module"] = torch.nn.ParameterList(
                 [torch.nn.Parameter(torch.zeros(STATE_WORDS, device="cuda")) for _ in range(STATE_BLOCKS)]
@@ -264,7 +308,7 @@ class Turns:
             torch.cuda.synchronize()
             times.append(clock() - begun)
         digest.add("out", out.cpu().numpy().tobytes())
-        return {"replay_us": sustained, "replay_waited_us": statistics.median(times) * 1e6}
+        return {"replay_us": sustained, "replay_waited_us": self._median("replay_waited_us", times) * 1e6}
 
 
 def main() -> int:
@@ -276,10 +320,11 @@ def main() -> int:
     for line in sys.stdin:
         digest = Digest()
         name = json.loads(line)["do"]
+        turns.raw = {}
         try:
             metrics = getattr(turns, name)(digest)
-            answer: dict[str, Any] = {"metrics": metrics, "digest": digest.hexdigest()}
-        except (RuntimeError, AssertionError, OSError, ValueError) as error:  # the other parts go on
+            answer: dict[str, Any] = {"metrics": metrics, "digest": digest.hexdigest(), "raw": turns.raw}
+        except Exception as error:  # noqa: BLE001 - the other parts go on
             answer = {"error": f"{type(error).__name__}: {error}"}
         answer["libraries"] = mapped_libraries()
         sys.stdout.write(json.dumps(answer) + "\n")
