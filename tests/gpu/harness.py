@@ -285,6 +285,9 @@ class Worker:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        if self.segment is not None:
+            # A worker that was killed leaves it; nobody takes it over here.
+            (Path("/dev/shm") / self.segment[0].lstrip("/")).unlink(missing_ok=True)
         self.out.close()
         self.err.close()
 

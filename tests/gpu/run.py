@@ -1,6 +1,6 @@
 """Run every program natively and remotely in alternation on a GPU machine, compare, and print a table.
 
-    python tests/gpu/run.py [--wheel PATH] [--out DIR] [--only NAMES] [--pairs 5] [--quick]
+    python tests/gpu/run.py [--wheel PATH] [--out DIR] [--only NAMES] [--pairs 5] [--quick] [--transport shmem]
 
 Installs the wheel into a fresh folder, starts one worker, builds the C and CUDA programs and the model, runs the suite
 (suite.py), and writes results.json, summary.txt and logs.tar.gz to --out after every program, so that a run that is cut
@@ -50,6 +50,7 @@ from harness import (
     tail,
     write_json,
 )
+from simulated import simulated_driver
 
 VERSIONS = (
     "torch", "torchvision", "transformers", "tokenizers", "numpy", "cupy-cuda13x", "jax", "numba-cuda", "cuda-bindings",
@@ -70,6 +71,11 @@ class Options:
     jobs: int
     budget_s: float
     transport: str = "tcp"
+    simulated: bool = False
+
+    @property
+    def worker_options(self) -> tuple[str, ...]:
+        return ("--gpu", "sim") if self.simulated else ()
 
 
 @dataclass
@@ -107,6 +113,7 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--budget", type=float, default=560.0, help="seconds after which nothing new is started")
     parser.add_argument("--transport", choices=("tcp", "shmem"), default="tcp", help="how the remote side is reached")
     parser.add_argument("--quick", action="store_true", help="one pair of everything")
+    parser.add_argument("--gpu", choices=("real", "sim"), default="real", help="sim: to try the run itself")
     given = parser.parse_args(arguments)
     wheel = given.wheel
     if wheel is None:
@@ -125,7 +132,7 @@ def parse(arguments: list[str]) -> Options:
     if pairs < 1 or given.jobs < 1:
         parser.error("--pairs and --jobs must be at least 1")
     return Options(wheel.resolve(), given.out.resolve(), given.work.resolve(), only, pairs, given.jobs, given.budget,
-                   given.transport)  # fmt: skip
+                   given.transport, given.gpu == "sim")  # fmt: skip
 
 
 def chosen(options: Options) -> list[Program]:
@@ -178,10 +185,15 @@ def environment(run: Run, program: Program, side: Side, index: int) -> dict[str,
     env["PYTHONUNBUFFERED"] = "1"
     env["TOKENIZERS_PARALLELISM"] = "false"
     env["HF_HUB_OFFLINE"] = "1"
+    if run.options.simulated:
+        env["LD_LIBRARY_PATH"] = str(run.options.work / "simulated")
     if program.kind == "checks":
         env["GPU_RUN_INSTALL"] = str(run.install)
         env["GPU_RUN_CLIENT_FOLDER"] = str(run.client_folder)
         env["GPU_RUN_LOGS"] = str(run.logs / program.name)
+        env["GPU_RUN_TRANSPORT"] = run.options.transport
+        env["GPU_RUN_SEGMENT_MB"] = str(SEGMENT_MB)
+        env["GPU_RUN_WORKER_OPTIONS"] = " ".join(run.options.worker_options)
         return env
     if side == "remote":
         env["TF_STATS_PATH"] = str(run.logs / f"{program.name}-{index}-stats-%p.json")
@@ -450,7 +462,7 @@ def run_suite(run: Run, programs: list[Program]) -> None:
 
 def start_worker(options: Options, install: Path, name: str) -> Worker:
     segment = (f"/tf_gpu_{os.getpid()}_{name}", SEGMENT_MB) if options.transport == "shmem" else None
-    command = [str(install / "bin" / "tensor-fusion-worker")]
+    command = [str(install / "bin" / "tensor-fusion-worker"), *options.worker_options]
     worker = Worker(command, install_env(install), options.work / "logs" / name, segment=segment)
     try:
         say(worker.wait_ready())
@@ -479,6 +491,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         install = install_wheel(options)
         folder = client_library_folder(install, options.work / "logs")
+        if options.simulated:
+            simulated_driver(install, options.work / "simulated")
         worker = start_worker(options, install, "worker")
     except RuntimeError as error:
         say(str(error))

@@ -19,7 +19,7 @@ def functions_of_cu_h() -> list[str]:
 
 
 def simulated_driver(install: Path, folder: Path) -> Path:
-    """A folder with a libcuda.so.1 that is the simulated GPU; the few functions of cu.h that it lacks give 801."""
+    """A folder with both driver libraries of the simulated GPU; what cu.h names and it does not have gives 801."""
     library = (install / "tensor_fusion" / "_native" / "lib" / "libtf-simgpu.so").resolve()
     loaded = ctypes.CDLL(str(library))
     missing = [name for name in functions_of_cu_h() if not hasattr(loaded, name)]
@@ -29,6 +29,8 @@ def simulated_driver(install: Path, folder: Path) -> Path:
     command = ["gcc", "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(source), "-Wl,-soname,libcuda.so.1"]
     command += ["-Wl,--no-as-needed", str(library), f"-Wl,-rpath,{library.parent}"]
     subprocess.run(command, check=True)
+    (folder / "libnvidia-ml.so.1").unlink(missing_ok=True)
+    (folder / "libnvidia-ml.so.1").symlink_to(library)
     return folder
 
 

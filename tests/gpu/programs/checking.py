@@ -23,6 +23,10 @@ PROGRAMS = Path(__file__).resolve().parent
 INSTALL = Path(os.environ.get("GPU_RUN_INSTALL", "."))
 CLIENT_FOLDER = Path(os.environ.get("GPU_RUN_CLIENT_FOLDER", "."))
 LOGS = Path(os.environ.get("GPU_RUN_LOGS", "."))
+# What run.py was told: over what the workers of the checks are reached, and whether their GPU is the simulated one.
+TRANSPORT = os.environ.get("GPU_RUN_TRANSPORT", "tcp")
+SEGMENT_MB = int(os.environ.get("GPU_RUN_SEGMENT_MB", "2048"))
+WORKER_OPTIONS = tuple(os.environ.get("GPU_RUN_WORKER_OPTIONS", "").split())
 
 
 def worker_env(**more: str) -> dict[str, str]:
@@ -40,7 +44,10 @@ def client_env(worker: Worker) -> dict[str, str]:
 
 @contextmanager
 def a_worker(name: str, **env: str) -> Iterator[Worker]:
-    with Worker([str(INSTALL / "bin" / "tensor-fusion-worker")], worker_env(**env), LOGS / name) as worker:
+    """A worker of one scenario, on a port or a segment of its own."""
+    segment = (f"/tf_gpu_{os.getpid()}_{name}", SEGMENT_MB) if TRANSPORT == "shmem" else None
+    command = [str(INSTALL / "bin" / "tensor-fusion-worker"), *WORKER_OPTIONS]
+    with Worker(command, worker_env(**env), LOGS / name, segment=segment) as worker:
         worker.wait_ready()
         yield worker
 

@@ -1,5 +1,9 @@
 """What must hold on the real driver when somebody dies or misbehaves. Each scenario has a worker of its own.
 
+    robustness.py [SCENARIO…]       a word of its name is enough; without one, all of them
+
+The workers are reached over what run.py --transport says; the same must hold over both.
+
 Memory in use is read through NVML in this process, which uses the machine's own library: a reading takes microseconds,
 so "within one second" can be measured.
 """
@@ -12,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from checking import LOGS, Checks, Client, a_worker
+from checking import LOGS, SEGMENT_MB, TRANSPORT, Checks, Client, a_worker
 from common import begin
 from harness import Worker, wait_until
 
@@ -110,6 +114,25 @@ def kill_worker(checks: Checks) -> None:
         checks.add("kill -9 of the worker: no session is left", gone is not None, f"{sessions}", gone)
 
 
+def kill_pinning_client(checks: Checks) -> None:
+    """Over shared memory pinned memory is a part of the segment: what a killed client had must come back to it."""
+    share = SEGMENT_MB * 5 // 8 * MIB  # more than half: the second client needs what the first one had
+    with a_worker("kill-pinning") as worker:
+        with Client(worker, "pin", share) as first:
+            blocks = first.value("pinned", 60)
+            shared = first.value("shared")
+            first.wait_for("holding", 10)
+            first.process.send_signal(signal.SIGKILL)
+            first.process.wait(10)
+        expected = blocks if TRANSPORT == "shmem" else 0
+        checks.add("pinned memory: lies in the segment", shared == expected, f"{shared} of {blocks} blocks", shared)
+        time.sleep(1.0)
+        with Client(worker, "pin", share) as second:
+            checks.add("kill -9 of a pinning client: as much is there again", second.value("pinned", 60) == blocks)
+            again = second.value("shared")
+            checks.add("kill -9 of a pinning client: and in the segment", again == expected, f"{again} of {blocks}")
+
+
 def illegal_address(checks: Checks) -> None:
     with a_worker("illegal") as worker, Client(worker, "digest", 7) as good:
         good.wait_for("started", 60)
@@ -167,16 +190,24 @@ def four_clients(checks: Checks) -> None:
                 client.stop()
 
 
+SCENARIOS = {
+    "kill -9 of a copying client": kill_client,
+    "kill -9 of a session": kill_session,
+    "kill -9 of the worker": kill_worker,
+    "kill -9 of a pinning client": kill_pinning_client,
+    "illegal address": illegal_address,
+    "memory limit": memory_limit,
+    "four clients at once": four_clients,
+}
+
+
 def main() -> int:
     begin()
     LOGS.mkdir(parents=True, exist_ok=True)
     checks = Checks()
-    checks.scenario("kill -9 of a copying client", kill_client)
-    checks.scenario("kill -9 of a session", kill_session)
-    checks.scenario("kill -9 of the worker", kill_worker)
-    checks.scenario("illegal address", illegal_address)
-    checks.scenario("memory limit", memory_limit)
-    checks.scenario("four clients at once", four_clients)
+    for name, body in SCENARIOS.items():
+        if len(sys.argv) < 2 or any(word in name for word in sys.argv[1:]):
+            checks.scenario(name, body)
     return checks.finish()
 
 

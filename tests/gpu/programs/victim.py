@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from common import begin
 from driver_ctypes import Driver, DriverError
@@ -46,6 +47,44 @@ def copy(driver: Driver, size: int) -> None:
             again = driver.ask("cuCtxSynchronize")
             say(f"then {again}")
             return
+
+
+def pin(driver: Driver, size: int) -> None:
+    """Hold NUMBER bytes of pinned memory until stdin ends; says how many of its blocks lie in shared memory.
+
+    Every block goes up and down again, so that memory which is not what it says would show.
+    """
+    block = 16 << 20
+    count = max(1, size // block)
+    device = driver.alloc(block)
+    shared = 0
+    for number in range(count):
+        out = ctypes.c_void_p()
+        driver.call("cuMemHostAlloc", ctypes.byref(out), ctypes.c_size_t(block), 0)
+        assert out.value is not None
+        data = random.Random(number).randbytes(block)
+        ctypes.memmove(out, data, block)
+        driver.call("cuMemcpyHtoDAsync_v2", ctypes.c_ulonglong(device), out, ctypes.c_size_t(block), None)
+        driver.synchronize()
+        ctypes.memset(out, 0, block)
+        driver.call("cuMemcpyDtoHAsync_v2", out, ctypes.c_ulonglong(device), ctypes.c_size_t(block), None)
+        driver.synchronize()
+        if ctypes.string_at(out, block) != data:
+            say(f"DIFFERENT in block {number}")
+            return
+        shared += in_shared_memory(out.value)
+    say(f"pinned {count}")
+    say(f"shared {shared}")
+    say("holding")
+    sys.stdin.read()
+
+
+def in_shared_memory(place: int) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin_text, _, end_text = line.split()[0].partition("-")
+        if int(begin_text, 16) <= place < int(end_text, 16):
+            return "/dev/shm/" in line
+    return False
 
 
 def digest(driver: Driver, seed: int) -> None:
@@ -111,6 +150,7 @@ def alloc(driver: Driver, size: int) -> None:
 ROLES: dict[str, Callable[[Driver, int], None]] = {
     "hold": hold,
     "copy": copy,
+    "pin": pin,
     "digest": digest,
     "illegal": illegal,
     "limit": limit,
