@@ -27,6 +27,9 @@ CUresult tpc_post(const char *name, struct tp_reply *unused) {
     frames++;
     return CUDA_SUCCESS;
 }
+static unsigned timings; /* which end with the same events */
+void tpc_timing_recorded(uint64_t at) { timings += at != 0; }
+void tpc_timing_changed(void) { timings++; }
 
 enum { EVENT = 4711, OTHER = 4712 };
 static const CUevent event = (CUevent)(uintptr_t)EVENT;
@@ -35,7 +38,7 @@ static const CUevent event = (CUevent)(uintptr_t)EVENT;
 static void complete(uint64_t handle) {
     CUresult result = CUDA_ERROR_UNKNOWN;
     struct tp_reply reply = {.number = ++frames};
-    tpc_watch_learned(handle, false, CUDA_SUCCESS, &reply);
+    tpc_watch_learned(handle, false, CUDA_SUCCESS, &reply, tpc_watch_doubts());
     CHECK(tpc_watch_answer(handle, false, &result) && result == CUDA_SUCCESS);
 }
 
@@ -56,7 +59,7 @@ static void test_records(void) {
     CHECK(!believed(EVENT) && believed(OTHER));
     /* An answer from before the record says nothing of what is after it. */
     struct tp_reply before = {.number = frames - 1};
-    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before);
+    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, tpc_watch_doubts());
     CHECK(!believed(EVENT));
 }
 
@@ -81,22 +84,39 @@ static void test_graphs(void) {
     tpc_noted_cuGraphLaunch(NULL, NULL);
     CHECK(!believed(EVENT) && !believed(OTHER));
     struct tp_reply before = {.number = frames - 1};
-    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before);
+    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, tpc_watch_doubts());
     CHECK(!believed(EVENT));
     /* One that was watched, too: the word tells of the record before. */
     struct tp_reply reply = {.number = ++frames};
     CUresult result = CUDA_SUCCESS;
-    tpc_watch_learned(EVENT, false, CUDA_ERROR_NOT_READY, &reply);
+    tpc_watch_learned(EVENT, false, CUDA_ERROR_NOT_READY, &reply, tpc_watch_doubts());
     CHECK(tpc_watch_answer(EVENT, false, &result) && result == CUDA_ERROR_NOT_READY);
     frames++;
     tpc_noted_cuGraphLaunch(NULL, NULL);
     CHECK(!believed(EVENT));
+    CHECK(timings == 6);
+}
+
+/* "Not ready" is said from memory only until the GPU itself has told of something. */
+static void test_doubts(void) {
+    struct tp_reply reply = {.number = ++frames};
+    CUresult result = CUDA_SUCCESS;
+    uint64_t before = tpc_watch_doubts();
+    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, before);
+    CHECK(tpc_watch_answer(OTHER, false, &result) && result == CUDA_ERROR_NOT_READY);
+    tpc_watch_doubt();
+    CHECK(!tpc_watch_answer(OTHER, false, &result));
+    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, before); /* asked before the doubt */
+    CHECK(!tpc_watch_answer(OTHER, false, &result));
+    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, tpc_watch_doubts());
+    CHECK(tpc_watch_answer(OTHER, false, &result) && result == CUDA_ERROR_NOT_READY);
 }
 
 int main(void) {
     test_records();
     test_launch_that_records();
     test_graphs();
+    test_doubts();
     printf("all cases passed\n");
     return 0;
 }
