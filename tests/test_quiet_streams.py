@@ -33,7 +33,11 @@ must(cu.cuCtxSetCurrent(idle), "set")
 must(cu.cuStreamSynchronize(None), "synchronize the idle one")
 must(cu.cuStreamQuery(None), "query the idle one")
 must(cu.cuCtxSetCurrent(busy), "set")
-print("query", cu.cuStreamQuery(None), cu.cuStreamQuery(None))
+print("query", *(cu.cuStreamQuery(None) for _ in range(4)))
+must(cu.cuCtxSetCurrent(idle), "set")
+must(cu.cuStreamQuery(None), "query the idle one while the busy one is watched")
+must(cu.cuCtxSetCurrent(busy), "set")
+print("query", *(cu.cuStreamQuery(None) for _ in range(4)))
 must(cu.cuStreamSynchronize(None), "synchronize")
 print("waited", time.monotonic() - begun >= 0.3)
 """
@@ -57,4 +61,4 @@ def test_legacy_streams_of_two_contexts(worker: RealWorker) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["query 600 600", "waited True"]
+    assert done.stdout.splitlines() == ["query 600 600 600 600"] * 2 + ["waited True"]

@@ -26,6 +26,11 @@ SIMULATED = "right on Simulated NVIDIA H200\n"
 with_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "worker" in metafunc.fixturenames:
+        metafunc.parametrize("worker", ["native", "shmem"], indirect=True)
+
+
 # The driver API
 
 
@@ -67,6 +72,17 @@ def test_graphs(worker: Worker, variables: dict[str, str]) -> None:
 
 def test_polls_of_who_knows(worker: Worker) -> None:
     assert worker.run("polls") == "right\n"
+
+
+@pytest.mark.parametrize("stream", ["legacy", "per-thread"])
+def test_polls_of_default_streams(program: Path, tmp_path: Path, stream: str) -> None:
+    """Over shared memory they are answered there, but for a question each millisecond."""
+    path = tmp_path / "statistics.json"
+    with Worker(program=program, transport="shmem") as shared:
+        polls = int(shared.run("polls", stream, TF_STATS_PATH=str(path)))
+    asked = json.loads(path.read_text())["by_function"]["cuStreamQuery"]["round_trips"]
+    assert polls > 2 * asked, "polled seldom, or answered by the worker"
+    assert asked < 400
 
 
 @pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])

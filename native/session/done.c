@@ -73,12 +73,14 @@ int32_t tpw_stream_mark(struct tpw_session *s, const struct tp_frame *frame, con
 int32_t tpw_watch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_watch_in *in) {
     int32_t error = CUDA_SUCCESS;
     word_address(s, frame, in->word, &error);
+    bool event = tp_handle_is(in->subject, TPG_EVENT);
+    uint64_t native = tpw_native(s, frame, event ? TPG_EVENT : TPG_STREAM, in->subject, false, &error);
     struct by_hand *by_hand = error ? NULL : malloc(sizeof *by_hand);
     if (error || !by_hand) {
         return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
     }
     *by_hand = (struct by_hand){.word = in->word, .value = in->value};
-    error = tpw_when_complete(s, in->subject, write_by_hand, by_hand);
+    error = tpw_when_complete(s, event ? in->subject : 0, native, write_by_hand, by_hand);
     if (error) {
         free(by_hand);
     }

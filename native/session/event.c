@@ -117,7 +117,7 @@ int32_t tpw_event_wait(struct tpw_session *s, const struct tp_frame *frame, cons
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     *wait = (struct wait){.frame = *frame, .start = in->start, .event = in->event};
-    error = tpw_when_complete(s, in->event, answer, wait);
+    error = tpw_when_complete(s, in->event, (uint64_t)(uintptr_t)native, answer, wait);
     if (error) {
         free(wait);
         return error;

@@ -21,8 +21,8 @@
 #define ASK_AT_ONCE 8u
 
 struct marker {
-    struct tpw_stream *stream; /* NULL: there is no marker in a stream, the object with this handle is asked about */
-    uint64_t handle, native;
+    struct tpw_stream *stream; /* NULL: there is no marker in a stream, but the driver is asked about */
+    uint64_t event, native;    /* an event by its handle, or (0) a stream */
     CUcontext context;
     uint32_t context_id;
     uint32_t slot;
@@ -160,13 +160,8 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream native, tpw_done *done, vo
     return stream ? mark(s, stream, done, what) : CUDA_ERROR_INVALID_HANDLE;
 }
 
-int32_t tpw_when_complete(struct tpw_session *s, uint64_t handle, tpw_done *done, void *what) {
+int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native, tpw_done *done, void *what) {
     struct tpw_markers *m = s->markers;
-    const struct tpw_object *object = tpw_object(s, TPG_EVENT, handle);
-    object = object ? object : tpw_object(s, TPG_STREAM, handle);
-    if (!object || object->error) {
-        return object ? object->error : CUDA_ERROR_INVALID_HANDLE;
-    }
     struct marker *marker = m ? add(m) : NULL;
     if (!marker) {
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -174,8 +169,8 @@ int32_t tpw_when_complete(struct tpw_session *s, uint64_t handle, tpw_done *done
     m->count++;
     *marker = (struct marker){.context = s->entered_native,
                               .context_id = s->entered,
-                              .handle = handle,
-                              .native = object->native,
+                              .event = event,
+                              .native = native,
                               .done = done,
                               .what = what};
     return CUDA_SUCCESS;
@@ -265,19 +260,20 @@ static void enter(struct tpw_session *s, const struct marker *marker) {
     tpw_visit(s, marker->context, marker->context_id);
 }
 
-/* The client may have destroyed the object and given its handle to another; or it went with its context. A stream that captures
+/* The client may have destroyed the event and given its handle to another; or it went with its context. A stream that captures
  * may not be asked; its watcher is told nothing then. */
 static int32_t query(struct tpw_session *s, const struct marker *marker) {
-    const struct tpw_object *event = tpw_object(s, TPG_EVENT, marker->handle);
-    const struct tpw_object *stream = tpw_object(s, TPG_STREAM, marker->handle);
-    if (event && event->native == marker->native) {
-        return (int32_t)s->cuda.cuEventQuery((CUevent)(uintptr_t)marker->native);
+    if (marker->event) {
+        const struct tpw_object *event = tpw_object(s, TPG_EVENT, marker->event);
+        bool there = event && event->native == marker->native;
+        return there ? (int32_t)s->cuda.cuEventQuery((CUevent)(uintptr_t)marker->native) : CUDA_SUCCESS;
     }
-    if (stream && stream->native == marker->native && stream->record) {
-        return tpw_touchable(s, stream->record) ? (int32_t)s->cuda.cuStreamQuery((CUstream)(uintptr_t)marker->native)
-                                                : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    CUstream native = (CUstream)(uintptr_t)marker->native;
+    const struct tpw_stream *stream = tpw_stream_native(s, native);
+    if (stream && !tpw_touchable(s, stream)) {
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
-    return CUDA_SUCCESS;
+    return stream ? (int32_t)s->cuda.cuStreamQuery(native) : CUDA_SUCCESS;
 }
 
 static void look(struct tpw_session *s, struct marker *marker) {
@@ -406,7 +402,7 @@ bool tpw_poll(struct tpw_session *s) {
 void tpw_markers_end_event(struct tpw_session *s, uint64_t handle) {
     struct tpw_markers *m = s->markers;
     for (size_t i = 0; m && i < m->count; i++) {
-        if (!m->pending[i].stream && m->pending[i].handle == handle) {
+        if (!m->pending[i].stream && m->pending[i].event == handle) {
             m->pending[i].ready = true;
         }
     }

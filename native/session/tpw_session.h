@@ -159,9 +159,9 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, vo
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
 /* The same for every context of the session. */
 int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *what);
-/* The same for a recorded event, or for a stream that must get no marker: the driver is asked again and again. The object may be
- * destroyed meanwhile, which ends the wait with success because the driver, too, lets queued work finish. */
-int32_t tpw_when_complete(struct tpw_session *s, uint64_t handle, tpw_done *done, void *what);
+/* The same for a recorded event, by handle and native, or with 0 for a stream that must get no marker: the driver is asked again
+ * and again. It may be destroyed meanwhile, which ends the wait with success because the driver, too, lets queued work finish. */
+int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native, tpw_done *done, void *what);
 /* Runs what has completed; true if something had. Called by the executor between frames and by operations that have to wait
  * for a resource (staging memory, address space) which only a completion can give back. */
 bool tpw_poll(struct tpw_session *s);

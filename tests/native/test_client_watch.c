@@ -8,6 +8,8 @@
 #include "tpg_ops.h"
 
 struct tp_conn *tpc_conn;
+_Thread_local struct tp_thread this_thread;
+struct tp_thread *tp_thread_self(void) { return &this_thread; }
 _Atomic int tpc_captures;
 static unsigned char frame_body[256];
 static uint64_t frames = 100; /* sent so far */
@@ -112,11 +114,28 @@ static void test_doubts(void) {
     CHECK(tpc_watch_answer(OTHER, false, &result) && result == CUDA_ERROR_NOT_READY);
 }
 
+/* The legacy stream of another context is another stream. */
+static void test_default_streams(void) {
+    const uint64_t legacy = (uint64_t)(uintptr_t)CU_STREAM_LEGACY;
+    CUresult result = CUDA_SUCCESS;
+    this_thread.context = 5;
+    struct tp_reply reply = {.number = ++frames};
+    tpc_watch_learned(legacy, true, CUDA_ERROR_NOT_READY, &reply, tpc_watch_doubts());
+    CHECK(tpc_watch_answer(legacy, true, &result) && result == CUDA_ERROR_NOT_READY);
+    this_thread.context = 6;
+    CHECK(!tpc_watch_answer(legacy, true, &result));
+    this_thread.context = 5;
+    CHECK(tpc_watch_answer(legacy, true, &result));
+    frames++; /* there may be new work in it */
+    CHECK(!tpc_watch_answer(legacy, true, &result));
+}
+
 int main(void) {
     test_records();
     test_launch_that_records();
     test_graphs();
     test_doubts();
+    test_default_streams();
     printf("all cases passed\n");
     return 0;
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.harness import HERE, Worker, generate_headers, link_with_driver
+from stack.harness import HERE, TRANSPORT, Worker, generate_headers, link_with_driver
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,7 @@ def program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def worker(program: Path) -> Iterator[Worker]:
-    with Worker(program=program) as running:
+def worker(program: Path, request: pytest.FixtureRequest) -> Iterator[Worker]:
+    """Over the transport that the test names as a parameter, else that of TF_TEST_TRANSPORT."""
+    with Worker(program=program, transport=getattr(request, "param", TRANSPORT)) as running:
         yield running

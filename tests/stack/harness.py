@@ -35,7 +35,7 @@ LOST = 46  # what every call gives when the worker is gone
 LOSS_SECONDS = 3.0
 MIB = 1 << 20
 # The same tests over shared memory.
-SHMEM = os.environ.get("TF_TEST_TRANSPORT") == "shmem"
+TRANSPORT = os.environ.get("TF_TEST_TRANSPORT", "native")
 _numbers = itertools.count()
 
 whole_stack = [
@@ -144,9 +144,12 @@ class Program:
 class Worker:
     """A worker on the simulated GPU. Without warm sessions its children are exactly the sessions of its clients."""
 
-    def __init__(self, *options: str, program: Path | None = None, **variables: str) -> None:
+    def __init__(
+        self, *options: str, program: Path | None = None, transport: str = TRANSPORT, **variables: str
+    ) -> None:
         name = f"/tf-test-{os.getpid()}-{next(_numbers)}"
-        place = ["-n", "shmem", "-m", name, "-M", "128"] if SHMEM else ["-p", "0", "--host", "127.0.0.1"]
+        shmem = transport == "shmem"
+        place = ["-n", "shmem", "-m", name, "-M", "128"] if shmem else ["-p", "0", "--host", "127.0.0.1"]
         words = [*place, "--gpu", "sim", "--warm", "0", *options]
         self.segment = Path(f"/dev/shm{name}")
         self.program = program
@@ -160,9 +163,9 @@ class Worker:
         )
         assert self.process.stdout
         ready = self.process.stdout.readline()
-        assert ready.startswith("ready shmem" if SHMEM else "ready native 127.0.0.1:"), ready
-        self.port = 0 if SHMEM else int(ready.split()[2].rpartition(":")[2])
-        self.connection = f"shmem+{name}+128+0" if SHMEM else f"native+127.0.0.1+{self.port}+0"
+        assert ready.startswith("ready shmem" if shmem else "ready native 127.0.0.1:"), ready
+        self.port = 0 if shmem else int(ready.split()[2].rpartition(":")[2])
+        self.connection = f"shmem+{name}+128+0" if shmem else f"native+127.0.0.1+{self.port}+0"
         clean = clean_environment()
         self.env = {**clean, **client_environment(self.connection, clean)}
 
@@ -198,7 +201,7 @@ class Worker:
         if self.ended_by is None:
             self.end(signal.SIGTERM)
         code = self.process.wait(20)
-        if SHMEM and self.ended_by == signal.SIGKILL:
+        if self.connection.startswith("shmem+") and self.ended_by == signal.SIGKILL:
             self.segment.unlink(missing_ok=True)
         assert self.process.stdout
         self.process.stdout.close()

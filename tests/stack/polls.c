@@ -18,10 +18,28 @@ static bool busy(CUevent event, CUstream stream) {
            cuStreamQuery(stream) == CUDA_ERROR_NOT_READY;
 }
 
+/* Polls a default stream while it works; prints how often. */
+static void poll_default(const struct kernels *k, CUstream stream) {
+    uint64_t ns = 200000000;
+    void *params[] = {&ns};
+    unsigned long polls = 0;
+    double begun = now_ms();
+    OK(launch(k->spin_ns, 1, stream, params));
+    while (cuStreamQuery(stream) == CUDA_ERROR_NOT_READY) {
+        polls++;
+    }
+    CHECK(now_ms() - begun >= 200);
+    OK(cuStreamQuery(stream));
+    say("%lu", polls);
+}
+
 int role_polls(int count, char **words) {
-    (void)count, (void)words;
     start();
     struct kernels k = load_all();
+    if (count > 0) {
+        poll_default(&k, strcmp(words[0], "legacy") == 0 ? CU_STREAM_LEGACY : CU_STREAM_PER_THREAD);
+        return 0;
+    }
     CUstream first, second;
     CUevent event;
     CUdeviceptr memory;

@@ -16,6 +16,7 @@
 
 struct watch {
     uint64_t handle; /* 0: free */
+    uint64_t owner;  /* of a default stream */
     struct tp_done done;
     bool complete;
     uint64_t frame;  /* stream: of the mark; nothing may have been sent since */
@@ -31,12 +32,17 @@ static _Atomic uint64_t doubts;      /* completions that the program learned of,
 static _Atomic bool graphs_record;   /* a launch of a graph may record events */
 static uint32_t next_victim;
 
-/* The default streams: one name for a stream of each context, or of each thread. */
-static bool is_shared_name(uint64_t handle) { return handle <= 2; }
+/* The default streams: one name for a stream of each context, or of each of its threads. */
+static uint64_t owner_of(uint64_t handle) {
+    const struct tp_thread *self = tp_thread_self();
+    uint64_t thread = handle == (uint64_t)(uintptr_t)CU_STREAM_PER_THREAD ? self->number : 0;
+    return handle == 0 || handle > 2 ? 0 : thread << 32 | self->context;
+}
 
 static struct watch *find(uint64_t handle) {
+    uint64_t owner = owner_of(handle);
     for (uint32_t i = 0; i < WATCHES; i++) {
-        if (table[i].handle == handle) {
+        if (table[i].handle == handle && table[i].owner == owner) {
             return &table[i];
         }
     }
@@ -57,6 +63,7 @@ static struct watch *add(uint64_t handle) {
         drop(watch);
     }
     watch->handle = handle;
+    watch->owner = owner_of(handle);
     atomic_fetch_add(&watched, 1);
     return watch;
 }
@@ -74,7 +81,7 @@ uint64_t tpc_watch_doubts(void) { return atomic_load_explicit(&doubts, memory_or
 void tpc_watch_doubt(void) { atomic_fetch_add_explicit(&doubts, 1, memory_order_seq_cst); }
 
 bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
-    if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !tpc_may_mark() || is_shared_name(handle)) {
+    if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !tpc_may_mark()) {
         return false;
     }
     bool answered = false;
@@ -98,7 +105,7 @@ bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
 void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply, uint64_t before) {
     struct tpg_watch_in in = {.subject = handle};
     struct tp_done done;
-    if (!tpc_may_mark() || is_shared_name(handle)) {
+    if (!tpc_may_mark()) {
         return;
     }
     tp_lock_take(&lock);
@@ -113,6 +120,7 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
     } else if (result == CUDA_ERROR_NOT_READY && watch && !watch->complete) {
         watch->asked = tp_now_ns();
         watch->doubts = before;
+        watch->frame += reply->number == watch->frame + 1; /* the question itself is no new work */
     } else if (result == CUDA_ERROR_NOT_READY && !watch && tp_done_lend(tpc_conn, &done)) {
         watch = add(handle);
         watch->done = done;
