@@ -105,6 +105,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
     [
         "streams-of-another-context",
         "capture-ends-with-its-context",
+        "handles-that-are-values",
         "stream-of-a-callback",
         "event-of-a-capture-that-is-over",
     ],

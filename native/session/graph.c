@@ -41,7 +41,7 @@ static int32_t add_name(struct tpw_session *s, const struct tp_frame *frame, uin
     struct tpw_object *object = error ? NULL : tpw_object(s, TPG_GRAPHNODE, handle);
     if (!object) {
         free(node);
-        return error ? error : CUDA_ERROR_INVALID_HANDLE;
+        return error ? error : CUDA_ERROR_INVALID_VALUE;
     }
     *node = (struct node){.next = *place, .native = native, .handle = handle, .graph = graph};
     *place = node;
@@ -102,7 +102,7 @@ void tpw_graph_forget(struct tpw_session *s, uint64_t graph) {
 static uint64_t native_of(struct tpw_session *s, uint32_t kind, uint64_t handle, int32_t *error) {
     const struct tpw_object *object = *error ? NULL : tpw_object(s, kind, handle);
     if (!object || !object->native) {
-        *error = *error ? *error : object && object->error ? object->error : CUDA_ERROR_INVALID_HANDLE;
+        *error = *error ? *error : object && object->error ? object->error : CUDA_ERROR_INVALID_VALUE;
         return 0;
     }
     return object->native;
@@ -139,7 +139,7 @@ int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node) {
     struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
     struct graph *record = object ? calloc(1, sizeof *record) : NULL;
     if (!record) {
-        return object ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_HANDLE;
+        return object ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
     }
     record->owner = node;
     free(object->record);

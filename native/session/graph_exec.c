@@ -111,7 +111,7 @@ int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *fra
                                const struct tpg_cuGraphExecDestroy_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->hGraphExec);
     if (!object) {
-        return CUDA_ERROR_INVALID_HANDLE;
+        return CUDA_ERROR_INVALID_VALUE;
     }
     struct tp_frame inside = *frame;
     inside.context = object->context;

@@ -36,7 +36,7 @@ static int32_t find_place(struct tpw_session *s, uint64_t owner, uint64_t node, 
         return error;
     }
     if (owner && out->owner != TPG_GRAPHEXEC) {
-        return CUDA_ERROR_INVALID_HANDLE;
+        return CUDA_ERROR_INVALID_VALUE;
     }
     out->exec = owner ? tpw_exec(s, owner, &error) : NULL;
     out->node = tpw_node(s, node, &error);

@@ -40,13 +40,22 @@ struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_
 
 /* The error that the driver gives for a handle of that kind that is none. */
 static int32_t bad_handle(uint32_t kind) {
-    if (kind == TPG_CONTEXT) {
+    switch (kind) {
+    case TPG_CONTEXT:
         return CUDA_ERROR_INVALID_CONTEXT;
-    }
-    if (kind == TPG_NVMLDEVICE || kind == TPG_NVMLEVENTS) {
+    case TPG_NVMLDEVICE:
+    case TPG_NVMLEVENTS:
         return NVML_ERROR_INVALID_ARGUMENT;
+    case TPG_MEMORY:
+    case TPG_POOL:
+    case TPG_GRAPH:
+    case TPG_GRAPHNODE:
+    case TPG_GRAPHEXEC:
+    case TPG_USEROBJECT:
+        return CUDA_ERROR_INVALID_VALUE;
+    default:
+        return CUDA_ERROR_INVALID_HANDLE;
     }
-    return kind == TPG_MEMORY ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE;
 }
 
 static void set(int32_t *error, int32_t value) {

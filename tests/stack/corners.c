@@ -152,12 +152,45 @@ static void attributes_of_two_devices(void) {
     OK(cuLibraryUnload(library));
 }
 
+/* CUDA documents CUDA_ERROR_INVALID_VALUE, and nothing about handles, for graphs and pools. */
+static void handles_that_are_values(void) {
+    CUgraph graph;
+    CUgraphNode node;
+    CUgraphExec exec;
+    CUmemoryPool pool;
+    CUdeviceptr memory;
+    cuuint64_t bytes = 0;
+    size_t count;
+    OK(cuDeviceGetDefaultMemPool(&pool, 0));
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddEmptyNode(&node, graph, NULL, 0));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphDestroy(graph));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphDestroy(NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphGetNodes(graph, NULL, &count));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphAddEmptyNode(&node, NULL, NULL, 0));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphDestroyNode(node));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphInstantiateWithFlags(&exec, graph, 0));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphLaunch(NULL, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphLaunch(exec, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphExecDestroy(exec));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuUserObjectRelease(NULL, 1));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemPoolDestroy(NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuDeviceSetMemPool(0, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemPoolGetAttribute(NULL, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &bytes));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemAllocFromPoolAsync(&memory, 4, NULL, NULL));
+    OK(cuCtxSynchronize());
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
 } checks[] = {{"streams-of-another-context", streams_of_another_context},
               {"capture-ends-with-its-context", capture_ends_with_its_context},
               {"attributes-of-two-devices", attributes_of_two_devices},
+              {"handles-that-are-values", handles_that_are_values},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 
