@@ -106,6 +106,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         "streams-of-another-context",
         "capture-ends-with-its-context",
         "handles-that-are-values",
+        "nothing-fails-later",
         "stream-of-a-callback",
         "event-of-a-capture-that-is-over",
     ],

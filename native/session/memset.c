@@ -11,7 +11,8 @@ static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64
                      uint64_t count, uint64_t height, uint64_t unit, uint64_t stream, CUstream *native) {
     int32_t error = CUDA_SUCCESS;
     uint64_t width = 0;
-    if (__builtin_mul_overflow(count, unit, &width) || address % unit || (height > 1 && pitch % unit)) {
+    bool nothing = !count || !height; /* the client has answered, and it cannot fail */
+    if (!nothing && (__builtin_mul_overflow(count, unit, &width) || address % unit || (height > 1 && pitch % unit))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     tpw_check_area(s, address, pitch, width, height, &error);

@@ -184,6 +184,31 @@ static void handles_that_are_values(void) {
     OK(cuCtxSynchronize());
 }
 
+/* A call that returned success leaves nothing behind that another one reports. */
+static void nothing_fails_later(void) {
+    CUmodule module = load_kernels();
+    CUfunction function = kernel(module, "fill_u32");
+    CUdeviceptr memory;
+    CUstream stream;
+    int value = 0;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuMemsetD32Async(memory + 2, 1, 0, stream)); /* of nothing, at an address that is not aligned */
+    OK(cuMemsetD2D16Async(memory + 1, 3, 1, 0, 4, stream));
+    OK(cuStreamSynchronize(stream));
+    GIVES(CUDA_ERROR_INVALID_VALUE,
+          cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE, 9));
+    GIVES(CUDA_ERROR_INVALID_VALUE,
+          cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 5));
+    OK(cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, function));
+    CHECK(value != 5);
+    OK(cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1));
+    OK(cuCtxSynchronize());
+    OK(cuMemFree_v2(memory));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuModuleUnload(module));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -191,6 +216,7 @@ static const struct {
               {"capture-ends-with-its-context", capture_ends_with_its_context},
               {"attributes-of-two-devices", attributes_of_two_devices},
               {"handles-that-are-values", handles_that_are_values},
+              {"nothing-fails-later", nothing_fails_later},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

@@ -95,7 +95,7 @@ CUresult tpc_cuKernelGetAttribute(int *pi, CUfunction_attribute attrib, CUkernel
     return get_attribute("cuKernelGetAttribute", pi, attrib, (uint64_t)(uintptr_t)kernel, dev);
 }
 
-/* What the driver would refuse at once is refused here; the rest travels in order and cannot fail. */
+/* What the driver would refuse at once is refused here, where that is known. */
 static CUresult check_attribute(struct tpc_kernel *kernel, int device, CUfunction_attribute attribute, int value) {
     CUresult result;
     const struct tpc_context *context = tpc_current();
@@ -144,8 +144,14 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
     }
     struct tpg_function_attribute_set_in in = {
         .function = handle, .device = device, .attribute = (int)attribute, .value = value};
+    if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES &&
+        attribute != CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT) {
+        tpc_wait_for_next_post(); /* the others depend on how the kernel was compiled; they are set once, if at all */
+    }
     result = tpc_post_function_attribute_set(name, &in);
-    atomic_store_explicit(&attributes->values[attribute], value, memory_order_relaxed);
+    if (result == CUDA_SUCCESS) {
+        atomic_store_explicit(&attributes->values[attribute], value, memory_order_relaxed);
+    }
     tpc_pure_forget(); /* occupancy depends on attributes */
     return result;
 }
