@@ -107,6 +107,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         "capture-ends-with-its-context",
         "handles-that-are-values",
         "nothing-fails-later",
+        "copies-by-device-address",
         "stream-of-a-callback",
         "event-of-a-capture-that-is-over",
     ],

@@ -209,6 +209,43 @@ static void nothing_fails_later(void) {
     OK(cuModuleUnload(module));
 }
 
+/* Between host memory and the device the copies without a stream are over when they return, also in the form that takes the
+ * host memory by its device address. */
+static void copies_by_device_address(void) {
+    CUmodule module = load_kernels();
+    CUdeviceptr memory, there;
+    uint32_t *pinned, word = 0;
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuMemHostAlloc((void **)&pinned, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
+    OK(cuMemHostGetDevicePointer_v2(&there, pinned, 0));
+    memset(pinned, 0, 4096);
+    CUDA_MEMCPY2D rows = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .srcDevice = memory,
+                          .srcPitch = 64,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = there,
+                          .dstPitch = 128,
+                          .WidthInBytes = 32,
+                          .Height = 8};
+    for (uint32_t i = 1; i < 4; i++) {
+        OK(spin(module, 20000000, NULL));
+        OK(cuMemsetD32Async(memory, i, 1024, NULL));
+        OK(i == 1   ? cuMemcpyDtoD_v2(there, memory, 4096)
+           : i == 2 ? cuMemcpy(there, memory, 4096)
+                    : cuMemcpy2D_v2(&rows));
+        CHECK(pinned[0] == i && pinned[224] == i);
+    }
+    pinned[0] = 77;
+    OK(spin(module, 20000000, NULL));
+    OK(cuMemcpyDtoD_v2(memory, there, 4096));
+    pinned[0] = 78;
+    OK(cuMemcpyDtoH_v2(&word, memory, 4));
+    CHECK(word == 77);
+    OK(cuMemFreeHost(pinned));
+    OK(cuMemFree_v2(memory));
+    OK(cuModuleUnload(module));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -217,6 +254,7 @@ static const struct {
               {"attributes-of-two-devices", attributes_of_two_devices},
               {"handles-that-are-values", handles_that_are_values},
               {"nothing-fails-later", nothing_fails_later},
+              {"copies-by-device-address", copies_by_device_address},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

@@ -282,6 +282,11 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
 
 /* ---- across ---- */
 
+CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, CUstream stream, CUresult result) {
+    bool host = tpc_is_mapped_host(destination) || tpc_is_mapped_host(source);
+    return result == CUDA_SUCCESS && host ? tpc_copy_wait(name, stream) : result;
+}
+
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream) {
     struct tpg_copy_device_in in = {
         .destination = destination, .source = source, .size = size, .stream = (uint64_t)(uintptr_t)stream};
@@ -327,11 +332,12 @@ static CUresult down(const char *name, void *to, CUdeviceptr from, size_t size, 
     return tpc_copy_down(name, to, &area, stream, sync);
 }
 
-static CUresult across(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+static CUresult across(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
     BEGIN(size);
     CHECK_DEVICE(to, size);
     CHECK_DEVICE(from, size);
-    return tpc_copy_across(name, to, from, size, stream);
+    CUresult result = tpc_copy_across(name, to, from, size, stream);
+    return sync ? tpc_copy_done(name, to, from, stream, result) : result;
 }
 
 /* The form that finds out by the addresses what is copied where. */
@@ -342,7 +348,7 @@ static CUresult anywhere(const char *name, CUdeviceptr to, CUdeviceptr from, siz
     void *host_to = (void *)(uintptr_t)to;
     const void *host_from = (const void *)(uintptr_t)from;
     if (to_device) {
-        return from_device ? across(name, to, from, size, stream) : up(name, to, host_from, size, stream, sync);
+        return from_device ? across(name, to, from, size, stream, sync) : up(name, to, host_from, size, stream, sync);
     }
     if (from_device) {
         return down(name, host_to, from, size, stream, sync);
@@ -370,10 +376,10 @@ CUresult tpc_cuMemcpyDtoHAsync_v2(void *dstHost, CUdeviceptr srcDevice, size_t B
     return down("cuMemcpyDtoHAsync", dstHost, srcDevice, ByteCount, hStream, false);
 }
 CUresult tpc_cuMemcpyDtoD_v2(CUstream implicit, CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount) {
-    return across("cuMemcpyDtoD", dstDevice, srcDevice, ByteCount, implicit);
+    return across("cuMemcpyDtoD", dstDevice, srcDevice, ByteCount, implicit, true);
 }
 CUresult tpc_cuMemcpyDtoDAsync_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
-    return across("cuMemcpyDtoDAsync", dstDevice, srcDevice, ByteCount, hStream);
+    return across("cuMemcpyDtoDAsync", dstDevice, srcDevice, ByteCount, hStream, false);
 }
 CUresult tpc_cuMemcpy(CUstream implicit, CUdeviceptr dst, CUdeviceptr src, size_t ByteCount) {
     return anywhere("cuMemcpy", dst, src, ByteCount, implicit, true);
@@ -385,11 +391,11 @@ CUresult tpc_cuMemcpyPeer(CUstream implicit, CUdeviceptr dstDevice, CUcontext ds
                           CUcontext srcContext, size_t ByteCount) {
     TPC_CHECK_HANDLE(CONTEXT, dstContext, false);
     TPC_CHECK_HANDLE(CONTEXT, srcContext, false);
-    return across("cuMemcpyPeer", dstDevice, srcDevice, ByteCount, implicit);
+    return across("cuMemcpyPeer", dstDevice, srcDevice, ByteCount, implicit, true);
 }
 CUresult tpc_cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
                                size_t ByteCount, CUstream hStream) {
     TPC_CHECK_HANDLE(CONTEXT, dstContext, false);
     TPC_CHECK_HANDLE(CONTEXT, srcContext, false);
-    return across("cuMemcpyPeerAsync", dstDevice, srcDevice, ByteCount, hStream);
+    return across("cuMemcpyPeerAsync", dstDevice, srcDevice, ByteCount, hStream, false);
 }

@@ -192,6 +192,7 @@ static void slice_here(const struct side *to, const struct side *from, uint64_t 
 
 static CUresult copy_box(const char *name, struct side to, struct side from, struct box box, CUstream stream,
                          bool sync) {
+    const uint64_t destination = to.address, source = from.address;
     CUresult result = CUDA_SUCCESS;
     if (to.slice == to.pitch * box.height && from.slice == from.pitch * box.height) {
         box.height *= box.depth; /* the slices lie side by side: one area */
@@ -213,7 +214,7 @@ static CUresult copy_box(const char *name, struct side to, struct side from, str
         to.address += to.slice;
         from.address += from.slice;
     }
-    return result;
+    return sync && to.device && from.device ? tpc_copy_done(name, destination, source, stream, result) : result;
 }
 
 /* ---- the API ---- */

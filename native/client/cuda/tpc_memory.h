@@ -81,6 +81,9 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
 bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,
                      CUstream stream, bool sync, CUresult *result);
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream);
+/* The end of one in the form that is synchronous: it waits if a side is host memory, which the program may look at or change
+ * now. Between device memory the driver does not wait either. */
+CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, CUstream stream, CUresult result);
 /* Waits until `stream` has done everything that was sent before. */
 CUresult tpc_copy_wait(const char *name, CUstream stream);
 bool tpc_is_pinned(const void *memory, size_t size);
