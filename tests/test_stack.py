@@ -108,6 +108,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         "handles-that-are-values",
         "nothing-fails-later",
         "copies-by-device-address",
+        "parameters-of-a-node",
         "stream-of-a-callback",
         "event-of-a-capture-that-is-over",
     ],

@@ -246,6 +246,40 @@ static void copies_by_device_address(void) {
     OK(cuModuleUnload(module));
 }
 
+/* The parameters that a node tells belong to it until they are changed, however often it is asked. */
+static void parameters_of_a_node(void) {
+    CUmodule module = load_kernels();
+    CUgraph graph;
+    CUgraphNode node;
+    CUdeviceptr memory;
+    unsigned value = 4711;
+    size_t n = 16;
+    void *values[] = {&memory, &value, &n};
+    CUDA_KERNEL_NODE_PARAMS params = {.func = kernel(module, "fill_u32"),
+                                      .gridDimX = 1,
+                                      .gridDimY = 1,
+                                      .gridDimZ = 1,
+                                      .blockDimX = 16,
+                                      .blockDimY = 1,
+                                      .blockDimZ = 1,
+                                      .kernelParams = values};
+    CUDA_KERNEL_NODE_PARAMS first, second;
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddKernelNode_v2(&node, graph, NULL, 0, &params));
+    OK(cuGraphKernelNodeGetParams_v2(node, &first));
+    OK(cuGraphKernelNodeGetParams_v2(node, &second));
+    CHECK(first.kernelParams == second.kernelParams);
+    CHECK(*(unsigned *)first.kernelParams[1] == 4711);
+    value = 4712;
+    OK(cuGraphKernelNodeSetParams_v2(node, &params));
+    OK(cuGraphKernelNodeGetParams_v2(node, &second));
+    CHECK(*(unsigned *)second.kernelParams[1] == 4712);
+    OK(cuGraphDestroy(graph));
+    OK(cuMemFree_v2(memory));
+    OK(cuModuleUnload(module));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -255,6 +289,7 @@ static const struct {
               {"handles-that-are-values", handles_that_are_values},
               {"nothing-fails-later", nothing_fails_later},
               {"copies-by-device-address", copies_by_device_address},
+              {"parameters-of-a-node", parameters_of_a_node},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

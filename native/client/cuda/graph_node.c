@@ -171,6 +171,8 @@ CUresult tpc_cuGraphExecKernelNodeSetParams(CUgraphExec hGraphExec, CUgraphNode 
 struct read_back {
     struct read_back *next;
     uint64_t node;
+    const struct tpc_kernel *kernel;
+    size_t size;
     void **params;
     unsigned char *block;
 };
@@ -178,17 +180,7 @@ struct read_back {
 static struct tp_lock lock;
 static struct read_back *read_backs;
 
-void tpc_node_forget(uint64_t node) {
-    struct read_back *gone = NULL;
-    tp_lock_take(&lock);
-    for (struct read_back **at = &read_backs; *at; at = &(*at)->next) {
-        if ((*at)->node == node) {
-            gone = *at;
-            *at = gone->next;
-            break;
-        }
-    }
-    tp_lock_drop(&lock);
+static void release(struct read_back *gone) {
     if (gone) {
         free(gone->params);
         free(gone->block);
@@ -196,28 +188,66 @@ void tpc_node_forget(uint64_t node) {
     }
 }
 
-static void **keep(uint64_t node, const struct tpc_kernel *k, const void *bytes, size_t size) {
+/* Takes what was told of a node out of the list. Under the lock. */
+static struct read_back *take(uint64_t node) {
+    struct read_back *found = NULL;
+    for (struct read_back **at = &read_backs; *at; at = &(*at)->next) {
+        if ((*at)->node == node) {
+            found = *at;
+            *at = found->next;
+            break;
+        }
+    }
+    return found;
+}
+
+void tpc_node_forget(uint64_t node) {
+    tp_lock_take(&lock);
+    struct read_back *gone = take(node);
+    tp_lock_drop(&lock);
+    release(gone);
+}
+
+static struct read_back *make(uint64_t node, const struct tpc_kernel *k, const void *bytes, size_t size) {
     struct read_back *made = calloc(1, sizeof *made);
-    void **params = calloc(k->parameters + 1, sizeof *params);
-    unsigned char *block = calloc(1, size + 1);
-    if (!made || !params || !block) {
-        free(made);
-        free(params);
-        free(block);
+    if (!made) {
+        return NULL;
+    }
+    *made = (struct read_back){.node = node,
+                               .kernel = k,
+                               .size = size,
+                               .params = calloc(k->parameters + 1, sizeof *made->params),
+                               .block = calloc(1, size + 1)};
+    if (!made->params || !made->block) {
+        release(made);
         return NULL;
     }
     if (size) {
-        memcpy(block, bytes, size);
+        memcpy(made->block, bytes, size);
     }
     for (uint32_t i = 0; i < k->parameters; i++) {
-        params[i] = block + k->layout[i].offset;
+        made->params[i] = made->block + k->layout[i].offset;
     }
-    tpc_node_forget(node); /* the arrays of an earlier question end with this one */
-    *made = (struct read_back){.node = node, .params = params, .block = block};
+    return made;
+}
+
+/* What was told before stays where it is for as long as it is right: the program may still use it. */
+static void **keep(uint64_t node, const struct tpc_kernel *k, const void *bytes, size_t size) {
+    struct read_back *made = make(node, k, bytes, size);
+    if (!made) {
+        return NULL;
+    }
     tp_lock_take(&lock);
-    made->next = read_backs;
-    read_backs = made;
+    struct read_back *stays = take(node), *gone = made;
+    if (!stays || stays->kernel != k || stays->size != size || memcmp(stays->block, made->block, size) != 0) {
+        gone = stays;
+        stays = made;
+    }
+    stays->next = read_backs;
+    read_backs = stays;
+    void **params = stays->params;
     tp_lock_drop(&lock);
+    release(gone);
     return params;
 }
 
@@ -295,6 +325,7 @@ static CUresult memset_node(const char *name, const struct target *t, const CUDA
     TPC_CHECK_HANDLE(CONTEXT, context, true);
     struct tpc_area area = {.address = p->dst, .pitch = p->pitch, .height = p->height};
     bool fits = (p->elementSize == 1 || p->elementSize == 2 || p->elementSize == 4) && p->width && p->height &&
+                p->dst % p->elementSize == 0 &&
                 !__builtin_mul_overflow((uint64_t)p->width, (uint64_t)p->elementSize, &area.width);
     if (!fits || (p->height > 1 && p->pitch < area.width)) {
         return CUDA_ERROR_INVALID_VALUE;
