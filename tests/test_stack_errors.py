@@ -364,6 +364,14 @@ def test_failure_that_breaks_nothing_is_reported_once(program: Path) -> None:
         assert client.end() == 0
 
 
+def test_waits_are_cheap_again_after_a_failure(program: Path, tmp_path: Path) -> None:
+    path = tmp_path / "statistics.json"
+    with Worker(program=program, TF_SIM_FAULTS="cuLaunchKernel:1=701") as worker:
+        assert worker.run("corners", "waits-after-a-failure", TF_STATS_PATH=str(path)) == "right\n"
+    functions = json.loads(path.read_text())["by_function"]
+    assert functions["cuStreamSynchronize"]["round_trips"] < 5
+
+
 def test_sticky_failure_is_reported_for_ever(program: Path) -> None:
     with (
         Worker(program=program, TF_SIM_FAULTS="cuLaunchKernel:3=700,sticky") as worker,

@@ -280,6 +280,22 @@ static void parameters_of_a_node(void) {
     OK(cuModuleUnload(module));
 }
 
+/* For a worker whose first launch fails: once that was reported, by whatever call, waits are as cheap as before. */
+static void waits_after_a_failure(void) {
+    CUmodule module = load_kernels();
+    CUstream stream;
+    CUdeviceptr memory;
+    uint32_t word;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&memory, 4));
+    OK(cuCtxSynchronize());
+    OK(spin(module, 1, stream));
+    GIVES(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, cuMemcpyDtoH_v2(&word, memory, 4));
+    for (int i = 0; i < 100; i++) {
+        OK(cuStreamSynchronize(stream));
+    }
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -290,6 +306,7 @@ static const struct {
               {"nothing-fails-later", nothing_fails_later},
               {"copies-by-device-address", copies_by_device_address},
               {"parameters-of-a-node", parameters_of_a_node},
+              {"waits-after-a-failure", waits_after_a_failure},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

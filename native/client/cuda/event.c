@@ -64,7 +64,9 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
         return result;
     }
     uint64_t doubts = tpc_watch_doubts();
+    uint32_t before = tpc_failures();
     result = tpc_call_event_query("cuEventQuery", &in, &reply);
+    tpc_waited(before, result);
     tpc_watch_learned(in.event, false, result, &reply, doubts);
     tp_reply_free(&reply);
     if (result == CUDA_SUCCESS && atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {

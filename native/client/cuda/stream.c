@@ -21,7 +21,8 @@ struct stream {
 };
 
 static _Atomic unsigned long long next_id = 16; /* small numbers are for the default streams */
-static _Atomic bool failure_noted;
+/* Failed posts that the worker told of, and how many of them have been reported to the program since. */
+static _Atomic uint32_t failures, reported;
 /* The default streams of a process. Any frame ends their quietness, and so does another context. */
 static struct stream legacy = {.id = 1}, per_thread = {.id = 2};
 
@@ -32,7 +33,21 @@ static struct stream *stream_of(CUstream handle) {
     return handle == CU_STREAM_PER_THREAD ? &per_thread : tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
 }
 
-void tpc_note_failure(void) { atomic_store(&failure_noted, true); }
+void tpc_note_failure(void) { atomic_fetch_add(&failures, 1); }
+
+uint32_t tpc_failures(void) { return atomic_load(&failures); }
+
+void tpc_waited(uint32_t before, CUresult result) {
+    if (TP_UNLIKELY(result == CUDA_SUCCESS && before != atomic_load_explicit(&reported, memory_order_relaxed))) {
+        atomic_store(&reported, before);
+    }
+}
+
+/* The worker must be asked: it has an error to report. */
+static bool failure_noted(void) {
+    return atomic_load_explicit(&failures, memory_order_relaxed) !=
+           atomic_load_explicit(&reported, memory_order_relaxed);
+}
 
 /* A frame's number with the context that it was known in: the legacy stream is another one in each. */
 static uint64_t quiet_mark(uint64_t frame) { return frame << 24 | (tp_thread_self()->context & 0xffffff); }
@@ -45,13 +60,13 @@ void tpc_stream_quiet(CUstream handle, const struct tp_reply *reply) {
 }
 
 bool tpc_may_mark(void) {
-    return !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
+    return !tpc_strict && !failure_noted() &&
            !atomic_load_explicit(&tpc_captures, memory_order_relaxed) && /* a capturing stream would record the mark */
            !atomic_load_explicit(&tpc_twins, memory_order_relaxed);
 }
 
 bool tpc_marked(const char *name, CUstream handle, const struct tp_done *done, uint64_t before) {
-    if (!tp_done_wait(tpc_conn, name, done) || atomic_load_explicit(&failure_noted, memory_order_relaxed)) {
+    if (!tp_done_wait(tpc_conn, name, done) || failure_noted()) {
         return false;
     }
     tpc_watch_doubt();
@@ -74,7 +89,7 @@ bool tpc_wait_marked(const char *name, CUstream handle) {
 /* Nothing was sent since everything in the stream was known to be complete. */
 static bool quiet(CUstream handle) {
     struct stream *stream = stream_of(handle);
-    return stream && !tpc_strict && !atomic_load_explicit(&failure_noted, memory_order_relaxed) &&
+    return stream && !tpc_strict && !failure_noted() &&
            atomic_load_explicit(&stream->quiet, memory_order_relaxed) == quiet_mark(tp_frames(tpc_conn));
 }
 
@@ -144,11 +159,11 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
     }
     struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;
+    uint32_t before = tpc_failures();
     CUresult result = tpc_call_stream_wait("cuStreamSynchronize", &in, &reply);
+    tpc_waited(before, result);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(hStream, &reply);
-    } else {
-        atomic_store(&failure_noted, false);
     }
     tp_reply_free(&reply);
     if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
@@ -172,7 +187,9 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
         return result;
     }
     uint64_t doubts = tpc_watch_doubts();
+    uint32_t before = tpc_failures();
     result = tpc_call_stream_query("cuStreamQuery", &in, &reply);
+    tpc_waited(before, result);
     tpc_watch_learned(in.stream, true, result, &reply, doubts);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(hStream, &reply);
@@ -186,11 +203,11 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
 
 static CUresult synchronize(const char *name) {
     struct tp_reply reply;
+    uint32_t before = tpc_failures();
     CUresult result = tpc_call_context_synchronize(name, &reply);
+    tpc_waited(before, result);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(CU_STREAM_LEGACY, &reply);
-    } else {
-        atomic_store(&failure_noted, false);
     }
     tp_reply_free(&reply);
     if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {

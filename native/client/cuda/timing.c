@@ -110,7 +110,9 @@ static CUresult ask(struct pair *asked, bool more) {
     struct tpg_event_elapsed_in in = {.starts = starts, .starts_count = count, .ends = ends, .ends_count = count};
     struct tpg_event_elapsed_out out;
     struct tp_reply reply;
+    uint32_t failures = tpc_failures();
     CUresult result = tpc_call_event_elapsed("cuEventElapsedTime", &in, &out, &reply);
+    tpc_waited(failures, result);
     if (result == CUDA_SUCCESS && (out.results_count != count || out.milliseconds_count != count)) {
         result = tpc_bad_reply(&reply);
     }
@@ -159,7 +161,9 @@ CUresult tpc_cuEventSynchronize(CUevent hEvent) {
         in.start = in.start && tpc_handle_alive(TPG_EVENT, in.start) ? in.start : 0;
     }
     tp_lock_drop(&lock);
+    uint32_t failures = tpc_failures();
     CUresult result = tpc_call_event_wait("cuEventSynchronize", &in, &out, &reply);
+    tpc_waited(failures, result);
     if (result == CUDA_SUCCESS && in.start && out.timed == CUDA_SUCCESS) {
         keep(&(struct pair){.start = in.start, .end = in.event, .milliseconds = out.milliseconds}, 1, now);
     }

@@ -159,6 +159,10 @@ void tpc_forbid_calls(void);
 /* ---- streams (stream.c), host functions (callback.c) ---- */
 /* A post has failed on the worker: the next wait must ask it, even where the client believes all is done. */
 void tpc_note_failure(void);
+/* How many have, before a call that may report one; and what that call answered: with success nothing was left to report, so waits
+ * are short again. After an error the next call has to say so. */
+uint32_t tpc_failures(void);
+void tpc_waited(uint32_t before, CUresult result);
 void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *body, size_t size);
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
  * needs no round trip. */
