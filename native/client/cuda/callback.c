@@ -148,6 +148,24 @@ static bool enlist(struct call *call) {
     return able;
 }
 
+/* Takes back what the worker has refused and will never ask for. */
+void tpc_host_refused(uint64_t token) {
+    struct call *found = NULL;
+    tp_lock_take(&lock);
+    for (struct call **at = &waiting; *at; at = &(*at)->next) {
+        if ((*at)->token == token) {
+            found = *at;
+            *at = found->next;
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+    if (found) {
+        free(found);
+        tp_listen(tpc_conn, -1);
+    }
+}
+
 static CUresult add(const char *name, CUstream stream, struct call *call) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
@@ -159,9 +177,14 @@ static CUresult add(const char *name, CUstream stream, struct call *call) {
         }
         call->lasting = status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
     }
+    bool refusable = call->lasting || tpc_strict; /* else the result is not that of this call */
     bool able = enlist(call);
     struct tpg_host_function_in in = {.stream = (uint64_t)(uintptr_t)stream, .token = call->token};
-    return able ? tpc_post_host_function(name, &in) : CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result = able ? tpc_post_host_function(name, &in) : CUDA_ERROR_OUT_OF_MEMORY;
+    if (!able || (refusable && result != CUDA_SUCCESS)) {
+        tpc_host_refused(in.token);
+    }
+    return result;
 }
 
 uint64_t tpc_host_lasting(CUhostFn function, void *user) {
@@ -170,7 +193,12 @@ uint64_t tpc_host_lasting(CUhostFn function, void *user) {
         return 0;
     }
     *call = (struct call){.function = function, .user = user, .lasting = true};
-    return enlist(call) ? call->token : 0;
+    bool able = enlist(call);
+    uint64_t token = call->token;
+    if (!able) {
+        tpc_host_refused(token);
+    }
+    return able ? token : 0;
 }
 
 CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn destroy, unsigned int initialRefcount,
@@ -195,16 +223,7 @@ CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn de
         tp_reply_free(&reply);
     }
     if (result != CUDA_SUCCESS) {
-        tp_lock_take(&lock);
-        for (struct call **at = &waiting; *at; at = &(*at)->next) {
-            if (*at == call) {
-                *at = call->next;
-                break;
-            }
-        }
-        tp_lock_drop(&lock);
-        tp_listen(tpc_conn, -1);
-        free(call);
+        tpc_host_refused(in.token);
         tpc_unmint(TPG_USEROBJECT, in.object);
         return result;
     }

@@ -472,7 +472,11 @@ static CUresult host_node(const char *name, const struct target *t, CUhostFn fun
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_graph_host_in in = {TARGET(t), .token = tpc_host_lasting(function, user)};
-    return in.token ? send_graph_host(name, &in, t->wait) : CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result = in.token ? send_graph_host(name, &in, t->wait) : CUDA_ERROR_OUT_OF_MEMORY;
+    if (result != CUDA_SUCCESS && in.token) {
+        tpc_host_refused(in.token);
+    }
+    return result;
 }
 
 CUresult tpc_cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,

@@ -54,6 +54,8 @@ void tpc_node_forget(uint64_t node);
 /* ---- callback.c ---- */
 /* Makes a token for a host function that runs at every launch of a graph. 0 without memory. */
 uint64_t tpc_host_lasting(CUhostFn function, void *user);
+/* The worker did not take the token. */
+void tpc_host_refused(uint64_t token);
 
 /* ---- launch.c ---- */
 /* Checks the shape and finds the parameter block, `block` or the caller's own. */
