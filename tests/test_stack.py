@@ -117,9 +117,10 @@ def test_corners(worker: Worker, check: str) -> None:
     assert worker.run("corners", check) == "right\n"
 
 
-def test_corners_of_two_devices(program: Path) -> None:
+@pytest.mark.parametrize("check", ["attributes-of-two-devices", "limits-of-a-kernel"])
+def test_corners_of_other_workers(program: Path, check: str) -> None:
     with Worker(program=program, TF_SIM_DEVICES="2", TF_SIM_UNKNOWN_KERNELS="skip") as worker:
-        assert worker.run("corners", "attributes-of-two-devices") == "right\n"
+        assert worker.run("corners", check) == "right\n"
 
 
 def test_fork_after_init(worker: Worker) -> None:

@@ -296,6 +296,32 @@ static void waits_after_a_failure(void) {
     }
 }
 
+/* What a kernel's own limits refuse has the driver's error, at the launch: too many threads for it are too many resources. */
+static void limits_of_a_kernel(void) {
+    CUmodule module = load_kernels();
+    CUfunction function = kernel(module, "unknown_kernel"); /* at most 128 threads */
+    static char big[5000];
+    unsigned long long other = 0;
+    void *params[] = {big, &other};
+    CUlaunchAttribute attribute = {.id = CU_LAUNCH_ATTRIBUTE_PRIORITY};
+    CUlaunchConfig config = {.gridDimX = 1,
+                             .gridDimY = 1,
+                             .gridDimZ = 1,
+                             .blockDimX = 512,
+                             .blockDimY = 1,
+                             .blockDimZ = 1,
+                             .attrs = &attribute,
+                             .numAttrs = 1};
+    GIVES(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, cuLaunchKernel(function, 1, 1, 1, 512, 1, 1, 0, NULL, params, NULL));
+    GIVES(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, cuLaunchKernelEx(&config, function, params, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuLaunchKernel(function, 1, 1, 1, 2048, 1, 1, 0, NULL, params, NULL));
+    OK(cuLaunchKernel(function, 1, 1, 1, 128, 1, 1, 0, NULL, params, NULL));
+    config.blockDimX = 128;
+    OK(cuLaunchKernelEx(&config, function, params, NULL));
+    OK(cuCtxSynchronize());
+    OK(cuModuleUnload(module));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -307,6 +333,7 @@ static const struct {
               {"copies-by-device-address", copies_by_device_address},
               {"parameters-of-a-node", parameters_of_a_node},
               {"waits-after-a-failure", waits_after_a_failure},
+              {"limits-of-a-kernel", limits_of_a_kernel},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

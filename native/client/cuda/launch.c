@@ -11,9 +11,10 @@ struct shape {
     unsigned int grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
 };
 
-/* Against the kernel's own limits. Before a launch is refused they are asked for anew: a library may have changed them through
- * another handle of the same code. */
-static CUresult check_attributes_of(struct tpc_kernel *kernel, uint64_t threads, unsigned int shared_bytes) {
+/* Against the kernel's own limits. Before they stop a launch they are asked for anew: a library may have changed them through
+ * another handle of the same code. Which error the driver has for it depends on more than is known here (registers, for one):
+ * *ask says that the launch must wait for its answer. */
+static CUresult check_attributes_of(struct tpc_kernel *kernel, uint64_t threads, unsigned int shared_bytes, bool *ask) {
     for (int attempt = 0; attempt < 2; attempt++) {
         CUresult result;
         const _Atomic int *a = tpc_attributes(kernel, "cuLaunchKernel", &result);
@@ -27,10 +28,12 @@ static CUresult check_attributes_of(struct tpc_kernel *kernel, uint64_t threads,
         }
         atomic_store(&tpc_attributes_of(kernel)->known, false);
     }
-    return CUDA_ERROR_INVALID_VALUE;
+    *ask = true;
+    return CUDA_SUCCESS;
 }
 
-static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel *kernel, const struct shape *s) {
+static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel *kernel, const struct shape *s,
+                            bool *ask) {
     const int *limit = tpc_devices[context->device].what.attributes;
     if (!s->grid_x || !s->grid_y || !s->grid_z || !s->block_x || !s->block_y || !s->block_z) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -53,7 +56,7 @@ static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel
     const struct tpc_attributes *attributes = tpc_attributes_of(kernel);
     bool known = attributes && atomic_load_explicit(&attributes->known, memory_order_acquire);
     if (known || threads > 256 || s->shared_bytes > (unsigned)limit[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK]) {
-        return check_attributes_of(kernel, threads, s->shared_bytes);
+        return check_attributes_of(kernel, threads, s->shared_bytes, ask);
     }
     return CUDA_SUCCESS;
 }
@@ -104,19 +107,22 @@ CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARA
     TPC_CONTEXT(context);
     struct shape shape = {p->gridDimX,  p->gridDimY,  p->gridDimZ,      p->blockDimX,
                           p->blockDimY, p->blockDimZ, p->sharedMemBytes};
-    CUresult result = check_shape(context, kernel, &shape);
+    bool ask = false; /* the parameters of an executable graph wait for nobody: they are refused here */
+    CUresult result = check_shape(context, kernel, &shape, &ask);
+    result = result == CUDA_SUCCESS && ask ? CUDA_ERROR_INVALID_VALUE : result;
     return result ? result : gather(kernel, p->kernelParams, p->extra, block, source);
 }
 
-/* Everything before the frame is sent; on success *source is the parameter block. */
+/* Everything before the frame is sent; on success *source is the parameter block, and *ask whether to wait for the result. */
 static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CUstream stream, void **params,
-                        void **extra, unsigned char *block, const void **source) {
+                        void **extra, unsigned char *block, const void **source, bool *ask) {
     TPC_CONTEXT(context);
     if (TP_UNLIKELY(!kernel)) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     TPC_CHECK_HANDLE(STREAM, stream, true);
-    CUresult result = check_shape(context, kernel, shape);
+    *ask = false;
+    CUresult result = check_shape(context, kernel, shape, ask);
     if (TP_LIKELY(result == CUDA_SUCCESS)) {
         result = gather(kernel, params, extra, block, source);
     }
@@ -145,8 +151,9 @@ static CUresult launch(const char *name, CUfunction f, const struct shape *shape
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
     unsigned char block[TPC_BLOCK_LIMIT];
     const void *source;
-    CUresult result = prepare(kernel, shape, stream, params, extra, block, &source);
-    if (TP_UNLIKELY(cooperative) && result == CUDA_SUCCESS) {
+    bool ask;
+    CUresult result = prepare(kernel, shape, stream, params, extra, block, &source, &ask);
+    if (TP_UNLIKELY(cooperative) && result == CUDA_SUCCESS && !ask) {
         result = check_cooperative(kernel, shape);
     }
     if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
@@ -164,6 +171,9 @@ static CUresult launch(const char *name, CUfunction f, const struct shape *shape
                                .cooperative = cooperative,
                                .params = source,
                                .params_size = kernel->parameter_bytes};
+    if (TP_UNLIKELY(ask)) {
+        tpc_wait_for_next_post();
+    }
     return tpc_post_launch(name, &in);
 }
 
@@ -296,11 +306,12 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
     unsigned char block[TPC_BLOCK_LIMIT];
     const void *source;
+    bool ask = false;
     CUresult result = check_attributes(config);
     if (result == CUDA_SUCCESS) {
-        result = prepare(kernel, &shape, stream, kernelParams, extra, block, &source);
+        result = prepare(kernel, &shape, stream, kernelParams, extra, block, &source, &ask);
     }
-    if (result == CUDA_SUCCESS) {
+    if (result == CUDA_SUCCESS && !ask) {
         result = check_grid(kernel, config, &shape);
     }
     if (result != CUDA_SUCCESS) {
@@ -321,7 +332,7 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
                                   .params_size = kernel->parameter_bytes};
     uint64_t kind = kind_of(&in);
     _Atomic uint64_t *place = &proved[kind >> 32 & (PROVED - 1)];
-    if (TP_LIKELY(atomic_load_explicit(place, memory_order_relaxed) == kind)) {
+    if (TP_LIKELY(atomic_load_explicit(place, memory_order_relaxed) == kind && !ask)) {
         result = tpc_post_launch_ex("cuLaunchKernelEx", &in);
     } else {
         result = launch_waiting("cuLaunchKernelEx", &in);
