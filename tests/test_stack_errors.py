@@ -285,6 +285,31 @@ def half_open(worker: Worker) -> Iterator[list[socket.socket]]:
         connection.close()
 
 
+def test_the_log_is_not_the_clients(tmp_path: Path) -> None:
+    """A client's name steers no terminal and makes no line of its own, nor do its failing calls fill the disk."""
+    log = tmp_path / "log"
+    operations = (
+        line.split() for line in Path(__file__).parent.parent.joinpath("api/opcodes.lock").read_text().splitlines()
+    )
+    number = next(int(words[0]) for words in operations if words[1:] == ["memory_free"])
+    frame = struct.pack("<IHHIIQ", 24, number, 0, 1, 0, 1)
+    with Worker(TF_ENABLE_LOG="1", TF_LOG_PATH=str(log)) as worker:
+        with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as connection:
+            connection.sendall(Greeting.build(Teleport().schema, program="a\n2026 ERROR forged \x1b[31m\x7f"))
+            assert read_welcome(connection).status == Status.ACCEPTED
+            (session,) = worker.sessions()
+            for _ in range(5):
+                connection.sendall(frame * 1000)
+            assert eventually(lambda: "a?2026 ERROR forged" in " ".join(session.cmdline()))
+            assert "\x1b" not in " ".join(session.cmdline())
+        assert eventually(lambda: not worker.sessions())
+    text = log.read_text()
+    assert "serving a?2026 ERROR forged ?[31m?" in text
+    assert "\x1b" not in text
+    assert not any(line.startswith("2026 ERROR") for line in text.splitlines())
+    assert 0 < text.count("memory_free") < 1000
+
+
 def test_junk_on_the_port_while_a_good_client_runs(worker: Worker, half_open: list[socket.socket]) -> None:
     source = random.Random(7)
     greeting = Greeting.build(Teleport().schema)

@@ -24,7 +24,10 @@ _Atomic int tp_log_threshold = TP_ERROR;
 
 static _Atomic int log_fd = -1; /* -1: stderr only */
 static const char *_Atomic log_who = "tensor-fusion";
-static char log_path[1024]; /* path that log_fd belongs to; written by tp_log_setup only */
+static _Atomic uint32_t lines_a_second; /* 0: any number */
+static _Atomic int64_t last_second;
+static _Atomic uint32_t lines; /* wanted in that second */
+static char log_path[1024];    /* path that log_fd belongs to; written by tp_log_setup only */
 static const char *const level_names[] = {"TRACE", "DEBUG", "INFO", "WARN", "ERROR"};
 
 static bool is_on(const char *value) {
@@ -86,6 +89,25 @@ static void civil_date(int64_t days, int *year, int *month, int *day) {
     *year = (int)(year_of_era + era * 400 + (*month <= 2));
 }
 
+void tp_log_bound(uint32_t most) {
+    bool everything = atomic_load_explicit(&tp_log_threshold, memory_order_relaxed) < TP_INFO;
+    atomic_store_explicit(&lines_a_second, everything ? 0 : most, memory_order_relaxed);
+}
+
+/* Whether one more line may leave in this second, and how many of the last one with lines did not. */
+static bool within_bound(int64_t now, uint32_t *left_out) {
+    uint32_t most = atomic_load_explicit(&lines_a_second, memory_order_relaxed);
+    if (!most) {
+        return true;
+    }
+    if (atomic_exchange(&last_second, now) == now) {
+        return atomic_fetch_add(&lines, 1) < most;
+    }
+    uint32_t before = atomic_exchange(&lines, 1);
+    *left_out = before > most ? before - most : 0;
+    return true;
+}
+
 static void write_line(int fd, const char *line, size_t size) {
     ssize_t written = write(fd, line, size);
     (void)written; /* a full disk or a closed stderr must not stop the program */
@@ -95,7 +117,11 @@ void tp_log_write(int level, const char *format, ...) {
     int saved = errno;
     char line[LINE_MAX_BYTES];
     struct timespec now;
+    uint32_t left_out = 0;
     clock_gettime(CLOCK_REALTIME, &now);
+    if (!within_bound(now.tv_sec, &left_out)) {
+        return;
+    }
     int year, month, day;
     civil_date(now.tv_sec / 86400, &year, &month, &day);
     int second = (int)(now.tv_sec % 86400);
@@ -104,6 +130,11 @@ void tp_log_write(int level, const char *format, ...) {
                         second / 3600, second / 60 % 60, second % 60, (int)(now.tv_nsec / 1000000), level_names[index],
                         atomic_load_explicit(&log_who, memory_order_relaxed), (int)getpid());
     size_t size = used < 0 ? 0 : (size_t)used < sizeof line ? (size_t)used : sizeof line - 1;
+    size_t text = size;
+    if (left_out) {
+        used = snprintf(line + size, sizeof line - size, "(%u lines were left out) ", left_out);
+        size += used < 0 ? 0 : (size_t)used;
+    }
     va_list arguments;
     va_start(arguments, format);
     used = vsnprintf(line + size, sizeof line - size, format, arguments);
@@ -111,6 +142,10 @@ void tp_log_write(int level, const char *format, ...) {
     size += used < 0 ? 0 : (size_t)used;
     if (size > sizeof line - 2) {
         size = sizeof line - 2;
+    }
+    for (; text < size; text++) { /* some of it may be a peer's: one line stays one line, and steers no terminal */
+        unsigned char byte = (unsigned char)line[text];
+        line[text] = (char)(byte < 0x20 || byte == 0x7f ? '?' : byte);
     }
     line[size++] = '\n';
     int fd = atomic_load_explicit(&log_fd, memory_order_acquire);

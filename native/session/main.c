@@ -115,6 +115,9 @@ static void rename_process(struct tpw_main *process, const char *client) {
 #define LAST_FRAMES_MS 800
 #define LOOK_MS 100 /* at the life of a client that has no connection to wait on */
 
+/* Each call of a client's that fails is a line, and it can send a million of them in a second. */
+#define LOG_LINES_A_SECOND 50u
+
 static void leave_at_last(void) {
     usleep(LAST_FRAMES_MS * 1000);
     tp_log(TP_INFO, "the client has gone while the driver was busy");
@@ -200,6 +203,9 @@ static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
     memcpy(&slot, message + 4, sizeof slot);
     memcpy(&place, message + 24, sizeof place);
     memcpy(name, message + 256 + 192, 64);
+    for (char *at = name; *at; at++) { /* the client's own words, for the log and for whoever lists processes */
+        *at = (char)(*at < ' ' || *at > '~' ? '?' : *at);
+    }
     memcpy(&s->process->client_pid, message + 256 + 52, 4);
     if (fd >= 0 ? !adopt_connection(s, fd) : !adopt_slot(s, slot - 1, (uint32_t)(place >> 32), (uint32_t)place)) {
         s->ended = true;
@@ -337,6 +343,7 @@ int main(int count, char **words) {
     signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files may end the keeping of images, not the session */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     tp_log_setup("session");
+    tp_log_bound(LOG_LINES_A_SECOND);
     if (!options(s, count, words) || tpw_callbacks_open(s)) {
         return 2;
     }
