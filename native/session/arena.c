@@ -126,6 +126,44 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 
+/* ---- the limit ----
+ *
+ * The limit counts what was asked for, and what the granules hold beyond that as soon as it passes what the cache may keep. */
+
+static uint64_t beyond(const struct tpw_arena *arena) {
+    uint64_t covered = arena->asked + TPW_CACHE_BYTES;
+    return arena->mapped > covered ? arena->mapped - covered : 0;
+}
+
+int32_t tpw_arena_count(struct tpw_session *s, uint32_t device, uint64_t bytes) {
+    struct tpw_arena *arena = &s->memory->arenas[device];
+    arena->asked += bytes;
+    if (beyond(arena) > arena->beyond) {
+        tpw_arena_trim(s, device);
+    }
+    while (beyond(arena) > arena->beyond) {
+        uint64_t more = beyond(arena) - arena->beyond;
+        if (tpw_charge(s, device, more)) { /* which may have waited for frees, which uncount */
+            arena->asked -= bytes;
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+        arena->beyond += more;
+    }
+    uint64_t less = arena->beyond - beyond(arena);
+    tpw_uncharge(s, device, less);
+    arena->beyond -= less;
+    return CUDA_SUCCESS;
+}
+
+void tpw_arena_uncount(struct tpw_session *s, uint32_t device, uint64_t bytes) {
+    struct tpw_arena *arena = &s->memory->arenas[device];
+    uint64_t charged = arena->beyond + bytes;
+    arena->asked -= bytes;
+    uint64_t now = beyond(arena);
+    arena->beyond = now < charged ? now : charged;
+    tpw_uncharge(s, device, charged - arena->beyond);
+}
+
 /* ---- physical memory ---- */
 
 static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t size, uint64_t *out) {
@@ -157,14 +195,16 @@ static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t siz
         tpw_span_give(s->memory, address, size);
         return (int32_t)result;
     }
+    s->memory->arenas[device].mapped += size;
     *out = address;
     return CUDA_SUCCESS;
 }
 
-static void unmap_granules(struct tpw_session *s, uint64_t address, uint64_t size) {
+static void unmap_granules(struct tpw_session *s, uint32_t device, uint64_t address, uint64_t size) {
     CUresult result = s->cuda.cuMemUnmap(address, size);
     if (result == CUDA_SUCCESS) {
         tpw_span_give(s->memory, address, size);
+        s->memory->arenas[device].mapped -= size;
     } else {
         tp_log(TP_WARN, "cuMemUnmap of %llu bytes at 0x%llx failed with error %d: the addresses stay unused",
                (unsigned long long)size, (unsigned long long)address, result);
@@ -176,7 +216,7 @@ bool tpw_arena_trim(struct tpw_session *s, uint32_t device) {
     bool any = false;
     for (size_t i = 0; i < TPW_CACHE_ENTRIES; i++) {
         if (arena->cached[i].size) {
-            unmap_granules(s, arena->cached[i].address, arena->cached[i].size);
+            unmap_granules(s, device, arena->cached[i].address, arena->cached[i].size);
             arena->cached[i].size = 0;
             any = true;
         }
@@ -219,7 +259,7 @@ static void put_granules(struct tpw_session *s, uint32_t device, uint64_t addres
             }
         }
     }
-    unmap_granules(s, address, size);
+    unmap_granules(s, device, address, size);
 }
 
 /* ---- units of a granule ---- */

@@ -4,7 +4,7 @@
  * Owns the set of ranges that every copy, memset and launch of the client is checked against. Executor thread only;
  * addresses and sizes come from a hostile client and are used for look-ups in this set before the driver sees them. A
  * free is visible to the client at once and happens when the work that was queued before it is done; the limit counts
- * requested bytes, and a freed byte until its memory can be had again.
+ * requested bytes, a freed byte until its memory can be had again, and much that the granules hold beyond these (arena.c).
  */
 #include "tpw_memory.h"
 #include "tpg_session.h"
@@ -169,6 +169,19 @@ void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
     }
 }
 
+static bool in_arena(const struct tpw_range *range) {
+    return range->kind == TPW_RANGE_SMALL || range->kind == TPW_RANGE_LARGE;
+}
+
+/* The range's memory has been given back. */
+static void uncharge_range(struct tpw_session *s, const struct tpw_range *range) {
+    if (in_arena(range)) {
+        tpw_arena_uncount(s, range->device, range->charged);
+    } else {
+        tpw_uncharge(s, range->device, range->charged);
+    }
+}
+
 /* ---- operations ---- */
 
 int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_alloc_in *in,
@@ -194,6 +207,16 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
         tpw_uncharge(s, device, in->size);
         return error;
     }
+    if (in_arena(range)) {
+        error = tpw_arena_count(s, device, in->size);
+    }
+    if (error) {
+        tp_interval_remove(&s->memory->ranges, range->at.start);
+        tpw_arena_free(s, range);
+        tpw_uncharge(s, device, in->size);
+        free(range);
+        return error;
+    }
     range->charged = in->size;
     range->context = s->entered;
     out->address = range->at.start;
@@ -214,7 +237,7 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
     } else {
         tpw_arena_free(s, range);
     }
-    tpw_uncharge(s, range->device, range->charged);
+    uncharge_range(s, range);
     free(range);
 }
 
@@ -300,7 +323,7 @@ void tpw_memory_context_gone(struct tpw_session *s, uint32_t context) {
         } else {
             tpw_arena_free(s, range);
         }
-        tpw_uncharge(s, range->device, range->charged);
+        uncharge_range(s, range);
         free(range);
     }
 }

@@ -64,6 +64,8 @@ struct tpw_arena {
         uint64_t address, size;
     } cached[TPW_CACHE_ENTRIES];
     uint64_t cached_bytes;
+    /* For the limit: granules that are mapped, bytes of allocations that lie in them, and what is charged beside these. */
+    uint64_t mapped, asked, beyond;
 };
 
 /* Pinned memory of this process in pieces of one size: slots for small copies; spills for large ones whose stream
@@ -127,6 +129,11 @@ void tpw_arena_close(struct tpw_session *s);
 int32_t tpw_arena_alloc(struct tpw_session *s, uint32_t device, uint64_t size, struct tpw_range **out);
 /* Gives the memory of a range that is no longer in the set back. */
 void tpw_arena_free(struct tpw_session *s, struct tpw_range *range);
+/* Counts an allocation of `bytes`, which are charged already, and charges what its arena holds beyond all that was asked for:
+ * a byte takes a unit, and one unit keeps a granule. CUDA_ERROR_OUT_OF_MEMORY when that passes the limit. */
+int32_t tpw_arena_count(struct tpw_session *s, uint32_t device, uint64_t bytes);
+/* The opposite, when the memory has been given back: takes the bytes off the limit, as far as the arena is rid of them. */
+void tpw_arena_uncount(struct tpw_session *s, uint32_t device, uint64_t bytes);
 /* Gives cached granules back to the driver; true if there were any. */
 bool tpw_arena_trim(struct tpw_session *s, uint32_t device);
 /* Addresses out of the reserved range, both multiples of the granule; 0 = none left. */

@@ -99,6 +99,45 @@ static void test_limit(void) {
     end();
 }
 
+static uint64_t alloc_or_nothing(uint64_t size) {
+    struct tpg_memory_alloc_in in = {.size = size};
+    struct tpg_memory_alloc_out out = {0};
+    return tpw_memory_alloc(&session, &frame, &in, &out) ? 0 : out.address;
+}
+
+/* Allocations of a little more than nothing, or than half a granule, that each hold much more than they count. */
+static void test_limit_of_granules(void) {
+    enum { LIMIT = 100, MOST = (LIMIT + (TPW_CACHE_BYTES >> 20)) / 2 };
+    static uint64_t live[TPW_GRANULE_UNITS * (MOST + 10)];
+    static const uint64_t sizes[] = {MIB + 1, 1};
+    for (size_t k = 0; k < 2; k++) {
+        size_t fit = k ? TPW_GRANULE_UNITS : 1, count = 0;
+        begin(LIMIT * MIB);
+        while (count < sizeof live / sizeof *live && (live[count] = alloc_or_nothing(sizes[k]))) {
+            count++;
+        }
+        CHECK(count >= LIMIT / 2 * fit && count <= MOST * fit);
+        CHECK(tp_limits_used(session.limits, 0) <= LIMIT * MIB);
+        /* The last unit of each granule keeps it. */
+        for (size_t i = 0; i < count; i++) {
+            if (i % fit || fit == 1) {
+                GIVES(0, release_at(live[i]));
+                tpw_poll(&session);
+            }
+        }
+        uint64_t held = k ? count / fit * TPW_GRANULE : 0;
+        CHECK(tp_limits_used(session.limits, 0) + TPW_CACHE_BYTES >= held);
+        for (size_t i = 0; i < count; i += fit) {
+            if (fit > 1) {
+                GIVES(0, release_at(live[i]));
+            }
+        }
+        tpw_poll(&session);
+        CHECK(tp_limits_used(session.limits, 0) == 0);
+        end();
+    }
+}
+
 static void test_hostile_ranges(void) {
     begin(0);
     uint64_t a = alloc(5000), b = alloc(3 * MIB);
@@ -394,6 +433,7 @@ static void test_twins(void) {
 int main(void) {
     test_allocations();
     test_limit();
+    test_limit_of_granules();
     test_hostile_ranges();
     test_transfers();
     test_virtual_memory();
