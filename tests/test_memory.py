@@ -153,6 +153,7 @@ def test_limit_to_the_byte(program: Path) -> None:
     with Worker(TF_GPU_MEMORY_LIMIT="64") as limited:
         limited.run(program, "limit")
         limited.run(program, "limit")  # what the first client held has come back
+        limited.run(program, "kept")
 
 
 @whole_stack

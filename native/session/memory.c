@@ -223,6 +223,11 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
     return CUDA_SUCCESS;
 }
 
+static void trim(struct tpw_session *s, void *what, int32_t error) {
+    (void)what, (void)error;
+    tpw_pools_trim(s);
+}
+
 static void freed(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
     (void)error; /* a context that broke uses the memory no more */
@@ -233,6 +238,10 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
             s->cuda.cuMemFree_v2(range->at.start);
         } else {
             s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
+        }
+        bool limited = s->limits && tp_limits_limit(s->limits);
+        if (limited && tpw_when_done(s, CU_STREAM_LEGACY, trim, NULL)) {
+            tpw_pools_trim(s);
         }
     } else {
         tpw_arena_free(s, range);

@@ -3,12 +3,55 @@
  *
  * Executor thread only; owns the objects of kind pool. Properties come from the client: the two fields that could be
  * pointers or name other processes are cleared or refused here. An allocation counts on the limits page from its call
- * to the moment its stream has freed it.
+ * to the moment its stream has freed it. What pools keep after that (the client sets how much) counts for nobody, so under
+ * a limit they keep no more than the cache of arena.c may.
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
+
+static uint64_t kept_by(struct tpw_session *s, CUmemoryPool pool) {
+    cuuint64_t reserved = 0, used = 0;
+    if (s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved) ||
+        s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used)) {
+        return 0;
+    }
+    return reserved > used ? reserved - used : 0;
+}
+
+/* The next pool, with *at from 0: those that the client has named, then the default ones, which it need not name. */
+static CUmemoryPool next_pool(struct tpw_session *s, uint32_t *at, int *device) {
+    struct tpw_object *object;
+    CUmemoryPool pool = NULL;
+    while ((object = tpw_next_object(s, TPG_POOL, at))) {
+        if (object->native) {
+            return (CUmemoryPool)(uintptr_t)object->native;
+        }
+    }
+    while (*device < s->device_count) {
+        if (!s->cuda.cuDeviceGetDefaultMemPool(&pool, s->devices[(*device)++])) {
+            return pool;
+        }
+    }
+    return NULL;
+}
+
+void tpw_pools_trim(struct tpw_session *s) {
+    uint64_t kept = 0;
+    CUmemoryPool pool;
+    if (!s->limits || !tp_limits_limit(s->limits)) {
+        return;
+    }
+    uint32_t at = 0;
+    for (int device = 0; (pool = next_pool(s, &at, &device));) {
+        kept += kept_by(s, pool);
+    }
+    at = 0;
+    for (int device = 0; kept > TPW_CACHE_BYTES && (pool = next_pool(s, &at, &device));) {
+        s->cuda.cuMemPoolTrimTo(pool, 0);
+    }
+}
 
 int32_t tpw_pool_default(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_default_in *in) {
     CUmemoryPool pool = NULL;
@@ -119,6 +162,7 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
         error = tpw_memory_open(s);
     }
     if (!error) {
+        tpw_pools_trim(s); /* what ended contexts have left */
         error = tpw_charge(s, device, in->size);
     }
     if (error) {
@@ -149,6 +193,7 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
     s->memory->pending_frees--;
     tpw_uncharge(s, range->device, range->charged);
     free(range);
+    tpw_pools_trim(s);
 }
 
 int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_free_in *in) {

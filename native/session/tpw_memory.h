@@ -143,6 +143,10 @@ void tpw_span_give(struct tpw_memory *m, uint64_t address, uint64_t size);
 uint64_t tpw_units_take(struct tpw_granule *granule, uint64_t bytes);
 void tpw_units_give(struct tpw_granule *granule, uint64_t offset, uint64_t bytes);
 
+/* ---- pool.c ---- */
+/* Under a limit: gives back what pools keep for later, when it is much. After a free has taken effect. */
+void tpw_pools_trim(struct tpw_session *s);
+
 /* ---- twin.c ---- */
 /* Tells the client what kernels have written into mapped host memory. Before every reply that means "completed". */
 void tpw_twins_send(struct tpw_session *s);

@@ -241,6 +241,7 @@ struct sim_pool {
     bool is_default;
     CUmemPoolProps props;
     uint64_t used, used_high, release_threshold;
+    uint64_t kept; // freed, and held for the pool's next allocations
     int reuse[3];
     unsigned char access[SIM_MAX_DEVICES];
 };

@@ -2,8 +2,8 @@
 //
 // An allocation is usable at once (its address is known at the call, and being early harms nobody); a free takes
 // effect when its stream gets there; until then work that was queued earlier may use the address, new calls may not.
-// Pools keep no memory back: reserved equals used, so the release threshold is stored and has no effect on answers
-// other than its own. Pool fields are under the map lock.
+// What is freed stays with its pool up to the release threshold, as a number: the device has so much less for others.
+// Pool fields are under the map lock.
 #include "sim.h"
 
 #include <stdlib.h>
@@ -19,7 +19,22 @@ CUresult sim_pool_setup(int ordinal) {
     return sim_handle_add(&device->default_pool, SIM_POOL) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-void sim_pool_forget(sim_range_t *range) { range->pool->used -= range->charged; }
+static void keep_at_most(sim_pool_t *pool, uint64_t bytes) {
+    if (pool->kept > bytes) {
+        sim.devices[pool->device].used -= pool->kept - bytes;
+        pool->kept = bytes;
+    }
+}
+
+void sim_pool_forget(sim_range_t *range) {
+    sim_pool_t *pool = range->pool;
+    pool->used -= range->charged;
+    uint64_t reserved = pool->used + pool->kept;
+    uint64_t room = pool->release_threshold > reserved ? pool->release_threshold - reserved : 0;
+    uint64_t more = room < range->charged ? room : range->charged;
+    pool->kept += more;
+    sim.devices[pool->device].used += more;
+}
 
 static sim_pool_t *lookup(CUmemoryPool handle) {
     pthread_mutex_lock(&sim.lock);
@@ -45,8 +60,10 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
     if (pool->props.maxSize &&
         bytes > pool->props.maxSize - (pool->used < pool->props.maxSize ? pool->used : pool->props.maxSize))
         result = CUDA_ERROR_OUT_OF_MEMORY;
-    else
+    else {
+        keep_at_most(pool, pool->kept > bytes ? pool->kept - bytes : 0);
         result = sim_device_allocate(owner, bytes, &range);
+    }
     if (result == CUDA_SUCCESS) {
         range->pool = pool;
         pool->used += range->charged;
@@ -168,6 +185,7 @@ CUresult cuMemPoolDestroy(CUmemoryPool pool) {
         sim.ranges[i]->pool = &device->default_pool;
         device->default_pool.used += sim.ranges[i]->charged;
     }
+    keep_at_most(found, 0);
     sim_handle_remove(found);
     pthread_rwlock_unlock(&sim.map_lock);
     pthread_mutex_unlock(&sim.lock);
@@ -177,8 +195,13 @@ CUresult cuMemPoolDestroy(CUmemoryPool pool) {
 
 CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) {
     SIM_ENTER();
-    (void)minBytesToKeep;
-    return lookup(pool) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    sim_pool_t *found = lookup(pool);
+    if (!found)
+        return CUDA_ERROR_INVALID_HANDLE;
+    pthread_rwlock_wrlock(&sim.map_lock);
+    keep_at_most(found, minBytesToKeep > found->used ? minBytesToKeep - found->used : 0);
+    pthread_rwlock_unlock(&sim.map_lock);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
@@ -201,6 +224,8 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void
         wide = found->release_threshold;
         break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
+        wide = found->used + found->kept;
+        break;
     case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
         wide = found->used;
         break;

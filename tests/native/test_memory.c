@@ -124,6 +124,31 @@ void case_limit(void) {
     OK(cuMemFree_v2(a));
 }
 
+/* Under the same limit: what a program lets its pools keep is not memory that nobody counts. */
+void case_kept(void) {
+    enum { POOLS = 4 };
+    CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                            .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    CUmemoryPool pools[POOLS];
+    CUdeviceptr a;
+    CUstream stream;
+    uint64_t threshold = UINT64_MAX, reserved = 0, all = 0;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    for (int i = 0; i < POOLS; i++) {
+        OK(cuMemPoolCreate(&pools[i], &props));
+        OK(cuMemPoolSetAttribute(pools[i], CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &threshold));
+        OK(cuMemAllocFromPoolAsync(&a, 60 * MIB, pools[i], stream));
+        OK(i % 2 ? cuMemFreeAsync(a, stream) : cuMemFree_v2(a));
+        OK(cuStreamSynchronize(stream));
+        OK(cuCtxSynchronize());
+    }
+    for (int i = 0; i < POOLS; i++) {
+        OK(cuMemPoolGetAttribute(pools[i], CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved));
+        all += reserved;
+    }
+    CHECK(all <= 64 * MIB);
+}
+
 /* A second client under the same limit while the first holds 40 of 64 MiB: waits for a line, then lets go. */
 void case_hold(void) {
     CUdeviceptr a;
@@ -402,6 +427,7 @@ static const struct {
              {"twins", case_twins},
              {"vmm", case_vmm},
              {"pools", case_pools},
+             {"kept", case_kept},
              {"threads", case_threads},
              {"in_step", case_in_step},
              {"first_copy", case_first_copy},
