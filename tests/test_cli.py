@@ -239,6 +239,41 @@ def test_reader_that_goes_away_is_no_error(native: Path) -> None:
     assert result.stderr == ""
 
 
+def test_reader_that_was_never_there_is_no_error(native: Path) -> None:
+    """The pipe's other end is closed: what a small output does at its end, in a buffer, a large one does at once."""
+    for unbuffered in ("", "1"):
+        for words in (["config"], ["config", "--json"], ["coverage"], ["vm"], ["lib-path"], ["-h"], ["version"]):
+            reading, writing = os.pipe()
+            os.close(reading)
+            result = subprocess.run(
+                [sys.executable, "-m", "tensor_fusion", *words],
+                env=environment(TF_NATIVE_DIR=str(native), PYTHONUNBUFFERED=unbuffered),
+                stdout=writing,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            os.close(writing)
+            assert (result.returncode, result.stderr) == (141, ""), (words, unbuffered)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_disk_is_one_sentence(native: Path, unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "tensor_fusion", "config", "--json"],
+            env=environment(TF_NATIVE_DIR=str(native), PYTHONUNBUFFERED=unbuffered),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr == "tensor-fusion: The output cannot be written: No space left on device.\n"
+
+
 def test_doctor_names_a_damaged_file(native: Path) -> None:
     result = cli(native, "doctor", "--connect", CONNECTION, "--json")
     assert result.returncode == 1

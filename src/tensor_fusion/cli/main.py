@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -263,6 +264,11 @@ def _end_in_order() -> None:
             signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
+def _discard_output() -> None:
+    """What is left in the buffer goes nowhere, as the interpreter would fail on it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _fail(sentence: str, code: int) -> NoReturn:
     print(f"tensor-fusion: {sentence}", file=sys.stderr)
     sys.exit(code)
@@ -276,16 +282,25 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             # To the parser the same as no --, and so a benchmark that nobody asked for.
             raise UserError("There is no program after --, as in: tensor-fusion bench -- python app.py")
         result = app(args=given, standalone_mode=False)
+        if sys.stdout:  # None when the command was started without one
+            sys.stdout.flush()
     except UserError as error:
         _fail(error.sentence, error.exit_code)
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader has gone, as in: tensor-fusion config | head -1. Nothing more can be written to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader has gone, as in: tensor-fusion config | head -1. What typer sees of it becomes an exit with 1.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _discard_output()
         sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _discard_output()
+        _fail(f"The output cannot be written: {error.strerror}.", 1)
     except Exception as error:
         # typer's usage errors have no common public class; they can all format themselves.
         describe = getattr(error, "format_message", None)
