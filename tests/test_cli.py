@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -86,6 +87,12 @@ def test_run_returns_the_program_s_exit_code(native: Path) -> None:
     assert cli(native, "run", "--connect", CONNECTION, "--", "sh", "-c", "exit 41").returncode == 41
 
 
+def test_run_gives_the_program_the_signals_of_a_shell(native: Path) -> None:
+    """Python ignores SIGPIPE, and what a process ignores is ignored in the program that it becomes."""
+    result = cli(native, "run", "--connect", CONNECTION, "--", "grep", "SigIgn", "/proc/self/status")
+    assert int(result.stdout.split()[1], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
+
+
 def test_run_takes_the_connection_from_the_environment(native: Path) -> None:
     result = cli(native, "run", "--", sys.executable, "-c", SHOW, **{INFO: CONNECTION})
     assert json.loads(result.stdout)[INFO] == CONNECTION
@@ -109,6 +116,7 @@ def test_preload_keeps_what_was_there(native: Path) -> None:
         (["run", "--connect", CONNECTION], 2, "command"),
         (["run", "--conect", CONNECTION, "--", "true"], 2, "--conect"),
         (["run", "--connect", CONNECTION, "--", "no-such-program"], 127, "'no-such-program'"),
+        (["run", "--connect", CONNECTION, "--", ""], 127, "''"),
         (["run", "--connect", CONNECTION, "--", "/etc/passwd"], 126, "'/etc/passwd'"),
         (["env", "--connect", "native+h+1"], 2, "3 fields"),
         (["frobnicate"], 2, "'frobnicate'"),

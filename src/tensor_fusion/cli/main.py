@@ -89,10 +89,12 @@ def run(
             f"Unknown option {command[0]!r}; write the program after --, as in: run --connect … -- python app.py"
         )
     changed = client_environment(checked_connection(connect), os.environ, preload)
-    sys.stdout.flush()
+    # Python ignores these two, and what is ignored stays so in the program: in a shell, yes | head would complain.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
         os.execvpe(command[0], command, {**os.environ, **changed})
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: an empty name
         raise UserError(f"The program {command[0]!r} was not found; check its name and PATH.", exit_code=127) from None
     except OSError as error:
         raise UserError(f"The program {command[0]!r} cannot be run: {error.strerror}.", exit_code=126) from None
