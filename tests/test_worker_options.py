@@ -7,8 +7,9 @@ import socket
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
-from worker_harness import command, environment, fails
+from worker_harness import Worker, command, environment, eventually, fails
 
 from tensor_fusion.config import UserError
 from tensor_fusion.worker.options import Request, Settings, parse
@@ -176,6 +177,70 @@ def test_log_file_that_cannot_be_written(tmp_path: Path) -> None:
     code, errors = fails("--gpu", "sim", "-p", "0", TF_ENABLE_LOG="1", TF_LOG_PATH=str(tmp_path / "no" / "log"))
     assert code == 2
     assert os.fspath(tmp_path / "no" / "log") in errors
+
+
+@pytest.mark.parametrize("words", [["-h"], ["-v"], ["--gpu", "sim", "-p", "0"]])
+def test_standard_output_that_takes_nothing_is_one_sentence(words: list[str]) -> None:
+    for unbuffered in ("", "1"):
+        with Path("/dev/full").open("w") as full:
+            result = subprocess.run(
+                command(*words),
+                env=environment(PYTHONUNBUFFERED=unbuffered),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+        assert result.returncode == 1
+        sentence = "tensor-fusion-worker: The standard output cannot be written: No space left on device."
+        assert [line for line in result.stderr.splitlines() if "NOTICE" not in line] == [sentence]
+
+
+def test_worker_without_standard_files_serves(tmp_path: Path) -> None:
+    """As a script or an old service manager may start it: no socket may get the number of what is missing."""
+    connections = tmp_path / "connections"
+    words = ["--gpu", "sim", "-p", "0", "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command(*words)],
+        env=environment(TF_CONNECTION_INFO_PATH=str(connections), TF_ENABLE_LOG="1"),
+    )
+    try:
+        assert eventually(lambda: bool(psutil.Process(process.pid).children()), 20)
+        for number in (process.pid, psutil.Process(process.pid).children()[0].pid):
+            for standard in ("0", "1", "2"):
+                assert Path(f"/proc/{number}/fd/{standard}").readlink() == Path(os.devnull)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_full_log_is_said_once_and_the_worker_serves() -> None:
+    with Worker(TF_ENABLE_LOG="1", TF_LOG_LEVEL="debug", TF_LOG_PATH="/dev/full") as worker:
+        worker.client().ask("pid")
+        worker.stop()
+        said = [line for line in worker.errors.splitlines() if "NOTICE" not in line]
+    assert said == ["tensor-fusion-worker: The log cannot be written: No space left on device; lines are missing."]
+
+
+def test_log_on_a_closed_pipe_does_not_end_the_worker() -> None:
+    """As tensor-fusion-worker | head leaves it."""
+    process = subprocess.Popen(
+        command("--gpu", "sim", "-p", "0", "--host", "127.0.0.1"),
+        env=environment(TF_ENABLE_LOG="1", PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    while not process.stdout.readline().startswith("warm "):
+        assert process.poll() is None
+    process.stdout.close()
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    said = [line for line in errors.splitlines() if "NOTICE" not in line]
+    assert said == ["tensor-fusion-worker: The log cannot be written: Broken pipe; lines are missing."]
 
 
 def test_connections_file_that_cannot_be_written(tmp_path: Path) -> None:

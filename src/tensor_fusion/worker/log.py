@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 
@@ -28,6 +29,35 @@ class _Lines(logging.Formatter):
         return f"{moment}.{int(record.msecs):03d}Z {level:<5} worker[{record.process}]: {text}"
 
 
+def discard_output() -> None:
+    """What is left in the standard output's buffer goes nowhere, as the interpreter would fail on it once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class _SaysOnce(logging.Handler):
+    """A disk that is full is said in one sentence, and the worker serves on without a log."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failed:
+            self.failed = True
+            sys.stderr.write(f"tensor-fusion-worker: The log cannot be written: {error.strerror}; lines are missing.\n")
+            if isinstance(self, _OutputLog):
+                discard_output()
+
+
+class _FileLog(_SaysOnce, logging.FileHandler):
+    pass
+
+
+class _OutputLog(_SaysOnce, logging.StreamHandler):  # type: ignore[type-arg]  # generic since Python 3.11 only
+    pass
+
+
 def configure(settings: LogSettings) -> None:
     """Send the log where TF_LOG_PATH says; the standard output is its default, as the original documents."""
     LOGGER.propagate = False
@@ -37,7 +67,7 @@ def configure(settings: LogSettings) -> None:
         LOGGER.setLevel(logging.CRITICAL)
         return
     try:
-        handler = logging.FileHandler(settings.path) if settings.path else logging.StreamHandler(sys.stdout)
+        handler = _FileLog(settings.path) if settings.path else _OutputLog(sys.stdout)
     except OSError as error:
         raise UserError(f"TF_LOG_PATH {settings.path} cannot be written: {error.strerror}.") from error
     handler.setFormatter(_Lines())

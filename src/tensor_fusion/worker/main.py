@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 from tensor_fusion.abi import Native, Teleport, native_file
@@ -32,10 +33,11 @@ SIMULATED_NOTICE = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the worker; returns the exit code."""
+    open_standard_files()
     try:
         request = parse(sys.argv[1:] if arguments is None else arguments, os.environ)
         if isinstance(request, Request):
-            sys.stdout.write(HELP if request.text == "help" else version_text())
+            say(HELP if request.text == "help" else version_text())
             return 0
         log.configure(request.log)
         for notice in request.notices:
@@ -56,6 +58,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def open_standard_files() -> None:
+    """What of 0, 1 and 2 is missing becomes /dev/null: a socket would get the number, and what is meant for a log."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            file = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+            os.set_inheritable(file.fileno(), True)  # the lowest free number, and so the one that is missing
+            setattr(sys, name, file)
+
+
+def say(text: str) -> None:
+    """Raises UserError when the standard output takes nothing, as on a full disk."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        log.discard_output()
+        raise UserError(f"The standard output cannot be written: {error.strerror}.", exit_code=1) from error
 
 
 def _leave(number: int, frame: object) -> NoReturn:
@@ -119,10 +140,8 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
 
         supervisor.start(fail)
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
-        sys.stdout.write(f"ready {supervisor.place} ({first.device_name}, {count})\n")
-        if settings.warm:
-            sys.stdout.write(warm_line(settings.warm, first))
-        sys.stdout.flush()
+        ready = f"ready {supervisor.place} ({first.device_name}, {count})\n"
+        say(ready + (warm_line(settings.warm, first) if settings.warm else ""))
         sessions.top_up()
         sessions.discard_surplus()
         await stopped
