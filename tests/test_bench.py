@@ -556,6 +556,8 @@ def test_killed_it_leaves_no_worker_relay_or_segment(words: list[str]) -> None:
         (["--connect", "native+127.0.0.1+1+0", "--no-native"], 2, "Nothing listens at 127.0.0.1 port 1"),
         (["--connect", "native+127.0.0.1"], 2, "has 2 fields instead of 4 or 5"),
         (["--json", "/nowhere/r.json"], 2, "The folder /nowhere of --json"),
+        (["--json", "/dev"], 2, "--json /dev is a folder"),
+        (["--json", "/proc/r.json"], 2, "--json /proc/r.json cannot be written"),
         (["--plot", "/nowhere/p"], 2, "The folder /nowhere of --plot"),
         (["--"], 2, "There is no program after --"),
         (["--only", "null", "--", "true"], 2, "--only belongs to the benchmark's own groups"),

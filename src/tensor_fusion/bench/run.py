@@ -60,8 +60,8 @@ def check(request: Request) -> None:
         tcp = request.transport == "tcp" if named is None else isinstance(parse_connection(named), NativeAddress)
         if not tcp:
             raise UserError("--rtt delays TCP; shared memory has no network to delay. Leave --rtt out, or use TCP.")
-    if request.json_file and not request.json_file.parent.is_dir():
-        raise UserError(f"The folder {request.json_file.parent} of --json {request.json_file} does not exist.")
+    if request.json_file:
+        _check_writable(request.json_file)
     if request.command:
         for option, given in (("--only", request.only), ("--plot", request.plot_prefix)):
             if given is not None:
@@ -70,6 +70,21 @@ def check(request: Request) -> None:
                 )
     if request.plot_prefix:
         check_plotting(request.plot_prefix)
+
+
+def _check_writable(path: Path) -> None:
+    """An hour of measuring is not to end with a file that cannot be written. Raises UserError."""
+    if not path.parent.is_dir():
+        raise UserError(f"The folder {path.parent} of --json {path} does not exist.")
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder; name a file in it.")
+    there = path.exists()
+    try:
+        path.open("a").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror}; name another file.") from error
 
 
 @contextmanager
