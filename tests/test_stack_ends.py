@@ -120,6 +120,24 @@ def test_session_killed_while_three_threads_wait(worker: Worker) -> None:
         lost(client, killed_at)
 
 
+def test_worker_killed_before_its_session_has_looked(program: Path) -> None:
+    """The client was accepted; the session that is to serve it is stopped, and then dies with its worker."""
+    with Worker("--warm", "1", program=program) as worker:
+        assert eventually(lambda: len(worker.sessions()) == 1)
+        time.sleep(1)  # it has warmed up and waits for its client
+        worker.sessions()[0].suspend()
+        with worker.start("console") as client:
+            assert client.line() == "console"
+            client.begin("init")
+            time.sleep(1)
+            killed_at = time.monotonic()
+            worker.end(signal.SIGKILL)
+            assert int(client.line(LOSS_SECONDS).split()[0]) == LOST
+            assert time.monotonic() - killed_at < LOSS_SECONDS
+            assert client.code("init") == LOST
+            assert client.end() == 0
+
+
 def test_session_killed_between_calls(worker: Worker) -> None:
     with worker.console() as client:
         assert client.code("alloc 0 4096") == 0

@@ -134,6 +134,10 @@ static inline struct tp_slot *tp_slot_at(void *base, uint32_t index) {
 static inline bool tp_life_over(const pthread_mutex_t *life) {
     return (*(const volatile uint32_t *)(const volatile void *)life & 0x40000000u) != 0; /* FUTEX_OWNER_DIED */
 }
+/* True once somebody has locked it: before that the kernel marks nothing. */
+static inline bool tp_life_begun(const pthread_mutex_t *life) {
+    return *(const volatile uint32_t *)(const volatile void *)life != 0;
+}
 /* Makes the mutex robust and shared, and locks it for the calling thread, which must live as long as the process and take no
  * other robust mutex. Never waits, and nobody ever unlocks it: the C library would follow pointers that the peer can write. */
 TP_EXPORT bool tp_life_begin(pthread_mutex_t *life);

@@ -97,10 +97,13 @@ class Program:
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode()
 
-    def ask(self, command: str, seconds: float = 20.0) -> str:
+    def begin(self, command: str) -> None:
         assert self.process.stdin
         self.process.stdin.write(f"{command}\n".encode())
         self.process.stdin.flush()
+
+    def ask(self, command: str, seconds: float = 20.0) -> str:
+        self.begin(command)
         return self.line(seconds)
 
     def code(self, command: str, seconds: float = 20.0) -> int:

@@ -25,6 +25,7 @@
 
 #define TAKEN_NS 3000000000ull    /* a worker that runs looks at its slots every few milliseconds */
 #define WELCOME_NS 30000000000ull /* it may have to start a session, with a context */
+#define SILENCE_NS 2500000000ull  /* its heart beats every 100 ms; loss is to be told within 3 s */
 #define BEAT_NS 1000000000ull
 #define BEAT_PIECES 10 /* in which the life thread looks at the session's life */
 #define PROBE_BYTES (64u << 10)
@@ -223,6 +224,20 @@ static enum tp_status map(struct tpc_seat *seat, const char *path, uint64_t mega
 
 /* ---- the slot ---- */
 
+struct heart {
+    uint64_t beats, since;
+};
+
+/* True when the supervisor's heart has stood still for long. It alone tells of a death before the session holds its mutex. */
+static bool is_silent(const struct tpc_seat *seat, struct heart *heart) {
+    const struct tp_segment_header *header = (const struct tp_segment_header *)(const void *)seat->base;
+    uint64_t beats = atomic_load_explicit(&header->heartbeat, memory_order_relaxed), now = tp_now_ns();
+    if (beats != heart->beats || heart->since == 0) {
+        *heart = (struct heart){.beats = beats, .since = now};
+    }
+    return now - heart->since > SILENCE_NS;
+}
+
 /* Holds the slot's mutex for as long as the process lives, beats, and looks after the session. */
 static void *live(void *argument) {
     struct tp_conn *conn = argument;
@@ -232,12 +247,16 @@ static void *live(void *argument) {
         return NULL;
     }
     atomic_store(&seat->alive, true);
+    struct heart heart = {0};
     const struct tp_segment_header *header = (const struct tp_segment_header *)(const void *)seat->base;
     for (unsigned i = 1; !atomic_load(&seat->over) && header->epoch == seat->epoch; i++) {
         bool serving = atomic_load(&conn->serving);
         nap(serving ? BEAT_NS / BEAT_PIECES : 1000000);
         if (i % BEAT_PIECES == 0) {
             atomic_fetch_add_explicit(&seat->slot->beat, 1, memory_order_relaxed);
+        }
+        if (serving && !tp_life_begun(&seat->slot->session_life) && is_silent(seat, &heart)) {
+            tpc_lose(conn, TP_ERROR_LOST, "the worker has ended before its session began");
         }
         if (serving && (tpc_is_lost(conn) || tpc_seat_gone(conn)) && header->epoch == seat->epoch) {
             /* The session may go; but pinned memory of this program lies in the segment for as long as it lives. */
@@ -264,11 +283,22 @@ static bool claim(struct tpc_seat *seat) {
 static enum tp_status await_welcome(struct tpc_seat *seat, const char *path, char *why, size_t why_size) {
     struct tp_segment_header *header = (struct tp_segment_header *)(void *)seat->base;
     struct tp_slot *slot = seat->slot;
+    struct heart heart = {0};
     uint64_t begin = tp_now_ns(), beats = atomic_load(&header->heartbeat);
     for (;;) {
         uint32_t state = atomic_load_explicit(&slot->state, memory_order_acquire);
+        if (header->epoch != seat->epoch || state == TP_SLOT_FREE || state == TP_SLOT_ENDED) {
+            snprintf(why, why_size, "The worker of %s %s before it served this client; try again.", path,
+                     state == TP_SLOT_ENDED ? "lost the session" : "was started anew");
+            return TP_ERROR_UNREACHABLE;
+        }
         if (state == TP_SLOT_ACCEPTED || state == TP_SLOT_REFUSED) {
             return TP_OK;
+        }
+        if (is_silent(seat, &heart) && state == TP_SLOT_TAKEN) {
+            snprintf(why, why_size, "The worker of %s saw this client and has ended, or is stopped; start it again.",
+                     path);
+            return TP_ERROR_UNREACHABLE;
         }
         uint64_t waited = tp_now_ns() - begin;
         if (state == TP_SLOT_GREETED && waited > TAKEN_NS) {
