@@ -25,6 +25,7 @@ SHARED = (
     "shared_churn",
     "shared_elsewhere",
     "shared_captured",
+    "shared_patience",
 )
 pytestmark = whole_stack
 

@@ -442,7 +442,8 @@ static const struct {
              {"shared_outlives", case_shared_outlives},
              {"shared_free", case_shared_free},
              {"shared_churn", case_shared_churn},
-             {"shared_failures", case_shared_failures}};
+             {"shared_failures", case_shared_failures},
+             {"shared_patience", case_shared_patience}};
 
 int main(int argc, char **argv) {
     CUcontext context;

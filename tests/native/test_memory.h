@@ -61,6 +61,7 @@ void case_shared_elsewhere(void);
 void case_shared_free(void);
 void case_shared_churn(void);
 void case_shared_failures(void);
+void case_shared_patience(void);
 void case_vmm(void);
 void case_pools(void);
 void case_threads(void);

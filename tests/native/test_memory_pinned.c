@@ -6,6 +6,8 @@
  */
 #include "test_memory.h"
 
+#include <sys/resource.h>
+
 /* Memory of the segment, not of this process: the GPU reaches any size of it. */
 static bool shared(void *memory) {
     CUdeviceptr device = 0;
@@ -431,4 +433,32 @@ void case_shared_failures(void) {
     }
     asking = false;
     pthread_join(thread, NULL);
+}
+
+/* ---- waiting costs nothing ---- */
+
+static double cpu_seconds(void) {
+    struct rusage used;
+    CHECK(getrusage(RUSAGE_SELF, &used) == 0);
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+           (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+}
+
+/* A copy of several chunks that has to wait for a kernel of two seconds. */
+void case_shared_patience(void) {
+    size_t size = 4 * MIB;
+    CUdeviceptr memory;
+    CUfunction slow = kernel(load_kernels(), "spin_ns");
+    unsigned char *data = malloc(size);
+    CHECK(data);
+    OK(cuMemAlloc_v2(&memory, size));
+    OK(cuMemsetD8_v2(memory, 7, size));
+    OK(cuMemcpyDtoH_v2(data, memory, size));
+    double before = cpu_seconds();
+    run_spin(slow, 2000000000, NULL);
+    data[0] = 0;
+    OK(cuMemcpyDtoH_v2(data, memory, size));
+    CHECK(data[0] == 7);
+    CHECK(cpu_seconds() - before < 0.2);
+    free(data);
 }

@@ -10,12 +10,15 @@
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define COPIERS_MAX 8u
 #define IDLE_TURNS 2000u /* looks at the record ring before a copier sleeps between them */
-#define NAP_NS 20000
+/* Then it sleeps for an eighth of the time that it has slept in vain: a copy may wait for a kernel of seconds. Whoever waits for
+ * the first chunk copies it by itself. */
+#define NAP_FIRST_NS 20000u
+#define NAP_MOST_NS 2000000u
+#define NAP_PART 8u
 
 static unsigned char *block_memory(const struct tpc_seat *seat, uint64_t start, uint32_t block) {
     return seat->base + start + (uint64_t)block * TP_CHUNK_MAX;
@@ -136,9 +139,15 @@ static bool work_left(struct tp_conn *conn) {
     return left || atomic_load_explicit(&conn->downloads_pending, memory_order_seq_cst) > 0;
 }
 
+static uint64_t nap_ns(uint64_t since) {
+    uint64_t ns = (tp_now_ns() - since) / NAP_PART;
+    return ns < NAP_FIRST_NS ? NAP_FIRST_NS : ns > NAP_MOST_NS ? NAP_MOST_NS : ns;
+}
+
 static void *copier_run(void *argument) {
     struct tp_conn *conn = argument;
     uint32_t idle = 0;
+    uint64_t since = 0; /* when the sleeping in vain began */
     while (!tpc_is_lost(conn)) {
         if (tpc_copy_up(conn) || tpc_copy_down(conn)) {
             idle = 0;
@@ -146,16 +155,14 @@ static void *copier_run(void *argument) {
         }
         atomic_fetch_add_explicit(&conn->upload_sleepers, 1, memory_order_seq_cst);
         uint32_t news = atomic_load_explicit(&conn->upload_news, memory_order_seq_cst);
-        bool park = !work_left(conn);
-        if (park && !tpc_is_lost(conn)) {
-            tp_futex_wait(&conn->upload_news, news, 0);
-            idle = 0;
+        bool park = !work_left(conn), nap = !park && idle >= IDLE_TURNS;
+        since = idle == IDLE_TURNS ? tp_now_ns() : since;
+        idle = park ? 0 : idle + 1;
+        if ((park || nap) && !tpc_is_lost(conn)) {
+            tp_futex_wait(&conn->upload_news, news, park ? 0 : nap_ns(since));
         }
         atomic_fetch_sub_explicit(&conn->upload_sleepers, 1, memory_order_seq_cst);
-        if (!park && ++idle > IDLE_TURNS) {
-            struct timespec nap = {.tv_nsec = NAP_NS};
-            nanosleep(&nap, NULL);
-        } else if (!park && idle % 64 == 0) {
+        if (!nap && idle % 64 == 63) {
             sched_yield();
         } else {
             tp_pause();
