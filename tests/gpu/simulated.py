@@ -48,8 +48,10 @@ def installed_product(folder: Path) -> Path:
     (folder / "bin").mkdir()
     for name, module in (("tensor-fusion", "cli"), ("tensor-fusion-worker", "worker")):
         script = folder / "bin" / name
+        # The runs clear every TF_ variable, and where the native files are may be known by one.
         script.write_text(
-            f"#!{sys.executable}\nimport sys\nfrom tensor_fusion.{module}.main import main\nsys.exit(main())\n"
+            f"#!{sys.executable}\nimport os, sys\nos.environ['TF_NATIVE_DIR'] = {str(native_folder())!r}\n"
+            f"from tensor_fusion.{module}.main import main\nsys.exit(main())\n"
         )
         script.chmod(0o755)
     return folder
