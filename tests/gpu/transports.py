@@ -143,6 +143,7 @@ class Place:
         end = time.monotonic() + 60
         while word and not any(line.startswith(word) for line in out.read_text(errors="replace").splitlines()):
             if process.poll() is not None or time.monotonic() > end:
+                self.close()
                 raise RuntimeError(f"{name} did not start: {out.read_text(errors='replace')[-600:]}")
             time.sleep(0.05)
         time.sleep(0 if word else 0.3)
