@@ -122,27 +122,40 @@ void bounds_calls(void) {
 /* ---- what a program does ---- */
 
 enum way { ITEM, ITEM_PAGEABLE, LAUNCH_SYNC, UP, DOWN };
+/* What went on before a step: the session of a remote client spins for 0.1 ms after the last call and then sleeps, so who
+ * copies for longer than that, or does nothing for longer, finds it asleep. Natively all should be alike. */
+enum before { NOTHING, CALLED, IDLE, COPIED };
+static const uint64_t IDLE_NS = 400000;
 static const struct step {
     const char *name;
     enum way way;
     size_t bytes;
     bool own_stream, context;
+    enum before before;
 } steps[] = {
-    {"launch, stream sync", LAUNCH_SYNC, 4, false, false},
-    {"launch, stream sync, own stream", LAUNCH_SYNC, 4, true, false},
-    {"launch, context sync", LAUNCH_SYNC, 4, false, true},
-    {"item: launch, 4 B to pinned, stream sync", ITEM, 4, false, false},
-    {"item, own stream", ITEM, 4, true, false},
-    {"item of 256 B", ITEM, 256, false, false},
-    {"item by cuMemcpyDtoH to pageable", ITEM_PAGEABLE, 4, false, false},
-    {"to device, context sync", UP, MIB, false, true},
-    {"from device, context sync", DOWN, MIB, false, true},
-    {"to device, context sync", UP, 16 * MIB, false, true},
-    {"from device, context sync", DOWN, 16 * MIB, false, true},
-    {"to device, stream sync", UP, 16 * MIB, true, false},
-    {"from device, stream sync", DOWN, 16 * MIB, true, false},
-    {"to device, context sync", UP, 256 * MIB, false, true},
-    {"from device, context sync", DOWN, 256 * MIB, false, true},
+    {"launch, stream sync", LAUNCH_SYNC, 4, false, false, NOTHING},
+    {"launch, stream sync, own stream", LAUNCH_SYNC, 4, true, false, NOTHING},
+    {"launch, context sync", LAUNCH_SYNC, 4, false, true, NOTHING},
+    {"launch, stream sync, after 0.4 ms", LAUNCH_SYNC, 4, false, false, IDLE},
+    {"item: launch, 4 B to pinned, stream sync", ITEM, 4, false, false, NOTHING},
+    {"item, own stream", ITEM, 4, true, false, NOTHING},
+    {"item, after 0.4 ms", ITEM, 4, false, false, IDLE},
+    {"item of 256 B", ITEM, 256, false, false, NOTHING},
+    {"item by cuMemcpyDtoH to pageable", ITEM_PAGEABLE, 4, false, false, NOTHING},
+    {"to device, context sync, after a call", UP, MIB, false, true, CALLED},
+    {"from device, context sync, after a call", DOWN, MIB, false, true, CALLED},
+    {"to device, context sync, after a call", UP, 16 * MIB, false, true, CALLED},
+    {"from device, context sync, after a call", DOWN, 16 * MIB, false, true, CALLED},
+    {"to device, context sync, after a copy", UP, 16 * MIB, false, true, COPIED},
+    {"from device, context sync, after a copy", DOWN, 16 * MIB, false, true, COPIED},
+    {"to device, context sync, after 0.4 ms", UP, 16 * MIB, false, true, IDLE},
+    {"from device, context sync, after 0.4 ms", DOWN, 16 * MIB, false, true, IDLE},
+    {"to device, stream sync, after a call", UP, 16 * MIB, true, false, CALLED},
+    {"from device, stream sync, after a call", DOWN, 16 * MIB, true, false, CALLED},
+    {"to device, context sync, after a call", UP, 256 * MIB, false, true, CALLED},
+    {"from device, context sync, after a call", DOWN, 256 * MIB, false, true, CALLED},
+    {"to device, context sync, after a copy", UP, 256 * MIB, false, true, COPIED},
+    {"from device, context sync, after a copy", DOWN, 256 * MIB, false, true, COPIED},
 };
 enum { STEPS = sizeof steps / sizeof *steps };
 
@@ -154,28 +167,46 @@ static struct {
 
 static uint32_t *last_word(unsigned char *memory, size_t bytes) { return (uint32_t *)(void *)(memory + bytes - 4); }
 
+static void copy_of(const struct step *step, unsigned char *host, CUstream stream) {
+    if (step->way == UP)
+        cu_must(cu.cuMemcpyHtoDAsync_v2(k.device, host, step->bytes, stream), "cuMemcpyHtoDAsync");
+    else
+        cu_must(cu.cuMemcpyDtoHAsync_v2(host, k.device, step->bytes, stream), "cuMemcpyDtoHAsync");
+}
+
+static void go_before(const struct step *step, CUstream stream) {
+    if (step->before == COPIED)
+        copy_of(step, k.pinned, stream);
+    else if (step->before == CALLED)
+        launch_fill(k.device, k.number, 1, stream);
+    if (step->before != NOTHING)
+        cu_must(cu.cuCtxSynchronize(), "cuCtxSynchronize");
+    for (const uint64_t begun = cu_now_ns(); step->before == IDLE && cu_now_ns() - begun < IDLE_NS;)
+        ;
+}
+
 static void take(const struct step *step, struct series *series) {
     CUstream stream = step->own_stream ? bounds.stream : NULL;
     const bool copies = step->way == UP || step->way == DOWN;
     uint32_t came = 0;
     unsigned char *to = step->way == ITEM_PAGEABLE ? k.pageable : k.pinned;
     k.number++;
-    if (step->way == UP) {
-        *last_word(k.pinned, step->bytes) = k.number;
-    } else if (step->way == DOWN) {
+    if (step->way == DOWN) {
         launch_fill(k.device + step->bytes - 4, k.number, 1, stream);
         cu_must(cu.cuCtxSynchronize(), "cuCtxSynchronize");
     }
+    go_before(step, stream);
+    /* After the copy that may have gone before, whose bytes must not pass for those of the timed one. */
+    if (copies)
+        *last_word(k.pinned, step->bytes) = step->way == UP ? k.number : 0;
     const uint64_t begun = cu_now_ns();
     if (!copies)
         launch_fill(k.device, k.number, 64, stream);
     const uint64_t launched = cu_now_ns();
-    if (step->way == UP)
-        cu_must(cu.cuMemcpyHtoDAsync_v2(k.device, to, step->bytes, stream), "cuMemcpyHtoDAsync");
-    else if (step->way == ITEM_PAGEABLE)
+    if (step->way == ITEM_PAGEABLE)
         cu_must(cu.cuMemcpyDtoH_v2(to, k.device, step->bytes), "cuMemcpyDtoH");
     else if (step->way != LAUNCH_SYNC)
-        cu_must(cu.cuMemcpyDtoHAsync_v2(to, k.device, step->bytes, stream), "cuMemcpyDtoHAsync");
+        copy_of(step, to, stream);
     const uint64_t copied = cu_now_ns();
     if (step->way != ITEM_PAGEABLE)
         cu_must(step->context ? cu.cuCtxSynchronize() : cu.cuStreamSynchronize(stream), "a synchronisation");
