@@ -43,6 +43,8 @@ for line in sys.stdin:
     if part == "copies" and remote and not ended.exists():
         ended.touch()
         sys.exit("the last words of copies")
+    if part == "graph" and not remote:
+        sys.exit("never again")
     if part == "events":
         say(error="KeyError: events")
     elif part == "load":
@@ -80,7 +82,7 @@ def samples(outcome: Outcome, part: str) -> list[tuple[int, str]]:
 
 
 @needs_gcc
-@pytest.mark.parametrize("part", ["launch_cost", "first_use", "generate", "small", "graph"])
+@pytest.mark.parametrize("part", ["launch_cost", "first_use", "generate", "small"])
 def test_every_turn_is_kept_in_its_order(outcome: Outcome, part: str) -> None:
     assert samples(outcome, part) == [(0, "native"), (0, "shmem"), (1, "shmem"), (1, "native")]
 
@@ -97,6 +99,13 @@ def test_a_process_that_ends_costs_one_sample(outcome: Outcome) -> None:
     assert samples(outcome, "copies") == [(0, "native"), (1, "shmem"), (1, "native")]
     assert any("copies shmem 0" in error and "the last words" in error for error in outcome[1]["errors"])
     assert any("started again" in note for note in outcome[1]["notes"])
+
+
+@needs_gcc
+def test_a_side_that_ends_again_and_again_is_started_again_once(outcome: Outcome) -> None:
+    assert samples(outcome, "graph") == [(0, "shmem"), (1, "shmem")]
+    assert len([error for error in outcome[1]["errors"] if error.startswith("graph native")]) == 2
+    assert len([note for note in outcome[1]["notes"] if note.startswith("native: its process had ended")]) == 1
 
 
 @needs_gcc

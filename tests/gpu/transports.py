@@ -282,8 +282,14 @@ class Turns:
 
     def in_turn(self, part: str) -> None:
         taking = [side for side in self.taking(part) if side in self.kept]
+        gone: set[str] = set()  # said once for each part
         for turn, side in self.budget.turns(part, taking, 1 if part == "census" else self.pairs):
-            self.ask(part, self.alive(side, part), turn)
+            process = self.alive(side, part)
+            if side in gone and process.process.poll() is not None:
+                continue
+            self.ask(part, process, turn)
+            if process.process.poll() is not None:
+                gone.add(side)
 
     def four(self, groups: dict[str, list[Kept]]) -> None:
         """Four processes of one side generate at the same time; the figure is their tokens together."""
