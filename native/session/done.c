@@ -48,6 +48,8 @@ static int32_t mark(struct tpw_session *s, CUstream stream, CUdeviceptr address,
         if (record) {
             tpw_enter_stream(s, record);
         }
+        s->segment->word = word;
+        s->segment->value = value;
         return (int32_t)s->cuda.cuStreamWriteValue64_v2(stream, address, value, CU_STREAM_WRITE_VALUE_DEFAULT);
     }
     struct by_hand *by_hand = malloc(sizeof *by_hand);
@@ -60,6 +62,15 @@ static int32_t mark(struct tpw_session *s, CUstream stream, CUdeviceptr address,
         free(by_hand);
     }
     return error;
+}
+
+bool tpw_mark_owed(const struct tpw_session *s) {
+    const struct tpw_segment *segment = s->segment;
+    if (!segment || !segment->value) {
+        return false;
+    }
+    const struct tp_slot *slot = tp_slot_at(segment->base, segment->slot);
+    return atomic_load_explicit(&slot->done[segment->word], memory_order_relaxed) != segment->value;
 }
 
 int32_t tpw_stream_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_mark_in *in) {

@@ -6,6 +6,7 @@
  */
 #include "tpg_session.h"
 #include "tpw_main.h"
+#include "tpw_segment.h"
 #include "tpw_session.h"
 
 #include <poll.h>
@@ -16,7 +17,7 @@
 
 #define SPIN_NS 100000u   /* after the last news, before sleeping; less where cores are few */
 #define FRAMES_A_TURN 64u /* then completions get a look, so that one flood cannot starve waiting threads */
-/* While the GPU owes completions the executor yields for so many times as long before it sleeps, and then sleeps for a part of
+/* While the GPU owes completions, or the client a word, the executor yields for so many times as long before it sleeps, and then sleeps for a part of
  * the time that it has waited: nobody notices a wait that becomes a thirtieth longer, but everybody a copy of 0.3 ms that
  * takes 0.25 ms more. */
 #define LINGER 20u
@@ -159,7 +160,7 @@ void tpw_execute(struct tpw_session *s) {
             continue;
         }
         bool owed = tpw_pending(s) > 0;
-        if (owed && waited < LINGER * spin) {
+        if ((owed || tpw_mark_owed(s)) && waited < LINGER * spin) {
             sched_yield();
             continue;
         }

@@ -18,6 +18,8 @@ struct tpw_segment {
     void *owners;
     uint32_t slot;     /* of the client that is served */
     struct tp_run run; /* and its part of the arena */
+    uint32_t word;     /* of the mark that the GPU was given last */
+    uint64_t value;    /* and what it writes there, 0 before the first */
     bool registered;   /* pinned, and `device` is base */
     bool pinned;       /* staging blocks are pinned memory, wherever the GPU sees them */
     int32_t error;     /* why the driver does not take it */
@@ -28,5 +30,9 @@ bool tpw_segment_map(struct tpw_segment *segment, int fd, uint64_t size, int own
 /* Makes the driver pin s->segment, once; needs a current context. While nobody is served it succeeds and keeps the error for
  * the client that comes over the segment: others do not need it. */
 int32_t tpw_segment_register(struct tpw_session *s);
+
+/* done.c: the GPU has not come to the last mark yet, so the client waits for it, and its next frame comes right behind. The word is
+ * the client's to write: a lie keeps its own session awake for a moment, or lets it sleep. */
+bool tpw_mark_owed(const struct tpw_session *s);
 
 #endif
