@@ -109,6 +109,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         "nothing-fails-later",
         "copies-by-device-address",
         "parameters-of-a-node",
+        "mapped-memory-while-posts-wait",
         "stream-of-a-callback",
         "event-of-a-capture-that-is-over",
     ],

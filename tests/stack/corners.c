@@ -322,6 +322,32 @@ static void limits_of_a_kernel(void) {
     OK(cuModuleUnload(module));
 }
 
+/* Mapped host memory that both sides write, while posts wait for their results (a capture elsewhere, or TF_STRICT). */
+static void mapped_memory_while_posts_wait(void) {
+    CUmodule module = load_kernels();
+    CUstream capturing, stream;
+    CUgraph graph;
+    CUdeviceptr there;
+    uint32_t *pinned;
+    OK(cuStreamCreate(&capturing, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemHostAlloc((void **)&pinned, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
+    OK(cuMemHostGetDevicePointer_v2(&there, pinned, 0));
+    OK(cuStreamBeginCapture_v2(capturing, CU_STREAM_CAPTURE_MODE_RELAXED));
+    for (uint32_t i = 1; i < 200; i++) {
+        OK(fill(module, there, i, 100, stream));
+        usleep(100); /* the kernel has run */
+        pinned[500 + i] = i;
+        OK(fill(module, there + 400, i, 100, stream));
+    }
+    OK(cuStreamEndCapture(capturing, &graph));
+    OK(cuStreamSynchronize(stream));
+    CHECK(pinned[0] == 199 && pinned[199] == 199 && pinned[501] == 1 && pinned[699] == 199);
+    OK(cuGraphDestroy(graph));
+    OK(cuMemFreeHost(pinned));
+    OK(cuModuleUnload(module));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -334,6 +360,7 @@ static const struct {
               {"parameters-of-a-node", parameters_of_a_node},
               {"waits-after-a-failure", waits_after_a_failure},
               {"limits-of-a-kernel", limits_of_a_kernel},
+              {"mapped-memory-while-posts-wait", mapped_memory_while_posts_wait},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

@@ -25,7 +25,11 @@
                  */
 
 _Atomic int tpc_twins;
-static struct tp_lock lock;
+static struct tp_lock
+    lock; /* never held across a call: the thread that waits for a reply takes in what kernels wrote */
+/* Held by who sends what the program wrote, until it is in the stream before any launch of another thread; and by who takes
+ * memory out of the list, which stays as it is meanwhile but for its beginning. Before `lock`. */
+static struct tp_lock pushing;
 static struct tpc_host *twins;
 
 /* ---- coherence ---- */
@@ -38,27 +42,44 @@ static bool word_changed(const struct tpc_host *host, uint64_t offset) {
     return offset < host->size && memcmp(host->memory + offset, host->shadow + offset, word_size(host, offset)) != 0;
 }
 
-void tpc_twins_push(void) {
+/* The next run of words from *offset on that the program has changed, copied for the frame; 0 when there is none. Under `pushing`. */
+static uint64_t next_run(struct tpc_host *host, uint64_t *offset, unsigned char *copy) {
+    uint64_t at = *offset, begin;
     tp_lock_take(&lock);
-    for (struct tpc_host *host = twins; host; host = host->next) {
-        if (memcmp(host->memory, host->shadow, host->size) == 0) {
-            continue;
-        }
-        for (uint64_t offset = 0; offset < host->size; offset += WORD) {
-            uint64_t begin = offset;
-            while (word_changed(host, offset)) {
-                memcpy(host->shadow + offset, host->memory + offset, word_size(host, offset));
-                offset += WORD;
-            }
-            uint64_t end = offset < host->size ? offset : host->size;
-            if (end > begin) {
-                struct tpg_host_twin_write_in in = {
-                    .address = host->twin + begin, .data = host->shadow + begin, .data_size = end - begin};
-                tpc_post_host_twin_write("mapped host memory", &in);
-            }
-        }
+    if (memcmp(host->memory + at, host->shadow + at, host->size - at) == 0) {
+        at = host->size; /* as before most launches */
+    }
+    while (at < host->size && !word_changed(host, at)) {
+        at += WORD;
+    }
+    for (begin = at; word_changed(host, at); at += WORD) {
+        memcpy(host->shadow + at, host->memory + at, word_size(host, at));
+    }
+    uint64_t end = at < host->size ? at : host->size;
+    uint64_t size = end > begin ? end - begin : 0;
+    if (size) {
+        memcpy(copy, host->shadow + begin, size);
     }
     tp_lock_drop(&lock);
+    *offset = begin;
+    return size;
+}
+
+void tpc_twins_push(void) {
+    static unsigned char copy[TWIN_MAX];
+    tp_lock_take(&pushing);
+    tp_lock_take(&lock);
+    struct tpc_host *host = twins;
+    tp_lock_drop(&lock);
+    for (; host; host = host->next) {
+        uint64_t offset = 0, size;
+        while ((size = next_run(host, &offset, copy)) != 0) {
+            struct tpg_host_twin_write_in in = {.address = host->twin + offset, .data = copy, .data_size = size};
+            tpc_post_host_twin_write("mapped host memory", &in);
+            offset += size;
+        }
+    }
+    tp_lock_drop(&pushing);
 }
 
 /* Nothing to fetch: the session sends what kernels wrote before the reply that ended the wait. */
@@ -157,6 +178,7 @@ CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out) {
 }
 
 static void end_twin(struct tpc_host *host) {
+    tp_lock_take(&pushing);
     tp_lock_take(&lock);
     uint64_t twin = host->twin;
     for (struct tpc_host **at = &twins; twin && *at; at = &(*at)->next) {
@@ -166,6 +188,7 @@ static void end_twin(struct tpc_host *host) {
         }
     }
     tp_lock_drop(&lock);
+    tp_lock_drop(&pushing);
     if (twin) {
         struct tpg_host_twin_free_in in = {.address = twin};
         atomic_fetch_sub(&tpc_twins, 1);
