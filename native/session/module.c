@@ -6,6 +6,7 @@
  * as many bytes as came before the driver sees it. What lies inside the container is the driver's to judge.
  */
 #include "tpg_session.h"
+#include "tpw_graph.h"
 #include "tpw_images.h"
 #include "tpw_jit.h"
 #include "tpw_kernel.h"
@@ -251,16 +252,54 @@ static void owned_by(struct tpw_session *s, uint32_t kind, uint64_t handle, uint
 
 /* The driver waits for queued work before it unloads, and that work may wait for the client: so the wait is a completion. The
  * handle is gone at once; what the driver answers then, nobody can be told. */
-static void unload_module(struct tpw_session *s, void *what, int32_t error) {
-    if (error != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
-        s->cuda.cuModuleUnload(what);
+struct unloading {
+    uint64_t native;
+    uint32_t context; /* of a module */
+    bool library, again;
+};
+
+/* Work that came after the unloading, and at which the driver's wait would find the executor: it waits for the client's word
+ * that a host function has run, which comes behind the frames that this thread would no longer read. */
+static bool stands(struct tpw_session *s) {
+    for (const struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
+        if (stream->hosts == s->hosts && (stream->pending || (stream->dirty && tpw_touchable(s, stream)))) {
+            return tpw_callbacks_outstanding(s);
+        }
     }
+    return false;
 }
 
-static void unload_library(struct tpw_session *s, void *what, int32_t error) {
-    if (error != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
-        s->cuda.cuLibraryUnload(what);
+static void unload(struct tpw_session *s, void *what, int32_t error) {
+    struct unloading *unloading = what;
+    bool there = error != CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (unloading->again) { /* a context that ended in the second wait may have taken the module along */
+        there = unloading->library || tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, unloading->context));
     }
+    if (there && stands(s)) {
+        unloading->again = true;
+        if (!tpw_when_everything_done(s, unload, unloading)) {
+            return;
+        }
+    }
+    if (there) {
+        (void)(unloading->library ? s->cuda.cuLibraryUnload((CUlibrary)(uintptr_t)unloading->native)
+                                  : s->cuda.cuModuleUnload((CUmodule)(uintptr_t)unloading->native));
+    }
+    free(unloading);
+}
+
+static int32_t begin_unloading(struct tpw_session *s, uint64_t native, uint32_t context) {
+    bool library = !context;
+    struct unloading *unloading = malloc(sizeof *unloading);
+    if (!unloading) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *unloading = (struct unloading){.native = native, .context = context, .library = library};
+    int32_t error = library ? tpw_when_everything_done(s, unload, unloading) : tpw_when_all_done(s, unload, unloading);
+    if (error) {
+        free(unloading);
+    }
+    return error;
 }
 
 int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_module_unload_in *in) {
@@ -273,24 +312,24 @@ int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, c
     }
     struct tp_frame inside = *frame; /* the thread's current context may be another, or none */
     inside.context = object->context;
-    CUmodule native = (CUmodule)(uintptr_t)object->native;
+    uint64_t native = object->native;
     bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
     end_owned(s, in->module);
     retract(s, object);
     tpw_forget(s, TPG_MODULE, in->module);
-    return there ? tpw_when_all_done(s, unload_module, native) : CUDA_SUCCESS;
+    return there ? begin_unloading(s, native, inside.context) : CUDA_SUCCESS;
 }
 
 int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_library_unload_in *in) {
     int32_t error = 0;
-    CUlibrary native = (CUlibrary)(uintptr_t)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
+    uint64_t native = tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
     end_owned(s, in->library);
     if (!error) {
         retract(s, tpw_object(s, TPG_LIBRARY, in->library));
     }
     tpw_forget(s, TPG_LIBRARY, in->library);
-    return error ? error : tpw_when_everything_done(s, unload_library, native);
+    return error ? error : begin_unloading(s, native, 0);
 }
 
 /* ---- functions and kernels ---- */

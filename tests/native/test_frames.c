@@ -204,6 +204,17 @@ static void case_link(void) {
     SEND(0, link_create, CALL, .link = handle(TPG_LINK, 0));
 }
 
+/* An unloading that waited for older work may not wait in the driver for a host function that was queued meanwhile. */
+static void case_unload(void) {
+    stop(0, handle(TPG_STREAM, 0), 0);
+    SEND(0, library_unload, 0, .library = handle(TPG_LIBRARY, 0));
+    SEND(0, host_function, 0, .stream = handle(TPG_STREAM, 1), .token = 5);
+    go_on(0, 1, 0);
+    for (int i = 0; i < 100; i++) {
+        let_it_look();
+    }
+}
+
 #define MARKERS 4096 /* as in marker.c */
 #define FILLERS 5    /* streams that stand for ever, with all markers but one */
 
@@ -243,6 +254,7 @@ static const struct {
     {"ending_event", case_ending_event, 2},
     {"ending_enter", case_ending_enter, 200},
     {"link", case_link, 2},
+    {"unload", case_unload, 0},
     {"markers", case_markers, 0},
 };
 
