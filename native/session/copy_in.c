@@ -225,7 +225,8 @@ unsigned char *tpw_take_upload(struct tpw_session *s, uint64_t transfer, size_t 
         *error = *error ? *error : CUDA_ERROR_INVALID_VALUE;
         return NULL;
     }
-    unsigned char *body = size <= TAKE_UPLOAD_MAX ? malloc(size) : NULL;
+    /* Zeros, because blocks may cover some bytes twice and others not at all: what lay here before is not the client's. */
+    unsigned char *body = size <= TAKE_UPLOAD_MAX ? calloc(1, size) : NULL;
     if (!body) {
         tpw_upload_drop(s->link, transfer, size);
         *error = CUDA_ERROR_OUT_OF_MEMORY;

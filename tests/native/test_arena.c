@@ -275,6 +275,28 @@ static void test_transfers(void) {
         int32_t error = 0;
         CHECK(!tpw_take_upload(&session, 5, SIZE, &error) && violated && error);
     }
+    /* The first half twice: the second is not what this process had in that memory. */
+    enum { HALF = 3000 };
+    int32_t none = 0;
+    struct tpw_block twice[2];
+    for (size_t i = 0; i < 2; i++) {
+        twice[i] = (struct tpw_block){.transfer = 5, .size = HALF, .memory = data};
+        uploads[i] = &twice[i];
+    }
+    upload_count = 2;
+    upload_given = 0;
+    volatile unsigned char *before = malloc(2 * HALF); /* volatile: these stores are meant to stay */
+    CHECK(before);
+    for (size_t i = 0; i < 2 * HALF; i++) {
+        before[i] = 0xee;
+    }
+    free((void *)(uintptr_t)before);
+    unsigned char *body = tpw_take_upload(&session, 5, 2 * HALF, &none);
+    CHECK(body && !none && memcmp(body, data, HALF) == 0);
+    for (size_t i = HALF; i < 2 * HALF; i++) {
+        CHECK(body[i] == 0);
+    }
+    free(body);
     violated = false;
     in.width = 0;
     GIVES(TPW_LATER, tpw_copy_in_bulk(&session, &frame, &in));
