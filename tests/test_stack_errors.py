@@ -285,6 +285,13 @@ def half_open(worker: Worker) -> Iterator[list[socket.socket]]:
         connection.close()
 
 
+def test_a_session_goes_first_when_memory_runs_out(worker: Worker) -> None:
+    with worker.console():
+        (session,) = worker.sessions()
+        score = {pid: int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (session.pid, worker.process.pid)}
+    assert score[session.pid] == 1000 > score[worker.process.pid]
+
+
 def test_the_log_is_not_the_clients(tmp_path: Path) -> None:
     """A client's name steers no terminal and makes no line of its own, nor do its failing calls fill the disk."""
     log = tmp_path / "log"

@@ -13,6 +13,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <poll.h>
 #include <pthread.h>
@@ -268,6 +269,18 @@ void *tpw_open_library(struct tpw_session *s, bool nvml) {
 
 uint32_t tpw_client_pid(const struct tpw_session *s) { return s->process->client_pid; }
 
+/* What a client makes the driver keep in this process (graphs, modules, queued work) has no bound that could be counted. When
+ * the machine runs out of memory, the kernel is to end the largest session before anything else. */
+static void volunteer(void) {
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, "1000", 4) != 4) {
+        tp_log(TP_WARN, "a client that fills this machine's memory may end others: %s", strerror(errno));
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
 static void *map_limits(int fd) {
     void *page = fd >= 0 ? mmap(NULL, TP_LIMITS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
     return page == MAP_FAILED ? NULL : page;
@@ -347,6 +360,7 @@ int main(int count, char **words) {
     if (!options(s, count, words) || tpw_callbacks_open(s)) {
         return 2;
     }
+    volunteer();
     process.events = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event wanted = {.events = EPOLLIN};
     if (process.events < 0 || epoll_ctl(process.events, EPOLL_CTL_ADD, process.control, &wanted) ||
