@@ -34,6 +34,8 @@ CASES = (
     "ending_enter",
     "link",
     "unload",
+    "threads",
+    "waits",
     "markers",
 )
 

@@ -19,6 +19,8 @@
 #define NO_SLOT UINT32_MAX /* waits for an older marker of its stream, because the stream captures */
 #define ASK_EVERY_NS 1000000u
 #define ASK_AT_ONCE 8u
+/* Waits for events and in captures need no slot, and each costs a look in every turn; programs have one for each thread. */
+#define PENDING_MAX (4 * SLOTS)
 
 struct marker {
     struct tpw_stream *stream; /* NULL: there is no marker in a stream, but the driver is asked about */
@@ -73,6 +75,9 @@ int32_t tpw_markers_open(struct tpw_session *s) {
 }
 
 static struct marker *add(struct tpw_markers *m) {
+    if (m->count >= PENDING_MAX) {
+        return NULL;
+    }
     if (m->count == m->capacity) {
         size_t capacity = m->capacity ? 2 * m->capacity : 64;
         struct marker *pending = realloc(m->pending, capacity * sizeof *pending);

@@ -24,6 +24,30 @@ static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t t
     return stream;
 }
 
+/* Threads come and go without a word, and a hostile client has as many as there are numbers: those whose work is over give
+ * their streams to others. */
+#define THREAD_STREAMS 256u
+
+static bool over(struct tpw_session *s, const struct tpw_stream *stream) {
+    return stream->thread && stream->context_id == s->entered && !stream->pending && tpw_touchable(s, stream) &&
+           s->cuda.cuStreamQuery(stream->native) == CUDA_SUCCESS;
+}
+
+static int32_t end_idle(struct tpw_session *s) {
+    size_t count = 0;
+    for (const struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
+        count += stream->thread != 0;
+    }
+    for (struct tpw_stream *stream = s->streams, *next; stream && count >= THREAD_STREAMS; stream = next) {
+        next = stream->next;
+        if (over(s, stream)) {
+            tpw_stream_end(s, stream, CUDA_SUCCESS);
+            count--;
+        }
+    }
+    return count < 4 * THREAD_STREAMS ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
 static struct tpw_stream *default_stream(struct tpw_session *s, uint32_t thread, int32_t *error) {
     CUstream native = CU_STREAM_LEGACY;
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
@@ -33,7 +57,8 @@ static struct tpw_stream *default_stream(struct tpw_session *s, uint32_t thread,
         }
     }
     if (thread) {
-        int32_t result = (int32_t)s->cuda.cuStreamCreate(&native, CU_STREAM_DEFAULT);
+        int32_t result = end_idle(s);
+        result = result ? result : (int32_t)s->cuda.cuStreamCreate(&native, CU_STREAM_DEFAULT);
         if (result) {
             *error = result;
             return NULL;

@@ -47,7 +47,8 @@ static uint64_t handle(uint32_t kind, uint32_t index) { return tp_handle_make(ki
 static struct tpw_link *the_link;
 
 /* A frame of the context with that index. */
-#define SEND(context, name, call, ...)                                                                                 \
+#define SEND(context, name, call, ...) SEND_AS(1, context, name, call, __VA_ARGS__)
+#define SEND_AS(thread, context, name, call, ...)                                                                      \
     do {                                                                                                               \
         const struct tpg_##name##_in a_ = {__VA_ARGS__};                                                               \
         size_t size_ = tpg_size_##name##_in(&a_);                                                                      \
@@ -55,7 +56,7 @@ static struct tpw_link *the_link;
         struct tp_cursor c_ = tp_cursor_make(body_, size_);                                                            \
         tpg_put_##name##_in(&c_, &a_);                                                                                 \
         CHECK(!c_.bad);                                                                                                \
-        fuzz_link_frame(the_link, TPG_OP_##name, call, 1, id(context), body_, size_);                                  \
+        fuzz_link_frame(the_link, TPG_OP_##name, call, thread, id(context), body_, size_);                             \
         free(body_);                                                                                                   \
     } while (0)
 #define CALL TP_FRAME_CALL
@@ -215,6 +216,29 @@ static void case_unload(void) {
     }
 }
 
+/* Each number of a thread has a default stream of its own, which is the driver's. */
+static void case_threads(void) {
+    for (uint32_t thread = 1; thread < 4000; thread++) {
+        SEND_AS(thread, 0, cuMemsetD8Async, 0, .dstDevice = ADDRESS, .uc = 1, .N = 64, .hStream = 2);
+    }
+    stop(0, handle(TPG_STREAM, 0), 0);
+    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
+    SEND(0, cuEventRecord, 0, .hEvent = handle(TPG_EVENT, 0), .hStream = handle(TPG_STREAM, 0));
+    for (uint32_t thread = 4000; thread < 8000; thread++) { /* none of these can end */
+        SEND_AS(thread, 0, cuStreamWaitEvent, 0, .hStream = 2, .hEvent = handle(TPG_EVENT, 0));
+    }
+}
+
+/* Nor may waits for events that never come be more and more. */
+static void case_waits(void) {
+    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
+    stop(0, handle(TPG_STREAM, 0), 0);
+    SEND(0, cuEventRecord, 0, .hEvent = handle(TPG_EVENT, 0), .hStream = handle(TPG_STREAM, 0));
+    for (int i = 0; i < 17000; i++) {
+        SEND(0, event_wait, 0, .event = handle(TPG_EVENT, 0));
+    }
+}
+
 #define MARKERS 4096 /* as in marker.c */
 #define FILLERS 5    /* streams that stand for ever, with all markers but one */
 
@@ -255,6 +279,8 @@ static const struct {
     {"ending_enter", case_ending_enter, 200},
     {"link", case_link, 2},
     {"unload", case_unload, 0},
+    {"threads", case_threads, 2900},
+    {"waits", case_waits, 600},
     {"markers", case_markers, 0},
 };
 
