@@ -93,8 +93,9 @@ def test_client_lines_find_the_device(tmp_path: Path) -> None:
     ("name", "megabytes", "group", "words"),
     [
         ("/my_shm", 48, "video", "power of two"),
-        ("/my_shm", 8, "video", "16 at least"),
-        ("/my_shm", 0, "video", "16 at least"),
+        ("/my_shm", 8, "video", "16 to 1048576"),
+        ("/my_shm", 0, "video", "16 to 1048576"),
+        ("/my_shm", 2097152, "video", "16 to 1048576"),
         ("/my shm", 256, "video", "'/my shm'"),
         ("/my,shm", 256, "video", "'/my,shm'"),
         ("/my_shm", 256, "video; rm", "--group"),

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensor_fusion.config import CONNECTION_INFO, SHARED_MEMORY_FOLDER, UserError, segment_path
+from tensor_fusion.config import CONNECTION_INFO, MAX_SHMEM_MEGABYTES, SHARED_MEMORY_FOLDER, UserError, segment_path
 
 RULE_FILE = "/etc/udev/rules.d/70-tensor-fusion.rules"
 
@@ -30,10 +30,10 @@ def instructions(name: str, megabytes: int, group: str) -> Instructions:
             raise UserError(
                 f"{option} {text!r} holds a character that QEMU, a shell or a connection string would take apart."
             )
-    if megabytes < 16 or megabytes & (megabytes - 1):
+    if not 16 <= megabytes <= MAX_SHMEM_MEGABYTES or megabytes & (megabytes - 1):
         raise UserError(
-            f"{megabytes} MB cannot be the memory of an ivshmem device: it must be a power of two, 16 at least; "
-            "256 is usual."
+            f"{megabytes} MB cannot be the memory of an ivshmem device: it must be a power of two, "
+            f"16 to {MAX_SHMEM_MEGABYTES}; 256 is usual."
         )
     return Instructions(
         worker=f"tensor-fusion-worker -n shmem -m {name} -M {megabytes}",
