@@ -119,6 +119,9 @@ def test_preload_keeps_what_was_there(native: Path) -> None:
         (["run", "--connect", CONNECTION, "--", ""], 127, "''"),
         (["run", "--connect", CONNECTION, "--", "/etc/passwd"], 126, "'/etc/passwd'"),
         (["env", "--connect", "native+h+1"], 2, "3 fields"),
+        (["vm", "-M", "100"], 2, "100 MB"),
+        (["vm", "-M", "2097152"], 2, "2097152 MB"),
+        (["vm", "-M", "many"], 2, "'many'"),
         (["frobnicate"], 2, "'frobnicate'"),
         (["demo", "--gpu", "amd"], 2, "'amd'"),
         (["coverage", "--api", "vulkan"], 2, "'vulkan'"),
@@ -214,6 +217,17 @@ def test_coverage_table(native: Path) -> None:
     lines = cli(native, "coverage").stdout.splitlines()
     assert lines[0].split() == ["API", "names", "remote", "local", "custom", "alias", "unsupported"]
     assert lines[1].split()[-6:] == ["4", "1", "1", "0", "1", "1"]
+
+
+def test_coverage_is_whole_on_a_narrow_terminal(native: Path) -> None:
+    assert cli(native, "coverage", COLUMNS="20").stdout == cli(native, "coverage", COLUMNS="200").stdout
+
+
+def test_terminal_that_knows_ascii_only(native: Path) -> None:
+    """A sentence with an ellipsis or a path of other bytes is no reason to fail after the work has been done."""
+    result = cli(native, "vm", "--check", "-m", "/tf-nö", PYTHONIOENCODING="ascii")
+    assert result.returncode == 1
+    assert "does not exist" in result.stdout
 
 
 def test_broken_coverage_is_one_sentence(native: Path) -> None:

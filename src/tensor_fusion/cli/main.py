@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -43,6 +44,20 @@ Connect = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Preload = Annotated[bool, typer.Option("--preload", help="Also set LD_PRELOAD.")]
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number") from None
 
 
 class Gpu(str, Enum):
@@ -146,12 +161,22 @@ def bench(
         typer.Option(help="Worker: native+HOST+PORT+VERSION[+SECRET]; by default one is started.", show_default=False),
     ] = None,
     transport: Annotated[Transport, typer.Option(help="Transport to the worker that is started.")] = Transport.TCP,
-    shmem_size: Annotated[int, typer.Option(help="MB of the shared memory of the worker that is started.")] = 1024,
+    shmem_size: Annotated[
+        int, typer.Option(help="MB of the shared memory of the worker that is started.", parser=_whole, metavar="<int>")
+    ] = 1024,
     gpu: Annotated[Gpu | None, typer.Option(help="Driver of the native side and of the worker started.")] = None,
     rtt: Annotated[
-        float | None, typer.Option(help="Milliseconds that a relay adds to each round trip.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Milliseconds that a relay adds to each round trip.",
+            show_default=False,
+            parser=_number,
+            metavar="<float>",
+        ),
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Alternating runs of native and remote.")] = 5,
+    pairs: Annotated[
+        int, typer.Option(help="Alternating runs of native and remote.", parser=_whole, metavar="<int>")
+    ] = 5,
     only: Annotated[
         str | None, typer.Option(help="Groups to measure, separated by commas.", show_default=False)
     ] = None,
@@ -226,7 +251,10 @@ def vm(
         str | None, typer.Option("-m", "--shmem-file", help="Segment, as for the worker.", show_default=False)
     ] = None,
     size: Annotated[
-        int | None, typer.Option("-M", "--size", "--shmem-size", help="Its size in MB; 256 by default.")
+        int | None,
+        typer.Option(
+            "-M", "--size", "--shmem-size", help="Its size in MB; 256 by default.", parser=_whole, metavar="<int>"
+        ),
     ] = None,
     group: Annotated[str, typer.Option(help="Group of the guest's users that may use the GPU.")] = "video",
     checking: Annotated[
@@ -279,6 +307,10 @@ def _fail(sentence: str, code: int) -> NoReturn:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; ends the process. Whatever is wrong with the input is one sentence and an exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that cannot show a character gets its code; paths are bytes and leave as they came.
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
         if given[:1] == ["bench"] and given[-1] == "--":
             # To the parser the same as no --, and so a benchmark that nobody asked for.

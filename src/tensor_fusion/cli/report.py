@@ -18,6 +18,8 @@ from tensor_fusion.client.vm import RULE_FILE, Instructions
 from tensor_fusion.config import CONNECTION_INFO, VARIABLES, UserError, without_secret
 
 KINDS = ("remote", "local", "custom", "alias", "unsupported")
+# Figures cut short say nothing: a narrow terminal wraps the rows instead.
+COVERAGE_WIDTH = 80
 TITLES = {"cuda": "CUDA driver API", "nvml": "NVML"}
 
 
@@ -56,6 +58,7 @@ def coverage(table: Mapping[str, Mapping[str, Any]]) -> None:
     for api, counts in table.items():
         shown.add_row(TITLES.get(api, api), str(counts["total"]), *(str(counts[kind]) for kind in KINDS))
     console = _console()
+    console.width = max(console.width, COVERAGE_WIDTH)
     console.print(shown)
     console.print("The unsupported names with their reasons: tensor-fusion coverage --json")
 
