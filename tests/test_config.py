@@ -107,5 +107,6 @@ def test_every_variable_the_product_reads_is_in_the_table() -> None:
     for folder, pattern in (("src", "*.py"), ("native", "*.[ch]")):
         for path in (ROOT / folder).rglob(pattern):
             found |= set(re.findall(r'"((?:TF|TENSOR_FUSION)_[A-Z0-9_]+)"', path.read_text()))
+            found |= set(re.findall(r'getenv\("(CUDA_[A-Z0-9_]+)"\)', path.read_text()))
     assert found
     assert found <= known, f"not described in tensor_fusion.config.VARIABLES: {sorted(found - known)}"
