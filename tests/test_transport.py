@@ -94,6 +94,7 @@ NATIVE_CASES = [
     "calls",
     "threads",
     "thread_numbers_are_reused",
+    "cancelled_while_it_waits",
     "uploads",
     "downloads",
     "transfers_of_many_threads",

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -114,7 +115,9 @@ static void write_line(int fd, const char *line, size_t size) {
 }
 
 void tp_log_write(int level, const char *format, ...) {
-    int saved = errno;
+    int saved = errno, cancel;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE,
+                           &cancel); /* the caller may hold a lock, and writing can end a thread */
     char line[LINE_MAX_BYTES];
     struct timespec now;
     uint32_t left_out = 0;
@@ -155,5 +158,6 @@ void tp_log_write(int level, const char *format, ...) {
     if (fd < 0 || level >= TP_ERROR) {
         write_line(STDERR_FILENO, line, size);
     }
+    pthread_setcancelstate(cancel, &cancel);
     errno = saved;
 }

@@ -164,6 +164,29 @@ static void thread_numbers_are_reused(void) {
     CHECK(tp_thread_self()->number == first && tp_thread_self()->context == 0);
 }
 
+static void *waits_to_be_cancelled(void *conn) {
+    check_echo(conn, 1, 100);
+    return NULL;
+}
+
+/* A program may cancel a thread that waits; whoever reads for all must not take the lock with it, nor leave a reply behind. */
+static void cancelled_while_it_waits(void) {
+    struct tp_conn *conn = connected();
+    struct tp_cursor c;
+    check_echo(conn, 0, 1);
+    CHECK(open_frame(conn, OP_STALL, 8, &c));
+    tp_put_u64(&c, 500);
+    tp_commit(conn);
+    for (int i = 0; i < 3; i++) {
+        pthread_t id;
+        void *result;
+        CHECK(pthread_create(&id, NULL, waits_to_be_cancelled, conn) == 0);
+        usleep(i ? 0 : 200000);
+        CHECK(pthread_cancel(id) == 0 && pthread_join(id, &result) == 0);
+        check_echo(conn, 2, 100);
+    }
+}
+
 static const size_t transfer_sizes[] = {0,       1,       100, TP_INLINE_MAX, TP_INLINE_MAX + 1, 1 << 20, (1 << 20) + 3,
                                         5 << 20, 64 << 20};
 #define TRANSFERS (sizeof transfer_sizes / sizeof *transfer_sizes)
@@ -326,6 +349,7 @@ static const struct test_case cases[] = {
     {"calls", calls, 0},
     {"threads", threads, 0},
     {"thread_numbers_are_reused", thread_numbers_are_reused, 0},
+    {"cancelled_while_it_waits", cancelled_while_it_waits, 0},
     {"uploads", uploads, 0},
     {"downloads", downloads, 0},
     {"transfers_of_many_threads", transfers_of_many_threads, 0},

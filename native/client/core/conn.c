@@ -207,6 +207,7 @@ struct tp_conn *tp_connection(enum tp_status *status) {
     if (TP_LIKELY(conn != NULL)) {
         return alive_or_status(conn, status);
     }
+    int cancel = tpc_defer_cancel();
     tp_lock_take(&making);
     conn = tp_connection_if_any();
     if (!conn) {
@@ -226,6 +227,7 @@ struct tp_conn *tp_connection(enum tp_status *status) {
         }
     }
     tp_lock_drop(&making);
+    tpc_allow_cancel(cancel);
     return conn ? alive_or_status(conn, status) : NULL;
 }
 
@@ -254,13 +256,7 @@ static enum tp_status open_one(struct tp_conn *conn, uint32_t index) {
     return status;
 }
 
-enum tp_status tp_data_ready(struct tp_conn *conn) {
-    if (tpc_is_lost(conn)) {
-        return tpc_lost_status(conn);
-    }
-    if (TP_LIKELY(atomic_load_explicit(&conn->data_open, memory_order_acquire))) {
-        return TP_OK;
-    }
+static enum tp_status open_all(struct tp_conn *conn) {
     tp_lock_take(&conn->opening);
     enum tp_status status = TP_OK;
     if (conn->seat) {
@@ -283,5 +279,18 @@ enum tp_status tp_data_ready(struct tp_conn *conn) {
         atomic_store_explicit(&conn->data_open, true, memory_order_release);
     }
     tp_lock_drop(&conn->opening);
+    return status;
+}
+
+enum tp_status tp_data_ready(struct tp_conn *conn) {
+    if (tpc_is_lost(conn)) {
+        return tpc_lost_status(conn);
+    }
+    if (TP_LIKELY(atomic_load_explicit(&conn->data_open, memory_order_acquire))) {
+        return TP_OK;
+    }
+    int cancel = tpc_defer_cancel();
+    enum tp_status status = open_all(conn);
+    tpc_allow_cancel(cancel);
     return status;
 }

@@ -148,6 +148,14 @@ static inline bool tpc_is_lost(const struct tp_conn *conn) {
 static inline enum tp_status tpc_lost_status(const struct tp_conn *conn) {
     return (enum tp_status)atomic_load_explicit(&conn->lost, memory_order_seq_cst);
 }
+/* Around what may sleep or enter the kernel with a lock or with a reply on its way to this thread's stack: the program may cancel
+ * the thread (pthread_cancel), and nobody else could go on. What it wanted happens at its next cancellation point. */
+static inline int tpc_defer_cancel(void) {
+    int before;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
+    return before;
+}
+static inline void tpc_allow_cancel(int before) { pthread_setcancelstate(before, &before); }
 bool tpc_forked(void); /* a child that has no connection of its own */
 
 /* connect.c */

@@ -350,6 +350,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     atomic_store_explicit(&slot->expects, true, memory_order_seq_cst);
     tpc_publish(conn);
 
+    int cancel = tpc_defer_cancel();
     uint64_t begin = tp_now_ns();
     if (!tpc_flush_now(conn)) {
         tpc_wake_sender(conn);
@@ -357,10 +358,14 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     await(conn, slot);
     tpc_stats_round_trip(what, tp_now_ns() - begin);
     slot->reply = NULL;
-    if (atomic_exchange_explicit(&slot->state, TPC_IDLE, memory_order_acquire) == TPC_DONE) {
+    bool done = atomic_exchange_explicit(&slot->state, TPC_IDLE, memory_order_acquire) == TPC_DONE;
+    if (!done) {
+        tpc_quiesce(conn);
+    }
+    tpc_allow_cancel(cancel);
+    if (done) {
         return TP_OK;
     }
-    tpc_quiesce(conn);
     tp_reply_free(reply);
     return tpc_is_lost(conn) ? tpc_lost_status(conn) : TP_ERROR_LOST;
 }

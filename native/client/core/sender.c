@@ -103,8 +103,10 @@ bool tpc_flush_now(struct tp_conn *conn) {
     }
     /* After a failed try the holder looks at head again once it has dropped the lock, so our frame is not forgotten. */
     while (!is_empty(conn) && tp_lock_try(&conn->send)) {
+        int cancel = tpc_defer_cancel();
         bool all = drain(conn);
         tp_lock_drop(&conn->send);
+        tpc_allow_cancel(cancel);
         atomic_thread_fence(memory_order_seq_cst);
         if (!all) {
             return false;
@@ -216,7 +218,9 @@ void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
             break;
         }
         tp_lock_drop(&conn->append);
+        int cancel = tpc_defer_cancel();
         wait_for_space(conn, size);
+        tpc_allow_cancel(cancel);
         if (tpc_is_lost(conn)) {
             return NULL;
         }
