@@ -76,9 +76,7 @@ static bool drain(struct tp_conn *conn) {
         if (n > 0) {
             tail += (uint64_t)n;
             atomic_store_explicit(&conn->tail, tail, memory_order_seq_cst);
-            atomic_store_explicit(&tp_counters.bytes_sent,
-                                  atomic_load_explicit(&tp_counters.bytes_sent, memory_order_relaxed) + (uint64_t)n,
-                                  memory_order_relaxed);
+            atomic_fetch_add_explicit(&tp_counters.bytes_sent, (uint64_t)n, memory_order_relaxed);
             if (atomic_load_explicit(&conn->space_waiters, memory_order_seq_cst) > 0) {
                 atomic_fetch_add_explicit(&conn->space_news, 1, memory_order_release);
                 tp_futex_wake(&conn->space_news, INT32_MAX);
@@ -151,8 +149,9 @@ static void *sender_run(void *argument) {
         if (!is_empty(conn) || tp_now_ns() - last_news < spin) {
             continue;
         }
-        tpc_nudge_listener(conn);
         atomic_store_explicit(&conn->sender_sleeps, 1, memory_order_seq_cst);
+        /* After the store: whoever then sends its frame by itself either wakes this thread or has said what it expects. */
+        tpc_nudge_listener(conn);
         if (is_empty(conn) && !tpc_is_lost(conn)) {
             tp_futex_wait(&conn->sender_sleeps, 1, 0);
         }
