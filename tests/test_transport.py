@@ -180,6 +180,12 @@ def test_log_with_bad_settings_still_runs(program: Path, tmp_path: Path) -> None
     assert "TF_LOG_PATH=" in done.stderr
 
 
+def test_switch_that_is_neither_on_nor_off_is_said(program: Path) -> None:
+    assert "TF_ENABLE_LOG=maybe is neither 1 nor 0; 0 is used" in run(program, "messages", TF_ENABLE_LOG="maybe").stderr
+    for off in ("", "0", "off", "False"):
+        assert run(program, "messages", TF_ENABLE_LOG=off).stderr == ""
+
+
 def test_statistics_at_exit(program: Path, tmp_path: Path) -> None:
     assert run(program, "calls", TF_STATS_PATH=str(tmp_path / "stats-%p.json")).returncode == 0
     (path,) = tmp_path.glob("stats-*.json")

@@ -31,12 +31,16 @@ static _Atomic uint32_t lines; /* wanted in that second */
 static char log_path[1024];    /* path that log_fd belongs to; written by tp_log_setup only */
 static const char *const level_names[] = {"TRACE", "DEBUG", "INFO", "WARN", "ERROR"};
 
-static bool is_on(const char *value) {
-    static const char *const words[] = {"1", "true", "yes", "on"};
+bool tp_switch(const char *name) {
+    static const char *const words[] = {"", "0", "false", "no", "off", "1", "true", "yes", "on"};
+    const char *value = getenv(name);
     for (size_t i = 0; value && i < sizeof words / sizeof *words; i++) {
         if (strcasecmp(value, words[i]) == 0) {
-            return true;
+            return i > 4;
         }
+    }
+    if (value) {
+        tp_log_write(TP_ERROR, "%s=%s is neither 1 nor 0; 0 is used", name, value);
     }
     return false;
 }
@@ -44,7 +48,7 @@ static bool is_on(const char *value) {
 void tp_log_setup(const char *who) {
     static const char *const names[] = {"trace", "debug", "info", "warn", "error"};
     atomic_store_explicit(&log_who, who, memory_order_relaxed);
-    if (!is_on(getenv("TF_ENABLE_LOG"))) {
+    if (!tp_switch("TF_ENABLE_LOG")) {
         atomic_store_explicit(&tp_log_threshold, TP_ERROR, memory_order_relaxed);
         return;
     }

@@ -43,6 +43,9 @@ TP_EXPORT void tp_log_write(int level, const char *format, ...) __attribute__((f
         }                                                                                                              \
     } while (0)
 
+/* ---- environment ---- */
+TP_EXPORT bool tp_switch(const char *name); /* a variable that is on or off; another value is said, and is off */
+
 /* ---- time ---- */
 TP_EXPORT uint64_t tp_now_ns(void); /* CLOCK_MONOTONIC */
 static inline void tp_pause(void) {

@@ -113,8 +113,7 @@ CUresult tpc_start(void) {
     tp_lock_take(&start_lock);
     if (!started) {
         enum tp_status status;
-        const char *strict = getenv("TF_STRICT");
-        tpc_strict = strict && strict[0] && strcmp(strict, "0") != 0;
+        tpc_strict = tp_switch("TF_STRICT");
         pthread_atfork(NULL, NULL, after_fork);
         tp_on_loss(on_loss);
         tp_on_message(TP_OP_NOTICE, on_notice);
