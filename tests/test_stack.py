@@ -20,15 +20,10 @@ from stack.harness import HERE, NVCC, ROOT, Worker, clean_environment, connected
 
 from tensor_fusion.client.files import client_environment, client_folder
 
-pytestmark = whole_stack
+pytestmark = [*whole_stack, pytest.mark.usefixtures("both_transports")]
 pytest_plugins = ["stack.fixtures"]
 SIMULATED = "right on Simulated NVIDIA H200\n"
 with_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "worker" in metafunc.fixturenames:
-        metafunc.parametrize("worker", ["native", "shmem"], indirect=True)
 
 
 # The driver API

@@ -15,7 +15,7 @@ import pytest
 from stack.harness import LOSS_SECONDS, LOST, MIB, Program, Worker, whole_stack
 from worker_harness import eventually
 
-pytestmark = whole_stack
+pytestmark = [*whole_stack, pytest.mark.usefixtures("both_transports")]
 pytest_plugins = ["stack.fixtures"]
 GONE_SECONDS = 1.0
 
@@ -183,7 +183,7 @@ def test_session_stopped_for_two_seconds(worker: Worker) -> None:
         assert client.end() == 0, client.errors()
         told = re.fullmatch(r"right after (\d+) rounds, longest (\d+) ms", client.line())
     assert told
-    assert int(told[1]) > 10
+    assert int(told[1]) > 2  # the one that stood still, and some after it
     assert int(told[2]) >= 1900, "nothing waited for the session that stood still"
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stack.harness import HERE, TRANSPORT, Worker, generate_headers, link_with_driver
+from stack import harness
+from stack.harness import HERE, Worker, generate_headers, link_with_driver
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +21,13 @@ def program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return link_with_driver(tmp_path_factory.mktemp("stack") / "program", sorted(HERE.glob("*.c")), headers)
 
 
+@pytest.fixture(params=["native", "shmem"])
+def both_transports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker of the test serves over the one, then over the other."""
+    monkeypatch.setattr(harness, "TRANSPORT", request.param)
+
+
 @pytest.fixture
-def worker(program: Path, request: pytest.FixtureRequest) -> Iterator[Worker]:
-    """Over the transport that the test names as a parameter, else that of TF_TEST_TRANSPORT."""
-    with Worker(program=program, transport=getattr(request, "param", TRANSPORT)) as running:
+def worker(program: Path) -> Iterator[Worker]:
+    with Worker(program=program) as running:
         yield running

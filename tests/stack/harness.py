@@ -148,10 +148,10 @@ class Worker:
     """A worker on the simulated GPU. Without warm sessions its children are exactly the sessions of its clients."""
 
     def __init__(
-        self, *options: str, program: Path | None = None, transport: str = TRANSPORT, **variables: str
+        self, *options: str, program: Path | None = None, transport: str | None = None, **variables: str
     ) -> None:
         name = f"/tf-test-{os.getpid()}-{next(_numbers)}"
-        shmem = transport == "shmem"
+        shmem = (transport or TRANSPORT) == "shmem"
         place = ["-n", "shmem", "-m", name, "-M", "128"] if shmem else ["-p", "0", "--host", "127.0.0.1"]
         words = [*place, "--gpu", "sim", "--warm", "0", *options]
         self.segment = Path(f"/dev/shm{name}")
