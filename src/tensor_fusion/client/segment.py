@@ -76,7 +76,7 @@ class SegmentFile:
             self.size = os.fstat(fd).st_size
             if megabytes is not None and self.size != megabytes * MEGABYTE:
                 raise UserError(
-                    f"{path} has {describe(self.size)}, the connection string says {megabytes} MB; "
+                    f"{path} has {describe(self.size)}, not the {megabytes} MB that are asked for; "
                     "use the size that the worker was started with (-M)."
                 )
             if self.size < SMALLEST:
