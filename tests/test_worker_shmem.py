@@ -183,11 +183,14 @@ def test_more_clients_than_allowed(segment_name: str, tmp_path: Path, schema: by
 
 
 def test_full_arena_refuses_and_goes_on(segment_name: str, tmp_path: Path, schema: bytes) -> None:
-    with SegmentWorker(segment_name, tmp_path, megabytes=16) as worker:
+    with SegmentWorker(segment_name, tmp_path, "--warm", "0", megabytes=16) as worker:
         clients = [SegmentClient(worker.path, Greeting.build(schema)) for _ in range(4)]
         accepted = [client for client in clients if client.status() is Status.ACCEPTED]
         refused = [client for client in clients if client.status() is Status.NO_SESSION]
         assert len(accepted) >= 2
+        assert eventually(lambda: len(psutil.Process(worker.process.pid).children()) == len(accepted)), (
+            "a session was started for nobody"
+        )
         assert refused and refused[0].welcome
         assert "no room" in refused[0].welcome.sentence and "-M" in refused[0].welcome.sentence
         for client in clients:

@@ -123,6 +123,7 @@ class ShmemListener:
             self._calls.answer(slot, False, Welcome.build(refused.status, schema, refused.sentence))
             if granted:
                 self._calls.release(slot)
+            self._admission.sessions.discard_surplus()  # one may have been started for this client
             return
         self._clients[slot] = client
         welcome = Welcome.build(Status.ACCEPTED, schema, session_id=session.id, session_key=session.key)
