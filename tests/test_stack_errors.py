@@ -404,6 +404,11 @@ def test_waits_are_cheap_again_after_a_failure(program: Path, tmp_path: Path) ->
     assert functions["cuStreamSynchronize"]["round_trips"] < 5
 
 
+def test_failure_that_breaks_one_context(program: Path) -> None:
+    with Worker(program=program, TF_SIM_FAULTS="cuLaunchKernel:1=700,sticky") as worker:
+        assert worker.run("corners", "error-of-another-context") == "right\n"
+
+
 def test_sticky_failure_is_reported_for_ever(program: Path) -> None:
     with (
         Worker(program=program, TF_SIM_FAULTS="cuLaunchKernel:3=700,sticky") as worker,

@@ -251,7 +251,8 @@ void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t erro
 }
 
 int32_t tpw_report(struct tpw_session *s, int32_t error, bool reports) {
-    if (!error && reports && s->deferred_error) {
+    if (reports &&
+        (!error || error == s->deferred_error)) { /* what breaks a context comes from the post and from the wait */
         error = s->deferred_error;
         s->deferred_error = 0;
     }

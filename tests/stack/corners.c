@@ -348,6 +348,28 @@ static void mapped_memory_while_posts_wait(void) {
     OK(cuModuleUnload(module));
 }
 
+/* For a worker whose first launch breaks its context: another context goes on, also when it is the one that hears of it. */
+static void error_of_another_context(void) {
+    CUcontext healthy, broken;
+    CUdeviceptr memory;
+    OK(cuCtxCreate_v2(&healthy, 0, 0));
+    OK(cuCtxCreate_v2(&broken, 0, 0));
+    OK(cuCtxSetCurrent(NULL));
+    OK(cuCtxSynchronize_v2(broken)); /* needs no current context */
+    OK(cuCtxSetCurrent(broken));
+    CUmodule module = load_kernels();
+    OK(spin(module, 1, NULL));
+    OK(cuCtxSetCurrent(healthy));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize_v2(broken));
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuMemsetD32_v2(memory, 1, 1024));
+    OK(cuCtxSynchronize());
+    OK(cuMemFree_v2(memory));
+    OK(cuCtxSetCurrent(broken));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuMemAlloc_v2(&memory, 4096));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -361,6 +383,7 @@ static const struct {
               {"waits-after-a-failure", waits_after_a_failure},
               {"limits-of-a-kernel", limits_of_a_kernel},
               {"mapped-memory-while-posts-wait", mapped_memory_while_posts_wait},
+              {"error-of-another-context", error_of_another_context},
               {"stream-of-a-callback", stream_of_a_callback},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

@@ -47,11 +47,7 @@ static CUresult allocate(const char *name, struct tpc_context *context, uint64_t
     struct tp_reply reply;
     /* The worker gives out what it has mapped already without asking the driver, which would refuse. */
     TPC_CAPTURE_UNSAFE(name);
-    CUresult result = (CUresult)atomic_load_explicit(&tpc_sticky_error, memory_order_relaxed);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
-    result = tpc_call_memory_alloc(name, &in, &answer, &reply);
+    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
     tp_reply_free(&reply);
     if (result != CUDA_SUCCESS) {
         return result;

@@ -169,8 +169,14 @@ static bool sticky(int error) {
     }
 }
 
+/* The context that the frame was for. */
+static struct tpc_context *asked(void) {
+    uint32_t id = tp_thread_self()->context;
+    return id ? tpc_record(TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, id)) : NULL;
+}
+
 static CUresult learn(int error) {
-    struct tpc_context *context = TP_UNLIKELY(error) && sticky(error) ? tpc_current() : NULL;
+    struct tpc_context *context = TP_UNLIKELY(error) && sticky(error) ? asked() : NULL;
     int usable = 0;
     if (context && atomic_compare_exchange_strong(&context->error, &usable, error)) {
         atomic_store(&tpc_sticky_error, error);

@@ -223,16 +223,21 @@ CUresult tpc_cuCtxSynchronize(void) {
 }
 
 CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
-    TPC_CONTEXT(context);
-    if (!ctx || (uint64_t)(uintptr_t)ctx == context->handle) {
-        return synchronize("cuCtxSynchronize");
+    const struct tpc_context *current = tpc_current();
+    if (!ctx || (current && (!current->handle || (uint64_t)(uintptr_t)ctx == current->handle))) {
+        return tpc_cuCtxSynchronize(); /* which refuses it to a host function, whose context has no handle */
     }
     TPC_CHECK_HANDLE(CONTEXT, ctx, false);
+    const struct tpc_context *other = tpc_record(TPG_CONTEXT, (uint64_t)(uintptr_t)ctx);
+    CUresult error = other ? (CUresult)atomic_load(&other->error) : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (error != CUDA_SUCCESS) {
+        return error;
+    }
     struct tp_thread *self = tp_thread_self();
-    uint32_t current = self->context;
+    uint32_t before = self->context;
     self->context = tp_handle_id((uint64_t)(uintptr_t)ctx);
     CUresult result = synchronize("cuCtxSynchronize");
-    self->context = current;
+    self->context = before;
     return result;
 }
 
