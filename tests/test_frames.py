@@ -40,20 +40,7 @@ CASES = (
 )
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("frames")
-    generated, out = folder / "generated", folder / "test_frames"
-    subprocess.run(
-        [sys.executable, "-m", "tensor_fusion.apigen", "--api", str(ROOT / "api"), "--out", str(generated)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        check=True,
-    )
-    sources = [ROOT / "tests/native/test_frames.c", ROOT / "tests/native/fuzz_link.c"]
-    left_out = {"main.c", "link.c", "link_data.c", "link_slot.c"}
-    sources += [file for file in (NATIVE / "session").glob("*.c") if file.name not in left_out]
-    sources += [file for name in ("base", "wire", "ring", "transport") for file in (NATIVE / name).glob("*.c")]
-    sources += [generated / f"tpg_{name}.c" for name in ("driver", "dispatch", "tables")]
+def build(out: Path, generated: Path, sources: list[Path]) -> Path:
     folders = [*(NATIVE / name for name in ("base", "wire", "ring", "transport", "session")), generated]
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
@@ -63,7 +50,36 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generated")
+    subprocess.run(
+        [sys.executable, "-m", "tensor_fusion.apigen", "--api", str(ROOT / "api"), "--out", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        check=True,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def program(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sources = [ROOT / "tests/native/test_frames.c", ROOT / "tests/native/fuzz_link.c"]
+    left_out = {"main.c", "link.c", "link_data.c", "link_slot.c"}
+    sources += [file for file in (NATIVE / "session").glob("*.c") if file.name not in left_out]
+    sources += [file for name in ("base", "wire", "ring", "transport") for file in (NATIVE / name).glob("*.c")]
+    sources += [generated / f"tpg_{name}.c" for name in ("driver", "dispatch", "tables")]
+    return build(tmp_path_factory.mktemp("frames") / "test_frames", generated, sources)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_a_client_may_not_bring_about(program: Path, case: str) -> None:
     done = subprocess.run([program, SIMGPU, case], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_lengths_inside_images(generated: Path, tmp_path: Path) -> None:
+    sources = [ROOT / "tests/native/test_image_size.c", NATIVE / "wire/image.c"]
+    done = subprocess.run(
+        [build(tmp_path / "test_image_size", generated, sources)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

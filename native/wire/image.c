@@ -4,7 +4,55 @@
 #include "tp_image.h"
 
 #include <elf.h>
+#include <stdbool.h>
 #include <string.h>
+
+#define CUDA_GLOBAL 0x70000007u
+#define CUDA_SHARED 0x7000000au
+
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+/* Sections without bytes in the file. NVIDIA has types of its own for them in relocatable objects (NVRTC 13, sm_75 to sm_90). */
+static bool has_bytes(uint32_t type) {
+    return type != SHT_NOBITS && type != SHT_NULL && type != CUDA_GLOBAL && type != CUDA_SHARED;
+}
+
+static size_t elf_size(const unsigned char *image, size_t limit) {
+    Elf64_Ehdr head;
+    if (limit < sizeof head) {
+        return 0;
+    }
+    memcpy(&head, image, sizeof head);
+    if (head.e_ident[EI_CLASS] != ELFCLASS64 || (head.e_shnum && head.e_shentsize != sizeof(Elf64_Shdr)) ||
+        (head.e_phnum && head.e_phentsize != sizeof(Elf64_Phdr)) || head.e_shoff > limit || head.e_phoff > limit ||
+        (uint64_t)head.e_shnum * sizeof(Elf64_Shdr) > limit - head.e_shoff ||
+        (uint64_t)head.e_phnum * sizeof(Elf64_Phdr) > limit - head.e_phoff) {
+        return 0;
+    }
+    uint64_t end = larger(head.e_shoff + (uint64_t)head.e_shnum * sizeof(Elf64_Shdr),
+                          head.e_phoff + (uint64_t)head.e_phnum * sizeof(Elf64_Phdr));
+    end = larger(end, sizeof head);
+    for (unsigned i = 0; i < head.e_shnum; i++) {
+        Elf64_Shdr section;
+        memcpy(&section, image + head.e_shoff + i * sizeof section, sizeof section);
+        if (!has_bytes(section.sh_type)) {
+            continue;
+        }
+        if (section.sh_offset > limit || section.sh_size > limit - section.sh_offset) {
+            return 0;
+        }
+        end = larger(end, section.sh_offset + section.sh_size);
+    }
+    for (unsigned i = 0; i < head.e_phnum; i++) {
+        Elf64_Phdr segment;
+        memcpy(&segment, image + head.e_phoff + i * sizeof segment, sizeof segment);
+        if (segment.p_offset > limit || segment.p_filesz > limit - segment.p_offset) {
+            return 0;
+        }
+        end = larger(end, segment.p_filesz ? segment.p_offset + segment.p_filesz : 0);
+    }
+    return (size_t)end;
+}
 
 static size_t fatbin_size(const unsigned char *image, size_t limit) {
     uint16_t header_size;
@@ -30,40 +78,14 @@ static size_t fatbin_size(const unsigned char *image, size_t limit) {
         if (entry_header < 16 || entry_header > body - at || payload > body - at - entry_header) {
             return 0;
         }
-        at += entry_header + payload;
-    }
-    return header_size + (size_t)body;
-}
-
-static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
-
-static size_t elf_size(const unsigned char *image, size_t limit) {
-    Elf64_Ehdr head;
-    if (limit < sizeof head) {
-        return 0;
-    }
-    memcpy(&head, image, sizeof head);
-    if (head.e_ident[EI_CLASS] != ELFCLASS64 || (head.e_shnum && head.e_shentsize != sizeof(Elf64_Shdr)) ||
-        (head.e_phnum && head.e_phentsize != sizeof(Elf64_Phdr)) || head.e_shoff > limit || head.e_phoff > limit ||
-        (uint64_t)head.e_shnum * sizeof(Elf64_Shdr) > limit - head.e_shoff ||
-        (uint64_t)head.e_phnum * sizeof(Elf64_Phdr) > limit - head.e_phoff) {
-        return 0;
-    }
-    uint64_t end = larger(head.e_shoff + (uint64_t)head.e_shnum * sizeof(Elf64_Shdr),
-                          head.e_phoff + (uint64_t)head.e_phnum * sizeof(Elf64_Phdr));
-    end = larger(end, sizeof head);
-    for (unsigned i = 0; i < head.e_shnum; i++) {
-        Elf64_Shdr section;
-        memcpy(&section, image + head.e_shoff + i * sizeof section, sizeof section);
-        if (section.sh_type == SHT_NOBITS || section.sh_type == SHT_NULL) {
-            continue;
-        }
-        if (section.sh_offset > limit || section.sh_size > limit - section.sh_offset) {
+        /* What lies in an entry as it is (others are compressed) states its own lengths, by which the driver reads as well. */
+        const unsigned char *inside = image + header_size + at + entry_header;
+        if (payload >= SELFMAG && memcmp(inside, ELFMAG, SELFMAG) == 0 && !elf_size(inside, payload)) {
             return 0;
         }
-        end = larger(end, section.sh_offset + section.sh_size);
+        at += (uint64_t)entry_header + payload;
     }
-    return (size_t)end;
+    return header_size + (size_t)body;
 }
 
 size_t tp_image_size(const void *image, size_t limit) {

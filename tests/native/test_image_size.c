@@ -1,0 +1,68 @@
+/*
+ * Lengths that containers of images state: the driver reads by them, so they must lie within what came.
+ *
+ * One thread, no arguments; tests/test_frames.py builds and runs this.
+ */
+#include "simgpu_check.h"
+
+#include <elf.h>
+#include <tp_image.h>
+
+#define CUDA_GLOBAL 0x70000007u /* without bytes in the file, as NVRTC 13 writes it with -rdc=true */
+
+struct elf {
+    Elf64_Ehdr head;
+    Elf64_Phdr segment;
+    Elf64_Shdr section;
+    unsigned char bytes[64];
+};
+
+static struct elf good(void) {
+    struct elf elf = {.head = {.e_phoff = sizeof(Elf64_Ehdr),
+                               .e_phnum = 1,
+                               .e_phentsize = sizeof(Elf64_Phdr),
+                               .e_shoff = sizeof(Elf64_Ehdr) + sizeof(Elf64_Phdr),
+                               .e_shnum = 1,
+                               .e_shentsize = sizeof(Elf64_Shdr)}};
+    memcpy(elf.head.e_ident, ELFMAG, SELFMAG);
+    elf.head.e_ident[EI_CLASS] = ELFCLASS64;
+    elf.segment = (Elf64_Phdr){.p_type = PT_LOAD, .p_offset = sizeof elf - 64, .p_filesz = 64, .p_memsz = 1 << 30};
+    elf.section = (Elf64_Shdr){.sh_type = SHT_PROGBITS, .sh_offset = sizeof elf - 64, .sh_size = 64};
+    return elf;
+}
+
+struct fatbin {
+    uint32_t magic;
+    uint16_t version, header_size;
+    uint64_t body;
+    uint16_t kind, unused;
+    uint32_t entry_header, payload, more;
+    struct elf elf;
+};
+
+static size_t in_fatbin(struct elf elf) {
+    struct fatbin fatbin = {.magic = TP_FATBIN,
+                            .version = 1,
+                            .header_size = 16,
+                            .body = sizeof fatbin - 16,
+                            .kind = 2,
+                            .entry_header = 16,
+                            .payload = sizeof elf,
+                            .elf = elf};
+    return tp_image_size(&fatbin, sizeof fatbin);
+}
+
+int main(void) {
+    struct elf elf = good();
+    CHECK(tp_image_size(&elf, sizeof elf) == sizeof elf && in_fatbin(elf) == sizeof(struct fatbin));
+    elf.segment.p_filesz = 65;
+    CHECK(tp_image_size(&elf, sizeof elf) == 0 && in_fatbin(elf) == 0);
+    elf.segment.p_filesz = UINT64_MAX;
+    CHECK(tp_image_size(&elf, sizeof elf) == 0 && in_fatbin(elf) == 0);
+    elf = good();
+    elf.section.sh_size = 65;
+    CHECK(tp_image_size(&elf, sizeof elf) == 0 && in_fatbin(elf) == 0);
+    elf.section.sh_type = CUDA_GLOBAL;
+    CHECK(tp_image_size(&elf, sizeof elf) == sizeof elf && in_fatbin(elf) == sizeof(struct fatbin));
+    return 0;
+}
