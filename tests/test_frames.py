@@ -34,6 +34,7 @@ CASES = (
     "ending_enter",
     "link",
     "unload",
+    "unload_fails",
     "threads",
     "waits",
     "markers",

@@ -277,9 +277,10 @@ static void unload(struct tpw_session *s, void *what, int32_t error) {
     }
     if (there && stands(s)) {
         unloading->again = true;
-        if (!tpw_when_everything_done(s, unload, unloading)) {
+        if (!error && !tpw_when_everything_done(s, unload, unloading)) {
             return;
         }
+        there = false; /* there is no waiting for that work, but the driver would: it stays until the session ends */
     }
     if (there) {
         (void)(unloading->library ? s->cuda.cuLibraryUnload((CUlibrary)(uintptr_t)unloading->native)

@@ -216,6 +216,12 @@ static void case_unload(void) {
     }
 }
 
+/* The same when the second wait cannot be. */
+static void case_unload_fails(void) {
+    setenv("TF_SIM_FAULTS", "cuStreamWriteValue64_v2:2+=1", 1); /* read at the first call */
+    case_unload();
+}
+
 /* Each number of a thread has a default stream of its own, which is the driver's. */
 static void case_threads(void) {
     for (uint32_t thread = 1; thread < 4000; thread++) {
@@ -279,6 +285,7 @@ static const struct {
     {"ending_enter", case_ending_enter, 200},
     {"link", case_link, 2},
     {"unload", case_unload, 0},
+    {"unload_fails", case_unload_fails, 0},
     {"threads", case_threads, 2900},
     {"waits", case_waits, 600},
     {"markers", case_markers, 0},
