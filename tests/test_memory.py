@@ -36,6 +36,7 @@ CASES = (
     "threads",
     "in_step",
     "first_copy",
+    "standing",
     "order",
     "stall",
     "twin_limit",

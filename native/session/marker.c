@@ -15,7 +15,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define SLOTS 4096u
+#define SLOTS 4096u /* of one batch; there are more when streams of a program stand for long */
+#define BATCHES 64u
 #define NO_SLOT UINT32_MAX /* waits for an older marker of its stream, because the stream captures */
 #define ASK_EVERY_NS 1000000u
 #define ASK_AT_ONCE 8u
@@ -36,16 +37,42 @@ struct marker {
 };
 
 struct tpw_markers {
-    _Atomic uint64_t *values; /* pinned, written by the GPU */
-    CUdeviceptr device;
+    _Atomic uint64_t *values[BATCHES]; /* pinned, written by the GPU */
+    CUdeviceptr device[BATCHES];
+    uint32_t batches;
     uint64_t next_value;
-    uint32_t free[SLOTS], free_count;
-    struct marker *pending; /* in the order of their making */
+    uint32_t *free, free_count; /* with room for all */
+    struct marker *pending;     /* in the order of their making */
     size_t count, capacity;
     struct marker *due; /* completed, `done` not yet called; in the same order */
     size_t due_first, due_count, due_capacity;
     uint64_t asked;
 };
+
+static int32_t grow(struct tpw_session *s, struct tpw_markers *m) {
+    uint32_t batch = m->batches;
+    uint32_t *room = batch < BATCHES ? realloc(m->free, (batch + 1) * SLOTS * sizeof *room) : NULL;
+    if (!room) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    m->free = room;
+    void *memory = NULL;
+    int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, SLOTS * sizeof(uint64_t),
+                                                    CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP);
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&m->device[batch], memory, 0);
+    }
+    if (error) {
+        return error;
+    }
+    memset(memory, 0, SLOTS * sizeof(uint64_t));
+    m->values[batch] = memory;
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        m->free[m->free_count++] = batch * SLOTS + SLOTS - 1 - i;
+    }
+    m->batches++;
+    return CUDA_SUCCESS;
+}
 
 int32_t tpw_markers_open(struct tpw_session *s) {
     if (s->markers) {
@@ -55,20 +82,11 @@ int32_t tpw_markers_open(struct tpw_session *s) {
     if (!m) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    void *memory = NULL;
-    int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, SLOTS * sizeof(uint64_t),
-                                                    CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP);
-    if (!error) {
-        error = (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&m->device, memory, 0);
-    }
+    int32_t error = grow(s, m);
     if (error) {
+        free(m->free);
         free(m);
         return error;
-    }
-    memset(memory, 0, SLOTS * sizeof(uint64_t));
-    m->values = memory;
-    for (uint32_t i = 0; i < SLOTS; i++) {
-        m->free[m->free_count++] = SLOTS - 1 - i;
     }
     s->markers = m;
     return CUDA_SUCCESS;
@@ -122,10 +140,11 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     if (TP_UNLIKELY(!tpw_touchable(s, stream))) {
         return stream->pending ? follow(s, stream, done, what) : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
-    while (!m->free_count) {
-        /* Four thousand waits at once: give the GPU time, nothing else can be done in order. Completions are not run here:
-         * they may end streams and contexts, which the caller is going through. Slots of waits that ended in an
-         * error are not used again, so there may be none left to wait for. */
+    /* Not by waiting for slots to come back: the streams may stand at host functions, whose ends are told by later frames. */
+    while (!m->free_count && grow(s, m) != CUDA_SUCCESS) {
+        /* A quarter of a million waits at once: give the GPU time, nothing else can be done in order. Completions are not run
+         * here: they may end streams and contexts, which the caller is going through. Slots of waits that ended in an error
+         * are not used again, so there may be none left to wait for. */
         if (!m->count || tpw_link_status(s->link) != TP_OK) {
             return CUDA_ERROR_OUT_OF_MEMORY;
         }
@@ -137,10 +156,10 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     struct marker *marker = add(m);
     uint32_t slot = m->free[m->free_count - 1];
     uint64_t value = ++m->next_value;
-    int32_t error = marker
-                        ? (int32_t)s->cuda.cuStreamWriteValue64_v2(stream->native, m->device + slot * sizeof(uint64_t),
-                                                                   value, CU_STREAM_WRITE_VALUE_DEFAULT)
-                        : CUDA_ERROR_OUT_OF_MEMORY;
+    int32_t error = marker ? (int32_t)s->cuda.cuStreamWriteValue64_v2(
+                                 stream->native, m->device[slot / SLOTS] + slot % SLOTS * sizeof(uint64_t), value,
+                                 CU_STREAM_WRITE_VALUE_DEFAULT)
+                           : CUDA_ERROR_OUT_OF_MEMORY;
     if (error) {
         return error;
     }
@@ -290,7 +309,8 @@ static void look(struct tpw_session *s, struct marker *marker) {
         return;
     }
     if (marker->stream) {
-        marker->ready = atomic_load_explicit(&s->markers->values[marker->slot], memory_order_acquire) == marker->value;
+        const _Atomic uint64_t *value = &s->markers->values[marker->slot / SLOTS][marker->slot % SLOTS];
+        marker->ready = atomic_load_explicit(value, memory_order_acquire) == marker->value;
         if (marker->ready && marker->stream->reached < marker->value) {
             marker->stream->reached = marker->value;
         }

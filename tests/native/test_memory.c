@@ -431,6 +431,7 @@ static const struct {
              {"threads", case_threads},
              {"in_step", case_in_step},
              {"first_copy", case_first_copy},
+             {"standing", case_standing},
              {"order", case_order},
              {"stall", case_stall},
              {"twin_limit", case_twin_limit},

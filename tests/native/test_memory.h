@@ -67,5 +67,6 @@ void case_pools(void);
 void case_threads(void);
 void case_in_step(void);
 void case_first_copy(void);
+void case_standing(void);
 
 #endif

@@ -474,3 +474,38 @@ void case_first_copy(void) {
         pthread_join(threads[i], NULL);
     }
 }
+
+/* ---- streams that stand ---- */
+
+static _Atomic bool released;
+
+static void stand(void *unused) {
+    (void)unused;
+    while (!released) {
+        usleep(1000);
+    }
+}
+
+/* Frees wait for every stream, and every stream stands at a host function: the session must still read on to hear that they ran. */
+void case_standing(void) {
+    enum { STREAMS = 300, FREES = 20 };
+    static CUstream streams[STREAMS];
+    CUdeviceptr memory[FREES];
+    for (int i = 0; i < FREES; i++) {
+        OK(cuMemAlloc_v2(&memory[i], MIB));
+    }
+    released = false;
+    for (int i = 0; i < STREAMS; i++) {
+        OK(cuStreamCreate(&streams[i], CU_STREAM_NON_BLOCKING));
+        OK(cuLaunchHostFunc(streams[i], stand, NULL));
+    }
+    for (int i = 0; i < FREES; i++) {
+        OK(cuMemFree_v2(memory[i]));
+    }
+    usleep(300000);
+    released = true;
+    for (int i = 0; i < STREAMS; i++) {
+        OK(cuStreamSynchronize(streams[i]));
+        OK(cuStreamDestroy_v2(streams[i]));
+    }
+}
