@@ -173,6 +173,8 @@ void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t 
     }
 }
 
+void tpw_host_never(struct tpw_session *s, uint32_t count) { atomic_fetch_sub(&s->callbacks->outstanding, count); }
+
 static void tell(struct tpw_session *s, uint32_t thread, uint64_t token, uint64_t last) {
     unsigned char *body = tpw_reply_begin(s->link, TP_OP_CALLBACK, 0, thread, 16);
     if (body) {

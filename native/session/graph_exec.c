@@ -100,10 +100,15 @@ int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, c
         return error;
     }
     const struct exec *exec = object->record;
-    if (TP_UNLIKELY(exec && exec->hosts) && tpw_touchable(s, stream)) {
+    bool calls = exec && exec->hosts && tpw_touchable(s, stream);
+    if (TP_UNLIKELY(calls)) {
         tpw_host_expect(s, stream, exec->hosts);
     }
-    return (int32_t)s->cuda.cuGraphLaunch(native, stream->native);
+    error = (int32_t)s->cuda.cuGraphLaunch(native, stream->native);
+    if (TP_UNLIKELY(error && calls)) {
+        tpw_host_never(s, exec->hosts);
+    }
+    return error;
 }
 
 /* The place is free afterwards whatever the driver said: the client uses it again. Launches under way go on. */

@@ -73,6 +73,7 @@ int32_t tpw_host_repeated(struct tpw_session *s, const struct tp_frame *frame, C
                           CUhostFn *function, void **user);
 /* Counts host functions that a launch into the stream will raise. */
 void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t count);
+void tpw_host_never(struct tpw_session *s, uint32_t count); /* the launch failed */
 /* How many launches of a graph of this session may raise any. */
 bool tpw_host_any(const struct tpw_session *s);
 
