@@ -383,6 +383,52 @@ static void modes(void) {
         }
 }
 
+/* Events that a graph records: what was known of them ends with its launch. */
+static void recorded_events(void) {
+    CUevent begun, ended;
+    CUgraph graph;
+    CUgraphExec exec;
+    CUfunction spin;
+    uint64_t ns = 200000000;
+    void *params[] = {&ns};
+    float before = -1, after = -1;
+    MUST(cuModuleGetFunction(&spin, module, "spin_ns"));
+    MUST(cuEventCreate(&begun, 0));
+    MUST(cuEventCreate(&ended, 0));
+    ASK("record an external event without a capture", cuEventRecordWithFlags(begun, plain, 1));
+    MUST(cuEventRecord(begun, plain));
+    MUST(cuEventRecord(ended, plain));
+    MUST(cuEventSynchronize(ended));
+    ASK("elapsed before the graph", cuEventElapsedTime(&before, begun, ended));
+    begin(plain, MODE_LOCAL);
+    ASK("record an external event", cuEventRecordWithFlags(begun, plain, 1));
+    MUST(cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, plain, params, NULL));
+    ASK("record another", cuEventRecordWithFlags(ended, plain, 1));
+    ASK("elapsed while it is captured", cuEventElapsedTime(&after, begun, ended));
+    MUST(cuStreamEndCapture(plain, &graph));
+    size_t count = 0;
+    MUST(cuGraphGetNodes(graph, NULL, &count));
+    value("nodes of external events and a kernel", count);
+    MUST(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    ASK("query before the launch", cuEventQuery(ended));
+    ASK("elapsed before the launch", cuEventElapsedTime(&after, begun, ended));
+    value("the same as before the graph", after == before);
+    for (int i = 0; i < 2; i++) {
+        MUST(cuGraphLaunch(exec, plain));
+        ASK("query behind the launch", cuEventQuery(ended));
+        ASK("elapsed behind the launch", cuEventElapsedTime(&after, begun, ended));
+        ASK("synchronize", cuEventSynchronize(ended));
+        ASK("query when it is over", cuEventQuery(ended));
+        ASK("elapsed when it is over", cuEventElapsedTime(&after, begun, ended));
+        value("about 200 ms", after >= 199 && after < 260);
+    }
+    MUST(cuStreamSynchronize(plain));
+    MUST(cuGraphExecDestroy(exec));
+    MUST(cuGraphDestroy(graph));
+    MUST(cuEventDestroy_v2(begun));
+    MUST(cuEventDestroy_v2(ended));
+}
+
 int main(void) {
     CUdevice device;
     graphs_load();
@@ -407,6 +453,7 @@ int main(void) {
     built();
     host_functions();
     modes();
+    recorded_events();
     puts("end");
     return 0;
 }

@@ -74,7 +74,8 @@ _Static_assert(sizeof(CUDA_GRAPH_INSTANTIATE_PARAMS) == 32, "layout of CUDA_GRAP
     F(cuStreamWaitEvent, (CUstream, CUevent, unsigned)) F(cuStreamIsCapturing, (CUstream, int *)) \
     F(cuStreamWriteValue32_v2, (CUstream, CUdeviceptr, uint32_t, unsigned)) \
     F(cuEventCreate, (CUevent *, unsigned)) F(cuEventRecord, (CUevent, CUstream)) F(cuEventQuery, (CUevent)) \
-    F(cuEventSynchronize, (CUevent)) F(cuMemAlloc_v2, (CUdeviceptr *, size_t)) F(cuMemFree_v2, (CUdeviceptr)) \
+    F(cuEventSynchronize, (CUevent)) F(cuEventRecordWithFlags, (CUevent, CUstream, unsigned)) \
+    F(cuEventElapsedTime, (float *, CUevent, CUevent)) F(cuEventDestroy_v2, (CUevent)) F(cuMemAlloc_v2, (CUdeviceptr *, size_t)) F(cuMemFree_v2, (CUdeviceptr)) \
     F(cuMemAllocHost_v2, (void **, size_t)) F(cuMemFreeHost, (void *)) \
     F(cuMemcpyHtoD_v2, (CUdeviceptr, const void *, size_t)) F(cuMemcpyDtoH_v2, (void *, CUdeviceptr, size_t)) \
     F(cuMemcpyDtoD_v2, (CUdeviceptr, CUdeviceptr, size_t)) F(cuMemsetD32_v2, (CUdeviceptr, unsigned, size_t)) \
