@@ -147,6 +147,8 @@ class Program:
 class Worker:
     """A worker on the simulated GPU. Without warm sessions its children are exactly the sessions of its clients."""
 
+    segment: Path | None = None  # what a killed worker would leave behind
+
     def __init__(
         self, *options: str, program: Path | None = None, transport: str | None = None, **variables: str
     ) -> None:
@@ -154,7 +156,7 @@ class Worker:
         shmem = (transport or TRANSPORT) == "shmem"
         place = ["-n", "shmem", "-m", name, "-M", "128"] if shmem else ["-p", "0", "--host", "127.0.0.1"]
         words = [*place, "--gpu", "sim", "--warm", "0", *options]
-        self.segment = Path(f"/dev/shm{name}")
+        self.segment = Path(f"/dev/shm{name}") if shmem else None
         self.program = program
         self.ended_by: signal.Signals | None = None
         self.process = subprocess.Popen(
@@ -204,7 +206,7 @@ class Worker:
         if self.ended_by is None:
             self.end(signal.SIGTERM)
         code = self.process.wait(20)
-        if self.connection.startswith("shmem+") and self.ended_by == signal.SIGKILL:
+        if self.segment and self.ended_by == signal.SIGKILL:
             self.segment.unlink(missing_ok=True)
         assert self.process.stdout
         self.process.stdout.close()
