@@ -120,8 +120,6 @@ static void write_line(int fd, const char *line, size_t size) {
 
 void tp_log_write(int level, const char *format, ...) {
     int saved = errno, cancel;
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE,
-                           &cancel); /* the caller may hold a lock, and writing can end a thread */
     char line[LINE_MAX_BYTES];
     struct timespec now;
     uint32_t left_out = 0;
@@ -129,6 +127,8 @@ void tp_log_write(int level, const char *format, ...) {
     if (!within_bound(now.tv_sec, &left_out)) {
         return;
     }
+    /* The caller may hold a lock, and writing can end a thread. */
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
     int year, month, day;
     civil_date(now.tv_sec / 86400, &year, &month, &day);
     int second = (int)(now.tv_sec % 86400);

@@ -17,7 +17,7 @@
 
 #define SPIN_NS 100000u   /* after the last news, before sleeping; less where cores are few */
 #define FRAMES_A_TURN 64u /* then completions get a look, so that one flood cannot starve waiting threads */
-/* While the GPU owes completions, or the client a word, the executor yields for so many times as long before it sleeps, and then sleeps for a part of
+/* While the GPU owes completions, or owes the client a word, the executor yields for so many times as long before it sleeps, and then sleeps for a part of
  * the time that it has waited: nobody notices a wait that becomes a thirtieth longer, but everybody a copy of 0.3 ms that
  * takes 0.25 ms more. */
 #define LINGER 20u

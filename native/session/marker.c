@@ -93,9 +93,6 @@ int32_t tpw_markers_open(struct tpw_session *s) {
 }
 
 static struct marker *add(struct tpw_markers *m) {
-    if (m->count >= PENDING_MAX) {
-        return NULL;
-    }
     if (m->count == m->capacity) {
         size_t capacity = m->capacity ? 2 * m->capacity : 64;
         struct marker *pending = realloc(m->pending, capacity * sizeof *pending);
@@ -108,13 +105,15 @@ static struct marker *add(struct tpw_markers *m) {
     return &m->pending[m->count];
 }
 
+static struct marker *add_without_slot(struct tpw_markers *m) { return m->count < PENDING_MAX ? add(m) : NULL; }
+
 void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream) {
     tpw_visit(s, stream->context, stream->context_id);
 }
 
 /* Everything that was queued in a stream before it began to capture has a marker; nothing may be put behind it now. */
 static int32_t follow(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
-    struct marker *marker = add(s->markers);
+    struct marker *marker = add_without_slot(s->markers);
     if (!marker) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -140,6 +139,7 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     if (TP_UNLIKELY(!tpw_touchable(s, stream))) {
         return stream->pending ? follow(s, stream, done, what) : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
+    tpw_enter_stream(s, stream); /* more slots are made in its context */
     /* Not by waiting for slots to come back: the streams may stand at host functions, whose ends are told by later frames. */
     while (!m->free_count && grow(s, m) != CUDA_SUCCESS) {
         /* A quarter of a million waits at once: give the GPU time, nothing else can be done in order. Completions are not run
@@ -186,7 +186,7 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream native, tpw_done *done, vo
 
 int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native, tpw_done *done, void *what) {
     struct tpw_markers *m = s->markers;
-    struct marker *marker = m ? add(m) : NULL;
+    struct marker *marker = m ? add_without_slot(m) : NULL;
     if (!marker) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
