@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from stack.harness import LOSS_SECONDS, LOST, MIB, Program, Worker, whole_stack
-from worker_harness import eventually
+from worker_harness import eventually, suspend
 
 pytestmark = [*whole_stack, pytest.mark.usefixtures("both_transports")]
 pytest_plugins = ["stack.fixtures"]
@@ -214,7 +214,7 @@ def test_supervisor_ended(program: Path, how: signal.Signals) -> None:
 
 def test_supervisor_is_not_on_the_path_of_a_call(worker: Worker) -> None:
     with worker.console() as client:
-        worker.process.send_signal(signal.SIGSTOP)
+        suspend(worker.process)
         try:
             for i in range(20):
                 assert client.code(f"alloc {i} 100000") == 0

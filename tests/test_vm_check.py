@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 import pytest
 from segment_harness import FREE, HEADER, SegmentWorker
-from worker_harness import environment, eventually
+from worker_harness import environment, eventually, suspend
 
 from tensor_fusion.client import segment as segment_module
 from tensor_fusion.client import vmcheck
@@ -231,7 +231,7 @@ def test_stopped_and_ended_workers(segment_name: str, tmp_path: Path) -> None:
     with SegmentWorker(segment_name, tmp_path) as worker:
         with worker.path.open("r+b") as file:
             mapped = mmap.mmap(file.fileno(), 0)
-        worker.process.send_signal(signal.SIGSTOP)
+        suspend(worker.process)
         name, text = failure(segment_name)
         worker.process.send_signal(signal.SIGCONT)
         assert name == "heartbeat"

@@ -28,7 +28,7 @@ from segment_harness import (
     SegmentWorker,
     worker_environment,
 )
-from worker_harness import HERE, command, environment, eventually
+from worker_harness import HERE, command, environment, eventually, suspend
 
 from tensor_fusion.abi import Asked, Teleport
 from tensor_fusion.worker.protocol import Greeting, Role, Status
@@ -222,7 +222,7 @@ def test_slot_of_a_dead_session_waits_for_its_client(segment_name: str, tmp_path
 
 def test_claimer_that_died_is_forgotten(segment_name: str, tmp_path: Path, schema: bytes) -> None:
     with SegmentWorker(segment_name, tmp_path) as worker:
-        worker.process.send_signal(signal.SIGSTOP)
+        suspend(worker.process)
         client = SegmentClient(worker.path, Greeting.build(schema), seconds=0.3)
         assert client.outcome is Asked.NOT_SEEN
         stuck = subprocess.Popen(

@@ -43,6 +43,17 @@ def fails(*arguments: str, **variables: str) -> tuple[int, str]:
     return result.returncode, result.stderr
 
 
+def suspend(process: subprocess.Popen[str]) -> None:
+    """SIGSTOP, and wait: it reaches the threads one after the other."""
+    process.send_signal(signal.SIGSTOP)
+
+    def stopped() -> bool:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{process.pid}/task").iterdir()]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    assert eventually(stopped)
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
