@@ -163,6 +163,8 @@ static size_t random_record(unsigned char *out) {
         }                                                                                                              \
     } while (0)
 
+enum { LIKES = 56 }; /* lines that begin so below */
+
 static size_t likely_record(unsigned char *out) {
     static const uint64_t params[8] = {ADDRESS(0), ADDRESS(0), ADDRESS(1), 16};
     static const CUmemPoolProps pool = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
@@ -176,8 +178,8 @@ static size_t likely_record(unsigned char *out) {
     const uint64_t stream = rand() % 2 ? HANDLE(TPG_STREAM, 0) : CU_STREAM_LEGACY_VALUE;
     const uint64_t event = HANDLE(TPG_EVENT, 0), events[] = {event, 0, event}, function = HANDLE(TPG_FUNCTION, 0);
     const uint64_t transfer = 1 + (uint64_t)rand() % 3;
-    unsigned which = (unsigned)rand() % 54;
-    if (which == 53) { /* a block for one of the bulk copies below */
+    unsigned which = (unsigned)rand() % (LIKES + 1);
+    if (which == LIKES) { /* a block for one of the bulk copies below */
         const unsigned char block[10] = {CHUNK_RECORD, (unsigned char)transfer, 0, 0, 0, 0, 0, 0, 2, 'x'};
         memcpy(out, block, sizeof block);
         return sizeof block;
@@ -230,7 +232,7 @@ static size_t likely_record(unsigned char *out) {
     LIKE(context_destroy, .context = HANDLE(TPG_CONTEXT, rand() % 2));
     LIKE(event_create, .event = HANDLE(TPG_EVENT, rand() % 2));
     LIKE(cuEventDestroy_v2, .hEvent = event);
-    LIKE(event_watch, .event = event, .word = 1, .value = 2);
+    LIKE(watch, .subject = rand() % 2 ? event : stream, .word = 1, .value = 2);
     LIKE(pool_default, .pool = HANDLE(TPG_POOL, 2), .device = 0, .current = 1);
     LIKE(pool_current, .pool = HANDLE(TPG_POOL, 1), .device = 0);
     LIKE(pool_destroy, .pool = HANDLE(TPG_POOL, 1 + rand() % 2));
