@@ -32,6 +32,7 @@ CASES = (
     "deep",
     "ending_event",
     "ending_enter",
+    "retain",
     "link",
     "unload",
     "unload_fails",

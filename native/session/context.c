@@ -92,6 +92,18 @@ static int32_t made(struct tpw_session *s, const struct tp_frame *frame, uint64_
     return error;
 }
 
+/* The client counts retains; it asks for a device's context once until that is released. */
+static bool has_primary(struct tpw_session *s, int device) {
+    struct tpw_object *object;
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
+        const struct context *record = object->record;
+        if (record && record->primary && record->device == device) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_primary_retain_in *in) {
     int32_t error = 0;
@@ -99,8 +111,15 @@ int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
     if (error) {
         return error;
     }
+    if (has_primary(s, in->device)) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    /* The driver has one primary context for a device: a new one waits for the end of the old one, whose work it would delay. */
     for (struct ending *ending = endings; ending; ending = ending->next) {
-        if (tp_handle_make(TPG_CONTEXT, ending->id) == in->context && !ending->retained) {
+        if (ending->context.primary && ending->context.device == in->device) {
+            if (ending->retained || tp_handle_make(TPG_CONTEXT, ending->id) != in->context) {
+                return CUDA_ERROR_INVALID_CONTEXT;
+            }
             ending->retained = true;
             ending->frame = *frame;
             return TPW_LATER;

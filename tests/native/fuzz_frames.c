@@ -246,10 +246,11 @@ static size_t likely_record(unsigned char *out) {
     LIKE(graph_destroy, .graph = HANDLE(TPG_GRAPH, rand() % 2));
     LIKE(graph_instantiate, .graph = HANDLE(TPG_GRAPH, rand() % 2), .exec = HANDLE(TPG_GRAPHEXEC, 0));
     static const unsigned char hash[33];
+    static const char image[] = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k() { ret; }\n";
     LIKE(image_load, .size = sizeof kernels_ptx, .owner = HANDLE(TPG_MODULE, 1), .hash = hash,
          .hash_size = 30 + (size_t)rand() % 4);
-    LIKE(image_load, .size = sizeof kernels_ptx, .owner = HANDLE(TPG_MODULE, 1), .data = kernels_ptx,
-         .data_size = sizeof kernels_ptx, .hash = hash, .hash_size = 32);
+    LIKE(image_load, .size = sizeof image, .owner = HANDLE(TPG_MODULE, 1), .data = image, .data_size = sizeof image,
+         .hash = hash, .hash_size = 32);
     LIKE(image_load, .size = 16, .transfer = transfer, .owner = HANDLE(TPG_MODULE, 1), .options = options,
          .options_count = 2);
     return random_record(out);

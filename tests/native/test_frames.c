@@ -193,6 +193,23 @@ static void case_ending_enter(void) {
     }
 }
 
+/* A primary context that ends, and one that is retained meanwhile, are the same to the driver: what comes into the second one may
+ * not be waited for by the end of the first. */
+static void case_retain(void) {
+    SEND(0, image_load, CALL, .size = sizeof kernels_ptx, .owner = handle(TPG_MODULE, 0), .data = kernels_ptx,
+         .data_size = sizeof kernels_ptx);
+    SEND(0, memory_alloc, CALL, .size = 3 << 20);
+    for (int i = 0; i < 500; i++) { /* some time */
+        SEND(0, cuMemsetD8Async, 0, .dstDevice = ADDRESS + 64, .uc = 1, .N = 3 << 19, .hStream = handle(TPG_STREAM, 1));
+    }
+    SEND(0, primary_release, 0, .device = 0);
+    SEND(0, primary_retain, CALL, .device = 0, .context = handle(TPG_CONTEXT, 0));
+    SEND(0, primary_retain, CALL, .device = 0, .context = handle(TPG_CONTEXT, 0));
+    SEND(0, host_function, 0, .stream = 2, .token = 5);
+    SEND(1, primary_retain, CALL, .device = 0, .context = handle(TPG_CONTEXT, 1));
+    SEND(1, host_function, 0, .stream = 2, .token = 6);
+}
+
 /* The driver's linker ends with its context. */
 static void case_link(void) {
     SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
@@ -283,6 +300,7 @@ static const struct {
     {"deep", case_deep, 1},
     {"ending_event", case_ending_event, 2},
     {"ending_enter", case_ending_enter, 200},
+    {"retain", case_retain, 4},
     {"link", case_link, 2},
     {"unload", case_unload, 0},
     {"unload_fails", case_unload_fails, 0},
