@@ -33,6 +33,7 @@ CASES = (
     "ending_event",
     "ending_enter",
     "retain",
+    "dying",
     "link",
     "unload",
     "unload_fails",

@@ -222,6 +222,7 @@ static void collect(struct tpw_session *s, uint32_t id, uint32_t kind, struct le
 
 static void end_primary(struct tpw_session *s, const struct ending *ending) {
     struct leftovers streams = {.count = 0}, events = {.count = 0}, modules = {.count = 0}, links = {.count = 0};
+    tpw_poll(s); /* streams that the client has destroyed end by completions that are due: not once more below */
     for (const struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
         if (stream->context_id == ending->id && (uintptr_t)stream->native > 2) {
             keep(&streams, (uint64_t)(uintptr_t)stream->native);

@@ -41,8 +41,8 @@ struct tpw_markers {
     CUdeviceptr device[BATCHES];
     uint32_t batches;
     uint64_t next_value;
-    uint32_t *free, free_count; /* with room for all */
-    struct marker *pending;     /* in the order of their making */
+    uint32_t free[BATCHES * SLOTS], free_count;
+    struct marker *pending; /* in the order of their making */
     size_t count, capacity;
     struct marker *due; /* completed, `done` not yet called; in the same order */
     size_t due_first, due_count, due_capacity;
@@ -51,12 +51,10 @@ struct tpw_markers {
 
 static int32_t grow(struct tpw_session *s, struct tpw_markers *m) {
     uint32_t batch = m->batches;
-    uint32_t *room = batch < BATCHES ? realloc(m->free, (batch + 1) * SLOTS * sizeof *room) : NULL;
-    if (!room) {
+    void *memory = NULL;
+    if (batch == BATCHES) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    m->free = room;
-    void *memory = NULL;
     int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, SLOTS * sizeof(uint64_t),
                                                     CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP);
     if (!error) {
@@ -84,7 +82,6 @@ int32_t tpw_markers_open(struct tpw_session *s) {
     }
     int32_t error = grow(s, m);
     if (error) {
-        free(m->free);
         free(m);
         return error;
     }

@@ -210,6 +210,24 @@ static void case_retain(void) {
     SEND(1, host_function, 0, .stream = 2, .token = 6);
 }
 
+/* A stream that the client destroyed ends once, also when its last completion is due together with the end of its context. */
+static void case_dying(void) {
+    const uint64_t dying = handle(TPG_STREAM, 2), other = handle(TPG_STREAM, 3);
+    SEND(0, stream_create, 0, .stream = dying, .flags = CU_STREAM_NON_BLOCKING);
+    SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
+    SEND(1, stream_create, 0, .stream = other, .flags = CU_STREAM_NON_BLOCKING);
+    stop(0, dying, 0);
+    SEND(0, stream_wait, CALL, .stream = dying);
+    SEND(0, stream_destroy, 0, .stream = dying);
+    SEND(0, primary_release, 0, .device = 0);
+    SEND(1, library_unload, 0, .library = handle(TPG_LIBRARY, 0)); /* waits for every context */
+    go_on(1, other, 0);
+    for (uint32_t i = 0; i < 150; i++) { /* the whole of a turn, in which nobody looks at completions */
+        SEND(1, image_load, CALL, .size = sizeof kernels_ptx, .owner = handle(TPG_MODULE, i), .data = kernels_ptx,
+             .data_size = sizeof kernels_ptx);
+    }
+}
+
 /* The driver's linker ends with its context. */
 static void case_link(void) {
     SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
@@ -301,6 +319,7 @@ static const struct {
     {"ending_event", case_ending_event, 2},
     {"ending_enter", case_ending_enter, 200},
     {"retain", case_retain, 4},
+    {"dying", case_dying, 0},
     {"link", case_link, 2},
     {"unload", case_unload, 0},
     {"unload_fails", case_unload_fails, 0},
