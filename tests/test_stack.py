@@ -85,7 +85,7 @@ def test_times_between_events(worker: Worker, variables: dict[str, str]) -> None
     assert worker.run("timing", **variables) == "right\n"
 
 
-@pytest.mark.parametrize(("what", "questions", "most"), [("many", 300, 24), ("one", 20, 2)])
+@pytest.mark.parametrize(("what", "questions", "most"), [("once", 100, 4), ("many", 300, 13), ("one", 20, 1)])
 def test_times_come_together(worker: Worker, tmp_path: Path, what: str, questions: int, most: int) -> None:
     """A benchmark's questions are answered with another's answer, or with that of the wait before."""
     for variables, least in (({}, 1), ({"TF_STRICT": "1"}, questions)):

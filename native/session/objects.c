@@ -4,6 +4,7 @@
  * Executor thread only. Handles come from a hostile client: kind, index and generation are checked against the tables, whose
  * slots are private memory of the session.
  */
+#include "tpg_ops.h"
 #include "tpw_memory.h"
 #include "tpw_session.h"
 
@@ -38,26 +39,6 @@ struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_
     return NULL;
 }
 
-/* The error that the driver gives for a handle of that kind that is none. */
-static int32_t bad_handle(uint32_t kind) {
-    switch (kind) {
-    case TPG_CONTEXT:
-        return CUDA_ERROR_INVALID_CONTEXT;
-    case TPG_NVMLDEVICE:
-    case TPG_NVMLEVENTS:
-        return NVML_ERROR_INVALID_ARGUMENT;
-    case TPG_MEMORY:
-    case TPG_POOL:
-    case TPG_GRAPH:
-    case TPG_GRAPHNODE:
-    case TPG_GRAPHEXEC:
-    case TPG_USEROBJECT:
-        return CUDA_ERROR_INVALID_VALUE;
-    default:
-        return CUDA_ERROR_INVALID_HANDLE;
-    }
-}
-
 static void set(int32_t *error, int32_t value) {
     if (!*error) {
         *error = value;
@@ -74,7 +55,7 @@ uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_
     }
     struct tpw_object *object = tpw_object(s, kind, handle);
     if (!object) {
-        set(error, bad_handle(kind));
+        set(error, tpg_bad_handle(kind));
         return 0;
     }
     if (object->error) {

@@ -150,7 +150,7 @@ static size_t random_record(unsigned char *out) {
 #define ADDRESS(answer) ((uint64_t)MARK_ADDRESS << 56 | (answer))
 #define LIKE(name, ...)                                                                                                \
     do {                                                                                                               \
-        if (which-- == 0) {                                                                                            \
+        if (which == __COUNTER__ - FIRST_LIKE - 1) {                                                                   \
             const struct tpg_##name##_in a_ = {__VA_ARGS__};                                                           \
             const uint16_t op_ = TPG_OP_##name, size_ = (uint16_t)tpg_size_##name##_in(&a_);                           \
             struct tp_cursor c_ = tp_cursor_make(out + 5, RECORD_MAX - 5);                                             \
@@ -163,9 +163,9 @@ static size_t random_record(unsigned char *out) {
         }                                                                                                              \
     } while (0)
 
-enum { LIKES = 56 }; /* lines that begin so below */
+enum { FIRST_LIKE = __COUNTER__ };
 
-static size_t likely_record(unsigned char *out) {
+static size_t likely(unsigned char *out, int which) {
     static const uint64_t params[8] = {ADDRESS(0), ADDRESS(0), ADDRESS(1), 16};
     static const CUmemPoolProps pool = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
                                         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
@@ -178,12 +178,6 @@ static size_t likely_record(unsigned char *out) {
     const uint64_t stream = rand() % 2 ? HANDLE(TPG_STREAM, 0) : CU_STREAM_LEGACY_VALUE;
     const uint64_t event = HANDLE(TPG_EVENT, 0), events[] = {event, 0, event}, function = HANDLE(TPG_FUNCTION, 0);
     const uint64_t transfer = 1 + (uint64_t)rand() % 3;
-    unsigned which = (unsigned)rand() % (LIKES + 1);
-    if (which == LIKES) { /* a block for one of the bulk copies below */
-        const unsigned char block[10] = {CHUNK_RECORD, (unsigned char)transfer, 0, 0, 0, 0, 0, 0, 2, 'x'};
-        memcpy(out, block, sizeof block);
-        return sizeof block;
-    }
     LIKE(copy_in, .destination = ADDRESS(0), .pitch = 64, .width = 32, .height = 2, .stream = stream, .ordered = 1,
          .data = params, .data_size = sizeof params);
     LIKE(copy_in_bulk, .destination = ADDRESS(1), .pitch = 65536, .width = 65536, .height = 2, .stream = stream,
@@ -253,8 +247,15 @@ static size_t likely_record(unsigned char *out) {
          .hash = hash, .hash_size = 32);
     LIKE(image_load, .size = 16, .transfer = transfer, .owner = HANDLE(TPG_MODULE, 1), .options = options,
          .options_count = 2);
-    return random_record(out);
+    /* a block for one of the bulk copies above */
+    const unsigned char block[10] = {CHUNK_RECORD, (unsigned char)transfer, 0, 0, 0, 0, 0, 0, 2, 'x'};
+    memcpy(out, block, sizeof block);
+    return sizeof block;
 }
+
+enum { LIKES = __COUNTER__ - FIRST_LIKE - 1 };
+
+static size_t likely_record(unsigned char *out) { return likely(out, rand() % (LIKES + 1)); }
 
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t most);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed);

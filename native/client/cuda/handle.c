@@ -5,6 +5,7 @@
  * the slot. Ended slots wait in a queue, so that a stale handle is told apart for as long as possible.
  */
 #include "tpc.h"
+#include "tpg_ops.h"
 
 #include <stdlib.h>
 
@@ -144,17 +145,5 @@ CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {
     if ((!handle && optional) || (kind == TPG_FUNCTION && live(TPG_KERNEL, handle))) {
         return CUDA_SUCCESS;
     }
-    switch (kind) {
-    case TPG_CONTEXT:
-        return CUDA_ERROR_INVALID_CONTEXT;
-    case TPG_MEMORY:
-    case TPG_POOL:
-    case TPG_GRAPH:
-    case TPG_GRAPHNODE:
-    case TPG_GRAPHEXEC:
-    case TPG_USEROBJECT:
-        return CUDA_ERROR_INVALID_VALUE; /* what CUDA documents for the functions of these */
-    default:
-        return CUDA_ERROR_INVALID_HANDLE;
-    }
+    return (CUresult)tpg_bad_handle(kind);
 }

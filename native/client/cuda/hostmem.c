@@ -25,8 +25,8 @@
                  */
 
 _Atomic int tpc_twins;
-static struct tp_lock
-    lock; /* never held across a call: the thread that waits for a reply takes in what kernels wrote */
+/* Never held across a call: the thread that waits for a reply takes in what kernels wrote. */
+static struct tp_lock lock;
 /* Held by who sends what the program wrote, until it is in the stream before any launch of another thread; and by who takes
  * memory out of the list, which stays as it is meanwhile but for its beginning. Before `lock`. */
 static struct tp_lock pushing;

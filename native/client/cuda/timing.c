@@ -18,6 +18,7 @@
 
 struct pair {
     uint64_t start, end;
+    uint64_t start_place, end_place; /* in the order, or NOWHERE */
     float milliseconds;
 };
 
@@ -28,7 +29,7 @@ static struct tp_lock lock; /* over what follows */
 static struct pair known[TP_PAIRS_MAX];
 static uint32_t known_count;
 static uint64_t known_at;                       /* `records` when these were asked for: they hold for no other */
-static uint64_t last_start = NOWHERE, last_end; /* where the last question's events stand in the order */
+static uint64_t last_start = NOWHERE, last_end; /* where the events of the last question stand in the order */
 
 void tpc_timing_recorded(uint64_t event) {
     uint64_t place = atomic_fetch_add_explicit(&records, 1, memory_order_seq_cst);
@@ -51,7 +52,8 @@ static uint64_t find(uint64_t event, uint64_t now) {
 
 /* Puts behind pairs[0], which is asked for, those that are likely to be asked for next; their count with it. */
 static uint32_t guess(struct pair *pairs, uint64_t now) {
-    uint64_t start = find(pairs[0].start, now), end = find(pairs[0].end, now);
+    uint64_t start = pairs[0].start_place = find(pairs[0].start, now);
+    uint64_t end = pairs[0].end_place = find(pairs[0].end, now);
     uint32_t count = 1;
     if (start == NOWHERE || end == NOWHERE) {
         last_start = NOWHERE;
@@ -62,7 +64,8 @@ static uint32_t guess(struct pair *pairs, uint64_t now) {
     last_start = start;
     last_end = end;
     for (uint64_t ahead = step; count < TP_PAIRS_MAX && ahead < now - newest; ahead += step) {
-        pairs[count] = (struct pair){.start = at(start + ahead), .end = at(end + ahead)};
+        pairs[count] = (struct pair){
+            .start = at(start + ahead), .end = at(end + ahead), .start_place = start + ahead, .end_place = end + ahead};
         if (tpc_handle_alive(TPG_EVENT, pairs[count].start) && tpc_handle_alive(TPG_EVENT, pairs[count].end)) {
             count++;
         }
@@ -86,7 +89,11 @@ static bool is_known(struct pair *pair) {
     tp_lock_take(&lock);
     for (uint32_t i = 0; i < known_count && !found && known_at == atomic_load(&records); i++) {
         found = known[i].start == pair->start && known[i].end == pair->end;
-        pair->milliseconds = found ? known[i].milliseconds : 0;
+        if (found) {
+            *pair = known[i];
+            last_start = pair->start_place;
+            last_end = pair->end_place;
+        }
     }
     tp_lock_drop(&lock);
     return found;
@@ -153,19 +160,24 @@ CUresult tpc_cuEventSynchronize(CUevent hEvent) {
     struct tpg_event_wait_in in = {.event = (uint64_t)(uintptr_t)hEvent};
     struct tpg_event_wait_out out;
     struct tp_reply reply;
+    struct pair pair = {.end = in.event};
     uint64_t now = atomic_load(&records);
     tp_lock_take(&lock);
     if (last_start < last_end && tpc_may_mark()) { /* the program times, and stands as it stood when it asked last */
         uint64_t end = find(in.event, now), apart = last_end - last_start;
-        in.start = end != NOWHERE && end >= apart ? at(end - apart) : 0;
-        in.start = in.start && tpc_handle_alive(TPG_EVENT, in.start) ? in.start : 0;
+        if (end != NOWHERE && end >= apart && tpc_handle_alive(TPG_EVENT, at(end - apart))) {
+            pair.start = in.start = at(end - apart);
+            pair.start_place = end - apart;
+            pair.end_place = end;
+        }
     }
     tp_lock_drop(&lock);
     uint32_t failures = tpc_failures();
     CUresult result = tpc_call_event_wait("cuEventSynchronize", &in, &out, &reply);
     tpc_waited(failures, result);
     if (result == CUDA_SUCCESS && in.start && out.timed == CUDA_SUCCESS) {
-        keep(&(struct pair){.start = in.start, .end = in.event, .milliseconds = out.milliseconds}, 1, now);
+        pair.milliseconds = out.milliseconds;
+        keep(&pair, 1, now);
     }
     tp_reply_free(&reply);
     if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {

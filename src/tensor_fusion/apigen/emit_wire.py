@@ -127,6 +127,10 @@ def ops_header(model: Model) -> str:
     lines = [NOTE, "#ifndef TPG_OPS_H", "#define TPG_OPS_H"]
     lines += ["#include <tp_wire.h>", '#include "tpg_schema.h"', '#include "tpg_cuda.h"', '#include "tpg_nvml.h"']
     lines += ["static const unsigned char tpg_zeros[8] __attribute__((unused)) = {0};"]
+    lines += ["/* What is answered to a handle of that kind that is none. */"]
+    lines += ["static inline int32_t tpg_bad_handle(uint32_t kind) {", "    switch (kind) {"]
+    lines += [f"    case TPG_{k.name.upper()}: return {k.refused};" for k in model.kinds]
+    lines += ["    default: return CUDA_ERROR_INVALID_HANDLE;", "    }", "}"]
     for op in model.ops:
         for suffix, fields in (("in", op.inputs()), ("out", op.outputs())):
             if fields:

@@ -41,6 +41,7 @@ class Kind:
     number: int
     ctype: str
     also: tuple[str, ...]
+    refused: str  # the error for a handle that is none
 
 
 @dataclass(frozen=True)
