@@ -15,7 +15,6 @@
 #include <string.h>
 
 enum { LARGEST = 256, WORD_AT = 0, LANDING_AT = 4096, ROOM = 8192, NUMBERS = 1 << 16, BURST = 24, UNCOUNTED = 4 };
-enum { WRITE_DEFAULT = 0, WRITE_NO_BARRIER = 1 };
 
 /* Two kernels that store to the host themselves: bounds_store the bytes, bounds_store_word the bytes and, when all of them are
  * visible to the host, the word. One thread a byte, one block. Old versions, which every driver's compiler takes. */
@@ -83,8 +82,8 @@ static void store(struct sample *s, struct pinned *to) {
     s->marked = s->copied = cu_now_ns();
 }
 
-static void write_word(struct sample *s, unsigned flags) {
-    cu_must(cu.cuStreamWriteValue64_v2(r.stream, r.shared.device + WORD_AT, r.number, flags), "cuStreamWriteValue64");
+static void write_word(struct sample *s) {
+    cu_must(cu.cuStreamWriteValue64_v2(r.stream, r.shared.device + WORD_AT, r.number, 0), "cuStreamWriteValue64");
     s->marked = cu_now_ns();
 }
 
@@ -111,13 +110,7 @@ static void copy_shared_sync(struct sample *s) {
 static void copy_word(struct sample *s) {
     kernel(s);
     copy(s, &r.shared);
-    write_word(s, WRITE_DEFAULT);
-    poll(s);
-}
-static void copy_word_no_barrier(struct sample *s) {
-    kernel(s);
-    copy(s, &r.shared);
-    write_word(s, WRITE_NO_BARRIER);
+    write_word(s);
     poll(s);
 }
 static void copy_copy(struct sample *s) {
@@ -132,7 +125,7 @@ static void copy_copy(struct sample *s) {
 static void store_word_by_driver(struct sample *s) {
     kernel(s);
     store(s, &r.host);
-    write_word(s, WRITE_DEFAULT);
+    write_word(s);
     poll(s);
 }
 static void store_word_by_kernel(struct sample *s) {
@@ -148,7 +141,7 @@ static void store_word_by_kernel(struct sample *s) {
 }
 static void word_alone(struct sample *s) {
     kernel(s);
-    write_word(s, WRITE_DEFAULT);
+    write_word(s);
     poll(s);
 }
 static void sync_alone(struct sample *s) {
@@ -173,7 +166,7 @@ static void *submit(void *unused) {
         last = now;
         kernel(&theirs);
         copy(&theirs, &r.shared);
-        write_word(&theirs, WRITE_DEFAULT);
+        write_word(&theirs);
     }
 }
 
@@ -198,7 +191,6 @@ static const struct variant {
     {"copy, sync", copy_sync, NULL, false},
     {"copy to shared, sync", copy_shared_sync, NULL, false},
     {"copy, word", copy_word, NULL, false},
-    {"copy, word without barrier", copy_word_no_barrier, NULL, false},
     {"copy, copy of word", copy_copy, NULL, false},
     {"own store, word", store_word_by_driver, &r.store, false},
     {"own store of both", store_word_by_kernel, &r.store_word, false},

@@ -222,6 +222,7 @@ void section_event(void) {
     ASK("elapsed again", cu.cuEventElapsedTime(&elapsed, start, end));
     VALUE("elapsed again", "%s", elapsed == first ? "the same" : "another");
     ASK("record start again", cu.cuEventRecord(start, stream));
+    ASK("synchronize start", cu.cuEventSynchronize(start));
     ASK("elapsed with a later start", cu.cuEventElapsedTime(&elapsed, start, end));
     ASK("spin again", cu.cuLaunchKernel(spin, 1, 1, 1, 1, 1, 1, 0, stream, long_arguments, NULL));
     ASK("record end again", cu.cuEventRecord(end, stream));

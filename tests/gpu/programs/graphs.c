@@ -1,4 +1,4 @@
-/* Asks stream capture and graphs about 150 small questions and prints the answers as text; run natively and remotely, the
+/* Asks stream capture and graphs about 400 small questions and prints the answers as text; run natively and remotely, the
  * two texts must be equal but for the lines that graphs.expect names.
  *
  * One process, one thread but for the questions about modes. Each capture is ended before the next question, whatever
@@ -135,6 +135,112 @@ static void replay(void) {
     MUST(cuCtxSynchronize());
 }
 
+#define IN_CAPTURE(label, stream, mode, ...)                                                                           \
+    do {                                                                                                               \
+        begin(stream, mode);                                                                                           \
+        ASK(label, __VA_ARGS__);                                                                                       \
+        status(label ": then", stream);                                                                                \
+        end(label, stream);                                                                                            \
+    } while (0)
+
+/* Which calls the mode "global" forbids: synchronous copies of all kinds and sizes, and what makes or ends things. */
+static void many_kinds(uint32_t *pinned) {
+    enum { LARGE = 4 << 20 };
+    char *large = calloc(1, LARGE);
+    CUdeviceptr device = 0;
+    CUstream stream = NULL;
+    CUevent made = NULL;
+    CUmodule loaded = NULL;
+    void *host = NULL;
+    float ms = 0;
+    size_t free_bytes = 0, total = 0;
+    char *ptx = cu_kernels_ptx();
+    MUST(cuMemAlloc_v2(&device, LARGE));
+    IN_CAPTURE("large synchronous upload, global", plain, global, cuMemcpyHtoD_v2(device, large, LARGE));
+    IN_CAPTURE("synchronous pinned upload, global", plain, global, cuMemcpyHtoD_v2(device, pinned, 64));
+    IN_CAPTURE("synchronous download, global", plain, global, cuMemcpyDtoH_v2(large, device, 64));
+    IN_CAPTURE("large synchronous download, global", plain, global, cuMemcpyDtoH_v2(large, device, LARGE));
+    IN_CAPTURE("synchronous pinned download, global", plain, global, cuMemcpyDtoH_v2(pinned, device, 64));
+    IN_CAPTURE("synchronous download, blocking", blocking, relaxed, cuMemcpyDtoH_v2(large, device, 64));
+    IN_CAPTURE("pageable upload, global", plain, global, cuMemcpyHtoDAsync_v2(device, large, 64, plain));
+    IN_CAPTURE("pageable upload in another stream, global", plain, global,
+               cuMemcpyHtoDAsync_v2(device, large, 64, other));
+    IN_CAPTURE("pageable download in another stream, global", plain, global,
+               cuMemcpyDtoHAsync_v2(large, device, 64, other));
+    IN_CAPTURE("large pageable upload", plain, relaxed, cuMemcpyHtoDAsync_v2(device, large, LARGE, plain));
+    IN_CAPTURE("upload to a wrong address", plain, relaxed, cuMemcpyHtoDAsync_v2(8, pinned, 64, plain));
+    IN_CAPTURE("upload beyond an allocation", plain, relaxed,
+               cuMemcpyHtoDAsync_v2(device + LARGE - 8, pinned, 64, plain));
+    IN_CAPTURE("device copy from a wrong address", plain, relaxed, cuMemcpyDtoDAsync_v2(device, 8, 64, plain));
+    IN_CAPTURE("memset of nothing", plain, relaxed, cuMemsetD32Async(device, 1, 0, plain));
+    IN_CAPTURE("device copy of nothing", plain, relaxed, cuMemcpyDtoDAsync_v2(device, device + 64, 0, plain));
+    IN_CAPTURE("create a stream, global", plain, global, cuStreamCreate(&stream, 1));
+    IN_CAPTURE("create an event, global", plain, global, cuEventCreate(&made, 0));
+    IN_CAPTURE("load a module, global", plain, global, cuModuleLoadData(&loaded, ptx));
+    IN_CAPTURE("allocate pinned, global", plain, global, cuMemAllocHost_v2(&host, 64));
+    if (host)
+        IN_CAPTURE("free pinned, global", plain, global, cuMemFreeHost(host));
+    IN_CAPTURE("memory info, global", plain, global, cuMemGetInfo_v2(&free_bytes, &total));
+    MUST(cuEventRecord(made, other));
+    MUST(cuEventRecord(event, other));
+    MUST(cuStreamSynchronize(other));
+    IN_CAPTURE("elapsed, global", plain, global, cuEventElapsedTime(&ms, event, event));
+    IN_CAPTURE("elapsed of timed events, global", plain, global, cuEventElapsedTime(&ms, made, made));
+    IN_CAPTURE("record an event elsewhere, global", plain, global, cuEventRecord(made, other));
+    IN_CAPTURE("query that event, global", plain, global, cuEventQuery(made));
+    IN_CAPTURE("destroy an event, global", plain, global, cuEventDestroy_v2(made));
+    if (stream)
+        IN_CAPTURE("destroy a stream, global", plain, global, cuStreamDestroy_v2(stream));
+    IN_CAPTURE("synchronize the legacy stream, global", plain, global, cuStreamSynchronize(NULL));
+    IN_CAPTURE("synchronize the legacy stream beside a blocking capture", blocking, relaxed, cuStreamSynchronize(NULL));
+    if (loaded)
+        IN_CAPTURE("unload a module, global", plain, global, cuModuleUnload(loaded));
+    MUST(cuMemFree_v2(device));
+    free(ptx);
+    free(large);
+}
+
+/* A graph that copies from and to pageable memory reads and writes it at each launch. */
+static void pageable_nodes(void) {
+    CUgraph graph;
+    CUgraphExec exec;
+    uint32_t *up = malloc(WORDS * 4), *down = malloc(WORDS * 4);
+    for (int i = 0; i < WORDS; i++)
+        up[i] = (uint32_t)i;
+    memset(down, 0, WORDS * 4);
+    begin(plain, global);
+    ASK("pageable nodes: upload", cuMemcpyHtoDAsync_v2(a, up, WORDS * 4, plain));
+    ASK("pageable nodes: copy", cuMemcpyDtoDAsync_v2(b, a, WORDS * 4, plain));
+    ASK("pageable nodes: download", cuMemcpyDtoHAsync_v2(down, b, WORDS * 4, plain));
+    if (ASK("pageable nodes: end", cuStreamEndCapture(plain, &graph)) == CUDA_SUCCESS) {
+        value("pageable nodes: before the launch", down[WORDS - 1]);
+        MUST(cuGraphInstantiateWithFlags(&exec, graph, 0));
+        for (uint32_t turn = 1; turn < 4; turn++) {
+            up[WORDS - 1] = turn;
+            MUST(cuGraphLaunch(exec, plain));
+            MUST(cuStreamSynchronize(plain));
+            value("pageable nodes: after a launch", down[WORDS - 1]);
+        }
+        MUST(cuGraphExecDestroy(exec));
+        MUST(cuGraphDestroy(graph));
+    }
+    free(up);
+    free(down);
+}
+
+/* Last, because the context is lost if the driver finds out only when the GPU does. */
+static void wrong_address(void) {
+    CUgraph graph;
+    CUgraphExec exec;
+    begin(plain, relaxed);
+    ASK("set at a wrong address", cuMemsetD32Async(8, 1, 16, plain));
+    MUST(cuStreamEndCapture(plain, &graph));
+    if (ASK("instantiate a wrong address", cuGraphInstantiateWithFlags(&exec, graph, 0)) == CUDA_SUCCESS) {
+        ASK("launch a wrong address", cuGraphLaunch(exec, plain));
+        ASK("synchronize after a wrong address", cuStreamSynchronize(plain));
+    }
+}
+
 static void errors(void) {
     CUgraph graph;
     int now;
@@ -144,13 +250,6 @@ static void errors(void) {
     ASK("end without begin", cuStreamEndCapture(plain, &graph));
     ASK("begin on the legacy stream", cuStreamBeginCapture_v2(NULL, relaxed));
     ASK("begin in an unknown mode", cuStreamBeginCapture_v2(plain, (int)3));
-#define IN_CAPTURE(label, stream, mode, ...)                                                                           \
-    do {                                                                                                               \
-        begin(stream, mode);                                                                                           \
-        ASK(label, __VA_ARGS__);                                                                                       \
-        status(label ": then", stream);                                                                                \
-        end(label, stream);                                                                                            \
-    } while (0)
     IN_CAPTURE("synchronize the capturing stream", plain, relaxed, cuStreamSynchronize(plain));
     IN_CAPTURE("query the capturing stream", plain, relaxed, cuStreamQuery(plain));
     IN_CAPTURE("synchronize the context", plain, relaxed, cuCtxSynchronize());
@@ -183,6 +282,7 @@ static void errors(void) {
     IN_CAPTURE("wrong address", plain, relaxed, cuMemsetD32Async(8, 1, 16, plain));
     IN_CAPTURE("record an event", plain, relaxed, cuEventRecord(event, plain));
     IN_CAPTURE("write a value", plain, relaxed, cuStreamWriteValue32_v2(plain, a, 1, 0));
+    many_kinds(pinned);
     MUST(cuEventRecord(back, other));
     IN_CAPTURE("wait for an event from before", plain, relaxed, cuStreamWaitEvent(plain, back, 0));
     begin(plain, relaxed);
@@ -207,6 +307,10 @@ static void errors(void) {
     end("merge: first", plain);
     end("merge: second", other);
     ASK("wait for an event of a capture that is over", cuStreamWaitEvent(other, event, 0));
+    ASK("query an event of a capture that is over", cuEventQuery(event));
+    ASK("synchronize an event of a capture that is over", cuEventSynchronize(event));
+    MUST(cuEventRecord(event, other));
+    ASK("query it when it was recorded anew", (cuStreamSynchronize(other), cuEventQuery(event)));
     MUST(cuCtxSynchronize());
     MUST(cuMemFreeHost(pinned));
 }
@@ -343,7 +447,7 @@ static void host_functions(void) {
 }
 
 struct stranger {
-    int mode;
+    int mode, now;
     CUresult query, alloc, end;
 };
 
@@ -360,6 +464,7 @@ static void *stranger(void *argument) {
     s->end = cuStreamEndCapture(plain, &graph);
     if (s->end == CUDA_SUCCESS)
         MUST(cuGraphDestroy(graph));
+    MUST(cuStreamIsCapturing(plain, &s->now));
     return NULL;
 }
 
@@ -379,6 +484,7 @@ static void modes(void) {
             ASK(label, s.query);
             ASK(label, s.alloc);
             ASK(label, s.end);
+            value(label, (unsigned)s.now);
             end(label, plain);
         }
 }
@@ -431,6 +537,7 @@ static void recorded_events(void) {
 
 int main(void) {
     CUdevice device;
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what was answered before a crash is worth knowing */
     graphs_load();
     MUST(cuInit(0));
     MUST(cuDeviceGet(&device, 0));
@@ -454,6 +561,10 @@ int main(void) {
     host_functions();
     modes();
     recorded_events();
-    puts("end");
+    pageable_nodes();
+    wrong_address();
+    char libraries[8192];
+    cu_mapped_libraries(libraries, sizeof libraries);
+    printf("{\"digest\": \"\", \"metrics\": {}, \"libraries\": %s}\n", libraries);
     return 0;
 }
