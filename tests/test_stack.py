@@ -106,6 +106,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         "parameters-of-a-node",
         "mapped-memory-while-posts-wait",
         "stream-of-a-callback",
+        "host-functions-see-copies",
         "event-of-a-capture-that-is-over",
     ],
 )

@@ -11,6 +11,7 @@
 #include "tpg_session.h"
 #include "tpw_callback.h"
 #include "tpw_graph.h"
+#include "tpw_memory.h"
 #include "tpw_session.h"
 
 #include <errno.h>
@@ -18,7 +19,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { QUEUED, RAISED, SENT, DONE };
+enum { QUEUED, RAISED, CAUGHT, SENT, DONE };
 
 struct callback {
     struct callback *next;
@@ -260,6 +261,23 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
     return error;
 }
 
+/* Moves all functions that are `from` on, and tells the client of them if it is to be told; true if there was one. */
+static bool turn(struct tpw_callbacks *c, uint32_t from, uint32_t to, struct tpw_session *told) {
+    bool any = false;
+    tp_lock_take(&c->lock);
+    for (struct callback *callback = c->list; callback; callback = callback->next) {
+        uint32_t state = from;
+        if (atomic_compare_exchange_strong(&callback->state, &state, to)) {
+            any = true;
+            if (told) {
+                tell(told, callback->thread, callback->token, 0);
+            }
+        }
+    }
+    tp_lock_drop(&c->lock);
+    return any;
+}
+
 bool tpw_callbacks_run(struct tpw_session *s) {
     struct tpw_callbacks *c = s->callbacks;
     uint64_t count;
@@ -270,14 +288,13 @@ bool tpw_callbacks_run(struct tpw_session *s) {
     atomic_store(&c->rung, false);
     ssize_t n = read(c->event, &count, sizeof count);
     (void)n; /* a ring that came between the two is told twice */
-    tp_lock_take(&c->lock);
-    for (struct callback *callback = c->list; callback; callback = callback->next) {
-        uint32_t raised = RAISED;
-        if (atomic_compare_exchange_strong(&callback->state, &raised, SENT)) {
-            tell(s, callback->thread, callback->token, 0);
-        }
+    /* What stands before a function in its stream is complete: it is on its way to the client before the function is told,
+     * whose message counts the transfers, and what kernels wrote into host memory with it. */
+    if (turn(c, RAISED, CAUGHT, NULL)) {
+        tpw_poll(s);
+        tpw_twins_send(s);
+        turn(c, CAUGHT, SENT, s);
     }
-    tp_lock_drop(&c->lock);
     tell_gone(s);
     return true;
 }

@@ -164,7 +164,7 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     m->free_count--;
     m->count++;
     stream->marked = value;
-    tpw_stream_count(s, stream);
+    tpw_stream_count(s, stream, 2); /* itself, and the piece of a copy that it may be for */
     *marker = (struct marker){.stream = stream,
                               .context = stream->context,
                               .context_id = stream->context_id,

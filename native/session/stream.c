@@ -100,16 +100,17 @@ struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f
     }
     if (stream) {
         stream->dirty = true;
-        tpw_stream_count(s, stream);
+        tpw_stream_count(s, stream, 1);
     }
     return stream;
 }
 
-/* The driver takes about 1024 commands in a stream and then blocks whoever queues one more; stop short of that. */
-#define FULL_AT 900u
+/* The driver takes about 1024 commands in a stream and then blocks whoever queues one more; stop so short of that that the
+ * pieces of a copy of 192 MiB have room. */
+#define FULL_AT 640u
 
-void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream) {
-    if (TP_UNLIKELY(stream->hosts == s->hosts && s->hosts) && ++stream->behind > FULL_AT) {
+void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands) {
+    if (TP_UNLIKELY(stream->hosts == s->hosts && s->hosts) && (stream->behind += commands) > FULL_AT) {
         s->full = true;
     }
 }

@@ -93,6 +93,58 @@ static void stream_of_a_callback(void) {
     OK(cuStreamDestroy_v2(stream));
 }
 
+/* What a host function reads has come: the copies before it in its stream, of all sizes, and what a kernel wrote. */
+static struct {
+    const unsigned char *large, *small;
+    const uint32_t *mapped;
+    unsigned round, wrong;
+} seen;
+
+static void look_at_copies(void *unused) {
+    (void)unused;
+    enum { LARGE = 9 << 20, SMALL = 3000 };
+    unsigned char expected = (unsigned char)++seen.round;
+    for (size_t i = 0; i < LARGE; i += 4093) {
+        seen.wrong += seen.large[i] != expected;
+    }
+    seen.wrong += seen.large[LARGE - 1] != expected;
+    seen.wrong += seen.small[0] != expected || seen.small[SMALL - 1] != expected;
+    seen.wrong += seen.mapped[0] != seen.round || seen.mapped[99] != seen.round;
+}
+
+static void host_functions_see_copies(void) {
+    enum { LARGE = 9 << 20, SMALL = 3000, ROUNDS = 60 };
+    CUmodule module = load_kernels();
+    CUstream stream;
+    CUdeviceptr memory, there;
+    void *large, *small, *mapped;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&memory, LARGE));
+    OK(cuMemHostAlloc(&large, LARGE, 0));
+    OK(cuMemHostAlloc(&small, SMALL, 0));
+    OK(cuMemHostAlloc(&mapped, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
+    OK(cuMemHostGetDevicePointer_v2(&there, mapped, 0));
+    memset(large, 0xff, LARGE);
+    seen.large = large;
+    seen.small = small;
+    seen.mapped = mapped;
+    for (unsigned round = 1; round <= ROUNDS; round++) {
+        OK(cuMemsetD8Async(memory, (unsigned char)round, LARGE, stream));
+        OK(cuMemcpyDtoHAsync_v2(large, memory, LARGE, stream));
+        OK(cuMemcpyDtoHAsync_v2(small, memory, SMALL, stream));
+        OK(fill(module, there, round, 100, stream));
+        OK(cuLaunchHostFunc(stream, look_at_copies, NULL));
+    }
+    OK(cuStreamSynchronize(stream));
+    CHECK(seen.round == ROUNDS && seen.wrong == 0);
+    OK(cuMemFree_v2(memory));
+    OK(cuMemFreeHost(large));
+    OK(cuMemFreeHost(small));
+    OK(cuMemFreeHost(mapped));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuModuleUnload(module));
+}
+
 /* An event recorded in a capture that is over is refused at once, whichever of the two functions recorded it. */
 static void event_of_a_capture_that_is_over(void) {
     CUstream capturing, other;
@@ -385,6 +437,7 @@ static const struct {
               {"mapped-memory-while-posts-wait", mapped_memory_while_posts_wait},
               {"error-of-another-context", error_of_another_context},
               {"stream-of-a-callback", stream_of_a_callback},
+              {"host-functions-see-copies", host_functions_see_copies},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 
 int role_corners(int count, char **words) {

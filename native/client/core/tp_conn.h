@@ -59,6 +59,8 @@ TP_EXPORT void tp_expect_download(struct tp_conn *conn, uint64_t number, void *d
 TP_EXPORT enum tp_status tp_upload_wait(struct tp_conn *conn, uint64_t number);
 /* Waits until every upload that reads from, and (downloads) every transfer that writes to, [start, start+size) is done. */
 TP_EXPORT enum tp_status tp_transfers_touching_wait(struct tp_conn *conn, const void *start, size_t size);
+/* Waits until so many downloads have arrived as a frame of the worker counts (tp_reply_frame.transfers). */
+TP_EXPORT enum tp_status tp_downloads_wait(struct tp_conn *conn, uint64_t transfers);
 /* True if a download that was expected into [start, start+size) has not arrived yet. */
 TP_EXPORT bool tp_download_pending(struct tp_conn *conn, const void *start, size_t size);
 /* Forgets an expected download that will never arrive (its call failed). */

@@ -224,17 +224,25 @@ static void open_gates(struct tp_conn *conn) {
     }
 }
 
+/* Whether so many downloads have arrived or may yet: no more than were asked for. Under transfers. */
+static bool can_land(const struct tp_conn *conn, uint64_t transfers) {
+    uint64_t outstanding = conn->landed_ahead_count;
+    if (transfers <= conn->landed) {
+        return true;
+    }
+    for (const struct tpc_download *d = conn->downloads; d; d = d->next) {
+        outstanding++;
+    }
+    return transfers - conn->landed <= outstanding;
+}
+
 bool tpc_gate(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers) {
     bool possible = true, now = false;
     tp_lock_take(&conn->transfers);
     if (transfers <= conn->landed) {
         now = true;
     } else {
-        uint64_t outstanding = conn->landed_ahead_count;
-        for (const struct tpc_download *d = conn->downloads; d; d = d->next) {
-            outstanding++;
-        }
-        possible = transfers - conn->landed <= outstanding;
+        possible = can_land(conn, transfers);
         if (possible) {
             slot->need = transfers;
             slot->next_gated = conn->gated;
@@ -358,8 +366,21 @@ static bool touching(const struct tp_conn *conn, const void *start, size_t size)
     return false;
 }
 
-/* Waits for upload `number`, or (0) for everything that touches the range. */
-static enum tp_status wait_for(struct tp_conn *conn, uint64_t number, const void *start, size_t size) {
+/* What a thread waits for: an upload, so many downloads, or (both 0) everything that touches the range. */
+struct wanted {
+    uint64_t upload, landed;
+    const void *start;
+    size_t size;
+};
+
+static bool is_pending(struct tp_conn *conn, const struct wanted *wanted) {
+    if (wanted->upload) {
+        return upload_pending(conn, wanted->upload);
+    }
+    return wanted->landed ? wanted->landed > conn->landed : touching(conn, wanted->start, wanted->size);
+}
+
+static enum tp_status wait_for(struct tp_conn *conn, struct wanted wanted) {
     while (conn->seat && !tpc_is_lost(conn) && (tpc_copy_up(conn) || tpc_copy_down(conn))) {
     }
     enum tp_status status = TP_OK;
@@ -371,7 +392,7 @@ static enum tp_status wait_for(struct tp_conn *conn, uint64_t number, const void
             break;
         }
         tp_lock_take(&conn->transfers);
-        bool pending = number ? upload_pending(conn, number) : touching(conn, start, size);
+        bool pending = is_pending(conn, &wanted);
         tp_lock_drop(&conn->transfers);
         if (!pending) {
             break;
@@ -388,10 +409,23 @@ static enum tp_status wait_for(struct tp_conn *conn, uint64_t number, const void
     return status;
 }
 
-enum tp_status tp_upload_wait(struct tp_conn *conn, uint64_t number) { return wait_for(conn, number, NULL, 0); }
+enum tp_status tp_upload_wait(struct tp_conn *conn, uint64_t number) {
+    return wait_for(conn, (struct wanted){.upload = number});
+}
 
 enum tp_status tp_transfers_touching_wait(struct tp_conn *conn, const void *start, size_t size) {
-    return wait_for(conn, 0, start, size);
+    return wait_for(conn, (struct wanted){.start = start, .size = size});
+}
+
+enum tp_status tp_downloads_wait(struct tp_conn *conn, uint64_t transfers) {
+    tp_lock_take(&conn->transfers);
+    bool possible = can_land(conn, transfers), now = transfers <= conn->landed;
+    tp_lock_drop(&conn->transfers);
+    if (!possible) {
+        tpc_lose(conn, TP_ERROR_PROTOCOL, "a message counts %llu transfers, more than were asked for",
+                 (unsigned long long)transfers);
+    }
+    return now ? TP_OK : wait_for(conn, (struct wanted){.landed = transfers});
 }
 
 void tpc_quiesce(struct tp_conn *conn) {

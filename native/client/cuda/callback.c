@@ -20,6 +20,7 @@ struct call {
     CUstreamCallback callback; /* of cuStreamAddCallback, instead */
     CUstream stream;
     void *user;
+    uint64_t after;  /* downloads that stand before it in its stream, and others */
     bool lasting;    /* called any number of times, until the worker says that it was the last */
     uint64_t object; /* of a user object: its destructor runs then */
     bool silent;     /* nobody waits for this call */
@@ -33,12 +34,17 @@ static uint64_t last_token;
 static bool running;
 
 static void run(struct call *call) {
+    bool lost = tp_downloads_wait(tpc_conn, call->after) != TP_OK;
     if (call->callback) {
-        call->callback(call->stream, (CUresult)atomic_load(&tpc_sticky_error), call->user);
-    } else {
+        CUresult status = lost ? tpc_lost() : (CUresult)atomic_load(&tpc_sticky_error);
+        call->callback(call->stream, status, call->user);
+    } else if (!lost || call->silent) { /* as where a context is broken: a function is not called, a callback is told */
         call->function(call->user);
     }
     if (!call->silent) {
+        if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+            tpc_twins_push(); /* for the kernels behind it */
+        }
         struct tpg_host_function_done_in in = {.token = call->token};
         tpc_post_host_function_done("cuLaunchHostFunc", &in);
         tp_flush(tpc_conn);
@@ -71,7 +77,7 @@ static void *runner(void *unused) {
 }
 
 /* Puts the call that the message is about among those to run; returns one that is over. Under the lock. */
-static struct call *arrived(struct call **at, bool last) {
+static struct call *arrived(struct call **at, bool last, uint64_t transfers) {
     struct call *call = *at, *due = call;
     if (call->lasting && !last) {
         due = malloc(sizeof *due);
@@ -91,6 +97,7 @@ static struct call *arrived(struct call **at, bool last) {
             call->silent = true;
         }
     }
+    due->after = transfers;
     due->next = NULL;
     *ready_end = due;
     ready_end = &due->next;
@@ -102,12 +109,11 @@ void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *bo
     uint64_t token = tp_get_u64(&c);
     bool last = tp_get_u64(&c) != 0;
     struct call *ended = NULL;
-    (void)frame;
     tpc_watch_doubt(); /* what stands before the function in its stream is complete */
     tp_lock_take(&lock);
     for (struct call **at = &waiting; *at; at = &(*at)->next) {
         if ((*at)->token == token) {
-            ended = arrived(at, last);
+            ended = arrived(at, last, frame->transfers);
             break;
         }
     }

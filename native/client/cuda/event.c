@@ -69,8 +69,5 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
     tpc_waited(before, result);
     tpc_watch_learned(in.event, false, result, &reply, doubts);
     tp_reply_free(&reply);
-    if (result == CUDA_SUCCESS && atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_pull();
-    }
     return result;
 }

@@ -82,9 +82,7 @@ void tpc_twins_push(void) {
     tp_lock_drop(&pushing);
 }
 
-/* Nothing to fetch: the session sends what kernels wrote before the reply that ended the wait. */
-void tpc_twins_pull(void) {}
-
+/* The session sends what kernels wrote before the reply that ends a wait. */
 static void on_twin_write(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
     struct tpg_host_twin_write_in in;
     struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);

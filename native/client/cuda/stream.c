@@ -166,9 +166,6 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
         tpc_stream_quiet(hStream, &reply);
     }
     tp_reply_free(&reply);
-    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_pull();
-    }
     return result;
 }
 
@@ -195,9 +192,6 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
         tpc_stream_quiet(hStream, &reply);
     }
     tp_reply_free(&reply);
-    if (result == CUDA_SUCCESS && atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_pull();
-    }
     return result;
 }
 
@@ -210,9 +204,6 @@ static CUresult synchronize(const char *name) {
         tpc_stream_quiet(CU_STREAM_LEGACY, &reply);
     }
     tp_reply_free(&reply);
-    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_pull();
-    }
     return result;
 }
 

@@ -180,8 +180,5 @@ CUresult tpc_cuEventSynchronize(CUevent hEvent) {
         keep(&pair, 1, now);
     }
     tp_reply_free(&reply);
-    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_pull();
-    }
     return result;
 }

@@ -211,7 +211,6 @@ void tpc_memory_reserve(uint64_t base, uint64_t size);
 /* Called before each launch and after each completed wait when mapped host memory exists: carries its contents across. */
 extern _Atomic int tpc_twins;
 void tpc_twins_push(void);
-void tpc_twins_pull(void);
 
 /* ---- kernels (module.c) ---- */
 struct tpc_parameter {
