@@ -72,8 +72,8 @@ static void order_after(struct tpw_session *s, CUstream stream) {
         unsigned int flags = 0;
         CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
         if (other->context_id != s->entered || other->dying || other->native == stream ||
-            s->cuda.cuStreamGetFlags(other->native, &flags) || !(flags & CU_STREAM_NON_BLOCKING) ||
-            s->cuda.cuStreamIsCapturing(other->native, &capturing) || capturing != CU_STREAM_CAPTURE_STATUS_NONE) {
+            s->cuda.cuStreamIsCapturing(other->native, &capturing) || capturing != CU_STREAM_CAPTURE_STATUS_NONE ||
+            s->cuda.cuStreamGetFlags(other->native, &flags) || !(flags & CU_STREAM_NON_BLOCKING)) {
             continue;
         }
         if (!event &&

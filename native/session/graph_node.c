@@ -321,6 +321,21 @@ static struct tpw_object *known(struct tpw_session *s, uint32_t kind, uint64_t n
     return object;
 }
 
+/* The driver tells parameters in the form in which they were given: here the bytes of a node that this file made. */
+static const void *buffer_of(void **extra, size_t *size) {
+    const void *buffer = NULL;
+    for (size_t i = 0; extra && extra[i] != CU_LAUNCH_PARAM_END; i += 2) {
+        if (extra[i] == CU_LAUNCH_PARAM_BUFFER_POINTER) {
+            buffer = extra[i + 1];
+        } else if (extra[i] == CU_LAUNCH_PARAM_BUFFER_SIZE) {
+            memcpy(size, extra[i + 1], sizeof *size);
+        } else {
+            return NULL;
+        }
+    }
+    return buffer;
+}
+
 int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame,
                              const struct tpg_graph_kernel_get_in *in, struct tpg_graph_kernel_get_out *out) {
     int32_t error = CUDA_SUCCESS;
@@ -336,13 +351,19 @@ int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame
     object = object ? object : known(s, TPG_KERNEL, (uint64_t)(uintptr_t)params.func);
     struct tpw_object *context = known(s, TPG_CONTEXT, (uint64_t)(uintptr_t)params.ctx);
     const struct tpw_kernel *kernel = object ? object->record : NULL;
-    if (!kernel || (kernel->parameter_bytes && !params.kernelParams)) {
+    size_t buffer_size = 0;
+    const void *buffer = params.kernelParams ? NULL : buffer_of(params.extra, &buffer_size);
+    if (!kernel ||
+        (kernel->parameter_bytes && !params.kernelParams && (!buffer || buffer_size < kernel->parameter_bytes))) {
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     unsigned char *block = tpw_scratch(s, kernel->parameter_bytes, 1, &error);
     bool library = object->kind == TPG_KERNEL;
     size_t offset = 0, size = 0, index = 0;
-    for (; !error &&
+    if (!error && buffer) {
+        memcpy(block, buffer, kernel->parameter_bytes);
+    }
+    for (; !error && params.kernelParams &&
            !(library ? s->cuda.cuKernelGetParamInfo((CUkernel)(uintptr_t)object->native, index, &offset, &size)
                      : s->cuda.cuFuncGetParamInfo((CUfunction)(uintptr_t)object->native, index, &offset, &size));
          index++) {

@@ -117,7 +117,8 @@ typedef struct {
 typedef struct {
     sim_side_t dst, src;
     uint64_t width, height, depth;
-    void *staging; // freed with the operation
+    void *staging;   // freed with the operation
+    uint64_t staged; // where the bytes in it came from
 } sim_copy_t;
 
 typedef struct {
@@ -425,8 +426,10 @@ void sim_event_release(sim_event_t *event);                               // und
 // The event's last record is this place of the stream from now on. Under sim.lock.
 void sim_event_place(sim_event_t *event, sim_stream_t *stream, uint64_t seq);
 sim_event_t *sim_event_of(CUevent handle); // under sim.lock; NULL if it is none
-// Puts op into the queue of `handle` for the current context; with `wait`, returns after it is done.
-CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, bool wait);
+// What the calling thread does behind an operation; one that waits and is not asynchronous has no place in a capture.
+typedef enum { SIM_GO_ON, SIM_WAIT, SIM_WAIT_OR_CAPTURE } sim_wait_t;
+// Puts op into the queue of `handle` for the current context.
+CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, sim_wait_t wait);
 CUresult sim_run(sim_stream_t *stream, sim_op_t *op); // sim_run.c: executes one operation, no lock held
 void sim_op_discard(sim_op_t *op);                    // frees what an operation owns outside the objects
 

@@ -99,18 +99,10 @@ CUresult sim_capture_touch_context(sim_context_t *context) {
     return result;
 }
 
-CUresult sim_capture_touch_event(sim_event_t *event) {
-    if (!event->capture)
-        return CUDA_SUCCESS;
-    invalidate(event->capture, CUDA_ERROR_CAPTURED_EVENT);
-    return CUDA_ERROR_CAPTURED_EVENT;
-}
-
-CUresult sim_capture_unsafe(void) {
+static CUresult forbid(void) {
     CUresult result = CUDA_SUCCESS;
     if (thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
         return result;
-    pthread_mutex_lock(&sim.lock);
     for (sim_capture_t *capture = captures; capture; capture = capture->next) {
         bool own = pthread_equal(capture->thread, pthread_self());
         bool concerns =
@@ -121,6 +113,22 @@ CUresult sim_capture_unsafe(void) {
             result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
         }
     }
+    return result;
+}
+
+// An event that was recorded in a capture says so before the modes of captures are asked.
+CUresult sim_capture_touch_event(sim_event_t *event) {
+    if (!event->capture)
+        return forbid();
+    if (event->capture->ended)
+        return CUDA_ERROR_INVALID_VALUE;
+    invalidate(event->capture, CUDA_ERROR_CAPTURED_EVENT);
+    return CUDA_ERROR_CAPTURED_EVENT;
+}
+
+CUresult sim_capture_unsafe(void) {
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = forbid();
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -156,14 +164,19 @@ CUresult sim_capture_append(sim_stream_t *stream, sim_node_t *node) {
     return sim_list_add(&stream->front, node) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-static bool node_type(const sim_op_t *op, CUgraphNodeType *type) {
+static bool node_type(sim_op_t *op, CUgraphNodeType *type) {
     switch (op->kind) {
     case SIM_OP_LAUNCH:
         *type = CU_GRAPH_NODE_TYPE_KERNEL;
         return true;
-    case SIM_OP_COPY: // what was staged will be gone when the graph runs
+    case SIM_OP_COPY: // pageable memory is read at each launch
         *type = CU_GRAPH_NODE_TYPE_MEMCPY;
-        return !op->u.copy.staging && op->u.copy.dst.mapped && op->u.copy.src.mapped;
+        if (op->u.copy.staging) {
+            free(op->u.copy.staging);
+            op->u.copy.staging = NULL;
+            op->u.copy.src.address = op->u.copy.staged;
+        }
+        return true;
     case SIM_OP_SET:
         *type = CU_GRAPH_NODE_TYPE_MEMSET;
         return true;
@@ -278,7 +291,7 @@ CUresult sim_capture_wait(sim_stream_t *stream, sim_event_t *event, bool *taken)
     if (from->ended) {
         if (to)
             invalidate(to, CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
-        return to ? CUDA_ERROR_STREAM_CAPTURE_ISOLATION : CUDA_ERROR_CAPTURED_EVENT;
+        return to ? CUDA_ERROR_STREAM_CAPTURE_ISOLATION : CUDA_ERROR_INVALID_VALUE;
     }
     if (from->invalid || (to && to->invalid))
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
@@ -398,12 +411,11 @@ CUresult cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
     } else if (capture && capture->origin != stream) {
         invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
         result = CUDA_ERROR_STREAM_CAPTURE_UNMATCHED;
-    } else if (capture && capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED &&
-               !pthread_equal(capture->thread, pthread_self())) {
-        result = CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
     } else if (capture) {
         if (capture->invalid)
             result = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+        else if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && !pthread_equal(capture->thread, pthread_self()))
+            result = CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD; // and it is over all the same
         else if (!joined(stream, capture))
             result = CUDA_ERROR_STREAM_CAPTURE_UNJOINED;
         sim_graph_t *graph = capture->graph;

@@ -73,6 +73,7 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
             if (!copy->staging)
                 return CUDA_ERROR_OUT_OF_MEMORY;
             memcpy(copy->staging, (const void *)(uintptr_t)copy->src.address, copy->width);
+            copy->staged = copy->src.address;
             copy->src.address = (uint64_t)(uintptr_t)copy->staging;
         } else {
             wait = true;
@@ -84,7 +85,7 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
     if (!async && !both_device)
         wait = true;
     sim_op_t op = {.kind = SIM_OP_COPY, .u.copy = *copy};
-    return sim_submit(context, stream, &op, false, wait);
+    return sim_submit(context, stream, &op, false, !wait ? SIM_GO_ON : async ? SIM_WAIT_OR_CAPTURE : SIM_WAIT);
 }
 
 static CUresult copy1d(sim_context_t *context, CUstream stream, uint64_t dst, sim_place_t dst_place, uint64_t src,
@@ -183,7 +184,7 @@ static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, siz
     bool host_memory = sim_map_pinned(dst, 1); // the one case in which cuMemset waits
     pthread_rwlock_unlock(&sim.map_lock);
     sim_op_t op = {.kind = SIM_OP_SET, .u.set = set};
-    return sim_submit(context, stream, &op, false, !async && host_memory);
+    return sim_submit(context, stream, &op, false, !async && host_memory ? SIM_WAIT : SIM_GO_ON);
 }
 
 CUresult cuMemsetD8_v2(CUdeviceptr dstDevice, unsigned char uc, size_t N) {

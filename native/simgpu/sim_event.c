@@ -107,18 +107,12 @@ CUresult cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int f
 CUresult cuEventQuery(CUevent hEvent) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
-    CUresult result = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (result != CUDA_SUCCESS)
-        return result;
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = sim_event_of(hEvent);
-    if (!event)
-        result = CUDA_ERROR_INVALID_HANDLE;
-    else if (event->capture)
-        result = sim_capture_touch_event(event);
-    else if (atomic_load(&event->context->error))
+    CUresult result = event ? sim_capture_touch_event(event) : CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS && atomic_load(&event->context->error))
         result = (CUresult)atomic_load(&event->context->error);
-    else if (event->stream && event->stream->done < event->seq)
+    else if (result == CUDA_SUCCESS && event->stream && event->stream->done < event->seq)
         result = CUDA_ERROR_NOT_READY;
     pthread_mutex_unlock(&sim.lock);
     return result;
@@ -127,16 +121,10 @@ CUresult cuEventQuery(CUevent hEvent) {
 CUresult cuEventSynchronize(CUevent hEvent) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
-    CUresult result = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (result != CUDA_SUCCESS)
-        return result;
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = sim_event_of(hEvent);
-    if (!event) {
-        result = CUDA_ERROR_INVALID_HANDLE;
-    } else if (event->capture) {
-        result = sim_capture_touch_event(event);
-    } else {
+    CUresult result = event ? sim_capture_touch_event(event) : CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS) {
         sim_context_t *owner = event->context;
         if (event->stream)
             sim_stream_wait(event->stream, event->seq);

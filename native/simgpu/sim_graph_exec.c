@@ -191,7 +191,7 @@ CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph,
     CUresult result = instantiate(context, phGraphExec, hGraph, instantiateParams->flags);
     instantiateParams->hErrNode_out = NULL;
     instantiateParams->result_out =
-        result == CUDA_SUCCESS ? CUDA_GRAPH_INSTANTIATE_SUCCESS : CUDA_GRAPH_INSTANTIATE_ERROR;
+        result == CUDA_SUCCESS ? CUDA_GRAPH_INSTANTIATE_SUCCESS : CUDA_GRAPH_INSTANTIATE_INVALID_STRUCTURE;
     return result;
 }
 
@@ -219,7 +219,7 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
         atomic_fetch_add(&op.u.program->refs, 1);
     }
     pthread_mutex_unlock(&sim.lock);
-    return exec ? sim_submit(context, hStream, &op, false, false) : CUDA_ERROR_INVALID_VALUE;
+    return exec ? sim_submit(context, hStream, &op, false, SIM_GO_ON) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuGraphUpload(CUgraphExec hGraph, CUstream hStream) {
@@ -228,7 +228,7 @@ CUresult cuGraphUpload(CUgraphExec hGraph, CUstream hStream) {
     bool known = sim_exec_of(hGraph) != NULL;
     pthread_mutex_unlock(&sim.lock);
     sim_op_t op = {.kind = SIM_OP_NOP}; // nothing to bring anywhere
-    return known ? sim_submit(context, hStream, &op, false, false) : CUDA_ERROR_INVALID_VALUE;
+    return known ? sim_submit(context, hStream, &op, false, SIM_GO_ON) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags) {

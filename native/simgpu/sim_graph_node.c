@@ -92,6 +92,8 @@ CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode h
     return put_kernel(context, hGraphExec, hNode, true, nodeParams);
 }
 
+enum { BUFFER_WORDS = 5 };
+
 CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS *nodeParams) {
     SIM_ENTER();
     CUresult result = CUDA_ERROR_INVALID_VALUE;
@@ -99,16 +101,22 @@ CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAM
     sim_node_t *node = sim_node_of(hNode);
     if (node && nodeParams && node->type == CU_GRAPH_NODE_TYPE_KERNEL) {
         const sim_entry_t *entry = node->op.u.launch.entry;
-        void **values = calloc(entry->nparams + 1, sizeof *values);
+        bool buffer = node->params.kernel.extra != NULL; // told in the form in which it was given
+        void **values = calloc(entry->nparams + BUFFER_WORDS, sizeof *values);
         result = values ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-        for (unsigned i = 0; values && i < entry->nparams; i++)
+        for (unsigned i = 0; values && !buffer && i < entry->nparams; i++)
             values[i] = node->op.u.launch.params + entry->params[i].offset;
+        if (values && buffer) {
+            void *words[BUFFER_WORDS] = {CU_LAUNCH_PARAM_BUFFER_POINTER, node->op.u.launch.params,
+                                         CU_LAUNCH_PARAM_BUFFER_SIZE, &node->op.u.launch.bytes, CU_LAUNCH_PARAM_END};
+            memcpy(values, words, sizeof words);
+        }
         if (values) {
             free(node->values);
             node->values = values;
             *nodeParams = node->params.kernel;
-            nodeParams->kernelParams = values;
-            nodeParams->extra = NULL;
+            nodeParams->kernelParams = buffer ? NULL : values;
+            nodeParams->extra = buffer ? values : NULL;
         }
     }
     pthread_mutex_unlock(&sim.lock);

@@ -4,6 +4,7 @@
 // object per kernel and device memory for the globals. Handles live as long as their module or library. All under
 // sim.lock.
 #include "sim.h"
+#include "sim_graph.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -205,6 +206,9 @@ static sim_module_t *module_of(CUmodule handle) { // under sim.lock
 CUresult cuModuleUnload(CUmodule hmod) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(hmod);

@@ -104,7 +104,7 @@ CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     if (!ours)
         return CUDA_ERROR_INVALID_VALUE;
     sim_op_t op = {.kind = SIM_OP_FREE, .u.free = dptr};
-    return sim_submit(context, hStream, &op, false, false);
+    return sim_submit(context, hStream, &op, false, SIM_GO_ON);
 }
 
 // ---- Pools -------------------------------------------------------------------------------------------------------

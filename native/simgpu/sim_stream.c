@@ -381,20 +381,19 @@ CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_
     return CUDA_SUCCESS;
 }
 
-CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, bool wait) {
-    CUresult unsafe = wait && sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, sim_wait_t wait) {
     pthread_mutex_lock(&sim.lock);
     sim_stream_t *stream;
     uint64_t seq = 0;
-    CUresult result = unsafe ? unsafe : sim_stream_resolve(context, handle, &stream);
+    CUresult result = sim_stream_resolve(context, handle, &stream);
     if (result == CUDA_SUCCESS && own_context && stream->context != context)
         result = CUDA_ERROR_INVALID_HANDLE;
-    if (result == CUDA_SUCCESS && wait)
+    if (result == CUDA_SUCCESS && wait == SIM_WAIT)
         result = sim_capture_touch(stream);
     if (result == CUDA_SUCCESS) {
         stream->refs++;
         result = sim_stream_push(stream, op, &seq);
-        if (result == CUDA_SUCCESS && wait) {
+        if (result == CUDA_SUCCESS && wait != SIM_GO_ON && !stream->capture) {
             sim_stream_wait(stream, seq);
             result = (CUresult)atomic_load(&stream->context->error);
         }

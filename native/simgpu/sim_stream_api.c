@@ -244,7 +244,7 @@ CUresult cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
     if (!fn)
         return CUDA_ERROR_INVALID_VALUE;
     sim_op_t op = {.kind = SIM_OP_HOST_FUNCTION, .u.host_function = {fn, userData}};
-    return sim_submit(context, hStream, &op, false, false);
+    return sim_submit(context, hStream, &op, false, SIM_GO_ON);
 }
 
 CUresult cuStreamAddCallback(CUstream hStream, CUstreamCallback callback, void *userData, unsigned int flags) {
@@ -252,7 +252,7 @@ CUresult cuStreamAddCallback(CUstream hStream, CUstreamCallback callback, void *
     if (!callback || flags)
         return CUDA_ERROR_INVALID_VALUE;
     sim_op_t op = {.kind = SIM_OP_CALLBACK, .u.callback = {callback, userData, hStream}};
-    return sim_submit(context, hStream, &op, false, false);
+    return sim_submit(context, hStream, &op, false, SIM_GO_ON);
 }
 
 // ---- Memory operations in a stream -------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ static CUresult value_op(sim_context_t *context, CUstream stream, bool wait, uin
     if (result == CUDA_ERROR_INVALID_VALUE)
         return result;
     sim_op_t op = {.kind = wait ? SIM_OP_WAIT_VALUE : SIM_OP_WRITE_VALUE, .u.value = {address, value, bytes, flags}};
-    return sim_submit(context, stream, &op, false, false);
+    return sim_submit(context, stream, &op, false, SIM_GO_ON);
 }
 
 CUresult cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {

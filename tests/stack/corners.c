@@ -156,7 +156,7 @@ static void event_of_a_capture_that_is_over(void) {
     OK(cuStreamBeginCapture_v2(capturing, CU_STREAM_CAPTURE_MODE_RELAXED));
     OK(cuEventRecordWithFlags(event, capturing, CU_EVENT_RECORD_DEFAULT));
     OK(cuStreamEndCapture(capturing, &graph));
-    GIVES(CUDA_ERROR_CAPTURED_EVENT, cuStreamWaitEvent(other, event, 0));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuStreamWaitEvent(other, event, 0));
     OK(cuStreamSynchronize(other));
     OK(cuEventRecordWithFlags(event, other, CU_EVENT_RECORD_DEFAULT));
     OK(cuStreamWaitEvent(capturing, event, 0));

@@ -162,10 +162,8 @@ CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
     const struct capture *capture = find(hStream);
     bool stranger =
         capture && capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != tp_thread_self()->number;
+    bool into = capture && capture->into;
     tp_lock_drop(&lock);
-    if (stranger) {
-        return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
-    }
     struct tpg_capture_end_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tpg_capture_end_out out;
     struct tp_reply reply;
@@ -181,6 +179,12 @@ CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
         }
     }
     result = (CUresult)out.result;
+    if (result == CUDA_SUCCESS && stranger) { /* the capture is over all the same */
+        if (!into) {
+            tpc_cuGraphDestroy((CUgraph)(uintptr_t)out.graph);
+        }
+        return CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD;
+    }
     if (result == CUDA_SUCCESS) {
         *phGraph = (CUgraph)(uintptr_t)out.graph;
     }
@@ -273,9 +277,6 @@ bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device) {
 CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     uint64_t device;
-    if (sync) {
-        TPC_CAPTURE_UNSAFE(name);
-    }
     CUresult result = tpc_capture_status(stream, &status);
     if (result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE) {
         return CUDA_SUCCESS;
@@ -287,7 +288,7 @@ CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, s
         return CUDA_SUCCESS;
     }
     CUresult broken = break_capture(name, stream);
-    if (result == CUDA_SUCCESS && !sync && tpc_is_pinned(host, size)) {
+    if (result == CUDA_SUCCESS && !sync) {
         tp_log(
             TP_ERROR,
             "%s of %zu bytes at %p in a capturing stream: the graph would read or write memory of this program at each "

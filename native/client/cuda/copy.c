@@ -111,12 +111,14 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
         return CUDA_SUCCESS;
     }
     bool pinned = tpc_is_pinned(source, size);
+    bool completes = pinned;
     CUresult result;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         result = tpc_capture_copy(name, stream, source, size, sync);
         if (result != CUDA_SUCCESS) {
             return result;
         }
+        completes = true; /* nothing that comes later can be put behind it in a stream that captures */
     }
     if (pinned && tpc_copy_shared(name, area, source, area->width, true, stream, sync, &result)) {
         return result;
@@ -143,7 +145,7 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     }
     /* From pinned memory the synchronous form promises completion, from pageable memory only that the source is read; but
      * what is copied into host memory may be looked at. */
-    bool wait = sync && (pinned || tpc_is_mapped_host(area->address));
+    bool wait = sync && (completes || tpc_is_mapped_host(area->address));
     return result == CUDA_SUCCESS && wait ? tpc_copy_wait(name, stream) : result;
 }
 

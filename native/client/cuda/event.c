@@ -54,12 +54,27 @@ CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsi
     return result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_ILLEGAL_STATE : result;
 }
 
+/* An event that was last recorded in a capture says so before the capture's mode is asked; the worker knows of it. */
+CUresult tpc_event_captured(const char *name, CUevent event) {
+    struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)event};
+    struct tp_reply reply;
+    if (TP_LIKELY(!tpc_record(TPG_EVENT, in.event))) {
+        return CUDA_SUCCESS;
+    }
+    CUresult result = tpc_call_event_query(name, &in, &reply);
+    tp_reply_free(&reply);
+    return result == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : result;
+}
+
 CUresult tpc_cuEventQuery(CUevent hEvent) {
     TPC_CHECK_HANDLE(EVENT, hEvent, false);
-    TPC_CAPTURE_UNSAFE("cuEventQuery");
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)hEvent};
     struct tp_reply reply;
-    CUresult result;
+    CUresult result = tpc_event_captured("cuEventQuery", hEvent);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    TPC_CAPTURE_UNSAFE("cuEventQuery");
     if (tpc_watch_answer(in.event, false, &result)) {
         return result;
     }

@@ -9,6 +9,7 @@
  * memory with twins under `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets
  * bounded here.
  */
+#include "tpc_graph.h"
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
@@ -379,17 +380,20 @@ static CUresult allocate(struct tpc_context *context, void **pp, size_t size, un
 
 CUresult tpc_cuMemHostAlloc(void **pp, size_t bytesize, unsigned int Flags) {
     TPC_CONTEXT(context);
+    TPC_CAPTURE_UNSAFE("cuMemHostAlloc");
     return allocate(context, pp, bytesize, Flags);
 }
 
 CUresult tpc_cuMemAllocHost_v2(void **pp, size_t bytesize) {
     TPC_CONTEXT(context);
+    TPC_CAPTURE_UNSAFE("cuMemAllocHost");
     return allocate(context, pp, bytesize, 0);
 }
 
 CUresult tpc_cuMemFreeHost(void *p) {
     TPC_CONTEXT(context);
     (void)context;
+    TPC_CAPTURE_UNSAFE("cuMemFreeHost");
     if (!p) {
         return CUDA_SUCCESS;
     }

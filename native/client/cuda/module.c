@@ -4,6 +4,7 @@
  * Any thread. Images are read from the program's memory, which gives no length: their containers say it. See tpc_image.h for
  * the record that each has.
  */
+#include "tpc_graph.h"
 #include "tpc_image.h"
 #include "tpc_jit.h"
 #include "tpg_cuda_send.h"
@@ -244,6 +245,7 @@ CUresult tpc_cuModuleUnload(CUmodule hmod) {
     if (image->of_library) {
         return CUDA_ERROR_NOT_PERMITTED;
     }
+    TPC_CAPTURE_UNSAFE("cuModuleUnload");
     /* A module has ended with its context; only its place is given back. */
     bool ended = !atomic_load(&image->context->active) || atomic_load(&image->context->life) != image->life;
     CUresult result = tpc_post_module_unload("cuModuleUnload", &in);

@@ -10,6 +10,10 @@
 
 #include "tpc.h"
 
+/* ---- event.c ---- */
+/* What an event that was last recorded in a capture is answered, whatever is asked of it; success for all others. */
+CUresult tpc_event_captured(const char *name, CUevent event);
+
 /* ---- capture.c ---- */
 /* For a call that the driver refuses while captures are under way, by their modes and the calling thread's: refuses it,
  * which ends those captures, or lets it pass. */

@@ -151,7 +151,10 @@ static void many_kinds(uint32_t *pinned) {
     CUstream stream = NULL;
     CUevent made = NULL;
     CUmodule loaded = NULL;
+    CUcontext own = NULL;
+    CUdeviceptr pooled = 0;
     void *host = NULL;
+    unsigned flags = 0;
     float ms = 0;
     size_t free_bytes = 0, total = 0;
     char *ptx = cu_kernels_ptx();
@@ -178,8 +181,18 @@ static void many_kinds(uint32_t *pinned) {
     IN_CAPTURE("create an event, global", plain, global, cuEventCreate(&made, 0));
     IN_CAPTURE("load a module, global", plain, global, cuModuleLoadData(&loaded, ptx));
     IN_CAPTURE("allocate pinned, global", plain, global, cuMemAllocHost_v2(&host, 64));
-    if (host)
-        IN_CAPTURE("free pinned, global", plain, global, cuMemFreeHost(host));
+    MUST(cuMemAllocHost_v2(&host, 64));
+    IN_CAPTURE("free pinned, global", plain, global, cuMemFreeHost(host));
+    IN_CAPTURE("register, global", plain, global, cuMemHostRegister_v2(large, LARGE, 0));
+    cuMemHostUnregister(large);
+    MUST(cuMemHostRegister_v2(large, LARGE, 0));
+    IN_CAPTURE("unregister, global", plain, global, cuMemHostUnregister(large));
+    cuMemHostUnregister(large);
+    IN_CAPTURE("allocate in order elsewhere, global", plain, global, cuMemAllocAsync(&pooled, 64, other));
+    if (pooled)
+        IN_CAPTURE("free in order elsewhere, global", plain, global, cuMemFreeAsync(pooled, other));
+    IN_CAPTURE("flags of the capturing stream", plain, global, cuStreamGetFlags(plain, &flags));
+    IN_CAPTURE("context of the capturing stream", plain, global, cuStreamGetCtx(plain, &own));
     IN_CAPTURE("memory info, global", plain, global, cuMemGetInfo_v2(&free_bytes, &total));
     MUST(cuEventRecord(made, other));
     MUST(cuEventRecord(event, other));
@@ -331,6 +344,44 @@ static CUgraphNode kernel_node(CUgraph graph, CUdeviceptr p, unsigned word) {
     return node;
 }
 
+/* A node whose parameters came as one buffer, and one that was captured. */
+static void by_buffer(CUgraph graph) {
+    struct {
+        CUdeviceptr p;
+        unsigned word;
+        size_t n;
+    } values = {a, 77, WORDS};
+    size_t size = sizeof values;
+    void *extra[] = {(void *)1, &values, (void *)2, &size, (void *)0};
+    CUDA_KERNEL_NODE_PARAMS params = {.func = fill_u32,
+                                      .gridDimX = 1,
+                                      .gridDimY = 1,
+                                      .gridDimZ = 1,
+                                      .blockDimX = 256,
+                                      .blockDimY = 1,
+                                      .blockDimZ = 1,
+                                      .extra = extra};
+    CUgraphNode node = NULL;
+    CUgraph captured;
+    ASK("add kernel with a buffer", cuGraphAddKernelNode_v2(&node, graph, NULL, 0, &params));
+    ASK("read that kernel", cuGraphKernelNodeGetParams_v2(node, &params));
+    value("read that kernel: parameters", params.kernelParams != NULL);
+    value("read that kernel: buffer", params.extra != NULL);
+    MUST(cuGraphDestroyNode(node));
+    begin(plain, global);
+    MUST(fill(a, 78, plain));
+    MUST(cuStreamEndCapture(plain, &captured));
+    size_t count = 1;
+    MUST(cuGraphGetNodes(captured, &node, &count));
+    ASK("read a captured kernel", cuGraphKernelNodeGetParams_v2(node, &params));
+    value("read a captured kernel: function", params.func == fill_u32);
+    value("read a captured kernel: parameters", params.kernelParams != NULL);
+    value("read a captured kernel: buffer", params.extra != NULL);
+    if (params.kernelParams)
+        value("read a captured kernel: word", *(unsigned *)params.kernelParams[1]);
+    MUST(cuGraphDestroy(captured));
+}
+
 static void built(void) {
     CUgraph graph, clone;
     CUgraphExec exec;
@@ -358,7 +409,10 @@ static void built(void) {
     CUDA_KERNEL_NODE_PARAMS back_params;
     ASK("read kernel", cuGraphKernelNodeGetParams_v2(first, &back_params));
     value("read kernel: function", back_params.func == fill_u32);
+    value("read kernel: parameters", back_params.kernelParams != NULL);
+    value("read kernel: buffer", back_params.extra != NULL);
     value("read kernel: word", *(unsigned *)back_params.kernelParams[1]);
+    by_buffer(graph);
     ASK("instantiate", cuGraphInstantiateWithFlags(&exec, graph, 0));
     MUST(cuGraphLaunch(exec, plain));
     MUST(cuStreamSynchronize(plain));

@@ -69,6 +69,9 @@ _Static_assert(sizeof(CUDA_GRAPH_INSTANTIATE_PARAMS) == 32, "layout of CUDA_GRAP
 #define GRAPH_FUNCTIONS(F) \
     F(cuInit, (unsigned)) F(cuDeviceGet, (CUdevice *, int)) F(cuDevicePrimaryCtxRetain, (CUcontext *, CUdevice)) \
     F(cuCtxSetCurrent, (CUcontext)) F(cuCtxSynchronize, (void)) \
+    F(cuMemHostRegister_v2, (void *, size_t, unsigned)) F(cuMemHostUnregister, (void *)) \
+    F(cuMemAllocAsync, (CUdeviceptr *, size_t, CUstream)) F(cuMemFreeAsync, (CUdeviceptr, CUstream)) \
+    F(cuStreamGetFlags, (CUstream, unsigned *)) F(cuStreamGetCtx, (CUstream, CUcontext *)) \
     F(cuMemGetInfo_v2, (size_t *, size_t *)) F(cuModuleUnload, (CUmodule)) F(cuStreamDestroy_v2, (CUstream)) \
     F(cuModuleLoadData, (CUmodule *, const void *)) F(cuModuleGetFunction, (CUfunction *, CUmodule, const char *)) \
     F(cuStreamCreate, (CUstream *, unsigned)) F(cuStreamSynchronize, (CUstream)) F(cuStreamQuery, (CUstream)) \
