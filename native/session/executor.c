@@ -25,6 +25,10 @@
  * everybody a copy of 0.3 ms that takes 0.25 ms more. */
 #define LINGER 10u
 #define LINGER_OWED 20u
+/* A yield that takes so long has given the core to somebody else for a turn of milliseconds. Then, and for a while after, the
+ * executor sleeps instead: who wakes for a short turn is let in at once, who yields waits for the other's turn to end. */
+#define CROWDED_NS 200000u
+#define CROWDED_FOR_NS 20000000u
 #define WATCH_FIRST_NS 20000u
 #define WATCH_MOST_NS 500000u
 #define WATCH_PART 32u
@@ -152,7 +156,7 @@ void tpw_execute(struct tpw_session *s) {
     want_short_turns();
     wait_for_client(s);
     const uint64_t spin = tp_spin_ns(SPIN_NS);
-    uint64_t last = tp_now_ns();
+    uint64_t last = tp_now_ns(), crowded = 0;
     unsigned quiet = 0, turn = 0;
     while (!s->ended) {
         if (++turn % 64 == 0) {
@@ -185,8 +189,10 @@ void tpw_execute(struct tpw_session *s) {
             continue;
         }
         bool owed = tpw_pending(s) > 0;
-        if (waited < (owed || tpw_mark_owed(s) ? LINGER_OWED : LINGER) * spin) {
+        if (waited < (owed || tpw_mark_owed(s) ? LINGER_OWED : LINGER) * spin && now - crowded > CROWDED_FOR_NS) {
             sched_yield();
+            uint64_t back = tp_now_ns();
+            crowded = back - now > CROWDED_NS ? back : crowded;
             continue;
         }
         uint64_t watch = waited / WATCH_PART;

@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ STATE_BLOCKS = 75
 STATE_WORDS = 4 << 20
 STEPS = 10
 REPLAYS = 200
+PAUSE_S = 0.03
 
 Metrics = dict[str, float]
 
@@ -134,14 +136,20 @@ class Turns:
         digest.add("sums", repr(total).encode())
         return metrics
 
-    def _timed(self, name: str, body: Callable[[], Any], repeats: int = 5) -> float:
+    def _timed(self, name: str, body: Callable[[], Any], repeats: int = 5, bursts: int = 0) -> float:
+        """Median of repeats, or of bursts * repeats with PAUSE_S and one more before each burst: what a machine's copy
+        engine moves changes for tens of milliseconds at a time, for either side."""
         samples = []
-        for _ in range(repeats):
-            self.torch.cuda.synchronize()
-            begun = clock()
-            body()
-            self.torch.cuda.synchronize()
-            samples.append(clock() - begun)
+        for _ in range(max(bursts, 1)):
+            if bursts:
+                time.sleep(PAUSE_S)
+                body()
+            for _ in range(repeats):
+                self.torch.cuda.synchronize()
+                begun = clock()
+                body()
+                self.torch.cuda.synchronize()
+                samples.append(clock() - begun)
         return self._median(name, samples)
 
     def _source(self) -> Any:
@@ -163,16 +171,24 @@ class Turns:
             self.kept["device"].copy_(self.kept["pinned"])
             self.kept["back"].copy_(self.kept["device"])
         k, metrics = self.kept, {}
-        for name, size, repeats in (("256m", LARGE, 5), ("16m", MEDIUM, 40)):
+        for name, size, repeats, bursts in (("256m", LARGE, 5, 1), ("16m", MEDIUM, 8, 10)):
             words = size // 8
             device, pinned, down = k["device"][:words], k["pinned"][:words], k["back_pinned"][:words]
             k["device"].zero_()
-            up_s = self._timed(f"h2d_pinned_{name}", partial(device.copy_, pinned, non_blocking=True), repeats)
-            down_s = self._timed(f"d2h_pinned_{name}", partial(down.copy_, device, non_blocking=True), repeats)
+            up_s = self._timed(f"h2d_pinned_{name}", partial(device.copy_, pinned, non_blocking=True), repeats, bursts)
+            down_s = self._timed(f"d2h_pinned_{name}", partial(down.copy_, device, non_blocking=True), repeats, bursts)
             metrics[f"h2d_pinned_{name}_gbps"] = size / 1e9 / up_s
             metrics[f"d2h_pinned_{name}_gbps"] = size / 1e9 / down_s
             if not torch.equal(down, k["source"][:words]):
                 raise RuntimeError("a pinned copy there and back differs")
+        after = []
+        for _ in range(9):  # what a program's other threads do to the first copy behind a parallel loop
+            torch.equal(k["back"], source)
+            begun = clock()
+            device.copy_(pinned, non_blocking=True)
+            torch.cuda.synchronize()
+            after.append(clock() - begun)
+        metrics["h2d_behind_parallel_loop_us"] = self._median("h2d_behind_parallel_loop", after) * 1e6
         device = k["device"]
         device.zero_()
         metrics["h2d_pageable_gbps"] = LARGE / 1e9 / self._timed("h2d_pageable", lambda: device.copy_(source))
