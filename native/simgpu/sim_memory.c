@@ -181,6 +181,9 @@ static bool pages_present(const unsigned char *p, size_t bytes) {
 
 CUresult cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
     SIM_ENTER_CONTEXT(context);
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     uint64_t base = (uint64_t)(uintptr_t)p;
     if (!p || !bytesize || (Flags & ~15u) || bytesize > UINT64_MAX - base)
         return CUDA_ERROR_INVALID_VALUE;
@@ -221,6 +224,9 @@ CUresult cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
 CUresult cuMemHostUnregister(void *p) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
+    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
+    if (unsafe != CUDA_SUCCESS)
+        return unsafe;
     CUresult result = release((uint64_t)(uintptr_t)p, SIM_RANGE_REGISTERED);
     return result == CUDA_ERROR_INVALID_VALUE ? CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED : result;
 }

@@ -4,7 +4,7 @@
 // effect when its stream gets there; until then work that was queued earlier may use the address, new calls may not.
 // What is freed stays with its pool up to the release threshold, as a number: the device has so much less for others.
 // Pool fields are under the map lock.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +51,10 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, handle, &stream);
+    bool captured = result == CUDA_SUCCESS && stream->capture;
     pthread_mutex_unlock(&sim.lock);
+    if (result == CUDA_SUCCESS && !captured && sim_capturing())
+        result = sim_capture_unsafe();
     if (result != CUDA_SUCCESS)
         return result;
     sim_context_t *owner = pool->device == context->device ? context : &sim.devices[pool->device].primary;

@@ -129,6 +129,16 @@ static CUresult ask(sim_context_t *context, CUstream handle, stream_question_t q
 
 CUresult cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
     SIM_ENTER_CONTEXT(context);
+    if (sim_capturing()) { // the driver forbids this question in a stream that captures
+        sim_stream_t *stream;
+        pthread_mutex_lock(&sim.lock);
+        CUresult result = sim_stream_resolve(context, hStream, &stream);
+        if (result == CUDA_SUCCESS && stream->capture)
+            result = sim_capture_touch(stream);
+        pthread_mutex_unlock(&sim.lock);
+        if (result != CUDA_SUCCESS)
+            return result;
+    }
     return ask(context, hStream, STREAM_FLAGS, flags);
 }
 

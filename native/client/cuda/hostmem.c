@@ -424,6 +424,7 @@ static bool pages_there(void *p, size_t size) {
 
 CUresult tpc_cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
     TPC_CONTEXT(context);
+    TPC_CAPTURE_UNSAFE("cuMemHostRegister");
     uint64_t start = (uint64_t)(uintptr_t)p;
     if (!p || !bytesize || (Flags & ~15u) || bytesize > UINT64_MAX - start) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -440,6 +441,7 @@ CUresult tpc_cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) 
 CUresult tpc_cuMemHostUnregister(void *p) {
     TPC_CONTEXT(context);
     (void)context;
+    TPC_CAPTURE_UNSAFE("cuMemHostUnregister");
     if (!p) {
         return CUDA_ERROR_INVALID_VALUE;
     }

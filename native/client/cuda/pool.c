@@ -5,6 +5,7 @@
  * here, so that asking waits for nobody. An allocation asks the worker, because its address must be known when the call
  * returns; a free does not.
  */
+#include "tpc_graph.h"
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
@@ -164,6 +165,10 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
     if (!size) {
         *dptr = 0; /* nothing, and its free is one of nothing */
         return CUDA_SUCCESS;
+    }
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    if (tpc_capture_status(stream, &status) == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE) {
+        TPC_CAPTURE_UNSAFE(name); /* in a stream that captures it would be a node */
     }
     uint64_t from = pool;
     CUresult result = named ? CUDA_SUCCESS : current_pool(context->device, &from);

@@ -291,8 +291,12 @@ CUresult tpc_cuStreamGetPriority(CUstream hStream, int *priority) {
 }
 
 CUresult tpc_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     STREAM_RECORD(flags);
     (void)context;
+    if (tpc_capture_status(hStream, &status) == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE) {
+        return tpc_capture_refuse("cuStreamGetFlags", hStream); /* as the driver does, in every mode */
+    }
     *flags = own ? stream->flags : 0;
     return CUDA_SUCCESS;
 }

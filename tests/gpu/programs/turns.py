@@ -23,6 +23,7 @@ TOKENS = 48
 SEED = 1234
 ADDS = 20_000
 SUMS = 1_000
+SUM_BURSTS = 10
 EVENTS = 500
 LARGE = 256 << 20
 MEDIUM = 16 << 20
@@ -126,12 +127,14 @@ class Turns:
         metrics = {"add_us": (clock() - begun) / ADDS * 1e6}
         digest.add("adds", v.cpu().numpy().tobytes())
         times, total = [], 0.0
-        for _ in range(100):
-            v.sum().item()
-        for _ in range(SUMS):
-            begun = clock()
-            total += v.sum().item()
-            times.append(clock() - begun)
+        for _ in range(SUM_BURSTS):  # where a process's threads run changes with each pause, and with it the figure
+            time.sleep(PAUSE_S)
+            for _ in range(20):
+                v.sum().item()
+            for _ in range(SUMS // SUM_BURSTS):
+                begun = clock()
+                total += v.sum().item()
+                times.append(clock() - begun)
         metrics["sum_item_us"] = self._median("sum_item_us", times) * 1e6
         digest.add("sums", repr(total).encode())
         return metrics
