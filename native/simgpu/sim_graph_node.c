@@ -52,6 +52,11 @@ static CUresult put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, C
 
 // ---- Kernels -----------------------------------------------------------------------------------------------------
 
+static void remember(sim_node_t *node, const CUDA_KERNEL_NODE_PARAMS *params) {
+    node->params.kernel = node->op.u.launch.request;
+    node->params.kernel.extra = params->extra; // compared with NULL only
+}
+
 CUresult cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                  size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
     SIM_ENTER_CONTEXT(context);
@@ -62,7 +67,7 @@ CUresult cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const
     if (result == CUDA_SUCCESS)
         result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
     if (result == CUDA_SUCCESS)
-        node->params.kernel = node->op.u.launch.request;
+        remember(node, nodeParams);
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -76,7 +81,7 @@ static CUresult put_kernel(sim_context_t *context, CUgraphExec exec, CUgraphNode
     if (result == CUDA_SUCCESS)
         result = put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)
-        node->params.kernel = node->op.u.launch.request;
+        remember(node, params);
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
