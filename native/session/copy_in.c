@@ -204,7 +204,7 @@ int32_t tpw_copy_in_bulk(struct tpw_session *s, const struct tp_frame *frame, co
     tpw_refuse_capturing(s, stream, &error);
     uint64_t left = size;
     while (left && !error) {
-        struct tpw_block *block = next_block(s, in->transfer, size, left, frame);
+        struct tpw_block *block = tpw_hold_on(s) ? next_block(s, in->transfer, size, left, frame) : NULL;
         if (!block) {
             return TPW_LATER;
         }

@@ -187,6 +187,10 @@ static int32_t issue_piece(struct tpw_session *s, struct download *d, const stru
 static int32_t start_large(struct tpw_session *s, struct download *d, const struct tpw_area *area, CUstream stream) {
     uint64_t last_progress = tp_now_ns();
     for (uint64_t offset = 0; offset < d->size && !d->error;) {
+        if (!tpw_hold_on(s)) {
+            d->error = CUDA_ERROR_OPERATING_SYSTEM;
+            break;
+        }
         int32_t error = CUDA_SUCCESS;
         unsigned char *spill = NULL;
         bool few = s->memory->downloads_out < tpw_download_blocks(s->link) / 2;

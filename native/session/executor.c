@@ -6,6 +6,7 @@
  */
 #include "tpg_session.h"
 #include "tpw_main.h"
+#include "tpw_memory.h"
 #include "tpw_segment.h"
 #include "tpw_session.h"
 
@@ -122,6 +123,34 @@ static bool frames(struct tpw_session *s) {
         }
     }
     return done > 0;
+}
+
+/* For an operation of many commands, between two of them: while one of its streams is about full behind a host function, what
+ * comes is held back here, until the function has run. What the operation knows of its frame but the header is gone then. */
+bool tpw_hold_on(struct tpw_session *s) {
+    const struct tp_frame inside = {.context = s->entered};
+    if (TP_LIKELY(!s->full)) {
+        return !s->ended;
+    }
+    while (standing(s) && !s->ended) {
+        enum tp_status status = TP_OK;
+        struct held *copy;
+        const struct tp_frame *frame = next_frame(s, &status, &copy);
+        if (frame) { /* the word that a function has run: the others are held */
+            s->frames++;
+            tpg_dispatch(s, frame);
+            free(copy);
+        } else if (status != TP_OK) {
+            return false; /* the loop meets it again */
+        } else if (!tpw_callbacks_run(s) && !tpw_wait_a_moment(s)) {
+            return false;
+        }
+        tpw_link_flush(s->link);
+    }
+    if (s->entered != inside.context) {
+        tpw_enter(s, &inside);
+    }
+    return !s->ended;
 }
 
 static void wait_for_client(struct tpw_session *s) {

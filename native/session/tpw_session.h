@@ -145,6 +145,8 @@ void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream);
 /* Gives the driver's stream back and forgets it; called when no marker is left in a stream that the client destroyed. A
  * wait for the whole context may still put one into a dying stream, so this is not the end of the destroying call. */
 void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error);
+/* Waits while a stream is about full behind a host function; false when the session ends. Between the commands of one operation. */
+bool tpw_hold_on(struct tpw_session *s);
 /* Counts commands in a stream that may stand at a host function. */
 void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands);
 /* Ends all streams of a context that is going, or all of them (context 0). */

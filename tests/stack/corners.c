@@ -93,6 +93,11 @@ static void stream_of_a_callback(void) {
     OK(cuStreamDestroy_v2(stream));
 }
 
+static void wait_a_moment(void *unused) {
+    (void)unused;
+    usleep(20000);
+}
+
 /* What a host function reads has come: the copies before it in its stream, of all sizes, and what a kernel wrote. */
 static struct {
     const unsigned char *large, *small;
@@ -143,6 +148,32 @@ static void host_functions_see_copies(void) {
     OK(cuMemFreeHost(mapped));
     OK(cuStreamDestroy_v2(stream));
     OK(cuModuleUnload(module));
+}
+
+/* More pieces of copies than a stream takes commands, behind host functions that end only when the session reads on. */
+static void large_copies_behind_host_functions(void) {
+    enum { LARGE = 270 << 20, ROUNDS = 1 };
+    CUstream stream;
+    CUdeviceptr memory;
+    void *up, *down;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAlloc_v2(&memory, LARGE));
+    OK(cuMemHostAlloc(&up, LARGE, 0));
+    OK(cuMemHostAlloc(&down, LARGE, 0));
+    for (int round = 0; round < ROUNDS; round++) {
+        memset(up, round + 1, LARGE);
+        OK(cuLaunchHostFunc(stream, wait_a_moment, NULL));
+        OK(cuMemcpyHtoDAsync_v2(memory, up, LARGE, stream));
+        OK(cuMemcpyDtoHAsync_v2(down, memory, LARGE, stream));
+        OK(cuLaunchHostFunc(stream, wait_a_moment, NULL));
+        OK(cuMemcpyDtoHAsync_v2(down, memory, LARGE, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(memcmp(up, down, LARGE) == 0);
+    }
+    OK(cuMemFree_v2(memory));
+    OK(cuMemFreeHost(up));
+    OK(cuMemFreeHost(down));
+    OK(cuStreamDestroy_v2(stream));
 }
 
 /* An event recorded in a capture that is over is refused at once, whichever of the two functions recorded it. */
@@ -438,6 +469,7 @@ static const struct {
               {"error-of-another-context", error_of_another_context},
               {"stream-of-a-callback", stream_of_a_callback},
               {"host-functions-see-copies", host_functions_see_copies},
+              {"large-copies-behind-host-functions", large_copies_behind_host_functions},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 
 int role_corners(int count, char **words) {

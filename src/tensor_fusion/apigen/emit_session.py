@@ -89,11 +89,13 @@ def dispatch(model: Model) -> str:
             lines += _run(api, op)
     lines += ["void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame) {"]
     lines += [
-        "    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)(frame + 1), frame->size - sizeof *frame);"
+        "    const struct tp_frame header = *frame; /* an operation may read on: the link's memory moves then */",
+        "    unsigned char *body = (unsigned char *)(uintptr_t)(frame + 1);",
+        "    struct tp_cursor c = tp_cursor_make(body, header.size - sizeof header);",
     ]
-    lines += ["    switch (frame->op) {"]
-    lines += [f"    case TPG_OP_{o.name}: run_{o.name}(s, frame, &c); break;" for o in model.ops]
-    lines += ['    default: tpw_violation(s, frame, "unknown operation"); break;', "    }", "}", ""]
+    lines += ["    switch (header.op) {"]
+    lines += [f"    case TPG_OP_{o.name}: run_{o.name}(s, &header, &c); break;" for o in model.ops]
+    lines += ['    default: tpw_violation(s, &header, "unknown operation"); break;', "    }", "}", ""]
     return "\n".join(lines)
 
 
