@@ -10,6 +10,9 @@ from common import Digest, begin, finish
 def main() -> int:
     begin()
     import numpy
+
+    if not hasattr(numpy, "row_stack"):
+        numpy.row_stack = numpy.vstack  # gone from NumPy 2.5; numba-cuda 0.30 names it when it is imported
     from numba import cuda, float32
 
     @cuda.jit  # type: ignore[untyped-decorator,unused-ignore]
