@@ -107,6 +107,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         "mapped-memory-while-posts-wait",
         "stream-of-a-callback",
         "host-functions-see-copies",
+        "polls-see-copies",
         "large-copies-behind-host-functions",
         "event-of-a-capture-that-is-over",
     ],

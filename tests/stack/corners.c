@@ -150,6 +150,57 @@ static void host_functions_see_copies(void) {
     OK(cuModuleUnload(module));
 }
 
+/* Whoever is told that a stream or an event is complete finds the bytes: in memory of all kinds, however it was told. */
+static void polls_see_copies(void) {
+    enum { LARGE = 5 << 20, SMALL = 700, ROUNDS = 40 };
+    CUstream stream;
+    CUevent event;
+    CUdeviceptr memory;
+    void *registered = NULL, *pinned;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    OK(cuMemAlloc_v2(&memory, LARGE));
+    OK(cuMemHostAlloc(&pinned, LARGE, 0));
+    CHECK(posix_memalign(&registered, 4096, LARGE) == 0);
+    memset(registered, 0xff, LARGE);
+    OK(cuMemHostRegister_v2(registered, LARGE, 0));
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        unsigned char *host = round & 1 ? registered : pinned, value = (unsigned char)(round + 1);
+        size_t size = round & 2 ? LARGE : SMALL;
+        CUresult result = CUDA_ERROR_NOT_READY;
+        OK(cuMemsetD8Async(memory, value, size, stream));
+        OK(cuMemcpyDtoHAsync_v2(host, memory, size, stream));
+        OK(cuEventRecord(event, stream));
+        while (result == CUDA_ERROR_NOT_READY) {
+            switch (round / 4 % 4) {
+            case 0:
+                result = cuEventQuery(event);
+                break;
+            case 1:
+                result = cuStreamQuery(stream);
+                break;
+            case 2:
+                result = cuEventSynchronize(event);
+                break;
+            default:
+                result = cuStreamSynchronize(stream);
+                break;
+            }
+        }
+        OK(result);
+        for (size_t i = 0; i < size; i += 97) {
+            CHECK(host[i] == value);
+        }
+        CHECK(host[size - 1] == value);
+    }
+    OK(cuMemHostUnregister(registered));
+    free(registered);
+    OK(cuMemFreeHost(pinned));
+    OK(cuMemFree_v2(memory));
+    OK(cuEventDestroy_v2(event));
+    OK(cuStreamDestroy_v2(stream));
+}
+
 /* More pieces of copies than a stream takes commands, behind host functions that end only when the session reads on. */
 static void large_copies_behind_host_functions(void) {
     enum { LARGE = 270 << 20, ROUNDS = 1 };
@@ -469,6 +520,7 @@ static const struct {
               {"error-of-another-context", error_of_another_context},
               {"stream-of-a-callback", stream_of_a_callback},
               {"host-functions-see-copies", host_functions_see_copies},
+              {"polls-see-copies", polls_see_copies},
               {"large-copies-behind-host-functions", large_copies_behind_host_functions},
               {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 
