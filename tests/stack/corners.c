@@ -100,7 +100,7 @@ static void wait_a_moment(void *unused) {
 
 /* What a host function reads has come: the copies before it in its stream, of all sizes, and what a kernel wrote. */
 static struct {
-    const unsigned char *large, *small;
+    const unsigned char *large[2], *small; /* pinned here and pinned by registering */
     const uint32_t *mapped;
     unsigned round, wrong;
 } seen;
@@ -109,10 +109,11 @@ static void look_at_copies(void *unused) {
     (void)unused;
     enum { LARGE = 9 << 20, SMALL = 3000 };
     unsigned char expected = (unsigned char)++seen.round;
+    const unsigned char *large = seen.large[seen.round & 1];
     for (size_t i = 0; i < LARGE; i += 4093) {
-        seen.wrong += seen.large[i] != expected;
+        seen.wrong += large[i] != expected;
     }
-    seen.wrong += seen.large[LARGE - 1] != expected;
+    seen.wrong += large[LARGE - 1] != expected;
     seen.wrong += seen.small[0] != expected || seen.small[SMALL - 1] != expected;
     seen.wrong += seen.mapped[0] != seen.round || seen.mapped[99] != seen.round;
 }
@@ -122,20 +123,24 @@ static void host_functions_see_copies(void) {
     CUmodule module = load_kernels();
     CUstream stream;
     CUdeviceptr memory, there;
-    void *large, *small, *mapped;
+    void *large, *small, *mapped, *registered = NULL;
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     OK(cuMemAlloc_v2(&memory, LARGE));
     OK(cuMemHostAlloc(&large, LARGE, 0));
     OK(cuMemHostAlloc(&small, SMALL, 0));
     OK(cuMemHostAlloc(&mapped, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
     OK(cuMemHostGetDevicePointer_v2(&there, mapped, 0));
+    CHECK(posix_memalign(&registered, 4096, LARGE) == 0);
+    memset(registered, 0xff, LARGE);
+    OK(cuMemHostRegister_v2(registered, LARGE, 0));
     memset(large, 0xff, LARGE);
-    seen.large = large;
+    seen.large[0] = large;
+    seen.large[1] = registered;
     seen.small = small;
     seen.mapped = mapped;
     for (unsigned round = 1; round <= ROUNDS; round++) {
         OK(cuMemsetD8Async(memory, (unsigned char)round, LARGE, stream));
-        OK(cuMemcpyDtoHAsync_v2(large, memory, LARGE, stream));
+        OK(cuMemcpyDtoHAsync_v2(round & 1 ? registered : large, memory, LARGE, stream));
         OK(cuMemcpyDtoHAsync_v2(small, memory, SMALL, stream));
         OK(fill(module, there, round, 100, stream));
         OK(cuLaunchHostFunc(stream, look_at_copies, NULL));
@@ -143,6 +148,8 @@ static void host_functions_see_copies(void) {
     OK(cuStreamSynchronize(stream));
     CHECK(seen.round == ROUNDS && seen.wrong == 0);
     OK(cuMemFree_v2(memory));
+    OK(cuMemHostUnregister(registered));
+    free(registered);
     OK(cuMemFreeHost(large));
     OK(cuMemFreeHost(small));
     OK(cuMemFreeHost(mapped));
