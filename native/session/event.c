@@ -17,12 +17,18 @@ int32_t tpw_event_create(struct tpw_session *s, const struct tp_frame *frame, co
     return tpw_made(s, frame, TPG_EVENT, in->event, (uint64_t)(uintptr_t)native, error);
 }
 
+/* The data of copies that are complete, and what kernels wrote into mapped memory, leave before the answer that says so. */
+static void leave_first(struct tpw_session *s) {
+    tpw_poll(s);
+    tpw_twins_send(s);
+}
+
 int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_query_in *in) {
     int32_t error = 0;
     CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->event, false, &error);
     error = error ? error : (int32_t)s->cuda.cuEventQuery(native);
     if (!error) {
-        tpw_poll(s); /* the data of copies that are complete leaves before the answer */
+        leave_first(s);
     }
     return error;
 }
@@ -57,6 +63,7 @@ int32_t tpw_event_elapsed(struct tpw_session *s, const struct tp_frame *frame, c
                           struct tpg_event_elapsed_out *out) {
     static int results[TP_PAIRS_MAX];
     static float milliseconds[TP_PAIRS_MAX];
+    bool complete = false;
     if (!in->starts_count || in->starts_count > TP_PAIRS_MAX || in->starts_count != in->ends_count) {
         tpw_violation(s, frame, "event_elapsed of no pairs, or too many");
         return TPW_LATER;
@@ -66,6 +73,10 @@ int32_t tpw_event_elapsed(struct tpw_session *s, const struct tp_frame *frame, c
         memcpy(&start, in->starts + i, sizeof start);
         memcpy(&end, in->ends + i, sizeof end);
         results[i] = elapsed(s, frame, start, end, &milliseconds[i]);
+        complete |= !results[i];
+    }
+    if (complete) {
+        leave_first(s);
     }
     *out = (struct tpg_event_elapsed_out){.results = results,
                                           .results_count = in->starts_count,
@@ -106,7 +117,7 @@ int32_t tpw_event_wait(struct tpw_session *s, const struct tp_frame *frame, cons
     }
     error = (int32_t)s->cuda.cuEventQuery(native);
     if (error != CUDA_ERROR_NOT_READY) {
-        tpw_poll(s); /* the data of copies that are complete leaves before the answer */
+        leave_first(s);
         if (!error) {
             *out = timed(s, frame, in->start, in->event);
         }

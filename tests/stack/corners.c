@@ -159,13 +159,19 @@ static void host_functions_see_copies(void) {
 
 /* Whoever is told that a stream or an event is complete finds the bytes: in memory of all kinds, however it was told. */
 static void polls_see_copies(void) {
-    enum { LARGE = 5 << 20, SMALL = 700, ROUNDS = 40 };
+    enum { LARGE = 5 << 20, SMALL = 700, ROUNDS = 80 };
     CUstream stream;
     CUevent event;
     CUdeviceptr memory;
     void *registered = NULL, *pinned;
+    CUdeviceptr there;
+    uint32_t *mapped;
+    float milliseconds;
+    CUmodule module = load_kernels();
+    OK(cuMemHostAlloc((void **)&mapped, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
+    OK(cuMemHostGetDevicePointer_v2(&there, mapped, 0));
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
-    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    OK(cuEventCreate(&event, CU_EVENT_DEFAULT));
     OK(cuMemAlloc_v2(&memory, LARGE));
     OK(cuMemHostAlloc(&pinned, LARGE, 0));
     CHECK(posix_memalign(&registered, 4096, LARGE) == 0);
@@ -177,9 +183,13 @@ static void polls_see_copies(void) {
         CUresult result = CUDA_ERROR_NOT_READY;
         OK(cuMemsetD8Async(memory, value, size, stream));
         OK(cuMemcpyDtoHAsync_v2(host, memory, size, stream));
+        OK(fill(module, there, round + 1, 100, stream));
         OK(cuEventRecord(event, stream));
+        if (round & 8) {
+            usleep(5000); /* it is complete before anybody asks */
+        }
         while (result == CUDA_ERROR_NOT_READY) {
-            switch (round / 4 % 4) {
+            switch (round / 4 % 5) {
             case 0:
                 result = cuEventQuery(event);
                 break;
@@ -188,6 +198,9 @@ static void polls_see_copies(void) {
                 break;
             case 2:
                 result = cuEventSynchronize(event);
+                break;
+            case 3:
+                result = cuEventElapsedTime(&milliseconds, event, event);
                 break;
             default:
                 result = cuStreamSynchronize(stream);
@@ -198,8 +211,10 @@ static void polls_see_copies(void) {
         for (size_t i = 0; i < size; i += 97) {
             CHECK(host[i] == value);
         }
-        CHECK(host[size - 1] == value);
+        CHECK(host[size - 1] == value && mapped[0] == round + 1 && mapped[99] == round + 1);
     }
+    OK(cuMemFreeHost(mapped));
+    OK(cuModuleUnload(module));
     OK(cuMemHostUnregister(registered));
     free(registered);
     OK(cuMemFreeHost(pinned));
