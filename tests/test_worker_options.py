@@ -141,6 +141,14 @@ def test_too_long_key_is_named_by_line_and_not_shown(tmp_path: Path) -> None:
     assert "kkk" not in caught.value.sentence
 
 
+def test_a_key_file_without_keys_is_said(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("\n \n")
+    request = parse([], {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)})
+    assert not isinstance(request, Request)
+    assert len(request.notices) == 1 and str(keys) in request.notices[0]
+
+
 def test_port_in_use_is_one_sentence_and_leaves_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -117,6 +117,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         )
     if given.gpu not in (None, "nvidia", "sim"):
         raise UserError(f"Unknown GPU {given.gpu!r}; use --gpu nvidia or --gpu sim.")
+    keys = _keys(environ)
     return Settings(
         segment=_segment(given, protocol),
         port=_number("-p/--port", str(DEFAULT_PORT) if given.port is None else given.port, 0, 65535),
@@ -126,11 +127,11 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         # A slot of the limits page for each client, with room for the warm sessions and those about to end.
         max_clients=_number("--max-clients", given.max_clients, 1, SLOTS - 2 * MAX_WARM),
         memory_limit=memory_limit(environ),
-        keys=_keys(environ),
+        keys=keys,
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),
         images=ImageCache.read(environ),
         log=LogSettings.read(environ),
-        notices=_notices(given, protocol),
+        notices=_notices(given, protocol, keys),
     )
 
 
@@ -158,11 +159,14 @@ def _segment(given: argparse.Namespace, protocol: str) -> SegmentSettings | None
     return SegmentSettings(given.shmem_file, int(size), given.shmem_group)
 
 
-def _notices(given: argparse.Namespace, protocol: str) -> tuple[str, ...]:
-    """What the command line says that has no effect, or less than was perhaps hoped."""
+def _notices(given: argparse.Namespace, protocol: str, keys: AuthorizedKeys | None) -> tuple[str, ...]:
+    """What was said that has no effect, or less than was perhaps hoped."""
+    notices = []
+    if keys is not None and not keys.read():
+        notices.append(f"TF_AUTHORIZED_KEY_PATH {keys.path} has no key in it: nobody gets in until one is added.")
     if protocol == "native":
-        return ()
-    notices = [
+        return tuple(notices)
+    notices += [
         f"{option} {value} has no effect with -n shmem, which listens on no port."
         for option, value in (("-p/--port", given.port), ("--host", given.host))
         if value is not None
