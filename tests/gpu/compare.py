@@ -63,8 +63,13 @@ def wrong_library(sample_side: str, libraries: Any, client_folder: Path) -> str:
     return ""
 
 
-def read_expectations(path: Path | None) -> dict[str, str]:
-    """`section/question # reason` lines, keyed by the question; a line without a reason is refused."""
+TRANSPORTS = ("tcp", "shmem")
+
+
+def read_expectations(path: Path | None, transport: str = "tcp") -> dict[str, str]:
+    """`section/question # reason` lines, keyed by the question; a line without a reason is refused.
+
+    A line that begins with `tcp: ` or `shmem: ` is for that transport alone."""
     if path is None:
         return {}
     found: dict[str, str] = {}
@@ -74,6 +79,11 @@ def read_expectations(path: Path | None) -> dict[str, str]:
         key, separator, reason = line.partition(" # ")
         if not separator or not reason.strip():
             raise ValueError(f"{path.name}:{number}: an expected difference needs ' # ' and a reason: {line!r}")
+        only, separator, rest = key.partition(": ")
+        if separator and only in TRANSPORTS:
+            if only != transport:
+                continue
+            key = rest
         found[key.strip()] = reason.strip()
     return found
 
@@ -92,8 +102,8 @@ def answers(text: str) -> dict[str, str]:
     return found
 
 
-def compare_text(program: Program, native: Sample, remote: Sample) -> Verdict:
-    expected = read_expectations(program.expectations)
+def compare_text(program: Program, native: Sample, remote: Sample, transport: str) -> Verdict:
+    expected = read_expectations(program.expectations, transport)
     here, there = answers(native.stdout), answers(remote.stdout)
     surprises: list[str] = []
     foreseen = 0
@@ -154,7 +164,7 @@ def values_of(name: str, samples: list[Sample]) -> list[float]:
     return [float(found[name]) for found in metrics if name in found]
 
 
-def judge(program: Program, samples: list[Sample]) -> Verdict:
+def judge(program: Program, samples: list[Sample], transport: str = "tcp") -> Verdict:
     """The rows of one program from all its samples."""
     bad = [sample for sample in samples if sample.problem]
     details = []
@@ -174,7 +184,7 @@ def judge(program: Program, samples: list[Sample]) -> Verdict:
         if not native or not remote:
             row = Row(program.name, "answers equal", "NO", None, None, "all", False, "a side failed")
             return Verdict([row], details)
-        verdict = compare_text(program, native[0], remote[0])
+        verdict = compare_text(program, native[0], remote[0], transport)
         for row in verdict.rows:
             row.ok = row.ok and not bad
         return Verdict(verdict.rows, details + verdict.details)

@@ -292,7 +292,7 @@ def run_program(run: Run, program: Program) -> None:
         samples.append(sample)
         failures[side] += bool(sample.problem)
     if samples:
-        verdict = judge(program, samples)
+        verdict = judge(program, samples, run.options.transport)
     else:
         verdict = Verdict([Row(program.name, "ran", "", None, None, "", False, "skipped: the time was used up")])
     with run.lock:

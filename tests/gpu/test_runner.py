@@ -186,5 +186,12 @@ def test_expectations_need_a_reason(tmp_path: Path) -> None:
         read_expectations(path)
 
 
+def test_expectations_of_one_transport(tmp_path: Path) -> None:
+    path = tmp_path / "list.expect"
+    path.write_text("tcp: memory/pinned: value # no segment\nmemory/pinned: value # both\nshmem: a # b\n")
+    assert read_expectations(path, "shmem") == {"memory/pinned: value": "both", "a": "b"}
+    assert list(read_expectations(path, "tcp")) == ["memory/pinned: value"]
+
+
 def test_answers_of_a_question_asked_twice_are_both_kept() -> None:
     assert answers("a = 1\na = 2\nnoise\n{}") == {"a": "1", "a (2)": "2"}
