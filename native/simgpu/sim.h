@@ -7,9 +7,10 @@
 // the arguments of every exported function, module images included, are hostile: they come from a remote client by
 // way of the session, which this library must catch out when it passes on something that it should have refused.
 //
-// Environment: TF_SIM_DEVICES (1 to 8, default 1), TF_SIM_MEMORY_MB (of each device; default what an H200 has; a
-// context takes 527 MiB of it), TF_SIM_UNKNOWN_KERNELS=skip (see sim_launch.c), TF_SIM_FAULTS (see sim_faults.c),
-// TF_SIM_DEAD_HANDLES=abort (a handle of nothing ends the process, as it may in a driver that follows it; for fuzzing).
+// Environment: TF_SIM_DEVICES (1 to 8, default 1), TF_SIM_PEERS=none (no device reaches another's memory),
+// TF_SIM_MEMORY_MB (of each device; default what an H200 has; a context takes 527 MiB of it),
+// TF_SIM_UNKNOWN_KERNELS=skip (see sim_launch.c), TF_SIM_FAULTS (see sim_faults.c), TF_SIM_DEAD_HANDLES=abort (a handle
+// of nothing ends the process, as it may in a driver that follows it; for fuzzing).
 #ifndef SIM_H
 #define SIM_H
 
@@ -110,7 +111,7 @@ struct sim_event {
 typedef struct {
     uint64_t address;
     bool mapped;           // an address of the memory map (device, pinned); else a plain host pointer
-    int device;            // whose access rights apply
+    int device, caller;    // whose access rights apply: of the stream, and of the context that was current
     uint64_t pitch, slice; // bytes from row to row, from plane to plane
 } sim_side_t;
 
@@ -329,6 +330,7 @@ typedef struct {
     pthread_rwlock_t map_lock;
     atomic_bool initialised;
     int ndevices;
+    bool no_peers; // TF_SIM_PEERS=none
     sim_device_t devices[SIM_MAX_DEVICES];
     sim_context_t *contexts;
     unsigned long long next_context_id, next_stream_id, next_buffer_id; // next_buffer_id under map_lock
@@ -383,6 +385,7 @@ CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, u
 void sim_context_stop(sim_context_t *context); // not under any lock
 void sim_context_fail(sim_context_t *context, CUresult error);
 bool sim_device_ok(CUdevice device);
+bool sim_device_reaches(int device, int other); // its own memory, or a peer's
 
 // sim_map.c: which addresses exist
 typedef struct {

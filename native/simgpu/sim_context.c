@@ -16,6 +16,8 @@ sim_context_t *sim_current(void) { return depth ? stack[depth - 1] : NULL; }
 
 bool sim_device_ok(CUdevice device) { return device >= 0 && device < sim.ndevices; }
 
+bool sim_device_reaches(int device, int other) { return device == other || !sim.no_peers; }
+
 void sim_context_fail(sim_context_t *context, CUresult error) {
     int none = 0;
     atomic_compare_exchange_strong(&context->error, &none, (int)error);
@@ -502,8 +504,10 @@ CUresult cuCtxEnablePeerAccess(CUcontext peerContext, unsigned int Flags) {
         return result;
     if (Flags)
         return CUDA_ERROR_INVALID_VALUE;
-    if (peer->device == context->device)
-        return CUDA_ERROR_INVALID_DEVICE;
+    if (peer == context)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (peer->device == context->device || !sim_device_reaches(context->device, peer->device))
+        return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
     pthread_mutex_lock(&sim.lock);
     unsigned bit = 1u << peer->device;
     if (context->peers & bit)

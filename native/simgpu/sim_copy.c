@@ -1,7 +1,9 @@
 // cuMemcpy* in one dimension, and cuMemset*: arguments are checked here, then the operation is queued.
 //
 // A device address must lie in a live allocation for the whole length, else error 1; in a reservation without mapping
-// or access it becomes a fault of the stream, error 700. Pageable host memory follows CUDA's rules: an upload returns
+// or access it becomes a fault of the stream, error 700. Memory of cuMemMap needs access for the device that copies (nobody
+// says whether that is the stream's or the current context's, so here both need it); only a peer copy names the devices
+// that it may be reached by. Pageable host memory follows CUDA's rules: an upload returns
 // once the bytes are staged, a download once they have arrived. Host pointers are read and written for the whole
 // length that was asked for.
 #include "sim.h"
@@ -20,7 +22,7 @@ CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t 
         __builtin_mul_overflow(height - 1, side->pitch, &last) || __builtin_add_overflow(planes, last, &extent) ||
         __builtin_add_overflow(extent, width, &extent) || extent > UINT64_MAX - side->address)
         return CUDA_ERROR_INVALID_VALUE;
-    side->device = context->device;
+    side->device = side->caller = context->device;
     CUresult result = CUDA_SUCCESS;
     pthread_rwlock_rdlock(&sim.map_lock);
     bool host_pinned = sim_map_pinned(side->address, extent);
@@ -55,8 +57,17 @@ CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t 
     return result == CUDA_ERROR_ILLEGAL_ADDRESS ? CUDA_SUCCESS : result; // found by the operation itself, and sticky
 }
 
+int sim_copy_device(sim_context_t *context, CUstream stream) {
+    sim_stream_t *found;
+    pthread_mutex_lock(&sim.lock);
+    bool known = sim_stream_resolve(context, stream, &found) == CUDA_SUCCESS;
+    int device = known ? found->context->device : context->device; // an unknown one is found out when it is used
+    pthread_mutex_unlock(&sim.lock);
+    return device;
+}
+
 CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *copy, sim_place_t dst, sim_place_t src,
-                         bool async) {
+                         const sim_peers_t *peers, bool async) {
     if (!copy->width || !copy->height || !copy->depth)
         return CUDA_SUCCESS;
     bool dst_pinned, src_pinned;
@@ -66,6 +77,12 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
         result = sim_side_prepare(context, &copy->src, src, copy->width, copy->height, copy->depth, false, &src_pinned);
     if (result != CUDA_SUCCESS)
         return result;
+    if (peers) {
+        copy->dst.device = copy->dst.caller = peers->dst;
+        copy->src.device = copy->src.caller = peers->src;
+    } else {
+        copy->dst.device = copy->src.device = sim_copy_device(context, stream);
+    }
     bool wait = !dst_pinned; // a download into pageable memory returns when the bytes are there
     if (!src_pinned) {
         if (copy->height == 1 && copy->depth == 1 && copy->width <= STAGING_BYTES && dst_pinned) {
@@ -91,7 +108,7 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
 static CUresult copy1d(sim_context_t *context, CUstream stream, uint64_t dst, sim_place_t dst_place, uint64_t src,
                        sim_place_t src_place, size_t bytes, bool async) {
     sim_copy_t copy = {.dst = {.address = dst}, .src = {.address = src}, .width = bytes, .height = 1, .depth = 1};
-    return sim_copy_submit(context, stream, &copy, dst_place, src_place, async);
+    return sim_copy_submit(context, stream, &copy, dst_place, src_place, NULL, async);
 }
 
 static uint64_t host(const void *p) { return (uint64_t)(uintptr_t)p; }
@@ -136,31 +153,33 @@ CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size
     return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
 }
 
-// The contexts of a peer copy only say where the addresses are valid; under unified addressing the addresses say so
-// too.
-static CUresult peer_contexts(CUcontext a, CUcontext b) {
+CUresult sim_copy_peers(CUcontext dst, CUcontext src, sim_peers_t *peers) {
     pthread_mutex_lock(&sim.lock);
-    bool live = sim_handle_is(a, SIM_CONTEXT) && sim_handle_is(b, SIM_CONTEXT);
+    bool live = sim_handle_is(dst, SIM_CONTEXT) && sim_handle_is(src, SIM_CONTEXT);
+    if (live)
+        *peers = (sim_peers_t){((sim_context_t *)(void *)dst)->device, ((sim_context_t *)(void *)src)->device};
     pthread_mutex_unlock(&sim.lock);
     return live ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+}
+
+static CUresult peer1d(sim_context_t *context, CUstream stream, uint64_t dst, CUcontext dst_context, uint64_t src,
+                       CUcontext src_context, size_t bytes, bool async) {
+    sim_copy_t copy = {.dst = {.address = dst}, .src = {.address = src}, .width = bytes, .height = 1, .depth = 1};
+    sim_peers_t peers;
+    CUresult result = sim_copy_peers(dst_context, src_context, &peers);
+    return result ? result : sim_copy_submit(context, stream, &copy, SIM_PLACE_DEVICE, SIM_PLACE_DEVICE, &peers, async);
 }
 
 CUresult cuMemcpyPeer(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
                       size_t ByteCount) {
     SIM_ENTER_CONTEXT(context);
-    CUresult result = peer_contexts(dstContext, srcContext);
-    if (result != CUDA_SUCCESS)
-        return result;
-    return copy1d(context, NULL, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, false);
+    return peer1d(context, NULL, dstDevice, dstContext, srcDevice, srcContext, ByteCount, false);
 }
 
 CUresult cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
                            size_t ByteCount, CUstream hStream) {
     SIM_ENTER_CONTEXT(context);
-    CUresult result = peer_contexts(dstContext, srcContext);
-    if (result != CUDA_SUCCESS)
-        return result;
-    return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
+    return peer1d(context, hStream, dstDevice, dstContext, srcDevice, srcContext, ByteCount, true);
 }
 
 // ---- Memset ------------------------------------------------------------------------------------------------------
@@ -180,6 +199,7 @@ static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, siz
     CUresult result = sim_side_prepare(context, &set.dst, SIM_PLACE_DEVICE, set.width, height, 1, true, &pinned);
     if (result != CUDA_SUCCESS)
         return result;
+    set.dst.device = sim_copy_device(context, stream);
     pthread_rwlock_rdlock(&sim.map_lock);
     bool host_memory = sim_map_pinned(dst, 1); // the one case in which cuMemset waits
     pthread_rwlock_unlock(&sim.map_lock);

@@ -1,4 +1,4 @@
-// cuMemcpy2D*, cuMemcpy3D*: rectangles and boxes in linear memory.
+// cuMemcpy2D*, cuMemcpy3D*, cuMemcpy3DPeer*: rectangles and boxes in linear memory.
 //
 // The descriptors are translated to start address, pitch and slice; overflow anywhere is error 1. CUDA arrays are not
 // simulated and refused with CUDA_ERROR_NOT_SUPPORTED. Host sides are followed row by row for the whole box.
@@ -52,7 +52,7 @@ static CUresult side_of(const part_t *part, uint64_t width, uint64_t height, uin
 }
 
 static CUresult copy_box(sim_context_t *context, CUstream stream, const part_t *dst, const part_t *src, uint64_t width,
-                         uint64_t height, uint64_t depth, bool async) {
+                         uint64_t height, uint64_t depth, const sim_peers_t *peers, bool async) {
     sim_copy_t copy = {.width = width, .height = height, .depth = depth};
     sim_place_t dst_place, src_place;
     if (!width || !height || !depth)
@@ -60,7 +60,8 @@ static CUresult copy_box(sim_context_t *context, CUstream stream, const part_t *
     CUresult result = side_of(dst, width, height, depth, &copy.dst, &dst_place);
     if (result == CUDA_SUCCESS)
         result = side_of(src, width, height, depth, &copy.src, &src_place);
-    return result == CUDA_SUCCESS ? sim_copy_submit(context, stream, &copy, dst_place, src_place, async) : result;
+    return result == CUDA_SUCCESS ? sim_copy_submit(context, stream, &copy, dst_place, src_place, peers, async)
+                                  : result;
 }
 
 static CUresult copy2d(sim_context_t *context, CUstream stream, const CUDA_MEMCPY2D *p, bool async) {
@@ -72,7 +73,7 @@ static CUresult copy2d(sim_context_t *context, CUstream stream, const CUDA_MEMCP
     part_t src = {
         p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost, p->srcDevice, p->srcXInBytes, p->srcY, 0, p->srcPitch, 0,
         p->srcArray};
-    return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, 1, async);
+    return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, 1, NULL, async);
 }
 
 static CUresult boxes(const CUDA_MEMCPY3D *p, part_t *dst, part_t *src) {
@@ -94,7 +95,26 @@ static CUresult boxes(const CUDA_MEMCPY3D *p, part_t *dst, part_t *src) {
 static CUresult copy3d(sim_context_t *context, CUstream stream, const CUDA_MEMCPY3D *p, bool async) {
     part_t dst, src;
     CUresult result = boxes(p, &dst, &src);
-    return result ? result : copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, async);
+    return result ? result : copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, NULL, async);
+}
+
+// The contexts of sides that are device memory; a host side is every device's.
+static CUresult copy3d_peer(sim_context_t *context, CUstream stream, const CUDA_MEMCPY3D_PEER *p, bool async) {
+    if (!p || p->srcLOD || p->dstLOD)
+        return CUDA_ERROR_INVALID_VALUE;
+    part_t dst = {p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost,
+                  p->dstDevice,     p->dstXInBytes,
+                  p->dstY,          p->dstZ,
+                  p->dstPitch,      p->dstHeight,
+                  p->dstArray};
+    part_t src = {p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost,
+                  p->srcDevice,     p->srcXInBytes,
+                  p->srcY,          p->srcZ,
+                  p->srcPitch,      p->srcHeight,
+                  p->srcArray};
+    sim_peers_t peers;
+    CUresult result = sim_copy_peers(p->dstContext, p->srcContext, &peers);
+    return result ? result : copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, &peers, async);
 }
 
 CUresult sim_copy_box_prepare(sim_context_t *context, const CUDA_MEMCPY3D *p, sim_copy_t *copy) {
@@ -142,4 +162,14 @@ CUresult cuMemcpy3D_v2(const CUDA_MEMCPY3D *pCopy) {
 CUresult cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *pCopy, CUstream hStream) {
     SIM_ENTER_CONTEXT(context);
     return copy3d(context, hStream, pCopy, true);
+}
+
+CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER *pCopy) {
+    SIM_ENTER_CONTEXT(context);
+    return copy3d_peer(context, NULL, pCopy, false);
+}
+
+CUresult cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *pCopy, CUstream hStream) {
+    SIM_ENTER_CONTEXT(context);
+    return copy3d_peer(context, hStream, pCopy, true);
 }

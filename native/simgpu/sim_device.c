@@ -207,7 +207,7 @@ CUresult cuDeviceCanAccessPeer(int *canAccessPeer, CUdevice dev, CUdevice peerDe
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev) || !sim_device_ok(peerDev))
         return CUDA_ERROR_INVALID_DEVICE;
-    *canAccessPeer = dev != peerDev;
+    *canAccessPeer = dev != peerDev && sim_device_reaches(dev, peerDev);
     return CUDA_SUCCESS;
 }
 

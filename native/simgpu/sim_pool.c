@@ -43,20 +43,22 @@ static sim_pool_t *lookup(CUmemoryPool handle) {
     return live ? (sim_pool_t *)(void *)handle : NULL;
 }
 
+// `pool` NULL: the current one of the stream's device.
 static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *dptr, size_t bytes, CUstream handle) {
     if (!dptr || !bytes)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (pool->device != context->device && !(pool->access[context->device]))
         return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, handle, &stream);
     bool captured = result == CUDA_SUCCESS && stream->capture;
+    if (result == CUDA_SUCCESS)
+        context = stream->context;
     pthread_mutex_unlock(&sim.lock);
     if (result == CUDA_SUCCESS && !captured && sim_capturing())
         result = sim_capture_unsafe();
     if (result != CUDA_SUCCESS)
         return result;
+    pool = pool ? pool : sim.devices[context->device].current_pool;
     sim_context_t *owner = pool->device == context->device ? context : &sim.devices[pool->device].primary;
     sim_range_t *range;
     pthread_rwlock_wrlock(&sim.map_lock);
@@ -80,7 +82,7 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
 
 CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
     SIM_ENTER_CONTEXT(context);
-    return allocate(context, sim.devices[context->device].current_pool, dptr, bytesize, hStream);
+    return allocate(context, NULL, dptr, bytesize, hStream);
 }
 
 CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {

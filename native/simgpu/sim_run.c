@@ -16,8 +16,9 @@ static CUresult side_span(const sim_side_t *side, unsigned peers, uint64_t offse
         *span = (sim_span_t){(unsigned char *)(uintptr_t)address, UINT64_MAX};
         return CUDA_SUCCESS;
     }
-    return sim_map_span(address, side->device, peers, write, span) == CUDA_SUCCESS ? CUDA_SUCCESS
-                                                                                   : CUDA_ERROR_ILLEGAL_ADDRESS;
+    bool reached = sim_map_span(address, side->caller, peers, write, span) == CUDA_SUCCESS &&
+                   sim_map_span(address, side->device, peers, write, span) == CUDA_SUCCESS;
+    return reached ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
 // A row at a time, in pieces no larger than either side's mapping.
@@ -25,7 +26,7 @@ static CUresult copy_row(const sim_copy_t *copy, uint64_t dst_offset, uint64_t s
     uint64_t moved = 0;
     while (moved < copy->width) {
         sim_span_t to, from;
-        // Copies between devices need no peer access: the driver stages them where it must.
+        // Copies of cuMemAlloc's memory need no peer access: the driver stages them where it must.
         if (side_span(&copy->dst, ~0u, dst_offset + moved, true, &to) != CUDA_SUCCESS)
             return CUDA_ERROR_ILLEGAL_ADDRESS;
         if (side_span(&copy->src, ~0u, src_offset + moved, false, &from) != CUDA_SUCCESS)

@@ -261,6 +261,19 @@ CUresult cuMemUnmap(CUdeviceptr ptr, size_t size) {
     return result;
 }
 
+// Whether every device that is to have access can have it; under the map lock.
+static bool reach(uint64_t ptr, uint64_t size, const CUmemAccessDesc *desc, size_t count) {
+    for (uint64_t at = ptr; at < ptr + size;) {
+        const sim_range_t *range = sim_map_find(at);
+        for (size_t i = 0; i < count; i++)
+            if (desc[i].flags != CU_MEM_ACCESS_FLAGS_PROT_NONE &&
+                !sim_device_reaches(desc[i].location.id, range->device))
+                return false;
+        at += range->size;
+    }
+    return true;
+}
+
 CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count) {
     SIM_ENTER();
     if (!desc || !count)
@@ -276,7 +289,9 @@ CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *des
     }
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_wrlock(&sim.map_lock);
-    if (covered(ptr, size)) {
+    if (covered(ptr, size) && !reach(ptr, size, desc, count)) {
+        result = CUDA_ERROR_INVALID_DEVICE;
+    } else if (covered(ptr, size)) {
         for (uint64_t at = ptr; at < ptr + size;) {
             sim_range_t *range = sim_map_find(at);
             for (size_t i = 0; i < count; i++)
