@@ -122,6 +122,23 @@ def test_corners_of_other_workers(program: Path, check: str) -> None:
         assert worker.run("corners", check) == "right\n"
 
 
+@pytest.mark.parametrize(
+    "check",
+    [
+        "copies",
+        "host-copies",
+        "frees",
+        "peers",
+        "peers-of-contexts-that-end",
+        "strangers",
+    ],
+)
+def test_two_devices_in_one_program(program: Path, check: str) -> None:
+    machine = {"TF_SIM_DEVICES": "2", "TF_SIM_PEERS": "none" if check == "strangers" else ""}
+    with Worker(program=program, TF_GPU_MEMORY_LIMIT="1000", **machine) as worker:
+        assert worker.run("devices", check) == "right\n"
+
+
 def test_fork_after_init(worker: Worker) -> None:
     assert worker.run("fork") == "right\n"
 

@@ -38,8 +38,8 @@ FUNCTIONS = [
     call("cuCtxGetSharedMemConfig"),
     post("cuCtxSetSharedMemConfig", check=True),
     post("cuCtxResetPersistingL2Cache"),
-    call("cuCtxEnablePeerAccess", peerContext="handle context"),
-    call("cuCtxDisablePeerAccess"),
+    call("cuCtxEnablePeerAccess", session="hand", peerContext="handle context"),
+    call("cuCtxDisablePeerAccess", session="hand", peerContext="handle context"),
     unsupported(
         "usage counts of contexts are gone since CUDA 4",
         "cuCtxAttach",

@@ -1,8 +1,9 @@
 /*
  * Device memory in granules of 2 MiB inside one reserved range of addresses.
  *
- * Owns the free addresses of the reserved range, the shared granules that small allocations are cut from, and a few
- * mapped granules kept for reuse. Large allocations get physical memory of their own. One executor thread; nobody else
+ * Owns the free addresses of the reserved range, what is mapped there, the shared granules that small allocations are cut
+ * from, and a few mapped granules kept for reuse. Large allocations get physical memory of their own. What is mapped can be
+ * reached by its own device, and by those whose contexts have peer access (peer.c). One executor thread; nobody else
  * can write what is read here. Contents never cross clients: the range, and all that was ever mapped into it, belongs
  * to this process, and the driver clears physical memory before a process gets it.
  */
@@ -166,14 +167,62 @@ void tpw_arena_uncount(struct tpw_session *s, uint32_t device, uint64_t bytes) {
 
 /* ---- physical memory ---- */
 
+static CUmemAccessDesc access_of(const struct tpw_session *s, uint32_t device, CUmemAccess_flags flags) {
+    return (CUmemAccessDesc){.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->devices[device]},
+                             .flags = flags};
+}
+
+/* To its own device, and to the peers of the moment. */
+static CUresult give_access(struct tpw_session *s, uint32_t device, uint64_t address, uint64_t size) {
+    CUmemAccessDesc access[TPW_MAX_DEVICES];
+    size_t count = 0;
+    for (uint32_t reader = 0; reader < (uint32_t)s->device_count; reader++) {
+        if (reader == device || s->memory->readers[device][reader]) {
+            access[count++] = access_of(s, reader, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+        }
+    }
+    return s->cuda.cuMemSetAccess(address, size, access, count);
+}
+
+int32_t tpw_arena_share(struct tpw_session *s, uint32_t owner, uint32_t reader, bool share) {
+    struct tp_intervals *chunks = &s->memory->chunks;
+    CUmemAccessDesc access =
+        access_of(s, reader, share ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : CU_MEM_ACCESS_FLAGS_PROT_NONE);
+    CUresult result = CUDA_SUCCESS;
+    uint64_t failed = 0;
+    for (struct tp_interval *at = tp_interval_from(chunks, 0); at; at = tp_interval_from(chunks, at->start + 1)) {
+        if (((struct tpw_chunk *)at)->device != owner) {
+            continue;
+        }
+        result = s->cuda.cuMemSetAccess(at->start, at->size, &access, 1);
+        if (result != CUDA_SUCCESS && share) {
+            failed = at->start;
+            break;
+        }
+        if (result != CUDA_SUCCESS) {
+            tp_log(TP_WARN, "device %u keeps its access to %llu bytes of device %u at 0x%llx: error %d", reader,
+                   (unsigned long long)at->size, owner, (unsigned long long)at->start, result);
+        }
+    }
+    access.flags = CU_MEM_ACCESS_FLAGS_PROT_NONE;
+    for (struct tp_interval *at = tp_interval_from(chunks, 0); at && at->start < failed;
+         at = tp_interval_from(chunks, at->start + 1)) {
+        if (((struct tpw_chunk *)at)->device == owner) {
+            s->cuda.cuMemSetAccess(at->start, at->size, &access, 1);
+        }
+    }
+    return share ? (int32_t)result : CUDA_SUCCESS;
+}
+
 static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t size, uint64_t *out) {
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->devices[device]}};
-    CUmemAccessDesc access = {.location = prop.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     CUmemGenericAllocationHandle memory = 0;
     bool created = false, mapped = false;
-    uint64_t address = tpw_span_take(s->memory, size, TPW_GRANULE, 0);
+    struct tpw_chunk *chunk = calloc(1, sizeof *chunk);
+    uint64_t address = chunk ? tpw_span_take(s->memory, size, TPW_GRANULE, 0) : 0;
     if (!address) {
+        free(chunk);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     CUresult result = s->cuda.cuMemCreate(&memory, size, &prop, 0);
@@ -183,7 +232,7 @@ static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t siz
     }
     if (result == CUDA_SUCCESS) {
         mapped = true;
-        result = s->cuda.cuMemSetAccess(address, size, &access, 1);
+        result = give_access(s, device, address, size);
     }
     if (result != CUDA_SUCCESS && mapped) {
         s->cuda.cuMemUnmap(address, size);
@@ -193,8 +242,11 @@ static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t siz
     }
     if (result != CUDA_SUCCESS) {
         tpw_span_give(s->memory, address, size);
+        free(chunk);
         return (int32_t)result;
     }
+    *chunk = (struct tpw_chunk){.at = {.start = address, .size = size}, .device = device};
+    tp_interval_add(&s->memory->chunks, &chunk->at);
     s->memory->arenas[device].mapped += size;
     *out = address;
     return CUDA_SUCCESS;
@@ -203,6 +255,7 @@ static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t siz
 static void unmap_granules(struct tpw_session *s, uint32_t device, uint64_t address, uint64_t size) {
     CUresult result = s->cuda.cuMemUnmap(address, size);
     if (result == CUDA_SUCCESS) {
+        free(tp_interval_remove(&s->memory->chunks, address));
         tpw_span_give(s->memory, address, size);
         s->memory->arenas[device].mapped -= size;
     } else {
@@ -419,6 +472,9 @@ void tpw_arena_close(struct tpw_session *s) {
             free(granule);
         }
         m->arenas[i].granules = NULL;
+    }
+    while (m->chunks.root) {
+        free(tp_interval_remove(&m->chunks, m->chunks.root->start));
     }
     while (m->spans.root) {
         free(tp_interval_remove(&m->spans, m->spans.root->start));

@@ -92,6 +92,12 @@ static int32_t made(struct tpw_session *s, const struct tp_frame *frame, uint64_
     return error;
 }
 
+uint32_t tpw_context_device(struct tpw_session *s, uint32_t context) {
+    const struct tpw_object *object = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context));
+    const struct context *record = object ? object->record : NULL;
+    return record ? (uint32_t)record->device : 0;
+}
+
 /* The client counts retains; it asks for a device's context once until that is released. */
 static bool has_primary(struct tpw_session *s, int device) {
     struct tpw_object *object;
@@ -264,6 +270,7 @@ static void finish(struct tpw_session *s, void *what, int32_t error) {
             break;
         }
     }
+    tpw_peers_context_gone(s, ending->id);
     go_into(s, ending->native);
     if (ending->context.primary) {
         end_primary(s, ending);

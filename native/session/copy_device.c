@@ -1,37 +1,91 @@
 /*
- * Copies within device memory.
+ * Copies within device memory, and between devices.
  *
- * Executor thread only; owns nothing. Both sides are checked against the client's ranges; unified addressing lets one
- * driver call serve copies within a device and between devices that see each other.
+ * Executor thread only; owns nothing. Both sides are checked against the client's ranges. Where the stream's device reaches
+ * both sides, one copy of unified addresses serves; else a peer copy, which needs no access (peer.c), or, with the host on
+ * one side, a copy beside the stream.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
 
+enum way { DIRECT, PEER };
+
+/* How to copy for `stream`; DIRECT copies go into aside->stream, in the context that is current then. */
+static int32_t begin(struct tpw_session *s, CUstream stream, uint64_t to, uint64_t from, struct tpw_aside *aside,
+                     enum way *way) {
+    bool to_host = tpw_is_host(tpw_range_at(s, to)), from_host = tpw_is_host(tpw_range_at(s, from));
+    *aside = (struct tpw_aside){.stream = stream};
+    *way = DIRECT;
+    if (to_host || from_host) {
+        return tpw_aside_begin(s, stream, to_host ? from : to, aside);
+    }
+    const struct tpw_stream *client = s->device_count > 1 ? tpw_stream_native(s, stream) : NULL;
+    if (client) {
+        tpw_enter_stream(s, client);
+        *way = tpw_reaches(s, client->device, to) && tpw_reaches(s, client->device, from) ? DIRECT : PEER;
+    }
+    return CUDA_SUCCESS;
+}
+
+static int32_t homes(struct tpw_session *s, uint64_t to, uint64_t from, CUcontext *to_home, CUcontext *from_home) {
+    int32_t error = tpw_home(s, to, to_home);
+    return error ? error : tpw_home(s, from, from_home);
+}
+
 int32_t tpw_copy_device(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_device_in *in) {
     int32_t error = CUDA_SUCCESS;
+    enum way way = DIRECT;
+    struct tpw_aside aside;
+    CUcontext to = NULL, from = NULL;
     tpw_check_range(s, in->destination, in->size, &error);
     tpw_check_range(s, in->source, in->size, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
     if (error || !in->size) {
         return error;
     }
-    const struct tpw_range *to = tpw_range_at(s, in->destination), *from = tpw_range_at(s, in->source);
-    bool devices = to->kind != TPW_RANGE_PINNED && from->kind != TPW_RANGE_PINNED; /* pinned memory is every device's */
-    if (devices && to->device != from->device && s->primary[to->device] && s->primary[from->device]) {
-        return (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, s->primary[to->device], in->source,
-                                                  s->primary[from->device], in->size, stream);
+    error = begin(s, stream, in->destination, in->source, &aside, &way);
+    if (!error && way == PEER) {
+        error = homes(s, in->destination, in->source, &to, &from);
+        return error ? error
+                     : (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, to, in->source, from, in->size, stream);
     }
-    return (int32_t)s->cuda.cuMemcpyDtoDAsync_v2(in->destination, in->source, in->size, stream);
+    if (error) {
+        return error;
+    }
+    error = (int32_t)s->cuda.cuMemcpyDtoDAsync_v2(in->destination, in->source, in->size, aside.stream);
+    return tpw_aside_end(s, &aside, error);
+}
+
+static int32_t peer_rows(struct tpw_session *s, const struct tpg_copy_device_2d_in *in, CUstream stream) {
+    CUDA_MEMCPY3D_PEER copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                               .srcDevice = in->source,
+                               .srcPitch = in->source_pitch,
+                               .srcHeight = in->height,
+                               .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                               .dstDevice = in->destination,
+                               .dstPitch = in->destination_pitch,
+                               .dstHeight = in->height,
+                               .WidthInBytes = in->width,
+                               .Height = in->height,
+                               .Depth = 1};
+    int32_t error = homes(s, in->destination, in->source, &copy.dstContext, &copy.srcContext);
+    return error ? error : (int32_t)s->cuda.cuMemcpy3DPeerAsync(&copy, stream);
 }
 
 int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_copy_device_2d_in *in) {
     int32_t error = CUDA_SUCCESS;
+    enum way way = DIRECT;
+    struct tpw_aside aside;
     tpw_check_area(s, in->destination, in->destination_pitch, in->width, in->height, &error);
     tpw_check_area(s, in->source, in->source_pitch, in->width, in->height, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
     if (error || !in->width || !in->height) {
         return error;
+    }
+    error = begin(s, stream, in->destination, in->source, &aside, &way);
+    if (error || way == PEER) {
+        return error ? error : peer_rows(s, in, stream);
     }
     CUDA_MEMCPY2D copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
                           .srcDevice = in->source,
@@ -41,5 +95,5 @@ int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame,
                           .dstPitch = in->destination_pitch,
                           .WidthInBytes = in->width,
                           .Height = in->height};
-    return (int32_t)s->cuda.cuMemcpy2DAsync_v2(&copy, stream);
+    return tpw_aside_end(s, &aside, (int32_t)s->cuda.cuMemcpy2DAsync_v2(&copy, aside.stream));
 }

@@ -44,8 +44,8 @@ static int32_t copy_rows(struct tpw_session *s, uint64_t address, uint64_t pitch
     return (int32_t)s->cuda.cuMemcpy2DAsync_v2(&copy, stream);
 }
 
-int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
-                      uint64_t size, bool in, CUstream stream) {
+static int32_t copy_part(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
+                         uint64_t size, bool in, CUstream stream) {
     if (area->height == 1 || area->pitch == area->width) {
         return copy_rows(s, area->address + offset, size, size, 1, host, in, stream);
     }
@@ -62,6 +62,13 @@ int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64
         size -= part * rows;
     }
     return error;
+}
+
+int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
+                      uint64_t size, bool in, CUstream stream) {
+    struct tpw_aside aside;
+    int32_t error = tpw_aside_begin(s, stream, area->address, &aside);
+    return error ? error : tpw_aside_end(s, &aside, copy_part(s, area, offset, host, size, in, aside.stream));
 }
 
 /* A copy in the form that is synchronous for the program has happened for everything that the program does next, also
@@ -104,7 +111,7 @@ int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const s
     }
     const unsigned char *data = in->data;
     if (in->data_size && in->data_size <= DIRECT_MAX && area.height == 1) {
-        error = (int32_t)s->cuda.cuMemcpyHtoDAsync_v2(area.address, data, in->data_size, stream);
+        error = tpw_area_copy(s, &area, 0, (unsigned char *)(uintptr_t)data, in->data_size, true, stream);
     } else {
         for (uint64_t offset = 0; offset < in->data_size && !error;) {
             uint64_t size = in->data_size - offset < TPW_SLOT_SIZE ? in->data_size - offset : TPW_SLOT_SIZE;

@@ -112,6 +112,7 @@ int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, c
         return error;
     }
     unsigned char *landing = s->segment->base + s->segment->run.landing + (uint64_t)in->word * TP_LANDING;
-    error = (int32_t)s->cuda.cuMemcpyDtoHAsync_v2(landing, in->source, in->size, stream);
+    struct tpw_area line = {.address = in->source, .pitch = in->size, .width = in->size, .height = 1};
+    error = tpw_area_copy(s, &line, 0, landing, in->size, false, stream);
     return error ? error : mark(s, stream, address, in->word, in->value);
 }

@@ -90,6 +90,7 @@ void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size) 
         struct tpw_range *range = tpw_range_new(s, address, size, TPW_RANGE_OTHER);
         if (range) {
             range->context = s->entered;
+            range->device = tpw_context_device(s, s->entered);
         }
     }
 }
@@ -259,7 +260,9 @@ int32_t tpw_memory_free(struct tpw_session *s, const struct tp_frame *frame, con
     tp_interval_remove(&s->memory->ranges, in->address);
     s->memory->pending_bytes[range->device] += range->charged;
     s->memory->pending_frees++;
-    int32_t error = tpw_when_all_done(s, freed, range);
+    /* Other devices' streams may copy it, their kernels may use it. */
+    int32_t error =
+        s->device_count > 1 ? tpw_when_everything_done(s, freed, range) : tpw_when_all_done(s, freed, range);
     if (error) { /* no way to learn of completion: the context is broken, or this process is out of memory */
         s->cuda.cuCtxSynchronize();
         freed(s, range, error);
@@ -345,6 +348,7 @@ void tpw_memory_close(struct tpw_session *s) {
     }
     tpw_twins_close(s);
     tpw_staging_close(s);
+    tpw_peers_close(m);
     while (m->ranges.root) {
         free(tp_interval_remove(&m->ranges, m->ranges.root->start));
     }

@@ -8,7 +8,7 @@
 #include "tpw_memory.h"
 
 static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64_t address, uint64_t pitch,
-                     uint64_t count, uint64_t height, uint64_t unit, uint64_t stream, CUstream *native) {
+                     uint64_t count, uint64_t height, uint64_t unit, uint64_t handle, struct tpw_aside *aside) {
     int32_t error = CUDA_SUCCESS;
     uint64_t width = 0;
     bool nothing = !count || !height; /* the client has answered, and it cannot fail */
@@ -16,29 +16,33 @@ static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64
         return CUDA_ERROR_INVALID_VALUE;
     }
     tpw_check_area(s, address, pitch, width, height, &error);
-    *native = tpw_stream(s, frame, stream, &error);
-    return error;
+    CUstream stream = tpw_stream(s, frame, handle, &error);
+    return error || nothing ? error : tpw_aside_begin(s, stream, address, aside);
 }
 
 #define MEMSET_1D(bits, field)                                                                                         \
     int32_t tpw_cuMemsetD##bits##Async(struct tpw_session *s, const struct tp_frame *frame,                            \
                                        const struct tpg_cuMemsetD##bits##Async_in *in) {                               \
-        CUstream stream = NULL;                                                                                        \
-        int32_t error = check(s, frame, in->dstDevice, 0, in->N, 1, bits / 8, in->hStream, &stream);                   \
-        return error || !in->N ? error                                                                                 \
-                               : (int32_t)s->cuda.cuMemsetD##bits##Async(in->dstDevice, in->field, in->N, stream);     \
+        struct tpw_aside aside;                                                                                        \
+        int32_t error = check(s, frame, in->dstDevice, 0, in->N, 1, bits / 8, in->hStream, &aside);                    \
+        if (error || !in->N) {                                                                                         \
+            return error;                                                                                              \
+        }                                                                                                              \
+        error = (int32_t)s->cuda.cuMemsetD##bits##Async(in->dstDevice, in->field, in->N, aside.stream);                \
+        return tpw_aside_end(s, &aside, error);                                                                        \
     }
 #define MEMSET_2D(bits, field)                                                                                         \
     int32_t tpw_cuMemsetD2D##bits##Async(struct tpw_session *s, const struct tp_frame *frame,                          \
                                          const struct tpg_cuMemsetD2D##bits##Async_in *in) {                           \
-        CUstream stream = NULL;                                                                                        \
+        struct tpw_aside aside;                                                                                        \
         int32_t error =                                                                                                \
-            check(s, frame, in->dstDevice, in->dstPitch, in->Width, in->Height, bits / 8, in->hStream, &stream);       \
+            check(s, frame, in->dstDevice, in->dstPitch, in->Width, in->Height, bits / 8, in->hStream, &aside);        \
         if (error || !in->Width || !in->Height) {                                                                      \
             return error;                                                                                              \
         }                                                                                                              \
-        return (int32_t)s->cuda.cuMemsetD2D##bits##Async(in->dstDevice, in->dstPitch, in->field, in->Width,            \
-                                                         in->Height, stream);                                          \
+        error = (int32_t)s->cuda.cuMemsetD2D##bits##Async(in->dstDevice, in->dstPitch, in->field, in->Width,           \
+                                                          in->Height, aside.stream);                                   \
+        return tpw_aside_end(s, &aside, error);                                                                        \
     }
 MEMSET_1D(8, uc)
 MEMSET_1D(16, us)

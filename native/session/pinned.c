@@ -146,7 +146,9 @@ static int32_t copy(struct tpw_session *s, const struct tp_frame *frame, const s
                           .dstPitch = in ? area->pitch : sides->host_pitch,
                           .WidthInBytes = area->width,
                           .Height = area->height};
-    return (int32_t)s->cuda.cuMemcpy2DAsync_v2(&rows, stream);
+    struct tpw_aside aside;
+    error = tpw_aside_begin(s, stream, area->address, &aside);
+    return error ? error : tpw_aside_end(s, &aside, (int32_t)s->cuda.cuMemcpy2DAsync_v2(&rows, aside.stream));
 }
 
 int32_t tpw_arena_copy_in(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_arena_copy_in_in *in) {

@@ -1,9 +1,9 @@
 /*
  * Stream-ordered pools: the driver's own, with every allocation counted and known.
  *
- * Executor thread only; owns the objects of kind pool. Properties come from the client: the two fields that could be
- * pointers or name other processes are cleared or refused here. An allocation counts on the limits page from its call
- * to the moment its stream has freed it. What pools keep after that (the client sets how much) counts for nobody, so under
+ * Executor thread only; owns the objects of kind pool, whose record is the number of the device. Properties come from the
+ * client: the two fields that could be pointers or name other processes are cleared or refused here. An allocation counts on
+ * the limits page, for the device of its pool, from its call to the moment its stream has freed it. What pools keep after that (the client sets how much) counts for nobody, so under
  * a limit they keep no more than the cache of arena.c may.
  */
 #include "tpg_session.h"
@@ -53,6 +53,22 @@ void tpw_pools_trim(struct tpw_session *s) {
     }
 }
 
+static int32_t made(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, CUmemoryPool pool,
+                    CUdevice device, int32_t error) {
+    uint32_t *record = error ? NULL : malloc(sizeof *record);
+    if (!error && (!record || tpw_device_index(s, device, record))) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    error = tpw_made(s, frame, TPG_POOL, handle, (uint64_t)(uintptr_t)pool, error);
+    struct tpw_object *object = error ? NULL : tpw_object(s, TPG_POOL, handle);
+    if (object) {
+        object->record = record;
+    } else {
+        free(record);
+    }
+    return error;
+}
+
 int32_t tpw_pool_default(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_default_in *in) {
     CUmemoryPool pool = NULL;
     int32_t error = CUDA_SUCCESS;
@@ -61,7 +77,7 @@ int32_t tpw_pool_default(struct tpw_session *s, const struct tp_frame *frame, co
         error = (int32_t)(in->current ? s->cuda.cuDeviceGetMemPool(&pool, in->device)
                                       : s->cuda.cuDeviceGetDefaultMemPool(&pool, in->device));
     }
-    return tpw_made(s, frame, TPG_POOL, in->pool, (uint64_t)(uintptr_t)pool, error);
+    return made(s, frame, in->pool, pool, in->device, error);
 }
 
 int32_t tpw_pool_current(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_current_in *in) {
@@ -85,7 +101,11 @@ int32_t tpw_pool_create(struct tpw_session *s, const struct tp_frame *frame, con
     if (!error) {
         error = (int32_t)s->cuda.cuMemPoolCreate(&pool, &props);
     }
-    return tpw_made(s, frame, TPG_POOL, in->pool, (uint64_t)(uintptr_t)pool, error);
+    int32_t result = made(s, frame, in->pool, pool, props.location.id, error);
+    if (result && !error) {
+        s->cuda.cuMemPoolDestroy(pool);
+    }
+    return result;
 }
 
 int32_t tpw_pool_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_destroy_in *in) {
@@ -148,12 +168,15 @@ static void refuse_memory_nodes(struct tpw_session *s, CUstream stream, int32_t 
 
 int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_alloc_in *in,
                        struct tpg_pool_alloc_out *out) {
-    uint32_t device = 0;
     CUdeviceptr address = 0;
-    int32_t error = tpw_current_device(s, &device);
+    int32_t error = CUDA_SUCCESS;
     CUmemoryPool pool =
         in->pool ? (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error) : NULL;
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    const struct tpw_stream *record = tpw_stream_of(s, frame, in->stream, &error);
+    CUstream stream = record ? record->native : NULL;
+    const uint32_t *home = pool ? tpw_object(s, TPG_POOL, in->pool)->record : record ? &record->device : NULL;
+    const uint32_t device = home ? *home : 0;
+    const uint32_t context = record ? record->context_id : 0; /* what follows may wait, and the stream may end */
     refuse_memory_nodes(s, stream, &error);
     if (!error && !in->size) {
         error = CUDA_ERROR_INVALID_VALUE;
@@ -181,7 +204,7 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     }
     range->device = device;
     range->charged = in->size;
-    range->context = s->entered;
+    range->context = context;
     out->address = address;
     return CUDA_SUCCESS;
 }

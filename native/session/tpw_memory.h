@@ -5,7 +5,8 @@
  * write, except the contents of twins and staging slots, which are only ever copied.
  *
  * Files: memory.c (ranges, allocation, frees), arena.c (device memory by granules), twin.c (mapped host memory), vmm.c,
- * pool.c, staging.c, copy_in.c, copy_out.c, copy_device.c, memset.c, pinned.c (the client's pinned memory in the segment).
+ * pool.c, staging.c, copy_in.c, copy_out.c, copy_device.c, memset.c, pinned.c (the client's pinned memory in the segment),
+ * peer.c (what one device may do to the memory of another).
  */
 #ifndef TPW_MEMORY_H
 #define TPW_MEMORY_H
@@ -36,6 +37,7 @@ struct tpw_range {
     enum tpw_range_kind kind;
     uint32_t device;  /* index into s->devices */
     uint32_t context; /* id of the client's context that made it; 0 = outlives contexts */
+    uint32_t access;  /* MAP: a bit for each device that the client gave access */
     uint64_t charged; /* bytes it holds on the limits page */
     void *detail;     /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy */
 };
@@ -51,6 +53,12 @@ struct tpw_granule {
 /* A free stretch of reserved addresses. */
 struct tpw_span {
     struct tp_interval at;
+};
+
+/* Granules that are mapped, in use or not. */
+struct tpw_chunk {
+    struct tp_interval at;
+    uint32_t device;
 };
 
 /* Mapped granules kept after a free, so that a loop of allocations and frees need not go to the driver each time. */
@@ -82,9 +90,13 @@ struct tpw_memory {
     struct tp_intervals ranges;
     struct tp_intervals reservations; /* the client's cuMemAddressReserve: struct tpw_reservation */
     struct tp_intervals spans;        /* free addresses of the reserved range: struct tpw_span */
+    struct tp_intervals chunks;       /* granules that are mapped: struct tpw_chunk */
     uint64_t base, size;              /* the reserved range, 0 = none */
     bool reserve_tried;
     struct tpw_arena arenas[TPW_MAX_DEVICES];
+    struct tpw_pair *pairs; /* peer access between contexts, peer.c */
+    uint32_t readers[TPW_MAX_DEVICES]
+                    [TPW_MAX_DEVICES]; /* how many pairs give the second device access to the first's memory */
     struct tpw_pinned slots, spills;
     size_t uploads_out, downloads_out; /* blocks of the link that queued copies have yet to read, or to fill */
     struct tpw_granule *twins;         /* the twin area in units, NULL until the first twin */
@@ -134,6 +146,8 @@ void tpw_arena_free(struct tpw_session *s, struct tpw_range *range);
 int32_t tpw_arena_count(struct tpw_session *s, uint32_t device, uint64_t bytes);
 /* The opposite, when the memory has been given back: takes the bytes off the limit, as far as the arena is rid of them. */
 void tpw_arena_uncount(struct tpw_session *s, uint32_t device, uint64_t bytes);
+/* Gives a device access to all memory of another's arena, or takes it; what is mapped later follows m->readers. */
+int32_t tpw_arena_share(struct tpw_session *s, uint32_t owner, uint32_t reader, bool share);
 /* Gives cached granules back to the driver; true if there were any. */
 bool tpw_arena_trim(struct tpw_session *s, uint32_t device);
 /* Addresses out of the reserved range, both multiples of the granule; 0 = none left. */
@@ -146,6 +160,25 @@ void tpw_units_give(struct tpw_granule *granule, uint64_t offset, uint64_t bytes
 /* ---- pool.c ---- */
 /* Under a limit: gives back what pools keep for later, when it is much. After a free has taken effect. */
 void tpw_pools_trim(struct tpw_session *s);
+
+/* ---- peer.c ---- */
+/* Whether a device may copy, set and use the memory at the address itself; memory of the host is every device's. */
+bool tpw_reaches(struct tpw_session *s, uint32_t device, uint64_t address);
+bool tpw_is_host(const struct tpw_range *range);
+/* A context of the device that the memory lies on, for copies that name both sides' contexts. */
+int32_t tpw_home(struct tpw_session *s, uint64_t address, CUcontext *context);
+/* Where memory is to be copied or set for a client's stream: in that stream, if its device reaches the memory, else beside it, in
+ * a stream of the memory's own device. Between the two calls `stream` is to be used, in the context that is then current. */
+struct tpw_aside {
+    CUstream stream;
+    struct tpw_stream *waiting; /* the client's, which goes on when the other is done; NULL: they are the same */
+};
+int32_t tpw_aside_begin(struct tpw_session *s, CUstream stream, uint64_t address, struct tpw_aside *aside);
+/* Returns `error`, or what went wrong here. */
+int32_t tpw_aside_end(struct tpw_session *s, struct tpw_aside *aside, int32_t error);
+/* Ends the peer access that a context had, and that others had to it. Another context may be current then. */
+void tpw_peers_context_gone(struct tpw_session *s, uint32_t context);
+void tpw_peers_close(struct tpw_memory *m);
 
 /* ---- twin.c ---- */
 /* Tells the client what kernels have written into mapped host memory. Before every reply that means "completed". */

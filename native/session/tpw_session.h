@@ -126,6 +126,7 @@ struct tpw_stream {
     CUstream native;
     CUcontext context;
     uint32_t context_id;
+    uint32_t device;          /* index of its context's */
     uint32_t thread;          /* of a per-thread default stream, else 0 */
     uint32_t pending;         /* markers in it that have not completed */
     uint32_t hosts;           /* s->hosts when a host function was last queued here: it may stand there */
@@ -205,6 +206,8 @@ int32_t tpw_primary(struct tpw_session *s, int index,
 /* objects.c: ends waits, streams and objects of a context; to be called before the driver destroys it. Its objects answer
  * CUDA_ERROR_CONTEXT_IS_DESTROYED from now on. */
 void tpw_context_gone(struct tpw_session *s, uint32_t context);
+/* context.c: index of a context's device; 0 for one that is not there. */
+uint32_t tpw_context_device(struct tpw_session *s, uint32_t context);
 int32_t tpw_memory_open(struct tpw_session *s); /* memory.c: at the first primary context */
 void tpw_memory_close(struct tpw_session *s);
 /* memory.c: makes [address, address+size) known as memory of the client (module globals, mapped twins), or unknown. */

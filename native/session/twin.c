@@ -122,7 +122,7 @@ int32_t tpw_host_twin_free(struct tpw_session *s, const struct tp_frame *frame,
             break;
         }
     }
-    if (tpw_when_all_done(s, gone, range)) {
+    if (tpw_when_everything_done(s, gone, range)) {
         gone(s, range, 0);
     }
     return CUDA_SUCCESS;

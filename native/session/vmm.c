@@ -220,5 +220,15 @@ int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, c
                               .flags = in->access[i].flags};
     }
     tpw_check_range(s, in->address, in->size, &error);
-    return error ? error : (int32_t)s->cuda.cuMemSetAccess(in->address, in->size, access, in->access_count);
+    error = error ? error : (int32_t)s->cuda.cuMemSetAccess(in->address, in->size, access, in->access_count);
+    for (uint64_t address = in->address; !error && address - in->address < in->size;) {
+        struct tpw_range *at = tpw_range_at(s, address);
+        for (size_t i = 0; i < in->access_count; i++) {
+            uint32_t bit = 1u << access[i].location.id;
+            bool both = access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+            at->access = both ? at->access | bit : at->access & ~bit;
+        }
+        address = at->at.start + at->at.size;
+    }
+    return error;
 }

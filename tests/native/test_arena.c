@@ -461,5 +461,6 @@ int main(void) {
     test_virtual_memory();
     test_twins();
     test_pinned();
+    test_peers();
     return 0;
 }

@@ -49,8 +49,12 @@ extern uint64_t dropped;
 extern unsigned char received[64 << 20];
 extern bool (*host_good)(const void *memory, size_t size);
 bool is_mapped(uint64_t address, uint64_t size);
-void begin(uint64_t limit); /* 0 = none */
-void end(void);             /* nothing may be left */
-void test_pinned(void);     /* test_arena_pinned.c */
+extern size_t access_left;             /* so many more times the driver gives another device access */
+bool all_reached_by(uint32_t devices); /* whether all that is mapped is reached by these, and by no others */
+void context(uint64_t handle);         /* names a context of the client */
+void begin(uint64_t limit);            /* 0 = none */
+void end(void);                        /* nothing may be left */
+void test_pinned(void);                /* test_arena_pinned.c */
+void test_peers(void);                 /* test_arena_peers.c */
 
 #endif

@@ -18,6 +18,8 @@ static struct {
     int references;
 } physical[4096];
 
+size_t access_left;
+
 bool is_mapped(uint64_t address, uint64_t size) {
     while (size) {
         const struct tp_interval *at = tp_interval_at(&mapped, address);
@@ -87,6 +89,7 @@ static CUresult release(CUmemGenericAllocationHandle handle) {
 struct mapping {
     struct tp_interval at;
     uint64_t handle;
+    uint32_t access; /* a bit for each device */
 };
 static CUresult map(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
                     unsigned long long flags) {
@@ -111,8 +114,38 @@ static CUresult unmap(CUdeviceptr ptr, size_t size) {
     return CUDA_SUCCESS;
 }
 static CUresult set_access(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count) {
-    CHECK(is_mapped(ptr, size) && count && desc[0].location.id == 0);
+    CHECK(is_mapped(ptr, size) && count);
+    for (size_t i = 0; i < count; i++) {
+        CHECK(desc[i].location.id < session.device_count);
+        if (desc[i].location.id && desc[i].flags && access_left-- == 0) {
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    for (uint64_t end = ptr + size; ptr < end;) {
+        struct mapping *mapping = (struct mapping *)tp_interval_at(&mapped, ptr);
+        for (size_t i = 0; i < count; i++) {
+            uint32_t bit = 1u << desc[i].location.id;
+            mapping->access = desc[i].flags ? mapping->access | bit : mapping->access & ~bit;
+        }
+        ptr = mapping->at.start + mapping->at.size;
+    }
     return CUDA_SUCCESS;
+}
+bool all_reached_by(uint32_t devices) {
+    for (struct tp_interval *at = tp_interval_from(&mapped, 0); at; at = tp_interval_from(&mapped, at->start + 1)) {
+        if (((struct mapping *)at)->access != devices) {
+            return false;
+        }
+    }
+    return true;
+}
+static CUresult peer(CUcontext context, unsigned int flags) {
+    (void)context;
+    return flags ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+}
+static CUresult no_peer(CUcontext context) {
+    (void)context;
+    return CUDA_ERROR_PEER_ACCESS_NOT_ENABLED;
 }
 static CUresult info(size_t *available, size_t *total) {
     *available = CARD - physical_used;
@@ -389,11 +422,42 @@ void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
     (void)kind;
     memset(&objects[handle], 0, sizeof objects[handle]);
 }
+/* The client's contexts are numbers: odd ones are on device 1. */
+uint32_t tpw_context_device(struct tpw_session *s, uint32_t context) {
+    (void)s;
+    return context & 1;
+}
+int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out) {
+    (void)index;
+    *out = s->entered_native;
+    return 0;
+}
+void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context) { (void)s, (void)native, (void)context; }
+void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream) { (void)s, (void)stream; }
+bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
+    (void)s, (void)stream;
+    return true;
+}
+static struct tpw_stream only = {.native = CU_STREAM_LEGACY};
+struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f, uint64_t handle, int32_t *error) {
+    return tpw_stream(s, f, handle, error) ? &only : NULL;
+}
+struct tpw_stream *tpw_stream_native(struct tpw_session *s, CUstream native) {
+    (void)s;
+    return native == CU_STREAM_LEGACY ? &only : NULL;
+}
+void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands) {
+    (void)s, (void)stream, (void)commands;
+}
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error) {
     (void)s;
     if (device != 0 && !*error) {
         *error = CUDA_ERROR_INVALID_DEVICE;
     }
+}
+
+void context(uint64_t handle) {
+    objects[handle] = (struct tpw_object){.kind = TPG_CONTEXT, .native = handle, .id = (uint32_t)handle};
 }
 
 static _Atomic uint64_t page[TP_LIMITS_SIZE / 8];
@@ -416,6 +480,8 @@ void begin(uint64_t limit) {
     session.cuda.cuMemMap = map;
     session.cuda.cuMemUnmap = unmap;
     session.cuda.cuMemSetAccess = set_access;
+    session.cuda.cuCtxEnablePeerAccess = peer;
+    session.cuda.cuCtxDisablePeerAccess = no_peer;
     session.cuda.cuMemGetInfo_v2 = info;
     session.cuda.cuMemHostAlloc = host_alloc;
     session.cuda.cuMemFreeHost = host_free;
@@ -429,6 +495,7 @@ void begin(uint64_t limit) {
     session.cuda.cuMemsetD2D32Async = set_2d_32;
     gpu_runs = true;
     violated = false;
+    access_left = SIZE_MAX;
 }
 
 void end(void) {

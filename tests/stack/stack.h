@@ -45,6 +45,9 @@ int role_timing(int count, char **words);
 /* corners.c */
 int role_corners(int count, char **words);
 
+/* devices.c */
+int role_devices(int count, char **words);
+
 /* lasting.c */
 int role_steady(int count, char **words);
 int role_copy(int count, char **words);
