@@ -131,6 +131,7 @@ def test_corners_of_other_workers(program: Path, check: str) -> None:
         "peers",
         "peers-of-contexts-that-end",
         "strangers",
+        "occupancy",
     ],
 )
 def test_two_devices_in_one_program(program: Path, check: str) -> None:

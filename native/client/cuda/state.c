@@ -244,10 +244,11 @@ CUresult tpc_bad_reply(const struct tp_reply *reply) {
     return CUDA_ERROR_UNKNOWN;
 }
 
-/* ---- answers that depend on their arguments alone ---- */
+/* ---- answers that depend on their arguments alone, and on the device: a kernel handle stands for one on each ---- */
 
 struct pure {
     struct pure *next;
+    int device; /* of the current context, -1 without one */
     uint16_t op;
     uint32_t key_size, size;
     unsigned char bytes[]; /* key, then body */
@@ -258,6 +259,11 @@ static struct pure *pure_table[PURE_BUCKETS];
 static unsigned pure_count;
 static struct tp_lock pure_lock;
 
+static int pure_device(void) {
+    const struct tpc_context *context = tpc_current();
+    return context ? context->device : -1;
+}
+
 static uint32_t pure_hash(uint16_t op, const unsigned char *key, size_t size) {
     uint64_t hash = 0xcbf29ce484222325ull ^ op;
     for (size_t i = 0; i < size; i++) {
@@ -267,10 +273,12 @@ static uint32_t pure_hash(uint16_t op, const unsigned char *key, size_t size) {
 }
 
 static bool pure_find(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply) {
+    const int device = pure_device();
     bool found = false;
     tp_lock_take(&pure_lock);
     for (struct pure *entry = pure_table[bucket]; entry; entry = entry->next) {
-        if (entry->op == op && entry->key_size == size && memcmp(entry->bytes, key, size) == 0) {
+        if (entry->op == op && entry->device == device && entry->key_size == size &&
+            memcmp(entry->bytes, key, size) == 0) {
             memset(reply, 0, offsetof(struct tp_reply, inline_body));
             reply->size = entry->size;
             reply->body = reply->inline_body;
@@ -289,7 +297,7 @@ static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, si
     if (!entry) {
         return;
     }
-    *entry = (struct pure){.op = op, .key_size = (uint32_t)size, .size = reply->size};
+    *entry = (struct pure){.device = pure_device(), .op = op, .key_size = (uint32_t)size, .size = reply->size};
     memcpy(entry->bytes, key, size);
     memcpy(entry->bytes + size, reply->body, reply->size);
     tp_lock_take(&pure_lock);

@@ -95,7 +95,7 @@ CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional);
 unsigned char *tpc_reserve(uint16_t op, size_t size);
 CUresult tpc_post(const char *name, struct tp_reply *unused); /* returns at once, except under TF_STRICT */
 CUresult tpc_call(const char *name, struct tp_reply *reply);  /* the reply must be freed */
-/* Like a call, but remembers answers by (op, key); the memory is dropped by tpc_pure_forget. */
+/* Like a call, but remembers answers by (device, op, key); the memory is dropped by tpc_pure_forget. */
 CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply);
 void tpc_pure_forget(void);
 CUresult tpc_lost(void);

@@ -4,7 +4,7 @@ A line of api/ names a function and one of these kinds:
 
 ``call``        runs in the session; the client thread waits for the reply
 ``post``        runs in the session in stream order; the client goes on at once, a failure is reported later
-``pure``        a ``call`` whose answer depends on its arguments alone; the client remembers it
+``pure``        a ``call`` whose answer depends on its arguments and the current device alone; the client remembers it
 ``local``       answered in the client by hand-written code, nothing is sent
 ``custom``      hand-written code in the client that sends the operations named in ``ops``
 ``alias``       another name with the same arguments; ``twin`` is the per-thread-default-stream form
