@@ -132,6 +132,8 @@ def test_corners_of_other_workers(program: Path, check: str) -> None:
         "peers-of-contexts-that-end",
         "strangers",
         "occupancy",
+        "pools",
+        "order",
     ],
 )
 def test_two_devices_in_one_program(program: Path, check: str) -> None:

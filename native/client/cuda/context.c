@@ -26,11 +26,14 @@ static _Thread_local struct {
 static struct tp_lock contexts;              /* counts and activity of primary contexts, and the frames about them */
 static struct tpc_context_record *primaries; /* one for each device, written once */
 static _Atomic unsigned long long next_id = 1;
+static _Atomic int living; /* contexts that are active */
 
 /* On top, with nothing on the stack, in threads that run host functions. Its handle is the NULL that such a thread sees. */
 static struct tpc_context forbidden = {.error = CUDA_ERROR_NOT_PERMITTED};
 
 struct tpc_context *tpc_current(void) { return stack.top; }
+
+bool tpc_several_contexts(void) { return atomic_load_explicit(&living, memory_order_relaxed) > 1; }
 
 void tpc_forbid_calls(void) { stack.top = &forbidden; }
 
@@ -47,6 +50,8 @@ CUresult tpc_current_living(struct tpc_context **out) {
 }
 
 struct tpc_context_record *tpc_primary(int device) { return &primaries[device]; }
+
+struct tpc_context *tpc_primary_of(int device) { return &primaries[device].base; }
 
 /* The record of a handle that the program passed. One of ours whose context is gone is told apart from a made-up one. */
 static CUresult context_of(CUcontext handle, struct tpc_context **out) {
@@ -285,6 +290,7 @@ static CUresult activate(struct tpc_context_record *record) {
         tpc_limits_fresh(record);
         atomic_store_explicit(&context->error, 0, memory_order_relaxed);
         atomic_store_explicit(&context->active, true, memory_order_release);
+        atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
     }
     return result;
 }
@@ -314,6 +320,7 @@ CUresult tpc_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
  * sent: the worker may give its addresses to another thread as soon as it has that. */
 static struct tpc_storage_entry *end(struct tpc_context *context) {
     atomic_store_explicit(&context->error, CUDA_ERROR_CONTEXT_IS_DESTROYED, memory_order_relaxed);
+    atomic_fetch_sub_explicit(&living, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&context->life, 1, memory_order_relaxed);
     tpc_capture_context_gone(tp_handle_id(context->handle));
     tpc_memory_context_gone(context);
@@ -429,6 +436,7 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
         return result;
     }
     atomic_store_explicit(&context->active, true, memory_order_release);
+    atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
     *pctx = (CUcontext)(uintptr_t)context->handle;
     return push(context);
 }

@@ -144,8 +144,8 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
         result = upload(name, area, source, size, stream, sync, pinned && !sync);
     }
     /* From pinned memory the synchronous form promises completion, from pageable memory only that the source is read; but
-     * what is copied into host memory may be looked at. */
-    bool wait = sync && (completes || tpc_is_mapped_host(area->address));
+     * what is copied into host memory may be looked at, and other contexts would not wait for this one by themselves. */
+    bool wait = sync && (completes || tpc_is_mapped_host(area->address) || tpc_several_contexts());
     return result == CUDA_SUCCESS && wait ? tpc_copy_wait(name, stream) : result;
 }
 
@@ -284,9 +284,35 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
 
 /* ---- across ---- */
 
+/* The context that memory belongs to, if it can be used and is not the current one. */
+static CUcontext elsewhere(uint64_t address) {
+    struct tpc_range range;
+    const struct tpc_context *current = tpc_current(), *context = NULL;
+    if (tpc_several_contexts() && tpc_range_at(address, &range) && range.where == TPC_DEVICE_MEMORY) {
+        context = tpc_range_context(&range);
+    }
+    bool other = context && context != current && !atomic_load_explicit(&context->error, memory_order_relaxed);
+    return other ? (CUcontext)(uintptr_t)context->handle : NULL;
+}
+
+CUresult tpc_copy_settle(uint64_t destination, uint64_t source) {
+    CUcontext contexts[] = {elsewhere(destination), elsewhere(source), NULL};
+    CUresult result = CUDA_SUCCESS;
+    if (!contexts[0] && !contexts[1]) {
+        return CUDA_SUCCESS;
+    }
+    for (size_t i = 0; i < 3 && result == CUDA_SUCCESS; i++) {
+        if ((i == 2 || contexts[i]) && !(i == 1 && contexts[1] == contexts[0])) {
+            result = tpc_cuCtxSynchronize_v2(contexts[i]); /* NULL is the current one */
+        }
+    }
+    return result;
+}
+
 CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, CUstream stream, CUresult result) {
-    bool host = tpc_is_mapped_host(destination) || tpc_is_mapped_host(source);
-    return result == CUDA_SUCCESS && host ? tpc_copy_wait(name, stream) : result;
+    bool wait =
+        tpc_is_mapped_host(destination) || tpc_is_mapped_host(source) || elsewhere(destination) || elsewhere(source);
+    return result == CUDA_SUCCESS && wait ? tpc_copy_wait(name, stream) : result;
 }
 
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream) {
@@ -338,7 +364,8 @@ static CUresult across(const char *name, CUdeviceptr to, CUdeviceptr from, size_
     BEGIN(size);
     CHECK_DEVICE(to, size);
     CHECK_DEVICE(from, size);
-    CUresult result = tpc_copy_across(name, to, from, size, stream);
+    CUresult result = sync ? tpc_copy_settle(to, from) : CUDA_SUCCESS;
+    result = result ? result : tpc_copy_across(name, to, from, size, stream);
     return sync ? tpc_copy_done(name, to, from, stream, result) : result;
 }
 

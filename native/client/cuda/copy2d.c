@@ -200,6 +200,8 @@ static CUresult copy_box(const char *name, struct side to, struct side from, str
     }
     if (!to.device && !from.device) {
         result = tpc_copy_wait(name, stream);
+    } else if (sync && to.device && from.device) {
+        result = tpc_copy_settle(destination, source);
     }
     for (uint64_t z = 0; z < box.depth && result == CUDA_SUCCESS; z++) {
         if (to.device && from.device) {

@@ -32,8 +32,16 @@ static int device_of(const struct tpc_range *range) {
     if (range && (range->flags & TPC_MADE_MASK) == TPC_MADE_MAP) {
         return tpc_mapping_device(range->detail);
     }
+    if (range && (range->flags & TPC_MADE_MASK) == TPC_MADE_POOL) {
+        return range->device;
+    }
     return range && range->context ? range->context->device
                                    : -2; /* what the driver says of memory that is not its own */
+}
+
+const struct tpc_context *tpc_range_context(const struct tpc_range *range) {
+    bool mapped = (range->flags & TPC_MADE_MASK) == TPC_MADE_MAP;
+    return mapped ? tpc_primary_of(tpc_mapping_device(range->detail)) : range->context;
 }
 
 #define ANSWER(type, value)                                                                                            \

@@ -11,6 +11,11 @@
 
 #define DEVICES_MAX 64
 
+/* The record of a pool's handle is the place of its device in here: nothing to free while a thread may be reading it. */
+static char places[DEVICES_MAX];
+
+static uint64_t mint(CUdevice device) { return tpc_mint_record(TPG_POOL, &places[device]); }
+
 static struct tp_lock lock; /* for making default pools */
 static _Atomic uint64_t default_pools[DEVICES_MAX], current_pools[DEVICES_MAX];
 
@@ -22,7 +27,7 @@ static CUresult default_pool(CUdevice device, uint64_t *out) {
     tp_lock_take(&lock);
     uint64_t pool = atomic_load(&default_pools[device]);
     if (!pool) {
-        struct tpg_pool_default_in in = {.pool = tpc_mint(TPG_POOL), .device = tpc_devices[device].remote};
+        struct tpg_pool_default_in in = {.pool = mint(device), .device = tpc_devices[device].remote};
         struct tp_reply reply;
         result = in.pool ? tpc_call_pool_default("cuDeviceGetDefaultMemPool", &in, &reply) : TPC_NO_HANDLES;
         if (in.pool) {
@@ -86,8 +91,9 @@ CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps
     if (props.location.type != CU_MEM_LOCATION_TYPE_DEVICE || props.handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
         return CUDA_ERROR_NOT_SUPPORTED; /* as the device attributes say */
     }
+    const CUdevice device = props.location.id;
     TPC_DEVICE(props.location.id);
-    struct tpg_pool_create_in in = {.pool = tpc_mint(TPG_POOL), .props = &props};
+    struct tpg_pool_create_in in = {.pool = device < DEVICES_MAX ? mint(device) : 0, .props = &props};
     if (!in.pool) {
         return TPC_NO_HANDLES;
     }
@@ -170,10 +176,18 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
     if (tpc_capture_status(stream, &status) == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE) {
         TPC_CAPTURE_UNSAFE(name); /* in a stream that captures it would be a node */
     }
+    /* The stream says for whom, and whose current pool it is; the current context does not. */
+    CUcontext owner = NULL;
     uint64_t from = pool;
-    CUresult result = named ? CUDA_SUCCESS : current_pool(context->device, &from);
-    if (result != CUDA_SUCCESS) {
-        return result;
+    CUresult result = tpc_cuStreamGetCtx(stream, &owner);
+    context = result == CUDA_SUCCESS ? tpc_record(TPG_CONTEXT, (uint64_t)(uintptr_t)owner) : NULL;
+    if (!context) {
+        return result == CUDA_SUCCESS ? CUDA_ERROR_CONTEXT_IS_DESTROYED : result;
+    }
+    result = named ? CUDA_SUCCESS : current_pool(context->device, &from);
+    const char *place = result == CUDA_SUCCESS ? tpc_record(TPG_POOL, from) : NULL;
+    if (!place) {
+        return result == CUDA_SUCCESS ? CUDA_ERROR_INVALID_VALUE : result;
     }
     struct tpg_pool_alloc_in in = {.pool = pool, .size = size, .stream = (uint64_t)(uintptr_t)stream};
     struct tpg_pool_alloc_out out = {0};
@@ -187,6 +201,7 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
                               .size = size,
                               .where = TPC_DEVICE_MEMORY,
                               .context = context,
+                              .device = (int)(place - places),
                               .flags = TPC_MADE_POOL,
                               .detail = (void *)(uintptr_t)from};
     if (!tpc_range_insert(&range)) {

@@ -153,6 +153,10 @@ struct tpc_context *tpc_current(void);
     if (TP_UNLIKELY(atomic_load_explicit(&name->error, memory_order_relaxed))) {                                       \
         return (CUresult)atomic_load_explicit(&name->error, memory_order_relaxed);                                     \
     }
+/* The primary context of a device of the program, used or not. */
+struct tpc_context *tpc_primary_of(int device);
+/* More than one context can be used now: an order in one of them says nothing to the others. */
+bool tpc_several_contexts(void);
 /* The calling thread runs host functions from now on: what it asks of a context is not permitted. */
 void tpc_forbid_calls(void);
 
@@ -197,6 +201,7 @@ struct tpc_range {
     uint64_t start, size;
     enum tpc_where where;
     struct tpc_context *context;
+    int device; /* of a pool, whose memory may lie elsewhere than the context: ordinal of the program */
     unsigned long long buffer_id;
     unsigned int flags;      /* host memory: flags of the allocation; VMM: 1 */
     uint64_t device_address; /* host memory: where kernels reach it (a twin, or the shared segment), 0 = nowhere */

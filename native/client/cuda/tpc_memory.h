@@ -34,6 +34,8 @@ bool tpc_range_next(uint64_t address, struct tpc_range *out);
 bool tpc_range_touches(uint64_t start, uint64_t size);
 /* True when the device reaches [address, address+size): memory of one allocation, or of mappings side by side. */
 bool tpc_range_covers(uint64_t address, uint64_t size);
+/* The context that device memory belongs to: of a mapping, its device's primary one. */
+const struct tpc_context *tpc_range_context(const struct tpc_range *range);
 /* Forgets the device memory that a destroyed context had; its host memory goes too. */
 void tpc_memory_context_gone(const struct tpc_context *context);
 
@@ -81,8 +83,11 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
 bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,
                      CUstream stream, bool sync, CUresult *result);
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream);
-/* The end of one in the form that is synchronous: it waits if a side is host memory, which the program may look at or change
- * now. Between device memory the driver does not wait either. */
+/* The begin of one in the form that is synchronous: between contexts it comes after everything that both of them, and the
+ * current one, have to do (cuMemcpyPeer). */
+CUresult tpc_copy_settle(uint64_t destination, uint64_t source);
+/* And its end: it waits if a side is host memory, which the program may look at or change now, or belongs to another context,
+ * which would not wait by itself. Between memory of one context the driver does not wait either. */
 CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, CUstream stream, CUresult result);
 /* Waits until `stream` has done everything that was sent before. */
 CUresult tpc_copy_wait(const char *name, CUstream stream);
