@@ -75,6 +75,7 @@ class Program:
     `timed` programs run `--pairs` times with nothing beside them; the others run once a side, and beside each other
     unless they are `alone` because they read what others change (free memory, elapsed time).
     inject says how the client files reach the program: LD_LIBRARY_PATH, LD_PRELOAD, or `tensor-fusion run`.
+    A program that needs more `gpus` than the machine has is left out, and its row says so.
     In `command`, {bin}, {model}, {programs} and {python} stand for the folders and the interpreter of the run.
     """
 
@@ -89,6 +90,7 @@ class Program:
     inject: Literal["path", "preload", "run"] = "path"
     group: Literal["correctness", "speed", "robustness"] = "correctness"
     env: dict[str, str] = field(default_factory=dict)
+    gpus: int = 1
 
 
 @dataclass

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import json
@@ -277,6 +278,13 @@ def take_sample(run: Run, program: Program, side: Side, index: int) -> Sample:
 def run_program(run: Run, program: Program) -> None:
     """All samples of one program; gives up on a side that has failed twice, since GPU time is dear."""
     samples: list[Sample] = []
+    here = gpu_count(run.options.simulated) if program.gpus > 1 else 1
+    if program.gpus > here:
+        note = f"left out: it needs {program.gpus} GPUs, this machine has {here}"
+        with run.lock:
+            run.verdicts[program.name] = Verdict([Row(program.name, "ran", "", None, None, "", True, note)])
+            save(run)
+        return
     order: list[Side] = alternating(run.options.pairs if program.timed else 1)
     if program.kind == "checks":
         order = ["remote"]
@@ -348,6 +356,18 @@ def prepare_model(run: Run) -> None:
     done = run_process(command, env, 300, run.logs / "model")
     if done.returncode != 0:
         run.notes.append("the model cannot be made: " + " | ".join(tail(done.stderr, 6)))
+
+
+@functools.cache
+def gpu_count(simulated: bool) -> int:
+    """How many GPUs the machine has, or the simulated one."""
+    if simulated:
+        return int(os.environ.get("TF_SIM_DEVICES", "1"))
+    smi = find_nvidia_smi()
+    if smi is None:
+        return 0
+    listed = subprocess.run([smi, "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def machine() -> dict[str, Any]:

@@ -65,6 +65,7 @@ def programs() -> tuple[Program, ...]:
         Program("streams", python("torch_ops.py", "streams")),
         Program("threads", python("torch_ops.py", "threads")),
         Program("mixed_by_run", python("torch_ops.py", "mixed"), inject="run"),
+        Program("devices", python("devices.py"), timeout_s=180, alone=True, gpus=2),
         Program("cupy_nvrtc", python("cupy_nvrtc.py")),
         Program("cuda_bindings", python("cuda_bindings_add.py")),
         Program("linking", python("linking.py")),

@@ -90,6 +90,7 @@ PROGRAMS = (
     Program(
         "hangs", script("import faulthandler; faulthandler.enable()\nif remote: time.sleep(60)\nline('a')"), timeout_s=2
     ),
+    Program("many_gpus", script("sys.exit(1)"), gpus=1000),
     Program("fast", script("line('a', t=1.0)"), timed=True, metrics=(Metric("t", "s", "ratio_max", 1.1),)),
     Program("slow", script("line('a', t=9.0 if remote else 1.0)"), timed=True, metrics=(Metric("t", "s", "max", 5.0),)),
     Program("absent", script("line('a')"), timed=True, metrics=(Metric("t", "s", "max", 5.0),)),
@@ -115,6 +116,12 @@ def outcome(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int,
 
 def rows(outcome: tuple[int, dict[str, Any], Path], program: str) -> list[dict[str, Any]]:
     return [row for row in outcome[1]["rows"] if row["program"] == program]
+
+
+def test_what_needs_more_gpus_is_left_out_by_name(outcome: tuple[int, dict[str, Any], Path]) -> None:
+    (row,) = rows(outcome, "many_gpus")
+    assert row["ok"]
+    assert row["note"].startswith("left out: it needs 1000 GPUs")
 
 
 @pytest.mark.parametrize("program", ["same", "by_run", "fast"])
