@@ -162,6 +162,16 @@ FUNCTIONS = [
        dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
     op("graph_memcpy", "post", owner="uint64_t", node="uint64_t", context="uint64_t", params="CUDA_MEMCPY3D: in",
        dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
+    op("graph_memcpy_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"params": "CUDA_MEMCPY3D"}),
+    # Copies between device memory and the program's own. The node knows a buffer on the worker in the place of the
+    # program's memory; the client fills it before each launch, or empties it behind. `graph_copies` finds the nodes that
+    # have one of the `buffers`, and what stands before them; `graph_order` begins and ends what a launch does with them.
+    op("graph_copies", "call", contextless=True, graph="uint64_t: handle graph", buffers="uint64_t: array",
+       fresh="uint64_t: array", out={"total": "uint64_t", "late": "uint64_t", "nodes": "uint64_t: array",
+       "addresses": "uint64_t: array", "orders": "unsigned int: array"}),
+    op("graph_order", "post", exec="uint64_t: handle graphexec", stream="uint64_t: handle stream", end="unsigned int"),
+    op("graph_enable", "call", contextless=True, exec="uint64_t: handle graphexec", node="uint64_t: handle graphnode",
+       enabled="unsigned int"),
     op("graph_child", "post", owner="uint64_t", node="uint64_t", child="uint64_t: handle graph", move="unsigned int",
        dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
     op("graph_child_get", "call", contextless=True, node="uint64_t: handle graphnode", fresh="uint64_t",

@@ -15,7 +15,15 @@
 
 struct exec {
     uint32_t hosts; /* host functions that each launch raises */
+    CUevent order;  /* behind the last launch and its copies to the client, NULL while there was none */
 };
+
+static struct exec *record_of(struct tpw_object *object) {
+    if (!object->record) {
+        object->record = calloc(1, sizeof(struct exec));
+    }
+    return object->record;
+}
 
 static uint32_t count_hosts(struct tpw_session *s, CUgraph graph, unsigned depth) {
     size_t count = 0;
@@ -46,12 +54,11 @@ static int32_t describe(struct tpw_session *s, uint64_t handle, CUgraph graph) {
     if (!object) {
         return CUDA_SUCCESS;
     }
-    struct exec *exec = object->record ? object->record : calloc(1, sizeof *exec);
+    struct exec *exec = record_of(object);
     if (!exec) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     exec->hosts = count_hosts(s, graph, 0);
-    object->record = exec;
     return CUDA_SUCCESS;
 }
 
@@ -111,6 +118,35 @@ int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, c
     return error;
 }
 
+/* Launches of one executable graph follow each other in whatever streams they are, and so must what is copied before and
+ * behind each: into buffers that the launch before may still read, out of those that the next one will write. */
+int32_t tpw_graph_order(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_order_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->exec);
+    tpw_exec(s, in->exec, &error);
+    CUstream stream = tpw_stream(s, frame, in->stream, &error);
+    tpw_refuse_capturing(s, stream, &error);
+    struct exec *exec = error ? NULL : record_of(object);
+    if (!exec) {
+        return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (!in->end) {
+        return exec->order ? (int32_t)s->cuda.cuStreamWaitEvent(stream, exec->order, 0) : CUDA_SUCCESS;
+    }
+    if (!exec->order) {
+        error = (int32_t)s->cuda.cuEventCreate(&exec->order, CU_EVENT_DISABLE_TIMING);
+    }
+    return error ? error : (int32_t)s->cuda.cuEventRecord(exec->order, stream);
+}
+
+int32_t tpw_graph_enable(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_enable_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    (void)frame;
+    CUgraphExec exec = tpw_exec(s, in->exec, &error);
+    CUgraphNode node = tpw_node(s, in->node, &error);
+    return error ? error : (int32_t)s->cuda.cuGraphNodeSetEnabled(exec, node, in->enabled);
+}
+
 /* The place is free afterwards whatever the driver said: the client uses it again. Launches under way go on. */
 int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *frame,
                                const struct tpg_cuGraphExecDestroy_in *in) {
@@ -122,6 +158,10 @@ int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *fra
     inside.context = object->context;
     CUgraphExec native = (CUgraphExec)(uintptr_t)object->native;
     bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
+    const struct exec *exec = object->record;
+    if (there && exec && exec->order) {
+        s->cuda.cuEventDestroy_v2(exec->order);
+    }
     tpw_forget(s, TPG_GRAPHEXEC, in->hGraphExec);
     return there ? (int32_t)s->cuda.cuGraphExecDestroy(native) : CUDA_SUCCESS;
 }

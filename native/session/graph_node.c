@@ -386,6 +386,19 @@ int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame
     return error;
 }
 
+/* Pointers in it are the driver's own: the client is told addresses of device memory and numbers. */
+int32_t tpw_graph_memcpy_get(struct tpw_session *s, const struct tp_frame *frame,
+                             const struct tpg_graph_memcpy_get_in *in, struct tpg_graph_memcpy_get_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    (void)frame;
+    CUgraphNode node = tpw_node(s, in->node, &error);
+    error = error ? error : (int32_t)s->cuda.cuGraphMemcpyNodeGetParams(node, &out->params);
+    out->params.srcHost = out->params.dstHost = NULL;
+    out->params.srcArray = out->params.dstArray = NULL;
+    out->params.reserved0 = out->params.reserved1 = NULL;
+    return error;
+}
+
 int32_t tpw_graph_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
                                 const struct tpg_graph_attribute_set_in *in) {
     int32_t error = CUDA_SUCCESS;

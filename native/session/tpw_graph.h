@@ -77,6 +77,14 @@ void tpw_host_never(struct tpw_session *s, uint32_t count); /* the launch failed
 /* How many launches of a graph of this session may raise any. */
 bool tpw_host_any(const struct tpw_session *s);
 
+/* ---- graph_copies.c ---- */
+/* What stands before a copy of a graph, as the client is told. */
+enum tpw_copy_order {
+    TPW_AFTER_DOWNLOAD = 1, /* a copy out of the device into a buffer */
+    TPW_AFTER_HOST = 2,     /* a host function */
+    TPW_INSIDE = 4,         /* the node is inside the child graph that is named */
+};
+
 /* ---- launch.c ---- */
 /* The function or kernel behind a handle, if its parameters take exactly so many bytes. */
 struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error);

@@ -239,6 +239,22 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(graph_node_destroy, .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
     LIKE(graph_destroy, .graph = HANDLE(TPG_GRAPH, rand() % 2));
     LIKE(graph_instantiate, .graph = HANDLE(TPG_GRAPH, rand() % 2), .exec = HANDLE(TPG_GRAPHEXEC, 0));
+    const CUDA_MEMCPY3D graph_copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                                      .srcDevice = ADDRESS(0),
+                                      .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                                      .dstDevice = ADDRESS(1),
+                                      .WidthInBytes = 100,
+                                      .Height = 1 + (size_t)rand() % 2,
+                                      .Depth = 1};
+    const uint64_t buffers[] = {ADDRESS(1), ADDRESS(0), ADDRESS(1)}, fresh[] = {HANDLE(TPG_GRAPHNODE, 2), 7};
+    LIKE(graph_memcpy, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
+         .params = &graph_copy);
+    LIKE(graph_memcpy_get, .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
+    LIKE(graph_copies, .graph = HANDLE(TPG_GRAPH, rand() % 2), .buffers = buffers, .buffers_count = (size_t)rand() % 4,
+         .fresh = fresh, .fresh_count = (size_t)rand() % 3);
+    LIKE(graph_order, .exec = HANDLE(TPG_GRAPHEXEC, 0), .stream = stream, .end = (unsigned)rand() % 2);
+    LIKE(graph_enable, .exec = HANDLE(TPG_GRAPHEXEC, 0), .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
+    LIKE(cuGraphLaunch, .hGraph = HANDLE(TPG_GRAPHEXEC, 0), .hStream = stream);
     static const unsigned char hash[33];
     static const char image[] = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k() { ret; }\n";
     LIKE(image_load, .size = sizeof kernels_ptx, .owner = HANDLE(TPG_MODULE, 1), .hash = hash,

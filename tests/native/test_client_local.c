@@ -35,6 +35,7 @@ struct tp_thread *tp_thread_self(void) { return &this_thread; }
 void tp_reply_free(struct tp_reply *reply) { reply->size = 0; }
 void tpc_capture_context_gone(uint32_t context) { CHECK(context != 0); }
 void tpc_memory_context_gone(const struct tpc_context *context) { CHECK(context != NULL); }
+void tpc_host_copies_context_gone(const struct tpc_context *context) { CHECK(context != NULL); }
 
 unsigned char *tpc_reserve(uint16_t op, size_t size) {
     CHECK(size <= sizeof frame_body && sent_count < 1024);

@@ -1,10 +1,11 @@
 // Simulated GPU: stream capture, graphs built node by node, executable graphs, user objects.
-#include "graph_checks.h"
+#include "graph_copy_checks.h"
 
 int main(void) {
     start();
     CUmodule module = load_kernels();
     check_graphs(module);
+    check_graph_copies(module);
     OK(cuModuleUnload(module));
     puts("ok");
     return 0;

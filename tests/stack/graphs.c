@@ -3,7 +3,7 @@
  *
  * One thread, except where a check says otherwise; nothing is read but the test's own words.
  */
-#include "../native/graph_checks.h"
+#include "../native/graph_copy_checks.h"
 #include "stack.h"
 
 int role_graphs(int count, char **words) {
@@ -11,6 +11,7 @@ int role_graphs(int count, char **words) {
     start();
     CUmodule module = load_kernels();
     check_graphs(module);
+    check_graph_copies(module);
     OK(cuModuleUnload(module));
     say("right");
     return 0;

@@ -34,6 +34,12 @@ struct capture {
     struct answer *answers;
 };
 
+/* What a stream says of its capture. */
+struct info {
+    CUstreamCaptureStatus status;
+    uint64_t id, graph;
+};
+
 _Atomic int tpc_captures;
 static _Atomic unsigned int disturbed; /* counts failures, each of which may have ended a capture */
 static struct tp_lock lock;
@@ -266,45 +272,37 @@ CUresult tpc_capture_refuse(const char *name, CUstream stream) {
     return result != CUDA_SUCCESS ? result : broken != CUDA_SUCCESS ? broken : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
-/* The one place that decides whether host memory may be part of a graph. It may if the GPU reaches the memory itself, at an
- * address that stays the same for as long as the memory lives: pinned memory in the shared segment. */
+/* The one place that decides how host memory becomes part of a graph. As it is if the GPU reaches the memory itself, at an
+ * address that stays the same for as long as the memory lives: pinned memory in the shared segment. Otherwise by a buffer,
+ * see graph_copy.c. */
 bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device) {
     uint64_t offset = tpc_host_offset(host, size);
     *device = TP_SEGMENT_ADDRESS + offset;
     return offset != 0;
 }
 
-CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync) {
-    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+static CUresult look(CUstream stream, struct info *info);
+
+CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync, CUgraph *graph) {
+    struct info info;
     uint64_t device;
-    CUresult result = tpc_capture_status(stream, &status);
-    if (result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE) {
+    *graph = NULL;
+    CUresult result = look(stream, &info);
+    if (result == CUDA_SUCCESS && info.status == CU_STREAM_CAPTURE_STATUS_NONE) {
         return CUDA_SUCCESS;
     }
-    if (result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_INVALIDATED) {
+    if (result == CUDA_SUCCESS && info.status == CU_STREAM_CAPTURE_STATUS_INVALIDATED) {
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     }
-    if (result == CUDA_SUCCESS && !sync && tpc_host_in_graph(host, size, &device)) {
+    if (result == CUDA_SUCCESS && !sync) {
+        *graph = tpc_host_in_graph(host, size, &device) ? NULL : (CUgraph)(uintptr_t)info.graph;
         return CUDA_SUCCESS;
     }
     CUresult broken = break_capture(name, stream);
-    if (result == CUDA_SUCCESS && !sync) {
-        tp_log(
-            TP_ERROR,
-            "%s of %zu bytes at %p in a capturing stream: the graph would read or write memory of this program at each "
-            "launch, which the worker cannot reach over this connection; copy outside the capture",
-            name, size, host);
-        return CUDA_ERROR_NOT_SUPPORTED;
-    }
     return result != CUDA_SUCCESS ? result : broken != CUDA_SUCCESS ? broken : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
 /* ---- what a stream says of its capture ---- */
-
-struct info {
-    CUstreamCaptureStatus status;
-    uint64_t id, graph;
-};
 
 static bool remembered(CUstream stream, struct info *info) {
     tp_lock_take(&lock);

@@ -324,6 +324,7 @@ static struct tpc_storage_entry *end(struct tpc_context *context) {
     atomic_fetch_add_explicit(&context->life, 1, memory_order_relaxed);
     tpc_capture_context_gone(tp_handle_id(context->handle));
     tpc_memory_context_gone(context);
+    tpc_host_copies_context_gone(context);
     return tpc_storage_detach(context->handle);
 }
 

@@ -114,19 +114,19 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     bool completes = pinned;
     CUresult result;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
-        result = tpc_capture_copy(name, stream, source, size, sync);
-        if (result != CUDA_SUCCESS) {
-            return result;
+        CUgraph graph;
+        result = tpc_capture_copy(name, stream, source, size, sync, &graph);
+        if (result != CUDA_SUCCESS || graph) {
+            return graph ? tpc_capture_host(name, graph, area, source, area->width, true, stream) : result;
         }
         completes = true; /* nothing that comes later can be put behind it in a stream that captures */
     }
     if (pinned && tpc_copy_shared(name, area, source, area->width, true, stream, sync, &result)) {
         return result;
     }
-    /* "Down into P, then up from P" in stream order is legal CUDA: the bytes must have come before they are read here.
-     */
-    if (pinned && tp_download_pending(tpc_conn, source, size) &&
-        tp_transfers_touching_wait(tpc_conn, source, size) != TP_OK) {
+    /* "Down into P, then up from P" in stream order is legal CUDA: the bytes must have come before they are read here. Into
+     * pageable memory it is a graph that copies without waiting. */
+    if (tp_download_pending(tpc_conn, source, size) && tp_transfers_touching_wait(tpc_conn, source, size) != TP_OK) {
         return tpc_lost();
     }
     push_twins(); /* an earlier copy may go to a twin: keep the order */
@@ -232,7 +232,7 @@ static void on_download_ended(const struct tp_reply_frame *frame, const unsigned
     }
 }
 
-static CUresult download_post(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
     size_t size = area->width * area->height;
     static _Atomic bool listening;
     if (!atomic_exchange(&listening, true)) {
@@ -266,9 +266,10 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
     bool pinned = tpc_is_pinned(destination, size);
     CUresult result;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
-        result = tpc_capture_copy(name, stream, destination, size, sync);
-        if (result != CUDA_SUCCESS) {
-            return result;
+        CUgraph graph;
+        result = tpc_capture_copy(name, stream, destination, size, sync, &graph);
+        if (result != CUDA_SUCCESS || graph) {
+            return graph ? tpc_capture_host(name, graph, area, destination, area->width, false, stream) : result;
         }
     }
     if (pinned && tpc_copy_shared(name, area, destination, area->width, false, stream, sync, &result)) {
@@ -276,7 +277,7 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
     }
     push_twins();
     if (!sync && pinned) {
-        return download_post(name, destination, area, stream);
+        return tpc_copy_down_later(name, destination, area, stream);
     }
     return size <= TP_INLINE_MAX ? download_inline(name, destination, area, stream)
                                  : download_bulk(name, destination, area, stream);

@@ -99,9 +99,10 @@ static CUresult slice_up(const char *name, const struct side *to, const struct s
     }
     CUresult result;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
-        result = tpc_capture_copy(name, stream, host, from->pitch * (height - 1) + width, sync);
-        if (result != CUDA_SUCCESS) {
-            return result;
+        CUgraph graph;
+        result = tpc_capture_copy(name, stream, host, from->pitch * (height - 1) + width, sync, &graph);
+        if (result != CUDA_SUCCESS || graph) {
+            return graph ? tpc_capture_host(name, graph, &area, host, from->pitch, true, stream) : result;
         }
     }
     if (tpc_copy_shared(name, &area, host, from->pitch, true, stream, sync, &result)) {
@@ -140,9 +141,10 @@ static CUresult slice_down(const char *name, const struct side *to, const struct
     }
     CUresult result;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
-        result = tpc_capture_copy(name, stream, host, to->pitch * (height - 1) + width, sync);
-        if (result != CUDA_SUCCESS) {
-            return result;
+        CUgraph graph;
+        result = tpc_capture_copy(name, stream, host, to->pitch * (height - 1) + width, sync, &graph);
+        if (result != CUDA_SUCCESS || graph) {
+            return graph ? tpc_capture_host(name, graph, &area, host, to->pitch, false, stream) : result;
         }
     }
     if (tpc_copy_shared(name, &area, host, to->pitch, false, stream, sync, &result)) {

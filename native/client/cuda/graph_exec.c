@@ -16,7 +16,13 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
     }
     TPC_CHECK_HANDLE(GRAPH, graph, false);
     struct tpc_fresh fresh;
+    struct copies *copies;
+    CUresult result = tpc_copies_learn(name, graph, &copies);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
     if (!tpc_fresh_make(&fresh, 1)) {
+        tpc_copies_free(copies);
         return TPC_NO_HANDLES;
     }
     struct tpg_graph_instantiate_in in = {.graph = (uint64_t)(uintptr_t)graph,
@@ -27,7 +33,7 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
                                           .fresh = fresh.handles[0]};
     struct tpg_graph_instantiate_out out;
     struct tp_reply reply;
-    CUresult result = TPC_NO_HANDLES;
+    result = TPC_NO_HANDLES;
     if (in.exec) {
         result = tpc_call_graph_instantiate(name, &in, &out, &reply);
         if (result == CUDA_SUCCESS) {
@@ -45,7 +51,11 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
     tpc_fresh_end(&fresh);
     if (result == CUDA_SUCCESS) {
         *out_exec = (CUgraphExec)(uintptr_t)in.exec;
-    } else if (in.exec) {
+        tpc_copies_instantiated(*out_exec, copies);
+        return CUDA_SUCCESS;
+    }
+    tpc_copies_free(copies);
+    if (in.exec) {
         tpc_unmint(TPG_GRAPHEXEC, in.exec);
     }
     return result;
@@ -84,13 +94,12 @@ CUresult tpc_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phGrap
                        &instantiateParams->hErrNode_out, &instantiateParams->result_out);
 }
 
-/* As with a kernel: what the program wrote into mapped host memory is there when the graph runs. */
+/* As with a kernel: what the program wrote into mapped host memory is there when the graph runs. So is what its copies read. */
 CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
-    (void)hGraph, (void)hStream;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
         tpc_twins_push();
     }
-    return CUDA_SUCCESS;
+    return tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream);
 }
 
 CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo) {
@@ -100,7 +109,13 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
     TPC_CHECK_HANDLE(GRAPHEXEC, hGraphExec, false);
     TPC_CHECK_HANDLE(GRAPH, hGraph, false);
     struct tpc_fresh fresh;
+    struct copies *copies;
+    CUresult result = tpc_copies_learn("cuGraphExecUpdate", hGraph, &copies);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
     if (!tpc_fresh_make(&fresh, 2)) {
+        tpc_copies_free(copies);
         return TPC_NO_HANDLES;
     }
     struct tpg_graph_update_in in = {.exec = (uint64_t)(uintptr_t)hGraphExec,
@@ -109,7 +124,7 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
                                      .fresh_count = fresh.count};
     struct tpg_graph_update_out out;
     struct tp_reply reply;
-    CUresult result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out, &reply);
+    result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
         tpc_fresh_note(&fresh, out.error_node, in.graph);
         tpc_fresh_note(&fresh, out.error_from, in.graph);
@@ -120,6 +135,11 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
     }
     tpc_fresh_end(&fresh);
     tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_copies_updated(hGraphExec, copies);
+    } else {
+        tpc_copies_free(copies);
+    }
     return result;
 }
 

@@ -5,68 +5,35 @@
  * programs do it before each launch. A kernel's parameters are gathered as for a launch. The arrays that GetParams points to
  * belong to this file and last as long as the node's handle; their list is guarded by a lock.
  */
-#include "tpc_graph.h"
+#include "tpc_graph_node.h"
 #include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
 
-/* Where parameters go: a new node, a node of an executable graph, a node. */
-struct target {
-    uint64_t owner, node;
-    const CUgraphNode *dependencies;
-    const CUgraphEdgeData *edges;
-    size_t count;
-    bool wait;
-};
+TPC_NODE_SENDER(graph_kernel)
+TPC_NODE_SENDER(graph_memset)
+TPC_NODE_SENDER(graph_child)
+TPC_NODE_SENDER(graph_empty)
+TPC_NODE_SENDER(graph_host)
 
-#define TARGET(t)                                                                                                      \
-    .owner = (t)->owner, .node = (t)->node, .dependencies = (const uint64_t *)(const void *)(t)->dependencies,         \
-    .dependencies_count = (t)->count, .edges = (t)->edges, .edges_count = (t)->edges ? (t)->count : 0
-
-/* The same operation as a post, or waited for. */
-#define SENDER(op)                                                                                                     \
-    static CUresult send_##op(const char *name, const struct tpg_##op##_in *in, bool wait) {                           \
-        if (!wait) {                                                                                                   \
-            return tpc_post_##op(name, in);                                                                            \
-        }                                                                                                              \
-        struct tp_reply reply;                                                                                         \
-        size_t size = tpg_size_##op##_in(in);                                                                          \
-        TPC_FITS(size);                                                                                                \
-        unsigned char *body = tpc_reserve(TPG_OP_##op, size);                                                          \
-        if (!body) {                                                                                                   \
-            return tpc_lost();                                                                                         \
-        }                                                                                                              \
-        struct tp_cursor c = tp_cursor_make(body, size);                                                               \
-        tpg_put_##op##_in(&c, in);                                                                                     \
-        CUresult result = tpc_call(name, &reply);                                                                      \
-        tp_reply_free(&reply);                                                                                         \
-        return result;                                                                                                 \
-    }
-SENDER(graph_kernel)
-SENDER(graph_memset)
-SENDER(graph_memcpy)
-SENDER(graph_child)
-SENDER(graph_empty)
-SENDER(graph_host)
-
-static CUresult new_node(struct target *t, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
-                         const CUgraphEdgeData *edges, size_t count) {
+CUresult tpc_node_new(struct tpc_node_target *t, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
+                      const CUgraphEdgeData *edges, size_t count) {
     TPC_CHECK_HANDLE(GRAPH, graph, false);
     if (!out || (count && !dependencies)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     uint64_t handle = (uint64_t)(uintptr_t)graph;
-    *t = (struct target){.owner = handle,
-                         .node = tpc_mint_record(TPG_GRAPHNODE, (void *)(uintptr_t)handle),
-                         .dependencies = dependencies,
-                         .edges = tpc_edges_plain(edges, count) ? NULL : edges,
-                         .count = count,
-                         .wait = true};
+    *t = (struct tpc_node_target){.owner = handle,
+                                  .node = tpc_mint_record(TPG_GRAPHNODE, (void *)(uintptr_t)handle),
+                                  .dependencies = dependencies,
+                                  .edges = tpc_edges_plain(edges, count) ? NULL : edges,
+                                  .count = count,
+                                  .wait = true};
     return t->node ? CUDA_SUCCESS : TPC_NO_HANDLES;
 }
 
-static CUresult added(const struct target *t, CUgraphNode *out, CUresult result) {
+CUresult tpc_node_added(const struct tpc_node_target *t, CUgraphNode *out, CUresult result) {
     if (result == CUDA_SUCCESS) {
         *out = (CUgraphNode)(uintptr_t)t->node;
     } else {
@@ -75,22 +42,22 @@ static CUresult added(const struct target *t, CUgraphNode *out, CUresult result)
     return result;
 }
 
-static CUresult in_exec(struct target *t, CUgraphExec exec, CUgraphNode node) {
+CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node) {
     TPC_CHECK_HANDLE(GRAPHEXEC, exec, false);
     TPC_CHECK_HANDLE(GRAPHNODE, node, false);
-    *t = (struct target){.owner = (uint64_t)(uintptr_t)exec, .node = (uint64_t)(uintptr_t)node};
+    *t = (struct tpc_node_target){.owner = (uint64_t)(uintptr_t)exec, .node = (uint64_t)(uintptr_t)node};
     return CUDA_SUCCESS;
 }
 
-static CUresult node_itself(struct target *t, CUgraphNode node) {
+CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node) {
     TPC_CHECK_HANDLE(GRAPHNODE, node, false);
-    *t = (struct target){.node = (uint64_t)(uintptr_t)node, .wait = true};
+    *t = (struct tpc_node_target){.node = (uint64_t)(uintptr_t)node, .wait = true};
     return CUDA_SUCCESS;
 }
 
 /* ---- kernels ---- */
 
-static CUresult kernel(const char *name, const struct target *t, const CUDA_KERNEL_NODE_PARAMS *p) {
+static CUresult kernel(const char *name, const struct tpc_node_target *t, const CUDA_KERNEL_NODE_PARAMS *p) {
     TPC_CONTEXT(context);
     (void)context;
     unsigned char block[TPC_BLOCK_LIMIT];
@@ -104,18 +71,12 @@ static CUresult kernel(const char *name, const struct target *t, const CUDA_KERN
     if (result != CUDA_SUCCESS) {
         return result;
     }
-    struct tpg_graph_kernel_in in = {TARGET(t),
-                                     .context = (uint64_t)(uintptr_t)p->ctx,
-                                     .function = k->handle,
-                                     .grid_x = p->gridDimX,
-                                     .grid_y = p->gridDimY,
-                                     .grid_z = p->gridDimZ,
-                                     .block_x = p->blockDimX,
-                                     .block_y = p->blockDimY,
-                                     .block_z = p->blockDimZ,
-                                     .shared_bytes = p->sharedMemBytes,
-                                     .params = source,
-                                     .params_size = k->parameter_bytes};
+    struct tpg_graph_kernel_in in = {TPC_TARGET(t),           .context = (uint64_t)(uintptr_t)p->ctx,
+                                     .function = k->handle,   .grid_x = p->gridDimX,
+                                     .grid_y = p->gridDimY,   .grid_z = p->gridDimZ,
+                                     .block_x = p->blockDimX, .block_y = p->blockDimY,
+                                     .block_z = p->blockDimZ, .shared_bytes = p->sharedMemBytes,
+                                     .params = source,        .params_size = k->parameter_bytes};
     return send_graph_kernel(name, &in, t->wait);
 }
 
@@ -130,9 +91,9 @@ static const CUDA_KERNEL_NODE_PARAMS *widened(const CUDA_KERNEL_NODE_PARAMS_v1 *
 
 CUresult tpc_cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                      size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    struct target t;
-    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result : added(&t, phGraphNode, kernel("cuGraphAddKernelNode", &t, nodeParams));
+    struct tpc_node_target t;
+    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result : tpc_node_added(&t, phGraphNode, kernel("cuGraphAddKernelNode", &t, nodeParams));
 }
 
 CUresult tpc_cuGraphAddKernelNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
@@ -143,8 +104,8 @@ CUresult tpc_cuGraphAddKernelNode(CUgraphNode *phGraphNode, CUgraph hGraph, cons
 }
 
 CUresult tpc_cuGraphKernelNodeSetParams_v2(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    struct target t;
-    CUresult result = node_itself(&t, hNode);
+    struct tpc_node_target t;
+    CUresult result = tpc_node_itself(&t, hNode);
     return result ? result : kernel("cuGraphKernelNodeSetParams", &t, nodeParams);
 }
 
@@ -155,8 +116,8 @@ CUresult tpc_cuGraphKernelNodeSetParams(CUgraphNode hNode, const CUDA_KERNEL_NOD
 
 CUresult tpc_cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode hNode,
                                                const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    struct target t;
-    CUresult result = in_exec(&t, hGraphExec, hNode);
+    struct tpc_node_target t;
+    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
     return result ? result : kernel("cuGraphExecKernelNodeSetParams", &t, nodeParams);
 }
 
@@ -317,7 +278,7 @@ CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID
 
 /* ---- memsets ---- */
 
-static CUresult memset_node(const char *name, const struct target *t, const CUDA_MEMSET_NODE_PARAMS *p,
+static CUresult memset_node(const char *name, const struct tpc_node_target *t, const CUDA_MEMSET_NODE_PARAMS *p,
                             CUcontext context) {
     if (!p) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -334,106 +295,39 @@ static CUresult memset_node(const char *name, const struct target *t, const CUDA
     if (!fits || !tpc_range_covers(area.address, extent)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_graph_memset_in in = {TARGET(t),
-                                     .context = (uint64_t)(uintptr_t)context,
-                                     .destination = p->dst,
-                                     .pitch = p->pitch,
-                                     .width = p->width,
-                                     .height = p->height,
-                                     .value = p->value,
-                                     .element = p->elementSize};
+    struct tpg_graph_memset_in in = {TPC_TARGET(t),         .context = (uint64_t)(uintptr_t)context,
+                                     .destination = p->dst, .pitch = p->pitch,
+                                     .width = p->width,     .height = p->height,
+                                     .value = p->value,     .element = p->elementSize};
     return send_graph_memset(name, &in, t->wait);
 }
 
 CUresult tpc_cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                   size_t numDependencies, const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) {
-    struct target t;
-    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result : added(&t, phGraphNode, memset_node("cuGraphAddMemsetNode", &t, memsetParams, ctx));
+    struct tpc_node_target t;
+    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result
+                  : tpc_node_added(&t, phGraphNode, memset_node("cuGraphAddMemsetNode", &t, memsetParams, ctx));
 }
 
 CUresult tpc_cuGraphMemsetNodeSetParams(CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *nodeParams) {
-    struct target t;
-    CUresult result = node_itself(&t, hNode);
+    struct tpc_node_target t;
+    CUresult result = tpc_node_itself(&t, hNode);
     return result ? result : memset_node("cuGraphMemsetNodeSetParams", &t, nodeParams, NULL);
 }
 
 CUresult tpc_cuGraphExecMemsetNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
                                             const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) {
-    struct target t;
-    CUresult result = in_exec(&t, hGraphExec, hNode);
+    struct tpc_node_target t;
+    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
     return result ? result : memset_node("cuGraphExecMemsetNodeSetParams", &t, memsetParams, ctx);
-}
-
-/* ---- copies ---- */
-
-/* Turns one side into device memory; host memory is only possible where a graph may reach it for ever. */
-static CUresult device_side(const char *name, CUmemorytype *type, CUdeviceptr *device, const void *host, size_t least) {
-    uint64_t as_device = 0;
-    struct tpc_range range;
-    if (*type == CU_MEMORYTYPE_UNIFIED) {
-        bool there =
-            tpc_is_device_address(*device) || (tpc_range_at(*device, &range) && range.where == TPC_DEVICE_MEMORY);
-        host = there ? NULL : (const void *)(uintptr_t)*device;
-        *type = there ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST;
-    }
-    if (*type == CU_MEMORYTYPE_DEVICE) {
-        return CUDA_SUCCESS;
-    }
-    if (*type == CU_MEMORYTYPE_HOST && tpc_host_in_graph(host, least, &as_device)) {
-        *type = CU_MEMORYTYPE_DEVICE;
-        *device = as_device;
-        return CUDA_SUCCESS;
-    }
-    tp_log(TP_ERROR, "%s: a copy node with %s is not supported over this connection", name,
-           *type == CU_MEMORYTYPE_HOST ? "memory of this program" : "an array");
-    return *type == CU_MEMORYTYPE_HOST || *type == CU_MEMORYTYPE_ARRAY ? CUDA_ERROR_NOT_SUPPORTED
-                                                                       : CUDA_ERROR_INVALID_VALUE;
-}
-
-static CUresult memcpy_node(const char *name, const struct target *t, const CUDA_MEMCPY3D *p, CUcontext context) {
-    if (!p) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(CONTEXT, context, true);
-    CUDA_MEMCPY3D copy = *p;
-    CUresult result = device_side(name, &copy.srcMemoryType, &copy.srcDevice, copy.srcHost, copy.WidthInBytes);
-    if (result == CUDA_SUCCESS) {
-        result = device_side(name, &copy.dstMemoryType, &copy.dstDevice, copy.dstHost, copy.WidthInBytes);
-    }
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
-    copy.srcHost = copy.dstHost = NULL;
-    struct tpg_graph_memcpy_in in = {TARGET(t), .context = (uint64_t)(uintptr_t)context, .params = &copy};
-    return send_graph_memcpy(name, &in, t->wait);
-}
-
-CUresult tpc_cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                  size_t numDependencies, const CUDA_MEMCPY3D *copyParams, CUcontext ctx) {
-    struct target t;
-    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result : added(&t, phGraphNode, memcpy_node("cuGraphAddMemcpyNode", &t, copyParams, ctx));
-}
-
-CUresult tpc_cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams) {
-    struct target t;
-    CUresult result = node_itself(&t, hNode);
-    return result ? result : memcpy_node("cuGraphMemcpyNodeSetParams", &t, nodeParams, NULL);
-}
-
-CUresult tpc_cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMCPY3D *copyParams,
-                                            CUcontext ctx) {
-    struct target t;
-    CUresult result = in_exec(&t, hGraphExec, hNode);
-    return result ? result : memcpy_node("cuGraphExecMemcpyNodeSetParams", &t, copyParams, ctx);
 }
 
 /* ---- the others ---- */
 
-static CUresult child_node(const char *name, const struct target *t, CUgraph child, bool move) {
+static CUresult child_node(const char *name, const struct tpc_node_target *t, CUgraph child, bool move) {
     TPC_CHECK_HANDLE(GRAPH, child, false);
-    struct tpg_graph_child_in in = {TARGET(t), .child = (uint64_t)(uintptr_t)child, .move = move};
+    struct tpg_graph_child_in in = {TPC_TARGET(t), .child = (uint64_t)(uintptr_t)child, .move = move};
     CUresult result = send_graph_child(name, &in, t->wait);
     if (result == CUDA_SUCCESS && move) {
         tpc_set_record(TPG_GRAPH, in.child, (void *)(uintptr_t)t->node);
@@ -443,35 +337,46 @@ static CUresult child_node(const char *name, const struct target *t, CUgraph chi
 
 CUresult tpc_cuGraphAddChildGraphNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                       size_t numDependencies, CUgraph childGraph) {
-    struct target t;
-    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result : added(&t, phGraphNode, child_node("cuGraphAddChildGraphNode", &t, childGraph, false));
+    struct tpc_node_target t;
+    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result
+                  : tpc_node_added(&t, phGraphNode, child_node("cuGraphAddChildGraphNode", &t, childGraph, false));
 }
 
 CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph) {
-    struct target t;
-    CUresult result = in_exec(&t, hGraphExec, hNode);
+    struct tpc_node_target t;
+    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
+    struct copies *copies = NULL;
     t.wait = true; /* a graph of another shape is refused */
+    result = result ? result : tpc_copies_may_change("cuGraphExecChildGraphNodeSetParams", hGraphExec, hNode, true);
+    result = result ? result : tpc_copies_learn("cuGraphExecChildGraphNodeSetParams", childGraph, &copies);
+    if (copies) {
+        tp_log(TP_ERROR,
+               "cuGraphExecChildGraphNodeSetParams: the graph copies between the device and this program's memory; "
+               "putting it into an executable graph is not supported over this connection");
+        tpc_copies_free(copies);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
     return result ? result : child_node("cuGraphExecChildGraphNodeSetParams", &t, childGraph, false);
 }
 
-static CUresult empty_node(const char *name, const struct target *t) {
-    struct tpg_graph_empty_in in = {TARGET(t)};
+static CUresult empty_node(const char *name, const struct tpc_node_target *t) {
+    struct tpg_graph_empty_in in = {TPC_TARGET(t)};
     return send_graph_empty(name, &in, t->wait);
 }
 
 CUresult tpc_cuGraphAddEmptyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                  size_t numDependencies) {
-    struct target t;
-    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result : added(&t, phGraphNode, empty_node("cuGraphAddEmptyNode", &t));
+    struct tpc_node_target t;
+    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result : tpc_node_added(&t, phGraphNode, empty_node("cuGraphAddEmptyNode", &t));
 }
 
-static CUresult host_node(const char *name, const struct target *t, CUhostFn function, void *user) {
+static CUresult host_node(const char *name, const struct tpc_node_target *t, CUhostFn function, void *user) {
     if (!function) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_graph_host_in in = {TARGET(t), .token = tpc_host_lasting(function, user)};
+    struct tpg_graph_host_in in = {TPC_TARGET(t), .token = tpc_host_lasting(function, user)};
     CUresult result = in.token ? send_graph_host(name, &in, t->wait) : CUDA_ERROR_OUT_OF_MEMORY;
     if (result != CUDA_SUCCESS && in.token) {
         tpc_host_refused(in.token);
@@ -481,16 +386,17 @@ static CUresult host_node(const char *name, const struct target *t, CUhostFn fun
 
 CUresult tpc_cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                 size_t numDependencies, const CUDA_HOST_NODE_PARAMS *nodeParams) {
-    struct target t;
+    struct tpc_node_target t;
     if (!nodeParams) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
     return result ? result
-                  : added(&t, phGraphNode, host_node("cuGraphAddHostNode", &t, nodeParams->fn, nodeParams->userData));
+                  : tpc_node_added(&t, phGraphNode,
+                                   host_node("cuGraphAddHostNode", &t, nodeParams->fn, nodeParams->userData));
 }
 
-static CUresult any_node(const char *name, const struct target *t, const CUgraphNodeParams *p) {
+static CUresult any_node(const char *name, const struct tpc_node_target *t, const CUgraphNodeParams *p) {
     CUDA_KERNEL_NODE_PARAMS kernel_params;
     CUDA_MEMSET_NODE_PARAMS memset_params;
     switch (p->type) {
@@ -501,7 +407,7 @@ static CUresult any_node(const char *name, const struct target *t, const CUgraph
         memcpy(&memset_params, &p->memset, sizeof memset_params); /* today's has a context behind it */
         return memset_node(name, t, &memset_params, p->memset.ctx);
     case CU_GRAPH_NODE_TYPE_MEMCPY:
-        return memcpy_node(name, t, &p->memcpy.copyParams, p->memcpy.copyCtx);
+        return tpc_node_copy(name, t, &p->memcpy.copyParams, p->memcpy.copyCtx);
     case CU_GRAPH_NODE_TYPE_EMPTY:
         return empty_node(name, t);
     case CU_GRAPH_NODE_TYPE_HOST:
@@ -517,12 +423,12 @@ static CUresult any_node(const char *name, const struct target *t, const CUgraph
 CUresult tpc_cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                const CUgraphEdgeData *dependencyData, size_t numDependencies,
                                CUgraphNodeParams *nodeParams) {
-    struct target t;
+    struct tpc_node_target t;
     if (!nodeParams) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = new_node(&t, phGraphNode, hGraph, dependencies, dependencyData, numDependencies);
-    return result ? result : added(&t, phGraphNode, any_node("cuGraphAddNode", &t, nodeParams));
+    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, dependencyData, numDependencies);
+    return result ? result : tpc_node_added(&t, phGraphNode, any_node("cuGraphAddNode", &t, nodeParams));
 }
 
 CUresult tpc_cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,

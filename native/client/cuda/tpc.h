@@ -189,6 +189,8 @@ void tpc_watch_recorded(CUevent event);
 void tpc_watch_graphs_record(void);
 /* capture.c: the captures of a context, by the number of its handle, have ended with it. */
 void tpc_capture_context_gone(uint32_t context);
+/* graph_copy.c: what graphs keep on the worker for the program's memory has ended with the context. */
+void tpc_host_copies_context_gone(const struct tpc_context *context);
 /* After the mark was posted as the frame behind `before`: true when the GPU has come there and nothing failed. */
 bool tpc_marked(const char *name, CUstream stream, const struct tp_done *done, uint64_t before);
 /* Waits until the GPU itself says that `stream` has come here; false when that cannot be, or takes long: then wait by a call. */

@@ -27,8 +27,9 @@ CUresult tpc_capture_unsafe(const char *name);
             }                                                                                                          \
         }                                                                                                              \
     } while (0)
-/* For a copy between host memory and the device while captures are under way: refuses it, or lets it pass. */
-CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync);
+/* For a copy between host memory and the device while captures are under way: refuses it, or lets it pass; *graph, unless
+ * it is NULL then, is one that can only have the copy by a buffer (tpc_capture_host). */
+CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync, CUgraph *graph);
 /* For an operation that cannot be captured: refuses it if the stream captures, which ends the capture. */
 CUresult tpc_capture_refuse(const char *name, CUstream stream);
 /* Whether a graph may read and write the host memory at every launch, and the device address that it then has. */
@@ -51,6 +52,37 @@ void tpc_fresh_note(struct tpc_fresh *fresh, uint64_t handle, uint64_t graph);
 /* Gives back what was not used. */
 void tpc_fresh_end(struct tpc_fresh *fresh);
 bool tpc_edges_plain(const CUgraphEdgeData *edges, size_t count);
+
+/* ---- graph_copy.c ---- */
+/* The program's side of a copy: its first byte, and the box; and how the program put it. */
+struct tpc_host_side {
+    unsigned char *first;
+    uint64_t pitch, slice, width, height, depth;
+    CUmemorytype type;
+    uint64_t base, x, y, z, told_pitch, told_height;
+};
+struct tpc_host_copy;
+/* A buffer that stands for the program's memory in one node. The caller has it until it gives it to one of the next two. */
+CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out);
+/* It ends with the graph and what was made of it; or, on failure, now. */
+CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph);
+void tpc_host_copy_drop(struct tpc_host_copy *copy);
+uint64_t tpc_host_copy_address(const struct tpc_host_copy *copy);
+/* What the program said of the side of a node that has this buffer; false when it is none. */
+bool tpc_host_copy_side(uint64_t address, struct tpc_host_side *side);
+/* The copies that an executable graph made from this graph will have, NULL if none; refused when they cannot be done right. */
+struct copies;
+CUresult tpc_copies_learn(const char *name, CUgraph graph, struct copies **made);
+void tpc_copies_free(struct copies *copies);
+void tpc_copies_instantiated(CUgraphExec exec, struct copies *copies);
+void tpc_copies_updated(CUgraphExec exec, struct copies *copies);
+bool tpc_copies_has(CUgraphExec exec);
+/* Whether it is known here what a node of an executable graph, or a child graph, copies now; refuses the change if not. */
+CUresult tpc_copies_may_change(const char *name, CUgraphExec exec, CUgraphNode node, bool child);
+/* The node of an executable graph has other sides now; takes over what is not NULL. */
+CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_copy *const made[2]);
+CUresult tpc_copies_before_launch(const char *name, CUgraphExec exec, CUstream stream);
+void tpc_copies_behind_launch(const char *name, CUgraphExec exec, CUstream stream);
 
 /* ---- graph_node.c ---- */
 void tpc_node_forget(uint64_t node);

@@ -78,6 +78,12 @@ static inline uint64_t tpc_area_extent(const struct tpc_area *area, bool *fits) 
  * comes after the copy. The range checks have been made. */
 CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync);
 CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync);
+/* A download into any memory that nobody waits for yet: the bytes have come when a wait for the stream returns. */
+CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpc_area *area, CUstream stream);
+/* Makes the copy a node of the graph that the stream captures, for host memory that the GPU does not reach; rows `host_pitch`
+ * apart. */
+CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area *area, const void *host,
+                          uint64_t host_pitch, bool up, CUstream stream);
 /* The same between pinned memory in the shared segment and an area, rows `host_pitch` apart in host memory. False when the
  * host side does not lie there: nothing was done. */
 bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,

@@ -1,0 +1,574 @@
+/*
+ * Copies of graphs between device memory and memory of this program that the GPU does not reach: what the nodes know in its
+ * place, and what a launch does for them.
+ *
+ * Any thread. A node is given a buffer, device memory of this process on the worker that counts as an allocation does. A
+ * launch uploads what the program's memory holds into the buffers that nodes read, and downloads from those that nodes
+ * write behind itself in the stream; whoever waits for the stream waits for these downloads as for all others. A buffer
+ * belongs to one node as the program described it and never changes. It lives while a graph has the node, by a user object
+ * that the driver hands on to clones, child graphs and executable graphs, and while an executable graph's list here has
+ * it. The list of buffers is guarded by a lock that is not held across a call; the list of an executable graph is changed by
+ * calls that the program may not make while it launches that graph.
+ */
+#include "tpc_graph.h"
+#include "tpc_memory.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+#include <tp_messages.h>
+
+#define FEW 16u          /* names for the nodes of a graph: usually it has fewer copies */
+#define ALIVE_MAX 65536u /* buffers: all of them are named to the worker in one frame */
+#define PIECES_MAX 1024u /* parts of the program's memory that a download writes: each is a transfer of its own */
+enum { AFTER_DOWNLOAD = 1, AFTER_HOST = 2, INSIDE = 4 }; /* as in the session's tpw_graph.h */
+
+struct tpc_host_copy {
+    struct tpc_host_copy *next;
+    uint64_t address; /* of the buffer; 0 once its context is gone */
+    struct tpc_host_side side;
+    bool up;
+    struct tpc_context *context;
+    unsigned int life; /* of the context */
+    int references;    /* graphs together have one */
+};
+
+/* The record of an executable graph that has such copies. */
+struct copies {
+    size_t count;
+    uint64_t graph; /* whose nodes `node` names; 0 when they are those of another than it was instantiated from */
+    struct entry {
+        struct tpc_host_copy *copy;
+        uint64_t node;
+        bool inside;   /* a child graph, which is the node */
+        bool disabled; /* by cuGraphNodeSetEnabled */
+    } list[];
+};
+
+static struct tp_lock lock;
+static struct tpc_host_copy *alive;
+static _Atomic size_t alive_count;
+
+static uint64_t bytes(const struct tpc_host_side *side) { return side->width * side->height * side->depth; }
+
+/* ---- buffers ---- */
+
+/* The calling thread may have another context, or be the one that runs destructors. */
+static void give_back(const struct tpc_host_copy *copy) {
+    struct tp_thread *self = tp_thread_self();
+    const uint32_t before = self->context;
+    struct tpg_memory_free_in in = {.address = copy->address};
+    if (copy->address && copy->context->life == copy->life) {
+        self->context = tp_handle_id(copy->context->handle);
+        tpc_post_memory_free("cuGraphDestroy", &in);
+        self->context = before;
+    }
+}
+
+static void drop(struct tpc_host_copy *copy) {
+    tp_lock_take(&lock);
+    bool last = --copy->references == 0;
+    for (struct tpc_host_copy **at = &alive; last && *at; at = &(*at)->next) {
+        if (*at == copy) {
+            *at = copy->next;
+            atomic_fetch_sub(&alive_count, 1);
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+    if (last) {
+        give_back(copy);
+        free(copy);
+    }
+}
+
+void tpc_host_copy_drop(struct tpc_host_copy *copy) {
+    if (copy) {
+        drop(copy);
+    }
+}
+
+uint64_t tpc_host_copy_address(const struct tpc_host_copy *copy) { return copy->address; }
+
+static void no_graph_has_it(void *copy) { drop(copy); }
+
+CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out) {
+    TPC_CONTEXT(context);
+    uint64_t size = 0;
+    bool fits = side->width && side->height && side->depth && side->first &&
+                !__builtin_mul_overflow(side->width, side->height, &size) &&
+                !__builtin_mul_overflow(size, side->depth, &size);
+    if (!fits || tpc_is_device_address((uint64_t)(uintptr_t)side->first)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t pieces = side->pitch == side->width || side->height == 1 ? side->depth : side->height * side->depth;
+    if ((!up && pieces > PIECES_MAX) || atomic_load(&alive_count) >= ALIVE_MAX) {
+        tp_log(TP_ERROR,
+               "%s: a copy node that writes %llu separate parts of this program's memory, or the %zuth such node "
+               "beside others, is not supported; the most are %u and %u",
+               name, (unsigned long long)pieces, atomic_load(&alive_count) + 1, PIECES_MAX, ALIVE_MAX);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    struct tpc_host_copy *copy = calloc(1, sizeof *copy);
+    if (!copy) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    struct tpg_memory_alloc_in in = {.size = size};
+    struct tpg_memory_alloc_out answer = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        free(copy);
+        return result;
+    }
+    *copy = (struct tpc_host_copy){
+        .address = answer.address, .side = *side, .up = up, .context = context, .life = context->life, .references = 1};
+    tp_lock_take(&lock);
+    copy->next = alive;
+    alive = copy;
+    atomic_fetch_add(&alive_count, 1);
+    tp_lock_drop(&lock);
+    *out = copy;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph) {
+    CUuserObject object;
+    CUresult result = tpc_cuUserObjectCreate(&object, copy, no_graph_has_it, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+    if (result != CUDA_SUCCESS) {
+        drop(copy);
+        return result;
+    }
+    result = tpc_cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
+    if (result != CUDA_SUCCESS) {
+        tpc_cuUserObjectRelease(object, 1); /* ends the copy */
+    }
+    return result;
+}
+
+void tpc_host_copies_context_gone(const struct tpc_context *context) {
+    tp_lock_take(&lock);
+    for (struct tpc_host_copy *copy = alive; copy; copy = copy->next) {
+        if (copy->context == context) {
+            copy->address = 0;
+        }
+    }
+    tp_lock_drop(&lock);
+}
+
+bool tpc_host_copy_side(uint64_t address, struct tpc_host_side *side) {
+    bool found = false;
+    tp_lock_take(&lock);
+    for (const struct tpc_host_copy *copy = alive; address && copy && !found; copy = copy->next) {
+        found = copy->address == address;
+        if (found) {
+            *side = copy->side;
+        }
+    }
+    tp_lock_drop(&lock);
+    return found;
+}
+
+/* ---- captured copies ---- */
+
+static CUresult between(const char *name, const struct tpc_area *area, uint64_t buffer, bool up, CUstream stream) {
+    if (area->height == 1 || area->pitch == area->width) {
+        return tpc_copy_across(name, up ? area->address : buffer, up ? buffer : area->address,
+                               area->width * area->height, stream);
+    }
+    struct tpg_copy_device_2d_in in = {.destination = up ? area->address : buffer,
+                                       .source = up ? buffer : area->address,
+                                       .destination_pitch = up ? area->pitch : area->width,
+                                       .source_pitch = up ? area->width : area->pitch,
+                                       .width = area->width,
+                                       .height = area->height,
+                                       .stream = (uint64_t)(uintptr_t)stream};
+    return tpc_post_copy_device_2d(name, &in);
+}
+
+CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area *area, const void *host,
+                          uint64_t host_pitch, bool up, CUstream stream) {
+    struct tpc_host_copy *copy = NULL;
+    struct tpc_host_side side = {.first = (unsigned char *)(uintptr_t)host,
+                                 .pitch = host_pitch,
+                                 .slice = host_pitch * area->height,
+                                 .width = area->width,
+                                 .height = area->height,
+                                 .depth = 1,
+                                 .type = CU_MEMORYTYPE_HOST,
+                                 .base = (uint64_t)(uintptr_t)host,
+                                 .told_pitch = host_pitch,
+                                 .told_height = area->height};
+    CUresult result = tpc_host_copy_make(name, &side, up, &copy);
+    if (result == CUDA_SUCCESS) {
+        result = between(name, area, copy->address, up, stream);
+        if (result == CUDA_SUCCESS) {
+            result = tpc_host_copy_keep(copy, graph);
+        } else {
+            drop(copy);
+        }
+    }
+    if (result != CUDA_SUCCESS) {
+        tpc_capture_refuse(name, stream); /* a graph without it would do something else than the program wrote */
+    }
+    return result;
+}
+
+/* ---- what an executable graph copies ---- */
+
+static void copies_free(struct copies *copies) {
+    for (size_t i = 0; copies && i < copies->count; i++) {
+        drop(copies->list[i].copy);
+    }
+    free(copies);
+}
+
+static struct copies *copies_of(uint64_t exec) { return tpc_record(TPG_GRAPHEXEC, exec); }
+
+static void put_copies(uint64_t exec, struct copies *copies) {
+    struct copies *before = copies_of(exec);
+    tpc_set_record(TPG_GRAPHEXEC, exec, copies);
+    copies_free(before);
+}
+
+static bool meet(const struct tpc_host_side *a, const struct tpc_host_side *b) {
+    uint64_t a_size = a->slice * (a->depth - 1) + a->pitch * (a->height - 1) + a->width;
+    uint64_t b_size = b->slice * (b->depth - 1) + b->pitch * (b->height - 1) + b->width;
+    uint64_t x = (uint64_t)(uintptr_t)a->first, y = (uint64_t)(uintptr_t)b->first;
+    return x < y ? y - x < a_size : x - y < b_size;
+}
+
+/* A launch reads and writes the program's memory before the graph and behind it: what looks at that memory in between would
+ * see the wrong bytes. `orders` says what stands before each copy. */
+static CUresult in_order(const char *name, const struct copies *copies, const unsigned int *orders, uint64_t late) {
+    bool wrong = late != 0;
+    for (size_t i = 0; i < copies->count && !wrong; i++) {
+        const struct tpc_host_copy *copy = copies->list[i].copy;
+        unsigned int order;
+        memcpy(&order, orders + i, sizeof order);
+        wrong = copy->up && (order & AFTER_HOST);
+        for (size_t j = 0; copy->up && (order & AFTER_DOWNLOAD) && j < copies->count && !wrong; j++) {
+            const struct tpc_host_copy *other = copies->list[j].copy;
+            wrong = !other->up && meet(&copy->side, &other->side);
+        }
+    }
+    if (wrong) {
+        tp_log(TP_ERROR,
+               "%s: the graph copies into this program's memory and uses that memory again, in a host function or in "
+               "another copy, before it ends: over this connection such copies arrive when the graph has ended",
+               name);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return CUDA_SUCCESS;
+}
+
+static uint64_t *all_addresses(size_t *count) {
+    tp_lock_take(&lock);
+    size_t n = 0, most = atomic_load(&alive_count);
+    uint64_t *addresses = calloc(most + 1, sizeof *addresses);
+    for (const struct tpc_host_copy *copy = alive; addresses && copy && n < most; copy = copy->next) {
+        addresses[n++] = copy->address;
+    }
+    tp_lock_drop(&lock);
+    *count = n;
+    return addresses;
+}
+
+static struct tpc_host_copy *hold(uint64_t address) {
+    tp_lock_take(&lock);
+    struct tpc_host_copy *copy = alive;
+    while (copy && copy->address != address) {
+        copy = copy->next;
+    }
+    if (copy) {
+        copy->references++;
+    }
+    tp_lock_drop(&lock);
+    return copy;
+}
+
+static CUresult make_list(const char *name, const struct tpg_graph_copies_out *out, uint64_t graph,
+                          struct copies **made) {
+    struct copies *copies = calloc(1, sizeof *copies + out->total * sizeof *copies->list);
+    if (!copies) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    copies->graph = graph;
+    for (size_t i = 0; i < out->total; i++) {
+        struct entry *entry = &copies->list[copies->count];
+        uint64_t address;
+        unsigned int order;
+        memcpy(&address, out->addresses + i, sizeof address);
+        memcpy(&entry->node, out->nodes + i, sizeof entry->node);
+        memcpy(&order, out->orders + i, sizeof order);
+        entry->inside = (order & INSIDE) != 0;
+        entry->copy = hold(address);
+        if (!entry->copy) { /* its last graph ends in another thread */
+            copies_free(copies);
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+        copies->count++;
+    }
+    CUresult result = in_order(name, copies, out->orders, out->late);
+    if (result != CUDA_SUCCESS) {
+        copies_free(copies);
+        return result;
+    }
+    *made = copies;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_copies_learn(const char *name, CUgraph graph, struct copies **made) {
+    struct tpg_graph_copies_in in = {.graph = (uint64_t)(uintptr_t)graph};
+    CUresult result = CUDA_SUCCESS;
+    *made = NULL;
+    if (TP_LIKELY(!atomic_load_explicit(&alive_count, memory_order_relaxed))) {
+        return CUDA_SUCCESS;
+    }
+    uint64_t *buffers = all_addresses(&in.buffers_count);
+    in.buffers = buffers;
+    bool again = buffers != NULL;
+    result = buffers ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    for (size_t names = FEW; again;) {
+        struct tpg_graph_copies_out out;
+        struct tpc_fresh fresh;
+        struct tp_reply reply;
+        again = false;
+        if (!tpc_fresh_make(&fresh, names)) {
+            result = TPC_NO_HANDLES;
+            break;
+        }
+        in.fresh = fresh.handles;
+        in.fresh_count = fresh.count;
+        result = tpc_call_graph_copies(name, &in, &out, &reply);
+        bool whole = result == CUDA_SUCCESS && out.nodes_count == out.total && out.addresses_count == out.total &&
+                     out.orders_count == out.total;
+        for (size_t i = 0; whole && i < out.total; i++) {
+            uint64_t node;
+            memcpy(&node, out.nodes + i, sizeof node);
+            tpc_fresh_note(&fresh, node, in.graph);
+            again = again || !node;
+        }
+        if (result == CUDA_SUCCESS && !whole) {
+            tp_log(TP_ERROR, "%s: %llu copies of one graph between the device and this program's memory are too many",
+                   name, (unsigned long long)out.total);
+            result = CUDA_ERROR_NOT_SUPPORTED;
+        }
+        again = again && names == FEW; /* the second time there are enough */
+        names = (size_t)out.total;
+        if (result == CUDA_SUCCESS && !again && out.total) {
+            result = make_list(name, &out, in.graph, made);
+        }
+        tpc_fresh_end(&fresh);
+        tp_reply_free(&reply);
+    }
+    free(buffers);
+    return result;
+}
+
+void tpc_copies_free(struct copies *copies) { copies_free(copies); }
+
+void tpc_copies_instantiated(CUgraphExec exec, struct copies *copies) {
+    if (copies) {
+        put_copies((uint64_t)(uintptr_t)exec, copies);
+    }
+}
+
+void tpc_copies_updated(CUgraphExec exec, struct copies *copies) {
+    const uint64_t handle = (uint64_t)(uintptr_t)exec;
+    const struct copies *before = copies_of(handle);
+    for (size_t i = 0; copies && i < copies->count; i++) {
+        for (size_t j = 0; before && j < before->count; j++) {
+            struct entry *entry = &copies->list[i];
+            entry->disabled = entry->disabled || (before->list[j].node == entry->node && before->list[j].disabled);
+        }
+    }
+    if (copies && (!before || before->graph != copies->graph)) {
+        copies->graph = 0;
+    }
+    if (copies || before) {
+        put_copies(handle, copies);
+    }
+}
+
+/* ---- changes of an executable graph ---- */
+
+static bool is_inside_child(uint64_t node) {
+    uint64_t graph = (uint64_t)(uintptr_t)tpc_record(TPG_GRAPHNODE, node);
+    return graph && tpc_record(TPG_GRAPH, graph) != NULL;
+}
+
+CUresult tpc_copies_may_change(const char *name, CUgraphExec exec, CUgraphNode node, bool child) {
+    const struct copies *copies = copies_of((uint64_t)(uintptr_t)exec);
+    const uint64_t handle = (uint64_t)(uintptr_t)node;
+    bool unknown = copies && !copies->graph;
+    for (size_t i = 0; copies && i < copies->count && !unknown; i++) {
+        unknown = copies->list[i].inside && (child ? copies->list[i].node == handle : is_inside_child(handle));
+    }
+    if (unknown) {
+        tp_log(
+            TP_ERROR,
+            "%s: the executable graph copies between the device and this program's memory %s; changing such nodes one "
+            "by one is not supported over this connection",
+            name, copies->graph ? "inside a child graph" : "and was updated from another graph");
+    }
+    return unknown ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS;
+}
+
+bool tpc_copies_has(CUgraphExec exec) { return copies_of((uint64_t)(uintptr_t)exec) != NULL; }
+
+CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_copy *const made[2]) {
+    const uint64_t handle = (uint64_t)(uintptr_t)exec, changed = (uint64_t)(uintptr_t)node;
+    const struct copies *before = copies_of(handle);
+    size_t most = (before ? before->count : 0) + 2;
+    struct copies *copies = calloc(1, sizeof *copies + most * sizeof *copies->list);
+    if (!copies) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    copies->graph = before ? before->graph : UINT64_MAX; /* a name that no graph has: these are right */
+    bool disabled = false;
+    for (size_t i = 0; before && i < before->count; i++) {
+        if (before->list[i].node == changed) {
+            disabled = disabled || before->list[i].disabled;
+            continue;
+        }
+        tp_lock_take(&lock);
+        before->list[i].copy->references++;
+        tp_lock_drop(&lock);
+        copies->list[copies->count++] = before->list[i];
+    }
+    for (size_t i = 0; i < 2; i++) {
+        if (made[i]) {
+            copies->list[copies->count++] = (struct entry){.copy = made[i], .node = changed, .disabled = disabled};
+        }
+    }
+    put_copies(handle, copies);
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled) {
+    TPC_CHECK_HANDLE(GRAPHEXEC, hGraphExec, false);
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    CUresult result = tpc_copies_may_change("cuGraphNodeSetEnabled", hGraphExec, hNode, false);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    struct tpg_graph_enable_in in = {
+        .exec = (uint64_t)(uintptr_t)hGraphExec, .node = (uint64_t)(uintptr_t)hNode, .enabled = isEnabled};
+    struct tp_reply reply;
+    result = tpc_call_graph_enable("cuGraphNodeSetEnabled", &in, &reply);
+    tp_reply_free(&reply);
+    struct copies *copies = result == CUDA_SUCCESS ? copies_of(in.exec) : NULL;
+    for (size_t i = 0; copies && i < copies->count; i++) {
+        if (copies->list[i].node == in.node) {
+            copies->list[i].disabled = !isEnabled;
+        }
+    }
+    return result;
+}
+
+CUresult tpc_check_cuGraphExecDestroy(CUgraphExec hGraphExec) {
+    if (TP_UNLIKELY(tpc_copies_has(hGraphExec))) {
+        put_copies((uint64_t)(uintptr_t)hGraphExec, NULL);
+    }
+    return CUDA_SUCCESS;
+}
+
+/* ---- launches ---- */
+
+/* The host side in parts that lie side by side, in the order of the buffer's bytes. */
+static uint64_t parts(const struct tpc_host_side *side, uint64_t *part, uint64_t *rows) {
+    bool packed = side->pitch == side->width || side->height == 1;
+    *rows = packed ? 1 : side->height;
+    *part = packed ? side->width * side->height : side->width;
+    if (packed && (side->slice == *part || side->depth == 1)) {
+        *part *= side->depth;
+        return 1;
+    }
+    return *rows * side->depth;
+}
+
+static unsigned char *part_at(const struct tpc_host_side *side, uint64_t i, uint64_t rows) {
+    return side->first + side->slice * (i / rows) + side->pitch * (i % rows);
+}
+
+static CUresult upload(const char *name, const struct tpc_host_copy *copy, CUstream stream) {
+    const struct tpc_host_side *side = &copy->side;
+    uint64_t part, rows, count = parts(side, &part, &rows), size = bytes(side);
+    const struct tpc_area area = tpc_line(copy->address, size);
+    if (count == 1) {
+        return tpc_copy_up(name, &area, side->first, stream, false);
+    }
+    unsigned char *packed = malloc(size);
+    if (!packed) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    CUresult result = CUDA_SUCCESS;
+    for (uint64_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
+        const unsigned char *from = part_at(side, i, rows);
+        if (tp_download_pending(tpc_conn, from, part) && tp_transfers_touching_wait(tpc_conn, from, part) != TP_OK) {
+            result = tpc_lost();
+        } else {
+            memcpy(packed + i * part, from, part);
+        }
+    }
+    result = result == CUDA_SUCCESS ? tpc_copy_up(name, &area, packed, stream, false) : result;
+    free(packed);
+    return result;
+}
+
+static void download(const char *name, const struct tpc_host_copy *copy, CUstream stream) {
+    uint64_t part, rows, count = parts(&copy->side, &part, &rows);
+    for (uint64_t i = 0; i < count; i++) {
+        const struct tpc_area area = tpc_line(copy->address + i * part, part);
+        if (tpc_copy_down_later(name, part_at(&copy->side, i, rows), &area, stream) == TPC_LOST_ERROR) {
+            return;
+        }
+    }
+}
+
+static bool captures(CUstream stream) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    return TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed)) &&
+           (tpc_capture_status(stream, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE);
+}
+
+CUresult tpc_copies_before_launch(const char *name, CUgraphExec exec, CUstream stream) {
+    const struct copies *copies = copies_of((uint64_t)(uintptr_t)exec);
+    if (TP_LIKELY(!copies)) {
+        return CUDA_SUCCESS;
+    }
+    if (captures(stream)) {
+        CUresult broken = tpc_capture_refuse(name, stream);
+        tp_log(TP_ERROR,
+               "%s in a capturing stream: the graph copies between the device and this program's memory; making it "
+               "part of "
+               "another graph in this way is not supported over this connection",
+               name);
+        return broken == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED ? CUDA_ERROR_NOT_SUPPORTED : broken;
+    }
+    struct tpg_graph_order_in in = {.exec = (uint64_t)(uintptr_t)exec, .stream = (uint64_t)(uintptr_t)stream};
+    CUresult result = tpc_post_graph_order(name, &in);
+    for (size_t i = 0; i < copies->count && result == CUDA_SUCCESS; i++) {
+        const struct entry *entry = &copies->list[i];
+        if (entry->copy->up && !entry->disabled && entry->copy->address) {
+            result = upload(name, entry->copy, stream);
+        }
+    }
+    return result;
+}
+
+void tpc_copies_behind_launch(const char *name, CUgraphExec exec, CUstream stream) {
+    const struct copies *copies = copies_of((uint64_t)(uintptr_t)exec);
+    if (TP_LIKELY(!copies)) {
+        return;
+    }
+    for (size_t i = 0; i < copies->count; i++) {
+        const struct entry *entry = &copies->list[i];
+        if (!entry->copy->up && !entry->disabled && entry->copy->address) {
+            download(name, entry->copy, stream);
+        }
+    }
+    struct tpg_graph_order_in in = {.exec = (uint64_t)(uintptr_t)exec, .stream = (uint64_t)(uintptr_t)stream, .end = 1};
+    tpc_post_graph_order(name, &in);
+}

@@ -1,0 +1,214 @@
+/*
+ * Copy nodes in the client: sides in device memory as they are, sides in the program's own memory by a buffer.
+ *
+ * Any thread; owns nothing. Buffers, and what a launch does with them, are in graph_copy.c; when the program reads a node's
+ * parameters, it is told its own address again.
+ */
+#include "tpc_graph_node.h"
+#include "tpc_memory.h"
+#include "tpg_cuda_send.h"
+
+TPC_NODE_SENDER(graph_memcpy)
+
+/* One side of the parameters, whichever it is. */
+struct node_side {
+    CUmemorytype type;
+    uint64_t host, device, x, y, z, pitch, height;
+};
+
+#define TAKE(p, which)                                                                                                 \
+    {.type = (p)->which##MemoryType,                                                                                   \
+     .host = (uint64_t)(uintptr_t)(p)->which##Host,                                                                    \
+     .device = (p)->which##Device,                                                                                     \
+     .x = (p)->which##XInBytes,                                                                                        \
+     .y = (p)->which##Y,                                                                                               \
+     .z = (p)->which##Z,                                                                                               \
+     .pitch = (p)->which##Pitch,                                                                                       \
+     .height = (p)->which##Height}
+
+#define PUT(p, which, side)                                                                                            \
+    do {                                                                                                               \
+        (p)->which##MemoryType = (side).type;                                                                          \
+        (p)->which##Host = (void *)(uintptr_t)(side).host;                                                             \
+        (p)->which##Device = (side).device;                                                                            \
+        (p)->which##XInBytes = (side).x;                                                                               \
+        (p)->which##Y = (side).y;                                                                                      \
+        (p)->which##Z = (side).z;                                                                                      \
+        (p)->which##Pitch = (side).pitch;                                                                              \
+        (p)->which##Height = (side).height;                                                                            \
+    } while (0)
+
+/* The box of the program's memory that a side is. */
+static CUresult box_of(const struct node_side *side, uint64_t base, const CUDA_MEMCPY3D *p, struct tpc_host_side *out) {
+    uint64_t reach = 0, bottom = 0, first = 0, slices = 0, end = 0;
+    *out = (struct tpc_host_side){.width = p->WidthInBytes,
+                                  .height = p->Height,
+                                  .depth = p->Depth,
+                                  .type = side->type,
+                                  .base = base,
+                                  .x = side->x,
+                                  .y = side->y,
+                                  .z = side->z,
+                                  .told_pitch = side->pitch,
+                                  .told_height = side->height};
+    bool fits = base && out->width && out->height && out->depth &&
+                !__builtin_add_overflow(out->x, out->width, &reach) &&
+                !__builtin_add_overflow(out->y, out->height, &bottom);
+    uint64_t rows = side->height ? side->height : bottom;
+    out->pitch = side->pitch ? side->pitch : reach;
+    fits = fits && (out->pitch >= reach || (out->height == 1 && out->depth == 1)) &&
+           (rows >= bottom || out->depth == 1) && !__builtin_mul_overflow(out->pitch, rows, &out->slice) &&
+           !__builtin_mul_overflow(out->pitch, out->y, &first) &&
+           !__builtin_mul_overflow(out->slice, out->z, &slices) && !__builtin_add_overflow(first, slices, &first) &&
+           !__builtin_add_overflow(first, out->x, &first) && !__builtin_add_overflow(first, base, &first) &&
+           !__builtin_mul_overflow(out->slice, out->depth, &end) && !__builtin_add_overflow(end, first, &end);
+    out->first = (unsigned char *)(uintptr_t)first;
+    return fits ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* Turns one side into device memory: pinned memory that the GPU reaches by its address there, other memory of the program by
+ * a buffer. */
+static CUresult device_side(const char *name, struct node_side *side, const CUDA_MEMCPY3D *p, bool up,
+                            struct tpc_host_copy **made) {
+    struct tpc_range range;
+    struct tpc_host_side box;
+    uint64_t base = side->host, reachable = 0;
+    bool host = side->type == CU_MEMORYTYPE_HOST;
+    if (side->type == CU_MEMORYTYPE_UNIFIED) {
+        base = side->device;
+        host = !tpc_is_device_address(base) && !(tpc_range_at(base, &range) && range.where == TPC_DEVICE_MEMORY);
+        side->type = host ? CU_MEMORYTYPE_UNIFIED : CU_MEMORYTYPE_DEVICE;
+    }
+    if (side->type == CU_MEMORYTYPE_ARRAY) {
+        tp_log(TP_ERROR, "%s: a copy node with an array is not supported over this connection", name);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (!host) {
+        return side->type == CU_MEMORYTYPE_DEVICE ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    }
+    if (tpc_host_in_graph((const void *)(uintptr_t)base, p->WidthInBytes, &reachable)) {
+        side->type = CU_MEMORYTYPE_DEVICE;
+        side->device = reachable;
+        return CUDA_SUCCESS;
+    }
+    CUresult result = box_of(side, base, p, &box);
+    result = result ? result : tpc_host_copy_make(name, &box, up, made);
+    if (result == CUDA_SUCCESS) {
+        *side = (struct node_side){.type = CU_MEMORYTYPE_DEVICE,
+                                   .device = tpc_host_copy_address(*made),
+                                   .pitch = p->WidthInBytes,
+                                   .height = p->Height};
+    }
+    return result;
+}
+
+/* The buffers go with the node, or are given back when there is none. */
+static CUresult settle(const struct tpc_node_target *t, struct tpc_host_copy *const made[2], CUresult result) {
+    bool exec = tp_handle_is(t->owner, TPG_GRAPHEXEC);
+    CUgraph graph = t->owner ? (CUgraph)(uintptr_t)t->owner : tpc_record(TPG_GRAPHNODE, t->node);
+    if (result == CUDA_SUCCESS && exec) {
+        CUgraphExec owner = (CUgraphExec)(uintptr_t)t->owner;
+        bool any = made[0] || made[1] || tpc_copies_has(owner);
+        return any ? tpc_copies_changed(owner, (CUgraphNode)(uintptr_t)t->node, made) : CUDA_SUCCESS;
+    }
+    for (size_t i = 0; i < 2; i++) {
+        if (made[i] && result == CUDA_SUCCESS) {
+            result = tpc_host_copy_keep(made[i], graph);
+        } else if (made[i]) {
+            tpc_host_copy_drop(made[i]);
+        }
+    }
+    return result;
+}
+
+CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const CUDA_MEMCPY3D *p, CUcontext context) {
+    if (!p) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(CONTEXT, context, true);
+    CUDA_MEMCPY3D copy = *p;
+    struct tpc_host_copy *made[2] = {0};
+    struct node_side from = TAKE(p, src), to = TAKE(p, dst);
+    bool wait = t->wait;
+    CUresult result = CUDA_SUCCESS;
+    if (tp_handle_is(t->owner, TPG_GRAPHEXEC)) {
+        CUgraphExec owner = (CUgraphExec)(uintptr_t)t->owner;
+        result = tpc_copies_may_change(name, owner, (CUgraphNode)(uintptr_t)t->node, false);
+        wait = wait || tpc_copies_has(owner); /* the list here has to be what the worker has */
+    }
+    result = result ? result : device_side(name, &from, p, true, &made[0]);
+    result = result ? result : device_side(name, &to, p, false, &made[1]);
+    if (result == CUDA_SUCCESS) {
+        from.host = to.host = 0;
+        PUT(&copy, src, from);
+        PUT(&copy, dst, to);
+        struct tpg_graph_memcpy_in in = {TPC_TARGET(t), .context = (uint64_t)(uintptr_t)context, .params = &copy};
+        result = send_graph_memcpy(name, &in, wait || made[0] || made[1]);
+    }
+    return settle(t, made, result);
+}
+
+/* A side as the program put it; of pinned memory that the GPU reaches both addresses are the same. */
+static void tell(struct node_side *side) {
+    struct tpc_host_side box;
+    if (side->type == CU_MEMORYTYPE_DEVICE && tpc_is_pinned((const void *)(uintptr_t)side->device, 1)) {
+        side->type = CU_MEMORYTYPE_HOST;
+        side->host = side->device;
+        side->device = 0;
+    }
+    if (side->type == CU_MEMORYTYPE_DEVICE && tpc_host_copy_side(side->device, &box)) {
+        bool host = box.type == CU_MEMORYTYPE_HOST;
+        *side = (struct node_side){.type = box.type,
+                                   .host = host ? box.base : 0,
+                                   .device = host ? 0 : box.base,
+                                   .x = box.x,
+                                   .y = box.y,
+                                   .z = box.z,
+                                   .pitch = box.told_pitch,
+                                   .height = box.told_height};
+    }
+}
+
+/* ---- the API ---- */
+
+CUresult tpc_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodeParams) {
+    if (!nodeParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    struct tpg_graph_memcpy_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
+    struct tpg_graph_memcpy_get_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", &in, &out, &reply);
+    if (result == CUDA_SUCCESS) {
+        struct node_side from = TAKE(&out.params, src), to = TAKE(&out.params, dst);
+        tell(&from);
+        tell(&to);
+        *nodeParams = out.params;
+        PUT(nodeParams, src, from);
+        PUT(nodeParams, dst, to);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                  size_t numDependencies, const CUDA_MEMCPY3D *copyParams, CUcontext ctx) {
+    struct tpc_node_target t;
+    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result
+                  : tpc_node_added(&t, phGraphNode, tpc_node_copy("cuGraphAddMemcpyNode", &t, copyParams, ctx));
+}
+
+CUresult tpc_cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams) {
+    struct tpc_node_target t;
+    CUresult result = tpc_node_itself(&t, hNode);
+    return result ? result : tpc_node_copy("cuGraphMemcpyNodeSetParams", &t, nodeParams, NULL);
+}
+
+CUresult tpc_cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMCPY3D *copyParams,
+                                            CUcontext ctx) {
+    struct tpc_node_target t;
+    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
+    return result ? result : tpc_node_copy("cuGraphExecMemcpyNodeSetParams", &t, copyParams, ctx);
+}
