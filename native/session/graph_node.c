@@ -386,13 +386,24 @@ int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame
     return error;
 }
 
-/* Pointers in it are the driver's own: the client is told addresses of device memory and numbers. */
+/* Host memory of a node is the client's pinned memory in the segment, told by the address that it has everywhere. */
+static void tell_host(struct tpw_session *s, CUmemorytype *type, const void *host, CUdeviceptr *device) {
+    const struct tpw_range *range = tpw_range_at(s, (uint64_t)(uintptr_t)host);
+    if (*type == CU_MEMORYTYPE_HOST && range && range->kind == TPW_RANGE_PINNED) {
+        *type = CU_MEMORYTYPE_DEVICE;
+        *device = (uint64_t)(uintptr_t)host;
+    }
+}
+
+/* Other pointers in it are the driver's own: the client is told addresses of its memory, and numbers. */
 int32_t tpw_graph_memcpy_get(struct tpw_session *s, const struct tp_frame *frame,
                              const struct tpg_graph_memcpy_get_in *in, struct tpg_graph_memcpy_get_out *out) {
     int32_t error = CUDA_SUCCESS;
     (void)frame;
     CUgraphNode node = tpw_node(s, in->node, &error);
     error = error ? error : (int32_t)s->cuda.cuGraphMemcpyNodeGetParams(node, &out->params);
+    tell_host(s, &out->params.srcMemoryType, out->params.srcHost, &out->params.srcDevice);
+    tell_host(s, &out->params.dstMemoryType, out->params.dstHost, &out->params.dstDevice);
     out->params.srcHost = out->params.dstHost = NULL;
     out->params.srcArray = out->params.dstArray = NULL;
     out->params.reserved0 = out->params.reserved1 = NULL;

@@ -202,6 +202,26 @@ static bool node_type(sim_op_t *op, CUgraphNodeType *type) {
     return false;
 }
 
+// Pinned memory is told by its device address, other memory of the program by its own.
+static CUDA_MEMCPY3D copy_params(const sim_copy_t *copy) {
+    CUDA_MEMCPY3D params = {.srcMemoryType = copy->src.mapped ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
+                            .srcPitch = copy->src.pitch,
+                            .dstMemoryType = copy->dst.mapped ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
+                            .dstPitch = copy->dst.pitch,
+                            .WidthInBytes = copy->width,
+                            .Height = copy->height,
+                            .Depth = copy->depth};
+    if (copy->src.mapped)
+        params.srcDevice = copy->src.address;
+    else
+        params.srcHost = (const void *)(uintptr_t)copy->src.address;
+    if (copy->dst.mapped)
+        params.dstDevice = copy->dst.address;
+    else
+        params.dstHost = (void *)(uintptr_t)copy->dst.address;
+    return params;
+}
+
 static void keep_params(sim_node_t *node) {
     if (node->type == CU_GRAPH_NODE_TYPE_KERNEL)
         node->params.kernel = node->op.u.launch.request;
@@ -213,15 +233,7 @@ static void keep_params(sim_node_t *node) {
                                                      .width = node->op.u.set.width / node->op.u.set.element,
                                                      .height = node->op.u.set.height};
     if (node->type == CU_GRAPH_NODE_TYPE_MEMCPY)
-        node->params.copy = (CUDA_MEMCPY3D){.srcMemoryType = CU_MEMORYTYPE_DEVICE,
-                                            .srcDevice = node->op.u.copy.src.address,
-                                            .srcPitch = node->op.u.copy.src.pitch,
-                                            .dstMemoryType = CU_MEMORYTYPE_DEVICE,
-                                            .dstDevice = node->op.u.copy.dst.address,
-                                            .dstPitch = node->op.u.copy.dst.pitch,
-                                            .WidthInBytes = node->op.u.copy.width,
-                                            .Height = node->op.u.copy.height,
-                                            .Depth = node->op.u.copy.depth};
+        node->params.copy = copy_params(&node->op.u.copy);
 }
 
 CUresult sim_capture_push(sim_stream_t *stream, sim_op_t *op, bool *taken) {
