@@ -213,33 +213,7 @@ static void many_kinds(uint32_t *pinned) {
     free(large);
 }
 
-/* A graph that copies from and to pageable memory reads and writes it at each launch. */
-static void pageable_nodes(void) {
-    CUgraph graph;
-    CUgraphExec exec;
-    uint32_t *up = malloc(WORDS * 4), *down = malloc(WORDS * 4);
-    for (int i = 0; i < WORDS; i++)
-        up[i] = (uint32_t)i;
-    memset(down, 0, WORDS * 4);
-    begin(plain, global);
-    ASK("pageable nodes: upload", cuMemcpyHtoDAsync_v2(a, up, WORDS * 4, plain));
-    ASK("pageable nodes: copy", cuMemcpyDtoDAsync_v2(b, a, WORDS * 4, plain));
-    ASK("pageable nodes: download", cuMemcpyDtoHAsync_v2(down, b, WORDS * 4, plain));
-    if (ASK("pageable nodes: end", cuStreamEndCapture(plain, &graph)) == CUDA_SUCCESS) {
-        value("pageable nodes: before the launch", down[WORDS - 1]);
-        MUST(cuGraphInstantiateWithFlags(&exec, graph, 0));
-        for (uint32_t turn = 1; turn < 4; turn++) {
-            up[WORDS - 1] = turn;
-            MUST(cuGraphLaunch(exec, plain));
-            MUST(cuStreamSynchronize(plain));
-            value("pageable nodes: after a launch", down[WORDS - 1]);
-        }
-        MUST(cuGraphExecDestroy(exec));
-        MUST(cuGraphDestroy(graph));
-    }
-    free(up);
-    free(down);
-}
+#include "graphs_copies.h"
 
 /* Last, because the context is lost if the driver finds out only when the GPU does. */
 static void wrong_address(void) {
@@ -616,6 +590,8 @@ int main(void) {
     modes();
     recorded_events();
     pageable_nodes();
+    copies_in_place();
+    built_host_copies();
     wrong_address();
     char libraries[8192];
     cu_mapped_libraries(libraries, sizeof libraries);

@@ -18,7 +18,7 @@ typedef struct CUgraphNode_st *CUgraphNode;
 typedef struct CUgraphExec_st *CUgraphExec;
 typedef struct CUuserObject_st *CUuserObject;
 
-enum { CUDA_SUCCESS = 0, MODE_GLOBAL = 0, MODE_LOCAL = 1, MODE_RELAXED = 2, MEMORY_DEVICE = 2 };
+enum { CUDA_SUCCESS = 0, MODE_GLOBAL = 0, MODE_LOCAL = 1, MODE_RELAXED = 2, MEMORY_HOST = 1, MEMORY_DEVICE = 2 };
 
 typedef struct {
     CUfunction func;
@@ -106,6 +106,8 @@ _Static_assert(sizeof(CUDA_GRAPH_INSTANTIATE_PARAMS) == 32, "layout of CUDA_GRAP
                              CUcontext)) \
     F(cuGraphExecMemsetNodeSetParams, (CUgraphExec, CUgraphNode, const CUDA_MEMSET_NODE_PARAMS *, CUcontext)) \
     F(cuGraphAddMemcpyNode, (CUgraphNode *, CUgraph, const CUgraphNode *, size_t, const CUDA_MEMCPY3D *, CUcontext)) \
+    F(cuGraphMemcpyNodeGetParams, (CUgraphNode, CUDA_MEMCPY3D *)) \
+    F(cuGraphExecMemcpyNodeSetParams, (CUgraphExec, CUgraphNode, const CUDA_MEMCPY3D *, CUcontext)) \
     F(cuGraphAddEmptyNode, (CUgraphNode *, CUgraph, const CUgraphNode *, size_t)) \
     F(cuGraphAddChildGraphNode, (CUgraphNode *, CUgraph, const CUgraphNode *, size_t, CUgraph)) \
     F(cuGraphChildGraphNodeGetGraph, (CUgraphNode, CUgraph *)) \
