@@ -382,12 +382,12 @@ def machine() -> dict[str, Any]:
     if smi is not None:
         query = [smi, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         gpu = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=suite.REPOSITORY, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    note = suite.REPOSITORY / ".gpu" / "commit"
-    if not commit and note.is_file():
-        commit = note.read_text().strip()
+    note = suite.REPOSITORY / ".gpu" / "commit"  # what the wheel beside it was built from
+    commit = note.read_text().strip() if note.is_file() else ""
+    if not commit:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=suite.REPOSITORY, capture_output=True, text=True, check=False
+        ).stdout.strip()
     return {
         "gpu": gpu,
         "cores": os.cpu_count(),
