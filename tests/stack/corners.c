@@ -526,35 +526,21 @@ static void error_of_another_context(void) {
     GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} checks[] = {{"streams-of-another-context", streams_of_another_context},
-              {"capture-ends-with-its-context", capture_ends_with_its_context},
-              {"attributes-of-two-devices", attributes_of_two_devices},
-              {"handles-that-are-values", handles_that_are_values},
-              {"nothing-fails-later", nothing_fails_later},
-              {"copies-by-device-address", copies_by_device_address},
-              {"parameters-of-a-node", parameters_of_a_node},
-              {"waits-after-a-failure", waits_after_a_failure},
-              {"limits-of-a-kernel", limits_of_a_kernel},
-              {"mapped-memory-while-posts-wait", mapped_memory_while_posts_wait},
-              {"error-of-another-context", error_of_another_context},
-              {"stream-of-a-callback", stream_of_a_callback},
-              {"host-functions-see-copies", host_functions_see_copies},
-              {"polls-see-copies", polls_see_copies},
-              {"large-copies-behind-host-functions", large_copies_behind_host_functions},
-              {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
+static const struct check checks[] = {{"streams-of-another-context", streams_of_another_context},
+                                      {"capture-ends-with-its-context", capture_ends_with_its_context},
+                                      {"attributes-of-two-devices", attributes_of_two_devices},
+                                      {"handles-that-are-values", handles_that_are_values},
+                                      {"nothing-fails-later", nothing_fails_later},
+                                      {"copies-by-device-address", copies_by_device_address},
+                                      {"parameters-of-a-node", parameters_of_a_node},
+                                      {"waits-after-a-failure", waits_after_a_failure},
+                                      {"limits-of-a-kernel", limits_of_a_kernel},
+                                      {"mapped-memory-while-posts-wait", mapped_memory_while_posts_wait},
+                                      {"error-of-another-context", error_of_another_context},
+                                      {"stream-of-a-callback", stream_of_a_callback},
+                                      {"host-functions-see-copies", host_functions_see_copies},
+                                      {"polls-see-copies", polls_see_copies},
+                                      {"large-copies-behind-host-functions", large_copies_behind_host_functions},
+                                      {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 
-int role_corners(int count, char **words) {
-    start();
-    for (size_t i = 0; count == 1 && i < sizeof checks / sizeof *checks; i++) {
-        if (strcmp(words[0], checks[i].name) == 0) {
-            checks[i].run();
-            say("right");
-            return 0;
-        }
-    }
-    fprintf(stderr, "there is no such check\n");
-    return 2;
-}
+int role_corners(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

@@ -375,24 +375,11 @@ static void occupancy(void) {
     OK(cuLibraryUnload(library));
 }
 
-static const struct {
-    const char *name;
-    void (*run)(void);
-} checks[] = {{"copies", copies},       {"host-copies", host_copies},
-              {"order", order},         {"frees", frees},
-              {"peers", peers},         {"peers-of-contexts-that-end", peers_of_contexts_that_end},
-              {"strangers", strangers}, {"pools", pools},
-              {"occupancy", occupancy}};
+static const struct check checks[] = {
+    {"copies", copies},       {"host-copies", host_copies},
+    {"order", order},         {"frees", frees},
+    {"peers", peers},         {"peers-of-contexts-that-end", peers_of_contexts_that_end},
+    {"strangers", strangers}, {"pools", pools},
+    {"occupancy", occupancy}};
 
-int role_devices(int count, char **words) {
-    start();
-    for (size_t i = 0; count == 1 && i < sizeof checks / sizeof *checks; i++) {
-        if (strcmp(words[0], checks[i].name) == 0) {
-            checks[i].run();
-            say("right");
-            return 0;
-        }
-    }
-    fprintf(stderr, "there is no such check\n");
-    return 2;
-}
+int role_devices(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

@@ -25,6 +25,13 @@ double now_ms(void);
 /* One line on stdout, at once: the test waits for it. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* A check of a role that has several: the word names one. */
+struct check {
+    const char *name;
+    void (*run)(void);
+};
+int run_check(const struct check *checks, size_t known, int count, char **words);
+
 /* compute.c */
 int role_compute(int count, char **words);
 int role_threads(int count, char **words);
