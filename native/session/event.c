@@ -17,18 +17,12 @@ int32_t tpw_event_create(struct tpw_session *s, const struct tp_frame *frame, co
     return tpw_made(s, frame, TPG_EVENT, in->event, (uint64_t)(uintptr_t)native, error);
 }
 
-/* The data of copies that are complete, and what kernels wrote into mapped memory, leave before the answer that says so. */
-static void leave_first(struct tpw_session *s) {
-    tpw_poll(s);
-    tpw_twins_send(s);
-}
-
 int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_query_in *in) {
     int32_t error = 0;
     CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->event, false, &error);
     error = error ? error : (int32_t)s->cuda.cuEventQuery(native);
     if (!error) {
-        leave_first(s);
+        tpw_poll(s); /* the data of copies that are complete leaves before the answer */
     }
     return error;
 }
@@ -49,6 +43,13 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
 }
 
 /* ---- waits and times ---- */
+
+/* The data of copies that are complete, and what kernels wrote into mapped memory, leave before an answer with fields that
+ * says so; one without sends the latter itself (tpw_answer_ticket). */
+static void leave_first(struct tpw_session *s) {
+    tpw_poll(s);
+    tpw_twins_send(s);
+}
 
 /* What the driver says of the time between two events, or that one of them is none. */
 static int32_t elapsed(struct tpw_session *s, const struct tp_frame *frame, uint64_t start, uint64_t end, float *out) {

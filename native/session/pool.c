@@ -3,8 +3,8 @@
  *
  * Executor thread only; owns the objects of kind pool, whose record is the number of the device. Properties come from the
  * client: the two fields that could be pointers or name other processes are cleared or refused here. An allocation counts on
- * the limits page, for the device of its pool, from its call to the moment its stream has freed it. What pools keep after that (the client sets how much) counts for nobody, so under
- * a limit they keep no more than the cache of arena.c may.
+ * the limits page, for the device of its pool, from its call to the moment its stream has freed it. What pools keep after
+ * that (the client sets how much) counts for nobody, so under a limit they keep no more than the cache of arena.c may.
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
