@@ -65,6 +65,38 @@ uint64_t tpw_node_name(struct tpw_session *s, const struct tp_frame *frame, CUgr
     return add_name(s, frame, handle, value, graph) ? 0 : handle;
 }
 
+/* The node of `graph` itself that is `native`, or that has it somewhere inside; NULL if there is none. */
+static CUgraphNode top_of(struct tpw_session *s, CUgraph graph, CUgraphNode native, unsigned depth) {
+    size_t count = 0;
+    CUgraphNode found = NULL;
+    if (depth > TPW_GRAPH_DEPTH || s->cuda.cuGraphGetNodes(graph, NULL, &count) || !count) {
+        return NULL;
+    }
+    CUgraphNode *nodes = calloc(count, sizeof *nodes);
+    if (!nodes || s->cuda.cuGraphGetNodes(graph, nodes, &count)) {
+        count = 0; /* the node stays without a name, which the client is told as none */
+    }
+    for (size_t i = 0; i < count && !found; i++) {
+        CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
+        CUgraph child = NULL;
+        bool inside = nodes[i] != native && !s->cuda.cuGraphNodeGetType(nodes[i], &type) &&
+                      type == CU_GRAPH_NODE_TYPE_GRAPH && !s->cuda.cuGraphChildGraphNodeGetGraph(nodes[i], &child) &&
+                      top_of(s, child, native, depth + 1);
+        found = inside || nodes[i] == native ? nodes[i] : NULL;
+    }
+    free(nodes);
+    return found;
+}
+
+uint64_t tpw_node_blamed(struct tpw_session *s, const struct tp_frame *frame, CUgraphNode native, uint64_t graph,
+                         struct tpw_fresh *fresh) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_fresh none = {.count = 0};
+    uint64_t known = tpw_node_name(s, frame, native, graph, &none);
+    CUgraph at = tpw_graph(s, graph, &error);
+    return known || error || !native ? known : tpw_node_name(s, frame, top_of(s, at, native, 0), graph, fresh);
+}
+
 static void forget_node(struct tpw_session *s, struct node *node) {
     for (struct node **at = bucket(s, node->native); at && *at; at = &(*at)->next) {
         if (*at == node) {
@@ -147,21 +179,31 @@ int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node) {
     return CUDA_SUCCESS;
 }
 
-/* The graph that a graph is inside, 0 if none. */
-static uint64_t around(struct tpw_session *s, uint64_t graph) {
+/* The child graph node that a graph is inside, 0 if none. */
+static uint64_t owner_of(struct tpw_session *s, uint64_t graph) {
     const struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
     const struct graph *record = object ? object->record : NULL;
-    return record ? tpw_graph_of_node(s, record->owner) : 0;
+    return record ? record->owner : 0;
+}
+
+/* Whether a capture under way writes this graph, or one that lies inside it or inside `node` at any depth. The driver permits
+ * everything with such a graph but its destruction and that of its nodes, and would go on writing what is gone. */
+static bool captured(struct tpw_session *s, uint64_t graph, uint64_t node) {
+    for (const struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
+        for (uint64_t at = capture->graph, owner; at; at = tpw_graph_of_node(s, owner)) {
+            owner = owner_of(s, at);
+            if (at == graph || (node && owner == node)) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 int32_t tpw_graph_may_move(struct tpw_session *s, uint64_t graph, uint64_t into) {
-    const struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
-    bool may = object && !object->record;
-    for (const struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
-        may = may && capture->graph != graph; /* the capture still writes it */
-    }
+    bool may = tpw_object(s, TPG_GRAPH, graph) && !owner_of(s, graph) && !captured(s, graph, 0);
     unsigned depth = 0;
-    for (uint64_t at = into; at && may; at = around(s, at)) {
+    for (uint64_t at = into; at && may; at = tpw_graph_of_node(s, owner_of(s, at))) {
         may = at != graph && ++depth <= TPW_GRAPH_DEPTH;
     }
     return may ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -183,14 +225,8 @@ int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, c
     int32_t error = CUDA_SUCCESS;
     (void)frame;
     CUgraph graph = tpw_graph(s, in->graph, &error);
-    const struct tpw_object *object = tpw_object(s, TPG_GRAPH, in->graph);
-    if (!error && object->record && ((const struct graph *)object->record)->owner) {
-        error = CUDA_ERROR_INVALID_VALUE; /* it goes with the node that it is inside */
-    }
-    for (const struct tpw_capture *capture = s->captures; capture && !error; capture = capture->next) {
-        if (capture->graph == in->graph) {
-            error = CUDA_ERROR_INVALID_VALUE; /* the capture still writes it */
-        }
+    if (!error && (owner_of(s, in->graph) || captured(s, in->graph, 0))) {
+        error = CUDA_ERROR_INVALID_VALUE; /* it goes with the node that it is inside, or a capture still writes it */
     }
     error = error ? error : (int32_t)s->cuda.cuGraphDestroy(graph);
     if (!error) {
@@ -204,6 +240,14 @@ int32_t tpw_graph_node_destroy(struct tpw_session *s, const struct tp_frame *fra
     int32_t error = CUDA_SUCCESS;
     (void)frame;
     CUgraphNode native = tpw_node(s, in->node, &error);
+    for (const struct tpw_capture *capture = s->captures; capture && !error; capture = capture->next) {
+        if (capture->graph == tpw_graph_of_node(s, in->node)) {
+            error = CUDA_ERROR_INVALID_VALUE; /* what is captured next may depend on it */
+        }
+    }
+    if (!error && captured(s, 0, in->node)) {
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
     error = error ? error : (int32_t)s->cuda.cuGraphDestroyNode(native);
     struct tpw_object *object = error ? NULL : tpw_object(s, TPG_GRAPHNODE, in->node);
     if (object) {
@@ -336,8 +380,10 @@ int32_t tpw_graph_child_get(struct tpw_session *s, const struct tp_frame *frame,
     out->graph = tpw_graph_handle(s, graph);
     if (!out->graph) {
         error = tpw_made(s, frame, TPG_GRAPH, in->fresh, (uint64_t)(uintptr_t)graph, 0);
-        error = error ? error : tpw_graph_inside(s, in->fresh, in->node);
-        out->graph = in->fresh;
+        if (!error && (error = tpw_graph_inside(s, in->fresh, in->node)) != CUDA_SUCCESS) {
+            tpw_forget(s, TPG_GRAPH, in->fresh); /* one that nobody owns could be destroyed under its node */
+        }
+        out->graph = error ? 0 : in->fresh;
     }
     return error;
 }

@@ -81,7 +81,7 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
         out->result = (int32_t)params.result_out;
         if (error && params.hErrNode_out) {
             struct tpw_fresh fresh = {.handles = &in->fresh, .count = 1};
-            out->error_node = tpw_node_name(s, frame, params.hErrNode_out, in->graph, &fresh);
+            out->error_node = tpw_node_blamed(s, frame, params.hErrNode_out, in->graph, &fresh);
         }
     } else if (!error) {
         error = (int32_t)s->cuda.cuGraphInstantiateWithFlags(&exec, graph, in->flags);
@@ -178,8 +178,8 @@ int32_t tpw_graph_update(struct tpw_session *s, const struct tp_frame *frame, co
     out->result = (int32_t)info.result;
     if (error && (info.errorNode || info.errorFromNode)) {
         struct tpw_fresh fresh = {.handles = in->fresh, .count = in->fresh_count};
-        out->error_node = tpw_node_name(s, frame, info.errorNode, in->graph, &fresh);
-        out->error_from = tpw_node_name(s, frame, info.errorFromNode, in->graph, &fresh);
+        out->error_node = tpw_node_blamed(s, frame, info.errorNode, in->graph, &fresh);
+        out->error_from = tpw_node_blamed(s, frame, info.errorFromNode, in->graph, &fresh);
     }
     return CUDA_SUCCESS;
 }

@@ -52,6 +52,10 @@ struct tpw_fresh {
 /* The client's handle of a node of `graph`; 0 when it has none and there is no fresh one left. */
 uint64_t tpw_node_name(struct tpw_session *s, const struct tp_frame *frame, CUgraphNode native, uint64_t graph,
                        struct tpw_fresh *fresh);
+/* The same for a node that an error names, wherever inside `graph` it is: without a name it is told by the node of `graph` that
+ * it lies in, because a name has to end with the graph that its node is really of. */
+uint64_t tpw_node_blamed(struct tpw_session *s, const struct tp_frame *frame, CUgraphNode native, uint64_t graph,
+                         struct tpw_fresh *fresh);
 CUgraphNode tpw_node(struct tpw_session *s, uint64_t handle, int32_t *error);
 /* The natives of nodes, in scratch memory with as much room again behind them. */
 CUgraphNode *tpw_nodes(struct tpw_session *s, const uint64_t *handles, size_t count, int32_t *error);

@@ -101,6 +101,13 @@ bool sim_handle_is(const void *object, sim_kind_t kind) {
     return found && found->kind == kind;
 }
 
+void sim_dangles(bool dangles, const char *what) {
+    if (dead_handles_end && dangles) {
+        sim_complain("%s: the real driver would follow a pointer to what has ended", what);
+        abort();
+    }
+}
+
 bool sim_grow(void *array, size_t *capacity, size_t needed, size_t element) {
     if (needed <= *capacity)
         return true;

@@ -64,6 +64,7 @@ sim_graph_t *sim_graph_new(void) {
 }
 
 void sim_node_delete(sim_node_t *node) {
+    sim_dangles(node->graph->capture, "a node of a graph that a capture writes is destroyed");
     sim_handle_remove(node);
     list_remove(&node->graph->nodes, node);
     for (size_t i = 0; i < node->graph->nodes.count; i++)
@@ -77,6 +78,7 @@ void sim_node_delete(sim_node_t *node) {
 }
 
 void sim_graph_delete(sim_graph_t *graph) {
+    sim_dangles(graph->capture, "a graph that a capture writes is destroyed");
     while (graph->nodes.count)
         sim_node_delete(graph->nodes.items[graph->nodes.count - 1]);
     for (size_t i = 0; i < graph->nusers; i++)

@@ -159,6 +159,76 @@ static void case_deep(void) {
     }
 }
 
+/* A capture into a graph that is inside a node of another, inside a third: none of them may go, nor that node. */
+static void case_capture_inside(void) {
+    const uint64_t outer = handle(TPG_GRAPH, 0), middle = handle(TPG_GRAPH, 1), inner = handle(TPG_GRAPH, 2);
+    const uint64_t around = handle(TPG_GRAPHNODE, 0), stream = handle(TPG_STREAM, 0), before = handle(TPG_GRAPHNODE, 2);
+    static const CUgraphEdgeData edge;
+    for (uint32_t i = 0; i < 4; i++) {
+        SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, i));
+    }
+    SEND(0, graph_child, CALL, .owner = middle, .node = around, .child = inner, .move = 1);
+    SEND(0, graph_empty, CALL, .owner = inner, .node = before);
+    SEND(0, capture_begin, CALL, .stream = stream, .graph = inner, .into = 1, .dependencies = &before,
+         .dependencies_count = 1);
+    SEND(0, graph_node_destroy, CALL, .node = before);                           /* refused, 1 */
+    SEND(0, graph_child, CALL, .owner = outer, .node = handle(TPG_GRAPHNODE, 1), /* 2 */
+         .child = middle, .move = 1, .dependencies = &around, .dependencies_count = 1, .edges = &edge,
+         .edges_count = 1);
+    SEND(0, graph_destroy, CALL, .graph = inner);      /* 3 */
+    SEND(0, graph_node_destroy, CALL, .node = around); /* 4 */
+    SEND(0, graph_destroy, CALL, .graph = middle);     /* 5 */
+    SEND(0, cuMemsetD8Async, CALL, .dstDevice = ADDRESS, .uc = 1, .N = 64, .hStream = stream);
+    SEND(0, capture_end, CALL, .stream = stream);
+    SEND(0, graph_list, CALL, .subject = inner, .count = 10);
+    SEND(0, graph_node_destroy, CALL, .node = before);
+    SEND(0, graph_destroy, CALL, .graph = middle);
+}
+
+/* The same for the copy of a graph that a child graph node has, two levels down. */
+static void case_capture_copied(void) {
+    const uint64_t inner = handle(TPG_GRAPH, 5), middle = handle(TPG_GRAPH, 4), stream = handle(TPG_STREAM, 0);
+    for (uint32_t i = 0; i < 3; i++) {
+        SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, i));
+    }
+    SEND(0, graph_child, CALL, .owner = handle(TPG_GRAPH, 1), .node = handle(TPG_GRAPHNODE, 0),
+         .child = handle(TPG_GRAPH, 2));
+    SEND(0, graph_child, CALL, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 1),
+         .child = handle(TPG_GRAPH, 1));
+    SEND(0, graph_child_get, CALL, .node = handle(TPG_GRAPHNODE, 1), .fresh = middle);
+    const uint64_t fresh = handle(TPG_GRAPHNODE, 2);
+    SEND(0, graph_list, CALL, .subject = middle, .count = 1, .fresh = &fresh, .fresh_count = 1);
+    SEND(0, graph_child_get, CALL, .node = fresh, .fresh = inner);
+    SEND(0, capture_begin, CALL, .stream = stream, .graph = inner, .into = 1);
+    SEND(0, graph_node_destroy, CALL, .node = fresh);                    /* refused, 1 */
+    SEND(0, graph_node_destroy, CALL, .node = handle(TPG_GRAPHNODE, 1)); /* 2 */
+    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));         /* 3 */
+    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 1));         /* what the copy was made from may go */
+    SEND(0, cuMemsetD8Async, CALL, .dstDevice = ADDRESS, .uc = 1, .N = 64, .hStream = stream);
+    SEND(0, capture_end, CALL, .stream = stream);
+    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));
+}
+
+/* The node that an update names as the reason of its failure lies inside a child graph node, and ends with that. */
+static void case_blamed(void) {
+    const uint64_t fresh[2] = {handle(TPG_GRAPHNODE, 20), handle(TPG_GRAPHNODE, 21)};
+    for (uint32_t i = 0; i < 4; i++) {
+        SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, i));
+    }
+    SEND(0, graph_empty, CALL, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 0));
+    SEND(0, graph_memset, CALL, .owner = handle(TPG_GRAPH, 1), .node = handle(TPG_GRAPHNODE, 1), .destination = ADDRESS,
+         .width = 4, .height = 1, .element = 1);
+    SEND(0, graph_child, CALL, .owner = handle(TPG_GRAPH, 2), .node = handle(TPG_GRAPHNODE, 2),
+         .child = handle(TPG_GRAPH, 0));
+    SEND(0, graph_child, CALL, .owner = handle(TPG_GRAPH, 3), .node = handle(TPG_GRAPHNODE, 3),
+         .child = handle(TPG_GRAPH, 1));
+    SEND(0, graph_instantiate, CALL, .graph = handle(TPG_GRAPH, 2), .exec = handle(TPG_GRAPHEXEC, 0));
+    SEND(0, graph_update, CALL, .exec = handle(TPG_GRAPHEXEC, 0), .graph = handle(TPG_GRAPH, 3), .fresh = fresh,
+         .fresh_count = 2);
+    SEND(0, graph_node_destroy, CALL, .node = handle(TPG_GRAPHNODE, 3));
+    SEND(0, graph_list, CALL, .subject = fresh[0], .what = 3, .count = 10); /* refused */
+}
+
 /* A context that is ending: its stream 2 stands, so the driver still has it all, but the client may not enter or use it. */
 static void begin_ending(void) {
     SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
@@ -316,6 +386,9 @@ static const struct {
     {"graph", case_graph, 3},
     {"nest", case_nest, 3},
     {"deep", case_deep, 1},
+    {"capture_inside", case_capture_inside, 5},
+    {"capture_copied", case_capture_copied, 3},
+    {"blamed", case_blamed, 1},
     {"ending_event", case_ending_event, 2},
     {"ending_enter", case_ending_enter, 200},
     {"retain", case_retain, 4},
