@@ -116,6 +116,11 @@ def test_corners(worker: Worker, check: str) -> None:
     assert worker.run("corners", check) == "right\n"
 
 
+@pytest.mark.parametrize("check", ["before-any-context", "thread-without-a-context", "kernels-of-another-thread"])
+def test_images(worker: Worker, check: str) -> None:
+    assert worker.run("images", check) == "right\n"
+
+
 @pytest.mark.parametrize("check", ["attributes-of-two-devices", "limits-of-a-kernel"])
 def test_corners_of_other_workers(program: Path, check: str) -> None:
     with Worker(program=program, TF_SIM_DEVICES="2", TF_SIM_UNKNOWN_KERNELS="skip") as worker:

@@ -26,6 +26,9 @@ FUNCTIONS = [
     op("image_load", "call", size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
        data="void: bytes", hash="void: bytes", options="uint64_t: array",
        out={"result": "int", "missing": "unsigned int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
+    # A library may be loaded without a context, where the driver tells no layouts: then the list has names only, and this asks for the
+    # rest, with a context current, when a kernel is first used.
+    op("library_describe", "call", library="uint64_t: handle library", out={"kernels": "void: bytes"}),
     op("module_unload", "post", contextless=True, module="uint64_t: gone module"),
     op("library_unload", "post", contextless=True, library="uint64_t: gone library"),
     op("library_module", "post", library="uint64_t: handle library", module="uint64_t: new module"),

@@ -350,7 +350,14 @@ int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame
     object = object ? object : known(s, TPG_KERNEL, (uint64_t)(uintptr_t)params.kern);
     object = object ? object : known(s, TPG_KERNEL, (uint64_t)(uintptr_t)params.func);
     struct tpw_object *context = known(s, TPG_CONTEXT, (uint64_t)(uintptr_t)params.ctx);
-    const struct tpw_kernel *kernel = object ? object->record : NULL;
+    if (!s->entered_native &&
+        context) { /* the driver needs one to describe a kernel that was not used under this handle */
+        tpw_visit(s, (CUcontext)(uintptr_t)context->native, context->id);
+    }
+    const struct tpw_kernel *kernel = object ? tpw_kernel_described(s, object, &error) : NULL;
+    if (error) {
+        return error;
+    }
     size_t buffer_size = 0;
     const void *buffer = params.kernelParams ? NULL : buffer_of(params.extra, &buffer_size);
     if (!kernel ||
@@ -358,19 +365,11 @@ int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     unsigned char *block = tpw_scratch(s, kernel->parameter_bytes, 1, &error);
-    bool library = object->kind == TPG_KERNEL;
-    size_t offset = 0, size = 0, index = 0;
     if (!error && buffer) {
         memcpy(block, buffer, kernel->parameter_bytes);
     }
-    for (; !error && params.kernelParams &&
-           !(library ? s->cuda.cuKernelGetParamInfo((CUkernel)(uintptr_t)object->native, index, &offset, &size)
-                     : s->cuda.cuFuncGetParamInfo((CUfunction)(uintptr_t)object->native, index, &offset, &size));
-         index++) {
-        if (offset > kernel->parameter_bytes || size > kernel->parameter_bytes - offset) {
-            return CUDA_ERROR_UNKNOWN;
-        }
-        memcpy(block + offset, params.kernelParams[index], size);
+    for (uint32_t i = 0; !error && params.kernelParams && i < kernel->parameters; i++) {
+        memcpy(block + kernel->layout[i].offset, params.kernelParams[i], kernel->layout[i].size);
     }
     out->function = tp_handle_make(object->kind, object->id);
     out->context = context ? tp_handle_make(TPG_CONTEXT, context->id) : 0;

@@ -36,12 +36,11 @@ struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size
         *error = object->error;
         return NULL;
     }
-    const struct tpw_kernel *kernel = object->record;
-    if (!kernel || kernel->parameter_bytes != bytes) {
+    const struct tpw_kernel *kernel = tpw_kernel_described(s, object, error);
+    if (kernel && kernel->parameter_bytes != bytes) {
         *error = CUDA_ERROR_INVALID_VALUE;
-        return NULL;
     }
-    return object;
+    return *error ? NULL : object;
 }
 
 int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in) {

@@ -29,27 +29,55 @@ struct image {
 
 /* ---- the list of kernels ---- */
 
+/* The driver knows layouts in a context only (201 without one), and ends the list with CUDA_ERROR_INVALID_VALUE: any other answer
+ * is a failure. */
 static int32_t parameter(struct tpw_session *s, bool library, uint64_t native, size_t index, size_t *offset,
-                         size_t *size) {
-    return (int32_t)(library ? s->cuda.cuKernelGetParamInfo((CUkernel)(uintptr_t)native, index, offset, size)
-                             : s->cuda.cuFuncGetParamInfo((CUfunction)(uintptr_t)native, index, offset, size));
+                         size_t *size, bool *more) {
+    if (!s->entered_native) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    int32_t error = (int32_t)(library ? s->cuda.cuKernelGetParamInfo((CUkernel)(uintptr_t)native, index, offset, size)
+                                      : s->cuda.cuFuncGetParamInfo((CUfunction)(uintptr_t)native, index, offset, size));
+    *more = error == CUDA_SUCCESS;
+    if (*more && (*offset > UINT16_MAX || *size > UINT16_MAX)) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return error == CUDA_ERROR_INVALID_VALUE ? CUDA_SUCCESS : error;
 }
 
-static int32_t describe(struct tpw_session *s, bool library, uint64_t native, struct tp_cursor *c) {
-    const char *name = NULL;
-    int32_t error = (int32_t)(library ? s->cuda.cuKernelGetName(&name, (CUkernel)(uintptr_t)native)
-                                      : s->cuda.cuFuncGetName(&name, (CUfunction)(uintptr_t)native));
+static uint32_t larger(uint32_t bytes, size_t end) { return end > bytes ? (uint32_t)end : bytes; }
+
+static int32_t name_of(struct tpw_session *s, bool library, uint64_t native, const char **name) {
+    *name = NULL;
+    int32_t error = (int32_t)(library ? s->cuda.cuKernelGetName(name, (CUkernel)(uintptr_t)native)
+                                      : s->cuda.cuFuncGetName(name, (CUfunction)(uintptr_t)native));
+    return !error && !*name ? CUDA_ERROR_UNKNOWN : error;
+}
+
+static int32_t describe(struct tpw_session *s, bool library, uint64_t native, bool layouts, struct tp_cursor *c) {
+    const char *name;
+    int32_t error = name_of(s, library, native, &name);
     if (error) {
+        tp_log(TP_ERROR, "the driver does not name a kernel of an image: error %d", error);
         return error;
     }
     unsigned char *head = tp_take(c, sizeof(struct tp_kernel_entry));
-    struct tp_kernel_entry entry = {.name_hash = tp_name_hash(name ? name : "")};
+    struct tp_kernel_entry entry = {.name_hash = tp_name_hash(name)};
     size_t offset, size;
-    while (!parameter(s, library, native, entry.parameters, &offset, &size)) {
-        tp_put_u16(c, (uint16_t)offset);
-        tp_put_u16(c, (uint16_t)size);
-        entry.parameters++;
-        entry.parameter_bytes = (uint32_t)(offset + size);
+    bool more = layouts;
+    while (more) {
+        error = parameter(s, library, native, entry.parameters, &offset, &size, &more);
+        if (error) {
+            tp_log(TP_ERROR, "the driver does not describe parameter %u of kernel %s: error %d", entry.parameters, name,
+                   error);
+            return error;
+        }
+        if (more) {
+            tp_put_u16(c, (uint16_t)offset);
+            tp_put_u16(c, (uint16_t)size);
+            entry.parameters++;
+            entry.parameter_bytes = larger(entry.parameter_bytes, offset + size);
+        }
     }
     (void)tp_take(c, entry.parameters % 2 ? 4 : 0);
     if (head && !c->bad) {
@@ -58,8 +86,32 @@ static int32_t describe(struct tpw_session *s, bool library, uint64_t native, st
     return CUDA_SUCCESS;
 }
 
-static int32_t list_kernels(struct tpw_session *s, bool library, uint64_t owner, struct image **out,
-                            struct tpg_image_load_out *reply) {
+/* Writes the list of tp_image.h into scratch memory. Complete, or an error. */
+static int32_t describe_all(struct tpw_session *s, bool library, const struct image *image, bool layouts,
+                            const void **list, size_t *size) {
+    /* Half a frame holds the list of about ten thousand kernels. */
+    int32_t error = CUDA_SUCCESS;
+    unsigned char *memory = tpw_scratch(s, TP_FRAME_MAX / 2, 1, &error);
+    if (!memory) {
+        return error;
+    }
+    struct tp_cursor c = tp_cursor_make(memory, TP_FRAME_MAX / 2);
+    tp_put_u32(&c, image->count);
+    tp_put_u32(&c, layouts);
+    for (unsigned i = 0; i < image->count && !error; i++) {
+        error = describe(s, library, image->natives[i], layouts, &c);
+    }
+    if (!error && c.bad) {
+        tp_log(TP_ERROR, "an image with %u kernels has too long a list of parameters", image->count);
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    *list = memory;
+    *size = error ? 0 : (size_t)(c.at - memory);
+    return error;
+}
+
+/* Every kernel of a library, or function of a module. */
+static int32_t enumerate(struct tpw_session *s, bool library, uint64_t owner, struct image **out) {
     unsigned int count = 0;
     int32_t error = (int32_t)(library ? s->cuda.cuLibraryGetKernelCount(&count, (CUlibrary)(uintptr_t)owner)
                                       : s->cuda.cuModuleGetFunctionCount(&count, (CUmodule)(uintptr_t)owner));
@@ -74,28 +126,23 @@ static int32_t list_kernels(struct tpw_session *s, bool library, uint64_t owner,
                                   : s->cuda.cuModuleEnumerateFunctions((CUfunction *)(void *)image->natives, count,
                                                                        (CUmodule)(uintptr_t)owner));
     }
-    /* Half a frame holds the list of about ten thousand kernels. */
-    unsigned char *memory = error ? NULL : tpw_scratch(s, TP_FRAME_MAX / 2, 1, &error);
-    if (memory) {
-        struct tp_cursor c = tp_cursor_make(memory, TP_FRAME_MAX / 2);
-        tp_put_u32(&c, count);
-        tp_put_u32(&c, 0);
-        for (unsigned i = 0; i < count && !error; i++) {
-            error = describe(s, library, image->natives[i], &c);
-        }
-        if (!error && c.bad) {
-            tp_log(TP_ERROR, "an image with %u kernels has too long a list of parameters", count);
-            error = CUDA_ERROR_NOT_SUPPORTED;
-        }
-        reply->kernels = memory;
-        reply->kernels_size = (size_t)(c.at - memory);
-    }
     if (error) {
         free(image);
         return error;
     }
     *out = image;
     return CUDA_SUCCESS;
+}
+
+/* A library that was loaded without a context, or whose kernels the driver would not describe as it was loaded (its code for this
+ * device may come later, or never): now they are described, or the call that needs it fails. */
+int32_t tpw_library_describe(struct tpw_session *s, const struct tp_frame *frame,
+                             const struct tpg_library_describe_in *in, struct tpg_library_describe_out *out) {
+    int32_t error = CUDA_SUCCESS;
+    (void)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
+    return error ? error
+                 : describe_all(s, true, tpw_object(s, TPG_LIBRARY, in->library)->record, true, &out->kernels,
+                                &out->kernels_size);
 }
 
 int32_t tpw_image_upload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_image_upload_in *in) {
@@ -169,7 +216,15 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
                                                               jit.values);
     }
     if (!error) {
-        error = list_kernels(s, library, native, &image, out);
+        error = enumerate(s, library, native, &image);
+        bool layouts = !error && s->entered_native;
+        int32_t undescribed =
+            error ? error : describe_all(s, library, image, layouts, &out->kernels, &out->kernels_size);
+        if (undescribed && layouts &&
+            library) { /* as with the driver, a kernel that cannot be used fails when it is used */
+            undescribed = describe_all(s, library, image, false, &out->kernels, &out->kernels_size);
+        }
+        error = undescribed;
         if (error) {
             (void)(library ? s->cuda.cuLibraryUnload((CUlibrary)(uintptr_t)native)
                            : s->cuda.cuModuleUnload((CUmodule)(uintptr_t)native));
@@ -341,10 +396,6 @@ static int32_t make_kernel(struct tpw_session *s, const struct tp_frame *frame, 
     if (!error && !kernel) {
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
-    size_t offset, size;
-    for (size_t i = 0; !error && !parameter(s, kind == TPG_KERNEL, native, i, &offset, &size); i++) {
-        kernel->parameter_bytes = (uint32_t)(offset + size);
-    }
     error = tpw_made(s, frame, kind, handle, native, error);
     struct tpw_object *object = tpw_object(s, kind, handle);
     owned_by(s, kind, handle, owner);
@@ -354,6 +405,37 @@ static int32_t make_kernel(struct tpw_session *s, const struct tp_frame *frame, 
         free(kernel);
     }
     return error;
+}
+
+const struct tpw_kernel *tpw_kernel_described(struct tpw_session *s, struct tpw_object *object, int32_t *error) {
+    struct tpw_kernel *kernel = object->record;
+    if (*error || !kernel) {
+        *error = *error ? *error : (int32_t)CUDA_ERROR_INVALID_HANDLE;
+        return NULL;
+    }
+    if (TP_LIKELY(kernel->described)) {
+        return kernel;
+    }
+    uint32_t count = 0;
+    for (bool more = true; more; count++) {
+        size_t offset, size;
+        *error = parameter(s, object->kind == TPG_KERNEL, object->native, count, &offset, &size, &more);
+        kernel = *error ? NULL : realloc(object->record, sizeof *kernel + (count + 1) * sizeof *kernel->layout);
+        if (!kernel) {
+            *error = *error ? *error : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
+            tp_log(TP_ERROR, "parameter %u of a kernel is not described: error %d", count, *error);
+            return NULL;
+        }
+        object->record = kernel;
+        if (more) {
+            kernel->layout[count].offset = (uint32_t)offset;
+            kernel->layout[count].size = (uint32_t)size;
+            kernel->parameter_bytes = larger(kernel->parameter_bytes, offset + size);
+        }
+    }
+    kernel->parameters = count - 1;
+    kernel->described = true;
+    return kernel;
 }
 
 static uint64_t at_index(struct tpw_session *s, uint32_t kind, uint64_t owner, uint32_t index, int32_t *error) {
@@ -374,9 +456,7 @@ int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, co
     const char *name = NULL;
     CUfunction native = NULL;
     CUmodule module = (CUmodule)(uintptr_t)tpw_native(s, frame, TPG_MODULE, in->module, false, &error);
-    if (!error) {
-        error = (int32_t)s->cuda.cuFuncGetName(&name, (CUfunction)(uintptr_t)listed);
-    }
+    error = error ? error : name_of(s, false, listed, &name);
     if (!error) {
         error = (int32_t)s->cuda.cuModuleGetFunction(&native, module, name);
     }
@@ -411,10 +491,8 @@ int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame,
         error = (int32_t)s->cuda.cuLibraryGetModule(&native, library);
     }
     struct image *image = NULL;
-    struct tpg_image_load_out unused;
-    memset(&unused, 0, sizeof unused);
     if (!error) {
-        error = list_kernels(s, false, (uint64_t)(uintptr_t)native, &image, &unused);
+        error = enumerate(s, false, (uint64_t)(uintptr_t)native, &image);
     }
     error = tpw_made(s, frame, TPG_MODULE, in->module, (uint64_t)(uintptr_t)native, error);
     owned_by(s, TPG_MODULE, in->module, in->library);
@@ -432,12 +510,8 @@ int32_t tpw_kernel_name(struct tpw_session *s, const struct tp_frame *frame, con
     int32_t error = 0;
     uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
     const char *name = NULL;
+    error = error ? error : name_of(s, tp_handle_is(in->function, TPG_KERNEL), native, &name);
     if (!error) {
-        error = (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
-                              ? s->cuda.cuKernelGetName(&name, (CUkernel)(uintptr_t)native)
-                              : s->cuda.cuFuncGetName(&name, (CUfunction)(uintptr_t)native));
-    }
-    if (!error && name) {
         out->name = name;
         out->name_size = strlen(name) + 1;
     }

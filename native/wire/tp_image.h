@@ -26,8 +26,9 @@ enum tp_image_missing {
     TP_IMAGE_NO_CACHE = 2, /* send it, and do not ask again: this worker keeps none */
 };
 
-/* The list: u32 count, u32 0, then for each kernel: u64 name hash, u32 parameter count, u32 bytes of the parameter block,
- * then a u16 offset and a u16 size for each parameter, padded to 8. */
+/* The list: u32 count, u32 whether the layouts are told, then for each kernel: u64 name hash, u32 parameter count, u32 bytes of
+ * the parameter block, then a u16 offset and a u16 size for each parameter, padded to 8. Without layouts both numbers are 0
+ * and say nothing. */
 struct tp_kernel_entry {
     uint64_t name_hash;
     uint32_t parameters, parameter_bytes;

@@ -543,4 +543,7 @@ static const struct check checks[] = {{"streams-of-another-context", streams_of_
                                       {"large-copies-behind-host-functions", large_copies_behind_host_functions},
                                       {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 
-int role_corners(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }
+int role_corners(int count, char **words) {
+    start();
+    return run_check(checks, sizeof checks / sizeof *checks, count, words);
+}

@@ -382,4 +382,7 @@ static const struct check checks[] = {
     {"strangers", strangers}, {"pools", pools},
     {"occupancy", occupancy}};
 
-int role_devices(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }
+int role_devices(int count, char **words) {
+    start();
+    return run_check(checks, sizeof checks / sizeof *checks, count, words);
+}

@@ -39,7 +39,6 @@ void say(const char *format, ...) {
 }
 
 int run_check(const struct check *checks, size_t known, int count, char **words) {
-    start();
     for (size_t i = 0; count == 1 && i < known; i++) {
         if (strcmp(words[0], checks[i].name) == 0) {
             checks[i].run();
@@ -57,7 +56,7 @@ static const struct {
 } roles[] = {{"compute", role_compute},       {"threads", role_threads}, {"order", role_order},   {"fork", role_fork},
              {"fork-first", role_fork_first}, {"steady", role_steady},   {"copy", role_copy},     {"wait", role_wait},
              {"console", role_console},       {"graphs", role_graphs},   {"timing", role_timing}, {"polls", role_polls},
-             {"corners", role_corners},       {"devices", role_devices}};
+             {"corners", role_corners},       {"devices", role_devices}, {"images", role_images}};
 
 int main(int argc, char **argv) {
     for (size_t i = 0; argc > 1 && i < sizeof roles / sizeof *roles; i++) {

@@ -52,6 +52,9 @@ int role_timing(int count, char **words);
 /* corners.c */
 int role_corners(int count, char **words);
 
+/* images.c */
+int role_images(int count, char **words);
+
 /* devices.c */
 int role_devices(int count, char **words);
 

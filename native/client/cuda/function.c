@@ -247,16 +247,20 @@ CUresult tpc_cuFuncGetName(const char **name, CUfunction hfunc) { return name_of
 CUresult tpc_cuKernelGetName(const char **name, CUkernel hfunc) { return name_of(name, (uint64_t)(uintptr_t)hfunc); }
 
 static CUresult parameter(uint64_t handle, size_t index, size_t *offset, size_t *size) {
-    const struct tpc_kernel *kernel = tpc_kernel_of(handle);
+    TPC_CONTEXT(context);
+    (void)context;
+    struct tpc_kernel *kernel = tpc_kernel_of(handle);
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    if (!offset || index >= kernel->parameters) {
-        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = offset ? tpc_kernel_describe(kernel) : CUDA_ERROR_INVALID_VALUE;
+    if (result != CUDA_SUCCESS || index >= kernel->parameters) {
+        return result ? result : CUDA_ERROR_INVALID_VALUE;
     }
-    *offset = kernel->layout[index].offset;
+    const struct tpc_parameter *layout = atomic_load_explicit(&kernel->layout, memory_order_relaxed);
+    *offset = layout[index].offset;
     if (size) {
-        *size = kernel->layout[index].size;
+        *size = layout[index].size;
     }
     return CUDA_SUCCESS;
 }
@@ -306,7 +310,10 @@ CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
     if (!record) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    CUresult result = CUDA_SUCCESS;
+    CUresult result = tpc_kernel_describe(record);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
     tp_lock_take(tpc_image_lock(record->image));
     uint64_t handle = tpc_instance_find(record->instances, context);
     if (!handle) {
@@ -319,7 +326,7 @@ CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
             function->parameters = record->parameters;
             function->parameter_bytes = record->parameter_bytes;
             function->device = tpc_devices[context->device].remote;
-            function->layout = record->layout;
+            atomic_store_explicit(&function->layout, atomic_load(&record->layout), memory_order_relaxed);
             function->attributes = record->attributes;
             char *name = atomic_load(&record->name);
             atomic_store(&function->name, name ? strdup(name) : NULL);

@@ -186,8 +186,9 @@ static struct read_back *make(uint64_t node, const struct tpc_kernel *k, const v
     if (size) {
         memcpy(made->block, bytes, size);
     }
+    const struct tpc_parameter *layout = atomic_load_explicit(&k->layout, memory_order_relaxed);
     for (uint32_t i = 0; i < k->parameters; i++) {
-        made->params[i] = made->block + k->layout[i].offset;
+        made->params[i] = made->block + layout[i].offset;
     }
     return made;
 }
@@ -222,7 +223,8 @@ CUresult tpc_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_P
     struct tp_reply reply;
     CUresult result = tpc_call_graph_kernel_get("cuGraphKernelNodeGetParams", &in, &out, &reply);
     struct tpc_kernel *k = result == CUDA_SUCCESS ? tpc_kernel_of(out.function) : NULL;
-    if (result == CUDA_SUCCESS && (!k || k->parameter_bytes != out.params_size)) {
+    bool known = k && (result = tpc_kernel_describe(k)) == CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS && (!known || k->parameter_bytes != out.params_size)) {
         result = tpc_bad_reply(&reply);
     }
     void **params = result == CUDA_SUCCESS ? keep(in.node, k, out.params, out.params_size) : NULL;

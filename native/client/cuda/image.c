@@ -18,53 +18,142 @@ static void place(struct tpc_image *image, uint32_t index) {
     image->places[at] = index + 1;
 }
 
-bool tpc_image_fill(struct tpc_image *image, const unsigned char *list, size_t size) {
+/* A list as it came: entries with hash and layout. */
+struct listed {
+    uint32_t count;
+    bool layouts_told;
+    struct tpc_entry *entries;
+    struct tpc_parameter *layouts;
+};
+
+static bool read_list(struct listed *to, const unsigned char *list, size_t size) {
     struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)list, size);
-    uint32_t count = tp_get_u32(&c);
-    (void)tp_get_u32(&c);
-    if (c.bad || count > size / sizeof(struct tp_kernel_entry)) {
+    *to = (struct listed){.count = tp_get_u32(&c)};
+    to->layouts_told = tp_get_u32(&c) != 0;
+    if (c.bad || to->count > size / sizeof(struct tp_kernel_entry)) {
         return false;
     }
-    image->count = count;
-    image->mask = 7;
-    while (image->mask < 2 * count) {
-        image->mask = 2 * image->mask + 1;
-    }
-    image->places = calloc(image->mask + 1, sizeof *image->places);
-    image->entries = calloc(count + 1, sizeof *image->entries);
-    image->layouts = malloc(size + 1);
-    struct tpc_parameter *layout = image->layouts;
-    if (!image->places || !image->entries || !layout) {
+    to->entries = calloc(to->count + 1, sizeof *to->entries);
+    to->layouts = malloc(size + 1);
+    struct tpc_parameter *layout = to->layouts;
+    if (!to->entries || !layout) {
         goto failed;
     }
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < to->count; i++) {
         struct tp_kernel_entry entry;
         tp_get(&c, &entry, sizeof entry);
         size_t bytes = (size_t)entry.parameters * sizeof *layout;
         const void *parameters = tp_take(&c, tp_padded(bytes));
-        if (c.bad) {
+        if (c.bad || (!to->layouts_told && (entry.parameters || entry.parameter_bytes))) {
             goto failed;
         }
         memcpy(layout, parameters, bytes);
-        image->entries[i] = (struct tpc_entry){.hash = entry.name_hash,
-                                               .parameters = entry.parameters,
-                                               .parameter_bytes = entry.parameter_bytes,
-                                               .layout = layout};
+        to->entries[i].hash = entry.name_hash;
+        to->entries[i].parameters = entry.parameters;
+        to->entries[i].parameter_bytes = entry.parameter_bytes;
+        to->entries[i].layout = to->layouts_told ? layout : NULL;
         for (uint32_t p = 0; p < entry.parameters; p++) {
             if (layout[p].offset + (uint32_t)layout[p].size > entry.parameter_bytes) {
                 goto failed;
             }
         }
         layout += entry.parameters;
-        place(image, i);
     }
     return true;
 
 failed:
-    free(image->places);
-    free(image->entries);
-    free(image->layouts);
+    free(to->entries);
+    free(to->layouts);
     return false;
+}
+
+bool tpc_image_fill(struct tpc_image *image, const unsigned char *list, size_t size) {
+    struct listed listed;
+    if (!read_list(&listed, list, size)) {
+        return false;
+    }
+    image->count = listed.count;
+    image->entries = listed.entries;
+    image->layouts = listed.layouts;
+    image->mask = 7;
+    while (image->mask < 2 * image->count) {
+        image->mask = 2 * image->mask + 1;
+    }
+    image->places = calloc(image->mask + 1, sizeof *image->places);
+    if (!image->places || (!listed.layouts_told && !image->library)) {
+        free(image->places);
+        free(image->entries);
+        free(image->layouts);
+        return false;
+    }
+    for (uint32_t i = 0; i < image->count; i++) {
+        place(image, i);
+    }
+    atomic_store_explicit(&image->described, listed.layouts_told, memory_order_release);
+    return true;
+}
+
+/* Takes over the layouts of a second list, which must speak of the same kernels. */
+static bool add_layouts(struct tpc_image *image, const unsigned char *list, size_t size) {
+    struct listed listed;
+    if (!read_list(&listed, list, size)) {
+        return false;
+    }
+    bool same = listed.layouts_told && listed.count == image->count;
+    for (uint32_t i = 0; same && i < image->count; i++) {
+        same = listed.entries[i].hash == image->entries[i].hash;
+    }
+    tp_lock_take(&image->lock);
+    bool first = same && !atomic_load_explicit(&image->described, memory_order_relaxed);
+    for (uint32_t i = 0; first && i < image->count; i++) {
+        image->entries[i].parameters = listed.entries[i].parameters;
+        image->entries[i].parameter_bytes = listed.entries[i].parameter_bytes;
+        image->entries[i].layout = listed.entries[i].layout;
+    }
+    if (first) {
+        free(image->layouts); /* empty: nothing points there */
+        image->layouts = listed.layouts;
+        atomic_store_explicit(&image->described, true, memory_order_release);
+    }
+    tp_lock_drop(&image->lock);
+    free(listed.entries);
+    if (!first) {
+        free(listed.layouts);
+    }
+    return same;
+}
+
+CUresult tpc_image_describe(struct tpc_image *image) {
+    if (atomic_load_explicit(&image->described, memory_order_acquire)) {
+        return CUDA_SUCCESS;
+    }
+    TPC_CONTEXT(context);
+    (void)context;
+    struct tpg_library_describe_in in = {.library = image->handle};
+    struct tpg_library_describe_out out;
+    struct tp_reply reply;
+    /* Without the lock: whoever waits for an answer may have to run a host function. Threads that ask at once hear the same. */
+    CUresult result = tpc_call_library_describe("cuKernelGetParamInfo", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && !add_layouts(image, out.kernels, out.kernels_size)) {
+        result = tpc_bad_reply(&reply);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
+CUresult tpc_kernel_ask(struct tpc_kernel *kernel) {
+    CUresult result = tpc_image_describe(kernel->image);
+    if (result == CUDA_SUCCESS) {
+        tp_lock_take(&kernel->image->lock);
+        const struct tpc_entry *entry = &kernel->image->entries[kernel->index];
+        if (!atomic_load_explicit(&kernel->layout, memory_order_relaxed)) { /* once: others read without the lock */
+            kernel->parameters = entry->parameters;
+            kernel->parameter_bytes = entry->parameter_bytes;
+            atomic_store_explicit(&kernel->layout, entry->layout, memory_order_release);
+        }
+        tp_lock_drop(&kernel->image->lock);
+    }
+    return result;
 }
 
 bool tpc_image_find(const struct tpc_image *image, const char *name, uint32_t *index) {
@@ -121,7 +210,7 @@ struct tpc_kernel *tpc_image_kernel(struct tpc_image *image, uint32_t index, con
     kernel->parameters = entry->parameters;
     kernel->parameter_bytes = entry->parameter_bytes;
     kernel->device = image->library ? -1 : tpc_devices[image->context->device].remote;
-    kernel->layout = entry->layout;
+    atomic_store_explicit(&kernel->layout, entry->layout, memory_order_relaxed);
     kernel->attributes = attributes;
     atomic_store_explicit(&kernel->name, name ? strdup(name) : NULL, memory_order_relaxed);
     if (image->library) {

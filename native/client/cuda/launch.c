@@ -62,9 +62,14 @@ static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel
 }
 
 /* Where the parameter block comes from: the caller's buffer (`extra`), or gathered into `block`. */
-static CUresult gather(const struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
+static CUresult gather(struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
                        const void **source) {
+    CUresult described = tpc_kernel_describe(kernel);
     *source = block;
+    if (TP_UNLIKELY(described != CUDA_SUCCESS)) {
+        return described;
+    }
+    const struct tpc_parameter *layout = atomic_load_explicit(&kernel->layout, memory_order_relaxed);
     if (!kernel->parameter_bytes) {
         return CUDA_SUCCESS;
     }
@@ -73,7 +78,7 @@ static CUresult gather(const struct tpc_kernel *kernel, void **params, void **ex
     }
     if (params) {
         for (uint32_t i = 0; i < kernel->parameters; i++) {
-            const struct tpc_parameter *p = &kernel->layout[i];
+            const struct tpc_parameter *p = &layout[i];
             if (p->size == 8) {
                 memcpy(block + p->offset, params[i], 8);
             } else if (p->size == 4) {

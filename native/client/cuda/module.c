@@ -364,9 +364,12 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    CUresult result = tpc_image_describe(image); /* its functions take the layouts over */
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
     tp_lock_take(&image->lock);
     uint64_t handle = tpc_instance_find(image->modules, context);
-    CUresult result = CUDA_SUCCESS;
     if (!handle) {
         /* The same kernels in the same order, under function handles of their own. */
         struct tpc_image *module = malloc(sizeof *module);
@@ -380,7 +383,8 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
                                          .mask = image->mask,
                                          .places = image->places,
                                          .entries = entries,
-                                         .layouts = image->layouts};
+                                         .layouts = image->layouts,
+                                         .described = true};
             for (uint32_t i = 0; i < image->count; i++) {
                 entries[i] = (struct tpc_entry){.hash = image->entries[i].hash,
                                                 .parameters = image->entries[i].parameters,

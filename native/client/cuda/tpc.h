@@ -241,17 +241,25 @@ struct tpc_instance {
 struct tpc_kernel {
     uint64_t handle; /* of a function or a kernel */
     struct tpc_image *image;
-    uint32_t index;      /* in the image's list */
+    uint32_t index; /* in the image's list */
+    int device;     /* of a function, the worker's number; -1 for a kernel, which is on all of them */
+    /* NULL until the kernel is described, see tpc_kernel_describe; it is stored behind the two numbers. */
+    _Atomic(const struct tpc_parameter *) layout;
     uint32_t parameters; /* count */
     uint32_t parameter_bytes;
-    int device; /* of a function, the worker's number; -1 for a kernel, which is on all of them */
-    const struct tpc_parameter *layout;
     _Atomic(char *) name;              /* once it was asked for */
     struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
     struct tpc_instance *instances;    /* of a kernel: its functions; guarded by its image's lock */
 };
 /* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */
 struct tpc_kernel *tpc_kernel_of(uint64_t handle);
+/* Makes sure that parameters, parameter_bytes and layout are known. A library that was loaded without a context has no layouts
+ * yet: they are asked for, which needs a current context. */
+CUresult tpc_kernel_ask(struct tpc_kernel *kernel);
+static inline CUresult tpc_kernel_describe(struct tpc_kernel *kernel) {
+    return TP_LIKELY(atomic_load_explicit(&kernel->layout, memory_order_acquire) != NULL) ? CUDA_SUCCESS
+                                                                                          : tpc_kernel_ask(kernel);
+}
 /* The handle for the current context in a list of instances, 0 if it has none yet; adding one: false without memory. */
 uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context);
 bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle);

@@ -13,7 +13,7 @@
 
 struct tpc_entry {
     uint64_t hash;
-    uint32_t parameters, parameter_bytes;
+    uint32_t parameters, parameter_bytes; /* these and `layout` say nothing before the image is described */
     const struct tpc_parameter *layout;
     _Atomic(struct tpc_kernel *) kernel; /* minted on first use */
     _Atomic(struct tpc_attributes *) attributes;
@@ -34,10 +34,13 @@ struct tpc_image {
     uint32_t *places; /* index + 1, 0 = empty */
     struct tpc_entry *entries;
     struct tpc_parameter *layouts;
+    _Atomic bool described; /* set once, under the lock, behind what the entries say of layouts */
 };
 
 /* Reads the list of kernels of an image_load's answer; false when it is no such list, or without memory. */
 bool tpc_image_fill(struct tpc_image *image, const unsigned char *list, size_t size);
+/* Makes sure that the layouts of an image are known; asks for those of a library with the current context. */
+CUresult tpc_image_describe(struct tpc_image *image);
 /* The place of a kernel by name. */
 bool tpc_image_find(const struct tpc_image *image, const char *name, uint32_t *index);
 /* The kernel at `index`, its handle minted and sent on first use; NULL with *result set. The name may be NULL. */

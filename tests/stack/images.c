@@ -1,0 +1,174 @@
+/*
+ * Images: where they are loaded (which thread, which context or none), and what their kernels say of themselves there.
+ *
+ * Expected answers without a context are those of driver 580.159.04: libraries load, kernels have names, and parameter layouts and
+ * functions give 201. Threads as the checks start them.
+ */
+#include "stack.h"
+
+static CUlibrary load_library(void) {
+    CUlibrary library;
+    OK(cuLibraryLoadData(&library, kernels_ptx, NULL, NULL, 0, NULL, NULL, 0));
+    return library;
+}
+
+static CUkernel kernel_of(CUlibrary library, const char *name) {
+    CUkernel kernel;
+    OK(cuLibraryGetKernel(&kernel, library, name));
+    return kernel;
+}
+
+static void check_without_a_context(CUlibrary library, CUkernel kernel) {
+    const char *name;
+    CUkernel all[7];
+    CUfunction function;
+    CUmodule module;
+    CUcontext context;
+    size_t offset, size;
+    unsigned count;
+    OK(cuCtxGetCurrent(&context));
+    CHECK(!context);
+    OK(cuLibraryGetKernelCount(&count, library));
+    CHECK(count == 7);
+    OK(cuLibraryEnumerateKernels(all, count, library));
+    OK(cuKernelGetName(&name, kernel));
+    CHECK(strcmp(name, "iota_u32") == 0);
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuKernelGetParamInfo(kernel, 0, &offset, &size));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuKernelGetFunction(&function, kernel));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuLibraryGetModule(&module, library));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT,
+          cuLaunchKernel((CUfunction)(void *)kernel, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
+}
+
+static void check_layout(CUkernel kernel) {
+    size_t offset, size;
+    OK(cuKernelGetParamInfo(kernel, 0, &offset, &size));
+    CHECK(offset == 0 && size == 8);
+    OK(cuKernelGetParamInfo(kernel, 1, &offset, &size));
+    CHECK(offset == 8 && size == 8);
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuKernelGetParamInfo(kernel, 2, &offset, &size));
+}
+
+/* Launches iota_u32 under a handle of a kernel or a function, and looks at what it wrote. */
+static void check_runs(CUfunction function) {
+    enum { COUNT = 100 };
+    CUdeviceptr memory;
+    uint32_t back[COUNT];
+    size_t n = COUNT;
+    OK(cuMemAlloc_v2(&memory, sizeof back));
+    OK(cuMemsetD32_v2(memory, 0xffffffff, COUNT));
+    void *params[] = {&memory, &n};
+    OK(launch(function, n, NULL, params));
+    OK(cuMemcpyDtoH_v2(back, memory, sizeof back));
+    for (uint32_t i = 0; i < COUNT; i++) {
+        CHECK(back[i] == i);
+    }
+    OK(cuMemFree_v2(memory));
+}
+
+/* cuLibraryLoadData needs no context; a program may load everything first. */
+static void before_any_context(void) {
+    CUlibrary first = load_library(), second = load_library(), third = load_library();
+    CUkernel launched = kernel_of(first, "iota_u32"), asked = kernel_of(second, "iota_u32");
+    CUfunction function;
+    CUmodule module;
+    check_without_a_context(first, launched);
+    start();
+    check_runs((CUfunction)(void *)launched);
+    check_layout(asked);
+    OK(cuKernelGetFunction(&function, kernel_of(third, "iota_u32")));
+    check_runs(function);
+    check_runs((CUfunction)(void *)kernel_of(third, "iota_u32"));
+    OK(cuLibraryUnload(third));
+    third = load_library(); /* of the same name and in the same place as before, with a context */
+    OK(cuLibraryGetModule(&module, third));
+    check_runs(kernel(module, "iota_u32"));
+    check_layout(kernel_of(third, "iota_u32"));
+    OK(cuLibraryUnload(first));
+    OK(cuLibraryUnload(second));
+    OK(cuLibraryUnload(third));
+}
+
+/* As the autograd threads of PyTorch do it: the library comes while the thread has no context, its launches when it has one. */
+static void *library_of_a_thread(void *context) {
+    CUlibrary library = load_library(), other = load_library();
+    CUkernel kernel = kernel_of(library, "iota_u32");
+    CUmodule module;
+    check_without_a_context(library, kernel);
+    OK(cuCtxSetCurrent(context));
+    check_runs((CUfunction)(void *)kernel);
+    check_layout(kernel);
+    OK(cuLibraryGetModule(&module, other));
+    CUfunction function;
+    OK(cuModuleGetFunction(&function, module, "iota_u32"));
+    check_runs(function);
+    OK(cuLibraryUnload(library));
+    OK(cuLibraryUnload(other));
+    return NULL;
+}
+
+static void thread_without_a_context(void) {
+    pthread_t thread;
+    CUcontext context = start();
+    for (int round = 0; round < 2; round++) {
+        CHECK(pthread_create(&thread, NULL, library_of_a_thread, context) == 0);
+        CHECK(pthread_join(thread, NULL) == 0);
+    }
+}
+
+static CUkernel shared;
+
+static void *launch_of_a_thread(void *context) {
+    OK(cuCtxSetCurrent(context));
+    check_runs((CUfunction)(void *)shared);
+    return NULL;
+}
+
+/* Several threads find at once that a kernel has no description yet; a function that a graph's node names comes from such a kernel, too. */
+static void kernels_of_another_thread(void) {
+    enum { THREADS = 8 };
+    pthread_t threads[THREADS];
+    CUlibrary library = load_library(), other = load_library();
+    CUkernel kernel = kernel_of(other, "iota_u32");
+    CUfunction function;
+    CUgraph graph;
+    CUgraphNode node;
+    CUdeviceptr memory;
+    size_t n = 1;
+    shared = kernel_of(library, "iota_u32");
+    CUcontext context = start();
+    for (int i = 0; i < THREADS; i++) {
+        CHECK(pthread_create(&threads[i], NULL, launch_of_a_thread, context) == 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    }
+    OK(cuMemAlloc_v2(&memory, 4));
+    OK(cuKernelGetFunction(&function, kernel));
+    void *params[] = {&memory, &n};
+    CUDA_KERNEL_NODE_PARAMS told, asked = {.func = function,
+                                           .gridDimX = 1,
+                                           .gridDimY = 1,
+                                           .gridDimZ = 1,
+                                           .blockDimX = 1,
+                                           .blockDimY = 1,
+                                           .blockDimZ = 1,
+                                           .kernelParams = params};
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddKernelNode_v2(&node, graph, NULL, 0, &asked));
+    OK(cuGraphKernelNodeGetParams_v2(node, &told));
+    CHECK(memcmp(told.kernelParams[0], &memory, sizeof memory) == 0 && *(size_t *)told.kernelParams[1] == 1);
+    OK(cuGraphDestroy(graph));
+    OK(cuMemFree_v2(memory));
+    OK(cuLibraryUnload(library));
+    OK(cuLibraryUnload(other));
+}
+
+static const struct check checks[] = {{"before-any-context", before_any_context},
+                                      {"thread-without-a-context", thread_without_a_context},
+                                      {"kernels-of-another-thread", kernels_of_another_thread}};
+
+int role_images(int count, char **words) {
+    OK(cuInit(0));
+    return run_check(checks, sizeof checks / sizeof *checks, count, words);
+}
