@@ -192,3 +192,35 @@ def test_small_parts_keep_their_samples() -> None:
     timer.raw = {}
     assert set(timer.small(Digest())) == {"add_us", "sum_item_us"}
     assert len(timer.raw["sum_item_us"]) == turns.SUMS
+
+
+def test_speed_beside_an_older_wheel_is_paired_by_turn() -> None:
+    found = Samples()
+    for turn, (now, before) in enumerate([(1.0, 1.1), (2.0, 2.0), (3.0, 2.4)]):
+        found.add("small", "tcp", {"metrics": {"add_us": now, "up_gbps": now}, "digest": ""}, "", turn)
+        found.add("small", "before-tcp", {"metrics": {"add_us": before, "up_gbps": before}, "digest": ""}, "", turn)
+    found.add("small", "tcp", {"metrics": {"add_us": 9.0}, "digest": ""}, "", 3)  # has no partner
+    lines, good = turn_samples.paired_rows(found, ("native", "tcp", "before-tcp"))
+    assert [line[6:] for line in lines] == [["1.000", "0.800 .. 1.100", "ok"], ["1.000", "0.909 .. 1.250", "ok"]]
+    assert good
+    for turn in range(3):
+        found.add("null_call", "tcp", {"metrics": {"p50_us": 1.2}, "digest": ""}, "", turn)
+        found.add("null_call", "before-tcp", {"metrics": {"p50_us": 1.1}, "digest": ""}, "", turn)
+    lines, good = turn_samples.paired_rows(found, ("native", "tcp", "before-tcp"))
+    assert lines[-1][-1] == "NO"
+    assert not good
+
+
+@needs_gcc
+def test_two_wheels_run_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setattr(transports, "TURNS", tmp_path / "stand_in.py")
+    now, before = installed_product(tmp_path / "now"), installed_product(tmp_path / "older")
+    words = ["--wheel", str(now), "--before", str(before), "--out", str(tmp_path / "out"), "--gpu", "sim"]
+    words += ["--work", str(tmp_path / "work"), "--pairs", "2", "--parts", "launch_cost"]
+    transports.main(words)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    sides = ["native", "shmem", "tcp", "before-shmem", "before-tcp"]
+    assert [a["side"] for a in results["samples"]] == [*sides, *reversed(sides)]
+    assert {line[2] for line in results["paired"]} == {"shmem", "tcp"}

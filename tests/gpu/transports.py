@@ -1,6 +1,7 @@
 """Every transport beside the bare GPU in one alternating run: shared memory, TCP loopback, TCP with a delayed wire.
 
     python tests/gpu/transports.py [--wheel PATH] [--out DIR] [--pairs 5] [--seconds N] [--parts A,B] [--sides A,B]
+    python tests/gpu/transports.py --before OLDER.whl   # shmem and tcp of both wheels in turn, and their paired ratio
     python tests/gpu/transports.py --quick          # the two figures that were missed, native and shmem, 7 turns
 
 One process for each side is kept and does its timed parts in turn (programs/turns.py), so that native and remote
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -37,7 +39,7 @@ import turn_samples
 from compare import wrong_library
 from harness import free_port, last_json_line, run_process, say, stop_group
 from simulated import simulated_driver
-from turn_samples import C_PARTS, FRESH, NEEDS_LOAD, NEEDS_MODEL, PARTS, SIDES, Budget, Samples
+from turn_samples import BEFORE, C_PARTS, FRESH, NEEDS_LOAD, NEEDS_MODEL, PARTS, SHORT, SIDES, Budget, Samples
 
 SEGMENT_MB = 2048
 PATIENCE_S = 180.0
@@ -89,7 +91,7 @@ class Kept:
 
     def wrong(self, value: dict[str, Any]) -> str:
         side: Any = "native" if self.side == "native" else "remote"
-        return wrong_library(side, value.get("libraries"), self.place.client_folder)
+        return wrong_library(side, value.get("libraries"), self.place.client_of(self.side))
 
     def end(self) -> None:
         stop_group(self.process)
@@ -99,28 +101,41 @@ class Kept:
 class Place:
     """Where the product is installed, its workers, and the environment of each side."""
 
-    def __init__(self, options: runner.Options, sides: Sequence[str], simulated: bool = False) -> None:
+    def __init__(
+        self, options: runner.Options, sides: Sequence[str], simulated: bool = False, before: Path | None = None
+    ) -> None:
         self.options = options
         self.logs = options.work / "logs"
         self.install = runner.install_wheel(options)
         self.client_folder = runner.client_library_folder(self.install, self.logs)
         self.children: list[subprocess.Popen[Any]] = []
         self.connections: dict[str, str] = {}
-        env = runner.install_env(self.install)
         self.native_library = simulated_driver(self.install, options.work / "simulated") if simulated else None
-        worker = [str(self.install / "bin" / "tensor-fusion-worker"), *(("--gpu", "sim") if simulated else ())]
+        more = ("--gpu", "sim") if simulated else ()
+        self._serve(self.install, [side for side in sides if not side.startswith(BEFORE)], "", more)
+        older = [side.removeprefix(BEFORE) for side in sides if side.startswith(BEFORE)]
+        if before is not None and older:
+            install = runner.install_wheel(dataclasses.replace(options, wheel=before, work=options.work / "before"))
+            self.client_before = runner.client_library_folder(install, self.logs)
+            self._serve(install, older, BEFORE, more)
+
+    def _serve(self, install: Path, sides: Sequence[str], prefix: str, more: Sequence[str]) -> None:
+        """Start the workers of one product for `sides`; their connections stand under the prefixed names."""
+        env = runner.install_env(install)
+        worker = [str(install / "bin" / "tensor-fusion-worker"), *more]
         if any(side.startswith("tcp") for side in sides):
             port = free_port()
-            self._start([*worker, "-n", "native", "-p", str(port), "--warm", "2"], env, "worker-tcp", "ready")
-            self.connections["tcp"] = f"native+127.0.0.1+{port}+0"
+            command = [*worker, "-n", "native", "-p", str(port), "--warm", "2"]
+            self._start(command, env, f"{prefix}worker-tcp", "ready")
+            self.connections[prefix + "tcp"] = f"native+127.0.0.1+{port}+0"
             for side in sides:
                 if side.startswith("tcp-"):
-                    self.connections[side] = self._relay(port, float(side.removeprefix("tcp-")), env)
+                    self.connections[prefix + side] = self._relay(port, float(side.removeprefix("tcp-")), env)
         if "shmem" in sides:
-            name = f"/tf_transports_{os.getpid()}"
+            name = f"/tf_transports_{prefix}{os.getpid()}"
             command = [*worker, "-n", "shmem", "-m", name, "-M", str(SEGMENT_MB), "--warm", "2"]
-            self._start(command, env, "worker-shmem", "ready")
-            self.connections["shmem"] = f"shmem+{name}+{SEGMENT_MB}+0"
+            self._start(command, env, f"{prefix}worker-shmem", "ready")
+            self.connections[prefix + "shmem"] = f"shmem+{name}+{SEGMENT_MB}+0"
 
     def _relay(self, port: int, rtt_ms: float, env: dict[str, str]) -> str:
         listen = free_port()
@@ -151,7 +166,8 @@ class Place:
     def environment(self, side: str) -> dict[str, str]:
         env = {n: v for n, v in os.environ.items() if not n.startswith(("TF_", "TENSOR_FUSION_"))}
         # What NVRTC compiles is kept where CUDA_CACHE_PATH says, natively by the driver, remotely by the client.
-        cache = self.options.work / "cache" / ("native" if side == "native" else "remote")
+        kind = "native" if side == "native" else "before" if side.startswith(BEFORE) else "remote"
+        cache = self.options.work / "cache" / kind
         cache.mkdir(parents=True, exist_ok=True)
         env.update(
             CUDA_CACHE_PATH=str(cache), KERNELS_PTX=str(suite.KERNELS_PTX), PYTHONUNBUFFERED="1",
@@ -161,10 +177,14 @@ class Place:
             env["LD_LIBRARY_PATH"] = str(self.native_library)
         if side != "native":
             env["TENSOR_FUSION_OPERATOR_CONNECTION_INFO"] = self.connections[side]
-            env["LD_LIBRARY_PATH"] = ":".join([str(self.client_folder), *filter(None, [env.get("LD_LIBRARY_PATH")])])
-            env["TRITON_LIBCUDA_PATH"] = str(self.client_folder)
+            client = self.client_of(side)
+            env["LD_LIBRARY_PATH"] = ":".join([str(client), *filter(None, [env.get("LD_LIBRARY_PATH")])])
+            env["TRITON_LIBCUDA_PATH"] = str(client)
             env.update(TF_ENABLE_LOG="1", TF_LOG_LEVEL="warn", TF_LOG_PATH=str(self.logs / f"client-{side}.log"))
         return env
+
+    def client_of(self, side: str) -> Path:
+        return self.client_before if side.startswith(BEFORE) else self.client_folder
 
     def close(self) -> None:
         for process in self.children:
@@ -211,7 +231,7 @@ class Turns:
     # ---- processes ----
 
     def taking(self, part: str) -> list[str]:
-        return [side for side in PARTS[part] if side in self.sides] if part in self.parts else []
+        return [side for side in self.sides if side.removeprefix(BEFORE) in PARTS[part]] if part in self.parts else []
 
     def start(self, side: str, tag: str) -> Kept:
         process = Kept(self.place, side, tag)
@@ -352,6 +372,7 @@ def names(parser: argparse.ArgumentParser, given: str, known: Sequence[str], wha
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--wheel", type=Path, help="wheel to install, or a folder with the product")
+    parser.add_argument("--before", type=Path, help="an older wheel: its sides (before-shmem, before-tcp) run in turn")
     parser.add_argument("--out", type=Path, default=suite.REPOSITORY / ".gpu" / "transports")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "tensor-fusion-gpu")
     parser.add_argument("--pairs", type=int, help="turns of each part (5, with --quick 7)")
@@ -364,7 +385,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     budget = Budget(given.seconds)
     quick = given.quick
     parts = names(parser, given.parts or ",".join(turn_samples.QUICK_PARTS if quick else PARTS), tuple(PARTS), "parts")
-    sides = names(parser, given.sides or ",".join(turn_samples.QUICK_SIDES if quick else SIDES), SIDES, "sides")
+    older = tuple(BEFORE + side for side in SHORT if side != "native") if given.before else ()
+    usual = turn_samples.QUICK_SIDES if quick else (*SHORT, *older) if older else SIDES
+    sides = names(parser, given.sides or ",".join(usual), (*SIDES, *older), "sides")
     pairs = given.pairs or (turn_samples.QUICK_PAIRS if quick else 5)
     wheel = given.wheel or max(
         (suite.REPOSITORY / ".gpu").glob("tensor_fusion-*.whl"), key=lambda path: path.stat().st_mtime, default=None
@@ -378,7 +401,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, runner.end_on_signal)
     state = runner.Run(options, Path(), Path(), None, budget.begun)  # type: ignore[arg-type]
     runner.build(state, [p for p in suite.programs() if p.name in C_PARTS and p.name in parts])
-    run = Turns(Place(options, sides, given.gpu == "sim"), sides, parts, pairs, budget)
+    before = given.before.resolve() if given.before else None
+    run = Turns(Place(options, sides, given.gpu == "sim", before), sides, parts, pairs, budget)
     run.facts = {"machine": runner.machine(), "wheel": wheel.name, "pairs": pairs}
     run.samples.errors += state.notes
 

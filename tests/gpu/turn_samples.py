@@ -14,6 +14,8 @@ from harness import table
 
 SIDES = ("native", "shmem", "tcp", "tcp-0.1", "tcp-0.5", "tcp-0.8")
 SHORT = ("native", "shmem", "tcp")
+BEFORE = "before-"  # in front of a side: the same transport, served by the wheel that --before names
+KEPT = 0.97  # of the speed before: what the interval of the paired ratio must reach
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,52 @@ def rows(samples: Samples, parts: Sequence[str], sides: Sequence[str]) -> tuple[
     return lines, good
 
 
+def faster_is_more(metric: str) -> bool:
+    return metric.endswith(("_gbps", "per_s", "_per_s"))
+
+
+def paired_rows(samples: Samples, sides: Sequence[str]) -> tuple[list[list[str]], bool]:
+    """Speed of each side beside its `before-` side: the median of the ratios of each turn, and their range.
+
+    A ratio above 1 is faster now. The range of five or more turns holds the true median with 94 % and more; a line is
+    bad if even its upper end is below KEPT.
+    """
+    lines, good = [], True
+    for part in samples.parts():
+        for metric in samples.metrics(part):
+            for side in (side for side in sides if BEFORE + side in sides):
+                now, before = (
+                    {a["turn"]: float(a["metrics"][metric]) for a in samples.answers
+                     if (a["part"], a["side"]) == (part, name) and metric in a["metrics"]}
+                    for name in (side, BEFORE + side)
+                )  # fmt: skip
+                pairs = [(now[turn], before[turn]) for turn in now if before.get(turn) and now[turn]]
+                ratios = sorted(n / b if faster_is_more(metric) else b / n for n, b in pairs)
+                if not ratios:
+                    continue
+                kept = ratios[-1] >= KEPT
+                good &= kept
+                lines.append(
+                    [
+                        part, metric, side, str(len(ratios)), f"{statistics.median(before.values()):.4g}",
+                        f"{statistics.median(now.values()):.4g}", f"{statistics.median(ratios):.3f}",
+                        f"{ratios[0]:.3f} .. {ratios[-1]:.3f}", "ok" if kept else "NO",
+                    ]
+                )  # fmt: skip
+    return lines, good
+
+
 def write(out: Path, samples: Samples, parts: Sequence[str], sides: Sequence[str], facts: dict[str, Any]) -> bool:
     """summary.txt and results.json in `out`, each replaced as a whole; whether everything is as it must be."""
     lines, good = rows(samples, parts, sides)
     text = table(("part", "figure", "side", "turns", "native", "remote", "ratio", "required", "ok"), lines)
+    paired, kept = paired_rows(samples, sides)
+    good &= kept
+    if paired:
+        text += "\n\n" + table(("part", "figure", "side", "turns", "before", "now", "speed", "range", "ok"), paired)
     text += "".join(f"\nNOTE {note}" for note in facts["notes"])
     text += "".join(f"\nERROR {error}" for error in samples.errors)
-    value = {**facts, "rows": lines, "errors": samples.errors, "samples": samples.answers}
+    value = {**facts, "rows": lines, "paired": paired, "errors": samples.errors, "samples": samples.answers}
     # Compact: every sample is in it, and what comes back from a GPU machine is bounded.
     for name, content in (("results.json", json.dumps(value, separators=(",", ":"))), ("summary.txt", text)):
         partial = out / f"{name}.partial"
