@@ -3,7 +3,7 @@
 from tensor_fusion.apigen.describe import custom, local, pure, unsupported
 
 FUNCTIONS = [
-    local("cuDriverGetVersion", anytime=True),
+    custom("cuDriverGetVersion", ops="start", anytime=True),
     local("cuGetErrorName", anytime=True),
     local("cuGetErrorString", anytime=True),
     local("cuGetProcAddress", anytime=True),

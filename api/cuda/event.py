@@ -6,7 +6,7 @@ FUNCTIONS = [
     custom("cuEventCreate", ops="event_create"),
     post("cuEventRecord", session="hand", check=True, noted=True),
     post("cuEventRecordWithFlags", session="hand", check=True, noted=True),
-    custom("cuEventQuery", ops="event_query event_wait"),
+    custom("cuEventQuery", ops="event_query"),
     custom("cuEventSynchronize", ops="event_query event_wait"),
     custom("cuEventElapsedTime_v2", ops="event_elapsed"),
     alias("cuEventElapsedTime", "cuEventElapsedTime_v2"),

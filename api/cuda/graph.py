@@ -71,10 +71,10 @@ FUNCTIONS = [
     call("cuGraphNodeGetEnabled", contextless=True),
     # User objects: their destructors run in the client.
     custom("cuUserObjectCreate", ops="user_object_create"),
-    call("cuUserObjectRetain", session="hand", contextless=True),
-    call("cuUserObjectRelease", session="hand", contextless=True),
-    call("cuGraphRetainUserObject", session="hand", contextless=True),
-    call("cuGraphReleaseUserObject", session="hand", contextless=True),
+    call("cuUserObjectRetain", session="hand", contextless=True, object="name userobject"),
+    call("cuUserObjectRelease", session="hand", contextless=True, object="name userobject"),
+    call("cuGraphRetainUserObject", session="hand", contextless=True, object="name userobject"),
+    call("cuGraphReleaseUserObject", session="hand", contextless=True, object="name userobject"),
     unsupported(
         "memory nodes come with allocation inside graphs",
         "cuDeviceGetGraphMemAttribute",

@@ -3,11 +3,11 @@
 from tensor_fusion.apigen.describe import custom, pure, twin, unsupported
 
 FUNCTIONS = [
-    custom("cuLaunchKernel", ops="launch"),
-    custom("cuLaunchCooperativeKernel", ops="launch"),
-    custom("cuLaunchKernelEx", ops="launch launch_ex", implicit=True),
-    custom("cuLaunchHostFunc", ops="host_function host_function_done"),
-    custom("cuStreamAddCallback", ops="host_function host_function_done", implicit=True),
+    custom("cuLaunchKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
+    custom("cuLaunchCooperativeKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
+    custom("cuLaunchKernelEx", ops="launch launch_ex cuOccupancyMaxActiveBlocksPerMultiprocessor", implicit=True),
+    custom("cuLaunchHostFunc", ops="host_function"),
+    custom("cuStreamAddCallback", ops="host_function", implicit=True),
     unsupported(
         "removed by NVIDIA",
         "cuLaunchCooperativeKernelMultiDevice",
@@ -27,8 +27,8 @@ FUNCTIONS = [
     pure("cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     pure("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"),
     pure("cuOccupancyAvailableDynamicSMemPerBlock"),
-    custom("cuOccupancyMaxPotentialBlockSize", ops=""),
-    custom("cuOccupancyMaxPotentialBlockSizeWithFlags", ops=""),
+    custom("cuOccupancyMaxPotentialBlockSize", ops="cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"),
+    custom("cuOccupancyMaxPotentialBlockSizeWithFlags", ops="cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"),
     custom("cuOccupancyMaxActiveClusters", ops="occupancy_clusters"),
     custom("cuOccupancyMaxPotentialClusterSize", ops="occupancy_clusters"),
     pure("cuTensorMapEncodeTiled", boxDim="array tensorRank", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),

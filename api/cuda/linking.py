@@ -13,7 +13,7 @@ FUNCTIONS = [
     custom("cuLinkComplete", ops="link_complete"),
     custom("cuLinkDestroy", ops="link_destroy"),
     op("link_create", "call", link="uint64_t: new link", options="uint64_t: array"),
-    op("link_add", "call", link="uint64_t: handle link", type="unsigned int", size="uint64_t", transfer="uint64_t",
+    op("link_add", "call", link="uint64_t: name link", type="unsigned int", size="uint64_t", transfer="uint64_t",
        name="char: string", data="void: bytes", options="uint64_t: array",
        out={"status": "int", "info_log": "void: bytes", "error_log": "void: bytes"}),
     op("link_complete", "call", link="uint64_t: handle link",

@@ -99,15 +99,12 @@ void tpw_capture_stream_gone(struct tpw_session *s, const struct tpw_stream *str
 static bool fits(size_t dependencies, size_t edges) { return !edges || edges == dependencies; }
 
 int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_begin_in *in,
-                          struct tpg_capture_begin_out *out) {
+                          struct tpg_capture_begin_out *out, struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUgraph graph = NULL;
-    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
-    if (!error) {
-        tpw_markers_settle(s);
-        error = tpw_enter(s, frame);
-    }
+    tpw_markers_settle(s);
+    error = tpw_enter(s, frame);
     struct tpw_capture *capture = error ? NULL : calloc(1, sizeof *capture);
     if (!error && !capture) {
         error = CUDA_ERROR_OUT_OF_MEMORY;
@@ -151,13 +148,8 @@ int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, c
 }
 
 int32_t tpw_capture_end(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_end_in *in,
-                        struct tpg_capture_end_out *out) {
-    int32_t error = CUDA_SUCCESS;
+                        struct tpg_capture_end_out *out, struct tpw_stream *stream) {
     CUgraph graph = NULL;
-    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
-    if (error) {
-        return error;
-    }
     struct tpw_capture **at = find(s, stream);
     out->result = (int32_t)s->cuda.cuStreamEndCapture(stream->native, &graph);
     if (!*at) {
@@ -178,14 +170,14 @@ int32_t tpw_capture_end(struct tpw_session *s, const struct tp_frame *frame, con
     return CUDA_SUCCESS;
 }
 
-int32_t tpw_capture_break(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_break_in *in) {
-    int32_t error = CUDA_SUCCESS;
-    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
-    return error ? error : tpw_refuse_capture(s, stream);
+int32_t tpw_capture_break(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_break_in *in,
+                          struct tpw_stream *stream) {
+    (void)frame, (void)in;
+    return tpw_refuse_capture(s, stream);
 }
 
 int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_info_in *in,
-                         struct tpg_capture_info_out *out) {
+                         struct tpg_capture_info_out *out, struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     cuuint64_t id = 0;
@@ -193,10 +185,6 @@ int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, co
     const CUgraphNode *nodes = NULL;
     const CUgraphEdgeData *edges = NULL;
     size_t count = 0;
-    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
-    if (error) {
-        return error;
-    }
     error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v3(stream->native, &status, &id, &graph, &nodes, &edges, &count);
     if (error == CUDA_ERROR_NOT_SUPPORTED) { /* a driver before 12.3 */
         error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v2(stream->native, &status, &id, &graph, &nodes, &count);
@@ -235,9 +223,8 @@ int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, co
 }
 
 int32_t tpw_capture_dependencies(struct tpw_session *s, const struct tp_frame *frame,
-                                 const struct tpg_capture_dependencies_in *in) {
+                                 const struct tpg_capture_dependencies_in *in, struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
-    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
     size_t count = in->dependencies_count;
     CUgraphNode *nodes = tpw_nodes(s, in->dependencies, count, &error);
     if (!error && !fits(count, in->edges_count)) {
@@ -262,36 +249,30 @@ static void recorded(struct tpw_session *s, const struct tp_frame *frame, uint64
     }
 }
 
-int32_t tpw_cuEventRecord(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuEventRecord_in *in) {
-    int32_t error = CUDA_SUCCESS;
+int32_t tpw_cuEventRecord(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuEventRecord_in *in,
+                          CUevent hEvent, struct tpw_stream *hStream) {
     if (TP_UNLIKELY(s->captures)) {
         recorded(s, frame, in->hEvent, in->hStream);
     }
-    CUevent event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->hEvent, false, &error);
-    CUstream stream = tpw_stream(s, frame, in->hStream, &error);
-    return error ? error : (int32_t)s->cuda.cuEventRecord(event, stream);
+    return (int32_t)s->cuda.cuEventRecord(hEvent, hStream->native);
 }
 
 int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame *frame,
-                                   const struct tpg_cuEventRecordWithFlags_in *in) {
-    int32_t error = CUDA_SUCCESS;
+                                   const struct tpg_cuEventRecordWithFlags_in *in, CUevent hEvent,
+                                   struct tpw_stream *hStream) {
     if (TP_UNLIKELY(s->captures && !(in->flags & CU_EVENT_RECORD_EXTERNAL))) { /* that one stays what it is */
         recorded(s, frame, in->hEvent, in->hStream);
     }
-    CUevent event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->hEvent, false, &error);
-    CUstream stream = tpw_stream(s, frame, in->hStream, &error);
-    return error ? error : (int32_t)s->cuda.cuEventRecordWithFlags(event, stream, in->flags);
+    return (int32_t)s->cuda.cuEventRecordWithFlags(hEvent, hStream->native, in->flags);
 }
 
 /* A stream that waits for a captured event becomes part of the capture: what it has queued must have its marker before. */
 int32_t tpw_cuStreamWaitEvent(struct tpw_session *s, const struct tp_frame *frame,
-                              const struct tpg_cuStreamWaitEvent_in *in) {
+                              const struct tpg_cuStreamWaitEvent_in *in, struct tpw_stream *hStream, CUevent hEvent) {
     int32_t error = CUDA_SUCCESS;
     if (TP_UNLIKELY(s->captures)) {
         tpw_markers_settle(s);
         error = tpw_enter(s, frame);
     }
-    CUstream stream = tpw_stream(s, frame, in->hStream, &error);
-    CUevent event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->hEvent, false, &error);
-    return error ? error : (int32_t)s->cuda.cuStreamWaitEvent(stream, event, in->Flags);
+    return error ? error : (int32_t)s->cuda.cuStreamWaitEvent(hStream->native, hEvent, in->Flags);
 }

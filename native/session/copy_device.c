@@ -32,22 +32,23 @@ static int32_t homes(struct tpw_session *s, uint64_t to, uint64_t from, CUcontex
     return error ? error : tpw_home(s, from, from_home);
 }
 
-int32_t tpw_copy_device(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_device_in *in) {
+int32_t tpw_copy_device(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_device_in *in,
+                        struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
     enum way way = DIRECT;
     struct tpw_aside aside;
     CUcontext to = NULL, from = NULL;
     tpw_check_range(s, in->destination, in->size, &error);
     tpw_check_range(s, in->source, in->size, &error);
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
     if (error || !in->size) {
         return error;
     }
-    error = begin(s, stream, in->destination, in->source, &aside, &way);
+    error = begin(s, stream->native, in->destination, in->source, &aside, &way);
     if (!error && way == PEER) {
         error = homes(s, in->destination, in->source, &to, &from);
         return error ? error
-                     : (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, to, in->source, from, in->size, stream);
+                     : (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, to, in->source, from, in->size,
+                                                          stream->native);
     }
     if (error) {
         return error;
@@ -72,20 +73,19 @@ static int32_t peer_rows(struct tpw_session *s, const struct tpg_copy_device_2d_
     return error ? error : (int32_t)s->cuda.cuMemcpy3DPeerAsync(&copy, stream);
 }
 
-int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame,
-                           const struct tpg_copy_device_2d_in *in) {
+int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_device_2d_in *in,
+                           struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
     enum way way = DIRECT;
     struct tpw_aside aside;
     tpw_check_area(s, in->destination, in->destination_pitch, in->width, in->height, &error);
     tpw_check_area(s, in->source, in->source_pitch, in->width, in->height, &error);
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
     if (error || !in->width || !in->height) {
         return error;
     }
-    error = begin(s, stream, in->destination, in->source, &aside, &way);
+    error = begin(s, stream->native, in->destination, in->source, &aside, &way);
     if (error || way == PEER) {
-        return error ? error : peer_rows(s, in, stream);
+        return error ? error : peer_rows(s, in, stream->native);
     }
     CUDA_MEMCPY2D copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
                           .srcDevice = in->source,

@@ -73,12 +73,12 @@ bool tpw_mark_owed(const struct tpw_session *s) {
     return atomic_load_explicit(&slot->done[segment->word], memory_order_relaxed) != segment->value;
 }
 
-int32_t tpw_stream_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_mark_in *in) {
+int32_t tpw_stream_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_mark_in *in,
+                        struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
     CUdeviceptr address = word_address(s, frame, in->word, &error);
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
-    tpw_refuse_capturing(s, stream, &error);
-    return error ? error : mark(s, stream, address, in->word, in->value);
+    tpw_refuse_capturing(s, stream->native, &error);
+    return error ? error : mark(s, stream->native, address, in->word, in->value);
 }
 
 int32_t tpw_watch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_watch_in *in) {
@@ -98,7 +98,8 @@ int32_t tpw_watch(struct tpw_session *s, const struct tp_frame *frame, const str
     return error;
 }
 
-int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_mark_in *in) {
+int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_mark_in *in,
+                          struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
     CUdeviceptr address = word_address(s, frame, in->word, &error);
     if (!error && (!in->size || in->size > TP_LANDING)) {
@@ -106,13 +107,12 @@ int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, c
         error = TPW_LATER;
     }
     tpw_check_area(s, in->source, in->size, in->size, 1, &error);
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
-    tpw_refuse_capturing(s, stream, &error);
+    tpw_refuse_capturing(s, stream->native, &error);
     if (error) {
         return error;
     }
     unsigned char *landing = s->segment->base + s->segment->run.landing + (uint64_t)in->word * TP_LANDING;
     struct tpw_area line = {.address = in->source, .pitch = in->size, .width = in->size, .height = 1};
-    error = tpw_area_copy(s, &line, 0, landing, in->size, false, stream);
-    return error ? error : mark(s, stream, address, in->word, in->value);
+    error = tpw_area_copy(s, &line, 0, landing, in->size, false, stream->native);
+    return error ? error : mark(s, stream->native, address, in->word, in->value);
 }

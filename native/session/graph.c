@@ -221,11 +221,11 @@ uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native) {
 
 /* ---- destruction ---- */
 
-int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_destroy_in *in) {
+int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_destroy_in *in,
+                          CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
     (void)frame;
-    CUgraph graph = tpw_graph(s, in->graph, &error);
-    if (!error && (owner_of(s, in->graph) || captured(s, in->graph, 0))) {
+    if (owner_of(s, in->graph) || captured(s, in->graph, 0)) {
         error = CUDA_ERROR_INVALID_VALUE; /* it goes with the node that it is inside, or a capture still writes it */
     }
     error = error ? error : (int32_t)s->cuda.cuGraphDestroy(graph);
@@ -236,10 +236,9 @@ int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, c
 }
 
 int32_t tpw_graph_node_destroy(struct tpw_session *s, const struct tp_frame *frame,
-                               const struct tpg_graph_node_destroy_in *in) {
+                               const struct tpg_graph_node_destroy_in *in, CUgraphNode node) {
     int32_t error = CUDA_SUCCESS;
     (void)frame;
-    CUgraphNode native = tpw_node(s, in->node, &error);
     for (const struct tpw_capture *capture = s->captures; capture && !error; capture = capture->next) {
         if (capture->graph == tpw_graph_of_node(s, in->node)) {
             error = CUDA_ERROR_INVALID_VALUE; /* what is captured next may depend on it */
@@ -248,7 +247,7 @@ int32_t tpw_graph_node_destroy(struct tpw_session *s, const struct tp_frame *fra
     if (!error && captured(s, 0, in->node)) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
-    error = error ? error : (int32_t)s->cuda.cuGraphDestroyNode(native);
+    error = error ? error : (int32_t)s->cuda.cuGraphDestroyNode(node);
     struct tpw_object *object = error ? NULL : tpw_object(s, TPG_GRAPHNODE, in->node);
     if (object) {
         forget_inside(s, in->node);
@@ -330,10 +329,10 @@ int32_t tpw_graph_list(struct tpw_session *s, const struct tp_frame *frame, cons
     return error;
 }
 
-int32_t tpw_graph_edges(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_edges_in *in) {
+int32_t tpw_graph_edges(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_edges_in *in,
+                        CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
     (void)frame;
-    CUgraph graph = tpw_graph(s, in->graph, &error);
     size_t count = in->nodes_count;
     if (!error && (in->others_count != count || (in->edges_count && in->edges_count != count))) {
         error = CUDA_ERROR_INVALID_VALUE;
@@ -356,11 +355,11 @@ int32_t tpw_graph_edges(struct tpw_session *s, const struct tp_frame *frame, con
 }
 
 int32_t tpw_graph_find_in_clone(struct tpw_session *s, const struct tp_frame *frame,
-                                const struct tpg_graph_find_in_clone_in *in, struct tpg_graph_find_in_clone_out *out) {
+                                const struct tpg_graph_find_in_clone_in *in, struct tpg_graph_find_in_clone_out *out,
+                                CUgraphNode node, CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
-    CUgraphNode original = tpw_node(s, in->node, &error), found = NULL;
-    CUgraph graph = tpw_graph(s, in->graph, &error);
-    error = error ? error : (int32_t)s->cuda.cuGraphNodeFindInClone(&found, original, graph);
+    CUgraphNode found = NULL;
+    error = (int32_t)s->cuda.cuGraphNodeFindInClone(&found, node, graph);
     if (!error) {
         struct tpw_fresh fresh = {.handles = &in->fresh, .count = 1};
         out->found = tpw_node_name(s, frame, found, in->graph, &fresh);
@@ -369,10 +368,10 @@ int32_t tpw_graph_find_in_clone(struct tpw_session *s, const struct tp_frame *fr
 }
 
 int32_t tpw_graph_child_get(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_graph_child_get_in *in, struct tpg_graph_child_get_out *out) {
+                            const struct tpg_graph_child_get_in *in, struct tpg_graph_child_get_out *out,
+                            CUgraphNode node) {
     int32_t error = CUDA_SUCCESS;
     CUgraph graph = NULL;
-    CUgraphNode node = tpw_node(s, in->node, &error);
     error = error ? error : (int32_t)s->cuda.cuGraphChildGraphNodeGetGraph(node, &graph);
     if (error) {
         return error;

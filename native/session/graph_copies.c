@@ -201,10 +201,9 @@ static int32_t walk(struct walk *w, CUgraph graph, CUgraphNode top, unsigned int
 }
 
 int32_t tpw_graph_copies(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_copies_in *in,
-                         struct tpg_graph_copies_out *out) {
+                         struct tpg_graph_copies_out *out, CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
     unsigned int order = 0;
-    CUgraph graph = tpw_graph(s, in->graph, &error);
     struct walk w = {.s = s,
                      .frame = frame,
                      .graph = in->graph,

@@ -63,11 +63,11 @@ static int32_t describe(struct tpw_session *s, uint64_t handle, CUgraph graph) {
 }
 
 int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *frame,
-                              const struct tpg_graph_instantiate_in *in, struct tpg_graph_instantiate_out *out) {
+                              const struct tpg_graph_instantiate_in *in, struct tpg_graph_instantiate_out *out,
+                              CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
     CUgraphExec exec = NULL;
-    CUgraph graph = tpw_graph(s, in->graph, &error);
-    if (!error && (in->flags & ~(uint64_t)FLAGS)) {
+    if (in->flags & ~(uint64_t)FLAGS) {
         tp_log(TP_WARN, "a graph was to be instantiated with flags 0x%llx: launches from the device are not supported",
                (unsigned long long)in->flags);
         error = CUDA_ERROR_NOT_SUPPORTED;
@@ -98,20 +98,14 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
     return CUDA_SUCCESS;
 }
 
-int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuGraphLaunch_in *in) {
-    int32_t error = CUDA_SUCCESS;
-    const struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->hGraph);
-    CUgraphExec native = tpw_exec(s, in->hGraph, &error);
-    struct tpw_stream *stream = tpw_stream_of(s, frame, in->hStream, &error);
-    if (error) {
-        return error;
-    }
-    const struct exec *exec = object->record;
-    bool calls = exec && exec->hosts && tpw_touchable(s, stream);
+int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuGraphLaunch_in *in,
+                          CUgraphExec hGraph, struct tpw_stream *hStream) {
+    const struct exec *exec = tpw_object(s, TPG_GRAPHEXEC, in->hGraph)->record;
+    bool calls = exec && exec->hosts && tpw_touchable(s, hStream);
     if (TP_UNLIKELY(calls)) {
-        tpw_host_expect(s, stream, exec->hosts);
+        tpw_host_expect(s, hStream, exec->hosts);
     }
-    error = (int32_t)s->cuda.cuGraphLaunch(native, stream->native);
+    int32_t error = (int32_t)s->cuda.cuGraphLaunch(hGraph, hStream->native);
     if (TP_UNLIKELY(error && calls)) {
         tpw_host_never(s, exec->hosts);
     }
@@ -120,31 +114,28 @@ int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, c
 
 /* Launches of one executable graph follow each other in whatever streams they are, and so must what is copied before and
  * behind each: into buffers that the launch before may still read, out of those that the next one will write. */
-int32_t tpw_graph_order(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_order_in *in) {
+int32_t tpw_graph_order(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_order_in *in,
+                        struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
     struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->exec);
     tpw_exec(s, in->exec, &error);
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
-    tpw_refuse_capturing(s, stream, &error);
+    tpw_refuse_capturing(s, stream->native, &error);
     struct exec *exec = error ? NULL : record_of(object);
     if (!exec) {
         return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!in->end) {
-        return exec->order ? (int32_t)s->cuda.cuStreamWaitEvent(stream, exec->order, 0) : CUDA_SUCCESS;
+        return exec->order ? (int32_t)s->cuda.cuStreamWaitEvent(stream->native, exec->order, 0) : CUDA_SUCCESS;
     }
     if (!exec->order) {
         error = (int32_t)s->cuda.cuEventCreate(&exec->order, CU_EVENT_DISABLE_TIMING);
     }
-    return error ? error : (int32_t)s->cuda.cuEventRecord(exec->order, stream);
+    return error ? error : (int32_t)s->cuda.cuEventRecord(exec->order, stream->native);
 }
 
-int32_t tpw_graph_enable(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_enable_in *in) {
-    int32_t error = CUDA_SUCCESS;
-    (void)frame;
-    CUgraphExec exec = tpw_exec(s, in->exec, &error);
-    CUgraphNode node = tpw_node(s, in->node, &error);
-    return error ? error : (int32_t)s->cuda.cuGraphNodeSetEnabled(exec, node, in->enabled);
+int32_t tpw_graph_enable(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_enable_in *in,
+                         CUgraphExec exec, CUgraphNode node) {
+    return (int32_t)s->cuda.cuGraphNodeSetEnabled(exec, node, in->enabled);
 }
 
 /* The place is free afterwards whatever the driver said: the client uses it again. Launches under way go on. */
@@ -167,11 +158,9 @@ int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *fra
 }
 
 int32_t tpw_graph_update(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_update_in *in,
-                         struct tpg_graph_update_out *out) {
+                         struct tpg_graph_update_out *out, CUgraphExec exec, CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
     CUgraphExecUpdateResultInfo info = {.result = CU_GRAPH_EXEC_UPDATE_ERROR};
-    CUgraphExec exec = tpw_exec(s, in->exec, &error);
-    CUgraph graph = tpw_graph(s, in->graph, &error);
     error = error ? error : (int32_t)s->cuda.cuGraphExecUpdate_v2(exec, graph, &info);
     error = error ? error : describe(s, in->exec, graph);
     out->error = error;

@@ -241,11 +241,11 @@ static unsigned levels(struct tpw_session *s, CUgraph graph, unsigned above) {
     return most + 1;
 }
 
-int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_child_in *in) {
+int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_child_in *in,
+                        CUgraph child) {
     struct place place;
     CUgraphNode made = NULL;
     int32_t error = FIND(in);
-    CUgraph child = tpw_graph(s, in->child, &error);
     if (!error && levels(s, child, 0) > TPW_GRAPH_DEPTH) {
         tp_log(TP_WARN, "a graph with more than %u levels of child graphs was to become one", TPW_GRAPH_DEPTH);
         error = CUDA_ERROR_NOT_SUPPORTED;
@@ -337,11 +337,11 @@ static const void *buffer_of(void **extra, size_t *size) {
 }
 
 int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame,
-                             const struct tpg_graph_kernel_get_in *in, struct tpg_graph_kernel_get_out *out) {
+                             const struct tpg_graph_kernel_get_in *in, struct tpg_graph_kernel_get_out *out,
+                             CUgraphNode node) {
     int32_t error = CUDA_SUCCESS;
     CUDA_KERNEL_NODE_PARAMS params = {0};
     (void)frame;
-    CUgraphNode node = tpw_node(s, in->node, &error);
     error = error ? error : (int32_t)s->cuda.cuGraphKernelNodeGetParams_v2(node, &params);
     if (error) {
         return error;
@@ -396,10 +396,10 @@ static void tell_host(struct tpw_session *s, CUmemorytype *type, const void *hos
 
 /* Other pointers in it are the driver's own: the client is told addresses of its memory, and numbers. */
 int32_t tpw_graph_memcpy_get(struct tpw_session *s, const struct tp_frame *frame,
-                             const struct tpg_graph_memcpy_get_in *in, struct tpg_graph_memcpy_get_out *out) {
+                             const struct tpg_graph_memcpy_get_in *in, struct tpg_graph_memcpy_get_out *out,
+                             CUgraphNode node) {
     int32_t error = CUDA_SUCCESS;
     (void)frame;
-    CUgraphNode node = tpw_node(s, in->node, &error);
     error = error ? error : (int32_t)s->cuda.cuGraphMemcpyNodeGetParams(node, &out->params);
     tell_host(s, &out->params.srcMemoryType, out->params.srcHost, &out->params.srcDevice);
     tell_host(s, &out->params.dstMemoryType, out->params.dstHost, &out->params.dstDevice);
@@ -410,10 +410,9 @@ int32_t tpw_graph_memcpy_get(struct tpw_session *s, const struct tp_frame *frame
 }
 
 int32_t tpw_graph_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
-                                const struct tpg_graph_attribute_set_in *in) {
+                                const struct tpg_graph_attribute_set_in *in, CUgraphNode node) {
     int32_t error = CUDA_SUCCESS;
     CUlaunchAttributeValue value;
-    CUgraphNode node = tpw_node(s, in->node, &error);
     memcpy(&value, in->value, sizeof value);
     if (!error && (in->attribute == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT ||
                    in->attribute == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT)) {

@@ -78,16 +78,15 @@ int32_t tpw_link_add(struct tpw_session *s, const struct tp_frame *frame, const 
 }
 
 int32_t tpw_link_complete(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_complete_in *in,
-                          struct tpg_link_complete_out *out) {
-    int32_t error = 0;
+                          struct tpg_link_complete_out *out, CUlinkState link) {
     void *image = NULL;
     size_t size = 0;
-    CUlinkState native = (CUlinkState)(uintptr_t)tpw_native(s, frame, TPG_LINK, in->link, false, &error);
     const struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
-    if (error || !object->record) {
-        return error ? error : CUDA_ERROR_INVALID_HANDLE;
+    (void)frame;
+    if (!object->record) {
+        return CUDA_ERROR_INVALID_HANDLE;
     }
-    out->status = (int)s->cuda.cuLinkComplete(native, &image, &size);
+    out->status = (int)s->cuda.cuLinkComplete(link, &image, &size);
     tell_logs(object->record, &out->info_log, &out->info_log_size, &out->error_log, &out->error_log_size);
     if (!out->status && size > TP_FRAME_MAX / 2) {
         tp_log(TP_ERROR, "a linked image of %zu bytes is too large for an answer", size);

@@ -43,10 +43,10 @@ struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size
     return *error ? NULL : object;
 }
 
-int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in) {
+int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in,
+                   struct tpw_stream *stream) {
     int32_t error = 0;
     struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
     if (error) {
         return error;
     }
@@ -56,10 +56,11 @@ int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const st
     CUfunction function = (CUfunction)(uintptr_t)object->native;
     if (TP_LIKELY(!in->cooperative)) {
         return (int32_t)s->cuda.cuLaunchKernel(function, in->grid_x, in->grid_y, in->grid_z, in->block_x, in->block_y,
-                                               in->block_z, in->shared_bytes, stream, NULL, bytes ? extra : NULL);
+                                               in->block_z, in->shared_bytes, stream->native, NULL,
+                                               bytes ? extra : NULL);
     }
     CUlaunchAttribute cooperative = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
-    CUlaunchConfig config = CONFIG(in, stream, &cooperative, 1);
+    CUlaunchConfig config = CONFIG(in, stream->native, &cooperative, 1);
     return (int32_t)s->cuda.cuLaunchKernelEx(&config, function, NULL, bytes ? extra : NULL);
 }
 
@@ -94,10 +95,10 @@ static CUlaunchAttribute *attributes(struct tpw_session *s, const struct tp_fram
     return to;
 }
 
-int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in) {
+int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in,
+                      struct tpw_stream *stream) {
     int32_t error = 0;
     struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
     CUlaunchAttribute *list = error ? NULL : attributes(s, frame, in->attributes, in->attributes_count, &error);
     if (error) {
         return error;
@@ -105,15 +106,15 @@ int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const
     size_t bytes = in->params_size;
     void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
                      CU_LAUNCH_PARAM_END};
-    CUlaunchConfig config = CONFIG(in, stream, list, (unsigned)in->attributes_count);
+    CUlaunchConfig config = CONFIG(in, stream->native, list, (unsigned)in->attributes_count);
     return (int32_t)s->cuda.cuLaunchKernelEx(&config, (CUfunction)(uintptr_t)object->native, NULL,
                                              bytes ? extra : NULL);
 }
 
 int32_t tpw_occupancy_clusters(struct tpw_session *s, const struct tp_frame *frame,
-                               const struct tpg_occupancy_clusters_in *in, struct tpg_occupancy_clusters_out *out) {
+                               const struct tpg_occupancy_clusters_in *in, struct tpg_occupancy_clusters_out *out,
+                               CUfunction function) {
     int32_t error = 0;
-    CUfunction function = (CUfunction)(uintptr_t)tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
     CUlaunchAttribute *list = error ? NULL : attributes(s, frame, in->attributes, in->attributes_count, &error);
     if (error) {
         return error;

@@ -137,12 +137,10 @@ static int32_t enumerate(struct tpw_session *s, bool library, uint64_t owner, st
 /* A library that was loaded without a context, or whose kernels the driver would not describe as it was loaded (its code for this
  * device may come later, or never): now they are described, or the call that needs it fails. */
 int32_t tpw_library_describe(struct tpw_session *s, const struct tp_frame *frame,
-                             const struct tpg_library_describe_in *in, struct tpg_library_describe_out *out) {
-    int32_t error = CUDA_SUCCESS;
-    (void)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
-    return error ? error
-                 : describe_all(s, true, tpw_object(s, TPG_LIBRARY, in->library)->record, true, &out->kernels,
-                                &out->kernels_size);
+                             const struct tpg_library_describe_in *in, struct tpg_library_describe_out *out,
+                             CUlibrary library) {
+    return describe_all(s, true, tpw_object(s, TPG_LIBRARY, in->library)->record, true, &out->kernels,
+                        &out->kernels_size);
 }
 
 int32_t tpw_image_upload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_image_upload_in *in) {
@@ -448,14 +446,14 @@ static uint64_t at_index(struct tpw_session *s, uint32_t kind, uint64_t owner, u
     return image->natives[index];
 }
 
-int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_get_in *in) {
+int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_get_in *in,
+                         CUmodule module) {
     int32_t error = 0;
     uint64_t listed = at_index(s, TPG_MODULE, in->module, in->index, &error);
     /* A listed function need not be loaded, and some calls refuse one that is not (error 913, seen on 580.159); asking for it
      * by name gives one that loads itself. */
     const char *name = NULL;
     CUfunction native = NULL;
-    CUmodule module = (CUmodule)(uintptr_t)tpw_native(s, frame, TPG_MODULE, in->module, false, &error);
     error = error ? error : name_of(s, false, listed, &name);
     if (!error) {
         error = (int32_t)s->cuda.cuModuleGetFunction(&native, module, name);
@@ -470,26 +468,18 @@ int32_t tpw_kernel_get(struct tpw_session *s, const struct tp_frame *frame, cons
 }
 
 int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_kernel_function_in *in) {
-    int32_t error = 0;
+                            const struct tpg_kernel_function_in *in, CUkernel kernel) {
     CUfunction native = NULL;
-    CUkernel kernel = (CUkernel)(uintptr_t)tpw_native(s, frame, TPG_KERNEL, in->kernel, false, &error);
-    if (!error) {
-        error = (int32_t)s->cuda.cuKernelGetFunction(&native, kernel);
-    }
+    int32_t error = (int32_t)s->cuda.cuKernelGetFunction(&native, kernel);
     const struct tpw_object *object = tpw_object(s, TPG_KERNEL, in->kernel);
     return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, object ? object->owner : 0,
                        error);
 }
 
-int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame,
-                           const struct tpg_library_module_in *in) {
-    int32_t error = 0;
+int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_module_in *in,
+                           CUlibrary library) {
     CUmodule native = NULL;
-    CUlibrary library = (CUlibrary)(uintptr_t)tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
-    if (!error) {
-        error = (int32_t)s->cuda.cuLibraryGetModule(&native, library);
-    }
+    int32_t error = (int32_t)s->cuda.cuLibraryGetModule(&native, library);
     struct image *image = NULL;
     if (!error) {
         error = enumerate(s, false, (uint64_t)(uintptr_t)native, &image);
@@ -506,11 +496,9 @@ int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame,
 }
 
 int32_t tpw_kernel_name(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_name_in *in,
-                        struct tpg_kernel_name_out *out) {
-    int32_t error = 0;
-    uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
+                        struct tpg_kernel_name_out *out, CUfunction function) {
     const char *name = NULL;
-    error = error ? error : name_of(s, tp_handle_is(in->function, TPG_KERNEL), native, &name);
+    int32_t error = name_of(s, tp_handle_is(in->function, TPG_KERNEL), (uint64_t)(uintptr_t)function, &name);
     if (!error) {
         out->name = name;
         out->name_size = strlen(name) + 1;
@@ -543,17 +531,15 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
 }
 
 int32_t tpw_function_attributes(struct tpw_session *s, const struct tp_frame *frame,
-                                const struct tpg_function_attributes_in *in, struct tpg_function_attributes_out *out) {
+                                const struct tpg_function_attributes_in *in, struct tpg_function_attributes_out *out,
+                                CUfunction function) {
     int32_t error = 0;
-    uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
-    tpw_check_device(s, in->device, &error);
     int *values = tpw_scratch(s, CU_FUNC_ATTRIBUTE_MAX, sizeof *values, &error);
     for (int i = 0; i < CU_FUNC_ATTRIBUTE_MAX && !error; i++) {
         error = (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
                               ? s->cuda.cuKernelGetAttribute(&values[i], (CUfunction_attribute)i,
-                                                             (CUkernel)(uintptr_t)native, s->devices[in->device])
-                              : s->cuda.cuFuncGetAttribute(&values[i], (CUfunction_attribute)i,
-                                                           (CUfunction)(uintptr_t)native));
+                                                             (CUkernel)(void *)function, s->devices[in->device])
+                              : s->cuda.cuFuncGetAttribute(&values[i], (CUfunction_attribute)i, function));
     }
     out->values = values;
     out->values_count = CU_FUNC_ATTRIBUTE_MAX;
@@ -561,47 +547,30 @@ int32_t tpw_function_attributes(struct tpw_session *s, const struct tp_frame *fr
 }
 
 int32_t tpw_function_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
-                                   const struct tpg_function_attribute_set_in *in) {
-    int32_t error = 0;
-    uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
-    tpw_check_device(s, in->device, &error);
-    if (error) {
-        return error;
-    }
+                                   const struct tpg_function_attribute_set_in *in, CUfunction function) {
     CUfunction_attribute attribute = (CUfunction_attribute)in->attribute;
     return (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
-                         ? s->cuda.cuKernelSetAttribute(attribute, in->value, (CUkernel)(uintptr_t)native,
+                         ? s->cuda.cuKernelSetAttribute(attribute, in->value, (CUkernel)(void *)function,
                                                         s->devices[in->device])
-                         : s->cuda.cuFuncSetAttribute((CUfunction)(uintptr_t)native, attribute, in->value));
+                         : s->cuda.cuFuncSetAttribute(function, attribute, in->value));
 }
 
 int32_t tpw_function_config(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_function_config_in *in) {
-    int32_t error = 0;
-    uint64_t native = tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
-    tpw_check_device(s, in->device, &error);
-    if (error) {
-        return error;
-    }
+                            const struct tpg_function_config_in *in, CUfunction function) {
     if (tp_handle_is(in->function, TPG_KERNEL)) {
-        return (int32_t)s->cuda.cuKernelSetCacheConfig((CUkernel)(uintptr_t)native, (CUfunc_cache)in->value,
+        return (int32_t)s->cuda.cuKernelSetCacheConfig((CUkernel)(void *)function, (CUfunc_cache)in->value,
                                                        s->devices[in->device]);
     }
-    return (int32_t)(in->what
-                         ? s->cuda.cuFuncSetSharedMemConfig((CUfunction)(uintptr_t)native, (CUsharedconfig)in->value)
-                         : s->cuda.cuFuncSetCacheConfig((CUfunction)(uintptr_t)native, (CUfunc_cache)in->value));
+    return (int32_t)(in->what ? s->cuda.cuFuncSetSharedMemConfig(function, (CUsharedconfig)in->value)
+                              : s->cuda.cuFuncSetCacheConfig(function, (CUfunc_cache)in->value));
 }
 
 int32_t tpw_function_load(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_load_in *in,
-                          struct tpg_function_load_out *out) {
-    int32_t error = 0;
-    CUfunction native = (CUfunction)(uintptr_t)tpw_native(s, frame, TPG_FUNCTION, in->function, false, &error);
+                          struct tpg_function_load_out *out, CUfunction function) {
     CUfunctionLoadingState state = 0;
-    if (!error && in->load) {
-        error = (int32_t)s->cuda.cuFuncLoad(native);
-    }
+    int32_t error = in->load ? (int32_t)s->cuda.cuFuncLoad(function) : CUDA_SUCCESS;
     if (!error) {
-        error = (int32_t)s->cuda.cuFuncIsLoaded(&state, native);
+        error = (int32_t)s->cuda.cuFuncIsLoaded(&state, function);
     }
     out->state = state;
     return error;

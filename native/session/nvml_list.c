@@ -55,13 +55,8 @@ static nvmlReturn_t process_utilization(struct tpw_session *s, nvmlDevice_t devi
 }
 
 int32_t tpw_nvml_list(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_nvml_list_in *in,
-                      struct tpg_nvml_list_out *out) {
+                      struct tpg_nvml_list_out *out, nvmlDevice_t device) {
     static unsigned long long times[TP_NVML_LIST_MAX];
-    int32_t error = 0;
-    nvmlDevice_t device = tpw_nvml_device(s, frame, in->device, &error);
-    if (error) {
-        return error;
-    }
     if (in->capacity > TP_NVML_LIST_MAX) {
         tpw_violation(s, frame, "a list with more room than lists have");
         return TPW_LATER;
@@ -116,9 +111,8 @@ int32_t tpw_nvml_list(struct tpw_session *s, const struct tp_frame *frame, const
 }
 
 int32_t tpw_nvml_fields(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_nvml_fields_in *in,
-                        struct tpg_nvml_fields_out *out) {
+                        struct tpg_nvml_fields_out *out, nvmlDevice_t device) {
     int32_t error = 0;
-    nvmlDevice_t device = tpw_nvml_device(s, frame, in->device, &error);
     nvmlFieldValue_t *values = tpw_scratch(s, in->values_count, sizeof *values, &error);
     if (error) {
         return error;

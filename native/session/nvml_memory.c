@@ -31,13 +31,9 @@ static bool limited(struct tpw_session *s, uint64_t handle, uint64_t total, uint
 
 int32_t tpw_nvmlDeviceGetMemoryInfo(struct tpw_session *s, const struct tp_frame *frame,
                                     const struct tpg_nvmlDeviceGetMemoryInfo_in *in,
-                                    struct tpg_nvmlDeviceGetMemoryInfo_out *out) {
-    int32_t error = 0;
+                                    struct tpg_nvmlDeviceGetMemoryInfo_out *out, nvmlDevice_t device) {
     struct figures figures;
-    nvmlDevice_t device = tpw_nvml_device(s, frame, in->device, &error);
-    if (!error) {
-        error = (int32_t)s->nvml.nvmlDeviceGetMemoryInfo(device, &out->memory);
-    }
+    int32_t error = (int32_t)s->nvml.nvmlDeviceGetMemoryInfo(device, &out->memory);
     if (!error && limited(s, in->device, out->memory.total, out->memory.free, &figures)) {
         out->memory.total = figures.total;
         out->memory.free = figures.free;
@@ -48,10 +44,9 @@ int32_t tpw_nvmlDeviceGetMemoryInfo(struct tpw_session *s, const struct tp_frame
 
 int32_t tpw_nvmlDeviceGetMemoryInfo_v2(struct tpw_session *s, const struct tp_frame *frame,
                                        const struct tpg_nvmlDeviceGetMemoryInfo_v2_in *in,
-                                       struct tpg_nvmlDeviceGetMemoryInfo_v2_out *out) {
+                                       struct tpg_nvmlDeviceGetMemoryInfo_v2_out *out, nvmlDevice_t device) {
     int32_t error = 0;
     struct figures figures;
-    nvmlDevice_t device = tpw_nvml_device(s, frame, in->device, &error);
     nvmlMemory_v2_t *memory = tpw_versioned(s, in->memory, in->memory_size, sizeof *memory, &error);
     if (!error) {
         error = (int32_t)s->nvml.nvmlDeviceGetMemoryInfo_v2(device, memory);
@@ -117,12 +112,7 @@ static bool driver_figure(struct tpw_session *s, nvmlDevice_t device, uint64_t *
 }
 
 int32_t tpw_nvml_process(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_nvml_process_in *in,
-                         struct tpg_nvml_process_out *out) {
-    int32_t error = 0;
-    nvmlDevice_t device = tpw_nvml_device(s, frame, in->device, &error);
-    if (error) {
-        return error;
-    }
+                         struct tpg_nvml_process_out *out, nvmlDevice_t device) {
     uint32_t ordinal = tpw_nvml_ordinal(in->device);
     out->present = s->cuda_loaded && has_context(s, ordinal);
     if (!out->present) {

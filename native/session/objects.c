@@ -58,20 +58,35 @@ uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_
         set(error, tpg_bad_handle(kind));
         return 0;
     }
-    if (object->error) {
-        set(error, object->error);
+    if (object->error || !object->native) {
+        set(error, object->error ? object->error : tpg_bad_handle(kind));
     }
     return object->native;
 }
 
-uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, const uint64_t *handles, size_t count,
-                      int32_t *error) {
+void tpw_check_name(uint32_t kind, uint64_t handle, bool optional, int32_t *error) {
+    bool special = kind == TPG_STREAM && handle <= 2;
+    bool fits = tp_handle_is(handle, kind) || (also(kind) && tp_handle_is(handle, also(kind)));
+    if (!fits && !special && !(optional && !handle)) {
+        set(error, tpg_bad_handle(kind));
+    }
+}
+
+void tpw_check_names(uint32_t kind, const uint64_t *handles, size_t count, int32_t *error) {
+    for (size_t i = 0; i < count; i++) {
+        uint64_t handle;
+        memcpy(&handle, handles + i, sizeof handle);
+        tpw_check_name(kind, handle, false, error);
+    }
+}
+
+uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, const uint64_t *handles,
+                      size_t count, int32_t *error) {
     uint64_t *natives = tpw_scratch(s, count, sizeof *natives, error);
     for (size_t i = 0; natives && i < count; i++) {
         uint64_t handle;
         memcpy(&handle, handles + i, sizeof handle);
-        uint32_t kind = tp_handle_type(handle);
-        natives[i] = tpw_native(s, frame, kind < TPG_KIND_LIMIT ? kind : 0, handle, false, error);
+        natives[i] = tpw_native(s, frame, kind, handle, false, error);
     }
     return natives;
 }

@@ -80,9 +80,8 @@ void tpw_peers_close(struct tpw_memory *m) {
 /* ---- operations ---- */
 
 int32_t tpw_cuCtxEnablePeerAccess(struct tpw_session *s, const struct tp_frame *frame,
-                                  const struct tpg_cuCtxEnablePeerAccess_in *in) {
+                                  const struct tpg_cuCtxEnablePeerAccess_in *in, CUcontext peerContext) {
     int32_t error = s->entered ? tpw_memory_open(s) : CUDA_ERROR_INVALID_CONTEXT;
-    uint64_t owner = tpw_native(s, frame, TPG_CONTEXT, in->peerContext, false, &error);
     if (error) {
         return error;
     }
@@ -93,7 +92,7 @@ int32_t tpw_cuCtxEnablePeerAccess(struct tpw_session *s, const struct tp_frame *
         pair->enabled = true;
         return was ? CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED : CUDA_SUCCESS;
     }
-    error = (int32_t)s->cuda.cuCtxEnablePeerAccess((CUcontext)(uintptr_t)owner, in->Flags);
+    error = (int32_t)s->cuda.cuCtxEnablePeerAccess(peerContext, in->Flags);
     if (error) {
         return error;
     }
@@ -102,14 +101,14 @@ int32_t tpw_cuCtxEnablePeerAccess(struct tpw_session *s, const struct tp_frame *
         *pair = (struct tpw_pair){.reader = s->entered,
                                   .owner = id,
                                   .reader_native = s->entered_native,
-                                  .owner_native = (CUcontext)(uintptr_t)owner,
+                                  .owner_native = peerContext,
                                   .reader_device = tpw_context_device(s, s->entered),
                                   .owner_device = tpw_context_device(s, id),
                                   .enabled = true};
     }
     error = pair ? share(s, pair) : CUDA_ERROR_OUT_OF_MEMORY;
     if (error) {
-        s->cuda.cuCtxDisablePeerAccess((CUcontext)(uintptr_t)owner);
+        s->cuda.cuCtxDisablePeerAccess(peerContext);
         free(pair);
         return error;
     }
@@ -135,15 +134,14 @@ static void disabled(struct tpw_session *s, void *what, int32_t error) {
 
 /* Answered when it is done, because kernels that still use the memory would fault, and the executor does not wait for them. */
 int32_t tpw_cuCtxDisablePeerAccess(struct tpw_session *s, const struct tp_frame *frame,
-                                   const struct tpg_cuCtxDisablePeerAccess_in *in) {
+                                   const struct tpg_cuCtxDisablePeerAccess_in *in, CUcontext peerContext) {
     int32_t error = s->entered ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
-    uint64_t owner = tpw_native(s, frame, TPG_CONTEXT, in->peerContext, false, &error);
     if (error) {
         return error;
     }
     struct tpw_pair *pair = find(s, s->entered, tpw_object(s, TPG_CONTEXT, in->peerContext)->id);
     if (!pair) {
-        return (int32_t)s->cuda.cuCtxDisablePeerAccess((CUcontext)(uintptr_t)owner); /* says why not */
+        return (int32_t)s->cuda.cuCtxDisablePeerAccess(peerContext); /* says why not */
     }
     struct disabling *disabling = pair->enabled ? malloc(sizeof *disabling) : NULL;
     if (!disabling) {

@@ -71,20 +71,15 @@ static int32_t made(struct tpw_session *s, const struct tp_frame *frame, uint64_
 
 int32_t tpw_pool_default(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_default_in *in) {
     CUmemoryPool pool = NULL;
-    int32_t error = CUDA_SUCCESS;
-    tpw_check_device(s, in->device, &error);
-    if (!error) {
-        error = (int32_t)(in->current ? s->cuda.cuDeviceGetMemPool(&pool, in->device)
-                                      : s->cuda.cuDeviceGetDefaultMemPool(&pool, in->device));
-    }
+    int32_t error = (int32_t)(in->current ? s->cuda.cuDeviceGetMemPool(&pool, in->device)
+                                          : s->cuda.cuDeviceGetDefaultMemPool(&pool, in->device));
     return made(s, frame, in->pool, pool, in->device, error);
 }
 
-int32_t tpw_pool_current(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_current_in *in) {
-    int32_t error = CUDA_SUCCESS;
-    tpw_check_device(s, in->device, &error);
-    CUmemoryPool pool = (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error);
-    return error ? error : (int32_t)s->cuda.cuDeviceSetMemPool(in->device, pool);
+int32_t tpw_pool_current(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_current_in *in,
+                         CUmemoryPool pool) {
+    (void)frame;
+    return (int32_t)s->cuda.cuDeviceSetMemPool(in->device, pool);
 }
 
 int32_t tpw_pool_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_create_in *in) {
@@ -127,9 +122,8 @@ int32_t tpw_pool_destroy(struct tpw_session *s, const struct tp_frame *frame, co
 }
 
 int32_t tpw_pool_attribute(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_attribute_in *in,
-                           struct tpg_pool_attribute_out *out) {
+                           struct tpg_pool_attribute_out *out, CUmemoryPool pool) {
     int32_t error = CUDA_SUCCESS;
-    CUmemoryPool pool = (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error);
     /* The driver reads and writes 4 bytes for the first three attributes and 8 for the others. */
     union {
         int32_t small;
@@ -167,17 +161,14 @@ static void refuse_memory_nodes(struct tpw_session *s, CUstream stream, int32_t 
 }
 
 int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_alloc_in *in,
-                       struct tpg_pool_alloc_out *out) {
+                       struct tpg_pool_alloc_out *out, CUmemoryPool pool, struct tpw_stream *stream) {
     CUdeviceptr address = 0;
     int32_t error = CUDA_SUCCESS;
-    CUmemoryPool pool =
-        in->pool ? (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error) : NULL;
-    const struct tpw_stream *record = tpw_stream_of(s, frame, in->stream, &error);
-    CUstream stream = record ? record->native : NULL;
-    const uint32_t *home = pool ? tpw_object(s, TPG_POOL, in->pool)->record : record ? &record->device : NULL;
-    const uint32_t device = home ? *home : 0;
-    const uint32_t context = record ? record->context_id : 0; /* what follows may wait, and the stream may end */
-    refuse_memory_nodes(s, stream, &error);
+    const uint32_t *home = pool ? tpw_object(s, TPG_POOL, in->pool)->record : &stream->device;
+    const uint32_t device = *home;
+    const uint32_t context = stream->context_id; /* what follows may wait, and the stream may end */
+    const CUstream to = stream->native;
+    refuse_memory_nodes(s, to, &error);
     if (!error && !in->size) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
@@ -191,11 +182,11 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     if (error) {
         return error;
     }
-    error = (int32_t)(pool ? s->cuda.cuMemAllocFromPoolAsync(&address, in->size, pool, stream)
-                           : s->cuda.cuMemAllocAsync(&address, in->size, stream));
+    error = (int32_t)(pool ? s->cuda.cuMemAllocFromPoolAsync(&address, in->size, pool, to)
+                           : s->cuda.cuMemAllocAsync(&address, in->size, to));
     struct tpw_range *range = error ? NULL : tpw_range_new(s, address, in->size, TPW_RANGE_POOL);
     if (!error && !range) {
-        s->cuda.cuMemFreeAsync(address, stream);
+        s->cuda.cuMemFreeAsync(address, to);
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (error) {
@@ -219,16 +210,16 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
     tpw_pools_trim(s);
 }
 
-int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_free_in *in) {
+int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_free_in *in,
+                      struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
     struct tpw_range *range = tpw_range_at(s, in->address);
-    CUstream stream = tpw_stream(s, frame, in->stream, &error);
-    refuse_memory_nodes(s, stream, &error);
+    refuse_memory_nodes(s, stream->native, &error);
     if (!error && (!range || range->at.start != in->address || range->kind != TPW_RANGE_POOL)) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
     if (!error) {
-        error = (int32_t)s->cuda.cuMemFreeAsync(in->address, stream);
+        error = (int32_t)s->cuda.cuMemFreeAsync(in->address, stream->native);
     }
     if (error) {
         return error;
@@ -236,7 +227,7 @@ int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const
     tp_interval_remove(&s->memory->ranges, in->address);
     s->memory->pending_bytes[range->device] += range->charged;
     s->memory->pending_frees++;
-    if (tpw_when_done(s, stream, freed, range)) {
+    if (tpw_when_done(s, stream->native, freed, range)) {
         freed(s, range, 0);
     }
     return CUDA_SUCCESS;

@@ -232,10 +232,9 @@ static struct waiting *wait_for(const struct tp_frame *frame) {
     return waiting;
 }
 
-int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_wait_in *in) {
-    int32_t error = 0;
-    struct tpw_stream *stream = tpw_stream_of(s, frame, in->stream, &error);
-    error = error ? error : tpw_refuse_capture(s, stream);
+int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_wait_in *in,
+                        struct tpw_stream *stream) {
+    int32_t error = tpw_refuse_capture(s, stream);
     if (error) {
         return error;
     }
@@ -251,10 +250,9 @@ int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, con
     return TPW_LATER;
 }
 
-int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_query_in *in) {
-    int32_t error = 0;
-    CUstream native = tpw_stream(s, frame, in->stream, &error);
-    error = error ? error : (int32_t)s->cuda.cuStreamQuery(native);
+int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_query_in *in,
+                         struct tpw_stream *stream) {
+    int32_t error = (int32_t)s->cuda.cuStreamQuery(stream->native);
     if (!error) {
         tpw_poll(s); /* the data of copies that are complete leaves before the answer */
     }

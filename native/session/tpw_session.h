@@ -88,9 +88,12 @@ int32_t tpw_enter(struct tpw_session *s, const struct tp_frame *frame);
  * On failure sets *error (if it is still 0) and returns 0. */
 uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, bool optional,
                     int32_t *error);
-/* The same for `count` handles, in scratch memory; each must be some live object. */
-uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, const uint64_t *handles, size_t count,
-                      int32_t *error);
+/* The same for `count` handles, in scratch memory. */
+uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, const uint64_t *handles,
+                      size_t count, int32_t *error);
+/* A handle that hand-written code looks up or makes: of that kind (or one taken in its place), or *error is set. */
+void tpw_check_name(uint32_t kind, uint64_t handle, bool optional, int32_t *error);
+void tpw_check_names(uint32_t kind, const uint64_t *handles, size_t count, int32_t *error);
 /* Records the outcome of making an object: native handle, or the error that later uses answer. Returns the error. */
 int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
                  int32_t error);

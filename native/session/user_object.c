@@ -84,12 +84,11 @@ int32_t tpw_cuUserObjectRelease(struct tpw_session *s, const struct tp_frame *fr
 }
 
 int32_t tpw_cuGraphRetainUserObject(struct tpw_session *s, const struct tp_frame *frame,
-                                    const struct tpg_cuGraphRetainUserObject_in *in) {
+                                    const struct tpg_cuGraphRetainUserObject_in *in, CUgraph graph) {
     struct user *user;
     int32_t error = CUDA_SUCCESS;
     (void)frame;
     bool move = in->flags & CU_GRAPH_USER_OBJECT_MOVE;
-    CUgraph graph = tpw_graph(s, in->graph, &error);
     CUuserObject native = held(s, in->object, move ? in->count : 1, &user, &error);
     error = error ? error : (int32_t)s->cuda.cuGraphRetainUserObject(graph, native, in->count, in->flags);
     if (!error && move) {
@@ -99,11 +98,10 @@ int32_t tpw_cuGraphRetainUserObject(struct tpw_session *s, const struct tp_frame
 }
 
 int32_t tpw_cuGraphReleaseUserObject(struct tpw_session *s, const struct tp_frame *frame,
-                                     const struct tpg_cuGraphReleaseUserObject_in *in) {
+                                     const struct tpg_cuGraphReleaseUserObject_in *in, CUgraph graph) {
     struct user *user;
     int32_t error = CUDA_SUCCESS;
     (void)frame;
-    CUgraph graph = tpw_graph(s, in->graph, &error);
     CUuserObject native = held(s, in->object, 1, &user, &error);
     return error ? error : (int32_t)s->cuda.cuGraphReleaseUserObject(graph, native, in->count);
 }

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from . import coverage, emit_client, emit_session, emit_wire
-from .model import DescriptionError, Model, load
+from .layout import DescriptionError
+from .model import Model, load
 
 
 def outputs(model: Model) -> dict[str, str]:
@@ -47,7 +48,7 @@ def main() -> int:
     try:
         model = load(options.api.resolve(), extend_lock=options.lock)
     except DescriptionError as error:
-        sys.stderr.write(f"api/: {error}\n")
+        sys.stderr.write(f"{error}\n")
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
     for name, text in outputs(model).items():

@@ -29,12 +29,19 @@ the roles:
 ``"versioned"``        struct read and written through the pointer, whose first word holds its size in the low 24 bits
 
 ``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are
-``name="ctype: role"``.
+``name="ctype: role"``, where no role means a value. Of the roles above they have ``in``, ``string``, ``bytes``,
+``array``, ``new K``, ``gone K`` and ``device``, and two for existing objects:
+
+``"handle K"``/``"handle? K"``  translated: the hand-written function is called when all are good, and gets the natives
+``"name K"``/``"name? K"``      the handle itself: of that kind, or refused; what it stands for is looked up by hand
+
+``names K`` is an array of those.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import sys
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,13 @@ class Line:
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
     noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
+    place: str = ""  # file:line of the declaration, for whoever has to mend it
+
+
+def _place() -> str:
+    """Where the vocabulary was used: two frames above this one."""
+    frame = sys._getframe(2)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def call(
@@ -69,7 +83,16 @@ def call(
     **roles: str,
 ) -> Line:
     """A function that runs in the session and whose answer the caller waits for."""
-    return Line(name, "call", roles, session=session, reports=reports, contextless=contextless, after_loss=after_loss)
+    return Line(
+        name,
+        "call",
+        roles,
+        session=session,
+        reports=reports,
+        contextless=contextless,
+        after_loss=after_loss,
+        place=_place(),
+    )
 
 
 def post(
@@ -84,38 +107,48 @@ def post(
     **roles: str,
 ) -> Line:
     """A function that runs in the session in order while the caller goes on."""
-    line = Line(name, "post", roles, session=session, contextless=contextless, after_loss=after_loss)
-    return replace(line, check=check, noted=noted)
+    return Line(
+        name,
+        "post",
+        roles,
+        session=session,
+        contextless=contextless,
+        after_loss=after_loss,
+        check=check,
+        noted=noted,
+        place=_place(),
+    )
 
 
 def pure(name: str, /, *, session: str = "driver", contextless: bool = False, **roles: str) -> Line:
     """A call whose answer the client remembers by its arguments."""
-    return Line(name, "pure", roles, session=session, contextless=contextless)
+    return Line(name, "pure", roles, session=session, contextless=contextless, place=_place())
 
 
 def local(name: str, *, anytime: bool = False, implicit: bool = False, params: dict[str, str] | None = None) -> Line:
     """Answered in the client by hand-written code; `params` declares a name that no header does."""
-    return Line(name, "local", anytime=anytime, implicit=implicit, params=params or {})
+    return Line(name, "local", anytime=anytime, implicit=implicit, params=params or {}, place=_place())
 
 
 def custom(name: str, *, ops: str, anytime: bool = False, implicit: bool = False) -> Line:
     """Hand-written in the client, using the operations named in `ops` (separated by blanks)."""
-    return Line(name, "custom", ops=ops, anytime=anytime, implicit=implicit)
+    return Line(name, "custom", ops=ops, anytime=anytime, implicit=implicit, place=_place())
 
 
 def alias(name: str, target: str) -> Line:
     """The same function under another exported name; the arguments must be the same."""
-    return Line(name, "alias", target=target)
+    return Line(name, "alias", target=target, place=_place())
 
 
 def twin(name: str, target: str) -> Line:
     """`target` with the per-thread default stream in the place of NULL or of the implied stream."""
-    return Line(name, "twin", target=target)
+    return Line(name, "twin", target=target, place=_place())
 
 
 def unsupported(reason: str, *names: str) -> list[Line]:
     """Names that answer not-supported, and why."""
-    return [Line(name, "unsupported", reason=reason) for name in names]
+    place = _place()
+    return [Line(name, "unsupported", reason=reason, place=place) for name in names]
 
 
 def op(
@@ -135,4 +168,4 @@ def op(
     roles = dict(fields)
     for key, value in (out or {}).items():
         roles["out " + key] = value
-    return Line(name, "op-" + kind, roles, session="hand", reports=reports, contextless=contextless)
+    return Line(name, "op-" + kind, roles, session="hand", reports=reports, contextless=contextless, place=_place())

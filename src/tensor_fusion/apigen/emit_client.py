@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .describe import Line
 from .emit_wire import NOTE
-from .model import RESULTS, Api, Field, Model, Op
+from .fields import Field
+from .model import RESULTS, Api, Model, Op
 from .snapshot import Prototype, declare, parameter_list
 
 PREFIX = {"cuda": "tpc", "nvml": "tpn"}
@@ -142,10 +143,10 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         if required:
             body.append(f"    if (!{item.name}) {{ return {upper}_NULL; }}")
         if item.role in ("bytes", "array", "handles") and not item.optional:
-            body.append(f"    if (!{item.name} && {item.arg}) {{ return {upper}_NULL; }}")
-        if item.role in ("handle", "gone"):
+            body.append(f"    if (!{item.name} && {item.length}) {{ return {upper}_NULL; }}")
+        if item.role in ("handle", "name", "gone"):
             body.append(
-                f"    {upper}_CHECK_HANDLE({item.arg.upper()}, {item.name}, {'true' if item.optional else 'false'});"
+                f"    {upper}_CHECK_HANDLE({item.kind.upper()}, {item.name}, {'true' if item.optional else 'false'});"
             )
         if item.role == "versioned":
             body.append(f"    size_t n_{item.name};")
@@ -155,7 +156,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append("    if (TP_UNLIKELY(refused != CUDA_SUCCESS)) { return refused; }")
     for item in op.fields:
         if item.role == "new":
-            body.append(f"    uint64_t new_{item.name} = {prefix}_mint(TPG_{item.arg.upper()});")
+            body.append(f"    uint64_t new_{item.name} = {prefix}_mint(TPG_{item.kind.upper()});")
             body.append(f"    if (!new_{item.name}) {{ return {upper}_NO_HANDLES; }}")
     if has_in:
         body.append(f"    struct tpg_{op.name}_in a = {{")
@@ -183,7 +184,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     else:
         lost = f"{upper}_AFTER_LOSS_OK" if op.line.after_loss == "ok" else f"{prefix}_lost()"
         body.append(f"    unsigned char *frame = {prefix}_reserve(TPG_OP_{op.name}, wire_size);")
-        undo = "".join(f"{prefix}_unmint(TPG_{f.arg.upper()}, new_{f.name}); " for f in op.fields if f.role == "new")
+        undo = "".join(f"{prefix}_unmint(TPG_{f.kind.upper()}, new_{f.name}); " for f in op.fields if f.role == "new")
         body.append(f"    if (!frame) {{ {undo}return {lost}; }}")
         body.append("    struct tp_cursor c = tp_cursor_make(frame, wire_size);")
         body.append(f"    {put}")
@@ -193,10 +194,10 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append(f"    {prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)});")
     for item in op.fields:
         if item.role == "new":
-            body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.arg.upper()}, new_{item.name}); }}")
+            body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.kind.upper()}, new_{item.name}); }}")
             body.append(f"    else {{ *{item.name} = ({item.ctype})(uintptr_t)new_{item.name}; }}")
         if item.role == "gone":
-            kind, value = item.arg.upper(), f"(uint64_t)(uintptr_t){item.name}"
+            kind, value = item.kind.upper(), f"(uint64_t)(uintptr_t){item.name}"
             body.append(f"    if (!result) {{ {prefix}_unmint(TPG_{kind}, {value}); }}")
     if has_out and not post:
         body.append(f"    if (result == {SUCCESS[api.name]}) {{")
@@ -218,16 +219,16 @@ def _argument(api: Api, item: Field) -> list[str]:
     name = item.name
     if item.role == "new":
         return [f".{name} = new_{name},"]
-    if item.role in ("handle", "gone"):
+    if item.role in ("handle", "name", "gone"):
         return [f".{name} = (uint64_t)(uintptr_t){name},"]
     if item.role == "bytes":
-        return [f".{name} = {name},", f".{name}_size = {name} ? {item.arg} : 0,"]
+        return [f".{name} = {name},", f".{name}_size = {name} ? {item.length} : 0,"]
     if item.role == "versioned":
         return [f".{name} = {name},", f".{name}_size = n_{name},"]
     if item.role == "handles":
-        return [f".{name} = (const uint64_t *)(const void *){name},", f".{name}_count = {name} ? {item.arg} : 0,"]
+        return [f".{name} = (const uint64_t *)(const void *){name},", f".{name}_count = {name} ? {item.length} : 0,"]
     if item.role == "array":
-        return [f".{name} = {name},", f".{name}_count = {name} ? {item.arg} : 0,"]
+        return [f".{name} = {name},", f".{name}_count = {name} ? {item.length} : 0,"]
     return [f".{name} = {name},"]
 
 
@@ -236,16 +237,17 @@ def _store(item: Field, fields: dict[str, Field], prototype: Prototype) -> list[
     if item.role == "out":
         return [f"if ({name}) {{ *{name} = o.{name}; }}"]
     if item.role == "outbytes":
-        return [f"if ({name}) {{ memcpy({name}, o.{name}, o.{name}_size < {item.arg} ? o.{name}_size : {item.arg}); }}"]
+        size = f"o.{name}_size < {item.length} ? o.{name}_size : {item.length}"
+        return [f"if ({name}) {{ memcpy({name}, o.{name}, {size}); }}"]
     if item.role == "outversioned":
         return [f"memcpy({name}, o.{name}, o.{name}_size < n_{name} ? o.{name}_size : n_{name});"]
     if item.role == "outstring":
         return [
-            f"size_t n_{name} = o.{name}_size < {item.arg} ? o.{name}_size : {item.arg};",
+            f"size_t n_{name} = o.{name}_size < {item.length} ? o.{name}_size : {item.length};",
             f"if ({name} && n_{name}) {{ memcpy({name}, o.{name}, n_{name}); {name}[n_{name} - 1] = 0; }}",
         ]
     return [
-        f"size_t n_{name} = o.{name}_count < {item.arg} ? o.{name}_count : {item.arg};",
+        f"size_t n_{name} = o.{name}_count < {item.length} ? o.{name}_count : {item.length};",
         f"if ({name}) {{ memcpy({name}, o.{name}, n_{name} * sizeof *{name}); }}",
     ]
 

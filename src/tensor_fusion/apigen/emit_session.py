@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from .emit_wire import NOTE
-from .model import Api, Field, Model, Op
-from .snapshot import Prototype, parameter_list
+from .fields import Field
+from .model import Api, Model, Op
+from .snapshot import Prototype, declare, parameter_list
 
 ENTER = {"cuda": "tpw_enter(s, frame)", "nvml": "tpw_nvml_enter(s)"}
 
@@ -55,21 +56,29 @@ def driver_source(model: Model) -> str:
 
 def session_header(model: Model) -> str:
     """tpg_session.h: the functions that are written by hand in native/session."""
-    lines = [NOTE, "#ifndef TPG_SESSION_H", "#define TPG_SESSION_H", '#include "tpg_ops.h"', "struct tpw_session;"]
+    lines = [NOTE, "#ifndef TPG_SESSION_H", "#define TPG_SESSION_H", '#include "tpg_ops.h"']
+    lines += ["struct tpw_session;", "struct tpw_stream;"]
     lines.append("void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame);")
     for op in model.ops:
         if op.line.session == "hand":
-            lines.append(f"{_hand_signature(op)};")
+            lines.append(f"{_hand_signature(model, op)};")
     return "\n".join([*lines, "#endif", ""])
 
 
-def _hand_signature(op: Op) -> str:
+def _hand_signature(model: Model, op: Op) -> str:
+    """A hand-written operation: its arguments, its results, and what the handles among the arguments stand for."""
     params = ["struct tpw_session *s", "const struct tp_frame *frame"]
     if op.inputs():
         params.append(f"const struct tpg_{op.name}_in *in")
     if op.outputs():
         params.append(f"struct tpg_{op.name}_out *out")
+    params += [declare(_native_type(model, f), f.name) for f in op.fields if f.role == "handle"]
     return f"int32_t tpw_{op.name}({', '.join(params)})"
+
+
+def _native_type(model: Model, item: Field) -> str:
+    """What a hand-written operation gets for a handle; of a stream the session's record, which has the native in it."""
+    return "struct tpw_stream *" if item.kind == "stream" else model.types.kinds[item.kind].ctype
 
 
 def answers(model: Model) -> str:
@@ -86,7 +95,7 @@ def dispatch(model: Model) -> str:
     lines = [NOTE, '#include "tpg_answer.h"', '#include "tpw_nvml.h"', '#include "tpg_session.h"']
     for api in model.apis:
         for op in api.ops:
-            lines += _run(api, op)
+            lines += _run(model, api, op)
     lines += ["void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame) {"]
     lines += [
         "    const struct tp_frame header = *frame; /* an operation may read on: the link's memory moves then */",
@@ -99,15 +108,15 @@ def dispatch(model: Model) -> str:
     return "\n".join(lines)
 
 
-def _run(api: Api, op: Op) -> list[str]:
+def _run(model: Model, api: Api, op: Op) -> list[str]:
     inputs, outputs = op.inputs(), op.outputs()
     body = [f"static void run_{op.name}(struct tpw_session *s, const struct tp_frame *frame, struct tp_cursor *c) {{"]
     if inputs:
         body += [f"    struct tpg_{op.name}_in in;", f"    tpg_get_{op.name}_in(c, &in);"]
     for item in op.fields:
-        if item.role in ("bytes", "array", "handles") and item.arg:
+        if item.role in ("bytes", "array", "handles") and item.length:
             what = "size" if item.role == "bytes" else "count"
-            expression = _lengths(op, item.arg)
+            expression = _lengths(op, item.length)
             # The driver will read by the length parameter, so the bytes that came must be exactly that many.
             if item.optional:
                 body.append(f"    if (!in.{item.name}_{what}) {{ in.{item.name} = NULL; }} else")
@@ -122,7 +131,14 @@ def _run(api: Api, op: Op) -> list[str]:
     body.append(f"    int32_t error = {enter};")
     if op.line.session == "hand":
         arguments = ["s", "frame", *(["&in"] if inputs else []), *(["&out"] if outputs else [])]
-        body.append(f"    if (!error) {{ error = tpw_{op.name}({', '.join(arguments)}); }}")
+        for item in op.fields:
+            body += [f"    {text}" for text in _checked(model, item)]
+            arguments += [f"n_{item.name}"] if item.role == "handle" else []
+        made = [
+            f"tpw_made(s, frame, TPG_{f.kind.upper()}, in.{f.name}, 0, error);" for f in op.fields if f.role == "new"
+        ]
+        failed = f" else {{ {' '.join(made)} }}" if made else ""
+        body.append(f"    if (!error) {{ error = tpw_{op.name}({', '.join(arguments)}); }}{failed}")
         body.append("    if (error == TPW_LATER) { return; }")
     else:
         assert op.prototype is not None
@@ -173,6 +189,24 @@ def _lengths(op: Op, expression: str) -> str:
     return re.sub(r"[A-Za-z_]\w*", replace, expression)
 
 
+def _checked(model: Model, item: Field) -> list[str]:
+    """What is done with a field before a hand-written operation sees it."""
+    name, kind, optional = item.name, item.kind.upper(), "true" if item.optional else "false"
+    if item.role == "handle" and item.kind == "stream":
+        return [f"struct tpw_stream *n_{name} = tpw_stream_of(s, frame, in.{name}, &error);"]
+    if item.role == "handle":
+        ctype = _native_type(model, item)
+        native = f"tpw_native(s, frame, TPG_{kind}, in.{name}, {optional}, &error)"
+        return [f"{declare(ctype, f'n_{name}')} = ({ctype})(uintptr_t){native};"]
+    if item.role in ("name", "new", "gone"):
+        return [f"tpw_check_name(TPG_{kind}, in.{name}, {optional}, &error);"]
+    if item.role == "names":
+        return [f"tpw_check_names(TPG_{kind}, in.{name}, in.{name}_count, &error);"]
+    if item.role == "device":
+        return [f"tpw_check_device(s, in.{name}, &error);"]
+    return []
+
+
 def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
     fields = {f.name: f for f in op.fields}
     body: list[str] = []
@@ -192,11 +226,11 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(f"    if (!error) {{ {size} = tpw_text_size(out.{item.name}, {size}); }}")
         if item.role == "new":
             body.append(
-                f"    error = tpw_made(s, frame, TPG_{item.arg.upper()}, in.{item.name},"
+                f"    error = tpw_made(s, frame, TPG_{item.kind.upper()}, in.{item.name},"
                 f" (uint64_t)(uintptr_t)n_{item.name}, error);"
             )
         if item.role == "gone":
-            body.append(f"    if (!error) {{ tpw_forget(s, TPG_{item.arg.upper()}, in.{item.name}); }}")
+            body.append(f"    if (!error) {{ tpw_forget(s, TPG_{item.kind.upper()}, in.{item.name}); }}")
     return body
 
 
@@ -205,7 +239,7 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
     name = item.name
     if item.role in ("handle", "gone"):
         call = (
-            f"tpw_native(s, frame, TPG_{item.arg.upper()}, in.{name}, {'true' if item.optional else 'false'}, &error)"
+            f"tpw_native(s, frame, TPG_{item.kind.upper()}, in.{name}, {'true' if item.optional else 'false'}, &error)"
         )
         return [f"{ctype} n_{name} = ({ctype})(uintptr_t){call};"], f"n_{name}"
     if item.role == "new":
@@ -213,12 +247,12 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
     if item.role == "device":
         return [f"tpw_check_device(s, in.{name}, &error);"], f"in.{name}"
     if item.role == "dev":
-        return [f"tpw_check_range(s, in.{name}, (uint64_t)({_lengths(op, item.arg)}), &error);"], f"in.{name}"
+        return [f"tpw_check_range(s, in.{name}, (uint64_t)({_lengths(op, item.length)}), &error);"], f"in.{name}"
     if item.role == "out":
         return [], f"&out.{name}"
     if item.role == "handles":
         kind = item.ctype
-        made = f"tpw_natives(s, frame, in.{name}, in.{name}_count, &error)"
+        made = f"tpw_natives(s, frame, TPG_{item.kind.upper()}, in.{name}, in.{name}_count, &error)"
         return [f"{kind} *n_{name} = ({kind} *){made};"], f"n_{name}"
     if item.role == "outversioned":
         return [
@@ -226,7 +260,7 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
             f"out.{name}_size = in.{name}_size;",
         ], f"({ctype})(uintptr_t)out.{name}"
     if item.role in ("outbytes", "outarray", "outstring"):
-        length = _lengths(op, item.arg)
+        length = _lengths(op, item.length)
         unit = "1" if item.is_bytes else f"sizeof({item.ctype})"
         what = "size" if item.is_bytes else "count"
         return [

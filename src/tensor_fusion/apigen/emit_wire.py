@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from .model import Field, Model, Op, padding
+from .fields import Field
+from .model import Model, Op, padding
 
 NOTE = "/* Generated from api/ by tensor_fusion.apigen; do not edit. */"
 
 
 def _member(item: Field) -> list[str]:
     """Members of the argument struct for one field."""
-    if item.role in ("handle", "new", "gone"):
+    if item.is_handle:
         return [f"uint64_t {item.name};"]
     if item.role in ("value", "device", "dev", "out"):
         return [f"{item.ctype} {item.name};"]
@@ -19,13 +20,13 @@ def _member(item: Field) -> list[str]:
         return [f"const char *{item.name};"]
     if item.is_bytes:
         return [f"const void *{item.name};", f"size_t {item.name}_size;"]
-    if item.role == "handles":
+    if item.role in ("handles", "names"):
         return [f"const uint64_t *{item.name};", f"size_t {item.name}_count;"]
     return [f"const {item.ctype} *{item.name};", f"size_t {item.name}_count;"]
 
 
 def _element(item: Field) -> str:
-    return "uint64_t" if item.role == "handles" else item.ctype
+    return "uint64_t" if item.role in ("handles", "names") else item.ctype
 
 
 def _size(item: Field) -> str:

@@ -7,73 +7,19 @@ says has to fit the prototype; every disagreement is an error that names the lin
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import pkgutil
-import re
-import sys
+import runpy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .describe import Line
+from .fields import Field, check_lengths, field_of, own_field
+from .layout import DescriptionError, Kind, Types, meant, refuse
 from .snapshot import Parameter, Prototype, Snapshot
 
-SCALARS = {
-    "char": 1, "signed char": 1, "unsigned char": 1, "uint8_t": 1,
-    "short": 2, "unsigned short": 2, "uint16_t": 2,
-    "int": 4, "unsigned int": 4, "uint32_t": 4, "int32_t": 4, "float": 4,
-    "long long": 8, "unsigned long long": 8, "size_t": 8, "uint64_t": 8, "int64_t": 8, "long": 8, "unsigned long": 8,
-    "double": 8,
-}  # fmt: skip
 FIRST_OPCODE = 16
 RESULTS = {"cuda": "CUresult", "nvml": "nvmlReturn_t"}
-
-
-class DescriptionError(Exception):
-    """A line of api/ that cannot be: names the function and what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of handle."""
-
-    name: str
-    number: int
-    ctype: str
-    also: tuple[str, ...]
-    refused: str  # the error for a handle that is none
-
-
-@dataclass(frozen=True)
-class Field:
-    """One thing that an operation carries.
-
-    `ctype` is the type of the element: of the scalar, of the struct behind the pointer, of the array's elements.
-    `size` is the wire size of a fixed field, 0 for variable ones. `arg` is the handle kind or the length expression.
-    """
-
-    name: str
-    role: str  # value handle new gone device dev in bytes array handles string versioned
-    #            | out outbytes outarray outstring outversioned
-    ctype: str
-    size: int = 0
-    arg: str = ""
-    optional: bool = False
-
-    @property
-    def is_out(self) -> bool:
-        """Travels in the reply."""
-        return self.role.startswith("out")
-
-    @property
-    def is_bytes(self) -> bool:
-        """Travels as bytes with a length, whatever the memory is for."""
-        return self.role in ("bytes", "outbytes", "outstring", "versioned", "outversioned")
-
-    @property
-    def variable(self) -> bool:
-        """Has a length of its own on the wire."""
-        return self.size == 0
 
 
 @dataclass
@@ -133,39 +79,6 @@ class Api:
         return self.snapshot.functions.get(name)
 
 
-class Types:
-    """Sizes of C types and kinds of handles."""
-
-    def __init__(self, snapshots: list[Snapshot], kinds: list[Kind]) -> None:
-        self.kinds = {k.name: k for k in kinds}
-        self.by_ctype = {k.ctype: k for k in kinds}
-        self._sizes = dict(SCALARS)
-        for snapshot in snapshots:
-            for entry in snapshot.types:
-                self._learn(entry)
-
-    def _learn(self, entry: dict[str, object]) -> None:
-        name = str(entry["name"])
-        if entry["kind"] in ("struct", "union"):
-            self._sizes[name] = int(str(entry["size"]))
-        elif entry["kind"] == "enum":
-            self._sizes[name] = 4
-        elif entry["kind"] == "typedef":
-            text = str(entry["type"])
-            base = text[: -len(name)].strip() if text.endswith(name) else ""
-            if "*" in base:
-                self._sizes[name] = 8
-            elif base in self._sizes:
-                self._sizes[name] = self._sizes[base]
-            elif "(*" in text:
-                self._sizes[name] = 8
-
-    def size(self, ctype: str) -> int:
-        """Size in bytes, 0 when unknown."""
-        ctype = ctype.removeprefix("const ").strip()
-        return 8 if ctype.endswith("*") else self._sizes.get(ctype, 0)
-
-
 @dataclass
 class Model:
     """Everything that the emitters need."""
@@ -185,13 +98,12 @@ class Model:
 
 def load(folder: Path, *, extend_lock: bool = False) -> Model:
     """Reads api/ at `folder`; with `extend_lock`, numbers operations that have none and writes opcodes.lock."""
-    sys.path.insert(0, str(folder.parent))
-    kinds = [Kind(*row) for row in importlib.import_module("api.handles").KINDS]
+    kinds = [Kind(*row) for row in _run(folder / "handles.py")["KINDS"]]
     exports = json.loads((folder / "exports.json").read_text())
     apis = []
     for name in ("cuda", "nvml"):
         snapshot = Snapshot.load(folder / "snapshot" / f"{name}.json")
-        apis.append(Api(name, snapshot, _lines(name), list(exports[name])))
+        apis.append(Api(name, snapshot, _lines(folder / name), list(exports[name])))
     types = Types([a.snapshot for a in apis], kinds)
     lock = _Lock(folder / "opcodes.lock", extend_lock)
     for api in apis:
@@ -208,42 +120,69 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
     return Model(apis, types, kinds, procaddress, errors, _schema(apis, kinds))
 
 
-def _lines(api: str) -> dict[str, Line]:
-    package = importlib.import_module(f"api.{api}")
+def _run(path: Path) -> dict[str, Any]:
+    """What a file of declarations defines."""
+    return runpy.run_path(str(path))
+
+
+def _lines(folder: Path) -> dict[str, Line]:
     lines: dict[str, Line] = {}
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        module = importlib.import_module(f"api.{api}.{info.name}")
+    for path in sorted(folder.glob("*.py")):
         flat: list[Line] = []
-        for entry in module.FUNCTIONS:
+        for entry in _run(path).get("FUNCTIONS", []):
             flat += entry if isinstance(entry, list) else [entry]
         for line in flat:
             if line.name in lines:
-                raise DescriptionError(f"{line.name}: a second line, in api/{api}/{info.name}.py")
+                raise refuse(line.place, line.name, f"has a line already, at {_short(lines[line.name])}")
             lines[line.name] = line
     return lines
 
 
+def _short(line: Line) -> str:
+    return "/".join(Path(line.place).parts[-3:])
+
+
+WORDS_OF_A_LINE = {
+    "session": ("driver", "hand"),
+    "after_loss": ("", "ok"),
+}
+
+
 def _check_total(api: Api) -> None:
     own = {n for n, line in api.lines.items() if not line.kind.startswith("op-")}
+    for line in api.lines.values():
+        _check_line(api, line)
     missing = sorted(set(api.exports) - own)
     if missing:
-        raise DescriptionError(f"{api.name}: {len(missing)} exported names have no line, for example {missing[:5]}")
-    extra = sorted(own - set(api.exports))
-    if extra:
-        raise DescriptionError(f"{api.name}: lines for names that the driver does not export: {extra[:5]}")
-    for line in api.lines.values():
-        if line.kind in ("alias", "twin"):
-            target = api.lines.get(line.target)
-            if target is None or target.kind == "twin":
-                raise DescriptionError(f"{line.name}: target {line.target} is not a line of its own or an alias")
-            mine, other = api.prototype(line.name), api.prototype(line.target)
-            if mine and other and [p.type for p in mine.params] != [p.type for p in other.params]:
-                raise DescriptionError(f"{line.name}: its arguments differ from those of {line.target}")
-        elif line.kind not in ("unsupported",) and not line.kind.startswith("op-") and not api.prototype(line.name):
-            raise DescriptionError(f"{line.name}: no header declares it")
-        for name in line.ops.split():
-            if api.lines.get(name, line).kind[:3] != "op-" and name not in api.lines:
-                raise DescriptionError(f"{line.name}: no operation {name}")
+        raise DescriptionError(f"api/{api.name}: {len(missing)} exported names have no line, for example {missing[:5]}")
+
+
+def _check_line(api: Api, line: Line) -> None:
+    for word, allowed in WORDS_OF_A_LINE.items():
+        said = getattr(line, word)
+        if said not in allowed:
+            raise refuse(line.place, line.name, f"{word} is {said!r}, which is none of {list(allowed)}")
+    if line.kind.startswith("op-"):
+        if line.kind not in ("op-call", "op-post", "op-pure"):
+            raise refuse(line.place, line.name, f"an operation is a call, a post or pure, not {line.kind[3:]!r}")
+        if line.name in api.exports:
+            raise refuse(line.place, line.name, "an operation of our own cannot have the name of an exported function")
+        return
+    if line.name not in api.exports:
+        raise refuse(line.place, line.name, f"the driver exports no such name{meant(line.name, api.exports)}")
+    if line.kind in ("alias", "twin"):
+        target = api.lines.get(line.target)
+        if target is None or target.kind == "twin":
+            raise refuse(line.place, line.name, f"target {line.target!r} is not a line of its own or an alias")
+        mine, other = api.prototype(line.name), api.prototype(line.target)
+        if mine and other and [p.type for p in mine.params] != [p.type for p in other.params]:
+            raise refuse(line.place, line.name, f"its arguments differ from those of {line.target}")
+    elif line.kind != "unsupported" and not api.prototype(line.name):
+        raise refuse(line.place, line.name, "no header declares it")
+    for name in line.ops.split():
+        sent = api.lines.get(name)
+        if sent is None or sent.kind.removeprefix("op-") not in ("call", "post", "pure"):
+            raise refuse(line.place, line.name, f"no operation is called {name!r}{meant(name, api.lines)}")
 
 
 class _Lock:
@@ -257,12 +196,12 @@ class _Lock:
                 number, name = text.split()
                 self.numbers[name] = int(number)
 
-    def number(self, name: str) -> int:
+    def number(self, line: Line) -> int:
+        name = line.name
         if name not in self.numbers:
             if not self.extend:
-                raise DescriptionError(
-                    f"{name}: no number in {self.path.name}; run the generator with --lock and commit it"
-                )
+                reason = f"no number in {self.path.name}; run the generator with --lock and commit it"
+                raise refuse(line.place, name, reason)
             self.numbers[name] = max(self.numbers.values(), default=FIRST_OPCODE - 1) + 1
             self.changed = True
         return self.numbers[name]
@@ -277,121 +216,26 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
     if line.kind in ("call", "post", "pure"):
         prototype = api.prototype(line.name)
         assert prototype is not None
-        names = {p.name for p in prototype.params}
+        names = [p.name for p in prototype.params]
         for key in line.roles:
             if key not in names:
-                raise DescriptionError(f"{line.name}: has no parameter {key}; it has {sorted(names)}")
-        fields = [f for p in prototype.params if (f := _field(line, p, types)) is not None]
-        _check_lengths(line, fields)
+                raise refuse(line.place, line.name, f"has no parameter {key!r}{meant(key, names)} (it has {names})")
+        fields = [f for p in prototype.params if (f := field_of(line, p, types)) is not None]
+        check_lengths(line, fields)
         fields += [Field(f.name, "outversioned", f.ctype) for f in fields if f.role == "versioned"]
-        return Op(line.name, lock.number(line.name), line.kind, line, fields, prototype, api.name)
-    if line.kind.startswith("op-"):
-        fields = [_own_field(line, name, text, types) for name, text in line.roles.items()]
-        return Op(line.name, lock.number(line.name), line.kind[3:], line, fields, None, api.name)
-    return None
-
-
-def _check_lengths(line: Line, fields: list[Field]) -> None:
-    values = {f.name for f in fields if f.role == "value" or f.role == "out"}
-    for item in fields:
-        if item.role in ("bytes", "array", "handles", "outbytes", "outarray", "outstring", "dev") and item.arg:
-            names = re.findall(r"[A-Za-z_]\w*", item.arg)
-            if not all(name in values for name in names):
-                raise DescriptionError(f"{line.name}: the length {item.arg} of {item.name} is not made of sent values")
-
-
-def _field(line: Line, parameter: Parameter, types: Types) -> Field | None:
-    """Field of a parameter, by what the line says or else by its type."""
-    role = line.roles.get(parameter.name, "")
-    kind = parameter.type
-    pointee = kind.removesuffix("*").strip() if kind.endswith("*") else ""
-    if not role:
-        role = _default_role(line, parameter, types)
-    word, _, arg = role.partition(" ")
-    optional = word.endswith("?")
-    word = word.rstrip("?")
-    plain = pointee.removeprefix("const ").strip()
-    if word == "skip":
+        op = Op(line.name, lock.number(line), line.kind, line, fields, prototype, api.name)
+    elif line.kind.startswith("op-"):
+        fields = [own_field(line, name, text, types) for name, text in line.roles.items()]
+        op = Op(line.name, lock.number(line), line.kind[3:], line, fields, None, api.name)
+    else:
         return None
-    if word in ("value", "device", "dev"):
-        return Field(parameter.name, word, kind, _known(line, parameter, types.size(kind)), arg)
-    if word in ("handle", "gone"):
-        _known_kind(line, arg, types)
-        return Field(parameter.name, word, kind, 8, arg, optional)
-    if word == "new":
-        _known_kind(line, arg, types)
-        return Field(parameter.name, word, plain, 8, arg)
-    if word == "in":
-        _known(line, parameter, types.size(plain))
-        return Field(parameter.name, word, plain, 0, "", optional)
-    if word == "out":
-        return Field(parameter.name, word, plain, _known(line, parameter, types.size(plain)), "", optional)
-    if word == "string":
-        return Field(parameter.name, word, "char", 0, "", optional)
-    if word in ("bytes", "outbytes", "outstring"):
-        return Field(parameter.name, word, "void", 0, arg, optional)
-    if word == "versioned":
-        _known(line, parameter, types.size(plain))
-        return Field(parameter.name, word, plain)
-    if word in ("array", "outarray"):
-        _known(line, parameter, types.size(plain))
-        return Field(parameter.name, word, plain, 0, arg, optional)
-    if word == "handles":
-        kind_name, _, count = arg.partition(" ")
-        _known_kind(line, kind_name, types)
-        return Field(parameter.name, word, plain, 0, count, optional)
-    raise DescriptionError(f"{line.name}: unknown role {role!r} for {parameter.name}")
-
-
-def _default_role(line: Line, parameter: Parameter, types: Types) -> str:
-    kind = parameter.type
-    if kind in types.by_ctype:
-        return f"handle {types.by_ctype[kind].name}"
-    if kind == "CUdevice":
-        return "device"
-    if not kind.endswith("*"):
-        return "value"
-    plain = kind.removesuffix("*").strip()
-    if kind == "const char *":
-        return "string"
-    if plain.startswith("const ") and types.size(plain):
-        return "in"
-    if plain in types.by_ctype:
-        return f"new {types.by_ctype[plain].name}"
-    if plain not in ("void", "char") and not plain.endswith("*") and types.size(plain):
-        return "out"
-    raise DescriptionError(f"{line.name}: say what {kind} {parameter.name} is")
-
-
-def _own_field(line: Line, name: str, text: str, types: Types) -> Field:
-    """Field of an operation of our own: "ctype: role"."""
-    ctype, _, role = (part.strip() for part in text.partition(":"))
-    out = name.startswith("out ")
-    name = name.removeprefix("out ")
-    word, _, arg = (role or "value").partition(" ")
-    if word in ("bytes", "array"):
-        return Field(name, "out" + word if out else word, ctype, 0, "")
-    if word == "string":
-        return Field(name, word, "char", 0, "", True)
-    size = types.size(ctype)
-    if not size:
-        raise DescriptionError(f"{line.name}: size of {ctype} for {name} is not known")
-    if out:
-        return Field(name, "out", ctype, size)
-    if word == "in":
-        return Field(name, word, ctype, 0)
-    return Field(name, word, ctype, 8 if word in ("handle", "new", "gone") else size, arg)
-
-
-def _known(line: Line, parameter: Parameter, size: int) -> int:
-    if not size:
-        raise DescriptionError(f"{line.name}: size of {parameter.type} for {parameter.name} is not known")
-    return size
-
-
-def _known_kind(line: Line, name: str, types: Types) -> None:
-    if name not in types.kinds:
-        raise DescriptionError(f"{line.name}: no kind of handle is called {name!r}")
+    written = [f.name for f in op.fields if f.is_out]
+    if op.kind == "post" and written:
+        raise refuse(line.place, line.name, f"a post has no reply that could bring {written[0]}")
+    changed = [f.name for f in op.fields if f.role in ("new", "gone")]
+    if op.kind == "pure" and changed:
+        raise refuse(line.place, line.name, f"an answer that is remembered cannot make or end {changed[0]}")
+    return op
 
 
 def _schema(apis: list[Api], kinds: list[Kind]) -> bytes:
@@ -402,5 +246,5 @@ def _schema(apis: list[Api], kinds: list[Kind]) -> bytes:
     for operation in sorted((o for a in apis for o in a.ops), key=lambda o: o.number):
         digest.update(f"{operation.number} {operation.name}\n".encode())
         for item in operation.inputs() + operation.outputs():
-            digest.update(f" {item.name} {item.role} {item.ctype} {item.size} {item.arg}\n".encode())
+            digest.update(f" {item.name} {item.role} {item.ctype} {item.size} {item.kind} {item.length}\n".encode())
     return digest.digest()[:16]

@@ -1,0 +1,16 @@
+"""A family of the small API: one line of each kind."""
+
+from tensor_fusion.apigen.describe import call, custom, op, post, pure
+
+FUNCTIONS = [
+    call("cuFooCreate"),
+    post("cuFooDestroy", hFoo="gone foo", contextless=True),
+    post("cuFooWrite", dst="dev size", data="bytes size"),
+    call("cuFooGetCount"),
+    pure("cuFooGetName", name="outstring length"),
+    custom("cuFooRun", ops="foo_run foo_ask"),
+    custom("cuFooAsk", ops="foo_ask"),
+    op("foo_run", "post", foo="uint64_t: handle foo", stream="uint64_t: handle stream", flags="unsigned int"),
+    op("foo_ask", "call", foo="uint64_t: name foo", others="uint64_t: names foo", device="CUdevice: device",
+       data="void: bytes", out={"count": "uint64_t", "values": "int: array"}),
+]  # fmt: skip

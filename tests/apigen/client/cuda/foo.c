@@ -1,0 +1,18 @@
+/* The hand-written C of the small API, as the check of ops= reads it. Never compiled. */
+#include "tpc.h"
+
+static CUresult run(CUfoo foo, CUstream stream) {
+    struct tpg_foo_run_in in = {.foo = (uint64_t)(uintptr_t)foo, .stream = (uint64_t)(uintptr_t)stream};
+    return tpc_post_foo_run("cuFooRun", &in);
+}
+
+CUresult tpc_cuFooRun(CUfoo hFoo, CUstream hStream) {
+    CUresult asked = tpc_cuFooAsk(hFoo);
+    return asked ? asked : run(hFoo, hStream);
+}
+
+#define ASK(name)                                                                                                      \
+    CUresult tpc_cuFoo##name(CUfoo hFoo) {                                                                             \
+        return tpc_call_foo_ask("cuFoo" #name, &(struct tpg_foo_ask_in){.foo = (uint64_t)(uintptr_t)hFoo});            \
+    }
+ASK(Ask)

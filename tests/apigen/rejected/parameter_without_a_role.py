@@ -1,0 +1,7 @@
+"""api/cuda/bad.py:6: cuFooWrite: say what const void * data is"""
+
+from tensor_fusion.apigen.describe import post
+
+FUNCTIONS = [
+    post("cuFooWrite", dst="dev size"),
+]

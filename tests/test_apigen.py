@@ -1,0 +1,98 @@
+"""The generator: what it makes of a small API, and what it says of lines that cannot be.
+
+tests/apigen/api is a whole API of seven functions. Each file of tests/apigen/rejected is one bad line, which takes the
+place of the good one for its name; its docstring is the sentence that the build ends with. Files of tests/apigen/golden
+are what the generator makes of the small API; TF_UPDATE_GOLDEN=1 writes them anew, for a reader of the difference.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tensor_fusion.apigen import senders
+from tensor_fusion.apigen.__main__ import outputs
+from tensor_fusion.apigen.layout import DescriptionError
+from tensor_fusion.apigen.model import load
+
+ROOT = Path(__file__).parent.parent
+HERE = ROOT / "tests/apigen"
+REJECTED = sorted((HERE / "rejected").glob("*.py"))
+GOLDEN = ("tpg_ops.h", "tpg_cuda_stubs.c", "tpg_cuda_send.h", "tpg_session.h", "tpg_dispatch.c")
+
+
+def check(api: Path) -> None:
+    """What a build does with descriptions."""
+    senders.check(load(api, extend_lock=True), HERE / "client")
+
+
+def without(api: Path, names: set[str]) -> None:
+    """Takes the lines for `names` out of the small API, whose every entry is one statement of a list."""
+    path = api / "cuda/foo.py"
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.List):
+            node.elts = [e for e in node.elts if not (isinstance(e, ast.Call) and ast.literal_eval(e.args[0]) in names)]
+    path.write_text(ast.unparse(tree))
+
+
+def described(path: Path) -> set[str]:
+    """The names that a bad file has lines for."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and node.args]
+    return {str(ast.literal_eval(call.args[0])) for call in calls}
+
+
+def test_small_api_is_accepted(tmp_path: Path) -> None:
+    shutil.copytree(HERE / "api", tmp_path / "api")
+    check(tmp_path / "api")
+
+
+def test_there_are_bad_lines() -> None:
+    assert len(REJECTED) >= 30
+
+
+@pytest.mark.parametrize("path", REJECTED, ids=lambda path: path.stem)
+def test_bad_line_is_refused_with_its_place(path: Path, tmp_path: Path) -> None:
+    api = tmp_path / "api"
+    shutil.copytree(HERE / "api", api)
+    without(api, described(path))
+    shutil.copy(path, api / "cuda/bad.py")
+    with pytest.raises(DescriptionError) as refused:
+        check(api)
+    assert str(refused.value) == ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_build_says_it_and_fails(tmp_path: Path) -> None:
+    bad = HERE / "rejected/unknown_kind.py"
+    shutil.copytree(HERE / "api", tmp_path / "api")
+    without(tmp_path / "api", described(bad))
+    shutil.copy(bad, tmp_path / "api/cuda/bad.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "tensor_fusion.apigen", "--api", str(tmp_path / "api"), "--out", str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"{ast.get_docstring(ast.parse(bad.read_text()))}\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_generated_text_is_as_it_was(name: str) -> None:
+    text = outputs(load(HERE / "api"))[name]
+    golden = HERE / "golden" / f"{name}.txt"
+    if os.environ.get("TF_UPDATE_GOLDEN") == "1":
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_ops_of_the_real_api_are_true() -> None:
+    senders.check(load(ROOT / "api"), ROOT / "native/client")
