@@ -116,7 +116,10 @@ def test_corners(worker: Worker, check: str) -> None:
     assert worker.run("corners", check) == "right\n"
 
 
-@pytest.mark.parametrize("check", ["before-any-context", "thread-without-a-context", "kernels-of-another-thread"])
+@pytest.mark.parametrize(
+    "check",
+    ["before-any-context", "thread-without-a-context", "kernels-of-another-thread", "wrapper-of-relocatable-code"],
+)
 def test_images(worker: Worker, check: str) -> None:
     assert worker.run("images", check) == "right\n"
 
@@ -219,6 +222,25 @@ def runtime_program(objects: Path, name: str, cudart: str) -> Path:
 def test_program_on_the_runtime(worker: Worker, runtime_objects: Path, cudart: str) -> None:
     built = runtime_program(runtime_objects, "known", cudart)
     assert succeed([built], worker.env) == "right on Simulated NVIDIA H200, 1 device\n"
+
+
+@with_nvcc
+def test_program_of_relocatable_code(worker: Worker, tmp_path: Path) -> None:
+    """Compiled for linking: the runtime registers a wrapper of version 2 with the linked image."""
+    out = tmp_path / "relocatable"
+    command = [
+        str(NVCC),
+        "-rdc=true",
+        "-arch=sm_90",
+        "-fmad=false",
+        "-cudart=static",
+        str(HERE / "runtime.cu"),
+        "-o",
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    assert succeed([out], worker.env) == "right on Simulated NVIDIA H200, 1 device\n"
 
 
 @with_nvcc

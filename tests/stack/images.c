@@ -164,9 +164,64 @@ static void kernels_of_another_thread(void) {
     OK(cuLibraryUnload(other));
 }
 
+struct wrapper {
+    uint32_t magic, version;
+    const void *data, *more;
+};
+
+/* A container with one entry of PTX, as it lies behind a wrapper. */
+static const void *container(void) {
+    static struct {
+        uint32_t magic;
+        uint16_t version, header_size;
+        uint64_t body;
+        uint16_t kind, entry_version;
+        uint32_t entry_header;
+        uint64_t padded;
+        uint32_t compressed, options;
+        uint16_t minor, major;
+        uint32_t arch;
+        uint64_t name, flags, zero, plain;
+        char text[(sizeof kernels_ptx + 7) & ~7u];
+    } made = {.magic = 0xba55ed50,
+              .version = 1,
+              .header_size = 16,
+              .body = sizeof made - 16,
+              .kind = 1,
+              .entry_version = 0x101,
+              .entry_header = 64,
+              .padded = sizeof made.text,
+              .major = 8,
+              .arch = 80,
+              .flags = 0x11};
+    memcpy(made.text, kernels_ptx, sizeof kernels_ptx);
+    return &made;
+}
+
+/* nvcc -rdc=true writes wrappers of version 2: the linked image, and a list of the parts that ends with NULL. */
+static void wrapper_of_relocatable_code(void) {
+    CUmodule module;
+    CUlibrary library;
+    start();
+    const void *parts[] = {container(), NULL};
+    struct wrapper wrapper = {0x466243b1, 2, container(), parts};
+    OK(cuLibraryLoadData(&library, &wrapper, NULL, NULL, 0, NULL, NULL, 0));
+    check_runs((CUfunction)(void *)kernel_of(library, "iota_u32"));
+    OK(cuLibraryUnload(library));
+    OK(cuModuleLoadData(&module, &wrapper));
+    check_runs(kernel(module, "iota_u32"));
+    OK(cuModuleUnload(module));
+    OK(cuModuleLoadFatBinary(&module, &wrapper));
+    OK(cuModuleUnload(module));
+    wrapper.data = kernels_ptx; /* no container */
+    GIVES(CUDA_ERROR_INVALID_IMAGE, cuModuleLoadData(&module, &wrapper));
+    GIVES(CUDA_ERROR_INVALID_IMAGE, cuLibraryLoadData(&library, &wrapper, NULL, NULL, 0, NULL, NULL, 0));
+}
+
 static const struct check checks[] = {{"before-any-context", before_any_context},
                                       {"thread-without-a-context", thread_without_a_context},
-                                      {"kernels-of-another-thread", kernels_of_another_thread}};
+                                      {"kernels-of-another-thread", kernels_of_another_thread},
+                                      {"wrapper-of-relocatable-code", wrapper_of_relocatable_code}};
 
 int role_images(int count, char **words) {
     OK(cuInit(0));

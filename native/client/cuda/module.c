@@ -61,6 +61,31 @@ static CUresult send_image(const void *bytes, size_t size, struct tpg_image_load
     return result ? result : tpc_call_image_load("cuModuleLoadData", in, out, reply);
 }
 
+/* Follows a wrapper, {magic, version, data, more}, to its container. In version 2 (nvcc -rdc=true) that holds the linked code, one
+ * cubin for each architecture of the link; `more` lists the parts, which the driver may link itself for other architectures. */
+static CUresult unwrap(const void **code, bool *linked) {
+    uint32_t magic, version;
+    const void *data;
+    memcpy(&magic, *code, sizeof magic);
+    if (magic != TP_FATBIN_WRAPPER) {
+        return CUDA_SUCCESS;
+    }
+    memcpy(&version, (const char *)*code + 4, sizeof version);
+    memcpy(&data, (const char *)*code + 8, sizeof data);
+    if ((version != 1 && version != 2) || !data) {
+        tp_log(TP_WARN, "a fatbin wrapper of version %u%s cannot be loaded", version,
+               data ? "" : " without a container");
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    memcpy(&magic, data, sizeof magic);
+    if (magic != TP_FATBIN) {
+        return CUDA_ERROR_INVALID_IMAGE;
+    }
+    *linked = version == 2;
+    *code = data;
+    return CUDA_SUCCESS;
+}
+
 /* Loads `bytes` as a module or a library and gives out its handle. */
 static CUresult load(const void *code, bool library, unsigned int count, const CUjit_option *options, void **values,
                      uint64_t *handle) {
@@ -68,28 +93,19 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
     if (!library && !context) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
-    uint32_t magic;
-    memcpy(&magic, code, sizeof magic);
-    if (magic == TP_FATBIN_WRAPPER) {
-        /* {magic, version, data, more}: version 2 names further containers to be linked, which we cannot do. */
-        uint32_t version;
-        const void *data;
-        memcpy(&version, (const char *)code + 4, sizeof version);
-        memcpy(&data, (const char *)code + 8, sizeof data);
-        if (version != 1 || !data) {
-            tp_log(TP_WARN, "an image of relocatable code (fatbin wrapper version %u) cannot be loaded", version);
-            return CUDA_ERROR_NOT_SUPPORTED;
-        }
-        code = data;
+    bool linked = false;
+    CUresult result = unwrap(&code, &linked);
+    size_t size = result == CUDA_SUCCESS ? tp_image_size(code, SIZE_MAX / 2) : 0;
+    if (result) {
+        return result;
     }
-    size_t size = tp_image_size(code, SIZE_MAX / 2);
     if (!size) {
         return CUDA_ERROR_INVALID_IMAGE;
     }
     uint64_t pairs[2 * TPC_JIT_OPTIONS];
     size_t used;
     struct tpc_log info = {0}, errors = {0};
-    CUresult result = tpc_jit_gather(count, options, values, pairs, &used, &info, &errors);
+    result = tpc_jit_gather(count, options, values, pairs, &used, &info, &errors);
     if (result) {
         return result;
     }
@@ -114,6 +130,11 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
         tpc_log_fill(&info, out.info_log, out.info_log_size);
         tpc_log_fill(&errors, out.error_log, out.error_log_size);
         result = (CUresult)out.result;
+    }
+    if (result == CUDA_ERROR_NO_BINARY_FOR_GPU && linked) {
+        tp_log(TP_WARN,
+               "an image of relocatable code has no linked code for this GPU, and its parts are not linked here: "
+               "build it for the GPU's architecture");
     }
     if (result == CUDA_SUCCESS && !tpc_image_fill(image, out.kernels, out.kernels_size)) {
         result = tpc_bad_reply(&reply);
