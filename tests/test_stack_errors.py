@@ -404,6 +404,34 @@ def test_waits_are_cheap_again_after_a_failure(program: Path, tmp_path: Path) ->
     assert functions["cuStreamSynchronize"]["round_trips"] < 5
 
 
+@pytest.mark.parametrize(
+    ("check", "faults"),
+    [
+        ("limit", "cuCtxGetLimit:14=999"),  # ten describe the device, one is asked for itself
+        ("module", "cuFuncGetParamInfo:2=999"),
+        ("library", ";".join(f"cuKernelGetParamInfo:{n}=999" for n in (2, 3, 4, 5))),
+        # 22 questions at the load: 15 parameters, and the end of seven lists
+        ("launch", "cuFuncGetParamInfo:24=999"),
+        ("graph", "cuGraphNodeGetType:1=999"),
+        ("child", "cuGraphNodeGetType:1=999"),
+    ],
+)
+def test_an_error_is_not_an_answer(program: Path, check: str, faults: str) -> None:
+    with Worker(program=program, TF_SIM_FAULTS=faults) as worker:
+        assert worker.run("failures", check) == "right\n"
+
+
+@pytest.mark.parametrize("faults", ["cuDeviceGetAttribute:50=999", "cuCtxGetLimit:3=999"])
+def test_a_device_is_described_or_there_is_none(program: Path, faults: str) -> None:
+    """One of a hundred attributes is not told: the driver does not start, instead of having that for an answer."""
+    with Worker(program=program, TF_SIM_FAULTS=faults) as worker:
+        client = worker.start("console")
+        with client:
+            assert client.line() == "console"
+            assert client.code("init") == 999
+            assert client.end() == 0
+
+
 def test_failure_that_breaks_one_context(program: Path) -> None:
     with Worker(program=program, TF_SIM_FAULTS="cuLaunchKernel:1=700,sticky") as worker:
         assert worker.run("corners", "error-of-another-context") == "right\n"

@@ -24,7 +24,9 @@ bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
     if (before != stream->context) {
         s->cuda.cuCtxSetCurrent(stream->context);
     }
-    bool free_of = !s->cuda.cuStreamIsCapturing(stream->native, &status) && status == CU_STREAM_CAPTURE_STATUS_NONE;
+    int32_t error = (int32_t)s->cuda.cuStreamIsCapturing(stream->native, &status);
+    /* What else goes wrong is no capture: whatever is done in the stream then fails with the driver's own error. */
+    bool free_of = error ? error != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT : status == CU_STREAM_CAPTURE_STATUS_NONE;
     if (before != stream->context) {
         s->cuda.cuCtxSetCurrent(before);
     }

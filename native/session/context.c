@@ -30,6 +30,7 @@ struct context {
     bool primary;
     bool limits_changed;
     size_t fresh[CU_LIMIT_MAX]; /* before the client changed the first of them */
+    bool has[CU_LIMIT_MAX];     /* the driver has such a limit */
     uint64_t charged;           /* bytes of the worker's memory limit that the client's limits hold */
 };
 
@@ -253,7 +254,9 @@ static void end_primary(struct tpw_session *s, const struct ending *ending) {
         s->cuda.cuLinkDestroy((CUlinkState)(uintptr_t)links.natives[i]);
     }
     for (int i = 0; i < CU_LIMIT_MAX && ending->context.limits_changed; i++) {
-        s->cuda.cuCtxSetLimit((CUlimit)i, ending->context.fresh[i]);
+        if (ending->context.has[i]) {
+            s->cuda.cuCtxSetLimit((CUlimit)i, ending->context.fresh[i]);
+        }
     }
     free(streams.natives);
     free(events.natives);
@@ -358,16 +361,22 @@ int32_t tpw_context_destroy(struct tpw_session *s, const struct tp_frame *frame,
 
 /* Device memory that a limit makes the driver take, as far as it can be known: the heap of malloc and the buffer of printf
  * as they are, the stack once for each thread that can run. */
-static uint64_t cost(struct tpw_session *s, int device, CUlimit limit, uint64_t value) {
+static uint64_t cost(struct tpw_session *s, int device, CUlimit limit, uint64_t value, int32_t *error) {
     int processors = 0, threads = 0;
     uint64_t bytes = 0;
+    CUdevice on = s->devices[device];
     switch (limit) {
     case CU_LIMIT_MALLOC_HEAP_SIZE:
     case CU_LIMIT_PRINTF_FIFO_SIZE:
         return value;
     case CU_LIMIT_STACK_SIZE:
-        s->cuda.cuDeviceGetAttribute(&processors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, s->devices[device]);
-        s->cuda.cuDeviceGetAttribute(&threads, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR, s->devices[device]);
+        if (!*error) {
+            *error = (int32_t)s->cuda.cuDeviceGetAttribute(&processors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, on);
+        }
+        if (!*error) {
+            *error =
+                (int32_t)s->cuda.cuDeviceGetAttribute(&threads, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR, on);
+        }
         return __builtin_mul_overflow(value, (uint64_t)processors * (uint64_t)threads, &bytes) ? UINT64_MAX : bytes;
     default:
         return 0;
@@ -375,10 +384,24 @@ static uint64_t cost(struct tpw_session *s, int device, CUlimit limit, uint64_t 
 }
 
 /* What the client's limits hold above those of a fresh context. */
-static uint64_t above(struct tpw_session *s, const struct context *context, CUlimit limit, uint64_t value) {
-    uint64_t now = cost(s, context->device, limit, value),
-             fresh = cost(s, context->device, limit, context->fresh[limit]);
+static uint64_t above(struct tpw_session *s, const struct context *context, CUlimit limit, uint64_t value,
+                      int32_t *error) {
+    uint64_t now = cost(s, context->device, limit, value, error),
+             fresh = cost(s, context->device, limit, context->fresh[limit], error);
     return now > fresh ? now - fresh : 0;
+}
+
+/* The limits before the client changes the first of them. */
+static int32_t remember_limits(struct tpw_session *s, struct context *context) {
+    for (int i = 0; i < CU_LIMIT_MAX && !context->limits_changed; i++) {
+        int32_t result = (int32_t)s->cuda.cuCtxGetLimit(&context->fresh[i], (CUlimit)i);
+        context->has[i] = result == CUDA_SUCCESS;
+        if (!tpw_about_the_question(result)) {
+            return result;
+        }
+    }
+    context->limits_changed = true;
+    return CUDA_SUCCESS;
 }
 
 int32_t tpw_context_limit(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_limit_in *in,
@@ -394,16 +417,11 @@ int32_t tpw_context_limit(struct tpw_session *s, const struct tp_frame *frame, c
         return CUDA_ERROR_INVALID_VALUE;
     }
     int32_t error = (int32_t)s->cuda.cuCtxGetLimit(&before, limit);
+    error = error ? error : remember_limits(s, context);
+    uint64_t held = above(s, context, limit, before, &error), wanted = above(s, context, limit, in->value, &error);
     if (error) {
         return error;
     }
-    for (int i = 0; i < CU_LIMIT_MAX && !context->limits_changed; i++) {
-        if (s->cuda.cuCtxGetLimit(&context->fresh[i], (CUlimit)i)) {
-            context->fresh[i] = 0;
-        }
-    }
-    context->limits_changed = true;
-    uint64_t held = above(s, context, limit, before), wanted = above(s, context, limit, in->value);
     if (wanted > held) {
         error = tpw_charge(s, (uint32_t)context->device, wanted - held);
         if (error) {
@@ -411,11 +429,11 @@ int32_t tpw_context_limit(struct tpw_session *s, const struct tp_frame *frame, c
         }
     }
     error = (int32_t)s->cuda.cuCtxSetLimit(limit, in->value);
-    if (error || s->cuda.cuCtxGetLimit(&after, limit)) {
-        after = before;
-    }
+    int32_t untold = error ? CUDA_SUCCESS : (int32_t)s->cuda.cuCtxGetLimit(&after, limit);
+    after = error ? before : untold ? in->value : after; /* untold: what was asked for is held, and the call fails */
+    error = error ? error : untold;
     /* The driver rounds and bounds: what it took counts. Rounding up may pass the worker's limit by less than a page. */
-    uint64_t holds = above(s, context, limit, after), charged = wanted > held ? wanted : held;
+    uint64_t charged = wanted > held ? wanted : held, holds = above(s, context, limit, after, &untold);
     if (holds < charged) {
         tpw_uncharge(s, (uint32_t)context->device, charged - holds);
     } else if (holds > charged && tpw_charge(s, (uint32_t)context->device, holds - charged)) {
@@ -437,6 +455,9 @@ int32_t tpw_context_info(struct tpw_session *s, const struct tp_frame *frame, st
         size_t value = 0;
         results[i] = i < CU_LIMIT_MAX ? (int)s->cuda.cuCtxGetLimit(&value, (CUlimit)i) : CUDA_ERROR_INVALID_VALUE;
         limits[i] = value;
+        if (!tpw_about_the_question(results[i])) {
+            return results[i];
+        }
     }
     out->limits = limits;
     out->limits_count = TP_DEVICE_LIMITS;

@@ -73,25 +73,30 @@ int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64
 
 /* A copy in the form that is synchronous for the program has happened for everything that the program does next, also
  * for streams that do not wait for the legacy stream by themselves. */
-static void order_after(struct tpw_session *s, CUstream stream) {
+static int32_t order_after(struct tpw_session *s, CUstream stream) {
     CUevent event = NULL;
-    for (struct tpw_stream *other = s->streams; other; other = other->next) {
+    int32_t error = CUDA_SUCCESS;
+    for (struct tpw_stream *other = s->streams; other && !error; other = other->next) {
         unsigned int flags = 0;
-        CUstreamCaptureStatus capturing = CU_STREAM_CAPTURE_STATUS_NONE;
+        /* Legacy streams wait by themselves. Flags are told but while a stream captures, when nothing may be put into it anyway. */
         if (other->context_id != s->entered || other->dying || other->native == stream ||
-            s->cuda.cuStreamIsCapturing(other->native, &capturing) || capturing != CU_STREAM_CAPTURE_STATUS_NONE ||
-            s->cuda.cuStreamGetFlags(other->native, &flags) || !(flags & CU_STREAM_NON_BLOCKING)) {
+            (uintptr_t)other->native <= 2 || !tpw_touchable(s, other)) {
             continue;
         }
-        if (!event &&
-            (s->cuda.cuEventCreate(&event, CU_EVENT_DISABLE_TIMING) || s->cuda.cuEventRecord(event, stream))) {
-            break;
+        error = (int32_t)s->cuda.cuStreamGetFlags(other->native, &flags);
+        if (error || !(flags & CU_STREAM_NON_BLOCKING)) {
+            continue;
         }
-        s->cuda.cuStreamWaitEvent(other->native, event, 0);
+        if (!event) {
+            error = (int32_t)s->cuda.cuEventCreate(&event, CU_EVENT_DISABLE_TIMING);
+            error = error ? error : (int32_t)s->cuda.cuEventRecord(event, stream);
+        }
+        error = error ? error : (int32_t)s->cuda.cuStreamWaitEvent(other->native, event, 0);
     }
     if (event) {
         s->cuda.cuEventDestroy_v2(event);
     }
+    return error;
 }
 
 /* ---- operations ---- */
@@ -130,10 +135,7 @@ int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const s
             offset += size;
         }
     }
-    if (!error && in->ordered) {
-        order_after(s, stream);
-    }
-    return error;
+    return error || !in->ordered ? error : order_after(s, stream);
 }
 
 static void block_done(struct tpw_session *s, void *what, int32_t error) {
@@ -220,10 +222,8 @@ int32_t tpw_copy_in_bulk(struct tpw_session *s, const struct tp_frame *frame, co
     }
     if (error) {
         tpw_upload_drop(s->link, in->transfer, left);
-    } else if (in->ordered) {
-        order_after(s, stream);
     }
-    return error;
+    return error || !in->ordered ? error : order_after(s, stream);
 }
 
 unsigned char *tpw_take_upload(struct tpw_session *s, uint64_t transfer, size_t size, int32_t *error) {

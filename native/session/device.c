@@ -29,7 +29,7 @@ int32_t tpw_start_driver(struct tpw_session *s) {
     /* No capture of the client's may forbid this thread what another of the client's threads may do. */
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
     if (!s->start_result) {
-        s->cuda.cuThreadExchangeStreamCaptureMode(&mode);
+        s->start_result = (int32_t)s->cuda.cuThreadExchangeStreamCaptureMode(&mode);
     }
     if (!s->start_result) {
         s->start_result = (int32_t)s->cuda.cuDeviceGetCount(&count);
@@ -45,22 +45,34 @@ int32_t tpw_start_driver(struct tpw_session *s) {
     return s->start_result;
 }
 
-static void describe_context(struct tpw_session *s, int index, struct tp_device_description *what) {
+bool tpw_about_the_question(int32_t result) {
+    return result == CUDA_SUCCESS || result == CUDA_ERROR_INVALID_VALUE || result == CUDA_ERROR_UNSUPPORTED_LIMIT ||
+           result == CUDA_ERROR_NOT_SUPPORTED;
+}
+
+/* What cannot be asked yet is marked as unknown; what the driver fails to tell is an error. */
+static int32_t describe_context(struct tpw_session *s, int index, struct tp_device_description *what) {
     CUcontext previous;
     for (int i = 0; i < TP_DEVICE_LIMITS; i++) {
         what->limit_results[i] = TP_LIMIT_UNKNOWN;
     }
-    if (!s->primary[index] || s->cuda.cuCtxPushCurrent_v2(s->primary[index])) {
-        return;
+    if (!s->primary[index]) {
+        return CUDA_SUCCESS;
     }
-    for (int i = 0; i < TP_DEVICE_LIMITS; i++) {
+    int32_t error = (int32_t)s->cuda.cuCtxPushCurrent_v2(s->primary[index]);
+    if (error) {
+        return error;
+    }
+    for (int i = 0; i < TP_DEVICE_LIMITS && !error; i++) {
         size_t value = 0;
         what->limit_results[i] =
             i < CU_LIMIT_MAX ? (int32_t)s->cuda.cuCtxGetLimit(&value, (CUlimit)i) : CUDA_ERROR_INVALID_VALUE;
         what->limits[i] = value;
+        error = tpw_about_the_question(what->limit_results[i]) ? CUDA_SUCCESS : what->limit_results[i];
     }
-    s->cuda.cuCtxGetStreamPriorityRange(&what->priority_low, &what->priority_high);
-    s->cuda.cuCtxPopCurrent_v2(&previous);
+    error = error ? error : (int32_t)s->cuda.cuCtxGetStreamPriorityRange(&what->priority_low, &what->priority_high);
+    int32_t left = (int32_t)s->cuda.cuCtxPopCurrent_v2(&previous);
+    return error ? error : left;
 }
 
 static int32_t describe(struct tpw_session *s, int index, struct tp_device_description *what) {
@@ -87,9 +99,11 @@ static int32_t describe(struct tpw_session *s, int index, struct tp_device_descr
     for (int i = 1; i < TP_DEVICE_ATTRIBUTES; i++) {
         what->attribute_results[i] =
             (int32_t)s->cuda.cuDeviceGetAttribute(&what->attributes[i], (CUdevice_attribute)i, device);
+        if (!tpw_about_the_question(what->attribute_results[i])) {
+            return what->attribute_results[i];
+        }
     }
-    describe_context(s, index, what);
-    return CUDA_SUCCESS;
+    return describe_context(s, index, what);
 }
 
 int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_start_in *in,
@@ -110,6 +124,9 @@ int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const str
         tpw_scratch(s, (uint64_t)s->device_count, sizeof *descriptions, &error);
     for (int i = 0; i < s->device_count && !error; i++) {
         error = describe(s, i, &descriptions[i]);
+        if (error) {
+            tp_log(TP_ERROR, "the driver does not describe device %d: error %d", i, error);
+        }
     }
     if (error) {
         return error;

@@ -65,24 +65,38 @@ uint64_t tpw_node_name(struct tpw_session *s, const struct tp_frame *frame, CUgr
     return add_name(s, frame, handle, value, graph) ? 0 : handle;
 }
 
+int32_t tpw_child_graph(struct tpw_session *s, CUgraphNode node, CUgraph *child) {
+    *child = NULL;
+    int32_t error = (int32_t)s->cuda.cuGraphChildGraphNodeGetGraph(node, child);
+    if (error) {
+        *child = NULL;
+    }
+    return error == CUDA_ERROR_INVALID_VALUE || error == CUDA_ERROR_NOT_SUPPORTED ? CUDA_SUCCESS : error;
+}
+
 /* The node of `graph` itself that is `native`, or that has it somewhere inside; NULL if there is none. */
-static CUgraphNode top_of(struct tpw_session *s, CUgraph graph, CUgraphNode native, unsigned depth) {
+static CUgraphNode top_of(struct tpw_session *s, CUgraph graph, CUgraphNode native, unsigned depth, int32_t *error) {
     size_t count = 0;
     CUgraphNode found = NULL;
-    if (depth > TPW_GRAPH_DEPTH || s->cuda.cuGraphGetNodes(graph, NULL, &count) || !count) {
+    if (depth > TPW_GRAPH_DEPTH) {
         return NULL;
     }
-    CUgraphNode *nodes = calloc(count, sizeof *nodes);
-    if (!nodes || s->cuda.cuGraphGetNodes(graph, nodes, &count)) {
-        count = 0; /* the node stays without a name, which the client is told as none */
+    *error = (int32_t)s->cuda.cuGraphGetNodes(graph, NULL, &count);
+    CUgraphNode *nodes = *error || !count ? NULL : calloc(count, sizeof *nodes);
+    if (!*error && count) {
+        *error = nodes ? (int32_t)s->cuda.cuGraphGetNodes(graph, nodes, &count) : CUDA_ERROR_OUT_OF_MEMORY;
     }
-    for (size_t i = 0; i < count && !found; i++) {
+    for (size_t i = 0; i < count && !found && !*error; i++) {
         CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
         CUgraph child = NULL;
-        bool inside = nodes[i] != native && !s->cuda.cuGraphNodeGetType(nodes[i], &type) &&
-                      type == CU_GRAPH_NODE_TYPE_GRAPH && !s->cuda.cuGraphChildGraphNodeGetGraph(nodes[i], &child) &&
-                      top_of(s, child, native, depth + 1);
-        found = inside || nodes[i] == native ? nodes[i] : NULL;
+        found = nodes[i] == native ? native : NULL;
+        if (!found) {
+            *error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
+        }
+        if (!found && !*error && type == CU_GRAPH_NODE_TYPE_GRAPH) {
+            *error = tpw_child_graph(s, nodes[i], &child);
+            found = child && top_of(s, child, native, depth + 1, error) ? nodes[i] : NULL;
+        }
     }
     free(nodes);
     return found;
@@ -94,7 +108,14 @@ uint64_t tpw_node_blamed(struct tpw_session *s, const struct tp_frame *frame, CU
     struct tpw_fresh none = {.count = 0};
     uint64_t known = tpw_node_name(s, frame, native, graph, &none);
     CUgraph at = tpw_graph(s, graph, &error);
-    return known || error || !native ? known : tpw_node_name(s, frame, top_of(s, at, native, 0), graph, fresh);
+    if (known || error || !native) {
+        return known;
+    }
+    CUgraphNode top = top_of(s, at, native, 0, &error);
+    if (error) { /* the call that blames a node has failed already: the client hears that error, and of no node */
+        tp_log(TP_WARN, "the node that an error names was not found: error %d", error);
+    }
+    return error ? 0 : tpw_node_name(s, frame, top, graph, fresh);
 }
 
 static void forget_node(struct tpw_session *s, struct node *node) {

@@ -124,12 +124,14 @@ static void found(struct walk *w, CUgraphNode top, CUgraphNode node, uint64_t ad
     w->total++;
 }
 
-/* Tells of a copy's buffers; what stands behind it. */
-static unsigned int copy(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned int before) {
+/* Tells of a copy's buffers; `order` is what stands before it, and then what stands behind it. */
+static int32_t copy(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned int *order) {
     CUDA_MEMCPY3D p = {0};
     size_t at;
-    if (w->s->cuda.cuGraphMemcpyNodeGetParams(node, &p)) {
-        return before;
+    unsigned int before = *order;
+    int32_t error = (int32_t)w->s->cuda.cuGraphMemcpyNodeGetParams(node, &p);
+    if (error) {
+        return error;
     }
     uint64_t source = start_of(p.srcDevice, p.srcXInBytes, p.srcY, p.srcZ, p.srcPitch, p.srcHeight);
     uint64_t destination = start_of(p.dstDevice, p.dstXInBytes, p.dstY, p.dstZ, p.dstPitch, p.dstHeight);
@@ -138,9 +140,9 @@ static unsigned int copy(struct walk *w, CUgraphNode node, CUgraphNode top, unsi
     }
     if (has(w->buffers, w->buffers_count, destination, &at)) {
         found(w, top, node, destination, before);
-        before |= TPW_AFTER_DOWNLOAD;
+        *order |= TPW_AFTER_DOWNLOAD;
     }
-    return before;
+    return CUDA_SUCCESS;
 }
 
 static int32_t walk(struct walk *w, CUgraph graph, CUgraphNode top, unsigned int *order, unsigned depth);
@@ -153,13 +155,14 @@ static int32_t visit(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned
         return error;
     }
     if (type == CU_GRAPH_NODE_TYPE_MEMCPY) {
-        *order = copy(w, node, top, *order);
+        error = copy(w, node, top, order);
     } else if (type == CU_GRAPH_NODE_TYPE_HOST) {
         w->late += (*order & TPW_AFTER_DOWNLOAD) != 0;
         *order |= TPW_AFTER_HOST;
     } else if (type == CU_GRAPH_NODE_TYPE_GRAPH) {
-        /* A launch that was captured may have none to be asked: the client lets no such launch have copies. */
-        if (!w->s->cuda.cuGraphChildGraphNodeGetGraph(node, &child)) {
+        /* A captured launch that has none to be asked: the client lets no such launch have copies. */
+        error = tpw_child_graph(w->s, node, &child);
+        if (!error && child) {
             error = walk(w, child, top ? top : node, order, depth + 1);
         }
     }

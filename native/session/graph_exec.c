@@ -25,28 +25,31 @@ static struct exec *record_of(struct tpw_object *object) {
     return object->record;
 }
 
-static uint32_t count_hosts(struct tpw_session *s, CUgraph graph, unsigned depth) {
+/* A launch that raises more host functions than were counted would be taken for finished too early: complete, or an error. */
+static int32_t count_hosts(struct tpw_session *s, CUgraph graph, unsigned depth, uint32_t *hosts) {
     size_t count = 0;
-    uint32_t hosts = 0;
-    if (depth > TPW_GRAPH_DEPTH || s->cuda.cuGraphGetNodes(graph, NULL, &count) || !count) {
-        return 0;
+    if (depth > TPW_GRAPH_DEPTH) {
+        return CUDA_SUCCESS; /* none has more levels: graph_node.c refuses to make it */
     }
-    CUgraphNode *nodes = calloc(count, sizeof *nodes);
-    if (nodes && !s->cuda.cuGraphGetNodes(graph, nodes, &count)) {
-        for (size_t i = 0; i < count; i++) {
-            CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
-            CUgraph child = NULL;
-            if (s->cuda.cuGraphNodeGetType(nodes[i], &type)) {
-                continue;
-            }
-            hosts += type == CU_GRAPH_NODE_TYPE_HOST;
-            if (type == CU_GRAPH_NODE_TYPE_GRAPH && !s->cuda.cuGraphChildGraphNodeGetGraph(nodes[i], &child)) {
-                hosts += count_hosts(s, child, depth + 1);
-            }
+    int32_t error = (int32_t)s->cuda.cuGraphGetNodes(graph, NULL, &count);
+    CUgraphNode *nodes = error || !count ? NULL : calloc(count, sizeof *nodes);
+    if (!error && count) {
+        error = nodes ? (int32_t)s->cuda.cuGraphGetNodes(graph, nodes, &count) : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    for (size_t i = 0; i < count && !error; i++) {
+        CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
+        CUgraph child = NULL;
+        error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
+        *hosts += !error && type == CU_GRAPH_NODE_TYPE_HOST;
+        if (!error && type == CU_GRAPH_NODE_TYPE_GRAPH) {
+            error = tpw_child_graph(s, nodes[i], &child);
+        }
+        if (!error && child) {
+            error = count_hosts(s, child, depth + 1, hosts);
         }
     }
     free(nodes);
-    return hosts;
+    return error;
 }
 
 static int32_t describe(struct tpw_session *s, uint64_t handle, CUgraph graph) {
@@ -58,8 +61,12 @@ static int32_t describe(struct tpw_session *s, uint64_t handle, CUgraph graph) {
     if (!exec) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    exec->hosts = count_hosts(s, graph, 0);
-    return CUDA_SUCCESS;
+    uint32_t hosts = 0;
+    int32_t error = count_hosts(s, graph, 0, &hosts);
+    if (!error) {
+        exec->hosts = hosts;
+    }
+    return error;
 }
 
 int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *frame,

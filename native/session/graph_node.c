@@ -217,25 +217,27 @@ int32_t tpw_graph_memcpy(struct tpw_session *s, const struct tp_frame *frame, co
 }
 
 /* Levels of child graphs in a graph, more than TPW_GRAPH_DEPTH if there are too many. */
-static unsigned levels(struct tpw_session *s, CUgraph graph, unsigned above) {
+static unsigned levels(struct tpw_session *s, CUgraph graph, unsigned above, int32_t *error) {
     size_t count = 0;
     unsigned most = 0;
-    if (above > TPW_GRAPH_DEPTH || s->cuda.cuGraphGetNodes(graph, NULL, &count) || !count) {
+    if (above > TPW_GRAPH_DEPTH || *error) {
         return 1;
     }
-    CUgraphNode *nodes = calloc(count, sizeof *nodes);
-    if (!nodes || s->cuda.cuGraphGetNodes(graph, nodes, &count)) {
-        most = TPW_GRAPH_DEPTH;
-        count = 0;
+    *error = (int32_t)s->cuda.cuGraphGetNodes(graph, NULL, &count);
+    CUgraphNode *nodes = *error || !count ? NULL : calloc(count, sizeof *nodes);
+    if (!*error && count) {
+        *error = nodes ? (int32_t)s->cuda.cuGraphGetNodes(graph, nodes, &count) : CUDA_ERROR_OUT_OF_MEMORY;
     }
-    for (size_t i = 0; i < count && above + most <= TPW_GRAPH_DEPTH; i++) {
+    for (size_t i = 0; i < count && above + most <= TPW_GRAPH_DEPTH && !*error; i++) {
         CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
         CUgraph child = NULL;
-        if (!s->cuda.cuGraphNodeGetType(nodes[i], &type) && type == CU_GRAPH_NODE_TYPE_GRAPH &&
-            !s->cuda.cuGraphChildGraphNodeGetGraph(nodes[i], &child)) {
-            unsigned below = levels(s, child, above + 1);
-            most = below > most ? below : most;
+        *error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
+        if (*error || type != CU_GRAPH_NODE_TYPE_GRAPH) {
+            continue;
         }
+        *error = tpw_child_graph(s, nodes[i], &child);
+        unsigned below = child ? levels(s, child, above + 1, error) : 0;
+        most = below > most ? below : most;
     }
     free(nodes);
     return most + 1;
@@ -246,7 +248,7 @@ int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, con
     struct place place;
     CUgraphNode made = NULL;
     int32_t error = FIND(in);
-    if (!error && levels(s, child, 0) > TPW_GRAPH_DEPTH) {
+    if (!error && levels(s, child, 0, &error) > TPW_GRAPH_DEPTH && !error) {
         tp_log(TP_WARN, "a graph with more than %u levels of child graphs was to become one", TPW_GRAPH_DEPTH);
         error = CUDA_ERROR_NOT_SUPPORTED;
     }

@@ -89,6 +89,10 @@ static void warm_up(struct tpw_session *s) {
     if (!error) {
         error = (int32_t)s->cuda.cuMemGetInfo_v2(&free_bytes, &total);
     }
+    char name_of_device[200] = "";
+    if (!error) {
+        error = (int32_t)s->cuda.cuDeviceGetName(name_of_device, sizeof name_of_device, s->devices[0]);
+    }
     if (error) {
         const char *name = tpg_cuda_error_name(error);
         char text[200];
@@ -97,9 +101,7 @@ static void warm_up(struct tpw_session *s) {
         control_send(s->process, TPW_FAILED, (uint32_t)error, 0, text);
         return;
     }
-    char name[200] = "";
-    s->cuda.cuDeviceGetName(name, sizeof name, s->devices[0]);
-    control_send(s->process, TPW_READY, (uint32_t)s->device_count, total - free_bytes, name);
+    control_send(s->process, TPW_READY, (uint32_t)s->device_count, total - free_bytes, name_of_device);
 }
 
 /* The name under which the GPU host's tools list this process. */

@@ -13,9 +13,11 @@
 
 static uint64_t kept_by(struct tpw_session *s, CUmemoryPool pool) {
     cuuint64_t reserved = 0, used = 0;
-    if (s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved) ||
-        s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used)) {
-        return 0;
+    int32_t error = (int32_t)s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved);
+    error = error ? error : (int32_t)s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used);
+    if (error) { /* then it is trimmed */
+        tp_log(TP_WARN, "the driver does not tell what a pool keeps: error %d", error);
+        return TPW_CACHE_BYTES + 1;
     }
     return reserved > used ? reserved - used : 0;
 }
@@ -30,8 +32,12 @@ static CUmemoryPool next_pool(struct tpw_session *s, uint32_t *at, int *device) 
         }
     }
     while (*device < s->device_count) {
-        if (!s->cuda.cuDeviceGetDefaultMemPool(&pool, s->devices[(*device)++])) {
+        int32_t error = (int32_t)s->cuda.cuDeviceGetDefaultMemPool(&pool, s->devices[(*device)++]);
+        if (!error) {
             return pool;
+        }
+        if (error != CUDA_ERROR_NOT_SUPPORTED) { /* a device without pools */
+            tp_log(TP_WARN, "the default pool of device %d is not told: error %d", *device - 1, error);
         }
     }
     return NULL;

@@ -91,6 +91,8 @@ enum tpw_copy_order {
 
 /* ---- launch.c ---- */
 /* The function or kernel behind a handle, if its parameters take exactly so many bytes. */
+/* The graph inside a node of type graph; NULL without an error for a captured launch, which may have none to be asked. */
+int32_t tpw_child_graph(struct tpw_session *s, CUgraphNode node, CUgraph *child);
 struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error);
 
 #endif

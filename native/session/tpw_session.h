@@ -204,6 +204,9 @@ void tpw_control_run(struct tpw_session *s);
 
 /* ---- families ---- */
 int32_t tpw_start_driver(struct tpw_session *s); /* device.c: cuInit and the device list, once */
+/* device.c: an answer to a question about an attribute or a limit: its value, or that there is none. Anything else says that the
+ * driver could not answer, and is an error of the call that asked. */
+bool tpw_about_the_question(int32_t result);
 int32_t tpw_primary(struct tpw_session *s, int index,
                     CUcontext *out); /* context.c: retains the primary context, once */
 /* objects.c: ends waits, streams and objects of a context; to be called before the driver destroys it. Its objects answer

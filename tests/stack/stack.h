@@ -58,6 +58,9 @@ int role_images(int count, char **words);
 /* devices.c */
 int role_devices(int count, char **words);
 
+/* failures.c */
+int role_failures(int count, char **words);
+
 /* lasting.c */
 int role_steady(int count, char **words);
 int role_copy(int count, char **words);
