@@ -75,6 +75,8 @@ typedef struct {
     sim_context_t *context;
     sim_program_t *program;
     unsigned long long flags;
+    sim_stream_t *last; // where it was launched last, with a reference; the next launch is behind that one
+    uint64_t last_seq;
 } sim_exec_t;
 
 // sim_capture.c; all under sim.lock

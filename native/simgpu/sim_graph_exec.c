@@ -201,6 +201,8 @@ CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) {
     sim_exec_t *exec = sim_exec_of(hGraphExec);
     if (exec)
         sim_handle_remove(exec);
+    if (exec && exec->last)
+        sim_stream_release(exec->last);
     pthread_mutex_unlock(&sim.lock);
     if (!exec)
         return CUDA_ERROR_INVALID_VALUE;
@@ -209,17 +211,36 @@ CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) {
     return CUDA_SUCCESS;
 }
 
+// A launch is behind the launches of the same executable graph before it, in whatever stream.
 CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     SIM_ENTER_CONTEXT(context);
     pthread_mutex_lock(&sim.lock);
-    const sim_exec_t *exec = sim_exec_of(hGraph);
-    sim_op_t op = {.kind = SIM_OP_GRAPH};
-    if (exec) {
-        op.u.program = exec->program;
+    sim_exec_t *exec = sim_exec_of(hGraph);
+    sim_stream_t *stream;
+    uint64_t seq = 0;
+    CUresult result = exec ? sim_stream_resolve(context, hStream, &stream) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        sim_op_t op = {.kind = SIM_OP_GRAPH, .u.program = exec->program};
         atomic_fetch_add(&op.u.program->refs, 1);
+        stream->refs++;
+        if (!stream->capture && exec->last && !sim_stream_depend(&op, exec->last, exec->last_seq)) {
+            sim_op_discard(&op);
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        } else {
+            result = sim_stream_push(stream, &op, &seq);
+        }
+        exec = sim_exec_of(hGraph); // the lock may have been given away for a while
+        if (seq && exec) {
+            if (exec->last)
+                sim_stream_release(exec->last);
+            exec->last = stream;
+            exec->last_seq = seq;
+        } else {
+            sim_stream_release(stream);
+        }
     }
     pthread_mutex_unlock(&sim.lock);
-    return exec ? sim_submit(context, hStream, &op, false, SIM_GO_ON) : CUDA_ERROR_INVALID_VALUE;
+    return result;
 }
 
 CUresult cuGraphUpload(CUgraphExec hGraph, CUstream hStream) {
