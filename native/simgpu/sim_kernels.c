@@ -144,6 +144,29 @@ static CUresult iota_u32(const run_t *run) {
     return write_u32(run, PARAM(run, uint64_t, 0), PARAM(run, uint64_t, 8), 0, 1);
 }
 
+static CUresult mix_u32(const run_t *run) {
+    uint32_t factor = PARAM(run, uint32_t, 16);
+    uint64_t left = bounded(run, PARAM(run, uint64_t, 24));
+    cursor_t out, in;
+    if (!left)
+        return CUDA_SUCCESS;
+    OPEN(out, run, PARAM(run, uint64_t, 0), true);
+    OPEN(in, run, PARAM(run, uint64_t, 8), false);
+    while (left) {
+        uint64_t piece = cursor_run(&out, cursor_run(&in, left));
+        if (!piece)
+            return CUDA_ERROR_ILLEGAL_ADDRESS;
+        uint32_t *to = (uint32_t *)(void *)out.host;
+        const uint32_t *from = (const uint32_t *)(void *)in.host;
+        for (uint64_t i = 0; i < piece; i++)
+            to[i] = to[i] * factor + from[i];
+        cursor_advance(&out, piece);
+        cursor_advance(&in, piece);
+        left -= piece;
+    }
+    return CUDA_SUCCESS;
+}
+
 // Keeps the stream busy, not the CPU: the threads of a GPU would spin, ours sleep until the time has come.
 static CUresult spin_ns(const run_t *run) {
     uint64_t begin = sim_now_ns(), length = PARAM(run, uint64_t, 0);
@@ -164,6 +187,7 @@ static const sim_body_t bodies[] = {
     {"fill_u32", fill_u32, 3, {{0, 8}, {8, 4}, {16, 8}}},
     {"iota_u32", iota_u32, 2, {{0, 8}, {8, 8}}},
     {"spin_ns", spin_ns, 1, {{0, 8}}},
+    {"mix_u32", mix_u32, 4, {{0, 8}, {8, 8}, {16, 4}, {24, 8}}},
 };
 
 const sim_body_t *sim_body_find(const char *name) {

@@ -82,12 +82,13 @@ def test_cuda_programs_build(tmp_path: Path) -> None:
 def test_the_ptx_is_that_of_its_source(tmp_path: Path) -> None:
     version = re.search(r"release (\S+),", subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout)
     if version is None or version[1] != "13.0":
-        pytest.skip("kernels.ptx was made by nvcc 13.0, another release may write other text")
+        pytest.skip("the PTX was made by nvcc 13.0, another release may write other text")
     kernels = suite.KERNELS_PTX.parent
-    for name in ("kernels.cu", "build.sh"):
+    for name in ("kernels.cu", "mix.cu", "build.sh"):
         shutil.copy(kernels / name, tmp_path / name)
     subprocess.run(["sh", str(tmp_path / "build.sh")], check=True)
-    assert (tmp_path / "kernels.ptx").read_text() == suite.KERNELS_PTX.read_text()
+    for name in ("kernels.ptx", "mix.ptx"):
+        assert (tmp_path / name).read_text() == (kernels / name).read_text()
 
 
 def test_every_program_has_its_files() -> None:
