@@ -75,7 +75,7 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
     folders = [NATIVE / name for name in ("base", "wire", "ring", "transport", "session")] + [generated]
     names = ["memory", "arena", "twin", "vmm", "pool", "memset", "staging"]
-    names += ["copy_in", "copy_out", "copy_device", "pinned", "peer"]
+    names += ["copy_in", "copy_out", "copy_device", "pinned", "peer", "done"]
     sources = [*(ROOT / "tests/native").glob("test_arena*.c"), *(NATIVE / f"session/{name}.c" for name in names)]
     sources += [NATIVE / "ring/segment.c", NATIVE / "ring/ring.c"]
     sources += [NATIVE / "base/limits.c", NATIVE / "base/log.c", NATIVE / "base/time_lock.c"]

@@ -137,21 +137,23 @@ def locked(text: str) -> list[tuple[int, str]]:
     return [(int(number), name) for number, name in pairs]
 
 
-def test_operations_are_numbered_once() -> None:
-    entries = locked((ROOT / "api/opcodes.lock").read_text())
+@pytest.mark.parametrize(("path", "first"), [("api/opcodes.lock", 16), ("api/messages.lock", 1)])
+def test_frames_are_numbered_once(path: str, first: int) -> None:
+    entries = locked((ROOT / path).read_text())
     numbers = [number for number, _ in entries]
-    assert numbers == list(range(16, 16 + len(entries)))
+    assert numbers == list(range(first, first + len(entries)))
     assert len({name for _, name in entries}) == len(entries)
 
 
-def test_operations_keep_their_numbers() -> None:
+@pytest.mark.parametrize("path", ["api/opcodes.lock", "api/messages.lock"])
+def test_frames_keep_their_numbers(path: str) -> None:
     """Every committed version of the list is the beginning of the next."""
-    log = run("git", "-C", ROOT, "log", "--format=%H", "--reverse", "--", "api/opcodes.lock")
+    log = run("git", "-C", ROOT, "log", "--format=%H", "--reverse", "--", path)
     commits = log.stdout.split()
     if log.returncode or not commits:
         pytest.skip("no git history here")
-    texts = [run("git", "-C", ROOT, "show", f"{commit}:api/opcodes.lock").stdout for commit in commits]
-    versions = [locked(text) for text in texts] + [locked((ROOT / "api/opcodes.lock").read_text())]
+    texts = [run("git", "-C", ROOT, "show", f"{commit}:{path}").stdout for commit in commits]
+    versions = [locked(text) for text in texts] + [locked((ROOT / path).read_text())]
     # Numbers were given anew once, before anything was released.
     versions = [version for version in versions if (64, "kernel_function") not in version]
     for older, newer in pairwise(versions):

@@ -99,6 +99,8 @@ NATIVE_CASES = [
     "downloads",
     "transfers_of_many_threads",
     "messages",
+    "held_frames",
+    "counts_do_not_go_back",
     "downloads_land_while_a_program_only_appends",
     "idle_costs_nothing",
     "lost_wakes_everybody",
@@ -130,7 +132,7 @@ NATIVE_CASES = [
     "raw_half_chunk_then_end",
     "raw_data_connections_beyond_the_limit",
     "every_truncation",
-] + [f"bad_session_{kind}" for kind in range(11)]
+] + [f"bad_session_{kind}" for kind in range(13)]
 
 
 def test_every_native_case_is_run_here(program: Path) -> None:

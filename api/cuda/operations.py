@@ -18,7 +18,7 @@ FUNCTIONS = [
     # Limits of the current context by CUlimit, and what the driver answered for each.
     op("context_info", "call", out={"limits": "uint64_t: array", "results": "int: array", "priority_low": "int",
        "priority_high": "int"}),
-    op("context_synchronize", "call", reports=True),
+    op("context_synchronize", "call", reports=True, completes=True),
     # Modules. The image travels in `data`; a large one as the transfer that an `image_upload` before announces. The answer
     # says what became of it, with the compiler's logs, and describes every kernel: see native/wire/tp_image.h. Functions and kernels are named by their place in that list.
     # A `hash` (SHA-256) without an image asks whether the worker has that image, and `missing` answers; with one it allows the worker to keep it.
@@ -54,7 +54,7 @@ FUNCTIONS = [
        grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", attributes="CUlaunchAttribute: array", out={"value": "int"}),
-    # The session asks for the call with a CALLBACK message; the stream goes on when the client says it is done.
+    # The session asks for the call with the message `callback`; the stream goes on when the client says it is done.
     op("host_function", "post", stream="uint64_t: name stream", token="uint64_t"),
     op("host_function_done", "post", contextless=True, token="uint64_t"),
     # Memory.
@@ -91,9 +91,9 @@ FUNCTIONS = [
        stream="uint64_t: name stream", ordered="unsigned int", data="void: bytes"),
     op("copy_in_bulk", "post", contextless=True, destination="uint64_t", pitch="uint64_t", width="uint64_t",
        height="uint64_t", stream="uint64_t: name stream", ordered="unsigned int", transfer="uint64_t"),
-    op("copy_out", "call", reports=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+    op("copy_out", "call", reports=True, completes=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
        stream="uint64_t: name stream", out={"data": "void: bytes"}),
-    op("copy_out_bulk", "call", reports=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+    op("copy_out_bulk", "call", reports=True, completes=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
        stream="uint64_t: name stream", transfer="uint64_t"),
     op("copy_out_post", "post", contextless=True, source="uint64_t", pitch="uint64_t", width="uint64_t",
        height="uint64_t", stream="uint64_t: name stream", transfer="uint64_t"),
@@ -111,7 +111,7 @@ FUNCTIONS = [
     # Streams and events.
     op("stream_create", "post", stream="uint64_t: new stream", flags="unsigned int", priority="int"),
     op("stream_destroy", "post", contextless=True, stream="uint64_t: gone stream"),
-    op("stream_wait", "call", reports=True, stream="uint64_t: handle stream"),
+    op("stream_wait", "call", reports=True, completes=True, stream="uint64_t: handle stream"),
     # Completion by the GPU: it writes `value` into a word of the client's slot when the stream gets there. Shared memory
     # only.
     op("stream_mark", "post", stream="uint64_t: handle stream", word="unsigned int", value="uint64_t"),
@@ -119,14 +119,14 @@ FUNCTIONS = [
        word="unsigned int", value="uint64_t"),
     # The session writes the word when it finds the event, or the stream, complete. Nothing is put into the stream for that.
     op("watch", "post", subject="uint64_t", word="unsigned int", value="uint64_t"),
-    op("stream_query", "call", reports=True, stream="uint64_t: handle stream"),
+    op("stream_query", "call", reports=True, completes=True, stream="uint64_t: handle stream"),
     op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),
-    op("event_query", "call", reports=True, event="uint64_t: name event"),
+    op("event_query", "call", reports=True, completes=True, event="uint64_t: name event"),
     # Waits for `event`; then tells the time since `start`, unless that is 0, and in `timed` whether it could.
-    op("event_wait", "call", reports=True, event="uint64_t: name event", start="uint64_t",
+    op("event_wait", "call", reports=True, completes=True, event="uint64_t: name event", start="uint64_t",
        out={"timed": "int", "milliseconds": "float"}),
     # Up to TP_PAIRS_MAX pairs of events. The call's result is that of the first; what the client asks ahead may fail.
-    op("event_elapsed", "call", reports=True, starts="uint64_t: array", ends="uint64_t: array",
+    op("event_elapsed", "call", reports=True, completes=True, starts="uint64_t: array", ends="uint64_t: array",
        out={"results": "int: array", "milliseconds": "float: array"}),
     # Capture. The session captures in relaxed mode; what the modes forbid is refused by the client, which breaks the capture.
     # `fresh` are handles for nodes that have none yet; those that the answer does not use were not needed.

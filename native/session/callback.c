@@ -8,10 +8,10 @@
  * A host function in a graph is one lasting thing of the client and any number of calls, one for each launch. A user object
  * of the driver that only the graph and what is made of it hold says when it can no longer be called.
  */
+#include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_callback.h"
 #include "tpw_graph.h"
-#include "tpw_memory.h"
 #include "tpw_session.h"
 
 #include <errno.h>
@@ -19,13 +19,12 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { QUEUED, RAISED, CAUGHT, SENT, DONE };
+enum { QUEUED, RAISED, SENT, DONE };
 
 struct callback {
     struct callback *next;
     struct tpw_callbacks *owner;
     uint64_t token;
-    uint32_t thread;
     _Atomic uint32_t state;
 };
 
@@ -33,7 +32,6 @@ struct tpw_lasting {
     struct tpw_lasting *next; /* of those that are gone */
     struct tpw_callbacks *owner;
     uint64_t token, object;
-    uint32_t thread;
 };
 
 struct tpw_callbacks {
@@ -101,12 +99,10 @@ static void stub(void *user) {
 
 /* ---- host functions in graphs ---- */
 
-struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, const struct tp_frame *frame, uint64_t token,
-                                    uint64_t object) {
+struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, uint64_t token, uint64_t object) {
     struct tpw_lasting *lasting = calloc(1, sizeof *lasting);
     if (lasting) {
-        *lasting =
-            (struct tpw_lasting){.owner = s->callbacks, .token = token, .object = object, .thread = frame->thread};
+        *lasting = (struct tpw_lasting){.owner = s->callbacks, .token = token, .object = object};
     }
     return lasting;
 }
@@ -132,7 +128,7 @@ static void repeated(void *user) {
         atomic_fetch_sub(&c->outstanding, 1);
         return;
     }
-    *callback = (struct callback){.owner = c, .token = lasting->token, .thread = lasting->thread};
+    *callback = (struct callback){.owner = c, .token = lasting->token};
     tp_lock_take(&c->lock);
     callback->next = c->list;
     c->list = callback;
@@ -140,10 +136,9 @@ static void repeated(void *user) {
     stub(callback);
 }
 
-int32_t tpw_host_repeated(struct tpw_session *s, const struct tp_frame *frame, CUgraph graph, uint64_t token,
-                          CUhostFn *function, void **user) {
+int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, CUhostFn *function, void **user) {
     CUuserObject object = NULL;
-    struct tpw_lasting *lasting = tpw_lasting_new(s, frame, token, 0);
+    struct tpw_lasting *lasting = tpw_lasting_new(s, token, 0);
     if (!lasting) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -176,16 +171,6 @@ void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t 
 
 void tpw_host_never(struct tpw_session *s, uint32_t count) { atomic_fetch_sub(&s->callbacks->outstanding, count); }
 
-static void tell(struct tpw_session *s, uint32_t thread, uint64_t token, uint64_t last) {
-    unsigned char *body = tpw_reply_begin(s->link, TP_OP_CALLBACK, 0, thread, 16);
-    if (body) {
-        struct tp_cursor cursor = tp_cursor_make(body, 16);
-        tp_put_u64(&cursor, token);
-        tp_put_u64(&cursor, last);
-        tpw_reply_commit(s->link, 0, 16);
-    }
-}
-
 static void tell_gone(struct tpw_session *s) {
     struct tpw_callbacks *c = s->callbacks;
     tp_lock_take(&c->lock);
@@ -197,7 +182,8 @@ static void tell_gone(struct tpw_session *s) {
         if (gone->object) {
             tpw_forget(s, TPG_USEROBJECT, gone->object);
         }
-        tell(s, gone->thread, gone->token, 1);
+        struct tpg_callback_over_in message = {.token = gone->token};
+        tpg_send_callback_over(s, &message);
         free(gone);
         gone = next;
     }
@@ -221,7 +207,7 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
         if (!graph) {
             error = tpw_refuse_capture(s, record);
         } else {
-            error = tpw_host_repeated(s, frame, graph, in->token, &function, &user);
+            error = tpw_host_repeated(s, graph, in->token, &function, &user);
             return error ? error : (int32_t)s->cuda.cuLaunchHostFunc(stream, function, user);
         }
         if (error) {
@@ -235,7 +221,6 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
     struct tpw_callbacks *c = s->callbacks;
     callback->owner = c;
     callback->token = in->token;
-    callback->thread = frame->thread;
     tp_lock_take(&c->lock);
     callback->next = c->list;
     c->list = callback;
@@ -261,21 +246,18 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
     return error;
 }
 
-/* Moves all functions that are `from` on, and tells the client of them if it is to be told; true if there was one. */
-static bool turn(struct tpw_callbacks *c, uint32_t from, uint32_t to, struct tpw_session *told) {
-    bool any = false;
+/* Takes a function that a stream has come to and the client was not told of; its token. What lets other frames go is not to
+ * be called under the lock: it may end objects whose destructors take it. */
+static bool next_raised(struct tpw_callbacks *c, uint64_t *token) {
+    bool found = false;
     tp_lock_take(&c->lock);
-    for (struct callback *callback = c->list; callback; callback = callback->next) {
-        uint32_t state = from;
-        if (atomic_compare_exchange_strong(&callback->state, &state, to)) {
-            any = true;
-            if (told) {
-                tell(told, callback->thread, callback->token, 0);
-            }
-        }
+    for (struct callback *callback = c->list; callback && !found; callback = callback->next) {
+        uint32_t raised = RAISED;
+        found = atomic_compare_exchange_strong(&callback->state, &raised, SENT);
+        *token = callback->token;
     }
     tp_lock_drop(&c->lock);
-    return any;
+    return found;
 }
 
 bool tpw_callbacks_run(struct tpw_session *s) {
@@ -288,12 +270,9 @@ bool tpw_callbacks_run(struct tpw_session *s) {
     atomic_store(&c->rung, false);
     ssize_t n = read(c->event, &count, sizeof count);
     (void)n; /* a ring that came between the two is told twice */
-    /* What stands before a function in its stream is complete: it is on its way to the client before the function is told,
-     * whose message counts the transfers, and what kernels wrote into host memory with it. */
-    if (turn(c, RAISED, CAUGHT, NULL)) {
-        tpw_poll(s);
-        tpw_twins_send(s);
-        turn(c, CAUGHT, SENT, s);
+    struct tpg_callback_in message;
+    while (next_raised(c, &message.token)) {
+        tpg_send_callback(s, &message);
     }
     tell_gone(s);
     return true;

@@ -289,11 +289,7 @@ static void finish(struct tpw_session *s, void *what, int32_t error) {
     if (ending->retained) {
         int32_t result = made(s, &ending->frame, tp_handle_make(TPG_CONTEXT, ending->id), ending->native,
                               ending->context.device, true, 0);
-        if (ending->frame.flags & TP_FRAME_CALL) {
-            tpw_answer(s, &ending->frame, result);
-        } else if (result) {
-            tpw_defer(s, &ending->frame, result);
-        }
+        tpw_conclude(s, &ending->frame, result);
     }
     free(ending);
 }

@@ -17,7 +17,6 @@
 #include "tpw_graph.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
-#include <tp_messages.h>
 
 #define STALL_NS 5000000u /* without a block for so long: the stream may be waiting for the client */
 #define SEND_WAIT_NS 1000000u
@@ -33,43 +32,28 @@ struct download {
 
 /* The client waits for these bytes in `transfer`: they will not come. */
 static void end_transfer(struct tpw_session *s, uint64_t transfer) {
-    unsigned char *body = tpw_reply_begin(s->link, TP_OP_DOWNLOAD_ENDED, 0, 0, sizeof transfer);
-    if (body) {
-        memcpy(body, &transfer, sizeof transfer);
-        tpw_reply_commit(s->link, 0, sizeof transfer);
-    }
+    struct tpg_download_ended_in message = {.transfer = transfer};
+    tpg_send_download_ended(s, &message);
 }
 
 static void finish(struct tpw_session *s, struct download *d) {
     if (d->posted && d->error) {
         end_transfer(s, d->transfer);
     }
-    if (d->frame.flags & TP_FRAME_CALL) {
-        tpw_answer_ticket(s, tpw_ticket(&d->frame), tpw_report(s, d->error, !d->posted));
-    } else if (d->error) {
-        tpw_defer(s, &d->frame, d->error);
-    }
+    tpw_conclude(s, &d->frame, d->error);
     free(d);
 }
 
 /* ---- small ---- */
 
 static void send_host_write(struct tpw_session *s, const struct download *d) {
-    size_t size = 16 + tp_padded(d->size);
-    unsigned char *body = tpw_reply_begin(s->link, TP_OP_HOST_WRITE, 0, 0, size);
-    if (body) {
-        struct tp_cursor c = tp_cursor_make(body, size);
-        tp_put_u64(&c, d->transfer);
-        tp_put_bytes(&c, d->slot, d->size);
-        tpw_reply_commit(s->link, 0, size);
-    }
+    struct tpg_host_write_in message = {.transfer = d->transfer, .data = d->slot, .data_size = d->size};
+    tpg_send_host_write(s, &message);
 }
 
 static void send_reply(struct tpw_session *s, const struct download *d) {
     struct tpg_copy_out_out out = {.data = d->slot, .data_size = d->size};
-    int32_t result = tpw_report(s, CUDA_SUCCESS, true);
-    tpw_twins_send(s);
-    tpg_answer_copy_out(s, &d->frame, result, &out);
+    tpg_answer_copy_out(s, &d->frame, CUDA_SUCCESS, &out);
 }
 
 static void small_done(struct tpw_session *s, void *what, int32_t error) {

@@ -6,7 +6,6 @@
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
-#include "tpw_memory.h"
 #include "tpw_session.h"
 
 #include <stdlib.h>
@@ -20,11 +19,7 @@ int32_t tpw_event_create(struct tpw_session *s, const struct tp_frame *frame, co
 int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_query_in *in) {
     int32_t error = 0;
     CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->event, false, &error);
-    error = error ? error : (int32_t)s->cuda.cuEventQuery(native);
-    if (!error) {
-        tpw_poll(s); /* the data of copies that are complete leaves before the answer */
-    }
-    return error;
+    return error ? error : (int32_t)s->cuda.cuEventQuery(native);
 }
 
 /* The place is free afterwards whatever the driver said: the client uses it again. An event whose context has ended is gone. */
@@ -44,13 +39,6 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
 
 /* ---- waits and times ---- */
 
-/* The data of copies that are complete, and what kernels wrote into mapped memory, leave before an answer with fields that
- * says so; one without sends the latter itself (tpw_answer_ticket). */
-static void leave_first(struct tpw_session *s) {
-    tpw_poll(s);
-    tpw_twins_send(s);
-}
-
 /* What the driver says of the time between two events, or that one of them is none. */
 static int32_t elapsed(struct tpw_session *s, const struct tp_frame *frame, uint64_t start, uint64_t end, float *out) {
     int32_t error = 0;
@@ -64,7 +52,6 @@ int32_t tpw_event_elapsed(struct tpw_session *s, const struct tp_frame *frame, c
                           struct tpg_event_elapsed_out *out) {
     static int results[TP_PAIRS_MAX];
     static float milliseconds[TP_PAIRS_MAX];
-    bool complete = false;
     if (!in->starts_count || in->starts_count > TP_PAIRS_MAX || in->starts_count != in->ends_count) {
         tpw_violation(s, frame, "event_elapsed of no pairs, or too many");
         return TPW_LATER;
@@ -74,10 +61,6 @@ int32_t tpw_event_elapsed(struct tpw_session *s, const struct tp_frame *frame, c
         memcpy(&start, in->starts + i, sizeof start);
         memcpy(&end, in->ends + i, sizeof end);
         results[i] = elapsed(s, frame, start, end, &milliseconds[i]);
-        complete |= !results[i];
-    }
-    if (complete) {
-        leave_first(s);
     }
     *out = (struct tpg_event_elapsed_out){.results = results,
                                           .results_count = in->starts_count,
@@ -102,10 +85,8 @@ static struct tpg_event_wait_out timed(struct tpw_session *s, const struct tp_fr
 
 static void answer(struct tpw_session *s, void *what, int32_t error) {
     struct wait *wait = what;
-    int32_t result = tpw_report(s, error, true);
     struct tpg_event_wait_out out = timed(s, &wait->frame, wait->start, wait->event);
-    tpw_twins_send(s); /* before an answer that means "completed" */
-    tpg_answer_event_wait(s, &wait->frame, result, &out);
+    tpg_answer_event_wait(s, &wait->frame, error, &out);
     free(wait);
 }
 
@@ -118,7 +99,6 @@ int32_t tpw_event_wait(struct tpw_session *s, const struct tp_frame *frame, cons
     }
     error = (int32_t)s->cuda.cuEventQuery(native);
     if (error != CUDA_ERROR_NOT_READY) {
-        leave_first(s);
         if (!error) {
             *out = timed(s, frame, in->start, in->event);
         }

@@ -11,6 +11,7 @@
 #include "tpw_graph.h"
 
 #include <stdlib.h>
+#include <tp_memory.h>
 
 #define COPIES_MAX 4096u /* told at once: three arrays stay inside a frame, and a launch with more would take seconds */
 
@@ -119,7 +120,7 @@ static void found(struct walk *w, CUgraphNode top, CUgraphNode node, uint64_t ad
         size_t at = (size_t)w->total;
         w->nodes[at] = tpw_node_name(w->s, w->frame, top ? top : node, w->graph, &w->fresh);
         w->addresses[at] = address;
-        w->orders[at] = order | (top ? (unsigned int)TPW_INSIDE : 0);
+        w->orders[at] = order | (top ? (unsigned int)TP_INSIDE : 0);
     }
     w->total++;
 }
@@ -140,7 +141,7 @@ static int32_t copy(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned 
     }
     if (has(w->buffers, w->buffers_count, destination, &at)) {
         found(w, top, node, destination, before);
-        *order |= TPW_AFTER_DOWNLOAD;
+        *order |= TP_AFTER_DOWNLOAD;
     }
     return CUDA_SUCCESS;
 }
@@ -157,8 +158,8 @@ static int32_t visit(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned
     if (type == CU_GRAPH_NODE_TYPE_MEMCPY) {
         error = copy(w, node, top, order);
     } else if (type == CU_GRAPH_NODE_TYPE_HOST) {
-        w->late += (*order & TPW_AFTER_DOWNLOAD) != 0;
-        *order |= TPW_AFTER_HOST;
+        w->late += (*order & TP_AFTER_DOWNLOAD) != 0;
+        *order |= TP_AFTER_HOST;
     } else if (type == CU_GRAPH_NODE_TYPE_GRAPH) {
         /* A captured launch that has none to be asked: the client lets no such launch have copies. */
         error = tpw_child_graph(w->s, node, &child);

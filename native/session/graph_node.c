@@ -305,7 +305,7 @@ int32_t tpw_graph_host(struct tpw_session *s, const struct tp_frame *frame, cons
     if (!error && place.owner != TPG_GRAPH) {
         error = CUDA_ERROR_NOT_SUPPORTED;
     }
-    error = error ? error : tpw_host_repeated(s, frame, place.graph, in->token, &params.fn, &params.userData);
+    error = error ? error : tpw_host_repeated(s, place.graph, in->token, &params.fn, &params.userData);
     error = error ? error : (int32_t)s->cuda.cuGraphAddHostNode(&made, place.graph, BEFORE(place), &params);
     return error ? error : PLACED(made, error);
 }

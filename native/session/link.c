@@ -221,7 +221,7 @@ void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
     memset(body + used, 0, tp_padded(used) - used); /* no old bytes of this process leave it as padding */
     frame->size = (uint32_t)(sizeof *frame + tp_padded(used));
     frame->result = result;
-    frame->transfers = link->handed;
+    frame->transfers = frame->flags & TP_FRAME_COMPLETES ? link->handed : 0;
     link->output_end += frame->size;
     link->begun = 0;
     if (link->output_end - link->output_start >= FLUSH_AT) {
@@ -244,11 +244,11 @@ static size_t send_some(struct tpw_link *link, const void *bytes, size_t size) {
     return n > 0 ? (size_t)n : 0;
 }
 
-void tpw_link_flush(struct tpw_link *link) {
+bool tpw_link_flush(struct tpw_link *link) {
     while (link->output_start < link->output_end && !tpw_link_over(link)) {
         size_t sent = send_some(link, link->output + link->output_start, link->output_end - link->output_start);
         if (sent == 0 && !tpw_link_over(link)) {
-            return;
+            return false;
         }
         link->output_start += sent;
     }
@@ -256,6 +256,7 @@ void tpw_link_flush(struct tpw_link *link) {
         madvise(link->output, OUTPUT_ROOM, MADV_DONTNEED);
     }
     link->output_start = link->output_end = 0;
+    return true;
 }
 
 /* ---- sleeping ---- */

@@ -46,6 +46,7 @@ struct tpw_markers {
     size_t count, capacity;
     struct marker *due; /* completed, `done` not yet called; in the same order */
     size_t due_first, due_count, due_capacity;
+    uint32_t running; /* completions under way: one may poll in turn */
     uint64_t asked;
 };
 
@@ -385,7 +386,9 @@ static bool run_due(struct tpw_session *s) {
         if (stream && --stream->pending == 0 && stream->dying) {
             tpw_stream_end(s, stream, marker.error);
         }
+        m->running++;
         marker.done(s, marker.what, marker.error);
+        m->running--;
         news = true;
     }
     return news;
@@ -429,6 +432,8 @@ void tpw_markers_end_event(struct tpw_session *s, uint64_t handle) {
         }
     }
 }
+
+bool tpw_completing(const struct tpw_session *s) { return s->markers && s->markers->running; }
 
 size_t tpw_pending(const struct tpw_session *s) { return s->markers ? s->markers->count : 0; }
 

@@ -128,7 +128,7 @@ static void disabled(struct tpw_session *s, void *what, int32_t error) {
     if (pair && pair->waits && --pair->waits == 0 && !pair->enabled) {
         end_pair(s, pair);
     }
-    tpw_answer_ticket(s, disabling->ticket, error);
+    tpw_answer(s, disabling->ticket, error);
     free(disabling);
 }
 

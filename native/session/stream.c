@@ -220,7 +220,7 @@ struct waiting {
 
 static void answer(struct tpw_session *s, void *what, int32_t error) {
     struct waiting *waiting = what;
-    tpw_answer_ticket(s, waiting->ticket, tpw_report(s, error, true));
+    tpw_answer(s, waiting->ticket, error);
     free(waiting);
 }
 
@@ -252,11 +252,7 @@ int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, con
 
 int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_query_in *in,
                          struct tpw_stream *stream) {
-    int32_t error = (int32_t)s->cuda.cuStreamQuery(stream->native);
-    if (!error) {
-        tpw_poll(s); /* the data of copies that are complete leaves before the answer */
-    }
-    return error;
+    return (int32_t)s->cuda.cuStreamQuery(stream->native);
 }
 
 int32_t tpw_context_synchronize(struct tpw_session *s, const struct tp_frame *frame) {

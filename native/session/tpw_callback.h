@@ -12,8 +12,7 @@
 struct tpw_lasting;
 
 /* Something of the client, known to it by a token, whose end it must hear of; `object` is a handle that ends then, or 0. */
-struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, const struct tp_frame *frame, uint64_t token,
-                                    uint64_t object);
+struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, uint64_t token, uint64_t object);
 /* The driver's destructor. */
 void tpw_lasting_gone(void *lasting);
 

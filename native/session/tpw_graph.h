@@ -73,21 +73,12 @@ void tpw_graph_forget(struct tpw_session *s, uint64_t graph);
 
 /* ---- callback.c ---- */
 /* Makes a host function that runs at every launch of the graph; it ends with the graph and what was made of it. */
-int32_t tpw_host_repeated(struct tpw_session *s, const struct tp_frame *frame, CUgraph graph, uint64_t token,
-                          CUhostFn *function, void **user);
+int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, CUhostFn *function, void **user);
 /* Counts host functions that a launch into the stream will raise. */
 void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t count);
 void tpw_host_never(struct tpw_session *s, uint32_t count); /* the launch failed */
 /* How many launches of a graph of this session may raise any. */
 bool tpw_host_any(const struct tpw_session *s);
-
-/* ---- graph_copies.c ---- */
-/* What stands before a copy of a graph, as the client is told. */
-enum tpw_copy_order {
-    TPW_AFTER_DOWNLOAD = 1, /* a copy out of the device into a buffer */
-    TPW_AFTER_HOST = 2,     /* a host function */
-    TPW_INSIDE = 4,         /* the node is inside the child graph that is named */
-};
 
 /* ---- launch.c ---- */
 /* The function or kernel behind a handle, if its parameters take exactly so many bytes. */

@@ -42,7 +42,8 @@ enum tp_status tpw_link_status(const struct tpw_link *link);
  * gathered and sent by flush; when the peer does not read, up to 64 MiB are kept, then the link counts as lost. */
 unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, size_t size);
 void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used);
-void tpw_link_flush(struct tpw_link *link);
+/* True when all of it is where the client reads. */
+bool tpw_link_flush(struct tpw_link *link);
 
 /* ---- transfers in (client → session) ----
  * A block of staging memory with payload bytes of one transfer. */
@@ -68,7 +69,7 @@ uint32_t tpw_download_blocks(const struct tpw_link *link);
 /* An empty block, or NULL when all are in use. */
 struct tpw_block *tpw_download_block(struct tpw_link *link);
 /* Hands a filled block to a data connection; it returns to the pool when sent. With `last`, the transfer counts as handed
- * over: replies committed after this carry the new count. */
+ * over: frames that complete something and are committed after this carry the new count. */
 void tpw_download_send(struct tpw_link *link, struct tpw_block *block, bool last);
 /* Gives a block back unsent (the copy failed). */
 void tpw_download_drop(struct tpw_link *link, struct tpw_block *block);

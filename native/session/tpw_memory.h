@@ -13,12 +13,12 @@
 
 #include "tpw_session.h"
 #include <tp_intervals.h>
+#include <tp_memory.h>
 
 #define TPW_GRANULE (2ull << 20) /* granularity of cuMemCreate on data-centre GPUs */
 #define TPW_UNIT 512ull          /* small allocations are multiples of this, as with cuMemAlloc on driver 580 */
 #define TPW_SMALL_MAX (1ull << 20)
 #define TPW_GRANULE_UNITS (TPW_GRANULE / TPW_UNIT)
-#define TPW_TWIN_MAX (64ull << 10)
 
 enum tpw_range_kind {
     TPW_RANGE_SMALL,  /* part of a shared granule */
@@ -100,7 +100,7 @@ struct tpw_memory {
     struct tpw_pinned slots, spills;
     size_t uploads_out, downloads_out; /* blocks of the link that queued copies have yet to read, or to fill */
     struct tpw_granule *twins;         /* the twin area in units, NULL until the first twin */
-    struct tpw_range *twin_list[TPW_GRANULE / TPW_TWIN_MAX * 8];
+    struct tpw_range *twin_list[TPW_GRANULE / TP_TWIN_MAX * 8];
     size_t twin_count;
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
     size_t pending_frees;

@@ -18,7 +18,7 @@
 #include <tp_wire.h>
 
 #define TPW_MAX_DEVICES 16
-/* Returned by a hand-written operation that answers by itself, now or later, with tpw_answer or tpw_reply_begin. */
+/* Returned by a hand-written operation that answers by itself, now or later: tpw_answer, tpw_conclude, tpg_answer_<operation>. */
 #define TPW_LATER INT32_MIN
 
 /* An object that the client named. The table describes every object completely enough to make it anew. */
@@ -105,13 +105,19 @@ void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int
 void *tpw_scratch(struct tpw_session *s, uint64_t count, uint64_t unit, int32_t *error);
 /* A client that breaks the format: log by name, end the session. */
 void tpw_violation(struct tpw_session *s, const struct tp_frame *frame, const char *what);
-/* Keeps the first failure of a post for the next operation that may report it, and tells the client with a NOTICE
- * (body: i32 error, u32 operation, u64 number of the frame). */
+/* ---- answer.c ---- */
+/* Keeps the first failure of a post for the next operation that may report it, and tells the client with a notice. */
 void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t error);
-/* The result to answer with: `error`, or the deferred one if there is none and `reports`. */
-int32_t tpw_report(struct tpw_session *s, int32_t error, bool reports);
-/* Answers the frame's call without a body. */
-void tpw_answer(struct tpw_session *s, const struct tp_frame *frame, int32_t result);
+/* Lets go what the client must have before it is told that something is complete: the bytes of copies that are complete too,
+ * and what kernels wrote into mapped host memory. Generated code calls it for every answer and message that completes. */
+void tpw_leave(struct tpw_session *s);
+/* The result to answer an operation with, when what must leave before has left: `error`, or the deferred one if there is none
+ * and the operation reports. */
+int32_t tpw_result(struct tpw_session *s, uint16_t op, int32_t error);
+/* Room for the body of an answer; tpw_reply_commit must follow. */
+unsigned char *tpw_answer_begin(struct tpw_session *s, uint16_t op, uint32_t thread, int32_t result, size_t size);
+/* Ends an operation without outputs: answers a call, keeps the failure of a post. */
+void tpw_conclude(struct tpw_session *s, const struct tp_frame *frame, int32_t error);
 
 /* ---- objects, for hand-written operations ---- */
 
@@ -173,6 +179,8 @@ int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native
 bool tpw_poll(struct tpw_session *s);
 /* Ends every wait in a context that is going (0 = all) with an error. */
 void tpw_markers_end(struct tpw_session *s, uint32_t context, int32_t error);
+/* A completion is running. */
+bool tpw_completing(const struct tpw_session *s);
 /* Number of markers not completed. */
 size_t tpw_pending(const struct tpw_session *s);
 
@@ -185,7 +193,7 @@ struct tpw_ticket {
 static inline struct tpw_ticket tpw_ticket(const struct tp_frame *frame) {
     return (struct tpw_ticket){.op = frame->op, .flags = frame->flags, .thread = frame->thread};
 }
-void tpw_answer_ticket(struct tpw_session *s, struct tpw_ticket ticket, int32_t result);
+void tpw_answer(struct tpw_session *s, struct tpw_ticket ticket, int32_t error);
 
 /* ---- process ---- */
 /* The driver's library (or NVML's), opened by the path of the command line; NULL with a log line. main.c */

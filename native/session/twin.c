@@ -6,13 +6,13 @@
  * at any time; it is only ever compared and copied. What differs from the shadow copy goes to the client before a reply
  * that means "completed"; what the client sends is written at once, as a host's store would be.
  */
+#include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <tp_messages.h>
+#include <tp_memory.h>
 
-#define WORD 4u /* as in the client's hostmem.c */
 #define TWINS_MAX (sizeof((struct tpw_memory *)0)->twin_list / sizeof(struct tpw_range *))
 
 static int32_t open_area(struct tpw_session *s) {
@@ -62,7 +62,7 @@ fail:
 int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_twin_in *in,
                       struct tpg_host_twin_out *out) {
     (void)frame;
-    if (!in->size || in->size > TPW_TWIN_MAX) {
+    if (!in->size || in->size > TP_TWIN_MAX) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     int32_t error = tpw_memory_open(s);
@@ -143,24 +143,18 @@ int32_t tpw_host_twin_write(struct tpw_session *s, const struct tp_frame *frame,
 }
 
 static void send_run(struct tpw_session *s, struct tpw_range *range, uint64_t offset, uint64_t size) {
-    struct tpg_host_twin_write_in message = {
+    struct tpg_twin_write_in message = {
         .address = range->at.start + offset, .data = (unsigned char *)range->detail + offset, .data_size = size};
-    size_t body_size = tpg_size_host_twin_write_in(&message);
-    unsigned char *body = tpw_reply_begin(s->link, TP_OP_TWIN_WRITE, 0, 0, body_size);
-    if (body) {
-        struct tp_cursor c = tp_cursor_make(body, body_size);
-        tpg_put_host_twin_write_in(&c, &message);
-        tpw_reply_commit(s->link, 0, body_size);
-    }
+    tpg_send_twin_write(s, &message);
 }
 
 /* Word by word, because the neighbours of a word that a kernel wrote may be what the program writes meanwhile. */
 static void send_changes(struct tpw_session *s, struct tpw_range *range) {
     const unsigned char *now = (const unsigned char *)(uintptr_t)range->at.start;
-    unsigned char *shadow = range->detail, word[WORD];
+    unsigned char *shadow = range->detail, word[TP_TWIN_WORD];
     uint64_t begin = 0, size = 0;
-    for (uint64_t at = 0; at < range->at.size; at += WORD) {
-        uint64_t part = range->at.size - at < WORD ? range->at.size - at : WORD;
+    for (uint64_t at = 0; at < range->at.size; at += TP_TWIN_WORD) {
+        uint64_t part = range->at.size - at < TP_TWIN_WORD ? range->at.size - at : TP_TWIN_WORD;
         memcpy(word, now + at, part); /* once: a kernel may write it again between comparing and keeping */
         if (memcmp(word, shadow + at, part) != 0) {
             memcpy(shadow + at, word, part);

@@ -18,7 +18,7 @@ int32_t tpw_user_object_create(struct tpw_session *s, const struct tp_frame *fra
                                const struct tpg_user_object_create_in *in) {
     CUuserObject native = NULL;
     struct user *user = calloc(1, sizeof *user);
-    struct tpw_lasting *lasting = user ? tpw_lasting_new(s, frame, in->token, in->object) : NULL;
+    struct tpw_lasting *lasting = user ? tpw_lasting_new(s, in->token, in->object) : NULL;
     int32_t error = lasting ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     if (!error && !in->references) {
         error = CUDA_ERROR_INVALID_VALUE;

@@ -36,13 +36,8 @@
 enum tp_frame_flags {
     TP_FRAME_CALL = 1,  /* the client thread waits for a reply */
     TP_FRAME_REPLY = 2, /* answers the call of `thread` */
-};
-
-/* Numbers below 16 belong to the frames of the connection itself; api/opcodes.lock starts at 16. */
-enum tp_builtin_op {
-    TP_OP_HOST_WRITE = 1, /* session → client: u64 transfer, then the payload as bytes; ends that transfer */
-    TP_OP_NOTICE = 2,     /* session → client: a deferred error, see native/session/tpw_session.h */
-    TP_OP_CALLBACK = 3,   /* session → client: run a host function */
+    TP_FRAME_COMPLETES =
+        4, /* says that work of the GPU is complete: `transfers` counts what the client must have first */
 };
 
 /* Client → session. `size` counts the header and is a multiple of 8. */
@@ -54,7 +49,7 @@ struct tp_frame {
     uint32_t context; /* low half (see tp_handle_id) of the thread's current context; 0 = none */
 };
 
-/* Session → client. A reply has TP_FRAME_REPLY; every other frame is a message of its own (host write, notice, callback). */
+/* Session → client. A reply has TP_FRAME_REPLY; every other frame is a message of its own (api/cuda/messages.py). */
 struct tp_reply_frame {
     uint32_t size;
     uint16_t op;
@@ -62,8 +57,8 @@ struct tp_reply_frame {
     uint32_t thread; /* whose call this answers */
     int32_t result;  /* CUresult or nvmlReturn_t */
     uint64_t
-        transfers; /* transfers of this session handed completely to the data connections before this reply: the reply
-                           counts only when the client has received that many */
+        transfers; /* TP_FRAME_COMPLETES: downloads of this session that were handed over completely before this frame,
+                           which counts only when the client has received that many; else 0 */
 };
 
 /* One chunk on a data connection, either direction, followed by `size` payload bytes. */

@@ -7,6 +7,8 @@
  */
 #include "fuzz_link.h"
 
+#include "tpg_schema.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -235,7 +237,7 @@ void tpw_link_wait_data(struct tpw_link *link, int extra_fd, uint64_t timeout_ns
 
 unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, size_t size) {
     (void)flags, (void)thread;
-    link->failures += op == TP_OP_NOTICE;
+    link->failures += op == TPG_OP_notice;
     link->begun = false;
     if (sizeof(struct tp_reply_frame) + tp_padded(size) > TP_FRAME_MAX) {
         link->status = link->status == TP_OK ? TP_ERROR_PROTOCOL : link->status;
@@ -262,7 +264,10 @@ void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
     link->begun = false;
 }
 
-void tpw_link_flush(struct tpw_link *link) { MUST(!link->begun); }
+bool tpw_link_flush(struct tpw_link *link) {
+    MUST(!link->begun);
+    return true;
+}
 
 bool tpw_link_has_data(const struct tpw_link *link) { return link->status == TP_OK; }
 

@@ -235,7 +235,7 @@ static struct {
     void *what;
 } waiting[8192];
 static size_t waiting_count;
-bool gpu_runs, violated;
+bool gpu_runs, violated, client_reads;
 int32_t deferred;
 unsigned char reply[TP_FRAME_MAX];
 uint16_t reply_op;
@@ -262,6 +262,11 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, vo
     waiting[waiting_count++].what = what;
     return 0;
 }
+int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native, tpw_done *done, void *what) {
+    (void)event;
+    (void)native;
+    return tpw_when_done(s, NULL, done, what);
+}
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
     return tpw_when_done(s, NULL, done, what);
 }
@@ -287,6 +292,10 @@ uint32_t tpw_upload_blocks(const struct tpw_link *link) {
 uint32_t tpw_download_blocks(const struct tpw_link *link) {
     (void)link;
     return 32;
+}
+bool tpw_link_flush(struct tpw_link *link) {
+    (void)link;
+    return client_reads;
 }
 bool tpw_link_has_data(const struct tpw_link *link) {
     (void)link;
@@ -348,17 +357,29 @@ void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
     reply_size = used;
     reply_count++;
 }
-void tpw_answer_ticket(struct tpw_session *s, struct tpw_ticket ticket, int32_t result) {
+int32_t tpw_result(struct tpw_session *s, uint16_t op, int32_t error) {
     (void)s;
-    reply_op = ticket.op;
-    deferred = result;
-    reply_count++;
-}
-int32_t tpw_report(struct tpw_session *s, int32_t error, bool reports) {
-    (void)s;
-    (void)reports;
+    (void)op;
     return error;
 }
+unsigned char *tpw_answer_begin(struct tpw_session *s, uint16_t op, uint32_t thread, int32_t result, size_t size) {
+    (void)result;
+    return tpw_reply_begin(s->link, op, TP_FRAME_REPLY, thread, size);
+}
+void tpw_answer(struct tpw_session *s, struct tpw_ticket ticket, int32_t error) {
+    (void)s;
+    reply_op = ticket.op;
+    deferred = error;
+    reply_count++;
+}
+void tpw_conclude(struct tpw_session *s, const struct tp_frame *f, int32_t error) {
+    if (f->flags & TP_FRAME_CALL) {
+        tpw_answer(s, tpw_ticket(f), error);
+    } else if (error) {
+        tpw_defer(s, f, error);
+    }
+}
+void tpw_leave(struct tpw_session *s) { (void)s; }
 void tpw_defer(struct tpw_session *s, const struct tp_frame *f, int32_t error) {
     (void)s;
     (void)f;
@@ -493,7 +514,7 @@ void begin(uint64_t limit) {
     session.cuda.cuMemcpy2DAsync_v2 = rows;
     session.cuda.cuMemsetD8Async = set_8;
     session.cuda.cuMemsetD2D32Async = set_2d_32;
-    gpu_runs = true;
+    gpu_runs = client_reads = true;
     violated = false;
     access_left = SIZE_MAX;
 }

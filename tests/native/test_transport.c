@@ -17,8 +17,43 @@ const char *test_address;
 int test_session_pid;
 uint16_t test_port;
 
+static _Atomic uint64_t noticed;
+static _Atomic uint64_t steps;          /* a digit for each, in the order in which they were taken */
+static unsigned char *held_destination; /* what step 2 and later complete */
+static const uint64_t held_size = 300001, held_seed = 99;
+
+static bool take_step(const unsigned char *body, size_t size) {
+    uint64_t number;
+    CHECK(size == sizeof number);
+    memcpy(&number, body, sizeof number);
+    CHECK(has_pattern(held_destination, held_size, held_seed, 0) == (number > 1));
+    atomic_store(&steps, atomic_load(&steps) * 10 + number);
+    return true;
+}
+
+/* Of every case: what the client of the driver API generates from api/. */
+static bool on_message(uint16_t op, const unsigned char *body, size_t size) {
+    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);
+    uint64_t value = tp_get_u64(&c);
+    size_t bytes;
+    switch (op) {
+    case MESSAGE_WRITE: {
+        const void *data = tp_get_bytes(&c, &bytes);
+        return !c.bad && tp_download_written(tp_connection_if_any(), value, data, bytes);
+    }
+    case MESSAGE_NOTICE:
+        atomic_fetch_add(&noticed, value);
+        return !c.bad && size == sizeof value;
+    case MESSAGE_STEP:
+        return take_step(body, size);
+    default:
+        return false;
+    }
+}
+
 struct tp_conn *connected(void) {
     enum tp_status status;
+    tp_on_message(on_message);
     struct tp_conn *conn = tp_connection(&status);
     CHECK(conn && status == TP_OK);
     return conn;
@@ -300,18 +335,49 @@ static void transfers_of_many_threads(void) {
     CHECK(totals(conn).violations == 0);
 }
 
-static _Atomic uint64_t noticed;
-static void on_notice(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
-    uint64_t value;
-    CHECK(frame->op == TP_OP_NOTICE && size == sizeof value);
-    memcpy(&value, body, sizeof value);
-    atomic_fetch_add(&noticed, value);
+/* News is taken at once; what completes waits for its transfer, in order, messages and replies alike. */
+static struct tp_conn *held_once(void) {
+    struct tp_cursor c;
+    struct tp_reply reply;
+    struct tp_conn *conn = connected();
+    CHECK(tp_data_ready(conn) == TP_OK);
+    held_destination = calloc(1, held_size);
+    CHECK(held_destination);
+    tp_listen(conn, 1);
+    CHECK(open_frame(conn, OP_HELD, 24, &c));
+    uint64_t number = tp_transfer_next(conn);
+    tp_put_u64(&c, number);
+    tp_put_u64(&c, held_size);
+    tp_put_u64(&c, held_seed);
+    tp_expect_download(conn, number, held_destination, held_size);
+    CHECK(tp_commit_call(conn, "held", &reply) == TP_OK);
+    CHECK(reply.size == 8 && reply.body[0] == 3 && has_pattern(held_destination, held_size, held_seed, 0));
+    uint64_t seen = atomic_load(&steps);
+    CHECK(seen == 12 || seen == 124);
+    for (int ms = 0; ms < 5000 && atomic_load(&steps) != 124; ms++) {
+        usleep(1000);
+    }
+    CHECK(atomic_load(&steps) == 124);
+    tp_listen(conn, -1);
+    tp_reply_free(&reply);
+    free(held_destination);
+    return conn;
+}
+
+static void held_frames(void) { held_once(); }
+
+static void counts_do_not_go_back(void) {
+    struct tp_cursor c;
+    struct tp_reply reply;
+    struct tp_conn *conn = held_once();
+    CHECK(open_frame(conn, OP_BAD, 4, &c));
+    tp_put_u32(&c, 13);
+    CHECK(tp_commit_call(conn, "bad", &reply) == TP_ERROR_PROTOCOL);
 }
 
 static void messages(void) {
     struct tp_cursor c;
     struct tp_conn *conn = connected();
-    tp_on_message(TP_OP_NOTICE, on_notice);
     for (int round = 0; round < 3; round++) {
         tp_listen(conn, 1);
         CHECK(open_frame(conn, OP_NOTICE, 8, &c));
@@ -354,6 +420,8 @@ static const struct test_case cases[] = {
     {"downloads", downloads, 0},
     {"transfers_of_many_threads", transfers_of_many_threads, 0},
     {"messages", messages, 0},
+    {"held_frames", held_frames, 0},
+    {"counts_do_not_go_back", counts_do_not_go_back, 0},
     {"downloads_land_while_a_program_only_appends", downloads_land_while_a_program_only_appends, 0},
     {"idle_costs_nothing", idle_costs_nothing, 0},
     {NULL, NULL, 0},

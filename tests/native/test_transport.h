@@ -31,11 +31,17 @@ enum test_op {
     OP_DOWNLOAD = 20,        /* u64 transfer, u64 size, u64 seed: pattern(seed) comes back */
     OP_DIE = 21,             /* the session ends at once */
     OP_STALL = 22,           /* u64 ms: the session does nothing for that long */
-    OP_NOTICE = 23,          /* u64 value: comes back as a NOTICE message, 20 ms later */
+    OP_NOTICE = 23,          /* u64 value: comes back as a message, 20 ms later */
     OP_HALF = 24,            /* u64 transfer, u64 size: sends half of the transfer, then the session dies */
     OP_REFUSE_UPLOAD = 25,   /* u64 transfer, u64 size: announced, then dropped */
     OP_REFUSE_DOWNLOAD = 26, /* call: u64 transfer: never comes */
     OP_BAD = 27,             /* call: u32 kind: the session breaks the format, see send_bad */
+    OP_HELD = 28,            /* call: u64 transfer, u64 size, u64 seed: frames that complete it, see held */
+};
+enum test_message {
+    MESSAGE_WRITE = 1,  /* u64 transfer, bytes: a small download */
+    MESSAGE_NOTICE = 2, /* u64 value */
+    MESSAGE_STEP = 3,   /* u64 number */
 };
 
 static inline unsigned char pattern(uint64_t seed, uint64_t at) {

@@ -92,7 +92,7 @@ static void upload(struct tpw_link *link, int listener, uint64_t transfer, uint6
 
 static void host_write(struct tpw_link *link, uint64_t transfer, uint64_t size, uint64_t seed) {
     size_t body = 16 + tp_padded(size);
-    unsigned char *at = tpw_reply_begin(link, TP_OP_HOST_WRITE, 0, 0, body);
+    unsigned char *at = tpw_reply_begin(link, MESSAGE_WRITE, 0, 0, body);
     struct tp_cursor c = tp_cursor_make(at, body);
     tp_put_u64(&c, transfer);
     tp_put_u64(&c, size);
@@ -157,9 +157,10 @@ static void send_bad(struct tpw_link *link, int control, uint32_t kind, uint32_t
         break;
     case 5:
         bad.transfers = 1ull << 40;
+        bad.flags |= TP_FRAME_COMPLETES;
         break;
     case 6:
-        bad.op = TP_OP_HOST_WRITE;
+        bad.op = MESSAGE_WRITE;
         bad.flags = 0;
         break; /* no body */
     case 7: {  /* a host write into a transfer that nobody expects */
@@ -180,6 +181,18 @@ static void send_bad(struct tpw_link *link, int control, uint32_t kind, uint32_t
         tpw_download_send(link, block, true);
         return;
     }
+    case 11: /* a message that completes more than was asked for */
+        bad.op = MESSAGE_STEP;
+        bad.transfers = 1;
+        bad.flags = TP_FRAME_COMPLETES;
+        break;
+    case 12: /* a message that nobody knows */
+        bad.op = 77;
+        bad.flags = 0;
+        break;
+    case 13: /* after a frame that counted one */
+        bad.flags |= TP_FRAME_COMPLETES;
+        break;
     default: { /* noise */
         unsigned char noise[4096];
         fill_pattern(noise, sizeof noise, kind, 0);
@@ -188,6 +201,28 @@ static void send_bad(struct tpw_link *link, int control, uint32_t kind, uint32_t
     }
     }
     CHECK(send(control, &bad, sizeof bad, MSG_NOSIGNAL) == sizeof bad);
+}
+
+/* A frame with a number, which counts one transfer more than were handed over. */
+static void send_step(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, uint64_t number) {
+    unsigned char *body = tpw_reply_begin(link, op, flags, thread, 8);
+    struct tp_reply_frame *frame = (struct tp_reply_frame *)(void *)body - 1;
+    CHECK(body);
+    memcpy(body, &number, sizeof number);
+    tpw_reply_commit(link, 0, sizeof number);
+    frame->transfers += flags & TP_FRAME_COMPLETES ? 1 : 0;
+}
+
+/* Frames that complete a download which is handed over 20 ms later, with news between them. */
+static void held(struct tpw_link *link, int listener, const struct tp_frame *frame, struct tp_cursor *c) {
+    uint64_t transfer = tp_get_u64(c), size = tp_get_u64(c), seed = tp_get_u64(c);
+    send_step(link, MESSAGE_STEP, TP_FRAME_COMPLETES, 0, 2);
+    send_step(link, MESSAGE_STEP, 0, 0, 1);
+    send_step(link, frame->op, TP_FRAME_REPLY | TP_FRAME_COMPLETES, frame->thread, 3);
+    send_step(link, MESSAGE_STEP, TP_FRAME_COMPLETES, 0, 4);
+    tpw_link_flush(link);
+    usleep(20000);
+    download(link, listener, transfer, size, seed, UINT64_MAX);
 }
 
 static void serve(struct tpw_link *link, int listener, int control, const struct tp_frame *header) {
@@ -203,7 +238,7 @@ static void serve(struct tpw_link *link, int listener, int control, const struct
         size_t n;
         const void *bytes = tp_get_bytes(&c, &n);
         CHECK(!c.bad && (frame.flags & TP_FRAME_CALL));
-        unsigned char *at = tpw_reply_begin(link, frame.op, TP_FRAME_REPLY, frame.thread, n);
+        unsigned char *at = tpw_reply_begin(link, frame.op, TP_FRAME_REPLY | TP_FRAME_COMPLETES, frame.thread, n);
         if (n) {
             memcpy(at, bytes, n);
         }
@@ -218,7 +253,7 @@ static void serve(struct tpw_link *link, int listener, int control, const struct
         break;
     }
     case OP_TOTALS: {
-        unsigned char *at = tpw_reply_begin(link, frame.op, TP_FRAME_REPLY, frame.thread, 24);
+        unsigned char *at = tpw_reply_begin(link, frame.op, TP_FRAME_REPLY | TP_FRAME_COMPLETES, frame.thread, 24);
         struct tp_cursor out = tp_cursor_make(at, 24);
         tp_put_u64(&out, counted);
         tp_put_u64(&out, uploaded);
@@ -250,17 +285,20 @@ static void serve(struct tpw_link *link, int listener, int control, const struct
     case OP_NOTICE: {
         uint64_t value = tp_get_u64(&c);
         usleep(20000);
-        memcpy(tpw_reply_begin(link, TP_OP_NOTICE, 0, 0, 8), &value, 8);
+        memcpy(tpw_reply_begin(link, MESSAGE_NOTICE, 0, 0, 8), &value, 8);
         tpw_reply_commit(link, 0, 8);
         break;
     }
     case OP_REFUSE_DOWNLOAD:
         refused_transfer = tp_get_u64(&c);
-        tpw_reply_begin(link, frame.op, TP_FRAME_REPLY, frame.thread, 0);
+        tpw_reply_begin(link, frame.op, TP_FRAME_REPLY | TP_FRAME_COMPLETES, frame.thread, 0);
         tpw_reply_commit(link, 999, 0);
         break;
     case OP_BAD:
         send_bad(link, control, tp_get_u32(&c), frame.thread);
+        break;
+    case OP_HELD:
+        held(link, listener, &frame, &c);
         break;
     default:
         violations++;

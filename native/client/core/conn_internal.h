@@ -28,17 +28,25 @@ enum tpc_slot_state {
     TPC_DONE,
     TPC_LOST,
 };
+/* A frame that says that something is complete and waits for the downloads that it counts. */
+struct tpc_held {
+    struct tpc_held *next;
+    uint64_t transfers;
+    struct tpc_slot
+        *slot; /* whose reply this is, complete but for that; NULL: a message, whose body lies behind this */
+    uint16_t op;
+    uint32_t size;
+};
 struct tpc_slot {
     struct tp_thread thread; /* first: tp_thread_self hands out a pointer to it */
     _Atomic uint32_t state;  /* enum tpc_slot_state; DONE releases *reply to the waiting thread */
     _Atomic bool expects;    /* a reply may come; whoever exchanges it to false is the one to deliver */
     _Atomic bool gated;      /* the reply is here but waits for downloads */
     bool listed;             /* under sleepers_lock */
-    uint64_t need;           /* under transfers: downloads that must be complete before the reply counts */
+    struct tpc_held held;    /* the reply while it is gated */
     struct tp_reply *reply;
     struct tpc_slot *next, *previous; /* sleepers list */
-    struct tpc_slot *next_gated;
-    struct tpc_slot *next_free; /* under threads.lock */
+    struct tpc_slot *next_free;       /* under threads.lock */
 };
 struct tpc_slot *tpc_slot_self(void);
 struct tpc_slot *tpc_slot_find(uint32_t number); /* NULL: no thread ever had that number */
@@ -120,7 +128,10 @@ struct tp_conn {
     struct tpc_upload *uploads, *uploads_end; /* in commit order; not yet wholly sent */
     struct tpc_upload *dealing;               /* first with bytes not yet dealt to a data connection */
     struct tpc_download *downloads, *downloads_end;
-    struct tpc_slot *gated;
+    struct tpc_held *held, **held_end; /* in the order of their frames, which is that of their counts */
+    uint64_t counted;                  /* by the last frame that completes: counts do not go back */
+    size_t held_bytes;                 /* of messages */
+    bool releasing;                    /* a thread lets frames go, one after the other */
     uint32_t cancelled;
     uint64_t landed;        /* downloads 1 … landed in the order of hand-overs are complete */
     uint64_t *landed_ahead; /* complete beyond `landed`, unordered */
@@ -186,9 +197,20 @@ void tpc_wake_listener(struct tp_conn *conn);
 void tpc_nudge_listener(struct tp_conn *conn); /* if something is outstanding that nobody reads for */
 void tpc_wake_all_callers(struct tp_conn *conn);
 
+/* Hands a message to its handler. */
+void tpc_take_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size);
+
+/* held.c */
+/* Frames that complete, in their order. True: it is delivered, or handled, here with the last of the downloads that it counts.
+ * False: that is for the caller to do now, after loss too. A count that cannot be loses the connection. Holds receive. */
+bool tpc_hold_reply(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers);
+bool tpc_hold_message(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body);
+/* Lets go what has waited long enough, everything after loss. Under transfers, which is dropped meanwhile. */
+void tpc_release(struct tp_conn *conn);
+
 /* transfers.c */
-/* Delivers the slot's reply, now or with the last of the downloads that it must wait for; false: an impossible count. */
-bool tpc_gate(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers);
+/* Whether so many downloads have arrived or may yet: no more than were asked for. Under transfers. */
+bool tpc_can_land(const struct tp_conn *conn, uint64_t transfers);
 /* After loss: once it returns, nobody writes into memory that downloads were to go to. */
 void tpc_quiesce(struct tp_conn *conn);
 /* A piece of a chunk is about to be received: where to (NULL: nowhere). False when it does not fit its transfer. After true,
@@ -199,7 +221,6 @@ bool tpc_piece_end(struct tp_conn *conn, struct tpc_download *download, size_t r
 bool tpc_chunk_out(struct tp_conn *conn, struct tpc_upload **upload, struct tp_chunk *chunk,
                    const unsigned char **payload);
 void tpc_chunk_sent(struct tp_conn *conn, struct tpc_upload *upload, size_t size);
-bool tpc_host_write(struct tp_conn *conn, const unsigned char *body, size_t size);
 void tpc_wake_transfers(struct tp_conn *conn);
 
 /* data.c */

@@ -21,12 +21,10 @@
 #define LINGER 20u
 #define RECEIVE_PIECE (64u << 10) /* keeps the touched part of the input buffer small */
 
-static tp_message_handler *_Atomic handlers[16];
+static tp_message_handler *_Atomic message_handler;
 
-void tp_on_message(uint16_t op, tp_message_handler *handler) {
-    if (op < sizeof handlers / sizeof *handlers) {
-        atomic_store_explicit(&handlers[op], handler, memory_order_release);
-    }
+void tp_on_message(tp_message_handler *handler) {
+    atomic_store_explicit(&message_handler, handler, memory_order_release);
 }
 
 void tpc_deliver(struct tpc_slot *slot, uint32_t state) {
@@ -80,28 +78,15 @@ static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame,
         }
     }
     memcpy(reply->body, body, size);
-    if (!tpc_gate(conn, slot, frame->transfers)) {
-        tpc_lose(conn, TP_ERROR_PROTOCOL, "a reply counts %llu transfers, more than were asked for",
-                 (unsigned long long)frame->transfers);
-        tpc_deliver(slot, TPC_LOST);
+    if (!(frame->flags & TP_FRAME_COMPLETES) || !tpc_hold_reply(conn, slot, frame->transfers)) {
+        tpc_deliver(slot, tpc_is_lost(conn) ? TPC_LOST : TPC_DONE);
     }
 }
 
-static void take_message(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body,
-                         uint32_t size) {
-    if (frame->op == TP_OP_HOST_WRITE) {
-        if (!tpc_host_write(conn, body, size)) {
-            tpc_lose(conn, TP_ERROR_PROTOCOL, "a host write that does not fit the transfer it names");
-        }
-        return;
-    }
-    tp_message_handler *handler = frame->op < sizeof handlers / sizeof *handlers
-                                      ? atomic_load_explicit(&handlers[frame->op], memory_order_acquire)
-                                      : NULL;
-    if (handler) {
-        handler(frame, body, size);
-    } else {
-        tp_log(TP_WARN, "A message with operation %u from the worker is dropped: nothing here handles it", frame->op);
+void tpc_take_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size) {
+    tp_message_handler *handler = atomic_load_explicit(&message_handler, memory_order_acquire);
+    if (!handler || !handler(op, body, size)) {
+        tpc_lose(conn, TP_ERROR_PROTOCOL, "a message with number %u and %zu bytes that cannot be", op, size);
     }
 }
 
@@ -122,8 +107,8 @@ static void take_frames(struct tp_conn *conn) {
         uint32_t body_size = frame.size - (uint32_t)sizeof frame;
         if (frame.flags & TP_FRAME_REPLY) {
             take_reply(conn, &frame, at + sizeof frame, body_size);
-        } else {
-            take_message(conn, &frame, at + sizeof frame, body_size);
+        } else if (!(frame.flags & TP_FRAME_COMPLETES) || !tpc_hold_message(conn, &frame, at + sizeof frame)) {
+            tpc_take_message(conn, frame.op, at + sizeof frame, body_size);
         }
     }
 }

@@ -52,17 +52,17 @@ TP_EXPORT void tp_commit(struct tp_conn *conn);
 TP_EXPORT uint64_t tp_transfer_next(struct tp_conn *conn);
 TP_EXPORT void tp_commit_upload(struct tp_conn *conn, uint64_t number, const void *source, size_t size);
 /* Announces, between reserve and commit, that transfer `number` will arrive and may write exactly [destination,
- * destination+size): as chunks on the data connections or as one HOST_WRITE message. */
+ * destination+size): as chunks on the data connections or by tp_download_written. */
 TP_EXPORT void tp_expect_download(struct tp_conn *conn, uint64_t number, void *destination, size_t size);
 
 /* Waits until the bytes of an upload may be reused (they are in the kernel's hands), or the connection is lost. */
 TP_EXPORT enum tp_status tp_upload_wait(struct tp_conn *conn, uint64_t number);
 /* Waits until every upload that reads from, and (downloads) every transfer that writes to, [start, start+size) is done. */
 TP_EXPORT enum tp_status tp_transfers_touching_wait(struct tp_conn *conn, const void *start, size_t size);
-/* Waits until so many downloads have arrived as a frame of the worker counts (tp_reply_frame.transfers). */
-TP_EXPORT enum tp_status tp_downloads_wait(struct tp_conn *conn, uint64_t transfers);
 /* True if a download that was expected into [start, start+size) has not arrived yet. */
 TP_EXPORT bool tp_download_pending(struct tp_conn *conn, const void *start, size_t size);
+/* Ends an expected download whose bytes came by another way than the data connections; false when they do not fit it. */
+TP_EXPORT bool tp_download_written(struct tp_conn *conn, uint64_t number, const void *data, size_t size);
 /* Forgets an expected download that will never arrive (its call failed). */
 TP_EXPORT void tp_download_cancel(struct tp_conn *conn, uint64_t number);
 
@@ -94,8 +94,8 @@ struct tp_reply {
     uint64_t number;     /* of the call among the frames of this connection, from 1 */
     unsigned char inline_body[512];
 };
-/* Commits the reserved frame as a call, sends everything pending, waits for the reply (spinning briefly first), and for as
- * many downloads as the reply says were handed over before it. `what` is the API function, for the round-trip statistics.
+/* Commits the reserved frame as a call, sends everything pending, waits for the reply (spinning briefly first), and, if it
+ * says that something is complete, for the downloads that were handed over before it. `what` is the API function, for the round-trip statistics.
  * On TP_OK the reply must be freed. */
 TP_EXPORT enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_reply *reply);
 TP_EXPORT void tp_reply_free(struct tp_reply *reply);
@@ -105,10 +105,11 @@ TP_EXPORT uint64_t tp_frames(const struct tp_conn *conn);
 TP_EXPORT void tp_flush(struct tp_conn *conn);
 
 /* ---- messages from the session that answer no call ----
- * Called on a thread of the connection, or on a waiting caller's thread; must not call the connection except tp_reserve and
- * tp_commit. HOST_WRITE (see tp_expect_download) never reaches the handlers. */
-typedef void tp_message_handler(const struct tp_reply_frame *frame, const unsigned char *body, size_t size);
-TP_EXPORT void tp_on_message(uint16_t op, tp_message_handler *handler);
+ * Called on a thread of the connection, or on a waiting caller's thread; must not sleep, and of the connection may call only
+ * tp_reserve, tp_commit, tp_listen and what ends downloads. A message that says that something is complete comes behind the
+ * downloads that were handed over before it, or when the connection is lost. False: it cannot be, which ends the connection. */
+typedef bool tp_message_handler(uint16_t op, const unsigned char *body, size_t size);
+TP_EXPORT void tp_on_message(tp_message_handler *handler);
 /* Tells the connection that messages or downloads may come that nobody waits for, so that its own thread must listen:
  * +1 when such a thing becomes outstanding, -1 when it is done. Expected downloads count by themselves. */
 TP_EXPORT void tp_listen(struct tp_conn *conn, int delta);

@@ -209,23 +209,7 @@ static bool land(struct tp_conn *conn, uint32_t handed) {
     return true;
 }
 
-/* Replies whose downloads have landed. Under transfers. */
-static void open_gates(struct tp_conn *conn) {
-    struct tpc_slot **link = &conn->gated;
-    bool lost = tpc_is_lost(conn);
-    while (*link) {
-        struct tpc_slot *slot = *link;
-        if (lost || slot->need <= conn->landed) {
-            *link = slot->next_gated;
-            tpc_deliver(slot, lost ? TPC_LOST : TPC_DONE);
-        } else {
-            link = &slot->next_gated;
-        }
-    }
-}
-
-/* Whether so many downloads have arrived or may yet: no more than were asked for. Under transfers. */
-static bool can_land(const struct tp_conn *conn, uint64_t transfers) {
+bool tpc_can_land(const struct tp_conn *conn, uint64_t transfers) {
     uint64_t outstanding = conn->landed_ahead_count;
     if (transfers <= conn->landed) {
         return true;
@@ -234,30 +218,6 @@ static bool can_land(const struct tp_conn *conn, uint64_t transfers) {
         outstanding++;
     }
     return transfers - conn->landed <= outstanding;
-}
-
-bool tpc_gate(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers) {
-    bool possible = true, now = false;
-    tp_lock_take(&conn->transfers);
-    if (transfers <= conn->landed) {
-        now = true;
-    } else {
-        possible = can_land(conn, transfers);
-        if (possible) {
-            slot->need = transfers;
-            slot->next_gated = conn->gated;
-            conn->gated = slot;
-            tpc_gated(slot);
-            if (tpc_is_lost(conn)) {
-                open_gates(conn);
-            }
-        }
-    }
-    tp_lock_drop(&conn->transfers);
-    if (now) {
-        tpc_deliver(slot, TPC_DONE);
-    }
-    return possible;
 }
 
 bool tpc_piece_begin(struct tp_conn *conn, const struct tp_chunk *chunk, struct tpc_download **out,
@@ -286,7 +246,7 @@ bool tpc_piece_end(struct tp_conn *conn, struct tpc_download *d, size_t received
     if (done) {
         good = land(conn, d->handed);
         forget(conn, d);
-        open_gates(conn);
+        tpc_release(conn);
     }
     tp_lock_drop(&conn->transfers);
     if (done) {
@@ -295,17 +255,10 @@ bool tpc_piece_end(struct tp_conn *conn, struct tpc_download *d, size_t received
     return good;
 }
 
-bool tpc_host_write(struct tp_conn *conn, const unsigned char *body, size_t size) {
-    struct tp_cursor c = tp_cursor_make((void *)(uintptr_t)body, size);
-    uint64_t number = tp_get_u64(&c);
-    size_t bytes;
-    const void *data = tp_get_bytes(&c, &bytes);
-    if (c.bad) {
-        return false;
-    }
+bool tp_download_written(struct tp_conn *conn, uint64_t number, const void *data, size_t size) {
     tp_lock_take(&conn->transfers);
     struct tpc_download *d = find(conn, number);
-    bool good = d && d->size == bytes && d->received == 0 && !d->busy && !d->handed;
+    bool good = d && d->size == size && d->received == 0 && !d->busy && !d->handed;
     unsigned char *destination = good && !d->cancelled ? d->destination : NULL;
     if (good) {
         d->busy++;
@@ -314,8 +267,8 @@ bool tpc_host_write(struct tp_conn *conn, const unsigned char *body, size_t size
     if (!good) {
         return false;
     }
-    if (destination && bytes) {
-        memcpy(destination, data, bytes);
+    if (destination && size) {
+        memcpy(destination, data, size);
     }
     tp_lock_take(&conn->transfers);
     d->busy--;
@@ -366,18 +319,15 @@ static bool touching(const struct tp_conn *conn, const void *start, size_t size)
     return false;
 }
 
-/* What a thread waits for: an upload, so many downloads, or (both 0) everything that touches the range. */
+/* What a thread waits for: an upload, or (0) everything that touches the range. */
 struct wanted {
-    uint64_t upload, landed;
+    uint64_t upload;
     const void *start;
     size_t size;
 };
 
 static bool is_pending(struct tp_conn *conn, const struct wanted *wanted) {
-    if (wanted->upload) {
-        return upload_pending(conn, wanted->upload);
-    }
-    return wanted->landed ? wanted->landed > conn->landed : touching(conn, wanted->start, wanted->size);
+    return wanted->upload ? upload_pending(conn, wanted->upload) : touching(conn, wanted->start, wanted->size);
 }
 
 static enum tp_status wait_for(struct tp_conn *conn, struct wanted wanted) {
@@ -417,17 +367,6 @@ enum tp_status tp_transfers_touching_wait(struct tp_conn *conn, const void *star
     return wait_for(conn, (struct wanted){.start = start, .size = size});
 }
 
-enum tp_status tp_downloads_wait(struct tp_conn *conn, uint64_t transfers) {
-    tp_lock_take(&conn->transfers);
-    bool possible = can_land(conn, transfers), now = transfers <= conn->landed;
-    tp_lock_drop(&conn->transfers);
-    if (!possible) {
-        tpc_lose(conn, TP_ERROR_PROTOCOL, "a message counts %llu transfers, more than were asked for",
-                 (unsigned long long)transfers);
-    }
-    return now ? TP_OK : wait_for(conn, (struct wanted){.landed = transfers});
-}
-
 void tpc_quiesce(struct tp_conn *conn) {
     tp_lock_take(&conn->transfers);
     for (struct tpc_download *d = conn->downloads; d; d = d->next) { /* no record leaves the list after loss */
@@ -442,7 +381,7 @@ void tpc_quiesce(struct tp_conn *conn) {
 void tpc_wake_transfers(struct tp_conn *conn) {
     tpc_quiesce(conn);
     tp_lock_take(&conn->transfers);
-    open_gates(conn);
+    tpc_release(conn);
     tp_lock_drop(&conn->transfers);
     wake_waiters(conn);
     atomic_fetch_add_explicit(&conn->upload_news, 1, memory_order_seq_cst);

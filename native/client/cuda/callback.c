@@ -1,12 +1,14 @@
 /*
  * Host functions: the worker's stream has come to one, this process runs it, the stream goes on.
  *
- * A message arrives on a thread of the connection, which may not run strangers' code: it only queues a token, and one thread
- * of our own, made with the first host function, runs them in the order of arrival. The list is guarded by a lock that is not
+ * A message arrives on a thread of the connection, when what stands before the function has come, too. That thread may not run
+ * strangers' code: it only queues a token, and one thread of our own, made with the first host function, runs them in the
+ * order of arrival. The list is guarded by a lock that is not
  * held while a function runs. Host functions of graphs and destructors of user objects stay until the worker says that they
  * were needed for the last time. CUDA calls from inside a host function are not permitted: the thread has a context that says so.
  */
 #include "tpc_graph.h"
+#include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
 #include <pthread.h>
@@ -20,7 +22,7 @@ struct call {
     CUstreamCallback callback; /* of cuStreamAddCallback, instead */
     CUstream stream;
     void *user;
-    uint64_t after;  /* downloads that stand before it in its stream, and others */
+    bool lost;       /* what stands before it may never come: the connection is gone */
     bool lasting;    /* called any number of times, until the worker says that it was the last */
     uint64_t object; /* of a user object: its destructor runs then */
     bool silent;     /* nobody waits for this call */
@@ -34,11 +36,11 @@ static uint64_t last_token;
 static bool running;
 
 static void run(struct call *call) {
-    bool lost = tp_downloads_wait(tpc_conn, call->after) != TP_OK;
     if (call->callback) {
-        CUresult status = lost ? tpc_lost() : (CUresult)atomic_load(&tpc_sticky_error);
+        CUresult status = call->lost ? tpc_lost() : (CUresult)atomic_load(&tpc_sticky_error);
         call->callback(call->stream, status, call->user);
-    } else if (!lost || call->silent) { /* as where a context is broken: a function is not called, a callback is told */
+    } else if (!call->lost ||
+               call->silent) { /* as where a context is broken: a function is not called, a callback is told */
         call->function(call->user);
     }
     if (!call->silent) {
@@ -76,54 +78,73 @@ static void *runner(void *unused) {
     return NULL;
 }
 
-/* Puts the call that the message is about among those to run; returns one that is over. Under the lock. */
-static struct call *arrived(struct call **at, bool last, uint64_t transfers) {
-    struct call *call = *at, *due = call;
-    if (call->lasting && !last) {
-        due = malloc(sizeof *due);
-        if (!due) {
-            tp_log(TP_ERROR, "no memory to run a host function of a graph: the graph stands still");
-            return NULL;
-        }
-        *due = *call;
-    } else {
-        *at = call->next;
-        if (call->lasting && !call->object) {
-            return call;
-        }
-        if (call->object) {
-            tpc_unmint(TPG_USEROBJECT, call->object);
-            call->lasting = false;
-            call->silent = true;
-        }
+/* Under the lock. */
+static struct call **place_of(uint64_t token) {
+    struct call **at = &waiting;
+    while (*at && (*at)->token != token) {
+        at = &(*at)->next;
     }
-    due->after = transfers;
-    due->next = NULL;
-    *ready_end = due;
-    ready_end = &due->next;
-    return NULL;
+    return at;
 }
 
-void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
-    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);
-    uint64_t token = tp_get_u64(&c);
-    bool last = tp_get_u64(&c) != 0;
-    struct call *ended = NULL;
-    tpc_watch_doubt(); /* what stands before the function in its stream is complete */
+static struct call *take_out(uint64_t token) {
     tp_lock_take(&lock);
-    for (struct call **at = &waiting; *at; at = &(*at)->next) {
-        if ((*at)->token == token) {
-            ended = arrived(at, last, frame->transfers);
-            break;
-        }
+    struct call **at = place_of(token), *call = *at;
+    if (call) {
+        *at = call->next;
     }
     tp_lock_drop(&lock);
-    if (ended) {
-        free(ended);
-        tp_listen(tpc_conn, -1);
-    }
+    return call;
+}
+
+static void make_ready(struct call *call) {
+    call->lost = !tp_alive(tpc_conn);
+    call->next = NULL;
+    tp_lock_take(&lock);
+    *ready_end = call;
+    ready_end = &call->next;
+    tp_lock_drop(&lock);
     atomic_fetch_add(&ready_count, 1);
     tp_futex_wake(&ready_count, 1);
+}
+
+bool tpc_on_callback(const struct tpg_callback_in *in) {
+    struct call *due = NULL;
+    bool lasting = false;
+    tpc_watch_doubt(); /* what stands before the function in its stream is complete */
+    tp_lock_take(&lock);
+    struct call **at = place_of(in->token), *call = *at;
+    if (call && call->lasting) {
+        lasting = true;
+        due = malloc(sizeof *due);
+        if (due) {
+            *due = *call;
+        }
+    } else if (call) {
+        *at = call->next;
+        due = call;
+    }
+    tp_lock_drop(&lock);
+    if (due) {
+        make_ready(due);
+    } else if (lasting) {
+        tp_log(TP_ERROR, "no memory to run a host function of a graph: the graph stands still");
+    }
+    return true;
+}
+
+bool tpc_on_callback_over(const struct tpg_callback_over_in *in) {
+    struct call *call = take_out(in->token);
+    if (call && call->object) { /* the destructor runs now */
+        tpc_unmint(TPG_USEROBJECT, call->object);
+        call->lasting = false;
+        call->silent = true;
+        make_ready(call);
+    } else if (call) {
+        free(call);
+        tp_listen(tpc_conn, -1);
+    }
+    return true;
 }
 
 /* The runner blocks every signal: handlers belong to the program's threads. */
@@ -156,18 +177,9 @@ static bool enlist(struct call *call) {
 
 /* Takes back what the worker has refused and will never ask for. */
 void tpc_host_refused(uint64_t token) {
-    struct call *found = NULL;
-    tp_lock_take(&lock);
-    for (struct call **at = &waiting; *at; at = &(*at)->next) {
-        if ((*at)->token == token) {
-            found = *at;
-            *at = found->next;
-            break;
-        }
-    }
-    tp_lock_drop(&lock);
-    if (found) {
-        free(found);
+    struct call *call = take_out(token);
+    if (call) {
+        free(call);
         tp_listen(tpc_conn, -1);
     }
 }

@@ -8,10 +8,10 @@
  */
 #include "tpc_graph.h"
 #include "tpc_memory.h"
+#include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
-#include <tp_messages.h>
 
 bool tpc_is_pinned(const void *memory, size_t size) {
     struct tpc_range range;
@@ -223,21 +223,18 @@ static CUresult download_bulk(const char *name, void *destination, const struct 
 }
 
 /* The session could not make a download that was posted: its error comes as a notice, its bytes never. */
-static void on_download_ended(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
-    uint64_t number = 0;
-    (void)frame;
-    if (size >= sizeof number) {
-        memcpy(&number, body, sizeof number);
-        tp_download_cancel(tpc_conn, number);
-    }
+bool tpc_on_download_ended(const struct tpg_download_ended_in *in) {
+    tp_download_cancel(tpc_conn, in->transfer);
+    return true;
+}
+
+/* The bytes of a small one. */
+bool tpc_on_host_write(const struct tpg_host_write_in *in) {
+    return tp_download_written(tpc_conn, in->transfer, in->data, in->data_size);
 }
 
 CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
     size_t size = area->width * area->height;
-    static _Atomic bool listening;
-    if (!atomic_exchange(&listening, true)) {
-        tp_on_message(TP_OP_DOWNLOAD_ENDED, on_download_ended);
-    }
     if (size > TP_INLINE_MAX && tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     }

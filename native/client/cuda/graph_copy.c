@@ -15,12 +15,11 @@
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
-#include <tp_messages.h>
+#include <tp_memory.h>
 
 #define FEW 16u          /* names for the nodes of a graph: usually it has fewer copies */
 #define ALIVE_MAX 65536u /* buffers: all of them are named to the worker in one frame */
 #define PIECES_MAX 1024u /* parts of the program's memory that a download writes: each is a transfer of its own */
-enum { AFTER_DOWNLOAD = 1, AFTER_HOST = 2, INSIDE = 4 }; /* as in the session's tpw_graph.h */
 
 struct tpc_host_copy {
     struct tpc_host_copy *next;
@@ -246,8 +245,8 @@ static CUresult in_order(const char *name, const struct copies *copies, const un
         const struct tpc_host_copy *copy = copies->list[i].copy;
         unsigned int order;
         memcpy(&order, orders + i, sizeof order);
-        wrong = copy->up && (order & AFTER_HOST);
-        for (size_t j = 0; copy->up && (order & AFTER_DOWNLOAD) && j < copies->count && !wrong; j++) {
+        wrong = copy->up && (order & TP_AFTER_HOST);
+        for (size_t j = 0; copy->up && (order & TP_AFTER_DOWNLOAD) && j < copies->count && !wrong; j++) {
             const struct tpc_host_copy *other = copies->list[j].copy;
             wrong = !other->up && meet(&copy->side, &other->side);
         }
@@ -301,7 +300,7 @@ static CUresult make_list(const char *name, const struct tpg_graph_copies_out *o
         memcpy(&address, out->addresses + i, sizeof address);
         memcpy(&entry->node, out->nodes + i, sizeof entry->node);
         memcpy(&order, out->orders + i, sizeof order);
-        entry->inside = (order & INSIDE) != 0;
+        entry->inside = (order & TP_INSIDE) != 0;
         entry->copy = hold(address);
         if (!entry->copy) { /* its last graph ends in another thread */
             copies_free(copies);

@@ -11,19 +11,15 @@
  */
 #include "tpc_graph.h"
 #include "tpc_memory.h"
+#include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <tp_messages.h>
+#include <tp_memory.h>
 #include <tp_segment.h>
 #include <unistd.h>
-
-#define TWIN_MAX (64u << 10)
-#define WORD                                                                                                           \
-    4u /* both sides send whole words of this size: neighbours that the other side may write stay untouched   \
-                 */
 
 _Atomic int tpc_twins;
 /* Never held across a call: the thread that waits for a reply takes in what kernels wrote. */
@@ -36,7 +32,7 @@ static struct tpc_host *twins;
 /* ---- coherence ---- */
 
 static uint64_t word_size(const struct tpc_host *host, uint64_t offset) {
-    return host->size - offset < WORD ? host->size - offset : WORD;
+    return host->size - offset < TP_TWIN_WORD ? host->size - offset : TP_TWIN_WORD;
 }
 
 static bool word_changed(const struct tpc_host *host, uint64_t offset) {
@@ -51,9 +47,9 @@ static uint64_t next_run(struct tpc_host *host, uint64_t *offset, unsigned char 
         at = host->size; /* as before most launches */
     }
     while (at < host->size && !word_changed(host, at)) {
-        at += WORD;
+        at += TP_TWIN_WORD;
     }
-    for (begin = at; word_changed(host, at); at += WORD) {
+    for (begin = at; word_changed(host, at); at += TP_TWIN_WORD) {
         memcpy(host->shadow + at, host->memory + at, word_size(host, at));
     }
     uint64_t end = at < host->size ? at : host->size;
@@ -67,7 +63,7 @@ static uint64_t next_run(struct tpc_host *host, uint64_t *offset, unsigned char 
 }
 
 void tpc_twins_push(void) {
-    static unsigned char copy[TWIN_MAX];
+    static unsigned char copy[TP_TWIN_MAX];
     tp_lock_take(&pushing);
     tp_lock_take(&lock);
     struct tpc_host *host = twins;
@@ -84,24 +80,18 @@ void tpc_twins_push(void) {
 }
 
 /* The session sends what kernels wrote before the reply that ends a wait. */
-static void on_twin_write(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
-    struct tpg_host_twin_write_in in;
-    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);
-    (void)frame;
-    tpg_get_host_twin_write_in(&c, &in);
-    if (c.bad) {
-        return;
-    }
+bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
     tp_lock_take(&lock);
     for (struct tpc_host *host = twins; host; host = host->next) {
-        uint64_t offset = in.address - host->twin;
-        if (in.address >= host->twin && offset <= host->size && in.data_size <= host->size - offset) {
-            memcpy(host->memory + offset, in.data, in.data_size);
-            memcpy(host->shadow + offset, in.data, in.data_size);
+        uint64_t offset = in->address - host->twin;
+        if (in->address >= host->twin && offset <= host->size && in->data_size <= host->size - offset) {
+            memcpy(host->memory + offset, in->data, in->data_size);
+            memcpy(host->shadow + offset, in->data, in->data_size);
             break;
         }
     }
     tp_lock_drop(&lock);
+    return true; /* of one that has ended here, what is still on its way says nothing */
 }
 
 /* ---- twins ---- */
@@ -112,7 +102,6 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     struct tpg_host_twin_in in = {.size = range->size};
     struct tpg_host_twin_out answer = {0};
     struct tp_reply reply;
-    tp_on_message(TP_OP_TWIN_WRITE, on_twin_write);
     CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer, &reply);
     tp_reply_free(&reply);
     if (result != CUDA_SUCCESS) {
@@ -158,13 +147,13 @@ CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out) {
         return CUDA_SUCCESS;
     }
     struct tpc_host *host = range.detail;
-    if (!range.device_address && range.size > TWIN_MAX) {
+    if (!range.device_address && range.size > TP_TWIN_MAX) {
         tp_log(
             TP_ERROR,
             "the device address of %llu bytes of pinned host memory was asked for: outside the shared segment kernels "
             "reach at most %u bytes of one allocation; over shared memory, what cuMemHostAlloc gives lies inside it "
             "while its arena has room",
-            (unsigned long long)range.size, TWIN_MAX);
+            (unsigned long long)range.size, TP_TWIN_MAX);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     CUresult result = range.device_address ? CUDA_SUCCESS : make_twin(&range, host);

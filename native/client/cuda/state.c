@@ -8,6 +8,7 @@
 #include "tpc.h"
 
 #include "tpc_local.h"
+#include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
 #include <pthread.h>
@@ -62,19 +63,12 @@ static void after_fork(void) {
     atomic_store(&tpc_state, TPC_BEFORE_INIT);
 }
 
-static void on_notice(const struct tp_reply_frame *frame, const unsigned char *body, size_t size) {
-    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);
-    int error = tp_get_i32(&c);
-    uint32_t op = tp_get_u32(&c);
-    uint64_t number = tp_get_u64(&c);
-    (void)frame;
-    if (!c.bad) {
-        const char *name = tpg_cuda_error_name(error);
-        tp_log(TP_WARN,
-               "%s (frame %llu) failed on the worker with error %d (%s); the next call that may report it will",
-               tpg_op_name((uint16_t)op), (unsigned long long)number, error, name ? name : "unknown");
-        tpc_note_failure();
-    }
+bool tpc_on_notice(const struct tpg_notice_in *in) {
+    const char *name = tpg_cuda_error_name(in->error);
+    tp_log(TP_WARN, "%s (frame %llu) failed on the worker with error %d (%s); the next call that may report it will",
+           tpg_op_name((uint16_t)in->op), (unsigned long long)in->frame, in->error, name ? name : "unknown");
+    tpc_note_failure();
+    return true;
 }
 
 static CUresult status_error(enum tp_status status) {
@@ -116,8 +110,7 @@ CUresult tpc_start(void) {
         tpc_strict = tp_switch("TF_STRICT");
         pthread_atfork(NULL, NULL, after_fork);
         tp_on_loss(on_loss);
-        tp_on_message(TP_OP_NOTICE, on_notice);
-        tp_on_message(TP_OP_CALLBACK, tpc_on_callback);
+        tp_on_message(tpc_take_message);
         tpc_conn = tp_connection(&status);
         start_error = tpc_conn ? ask_worker() : status_error(status);
         started = true;

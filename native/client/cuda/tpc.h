@@ -167,7 +167,6 @@ void tpc_note_failure(void);
  * are short again. After an error the next call has to say so. */
 uint32_t tpc_failures(void);
 void tpc_waited(uint32_t before, CUresult result);
-void tpc_on_callback(const struct tp_reply_frame *frame, const unsigned char *body, size_t size);
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
  * needs no round trip. */
 void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);

@@ -26,6 +26,8 @@ def outputs(model: Model) -> dict[str, str]:
         "tpg_cuda_stubs.c": emit_client.stubs(model, cuda),
         "tpg_nvml_exports.c": emit_client.exports(model, nvml),
         "tpg_nvml_stubs.c": emit_client.stubs(model, nvml),
+        "tpg_cuda_messages.h": emit_client.messages_header(cuda),
+        "tpg_cuda_messages.c": emit_client.messages(cuda),
         "tpg_cuda_send.h": emit_client.operations(model, cuda),
         "tpg_nvml_send.h": emit_client.operations(model, nvml),
         "libcuda.map": emit_client.version_script(cuda),

@@ -36,6 +36,13 @@ the roles:
 ``"name K"``/``"name? K"``      the handle itself: of that kind, or refused; what it stands for is looked up by hand
 
 ``names K`` is an array of those.
+
+``message`` declares what the session sends without being asked, with fields like those of an ``op``: the session sends
+it with a generated ``tpg_send_<name>``, the client takes it with a hand-written ``tpc_on_<name>``.
+
+``completes=True`` on a call, an op or a message says that it may tell the client that work of the GPU is complete.
+Then the session looks first for what else is complete and has not left yet, and the client holds the frame until the
+transfers that it counts have landed. All other frames are news, which nothing holds.
 """
 
 from __future__ import annotations
@@ -58,6 +65,7 @@ class Line:
     anytime: bool = False  # may be called before initialisation
     implicit: bool = False  # is given the default stream first, and its own stream parameters as they were passed
     reports: bool = False  # may report a deferred error of earlier posts
+    completes: bool = False  # its reply, or the message itself, may say that work of the GPU is complete
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
@@ -78,6 +86,7 @@ def call(
     *,
     session: str = "driver",
     reports: bool = False,
+    completes: bool = False,
     contextless: bool = False,
     after_loss: str = "",
     **roles: str,
@@ -89,6 +98,7 @@ def call(
         roles,
         session=session,
         reports=reports,
+        completes=completes,
         contextless=contextless,
         after_loss=after_loss,
         place=_place(),
@@ -157,6 +167,7 @@ def op(
     /,
     *,
     reports: bool = False,
+    completes: bool = False,
     contextless: bool = False,
     out: dict[str, str] | None = None,
     **fields: str,
@@ -168,4 +179,18 @@ def op(
     roles = dict(fields)
     for key, value in (out or {}).items():
         roles["out " + key] = value
-    return Line(name, "op-" + kind, roles, session="hand", reports=reports, contextless=contextless, place=_place())
+    return Line(
+        name,
+        "op-" + kind,
+        roles,
+        session="hand",
+        reports=reports,
+        completes=completes,
+        contextless=contextless,
+        place=_place(),
+    )
+
+
+def message(name: str, /, *, completes: bool = False, **fields: str) -> Line:
+    """What the session tells the client without being asked."""
+    return Line(name, "message", fields, completes=completes, place=_place())

@@ -306,10 +306,47 @@ def _sender(prefix: str, result: str, op: Op) -> list[str]:
     return [*body, "    return result;", "}"]
 
 
+def messages_header(api: Api) -> str:
+    """tpg_<api>_messages.h: what takes each message of the session, by hand; false for one that cannot be."""
+    prefix = PREFIX[api.name]
+    guard = f"TPG_{api.name.upper()}_MESSAGES_H"
+    lines = [NOTE, f"#ifndef {guard}", f"#define {guard}", "#include <tp_conn.h>", '#include "tpg_ops.h"']
+    lines += [f"bool {prefix}_on_{op.name}(const struct tpg_{op.name}_in *in);" for op in api.messages]
+    lines += ["/* Decodes a message and hands it to its function: for tp_on_message. */"]
+    lines += [f"bool {prefix}_take_message(uint16_t op, const unsigned char *body, size_t size);", "#endif", ""]
+    return "\n".join(lines)
+
+
+def messages(api: Api) -> str:
+    """tpg_<api>_messages.c: from the bytes of a message to the function that takes it."""
+    prefix = PREFIX[api.name]
+    lines = [NOTE, f'#include "tpg_{api.name}_messages.h"']
+    lines += [f"bool {prefix}_take_message(uint16_t op, const unsigned char *body, size_t size) {{"]
+    lines += ["    struct tp_cursor c = tp_cursor_make((unsigned char *)(uintptr_t)body, size);", "    switch (op) {"]
+    for op in api.messages:
+        lines += [
+            f"    case TPG_OP_{op.name}: {{",
+            f"        struct tpg_{op.name}_in in;",
+            f"        tpg_get_{op.name}_in(&c, &in);",
+            f"        return !c.bad && !c.left && {prefix}_on_{op.name}(&in);",
+            "    }",
+        ]
+    return "\n".join([*lines, "    default: return false;", "    }", "}", ""])
+
+
 def version_script(api: Api) -> str:
     """Linker map: exactly the names of the real library. Without a version node, as the real one has none."""
     names = "".join(f"    {n};\n" for n in api.exports)
     return f"{{\n  global:\n{names}  local:\n    *;\n}};\n"
 
 
-__all__ = ["client_header", "declare", "exports", "operations", "stubs", "version_script"]
+__all__ = [
+    "client_header",
+    "declare",
+    "exports",
+    "messages",
+    "messages_header",
+    "operations",
+    "stubs",
+    "version_script",
+]

@@ -59,6 +59,9 @@ def session_header(model: Model) -> str:
     lines = [NOTE, "#ifndef TPG_SESSION_H", "#define TPG_SESSION_H", '#include "tpg_ops.h"']
     lines += ["struct tpw_session;", "struct tpw_stream;"]
     lines.append("void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame);")
+    lines.append("/* What api/ says of the answers to an operation. */")
+    lines.append("enum tpg_word { TPG_COMPLETES = 1, TPG_REPORTS = 2 };")
+    lines.append("extern const unsigned char tpg_words[TPG_OP_LIMIT];")
     for op in model.ops:
         if op.line.session == "hand":
             lines.append(f"{_hand_signature(model, op)};")
@@ -82,17 +85,25 @@ def _native_type(model: Model, item: Field) -> str:
 
 
 def answers(model: Model) -> str:
-    """tpg_answer.h: what answers a call that has outputs; operations written by hand may do so later."""
+    """tpg_answer.h: what answers a call that has outputs (operations written by hand may do so later), and messages."""
     lines = [NOTE, "#ifndef TPG_ANSWER_H", "#define TPG_ANSWER_H", '#include "tpg_ops.h"', '#include "tpw_session.h"']
     for op in model.ops:
         if op.outputs():
             lines += _answer(op)
+    for api in model.apis:
+        for op in api.messages:
+            lines += _send(op)
     return "\n".join([*lines, "#endif", ""])
 
 
 def dispatch(model: Model) -> str:
     """tpg_dispatch.c: one function for every operation, and the switch over all of them."""
     lines = [NOTE, '#include "tpg_answer.h"', '#include "tpw_nvml.h"', '#include "tpg_session.h"']
+    lines.append("const unsigned char tpg_words[TPG_OP_LIMIT] = {")
+    for op in model.ops:
+        if op.line.completes:
+            lines.append(f"    [TPG_OP_{op.name}] = TPG_COMPLETES{' | TPG_REPORTS' if op.line.reports else ''},")
+    lines.append("};")
     for api in model.apis:
         for op in api.ops:
             lines += _run(model, api, op)
@@ -143,36 +154,46 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
     else:
         assert op.prototype is not None
         body += _driver_call(api, op, op.prototype)
-    reports = "true" if op.line.reports else "false"
     if outputs:
         body += [
             "    if (frame->flags & TP_FRAME_CALL) {",
-            f"        tpg_answer_{op.name}(s, frame, tpw_report(s, error, {reports}), &out);",
+            f"        tpg_answer_{op.name}(s, frame, error, &out);",
             "    } else if (error) {",
             "        tpw_defer(s, frame, error);",
             "    }",
         ]
     else:
-        body += [
-            "    if (frame->flags & TP_FRAME_CALL) {",
-            f"        tpw_answer(s, frame, tpw_report(s, error, {reports}));",
-            "    } else if (error) {",
-            "        tpw_defer(s, frame, error);",
-            "    }",
-        ]
+        body.append("    tpw_conclude(s, frame, error);")
     return [*body, "}"]
 
 
 def _answer(op: Op) -> list[str]:
     return [
-        f"static inline void tpg_answer_{op.name}(struct tpw_session *s, const struct tp_frame *frame, int32_t result,"
+        f"static inline void tpg_answer_{op.name}(struct tpw_session *s, const struct tp_frame *frame, int32_t error,"
         f" const struct tpg_{op.name}_out *out) {{",
+        "    int32_t result = tpw_result(s, frame->op, error);",
         f"    size_t size = result ? 0 : tpg_size_{op.name}_out(out);",
-        "    unsigned char *body = tpw_reply_begin(s->link, frame->op, TP_FRAME_REPLY, frame->thread, size);",
+        "    unsigned char *body = tpw_answer_begin(s, frame->op, frame->thread, result, size);",
         "    if (body) {",
         "        struct tp_cursor r = tp_cursor_make(body, size);",
         f"        if (!result) {{ tpg_put_{op.name}_out(&r, out); }}",
         "        tpw_reply_commit(s->link, result, size);",
+        "    }",
+        "}",
+    ]
+
+
+def _send(op: Op) -> list[str]:
+    flags = "TP_FRAME_COMPLETES" if op.line.completes else "0"
+    return [
+        f"static inline void tpg_send_{op.name}(struct tpw_session *s, const struct tpg_{op.name}_in *in) {{",
+        *(["    tpw_leave(s);"] if op.line.completes else []),
+        f"    size_t size = tpg_size_{op.name}_in(in);",
+        f"    unsigned char *body = tpw_reply_begin(s->link, TPG_OP_{op.name}, {flags}, 0, size);",
+        "    if (body) {",
+        "        struct tp_cursor c = tp_cursor_make(body, size);",
+        f"        tpg_put_{op.name}_in(&c, in);",
+        "        tpw_reply_commit(s->link, 0, size);",
         "    }",
         "}",
     ]

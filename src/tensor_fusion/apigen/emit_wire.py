@@ -104,15 +104,15 @@ def _codec(op: Op, suffix: str, fields: list[Field]) -> list[str]:
 
 
 def schema_header(model: Model) -> str:
-    """tpg_schema.h: numbers of operations and kinds of handle."""
+    """tpg_schema.h: numbers of operations and messages, kinds of handle."""
     lines = [NOTE, "#ifndef TPG_SCHEMA_H", "#define TPG_SCHEMA_H", "#include <stdint.h>"]
     lines += ["enum tpg_kind {", *(f"    TPG_{k.name.upper()} = {k.number}," for k in model.kinds), "};"]
     lines += [f"#define TPG_KIND_LIMIT {max(k.number for k in model.kinds) + 1}"]
-    lines += ["enum tpg_opcode {", *(f"    TPG_OP_{o.name} = {o.number}," for o in model.ops), "};"]
-    lines += [f"#define TPG_OP_LIMIT {max(o.number for o in model.ops) + 1}"]
+    lines += ["enum tpg_opcode {", *(f"    TPG_OP_{o.name} = {o.number}," for o in model.frames), "};"]
+    lines += [f"#define TPG_OP_LIMIT {max(o.number for o in model.frames) + 1}"]
     lines += [
         "extern const unsigned char tpg_schema_hash[16];",
-        "/* Name of an operation for messages; a fixed text for numbers that are none. */",
+        "/* Name of an operation or a message for sentences; a fixed text for numbers that are none. */",
         "const char *tpg_op_name(uint16_t op);",
         "/* Name and text of a CUDA error, or NULL. */",
         "const char *tpg_cuda_error_name(int error);",
@@ -132,7 +132,7 @@ def ops_header(model: Model) -> str:
     lines += ["static inline int32_t tpg_bad_handle(uint32_t kind) {", "    switch (kind) {"]
     lines += [f"    case TPG_{k.name.upper()}: return {k.refused};" for k in model.kinds]
     lines += ["    default: return CUDA_ERROR_INVALID_HANDLE;", "    }", "}"]
-    for op in model.ops:
+    for op in model.frames:
         for suffix, fields in (("in", op.inputs()), ("out", op.outputs())):
             if fields:
                 lines += _codec(op, suffix, fields)
@@ -145,7 +145,7 @@ def tables(model: Model) -> str:
     lines = [NOTE, '#include "tpg_schema.h"', "#include <stddef.h>"]
     lines += [f'__attribute__((visibility("default"))) const unsigned char tpg_schema_hash[16] = {{{hash_bytes}}};']
     lines += ['__attribute__((visibility("default"))) const char *tpg_op_name(uint16_t op) {', "    switch (op) {"]
-    lines += [f'    case TPG_OP_{o.name}: return "{o.name}";' for o in model.ops]
+    lines += [f'    case TPG_OP_{o.name}: return "{o.name}";' for o in model.frames]
     lines += ['    default: return "unknown operation";', "    }", "}"]
     for index, what in enumerate(("name", "text")):
         lines += [
@@ -174,7 +174,7 @@ def roundtrip_test(model: Model) -> str:
         "}",
     ]
     names = []
-    for op in model.ops:
+    for op in model.frames:
         for suffix, fields in (("in", op.inputs()), ("out", op.outputs())):
             if fields:
                 names.append(f"test_{op.name}_{suffix}")

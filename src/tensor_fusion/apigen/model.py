@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import runpy
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,18 @@ from .fields import Field, check_lengths, field_of, own_field
 from .layout import DescriptionError, Kind, Types, meant, refuse
 from .snapshot import Parameter, Prototype, Snapshot
 
-FIRST_OPCODE = 16
+# Messages of the session are numbered below the operations of the client, so that one number names either.
+FIRST_MESSAGE, FIRST_OPCODE, LAST_OPCODE = 1, 16, 0xFFFF
 RESULTS = {"cuda": "CUresult", "nvml": "nvmlReturn_t"}
 
 
 @dataclass
 class Op:
-    """One operation on the wire."""
+    """One operation on the wire, or one message."""
 
     name: str
     number: int
-    kind: str  # call post pure
+    kind: str  # call post pure message
     line: Line
     fields: list[Field]
     prototype: Prototype | None  # None for operations of our own
@@ -57,13 +59,14 @@ def padding(fields: list[Field]) -> int:
 
 @dataclass
 class Api:
-    """One API: its prototypes, its lines, what it exports."""
+    """One API: its prototypes, its lines, what it exports; operations of the client and messages of the session."""
 
     name: str
     snapshot: Snapshot
     lines: dict[str, Line]
     exports: list[str]
     ops: list[Op] = field(default_factory=list)
+    messages: list[Op] = field(default_factory=list)
 
     def resolve(self, line: Line) -> Line:
         """The line that answers for an alias or twin."""
@@ -93,11 +96,20 @@ class Model:
     @property
     def ops(self) -> list[Op]:
         """All operations by number."""
-        return sorted((o for a in self.apis for o in a.ops), key=lambda o: o.number)
+        return _by_number(o for a in self.apis for o in a.ops)
+
+    @property
+    def frames(self) -> list[Op]:
+        """All operations and messages by number."""
+        return _by_number(o for a in self.apis for o in a.ops + a.messages)
+
+
+def _by_number(ops: Iterable[Op]) -> list[Op]:
+    return sorted(ops, key=lambda o: o.number)
 
 
 def load(folder: Path, *, extend_lock: bool = False) -> Model:
-    """Reads api/ at `folder`; with `extend_lock`, numbers operations that have none and writes opcodes.lock."""
+    """Reads api/ at `folder`; with `extend_lock`, numbers what has no number yet and writes the two lock files."""
     kinds = [Kind(*row) for row in _run(folder / "handles.py")["KINDS"]]
     exports = json.loads((folder / "exports.json").read_text())
     apis = []
@@ -105,14 +117,16 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
         snapshot = Snapshot.load(folder / "snapshot" / f"{name}.json")
         apis.append(Api(name, snapshot, _lines(folder / name), list(exports[name])))
     types = Types([a.snapshot for a in apis], kinds)
-    lock = _Lock(folder / "opcodes.lock", extend_lock)
+    lock = _Lock(folder / "opcodes.lock", extend_lock, FIRST_OPCODE, LAST_OPCODE)
+    told = _Lock(folder / "messages.lock", extend_lock, FIRST_MESSAGE, FIRST_OPCODE - 1)
     for api in apis:
         _check_total(api)
         for line in api.lines.values():
-            operation = _operation(api, line, types, lock)
+            operation = _operation(api, line, types, told if line.kind == "message" else lock)
             if operation:
-                api.ops.append(operation)
+                (api.messages if operation.kind == "message" else api.ops).append(operation)
     lock.save()
+    told.save()
     table = json.loads((folder / "procaddress.json").read_text())["names"]
     procaddress = {n: {f: [(int(v), s) for v, s in rows] for f, rows in flags.items()} for n, flags in table.items()}
     raw = json.loads((folder / "errors.json").read_text())["cuda"]
@@ -149,7 +163,7 @@ WORDS_OF_A_LINE = {
 
 
 def _check_total(api: Api) -> None:
-    own = {n for n, line in api.lines.items() if not line.kind.startswith("op-")}
+    own = {n for n, line in api.lines.items() if line.kind != "message" and not line.kind.startswith("op-")}
     for line in api.lines.values():
         _check_line(api, line)
     missing = sorted(set(api.exports) - own)
@@ -162,8 +176,10 @@ def _check_line(api: Api, line: Line) -> None:
         said = getattr(line, word)
         if said not in allowed:
             raise refuse(line.place, line.name, f"{word} is {said!r}, which is none of {list(allowed)}")
-    if line.kind.startswith("op-"):
-        if line.kind not in ("op-call", "op-post", "op-pure"):
+    if line.kind == "message" and api.name != "cuda":
+        raise refuse(line.place, line.name, f"only the client of the driver API takes messages, not that of {api.name}")
+    if line.kind == "message" or line.kind.startswith("op-"):
+        if line.kind not in ("message", "op-call", "op-post", "op-pure"):
             raise refuse(line.place, line.name, f"an operation is a call, a post or pure, not {line.kind[3:]!r}")
         if line.name in api.exports:
             raise refuse(line.place, line.name, "an operation of our own cannot have the name of an exported function")
@@ -186,10 +202,10 @@ def _check_line(api: Api, line: Line) -> None:
 
 
 class _Lock:
-    """opcodes.lock: one `number name` a line, append-only."""
+    """A file of one `number name` a line, append-only, with numbers from `first` to `last`."""
 
-    def __init__(self, path: Path, extend: bool) -> None:
-        self.path, self.extend, self.changed = path, extend, False
+    def __init__(self, path: Path, extend: bool, first: int, last: int) -> None:
+        self.path, self.extend, self.first, self.last, self.changed = path, extend, first, last, False
         self.numbers: dict[str, int] = {}
         if path.exists():
             for text in path.read_text().splitlines():
@@ -202,8 +218,10 @@ class _Lock:
             if not self.extend:
                 reason = f"no number in {self.path.name}; run the generator with --lock and commit it"
                 raise refuse(line.place, name, reason)
-            self.numbers[name] = max(self.numbers.values(), default=FIRST_OPCODE - 1) + 1
+            self.numbers[name] = max(self.numbers.values(), default=self.first - 1) + 1
             self.changed = True
+            if self.numbers[name] > self.last:
+                raise refuse(line.place, name, f"{self.path.name} is full, {self.last} is its last number")
         return self.numbers[name]
 
     def save(self) -> None:
@@ -224,14 +242,21 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         check_lengths(line, fields)
         fields += [Field(f.name, "outversioned", f.ctype) for f in fields if f.role == "versioned"]
         op = Op(line.name, lock.number(line), line.kind, line, fields, prototype, api.name)
-    elif line.kind.startswith("op-"):
+    elif line.kind == "message" or line.kind.startswith("op-"):
         fields = [own_field(line, name, text, types) for name, text in line.roles.items()]
-        op = Op(line.name, lock.number(line), line.kind[3:], line, fields, None, api.name)
+        op = Op(line.name, lock.number(line), line.kind.removeprefix("op-"), line, fields, None, api.name)
     else:
         return None
     written = [f.name for f in op.fields if f.is_out]
     if op.kind == "post" and written:
         raise refuse(line.place, line.name, f"a post has no reply that could bring {written[0]}")
+    named = [f.name for f in op.fields if f.role not in ("value", "bytes", "array", "string")]
+    if op.kind == "message" and named:
+        raise refuse(line.place, line.name, f"a message carries values and bytes; nothing would translate {named[0]}")
+    if op.kind in ("post", "pure") and line.completes:
+        raise refuse(line.place, line.name, f"completes=True, but a {op.kind} has no answer that could say so")
+    if line.reports and not line.completes:
+        raise refuse(line.place, line.name, "reports=True without completes=True; what reports a late error has waited")
     changed = [f.name for f in op.fields if f.role in ("new", "gone")]
     if op.kind == "pure" and changed:
         raise refuse(line.place, line.name, f"an answer that is remembered cannot make or end {changed[0]}")
@@ -243,8 +268,9 @@ def _schema(apis: list[Api], kinds: list[Kind]) -> bytes:
     digest = hashlib.sha256()
     for kind in kinds:
         digest.update(f"{kind.name} {kind.number}\n".encode())
-    for operation in sorted((o for a in apis for o in a.ops), key=lambda o: o.number):
-        digest.update(f"{operation.number} {operation.name}\n".encode())
+    for operation in _by_number(o for a in apis for o in a.ops + a.messages):
+        word = " completes" if operation.line.completes else ""
+        digest.update(f"{operation.number} {operation.name}{word}\n".encode())
         for item in operation.inputs() + operation.outputs():
             digest.update(f" {item.name} {item.role} {item.ctype} {item.size} {item.kind} {item.length}\n".encode())
     return digest.digest()[:16]

@@ -1,0 +1,21 @@
+/*
+ * What both sides must agree on about memory, beside the operations and messages of api/.
+ *
+ * Constants only. They are part of the wire format: a change of one needs a change of api/, so that the schema differs.
+ */
+#ifndef TP_MEMORY_H
+#define TP_MEMORY_H
+
+/* Mapped host memory outside a shared segment has a twin on the worker, up to this size. Each side sends whole words of what
+ * has changed: neighbours that the other side may write meanwhile stay untouched. */
+#define TP_TWIN_MAX (64u << 10)
+#define TP_TWIN_WORD 4u
+
+/* What stands before a copy of a graph between device memory and the program's own: `orders` of graph_copies. */
+enum tp_copy_order {
+    TP_AFTER_DOWNLOAD = 1, /* a copy out of the device into a buffer */
+    TP_AFTER_HOST = 2,     /* a host function */
+    TP_INSIDE = 4,         /* the node is inside the child graph that is named */
+};
+
+#endif
