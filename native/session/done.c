@@ -2,8 +2,8 @@
  * Completion by the GPU: it writes a word of the client's slot itself when a stream has come to a point, so that no process is
  * in the way of a client that waits for it.
  *
- * Executor thread only. What failed before is in the reply ring before the GPU gets the work behind it: the client looks there
- * when it sees the word. After a sticky error the word never comes; the client then asks by a call. The words lie in memory
+ * Executor thread only. What failed before is in the reply ring before the GPU, or the executor itself, writes the word: the
+ * client looks there when it sees it. After a sticky error the word never comes; the client then asks by a call. The words lie in memory
  * that the client can write: it can only end its own waits early.
  */
 #include "tpg_session.h"
@@ -26,24 +26,44 @@ static CUdeviceptr word_address(struct tpw_session *s, const struct tp_frame *fr
     return segment->device + (uint64_t)((const unsigned char *)&slot->done[word] - segment->base);
 }
 
-/* Where the driver did not take the segment, the executor writes the word when it has seen the stream come there. */
+/* Where the driver did not take the segment, and where nothing may be put into the stream, the executor writes the word when
+ * it has seen the stream come there. */
 struct by_hand {
     uint32_t word;
     uint64_t value;
 };
 
+void tpw_words_write(struct tpw_session *s) {
+    struct tpw_segment *segment = s->segment;
+    if (TP_LIKELY(!segment || !segment->owed_count) || !tpw_link_flush(s->link)) {
+        return;
+    }
+    struct tp_slot *slot = tp_slot_at(segment->base, segment->slot);
+    for (uint32_t word = 0; word < TP_DONE_WORDS; word++) {
+        if (segment->owed[word]) {
+            atomic_store_explicit(&slot->done[word], segment->owed[word], memory_order_release);
+            segment->owed[word] = 0;
+        }
+    }
+    segment->owed_count = 0;
+}
+
+/* The word says "complete" like a frame that completes. It must not be seen before what was said until now, as a copy or a post
+ * that failed, so it waits until all of that is in the reply ring. */
 static void write_by_hand(struct tpw_session *s, void *what, int32_t error) {
     struct by_hand *mark = what;
     if (!error) {
-        struct tp_slot *slot = tp_slot_at(s->segment->base, s->segment->slot);
-        atomic_store_explicit(&slot->done[mark->word], mark->value, memory_order_release);
+        tpw_leave(s);
+        s->segment->owed_count += !s->segment->owed[mark->word];
+        s->segment->owed[mark->word] = mark->value;
+        tpw_words_write(s);
     }
     free(mark);
 }
 
 static int32_t mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value) {
-    tpw_link_flush(s->link);
-    if (s->segment->registered) {
+    bool told = tpw_link_flush(s->link);
+    if (s->segment->registered && told) { /* the GPU does not wait until the client has read the rest */
         const struct tpw_stream *record = tpw_stream_native(s, stream);
         if (record) {
             tpw_enter_stream(s, record);

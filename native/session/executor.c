@@ -196,13 +196,13 @@ void tpw_execute(struct tpw_session *s) {
         if (s->ended) {
             break;
         }
+        tpw_link_flush(s->link);
+        tpw_words_write(s);
         if (news) {
             last = 0;
             quiet = 0;
-            tpw_link_flush(s->link);
             continue;
         }
-        tpw_link_flush(s->link);
         if (++quiet % 16 != 0) {
             tp_pause();
             continue;

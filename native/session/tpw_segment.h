@@ -16,13 +16,15 @@ struct tpw_segment {
     uint64_t size;
     uint64_t device; /* the GPU's address of base: the same, or nothing inside has one address for everybody */
     void *owners;
-    uint32_t slot;     /* of the client that is served */
-    struct tp_run run; /* and its part of the arena */
-    uint32_t word;     /* of the mark that the GPU was given last */
-    uint64_t value;    /* and what it writes there, 0 before the first */
-    bool registered;   /* pinned, and `device` is base */
-    bool pinned;       /* staging blocks are pinned memory, wherever the GPU sees them */
-    int32_t error;     /* why the driver does not take it */
+    uint32_t slot;                /* of the client that is served */
+    struct tp_run run;            /* and its part of the arena */
+    uint32_t word;                /* of the mark that the GPU was given last */
+    uint64_t value;               /* and what it writes there, 0 before the first */
+    uint64_t owed[TP_DONE_WORDS]; /* what the executor is to write there, 0 = nothing */
+    uint32_t owed_count;
+    bool registered; /* pinned, and `device` is base */
+    bool pinned;     /* staging blocks are pinned memory, wherever the GPU sees them */
+    int32_t error;   /* why the driver does not take it */
 };
 
 /* Maps the segment and the owners table; both descriptors are closed. False with a log line. */
@@ -31,7 +33,9 @@ bool tpw_segment_map(struct tpw_segment *segment, int fd, uint64_t size, int own
  * the client that comes over the segment: others do not need it. */
 int32_t tpw_segment_register(struct tpw_session *s);
 
-/* done.c: the GPU has not come to the last mark yet, so the client waits for it, and its next frame comes right behind. The word is
+/* done.c: writes the words that wait for the replies before them to be in the ring, once they are. */
+void tpw_words_write(struct tpw_session *s);
+/* The GPU has not come to the last mark yet, so the client waits for it, and its next frame comes right behind. The word is
  * the client's to write: a lie keeps its own session awake for a moment, or lets it sleep. */
 bool tpw_mark_owed(const struct tpw_session *s);
 

@@ -257,8 +257,34 @@ static void test_copies(void) {
     GIVES(0, tpw_memory_free(&session, &frame, &in));
 }
 
+/* A word never overtakes what was said before it: it waits while that does not fit into the reply ring. */
+static void test_words(void) {
+    struct tpg_stream_mark_in in = {.stream = 1, .word = 7, .value = 41};
+    const _Atomic uint64_t *word = &tp_slot_at(segment.base, SLOT)->done[7];
+    gpu_runs = client_reads = false; /* the driver above has no cuStreamWriteValue64: the GPU would not wait */
+    GIVES(0, tpw_stream_mark(&session, &frame, &in));
+    tpw_poll(&session);
+    tpw_words_write(&session);
+    CHECK(atomic_load(word) == 0);
+    gpu_runs = true;
+    tpw_poll(&session);
+    CHECK(atomic_load(word) == 0); /* the stream has come there, but the client was not told what failed before */
+    tpw_words_write(&session);
+    CHECK(atomic_load(word) == 0);
+    client_reads = true;
+    tpw_words_write(&session);
+    CHECK(atomic_load(word) == 41);
+    segment.registered = false;
+    in.value = 42;
+    GIVES(0, tpw_stream_mark(&session, &frame, &in));
+    tpw_poll(&session);
+    CHECK(atomic_load(word) == 42);
+    segment.registered = true;
+}
+
 void test_pinned(void) {
     open_segment();
+    test_words();
     test_runs();
     test_copies();
     close_segment();
