@@ -43,6 +43,12 @@ CASES = (
     "threads",
     "waits",
     "markers",
+    "node_module",
+    "node_library",
+    "node_context",
+    "node_captured",
+    "node_changed",
+    "own_memory",
 )
 
 

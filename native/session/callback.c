@@ -12,6 +12,7 @@
 #include "tpg_session.h"
 #include "tpw_callback.h"
 #include "tpw_graph.h"
+#include "tpw_keep.h"
 #include "tpw_session.h"
 
 #include <errno.h>
@@ -32,6 +33,7 @@ struct tpw_lasting {
     struct tpw_lasting *next; /* of those that are gone */
     struct tpw_callbacks *owner;
     uint64_t token, object;
+    struct tpw_kept *kept; /* not the client's: what has one user less then */
 };
 
 struct tpw_callbacks {
@@ -103,6 +105,14 @@ struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, uint64_t token, uint6
     struct tpw_lasting *lasting = calloc(1, sizeof *lasting);
     if (lasting) {
         *lasting = (struct tpw_lasting){.owner = s->callbacks, .token = token, .object = object};
+    }
+    return lasting;
+}
+
+struct tpw_lasting *tpw_lasting_kept(struct tpw_session *s, struct tpw_kept *kept) {
+    struct tpw_lasting *lasting = tpw_lasting_new(s, 0, 0);
+    if (lasting) {
+        lasting->kept = kept;
     }
     return lasting;
 }
@@ -182,8 +192,12 @@ static void tell_gone(struct tpw_session *s) {
         if (gone->object) {
             tpw_forget(s, TPG_USEROBJECT, gone->object);
         }
-        struct tpg_callback_over_in message = {.token = gone->token};
-        tpg_send_callback_over(s, &message);
+        if (gone->kept) {
+            tpw_let_go(s, gone->kept);
+        } else {
+            struct tpg_callback_over_in message = {.token = gone->token};
+            tpg_send_callback_over(s, &message);
+        }
         free(gone);
         gone = next;
     }

@@ -8,6 +8,7 @@
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
+#include "tpw_keep.h"
 
 #include <stdlib.h>
 
@@ -70,6 +71,16 @@ CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stre
     return status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? graph : NULL;
 }
 
+uint64_t tpw_captured_graph(struct tpw_session *s, const struct tpw_stream *stream) {
+    CUgraph graph = TP_UNLIKELY(s->captures) ? tpw_capturing_graph(s, stream) : NULL;
+    return graph ? tpw_graph_handle(s, graph) : 0;
+}
+
+/* Nodes that a stream captures are in its context. */
+static int32_t hold_context(struct tpw_session *s, uint64_t graph, const struct tpw_stream *stream) {
+    return tpw_hold_object(s, graph, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, stream->context_id));
+}
+
 /* ---- the list ---- */
 
 static struct tpw_capture **find(struct tpw_session *s, const struct tpw_stream *origin) {
@@ -105,6 +116,7 @@ int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, c
     int32_t error = CUDA_SUCCESS;
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUgraph graph = NULL;
+    bool named = false;
     tpw_markers_settle(s);
     error = tpw_enter(s, frame);
     struct tpw_capture *capture = error ? NULL : calloc(1, sizeof *capture);
@@ -133,6 +145,11 @@ int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, c
     error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v2(stream->native, &status, &id, &graph, NULL, NULL);
     if (!error && !in->into) {
         error = tpw_made(s, frame, TPG_GRAPH, in->graph, (uint64_t)(uintptr_t)graph, 0);
+        named = !error;
+    }
+    error = error ? error : hold_context(s, in->graph, stream);
+    if (error && named) {
+        tpw_forget(s, TPG_GRAPH, in->graph);
     }
     if (error) { /* without a graph that can be named the capture is of no use */
         CUgraph unnamed = NULL;
@@ -265,6 +282,13 @@ int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame 
     if (TP_UNLIKELY(s->captures && !(in->flags & CU_EVENT_RECORD_EXTERNAL))) { /* that one stays what it is */
         recorded(s, frame, in->hEvent, in->hStream);
     }
+    uint64_t graph = in->flags & CU_EVENT_RECORD_EXTERNAL ? tpw_captured_graph(s, hStream) : 0;
+    if (graph) { /* a node of its own */
+        int32_t error = tpw_hold_object(s, graph, TPG_EVENT, in->hEvent);
+        if (error) {
+            return error;
+        }
+    }
     return (int32_t)s->cuda.cuEventRecordWithFlags(hEvent, hStream->native, in->flags);
 }
 
@@ -276,5 +300,11 @@ int32_t tpw_cuStreamWaitEvent(struct tpw_session *s, const struct tp_frame *fram
         tpw_markers_settle(s);
         error = tpw_enter(s, frame);
     }
-    return error ? error : (int32_t)s->cuda.cuStreamWaitEvent(hStream->native, hEvent, in->Flags);
+    uint64_t graph = error || !(in->Flags & CU_EVENT_WAIT_EXTERNAL) ? 0 : tpw_captured_graph(s, hStream);
+    if (graph) {
+        error = tpw_hold_object(s, graph, TPG_EVENT, in->hEvent);
+    }
+    error = error ? error : (int32_t)s->cuda.cuStreamWaitEvent(hStream->native, hEvent, in->Flags);
+    graph = error ? 0 : tpw_captured_graph(s, hStream); /* which it may have joined just now */
+    return graph ? hold_context(s, graph, hStream) : error;
 }

@@ -12,6 +12,7 @@
  * function of the client. A context is forgotten at once, so that frames that still name it answer that it is destroyed.
  */
 #include "tpg_session.h"
+#include "tpw_keep.h"
 #include "tpw_memory.h"
 #include "tpw_segment.h"
 #include "tpw_session.h"
@@ -39,13 +40,26 @@ struct ending {
     struct context context;
     uint32_t id;
     CUcontext native;
-    bool retained; /* the client wants the context anew: made and answered when the ending is over */
+    struct tpw_kept *kept; /* of a created one */
+    bool retained;         /* the client wants the context anew: made and answered when the ending is over */
     struct tp_frame frame;
 };
 
-static struct ending *endings;
-
 /* ---- making ---- */
+
+bool tpw_home_enter(struct tpw_session *s) {
+    for (int i = 0; i < s->device_count; i++) {
+        if (s->primary[i]) {
+            return s->cuda.cuCtxPushCurrent_v2(s->primary[i]) == CUDA_SUCCESS;
+        }
+    }
+    return false;
+}
+
+void tpw_home_leave(struct tpw_session *s) {
+    CUcontext home;
+    s->cuda.cuCtxPopCurrent_v2(&home);
+}
 
 int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out) {
     if (index < 0 || index >= s->device_count) {
@@ -122,7 +136,7 @@ int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
         return CUDA_ERROR_INVALID_CONTEXT;
     }
     /* The driver has one primary context for a device: a new one waits for the end of the old one, whose work it would delay. */
-    for (struct ending *ending = endings; ending; ending = ending->next) {
+    for (struct ending *ending = s->endings; ending; ending = ending->next) {
         if (ending->context.primary && ending->context.device == in->device) {
             if (ending->retained || tp_handle_make(TPG_CONTEXT, ending->id) != in->context) {
                 return CUDA_ERROR_INVALID_CONTEXT;
@@ -157,11 +171,12 @@ int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame,
     tpw_check_device(s, in->device, &error);
     uint32_t created = 0;
     struct tpw_object *object;
+    tpw_callbacks_run(s); /* the last graph that pointed at one of those below may be gone */
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
         const struct context *record = object->record;
         created += record && !record->primary;
     }
-    for (struct ending *ending = endings; ending; ending = ending->next) {
+    for (struct ending *ending = s->endings; ending; ending = ending->next) {
         created += !ending->context.primary;
     }
     if (!error && created >= CREATED_MAX) {
@@ -221,13 +236,14 @@ static void keep(struct leftovers *list, uint64_t native) {
 static void collect(struct tpw_session *s, uint32_t id, uint32_t kind, struct leftovers *list) {
     struct tpw_object *object;
     for (uint32_t at = 0; (object = tpw_next_object(s, kind, &at));) {
-        if (object->context == id) {
+        if (object->context == id && !tpw_kept_on(object)) {
             keep(list, object->native);
         }
     }
 }
 
-static void end_primary(struct tpw_session *s, const struct ending *ending) {
+/* Ends what the client has in a context that itself stays: a primary one, or one that nodes of graphs point at. */
+static void end_inside(struct tpw_session *s, const struct ending *ending) {
     struct leftovers streams = {.count = 0}, events = {.count = 0}, modules = {.count = 0}, links = {.count = 0};
     tpw_poll(s); /* streams that the client has destroyed end by completions that are due: not once more below */
     for (const struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
@@ -264,28 +280,55 @@ static void end_primary(struct tpw_session *s, const struct ending *ending) {
     free(links.natives);
 }
 
-static void finish(struct tpw_session *s, void *what, int32_t error) {
-    struct ending *ending = what;
-    (void)error; /* a broken context does no more work either */
-    for (struct ending **at = &endings; *at; at = &(*at)->next) {
+static void last(struct tpw_session *s, struct ending *ending) {
+    for (struct ending **at = &s->endings; *at; at = &(*at)->next) {
         if (*at == ending) {
             *at = ending->next;
             break;
         }
     }
-    tpw_peers_context_gone(s, ending->id);
-    go_into(s, ending->native);
-    if (ending->context.primary) {
-        end_primary(s, ending);
-    } else {
-        tpw_context_gone(s, ending->id);
-        tpw_memory_context_gone(s, ending->id);
+    if (!ending->context.primary) {
         s->cuda.cuCtxDestroy_v2(ending->native);
         s->cuda.cuCtxSetCurrent(NULL);
         s->entered_native = NULL;
         s->entered = 0;
     }
     tpw_uncharge(s, (uint32_t)ending->context.device, ending->context.charged);
+}
+
+void tpw_context_unkept(struct tpw_session *s, struct tpw_kept *kept) {
+    struct ending *ending = s->endings;
+    while (ending && ending->kept != kept) {
+        ending = ending->next;
+    }
+    if (ending) {
+        go_into(s, ending->native);
+        last(s, ending);
+        free(ending);
+    }
+    tpw_kept_ended(s, kept);
+}
+
+static void finish(struct tpw_session *s, void *what, int32_t error) {
+    struct ending *ending = what;
+    (void)error; /* a broken context does no more work either */
+    tpw_peers_context_gone(s, ending->id);
+    go_into(s, ending->native);
+    tpw_execs_end(s, ending->id);
+    if (!ending->context.primary && tpw_kept_over(ending->kept)) { /* it stays among those that end */
+        struct tpw_kept *kept = ending->kept;
+        kept->users++; /* completions in between may be those of its last user */
+        end_inside(s, ending);
+        tpw_let_go(s, kept);
+        return;
+    }
+    if (ending->context.primary) {
+        end_inside(s, ending);
+    } else {
+        tpw_context_gone(s, ending->id);
+        tpw_memory_context_gone(s, ending->id);
+    }
+    last(s, ending);
     if (ending->retained) {
         int32_t result = made(s, &ending->frame, tp_handle_make(TPG_CONTEXT, ending->id), ending->native,
                               ending->context.device, true, 0);
@@ -303,8 +346,10 @@ static int32_t end(struct tpw_session *s, const struct tp_frame *frame, struct t
     inside.context = ending->id = object->id;
     ending->native = (CUcontext)(uintptr_t)object->native;
     memcpy(&ending->context, object->record, sizeof ending->context);
-    ending->next = endings;
-    endings = ending;
+    ending->kept = object->kept;
+    object->kept = NULL;
+    ending->next = s->endings;
+    s->endings = ending;
     int32_t error = tpw_enter(s, &inside);
     tpw_forget(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, ending->id));
     if (!error) {

@@ -6,6 +6,7 @@
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
+#include "tpw_keep.h"
 #include "tpw_session.h"
 
 #include <stdlib.h>
@@ -33,6 +34,7 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
     inside.context = object->context;
     CUevent native = (CUevent)(uintptr_t)object->native;
     bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
+    there = !tpw_kept_on(object) && there;
     tpw_forget(s, TPG_EVENT, in->hEvent);
     return there ? (int32_t)s->cuda.cuEventDestroy_v2(native) : CUDA_SUCCESS;
 }

@@ -7,6 +7,7 @@
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
+#include "tpw_keep.h"
 
 #include <stdlib.h>
 
@@ -18,8 +19,13 @@ struct node {
     uint64_t native, handle, graph;
 };
 
+#define KEPT_KNOWN 64u /* then a graph may become a user twice, which costs a few bytes */
+
 struct graph {
-    uint64_t owner; /* child graph node that it is inside */
+    uint64_t owner; /* child graph node that it is inside, 0 = none */
+    struct tpw_kept
+        *held[KEPT_KNOWN]; /* what it is a user of, as long as it lives: the last ones, to ask the driver once */
+    uint32_t held_next;
 };
 
 static struct node **bucket(struct tpw_session *s, uint64_t native) {
@@ -188,15 +194,45 @@ uint64_t tpw_graph_of_node(struct tpw_session *s, uint64_t node) {
     return object && object->record ? ((const struct node *)object->record)->graph : 0;
 }
 
-int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node) {
+static struct graph *record_of(struct tpw_session *s, uint64_t graph) {
     struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
-    struct graph *record = object ? calloc(1, sizeof *record) : NULL;
+    if (object && !object->record) {
+        object->record = calloc(1, sizeof(struct graph));
+    }
+    return object ? object->record : NULL;
+}
+
+int32_t tpw_hold(struct tpw_session *s, uint64_t holder, struct tpw_kept *kept) {
+    int32_t error = CUDA_SUCCESS;
+    if (!kept) {
+        return CUDA_SUCCESS;
+    }
+    if (tp_handle_is(holder, TPG_GRAPHEXEC)) {
+        return tpw_exec_hold(s, holder, kept);
+    }
+    CUgraph native = tpw_graph(s, holder, &error);
+    struct graph *graph = error ? NULL : record_of(s, holder);
+    if (!graph) {
+        return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    for (size_t i = 0; i < KEPT_KNOWN && graph->held[i]; i++) {
+        if (graph->held[i] == kept) {
+            return CUDA_SUCCESS;
+        }
+    }
+    error = tpw_keep_in_graph(s, native, kept);
+    if (!error) {
+        graph->held[graph->held_next++ % KEPT_KNOWN] = kept;
+    }
+    return error;
+}
+
+int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node) {
+    struct graph *record = record_of(s, graph);
     if (!record) {
-        return object ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
+        return tpw_object(s, TPG_GRAPH, graph) ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
     }
     record->owner = node;
-    free(object->record);
-    object->record = record;
     return CUDA_SUCCESS;
 }
 

@@ -6,6 +6,7 @@
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
+#include "tpw_keep.h"
 
 #include <stdlib.h>
 
@@ -14,8 +15,9 @@
      CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY)
 
 struct exec {
-    uint32_t hosts; /* host functions that each launch raises */
-    CUevent order;  /* behind the last launch and its copies to the client, NULL while there was none */
+    uint32_t hosts;         /* host functions that each launch raises */
+    struct tpw_keeps keeps; /* of nodes that were changed in it; of the others, the driver knows */
+    CUevent order;          /* behind the last launch and its copies to the client, NULL while there was none */
 };
 
 static struct exec *record_of(struct tpw_object *object) {
@@ -108,6 +110,13 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
 int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuGraphLaunch_in *in,
                           CUgraphExec hGraph, struct tpw_stream *hStream) {
     const struct exec *exec = tpw_object(s, TPG_GRAPHEXEC, in->hGraph)->record;
+    uint64_t graph = exec && exec->keeps.count ? tpw_captured_graph(s, hStream) : 0;
+    for (size_t i = 0; graph && i < exec->keeps.count; i++) {
+        int32_t lost = tpw_hold(s, graph, exec->keeps.items[i]);
+        if (lost) {
+            return lost;
+        }
+    }
     bool calls = exec && exec->hosts && tpw_touchable(s, hStream);
     if (TP_UNLIKELY(calls)) {
         tpw_host_expect(s, hStream, exec->hosts);
@@ -145,6 +154,26 @@ int32_t tpw_graph_enable(struct tpw_session *s, const struct tp_frame *frame, co
     return (int32_t)s->cuda.cuGraphNodeSetEnabled(exec, node, in->enabled);
 }
 
+int32_t tpw_exec_hold(struct tpw_session *s, uint64_t handle, struct tpw_kept *kept) {
+    struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, handle);
+    struct exec *exec = object ? record_of(object) : NULL;
+    return exec ? tpw_keep_in_list(&exec->keeps, kept) : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+/* Ends the driver's. Launches under way go on. */
+static int32_t end(struct tpw_session *s, struct tpw_object *object) {
+    struct exec *exec = object->record;
+    if (exec && exec->order) {
+        s->cuda.cuEventDestroy_v2(exec->order);
+        exec->order = NULL;
+    }
+    int32_t error = (int32_t)s->cuda.cuGraphExecDestroy((CUgraphExec)(uintptr_t)object->native);
+    if (exec) {
+        tpw_keeps_drop(s, &exec->keeps);
+    }
+    return error;
+}
+
 /* The place is free afterwards whatever the driver said: the client uses it again. Launches under way go on. */
 int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *frame,
                                const struct tpg_cuGraphExecDestroy_in *in) {
@@ -154,14 +183,20 @@ int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *fra
     }
     struct tp_frame inside = *frame;
     inside.context = object->context;
-    CUgraphExec native = (CUgraphExec)(uintptr_t)object->native;
     bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
-    const struct exec *exec = object->record;
-    if (there && exec && exec->order) {
-        s->cuda.cuEventDestroy_v2(exec->order);
-    }
+    int32_t error = there ? end(s, object) : CUDA_SUCCESS;
     tpw_forget(s, TPG_GRAPHEXEC, in->hGraphExec);
-    return there ? (int32_t)s->cuda.cuGraphExecDestroy(native) : CUDA_SUCCESS;
+    return error;
+}
+
+void tpw_execs_end(struct tpw_session *s, uint32_t context) {
+    struct tpw_object *object;
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPHEXEC, &at));) {
+        if (object->context == context && object->native) {
+            end(s, object);
+            object->native = 0;
+        }
+    }
 }
 
 int32_t tpw_graph_update(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_update_in *in,

@@ -7,13 +7,15 @@
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
+#include "tpw_keep.h"
 #include "tpw_kernel.h"
 #include "tpw_memory.h"
 
 #include <stdlib.h>
 
 struct place {
-    uint32_t owner; /* TPG_GRAPH, TPG_GRAPHEXEC or 0 */
+    uint32_t owner;  /* TPG_GRAPH, TPG_GRAPHEXEC or 0 */
+    uint64_t holder; /* the graph of the node, or the executable one: who keeps what the node points at */
     CUgraph graph;
     CUgraphExec exec;
     CUgraphNode node;          /* of the last two */
@@ -25,7 +27,9 @@ struct place {
 static int32_t find_place(struct tpw_session *s, uint64_t owner, uint64_t node, const uint64_t *dependencies,
                           size_t count, const CUgraphEdgeData *edges, size_t edge_count, struct place *out) {
     int32_t error = CUDA_SUCCESS;
-    *out = (struct place){.owner = owner ? tp_handle_type(owner) : 0, .count = count};
+    *out = (struct place){.owner = owner ? tp_handle_type(owner) : 0,
+                          .holder = owner ? owner : tpw_graph_of_node(s, node),
+                          .count = count};
     if (out->owner == TPG_GRAPH) {
         out->graph = tpw_graph(s, owner, &error);
         out->dependencies = tpw_nodes(s, dependencies, count, &error);
@@ -78,14 +82,15 @@ static int32_t placed(struct tpw_session *s, const struct tp_frame *frame, uint6
 #define PLACED(made, error) placed(s, frame, in->owner, in->node, &place, made, error)
 
 /* The context of the parameters, or the current one. */
-static CUcontext context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
-    if (!handle) {
-        if (!s->entered && !*error) {
-            *error = CUDA_ERROR_INVALID_CONTEXT;
-        }
-        return s->entered_native;
+static CUcontext context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle,
+                            const struct place *place, int32_t *error) {
+    if (!handle && !s->entered && !*error) {
+        *error = CUDA_ERROR_INVALID_CONTEXT;
     }
-    return (CUcontext)(uintptr_t)tpw_native(s, frame, TPG_CONTEXT, handle, false, error);
+    handle = handle || *error ? handle : tp_handle_make(TPG_CONTEXT, s->entered);
+    CUcontext native = (CUcontext)(uintptr_t)tpw_native(s, frame, TPG_CONTEXT, handle, false, error);
+    *error = *error ? *error : tpw_hold_object(s, place->holder, TPG_CONTEXT, handle);
+    return native;
 }
 
 int32_t tpw_graph_kernel(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_kernel_in *in) {
@@ -93,7 +98,8 @@ int32_t tpw_graph_kernel(struct tpw_session *s, const struct tp_frame *frame, co
     CUgraphNode made = NULL;
     int32_t error = FIND(in);
     const struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    CUcontext context = context_of(s, frame, in->context, &error);
+    CUcontext context = context_of(s, frame, in->context, &place, &error);
+    error = error ? error : tpw_hold_function(s, place.holder, object);
     if (error) {
         return error;
     }
@@ -127,7 +133,7 @@ int32_t tpw_graph_memset(struct tpw_session *s, const struct tp_frame *frame, co
     CUgraphNode made = NULL;
     uint64_t width = 0;
     int32_t error = FIND(in);
-    CUcontext context = context_of(s, frame, in->context, &error);
+    CUcontext context = context_of(s, frame, in->context, &place, &error);
     if (!error && ((in->element != 1 && in->element != 2 && in->element != 4) || !in->width || !in->height ||
                    __builtin_mul_overflow(in->width, (uint64_t)in->element, &width) || in->destination % in->element)) {
         error = CUDA_ERROR_INVALID_VALUE;
@@ -179,7 +185,7 @@ int32_t tpw_graph_memcpy(struct tpw_session *s, const struct tp_frame *frame, co
     CUgraphNode made = NULL;
     CUDA_MEMCPY3D from, copy;
     int32_t error = FIND(in);
-    CUcontext context = context_of(s, frame, in->context, &error);
+    CUcontext context = context_of(s, frame, in->context, &place, &error);
     memcpy(&from, in->params, sizeof from);
     if (!error && (from.srcMemoryType != CU_MEMORYTYPE_DEVICE || from.dstMemoryType != CU_MEMORYTYPE_DEVICE)) {
         error = CUDA_ERROR_NOT_SUPPORTED; /* the client has turned what it can into device addresses */
@@ -420,6 +426,7 @@ int32_t tpw_graph_attribute_set(struct tpw_session *s, const struct tp_frame *fr
                    in->attribute == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT)) {
         uint64_t event = (uint64_t)(uintptr_t)value.programmaticEvent.event;
         value.programmaticEvent.event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, event, false, &error);
+        error = error ? error : tpw_hold_object(s, tpw_graph_of_node(s, in->node), TPG_EVENT, event);
     }
     if (!error && in->attribute == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE) {
         error = CUDA_ERROR_NOT_SUPPORTED; /* it would tell the client an address of the driver */

@@ -6,6 +6,7 @@
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
+#include "tpw_keep.h"
 #include "tpw_kernel.h"
 #include "tpw_session.h"
 
@@ -43,10 +44,19 @@ struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size
     return *error ? NULL : object;
 }
 
+/* A launch that is captured becomes a node, which points at the function. */
+static int32_t hold(struct tpw_session *s, const struct tpw_stream *stream, const struct tpw_object *function) {
+    uint64_t graph = tpw_captured_graph(s, stream);
+    return graph ? tpw_hold_function(s, graph, function) : CUDA_SUCCESS;
+}
+
 int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in,
                    struct tpw_stream *stream) {
     int32_t error = 0;
     struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
+    if (!error && TP_UNLIKELY(s->captures)) {
+        error = hold(s, stream, object);
+    }
     if (error) {
         return error;
     }
@@ -64,9 +74,9 @@ int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const st
     return (int32_t)s->cuda.cuLaunchKernelEx(&config, function, NULL, bytes ? extra : NULL);
 }
 
-/* Copies attributes with handles translated; NULL with *error set when one cannot cross. */
-static CUlaunchAttribute *attributes(struct tpw_session *s, const struct tp_frame *frame, const CUlaunchAttribute *from,
-                                     size_t count, int32_t *error) {
+/* Copies attributes with handles translated; NULL with *error set when one cannot cross. `graph` is captured into, 0 = none. */
+static CUlaunchAttribute *attributes(struct tpw_session *s, const struct tp_frame *frame, uint64_t graph,
+                                     const CUlaunchAttribute *from, size_t count, int32_t *error) {
     if (count > ATTRIBUTES_LIMIT) {
         *error = CUDA_ERROR_INVALID_VALUE;
         return NULL;
@@ -80,6 +90,9 @@ static CUlaunchAttribute *attributes(struct tpw_session *s, const struct tp_fram
             uint64_t handle = (uint64_t)(uintptr_t)to[i].value.programmaticEvent.event;
             to[i].value.programmaticEvent.event =
                 (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, handle, false, error);
+            if (!*error && graph) {
+                *error = tpw_hold_object(s, graph, TPG_EVENT, handle);
+            }
             break;
         }
         case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
@@ -99,7 +112,11 @@ int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const
                       struct tpw_stream *stream) {
     int32_t error = 0;
     struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    CUlaunchAttribute *list = error ? NULL : attributes(s, frame, in->attributes, in->attributes_count, &error);
+    uint64_t graph = error ? 0 : tpw_captured_graph(s, stream);
+    CUlaunchAttribute *list = error ? NULL : attributes(s, frame, graph, in->attributes, in->attributes_count, &error);
+    if (!error && graph) {
+        error = tpw_hold_function(s, graph, object);
+    }
     if (error) {
         return error;
     }
@@ -115,7 +132,7 @@ int32_t tpw_occupancy_clusters(struct tpw_session *s, const struct tp_frame *fra
                                const struct tpg_occupancy_clusters_in *in, struct tpg_occupancy_clusters_out *out,
                                CUfunction function) {
     int32_t error = 0;
-    CUlaunchAttribute *list = error ? NULL : attributes(s, frame, in->attributes, in->attributes_count, &error);
+    CUlaunchAttribute *list = error ? NULL : attributes(s, frame, 0, in->attributes, in->attributes_count, &error);
     if (error) {
         return error;
     }

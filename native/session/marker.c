@@ -56,11 +56,15 @@ static int32_t grow(struct tpw_session *s, struct tpw_markers *m) {
     if (batch == BATCHES) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
+    if (!tpw_home_enter(s)) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, SLOTS * sizeof(uint64_t),
                                                     CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP);
     if (!error) {
         error = (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&m->device[batch], memory, 0);
     }
+    tpw_home_leave(s);
     if (error) {
         return error;
     }
@@ -137,7 +141,6 @@ static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *
     if (TP_UNLIKELY(!tpw_touchable(s, stream))) {
         return stream->pending ? follow(s, stream, done, what) : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
-    tpw_enter_stream(s, stream); /* more slots are made in its context */
     /* Not by waiting for slots to come back: the streams may stand at host functions, whose ends are told by later frames. */
     while (!m->free_count && grow(s, m) != CUDA_SUCCESS) {
         /* A quarter of a million waits at once: give the GPU time, nothing else can be done in order. Completions are not run

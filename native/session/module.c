@@ -9,6 +9,7 @@
 #include "tpw_graph.h"
 #include "tpw_images.h"
 #include "tpw_jit.h"
+#include "tpw_keep.h"
 #include "tpw_kernel.h"
 #include "tpw_session.h"
 
@@ -307,8 +308,10 @@ static void owned_by(struct tpw_session *s, uint32_t kind, uint64_t handle, uint
  * handle is gone at once; what the driver answers then, nobody can be told. */
 struct unloading {
     uint64_t native;
-    uint32_t context; /* of a module */
+    CUcontext home;   /* of a module */
+    uint32_t context; /* of the same */
     bool library, again;
+    struct tpw_kept *kept; /* nodes of graphs pointed at it until now; its context is there until it has ended */
 };
 
 /* Work that came after the unloading, and at which the driver's wait would find the executor: it waits for the client's word
@@ -325,21 +328,42 @@ static bool stands(struct tpw_session *s) {
 static void unload(struct tpw_session *s, void *what, int32_t error) {
     struct unloading *unloading = what;
     bool there = error != CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    if (unloading->again) { /* a context that ended in the second wait may have taken the module along */
+    if (unloading->kept) {
+        there = true;
+    } else if (unloading->again) { /* a context that ended in the second wait may have taken the module along */
         there = unloading->library || tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, unloading->context));
     }
     if (there && stands(s)) {
         unloading->again = true;
-        if (!error && !tpw_when_everything_done(s, unload, unloading)) {
+        if ((!error || unloading->kept) && !tpw_when_everything_done(s, unload, unloading)) {
             return;
         }
         there = false; /* there is no waiting for that work, but the driver would: it stays until the session ends */
+    }
+    if (there && !unloading->library) {
+        tpw_visit(s, unloading->home, unloading->context);
     }
     if (there) {
         (void)(unloading->library ? s->cuda.cuLibraryUnload((CUlibrary)(uintptr_t)unloading->native)
                                   : s->cuda.cuModuleUnload((CUmodule)(uintptr_t)unloading->native));
     }
+    if (there && unloading->kept) {
+        tpw_kept_ended(s, unloading->kept);
+    }
     free(unloading);
+}
+
+void tpw_image_unkept(struct tpw_session *s, struct tpw_kept *kept) {
+    struct unloading *unloading = malloc(sizeof *unloading);
+    if (unloading) {
+        *unloading = (struct unloading){
+            .native = kept->native, .home = kept->context, .library = kept->kind == TPG_LIBRARY, .kept = kept};
+    }
+    /* Launches that a stream has from outside any graph are waited for as well. */
+    if (!unloading || tpw_when_everything_done(s, unload, unloading)) {
+        tp_log(TP_ERROR, "no memory to unload an image that graphs pointed at: it stays until the session ends");
+        free(unloading);
+    }
 }
 
 static int32_t begin_unloading(struct tpw_session *s, uint64_t native, uint32_t context) {
@@ -348,7 +372,8 @@ static int32_t begin_unloading(struct tpw_session *s, uint64_t native, uint32_t 
     if (!unloading) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *unloading = (struct unloading){.native = native, .context = context, .library = library};
+    *unloading =
+        (struct unloading){.native = native, .home = s->entered_native, .context = context, .library = library};
     int32_t error = library ? tpw_when_everything_done(s, unload, unloading) : tpw_when_all_done(s, unload, unloading);
     if (error) {
         free(unloading);
@@ -370,6 +395,7 @@ int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, c
     bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
     end_owned(s, in->module);
     retract(s, object);
+    there = !tpw_kept_on(object) && there; /* else it is unloaded when nothing points at it any more */
     tpw_forget(s, TPG_MODULE, in->module);
     return there ? begin_unloading(s, native, inside.context) : CUDA_SUCCESS;
 }
@@ -378,12 +404,14 @@ int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_library_unload_in *in) {
     int32_t error = 0;
     uint64_t native = tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
+    struct tpw_object *object = tpw_object(s, TPG_LIBRARY, in->library);
+    bool kept = object && tpw_kept_on(object);
     end_owned(s, in->library);
     if (!error) {
-        retract(s, tpw_object(s, TPG_LIBRARY, in->library));
+        retract(s, object);
     }
     tpw_forget(s, TPG_LIBRARY, in->library);
-    return error ? error : begin_unloading(s, native, 0);
+    return error || kept ? error : begin_unloading(s, native, 0);
 }
 
 /* ---- functions and kernels ---- */

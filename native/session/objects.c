@@ -5,6 +5,7 @@
  * slots are private memory of the session.
  */
 #include "tpg_ops.h"
+#include "tpw_keep.h"
 #include "tpw_memory.h"
 #include "tpw_session.h"
 
@@ -136,6 +137,7 @@ int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t k
 void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
     struct tpw_object *object = tpw_object(s, kind, handle);
     if (object) {
+        (void)tpw_kept_on(object);
         free(object->record);
         memset(object, 0, sizeof *object);
     }
@@ -150,6 +152,7 @@ void tpw_context_gone(struct tpw_session *s, uint32_t context) {
         for (uint32_t at = 0; (object = tpw_next_object(s, kinds[k], &at));) {
             /* Libraries and kernels belong to no context. */
             if (object->context == context && object->kind != TPG_LIBRARY && object->kind != TPG_KERNEL) {
+                (void)tpw_kept_on(object);
                 object->native = 0;
                 object->error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
             }

@@ -37,7 +37,11 @@ static int32_t grow(struct tpw_session *s, struct tpw_pinned *pool, size_t unit)
     if (!batches || !pieces) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
+    if (!tpw_home_enter(s)) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, BATCH_BYTES, CU_MEMHOSTALLOC_PORTABLE);
+    tpw_home_leave(s);
     if (error) {
         return error;
     }

@@ -9,10 +9,13 @@
 
 #include "tpw_session.h"
 
+struct tpw_kept;
 struct tpw_lasting;
 
 /* Something of the client, known to it by a token, whose end it must hear of; `object` is a handle that ends then, or 0. */
 struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, uint64_t token, uint64_t object);
+/* A graph as a user of something that it points at (tpw_keep.h). */
+struct tpw_lasting *tpw_lasting_kept(struct tpw_session *s, struct tpw_kept *kept);
 /* The driver's destructor. */
 void tpw_lasting_gone(void *lasting);
 

@@ -28,8 +28,9 @@ struct tpw_object {
     uint32_t id;      /* id of the client's handle, with its generation; 0 = slot is free */
     uint32_t context; /* id of the context it was made in */
     uint32_t kind;
-    uint64_t owner; /* handle of the module or library that it ends with, 0 = none */
-    void *record;   /* further description, owned by the family's file, freed by its destructor */
+    uint64_t owner;        /* handle of the module or library that it ends with, 0 = none */
+    struct tpw_kept *kept; /* tpw_keep.h; NULL until a node of a graph points at it */
+    void *record;          /* further description, owned by the family's file, freed by its destructor */
 };
 
 struct tpw_table {
@@ -37,6 +38,7 @@ struct tpw_table {
     uint32_t capacity;
 };
 
+struct ending;        /* context.c */
 struct tpw_markers;   /* marker.c */
 struct tpw_callbacks; /* callback.c */
 struct tpw_memory;    /* memory*.c */
@@ -70,6 +72,7 @@ struct tpw_session {
     struct tpw_memory *memory;
     struct tpw_capture *captures; /* under way, see capture.c */
     void *graph_nodes;            /* names of nodes, see graph.c */
+    struct ending *endings;       /* contexts on their way out, see context.c */
 
     int32_t deferred_error;   /* first failure of a post that has not been reported yet */
     uint64_t frames;          /* frames executed, for messages */
@@ -217,6 +220,10 @@ int32_t tpw_start_driver(struct tpw_session *s); /* device.c: cuInit and the dev
 bool tpw_about_the_question(int32_t result);
 int32_t tpw_primary(struct tpw_session *s, int index,
                     CUcontext *out); /* context.c: retains the primary context, once */
+/* context.c: makes a context current that lasts as long as the session, for what the session makes for itself while the client's
+ * context may be a created one, with which its pinned memory would end. What was current is so again after the second. */
+bool tpw_home_enter(struct tpw_session *s);
+void tpw_home_leave(struct tpw_session *s);
 /* objects.c: ends waits, streams and objects of a context; to be called before the driver destroys it. Its objects answer
  * CUDA_ERROR_CONTEXT_IS_DESTROYED from now on. */
 void tpw_context_gone(struct tpw_session *s, uint32_t context);

@@ -34,8 +34,13 @@ static int32_t open_area(struct tpw_session *s) {
     if (!area) {
         goto fail;
     }
+    error = tpw_home_enter(s) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+    if (error) {
+        goto fail;
+    }
     error = (int32_t)s->cuda.cuMemHostRegister_v2(got, TPW_GRANULE,
                                                   CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
+    tpw_home_leave(s);
     if (error) {
         goto fail;
     }

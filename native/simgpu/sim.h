@@ -371,6 +371,7 @@ void sim_handle_remove(void *object);                    // under sim.lock
 bool sim_handle_is(const void *object, sim_kind_t kind); // under sim.lock
 // Ends the process, as a dead handle does (TF_SIM_DEAD_HANDLES), where an object would be left pointing at what has ended.
 void sim_dangles(bool dangles, const char *what);
+bool sim_strict(void); // whether it does
 void sim_in_callback(bool inside);
 uint64_t sim_now_ns(void);
 void *sim_exported(const char *name); // a cu* function of this library; NULL: there is none

@@ -259,6 +259,7 @@ CUresult sim_capture_push(sim_stream_t *stream, sim_op_t *op, bool *taken) {
     if (result == CUDA_SUCCESS) {
         op->kind = SIM_OP_NOP; // the node has what it owned
         keep_params(node);
+        node->context = stream->context;
         result = sim_capture_append(stream, node);
     }
     if (result != CUDA_SUCCESS)

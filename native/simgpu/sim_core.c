@@ -101,6 +101,8 @@ bool sim_handle_is(const void *object, sim_kind_t kind) {
     return found && found->kind == kind;
 }
 
+bool sim_strict(void) { return dead_handles_end; }
+
 void sim_dangles(bool dangles, const char *what) {
     if (dead_handles_end && dangles) {
         sim_complain("%s: the real driver would follow a pointer to what has ended", what);

@@ -54,6 +54,17 @@ bool sim_op_copy(sim_op_t *to, const sim_op_t *from) {
     return true;
 }
 
+void sim_op_follow(const sim_op_t *op, const sim_context_t *context) {
+    if (!sim_strict())
+        return;
+    // Something else may be in its place in memory by now.
+    if (op->kind == SIM_OP_LAUNCH)
+        sim_dangles(!sim_handle_is(op->u.launch.request.func, SIM_FUNCTION), "the function of a node has ended");
+    if (op->kind == SIM_OP_RECORD_NODE)
+        sim_dangles(!sim_event_of(op->u.event_handle), "the event of a node has ended");
+    sim_dangles(context && !context->active, "the context of a node has ended");
+}
+
 sim_graph_t *sim_graph_new(void) {
     sim_graph_t *graph = calloc(1, sizeof *graph);
     if (graph && !sim_handle_add(graph, SIM_GRAPH)) {
@@ -139,11 +150,13 @@ sim_graph_t *sim_graph_clone(const sim_graph_t *graph, sim_node_t *owner) {
         const sim_node_t *from = graph->nodes.items[i];
         sim_op_t op;
         sim_node_t *to = NULL;
+        sim_op_follow(&from->op, from->context);
         ok = sim_op_copy(&op, &from->op) && sim_node_new(clone, from->type, NULL, 0, &op, &to) == CUDA_SUCCESS;
         if (!ok)
             break;
         to->original = from;
         to->params = from->params;
+        to->context = from->context;
         memcpy(to->attributes, from->attributes, sizeof to->attributes);
         if (from->child)
             ok = (to->child = sim_graph_clone(from->child, to)) != NULL;

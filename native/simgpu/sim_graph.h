@@ -21,6 +21,7 @@ struct sim_node {
     sim_op_t op;                // SIM_OP_NOP for empty nodes and child graphs
     sim_graph_t *child;         // of a child graph node; owned
     const sim_node_t *original; // of a node in a clone
+    sim_context_t *context;     // that it runs in; NULL: any
     bool listed;                // scratch of the search for an order
     CUlaunchAttributeValue attributes[CU_LAUNCH_ATTRIBUTE_MAX];
     union { // what the Get functions answer
@@ -104,6 +105,8 @@ sim_graph_t *sim_graph_clone(const sim_graph_t *graph, sim_node_t *owner);
 CUresult sim_node_new(sim_graph_t *graph, CUgraphNodeType type, const CUgraphNode *dependencies, size_t count,
                       const sim_op_t *op, sim_node_t **node);
 void sim_node_delete(sim_node_t *node);
+// What a node points at, where the driver would follow it: ends the process if it has ended (TF_SIM_DEAD_HANDLES).
+void sim_op_follow(const sim_op_t *op, const sim_context_t *context);
 sim_graph_t *sim_graph_of(CUgraph handle);
 sim_node_t *sim_node_of(CUgraphNode handle);
 bool sim_op_copy(sim_op_t *to, const sim_op_t *from);

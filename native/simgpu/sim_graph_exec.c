@@ -32,6 +32,7 @@ static CUresult add_step(sim_program_t *program, sim_node_t *node) {
     sim_step_t *step = &program->steps[program->count];
     step->node = node;
     step->enabled = true;
+    sim_op_follow(&node->op, node->context);
     if (!sim_op_copy(&step->op, &node->op))
         return CUDA_ERROR_OUT_OF_MEMORY;
     program->count++;
@@ -211,6 +212,15 @@ CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) {
     return CUDA_SUCCESS;
 }
 
+static void follow(const sim_program_t *program) {
+    for (size_t i = 0; i < program->count; i++) {
+        const sim_op_t *op = &program->steps[i].op;
+        sim_op_follow(op, op->kind == SIM_OP_LAUNCH ? (sim_context_t *)(void *)op->u.launch.request.ctx : NULL);
+        if (program->steps[i].child)
+            follow(program->steps[i].child);
+    }
+}
+
 // A launch is behind the launches of the same executable graph before it, in whatever stream.
 CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     SIM_ENTER_CONTEXT(context);
@@ -219,6 +229,8 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     sim_stream_t *stream;
     uint64_t seq = 0;
     CUresult result = exec ? sim_stream_resolve(context, hStream, &stream) : CUDA_ERROR_INVALID_VALUE;
+    if (exec && sim_strict())
+        follow(exec->program);
     if (result == CUDA_SUCCESS) {
         sim_op_t op = {.kind = SIM_OP_GRAPH, .u.program = exec->program};
         atomic_fetch_add(&op.u.program->refs, 1);

@@ -54,6 +54,7 @@ static CUresult put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, C
 
 static void remember(sim_node_t *node, const CUDA_KERNEL_NODE_PARAMS *params) {
     node->params.kernel = node->op.u.launch.request;
+    node->context = (sim_context_t *)(void *)node->params.kernel.ctx;
     node->params.kernel.extra = params->extra; // compared with NULL only
 }
 
@@ -105,6 +106,7 @@ CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAM
     pthread_mutex_lock(&sim.lock);
     sim_node_t *node = sim_node_of(hNode);
     if (node && nodeParams && node->type == CU_GRAPH_NODE_TYPE_KERNEL) {
+        sim_op_follow(&node->op, node->context);
         const sim_entry_t *entry = node->op.u.launch.entry;
         bool buffer = node->params.kernel.extra != NULL; // told in the form in which it was given
         void **values = calloc(entry->nparams + BUFFER_WORDS, sizeof *values);
@@ -203,8 +205,10 @@ CUresult cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CU
     CUresult result = set_op(memsetParams, ctx, &op);
     if (result == CUDA_SUCCESS)
         result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
-    if (result == CUDA_SUCCESS)
+    if (result == CUDA_SUCCESS) {
         node->params.set = *memsetParams;
+        node->context = (sim_context_t *)(void *)ctx;
+    }
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -263,8 +267,10 @@ CUresult cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CU
     CUresult result = copy_op(copyParams, ctx, &op);
     if (result == CUDA_SUCCESS)
         result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
-    if (result == CUDA_SUCCESS)
+    if (result == CUDA_SUCCESS) {
         node->params.copy = *copyParams;
+        node->context = (sim_context_t *)(void *)ctx;
+    }
     pthread_mutex_unlock(&sim.lock);
     return result;
 }

@@ -10,6 +10,7 @@
 #include "fuzz_link.h"
 #include "simgpu_check.h"
 #include "tpg_session.h"
+#include "tpw_keep.h"
 #include "tpw_main.h"
 #include "tpw_memory.h"
 #include "tpw_segment.h"
@@ -388,6 +389,9 @@ static void end_session(struct tpw_session *s) {
     /* Host functions end first: the GPU waits for them, and everything else for the GPU. */
     tpw_callbacks_close(s);
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
+        tpw_execs_end(s, object->id);
+    }
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
         s->cuda.cuCtxDestroy_v2((CUcontext)(uintptr_t)object->native); /* refused for a primary context */
         object->native = 0;
     }
@@ -402,6 +406,13 @@ static void end_session(struct tpw_session *s) {
     if (s->primary[0]) {
         s->cuda.cuCtxSetCurrent(s->primary[0]);
     }
+    /* Graphs keep images, events and contexts, which end with them. */
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPH, &at));) {
+        const struct tp_frame nobody = {.size = 0};
+        const struct tpg_graph_destroy_in in = {.graph = tp_handle_make(TPG_GRAPH, object->id)};
+        tpw_graph_destroy(s, &nobody, &in); /* refused for one inside another, which goes with that */
+    }
+    tpw_callbacks_run(s);
     fuzz_link_free(s->link);
     end_memory(s);
     nvml_devices = s->tables[TPG_NVMLDEVICE];

@@ -14,6 +14,7 @@
 #include <time.h>
 
 #define QUIET_TURNS 50u /* looks at an empty link, a moment each, before it counts as closed */
+#define PAUSE_TURNS 40u /* the executor looks at callbacks once in sixteen */
 #define MOMENT_NS 20000
 #define DOWNLOAD_BLOCKS 8u
 #define UPLOAD_BLOCKS 16u
@@ -28,7 +29,7 @@
 
 struct item {
     struct item *next;
-    struct tp_frame *frame;
+    struct tp_frame *frame; /* NULL: a pause */
     bool translate;
 };
 
@@ -107,6 +108,8 @@ void fuzz_link_frame(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_
     }
     add(link, frame, true);
 }
+
+void fuzz_link_pause(struct tpw_link *link) { add(link, NULL, false); }
 
 void fuzz_link_block(struct tpw_link *link, uint64_t transfer, uint64_t offset, uint32_t size, unsigned char fill) {
     struct upload *upload = calloc(1, sizeof *upload), **at = &link->uploads;
@@ -188,6 +191,18 @@ static void take_next(struct tpw_link *link) {
 const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *status) {
     free(link->current);
     link->current = NULL;
+    while (link->first && !link->first->frame) {
+        if (++link->quiet <= PAUSE_TURNS || (link->busy && link->busy() && link->quiet <= QUIET_TURNS)) {
+            nanosleep(&(struct timespec){.tv_nsec = MOMENT_NS}, NULL);
+            *status = TP_OK;
+            return NULL;
+        }
+        struct item *item = link->first;
+        link->first = item->next;
+        link->end = link->first ? link->end : &link->first;
+        link->quiet = 0;
+        free(item);
+    }
     if (link->status == TP_OK && !link->first) {
         if (!link->busy || !link->busy() || ++link->quiet > QUIET_TURNS) {
             link->status = TP_ERROR_LOST;

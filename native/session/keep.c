@@ -1,0 +1,185 @@
+/*
+ * Who keeps what alive: counting what nodes of graphs point at, and ending it with the last user.
+ *
+ * Executor thread only. A graph becomes a user by a user object of the driver, whose destructor says on any thread that the
+ * graph, its clones, what was made of them and every launch under way are gone (callback.c brings that here). So how graphs
+ * lie in each other and which launches run is the driver's business, and here nothing has to follow it.
+ */
+#include "tpw_keep.h"
+#include "tpg_session.h"
+#include "tpw_callback.h"
+#include "tpw_graph.h"
+
+#include <stdlib.h>
+
+static bool lasts(const struct tpw_session *s, const struct tpw_object *object) {
+    for (int i = 0; i < s->device_count; i++) {
+        if (object->kind == TPG_CONTEXT && (uint64_t)(uintptr_t)s->primary[i] == object->native) {
+            return true;
+        }
+    }
+    return false;
+}
+
+struct tpw_kept *tpw_kept_of(struct tpw_session *s, struct tpw_object *object, int32_t *error) {
+    struct tpw_kept *inside = NULL;
+    CUcontext context = NULL;
+    if (*error) {
+        return NULL;
+    }
+    if (!object || !object->native) {
+        *error = object && object->error ? object->error : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        return NULL;
+    }
+    if (object->kept || lasts(s, object)) {
+        return object->kept;
+    }
+    if (object->kind == TPG_MODULE || object->kind == TPG_EVENT) {
+        struct tpw_object *around = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, object->context));
+        inside = tpw_kept_of(s, around, error);
+        context = *error ? NULL : (CUcontext)(uintptr_t)around->native;
+    }
+    struct tpw_kept *kept = *error ? NULL : calloc(1, sizeof *kept);
+    if (!kept) {
+        *error = *error ? *error : CUDA_ERROR_OUT_OF_MEMORY;
+        return NULL;
+    }
+    *kept = (struct tpw_kept){.inside = inside, .native = object->native, .context = context, .kind = object->kind};
+    object->kept = kept;
+    return kept;
+}
+
+static void use(struct tpw_kept *kept) {
+    if (kept->users++ == 0 && kept->inside) {
+        use(kept->inside);
+    }
+}
+
+static void end_event(struct tpw_session *s, struct tpw_kept *kept) {
+    tpw_visit(s, kept->context, 0);
+    s->cuda.cuEventDestroy_v2((CUevent)(uintptr_t)kept->native);
+    tpw_kept_ended(s, kept);
+}
+
+void tpw_let_go(struct tpw_session *s, struct tpw_kept *kept) {
+    if (--kept->users) {
+        return;
+    }
+    if (!kept->over) {
+        if (kept->inside) {
+            tpw_let_go(s, kept->inside);
+        }
+    } else if (kept->kind == TPG_CONTEXT) {
+        tpw_context_unkept(s, kept);
+    } else if (kept->kind == TPG_EVENT) {
+        end_event(s, kept);
+    } else {
+        tpw_image_unkept(s, kept);
+    }
+}
+
+void tpw_kept_ended(struct tpw_session *s, struct tpw_kept *kept) {
+    struct tpw_kept *inside = kept->inside;
+    free(kept);
+    if (inside) {
+        tpw_let_go(s, inside);
+    }
+}
+
+bool tpw_kept_over(struct tpw_kept *kept) {
+    if (kept && kept->users) {
+        kept->over = true;
+        return true;
+    }
+    free(kept);
+    return false;
+}
+
+bool tpw_kept_on(struct tpw_object *object) {
+    struct tpw_kept *kept = object->kept;
+    object->kept = NULL;
+    return tpw_kept_over(kept);
+}
+
+int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept *kept) {
+    CUuserObject object = NULL;
+    struct tpw_lasting *lasting = tpw_lasting_kept(s, kept);
+    if (!lasting) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    int32_t error =
+        (int32_t)s->cuda.cuUserObjectCreate(&object, lasting, tpw_lasting_gone, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+    if (error) {
+        free(lasting);
+        return error;
+    }
+    use(kept);
+    error = (int32_t)s->cuda.cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
+    if (error) {
+        s->cuda.cuUserObjectRelease(object, 1); /* lets go, in time */
+    }
+    return error;
+}
+
+int32_t tpw_keep_in_list(struct tpw_keeps *list, struct tpw_kept *kept) {
+    for (size_t i = 0; i < list->count; i++) {
+        if (list->items[i] == kept) {
+            return CUDA_SUCCESS;
+        }
+    }
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? 2 * list->capacity : 8;
+        struct tpw_kept **items = realloc(list->items, capacity * sizeof *items);
+        if (!items) {
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+        list->items = items;
+        list->capacity = capacity;
+    }
+    use(kept);
+    list->items[list->count++] = kept;
+    return CUDA_SUCCESS;
+}
+
+static void drop(struct tpw_session *s, void *what, int32_t error) {
+    struct tpw_keeps *list = what;
+    (void)error; /* a broken context does no more work either */
+    for (size_t i = 0; i < list->count; i++) {
+        tpw_let_go(s, list->items[i]);
+    }
+    free(list->items);
+    free(list);
+}
+
+void tpw_keeps_drop(struct tpw_session *s, struct tpw_keeps *list) {
+    struct tpw_keeps *moved = list->count ? malloc(sizeof *moved) : NULL;
+    if (moved) {
+        *moved = *list;
+    }
+    if (list->count && (!moved || tpw_when_everything_done(s, drop, moved))) {
+        tp_log(TP_ERROR, "no memory to let go of what an executable graph points at: it stays until the session ends");
+        free(moved);
+    }
+    *list = (struct tpw_keeps){.count = 0};
+}
+
+/* ---- what nodes point at ---- */
+
+int32_t tpw_hold_object(struct tpw_session *s, uint64_t holder, uint32_t kind, uint64_t handle) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_kept *kept = tpw_kept_of(s, tpw_object(s, kind, handle), &error);
+    return error ? error : tpw_hold(s, holder, kept);
+}
+
+int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct tpw_object *function) {
+    uint64_t image = function->owner;
+    const struct tpw_object *module = tpw_object(s, TPG_MODULE, image);
+    if (module && module->owner) {
+        image = module->owner; /* its library's */
+    }
+    int32_t error = tpw_hold_object(s, holder, tp_handle_type(image), image);
+    if (!error && function->kind == TPG_FUNCTION) {
+        error = tpw_hold_object(s, holder, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, function->context));
+    }
+    return error;
+}
