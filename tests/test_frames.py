@@ -48,6 +48,7 @@ CASES = (
     "node_context",
     "node_captured",
     "node_changed",
+    "node_order",
     "own_memory",
 )
 

@@ -18,6 +18,7 @@ struct exec {
     uint32_t hosts;         /* host functions that each launch raises */
     struct tpw_keeps keeps; /* of nodes that were changed in it; of the others, the driver knows */
     CUevent order;          /* behind the last launch and its copies to the client, NULL while there was none */
+    uint32_t order_context; /* id of the context that it is of, which is that of the launch's stream */
 };
 
 static struct exec *record_of(struct tpw_object *object) {
@@ -25,6 +26,13 @@ static struct exec *record_of(struct tpw_object *object) {
         object->record = calloc(1, sizeof(struct exec));
     }
     return object->record;
+}
+
+static void no_order(struct tpw_session *s, struct exec *exec) {
+    if (exec->order) {
+        s->cuda.cuEventDestroy_v2(exec->order);
+        exec->order = NULL;
+    }
 }
 
 /* A launch that raises more host functions than were counted would be taken for finished too early: complete, or an error. */
@@ -135,7 +143,7 @@ int32_t tpw_graph_order(struct tpw_session *s, const struct tp_frame *frame, con
     int32_t error = CUDA_SUCCESS;
     struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->exec);
     tpw_exec(s, in->exec, &error);
-    tpw_refuse_capturing(s, stream->native, &error);
+    error = error ? error : tpw_refuse_capture(s, stream);
     struct exec *exec = error ? NULL : record_of(object);
     if (!exec) {
         return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
@@ -143,8 +151,13 @@ int32_t tpw_graph_order(struct tpw_session *s, const struct tp_frame *frame, con
     if (!in->end) {
         return exec->order ? (int32_t)s->cuda.cuStreamWaitEvent(stream->native, exec->order, 0) : CUDA_SUCCESS;
     }
+    if (exec->order_context != stream->context_id) {
+        no_order(s, exec);
+    }
     if (!exec->order) {
+        tpw_enter_stream(s, stream);
         error = (int32_t)s->cuda.cuEventCreate(&exec->order, CU_EVENT_DISABLE_TIMING);
+        exec->order_context = stream->context_id;
     }
     return error ? error : (int32_t)s->cuda.cuEventRecord(exec->order, stream->native);
 }
@@ -163,9 +176,8 @@ int32_t tpw_exec_hold(struct tpw_session *s, uint64_t handle, struct tpw_kept *k
 /* Ends the driver's. Launches under way go on. */
 static int32_t end(struct tpw_session *s, struct tpw_object *object) {
     struct exec *exec = object->record;
-    if (exec && exec->order) {
-        s->cuda.cuEventDestroy_v2(exec->order);
-        exec->order = NULL;
+    if (exec) {
+        no_order(s, exec);
     }
     int32_t error = (int32_t)s->cuda.cuGraphExecDestroy((CUgraphExec)(uintptr_t)object->native);
     if (exec) {
@@ -192,6 +204,10 @@ int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *fra
 void tpw_execs_end(struct tpw_session *s, uint32_t context) {
     struct tpw_object *object;
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPHEXEC, &at));) {
+        struct exec *exec = object->record;
+        if (exec && exec->order_context == context) {
+            no_order(s, exec);
+        }
         if (object->context == context && object->native) {
             end(s, object);
             object->native = 0;

@@ -57,7 +57,7 @@ uint64_t tpw_captured_graph(struct tpw_session *s, const struct tpw_stream *stre
 
 /* ---- graph_exec.c ---- */
 int32_t tpw_exec_hold(struct tpw_session *s, uint64_t exec, struct tpw_kept *kept);
-/* Ends the executable graphs that were made in a context, before it does. */
+/* Ends the executable graphs that were made in a context, and what others have in it, before it does. */
 void tpw_execs_end(struct tpw_session *s, uint32_t context);
 
 #endif

@@ -2,12 +2,13 @@
  * Fuzzes what a session does with a hostile client's frames: its real executor, dispatch and families on the simulated GPU.
  *
  * One thread, beside those of the simulated GPU. Each input is one session from beginning to end. Its first byte says how
- * to read the rest: as the bytes of the connection (the frames as they are), or as records, from which frames with good
- * headers are made; and whether the session begins with nothing, or after the objects of an ordinary program were made.
+ * to read the rest: as the bytes of the connection (the frames as they are), as records, from which frames with good
+ * headers are made, or as a story (fuzz_story.h); and whether the session begins with nothing, or after the objects of an ordinary program were made.
  * In records, words with a mark in the top byte become handles that may exist and addresses that the session gave out:
  * no fuzzer guesses those. Build with -DTP_FUZZ=ON; the environment is set here, so that a crash needs its file only.
  */
 #include "fuzz_link.h"
+#include "fuzz_story.h"
 #include "simgpu_check.h"
 #include "tpg_session.h"
 #include "tpw_keep.h"
@@ -20,7 +21,7 @@
 #include <tp_segment.h>
 #include <unistd.h>
 
-enum { RECORDS = 1, ORDINARY = 2 };
+enum { RECORDS = 1, ORDINARY = 2, STORY = 4 };
 #define LAST_OP (TPG_OP_LIMIT + 4) /* and a few that are none */
 #define MARK_HANDLE 0x7a
 #define MARK_ADDRESS 0x7b
@@ -75,6 +76,16 @@ static uint64_t translate(const struct tpw_link *link, uint64_t word) {
     default:
         return word;
     }
+}
+
+/* One address for a whole story: that of the newest answer when it begins. */
+static uint64_t story_address;
+static uint64_t translate_story(const struct tpw_link *link, uint64_t word) {
+    if (word >> 56 != MARK_ADDRESS) {
+        return word;
+    }
+    story_address = story_address ? story_address : fuzz_link_answer(link, 0);
+    return story_address + (word & 0xffff);
 }
 
 static void read_records(struct tpw_link *link, struct input *in) {
@@ -279,6 +290,16 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
     unsigned char record[4 * RECORD_MAX];
     srand(seed);
+    if (seed % 2 && size &&
+        (data[0] & STORY || rand() % 8 == 0)) { /* any bytes are a story, and longer ones go further */
+        data[0] = STORY;
+        for (unsigned more = 1 + (unsigned)rand() % 64; rand() % 2 && more && size < most; more--) {
+            data[size++] = (uint8_t)rand();
+        }
+        size = LLVMFuzzerMutate(data, size, most);
+        data[0] = STORY;
+        return size;
+    }
     size_t length = 0;
     for (int count = 1 + rand() % 4; count; count--) {
         length += rand() % 4 ? likely_record(record + length) : random_record(record + length);
@@ -289,23 +310,13 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned
     size_t at = rand() % 4 ? size : 1 + (size_t)rand() % size;
     memmove(data + at + length, data + at, size - at);
     memcpy(data + at, record, length);
-    data[0] |= RECORDS | ORDINARY;
+    data[0] = RECORDS | ORDINARY;
     return size + length;
 }
 
 /* ---- the objects of an ordinary program ---- */
 
-#define SEND(name, call, ...)                                                                                          \
-    do {                                                                                                               \
-        const struct tpg_##name##_in a_ = {__VA_ARGS__};                                                               \
-        size_t size_ = tpg_size_##name##_in(&a_);                                                                      \
-        unsigned char *body_ = aligned_alloc(8, tp_padded(size_) + 8);                                                 \
-        struct tp_cursor c_ = tp_cursor_make(body_, size_);                                                            \
-        tpg_put_##name##_in(&c_, &a_);                                                                                 \
-        CHECK(!c_.bad);                                                                                                \
-        fuzz_link_frame(link, TPG_OP_##name, call, 1, id_of(0, 1), body_, size_);                                      \
-        free(body_);                                                                                                   \
-    } while (0)
+#define SEND(name, call, ...) FUZZ_SEND(link, 1, id_of(0, 1), name, call, __VA_ARGS__)
 
 static uint64_t first(uint32_t kind) { return tp_handle_make(kind, id_of(0, 1)); }
 
@@ -512,10 +523,16 @@ int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
     struct tpw_session *s = begin_session();
     struct input in = {.at = data, .left = size};
     unsigned mode = (unsigned)take(&in, 1);
-    if (mode & ORDINARY) {
+    if (mode & (ORDINARY | STORY)) {
         ordinary(s->link);
     }
-    if (mode & RECORDS) {
+    if (mode & STORY) {
+        struct tpw_link *link = s->link;
+        story_address = 0;
+        fuzz_link_translate(link, translate_story);
+        SEND(cuMemsetD8Async, 0, .dstDevice = (uint64_t)MARK_ADDRESS << 56, .N = 64, .hStream = 1);
+        fuzz_story(s->link, in.at, in.left, MARK_ADDRESS);
+    } else if (mode & RECORDS) {
         fuzz_link_translate(s->link, translate);
         read_records(s->link, &in);
     } else {

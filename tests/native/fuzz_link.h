@@ -9,6 +9,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <tpw_link.h>
 
 /* A link over nothing; frames and blocks are added, then the session runs until it has read them all. */
@@ -19,6 +20,18 @@ void fuzz_link_stream(struct tpw_link *link, const unsigned char *bytes, size_t 
 /* A frame with a good header and `size` bytes of body, which is padded. */
 void fuzz_link_frame(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, uint32_t context,
                      const void *body, size_t size);
+/* The same for the input of an operation, by its name and fields. */
+#define FUZZ_SEND(link, thread, context, name, flags, ...)                                                             \
+    do {                                                                                                               \
+        const struct tpg_##name##_in a_ = {__VA_ARGS__};                                                               \
+        size_t size_ = tpg_size_##name##_in(&a_);                                                                      \
+        unsigned char *body_ = aligned_alloc(8, tp_padded(size_) + 8);                                                 \
+        struct tp_cursor c_ = tp_cursor_make(body_, size_);                                                            \
+        tpg_put_##name##_in(&c_, &a_);                                                                                 \
+        CHECK(!c_.bad);                                                                                                \
+        fuzz_link_frame(link, TPG_OP_##name, flags, thread, context, body_, size_);                                    \
+        free(body_);                                                                                                   \
+    } while (0)
 /* Nothing for a moment, and until no completion is to come: the session looks at everything that it looks at when it is idle. */
 void fuzz_link_pause(struct tpw_link *link);
 /* A block of an upload. */

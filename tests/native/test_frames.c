@@ -48,17 +48,7 @@ static struct tpw_link *the_link;
 
 /* A frame of the context with that index. */
 #define SEND(context, name, call, ...) SEND_AS(1, context, name, call, __VA_ARGS__)
-#define SEND_AS(thread, context, name, call, ...)                                                                      \
-    do {                                                                                                               \
-        const struct tpg_##name##_in a_ = {__VA_ARGS__};                                                               \
-        size_t size_ = tpg_size_##name##_in(&a_);                                                                      \
-        unsigned char *body_ = aligned_alloc(8, tp_padded(size_) + 8);                                                 \
-        struct tp_cursor c_ = tp_cursor_make(body_, size_);                                                            \
-        tpg_put_##name##_in(&c_, &a_);                                                                                 \
-        CHECK(!c_.bad);                                                                                                \
-        fuzz_link_frame(the_link, TPG_OP_##name, call, thread, id(context), body_, size_);                             \
-        free(body_);                                                                                                   \
-    } while (0)
+#define SEND_AS(thread, context, name, call, ...) FUZZ_SEND(the_link, thread, id(context), name, call, __VA_ARGS__)
 #define CALL TP_FRAME_CALL
 
 /* Words of a body with this mark become an address that the session gave out: the newest when the first of them comes. */
@@ -530,6 +520,22 @@ static void case_node_changed(void) {
     SEND(0, stream_wait, CALL, .stream = 2);
 }
 
+/* What orders the launches of an executable graph is of the context of the last one's stream, and may end before the graph. */
+static void case_node_order(void) {
+    load(0, TPG_MODULE, 0);
+    SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, 0));
+    SEND(0, graph_instantiate, CALL, .graph = handle(TPG_GRAPH, 0), .exec = handle(TPG_GRAPHEXEC, 0));
+    for (uint32_t i = 0; i < 2; i++) {
+        SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
+        SEND(1, graph_order, CALL, .exec = handle(TPG_GRAPHEXEC, 0), .stream = 2, .end = 1);
+        SEND(0, context_destroy, 0, .context = handle(TPG_CONTEXT, 1));
+        fuzz_link_pause(the_link);
+        SEND(0, graph_order, CALL, .exec = handle(TPG_GRAPHEXEC, 0), .stream = 2);
+        SEND(0, graph_order, CALL, .exec = handle(TPG_GRAPHEXEC, 0), .stream = 2, .end = 1);
+    }
+    SEND(0, cuGraphExecDestroy, 0, .hGraphExec = handle(TPG_GRAPHEXEC, 0));
+}
+
 /* The session's own memory may not end with a context that the client has made: the area of twins, and markers. */
 static void case_own_memory(void) {
     const uint64_t stream = handle(TPG_STREAM, 9);
@@ -580,6 +586,7 @@ static const struct {
     {"node_context", case_node_context, 0, false},
     {"node_captured", case_node_captured, 0, false},
     {"node_changed", case_node_changed, 0, true},
+    {"node_order", case_node_order, 0, true},
     {"own_memory", case_own_memory, 0, true},
 };
 
