@@ -49,6 +49,7 @@ CASES = (
     "node_captured",
     "node_changed",
     "node_order",
+    "tables",
     "own_memory",
 )
 

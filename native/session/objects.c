@@ -11,6 +11,9 @@
 
 #include <stdlib.h>
 
+#define PIECE (1u << TPW_PIECE_BITS)
+#define PIECES (1u << (TP_INDEX_BITS - TPW_PIECE_BITS))
+
 static uint32_t also(uint32_t kind) { return kind == TPG_FUNCTION ? TPG_KERNEL : 0; }
 
 struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t handle) {
@@ -22,19 +25,19 @@ struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t han
         kind = other;
     }
     uint32_t id = tp_handle_id(handle), index = tp_id_index(id);
-    struct tpw_table *table = &s->tables[kind];
-    if (index >= table->capacity || table->slots[index].id != id || !id) {
-        return NULL;
-    }
-    return &table->slots[index];
+    struct tpw_object *const *pieces = s->tables[kind].pieces;
+    struct tpw_object *piece = pieces ? pieces[index / PIECE] : NULL;
+    return piece && id && piece[index % PIECE].id == id ? &piece[index % PIECE] : NULL;
 }
 
 struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at) {
-    struct tpw_table *table = &s->tables[kind];
-    while (*at < table->capacity) {
-        struct tpw_object *object = &table->slots[(*at)++];
-        if (object->id) {
-            return object;
+    struct tpw_object *const *pieces = s->tables[kind].pieces;
+    while (pieces && *at < PIECE * PIECES) {
+        struct tpw_object *piece = pieces[*at / PIECE];
+        if (!piece) {
+            *at = (*at / PIECE + 1) * PIECE;
+        } else if (piece[(*at)++ % PIECE].id) {
+            return &piece[(*at - 1) % PIECE];
         }
     }
     return NULL;
@@ -92,22 +95,18 @@ uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint3
     return natives;
 }
 
-static bool grow(struct tpw_table *table, uint32_t index) {
-    if (index < table->capacity) {
-        return true;
+/* The place of an index, NULL without memory for its piece. */
+static struct tpw_object *place(struct tpw_session *s, uint32_t kind, uint32_t index) {
+    struct tpw_table *table = &s->tables[kind];
+    if (!table->pieces) {
+        table->pieces = calloc(PIECES, sizeof *table->pieces);
     }
-    uint32_t capacity = table->capacity ? table->capacity : 64;
-    while (capacity <= index) {
-        capacity *= 2;
+    struct tpw_object **piece = table->pieces ? &table->pieces[index / PIECE] : NULL;
+    if (piece && !*piece && s->table_pieces < TPW_PIECES_MAX) {
+        *piece = calloc(PIECE, sizeof **piece);
+        s->table_pieces += *piece != NULL;
     }
-    struct tpw_object *slots = realloc(table->slots, capacity * sizeof *slots);
-    if (!slots) {
-        return false;
-    }
-    memset(slots + table->capacity, 0, (capacity - table->capacity) * sizeof *slots);
-    table->slots = slots;
-    table->capacity = capacity;
-    return true;
+    return piece && *piece ? &(*piece)[index % PIECE] : NULL;
 }
 
 int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
@@ -117,10 +116,10 @@ int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t k
         tpw_violation(s, frame, "a new handle that is none");
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    if (!grow(&s->tables[kind], index)) {
+    struct tpw_object *object = place(s, kind, index);
+    if (!object) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    struct tpw_object *object = &s->tables[kind].slots[index];
     if (object->id) {
         tpw_violation(s, frame, "a new handle in the place of a living one");
         return CUDA_ERROR_INVALID_HANDLE;

@@ -33,9 +33,12 @@ struct tpw_object {
     void *record;          /* further description, owned by the family's file, freed by its destructor */
 };
 
+/* Indices are the client's to choose, so a table has memory only for pieces in which there was an object, and never moves one:
+ * a frame costs one piece at most, and a session has so many of them (1.8 million objects side by side). */
+#define TPW_PIECE_BITS 8u
+#define TPW_PIECES_MAX 7168u /* of all kinds together, about 100 MiB */
 struct tpw_table {
-    struct tpw_object *slots;
-    uint32_t capacity;
+    struct tpw_object **pieces; /* 1 << (TP_INDEX_BITS - TPW_PIECE_BITS), each NULL or of 1 << TPW_PIECE_BITS objects */
 };
 
 struct ending;        /* context.c */
@@ -59,7 +62,8 @@ struct tpw_session {
     CUcontext primary[TPW_MAX_DEVICES]; /* retained by this session for its whole life once made, see context.c */
 
     struct tpw_table tables[TPG_KIND_LIMIT];
-    uint32_t entered; /* id of the client's context that is current for the driver on the executor; 0 = none */
+    uint32_t table_pieces; /* of all tables */
+    uint32_t entered;      /* id of the client's context that is current for the driver on the executor; 0 = none */
     CUcontext entered_native;
 
     void *limits; /* limits page, NULL = none */

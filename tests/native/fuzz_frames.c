@@ -347,9 +347,9 @@ static void destroy_objects(struct tpw_session *s, uint32_t kind) {
         if (native && kind == TPG_LIBRARY) {
             s->cuda.cuLibraryUnload(native);
         } else if (native && kind == TPG_POOL) {
-            s->cuda.cuMemPoolDestroy(native);                          /* refused for the default pool */
-            for (uint32_t i = at; i < s->tables[kind].capacity; i++) { /* its second name */
-                struct tpw_object *other = &s->tables[kind].slots[i];
+            s->cuda.cuMemPoolDestroy(native); /* refused for the default pool */
+            struct tpw_object *other;
+            for (uint32_t i = at; (other = tpw_next_object(s, kind, &i));) { /* its second name */
                 other->native = other->native == object->native ? 0 : other->native;
             }
         } else if (native && kind == TPG_MEMORY) {
@@ -359,7 +359,10 @@ static void destroy_objects(struct tpw_session *s, uint32_t kind) {
         }
         free(object->record);
     }
-    free(s->tables[kind].slots);
+    for (uint32_t i = 0; s->tables[kind].pieces && i < 1u << (TP_INDEX_BITS - TPW_PIECE_BITS); i++) {
+        free(s->tables[kind].pieces[i]);
+    }
+    free(s->tables[kind].pieces);
     s->tables[kind] = (struct tpw_table){0};
 }
 

@@ -14,6 +14,7 @@
 
 #include <dlfcn.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <tp_segment.h>
 #include <unistd.h>
 
@@ -557,6 +558,20 @@ static void case_own_memory(void) {
     }
 }
 
+/* Each index is as good as any other, and costs what is around it. */
+static void case_tables(void) {
+    struct rusage before, after;
+    CHECK(getrusage(RUSAGE_SELF, &before) == 0);
+    for (uint32_t i = 0; i < 300; i++) { /* the highest, and then some of those between */
+        uint32_t index = (1u << TP_INDEX_BITS) - 1 - i * 3001;
+        SEND(0, event_create, 0, .event = handle(TPG_EVENT, index));
+        SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, index));
+    }
+    tpw_execute(&session);
+    CHECK(getrusage(RUSAGE_SELF, &after) == 0 && after.ru_maxrss - before.ru_maxrss < 40 << 10); /* KiB */
+    CHECK(tpw_object(&session, TPG_EVENT, handle(TPG_EVENT, (1u << TP_INDEX_BITS) - 1)));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -587,6 +602,7 @@ static const struct {
     {"node_captured", case_node_captured, 0, false},
     {"node_changed", case_node_changed, 0, true},
     {"node_order", case_node_order, 0, true},
+    {"tables", case_tables, 0, false},
     {"own_memory", case_own_memory, 0, true},
 };
 
