@@ -424,7 +424,8 @@ static void end_session(struct tpw_session *s) {
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPH, &at));) {
         const struct tp_frame nobody = {.size = 0};
         const struct tpg_graph_destroy_in in = {.graph = tp_handle_make(TPG_GRAPH, object->id)};
-        tpw_graph_destroy(s, &nobody, &in); /* refused for one inside another, which goes with that */
+        CUgraph native = (CUgraph)(uintptr_t)object->native;
+        tpw_graph_destroy(s, &nobody, &in, native); /* refused for one inside another, which goes with that */
     }
     tpw_callbacks_run(s);
     fuzz_link_free(s->link);
