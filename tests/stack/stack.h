@@ -61,6 +61,9 @@ int role_devices(int count, char **words);
 /* failures.c */
 int role_failures(int count, char **words);
 
+/* callbacks.c */
+int role_callbacks(int count, char **words);
+
 /* lasting.c */
 int role_steady(int count, char **words);
 int role_copy(int count, char **words);

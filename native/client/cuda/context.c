@@ -35,7 +35,13 @@ struct tpc_context *tpc_current(void) { return stack.top; }
 
 bool tpc_several_contexts(void) { return atomic_load_explicit(&living, memory_order_relaxed) > 1; }
 
-void tpc_forbid_calls(void) { stack.top = &forbidden; }
+void tpc_forbid_calls(void) {
+    int ready = TPC_READY;
+    stack.top = &forbidden;
+    atomic_compare_exchange_strong(&tpc_state, &ready, TPC_CALLING);
+}
+
+bool tpc_calls_forbidden(void) { return stack.top == &forbidden; }
 
 CUresult tpc_current_living(struct tpc_context **out) {
     struct tpc_context *context = stack.top;
@@ -43,7 +49,7 @@ CUresult tpc_current_living(struct tpc_context **out) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
     if (TP_UNLIKELY(!atomic_load_explicit(&context->active, memory_order_relaxed))) {
-        return context == &forbidden ? CUDA_ERROR_NOT_PERMITTED : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
     *out = context;
     return CUDA_SUCCESS;
@@ -76,9 +82,6 @@ static void stack_changed(void) {
 }
 
 static CUresult push(struct tpc_context *context) {
-    if (stack.top == &forbidden) {
-        return CUDA_ERROR_NOT_PERMITTED;
-    }
     if (stack.depth == STACK_MAX) {
         tp_log(TP_ERROR, "A thread has pushed %d contexts; no more than that fit on its stack", STACK_MAX);
         return CUDA_ERROR_OUT_OF_MEMORY;

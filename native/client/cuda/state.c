@@ -27,6 +27,8 @@ CUresult tpc_not_ready(void) {
     switch (atomic_load(&tpc_state)) {
     case TPC_BEFORE_INIT:
         return CUDA_ERROR_NOT_INITIALIZED;
+    case TPC_CALLING:
+        return tpc_calls_forbidden() ? CUDA_ERROR_NOT_PERMITTED : CUDA_SUCCESS;
     case TPC_LOST:
         return TPC_LOST_ERROR;
     default:
@@ -53,8 +55,10 @@ void tpc_failed(const char *name, CUresult result) {
 /* ---- start ---- */
 
 static void on_loss(void) {
-    int ready = TPC_READY;
-    atomic_compare_exchange_strong(&tpc_state, &ready, TPC_LOST);
+    int ready = TPC_READY, calling = TPC_CALLING;
+    if (!atomic_compare_exchange_strong(&tpc_state, &ready, TPC_LOST)) {
+        atomic_compare_exchange_strong(&tpc_state, &calling, TPC_LOST);
+    }
 }
 
 /* In the child of a process that called cuInit, or was about to. */

@@ -18,7 +18,8 @@
 enum tpc_state {
     TPC_BEFORE_INIT, /* also after fork in the child */
     TPC_READY,
-    TPC_LOST, /* the worker is gone */
+    TPC_CALLING, /* ready, and a thread of ours runs the program's host functions, in which calls are not permitted */
+    TPC_LOST,    /* the worker is gone */
 };
 extern _Atomic int tpc_state;
 extern _Atomic int tpc_sticky_error; /* of the context that broke last; 0 while none has */
@@ -31,8 +32,8 @@ void tpc_wait_for_next_post(void);
 /* Something failed, which may have ended a capture. */
 void tpc_capture_disturbed(void);
 
-/* What a call answers when the state is not TPC_READY: 3 before cuInit, the sticky error, the lost-worker error. 0 when the
- * call may go on (the state changed meanwhile). */
+/* What a call answers when the state is not TPC_READY: 3 before cuInit, 800 inside a host function, the lost-worker error. 0 when
+ * the call may go on. */
 CUresult tpc_not_ready(void);
 #define TPC_ENTER()                                                                                                    \
     do {                                                                                                               \
@@ -157,8 +158,9 @@ struct tpc_context *tpc_current(void);
 struct tpc_context *tpc_primary_of(int device);
 /* More than one context can be used now: an order in one of them says nothing to the others. */
 bool tpc_several_contexts(void);
-/* The calling thread runs host functions from now on: what it asks of a context is not permitted. */
+/* The calling thread runs host functions from now on: no call is permitted in it but those that are answered at any time. */
 void tpc_forbid_calls(void);
+bool tpc_calls_forbidden(void);
 
 /* ---- streams (stream.c), host functions (callback.c) ---- */
 /* A post has failed on the worker: the next wait must ask it, even where the client believes all is done. */

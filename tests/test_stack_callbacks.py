@@ -1,0 +1,21 @@
+"""Host functions: what a program may call in them, and what becomes of those that the driver refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stack.harness import ROOT, Worker, whole_stack
+
+from tensor_fusion.apigen.model import load
+
+pytestmark = [*whole_stack, pytest.mark.usefixtures("both_transports")]
+pytest_plugins = ["stack.fixtures"]
+
+
+def test_nothing_is_permitted_in_a_host_function(program: Path) -> None:
+    """Every function of the library gives 800 there, but those that need no driver."""
+    api = next(api for api in load(ROOT / "api").apis if api.name == "cuda")
+    names = [name for name in api.exports if not api.resolve(api.lines[name]).anytime]
+    with Worker(program=program) as worker:
+        assert worker.run("callbacks", "forbidden", *names) == "right\n"
