@@ -118,7 +118,13 @@ def test_corners(worker: Worker, check: str) -> None:
 
 @pytest.mark.parametrize(
     "check",
-    ["before-any-context", "thread-without-a-context", "kernels-of-another-thread", "wrapper-of-relocatable-code"],
+    [
+        "before-any-context",
+        "thread-without-a-context",
+        "functions-without-a-context",
+        "kernels-of-another-thread",
+        "wrapper-of-relocatable-code",
+    ],
 )
 def test_images(worker: Worker, check: str) -> None:
     assert worker.run("images", check) == "right\n"

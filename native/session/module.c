@@ -474,10 +474,19 @@ static uint64_t at_index(struct tpw_session *s, uint32_t kind, uint64_t owner, u
     return image->natives[index];
 }
 
+/* A module is its context's, and so is all that comes out of it, whichever context the thread has that asks, or none. */
+static struct tp_frame of_owner(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t owner) {
+    const struct tpw_object *object = tpw_object(s, kind, owner);
+    struct tp_frame inside = *frame;
+    inside.context = object && kind == TPG_MODULE ? object->context : frame->context;
+    return inside;
+}
+
 int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_get_in *in,
                          CUmodule module) {
     int32_t error = 0;
     uint64_t listed = at_index(s, TPG_MODULE, in->module, in->index, &error);
+    struct tp_frame inside = of_owner(s, frame, TPG_MODULE, in->module);
     /* A listed function need not be loaded, and some calls refuse one that is not (error 913, seen on 580.159); asking for it
      * by name gives one that loads itself. */
     const char *name = NULL;
@@ -486,7 +495,7 @@ int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, co
     if (!error) {
         error = (int32_t)s->cuda.cuModuleGetFunction(&native, module, name);
     }
-    return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, in->module, error);
+    return make_kernel(s, &inside, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, in->module, error);
 }
 
 int32_t tpw_kernel_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_get_in *in) {
@@ -538,9 +547,12 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
                        struct tpg_global_get_out *out) {
     bool library = tp_handle_is(in->owner, TPG_LIBRARY);
     int32_t error = 0;
-    uint64_t native = tpw_native(s, frame, library ? TPG_LIBRARY : TPG_MODULE, in->owner, false, &error);
+    uint32_t kind = library ? TPG_LIBRARY : TPG_MODULE;
+    uint64_t native = tpw_native(s, frame, kind, in->owner, false, &error);
+    struct tp_frame inside = of_owner(s, frame, kind, in->owner);
     CUdeviceptr address = 0;
     size_t size = 0;
+    error = error ? error : tpw_enter(s, &inside);
     if (!error) {
         error =
             (int32_t)(library ? s->cuda.cuLibraryGetGlobal(&address, &size, (CUlibrary)(uintptr_t)native, in->name)

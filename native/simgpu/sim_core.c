@@ -254,8 +254,10 @@ CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context)
     if (needs == SIM_NEEDS_INIT)
         return CUDA_SUCCESS;
     sim_context_t *current = sim_current();
-    if (SIM_EXPECT_FALSE(!current))
-        return CUDA_ERROR_INVALID_CONTEXT;
+    if (SIM_EXPECT_FALSE(!current)) {
+        *context = NULL;
+        return needs == SIM_TAKES_CONTEXT ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+    }
     if (SIM_EXPECT_FALSE(!current->active))
         return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     int error = atomic_load_explicit(&current->error, memory_order_relaxed);

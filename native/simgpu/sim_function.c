@@ -1,7 +1,7 @@
 // Functions and kernels: names, parameter layouts, attributes, loading state.
 //
 // A CUkernel may stand wherever a CUfunction is expected (the CUDA runtime does that); it then means the function of
-// the current context. Attributes of a library's function and of its kernel on that device are one and the same.
+// the current context. A function is its module's, and needs no current context. Attributes of a library's function and of its kernel on that device are one and the same.
 // Under sim.lock.
 #include "sim.h"
 
@@ -18,8 +18,8 @@ CUresult sim_function_resolve(sim_context_t *context, CUfunction handle, sim_fun
                               .attributes[function->module->context->device];
         return CUDA_SUCCESS;
     }
-    if (!sim_handle_is(handle, SIM_KERNEL))
-        return CUDA_ERROR_INVALID_HANDLE;
+    if (!sim_handle_is(handle, SIM_KERNEL) || !context)
+        return CUDA_ERROR_INVALID_HANDLE; // a kernel is a function in a context only
     sim_kernel_t *kernel = (sim_kernel_t *)(void *)handle;
     sim_module_t *module;
     CUresult result = sim_library_module(kernel->library, context, &module);
@@ -66,7 +66,7 @@ CUresult sim_attribute_set(int *attributes, CUfunction_attribute attribute, int 
 }
 
 CUresult cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfunc) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     if (!pi || (unsigned)attrib >= SIM_FUNC_ATTRIBUTES)
         return CUDA_ERROR_INVALID_VALUE;
     sim_function_t *function;
@@ -80,7 +80,7 @@ CUresult cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfu
 }
 
 CUresult cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int value) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
     int *attributes;
     pthread_mutex_lock(&sim.lock);
@@ -100,7 +100,7 @@ static CUresult check_function(sim_context_t *context, CUfunction handle, sim_fu
 }
 
 CUresult cuFuncSetCacheConfig(CUfunction hfunc, CUfunc_cache config) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
     if ((unsigned)config > CU_FUNC_CACHE_PREFER_EQUAL)
         return CUDA_ERROR_INVALID_VALUE;
@@ -108,7 +108,7 @@ CUresult cuFuncSetCacheConfig(CUfunction hfunc, CUfunc_cache config) {
 }
 
 CUresult cuFuncSetSharedMemConfig(CUfunction hfunc, CUsharedconfig config) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
     if ((unsigned)config > 2)
         return CUDA_ERROR_INVALID_VALUE;
@@ -116,7 +116,7 @@ CUresult cuFuncSetSharedMemConfig(CUfunction hfunc, CUsharedconfig config) {
 }
 
 CUresult cuFuncGetName(const char **name, CUfunction hfunc) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
     if (!name)
         return CUDA_ERROR_INVALID_VALUE;
@@ -127,7 +127,7 @@ CUresult cuFuncGetName(const char **name, CUfunction hfunc) {
 }
 
 CUresult cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
     if (!hmod)
         return CUDA_ERROR_INVALID_VALUE;
@@ -147,14 +147,14 @@ static CUresult param_info(const sim_entry_t *entry, size_t index, size_t *offse
 }
 
 CUresult cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
     CUresult result = check_function(context, func, &function);
     return result == CUDA_SUCCESS ? param_info(function->entry, paramIndex, paramOffset, paramSize) : result;
 }
 
 CUresult cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction function) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     sim_function_t *found;
     if (!state)
         return CUDA_ERROR_INVALID_VALUE;
@@ -165,7 +165,7 @@ CUresult cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction function) {
 }
 
 CUresult cuFuncLoad(CUfunction function) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     sim_function_t *found;
     int *attributes;
     pthread_mutex_lock(&sim.lock);

@@ -204,7 +204,7 @@ static sim_module_t *module_of(CUmodule handle) { // under sim.lock
 }
 
 CUresult cuModuleUnload(CUmodule hmod) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
     if (unsafe != CUDA_SUCCESS)
@@ -233,7 +233,7 @@ CUresult cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
 }
 
 CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     if (!hfunc || !name)
         return CUDA_ERROR_INVALID_VALUE;
@@ -251,7 +251,7 @@ CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name)
 }
 
 CUresult cuModuleGetFunctionCount(unsigned int *count, CUmodule mod) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     if (!count)
         return CUDA_ERROR_INVALID_VALUE;
@@ -264,7 +264,7 @@ CUresult cuModuleGetFunctionCount(unsigned int *count, CUmodule mod) {
 }
 
 CUresult cuModuleEnumerateFunctions(CUfunction *functions, unsigned int numFunctions, CUmodule mod) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     if (!functions || !numFunctions)
         return CUDA_ERROR_INVALID_VALUE;
@@ -290,7 +290,7 @@ static CUresult get_global(sim_module_t *module, const char *name, CUdeviceptr *
 }
 
 CUresult cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     if (!name || (!dptr && !bytes))
         return CUDA_ERROR_INVALID_VALUE;

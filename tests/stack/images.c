@@ -116,6 +116,106 @@ static void thread_without_a_context(void) {
     }
 }
 
+/* What a module has is its context's: a thread without one may use all of it but what runs in a context. A kernel is a function in a
+ * context only (580.159.04, measured). */
+struct elsewhere {
+    CUmodule module;
+    CUfunction function, late; /* late: found by the thread without a context */
+    CUkernel kernel;
+    CUdeviceptr global;
+};
+
+static void *functions_of_a_thread(void *what) {
+    struct elsewhere *in = what;
+    CUfunction kernel = (CUfunction)(void *)in->kernel, all[7];
+    CUfunctionLoadingState state;
+    CUmodule module;
+    const char *name;
+    size_t offset, size;
+    unsigned count;
+    int value;
+    OK(cuFuncGetParamInfo(in->function, 0, &offset, &size));
+    CHECK(offset == 0 && size == 8);
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuFuncGetParamInfo(in->function, 2, &offset, &size));
+    OK(cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, in->function));
+    CHECK(value == 1024);
+    OK(cuFuncGetName(&name, in->function));
+    CHECK(strcmp(name, "iota_u32") == 0);
+    OK(cuFuncGetModule(&module, in->function));
+    CHECK(module == in->module);
+    OK(cuFuncLoad(in->function));
+    OK(cuFuncSetAttribute(in->function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 1024));
+    OK(cuFuncSetCacheConfig(in->function, CU_FUNC_CACHE_PREFER_L1));
+    OK(cuModuleGetFunction(&in->late, in->module, "fill_u32"));
+    GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetFunction(&all[0], in->module, "nope"));
+    OK(cuModuleGetGlobal_v2(&in->global, &size, in->module, "counter"));
+    CHECK(size == 4);
+    OK(cuModuleGetFunctionCount(&count, in->module));
+    CHECK(count == 7);
+    OK(cuModuleEnumerateFunctions(all, count, in->module));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuModuleLoadData(&module, kernels_ptx));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuLaunchKernel(in->function, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyMaxActiveBlocksPerMultiprocessor(&value, in->function, 64, 0));
+
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_NUM_REGS, kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetName(&name, kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetModule(&module, kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetParamInfo(kernel, 0, &offset, &size));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncIsLoaded(&state, kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncLoad(kernel));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyMaxActiveBlocksPerMultiprocessor(&value, kernel, 64, 0));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyMaxPotentialBlockSize(&value, &value, kernel, NULL, 0, 0));
+    OK(cuKernelGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, in->kernel, 0));
+    CHECK(value == 1024);
+    OK(cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 1024, in->kernel, 0));
+    OK(cuKernelSetCacheConfig(in->kernel, CU_FUNC_CACHE_PREFER_L1, 0));
+    return NULL;
+}
+
+static void *unload_of_a_thread(void *module) {
+    OK(cuModuleUnload(module));
+    return NULL;
+}
+
+static void functions_without_a_context(void) {
+    CUcontext primary = start(), made;
+    CUdeviceptr memory;
+    uint32_t back = 0;
+    pthread_t thread;
+    CUlibrary library = load_library();
+    for (int other = 0; other < 2; other++) {
+        if (other) { /* what the thread finds ends with the module's context */
+            OK(cuCtxCreate_v4(&made, NULL, 0, 0));
+        }
+        struct elsewhere in = {.module = load_kernels(), .kernel = kernel_of(library, "iota_u32")};
+        in.function = kernel(in.module, "iota_u32");
+        CHECK(pthread_create(&thread, NULL, functions_of_a_thread, &in) == 0);
+        CHECK(pthread_join(thread, NULL) == 0);
+        OK(cuMemAlloc_v2(&memory, 4));
+        uint32_t value = 5;
+        size_t n = 1;
+        void *params[] = {&memory, &value, &n};
+        OK(launch(in.late, 1, NULL, params));
+        OK(cuMemcpyDtoH_v2(&back, memory, 4));
+        CHECK(back == 5);
+        OK(cuMemcpyDtoH_v2(&back, in.global, 4));
+        CHECK(back == 7);
+        check_runs(in.function);
+        if (other) {
+            OK(cuCtxDestroy_v2(made));
+            OK(cuCtxSetCurrent(primary));
+            CHECK(launch(in.late, 1, NULL, params) == CUDA_ERROR_CONTEXT_IS_DESTROYED ||
+                  cuCtxSynchronize() == CUDA_ERROR_CONTEXT_IS_DESTROYED);
+            CHECK(cuMemcpyDtoH_v2(&back, in.global, 4) != CUDA_SUCCESS);
+        } else {
+            OK(cuMemFree_v2(memory));
+            CHECK(pthread_create(&thread, NULL, unload_of_a_thread, in.module) == 0);
+            CHECK(pthread_join(thread, NULL) == 0);
+            GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetAttribute((int *)&back, CU_FUNC_ATTRIBUTE_NUM_REGS, in.function));
+        }
+    }
+}
+
 static CUkernel shared;
 
 static void *launch_of_a_thread(void *context) {
@@ -220,6 +320,7 @@ static void wrapper_of_relocatable_code(void) {
 
 static const struct check checks[] = {{"before-any-context", before_any_context},
                                       {"thread-without-a-context", thread_without_a_context},
+                                      {"functions-without-a-context", functions_without_a_context},
                                       {"kernels-of-another-thread", kernels_of_another_thread},
                                       {"wrapper-of-relocatable-code", wrapper_of_relocatable_code}};
 

@@ -1,7 +1,8 @@
 /*
  * Functions and kernels: attributes, names, parameter layouts. What the worker knows is asked for once and kept.
  *
- * Any thread. A CUkernel is taken wherever a CUfunction is, as the driver does. Attributes are stored one by one as atomics
+ * Any thread. A CUkernel is taken wherever a CUfunction is, as the driver does, with a context current: a function is its
+ * module's and needs none. Attributes are stored one by one as atomics
  * and published by `known`; setting one here changes the copy, so that it agrees with the worker's in order.
  */
 #include "tpc.h"
@@ -68,10 +69,20 @@ const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, C
     return values_on(kernel, device_of(kernel), name, result);
 }
 
-/* `device` negative: the one that the handle stands for. */
+/* What is behind a CUfunction: 400 for a kernel without a context in which it would be one (580.159.04, measured). */
+static struct tpc_kernel *function_of(uint64_t handle) {
+    struct tpc_kernel *kernel = tpc_kernel_of(handle);
+    return kernel && kernel->device < 0 && !tpc_current() ? NULL : kernel;
+}
+
+/* A kernel's device was named by the program; `device` negative: the one that a function stands for. */
+static struct tpc_kernel *named(uint64_t handle, int device) {
+    return device < 0 ? function_of(handle) : tpc_kernel_of(handle);
+}
+
 static CUresult get_attribute(const char *name, int *value, CUfunction_attribute attribute, uint64_t handle,
                               int device) {
-    struct tpc_kernel *kernel = tpc_kernel_of(handle);
+    struct tpc_kernel *kernel = named(handle, device);
     CUresult result;
     if (!value || (unsigned)attribute >= CU_FUNC_ATTRIBUTE_MAX) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -95,11 +106,18 @@ CUresult tpc_cuKernelGetAttribute(int *pi, CUfunction_attribute attrib, CUkernel
     return get_attribute("cuKernelGetAttribute", pi, attrib, (uint64_t)(uintptr_t)kernel, dev);
 }
 
+static const int *limits_of(int remote) {
+    int device = 0;
+    while (device + 1 < tpc_device_count && tpc_devices[device].remote != remote) {
+        device++;
+    }
+    return tpc_devices[device].what.attributes;
+}
+
 /* What the driver would refuse at once is refused here, where that is known. */
 static CUresult check_attribute(struct tpc_kernel *kernel, int device, CUfunction_attribute attribute, int value) {
     CUresult result;
-    const struct tpc_context *context = tpc_current();
-    const int *limits = tpc_devices[context ? context->device : 0].what.attributes;
+    const int *limits = limits_of(device);
     switch (attribute) {
     case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: {
         const _Atomic int *values = values_on(kernel, device, "cuFuncSetAttribute", &result);
@@ -125,7 +143,7 @@ static CUresult check_attribute(struct tpc_kernel *kernel, int device, CUfunctio
 
 static CUresult set_attribute(const char *name, uint64_t handle, int device, CUfunction_attribute attribute,
                               int value) {
-    struct tpc_kernel *kernel = tpc_kernel_of(handle);
+    struct tpc_kernel *kernel = named(handle, device);
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -166,23 +184,25 @@ CUresult tpc_cuKernelSetAttribute(CUfunction_attribute attrib, int val, CUkernel
 }
 
 static CUresult config(const char *name, uint64_t handle, int device, unsigned int what, int value) {
-    if (!tpc_kernel_of(handle)) {
+    const struct tpc_kernel *kernel = named(handle, device);
+    if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     int most = what ? (int)CU_SHARED_MEM_CONFIG_EIGHT_BYTE_BANK_SIZE : (int)CU_FUNC_CACHE_PREFER_EQUAL;
     if (value < 0 || value > most) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    device = device < 0 ? device_of(kernel) : device;
     struct tpg_function_config_in in = {.function = handle, .device = device, .what = what, .value = value};
     return tpc_post_function_config(name, &in);
 }
 
 CUresult tpc_cuFuncSetCacheConfig(CUfunction hfunc, CUfunc_cache value) {
-    return config("cuFuncSetCacheConfig", (uint64_t)(uintptr_t)hfunc, current_device(), 0, (int)value);
+    return config("cuFuncSetCacheConfig", (uint64_t)(uintptr_t)hfunc, -1, 0, (int)value);
 }
 
 CUresult tpc_cuFuncSetSharedMemConfig(CUfunction hfunc, CUsharedconfig value) {
-    return config("cuFuncSetSharedMemConfig", (uint64_t)(uintptr_t)hfunc, current_device(), 1, (int)value);
+    return config("cuFuncSetSharedMemConfig", (uint64_t)(uintptr_t)hfunc, -1, 1, (int)value);
 }
 
 CUresult tpc_cuKernelSetCacheConfig(CUkernel kernel, CUfunc_cache value, CUdevice dev) {
@@ -194,7 +214,7 @@ static CUresult loading(const char *name, CUfunction function, unsigned int load
     struct tpg_function_load_in in = {.function = (uint64_t)(uintptr_t)function, .load = load};
     struct tpg_function_load_out out;
     struct tp_reply reply;
-    if (!tpc_kernel_of(in.function)) {
+    if (!function_of(in.function)) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     CUresult result = tpc_call_function_load(name, &in, &out, &reply);
@@ -213,8 +233,7 @@ CUresult tpc_cuFuncLoad(CUfunction function) { return loading("cuFuncLoad", func
 
 /* ---- identity ---- */
 
-static CUresult name_of(const char **name, uint64_t handle) {
-    struct tpc_kernel *kernel = tpc_kernel_of(handle);
+static CUresult name_of(const char **name, uint64_t handle, struct tpc_kernel *kernel) {
     if (!name) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -242,14 +261,17 @@ static CUresult name_of(const char **name, uint64_t handle) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuFuncGetName(const char **name, CUfunction hfunc) { return name_of(name, (uint64_t)(uintptr_t)hfunc); }
+CUresult tpc_cuFuncGetName(const char **name, CUfunction hfunc) {
+    uint64_t handle = (uint64_t)(uintptr_t)hfunc;
+    return name_of(name, handle, function_of(handle));
+}
 
-CUresult tpc_cuKernelGetName(const char **name, CUkernel hfunc) { return name_of(name, (uint64_t)(uintptr_t)hfunc); }
+CUresult tpc_cuKernelGetName(const char **name, CUkernel hfunc) {
+    uint64_t handle = (uint64_t)(uintptr_t)hfunc;
+    return name_of(name, handle, tpc_kernel_of(handle));
+}
 
-static CUresult parameter(uint64_t handle, size_t index, size_t *offset, size_t *size) {
-    TPC_CONTEXT(context);
-    (void)context;
-    struct tpc_kernel *kernel = tpc_kernel_of(handle);
+static CUresult parameter(struct tpc_kernel *kernel, size_t index, size_t *offset, size_t *size) {
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -266,11 +288,13 @@ static CUresult parameter(uint64_t handle, size_t index, size_t *offset, size_t 
 }
 
 CUresult tpc_cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
-    return parameter((uint64_t)(uintptr_t)func, paramIndex, paramOffset, paramSize);
+    return parameter(function_of((uint64_t)(uintptr_t)func), paramIndex, paramOffset, paramSize);
 }
 
 CUresult tpc_cuKernelGetParamInfo(CUkernel kernel, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
-    return parameter((uint64_t)(uintptr_t)kernel, paramIndex, paramOffset, paramSize);
+    TPC_CONTEXT(context); /* 201 without one, though the kernel's name is told */
+    (void)context;
+    return parameter(tpc_kernel_of((uint64_t)(uintptr_t)kernel), paramIndex, paramOffset, paramSize);
 }
 
 CUresult tpc_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {

@@ -431,9 +431,9 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
 
 /* ---- globals ---- */
 
-static CUresult global(struct tpc_image *image, const char *what, const char *name, CUdeviceptr *address,
-                       size_t *bytes) {
-    TPC_CONTEXT(context);
+/* `context` is where the address is looked for; a module's is its own. */
+static CUresult global(struct tpc_image *image, struct tpc_context *context, const char *what, const char *name,
+                       CUdeviceptr *address, size_t *bytes) {
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -465,9 +465,12 @@ static CUresult global(struct tpc_image *image, const char *what, const char *na
 }
 
 CUresult tpc_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
-    return global(tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod), "cuModuleGetGlobal", name, dptr, bytes);
+    struct tpc_image *image = tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
+    return global(image, image ? image->context : NULL, "cuModuleGetGlobal", name, dptr, bytes);
 }
 
 CUresult tpc_cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
-    return global(tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library), "cuLibraryGetGlobal", name, dptr, bytes);
+    TPC_CONTEXT(context);
+    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
+    return global(image, context, "cuLibraryGetGlobal", name, dptr, bytes);
 }

@@ -23,8 +23,8 @@ struct tpc_entry {
 struct tpc_image {
     uint64_t handle; /* of the module or library */
     bool library;
-    bool of_library;                   /* the module of a library, which the driver lets nobody unload */
-    const struct tpc_context *context; /* of a module: where it was loaded, and in which of that context's lives */
+    bool of_library;             /* the module of a library, which the driver lets nobody unload */
+    struct tpc_context *context; /* of a module: where it was loaded, and in which of that context's lives */
     unsigned int life;
     struct tp_lock lock;
     struct tpc_instance *modules; /* of a library; under the lock */
