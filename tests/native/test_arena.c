@@ -156,10 +156,10 @@ static void test_hostile_ranges(void) {
                                                      .width = odd[n],
                                                      .height = odd[(i + k + n) % N],
                                                      .stream = 1};
-                tpw_copy_device_2d(&session, &frame, &copy);
+                tpw_copy_device_2d(&session, &frame, &copy, &only);
                 struct tpg_copy_device_in line = {
                     .destination = a + odd[i], .source = b + odd[k], .size = odd[n], .stream = 1};
-                tpw_copy_device(&session, &frame, &line);
+                tpw_copy_device(&session, &frame, &line, &only);
                 struct tpg_copy_out_post_in post = {
                     .source = a, .pitch = odd[i], .width = odd[k], .height = odd[n] % 100, .stream = 1, .transfer = 7};
                 download_given = download_sent = download_dropped = 0;

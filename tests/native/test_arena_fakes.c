@@ -459,7 +459,7 @@ bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
     (void)s, (void)stream;
     return true;
 }
-static struct tpw_stream only = {.native = CU_STREAM_LEGACY};
+struct tpw_stream only = {.native = CU_STREAM_LEGACY};
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f, uint64_t handle, int32_t *error) {
     return tpw_stream(s, f, handle, error) ? &only : NULL;
 }

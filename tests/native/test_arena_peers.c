@@ -23,13 +23,17 @@ static void give_up(uint64_t address) {
 static int32_t enable(uint32_t reader, uint32_t owner) {
     struct tpg_cuCtxEnablePeerAccess_in in = {.peerContext = owner};
     session.entered = reader;
-    return tpw_cuCtxEnablePeerAccess(&session, &frame, &in);
+    int32_t error = 0;
+    CUcontext peer = (CUcontext)(uintptr_t)tpw_native(&session, &frame, TPG_CONTEXT, owner, false, &error);
+    return error ? error : tpw_cuCtxEnablePeerAccess(&session, &frame, &in, peer);
 }
 
 static int32_t disable(uint32_t reader, uint32_t owner) {
     struct tpg_cuCtxDisablePeerAccess_in in = {.peerContext = owner};
     session.entered = reader;
-    return tpw_cuCtxDisablePeerAccess(&session, &frame, &in);
+    int32_t error = 0;
+    CUcontext peer = (CUcontext)(uintptr_t)tpw_native(&session, &frame, TPG_CONTEXT, owner, false, &error);
+    return error ? error : tpw_cuCtxDisablePeerAccess(&session, &frame, &in, peer);
 }
 
 static void start(void) {

@@ -250,7 +250,7 @@ static void test_copies(void) {
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_cuMemsetD8Async(&session, &frame, &set));
     struct tpg_copy_device_in across = {
         .destination = TP_SEGMENT_ADDRESS + run, .source = device_base, .size = size, .stream = 1};
-    GIVES(0, tpw_copy_device(&session, &frame, &across));
+    GIVES(0, tpw_copy_device(&session, &frame, &across, &only));
     GIVES(0, give(run, size));
     GIVES(0, give(other, size));
     struct tpg_memory_free_in in = {.address = device_base};
@@ -262,7 +262,7 @@ static void test_words(void) {
     struct tpg_stream_mark_in in = {.stream = 1, .word = 7, .value = 41};
     const _Atomic uint64_t *word = &tp_slot_at(segment.base, SLOT)->done[7];
     gpu_runs = client_reads = false; /* the driver above has no cuStreamWriteValue64: the GPU would not wait */
-    GIVES(0, tpw_stream_mark(&session, &frame, &in));
+    GIVES(0, tpw_stream_mark(&session, &frame, &in, &only));
     tpw_poll(&session);
     tpw_words_write(&session);
     CHECK(atomic_load(word) == 0);
@@ -276,7 +276,7 @@ static void test_words(void) {
     CHECK(atomic_load(word) == 41);
     segment.registered = false;
     in.value = 42;
-    GIVES(0, tpw_stream_mark(&session, &frame, &in));
+    GIVES(0, tpw_stream_mark(&session, &frame, &in, &only));
     tpw_poll(&session);
     CHECK(atomic_load(word) == 42);
     segment.registered = true;
