@@ -27,9 +27,9 @@ def spin() -> str:
     return found
 
 
-def explore(spin: str, folder: Path, *defines: str, progress: bool = False) -> str:
+def explore(spin: str, folder: Path, *defines: str, progress: bool = False, model: Path = MODEL) -> str:
     """What the checker says after the whole state space, or at the first violation."""
-    subprocess.run([spin, *defines, "-a", MODEL], cwd=folder, check=True, capture_output=True, timeout=60)
+    subprocess.run([spin, *defines, "-a", model], cwd=folder, check=True, capture_output=True, timeout=60)
     kind = "-DNP" if progress else "-DSAFETY"
     subprocess.run([*compiler(), "-O2", "-w", kind, "-DMEMLIM=3000", "-o", "pan", "pan.c"], cwd=folder, check=True)
     command = ["./pan", "-m100000", "-n", *(["-l"] if progress else [])]

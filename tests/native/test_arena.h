@@ -37,7 +37,7 @@ extern unsigned char *device_memory; /* contents of the allocation at device_bas
 extern uint64_t device_base;
 extern struct tpw_session session;
 extern struct tp_frame frame;
-extern struct tpw_stream only; /* the legacy stream */
+extern struct tpw_stream only;                /* the legacy stream */
 extern bool gpu_runs, violated, client_reads; /* the last: what was sent gets into the reply ring */
 extern int32_t deferred;
 extern unsigned char reply[TP_FRAME_MAX];
