@@ -19,3 +19,25 @@ def test_nothing_is_permitted_in_a_host_function(program: Path) -> None:
     names = [name for name in api.exports if not api.resolve(api.lines[name]).anytime]
     with Worker(program=program) as worker:
         assert worker.run("callbacks", "forbidden", *names) == "right\n"
+
+
+REFUSED = "cuLaunchHostFunc:1=999;cuStreamAddCallback:1=999"
+BROKEN = "cuLaunchKernel:3=700,sticky"
+
+
+@pytest.mark.parametrize("strict", ["0", "1"])
+@pytest.mark.parametrize(
+    ("check", "faults"),
+    [
+        ("refused", REFUSED),
+        ("refused-callback", REFUSED),
+        ("refused-beside-a-capture", REFUSED),
+        ("capture-not-told", "cuStreamGetCaptureInfo_v2:2=999"),
+        ("broken", BROKEN),
+        ("broken-and-full", BROKEN),
+        ("another-context", BROKEN),
+    ],
+)
+def test_a_refused_function_holds_nobody_up(program: Path, check: str, faults: str, strict: str) -> None:
+    with Worker(program=program, TF_SIM_FAULTS=faults) as worker:
+        assert worker.run("callbacks", check, TF_STRICT=strict) == "right\n"

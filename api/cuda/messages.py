@@ -8,11 +8,14 @@ FUNCTIONS = [
     # A post has failed: the next call that may report an error will.
     message("notice", error="int", op="unsigned int", frame="uint64_t"),
     # A stream has come to the host function `token`: run it. The stream goes on with host_function_done.
-    message("callback", completes=True, token="uint64_t"),
+    # `status` is what the driver tells a callback of its stream.
+    message("callback", completes=True, token="uint64_t", status="int"),
     # What kernels wrote into mapped host memory, by its address on the worker.
     message("twin_write", address="uint64_t", data="void: bytes"),
     # A download that was posted has failed: its bytes never come.
     message("download_ended", transfer="uint64_t"),
     # The host function of graphs, or the user object, `token` was needed for the last time.
     message("callback_over", completes=True, token="uint64_t"),
+    # The host function `token` was refused with that status and will not be called.
+    message("callback_refused", token="uint64_t", status="int"),
 ]

@@ -55,7 +55,8 @@ FUNCTIONS = [
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", attributes="CUlaunchAttribute: array", out={"value": "int"}),
     # The session asks for the call with the message `callback`; the stream goes on when the client says it is done.
-    op("host_function", "post", stream="uint64_t: name stream", token="uint64_t"),
+    # contextless: whatever refuses it, the session says so of the token.
+    op("host_function", "post", contextless=True, stream="uint64_t", token="uint64_t", told="unsigned int"),
     op("host_function_done", "post", contextless=True, token="uint64_t"),
     # Memory.
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),

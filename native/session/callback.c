@@ -20,12 +20,14 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { QUEUED, RAISED, SENT, DONE };
+enum { QUEUED, RAISED, SENT, DONE, GONE };
 
 struct callback {
     struct callback *next;
     struct tpw_callbacks *owner;
     uint64_t token;
+    uint32_t context;
+    int32_t status; /* what the driver tells a callback of its stream */
     _Atomic uint32_t state;
 };
 
@@ -73,19 +75,7 @@ static void ring(struct tpw_callbacks *c) {
     tpw_link_wake(c->session->link);
 }
 
-/* On a thread of the driver. */
-static void stub(void *user) {
-    struct callback *callback = user;
-    atomic_store_explicit(&callback->state, RAISED, memory_order_release);
-    ring(callback->owner);
-    for (;;) {
-        uint32_t state = atomic_load_explicit(&callback->state, memory_order_acquire);
-        if (state == DONE || atomic_load(&callback->owner->ended)) {
-            break;
-        }
-        tp_futex_wait(&callback->state, state, 0);
-    }
-    struct tpw_callbacks *c = callback->owner;
+static void unlist(struct tpw_callbacks *c, struct callback *callback, bool counted) {
     tp_lock_take(&c->lock);
     for (struct callback **at = &c->list; *at; at = &(*at)->next) {
         if (*at == callback) {
@@ -94,9 +84,37 @@ static void stub(void *user) {
         }
     }
     tp_lock_drop(&c->lock);
-    atomic_fetch_sub(&c->outstanding, 1);
-    ring(c); /* the executor may hold frames back until now */
+    if (counted) {
+        atomic_fetch_sub(&c->outstanding, 1);
+        ring(c); /* the executor may hold frames back until now */
+    }
     free(callback);
+}
+
+/* On a thread of the driver. */
+static void stub(void *user) {
+    struct callback *callback = user;
+    uint32_t queued = QUEUED;
+    bool counted = atomic_compare_exchange_strong(&callback->state, &queued, RAISED);
+    if (counted) {
+        ring(callback->owner);
+    }
+    while (counted) {
+        uint32_t state = atomic_load_explicit(&callback->state, memory_order_acquire);
+        if (state == DONE || atomic_load(&callback->owner->ended)) {
+            break;
+        }
+        tp_futex_wait(&callback->state, state, 0);
+    }
+    unlist(callback->owner, callback, counted);
+}
+
+/* The driver calls these where a context is broken, too, as the program expects of its own. */
+static void told_stub(CUstream stream, CUresult status, void *user) {
+    struct callback *callback = user;
+    (void)stream;
+    callback->status = (int32_t)status;
+    stub(callback);
 }
 
 /* ---- host functions in graphs ---- */
@@ -207,23 +225,23 @@ bool tpw_callbacks_outstanding(const struct tpw_session *s) {
     return s->callbacks && atomic_load(&s->callbacks->outstanding);
 }
 
-int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_function_in *in) {
-    int32_t error = 0;
-    struct tpw_stream *record = tpw_stream_of(s, frame, in->stream, &error);
+static int32_t launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_function_in *in) {
+    int32_t error = tpw_enter(s, frame);
+    tpw_check_name(TPG_STREAM, in->stream, false, &error);
+    struct tpw_stream *record = error ? NULL : tpw_stream_of(s, frame, in->stream, &error);
     if (error) {
         return error;
     }
     CUstream stream = record->native;
     if (TP_UNLIKELY(s->captures)) {
-        CUgraph graph = tpw_capturing_graph(s, record);
+        CUgraph graph = tpw_capturing_graph(s, record, &error);
         CUhostFn function = NULL;
         void *user = NULL;
-        if (!graph) {
-            error = tpw_refuse_capture(s, record);
-        } else {
+        if (graph) {
             error = tpw_host_repeated(s, graph, in->token, &function, &user);
             return error ? error : (int32_t)s->cuda.cuLaunchHostFunc(stream, function, user);
         }
+        error = error ? error : tpw_refuse_capture(s, record);
         if (error) {
             return error;
         }
@@ -235,6 +253,7 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
     struct tpw_callbacks *c = s->callbacks;
     callback->owner = c;
     callback->token = in->token;
+    callback->context = record->context_id;
     tp_lock_take(&c->lock);
     callback->next = c->list;
     c->list = callback;
@@ -244,31 +263,53 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
         record->hosts = s->hosts;
         record->behind = 0;
     }
-    error = (int32_t)s->cuda.cuLaunchHostFunc(stream, stub, callback);
+    error = (int32_t)(in->told ? s->cuda.cuStreamAddCallback(stream, told_stub, callback, 0)
+                               : s->cuda.cuLaunchHostFunc(stream, stub, callback));
     if (error) {
-        tp_lock_take(&c->lock);
-        for (struct callback **at = &c->list; *at; at = &(*at)->next) {
-            if (*at == callback) {
-                *at = callback->next;
-                break;
-            }
-        }
-        tp_lock_drop(&c->lock);
-        atomic_fetch_sub(&c->outstanding, 1);
-        free(callback);
+        unlist(c, callback, true);
     }
     return error;
 }
 
-/* Takes a function that a stream has come to and the client was not told of; its token. What lets other frames go is not to
+/* Whatever refuses a function, its caller hears that it will not be called: the call may be long over, and keeps it for that. */
+int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_function_in *in) {
+    int32_t error = launch(s, frame, in);
+    if (error && !(frame->flags & TP_FRAME_CALL)) {
+        struct tpg_callback_refused_in message = {.token = in->token, .status = error};
+        tpg_send_callback_refused(s, &message);
+    }
+    return error;
+}
+
+/* The driver waited for what was queued, or will never run it. A stub that it calls all the same finds itself gone. */
+void tpw_callbacks_context_gone(struct tpw_session *s, uint32_t context) {
+    struct tpw_callbacks *c = s->callbacks;
+    struct tpg_callback_refused_in message = {.status = CUDA_ERROR_CONTEXT_IS_DESTROYED};
+    for (bool found = c != NULL; found;) {
+        found = false;
+        tp_lock_take(&c->lock);
+        for (struct callback *callback = c->list; callback && !found; callback = callback->next) {
+            uint32_t queued = QUEUED;
+            found = callback->context == context && atomic_compare_exchange_strong(&callback->state, &queued, GONE);
+            message.token = callback->token;
+        }
+        tp_lock_drop(&c->lock);
+        if (found) {
+            atomic_fetch_sub(&c->outstanding, 1);
+            tpg_send_callback_refused(s, &message);
+        }
+    }
+}
+
+/* Takes a function that a stream has come to and the client was not told of. What lets other frames go is not to
  * be called under the lock: it may end objects whose destructors take it. */
-static bool next_raised(struct tpw_callbacks *c, uint64_t *token) {
+static bool next_raised(struct tpw_callbacks *c, struct tpg_callback_in *message) {
     bool found = false;
     tp_lock_take(&c->lock);
     for (struct callback *callback = c->list; callback && !found; callback = callback->next) {
         uint32_t raised = RAISED;
         found = atomic_compare_exchange_strong(&callback->state, &raised, SENT);
-        *token = callback->token;
+        *message = (struct tpg_callback_in){.token = callback->token, .status = callback->status};
     }
     tp_lock_drop(&c->lock);
     return found;
@@ -285,7 +326,7 @@ bool tpw_callbacks_run(struct tpw_session *s) {
     ssize_t n = read(c->event, &count, sizeof count);
     (void)n; /* a ring that came between the two is told twice */
     struct tpg_callback_in message;
-    while (next_raised(c, &message.token)) {
+    while (next_raised(c, &message)) {
         tpg_send_callback(s, &message);
     }
     tell_gone(s);

@@ -61,18 +61,23 @@ int32_t tpw_refuse_captures(struct tpw_session *s) {
     return error;
 }
 
-CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream) {
+CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     cuuint64_t id = 0;
     CUgraph graph = NULL;
-    if (!s->captures || s->cuda.cuStreamGetCaptureInfo_v2(stream->native, &status, &id, &graph, NULL, NULL)) {
+    if (!s->captures) {
         return NULL;
     }
-    return status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? graph : NULL;
+    *error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v2(stream->native, &status, &id, &graph, NULL, NULL);
+    if (*error == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) { /* the legacy stream, while another captures */
+        *error = CUDA_SUCCESS;
+        return NULL;
+    }
+    return !*error && status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? graph : NULL;
 }
 
-uint64_t tpw_captured_graph(struct tpw_session *s, const struct tpw_stream *stream) {
-    CUgraph graph = TP_UNLIKELY(s->captures) ? tpw_capturing_graph(s, stream) : NULL;
+uint64_t tpw_captured_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error) {
+    CUgraph graph = TP_UNLIKELY(s->captures && !*error) ? tpw_capturing_graph(s, stream, error) : NULL;
     return graph ? tpw_graph_handle(s, graph) : 0;
 }
 
@@ -175,7 +180,13 @@ int32_t tpw_capture_end(struct tpw_session *s, const struct tp_frame *frame, con
         return CUDA_SUCCESS;
     }
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    s->cuda.cuStreamIsCapturing(stream->native, &status);
+    int32_t untold = out->result ? (int32_t)s->cuda.cuStreamIsCapturing(stream->native, &status) : CUDA_SUCCESS;
+    if (untold && untold == out->result) {
+        untold = CUDA_SUCCESS; /* the context is broken, and the capture with it */
+    } else if (untold) { /* one of whose end nobody heard costs questions; one taken for ended would be disturbed */
+        tp_log(TP_WARN, "the driver does not tell whether a stream still captures: error %d", untold);
+        return CUDA_SUCCESS;
+    }
     out->ended = !out->result || status == CU_STREAM_CAPTURE_STATUS_NONE;
     out->graph = (*at)->graph;
     if (out->ended) {
@@ -282,12 +293,13 @@ int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame 
     if (TP_UNLIKELY(s->captures && !(in->flags & CU_EVENT_RECORD_EXTERNAL))) { /* that one stays what it is */
         recorded(s, frame, in->hEvent, in->hStream);
     }
-    uint64_t graph = in->flags & CU_EVENT_RECORD_EXTERNAL ? tpw_captured_graph(s, hStream) : 0;
+    int32_t error = CUDA_SUCCESS;
+    uint64_t graph = in->flags & CU_EVENT_RECORD_EXTERNAL ? tpw_captured_graph(s, hStream, &error) : 0;
     if (graph) { /* a node of its own */
-        int32_t error = tpw_hold_object(s, graph, TPG_EVENT, in->hEvent);
-        if (error) {
-            return error;
-        }
+        error = tpw_hold_object(s, graph, TPG_EVENT, in->hEvent);
+    }
+    if (error) {
+        return error;
     }
     return (int32_t)s->cuda.cuEventRecordWithFlags(hEvent, hStream->native, in->flags);
 }
@@ -300,11 +312,11 @@ int32_t tpw_cuStreamWaitEvent(struct tpw_session *s, const struct tp_frame *fram
         tpw_markers_settle(s);
         error = tpw_enter(s, frame);
     }
-    uint64_t graph = error || !(in->Flags & CU_EVENT_WAIT_EXTERNAL) ? 0 : tpw_captured_graph(s, hStream);
+    uint64_t graph = in->Flags & CU_EVENT_WAIT_EXTERNAL ? tpw_captured_graph(s, hStream, &error) : 0;
     if (graph) {
         error = tpw_hold_object(s, graph, TPG_EVENT, in->hEvent);
     }
     error = error ? error : (int32_t)s->cuda.cuStreamWaitEvent(hStream->native, hEvent, in->Flags);
-    graph = error ? 0 : tpw_captured_graph(s, hStream); /* which it may have joined just now */
+    graph = tpw_captured_graph(s, hStream, &error); /* which it may have joined just now */
     return graph ? hold_context(s, graph, hStream) : error;
 }

@@ -44,6 +44,7 @@
  * program whose host function waits for more of its own calls than that hangs here as it does on the driver itself. */
 
 #define HELD_BYTES (64u << 20) /* then nothing more is read */
+#define FULL_FOR_NS 1000000u
 
 struct held {
     struct held *next;
@@ -52,6 +53,18 @@ struct held {
 
 static struct held *held, **held_end = &held;
 static size_t held_bytes;
+
+/* Now and then the streams are asked: one may have gone on behind the function of another, and in a context that an error has
+ * broken no function runs any more, and no command blocks. */
+static bool still_full(struct tpw_session *s) {
+    static uint64_t asked;
+    uint64_t now = tp_now_ns();
+    if (now - asked > FULL_FOR_NS) {
+        asked = now;
+        s->full = tpw_streams_full(s);
+    }
+    return s->full;
+}
 
 static bool standing(struct tpw_session *s) {
     static bool before;
@@ -63,7 +76,7 @@ static bool standing(struct tpw_session *s) {
         return false;
     }
     before = true;
-    return s->full;
+    return s->full && still_full(s);
 }
 
 /* The next frame to execute: of those held, or from the link. *done is to be freed after it was executed. */
@@ -217,7 +230,7 @@ void tpw_execute(struct tpw_session *s) {
         if (waited < spin) {
             continue;
         }
-        bool owed = tpw_pending(s) > 0;
+        bool owed = tpw_pending(s) > 0 || s->full;
         if (waited < (owed || tpw_mark_owed(s) ? LINGER_OWED : LINGER) * spin && now - crowded > CROWDED_FOR_NS) {
             sched_yield();
             uint64_t back = tp_now_ns();

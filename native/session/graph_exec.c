@@ -118,7 +118,11 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
 int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuGraphLaunch_in *in,
                           CUgraphExec hGraph, struct tpw_stream *hStream) {
     const struct exec *exec = tpw_object(s, TPG_GRAPHEXEC, in->hGraph)->record;
-    uint64_t graph = exec && exec->keeps.count ? tpw_captured_graph(s, hStream) : 0;
+    int32_t untold = CUDA_SUCCESS;
+    uint64_t graph = exec && exec->keeps.count ? tpw_captured_graph(s, hStream, &untold) : 0;
+    if (untold) {
+        return untold;
+    }
     for (size_t i = 0; graph && i < exec->keeps.count; i++) {
         int32_t lost = tpw_hold(s, graph, exec->keeps.items[i]);
         if (lost) {

@@ -46,8 +46,9 @@ struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size
 
 /* A launch that is captured becomes a node, which points at the function. */
 static int32_t hold(struct tpw_session *s, const struct tpw_stream *stream, const struct tpw_object *function) {
-    uint64_t graph = tpw_captured_graph(s, stream);
-    return graph ? tpw_hold_function(s, graph, function) : CUDA_SUCCESS;
+    int32_t error = CUDA_SUCCESS;
+    uint64_t graph = tpw_captured_graph(s, stream, &error);
+    return graph ? tpw_hold_function(s, graph, function) : error;
 }
 
 int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in,
@@ -112,7 +113,7 @@ int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const
                       struct tpw_stream *stream) {
     int32_t error = 0;
     struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    uint64_t graph = error ? 0 : tpw_captured_graph(s, stream);
+    uint64_t graph = tpw_captured_graph(s, stream, &error);
     CUlaunchAttribute *list = error ? NULL : attributes(s, frame, graph, in->attributes, in->attributes_count, &error);
     if (!error && graph) {
         error = tpw_hold_function(s, graph, object);

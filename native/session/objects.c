@@ -146,6 +146,7 @@ void tpw_context_gone(struct tpw_session *s, uint32_t context) {
     static const uint32_t kinds[] = {TPG_MODULE, TPG_FUNCTION,  TPG_EVENT, TPG_LIBRARY,
                                      TPG_KERNEL, TPG_GRAPHEXEC, TPG_LINK};
     tpw_streams_gone(s, context);
+    tpw_callbacks_context_gone(s, context);
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         struct tpw_object *object;
         for (uint32_t at = 0; (object = tpw_next_object(s, kinds[k], &at));) {

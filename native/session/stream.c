@@ -115,6 +115,21 @@ void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t
     }
 }
 
+bool tpw_streams_full(struct tpw_session *s) {
+    bool full = false;
+    for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
+        if (stream->hosts != s->hosts || stream->behind <= FULL_AT) {
+            continue;
+        }
+        if (tpw_touchable(s, stream)) {
+            tpw_enter_stream(s, stream);
+            stream->behind = s->cuda.cuStreamQuery(stream->native) == CUDA_ERROR_NOT_READY ? stream->behind : 0;
+        }
+        full |= stream->behind > FULL_AT;
+    }
+    return full;
+}
+
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
     struct tpw_stream *stream = tpw_stream_of(s, frame, handle, error);
     return stream ? stream->native : NULL;

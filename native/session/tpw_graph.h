@@ -30,8 +30,9 @@ int32_t tpw_refuse_capture(struct tpw_session *s, const struct tpw_stream *strea
 void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error);
 /* The same for every capture in the current context. */
 int32_t tpw_refuse_captures(struct tpw_session *s);
-/* The graph that the stream captures into, NULL if it does not. */
-CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream);
+/* The graph that the stream captures into, NULL if it does not. What does not tell it is an error: nobody may then go on as if it did
+ * not capture. */
+CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error);
 void tpw_capture_stream_gone(struct tpw_session *s, const struct tpw_stream *stream);
 
 /* ---- marker.c ---- */

@@ -53,7 +53,7 @@ int32_t tpw_hold_object(struct tpw_session *s, uint64_t holder, uint32_t kind, u
 /* A function or kernel: its image, and the context that a function is of. */
 int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct tpw_object *function);
 /* capture.c: the graph that a stream captures into, by its handle; 0 if it does not. */
-uint64_t tpw_captured_graph(struct tpw_session *s, const struct tpw_stream *stream);
+uint64_t tpw_captured_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error);
 
 /* ---- graph_exec.c ---- */
 int32_t tpw_exec_hold(struct tpw_session *s, uint64_t exec, struct tpw_kept *kept);

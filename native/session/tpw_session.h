@@ -166,6 +166,8 @@ void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t er
 bool tpw_hold_on(struct tpw_session *s);
 /* Counts commands in a stream that may stand at a host function. */
 void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands);
+/* Asks the driver whether a stream is full still; visits its context. */
+bool tpw_streams_full(struct tpw_session *s);
 /* Ends all streams of a context that is going, or all of them (context 0). */
 void tpw_streams_gone(struct tpw_session *s, uint32_t context);
 
@@ -211,6 +213,8 @@ bool tpw_callbacks_run(struct tpw_session *s);
 bool tpw_callbacks_outstanding(const struct tpw_session *s); /* a stream stands at a host function, or will */
 int tpw_callbacks_fd(const struct tpw_session *s);
 int32_t tpw_callbacks_open(struct tpw_session *s);
+/* Those of a context that has ended, which the driver will not call. */
+void tpw_callbacks_context_gone(struct tpw_session *s, uint32_t context);
 void tpw_callbacks_close(struct tpw_session *s);
 /* marker.c */
 int32_t tpw_markers_open(struct tpw_session *s); /* needs a current context */

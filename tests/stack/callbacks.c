@@ -64,7 +64,158 @@ static void forbidden(void) {
     CHECK(!wrong);
 }
 
-static const struct check checks[] = {{"forbidden", forbidden}};
+/* ---- refused functions: the worker's driver fails with 999 where the test says so ---- */
+
+static _Atomic int called;
+static _Atomic int told = -1;
+
+static void count_calls(void *unused) {
+    (void)unused;
+    called++;
+}
+
+static void note_status(CUstream stream, CUresult status, void *unused) {
+    (void)stream, (void)unused;
+    told = (int)status;
+    called++;
+}
+
+/* True when `value` has become `wanted` within some seconds. */
+static bool becomes(_Atomic int *value, int wanted) {
+    for (int i = 0; i < 5000 && *value != wanted; i++) {
+        usleep(1000);
+    }
+    return *value == wanted;
+}
+
+/* The program gets the error, the function is not called, and the next one is. */
+static void refused(void) {
+    start();
+    CUresult result = cuLaunchHostFunc(NULL, count_calls, NULL);
+    CHECK((result ? result : cuStreamSynchronize(NULL)) == CUDA_ERROR_UNKNOWN);
+    OK(cuStreamSynchronize(NULL));
+    CHECK(called == 0);
+    OK(cuLaunchHostFunc(NULL, count_calls, NULL));
+    OK(cuStreamSynchronize(NULL));
+    CHECK(called == 1);
+}
+
+/* A callback whose call had already succeeded is told the error: somebody may wait for nothing else. */
+static void refused_callback(void) {
+    start();
+    CUresult result = cuStreamAddCallback(NULL, note_status, NULL, 0);
+    if (result) {
+        CHECK(result == CUDA_ERROR_UNKNOWN && !called);
+    } else {
+        CHECK(becomes(&called, 1) && told == CUDA_ERROR_UNKNOWN);
+        GIVES(CUDA_ERROR_UNKNOWN, cuStreamSynchronize(NULL));
+    }
+    OK(cuStreamAddCallback(NULL, note_status, NULL, 0));
+    OK(cuStreamSynchronize(NULL));
+    CHECK(told == CUDA_SUCCESS);
+}
+
+/* While another stream captures, the call has the result itself. */
+static void refused_beside_a_capture(void) {
+    CUstream stream, other;
+    CUgraph graph;
+    start();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    GIVES(CUDA_ERROR_UNKNOWN, cuLaunchHostFunc(other, count_calls, NULL));
+    GIVES(CUDA_ERROR_UNKNOWN, cuStreamAddCallback(other, note_status, NULL, 0));
+    OK(cuStreamAddCallback(other, note_status, NULL, 0));
+    OK(cuLaunchHostFunc(stream, count_calls, NULL));
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuStreamSynchronize(other));
+    CHECK(called == 1 && told == CUDA_SUCCESS);
+}
+
+/* What a stream captures into is not told: a function for one call would be called at each launch. */
+static void capture_not_told(void) {
+    CUstream stream;
+    CUgraph graph;
+    CUgraphExec exec;
+    start();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    GIVES(CUDA_ERROR_UNKNOWN, cuLaunchHostFunc(stream, count_calls, NULL));
+    OK(cuLaunchHostFunc(stream, count_calls, NULL));
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuGraphLaunch(exec, stream));
+    OK(cuGraphLaunch(exec, stream));
+    OK(cuStreamSynchronize(stream));
+    CHECK(called == 2);
+}
+
+/* A kernel that breaks its context: the third launch of the worker, by the test. */
+static CUresult break_context(CUmodule module, CUstream stream) {
+    OK(spin(module, 100000000, stream));
+    OK(cuLaunchHostFunc(stream, count_calls, NULL));
+    OK(cuStreamAddCallback(stream, note_status, NULL, 0));
+    OK(spin(module, 1, stream));
+    CUresult result = spin(module, 1, stream);
+    return result ? result : cuStreamSynchronize(stream);
+}
+
+/* A function that will never be called again holds nobody up: the context takes commands, which all fail, without end. A callback
+ * is told. */
+static void broken(void) {
+    CUstream stream;
+    start();
+    CUmodule module = load_kernels();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, break_context(module, stream));
+    CHECK(becomes(&told, CUDA_ERROR_ILLEGAL_ADDRESS) && called == 1);
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(stream));
+}
+
+/* The worker executes what comes behind a thousand commands of a stream that died in front of a host function: a program that does
+ * not look at results, or whose commands are all on their way before the first answer. */
+static void broken_and_full(void) {
+    CUdeviceptr memory;
+    CUstream stream;
+    start();
+    CUmodule module = load_kernels();
+    OK(cuMemAlloc_v2(&memory, 4));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(spin(module, 300000000, stream));
+    OK(cuLaunchHostFunc(stream, count_calls, NULL));
+    OK(spin(module, 1, stream));
+    (void)spin(module, 1, stream);
+    for (int i = 0; i < 3000; i++) {
+        (void)cuMemsetD32Async(memory, 1, 1, stream);
+    }
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(stream));
+    CHECK(!called);
+}
+
+/* A context that broke says nothing of another's streams. */
+static void callback_of_another_context(void) {
+    CUcontext made;
+    CUstream stream;
+    start();
+    OK(cuCtxCreate_v4(&made, NULL, 0, 0));
+    CUmodule module = load_kernels();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, break_context(module, stream));
+    CHECK(becomes(&told, CUDA_ERROR_ILLEGAL_ADDRESS));
+    OK(cuCtxPopCurrent_v2(NULL));
+    OK(cuStreamAddCallback(NULL, note_status, NULL, 0));
+    OK(cuStreamSynchronize(NULL));
+    CHECK(told == CUDA_SUCCESS);
+}
+
+static const struct check checks[] = {{"forbidden", forbidden},
+                                      {"refused", refused},
+                                      {"refused-callback", refused_callback},
+                                      {"refused-beside-a-capture", refused_beside_a_capture},
+                                      {"capture-not-told", capture_not_told},
+                                      {"broken", broken},
+                                      {"broken-and-full", broken_and_full},
+                                      {"another-context", callback_of_another_context}};
 
 int role_callbacks(int count, char **words) {
     names = words + 1;

@@ -26,6 +26,7 @@ struct call {
     bool lasting;    /* called any number of times, until the worker says that it was the last */
     uint64_t object; /* of a user object: its destructor runs then */
     bool silent;     /* nobody waits for this call */
+    CUresult status; /* of a callback: what the driver says of its stream */
 };
 
 static struct tp_lock lock;
@@ -37,10 +38,9 @@ static bool running;
 
 static void run(struct call *call) {
     if (call->callback) {
-        CUresult status = call->lost ? tpc_lost() : (CUresult)atomic_load(&tpc_sticky_error);
-        call->callback(call->stream, status, call->user);
-    } else if (!call->lost ||
-               call->silent) { /* as where a context is broken: a function is not called, a callback is told */
+        call->callback(call->stream, call->lost ? tpc_lost() : call->status, call->user);
+    } else if (call->function && (!call->lost || call->silent)) {
+        /* as where a context is broken: a function is not called, a callback is told */
         call->function(call->user);
     }
     if (!call->silent) {
@@ -123,12 +123,32 @@ bool tpc_on_callback(const struct tpg_callback_in *in) {
     } else if (call) {
         *at = call->next;
         due = call;
+    } else { /* not known here: the stream goes on */
+        lasting = true;
+        due = calloc(1, sizeof *due);
+        if (due) {
+            *due = (struct call){.token = in->token, .lasting = true};
+        }
     }
     tp_lock_drop(&lock);
     if (due) {
+        due->status = (CUresult)in->status;
         make_ready(due);
     } else if (lasting) {
-        tp_log(TP_ERROR, "no memory to run a host function of a graph: the graph stands still");
+        tp_log(TP_ERROR, "no memory to run a host function: its stream stands still");
+    }
+    return true;
+}
+
+bool tpc_on_callback_refused(const struct tpg_callback_refused_in *in) {
+    struct call *call = take_out(in->token);
+    if (call && call->callback) { /* its call is long over: it is told why */
+        call->status = (CUresult)in->status;
+        call->silent = true;
+        make_ready(call);
+    } else if (call) { /* the next call that may report the error does */
+        free(call);
+        tp_listen(tpc_conn, -1);
     }
     return true;
 }
@@ -175,7 +195,7 @@ static bool enlist(struct call *call) {
     return able;
 }
 
-/* Takes back what the worker has refused and will never ask for. */
+/* Takes back what a call was refused for: the worker will never ask for it. */
 void tpc_host_refused(uint64_t token) {
     struct call *call = take_out(token);
     if (call) {
@@ -195,11 +215,11 @@ static CUresult add(const char *name, CUstream stream, struct call *call) {
         }
         call->lasting = status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
     }
-    bool refusable = call->lasting || tpc_strict; /* else the result is not that of this call */
     bool able = enlist(call);
-    struct tpg_host_function_in in = {.stream = (uint64_t)(uintptr_t)stream, .token = call->token};
+    struct tpg_host_function_in in = {
+        .stream = (uint64_t)(uintptr_t)stream, .token = call->token, .told = call->callback != NULL};
     CUresult result = able ? tpc_post_host_function(name, &in) : CUDA_ERROR_OUT_OF_MEMORY;
-    if (!able || (refusable && result != CUDA_SUCCESS)) {
+    if (result != CUDA_SUCCESS) {
         tpc_host_refused(in.token);
     }
     return result;
