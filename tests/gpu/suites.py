@@ -128,7 +128,8 @@ def junit_cases(path: Path) -> dict[str, Outcome]:
 
 def run_entry(place: Place, entry: Entry, side: str, turn: int, timeout: float) -> dict[str, Outcome]:
     """The cases of one entry on one side, by key."""
-    log = place.logs / f"{side}-{turn}" / re.sub(r"[^A-Za-z0-9_.-]", "_", entry.key)
+    # No dot: what follows one would be taken for a suffix, and two entries would share a log.
+    log = place.logs / f"{side}-{turn}" / re.sub(r"[^A-Za-z0-9_-]", "_", entry.key)
     junit = log.with_suffix(".xml")
     line = entry.command.replace("{junit}", shlex.quote(str(junit))).replace("{python}", shlex.quote(sys.executable))
     env = {**place.environment(side), **entry.env}

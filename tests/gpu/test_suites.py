@@ -53,6 +53,7 @@ def test_losses_are_found_on_both_transports(tmp_path: Path, capsys: pytest.Capt
         {"name": "same", "command": "echo PASS $RANDOM"},
         {"name": "other", "command": f"if {REMOTE}; then echo FAIL; else echo PASS; fi"},
         {"name": "ends", "command": f"! {REMOTE} || {{ echo last >&2; exit 7; }}"},
+        {"name": "same.1", "command": "sleep 0.5; echo other words"},
         {"name": "never", "command": "exit 1"},
         {"name": "hangs", "command": f"! {REMOTE} || sleep 60", "timeout": 1},
         {"name": "tests", "command": report + " > {junit}", "jobs": 4},
@@ -71,6 +72,6 @@ def test_losses_are_found_on_both_transports(tmp_path: Path, capsys: pytest.Capt
         assert lost["strangers/ends"] == "ended with 7; last"
         assert lost["strangers/tests/c::bad"] == "wrong value 7"
         assert "no end within 1 s" in lost["strangers/hangs"]
-        assert results["suites"][f"strangers/{side}"] == {"passes natively": 6, "passes": 2}
+        assert results["suites"][f"strangers/{side}"] == {"passes natively": 7, "passes": 3}
     assert "strangers" in printed
     assert (out / "summary.txt").read_text().startswith("suite")
