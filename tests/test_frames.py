@@ -51,6 +51,12 @@ CASES = (
     "node_order",
     "tables",
     "own_memory",
+    "struct",
+    "struct_short",
+    "struct_long",
+    "struct_count",
+    "struct_list",
+    "kinds",
 )
 
 

@@ -1,6 +1,6 @@
 """Allocation, host memory, pointers, virtual memory, pools."""
 
-from tensor_fusion.apigen.describe import alias, custom, local, post, pure, twin, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, local, post, pure, twin, unsupported
 
 FUNCTIONS = [
     custom("cuMemAlloc_v2", ops="memory_alloc memory_free"),
@@ -28,6 +28,7 @@ FUNCTIONS = [
     custom("cuDeviceSetMemPool", ops="pool_current"),
     custom("cuMemPoolDestroy", ops="pool_destroy"),
     post("cuMemPoolTrimTo", contextless=True),
+    call("cuMemPoolGetAccess", contextless=True, location="struct"),
     custom("cuMemPoolSetAttribute", ops="pool_attribute"),
     custom("cuMemPoolGetAttribute", ops="pool_attribute"),
     custom("cuMemAddressReserve", ops="address_reserve"),
@@ -90,7 +91,6 @@ FUNCTIONS = [
     unsupported(
         "access of other devices to pools comes later",
         "cuMemPoolSetAccess",
-        "cuMemPoolGetAccess",
     ),
     unsupported(
         "pools of a location other than a device come later",

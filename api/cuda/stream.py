@@ -1,6 +1,6 @@
 """Streams and stream memory operations."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, post, twin, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, local, post, twin
 
 FUNCTIONS = [
     custom("cuStreamCreate", ops="stream_create"),
@@ -38,13 +38,10 @@ FUNCTIONS = [
     alias("cuStreamWaitValue64", "cuStreamWaitValue64_v2"),
     post("cuStreamWriteValue64_v2", addr="dev 8", check=True),
     alias("cuStreamWriteValue64", "cuStreamWriteValue64_v2"),
-    unsupported(
-        "batches of stream memory operations come later",
-        "cuStreamBatchMemOp",
-        "cuStreamBatchMemOp_ptsz",
-        "cuStreamBatchMemOp_v2",
-        "cuStreamBatchMemOp_v2_ptsz",
-    ),
+    call("cuStreamBatchMemOp_v2", paramArray="structs count"),
+    alias("cuStreamBatchMemOp", "cuStreamBatchMemOp_v2"),
+    twin("cuStreamBatchMemOp_ptsz", "cuStreamBatchMemOp"),
+    twin("cuStreamBatchMemOp_v2_ptsz", "cuStreamBatchMemOp_v2"),
     twin("cuStreamBeginCapture_ptsz", "cuStreamBeginCapture"),
     twin("cuStreamBeginCapture_v2_ptsz", "cuStreamBeginCapture_v2"),
     twin("cuStreamBeginCaptureToGraph_ptsz", "cuStreamBeginCaptureToGraph"),

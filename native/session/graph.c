@@ -80,6 +80,18 @@ int32_t tpw_child_graph(struct tpw_session *s, CUgraphNode node, CUgraph *child)
     return error == CUDA_ERROR_INVALID_VALUE || error == CUDA_ERROR_NOT_SUPPORTED ? CUDA_SUCCESS : error;
 }
 
+int32_t tpw_made_in(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
+                    uint64_t native, uint64_t owner, int32_t error) {
+    if (error || kind != TPG_GRAPHNODE) {
+        return tpw_made(s, frame, kind, handle, native, error);
+    }
+    error = add_name(s, frame, handle, native, owner);
+    if (error) {
+        s->cuda.cuGraphDestroyNode((CUgraphNode)(uintptr_t)native);
+    }
+    return error;
+}
+
 /* The node of `graph` itself that is `native`, or that has it somewhere inside; NULL if there is none. */
 static CUgraphNode top_of(struct tpw_session *s, CUgraph graph, CUgraphNode native, unsigned depth, int32_t *error) {
     size_t count = 0;

@@ -81,24 +81,12 @@ static int32_t placed(struct tpw_session *s, const struct tp_frame *frame, uint6
                (in)->edges_count, &place)
 #define PLACED(made, error) placed(s, frame, in->owner, in->node, &place, made, error)
 
-/* The context of the parameters, or the current one. */
-static CUcontext context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle,
-                            const struct place *place, int32_t *error) {
-    if (!handle && !s->entered && !*error) {
-        *error = CUDA_ERROR_INVALID_CONTEXT;
-    }
-    handle = handle || *error ? handle : tp_handle_make(TPG_CONTEXT, s->entered);
-    CUcontext native = (CUcontext)(uintptr_t)tpw_native(s, frame, TPG_CONTEXT, handle, false, error);
-    *error = *error ? *error : tpw_hold_object(s, place->holder, TPG_CONTEXT, handle);
-    return native;
-}
-
 int32_t tpw_graph_kernel(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_kernel_in *in) {
     struct place place;
     CUgraphNode made = NULL;
     int32_t error = FIND(in);
     const struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    CUcontext context = context_of(s, frame, in->context, &place, &error);
+    CUcontext context = tpw_context_of(s, frame, in->context, place.holder, &error);
     error = error ? error : tpw_hold_function(s, place.holder, object);
     if (error) {
         return error;
@@ -124,36 +112,6 @@ int32_t tpw_graph_kernel(struct tpw_session *s, const struct tp_frame *frame, co
         error = (int32_t)s->cuda.cuGraphExecKernelNodeSetParams_v2(place.exec, place.node, &params);
     } else {
         error = (int32_t)s->cuda.cuGraphKernelNodeSetParams_v2(place.node, &params);
-    }
-    return PLACED(made, error);
-}
-
-int32_t tpw_graph_memset(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_memset_in *in) {
-    struct place place;
-    CUgraphNode made = NULL;
-    uint64_t width = 0;
-    int32_t error = FIND(in);
-    CUcontext context = context_of(s, frame, in->context, &place, &error);
-    if (!error && ((in->element != 1 && in->element != 2 && in->element != 4) || !in->width || !in->height ||
-                   __builtin_mul_overflow(in->width, (uint64_t)in->element, &width) || in->destination % in->element)) {
-        error = CUDA_ERROR_INVALID_VALUE;
-    }
-    tpw_check_area(s, in->destination, in->pitch, width, in->height, &error);
-    if (error) {
-        return error;
-    }
-    CUDA_MEMSET_NODE_PARAMS params = {.dst = in->destination,
-                                      .pitch = in->pitch,
-                                      .value = in->value,
-                                      .elementSize = in->element,
-                                      .width = in->width,
-                                      .height = in->height};
-    if (place.owner == TPG_GRAPH) {
-        error = (int32_t)s->cuda.cuGraphAddMemsetNode(&made, place.graph, BEFORE(place), &params, context);
-    } else if (place.owner) {
-        error = (int32_t)s->cuda.cuGraphExecMemsetNodeSetParams(place.exec, place.node, &params, context);
-    } else {
-        error = (int32_t)s->cuda.cuGraphMemsetNodeSetParams(place.node, &params);
     }
     return PLACED(made, error);
 }
@@ -185,7 +143,7 @@ int32_t tpw_graph_memcpy(struct tpw_session *s, const struct tp_frame *frame, co
     CUgraphNode made = NULL;
     CUDA_MEMCPY3D from, copy;
     int32_t error = FIND(in);
-    CUcontext context = context_of(s, frame, in->context, &place, &error);
+    CUcontext context = tpw_context_of(s, frame, in->context, place.holder, &error);
     memcpy(&from, in->params, sizeof from);
     if (!error && (from.srcMemoryType != CU_MEMORYTYPE_DEVICE || from.dstMemoryType != CU_MEMORYTYPE_DEVICE)) {
         error = CUDA_ERROR_NOT_SUPPORTED; /* the client has turned what it can into device addresses */
@@ -290,17 +248,6 @@ int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, con
         tpw_graph_forget(s, in->child); /* the node had it, and has taken it along or keeps it without a name */
     }
     return error;
-}
-
-int32_t tpw_graph_empty(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_empty_in *in) {
-    struct place place;
-    CUgraphNode made = NULL;
-    int32_t error = FIND(in);
-    if (!error && place.owner != TPG_GRAPH) {
-        error = CUDA_ERROR_INVALID_VALUE;
-    }
-    error = error ? error : (int32_t)s->cuda.cuGraphAddEmptyNode(&made, place.graph, BEFORE(place));
-    return error ? error : PLACED(made, error);
 }
 
 int32_t tpw_graph_host(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_host_in *in) {

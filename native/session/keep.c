@@ -171,6 +171,12 @@ int32_t tpw_hold_object(struct tpw_session *s, uint64_t holder, uint32_t kind, u
     return error ? error : tpw_hold(s, holder, kept);
 }
 
+void tpw_keep(struct tpw_session *s, uint64_t by, uint32_t kind, uint64_t handle, int32_t *error) {
+    if (by && handle && !*error) {
+        *error = tpw_hold_object(s, tp_handle_is(by, TPG_GRAPHNODE) ? tpw_graph_of_node(s, by) : by, kind, handle);
+    }
+}
+
 int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct tpw_object *function) {
     uint64_t image = function->owner;
     const struct tpw_object *module = tpw_object(s, TPG_MODULE, image);

@@ -155,7 +155,7 @@ static int32_t put_log(struct tpw_session *s, const struct tpw_jit *jit, struct 
     size_t info = jit->info ? strnlen(jit->info, jit->info_size) : 0;
     size_t errors = jit->errors ? strnlen(jit->errors, jit->errors_size) : 0;
     int32_t error = 0;
-    unsigned char *memory = s->scratch.memory;
+    unsigned char *memory = (unsigned char *)(uintptr_t)out->kernels;
     if (!out->kernels_size) {
         memory = tpw_scratch(s, TP_FRAME_MAX / 2, 1, &error);
         if (error) {

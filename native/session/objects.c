@@ -43,12 +43,6 @@ struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_
     return NULL;
 }
 
-static void set(int32_t *error, int32_t value) {
-    if (!*error) {
-        *error = value;
-    }
-}
-
 uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, bool optional,
                     int32_t *error) {
     if (kind == TPG_STREAM) {
@@ -59,20 +53,41 @@ uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_
     }
     struct tpw_object *object = tpw_object(s, kind, handle);
     if (!object) {
-        set(error, tpg_bad_handle(kind));
+        tpw_set(error, tpg_bad_handle(kind));
         return 0;
     }
     if (object->error || !object->native) {
-        set(error, object->error ? object->error : tpg_bad_handle(kind));
+        tpw_set(error, object->error ? object->error : tpg_bad_handle(kind));
     }
     return object->native;
+}
+
+CUcontext tpw_context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, uint64_t by,
+                         int32_t *error) {
+    if (!handle && !s->entered) {
+        tpw_set(error, CUDA_ERROR_INVALID_CONTEXT);
+    }
+    handle = handle || *error ? handle : tp_handle_make(TPG_CONTEXT, s->entered);
+    CUcontext native = (CUcontext)(uintptr_t)tpw_native(s, frame, TPG_CONTEXT, handle, false, error);
+    tpw_keep(s, by, TPG_CONTEXT, handle, error);
+    return native;
+}
+
+uint64_t tpw_known(struct tpw_session *s, uint32_t kind, uint64_t native) {
+    const struct tpw_object *object;
+    for (uint32_t at = 0; native && (object = tpw_next_object(s, kind, &at));) {
+        if (object->native == native) {
+            return tp_handle_make(kind, object->id);
+        }
+    }
+    return 0;
 }
 
 void tpw_check_name(uint32_t kind, uint64_t handle, bool optional, int32_t *error) {
     bool special = kind == TPG_STREAM && handle <= 2;
     bool fits = tp_handle_is(handle, kind) || (also(kind) && tp_handle_is(handle, also(kind)));
     if (!fits && !special && !(optional && !handle)) {
-        set(error, tpg_bad_handle(kind));
+        tpw_set(error, tpg_bad_handle(kind));
     }
 }
 
@@ -200,29 +215,8 @@ void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context) {
 
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error) {
     if (device < 0 || device >= s->device_count) {
-        set(error, CUDA_ERROR_INVALID_DEVICE);
+        tpw_set(error, CUDA_ERROR_INVALID_DEVICE);
     }
-}
-
-void *tpw_scratch(struct tpw_session *s, uint64_t count, uint64_t unit, int32_t *error) {
-    if (unit && count > TP_FRAME_MAX / 2 / unit) {
-        set(error, CUDA_ERROR_INVALID_VALUE);
-        return NULL;
-    }
-    size_t size = (size_t)(count * unit);
-    if (size > s->scratch.capacity) {
-        unsigned char *memory = realloc(s->scratch.memory, size);
-        if (!memory) {
-            set(error, CUDA_ERROR_OUT_OF_MEMORY);
-            return NULL;
-        }
-        s->scratch.memory = memory;
-        s->scratch.capacity = size;
-    }
-    if (size) {
-        memset(s->scratch.memory, 0, size);
-    }
-    return s->scratch.memory;
 }
 
 void tpw_violation(struct tpw_session *s, const struct tp_frame *frame, const char *what) {

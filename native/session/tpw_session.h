@@ -78,13 +78,10 @@ struct tpw_session {
     void *graph_nodes;            /* names of nodes, see graph.c */
     struct ending *endings;       /* contexts on their way out, see context.c */
 
-    int32_t deferred_error;   /* first failure of a post that has not been reported yet */
-    uint64_t frames;          /* frames executed, for messages */
-    struct tpw_main *process; /* main.c */
-    struct tpw_scratch_area {
-        unsigned char *memory;
-        size_t capacity;
-    } scratch;
+    int32_t deferred_error;            /* first failure of a post that has not been reported yet */
+    uint64_t frames;                   /* frames executed, for messages */
+    struct tpw_main *process;          /* main.c */
+    struct tpw_scratch_block *scratch; /* of the operation under way, see scratch.c */
 };
 
 /* ---- what generated code expects ---- */
@@ -101,15 +98,29 @@ uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint3
 /* A handle that hand-written code looks up or makes: of that kind (or one taken in its place), or *error is set. */
 void tpw_check_name(uint32_t kind, uint64_t handle, bool optional, int32_t *error);
 void tpw_check_names(uint32_t kind, const uint64_t *handles, size_t count, int32_t *error);
+static inline void tpw_set(int32_t *error, int32_t value) { *error = *error ? *error : value; }
+/* What a graph is to point at stays in the driver as long as that may follow it; `by` is its handle, that of a node of it or
+ * of an executable graph, or 0: nobody keeps it. */
+void tpw_keep(struct tpw_session *s, uint64_t by, uint32_t kind, uint64_t handle, int32_t *error);
+/* The context behind a handle, or the current one for NULL; kept by a graph. */
+CUcontext tpw_context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, uint64_t by,
+                         int32_t *error);
+/* The client's handle of a native of `kind`, 0 if there is none. */
+uint64_t tpw_known(struct tpw_session *s, uint32_t kind, uint64_t native);
 /* Records the outcome of making an object: native handle, or the error that later uses answer. Returns the error. */
 int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
                  int32_t error);
+/* The same for an object that ends with `owner`: a node with its graph. */
+int32_t tpw_made_in(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
+                    uint64_t native, uint64_t owner, int32_t error);
 void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle);
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error);
 /* [address, address+size) must lie in memory that this session gave to its client. */
 void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error);
 /* Zeroed memory of count*unit bytes, at most TP_FRAME_MAX/2, valid until the operation ends. */
 void *tpw_scratch(struct tpw_session *s, uint64_t count, uint64_t unit, int32_t *error);
+void tpw_scratch_reset(struct tpw_session *s); /* at the beginning of each operation */
+void tpw_scratch_free(struct tpw_session *s);
 /* A client that breaks the format: log by name, end the session. */
 void tpw_violation(struct tpw_session *s, const struct tp_frame *frame, const char *what);
 /* ---- answer.c ---- */

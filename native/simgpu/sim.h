@@ -144,6 +144,8 @@ typedef struct {
 typedef enum {
     SIM_OP_NOP,
     SIM_OP_RECORD,
+    SIM_OP_WAIT_NODE,   // of a graph: each launch waits for the event as it was recorded last
+    SIM_OP_BATCH,       // writes and waits of words
     SIM_OP_RECORD_NODE, // of a graph: each launch records the event anew
     SIM_OP_LAUNCH,
     SIM_OP_COPY,
@@ -180,6 +182,10 @@ typedef struct {
             uint64_t address, value;
             uint32_t bytes, flags;
         } value;
+        struct {
+            unsigned count;
+            CUstreamBatchMemOpParams *list; // owned
+        } batch;
         uint64_t free;
         sim_program_t *program; // holds a reference
     } u;
@@ -439,6 +445,9 @@ void sim_event_place(sim_event_t *event, sim_stream_t *stream, uint64_t seq);
 sim_event_t *sim_event_of(CUevent handle); // under sim.lock; NULL if it is none
 // What the calling thread does behind an operation; one that waits and is not asynchronous has no place in a capture.
 typedef enum { SIM_GO_ON, SIM_WAIT, SIM_WAIT_OR_CAPTURE } sim_wait_t;
+// The write or wait of a word that an entry of a batch is; false for a barrier.
+bool sim_batch_value(const CUstreamBatchMemOpParams *params, sim_op_t *op, bool *wait);
+CUresult sim_batch_op(sim_context_t *context, unsigned count, const CUstreamBatchMemOpParams *list, sim_op_t *batch);
 // Puts op into the queue of `handle` for the current context.
 CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, sim_wait_t wait);
 CUresult sim_run(sim_stream_t *stream, sim_op_t *op); // sim_run.c: executes one operation, no lock held

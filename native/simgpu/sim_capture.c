@@ -185,6 +185,7 @@ static bool node_type(sim_op_t *op, CUgraphNodeType *type) {
         return true;
     case SIM_OP_WRITE_VALUE:
     case SIM_OP_WAIT_VALUE:
+    case SIM_OP_BATCH:
         *type = CU_GRAPH_NODE_TYPE_BATCH_MEM_OP;
         return true;
     case SIM_OP_GRAPH:
@@ -192,6 +193,9 @@ static bool node_type(sim_op_t *op, CUgraphNodeType *type) {
         return true;
     case SIM_OP_RECORD_NODE:
         *type = CU_GRAPH_NODE_TYPE_EVENT_RECORD;
+        return true;
+    case SIM_OP_WAIT_NODE:
+        *type = CU_GRAPH_NODE_TYPE_WAIT_EVENT;
         return true;
     case SIM_OP_NOP:
     case SIM_OP_RECORD:

@@ -49,6 +49,13 @@ bool sim_op_copy(sim_op_t *to, const sim_op_t *from) {
             memcpy(to->u.launch.params, from->u.launch.params, from->u.launch.bytes);
         }
     }
+    if (from->kind == SIM_OP_BATCH) {
+        size_t bytes = from->u.batch.count * sizeof *from->u.batch.list;
+        to->u.batch.list = malloc(bytes);
+        if (!to->u.batch.list)
+            return false;
+        memcpy(to->u.batch.list, from->u.batch.list, bytes);
+    }
     if (from->kind == SIM_OP_GRAPH)
         atomic_fetch_add(&from->u.program->refs, 1);
     return true;
@@ -60,7 +67,7 @@ void sim_op_follow(const sim_op_t *op, const sim_context_t *context) {
     // Something else may be in its place in memory by now.
     if (op->kind == SIM_OP_LAUNCH)
         sim_dangles(!sim_handle_is(op->u.launch.request.func, SIM_FUNCTION), "the function of a node has ended");
-    if (op->kind == SIM_OP_RECORD_NODE)
+    if (op->kind == SIM_OP_RECORD_NODE || op->kind == SIM_OP_WAIT_NODE)
         sim_dangles(!sim_event_of(op->u.event_handle), "the event of a node has ended");
     sim_dangles(context && !context->active, "the context of a node has ended");
 }

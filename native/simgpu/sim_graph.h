@@ -116,12 +116,19 @@ CUresult sim_program_make(sim_graph_t *graph, sim_program_t **program); // under
 void sim_program_release(sim_program_t *program);                       // any thread
 // The events that its nodes record are recorded in this launch, the operation `seq` of the stream. Under sim.lock.
 void sim_program_place(const sim_program_t *program, sim_stream_t *stream, uint64_t seq);
+// A launch waits for the events that its nodes wait for, as they were recorded last when it was made. Under sim.lock.
+bool sim_program_await(const sim_program_t *program, const sim_stream_t *stream, sim_op_t *launch);
 CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program);
 sim_step_t *sim_program_step(sim_program_t *program, const sim_node_t *node);
 sim_exec_t *sim_exec_of(CUgraphExec handle);        // under sim.lock
 sim_program_t *sim_exec_writable(sim_exec_t *exec); // its program, for a change that launches under way do not see
 
-// sim_graph_node.c
+// sim_graph_node.c; under sim.lock
+CUresult sim_node_add(CUgraphNode *out, CUgraph handle, const CUgraphNode *dependencies, size_t count,
+                      CUgraphNodeType type, sim_op_t *op, sim_node_t **made);
+// Replaces what a node does, or a step of an executable graph does.
+CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
+                      sim_node_t **out);
 CUresult sim_kernel_op(sim_context_t *context, const CUDA_KERNEL_NODE_PARAMS *params, sim_op_t *op); // sim_launch.c
 
 // sim_user_object.c; any thread

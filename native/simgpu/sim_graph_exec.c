@@ -112,6 +112,19 @@ void sim_program_place(const sim_program_t *program, sim_stream_t *stream, uint6
     }
 }
 
+bool sim_program_await(const sim_program_t *program, const sim_stream_t *stream, sim_op_t *launch) {
+    bool ok = true;
+    for (size_t i = 0; i < program->count && ok; i++) {
+        const sim_step_t *step = &program->steps[i];
+        const sim_event_t *event = step->op.kind == SIM_OP_WAIT_NODE ? sim_event_of(step->op.u.event_handle) : NULL;
+        if (event && event->stream && event->stream != stream)
+            ok = sim_stream_depend(launch, event->stream, event->seq);
+        if (step->child && ok)
+            ok = sim_program_await(step->child, stream, launch);
+    }
+    return ok;
+}
+
 CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program) {
     CUresult result = CUDA_SUCCESS;
     for (size_t i = 0; i < program->count && result == CUDA_SUCCESS; i++) {

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static CUresult add(CUgraphNode *out, CUgraph handle, const CUgraphNode *dependencies, size_t count,
-                    CUgraphNodeType type, sim_op_t *op, sim_node_t **made) {
+CUresult sim_node_add(CUgraphNode *out, CUgraph handle, const CUgraphNode *dependencies, size_t count,
+                      CUgraphNodeType type, sim_op_t *op, sim_node_t **made) {
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     sim_graph_t *graph = sim_graph_of(handle);
     sim_node_t *node = NULL;
@@ -25,8 +25,8 @@ static CUresult add(CUgraphNode *out, CUgraph handle, const CUgraphNode *depende
 }
 
 // Replaces what a node does, or a step of an executable graph does.
-static CUresult put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
-                    sim_node_t **out) {
+CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
+                      sim_node_t **out) {
     sim_node_t *node = sim_node_of(handle);
     sim_exec_t *exec = in_exec ? sim_exec_of(exec_handle) : NULL;
     sim_op_t *place = NULL;
@@ -66,7 +66,8 @@ CUresult cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const
     pthread_mutex_lock(&sim.lock);
     CUresult result = nodeParams ? sim_kernel_op(context, nodeParams, &op) : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS)
-        result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
+        result =
+            sim_node_add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
     if (result == CUDA_SUCCESS)
         remember(node, nodeParams);
     pthread_mutex_unlock(&sim.lock);
@@ -80,7 +81,7 @@ static CUresult put_kernel(sim_context_t *context, CUgraphExec exec, CUgraphNode
     pthread_mutex_lock(&sim.lock);
     CUresult result = params ? sim_kernel_op(context, params, &op) : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS)
-        result = put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
+        result = sim_node_put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)
         remember(node, params);
     pthread_mutex_unlock(&sim.lock);
@@ -204,7 +205,8 @@ CUresult cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CU
     pthread_mutex_lock(&sim.lock);
     CUresult result = set_op(memsetParams, ctx, &op);
     if (result == CUDA_SUCCESS)
-        result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
+        result =
+            sim_node_add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
     if (result == CUDA_SUCCESS) {
         node->params.set = *memsetParams;
         node->context = (sim_context_t *)(void *)ctx;
@@ -220,7 +222,7 @@ static CUresult put_set(CUgraphExec exec, CUgraphNode hNode, bool in_exec, const
     pthread_mutex_lock(&sim.lock);
     CUresult result = set_op(params, ctx, &op);
     if (result == CUDA_SUCCESS)
-        result = put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
+        result = sim_node_put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)
         node->params.set = *params;
     pthread_mutex_unlock(&sim.lock);
@@ -266,7 +268,8 @@ CUresult cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CU
     pthread_mutex_lock(&sim.lock);
     CUresult result = copy_op(copyParams, ctx, &op);
     if (result == CUDA_SUCCESS)
-        result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
+        result =
+            sim_node_add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
     if (result == CUDA_SUCCESS) {
         node->params.copy = *copyParams;
         node->context = (sim_context_t *)(void *)ctx;
@@ -282,7 +285,7 @@ static CUresult put_copy(CUgraphExec exec, CUgraphNode hNode, bool in_exec, cons
     pthread_mutex_lock(&sim.lock);
     CUresult result = copy_op(params, ctx, &op);
     if (result == CUDA_SUCCESS)
-        result = put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
+        result = sim_node_put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)
         node->params.copy = *params;
     pthread_mutex_unlock(&sim.lock);
@@ -321,7 +324,8 @@ CUresult cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgr
     sim_node_t *node;
     sim_op_t op = {.kind = SIM_OP_HOST_FUNCTION, .u.host_function = {nodeParams->fn, nodeParams->userData}};
     pthread_mutex_lock(&sim.lock);
-    CUresult result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_HOST, &op, &node);
+    CUresult result =
+        sim_node_add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_HOST, &op, &node);
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -332,7 +336,8 @@ CUresult cuGraphAddEmptyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUg
     sim_node_t *node;
     sim_op_t op = {.kind = SIM_OP_NOP};
     pthread_mutex_lock(&sim.lock);
-    CUresult result = add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_EMPTY, &op, &node);
+    CUresult result =
+        sim_node_add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_EMPTY, &op, &node);
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -344,7 +349,7 @@ static CUresult add_child(CUgraphNode *out, CUgraph hGraph, const CUgraphNode *d
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *child = sim_graph_of(childGraph);
     CUresult result = child && !child->capture && !(move && child->owner) && childGraph != hGraph
-                          ? add(out, hGraph, dependencies, count, CU_GRAPH_NODE_TYPE_GRAPH, &op, &node)
+                          ? sim_node_add(out, hGraph, dependencies, count, CU_GRAPH_NODE_TYPE_GRAPH, &op, &node)
                           : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS) {
         node->child = move ? child : sim_graph_clone(child, node);
@@ -428,6 +433,11 @@ CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgra
                                     nodeParams->memcpy.copyCtx);
     case CU_GRAPH_NODE_TYPE_EMPTY:
         return cuGraphAddEmptyNode(phGraphNode, hGraph, dependencies, numDependencies);
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+        return cuGraphAddEventRecordNode(phGraphNode, hGraph, dependencies, numDependencies,
+                                         nodeParams->eventRecord.event);
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
+        return cuGraphAddEventWaitNode(phGraphNode, hGraph, dependencies, numDependencies, nodeParams->eventWait.event);
     case CU_GRAPH_NODE_TYPE_GRAPH:
         return add_child(phGraphNode, hGraph, dependencies, numDependencies, nodeParams->graph.graph,
                          nodeParams->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);

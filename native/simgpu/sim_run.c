@@ -171,6 +171,18 @@ static CUresult run_free(uint64_t address) {
     return result;
 }
 
+static CUresult run_batch(sim_stream_t *stream, const sim_op_t *batch) {
+    CUresult result = CUDA_SUCCESS;
+    for (unsigned i = 0; i < batch->u.batch.count && result == CUDA_SUCCESS; i++) {
+        const CUstreamBatchMemOpParams *p = &batch->u.batch.list[i];
+        sim_op_t op = {.kind = SIM_OP_NOP};
+        bool wait, has_value = sim_batch_value(p, &op, &wait);
+        if (has_value)
+            result = wait ? wait_value(stream, &op) : write_value(stream, &op);
+    }
+    return result;
+}
+
 CUresult sim_run(sim_stream_t *stream, sim_op_t *op) {
     sim_context_t *context = stream->context;
     bool dead = atomic_load(&context->error) != 0 || atomic_load(&context->killed);
@@ -185,7 +197,10 @@ CUresult sim_run(sim_stream_t *stream, sim_op_t *op) {
     switch (op->kind) {
     case SIM_OP_NOP:
     case SIM_OP_CALLBACK:
+    case SIM_OP_WAIT_NODE: // its launch has waited
         return CUDA_SUCCESS;
+    case SIM_OP_BATCH:
+        return run_batch(stream, op);
     case SIM_OP_RECORD:
     case SIM_OP_RECORD_NODE:
         record(stream, op);
@@ -220,4 +235,6 @@ void sim_op_discard(sim_op_t *op) {
         free(op->u.copy.staging);
     if (op->kind == SIM_OP_GRAPH)
         sim_program_release(op->u.program);
+    if (op->kind == SIM_OP_BATCH)
+        free(op->u.batch.list);
 }

@@ -230,6 +230,8 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
     } else if (is_blocking(stream)) {
         ok = sim_stream_depend(op, context->legacy, context->legacy->enqueued);
     }
+    if (ok && op->kind == SIM_OP_GRAPH)
+        ok = sim_program_await(op->u.program, stream, op);
     if (result == CUDA_SUCCESS && !ok)
         result = CUDA_ERROR_OUT_OF_MEMORY;
     if (result != CUDA_SUCCESS) {

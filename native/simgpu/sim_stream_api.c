@@ -4,6 +4,7 @@
 // the calling thread. Capture is in sim_capture.c.
 #include "sim_graph.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsigned flags, int priority) {
@@ -267,8 +268,7 @@ CUresult cuStreamAddCallback(CUstream hStream, CUstreamCallback callback, void *
 
 // ---- Memory operations in a stream -------------------------------------------------------------------------------
 
-static CUresult value_op(sim_context_t *context, CUstream stream, bool wait, uint64_t address, uint64_t value,
-                         uint32_t bytes, unsigned flags) {
+static CUresult value_check(sim_context_t *context, bool wait, uint64_t address, uint32_t bytes, unsigned flags) {
     if (address & (bytes - 1))
         return CUDA_ERROR_INVALID_VALUE;
     if (wait ? (flags & ~(3u | (unsigned)CU_STREAM_WAIT_VALUE_FLUSH)) != 0 : flags > 1)
@@ -278,7 +278,13 @@ static CUresult value_op(sim_context_t *context, CUstream stream, bool wait, uin
     pthread_rwlock_rdlock(&sim.map_lock);
     CUresult result = sim_map_check(address, bytes, context->device, ~0u, !wait);
     pthread_rwlock_unlock(&sim.map_lock);
-    if (result == CUDA_ERROR_INVALID_VALUE)
+    return result == CUDA_ERROR_INVALID_VALUE ? result : CUDA_SUCCESS;
+}
+
+static CUresult value_op(sim_context_t *context, CUstream stream, bool wait, uint64_t address, uint64_t value,
+                         uint32_t bytes, unsigned flags) {
+    CUresult result = value_check(context, wait, address, bytes, flags);
+    if (result != CUDA_SUCCESS)
         return result;
     sim_op_t op = {.kind = wait ? SIM_OP_WAIT_VALUE : SIM_OP_WRITE_VALUE, .u.value = {address, value, bytes, flags}};
     return sim_submit(context, stream, &op, false, SIM_GO_ON);
@@ -304,37 +310,45 @@ CUresult cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t va
     return value_op(context, stream, true, addr, value, 8, flags);
 }
 
+bool sim_batch_value(const CUstreamBatchMemOpParams *p, sim_op_t *op, bool *wait) {
+    bool small = p->operation == CU_STREAM_MEM_OP_WAIT_VALUE_32 || p->operation == CU_STREAM_MEM_OP_WRITE_VALUE_32;
+    *wait = p->operation == CU_STREAM_MEM_OP_WAIT_VALUE_32 || p->operation == CU_STREAM_MEM_OP_WAIT_VALUE_64;
+    if (!small && !*wait && p->operation != CU_STREAM_MEM_OP_WRITE_VALUE_64)
+        return false;
+    op->u.value.address = *wait ? p->waitValue.address : p->writeValue.address;
+    op->u.value.value = small ? (*wait ? p->waitValue.value : p->writeValue.value)
+                              : (*wait ? p->waitValue.value64 : p->writeValue.value64);
+    op->u.value.bytes = small ? 4 : 8;
+    op->u.value.flags = *wait ? p->waitValue.flags : p->writeValue.flags;
+    return true;
+}
+
+CUresult sim_batch_op(sim_context_t *context, unsigned count, const CUstreamBatchMemOpParams *list, sim_op_t *batch) {
+    CUresult result = count && count < 256 && list ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    for (unsigned i = 0; result == CUDA_SUCCESS && i < count; i++) {
+        sim_op_t op = {.kind = SIM_OP_NOP};
+        bool wait;
+        if (sim_batch_value(&list[i], &op, &wait))
+            result = value_check(context, wait, op.u.value.address, op.u.value.bytes, op.u.value.flags);
+        else if (list[i].operation == CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES)
+            result = CUDA_ERROR_NOT_SUPPORTED;
+        else if (list[i].operation != CU_STREAM_MEM_OP_BARRIER) // for which every operation here is ordered already
+            result = CUDA_ERROR_INVALID_VALUE;
+    }
+    *batch = (sim_op_t){.kind = SIM_OP_BATCH, .u.batch = {count, NULL}};
+    if (result == CUDA_SUCCESS) {
+        batch->u.batch.list = malloc(count * sizeof *list);
+        if (!batch->u.batch.list)
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        memcpy(batch->u.batch.list, list, count * sizeof *list);
+    }
+    return result;
+}
+
 CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *paramArray,
                                unsigned int flags) {
     SIM_ENTER_CONTEXT(context);
-    if (!count || count > 256 || !paramArray || flags)
-        return CUDA_ERROR_INVALID_VALUE;
-    CUresult result = CUDA_SUCCESS;
-    for (unsigned i = 0; i < count && result == CUDA_SUCCESS; i++) {
-        const CUstreamBatchMemOpParams *p = &paramArray[i];
-        switch (p->operation) {
-        case CU_STREAM_MEM_OP_WAIT_VALUE_32:
-            result = value_op(context, stream, true, p->waitValue.address, p->waitValue.value, 4, p->waitValue.flags);
-            break;
-        case CU_STREAM_MEM_OP_WAIT_VALUE_64:
-            result = value_op(context, stream, true, p->waitValue.address, p->waitValue.value64, 8, p->waitValue.flags);
-            break;
-        case CU_STREAM_MEM_OP_WRITE_VALUE_32:
-            result =
-                value_op(context, stream, false, p->writeValue.address, p->writeValue.value, 4, p->writeValue.flags);
-            break;
-        case CU_STREAM_MEM_OP_WRITE_VALUE_64:
-            result =
-                value_op(context, stream, false, p->writeValue.address, p->writeValue.value64, 8, p->writeValue.flags);
-            break;
-        case CU_STREAM_MEM_OP_BARRIER:
-            break; // every operation here is ordered already
-        case CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES:
-            result = CUDA_ERROR_NOT_SUPPORTED;
-            break;
-        default:
-            result = CUDA_ERROR_INVALID_VALUE;
-        }
-    }
-    return result;
+    sim_op_t op;
+    CUresult result = flags ? CUDA_ERROR_INVALID_VALUE : sim_batch_op(context, count, paramArray, &op);
+    return result == CUDA_SUCCESS ? sim_submit(context, stream, &op, false, SIM_GO_ON) : result;
 }

@@ -154,6 +154,16 @@ TP_SCALAR(u64, uint64_t)
 TP_SCALAR(i32, int32_t)
 #undef TP_SCALAR
 
+/* Whether memory holds zeros alone. */
+static inline bool tp_is_zero(const void *memory, size_t size) {
+    const unsigned char *at = memory;
+    unsigned char any = 0;
+    for (size_t i = 0; i < size; i++) {
+        any |= at[i];
+    }
+    return any == 0;
+}
+
 /* Variable-length data: u64 length, bytes, padding to 8. The reader gets a pointer into the frame and can only ever read
  * what is in it. */
 static inline size_t tp_padded(size_t size) { return (size + 7) & ~(size_t)7; }

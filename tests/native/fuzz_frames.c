@@ -245,7 +245,8 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(primary_retain, .device = 0, .context = HANDLE(TPG_CONTEXT, 0));
     LIKE(primary_release, .device = 0);
     LIKE(cuGraphCreate, .phGraph = HANDLE(TPG_GRAPH, rand() % 2));
-    LIKE(graph_empty, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
+    LIKE(cuGraphAddEmptyNode, .hGraph = HANDLE(TPG_GRAPH, rand() % 2),
+         .phGraphNode = HANDLE(TPG_GRAPHNODE, rand() % 4));
     LIKE(graph_child, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
          .child = HANDLE(TPG_GRAPH, rand() % 2), .move = (unsigned)rand() % 2);
     LIKE(graph_node_destroy, .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
@@ -444,7 +445,7 @@ static void end_session(struct tpw_session *s) {
     close(tpw_callbacks_fd(s));
     free(s->callbacks);
     free(s->markers);
-    free(s->scratch.memory);
+    tpw_scratch_free(s);
 }
 
 /* A session leaves with _exit and lets the system take what it holds (its markers, for one): not a leak, but it looks so. */

@@ -103,8 +103,16 @@ static void memory_node(struct story *t) {
     if (byte(t) % 2) {
         SAY(graph_memcpy, .owner = of, .node = node, .context = context, .params = &copy);
     } else {
-        SAY(graph_memset, .owner = of, .node = node, .context = context, .destination = t->address, .width = 4,
-            .height = 1, .element = 1);
+        const CUDA_MEMSET_NODE_PARAMS set = {.dst = t->address, .width = 4, .height = 1, .elementSize = 1};
+        if (tp_handle_is(of, TPG_GRAPH)) {
+            SAY(cuGraphAddMemsetNode, .hGraph = of, .phGraphNode = node, .ctx = context, .memsetParams = &set,
+                .memsetParams_size = sizeof set);
+        } else if (of) {
+            SAY(cuGraphExecMemsetNodeSetParams, .hGraphExec = of, .hNode = node, .ctx = context, .memsetParams = &set,
+                .memsetParams_size = sizeof set);
+        } else {
+            SAY(cuGraphMemsetNodeSetParams, .hNode = node, .nodeParams = &set, .nodeParams_size = sizeof set);
+        }
     }
 }
 
@@ -173,7 +181,12 @@ static void make(struct story *t, unsigned verb) {
         memory_node(t);
         break;
     case 15:
-        SAY(graph_empty, .owner = some(t, TPG_GRAPH), .node = fresh(t, TPG_GRAPHNODE));
+        if (byte(t) % 2) {
+            SAY(cuGraphAddEventRecordNode, .hGraph = some(t, TPG_GRAPH), .phGraphNode = fresh(t, TPG_GRAPHNODE),
+                .event = some(t, TPG_EVENT));
+        } else {
+            SAY(cuGraphAddEmptyNode, .hGraph = some(t, TPG_GRAPH), .phGraphNode = fresh(t, TPG_GRAPHNODE));
+        }
         break;
     case 16:
     case 17:

@@ -3,6 +3,7 @@
  *
  * One thread, except where a check says otherwise; nothing is read but the test's own words.
  */
+#include "../native/described_checks.h"
 #include "../native/graph_copy_checks.h"
 #include "stack.h"
 
@@ -12,6 +13,7 @@ int role_graphs(int count, char **words) {
     CUmodule module = load_kernels();
     check_graphs(module);
     check_graph_copies(module);
+    check_described(module);
     OK(cuModuleUnload(module));
     say("right");
     return 0;

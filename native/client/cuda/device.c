@@ -410,6 +410,14 @@ CUresult tpc_cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId) {
     return CUDA_ERROR_INVALID_DEVICE;
 }
 
+int tpc_device_of(int remote) {
+    int ordinal = 0;
+    while (ordinal < tpc_device_count && tpc_devices[ordinal].remote != remote) {
+        ordinal++;
+    }
+    return ordinal < tpc_device_count ? ordinal : -2; /* CU_DEVICE_INVALID, a cast in the header */
+}
+
 /* They only bracket what a profiling tool records, and there is none on this side. */
 CUresult tpc_cuProfilerStart(void) {
     TPC_CONTEXT(context);

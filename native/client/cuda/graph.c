@@ -319,19 +319,9 @@ static CUresult edges(const char *name, CUgraph graph, const CUgraphNode *from, 
     return result;
 }
 
-CUresult tpc_cuGraphAddDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
-                                    size_t numDependencies) {
-    return edges("cuGraphAddDependencies", hGraph, from, to, NULL, numDependencies, 0);
-}
-
 CUresult tpc_cuGraphAddDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
                                        const CUgraphEdgeData *edgeData, size_t numDependencies) {
     return edges("cuGraphAddDependencies", hGraph, from, to, edgeData, numDependencies, 0);
-}
-
-CUresult tpc_cuGraphRemoveDependencies(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
-                                       size_t numDependencies) {
-    return edges("cuGraphRemoveDependencies", hGraph, from, to, NULL, numDependencies, 1);
 }
 
 CUresult tpc_cuGraphRemoveDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,

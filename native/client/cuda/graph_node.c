@@ -12,9 +12,7 @@
 #include <stdlib.h>
 
 TPC_NODE_SENDER(graph_kernel)
-TPC_NODE_SENDER(graph_memset)
 TPC_NODE_SENDER(graph_child)
-TPC_NODE_SENDER(graph_empty)
 TPC_NODE_SENDER(graph_host)
 
 CUresult tpc_node_new(struct tpc_node_target *t, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
@@ -278,53 +276,6 @@ CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID
     return result;
 }
 
-/* ---- memsets ---- */
-
-static CUresult memset_node(const char *name, const struct tpc_node_target *t, const CUDA_MEMSET_NODE_PARAMS *p,
-                            CUcontext context) {
-    if (!p) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(CONTEXT, context, true);
-    struct tpc_area area = {.address = p->dst, .pitch = p->pitch, .height = p->height};
-    bool fits = (p->elementSize == 1 || p->elementSize == 2 || p->elementSize == 4) && p->width && p->height &&
-                p->dst % p->elementSize == 0 &&
-                !__builtin_mul_overflow((uint64_t)p->width, (uint64_t)p->elementSize, &area.width);
-    if (!fits || (p->height > 1 && p->pitch < area.width)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    uint64_t extent = tpc_area_extent(&area, &fits);
-    if (!fits || !tpc_range_covers(area.address, extent)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    struct tpg_graph_memset_in in = {TPC_TARGET(t),         .context = (uint64_t)(uintptr_t)context,
-                                     .destination = p->dst, .pitch = p->pitch,
-                                     .width = p->width,     .height = p->height,
-                                     .value = p->value,     .element = p->elementSize};
-    return send_graph_memset(name, &in, t->wait);
-}
-
-CUresult tpc_cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                  size_t numDependencies, const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result
-                  : tpc_node_added(&t, phGraphNode, memset_node("cuGraphAddMemsetNode", &t, memsetParams, ctx));
-}
-
-CUresult tpc_cuGraphMemsetNodeSetParams(CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *nodeParams) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_itself(&t, hNode);
-    return result ? result : memset_node("cuGraphMemsetNodeSetParams", &t, nodeParams, NULL);
-}
-
-CUresult tpc_cuGraphExecMemsetNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                            const CUDA_MEMSET_NODE_PARAMS *memsetParams, CUcontext ctx) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
-    return result ? result : memset_node("cuGraphExecMemsetNodeSetParams", &t, memsetParams, ctx);
-}
-
 /* ---- the others ---- */
 
 static CUresult child_node(const char *name, const struct tpc_node_target *t, CUgraph child, bool move) {
@@ -362,18 +313,6 @@ CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphN
     return result ? result : child_node("cuGraphExecChildGraphNodeSetParams", &t, childGraph, false);
 }
 
-static CUresult empty_node(const char *name, const struct tpc_node_target *t) {
-    struct tpg_graph_empty_in in = {TPC_TARGET(t)};
-    return send_graph_empty(name, &in, t->wait);
-}
-
-CUresult tpc_cuGraphAddEmptyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                 size_t numDependencies) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result : tpc_node_added(&t, phGraphNode, empty_node("cuGraphAddEmptyNode", &t));
-}
-
 static CUresult host_node(const char *name, const struct tpc_node_target *t, CUhostFn function, void *user) {
     if (!function) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -398,20 +337,21 @@ CUresult tpc_cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const 
                                    host_node("cuGraphAddHostNode", &t, nodeParams->fn, nodeParams->userData));
 }
 
-static CUresult any_node(const char *name, const struct tpc_node_target *t, const CUgraphNodeParams *p) {
+void tpc_noted_cuGraphAddEventRecordNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                         size_t numDependencies, CUevent event) {
+    (void)phGraphNode, (void)hGraph, (void)dependencies, (void)numDependencies, (void)event;
+    tpc_watch_graphs_record();
+}
+
+/* Nodes whose parameters need more than their description says: where they go is settled before. */
+static CUresult settled_node(const char *name, const struct tpc_node_target *t, const CUgraphNodeParams *p) {
     CUDA_KERNEL_NODE_PARAMS kernel_params;
-    CUDA_MEMSET_NODE_PARAMS memset_params;
     switch (p->type) {
     case CU_GRAPH_NODE_TYPE_KERNEL:
         memcpy(&kernel_params, &p->kernel, sizeof kernel_params);
         return kernel(name, t, &kernel_params);
-    case CU_GRAPH_NODE_TYPE_MEMSET:
-        memcpy(&memset_params, &p->memset, sizeof memset_params); /* today's has a context behind it */
-        return memset_node(name, t, &memset_params, p->memset.ctx);
     case CU_GRAPH_NODE_TYPE_MEMCPY:
         return tpc_node_copy(name, t, &p->memcpy.copyParams, p->memcpy.copyCtx);
-    case CU_GRAPH_NODE_TYPE_EMPTY:
-        return empty_node(name, t);
     case CU_GRAPH_NODE_TYPE_HOST:
         return host_node(name, t, p->host.fn, p->host.userData);
     case CU_GRAPH_NODE_TYPE_GRAPH:
@@ -422,15 +362,67 @@ static CUresult any_node(const char *name, const struct tpc_node_target *t, cons
     }
 }
 
+/* Nodes that a line of api/ describes, without edges that have ports; *described is false for the others. */
+static CUresult described_node(CUgraphNode *out, CUgraph graph, const CUgraphNode *before, size_t count,
+                               const CUgraphNodeParams *p, bool *described) {
+    CUDA_MEMSET_NODE_PARAMS set;
+    CUDA_BATCH_MEM_OP_NODE_PARAMS batch;
+    *described = true;
+    switch (p->type) {
+    case CU_GRAPH_NODE_TYPE_MEMSET:
+        memcpy(&set, &p->memset, sizeof set); /* today's has a context behind it */
+        return tpc_cuGraphAddMemsetNode(out, graph, before, count, &set, p->memset.ctx);
+    case CU_GRAPH_NODE_TYPE_EMPTY:
+        return tpc_cuGraphAddEmptyNode(out, graph, before, count);
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+        return tpc_cuGraphAddEventRecordNode(out, graph, before, count, p->eventRecord.event);
+    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
+        return tpc_cuGraphAddEventWaitNode(out, graph, before, count, p->eventWait.event);
+    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+        memcpy(&batch, &p->memOp, sizeof batch);
+        return tpc_cuGraphAddBatchMemOpNode(out, graph, before, count, &batch);
+    default:
+        *described = false;
+        return CUDA_SUCCESS;
+    }
+}
+
+/* Edges with ports are added behind the node, which goes again when one is refused. */
+static CUresult add_ports(CUgraphNode node, CUgraph graph, const CUgraphNode *before, const CUgraphEdgeData *edges,
+                          size_t count) {
+    CUresult result = CUDA_SUCCESS;
+    for (size_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
+        result = tpc_cuGraphAddDependencies_v2(graph, &before[i], &node, &edges[i], 1);
+    }
+    if (result != CUDA_SUCCESS) {
+        tpc_cuGraphDestroyNode(node);
+    }
+    return result;
+}
+
 CUresult tpc_cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                const CUgraphEdgeData *dependencyData, size_t numDependencies,
                                CUgraphNodeParams *nodeParams) {
     struct tpc_node_target t;
-    if (!nodeParams) {
+    bool described;
+    if (!phGraphNode || !nodeParams || (numDependencies && !dependencies)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, dependencyData, numDependencies);
-    return result ? result : tpc_node_added(&t, phGraphNode, any_node("cuGraphAddNode", &t, nodeParams));
+    bool plain = tpc_edges_plain(dependencyData, numDependencies);
+    CUgraphNode made = NULL;
+    CUresult result =
+        described_node(&made, hGraph, plain ? dependencies : NULL, plain ? numDependencies : 0, nodeParams, &described);
+    if (described) {
+        result = result == CUDA_SUCCESS && !plain
+                     ? add_ports(made, hGraph, dependencies, dependencyData, numDependencies)
+                     : result;
+        if (result == CUDA_SUCCESS) {
+            *phGraphNode = made;
+        }
+        return result;
+    }
+    result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, dependencyData, numDependencies);
+    return result ? result : tpc_node_added(&t, phGraphNode, settled_node("cuGraphAddNode", &t, nodeParams));
 }
 
 CUresult tpc_cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,

@@ -235,6 +235,18 @@ CUresult tpc_lost(void) {
     return TPC_LOST_ERROR;
 }
 
+bool tpc_flat_make(struct tpc_flat *flat, size_t size) {
+    flat->size = size;
+    flat->bytes = size <= sizeof flat->near ? flat->near : malloc(size);
+    return flat->bytes != NULL;
+}
+
+void tpc_flat_end(struct tpc_flat *flat) {
+    if (flat->bytes != flat->near) {
+        free(flat->bytes);
+    }
+}
+
 CUresult tpc_bad_reply(const struct tp_reply *reply) {
     tp_log(TP_ERROR, "the worker answered with %u bytes that are no answer; its version differs from this client's",
            reply->size);

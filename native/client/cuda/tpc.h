@@ -110,6 +110,23 @@ CUresult tpc_bad_reply(const struct tp_reply *reply);
         }                                                                                                              \
     } while (0)
 
+/* Structs of the program, flattened for the wire: in the stub's own memory while they are small. */
+struct tpc_flat {
+    unsigned char *bytes;
+    size_t size;
+    unsigned char near[448];
+};
+bool tpc_flat_make(struct tpc_flat *flat, size_t size);
+void tpc_flat_end(struct tpc_flat *flat);
+#define TPC_FLAT __attribute__((cleanup(tpc_flat_end)))
+#define TPC_TRY(call)                                                                                                  \
+    do {                                                                                                               \
+        CUresult tried = (call);                                                                                       \
+        if (TP_UNLIKELY(tried != CUDA_SUCCESS)) {                                                                      \
+            return tried;                                                                                              \
+        }                                                                                                              \
+    } while (0)
+
 /* ---- devices (device.c) ---- */
 struct tpc_device {
     int remote; /* ordinal on the worker */
@@ -126,6 +143,8 @@ extern int tpc_driver_version;
         }                                                                                                              \
         (ordinal) = tpc_devices[(ordinal)].remote;                                                                     \
     } while (0)
+/* The program's ordinal of the worker's, CU_DEVICE_INVALID for one that the program does not see. */
+int tpc_device_of(int remote);
 /* Fills the three above from the answer of the `start` operation and applies CUDA_VISIBLE_DEVICES. Called once, by cuInit. */
 CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions, size_t size);
 
@@ -213,6 +232,8 @@ struct tpc_range {
 /* Copies the range that holds `address`; false when none does. */
 bool tpc_range_at(uint64_t address, struct tpc_range *out);
 void tpc_range_add(const struct tpc_range *range);
+/* True when the device reaches [address, address+size): memory of one allocation, or of mappings side by side. */
+bool tpc_range_covers(uint64_t address, uint64_t size);
 bool tpc_range_remove(uint64_t start, struct tpc_range *out);
 /* Keeps the worker's address range free in this process, so that no host pointer is ever a device pointer. */
 void tpc_memory_reserve(uint64_t base, uint64_t size);

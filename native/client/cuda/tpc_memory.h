@@ -32,8 +32,6 @@ bool tpc_range_change(uint64_t start, void (*change)(struct tpc_range *range, ui
 /* The first range that begins at `address` or later; false when there is none. */
 bool tpc_range_next(uint64_t address, struct tpc_range *out);
 bool tpc_range_touches(uint64_t start, uint64_t size);
-/* True when the device reaches [address, address+size): memory of one allocation, or of mappings side by side. */
-bool tpc_range_covers(uint64_t address, uint64_t size);
 /* The context that device memory belongs to: of a mapping, its device's primary one. */
 const struct tpc_context *tpc_range_context(const struct tpc_range *range);
 /* Forgets the device memory that a destroyed context had; its host memory goes too. */

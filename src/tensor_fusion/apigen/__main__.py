@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import coverage, emit_client, emit_session, emit_wire
+from . import coverage, emit_client, emit_session, emit_structs, emit_wire
 from .layout import DescriptionError
 from .model import Model, load
 
@@ -36,6 +36,8 @@ def outputs(model: Model) -> dict[str, str]:
         "tpg_driver.c": emit_session.driver_source(model),
         "tpg_session.h": emit_session.session_header(model),
         "tpg_answer.h": emit_session.answers(model),
+        "tpg_client_structs.h": emit_structs.client_structs(model),
+        "tpg_session_structs.h": emit_structs.session_structs(model),
         "tpg_dispatch.c": emit_session.dispatch(model),
         "coverage.json": coverage.coverage(model),
     }

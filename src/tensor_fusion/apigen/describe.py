@@ -12,7 +12,8 @@ A line of api/ names a function and one of these kinds:
 
 A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
 refuses what the driver would refuse at once.
-One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream.
+One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
+``call`` does so when it has succeeded.
 
 What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of
 the roles:
@@ -26,6 +27,12 @@ the roles:
 ``"gone K"``           object of kind K ended by this call  ``"dev E"``           address of E bytes, E = N or N*4
 ``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
 ``"outstring N"``      text of up to N bytes with its NUL
+``"struct"``/``"struct?"``, ``"structs N"``, ``"outstruct"``  struct with a declaration read, N of them, one written
+``"context"``          context, NULL is the current one    ``"known K"``           object of kind K that is told
+``"new K of P"``       the same as new, which ends with the object that the parameter P names
+``"handles K N"``      N objects of kind K read
+``"R by P"``           what the handle, context or structs of role R point at stays in the driver for as long as P, a
+                       graph, a node of one or an executable graph, may follow it
 ``"versioned"``        struct read and written through the pointer, whose first word holds its size in the low 24 bits
 
 ``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are
@@ -43,6 +50,18 @@ it with a generated ``tpg_send_<name>``, the client takes it with a hand-written
 ``completes=True`` on a call, an op or a message says that it may tell the client that work of the GPU is complete.
 Then the session looks first for what else is complete and has not left yet, and the client holds the frame until the
 transfers that it counts have landed. All other frames are news, which nothing holds.
+
+``struct`` declares what the fields of a struct are, once; a field without a role is a plain value:
+
+``"zero"``           must be 0                              ``"none"``            of other systems: sent as 0
+``"null"``           a pointer that must be NULL            ``"device"``          device ordinal
+``"handle K"``/``"handle? K"``  existing object of kind K   ``"known K"``         the same in a result, 0 when gone
+``"context"``        a context, NULL is the current one     ``"dev E"``           address of E bytes
+``"struct"``         a struct with a declaration            ``"structs S N"``     pointer to N structs S
+``tagged(F, {V: {member: role}}, refuse=…)``  the members that count where field F has value V
+
+``R if F == V`` has the role R only then, and else is a value. E is made of fields, numbers, ``+``, ``*`` and the
+extents of native/wire/tp_extent.h.
 """
 
 from __future__ import annotations
@@ -80,6 +99,34 @@ def _place() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+@dataclass(frozen=True)
+class Tagged:
+    """Members of a struct of which the value of a field says which count."""
+
+    field: str
+    cases: dict[str, dict[str, str]]
+    refuse: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StructLine:
+    """One declaration of a struct."""
+
+    name: str
+    roles: dict[str, str | Tagged]
+    place: str
+
+
+def struct(name: str, paths: dict[str, str] | None = None, /, **roles: str | Tagged) -> StructLine:
+    """What the fields of a struct are; `paths` are those inside structs without a name of their own."""
+    return StructLine(name, {**(paths or {}), **roles}, _place())
+
+
+def tagged(field: str, cases: dict[str, dict[str, str]], *, refuse: tuple[str, ...] = ()) -> Tagged:
+    """Members that count by the value of `field`; those refused answer not-supported, ("*",) is all others."""
+    return Tagged(field, cases, refuse)
+
+
 def call(
     name: str,
     /,
@@ -89,6 +136,7 @@ def call(
     completes: bool = False,
     contextless: bool = False,
     after_loss: str = "",
+    noted: bool = False,
     **roles: str,
 ) -> Line:
     """A function that runs in the session and whose answer the caller waits for."""
@@ -101,6 +149,7 @@ def call(
         completes=completes,
         contextless=contextless,
         after_loss=after_loss,
+        noted=noted,
         place=_place(),
     )
 

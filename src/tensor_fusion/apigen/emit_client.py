@@ -9,7 +9,9 @@ from .model import RESULTS, Api, Model, Op
 from .snapshot import Prototype, declare, parameter_list
 
 PREFIX = {"cuda": "tpc", "nvml": "tpn"}
-REQUIRED = ("out", "new", "in", "string", "outbytes", "outarray", "outstring", "versioned")
+REQUIRED = (
+    "out", "outknown", "outstruct", "new", "in", "struct", "string", "outbytes", "outarray", "outstring", "versioned",
+)  # fmt: skip
 SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
 
 
@@ -122,6 +124,8 @@ def stubs(model: Model, api: Api) -> str:
     """tpg_<api>_stubs.c: bodies of the functions that run in the session."""
     prefix = PREFIX[api.name]
     lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"', '#include "tpg_ops.h"']
+    if any(f.role in ("struct", "structs", "outstruct") for op in api.ops for f in op.fields):
+        lines.append('#include "tpg_client_structs.h"')
     for op in api.ops:
         if op.prototype:
             lines += _stub(api, op, op.prototype)
@@ -142,8 +146,14 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         required = item.role in REQUIRED and not item.optional
         if required:
             body.append(f"    if (!{item.name}) {{ return {upper}_NULL; }}")
-        if item.role in ("bytes", "array", "handles") and not item.optional:
+        if item.role in ("bytes", "array", "handles", "structs") and not item.optional:
             body.append(f"    if (!{item.name} && {item.length}) {{ return {upper}_NULL; }}")
+        if item.role in ("struct", "structs"):
+            count = item.length or (f"({item.name} ? 1 : 0)" if item.optional else "1")
+            body.append(f"    struct {prefix}_flat flat_{item.name} {upper}_FLAT = {{.size = 0}};")
+            body.append(f"    {upper}_TRY(tpg_flatten_{item.ctype}({item.name}, {count}, &flat_{item.name}));")
+        if item.role == "context":
+            body.append(f"    {upper}_CHECK_HANDLE(CONTEXT, {item.name}, true);")
         if item.role in ("handle", "name", "gone"):
             body.append(
                 f"    {upper}_CHECK_HANDLE({item.kind.upper()}, {item.name}, {'true' if item.optional else 'false'});"
@@ -156,7 +166,10 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append("    if (TP_UNLIKELY(refused != CUDA_SUCCESS)) { return refused; }")
     for item in op.fields:
         if item.role == "new":
-            body.append(f"    uint64_t new_{item.name} = {prefix}_mint(TPG_{item.kind.upper()});")
+            kind = f"TPG_{item.kind.upper()}"
+            owned = f"{prefix}_mint_record({kind}, (void *)(uintptr_t){item.owner})"
+            mint = owned if item.owner else f"{prefix}_mint({kind})"
+            body.append(f"    uint64_t new_{item.name} = {mint};")
             body.append(f"    if (!new_{item.name}) {{ return {upper}_NO_HANDLES; }}")
     if has_in:
         body.append(f"    struct tpg_{op.name}_in a = {{")
@@ -191,7 +204,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         verb = "post" if post else "call"
         body.append(f'    {result} result = ({result}){prefix}_{verb}("{op.name}", &reply);')
     if op.line.noted:
-        body.append(f"    {prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)});")
+        done = "" if post else f"if (result == {SUCCESS[api.name]}) "
+        body.append(f"    {done}{{ {prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)}); }}")
     for item in op.fields:
         if item.role == "new":
             body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.kind.upper()}, new_{item.name}); }}")
@@ -219,7 +233,9 @@ def _argument(api: Api, item: Field) -> list[str]:
     name = item.name
     if item.role == "new":
         return [f".{name} = new_{name},"]
-    if item.role in ("handle", "name", "gone"):
+    if item.role in ("struct", "structs"):
+        return [f".{name} = flat_{name}.bytes,", f".{name}_size = flat_{name}.size,"]
+    if item.role in ("handle", "name", "gone", "context"):
         return [f".{name} = (uint64_t)(uintptr_t){name},"]
     if item.role == "bytes":
         return [f".{name} = {name},", f".{name}_size = {name} ? {item.length} : 0,"]
@@ -236,6 +252,10 @@ def _store(item: Field, fields: dict[str, Field], prototype: Prototype) -> list[
     name = item.name
     if item.role == "out":
         return [f"if ({name}) {{ *{name} = o.{name}; }}"]
+    if item.role == "outknown":
+        return [f"*{name} = ({item.ctype})(uintptr_t)o.{name};"]
+    if item.role == "outstruct":
+        return [f"if ({name}) {{ tpg_store_{item.ctype}(&o.{name}, {name}); }}"]
     if item.role == "outbytes":
         size = f"o.{name}_size < {item.length} ? o.{name}_size : {item.length}"
         return [f"if ({name}) {{ memcpy({name}, o.{name}, {size}); }}"]

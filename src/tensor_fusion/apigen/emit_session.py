@@ -75,7 +75,13 @@ def _hand_signature(model: Model, op: Op) -> str:
         params.append(f"const struct tpg_{op.name}_in *in")
     if op.outputs():
         params.append(f"struct tpg_{op.name}_out *out")
-    params += [declare(_native_type(model, f), f.name) for f in op.fields if f.role == "handle"]
+    for item in op.fields:
+        if item.role == "handle":
+            params.append(declare(_native_type(model, item), item.name))
+        if item.role in ("struct", "structs"):
+            params.append(f"const {item.ctype} *{item.name}")
+        if item.role == "structs":
+            params.append(f"size_t {item.name}_count")
     return f"int32_t tpw_{op.name}({', '.join(params)})"
 
 
@@ -99,6 +105,7 @@ def answers(model: Model) -> str:
 def dispatch(model: Model) -> str:
     """tpg_dispatch.c: one function for every operation, and the switch over all of them."""
     lines = [NOTE, '#include "tpg_answer.h"', '#include "tpw_nvml.h"', '#include "tpg_session.h"']
+    lines += ['#include "tpg_session_structs.h"']
     lines.append("const unsigned char tpg_words[TPG_OP_LIMIT] = {")
     for op in model.ops:
         if op.line.completes:
@@ -109,6 +116,7 @@ def dispatch(model: Model) -> str:
             lines += _run(model, api, op)
     lines += ["void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame) {"]
     lines += [
+        "    tpw_scratch_reset(s);",
         "    const struct tp_frame header = *frame; /* an operation may read on: the link's memory moves then */",
         "    unsigned char *body = (unsigned char *)(uintptr_t)(frame + 1);",
         "    struct tp_cursor c = tp_cursor_make(body, header.size - sizeof header);",
@@ -143,8 +151,9 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
     if op.line.session == "hand":
         arguments = ["s", "frame", *(["&in"] if inputs else []), *(["&out"] if outputs else [])]
         for item in op.fields:
-            body += [f"    {text}" for text in _checked(model, item)]
-            arguments += [f"n_{item.name}"] if item.role == "handle" else []
+            body += [f"    {text}" for text in _checked(model, op, item)]
+            arguments += [f"n_{item.name}"] if item.role in ("handle", "struct", "structs") else []
+            arguments += [f"count_{item.name}"] if item.role == "structs" else []
         made = [
             f"tpw_made(s, frame, TPG_{f.kind.upper()}, in.{f.name}, 0, error);" for f in op.fields if f.role == "new"
         ]
@@ -210,7 +219,7 @@ def _lengths(op: Op, expression: str) -> str:
     return re.sub(r"[A-Za-z_]\w*", replace, expression)
 
 
-def _checked(model: Model, item: Field) -> list[str]:
+def _checked(model: Model, op: Op, item: Field) -> list[str]:
     """What is done with a field before a hand-written operation sees it."""
     name, kind, optional = item.name, item.kind.upper(), "true" if item.optional else "false"
     if item.role == "handle" and item.kind == "stream":
@@ -225,7 +234,24 @@ def _checked(model: Model, item: Field) -> list[str]:
         return [f"tpw_check_names(TPG_{kind}, in.{name}, in.{name}_count, &error);"]
     if item.role == "device":
         return [f"tpw_check_device(s, in.{name}, &error);"]
+    if item.role in ("struct", "structs"):
+        return _rebuilt(op, item)
     return []
+
+
+def _rebuilt(op: Op, item: Field) -> list[str]:
+    """The driver's struct, or list of structs, from the bytes of the client's."""
+    name = item.name
+    count = f"(uint64_t)({_lengths(op, item.length)})" if item.length else f"in.{name}_size / sizeof({item.ctype})"
+    by = f"in.{item.by}" if item.by else "0"
+    if item.role == "struct":
+        count = f"in.{name}_size ? 1 : 0" if item.optional else "1"
+    return [
+        f"size_t count_{name} = {count};",
+        f"struct tp_cursor at_{name} = tp_cursor_make((void *)(uintptr_t)in.{name}, in.{name}_size);",
+        f"{item.ctype} *n_{name} = tpg_take_some_{item.ctype}(s, frame, &at_{name}, {by}, count_{name}, &error);",
+        f'if (at_{name}.bad || at_{name}.left) {{ tpw_violation(s, frame, "{op.name}: {name}"); return; }}',
+    ]
 
 
 def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
@@ -246,10 +272,16 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
             size = f"out.{item.name}_size"
             body.append(f"    if (!error) {{ {size} = tpw_text_size(out.{item.name}, {size}); }}")
         if item.role == "new":
+            made, owner = ("tpw_made_in", f" in.{item.owner},") if item.owner else ("tpw_made", "")
             body.append(
-                f"    error = tpw_made(s, frame, TPG_{item.kind.upper()}, in.{item.name},"
-                f" (uint64_t)(uintptr_t)n_{item.name}, error);"
+                f"    error = {made}(s, frame, TPG_{item.kind.upper()}, in.{item.name},"
+                f" (uint64_t)(uintptr_t)n_{item.name},{owner} error);"
             )
+        if item.role == "outknown":
+            known = f"tpw_known(s, TPG_{item.kind.upper()}, (uint64_t)(uintptr_t)n_{item.name})"
+            body.append(f"    if (!error) {{ out.{item.name} = {known}; }}")
+        if item.role == "outstruct":
+            body.append(f"    if (!error) {{ tpg_give_{item.ctype}(s, &n_{item.name}, &out.{item.name}); }}")
         if item.role == "gone":
             body.append(f"    if (!error) {{ tpw_forget(s, TPG_{item.kind.upper()}, in.{item.name}); }}")
     return body
@@ -262,9 +294,18 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         call = (
             f"tpw_native(s, frame, TPG_{item.kind.upper()}, in.{name}, {'true' if item.optional else 'false'}, &error)"
         )
-        return [f"{ctype} n_{name} = ({ctype})(uintptr_t){call};"], f"n_{name}"
-    if item.role == "new":
+        kept = f"tpw_keep(s, in.{item.by}, TPG_{item.kind.upper()}, in.{name}, &error);"
+        keep = [kept] if item.by else []
+        return [f"{ctype} n_{name} = ({ctype})(uintptr_t){call};", *keep], f"n_{name}"
+    if item.role in ("new", "outknown"):
         return [f"{item.ctype} n_{name} = 0;"], f"&n_{name}"
+    if item.role == "outstruct":
+        return [f"{item.ctype} n_{name};", f"memset(&n_{name}, 0, sizeof n_{name});"], f"&n_{name}"
+    if item.role in ("struct", "structs"):
+        return _rebuilt(op, item), f"n_{name}"
+    if item.role == "context":
+        by = f"in.{item.by}" if item.by else "0"
+        return [f"CUcontext n_{name} = tpw_context_of(s, frame, in.{name}, {by}, &error);"], f"n_{name}"
     if item.role == "device":
         return [f"tpw_check_device(s, in.{name}, &error);"], f"in.{name}"
     if item.role == "dev":

@@ -30,6 +30,8 @@ class Field:
     kind: str = ""
     length: str = ""
     optional: bool = False
+    owner: str = ""  # of a new object: the parameter that names what it ends with
+    by: str = ""  # the parameter that names who keeps what this points at
 
     @property
     def is_out(self) -> bool:
@@ -39,12 +41,12 @@ class Field:
     @property
     def is_handle(self) -> bool:
         """Travels as the client's handle."""
-        return self.role in ("handle", "name", "new", "gone")
+        return self.role in ("handle", "name", "new", "gone", "context", "outknown")
 
     @property
     def is_bytes(self) -> bool:
         """Travels as bytes with a length, whatever the memory is for."""
-        return self.role in ("bytes", "outbytes", "outstring", "versioned", "outversioned")
+        return self.role in ("bytes", "outbytes", "outstring", "versioned", "outversioned", "struct", "structs")
 
     @property
     def variable(self) -> bool:
@@ -56,7 +58,7 @@ class Field:
 class _Word:
     """What may stand behind a role's word, and the type that it fits."""
 
-    arg: str = ""  # "", "kind", "length" or "kind length"
+    arg: str = ""  # "", "kind", "length", "kind length" or "kind owner"
     optional: bool = False
     fits: str = "pointer"  # scalar, pointer, result (a pointer that is written through), text, or a type's own name
 
@@ -76,7 +78,12 @@ WORDS = {
     "handle": _Word("kind", optional=True, fits="handle"),
     "name": _Word("kind", optional=True, fits="handle"),
     "gone": _Word("kind", fits="handle"),
-    "new": _Word("kind", fits="new"),
+    "new": _Word("kind owner", fits="new"),
+    "known": _Word("kind", fits="new"),
+    "context": _Word(fits="CUcontext"),
+    "struct": _Word(optional=True, fits="declared"),
+    "structs": _Word("length", fits="declared"),
+    "outstruct": _Word(optional=True, fits="declared"),
     "handles": _Word("kind length", optional=True, fits="handles"),
     "dev": _Word("length", fits="CUdeviceptr"),
     "device": _Word(fits="CUdevice"),
@@ -88,6 +95,8 @@ OWN_WORDS = {
     "bytes": _Word(fits="bytes"),
     "array": _Word(fits="scalar"),
     "names": _Word("kind", fits="uint64_t"),
+    "struct": _Word(fits="declared"),
+    "structs": _Word(fits="declared"),
     "handle": _Word("kind", optional=True, fits="uint64_t"),
     "name": _Word("kind", optional=True, fits="uint64_t"),
     "gone": _Word("kind", fits="uint64_t"),
@@ -102,16 +111,22 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
     name, kind = parameter.name, parameter.type
     plain = _pointee(kind).removeprefix("const ").strip()
     text = line.roles.get(name, "") or _default_role(line, parameter, types)
+    text, _, by = text.partition(" by ")
     word, handle, length, optional = _split(line, name, text, WORDS, types)
     _check_fits(line, parameter, WORDS[word].fits, handle, types)
+    if by and word not in ("handle", "context", "struct", "structs"):
+        raise refuse(line.place, line.name, f"{name} is {word!r}, which points at nothing that {by} could keep")
     if word == "skip":
         return None
     if word in ("value", "device", "dev"):
         return Field(name, word, kind, _known(line, name, kind, types), length=length)
-    if word in ("handle", "name", "gone"):
-        return Field(name, word, kind, 8, handle, optional=optional)
-    if word == "new":
-        return Field(name, word, plain, 8, handle)
+    if word in ("handle", "name", "gone", "context"):
+        return Field(name, word, kind, 8, handle, optional=optional, by=by)
+    if word in ("new", "known"):
+        owner = length.removeprefix("of ")
+        return Field(name, "new" if word == "new" else "outknown", plain, 8, handle, owner=owner)
+    if word in ("struct", "structs"):
+        return Field(name, word, plain, 0, length=length, optional=optional, by=by)
     if word == "handles":
         return Field(name, word, plain, 0, handle, length, optional)
     if word == "string":
@@ -119,7 +134,7 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
     if word in ("bytes", "outbytes", "outstring"):
         return Field(name, word, "void", length=length, optional=optional)
     size = _known(line, name, plain, types)
-    return Field(name, word, plain, size if word == "out" else 0, length=length, optional=optional)
+    return Field(name, word, plain, size if word in ("out", "outstruct") else 0, length=length, optional=optional)
 
 
 def own_field(line: Line, name: str, text: str, types: Types) -> Field:
@@ -138,7 +153,7 @@ def own_field(line: Line, name: str, text: str, types: Types) -> Field:
         return Field(name, word, ctype, 0, kind)
     if word == "string":
         return Field(name, word, "char", optional=True)
-    if word == "in":
+    if word in ("in", "struct", "structs"):
         return Field(name, word, ctype)
     return Field(name, "out" if out else word, ctype, _known(line, name, ctype, types), kind, optional=optional)
 
@@ -169,8 +184,9 @@ def _split(line: Line, name: str, text: str, words: dict[str, _Word], types: Typ
     if kind and kind not in types.kinds:
         reason = f"no kind of handle is called {kind!r}, as {name} has it{meant(kind, types.kinds)}"
         raise refuse(line.place, line.name, reason)
-    if bool(kind) != ("kind" in row.arg) or bool(length) != ("length" in row.arg):
-        need = f"a {row.arg.replace(' ', ' and a ')}" if row.arg else "nothing"
+    owned = row.arg == "kind owner" and (not length or length.startswith("of "))
+    if bool(kind) != ("kind" in row.arg) or (bool(length) != ("length" in row.arg) and not owned):
+        need = f"a {row.arg.removesuffix(' owner').replace(' ', ' and a ')}" if row.arg else "nothing"
         raise refuse(line.place, line.name, f"{name} needs {need} behind {word!r}, not {arg!r}")
     return word, kind, length, optional
 
@@ -188,6 +204,7 @@ def _check_fits(line: Line, parameter: Parameter, fits: str, handle: str, types:
         "result": (bool(pointee) and not pointee.startswith("const "), "it cannot be written through"),
         "text": (pointee in ("const char", "char"), "it is no text"),
         "handle": (kind == ctype, f"it is no {ctype}"),
+        "declared": (pointee.removeprefix("const ") in types.declared, "that struct has no declaration"),
         "new": (pointee == ctype, f"it has no place for a {ctype}"),
         "handles": (pointee.removeprefix("const ") == ctype, f"it is no list of {ctype}"),
     }.get(fits, (kind == fits, f"it is no {fits}"))
@@ -202,6 +219,8 @@ def _own_misfit(ctype: str, fits: str, types: Types) -> str:
         if ctype.endswith("*") or ctype in types.by_ctype:
             return "which means nothing to the other side; a handle is 'uint64_t: handle …'"
         return "" if types.size(ctype) else "whose size is not known"
+    if fits == "declared":
+        return "" if ctype in types.declared else "which has no declaration"
     if fits == "struct":
         return "" if ctype in types.structs else "no struct of the snapshot"
     if fits == "bytes":

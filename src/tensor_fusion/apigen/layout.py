@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .snapshot import Snapshot
 
@@ -53,13 +54,20 @@ class Types:
         self.kinds = {k.name: k for k in kinds}
         self.by_ctype = {k.ctype: k for k in kinds}
         self.structs: set[str] = set()
+        self.declared: set[str] = set()  # structs that api/ says the fields of
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._aliases: dict[str, str] = {}
         self._sizes = dict(SCALARS)
         for snapshot in snapshots:
             for entry in snapshot.types:
                 self._learn(entry)
 
-    def _learn(self, entry: dict[str, object]) -> None:
+    def _learn(self, entry: dict[str, Any]) -> None:
         name = str(entry["name"])
+        if entry["kind"] == "typedef" and str(entry["type"]).endswith(name):
+            self._aliases[name] = str(entry["type"])[: -len(name)].strip()
+        else:
+            self._entries[name] = entry
         if entry["kind"] in ("struct", "union"):
             self._sizes[name] = int(str(entry["size"]))
             self.structs.add(name)
@@ -76,6 +84,32 @@ class Types:
                     self.structs.add(name)
             elif "(*" in text:
                 self._sizes[name] = 8
+
+    def base(self, ctype: str) -> str:
+        """What a chain of typedefs ends in."""
+        ctype = ctype.removeprefix("const ").strip()
+        while ctype in self._aliases and ctype not in self._entries:
+            ctype = self._aliases[ctype]
+        return ctype
+
+    def layout(self, ctype: str) -> dict[str, Any] | None:
+        """The snapshot's entry of a struct or union, or None."""
+        entry = self._entries.get(self.base(ctype))
+        return entry if entry and entry["kind"] in ("struct", "union") else None
+
+    def is_pointer(self, ctype: str) -> bool:
+        """Whether a name stands for a pointer, to a function or an unknown struct."""
+        return "*" in self.base(ctype) or "(" in str(self._entries.get(ctype, {}).get("type", ""))
+
+    def enumerators(self, ctype: str) -> list[str]:
+        """Names of an enumeration, without those that repeat a value or only end the list."""
+        entry = self._entries.get(self.base(ctype))
+        values = entry["values"] if entry and entry["kind"] == "enum" else []
+        first: dict[int, str] = {}
+        for name, value in values:
+            if not name.endswith(("_MAX", "_INVALID")):
+                first.setdefault(value, name)
+        return list(first.values())
 
     def size(self, ctype: str) -> int:
         """Size in bytes, 0 when unknown."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .describe import Line
+from .describe import Line, StructLine
 from .fields import Field, check_lengths, field_of, own_field
 from .layout import DescriptionError, Kind, Types, meant, refuse
 from .snapshot import Parameter, Prototype, Snapshot
+from .structs import Struct, Structs
 
 # Messages of the session are numbered below the operations of the client, so that one number names either.
 FIRST_MESSAGE, FIRST_OPCODE, LAST_OPCODE = 1, 16, 0xFFFF
@@ -89,6 +90,7 @@ class Model:
     apis: list[Api]
     types: Types
     kinds: list[Kind]
+    structs: dict[str, Struct]
     procaddress: dict[str, dict[str, list[tuple[int, str]]]]
     errors: dict[int, tuple[str, str]]
     schema: bytes
@@ -117,6 +119,7 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
         snapshot = Snapshot.load(folder / "snapshot" / f"{name}.json")
         apis.append(Api(name, snapshot, _lines(folder / name), list(exports[name])))
     types = Types([a.snapshot for a in apis], kinds)
+    structs = Structs(_structs(folder), types)
     lock = _Lock(folder / "opcodes.lock", extend_lock, FIRST_OPCODE, LAST_OPCODE)
     told = _Lock(folder / "messages.lock", extend_lock, FIRST_MESSAGE, FIRST_OPCODE - 1)
     for api in apis:
@@ -131,7 +134,7 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
     procaddress = {n: {f: [(int(v), s) for v, s in rows] for f, rows in flags.items()} for n, flags in table.items()}
     raw = json.loads((folder / "errors.json").read_text())["cuda"]
     errors = {int(code): (pair[0], pair[1]) for code, pair in raw.items()}
-    return Model(apis, types, kinds, procaddress, errors, _schema(apis, kinds))
+    return Model(apis, types, kinds, structs.by_name, procaddress, errors, _schema(apis, kinds, structs.by_name))
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -148,6 +151,16 @@ def _lines(folder: Path) -> dict[str, Line]:
         for line in flat:
             if line.name in lines:
                 raise refuse(line.place, line.name, f"has a line already, at {_short(lines[line.name])}")
+            lines[line.name] = line
+    return lines
+
+
+def _structs(folder: Path) -> dict[str, StructLine]:
+    lines: dict[str, StructLine] = {}
+    for path in sorted(folder.glob("*/*.py")):
+        for line in _run(path).get("STRUCTS", []):
+            if line.name in lines:
+                raise refuse(line.place, line.name, "has a declaration already")
             lines[line.name] = line
     return lines
 
@@ -240,6 +253,11 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
                 raise refuse(line.place, line.name, f"has no parameter {key!r}{meant(key, names)} (it has {names})")
         fields = [f for p in prototype.params if (f := field_of(line, p, types)) is not None]
         check_lengths(line, fields)
+        for item in fields:
+            if item.owner and item.owner not in names:
+                raise refuse(line.place, line.name, f"{item.name} is to end with {item.owner!r}, which is no parameter")
+            if item.by and item.by not in names:
+                raise refuse(line.place, line.name, f"{item.name} is to be kept by {item.by!r}, which is no parameter")
         fields += [Field(f.name, "outversioned", f.ctype) for f in fields if f.role == "versioned"]
         op = Op(line.name, lock.number(line), line.kind, line, fields, prototype, api.name)
     elif line.kind == "message" or line.kind.startswith("op-"):
@@ -263,11 +281,13 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
     return op
 
 
-def _schema(apis: list[Api], kinds: list[Kind]) -> bytes:
+def _schema(apis: list[Api], kinds: list[Kind], structs: dict[str, Struct]) -> bytes:
     """First 16 bytes of a SHA-256 over everything that both sides must agree on."""
     digest = hashlib.sha256()
     for kind in kinds:
         digest.update(f"{kind.name} {kind.number}\n".encode())
+    for struct in structs.values():
+        digest.update(f"{struct}\n".encode())
     for operation in _by_number(o for a in apis for o in a.ops + a.messages):
         word = " completes" if operation.line.completes else ""
         digest.update(f"{operation.number} {operation.name}{word}\n".encode())

@@ -1,0 +1,83 @@
+/*
+ * What a hostile client can send in the place of structs and handles: cases of test_frames.c, which has what they use.
+ *
+ * A struct that is not what its declaration says is refused; one of another length than it says ends the session.
+ */
+#ifndef FRAMES_STRUCTS_H
+#define FRAMES_STRUCTS_H
+
+/* A struct that stands for anything but what its declaration says: refused, and no pointer in it is followed. */
+static void case_struct(void) {
+    const uint64_t graph = handle(TPG_GRAPH, 0), event = handle(TPG_EVENT, 0);
+    CUstreamBatchMemOpParams op = {
+        .writeValue = {.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32, .address = ADDRESS, .value = 1, .alias = 0x4141}};
+    struct {
+        CUDA_BATCH_MEM_OP_NODE_PARAMS params;
+        CUstreamBatchMemOpParams op;
+    } node = {.params = {.ctx = (CUcontext)(uintptr_t)handle(TPG_CONTEXT, 0), .count = 1}, .op = op};
+    CUDA_MEMSET_NODE_PARAMS set = {.dst = ADDRESS, .width = 4, .height = 1, .elementSize = 4};
+    CUmemLocation place = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = 99};
+#define BATCH()                                                                                                        \
+    SEND(0, cuStreamBatchMemOp_v2, CALL, .stream = handle(TPG_STREAM, 0), .count = 1, .paramArray = &op,               \
+         .paramArray_size = sizeof op)
+#define NODE(index)                                                                                                    \
+    SEND(0, cuGraphAddBatchMemOpNode, CALL, .hGraph = graph, .phGraphNode = handle(TPG_GRAPHNODE, index),              \
+         .nodeParams = &node, .nodeParams_size = sizeof node)
+#define SET(index)                                                                                                     \
+    SEND(0, cuGraphAddMemsetNode, CALL, .hGraph = graph, .phGraphNode = handle(TPG_GRAPHNODE, index),                  \
+         .memsetParams = &set, .memsetParams_size = sizeof set)
+    SEND(0, cuGraphCreate, CALL, .phGraph = graph);
+    SEND(0, event_create, 0, .event = event);
+    BATCH();
+    op.writeValue.address = 0x1000;
+    BATCH(); /* refused, 1 */
+    op.operation = (CUstreamBatchMemOpType)99;
+    BATCH(); /* 2 */
+    NODE(0);
+    node.params.paramArray = (CUstreamBatchMemOpParams *)(uintptr_t)0x4141414141414141;
+    NODE(1);
+    node.params.ctx = (CUcontext)(uintptr_t)event;
+    NODE(2); /* 3 */
+    SET(3);
+    set.width = SIZE_MAX / 2 + 1; /* with its elements' size no bytes at all, in 64 bits */
+    SET(4);                       /* 4 */
+    set.width = 4;
+    set.height = 2;
+    set.pitch = SIZE_MAX;
+    SET(5); /* 5 */
+    SEND(0, cuMemPoolGetAccess, CALL, .memPool = handle(TPG_POOL, 0), .location = &place,
+         .location_size = sizeof place); /* 6 */
+}
+
+/* Structs of another length than they say, which end the session: one short, one long, a list that is not there. */
+static void struct_of(size_t size, unsigned int count) {
+    CUstreamBatchMemOpParams ops[2] = {{.operation = CU_STREAM_MEM_OP_BARRIER},
+                                       {.operation = CU_STREAM_MEM_OP_BARRIER}};
+    SEND(0, cuStreamBatchMemOp_v2, CALL, .stream = handle(TPG_STREAM, 0), .count = count, .paramArray = ops,
+         .paramArray_size = size);
+}
+static void case_struct_short(void) { struct_of(sizeof(CUstreamBatchMemOpParams) - 1, 1); }
+static void case_struct_long(void) { struct_of(sizeof(CUstreamBatchMemOpParams) + 8, 1); }
+static void case_struct_count(void) { struct_of(sizeof(CUstreamBatchMemOpParams), UINT32_MAX); }
+static void case_struct_list(void) {
+    CUDA_BATCH_MEM_OP_NODE_PARAMS params = {.ctx = (CUcontext)(uintptr_t)handle(TPG_CONTEXT, 0), .count = 3};
+    SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, 0));
+    SEND(0, cuGraphAddBatchMemOpNode, CALL, .hGraph = handle(TPG_GRAPH, 0), .phGraphNode = handle(TPG_GRAPHNODE, 0),
+         .nodeParams = &params, .nodeParams_size = sizeof params);
+}
+
+/* Handles of another kind than an operation's: the hand-written function never sees them. */
+static void case_kinds(void) {
+    const uint64_t event = handle(TPG_EVENT, 0), pool = handle(TPG_POOL, 0), graph = handle(TPG_GRAPH, 0);
+    SEND(0, event_create, 0, .event = event);
+    SEND(0, cuGraphCreate, CALL, .phGraph = graph);
+    SEND(0, stream_wait, CALL, .stream = event);                             /* refused, 1 */
+    SEND(0, event_query, CALL, .event = pool);                               /* 2 */
+    SEND(0, graph_destroy, CALL, .graph = event);                            /* 3 */
+    SEND(0, pool_attribute, CALL, .pool = graph);                            /* 4 */
+    SEND(0, function_load, CALL, .function = event);                         /* 5 */
+    SEND(0, cuGraphAddEmptyNode, CALL, .hGraph = graph, .phGraphNode = pool, /* the end of the session */
+         .dependencies = &event, .dependencies_count = 0);
+}
+
+#endif
