@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,3 +101,28 @@ def test_generated_text_is_as_it_was(name: str) -> None:
 
 def test_ops_of_the_real_api_are_true() -> None:
     senders.check(load(ROOT / "api"), ROOT / "native/client")
+
+
+def test_page_shows_real_lines_and_real_sentences() -> None:
+    """Each mistake of docs/adding-a-function.md is a file of tests/apigen/rejected, with its line and its sentence."""
+    text = (ROOT / "docs/adding-a-function.md").read_text()
+    shown = re.findall(r"\n    (\S[^\n]*),\n\n<!-- rejected: (\w+) -->\n    ([^\n]*)\n", text)
+    assert len(shown) >= 3
+    for line, name, sentence in shown:
+        bad = (HERE / f"rejected/{name}.py").read_text()
+        assert line in bad
+        assert ast.get_docstring(ast.parse(bad)) == sentence
+
+
+def test_figures_are_printed() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/figures.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    figures = {line[:39].strip(): float(line[39:]) for line in done.stdout.splitlines()}
+    assert figures["names that the driver exports"] == 674
+    assert figures["generated from end to end"] >= 50
+    assert figures["of that for each served function"] < 75
