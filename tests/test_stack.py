@@ -124,6 +124,7 @@ def test_corners(worker: Worker, check: str) -> None:
         "functions-without-a-context",
         "kernels-of-another-thread",
         "wrapper-of-relocatable-code",
+        "images-that-are-none",
     ],
 )
 def test_images(worker: Worker, check: str) -> None:

@@ -21,11 +21,12 @@ FUNCTIONS = [
     op("context_synchronize", "call", reports=True, completes=True),
     # Modules. The image travels in `data`; a large one as the transfer that an `image_upload` before announces. The answer
     # says what became of it, with the compiler's logs, and describes every kernel: see native/wire/tp_image.h. Functions and kernels are named by their place in that list.
+    # A library is loaded whatever its image is (the driver looks at it when it is used): `refused` is what its uses will answer.
     # A `hash` (SHA-256) without an image asks whether the worker has that image, and `missing` answers; with one it allows the worker to keep it.
     op("image_upload", "post", contextless=True, transfer="uint64_t", size="uint64_t"),
     op("image_load", "call", size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
        data="void: bytes", hash="void: bytes", options="uint64_t: array",
-       out={"result": "int", "missing": "unsigned int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
+       out={"result": "int", "missing": "unsigned int", "refused": "int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
     # A library may be loaded without a context, where the driver tells no layouts: then the list has names only, and this asks for the
     # rest, with a context current, when a kernel is first used.
     op("library_describe", "call", library="uint64_t: handle library", out={"kernels": "void: bytes"}),

@@ -135,6 +135,29 @@ static int32_t enumerate(struct tpw_session *s, bool library, uint64_t owner, st
     return CUDA_SUCCESS;
 }
 
+static bool about_the_image(int32_t error) {
+    return error == CUDA_ERROR_INVALID_IMAGE || error == CUDA_ERROR_NO_BINARY_FOR_GPU ||
+           error == CUDA_ERROR_INVALID_PTX || error == CUDA_ERROR_UNSUPPORTED_PTX_VERSION ||
+           error == CUDA_ERROR_INVALID_SOURCE || error == CUDA_ERROR_JIT_COMPILER_NOT_FOUND;
+}
+
+/* The driver loads libraries lazily: what is wrong with an image it says when it is asked for a kernel. Asked for one that no image has,
+ * it says 500 of a good one. */
+static int32_t enumerate_library(struct tpw_session *s, uint64_t library, struct image **out, int32_t *refused) {
+    int32_t error = enumerate(s, true, library, out);
+    CUkernel none = NULL;
+    if (!error && !(*out)->count) {
+        error = (int32_t)s->cuda.cuLibraryGetKernel(&none, (CUlibrary)(uintptr_t)library, "?");
+        error = error == CUDA_ERROR_NOT_FOUND ? CUDA_SUCCESS : error;
+    }
+    if (about_the_image(error)) {
+        *refused = error;
+        *out = *out ? *out : calloc(1, sizeof **out);
+        error = *out ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    return error;
+}
+
 /* A library that was loaded without a context, or whose kernels the driver would not describe as it was loaded (its code for this
  * device may come later, or never): now they are described, or the call that needs it fails. */
 int32_t tpw_library_describe(struct tpw_session *s, const struct tp_frame *frame,
@@ -215,7 +238,7 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
                                                               jit.values);
     }
     if (!error) {
-        error = enumerate(s, library, native, &image);
+        error = library ? enumerate_library(s, native, &image, &out->refused) : enumerate(s, false, native, &image);
         bool layouts = !error && s->entered_native;
         int32_t undescribed =
             error ? error : describe_all(s, library, image, layouts, &out->kernels, &out->kernels_size);

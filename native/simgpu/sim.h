@@ -327,6 +327,7 @@ struct sim_module {
 struct sim_library {
     sim_image_t *image;
     sim_kernel_t *kernels;
+    CUresult refused; // libraries are loaded lazily: what is wrong with an image, its first use tells
 };
 
 // ---- Process-wide state ------------------------------------------------------------------------------------------

@@ -307,6 +307,14 @@ static sim_library_t *library_of(CUlibrary handle) { // under sim.lock
     return sim_handle_is(handle, SIM_LIBRARY) ? (sim_library_t *)(void *)handle : NULL;
 }
 
+// Under sim.lock. What a use of it finds: CUDA_SUCCESS, no library, or one whose image is none.
+static CUresult usable(const sim_library_t *library) { return library ? library->refused : CUDA_ERROR_INVALID_HANDLE; }
+
+static bool is_about_the_image(CUresult result) {
+    return result == CUDA_ERROR_INVALID_IMAGE || result == CUDA_ERROR_NO_BINARY_FOR_GPU ||
+           result == CUDA_ERROR_INVALID_PTX || result == CUDA_ERROR_UNSUPPORTED_PTX_VERSION;
+}
+
 static void library_delete(sim_library_t *library) {
     for (sim_context_t *context = sim.contexts; context; context = context->next) {
         for (sim_module_t *module = context->modules, *following; module; module = following) {
@@ -334,7 +342,14 @@ CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *j
         if ((unsigned)libraryOptions[i] >= CU_LIBRARY_NUM_OPTIONS)
             return CUDA_ERROR_INVALID_VALUE;
     sim_image_t *image;
-    CUresult result = parse(code, numJitOptions, jitOptions, jitOptionsValues, &image);
+    CUresult result = parse(code, numJitOptions, jitOptions, jitOptionsValues, &image), refused = CUDA_SUCCESS;
+    if (is_about_the_image(result)) {
+        refused = result;
+        image = calloc(1, sizeof *image);
+        result = image ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+        if (image)
+            image->refs = 1;
+    }
     if (result != CUDA_SUCCESS)
         return result;
     sim_library_t *fresh = calloc(1, sizeof *fresh);
@@ -342,6 +357,7 @@ CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *j
     bool ok = fresh != NULL;
     if (ok) {
         fresh->image = image;
+        fresh->refused = refused;
         fresh->kernels = calloc(image->nentries + 1, sizeof *fresh->kernels);
         ok = fresh->kernels && sim_handle_add(fresh, SIM_LIBRARY);
     }
@@ -384,11 +400,12 @@ CUresult cuLibraryGetKernel(CUkernel *pKernel, CUlibrary library, const char *na
     SIM_ENTER();
     if (!pKernel || !name)
         return CUDA_ERROR_INVALID_VALUE;
-    CUresult result = CUDA_ERROR_INVALID_HANDLE;
+    CUresult result;
     unsigned index;
     pthread_mutex_lock(&sim.lock);
     sim_library_t *found = library_of(library);
-    if (found) {
+    result = usable(found);
+    if (result == CUDA_SUCCESS) {
         result = sim_image_find(found->image, name, &index) ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
         if (result == CUDA_SUCCESS)
             *pKernel = (CUkernel)(void *)&found->kernels[index];
@@ -403,10 +420,11 @@ CUresult cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) {
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     sim_library_t *found = library_of(lib);
-    if (found)
+    CUresult result = usable(found);
+    if (result == CUDA_SUCCESS)
         *count = found->image->nentries;
     pthread_mutex_unlock(&sim.lock);
-    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    return result;
 }
 
 CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, CUlibrary lib) {
@@ -415,10 +433,11 @@ CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, C
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     sim_library_t *found = library_of(lib);
-    for (unsigned i = 0; found && i < numKernels && i < found->image->nentries; i++)
+    CUresult result = usable(found);
+    for (unsigned i = 0; result == CUDA_SUCCESS && i < numKernels && i < found->image->nentries; i++)
         kernels[i] = (CUkernel)(void *)&found->kernels[i];
     pthread_mutex_unlock(&sim.lock);
-    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    return result;
 }
 
 CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
@@ -428,7 +447,9 @@ CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
     sim_module_t *module;
     pthread_mutex_lock(&sim.lock);
     sim_library_t *found = library_of(library);
-    CUresult result = found ? sim_library_module(found, context, &module) : CUDA_ERROR_INVALID_HANDLE;
+    CUresult result = usable(found);
+    if (result == CUDA_SUCCESS)
+        result = sim_library_module(found, context, &module);
     if (result == CUDA_SUCCESS)
         *pMod = (CUmodule)(void *)module;
     pthread_mutex_unlock(&sim.lock);
@@ -442,7 +463,9 @@ CUresult cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library,
     sim_module_t *module;
     pthread_mutex_lock(&sim.lock);
     sim_library_t *found = library_of(library);
-    CUresult result = found ? sim_library_module(found, context, &module) : CUDA_ERROR_INVALID_HANDLE;
+    CUresult result = usable(found);
+    if (result == CUDA_SUCCESS)
+        result = sim_library_module(found, context, &module);
     if (result == CUDA_SUCCESS)
         result = get_global(module, name, dptr, bytes);
     pthread_mutex_unlock(&sim.lock);
@@ -455,10 +478,9 @@ CUresult cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library
     if (!name || (!dptr && !bytes))
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
-    bool found = library_of(library) != NULL;
+    CUresult result = usable(library_of(library));
     pthread_mutex_unlock(&sim.lock);
-    return found ? CUDA_ERROR_NOT_FOUND
-                 : CUDA_ERROR_INVALID_HANDLE; // images with managed variables are refused when loaded
+    return result ? result : CUDA_ERROR_NOT_FOUND; // images with managed variables are refused when loaded
 }
 
 CUresult cuLibraryGetUnifiedFunction(void **fptr, CUlibrary library, const char *symbol) {
@@ -467,7 +489,7 @@ CUresult cuLibraryGetUnifiedFunction(void **fptr, CUlibrary library, const char 
     if (!fptr || !symbol)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
-    bool found = library_of(library) != NULL;
+    CUresult result = usable(library_of(library));
     pthread_mutex_unlock(&sim.lock);
-    return found ? CUDA_ERROR_NOT_FOUND : CUDA_ERROR_INVALID_HANDLE;
+    return result ? result : CUDA_ERROR_NOT_FOUND;
 }

@@ -426,7 +426,7 @@ static void header(ptx_t *p) {
         p->target = p->target * 10 + p->token[digits] - '0';
     bool exact = digits < p->length; // sm_100a, sm_120f: for that architecture (family) only
     if (p->target > 90 || (exact && p->target != 90))
-        fail(p, CUDA_ERROR_NO_BINARY_FOR_GPU, "architecture sm_%d is not that of the device, sm_90", p->target);
+        fail(p, CUDA_ERROR_INVALID_PTX, "architecture sm_%d is not that of the device, sm_90", p->target);
     next(p);
     while (is(p, ",")) { // texmode_independent, debug …
         next(p);

@@ -318,11 +318,69 @@ static void wrapper_of_relocatable_code(void) {
     GIVES(CUDA_ERROR_INVALID_IMAGE, cuLibraryLoadData(&library, &wrapper, NULL, NULL, 0, NULL, NULL, 0));
 }
 
+static void check_library_of_nothing(const char *image, CUresult expected) {
+    CUlibrary library;
+    CUkernel kernel;
+    CUkernel all[1];
+    CUmodule module;
+    CUcontext context;
+    CUdeviceptr address;
+    size_t size;
+    unsigned count;
+    OK(cuLibraryLoadData(&library, image, NULL, NULL, 0, NULL, NULL, 0));
+    GIVES(expected, cuLibraryGetKernel(&kernel, library, "k"));
+    GIVES(expected, cuLibraryGetKernel(&kernel, library, "k"));
+    GIVES(expected, cuLibraryGetKernelCount(&count, library));
+    GIVES(expected, cuLibraryEnumerateKernels(all, 1, library));
+    OK(cuCtxGetCurrent(&context));
+    GIVES(context ? expected : CUDA_ERROR_INVALID_CONTEXT, cuLibraryGetModule(&module, library));
+    GIVES(context ? expected : CUDA_ERROR_INVALID_CONTEXT, cuLibraryGetGlobal(&address, &size, library, "g"));
+    OK(cuLibraryUnload(library));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuLibraryGetKernel(&kernel, library, "k"));
+    if (context) {
+        GIVES(expected, cuModuleLoadData(&module, image));
+    }
+}
+
+/* Libraries are loaded lazily: what is no image for this driver loads, and fails when it is used; a module fails at once (580.159.04,
+ * measured). */
+static void images_that_are_none(void) {
+#define HEAD(version, target) ".version " version "\n.target " target "\n.address_size 64\n"
+#define EMPTY ".visible .entry k(){ ret; }\n"
+    static const struct {
+        const char *text;
+        CUresult expected;
+    } images[] = {
+        {"this is not an image at all, but some text", CUDA_ERROR_INVALID_IMAGE},
+        {".target sm_70\n.address_size 64\n" EMPTY, CUDA_ERROR_INVALID_IMAGE},
+        {HEAD("7.0", "sm_70") ".visible .entry k( { garbage }\n", CUDA_ERROR_INVALID_PTX},
+        {HEAD("7.0", "sm_999") EMPTY, CUDA_ERROR_INVALID_PTX},
+        {HEAD("9.0", "sm_120") EMPTY, CUDA_ERROR_INVALID_PTX},
+        {HEAD("99.0", "sm_70") EMPTY, CUDA_ERROR_UNSUPPORTED_PTX_VERSION},
+    };
+    CUmodule module;
+    CUlibrary library;
+    unsigned count;
+    for (int current = 0; current < 2; current++) { /* before any context, and with one */
+        for (size_t i = 0; i < sizeof images / sizeof *images; i++) {
+            check_library_of_nothing(images[i].text, images[i].expected);
+        }
+        OK(cuLibraryLoadData(&library, "\n\n// comment\n" HEAD("7.0", "sm_70"), NULL, NULL, 0, NULL, NULL, 0));
+        OK(cuLibraryGetKernelCount(&count, library));
+        CHECK(count == 0);
+        start();
+    }
+    GIVES(CUDA_ERROR_INVALID_IMAGE, cuModuleLoadData(&module, ""));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuModuleLoadData(&module, NULL));
+    OK(cuModuleLoadData(&module, "\n\n// comment\n" HEAD("7.0", "sm_70")));
+}
+
 static const struct check checks[] = {{"before-any-context", before_any_context},
                                       {"thread-without-a-context", thread_without_a_context},
                                       {"functions-without-a-context", functions_without_a_context},
                                       {"kernels-of-another-thread", kernels_of_another_thread},
-                                      {"wrapper-of-relocatable-code", wrapper_of_relocatable_code}};
+                                      {"wrapper-of-relocatable-code", wrapper_of_relocatable_code},
+                                      {"images-that-are-none", images_that_are_none}};
 
 int role_images(int count, char **words) {
     OK(cuInit(0));

@@ -86,6 +86,20 @@ static CUresult unwrap(const void **code, bool *linked) {
     return CUDA_SUCCESS;
 }
 
+/* What is no image at all is a library, too, until it is used. */
+static CUresult load_nothing(uint64_t *handle) {
+    struct tpc_image *image = calloc(1, sizeof *image);
+    uint64_t made = image ? tpc_mint_record(TPG_LIBRARY, image) : 0;
+    if (!made) {
+        free(image);
+        return TPC_NO_HANDLES;
+    }
+    *image = (struct tpc_image){
+        .handle = made, .library = true, .local = true, .refused = CUDA_ERROR_INVALID_IMAGE, .described = true};
+    *handle = made;
+    return CUDA_SUCCESS;
+}
+
 /* Loads `bytes` as a module or a library and gives out its handle. */
 static CUresult load(const void *code, bool library, unsigned int count, const CUjit_option *options, void **values,
                      uint64_t *handle) {
@@ -100,7 +114,7 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
         return result;
     }
     if (!size) {
-        return CUDA_ERROR_INVALID_IMAGE;
+        return library ? load_nothing(handle) : CUDA_ERROR_INVALID_IMAGE;
     }
     uint64_t pairs[2 * TPC_JIT_OPTIONS];
     size_t used;
@@ -131,7 +145,8 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
         tpc_log_fill(&errors, out.error_log, out.error_log_size);
         result = (CUresult)out.result;
     }
-    if (result == CUDA_ERROR_NO_BINARY_FOR_GPU && linked) {
+    image->refused = result == CUDA_SUCCESS ? (CUresult)out.refused : CUDA_SUCCESS;
+    if ((result == CUDA_ERROR_NO_BINARY_FOR_GPU || image->refused == CUDA_ERROR_NO_BINARY_FOR_GPU) && linked) {
         tp_log(TP_WARN,
                "an image of relocatable code has no linked code for this GPU, and its parts are not linked here: "
                "build it for the GPU's architecture");
@@ -280,7 +295,7 @@ CUresult tpc_cuLibraryUnload(CUlibrary library) {
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    CUresult result = tpc_post_library_unload("cuLibraryUnload", &in);
+    CUresult result = image->local ? CUDA_SUCCESS : tpc_post_library_unload("cuLibraryUnload", &in);
     unload(image);
     return result;
 }
@@ -290,6 +305,9 @@ CUresult tpc_cuLibraryUnload(CUlibrary library) {
 static CUresult by_name(struct tpc_image *image, const char *name, uint64_t *handle) {
     uint32_t index;
     CUresult result;
+    if (image->refused) {
+        return image->refused;
+    }
     if (!tpc_image_find(image, name, &index)) {
         return CUDA_ERROR_NOT_FOUND;
     }
@@ -337,6 +355,9 @@ static CUresult count_of(uint32_t kind, uint64_t handle, unsigned int *count) {
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    if (image->refused) {
+        return image->refused;
+    }
     *count = image->count;
     return CUDA_SUCCESS;
 }
@@ -356,6 +377,9 @@ static CUresult enumerate(uint32_t kind, uint64_t handle, uint64_t *out, unsigne
     }
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
+    }
+    if (image->refused) {
+        return image->refused;
     }
     for (uint32_t i = 0; i < image->count && i < room; i++) {
         CUresult result;
@@ -382,8 +406,8 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
-    if (!image) {
-        return CUDA_ERROR_INVALID_HANDLE;
+    if (!image || image->refused) {
+        return image ? image->refused : CUDA_ERROR_INVALID_HANDLE;
     }
     CUresult result = tpc_image_describe(image); /* its functions take the layouts over */
     if (result != CUDA_SUCCESS) {
@@ -439,6 +463,9 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
     }
     if (!name || (!address && !bytes)) {
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (image->refused) {
+        return image->refused;
     }
     struct tpg_global_get_in in = {.owner = image->handle, .name = name};
     struct tpg_global_get_out out;
