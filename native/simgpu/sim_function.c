@@ -1,7 +1,8 @@
 // Functions and kernels: names, parameter layouts, attributes, loading state.
 //
-// A CUkernel may stand wherever a CUfunction is expected (the CUDA runtime does that); it then means the function of
-// the current context. A function is its module's, and needs no current context. Attributes of a library's function and of its kernel on that device are one and the same.
+// A CUkernel may stand for a CUfunction where it is launched (the CUDA runtime does that) and where occupancy is asked for; it
+// then means the function of the current context. The cuFunc* calls refuse one (580.159.04, measured). A function is its
+// module's, and needs no current context. Attributes of a library's function and of its kernel on that device are one and the same.
 // Under sim.lock.
 #include "sim.h"
 
@@ -18,8 +19,8 @@ CUresult sim_function_resolve(sim_context_t *context, CUfunction handle, sim_fun
                               .attributes[function->module->context->device];
         return CUDA_SUCCESS;
     }
-    if (!sim_handle_is(handle, SIM_KERNEL) || !context)
-        return CUDA_ERROR_INVALID_HANDLE; // a kernel is a function in a context only
+    if (!sim_handle_is(handle, SIM_KERNEL))
+        return CUDA_ERROR_INVALID_HANDLE;
     sim_kernel_t *kernel = (sim_kernel_t *)(void *)handle;
     sim_module_t *module;
     CUresult result = sim_library_module(kernel->library, context, &module);
@@ -65,6 +66,11 @@ CUresult sim_attribute_set(int *attributes, CUfunction_attribute attribute, int 
     return CUDA_SUCCESS;
 }
 
+static CUresult only_function(sim_context_t *context, CUfunction handle, sim_function_t **function, int **attributes) {
+    return sim_handle_is(handle, SIM_FUNCTION) ? sim_function_resolve(context, handle, function, attributes)
+                                               : CUDA_ERROR_INVALID_HANDLE;
+}
+
 CUresult cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfunc) {
     SIM_ENTER_WITHOUT(context);
     if (!pi || (unsigned)attrib >= SIM_FUNC_ATTRIBUTES)
@@ -72,7 +78,7 @@ CUresult cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfu
     sim_function_t *function;
     int *attributes;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = sim_function_resolve(context, hfunc, &function, &attributes);
+    CUresult result = only_function(context, hfunc, &function, &attributes);
     if (result == CUDA_SUCCESS)
         *pi = attributes[attrib];
     pthread_mutex_unlock(&sim.lock);
@@ -84,7 +90,7 @@ CUresult cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int v
     sim_function_t *function;
     int *attributes;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = sim_function_resolve(context, hfunc, &function, &attributes);
+    CUresult result = only_function(context, hfunc, &function, &attributes);
     if (result == CUDA_SUCCESS)
         result = sim_attribute_set(attributes, attrib, value);
     pthread_mutex_unlock(&sim.lock);
@@ -94,7 +100,7 @@ CUresult cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int v
 static CUresult check_function(sim_context_t *context, CUfunction handle, sim_function_t **function) {
     int *attributes;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = sim_function_resolve(context, handle, function, &attributes);
+    CUresult result = only_function(context, handle, function, &attributes);
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -118,7 +124,7 @@ CUresult cuFuncSetSharedMemConfig(CUfunction hfunc, CUsharedconfig config) {
 CUresult cuFuncGetName(const char **name, CUfunction hfunc) {
     SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
-    if (!name)
+    if (!name || !hfunc)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = check_function(context, hfunc, &function);
     if (result == CUDA_SUCCESS)
@@ -129,7 +135,7 @@ CUresult cuFuncGetName(const char **name, CUfunction hfunc) {
 CUresult cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
     SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
-    if (!hmod)
+    if (!hmod || !hfunc)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = check_function(context, hfunc, &function);
     if (result == CUDA_SUCCESS)
@@ -149,6 +155,8 @@ static CUresult param_info(const sim_entry_t *entry, size_t index, size_t *offse
 CUresult cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
     SIM_ENTER_WITHOUT(context);
     sim_function_t *function;
+    if (!func)
+        return CUDA_ERROR_INVALID_VALUE;
     CUresult result = check_function(context, func, &function);
     return result == CUDA_SUCCESS ? param_info(function->entry, paramIndex, paramOffset, paramSize) : result;
 }
@@ -169,7 +177,7 @@ CUresult cuFuncLoad(CUfunction function) {
     sim_function_t *found;
     int *attributes;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = sim_function_resolve(context, function, &found, &attributes);
+    CUresult result = only_function(context, function, &found, &attributes);
     if (result == CUDA_SUCCESS)
         found->loaded = true;
     pthread_mutex_unlock(&sim.lock);
@@ -192,7 +200,10 @@ CUresult cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
         return CUDA_ERROR_INVALID_VALUE;
     if (!kernel_of(kernel))
         return CUDA_ERROR_INVALID_HANDLE;
-    CUresult result = check_function(context, (CUfunction)(void *)kernel, &function);
+    int *attributes;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_function_resolve(context, (CUfunction)(void *)kernel, &function, &attributes);
+    pthread_mutex_unlock(&sim.lock);
     if (result == CUDA_SUCCESS)
         *pFunc = (CUfunction)(void *)function;
     return result;
@@ -200,6 +211,8 @@ CUresult cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
 
 CUresult cuKernelGetName(const char **name, CUkernel hfunc) {
     SIM_ENTER();
+    if (!hfunc)
+        return CUDA_ERROR_INVALID_VALUE;
     sim_kernel_t *kernel = kernel_of(hfunc);
     if (!kernel)
         return CUDA_ERROR_INVALID_HANDLE;
@@ -224,6 +237,8 @@ CUresult cuKernelGetLibrary(CUlibrary *pLib, CUkernel handle) {
 CUresult cuKernelGetParamInfo(CUkernel handle, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
+    if (!handle)
+        return CUDA_ERROR_INVALID_VALUE;
     sim_kernel_t *kernel = kernel_of(handle);
     return kernel ? param_info(kernel->entry, paramIndex, paramOffset, paramSize) : CUDA_ERROR_INVALID_HANDLE;
 }

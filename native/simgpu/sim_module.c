@@ -419,12 +419,11 @@ CUresult cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) {
     if (!count)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
-    sim_library_t *found = library_of(lib);
-    CUresult result = usable(found);
-    if (result == CUDA_SUCCESS)
+    sim_library_t *found = library_of(lib); // of no image: without kernels
+    if (found)
         *count = found->image->nentries;
     pthread_mutex_unlock(&sim.lock);
-    return result;
+    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, CUlibrary lib) {
@@ -433,11 +432,10 @@ CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, C
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     sim_library_t *found = library_of(lib);
-    CUresult result = usable(found);
-    for (unsigned i = 0; result == CUDA_SUCCESS && i < numKernels && i < found->image->nentries; i++)
+    for (unsigned i = 0; found && i < numKernels && i < found->image->nentries; i++)
         kernels[i] = (CUkernel)(void *)&found->kernels[i];
     pthread_mutex_unlock(&sim.lock);
-    return result;
+    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {

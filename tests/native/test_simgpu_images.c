@@ -311,7 +311,7 @@ static void texts(void) {
     GIVES(218, cuModuleLoadData(&module, ".version 8.0 .target sm_80 .entry k(.param .u65 x) { }"));
     GIVES(218, cuModuleLoadData(&module, ".version 8.0 .target sm_80 .entry k() {"));
     GIVES(222, cuModuleLoadData(&module, ".version 99.0 .target sm_80"));
-    GIVES(209, cuModuleLoadData(&module, ".version 8.8 .target sm_100"));
+    GIVES(218, cuModuleLoadData(&module, ".version 8.8 .target sm_100"));
     OK(cuModuleLoadData(&module, ".version 8.8\n.target sm_90a\n"));
     OK(cuModuleUnload(module));
 
@@ -385,7 +385,7 @@ static void libraries(void) {
     check_runs((CUfunction)(void *)kernel_handle); // as the CUDA runtime launches
     int value;
     OK(cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 65536, kernel_handle, 0));
-    OK(cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (CUfunction)(void *)kernel_handle));
+    OK(cuKernelGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel_handle, 0));
     CHECK(value == 65536);
     GIVES(1, cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 300000, kernel_handle, 0));
     GIVES(1, cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_NUM_REGS, 3, kernel_handle, 0));

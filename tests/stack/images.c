@@ -116,8 +116,8 @@ static void thread_without_a_context(void) {
     }
 }
 
-/* What a module has is its context's: a thread without one may use all of it but what runs in a context. A kernel is a function in a
- * context only (580.159.04, measured). */
+/* What a module has is its context's: a thread without one may use all of it but what runs in a context. A kernel is no function but
+ * where it is launched (580.159.04, measured). */
 struct elsewhere {
     CUmodule module;
     CUfunction function, late; /* late: found by the thread without a context */
@@ -172,6 +172,30 @@ static void *functions_of_a_thread(void *what) {
     return NULL;
 }
 
+/* With a context current. */
+static void check_kernel_is_no_function(CUfunction kernel) {
+    CUfunctionLoadingState state;
+    CUmodule module;
+    const char *name;
+    size_t offset, size;
+    int value;
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_NUM_REGS, kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncSetAttribute(kernel, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 64));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncSetCacheConfig(kernel, CU_FUNC_CACHE_PREFER_L1));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetName(&name, kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetModule(&module, kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetParamInfo(kernel, 0, &offset, &size));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncIsLoaded(&state, kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncLoad(kernel));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_NUM_REGS, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuFuncGetName(&name, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuFuncGetModule(&module, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuFuncGetParamInfo(NULL, 0, &offset, &size));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuKernelGetName(&name, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuKernelGetParamInfo(NULL, 0, &offset, &size));
+    OK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&value, kernel, 64, 0));
+}
+
 static void *unload_of_a_thread(void *module) {
     OK(cuModuleUnload(module));
     return NULL;
@@ -201,6 +225,7 @@ static void functions_without_a_context(void) {
         OK(cuMemcpyDtoH_v2(&back, in.global, 4));
         CHECK(back == 7);
         check_runs(in.function);
+        check_kernel_is_no_function((CUfunction)(void *)in.kernel);
         if (other) {
             OK(cuCtxDestroy_v2(made));
             OK(cuCtxSetCurrent(primary));
@@ -330,8 +355,9 @@ static void check_library_of_nothing(const char *image, CUresult expected) {
     OK(cuLibraryLoadData(&library, image, NULL, NULL, 0, NULL, NULL, 0));
     GIVES(expected, cuLibraryGetKernel(&kernel, library, "k"));
     GIVES(expected, cuLibraryGetKernel(&kernel, library, "k"));
-    GIVES(expected, cuLibraryGetKernelCount(&count, library));
-    GIVES(expected, cuLibraryEnumerateKernels(all, 1, library));
+    OK(cuLibraryGetKernelCount(&count, library));
+    CHECK(count == 0);
+    OK(cuLibraryEnumerateKernels(all, 1, library));
     OK(cuCtxGetCurrent(&context));
     GIVES(context ? expected : CUDA_ERROR_INVALID_CONTEXT, cuLibraryGetModule(&module, library));
     GIVES(context ? expected : CUDA_ERROR_INVALID_CONTEXT, cuLibraryGetGlobal(&address, &size, library, "g"));

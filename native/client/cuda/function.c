@@ -1,8 +1,8 @@
 /*
  * Functions and kernels: attributes, names, parameter layouts. What the worker knows is asked for once and kept.
  *
- * Any thread. A CUkernel is taken wherever a CUfunction is, as the driver does, with a context current: a function is its
- * module's and needs none. Attributes are stored one by one as atomics
+ * Any thread. A function is its module's and needs no current context. A CUkernel is launched like a CUfunction, but the driver gives
+ * 400 when cuFunc* calls get one (580.159.04, measured), and 1 for NULL where the function is all that is asked about. Attributes are stored one by one as atomics
  * and published by `known`; setting one here changes the copy, so that it agrees with the worker's in order.
  */
 #include "tpc.h"
@@ -69,11 +69,7 @@ const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, C
     return values_on(kernel, device_of(kernel), name, result);
 }
 
-/* What is behind a CUfunction: 400 for a kernel without a context in which it would be one (580.159.04, measured). */
-static struct tpc_kernel *function_of(uint64_t handle) {
-    struct tpc_kernel *kernel = tpc_kernel_of(handle);
-    return kernel && kernel->device < 0 && !tpc_current() ? NULL : kernel;
-}
+static struct tpc_kernel *function_of(uint64_t handle) { return tpc_record(TPG_FUNCTION, handle); }
 
 /* A kernel's device was named by the program; `device` negative: the one that a function stands for. */
 static struct tpc_kernel *named(uint64_t handle, int device) {
@@ -234,7 +230,7 @@ CUresult tpc_cuFuncLoad(CUfunction function) { return loading("cuFuncLoad", func
 /* ---- identity ---- */
 
 static CUresult name_of(const char **name, uint64_t handle, struct tpc_kernel *kernel) {
-    if (!name) {
+    if (!name || !handle) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (!kernel) {
@@ -288,13 +284,15 @@ static CUresult parameter(struct tpc_kernel *kernel, size_t index, size_t *offse
 }
 
 CUresult tpc_cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
-    return parameter(function_of((uint64_t)(uintptr_t)func), paramIndex, paramOffset, paramSize);
+    return func ? parameter(function_of((uint64_t)(uintptr_t)func), paramIndex, paramOffset, paramSize)
+                : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult tpc_cuKernelGetParamInfo(CUkernel kernel, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
     TPC_CONTEXT(context); /* 201 without one, though the kernel's name is told */
     (void)context;
-    return parameter(tpc_kernel_of((uint64_t)(uintptr_t)kernel), paramIndex, paramOffset, paramSize);
+    return kernel ? parameter(tpc_kernel_of((uint64_t)(uintptr_t)kernel), paramIndex, paramOffset, paramSize)
+                  : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult tpc_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {
@@ -311,7 +309,7 @@ CUresult tpc_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {
 
 CUresult tpc_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
     const struct tpc_kernel *record = tpc_record(TPG_FUNCTION, (uint64_t)(uintptr_t)hfunc);
-    if (!hmod) {
+    if (!hmod || !hfunc) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (!record) {

@@ -355,9 +355,6 @@ static CUresult count_of(uint32_t kind, uint64_t handle, unsigned int *count) {
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    if (image->refused) {
-        return image->refused;
-    }
     *count = image->count;
     return CUDA_SUCCESS;
 }
@@ -377,9 +374,6 @@ static CUresult enumerate(uint32_t kind, uint64_t handle, uint64_t *out, unsigne
     }
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
-    }
-    if (image->refused) {
-        return image->refused;
     }
     for (uint32_t i = 0; i < image->count && i < room; i++) {
         CUresult result;

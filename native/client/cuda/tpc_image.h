@@ -23,9 +23,9 @@ struct tpc_entry {
 struct tpc_image {
     uint64_t handle; /* of the module or library */
     bool library;
-    bool local;       /* a library of something that is no image, which the worker need not know */
-    CUresult refused; /* of a library: what every use of it answers, since its image is none for this driver */
-    bool of_library;  /* the module of a library, which the driver lets nobody unload */
+    bool local;                  /* a library of something that is no image, which the worker need not know */
+    CUresult refused;            /* of a library: what its uses answer, since its image is none for this driver */
+    bool of_library;             /* the module of a library, which the driver lets nobody unload */
     struct tpc_context *context; /* of a module: where it was loaded, and in which of that context's lives */
     unsigned int life;
     struct tp_lock lock;
