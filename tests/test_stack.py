@@ -125,6 +125,7 @@ def test_corners(worker: Worker, check: str) -> None:
         "kernels-of-another-thread",
         "wrapper-of-relocatable-code",
         "images-that-are-none",
+        "text-of-a-compiler",
     ],
 )
 def test_images(worker: Worker, check: str) -> None:

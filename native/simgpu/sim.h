@@ -462,6 +462,7 @@ void sim_pool_forget(sim_range_t *range); // under the write lock
 CUresult sim_image_parse(const void *code, sim_image_t **image, char *log, size_t log_size);
 CUresult sim_cubin_parse(const unsigned char *bytes, uint64_t size, sim_image_t *image);
 CUresult sim_ptx_parse(const char *text, uint64_t size, sim_image_t *image, char *log, size_t log_size);
+CUresult sim_ptx_check(const char *text, uint64_t size, char *log, size_t log_size); // sim_ptx_check.c
 int sim_ptx_target(const char *text, uint64_t size); // sm number of .target; -1 when this is not PTX
 bool sim_lz4_decode(const unsigned char *in, uint64_t in_size, unsigned char *out, uint64_t out_size);
 sim_entry_t *sim_image_add_entry(sim_image_t *image, const char *name, size_t length);

@@ -1,6 +1,6 @@
 // PTX text: kernel names, parameter layouts, launch bounds, static shared memory and global variables.
 //
-// A small tokenizer and a reader of directives; instructions are skipped. The text is hostile and bounded by `size`.
+// A small tokenizer and a reader of directives; instructions are skipped, and looked at by sim_ptx_check.c. The text is hostile and bounded by `size`.
 // What cannot be understood in a place that matters is an error with a line for the JIT's error log, never a guess.
 // No state.
 #include "sim.h"
@@ -10,8 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define PTX_VERSION_MAX 90 // what the driver of CUDA 13.0 compiles
 
 typedef struct {
     const char *at, *end;
@@ -409,8 +407,9 @@ static void header(ptx_t *p) {
         fail(p, CUDA_ERROR_INVALID_PTX, ".version needs a number");
         return;
     }
-    if (major * 10 + minor > PTX_VERSION_MAX) {
-        fail(p, CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "PTX %s is newer than 9.0", version);
+    static const unsigned latest[] = {[1] = 5, [2] = 3, [3] = 2, [4] = 3, [5] = 0, [6] = 5, [7] = 8, [8] = 8, [9] = 0};
+    if (!major || major >= sizeof latest / sizeof *latest || minor > latest[major]) {
+        fail(p, CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "there is no PTX %s up to 9.0", version);
         return;
     }
     next(p);
@@ -476,5 +475,5 @@ CUresult sim_ptx_parse(const char *text, uint64_t size, sim_image_t *image, char
         }
         external = false;
     }
-    return p.result;
+    return p.result == CUDA_SUCCESS ? sim_ptx_check(text, size, log, log_size) : p.result;
 }

@@ -401,12 +401,70 @@ static void images_that_are_none(void) {
     OK(cuModuleLoadData(&module, "\n\n// comment\n" HEAD("7.0", "sm_70")));
 }
 
+/* What a compiler refuses and what it takes, one by one as driver 580.159.04 answered. */
+static void text_of_a_compiler(void) {
+    static const char *const refused[] = {
+        "nonsense;\n" EMPTY,
+        ".nonsense;\n" EMPTY,
+        "nonsense\n",
+        "/* open\n" EMPTY,
+        EMPTY EMPTY,
+        ".visible .entry k(){ nonsense; }\n",
+        ".visible .entry k(){ frob.u32 %r1, 3; ret; }\n",
+        ".visible .entry k(){ ret }\n",
+        ".visible .entry k(){ ret; ",
+        ".visible .entry k(){ ret; } }\n",
+        ".visible .entry k() .frob 4 { ret; }\n",
+        ".visible .entry k(){ mov.u32 %r1, 3; ret; }\n",
+        ".visible .entry k(){ .reg .b32 %r<2>; mov.u32 %q1, 3; ret; }\n",
+        ".visible .entry k(){ @%p1 ret; }\n",
+        ".visible .entry k(){ .reg .u32 %r<2>; ld.global.u32 %r1, [x]; ret; }\n",
+        ".visible .entry k(){ bra L; ret; }\n",
+        ".visible .entry k(){ call foo; ret; }\n",
+        ".extern .func foo;\n.visible .entry k(){ call foo; ret; }\n",
+        ".extern .func (.param .b32 r) foo (.param .b32 a);\n.visible .entry k(){ { .param .b32 x; st.param.b32 [x], "
+        "1; "
+        ".param .b32 y; call (y), foo, (x); } ret; }\n",
+    };
+    static const char *const taken[] = {
+        ".visible .entry k(){ }\n",
+        ".entry k(){ ret; }\n",
+        ".extern .func foo();\n" EMPTY,
+        ".extern .global .u32 x;\n.visible .entry k(){ .reg .u32 %r<2>; ld.global.u32 %r1, [x]; ret; }\n",
+        ".file 1 \"x\"\n.visible .entry k(){ .loc 1 1 1 ret; }\n",
+        ".visible .entry k(){ .pragma \"nounroll\"; ret; }\n",
+        ".visible .entry k(){ .reg .pred %p<2>; @%p1 ret; }\n",
+        ".visible .func f(){ ret; }\n.visible .entry k(){ call f; ret; }\n",
+        ".visible .entry k(){ L: bra.uni L; }\n",
+    };
+    static const char *const versions[] = {"7.9", "9.1", "99.0"};
+    char text[600];
+    CUmodule module;
+    start();
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        snprintf(text, sizeof text, "%s%s", HEAD("7.0", "sm_70"), refused[i]);
+        fprintf(stderr, "%s\n", refused[i]);
+        GIVES(CUDA_ERROR_INVALID_PTX, cuModuleLoadData(&module, text));
+    }
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) {
+        snprintf(text, sizeof text, "%s%s", HEAD("7.0", "sm_70"), taken[i]);
+        fprintf(stderr, "%s\n", taken[i]);
+        OK(cuModuleLoadData(&module, text));
+        OK(cuModuleUnload(module));
+    }
+    for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
+        snprintf(text, sizeof text, ".version %s\n.target sm_70\n.address_size 64\n" EMPTY, versions[i]);
+        GIVES(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, cuModuleLoadData(&module, text));
+    }
+}
+
 static const struct check checks[] = {{"before-any-context", before_any_context},
                                       {"thread-without-a-context", thread_without_a_context},
                                       {"functions-without-a-context", functions_without_a_context},
                                       {"kernels-of-another-thread", kernels_of_another_thread},
                                       {"wrapper-of-relocatable-code", wrapper_of_relocatable_code},
-                                      {"images-that-are-none", images_that_are_none}};
+                                      {"images-that-are-none", images_that_are_none},
+                                      {"text-of-a-compiler", text_of_a_compiler}};
 
 int role_images(int count, char **words) {
     OK(cuInit(0));
