@@ -167,6 +167,11 @@ static inline bool tp_is_zero(const void *memory, size_t size) {
 /* Variable-length data: u64 length, bytes, padding to 8. The reader gets a pointer into the frame and can only ever read
  * what is in it. */
 static inline size_t tp_padded(size_t size) { return (size + 7) & ~(size_t)7; }
+/* What an array takes in a frame, with its length. The count may be any that a program passes: one that no frame holds gives a
+ * size that no frame has, where a product would wrap to a small one. */
+static inline size_t tp_array_size(size_t count, size_t element) {
+    return count > TP_FRAME_MAX / element ? 2 * (size_t)TP_FRAME_MAX : 8 + tp_padded(count * element);
+}
 
 static inline void tp_put_bytes(struct tp_cursor *c, const void *data, size_t size) {
     tp_put_u64(c, size);

@@ -37,8 +37,8 @@ def _size(item: Field) -> str:
     if item.role == "string":
         return f"8 + ({name} ? tp_padded(strlen({name}) + 1) : 0)"
     if item.is_bytes:
-        return f"8 + tp_padded({name}_size)"
-    return f"8 + tp_padded({name}_count * sizeof({_element(item)}))"
+        return f"tp_array_size({name}_size, 1)"
+    return f"tp_array_size({name}_count, sizeof({_element(item)}))"
 
 
 def _put(item: Field) -> str:
