@@ -229,14 +229,28 @@ static void trim(struct tpw_session *s, void *what, int32_t error) {
     tpw_pools_trim(s);
 }
 
+/* During a capture nothing may be put into the legacy stream, and cuMemFree would wait for what came later, too: for a host
+ * function, whose end only this thread can hear of. So the memory goes back through a stream that nothing else uses. */
+static void free_beside_captures(struct tpw_session *s, CUdeviceptr address) {
+    CUstream beside = NULL;
+    int32_t error = (int32_t)s->cuda.cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING);
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemFreeAsync(address, beside);
+        s->cuda.cuStreamDestroy_v2(beside); /* what is in it is done all the same */
+    }
+    if (error) {
+        tp_log(TP_WARN, "memory of a pool that was freed during a capture stays in use: error %d", (int)error);
+    }
+}
+
 static void freed(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
     (void)error; /* a context that broke uses the memory no more */
     s->memory->pending_bytes[range->device] -= range->charged;
     s->memory->pending_frees--;
     if (range->kind == TPW_RANGE_POOL) {
-        if (s->captures) { /* nothing may be put into the legacy stream; the work is over, so this waits for nothing */
-            s->cuda.cuMemFree_v2(range->at.start);
+        if (s->captures) {
+            free_beside_captures(s, range->at.start);
         } else {
             s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
         }
