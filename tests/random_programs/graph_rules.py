@@ -157,7 +157,7 @@ class GraphRules(State):
             for access in node.accesses:
                 region = self.regions[access[0]]
                 pending = self.writers(access) & ~self.host[op.thread] if region.host and not access[3] else 0
-                if pending and (not region.pinned or "upload-behind" not in self.features):
+                if pending and (not region.pinned or "graph-behind" not in self.features):
                     raise Race(pending, None)
         downs = [a for n in ready.nodes.values() if n.kind in ("copy", "child") for a in n.accesses]
         downs = [a for a in downs if a[3] and self.regions[a[0]].host]

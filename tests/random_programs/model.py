@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from random_programs.graph_rules import GraphRules
 from random_programs.operations import EFFECTS, Operation
-from random_programs.state import SYNCHRONOUS, Access, Illegal, Node, Race, Region, overlap
+from random_programs.state import ROWS, SYNCHRONOUS, Access, Illegal, Node, Race, Region, overlap
 from random_programs.stream_rules import StreamRules
 
 
@@ -67,7 +67,8 @@ class Model(StreamRules, GraphRules):
             return
         if source.host:
             pending = self.writers(accesses[1]) & ~self.host[thread]
-            if pending and (not source.pinned or "upload-behind" not in self.features):
+            feature = "upload-behind" if how < ROWS else "rows-behind"
+            if pending and (not source.pinned or feature not in self.features):
                 raise Race(pending, None)
         if source.host and not source.pinned:
             # The bytes are taken before the call returns.

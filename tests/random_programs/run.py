@@ -1,6 +1,7 @@
 """Runs random programs on a driver library, in batches of one process each, until the time is used up or one fails.
 
-    python tests/random_programs/run.py --seconds 60 [--seed 1] [--library libcuda.so.1] [--binary PATH]
+    python tests/random_programs/run.py [--seconds 60] [--programs N] [--seed 1] [--library libcuda.so.1]
+    python tests/random_programs/run.py --worker tcp|shmem    # on a worker of the simulated GPU that it starts
 
 The environment says which driver it is: the machine's own, ours with its connection, or a file by --library. A program
 that fails is shrunk and printed; it can then become a file of shrunk/, which tests/test_random_programs.py runs. Exit
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -117,10 +119,10 @@ def failing(text: str, what: str) -> Program:
     return found.get(name) or [op for program in found.values() for op in program]
 
 
-def run_for(driver: Driver, seconds: float, seed: int, features: frozenset[str], size: int | None = None) -> Outcome:
-    """Batches from `seed` on, until `seconds` are over or a program fails."""
+def run_for(driver: Driver, seconds: float, seed: int, features: frozenset[str], most: float = float("inf")) -> Outcome:
+    """Batches from `seed` on, until `seconds` are over, `most` programs have run, or one fails."""
     began, outcome = time.monotonic(), Outcome()
-    while time.monotonic() - began < seconds and not outcome.failure:
+    while time.monotonic() - began < seconds and outcome.programs < most and not outcome.failure:
         batch = [(seed + i, generate(seed + i, features)) for i in range(BATCH)]
         seed += BATCH
         text = "".join(text_of(str(number), program) for number, program in batch)
@@ -149,21 +151,28 @@ def features_of(names: str | None) -> frozenset[str]:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--programs", type=float, default=float("inf"))
+    parser.add_argument("--worker", choices=("tcp", "shmem"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--library", default="libcuda.so.1")
     parser.add_argument("--binary", type=Path)
     parser.add_argument("--features", help="of state.py, with commas, or `all`; by default what the stack serves")
     parser.add_argument("--program", type=Path, help="run the programs of this file instead")
     given = parser.parse_args(words)
-    features = features_of(given.features)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as worker:
         driver = Driver(given.binary or compile_interpreter(Path(folder)), given.library)
+        if given.worker:
+            from stack.harness import Worker  # what only a machine for development has
+
+            transport = "shmem" if given.worker == "shmem" else "native"
+            driver.env = worker.enter_context(Worker(transport=transport)).env
         if given.program:
             what = driver.run(given.program.read_text())
             print(what or "right")
             return bool(what)
-        outcome = run_for(driver, given.seconds, given.seed, features)
-    print(outcome.sentence())
+        outcome = run_for(driver, given.seconds, given.seed, features_of(given.features), given.programs)
+    print(f"{driver.opened}, seeds {given.seed} and on: {outcome.sentence()}")
+    print(", ".join(f"{name} {count}" for name, count in sorted(outcome.kinds.items())))
     if outcome.failure:
         print(outcome.failure, outcome.shrunk, sep="\n")
     return bool(outcome.failure)

@@ -15,6 +15,8 @@ MOST_NODES = 40
 # Parts of CUDA that a program may be made without. A driver serves all of them, and so does the simulated GPU.
 FEATURES = {
     "upload-behind": "an upload from pinned or registered memory behind work that writes that memory",
+    "rows-behind": "the same by rows, in two or three dimensions",
+    "graph-behind": "the same in a graph, at its launch",
     "graph-mixed": "host functions beside copies of the program's memory in one graph, or such copies both ways",
     "downloads-meet": "two downloads to the same memory without a wait between them, in a graph or not",
     "pinned-set": "memsets of pinned memory",
@@ -23,7 +25,9 @@ FEATURES = {
 }
 # What does not work through the stack yet, and why. A line goes when its fault is mended.
 UNSERVED = {
-    "upload-behind": "the bytes are taken before the work in front of the upload has run",
+    "upload-behind": "the synchronous forms take the bytes before the work in front of them has run",
+    "rows-behind": "the bytes are taken before the work in front of the upload has run",
+    "graph-behind": "the bytes are taken as the launch is called, before the work in front of it has run",
     "graph-mixed": "refused by name: the bytes would be seen too early or too late",
     "downloads-meet": "a large download may land behind a later one to the same memory",
     "pinned-set": "refused over TCP",
