@@ -1,0 +1,98 @@
+"""Single calls with good and bad arguments (tests/calls): the simulated GPU's answers, and those through the stack.
+
+By default one call of SAMPLE and all that the stack answers by itself; TF_CALLS=all makes every one, in some minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from calls.fuzz import (
+    HERE,
+    LEFT_OUT,
+    all_cases,
+    answers_of,
+    ask,
+    by_state,
+    compile_calls,
+    differences,
+    read_expected,
+    served,
+)
+from stack.harness import COMPILER, Worker, whole_stack
+
+from tensor_fusion.abi import native_folder
+
+pytestmark = whole_stack
+EVERY = os.environ.get("TF_CALLS") == "all"
+SAMPLE = 23  # a prime, so that the sample is spread over functions and arguments
+EXPECTED = HERE / "simulated.expect"
+# By itself: without a session's help, and so in no time.
+QUICK = ("before", "destroyed")
+
+
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert COMPILER
+    return compile_calls(tmp_path_factory.mktemp("calls"), COMPILER)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[str]:
+    return [c for i, c in enumerate(all_cases()) if EVERY or i % SAMPLE == 0 or c.startswith(QUICK)]
+
+
+@pytest.fixture(scope="module")
+def simulated(binary: Path, cases: Sequence[str]) -> dict[str, str]:
+    return answers_of(by_state(binary, str(native_folder() / "lib/libtf-simgpu.so"), cases))
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("transport", ["native", "shmem"])
+def test_answers_through_the_stack(
+    binary: Path, cases: Sequence[str], simulated: dict[str, str], transport: str
+) -> None:
+    """As the simulated GPU's own, but for what is listed with its reason; nothing hangs or loses the worker."""
+    with Worker(transport=transport) as worker:
+        answers = answers_of(by_state(binary, "libcuda.so.1", cases, worker.env))
+    assert list(answers) == list(simulated)
+    expected = read_expected(EXPECTED)
+    found = differences(simulated, answers)
+    unknown = [f"{key}  {found[key][0]}" for key in found if key not in expected]
+    assert not unknown, "\n".join(unknown[:40])
+    lost = [f"{case} = {answer}" for case, answer in answers.items() if answer.startswith(("46", "hangs"))]
+    assert not lost, "\n".join(lost[:40])
+
+
+WRAPS = (
+    "current cuGraphAddEmptyNode Op8 H:graph S:8(0.8=H:kernel_node) -1",
+    "current cuGraphAddEmptyNode Op8 H:graph S:8(0.8=H:kernel_node) 0x2000000000000000",
+    "current cuGraphAddDependencies H:graph S:8(0.8=H:kernel_node) S:8(0.8=H:memset_node) -1",
+    "current cuStreamBeginCaptureToGraph H:stream H:graph S:8(0.8=H:kernel_node) 0 -1 1",
+    "current cuGraphAddKernelNode_v2 Op8 H:graph S:8(0.8=H:kernel_node) -1 "
+    "S:72(0.8=H:function;8.4=1;12.4=1;16.4=1;20.4=1;24.4=1;28.4=1;40.8=M:params)",
+)
+
+
+@pytest.mark.parametrize("transport", ["native", "shmem"])
+def test_a_count_that_no_frame_holds_is_refused(binary: Path, transport: str) -> None:
+    """Its size in bytes wraps: the frame was cut short, and the worker ended the client."""
+    with Worker(transport=transport) as worker:
+        answers = ask(binary, "libcuda.so.1", WRAPS, worker.env)
+    assert [answer.partition(" = ")[2].split()[0] for answer in answers] == ["1"] * len(WRAPS)
+
+
+def test_every_served_function_is_asked() -> None:
+    asked = {case.split()[1] for case in all_cases()}
+    assert set(served()) - asked == set(LEFT_OUT)
+    assert len(all_cases()) > 75_000
+
+
+def test_an_expected_difference_needs_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "expect"
+    path.write_text("current cuInit = 0 | 1\n")
+    with pytest.raises(ValueError, match="expect:1: an expected difference needs"):
+        read_expected(path)
