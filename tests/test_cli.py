@@ -219,6 +219,13 @@ def test_coverage_table(native: Path) -> None:
     assert lines[1].split()[-6:] == ["4", "1", "1", "0", "1", "1"]
 
 
+def test_coverage_tells_reasons(native: Path) -> None:
+    assert "coverage --reasons" in cli(native, "coverage").stdout
+    told = cli(native, "coverage", "--reasons").stdout.splitlines()
+    place = told.index("CUDA driver API, not supported: no display in the client")
+    assert told[place + 1] == "  cuGLInit"
+
+
 def test_coverage_is_whole_on_a_narrow_terminal(native: Path) -> None:
     assert cli(native, "coverage", COLUMNS="20").stdout == cli(native, "coverage", COLUMNS="200").stdout
 

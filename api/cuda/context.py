@@ -26,6 +26,7 @@ FUNCTIONS = [
     alias("cuCtxPopCurrent", "cuCtxPopCurrent_v2"),
     custom("cuCtxCreate_v2", ops="context_create"),
     alias("cuCtxCreate", "cuCtxCreate_v2"),
+    custom("cuCtxCreate_v3", ops="context_create"),
     custom("cuCtxCreate_v4", ops="context_create"),
     custom("cuCtxDestroy_v2", ops="context_destroy", anytime=True),
     alias("cuCtxDestroy", "cuCtxDestroy_v2"),
@@ -47,7 +48,6 @@ FUNCTIONS = [
     ),
     unsupported(
         "execution affinity needs MPS",
-        "cuCtxCreate_v3",
         "cuCtxGetExecAffinity",
     ),
     unsupported(

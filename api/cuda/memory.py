@@ -116,6 +116,7 @@ FUNCTIONS = [
         "cuMulticastCreate",
         "cuMulticastGetGranularity",
         "cuMulticastUnbind",
+        advertised=True,  # an attribute of the device says so, and PyTorch 2.4 to 2.8 stop where the names are not found
     ),
     unsupported(
         "RDMA needs a device of the client",

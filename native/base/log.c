@@ -28,6 +28,7 @@ static const char *_Atomic log_who = "tensor-fusion";
 static _Atomic uint32_t lines_a_second; /* 0: any number */
 static _Atomic int64_t last_second;
 static _Atomic uint32_t lines; /* wanted in that second */
+static _Atomic bool silent;    /* TF_ENABLE_LOG is set, and says no */
 static char log_path[1024];    /* path that log_fd belongs to; written by tp_log_setup only */
 static const char *const level_names[] = {"TRACE", "DEBUG", "INFO", "WARN", "ERROR"};
 
@@ -48,7 +49,10 @@ bool tp_switch(const char *name) {
 void tp_log_setup(const char *who) {
     static const char *const names[] = {"trace", "debug", "info", "warn", "error"};
     atomic_store_explicit(&log_who, who, memory_order_relaxed);
-    if (!tp_switch("TF_ENABLE_LOG")) {
+    const char *enabled = getenv("TF_ENABLE_LOG");
+    bool on = tp_switch("TF_ENABLE_LOG");
+    atomic_store_explicit(&silent, enabled && *enabled && !on, memory_order_relaxed);
+    if (!on) {
         atomic_store_explicit(&tp_log_threshold, TP_ERROR, memory_order_relaxed);
         return;
     }
@@ -118,7 +122,8 @@ static void write_line(int fd, const char *line, size_t size) {
     (void)written; /* a full disk or a closed stderr must not stop the program */
 }
 
-void tp_log_write(int level, const char *format, ...) {
+static void write_arguments(int level, const char *format, va_list arguments) __attribute__((format(printf, 2, 0)));
+static void write_arguments(int level, const char *format, va_list arguments) {
     int saved = errno, cancel;
     char line[LINE_MAX_BYTES];
     struct timespec now;
@@ -142,10 +147,7 @@ void tp_log_write(int level, const char *format, ...) {
         used = snprintf(line + size, sizeof line - size, "(%u lines were left out) ", left_out);
         size += used < 0 ? 0 : (size_t)used;
     }
-    va_list arguments;
-    va_start(arguments, format);
     used = vsnprintf(line + size, sizeof line - size, format, arguments);
-    va_end(arguments);
     size += used < 0 ? 0 : (size_t)used;
     if (size > sizeof line - 2) {
         size = sizeof line - 2;
@@ -164,4 +166,21 @@ void tp_log_write(int level, const char *format, ...) {
     }
     pthread_setcancelstate(cancel, &cancel);
     errno = saved;
+}
+
+void tp_log_write(int level, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    write_arguments(level, format, arguments);
+    va_end(arguments);
+}
+
+void tp_say_once(_Atomic bool *said, const char *format, ...) {
+    if (atomic_load_explicit(&silent, memory_order_relaxed) || atomic_exchange(said, true)) {
+        return;
+    }
+    va_list arguments;
+    va_start(arguments, format);
+    write_arguments(TP_ERROR, format, arguments);
+    va_end(arguments);
 }

@@ -43,6 +43,10 @@ TP_EXPORT void tp_log_write(int level, const char *format, ...) __attribute__((f
         }                                                                                                              \
     } while (0)
 
+/* What a program cannot know by itself and its user needs: why something is refused here. Written once for each `said`, also to
+ * stderr and also when logging is off; but not where TF_ENABLE_LOG=0 asks for silence. */
+TP_EXPORT void tp_say_once(_Atomic bool *said, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
 /* ---- environment ---- */
 TP_EXPORT bool tp_switch(const char *name); /* a variable that is on or off; another value is said, and is off */
 

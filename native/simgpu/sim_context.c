@@ -256,11 +256,23 @@ CUresult cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
     return context_create(pctx, flags, dev, 3020);
 }
 
+/* No MPS here: there are no shares of the multiprocessors. */
+CUresult cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags,
+                        CUdevice dev) {
+    SIM_ENTER();
+    if (numParams < 0 || (numParams && !paramsArray))
+        return CUDA_ERROR_INVALID_VALUE;
+    return numParams ? CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY : context_create(pctx, flags, dev, 3020);
+}
+
 CUresult cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev) {
     SIM_ENTER();
-    if (ctxCreateParams && (ctxCreateParams->numExecAffinityParams || ctxCreateParams->cigParams))
+    if (!ctxCreateParams)
+        return cuCtxCreate_v2(pctx, flags, dev);
+    if (ctxCreateParams->cigParams)
         return CUDA_ERROR_NOT_SUPPORTED;
-    return context_create(pctx, flags, dev, 3020);
+    return cuCtxCreate_v3(pctx, ctxCreateParams->execAffinityParams, ctxCreateParams->numExecAffinityParams, flags,
+                          dev);
 }
 
 CUresult cuCtxDestroy_v2(CUcontext ctx) {

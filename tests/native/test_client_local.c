@@ -30,7 +30,9 @@ CUresult tpc_start(void) { return start_result; }
 CUresult tpc_not_ready(void) { return tpc_state == TPC_BEFORE_INIT ? CUDA_ERROR_NOT_INITIALIZED : CUDA_SUCCESS; }
 CUresult tpc_lost(void) { return TPC_LOST_ERROR; }
 CUresult tpc_bad_reply(const struct tp_reply *reply) { return reply->size ? CUDA_ERROR_UNKNOWN : CUDA_ERROR_UNKNOWN; }
-CUresult tpc_unsupported(const char *name, _Atomic bool *said) { return name && said ? CUDA_ERROR_NOT_SUPPORTED : 1; }
+CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said) {
+    return name && reason && said ? CUDA_ERROR_NOT_SUPPORTED : 1;
+}
 struct tp_thread *tp_thread_self(void) { return &this_thread; }
 void tp_reply_free(struct tp_reply *reply) { reply->size = 0; }
 void tpc_capture_context_gone(uint32_t context) { CHECK(context != 0); }
@@ -397,7 +399,19 @@ static void test_stack(void) {
     CHECK(!current() && sent[sent_count - 1] == TPG_OP_context_destroy);
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxPopCurrent_v2(&got));
     OK(tpc_cuCtxSetCurrent(NULL));
-    CUctxCreateParams graphics = {.cigParams = (CUctxCigParam *)(uintptr_t)16}, affinity = {.numExecAffinityParams = 1};
+    CUexecAffinityParam share = {.type = CU_EXEC_AFFINITY_TYPE_SM_COUNT, .param.smCount.val = 8};
+    CUctxCreateParams graphics = {.cigParams = (CUctxCigParam *)(uintptr_t)16},
+                      affinity = {.execAffinityParams = &share, .numExecAffinityParams = 1}, empty = {0};
+    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v3(&first, NULL, 1, 0, 0));
+    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v3(&first, &share, -1, 0, 0));
+    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v3(NULL, NULL, 0, 0, 0));
+    GIVES(CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY, tpc_cuCtxCreate_v3(&first, &share, 1, 0, 0));
+    CHECK(!current());
+    OK(tpc_cuCtxCreate_v3(&first, NULL, 0, 0, 0));
+    CHECK(current() == first);
+    OK(tpc_cuCtxDestroy_v2(first));
+    OK(tpc_cuCtxCreate_v4(&first, &empty, 0, 0));
+    OK(tpc_cuCtxDestroy_v2(first));
     GIVES(CUDA_ERROR_NOT_SUPPORTED, tpc_cuCtxCreate_v4(&first, &graphics, 0, 0));
     GIVES(CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY, tpc_cuCtxCreate_v4(&first, &affinity, 0, 0));
     OK(tpc_cuCtxCreate_v4(&first, NULL, 0, 0));

@@ -63,6 +63,10 @@ static void contexts(void) {
     OK(cuCtxSetCurrent(primary));
     OK(cuMemGetInfo_v2(&before, &total));
     CHECK(total - before == 527ull << 20);
+    CUexecAffinityParam share = {.type = CU_EXEC_AFFINITY_TYPE_SM_COUNT, .param.smCount.val = 8};
+    GIVES(224, cuCtxCreate_v3(&made, &share, 1, 0, 0));
+    OK(cuCtxCreate_v3(&made, NULL, 0, 0, 0));
+    OK(cuCtxDestroy_v2(made));
     OK(cuCtxCreate_v4(&made, NULL, 0, 0));
     OK(cuCtxGetCurrent(&current));
     CHECK(current == made);

@@ -445,15 +445,24 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
     return push(context);
 }
 
-CUresult tpc_cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev) {
-    if (ctxCreateParams && ctxCreateParams->numExecAffinityParams) {
-        return CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
+/* A share of the multiprocessors is for clients of MPS, which a session is not. */
+CUresult tpc_cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags,
+                            CUdevice dev) {
+    if (numParams < 0 || (numParams && !paramsArray)) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
+    return numParams ? CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY : tpc_cuCtxCreate_v2(pctx, flags, dev);
+}
+
+CUresult tpc_cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev) {
+    static _Atomic bool said;
     if (ctxCreateParams && ctxCreateParams->cigParams) {
-        tp_log(TP_WARN, "cuCtxCreate_v4: a context for graphics (cigParams) cannot cross the connection");
+        tp_say_once(&said, "cuCtxCreate_v4: a context for graphics (cigParams) cannot cross the connection");
         return CUDA_ERROR_NOT_SUPPORTED;
     }
-    return tpc_cuCtxCreate_v2(pctx, flags, dev);
+    return ctxCreateParams ? tpc_cuCtxCreate_v3(pctx, ctxCreateParams->execAffinityParams,
+                                                ctxCreateParams->numExecAffinityParams, flags, dev)
+                           : tpc_cuCtxCreate_v2(pctx, flags, dev);
 }
 
 CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {

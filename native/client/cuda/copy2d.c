@@ -26,9 +26,7 @@ struct box {
 
 static CUresult refuse_arrays(const char *name) {
     static _Atomic bool said;
-    if (!atomic_exchange(&said, true)) {
-        tp_log(TP_WARN, "%s from or to a CUDA array is not supported yet and returns CUDA_ERROR_NOT_SUPPORTED", name);
-    }
+    tp_say_once(&said, "%s from or to a CUDA array is not supported here and returns CUDA_ERROR_NOT_SUPPORTED", name);
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 

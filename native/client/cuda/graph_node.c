@@ -346,6 +346,7 @@ void tpc_noted_cuGraphAddEventRecordNode(CUgraphNode *phGraphNode, CUgraph hGrap
 /* Nodes whose parameters need more than their description says: where they go is settled before. */
 static CUresult settled_node(const char *name, const struct tpc_node_target *t, const CUgraphNodeParams *p) {
     CUDA_KERNEL_NODE_PARAMS kernel_params;
+    static _Atomic bool said;
     switch (p->type) {
     case CU_GRAPH_NODE_TYPE_KERNEL:
         memcpy(&kernel_params, &p->kernel, sizeof kernel_params);
@@ -357,7 +358,7 @@ static CUresult settled_node(const char *name, const struct tpc_node_target *t, 
     case CU_GRAPH_NODE_TYPE_GRAPH:
         return child_node(name, t, p->graph.graph, p->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
     default:
-        tp_log(TP_WARN, "%s: nodes of type %d are not supported", name, (int)p->type);
+        tp_say_once(&said, "%s: nodes of type %d are not supported here", name, (int)p->type);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
 }

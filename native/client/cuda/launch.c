@@ -216,7 +216,9 @@ static CUresult check_attributes(const CUlaunchConfig *config) {
             return CUDA_ERROR_INVALID_VALUE;
         }
         if (attribute->id == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE) {
-            tp_log(TP_WARN, "a launch asked for a device-updatable graph node, which comes with graphs");
+            static _Atomic bool said;
+            tp_say_once(&said, "a launch that makes a device-updatable graph node is not supported here and returns "
+                               "CUDA_ERROR_NOT_SUPPORTED");
             return CUDA_ERROR_NOT_SUPPORTED;
         }
     }

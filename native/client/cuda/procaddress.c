@@ -32,10 +32,12 @@ static CUresult look_up(const char *symbol, void **pfn, int version, cuuint64_t 
             chosen = &rows[i];
         }
     }
+    /* What is refused here, and is new, is not found, so that programs take the way that they have for older drivers. */
+    bool hidden = chosen && !chosen->function && chosen->status == CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     if (chosen && chosen->function) {
         *pfn = chosen->function;
         *status = CU_GET_PROC_ADDRESS_SUCCESS;
-    } else if (exists) {
+    } else if (exists && !hidden) {
         *status = CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT;
     }
     return CUDA_SUCCESS;

@@ -36,13 +36,9 @@ CUresult tpc_not_ready(void) {
     }
 }
 
-CUresult tpc_unsupported(const char *name, _Atomic bool *said) {
+CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said) {
     tp_count_unsupported(name);
-    if (!atomic_exchange(said, true)) {
-        tp_log(TP_WARN,
-               "%s is not supported here and returns CUDA_ERROR_NOT_SUPPORTED; `tensor-fusion coverage` says why",
-               name);
-    }
+    tp_say_once(said, "%s is not supported here and returns CUDA_ERROR_NOT_SUPPORTED: %s", name, reason);
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 

@@ -61,12 +61,12 @@ static inline CUresult tpc_answer(const char *name, CUresult result) {
 #define TPC_NO_HANDLES CUDA_ERROR_OUT_OF_MEMORY
 #define TPC_AFTER_LOSS_OK CUDA_SUCCESS
 
-/* An exported name that is not remoted: counted, logged once by name. */
-CUresult tpc_unsupported(const char *name, _Atomic bool *said);
-#define TPC_UNSUPPORTED(name)                                                                                          \
+/* An exported name that is not remoted: counted, and said once by name, with the reason of its line in api/. */
+CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said);
+#define TPC_UNSUPPORTED(name, reason)                                                                                  \
     TPC_ENTER();                                                                                                       \
     static _Atomic bool said;                                                                                          \
-    return tpc_unsupported(#name, &said)
+    return tpc_unsupported(#name, (reason), &said)
 
 /* ---- handles ---- */
 /* A new handle of `kind`, 0 when a million of that kind are alive. The record may be NULL; it is never freed here. */

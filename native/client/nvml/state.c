@@ -139,12 +139,11 @@ nvmlReturn_t tpn_nvmlShutdown(void) {
     return result;
 }
 
-nvmlReturn_t tpn_unsupported(const char *name, _Atomic bool *said) {
+nvmlReturn_t tpn_unsupported(const char *name, const char *reason, _Atomic bool *said) {
     tp_count_unsupported(name);
     if (!atomic_exchange_explicit(said, true, memory_order_relaxed)) {
-        tp_log(TP_WARN,
-               "%s is not carried to the GPU worker and answers \"Not Supported\"; `tensor-fusion coverage` says why",
-               name);
+        /* Not as loud as for CUDA: monitors ask for everything that a GPU may have, and show a dash. */
+        tp_log(TP_WARN, "%s is not carried to the GPU worker and answers \"Not Supported\": %s", name, reason);
     }
     return NVML_ERROR_NOT_SUPPORTED;
 }

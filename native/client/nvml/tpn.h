@@ -40,12 +40,12 @@ static inline nvmlReturn_t tpn_answer(const char *name, nvmlReturn_t result) {
 
 #define TPN_NULL NVML_ERROR_INVALID_ARGUMENT
 
-/* An exported name that is not remoted: logged once by name. */
-nvmlReturn_t tpn_unsupported(const char *name, _Atomic bool *said);
-#define TPN_UNSUPPORTED(name)                                                                                          \
+/* An exported name that is not remoted: logged once by name, with the reason of its line in api/. */
+nvmlReturn_t tpn_unsupported(const char *name, const char *reason, _Atomic bool *said);
+#define TPN_UNSUPPORTED(name, reason)                                                                                  \
     TPN_ENTER();                                                                                                       \
     static _Atomic bool said;                                                                                          \
-    return tpn_unsupported(#name, &said)
+    return tpn_unsupported(#name, (reason), &said)
 
 /* ---- devices (device.c) ---- */
 struct tpn_device {

@@ -11,9 +11,9 @@ KIND = {"call": "remote", "post": "remote", "pure": "remote", "twin": "alias"}
 
 def coverage(model: Model) -> str:
     """coverage.json: for each API and name its kind, the reason when unsupported, and a detail."""
-    out: dict[str, dict[str, dict[str, dict[str, str | None]]]] = {}
+    out: dict[str, dict[str, dict[str, dict[str, str | bool | None]]]] = {}
     for api in model.apis:
-        functions: dict[str, dict[str, str | None]] = {}
+        functions: dict[str, dict[str, str | bool | None]] = {}
         for name in sorted(api.exports):
             line = api.lines[name]
             target = api.resolve(line)
@@ -21,6 +21,7 @@ def coverage(model: Model) -> str:
             functions[name] = {
                 "kind": kind,
                 "reason": target.reason or None,
+                "advertised": target.advertised,
                 "detail": line.target or (line.kind if kind == "remote" else None),
             }
         out[api.name] = {"functions": functions}

@@ -8,7 +8,8 @@ A line of api/ names a function and one of these kinds:
 ``local``       answered in the client by hand-written code, nothing is sent
 ``custom``      hand-written code in the client that sends the operations named in ``ops``
 ``alias``       another name with the same arguments; ``twin`` is the per-thread-default-stream form
-``unsupported`` returns not-supported, with the reason
+``unsupported`` returns not-supported, with the reason; unless ``advertised``, the look-up by name does not find what
+                first came with CUDA 12.0 or later (see emit_client.py)
 
 A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
 refuses what the driver would refuse at once.
@@ -79,6 +80,7 @@ class Line:
     roles: dict[str, str] = field(default_factory=dict)
     target: str = ""
     reason: str = ""
+    advertised: bool = False  # unsupported, but found by name whatever its version
     ops: str = ""
     session: str = "driver"  # "driver": the generated code calls the driver; "hand": tpw_<name> is written by hand
     anytime: bool = False  # may be called before initialisation
@@ -204,10 +206,10 @@ def twin(name: str, target: str) -> Line:
     return Line(name, "twin", target=target, place=_place())
 
 
-def unsupported(reason: str, *names: str) -> list[Line]:
+def unsupported(reason: str, *names: str, advertised: bool = False) -> list[Line]:
     """Names that answer not-supported, and why."""
     place = _place()
-    return [Line(name, "unsupported", reason=reason, place=place) for name in names]
+    return [Line(name, "unsupported", reason=reason, advertised=advertised, place=place) for name in names]
 
 
 def op(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from .describe import Line
 from .emit_wire import NOTE
 from .fields import Field
@@ -13,6 +15,8 @@ REQUIRED = (
     "out", "outknown", "outstruct", "new", "in", "struct", "string", "outbytes", "outarray", "outstring", "versioned",
 )  # fmt: skip
 SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
+HIDDEN_FROM = 12000  # refused names that are as new as this are not found by name
+NOT_FOUND = "CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND"
 
 
 def client_header(model: Model) -> str:
@@ -64,13 +68,13 @@ def _export(api: Api, line: Line) -> list[str]:
     upper = prefix.upper()
     if prototype is None:
         head = f"TP_EXPORT {RESULTS[api.name]} {line.name}(void)"
-        return [f"{head};", f"{head} {{ {upper}_UNSUPPORTED({line.name}); }}"]
+        return [f"{head};", f"{head} {{ {upper}_UNSUPPORTED({line.name}, {_text(target.reason)}); }}"]
     head = f"TP_EXPORT {prototype.returns} {line.name}({parameter_list(prototype)})"
     if target.params:
         lines.append(f"{head};")
     if target.kind == "unsupported":
         unused = " ".join(f"(void){p.name};" for p in prototype.params)
-        return [*lines, f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}); }}"]
+        return [*lines, f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}, {_text(target.reason)}); }}"]
     default = "CU_STREAM_PER_THREAD" if line.kind == "twin" else "CU_STREAM_LEGACY"
     if target.implicit:
         arguments = [default, *(p.name for p in prototype.params)]
@@ -83,6 +87,23 @@ def _export(api: Api, line: Line) -> list[str]:
     return [*lines, f"{head} {{ {enter}return {answer}; }}"]
 
 
+def _text(words: str) -> str:
+    """A C string."""
+    return json.dumps(words, ensure_ascii=True)
+
+
+def _hidden(model: Model, version: int, symbol: str) -> bool:
+    """Whether the look-up by name denies an entry point that the driver of the table has.
+
+    Programs ask for what is new, and have another way where it is not found; few have one where it is found and then
+    refused. What came before CUDA 12.0 stays: the runtime 11.8 does not start without all of its names, and programs
+    that ask for old names take them for granted, PyTorch for one.
+    """
+    api = next(a for a in model.apis if a.name == "cuda")
+    line = api.resolve(api.lines[symbol])
+    return version >= HIDDEN_FROM and line.kind == "unsupported" and not line.advertised
+
+
 def _addresses(model: Model) -> list[str]:
     lines, rows = [], []
     for number, (name, flags) in enumerate(sorted(model.procaddress.items())):
@@ -91,6 +112,8 @@ def _addresses(model: Model) -> list[str]:
             for version, symbol in flags[flag]:
                 if symbol.startswith("!"):
                     entries.append(f"{{{version}, {symbol.partition('/')[2]}, NULL}}")
+                elif _hidden(model, version, symbol):
+                    entries.append(f"{{{version}, {NOT_FOUND}, NULL}}")
                 else:
                     entries.append(f"{{{version}, 0, (void *){symbol}}}")
             lines.append(f"static const struct tpg_address a{number}_{flag}[] = {{{', '.join(entries)}}};")

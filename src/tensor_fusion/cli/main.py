@@ -224,6 +224,7 @@ def bench(
 def coverage(
     as_json: Json = False,
     api: Annotated[Api | None, typer.Option(help="One API; by default both.")] = None,
+    reasons: Annotated[bool, typer.Option("--reasons", help="Also name what is not supported, and why.")] = False,
 ) -> None:
     """Print how many functions of the CUDA driver API and of NVML are there, and how."""
     table = report.read_coverage()
@@ -232,7 +233,7 @@ def coverage(
     if as_json:
         print(json.dumps(table, indent=1))
     else:
-        report.coverage(table)
+        report.coverage(table, reasons=reasons)
 
 
 @app.command()

@@ -51,7 +51,7 @@ def _count(functions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
     }
 
 
-def coverage(table: Mapping[str, Mapping[str, Any]]) -> None:
+def coverage(table: Mapping[str, Mapping[str, Any]], *, reasons: bool = False) -> None:
     shown = Table("API", "names", *KINDS, box=None, pad_edge=False)
     for column in shown.columns[1:]:
         column.justify = "right"
@@ -60,7 +60,19 @@ def coverage(table: Mapping[str, Mapping[str, Any]]) -> None:
     console = _console()
     console.width = max(console.width, COVERAGE_WIDTH)
     console.print(shown)
-    console.print("The unsupported names with their reasons: tensor-fusion coverage --json")
+    if reasons:
+        for api, counts in table.items():
+            _reasons(console, TITLES.get(api, api), counts["unsupported_functions"])
+    else:
+        console.print("The unsupported names with their reasons: tensor-fusion coverage --reasons")
+
+
+def _reasons(console: Console, title: str, functions: Mapping[str, str]) -> None:
+    """The names under each reason, in the order of the names."""
+    for reason in dict.fromkeys(functions.values()):
+        console.print(f"\n{title}, not supported: {reason}")
+        for name in (name for name, why in functions.items() if why == reason):
+            console.print(f"  {name}")
 
 
 def demo(result: Mapping[str, Any]) -> None:
