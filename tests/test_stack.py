@@ -132,6 +132,12 @@ def test_images(worker: Worker, check: str) -> None:
     assert worker.run("images", check) == "right\n"
 
 
+@pytest.mark.parametrize("check", ["memsets", "uploads-follow", "copies", "refusals"])
+@pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])
+def test_pinned_memory_by_its_host_address(worker: Worker, check: str, variables: dict[str, str]) -> None:
+    assert worker.run("pinned", check, **variables) == "right\n"
+
+
 @pytest.mark.parametrize("check", ["attributes-of-two-devices", "limits-of-a-kernel"])
 def test_corners_of_other_workers(program: Path, check: str) -> None:
     with Worker(program=program, TF_SIM_DEVICES="2", TF_SIM_UNKNOWN_KERNELS="skip") as worker:

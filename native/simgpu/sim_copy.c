@@ -96,7 +96,10 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
             wait = true;
         }
     }
-    bool both_device = dst_pinned && src_pinned && dst == SIM_PLACE_DEVICE && src == SIM_PLACE_DEVICE;
+    pthread_rwlock_rdlock(&sim.map_lock); // what decides is where the memory is, not the name of the call
+    bool host_memory = sim_map_pinned(copy->dst.address, 1) || (src_pinned && sim_map_pinned(copy->src.address, 1));
+    pthread_rwlock_unlock(&sim.map_lock);
+    bool both_device = dst_pinned && src_pinned && !host_memory && dst == SIM_PLACE_DEVICE && src == SIM_PLACE_DEVICE;
     // Synchronous forms wait, except device to device. The driver may let a staged upload go early too; waiting is
     // within its contract and what programs in practice count on.
     if (!async && !both_device)

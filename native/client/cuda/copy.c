@@ -322,18 +322,6 @@ CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source
 
 /* ---- the API ---- */
 
-#define CHECK_DEVICE(address, size)                                                                                    \
-    do {                                                                                                               \
-        if (!tpc_range_covers((address), (size))) {                                                                    \
-            return CUDA_ERROR_INVALID_VALUE;                                                                           \
-        }                                                                                                              \
-    } while (0)
-#define CHECK_HOST(memory)                                                                                             \
-    do {                                                                                                               \
-        if (!(memory) || tpc_is_device_address((uint64_t)(uintptr_t)(memory))) {                                       \
-            return CUDA_ERROR_INVALID_VALUE;                                                                           \
-        }                                                                                                              \
-    } while (0)
 #define BEGIN(size)                                                                                                    \
     TPC_CONTEXT(context);                                                                                              \
     (void)context;                                                                                                     \
@@ -342,52 +330,56 @@ CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source
         return CUDA_SUCCESS;                                                                                           \
     }
 
-static CUresult up(const char *name, CUdeviceptr to, const void *from, size_t size, CUstream stream, bool sync) {
-    BEGIN(size);
-    CHECK_HOST(from);
-    CHECK_DEVICE(to, size);
-    struct tpc_area area = tpc_line(to, size);
-    return tpc_copy_up(name, &area, from, stream, sync);
-}
-
-static CUresult down(const char *name, void *to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
-    BEGIN(size);
-    CHECK_HOST(to);
-    CHECK_DEVICE(from, size);
-    struct tpc_area area = tpc_line(from, size);
-    return tpc_copy_down(name, to, &area, stream, sync);
-}
-
-static CUresult across(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
-    BEGIN(size);
-    CHECK_DEVICE(to, size);
-    CHECK_DEVICE(from, size);
-    CUresult result = sync ? tpc_copy_settle(to, from) : CUDA_SUCCESS;
-    result = result ? result : tpc_copy_across(name, to, from, size, stream);
-    return sync ? tpc_copy_done(name, to, from, stream, result) : result;
-}
-
-/* The form that finds out by the addresses what is copied where. */
-static CUresult anywhere(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
-    struct tpc_range range;
-    bool to_device = tpc_is_device_address(to) || (tpc_range_at(to, &range) && range.where == TPC_DEVICE_MEMORY);
-    bool from_device = tpc_is_device_address(from) || (tpc_range_at(from, &range) && range.where == TPC_DEVICE_MEMORY);
-    void *host_to = (void *)(uintptr_t)to;
-    const void *host_from = (const void *)(uintptr_t)from;
-    if (to_device) {
-        return from_device ? across(name, to, from, size, stream, sync) : up(name, to, host_from, size, stream, sync);
+static CUresult copy(const char *name, struct tpc_place to, struct tpc_place from, uint64_t size, CUstream stream,
+                     bool sync) {
+    struct tpc_area area = tpc_line(to.device ? to.address : from.address, size);
+    void *host_to = (void *)(uintptr_t)to.address;
+    const void *host_from = (const void *)(uintptr_t)from.address;
+    CUresult result;
+    if (to.device && from.device) {
+        result = sync ? tpc_copy_settle(to.address, from.address) : CUDA_SUCCESS;
+        result = result ? result : tpc_copy_across(name, to.address, from.address, size, stream);
+        return sync ? tpc_copy_done(name, to.address, from.address, stream, result) : result;
     }
-    if (from_device) {
-        return down(name, host_to, from, size, stream, sync);
+    if (to.device) {
+        return tpc_copy_up(name, &area, host_from, stream, sync);
     }
-    BEGIN(size);
-    CHECK_HOST(host_to);
-    CHECK_HOST(host_from);
-    CUresult result = tpc_copy_wait(name, stream);
+    if (from.device) {
+        return tpc_copy_down(name, host_to, &area, stream, sync);
+    }
+    result = tpc_copy_wait(name, stream);
     if (result == CUDA_SUCCESS) {
         memmove(host_to, host_from, size);
     }
     return result;
+}
+
+typedef CUresult placing(uint64_t address, uint64_t size, struct tpc_place *out);
+
+static CUresult place_and_copy(const char *name, placing *to_is, uint64_t to, placing *from_is, uint64_t from,
+                               uint64_t size, CUstream stream, bool sync) {
+    BEGIN(size);
+    struct tpc_place to_place, from_place;
+    CUresult result = to_is(to, size, &to_place);
+    result = result ? result : from_is(from, size, &from_place);
+    return result ? result : copy(name, to_place, from_place, size, stream, sync);
+}
+
+static CUresult up(const char *name, CUdeviceptr to, const void *from, size_t size, CUstream stream, bool sync) {
+    return place_and_copy(name, tpc_place_device, to, tpc_place_host, (uintptr_t)from, size, stream, sync);
+}
+
+static CUresult down(const char *name, void *to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
+    return place_and_copy(name, tpc_place_host, (uintptr_t)to, tpc_place_device, from, size, stream, sync);
+}
+
+static CUresult across(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
+    return place_and_copy(name, tpc_place_device, to, tpc_place_device, from, size, stream, sync);
+}
+
+/* The form that finds out by the addresses what is copied where. */
+static CUresult anywhere(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
+    return place_and_copy(name, tpc_place_either, to, tpc_place_either, from, size, stream, sync);
 }
 
 CUresult tpc_cuMemcpyHtoD_v2(CUstream implicit, CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount) {

@@ -78,12 +78,15 @@ static CUresult resolve(const char *name, CUmemorytype type, const void *host, C
         return CUDA_ERROR_INVALID_VALUE;
     }
     uint64_t bytes = extent(out, box, &fits);
-    if (!base || !fits || bytes > UINT64_MAX - out->address ||
-        (out->device && !tpc_range_covers(out->address, bytes)) ||
-        (!out->device && tpc_is_device_address(out->address))) {
+    if (!base || !fits || bytes > UINT64_MAX - out->address) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    return CUDA_SUCCESS;
+    struct tpc_place place;
+    CUresult result =
+        out->device ? tpc_place_device(out->address, bytes, &place) : tpc_place_host(out->address, bytes, &place);
+    out->device = place.device;
+    out->address = place.address;
+    return result;
 }
 
 /* ---- one slice ---- */

@@ -102,6 +102,10 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     struct tpg_host_twin_in in = {.size = range->size};
     struct tpg_host_twin_out answer = {0};
     struct tp_reply reply;
+    /* What is on its way into the memory belongs to the twin as well. */
+    if (tp_transfers_touching_wait(tpc_conn, host->memory, host->size) != TP_OK) {
+        return tpc_lost();
+    }
     CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer, &reply);
     tp_reply_free(&reply);
     if (result != CUDA_SUCCESS) {

@@ -3,12 +3,86 @@
  * stream.
  *
  * Any thread; owns nothing. The driver, too, returns before a memset is done, except of pinned host memory; what it promises
- * is that a wrong address is refused at once.
+ * is that a wrong address is refused at once. Pinned memory that the GPU does not reach is set by copies out of a buffer on
+ * the worker, which are in stream order and end like all copies to the host.
  */
+#include "tpc_graph.h"
 #include "tpc_memory.h"
+#include "tpg_client.h"
+#include "tpg_cuda_send.h"
 
-static CUresult check(CUdeviceptr address, uint64_t pitch, uint64_t count, uint64_t height, uint64_t unit) {
+#define BUFFER_MAX (4u << 20) /* of the buffer: larger memory is set piece by piece out of the same one */
+
+static CUresult set(CUdeviceptr address, uint64_t pitch, uint64_t count, uint64_t height, uint64_t unit,
+                    unsigned int value, CUstream stream) {
+    switch (unit) {
+    case 1:
+        return tpc_cuMemsetD2D8Async(address, pitch, (unsigned char)value, count, height, stream);
+    case 2:
+        return tpc_cuMemsetD2D16Async(address, pitch, (unsigned short)value, count, height, stream);
+    default:
+        return tpc_cuMemsetD2D32Async(address, pitch, value, count, height, stream);
+    }
+}
+
+/* Device memory with the value in it, for as long as what is queued now needs it. */
+static CUresult buffer_of(const char *name, struct tpc_context *context, uint64_t size, uint64_t unit,
+                          unsigned int value, CUstream stream, uint64_t *out) {
+    struct tpg_memory_alloc_in in = {.size = size};
+    struct tpg_memory_alloc_out answer = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    *out = answer.address;
+    struct tpc_range range = {.start = answer.address, .size = size, .where = TPC_DEVICE_MEMORY, .context = context};
+    result = tpc_range_insert(&range) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    return result ? result : set(answer.address, 0, size / unit, 1, unit, value, stream);
+}
+
+static void buffer_free(const char *name, uint64_t address) {
+    struct tpg_memory_free_in in = {.address = address};
+    tpc_range_remove(address, NULL);
+    tpc_post_memory_free(name, &in);
+}
+
+static CUresult set_host(const char *name, const struct tpc_area *area, uint64_t unit, unsigned int value,
+                         CUstream stream) {
+    static _Atomic bool said;
+    uint64_t width = area->width, height = area->height, buffer = 0;
+    TPC_CONTEXT(context);
+    CUresult result = atomic_load(&tpc_captures) ? tpc_capture_refuse(name, stream) : CUDA_SUCCESS;
+    if (result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED) {
+        tp_say_once(&said, "%s of pinned host memory that the GPU does not reach cannot be part of a graph here", name);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    if (area->pitch == width) {
+        width *= height;
+        height = 1;
+    }
+    result = buffer_of(name, context, width < BUFFER_MAX ? width : BUFFER_MAX, unit, value, stream, &buffer);
+    for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row++) {
+        for (uint64_t at = 0; at < width && result == CUDA_SUCCESS; at += BUFFER_MAX) {
+            void *to = (void *)(uintptr_t)(area->address + row * area->pitch + at);
+            struct tpc_area piece = tpc_line(buffer, width - at < BUFFER_MAX ? width - at : BUFFER_MAX);
+            result = tpc_copy_down_later(name, to, &piece, stream);
+        }
+    }
+    if (buffer) {
+        buffer_free(name, buffer);
+    }
+    return result;
+}
+
+static CUresult check(const char *name, CUdeviceptr address, uint64_t pitch, uint64_t count, uint64_t height,
+                      uint64_t unit, unsigned int value, CUstream stream) {
     struct tpc_area area = {.address = address, .pitch = pitch, .height = height};
+    struct tpc_place place;
     bool fits = true;
     if (!count || !height) {
         return CUDA_SUCCESS;
@@ -18,7 +92,19 @@ static CUresult check(CUdeviceptr address, uint64_t pitch, uint64_t count, uint6
         return CUDA_ERROR_INVALID_VALUE;
     }
     uint64_t extent = tpc_area_extent(&area, &fits);
-    return fits && tpc_range_covers(address, extent) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = fits ? tpc_place_device(address, extent, &place) : CUDA_ERROR_INVALID_VALUE;
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
+        tpc_twins_push(); /* what the program wrote before comes before */
+    }
+    if (TP_LIKELY(place.device && place.address == address)) {
+        return CUDA_SUCCESS;
+    }
+    result = place.device ? set(place.address, pitch, count, height, unit, value, stream)
+                          : set_host(name, &area, unit, value, stream);
+    return result == CUDA_SUCCESS ? TPC_DONE : result;
 }
 
 /* The program may look at host memory as soon as the form without a stream has returned. */
@@ -28,13 +114,11 @@ static CUresult host_done(const char *name, CUdeviceptr address, CUstream stream
 
 #define MEMSET(bits, type, name)                                                                                       \
     CUresult tpc_check_cuMemsetD##bits##Async(CUdeviceptr dstDevice, type name, size_t N, CUstream hStream) {          \
-        (void)name, (void)hStream;                                                                                     \
-        return check(dstDevice, 0, N, 1, bits / 8);                                                                    \
+        return check("cuMemsetD" #bits "Async", dstDevice, 0, N, 1, bits / 8, name, hStream);                          \
     }                                                                                                                  \
     CUresult tpc_check_cuMemsetD2D##bits##Async(CUdeviceptr dstDevice, size_t dstPitch, type name, size_t Width,       \
                                                 size_t Height, CUstream hStream) {                                     \
-        (void)name, (void)hStream;                                                                                     \
-        return check(dstDevice, dstPitch, Width, Height, bits / 8);                                                    \
+        return check("cuMemsetD2D" #bits "Async", dstDevice, dstPitch, Width, Height, bits / 8, name, hStream);        \
     }                                                                                                                  \
     CUresult tpc_cuMemsetD##bits##_v2(CUstream implicit, CUdeviceptr dstDevice, type name, size_t N) {                 \
         TPC_CONTEXT(context);                                                                                          \

@@ -60,6 +60,7 @@ static inline CUresult tpc_answer(const char *name, CUresult result) {
 #define TPC_NULL CUDA_ERROR_INVALID_VALUE
 #define TPC_NO_HANDLES CUDA_ERROR_OUT_OF_MEMORY
 #define TPC_AFTER_LOSS_OK CUDA_SUCCESS
+#define TPC_DONE ((CUresult)0x7fffffff) /* what a tpc_check_<name> answers: the call was made in another way */
 
 /* An exported name that is not remoted: counted, and said once by name, with the reason of its line in api/. */
 CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said);

@@ -1,7 +1,7 @@
 /*
  * What the memory files of the client share: kinds of range, host memory and its twins, address arithmetic.
  *
- * Included by range.c, memory.c, pointer.c, hostmem.c, copy.c, copy2d.c, memset.c, pool.c and vmm.c; other files use
+ * Included by range.c, place.c, memory.c, pointer.c, hostmem.c, copy.c, copy2d.c, memset.c, pool.c and vmm.c; other files use
  * tpc.h. Any thread. What is read here was written by this process, or was bounded when it came from the worker.
  */
 #ifndef TPC_MEMORY_H
@@ -56,6 +56,20 @@ CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out);
 uint64_t tpc_host_offset(const void *memory, uint64_t size);
 /* True for an address that the device reaches and whose bytes lie on the host. */
 bool tpc_is_mapped_host(uint64_t address);
+
+/* ---- place.c ---- */
+/* Where a copy or a memset finds [address, address+size): at an address of the device, or in host memory of this process. */
+struct tpc_place {
+    bool device;
+    uint64_t address;
+};
+/* Of an argument that is to be memory of the device, which pinned memory by its host address is, too; CUDA_ERROR_INVALID_VALUE if
+ * neither holds all of it. */
+CUresult tpc_place_device(uint64_t address, uint64_t size, struct tpc_place *out);
+/* Of one that is to be host memory. */
+CUresult tpc_place_host(uint64_t address, uint64_t size, struct tpc_place *out);
+/* Of one that the address decides about. */
+CUresult tpc_place_either(uint64_t address, uint64_t size, struct tpc_place *out);
 
 /* ---- copy.c ---- */
 /* The device side of a copy: rows of `width` bytes, `pitch` apart. */

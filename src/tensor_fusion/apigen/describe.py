@@ -12,7 +12,7 @@ A line of api/ names a function and one of these kinds:
                 first came with CUDA 12.0 or later (see emit_client.py)
 
 A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
-refuses what the driver would refuse at once.
+refuses what the driver would refuse at once, or answers ``TPC_DONE`` when it has made the call in another way.
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
 ``call`` does so when it has succeeded.
 

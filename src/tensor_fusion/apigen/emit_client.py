@@ -186,7 +186,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(f"    {upper}_VERSIONED(n_{item.name}, {item.name});")
     if op.line.check:
         body.append(f"    CUresult refused = {prefix}_check_{op.name}({', '.join(p.name for p in prototype.params)});")
-        body.append("    if (TP_UNLIKELY(refused != CUDA_SUCCESS)) { return refused; }")
+        done = f"refused == {upper}_DONE ? CUDA_SUCCESS : refused"
+        body.append(f"    if (TP_UNLIKELY(refused != CUDA_SUCCESS)) {{ return {done}; }}")
     for item in op.fields:
         if item.role == "new":
             kind = f"TPG_{item.kind.upper()}"

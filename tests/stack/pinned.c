@@ -1,0 +1,326 @@
+/*
+ * Pinned memory by its host address: where CUDA takes a device address, it takes that of pinned memory, too.
+ *
+ * One check for each word that the role is given, for memory of every kind: allocated in both ways, registered, and with a device
+ * address that was asked for; small and large. The program looks at the memory where CUDA lets it: behind a wait for the stream
+ * or an event, behind a query that said "complete", and behind the forms that are synchronous for host memory.
+ */
+#include "stack.h"
+
+#include <sys/mman.h>
+
+enum { SMALL = 8192, LARGE = (9 << 20) + 4096, KINDS = 4 };
+
+static struct memory {
+    unsigned char *at;
+    size_t size;
+    bool registered;
+} memories[KINDS];
+static CUmodule module;
+static CUdeviceptr device, other; /* as large as the largest */
+static unsigned char *plain;
+
+static uint64_t number(const void *at) { return (uint64_t)(uintptr_t)at; }
+
+static void make_all(void) {
+    CUdeviceptr there;
+    start();
+    module = load_kernels();
+    memories[0] = (struct memory){.size = SMALL};
+    OK(cuMemHostAlloc((void **)&memories[0].at, SMALL, 0));
+    memories[1] = (struct memory){.size = LARGE};
+    OK(cuMemAllocHost_v2((void **)&memories[1].at, LARGE));
+    memories[2] = (struct memory){.size = LARGE, .registered = true};
+    memories[2].at = mmap(NULL, LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    CHECK(memories[2].at != MAP_FAILED);
+    OK(cuMemHostRegister_v2(memories[2].at, LARGE, 0));
+    memories[3] = (struct memory){.size = SMALL};
+    OK(cuMemHostAlloc((void **)&memories[3].at, SMALL, CU_MEMHOSTALLOC_DEVICEMAP));
+    OK(cuMemHostGetDevicePointer_v2(&there, memories[3].at, 0));
+    OK(cuMemAlloc_v2(&device, LARGE));
+    OK(cuMemAlloc_v2(&other, LARGE));
+    plain = malloc(LARGE);
+    CHECK(plain);
+}
+
+static void end_all(void) {
+    for (int i = 0; i < KINDS; i++) {
+        OK(memories[i].registered ? cuMemHostUnregister(memories[i].at) : cuMemFreeHost(memories[i].at));
+    }
+    OK(cuMemFree_v2(device));
+    OK(cuMemFree_v2(other));
+}
+
+/* Work that takes a while, so that what follows it in the stream cannot be over when its call returns. */
+static void busy(CUstream stream) {
+    uint64_t ns = 5000000;
+    void *params[] = {&ns};
+    OK(cuLaunchKernel(kernel(module, "spin_ns"), 1, 1, 1, 1, 1, 1, 0, stream, params, NULL));
+}
+
+static bool all(const unsigned char *at, size_t size, unsigned value, size_t unit) {
+    for (size_t i = 0; i < size; i++) {
+        if (at[i] != (unsigned char)(value >> 8 * (i % unit))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void wait_in_some_way(CUstream stream, int way) {
+    CUevent event;
+    CUresult result;
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    OK(cuEventRecord(event, stream));
+    if (way == 0) {
+        OK(cuStreamSynchronize(stream));
+    } else if (way == 1) {
+        OK(cuEventSynchronize(event));
+    } else {
+        while ((result = way == 2 ? cuEventQuery(event) : cuStreamQuery(stream)) == CUDA_ERROR_NOT_READY) {
+        }
+        OK(result);
+    }
+    OK(cuEventDestroy_v2(event));
+}
+
+/* ---- memsets ---- */
+
+static CUresult set(int form, CUdeviceptr at, size_t bytes, unsigned value, CUstream stream) {
+    switch (form) {
+    case 0:
+        return cuMemsetD8Async(at, (unsigned char)value, bytes, stream);
+    case 1:
+        return cuMemsetD16Async(at, (unsigned short)value, bytes / 2, stream);
+    case 2:
+        return cuMemsetD32Async(at, value, bytes / 4, stream);
+    case 3:
+        return cuMemsetD8_v2(at, (unsigned char)value, bytes);
+    case 4:
+        return cuMemsetD16_v2(at, (unsigned short)value, bytes / 2);
+    default:
+        return cuMemsetD32_v2(at, value, bytes / 4);
+    }
+}
+
+static CUresult set_rows(int form, CUdeviceptr at, unsigned value, CUstream stream) {
+    enum { PITCH = 256, WIDTH = 64, ROWS = 9 };
+    switch (form) {
+    case 0:
+        return cuMemsetD2D8Async(at, PITCH, (unsigned char)value, WIDTH, ROWS, stream);
+    case 1:
+        return cuMemsetD2D16Async(at, PITCH, (unsigned short)value, WIDTH / 2, ROWS, stream);
+    case 2:
+        return cuMemsetD2D32Async(at, PITCH, value, WIDTH / 4, ROWS, stream);
+    case 3:
+        return cuMemsetD2D8_v2(at, PITCH, (unsigned char)value, WIDTH, ROWS);
+    case 4:
+        return cuMemsetD2D16_v2(at, PITCH, (unsigned short)value, WIDTH / 2, ROWS);
+    default:
+        return cuMemsetD2D32_v2(at, PITCH, value, WIDTH / 4, ROWS);
+    }
+}
+
+static void memsets(void) {
+    const unsigned value = 0x4d3c2b1a;
+    CUstream streams[3] = {NULL, CU_STREAM_PER_THREAD};
+    make_all();
+    OK(cuStreamCreate(&streams[2], CU_STREAM_NON_BLOCKING));
+    for (int i = 0; i < KINDS; i++) {
+        struct memory m = memories[i];
+        for (int form = 0; form < 6; form++) {
+            CUstream stream = form < 3 ? streams[(i + form) % 3] : NULL;
+            size_t unit = (size_t)1 << form % 3;
+            memset(m.at, 0xee, m.size);
+            busy(stream);
+            OK(set(form, number(m.at + 64), m.size - 128, value, stream));
+            if (form < 3) {
+                wait_in_some_way(stream, (i + form) % 4);
+            }
+            CHECK(all(m.at, 64, 0xee, 1) && all(m.at + m.size - 64, 64, 0xee, 1));
+            CHECK(all(m.at + 64, m.size - 128, value, unit));
+            busy(stream);
+            OK(set_rows(form, number(m.at), ~value, stream));
+            if (form < 3) {
+                wait_in_some_way(stream, (i + form + 1) % 4);
+            }
+            CHECK(all(m.at, 64, ~value, unit) && all(m.at + 2048, 64, ~value, unit));
+            CHECK(all(m.at + 2048 + 64, 256, value, unit) && all(m.at + 128, 128, value, unit));
+        }
+    }
+    end_all();
+}
+
+/* ---- in stream order ---- */
+
+/* What a memset or a copy writes into pinned memory is what a copy behind it reads there. */
+static void uploads_follow(void) {
+    CUstream stream;
+    make_all();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    for (int i = 0; i < KINDS; i++) {
+        struct memory m = memories[i];
+        memset(m.at, 0, m.size);
+        OK(cuMemsetD8Async(device, 0x11, m.size, stream));
+        busy(stream);
+        OK(cuMemsetD32Async(number(m.at), 0x71625344, m.size / 4, stream));
+        OK(cuMemcpyHtoDAsync_v2(device, m.at, m.size, stream));
+        OK(cuMemcpyDtoHAsync_v2(plain, device, m.size, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(all(plain, m.size, 0x71625344, 4));
+        OK(cuMemsetD8Async(device, 0x22, m.size, stream));
+        busy(stream);
+        OK(cuMemcpyDtoDAsync_v2(number(m.at), device, m.size, stream));
+        OK(cuMemcpyDtoDAsync_v2(other, number(m.at), m.size, stream));
+        OK(cuMemsetD8Async(number(m.at), 0x33, m.size, stream));
+        OK(cuMemcpyAsync(device, number(m.at), m.size, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(all(m.at, m.size, 0x33, 1));
+        OK(cuMemcpyDtoH_v2(plain, other, m.size));
+        CHECK(all(plain, m.size, 0x22, 1));
+        OK(cuMemcpyDtoH_v2(plain, device, m.size));
+        CHECK(all(plain, m.size, 0x33, 1));
+    }
+    OK(cuStreamDestroy_v2(stream));
+    end_all();
+}
+
+/* ---- copies ---- */
+
+typedef CUresult copying(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream);
+static CUresult device_to_device(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    return cuMemcpyDtoDAsync_v2(to, from, size, stream);
+}
+static CUresult device_to_device_now(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    (void)stream;
+    return cuMemcpyDtoD_v2(to, from, size);
+}
+static CUresult unified(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    return cuMemcpyAsync(to, from, size, stream);
+}
+static CUresult unified_now(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    (void)stream;
+    return cuMemcpy(to, from, size);
+}
+static CUresult peers(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    CUcontext context;
+    OK(cuCtxGetCurrent(&context));
+    return cuMemcpyPeerAsync(to, context, from, context, size, stream);
+}
+static CUresult peers_now(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    CUcontext context;
+    (void)stream;
+    OK(cuCtxGetCurrent(&context));
+    return cuMemcpyPeer(to, context, from, context, size);
+}
+static CUresult rows(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    CUDA_MEMCPY2D copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .srcDevice = from,
+                          .srcPitch = 1024,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = to,
+                          .dstPitch = 1024,
+                          .WidthInBytes = 1000,
+                          .Height = size / 1024};
+    return cuMemcpy2DAsync_v2(&copy, stream);
+}
+static CUresult boxes(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream) {
+    CUDA_MEMCPY3D copy = {.srcMemoryType = CU_MEMORYTYPE_UNIFIED,
+                          .srcDevice = from,
+                          .srcPitch = 512,
+                          .srcHeight = 4,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = to,
+                          .dstPitch = 512,
+                          .dstHeight = 4,
+                          .WidthInBytes = 500,
+                          .Height = 3,
+                          .Depth = size / 2048};
+    return cuMemcpy3DAsync_v2(&copy, stream);
+}
+static const struct {
+    copying *copy;
+    bool now;
+    size_t unit, part; /* of each `unit` bytes, `part` at their beginning are copied */
+} copyings[] = {{device_to_device, false, 1, 1},
+                {device_to_device_now, true, 1, 1},
+                {unified, false, 1, 1},
+                {unified_now, true, 1, 1},
+                {peers, false, 1, 1},
+                {peers_now, true, 1, 1},
+                {rows, false, 1024, 1000},
+                {boxes, false, 2048, 500}};
+
+static bool copied(const unsigned char *at, size_t size, size_t unit, size_t part, unsigned char value) {
+    for (size_t i = 0; i < size / unit; i++) {
+        if (!all(at + i * unit, part, value, 1)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void copies(void) {
+    CUstream stream;
+    make_all();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    for (int i = 0; i < KINDS; i++) {
+        struct memory m = memories[i], second = memories[(i + 1) % KINDS];
+        for (size_t k = 0; k < sizeof copyings / sizeof *copyings; k++) {
+            CUstream in = copyings[k].now ? NULL : stream;
+            size_t unit = copyings[k].unit, part = copyings[k].part;
+            size_t both = m.size < second.size ? m.size : second.size;
+            unsigned char value = (unsigned char)(0x40 + k);
+            memset(m.at, 0xee, m.size);
+            OK(cuMemsetD8Async(device, value, m.size, in));
+            busy(in);
+            OK(copyings[k].copy(number(m.at), device, m.size, in));
+            if (!copyings[k].now) {
+                wait_in_some_way(in, (int)(k + (size_t)i) % 4);
+            }
+            CHECK(copied(m.at, m.size, unit, part, value));
+            memset(m.at, value + 1, m.size);
+            OK(copyings[k].copy(other, number(m.at), m.size, in));
+            OK(cuStreamSynchronize(in));
+            OK(cuMemcpyDtoH_v2(plain, other, m.size));
+            CHECK(copied(plain, m.size, unit, part, (unsigned char)(value + 1)));
+            memset(m.at, value + 2, m.size);
+            OK(copyings[k].copy(number(second.at), number(m.at), both, in));
+            OK(cuStreamSynchronize(in));
+            CHECK(copied(second.at, both, unit, part, (unsigned char)(value + 2)));
+        }
+        memset(plain, 0x5a, m.size);
+        OK(cuMemcpyHtoD_v2(number(m.at), plain, m.size));
+        CHECK(all(m.at, m.size, 0x5a, 1));
+        memset(m.at, 0x5b, m.size);
+        OK(cuMemcpyDtoH_v2(plain, number(m.at), m.size));
+        CHECK(all(plain, m.size, 0x5b, 1));
+    }
+    OK(cuStreamDestroy_v2(stream));
+    end_all();
+}
+
+/* ---- what the driver refuses ---- */
+
+static void refusals(void) {
+    make_all();
+    for (int i = 0; i < KINDS; i++) {
+        struct memory m = memories[i];
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD8Async(number(m.at + 64), 1, m.size + 4096, NULL));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD32Async(number(m.at + 2), 1, 4, NULL));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD2D32Async(number(m.at), 6, 1, 4, 2, NULL));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoDAsync_v2(device, number(m.at + 64), m.size + 4096, NULL));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoDAsync_v2(number(m.at + 64), device, m.size + 4096, NULL));
+        OK(cuMemsetD8Async(number(m.at), 1, 0, NULL));
+        OK(cuMemsetD2D8Async(number(m.at), 0, 1, 4, 0, NULL));
+    }
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD8Async(number(plain), 1, 16, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoDAsync_v2(device, number(plain), 16, NULL));
+    OK(cuCtxSynchronize());
+    end_all();
+}
+
+static const struct check checks[] = {
+    {"memsets", memsets}, {"uploads-follow", uploads_follow}, {"copies", copies}, {"refusals", refusals}};
+
+int role_pinned(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }
