@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -132,10 +133,32 @@ def test_images(worker: Worker, check: str) -> None:
     assert worker.run("images", check) == "right\n"
 
 
-@pytest.mark.parametrize("check", ["memsets", "uploads-follow", "copies", "refusals"])
+@pytest.mark.parametrize("check", ["memsets", "uploads-follow", "copies", "refusals", "kernels-reach"])
 @pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])
 def test_pinned_memory_by_its_host_address(worker: Worker, check: str, variables: dict[str, str]) -> None:
     assert worker.run("pinned", check, **variables) == "right\n"
+
+
+def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
+    """Of memory that was allocated and memory that was registered the GPU reaches none, or the first."""
+    done = subprocess.run(
+        [str(worker.program), "pinned", "kernels-of-large"],
+        env=worker.env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    shared = worker.connection.startswith("shmem")
+    assert (done.returncode, done.stdout) == (0, f"{int(shared)}\nright\n"), done.stderr
+    assert len(re.findall(r"parameter 0 of the kernel is the host address .* is refused", done.stderr)) == 1
+
+
+def test_what_an_illegal_address_may_have_been(worker: Worker) -> None:
+    done = subprocess.run(
+        [str(worker.program), "pinned", "kernels-break"],
+        env=worker.env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+    named = re.findall(r"kernels do not reach the (\d+) bytes of pinned host memory at 0x", done.stderr)
+    large = str((9 << 20) + 4096)
+    assert sorted(named) == ([large] if worker.connection.startswith("shmem") else sorted(["8192", large, large]))
 
 
 @pytest.mark.parametrize("check", ["attributes-of-two-devices", "limits-of-a-kernel"])

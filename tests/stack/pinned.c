@@ -300,6 +300,89 @@ static void copies(void) {
     end_all();
 }
 
+/* ---- kernels ---- */
+
+static CUresult fill_at(CUdeviceptr at, uint32_t value, size_t words, bool in_a_buffer) {
+    struct {
+        uint64_t at;
+        uint32_t value, unused;
+        uint64_t words;
+    } buffer = {at, value, 0, words};
+    size_t size = sizeof buffer;
+    uint64_t count = words;
+    void *params[] = {&at, &value, &count};
+    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &buffer, CU_LAUNCH_PARAM_BUFFER_SIZE, &size, CU_LAUNCH_PARAM_END};
+    CUfunction function = kernel(module, "fill_u32");
+    CUresult result = in_a_buffer ? cuLaunchKernel(function, 4, 1, 1, 64, 1, 1, 0, NULL, NULL, extra)
+                                  : cuLaunchKernel(function, 4, 1, 1, 64, 1, 1, 0, NULL, params, NULL);
+    CHECK(buffer.at == at); /* the program's own */
+    return result;
+}
+
+/* What a twin can hold is reached by its host address, in both forms of a launch and in a graph. */
+static void kernels_reach(void) {
+    CUgraph graph;
+    CUgraphNode node;
+    CUgraphExec exec;
+    make_all();
+    for (int i = 0; i < KINDS; i += KINDS - 1) {
+        unsigned char *at = memories[i].at;
+        for (int form = 0; form < 2; form++) {
+            memset(at, 0xee, SMALL);
+            OK(fill_at(number(at + 1024), 0x61626364, 256, form == 1));
+            wait_in_some_way(NULL, form + i);
+            CHECK(all(at, 1024, 0xee, 1) && all(at + 1024, 1024, 0x61626364, 4) && all(at + 2048, 4096, 0xee, 1));
+        }
+        uint64_t to = number(at + 512), words = 8;
+        uint32_t value = 0x10203040;
+        void *params[] = {&to, &value, &words};
+        CUDA_KERNEL_NODE_PARAMS what = {.func = kernel(module, "fill_u32"),
+                                        .gridDimX = 1,
+                                        .gridDimY = 1,
+                                        .gridDimZ = 1,
+                                        .blockDimX = 32,
+                                        .blockDimY = 1,
+                                        .blockDimZ = 1,
+                                        .kernelParams = params};
+        OK(cuGraphCreate(&graph, 0));
+        OK(cuGraphAddKernelNode_v2(&node, graph, NULL, 0, &what));
+        OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+        OK(cuGraphLaunch(exec, NULL));
+        OK(cuStreamSynchronize(NULL));
+        CHECK(all(at + 512, 32, value, 4) && all(at + 544, 64, 0xee, 1));
+        OK(cuGraphExecDestroy(exec));
+        OK(cuGraphDestroy(graph));
+    }
+    end_all();
+}
+
+/* Larger memory is reached, or the launch is refused and the context as good as before: the word is the number of kinds that are. */
+static void kernels_of_large(void) {
+    int reached = 0;
+    make_all();
+    for (int i = 1; i < 3; i++) {
+        struct memory m = memories[i];
+        CUresult result = fill_at(number(m.at), 7, 256, false);
+        CHECK(result == CUDA_SUCCESS || result == CUDA_ERROR_NOT_SUPPORTED);
+        OK(cuCtxSynchronize());
+        CHECK(!result == all(m.at, 1024, 7, 4));
+        reached += !result;
+        OK(fill_at(number(plain), 7, 0, false)); /* not in it; the kernel does not look */
+    }
+    OK(cuMemsetD32Async(number(memories[1].at), 9, 16, NULL));
+    OK(cuCtxSynchronize());
+    end_all();
+    say("%d", reached);
+}
+
+/* A kernel that uses an address which is none. */
+static void kernels_break(void) {
+    make_all();
+    OK(fill_at(0x1230, 7, 16, false));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
+}
+
 /* ---- what the driver refuses ---- */
 
 static void refusals(void) {
@@ -320,7 +403,12 @@ static void refusals(void) {
     end_all();
 }
 
-static const struct check checks[] = {
-    {"memsets", memsets}, {"uploads-follow", uploads_follow}, {"copies", copies}, {"refusals", refusals}};
+static const struct check checks[] = {{"memsets", memsets},
+                                      {"uploads-follow", uploads_follow},
+                                      {"copies", copies},
+                                      {"refusals", refusals},
+                                      {"kernels-reach", kernels_reach},
+                                      {"kernels-of-large", kernels_of_large},
+                                      {"kernels-break", kernels_break}};
 
 int role_pinned(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

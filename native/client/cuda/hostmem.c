@@ -210,6 +210,7 @@ static CUresult add_host(struct tpc_context *context, unsigned char *memory, siz
         free(host);
         return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
     }
+    tpc_unreached_add(range.start, size);
     return CUDA_SUCCESS;
 }
 
@@ -220,6 +221,9 @@ static struct tpc_host *take_out(void *p, unsigned int made) {
     if (!tpc_range_at(start, &range) || range.start != start || (range.flags & TPC_MADE_MASK) != made ||
         !tpc_range_remove(start, &range)) {
         return NULL;
+    }
+    if (range.device_address != start) {
+        tpc_unreached_remove();
     }
     tp_transfers_touching_wait(tpc_conn, p, range.size); /* a lost connection touches nothing any more */
     return range.detail;
@@ -278,6 +282,9 @@ static bool add_shared(struct tpc_context *context, unsigned char *base, uint64_
         tpc_range_remove(start, NULL);
         free(host);
         return false;
+    }
+    if (range.device_address != start) {
+        tpc_unreached_add(start, size);
     }
     return true;
 }

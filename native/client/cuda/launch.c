@@ -62,8 +62,8 @@ static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel
 }
 
 /* Where the parameter block comes from: the caller's buffer (`extra`), or gathered into `block`. */
-static CUresult gather(struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
-                       const void **source) {
+static CUresult collect(struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
+                        const void **source) {
     CUresult described = tpc_kernel_describe(kernel);
     *source = block;
     if (TP_UNLIKELY(described != CUDA_SUCCESS)) {
@@ -107,6 +107,15 @@ static CUresult gather(struct tpc_kernel *kernel, void **params, void **extra, u
     return CUDA_SUCCESS;
 }
 
+static CUresult gather(const char *name, struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
+                       const void **source) {
+    CUresult result = collect(kernel, params, extra, block, source);
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_unreached, memory_order_relaxed)) && result == CUDA_SUCCESS) {
+        result = tpc_reach_parameters(name, kernel, block, source);
+    }
+    return result;
+}
+
 CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARAMS *p, unsigned char *block,
                           const void **source) {
     TPC_CONTEXT(context);
@@ -115,7 +124,7 @@ CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARA
     bool ask = false; /* the parameters of an executable graph wait for nobody: they are refused here */
     CUresult result = check_shape(context, kernel, &shape, &ask);
     result = result == CUDA_SUCCESS && ask ? CUDA_ERROR_INVALID_VALUE : result;
-    return result ? result : gather(kernel, p->kernelParams, p->extra, block, source);
+    return result ? result : gather("cuGraphKernelNode", kernel, p->kernelParams, p->extra, block, source);
 }
 
 /* Everything before the frame is sent; on success *source is the parameter block, and *ask whether to wait for the result. */
@@ -129,7 +138,7 @@ static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CU
     *ask = false;
     CUresult result = check_shape(context, kernel, shape, ask);
     if (TP_LIKELY(result == CUDA_SUCCESS)) {
-        result = gather(kernel, params, extra, block, source);
+        result = gather("cuLaunchKernel", kernel, params, extra, block, source);
     }
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed)) && result == CUDA_SUCCESS) {
         tpc_twins_push();

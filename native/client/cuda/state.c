@@ -178,6 +178,9 @@ static CUresult learn(int error) {
             "the context of device %d is broken by error %d (%s); the driver gives that error from every call in it, "
             "until the program ends",
             context->device, error, tpg_cuda_error_name(error));
+        if (error == CUDA_ERROR_ILLEGAL_ADDRESS) {
+            tpc_unreached_tell();
+        }
     }
     return (CUresult)error;
 }

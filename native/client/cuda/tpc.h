@@ -242,6 +242,15 @@ void tpc_memory_reserve(uint64_t base, uint64_t size);
 extern _Atomic int tpc_twins;
 void tpc_twins_push(void);
 
+/* reach.c: how many pieces of pinned memory kernels do not reach at their host address. Where there are any, a launch has its
+ * parameters looked at: what can be reached gets its device address, in `block`, the rest is refused. */
+extern _Atomic unsigned int tpc_unreached;
+struct tpc_kernel;
+CUresult tpc_reach_parameters(const char *name, const struct tpc_kernel *kernel, unsigned char *block,
+                              const void **source);
+/* Names them in the log, after a kernel has used an address that is none. */
+void tpc_unreached_tell(void);
+
 /* ---- kernels (module.c) ---- */
 struct tpc_parameter {
     uint16_t offset, size;

@@ -57,6 +57,11 @@ uint64_t tpc_host_offset(const void *memory, uint64_t size);
 /* True for an address that the device reaches and whose bytes lie on the host. */
 bool tpc_is_mapped_host(uint64_t address);
 
+/* ---- reach.c ---- */
+/* Pinned memory whose host address is not the device's was made, or has ended. */
+void tpc_unreached_add(uint64_t start, uint64_t size);
+void tpc_unreached_remove(void);
+
 /* ---- place.c ---- */
 /* Where a copy or a memset finds [address, address+size): at an address of the device, or in host memory of this process. */
 struct tpc_place {
@@ -107,6 +112,8 @@ CUresult tpc_copy_settle(uint64_t destination, uint64_t source);
 /* And its end: it waits if a side is host memory, which the program may look at or change now, or belongs to another context,
  * which would not wait by itself. Between memory of one context the driver does not wait either. */
 CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, CUstream stream, CUresult result);
+/* cuMemcpyAsync. */
+CUresult tpc_copy_anywhere(const char *name, uint64_t to, uint64_t from, uint64_t size, CUstream stream);
 /* Waits until `stream` has done everything that was sent before. */
 CUresult tpc_copy_wait(const char *name, CUstream stream);
 bool tpc_is_pinned(const void *memory, size_t size);
