@@ -139,6 +139,12 @@ def test_pinned_memory_by_its_host_address(worker: Worker, check: str, variables
     assert worker.run("pinned", check, **variables) == "right\n"
 
 
+@pytest.mark.parametrize("check", ["all-ways", "sources-that-change", "refusals", "captures"])
+@pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])
+def test_batches_of_copies(worker: Worker, check: str, variables: dict[str, str]) -> None:
+    assert worker.run("batches", check, **variables) == "right\n"
+
+
 def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
     """Of memory that was allocated and memory that was registered the GPU reaches none, or the first."""
     done = subprocess.run(

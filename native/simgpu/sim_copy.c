@@ -185,6 +185,65 @@ CUresult cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdevice
     return peer1d(context, hStream, dstDevice, dstContext, srcDevice, srcContext, ByteCount, true);
 }
 
+// ---- Batches -----------------------------------------------------------------------------------------------------
+
+static CUresult check_batch(const CUdeviceptr *dsts, const CUdeviceptr *srcs, const size_t *sizes, size_t count,
+                            const CUmemcpyAttributes *attrs, const size_t *places, size_t attr_count, size_t *failed) {
+    if (!dsts || !srcs || !sizes || !attrs || !places || !attr_count || attr_count > count || places[0])
+        return CUDA_ERROR_INVALID_VALUE;
+    for (size_t i = 0; i < attr_count; i++) {
+        unsigned order = attrs[i].srcAccessOrder;
+        if (places[i] >= count || (i && places[i] <= places[i - 1]) || order < 1 || order > 3 || attrs[i].flags > 1)
+            return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (size_t i = 0; i < count; i++)
+        if (!sizes[i] || !dsts[i] || !srcs[i]) {
+            *failed = i;
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+    return CUDA_SUCCESS;
+}
+
+// Copy after copy in the stream: in a batch there is no order, so any will do. Sources are always read in stream order, and
+// where they must be read before the call returns, it waits.
+static CUresult copy_batch(const CUdeviceptr *dsts, const CUdeviceptr *srcs, const size_t *sizes, size_t count,
+                           const CUmemcpyAttributes *attrs, const size_t *places, size_t attr_count, size_t *fail,
+                           CUstream stream) {
+    SIM_ENTER_CONTEXT(context);
+    size_t failed = SIZE_MAX, attr = 0;
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    bool wait = false;
+    CUresult result = !stream || stream == CU_STREAM_LEGACY
+                          ? CUDA_ERROR_INVALID_VALUE
+                          : check_batch(dsts, srcs, sizes, count, attrs, places, attr_count, &failed);
+    if (result == CUDA_SUCCESS)
+        result = cuStreamIsCapturing(stream, &status);
+    if (result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE)
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED; // and the capture lives, as with driver 13.0
+    for (size_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
+        attr += attr + 1 < attr_count && places[attr + 1] == i;
+        wait |= attrs[attr].srcAccessOrder == CU_MEMCPY_SRC_ACCESS_ORDER_DURING_API_CALL;
+        result = copy1d(context, stream, dsts[i], SIM_PLACE_UNIFIED, srcs[i], SIM_PLACE_UNIFIED, sizes[i], true);
+        failed = result ? i : failed;
+    }
+    if (result == CUDA_SUCCESS && wait)
+        result = cuStreamSynchronize(stream);
+    if (result != CUDA_SUCCESS && fail)
+        *fail = failed;
+    return result;
+}
+
+CUresult cuMemcpyBatchAsync(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,
+                            CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs, size_t *failIdx,
+                            CUstream hStream) {
+    return copy_batch(dsts, srcs, sizes, count, attrs, attrsIdxs, numAttrs, failIdx, hStream);
+}
+
+CUresult cuMemcpyBatchAsync_v2(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,
+                               CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs, CUstream hStream) {
+    return copy_batch(dsts, srcs, sizes, count, attrs, attrsIdxs, numAttrs, NULL, hStream);
+}
+
 // ---- Memset ------------------------------------------------------------------------------------------------------
 
 static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, size_t pitch, uint32_t value,

@@ -55,6 +55,9 @@ int role_corners(int count, char **words);
 /* images.c */
 int role_images(int count, char **words);
 
+/* batches.c */
+int role_batches(int count, char **words);
+
 /* pinned.c */
 int role_pinned(int count, char **words);
 

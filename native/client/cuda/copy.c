@@ -382,6 +382,10 @@ static CUresult anywhere(const char *name, CUdeviceptr to, CUdeviceptr from, siz
     return place_and_copy(name, tpc_place_either, to, tpc_place_either, from, size, stream, sync);
 }
 
+CUresult tpc_copy_anywhere(const char *name, uint64_t to, uint64_t from, uint64_t size, CUstream stream) {
+    return anywhere(name, to, from, size, stream, false);
+}
+
 CUresult tpc_cuMemcpyHtoD_v2(CUstream implicit, CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount) {
     return up("cuMemcpyHtoD", dstDevice, srcHost, ByteCount, implicit, true);
 }
