@@ -37,6 +37,7 @@ CASES = (
     "in_step",
     "first_copy",
     "standing",
+    "ordered_frees",
     "order",
     "stall",
     "twin_limit",
@@ -147,7 +148,7 @@ def test_case(worker: Worker, program: Path, case: str) -> None:
 
 @whole_stack
 def test_strict_mode_gives_the_same(worker: Worker, program: Path) -> None:
-    worker.run(program, "boxes", "pools", "twins", TF_STRICT="1")
+    worker.run(program, "boxes", "pools", "ordered_frees", "twins", TF_STRICT="1")
 
 
 @whole_stack
@@ -156,6 +157,7 @@ def test_limit_to_the_byte(program: Path) -> None:
         limited.run(program, "limit")
         limited.run(program, "limit")  # what the first client held has come back
         limited.run(program, "kept")
+        limited.run(program, "ordered_limit")
 
 
 @whole_stack

@@ -265,23 +265,40 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
     free(range);
 }
 
+void tpw_range_leave(struct tpw_session *s, struct tpw_range *range) {
+    tp_interval_remove(&s->memory->ranges, range->at.start);
+    s->memory->pending_bytes[range->device] += range->charged;
+    s->memory->pending_frees++;
+}
+
+/* No way to learn of completion: the context is broken, or this process is out of memory. */
+static void freed_now(struct tpw_session *s, struct tpw_range *range, int32_t error) {
+    s->cuda.cuCtxSynchronize();
+    freed(s, range, error);
+}
+
 int32_t tpw_memory_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_free_in *in) {
     (void)frame;
     struct tpw_range *range = tpw_range_at(s, in->address);
     if (!range || range->at.start != in->address || range->kind > TPW_RANGE_POOL) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    tp_interval_remove(&s->memory->ranges, in->address);
-    s->memory->pending_bytes[range->device] += range->charged;
-    s->memory->pending_frees++;
+    tpw_range_leave(s, range);
     /* Other devices' streams may copy it, their kernels may use it. */
     int32_t error =
         s->device_count > 1 ? tpw_when_everything_done(s, freed, range) : tpw_when_all_done(s, freed, range);
-    if (error) { /* no way to learn of completion: the context is broken, or this process is out of memory */
-        s->cuda.cuCtxSynchronize();
-        freed(s, range, error);
+    if (error) {
+        freed_now(s, range, error);
     }
     return CUDA_SUCCESS;
+}
+
+void tpw_memory_free_behind(struct tpw_session *s, struct tpw_range *range, CUstream native) {
+    tpw_range_leave(s, range);
+    int32_t error = tpw_when_done(s, native, freed, range);
+    if (error) {
+        freed_now(s, range, error);
+    }
 }
 
 int32_t tpw_memory_info(struct tpw_session *s, const struct tp_frame *frame, struct tpg_memory_info_out *out) {

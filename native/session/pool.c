@@ -221,8 +221,12 @@ int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const
     int32_t error = CUDA_SUCCESS;
     struct tpw_range *range = tpw_range_at(s, in->address);
     refuse_memory_nodes(s, stream->native, &error);
-    if (!error && (!range || range->at.start != in->address || range->kind != TPW_RANGE_POOL)) {
+    if (!error && (!range || range->at.start != in->address || range->kind > TPW_RANGE_POOL)) {
         error = CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!error && range->kind != TPW_RANGE_POOL) {
+        tpw_memory_free_behind(s, range, stream->native);
+        return CUDA_SUCCESS;
     }
     if (!error) {
         error = (int32_t)s->cuda.cuMemFreeAsync(in->address, stream->native);
@@ -230,9 +234,7 @@ int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const
     if (error) {
         return error;
     }
-    tp_interval_remove(&s->memory->ranges, in->address);
-    s->memory->pending_bytes[range->device] += range->charged;
-    s->memory->pending_frees++;
+    tpw_range_leave(s, range);
     if (tpw_when_done(s, stream->native, freed, range)) {
         freed(s, range, 0);
     }

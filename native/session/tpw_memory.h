@@ -128,6 +128,10 @@ void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes);
 bool tpw_wait_a_moment(struct tpw_session *s);
 /* Waits until no free is pending. */
 bool tpw_wait_for_frees(struct tpw_session *s);
+/* Takes a range from the client; its memory and its bytes are pending until they have been given back. */
+void tpw_range_leave(struct tpw_session *s, struct tpw_range *range);
+/* Takes memory that is not a pool's from the client, and frees it when the stream gets there. */
+void tpw_memory_free_behind(struct tpw_session *s, struct tpw_range *range, CUstream native);
 /* The range that the client was told as `reserved` by the start operation: device memory lies there. May be called
  * before the first context; 0, 0 when the driver does not give one. */
 void tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size);

@@ -68,5 +68,7 @@ void case_threads(void);
 void case_in_step(void);
 void case_first_copy(void);
 void case_standing(void);
+void case_ordered_frees(void);
+void case_ordered_limit(void);
 
 #endif

@@ -509,3 +509,65 @@ void case_standing(void) {
         OK(cuStreamDestroy_v2(streams[i]));
     }
 }
+
+/* cuMemFreeAsync takes memory of cuMemAlloc, too. It stays what it is until its stream gets there. */
+void case_ordered_frees(void) {
+    static const size_t sizes[] = {1000, 5 * MIB};
+    CUstream stream;
+    CUgraph graph;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    for (int i = 0; i < 4; i++) {
+        const size_t size = sizes[i % 2];
+        CUdeviceptr a, b;
+        unsigned char byte = 0;
+        OK(cuMemAlloc_v2(&a, size));
+        GIVES(1, cuMemFreeAsync(a + 1, stream));
+        GIVES(400, cuMemFreeAsync(a, (CUstream)0x1234));
+        released = false;
+        OK(cuLaunchHostFunc(stream, stand, NULL));
+        OK(cuMemsetD8Async(a, 1, size, stream));
+        OK(cuMemFreeAsync(a, stream));
+        GIVES(1, cuMemFreeAsync(a, stream));
+        GIVES(1, cuMemFree_v2(a));
+        OK(cuMemAlloc_v2(&b, size));
+        CHECK(b != a);
+        OK(cuMemsetD8_v2(b, 2, size));
+        released = true;
+        OK(cuStreamSynchronize(stream));
+        OK(cuMemcpyDtoH_v2(&byte, b + size - 1, 1));
+        CHECK(byte == 2);
+        OK(i < 2 ? cuMemFreeAsync(b, NULL) : cuMemFreeAsync(b, CU_STREAM_PER_THREAD));
+    }
+    /* What a capture refuses has not been freed. */
+    for (int i = 0; i < 2; i++) {
+        CUdeviceptr a;
+        OK(i ? cuMemAllocAsync(&a, 1000, stream) : cuMemAlloc_v2(&a, 1000));
+        OK(cuStreamSynchronize(stream));
+        OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+        CHECK(cuMemFreeAsync(a, stream) != CUDA_SUCCESS);
+        CHECK(cuStreamEndCapture(stream, &graph) != CUDA_SUCCESS);
+        OK(cuMemsetD8_v2(a, 3, 1000));
+        OK(cuMemFreeAsync(a, stream));
+        GIVES(1, cuMemFree_v2(a));
+    }
+    OK(cuStreamDestroy_v2(stream));
+}
+
+/* Under a limit of 64 MiB, all of which is had again, though another stream stands. */
+void case_ordered_limit(void) {
+    CUdeviceptr a;
+    CUstream stream, standing;
+    size_t free_bytes, total;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&standing, CU_STREAM_NON_BLOCKING));
+    released = false;
+    OK(cuLaunchHostFunc(standing, stand, NULL));
+    for (int i = 0; i < 3; i++) {
+        OK(cuMemAlloc_v2(&a, 64 * MIB));
+        OK(cuMemFreeAsync(a, stream));
+        OK(cuMemGetInfo_v2(&free_bytes, &total));
+        CHECK(free_bytes == 64 * MIB);
+    }
+    released = true;
+    OK(cuCtxSynchronize());
+}

@@ -435,6 +435,10 @@ static void pools(void) {
     OK(cuMemFreeAsync(p, stream));
     GIVES(1, cuMemFreeAsync(p, stream));
     GIVES(1, cuMemsetD8Async(p, 1, 1, stream));
+    OK(cuMemAlloc_v2(&p, 1000)); /* may be freed in order, too */
+    GIVES(1, cuMemFreeAsync(p + 1, stream));
+    OK(cuMemFreeAsync(p, stream));
+    GIVES(1, cuMemFree_v2(p));
     OK(cuStreamSynchronize(stream));
     OK(cuMemGetInfo_v2(&now, &total));
     CHECK(now == before);

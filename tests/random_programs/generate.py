@@ -361,7 +361,7 @@ class Generator:
 
     def do_free(self) -> None:
         region = self.some_region(lambda kind: True)
-        if self.model.regions[region].kind == "pool" and self.random.random() < 0.7:
+        if self.random.random() < {"pool": 0.7, "alloc": 0.3}.get(self.model.regions[region].kind, 0):
             self.put_in_order(Operation(self.active, "pool_free", (region, self.some_stream())))
         else:
             self.put_in_order(Operation(self.active, "free", (region,)))

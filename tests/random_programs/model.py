@@ -175,8 +175,8 @@ class Model(StreamRules, GraphRules):
 
     def do_pool_free(self, op: Operation) -> None:
         region = self.region(op.thread, op.args[0])
-        if region.kind != "pool":
-            raise Illegal("not of a pool")
+        if region.kind not in ("pool", "alloc"):
+            raise Illegal("not freed in order")
         if region.users - {op.thread}:
             raise Illegal("another thread uses it")
         stream = self.stream(op.thread, op.args[1])

@@ -222,6 +222,7 @@ CUresult tpc_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemor
     return allocate("cuMemAllocFromPoolAsync", dptr, bytesize, (uint64_t)(uintptr_t)pool, true, hStream);
 }
 
+/* Memory of cuMemAlloc, too: it may be freed in the order of a stream, as that of a pool may be freed by cuMemFree. */
 CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     TPC_CONTEXT(context);
     (void)context;
@@ -230,10 +231,14 @@ CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     if (!dptr) {
         return CUDA_SUCCESS;
     }
-    if (!tpc_range_at(dptr, &range) || range.start != dptr || (range.flags & TPC_MADE_MASK) != TPC_MADE_POOL ||
-        !tpc_range_remove(dptr, NULL)) {
+    unsigned int made = tpc_range_at(dptr, &range) && range.start == dptr ? range.flags & TPC_MADE_MASK : 0;
+    if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || !tpc_range_remove(dptr, &range)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_pool_free_in in = {.address = dptr, .stream = (uint64_t)(uintptr_t)hStream};
-    return tpc_post_pool_free("cuMemFreeAsync", &in);
+    CUresult result = tpc_post_pool_free("cuMemFreeAsync", &in);
+    if (result != CUDA_SUCCESS) {
+        tpc_range_add(&range); /* refused at once, as in a capture: the memory is still there */
+    }
+    return result;
 }

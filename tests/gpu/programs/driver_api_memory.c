@@ -339,6 +339,12 @@ void section_pool(void) {
     ASK("synchronize", cu.cuStreamSynchronize(stream));
     VALUE("read", "%x %x", back[0], back[3]);
     ASK("free async twice", cu.cuMemFreeAsync(address, stream));
+    cu_must(cu.cuMemAlloc_v2(&other, 1 * MIB), "cuMemAlloc");
+    ASK("free async inside what cuMemAlloc gave", cu.cuMemFreeAsync(other + 512, stream));
+    ASK("free async what cuMemAlloc gave", cu.cuMemFreeAsync(other, stream));
+    ASK("free async it twice", cu.cuMemFreeAsync(other, stream));
+    ASK("free it, too", cu.cuMemFree_v2(other));
+    ASK("synchronize after that", cu.cuStreamSynchronize(stream));
     ASK("trim", cu.cuMemPoolTrimTo(pool, 0));
     ASK("own pool", cu.cuMemPoolCreate(&own, &properties));
     ASK("alloc from own pool", cu.cuMemAllocFromPoolAsync(&address, 4096, own, stream));
