@@ -407,6 +407,7 @@ def test_waits_are_cheap_again_after_a_failure(program: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("check", "faults"),
     [
+        ("order", "cuCtxGetLimit:100=999"),  # none of these is an answer that was not given
         ("limit", "cuCtxGetLimit:14=999"),  # ten describe the device, one is asked for itself
         ("module", "cuFuncGetParamInfo:2=999"),
         ("library", ";".join(f"cuKernelGetParamInfo:{n}=999" for n in (2, 3, 4, 5))),
@@ -421,7 +422,10 @@ def test_an_error_is_not_an_answer(program: Path, check: str, faults: str) -> No
         assert worker.run("failures", check) == "right\n"
 
 
-@pytest.mark.parametrize("faults", ["cuDeviceGetAttribute:50=999", "cuCtxGetLimit:3=999"])
+# The 192nd asks whether the device can map memory.
+@pytest.mark.parametrize(
+    "faults", ["cuDeviceGetAttribute:50=999", "cuDeviceGetAttribute:192=999", "cuCtxGetLimit:3=999"]
+)
 def test_a_device_is_described_or_there_is_none(program: Path, faults: str) -> None:
     """One of a hundred attributes is not told: the driver does not start, instead of having that for an answer."""
     with Worker(program=program, TF_SIM_FAULTS=faults) as worker:
@@ -430,6 +434,20 @@ def test_a_device_is_described_or_there_is_none(program: Path, faults: str) -> N
             assert client.line() == "console"
             assert client.code("init") == 999
             assert client.end() == 0
+
+
+def test_a_device_without_a_place_is_not_left_out() -> None:
+    """NVML shows the devices of CUDA, by their place on the bus: one that is not told is no device less."""
+    script = """
+import ctypes
+nvml, count = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_uint(77)
+print(nvml.nvmlInit_v2(), nvml.nvmlInit_v2(), nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)), count.value)
+"""
+    with Worker(TF_SIM_FAULTS="cuDeviceGetPCIBusId:1=999") as worker:
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=worker.env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stdout == "999 0 0 1\n", done.stderr
 
 
 def test_failure_that_breaks_one_context(program: Path) -> None:

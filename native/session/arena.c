@@ -89,13 +89,16 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
     static const uint64_t sizes[] = {4ull << 40, 1ull << 40, 512ull << 30, 256ull << 30};
     static const uint64_t bases[] = {ARENA_BASE, 0x280000000000ull, 0x380000000000ull, 0x200000000000ull};
     if (m->reserve_tried) {
-        return m->base ? CUDA_SUCCESS : CUDA_ERROR_NOT_SUPPORTED;
+        return CUDA_SUCCESS;
     }
     for (int i = 0; i < s->device_count; i++) {
         int supported = 0;
-        if (s->cuda.cuDeviceGetAttribute(&supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
-                                         s->devices[i]) ||
-            !supported) {
+        int32_t error = (int32_t)s->cuda.cuDeviceGetAttribute(
+            &supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, s->devices[i]);
+        if (error) {
+            return error;
+        }
+        if (!supported) {
             tp_log(TP_WARN, "device %d has no virtual memory management: its memory comes from cuMemAlloc_v2", i);
             continue;
         }
@@ -124,7 +127,7 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
     for (int i = 0; i < TPW_MAX_DEVICES; i++) {
         m->arenas[i].vmm = false;
     }
-    return CUDA_ERROR_NOT_SUPPORTED;
+    return CUDA_SUCCESS;
 }
 
 /* ---- the limit ----

@@ -22,14 +22,16 @@ bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
     /* For the legacy stream the driver answers CUDA_ERROR_STREAM_CAPTURE_IMPLICIT while a blocking stream captures, and
      * this question disturbs nothing. */
     CUcontext before = s->entered_native;
+    const uint32_t entered = s->entered;
     if (before != stream->context) {
-        s->cuda.cuCtxSetCurrent(stream->context);
+        tpw_go_into(s, stream->context);
     }
     int32_t error = (int32_t)s->cuda.cuStreamIsCapturing(stream->native, &status);
     /* What else goes wrong is no capture: whatever is done in the stream then fails with the driver's own error. */
     bool free_of = error ? error != CUDA_ERROR_STREAM_CAPTURE_IMPLICIT : status == CU_STREAM_CAPTURE_STATUS_NONE;
     if (before != stream->context) {
-        s->cuda.cuCtxSetCurrent(before);
+        tpw_go_into(s, before);
+        s->entered = s->entered_native == before ? entered : 0;
     }
     return free_of;
 }

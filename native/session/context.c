@@ -204,8 +204,7 @@ int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame,
 
 static void go_into(struct tpw_session *s, CUcontext native) {
     if (s->entered_native != native) {
-        s->cuda.cuCtxSetCurrent(native);
-        s->entered_native = native;
+        tpw_go_into(s, native);
     }
     s->entered = 0; /* the next frame looks its context up */
 }

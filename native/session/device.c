@@ -131,9 +131,8 @@ int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const str
     if (error) {
         return error;
     }
-    tpw_memory_reserved(s, &out->reserved_base, &out->reserved_size);
     out->driver_version = version < TABLE_VERSION ? version : TABLE_VERSION;
     out->devices = descriptions;
     out->devices_size = (size_t)s->device_count * sizeof *descriptions;
-    return CUDA_SUCCESS;
+    return tpw_memory_reserved(s, &out->reserved_base, &out->reserved_size);
 }

@@ -335,18 +335,21 @@ int32_t tpw_memory_open(struct tpw_session *s) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!m->opened) {
-        tpw_arena_reserve(s); /* a failure was logged, and has its own way of allocating */
-        m->opened = true;
+        int32_t error = tpw_arena_reserve(s);
+        m->opened = !error;
+        return error;
     }
     return CUDA_SUCCESS;
 }
 
-void tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size) {
+int32_t tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size) {
+    int32_t error = tpw_memory_open(s);
     *base = *size = 0;
-    if (tpw_memory_open(s) == CUDA_SUCCESS && s->memory->base) {
+    if (!error && s->memory->base) {
         *base = s->memory->base;
         *size = s->memory->size + TPW_GRANULE; /* the twins lie behind it */
     }
+    return error;
 }
 
 void tpw_memory_context_gone(struct tpw_session *s, uint32_t context) {

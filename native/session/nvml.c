@@ -80,18 +80,22 @@ uint32_t tpw_nvml_ordinal(uint64_t handle) {
 /* ---- which devices ---- */
 
 /* CUDA and NVML write the bus id with domains of different width. */
-static bool same_bus(struct tpw_session *s, CUdevice device, const nvmlPciInfo_t *pci) {
+static bool same_bus(struct tpw_session *s, CUdevice device, const nvmlPciInfo_t *pci, int32_t *error) {
     char text[32] = "";
     unsigned int domain, bus, slot;
-    if (s->cuda.cuDeviceGetPCIBusId(text, sizeof text, device) || sscanf(text, "%x:%x:%x", &domain, &bus, &slot) != 3) {
+    int32_t untold = (int32_t)s->cuda.cuDeviceGetPCIBusId(text, sizeof text, device);
+    if (untold || sscanf(text, "%x:%x:%x", &domain, &bus, &slot) != 3) {
+        tp_log(TP_ERROR, "NVML shows the devices of CUDA, and CUDA does not tell where one is: error %d, '%s'", untold,
+               text);
+        *error = NVML_ERROR_UNKNOWN;
         return false;
     }
     return domain == pci->domain && bus == pci->bus && slot == pci->device;
 }
 
-static bool shown(struct tpw_session *s, const nvmlPciInfo_t *pci, uint32_t *ordinal) {
-    for (int i = 0; i < s->device_count; i++) {
-        if (same_bus(s, s->devices[i], pci)) {
+static bool shown(struct tpw_session *s, const nvmlPciInfo_t *pci, uint32_t *ordinal, int32_t *error) {
+    for (int i = 0; i < s->device_count && !*error; i++) {
+        if (same_bus(s, s->devices[i], pci, error)) {
             *ordinal = (uint32_t)i;
             return true;
         }
@@ -123,13 +127,20 @@ int32_t tpw_nvml_start(struct tpw_session *s, const struct tp_frame *frame, stru
     own.context = 0;
     for (unsigned int i = 0; i < devices && count < TP_NVML_DEVICES && !error; i++) {
         nvmlDevice_t device;
-        if (s->nvml.nvmlDeviceGetHandleByIndex_v2(i, &device) || s->nvml.nvmlDeviceGetPciInfo_v3(device, &pci[count]) ||
-            !shown(s, &pci[count], &ordinals[count])) {
+        nvmlReturn_t there = s->nvml.nvmlDeviceGetHandleByIndex_v2(i, &device);
+        if (there == NVML_ERROR_NO_PERMISSION || there == NVML_ERROR_GPU_IS_LOST) {
+            continue; /* counted, and not there for us */
+        }
+        error = there ? (int32_t)there : (int32_t)s->nvml.nvmlDeviceGetPciInfo_v3(device, &pci[count]);
+        if (error || !shown(s, &pci[count], &ordinals[count], &error)) {
             continue;
         }
         error = (int32_t)s->nvml.nvmlDeviceGetUUID(device, uuids[count], TP_NVML_UUID);
-        if (!error && s->nvml.nvmlDeviceGetSerial(device, serials[count], TP_NVML_SERIAL)) {
-            serials[count][0] = 0; /* many devices have none */
+        nvmlReturn_t serial =
+            error ? NVML_SUCCESS : s->nvml.nvmlDeviceGetSerial(device, serials[count], TP_NVML_SERIAL);
+        if (serial) { /* many devices have none */
+            serials[count][0] = 0;
+            error = serial == NVML_ERROR_NOT_SUPPORTED ? CUDA_SUCCESS : (int32_t)serial;
         }
         if (!error) {
             error = tpw_made(s, &own, TPG_NVMLDEVICE, tp_nvml_device(TPG_NVMLDEVICE, count),

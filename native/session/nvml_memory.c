@@ -76,20 +76,8 @@ static uint64_t held(const struct tpw_session *s, uint32_t device) {
 static bool has_context(struct tpw_session *s, uint32_t ordinal) {
     struct tpw_object *object;
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
-        CUcontext context = (CUcontext)(uintptr_t)object->native;
-        CUdevice device = -1;
-        if (!context) {
-            continue;
-        }
-        if (context == s->primary[ordinal]) {
+        if (object->native && tpw_context_device(s, object->id) == ordinal) {
             return true;
-        }
-        if (s->cuda.cuCtxPushCurrent_v2(context) == CUDA_SUCCESS) {
-            bool known = s->cuda.cuCtxGetDevice(&device) == CUDA_SUCCESS;
-            s->cuda.cuCtxPopCurrent_v2(&context);
-            if (known && device == s->devices[ordinal]) {
-                return true;
-            }
         }
     }
     return false;
@@ -99,7 +87,15 @@ static bool has_context(struct tpw_session *s, uint32_t ordinal) {
 static bool driver_figure(struct tpw_session *s, nvmlDevice_t device, uint64_t *used) {
     static nvmlProcessInfo_t infos[1024];
     unsigned int count = sizeof infos / sizeof *infos;
-    if (s->nvml.nvmlDeviceGetComputeRunningProcesses_v3(device, &count, infos)) {
+    nvmlReturn_t untold = s->nvml.nvmlDeviceGetComputeRunningProcesses_v3(device, &count, infos);
+    if (untold) {
+        static bool said;
+        if (!said) {
+            tp_log(TP_WARN,
+                   "NVML does not tell what processes hold (error %d): what the client allocated is shown instead",
+                   (int)untold);
+        }
+        said = true;
         return false;
     }
     for (unsigned int i = 0; i < count && i < sizeof infos / sizeof *infos; i++) {

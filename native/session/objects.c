@@ -205,11 +205,22 @@ int32_t tpw_enter(struct tpw_session *s, const struct tp_frame *frame) {
     return CUDA_SUCCESS;
 }
 
+void tpw_go_into(struct tpw_session *s, CUcontext native) {
+    int32_t error = (int32_t)s->cuda.cuCtxSetCurrent(native);
+    if (error) { /* what follows must not happen in another context: without one it fails */
+        tp_log(TP_ERROR, "a context cannot be made current: error %d", error);
+        (void)s->cuda.cuCtxSetCurrent(NULL);
+        native = NULL;
+        s->entered = 0;
+    }
+    s->entered_native = native;
+}
+
 void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context) {
     if (s->entered_native != native) {
-        s->cuda.cuCtxSetCurrent(native);
-        s->entered_native = native;
-        s->entered = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context)) ? context : 0;
+        tpw_go_into(s, native);
+        bool there = s->entered_native && tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context));
+        s->entered = there ? context : 0;
     }
 }
 

@@ -61,13 +61,13 @@ int32_t tpw_segment_register(struct tpw_session *s) {
         }
     }
     CUdeviceptr device = 0;
-    if (segment->pinned && !s->cuda.cuMemHostGetDevicePointer_v2(&device, segment->base, 0)) {
-        segment->device = device;
-    }
+    int32_t untold = segment->pinned ? (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&device, segment->base, 0) : 0;
+    segment->device = untold ? 0 : device;
     segment->registered = segment->pinned && segment->device == (uint64_t)(uintptr_t)segment->base;
     if (segment->pinned && !segment->registered) {
-        tp_log(TP_WARN, "the shared segment at %p has the device address 0x%llx: pinned memory is not shared",
-               (void *)segment->base, (unsigned long long)segment->device);
+        tp_log(TP_WARN,
+               "the shared segment at %p has the device address 0x%llx (error %d): pinned memory is not shared",
+               (void *)segment->base, (unsigned long long)segment->device, untold);
     }
     return s->link ? segment->error : CUDA_SUCCESS;
 }

@@ -134,12 +134,13 @@ void tpw_range_leave(struct tpw_session *s, struct tpw_range *range);
 void tpw_memory_free_behind(struct tpw_session *s, struct tpw_range *range, CUstream native);
 /* The range that the client was told as `reserved` by the start operation: device memory lies there. May be called
  * before the first context; 0, 0 when the driver does not give one. */
-void tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size);
+int32_t tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size);
 /* Drops what a destroyed context allocated; its work is over. Called with any context of the device current, or none.
  */
 void tpw_memory_context_gone(struct tpw_session *s, uint32_t context);
 
 /* ---- arena.c ---- */
+/* Where it finds no addresses it says so, and memory comes one by one; an error is a question that the driver did not answer. */
 int32_t tpw_arena_reserve(struct tpw_session *s);
 void tpw_arena_close(struct tpw_session *s);
 int32_t tpw_arena_alloc(struct tpw_session *s, uint32_t device, uint64_t size, struct tpw_range **out);

@@ -139,6 +139,8 @@ void tpw_conclude(struct tpw_session *s, const struct tp_frame *frame, int32_t e
 
 /* ---- objects, for hand-written operations ---- */
 
+/* Makes a context current for the session itself, whatever the frame says; none if the driver refuses it. */
+void tpw_go_into(struct tpw_session *s, CUcontext native);
 /* Makes a context current for the driver in which the session has something to do of its own. When the client has ended
  * it, and only its work is still going on, it has no name any more: no frame may then take it for its own. */
 void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context);

@@ -427,7 +427,7 @@ CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     if (sim_limits_h200[limit] == SIZE_MAX)
         return CUDA_ERROR_UNSUPPORTED_LIMIT;
     if (limit == CU_LIMIT_SHMEM_SIZE || limit == CU_LIMIT_CIG_ENABLED)
-        return CUDA_ERROR_INVALID_VALUE;
+        return CUDA_ERROR_NOT_PERMITTED; // for graphics
     if (limit == CU_LIMIT_STACK_SIZE && value > 512u << 10)
         return CUDA_ERROR_INVALID_VALUE;
     if (limit == CU_LIMIT_MAX_L2_FETCH_GRANULARITY && value > 128)

@@ -88,10 +88,12 @@ CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
 CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
     SIM_ENTER();
     size_t count = sizeof sim_attributes_h200 / sizeof *sim_attributes_h200;
-    if (!pi || (unsigned)attrib < 1 || (size_t)attrib >= count)
+    if (!pi)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
+    if ((unsigned)attrib < 1 || (size_t)attrib >= count)
+        return CUDA_ERROR_INVALID_VALUE;
     switch (attrib) {
     case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID:
         *pi = sim_pci_bus(dev);

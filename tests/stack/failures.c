@@ -21,6 +21,19 @@ static void limit(void) {
     GIVES(CUDA_ERROR_UNSUPPORTED_LIMIT, cuCtxGetLimit(&value, CU_LIMIT_DEV_RUNTIME_SYNC_DEPTH));
 }
 
+/* Which of several errors it is, as driver 580.159.04 answers. */
+static void order(void) {
+    int value;
+    start();
+    GIVES(CUDA_ERROR_NOT_PERMITTED, cuCtxSetLimit(CU_LIMIT_SHMEM_SIZE, 64));
+    GIVES(CUDA_ERROR_NOT_PERMITTED, cuCtxSetLimit(CU_LIMIT_CIG_ENABLED, 64));
+    GIVES(CUDA_ERROR_UNSUPPORTED_LIMIT, cuCtxSetLimit(CU_LIMIT_DEV_RUNTIME_SYNC_DEPTH, 64));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuCtxSetLimit(CU_LIMIT_MAX, 64));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuDeviceGetAttribute(NULL, CU_DEVICE_ATTRIBUTE_MAX, 99));
+    GIVES(CUDA_ERROR_INVALID_DEVICE, cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_MAX, 99));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_MAX, 0));
+}
+
 /* The driver fails within the list of parameters. */
 static void module(void) {
     CUmodule loaded;
@@ -104,8 +117,8 @@ static void child(void) {
     OK(cuCtxSynchronize());
 }
 
-static const struct check checks[] = {{"limit", limit},     {"module", module},
-                                      {"library", library}, {"launch", launch_of_a_function},
-                                      {"graph", graph},     {"child", child}};
+static const struct check checks[] = {
+    {"limit", limit}, {"order", order}, {"module", module}, {"library", library}, {"launch", launch_of_a_function},
+    {"graph", graph}, {"child", child}};
 
 int role_failures(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

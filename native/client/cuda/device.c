@@ -288,11 +288,14 @@ CUresult tpc_cuDeviceGetUuid(CUuuid *uuid, CUdevice dev) { return tpc_cuDeviceGe
 
 CUresult tpc_cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
     unsigned attribute = (unsigned)attrib;
-    if (TP_UNLIKELY(!pi || attribute < 1 || attribute >= TP_DEVICE_ATTRIBUTES)) {
+    if (TP_UNLIKELY(!pi)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (TP_UNLIKELY(!tpc_device_valid(dev))) {
         return CUDA_ERROR_INVALID_DEVICE;
+    }
+    if (TP_UNLIKELY(attribute < 1 || attribute >= TP_DEVICE_ATTRIBUTES)) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
     const struct tp_device_description *what = &tpc_devices[dev].what;
     if (TP_UNLIKELY(what->attribute_results[attribute] != CUDA_SUCCESS)) {
