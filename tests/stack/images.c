@@ -340,7 +340,19 @@ static void wrapper_of_relocatable_code(void) {
     OK(cuModuleUnload(module));
     wrapper.data = kernels_ptx; /* no container */
     GIVES(CUDA_ERROR_INVALID_IMAGE, cuModuleLoadData(&module, &wrapper));
-    GIVES(CUDA_ERROR_INVALID_IMAGE, cuLibraryLoadData(&library, &wrapper, NULL, NULL, 0, NULL, NULL, 0));
+    OK(cuLibraryLoadData(&library, &wrapper, NULL, NULL, 0, NULL, NULL, 0)); /* 580.159.04, measured, as what follows */
+    check_runs((CUfunction)(void *)kernel_of(library, "iota_u32"));
+    OK(cuLibraryUnload(library));
+    CUkernel none;
+    wrapper.data = "no image";
+    OK(cuLibraryLoadData(&library, &wrapper, NULL, NULL, 0, NULL, NULL, 0));
+    GIVES(CUDA_ERROR_INVALID_IMAGE, cuLibraryGetKernel(&none, library, "iota_u32"));
+    OK(cuLibraryUnload(library));
+    wrapper.data = NULL;
+    OK(cuLibraryLoadData(&library, &wrapper, NULL, NULL, 0, NULL, NULL, 0));
+    GIVES(CUDA_ERROR_NOT_FOUND, cuLibraryGetKernel(&none, library, "iota_u32"));
+    OK(cuLibraryGetModule(&module, library));
+    OK(cuLibraryUnload(library));
 }
 
 static void check_library_of_nothing(const char *image, CUresult expected) {

@@ -63,7 +63,8 @@ static CUresult send_image(const void *bytes, size_t size, struct tpg_image_load
 
 /* Follows a wrapper, {magic, version, data, more}, to its container. In version 2 (nvcc -rdc=true) that holds the linked code, one
  * cubin for each architecture of the link; `more` lists the parts, which the driver may link itself for other architectures. */
-static CUresult unwrap(const void **code, bool *linked) {
+static CUresult unwrap(const void **code, bool library, bool *linked) {
+    static const char nothing[] = ".version 7.0\n.target sm_70\n.address_size 64\n";
     uint32_t magic, version;
     const void *data;
     memcpy(&magic, *code, sizeof magic);
@@ -72,13 +73,17 @@ static CUresult unwrap(const void **code, bool *linked) {
     }
     memcpy(&version, (const char *)*code + 4, sizeof version);
     memcpy(&data, (const char *)*code + 8, sizeof data);
+    if (library && !data) { /* a library without kernels, as natively */
+        *code = nothing;
+        return CUDA_SUCCESS;
+    }
     if ((version != 1 && version != 2) || !data) {
         tp_log(TP_WARN, "a fatbin wrapper of version %u%s cannot be loaded", version,
                data ? "" : " without a container");
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     memcpy(&magic, data, sizeof magic);
-    if (magic != TP_FATBIN) {
+    if (magic != TP_FATBIN && !library) { /* a library's may be an image of any kind, or none until it is used */
         return CUDA_ERROR_INVALID_IMAGE;
     }
     *linked = version == 2;
@@ -108,7 +113,7 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
         return CUDA_ERROR_INVALID_CONTEXT;
     }
     bool linked = false;
-    CUresult result = unwrap(&code, &linked);
+    CUresult result = unwrap(&code, library, &linked);
     size_t size = result == CUDA_SUCCESS ? tp_image_size(code, SIZE_MAX / 2) : 0;
     if (result) {
         return result;
