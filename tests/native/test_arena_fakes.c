@@ -453,6 +453,11 @@ int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out) {
     *out = s->entered_native;
     return 0;
 }
+bool tpw_home_enter(struct tpw_session *s) {
+    (void)s;
+    return true;
+}
+void tpw_home_leave(struct tpw_session *s) { (void)s; }
 void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context) { (void)s, (void)native, (void)context; }
 void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream) { (void)s, (void)stream; }
 bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
