@@ -42,7 +42,7 @@ CASES = (
     "unload_fails",
     "threads",
     "waits",
-    "markers",
+    "points",
     "node_module",
     "node_library",
     "node_context",

@@ -124,7 +124,7 @@ int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, c
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUgraph graph = NULL;
     bool named = false;
-    tpw_markers_settle(s);
+    tpw_waits_settle(s);
     error = tpw_enter(s, frame);
     struct tpw_capture *capture = error ? NULL : calloc(1, sizeof *capture);
     if (!error && !capture) {
@@ -277,7 +277,7 @@ static void recorded(struct tpw_session *s, const struct tp_frame *frame, uint64
     int32_t error = CUDA_SUCCESS;
     const struct tpw_stream *stream = tpw_stream_of(s, frame, handle, &error);
     if (!error && !tpw_touchable(s, stream)) {
-        tpw_markers_end_event(s, event);
+        tpw_waits_end_event(s, event);
     }
 }
 
@@ -306,12 +306,12 @@ int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame 
     return (int32_t)s->cuda.cuEventRecordWithFlags(hEvent, hStream->native, in->flags);
 }
 
-/* A stream that waits for a captured event becomes part of the capture: what it has queued must have its marker before. */
+/* A stream that waits for a captured event becomes part of the capture: what it has queued must have its point before. */
 int32_t tpw_cuStreamWaitEvent(struct tpw_session *s, const struct tp_frame *frame,
                               const struct tpg_cuStreamWaitEvent_in *in, struct tpw_stream *hStream, CUevent hEvent) {
     int32_t error = CUDA_SUCCESS;
     if (TP_UNLIKELY(s->captures)) {
-        tpw_markers_settle(s);
+        tpw_waits_settle(s);
         error = tpw_enter(s, frame);
     }
     uint64_t graph = in->Flags & CU_EVENT_WAIT_EXTERNAL ? tpw_captured_graph(s, hStream, &error) : 0;

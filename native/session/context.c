@@ -2,7 +2,7 @@
  * Contexts of the client: its primary contexts and those it creates, and how they end.
  *
  * Executor thread only. The driver's primary context of a device, once made, stays retained until the process ends: pinned
- * staging memory, markers and the streams of other work of this session live in it, and it has to keep its address. So what
+ * staging memory, words of timelines and the streams of other work of this session live in it, and it has to keep its address. So what
  * the client's last release or a reset means is done piece by piece, to the client's own objects: when all their work is
  * over they are destroyed, its memory is freed, its limits go back. cuDevicePrimaryCtxReset is never called, as it would take
  * the session's own objects with it; a context that an error broke therefore stays broken until the client's process ends.
@@ -74,7 +74,7 @@ int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out) {
         error = (int32_t)s->cuda.cuCtxPushCurrent_v2(native);
         if (!error) {
             s->primary[index] = native; /* staging memory, which these may ask for, wants to know it */
-            error = tpw_markers_open(s);
+            error = tpw_waits_open(s);
             error = error ? error : tpw_memory_open(s);
             error = error ? error : tpw_segment_register(s);
             s->cuda.cuCtxPopCurrent_v2(&previous);

@@ -14,7 +14,7 @@
 #include "tpw_memory.h"
 #include <stdlib.h>
 
-/* Up to here the driver takes the bytes of pageable memory into the command itself, at the call: no slot, no marker. */
+/* Up to here the driver takes the bytes of pageable memory into the command itself, at the call: no slot, no point. */
 #define DIRECT_MAX 4096u
 #define TAKE_UPLOAD_MAX (2ull << 30) /* images: ELF relocations end there */
 

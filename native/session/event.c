@@ -2,7 +2,7 @@
  * Events. Recording and destroying are generated; here is what waits.
  *
  * Executor thread only. Waiting for an event is polled from the executor's loop (tpw_when_complete), because an event may have
- * been recorded in any stream and a marker would have to know which.
+ * been recorded in any stream and a point would have to know which.
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"

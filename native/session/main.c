@@ -81,7 +81,7 @@ static void warm_up(struct tpw_session *s) {
         s->entered = 0;
     }
     if (!error) {
-        error = tpw_markers_open(s);
+        error = tpw_waits_open(s);
     }
     if (!error) {
         error = tpw_memory_open(s);

@@ -1,13 +1,17 @@
 /*
- * Markers: how the executor learns that the GPU has come to a point of a stream, without waiting for it.
+ * Timelines: how the executor learns that the GPU has come to a point of a stream, without waiting for it.
  *
- * A marker is a value that the GPU writes into pinned memory when the stream gets there (cuStreamWriteValue64). The
- * executor looks at that memory between frames: no driver call, no lock of the driver that launches could meet. Only every
- * millisecond it asks the driver about the oldest markers, because after a sticky error the values never come.
+ * A stream has a timeline: points are numbered from 1, `issued` is the last one, `reached` the last one known to be done. A point
+ * is a number that the GPU writes into the stream's one pinned word when it gets there (cuStreamWriteValue64). The executor
+ * looks at the words between frames: no driver call, no lock of the driver that launches could meet. Only every millisecond
+ * it asks the driver about the oldest waits, because after a sticky error the numbers never come.
  *
- * Executor thread only. The pinned memory is written by the GPU and read with acquire loads; its writer is the stream
- * operation, whose system-wide fence makes earlier copies to host memory visible first. A client's kernel could write there
- * too (it is device-visible memory of its own process): it can only make its own waits end early.
+ * What waits for a point stands in one list, in the order in which it was asked for. One list for all streams, because
+ * completions run in that order across streams, too.
+ *
+ * Executor thread only. The words are written by the GPU and read with acquire loads; their writer is the stream operation,
+ * whose system-wide fence makes earlier copies to host memory visible first. A client's kernel could write there too (it is
+ * device-visible memory of its own process): it can only make its own waits end early.
  */
 #include "tpw_graph.h"
 #include "tpw_session.h"
@@ -15,202 +19,237 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define SLOTS 4096u /* of one batch; there are more when streams of a program stand for long */
-#define BATCHES 64u
-#define NO_SLOT UINT32_MAX /* waits for an older marker of its stream, because the stream captures */
+#define WORDS 512u /* of one batch */
 #define ASK_EVERY_NS 1000000u
 #define ASK_AT_ONCE 8u
-/* Waits for events and in captures need no slot, and each costs a look in every turn; programs have one for each thread. */
-#define PENDING_MAX (4 * SLOTS)
+/* Waits whose driver is asked, and those in captures, put nothing into a stream that would hold a client back. */
+#define ASKED_MAX 16384u
+#define WAITS_MAX 262144u
 
-struct marker {
-    struct tpw_stream *stream; /* NULL: there is no marker in a stream, but the driver is asked about */
+struct tpw_word {
+    struct tpw_word *next;
+    _Atomic uint64_t *value; /* pinned, written by the GPU */
+    CUdeviceptr device;
+};
+
+struct wait {
+    struct tpw_stream *stream; /* NULL: there is no point in a stream, but the driver is asked about */
     uint64_t event, native;    /* an event by its handle, or (0) a stream */
     CUcontext context;
     uint32_t context_id;
-    uint32_t slot;
-    uint64_t value;
+    uint64_t point;
     tpw_done *done;
     void *what;
     bool ready;
     int32_t error;
 };
 
-struct tpw_markers {
-    _Atomic uint64_t *values[BATCHES]; /* pinned, written by the GPU */
-    CUdeviceptr device[BATCHES];
-    uint32_t batches;
-    uint64_t next_value;
-    uint32_t free[BATCHES * SLOTS], free_count;
-    struct marker *pending; /* in the order of their making */
-    size_t count, capacity;
-    struct marker *due; /* completed, `done` not yet called; in the same order */
-    size_t due_first, due_count, due_capacity;
-    uint32_t running; /* completions under way: one may poll in turn */
+struct tpw_waits {
+    struct tpw_word *words;     /* free ones */
+    struct wait *pending, *due; /* in the order of their making; due: completed, `done` not yet called */
+    struct tpw_stream **active; /* streams that somebody in `pending` waits for */
+    size_t count, active_count, due_first, due_count, capacity;
+    size_t asked_count; /* of `pending`, without a stream */
+    uint32_t running;   /* completions under way: one may poll in turn */
     uint64_t asked;
 };
 
-static int32_t grow(struct tpw_session *s, struct tpw_markers *m) {
-    uint32_t batch = m->batches;
+/* ---- words ---- */
+
+static int32_t more_words(struct tpw_session *s) {
     void *memory = NULL;
-    if (batch == BATCHES) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUdeviceptr device = 0;
+    struct tpw_word *words = calloc(WORDS, sizeof *words);
+    if (!words || !tpw_home_enter(s)) {
+        free(words);
+        return words ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_OUT_OF_MEMORY;
     }
-    if (!tpw_home_enter(s)) {
-        return CUDA_ERROR_INVALID_CONTEXT;
-    }
-    int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, SLOTS * sizeof(uint64_t),
+    int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, WORDS * sizeof(uint64_t),
                                                     CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP);
     if (!error) {
-        error = (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&m->device[batch], memory, 0);
+        error = (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&device, memory, 0);
+    }
+    if (error && memory) {
+        s->cuda.cuMemFreeHost(memory);
     }
     tpw_home_leave(s);
     if (error) {
+        free(words);
         return error;
     }
-    memset(memory, 0, SLOTS * sizeof(uint64_t));
-    m->values[batch] = memory;
-    for (uint32_t i = 0; i < SLOTS; i++) {
-        m->free[m->free_count++] = batch * SLOTS + SLOTS - 1 - i;
+    for (uint32_t i = WORDS; i-- > 0;) {
+        words[i] = (struct tpw_word){
+            .next = s->waits->words, .value = (_Atomic uint64_t *)memory + i, .device = device + i * sizeof(uint64_t)};
+        s->waits->words = &words[i];
     }
-    m->batches++;
     return CUDA_SUCCESS;
 }
 
-int32_t tpw_markers_open(struct tpw_session *s) {
-    if (s->markers) {
+static int32_t take_word(struct tpw_session *s, struct tpw_stream *stream) {
+    int32_t error = s->waits->words ? CUDA_SUCCESS : more_words(s);
+    if (!error) {
+        stream->word = s->waits->words;
+        s->waits->words = stream->word->next;
+        atomic_store_explicit(stream->word->value, 0, memory_order_relaxed);
+    }
+    return error;
+}
+
+void tpw_timeline_end(struct tpw_session *s, struct tpw_stream *stream) {
+    /* Of a stream that has not come to its end the GPU may still write the word: it is not used again. */
+    if (stream->word && stream->reached == stream->issued) {
+        stream->word->next = s->waits->words;
+        s->waits->words = stream->word;
+    }
+    stream->word = NULL;
+}
+
+/* What lies in the word beyond the last point was written by a kernel of the client. */
+static bool has_reached(struct tpw_stream *stream, uint64_t point) {
+    if (stream->reached < point) {
+        uint64_t now = atomic_load_explicit(stream->word->value, memory_order_acquire);
+        stream->reached = now <= stream->reached ? stream->reached : now < stream->issued ? now : stream->issued;
+    }
+    return stream->reached >= point;
+}
+
+int32_t tpw_waits_open(struct tpw_session *s) {
+    if (s->waits) {
         return CUDA_SUCCESS;
     }
-    struct tpw_markers *m = calloc(1, sizeof *m);
-    if (!m) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    int32_t error = grow(s, m);
+    s->waits = calloc(1, sizeof *s->waits);
+    int32_t error = s->waits ? more_words(s) : CUDA_ERROR_OUT_OF_MEMORY;
     if (error) {
-        free(m);
-        return error;
+        free(s->waits);
+        s->waits = NULL;
     }
-    s->markers = m;
-    return CUDA_SUCCESS;
+    return error;
 }
 
-static struct marker *add(struct tpw_markers *m) {
-    if (m->count == m->capacity) {
-        size_t capacity = m->capacity ? 2 * m->capacity : 64;
-        struct marker *pending = realloc(m->pending, capacity * sizeof *pending);
-        if (!pending) {
-            return NULL;
-        }
-        m->pending = pending;
-        m->capacity = capacity;
-    }
-    return &m->pending[m->count];
+/* ---- the list ---- */
+
+static bool resize(void *list, size_t count, size_t size) {
+    void **at = list;
+    void *grown = realloc(*at, count * size);
+    *at = grown ? grown : *at;
+    return grown != NULL;
 }
 
-static struct marker *add_without_slot(struct tpw_markers *m) { return m->count < PENDING_MAX ? add(m) : NULL; }
+/* Room for one wait more, also among those that are due: that one completes cannot fail. */
+static bool have_room(struct tpw_waits *w) {
+    if (w->count + w->due_count < w->capacity) {
+        return true;
+    }
+    size_t capacity = w->capacity ? 2 * w->capacity : 64;
+    if (!resize(&w->pending, capacity, sizeof *w->pending) || !resize(&w->due, capacity, sizeof *w->due) ||
+        !resize(&w->active, capacity, sizeof(struct tpw_stream *))) {
+        return false;
+    }
+    w->capacity = capacity;
+    return true;
+}
+
+static void activate(struct tpw_waits *w, struct tpw_stream *stream, uint64_t point) {
+    if (!stream->awaited) {
+        stream->awaited = point;
+        w->active[w->active_count++] = stream;
+    }
+}
+
+/* There is room. */
+static void add(struct tpw_waits *w, struct tpw_stream *stream, tpw_done *done, void *what) {
+    w->pending[w->count++] = (struct wait){.stream = stream,
+                                           .context = stream->context,
+                                           .context_id = stream->context_id,
+                                           .point = stream->issued,
+                                           .done = done,
+                                           .what = what};
+    stream->pending++;
+    activate(w, stream, stream->issued);
+}
 
 void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream) {
     tpw_visit(s, stream->context, stream->context_id);
 }
 
-/* Everything that was queued in a stream before it began to capture has a marker; nothing may be put behind it now. */
-static int32_t follow(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
-    struct marker *marker = add_without_slot(s->markers);
-    if (!marker) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    s->markers->count++;
-    stream->pending++;
-    *marker = (struct marker){.stream = stream,
-                              .context = stream->context,
-                              .context_id = stream->context_id,
-                              .slot = NO_SLOT,
-                              .value = stream->marked,
-                              .done = done,
-                              .what = what};
-    return CUDA_SUCCESS;
-}
-
 static bool gather(struct tpw_session *s);
 
-static int32_t mark(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
-    struct tpw_markers *m = s->markers;
-    if (!m) {
-        return CUDA_ERROR_NOT_INITIALIZED;
-    }
-    if (TP_UNLIKELY(!tpw_touchable(s, stream))) {
-        return stream->pending ? follow(s, stream, done, what) : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    }
-    /* Not by waiting for slots to come back: the streams may stand at host functions, whose ends are told by later frames. */
-    while (!m->free_count && grow(s, m) != CUDA_SUCCESS) {
-        /* A quarter of a million waits at once: give the GPU time, nothing else can be done in order. Completions are not run
-         * here: they may end streams and contexts, which the caller is going through. Slots of waits that ended in an error
-         * are not used again, so there may be none left to wait for. */
-        if (!m->count || tpw_link_status(s->link) != TP_OK) {
-            return CUDA_ERROR_OUT_OF_MEMORY;
-        }
+/* A quarter of a million waits at once: give the GPU time, nothing else can be done in order. Completions are not run here:
+ * they may end streams and contexts, which the caller is going through. What is due does not count, so there may be nothing
+ * left to wait for. */
+static bool have_time(struct tpw_session *s) {
+    while (s->waits->count >= WAITS_MAX && tpw_link_status(s->link) == TP_OK) {
         if (!gather(s)) {
             tp_pause();
         }
     }
-    tpw_enter_stream(s, stream); /* the look above may have entered another */
-    struct marker *marker = add(m);
-    uint32_t slot = m->free[m->free_count - 1];
-    uint64_t value = ++m->next_value;
-    int32_t error = marker ? (int32_t)s->cuda.cuStreamWriteValue64_v2(
-                                 stream->native, m->device[slot / SLOTS] + slot % SLOTS * sizeof(uint64_t), value,
-                                 CU_STREAM_WRITE_VALUE_DEFAULT)
-                           : CUDA_ERROR_OUT_OF_MEMORY;
+    return s->waits->count < WAITS_MAX;
+}
+
+static int32_t await(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
+    struct tpw_waits *w = s->waits;
+    if (!w) {
+        return CUDA_ERROR_NOT_INITIALIZED;
+    }
+    if (TP_UNLIKELY(!tpw_touchable(s, stream))) {
+        /* Everything that was queued before the stream began to capture has its point; nothing may be put behind it now. */
+        if (!stream->pending) {
+            return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        }
+        if (w->count >= ASKED_MAX || !have_room(w)) {
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+        add(w, stream, done, what);
+        return CUDA_SUCCESS;
+    }
+    if (!have_time(s) || !have_room(w)) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    int32_t error = stream->word ? CUDA_SUCCESS : take_word(s, stream);
+    tpw_enter_stream(s, stream); /* what was done until here may have entered another */
+    error = error ? error
+                  : (int32_t)s->cuda.cuStreamWriteValue64_v2(stream->native, stream->word->device, stream->issued + 1,
+                                                             CU_STREAM_WRITE_VALUE_DEFAULT);
     if (error) {
         return error;
     }
-    stream->pending++;
-    m->free_count--;
-    m->count++;
-    stream->marked = value;
-    tpw_stream_count(s, stream, 2); /* itself, and the piece of a copy that it may be for */
-    *marker = (struct marker){.stream = stream,
-                              .context = stream->context,
-                              .context_id = stream->context_id,
-                              .slot = slot,
-                              .value = value,
-                              .done = done,
-                              .what = what};
+    stream->issued++;
     stream->dirty = false;
+    tpw_stream_count(s, stream, 2); /* itself, and the piece of a copy that it may be for */
+    add(w, stream, done, what);
     return CUDA_SUCCESS;
 }
 
 int32_t tpw_when_done(struct tpw_session *s, CUstream native, tpw_done *done, void *what) {
     struct tpw_stream *stream = tpw_stream_native(s, native);
-    return stream ? mark(s, stream, done, what) : CUDA_ERROR_INVALID_HANDLE;
+    return stream ? await(s, stream, done, what) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native, tpw_done *done, void *what) {
-    struct tpw_markers *m = s->markers;
-    struct marker *marker = m ? add_without_slot(m) : NULL;
-    if (!marker) {
+    struct tpw_waits *w = s->waits;
+    if (!w || w->count >= ASKED_MAX || !have_room(w)) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    m->count++;
-    *marker = (struct marker){.context = s->entered_native,
-                              .context_id = s->entered,
-                              .event = event,
-                              .native = native,
-                              .done = done,
-                              .what = what};
+    w->pending[w->count++] = (struct wait){.context = s->entered_native,
+                                           .context_id = s->entered,
+                                           .event = event,
+                                           .native = native,
+                                           .done = done,
+                                           .what = what};
+    w->asked_count++;
     return CUDA_SUCCESS;
 }
 
 static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
 
-void tpw_markers_settle(struct tpw_session *s) {
+void tpw_waits_settle(struct tpw_session *s) {
     struct tpw_stream *next;
     for (struct tpw_stream *stream = s->streams; stream; stream = next) {
         next = stream->next;
         if (stream->dirty && tpw_touchable(s, stream)) {
             tpw_enter_stream(s, stream);
-            if (mark(s, stream, nothing, NULL)) {
-                tp_log(TP_WARN, "work before a capture has no marker: what waits for it ends with the capture");
+            if (await(s, stream, nothing, NULL)) {
+                tp_log(TP_WARN, "work before a capture has no point: what waits for it ends with the capture");
             }
         }
     }
@@ -243,7 +282,7 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
     }
     *barrier = (struct barrier){.remaining = 1, .done = done, .what = what};
     struct tpw_stream *idle = NULL;
-    const uint32_t context = s->entered; /* a mark may visit another, and find no name for one that is ending */
+    const uint32_t context = s->entered; /* a wait may visit another, and find no name for one that is ending */
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
         if (!every_context && stream->context_id != context) {
             continue;
@@ -252,7 +291,7 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
             idle = stream->dirty ? idle : stream;
             continue;
         }
-        int32_t error = mark(s, stream, barrier_step, barrier);
+        int32_t error = await(s, stream, barrier_step, barrier);
         if (error) {
             barrier->error = barrier->error ? barrier->error : error;
         } else {
@@ -276,24 +315,22 @@ int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *wh
 
 /* ---- completion ----
  *
- * Completions run in the order in which the markers were made: what a later one promises the client (a synchronise) includes
- * what an earlier one does (handing over a copy). The GPU writes in an order of its own, and a marker can only depend on
- * older ones; so the newest is looked at first: whatever it depends on is then seen complete, too.
+ * Completions run in the order in which the waits were made: what a later one promises the client (a synchronise) includes
+ * what an earlier one does (handing over a copy). The GPU writes in an order of its own, and a point can only depend on older
+ * waits; so the newest wait is looked at first: whatever it depends on is then seen complete, too.
  */
 
-static void enter(struct tpw_session *s, const struct marker *marker) {
-    tpw_visit(s, marker->context, marker->context_id);
-}
+static void enter(struct tpw_session *s, const struct wait *wait) { tpw_visit(s, wait->context, wait->context_id); }
 
 /* The client may have destroyed the event and given its handle to another; or it went with its context. A stream that captures
  * may not be asked; its watcher is told nothing then. */
-static int32_t query(struct tpw_session *s, const struct marker *marker) {
-    if (marker->event) {
-        const struct tpw_object *event = tpw_object(s, TPG_EVENT, marker->event);
-        bool there = event && event->native == marker->native;
-        return there ? (int32_t)s->cuda.cuEventQuery((CUevent)(uintptr_t)marker->native) : CUDA_SUCCESS;
+static int32_t query(struct tpw_session *s, const struct wait *wait) {
+    if (wait->event) {
+        const struct tpw_object *event = tpw_object(s, TPG_EVENT, wait->event);
+        bool there = event && event->native == wait->native;
+        return there ? (int32_t)s->cuda.cuEventQuery((CUevent)(uintptr_t)wait->native) : CUDA_SUCCESS;
     }
-    CUstream native = (CUstream)(uintptr_t)marker->native;
+    CUstream native = (CUstream)(uintptr_t)wait->native;
     const struct tpw_stream *stream = tpw_stream_native(s, native);
     if (stream && !tpw_touchable(s, stream)) {
         return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -301,40 +338,32 @@ static int32_t query(struct tpw_session *s, const struct marker *marker) {
     return stream ? (int32_t)s->cuda.cuStreamQuery(native) : CUDA_SUCCESS;
 }
 
-static void look(struct tpw_session *s, struct marker *marker) {
-    if (!marker->stream && marker->ready) {
-        return; /* tpw_markers_end_event */
+static void look(struct tpw_session *s, struct wait *wait) {
+    if (wait->ready) {
+        return; /* tpw_waits_end_event, or an error */
     }
-    if (marker->stream && marker->slot == NO_SLOT) {
-        marker->ready = marker->ready || marker->stream->reached >= marker->value;
+    if (wait->stream) {
+        wait->ready = has_reached(wait->stream, wait->point);
         return;
     }
-    if (marker->stream) {
-        const _Atomic uint64_t *value = &s->markers->values[marker->slot / SLOTS][marker->slot % SLOTS];
-        marker->ready = atomic_load_explicit(value, memory_order_acquire) == marker->value;
-        if (marker->ready && marker->stream->reached < marker->value) {
-            marker->stream->reached = marker->value;
-        }
-        return;
-    }
-    enter(s, marker);
-    int32_t result = query(s, marker);
-    marker->ready = result != CUDA_ERROR_NOT_READY;
-    marker->error = marker->ready ? result : CUDA_SUCCESS;
+    enter(s, wait);
+    int32_t result = query(s, wait);
+    wait->ready = result != CUDA_ERROR_NOT_READY;
+    wait->error = wait->ready ? result : CUDA_SUCCESS;
 }
 
-/* Asks the driver about the oldest markers: the only way to hear of a sticky error, after which no value is ever written. */
+/* Asks the driver about the oldest waits: the only way to hear of a sticky error, after which no number is ever written. */
 static bool ask(struct tpw_session *s) {
-    struct tpw_markers *m = s->markers;
+    struct tpw_waits *w = s->waits;
     bool news = false;
-    for (size_t i = 0; i < m->count && i < ASK_AT_ONCE; i++) {
-        struct marker *marker = &m->pending[i];
-        if (marker->stream && tpw_touchable(s, marker->stream)) {
-            enter(s, marker);
-            int32_t result = (int32_t)s->cuda.cuStreamQuery(marker->stream->native);
+    for (size_t i = 0; i < w->count && i < ASK_AT_ONCE; i++) {
+        struct wait *wait = &w->pending[i];
+        if (wait->stream && tpw_touchable(s, wait->stream)) {
+            enter(s, wait);
+            int32_t result = (int32_t)s->cuda.cuStreamQuery(wait->stream->native);
             if (result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY) {
-                marker->ready = true;
-                marker->error = result;
+                wait->ready = true;
+                wait->error = result;
                 news = true;
             }
         }
@@ -342,116 +371,121 @@ static bool ask(struct tpw_session *s) {
     return news;
 }
 
-/* Moves ready markers to the list of due ones, both in order. */
-static void collect(struct tpw_markers *m) {
+/* Moves ready waits to the list of due ones, both in order. */
+static void collect(struct tpw_waits *w) {
     size_t kept = 0;
-    for (size_t i = 0; i < m->count; i++) {
-        struct marker marker = m->pending[i];
-        if (!marker.ready) {
-            m->pending[kept++] = marker;
+    if (w->due_first) {
+        memmove(w->due, w->due + w->due_first, w->due_count * sizeof *w->due);
+        w->due_first = 0;
+    }
+    for (size_t i = 0; i < w->active_count; i++) {
+        w->active[i]->awaited = 0;
+    }
+    w->active_count = 0;
+    for (size_t i = 0; i < w->count; i++) {
+        struct wait wait = w->pending[i];
+        if (wait.ready) {
+            w->asked_count -= !wait.stream;
+            w->due[w->due_count++] = wait;
             continue;
         }
-        if (m->due_first + m->due_count == m->due_capacity) {
-            if (m->due_first) {
-                memmove(m->due, m->due + m->due_first, m->due_count * sizeof *m->due);
-                m->due_first = 0;
-            } else {
-                size_t capacity = m->due_capacity ? 2 * m->due_capacity : 64;
-                struct marker *due = realloc(m->due, capacity * sizeof *due);
-                if (!due) {
-                    m->pending[kept++] = marker; /* no memory now; the next look finds it again */
-                    continue;
-                }
-                m->due = due;
-                m->due_capacity = capacity;
-            }
+        w->pending[kept++] = wait;
+        if (wait.stream) {
+            activate(w, wait.stream, wait.point);
         }
-        m->due[m->due_first + m->due_count++] = marker;
-        if (marker.stream && !marker.error && marker.slot != NO_SLOT) {
-            m->free[m->free_count++] = marker.slot;
-        }
-        /* After an error the GPU may still write the slot: it is not used again, the context is lost anyway. */
     }
-    m->count = kept;
+    w->count = kept;
 }
 
 /* Calls what is due. A completion may poll in turn: it goes on where this one stands. */
 static bool run_due(struct tpw_session *s) {
-    struct tpw_markers *m = s->markers;
+    struct tpw_waits *w = s->waits;
     bool news = false;
-    while (m->due_count) {
-        struct marker marker = m->due[m->due_first++];
-        if (--m->due_count == 0) {
-            m->due_first = 0;
+    while (w->due_count) {
+        struct wait wait = w->due[w->due_first++];
+        if (--w->due_count == 0) {
+            w->due_first = 0;
         }
-        struct tpw_stream *stream = marker.stream;
+        struct tpw_stream *stream = wait.stream;
         /* Before the completion, which may end the stream's context and everything in it. */
         if (stream && --stream->pending == 0 && stream->dying) {
-            tpw_stream_end(s, stream, marker.error);
+            tpw_stream_end(s, stream, wait.error);
         }
-        m->running++;
-        marker.done(s, marker.what, marker.error);
-        m->running--;
+        w->running++;
+        wait.done(s, wait.what, wait.error);
+        w->running--;
         news = true;
     }
     return news;
 }
 
+/* Whether a look at every wait can find anything: each stream's oldest is a word to look at, however many wait behind it. */
+static bool worth_looking(const struct tpw_waits *w) {
+    bool worth = w->asked_count > 0;
+    for (size_t i = 0; i < w->active_count && !worth; i++) {
+        worth = has_reached(w->active[i], w->active[i]->awaited);
+    }
+    return worth;
+}
+
 /* Makes due what has completed; true if something has. */
 static bool gather(struct tpw_session *s) {
-    struct tpw_markers *m = s->markers;
+    struct tpw_waits *w = s->waits;
     bool ready = false;
-    for (size_t i = m->count; i-- > 0;) {
-        look(s, &m->pending[i]);
-        ready |= m->pending[i].ready;
+    if (worth_looking(w)) {
+        for (size_t i = w->count; i-- > 0;) {
+            look(s, &w->pending[i]);
+            ready |= w->pending[i].ready;
+        }
     }
     uint64_t now = tp_now_ns();
     if (ready) {
-        m->asked = now;
-    } else if (m->count && now - m->asked > ASK_EVERY_NS) {
+        w->asked = now;
+    } else if (w->count && now - w->asked > ASK_EVERY_NS) {
         ready = ask(s);
-        m->asked = now;
+        w->asked = now;
     }
     if (ready) {
-        collect(m);
+        collect(w);
     }
     return ready;
 }
 
 bool tpw_poll(struct tpw_session *s) {
-    struct tpw_markers *m = s->markers;
-    if (!m || (!m->count && !m->due_count)) {
+    struct tpw_waits *w = s->waits;
+    if (!w || (!w->count && !w->due_count)) {
         return false;
     }
     gather(s);
     return run_due(s);
 }
 
-void tpw_markers_end_event(struct tpw_session *s, uint64_t handle) {
-    struct tpw_markers *m = s->markers;
-    for (size_t i = 0; m && i < m->count; i++) {
-        if (!m->pending[i].stream && m->pending[i].event == handle) {
-            m->pending[i].ready = true;
+/* The driver would refuse to query an event that a capture records: its waits end with success. */
+void tpw_waits_end_event(struct tpw_session *s, uint64_t handle) {
+    struct tpw_waits *w = s->waits;
+    for (size_t i = 0; w && i < w->count; i++) {
+        if (!w->pending[i].stream && w->pending[i].event == handle) {
+            w->pending[i].ready = true;
         }
     }
 }
 
-bool tpw_completing(const struct tpw_session *s) { return s->markers && s->markers->running; }
+bool tpw_completing(const struct tpw_session *s) { return s->waits && s->waits->running; }
 
-size_t tpw_pending(const struct tpw_session *s) { return s->markers ? s->markers->count : 0; }
+size_t tpw_pending(const struct tpw_session *s) { return s->waits ? s->waits->count : 0; }
 
-void tpw_markers_end(struct tpw_session *s, uint32_t context, int32_t error) {
-    struct tpw_markers *m = s->markers;
-    if (!m) {
+void tpw_waits_end(struct tpw_session *s, uint32_t context, int32_t error) {
+    struct tpw_waits *w = s->waits;
+    if (!w) {
         return;
     }
-    for (size_t i = 0; i < m->count; i++) {
-        struct marker *marker = &m->pending[i];
-        if (!context || marker->context_id == context) {
-            marker->ready = true;
-            marker->error = error;
+    for (size_t i = 0; i < w->count; i++) {
+        struct wait *wait = &w->pending[i];
+        if (!context || wait->context_id == context) {
+            wait->ready = true;
+            wait->error = error;
         }
     }
-    collect(m);
+    collect(w);
     run_due(s);
 }

@@ -133,7 +133,7 @@ bool tpw_wait_a_moment(struct tpw_session *s) {
             sched_yield(); /* frames that cannot be looked at yet end that wait at once: let the data threads run */
         }
     }
-    /* Polling visits the contexts of other markers. Who is in no context may have found that of a marker, too: it may have
+    /* Polling visits the contexts of other waits. Who is in no context may have found that of a wait, too: it may have
      * gone meanwhile. */
     if (s->entered != inside.context || !inside.context) {
         tpw_enter(s, &inside);

@@ -1,7 +1,7 @@
 /*
  * Pinned memory that copies go through, in pieces of one size.
  *
- * Owns the pieces; executor thread only. The copy engine reads and writes them between a copy and its marker. The
+ * Owns the pieces; executor thread only. The copy engine reads and writes them between a copy and its point. The
  * amount is bounded: a client that queues more than that behind a stream that never goes on holds up its own session,
  * nobody else's.
  */

@@ -3,7 +3,7 @@
  *
  * Executor thread only. The driver's per-thread default stream belongs to the executor thread and would mix the client's
  * threads, so each (thread, context) gets a real stream that blocks with the legacy one, as CUDA defines it. A stream that
- * the client destroys lives on until its last marker has completed, so that whatever waits for "all work" still sees it.
+ * the client destroys lives on until its last wait has completed, so that whatever waits for "all work" still sees it.
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
@@ -161,6 +161,7 @@ int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, c
 
 static void unlink_stream(struct tpw_session *s, struct tpw_stream *stream) {
     tpw_capture_stream_gone(s, stream);
+    tpw_timeline_end(s, stream);
     for (struct tpw_stream **at = &s->streams; *at; at = &(*at)->next) {
         if (*at == stream) {
             *at = stream->next;
@@ -194,7 +195,7 @@ int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame,
         return CUDA_SUCCESS;
     }
     int32_t error = CUDA_SUCCESS;
-    if (stream->dirty && tpw_touchable(s, stream)) { /* what a capturing stream had queued before has its marker */
+    if (stream->dirty && tpw_touchable(s, stream)) { /* what a capturing stream had queued before has its point */
         error = tpw_enter(s, &inside);
         error = error ? error : tpw_when_done(s, stream->native, nothing, NULL);
     }
@@ -206,7 +207,7 @@ int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame,
 }
 
 void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
-    tpw_markers_end(s, context, CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    tpw_waits_end(s, context, CUDA_ERROR_CONTEXT_IS_DESTROYED);
     struct tpw_object *object;
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_STREAM, &at));) {
         if (!context || object->context == context) {
@@ -220,6 +221,7 @@ void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
         if (!context || stream->context_id == context) {
             *at = stream->next;
             tpw_capture_stream_gone(s, stream);
+            tpw_timeline_end(s, stream);
             free(stream);
         } else {
             at = &stream->next;

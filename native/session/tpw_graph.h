@@ -2,7 +2,7 @@
  * Captures and graphs of the session, and what other families must ask while a stream captures.
  *
  * Executor thread only, except for the stubs of callback.c. What is captured belongs to the client: nothing of the
- * session's own (markers, orderings, queries) may be put into a capturing stream, or into the legacy stream while a
+ * session's own (points, orderings, queries) may be put into a capturing stream, or into the legacy stream while a
  * blocking stream captures, because the driver would record it or end the capture. Handles and counts come from a hostile
  * client; natives come from the driver.
  */
@@ -36,11 +36,11 @@ CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stre
 void tpw_capture_stream_gone(struct tpw_session *s, const struct tpw_stream *stream);
 
 /* ---- marker.c ---- */
-/* Puts a marker into every stream with work that has none behind it, so that this work can be waited for during a capture
+/* Puts a point into every stream with work that has none behind it, so that this work can be waited for during a capture
  * that the stream may become part of. */
-void tpw_markers_settle(struct tpw_session *s);
+void tpw_waits_settle(struct tpw_session *s);
 /* Ends waits for an event with success, before it is recorded in a capture. */
-void tpw_markers_end_event(struct tpw_session *s, uint64_t handle);
+void tpw_waits_end_event(struct tpw_session *s, uint64_t handle);
 
 /* ---- graph.c ---- */
 /* Child graphs inside child graphs: the session goes through them by recursion, and so may the driver. */

@@ -42,7 +42,7 @@ struct tpw_table {
 };
 
 struct ending;        /* context.c */
-struct tpw_markers;   /* marker.c */
+struct tpw_waits;     /* marker.c */
 struct tpw_callbacks; /* callback.c */
 struct tpw_memory;    /* memory*.c */
 
@@ -68,7 +68,7 @@ struct tpw_session {
 
     void *limits; /* limits page, NULL = none */
     uint32_t slot;
-    struct tpw_markers *markers;
+    struct tpw_waits *waits;
     struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
     struct tpw_callbacks *callbacks;
     uint32_t hosts; /* counts the times that no host function was outstanding; from 1 */
@@ -157,12 +157,14 @@ struct tpw_stream {
     uint32_t context_id;
     uint32_t device;          /* index of its context's */
     uint32_t thread;          /* of a per-thread default stream, else 0 */
-    uint32_t pending;         /* markers in it that have not completed */
+    uint32_t pending;         /* waits for it that have not completed */
     uint32_t hosts;           /* s->hosts when a host function was last queued here: it may stand there */
     uint32_t behind;          /* commands queued behind that host function, about */
-    uint64_t marked, reached; /* values of its last marker, and of the last one that has completed */
-    bool dirty;               /* work was put in since its last marker */
-    bool dying;               /* destroyed by the client; ends when its last marker has completed */
+    struct tpw_word *word;    /* where the GPU writes how far it has come; NULL before the first point */
+    uint64_t issued, reached; /* points of its timeline: the last one, and the last one known to be done */
+    uint64_t awaited;         /* the oldest point that somebody waits for, 0 = none */
+    bool dirty;               /* work was put in since its last point */
+    bool dying;               /* destroyed by the client; ends when its last wait has completed */
 };
 /* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
@@ -172,7 +174,7 @@ CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_
 struct tpw_stream *tpw_stream_native(struct tpw_session *s, CUstream native);
 /* Makes the stream's own context the current one, for what the session itself puts into it. */
 void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream);
-/* Gives the driver's stream back and forgets it; called when no marker is left in a stream that the client destroyed. A
+/* Gives the driver's stream back and forgets it; called when no wait is left for a stream that the client destroyed. A
  * wait for the whole context may still put one into a dying stream, so this is not the end of the destroying call. */
 void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error);
 /* Waits while a stream is about full behind a host function; false when the session ends. Between the commands of one operation. */
@@ -193,17 +195,19 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, vo
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
 /* The same for every context of the session. */
 int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *what);
-/* The same for a recorded event, by handle and native, or with 0 for a stream that must get no marker: the driver is asked again
+/* The same for a recorded event, by handle and native, or with 0 for a stream that must get no point: the driver is asked again
  * and again. It may be destroyed meanwhile, which ends the wait with success because the driver, too, lets queued work finish. */
 int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native, tpw_done *done, void *what);
 /* Runs what has completed; true if something had. Called by the executor between frames and by operations that have to wait
  * for a resource (staging memory, address space) which only a completion can give back. */
 bool tpw_poll(struct tpw_session *s);
+/* Gives a stream's word back, when the stream is forgotten. */
+void tpw_timeline_end(struct tpw_session *s, struct tpw_stream *stream);
 /* Ends every wait in a context that is going (0 = all) with an error. */
-void tpw_markers_end(struct tpw_session *s, uint32_t context, int32_t error);
+void tpw_waits_end(struct tpw_session *s, uint32_t context, int32_t error);
 /* A completion is running. */
 bool tpw_completing(const struct tpw_session *s);
-/* Number of markers not completed. */
+/* Number of waits not completed. */
 size_t tpw_pending(const struct tpw_session *s);
 
 /* A reply that is sent later: remembers whom to answer. */
@@ -230,7 +234,7 @@ int32_t tpw_callbacks_open(struct tpw_session *s);
 void tpw_callbacks_context_gone(struct tpw_session *s, uint32_t context);
 void tpw_callbacks_close(struct tpw_session *s);
 /* marker.c */
-int32_t tpw_markers_open(struct tpw_session *s); /* needs a current context */
+int32_t tpw_waits_open(struct tpw_session *s); /* needs a current context */
 /* main.c: takes what the supervisor has sent (data connections, the end). */
 void tpw_control_run(struct tpw_session *s);
 

@@ -415,7 +415,7 @@ static void end_session(struct tpw_session *s) {
     }
     s->entered = 0;
     while (tpw_pending(s)) {
-        tpw_markers_end(s, 0, CUDA_ERROR_CONTEXT_IS_DESTROYED);
+        tpw_waits_end(s, 0, CUDA_ERROR_CONTEXT_IS_DESTROYED);
     }
     tpw_streams_gone(s, 0);
     if (s->primary[0]) {
@@ -444,11 +444,11 @@ static void end_session(struct tpw_session *s) {
     }
     close(tpw_callbacks_fd(s));
     free(s->callbacks);
-    free(s->markers);
+    free(s->waits);
     tpw_scratch_free(s);
 }
 
-/* A session leaves with _exit and lets the system take what it holds (its markers, for one): not a leak, but it looks so. */
+/* A session leaves with _exit and lets the system take what it holds (its lists of waits, for one): not a leak, but it looks so. */
 __attribute__((visibility("default"))) const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "detect_leaks=0"; }
 

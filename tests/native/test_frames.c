@@ -245,7 +245,7 @@ static void case_ending_event(void) {
     let_it_look();
 }
 
-/* A look at the ending context's markers may not make it one that frames can be in. */
+/* A look at the ending context's waits may not make it one that frames can be in. */
 static void case_ending_enter(void) {
     static const unsigned char data[8192];
     begin_ending();
@@ -344,11 +344,10 @@ static void case_waits(void) {
     }
 }
 
-#define MARKERS 4096 /* as in marker.c */
-#define FILLERS 5    /* streams that stand for ever, with all markers but one */
+#define FILLERS 5 /* streams that stand for ever, with thousands of waits */
 
-/* All markers are out when a capture wants one for a stream with work; while it waits for one, the next stream ends. */
-static void case_markers(void) {
+/* Thousands wait when a capture wants a point for each stream with work; meanwhile the next stream ends. */
+static void case_points(void) {
     const uint64_t ends = handle(TPG_STREAM, 20), works = handle(TPG_STREAM, 21);
     SEND(0, memory_alloc, CALL, .size = 3 << 20);
     for (uint32_t i = 0; i < FILLERS; i++) {
@@ -362,7 +361,7 @@ static void case_markers(void) {
         SEND(0, cuMemsetD8Async, 0, .dstDevice = ADDRESS + 64, .uc = 1, .N = 3 << 19, .hStream = handle(TPG_STREAM, 1));
     }
     go_on(0, handle(TPG_STREAM, 1), 0);
-    for (uint32_t i = 0; i < MARKERS - 1; i++) {
+    for (uint32_t i = 0; i < 4095; i++) {
         SEND(0, stream_wait, CALL, .stream = handle(TPG_STREAM, 2 + i % FILLERS));
     }
     SEND(0, stream_destroy, 0, .stream = ends);
@@ -555,7 +554,7 @@ static void case_node_order(void) {
     SEND(0, cuGraphExecDestroy, 0, .hGraphExec = handle(TPG_GRAPHEXEC, 0));
 }
 
-/* The session's own memory may not end with a context that the client has made: the area of twins, and markers. */
+/* The session's own memory may not end with a context that the client has made: the area of twins, and words of timelines. */
 static void case_own_memory(void) {
     const uint64_t stream = handle(TPG_STREAM, 9);
     load(0, TPG_MODULE, 0);
@@ -563,16 +562,18 @@ static void case_own_memory(void) {
     SEND(1, host_twin, CALL, .size = 4096);
     SEND(1, stream_create, 0, .stream = stream, .flags = CU_STREAM_NON_BLOCKING);
     stop(1, stream, 0);
-    for (uint32_t i = 0; i < 5000; i++) {
-        SEND(1, cuMemsetD8Async, 0, .dstDevice = TWIN, .uc = 1, .N = 64, .hStream = 2);
-        SEND(1, stream_wait, CALL, .stream = 2);
+    for (uint32_t i = 0; i < 600; i++) { /* more than one batch of words */
+        SEND(1, stream_create, 0, .stream = handle(TPG_STREAM, 100 + i), .flags = CU_STREAM_NON_BLOCKING);
+        SEND(1, cuMemsetD8Async, 0, .dstDevice = TWIN, .uc = 1, .N = 64, .hStream = handle(TPG_STREAM, 100 + i));
+        SEND(1, stream_wait, CALL, .stream = handle(TPG_STREAM, 100 + i));
     }
     SEND(0, context_destroy, 0, .context = handle(TPG_CONTEXT, 1));
     go_on(0, handle(TPG_STREAM, 1), 0);
     fuzz_link_pause(the_link);
-    for (uint32_t i = 0; i < 900; i++) {
-        SEND(0, cuMemsetD8Async, 0, .dstDevice = TWIN, .uc = 1, .N = 64, .hStream = 2);
-        SEND(0, stream_wait, CALL, .stream = 2);
+    for (uint32_t i = 0; i < 600; i++) {
+        SEND(0, stream_create, 0, .stream = handle(TPG_STREAM, 1000 + i), .flags = CU_STREAM_NON_BLOCKING);
+        SEND(0, cuMemsetD8Async, 0, .dstDevice = TWIN, .uc = 1, .N = 64, .hStream = handle(TPG_STREAM, 1000 + i));
+        SEND(0, stream_wait, CALL, .stream = handle(TPG_STREAM, 1000 + i));
     }
 }
 
@@ -622,7 +623,7 @@ static const struct {
     {"unload_fails", case_unload_fails, 0, false, 0},
     {"threads", case_threads, 2900, false, 0},
     {"waits", case_waits, 600, false, 0},
-    {"markers", case_markers, 0, false, 0},
+    {"points", case_points, 0, false, 0},
     {"node_module", case_node_module, 1, true, 0},
     {"node_library", case_node_library, 1, true, 0},
     {"node_context", case_node_context, 0, false, 0},
