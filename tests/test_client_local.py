@@ -78,8 +78,8 @@ def test_what_is_known_of_an_event_ends(generated: Path, tmp_path: Path) -> None
     program = tmp_path / "test_client_watch"
     command = [COMPILER or "cc", *FLAGS, *WARNINGS, *SANITIZE, f"-I{generated}"]
     command += [f"-I{ROOT / 'native' / folder}" for folder in INCLUDED]
-    sources = ("tests/native/test_client_watch.c", "native/client/cuda/watch.c", "native/base/time_lock.c")
-    command += [str(ROOT / source) for source in sources]
+    sources = ("tests/native/test_client_watch.c", "native/client/cuda/watch.c", "native/client/cuda/date.c")
+    command += [str(ROOT / source) for source in (*sources, "native/base/time_lock.c")]
     done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60, check=False)

@@ -31,8 +31,10 @@ CUresult tpc_post(const char *name, struct tp_reply *unused) {
     return CUDA_SUCCESS;
 }
 static unsigned timings; /* which end with the same events */
-void tpc_timing_recorded(uint64_t at) { timings += at != 0; }
-void tpc_timing_changed(void) { timings++; }
+void tpc_timing_recorded(uint64_t at) {
+    timings += at != 0;
+    tpc_happened(&tpc_counts.records);
+}
 void tpc_copies_behind_launch(const char *name, CUgraphExec exec, CUstream stream) {
     CHECK(name);
     (void)exec, (void)stream;
@@ -44,8 +46,9 @@ static const CUevent event = (CUevent)(uintptr_t)EVENT;
 /* The worker was asked, and said that everything before the event is over. */
 static void complete(uint64_t handle) {
     CUresult result = CUDA_ERROR_UNKNOWN;
+    const struct tpc_date asked = tpc_today();
     struct tp_reply reply = {.number = ++frames};
-    tpc_watch_learned(handle, false, CUDA_SUCCESS, &reply, tpc_watch_doubts());
+    tpc_watch_learned(handle, false, CUDA_SUCCESS, &reply, &asked);
     CHECK(tpc_watch_answer(handle, false, &result) && result == CUDA_SUCCESS);
 }
 
@@ -61,12 +64,13 @@ static void test_records(void) {
     tpc_noted_cuEventRecord(event, NULL);
     CHECK(!believed(EVENT) && believed(OTHER));
     complete(EVENT);
+    const struct tpc_date asked = tpc_today();
+    struct tp_reply before = {.number = ++frames};
     frames++;
     tpc_noted_cuEventRecordWithFlags(event, NULL, 0);
     CHECK(!believed(EVENT) && believed(OTHER));
     /* An answer from before the record says nothing of what is after it. */
-    struct tp_reply before = {.number = frames - 1};
-    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, tpc_watch_doubts());
+    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, &asked);
     CHECK(!believed(EVENT));
 }
 
@@ -87,35 +91,38 @@ static void test_graphs(void) {
     tpc_noted_cuEventRecordWithFlags(event, NULL, CU_EVENT_RECORD_EXTERNAL);
     complete(EVENT);
     complete(OTHER);
+    struct tpc_date asked = tpc_today();
+    struct tp_reply before = {.number = ++frames};
     frames++;
     tpc_noted_cuGraphLaunch(NULL, NULL);
     CHECK(!believed(EVENT) && !believed(OTHER));
-    struct tp_reply before = {.number = frames - 1};
-    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, tpc_watch_doubts());
+    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, &asked);
     CHECK(!believed(EVENT));
     /* One that was watched, too: the word tells of the record before. */
+    asked = tpc_today();
     struct tp_reply reply = {.number = ++frames};
     CUresult result = CUDA_SUCCESS;
-    tpc_watch_learned(EVENT, false, CUDA_ERROR_NOT_READY, &reply, tpc_watch_doubts());
+    tpc_watch_learned(EVENT, false, CUDA_ERROR_NOT_READY, &reply, &asked);
     CHECK(tpc_watch_answer(EVENT, false, &result) && result == CUDA_ERROR_NOT_READY);
     frames++;
     tpc_noted_cuGraphLaunch(NULL, NULL);
     CHECK(!believed(EVENT));
-    CHECK(timings == 6);
+    CHECK(timings == 4);
 }
 
 /* "Not ready" is said from memory only until the GPU itself has told of something. */
 static void test_doubts(void) {
     struct tp_reply reply = {.number = ++frames};
     CUresult result = CUDA_SUCCESS;
-    uint64_t before = tpc_watch_doubts();
-    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, before);
+    struct tpc_date before = tpc_today();
+    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, &before);
     CHECK(tpc_watch_answer(OTHER, false, &result) && result == CUDA_ERROR_NOT_READY);
-    tpc_watch_doubt();
+    tpc_happened(&tpc_counts.told);
     CHECK(!tpc_watch_answer(OTHER, false, &result));
-    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, before); /* asked before the doubt */
+    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, &before); /* asked before that */
     CHECK(!tpc_watch_answer(OTHER, false, &result));
-    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, tpc_watch_doubts());
+    before = tpc_today();
+    tpc_watch_learned(OTHER, false, CUDA_ERROR_NOT_READY, &reply, &before);
     CHECK(tpc_watch_answer(OTHER, false, &result) && result == CUDA_ERROR_NOT_READY);
 }
 
@@ -124,8 +131,9 @@ static void test_default_streams(void) {
     const uint64_t legacy = (uint64_t)(uintptr_t)CU_STREAM_LEGACY;
     CUresult result = CUDA_SUCCESS;
     this_thread.context = 5;
+    const struct tpc_date asked = tpc_today();
     struct tp_reply reply = {.number = ++frames};
-    tpc_watch_learned(legacy, true, CUDA_ERROR_NOT_READY, &reply, tpc_watch_doubts());
+    tpc_watch_learned(legacy, true, CUDA_ERROR_NOT_READY, &reply, &asked);
     CHECK(tpc_watch_answer(legacy, true, &result) && result == CUDA_ERROR_NOT_READY);
     this_thread.context = 6;
     CHECK(!tpc_watch_answer(legacy, true, &result));

@@ -111,7 +111,7 @@ static void make_ready(struct call *call) {
 bool tpc_on_callback(const struct tpg_callback_in *in) {
     struct call *due = NULL;
     bool lasting = false;
-    tpc_watch_doubt(); /* what stands before the function in its stream is complete */
+    tpc_happened(&tpc_counts.told); /* what stands before the function in its stream is complete */
     tp_lock_take(&lock);
     struct call **at = place_of(in->token), *call = *at;
     if (call && call->lasting) {

@@ -30,7 +30,7 @@ struct capture {
     CUstreamCaptureMode mode;
     uint64_t id, graph;
     bool into;
-    unsigned int known; /* `disturbed` when it was last known to be active */
+    uint64_t known; /* tpc_counts.refusals when it was last known to be active */
     struct answer *answers;
 };
 
@@ -41,12 +41,9 @@ struct info {
 };
 
 _Atomic int tpc_captures;
-static _Atomic unsigned int disturbed; /* counts failures, each of which may have ended a capture */
 static struct tp_lock lock;
 static struct capture *captures;
 static _Thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
-
-void tpc_capture_disturbed(void) { atomic_fetch_add(&disturbed, 1); }
 
 /* The per-thread default stream is another one for each thread. */
 static bool is(const struct capture *capture, CUstream stream) {
@@ -113,7 +110,7 @@ static CUresult begin(const char *name, CUstream stream, CUstreamCaptureMode mod
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     atomic_fetch_add(&tpc_captures, 1); /* before it begins, so that no failure of another thread goes unseen */
-    unsigned int known = atomic_load(&disturbed);
+    uint64_t known = tpc_count(&tpc_counts.refusals);
     CUresult result = tpc_call_capture_begin(name, &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
         const struct tp_thread *self = tp_thread_self();
@@ -230,7 +227,7 @@ static CUresult break_capture(const char *name, CUstream stream) {
     struct tp_reply reply;
     CUresult result = tpc_call_capture_break(name, &in, &reply);
     tp_reply_free(&reply);
-    tpc_capture_disturbed();
+    tpc_happened(&tpc_counts.refusals);
     return result;
 }
 
@@ -307,7 +304,7 @@ CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, s
 static bool remembered(CUstream stream, struct info *info) {
     tp_lock_take(&lock);
     const struct capture *capture = find(stream);
-    bool known = capture && capture->known == atomic_load(&disturbed);
+    bool known = capture && capture->known == tpc_count(&tpc_counts.refusals);
     if (known) {
         *info = (struct info){.status = CU_STREAM_CAPTURE_STATUS_ACTIVE, .id = capture->id, .graph = capture->graph};
     }
@@ -315,7 +312,7 @@ static bool remembered(CUstream stream, struct info *info) {
     return known;
 }
 
-static void remember(CUstream stream, unsigned int known) {
+static void remember(CUstream stream, uint64_t known) {
     tp_lock_take(&lock);
     struct capture *capture = find(stream);
     if (capture) {
@@ -329,7 +326,7 @@ static CUresult ask(CUstream stream, const struct tpc_fresh *fresh, struct tpg_c
     struct tpg_capture_info_in in = {.stream = (uint64_t)(uintptr_t)stream,
                                      .fresh = fresh ? fresh->handles : NULL,
                                      .fresh_count = fresh ? fresh->count : 0};
-    unsigned int known = atomic_load(&disturbed);
+    uint64_t known = tpc_count(&tpc_counts.refusals);
     CUresult result = tpc_call_capture_info("cuStreamGetCaptureInfo", &in, out, reply);
     if (result == CUDA_SUCCESS && out->status == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
         remember(stream, known);

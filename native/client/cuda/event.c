@@ -78,11 +78,10 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
     if (tpc_watch_answer(in.event, false, &result)) {
         return result;
     }
-    uint64_t doubts = tpc_watch_doubts();
-    uint32_t before = tpc_failures();
+    const struct tpc_date asked = tpc_today();
     result = tpc_call_event_query("cuEventQuery", &in, &reply);
-    tpc_waited(before, result);
-    tpc_watch_learned(in.event, false, result, &reply, doubts);
+    tpc_waited(&asked, result);
+    tpc_watch_learned(in.event, false, result, &reply, &asked);
     tp_reply_free(&reply);
     return result;
 }

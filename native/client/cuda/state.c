@@ -45,7 +45,7 @@ CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *sai
 void tpc_failed(const char *name, CUresult result) {
     const char *text = tpg_cuda_error_name((int)result);
     tp_log(TP_DEBUG, "%s returns %d (%s)", name, (int)result, text ? text : "unknown");
-    tpc_capture_disturbed();
+    tpc_happened(&tpc_counts.refusals);
 }
 
 /* ---- start ---- */
@@ -67,7 +67,7 @@ bool tpc_on_notice(const struct tpg_notice_in *in) {
     const char *name = tpg_cuda_error_name(in->error);
     tp_log(TP_WARN, "%s (frame %llu) failed on the worker with error %d (%s); the next call that may report it will",
            tpg_op_name((uint16_t)in->op), (unsigned long long)in->frame, in->error, name ? name : "unknown");
-    tpc_note_failure();
+    tpc_happened(&tpc_counts.failures);
     return true;
 }
 

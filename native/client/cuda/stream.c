@@ -21,8 +21,8 @@ struct stream {
 };
 
 static _Atomic unsigned long long next_id = 16; /* small numbers are for the default streams */
-/* Failed posts that the worker told of, and how many of them have been reported to the program since. */
-static _Atomic uint32_t failures, reported;
+/* How many of the failed posts that the worker told of (tpc_counts.failures) have been reported to the program. */
+static _Atomic uint64_t reported;
 /* The default streams of a process. Any frame ends their quietness, and so does another context. */
 static struct stream legacy = {.id = 1}, per_thread = {.id = 2};
 
@@ -33,19 +33,16 @@ static struct stream *stream_of(CUstream handle) {
     return handle == CU_STREAM_PER_THREAD ? &per_thread : tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
 }
 
-void tpc_note_failure(void) { atomic_fetch_add(&failures, 1); }
-
-uint32_t tpc_failures(void) { return atomic_load(&failures); }
-
-void tpc_waited(uint32_t before, CUresult result) {
-    if (TP_UNLIKELY(result == CUDA_SUCCESS && before != atomic_load_explicit(&reported, memory_order_relaxed))) {
-        atomic_store(&reported, before);
+void tpc_waited(const struct tpc_date *asked, CUresult result) {
+    if (TP_UNLIKELY(result == CUDA_SUCCESS &&
+                    asked->failures != atomic_load_explicit(&reported, memory_order_relaxed))) {
+        atomic_store(&reported, asked->failures);
     }
 }
 
 /* The worker must be asked: it has an error to report. */
 static bool failure_noted(void) {
-    return atomic_load_explicit(&failures, memory_order_relaxed) !=
+    return atomic_load_explicit(&tpc_counts.failures, memory_order_relaxed) !=
            atomic_load_explicit(&reported, memory_order_relaxed);
 }
 
@@ -69,7 +66,7 @@ bool tpc_marked(const char *name, CUstream handle, const struct tp_done *done, u
     if (!tp_done_wait(tpc_conn, name, done) || failure_noted()) {
         return false;
     }
-    tpc_watch_doubt();
+    tpc_happened(&tpc_counts.told);
     /* If the mark was not the frame that followed `before`, the number is one that never comes back: no harm. */
     struct tp_reply reply = {.number = before + 1};
     tpc_stream_quiet(handle, &reply);
@@ -159,9 +156,9 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
     }
     struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;
-    uint32_t before = tpc_failures();
+    const struct tpc_date asked = tpc_today();
     CUresult result = tpc_call_stream_wait("cuStreamSynchronize", &in, &reply);
-    tpc_waited(before, result);
+    tpc_waited(&asked, result);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(hStream, &reply);
     }
@@ -183,11 +180,10 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
     if (tpc_watch_answer(in.stream, true, &result)) {
         return result;
     }
-    uint64_t doubts = tpc_watch_doubts();
-    uint32_t before = tpc_failures();
+    const struct tpc_date asked = tpc_today();
     result = tpc_call_stream_query("cuStreamQuery", &in, &reply);
-    tpc_waited(before, result);
-    tpc_watch_learned(in.stream, true, result, &reply, doubts);
+    tpc_waited(&asked, result);
+    tpc_watch_learned(in.stream, true, result, &reply, &asked);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(hStream, &reply);
     }
@@ -197,9 +193,9 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
 
 static CUresult synchronize(const char *name) {
     struct tp_reply reply;
-    uint32_t before = tpc_failures();
+    const struct tpc_date asked = tpc_today();
     CUresult result = tpc_call_context_synchronize(name, &reply);
-    tpc_waited(before, result);
+    tpc_waited(&asked, result);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(CU_STREAM_LEGACY, &reply);
     }

@@ -22,21 +22,18 @@ struct pair {
     float milliseconds;
 };
 
-static _Atomic uint64_t recorded[RECORDS]; /* handles, in the order of recording */
-static _Atomic uint64_t records;           /* places ever taken in it */
+static _Atomic uint64_t recorded[RECORDS]; /* handles, by tpc_counts.records before them */
 
 static struct tp_lock lock; /* over what follows */
 static struct pair known[TP_PAIRS_MAX];
 static uint32_t known_count;
-static uint64_t known_at;                       /* `records` when these were asked for: they hold for no other */
+static uint64_t known_at; /* tpc_counts.records when these were asked for: they hold for no other */
 static uint64_t last_start = NOWHERE, last_end; /* where the events of the last question stand in the order */
 
 void tpc_timing_recorded(uint64_t event) {
-    uint64_t place = atomic_fetch_add_explicit(&records, 1, memory_order_seq_cst);
+    uint64_t place = tpc_happened(&tpc_counts.records);
     atomic_store_explicit(&recorded[place % RECORDS], event, memory_order_relaxed);
 }
-
-void tpc_timing_changed(void) { atomic_fetch_add_explicit(&records, 1, memory_order_seq_cst); }
 
 static uint64_t at(uint64_t place) { return atomic_load_explicit(&recorded[place % RECORDS], memory_order_relaxed); }
 
@@ -87,7 +84,7 @@ static void keep(const struct pair *pairs, uint32_t count, uint64_t now) {
 static bool is_known(struct pair *pair) {
     bool found = false;
     tp_lock_take(&lock);
-    for (uint32_t i = 0; i < known_count && !found && known_at == atomic_load(&records); i++) {
+    for (uint32_t i = 0; i < known_count && !found && known_at == tpc_count(&tpc_counts.records); i++) {
         found = known[i].start == pair->start && known[i].end == pair->end;
         if (found) {
             *pair = known[i];
@@ -102,12 +99,13 @@ static bool is_known(struct pair *pair) {
 /* Asks the worker, for what was asked and for what is likely to be asked next. */
 static CUresult ask(struct pair *asked, bool more) {
     struct pair pairs[TP_PAIRS_MAX];
-    uint64_t starts[TP_PAIRS_MAX], ends[TP_PAIRS_MAX], now = atomic_load(&records);
+    uint64_t starts[TP_PAIRS_MAX], ends[TP_PAIRS_MAX];
+    const struct tpc_date asked_at = tpc_today();
     uint32_t count = 1, good = 0;
     pairs[0] = *asked;
     if (more) {
         tp_lock_take(&lock);
-        count = guess(pairs, now);
+        count = guess(pairs, asked_at.records);
         tp_lock_drop(&lock);
     }
     for (uint32_t i = 0; i < count; i++) {
@@ -117,9 +115,8 @@ static CUresult ask(struct pair *asked, bool more) {
     struct tpg_event_elapsed_in in = {.starts = starts, .starts_count = count, .ends = ends, .ends_count = count};
     struct tpg_event_elapsed_out out;
     struct tp_reply reply;
-    uint32_t failures = tpc_failures();
     CUresult result = tpc_call_event_elapsed("cuEventElapsedTime", &in, &out, &reply);
-    tpc_waited(failures, result);
+    tpc_waited(&asked_at, result);
     if (result == CUDA_SUCCESS && (out.results_count != count || out.milliseconds_count != count)) {
         result = tpc_bad_reply(&reply);
     }
@@ -133,7 +130,7 @@ static CUresult ask(struct pair *asked, bool more) {
         }
     }
     if (result == CUDA_SUCCESS) {
-        keep(pairs, good, now);
+        keep(pairs, good, asked_at.records);
     }
     tp_reply_free(&reply);
     return result;
@@ -165,10 +162,10 @@ CUresult tpc_cuEventSynchronize(CUevent hEvent) {
     struct tpg_event_wait_out out;
     struct tp_reply reply;
     struct pair pair = {.end = in.event};
-    uint64_t now = atomic_load(&records);
+    const struct tpc_date asked = tpc_today();
     tp_lock_take(&lock);
     if (last_start < last_end && tpc_may_mark()) { /* the program times, and stands as it stood when it asked last */
-        uint64_t end = find(in.event, now), apart = last_end - last_start;
+        uint64_t end = find(in.event, asked.records), apart = last_end - last_start;
         if (end != NOWHERE && end >= apart && tpc_handle_alive(TPG_EVENT, at(end - apart))) {
             pair.start = in.start = at(end - apart);
             pair.start_place = end - apart;
@@ -176,12 +173,11 @@ CUresult tpc_cuEventSynchronize(CUevent hEvent) {
         }
     }
     tp_lock_drop(&lock);
-    uint32_t failures = tpc_failures();
     result = tpc_call_event_wait("cuEventSynchronize", &in, &out, &reply);
-    tpc_waited(failures, result);
+    tpc_waited(&asked, result);
     if (result == CUDA_SUCCESS && in.start && out.timed == CUDA_SUCCESS) {
         pair.milliseconds = out.milliseconds;
-        keep(&pair, 1, now);
+        keep(&pair, 1, asked.records);
     }
     tp_reply_free(&reply);
     return result;

@@ -6,6 +6,7 @@
 #ifndef TPC_H
 #define TPC_H
 
+#include "tpc_date.h"
 #include "tpg_client.h"
 #include "tpg_cuda.h"
 #include "tpg_schema.h"
@@ -29,8 +30,6 @@ extern _Atomic int
     tpc_captures; /* stream captures under way: every post waits for its result, as the driver gives it */
 /* The calling thread's next post waits for its result. */
 void tpc_wait_for_next_post(void);
-/* Something failed, which may have ended a capture. */
-void tpc_capture_disturbed(void);
 
 /* What a call answers when the state is not TPC_READY: 3 before cuInit, 800 inside a host function, the lost-worker error. 0 when
  * the call may go on. */
@@ -183,27 +182,22 @@ void tpc_forbid_calls(void);
 bool tpc_calls_forbidden(void);
 
 /* ---- streams (stream.c), host functions (callback.c) ---- */
-/* A post has failed on the worker: the next wait must ask it, even where the client believes all is done. */
-void tpc_note_failure(void);
-/* How many have, before a call that may report one; and what that call answered: with success nothing was left to report, so waits
- * are short again. After an error the next call has to say so. */
-uint32_t tpc_failures(void);
-void tpc_waited(uint32_t before, CUresult result);
+/* After a post has failed on the worker (tpc_counts.failures) the next wait must ask it, even where the client believes all is done.
+ * What a call answered that may report it, and the date before: with success nothing was left to report, so waits are short
+ * again. After an error the next call has to say so. */
+void tpc_waited(const struct tpc_date *asked, CUresult result);
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
  * needs no round trip. */
 void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);
 /* Whether a wait may be ended by the GPU itself (tp_done_begin): nothing is to be reported or carried across with it. */
 bool tpc_may_mark(void);
-/* watch.c: an answer to a query of an event or a stream that needs no round trip; and what a round trip answered, with
- * tpc_watch_doubts of before it. */
+/* watch.c: an answer to a query of an event or a stream that needs no round trip; and what a round trip answered, with the date
+ * before it. */
 bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result);
-uint64_t tpc_watch_doubts(void);
-void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply, uint64_t before);
-/* The GPU itself has told the program of a completion: what the session knows may be older. */
-void tpc_watch_doubt(void);
-/* timing.c: an event was recorded; what events stand for may have changed without that. */
+void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply,
+                       const struct tpc_date *asked);
+/* timing.c: an event was recorded; counts in tpc_counts.records. */
 void tpc_timing_recorded(uint64_t event);
-void tpc_timing_changed(void);
 /* An event was recorded by something else than a call that says so: a kernel's attribute, in a graph if a stream captures. */
 void tpc_watch_recorded(CUevent event);
 /* From now on launches of graphs may record events. */

@@ -5,7 +5,7 @@
  * session then asks the driver again and again and writes the word when it is. Nothing is put into the stream for that: a
  * program that knows by other means that its work there is done must not be told "not ready" because of ours. For the same
  * reason "not ready" is said only as long as the program has learned of no completion from the GPU itself, which may be
- * ahead of the session (tpc_watch_doubt). Once in a while a poll goes to the worker all the same, because after a sticky
+ * ahead of the session (tpc_counts.told). Once in a while a poll goes to the worker all the same, because after a sticky
  * error nothing is ever written.
  */
 #include "tpc_graph.h"
@@ -19,17 +19,16 @@ struct watch {
     uint64_t owner;  /* of a default stream */
     struct tp_done done;
     bool complete;
-    uint64_t frame;  /* stream: of the mark; nothing may have been sent since */
-    uint64_t asked;  /* when the worker was asked last */
-    uint64_t doubts; /* as they were then */
+    struct tpc_date
+        date; /* when the worker was asked last; of a stream's, `frames` is that of the mark: nothing may have
+                             been sent since */
+    uint64_t asked_ns;
 };
 
 static struct tp_lock lock;
 static struct watch table[WATCHES];
-static _Atomic uint32_t watched;     /* entries in use, for those who only want to know that there are none */
-static _Atomic uint64_t last_record; /* frames of the process when an event was recorded last */
-static _Atomic uint64_t doubts;      /* completions that the program learned of, but not from the session */
-static _Atomic bool graphs_record;   /* a launch of a graph may record events */
+static _Atomic uint32_t watched;   /* entries in use, for readers that only test for zero */
+static _Atomic bool graphs_record; /* a launch of a graph may record events */
 static uint32_t next_victim;
 
 /* The default streams: one name for a stream of each context, or of each of its threads. */
@@ -76,10 +75,6 @@ static void forget(uint64_t handle) {
     }
 }
 
-uint64_t tpc_watch_doubts(void) { return atomic_load_explicit(&doubts, memory_order_seq_cst); }
-
-void tpc_watch_doubt(void) { atomic_fetch_add_explicit(&doubts, 1, memory_order_seq_cst); }
-
 bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
     if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !tpc_may_mark()) {
         return false;
@@ -87,7 +82,7 @@ bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
     bool answered = false;
     tp_lock_take(&lock);
     struct watch *watch = find(handle);
-    if (watch && stream && tp_frames(tpc_conn) != watch->frame) {
+    if (watch && stream && tp_frames(tpc_conn) != watch->date.frames) {
         drop(watch); /* there may be new work in it */
         watch = NULL;
     }
@@ -95,14 +90,16 @@ bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
         watch->complete = tp_done_reached(tpc_conn, &watch->done);
     }
     if (watch) {
-        answered = watch->complete || (watch->doubts == tpc_watch_doubts() && tp_now_ns() - watch->asked < ASK_NS);
+        answered = watch->complete ||
+                   (watch->date.told == tpc_count(&tpc_counts.told) && tp_now_ns() - watch->asked_ns < ASK_NS);
         *result = watch->complete ? tpc_posted() : CUDA_ERROR_NOT_READY;
     }
     tp_lock_drop(&lock);
     return answered && tpc_may_mark(); /* a failure that was told meanwhile is reported by a call */
 }
 
-void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply, uint64_t before) {
+void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply,
+                       const struct tpc_date *asked) {
     struct tpg_watch_in in = {.subject = handle};
     struct tp_done done;
     if (!tpc_may_mark()) {
@@ -111,22 +108,23 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
     tp_lock_take(&lock);
     struct watch *watch = find(handle);
     if (result == CUDA_SUCCESS && !stream) {
-        /* Counted before the last record is looked at: whoever records now either finds this entry or is seen here. */
+        /* Added before the records are counted: whoever records now either finds this entry or is seen here. */
         watch = watch ? watch : add(handle);
         watch->complete = true;
-        if (reply->number <= atomic_load(&last_record)) {
+        if (asked->records != tpc_count(&tpc_counts.records)) {
             drop(watch);
         }
     } else if (result == CUDA_ERROR_NOT_READY && watch && !watch->complete) {
-        watch->asked = tp_now_ns();
-        watch->doubts = before;
-        watch->frame += reply->number == watch->frame + 1; /* the question itself is no new work */
+        uint64_t frame = watch->date.frames;
+        watch->date = *asked;
+        watch->date.frames = frame + (reply->number == frame + 1); /* the question itself is no new work */
+        watch->asked_ns = tp_now_ns();
     } else if (result == CUDA_ERROR_NOT_READY && !watch && tp_done_lend(tpc_conn, &done)) {
         watch = add(handle);
         watch->done = done;
-        watch->asked = tp_now_ns();
-        watch->doubts = before;
-        watch->frame = tp_frames(tpc_conn) + 1; /* if another comes between, the stream's watch is dropped */
+        watch->date = *asked;
+        watch->date.frames = tp_frames(tpc_conn) + 1; /* if another comes between, the stream's watch is dropped */
+        watch->asked_ns = tp_now_ns();
         in.word = done.word;
         in.value = done.value; /* never 0 */
     }
@@ -136,22 +134,13 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
     }
 }
 
-/* What was answered before this frame says nothing any more. */
-static void anew(void) {
-    uint64_t frames = tp_frames(tpc_conn), before = atomic_load(&last_record);
-    while (before < frames && !atomic_compare_exchange_weak(&last_record, &before, frames)) {
-    }
-}
-
 static void recorded(CUevent event) {
-    anew();
-    forget((uint64_t)(uintptr_t)event);
     tpc_timing_recorded((uint64_t)(uintptr_t)event);
+    forget((uint64_t)(uintptr_t)event);
 }
 
 static void forget_all(void) {
-    anew();
-    tpc_timing_changed();
+    tpc_happened(&tpc_counts.records);
     tp_lock_take(&lock);
     for (uint32_t i = 0; i < WATCHES; i++) {
         drop(table[i].handle ? &table[i] : NULL);
