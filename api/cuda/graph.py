@@ -80,6 +80,10 @@ FUNCTIONS = [
     custom("cuGraphExecUpdate_v2", ops="graph_update"),
     custom("cuGraphNodeSetEnabled", ops="graph_enable"),
     call("cuGraphNodeGetEnabled", contextless=True),
+    # Memory of graphs, which have none while memory nodes are refused: an attribute is 8 bytes.
+    call("cuDeviceGetGraphMemAttribute", contextless=True, value="outbytes 8"),
+    call("cuDeviceSetGraphMemAttribute", contextless=True, value="bytes 8"),
+    call("cuDeviceGraphMemTrim", contextless=True),
     # User objects: their destructors run in the client.
     custom("cuUserObjectCreate", ops="user_object_create"),
     call("cuUserObjectRetain", session="hand", contextless=True, object="name userobject"),
@@ -88,9 +92,6 @@ FUNCTIONS = [
     call("cuGraphReleaseUserObject", session="hand", contextless=True, object="name userobject"),
     unsupported(
         "memory nodes come with allocation inside graphs",
-        "cuDeviceGetGraphMemAttribute",
-        "cuDeviceGraphMemTrim",
-        "cuDeviceSetGraphMemAttribute",
         "cuGraphAddMemAllocNode",
         "cuGraphAddMemFreeNode",
         "cuGraphMemAllocNodeGetParams",

@@ -50,11 +50,7 @@ FUNCTIONS = [
     op("launch_ex", "post", function="uint64_t: name function", stream="uint64_t: handle stream",
        grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
-       shared_bytes="unsigned int", attributes="CUlaunchAttribute: array", params="void: bytes"),
-    op("occupancy_clusters", "pure", function="uint64_t: handle function", what="unsigned int",
-       grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
-       block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
-       shared_bytes="unsigned int", attributes="CUlaunchAttribute: array", out={"value": "int"}),
+       shared_bytes="unsigned int", attributes="CUlaunchAttribute: structs by stream", params="void: bytes"),
     # The session asks for the call with the message `callback`; the stream goes on when the client says it is done.
     # contextless: whatever refuses it, the session says so of the token.
     op("host_function", "post", contextless=True, stream="uint64_t", token="uint64_t", told="unsigned int"),
@@ -161,7 +157,7 @@ FUNCTIONS = [
     op("graph_kernel_get", "call", node="uint64_t: handle graphnode", out={"function": "uint64_t", "context": "uint64_t",
        "grid_x": "unsigned int", "grid_y": "unsigned int", "grid_z": "unsigned int", "block_x": "unsigned int",
        "block_y": "unsigned int", "block_z": "unsigned int", "shared_bytes": "unsigned int", "params": "void: bytes"}),
-    op("graph_attribute_set", "call", node="uint64_t: handle graphnode", attribute="int", value="CUlaunchAttributeValue: in"),
+    op("graph_attribute_set", "call", node="uint64_t: handle graphnode", attribute="CUlaunchAttribute: struct by node"),
     op("graph_memcpy", "post", owner="uint64_t", node="uint64_t", context="uint64_t", params="CUDA_MEMCPY3D: in",
        dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
     op("graph_memcpy_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"params": "CUDA_MEMCPY3D"}),

@@ -8,11 +8,32 @@ STRUCTS = [
     # Memory of one element, rows of `width` elements, `pitch` bytes apart.
     struct("CUDA_MEMSET_NODE_PARAMS", dst="dev area(pitch, width * elementSize, height)"),
     struct("CUstreamBatchMemOpParams", pad="none", op=tagged("operation", {
-        "CU_STREAM_MEM_OP_WAIT_VALUE_32": {"waitValue.address": "dev 4", "waitValue.alias": "none"},
-        "CU_STREAM_MEM_OP_WAIT_VALUE_64": {"waitValue.address": "dev 8", "waitValue.alias": "none"},
-        "CU_STREAM_MEM_OP_WRITE_VALUE_32": {"writeValue.address": "dev 4", "writeValue.alias": "none"},
-        "CU_STREAM_MEM_OP_WRITE_VALUE_64": {"writeValue.address": "dev 8", "writeValue.alias": "none"},
+        "CU_STREAM_MEM_OP_WAIT_VALUE_32": {"waitValue.address": "word 4", "waitValue.alias": "none"},
+        "CU_STREAM_MEM_OP_WAIT_VALUE_64": {"waitValue.address": "word 8", "waitValue.alias": "none"},
+        "CU_STREAM_MEM_OP_WRITE_VALUE_32": {"writeValue.address": "word 4", "writeValue.alias": "none"},
+        "CU_STREAM_MEM_OP_WRITE_VALUE_64": {"writeValue.address": "word 8", "writeValue.alias": "none"},
         "CU_STREAM_MEM_OP_BARRIER": {"memoryBarrier": ""},
         "CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES": {"flushRemoteWrites": ""}})),
     struct("CUDA_BATCH_MEM_OP_NODE_PARAMS", ctx="handle context", paramArray="structs CUstreamBatchMemOpParams count"),
+    struct("CUaccessPolicyWindow", base_ptr="number"),
+    struct("CUlaunchAttribute", pad="none", value=tagged("id", {
+        "CU_LAUNCH_ATTRIBUTE_IGNORE": {},
+        "CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW": {"value.accessPolicyWindow": "struct"},
+        "CU_LAUNCH_ATTRIBUTE_COOPERATIVE": {"value.cooperative": ""},
+        "CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY": {"value.syncPolicy": ""},
+        "CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION": {"value.clusterDim": ""},
+        "CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE": {"value.clusterSchedulingPolicyPreference": ""},
+        "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION": {"value.programmaticStreamSerializationAllowed": ""},
+        "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT": {"value.programmaticEvent.event": "handle event"},
+        "CU_LAUNCH_ATTRIBUTE_PRIORITY": {"value.priority": ""},
+        "CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP": {"value.memSyncDomainMap": ""},
+        "CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN": {"value.memSyncDomain": ""},
+        "CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION": {"value.preferredClusterDim": ""},
+        "CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT": {"value.launchCompletionEvent.event": "handle event"},
+        "CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT": {"value.sharedMemCarveout": ""},
+        "CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING": {"value.nvlinkUtilCentricScheduling": ""}},
+        # It would tell the client an address of the driver.
+        refuse=("CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE",))),
+    # As a question about a kernel, which is asked of no stream.
+    struct("CUlaunchConfig", hStream="none", attrs="structs CUlaunchAttribute numAttrs"),
 ]  # fmt: skip

@@ -365,19 +365,7 @@ int32_t tpw_graph_memcpy_get(struct tpw_session *s, const struct tp_frame *frame
 }
 
 int32_t tpw_graph_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
-                                const struct tpg_graph_attribute_set_in *in, CUgraphNode node) {
-    int32_t error = CUDA_SUCCESS;
-    CUlaunchAttributeValue value;
-    memcpy(&value, in->value, sizeof value);
-    if (!error && (in->attribute == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT ||
-                   in->attribute == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT)) {
-        uint64_t event = (uint64_t)(uintptr_t)value.programmaticEvent.event;
-        value.programmaticEvent.event = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, event, false, &error);
-        error = error ? error : tpw_hold_object(s, tpw_graph_of_node(s, in->node), TPG_EVENT, event);
-    }
-    if (!error && in->attribute == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE) {
-        error = CUDA_ERROR_NOT_SUPPORTED; /* it would tell the client an address of the driver */
-    }
-    return error ? error
-                 : (int32_t)s->cuda.cuGraphKernelNodeSetAttribute(node, (CUlaunchAttributeID)in->attribute, &value);
+                                const struct tpg_graph_attribute_set_in *in, CUgraphNode node,
+                                const CUlaunchAttribute *attribute) {
+    return (int32_t)s->cuda.cuGraphKernelNodeSetAttribute(node, attribute->id, &attribute->value);
 }

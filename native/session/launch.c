@@ -12,8 +12,6 @@
 
 #include <stdlib.h>
 
-#define ATTRIBUTES_LIMIT 16u
-
 /* The driver's description of a launch, from the decoded arguments of any of the three operations that have a shape. */
 #define CONFIG(in, stream_, list, count)                                                                               \
     {.gridDimX = (in)->grid_x,                                                                                         \
@@ -75,46 +73,11 @@ int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const st
     return (int32_t)s->cuda.cuLaunchKernelEx(&config, function, NULL, bytes ? extra : NULL);
 }
 
-/* Copies attributes with handles translated; NULL with *error set when one cannot cross. `graph` is captured into, 0 = none. */
-static CUlaunchAttribute *attributes(struct tpw_session *s, const struct tp_frame *frame, uint64_t graph,
-                                     const CUlaunchAttribute *from, size_t count, int32_t *error) {
-    if (count > ATTRIBUTES_LIMIT) {
-        *error = CUDA_ERROR_INVALID_VALUE;
-        return NULL;
-    }
-    CUlaunchAttribute *to = tpw_scratch(s, ATTRIBUTES_LIMIT, sizeof *to, error);
-    for (size_t i = 0; to && i < count && !*error; i++) {
-        memcpy(&to[i], &from[i], sizeof *to);
-        switch (to[i].id) {
-        case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT:
-        case CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT: {
-            uint64_t handle = (uint64_t)(uintptr_t)to[i].value.programmaticEvent.event;
-            to[i].value.programmaticEvent.event =
-                (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, handle, false, error);
-            if (!*error && graph) {
-                *error = tpw_hold_object(s, graph, TPG_EVENT, handle);
-            }
-            break;
-        }
-        case CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE:
-            *error = CUDA_ERROR_NOT_SUPPORTED;
-            break;
-        default:
-            if ((unsigned)to[i].id > CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT + 2u) {
-                *error = CUDA_ERROR_INVALID_VALUE;
-            }
-            break;
-        }
-    }
-    return to;
-}
-
 int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in,
-                      struct tpw_stream *stream) {
+                      struct tpw_stream *stream, const CUlaunchAttribute *attributes, size_t count) {
     int32_t error = 0;
     struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
     uint64_t graph = tpw_captured_graph(s, stream, &error);
-    CUlaunchAttribute *list = error ? NULL : attributes(s, frame, graph, in->attributes, in->attributes_count, &error);
     if (!error && graph) {
         error = tpw_hold_function(s, graph, object);
     }
@@ -124,20 +87,7 @@ int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const
     size_t bytes = in->params_size;
     void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
                      CU_LAUNCH_PARAM_END};
-    CUlaunchConfig config = CONFIG(in, stream->native, list, (unsigned)in->attributes_count);
+    CUlaunchConfig config = CONFIG(in, stream->native, (CUlaunchAttribute *)(uintptr_t)attributes, (unsigned)count);
     return (int32_t)s->cuda.cuLaunchKernelEx(&config, (CUfunction)(uintptr_t)object->native, NULL,
                                              bytes ? extra : NULL);
-}
-
-int32_t tpw_occupancy_clusters(struct tpw_session *s, const struct tp_frame *frame,
-                               const struct tpg_occupancy_clusters_in *in, struct tpg_occupancy_clusters_out *out,
-                               CUfunction function) {
-    int32_t error = 0;
-    CUlaunchAttribute *list = error ? NULL : attributes(s, frame, 0, in->attributes, in->attributes_count, &error);
-    if (error) {
-        return error;
-    }
-    CUlaunchConfig config = CONFIG(in, NULL, list, (unsigned)in->attributes_count);
-    return (int32_t)(in->what ? s->cuda.cuOccupancyMaxPotentialClusterSize(&out->value, function, &config)
-                              : s->cuda.cuOccupancyMaxActiveClusters(&out->value, function, &config));
 }

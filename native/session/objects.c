@@ -69,7 +69,7 @@ CUcontext tpw_context_of(struct tpw_session *s, const struct tp_frame *frame, ui
     }
     handle = handle || *error ? handle : tp_handle_make(TPG_CONTEXT, s->entered);
     CUcontext native = (CUcontext)(uintptr_t)tpw_native(s, frame, TPG_CONTEXT, handle, false, error);
-    tpw_keep(s, by, TPG_CONTEXT, handle, error);
+    tpw_keep(s, frame, by, TPG_CONTEXT, handle, error);
     return native;
 }
 
@@ -222,6 +222,13 @@ void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context) {
         bool there = s->entered_native && tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context));
         s->entered = there ? context : 0;
     }
+}
+
+void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {
+    if (address % size) {
+        tpw_set(error, CUDA_ERROR_INVALID_VALUE);
+    }
+    tpw_check_range(s, address, size, error);
 }
 
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error) {

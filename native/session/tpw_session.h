@@ -99,9 +99,10 @@ uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint3
 void tpw_check_name(uint32_t kind, uint64_t handle, bool optional, int32_t *error);
 void tpw_check_names(uint32_t kind, const uint64_t *handles, size_t count, int32_t *error);
 static inline void tpw_set(int32_t *error, int32_t value) { *error = *error ? *error : value; }
-/* What a graph is to point at stays in the driver as long as that may follow it; `by` is its handle, that of a node of it or
- * of an executable graph, or 0: nobody keeps it. */
-void tpw_keep(struct tpw_session *s, uint64_t by, uint32_t kind, uint64_t handle, int32_t *error);
+/* What a graph is to point at stays in the driver as long as that may follow it; `by` is its handle, that of a node of it, of
+ * an executable graph or of a stream, which may capture; or 0: nobody keeps it. */
+void tpw_keep(struct tpw_session *s, const struct tp_frame *frame, uint64_t by, uint32_t kind, uint64_t handle,
+              int32_t *error);
 /* The context behind a handle, or the current one for NULL; kept by a graph. */
 CUcontext tpw_context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, uint64_t by,
                          int32_t *error);
@@ -117,6 +118,8 @@ void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle);
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error);
 /* [address, address+size) must lie in memory that this session gave to its client. */
 void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error);
+/* The same for a word, which has to be aligned to its size. */
+void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error);
 /* Zeroed memory of count*unit bytes, at most TP_FRAME_MAX/2, valid until the operation ends. */
 void *tpw_scratch(struct tpw_session *s, uint64_t count, uint64_t unit, int32_t *error);
 void tpw_scratch_reset(struct tpw_session *s); /* at the beginning of each operation */

@@ -374,3 +374,31 @@ CUresult cuGraphNodeGetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsign
     pthread_mutex_unlock(&sim.lock);
     return step && isEnabled ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
+
+// ---- Memory of graphs: there is none, since memory nodes are refused ----------------------------------------------
+
+CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value) {
+    SIM_ENTER();
+    if (!value || (unsigned)attr > CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(device))
+        return CUDA_ERROR_INVALID_DEVICE;
+    memset(value, 0, sizeof(cuuint64_t));
+    return CUDA_SUCCESS;
+}
+
+CUresult cuDeviceSetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value) {
+    SIM_ENTER();
+    cuuint64_t high = 0;
+    if (!value || (attr != CU_GRAPH_MEM_ATTR_USED_MEM_HIGH && attr != CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!sim_device_ok(device))
+        return CUDA_ERROR_INVALID_DEVICE;
+    memcpy(&high, value, sizeof high);
+    return high ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; // a high mark can only be set back
+}
+
+CUresult cuDeviceGraphMemTrim(CUdevice device) {
+    SIM_ENTER();
+    return sim_device_ok(device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}

@@ -197,12 +197,29 @@ static inline void check_pool_access(void) {
     CHECK(cuMemPoolGetAccess(&flags, pool, &here) == CUDA_ERROR_INVALID_VALUE);
 }
 
+static inline void check_graph_memory(void) {
+    cuuint64_t value = 77;
+    OK(cuDeviceGetGraphMemAttribute(0, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT, &value));
+    CHECK(value == 0);
+    CHECK(cuDeviceGetGraphMemAttribute(0, CU_GRAPH_MEM_ATTR_USED_MEM_HIGH, NULL) == CUDA_ERROR_INVALID_VALUE);
+    CHECK(cuDeviceGetGraphMemAttribute(0, (CUgraphMem_attribute)99, &value) == CUDA_ERROR_INVALID_VALUE);
+    CHECK(cuDeviceGetGraphMemAttribute(1000, CU_GRAPH_MEM_ATTR_USED_MEM_HIGH, &value) == CUDA_ERROR_INVALID_DEVICE);
+    OK(cuDeviceSetGraphMemAttribute(0, CU_GRAPH_MEM_ATTR_USED_MEM_HIGH, &value));
+    value = 1;
+    CHECK(cuDeviceSetGraphMemAttribute(0, CU_GRAPH_MEM_ATTR_USED_MEM_HIGH, &value) == CUDA_ERROR_INVALID_VALUE);
+    value = 0;
+    CHECK(cuDeviceSetGraphMemAttribute(0, CU_GRAPH_MEM_ATTR_USED_MEM_CURRENT, &value) == CUDA_ERROR_INVALID_VALUE);
+    OK(cuDeviceGraphMemTrim(0));
+    CHECK(cuDeviceGraphMemTrim(1000) == CUDA_ERROR_INVALID_DEVICE);
+}
+
 static inline void check_described(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     check_batches(&t);
     check_record_nodes(&t);
     check_wait_nodes(&t);
     check_pool_access();
+    check_graph_memory();
     graph_bench_end(&t);
 }
 

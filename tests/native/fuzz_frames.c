@@ -186,6 +186,8 @@ static size_t likely(unsigned char *out, int which) {
     static const CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
                                            .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     static const CUlaunchAttribute attribute = {.id = CU_LAUNCH_ATTRIBUTE_PRIORITY};
+    static const CUlaunchConfig cluster = {
+        .gridDimX = 1, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 32, .blockDimY = 1, .blockDimZ = 1};
     static const uint64_t options[2] = {CU_JIT_OPTIMIZATION_LEVEL, 3};
     const uint64_t stream = rand() % 2 ? HANDLE(TPG_STREAM, 0) : CU_STREAM_LEGACY_VALUE;
     const uint64_t event = HANDLE(TPG_EVENT, 0), events[] = {event, 0, event}, function = HANDLE(TPG_FUNCTION, 0);
@@ -203,8 +205,8 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(cuMemsetD32Async, .dstDevice = ADDRESS(0), .N = 64, .hStream = stream, .ui = 7);
     LIKE(launch, .function = function, .stream = stream, 1, 1, 1, 32, 1, 1, .params = params, .params_size = 28);
     LIKE(launch_ex, .function = function, .stream = stream, 1, 1, 1, 32, 1, 1, .attributes = &attribute,
-         .attributes_count = 1, .params = params, .params_size = 28);
-    LIKE(occupancy_clusters, .function = function, 0, 1, 1, 1, 32, 1, 1);
+         .attributes_size = sizeof attribute, .params = params, .params_size = 28);
+    LIKE(cuOccupancyMaxActiveClusters, .func = function, .config = &cluster, .config_size = sizeof cluster);
     LIKE(cuEventRecord, .hEvent = event, .hStream = stream);
     LIKE(cuStreamWaitEvent, .hStream = stream, .hEvent = event);
     LIKE(event_wait, .event = event, .start = rand() % 2 ? event : 0);

@@ -7,6 +7,7 @@
  */
 #include "tpc_graph_node.h"
 #include "tpc_memory.h"
+#include "tpg_client_structs.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
@@ -262,11 +263,15 @@ CUresult tpc_cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARA
 
 CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
                                            const CUkernelNodeAttrValue *value) {
-    if (!value || (int)attr < 0 || attr >= CU_LAUNCH_ATTRIBUTE_MAX) {
+    if (!value) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
-    struct tpg_graph_attribute_set_in in = {.node = (uint64_t)(uintptr_t)hNode, .attribute = (int)attr, .value = value};
+    const CUlaunchAttribute attribute = {.id = attr, .value = *value};
+    struct tpc_flat flat TPC_FLAT = {.size = 0};
+    TPC_TRY(tpg_flatten_CUlaunchAttribute(&attribute, 1, &flat));
+    struct tpg_graph_attribute_set_in in = {
+        .node = (uint64_t)(uintptr_t)hNode, .attribute = flat.bytes, .attribute_size = flat.size};
     struct tp_reply reply;
     CUresult result = tpc_call_graph_attribute_set("cuGraphKernelNodeSetAttribute", &in, &reply);
     tp_reply_free(&reply);

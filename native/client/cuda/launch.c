@@ -5,6 +5,7 @@
  * and immediate; everything else is posted and a failure is reported at the next call that may report one.
  */
 #include "tpc_graph.h"
+#include "tpg_client_structs.h"
 #include "tpg_cuda_send.h"
 
 struct shape {
@@ -211,29 +212,6 @@ static bool holds_event(const CUlaunchAttribute *attribute) {
            attribute->id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT;
 }
 
-/* Attributes whose value holds a handle must hold a living one; a device-updatable node would need an address back. */
-static CUresult check_attributes(const CUlaunchConfig *config) {
-    if (config->numAttrs && !config->attrs) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    for (unsigned int i = 0; i < config->numAttrs; i++) {
-        const CUlaunchAttribute *attribute = &config->attrs[i];
-        if (holds_event(attribute)) {
-            TPC_CHECK_HANDLE(EVENT, attribute->value.programmaticEvent.event, false);
-        }
-        if ((int)attribute->id < 0 || attribute->id >= CU_LAUNCH_ATTRIBUTE_MAX) {
-            return CUDA_ERROR_INVALID_VALUE;
-        }
-        if (attribute->id == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE) {
-            static _Atomic bool said;
-            tp_say_once(&said, "a launch that makes a device-updatable graph node is not supported here and returns "
-                               "CUDA_ERROR_NOT_SUPPORTED");
-            return CUDA_ERROR_NOT_SUPPORTED;
-        }
-    }
-    return CUDA_SUCCESS;
-}
-
 static bool divides(unsigned int part, unsigned int whole) { return !part || whole % part == 0; }
 
 /* What attributes ask of a grid: whole clusters, all blocks at once. */
@@ -282,30 +260,15 @@ static size_t deciding_bytes(CUlaunchAttributeID id) {
     }
 }
 
-static uint64_t kind_of(const struct tpg_launch_ex_in *in) {
+static uint64_t kind_of(const struct tpg_launch_ex_in *in, const CUlaunchConfig *config) {
     uint64_t hash = mix(mix(in->function, (uint64_t)in->block_x << 32 | in->block_y), in->block_z);
     hash = mix(hash, in->shared_bytes);
-    for (size_t i = 0; i < in->attributes_count; i++) {
+    for (unsigned int i = 0; i < config->numAttrs; i++) {
         uint32_t words[3] = {0};
-        memcpy(words, &in->attributes[i].value, deciding_bytes(in->attributes[i].id));
-        hash = mix(mix(hash, (uint64_t)in->attributes[i].id << 32 | words[0]), (uint64_t)words[1] << 32 | words[2]);
+        memcpy(words, &config->attrs[i].value, deciding_bytes(config->attrs[i].id));
+        hash = mix(mix(hash, (uint64_t)config->attrs[i].id << 32 | words[0]), (uint64_t)words[1] << 32 | words[2]);
     }
     return hash | 1;
-}
-
-static CUresult launch_waiting(const char *name, const struct tpg_launch_ex_in *in) {
-    struct tp_reply reply;
-    size_t size = tpg_size_launch_ex_in(in);
-    TPC_FITS(size);
-    unsigned char *body = tpc_reserve(TPG_OP_launch_ex, size);
-    if (!body) {
-        return tpc_lost();
-    }
-    struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_launch_ex_in(&c, in);
-    CUresult result = tpc_call(name, &reply);
-    tp_reply_free(&reply);
-    return result;
 }
 
 CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, CUfunction f, void **kernelParams,
@@ -323,7 +286,11 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
     unsigned char block[TPC_BLOCK_LIMIT];
     const void *source;
     bool ask = false;
-    CUresult result = check_attributes(config);
+    if (!config->attrs) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpc_flat attributes TPC_FLAT = {.size = 0};
+    CUresult result = tpg_flatten_CUlaunchAttribute(config->attrs, config->numAttrs, &attributes);
     if (result == CUDA_SUCCESS) {
         result = prepare(kernel, &shape, stream, kernelParams, extra, block, &source, &ask);
     }
@@ -342,16 +309,17 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
                                   .block_y = shape.block_y,
                                   .block_z = shape.block_z,
                                   .shared_bytes = shape.shared_bytes,
-                                  .attributes = config->attrs,
-                                  .attributes_count = config->numAttrs,
+                                  .attributes = attributes.bytes,
+                                  .attributes_size = attributes.size,
                                   .params = source,
                                   .params_size = kernel->parameter_bytes};
-    uint64_t kind = kind_of(&in);
+    uint64_t kind = kind_of(&in, config);
     _Atomic uint64_t *place = &proved[kind >> 32 & (PROVED - 1)];
     if (TP_LIKELY(atomic_load_explicit(place, memory_order_relaxed) == kind && !ask)) {
         result = tpc_post_launch_ex("cuLaunchKernelEx", &in);
     } else {
-        result = launch_waiting("cuLaunchKernelEx", &in);
+        tpc_wait_for_next_post();
+        result = tpc_post_launch_ex("cuLaunchKernelEx", &in);
         if (result == CUDA_SUCCESS) {
             atomic_store_explicit(place, kind, memory_order_relaxed);
         }
@@ -365,48 +333,6 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
 }
 
 /* ---- occupancy ---- */
-
-static CUresult clusters(const char *name, unsigned int what, int *value, CUfunction function,
-                         const CUlaunchConfig *config) {
-    struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)function);
-    if (!value || !config) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!kernel) {
-        return CUDA_ERROR_INVALID_HANDLE;
-    }
-    CUresult result = check_attributes(config);
-    if (result) {
-        return result;
-    }
-    struct tpg_occupancy_clusters_in in = {.function = kernel->handle,
-                                           .what = what,
-                                           .grid_x = config->gridDimX,
-                                           .grid_y = config->gridDimY,
-                                           .grid_z = config->gridDimZ,
-                                           .block_x = config->blockDimX,
-                                           .block_y = config->blockDimY,
-                                           .block_z = config->blockDimZ,
-                                           .shared_bytes = config->sharedMemBytes,
-                                           .attributes = config->attrs,
-                                           .attributes_count = config->numAttrs};
-    struct tpg_occupancy_clusters_out out;
-    struct tp_reply reply;
-    result = tpc_pure_occupancy_clusters(name, &in, &out, &reply);
-    if (result == CUDA_SUCCESS) {
-        *value = out.value;
-    }
-    tp_reply_free(&reply);
-    return result;
-}
-
-CUresult tpc_cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func, const CUlaunchConfig *config) {
-    return clusters("cuOccupancyMaxActiveClusters", 0, numClusters, func, config);
-}
-
-CUresult tpc_cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction func, const CUlaunchConfig *config) {
-    return clusters("cuOccupancyMaxPotentialClusterSize", 1, clusterSize, func, config);
-}
 
 /* The largest occupancy over all block sizes, in warps from the largest down, as the documented search does: the first block
  * size that reaches the most resident threads wins. */

@@ -234,6 +234,11 @@ CUresult tpc_lost(void) {
     return TPC_LOST_ERROR;
 }
 
+CUresult tpc_unserved(_Atomic bool *said, const char *field, const char *value) {
+    tp_say_once(said, "a struct with %s = %s is not supported here and returns CUDA_ERROR_NOT_SUPPORTED", field, value);
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
 bool tpc_flat_make(struct tpc_flat *flat, size_t size) {
     flat->size = size;
     flat->bytes = size <= sizeof flat->near ? flat->near : malloc(size);

@@ -241,33 +241,6 @@ CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned 
     return CUDA_SUCCESS;
 }
 
-/* The word must be device memory of the program, and aligned to its size. */
-static CUresult check_word(CUdeviceptr address, size_t size, unsigned int flags, unsigned int known) {
-    return (flags & ~known) || address % size || !tpc_range_covers(address, size) ? CUDA_ERROR_INVALID_VALUE
-                                                                                  : CUDA_SUCCESS;
-}
-#define WAIT_FLAGS (CU_STREAM_WAIT_VALUE_NOR | CU_STREAM_WAIT_VALUE_FLUSH)
-
-CUresult tpc_check_cuStreamWaitValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
-    (void)stream, (void)value;
-    return check_word(addr, 4, flags, WAIT_FLAGS);
-}
-
-CUresult tpc_check_cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) {
-    (void)stream, (void)value;
-    return check_word(addr, 8, flags, WAIT_FLAGS);
-}
-
-CUresult tpc_check_cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
-    (void)stream, (void)value;
-    return check_word(addr, 4, flags, CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER);
-}
-
-CUresult tpc_check_cuStreamWriteValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) {
-    (void)stream, (void)value;
-    return check_word(addr, 8, flags, CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER);
-}
-
 /* ---- answered here ---- */
 
 #define STREAM_RECORD(out_pointer)                                                                                     \

@@ -110,6 +110,9 @@ CUresult tpc_bad_reply(const struct tp_reply *reply);
         }                                                                                                              \
     } while (0)
 
+/* A struct with a value that is not served: said once, by name. */
+CUresult tpc_unserved(_Atomic bool *said, const char *field, const char *value);
+
 /* Structs of the program, flattened for the wire: in the stub's own memory while they are small. */
 struct tpc_flat {
     unsigned char *bytes;

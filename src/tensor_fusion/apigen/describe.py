@@ -26,6 +26,7 @@ the roles:
 ``"array N"``          N elements read                      ``"outarray N"``      N elements written
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"new K"``           object of kind K made by this call
 ``"gone K"``           object of kind K ended by this call  ``"dev E"``           address of E bytes, E = N or N*4
+``"word N"``           address of N bytes, aligned to N    ``"bits M"``           value with no bits but those of M
 ``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
 ``"outstring N"``      text of up to N bytes with its NUL
 ``"struct"``/``"struct?"``, ``"structs N"``, ``"outstruct"``  struct with a declaration read, N of them, one written
@@ -55,6 +56,7 @@ transfers that it counts have landed. All other frames are news, which nothing h
 ``struct`` declares what the fields of a struct are, once; a field without a role is a plain value:
 
 ``"zero"``           must be 0                              ``"none"``            of other systems: sent as 0
+``"word N"``         address of N bytes, aligned to N       ``"number"``          a pointer that nobody follows
 ``"null"``           a pointer that must be NULL            ``"device"``          device ordinal
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"known K"``         the same in a result, 0 when gone
 ``"context"``        a context, NULL is the current one     ``"dev E"``           address of E bytes

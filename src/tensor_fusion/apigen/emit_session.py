@@ -294,7 +294,7 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         call = (
             f"tpw_native(s, frame, TPG_{item.kind.upper()}, in.{name}, {'true' if item.optional else 'false'}, &error)"
         )
-        kept = f"tpw_keep(s, in.{item.by}, TPG_{item.kind.upper()}, in.{name}, &error);"
+        kept = f"tpw_keep(s, frame, in.{item.by}, TPG_{item.kind.upper()}, in.{name}, &error);"
         keep = [kept] if item.by else []
         return [f"{ctype} n_{name} = ({ctype})(uintptr_t){call};", *keep], f"n_{name}"
     if item.role in ("new", "outknown"):
@@ -308,6 +308,8 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         return [f"CUcontext n_{name} = tpw_context_of(s, frame, in.{name}, {by}, &error);"], f"n_{name}"
     if item.role == "device":
         return [f"tpw_check_device(s, in.{name}, &error);"], f"in.{name}"
+    if item.role == "word":
+        return [f"tpw_check_word(s, in.{name}, {item.length}, &error);"], f"in.{name}"
     if item.role == "dev":
         return [f"tpw_check_range(s, in.{name}, (uint64_t)({_lengths(op, item.length)}), &error);"], f"in.{name}"
     if item.role == "out":
@@ -331,4 +333,4 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         ], f"({ctype})(uintptr_t)out.{name}"
     if item.role == "in":
         return [], f"({ctype})(uintptr_t)in.{name}"
-    return [], f"in.{name}" if item.role in ("value", "string") else f"({ctype})(uintptr_t)in.{name}"
+    return [], f"in.{name}" if item.role in ("value", "bits", "string") else f"({ctype})(uintptr_t)in.{name}"

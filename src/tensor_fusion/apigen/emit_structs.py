@@ -59,9 +59,8 @@ def _switch(group: Group, side: _Side) -> list[str]:
     for value, members in group.cases:
         inside = [f"        {line}" for m in members for line in side.statements(m)]
         cases += [f"    case {value}:", *inside, "        break;"]
-    refused = [f"    case {value}:" for value in group.refused]
-    if refused:
-        cases += [*refused, f"        {side.refuse('CUDA_ERROR_NOT_SUPPORTED')}"]
+    for value in group.refused:
+        cases += [f"    case {value}:", f"        {side.unserved(group.tag, value)}"]
     return [f"switch (from->{group.tag}) {{", *cases, "    default:", f"        {side.refuse(side.invalid)}", "}"]
 
 
@@ -73,6 +72,10 @@ class _Side:
     def refuse(self, error: str) -> str:
         """Leaves the function, or the case, with an error."""
         raise NotImplementedError
+
+    def unserved(self, tag: str, value: str) -> str:
+        """The same for a value that is not served."""
+        return self.refuse("CUDA_ERROR_NOT_SUPPORTED")
 
     def role(self, member: Member) -> list[str]:
         """Statements for a member whose role is none of those below."""
@@ -97,6 +100,9 @@ class _ClientSide(_Side):
     def refuse(self, error: str) -> str:
         return f"return {error};"
 
+    def unserved(self, tag: str, value: str) -> str:
+        return f'{{ static _Atomic bool said; return tpc_unserved(&said, "{tag}", "{value}"); }}'
+
     def role(self, member: Member) -> list[str]:
         path, role = member.path, member.role
         copied = f"to->{path} = from->{path};"
@@ -109,6 +115,11 @@ class _ClientSide(_Side):
         if role in ("handle", "known", "context"):
             optional = "true" if member.optional or role == "context" else "false"
             return [f"TPC_CHECK_HANDLE({(member.kind or 'context').upper()}, from->{path}, {optional});", copied]
+        if role == "number":
+            return [copied]
+        if role == "word":
+            bad = f"from->{path} % {member.length} || !tpc_range_covers(from->{path}, {member.length})"
+            return [copied, f"if ({bad}) {{ return CUDA_ERROR_INVALID_VALUE; }}"]
         if role == "dev":
             covered = f"tpc_range_covers((uint64_t)(uintptr_t)from->{path}, {member.length.replace('@', 'from->')})"
             return [copied, f"if (!{covered}) {{ return CUDA_ERROR_INVALID_VALUE; }}"]
@@ -129,8 +140,13 @@ class _SessionSide(_Side):
             handle, kind = f"(uint64_t)(uintptr_t)from->{path}", member.kind.upper()
             optional = "true" if member.optional else "false"
             call = f"tpw_native(s, frame, TPG_{kind}, {handle}, {optional}, error)"
-            keep = f"tpw_keep(s, by, TPG_{kind}, {handle}, error);"
+            keep = f"tpw_keep(s, frame, by, TPG_{kind}, {handle}, error);"
             return [f"to->{path} = ({member.ctype})(uintptr_t){call};", keep]
+        if role == "number":
+            return [f"to->{path} = from->{path};"]
+        if role == "word":
+            check = f"tpw_check_word(s, from->{path}, {member.length}, error);"
+            return [f"to->{path} = from->{path};", check]
         if role == "context":
             return [f"to->{path} = tpw_context_of(s, frame, (uint64_t)(uintptr_t)from->{path}, by, error);"]
         if role == "dev":
@@ -153,7 +169,7 @@ class _BackSide(_Side):
 
     def role(self, member: Member) -> list[str]:
         path, role = member.path, member.role
-        if role in ("device", "dev"):
+        if role in ("device", "dev", "word", "number"):
             return [f"to->{path} = from->{path};"]
         if role in ("handle", "known", "context"):
             kind = (member.kind or "context").upper()
@@ -174,7 +190,7 @@ class _StoreSide(_Side):
         path, role = member.path, member.role
         if role == "device":
             return [f"to->{path} = tpc_device_of(from->{path});"]
-        if role in ("handle", "known", "context", "dev"):
+        if role in ("handle", "known", "context", "dev", "word", "number"):
             return [f"to->{path} = from->{path};"]
         if role == "struct":
             return [f"tpg_store_{member.kind}(&from->{path}, &to->{path});"]

@@ -86,6 +86,8 @@ WORDS = {
     "outstruct": _Word(optional=True, fits="declared"),
     "handles": _Word("kind length", optional=True, fits="handles"),
     "dev": _Word("length", fits="CUdeviceptr"),
+    "word": _Word("length", fits="CUdeviceptr"),
+    "bits": _Word("length", fits="any"),
     "device": _Word(fits="CUdevice"),
 }
 OWN_WORDS = {
@@ -118,7 +120,7 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
         raise refuse(line.place, line.name, f"{name} is {word!r}, which points at nothing that {by} could keep")
     if word == "skip":
         return None
-    if word in ("value", "device", "dev"):
+    if word in ("value", "device", "dev", "word", "bits"):
         return Field(name, word, kind, _known(line, name, kind, types), length=length)
     if word in ("handle", "name", "gone", "context"):
         return Field(name, word, kind, 8, handle, optional=optional, by=by)
@@ -140,6 +142,7 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
 def own_field(line: Line, name: str, text: str, types: Types) -> Field:
     """Field of an operation of our own: "ctype: role"."""
     ctype, _, role = (part.strip() for part in text.partition(":"))
+    role, _, by = role.partition(" by ")
     out = name.startswith("out ")
     name = name.removeprefix("out ")
     word, kind, _, optional = _split(line, name, role or "value", OWN_RESULTS if out else OWN_WORDS, types)
@@ -154,7 +157,7 @@ def own_field(line: Line, name: str, text: str, types: Types) -> Field:
     if word == "string":
         return Field(name, word, "char", optional=True)
     if word in ("in", "struct", "structs"):
-        return Field(name, word, ctype)
+        return Field(name, word, ctype, by=by)
     return Field(name, "out" if out else word, ctype, _known(line, name, ctype, types), kind, optional=optional)
 
 
@@ -162,6 +165,8 @@ def check_lengths(line: Line, fields: list[Field]) -> None:
     """Lengths are made of what is sent, so that the session can check them."""
     values = {f.name for f in fields if f.role == "value" or f.role == "out"}
     for item in fields:
+        if item.role == "bits":
+            continue
         names = re.findall(r"[A-Za-z_]\w*", item.length)
         if not all(name in values for name in names):
             reason = f"the length {item.length!r} of {item.name} is not made of sent values; those are {sorted(values)}"
