@@ -1,7 +1,7 @@
 /*
  * NVML's client without a connection: this file stands in for libteleport and answers every frame itself.
  *
- * Built from native/client/nvml, native/base/{log,time_lock}.c and the generated tpg_nvml_exports.c, tpg_nvml_stubs.c. The
+ * Built from native/client/nvml, native/base/{log,time_lock}.c and the generated tpg_nvml_entries.c, tpg_nvml_stubs.c. The
  * stand-in checks that each frame is what the generated decoder takes, and answers as told: well, cut short at every byte,
  * too long, or with junk. Buffers of the caller are exactly as large as announced, so that the address sanitizer sees a byte
  * too many.

@@ -198,7 +198,7 @@ void tpc_nudge_listener(struct tp_conn *conn); /* if something is outstanding th
 void tpc_wake_all_callers(struct tp_conn *conn);
 
 /* Hands a message to its handler. */
-void tpc_take_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size);
+void tpc_dispatch_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size);
 
 /* held.c */
 /* Frames that complete, in their order. True: it is delivered, or handled, here with the last of the downloads that it counts.

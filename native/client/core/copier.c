@@ -61,7 +61,7 @@ static void send_record(struct tp_conn *conn, const struct tp_chunk *chunk, uint
     tp_bell_ring(&seat->slot->session_bell);
 }
 
-bool tpc_copy_up(struct tp_conn *conn) {
+bool tpc_copier_up(struct tp_conn *conn) {
     struct tpc_seat *seat = conn->seat;
     int block = take_block(seat);
     if (block < 0) {
@@ -104,7 +104,7 @@ static bool take_record(struct tp_conn *conn, struct tp_chunk_record *record) {
     return there;
 }
 
-bool tpc_copy_down(struct tp_conn *conn) {
+bool tpc_copier_down(struct tp_conn *conn) {
     struct tpc_seat *seat = conn->seat;
     struct tp_chunk_record record;
     struct tpc_download *download;
@@ -149,7 +149,7 @@ static void *copier_run(void *argument) {
     uint32_t idle = 0;
     uint64_t since = 0; /* when the sleeping in vain began */
     while (!tpc_is_lost(conn)) {
-        if (tpc_copy_up(conn) || tpc_copy_down(conn)) {
+        if (tpc_copier_up(conn) || tpc_copier_down(conn)) {
             idle = 0;
             continue;
         }

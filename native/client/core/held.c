@@ -94,7 +94,7 @@ void tpc_release(struct tp_conn *conn) {
         }
         conn->held_bytes -= held->size;
         tp_lock_drop(&conn->transfers);
-        tpc_take_message(conn, held->op, (const unsigned char *)(held + 1), held->size);
+        tpc_dispatch_message(conn, held->op, (const unsigned char *)(held + 1), held->size);
         free(held);
         tp_lock_take(&conn->transfers);
     }

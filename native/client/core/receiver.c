@@ -83,7 +83,7 @@ static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame,
     }
 }
 
-void tpc_take_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size) {
+void tpc_dispatch_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size) {
     tp_message_handler *handler = atomic_load_explicit(&message_handler, memory_order_acquire);
     if (!handler || !handler(op, body, size)) {
         tpc_lose(conn, TP_ERROR_PROTOCOL, "a message with number %u and %zu bytes that cannot be", op, size);
@@ -108,7 +108,7 @@ static void take_frames(struct tp_conn *conn) {
         if (frame.flags & TP_FRAME_REPLY) {
             take_reply(conn, &frame, at + sizeof frame, body_size);
         } else if (!(frame.flags & TP_FRAME_COMPLETES) || !tpc_hold_message(conn, &frame, at + sizeof frame)) {
-            tpc_take_message(conn, frame.op, at + sizeof frame, body_size);
+            tpc_dispatch_message(conn, frame.op, at + sizeof frame, body_size);
         }
     }
 }
@@ -136,7 +136,7 @@ static bool pump(struct tp_conn *conn) {
     if (conn->seat) {
         n = (ssize_t)tpc_seat_receive(conn, conn->input + conn->input_end, want);
         if (n == 0) {
-            return tpc_copy_down(conn); /* rather than only wait for those who do it */
+            return tpc_copier_down(conn); /* rather than only wait for those who do it */
         }
     } else {
         n = recv(conn->control, conn->input + conn->input_end, want, MSG_DONTWAIT);
@@ -304,7 +304,7 @@ static void await(struct tp_conn *conn, struct tpc_slot *slot) {
         }
         uint64_t now = tp_now_ns();
         spin_until = spin_until ? spin_until : now + conn->spin_ns;
-        if (gated && conn->seat && tpc_copy_down(conn)) {
+        if (gated && conn->seat && tpc_copier_down(conn)) {
             continue;
         }
         if (now < spin_until) {

@@ -59,8 +59,8 @@ void tpc_seat_sleep_aside(struct tp_conn *conn, struct tp_nap *nap);
 /* copier.c */
 enum tp_status tpc_copiers_start(struct tp_conn *conn);
 /* One chunk of any queued upload through a staging block; false when there is none to be had. */
-bool tpc_copy_up(struct tp_conn *conn);
+bool tpc_copier_up(struct tp_conn *conn);
 /* One chunk that the session has handed over; false when there is none. */
-bool tpc_copy_down(struct tp_conn *conn);
+bool tpc_copier_down(struct tp_conn *conn);
 
 #endif

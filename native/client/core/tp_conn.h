@@ -1,7 +1,7 @@
 /*
  * The client's connection to its session: one per process, opened by the first call that needs it.
  *
- * Owned by libteleport; libcuda and libnvidia-ml use it through these functions only. Any thread may call; frames take
+ * Owned by libteleport, whose halves for CUDA and NVML use it through these functions only. Any thread may call; frames take
  * their place in the process's total order at tp_commit. Received bytes are the worker's: they are bounded before use, so
  * that a broken worker cannot make this process write outside the buffers that its own calls named.
  *

@@ -331,7 +331,7 @@ static bool is_pending(struct tp_conn *conn, const struct wanted *wanted) {
 }
 
 static enum tp_status wait_for(struct tp_conn *conn, struct wanted wanted) {
-    while (conn->seat && !tpc_is_lost(conn) && (tpc_copy_up(conn) || tpc_copy_down(conn))) {
+    while (conn->seat && !tpc_is_lost(conn) && (tpc_copier_up(conn) || tpc_copier_down(conn))) {
     }
     enum tp_status status = TP_OK;
     atomic_fetch_add_explicit(&conn->transfer_waiters, 1, memory_order_seq_cst);

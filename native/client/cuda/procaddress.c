@@ -7,6 +7,8 @@
  */
 #include "tpc_local.h"
 
+#include <tpl.h>
+
 /* The worker's driver may be older than the table; then it decides. Before the start nobody has asked it yet. */
 static int version_known(void) { return tpc_driver_version ? tpc_driver_version : TPC_TABLE_VERSION; }
 
@@ -20,7 +22,7 @@ static CUresult look_up(const char *symbol, void **pfn, int version, cuuint64_t 
     *status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     *pfn = NULL;
     int count = 0;
-    const struct tpg_address *rows = tpg_addresses(symbol, (int)(flags & own ? own : flags), &count);
+    const struct tpg_address *rows = tpl_address_rows(symbol, (int)(flags & own ? own : flags), &count);
     if (!rows || count < 1) {
         return CUDA_SUCCESS;
     }

@@ -1,12 +1,18 @@
-"""The client: exported symbols, bodies of the remote functions, the table of entry points by version, export lists."""
+"""The client: exported symbols and the table behind them, bodies of remote functions, entry points by version, maps.
+
+What a program links or opens (libcuda, libnvidia-ml) holds nothing but one jump for each name, through a table that
+libteleport has: native/client/shim/tpl.h says why.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from .describe import Line
 from .emit_wire import NOTE
 from .fields import Field
+from .layout import DescriptionError
 from .model import RESULTS, Api, Model, Op
 from .snapshot import Prototype, declare, parameter_list
 
@@ -17,6 +23,10 @@ REQUIRED = (
 SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
 HIDDEN_FROM = 12000  # refused names that are as new as this are not found by name
 NOT_FOUND = "CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND"
+LIBRARY = {"cuda": "libcuda", "nvml": "libnvidia-ml"}
+# What every function answers when there is no libteleport, and when the one that is there belongs to another build.
+MISSING = {"cuda": "CUDA_ERROR_SHARED_OBJECT_INIT_FAILED", "nvml": "NVML_ERROR_LIBRARY_NOT_FOUND"}
+FOREIGN = {"cuda": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "nvml": "NVML_ERROR_LIB_RM_VERSION_MISMATCH"}
 
 
 def client_header(model: Model) -> str:
@@ -31,14 +41,7 @@ def client_header(model: Model) -> str:
                 lines.append(f"{_signature(api, line, prototype, 'check_')};")
             if line.noted and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'noted_')};")
-    lines += [
-        "struct tpg_address { int version; int status; void *function; };",
-        "/* Entry points of `name` by rising version for stream flag 0…2; NULL for a name that the driver has not. */",
-        "const struct tpg_address *tpg_addresses(const char *name, int flag, int *count);",
-        "#endif",
-        "",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "#endif", ""])
 
 
 def _signature(api: Api, line: Line, prototype: Prototype, part: str = "") -> str:
@@ -49,32 +52,91 @@ def _signature(api: Api, line: Line, prototype: Prototype, part: str = "") -> st
     return f"{returns} {PREFIX[api.name]}_{part}{line.name}({params})"
 
 
+def table_header(model: Model) -> str:
+    """tpg_table.h: the functions of each API as a struct of pointers, which libteleport fills and the exports call."""
+    lines = [NOTE, "#ifndef TPG_TABLE_H", "#define TPG_TABLE_H", '#include "tpg_cuda.h"', '#include "tpg_nvml.h"']
+    for api in model.apis:
+        members = [f"    {_pointer(api, name)};" for name in api.exports]
+        layout = hashlib.sha256("\n".join(members).encode()).hexdigest()[:32]
+        lines += [f"struct tpg_{api.name}_table {{", *members, "};"]
+        lines.append(f"extern const struct tpg_{api.name}_table tpg_{api.name}_table;")
+        lines.append("/* Both sides of the table must have it alike: a hash of the members above. */")
+        lines.append(f'#define TPG_{api.name.upper()}_LAYOUT "{layout}"')
+    lines += [
+        "struct tpg_address { int version; int status; void *function; };",
+        "/* Entry points of `name` by rising version for stream flag 0…2; NULL for a name that the driver has not. */",
+        "const struct tpg_address *tpg_addresses(const char *name, int flag, int *count);",
+    ]
+    return "\n".join([*lines, "#endif", ""])
+
+
+def _head(api: Api, name: str) -> Prototype | None:
+    """What a name is exported as: by its own prototype, or by that of the function that answers for it."""
+    return api.prototype(name) or api.prototype(api.resolve(api.lines[name]).name)
+
+
+def _pointer(api: Api, name: str) -> str:
+    prototype = _head(api, name)
+    if prototype is None:
+        return f"{RESULTS[api.name]} (*{name})(void)"
+    return f"{prototype.returns} (*{name})({parameter_list(prototype)})"
+
+
 def exports(model: Model, api: Api) -> str:
-    """tpg_<api>_exports.c: one exported function for every name."""
-    prefix = PREFIX[api.name]
-    lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"']
+    """tpg_<api>_exports.c: one exported function for every name, which jumps to the one in the table."""
+    result = RESULTS[api.name]
+    lines = [NOTE, '#include "tpl.h"', "#include <string.h>"]
     for name in api.exports:
-        lines += _export(api, api.lines[name])
+        prototype = _head(api, name)
+        returns = prototype.returns if prototype else result
+        absent = f"({result})tpl_absent()" if returns == result else "tpl_absent_text()"
+        if returns != result and returns.replace(" ", "") != "constchar*":
+            raise DescriptionError(f"{name}: nobody can say without libteleport what it returns ({returns})")
+        parameters = parameter_list(prototype) if prototype else "void"
+        arguments = ", ".join(p.name for p in prototype.params) if prototype else ""
+        pointer = f"const struct tpg_{api.name}_table *tpl"
+        jump = f"return tpl->{name}({arguments});"
+        lines.append(
+            f"TPL_FIRST {returns} first_{name}({parameters}) {{ {pointer} = tpl_load(); "
+            f"if (!tpl) {{ return {absent}; }} {jump} }}"
+        )
+        head = f"TP_EXPORT {returns} {name}({parameters})"
+        first = f"if (TP_UNLIKELY(!tpl)) {{ return first_{name}({arguments}); }}"
+        lines += [f"{head};", f"{head} {{ {pointer} = tpl_loaded(); {first} {jump} }}"]
     if api.name == "cuda":
         lines += _addresses(model)
+    lines += [
+        "const struct tpl_api tpl_api = {",
+        f'    .name = "{api.name}", .library = "{LIBRARY[api.name]}", .layout = TPG_{api.name.upper()}_LAYOUT,',
+        f"    .missing = {MISSING[api.name]}, .foreign = {FOREIGN[api.name]},",
+        *(["    .addresses = tpg_addresses,"] if api.name == "cuda" else []),
+        "};",
+    ]
     return "\n".join([*lines, ""])
 
 
-def _export(api: Api, line: Line) -> list[str]:
+def entries(api: Api) -> str:
+    """tpg_<api>_entries.c: what is behind every name, hidden in libteleport under the same name, and their table."""
+    lines = [NOTE, f'#include "{PREFIX[api.name]}.h"', '#include "tpg_client.h"', '#include "tpg_table.h"']
+    for name in api.exports:
+        lines.append(_entry(api, api.lines[name]))
+    rows = [f"    .{name} = {name}," for name in api.exports]
+    return "\n".join([*lines, f"const struct tpg_{api.name}_table tpg_{api.name}_table = {{", *rows, "};", ""])
+
+
+def _entry(api: Api, line: Line) -> str:
     prefix = PREFIX[api.name]
-    lines: list[str] = []
     target = api.resolve(line)
-    prototype = api.prototype(line.name) or api.prototype(target.name)
+    prototype = _head(api, line.name)
     upper = prefix.upper()
     if prototype is None:
-        head = f"TP_EXPORT {RESULTS[api.name]} {line.name}(void)"
-        return [f"{head};", f"{head} {{ {upper}_UNSUPPORTED({line.name}, {_text(target.reason)}); }}"]
-    head = f"TP_EXPORT {prototype.returns} {line.name}({parameter_list(prototype)})"
-    if target.params:
-        lines.append(f"{head};")
+        head = f"{RESULTS[api.name]} {line.name}(void)"
+        return f"{head}; {head} {{ {upper}_UNSUPPORTED({line.name}, {_text(target.reason)}); }}"
+    head = f"{prototype.returns} {line.name}({parameter_list(prototype)})"
+    head = f"{head};\n{head}"
     if target.kind == "unsupported":
         unused = " ".join(f"(void){p.name};" for p in prototype.params)
-        return [*lines, f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}, {_text(target.reason)}); }}"]
+        return f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}, {_text(target.reason)}); }}"
     default = "CU_STREAM_PER_THREAD" if line.kind == "twin" else "CU_STREAM_LEGACY"
     if target.implicit:
         arguments = [default, *(p.name for p in prototype.params)]
@@ -84,7 +146,7 @@ def _export(api: Api, line: Line) -> list[str]:
     answer = f"{prefix}_{target.name}({', '.join(arguments)})"
     if prototype.returns == RESULTS[api.name]:
         answer = f'{upper}_ANSWER("{line.name}", {answer})'
-    return [*lines, f"{head} {{ {enter}return {answer}; }}"]
+    return f"{head} {{ {enter}return {answer}; }}"
 
 
 def _text(words: str) -> str:
@@ -392,10 +454,12 @@ def version_script(api: Api) -> str:
 __all__ = [
     "client_header",
     "declare",
+    "entries",
     "exports",
     "messages",
     "messages_header",
     "operations",
     "stubs",
+    "table_header",
     "version_script",
 ]

@@ -65,7 +65,7 @@ def device_names(cuda: Cuda) -> list[str]:
 def statistics() -> dict[str, Any]:
     """What the client library counted so far."""
     try:
-        # Loaded already, as a dependency of libcuda.so.1: this finds the same instance.
+        # Loaded already, by the first call of libcuda.so.1: this finds the same instance.
         library = ctypes.CDLL("libteleport.so.1")
     except OSError as error:
         raise CudaError(f"this is no client of Tensor Fusion: {error}") from error
