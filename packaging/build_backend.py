@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 ZIGLANG = "ziglang>=0.13,<0.17"
-# The oldest C library that declares all we use; RHEL 8 and its kin have it.
-ZIG_TARGET = "x86_64-linux-gnu.2.28"
+# The oldest C library that the client files work with; CentOS 7 has it.
+ZIG_TARGET = "x86_64-linux-gnu.2.17"
 PROGRAM = '#include <pthread.h>\n#include <stdio.h>\nint main(void) { return puts("") < 0; }\n'
 
 

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIENT = ("client/libcuda.so.1", "client/libnvidia-ml.so.1", "client/libteleport.so.1")
 BINARIES = (*CLIENT, "bin/tensor-fusion-session", "bin/tensor-fusion-bench", "lib/libtf-simgpu.so")
 LIBC = {"libc.so.6", "libpthread.so.0", "libdl.so.2", "libm.so.6", "ld-linux-x86-64.so.2"}
-# Builds on Ubuntu 24.04 need 2.38 (its headers turn strtoul into __isoc23_strtoul), on Debian 12 2.34. More would mean
-# that something new has come in; a wheel for older systems is built against an older C library.
+# The client goes into programs of strangers' systems, wherever it was built: CentOS 7 has 2.17, the spec's guest 2.28.
+HIGHEST_GLIBC_OF_CLIENT = (2, 17)
+# The rest runs where it was built. On Ubuntu 24.04 it needs 2.38, whose headers turn strtoul into __isoc23_strtoul.
 HIGHEST_GLIBC = (2, 38)
 
 
@@ -55,7 +56,7 @@ def test_c_library_need_not_be_the_newest(name: str) -> None:
     versions = {version.name for _, entries in section.iter_versions() for version in entries}
     found = [tuple(map(int, number.split("."))) for number in re.findall(r"GLIBC_([0-9.]+)", " ".join(versions))]
     assert found
-    assert max(found) <= HIGHEST_GLIBC
+    assert max(found) <= (HIGHEST_GLIBC_OF_CLIENT if name in CLIENT else HIGHEST_GLIBC)
 
 
 @pytest.mark.parametrize("name", CLIENT)

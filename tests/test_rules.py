@@ -26,6 +26,7 @@ LAYERS = {
     "ring": {"base", "wire"},
     "transport": {"base", "wire", "ring"},
     "client/core": {"base", "wire", "ring", "transport"},
+    "oldlibc": set[str](),
     "client/shim": {"base"},
     "client/cuda": {"base", "wire", "ring", "transport", "client/core", "client/shim"},
     "client/nvml": {"base", "wire", "ring", "transport", "client/core"},

@@ -8,8 +8,8 @@
 #include "tp_segment.h"
 
 #include <string.h>
-#include <sys/random.h>
 #include <time.h>
+#include <tp_system.h>
 
 #define LOOK_NS 200000
 #define TAKEN_NS 3000000000ull /* a worker that runs looks at its slots every few milliseconds */
@@ -37,7 +37,7 @@ enum tp_asked tp_segment_ask(void *base, uint32_t timeout_ms, const unsigned cha
     }
     tp_boot_id(slot->client_boot_id);
     uint64_t nonce = 0;
-    if (getrandom(&nonce, sizeof nonce, 0) != sizeof nonce || nonce == 0) {
+    if (!tp_random(&nonce, sizeof nonce) || nonce == 0) {
         nonce = tp_now_ns() | 1;
     }
     slot->client_nonce = nonce;

@@ -13,9 +13,9 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <tp_system.h>
 #include <unistd.h>
 
 #define UNFINISHED "new-"
@@ -121,7 +121,7 @@ bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char 
         !make_room(folder, size)) {
         return true; /* another session was faster, or there can be no room */
     }
-    if (getrandom(&number, sizeof number, 0) != sizeof number) {
+    if (!tp_random(&number, sizeof number)) {
         number = tp_now_ns();
     }
     snprintf(unfinished, sizeof unfinished, UNFINISHED "%ld-%016llx", (long)getpid(), (unsigned long long)number);

@@ -13,15 +13,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-#define UNIT 512u // alignment that cuMemAlloc promises at least 256 of; the driver gives 512
+#define FILE_CLOSES 1u // MFD_CLOEXEC, which old headers do not have
+#define UNIT 512u      // alignment that cuMemAlloc promises at least 256 of; the driver gives 512
 
 static CUresult prepare(sim_device_t *device) {
     if (device->backing)
         return CUDA_SUCCESS;
     uint64_t space = (device->total * 4 + SIM_GRANULE - 1) & ~(uint64_t)(SIM_GRANULE - 1);
-    int fd = memfd_create("tf-simgpu", MFD_CLOEXEC);
+    int fd = (int)syscall(SYS_memfd_create, "tf-simgpu", FILE_CLOSES); // glibc 2.17 has no function for it
     if (fd < 0)
         goto failed;
     if (ftruncate(fd, (off_t)space) != 0)

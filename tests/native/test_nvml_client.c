@@ -327,7 +327,7 @@ static void processes(void) {
     CHECK(nvmlDeviceGetRunningProcessDetailList(device(0), &details) == NVML_SUCCESS && detail.usedGpuMemory == 123);
     free(infos);
     free(old);
-    char name[64];
+    char name[1024]; /* the path of this program, wherever it was built */
     CHECK(nvmlSystemGetProcessName((unsigned int)getpid(), name, sizeof name) == NVML_SUCCESS && strstr(name, "nvml"));
     CHECK(nvmlSystemGetProcessName(0x7fffffff, name, sizeof name) == NVML_ERROR_NOT_FOUND);
     CHECK(nvmlSystemGetProcessName((unsigned int)getpid(), name, 1) == NVML_SUCCESS && name[0] == 0);

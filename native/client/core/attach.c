@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <tp_system.h>
 #include <tpg_schema.h>
 #include <unistd.h>
 
@@ -100,7 +100,7 @@ static int open_file(const char *path, uint64_t megabytes, uint64_t *size, char 
         return -1;
     }
     struct stat about;
-    if (fstat(fd, &about) != 0 || !S_ISREG(about.st_mode)) {
+    if (tp_about(fd, &about) != 0 || !S_ISREG(about.st_mode)) {
         snprintf(why, why_size, "%s is no file of shared memory.", path);
         close(fd);
         return -1;
@@ -347,7 +347,7 @@ static enum tp_status greet(struct tp_conn *conn, const struct tp_endpoint *to, 
     memcpy(slot->greeting, &greeting, sizeof greeting);
     tp_boot_id(slot->client_boot_id);
     uint64_t nonce = 0;
-    if (getrandom(&nonce, sizeof nonce, 0) != sizeof nonce) {
+    if (!tp_random(&nonce, sizeof nonce)) {
         nonce = tp_now_ns() ^ (uint64_t)getpid() << 32;
     }
     slot->client_nonce = nonce;

@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <tp_sha256.h>
+#include <tp_system.h>
 #include <unistd.h>
 
 #define RESULT_MAX (64u << 20)
@@ -93,7 +94,7 @@ static void prune(const char *path) {
         struct stat about;
         bool unfinished = strncmp(found->d_name, UNFINISHED, sizeof UNFINISHED - 1) == 0;
         if ((!unfinished && strlen(found->d_name) != NAME_SIZE) ||
-            fstatat(dirfd(open_folder), found->d_name, &about, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISREG(about.st_mode)) {
+            tp_about_at(dirfd(open_folder), found->d_name, &about) != 0 || !S_ISREG(about.st_mode)) {
             continue;
         }
         if (unfinished) { /* of a process that was killed, unless it is being written now */
@@ -191,7 +192,7 @@ static CUresult cache_find(const struct key *key, uint64_t unused, void **data, 
     }
     CUresult result = CUDA_ERROR_NOT_FOUND;
     int fd = open(key->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 || fstat(fd, &about) != 0) {
+    if (fd < 0 || tp_about(fd, &about) != 0) {
         goto done;
     }
     uint64_t length = about.st_size > (off_t)sizeof said ? (uint64_t)about.st_size - sizeof said : 0;

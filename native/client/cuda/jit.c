@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <tp_system.h>
 #include <unistd.h>
 
 CUresult tpc_jit_gather(unsigned int count, const CUjit_option *options, void **values, uint64_t *pairs, size_t *used,
@@ -84,7 +85,7 @@ CUresult tpc_read_file(const char *path, char **bytes, size_t *size) {
     struct stat about;
     int file = open(path, O_RDONLY | O_CLOEXEC);
     *bytes = NULL;
-    if (file < 0 || fstat(file, &about) != 0 || !S_ISREG(about.st_mode)) {
+    if (file < 0 || tp_about(file, &about) != 0 || !S_ISREG(about.st_mode)) {
         goto done;
     }
     *size = (size_t)about.st_size;
