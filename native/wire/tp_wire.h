@@ -175,14 +175,16 @@ static inline size_t tp_array_size(size_t count, size_t element) {
 
 static inline void tp_put_bytes(struct tp_cursor *c, const void *data, size_t size) {
     tp_put_u64(c, size);
-    if (size > c->left || tp_padded(size) > c->left) {
+    size_t padding = -size & 7;
+    unsigned char *at = NULL;
+    if (size > c->left || padding > c->left - size) {
         c->bad = true;
-        return;
+    } else {
+        at = tp_take(c, size + padding); /* NULL when it was bad before */
     }
-    unsigned char *at = tp_take(c, tp_padded(size));
-    if (size) {
+    if (at && size) {
         memcpy(at, data, size);
-        memset(at + size, 0, tp_padded(size) - size);
+        memset(at + size, 0, padding);
     }
 }
 static inline const void *tp_get_bytes(struct tp_cursor *c, size_t *size) {
