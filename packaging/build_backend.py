@@ -70,6 +70,8 @@ def compiler() -> Iterator[None]:
             wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
         sys.stdout.write(f"No C compiler was found; building with {ZIGLANG} from PyPI.\n")
         changed = {"CC": f"{name}/cc", "AR": f"{name}/ar", "RANLIB": f"{name}/ranlib"}
+        # Zig keeps 300 MB of compiled C library, in the home folder if it is not told where.
+        changed |= {"ZIG_GLOBAL_CACHE_DIR": f"{name}/cache", "ZIG_LOCAL_CACHE_DIR": f"{name}/cache"}
         before = {key: os.environ.get(key) for key in changed}
         os.environ.update(changed)
         try:
