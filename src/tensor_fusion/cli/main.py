@@ -129,6 +129,25 @@ def lib_path() -> None:
 
 
 @app.command()
+def install(
+    prefix: Annotated[Path, typer.Option(help="Below it, the files go into the library folder.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the files away again.")] = False,
+) -> None:
+    """Copy the client files to where the loader finds them; what is not ours is never overwritten."""
+    from tensor_fusion.client import install as files
+
+    if remove:
+        for path in files.remove(prefix):
+            print(f"removed {path}")
+        return
+    done = files.install(prefix)
+    print(f"installed the client files in {done.folder}")
+    if not done.found_by_loader:
+        print("The loader does not look there by itself; in the shell of the program:")
+        print(f"export LD_LIBRARY_PATH={shlex.quote(str(done.folder))}")
+
+
+@app.command()
 def demo(
     gpu: Annotated[Gpu | None, typer.Option(help="GPU; by default a real one if there is one.")] = None,
     transport: Annotated[Transport, typer.Option(help="Transport to the worker.")] = Transport.TCP,
