@@ -1,15 +1,87 @@
-"""What several test files ask for."""
+"""What several test files ask for, and how the tests are spread over processes: `pytest -n 2` runs two files at a time.
+
+Nothing is left behind: what the tests write lies in one folder, which goes when they have passed.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tensor_fusion.abi import Teleport
+
+# Each file is run by one process, because its tests share workers, programs and a guest. The longest begin.
+LONGEST = ("test_vm", "test_stack", "test_worker_shmem", "test_bench", "test_ring_model", "test_shmem_pinned")
+# What is worth running after every change: under a minute for all of them together.
+FAST = (
+    "test_answers",
+    "test_binaries",
+    "test_compile_cache",
+    "test_config",
+    "test_fork",
+    "test_linking",
+    "test_quiet_streams",
+    "test_rules",
+    "test_three_files",
+    "test_vm_root",
+    "test_worker_parts",
+)
+SLOW_AMONG_FAST = ("test_every_message_survives_the_wire",)
+_own_folder = pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None):
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
+    if not config.option.basetemp:
+        folder = Path(tempfile.mkdtemp(prefix="tensor-fusion-tests-"))
+        config.stash[_own_folder] = folder
+        config.option.basetemp = str(folder / "tests")
+        os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    folder = config.stash.get(_own_folder, None)
+    if folder and not config.stash.get(_failed, False):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_failed = pytest.StashKey[bool]()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_failed] = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    folder = config.stash.get(_own_folder, None)
+    if folder and terminalreporter.stats.get("failed", []) + terminalreporter.stats.get("error", []):
+        terminalreporter.write_line(f"What the tests wrote is kept for a look: {folder}")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.option.markexpr or config.option.keyword:
+        return "on the simulated GPU"
+    side = (
+        "side by side" if getattr(config.option, "numprocesses", None) else "one after the other; -n 2 runs two at once"
+    )
+    return f"all tests on the simulated GPU, {side}; every change's own are `-m fast`, under a minute"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in FAST and not item.name.startswith(SLOW_AMONG_FAST):
+            item.add_marker("fast")
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture

@@ -267,13 +267,14 @@ def test_plots_are_pictures(report: dict[str, Any]) -> None:
 def test_shared_memory(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     words = ["--transport", "shmem", "--shmem-size", "256", "--only", "null,launch,copy", "--json", str(path)]
-    before = set(Path("/dev/shm").glob("tensor-fusion-*"))
     result = cli("--gpu", "sim", "--quick", "--pairs", "1", *words)
     assert result.returncode == 0, result.stderr
     found = json.loads(path.read_text())
     assert found["identical"] and found["transport"] == "shared memory"
     assert {entry["group"] for entry in found["results"] if "remote" in entry} == {"null", "launch", "copy"}
-    assert set(Path("/dev/shm").glob("tensor-fusion-*")) <= before
+    # Other commands may be running; what is there belongs to one of them.
+    left = [path for path in Path("/dev/shm").glob("tensor-fusion-*") if not Path(f"/proc/{path.name[14:]}").exists()]
+    assert not left
 
 
 def test_remote_alone() -> None:
