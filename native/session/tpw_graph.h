@@ -35,7 +35,7 @@ int32_t tpw_refuse_captures(struct tpw_session *s);
 CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error);
 void tpw_capture_stream_gone(struct tpw_session *s, const struct tpw_stream *stream);
 
-/* ---- marker.c ---- */
+/* ---- timeline.c ---- */
 /* Puts a point into every stream with work that has none behind it, so that this work can be waited for during a capture
  * that the stream may become part of. */
 void tpw_waits_settle(struct tpw_session *s);

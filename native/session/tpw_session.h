@@ -42,7 +42,7 @@ struct tpw_table {
 };
 
 struct ending;        /* context.c */
-struct tpw_waits;     /* marker.c */
+struct tpw_waits;     /* timeline.c */
 struct tpw_callbacks; /* callback.c */
 struct tpw_memory;    /* memory*.c */
 
@@ -236,7 +236,7 @@ int32_t tpw_callbacks_open(struct tpw_session *s);
 /* Those of a context that has ended, which the driver will not call. */
 void tpw_callbacks_context_gone(struct tpw_session *s, uint32_t context);
 void tpw_callbacks_close(struct tpw_session *s);
-/* marker.c */
+/* timeline.c */
 int32_t tpw_waits_open(struct tpw_session *s); /* needs a current context */
 /* main.c: takes what the supervisor has sent (data connections, the end). */
 void tpw_control_run(struct tpw_session *s);
