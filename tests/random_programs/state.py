@@ -29,7 +29,6 @@ UNSERVED = {
     "rows-behind": "the bytes are taken before the work in front of the upload has run",
     "graph-behind": "the bytes are taken as the launch is called, before the work in front of it has run",
     "graph-mixed": "refused by name: the bytes would be seen too early or too late",
-    "downloads-meet": "a large download may land behind a later one to the same memory",
     "pinned-set": "refused over TCP",
     "pinned-kernel": "over TCP a kernel sees what was there at its launch, in at most 64 KiB",
     "done": "after a wait for an event of the legacy stream, a query of a stream that this covers may say 600",

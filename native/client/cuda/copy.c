@@ -233,8 +233,17 @@ bool tpc_on_host_write(const struct tpg_host_write_in *in) {
     return tp_download_written(tpc_conn, in->transfer, in->data, in->data_size);
 }
 
+/* Transfers travel apart, so a later download could land before an earlier one into the same memory: it waits for that one. */
+static bool landed_before(const void *destination, size_t size) {
+    return TP_LIKELY(!tp_download_pending(tpc_conn, destination, size)) ||
+           tp_transfers_touching_wait(tpc_conn, destination, size) == TP_OK;
+}
+
 CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
     size_t size = area->width * area->height;
+    if (!landed_before(destination, size)) {
+        return tpc_lost();
+    }
     if (size > TP_INLINE_MAX && tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     }
@@ -275,6 +284,9 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
     push_twins();
     if (!sync && pinned) {
         return tpc_copy_down_later(name, destination, area, stream);
+    }
+    if (!landed_before(destination, size)) {
+        return tpc_lost();
     }
     return size <= TP_INLINE_MAX ? download_inline(name, destination, area, stream)
                                  : download_bulk(name, destination, area, stream);
