@@ -425,10 +425,19 @@ CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     copies->graph = before ? before->graph : UINT64_MAX; /* a name that no graph has: these are right */
-    bool disabled = false;
-    for (size_t i = 0; before && i < before->count; i++) {
-        if (before->list[i].node == changed) {
-            disabled = disabled || before->list[i].disabled;
+    /* The list has the graph's order, so what a node copies now stands where its copies stood. A node that had none goes to the
+     * end: its place among the others is known to the driver only. */
+    bool disabled = false, placed = false;
+    for (size_t i = 0; before && i <= before->count; i++) {
+        bool own = i < before->count && before->list[i].node == changed;
+        disabled = disabled || (own && before->list[i].disabled);
+        for (size_t j = 0; j < 2 && !placed && (own || i == before->count); j++) {
+            if (made[j]) {
+                copies->list[copies->count++] = (struct entry){.copy = made[j], .node = changed, .disabled = disabled};
+            }
+        }
+        placed = placed || own;
+        if (own || i == before->count) {
             continue;
         }
         tp_lock_take(&lock);
@@ -436,9 +445,9 @@ CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_
         tp_lock_drop(&lock);
         copies->list[copies->count++] = before->list[i];
     }
-    for (size_t i = 0; i < 2; i++) {
-        if (made[i]) {
-            copies->list[copies->count++] = (struct entry){.copy = made[i], .node = changed, .disabled = disabled};
+    for (size_t j = 0; j < 2 && !before; j++) {
+        if (made[j]) {
+            copies->list[copies->count++] = (struct entry){.copy = made[j], .node = changed};
         }
     }
     put_copies(handle, copies);
