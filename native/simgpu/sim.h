@@ -118,8 +118,8 @@ typedef struct {
 typedef struct {
     sim_side_t dst, src;
     uint64_t width, height, depth;
-    void *staging;   // freed with the operation
-    uint64_t staged; // where the bytes in it came from
+    void *staging;     // freed with the operation
+    sim_side_t staged; // where the bytes in it came from
 } sim_copy_t;
 
 typedef struct {

@@ -174,7 +174,7 @@ static bool node_type(sim_op_t *op, CUgraphNodeType *type) {
         if (op->u.copy.staging) {
             free(op->u.copy.staging);
             op->u.copy.staging = NULL;
-            op->u.copy.src.address = op->u.copy.staged;
+            op->u.copy.src = op->u.copy.staged;
         }
         return true;
     case SIM_OP_SET:

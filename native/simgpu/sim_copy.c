@@ -3,8 +3,8 @@
 // A device address must lie in a live allocation for the whole length, else error 1; in a reservation without mapping
 // or access it becomes a fault of the stream, error 700. Memory of cuMemMap needs access for the device that copies (nobody
 // says whether that is the stream's or the current context's, so here both need it); only a peer copy names the devices
-// that it may be reached by. Pageable host memory follows CUDA's rules: an upload returns
-// once the bytes are staged, a download once they have arrived. Host pointers are read and written for the whole
+// that it may be reached by. Pageable host memory follows the driver: an asynchronous upload takes up to 1 MiB at the call
+// and returns, everything else waits for the stream; a download returns once the bytes have arrived. Host pointers are read and written for the whole
 // length that was asked for.
 #include "sim.h"
 #include "sim_copy.h"
@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STAGING_BYTES (1u << 20) // larger pageable uploads wait for the copy instead of duplicating the source
+#define STAGING_BYTES (1u << 20) // larger pageable uploads wait for the copy; of these the driver stages the first part
 
 CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t place, uint64_t width, uint64_t height,
                           uint64_t depth, bool write, bool *pinned) {
@@ -66,6 +66,21 @@ int sim_copy_device(sim_context_t *context, CUstream stream) {
     return device;
 }
 
+static bool stage(sim_copy_t *copy, uint64_t bytes) {
+    unsigned char *to = copy->staging = malloc(bytes);
+    if (!to)
+        return false;
+    for (uint64_t z = 0; z < copy->depth; z++)
+        for (uint64_t y = 0; y < copy->height; y++, to += copy->width)
+            memcpy(to, (const void *)(uintptr_t)(copy->src.address + z * copy->src.slice + y * copy->src.pitch),
+                   copy->width);
+    copy->staged = copy->src;
+    copy->src.address = (uint64_t)(uintptr_t)copy->staging;
+    copy->src.pitch = copy->width;
+    copy->src.slice = copy->width * copy->height;
+    return true;
+}
+
 CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *copy, sim_place_t dst, sim_place_t src,
                          const sim_peers_t *peers, bool async) {
     if (!copy->width || !copy->height || !copy->depth)
@@ -85,23 +100,19 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
     }
     bool wait = !dst_pinned; // a download into pageable memory returns when the bytes are there
     if (!src_pinned) {
-        if (copy->height == 1 && copy->depth == 1 && copy->width <= STAGING_BYTES && dst_pinned) {
-            copy->staging = malloc(copy->width);
-            if (!copy->staging)
-                return CUDA_ERROR_OUT_OF_MEMORY;
-            memcpy(copy->staging, (const void *)(uintptr_t)copy->src.address, copy->width);
-            copy->staged = copy->src.address;
-            copy->src.address = (uint64_t)(uintptr_t)copy->staging;
-        } else {
+        uint64_t bytes;
+        bool small = !__builtin_mul_overflow(copy->width, copy->height, &bytes) &&
+                     !__builtin_mul_overflow(bytes, copy->depth, &bytes) && bytes <= STAGING_BYTES;
+        if (!async || !small || !dst_pinned)
             wait = true;
-        }
+        else if (!stage(copy, bytes))
+            return CUDA_ERROR_OUT_OF_MEMORY;
     }
     pthread_rwlock_rdlock(&sim.map_lock); // what decides is where the memory is, not the name of the call
     bool host_memory = sim_map_pinned(copy->dst.address, 1) || (src_pinned && sim_map_pinned(copy->src.address, 1));
     pthread_rwlock_unlock(&sim.map_lock);
     bool both_device = dst_pinned && src_pinned && !host_memory && dst == SIM_PLACE_DEVICE && src == SIM_PLACE_DEVICE;
-    // Synchronous forms wait, except device to device. The driver may let a staged upload go early too; waiting is
-    // within its contract and what programs in practice count on.
+    // Synchronous forms wait, except device to device.
     if (!async && !both_device)
         wait = true;
     sim_op_t op = {.kind = SIM_OP_COPY, .u.copy = *copy};

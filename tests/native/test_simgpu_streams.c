@@ -193,6 +193,51 @@ static void host_function(void *data) {
     called = *(int *)data;
 }
 
+static void write_later(void *bytes) {
+    usleep(20000);
+    memset(bytes, 2, 16);
+}
+
+/* When the source of an upload from pageable memory is read: asynchronous at the call, rows too; synchronous behind the stream. */
+static void pageable_uploads(void) {
+    CUstream blocking;
+    CUdeviceptr p;
+    unsigned char bytes[16], got[8];
+    OK(cuStreamCreate(&blocking, CU_STREAM_DEFAULT));
+    OK(cuMemAlloc_v2(&p, sizeof got));
+    CUDA_MEMCPY2D rows = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                          .srcHost = bytes,
+                          .srcPitch = 2,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = p,
+                          .dstPitch = 1,
+                          .WidthInBytes = 1,
+                          .Height = sizeof got};
+    for (int form = 0; form < 4; form++) {
+        memset(bytes, 1, sizeof bytes);
+        OK(cuMemsetD8_v2(p, 0, sizeof got));
+        OK(cuLaunchHostFunc(blocking, write_later, bytes));
+        switch (form) {
+        case 0:
+            OK(cuMemcpyHtoDAsync_v2(p, bytes, sizeof got, blocking));
+            break;
+        case 1:
+            OK(cuMemcpy2DAsync_v2(&rows, blocking));
+            break;
+        case 2:
+            OK(cuMemcpyHtoD_v2(p, bytes, sizeof got));
+            break;
+        default:
+            OK(cuMemcpy2D_v2(&rows));
+        }
+        OK(cuCtxSynchronize());
+        OK(cuMemcpyDtoH_v2(got, p, sizeof got));
+        CHECK(got[0] == (form < 2 ? 1 : 2) && got[7] == got[0]);
+    }
+    OK(cuMemFree_v2(p));
+    OK(cuStreamDestroy_v2(blocking));
+}
+
 static void callback(CUstream stream, CUresult status, void *data) {
     (void)stream;
     called = (int)status * 1000 + *(int *)data;
@@ -444,6 +489,7 @@ int main(void) {
     asynchrony(module);
     default_streams(module);
     event_order(module);
+    pageable_uploads();
     host_work();
     memory_operations();
     capture();
