@@ -14,6 +14,10 @@ FUNCTIONS = [
     message("twin_write", address="uint64_t", data="void: bytes"),
     # A download that was posted has failed: its bytes never come.
     message("download_ended", transfer="uint64_t"),
+    # The stream has come to the copy_in_late `token`: its bytes up to `limit` may come as late_bytes. `quiet`: no host function that was
+    # sent before it is outstanding any more. `over`: it has failed, no bytes are wanted.
+    message("upload_wanted", completes=True, token="uint64_t", limit="uint64_t", quiet="unsigned int",
+            over="unsigned int"),
     # The host function of graphs, or the user object, `token` was needed for the last time.
     message("callback_over", completes=True, token="uint64_t"),
     # The host function `token` was refused with that status and will not be called.

@@ -89,6 +89,11 @@ FUNCTIONS = [
        stream="uint64_t: name stream", ordered="unsigned int", data="void: bytes"),
     op("copy_in_bulk", "post", contextless=True, destination="uint64_t", pitch="uint64_t", width="uint64_t",
        height="uint64_t", stream="uint64_t: name stream", ordered="unsigned int", transfer="uint64_t"),
+    # A copy whose bytes the client takes when the stream has come to it: the message upload_wanted asks for them by `token`, and
+    # they come in order, packed, in pieces.
+    op("copy_in_late", "post", contextless=True, destination="uint64_t", pitch="uint64_t", width="uint64_t",
+       height="uint64_t", stream="uint64_t: name stream", token="uint64_t"),
+    op("late_bytes", "post", contextless=True, token="uint64_t", data="void: bytes"),
     op("copy_out", "call", reports=True, completes=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
        stream="uint64_t: name stream", out={"data": "void: bytes"}),
     op("copy_out_bulk", "call", reports=True, completes=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",

@@ -221,9 +221,11 @@ static void tell_gone(struct tpw_session *s) {
     }
 }
 
-bool tpw_callbacks_outstanding(const struct tpw_session *s) {
+bool tpw_hosts_outstanding(const struct tpw_session *s) {
     return s->callbacks && atomic_load(&s->callbacks->outstanding);
 }
+
+bool tpw_callbacks_outstanding(const struct tpw_session *s) { return s->late || tpw_hosts_outstanding(s); }
 
 static int32_t launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_function_in *in) {
     int32_t error = tpw_enter(s, frame);

@@ -41,7 +41,8 @@
  * A stream that stands at a host function fills up, and the driver then blocks whoever queues the next command: for ever, if
  * that is this thread, because the client's word that the function has run comes behind those very commands. So when such a
  * stream is about full (tpw_stream_count) the executor reads on without executing, until no host function is outstanding. A
- * program whose host function waits for more of its own calls than that hangs here as it does on the driver itself. */
+ * program whose host function waits for more of its own calls than that hangs here as it does on the driver itself. The same
+ * holds for a stream that stands until the bytes of a copy come from the client (copy_late.c). */
 
 #define HELD_BYTES (64u << 20) /* then nothing more is read */
 #define FULL_FOR_NS 1000000u
@@ -79,10 +80,11 @@ static bool standing(struct tpw_session *s) {
     return s->full && still_full(s);
 }
 
-/* The next frame to execute: of those held, or from the link. *done is to be freed after it was executed. */
-static const struct tp_frame *next_frame(struct tpw_session *s, enum tp_status *status, struct held **done) {
+/* The next frame to execute: of those held, or from the link; while something stands, only what lets it go on. *done is to be
+ * freed after it was executed. */
+static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enum tp_status *status,
+                                         struct held **done) {
     *done = NULL;
-    bool stands = standing(s);
     if (TP_UNLIKELY(held && !stands)) {
         *done = held;
         held = held->next;
@@ -92,7 +94,7 @@ static const struct tp_frame *next_frame(struct tpw_session *s, enum tp_status *
     }
     const struct tp_frame *frame;
     while ((!stands || held_bytes < HELD_BYTES) && (frame = tpw_link_next(s->link, status)) != NULL) {
-        if (TP_LIKELY(!stands) || frame->op == TPG_OP_host_function_done) {
+        if (TP_LIKELY(!stands) || frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes) {
             return frame;
         }
         struct held *copy = malloc(offsetof(struct held, frame) + frame->size);
@@ -115,7 +117,7 @@ static bool frames(struct tpw_session *s) {
     unsigned done = 0;
     for (; done < FRAMES_A_TURN && !s->ended; done++) {
         struct held *copy;
-        const struct tp_frame *frame = next_frame(s, &status, &copy);
+        const struct tp_frame *frame = next_frame(s, standing(s), &status, &copy);
         if (!frame) {
             break;
         }
@@ -138,18 +140,13 @@ static bool frames(struct tpw_session *s) {
     return done > 0;
 }
 
-/* For an operation of many commands, between two of them: while one of its streams is about full behind a host function, what
- * comes is held back here, until the function has run. What the operation knows of its frame but the header is gone then. */
-bool tpw_hold_on(struct tpw_session *s) {
+bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what) {
     const struct tp_frame inside = {.context = s->entered};
-    if (TP_LIKELY(!s->full)) {
-        return !s->ended;
-    }
-    while (standing(s) && !s->ended) {
+    while (!s->ended && stands(s, what)) {
         enum tp_status status = TP_OK;
         struct held *copy;
-        const struct tp_frame *frame = next_frame(s, &status, &copy);
-        if (frame) { /* the word that a function has run: the others are held */
+        const struct tp_frame *frame = next_frame(s, true, &status, &copy);
+        if (frame) { /* the word that a function has run, or bytes that a stream waits for: the others are held */
             s->frames++;
             tpg_dispatch(s, frame);
             free(copy);
@@ -164,6 +161,15 @@ bool tpw_hold_on(struct tpw_session *s) {
         tpw_enter(s, &inside);
     }
     return !s->ended;
+}
+
+static bool standing_still(struct tpw_session *s, void *unused) {
+    (void)unused;
+    return standing(s);
+}
+
+bool tpw_hold_on(struct tpw_session *s) {
+    return TP_LIKELY(!s->full) ? !s->ended : tpw_hold_while(s, standing_still, NULL);
 }
 
 static void wait_for_client(struct tpw_session *s) {

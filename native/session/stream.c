@@ -72,7 +72,8 @@ static struct tpw_stream *default_stream(struct tpw_session *s, uint32_t thread,
     return stream;
 }
 
-struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
+struct tpw_stream *tpw_stream_find(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle,
+                                   int32_t *error) {
     struct tpw_stream *stream = NULL;
     if (*error) {
         return NULL;
@@ -99,6 +100,11 @@ struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f
             return NULL;
         }
     }
+    return stream;
+}
+
+struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
+    struct tpw_stream *stream = tpw_stream_find(s, frame, handle, error);
     if (stream) {
         stream->dirty = true;
         tpw_stream_count(s, stream, 1);
@@ -115,19 +121,36 @@ void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t
     }
 }
 
+/* What a stream has in front of it, by the driver: nothing but for NOT_READY. One that it must not be asked about may have all.
+ * Visits its context. */
+static bool not_ready(struct tpw_session *s, struct tpw_stream *stream) {
+    bool ready = false;
+    if (tpw_touchable(s, stream)) {
+        tpw_enter_stream(s, stream);
+        ready = s->cuda.cuStreamQuery(stream->native) != CUDA_ERROR_NOT_READY;
+    }
+    stream->behind = ready ? 0 : stream->behind;
+    return !ready;
+}
+
 bool tpw_streams_full(struct tpw_session *s) {
     bool full = false;
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (stream->hosts != s->hosts || stream->behind <= FULL_AT) {
-            continue;
-        }
-        if (tpw_touchable(s, stream)) {
-            tpw_enter_stream(s, stream);
-            stream->behind = s->cuda.cuStreamQuery(stream->native) == CUDA_ERROR_NOT_READY ? stream->behind : 0;
-        }
-        full |= stream->behind > FULL_AT;
+        full |= stream->hosts == s->hosts && stream->behind > FULL_AT && not_ready(s, stream);
     }
     return full;
+}
+
+bool tpw_streams_stand(struct tpw_session *s) {
+    bool stand = false;
+    for (struct tpw_stream *stream = s->streams; stream && !stand; stream = stream->next) {
+        stand = stream->hosts == s->hosts && not_ready(s, stream);
+    }
+    return stand;
+}
+
+bool tpw_stream_has_room(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands) {
+    return stream->hosts != s->hosts || stream->behind + commands <= FULL_AT || !not_ready(s, stream);
 }
 
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {

@@ -5,7 +5,7 @@
  * write, except the contents of twins and staging slots, which are only ever copied.
  *
  * Files: memory.c (ranges, allocation, frees), arena.c (device memory by granules), twin.c (mapped host memory), vmm.c,
- * pool.c, staging.c, copy_in.c, copy_out.c, copy_device.c, memset.c, pinned.c (the client's pinned memory in the segment),
+ * pool.c, staging.c, copy_in.c, copy_late.c, copy_out.c, copy_device.c, memset.c, pinned.c (the client's pinned memory in the segment),
  * peer.c (what one device may do to the memory of another).
  */
 #ifndef TPW_MEMORY_H

@@ -45,6 +45,7 @@ struct ending;        /* context.c */
 struct tpw_waits;     /* timeline.c */
 struct tpw_callbacks; /* callback.c */
 struct tpw_memory;    /* memory*.c */
+struct tpw_lates;     /* copy_late.c */
 
 struct tpw_session {
     struct tpw_link *link;
@@ -71,7 +72,9 @@ struct tpw_session {
     struct tpw_waits *waits;
     struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
     struct tpw_callbacks *callbacks;
-    uint32_t hosts; /* counts the times that no host function was outstanding; from 1 */
+    struct tpw_lates *lates;
+    uint32_t late;  /* copies that stand, or will, until their bytes have come from the client */
+    uint32_t hosts; /* counts the times that no host function and no such copy was outstanding; from 1 */
     bool full;      /* a stream that stands at a host function has about as many commands as the driver takes */
     struct tpw_memory *memory;
     struct tpw_capture *captures; /* under way, see capture.c */
@@ -171,6 +174,9 @@ struct tpw_stream {
 };
 /* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
+/* The same for who puts nothing in yet: does not mark it. */
+struct tpw_stream *tpw_stream_find(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle,
+                                   int32_t *error);
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
 /* The record of a native that one of these two gave, NULL if there is none. Its context need not be the current one: copies and
  * waits are allowed in any stream. Only the legacy stream has the same native in each context, and means the current one's. */
@@ -182,10 +188,18 @@ void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream);
 void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error);
 /* Waits while a stream is about full behind a host function; false when the session ends. Between the commands of one operation. */
 bool tpw_hold_on(struct tpw_session *s);
+/* Waits while that says so: what comes is held back, but for what lets host functions and copies go on. False when the session
+ * ends. Of its frame an operation has only what it copied before. */
+typedef bool tpw_condition(struct tpw_session *s, void *what);
+bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what);
 /* Counts commands in a stream that may stand at a host function. */
 void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands);
 /* Asks the driver whether a stream is full still; visits its context. */
 bool tpw_streams_full(struct tpw_session *s);
+/* The same for a stream that may stand at a host function or at a copy whose bytes come late, full or not. */
+bool tpw_streams_stand(struct tpw_session *s);
+/* Whether so many more would leave it short of full, should it stand. */
+bool tpw_stream_has_room(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands);
 /* Ends all streams of a context that is going, or all of them (context 0). */
 void tpw_streams_gone(struct tpw_session *s, uint32_t context);
 
@@ -230,7 +244,9 @@ void *tpw_open_library(struct tpw_session *s, bool nvml);
 uint32_t tpw_client_pid(const struct tpw_session *s);
 /* callback.c: sends the host functions that have come up; descriptor that becomes readable when one does. */
 bool tpw_callbacks_run(struct tpw_session *s);
-bool tpw_callbacks_outstanding(const struct tpw_session *s); /* a stream stands at a host function, or will */
+/* A stream stands at a host function, or at a copy whose bytes come late, or will: it goes on by a frame of the client. */
+bool tpw_callbacks_outstanding(const struct tpw_session *s);
+bool tpw_hosts_outstanding(const struct tpw_session *s); /* at a host function */
 int tpw_callbacks_fd(const struct tpw_session *s);
 int32_t tpw_callbacks_open(struct tpw_session *s);
 /* Those of a context that has ended, which the driver will not call. */

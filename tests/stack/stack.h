@@ -61,6 +61,9 @@ int role_batches(int count, char **words);
 /* pinned.c */
 int role_pinned(int count, char **words);
 
+/* uploads.c */
+int role_uploads(int count, char **words);
+
 /* devices.c */
 int role_devices(int count, char **words);
 

@@ -72,6 +72,14 @@ struct tpc_download {
     struct tpc_download *next, *previous;
 };
 
+/* Memory of the program that is read later on behalf of a copy. */
+struct tpc_source {
+    uint64_t token;
+    const void *start;
+    size_t size;
+    struct tpc_source *next;
+};
+
 struct tpc_data {
     struct tp_conn *conn;
     int socket;
@@ -132,6 +140,7 @@ struct tp_conn {
     uint64_t counted;                  /* by the last frame that completes: counts do not go back */
     size_t held_bytes;                 /* of messages */
     bool releasing;                    /* a thread lets frames go, one after the other */
+    struct tpc_source *sources;
     uint32_t cancelled;
     uint64_t landed;        /* downloads 1 … landed in the order of hand-overs are complete */
     uint64_t *landed_ahead; /* complete beyond `landed`, unordered */

@@ -57,6 +57,9 @@ TP_EXPORT void tp_expect_download(struct tp_conn *conn, uint64_t number, void *d
 
 /* Waits until the bytes of an upload may be reused (they are in the kernel's hands), or the connection is lost. */
 TP_EXPORT enum tp_status tp_upload_wait(struct tp_conn *conn, uint64_t number);
+/* [start, start+size) is going to be read for a copy that has no transfer, until the end of `token`. False without memory. */
+TP_EXPORT bool tp_source_begin(struct tp_conn *conn, uint64_t token, const void *start, size_t size);
+TP_EXPORT void tp_source_end(struct tp_conn *conn, uint64_t token);
 /* Waits until every upload that reads from, and (downloads) every transfer that writes to, [start, start+size) is done. */
 TP_EXPORT enum tp_status tp_transfers_touching_wait(struct tp_conn *conn, const void *start, size_t size);
 /* True if a download that was expected into [start, start+size) has not arrived yet. */

@@ -97,6 +97,34 @@ void tpc_chunk_sent(struct tp_conn *conn, struct tpc_upload *upload, size_t size
     }
 }
 
+bool tp_source_begin(struct tp_conn *conn, uint64_t token, const void *start, size_t size) {
+    struct tpc_source *source = malloc(sizeof *source);
+    if (!source) {
+        return false;
+    }
+    *source = (struct tpc_source){.token = token, .start = start, .size = size};
+    tp_lock_take(&conn->transfers);
+    source->next = conn->sources;
+    conn->sources = source;
+    tp_lock_drop(&conn->transfers);
+    return true;
+}
+
+void tp_source_end(struct tp_conn *conn, uint64_t token) {
+    struct tpc_source *found = NULL;
+    tp_lock_take(&conn->transfers);
+    for (struct tpc_source **at = &conn->sources; *at; at = &(*at)->next) {
+        if ((*at)->token == token) {
+            found = *at;
+            *at = found->next;
+            break;
+        }
+    }
+    tp_lock_drop(&conn->transfers);
+    free(found);
+    wake_waiters(conn);
+}
+
 /* ---- downloads ---- */
 
 static struct tpc_download *find(struct tp_conn *conn, uint64_t number) {
@@ -308,6 +336,11 @@ static bool upload_pending(const struct tp_conn *conn, uint64_t number) {
 static bool touching(const struct tp_conn *conn, const void *start, size_t size) {
     for (const struct tpc_upload *u = conn->uploads; u; u = u->next) {
         if (overlap(u->source, u->size, start, size)) {
+            return true;
+        }
+    }
+    for (const struct tpc_source *s = conn->sources; s; s = s->next) {
+        if (overlap(s->start, s->size, start, size)) {
             return true;
         }
     }

@@ -43,6 +43,9 @@ static void run(struct call *call) {
         /* as where a context is broken: a function is not called, a callback is told */
         call->function(call->user);
     }
+    if (!call->lasting && !call->silent) {
+        tpc_host_function_ended(); /* what it wrote may be copied at once from here on */
+    }
     if (!call->silent) {
         if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
             tpc_twins_push(); /* for the kernels behind it */
@@ -140,15 +143,38 @@ bool tpc_on_callback(const struct tpg_callback_in *in) {
     return true;
 }
 
+/* Uploads behind it must not be too early. The destructor of a user object stands in no stream. */
+static void outstanding(const struct call *call, bool begins) {
+    if (call->object) {
+        return;
+    }
+    if (call->lasting) {
+        tpc_host_lasts(begins ? 1 : -1);
+    } else if (begins) {
+        tpc_host_function_begins();
+    } else {
+        tpc_host_function_ended();
+    }
+}
+
+/* One that will not be called. */
+static void discard(struct call *call) {
+    if (call) {
+        outstanding(call, false);
+        free(call);
+        tp_listen(tpc_conn, -1);
+    }
+}
+
 bool tpc_on_callback_refused(const struct tpg_callback_refused_in *in) {
     struct call *call = take_out(in->token);
     if (call && call->callback) { /* its call is long over: it is told why */
+        outstanding(call, false);
         call->status = (CUresult)in->status;
         call->silent = true;
         make_ready(call);
-    } else if (call) { /* the next call that may report the error does */
-        free(call);
-        tp_listen(tpc_conn, -1);
+    } else { /* the next call that may report the error does */
+        discard(call);
     }
     return true;
 }
@@ -160,9 +186,8 @@ bool tpc_on_callback_over(const struct tpg_callback_over_in *in) {
         call->lasting = false;
         call->silent = true;
         make_ready(call);
-    } else if (call) {
-        free(call);
-        tp_listen(tpc_conn, -1);
+    } else {
+        discard(call);
     }
     return true;
 }
@@ -191,18 +216,13 @@ static bool enlist(struct call *call) {
     call->next = waiting;
     waiting = call;
     tp_lock_drop(&lock);
+    outstanding(call, true);
     tp_listen(tpc_conn, 1);
     return able;
 }
 
 /* Takes back what a call was refused for: the worker will never ask for it. */
-void tpc_host_refused(uint64_t token) {
-    struct call *call = take_out(token);
-    if (call) {
-        free(call);
-        tp_listen(tpc_conn, -1);
-    }
-}
+void tpc_host_refused(uint64_t token) { discard(take_out(token)); }
 
 static CUresult add(const char *name, CUstream stream, struct call *call) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;

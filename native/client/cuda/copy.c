@@ -76,6 +76,19 @@ bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *
 
 /* ---- up ---- */
 
+CUresult tpc_pageable_settle(const char *name, const void *source, size_t span, CUstream stream, bool sync) {
+    if (sync && atomic_load_explicit(&tpc_late_reasons, memory_order_acquire)) {
+        CUresult result = tpc_copy_wait(name, stream);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
+    }
+    /* Into pageable memory it is a graph that copies without waiting. */
+    bool lost =
+        tp_download_pending(tpc_conn, source, span) && tp_transfers_touching_wait(tpc_conn, source, span) != TP_OK;
+    return lost ? tpc_lost() : CUDA_SUCCESS;
+}
+
 static CUresult upload(const char *name, const struct tpc_area *area, const void *source, size_t size, CUstream stream,
                        bool sync, bool may_go_on) {
     if (tp_data_ready(tpc_conn) != TP_OK) {
@@ -124,10 +137,17 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     if (pinned && tpc_copy_shared(name, area, source, area->width, true, stream, sync, &result)) {
         return result;
     }
-    /* "Down into P, then up from P" in stream order is legal CUDA: the bytes must have come before they are read here. Into
-     * pageable memory it is a graph that copies without waiting. */
-    if (tp_download_pending(tpc_conn, source, size) && tp_transfers_touching_wait(tpc_conn, source, size) != TP_OK) {
-        return tpc_lost();
+    if (pinned && tpc_late_needed(source, size)) {
+        const struct tpc_host_side side = tpc_packed_side(source, size);
+        push_twins();
+        result = tpc_copy_late(name, area, &side, stream);
+        return result == CUDA_SUCCESS && sync ? tpc_copy_wait(name, stream) : result;
+    }
+    if (!pinned) {
+        result = tpc_pageable_settle(name, source, size, stream, sync);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
     }
     push_twins(); /* an earlier copy may go to a twin: keep the order */
     if (size <= TP_INLINE_MAX) {

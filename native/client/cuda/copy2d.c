@@ -110,8 +110,23 @@ static CUresult slice_up(const char *name, const struct side *to, const struct s
         return result;
     }
     size_t span = from->pitch * (height - 1) + width;
-    if (tp_download_pending(tpc_conn, host, span) && tp_transfers_touching_wait(tpc_conn, host, span) != TP_OK) {
-        return tpc_lost();
+    bool pinned = tpc_is_pinned(host, span);
+    if (pinned && tpc_late_needed(host, span)) {
+        const struct tpc_host_side side = {.first = (unsigned char *)(uintptr_t)host,
+                                           .pitch = from->pitch,
+                                           .slice = from->pitch * height,
+                                           .width = width,
+                                           .height = height,
+                                           .depth = 1};
+        if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+            tpc_twins_push();
+        }
+        result = tpc_copy_late(name, &area, &side, stream);
+        return result == CUDA_SUCCESS && sync ? tpc_copy_wait(name, stream) : result;
+    }
+    result = pinned ? CUDA_SUCCESS : tpc_pageable_settle(name, host, span, stream, sync);
+    if (result != CUDA_SUCCESS) {
+        return result;
     }
     uint64_t at_once = width > PACK_MAX ? 1 : PACK_MAX / width;
     at_once = at_once < height ? at_once : height;
@@ -127,7 +142,7 @@ static CUresult slice_up(const char *name, const struct side *to, const struct s
         result = tpc_copy_up(name, &area, packed, stream, sync);
     }
     free(packed);
-    if (result == CUDA_SUCCESS && sync && tpc_is_pinned(host, span)) {
+    if (result == CUDA_SUCCESS && sync && pinned) {
         result = tpc_copy_wait(name, stream);
     }
     return result;

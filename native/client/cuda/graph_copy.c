@@ -231,8 +231,7 @@ static void put_copies(uint64_t exec, struct copies *copies) {
 }
 
 static bool meet(const struct tpc_host_side *a, const struct tpc_host_side *b) {
-    uint64_t a_size = a->slice * (a->depth - 1) + a->pitch * (a->height - 1) + a->width;
-    uint64_t b_size = b->slice * (b->depth - 1) + b->pitch * (b->height - 1) + b->width;
+    uint64_t a_size = tpc_side_span(a), b_size = tpc_side_span(b);
     uint64_t x = (uint64_t)(uintptr_t)a->first, y = (uint64_t)(uintptr_t)b->first;
     return x < y ? y - x < a_size : x - y < b_size;
 }
@@ -504,6 +503,10 @@ static CUresult upload(const char *name, const struct tpc_host_copy *copy, CUstr
     const struct tpc_host_side *side = &copy->side;
     uint64_t part, rows, count = parts(side, &part, &rows), size = bytes(side);
     const struct tpc_area area = tpc_line(copy->address, size);
+    if (tpc_late_needed(side->first,
+                        tpc_side_span(side))) { /* of whatever kind: the graph reads it when the stream gets there */
+        return tpc_copy_late(name, &area, side, stream);
+    }
     if (count == 1) {
         return tpc_copy_up(name, &area, side->first, stream, false);
     }
@@ -513,12 +516,7 @@ static CUresult upload(const char *name, const struct tpc_host_copy *copy, CUstr
     }
     CUresult result = CUDA_SUCCESS;
     for (uint64_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
-        const unsigned char *from = part_at(side, i, rows);
-        if (tp_download_pending(tpc_conn, from, part) && tp_transfers_touching_wait(tpc_conn, from, part) != TP_OK) {
-            result = tpc_lost();
-        } else {
-            memcpy(packed + i * part, from, part);
-        }
+        memcpy(packed + i * part, part_at(side, i, rows), part);
     }
     result = result == CUDA_SUCCESS ? tpc_copy_up(name, &area, packed, stream, false) : result;
     free(packed);

@@ -189,6 +189,12 @@ bool tpc_calls_forbidden(void);
  * What a call answered that may report it, and the date before: with success nothing was left to report, so waits are short
  * again. After an error the next call has to say so. */
 void tpc_waited(const struct tpc_date *asked, CUresult result);
+/* copy_late.c: a host function that runs once begins to be outstanding, or has run; one that runs with graphs comes (1) or goes
+ * (-1); a graph was launched. */
+void tpc_host_function_begins(void);
+void tpc_host_function_ended(void);
+void tpc_host_lasts(int change);
+void tpc_late_launched(void);
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
  * needs no round trip. */
 void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);

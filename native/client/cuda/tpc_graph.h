@@ -61,6 +61,18 @@ struct tpc_host_side {
     CUmemorytype type;
     uint64_t base, x, y, z, told_pitch, told_height;
 };
+/* Bytes from the first to the last one. */
+static inline uint64_t tpc_side_span(const struct tpc_host_side *side) {
+    return side->slice * (side->depth - 1) + side->pitch * (side->height - 1) + side->width;
+}
+static inline struct tpc_host_side tpc_packed_side(const void *first, uint64_t size) {
+    return (struct tpc_host_side){.first = (unsigned char *)(uintptr_t)first,
+                                  .pitch = size,
+                                  .slice = size,
+                                  .width = size,
+                                  .height = 1,
+                                  .depth = 1};
+}
 struct tpc_host_copy;
 /* A buffer that stands for the program's memory in one node. The caller has it until it gives it to one of the next two. */
 CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out);

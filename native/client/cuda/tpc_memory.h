@@ -118,4 +118,21 @@ CUresult tpc_copy_anywhere(const char *name, uint64_t to, uint64_t from, uint64_
 CUresult tpc_copy_wait(const char *name, CUstream stream);
 bool tpc_is_pinned(const void *memory, size_t size);
 
+/* ---- copy_late.c ---- */
+/* Why bytes of pinned memory may not be taken when an upload is called: host functions that are outstanding, and graphs that may
+ * have some. */
+extern _Atomic uint32_t tpc_late_reasons;
+struct tpc_host_side; /* tpc_graph.h */
+/* Whether something that stands before an upload in its stream may still write the memory. */
+static inline bool tpc_late_needed(const void *start, uint64_t size) {
+    return TP_UNLIKELY(atomic_load_explicit(&tpc_late_reasons, memory_order_acquire)) ||
+           TP_UNLIKELY(tp_download_pending(tpc_conn, start, size));
+}
+/* Before bytes of pageable memory are taken, which lie within `span`: the synchronous form comes behind what the stream has to do,
+ * while that may be a host function. */
+CUresult tpc_pageable_settle(const char *name, const void *source, size_t span, CUstream stream, bool sync);
+/* Copies the side, packed, into the area, with the bytes that are there when the stream gets to it. Returns at once. */
+CUresult tpc_copy_late(const char *name, const struct tpc_area *area, const struct tpc_host_side *side,
+                       CUstream stream);
+
 #endif

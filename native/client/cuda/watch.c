@@ -172,6 +172,7 @@ void tpc_noted_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned
 
 /* Which events a graph records is not known here; few programs have such graphs. */
 void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
+    tpc_late_launched();
     tpc_copies_behind_launch("cuGraphLaunch", hGraph, hStream);
     if (TP_UNLIKELY(atomic_load_explicit(&graphs_record, memory_order_relaxed))) {
         forget_all();
