@@ -26,8 +26,8 @@ ROOT = Path(__file__).parent.parent
 HERE = ROOT / "tests/apigen"
 REJECTED = sorted((HERE / "rejected").glob("*.py"))
 GOLDEN = (
-    *("tpg_ops.h", "tpg_cuda_stubs.c", "tpg_cuda_send.h", "tpg_client_structs.h"),
-    *("tpg_session.h", "tpg_session_structs.h", "tpg_dispatch.c"),
+    *("tpg_ops.h", "tpg_cuda_stubs.c", "tpg_cuda_entries.c", "tpg_cuda_trace.h", "tpg_cuda_send.h"),
+    *("tpg_client_structs.h", "tpg_session.h", "tpg_session_structs.h", "tpg_dispatch.c"),
 )
 
 

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #define TP_EXPORT __attribute__((visibility("default")))
+#define TP_COLD __attribute__((cold, noinline))
 #define TP_LIKELY(x) __builtin_expect(!!(x), 1)
 #define TP_UNLIKELY(x) __builtin_expect(!!(x), 0)
 

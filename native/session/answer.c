@@ -21,6 +21,8 @@ void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t erro
     if (!s->deferred_error) {
         s->deferred_error = error;
     }
+    s->answered = frame->thread;
+    s->answer = error;
     const char *name = tpg_cuda_error_name(error);
     tp_log(TP_WARN, "frame %llu, %s: error %d (%s)", (unsigned long long)s->frames, tpg_op_name(frame->op), error,
            name ? name : "unknown");
@@ -52,6 +54,8 @@ int32_t tpw_result(struct tpw_session *s, uint16_t op, int32_t error) {
 }
 
 unsigned char *tpw_answer_begin(struct tpw_session *s, uint16_t op, uint32_t thread, int32_t result, size_t size) {
+    s->answered = thread;
+    s->answer = result;
     uint16_t flags = completes(op, result) ? TP_FRAME_REPLY | TP_FRAME_COMPLETES : TP_FRAME_REPLY;
     return tpw_reply_begin(s->link, op, flags, thread, size);
 }

@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <tp_net.h>
@@ -111,8 +112,35 @@ static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enu
     return NULL;
 }
 
-/* Executes up to a turn's frames; true if there was one. */
-static bool frames(struct tpw_session *s) {
+/* The same as tpg_dispatch, with a line behind it. */
+static TP_COLD void dispatch_traced(struct tpw_session *s, const struct tp_frame *frame) {
+    const struct tp_frame header = *frame; /* the link's memory may move */
+    uint64_t number = s->frames, begin = tp_now_ns();
+    bool call = header.flags & TP_FRAME_CALL;
+    char result[32] = "posted";
+    s->answered = 0;
+    tpg_dispatch(s, frame);
+    uint64_t took = tp_now_ns() - begin;
+    if (s->answered == header.thread) {
+        snprintf(result, sizeof result, "result %d", (int)s->answer);
+    } else if (call) {
+        snprintf(result, sizeof result, "answered later");
+    }
+    tp_log_write(TP_TRACE, "frame %llu: %s, %u bytes, thread %u: %s, %llu.%03u us", (unsigned long long)number,
+                 tpg_op_name(header.op), header.size, header.thread, result, (unsigned long long)(took / 1000),
+                 (unsigned)(took % 1000));
+}
+
+static inline void dispatch(struct tpw_session *s, const struct tp_frame *frame, bool traced) {
+    if (traced) {
+        dispatch_traced(s, frame);
+    } else {
+        tpg_dispatch(s, frame);
+    }
+}
+
+/* Executes up to a turn's frames; true if there was one. Inlined twice, so that what is not traced does not ask. */
+static inline __attribute__((always_inline)) bool frames_of(struct tpw_session *s, bool traced) {
     enum tp_status status = TP_OK;
     unsigned done = 0;
     for (; done < FRAMES_A_TURN && !s->ended; done++) {
@@ -123,7 +151,7 @@ static bool frames(struct tpw_session *s) {
         }
         s->frames++;
         bool call = frame->flags & TP_FRAME_CALL;
-        tpg_dispatch(s, frame);
+        dispatch(s, frame, traced);
         /* Somebody waits for this answer; but what a session says that is ending half-way is no answer: its client learns of
          * the loss instead. */
         if (call && !s->ended) {
@@ -140,6 +168,10 @@ static bool frames(struct tpw_session *s) {
     return done > 0;
 }
 
+static TP_COLD bool frames_traced(struct tpw_session *s) { return frames_of(s, true); }
+
+static bool frames(struct tpw_session *s) { return TP_UNLIKELY(s->traced) ? frames_traced(s) : frames_of(s, false); }
+
 bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what) {
     const struct tp_frame inside = {.context = s->entered};
     while (!s->ended && stands(s, what)) {
@@ -148,7 +180,7 @@ bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what) {
         const struct tp_frame *frame = next_frame(s, true, &status, &copy);
         if (frame) { /* the word that a function has run, or bytes that a stream waits for: the others are held */
             s->frames++;
-            tpg_dispatch(s, frame);
+            dispatch(s, frame, s->traced);
             free(copy);
         } else if (status != TP_OK) {
             return false; /* the loop meets it again */
@@ -201,6 +233,7 @@ static void want_short_turns(void) {
 
 void tpw_execute(struct tpw_session *s) {
     s->hosts = 1;
+    s->traced = atomic_load_explicit(&tp_log_threshold, memory_order_relaxed) <= TP_TRACE;
     want_short_turns();
     wait_for_client(s);
     const uint64_t spin = tp_spin_ns(SPIN_NS);

@@ -81,8 +81,11 @@ struct tpw_session {
     void *graph_nodes;            /* names of nodes, see graph.c */
     struct ending *endings;       /* contexts on their way out, see context.c */
 
-    int32_t deferred_error;            /* first failure of a post that has not been reported yet */
-    uint64_t frames;                   /* frames executed, for messages */
+    int32_t deferred_error; /* first failure of a post that has not been reported yet */
+    uint64_t frames;        /* frames executed, for messages */
+    bool traced;            /* the log has a line for each frame */
+    uint32_t answered;      /* thread that was answered last, and with what: for these lines */
+    int32_t answer;
     struct tpw_main *process;          /* main.c */
     struct tpw_scratch_block *scratch; /* of the operation under way, see scratch.c */
 };

@@ -79,7 +79,7 @@ VARIABLES = (
     ),
     Variable("CUDA_CACHE_MAXSIZE", "client", "1073741824", "Bytes that are kept of it."),
     Variable("TF_ENABLE_LOG", "both", "0", "1: write a log; 0, if set: not a word about unsupported calls."),
-    Variable("TF_LOG_LEVEL", "both", "info", "trace, debug, info, warn or error."),
+    Variable("TF_LOG_LEVEL", "both", "info", "trace (every call and frame), debug, info, warn or error."),
     Variable("TF_LOG_PATH", "both", "", "Log file; empty: the worker's standard output, the client's standard error."),
     Variable("TF_GPU_MEMORY_LIMIT", "worker", "0", "MB of device memory for all clients together; 0: no limit."),
     Variable("TF_CUDA_MEMORY_LIMIT", "worker", "0", "Older name of TF_GPU_MEMORY_LIMIT, which wins if both are set."),

@@ -7,6 +7,7 @@
  * tp_connection makes one of its own. A program may ask NVML for the devices, fork, and use CUDA in the children only.
  */
 #include "conn_internal.h"
+#include "tp_trace.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -135,6 +136,7 @@ static uint32_t cache_request_count(void) {
 
 static enum tp_status make(struct tp_conn **out) {
     tp_log_setup("client");
+    tpc_trace_learn();
     struct tp_conn *conn = aligned_alloc(_Alignof(struct tp_conn), sizeof *conn);
     if (!conn) {
         return TP_ERROR_MEMORY;
@@ -142,6 +144,7 @@ static enum tp_status make(struct tp_conn **out) {
     memset(conn, 0, sizeof *conn);
     conn->control = -1;
     conn->cache_max = cache_request_count();
+    conn->look_after = tp_trace_on() ? 0 : conn->cache_max;
     enum tp_status status = tpc_connect(conn);
     if (status != TP_OK) {
         goto failed;
@@ -156,6 +159,7 @@ static enum tp_status make(struct tp_conn **out) {
     if (conn->seat) {
         conn->shared_head = &conn->seat->slot->commands.head;
         conn->cache_max = UINT32_MAX; /* nothing waits to be sent */
+        conn->look_after = tp_trace_on() ? 0 : conn->cache_max;
         atomic_store(&conn->serving, true);
     } else {
         status = tpc_ring_make(conn);

@@ -94,6 +94,9 @@ struct tp_conn {
     struct tp_endpoint endpoint;
     char peer[320]; /* host and port for sentences */
     uint64_t spin_ns;
+    /* After so many unsent frames a commit looks closer: TF_MAX_CACHE_REQUEST_COUNT, or 0 while frames are traced, so that this
+     * costs the others nothing. */
+    uint32_t look_after;
     uint32_t cache_max;    /* TF_MAX_CACHE_REQUEST_COUNT */
     _Atomic uint32_t lost; /* enum tp_status once lost; store releases nothing, it only ends loops */
 
@@ -235,6 +238,12 @@ void tpc_wake_transfers(struct tp_conn *conn);
 /* data.c */
 void *tpc_data_send(void *argument);
 void *tpc_data_receive(void *argument);
+
+/* trace.c */
+void tpc_trace_learn(void); /* after the log was set up: whether calls are traced */
+static inline bool tpc_frames_traced(const struct tp_conn *conn) { return TP_UNLIKELY(conn->look_after == 0); }
+/* The line of a frame; `reply` and the time that it took when the thread waited for it, else NULL. */
+void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct tp_reply *reply, uint64_t ns);
 
 /* stats.c */
 void tpc_stats_round_trip(const char *what, uint64_t ns);

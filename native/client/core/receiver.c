@@ -329,6 +329,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     reply->number =
         atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) + 1; /* this thread holds `append` */
     frame->flags |= TP_FRAME_CALL;
+    const struct tp_frame sent = *frame;
     slot->reply = reply;
     atomic_store_explicit(&slot->gated, false, memory_order_relaxed);
     atomic_store_explicit(&slot->state, TPC_WAITING, memory_order_relaxed);
@@ -341,11 +342,15 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
         tpc_wake_sender(conn);
     }
     await(conn, slot);
-    tpc_stats_round_trip(what, tp_now_ns() - begin);
+    uint64_t took = tp_now_ns() - begin;
+    tpc_stats_round_trip(what, took);
     slot->reply = NULL;
     bool done = atomic_exchange_explicit(&slot->state, TPC_IDLE, memory_order_acquire) == TPC_DONE;
     if (!done) {
         tpc_quiesce(conn);
+    }
+    if (tpc_frames_traced(conn)) {
+        tpc_trace_frame(&sent, reply->number, done ? reply : NULL, took);
     }
     tpc_allow_cancel(cancel);
     if (done) {

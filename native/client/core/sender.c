@@ -261,14 +261,33 @@ void tpc_publish(struct tp_conn *conn) {
     }
 }
 
-void tp_commit(struct tp_conn *conn) {
+/* Frames that are not sent yet. */
+static uint64_t unsent(const struct tp_conn *conn) {
+    return atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) -
+           atomic_load_explicit(&conn->sent_frames, memory_order_relaxed);
+}
+
+static TP_COLD void commit_and_look(struct tp_conn *conn) {
+    struct tp_frame frame; /* the ring may be written over once the lock is dropped */
+    memcpy(&frame, conn->ring + (conn->at & (conn->ring_size - 1)), sizeof frame);
+    uint64_t number = tp_frames(conn) + 1;
     tpc_publish(conn);
     tpc_wake_sender(conn);
-    if (TP_UNLIKELY(atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) -
-                        atomic_load_explicit(&conn->sent_frames, memory_order_relaxed) >=
-                    conn->cache_max)) {
+    if (tpc_frames_traced(conn)) {
+        tpc_trace_frame(&frame, number, NULL, 0);
+    }
+    if (unsent(conn) >= conn->cache_max) {
         tpc_flush_now(conn);
     }
+}
+
+void tp_commit(struct tp_conn *conn) {
+    if (TP_UNLIKELY(unsent(conn) + 1 >= conn->look_after)) { /* under the lock, so the count is this frame's */
+        commit_and_look(conn);
+        return;
+    }
+    tpc_publish(conn);
+    tpc_wake_sender(conn);
 }
 
 void tp_flush(struct tp_conn *conn) {

@@ -38,7 +38,7 @@ bool tpc_several_contexts(void) { return atomic_load_explicit(&living, memory_or
 void tpc_forbid_calls(void) {
     int ready = TPC_READY;
     stack.top = &forbidden;
-    atomic_compare_exchange_strong(&tpc_state, &ready, TPC_CALLING);
+    atomic_compare_exchange_strong(&tpc_state, &ready, TPC_WATCHED);
 }
 
 bool tpc_calls_forbidden(void) { return stack.top == &forbidden; }
@@ -469,7 +469,7 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     if (!ctx) {
         return CUDA_ERROR_INVALID_VALUE; /* before cuInit, too */
     }
-    TPC_ENTER();
+    TPC_NEED_READY();
     struct tpc_context *context;
     CUresult result = context_of(ctx, &context);
     if (result != CUDA_SUCCESS) {

@@ -93,7 +93,7 @@ static CUresult load_from_container(const void *container, CUmodule *module, con
 
 /* The handle that cuDevicePrimaryCtxRetain will give, without retaining or making anything. */
 static CUresult primary_handle(CUcontext *out, CUdevice device) {
-    TPC_ENTER();
+    TPC_NEED_READY();
     if (!out) {
         return CUDA_ERROR_INVALID_VALUE;
     }

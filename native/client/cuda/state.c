@@ -27,7 +27,7 @@ CUresult tpc_not_ready(void) {
     switch (atomic_load(&tpc_state)) {
     case TPC_BEFORE_INIT:
         return CUDA_ERROR_NOT_INITIALIZED;
-    case TPC_CALLING:
+    case TPC_WATCHED:
         return tpc_calls_forbidden() ? CUDA_ERROR_NOT_PERMITTED : CUDA_SUCCESS;
     case TPC_LOST:
         return TPC_LOST_ERROR;
@@ -51,9 +51,9 @@ void tpc_failed(const char *name, CUresult result) {
 /* ---- start ---- */
 
 static void on_loss(void) {
-    int ready = TPC_READY, calling = TPC_CALLING;
+    int ready = TPC_READY, watched = TPC_WATCHED;
     if (!atomic_compare_exchange_strong(&tpc_state, &ready, TPC_LOST)) {
-        atomic_compare_exchange_strong(&tpc_state, &calling, TPC_LOST);
+        atomic_compare_exchange_strong(&tpc_state, &watched, TPC_LOST);
     }
 }
 
@@ -130,7 +130,8 @@ CUresult tpc_cuInit(unsigned int Flags) {
     }
     if (result == CUDA_SUCCESS) {
         int before = TPC_BEFORE_INIT;
-        atomic_compare_exchange_strong(&tpc_state, &before, tp_alive(tpc_conn) ? TPC_READY : TPC_LOST);
+        int ready = tp_trace_on() ? TPC_WATCHED : TPC_READY;
+        atomic_compare_exchange_strong(&tpc_state, &before, tp_alive(tpc_conn) ? ready : TPC_LOST);
     }
     return result;
 }

@@ -14,12 +14,13 @@
 #include <tp_base.h>
 #include <tp_conn.h>
 #include <tp_device.h>
+#include <tp_trace.h>
 
 /* ---- state of the process ---- */
 enum tpc_state {
     TPC_BEFORE_INIT, /* also after fork in the child */
     TPC_READY,
-    TPC_CALLING, /* ready, and a thread of ours runs the program's host functions, in which calls are not permitted */
+    TPC_WATCHED, /* ready, but calls are looked at first: they are traced, or a thread of ours runs host functions */
     TPC_LOST,    /* the worker is gone */
 };
 extern _Atomic int tpc_state;
@@ -34,13 +35,34 @@ void tpc_wait_for_next_post(void);
 /* What a call answers when the state is not TPC_READY: 3 before cuInit, 800 inside a host function, the lost-worker error. 0 when
  * the call may go on. */
 CUresult tpc_not_ready(void);
-#define TPC_ENTER()                                                                                                    \
+#define TPC_NEED_READY()                                                                                               \
     do {                                                                                                               \
         if (TP_UNLIKELY(atomic_load_explicit(&tpc_state, memory_order_relaxed) != TPC_READY)) {                        \
             CUresult not_ready = tpc_not_ready();                                                                      \
             if (not_ready != CUDA_SUCCESS) {                                                                           \
                 return not_ready;                                                                                      \
             }                                                                                                          \
+        }                                                                                                              \
+    } while (0)
+/* What an export does first: it looks at one word, and at nothing else while the state is TPC_READY. `traced` is the same call
+ * with the trace around it. */
+#define TPC_ENTER(traced)                                                                                              \
+    do {                                                                                                               \
+        if (TP_UNLIKELY(atomic_load_explicit(&tpc_state, memory_order_relaxed) != TPC_READY)) {                        \
+            if (tp_trace_on()) {                                                                                       \
+                return traced;                                                                                         \
+            }                                                                                                          \
+            CUresult not_ready = tpc_not_ready();                                                                      \
+            if (not_ready != CUDA_SUCCESS) {                                                                           \
+                return not_ready;                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+    } while (0)
+/* The same for a function that may be called in any state. */
+#define TPC_ANYTIME(traced)                                                                                            \
+    do {                                                                                                               \
+        if (TP_UNLIKELY(atomic_load_explicit(&tpc_state, memory_order_relaxed) != TPC_READY) && tp_trace_on()) {       \
+            return traced;                                                                                             \
         }                                                                                                              \
     } while (0)
 
@@ -63,10 +85,6 @@ static inline CUresult tpc_answer(const char *name, CUresult result) {
 
 /* An exported name that is not remoted: counted, and said once by name, with the reason of its line in api/. */
 CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said);
-#define TPC_UNSUPPORTED(name, reason)                                                                                  \
-    TPC_ENTER();                                                                                                       \
-    static _Atomic bool said;                                                                                          \
-    return tpc_unsupported(#name, (reason), &said)
 
 /* ---- handles ---- */
 /* A new handle of `kind`, 0 when a million of that kind are alive. The record may be NULL; it is never freed here. */

@@ -15,12 +15,22 @@
 #include <tp_base.h>
 #include <tp_conn.h>
 #include <tp_nvml.h>
+#include <tp_trace.h>
 
 /* ---- state (state.c) ---- */
 /* NVML_SUCCESS between nvmlInit and the matching nvmlShutdown, in the process that called nvmlInit, while the worker lives. */
 nvmlReturn_t tpn_ready(void);
-#define TPN_ENTER()                                                                                                    \
+/* What an export does first. `traced` is the same call with the trace around it. */
+#define TPN_ANYTIME(traced)                                                                                            \
     do {                                                                                                               \
+        if (TP_UNLIKELY(atomic_load_explicit(&tp_trace_state, memory_order_relaxed) != TP_TRACE_OFF) &&                \
+            tp_trace_on()) {                                                                                           \
+            return traced;                                                                                             \
+        }                                                                                                              \
+    } while (0)
+#define TPN_ENTER(traced)                                                                                              \
+    do {                                                                                                               \
+        TPN_ANYTIME(traced);                                                                                           \
         nvmlReturn_t ready = tpn_ready();                                                                              \
         if (ready != NVML_SUCCESS) {                                                                                   \
             return ready;                                                                                              \
@@ -42,10 +52,6 @@ static inline nvmlReturn_t tpn_answer(const char *name, nvmlReturn_t result) {
 
 /* An exported name that is not remoted: logged once by name, with the reason of its line in api/. */
 nvmlReturn_t tpn_unsupported(const char *name, const char *reason, _Atomic bool *said);
-#define TPN_UNSUPPORTED(name, reason)                                                                                  \
-    TPN_ENTER();                                                                                                       \
-    static _Atomic bool said;                                                                                          \
-    return tpn_unsupported(#name, (reason), &said)
 
 /* ---- devices (device.c) ---- */
 struct tpn_device {

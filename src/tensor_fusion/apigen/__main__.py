@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import coverage, emit_client, emit_session, emit_structs, emit_wire
+from . import coverage, emit_client, emit_session, emit_structs, emit_trace, emit_wire
 from .layout import DescriptionError
 from .model import Model, load
 
@@ -25,9 +25,11 @@ def outputs(model: Model) -> dict[str, str]:
         "tpg_table.h": emit_client.table_header(model),
         "tpg_cuda_exports.c": emit_client.exports(model, cuda),
         "tpg_cuda_entries.c": emit_client.entries(cuda),
+        "tpg_cuda_trace.h": emit_trace.trace(model, cuda),
         "tpg_cuda_stubs.c": emit_client.stubs(model, cuda),
         "tpg_nvml_exports.c": emit_client.exports(model, nvml),
         "tpg_nvml_entries.c": emit_client.entries(nvml),
+        "tpg_nvml_trace.h": emit_trace.trace(model, nvml),
         "tpg_nvml_stubs.c": emit_client.stubs(model, nvml),
         "tpg_cuda_messages.h": emit_client.messages_header(cuda),
         "tpg_cuda_messages.c": emit_client.messages(cuda),

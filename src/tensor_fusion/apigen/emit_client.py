@@ -20,6 +20,7 @@ PREFIX = {"cuda": "tpc", "nvml": "tpn"}
 REQUIRED = (
     "out", "outknown", "outstruct", "new", "in", "struct", "string", "outbytes", "outarray", "outstring", "versioned",
 )  # fmt: skip
+READY = {"cuda": "tpc_not_ready", "nvml": "tpn_ready"}
 SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
 HIDDEN_FROM = 12000  # refused names that are as new as this are not found by name
 NOT_FOUND = "CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND"
@@ -118,6 +119,7 @@ def exports(model: Model, api: Api) -> str:
 def entries(api: Api) -> str:
     """tpg_<api>_entries.c: what is behind every name, hidden in libteleport under the same name, and their table."""
     lines = [NOTE, f'#include "{PREFIX[api.name]}.h"', '#include "tpg_client.h"', '#include "tpg_table.h"']
+    lines.append(f'#include "tpg_{api.name}_trace.h"')
     for name in api.exports:
         lines.append(_entry(api, api.lines[name]))
     rows = [f"    .{name} = {name}," for name in api.exports]
@@ -126,27 +128,64 @@ def entries(api: Api) -> str:
 
 def _entry(api: Api, line: Line) -> str:
     prefix = PREFIX[api.name]
-    target = api.resolve(line)
-    prototype = _head(api, line.name)
     upper = prefix.upper()
-    if prototype is None:
-        head = f"{RESULTS[api.name]} {line.name}(void)"
-        return f"{head}; {head} {{ {upper}_UNSUPPORTED({line.name}, {_text(target.reason)}); }}"
-    head = f"{prototype.returns} {line.name}({parameter_list(prototype)})"
-    head = f"{head};\n{head}"
+    target = api.resolve(line)
+    declared = _head(api, line.name)
+    prototype = declared or Prototype(line.name, RESULTS[api.name], ())
+    params, names = parameter_list(prototype), [p.name for p in prototype.params]
+    head = f"{prototype.returns} {line.name}({params})"
+    lines = [f"{head};"]
     if target.kind == "unsupported":
-        unused = " ".join(f"(void){p.name};" for p in prototype.params)
-        return f"{head} {{ {unused} {upper}_UNSUPPORTED({line.name}, {_text(target.reason)}); }}"
+        lines += [
+            f"static {RESULTS[api.name]} refuse_{line.name}(void) {{",
+            "    static _Atomic bool said;",
+            f'    return {prefix}_unsupported("{line.name}", {_text(target.reason)}, &said);',
+            "}",
+        ]
+        answer = f"refuse_{line.name}()"
+    else:
+        answer = _answer_of(api, line, target, prototype)
+    enter = "ANYTIME" if target.anytime else "ENTER"
+    lines += _traced(api, line, prototype, answer, anytime=target.anytime)
+    unused = "".join(f"(void){n}; " for n in names) if target.kind == "unsupported" else ""
+    entered = f"{upper}_{enter}(traced_{line.name}({', '.join(names)}));"
+    return "\n".join([*lines, f"{head} {{ {unused}{entered} return {answer}; }}"])
+
+
+def _answer_of(api: Api, line: Line, target: Line, prototype: Prototype) -> str:
+    """The call of the function behind an export."""
+    prefix = PREFIX[api.name]
     default = "CU_STREAM_PER_THREAD" if line.kind == "twin" else "CU_STREAM_LEGACY"
     if target.implicit:
         arguments = [default, *(p.name for p in prototype.params)]
     else:
         arguments = [f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name for p in prototype.params]
-    enter = "" if target.anytime else f"{upper}_ENTER(); "
     answer = f"{prefix}_{target.name}({', '.join(arguments)})"
     if prototype.returns == RESULTS[api.name]:
-        answer = f'{upper}_ANSWER("{line.name}", {answer})'
-    return f"{head} {{ {enter}return {answer}; }}"
+        answer = f'{prefix.upper()}_ANSWER("{line.name}", {answer})'
+    return answer
+
+
+def _traced(api: Api, line: Line, prototype: Prototype, answer: str, *, anytime: bool) -> list[str]:
+    """The same call with the trace around it; out of the way of calls that are not traced."""
+    success = SUCCESS[api.name]
+    values = ", ".join(f"&{p.name}" for p in prototype.params) or "NULL"
+    is_result = prototype.returns == RESULTS[api.name]
+    if is_result and not anytime:
+        ready = [f"    {prototype.returns} tp_result = {READY[api.name]}();"]
+        ready += [f"    if (tp_result == {success}) {{ tp_result = {answer}; }}"]
+    else:
+        ready = [f"    {prototype.returns} tp_result = {answer};"]
+    succeeded = f"tp_result == {success}" if is_result else "true"
+    return [
+        f"static TP_COLD {prototype.returns} traced_{line.name}({parameter_list(prototype)}) {{",
+        f"    const void *const tp_values[] = {{{values}}};",
+        "    uint64_t tp_begin = tp_trace_begin();",
+        *ready,
+        f"    tp_trace_end(&trace_tables, &call_{line.name}, tp_values, &tp_result, {succeeded}, tp_begin);",
+        "    return tp_result;",
+        "}",
+    ]
 
 
 def _text(words: str) -> str:
