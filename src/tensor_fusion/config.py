@@ -67,6 +67,7 @@ VARIABLES = (
     Variable("TF_MAX_CACHE_REQUEST_COUNT", "client", "100", "Pending calls after which the client sends what it has."),
     Variable("TF_STRICT", "client", "0", "1: wait for the result of every call, for debugging."),
     Variable("TF_STATS_PATH", "client", "", "File for the call statistics at exit; %p becomes the process id."),
+    Variable("TF_TRACE_PATH", "client", "", "File for the records of tensor-fusion trace; %p becomes the process id."),
     Variable("CUDA_VISIBLE_DEVICES", "client", "", "Devices the program sees, by index or UUID; -1 hides all."),
     Variable("CUDA_DEVICE_ORDER", "client", "", "PCI_BUS_ID: devices in the order of their bus addresses."),
     Variable("CUDA_MODULE_LOADING", "client", "LAZY", "EAGER: the mode that cuModuleGetLoadingMode answers."),

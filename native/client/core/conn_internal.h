@@ -245,9 +245,17 @@ static inline bool tpc_frames_traced(const struct tp_conn *conn) { return TP_UNL
 /* The line of a frame; `reply` and the time that it took when the thread waited for it, else NULL. */
 void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct tp_reply *reply, uint64_t ns);
 
+/* timeline.c */
+bool tpc_timeline_wanted(void);
+void tpc_timeline_write(const char *format, ...) __attribute__((format(printf, 1, 2)));
+const char *tpc_json_text(char *out, size_t size, const char *from);
+
 /* stats.c */
 void tpc_stats_round_trip(const char *what, uint64_t ns);
 void tpc_stats_at_exit(void);
-void tpc_stats_forget(void); /* in a child of fork, which has one thread: what was counted is the parent's */
+/* The path in a variable with each %p replaced by the process id; false when there is none, or a longer one. */
+bool tpc_path_from(const char *variable, char *out, size_t size);
+void tpc_program_name(char out[16]); /* as the kernel has it; plain characters only */
+void tpc_stats_forget(void);         /* in a child of fork, which has one thread: what was counted is the parent's */
 
 #endif

@@ -85,7 +85,7 @@ static void add(struct text *t, const char *format, const char *name, uint64_t a
 static uint64_t value(const _Atomic uint64_t *counter) { return atomic_load_explicit(counter, memory_order_relaxed); }
 
 /* What the kernel calls this process: a program's first 15 characters, which it may have set itself. */
-static void program_name(char out[16]) {
+void tpc_program_name(char out[16]) {
     int fd = open("/proc/self/comm", O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? 0 : read(fd, out, 15);
     out[n > 0 ? n : 0] = 0;
@@ -110,7 +110,7 @@ size_t tp_stats_json(char *buffer, size_t size) {
         buffer[0] = 0;
     }
     /* An API call that leaves the client is one frame; what was answered here is not counted, to keep it at nanoseconds. */
-    program_name(program);
+    tpc_program_name(program);
     add(&t, "{\"program\": \"%s\", ", program, 0, 0);
     add(&t, "\"calls\": %llu, \"frames\": %llu, ", NULL, value(&tp_counters.frames), value(&tp_counters.frames));
     add(&t, "\"round_trips\": %llu, \"blocked_ns\": %llu, ", NULL, value(&tp_counters.round_trips),
@@ -141,9 +141,8 @@ size_t tp_stats_json(char *buffer, size_t size) {
     return t.used;
 }
 
-/* TF_STATS_PATH with each %p replaced by the process id. */
-static bool stats_path(char *out, size_t size) {
-    const char *from = getenv("TF_STATS_PATH");
+bool tpc_path_from(const char *variable, char *out, size_t size) {
+    const char *from = getenv(variable);
     size_t used = 0;
     if (!from || !*from) {
         return false;
@@ -168,7 +167,7 @@ void tpc_stats_forget(void) {
 
 void tpc_stats_at_exit(void) {
     char path[1024];
-    if (tpc_forked() || !stats_path(path, sizeof path)) {
+    if (tpc_forked() || !tpc_path_from("TF_STATS_PATH", path, sizeof path)) {
         return;
     }
     size_t size = tp_stats_json(NULL, 0) + 4096; /* other threads may still count */

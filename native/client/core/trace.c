@@ -26,9 +26,13 @@
 _Atomic int tp_trace_state = TP_TRACE_UNKNOWN;
 static _Atomic int asking; /* process that reads the environment; not that of a parent that forked meanwhile */
 
+static _Atomic bool recorded; /* in the timeline's file */
+
+static bool logged(void) { return atomic_load_explicit(&tp_log_threshold, memory_order_relaxed) <= TP_TRACE; }
+
 void tpc_trace_learn(void) {
-    bool on = atomic_load_explicit(&tp_log_threshold, memory_order_relaxed) <= TP_TRACE;
-    atomic_store(&tp_trace_state, on ? TP_TRACE_ON : TP_TRACE_OFF);
+    atomic_store(&recorded, tpc_timeline_wanted());
+    atomic_store(&tp_trace_state, logged() || atomic_load(&recorded) ? TP_TRACE_ON : TP_TRACE_OFF);
 }
 
 bool tp_trace_on(void) {
@@ -287,21 +291,45 @@ void tp_trace_end(const struct tp_tables *tables, const struct tp_call *call, co
         add(&t, "...");
     }
     add_result(&t, &tables->types[call->returns], result);
-    tp_log_write(TP_TRACE, "%s%s, thread %u, %llu.%03u us", tables->names + call->name, t.at,
-                 tpc_slot_self()->thread.number, (unsigned long long)(took / 1000), (unsigned)(took % 1000));
+    const char *name = tables->names + call->name;
+    const unsigned thread = tpc_slot_self()->thread.number;
+    if (logged()) {
+        tp_log_write(TP_TRACE, "%s%s, thread %u, %llu.%03u us", name, t.at, thread, (unsigned long long)(took / 1000),
+                     (unsigned)(took % 1000));
+    }
+    if (atomic_load_explicit(&recorded, memory_order_relaxed)) {
+        char json[2 * LINE_MOST];
+        tpc_timeline_write("{\"call\": \"%s\", \"text\": \"%s\", \"thread\": %u, \"begin\": %llu, \"ns\": %llu}\n",
+                           name, tpc_json_text(json, sizeof json, t.at), thread, (unsigned long long)begin,
+                           (unsigned long long)took);
+    }
     errno = saved;
 }
 
 /* ---- frames ---- */
 
 void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct tp_reply *reply, uint64_t ns) {
+    const uint64_t now = tp_now_ns();
     char end[96] = "";
-    if (reply) {
-        snprintf(end, sizeof end, ", answered with %d and %u bytes after %llu.%03u us", (int)reply->result, reply->size,
-                 (unsigned long long)(ns / 1000), (unsigned)(ns % 1000));
-    } else if (frame->flags & TP_FRAME_CALL) {
-        snprintf(end, sizeof end, ", not answered: the connection is lost");
+    if (logged()) {
+        if (reply) {
+            snprintf(end, sizeof end, ", answered with %d and %u bytes after %llu.%03u us", (int)reply->result,
+                     reply->size, (unsigned long long)(ns / 1000), (unsigned)(ns % 1000));
+        } else if (frame->flags & TP_FRAME_CALL) {
+            snprintf(end, sizeof end, ", not answered: the connection is lost");
+        }
+        tp_log_write(TP_TRACE, "frame %llu: %s, %u bytes, thread %u%s", (unsigned long long)number,
+                     tpg_op_name(frame->op), frame->size, frame->thread, end);
     }
-    tp_log_write(TP_TRACE, "frame %llu: %s, %u bytes, thread %u%s", (unsigned long long)number, tpg_op_name(frame->op),
-                 frame->size, frame->thread, end);
+    if (atomic_load_explicit(&recorded, memory_order_relaxed)) {
+        if (reply) {
+            snprintf(end, sizeof end, ", \"ns\": %llu, \"result\": %d, \"answer\": %u", (unsigned long long)ns,
+                     (int)reply->result, reply->size);
+        } else {
+            end[0] = 0;
+        }
+        tpc_timeline_write("{\"frame\": %llu, \"op\": \"%s\", \"bytes\": %u, \"thread\": %u, \"end\": %llu%s}\n",
+                           (unsigned long long)number, tpg_op_name(frame->op), frame->size, frame->thread,
+                           (unsigned long long)now, end);
+    }
 }

@@ -30,7 +30,7 @@ def census(connection: str, command: Sequence[str]) -> dict[str, Any]:
             **client_environment(connection, os.environ),
             "TF_STATS_PATH": f"{folder}/%p.json",
         }
-        code = _run(command, environment)
+        code = run_program(command, environment)
         read = [_read(path) for path in sorted(folder.glob("*.json"))]
         processes = [entry for entry in read if entry and (entry["frames"] or entry["unsupported"])]
         damaged = read.count(None)
@@ -45,7 +45,8 @@ def census(connection: str, command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _run(command: Sequence[str], environment: dict[str, str]) -> int:
+def run_program(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Wait for the command in that environment; its exit code, 128 + N when signal N ended it. Raises UserError."""
     try:
         process = subprocess.Popen(list(command), env=environment)
     except FileNotFoundError:

@@ -239,6 +239,22 @@ def bench(
         )
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def trace(
+    command: Annotated[list[str], typer.Argument(help="Program and its arguments.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--output", help="File for the timeline.")] = Path("trace.json"),
+    connect: Connect = None,
+) -> None:
+    """Write the CUDA calls of a program and its children as a timeline for Perfetto: trace -o FILE -- python app.py"""
+    from tensor_fusion.timeline import record
+
+    _end_in_order()
+    recorded = record(checked_connection(connect), command, out)
+    for line in recorded.notices():
+        print(line, file=sys.stderr)
+    raise typer.Exit(recorded.exit_code)
+
+
 @app.command()
 def coverage(
     as_json: Json = False,
