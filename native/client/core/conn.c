@@ -7,7 +7,6 @@
  * tp_connection makes one of its own. A program may ask NVML for the devices, fork, and use CUDA in the children only.
  */
 #include "conn_internal.h"
-#include "tp_trace.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <tp_trace.h>
 #include <unistd.h>
 
 #define DATA_CONNECTIONS 4u

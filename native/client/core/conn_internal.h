@@ -245,9 +245,9 @@ static inline bool tpc_frames_traced(const struct tp_conn *conn) { return TP_UNL
 /* The line of a frame; `reply` and the time that it took when the thread waited for it, else NULL. */
 void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct tp_reply *reply, uint64_t ns);
 
-/* timeline.c */
-bool tpc_timeline_wanted(void);
-void tpc_timeline_write(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* records.c */
+bool tpc_records_wanted(void);
+void tpc_records_write(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *tpc_json_text(char *out, size_t size, const char *from);
 
 /* stats.c */

@@ -1,5 +1,5 @@
 /*
- * The timeline: TF_TRACE_PATH, one JSON object a line for each call and each frame of a process, which `tensor-fusion trace`
+ * The records: TF_TRACE_PATH, one JSON object a line for each call and each frame of a process, which `tensor-fusion trace`
  * joins into one file.
  *
  * Owns the file of this process. Any thread; a child of fork opens one of its own, told by the process id, so that nothing is
@@ -20,9 +20,9 @@
 #define RECORD_MOST 4096u /* a call's text with every quote doubled, and the numbers */
 
 static _Atomic int owner; /* process that the file is of; negative while it is being opened */
-static _Atomic int timeline = -1;
+static _Atomic int file = -1;
 
-bool tpc_timeline_wanted(void) {
+bool tpc_records_wanted(void) {
     const char *path = getenv("TF_TRACE_PATH");
     return path && *path;
 }
@@ -49,21 +49,21 @@ static int file_of_process(void) {
     int me = (int)getpid(), seen = atomic_load_explicit(&owner, memory_order_acquire);
     while (seen != me) {
         if (seen != -me && atomic_compare_exchange_strong(&owner, &seen, -me)) {
-            int before = atomic_load(&timeline);
+            int before = atomic_load(&file);
             if (before >= 0) {
                 close(before); /* the parent's */
             }
-            atomic_store(&timeline, open_file());
+            atomic_store(&file, open_file());
             atomic_store_explicit(&owner, me, memory_order_release);
             break;
         }
         sched_yield();
         seen = atomic_load_explicit(&owner, memory_order_acquire);
     }
-    return atomic_load(&timeline);
+    return atomic_load(&file);
 }
 
-void tpc_timeline_write(const char *format, ...) {
+void tpc_records_write(const char *format, ...) {
     char line[RECORD_MOST];
     int saved = errno, cancel = tpc_defer_cancel();
     int fd = file_of_process();

@@ -55,6 +55,15 @@ TP_EXPORT extern _Atomic int tp_trace_state;
 TP_EXPORT bool tp_trace_on(void);
 
 /* ---- one call ---- */
+#define TP_TRACE_TEXT 1700u /* with the log's own head below its bound */
+struct tp_trace_text {
+    const struct tp_tables *tables;
+    size_t used;
+    char at[TP_TRACE_TEXT];
+};
+/* "(arguments) = result"; as for tp_trace_end. */
+void tp_trace_show(struct tp_trace_text *text, const struct tp_tables *tables, const struct tp_call *call,
+                   const void *const *values, const void *result, bool succeeded);
 /* The time of its begin. */
 TP_EXPORT uint64_t tp_trace_begin(void);
 /* Writes the line. `values` are the addresses of the arguments, `result` that of the result; only a call that `succeeded` has
