@@ -23,6 +23,7 @@ struct sim_node {
     const sim_node_t *original; // of a node in a clone
     sim_context_t *context;     // that it runs in; NULL: any
     bool listed;                // scratch of the search for an order
+    size_t position;            // in the program that was made last
     CUlaunchAttributeValue attributes[CU_LAUNCH_ATTRIBUTE_MAX];
     union { // what the Get functions answer
         CUDA_KERNEL_NODE_PARAMS kernel;
@@ -61,6 +62,7 @@ typedef struct {
     sim_op_t op;
     const sim_node_t *node;
     bool enabled;
+    uint64_t edges; // a sum over the positions of the steps that it depends on: equal for equal edges
     sim_program_t *child;
 } sim_step_t;
 

@@ -28,10 +28,21 @@ static bool ready(const sim_node_t *node) {
     return true;
 }
 
+// Spreads a position over 64 bits, so that sums of different sets of positions differ (the finisher of SplitMix64).
+static uint64_t spread(size_t position) {
+    uint64_t x = (position + 1) * 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
 static CUresult add_step(sim_program_t *program, sim_node_t *node) {
     sim_step_t *step = &program->steps[program->count];
     step->node = node;
     step->enabled = true;
+    node->position = program->count;
+    for (size_t i = 0; i < node->dependencies.count; i++)
+        step->edges += spread(node->dependencies.items[i]->position);
     sim_op_follow(&node->op, node->context);
     if (!sim_op_copy(&step->op, &node->op))
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -93,6 +104,7 @@ static sim_program_t *program_copy(const sim_program_t *from) {
         }
         step->node = from->steps[i].node;
         step->enabled = from->steps[i].enabled;
+        step->edges = from->steps[i].edges;
         step->child = from->steps[i].child;
         to->count++;
         if (step->child)
@@ -287,7 +299,8 @@ CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags) {
     return exec && flags ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-// The same shape: as many steps, of the same kinds, with as many dependencies.
+// The same shape: as many steps, of the same kinds, with the same edges. An H200 refuses one edge more or less, also where the
+// other edges imply it.
 static CUgraphExecUpdateResult compare(const sim_program_t *old, const sim_program_t *fresh, const sim_node_t **at) {
     if (old->count != fresh->count)
         return CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
@@ -295,6 +308,8 @@ static CUgraphExecUpdateResult compare(const sim_program_t *old, const sim_progr
         *at = fresh->steps[i].node;
         if (old->steps[i].op.kind != fresh->steps[i].op.kind || !old->steps[i].child != !fresh->steps[i].child)
             return CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED;
+        if (old->steps[i].edges != fresh->steps[i].edges)
+            return CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
         CUgraphExecUpdateResult inner = CU_GRAPH_EXEC_UPDATE_SUCCESS;
         if (old->steps[i].child)
             inner = compare(old->steps[i].child, fresh->steps[i].child, at);

@@ -520,7 +520,7 @@ class Generator:
             if node.effect.name in ("fill", "mix") and r.random() < 0.5:
                 args = (*args[:-2], r.choice((2, 9, 77)), args[-1])
             effect = Operation(self.active, node.effect.name, args)
-            self.take("node", number, name, node.before, inner=effect)
+            self.take("node", number, name, node.edges, inner=effect)
         self.take("update", ready, number)
         self.put_in_order(Operation(self.active, "launch", (ready, self.some_stream())))
 

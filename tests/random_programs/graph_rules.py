@@ -77,7 +77,7 @@ class GraphRules(State):
             ):
                 raise Illegal("a child with host memory")
             self.alive(op.thread, child)
-            node = Node(child.accesses(), before, "child", None)
+            node = Node(child.accesses(), before, "child", None, op.args[2])
         elif effect.name in ("stamp",):
             raise Illegal("no such node")
         else:
@@ -85,7 +85,7 @@ class GraphRules(State):
             self.check_places(op.thread, effect, accesses)
             if effect.name == "copy" and all(self.regions[a[0]].host for a in accesses):
                 raise Illegal("inside the program's memory")
-            node = Node(accesses, before, effect.name, effect)
+            node = Node(accesses, before, effect.name, effect, op.args[2])
         self.add_node(graph, op.args[1], node)
 
     def alive(self, thread: int, graph: Graph) -> None:
@@ -173,7 +173,7 @@ class GraphRules(State):
             raise Illegal("another shape")
         for number, node in graph.nodes.items():
             old = ready.nodes[number]
-            if node.before != old.before or node.kind != old.kind:
+            if node.edges != old.edges or node.kind != old.kind:
                 raise Illegal("another shape")
             if node.effect != old.effect:
                 if node.effect is None or old.effect is None:

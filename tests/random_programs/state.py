@@ -94,9 +94,10 @@ class Event:
 @dataclass
 class Node:
     accesses: list[Access]
-    before: int  # nodes of the graph, as bits
+    before: int  # nodes of the graph that it is behind, as bits
     kind: str
     effect: Operation | None = None
+    edges: int = 0  # those that it depends on itself: an update wants the same
 
 
 @dataclass

@@ -342,8 +342,7 @@ void section_pool(void) {
     cu_must(cu.cuMemAlloc_v2(&other, 1 * MIB), "cuMemAlloc");
     ASK("free async inside what cuMemAlloc gave", cu.cuMemFreeAsync(other + 512, stream));
     ASK("free async what cuMemAlloc gave", cu.cuMemFreeAsync(other, stream));
-    ASK("free async it twice", cu.cuMemFreeAsync(other, stream));
-    ASK("free it, too", cu.cuMemFree_v2(other));
+    /* Not asked: a second free of it, in either form. The driver (580.159.04) says 0, and dies at the next wait. */
     ASK("synchronize after that", cu.cuStreamSynchronize(stream));
     ASK("trim", cu.cuMemPoolTrimTo(pool, 0));
     ASK("own pool", cu.cuMemPoolCreate(&own, &properties));
