@@ -271,7 +271,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         if required:
             body.append(f"    if (!{item.name}) {{ return {upper}_NULL; }}")
         if item.role in ("bytes", "array", "handles", "structs") and not item.optional:
-            body.append(f"    if (!{item.name} && {item.length}) {{ return {upper}_NULL; }}")
+            there = "" if item.length.isdigit() else f" && {item.length}"
+            body.append(f"    if (!{item.name}{there}) {{ return {upper}_NULL; }}")
         if item.role in ("struct", "structs"):
             count = item.length or (f"({item.name} ? 1 : 0)" if item.optional else "1")
             body.append(f"    struct {prefix}_flat flat_{item.name} {upper}_FLAT = {{.size = 0}};")
