@@ -27,8 +27,14 @@ FAULTS = (
     "none", "empty", "length", "characters", "protocol", "fields", "host", "port", "file", "size", "version", "secret"
 )  # fmt: skip
 # Stands in for the hash that is generated from api/: these programs have no operations of the real schema.
-SCHEMA_H = 'extern __attribute__((visibility("default"))) const unsigned char tpg_schema_hash[16];\n'
-SCHEMA_C = '#include <tpg_schema.h>\nconst unsigned char tpg_schema_hash[16] = "transport tests";\n'
+SCHEMA_H = """#include <stdint.h>
+extern __attribute__((visibility("default"))) const unsigned char tpg_schema_hash[16];
+const char *tpg_op_name(uint16_t op);
+"""
+SCHEMA_C = """#include <tpg_schema.h>
+const unsigned char tpg_schema_hash[16] = "transport tests";
+const char *tpg_op_name(uint16_t op) { return op ? "operation" : "none"; }
+"""
 
 
 def compiler() -> list[str]:

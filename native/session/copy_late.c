@@ -296,7 +296,8 @@ static int32_t issue(struct tpw_session *s, struct late *late, const struct tpw_
     for (uint64_t piece = 0; piece < late->pieces && !error; piece++) {
         const uint64_t offset = piece * late->piece, left = late->size - offset;
         error = wait_for(s, late, piece, stream->native);
-        tpw_stream_count(s, stream, 3); /* the copy of rows may be three; its marker counts for itself */
+        /* A marker counts one more command than itself: the first one's is the first wait, a piece's is its copy. */
+        tpw_stream_count(s, stream, (piece > 0) + (area->height == 1 ? 0u : 2u));
         error = error ? error
                       : tpw_area_copy(s, area, offset, late->buffers[piece % 2]->memory,
                                       left < late->piece ? left : late->piece, true, stream->native);

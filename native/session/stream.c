@@ -113,7 +113,7 @@ struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f
 }
 
 /* The driver takes about 1024 commands in a stream and then blocks whoever queues one more; stop short of that. */
-#define FULL_AT 900u
+#define FULL_AT 970u
 
 void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands) {
     if (TP_UNLIKELY(stream->hosts == s->hosts && s->hosts) && (stream->behind += commands) > FULL_AT) {
