@@ -25,9 +25,6 @@ FEATURES = {
 }
 # What does not work through the stack yet, and why. A line goes when its fault is mended.
 UNSERVED = {
-    "upload-behind": "the synchronous forms take the bytes before the work in front of them has run",
-    "rows-behind": "the bytes are taken before the work in front of the upload has run",
-    "graph-behind": "the bytes are taken as the launch is called, before the work in front of it has run",
     "graph-mixed": "refused by name: the bytes would be seen too early or too late",
     "pinned-set": "refused over TCP",
     "pinned-kernel": "over TCP a kernel sees what was there at its launch, in at most 64 KiB",
