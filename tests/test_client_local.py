@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from native_code import includes, sources
 
 from tensor_fusion import apigen
 from tensor_fusion.abi import Teleport, native_folder
@@ -24,18 +25,14 @@ from tensor_fusion.client.files import client_environment
 from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Status, Welcome
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT = ROOT / "native" / "client" / "cuda"
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 FLAGS = ["-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Wno-sign-conversion", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 # The real files; everything that would reach a worker is replaced in the test itself.
 LOCAL = (
-    *(f"native/client/cuda/{name}.c" for name in ("device", "context", "limits", "handle", "error", "md2")),
-    *(f"native/client/cuda/export_table{name}.c" for name in ("", "_compile_cache", "_integrity", "_storage")),
-    "native/base/log.c",
-    "native/base/sha256.c",
-    "native/base/time_lock.c",
+    *sources("client/cuda", "device", "context", "limits", "handle", "error", "md2", "export_table*"),
+    *sources("base", "log", "sha256", "time_lock"),
 )
 INCLUDED = ("base", "wire", "ring", "transport", "client/core", "client/cuda")
 NEEDED = ("client/libteleport.so.1", "client/libcuda.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
@@ -61,9 +58,9 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_local_answers(generated: Path, tmp_path: Path, extra: list[str]) -> None:
     program = tmp_path / "test_client_local"
     command = [COMPILER or "cc", *FLAGS, *WARNINGS, *extra, f"-I{generated}"]
-    command += [f"-I{ROOT / 'native' / folder}" for folder in INCLUDED]
+    command += includes(*INCLUDED)
     command += [str(ROOT / "tests" / "native" / f"test_client_{part}.c") for part in ("local", "tables")]
-    command += [str(ROOT / file) for file in LOCAL]
+    command += map(str, LOCAL)
     command += [str(generated / "tpg_tables.c"), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
@@ -77,9 +74,9 @@ def test_local_answers(generated: Path, tmp_path: Path, extra: list[str]) -> Non
 def test_what_is_known_of_an_event_ends(generated: Path, tmp_path: Path) -> None:
     program = tmp_path / "test_client_watch"
     command = [COMPILER or "cc", *FLAGS, *WARNINGS, *SANITIZE, f"-I{generated}"]
-    command += [f"-I{ROOT / 'native' / folder}" for folder in INCLUDED]
-    sources = ("tests/native/test_client_watch.c", "native/client/cuda/watch.c", "native/client/cuda/date.c")
-    command += [str(ROOT / source) for source in (*sources, "native/base/time_lock.c")]
+    command += includes(*INCLUDED)
+    parts = [*sources("client/cuda", "watch", "date"), *sources("base", "time_lock")]
+    command += map(str, (ROOT / "tests/native/test_client_watch.c", *parts))
     done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=60, check=False)

@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from native_code import includes, sources
 from stack.harness import COMPILER, MIB, ROOT, Worker, clean_environment, whole_stack
 from worker_harness import eventually, fails
 
@@ -181,9 +182,9 @@ def host(tmp_path: Path) -> Iterator[Host]:
 def sha256_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sha256") / "sha256_lines"
     base = ROOT / "native/base"
-    sources = [ROOT / "tests/native/sha256_lines.c", *(base / f"{name}.c" for name in ("sha256", "log", "time_lock"))]
+    parts = [ROOT / "tests/native/sha256_lines.c", *sources("base", "sha256", "log", "time_lock")]
     flags = ["-std=gnu17", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{base}", "-pthread"]
-    subprocess.run([COMPILER or "", *flags, *map(str, sources), "-o", str(out)], check=True, timeout=100)
+    subprocess.run([COMPILER or "", *flags, *map(str, parts), "-o", str(out)], check=True, timeout=100)
     return out
 
 
@@ -209,19 +210,16 @@ def test_hash_is_sha256(sha256_program: Path) -> None:
 @pytest.fixture(scope="module")
 def images_program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("images") / "test_images"
-    native = ROOT / "native"
-    sources = [
+    parts = [
         ROOT / "tests/native/test_images.c",
-        *(native / f"session/{name}.c" for name in ("images", "images_store")),
+        *sources("session", "images", "images_store"),
     ]
-    sources += [native / f"base/{name}.c" for name in ("sha256", "limits", "log", "time_lock")]
-    sources += [*(native / "transport").glob("*.c")]
-    folders = [*(native / name for name in ("base", "wire", "ring", "transport", "session")), headers]
+    parts += [*sources("base", "sha256", "limits", "log", "time_lock"), *sources("transport", "*")]
+    folders = [*includes("base", "wire", "ring", "transport", "session"), f"-I{headers}"]
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
     flags += ["-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-sign-conversion"]
-    includes = [f"-I{folder}" for folder in folders]
-    command = [COMPILER or "", *flags, *includes, *map(str, sources), "-pthread", "-o", str(out)]
+    command = [COMPILER or "", *flags, *folders, *map(str, parts), "-pthread", "-o", str(out)]
     subprocess.run(command, check=True, timeout=100)
     return out
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
+from native_code import includes, sources
 
 from tensor_fusion.abi import native_file, native_folder
 from tensor_fusion.client.files import client_environment
 
 ROOT = Path(__file__).parent.parent
-NATIVE = ROOT / "native"
 MIB = 1 << 20
 NEEDED = ("client/libteleport.so.1", "client/libcuda.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
 COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
@@ -75,13 +75,12 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
     flags.append("-Wno-unused-parameter")  # as the session's own build
-    folders = [NATIVE / name for name in ("base", "wire", "ring", "transport", "session")] + [generated]
+    folders = [*includes("base", "wire", "ring", "transport", "session"), f"-I{generated}"]
     names = ["memory", "arena", "twin", "vmm", "pool", "memset", "staging"]
     names += ["copy_in", "copy_out", "copy_device", "pinned", "peer", "done"]
-    sources = [*(ROOT / "tests/native").glob("test_arena*.c"), *(NATIVE / f"session/{name}.c" for name in names)]
-    sources += [NATIVE / "ring/segment.c", NATIVE / "ring/ring.c"]
-    sources += [NATIVE / "base/limits.c", NATIVE / "base/log.c", NATIVE / "base/time_lock.c"]
-    program = compile_program(tmp_path / "test_arena", sources, *flags, *(f"-I{folder}" for folder in folders))
+    parts = [*(ROOT / "tests/native").glob("test_arena*.c"), *sources("session", *names)]
+    parts += [*sources("ring", "segment", "ring"), *sources("base", "limits", "log", "time_lock")]
+    program = compile_program(tmp_path / "test_arena", parts, *flags, *folders)
     done = subprocess.run([program], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from native_code import sources
 from test_transport import NATIVE, ROOT, build, clean_environment
 
 from tensor_fusion.abi import native_file, native_folder
@@ -14,7 +15,7 @@ from tensor_fusion.abi import native_file, native_folder
 SOURCES = [
     *sorted((ROOT / "tests/native").glob("test_slot*.c")),
     ROOT / "tests/native/test_transport_session.c",
-    *sorted(NATIVE.glob("session/link*.c")),
+    *sources("session", "link*"),
     *(path for name in ("base", "ring", "transport") for path in sorted((NATIVE / name).glob("*.c"))),
 ]
 KINDS = {"plain": ["-Werror"], "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]}

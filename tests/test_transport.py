@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from native_code import includes
+from native_code import sources as code_of
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "native"
@@ -49,11 +51,11 @@ def build(out: Path, sources: list[Path], *flags: str) -> Path:
     generated.mkdir(exist_ok=True)
     (generated / "tpg_schema.h").write_text(SCHEMA_H)
     (generated / "tpg_tables.c").write_text(SCHEMA_C)
-    folders = [NATIVE / name for name in ("base", "wire", "ring", "transport", "client/core", "session")] + [generated]
+    folders = includes("base", "wire", "ring", "transport", "client/core", "session")
     command = [
         *compiler(), "-std=c17", "-D_GNU_SOURCE", "-O2", "-g1", "-Wall", "-Wextra", "-Wconversion", "-Wshadow",
         "-Wstrict-prototypes", "-Wno-sign-conversion", "-fno-strict-aliasing", "-fvisibility=hidden", "-fPIC", *flags,
-        *(f"-I{folder}" for folder in folders), *map(str, sources), str(generated / "tpg_tables.c"), "-lpthread",
+        *folders, f"-I{generated}", *map(str, sources), str(generated / "tpg_tables.c"), "-lpthread",
         "-o", str(out),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -70,7 +72,7 @@ def core_sources() -> list[Path]:
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else ["-Werror"]
-    sources = [*core_sources(), *NATIVE.glob("session/link*.c"), *(ROOT / "tests/native").glob("test_transport*.c")]
+    sources = [*core_sources(), *code_of("session", "link*"), *(ROOT / "tests/native").glob("test_transport*.c")]
     return build(tmp_path_factory.mktemp("transport") / "test_transport", sources, *flags)
 
 

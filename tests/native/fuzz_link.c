@@ -1,7 +1,7 @@
 /*
  * The link in memory: see fuzz_link.h. Owns every frame and block that was added, and what the session answers.
  *
- * Bounds are checked here as native/session/link.c checks them, and what the session must keep to is asserted: one begin for
+ * Bounds are checked here as native/session/link/link.c checks them, and what the session must keep to is asserted: one begin for
  * each commit, no more body than was asked for, every block given back once. When the input is used up the session gets
  * time for completions that are due; then the link counts as lost, as after an orderly end.
  */

@@ -1,7 +1,7 @@
 /*
  * A link in memory for fuzzing: the client is the fuzzer's input, and the session's real code cannot tell.
  *
- * One thread. Stands in for native/session/link*.c behind the same seam (tpw_link.h), with the same bounds on frames and
+ * One thread. Stands in for native/session/link/link*.c behind the same seam (tpw_link.h), with the same bounds on frames and
  * blocks; frames lie in memory of exactly their size, so that a read past one is seen.
  */
 #ifndef FUZZ_LINK_H

@@ -1,5 +1,5 @@
 /*
- * Fuzz target: the session's link over a slot (native/session/link_slot.c) beside a client that writes whatever the input says
+ * Fuzz target: the session's link over a slot (native/session/link/link_slot.c) beside a client that writes whatever the input says
  * into its rings, its indices and its page, between any two looks of the session.
  *
  * One thread plays both. What the session is handed must be what link.h promises: frames of lawful size in private memory,
