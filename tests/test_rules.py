@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import rooms
 
 from tensor_fusion.cli.main import app
 
@@ -100,6 +101,43 @@ def test_includes_follow_the_layers(path: Path) -> None:
             assert places[included] == own or places[included] in LAYERS[own], f"{included} is of {places[included]}"
         elif included.startswith("tpg_") and own in GENERATED_FOR:
             assert included in GENERATED_FOR[own].split(), f"{included} is generated, which {own} does not know"
+
+
+# Arrows between families that go back, of files to files. The numbers may fall; nothing makes them grow.
+ARROWS_BACK = {"client/cuda": 60, "session": 68}
+
+
+@pytest.mark.parametrize("side", rooms.ORDER)
+def test_families_have_an_order(side: str) -> None:
+    found = rooms.side(side)
+    assert found.families | {rooms.START} == set(rooms.ORDER[side])
+    assert len(found.arrows) > 200
+    shared = set.intersection(*map(set, rooms.ORDER.values()))
+    first, second = ([name for name in order if name in shared] for order in rooms.ORDER.values())
+    assert first == second
+
+
+@pytest.mark.parametrize("side", rooms.ORDER)
+def test_arrows_between_families_go_down(side: str) -> None:
+    wrong = rooms.side(side).back()
+    assert len(wrong) <= ARROWS_BACK[side], "\n".join(map(str, wrong))
+
+
+def test_an_arrow_back_is_seen(tmp_path: Path) -> None:
+    texts = {
+        "low/tpc_low.h": "#define TPC_LOW(x) tpc_low(x)\nint tpc_low(int x); /* tpc_high */\nextern int tpc_flag;\n",
+        "low/low.c": '#include "tpc_low.h"\nint tpc_flag;\nint\ntpc_low(int x) {\n    return tpc_raise(x);\n}\n',
+        "high/high.c": '#include "tpc_low.h"\nint tpc_raise(int x) {\n    return TPC_LOW(x) + tpc_flag;\n}\n',
+        "high/alone.c": "static int tpc_low(void) {\n    return 0;\n}\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    side = rooms.Side(tmp_path, ("low", "high", rooms.START))
+    assert [str(arrow) for arrow in side.back()] == ["low/low.c -> high/high.c: tpc_raise"]
+    assert side.circles() == [("low", "high")]
+    down = {(arrow.source[1], arrow.target[1]): arrow.names for arrow in side.arrows if arrow.source[0] == "high"}
+    assert down["high.c", "tpc_low.h"] == ("TPC_LOW", "tpc_low.h") and down["high.c", "low.c"] == ("tpc_flag",)
 
 
 @pytest.mark.parametrize("path", sorted((NATIVE / "client").rglob("*.[ch]")), ids=name_of)

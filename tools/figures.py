@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import rooms
+
 from tensor_fusion.apigen.model import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +35,7 @@ def main() -> None:
     print(f"other names of one of these            {sum(lines[n].kind in ('alias', 'twin') for n in served)}")
     print(f"C by hand in client and session        {written}")
     print(f"of that for each served function       {written / len(served):.1f}")
+    print(f"arrows back between families           {sum(len(rooms.side(name).back()) for name in rooms.ORDER)}")
 
 
 if __name__ == "__main__":
