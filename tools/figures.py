@@ -32,7 +32,7 @@ def main() -> None:
     print(f"of those with a check by hand          {len(hooked)}")
     print(f"a line, and C by hand in the session   {len(remote) - len(whole)}")
     print(f"by hand in the client                  {sum(x.kind in ('custom', 'local') for x in lines.values())}")
-    print(f"other names of one of these            {sum(lines[n].kind in ('alias', 'twin') for n in served)}")
+    print(f"other names of one of these            {sum(lines[n].kind in ('alias', 'twin', 'older') for n in served)}")
     print(f"C by hand in client and session        {written}")
     print(f"of that for each served function       {written / len(served):.1f}")
     print(f"arrows back between families           {sum(len(rooms.side(name).back()) for name in rooms.ORDER)}")

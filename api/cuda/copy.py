@@ -1,6 +1,6 @@
 """Copies and memsets."""
 
-from tensor_fusion.apigen.describe import custom, post, twin, unsupported
+from tensor_fusion.apigen.describe import custom, older, post, twin, unsupported
 
 FUNCTIONS = [
     custom("cuMemcpyHtoD_v2", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device arena_copy_in arena_copy_out copy_out_mark stream_wait", implicit=True),
@@ -19,7 +19,7 @@ FUNCTIONS = [
     custom("cuMemcpy2DAsync_v2", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device_2d"),
     custom("cuMemcpy3DAsync_v2", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device_2d"),
     custom("cuMemcpyBatchAsync", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device"),
-    custom("cuMemcpyBatchAsync_v2", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device"),
+    older("cuMemcpyBatchAsync_v2", "cuMemcpyBatchAsync", failIdx="NULL"),
     post("cuMemsetD8Async", session="hand", check=True, hStream="name stream"),
     custom("cuMemsetD8_v2", ops="cuMemsetD8Async", implicit=True),
     post("cuMemsetD2D8Async", session="hand", check=True, hStream="name stream"),

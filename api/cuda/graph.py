@@ -3,7 +3,7 @@
 Nodes get handles when the program first sees them: those that it adds at once, those of a capture when it lists them.
 """
 
-from tensor_fusion.apigen.describe import call, custom, post, twin, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, older, post, twin, unsupported
 
 FUNCTIONS = [
     # Graphs.
@@ -12,11 +12,11 @@ FUNCTIONS = [
     custom("cuGraphDestroy", ops="graph_destroy"),
     custom("cuGraphGetNodes", ops="graph_list"),
     custom("cuGraphGetRootNodes", ops="graph_list"),
-    custom("cuGraphGetEdges", ops="graph_list"),
+    older("cuGraphGetEdges", "cuGraphGetEdges_v2", edgeData="NULL"),
     custom("cuGraphGetEdges_v2", ops="graph_list"),
-    custom("cuGraphNodeGetDependencies", ops="graph_list"),
+    older("cuGraphNodeGetDependencies", "cuGraphNodeGetDependencies_v2", edgeData="NULL"),
     custom("cuGraphNodeGetDependencies_v2", ops="graph_list"),
-    custom("cuGraphNodeGetDependentNodes", ops="graph_list"),
+    older("cuGraphNodeGetDependentNodes", "cuGraphNodeGetDependentNodes_v2", edgeData="NULL"),
     custom("cuGraphNodeGetDependentNodes_v2", ops="graph_list"),
     call("cuGraphAddDependencies", contextless=True, **{"from": "handles graphnode numDependencies"}, to="handles graphnode numDependencies"),
     custom("cuGraphAddDependencies_v2", ops="graph_edges"),
@@ -26,14 +26,14 @@ FUNCTIONS = [
     call("cuGraphNodeGetType", contextless=True),
     custom("cuGraphDestroyNode", ops="graph_node_destroy"),
     custom("cuGraphNodeFindInClone", ops="graph_find_in_clone"),
-    custom("cuGraphAddNode", ops="graph_kernel graph_memcpy graph_child graph_host cuGraphAddMemsetNode cuGraphAddEmptyNode cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddBatchMemOpNode graph_edges"),
+    older("cuGraphAddNode", "cuGraphAddNode_v2", dependencyData="NULL"),
     custom("cuGraphAddNode_v2", ops="graph_kernel graph_memcpy graph_child graph_host cuGraphAddMemsetNode cuGraphAddEmptyNode cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddBatchMemOpNode graph_edges"),
     call("cuGraphAddEmptyNode", contextless=True, phGraphNode="new graphnode of hGraph", dependencies="handles graphnode numDependencies"),
-    custom("cuGraphAddKernelNode", ops="graph_kernel"),
+    older("cuGraphAddKernelNode", "cuGraphAddKernelNode_v2"),
     custom("cuGraphAddKernelNode_v2", ops="graph_kernel"),
-    custom("cuGraphKernelNodeSetParams", ops="graph_kernel"),
+    older("cuGraphKernelNodeSetParams", "cuGraphKernelNodeSetParams_v2"),
     custom("cuGraphKernelNodeSetParams_v2", ops="graph_kernel"),
-    custom("cuGraphExecKernelNodeSetParams", ops="graph_kernel"),
+    older("cuGraphExecKernelNodeSetParams", "cuGraphExecKernelNodeSetParams_v2"),
     custom("cuGraphExecKernelNodeSetParams_v2", ops="graph_kernel"),
     custom("cuGraphKernelNodeGetParams", ops="graph_kernel_get"),
     custom("cuGraphKernelNodeGetParams_v2", ops="graph_kernel_get"),
@@ -64,7 +64,7 @@ FUNCTIONS = [
     custom("cuGraphChildGraphNodeGetGraph", ops="graph_child_get"),
     custom("cuGraphAddHostNode", ops="graph_host"),
     # Executable graphs.
-    custom("cuGraphInstantiate", ops="graph_instantiate"),
+    alias("cuGraphInstantiate", "cuGraphInstantiate_v2"),
     custom("cuGraphInstantiate_v2", ops="graph_instantiate"),
     custom("cuGraphInstantiateWithFlags", ops="graph_instantiate"),
     custom("cuGraphInstantiateWithParams", ops="graph_instantiate", implicit=True),

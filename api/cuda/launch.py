@@ -1,6 +1,6 @@
 """Launches, host functions, occupancy, tensor maps."""
 
-from tensor_fusion.apigen.describe import custom, pure, twin, unsupported
+from tensor_fusion.apigen.describe import custom, older, pure, twin, unsupported
 
 FUNCTIONS = [
     custom("cuLaunchKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
@@ -27,7 +27,7 @@ FUNCTIONS = [
     pure("cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     pure("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"),
     pure("cuOccupancyAvailableDynamicSMemPerBlock"),
-    custom("cuOccupancyMaxPotentialBlockSize", ops="cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"),
+    older("cuOccupancyMaxPotentialBlockSize", "cuOccupancyMaxPotentialBlockSizeWithFlags", flags="CU_OCCUPANCY_DEFAULT"),
     custom("cuOccupancyMaxPotentialBlockSizeWithFlags", ops="cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"),
     pure("cuOccupancyMaxActiveClusters", config="struct"),
     pure("cuOccupancyMaxPotentialClusterSize", config="struct"),

@@ -1,6 +1,6 @@
 """Allocation, host memory, pointers, virtual memory, pools."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, post, pure, twin, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, local, older, post, pure, twin, unsupported
 
 FUNCTIONS = [
     custom("cuMemAlloc_v2", ops="memory_alloc memory_free"),
@@ -12,7 +12,7 @@ FUNCTIONS = [
     local("cuPointerGetAttributes"),
     local("cuPointerSetAttribute"),
     custom("cuMemHostAlloc", ops="arena_give arena_take"),
-    custom("cuMemAllocHost_v2", ops="arena_give arena_take"),
+    older("cuMemAllocHost_v2", "cuMemHostAlloc", Flags="0"),
     custom("cuMemFreeHost", ops="host_twin_free arena_give"),
     local("cuMemHostRegister_v2"),
     custom("cuMemHostUnregister", ops="host_twin_free"),

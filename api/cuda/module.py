@@ -1,12 +1,12 @@
 """Modules, libraries, kernels, functions."""
 
-from tensor_fusion.apigen.describe import custom, local, unsupported
+from tensor_fusion.apigen.describe import custom, local, older, unsupported
 
 FUNCTIONS = [
     custom("cuModuleLoad", ops="image_load"),
-    custom("cuModuleLoadData", ops="image_load"),
+    older("cuModuleLoadData", "cuModuleLoadDataEx", numOptions="0", options="NULL", optionValues="NULL"),
     custom("cuModuleLoadDataEx", ops="image_load"),
-    custom("cuModuleLoadFatBinary", ops="image_load"),
+    older("cuModuleLoadFatBinary", "cuModuleLoadDataEx", image="fatCubin", numOptions="0", options="NULL", optionValues="NULL"),
     custom("cuLibraryLoadData", ops="image_load"),
     custom("cuLibraryLoadFromFile", ops="image_load"),
     custom("cuModuleUnload", ops="module_unload"),

@@ -1,9 +1,9 @@
 """Streams and stream memory operations."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, post, twin
+from tensor_fusion.apigen.describe import alias, call, custom, local, older, post, twin
 
 FUNCTIONS = [
-    custom("cuStreamCreate", ops="stream_create"),
+    older("cuStreamCreate", "cuStreamCreateWithPriority", flags="Flags", priority="0"),
     custom("cuStreamCreateWithPriority", ops="stream_create"),
     custom("cuStreamDestroy_v2", ops="stream_destroy"),
     alias("cuStreamDestroy", "cuStreamDestroy_v2"),
@@ -11,19 +11,20 @@ FUNCTIONS = [
     custom("cuStreamQuery", ops="stream_query"),
     local("cuStreamGetPriority"),
     local("cuStreamGetFlags"),
-    local("cuStreamGetCtx"),
+    older("cuStreamGetCtx", "cuStreamGetCtx_v2", pCtx="pctx", pGreenCtx="NULL"),
     local("cuStreamGetCtx_v2"),
     local("cuStreamGetId"),
     local("cuStreamGetDevice"),
-    custom("cuStreamBeginCapture", ops="capture_begin"),
+    older("cuStreamBeginCapture", "cuStreamBeginCapture_v2", mode="CU_STREAM_CAPTURE_MODE_GLOBAL"),
     custom("cuStreamBeginCapture_v2", ops="capture_begin"),
     custom("cuStreamBeginCaptureToGraph", ops="capture_begin"),
     custom("cuStreamEndCapture", ops="capture_end"),
     custom("cuStreamIsCapturing", ops="capture_info"),
-    custom("cuStreamGetCaptureInfo", ops="capture_info"),
-    custom("cuStreamGetCaptureInfo_v2", ops="capture_info"),
+    older("cuStreamGetCaptureInfo", "cuStreamGetCaptureInfo_v3", graph_out="NULL", dependencies_out="NULL",
+          edgeData_out="NULL", numDependencies_out="NULL"),
+    older("cuStreamGetCaptureInfo_v2", "cuStreamGetCaptureInfo_v3", edgeData_out="NULL"),
     custom("cuStreamGetCaptureInfo_v3", ops="capture_info"),
-    custom("cuStreamUpdateCaptureDependencies", ops="capture_dependencies"),
+    older("cuStreamUpdateCaptureDependencies", "cuStreamUpdateCaptureDependencies_v2", dependencyData="NULL"),
     custom("cuStreamUpdateCaptureDependencies_v2", ops="capture_dependencies"),
     local("cuThreadExchangeStreamCaptureMode"),
     post("cuStreamWaitEvent", session="hand", check=True),

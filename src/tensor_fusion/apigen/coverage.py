@@ -6,7 +6,7 @@ import json
 
 from .model import Model
 
-KIND = {"call": "remote", "post": "remote", "pure": "remote", "twin": "alias"}
+KIND = {"call": "remote", "post": "remote", "pure": "remote", "twin": "alias", "older": "alias"}
 
 
 def coverage(model: Model) -> str:

@@ -8,6 +8,8 @@ A line of api/ names a function and one of these kinds:
 ``local``       answered in the client by hand-written code, nothing is sent
 ``custom``      hand-written code in the client that sends the operations named in ``ops``
 ``alias``       another name with the same arguments; ``twin`` is the per-thread-default-stream form
+``older``       another form of a function: it calls that one with its own arguments, by their names, and the others as
+                the line gives them, in C; a struct of an earlier version is widened field by field
 ``unsupported`` returns not-supported, with the reason; unless ``advertised``, the look-up by name does not find what
                 first came with CUDA 12.0 or later (see emit_client.py)
 
@@ -201,6 +203,11 @@ def custom(name: str, *, ops: str, anytime: bool = False, implicit: bool = False
 def alias(name: str, target: str) -> Line:
     """The same function under another exported name; the arguments must be the same."""
     return Line(name, "alias", target=target, place=_place())
+
+
+def older(name: str, target: str, /, **given: str) -> Line:
+    """`target` with fewer, narrower or renamed arguments; `given` are those of `target` that this form lacks."""
+    return Line(name, "older", given, target=target, place=_place())
 
 
 def twin(name: str, target: str) -> Line:

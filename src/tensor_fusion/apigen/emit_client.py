@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+from . import older
 from .describe import Line
 from .emit_wire import NOTE
 from .fields import Field
@@ -36,7 +37,7 @@ def client_header(model: Model) -> str:
     for api in model.apis:
         for line in api.lines.values():
             prototype = api.prototype(line.name)
-            if line.kind in ("call", "post", "pure", "local", "custom") and prototype:
+            if line.kind in ("call", "post", "pure", "local", "custom", "older") and prototype:
                 lines.append(f"{_signature(api, line, prototype)};")
             if line.check and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'check_')};")
@@ -253,7 +254,30 @@ def stubs(model: Model, api: Api) -> str:
     for op in api.ops:
         if op.prototype:
             lines += _stub(api, op, op.prototype)
+    for line in api.lines.values():
+        if line.kind == "older":
+            lines += _older(model, api, line)
     return "\n".join([*lines, ""])
+
+
+def _older(model: Model, api: Api, line: Line) -> list[str]:
+    """An older form: its arguments widened, and the call of the function that it is a form of."""
+    own, newer = api.prototype(line.name), api.resolve(api.lines[line.target])
+    body, arguments = [], ["implicit"] if line.implicit else []
+    for index, item in enumerate(older.joined(line, own, newer, api.prototype(line.target), model.types)):
+        if not item.wide:
+            arguments.append(item.value)
+            continue
+        body += [f"    {item.wide} wide_{index};", f"    memset(&wide_{index}, 0, sizeof wide_{index});"]
+        body += [f"    if ({item.value}) {{"]
+        for name, array in older.fields(line, item.narrow, item.wide, model.types):
+            to, source = f"wide_{index}.{name}", f"{item.value}->{name}"
+            body.append(f"        memcpy({to}, {source}, sizeof {source});" if array else f"        {to} = {source};")
+        body += ["    }"]
+        arguments.append(f"{item.value} ? &wide_{index} : NULL")
+    assert own is not None
+    call = f"{PREFIX[api.name]}_{newer.name}({', '.join(arguments)})"
+    return [f"{_signature(api, line, own)} {{", *body, f"    return {call};", "}"]
 
 
 def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:

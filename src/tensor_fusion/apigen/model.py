@@ -10,10 +10,11 @@ import hashlib
 import json
 import runpy
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from . import older
 from .describe import Line, StructLine
 from .fields import Field, check_lengths, field_of, own_field
 from .layout import DescriptionError, Kind, Types, meant, refuse
@@ -70,8 +71,8 @@ class Api:
     messages: list[Op] = field(default_factory=list)
 
     def resolve(self, line: Line) -> Line:
-        """The line that answers for an alias or twin."""
-        while line.target:
+        """The line that answers for an alias or twin; an older form answers itself."""
+        while line.kind in ("alias", "twin"):
             line = self.lines[line.target]
         return line
 
@@ -124,6 +125,7 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
     told = _Lock(folder / "messages.lock", extend_lock, FIRST_MESSAGE, FIRST_OPCODE - 1)
     for api in apis:
         _check_total(api)
+        _join_older(api, types)
         for line in api.lines.values():
             operation = _operation(api, line, types, told if line.kind == "message" else lock)
             if operation:
@@ -206,6 +208,10 @@ def _check_line(api: Api, line: Line) -> None:
         mine, other = api.prototype(line.name), api.prototype(line.target)
         if mine and other and [p.type for p in mine.params] != [p.type for p in other.params]:
             raise refuse(line.place, line.name, f"its arguments differ from those of {line.target}")
+    elif line.kind == "older":
+        target = api.lines.get(line.target)
+        if target is None or target.kind in ("older", "twin", "unsupported"):
+            raise refuse(line.place, line.name, f"target {line.target!r} is not a line that answers itself or an alias")
     elif line.kind != "unsupported" and not api.prototype(line.name):
         raise refuse(line.place, line.name, "no header declares it")
     for name in line.ops.split():
@@ -279,6 +285,14 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
     if op.kind == "pure" and changed:
         raise refuse(line.place, line.name, f"an answer that is remembered cannot make or end {changed[0]}")
     return op
+
+
+def _join_older(api: Api, types: Types) -> None:
+    """Older forms are as their targets in when they may be called, and hand them what they want."""
+    for line in [x for x in api.lines.values() if x.kind == "older"]:
+        target = api.resolve(api.lines[line.target])
+        older.joined(line, api.prototype(line.name), target, api.prototype(line.target), types)
+        api.lines[line.name] = replace(line, anytime=target.anytime, implicit=target.implicit)
 
 
 def _schema(apis: list[Api], kinds: list[Kind], structs: dict[str, Struct]) -> bytes:

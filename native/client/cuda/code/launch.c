@@ -383,10 +383,3 @@ CUresult tpc_cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *bl
     *blockSize = best_block;
     return CUDA_SUCCESS;
 }
-
-CUresult tpc_cuOccupancyMaxPotentialBlockSize(int *minGridSize, int *blockSize, CUfunction func,
-                                              CUoccupancyB2DSize blockSizeToDynamicSMemSize, size_t dynamicSMemSize,
-                                              int blockSizeLimit) {
-    return tpc_cuOccupancyMaxPotentialBlockSizeWithFlags(minGridSize, blockSize, func, blockSizeToDynamicSMemSize,
-                                                         dynamicSMemSize, blockSizeLimit, CU_OCCUPANCY_DEFAULT);
-}

@@ -169,8 +169,8 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
     return CUDA_SUCCESS;
 }
 
-static CUresult load_module(CUmodule *module, const void *image, unsigned int count, const CUjit_option *options,
-                            void **values) {
+CUresult tpc_cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count, CUjit_option *options,
+                                void **values) {
     uint64_t handle;
     if (!module || !image) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -180,17 +180,6 @@ static CUresult load_module(CUmodule *module, const void *image, unsigned int co
         *module = (CUmodule)(uintptr_t)handle;
     }
     return result;
-}
-
-CUresult tpc_cuModuleLoadData(CUmodule *module, const void *image) { return load_module(module, image, 0, NULL, NULL); }
-
-CUresult tpc_cuModuleLoadFatBinary(CUmodule *module, const void *fatCubin) {
-    return load_module(module, fatCubin, 0, NULL, NULL);
-}
-
-CUresult tpc_cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int numOptions, CUjit_option *options,
-                                void **optionValues) {
-    return load_module(module, image, numOptions, options, optionValues);
 }
 
 CUresult tpc_cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues,
@@ -228,7 +217,7 @@ CUresult tpc_cuModuleLoad(CUmodule *module, const char *fname) {
     }
     CUresult result = read_image(fname, &bytes);
     if (result == CUDA_SUCCESS) {
-        result = load_module(module, bytes, 0, NULL, NULL);
+        result = tpc_cuModuleLoadDataEx(module, bytes, 0, NULL, NULL);
     }
     free(bytes);
     return result;

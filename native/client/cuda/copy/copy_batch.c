@@ -97,10 +97,3 @@ CUresult tpc_cuMemcpyBatchAsync(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *si
     }
     return result;
 }
-
-CUresult tpc_cuMemcpyBatchAsync_v2(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,
-                                   CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs, CUstream hStream) {
-    size_t failed = NOBODY;
-    struct batch b = {dsts, srcs, sizes, count, attrs, attrsIdxs, numAttrs};
-    return batch("cuMemcpyBatchAsync", &b, &failed, hStream);
-}

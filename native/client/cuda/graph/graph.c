@@ -206,10 +206,6 @@ CUresult tpc_cuGraphGetRootNodes(CUgraph hGraph, CUgraphNode *rootNodes, size_t 
     return of_graph("cuGraphGetRootNodes", LIST_ROOTS, hGraph, rootNodes, NULL, NULL, numRootNodes);
 }
 
-CUresult tpc_cuGraphGetEdges(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, size_t *numEdges) {
-    return of_graph("cuGraphGetEdges", LIST_EDGES, hGraph, from, to, NULL, numEdges);
-}
-
 CUresult tpc_cuGraphGetEdges_v2(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, CUgraphEdgeData *edgeData,
                                 size_t *numEdges) {
     return of_graph("cuGraphGetEdges", LIST_EDGES, hGraph, from, to, edgeData, numEdges);
@@ -229,17 +225,9 @@ static CUresult of_node(const char *name, uint32_t what, CUgraphNode node, CUgra
     return run(&list, count);
 }
 
-CUresult tpc_cuGraphNodeGetDependencies(CUgraphNode hNode, CUgraphNode *dependencies, size_t *numDependencies) {
-    return of_node("cuGraphNodeGetDependencies", LIST_DEPENDENCIES, hNode, dependencies, NULL, numDependencies);
-}
-
 CUresult tpc_cuGraphNodeGetDependencies_v2(CUgraphNode hNode, CUgraphNode *dependencies, CUgraphEdgeData *edgeData,
                                            size_t *numDependencies) {
     return of_node("cuGraphNodeGetDependencies", LIST_DEPENDENCIES, hNode, dependencies, edgeData, numDependencies);
-}
-
-CUresult tpc_cuGraphNodeGetDependentNodes(CUgraphNode hNode, CUgraphNode *dependentNodes, size_t *numDependentNodes) {
-    return of_node("cuGraphNodeGetDependentNodes", LIST_DEPENDENTS, hNode, dependentNodes, NULL, numDependentNodes);
 }
 
 CUresult tpc_cuGraphNodeGetDependentNodes_v2(CUgraphNode hNode, CUgraphNode *dependentNodes, CUgraphEdgeData *edgeData,

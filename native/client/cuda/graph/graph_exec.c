@@ -76,11 +76,6 @@ CUresult tpc_cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUg
     return instantiate("cuGraphInstantiate", phGraphExec, hGraph, 0, NULL, true, phErrorNode, NULL);
 }
 
-CUresult tpc_cuGraphInstantiate(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer,
-                                size_t bufferSize) {
-    return tpc_cuGraphInstantiate_v2(phGraphExec, hGraph, phErrorNode, logBuffer, bufferSize);
-}
-
 CUresult tpc_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phGraphExec, CUgraph hGraph,
                                           CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) {
     if (!instantiateParams) {

@@ -79,27 +79,11 @@ static CUresult kernel(const char *name, const struct tpc_node_target *t, const 
     return send_graph_kernel(name, &in, t->wait);
 }
 
-/* The parameters of CUDA 10 are the first members of today's. */
-static const CUDA_KERNEL_NODE_PARAMS *widened(const CUDA_KERNEL_NODE_PARAMS_v1 *from, CUDA_KERNEL_NODE_PARAMS *to) {
-    memset(to, 0, sizeof *to);
-    if (from) {
-        memcpy(to, from, sizeof *from);
-    }
-    return from ? to : NULL;
-}
-
 CUresult tpc_cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                      size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
     struct tpc_node_target t;
     CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
     return result ? result : tpc_node_added(&t, phGraphNode, kernel("cuGraphAddKernelNode", &t, nodeParams));
-}
-
-CUresult tpc_cuGraphAddKernelNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                  size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
-    CUDA_KERNEL_NODE_PARAMS params;
-    return tpc_cuGraphAddKernelNode_v2(phGraphNode, hGraph, dependencies, numDependencies,
-                                       widened(nodeParams, &params));
 }
 
 CUresult tpc_cuGraphKernelNodeSetParams_v2(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
@@ -108,22 +92,11 @@ CUresult tpc_cuGraphKernelNodeSetParams_v2(CUgraphNode hNode, const CUDA_KERNEL_
     return result ? result : kernel("cuGraphKernelNodeSetParams", &t, nodeParams);
 }
 
-CUresult tpc_cuGraphKernelNodeSetParams(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
-    CUDA_KERNEL_NODE_PARAMS params;
-    return tpc_cuGraphKernelNodeSetParams_v2(hNode, widened(nodeParams, &params));
-}
-
 CUresult tpc_cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode hNode,
                                                const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
     struct tpc_node_target t;
     CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
     return result ? result : kernel("cuGraphExecKernelNodeSetParams", &t, nodeParams);
-}
-
-CUresult tpc_cuGraphExecKernelNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                            const CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
-    CUDA_KERNEL_NODE_PARAMS params;
-    return tpc_cuGraphExecKernelNodeSetParams_v2(hGraphExec, hNode, widened(nodeParams, &params));
 }
 
 /* ---- reading a kernel's parameters back ---- */
@@ -429,9 +402,4 @@ CUresult tpc_cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const C
     }
     result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, dependencyData, numDependencies);
     return result ? result : tpc_node_added(&t, phGraphNode, settled_node("cuGraphAddNode", &t, nodeParams));
-}
-
-CUresult tpc_cuGraphAddNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                            size_t numDependencies, CUgraphNodeParams *nodeParams) {
-    return tpc_cuGraphAddNode_v2(phGraphNode, hGraph, dependencies, NULL, numDependencies, nodeParams);
 }

@@ -348,7 +348,9 @@ static CUresult free_shared(void *p) {
 
 /* ---- allocation ---- */
 
-static CUresult allocate(struct tpc_context *context, void **pp, size_t size, unsigned int flags) {
+CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
+    TPC_CONTEXT(context);
+    TPC_CAPTURE_UNSAFE("cuMemHostAlloc");
     if (!pp || (flags & ~7u)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -376,18 +378,6 @@ static CUresult allocate(struct tpc_context *context, void **pp, size_t size, un
     }
     *pp = memory;
     return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuMemHostAlloc(void **pp, size_t bytesize, unsigned int Flags) {
-    TPC_CONTEXT(context);
-    TPC_CAPTURE_UNSAFE("cuMemHostAlloc");
-    return allocate(context, pp, bytesize, Flags);
-}
-
-CUresult tpc_cuMemAllocHost_v2(void **pp, size_t bytesize) {
-    TPC_CONTEXT(context);
-    TPC_CAPTURE_UNSAFE("cuMemAllocHost");
-    return allocate(context, pp, bytesize, 0);
 }
 
 CUresult tpc_cuMemFreeHost(void *p) {

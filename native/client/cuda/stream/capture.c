@@ -141,11 +141,6 @@ CUresult tpc_cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode)
     return begin("cuStreamBeginCapture", hStream, mode, NULL, NULL, NULL, 0);
 }
 
-/* The form without a mode is from before there were modes. */
-CUresult tpc_cuStreamBeginCapture(CUstream hStream) {
-    return begin("cuStreamBeginCapture", hStream, CU_STREAM_CAPTURE_MODE_GLOBAL, NULL, NULL, NULL, 0);
-}
-
 CUresult tpc_cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUgraphNode *dependencies,
                                          const CUgraphEdgeData *dependencyData, size_t numDependencies,
                                          CUstreamCaptureMode mode) {
@@ -443,8 +438,8 @@ static CUresult dependencies_of(CUstream stream, struct info *info, struct answe
     return result;
 }
 
-static CUresult info_of(CUstream hStream, CUstreamCaptureStatus *status, cuuint64_t *id, CUgraph *graph,
-                        const CUgraphNode **dependencies, const CUgraphEdgeData **edges, size_t *count, bool lossy) {
+CUresult tpc_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *status, cuuint64_t *id, CUgraph *graph,
+                                       const CUgraphNode **dependencies, const CUgraphEdgeData **edges, size_t *count) {
     struct info info;
     struct answer *kept = NULL;
     size_t number = 0;
@@ -456,7 +451,7 @@ static CUresult info_of(CUstream hStream, CUstreamCaptureStatus *status, cuuint6
     if (result == CUDA_SUCCESS && info.status == CU_STREAM_CAPTURE_STATUS_ACTIVE && (dependencies || count)) {
         result = dependencies_of(hStream, &info, &kept, &number);
     }
-    if (result == CUDA_SUCCESS && kept && lossy && dependencies && !tpc_edges_plain(kept->edges, number)) {
+    if (result == CUDA_SUCCESS && kept && !edges && dependencies && !tpc_edges_plain(kept->edges, number)) {
         result = CUDA_ERROR_LOSSY_QUERY;
     }
     if (result != CUDA_SUCCESS) {
@@ -484,27 +479,10 @@ static CUresult info_of(CUstream hStream, CUstreamCaptureStatus *status, cuuint6
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuStreamGetCaptureInfo(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out) {
-    return info_of(hStream, captureStatus_out, id_out, NULL, NULL, NULL, NULL, false);
-}
-
-CUresult tpc_cuStreamGetCaptureInfo_v2(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
-                                       CUgraph *graph_out, const CUgraphNode **dependencies_out,
-                                       size_t *numDependencies_out) {
-    return info_of(hStream, captureStatus_out, id_out, graph_out, dependencies_out, NULL, numDependencies_out, true);
-}
-
-CUresult tpc_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
-                                       CUgraph *graph_out, const CUgraphNode **dependencies_out,
-                                       const CUgraphEdgeData **edgeData_out, size_t *numDependencies_out) {
-    return info_of(hStream, captureStatus_out, id_out, graph_out, dependencies_out, edgeData_out, numDependencies_out,
-                   !edgeData_out);
-}
-
 /* ---- dependencies ---- */
 
-static CUresult update(CUstream stream, CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count,
-                       unsigned int flags) {
+CUresult tpc_cuStreamUpdateCaptureDependencies_v2(CUstream stream, CUgraphNode *dependencies,
+                                                  const CUgraphEdgeData *edges, size_t count, unsigned int flags) {
     TPC_CONTEXT(context);
     (void)context;
     if (flags > CU_STREAM_SET_CAPTURE_DEPENDENCIES || (count && !dependencies)) {
@@ -521,15 +499,4 @@ static CUresult update(CUstream stream, CUgraphNode *dependencies, const CUgraph
     CUresult result = tpc_call_capture_dependencies("cuStreamUpdateCaptureDependencies", &in, &reply);
     tp_reply_free(&reply);
     return result;
-}
-
-CUresult tpc_cuStreamUpdateCaptureDependencies(CUstream hStream, CUgraphNode *dependencies, size_t numDependencies,
-                                               unsigned int flags) {
-    return update(hStream, dependencies, NULL, numDependencies, flags);
-}
-
-CUresult tpc_cuStreamUpdateCaptureDependencies_v2(CUstream hStream, CUgraphNode *dependencies,
-                                                  const CUgraphEdgeData *dependencyData, size_t numDependencies,
-                                                  unsigned int flags) {
-    return update(hStream, dependencies, dependencyData, numDependencies, flags);
 }

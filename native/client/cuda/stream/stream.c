@@ -90,7 +90,7 @@ static bool quiet(CUstream handle) {
            atomic_load_explicit(&stream->quiet, memory_order_relaxed) == quiet_mark(tp_frames(tpc_conn));
 }
 
-static CUresult create(CUstream *out, unsigned int flags, int priority) {
+CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int priority) {
     TPC_CONTEXT(context);
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -121,12 +121,6 @@ static CUresult create(CUstream *out, unsigned int flags, int priority) {
     }
     *out = (CUstream)(uintptr_t)in.stream;
     return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuStreamCreate(CUstream *phStream, unsigned int Flags) { return create(phStream, Flags, 0); }
-
-CUresult tpc_cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority) {
-    return create(phStream, flags, priority);
 }
 
 CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
@@ -276,12 +270,6 @@ CUresult tpc_cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
     *streamId = own                               ? stream->id
                 : hStream == CU_STREAM_PER_THREAD ? ((unsigned long long)tp_thread_self()->number << 32 | 2)
                                                   : 1;
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuStreamGetCtx(CUstream hStream, CUcontext *pctx) {
-    STREAM_RECORD(pctx);
-    *pctx = (CUcontext)(uintptr_t)(own ? stream->context : context->handle);
     return CUDA_SUCCESS;
 }
 

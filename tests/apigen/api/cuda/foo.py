@@ -1,6 +1,6 @@
 """A family of the small API: one line of each kind."""
 
-from tensor_fusion.apigen.describe import call, custom, op, post, pure
+from tensor_fusion.apigen.describe import call, custom, older, op, post, pure
 
 FUNCTIONS = [
     call("cuFooCreate"),
@@ -11,6 +11,7 @@ FUNCTIONS = [
     post("cuFooSetParams", params="struct"),
     call("cuFooGetPlace", place="outstruct", source="known foo"),
     call("cuFooAddBar", phBar="new bar of hFoo", items="structs count"),
+    older("cuFooSetOldParams", "cuFooSetParams", hFoo="foo"),
     custom("cuFooRun", ops="foo_run foo_ask"),
     custom("cuFooAsk", ops="foo_ask"),
     op("foo_run", "post", foo="uint64_t: handle foo", stream="uint64_t: handle stream", flags="unsigned int"),
