@@ -122,8 +122,10 @@ static void write_line(int fd, const char *line, size_t size) {
     (void)written; /* a full disk or a closed stderr must not stop the program */
 }
 
-static void write_arguments(int level, const char *format, va_list arguments) __attribute__((format(printf, 2, 0)));
-static void write_arguments(int level, const char *format, va_list arguments) {
+static void write_arguments(int level, bool shown, const char *format, va_list arguments)
+    __attribute__((format(printf, 3, 0)));
+/* `shown`: on stderr, too, where the log is a file. */
+static void write_arguments(int level, bool shown, const char *format, va_list arguments) {
     int saved = errno, cancel;
     char line[LINE_MAX_BYTES];
     struct timespec now;
@@ -161,7 +163,7 @@ static void write_arguments(int level, const char *format, va_list arguments) {
     if (fd >= 0) {
         write_line(fd, line, size);
     }
-    if (fd < 0 || level >= TP_ERROR) {
+    if (fd < 0 || shown) {
         write_line(STDERR_FILENO, line, size);
     }
     pthread_setcancelstate(cancel, &cancel);
@@ -171,7 +173,17 @@ static void write_arguments(int level, const char *format, va_list arguments) {
 void tp_log_write(int level, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    write_arguments(level, format, arguments);
+    write_arguments(level, level >= TP_ERROR, format, arguments);
+    va_end(arguments);
+}
+
+void tp_say(int level, const char *format, ...) {
+    if (atomic_load_explicit(&silent, memory_order_relaxed)) {
+        return;
+    }
+    va_list arguments;
+    va_start(arguments, format);
+    write_arguments(level, true, format, arguments);
     va_end(arguments);
 }
 
@@ -181,6 +193,6 @@ void tp_say_once(_Atomic bool *said, const char *format, ...) {
     }
     va_list arguments;
     va_start(arguments, format);
-    write_arguments(TP_ERROR, format, arguments);
+    write_arguments(TP_ERROR, true, format, arguments);
     va_end(arguments);
 }

@@ -1,7 +1,8 @@
 /*
  * Small things that every native part needs: logging, time, a lock that never enters the kernel when uncontended.
  *
- * Lives in strangers' processes: nothing here runs at library load, installs a signal handler, aborts or writes to stdout.
+ * Lives in strangers' processes: nothing here runs at library load, aborts or writes to stdout. The one that
+ * handles signals, while it waits for a worker, is native/client/core/wait.c.
  * All functions may be called from any thread.
  */
 #ifndef TP_BASE_H
@@ -24,8 +25,9 @@ enum tp_status {
     TP_ERROR_REFUSED,     /* the worker answered and said no */
     TP_ERROR_LOST,        /* the connection ended */
     TP_ERROR_MEMORY,
-    TP_ERROR_PROTOCOL, /* the peer broke the format */
-    TP_ERROR_FORKED,   /* the connection belongs to the parent process */
+    TP_ERROR_PROTOCOL,    /* the peer broke the format */
+    TP_ERROR_FORKED,      /* the connection belongs to the parent process */
+    TP_ERROR_INTERRUPTED, /* a signal that the program handles ended the wait */
 };
 
 /* ---- log: TF_ENABLE_LOG, TF_LOG_LEVEL, TF_LOG_PATH; off by default; stderr when no path is given ----
@@ -47,6 +49,10 @@ TP_EXPORT void tp_log_write(int level, const char *format, ...) __attribute__((f
 /* What a program cannot know by itself and its user needs: why something is refused here. Written once for each `said`, also to
  * stderr and also when logging is off; but not where TF_ENABLE_LOG=0 asks for silence. */
 TP_EXPORT void tp_say_once(_Atomic bool *said, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* What a program's user needs to see now, once: to the log's file, where there is one, and to stderr, also when logging is off;
+ * but not where TF_ENABLE_LOG=0 asks for silence. */
+TP_EXPORT void tp_say(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---- environment ---- */
 TP_EXPORT bool tp_switch(const char *name); /* a variable that is on or off; another value is said, and is off */

@@ -285,6 +285,7 @@ static enum tp_status await_welcome(struct tpc_seat *seat, const char *path, cha
     struct tp_slot *slot = seat->slot;
     struct heart heart = {0};
     uint64_t begin = tp_now_ns(), beats = atomic_load(&header->heartbeat);
+    tpc_wait_for(WELCOME_NS, "the welcome of the worker of %s", path);
     for (;;) {
         uint32_t state = atomic_load_explicit(&slot->state, memory_order_acquire);
         if (header->epoch != seat->epoch || state == TP_SLOT_FREE || state == TP_SLOT_ENDED) {
@@ -316,6 +317,9 @@ static enum tp_status await_welcome(struct tpc_seat *seat, const char *path, cha
             snprintf(why, why_size, "The worker of %s saw this client but gave no answer in 30 s; its log says why.",
                      path);
             return TP_ERROR_UNREACHABLE;
+        }
+        if (!tpc_wait_goes_on()) {
+            return TP_ERROR_INTERRUPTED;
         }
         nap(waited < 20000000 ? 20000 : 500000);
     }

@@ -132,7 +132,8 @@ static const char *header(const struct answer *answer, const char *name) {
     return NULL;
 }
 
-static enum tp_status exchange(const struct url *url, struct answer *answer, char *why, size_t why_size) {
+static enum tp_status exchange(const struct url *url, const char *address, struct answer *answer, char *why,
+                               size_t why_size) {
     char token[8192], request[16384];
     if (!read_token(token, sizeof token, why, why_size)) {
         return TP_ERROR_CONFIG;
@@ -145,18 +146,22 @@ static enum tp_status exchange(const struct url *url, struct answer *answer, cha
                  token[0] ? "Authorization: Bearer " : "", token, token[0] ? "\r\n" : "");
     int fd = -1;
     enum tp_status status = tpc_connect_any(&url->at, false, &fd, why, why_size);
-    if (status != TP_OK) {
+    if (status != TP_OK && status != TP_ERROR_INTERRUPTED) {
         snprintf(why, why_size, "Nobody answers at " URL_VARIABLE " (%s port %u)", url->at.host, url->at.port);
+    }
+    if (status != TP_OK) {
         return status;
     }
+    tpc_wait_for(READ_NS, "an answer of %.300s", address);
     uint64_t deadline = tp_now_ns() + READ_NS;
     answer->size = 0;
     status = tp_net_send_all(fd, request, (size_t)length, deadline);
     char *head_end = NULL;
     size_t whole = ANSWER_MAX;
     while (status == TP_OK && answer->size < whole) { /* byte by byte: the answer is one line */
-        status = tp_net_receive_all(fd, answer->text + answer->size, 1, deadline);
-        answer->size += status == TP_OK;
+        ssize_t n = tpc_wait_receive(fd, answer->text + answer->size, 1, deadline);
+        status = n == 1 ? TP_OK : n < 0 && errno == EINTR ? TP_ERROR_INTERRUPTED : TP_ERROR_LOST;
+        answer->size += n == 1;
         answer->text[answer->size] = 0;
         if (!head_end && answer->size >= 4 && memcmp(answer->text + answer->size - 4, "\r\n\r\n", 4) == 0) {
             head_end = answer->text + answer->size - 4;
@@ -166,6 +171,9 @@ static enum tp_status exchange(const struct url *url, struct answer *answer, cha
         }
     }
     close(fd);
+    if (status == TP_ERROR_INTERRUPTED) {
+        return status;
+    }
     int minor;
     if (!head_end || sscanf(answer->text, "HTTP/1.%d %d", &minor, &answer->status) != 2) {
         snprintf(why, why_size, "The answer of %s port %u is no HTTP", url->at.host, url->at.port);
@@ -291,7 +299,7 @@ enum tp_status tp_fetch_connection(const char *address, char *text, size_t text_
     uint64_t random = begin ^ (uint64_t)getpid() << 32;
     enum tp_status status;
     for (;;) {
-        status = exchange(&url, answer, why, why_size);
+        status = exchange(&url, address, answer, why, why_size);
         if (status == TP_OK) {
             heard = tp_now_ns();
             status = read_answer(answer, address, text, text_size, why, why_size);
@@ -300,12 +308,13 @@ enum tp_status tp_fetch_connection(const char *address, char *text, size_t text_
         if (status != TP_ERROR_UNREACHABLE || now - begin > WORKER_NS || now - heard > OPERATOR_NS) {
             break;
         }
-        /* Written whether logging is on or not: a program that seems to hang must say what it waits for. */
-        tp_log_write(TP_WARN, "Waiting for a GPU worker for %llu s: %s", (unsigned long long)((now - begin) / SECOND),
-                     why);
+        tpc_wait_for(WORKER_NS - (now - begin), "a GPU worker: %s", why);
         random = random * 6364136223846793005ull + 1442695040888963407ull;
         uint64_t jittered = pause / 2 + (random >> 33) % (pause / 2); /* a thousand pods must not ask in step */
-        usleep((useconds_t)(jittered / 1000));
+        if (!tpc_wait_nap(jittered)) {
+            status = TP_ERROR_INTERRUPTED;
+            break;
+        }
         pause = pause * 2 < LONGEST_PAUSE_NS ? pause * 2 : LONGEST_PAUSE_NS;
     }
     free(answer);

@@ -91,14 +91,17 @@ void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, .
 static void fork_prepare(void) {
     tp_lock_take(&making);
     tpc_threads_fork_prepare();
+    tpc_wait_fork_prepare();
 }
 
 static void fork_parent(void) {
+    tpc_wait_fork_parent();
     tpc_threads_fork_done();
     tp_lock_drop(&making);
 }
 
 static void fork_child(void) {
+    tpc_wait_fork_child();
     tpc_threads_fork_child();
     /* The parent's threads that wait for it are not here: it is simply free. */
     atomic_store_explicit(&making.state, 0, memory_order_relaxed);
@@ -212,17 +215,22 @@ struct tp_conn *tp_connection(enum tp_status *status) {
         return alive_or_status(conn, status);
     }
     int cancel = tpc_defer_cancel();
+    uint32_t seen = tp_interruptions();
     tp_lock_take(&making);
     conn = tp_connection_if_any();
-    if (!conn) {
+    if (!conn && tp_interruptions() != seen) {
+        *status = TP_ERROR_INTERRUPTED; /* this thread waited, too: for the one that made the connection */
+    } else if (!conn) {
         if (!registered) {
             pthread_atfork(fork_prepare, fork_parent, fork_child);
             atexit(tpc_stats_at_exit);
             registered = true;
         }
-        bool retry =
-            last_failure == TP_OK || (last_failure == TP_ERROR_UNREACHABLE && tp_now_ns() - last_failure_at > RETRY_NS);
+        bool retry = last_failure == TP_OK || last_failure == TP_ERROR_INTERRUPTED ||
+                     (last_failure == TP_ERROR_UNREACHABLE && tp_now_ns() - last_failure_at > RETRY_NS);
+        tp_wait_begin();
         *status = retry ? make(&conn) : last_failure;
+        tp_wait_end();
         last_failure = *status;
         last_failure_at = retry ? tp_now_ns() : last_failure_at;
         atomic_store_explicit(&the_connection, conn, memory_order_release);

@@ -11,6 +11,7 @@
 #include "seat.h"
 #include "tp_config.h"
 #include "tp_conn.h"
+#include "tp_wait.h"
 
 #include <pthread.h>
 #include <tp_net.h>

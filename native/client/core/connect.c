@@ -18,33 +18,28 @@
 #include <unistd.h>
 
 #define CONNECT_NS 5000000000u
-/* A worker without a ready session starts one: a context alone takes a third of a second, a busy host many times that. */
-#define WELCOME_NS 30000000000u
+#define SESSION_NS 90000000000u /* for so long a worker lets the driver of many GPUs start */
+#define RESOLVE_NS 30000000000u /* what a resolver takes that asks three servers twice; it is not cut off */
+/* The worker answers before a session is ready: whoever says nothing for so long is none. Its data connections are known to be
+ * a worker's, which may be busy. */
+#define WELCOME_NS 10000000000u
+#define DATA_WELCOME_NS 30000000000u
 
 TP_EXPORT void tp_schema_hash(unsigned char out[16]);
 void tp_schema_hash(unsigned char out[16]) { memcpy(out, tpg_schema_hash, 16); }
 
-/* A non-blocking connect to one address; -1 with errno set. */
+/* A non-blocking connect to one address; -1 with errno set: EINTR when the wait was interrupted. */
 static int connect_one(const struct addrinfo *address, uint64_t deadline) {
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return -1;
     }
-    int error = 0;
-    if (connect(fd, address->ai_addr, address->ai_addrlen) != 0) {
-        error = errno;
-    }
-    while (error == EINPROGRESS || error == EINTR) {
-        uint64_t now = tp_now_ns();
-        struct pollfd wait = {.fd = fd, .events = POLLOUT};
-        int ready = now < deadline ? poll(&wait, 1, (int)((deadline - now) / 1000000u) + 1) : 0;
-        if (ready == 0) {
-            error = ETIMEDOUT;
-        } else if (ready > 0) {
-            socklen_t size = sizeof error;
-            if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
-                error = errno;
-            }
+    int error = connect(fd, address->ai_addr, address->ai_addrlen) == 0 ? 0 : errno;
+    if (error == EINPROGRESS || error == EINTR) {
+        error = tpc_wait_ready(fd, POLLOUT, deadline);
+        socklen_t size = sizeof error;
+        if (error == 0 && getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
+            error = errno;
         }
     }
     if (error) {
@@ -61,10 +56,16 @@ enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out
     struct addrinfo hints = {
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG | AI_NUMERICSERV};
     struct addrinfo *list = NULL;
-    int rc = getaddrinfo(to->host, port, &hints, &list);
-    if (rc != 0 && rc != EAI_AGAIN) { /* AI_ADDRCONFIG hides the loopback address on a host without a network */
+    tpc_wait_for(RESOLVE_NS, "the address of '%s' from the name server", to->host);
+    int rc = tpc_wait_resolve(to->host, port, &hints, &list);
+    bool interrupted = rc == EAI_SYSTEM && errno == EINTR;
+    if (rc != 0 && rc != EAI_AGAIN && !interrupted) { /* AI_ADDRCONFIG hides the loopback address without a network */
         hints.ai_flags = AI_NUMERICSERV;
-        rc = getaddrinfo(to->host, port, &hints, &list);
+        rc = tpc_wait_resolve(to->host, port, &hints, &list);
+        interrupted = rc == EAI_SYSTEM && errno == EINTR;
+    }
+    if (interrupted) {
+        return TP_ERROR_INTERRUPTED;
     }
     if (rc != 0) {
         snprintf(why, why_size,
@@ -72,18 +73,22 @@ enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out
                  gai_strerror(rc));
         return TP_ERROR_UNREACHABLE;
     }
+    tpc_wait_for(CONNECT_NS, "%s port %u to take a connection", to->host, to->port);
     uint64_t deadline = tp_now_ns() + CONNECT_NS;
     int fd = -1, error = ETIMEDOUT;
     size_t left = 0;
     for (const struct addrinfo *a = list; a; a = a->ai_next) {
         left++;
     }
-    for (const struct addrinfo *a = list; a && fd < 0; a = a->ai_next, left--) {
+    for (const struct addrinfo *a = list; a && fd < 0 && error != EINTR; a = a->ai_next, left--) {
         uint64_t now = tp_now_ns(); /* an address that swallows packets must leave time for the others */
         fd = connect_one(a, now < deadline ? now + (deadline - now) / left : now);
         error = errno;
     }
     freeaddrinfo(list);
+    if (fd < 0 && error == EINTR) {
+        return TP_ERROR_INTERRUPTED;
+    }
     if (fd < 0) {
         snprintf(why, why_size,
                  "No GPU worker answers at %s port %u (%s); check that tensor-fusion-worker runs there and that "
@@ -154,22 +159,50 @@ enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_wel
     return TP_OK;
 }
 
+/* The welcome, whole. What is none is told at its first bytes: a service that waits for more of us would send no more. */
+static enum tp_status receive_welcome(int fd, const struct tp_endpoint *to, uint64_t most_ns,
+                                      struct tp_welcome *welcome, char *why, size_t why_size) {
+    char *bytes = (char *)welcome, said[64];
+    size_t have = 0;
+    uint64_t deadline = tp_now_ns() + most_ns;
+    while (have < sizeof *welcome) {
+        ssize_t n = tpc_wait_receive(fd, bytes + have, sizeof *welcome - have, deadline);
+        if (n < 0 && errno == EINTR) {
+            return TP_ERROR_INTERRUPTED;
+        }
+        if (n <= 0) {
+            const char *end = n == 0 ? "it ended the connection" : strerror(errno);
+            snprintf(why, why_size,
+                     "%s port %u takes connections but gave no welcome (%s); is a tensor-fusion-worker listening "
+                     "there?",
+                     to->host, to->port, n < 0 && errno == ETIMEDOUT ? "it was silent for 10 s" : end);
+            return TP_ERROR_UNREACHABLE;
+        }
+        have += (size_t)n;
+        if (memcmp(bytes, TP_MAGIC, have < sizeof welcome->magic ? have : sizeof welcome->magic) != 0) {
+            copy_sentence(said, sizeof said, bytes, strcspn(bytes, "\r\n") < have ? strcspn(bytes, "\r\n") : have);
+            snprintf(why, why_size,
+                     "What answers at %s port %u is no tensor-fusion-worker: it says '%s'; check the port in the "
+                     "connection string.",
+                     to->host, to->port, said);
+            return TP_ERROR_REFUSED;
+        }
+    }
+    return TP_OK;
+}
+
 static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_t index, struct tp_welcome *welcome,
                             char *why, size_t why_size) {
     const struct tp_endpoint *to = &conn->endpoint;
     struct tp_greeting greeting;
     tpc_greeting(conn, to, role, index, &greeting);
 
-    uint64_t deadline = tp_now_ns() + WELCOME_NS;
+    uint64_t most_ns = role == TP_ROLE_CONTROL ? WELCOME_NS : DATA_WELCOME_NS;
+    tpc_wait_for(most_ns, "the welcome of a tensor-fusion-worker from %s port %u", to->host, to->port);
     /* A worker that refuses at once may close before all is sent: its welcome still says why. */
-    tp_net_send_all(fd, &greeting, sizeof greeting, deadline);
-    if (tp_net_receive_all(fd, welcome, sizeof *welcome, deadline) != TP_OK) {
-        snprintf(why, why_size,
-                 "%s port %u takes connections but gave no welcome (%s); is a tensor-fusion-worker listening there?",
-                 to->host, to->port, strerror(errno));
-        return TP_ERROR_UNREACHABLE;
-    }
-    return tpc_check_welcome(conn, welcome, why, why_size);
+    tp_net_send_all(fd, &greeting, sizeof greeting, tp_now_ns() + WELCOME_NS);
+    enum tp_status status = receive_welcome(fd, to, most_ns, welcome, why, why_size);
+    return status == TP_OK ? tpc_check_welcome(conn, welcome, why, why_size) : status;
 }
 
 enum tp_status tpc_connect(struct tp_conn *conn) {
@@ -187,6 +220,9 @@ enum tp_status tpc_connect(struct tp_conn *conn) {
     if (status == TP_OK && !segment) {
         status = greet(conn, fd, TP_ROLE_CONTROL, 0, &welcome, why, sizeof why);
     }
+    if (status == TP_ERROR_INTERRUPTED) {
+        tpc_wait_sentence(why, sizeof why);
+    }
     if (status != TP_OK) {
         tp_log(TP_ERROR, "%s", why);
         if (fd >= 0) {
@@ -198,6 +234,7 @@ enum tp_status tpc_connect(struct tp_conn *conn) {
     conn->session_id = welcome.session_id;
     conn->session_key = welcome.session_key;
     conn->data_max = welcome.data_connections < TP_DATA_CONNECTIONS ? welcome.data_connections : TP_DATA_CONNECTIONS;
+    tpc_wait_for(SESSION_NS, "the session of the GPU worker at %s", conn->peer);
     tp_log(TP_INFO, "Connected to the GPU worker at %s, session %llu", conn->peer,
            (unsigned long long)conn->session_id);
     return TP_OK;

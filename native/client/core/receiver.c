@@ -165,7 +165,8 @@ static void wait_readable(struct tp_conn *conn) {
         return;
     }
     struct pollfd wait = {.fd = conn->control, .events = POLLIN};
-    if (poll(&wait, 1, 1000) == 0 && tp_net_silent(conn->control)) {
+    int ms = tpc_waiting() ? (int)(TPC_SLICE_NS / 1000000u) : 1000;
+    if (poll(&wait, 1, ms) == 0 && tp_net_silent(conn->control)) {
         tpc_lose(conn, TP_ERROR_LOST, "the worker has not answered for 9 s");
     }
 }
@@ -245,6 +246,9 @@ static void lead(struct tp_conn *conn, const struct tpc_slot *slot) {
             }
         } else {
             wait_readable(conn);
+            if (!tpc_wait_goes_on()) { /* for the session's first reply, which can take as long as its driver does */
+                tpc_lose(conn, TP_ERROR_INTERRUPTED, "the program was interrupted while it waited for its session");
+            }
         }
     }
 }

@@ -97,7 +97,7 @@ void tpc_seat_sleep(struct tp_conn *conn) {
         tp_bell_disarm(bell);
         return;
     }
-    tp_bell_wait(bell, &seat->nap, TPC_NO_NEWS);
+    tp_bell_wait(bell, &seat->nap, tpc_waiting() ? TPC_SLICE_NS : TPC_NO_NEWS);
 }
 
 void tpc_seat_sleep_aside(struct tp_conn *conn, struct tp_nap *nap) {

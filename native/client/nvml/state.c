@@ -8,6 +8,7 @@
 
 #include "tpg_ops.h"
 #include <sched.h>
+#include <tp_wait.h>
 #include <unistd.h>
 
 static struct tp_lock lock;
@@ -92,21 +93,31 @@ static nvmlReturn_t learn(void) {
     return result;
 }
 
-/* The lock is held. */
-static nvmlReturn_t start(void) {
+/* The lock is held; `seen` interruptions had been before it was asked for. */
+static nvmlReturn_t start(uint32_t seen) {
     enum tp_status status;
+    if (!started && tp_interruptions() != seen) {
+        return of_status(TP_ERROR_INTERRUPTED); /* as was the thread that held the lock */
+    }
     struct tp_conn *conn = tp_connection(&status);
     if (!conn) {
         return of_status(status);
     }
     atomic_store_explicit(&tpn_conn, conn, memory_order_release);
-    return started ? NVML_SUCCESS : learn();
+    if (started) {
+        return NVML_SUCCESS;
+    }
+    tp_wait_begin();
+    nvmlReturn_t result = learn();
+    tp_wait_end();
+    return result;
 }
 
 nvmlReturn_t tpn_start(void) {
     take_ownership();
+    uint32_t seen = tp_interruptions();
     tp_lock_take(&lock);
-    nvmlReturn_t result = start();
+    nvmlReturn_t result = start(seen);
     tp_lock_drop(&lock);
     return result;
 }
@@ -115,8 +126,9 @@ nvmlReturn_t tpn_nvmlInitWithFlags(unsigned int flags) {
     /* NO_GPUS and NO_ATTACH only relax what initialisation insists on, and it insists on nothing that they relax. */
     (void)flags;
     take_ownership();
+    uint32_t seen = tp_interruptions();
     tp_lock_take(&lock);
-    nvmlReturn_t result = start();
+    nvmlReturn_t result = start(seen);
     if (result == NVML_SUCCESS) {
         atomic_fetch_add_explicit(&references, 1, memory_order_release);
     }

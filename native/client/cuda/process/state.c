@@ -8,6 +8,7 @@
 #include "tpc.h"
 
 #include "tpc_local.h"
+#include <tp_wait.h>
 #include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
@@ -104,16 +105,25 @@ CUresult tpc_start(void) {
     if (forked) {
         return CUDA_ERROR_NOT_INITIALIZED;
     }
+    uint32_t seen = tp_interruptions();
     tp_lock_take(&start_lock);
-    if (!started) {
+    if (!started && tp_interruptions() != seen) {
+        start_error = status_error(TP_ERROR_INTERRUPTED); /* as was the thread for which this one waited */
+    } else if (!started) {
+        static bool prepared;
         enum tp_status status;
         tpc_strict = tp_switch("TF_STRICT");
-        pthread_atfork(NULL, NULL, after_fork);
+        if (!prepared) {
+            pthread_atfork(NULL, NULL, after_fork);
+            prepared = true;
+        }
         tp_on_loss(on_loss);
         tp_on_message(tpc_take_message);
+        tp_wait_begin();
         tpc_conn = tp_connection(&status);
         start_error = tpc_conn ? ask_worker() : status_error(status);
-        started = true;
+        tp_wait_end();
+        started = status != TP_ERROR_INTERRUPTED; /* whoever pressed Ctrl-C at a prompt may try again */
     }
     CUresult result = start_error;
     tp_lock_drop(&start_lock);
