@@ -37,7 +37,10 @@ def exports(elf: ELFFile) -> set[str]:
     return {
         symbol.name
         for symbol in table.iter_symbols()
-        if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["bind"] != "STB_LOCAL"
+        if symbol["st_shndx"] != "SHN_UNDEF"
+        and symbol["st_info"]["bind"] != "STB_LOCAL"
+        # The ends of a list (tp_register.h) are in the table, hidden from everybody.
+        and symbol["st_other"]["visibility"] != "STV_HIDDEN"
     }
 
 

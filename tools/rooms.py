@@ -18,8 +18,8 @@ NATIVE = Path(__file__).resolve().parent.parent / "native"
 # What a family may need comes before it. Files beside the folders come last: they start everything.
 START = "start"
 ORDER = {
-    "client/cuda": ("process", "context", "stream", "memory", "copy", "code", "graph", "runtime", START),
-    "session": ("link", "process", "context", "stream", "memory", "copy", "code", "graph", "nvml", START),
+    "client/cuda": ("process", "stream", "memory", "copy", "code", "graph", "runtime", START),
+    "session": ("link", "process", "stream", "memory", "copy", "code", "graph", "nvml", START),
 }
 INCLUDE = r'^\s*#\s*include\s*[<"]([^>"]+)[>"]'
 COMMENT = r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\''

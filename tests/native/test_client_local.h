@@ -4,7 +4,8 @@
 #ifndef TEST_CLIENT_LOCAL_H
 #define TEST_CLIENT_LOCAL_H
 
-#include "tpc_local.h"
+#include "process_internal.h"
+#include "tpc_runtime.h"
 
 #include <stdio.h>
 #include <stdlib.h>

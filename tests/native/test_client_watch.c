@@ -5,7 +5,7 @@
  * Exits with 1 at the first failed check; tests/test_client_local.py compiles and runs it. One thread.
  */
 #include "test_client_local.h"
-#include "tpc_graph.h"
+#include "tpc_stream.h"
 #include "tpg_ops.h"
 
 struct tp_conn *tpc_conn;
@@ -34,12 +34,6 @@ static unsigned timings; /* which end with the same events */
 void tpc_timing_recorded(uint64_t at) {
     timings += at != 0;
     tpc_happened(&tpc_counts.records);
-}
-void tpc_late_launched(void) {}
-
-void tpc_copies_behind_launch(const char *name, CUgraphExec exec, CUstream stream) {
-    CHECK(name);
-    (void)exec, (void)stream;
 }
 
 enum { EVENT = 4711, OTHER = 4712 };
@@ -88,7 +82,7 @@ static void test_graphs(void) {
     complete(EVENT);
     complete(OTHER);
     frames++;
-    tpc_noted_cuGraphLaunch(NULL, NULL); /* no graph of this process records anything yet */
+    tpc_watch_launched(); /* no graph of this process records anything yet */
     CHECK(believed(EVENT) && believed(OTHER));
     tpc_noted_cuEventRecordWithFlags(event, NULL, CU_EVENT_RECORD_EXTERNAL);
     complete(EVENT);
@@ -96,7 +90,7 @@ static void test_graphs(void) {
     struct tpc_date asked = tpc_today();
     struct tp_reply before = {.number = ++frames};
     frames++;
-    tpc_noted_cuGraphLaunch(NULL, NULL);
+    tpc_watch_launched();
     CHECK(!believed(EVENT) && !believed(OTHER));
     tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, &asked);
     CHECK(!believed(EVENT));
@@ -107,7 +101,7 @@ static void test_graphs(void) {
     tpc_watch_learned(EVENT, false, CUDA_ERROR_NOT_READY, &reply, &asked);
     CHECK(tpc_watch_answer(EVENT, false, &result) && result == CUDA_ERROR_NOT_READY);
     frames++;
-    tpc_noted_cuGraphLaunch(NULL, NULL);
+    tpc_watch_launched();
     CHECK(!believed(EVENT));
     CHECK(timings == 4);
 }

@@ -15,7 +15,7 @@ from .structs import Group, Member, Struct
 def client_structs(model: Model) -> str:
     """tpg_client_structs.h: for each struct its checks and its flattening."""
     lines = [NOTE, "#ifndef TPG_CLIENT_STRUCTS_H", "#define TPG_CLIENT_STRUCTS_H"]
-    lines += ['#include "tpc.h"', '#include "tpg_cuda.h"', "#include <tp_extent.h>"]
+    lines += ['#include "tpc_memory.h"', '#include "tpg_cuda.h"', "#include <tp_extent.h>"]
     for struct in model.structs.values():
         lines += _image(struct)
         lines += _tails(model, struct, "check", "size_t *size")

@@ -5,7 +5,7 @@
  * 400 when cuFunc* calls get one (580.159.04, measured), and 1 for NULL where the function is all that is asked about. Attributes are stored one by one as atomics
  * and published by `known`; setting one here changes the copy, so that it agrees with the worker's in order.
  */
-#include "tpc.h"
+#include "tpc_code.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>

@@ -4,7 +4,9 @@
  * Any thread. The commonest mistakes are refused here with the driver's own codes, from cached limits, so that they are exact
  * and immediate; everything else is posted and a failure is reported at the next call that may report one.
  */
-#include "tpc_graph.h"
+#include "tpc_code.h"
+#include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpg_client_structs.h"
 #include "tpg_cuda_send.h"
 
@@ -108,11 +110,38 @@ static CUresult collect(struct tpc_kernel *kernel, void **params, void **extra, 
     return CUDA_SUCCESS;
 }
 
+/* Pinned memory by its host address becomes what the kernel reaches (memory/reach.c), in `block`. Only whole parameters are
+ * looked at: a struct may hold addresses for the host, and what lies between its fields is whatever was in memory before. */
+static CUresult reach(const char *name, const struct tpc_kernel *kernel, unsigned char *block, const void **source) {
+    for (uint32_t i = 0; i < kernel->parameters; i++) {
+        const struct tpc_parameter *p = &kernel->layout[i];
+        uint64_t value;
+        CUdeviceptr there;
+        if (p->size != sizeof value) {
+            continue;
+        }
+        memcpy(&value, (const unsigned char *)*source + p->offset, sizeof value);
+        CUresult result = tpc_reach(name, i, value, &there);
+        if (result != CUDA_SUCCESS) {
+            return result;
+        }
+        if (!there) {
+            continue;
+        }
+        if (*source != block) { /* the program's own buffer */
+            memcpy(block, *source, kernel->parameter_bytes);
+            *source = block;
+        }
+        memcpy(block + p->offset, &there, sizeof there);
+    }
+    return CUDA_SUCCESS;
+}
+
 static CUresult gather(const char *name, struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
                        const void **source) {
     CUresult result = collect(kernel, params, extra, block, source);
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_unreached, memory_order_relaxed)) && result == CUDA_SUCCESS) {
-        result = tpc_reach_parameters(name, kernel, block, source);
+        result = reach(name, kernel, block, source);
     }
     return result;
 }

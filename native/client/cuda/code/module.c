@@ -4,7 +4,9 @@
  * Any thread. Images are read from the program's memory, which gives no length: their containers say it. See tpc_image.h for
  * the record that each has.
  */
-#include "tpc_graph.h"
+#include "tpc_code.h"
+#include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpc_image.h"
 #include "tpc_jit.h"
 #include "tpg_cuda_send.h"

@@ -9,7 +9,7 @@
 #ifndef TPC_IMAGE_H
 #define TPC_IMAGE_H
 
-#include "tpc.h"
+#include "tpc_code.h"
 
 struct tpc_entry {
     uint64_t hash;

@@ -6,8 +6,7 @@
  * are there, except in the asynchronous form into pinned memory. What the worker sends can only land in the destination
  * named here.
  */
-#include "tpc_graph.h"
-#include "tpc_memory.h"
+#include "tpc_copy.h"
 #include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 

@@ -6,8 +6,7 @@
  * the shared segment are copied where they lie); the device side keeps
  * its pitch and is copied by the worker's driver. Arrays come with texture support and are refused by name until then.
  */
-#include "tpc_graph.h"
-#include "tpc_memory.h"
+#include "tpc_copy.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>

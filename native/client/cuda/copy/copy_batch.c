@@ -6,8 +6,7 @@
  * source's access order allows is used for host memory (the bytes are taken at the call); memory of the device is always read in
  * stream order, and where it must be read before the call returns, the call waits.
  */
-#include "tpc_graph.h"
-#include "tpc_memory.h"
+#include "tpc_copy.h"
 #include "tpg_client.h"
 
 #define NOBODY SIZE_MAX /* no copy is to blame */

@@ -12,8 +12,7 @@
  * is not held across a call. The worker's numbers choose among the list's records and are bounded by them. Memory is read
  * between the call and the record's end; whoever frees it waits for that (tp_transfers_touching_wait).
  */
-#include "tpc_graph.h"
-#include "tpc_memory.h"
+#include "tpc_copy.h"
 #include "tpg_cuda_send.h"
 
 #include <pthread.h>
@@ -29,46 +28,11 @@ struct late {
     bool over;
 };
 
-_Atomic uint32_t tpc_late_reasons;
-
 static struct tp_lock lock;
 static struct late *lates, **lates_end = &lates;
 static _Atomic uint32_t news; /* futex of the thread that sends */
 static uint64_t last_token;
 static bool running;
-/* Host functions of graphs run whenever a graph is launched; the session says when all are through. */
-static _Atomic uint32_t lasting;
-static uint64_t launched; /* frames of the process at the last launch of a graph that may have some */
-static bool may_run;      /* one of tpc_late_reasons */
-
-/* ---- when ---- */
-
-void tpc_host_function_begins(void) { atomic_fetch_add_explicit(&tpc_late_reasons, 1, memory_order_seq_cst); }
-
-void tpc_host_function_ended(void) { atomic_fetch_sub_explicit(&tpc_late_reasons, 1, memory_order_seq_cst); }
-
-void tpc_host_lasts(int change) { atomic_fetch_add(&lasting, (uint32_t)change); }
-
-void tpc_late_launched(void) {
-    if (TP_LIKELY(!atomic_load_explicit(&lasting, memory_order_relaxed))) {
-        return;
-    }
-    tp_lock_take(&lock);
-    launched = tp_frames(tpc_conn);
-    if (!may_run) {
-        may_run = true;
-        tpc_host_function_begins();
-    }
-    tp_lock_drop(&lock);
-}
-
-/* No host function that was sent before this frame is outstanding. Under the lock. */
-static void quiet(uint64_t frame) {
-    if (may_run && frame >= launched) {
-        may_run = false;
-        tpc_host_function_ended();
-    }
-}
 
 /* ---- sending ---- */
 
@@ -169,19 +133,19 @@ static bool start_sender(void) {
 }
 
 bool tpc_on_upload_wanted(const struct tpg_upload_wanted_in *in) {
+    uint64_t frame = 0; /* no host function that was sent before it is outstanding */
     tp_lock_take(&lock);
     for (struct late *late = lates; late; late = late->next) {
         if (late->token == in->token) {
             const uint64_t limit = in->limit < late->size ? in->limit : late->size;
             late->limit = limit > late->limit ? limit : late->limit;
             late->over = late->over || in->over;
-            if (in->quiet) {
-                quiet(atomic_load(&late->frame));
-            }
+            frame = in->quiet ? atomic_load(&late->frame) : 0;
             break;
         }
     }
     tp_lock_drop(&lock);
+    tpc_host_functions_through(frame);
     atomic_fetch_add(&news, 1);
     tp_futex_wake(&news, 1);
     return true;

@@ -6,8 +6,7 @@
  * is that a wrong address is refused at once. Pinned memory that the GPU does not reach is set by copies out of a buffer on
  * the worker, which are in stream order and end like all copies to the host.
  */
-#include "tpc_graph.h"
-#include "tpc_memory.h"
+#include "tpc_copy.h"
 #include "tpg_client.h"
 #include "tpg_cuda_send.h"
 

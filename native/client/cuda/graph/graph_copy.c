@@ -1,35 +1,20 @@
 /*
- * Copies of graphs between device memory and memory of this program that the GPU does not reach: what the nodes know in its
- * place, and what a launch does for them.
+ * Copies of graphs between device memory and memory of this program that the GPU does not reach: which of them an executable
+ * graph has, and what a launch does for them.
  *
- * Any thread. A node is given a buffer, device memory of this process on the worker that counts as an allocation does. A
- * launch uploads what the program's memory holds into the buffers that nodes read, and downloads from those that nodes
- * write behind itself in the stream; whoever waits for the stream waits for these downloads as for all others. A buffer
- * belongs to one node as the program described it and never changes. It lives while a graph has the node, by a user object
- * that the driver hands on to clones, child graphs and executable graphs, and while an executable graph's list here has
- * it. The list of buffers is guarded by a lock that is not held across a call; the list of an executable graph is changed by
- * calls that the program may not make while it launches that graph.
+ * Any thread. A node has a buffer (copy/copy_node.c). A launch uploads what the program's memory holds into the buffers that
+ * nodes read, and downloads from those that nodes write behind itself in the stream; whoever waits for the stream waits for
+ * these downloads as for all others. The list of an executable graph is changed by calls that the program may not make while
+ * it launches that graph.
  */
+#include "tpc_copy.h"
 #include "tpc_graph.h"
-#include "tpc_memory.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
 #include <tp_memory.h>
 
-#define FEW 16u          /* names for the nodes of a graph: usually it has fewer copies */
-#define ALIVE_MAX 65536u /* buffers: all of them are named to the worker in one frame */
-#define PIECES_MAX 1024u /* parts of the program's memory that a download writes: each is a transfer of its own */
-
-struct tpc_host_copy {
-    struct tpc_host_copy *next;
-    uint64_t address; /* of the buffer; 0 once its context is gone */
-    struct tpc_host_side side;
-    bool up;
-    struct tpc_context *context;
-    unsigned int life; /* of the context */
-    int references;    /* graphs together have one */
-};
+#define FEW 16u /* names for the nodes of a graph: usually it has fewer copies */
 
 /* The record of an executable graph that has such copies. */
 struct copies {
@@ -43,181 +28,13 @@ struct copies {
     } list[];
 };
 
-static struct tp_lock lock;
-static struct tpc_host_copy *alive;
-static _Atomic size_t alive_count;
-
 static uint64_t bytes(const struct tpc_host_side *side) { return side->width * side->height * side->depth; }
-
-/* ---- buffers ---- */
-
-/* The calling thread may have another context, or be the one that runs destructors. */
-static void give_back(const struct tpc_host_copy *copy) {
-    struct tp_thread *self = tp_thread_self();
-    const uint32_t before = self->context;
-    struct tpg_memory_free_in in = {.address = copy->address};
-    if (copy->address && copy->context->life == copy->life) {
-        self->context = tp_handle_id(copy->context->handle);
-        tpc_post_memory_free("cuGraphDestroy", &in);
-        self->context = before;
-    }
-}
-
-static void drop(struct tpc_host_copy *copy) {
-    tp_lock_take(&lock);
-    bool last = --copy->references == 0;
-    for (struct tpc_host_copy **at = &alive; last && *at; at = &(*at)->next) {
-        if (*at == copy) {
-            *at = copy->next;
-            atomic_fetch_sub(&alive_count, 1);
-            break;
-        }
-    }
-    tp_lock_drop(&lock);
-    if (last) {
-        give_back(copy);
-        free(copy);
-    }
-}
-
-void tpc_host_copy_drop(struct tpc_host_copy *copy) {
-    if (copy) {
-        drop(copy);
-    }
-}
-
-uint64_t tpc_host_copy_address(const struct tpc_host_copy *copy) { return copy->address; }
-
-static void no_graph_has_it(void *copy) { drop(copy); }
-
-CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out) {
-    TPC_CONTEXT(context);
-    uint64_t size = 0;
-    bool fits = side->width && side->height && side->depth && side->first &&
-                !__builtin_mul_overflow(side->width, side->height, &size) &&
-                !__builtin_mul_overflow(size, side->depth, &size);
-    if (!fits || tpc_is_device_address((uint64_t)(uintptr_t)side->first)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    uint64_t pieces = side->pitch == side->width || side->height == 1 ? side->depth : side->height * side->depth;
-    if ((!up && pieces > PIECES_MAX) || atomic_load(&alive_count) >= ALIVE_MAX) {
-        tp_log(TP_ERROR,
-               "%s: a copy node that writes %llu separate parts of this program's memory, or the %zuth such node "
-               "beside others, is not supported; the most are %u and %u",
-               name, (unsigned long long)pieces, atomic_load(&alive_count) + 1, PIECES_MAX, ALIVE_MAX);
-        return CUDA_ERROR_NOT_SUPPORTED;
-    }
-    struct tpc_host_copy *copy = calloc(1, sizeof *copy);
-    if (!copy) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    struct tpg_memory_alloc_in in = {.size = size};
-    struct tpg_memory_alloc_out answer = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
-    tp_reply_free(&reply);
-    if (result != CUDA_SUCCESS) {
-        free(copy);
-        return result;
-    }
-    *copy = (struct tpc_host_copy){
-        .address = answer.address, .side = *side, .up = up, .context = context, .life = context->life, .references = 1};
-    tp_lock_take(&lock);
-    copy->next = alive;
-    alive = copy;
-    atomic_fetch_add(&alive_count, 1);
-    tp_lock_drop(&lock);
-    *out = copy;
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph) {
-    CUuserObject object;
-    CUresult result = tpc_cuUserObjectCreate(&object, copy, no_graph_has_it, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
-    if (result != CUDA_SUCCESS) {
-        drop(copy);
-        return result;
-    }
-    result = tpc_cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
-    if (result != CUDA_SUCCESS) {
-        tpc_cuUserObjectRelease(object, 1); /* ends the copy */
-    }
-    return result;
-}
-
-void tpc_host_copies_context_gone(const struct tpc_context *context) {
-    tp_lock_take(&lock);
-    for (struct tpc_host_copy *copy = alive; copy; copy = copy->next) {
-        if (copy->context == context) {
-            copy->address = 0;
-        }
-    }
-    tp_lock_drop(&lock);
-}
-
-bool tpc_host_copy_side(uint64_t address, struct tpc_host_side *side) {
-    bool found = false;
-    tp_lock_take(&lock);
-    for (const struct tpc_host_copy *copy = alive; address && copy && !found; copy = copy->next) {
-        found = copy->address == address;
-        if (found) {
-            *side = copy->side;
-        }
-    }
-    tp_lock_drop(&lock);
-    return found;
-}
-
-/* ---- captured copies ---- */
-
-static CUresult between(const char *name, const struct tpc_area *area, uint64_t buffer, bool up, CUstream stream) {
-    if (area->height == 1 || area->pitch == area->width) {
-        return tpc_copy_across(name, up ? area->address : buffer, up ? buffer : area->address,
-                               area->width * area->height, stream);
-    }
-    struct tpg_copy_device_2d_in in = {.destination = up ? area->address : buffer,
-                                       .source = up ? buffer : area->address,
-                                       .destination_pitch = up ? area->pitch : area->width,
-                                       .source_pitch = up ? area->width : area->pitch,
-                                       .width = area->width,
-                                       .height = area->height,
-                                       .stream = (uint64_t)(uintptr_t)stream};
-    return tpc_post_copy_device_2d(name, &in);
-}
-
-CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area *area, const void *host,
-                          uint64_t host_pitch, bool up, CUstream stream) {
-    struct tpc_host_copy *copy = NULL;
-    struct tpc_host_side side = {.first = (unsigned char *)(uintptr_t)host,
-                                 .pitch = host_pitch,
-                                 .slice = host_pitch * area->height,
-                                 .width = area->width,
-                                 .height = area->height,
-                                 .depth = 1,
-                                 .type = CU_MEMORYTYPE_HOST,
-                                 .base = (uint64_t)(uintptr_t)host,
-                                 .told_pitch = host_pitch,
-                                 .told_height = area->height};
-    CUresult result = tpc_host_copy_make(name, &side, up, &copy);
-    if (result == CUDA_SUCCESS) {
-        result = between(name, area, copy->address, up, stream);
-        if (result == CUDA_SUCCESS) {
-            result = tpc_host_copy_keep(copy, graph);
-        } else {
-            drop(copy);
-        }
-    }
-    if (result != CUDA_SUCCESS) {
-        tpc_capture_refuse(name, stream); /* a graph without it would do something else than the program wrote */
-    }
-    return result;
-}
 
 /* ---- what an executable graph copies ---- */
 
 static void copies_free(struct copies *copies) {
     for (size_t i = 0; copies && i < copies->count; i++) {
-        drop(copies->list[i].copy);
+        tpc_host_copy_drop(copies->list[i].copy);
     }
     free(copies);
 }
@@ -260,31 +77,6 @@ static CUresult in_order(const char *name, const struct copies *copies, const un
     return CUDA_SUCCESS;
 }
 
-static uint64_t *all_addresses(size_t *count) {
-    tp_lock_take(&lock);
-    size_t n = 0, most = atomic_load(&alive_count);
-    uint64_t *addresses = calloc(most + 1, sizeof *addresses);
-    for (const struct tpc_host_copy *copy = alive; addresses && copy && n < most; copy = copy->next) {
-        addresses[n++] = copy->address;
-    }
-    tp_lock_drop(&lock);
-    *count = n;
-    return addresses;
-}
-
-static struct tpc_host_copy *hold(uint64_t address) {
-    tp_lock_take(&lock);
-    struct tpc_host_copy *copy = alive;
-    while (copy && copy->address != address) {
-        copy = copy->next;
-    }
-    if (copy) {
-        copy->references++;
-    }
-    tp_lock_drop(&lock);
-    return copy;
-}
-
 static CUresult make_list(const char *name, const struct tpg_graph_copies_out *out, uint64_t graph,
                           struct copies **made) {
     struct copies *copies = calloc(1, sizeof *copies + out->total * sizeof *copies->list);
@@ -300,7 +92,7 @@ static CUresult make_list(const char *name, const struct tpg_graph_copies_out *o
         memcpy(&entry->node, out->nodes + i, sizeof entry->node);
         memcpy(&order, out->orders + i, sizeof order);
         entry->inside = (order & TP_INSIDE) != 0;
-        entry->copy = hold(address);
+        entry->copy = tpc_host_copy_hold(address);
         if (!entry->copy) { /* its last graph ends in another thread */
             copies_free(copies);
             return CUDA_ERROR_INVALID_VALUE;
@@ -320,10 +112,10 @@ CUresult tpc_copies_learn(const char *name, CUgraph graph, struct copies **made)
     struct tpg_graph_copies_in in = {.graph = (uint64_t)(uintptr_t)graph};
     CUresult result = CUDA_SUCCESS;
     *made = NULL;
-    if (TP_LIKELY(!atomic_load_explicit(&alive_count, memory_order_relaxed))) {
+    if (TP_LIKELY(!atomic_load_explicit(&tpc_host_copies, memory_order_relaxed))) {
         return CUDA_SUCCESS;
     }
-    uint64_t *buffers = all_addresses(&in.buffers_count);
+    uint64_t *buffers = tpc_host_copy_addresses(&in.buffers_count);
     in.buffers = buffers;
     bool again = buffers != NULL;
     result = buffers ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
@@ -439,9 +231,7 @@ CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_
         if (own || i == before->count) {
             continue;
         }
-        tp_lock_take(&lock);
-        before->list[i].copy->references++;
-        tp_lock_drop(&lock);
+        tpc_host_copy_retain(before->list[i].copy);
         copies->list[copies->count++] = before->list[i];
     }
     for (size_t j = 0; j < 2 && !before; j++) {

@@ -4,6 +4,8 @@
  * Any thread; owns nothing. Error nodes that the driver names get handles as other nodes do.
  */
 #include "tpc_graph.h"
+#include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
 /* `detailed`: the driver's form that says what was wrong, where. */
@@ -95,6 +97,12 @@ CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
         tpc_twins_push();
     }
     return tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream);
+}
+
+void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
+    tpc_host_functions_launched();
+    tpc_copies_behind_launch("cuGraphLaunch", hGraph, hStream);
+    tpc_watch_launched();
 }
 
 CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo) {

@@ -6,7 +6,9 @@
  * belong to this file and last as long as the node's handle; their list is guarded by a lock.
  */
 #include "tpc_graph_node.h"
+#include "tpc_code.h"
 #include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpg_client_structs.h"
 #include "tpg_cuda_send.h"
 

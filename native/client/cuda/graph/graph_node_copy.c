@@ -5,7 +5,7 @@
  * parameters, it is told its own address again.
  */
 #include "tpc_graph_node.h"
-#include "tpc_memory.h"
+#include "tpc_copy.h"
 #include "tpg_cuda_send.h"
 
 TPC_NODE_SENDER(graph_memcpy)
@@ -94,10 +94,8 @@ static CUresult device_side(const char *name, struct node_side *side, const CUDA
     CUresult result = box_of(side, base, p, &box);
     result = result ? result : tpc_host_copy_make(name, &box, up, made);
     if (result == CUDA_SUCCESS) {
-        *side = (struct node_side){.type = CU_MEMORYTYPE_DEVICE,
-                                   .device = tpc_host_copy_address(*made),
-                                   .pitch = p->WidthInBytes,
-                                   .height = p->Height};
+        *side = (struct node_side){
+            .type = CU_MEMORYTYPE_DEVICE, .device = (*made)->address, .pitch = p->WidthInBytes, .height = p->Height};
     }
     return result;
 }

@@ -9,8 +9,8 @@
  * memory with twins under `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets
  * bounded here.
  */
-#include "tpc_graph.h"
 #include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
@@ -21,7 +21,6 @@
 #include <tp_segment.h>
 #include <unistd.h>
 
-_Atomic int tpc_twins;
 /* Never held across a call: the thread that waits for a reply takes in what kernels wrote. */
 static struct tp_lock lock;
 /* Held by who sends what the program wrote, until it is in the stream before any launch of another thread; and by who takes
@@ -78,6 +77,13 @@ void tpc_twins_push(void) {
     }
     tp_lock_drop(&pushing);
 }
+
+static void push_if_any(void) {
+    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_push();
+    }
+}
+TP_REGISTER(tpc_host_function_over, push_if_any);
 
 /* The session sends what kernels wrote before the reply that ends a wait. */
 bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {

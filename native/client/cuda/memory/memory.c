@@ -4,8 +4,8 @@
  * Any thread. Addresses come from the worker and are never followed here; the range they lie in is kept free in this
  * process, so that no host pointer of the program can equal one.
  */
-#include "tpc_graph.h"
 #include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpc_vmm.h"
 #include "tpg_cuda_send.h"
 
@@ -21,7 +21,8 @@
 
 static uint64_t reserved_base, reserved_size; /* written once, by cuInit, before the state becomes ready */
 
-void tpc_memory_reserve(uint64_t base, uint64_t size) {
+/* Keeps the worker's address range free in this process, so that no host pointer is ever a device pointer. */
+static void reserve(uint64_t base, uint64_t size) {
     void *wanted = (void *)(uintptr_t)base;
     reserved_base = base;
     reserved_size = size;
@@ -38,6 +39,13 @@ void tpc_memory_reserve(uint64_t base, uint64_t size) {
         }
     }
 }
+
+static void begin(const struct tpg_start_out *answer) {
+    if (answer->reserved_size) {
+        reserve(answer->reserved_base, answer->reserved_size);
+    }
+}
+TP_REGISTER(tpc_started, begin);
 
 bool tpc_is_device_address(uint64_t address) { return address - reserved_base < reserved_size; }
 

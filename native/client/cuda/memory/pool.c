@@ -5,8 +5,8 @@
  * here, so that asking waits for nobody. An allocation asks the worker, because its address must be known when the call
  * returns; a free does not.
  */
-#include "tpc_graph.h"
 #include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
 #define DEVICES_MAX 64

@@ -160,7 +160,8 @@ bool tpc_range_covers(uint64_t address, uint64_t size) {
     return false;
 }
 
-void tpc_memory_context_gone(const struct tpc_context *context) {
+/* Its host memory goes, too. */
+static void context_gone(const struct tpc_context *context) {
     struct tpc_range range;
     for (uint64_t at = 0; tpc_range_next(at, &range); at = range.start + 1) {
         unsigned int made = range.flags & TPC_MADE_MASK;
@@ -169,3 +170,4 @@ void tpc_memory_context_gone(const struct tpc_context *context) {
         }
     }
 }
+TP_REGISTER(tpc_context_gone, context_gone);

@@ -41,45 +41,32 @@ static bool unreached_at(uint64_t address, struct tpc_range *range) {
            range->where == TPC_PINNED && range->device_address != range->start;
 }
 
-CUresult tpc_reach_parameters(const char *name, const struct tpc_kernel *kernel, unsigned char *block,
-                              const void **source) {
+CUresult tpc_reach(const char *name, unsigned int parameter, uint64_t value, CUdeviceptr *there) {
     static _Atomic bool said;
-    for (uint32_t i = 0; i < kernel->parameters; i++) {
-        const struct tpc_parameter *p = &kernel->layout[i];
-        struct tpc_range range;
-        uint64_t address;
-        CUdeviceptr there = 0;
-        if (p->size != sizeof address) {
-            continue;
-        }
-        memcpy(&address, (const unsigned char *)*source + p->offset, sizeof address);
-        if (TP_LIKELY(!unreached_at(address, &range))) {
-            continue;
-        }
-        CUresult result = range.device_address || range.size <= TP_TWIN_MAX ? tpc_host_device_address(address, &there)
-                                                                            : CUDA_ERROR_NOT_SUPPORTED;
-        if (result == CUDA_ERROR_NOT_SUPPORTED || result == CUDA_ERROR_OUT_OF_MEMORY) {
-            tp_say_once(&said,
-                        "%s: parameter %u of the kernel is the host address 0x%llx, in %llu bytes of pinned memory "
-                        "that the GPU does not reach over this connection (only allocations of up to %u bytes); the "
-                        "launch is refused with CUDA_ERROR_NOT_SUPPORTED. Shared memory has no such limit for "
-                        "cuMemHostAlloc",
-                        name, i, (unsigned long long)address, (unsigned long long)range.size, TP_TWIN_MAX);
-            return CUDA_ERROR_NOT_SUPPORTED;
-        }
-        if (result != CUDA_SUCCESS) {
-            return result;
-        }
-        if (*source != block) { /* the program's own buffer */
-            memcpy(block, *source, kernel->parameter_bytes);
-            *source = block;
-        }
-        memcpy(block + p->offset, &there, sizeof there);
+    struct tpc_range range;
+    *there = 0;
+    if (TP_LIKELY(!unreached_at(value, &range))) {
+        return CUDA_SUCCESS;
     }
-    return CUDA_SUCCESS;
+    CUresult result = range.device_address || range.size <= TP_TWIN_MAX ? tpc_host_device_address(value, there)
+                                                                        : CUDA_ERROR_NOT_SUPPORTED;
+    if (result == CUDA_ERROR_NOT_SUPPORTED || result == CUDA_ERROR_OUT_OF_MEMORY) {
+        tp_say_once(&said,
+                    "%s: parameter %u of the kernel is the host address 0x%llx, in %llu bytes of pinned memory that "
+                    "the GPU does not reach over this connection (only allocations of up to %u bytes); the launch is "
+                    "refused with CUDA_ERROR_NOT_SUPPORTED. Shared memory has no such limit for cuMemHostAlloc",
+                    name, parameter, (unsigned long long)value, (unsigned long long)range.size, TP_TWIN_MAX);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return result;
 }
 
-void tpc_unreached_tell(void) {
+/* After a kernel has used an address that is none. */
+static void tell(const struct tpc_context *context, int error) {
+    (void)context;
+    if (error != CUDA_ERROR_ILLEGAL_ADDRESS) {
+        return;
+    }
     enum { MOST = 8 };
     static _Atomic bool said[MOST + 1];
     struct tpc_range range;
@@ -100,3 +87,4 @@ void tpc_unreached_tell(void) {
         tp_say_once(&said[MOST], "and %u more pinned allocations that kernels do not reach", count - told);
     }
 }
+TP_REGISTER(tpc_context_broken, tell);

@@ -5,7 +5,7 @@
  * without a lock. What arrives from the worker is bounded in tpc_devices_learn. CUDA_VISIBLE_DEVICES is read there too, as
  * the driver does, so that a program sees the same devices by the same numbers as on a machine that has them.
  */
-#include "tpc_local.h"
+#include "process_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -5,9 +5,7 @@
  * loss and fork. A child of fork whose parent had called cuInit goes back to "before cuInit" and stays there: its cuInit fails
  * like the real driver's. A parent that only used NVML takes nothing from its children.
  */
-#include "tpc.h"
-
-#include "tpc_local.h"
+#include "process_internal.h"
 #include <tp_wait.h>
 #include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
@@ -19,6 +17,7 @@ _Atomic int tpc_state = TPC_BEFORE_INIT;
 _Atomic int tpc_sticky_error;
 bool tpc_strict;
 struct tp_conn *tpc_conn;
+_Atomic int tpc_captures;
 
 static struct tp_lock start_lock;
 static bool started, forked;
@@ -94,8 +93,8 @@ static CUresult ask_worker(void) {
     if (result == CUDA_SUCCESS) {
         result = tpc_devices_learn(out.driver_version, out.devices, out.devices_size);
     }
-    if (result == CUDA_SUCCESS && out.reserved_size) {
-        tpc_memory_reserve(out.reserved_base, out.reserved_size);
+    if (result == CUDA_SUCCESS) {
+        TP_TELL(tpc_started, &out);
     }
     tp_reply_free(&reply);
     return result;
@@ -189,9 +188,7 @@ static CUresult learn(int error) {
             "the context of device %d is broken by error %d (%s); the driver gives that error from every call in it, "
             "until the program ends",
             context->device, error, tpg_cuda_error_name(error));
-        if (error == CUDA_ERROR_ILLEGAL_ADDRESS) {
-            tpc_unreached_tell();
-        }
+        TP_TELL(tpc_context_broken, context, error);
     }
     return (CUresult)error;
 }

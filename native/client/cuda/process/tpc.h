@@ -6,6 +6,8 @@
 #ifndef TPC_H
 #define TPC_H
 
+struct tpg_start_out;
+
 #include "tpc_date.h"
 #include "tpg_client.h"
 #include "tpg_cuda.h"
@@ -14,6 +16,7 @@
 #include <tp_base.h>
 #include <tp_conn.h>
 #include <tp_device.h>
+#include <tp_register.h>
 #include <tp_trace.h>
 
 /* ---- state of the process ---- */
@@ -27,8 +30,8 @@ extern _Atomic int tpc_state;
 extern _Atomic int tpc_sticky_error; /* of the context that broke last; 0 while none has */
 extern bool tpc_strict;              /* TF_STRICT=1: every post waits for its result */
 extern struct tp_conn *tpc_conn;
-extern _Atomic int
-    tpc_captures; /* stream captures under way: every post waits for its result, as the driver gives it */
+/* Stream captures under way (stream/capture.c): every post waits for its result, as the driver gives it. */
+extern _Atomic int tpc_captures;
 /* The calling thread's next post waits for its result. */
 void tpc_wait_for_next_post(void);
 
@@ -156,6 +159,8 @@ struct tpc_device {
 extern int tpc_device_count; /* after CUDA_VISIBLE_DEVICES */
 extern struct tpc_device *tpc_devices;
 extern int tpc_driver_version;
+/* A device ordinal of the program. */
+static inline bool tpc_device_valid(int device) { return device >= 0 && device < tpc_device_count; }
 /* Replaces an ordinal of the program by the worker's, or returns CUDA_ERROR_INVALID_DEVICE from the caller. */
 #define TPC_DEVICE(ordinal)                                                                                            \
     do {                                                                                                               \
@@ -166,8 +171,8 @@ extern int tpc_driver_version;
     } while (0)
 /* The program's ordinal of the worker's, CU_DEVICE_INVALID for one that the program does not see. */
 int tpc_device_of(int remote);
-/* Fills the three above from the answer of the `start` operation and applies CUDA_VISIBLE_DEVICES. Called once, by cuInit. */
-CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions, size_t size);
+/* Highest CUDA version that the tables of this library cover (api/procaddress.json). */
+#define TPC_TABLE_VERSION 13000
 
 /* ---- contexts (context.c) ---- */
 struct tpc_context {
@@ -201,128 +206,24 @@ bool tpc_several_contexts(void);
 /* The calling thread runs host functions from now on: no call is permitted in it but those that are answered at any time. */
 void tpc_forbid_calls(void);
 bool tpc_calls_forbidden(void);
+/* The current context; CUDA_ERROR_INVALID_CONTEXT without one, CUDA_ERROR_CONTEXT_IS_DESTROYED when it is gone. */
+CUresult tpc_current_living(struct tpc_context **out);
+/* The same for a context argument, where NULL means the current one. */
+CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out);
 
-/* ---- streams (stream.c), host functions (callback.c) ---- */
-/* After a post has failed on the worker (tpc_counts.failures) the next wait must ask it, even where the client believes all is done.
- * What a call answered that may report it, and the date before: with success nothing was left to report, so waits are short
- * again. After an error the next call has to say so. */
-void tpc_waited(const struct tpc_date *asked, CUresult result);
-/* copy_late.c: a host function that runs once begins to be outstanding, or has run; one that runs with graphs comes (1) or goes
- * (-1); a graph was launched. */
-void tpc_host_function_begins(void);
-void tpc_host_function_ended(void);
-void tpc_host_lasts(int change);
-void tpc_late_launched(void);
-/* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
- * needs no round trip. */
-void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);
-/* Whether a wait may be ended by the GPU itself (tp_done_begin): nothing is to be reported or carried across with it. */
-bool tpc_may_mark(void);
-/* watch.c: an answer to a query of an event or a stream that needs no round trip; and what a round trip answered, with the date
- * before it. */
-bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result);
-void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply,
-                       const struct tpc_date *asked);
-/* timing.c: an event was recorded; counts in tpc_counts.records. */
-void tpc_timing_recorded(uint64_t event);
-/* An event was recorded by something else than a call that says so: a kernel's attribute, in a graph if a stream captures. */
-void tpc_watch_recorded(CUevent event);
-/* From now on launches of graphs may record events. */
-void tpc_watch_graphs_record(void);
-/* capture.c: the captures of a context, by the number of its handle, have ended with it. */
-void tpc_capture_context_gone(uint32_t context);
-/* graph_copy.c: what graphs keep on the worker for the program's memory has ended with the context. */
-void tpc_host_copies_context_gone(const struct tpc_context *context);
-/* After the mark was posted as the frame behind `before`: true when the GPU has come there and nothing failed. */
-bool tpc_marked(const char *name, CUstream stream, const struct tp_done *done, uint64_t before);
-/* Waits until the GPU itself says that `stream` has come here; false when that cannot be, or takes long: then wait by a call. */
-bool tpc_wait_marked(const char *name, CUstream stream);
-
-/* ---- memory (memory.c, pointer.c, hostmem.c) ---- */
-/* Kinds of address, by the interval map of everything that was allocated. */
-enum tpc_where { TPC_PAGEABLE, TPC_DEVICE_MEMORY, TPC_PINNED };
-struct tpc_range {
-    uint64_t start, size;
-    enum tpc_where where;
-    struct tpc_context *context;
-    int device; /* of a pool, whose memory may lie elsewhere than the context: ordinal of the program */
-    unsigned long long buffer_id;
-    unsigned int flags;      /* host memory: flags of the allocation; VMM: 1 */
-    uint64_t device_address; /* host memory: where kernels reach it (a twin, or the shared segment), 0 = nowhere */
-    void *detail;
-};
-/* Copies the range that holds `address`; false when none does. */
-bool tpc_range_at(uint64_t address, struct tpc_range *out);
-void tpc_range_add(const struct tpc_range *range);
-/* True when the device reaches [address, address+size): memory of one allocation, or of mappings side by side. */
-bool tpc_range_covers(uint64_t address, uint64_t size);
-bool tpc_range_remove(uint64_t start, struct tpc_range *out);
-/* Keeps the worker's address range free in this process, so that no host pointer is ever a device pointer. */
-void tpc_memory_reserve(uint64_t base, uint64_t size);
-/* Called before each launch and after each completed wait when mapped host memory exists: carries its contents across. */
-extern _Atomic int tpc_twins;
-void tpc_twins_push(void);
-
-/* reach.c: how many pieces of pinned memory kernels do not reach at their host address. Where there are any, a launch has its
- * parameters looked at: what can be reached gets its device address, in `block`, the rest is refused. */
-extern _Atomic unsigned int tpc_unreached;
-struct tpc_kernel;
-CUresult tpc_reach_parameters(const char *name, const struct tpc_kernel *kernel, unsigned char *block,
-                              const void **source);
-/* Names them in the log, after a kernel has used an address that is none. */
-void tpc_unreached_tell(void);
-
-/* ---- kernels (module.c) ---- */
-struct tpc_parameter {
-    uint16_t offset, size;
-};
-struct tpc_image; /* module.c */
-/* On one device; most programs use a kernel on one, whose attributes come first in the list. */
-struct tpc_attributes {
-    _Atomic(struct tpc_attributes *) next;
-    _Atomic int place;  /* the worker's number of the device, plus one; 0 until the first device asks */
-    _Atomic bool known; /* released after the values */
-    _Atomic int values[CU_FUNC_ATTRIBUTE_MAX];
-};
-/* What a library or a kernel is in one context, for as long as that context lives: a module, a function. */
-struct tpc_instance {
-    struct tpc_instance *next;
-    const struct tpc_context *context;
-    unsigned int life;
-    uint64_t handle;
-};
-struct tpc_kernel {
-    uint64_t handle; /* of a function or a kernel */
-    struct tpc_image *image;
-    uint32_t index; /* in the image's list */
-    int device;     /* of a function, the worker's number; -1 for a kernel, which is on all of them */
-    /* NULL until the kernel is described, see tpc_kernel_describe; it is stored behind the two numbers. */
-    _Atomic(const struct tpc_parameter *) layout;
-    uint32_t parameters; /* count */
-    uint32_t parameter_bytes;
-    _Atomic(char *) name;              /* once it was asked for */
-    struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
-    struct tpc_instance *instances;    /* of a kernel: its functions; guarded by its image's lock */
-};
-/* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */
-struct tpc_kernel *tpc_kernel_of(uint64_t handle);
-/* Makes sure that parameters, parameter_bytes and layout are known. A library that was loaded without a context has no layouts
- * yet: they are asked for, which needs a current context. */
-CUresult tpc_kernel_ask(struct tpc_kernel *kernel);
-static inline CUresult tpc_kernel_describe(struct tpc_kernel *kernel) {
-    return TP_LIKELY(atomic_load_explicit(&kernel->layout, memory_order_acquire) != NULL) ? CUDA_SUCCESS
-                                                                                          : tpc_kernel_ask(kernel);
-}
-/* The handle for the current context in a list of instances, 0 if it has none yet; adding one: false without memory. */
-uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context);
-bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle);
-struct tp_lock *tpc_image_lock(struct tpc_image *image);
-/* Handle of the module or library that the kernel is in. */
-uint64_t tpc_image_handle(const struct tpc_image *image);
-/* function.c: the attributes of a function on its device or of a kernel on the current one, as far as they are known; NULL
- * without memory. */
-struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel);
-/* Their values, asked for once; NULL with *result set on failure. */
-const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result);
+/* ---- what the other families hear of, if they register for it ---- */
+/* The worker has answered the first question, before any other call of the program goes on. */
+typedef void tpc_started(const struct tpg_start_out *answer);
+TP_LIST(tpc_started);
+/* An error broke a context. */
+typedef void tpc_context_broken(const struct tpc_context *context, int error);
+TP_LIST(tpc_context_broken);
+/* What a context had is gone for the program. Told before the frame about it is sent: the worker may give its addresses to
+ * another thread as soon as it has that. */
+typedef void tpc_context_gone(const struct tpc_context *context);
+TP_LIST(tpc_context_gone);
+/* And told after it, without a lock: what registers here may run code of the program. */
+typedef void tpc_context_over(const struct tpc_context *context);
+TP_LIST(tpc_context_over);
 
 #endif

@@ -7,7 +7,7 @@
  * newer runtimes call some without looking. The tables are constant and their addresses stable: the integrity check signs
  * them. Any thread; the arguments are the program's own memory.
  */
-#include "tpc_local.h"
+#include "tpc_runtime.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,7 +100,7 @@ static CUresult primary_handle(CUcontext *out, CUdevice device) {
     if (!tpc_device_valid(device)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    *out = (CUcontext)(uintptr_t)tpc_primary(device)->base.handle;
+    *out = (CUcontext)(uintptr_t)tpc_primary_of(device)->handle;
     return CUDA_SUCCESS;
 }
 

@@ -9,7 +9,7 @@
  * memory. The arguments are the program's own memory; the files are the user's. Failing to keep something is never an
  * error to the program: it compiles.
  */
-#include "tpc_local.h"
+#include "tpc_runtime.h"
 
 #include <dirent.h>
 #include <errno.h>

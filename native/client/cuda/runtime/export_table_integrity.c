@@ -6,7 +6,7 @@
  * for itself. Any thread; writes only the caller's result. The key and the layout of the message were found by public
  * projects (ZLUDA); the runtimes of CUDA 11.8, 12.1, 12.4, 12.9, 13.0 and 13.2 were tried and accept the answer.
  */
-#include "tpc_local.h"
+#include "tpc_runtime.h"
 
 #include <pthread.h>
 #include <stdlib.h>

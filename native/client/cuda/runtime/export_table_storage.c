@@ -5,7 +5,7 @@
  * chains, are never unlinked and keep their (context, key) for good; putting and deleting, under the lock, change only what
  * an entry holds. `held` releases value and destructor. Keys and values are addresses of the program, never followed.
  */
-#include "tpc_local.h"
+#include "tpc_runtime.h"
 
 #include <stdlib.h>
 
@@ -20,11 +20,12 @@ struct tpc_storage_entry {
     _Atomic bool held;
     void *_Atomic value;
     destructor_function *destructor;    /* under the lock */
-    struct tpc_storage_entry *detached; /* list of copies for tpc_storage_end */
+    struct tpc_storage_entry *detached; /* list of copies whose destructors are due */
 };
 
 static struct tpc_storage_entry *_Atomic buckets[BUCKETS];
 static struct tp_lock changes;
+static struct tpc_storage_entry *detached; /* of contexts that are gone and not over yet; under the lock */
 
 static unsigned bucket_of(uint64_t context, const void *key) {
     uint64_t mixed = (context >> 4 ^ (uint64_t)(uintptr_t)key >> 3) * 0x9e3779b97f4a7c15ull;
@@ -119,8 +120,9 @@ CUresult tpc_storage_delete(CUcontext ctx, void *key) {
     return result;
 }
 
-struct tpc_storage_entry *tpc_storage_detach(uint64_t context) {
-    struct tpc_storage_entry *list = NULL;
+/* Takes the values out: the next life of the context begins without them. */
+static void detach(const struct tpc_context *gone) {
+    const uint64_t context = gone->handle;
     tp_lock_take(&changes);
     for (unsigned i = 0; i < BUCKETS; i++) {
         struct tpc_storage_entry *entry = atomic_load_explicit(&buckets[i], memory_order_relaxed);
@@ -139,20 +141,35 @@ struct tpc_storage_entry *tpc_storage_detach(uint64_t context) {
             copy->destructor = entry->destructor;
             atomic_store_explicit(&copy->value, atomic_load_explicit(&entry->value, memory_order_relaxed),
                                   memory_order_relaxed);
-            copy->detached = list;
-            list = copy;
+            copy->detached = detached;
+            detached = copy;
         }
     }
     tp_lock_drop(&changes);
-    return list;
+}
+TP_REGISTER(tpc_context_gone, detach);
+
+static struct tpc_storage_entry *next_detached(uint64_t context) {
+    tp_lock_take(&changes);
+    struct tpc_storage_entry **at = &detached;
+    while (*at && (*at)->context != context) {
+        at = &(*at)->detached;
+    }
+    struct tpc_storage_entry *entry = *at;
+    if (entry) {
+        *at = entry->detached;
+    }
+    tp_lock_drop(&changes);
+    return entry;
 }
 
-void tpc_storage_end(struct tpc_storage_entry *list) {
-    while (list) {
-        struct tpc_storage_entry *next = list->detached;
-        list->destructor((CUcontext)(uintptr_t)list->context, list->key,
-                         atomic_load_explicit(&list->value, memory_order_relaxed));
-        free(list);
-        list = next;
+/* Runs the destructors, which may call the driver API. */
+static void end(const struct tpc_context *over) {
+    struct tpc_storage_entry *entry;
+    while ((entry = next_detached(over->handle)) != NULL) {
+        entry->destructor((CUcontext)(uintptr_t)entry->context, entry->key,
+                          atomic_load_explicit(&entry->value, memory_order_relaxed));
+        free(entry);
     }
 }
+TP_REGISTER(tpc_context_over, end);

@@ -5,7 +5,7 @@
  * RFC, which also proves the permutation below.
  * Any thread; reads only its arguments.
  */
-#include "tpc_local.h"
+#include "tpc_runtime.h"
 
 #define BLOCK 16u
 

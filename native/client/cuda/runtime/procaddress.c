@@ -5,7 +5,7 @@
  * cuInit and without a connection, because the CUDA runtime resolves some 440 names before it does anything else. Any
  * thread; reads constant memory only.
  */
-#include "tpc_local.h"
+#include "tpc.h"
 
 #include <tpl.h>
 

@@ -7,7 +7,7 @@
  * held while a function runs. Host functions of graphs and destructors of user objects stay until the worker says that they
  * were needed for the last time. CUDA calls from inside a host function are not permitted: the thread has a context that says so.
  */
-#include "tpc_graph.h"
+#include "tpc_stream.h"
 #include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
@@ -36,6 +36,43 @@ static _Atomic uint32_t ready_count; /* futex of the runner */
 static uint64_t last_token;
 static bool running;
 
+/* Host functions of graphs run whenever a graph is launched; the session says when all are through. */
+static _Atomic uint32_t of_graphs;
+static uint64_t launched; /* frames of the process at the last launch of a graph that may have some */
+static bool may_run;      /* one of tpc_late_reasons */
+
+_Atomic uint32_t tpc_late_reasons;
+
+/* ---- which are outstanding: what they may write may not be copied before ---- */
+
+static void one_more(void) { atomic_fetch_add_explicit(&tpc_late_reasons, 1, memory_order_seq_cst); }
+
+static void one_less(void) { atomic_fetch_sub_explicit(&tpc_late_reasons, 1, memory_order_seq_cst); }
+
+void tpc_host_functions_launched(void) {
+    if (TP_LIKELY(!atomic_load_explicit(&of_graphs, memory_order_relaxed))) {
+        return;
+    }
+    tp_lock_take(&lock);
+    launched = tp_frames(tpc_conn);
+    if (!may_run) {
+        may_run = true;
+        one_more();
+    }
+    tp_lock_drop(&lock);
+}
+
+void tpc_host_functions_through(uint64_t frame) {
+    tp_lock_take(&lock);
+    if (may_run && frame >= launched) {
+        may_run = false;
+        one_less();
+    }
+    tp_lock_drop(&lock);
+}
+
+/* ---- running them ---- */
+
 static void run(struct call *call) {
     if (call->callback) {
         call->callback(call->stream, call->lost ? tpc_lost() : call->status, call->user);
@@ -44,12 +81,10 @@ static void run(struct call *call) {
         call->function(call->user);
     }
     if (!call->lasting && !call->silent) {
-        tpc_host_function_ended(); /* what it wrote may be copied at once from here on */
+        one_less(); /* what it wrote may be copied at once from here on */
     }
     if (!call->silent) {
-        if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-            tpc_twins_push(); /* for the kernels behind it */
-        }
+        TP_TELL(tpc_host_function_over); /* for the kernels behind it */
         struct tpg_host_function_done_in in = {.token = call->token};
         tpc_post_host_function_done("cuLaunchHostFunc", &in);
         tp_flush(tpc_conn);
@@ -149,11 +184,11 @@ static void outstanding(const struct call *call, bool begins) {
         return;
     }
     if (call->lasting) {
-        tpc_host_lasts(begins ? 1 : -1);
+        atomic_fetch_add(&of_graphs, begins ? 1u : -1u);
     } else if (begins) {
-        tpc_host_function_begins();
+        one_more();
     } else {
-        tpc_host_function_ended();
+        one_less();
     }
 }
 

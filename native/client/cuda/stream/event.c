@@ -4,7 +4,7 @@
  *
  * Any thread. Nothing is kept about an event but its handle.
  */
-#include "tpc_graph.h"
+#include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
 CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {

@@ -4,11 +4,12 @@
  * Any thread. A stream's record is written when it is made and by `tpc_stream_quiet`. Creating and destroying wait for nobody;
  * a wait that follows a completed call on the same stream, with nothing sent in between, needs no round trip.
  */
-#include "tpc_graph.h"
-#include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
+
+_Atomic int tpc_twins;
 
 struct stream {
     unsigned int flags;
@@ -131,7 +132,7 @@ CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
     /* Sent before the slot may be used again. The record stays: another thread may be looking at it, and it is small. */
     CUresult result = tpc_post_stream_destroy("cuStreamDestroy", &in);
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
-        tpc_capture_stream_gone(hStream);
+        TP_TELL(tpc_stream_gone, hStream);
     }
     tpc_unmint(TPG_STREAM, in.stream);
     return result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */

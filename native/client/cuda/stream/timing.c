@@ -6,7 +6,7 @@
  * time, again and again. So a question carries the pairs that by that pattern come next, and a wait for an event the start
  * that goes with it. What is kept is what the driver said, bit for bit, and holds until any event is recorded anew.
  */
-#include "tpc_graph.h"
+#include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>

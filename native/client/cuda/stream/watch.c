@@ -8,7 +8,7 @@
  * ahead of the session (tpc_counts.told). Once in a while a poll goes to the worker all the same, because after a sticky
  * error nothing is ever written.
  */
-#include "tpc_graph.h"
+#include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
 #define WATCHES 32u
@@ -171,9 +171,7 @@ void tpc_noted_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned
 }
 
 /* Which events a graph records is not known here; few programs have such graphs. */
-void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
-    tpc_late_launched();
-    tpc_copies_behind_launch("cuGraphLaunch", hGraph, hStream);
+void tpc_watch_launched(void) {
     if (TP_UNLIKELY(atomic_load_explicit(&graphs_record, memory_order_relaxed))) {
         forget_all();
     }

@@ -7,8 +7,7 @@
  * `contexts` orders what is sent about primary contexts with the counts that decide it. Destructors of context-local storage
  * are the program's code: they run with no lock held, after the context's end is in the stream.
  */
-#include "tpc_local.h"
-#include "tpc_memory.h"
+#include "process_internal.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
@@ -54,8 +53,6 @@ CUresult tpc_current_living(struct tpc_context **out) {
     *out = context;
     return CUDA_SUCCESS;
 }
-
-struct tpc_context_record *tpc_primary(int device) { return &primaries[device]; }
 
 struct tpc_context *tpc_primary_of(int device) { return &primaries[device].base; }
 
@@ -319,23 +316,19 @@ CUresult tpc_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
     return result;
 }
 
-/* What the context had is gone for the program from here on; its storage is the caller's to end. Before the frame about it is
- * sent: the worker may give its addresses to another thread as soon as it has that. */
-static struct tpc_storage_entry *end(struct tpc_context *context) {
+/* The caller sends the frame about it, and then tells that it is over. */
+static void end(struct tpc_context *context) {
     atomic_store_explicit(&context->error, CUDA_ERROR_CONTEXT_IS_DESTROYED, memory_order_relaxed);
     atomic_fetch_sub_explicit(&living, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&context->life, 1, memory_order_relaxed);
-    tpc_capture_context_gone(tp_handle_id(context->handle));
-    tpc_memory_context_gone(context);
-    tpc_host_copies_context_gone(context);
-    return tpc_storage_detach(context->handle);
+    TP_TELL(tpc_context_gone, context);
 }
 
 /* Under `contexts`. */
-static struct tpc_storage_entry *deactivate(struct tpc_context *context) {
+static void deactivate(struct tpc_context *context) {
     atomic_store_explicit(&context->active, false, memory_order_relaxed);
     context->flags = FLAGS_DEFAULT;
-    return end(context);
+    end(context);
 }
 
 CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
@@ -343,7 +336,7 @@ CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
     struct tpc_context *context = &primaries[dev].base;
-    struct tpc_storage_entry *storage = NULL;
+    bool ended = false;
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&contexts);
     int references = atomic_load_explicit(&context->references, memory_order_relaxed);
@@ -353,12 +346,15 @@ CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
         atomic_store_explicit(&context->references, references - 1, memory_order_relaxed);
         if (references == 1 && atomic_load_explicit(&context->active, memory_order_relaxed)) {
             struct tpg_primary_release_in in = {.device = tpc_devices[dev].remote};
-            storage = deactivate(context);
+            deactivate(context);
+            ended = true;
             result = tpc_post_primary_release("cuDevicePrimaryCtxRelease_v2", &in);
         }
     }
     tp_lock_drop(&contexts);
-    tpc_storage_end(storage);
+    if (ended) {
+        TP_TELL(tpc_context_over, context);
+    }
     return result;
 }
 
@@ -368,16 +364,19 @@ CUresult tpc_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
     struct tpc_context *context = &primaries[dev].base;
-    struct tpc_storage_entry *storage = NULL;
+    bool ended = false;
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&contexts);
     if (atomic_load_explicit(&context->active, memory_order_relaxed)) {
         struct tpg_primary_reset_in in = {.device = tpc_devices[dev].remote};
-        storage = deactivate(context);
+        deactivate(context);
+        ended = true;
         result = tpc_post_primary_reset("cuDevicePrimaryCtxReset_v2", &in);
     }
     tp_lock_drop(&contexts);
-    tpc_storage_end(storage);
+    if (ended) {
+        TP_TELL(tpc_context_over, context);
+    }
     return result;
 }
 
@@ -479,13 +478,13 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     if (context->primary || !atomic_exchange_explicit(&context->active, false, memory_order_relaxed)) {
         return context->primary ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
-    struct tpc_storage_entry *storage = end(context);
+    end(context);
     struct tpg_context_destroy_in in = {.context = context->handle};
     result = tpc_post_context_destroy("cuCtxDestroy_v2", &in);
     tpc_unmint(TPG_CONTEXT, context->handle);
     if (stack.top == context) {
         pop();
     }
-    tpc_storage_end(storage);
+    TP_TELL(tpc_context_over, context);
     return result;
 }

@@ -5,7 +5,7 @@
  * device existed at the start, otherwise the first question of a context fetches them all. Any thread; `info_known` releases
  * what was stored before it. Values that the worker sends are numbers for the program and index nothing here.
  */
-#include "tpc_local.h"
+#include "process_internal.h"
 #include "tpg_cuda_send.h"
 
 static struct tpc_context_record *record_of(struct tpc_context *context) {

@@ -1,0 +1,70 @@
+/*
+ * Code: kernels and functions, what is known of them, and the parameters of a launch.
+ *
+ * Any thread. What the worker said was bounded when it arrived; afterwards only this process writes.
+ */
+#ifndef TPC_CODE_H
+#define TPC_CODE_H
+
+#include "tpc.h"
+
+/* ---- kernels (module.c) ---- */
+struct tpc_parameter {
+    uint16_t offset, size;
+};
+struct tpc_image; /* module.c */
+/* On one device; most programs use a kernel on one, whose attributes come first in the list. */
+struct tpc_attributes {
+    _Atomic(struct tpc_attributes *) next;
+    _Atomic int place;  /* the worker's number of the device, plus one; 0 until the first device asks */
+    _Atomic bool known; /* released after the values */
+    _Atomic int values[CU_FUNC_ATTRIBUTE_MAX];
+};
+/* What a library or a kernel is in one context, for as long as that context lives: a module, a function. */
+struct tpc_instance {
+    struct tpc_instance *next;
+    const struct tpc_context *context;
+    unsigned int life;
+    uint64_t handle;
+};
+struct tpc_kernel {
+    uint64_t handle; /* of a function or a kernel */
+    struct tpc_image *image;
+    uint32_t index; /* in the image's list */
+    int device;     /* of a function, the worker's number; -1 for a kernel, which is on all of them */
+    /* NULL until the kernel is described, see tpc_kernel_describe; it is stored behind the two numbers. */
+    _Atomic(const struct tpc_parameter *) layout;
+    uint32_t parameters; /* count */
+    uint32_t parameter_bytes;
+    _Atomic(char *) name;              /* once it was asked for */
+    struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
+    struct tpc_instance *instances;    /* of a kernel: its functions; guarded by its image's lock */
+};
+/* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */
+struct tpc_kernel *tpc_kernel_of(uint64_t handle);
+/* Makes sure that parameters, parameter_bytes and layout are known. A library that was loaded without a context has no layouts
+ * yet: they are asked for, which needs a current context. */
+CUresult tpc_kernel_ask(struct tpc_kernel *kernel);
+static inline CUresult tpc_kernel_describe(struct tpc_kernel *kernel) {
+    return TP_LIKELY(atomic_load_explicit(&kernel->layout, memory_order_acquire) != NULL) ? CUDA_SUCCESS
+                                                                                          : tpc_kernel_ask(kernel);
+}
+/* The handle for the current context in a list of instances, 0 if it has none yet; adding one: false without memory. */
+uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context);
+bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle);
+struct tp_lock *tpc_image_lock(struct tpc_image *image);
+/* Handle of the module or library that the kernel is in. */
+uint64_t tpc_image_handle(const struct tpc_image *image);
+/* function.c: the attributes of a function on its device or of a kernel on the current one, as far as they are known; NULL
+ * without memory. */
+struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel);
+/* Their values, asked for once; NULL with *result set on failure. */
+const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result);
+
+/* ---- launch.c ---- */
+/* Checks the shape and finds the parameter block, `block` or the caller's own. */
+#define TPC_BLOCK_LIMIT 32764u /* bytes of parameters that a kernel can take */
+CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARAMS *params, unsigned char *block,
+                          const void **source);
+
+#endif

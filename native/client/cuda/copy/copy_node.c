@@ -1,0 +1,243 @@
+/*
+ * Copies as nodes of graphs: how the program's memory becomes part of a graph, and the buffers that stand for it there.
+ *
+ * Any thread. Where the GPU does not reach the memory, a node is given a buffer, device memory of this process on the worker
+ * that counts as an allocation does. A buffer belongs to one node as the program described it and never changes. It lives
+ * while a graph has the node, by a user object that the driver hands on to clones, child graphs and executable graphs, and
+ * while a list of an executable graph has it (graph/graph_copy.c). The list of buffers is guarded by a lock that is not held
+ * across a call.
+ */
+#include "tpc_copy.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+#include <tp_segment.h>
+
+#define ALIVE_MAX 65536u /* buffers: all of them are named to the worker in one frame */
+#define PIECES_MAX 1024u /* parts of the program's memory that a download writes: each is a transfer of its own */
+
+_Atomic size_t tpc_host_copies;
+static struct tp_lock lock;
+static struct tpc_host_copy *alive;
+
+/* ---- buffers ---- */
+
+/* The calling thread may have another context, or be the one that runs destructors. */
+static void give_back(const struct tpc_host_copy *copy) {
+    struct tp_thread *self = tp_thread_self();
+    const uint32_t before = self->context;
+    struct tpg_memory_free_in in = {.address = copy->address};
+    if (copy->address && copy->context->life == copy->life) {
+        self->context = tp_handle_id(copy->context->handle);
+        tpc_post_memory_free("cuGraphDestroy", &in);
+        self->context = before;
+    }
+}
+
+static void drop(struct tpc_host_copy *copy) {
+    tp_lock_take(&lock);
+    bool last = --copy->references == 0;
+    for (struct tpc_host_copy **at = &alive; last && *at; at = &(*at)->next) {
+        if (*at == copy) {
+            *at = copy->next;
+            atomic_fetch_sub(&tpc_host_copies, 1);
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+    if (last) {
+        give_back(copy);
+        free(copy);
+    }
+}
+
+void tpc_host_copy_drop(struct tpc_host_copy *copy) {
+    if (copy) {
+        drop(copy);
+    }
+}
+
+static void no_graph_has_it(void *copy) { drop(copy); }
+
+CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out) {
+    TPC_CONTEXT(context);
+    uint64_t size = 0;
+    bool fits = side->width && side->height && side->depth && side->first &&
+                !__builtin_mul_overflow(side->width, side->height, &size) &&
+                !__builtin_mul_overflow(size, side->depth, &size);
+    if (!fits || tpc_is_device_address((uint64_t)(uintptr_t)side->first)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    uint64_t pieces = side->pitch == side->width || side->height == 1 ? side->depth : side->height * side->depth;
+    if ((!up && pieces > PIECES_MAX) || atomic_load(&tpc_host_copies) >= ALIVE_MAX) {
+        tp_log(TP_ERROR,
+               "%s: a copy node that writes %llu separate parts of this program's memory, or the %zuth such node "
+               "beside others, is not supported; the most are %u and %u",
+               name, (unsigned long long)pieces, atomic_load(&tpc_host_copies) + 1, PIECES_MAX, ALIVE_MAX);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    struct tpc_host_copy *copy = calloc(1, sizeof *copy);
+    if (!copy) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    struct tpg_memory_alloc_in in = {.size = size};
+    struct tpg_memory_alloc_out answer = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        free(copy);
+        return result;
+    }
+    *copy = (struct tpc_host_copy){
+        .address = answer.address, .side = *side, .up = up, .context = context, .life = context->life, .references = 1};
+    tp_lock_take(&lock);
+    copy->next = alive;
+    alive = copy;
+    atomic_fetch_add(&tpc_host_copies, 1);
+    tp_lock_drop(&lock);
+    *out = copy;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph) {
+    CUuserObject object;
+    CUresult result = tpc_cuUserObjectCreate(&object, copy, no_graph_has_it, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+    if (result != CUDA_SUCCESS) {
+        drop(copy);
+        return result;
+    }
+    result = tpc_cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
+    if (result != CUDA_SUCCESS) {
+        tpc_cuUserObjectRelease(object, 1); /* ends the copy */
+    }
+    return result;
+}
+
+static void context_gone(const struct tpc_context *context) {
+    tp_lock_take(&lock);
+    for (struct tpc_host_copy *copy = alive; copy; copy = copy->next) {
+        if (copy->context == context) {
+            copy->address = 0;
+        }
+    }
+    tp_lock_drop(&lock);
+}
+TP_REGISTER(tpc_context_gone, context_gone);
+
+bool tpc_host_copy_side(uint64_t address, struct tpc_host_side *side) {
+    bool found = false;
+    tp_lock_take(&lock);
+    for (const struct tpc_host_copy *copy = alive; address && copy && !found; copy = copy->next) {
+        found = copy->address == address;
+        if (found) {
+            *side = copy->side;
+        }
+    }
+    tp_lock_drop(&lock);
+    return found;
+}
+
+uint64_t *tpc_host_copy_addresses(size_t *count) {
+    tp_lock_take(&lock);
+    size_t n = 0, most = atomic_load(&tpc_host_copies);
+    uint64_t *addresses = calloc(most + 1, sizeof *addresses);
+    for (const struct tpc_host_copy *copy = alive; addresses && copy && n < most; copy = copy->next) {
+        addresses[n++] = copy->address;
+    }
+    tp_lock_drop(&lock);
+    *count = n;
+    return addresses;
+}
+
+struct tpc_host_copy *tpc_host_copy_hold(uint64_t address) {
+    tp_lock_take(&lock);
+    struct tpc_host_copy *copy = alive;
+    while (copy && copy->address != address) {
+        copy = copy->next;
+    }
+    if (copy) {
+        copy->references++;
+    }
+    tp_lock_drop(&lock);
+    return copy;
+}
+
+void tpc_host_copy_retain(struct tpc_host_copy *copy) {
+    tp_lock_take(&lock);
+    copy->references++;
+    tp_lock_drop(&lock);
+}
+
+/* ---- what a capture takes ---- */
+
+/* The one place that decides how host memory becomes part of a graph. As it is if the GPU reaches the memory itself, at an
+ * address that stays the same for as long as the memory lives: pinned memory in the shared segment. Otherwise by a buffer,
+ * which stands for it. */
+bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device) {
+    uint64_t offset = tpc_host_offset(host, size);
+    *device = TP_SEGMENT_ADDRESS + offset;
+    return offset != 0;
+}
+
+CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync, CUgraph *graph) {
+    struct tpc_capture_info info;
+    uint64_t device;
+    *graph = NULL;
+    CUresult result = tpc_capture_look(stream, &info);
+    if (result == CUDA_SUCCESS && info.status == CU_STREAM_CAPTURE_STATUS_NONE) {
+        return CUDA_SUCCESS;
+    }
+    if (result == CUDA_SUCCESS && info.status == CU_STREAM_CAPTURE_STATUS_INVALIDATED) {
+        return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+    }
+    if (result == CUDA_SUCCESS && !sync) {
+        *graph = tpc_host_in_graph(host, size, &device) ? NULL : (CUgraph)(uintptr_t)info.graph;
+        return CUDA_SUCCESS;
+    }
+    CUresult broken = tpc_capture_break(name, stream);
+    return result != CUDA_SUCCESS ? result : broken != CUDA_SUCCESS ? broken : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+}
+
+static CUresult between(const char *name, const struct tpc_area *area, uint64_t buffer, bool up, CUstream stream) {
+    if (area->height == 1 || area->pitch == area->width) {
+        return tpc_copy_across(name, up ? area->address : buffer, up ? buffer : area->address,
+                               area->width * area->height, stream);
+    }
+    struct tpg_copy_device_2d_in in = {.destination = up ? area->address : buffer,
+                                       .source = up ? buffer : area->address,
+                                       .destination_pitch = up ? area->pitch : area->width,
+                                       .source_pitch = up ? area->width : area->pitch,
+                                       .width = area->width,
+                                       .height = area->height,
+                                       .stream = (uint64_t)(uintptr_t)stream};
+    return tpc_post_copy_device_2d(name, &in);
+}
+
+CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area *area, const void *host,
+                          uint64_t host_pitch, bool up, CUstream stream) {
+    struct tpc_host_copy *copy = NULL;
+    struct tpc_host_side side = {.first = (unsigned char *)(uintptr_t)host,
+                                 .pitch = host_pitch,
+                                 .slice = host_pitch * area->height,
+                                 .width = area->width,
+                                 .height = area->height,
+                                 .depth = 1,
+                                 .type = CU_MEMORYTYPE_HOST,
+                                 .base = (uint64_t)(uintptr_t)host,
+                                 .told_pitch = host_pitch,
+                                 .told_height = area->height};
+    CUresult result = tpc_host_copy_make(name, &side, up, &copy);
+    if (result == CUDA_SUCCESS) {
+        result = between(name, area, copy->address, up, stream);
+        if (result == CUDA_SUCCESS) {
+            result = tpc_host_copy_keep(copy, graph);
+        } else {
+            drop(copy);
+        }
+    }
+    if (result != CUDA_SUCCESS) {
+        tpc_capture_refuse(name, stream); /* a graph without it would do something else than the program wrote */
+    }
+    return result;
+}

@@ -1,0 +1,118 @@
+/*
+ * Copies: between device memory, pinned memory and the rest of the program's memory; in streams, and as nodes of graphs.
+ *
+ * Any thread. Nothing here is read from memory that others can write, except the bytes that are copied.
+ */
+#ifndef TPC_COPY_H
+#define TPC_COPY_H
+
+#include "tpc_memory.h"
+#include "tpc_stream.h"
+
+/* ---- sides ---- */
+/* The program's side of a copy: its first byte, and the box; and how the program put it. */
+struct tpc_host_side {
+    unsigned char *first;
+    uint64_t pitch, slice, width, height, depth;
+    CUmemorytype type;
+    uint64_t base, x, y, z, told_pitch, told_height;
+};
+/* Bytes from the first to the last one. */
+static inline uint64_t tpc_side_span(const struct tpc_host_side *side) {
+    return side->slice * (side->depth - 1) + side->pitch * (side->height - 1) + side->width;
+}
+static inline struct tpc_host_side tpc_packed_side(const void *first, uint64_t size) {
+    return (struct tpc_host_side){.first = (unsigned char *)(uintptr_t)first,
+                                  .pitch = size,
+                                  .slice = size,
+                                  .width = size,
+                                  .height = 1,
+                                  .depth = 1};
+}
+/* The device side of a copy: rows of `width` bytes, `pitch` apart. */
+struct tpc_area {
+    uint64_t address, pitch, width, height;
+};
+static inline struct tpc_area tpc_line(uint64_t address, uint64_t size) {
+    return (struct tpc_area){.address = address, .pitch = size, .width = size, .height = 1};
+}
+/* Bytes from the first to the last one; 0 with *fits false when that overflows. */
+static inline uint64_t tpc_area_extent(const struct tpc_area *area, bool *fits) {
+    uint64_t before = 0, extent = 0;
+    *fits = area->height && !__builtin_mul_overflow(area->pitch, area->height - 1, &before) &&
+            !__builtin_add_overflow(before, area->width, &extent);
+    return *fits ? extent : 0;
+}
+
+/* ---- copy.c ---- */
+/* Packed host bytes into an area or out of it. `sync` is the form of the API call: everything the program does next
+ * comes after the copy. The range checks have been made. */
+CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync);
+CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync);
+/* A download into any memory that nobody waits for yet: the bytes have come when a wait for the stream returns. */
+CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpc_area *area, CUstream stream);
+/* A copy between pinned memory in the shared segment and an area, rows `host_pitch` apart in host memory. False when the
+ * host side does not lie there: nothing was done. */
+bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,
+                     CUstream stream, bool sync, CUresult *result);
+CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream);
+/* The begin of one in the form that is synchronous: between contexts it comes after everything that both of them, and the
+ * current one, have to do (cuMemcpyPeer). */
+CUresult tpc_copy_settle(uint64_t destination, uint64_t source);
+/* And its end: it waits if a side is host memory, which the program may look at or change now, or belongs to another context,
+ * which would not wait by itself. Between memory of one context the driver does not wait either. */
+CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, CUstream stream, CUresult result);
+/* cuMemcpyAsync. */
+CUresult tpc_copy_anywhere(const char *name, uint64_t to, uint64_t from, uint64_t size, CUstream stream);
+/* Waits until `stream` has done everything that was sent before. */
+CUresult tpc_copy_wait(const char *name, CUstream stream);
+bool tpc_is_pinned(const void *memory, size_t size);
+
+/* ---- copy_late.c ---- */
+/* Whether something that stands before an upload in its stream may still write the memory. */
+static inline bool tpc_late_needed(const void *start, uint64_t size) {
+    return TP_UNLIKELY(atomic_load_explicit(&tpc_late_reasons, memory_order_acquire)) ||
+           TP_UNLIKELY(tp_download_pending(tpc_conn, start, size));
+}
+/* Before bytes of pageable memory are taken, which lie within `span`: the synchronous form comes behind what the stream has to do,
+ * while that may be a host function. */
+CUresult tpc_pageable_settle(const char *name, const void *source, size_t span, CUstream stream, bool sync);
+/* Copies the side, packed, into the area, with the bytes that are there when the stream gets to it. Returns at once. */
+CUresult tpc_copy_late(const char *name, const struct tpc_area *area, const struct tpc_host_side *side,
+                       CUstream stream);
+
+/* ---- copy_node.c ---- */
+/* For a copy between host memory and the device while captures are under way: refuses it, or lets it pass; *graph, unless
+ * it is NULL then, is one that can only have the copy by a buffer (tpc_capture_host). */
+CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync, CUgraph *graph);
+/* Makes the copy a node of the graph that the stream captures, for host memory that the GPU does not reach; rows `host_pitch`
+ * apart. */
+CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area *area, const void *host,
+                          uint64_t host_pitch, bool up, CUstream stream);
+/* Whether a graph may read and write the host memory at every launch, and the device address that it then has. */
+bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device);
+/* A buffer that stands for the program's memory in one node. */
+struct tpc_host_copy {
+    struct tpc_host_copy *next;
+    uint64_t address; /* of the buffer; 0 once its context is gone */
+    struct tpc_host_side side;
+    bool up;
+    struct tpc_context *context;
+    unsigned int life; /* of the context */
+    int references;    /* graphs together have one */
+};
+/* The caller has it until it gives it to one of the next two. */
+CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out);
+/* It ends with the graph and what was made of it; or, on failure, now. */
+CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph);
+void tpc_host_copy_drop(struct tpc_host_copy *copy);
+/* What the program said of the side of a node that has this buffer; false when it is none. */
+bool tpc_host_copy_side(uint64_t address, struct tpc_host_side *side);
+/* How many there are; all their addresses, which the caller frees, NULL without memory. */
+extern _Atomic size_t tpc_host_copies;
+uint64_t *tpc_host_copy_addresses(size_t *count);
+/* The one with that address, NULL if none is left, and one that is there: to be dropped. */
+struct tpc_host_copy *tpc_host_copy_hold(uint64_t address);
+void tpc_host_copy_retain(struct tpc_host_copy *copy);
+
+#endif

@@ -1,0 +1,37 @@
+/*
+ * What the files about devices and contexts share, and the start.
+ *
+ * Memory read here is written by this process alone, except for the device descriptions, which device.c bounds when they
+ * arrive.
+ */
+#ifndef TPC_PROCESS_INTERNAL_H
+#define TPC_PROCESS_INTERNAL_H
+
+#include "tpc.h"
+
+/* ---- state.c ---- */
+/* Connects and runs the `start` operation once, which fills in tpc_driver_version and the devices. */
+CUresult tpc_start(void);
+
+/* ---- device.c ---- */
+/* Fills the device list from the answer of the `start` operation and applies CUDA_VISIBLE_DEVICES. Called once, by cuInit. */
+CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions, size_t size);
+/* Which of `count` devices CUDA_VISIBLE_DEVICES names, in that order; returns how many. */
+int tpc_visible(const char *variable, const struct tp_device_description *devices, int count, int *order);
+
+/* ---- context.c ---- */
+/* A record behind a handle of ours; never freed, because any thread's stack may still name it after its destruction. */
+struct tpc_context_record {
+    struct tpc_context base; /* first: tables and the rest of the client see only this */
+    _Atomic bool info_known; /* the fields below and base.limits; released after them */
+    int32_t limit_results[TP_DEVICE_LIMITS];
+    int priority_low, priority_high;
+};
+/* Mints the handles of the primary contexts. Called once, when the devices are known. */
+CUresult tpc_contexts_start(void);
+
+/* ---- limits.c ---- */
+/* Limits and priorities as a fresh context of that device has them, if the device description told. */
+void tpc_limits_fresh(struct tpc_context_record *record);
+
+#endif
