@@ -379,7 +379,7 @@ def test_url_refusals_stop_with_a_sentence(
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("https://operator/api", "https"),
+        ("https://", "http://"),
         ("ftp://operator/api", "http://"),
         ("http://", "http://"),
         ("http://h:0/", "http://"),

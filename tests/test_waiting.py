@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from service import Service, service, silent
 from stack.harness import Worker, clean_environment
 from worker_harness import eventually
 
@@ -83,53 +83,11 @@ def client(connection: str = "", **variables: str) -> dict[str, str]:
     return {**clean, **client_environment(connection or None, clean)}
 
 
-class Service:
-    """Listens, and does with each connection what it is told."""
-
-    def __init__(self, serve: Callable[[socket.socket], None], accepts: bool = True) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=0 if not accepts else 16)
-        self.port = self.listener.getsockname()[1]
-        self.connections: list[socket.socket] = []
-        self._serve = serve
-        if accepts:
-            threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            self.connections.append(connection)
-            threading.Thread(target=self._one, args=[connection], daemon=True).start()
-
-    def _one(self, connection: socket.socket) -> None:
-        with suppress(OSError):  # the client is gone, which is what most tests here are about
-            self._serve(connection)
-
-    def close(self) -> None:
-        for connection in self.connections:
-            connection.close()
-        self.listener.close()
-
-
-def silent(connection: socket.socket) -> None:
-    connection.recv(1)
-    time.sleep(30)
-
-
 def not_yet(connection: socket.socket) -> None:
     connection.recv(4096)
     body = b'{"error": "no GPU is free"}'
     connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(body), body))
     connection.close()
-
-
-@contextmanager
-def service(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    started = Service(serve)
-    yield started.port
-    started.close()
 
 
 @contextmanager

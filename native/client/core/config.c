@@ -233,10 +233,12 @@ enum tp_status tp_config_endpoint(struct tp_endpoint *out, char *why, size_t why
         if (status != TP_OK) {
             return status;
         }
-        text = fetched;
+        char fault[900];
+        if (tp_parse_connection(fetched, out, fault, sizeof fault) != TP_FAULT_NONE) {
+            snprintf(why, why_size, "%.300s does not answer with a connection string. %s", url, fault);
+            return TP_ERROR_CONFIG;
+        }
+        return TP_OK;
     }
-    if (tp_parse_connection(text, out, why, why_size) != TP_FAULT_NONE) {
-        return TP_ERROR_CONFIG;
-    }
-    return TP_OK;
+    return tp_parse_connection(text, out, why, why_size) == TP_FAULT_NONE ? TP_OK : TP_ERROR_CONFIG;
 }
