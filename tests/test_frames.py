@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from native_code import includes
+from native_code import sources as code_of
 
 from tensor_fusion.abi import native_file, native_folder
 
@@ -56,16 +58,17 @@ CASES = (
     "struct_long",
     "struct_count",
     "struct_list",
+    "struct_kernel",
     "kinds",
 )
 
 
 def build(out: Path, generated: Path, sources: list[Path]) -> Path:
-    folders = [*(NATIVE / name for name in ("base", "wire", "ring", "transport", "session")), generated]
+    folders = [*includes("base", "wire", "ring", "transport", "session"), f"-I{generated}"]
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
     command = [COMPILER or "", "-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-fno-strict-aliasing", *flags]
-    command += [*(f"-I{path}" for path in folders), *map(str, sources), "-pthread", "-ldl", "-o", str(out)]
+    command += [*folders, *map(str, sources), "-pthread", "-ldl", "-o", str(out)]
     subprocess.run(command, check=True, timeout=300)
     return out
 
@@ -85,8 +88,8 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def program(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [ROOT / "tests/native/test_frames.c", ROOT / "tests/native/fuzz_link.c"]
     left_out = {"main.c", "link.c", "link_data.c", "link_slot.c"}
-    sources += [file for file in (NATIVE / "session").glob("*.c") if file.name not in left_out]
-    sources += [file for name in ("base", "wire", "ring", "transport") for file in (NATIVE / name).glob("*.c")]
+    sources += [file for file in code_of("session", "*") if file.name not in left_out]
+    sources += [file for name in ("base", "wire", "ring", "transport") for file in code_of(name, "*")]
     sources += [generated / f"tpg_{name}.c" for name in ("driver", "dispatch", "tables")]
     return build(tmp_path_factory.mktemp("frames") / "test_frames", generated, sources)
 

@@ -15,6 +15,8 @@ STRUCTS = [
         "CU_STREAM_MEM_OP_BARRIER": {"memoryBarrier": ""},
         "CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES": {"flushRemoteWrites": ""}})),
     struct("CUDA_BATCH_MEM_OP_NODE_PARAMS", ctx="handle context", paramArray="structs CUstreamBatchMemOpParams count"),
+    # Which kernel it is says how its parameters lie: both follow the struct, see graph_node.c on both sides.
+    struct("CUDA_KERNEL_NODE_PARAMS", func="hand", kern="none", kernelParams="none", extra="none", ctx="context"),
     struct("CUaccessPolicyWindow", base_ptr="number"),
     struct("CUlaunchAttribute", pad="none", value=tagged("id", {
         "CU_LAUNCH_ATTRIBUTE_IGNORE": {},

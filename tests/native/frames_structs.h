@@ -66,6 +66,26 @@ static void case_struct_list(void) {
          .nodeParams = &params, .nodeParams_size = sizeof params);
 }
 
+/* A kernel's parameters that are said to be more than what came, which ends the session. Before: of a size that the kernel does
+ * not take, and an event in the place of the kernel. */
+static void case_struct_kernel(void) {
+    struct kernel_params params = kernel_params(handle(TPG_FUNCTION, 0));
+    load(0, TPG_MODULE, 0);
+    SEND(0, function_get, CALL, .module = handle(TPG_MODULE, 0), .function = handle(TPG_FUNCTION, 0), .index = FILL);
+    SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, 0));
+#define KERNEL(bytes)                                                                                                  \
+    SEND(0, cuGraphAddKernelNode_v2, CALL, .hGraph = handle(TPG_GRAPH, 0), .phGraphNode = handle(TPG_GRAPHNODE, 0),    \
+         .nodeParams = &params, .nodeParams_size = (bytes))
+    params.size = sizeof params.arguments - 8;
+    KERNEL(sizeof params - 8); /* refused, 1 */
+    params.size = sizeof params.arguments;
+    params.function = handle(TPG_EVENT, 0);
+    KERNEL(sizeof params); /* 2 */
+    params.function = handle(TPG_FUNCTION, 0);
+    params.size += 8;
+    KERNEL(sizeof params);
+}
+
 /* Handles of another kind than an operation's: the hand-written function never sees them. */
 static void case_kinds(void) {
     const uint64_t event = handle(TPG_EVENT, 0), pool = handle(TPG_POOL, 0), graph = handle(TPG_GRAPH, 0);

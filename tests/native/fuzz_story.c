@@ -83,12 +83,27 @@ static void image(struct story *t, uint32_t kind) {
 static uint64_t function(struct story *t) { return some(t, byte(t) % 2 ? TPG_FUNCTION : TPG_KERNEL); }
 
 static void kernel_node(struct story *t) {
-    const struct fill fill = {t->address, 7, 0, 64};
     const uint64_t before = some(t, TPG_GRAPHNODE);
     uint64_t node, of = owner(t, &node);
-    SAY(graph_kernel, .owner = of, .node = node, .function = function(t), .grid_x = 1, .grid_y = 1, .grid_z = 1,
-        .block_x = 64, .block_y = 1, .block_z = 1, .dependencies = &before, .dependencies_count = byte(t) % 4 == 0,
-        .params = &fill, .params_size = sizeof fill);
+    const struct {
+        CUDA_KERNEL_NODE_PARAMS node;
+        uint64_t function, size;
+        struct fill fill;
+    } params = {.node = {.gridDimX = 1, .gridDimY = 1, .gridDimZ = 1, .blockDimX = 64, .blockDimY = 1, .blockDimZ = 1},
+                .function = function(t),
+                .size = sizeof params.fill,
+                .fill = {t->address, 7, 0, 64}};
+    const size_t count = byte(t) % 4 == 0;
+    if (tp_handle_is(of, TPG_GRAPH)) {
+        SAY(cuGraphAddKernelNode_v2, .hGraph = of, .phGraphNode = node, .dependencies = &before,
+            .dependencies_count = count, .numDependencies = count, .nodeParams = &params,
+            .nodeParams_size = sizeof params);
+    } else if (of) {
+        SAY(cuGraphExecKernelNodeSetParams_v2, .hGraphExec = of, .hNode = node, .nodeParams = &params,
+            .nodeParams_size = sizeof params);
+    } else {
+        SAY(cuGraphKernelNodeSetParams_v2, .hNode = node, .nodeParams = &params, .nodeParams_size = sizeof params);
+    }
 }
 
 static void memory_node(struct story *t) {

@@ -372,7 +372,7 @@ static void case_points(void) {
 /* ---- what nodes of graphs point at, and the client ends ---- */
 
 #define FILL 2 /* fill_u32 in kernels_ptx */
-static const struct {
+static const struct fill {
     uint64_t address;
     uint32_t value, unused;
     uint64_t count;
@@ -385,12 +385,7 @@ static void load(uint32_t context, uint32_t kind, uint32_t index) {
          .is_library = kind == TPG_LIBRARY, .data = kernels_ptx, .data_size = sizeof kernels_ptx);
 }
 
-/* `owner`: a graph, an executable graph, or 0 for the node itself. */
-static void kernel_node(uint32_t context, uint64_t owner, uint64_t node, uint64_t function) {
-    SEND(context, graph_kernel, CALL, .owner = owner, .node = node, .function = function, .grid_x = 1, .grid_y = 1,
-         .grid_z = 1, .block_x = 64, .block_y = 1, .block_z = 1, .params = &fill_arguments,
-         .params_size = sizeof fill_arguments);
-}
+#include "frames_nodes.h"
 
 /* Everything that follows a node, of the graph and the executable one with the index 0. */
 static void follow(uint32_t context) {
@@ -605,6 +600,7 @@ static const struct {
     {"struct_long", case_struct_long, 0, false, 3},
     {"struct_count", case_struct_count, 0, false, 3},
     {"struct_list", case_struct_list, 0, false, 3},
+    {"struct_kernel", case_struct_kernel, 2, false, 3},
     {"kinds", case_kinds, 5, false, 3},
     {"event", case_event, 0, false, 0},
     {"pool", case_pool, 3, false, 0},

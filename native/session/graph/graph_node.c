@@ -6,6 +6,7 @@
  * the size that the kernel takes; sides of copies and memsets must lie in memory that the client was given.
  */
 #include "tpg_session.h"
+#include "tpg_session_structs.h"
 #include "tpw_graph.h"
 #include "tpw_keep.h"
 #include "tpw_kernel.h"
@@ -81,39 +82,33 @@ static int32_t placed(struct tpw_session *s, const struct tp_frame *frame, uint6
                (in)->edges_count, &place)
 #define PLACED(made, error) placed(s, frame, in->owner, in->node, &place, made, error)
 
-int32_t tpw_graph_kernel(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_kernel_in *in) {
-    struct place place;
-    CUgraphNode made = NULL;
-    int32_t error = FIND(in);
-    const struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    CUcontext context = tpw_context_of(s, frame, in->context, place.holder, &error);
-    error = error ? error : tpw_hold_function(s, place.holder, object);
-    if (error) {
-        return error;
+/* The kernel of a node and its parameters, which are the bytes of the frame. A kernel of a library needs its context named;
+ * a function has one, and for that the driver looks at no other. */
+void tpw_take_CUDA_KERNEL_NODE_PARAMS_func(struct tpw_session *s, const struct tp_frame *frame, struct tp_cursor *c,
+                                           uint64_t by, const CUDA_KERNEL_NODE_PARAMS *from,
+                                           CUDA_KERNEL_NODE_PARAMS *to, int32_t *error) {
+    struct {
+        size_t bytes;
+        void *extra[5];
+    } *block = tpw_scratch(s, 1, sizeof *block, error);
+    (void)frame;
+    const uint64_t handle = tp_get_u64(c);
+    size_t bytes;
+    const void *params = tp_get_bytes(c, &bytes);
+    const struct tpw_object *object = tpw_launchable(s, handle, bytes, error);
+    *error = *error ? *error : tpw_hold_function(s, tpw_holder(s, by), object);
+    if (*error) {
+        return;
     }
-    size_t bytes = in->params_size;
-    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
-                     CU_LAUNCH_PARAM_END};
+    block->bytes = bytes;
+    void *const extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)params, CU_LAUNCH_PARAM_BUFFER_SIZE,
+                           &block->bytes, CU_LAUNCH_PARAM_END};
+    memcpy(block->extra, extra, sizeof extra);
     bool kernel = object->kind == TPG_KERNEL;
-    CUDA_KERNEL_NODE_PARAMS params = {.func = kernel ? NULL : (CUfunction)(uintptr_t)object->native,
-                                      .kern = kernel ? (CUkernel)(uintptr_t)object->native : NULL,
-                                      .ctx = kernel || in->context ? context : NULL,
-                                      .gridDimX = in->grid_x,
-                                      .gridDimY = in->grid_y,
-                                      .gridDimZ = in->grid_z,
-                                      .blockDimX = in->block_x,
-                                      .blockDimY = in->block_y,
-                                      .blockDimZ = in->block_z,
-                                      .sharedMemBytes = in->shared_bytes,
-                                      .extra = bytes ? extra : NULL};
-    if (place.owner == TPG_GRAPH) {
-        error = (int32_t)s->cuda.cuGraphAddKernelNode_v2(&made, place.graph, BEFORE(place), &params);
-    } else if (place.owner) {
-        error = (int32_t)s->cuda.cuGraphExecKernelNodeSetParams_v2(place.exec, place.node, &params);
-    } else {
-        error = (int32_t)s->cuda.cuGraphKernelNodeSetParams_v2(place.node, &params);
-    }
-    return PLACED(made, error);
+    to->func = kernel ? NULL : (CUfunction)(uintptr_t)object->native;
+    to->kern = kernel ? (CUkernel)(uintptr_t)object->native : NULL;
+    to->ctx = kernel || from->ctx ? to->ctx : NULL;
+    to->extra = bytes ? block->extra : NULL;
 }
 
 /* One side of a copy: device memory of the client, all of the box. */

@@ -171,12 +171,16 @@ int32_t tpw_hold_object(struct tpw_session *s, uint64_t holder, uint32_t kind, u
     return error ? error : tpw_hold(s, holder, kept);
 }
 
+uint64_t tpw_holder(struct tpw_session *s, uint64_t by) {
+    return tp_handle_is(by, TPG_GRAPHNODE) ? tpw_graph_of_node(s, by) : by;
+}
+
 void tpw_keep(struct tpw_session *s, const struct tp_frame *frame, uint64_t by, uint32_t kind, uint64_t handle,
               int32_t *error) {
     if (!by || !handle || *error) {
         return;
     }
-    uint64_t holder = tp_handle_is(by, TPG_GRAPHNODE) ? tpw_graph_of_node(s, by) : by;
+    uint64_t holder = tpw_holder(s, by);
     if (by <= 2 || tp_handle_is(by, TPG_STREAM)) {
         const struct tpw_stream *stream = tpw_stream_of(s, frame, by, error);
         holder = stream ? tpw_captured_graph(s, stream, error) : 0;

@@ -49,6 +49,8 @@ void tpw_context_unkept(struct tpw_session *s, struct tpw_kept *kept); /* contex
 
 /* ---- what a node is to point at, before it does; `holder` is the handle of its graph, or of an executable graph ---- */
 int32_t tpw_hold(struct tpw_session *s, uint64_t holder, struct tpw_kept *kept); /* graph.c */
+/* The holder by the graph, executable graph or node that a call names. */
+uint64_t tpw_holder(struct tpw_session *s, uint64_t by);
 int32_t tpw_hold_object(struct tpw_session *s, uint64_t holder, uint32_t kind, uint64_t handle);
 /* A function or kernel: its image, and the context that a function is of. */
 int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct tpw_object *function);

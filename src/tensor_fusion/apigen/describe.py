@@ -63,6 +63,8 @@ transfers that it counts have landed. All other frames are news, which nothing h
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"known K"``         the same in a result, 0 when gone
 ``"context"``        a context, NULL is the current one     ``"dev E"``           address of E bytes
 ``"struct"``         a struct with a declaration            ``"structs S N"``     pointer to N structs S
+``"hand"``           written by hand: of a field F of S, tpc_size_S_F and tpc_put_S_F in the client, which may look at
+                     all of S and put bytes behind it, and tpw_take_S_F in the session, which takes them
 ``tagged(F, {V: {member: role}}, refuse=…)``  the members that count where field F has value V
 
 ``R if F == V`` has the role R only then, and else is a value. E is made of fields, numbers, ``+``, ``*`` and the

@@ -17,6 +17,9 @@ def client_structs(model: Model) -> str:
     lines = [NOTE, "#ifndef TPG_CLIENT_STRUCTS_H", "#define TPG_CLIENT_STRUCTS_H"]
     lines += ['#include "tpc_memory.h"', '#include "tpg_cuda.h"', "#include <tp_extent.h>"]
     for struct in model.structs.values():
+        for field in _by_hand(struct):
+            lines.append(f"CUresult tpc_size_{field}(const {struct.name} *from, size_t *size);")
+            lines.append(f"void tpc_put_{field}(const {struct.name} *from, struct tp_cursor *c);")
         lines += _image(struct)
         lines += _tails(model, struct, "check", "size_t *size")
         lines += _tails(model, struct, "put", "struct tp_cursor *c")
@@ -30,6 +33,9 @@ def session_structs(model: Model) -> str:
     lines = [NOTE, "#ifndef TPG_SESSION_STRUCTS_H", "#define TPG_SESSION_STRUCTS_H"]
     lines += ['#include "tpg_cuda.h"', '#include "tpw_session.h"', "#include <tp_extent.h>"]
     for struct in model.structs.values():
+        for field in _by_hand(struct):
+            head = f"void tpw_take_{field}(struct tpw_session *s, const struct tp_frame *frame, struct tp_cursor *c,"
+            lines.append(f"{head} uint64_t by, const {struct.name} *from, {struct.name} *to, int32_t *error);")
         lines += _take(struct)
         lines += _take_list(struct)
         lines += _give(struct)
@@ -39,8 +45,14 @@ def session_structs(model: Model) -> str:
 def has_tails(model: Model, struct: Struct) -> bool:
     """Whether it has lists, itself or in a struct that is inside it."""
     return any(
-        m.role == "structs" or (m.role == "struct" and has_tails(model, model.structs[m.kind])) for m in struct.flat()
+        m.role in ("structs", "hand") or (m.role == "struct" and has_tails(model, model.structs[m.kind]))
+        for m in struct.flat()
     )
+
+
+def _by_hand(struct: Struct) -> list[str]:
+    """Names of the fields whose functions are written by hand, as those functions have them."""
+    return [f"{struct.name}_{m.path.replace('.', '_')}" for m in struct.flat() if m.role == "hand"]
 
 
 def _walk(struct: Struct, side: _Side) -> list[str]:
@@ -129,6 +141,9 @@ class _ClientSide(_Side):
 
 
 class _SessionSide(_Side):
+    def __init__(self, struct: Struct) -> None:
+        self.struct = struct
+
     def refuse(self, error: str) -> str:
         return f"tpw_set(error, {error}); break;"
 
@@ -158,6 +173,9 @@ class _SessionSide(_Side):
         if role == "structs":
             count = member.length.replace("@", "from->")
             return [f"to->{path} = tpg_take_some_{member.kind}(s, frame, c, by, {count}, error);"]
+        if role == "hand":
+            field = f"{self.struct.name}_{path.replace('.', '_')}"
+            return [f"tpw_take_{field}(s, frame, c, by, from, to, error);"]
         return []  # zero, none and null stay 0
 
 
@@ -209,8 +227,8 @@ def _image(struct: Struct) -> list[str]:
 class _TailSide(_Side):
     """Lists and structs with lists, for their check or their bytes."""
 
-    def __init__(self, model: Model, verb: str) -> None:
-        self.model, self.verb = model, verb
+    def __init__(self, model: Model, struct: Struct, verb: str) -> None:
+        self.model, self.struct, self.verb = model, struct, verb
 
     def refuse(self, error: str) -> str:
         return "break;"
@@ -220,6 +238,10 @@ class _TailSide(_Side):
         wrap = "TPC_TRY({});" if self.verb == "check" else "{};"
         if member.role == "struct" and has_tails(self.model, self.model.structs[member.kind]):
             return [wrap.format(f"tpg_{self.verb}_tails_{member.kind}(&from->{path}, {argument})")]
+        if member.role == "hand":
+            verb = "size" if self.verb == "check" else "put"
+            call = f"tpc_{verb}_{self.struct.name}_{path.replace('.', '_')}(from, {argument})"
+            return [wrap.format(call)]
         if member.role != "structs":
             return []
         count = member.length.replace("@", "from->")
@@ -235,7 +257,7 @@ def _tails(model: Model, struct: Struct, verb: str, argument: str) -> list[str]:
     lines: list[str] = []
     tails: list[str] = []
     if has_tails(model, struct):
-        body = _walk(struct, _TailSide(model, verb))
+        body = _walk(struct, _TailSide(model, struct, verb))
         lines += _function(f"{result} tpg_{verb}_tails_{name}(const {name} *from, {argument})", [*body, *done])
         call = f"tpg_{verb}_tails_{name}(from, {argument.rpartition('*')[2]})"
         tails = [f"TPC_TRY({call});" if verb == "check" else f"{call};"]
@@ -270,7 +292,7 @@ def _take(struct: Struct) -> list[str]:
     head = f"void tpg_rebuild_{name}(struct tpw_session *s, const struct tp_frame *frame, struct tp_cursor *c,"
     head += f" uint64_t by, const {name} *from, {name} *to, int32_t *error)"
     body = ["(void)s, (void)frame, (void)c, (void)by, (void)error;", "memset(to, 0, sizeof *to);"]
-    body += _walk(struct, _SessionSide())
+    body += _walk(struct, _SessionSide(struct))
     return [forward, *_function(head, body)]
 
 

@@ -16,7 +16,7 @@ from .layout import DescriptionError, Types, meant, refuse
 
 WORDS = {
     "value": "", "zero": "", "none": "", "null": "", "device": "", "struct": "", "handle": "kind", "known": "kind",
-    "context": "", "dev": "length", "word": "length", "number": "", "structs": "struct length",
+    "context": "", "dev": "length", "word": "length", "number": "", "structs": "struct length", "hand": "",
 }  # fmt: skip
 OPTIONAL = ("handle",)
 EXTENTS = {"area": 3, "box": 5}  # of native/wire/tp_extent.h, with their number of arguments
@@ -119,6 +119,7 @@ class _Reader:
                 continue
             members += self._plain(leaf, plain)
         members += [self._group(name, group, paths) for name, group in groups.items()]
+        members.sort(key=lambda m: isinstance(m, Member) and m.role == "hand")  # last: it may look at the others
         return Struct(self.line.name, tuple(members))
 
     def _plain(self, leaf: _Leaf, roles: dict[str, str]) -> list[Member]:

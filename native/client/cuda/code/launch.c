@@ -146,15 +146,18 @@ static CUresult gather(const char *name, struct tpc_kernel *kernel, void **param
     return result;
 }
 
-CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARAMS *p, unsigned char *block,
-                          const void **source) {
-    TPC_CONTEXT(context);
+CUresult tpc_kernel_shape(const struct tpc_context *context, struct tpc_kernel *kernel,
+                          const CUDA_KERNEL_NODE_PARAMS *p) {
     struct shape shape = {p->gridDimX,  p->gridDimY,  p->gridDimZ,      p->blockDimX,
                           p->blockDimY, p->blockDimZ, p->sharedMemBytes};
     bool ask = false; /* the parameters of an executable graph wait for nobody: they are refused here */
     CUresult result = check_shape(context, kernel, &shape, &ask);
-    result = result == CUDA_SUCCESS && ask ? CUDA_ERROR_INVALID_VALUE : result;
-    return result ? result : gather("cuGraphKernelNode", kernel, p->kernelParams, p->extra, block, source);
+    return result == CUDA_SUCCESS && ask ? CUDA_ERROR_INVALID_VALUE : result;
+}
+
+CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARAMS *p, unsigned char *block,
+                          const void **source) {
+    return gather("cuGraphKernelNode", kernel, p->kernelParams, p->extra, block, source);
 }
 
 /* Everything before the frame is sent; on success *source is the parameter block, and *ask whether to wait for the result. */

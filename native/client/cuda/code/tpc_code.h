@@ -62,8 +62,10 @@ struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel);
 const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result);
 
 /* ---- launch.c ---- */
-/* Checks the shape and finds the parameter block, `block` or the caller's own. */
+/* Checks the shape of a node; finds its parameter block, `block` or the caller's own. */
 #define TPC_BLOCK_LIMIT 32764u /* bytes of parameters that a kernel can take */
+CUresult tpc_kernel_shape(const struct tpc_context *context, struct tpc_kernel *kernel,
+                          const CUDA_KERNEL_NODE_PARAMS *params);
 CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARAMS *params, unsigned char *block,
                           const void **source);
 

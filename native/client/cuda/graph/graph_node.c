@@ -14,7 +14,6 @@
 
 #include <stdlib.h>
 
-TPC_NODE_SENDER(graph_kernel)
 TPC_NODE_SENDER(graph_child)
 TPC_NODE_SENDER(graph_host)
 
@@ -58,47 +57,33 @@ CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node) {
 
 /* ---- kernels ---- */
 
-static CUresult kernel(const char *name, const struct tpc_node_target *t, const CUDA_KERNEL_NODE_PARAMS *p) {
+static struct tpc_kernel *kernel_of(const CUDA_KERNEL_NODE_PARAMS *p) {
+    return tpc_kernel_of((uint64_t)(uintptr_t)(p->func ? (void *)p->func : (void *)p->kern));
+}
+
+/* What follows the struct: the handle of the function or kernel, and the bytes of its parameters. */
+CUresult tpc_size_CUDA_KERNEL_NODE_PARAMS_func(const CUDA_KERNEL_NODE_PARAMS *from, size_t *size) {
     TPC_CONTEXT(context);
-    (void)context;
     unsigned char block[TPC_BLOCK_LIMIT];
     const void *source;
-    struct tpc_kernel *k = p ? tpc_kernel_of((uint64_t)(uintptr_t)(p->func ? (void *)p->func : (void *)p->kern)) : NULL;
+    struct tpc_kernel *k = kernel_of(from);
     if (!k) {
-        return p ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE;
+        return CUDA_ERROR_INVALID_HANDLE;
     }
-    TPC_CHECK_HANDLE(CONTEXT, p->ctx, true);
-    CUresult result = tpc_kernel_block(k, p, block, &source);
-    if (result != CUDA_SUCCESS) {
-        return result;
+    TPC_TRY(tpc_kernel_shape(context, k, from));
+    TPC_TRY(tpc_kernel_block(k, from, block, &source));
+    *size += sizeof k->handle + tp_array_size(k->parameter_bytes, 1);
+    return CUDA_SUCCESS;
+}
+
+void tpc_put_CUDA_KERNEL_NODE_PARAMS_func(const CUDA_KERNEL_NODE_PARAMS *from, struct tp_cursor *c) {
+    unsigned char block[TPC_BLOCK_LIMIT];
+    const void *source;
+    const struct tpc_kernel *k = kernel_of(from);
+    if (k && tpc_kernel_block(kernel_of(from), from, block, &source) == CUDA_SUCCESS) { /* as before, or not at all */
+        tp_put_u64(c, k->handle);
+        tp_put_bytes(c, source, k->parameter_bytes);
     }
-    struct tpg_graph_kernel_in in = {TPC_TARGET(t),           .context = (uint64_t)(uintptr_t)p->ctx,
-                                     .function = k->handle,   .grid_x = p->gridDimX,
-                                     .grid_y = p->gridDimY,   .grid_z = p->gridDimZ,
-                                     .block_x = p->blockDimX, .block_y = p->blockDimY,
-                                     .block_z = p->blockDimZ, .shared_bytes = p->sharedMemBytes,
-                                     .params = source,        .params_size = k->parameter_bytes};
-    return send_graph_kernel(name, &in, t->wait);
-}
-
-CUresult tpc_cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                     size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result : tpc_node_added(&t, phGraphNode, kernel("cuGraphAddKernelNode", &t, nodeParams));
-}
-
-CUresult tpc_cuGraphKernelNodeSetParams_v2(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_itself(&t, hNode);
-    return result ? result : kernel("cuGraphKernelNodeSetParams", &t, nodeParams);
-}
-
-CUresult tpc_cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                               const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
-    return result ? result : kernel("cuGraphExecKernelNodeSetParams", &t, nodeParams);
 }
 
 /* ---- reading a kernel's parameters back ---- */
@@ -325,12 +310,8 @@ void tpc_noted_cuGraphAddEventRecordNode(CUgraphNode *phGraphNode, CUgraph hGrap
 
 /* Nodes whose parameters need more than their description says: where they go is settled before. */
 static CUresult settled_node(const char *name, const struct tpc_node_target *t, const CUgraphNodeParams *p) {
-    CUDA_KERNEL_NODE_PARAMS kernel_params;
     static _Atomic bool said;
     switch (p->type) {
-    case CU_GRAPH_NODE_TYPE_KERNEL:
-        memcpy(&kernel_params, &p->kernel, sizeof kernel_params);
-        return kernel(name, t, &kernel_params);
     case CU_GRAPH_NODE_TYPE_MEMCPY:
         return tpc_node_copy(name, t, &p->memcpy.copyParams, p->memcpy.copyCtx);
     case CU_GRAPH_NODE_TYPE_HOST:
@@ -346,10 +327,14 @@ static CUresult settled_node(const char *name, const struct tpc_node_target *t, 
 /* Nodes that a line of api/ describes, without edges that have ports; *described is false for the others. */
 static CUresult described_node(CUgraphNode *out, CUgraph graph, const CUgraphNode *before, size_t count,
                                const CUgraphNodeParams *p, bool *described) {
+    CUDA_KERNEL_NODE_PARAMS kernel;
     CUDA_MEMSET_NODE_PARAMS set;
     CUDA_BATCH_MEM_OP_NODE_PARAMS batch;
     *described = true;
     switch (p->type) {
+    case CU_GRAPH_NODE_TYPE_KERNEL:
+        memcpy(&kernel, &p->kernel, sizeof kernel);
+        return tpc_cuGraphAddKernelNode_v2(out, graph, before, count, &kernel);
     case CU_GRAPH_NODE_TYPE_MEMSET:
         memcpy(&set, &p->memset, sizeof set); /* today's has a context behind it */
         return tpc_cuGraphAddMemsetNode(out, graph, before, count, &set, p->memset.ctx);
