@@ -367,6 +367,16 @@ gives(0, "cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)  # never warmed: 
 gives(0, "cuCtxSetCurrent", context)
 assert limit(2) > 0
 alloc(4096)
+
+
+class Memory(ctypes.Structure):  # CUmemAllocationProp: pinned memory of a device
+    _fields_ = [("type", ctypes.c_int), ("handles", ctypes.c_int), ("place", ctypes.c_int), ("id", ctypes.c_int),
+                ("security", ctypes.c_void_p), ("flags", ctypes.c_uint8 * 8)]
+
+
+size = ctypes.c_size_t()
+gives(0, "cuMemGetAllocationGranularity", ctypes.byref(size), ctypes.byref(Memory(1, 0, 1, 1)), 0)
+gives(101, "cuMemGetAllocationGranularity", ctypes.byref(size), ctypes.byref(Memory(1, 0, 1, 2)), 0)  # the worker has 3
 """
 
 

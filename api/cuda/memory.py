@@ -41,7 +41,7 @@ FUNCTIONS = [
     local("cuMemGetAccess"),
     local("cuMemRetainAllocationHandle"),
     local("cuMemGetAllocationPropertiesFromHandle"),
-    pure("cuMemGetAllocationGranularity", contextless=True, prop="in"),
+    pure("cuMemGetAllocationGranularity", contextless=True, prop="struct"),
     unsupported(
         "32-bit device addresses of CUDA 2 and 3",
         "cuMemAlloc",

@@ -66,7 +66,7 @@ FUNCTIONS = [
        current="unsigned int"),
     op("pool_current", "post", contextless=True, pool="uint64_t: handle pool", device="CUdevice: device"),
     op("pool_destroy", "post", contextless=True, pool="uint64_t: gone pool"),
-    op("pool_create", "call", contextless=True, pool="uint64_t: new pool", props="CUmemPoolProps: in"),
+    op("pool_create", "call", contextless=True, pool="uint64_t: new pool", props="CUmemPoolProps: struct"),
     op("pool_attribute", "call", contextless=True, pool="uint64_t: handle pool", attribute="int", store="unsigned int",
        value="uint64_t", out={"value_now": "uint64_t"}),
     op("pool_alloc", "call", pool="uint64_t: handle? pool", size="uint64_t", stream="uint64_t: handle stream", out={"address": "uint64_t"}),
@@ -74,13 +74,13 @@ FUNCTIONS = [
     op("address_reserve", "call", size="uint64_t", alignment="uint64_t", hint="uint64_t", flags="uint64_t",
        out={"address": "uint64_t"}),
     op("address_free", "call", address="uint64_t", size="uint64_t"),
-    op("memory_create", "call", memory="uint64_t: new memory", size="uint64_t", prop="CUmemAllocationProp: in",
+    op("memory_create", "call", memory="uint64_t: new memory", size="uint64_t", prop="CUmemAllocationProp: struct",
        flags="uint64_t"),
     op("memory_release", "call", memory="uint64_t: gone memory"),
     op("memory_map", "call", address="uint64_t", size="uint64_t", offset="uint64_t", memory="uint64_t: name memory",
        flags="uint64_t"),
     op("memory_unmap", "call", address="uint64_t", size="uint64_t"),
-    op("memory_access", "call", address="uint64_t", size="uint64_t", access="CUmemAccessDesc: array"),
+    op("memory_access", "call", address="uint64_t", size="uint64_t", access="CUmemAccessDesc: structs"),
     # Copies. Small data travels in the frame or the reply, large data as a transfer on the data connections.
     # The device side of a copy is an area: `height` rows of `width` bytes, `pitch` apart; a plain range is one row. Its
     # bytes travel packed. contextless: these handlers enter the context themselves, because a failure must still consume

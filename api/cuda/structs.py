@@ -5,6 +5,8 @@ from tensor_fusion.apigen.describe import struct, tagged
 STRUCTS = [
     struct("CUmemLocation", id="device if type == CU_MEM_LOCATION_TYPE_DEVICE"),
     struct("CUmemAccessDesc", location="struct"),
+    struct("CUmemPoolProps", location="struct", win32SecurityAttributes="none", usage="none", reserved="none"),
+    struct("CUmemAllocationProp", location="struct", win32HandleMetaData="none"),
     # Memory of one element, rows of `width` elements, `pitch` bytes apart.
     struct("CUDA_MEMSET_NODE_PARAMS", dst="dev area(pitch, width * elementSize, height)"),
     struct("CUstreamBatchMemOpParams", pad="none", op=tagged("operation", {

@@ -227,13 +227,13 @@ static size_t likely(unsigned char *out, int which) {
          .offset = ADDRESS(3), .host_pitch = 200);
     LIKE(arena_copy_out, .source = ADDRESS(0), .pitch = 4096, .width = 4096, .height = 2, .stream = stream,
          .offset = ADDRESS(3), .host_pitch = 4096);
-    LIKE(pool_create, .pool = HANDLE(TPG_POOL, 1), .props = &pool);
+    LIKE(pool_create, .pool = HANDLE(TPG_POOL, 1), .props = &pool, .props_size = sizeof pool);
     LIKE(pool_alloc, .pool = HANDLE(TPG_POOL, rand() % 2), .size = 8192, .stream = stream);
     LIKE(pool_free, .address = ADDRESS(0), .stream = stream);
     LIKE(address_reserve, .size = 4 << 20);
-    LIKE(memory_create, .memory = HANDLE(TPG_MEMORY, 0), .size = 2 << 20, .prop = &memory);
+    LIKE(memory_create, .memory = HANDLE(TPG_MEMORY, 0), .size = 2 << 20, .prop = &memory, .prop_size = sizeof memory);
     LIKE(memory_map, .address = ADDRESS(0), .size = 2 << 20, .memory = HANDLE(TPG_MEMORY, 0));
-    LIKE(memory_access, .address = ADDRESS(0), .size = 2 << 20, .access = &access, .access_count = 1);
+    LIKE(memory_access, .address = ADDRESS(0), .size = 2 << 20, .access = &access, .access_size = sizeof access);
     LIKE(memory_unmap, .address = ADDRESS(0), .size = 2 << 20);
     LIKE(global_get, .owner = HANDLE(rand() % 2 ? TPG_MODULE : TPG_LIBRARY, 0), .name = "counter");
     LIKE(context_create, .context = HANDLE(TPG_CONTEXT, 1), .device = rand() % 2);

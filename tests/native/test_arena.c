@@ -342,12 +342,12 @@ static void test_virtual_memory(void) {
                                 .requestedHandleTypes = 77,
                                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
                                 .win32HandleMetaData = (void *)8};
-    struct tpg_memory_create_in make = {.memory = 3, .size = 4 * MIB, .prop = &prop};
-    GIVES(0, tpw_memory_create(&session, &frame, &make));
+    struct tpg_memory_create_in make = {.memory = 3, .size = 4 * MIB};
+    GIVES(0, tpw_memory_create(&session, &frame, &make, &prop));
     CHECK(tp_limits_used(session.limits, 0) == 8 * MIB);
     make.memory = 4;
     make.size = 14 * MIB;
-    GIVES(CUDA_ERROR_OUT_OF_MEMORY, tpw_memory_create(&session, &frame, &make));
+    GIVES(CUDA_ERROR_OUT_OF_MEMORY, tpw_memory_create(&session, &frame, &make, &prop));
     /* Mapping outside what was reserved by this client, over something else, or past the physical memory. */
     const struct tpg_memory_map_in bad[] = {
         {.address = own, .size = 2 * MIB, .memory = 3},

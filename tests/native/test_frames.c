@@ -101,7 +101,7 @@ static void case_event(void) {
 static void case_pool(void) {
     static const CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
                                          .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
-    SEND(0, pool_create, CALL, .pool = handle(TPG_POOL, 1), .props = &props);
+    SEND(0, pool_create, CALL, .pool = handle(TPG_POOL, 1), .props = &props, .props_size = sizeof props);
     SEND(0, pool_current, 0, .pool = handle(TPG_POOL, 1), .device = 0);
     SEND(0, pool_default, CALL, .pool = handle(TPG_POOL, 2), .device = 0, .current = 1);
     SEND(0, pool_destroy, 0, .pool = handle(TPG_POOL, 1));

@@ -88,21 +88,12 @@ int32_t tpw_pool_current(struct tpw_session *s, const struct tp_frame *frame, co
     return (int32_t)s->cuda.cuDeviceSetMemPool(in->device, pool);
 }
 
-int32_t tpw_pool_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_create_in *in) {
-    CUmemPoolProps props = *in->props;
+int32_t tpw_pool_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_create_in *in,
+                        const CUmemPoolProps *props) {
     CUmemoryPool pool = NULL;
-    int32_t error = CUDA_SUCCESS;
-    props.win32SecurityAttributes = NULL;
-    props.usage = 0;
-    memset(props.reserved, 0, sizeof props.reserved);
-    if (props.location.type != CU_MEM_LOCATION_TYPE_DEVICE || props.handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
-        error = CUDA_ERROR_NOT_SUPPORTED;
-    }
-    tpw_check_device(s, props.location.id, &error);
-    if (!error) {
-        error = (int32_t)s->cuda.cuMemPoolCreate(&pool, &props);
-    }
-    int32_t result = made(s, frame, in->pool, pool, props.location.id, error);
+    bool served = props->location.type == CU_MEM_LOCATION_TYPE_DEVICE && props->handleTypes == CU_MEM_HANDLE_TYPE_NONE;
+    int32_t error = served ? (int32_t)s->cuda.cuMemPoolCreate(&pool, props) : CUDA_ERROR_NOT_SUPPORTED;
+    int32_t result = made(s, frame, in->pool, pool, props->location.id, error);
     if (result && !error) {
         s->cuda.cuMemPoolDestroy(pool);
     }

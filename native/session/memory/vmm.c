@@ -75,15 +75,16 @@ int32_t tpw_address_free(struct tpw_session *s, const struct tp_frame *frame, co
 
 /* ---- physical memory ---- */
 
-int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_create_in *in) {
+int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_create_in *in,
+                          const CUmemAllocationProp *wanted) {
     CUmemGenericAllocationHandle native = 0;
     uint32_t device = 0;
     int32_t error = tpw_memory_open(s);
-    CUmemAllocationProp prop = {.type = in->prop->type,
-                                .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = in->prop->location.id},
-                                .allocFlags = {.compressionType = in->prop->allocFlags.compressionType}};
-    if (!error &&
-        (in->prop->type != CU_MEM_ALLOCATION_TYPE_PINNED || in->prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE)) {
+    /* No handle for other processes, and of the flags one: others would take memory that counts elsewhere. */
+    const CUmemAllocationProp prop = {.type = wanted->type,
+                                      .location = wanted->location,
+                                      .allocFlags = {.compressionType = wanted->allocFlags.compressionType}};
+    if (!error && (prop.type != CU_MEM_ALLOCATION_TYPE_PINNED || prop.location.type != CU_MEM_LOCATION_TYPE_DEVICE)) {
         error = CUDA_ERROR_NOT_SUPPORTED;
     }
     if (!error && (!in->size || in->flags)) {
@@ -202,28 +203,24 @@ int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, co
     return CUDA_SUCCESS;
 }
 
-int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_access_in *in) {
+int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_access_in *in,
+                          const CUmemAccessDesc *access, size_t count) {
     (void)frame;
-    CUmemAccessDesc access[ACCESS_MAX];
     int32_t error = CUDA_SUCCESS;
     const struct tpw_range *range = tpw_range_at(s, in->address);
-    if (!in->size || !in->access_count || in->access_count > ACCESS_MAX || !range || range->kind != TPW_RANGE_MAP) {
+    if (!in->size || !count || count > ACCESS_MAX || !range || range->kind != TPW_RANGE_MAP) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    for (size_t i = 0; i < in->access_count; i++) {
-        if (in->access[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
+    for (size_t i = 0; i < count; i++) {
+        if (access[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
             return CUDA_ERROR_NOT_SUPPORTED;
         }
-        tpw_check_device(s, in->access[i].location.id, &error);
-        access[i] =
-            (CUmemAccessDesc){.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = in->access[i].location.id},
-                              .flags = in->access[i].flags};
     }
     tpw_check_range(s, in->address, in->size, &error);
-    error = error ? error : (int32_t)s->cuda.cuMemSetAccess(in->address, in->size, access, in->access_count);
+    error = error ? error : (int32_t)s->cuda.cuMemSetAccess(in->address, in->size, access, count);
     for (uint64_t address = in->address; !error && address - in->address < in->size;) {
         struct tpw_range *at = tpw_range_at(s, address);
-        for (size_t i = 0; i < in->access_count; i++) {
+        for (size_t i = 0; i < count; i++) {
             uint32_t bit = 1u << access[i].location.id;
             bool both = access[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
             at->access = both ? at->access | bit : at->access & ~bit;

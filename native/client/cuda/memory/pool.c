@@ -7,6 +7,7 @@
  */
 #include "tpc_memory.h"
 #include "tpc_stream.h"
+#include "tpg_client_structs.h"
 #include "tpg_cuda_send.h"
 
 #define DEVICES_MAX 64
@@ -87,13 +88,14 @@ CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps
     if (!pool || !poolProps || poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUmemPoolProps props = *poolProps;
-    if (props.location.type != CU_MEM_LOCATION_TYPE_DEVICE || props.handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
+    if (poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE || poolProps->handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
         return CUDA_ERROR_NOT_SUPPORTED; /* as the device attributes say */
     }
-    const CUdevice device = props.location.id;
-    TPC_DEVICE(props.location.id);
-    struct tpg_pool_create_in in = {.pool = device < DEVICES_MAX ? mint(device) : 0, .props = &props};
+    const CUdevice device = poolProps->location.id;
+    struct tpc_flat props TPC_FLAT = {.size = 0};
+    TPC_TRY(tpg_flatten_CUmemPoolProps(poolProps, 1, &props));
+    struct tpg_pool_create_in in = {
+        .pool = device < DEVICES_MAX ? mint(device) : 0, .props = props.bytes, .props_size = props.size};
     if (!in.pool) {
         return TPC_NO_HANDLES;
     }

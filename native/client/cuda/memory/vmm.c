@@ -8,6 +8,7 @@
  */
 #include "tpc_memory.h"
 #include "tpc_vmm.h"
+#include "tpg_client_structs.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
@@ -111,16 +112,15 @@ CUresult tpc_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, cons
         (prop->requestedHandleTypes & ~(unsigned int)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)) {
         return CUDA_ERROR_NOT_SUPPORTED;
     }
-    CUmemAllocationProp sent = *prop;
-    sent.win32HandleMetaData = NULL;
-    sent.requestedHandleTypes = CU_MEM_HANDLE_TYPE_NONE;
-    TPC_DEVICE(sent.location.id);
+    struct tpc_flat sent TPC_FLAT = {.size = 0};
+    TPC_TRY(tpg_flatten_CUmemAllocationProp(prop, 1, &sent));
     struct physical *physical = calloc(1, sizeof *physical);
     if (!physical) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     *physical = (struct physical){.prop = *prop, .size = size, .handles = 1};
-    struct tpg_memory_create_in in = {.memory = tpc_mint_record(TPG_MEMORY, physical), .size = size, .prop = &sent};
+    struct tpg_memory_create_in in = {
+        .memory = tpc_mint_record(TPG_MEMORY, physical), .size = size, .prop = sent.bytes, .prop_size = sent.size};
     if (!in.memory) {
         free(physical);
         return TPC_NO_HANDLES;
@@ -299,23 +299,22 @@ CUresult tpc_cuMemUnmap(CUdeviceptr ptr, size_t size) {
 /* ---- access ---- */
 
 CUresult tpc_cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count) {
-    CUmemAccessDesc sent[TPC_VMM_DEVICES];
     if (!size || !desc || !count || count > TPC_VMM_DEVICES || size > UINT64_MAX - ptr) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     for (size_t i = 0; i < count; i++) {
-        sent[i] = desc[i];
-        if (sent[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
+        if (desc[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
             return CUDA_ERROR_NOT_SUPPORTED; /* the host that could have access is the worker's */
         }
         if (desc[i].location.id >= TPC_VMM_DEVICES ||
-            (sent[i].flags != CU_MEM_ACCESS_FLAGS_PROT_NONE && sent[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READ &&
-             sent[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)) {
+            (desc[i].flags != CU_MEM_ACCESS_FLAGS_PROT_NONE && desc[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READ &&
+             desc[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)) {
             return CUDA_ERROR_INVALID_VALUE;
         }
-        TPC_DEVICE(sent[i].location.id);
     }
-    struct tpg_memory_access_in in = {.address = ptr, .size = size, .access = sent, .access_count = count};
+    struct tpc_flat sent TPC_FLAT = {.size = 0};
+    TPC_TRY(tpg_flatten_CUmemAccessDesc(desc, count, &sent));
+    struct tpg_memory_access_in in = {.address = ptr, .size = size, .access = sent.bytes, .access_size = sent.size};
     struct tp_reply reply;
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     tp_lock_take(&lock);
