@@ -318,13 +318,19 @@ uint64_t tp_arena_left(const void *owners, uint64_t size) {
 }
 
 uint64_t tp_arena_take(void *owners, uint64_t size, uint32_t slot, uint64_t bytes) {
+    return tp_arena_take_between(owners, size, slot, bytes, 0, size);
+}
+
+uint64_t tp_arena_take_between(void *owners, uint64_t size, uint32_t slot, uint64_t bytes, uint64_t from, uint64_t to) {
     _Atomic uint16_t *owner = owners;
-    uint64_t granules = tp_arena_granules(size);
+    uint64_t granules = tp_arena_granules(size), begin = tp_arena_at();
     if (bytes == 0 || bytes > granules * TP_GRANULE || slot >= TP_SLOTS) {
         return 0;
     }
+    uint64_t first = from <= begin ? 0 : (from - begin + TP_GRANULE - 1) / TP_GRANULE;
+    uint64_t last = to <= begin ? 0 : (to - begin) / TP_GRANULE;
     uint64_t need = (bytes + TP_GRANULE - 1) / TP_GRANULE, run = 0;
-    for (uint64_t i = 0; i < granules; i++) {
+    for (uint64_t i = first; i < last && i < granules; i++) {
         run = atomic_load_explicit(&owner[i], memory_order_relaxed) == 0 ? run + 1 : 0;
         if (run == need) {
             uint64_t at = i + 1 - need, got = claim(owner, at, need, (uint16_t)(slot + 1));

@@ -191,6 +191,9 @@ TP_EXPORT enum tp_asked tp_segment_ask(void *base, uint32_t timeout_ms, const un
 
 /* A run of `bytes` (rounded up to granules) for `slot`: its offset in the segment, 0 when there is none. */
 TP_EXPORT uint64_t tp_arena_take(void *owners, uint64_t size, uint32_t slot, uint64_t bytes);
+/* The same, with all of it in [from, to), offsets in the segment. */
+TP_EXPORT uint64_t tp_arena_take_between(void *owners, uint64_t size, uint32_t slot, uint64_t bytes, uint64_t from,
+                                         uint64_t to);
 TP_EXPORT void tp_arena_give(void *owners, uint64_t size, uint32_t slot, uint64_t offset, uint64_t bytes);
 /* Granules that belong to nobody. */
 TP_EXPORT uint64_t tp_arena_left(const void *owners, uint64_t size);

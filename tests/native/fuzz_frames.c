@@ -484,6 +484,7 @@ static void begin_segment(void) {
     memset(owners, 0, sizeof owners);
     segment = (struct tpw_segment){.base = base, .size = SEGMENT_SIZE, .owners = owners, .slot = 7};
     CHECK(tp_segment_grant(base, SEGMENT_SIZE, owners, 7, &first, &blocks));
+    segment.run = tp_run_layout(first, blocks);
 }
 
 static struct tpw_session *begin_session(void) {

@@ -95,6 +95,8 @@ static void open_segment(void) {
                                    .device = TP_SEGMENT_ADDRESS,
                                    .owners = calloc(1, TP_OWNERS_BYTES(SEGMENT)),
                                    .slot = SLOT,
+                                   .pieces = {{.offset = 0, .size = SEGMENT}},
+                                   .piece_count = 1,
                                    .registered = true};
     CHECK(tp_segment_grant(got, SEGMENT, segment.owners, SLOT, &first, &blocks));
     CHECK(tp_segment_grant(got, SEGMENT, segment.owners, OTHER, &first, &blocks));
@@ -282,7 +284,97 @@ static void test_words(void) {
     segment.registered = true;
 }
 
+/* What the driver was asked to pin, and that no byte was pinned twice. */
+static struct tpw_piece asked[16];
+static size_t asked_count;
+static CUresult pin(void *memory, size_t size, unsigned int flags) {
+    uint64_t offset = (uint64_t)((unsigned char *)memory - segment.base);
+    CHECK(flags == (CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP) && asked_count < 16);
+    CHECK(offset % 4096 == 0 && size && offset + size <= segment.size);
+    for (size_t i = 0; i < asked_count; i++) {
+        CHECK(offset + size <= asked[i].offset || asked[i].offset + asked[i].size <= offset);
+    }
+    asked[asked_count++] = (struct tpw_piece){.offset = offset, .size = size};
+    return CUDA_SUCCESS;
+}
+static CUresult does_not_pin(void *memory, size_t size, unsigned int flags) {
+    (void)memory, (void)size, (void)flags;
+    return CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static void in_one_piece(uint64_t offset, uint64_t size) {
+    size_t holding = 0;
+    for (size_t i = 0; i < asked_count; i++) {
+        holding += offset >= asked[i].offset && offset + size <= asked[i].offset + asked[i].size;
+    }
+    CHECK(offset && holding == 1);
+}
+
+/* A client that waits has little pinned before it goes on; its pinned memory always lies in one piece. */
+static void test_pieces(void) {
+    enum { PIECES_MIB = 1024 };
+    const uint64_t size = (uint64_t)PIECES_MIB * MIB, table = TP_OWNERS_BYTES(size);
+    uint32_t first = 0, blocks = 0;
+    begin(0);
+    session.cuda.cuMemHostRegister_v2 = pin;
+    session.link = (struct tpw_link *)(void *)&session;
+    session.segment = &segment;
+    void *got = mmap((void *)TP_SEGMENT_ADDRESS, size, PROT_READ | PROT_WRITE,
+                     MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1, 0);
+    CHECK(got == (void *)TP_SEGMENT_ADDRESS);
+    segment = (struct tpw_segment){.base = got, .size = size, .owners = calloc(1, table), .slot = TP_SLOTS};
+    GIVES(0, tpw_segment_register(&session)); /* nobody is served yet: all of it */
+    CHECK(asked_count == 1 && asked[0].size == size && segment.registered);
+
+    for (int full = 0; full < 2; full++) {
+        segment = (struct tpw_segment){.base = got, .size = size, .owners = segment.owners, .slot = SLOT};
+        memset(segment.owners, 0, table);
+        asked_count = 0;
+        CHECK(tp_arena_take(segment.owners, size, OTHER, 200 * MIB)); /* the run does not lie at the beginning */
+        CHECK(tp_segment_grant(got, size, segment.owners, SLOT, &first, &blocks));
+        tp_segment_release(got, size, segment.owners, OTHER);
+        segment.run = tp_run_layout(first, blocks);
+        GIVES(0, tpw_segment_register(&session));
+        GIVES(0, tpw_segment_register(&session));
+        CHECK(asked_count == 2 && segment.registered && segment.device == TP_SEGMENT_ADDRESS);
+        in_one_piece(4096, TP_SLOTS * (uint64_t)TP_SLOT_SIZE);
+        in_one_piece(segment.run.commands, segment.run.granules * TP_GRANULE);
+        uint64_t a = tpw_segment_take(&session, full ? 100 * MIB : MIB);
+        in_one_piece(a, full ? 100 * MIB : MIB);
+        CHECK(asked_count == 3 && asked[2].size == (full ? 100 : 64) * MIB);
+        in_one_piece(tpw_segment_take(&session, MIB),
+                     MIB); /* beside it, or, if that is full, with what is left there */
+        CHECK(asked_count == 3u + (unsigned)full);
+        in_one_piece(tpw_segment_take(&session, 500 * MIB), 500 * MIB);
+        for (uint64_t more = 90 * MIB; more; more /= 3) {
+            for (uint64_t at; (at = tpw_segment_take(&session, more)) != 0;) {
+                in_one_piece(at, more);
+                CHECK(tp_arena_owns(segment.owners, size, SLOT, at, more));
+            }
+        }
+        CHECK(asked_count <= TPW_PIECES && tp_arena_left(segment.owners, size) == 0);
+    }
+    /* Nothing is handed out, or kept, that the driver does not pin. */
+    segment = (struct tpw_segment){.base = got, .size = size, .owners = segment.owners, .slot = SLOT};
+    memset(segment.owners, 0, table);
+    CHECK(tp_segment_grant(got, size, segment.owners, SLOT, &first, &blocks));
+    segment.run = tp_run_layout(first, blocks);
+    asked_count = 0;
+    GIVES(0, tpw_segment_register(&session));
+    uint64_t left = tp_arena_left(segment.owners, size);
+    session.cuda.cuMemHostRegister_v2 = does_not_pin;
+    CHECK(tpw_segment_take(&session, MIB) == 0 && tp_arena_left(segment.owners, size) == left);
+    segment.piece_count = 0;
+    GIVES(CUDA_ERROR_OUT_OF_MEMORY, tpw_segment_register(&session));
+    GIVES(CUDA_ERROR_OUT_OF_MEMORY, tpw_segment_register(&session));
+    session.link = NULL;
+    session.segment = NULL;
+    munmap(got, size);
+    free(segment.owners);
+}
+
 void test_pinned(void) {
+    test_pieces();
     open_segment();
     test_words();
     test_runs();

@@ -2,8 +2,7 @@
  * The shared segment in the session's address space and in the driver's.
  *
  * Executor thread only. The descriptors are the supervisor's; their sizes are checked, because a page that is not in the file
- * would end the process by a signal. The driver pins all of it at once, so that staging blocks and pinned memory of clients need
- * no call of the driver when they are handed out.
+ * would end the process by a signal.
  */
 #include "tpw_segment.h"
 #include "tpw_session.h"
@@ -44,30 +43,4 @@ bool tpw_segment_map(struct tpw_segment *segment, int fd, uint64_t size, int own
         tp_log(TP_WARN, "a truncation of the shared segment would end this session by a signal");
     }
     return segment->base != NULL;
-}
-
-int32_t tpw_segment_register(struct tpw_session *s) {
-    struct tpw_segment *segment = s->segment;
-    if (!segment || segment->pinned) {
-        return CUDA_SUCCESS;
-    }
-    if (!segment->error) {
-        segment->error = (int32_t)s->cuda.cuMemHostRegister_v2(
-            segment->base, segment->size, CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
-        segment->pinned = !segment->error;
-        if (segment->error) {
-            tp_log(TP_ERROR, "the driver cannot pin the shared segment of %llu MiB: error %d",
-                   (unsigned long long)(segment->size >> 20), segment->error);
-        }
-    }
-    CUdeviceptr device = 0;
-    int32_t untold = segment->pinned ? (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&device, segment->base, 0) : 0;
-    segment->device = untold ? 0 : device;
-    segment->registered = segment->pinned && segment->device == (uint64_t)(uintptr_t)segment->base;
-    if (segment->pinned && !segment->registered) {
-        tp_log(TP_WARN,
-               "the shared segment at %p has the device address 0x%llx (error %d): pinned memory is not shared",
-               (void *)segment->base, (unsigned long long)segment->device, untold);
-    }
-    return s->link ? segment->error : CUDA_SUCCESS;
 }

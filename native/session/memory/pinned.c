@@ -1,7 +1,7 @@
 /*
  * The client's pinned memory inside the shared segment: runs of its arena, and copies straight between them and the device.
  *
- * Executor thread only. The whole segment is registered with the driver at the address that clients map it at, so a run's
+ * Executor thread only. What is handed out is registered with the driver at the address that clients map it at, so a run's
  * device address is its address. What the client names by offset is looked up among the runs that this session took for it
  * (ranges in private memory): the client's rings and staging blocks carry its slot in the owners table as well, and no
  * copy may go there. The bytes of a run are the client's and are never read here. Runs that are still out at the
@@ -18,13 +18,14 @@
 
 /* ---- runs ---- */
 
-static uint64_t take(const struct tpw_segment *segment, uint64_t size) {
+static uint64_t take(struct tpw_session *s, uint64_t size) {
+    const struct tpw_segment *segment = s->segment;
     uint64_t share = tp_arena_granules(segment->size) / KEPT_SHARE, one = tp_run_layout(0, 1).granules;
     uint64_t kept = share > one ? share : one, left = tp_arena_left(segment->owners, segment->size);
     if (left < kept || size > (left - kept) * TP_GRANULE) {
         return 0;
     }
-    return tp_arena_take(segment->owners, segment->size, segment->slot, size);
+    return tpw_segment_take(s, size);
 }
 
 static bool gives_pending(struct tpw_session *s) { return s->memory->pending_gives != 0; }
@@ -42,10 +43,10 @@ int32_t tpw_arena_take(struct tpw_session *s, const struct tp_frame *frame, cons
     if (!tpw_memory_state(s)) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    uint64_t offset = take(segment, in->size);
+    uint64_t offset = take(s, in->size);
     if (!offset && gives_pending(s)) {
         tpw_wait_briefly(s, gives_pending); /* a stream that stands still: the client does without */
-        offset = take(segment, in->size);
+        offset = take(s, in->size);
     }
     if (!offset) {
         return CUDA_ERROR_OUT_OF_MEMORY;
