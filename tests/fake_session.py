@@ -1,10 +1,11 @@
 """A stand-in for tensor-fusion-session that speaks the control channel, so that the supervisor is tested without CUDA.
 
 It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "junk"
-(a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first).
+(a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first),
+"late:FILE" (well if it is the first, else ready when its client says so).
 As the session of a client it answers each line that the client sends: "slot", "text", "pid", "env NAME", "driver",
 "limit", "total", "reserve N" (bytes on device 0), "data" (indexes of the data connections so far), "crash" (SIGSEGV),
-"exit N".
+"exit N", "context" (says that it is ready).
 Over shared memory it serves nobody: it writes what it was told into the folder FAKE_ADOPTED, as PID.json.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import ctypes
 import json
 import mmap
 import os
@@ -72,6 +74,7 @@ def main() -> None:
         parser.add_argument(name, type=int)
     parser.add_argument("--simulated", action="store_true")
     given = parser.parse_args()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, as the real one does
     control = socket.socket(fileno=given.control_fd)
     limits = mmap.mmap(given.limits_fd, 131072 + 4096)
     mode = os.environ.get("FAKE_SESSION", "")
@@ -82,6 +85,12 @@ def main() -> None:
             os.close(os.open(mode.removeprefix("once:"), os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             sys.exit(7)
+    late = False
+    if mode.startswith("late:"):
+        try:
+            os.close(os.open(mode.removeprefix("late:"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            late = True
     client: socket.socket | None = None
     text = b""
     data: list[int] = []
@@ -101,7 +110,7 @@ def main() -> None:
                         send(control, 17, 100, text="no CUDA-capable device is detected")
                     elif mode == "junk":
                         control.send(b"x" * 100)
-                    elif mode != "hang":
+                    elif mode != "hang" and not late:
                         send(control, 16, 2, 527 << 20, "Fake GPU")
                 elif kind == 1 and descriptor is None:
                     adopted_in_slot(given, argument, value, body)
@@ -139,6 +148,9 @@ def main() -> None:
                 answer = str(struct.unpack_from("<Q", limits, 8)[0])
             elif line[0] == "total":
                 answer = str(struct.unpack_from("<Q", limits, 64)[0])
+            elif line[0] == "context":
+                send(control, 16, 2)
+                answer = "ready"
             elif line[0] == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
             elif line[0] == "exit":

@@ -71,6 +71,29 @@ def test_replacement_waits_for_the_client_to_start() -> None:
         assert len(worker.children()) == 1
 
 
+def test_replacement_waits_for_the_first_context_of_a_client(tmp_path: Path) -> None:
+    with Worker(FAKE_SESSION=f"late:{tmp_path}/first") as worker:
+        first = worker.client()
+        first.ask("pid")
+        second = worker.client()  # its session is cold: it has no context before it says so
+        second.ask("pid")
+        assert len(worker.children()) == 2
+        time.sleep(2)
+        assert len(worker.children()) == 2
+        second.ask("context")
+        assert eventually(lambda: len(worker.children()) == 3), "no replacement was started"
+
+
+def test_replacement_does_not_wait_for_a_client_that_has_gone(tmp_path: Path) -> None:
+    with Worker(FAKE_SESSION=f"late:{tmp_path}/first") as worker:
+        first = worker.client()
+        first.ask("pid")
+        second = worker.client()
+        second.ask("pid")
+        second.close()
+        assert eventually(lambda: len(worker.children()) == 2), "no replacement was started"
+
+
 def test_no_warm_session_when_none_is_wanted() -> None:
     with Worker("--warm", "0") as worker:
         assert eventually(lambda: not worker.children())

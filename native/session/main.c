@@ -2,7 +2,8 @@
  * The session process: started by the supervisor, serves one client, ends with it.
  *
  * One executor thread owns everything; a second only waits for the client's end. Before a client comes, the process may be told to warm up: initialise the driver and
- * make the primary context of device 0, so that the client does not wait for either. The control channel comes from the
+ * make the primary context of device 0, so that the client does not wait for either. If the client is there already it gets no
+ * context before it wants one: contexts are made one after the other on a machine, and many programs ask for devices only. The control channel comes from the
  * supervisor and is trusted; the connection that it hands over is not. The process leaves with _exit: the driver gives back
  * everything a process held, in less time than it takes to destroy it object by object.
  */
@@ -28,26 +29,24 @@
 
 static struct tpw_session *the_session; /* for the two functions below, which the link calls without an argument */
 
-/* Pinned staging memory. Called on the executor or a data thread: the context is pushed and popped around it. */
+/* Pinned staging memory, which may be the first thing that wants a context. Called on the executor. */
 static void *staging_allocate(size_t size) {
     struct tpw_session *s = the_session;
     void *memory = NULL;
-    CUcontext previous;
-    if (!s->primary[0] || s->cuda.cuCtxPushCurrent_v2(s->primary[0])) {
+    if (!tpw_home_enter(s)) {
         return NULL;
     }
     if (s->cuda.cuMemHostAlloc(&memory, size, CU_MEMHOSTALLOC_PORTABLE)) {
         memory = NULL;
     }
-    s->cuda.cuCtxPopCurrent_v2(&previous);
+    tpw_home_leave(s);
     return memory;
 }
 
 static void staging_release(void *memory) {
-    CUcontext previous;
-    if (!the_session->cuda.cuCtxPushCurrent_v2(the_session->primary[0])) {
+    if (tpw_home_enter(the_session)) {
         the_session->cuda.cuMemFreeHost(memory);
-        the_session->cuda.cuCtxPopCurrent_v2(&previous);
+        tpw_home_leave(the_session);
     }
 }
 
@@ -64,6 +63,11 @@ static void control_send(struct tpw_main *process, uint32_t type, uint32_t argum
     }
 }
 
+static bool more_control(const struct tpw_main *process) {
+    struct pollfd on = {.fd = process->control, .events = POLLIN};
+    return poll(&on, 1, 0) > 0;
+}
+
 /* Initialises the driver ahead of the client. Failure is told, and met again by the client's cuInit. */
 static void warm_up(struct tpw_session *s) {
     size_t free_bytes = 0, total = 0;
@@ -72,6 +76,9 @@ static void warm_up(struct tpw_session *s) {
     if (!error && s->device_count == 0) {
         error = CUDA_ERROR_NO_DEVICE;
     }
+    if (!error && more_control(s->process)) {
+        return; /* the client has come meanwhile: what it needs, it asks for */
+    }
     if (!error) {
         error = tpw_primary(s, 0, &context);
     }
@@ -79,12 +86,6 @@ static void warm_up(struct tpw_session *s) {
         error = (int32_t)s->cuda.cuCtxSetCurrent(context);
         s->entered_native = context;
         s->entered = 0;
-    }
-    if (!error) {
-        error = tpw_waits_open(s);
-    }
-    if (!error) {
-        error = tpw_memory_open(s);
     }
     if (!error) {
         error = (int32_t)s->cuda.cuMemGetInfo_v2(&free_bytes, &total);
@@ -102,6 +103,17 @@ static void warm_up(struct tpw_session *s) {
         return;
     }
     control_send(s->process, TPW_READY, (uint32_t)s->device_count, total - free_bytes, name_of_device);
+    s->process->told_ready = true;
+}
+
+/* The supervisor starts no other session while one that serves makes its first context. */
+static void tell_ready(struct tpw_session *s) {
+    for (int i = 0; i < s->device_count && !s->process->told_ready; i++) {
+        if (s->primary[i]) {
+            s->process->told_ready = true;
+            control_send(s->process, TPW_READY, (uint32_t)s->device_count, 0, NULL);
+        }
+    }
 }
 
 /* The name under which the GPU host's tools list this process. */
@@ -225,6 +237,9 @@ void tpw_control_run(struct tpw_session *s) {
         struct cmsghdr head;
         char space[CMSG_SPACE(sizeof(int))];
     } aux;
+    if (TP_UNLIKELY(!s->process->told_ready)) {
+        tell_ready(s);
+    }
     for (;;) {
         struct iovec part = {.iov_base = message, .iov_len = sizeof message};
         struct msghdr envelope = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &aux, .msg_controllen = sizeof aux};

@@ -17,6 +17,7 @@ struct tpw_main {
     char *title; /* memory of the command line */
     size_t title_size;
     uint32_t client_pid;
+    bool told_ready; /* that there is a context */
     struct tpw_segment segment;
 };
 

@@ -223,6 +223,15 @@ int role_console(int count, char **words) {
                 result = cuDeviceTotalMem_v2(&device, 0);
             }
             say("%d %zu %zu %zu", (int)result, free_bytes, total, device);
+        } else if (strcmp(verb, "devices") == 0) { /* a program that asks for devices and makes no context */
+            size_t total = 0;
+            int count = 0, processors = 0;
+            CUresult result = cuInit(0);
+            result = result ? result : cuDeviceGetCount(&count);
+            result = result ? result : cuDeviceTotalMem_v2(&total, 0);
+            result = result ? result : cuDeviceGetAttribute(&processors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, 0);
+            CHECK(result || (count > 0 && total > 0 && processors > 0));
+            answer(result);
         } else if (strcmp(verb, "sync") == 0) {
             answer(cuCtxSynchronize());
         } else if (strcmp(verb, "init") == 0) {

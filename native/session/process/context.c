@@ -53,7 +53,8 @@ bool tpw_home_enter(struct tpw_session *s) {
             return s->cuda.cuCtxPushCurrent_v2(s->primary[i]) == CUDA_SUCCESS;
         }
     }
-    return false;
+    CUcontext native;
+    return tpw_primary(s, 0, &native) == CUDA_SUCCESS && s->cuda.cuCtxPushCurrent_v2(native) == CUDA_SUCCESS;
 }
 
 void tpw_home_leave(struct tpw_session *s) {
@@ -67,14 +68,16 @@ int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out) {
     }
     if (!s->primary[index]) {
         CUcontext native, previous;
+        uint64_t begin = tp_now_ns();
         int32_t error = (int32_t)s->cuda.cuDevicePrimaryCtxRetain(&native, s->devices[index]);
         if (error) {
             return error;
         }
+        uint64_t made_at = tp_now_ns();
         error = (int32_t)s->cuda.cuCtxPushCurrent_v2(native);
         if (!error) {
             s->primary[index] = native; /* staging memory, which these may ask for, wants to know it */
-            error = tpw_waits_open(s);
+            error = tpw_waits_ready(s);
             error = error ? error : tpw_memory_open(s);
             error = error ? error : tpw_segment_register(s);
             s->cuda.cuCtxPopCurrent_v2(&previous);
@@ -84,6 +87,10 @@ int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out) {
             s->cuda.cuDevicePrimaryCtxRelease_v2(s->devices[index]);
             return error;
         }
+        uint64_t end = tp_now_ns();
+        tp_log(TP_DEBUG, "device %d has its context after %llu ms, and what the session needs there after %llu ms more",
+               index, (unsigned long long)((made_at - begin) / 1000000),
+               (unsigned long long)((end - made_at) / 1000000));
     }
     *out = s->primary[index];
     return CUDA_SUCCESS;

@@ -23,8 +23,14 @@ int32_t tpw_start_driver(struct tpw_session *s) {
         }
         s->cuda_loaded = true;
     }
+    if (!tpw_waits_open(s)) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     s->started = true;
+    uint64_t begin = tp_now_ns();
     s->start_result = (int32_t)s->cuda.cuInit(0);
+    tp_log(TP_DEBUG, "cuInit gave %d after %llu ms", (int)s->start_result,
+           (unsigned long long)((tp_now_ns() - begin) / 1000000));
     int count = 0;
     /* No capture of the client's may forbid this thread what another of the client's threads may do. */
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;

@@ -256,7 +256,8 @@ int32_t tpw_callbacks_open(struct tpw_session *s);
 void tpw_callbacks_context_gone(struct tpw_session *s, uint32_t context);
 void tpw_callbacks_close(struct tpw_session *s);
 /* timeline.c */
-int32_t tpw_waits_open(struct tpw_session *s); /* needs a current context */
+bool tpw_waits_open(struct tpw_session *s);     /* once, before cuInit; false without memory */
+int32_t tpw_waits_ready(struct tpw_session *s); /* there is a word for the next stream */
 /* main.c: takes what the supervisor has sent (data connections, the end). */
 void tpw_control_run(struct tpw_session *s);
 

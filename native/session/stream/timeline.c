@@ -86,7 +86,7 @@ static int32_t more_words(struct tpw_session *s) {
 }
 
 static int32_t take_word(struct tpw_session *s, struct tpw_stream *stream) {
-    int32_t error = s->waits->words ? CUDA_SUCCESS : more_words(s);
+    int32_t error = tpw_waits_ready(s);
     if (!error) {
         stream->word = s->waits->words;
         s->waits->words = stream->word->next;
@@ -113,18 +113,12 @@ static bool has_reached(struct tpw_stream *stream, uint64_t point) {
     return stream->reached >= point;
 }
 
-int32_t tpw_waits_open(struct tpw_session *s) {
-    if (s->waits) {
-        return CUDA_SUCCESS;
-    }
-    s->waits = calloc(1, sizeof *s->waits);
-    int32_t error = s->waits ? more_words(s) : CUDA_ERROR_OUT_OF_MEMORY;
-    if (error) {
-        free(s->waits);
-        s->waits = NULL;
-    }
-    return error;
+bool tpw_waits_open(struct tpw_session *s) {
+    s->waits = s->waits ? s->waits : calloc(1, sizeof *s->waits);
+    return s->waits != NULL;
 }
+
+int32_t tpw_waits_ready(struct tpw_session *s) { return s->waits->words ? CUDA_SUCCESS : more_words(s); }
 
 /* ---- the list ---- */
 

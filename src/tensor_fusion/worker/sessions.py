@@ -22,7 +22,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from tensor_fusion.abi import stop_with_parent
 from tensor_fusion.config import UserError
 from tensor_fusion.worker.driver import Driver
 from tensor_fusion.worker.limits import LimitsPage
@@ -35,6 +34,9 @@ WARM_DEADLINE = 90.0
 # A replacement waits this long, so that it does not compete with the start of the client that took the last one.
 REPLACE_DELAY = 1.0
 MAX_REPLACE_DELAY = 30.0
+# A context that is being made for a client is waited for so long before a session is warmed, and looked for so often.
+SETTLE_PATIENCE = 10.0
+SETTLE_LOOK = 0.25
 # From the end of the control channel to SIGKILL.
 EXIT_GRACE = 2.0
 # From SIGKILL until a process that does not end, because a driver call hangs in the kernel, is left alone.
@@ -97,6 +99,8 @@ class Session:
     device_name: str = ""
     device_memory: int = 0
     failure: str = ""
+    has_context: bool = False
+    adopted_at: float = 0.0
     deadline: asyncio.TimerHandle | None = None
     on_reaped: Callable[[], None] = lambda: None
 
@@ -126,7 +130,6 @@ class Sessions:
         self._page = page
         self._warm = warm
         self._sessions: dict[int, Session] = {}
-        self._arm = stop_with_parent()
         self._replacement: asyncio.TimerHandle | None = None
         self._failures = 0
         self._closing = False
@@ -160,12 +163,23 @@ class Sessions:
         )
 
     def top_up(self) -> None:
-        """Start sessions until as many are warm, or on their way, as were asked for."""
+        """Start sessions until as many are warm, or on their way, as were asked for.
+
+        Not while a client waits for its first context: the driver makes one after the other.
+        """
         self._replacement = None
+        if self._client_waits() and not self._closing:
+            self._replacement = asyncio.get_running_loop().call_later(SETTLE_LOOK, self.top_up)
+            return
         while not self._closing and len(self._waiting()) < self._warm:
             if self._start() is None:
                 self._replace_later()
                 return
+
+    def _client_waits(self) -> bool:
+        """True while a session that was cold when its client came may be making its first context."""
+        since = asyncio.get_running_loop().time() - SETTLE_PATIENCE
+        return any(not session.has_context and session.adopted_at > since for session in self.serving())
 
     def discard_surplus(self) -> None:
         """End warm sessions beyond the number asked for (the first one, with --warm 0)."""
@@ -177,7 +191,8 @@ class Sessions:
         found = [session for session in self._sessions.values() if session.state in (State.READY, State.STARTING)]
         return sorted(found, key=lambda session: session.state is not State.READY)
 
-    def _start(self) -> Session | None:
+    def _start(self, warm: bool = True) -> Session | None:
+        """A new session process. One that is not warmed is for a client that waits, and does what that asks for."""
         slot = self._page.take_slot()
         if slot is None:
             LOGGER.error("no session can be started: all slots of the limits page are in use")
@@ -194,11 +209,8 @@ class Sessions:
         loop.add_reader(ours, self._on_control, session)
         session.deadline = loop.call_later(WARM_DEADLINE, self._too_slow, session)
         LOGGER.debug("session %d started in slot %d", process.pid, slot)
-        try:
-            session.send(Packet(PacketType.WARM, session_id=session.id, session_key=session.key))
-        except OSError as error:
-            LOGGER.error("%s does not take its first message: %s", session.name, error)
-            self.end(session)
+        if warm:
+            self._hand_over(session, Packet(PacketType.WARM, session_id=session.id, session_key=session.key), None)
         return session
 
     def _spawn(self, slot: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -213,9 +225,9 @@ class Sessions:
                 stdin=subprocess.DEVNULL,
                 # The worker's own standard output carries the ready line and nothing from sessions.
                 stdout=2,
-                # A terminal's Ctrl-C is for the supervisor, which then ends its sessions in order.
+                # A terminal's Ctrl-C is for the supervisor, which then ends its sessions in order. No preexec_fn: with
+                # one Python copies its whole address space to start a process, which takes ten times as long.
                 start_new_session=True,
-                preexec_fn=self._arm,
             )
         except BaseException:
             ours.close()
@@ -251,11 +263,12 @@ class Sessions:
         if self._closing:
             return None
         waiting = [session for session in self._waiting() if session.process.poll() is None]
-        return waiting[0] if waiting else self._start()
+        return waiting[0] if waiting else self._start(warm=False)
 
     def adopt(self, session: Session, greeting: Greeting, caller: Caller) -> bool:
         """Give the client to the session. False: the session died, which has been dealt with."""
         session.state = State.SERVING
+        session.adopted_at = asyncio.get_running_loop().time()
         session.client = f"{greeting.program or 'client'}@{caller.address}"
         session.connection = (caller.address, caller.port, greeting.client_pid)
         session.on_reaped = caller.session_reaped
@@ -298,7 +311,7 @@ class Sessions:
         try:
             session.send(packet, descriptor)
         except OSError as error:
-            LOGGER.error("%s does not take a connection: %s", session.name, error)
+            LOGGER.error("%s does not take a message: %s", session.name, error)
             self.kill(session)
             return False
         return True
@@ -325,6 +338,7 @@ class Sessions:
             self._disarm(session)
             self._failures = 0
             session.state = State.READY
+            session.has_context = True
             session.devices, session.device_name = packet.argument, packet.text
             session.device_memory = packet.value
             LOGGER.info("%s is ready: %s, %d MiB of its memory in use", session.name, packet.text, packet.value >> 20)
@@ -338,6 +352,7 @@ class Sessions:
         elif packet.type == PacketType.GONE:
             LOGGER.info("%s: the client is gone after %d calls", session.name, packet.value)
         elif packet.type in (PacketType.READY, PacketType.FAILED) and session.state is not State.STARTING:
+            session.has_context = True  # or will have none
             LOGGER.debug("%s: driver %s after its client came", session.name, PacketType(packet.type).name.lower())
         else:
             LOGGER.error("%s sent an unknown packet of type %d and is killed", session.name, packet.type)
