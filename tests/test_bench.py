@@ -21,7 +21,7 @@ import psutil
 import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
-from worker_harness import environment, eventually
+from worker_harness import alive, environment, eventually
 
 from tensor_fusion.abi import native_file, native_folder
 from tensor_fusion.bench import compare, plot, relay
@@ -511,7 +511,7 @@ def test_told_to_end_it_leaves_nothing_behind(words: list[str], number: signal.S
     process.send_signal(number)
     assert process.wait(20) == 128 + number
     process.stderr.close()
-    assert eventually(lambda: not [child for child in started if child.is_running()])
+    assert eventually(lambda: not [child for child in started if alive(child)])
 
 
 @pytest.mark.parametrize("words", [["--rtt", "0.5"], ["--transport", "shmem", "--shmem-size", "64"]])
@@ -533,7 +533,7 @@ def test_killed_it_leaves_no_worker_relay_or_segment(words: list[str]) -> None:
     children = started()
     process.kill()
     process.wait()
-    assert eventually(lambda: not [child for child in children if child.is_running()], 10)
+    assert eventually(lambda: not [child for child in children if alive(child)], 10)
     assert not segment.exists()
 
 

@@ -23,7 +23,7 @@ import psutil
 import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
-from worker_harness import environment, eventually
+from worker_harness import alive, environment, eventually
 
 from tensor_fusion.abi import Teleport, native_folder
 from tensor_fusion.client.elf import soname
@@ -80,7 +80,7 @@ class RealWorker:
         # What of the line about warm sessions came after the ready line was read.
         assert output == "" or re.fullmatch(r"warm \d+ session.*\n", output)
         assert self.process.returncode == 0
-        assert not [child for child in children if child.is_running()]
+        assert not [child for child in children if alive(child)]
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_demo_that_is_told_to_end_leaves_nothing_behind(number: signal.Signals) 
     started = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
     assert process.wait(20) == (-9 if number is signal.SIGKILL else 128 + number)
-    assert eventually(lambda: not [child for child in started if child.is_running()], 10)
+    assert eventually(lambda: not [child for child in started if alive(child)], 10)
     assert not segment.exists()
 
 

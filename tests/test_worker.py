@@ -13,7 +13,7 @@ from random import Random
 
 import psutil
 import pytest
-from worker_harness import SCHEMA, Worker, command, environment, eventually, fails, read_welcome
+from worker_harness import SCHEMA, Worker, alive, command, environment, eventually, fails, read_welcome
 
 from tensor_fusion.worker.protocol import Greeting, Status
 
@@ -321,7 +321,7 @@ def test_signals_end_everything(number: int) -> None:
     children = worker.children()
     assert len(children) >= 3
     assert worker.stop(number) == 0
-    assert not [child for child in children if child.is_running()]
+    assert not [child for child in children if alive(child)]
     assert client.connection.recv(1) == b""
 
 
@@ -343,7 +343,7 @@ def test_killed_worker_leaves_no_session() -> None:
     children = worker.children()
     worker.process.kill()
     worker.process.communicate()
-    assert eventually(lambda: not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE])
+    assert eventually(lambda: not [c for c in children if alive(c)])
 
 
 def test_session_that_does_not_exit_is_killed() -> None:
@@ -352,7 +352,7 @@ def test_session_that_does_not_exit_is_killed() -> None:
     started = time.monotonic()
     assert worker.stop() == 0
     assert time.monotonic() - started < 8
-    assert not [child for child in children if child.is_running()]
+    assert not [child for child in children if alive(child)]
 
 
 @pytest.mark.parametrize(

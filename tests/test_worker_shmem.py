@@ -28,7 +28,7 @@ from segment_harness import (
     SegmentWorker,
     worker_environment,
 )
-from worker_harness import HERE, command, environment, eventually, suspend
+from worker_harness import HERE, alive, command, environment, eventually, suspend
 
 from tensor_fusion.abi import Asked, Teleport
 from tensor_fusion.worker.protocol import Greeting, Role, Status
@@ -359,7 +359,7 @@ def test_takeover_after_kill(segment_name: str, tmp_path: Path, schema: bytes) -
     sessions = psutil.Process(first.process.pid).children(recursive=True)
     first.process.kill()
     first.process.communicate()
-    assert eventually(lambda: not [one for one in sessions if one.is_running()])
+    assert eventually(lambda: not [one for one in sessions if alive(one)])
     with SegmentWorker(segment_name, tmp_path) as second:
         assert second.path.stat().st_ino == inode
         assert second.word(HEADER["epoch"], "<Q") != epoch

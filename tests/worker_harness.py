@@ -113,7 +113,7 @@ class Worker:
             left = self.children()
             self.stop()
             assert self.process.returncode == 0 or kind, (self.process.returncode, self.errors)
-            assert eventually(lambda: not [child for child in left if _alive(child)]), left
+            assert eventually(lambda: not [child for child in left if alive(child)]), left
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -172,5 +172,9 @@ def read_welcome(connection: socket.socket) -> Welcome:
     return welcome
 
 
-def _alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs. A dead orphan is none, even where the machine's first process, a shell, does not fetch it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

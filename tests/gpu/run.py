@@ -384,7 +384,7 @@ def machine() -> dict[str, Any]:
         gpu = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60).stdout.strip()
     note = suite.REPOSITORY / ".gpu" / "commit"  # what the wheel beside it was built from
     commit = note.read_text().strip() if note.is_file() else ""
-    if not commit:
+    if not commit and shutil.which("git"):
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=suite.REPOSITORY, capture_output=True, text=True, check=False
         ).stdout.strip()

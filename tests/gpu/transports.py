@@ -403,8 +403,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner.build(state, [p for p in suite.programs() if p.name in C_PARTS and p.name in parts])
     before = given.before.resolve() if given.before else None
     run = Turns(Place(options, sides, given.gpu == "sim", before), sides, parts, pairs, budget)
-    run.facts = {"machine": runner.machine(), "wheel": wheel.name, "pairs": pairs}
-    run.samples.errors += state.notes
 
     def prepare_model() -> None:
         before = len(state.notes)
@@ -413,6 +411,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     good = False
     try:
+        run.facts = {"machine": runner.machine(), "wheel": wheel.name, "pairs": pairs}
+        run.samples.errors += state.notes
         good = run.run(prepare_model)
     finally:
         run.end()

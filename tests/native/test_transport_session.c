@@ -93,6 +93,7 @@ static void upload(struct tpw_link *link, int listener, uint64_t transfer, uint6
 static void host_write(struct tpw_link *link, uint64_t transfer, uint64_t size, uint64_t seed) {
     size_t body = 16 + tp_padded(size);
     unsigned char *at = tpw_reply_begin(link, MESSAGE_WRITE, 0, 0, body);
+    CHECK(at);
     struct tp_cursor c = tp_cursor_make(at, body);
     tp_put_u64(&c, transfer);
     tp_put_u64(&c, size);

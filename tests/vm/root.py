@@ -213,20 +213,23 @@ def take(package: Path, disk: Cpio) -> None:
 
 
 def take_kernel(package: Path, disk: Cpio) -> bytes:
-    """Put the modules on the disk; the kernel itself."""
+    """Put the modules on the disk that the kernel does not have in itself; the kernel itself."""
     kernel = b""
+    built_in: set[str] = set()
     wanted = {name: f"modules/{number}-{name}.ko" for number, name in enumerate(MODULES)}
     with contents(package) as archive:
         for member in archive:
             base = member.name.rpartition("/")[2]
             module, ko, packed = base.partition(".ko")
             is_module = bool(ko) and module in wanted and packed in UNPACK
-            if member.isfile() and (is_module or base.startswith("vmlinuz-")):
+            if member.isfile() and (is_module or base == "modules.builtin" or base.startswith("vmlinuz-")):
                 data = archive.extractfile(member)
                 assert data
-                if is_module:
+                if base == "modules.builtin":
+                    built_in = {Path(line).stem for line in data.read().decode().split()}
+                elif is_module:
                     disk.add(wanted.pop(module), stat.S_IFREG | 0o644, UNPACK[packed](data.read()))
                 else:
                     kernel = data.read()
-    assert kernel and not wanted, f"{package.name} has no {sorted(wanted)}"
+    assert kernel and not wanted.keys() - built_in, f"{package.name} has no {sorted(wanted.keys() - built_in)}"
     return kernel

@@ -177,7 +177,7 @@ void section_names(void) {
 
 /* Not asked, because the driver itself crashes: cuDeviceGetName of 0 bytes. */
 void section_device(void) {
-    char label[64], text[256];
+    char label[64], text[256] = "";
     int number = -7, other = -7;
     size_t size = 0;
     CUuuid uuid;
