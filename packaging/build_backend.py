@@ -20,6 +20,7 @@ from typing import Any
 
 import scikit_build_core.build as backend
 from scikit_build_core.build import build_sdist, get_requires_for_build_sdist
+from wheel_tag import tagged
 
 __all__ = [
     "build_editable",
@@ -96,7 +97,8 @@ def build_wheel(
     wheel_directory: str, config_settings: dict[str, Any] | None = None, metadata_directory: str | None = None
 ) -> str:
     with compiler():
-        return backend.build_wheel(wheel_directory, config_settings, metadata_directory)
+        name = backend.build_wheel(wheel_directory, config_settings, metadata_directory)
+    return tagged(Path(wheel_directory) / name).name
 
 
 def build_editable(

@@ -53,11 +53,15 @@ def test_needs_libc_only(name: str) -> None:
     assert needed <= LIBC | (sanitizers if name not in CLIENT else set())
 
 
-@pytest.mark.parametrize("name", BINARIES)
-def test_c_library_need_not_be_the_newest(name: str) -> None:
+def glibc_versions(name: str) -> list[tuple[int, ...]]:
     section: Any = read(name).get_section_by_name(".gnu.version_r")
     versions = {version.name for _, entries in section.iter_versions() for version in entries}
-    found = [tuple(map(int, number.split("."))) for number in re.findall(r"GLIBC_([0-9.]+)", " ".join(versions))]
+    return [tuple(map(int, number.split(".")[:2])) for number in re.findall(r"GLIBC_([0-9.]+)", " ".join(versions))]
+
+
+@pytest.mark.parametrize("name", BINARIES)
+def test_c_library_need_not_be_the_newest(name: str) -> None:
+    found = glibc_versions(name)
     assert found
     assert max(found) <= (HIGHEST_GLIBC_OF_CLIENT if name in CLIENT else HIGHEST_GLIBC)
 
@@ -120,9 +124,12 @@ def wheel() -> importlib.metadata.Distribution:
     return found
 
 
-def test_wheel_is_for_every_python(wheel: importlib.metadata.Distribution) -> None:
+def test_wheel_is_for_every_python_and_says_for_which_c_library(wheel: importlib.metadata.Distribution) -> None:
     text = wheel.read_text("WHEEL") or ""
-    assert re.findall(r"^Tag: (.*)$", text, flags=re.MULTILINE) == ["py3-none-linux_x86_64"]
+    newest = max(max(glibc_versions(name)) for name in BINARIES)
+    tags = {f"py3-none-manylinux_{newest[0]}_{newest[1]}_x86_64"}
+    tags |= {"py3-none-manylinux2014_x86_64"} if newest == (2, 17) else set()
+    assert set(re.findall(r"^Tag: (.*)$", text, flags=re.MULTILINE)) == tags
 
 
 def test_wheel_holds_what_it_should(wheel: importlib.metadata.Distribution) -> None:
