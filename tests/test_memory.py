@@ -76,8 +76,8 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
     flags.append("-Wno-unused-parameter")  # as the session's own build
     folders = [*includes("base", "wire", "ring", "transport", "session"), f"-I{generated}"]
-    names = ["memory", "arena", "twin", "vmm", "pool", "memset", "staging"]
-    names += ["copy_in", "copy_out", "copy_device", "pinned", "segment_pin", "peer", "done"]
+    names = ["memory", "arena", "twin", "vmm", "pool", "memset", "staging", "wait"]
+    names += ["copy_in", "copy_out", "copy_device", "copy_pinned", "pinned", "segment_pin", "peer", "done"]
     parts = [*(ROOT / "tests/native").glob("test_arena*.c"), *sources("session", *names)]
     parts += [*sources("ring", "segment", "ring"), *sources("base", "limits", "log", "time_lock")]
     program = compile_program(tmp_path / "test_arena", parts, *flags, *folders)

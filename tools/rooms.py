@@ -22,6 +22,7 @@ ORDER = {
     "session": ("link", "process", "stream", "memory", "copy", "code", "graph", "nvml", START),
 }
 INCLUDE = r'^\s*#\s*include\s*[<"]([^>"]+)[>"]'
+TAG = r"\b(?:struct|union|enum)\s+\w+"
 COMMENT = r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\''
 # What begins in column 0: a function with its body, a variable that is not only declared, a macro.
 FUNCTION = r"^[A-Za-z_][^;{}()#=]*?\b(\w+)\((?:[^;{}]*)\)\s*\{"
@@ -57,7 +58,7 @@ class Side:
         found: dict[tuple[Path, Path], set[str]] = {}
         for path, text in texts.items():
             included = set(re.findall(INCLUDE, text, flags=re.MULTILINE))
-            words = set(re.findall(r"\w+", re.sub(INCLUDE, "", text, flags=re.MULTILINE)))
+            words = set(re.findall(r"\w+", re.sub(f"{INCLUDE}|{TAG}", "", text, flags=re.MULTILINE)))
             for name in (included | words) & homes.keys():
                 if place[homes[name]][0] != place[path][0]:
                     found.setdefault((path, homes[name]), set()).add(name)

@@ -30,4 +30,12 @@
         }                                                                                                              \
     } while (0)
 
+/* The same of functions that answer, until one answers something else than 0; `answer` is 0 before. */
+#define TP_ASK(list, answer, ...)                                                                                      \
+    do {                                                                                                               \
+        for (list *const *listed = __start_##list; !(answer) && listed < __stop_##list; listed++) {                    \
+            (answer) = (*listed)(__VA_ARGS__);                                                                         \
+        }                                                                                                              \
+    } while (0)
+
 #endif

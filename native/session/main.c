@@ -8,11 +8,10 @@
  * everything a process held, in less time than it takes to destroy it object by object.
  */
 #include "tpg_session.h"
-#include "tpw_images.h"
+#include "tpw_code.h"
 #include "tpw_main.h"
-#include "tpw_session.h"
+#include "tpw_memory.h"
 
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -50,7 +49,7 @@ static void staging_release(void *memory) {
     }
 }
 
-static void control_send(struct tpw_main *process, uint32_t type, uint32_t argument, uint64_t value, const char *text) {
+static void control_send(struct tpw_session *s, uint32_t type, uint32_t argument, uint64_t value, const char *text) {
     unsigned char message[TP_CONTROL_SIZE] = {0};
     memcpy(message, &type, 4);
     memcpy(message + 4, &argument, 4);
@@ -58,13 +57,13 @@ static void control_send(struct tpw_main *process, uint32_t type, uint32_t argum
     if (text) {
         memcpy(message + 32, text, strnlen(text, 223));
     }
-    if (send(process->control, message, sizeof message, MSG_NOSIGNAL) < 0) {
+    if (send(s->control, message, sizeof message, MSG_NOSIGNAL) < 0) {
         tp_log(TP_WARN, "the supervisor does not listen: %s", strerror(errno));
     }
 }
 
-static bool more_control(const struct tpw_main *process) {
-    struct pollfd on = {.fd = process->control, .events = POLLIN};
+static bool more_control(const struct tpw_session *s) {
+    struct pollfd on = {.fd = s->control, .events = POLLIN};
     return poll(&on, 1, 0) > 0;
 }
 
@@ -76,7 +75,7 @@ static void warm_up(struct tpw_session *s) {
     if (!error && s->device_count == 0) {
         error = CUDA_ERROR_NO_DEVICE;
     }
-    if (!error && more_control(s->process)) {
+    if (!error && more_control(s)) {
         return; /* the client has come meanwhile: what it needs, it asks for */
     }
     if (!error) {
@@ -99,10 +98,10 @@ static void warm_up(struct tpw_session *s) {
         char text[200];
         snprintf(text, sizeof text, "the driver could not be initialised: error %d (%s)", error,
                  name ? name : "unknown");
-        control_send(s->process, TPW_FAILED, (uint32_t)error, 0, text);
+        control_send(s, TPW_FAILED, (uint32_t)error, 0, text);
         return;
     }
-    control_send(s->process, TPW_READY, (uint32_t)s->device_count, total - free_bytes, name_of_device);
+    control_send(s, TPW_READY, (uint32_t)s->device_count, total - free_bytes, name_of_device);
     s->process->told_ready = true;
 }
 
@@ -111,7 +110,7 @@ static void tell_ready(struct tpw_session *s) {
     for (int i = 0; i < s->device_count && !s->process->told_ready; i++) {
         if (s->primary[i]) {
             s->process->told_ready = true;
-            control_send(s->process, TPW_READY, (uint32_t)s->device_count, 0, NULL);
+            control_send(s, TPW_READY, (uint32_t)s->device_count, 0, NULL);
         }
     }
 }
@@ -221,17 +220,17 @@ static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
     for (char *at = name; *at; at++) { /* the client's own words, for the log and for whoever lists processes */
         *at = (char)(*at < ' ' || *at > '~' ? '?' : *at);
     }
-    memcpy(&s->process->client_pid, message + 256 + 52, 4);
+    memcpy(&s->client_pid, message + 256 + 52, 4);
     if (fd >= 0 ? !adopt_connection(s, fd) : !adopt_slot(s, slot - 1, (uint32_t)(place >> 32), (uint32_t)place)) {
         s->ended = true;
         s->exit_code = 1;
         return;
     }
     rename_process(s->process, name[0] ? name : "client");
-    tp_log(TP_INFO, "serving %s, process %u of the client's machine", name, s->process->client_pid);
+    tp_log(TP_INFO, "serving %s, process %u of the client's machine", name, s->client_pid);
 }
 
-void tpw_control_run(struct tpw_session *s) {
+static void look_at_control(struct tpw_session *s) {
     unsigned char message[TP_CONTROL_SIZE];
     union {
         struct cmsghdr head;
@@ -243,7 +242,7 @@ void tpw_control_run(struct tpw_session *s) {
     for (;;) {
         struct iovec part = {.iov_base = message, .iov_len = sizeof message};
         struct msghdr envelope = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &aux, .msg_controllen = sizeof aux};
-        ssize_t size = recvmsg(s->process->control, &envelope, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        ssize_t size = recvmsg(s->control, &envelope, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         if (size < 0 && (errno == EAGAIN || errno == EINTR)) {
             return;
         }
@@ -274,17 +273,7 @@ void tpw_control_run(struct tpw_session *s) {
         }
     }
 }
-
-void *tpw_open_library(struct tpw_session *s, bool nvml) {
-    const char *path = nvml ? s->process->nvml_path : s->process->driver_path;
-    void *library = path && path[0] ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
-    if (!library) {
-        tp_log(TP_ERROR, "%s cannot be loaded: %s", path ? path : "(no path)", path ? dlerror() : "not given");
-    }
-    return library;
-}
-
-uint32_t tpw_client_pid(const struct tpw_session *s) { return s->process->client_pid; }
+TP_REGISTER(tpw_control, look_at_control);
 
 /* What a client makes the driver keep in this process (graphs, modules, queued work) has no bound that could be counted. When
  * the machine runs out of memory, the kernel is to end the largest session before anything else. */
@@ -313,11 +302,11 @@ static bool options(struct tpw_session *s, int count, char **words) {
     struct tpw_main *process = s->process;
     int limits = -1, segment = -1, owners = -1, letter;
     uint64_t segment_size = 0;
-    process->control = -1;
+    s->control = -1;
     while ((letter = getopt_long(count, words, "", known, NULL)) != -1) {
         switch (letter) {
         case 'c':
-            process->control = atoi(optarg);
+            s->control = atoi(optarg);
             break;
         case 'l':
             limits = atoi(optarg);
@@ -335,10 +324,10 @@ static bool options(struct tpw_session *s, int count, char **words) {
             owners = atoi(optarg);
             break;
         case 'd':
-            process->driver_path = strdup(optarg);
+            s->driver_path = strdup(optarg);
             break;
         case 'n':
-            process->nvml_path = strdup(optarg);
+            s->nvml_path = strdup(optarg);
             break;
         case 'g':
             s->simulated = true;
@@ -348,7 +337,7 @@ static bool options(struct tpw_session *s, int count, char **words) {
         }
     }
     s->limits = map_limits(limits);
-    if (process->control < 0 || !process->driver_path || s->slot >= TP_LIMITS_SLOTS || (limits >= 0 && !s->limits)) {
+    if (s->control < 0 || !s->driver_path || s->slot >= TP_LIMITS_SLOTS || (limits >= 0 && !s->limits)) {
         fprintf(stderr, "tensor-fusion-session is started by tensor-fusion-worker, not by hand.\n");
         return false;
     }
@@ -378,16 +367,16 @@ int main(int count, char **words) {
         return 2;
     }
     volunteer();
-    process.events = epoll_create1(EPOLL_CLOEXEC);
+    s->events = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event wanted = {.events = EPOLLIN};
-    if (process.events < 0 || epoll_ctl(process.events, EPOLL_CTL_ADD, process.control, &wanted) ||
-        epoll_ctl(process.events, EPOLL_CTL_ADD, tpw_callbacks_fd(s), &wanted)) {
+    if (s->events < 0 || epoll_ctl(s->events, EPOLL_CTL_ADD, s->control, &wanted) ||
+        epoll_ctl(s->events, EPOLL_CTL_ADD, tpw_callbacks_fd(s), &wanted)) {
         tp_log(TP_ERROR, "epoll: %s", strerror(errno));
         return 1;
     }
     tpw_execute(s);
     tpw_images_close();
-    control_send(&process, TPW_GONE, 0, s->frames, NULL);
+    control_send(s, TPW_GONE, 0, s->frames, NULL);
     tp_log(TP_INFO, "the client has gone after %llu frames", (unsigned long long)s->frames);
     _exit(s->exit_code);
 }

@@ -14,7 +14,7 @@
  * What must fail when it is changed, each checked by tests/test_completion_model.py:
  *   NO_HOLD       frames that complete are taken at once             (native/client/core/held.c)
  *   HOLD_NEWS     notices are held behind them                       (the same)
- *   NO_LEAVE      what else is complete is not handed over first     (tpw_leave, native/session/process/answer.c)
+ *   NO_LEAVE      what else is complete is not handed over first     (tpw_leave, native/session/stream/answer.c)
  *   WORD_FIRST    the word is queued before the notice is in the ring (native/session/stream/done.c)
  *   EARLY_UPLOAD  bytes are taken at the call, not behind the function
  *   BLOCKING      the executor waits for the bytes of the upload

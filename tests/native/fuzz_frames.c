@@ -11,12 +11,9 @@
 #include "fuzz_story.h"
 #include "simgpu_check.h"
 #include "tpg_session.h"
-#include "tpw_keep.h"
-#include "tpw_main.h"
+#include "tpw_graph.h"
 #include "tpw_memory.h"
-#include "tpw_segment.h"
 
-#include <dlfcn.h>
 #include <sys/mman.h>
 #include <tp_segment.h>
 #include <unistd.h>
@@ -32,21 +29,11 @@ enum { RECORDS = 1, ORDINARY = 2, STORY = 4 };
 #define CU_STREAM_LEGACY_VALUE 1u
 
 static struct tpw_session session;
-static struct tpw_main process;
 /* For pinned memory; the frames come from memory all the same. */
 #define SEGMENT_SIZE (24ull << 20)
 static struct tpw_segment segment;
 /* NVML stays open for the life of a process, with the objects of its devices. */
 static struct tpw_table nvml_devices;
-
-/* ---- in place of main.c ---- */
-
-void *tpw_open_library(struct tpw_session *s, bool nvml) {
-    (void)s, (void)nvml;
-    return dlopen("libtf-simgpu.so", RTLD_NOW | RTLD_LOCAL); /* beside this program */
-}
-uint32_t tpw_client_pid(const struct tpw_session *s) { return s->process->client_pid; }
-void tpw_control_run(struct tpw_session *s) { (void)s; }
 
 /* ---- input ---- */
 
@@ -406,7 +393,8 @@ static void end_session(struct tpw_session *s) {
     /* Host functions end first: the GPU waits for them, and everything else for the GPU. */
     tpw_callbacks_close(s);
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
-        tpw_execs_end(s, object->id);
+        const struct tpw_gone gone = {.id = object->id, .native = (CUcontext)(uintptr_t)object->native};
+        TP_TELL(tpw_context_ends, s, &gone);
     }
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
         s->cuda.cuCtxDestroy_v2((CUcontext)(uintptr_t)object->native); /* refused for a primary context */
@@ -492,10 +480,10 @@ static struct tpw_session *begin_session(void) {
     const struct tpg_nvml_driver nvml = s->nvml;
     bool nvml_loaded = s->nvml_loaded;
     memset(s, 0, sizeof *s);
-    s->process = &process;
+    s->driver_path = s->nvml_path = "libtf-simgpu.so"; /* beside this program */
     begin_segment();
     s->segment = &segment;
-    process.control = process.events = -1;
+    s->control = s->events = -1;
     s->nvml = nvml;
     s->nvml_loaded = nvml_loaded;
     s->tables[TPG_NVMLDEVICE] = nvml_devices;

@@ -415,13 +415,13 @@ static void test_twins(void) {
     write.address = 0x1000;
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_host_twin_write(&session, &frame, &write));
     reply_count = 0;
-    tpw_twins_send(&session);
+    TP_TELL(tpw_twins_leave, &session);
     CHECK(reply_count == 0); /* what the client wrote is not told to it */
     memcpy(twin + 8, "ABCDEFGH", 8);
     twin[99] = 'x';
-    tpw_twins_send(&session);
+    TP_TELL(tpw_twins_leave, &session);
     CHECK(reply_count == 2 && reply_op == 4);
-    tpw_twins_send(&session);
+    TP_TELL(tpw_twins_leave, &session);
     CHECK(reply_count == 2);
     make.size = 65537;
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_host_twin(&session, &frame, &make, &got));

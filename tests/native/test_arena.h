@@ -7,7 +7,7 @@
 #define TEST_ARENA_H
 
 #include "tpg_session.h"
-#include "tpw_memory.h"
+#include "tpw_copy.h"
 
 #include <stdio.h>
 #include <stdlib.h>

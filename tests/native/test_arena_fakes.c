@@ -6,7 +6,6 @@
  * `gpu_runs` is set. One thread.
  */
 #include "test_arena.h"
-#include "tpw_graph.h"
 
 /* ---- the driver ---- */
 
@@ -273,7 +272,6 @@ int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
 int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *what) {
     return tpw_when_done(s, NULL, done, what);
 }
-void tpw_control_run(struct tpw_session *s) { (void)s; }
 bool tpw_hold_on(struct tpw_session *s) { return !s->ended; }
 enum tp_status tpw_link_status(const struct tpw_link *link) {
     (void)link;

@@ -36,6 +36,11 @@ static int32_t disable(uint32_t reader, uint32_t owner) {
     return error ? error : tpw_cuCtxDisablePeerAccess(&session, &frame, &in, peer);
 }
 
+static void ends(uint32_t context) {
+    const struct tpw_gone gone = {.id = context};
+    TP_TELL(tpw_context_ends, &session, &gone);
+}
+
 static void start(void) {
     begin(0);
     session.device_count = 2;
@@ -82,9 +87,9 @@ static void counts_pairs(void) {
     GIVES(0, enable(3, 4));
     GIVES(TPW_LATER, disable(1, 2));
     tpw_poll(&session);
-    tpw_peers_context_gone(&session, 4);
+    ends(4);
     CHECK(all_reached_by(BOTH));
-    tpw_peers_context_gone(&session, 3);
+    ends(3);
     CHECK(all_reached_by(OWN));
     GIVES(CUDA_ERROR_PEER_ACCESS_NOT_ENABLED, disable(3, 2));
     give_up(memory);
@@ -106,7 +111,7 @@ static void changes_of_mind(void) {
     GIVES(TPW_LATER, disable(1, 2));
     GIVES(0, enable(1, 2));
     GIVES(TPW_LATER, disable(1, 2));
-    tpw_peers_context_gone(&session, 1);
+    ends(1);
     CHECK(all_reached_by(OWN));
     GIVES(0, enable(1, 2));
     gpu_runs = true;

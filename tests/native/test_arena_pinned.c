@@ -5,7 +5,6 @@
  * that nothing outside the memory that is pinned is ever copied. Part of test_arena.c. One thread.
  */
 #include "test_arena.h"
-#include "tpw_segment.h"
 
 #include <sys/mman.h>
 #include <tp_segment.h>

@@ -8,28 +8,17 @@
 #include "fuzz_link.h"
 #include "simgpu_check.h"
 #include "tpg_session.h"
-#include "tpw_main.h"
 #include "tpw_memory.h"
-#include "tpw_segment.h"
 
-#include <dlfcn.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <tp_segment.h>
 #include <unistd.h>
 
 static struct tpw_session session;
-static struct tpw_main process;
 static const char *driver;
 
 /* ---- in place of main.c ---- */
-
-void *tpw_open_library(struct tpw_session *s, bool nvml) {
-    (void)s, (void)nvml;
-    return dlopen(driver, RTLD_NOW | RTLD_LOCAL);
-}
-uint32_t tpw_client_pid(const struct tpw_session *s) { return s->process->client_pid; }
-void tpw_control_run(struct tpw_session *s) { (void)s; }
 
 static void *staging_allocate(size_t size) {
     void *memory = NULL;
@@ -636,8 +625,8 @@ static bool busy(void) { return tpw_pending(&session) > 0; }
 
 static void begin(void) {
     struct tpw_session *s = &session;
-    s->process = &process;
-    process.control = process.events = -1;
+    s->driver_path = s->nvml_path = driver;
+    s->control = s->events = -1;
     s->simulated = true;
     s->link = the_link = fuzz_link_new();
     fuzz_link_busy(the_link, busy);

@@ -3,6 +3,7 @@
  *
  * Executor thread only. Options come from a hostile client: only scalars are let through, and log buffers are ours.
  */
+#include "tpw_copy.h"
 #include "tpw_jit.h"
 
 #include <stdlib.h>

@@ -6,7 +6,6 @@
  */
 #include "tpg_session.h"
 #include "tpw_jit.h"
-#include "tpw_session.h"
 
 #include <stdlib.h>
 #include <tp_image.h>

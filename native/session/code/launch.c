@@ -5,10 +5,7 @@
  * many; attributes with handles inside are translated, those with pointers of the host refused.
  */
 #include "tpg_session.h"
-#include "tpw_graph.h"
-#include "tpw_keep.h"
-#include "tpw_kernel.h"
-#include "tpw_session.h"
+#include "tpw_code.h"
 
 #include <stdlib.h>
 
@@ -42,11 +39,19 @@ struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size
     return *error ? NULL : object;
 }
 
+uint64_t tpw_image_of(struct tpw_session *s, const struct tpw_object *function) {
+    const struct tpw_object *module = tpw_object(s, TPG_MODULE, function->owner);
+    return module && module->owner ? module->owner : function->owner;
+}
+
 /* A launch that is captured becomes a node, which points at the function. */
 static int32_t hold(struct tpw_session *s, const struct tpw_stream *stream, const struct tpw_object *function) {
-    int32_t error = CUDA_SUCCESS;
-    uint64_t graph = tpw_captured_graph(s, stream, &error);
-    return graph ? tpw_hold_function(s, graph, function) : error;
+    uint64_t image = tpw_image_of(s, function);
+    int32_t error = tpw_capture_keeps(s, stream, tp_handle_type(image), image);
+    if (!error && function->kind == TPG_FUNCTION) {
+        error = tpw_capture_keeps(s, stream, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, function->context));
+    }
+    return error;
 }
 
 int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in,
@@ -77,9 +82,8 @@ int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const
                       struct tpw_stream *stream, const CUlaunchAttribute *attributes, size_t count) {
     int32_t error = 0;
     struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    uint64_t graph = tpw_captured_graph(s, stream, &error);
-    if (!error && graph) {
-        error = tpw_hold_function(s, graph, object);
+    if (!error && TP_UNLIKELY(s->captures)) {
+        error = hold(s, stream, object);
     }
     if (error) {
         return error;

@@ -6,12 +6,10 @@
  * as many bytes as came before the driver sees it. What lies inside the container is the driver's to judge.
  */
 #include "tpg_session.h"
-#include "tpw_graph.h"
+#include "tpw_code.h"
 #include "tpw_images.h"
 #include "tpw_jit.h"
-#include "tpw_keep.h"
-#include "tpw_kernel.h"
-#include "tpw_session.h"
+#include "tpw_memory.h"
 
 #include <stdlib.h>
 #include <tp_image.h>
@@ -376,7 +374,10 @@ static void unload(struct tpw_session *s, void *what, int32_t error) {
     free(unloading);
 }
 
-void tpw_image_unkept(struct tpw_session *s, struct tpw_kept *kept) {
+static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
+    if (kept->kind != TPG_MODULE && kept->kind != TPG_LIBRARY) {
+        return false;
+    }
     struct unloading *unloading = malloc(sizeof *unloading);
     if (unloading) {
         *unloading = (struct unloading){
@@ -387,7 +388,9 @@ void tpw_image_unkept(struct tpw_session *s, struct tpw_kept *kept) {
         tp_log(TP_ERROR, "no memory to unload an image that graphs pointed at: it stays until the session ends");
         free(unloading);
     }
+    return true;
 }
+TP_REGISTER(tpw_unkept, unkept);
 
 static int32_t begin_unloading(struct tpw_session *s, uint64_t native, uint32_t context) {
     bool library = !context;

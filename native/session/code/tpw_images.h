@@ -7,7 +7,7 @@
 #ifndef TPW_IMAGES_H
 #define TPW_IMAGES_H
 
-#include "tpw_session.h"
+#include "tpw_code.h"
 #include <tp_sha256.h>
 
 /* Executor only. False when this worker keeps no images. */
@@ -17,8 +17,6 @@ unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[T
 /* Takes `bytes` and writes them aside, if they have the hash that the client says. */
 void tpw_images_keep(struct tpw_session *s, unsigned char *bytes, size_t size,
                      const unsigned char hash[TP_SHA256_SIZE]);
-/* Finishes what is being written. The end of the process is bounded by main.c's watch over the client. */
-void tpw_images_close(void);
 
 /* ---- between images.c and images_store.c ---- */
 #define TPW_IMAGE_NAME (2 * TP_SHA256_SIZE + 1)

@@ -4,7 +4,7 @@
 #ifndef TPW_JIT_H
 #define TPW_JIT_H
 
-#include "tpw_session.h"
+#include "tpw_code.h"
 
 #define TPW_JIT_OPTIONS 32u
 

@@ -6,7 +6,7 @@
  * one side, a copy beside the stream.
  */
 #include "tpg_session.h"
-#include "tpw_memory.h"
+#include "tpw_copy.h"
 
 enum way { DIRECT, PEER };
 

@@ -10,8 +10,7 @@
  * when it runs; such copies are refused, and the capture ends as the driver ends it.
  */
 #include "tpg_session.h"
-#include "tpw_graph.h"
-#include "tpw_memory.h"
+#include "tpw_copy.h"
 #include <stdlib.h>
 
 /* Up to here the driver takes the bytes of pageable memory into the command itself, at the call: no slot, no point. */

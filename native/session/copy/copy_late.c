@@ -16,9 +16,7 @@
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
-#include "tpw_callback.h"
-#include "tpw_graph.h"
-#include "tpw_memory.h"
+#include "tpw_copy.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>

@@ -14,8 +14,7 @@
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
-#include "tpw_graph.h"
-#include "tpw_memory.h"
+#include "tpw_copy.h"
 #include <stdlib.h>
 
 #define STALL_NS 5000000u /* without a block for so long: the stream may be waiting for the client */
@@ -246,7 +245,7 @@ int32_t tpw_copy_out(struct tpw_session *s, const struct tp_frame *frame, const 
 /* The supervisor handed the connections over before it welcomed them, but on a channel that is looked at rarely. */
 static bool has_data(struct tpw_session *s) {
     if (!tpw_link_has_data(s->link)) {
-        tpw_control_run(s);
+        TP_TELL(tpw_control, s);
     }
     return tpw_link_has_data(s->link);
 }
@@ -288,4 +287,24 @@ int32_t tpw_copy_out_post(struct tpw_session *s, const struct tp_frame *frame, c
         free(d);
     }
     return error;
+}
+
+/* Into the landing place of a word of the client's slot, which the GPU writes behind it (stream/done.c). */
+int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_mark_in *in,
+                          struct tpw_stream *stream) {
+    int32_t error = CUDA_SUCCESS;
+    CUdeviceptr address = tpw_mark_address(s, frame, in->word, &error);
+    if (!error && (!in->size || in->size > TP_LANDING)) {
+        tpw_violation(s, frame, "copy_out_mark that fits no landing place");
+        error = TPW_LATER;
+    }
+    tpw_check_area(s, in->source, in->size, in->size, 1, &error);
+    tpw_refuse_capturing(s, stream->native, &error);
+    if (error) {
+        return error;
+    }
+    unsigned char *landing = s->segment->base + s->segment->run.landing + (uint64_t)in->word * TP_LANDING;
+    struct tpw_area line = {.address = in->source, .pitch = in->size, .width = in->size, .height = 1};
+    error = tpw_area_copy(s, &line, 0, landing, in->size, false, stream->native);
+    return error ? error : tpw_mark(s, stream->native, address, in->word, in->value);
 }

@@ -5,7 +5,7 @@
  * before they are compared with what the client was given.
  */
 #include "tpg_session.h"
-#include "tpw_memory.h"
+#include "tpw_copy.h"
 
 static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64_t address, uint64_t pitch,
                      uint64_t count, uint64_t height, uint64_t unit, uint64_t handle, struct tpw_aside *aside) {

@@ -7,7 +7,6 @@
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
-#include "tpw_keep.h"
 
 #include <stdlib.h>
 

@@ -6,7 +6,6 @@
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
-#include "tpw_keep.h"
 
 #include <stdlib.h>
 
@@ -205,7 +204,11 @@ int32_t tpw_cuGraphExecDestroy(struct tpw_session *s, const struct tp_frame *fra
     return error;
 }
 
-void tpw_execs_end(struct tpw_session *s, uint32_t context) {
+/* The executable graphs that were made in a context end, and what others have in it. */
+static void context_ends(struct tpw_session *s, const struct tpw_gone *gone) {
+    const uint32_t context = gone->id;
+    tpw_go_into(s, gone->native);
+    s->entered = 0; /* the next frame looks its context up */
     struct tpw_object *object;
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPHEXEC, &at));) {
         struct exec *exec = object->record;
@@ -218,6 +221,7 @@ void tpw_execs_end(struct tpw_session *s, uint32_t context) {
         }
     }
 }
+TP_REGISTER(tpw_context_ends, context_ends);
 
 int32_t tpw_graph_update(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_update_in *in,
                          struct tpg_graph_update_out *out, CUgraphExec exec, CUgraph graph) {

@@ -8,8 +8,7 @@
 #include "tpg_session.h"
 #include "tpg_session_structs.h"
 #include "tpw_graph.h"
-#include "tpw_keep.h"
-#include "tpw_kernel.h"
+#include "tpw_code.h"
 #include "tpw_memory.h"
 
 #include <stdlib.h>

@@ -1,46 +1,12 @@
 /*
- * Captures and graphs of the session, and what other families must ask while a stream captures.
+ * Graphs of the client: nodes and their names, what executable graphs hold, what nodes point at.
  *
- * Executor thread only, except for the stubs of callback.c. What is captured belongs to the client: nothing of the
- * session's own (points, orderings, queries) may be put into a capturing stream, or into the legacy stream while a
- * blocking stream captures, because the driver would record it or end the capture. Handles and counts come from a hostile
- * client; natives come from the driver.
+ * Executor thread only. Handles and counts come from a hostile client; natives come from the driver.
  */
 #ifndef TPW_GRAPH_H
 #define TPW_GRAPH_H
 
-#include "tpw_session.h"
-
-/* A capture under way, by the stream that began it. */
-struct tpw_capture {
-    struct tpw_capture *next;
-    struct tpw_stream *origin;
-    uint64_t id;
-    uint64_t graph; /* the client's handle */
-    bool into;      /* into a graph that the client had */
-};
-
-/* ---- capture.c ---- */
-/* Whether the session may put something into the stream, or ask about it, without disturbing a capture. */
-bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream);
-/* Ends the capture that the stream is in as an operation that is not allowed does, and returns the driver's error: for
- * operations that cannot be captured. 0 when the stream does not capture. */
-int32_t tpw_refuse_capture(struct tpw_session *s, const struct tpw_stream *stream);
-/* The same for the stream behind a handle that was looked up already; sets *error. */
-void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error);
-/* The same for every capture in the current context. */
-int32_t tpw_refuse_captures(struct tpw_session *s);
-/* The graph that the stream captures into, NULL if it does not. What does not tell it is an error: nobody may then go on as if it did
- * not capture. */
-CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error);
-void tpw_capture_stream_gone(struct tpw_session *s, const struct tpw_stream *stream);
-
-/* ---- timeline.c ---- */
-/* Puts a point into every stream with work that has none behind it, so that this work can be waited for during a capture
- * that the stream may become part of. */
-void tpw_waits_settle(struct tpw_session *s);
-/* Ends waits for an event with success, before it is recorded in a capture. */
-void tpw_waits_end_event(struct tpw_session *s, uint64_t handle);
+#include "tpw_stream.h"
 
 /* ---- graph.c ---- */
 /* Child graphs inside child graphs: the session goes through them by recursion, and so may the driver. */
@@ -71,20 +37,44 @@ int32_t tpw_graph_may_move(struct tpw_session *s, uint64_t graph, uint64_t into)
 uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native);
 /* Forgets the graph with its nodes and the graphs inside them; the client does the same. */
 void tpw_graph_forget(struct tpw_session *s, uint64_t graph);
-
-/* ---- callback.c ---- */
-/* Makes a host function that runs at every launch of the graph; it ends with the graph and what was made of it. */
-int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, CUhostFn *function, void **user);
-/* Counts host functions that a launch into the stream will raise. */
-void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t count);
-void tpw_host_never(struct tpw_session *s, uint32_t count); /* the launch failed */
-/* How many launches of a graph of this session may raise any. */
-bool tpw_host_any(const struct tpw_session *s);
-
-/* ---- launch.c ---- */
-/* The function or kernel behind a handle, if its parameters take exactly so many bytes. */
 /* The graph inside a node of type graph; NULL without an error for a captured launch, which may have none to be asked. */
 int32_t tpw_child_graph(struct tpw_session *s, CUgraphNode node, CUgraph *child);
-struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error);
+/* The same for an object that ends with `owner`: a node with its graph. */
+int32_t tpw_made_in(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
+                    uint64_t native, uint64_t owner, int32_t error);
+
+/* ---- graph_capture.c ---- */
+/* The graph that a stream captures into, by its handle; 0 if it does not. */
+uint64_t tpw_captured_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error);
+
+/* ---- hold.c ---- */
+/* What a graph is to point at stays in the driver as long as that may follow it; `by` is its handle, that of a node of it, of
+ * an executable graph or of a stream, which may capture; or 0: nobody keeps it. */
+void tpw_keep(struct tpw_session *s, const struct tp_frame *frame, uint64_t by, uint32_t kind, uint64_t handle,
+              int32_t *error);
+/* The context behind a handle, or the current one for NULL; kept by a graph. */
+CUcontext tpw_context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, uint64_t by,
+                         int32_t *error);
+/* Several, each once, with one use of each. */
+struct tpw_keeps {
+    struct tpw_kept **items;
+    size_t count, capacity;
+};
+
+/* Makes the graph of the driver a user of it. */
+int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept *kept);
+int32_t tpw_keep_in_list(struct tpw_keeps *list, struct tpw_kept *kept);
+/* Lets go of all of them once everything that is queued now is done: a launch may be under way. */
+void tpw_keeps_drop(struct tpw_session *s, struct tpw_keeps *list);
+/* ---- what a node is to point at, before it does; `holder` is the handle of its graph, or of an executable graph ---- */
+int32_t tpw_hold(struct tpw_session *s, uint64_t holder, struct tpw_kept *kept); /* graph.c */
+/* The holder by the graph, executable graph or node that a call names. */
+uint64_t tpw_holder(struct tpw_session *s, uint64_t by);
+int32_t tpw_hold_object(struct tpw_session *s, uint64_t holder, uint32_t kind, uint64_t handle);
+/* A function or kernel: its image, and the context that a function is of. */
+int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct tpw_object *function);
+
+/* ---- graph_exec.c ---- */
+int32_t tpw_exec_hold(struct tpw_session *s, uint64_t exec, struct tpw_kept *kept);
 
 #endif

@@ -5,7 +5,6 @@
  * here as well: an object that it has given away entirely may be gone at any moment, so it may not be named any more.
  */
 #include "tpg_session.h"
-#include "tpw_callback.h"
 #include "tpw_graph.h"
 
 #include <stdlib.h>

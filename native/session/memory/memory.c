@@ -8,10 +8,7 @@
  */
 #include "tpw_memory.h"
 #include "tpg_session.h"
-#include <sched.h>
 #include <stdlib.h>
-
-#define WAIT_NS 50000u /* how often a wait for the GPU looks: the granularity of sleeping in Linux */
 
 struct tpw_memory *tpw_memory_state(struct tpw_session *s) {
     if (!s->memory) {
@@ -79,6 +76,13 @@ void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uin
     tpw_check_range(s, address, total, error);
 }
 
+void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {
+    if (address % size) {
+        tpw_set(error, CUDA_ERROR_INVALID_VALUE);
+    }
+    tpw_check_range(s, address, size, error);
+}
+
 void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size) {
     if (!tpw_memory_state(s)) {
         tp_log(TP_ERROR, "no memory to note %llu bytes at 0x%llx: copies to them will be refused",
@@ -120,26 +124,7 @@ int32_t tpw_current_device(struct tpw_session *s, uint32_t *index) {
     return error ? error : tpw_device_index(s, device, index);
 }
 
-/* ---- waiting and the limit ---- */
-
-bool tpw_wait_a_moment(struct tpw_session *s) {
-    const struct tp_frame inside = {.context = s->entered};
-    bool news = tpw_poll(s);
-    tpw_control_run(s);
-    if (!news && !s->ended && tpw_link_status(s->link) == TP_OK) {
-        uint64_t before = tp_now_ns();
-        tpw_link_wait(s->link, -1, WAIT_NS);
-        if (tp_now_ns() - before < WAIT_NS / 10) {
-            sched_yield(); /* frames that cannot be looked at yet end that wait at once: let the data threads run */
-        }
-    }
-    /* Polling visits the contexts of other waits. Who is in no context may have found that of a wait, too: it may have
-     * gone meanwhile. */
-    if (s->entered != inside.context || !inside.context) {
-        tpw_enter(s, &inside);
-    }
-    return !s->ended && tpw_link_status(s->link) == TP_OK;
-}
+/* ---- the limit ---- */
 
 bool tpw_wait_for_frees(struct tpw_session *s) {
     while (s->memory->pending_frees) {
@@ -352,15 +337,16 @@ int32_t tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *siz
     return error;
 }
 
-void tpw_memory_context_gone(struct tpw_session *s, uint32_t context) {
-    if (!s->memory || !context) {
+/* Drops what a context allocated; its work is over. */
+static void context_left(struct tpw_session *s, const struct tpw_gone *gone) {
+    if (!s->memory || !gone->id) {
         return;
     }
     struct tp_intervals *ranges = &s->memory->ranges;
     for (struct tp_interval *at = tp_interval_from(ranges, 0), *next; at; at = next) {
         struct tpw_range *range = (struct tpw_range *)at;
         next = tp_interval_from(ranges, at->start + 1);
-        if (range->context != context) {
+        if (range->context != gone->id) {
             continue;
         }
         tp_interval_remove(ranges, at->start);
@@ -373,6 +359,8 @@ void tpw_memory_context_gone(struct tpw_session *s, uint32_t context) {
         free(range);
     }
 }
+TP_REGISTER(tpw_context_left, context_left);
+TP_REGISTER(tpw_primary_made, tpw_memory_open);
 
 /* The process ends after this: the driver takes device memory back, the supervisor what is on the limits page. */
 void tpw_memory_close(struct tpw_session *s) {

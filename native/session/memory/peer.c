@@ -4,14 +4,13 @@
  * Executor thread only; owns the pairs of contexts with peer access. The driver knows them, too, and gives access to what it
  * allocated itself; the arena's memory is mapped by us, so a pair gives and takes that access here (tpw_arena_share). Access
  * to such memory belongs to devices, not to contexts: it lasts as long as any pair of the two devices does. A pair ends with
- * either of its contexts; the driver does not see the end of a client's primary context (context.c), so it is told.
+ * either of its contexts; the driver does not see the end of a client's primary context (context_end.c), so it is told.
  *
  * Mapped memory to which a device has no access can be copied for it by a peer copy only, whose call names a context for each
  * side. So that is what copies between devices are; and what goes between a device and the host, or is set, goes into a stream
  * of the memory's own device, which waits for the client's stream and then lets that wait.
  */
 #include "tpg_session.h"
-#include "tpw_graph.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
 
@@ -42,7 +41,7 @@ static int32_t share(struct tpw_session *s, const struct tpw_pair *pair) {
     return error;
 }
 
-static void unshare(struct tpw_session *s, const struct tpw_pair *pair) {
+static void share_no_more(struct tpw_session *s, const struct tpw_pair *pair) {
     if (--s->memory->readers[pair->owner_device][pair->reader_device] == 0) {
         tpw_arena_share(s, pair->owner_device, pair->reader_device, false);
     }
@@ -57,18 +56,20 @@ static void end_pair(struct tpw_session *s, struct tpw_pair *pair) {
     }
     tpw_visit(s, pair->reader_native, pair->reader);
     s->cuda.cuCtxDisablePeerAccess(pair->owner_native);
-    unshare(s, pair);
+    share_no_more(s, pair);
     free(pair);
 }
 
-void tpw_peers_context_gone(struct tpw_session *s, uint32_t context) {
+/* The peer access that the context had, and that others had to it. */
+static void context_ends(struct tpw_session *s, const struct tpw_gone *gone) {
     for (struct tpw_pair *pair = s->memory ? s->memory->pairs : NULL, *next; pair; pair = next) {
         next = pair->next;
-        if (pair->reader == context || pair->owner == context) {
+        if (pair->reader == gone->id || pair->owner == gone->id) {
             end_pair(s, pair);
         }
     }
 }
+TP_REGISTER(tpw_context_ends, context_ends);
 
 void tpw_peers_close(struct tpw_memory *m) {
     for (struct tpw_pair *next; m->pairs; m->pairs = next) {

@@ -1,5 +1,6 @@
 /*
- * The client's pinned memory inside the shared segment: runs of its arena, and copies straight between them and the device.
+ * The client's pinned memory inside the shared segment: runs of its arena. Copies between them and the device
+ * are in copy/copy_pinned.c.
  *
  * Executor thread only. What is handed out is registered with the driver at the address that clients map it at, so a run's
  * device address is its address. What the client names by offset is looked up among the runs that this session took for it
@@ -9,7 +10,6 @@
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
-#include "tpw_segment.h"
 #include <stdlib.h>
 #include <tp_segment.h>
 
@@ -60,7 +60,7 @@ int32_t tpw_arena_take(struct tpw_session *s, const struct tp_frame *frame, cons
 }
 
 /* The run that holds `extent` bytes at `offset`, NULL if the client has no such memory. */
-static struct tpw_range *run_at(struct tpw_session *s, uint64_t offset, uint64_t extent) {
+struct tpw_range *tpw_run_at(struct tpw_session *s, uint64_t offset, uint64_t extent) {
     if (!s->segment || offset >= s->segment->size) {
         return NULL;
     }
@@ -81,7 +81,7 @@ static void gone(struct tpw_session *s, void *what, int32_t error) {
 
 int32_t tpw_arena_give(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_arena_give_in *in) {
     (void)frame;
-    struct tpw_range *range = run_at(s, in->offset, in->size);
+    struct tpw_range *range = tpw_run_at(s, in->offset, in->size);
     if (!range || range->at.start != TP_SEGMENT_ADDRESS + in->offset || range->at.size != in->size) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -95,75 +95,4 @@ int32_t tpw_arena_give(struct tpw_session *s, const struct tp_frame *frame, cons
         free(range);
     }
     return CUDA_SUCCESS;
-}
-
-/* ---- copies ---- */
-
-struct sides {
-    struct tpw_area area;
-    uint64_t offset, host_pitch;
-};
-
-/* Checks both sides; *host is the first byte of the host side. */
-static int32_t check(struct tpw_session *s, const struct sides *sides, unsigned char **host) {
-    const struct tpw_area *area = &sides->area;
-    uint64_t before = 0, extent = 0;
-    int32_t error = CUDA_SUCCESS;
-    tpw_check_area(s, area->address, area->pitch, area->width, area->height, &error);
-    if (error) {
-        return error;
-    }
-    if ((area->height > 1 && sides->host_pitch < area->width) ||
-        __builtin_mul_overflow(sides->host_pitch, area->height - 1, &before) ||
-        __builtin_add_overflow(before, area->width, &extent) || !run_at(s, sides->offset, extent)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    *host = s->segment->base + sides->offset;
-    return CUDA_SUCCESS;
-}
-
-static int32_t copy(struct tpw_session *s, const struct tp_frame *frame, const struct sides *sides, uint64_t handle,
-                    bool in) {
-    const struct tpw_area *area = &sides->area;
-    unsigned char *host = NULL;
-    if (!area->width || !area->height) {
-        return CUDA_SUCCESS;
-    }
-    int32_t error = check(s, sides, &host);
-    CUstream stream = tpw_stream(s, frame, handle, &error);
-    if (error) {
-        return error;
-    }
-    if (area->height == 1 || (area->pitch == area->width && sides->host_pitch == area->width)) {
-        return tpw_area_copy(s, area, 0, host, tpw_area_size(area), in, stream);
-    }
-    CUDA_MEMCPY2D rows = {.srcMemoryType = in ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE,
-                          .srcHost = host,
-                          .srcDevice = area->address,
-                          .srcPitch = in ? sides->host_pitch : area->pitch,
-                          .dstMemoryType = in ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
-                          .dstHost = host,
-                          .dstDevice = area->address,
-                          .dstPitch = in ? area->pitch : sides->host_pitch,
-                          .WidthInBytes = area->width,
-                          .Height = area->height};
-    struct tpw_aside aside;
-    error = tpw_aside_begin(s, stream, area->address, &aside);
-    return error ? error : tpw_aside_end(s, &aside, (int32_t)s->cuda.cuMemcpy2DAsync_v2(&rows, aside.stream));
-}
-
-int32_t tpw_arena_copy_in(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_arena_copy_in_in *in) {
-    struct sides sides = {
-        .area = {.address = in->destination, .pitch = in->pitch, .width = in->width, .height = in->height},
-        .offset = in->offset,
-        .host_pitch = in->host_pitch};
-    return copy(s, frame, &sides, in->stream, true);
-}
-
-int32_t tpw_arena_copy_out(struct tpw_session *s, const struct tp_frame *frame,
-                           const struct tpg_arena_copy_out_in *in) {
-    struct sides sides = {.area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height},
-                          .offset = in->offset,
-                          .host_pitch = in->host_pitch};
-    return copy(s, frame, &sides, in->stream, false);
 }

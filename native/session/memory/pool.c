@@ -7,7 +7,6 @@
  * that (the client sets how much) counts for nobody, so under a limit they keep no more than the cache of arena.c may.
  */
 #include "tpg_session.h"
-#include "tpw_graph.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
 

@@ -11,17 +11,6 @@
 #define BATCH_BYTES (4u << 20)
 #define SLOT_BATCHES 16u   /* 64 MiB */
 #define SPILL_BATCHES 256u /* 1 GiB */
-#define STALL_NS 5000000u  /* a stream that has not gone on for so long may be waiting for the client */
-
-bool tpw_wait_briefly(struct tpw_session *s, bool (*more)(struct tpw_session *s)) {
-    uint64_t end = tp_now_ns() + STALL_NS;
-    while (more(s)) {
-        if (tp_now_ns() > end || !tpw_wait_a_moment(s)) {
-            return false;
-        }
-    }
-    return true;
-}
 
 static int32_t grow(struct tpw_session *s, struct tpw_pinned *pool, size_t unit) {
     size_t count = BATCH_BYTES / unit;

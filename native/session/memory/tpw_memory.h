@@ -3,15 +3,11 @@
  *
  * Everything belongs to the executor thread. Nothing here lies in memory that the client or the GPU's kernels can
  * write, except the contents of twins and staging slots, which are only ever copied.
- *
- * Files: memory.c (ranges, allocation, frees), arena.c (device memory by granules), twin.c (mapped host memory), vmm.c,
- * pool.c, staging.c, copy_in.c, copy_late.c, copy_out.c, copy_device.c, memset.c, pinned.c (the client's pinned memory in the segment),
- * peer.c (what one device may do to the memory of another).
  */
 #ifndef TPW_MEMORY_H
 #define TPW_MEMORY_H
 
-#include "tpw_session.h"
+#include "tpw_stream.h"
 #include <tp_intervals.h>
 #include <tp_memory.h>
 
@@ -108,6 +104,16 @@ struct tpw_memory {
 };
 
 /* ---- memory.c ---- */
+/* [address, address+size) must lie in memory that this session gave to its client. */
+void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error);
+/* The same for a word, which has to be aligned to its size. */
+void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error);
+/* At the first primary context. */
+int32_t tpw_memory_open(struct tpw_session *s);
+void tpw_memory_close(struct tpw_session *s);
+/* Makes [address, address+size) known as memory of the client (module globals, mapped twins), or unknown. */
+void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size);
+void tpw_memory_retract(struct tpw_session *s, uint64_t address);
 /* The state, made on first use; NULL when this process has no memory for it. */
 struct tpw_memory *tpw_memory_state(struct tpw_session *s);
 struct tpw_range *tpw_range_at(struct tpw_session *s, uint64_t address);
@@ -123,9 +129,6 @@ int32_t tpw_device_index(const struct tpw_session *s, CUdevice device, uint32_t 
  * do. */
 int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes);
 void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes);
-/* Lets completions, data connections and the supervisor go on for a moment; false when the session is about to end. For
- * operations that need something which only a completion or the client can give. */
-bool tpw_wait_a_moment(struct tpw_session *s);
 /* Waits until no free is pending. */
 bool tpw_wait_for_frees(struct tpw_session *s);
 /* Takes a range from the client; its memory and its bytes are pending until they have been given back. */
@@ -135,10 +138,6 @@ void tpw_memory_free_behind(struct tpw_session *s, struct tpw_range *range, CUst
 /* The range that the client was told as `reserved` by the start operation: device memory lies there. May be called
  * before the first context; 0, 0 when the driver does not give one. */
 int32_t tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *size);
-/* Drops what a destroyed context allocated; its work is over. Called with any context of the device current, or none.
- */
-void tpw_memory_context_gone(struct tpw_session *s, uint32_t context);
-
 /* ---- arena.c ---- */
 /* Where it finds no addresses it says so, and memory comes one by one; an error is a question that the driver did not answer. */
 int32_t tpw_arena_reserve(struct tpw_session *s);
@@ -181,13 +180,13 @@ struct tpw_aside {
 int32_t tpw_aside_begin(struct tpw_session *s, CUstream stream, uint64_t address, struct tpw_aside *aside);
 /* Returns `error`, or what went wrong here. */
 int32_t tpw_aside_end(struct tpw_session *s, struct tpw_aside *aside, int32_t error);
-/* Ends the peer access that a context had, and that others had to it. Another context may be current then. */
-void tpw_peers_context_gone(struct tpw_session *s, uint32_t context);
 void tpw_peers_close(struct tpw_memory *m);
 
+/* ---- pinned.c ---- */
+/* The run of the client's that holds `extent` bytes at `offset` of the segment, NULL if it has no such memory. */
+struct tpw_range *tpw_run_at(struct tpw_session *s, uint64_t offset, uint64_t extent);
+
 /* ---- twin.c ---- */
-/* Tells the client what kernels have written into mapped host memory. Before every reply that means "completed". */
-void tpw_twins_send(struct tpw_session *s);
 void tpw_twins_close(struct tpw_session *s);
 
 /* ---- staging.c ---- */
@@ -198,16 +197,4 @@ void tpw_slot_give(struct tpw_session *s, unsigned char *slot);
 unsigned char *tpw_spill_take(struct tpw_session *s, int32_t *error);
 void tpw_spill_give(struct tpw_session *s, unsigned char *spill);
 void tpw_staging_close(struct tpw_session *s);
-/* Waits while `more` says so, but not longer than a stream that goes on ever needs; false when it still does. */
-bool tpw_wait_briefly(struct tpw_session *s, bool (*more)(struct tpw_session *s));
-
-/* ---- copy_in.c ---- */
-/* One area of device memory, and the copy of packed bytes [offset, offset+size) into it or out of it. */
-struct tpw_area {
-    uint64_t address, pitch, width, height;
-};
-static inline uint64_t tpw_area_size(const struct tpw_area *area) { return area->width * area->height; }
-int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
-                      uint64_t size, bool in, CUstream stream);
-
 #endif

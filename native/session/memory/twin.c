@@ -95,6 +95,7 @@ int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const
     }
     memset((void *)(uintptr_t)range->at.start, 0, in->size);
     m->twin_list[m->twin_count++] = range;
+    s->twins++;
     out->address = range->at.start;
     return CUDA_SUCCESS;
 }
@@ -124,6 +125,7 @@ int32_t tpw_host_twin_free(struct tpw_session *s, const struct tp_frame *frame,
     for (size_t i = 0; i < m->twin_count; i++) {
         if (m->twin_list[i] == range) {
             m->twin_list[i] = m->twin_list[--m->twin_count];
+            s->twins--;
             break;
         }
     }
@@ -175,7 +177,7 @@ static void send_changes(struct tpw_session *s, struct tpw_range *range) {
     }
 }
 
-void tpw_twins_send(struct tpw_session *s) {
+static void leave(struct tpw_session *s) {
     struct tpw_memory *m = s->memory;
     for (size_t i = 0; m && i < m->twin_count; i++) {
         struct tpw_range *range = m->twin_list[i];
@@ -184,6 +186,7 @@ void tpw_twins_send(struct tpw_session *s) {
         }
     }
 }
+TP_REGISTER(tpw_twins_leave, leave);
 
 void tpw_twins_close(struct tpw_session *s) {
     struct tpw_memory *m = s->memory;
@@ -191,6 +194,7 @@ void tpw_twins_close(struct tpw_session *s) {
         free(m->twin_list[i]->detail);
     }
     m->twin_count = 0;
+    s->twins = 0;
     free(m->twins);
     m->twins = NULL;
 }

@@ -1,16 +1,21 @@
 /*
  * The driver and its devices: loading and initialising it once, and describing its devices to the client.
  *
- * Executor thread only. Nothing of the client's is read here but the flags of its cuInit. The description is made anew for
- * each start: total memory follows the worker's limit, and limits of contexts can be told only for devices whose primary
+ * Executor thread only. Nothing of the client's is read here. The description is made anew for each start: total memory follows the worker's limit, and limits of contexts can be told only for devices whose primary
  * context exists already (the warm session's device 0), because making one on every device would cost each 527 MiB.
  */
-#include "tpg_session.h"
-#include "tpw_memory.h"
 #include "tpw_session.h"
 
-/* What the client's tables cover (api/procaddress.json); a newer driver is answered for as this one. */
-#define TABLE_VERSION 13000
+#include <dlfcn.h>
+
+void *tpw_open_library(struct tpw_session *s, bool nvml) {
+    const char *path = nvml ? s->nvml_path : s->driver_path;
+    void *library = path && path[0] ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    if (!library) {
+        tp_log(TP_ERROR, "%s cannot be loaded: %s", path ? path : "(no path)", path ? dlerror() : "not given");
+    }
+    return library;
+}
 
 int32_t tpw_start_driver(struct tpw_session *s) {
     if (s->started) {
@@ -23,8 +28,10 @@ int32_t tpw_start_driver(struct tpw_session *s) {
         }
         s->cuda_loaded = true;
     }
-    if (!tpw_waits_open(s)) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
+    int32_t error = CUDA_SUCCESS;
+    TP_ASK(tpw_driver_starts, error, s);
+    if (error) {
+        return error;
     }
     s->started = true;
     uint64_t begin = tp_now_ns();
@@ -81,7 +88,7 @@ static int32_t describe_context(struct tpw_session *s, int index, struct tp_devi
     return error ? error : left;
 }
 
-static int32_t describe(struct tpw_session *s, int index, struct tp_device_description *what) {
+int32_t tpw_device_describe(struct tpw_session *s, int index, struct tp_device_description *what) {
     CUdevice device = s->devices[index];
     CUuuid uuid;
     size_t total = 0;
@@ -110,35 +117,4 @@ static int32_t describe(struct tpw_session *s, int index, struct tp_device_descr
         }
     }
     return describe_context(s, index, what);
-}
-
-int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_start_in *in,
-                  struct tpg_start_out *out) {
-    (void)frame;
-    if (in->flags) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    int32_t error = tpw_start_driver(s);
-    if (!error && s->device_count == 0) {
-        error = CUDA_ERROR_NO_DEVICE;
-    }
-    int version = 0;
-    if (!error) {
-        error = (int32_t)s->cuda.cuDriverGetVersion(&version);
-    }
-    struct tp_device_description *descriptions =
-        tpw_scratch(s, (uint64_t)s->device_count, sizeof *descriptions, &error);
-    for (int i = 0; i < s->device_count && !error; i++) {
-        error = describe(s, i, &descriptions[i]);
-        if (error) {
-            tp_log(TP_ERROR, "the driver does not describe device %d: error %d", i, error);
-        }
-    }
-    if (error) {
-        return error;
-    }
-    out->driver_version = version < TABLE_VERSION ? version : TABLE_VERSION;
-    out->devices = descriptions;
-    out->devices_size = (size_t)s->device_count * sizeof *descriptions;
-    return tpw_memory_reserved(s, &out->reserved_base, &out->reserved_size);
 }

@@ -5,8 +5,6 @@
  * slots are private memory of the session.
  */
 #include "tpg_ops.h"
-#include "tpw_keep.h"
-#include "tpw_memory.h"
 #include "tpw_session.h"
 
 #include <stdlib.h>
@@ -43,36 +41,6 @@ struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_
     return NULL;
 }
 
-uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, bool optional,
-                    int32_t *error) {
-    if (kind == TPG_STREAM) {
-        return (uint64_t)(uintptr_t)tpw_stream(s, frame, handle, error);
-    }
-    if (!handle && optional) {
-        return 0;
-    }
-    struct tpw_object *object = tpw_object(s, kind, handle);
-    if (!object) {
-        tpw_set(error, tpg_bad_handle(kind));
-        return 0;
-    }
-    if (object->error || !object->native) {
-        tpw_set(error, object->error ? object->error : tpg_bad_handle(kind));
-    }
-    return object->native;
-}
-
-CUcontext tpw_context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, uint64_t by,
-                         int32_t *error) {
-    if (!handle && !s->entered) {
-        tpw_set(error, CUDA_ERROR_INVALID_CONTEXT);
-    }
-    handle = handle || *error ? handle : tp_handle_make(TPG_CONTEXT, s->entered);
-    CUcontext native = (CUcontext)(uintptr_t)tpw_native(s, frame, TPG_CONTEXT, handle, false, error);
-    tpw_keep(s, frame, by, TPG_CONTEXT, handle, error);
-    return native;
-}
-
 uint64_t tpw_known(struct tpw_session *s, uint32_t kind, uint64_t native) {
     const struct tpw_object *object;
     for (uint32_t at = 0; native && (object = tpw_next_object(s, kind, &at));) {
@@ -97,17 +65,6 @@ void tpw_check_names(uint32_t kind, const uint64_t *handles, size_t count, int32
         memcpy(&handle, handles + i, sizeof handle);
         tpw_check_name(kind, handle, false, error);
     }
-}
-
-uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, const uint64_t *handles,
-                      size_t count, int32_t *error) {
-    uint64_t *natives = tpw_scratch(s, count, sizeof *natives, error);
-    for (size_t i = 0; natives && i < count; i++) {
-        uint64_t handle;
-        memcpy(&handle, handles + i, sizeof handle);
-        natives[i] = tpw_native(s, frame, kind, handle, false, error);
-    }
-    return natives;
 }
 
 /* The place of an index, NULL without memory for its piece. */
@@ -157,11 +114,11 @@ void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
     }
 }
 
-void tpw_context_gone(struct tpw_session *s, uint32_t context) {
+void tpw_objects_gone(struct tpw_session *s, const struct tpw_gone *gone) {
+    const uint32_t context = gone->id;
     static const uint32_t kinds[] = {TPG_MODULE, TPG_FUNCTION,  TPG_EVENT, TPG_LIBRARY,
                                      TPG_KERNEL, TPG_GRAPHEXEC, TPG_LINK};
-    tpw_streams_gone(s, context);
-    tpw_callbacks_context_gone(s, context);
+    TP_TELL(tpw_context_gone, s, gone);
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         struct tpw_object *object;
         for (uint32_t at = 0; (object = tpw_next_object(s, kinds[k], &at));) {
@@ -222,13 +179,6 @@ void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context) {
         bool there = s->entered_native && tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context));
         s->entered = there ? context : 0;
     }
-}
-
-void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {
-    if (address % size) {
-        tpw_set(error, CUDA_ERROR_INVALID_VALUE);
-    }
-    tpw_check_range(s, address, size, error);
 }
 
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error) {

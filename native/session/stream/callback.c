@@ -10,10 +10,7 @@
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
-#include "tpw_callback.h"
-#include "tpw_graph.h"
-#include "tpw_keep.h"
-#include "tpw_session.h"
+#include "tpw_stream.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -284,7 +281,8 @@ int32_t tpw_host_function(struct tpw_session *s, const struct tp_frame *frame, c
 }
 
 /* The driver waited for what was queued, or will never run it. A stub that it calls all the same finds itself gone. */
-void tpw_callbacks_context_gone(struct tpw_session *s, uint32_t context) {
+static void context_gone(struct tpw_session *s, const struct tpw_gone *gone) {
+    const uint32_t context = gone->id;
     struct tpw_callbacks *c = s->callbacks;
     struct tpg_callback_refused_in message = {.status = CUDA_ERROR_CONTEXT_IS_DESTROYED};
     for (bool found = c != NULL; found;) {
@@ -302,6 +300,7 @@ void tpw_callbacks_context_gone(struct tpw_session *s, uint32_t context) {
         }
     }
 }
+TP_REGISTER(tpw_context_gone, context_gone);
 
 /* Takes a function that a stream has come to and the client was not told of. What lets other frames go is not to
  * be called under the lock: it may end objects whose destructors take it. */

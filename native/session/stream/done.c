@@ -7,15 +7,11 @@
  * that the client can write: it can only end its own waits early.
  */
 #include "tpg_session.h"
-#include "tpw_graph.h"
-#include "tpw_memory.h"
-#include "tpw_segment.h"
-#include "tpw_session.h"
+#include "tpw_stream.h"
 
 #include <stdlib.h>
 
-/* Where the GPU sees the word, 0 with *error set when there is none. */
-static CUdeviceptr word_address(struct tpw_session *s, const struct tp_frame *frame, uint32_t word, int32_t *error) {
+CUdeviceptr tpw_mark_address(struct tpw_session *s, const struct tp_frame *frame, uint32_t word, int32_t *error) {
     struct tpw_segment *segment = s->segment;
     if (!segment || word >= TP_DONE_WORDS) {
         tpw_violation(s, frame, "a mark without a slot, or beyond its words");
@@ -61,7 +57,7 @@ static void write_by_hand(struct tpw_session *s, void *what, int32_t error) {
     free(mark);
 }
 
-static int32_t mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value) {
+int32_t tpw_mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value) {
     bool told = tpw_link_flush(s->link);
     if (s->segment->registered && told) { /* the GPU does not wait until the client has read the rest */
         const struct tpw_stream *record = tpw_stream_native(s, stream);
@@ -96,14 +92,14 @@ bool tpw_mark_owed(const struct tpw_session *s) {
 int32_t tpw_stream_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_mark_in *in,
                         struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
-    CUdeviceptr address = word_address(s, frame, in->word, &error);
+    CUdeviceptr address = tpw_mark_address(s, frame, in->word, &error);
     tpw_refuse_capturing(s, stream->native, &error);
-    return error ? error : mark(s, stream->native, address, in->word, in->value);
+    return error ? error : tpw_mark(s, stream->native, address, in->word, in->value);
 }
 
 int32_t tpw_watch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_watch_in *in) {
     int32_t error = CUDA_SUCCESS;
-    word_address(s, frame, in->word, &error);
+    tpw_mark_address(s, frame, in->word, &error);
     bool event = tp_handle_is(in->subject, TPG_EVENT);
     uint64_t native = tpw_native(s, frame, event ? TPG_EVENT : TPG_STREAM, in->subject, false, &error);
     struct by_hand *by_hand = error ? NULL : malloc(sizeof *by_hand);
@@ -116,23 +112,4 @@ int32_t tpw_watch(struct tpw_session *s, const struct tp_frame *frame, const str
         free(by_hand);
     }
     return error;
-}
-
-int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_mark_in *in,
-                          struct tpw_stream *stream) {
-    int32_t error = CUDA_SUCCESS;
-    CUdeviceptr address = word_address(s, frame, in->word, &error);
-    if (!error && (!in->size || in->size > TP_LANDING)) {
-        tpw_violation(s, frame, "copy_out_mark that fits no landing place");
-        error = TPW_LATER;
-    }
-    tpw_check_area(s, in->source, in->size, in->size, 1, &error);
-    tpw_refuse_capturing(s, stream->native, &error);
-    if (error) {
-        return error;
-    }
-    unsigned char *landing = s->segment->base + s->segment->run.landing + (uint64_t)in->word * TP_LANDING;
-    struct tpw_area line = {.address = in->source, .pitch = in->size, .width = in->size, .height = 1};
-    error = tpw_area_copy(s, &line, 0, landing, in->size, false, stream->native);
-    return error ? error : mark(s, stream->native, address, in->word, in->value);
 }

@@ -1,13 +1,12 @@
 /*
- * Events. Recording and destroying are generated; here is what waits.
+ * Events: making, recording, destroying and waiting.
  *
  * Executor thread only. Waiting for an event is polled from the executor's loop (tpw_when_complete), because an event may have
  * been recorded in any stream and a point would have to know which.
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
-#include "tpw_keep.h"
-#include "tpw_session.h"
+#include "tpw_stream.h"
 
 #include <stdlib.h>
 
@@ -23,6 +22,17 @@ int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, con
     return error ? error : (int32_t)s->cuda.cuEventQuery(native);
 }
 
+static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
+    if (kept->kind != TPG_EVENT) {
+        return false;
+    }
+    tpw_visit(s, kept->context, 0);
+    s->cuda.cuEventDestroy_v2((CUevent)(uintptr_t)kept->native);
+    tpw_kept_ended(s, kept);
+    return true;
+}
+TP_REGISTER(tpw_unkept, unkept);
+
 /* The place is free afterwards whatever the driver said: the client uses it again. An event whose context has ended is gone. */
 int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *frame,
                               const struct tpg_cuEventDestroy_v2_in *in) {
@@ -37,6 +47,57 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
     there = !tpw_kept_on(object) && there;
     tpw_forget(s, TPG_EVENT, in->hEvent);
     return there ? (int32_t)s->cuda.cuEventDestroy_v2(native) : CUDA_SUCCESS;
+}
+
+/* ---- recording ---- */
+
+/* An event that becomes part of a capture may not be queried: whoever still waits for what it was before is answered now. */
+static void recorded(struct tpw_session *s, const struct tp_frame *frame, uint64_t event, uint64_t handle) {
+    int32_t error = CUDA_SUCCESS;
+    const struct tpw_stream *stream = tpw_stream_of(s, frame, handle, &error);
+    if (!error && !tpw_touchable(s, stream)) {
+        tpw_waits_end_event(s, event);
+    }
+}
+
+int32_t tpw_cuEventRecord(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuEventRecord_in *in,
+                          CUevent hEvent, struct tpw_stream *hStream) {
+    if (TP_UNLIKELY(s->captures)) {
+        recorded(s, frame, in->hEvent, in->hStream);
+    }
+    return (int32_t)s->cuda.cuEventRecord(hEvent, hStream->native);
+}
+
+int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame *frame,
+                                   const struct tpg_cuEventRecordWithFlags_in *in, CUevent hEvent,
+                                   struct tpw_stream *hStream) {
+    if (TP_UNLIKELY(s->captures && !(in->flags & CU_EVENT_RECORD_EXTERNAL))) { /* that one stays what it is */
+        recorded(s, frame, in->hEvent, in->hStream);
+    }
+    int32_t error = CUDA_SUCCESS;
+    if (in->flags & CU_EVENT_RECORD_EXTERNAL) { /* in a capture, a node of its own */
+        error = tpw_capture_keeps(s, hStream, TPG_EVENT, in->hEvent);
+    }
+    if (error) {
+        return error;
+    }
+    return (int32_t)s->cuda.cuEventRecordWithFlags(hEvent, hStream->native, in->flags);
+}
+
+/* A stream that waits for a captured event becomes part of the capture: what it has queued must have its point before. */
+int32_t tpw_cuStreamWaitEvent(struct tpw_session *s, const struct tp_frame *frame,
+                              const struct tpg_cuStreamWaitEvent_in *in, struct tpw_stream *hStream, CUevent hEvent) {
+    int32_t error = CUDA_SUCCESS;
+    if (TP_UNLIKELY(s->captures)) {
+        tpw_waits_settle(s);
+        error = tpw_enter(s, frame);
+    }
+    if (!error && in->Flags & CU_EVENT_WAIT_EXTERNAL) {
+        error = tpw_capture_keeps(s, hStream, TPG_EVENT, in->hEvent);
+    }
+    error = error ? error : (int32_t)s->cuda.cuStreamWaitEvent(hStream->native, hEvent, in->Flags);
+    /* Nodes that a stream captures are in its context, and it may have joined a capture just now. */
+    return error ? error : tpw_capture_keeps(s, hStream, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, hStream->context_id));
 }
 
 /* ---- waits and times ---- */

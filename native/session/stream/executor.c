@@ -5,10 +5,7 @@
  * waking a sleeping process costs more than that; then it sleeps, at first briefly while the GPU still owes completions.
  */
 #include "tpg_session.h"
-#include "tpw_main.h"
-#include "tpw_memory.h"
-#include "tpw_segment.h"
-#include "tpw_session.h"
+#include "tpw_stream.h"
 
 #include <poll.h>
 #include <sched.h>
@@ -205,10 +202,10 @@ bool tpw_hold_on(struct tpw_session *s) {
 }
 
 static void wait_for_client(struct tpw_session *s) {
-    struct pollfd on = {.fd = s->process->control, .events = POLLIN};
+    struct pollfd on = {.fd = s->control, .events = POLLIN};
     while (!s->link && !s->ended) {
         poll(&on, 1, -1);
-        tpw_control_run(s);
+        TP_TELL(tpw_control, s);
     }
 }
 
@@ -241,7 +238,7 @@ void tpw_execute(struct tpw_session *s) {
     unsigned quiet = 0, turn = 0;
     while (!s->ended) {
         if (++turn % 64 == 0) {
-            tpw_control_run(s); /* a data connection may be on its way while frames keep coming */
+            TP_TELL(tpw_control, s); /* a data connection may be on its way while frames keep coming */
         }
         bool news = frames(s);
         news |= tpw_poll(s);
@@ -278,8 +275,8 @@ void tpw_execute(struct tpw_session *s) {
         }
         uint64_t watch = waited / WATCH_PART;
         watch = watch < WATCH_FIRST_NS ? WATCH_FIRST_NS : watch > WATCH_MOST_NS ? WATCH_MOST_NS : watch;
-        tpw_link_wait(s->link, s->process->events, owed ? watch : IDLE_NS);
-        tpw_control_run(s);
+        tpw_link_wait(s->link, s->events, owed ? watch : IDLE_NS);
+        TP_TELL(tpw_control, s);
         tpw_callbacks_run(s);
     }
 }

@@ -6,8 +6,7 @@
  * the client destroys lives on until its last wait has completed, so that whatever waits for "all work" still sees it.
  */
 #include "tpg_session.h"
-#include "tpw_graph.h"
-#include "tpw_session.h"
+#include "tpw_stream.h"
 
 #include <stdlib.h>
 
@@ -183,7 +182,9 @@ int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, c
 }
 
 static void unlink_stream(struct tpw_session *s, struct tpw_stream *stream) {
-    tpw_capture_stream_gone(s, stream);
+    if (s->captures) {
+        TP_TELL(tpw_stream_gone, s, stream);
+    }
     tpw_timeline_end(s, stream);
     for (struct tpw_stream **at = &s->streams; *at; at = &(*at)->next) {
         if (*at == stream) {
@@ -243,7 +244,9 @@ void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
         struct tpw_stream *stream = *at;
         if (!context || stream->context_id == context) {
             *at = stream->next;
-            tpw_capture_stream_gone(s, stream);
+            if (s->captures) {
+                TP_TELL(tpw_stream_gone, s, stream);
+            }
             tpw_timeline_end(s, stream);
             free(stream);
         } else {
@@ -251,6 +254,9 @@ void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
         }
     }
 }
+
+static void context_gone(struct tpw_session *s, const struct tpw_gone *gone) { tpw_streams_gone(s, gone->id); }
+TP_REGISTER(tpw_context_gone, context_gone);
 
 /* ---- waiting ---- */
 

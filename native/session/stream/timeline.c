@@ -13,8 +13,7 @@
  * whose system-wide fence makes earlier copies to host memory visible first. A client's kernel could write there too (it is
  * device-visible memory of its own process): it can only make its own waits end early.
  */
-#include "tpw_graph.h"
-#include "tpw_session.h"
+#include "tpw_stream.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -86,7 +85,7 @@ static int32_t more_words(struct tpw_session *s) {
 }
 
 static int32_t take_word(struct tpw_session *s, struct tpw_stream *stream) {
-    int32_t error = tpw_waits_ready(s);
+    int32_t error = s->waits->words ? CUDA_SUCCESS : more_words(s);
     if (!error) {
         stream->word = s->waits->words;
         s->waits->words = stream->word->next;
@@ -113,12 +112,15 @@ static bool has_reached(struct tpw_stream *stream, uint64_t point) {
     return stream->reached >= point;
 }
 
-bool tpw_waits_open(struct tpw_session *s) {
+static int32_t open(struct tpw_session *s) {
     s->waits = s->waits ? s->waits : calloc(1, sizeof *s->waits);
-    return s->waits != NULL;
+    return s->waits ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
+TP_REGISTER(tpw_driver_starts, open);
 
-int32_t tpw_waits_ready(struct tpw_session *s) { return s->waits->words ? CUDA_SUCCESS : more_words(s); }
+/* There is a word for the next stream. */
+static int32_t ready(struct tpw_session *s) { return s->waits->words ? CUDA_SUCCESS : more_words(s); }
+TP_REGISTER(tpw_primary_made, ready);
 
 /* ---- the list ---- */
 

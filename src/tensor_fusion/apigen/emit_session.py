@@ -92,7 +92,7 @@ def _native_type(model: Model, item: Field) -> str:
 
 def answers(model: Model) -> str:
     """tpg_answer.h: what answers a call that has outputs (operations written by hand may do so later), and messages."""
-    lines = [NOTE, "#ifndef TPG_ANSWER_H", "#define TPG_ANSWER_H", '#include "tpg_ops.h"', '#include "tpw_session.h"']
+    lines = [NOTE, "#ifndef TPG_ANSWER_H", "#define TPG_ANSWER_H", '#include "tpg_ops.h"', '#include "tpw_stream.h"']
     for op in model.ops:
         if op.outputs():
             lines += _answer(op)
@@ -104,8 +104,8 @@ def answers(model: Model) -> str:
 
 def dispatch(model: Model) -> str:
     """tpg_dispatch.c: one function for every operation, and the switch over all of them."""
-    lines = [NOTE, '#include "tpg_answer.h"', '#include "tpw_nvml.h"', '#include "tpg_session.h"']
-    lines += ['#include "tpg_session_structs.h"']
+    lines = [NOTE, '#include "tpg_answer.h"', '#include "tpw_graph.h"', '#include "tpw_memory.h"']
+    lines += ['#include "tpw_nvml.h"', '#include "tpg_session.h"', '#include "tpg_session_structs.h"']
     lines.append("const unsigned char tpg_words[TPG_OP_LIMIT] = {")
     for op in model.ops:
         if op.line.completes:

@@ -31,7 +31,7 @@ def client_structs(model: Model) -> str:
 def session_structs(model: Model) -> str:
     """tpg_session_structs.h: for each struct its rebuilding and the way back."""
     lines = [NOTE, "#ifndef TPG_SESSION_STRUCTS_H", "#define TPG_SESSION_STRUCTS_H"]
-    lines += ['#include "tpg_cuda.h"', '#include "tpw_session.h"', "#include <tp_extent.h>"]
+    lines += ['#include "tpg_cuda.h"', '#include "tpw_graph.h"', '#include "tpw_memory.h"', "#include <tp_extent.h>"]
     for struct in model.structs.values():
         for field in _by_hand(struct):
             head = f"void tpw_take_{field}(struct tpw_session *s, const struct tp_frame *frame, struct tp_cursor *c,"

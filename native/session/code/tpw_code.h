@@ -1,10 +1,10 @@
 /*
  * What the session remembers of a function or kernel: enough to refuse a launch whose parameters are not the ones it takes.
  */
-#ifndef TPW_KERNEL_H
-#define TPW_KERNEL_H
+#ifndef TPW_CODE_H
+#define TPW_CODE_H
 
-#include "tpw_session.h"
+#include "tpw_stream.h"
 
 struct tpw_kernel {
     bool
@@ -17,5 +17,15 @@ struct tpw_kernel {
 
 /* What is known of a function or kernel, complete; asks the driver at the first use, with a context current. NULL with *error set. */
 const struct tpw_kernel *tpw_kernel_described(struct tpw_session *s, struct tpw_object *object, int32_t *error);
+
+/* ---- launch.c ---- */
+/* The function or kernel behind a handle, if its parameters take exactly so many bytes. */
+struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error);
+/* The image that a function or kernel is in: its module, or the library of that. */
+uint64_t tpw_image_of(struct tpw_session *s, const struct tpw_object *function);
+
+/* ---- images.c ---- */
+/* Finishes the images that are being written. The end of the process is bounded by main.c's watch over the client. */
+void tpw_images_close(void);
 
 #endif

@@ -6,7 +6,7 @@
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
-#include "tpw_memory.h"
+#include "tpw_stream.h"
 
 /* A completion needs no look: whatever was queued before it has left already, because completions run in the order in which
  * they were asked for. */
@@ -14,7 +14,9 @@ void tpw_leave(struct tpw_session *s) {
     if (!tpw_completing(s)) {
         tpw_poll(s);
     }
-    tpw_twins_send(s);
+    if (TP_UNLIKELY(s->twins)) {
+        TP_TELL(tpw_twins_leave, s);
+    }
 }
 
 void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t error) {

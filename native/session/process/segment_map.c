@@ -4,7 +4,6 @@
  * Executor thread only. The descriptors are the supervisor's; their sizes are checked, because a page that is not in the file
  * would end the process by a signal.
  */
-#include "tpw_segment.h"
 #include "tpw_session.h"
 
 #include <errno.h>

@@ -7,7 +7,6 @@
  * around it: most programs want little. What lies in two pieces cannot be copied at once, so memory is only handed out inside
  * of one.
  */
-#include "tpw_segment.h"
 #include "tpw_session.h"
 
 #include <tp_segment.h>

@@ -1,105 +1,15 @@
 /*
- * Who keeps what alive: counting what nodes of graphs point at, and ending it with the last user.
+ * What nodes of graphs point at: graphs and executable graphs as users of what the session keeps (process/keep.c).
  *
  * Executor thread only. A graph becomes a user by a user object of the driver, whose destructor says on any thread that the
  * graph, its clones, what was made of them and every launch under way are gone (callback.c brings that here). So how graphs
  * lie in each other and which launches run is the driver's business, and here nothing has to follow it.
  */
-#include "tpw_keep.h"
 #include "tpg_session.h"
-#include "tpw_callback.h"
+#include "tpw_code.h"
 #include "tpw_graph.h"
 
 #include <stdlib.h>
-
-static bool lasts(const struct tpw_session *s, const struct tpw_object *object) {
-    for (int i = 0; i < s->device_count; i++) {
-        if (object->kind == TPG_CONTEXT && (uint64_t)(uintptr_t)s->primary[i] == object->native) {
-            return true;
-        }
-    }
-    return false;
-}
-
-struct tpw_kept *tpw_kept_of(struct tpw_session *s, struct tpw_object *object, int32_t *error) {
-    struct tpw_kept *inside = NULL;
-    CUcontext context = NULL;
-    if (*error) {
-        return NULL;
-    }
-    if (!object || !object->native) {
-        *error = object && object->error ? object->error : CUDA_ERROR_CONTEXT_IS_DESTROYED;
-        return NULL;
-    }
-    if (object->kept || lasts(s, object)) {
-        return object->kept;
-    }
-    if (object->kind == TPG_MODULE || object->kind == TPG_EVENT) {
-        struct tpw_object *around = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, object->context));
-        inside = tpw_kept_of(s, around, error);
-        context = *error ? NULL : (CUcontext)(uintptr_t)around->native;
-    }
-    struct tpw_kept *kept = *error ? NULL : calloc(1, sizeof *kept);
-    if (!kept) {
-        *error = *error ? *error : CUDA_ERROR_OUT_OF_MEMORY;
-        return NULL;
-    }
-    *kept = (struct tpw_kept){.inside = inside, .native = object->native, .context = context, .kind = object->kind};
-    object->kept = kept;
-    return kept;
-}
-
-static void use(struct tpw_kept *kept) {
-    if (kept->users++ == 0 && kept->inside) {
-        use(kept->inside);
-    }
-}
-
-static void end_event(struct tpw_session *s, struct tpw_kept *kept) {
-    tpw_visit(s, kept->context, 0);
-    s->cuda.cuEventDestroy_v2((CUevent)(uintptr_t)kept->native);
-    tpw_kept_ended(s, kept);
-}
-
-void tpw_let_go(struct tpw_session *s, struct tpw_kept *kept) {
-    if (--kept->users) {
-        return;
-    }
-    if (!kept->over) {
-        if (kept->inside) {
-            tpw_let_go(s, kept->inside);
-        }
-    } else if (kept->kind == TPG_CONTEXT) {
-        tpw_context_unkept(s, kept);
-    } else if (kept->kind == TPG_EVENT) {
-        end_event(s, kept);
-    } else {
-        tpw_image_unkept(s, kept);
-    }
-}
-
-void tpw_kept_ended(struct tpw_session *s, struct tpw_kept *kept) {
-    struct tpw_kept *inside = kept->inside;
-    free(kept);
-    if (inside) {
-        tpw_let_go(s, inside);
-    }
-}
-
-bool tpw_kept_over(struct tpw_kept *kept) {
-    if (kept && kept->users) {
-        kept->over = true;
-        return true;
-    }
-    free(kept);
-    return false;
-}
-
-bool tpw_kept_on(struct tpw_object *object) {
-    struct tpw_kept *kept = object->kept;
-    object->kept = NULL;
-    return tpw_kept_over(kept);
-}
 
 int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept *kept) {
     CUuserObject object = NULL;
@@ -113,7 +23,7 @@ int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept 
         free(lasting);
         return error;
     }
-    use(kept);
+    tpw_keep_use(kept);
     error = (int32_t)s->cuda.cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
     if (error) {
         s->cuda.cuUserObjectRelease(object, 1); /* lets go, in time */
@@ -136,7 +46,7 @@ int32_t tpw_keep_in_list(struct tpw_keeps *list, struct tpw_kept *kept) {
         list->items = items;
         list->capacity = capacity;
     }
-    use(kept);
+    tpw_keep_use(kept);
     list->items[list->count++] = kept;
     return CUDA_SUCCESS;
 }
@@ -188,15 +98,28 @@ void tpw_keep(struct tpw_session *s, const struct tp_frame *frame, uint64_t by, 
     *error = *error || !holder ? *error : tpw_hold_object(s, holder, kind, handle);
 }
 
-int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct tpw_object *function) {
-    uint64_t image = function->owner;
-    const struct tpw_object *module = tpw_object(s, TPG_MODULE, image);
-    if (module && module->owner) {
-        image = module->owner; /* its library's */
+CUcontext tpw_context_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, uint64_t by,
+                         int32_t *error) {
+    if (!handle && !s->entered) {
+        tpw_set(error, CUDA_ERROR_INVALID_CONTEXT);
     }
+    handle = handle || *error ? handle : tp_handle_make(TPG_CONTEXT, s->entered);
+    CUcontext native = (CUcontext)(uintptr_t)tpw_native(s, frame, TPG_CONTEXT, handle, false, error);
+    tpw_keep(s, frame, by, TPG_CONTEXT, handle, error);
+    return native;
+}
+
+int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct tpw_object *function) {
+    uint64_t image = tpw_image_of(s, function);
     int32_t error = tpw_hold_object(s, holder, tp_handle_type(image), image);
     if (!error && function->kind == TPG_FUNCTION) {
         error = tpw_hold_object(s, holder, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, function->context));
     }
     return error;
 }
+
+static int32_t captured(struct tpw_session *s, CUgraph graph, uint32_t kind, uint64_t handle) {
+    uint64_t holder = tpw_graph_handle(s, graph);
+    return holder ? tpw_hold_object(s, holder, kind, handle) : CUDA_SUCCESS;
+}
+TP_REGISTER(tpw_node_captured, captured);

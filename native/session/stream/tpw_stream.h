@@ -1,0 +1,210 @@
+/*
+ * Streams and order: what is queued where, when it is complete, what leaves for the client and in which order.
+ *
+ * Executor thread only, except for the stubs of callback.c. What is captured belongs to the client: nothing of the session's
+ * own (points, orderings, queries) may be put into a capturing stream, or into the legacy stream while a blocking stream
+ * captures, because the driver would record it or end the capture. Handles and counts come from a hostile client.
+ */
+#ifndef TPW_STREAM_H
+#define TPW_STREAM_H
+
+#include "tpw_session.h"
+
+/* ---- native.c ---- */
+/* The driver's handle behind a client's handle of `kind` (or of a kind that is taken in its place); special streams included.
+ * On failure sets *error (if it is still 0) and returns 0. */
+uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, bool optional,
+                    int32_t *error);
+/* The same for `count` handles, in scratch memory. */
+uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, const uint64_t *handles,
+                      size_t count, int32_t *error);
+
+/* ---- stream.c ---- */
+/* A stream that work can be in: one the client made, the legacy stream of a context, a thread's default stream. */
+struct tpw_stream {
+    struct tpw_stream *next;
+    CUstream native;
+    CUcontext context;
+    uint32_t context_id;
+    uint32_t device;          /* index of its context's */
+    uint32_t thread;          /* of a per-thread default stream, else 0 */
+    uint32_t pending;         /* waits for it that have not completed */
+    uint32_t hosts;           /* s->hosts when a host function was last queued here: it may stand there */
+    uint32_t behind;          /* commands queued behind that host function, about */
+    struct tpw_word *word;    /* where the GPU writes how far it has come; NULL before the first point */
+    uint64_t issued, reached; /* points of its timeline: the last one, and the last one known to be done */
+    uint64_t awaited;         /* the oldest point that somebody waits for, 0 = none */
+    bool dirty;               /* work was put in since its last point */
+    bool dying;               /* destroyed by the client; ends when its last wait has completed */
+};
+/* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
+struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
+/* The same for who puts nothing in yet: does not mark it. */
+struct tpw_stream *tpw_stream_find(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle,
+                                   int32_t *error);
+CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
+/* The record of a native that one of these two gave, NULL if there is none. Its context need not be the current one: copies and
+ * waits are allowed in any stream. Only the legacy stream has the same native in each context, and means the current one's. */
+struct tpw_stream *tpw_stream_native(struct tpw_session *s, CUstream native);
+/* Makes the stream's own context the current one, for what the session itself puts into it. */
+void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream);
+/* Gives the driver's stream back and forgets it; called when no wait is left for a stream that the client destroyed. A
+ * wait for the whole context may still put one into a dying stream, so this is not the end of the destroying call. */
+void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t error);
+/* Counts commands in a stream that may stand at a host function. */
+void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands);
+/* Asks the driver whether a stream is full still; visits its context. */
+bool tpw_streams_full(struct tpw_session *s);
+/* The same for a stream that may stand at a host function or at a copy whose bytes come late, full or not. */
+bool tpw_streams_stand(struct tpw_session *s);
+/* Whether so many more would leave it short of full, should it stand. */
+bool tpw_stream_has_room(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands);
+/* Ends all streams of a context that is going, or all of them (context 0). */
+void tpw_streams_gone(struct tpw_session *s, uint32_t context);
+
+/* ---- executor.c ---- */
+/* Runs until the client or the supervisor has gone. */
+void tpw_execute(struct tpw_session *s);
+/* What the supervisor has sent is to be looked at: data connections, the end. */
+typedef void tpw_control(struct tpw_session *s);
+TP_LIST(tpw_control);
+/* Waits while a stream is about full behind a host function; false when the session ends. Between the commands of one operation. */
+bool tpw_hold_on(struct tpw_session *s);
+/* Waits while that says so: what comes is held back, but for what lets host functions and copies go on. False when the session
+ * ends. Of its frame an operation has only what it copied before. */
+typedef bool tpw_condition(struct tpw_session *s, void *what);
+bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what);
+
+/* ---- wait.c ---- */
+/* Lets completions, data connections and the supervisor go on for a moment; false when the session is about to end. For
+ * operations that need something which only a completion or the client can give. */
+bool tpw_wait_a_moment(struct tpw_session *s);
+/* Waits while `more` says so, but not longer than a stream that goes on ever needs; false when it still does. */
+bool tpw_wait_briefly(struct tpw_session *s, bool (*more)(struct tpw_session *s));
+
+/* ---- timeline.c ----
+ * `done` runs on the executor when everything that was queued in `stream` before this call has finished (error 0) or can
+ * no longer finish (the context's error). Never waits. */
+typedef void tpw_done(struct tpw_session *s, void *what, int32_t error);
+int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, void *what); /* a stream of tpw_stream */
+/* The same for everything queued in any stream of the current context. */
+int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
+/* The same for every context of the session. */
+int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *what);
+/* The same for a recorded event, by handle and native, or with 0 for a stream that must get no point: the driver is asked again
+ * and again. It may be destroyed meanwhile, which ends the wait with success because the driver, too, lets queued work finish. */
+int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native, tpw_done *done, void *what);
+/* Runs what has completed; true if something had. Called by the executor between frames and by operations that have to wait
+ * for a resource (staging memory, address space) which only a completion can give back. */
+bool tpw_poll(struct tpw_session *s);
+/* Gives a stream's word back, when the stream is forgotten. */
+void tpw_timeline_end(struct tpw_session *s, struct tpw_stream *stream);
+/* Ends every wait in a context that is going (0 = all) with an error. */
+void tpw_waits_end(struct tpw_session *s, uint32_t context, int32_t error);
+/* A completion is running. */
+bool tpw_completing(const struct tpw_session *s);
+/* Number of waits not completed. */
+size_t tpw_pending(const struct tpw_session *s);
+/* Puts a point into every stream with work that has none behind it, so that this work can be waited for during a capture
+ * that the stream may become part of. */
+void tpw_waits_settle(struct tpw_session *s);
+/* Ends waits for an event with success, before it is recorded in a capture. */
+void tpw_waits_end_event(struct tpw_session *s, uint64_t handle);
+
+/* ---- answer.c ---- */
+/* Keeps the first failure of a post for the next operation that may report it, and tells the client with a notice. */
+void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t error);
+/* Lets go what the client must have before it is told that something is complete: the bytes of copies that are complete too,
+ * and what kernels wrote into mapped host memory. Generated code calls it for every answer and message that completes. */
+void tpw_leave(struct tpw_session *s);
+/* The result to answer an operation with, when what must leave before has left: `error`, or the deferred one if there is none
+ * and the operation reports. */
+int32_t tpw_result(struct tpw_session *s, uint16_t op, int32_t error);
+/* Room for the body of an answer; tpw_reply_commit must follow. */
+unsigned char *tpw_answer_begin(struct tpw_session *s, uint16_t op, uint32_t thread, int32_t result, size_t size);
+/* Ends an operation without outputs: answers a call, keeps the failure of a post. */
+void tpw_conclude(struct tpw_session *s, const struct tp_frame *frame, int32_t error);
+/* A reply that is sent later: remembers whom to answer. */
+struct tpw_ticket {
+    uint16_t op;
+    uint16_t flags;
+    uint32_t thread;
+};
+static inline struct tpw_ticket tpw_ticket(const struct tp_frame *frame) {
+    return (struct tpw_ticket){.op = frame->op, .flags = frame->flags, .thread = frame->thread};
+}
+void tpw_answer(struct tpw_session *s, struct tpw_ticket ticket, int32_t error);
+/* What kernels wrote into mapped host memory leaves now; told while s->twins counts any. */
+typedef void tpw_twins_leave(struct tpw_session *s);
+TP_LIST(tpw_twins_leave);
+
+/* ---- capture.c ---- */
+/* A capture under way, by the stream that began it. */
+struct tpw_capture {
+    struct tpw_capture *next;
+    struct tpw_stream *origin;
+    uint64_t id;
+    uint64_t graph; /* the client's handle */
+    bool into;      /* into a graph that the client had */
+};
+
+/* Whether the session may put something into the stream, or ask about it, without disturbing a capture. */
+bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream);
+/* Ends the capture that the stream is in as an operation that is not allowed does, and returns the driver's error: for
+ * operations that cannot be captured. 0 when the stream does not capture. */
+int32_t tpw_refuse_capture(struct tpw_session *s, const struct tpw_stream *stream);
+/* The same for the stream behind a handle that was looked up already; sets *error. */
+void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error);
+/* The same for every capture in the current context. */
+int32_t tpw_refuse_captures(struct tpw_session *s);
+/* The graph that the stream captures into, NULL if it does not. What does not tell it is an error: nobody may then go on as if it did
+ * not capture. */
+CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error);
+/* For an operation that points at an object, if the stream captures: it becomes a node, and the object stays in the driver as long
+ * as that may follow it. */
+int32_t tpw_capture_keeps(struct tpw_session *s, const struct tpw_stream *stream, uint32_t kind, uint64_t handle);
+/* Who knows the graph: a node of it is going to point at the object. */
+typedef int32_t tpw_node_captured(struct tpw_session *s, CUgraph graph, uint32_t kind, uint64_t handle);
+TP_LIST(tpw_node_captured);
+/* A stream is going: its capture ends. */
+typedef void tpw_stream_gone(struct tpw_session *s, const struct tpw_stream *stream);
+TP_LIST(tpw_stream_gone);
+
+/* ---- callback.c ---- */
+/* Makes a host function that runs at every launch of the graph; it ends with the graph and what was made of it. */
+int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, CUhostFn *function, void **user);
+/* Counts host functions that a launch into the stream will raise. */
+void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t count);
+void tpw_host_never(struct tpw_session *s, uint32_t count); /* the launch failed */
+/* How many launches of a graph of this session may raise any. */
+bool tpw_host_any(const struct tpw_session *s);
+/* Sends the host functions that have come up; descriptor that becomes readable when one does. */
+bool tpw_callbacks_run(struct tpw_session *s);
+/* A stream stands at a host function, or at a copy whose bytes come late, or will: it goes on by a frame of the client. */
+bool tpw_callbacks_outstanding(const struct tpw_session *s);
+bool tpw_hosts_outstanding(const struct tpw_session *s); /* at a host function */
+int tpw_callbacks_fd(const struct tpw_session *s);
+int32_t tpw_callbacks_open(struct tpw_session *s);
+void tpw_callbacks_close(struct tpw_session *s);
+/* Lasting things are made by the executor and end on whatever thread the driver chooses (tpw_lasting_gone), which only tells
+ * the executor; the executor then tells the client and frees them. Nobody else writes them in between. */
+struct tpw_lasting;
+/* Something of the client, known to it by a token, whose end it must hear of; `object` is a handle that ends then, or 0. */
+struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, uint64_t token, uint64_t object);
+/* A graph as a user of something that it points at (process/keep.c). */
+struct tpw_lasting *tpw_lasting_kept(struct tpw_session *s, struct tpw_kept *kept);
+/* The driver's destructor. */
+void tpw_lasting_gone(void *lasting);
+
+/* ---- done.c ---- */
+/* Writes the words that wait for the replies before them to be in the ring, once they are. */
+void tpw_words_write(struct tpw_session *s);
+/* The GPU has not come to the last mark yet, so the client waits for it, and its next frame comes right behind. The word is
+ * the client's to write: a lie keeps its own session awake for a moment, or lets it sleep. */
+bool tpw_mark_owed(const struct tpw_session *s);
+/* Where the GPU sees a word of the client's slot, 0 with *error set when there is none. */
+CUdeviceptr tpw_mark_address(struct tpw_session *s, const struct tp_frame *frame, uint32_t word, int32_t *error);
+/* Has the word written when the stream has come here. */
+int32_t tpw_mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value);
+
+#endif
