@@ -1,6 +1,6 @@
 """Events."""
 
-from tensor_fusion.apigen.describe import alias, custom, post, twin
+from tensor_fusion.apigen.describe import alias, custom, per_thread, post
 
 FUNCTIONS = [
     custom("cuEventCreate", ops="event_create"),
@@ -12,6 +12,6 @@ FUNCTIONS = [
     alias("cuEventElapsedTime", "cuEventElapsedTime_v2"),
     post("cuEventDestroy_v2", session="hand", contextless=True, hEvent="gone event", after_loss="ok"),
     alias("cuEventDestroy", "cuEventDestroy_v2"),
-    twin("cuEventRecordWithFlags_ptsz", "cuEventRecordWithFlags"),
-    twin("cuEventRecord_ptsz", "cuEventRecord"),
+    per_thread("cuEventRecordWithFlags_ptsz", "cuEventRecordWithFlags"),
+    per_thread("cuEventRecord_ptsz", "cuEventRecord"),
 ]

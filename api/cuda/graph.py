@@ -3,7 +3,7 @@
 Nodes get handles when the program first sees them: those that it adds at once, those of a capture when it lists them.
 """
 
-from tensor_fusion.apigen.describe import alias, call, custom, older, post, twin, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, older, per_thread, post, unsupported
 
 FUNCTIONS = [
     # Graphs.
@@ -68,11 +68,11 @@ FUNCTIONS = [
     custom("cuGraphInstantiate_v2", ops="graph_instantiate"),
     custom("cuGraphInstantiateWithFlags", ops="graph_instantiate"),
     custom("cuGraphInstantiateWithParams", ops="graph_instantiate", implicit=True),
-    twin("cuGraphInstantiateWithParams_ptsz", "cuGraphInstantiateWithParams"),
+    per_thread("cuGraphInstantiateWithParams_ptsz", "cuGraphInstantiateWithParams"),
     post("cuGraphLaunch", session="hand", check=True, noted=True),
-    twin("cuGraphLaunch_ptsz", "cuGraphLaunch"),
+    per_thread("cuGraphLaunch_ptsz", "cuGraphLaunch"),
     post("cuGraphUpload"),
-    twin("cuGraphUpload_ptsz", "cuGraphUpload"),
+    per_thread("cuGraphUpload_ptsz", "cuGraphUpload"),
     post("cuGraphExecDestroy", session="hand", contextless=True, hGraphExec="gone graphexec", after_loss="ok",
          check=True),
     call("cuGraphExecGetFlags", contextless=True),

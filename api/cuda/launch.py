@@ -1,6 +1,6 @@
 """Launches, host functions, occupancy, tensor maps."""
 
-from tensor_fusion.apigen.describe import custom, older, pure, twin, unsupported
+from tensor_fusion.apigen.describe import custom, older, per_thread, pure, unsupported
 
 FUNCTIONS = [
     custom("cuLaunchKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
@@ -38,9 +38,9 @@ FUNCTIONS = [
         "the encoding of a tensor map is made anew by the Encode functions",
         "cuTensorMapReplaceAddress",
     ),
-    twin("cuLaunchCooperativeKernel_ptsz", "cuLaunchCooperativeKernel"),
-    twin("cuLaunchHostFunc_ptsz", "cuLaunchHostFunc"),
-    twin("cuLaunchKernelEx_ptsz", "cuLaunchKernelEx"),
-    twin("cuLaunchKernel_ptsz", "cuLaunchKernel"),
-    twin("cuStreamAddCallback_ptsz", "cuStreamAddCallback"),
+    per_thread("cuLaunchCooperativeKernel_ptsz", "cuLaunchCooperativeKernel"),
+    per_thread("cuLaunchHostFunc_ptsz", "cuLaunchHostFunc"),
+    per_thread("cuLaunchKernelEx_ptsz", "cuLaunchKernelEx"),
+    per_thread("cuLaunchKernel_ptsz", "cuLaunchKernel"),
+    per_thread("cuStreamAddCallback_ptsz", "cuStreamAddCallback"),
 ]

@@ -1,6 +1,6 @@
 """Allocation, host memory, pointers, virtual memory, pools."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, older, post, pure, twin, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, local, older, per_thread, post, pure, unsupported
 
 FUNCTIONS = [
     custom("cuMemAlloc_v2", ops="memory_alloc memory_free"),
@@ -122,7 +122,7 @@ FUNCTIONS = [
         "RDMA needs a device of the client",
         "cuFlushGPUDirectRDMAWrites",
     ),
-    twin("cuMemAllocAsync_ptsz", "cuMemAllocAsync"),
-    twin("cuMemAllocFromPoolAsync_ptsz", "cuMemAllocFromPoolAsync"),
-    twin("cuMemFreeAsync_ptsz", "cuMemFreeAsync"),
+    per_thread("cuMemAllocAsync_ptsz", "cuMemAllocAsync"),
+    per_thread("cuMemAllocFromPoolAsync_ptsz", "cuMemAllocFromPoolAsync"),
+    per_thread("cuMemFreeAsync_ptsz", "cuMemFreeAsync"),
 ]

@@ -6,7 +6,7 @@ import json
 
 from .model import Model
 
-KIND = {"call": "remote", "post": "remote", "pure": "remote", "twin": "alias", "older": "alias"}
+KIND = {"call": "remote", "post": "remote", "pure": "remote", "per_thread": "alias", "older": "alias"}
 
 
 def coverage(model: Model) -> str:

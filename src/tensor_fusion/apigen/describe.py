@@ -7,7 +7,7 @@ A line of api/ names a function and one of these kinds:
 ``pure``        a ``call`` whose answer depends on its arguments and the current device alone; the client remembers it
 ``local``       answered in the client by hand-written code, nothing is sent
 ``custom``      hand-written code in the client that sends the operations named in ``ops``
-``alias``       another name with the same arguments; ``twin`` is the per-thread-default-stream form
+``alias``       another name with the same arguments; ``per_thread`` is the per-thread-default-stream form
 ``older``       another form of a function: it calls that one with its own arguments, by their names, and the others as
                 the line gives them, in C; a struct of an earlier version is widened field by field
 ``unsupported`` returns not-supported, with the reason; unless ``advertised``, the look-up by name does not find what
@@ -212,9 +212,9 @@ def older(name: str, target: str, /, **given: str) -> Line:
     return Line(name, "older", given, target=target, place=_place())
 
 
-def twin(name: str, target: str) -> Line:
+def per_thread(name: str, target: str) -> Line:
     """`target` with the per-thread default stream in the place of NULL or of the implied stream."""
-    return Line(name, "twin", target=target, place=_place())
+    return Line(name, "per_thread", target=target, place=_place())
 
 
 def unsupported(reason: str, *names: str, advertised: bool = False) -> list[Line]:

@@ -156,7 +156,7 @@ def _entry(api: Api, line: Line) -> str:
 def _answer_of(api: Api, line: Line, target: Line, prototype: Prototype) -> str:
     """The call of the function behind an export."""
     prefix = PREFIX[api.name]
-    default = "CU_STREAM_PER_THREAD" if line.kind == "twin" else "CU_STREAM_LEGACY"
+    default = "CU_STREAM_PER_THREAD" if line.kind == "per_thread" else "CU_STREAM_LEGACY"
     if target.implicit:
         arguments = [default, *(p.name for p in prototype.params)]
     else:

@@ -71,8 +71,8 @@ class Api:
     messages: list[Op] = field(default_factory=list)
 
     def resolve(self, line: Line) -> Line:
-        """The line that answers for an alias or twin; an older form answers itself."""
-        while line.kind in ("alias", "twin"):
+        """The line that answers for an alias or a per-thread form; an older form answers itself."""
+        while line.kind in ("alias", "per_thread"):
             line = self.lines[line.target]
         return line
 
@@ -201,16 +201,16 @@ def _check_line(api: Api, line: Line) -> None:
         return
     if line.name not in api.exports:
         raise refuse(line.place, line.name, f"the driver exports no such name{meant(line.name, api.exports)}")
-    if line.kind in ("alias", "twin"):
+    if line.kind in ("alias", "per_thread"):
         target = api.lines.get(line.target)
-        if target is None or target.kind == "twin":
+        if target is None or target.kind == "per_thread":
             raise refuse(line.place, line.name, f"target {line.target!r} is not a line of its own or an alias")
         mine, other = api.prototype(line.name), api.prototype(line.target)
         if mine and other and [p.type for p in mine.params] != [p.type for p in other.params]:
             raise refuse(line.place, line.name, f"its arguments differ from those of {line.target}")
     elif line.kind == "older":
         target = api.lines.get(line.target)
-        if target is None or target.kind in ("older", "twin", "unsupported"):
+        if target is None or target.kind in ("older", "per_thread", "unsupported"):
             raise refuse(line.place, line.name, f"target {line.target!r} is not a line that answers itself or an alias")
     elif line.kind != "unsupported" and not api.prototype(line.name):
         raise refuse(line.place, line.name, "no header declares it")

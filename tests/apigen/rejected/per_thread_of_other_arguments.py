@@ -1,7 +1,7 @@
 """api/cuda/bad.py:6: cuFooAsk: its arguments differ from those of cuFooRun"""
 
-from tensor_fusion.apigen.describe import twin
+from tensor_fusion.apigen.describe import per_thread
 
 FUNCTIONS = [
-    twin("cuFooAsk", "cuFooRun"),
+    per_thread("cuFooAsk", "cuFooRun"),
 ]
