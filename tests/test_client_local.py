@@ -499,6 +499,7 @@ def hostile_frames(chance: random.Random) -> bytes:
         "context_flags": lambda: struct.pack("<Ixxxx", chance.getrandbits(32)),
         "context_info": lambda: b"",
         "context_synchronize": lambda: b"",
+        "caught_up": lambda: b"",
         "memory_alloc": lambda: struct.pack("<Q", chance.choice([0, 1, 1 << 20, 1 << 62])),
         "memory_info": lambda: b"",
         "stream_create": lambda: struct.pack("<QIi", made(6), 1, 0),

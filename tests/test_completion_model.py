@@ -1,4 +1,4 @@
-"""The model of completion (tests/native/completion.pml), checked over every interleaving by spin.
+"""The models of completion and of what is held back (completion.pml, held.pml), explored by spin: every interleaving.
 
 Without the Debian package `spin` this is skipped, unless `TF_TEST_SPIN=required`, as in CI.
 """
@@ -14,6 +14,7 @@ from test_ring_model import spin as spin  # the fixture
 from test_transport import ROOT
 
 MODEL = ROOT / "tests/native/completion.pml"
+HELD = ROOT / "tests/native/held.pml"
 
 
 def test_completion(spin: str, tmp_path: Path) -> None:
@@ -39,3 +40,18 @@ def test_model_misses_what_is_changed(spin: str, tmp_path: Path, changed: str, m
     """Each rule is needed, and the model can see that it is."""
     said = explore(spin, tmp_path, f"-D{changed}", model=MODEL)
     assert errors(said) == 1 and re.search(message, said), said
+
+
+def test_held_back(spin: str, tmp_path: Path) -> None:
+    """What lets a stream go on is never behind what is held back for it, and that is bounded."""
+    said = explore(spin, tmp_path, model=HELD)
+    assert errors(said) == 0, said
+    states = re.search(r"(\d+) states, stored", said)
+    assert states and int(states[1]) > 1_000_000, said
+
+
+@pytest.mark.parametrize("changed", ["NO_ASK", "URGENT_ASKS", "SOON", "SHUT"])
+def test_model_of_held_misses_what_is_changed(spin: str, tmp_path: Path, changed: str) -> None:
+    """Each rule is needed, and the model can see that it is."""
+    said = explore(spin, tmp_path, f"-D{changed}", model=HELD)
+    assert errors(said) == 1 and "invalid end state" in said, said

@@ -66,6 +66,12 @@ def test_refused_functions_are_outstanding_no_longer(program: Path, strict: str)
         assert worker.run("uploads", "refused-functions", TF_STRICT=strict) == "right\n"
 
 
+@pytest.mark.parametrize("check", ["function", "late", "streams", "threads", "memory"])
+def test_more_than_a_stream_takes(worker: Worker, check: str) -> None:
+    """tests/stack/behind.c"""
+    assert worker.run("behind", check) == "right\n"
+
+
 def test_a_session_that_ends_while_an_upload_stands(worker: Worker) -> None:
     with worker.start("uploads", "lost") as client:
         assert client.line() == "standing"

@@ -55,6 +55,8 @@ FUNCTIONS = [
     # contextless: whatever refuses it, the session says so of the token.
     op("host_function", "post", contextless=True, stream="uint64_t", token="uint64_t", told="unsigned int"),
     op("host_function_done", "post", contextless=True, token="uint64_t"),
+    # Everything before it has been executed, and nothing of it is held back behind a host function or a late copy.
+    op("caught_up", "call", contextless=True),
     # Memory.
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("memory_free", "post", address="uint64_t"),

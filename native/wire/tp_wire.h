@@ -26,6 +26,11 @@
 #define TP_FRAME_MAX (1u << 20)
 /* Payloads up to this size travel inside frames: measured against the cost of waking a data connection. */
 #define TP_INLINE_MAX (64u << 10)
+/* What the session may have to hold back: frames that a client sends behind the last one that was answered, while a host function
+ * or a late copy of it is outstanding. Then a thread asks (caught_up) before it sends more. The driver makes a caller wait after
+ * 4 MiB of pageable memory behind a host function, or 1,021 commands in its stream (580.159.04); this is more than several
+ * streams have of that, because the function may wait for the thread that fills them. */
+#define TP_BEHIND_MAX (32u << 20)
 /* A chunk on a data connection carries at most this many payload bytes. */
 #define TP_CHUNK_MAX (1u << 20)
 

@@ -42,7 +42,7 @@ struct upload {
 
 struct tpw_link {
     struct item *first, **end;
-    struct tp_frame *current;
+    struct tp_frame *current, *kept;
     struct upload *uploads, *used;
     struct tpw_block downloads[DOWNLOAD_BLOCKS];
     bool download_out[DOWNLOAD_BLOCKS];
@@ -164,6 +164,7 @@ void fuzz_link_free(struct tpw_link *link) {
         give(link, link->downloads[i].memory);
     }
     free(link->current);
+    free(link->kept);
     free(link->reply);
     free(link);
 }
@@ -223,6 +224,19 @@ const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *stat
 }
 
 void tpw_link_wake(struct tpw_link *link) { (void)link; }
+
+bool tpw_link_keep(struct tpw_link *link) {
+    if (!link->kept) {
+        link->kept = link->current;
+        link->current = NULL;
+    }
+    return true;
+}
+
+void tpw_link_keep_over(struct tpw_link *link) {
+    free(link->kept);
+    link->kept = NULL;
+}
 
 uint32_t tpw_upload_blocks(const struct tpw_link *link) {
     (void)link;

@@ -64,6 +64,9 @@ int role_pinned(int count, char **words);
 /* uploads.c */
 int role_uploads(int count, char **words);
 
+/* behind.c */
+int role_behind(int count, char **words);
+
 /* devices.c */
 int role_devices(int count, char **words);
 

@@ -44,6 +44,7 @@ struct tpc_slot {
     _Atomic bool expects;    /* a reply may come; whoever exchanges it to false is the one to deliver */
     _Atomic bool gated;      /* the reply is here but waits for downloads */
     bool listed;             /* under sleepers_lock */
+    bool urgent;             /* its frames let the session go on: it never waits for an answer to send one */
     struct tpc_held held;    /* the reply while it is gated */
     struct tp_reply *reply;
     struct tpc_slot *next, *previous; /* sleepers list */
@@ -109,7 +110,9 @@ struct tp_conn {
     uint64_t ring_size;            /* a power of two */
     int wake_listener;             /* seat: the frame to be committed expects bytes that nobody may wait for */
     uint64_t at;                   /* = head */
-    uint64_t tail_seen;
+    uint64_t room_to;              /* frames that end up to here need no look at the ring, nor at what was answered */
+    _Atomic uint64_t
+        answered;      /* the session had executed everything up to here; a value that goes back costs a question */
     uint32_t reserved; /* size of the frame between reserve and commit */
     uint64_t next_transfer;
     int wake_uploads; /* chunks that the frame to be committed has queued */

@@ -334,6 +334,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
         atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) + 1; /* this thread holds `append` */
     frame->flags |= TP_FRAME_CALL;
     const struct tp_frame sent = *frame;
+    const uint64_t at = conn->at;
     slot->reply = reply;
     atomic_store_explicit(&slot->gated, false, memory_order_relaxed);
     atomic_store_explicit(&slot->state, TPC_WAITING, memory_order_relaxed);
@@ -352,6 +353,8 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     bool done = atomic_exchange_explicit(&slot->state, TPC_IDLE, memory_order_acquire) == TPC_DONE;
     if (!done) {
         tpc_quiesce(conn);
+    } else if (TP_LIKELY(!slot->urgent)) { /* what is urgent is answered before what is held back */
+        atomic_store_explicit(&conn->answered, at, memory_order_relaxed);
     }
     if (tpc_frames_traced(conn)) {
         tpc_trace_frame(&sent, reply->number, done ? reply : NULL, took);

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <tpg_schema.h>
 #include <unistd.h>
 
 #ifndef MFD_CLOEXEC
@@ -196,8 +197,37 @@ static void wait_for_space(struct tp_conn *conn, size_t size) {
     }
 }
 
-void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
-    const struct tpc_slot *slot = tpc_slot_self();
+enum room { THERE, RING_FULL, TOO_FAR };
+
+/* Looks whether a frame may be appended, and how far others may then go without a look. Under append. */
+static enum room look_for_room(struct tp_conn *conn, size_t size, bool urgent) {
+    const uint64_t tail = conn->seat ? tpc_seat_tail(conn) : atomic_load_explicit(&conn->tail, memory_order_acquire);
+    const uint64_t ring_to = tail + conn->ring_size;
+    if (atomic_load_explicit(&conn->listening, memory_order_seq_cst) <= 0) {
+        /* No host function and no late copy among the frames until here: none of them is held back for long. */
+        atomic_store_explicit(&conn->answered, conn->at, memory_order_relaxed);
+    }
+    const uint64_t far = atomic_load_explicit(&conn->answered, memory_order_relaxed) + TP_BEHIND_MAX;
+    conn->room_to = ring_to < far ? ring_to : far;
+    if (conn->at + size > ring_to) {
+        return RING_FULL;
+    }
+    return urgent || conn->at + size <= far ? THERE : TOO_FAR;
+}
+
+static void *reserve(struct tp_conn *conn, const struct tpc_slot *slot, uint16_t op, size_t size, bool urgent);
+
+/* Waits, holding nothing, until the session has executed what was sent so far: until host functions have run that it stands at. */
+static void catch_up(struct tp_conn *conn, const struct tpc_slot *slot) {
+    struct tp_reply reply;
+    if (reserve(conn, slot, TPG_OP_caught_up, sizeof(struct tp_frame), true) &&
+        tp_commit_call(conn, "the room behind a host function", &reply) == TP_OK) {
+        tp_reply_free(&reply);
+    }
+}
+
+static inline __attribute__((always_inline)) void *reserve(struct tp_conn *conn, const struct tpc_slot *slot,
+                                                           uint16_t op, size_t size, bool urgent) {
     if (tpc_is_lost(conn)) {
         return NULL;
     }
@@ -209,17 +239,18 @@ void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
     }
     for (;;) {
         tp_lock_take(&conn->append);
-        if (TP_LIKELY(conn->at + size - conn->tail_seen <= conn->ring_size)) {
-            break;
-        }
-        conn->tail_seen = conn->seat ? tpc_seat_tail(conn) : atomic_load_explicit(&conn->tail, memory_order_acquire);
-        if (conn->at + size - conn->tail_seen <= conn->ring_size) {
+        enum room room = TP_LIKELY(conn->at + size <= conn->room_to) ? THERE : look_for_room(conn, size, urgent);
+        if (TP_LIKELY(room == THERE)) {
             break;
         }
         tp_lock_drop(&conn->append);
-        int cancel = tpc_defer_cancel();
-        wait_for_space(conn, size);
-        tpc_allow_cancel(cancel);
+        if (room == TOO_FAR) {
+            catch_up(conn, slot);
+        } else {
+            int cancel = tpc_defer_cancel();
+            wait_for_space(conn, size);
+            tpc_allow_cancel(cancel);
+        }
         if (tpc_is_lost(conn)) {
             return NULL;
         }
@@ -229,6 +260,18 @@ void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
         .size = (uint32_t)size, .op = op, .flags = 0, .thread = slot->thread.number, .context = slot->thread.context};
     conn->reserved = (uint32_t)size;
     return frame;
+}
+
+void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
+    const struct tpc_slot *slot = tpc_slot_self();
+    return reserve(conn, slot, op, size, slot->urgent);
+}
+
+bool tp_urgent(bool urgent) {
+    struct tpc_slot *slot = tpc_slot_self();
+    const bool before = slot->urgent;
+    slot->urgent = urgent;
+    return before;
 }
 
 uint64_t tp_frames(const struct tp_conn *conn) {

@@ -34,10 +34,14 @@ struct tp_thread {
     uint32_t context; /* put into every frame: id of the thread's current context (kept by libcuda) */
 };
 TP_EXPORT struct tp_thread *tp_thread_self(void);
+/* Whether what this thread sends lets the session go on (host_function_done, late_bytes), or must not be waited for because
+ * somebody who sends that may need a lock of this thread: it then never waits for the session to catch up. Returns what it was. */
+TP_EXPORT bool tp_urgent(bool urgent);
 
 /* ---- appending ----
  * tp_reserve locks the stream and gives room for one frame of `size` bytes, header included (rounded up to 8, at most
- * TP_FRAME_MAX); header fields size, op, thread and context are filled in, the body is the caller's. NULL when the
+ * TP_FRAME_MAX); header fields size, op, thread and context are filled in, the body is the caller's. Where more than
+ * TP_BEHIND_MAX was sent behind what the session has answered it first asks and waits, as the driver does when a stream is full. NULL when the
  * connection is lost (nothing is locked then). Exactly one of the commit functions must follow; between the two the thread
  * must not sleep or call the connection again. */
 TP_EXPORT void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size);
@@ -109,7 +113,7 @@ TP_EXPORT void tp_flush(struct tp_conn *conn);
 
 /* ---- messages from the session that answer no call ----
  * Called on a thread of the connection, or on a waiting caller's thread; must not sleep, and of the connection may call only
- * tp_reserve, tp_commit, tp_listen and what ends downloads. A message that says that something is complete comes behind the
+ * tp_listen and what ends downloads. A message that says that something is complete comes behind the
  * downloads that were handed over before it, or when the connection is lost. False: it cannot be, which ends the connection. */
 typedef bool tp_message_handler(uint16_t op, const unsigned char *body, size_t size);
 TP_EXPORT void tp_on_message(tp_message_handler *handler);

@@ -58,6 +58,12 @@ void tpw_link_drop(struct tpw_link *link) {
     if (link->input) {
         munmap(link->input, TPW_INPUT_SIZE);
     }
+    if (link->kept) {
+        munmap(link->kept, TPW_INPUT_SIZE);
+    }
+    if (link->spare) {
+        munmap(link->spare, TPW_INPUT_SIZE);
+    }
     if (link->output) {
         munmap(link->output, OUTPUT_ROOM);
     }
@@ -174,6 +180,32 @@ const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *stat
             return NULL;
         }
         received = true;
+    }
+}
+
+bool tpw_link_keep(struct tpw_link *link) {
+    if (link->kept) {
+        return true;
+    }
+    unsigned char *fresh = link->spare ? link->spare : reserve_pages(TPW_INPUT_SIZE);
+    if (!fresh) {
+        tpw_link_fail(link, TP_ERROR_MEMORY, "no memory to read frames in the middle of another");
+        return false;
+    }
+    const size_t start = link->input_start + link->consumed;
+    memcpy(fresh, link->input + start, link->input_end - start);
+    link->kept = link->input;
+    link->spare = NULL;
+    link->input = fresh;
+    link->input_end -= start;
+    link->input_start = link->consumed = 0;
+    return true;
+}
+
+void tpw_link_keep_over(struct tpw_link *link) {
+    if (link->kept) {
+        link->spare = link->kept;
+        link->kept = NULL;
     }
 }
 

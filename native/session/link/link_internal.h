@@ -59,6 +59,8 @@ struct tpw_link {
     void (*release)(void *);
 
     unsigned char *input;
+    unsigned char *kept,
+        *spare; /* what a frame lies in while others are read in the middle of it; room for the next time */
     size_t input_start, input_end, consumed; /* consumed: the frame handed out last */
     unsigned char *output;
     size_t output_start, output_end, begun; /* begun: bytes between begin and commit */

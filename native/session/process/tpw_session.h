@@ -86,6 +86,7 @@ struct tpw_session {
 
     int32_t deferred_error; /* first failure of a post that has not been reported yet */
     uint64_t frames;        /* frames executed, for messages */
+    bool inside;            /* others were executed in the middle of the frame under way */
     bool traced;            /* the log has a line for each frame */
     uint32_t answered;      /* thread that was answered last, and with what: for these lines */
     int32_t answer;

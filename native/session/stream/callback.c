@@ -316,6 +316,16 @@ static bool next_raised(struct tpw_callbacks *c, struct tpg_callback_in *message
     return found;
 }
 
+bool tpw_callbacks_tell(struct tpw_session *s) {
+    struct tpg_callback_in message;
+    bool told = false;
+    while (s->callbacks && next_raised(s->callbacks, &message)) {
+        tpg_send_callback(s, &message);
+        told = true;
+    }
+    return told;
+}
+
 bool tpw_callbacks_run(struct tpw_session *s) {
     struct tpw_callbacks *c = s->callbacks;
     uint64_t count;
@@ -326,10 +336,7 @@ bool tpw_callbacks_run(struct tpw_session *s) {
     atomic_store(&c->rung, false);
     ssize_t n = read(c->event, &count, sizeof count);
     (void)n; /* a ring that came between the two is told twice */
-    struct tpg_callback_in message;
-    while (next_raised(c, &message)) {
-        tpg_send_callback(s, &message);
-    }
+    tpw_callbacks_tell(s);
     tell_gone(s);
     return true;
 }

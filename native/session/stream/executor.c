@@ -40,9 +40,13 @@
  * that is this thread, because the client's word that the function has run comes behind those very commands. So when such a
  * stream is about full (tpw_stream_count) the executor reads on without executing, until no host function is outstanding. A
  * program whose host function waits for more of its own calls than that hangs here as it does on the driver itself. The same
- * holds for a stream that stands until the bytes of a copy come from the client (copy_late.c). */
+ * holds for a stream that stands until the bytes of a copy come from the client (copy_late.c).
+ *
+ * An operation that waits for what only a completion gives back (pinned memory, a limit) may wait for such a stream, too. So whoever waits in
+ * the middle of a frame lets the streams go on meanwhile (tpw_wait_a_moment). */
 
-#define HELD_BYTES (64u << 20) /* then nothing more is read */
+/* Then nothing more is read. An honest client stops at TP_BEHIND_MAX, but for what must not wait there (tp_urgent). */
+#define HELD_BYTES (2 * TP_BEHIND_MAX)
 #define FULL_FOR_NS 1000000u
 
 struct held {
@@ -155,6 +159,10 @@ static inline __attribute__((always_inline)) bool frames_of(struct tpw_session *
             tpw_link_flush(s->link);
         }
         free(copy);
+        if (TP_UNLIKELY(s->inside)) {
+            s->inside = false;
+            tpw_link_keep_over(s->link);
+        }
     }
     if (status != TP_OK) {
         s->ended = true;
@@ -169,27 +177,42 @@ static TP_COLD bool frames_traced(struct tpw_session *s) { return frames_of(s, t
 
 static bool frames(struct tpw_session *s) { return TP_UNLIKELY(s->traced) ? frames_traced(s) : frames_of(s, false); }
 
+/* The frame under way keeps its bytes and its scratch. Of the others only the word that a function has run, or bytes that a stream
+ * waits for, are executed. */
+bool tpw_go_on(struct tpw_session *s) {
+    enum tp_status status = TP_OK; /* the loop meets it again */
+    struct held *none;
+    if (!tpw_callbacks_outstanding(s) || !tpw_link_keep(s->link)) {
+        return false;
+    }
+    s->inside = true;
+    bool news = tpw_callbacks_tell(s);
+    const struct tp_frame *frame = next_frame(s, true, &status, &none);
+    if (frame) {
+        struct tpw_scratch_block *scratch = s->scratch;
+        s->scratch = NULL;
+        s->frames++;
+        dispatch(s, frame, s->traced);
+        tpw_scratch_free(s);
+        s->scratch = scratch;
+        news = true;
+    }
+    return news;
+}
+
 bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what) {
-    const struct tp_frame inside = {.context = s->entered};
     while (!s->ended && stands(s, what)) {
-        enum tp_status status = TP_OK;
-        struct held *copy;
-        const struct tp_frame *frame = next_frame(s, true, &status, &copy);
-        if (frame) { /* the word that a function has run, or bytes that a stream waits for: the others are held */
-            s->frames++;
-            dispatch(s, frame, s->traced);
-            free(copy);
-        } else if (status != TP_OK) {
-            return false; /* the loop meets it again */
-        } else if (!tpw_callbacks_run(s) && !tpw_wait_a_moment(s)) {
+        if (!tpw_wait_a_moment(s)) {
             return false;
         }
-        tpw_link_flush(s->link);
-    }
-    if (s->entered != inside.context) {
-        tpw_enter(s, &inside);
     }
     return !s->ended;
+}
+
+/* Frames are executed in their order: its turn is the answer. */
+int32_t tpw_caught_up(struct tpw_session *s, const struct tp_frame *frame) {
+    (void)s, (void)frame;
+    return CUDA_SUCCESS;
 }
 
 static bool standing_still(struct tpw_session *s, void *unused) {

@@ -70,13 +70,15 @@ typedef void tpw_control(struct tpw_session *s);
 TP_LIST(tpw_control);
 /* Waits while a stream is about full behind a host function; false when the session ends. Between the commands of one operation. */
 bool tpw_hold_on(struct tpw_session *s);
-/* Waits while that says so: what comes is held back, but for what lets host functions and copies go on. False when the session
- * ends. Of its frame an operation has only what it copied before. */
+/* In the middle of a frame: host functions and late copies go on, by what the client sends for them. Other frames are held
+ * back. True if there was something. */
+bool tpw_go_on(struct tpw_session *s);
+/* Waits while that says so, as tpw_wait_a_moment waits. False when the session ends. */
 typedef bool tpw_condition(struct tpw_session *s, void *what);
 bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what);
 
 /* ---- wait.c ---- */
-/* Lets completions, data connections and the supervisor go on for a moment; false when the session is about to end. For
+/* Lets completions, host functions, late copies, data connections and the supervisor go on for a moment; false when the session is about to end. For
  * operations that need something which only a completion or the client can give. */
 bool tpw_wait_a_moment(struct tpw_session *s);
 /* Waits while `more` says so, but not longer than a stream that goes on ever needs; false when it still does. */
@@ -180,6 +182,8 @@ void tpw_host_never(struct tpw_session *s, uint32_t count); /* the launch failed
 bool tpw_host_any(const struct tpw_session *s);
 /* Sends the host functions that have come up; descriptor that becomes readable when one does. */
 bool tpw_callbacks_run(struct tpw_session *s);
+/* The same in the middle of a frame, and of the host functions only: nothing is let go that the frame may use. */
+bool tpw_callbacks_tell(struct tpw_session *s);
 /* A stream stands at a host function, or at a copy whose bytes come late, or will: it goes on by a frame of the client. */
 bool tpw_callbacks_outstanding(const struct tpw_session *s);
 bool tpw_hosts_outstanding(const struct tpw_session *s); /* at a host function */

@@ -14,12 +14,15 @@ bool tpw_wait_a_moment(struct tpw_session *s) {
     const struct tp_frame inside = {.context = s->entered};
     bool news = tpw_poll(s);
     TP_TELL(tpw_control, s);
+    news |= tpw_go_on(s);
     if (!news && !s->ended && tpw_link_status(s->link) == TP_OK) {
         uint64_t before = tp_now_ns();
         tpw_link_wait(s->link, -1, WAIT_NS);
         if (tp_now_ns() - before < WAIT_NS / 10) {
             sched_yield(); /* frames that cannot be looked at yet end that wait at once: let the data threads run */
         }
+    } else {
+        tpw_link_flush(s->link);
     }
     /* Polling visits the contexts of other waits. Who is in no context may have found that of a wait, too: it may have
      * gone meanwhile. */

@@ -89,12 +89,13 @@ def _reached(functions: dict[tuple[str, str], _Function], start: str, ops: set[s
 def check(model: Model, client: Path) -> None:
     """Raises for the first line that is untrue."""
     for api in model.apis:
-        _check_api(api, _functions(client / api.name, {op.name for op in api.ops}))
+        ops = {op.name for op in api.ops}
+        _check_api(api, _functions(client / api.name, ops), _functions(client / "core", ops))
 
 
-def _check_api(api: Api, functions: dict[tuple[str, str], _Function]) -> None:
+def _check_api(api: Api, functions: dict[tuple[str, str], _Function], shared: dict[tuple[str, str], _Function]) -> None:
     ops = {op.name for op in api.ops}
-    used = set().union(*(function.sends for function in functions.values()))
+    used = set().union(*(function.sends for function in [*functions.values(), *shared.values()]))
     for line in api.lines.values():
         function = f"{PREFIX[api.name]}_{line.name}"
         if line.kind.startswith("op-") and line.name not in used:

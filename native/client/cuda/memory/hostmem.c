@@ -63,6 +63,7 @@ static uint64_t next_run(struct tpc_host *host, uint64_t *offset, unsigned char 
 
 void tpc_twins_push(void) {
     static unsigned char copy[TP_TWIN_MAX];
+    const bool urgent = tp_urgent(true); /* who runs host functions waits for `pushing` */
     tp_lock_take(&pushing);
     tp_lock_take(&lock);
     struct tpc_host *host = twins;
@@ -76,6 +77,7 @@ void tpc_twins_push(void) {
         }
     }
     tp_lock_drop(&pushing);
+    tp_urgent(urgent);
 }
 
 static void push_if_any(void) {
