@@ -198,7 +198,6 @@ static bool adopt_slot(struct tpw_session *s, uint32_t slot, uint32_t first, uin
     }
     segment->slot = slot;
     segment->run = run;
-    prctl(PR_SET_TIMERSLACK, 1000); /* sleeps beside the rings are short, and the default adds 50 µs to each */
     start_watch(watch_life, &shared->client_life);
     return true;
 }

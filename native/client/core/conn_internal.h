@@ -118,6 +118,7 @@ struct tp_conn {
     int wake_uploads; /* chunks that the frame to be committed has queued */
     _Atomic uint64_t head;
     _Atomic uint64_t appended_frames;
+    _Atomic uint64_t waited_frame; /* the last whose answer a thread waits, or has waited, for */
 
     /* Whoever holds send. `tail` releases ring space to appenders. */
     _Alignas(64) struct tp_lock send;

@@ -339,6 +339,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     atomic_store_explicit(&slot->gated, false, memory_order_relaxed);
     atomic_store_explicit(&slot->state, TPC_WAITING, memory_order_relaxed);
     atomic_store_explicit(&slot->expects, true, memory_order_seq_cst);
+    atomic_store_explicit(&conn->waited_frame, reply->number, memory_order_relaxed);
     tpc_publish(conn);
 
     int cancel = tpc_defer_cancel();

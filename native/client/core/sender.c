@@ -3,7 +3,9 @@
  *
  * Owns the ring. Entered by every thread that appends (under append, from tp_reserve to the commit), by whoever holds send
  * (the sender thread, or a caller about to wait), never both by the same step: an appender holds no lock in a system call.
- * The sender thread spins briefly after the last frame and then sleeps; appenders wake it only when it sleeps.
+ * The sender thread spins briefly after the last frame and then sleeps; appenders wake it only when it sleeps. While a program
+ * sends and sends and waits for nothing it naps between two looks, because each frame by itself would cost a whole processor for
+ * system calls; whoever waits for an answer sends what is left itself.
  */
 #include "conn_internal.h"
 
@@ -12,8 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <tpg_schema.h>
 #include <unistd.h>
 
@@ -24,6 +28,10 @@
 #define SPIN_NS 50000u
 /* The listener is started this late because most downloads are soon waited for, and the caller then reads by itself. */
 #define NUDGE_NS 200000u
+#define STREAMING 64u       /* so many frames in a row that nobody waits for */
+#define NAP_NS 40000l       /* 10 to 20 launches of a program that does little else */
+#define NAPPING_NS 400000u  /* without a frame, before the sender sleeps until it is woken */
+#define NAP_SLACK_NS 1000ul /* the default would make naps twice as long */
 
 enum tp_status tpc_ring_map(struct tp_conn *conn, int fd, uint64_t offset, uint64_t size) {
     unsigned char *both = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -121,9 +129,21 @@ void tpc_wake_sender(struct tp_conn *conn) {
     }
 }
 
+static bool streaming(const struct tp_conn *conn) {
+    return atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) -
+               atomic_load_explicit(&conn->waited_frame, memory_order_relaxed) >
+           STREAMING;
+}
+
+static void nap(void) {
+    const struct timespec time = {.tv_nsec = NAP_NS};
+    nanosleep(&time, NULL);
+}
+
 static void *sender_run(void *argument) {
     struct tp_conn *conn = argument;
     uint64_t spin = tp_spin_ns(SPIN_NS);
+    prctl(PR_SET_TIMERSLACK, NAP_SLACK_NS, 0, 0, 0);
     uint64_t last_news = tp_now_ns(), last_nudge = last_news;
     while (!tpc_is_lost(conn)) {
         if (!is_empty(conn)) {
@@ -134,6 +154,9 @@ static void *sender_run(void *argument) {
                     last_nudge = last_news;
                     tpc_nudge_listener(conn);
                 }
+                if (streaming(conn)) {
+                    nap();
+                }
                 continue;
             }
             struct pollfd wait = {.fd = conn->control, .events = POLLOUT};
@@ -143,11 +166,15 @@ static void *sender_run(void *argument) {
             last_news = tp_now_ns();
             continue;
         }
-        for (int i = 0; i < 64 && (i % 8 != 0 || is_empty(conn));
+        bool naps = streaming(conn);
+        if (naps) {
+            nap();
+        }
+        for (int i = 0; !naps && i < 64 && (i % 8 != 0 || is_empty(conn));
              i++) { /* each look takes the line from the appenders */
             tp_pause();
         }
-        if (!is_empty(conn) || tp_now_ns() - last_news < spin) {
+        if (!is_empty(conn) || tp_now_ns() - last_news < (naps ? NAPPING_NS : spin)) {
             continue;
         }
         atomic_store_explicit(&conn->sender_sleeps, 1, memory_order_seq_cst);

@@ -58,6 +58,7 @@ int32_t tpw_result(struct tpw_session *s, uint16_t op, int32_t error) {
 unsigned char *tpw_answer_begin(struct tpw_session *s, uint16_t op, uint32_t thread, int32_t result, size_t size) {
     s->answered = thread;
     s->answer = result;
+    s->calls -= s->calls > 0;
     uint16_t flags = completes(op, result) ? TP_FRAME_REPLY | TP_FRAME_COMPLETES : TP_FRAME_REPLY;
     return tpw_reply_begin(s->link, op, flags, thread, size);
 }

@@ -2,7 +2,8 @@
  * The executor's loop: frames in the client's order, completions between them, sleep when there is nothing.
  *
  * One thread. It spins for a short time after the last news, because the next frame of a busy client is microseconds away and
- * waking a sleeping process costs more than that; then it sleeps, at first briefly while the GPU still owes completions.
+ * waking a sleeping process costs more than that; then it sleeps, at first briefly while the GPU still owes completions. While
+ * a client sends and sends and waits for nothing it naps instead: nobody hears of the microseconds between two frames.
  */
 #include "tpg_session.h"
 #include "tpw_stream.h"
@@ -12,7 +13,9 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <tp_net.h>
 #include <unistd.h>
 
@@ -32,6 +35,8 @@
 #define WATCH_MOST_NS 500000u
 #define WATCH_PART 32u
 #define IDLE_NS 1000000000u
+#define STREAMING 64u    /* so many frames in a row that nobody waits for */
+#define NAP_NS 25000l    /* a few launches */
 #define SLICE_NS 100000u /* the least that the kernel takes */
 
 /* ---- frames held back ----
@@ -152,6 +157,8 @@ static inline __attribute__((always_inline)) bool frames_of(struct tpw_session *
         }
         s->frames++;
         bool call = frame->flags & TP_FRAME_CALL;
+        s->calls += call;
+        s->posts = call ? 0 : s->posts + 1;
         dispatch(s, frame, traced);
         /* Somebody waits for this answer; but what a session says that is ending half-way is no answer: its client learns of
          * the loss instead. */
@@ -224,6 +231,16 @@ bool tpw_hold_on(struct tpw_session *s) {
     return TP_LIKELY(!s->full) ? !s->ended : tpw_hold_while(s, standing_still, NULL);
 }
 
+/* Nobody waits for an answer or for the GPU, and by what was sent last nobody will soon. */
+static bool streaming(struct tpw_session *s) {
+    return s->posts > STREAMING && !s->calls && !s->full && !tpw_pending(s) && !tpw_mark_owed(s);
+}
+
+static void nap(void) {
+    const struct timespec time = {.tv_nsec = NAP_NS};
+    nanosleep(&time, NULL);
+}
+
 static void wait_for_client(struct tpw_session *s) {
     struct pollfd on = {.fd = s->control, .events = POLLIN};
     while (!s->link && !s->ended) {
@@ -255,6 +272,7 @@ void tpw_execute(struct tpw_session *s) {
     s->hosts = 1;
     s->traced = atomic_load_explicit(&tp_log_threshold, memory_order_relaxed) <= TP_TRACE;
     want_short_turns();
+    prctl(PR_SET_TIMERSLACK, 1000); /* sleeps between frames are short, and the default adds 50 µs to each */
     wait_for_client(s);
     const uint64_t spin = tp_spin_ns(SPIN_NS);
     uint64_t last = tp_now_ns(), crowded = 0;
@@ -286,6 +304,10 @@ void tpw_execute(struct tpw_session *s) {
         uint64_t now = tp_now_ns();
         last = last ? last : now;
         uint64_t waited = now - last;
+        if (waited < LINGER * spin && streaming(s)) {
+            nap();
+            continue;
+        }
         if (waited < spin) {
             continue;
         }
