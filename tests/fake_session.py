@@ -3,7 +3,7 @@
 It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "junk"
 (a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first),
 "late:FILE" (well if it is the first, else ready when its client says so).
-As the session of a client it answers each line that the client sends: "slot", "text", "pid", "env NAME", "driver",
+As the session of a client it answers each line that the client sends: "row", "text", "pid", "env NAME", "driver",
 "limit", "total", "reserve N" (bytes on device 0), "data" (indexes of the data connections so far), "crash" (SIGSEGV),
 "exit N", "context" (says that it is ready).
 Over shared memory it serves nobody: it writes what it was told into the folder FAKE_ADOPTED, as PID.json.
@@ -66,7 +66,7 @@ def send(control: socket.socket, kind: int, argument: int = 0, value: int = 0, t
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("--control-fd", "--limits-fd", "--slot"):
+    for name in ("--control-fd", "--quota-fd", "--row"):
         parser.add_argument(name, type=int, required=True)
     for name in ("--driver", "--nvml"):
         parser.add_argument(name, required=True)
@@ -76,7 +76,7 @@ def main() -> None:
     given = parser.parse_args()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, as the real one does
     control = socket.socket(fileno=given.control_fd)
-    limits = mmap.mmap(given.limits_fd, 131072 + 4096)
+    limits = mmap.mmap(given.quota_fd, 131072 + 4096)
     mode = os.environ.get("FAKE_SESSION", "")
     if mode == "die":
         sys.exit(7)
@@ -127,8 +127,8 @@ def main() -> None:
                 send(control, 18, value=5)
                 sys.exit(0)
             answer = "?"
-            if line[0] == "slot":
-                answer = str(given.slot)
+            if line[0] == "row":
+                answer = str(given.row)
             elif line[0] == "text":
                 answer = text.decode()
             elif line[0] == "pid":
@@ -140,7 +140,7 @@ def main() -> None:
             elif line[0] == "data":
                 answer = ",".join(map(str, sorted(data)))
             elif line[0] == "reserve":
-                for offset in (64, 4096 + 8 * 16 * given.slot):
+                for offset in (64, 4096 + 8 * 16 * given.row):
                     old = struct.unpack_from("<Q", limits, offset)[0]
                     struct.pack_into("<Q", limits, offset, old + int(line[1]))
                 answer = str(struct.unpack_from("<Q", limits, 64)[0])

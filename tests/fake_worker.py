@@ -28,7 +28,7 @@ class FakeTeleport:
     def boot_id(self) -> str:
         return ""
 
-    def release_slot(self, page: mmap.mmap, slot: int) -> None:
+    def release_row(self, page: mmap.mmap, slot: int) -> None:
         for device in range(16):
             cell = 4096 + 8 * (16 * slot + device)
             total = struct.unpack_from("<Q", page, 64 + 8 * device)[0]

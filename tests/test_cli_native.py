@@ -28,8 +28,8 @@ from worker_harness import alive, environment, eventually
 from tensor_fusion.abi import Teleport, native_folder
 from tensor_fusion.client.elf import soname
 from tensor_fusion.client.files import client_folder
-from tensor_fusion.worker.limits import LimitsPage
 from tensor_fusion.worker.protocol import Greeting, Status, Welcome
+from tensor_fusion.worker.quota import QuotaPage
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = ("libcuda", "libnvidia-ml", "libteleport")
@@ -155,15 +155,15 @@ def test_preloaded_file_answers_for_the_soname() -> None:
 
 
 def test_release_takes_a_session_s_bytes_off_the_totals() -> None:
-    page = LimitsPage(0, Teleport())
+    page = QuotaPage(0, Teleport())
     try:
-        slot = page.take_slot()
-        assert slot == 0
+        row = page.take_row()
+        assert row == 0
         with mmap.mmap(page.fd, 0) as view:
             for device, total, own in ((0, 1000, 300), (15, 50, 50)):
                 struct.pack_into("<Q", view, 64 + 8 * device, total)
                 struct.pack_into("<Q", view, 4096 + 8 * device, own)
-            page.release_slot(slot)
+            page.release_row(row)
             assert page.reserved(0) == 700
             assert page.reserved(15) == 0
             assert not any(view[4096 : 4096 + 8 * 16])

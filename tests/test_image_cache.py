@@ -214,7 +214,7 @@ def images_program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         ROOT / "tests/native/test_images.c",
         *sources("session", "images", "images_store"),
     ]
-    parts += [*sources("base", "sha256", "limits", "log", "time_lock"), *sources("transport", "*")]
+    parts += [*sources("base", "sha256", "quota", "log", "time_lock"), *sources("transport", "*")]
     folders = [*includes("base", "wire", "ring", "transport", "session"), f"-I{headers}"]
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []

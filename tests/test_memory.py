@@ -79,7 +79,7 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     names = ["memory", "arena", "twin", "vmm", "pool", "memset", "staging", "wait"]
     names += ["copy_in", "copy_out", "copy_device", "copy_pinned", "pinned", "segment_pin", "peer", "done"]
     parts = [*(ROOT / "tests/native").glob("test_arena*.c"), *sources("session", *names)]
-    parts += [*sources("ring", "segment", "ring"), *sources("base", "limits", "log", "time_lock")]
+    parts += [*sources("ring", "segment", "ring"), *sources("base", "quota", "log", "time_lock")]
     program = compile_program(tmp_path / "test_arena", parts, *flags, *folders)
     done = subprocess.run([program], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

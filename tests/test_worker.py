@@ -35,7 +35,7 @@ def test_client_gets_its_own_session() -> None:
         assert first.welcome.session_id != second.welcome.session_id
         assert first.welcome.data_connections == 8
         assert first.ask("pid") != second.ask("pid")
-        assert first.ask("slot") != second.ask("slot")
+        assert first.ask("row") != second.ask("row")
         assert first.ask("text") == "train.py@127.0.0.1"
         assert second.ask("text") == "infer.py@127.0.0.1"
         first.close()
@@ -97,7 +97,7 @@ def test_replacement_does_not_wait_for_a_client_that_has_gone(tmp_path: Path) ->
 def test_no_warm_session_when_none_is_wanted() -> None:
     with Worker("--warm", "0") as worker:
         assert eventually(lambda: not worker.children())
-        assert worker.client().ask("slot") == "0"
+        assert worker.client().ask("row") == "0"
 
 
 def test_data_connections_reach_their_session() -> None:
@@ -136,7 +136,7 @@ def test_junk_is_answered_and_closed(junk: bytes) -> None:
         connection, welcome = worker.exchange(junk[:256])
         assert welcome.status == Status.NOT_A_GREETING
         connection.close()
-        assert worker.client().ask("slot") == "0"
+        assert worker.client().ask("row") == "0"
 
 
 def test_connection_that_says_nothing_is_closed_after_the_deadline() -> None:
@@ -182,7 +182,7 @@ def test_idle_connections_do_not_keep_a_client_out() -> None:
         idle = [worker.connect() for _ in range(400)]
         started = time.monotonic()
         client = worker.client()
-        assert client.ask("slot") == "0"
+        assert client.ask("row") == "0"
         assert time.monotonic() - started < 1.5
         for connection in idle:
             connection.close()
@@ -195,7 +195,7 @@ def test_worker_out_of_descriptors_recovers() -> None:
         time.sleep(0.3)
         for connection in idle:
             connection.close()
-        assert worker.client().ask("slot") == "0"
+        assert worker.client().ask("row") == "0"
 
 
 def test_junk_does_not_disturb_a_client() -> None:
@@ -206,7 +206,7 @@ def test_junk_does_not_disturb_a_client() -> None:
             with worker.connect() as connection:
                 prefix = random.choice([b"", b"TFUSION\0", Greeting.build(SCHEMA)[: random.randrange(257)]])
                 connection.sendall(prefix + random.randbytes(random.randrange(1, 2000)))
-            assert client.ask("slot") == "0"
+            assert client.ask("row") == "0"
         assert worker.process.poll() is None
 
 
@@ -217,7 +217,7 @@ def test_reset_connections_are_survived() -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.send(Greeting.build(SCHEMA)[:100])
             connection.close()
-        assert worker.client().ask("slot") == "0"
+        assert worker.client().ask("row") == "0"
 
 
 def test_more_clients_than_allowed_are_refused_until_one_leaves() -> None:
@@ -266,10 +266,10 @@ def test_crashed_session_frees_its_memory_and_slot() -> None:
         victim, other = worker.client(), worker.client()
         assert victim.ask("reserve 1000") == "1000"
         assert other.ask("reserve 24") == "1024"
-        slot = victim.ask("slot")
+        row = victim.ask("row")
         assert victim.ask("crash") == ""
         assert eventually(lambda: other.ask("total") == "24", 1.0)
-        assert eventually(lambda: worker.client().ask("slot") == slot)
+        assert eventually(lambda: worker.client().ask("row") == row)
 
 
 def test_killed_client_frees_memory_within_a_second() -> None:

@@ -1,4 +1,4 @@
-"""Parts of the supervisor by themselves: formats, the limits page, the choice of a driver, the authorised keys."""
+"""Parts of the supervisor by themselves: formats, the quota page, the choice of a driver, the authorised keys."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tensor_fusion.config import UserError
 from tensor_fusion.worker import driver
 from tensor_fusion.worker.keys import AuthorizedKeys
-from tensor_fusion.worker.limits import PAGE_BYTES, SLOTS, LimitsPage
 from tensor_fusion.worker.protocol import Greeting, Packet, Role, Status, Welcome, printable
+from tensor_fusion.worker.quota import PAGE_BYTES, ROWS, QuotaPage
 from tensor_fusion.worker.supervisor import replace_text
 
 SCHEMA = bytes(range(16))
@@ -92,8 +92,8 @@ def test_printable() -> None:
     assert printable(b"ok\x1b\xff\n\0rest") == "ok???"
 
 
-def test_limits_page_layout_and_seal() -> None:
-    page = LimitsPage(7 << 20, FakeTeleport())
+def test_quota_page_layout_and_seal() -> None:
+    page = QuotaPage(7 << 20, FakeTeleport())
     try:
         with mmap.mmap(page.fd, PAGE_BYTES) as view:
             assert struct.unpack_from("<QQQ", view) == (0x5446_4C49_4D49_5431, 7 << 20, 1024)
@@ -103,14 +103,14 @@ def test_limits_page_layout_and_seal() -> None:
         page.close()
 
 
-def test_slots_are_lowest_first_and_end() -> None:
-    page = LimitsPage(0, FakeTeleport())
+def test_rows_are_lowest_first_and_end() -> None:
+    page = QuotaPage(0, FakeTeleport())
     try:
-        assert [page.take_slot() for _ in range(SLOTS)] == list(range(SLOTS))
-        assert page.take_slot() is None
-        page.release_slot(7)
-        page.release_slot(3)
-        assert page.take_slot() == 3
+        assert [page.take_row() for _ in range(ROWS)] == list(range(ROWS))
+        assert page.take_row() is None
+        page.release_row(7)
+        page.release_row(3)
+        assert page.take_row() == 3
     finally:
         page.close()
 

@@ -286,20 +286,20 @@ static void volunteer(void) {
     }
 }
 
-static void *map_limits(int fd) {
-    void *page = fd >= 0 ? mmap(NULL, TP_LIMITS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
+static void *map_quota(int fd) {
+    void *page = fd >= 0 ? mmap(NULL, TP_QUOTA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
     return page == MAP_FAILED ? NULL : page;
 }
 
 static bool options(struct tpw_session *s, int count, char **words) {
     static const struct option known[] = {
-        {"control-fd", required_argument, 0, 'c'},   {"limits-fd", required_argument, 0, 'l'},
-        {"slot", required_argument, 0, 's'},         {"segment-fd", required_argument, 0, 'f'},
+        {"control-fd", required_argument, 0, 'c'},   {"quota-fd", required_argument, 0, 'l'},
+        {"row", required_argument, 0, 'r'},          {"segment-fd", required_argument, 0, 'f'},
         {"segment-size", required_argument, 0, 'z'}, {"owners-fd", required_argument, 0, 'o'},
         {"driver", required_argument, 0, 'd'},       {"nvml", required_argument, 0, 'n'},
         {"simulated", no_argument, 0, 'g'},          {0, 0, 0, 0}};
     struct tpw_main *process = s->process;
-    int limits = -1, segment = -1, owners = -1, letter;
+    int quota = -1, segment = -1, owners = -1, letter;
     uint64_t segment_size = 0;
     s->control = -1;
     while ((letter = getopt_long(count, words, "", known, NULL)) != -1) {
@@ -308,10 +308,10 @@ static bool options(struct tpw_session *s, int count, char **words) {
             s->control = atoi(optarg);
             break;
         case 'l':
-            limits = atoi(optarg);
+            quota = atoi(optarg);
             break;
-        case 's':
-            s->slot = (uint32_t)atoi(optarg);
+        case 'r':
+            s->row = (uint32_t)atoi(optarg);
             break;
         case 'f':
             segment = atoi(optarg);
@@ -335,8 +335,8 @@ static bool options(struct tpw_session *s, int count, char **words) {
             return false;
         }
     }
-    s->limits = map_limits(limits);
-    if (s->control < 0 || !s->driver_path || s->slot >= TP_LIMITS_SLOTS || (limits >= 0 && !s->limits)) {
+    s->quota = map_quota(quota);
+    if (s->control < 0 || !s->driver_path || s->row >= TP_QUOTA_ROWS || (quota >= 0 && !s->quota)) {
         fprintf(stderr, "tensor-fusion-session is started by tensor-fusion-worker, not by hand.\n");
         return false;
     }

@@ -42,8 +42,8 @@ class Native(Protocol):
 
     schema: bytes
 
-    def release_slot(self, page: mmap.mmap, slot: int) -> None:
-        """Take what the session in `slot` had reserved off the totals of the limits page."""
+    def release_row(self, page: mmap.mmap, row: int) -> None:
+        """Take what the session in `row` had reserved off the totals of the quota page."""
 
     def segment(self, memory: mmap.mmap, owners: mmap.mmap) -> SegmentCalls:
         """The calls for a segment and its owners table, which must stay mapped as long as they are made."""
@@ -89,12 +89,12 @@ class Teleport:
         self._library.tp_schema_hash.restype = None
         self._library.tp_schema_hash(digest)
         self.schema = bytes(digest)
-        self._release = self._library.tp_limits_release
+        self._release = self._library.tp_quota_release
         self._release.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         self._release.restype = None
 
-    def release_slot(self, page: mmap.mmap, slot: int) -> None:
-        self._release(_address(page), slot)
+    def release_row(self, page: mmap.mmap, row: int) -> None:
+        self._release(_address(page), row)
 
     def segment(self, memory: mmap.mmap, owners: mmap.mmap) -> SegmentCalls:
         return _Segment(self._library, self.schema, memory, owners)

@@ -9,7 +9,7 @@
 
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <tp_limits.h>
+#include <tp_quota.h>
 #include <unistd.h>
 
 #define SIZE (3u << 20)
@@ -87,8 +87,8 @@ static void case_crowd(void) {
 
 int main(int count, char **words) {
     CHECK(count == 2);
-    session.limits = mmap(NULL, TP_LIMITS_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(session.limits != MAP_FAILED);
+    session.quota = mmap(NULL, TP_QUOTA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(session.quota != MAP_FAILED);
     unsigned char *one = image(1), *two = image(2);
     tp_sha256(one, SIZE, hash);
     tp_sha256(two, SIZE, other);

@@ -4,7 +4,7 @@
  * The executor enters; one thread of this file, started by the first image to keep, hashes and writes, so that the client does
  * not wait for either. A hash is a hostile client's: 32 bytes that become a name of hexadecimal digits. Files are written by
  * sessions of this user, perhaps of an older worker, and may have been cut or damaged since: they are read into memory of our
- * own and verified there before use, once for each state of a file (the marks of the limits page). There is no second copy
+ * own and verified there before use, once for each state of a file (the marks of the quota page). There is no second copy
  * in memory: what is read often lies in the kernel's page cache, which all sessions share, survives them, and gives way when
  * memory is short. They are read, not mapped, because a mapped file that somebody shortens ends the process that reads it.
  */
@@ -149,7 +149,7 @@ unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[T
         goto done;
     }
     uint64_t mark = tpw_image_mark(hash, &about);
-    bool verified = s->limits && tp_limits_image_verified(s->limits, mark);
+    bool verified = s->quota && tp_quota_image_verified(s->quota, mark);
     if (!read_image(file, bytes, (size_t)about.st_size, hash, verified)) {
         static bool said;
         if (!said) {
@@ -161,8 +161,8 @@ unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[T
         bytes = NULL;
         goto done;
     }
-    if (s->limits) {
-        tp_limits_image_note(s->limits, mark);
+    if (s->quota) {
+        tp_quota_image_note(s->quota, mark);
     }
     /* The time of use by which the least recently used is found; the time of writing is part of the mark and stays. */
     (void)futimens(file, used);
@@ -209,7 +209,7 @@ void tpw_images_keep(struct tpw_session *s, unsigned char *bytes, size_t size,
         *image = (struct waiting){.bytes = bytes, .size = size};
         memcpy(image->hash, hash, sizeof image->hash);
         pthread_mutex_lock(&lock);
-        folder.limits = s->limits;
+        folder.quota = s->quota;
         if (!running && !useless) {
             running = tp_thread_start(&thread, "tf-images", 256u << 10, keeper, NULL) == TP_OK;
         }

@@ -134,8 +134,8 @@ bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char 
         if (file >= 0) {
             unlinkat(folder->fd, unfinished, 0);
         }
-    } else if (folder->limits) {
-        tp_limits_image_note(folder->limits, tpw_image_mark(digest, &about));
+    } else if (folder->quota) {
+        tp_quota_image_note(folder->quota, tpw_image_mark(digest, &about));
     }
     if (file >= 0) {
         close(file);

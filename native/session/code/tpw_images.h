@@ -23,7 +23,7 @@ void tpw_images_keep(struct tpw_session *s, unsigned char *bytes, size_t size,
 struct tpw_image_folder {
     int fd;         /* of the folder; constant once it is open */
     uint64_t bound; /* bytes */
-    void *limits;   /* the limits page, NULL without one */
+    void *quota;    /* the quota page, NULL without one */
 };
 void tpw_image_name(char name[TPW_IMAGE_NAME], const unsigned char hash[TP_SHA256_SIZE]);
 struct stat;

@@ -1,7 +1,7 @@
 /*
  * The session's data connections: uploads into pinned staging blocks, downloads out of them.
  *
- * Owns the staging blocks and the two threads of each connection. The receiver fills blocks of its own connection's quota, the
+ * Owns the staging blocks and the two threads of each connection. The receiver fills blocks of its own connection's share, the
  * sender takes filled blocks from one queue; the executor moves them between queues under `lock` and allocates, because pinned
  * memory needs the driver's context. Chunk headers are the client's: sizes are bounded before a byte of payload is read, and
  * what a transfer number or offset means is decided by the executor, which knows what it asked for.
@@ -117,7 +117,7 @@ static bool send_block(struct lane *lane, const struct link_block *block) {
 
 /* ---- the two threads ---- */
 
-/* A free block of this connection's quota; waits for one. NULL when the link is over. */
+/* A free block of this connection's share; waits for one. NULL when the link is over. */
 static struct link_block *free_block(struct lane *lane) {
     struct tpw_link *link = lane->link;
     while (!tpw_link_over(link)) {
@@ -285,7 +285,7 @@ void tpw_link_close_data(struct tpw_link *link) {
     }
 }
 
-/* Grows the quota of connections whose receiver waits. One that has blocks already can go on with those. */
+/* Grows the share of connections whose receiver waits. One that has blocks already can go on with those. */
 static void grow(struct tpw_link *link, struct lane *lane) {
     for (uint32_t i = 0; i < TPW_GROW_BLOCKS && lane->blocks < TPW_LANE_BLOCKS; i++) {
         struct link_block *block = new_block(link, lane);

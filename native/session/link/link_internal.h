@@ -16,14 +16,14 @@
 #define TPW_INPUT_SIZE (TP_FRAME_MAX + (1u << 20))
 #define TPW_OUTPUT_MAX (64u << 20)
 /* Staging of one data connection: enough that the socket and the copy engine both always have a block while others are in
- * flight between them; its own quota, so that a later transfer can never starve an earlier one on another connection. */
+ * flight between them; its own share, so that a later transfer can never starve an earlier one on another connection. */
 #define TPW_LANE_BLOCKS 16u
 #define TPW_GROW_BLOCKS 4u
 
 struct link_block {
     struct tpw_block block; /* first: the executor holds pointers to it */
     struct link_block *next;
-    struct lane *lane; /* uploads: whose quota it counts in; NULL for downloads */
+    struct lane *lane; /* uploads: whose share it counts in; NULL for downloads */
     uint32_t handed;   /* downloads: place among the transfers handed over, 0 unless it ends one */
     bool out;          /* with the executor: taken and not given back */
 };
@@ -41,7 +41,7 @@ struct lane {
     /* under link->lock */
     struct link_block *free;
     struct queue received;
-    uint32_t blocks;            /* of its quota, allocated */
+    uint32_t blocks;            /* of its share, allocated */
     bool wants_blocks;          /* the receiver has none and asks the executor to allocate */
     _Atomic uint32_t free_news; /* bumped when `free` gets a block */
 };

@@ -1,7 +1,7 @@
 /*
  * Limits of the client's contexts, and the device memory that they make the driver take.
  *
- * Executor thread only. The bytes count on the limits page from the change of a limit to the context's end.
+ * Executor thread only. The bytes count on the quota page from the change of a limit to the context's end.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"

@@ -136,22 +136,22 @@ bool tpw_wait_for_frees(struct tpw_session *s) {
 }
 
 int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
-    if (!s->limits || tp_limits_reserve(s->limits, s->slot, device, bytes)) {
+    if (!s->quota || tp_quota_reserve(s->quota, s->row, device, bytes)) {
         return CUDA_SUCCESS;
     }
     if (s->memory->pending_bytes[device] && tpw_wait_for_frees(s) &&
-        tp_limits_reserve(s->limits, s->slot, device, bytes)) {
+        tp_quota_reserve(s->quota, s->row, device, bytes)) {
         return CUDA_SUCCESS;
     }
     tp_log(TP_INFO, "%llu bytes on device %u would pass the memory limit of %llu bytes (%llu in use)",
-           (unsigned long long)bytes, device, (unsigned long long)tp_limits_limit(s->limits),
-           (unsigned long long)tp_limits_used(s->limits, device));
+           (unsigned long long)bytes, device, (unsigned long long)tp_quota_limit(s->quota),
+           (unsigned long long)tp_quota_used(s->quota, device));
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
-    if (s->limits && bytes) {
-        tp_limits_free(s->limits, s->slot, device, bytes);
+    if (s->quota && bytes) {
+        tp_quota_free(s->quota, s->row, device, bytes);
     }
 }
 
@@ -239,7 +239,7 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
         } else {
             s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
         }
-        bool limited = s->limits && tp_limits_limit(s->limits);
+        bool limited = s->quota && tp_quota_limit(s->quota);
         if (limited && tpw_when_done(s, CU_STREAM_LEGACY, trim, NULL)) {
             tpw_pools_trim(s);
         }
@@ -299,11 +299,11 @@ int32_t tpw_memory_info(struct tpw_session *s, const struct tp_frame *frame, str
     }
     uint64_t pending = s->memory ? s->memory->pending_bytes[device] : 0;
     uint64_t usable = available + (s->memory ? s->memory->arenas[device].cached_bytes : 0) + pending;
-    uint64_t limit = s->limits ? tp_limits_limit(s->limits) : 0;
+    uint64_t limit = s->quota ? tp_quota_limit(s->quota) : 0;
     out->total = total;
     out->free = usable < total ? usable : total;
     if (limit) {
-        uint64_t used = tp_limits_used(s->limits, device);
+        uint64_t used = tp_quota_used(s->quota, device);
         used -= pending < used ? pending : used;
         uint64_t left = used < limit ? limit - used : 0;
         out->total = limit < total ? limit : total;
@@ -362,7 +362,7 @@ static void context_left(struct tpw_session *s, const struct tpw_gone *gone) {
 TP_REGISTER(tpw_context_left, context_left);
 TP_REGISTER(tpw_primary_made, tpw_memory_open);
 
-/* The process ends after this: the driver takes device memory back, the supervisor what is on the limits page. */
+/* The process ends after this: the driver takes device memory back, the supervisor what is on the quota page. */
 void tpw_memory_close(struct tpw_session *s) {
     struct tpw_memory *m = s->memory;
     if (!m) {

@@ -3,7 +3,7 @@
  *
  * Executor thread only; owns the objects of kind pool, whose record is the number of the device. Properties come from the
  * client: the two fields that could be pointers or name other processes are cleared or refused here. An allocation counts on
- * the limits page, for the device of its pool, from its call to the moment its stream has freed it. What pools keep after
+ * the quota page, for the device of its pool, from its call to the moment its stream has freed it. What pools keep after
  * that (the client sets how much) counts for nobody, so under a limit they keep no more than the cache of arena.c may.
  */
 #include "tpg_session.h"
@@ -45,7 +45,7 @@ static CUmemoryPool next_pool(struct tpw_session *s, uint32_t *at, int *device) 
 void tpw_pools_trim(struct tpw_session *s) {
     uint64_t kept = 0;
     CUmemoryPool pool;
-    if (!s->limits || !tp_limits_limit(s->limits)) {
+    if (!s->quota || !tp_quota_limit(s->quota)) {
         return;
     }
     uint32_t at = 0;

@@ -34,7 +34,7 @@ struct tpw_range {
     uint32_t device;  /* index into s->devices */
     uint32_t context; /* id of the client's context that made it; 0 = outlives contexts */
     uint32_t access;  /* MAP: a bit for each device that the client gave access */
-    uint64_t charged; /* bytes it holds on the limits page */
+    uint64_t charged; /* bytes it holds on the quota page */
     void *detail;     /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy */
 };
 

@@ -3,7 +3,7 @@
  *
  * Its reservations are stretches of the range that the session reserved (and that the client keeps free in its own
  * process), so an address it gets is never a host address of either side, and it can only map into what it reserved
- * itself. Physical memory counts on the limits page from its creation until the handle is released and the last mapping
+ * itself. Physical memory counts on the quota page from its creation until the handle is released and the last mapping
  * is gone. Executor thread only; properties and access descriptors are the client's and are rebuilt here from the
  * fields that are understood.
  */

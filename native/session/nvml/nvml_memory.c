@@ -1,7 +1,7 @@
 /*
  * NVML's memory figures under the worker's limit, and the one process that a client is shown.
  *
- * Executor thread only; the limits page is written by the worker's sessions, which trust each other. Under a limit NVML says
+ * Executor thread only; the quota page is written by the worker's sessions, which trust each other. Under a limit NVML says
  * the same as cuMemGetInfo: the limit is the total, and what the worker's sessions have reserved is in use.
  */
 #include "tpg_session.h"
@@ -16,12 +16,12 @@ struct figures {
 
 /* False when there is no limit, or none that is below what the device has. */
 static bool limited(struct tpw_session *s, uint64_t handle, uint64_t total, uint64_t available, struct figures *out) {
-    uint64_t limit = s->limits ? tp_limits_limit(s->limits) : 0;
+    uint64_t limit = s->quota ? tp_quota_limit(s->quota) : 0;
     if (!limit || limit >= total) {
         return false;
     }
     uint32_t device = tpw_nvml_ordinal(handle);
-    uint64_t used = tp_limits_used(s->limits, device), pending = s->memory ? s->memory->pending_bytes[device] : 0;
+    uint64_t used = tp_quota_used(s->quota, device), pending = s->memory ? s->memory->pending_bytes[device] : 0;
     used -= pending < used ? pending : used;
     out->total = limit;
     out->used = used < limit ? used : limit;
@@ -63,13 +63,13 @@ int32_t tpw_nvmlDeviceGetMemoryInfo_v2(struct tpw_session *s, const struct tp_fr
 
 /* ---- processes ---- */
 
-/* This session's own cell of the limits page, laid out as docs/wire-format.md, section 2, says. */
+/* This session's own cell of the quota page, laid out as docs/wire-format.md, section 2, says. */
 static uint64_t held(const struct tpw_session *s, uint32_t device) {
-    size_t cell = 4096 / 8 + (size_t)s->slot * TP_LIMITS_DEVICES + device;
-    if (s->slot >= TP_LIMITS_SLOTS || device >= TP_LIMITS_DEVICES) {
+    size_t cell = 4096 / 8 + (size_t)s->row * TP_QUOTA_DEVICES + device;
+    if (s->row >= TP_QUOTA_ROWS || device >= TP_QUOTA_DEVICES) {
         return 0;
     }
-    return atomic_load_explicit((const _Atomic uint64_t *)s->limits + cell, memory_order_relaxed);
+    return atomic_load_explicit((const _Atomic uint64_t *)s->quota + cell, memory_order_relaxed);
 }
 
 /* Whether the client has made or retained a context on the device; the session's own primary context does not count. */
@@ -114,10 +114,10 @@ int32_t tpw_nvml_process(struct tpw_session *s, const struct tp_frame *frame, co
     if (!out->present) {
         return NVML_SUCCESS;
     }
-    /* Counted as the device's memory is: by the limits page under a limit, else by the driver, which counts contexts too. */
-    bool limit = s->limits && tp_limits_limit(s->limits);
+    /* Counted as the device's memory is: by the quota page under a limit, else by the driver, which counts contexts too. */
+    bool limit = s->quota && tp_quota_limit(s->quota);
     if (limit || !driver_figure(s, device, &out->used)) {
-        out->used = s->limits ? held(s, ordinal) : 0;
+        out->used = s->quota ? held(s, ordinal) : 0;
     }
     return NVML_SUCCESS;
 }

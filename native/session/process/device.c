@@ -106,7 +106,7 @@ int32_t tpw_device_describe(struct tpw_session *s, int index, struct tp_device_d
         return error;
     }
     memcpy(what->uuid, uuid.bytes, sizeof what->uuid);
-    uint64_t limit = s->limits ? tp_limits_limit(s->limits) : 0;
+    uint64_t limit = s->quota ? tp_quota_limit(s->quota) : 0;
     what->total_memory = limit && limit < total ? limit : total;
     what->attribute_results[0] = CUDA_ERROR_INVALID_VALUE;
     for (int i = 1; i < TP_DEVICE_ATTRIBUTES; i++) {

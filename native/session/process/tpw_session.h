@@ -14,7 +14,7 @@
 #include <string.h>
 #include <tp_base.h>
 #include <tp_device.h>
-#include <tp_limits.h>
+#include <tp_quota.h>
 #include <tp_register.h>
 #include <tp_segment.h>
 #include <tp_wire.h>
@@ -69,8 +69,8 @@ struct tpw_session {
     uint32_t entered;      /* id of the client's context that is current for the driver on the executor; 0 = none */
     CUcontext entered_native;
 
-    void *limits; /* limits page, NULL = none */
-    uint32_t slot;
+    void *quota;  /* quota page, NULL = none */
+    uint32_t row; /* of this session on that page */
     struct tpw_waits *waits;
     struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
     struct tpw_callbacks *callbacks;

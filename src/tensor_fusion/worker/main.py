@@ -16,9 +16,9 @@ from tensor_fusion.abi import Native, Teleport, native_file
 from tensor_fusion.config import UserError, product_version
 from tensor_fusion.worker import log
 from tensor_fusion.worker.driver import choose_driver, session_environment
-from tensor_fusion.worker.limits import LimitsPage
 from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
 from tensor_fusion.worker.protocol import PROTOCOL_VERSION
+from tensor_fusion.worker.quota import QuotaPage
 from tensor_fusion.worker.segment import Segment
 from tensor_fusion.worker.sessions import Executable, Session, Sessions
 from tensor_fusion.worker.supervisor import Supervisor
@@ -120,7 +120,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     stopping = stop_signals()
     for number in stopping:
         loop.add_signal_handler(number, stop.set)
-    page = LimitsPage(settings.memory_limit, native)
+    page = QuotaPage(settings.memory_limit, native)
     sessions = Sessions(executable, page, settings.warm)
     sessions.install()
     supervisor = Supervisor(settings, native, sessions, executable.segment)

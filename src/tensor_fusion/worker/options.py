@@ -19,7 +19,7 @@ from tensor_fusion.config import (
     switch,
 )
 from tensor_fusion.worker.keys import AuthorizedKeys
-from tensor_fusion.worker.limits import SLOTS
+from tensor_fusion.worker.quota import ROWS
 from tensor_fusion.worker.segment import LARGEST_MEGABYTES, SMALLEST_MEGABYTES, SegmentSettings
 
 PROGRAM = "tensor-fusion-worker"
@@ -124,8 +124,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         host="0.0.0.0" if given.host is None else given.host,
         gpu=given.gpu,
         warm=_number("--warm", given.warm, 0, MAX_WARM),
-        # A slot of the limits page for each client, with room for the warm sessions and those about to end.
-        max_clients=_number("--max-clients", given.max_clients, 1, SLOTS - 2 * MAX_WARM),
+        # A row of the quota page for each client, with room for the warm sessions and those about to end.
+        max_clients=_number("--max-clients", given.max_clients, 1, ROWS - 2 * MAX_WARM),
         memory_limit=memory_limit(environ),
         keys=keys,
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),

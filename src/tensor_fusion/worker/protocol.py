@@ -1,4 +1,4 @@
-"""The Python side of docs/wire-format.md: greeting, welcome, packets of the control channel, limits page.
+"""The Python side of docs/wire-format.md: greeting, welcome, packets of the control channel, quota page.
 
 Every `parse` takes bytes from someone who may be hostile and returns either a complete object or None.
 """

@@ -2,7 +2,7 @@
 
 One event loop thread enters everything here. A session is warm (its driver initialised, no client yet) or serving; it
 leaves the table only when its process has been reaped, because until then it may still hold device memory and its
-slot of the limits page. What arrives on a control channel comes from a process that a hostile client may have taken
+row of the quota page. What arrives on a control channel comes from a process that a hostile client may have taken
 over, so it is parsed like anything else from outside.
 """
 
@@ -24,9 +24,9 @@ from typing import Protocol
 
 from tensor_fusion.config import UserError
 from tensor_fusion.worker.driver import Driver
-from tensor_fusion.worker.limits import LimitsPage
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import DATA_CONNECTIONS, PACKET_BYTES, Greeting, Packet, PacketType
+from tensor_fusion.worker.quota import QuotaPage
 from tensor_fusion.worker.segment import Segment
 
 # Initialising the driver of a host with many GPUs and no persistence daemon takes tens of seconds.
@@ -88,7 +88,7 @@ class Caller(Protocol):
 class Session:
     process: subprocess.Popen[bytes]
     control: socket.socket
-    slot: int
+    row: int
     id: int
     key: int
     state: State = State.STARTING
@@ -125,7 +125,7 @@ class Session:
 class Sessions:
     """All session processes of a worker, by id."""
 
-    def __init__(self, executable: Executable, page: LimitsPage, warm: int) -> None:
+    def __init__(self, executable: Executable, page: QuotaPage, warm: int) -> None:
         self._executable = executable
         self._page = page
         self._warm = warm
@@ -193,33 +193,33 @@ class Sessions:
 
     def _start(self, warm: bool = True) -> Session | None:
         """A new session process. One that is not warmed is for a client that waits, and does what that asks for."""
-        slot = self._page.take_slot()
-        if slot is None:
-            LOGGER.error("no session can be started: all slots of the limits page are in use")
+        row = self._page.take_row()
+        if row is None:
+            LOGGER.error("no session can be started: all rows of the quota page are in use")
             return None
         try:
-            process, ours = self._spawn(slot)
+            process, ours = self._spawn(row)
         except (OSError, subprocess.SubprocessError) as error:
-            self._page.release_slot(slot)
+            self._page.release_row(row)
             LOGGER.error("session process %s cannot be started: %s", self._executable.path, error)
             return None
-        session = Session(process, ours, slot, _new_id(self._sessions), secrets.randbits(64))
+        session = Session(process, ours, row, _new_id(self._sessions), secrets.randbits(64))
         self._sessions[session.id] = session
         loop = asyncio.get_running_loop()
         loop.add_reader(ours, self._on_control, session)
         session.deadline = loop.call_later(WARM_DEADLINE, self._too_slow, session)
-        LOGGER.debug("session %d started in slot %d", process.pid, slot)
+        LOGGER.debug("session %d started in row %d of the quota page", process.pid, row)
         if warm:
             self._hand_over(session, Packet(PacketType.WARM, session_id=session.id, session_key=session.key), None)
         return session
 
-    def _spawn(self, slot: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    def _spawn(self, row: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """A session process and our end of its control channel."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         try:
             process = subprocess.Popen(
-                self._command(theirs.fileno(), slot),
+                self._command(theirs.fileno(), row),
                 pass_fds=(theirs.fileno(), self._page.fd, *self._segment_descriptors()),
                 env=dict(self._executable.environment),
                 stdin=subprocess.DEVNULL,
@@ -236,10 +236,10 @@ class Sessions:
             theirs.close()
         return process, ours
 
-    def _command(self, control: int, slot: int) -> list[str]:
+    def _command(self, control: int, row: int) -> list[str]:
         driver = self._executable.driver
-        command = [str(self._executable.path), "--control-fd", str(control), "--limits-fd", str(self._page.fd)]
-        command += ["--slot", str(slot), "--driver", str(driver.cuda), "--nvml", str(driver.nvml)]
+        command = [str(self._executable.path), "--control-fd", str(control), "--quota-fd", str(self._page.fd)]
+        command += ["--row", str(row), "--driver", str(driver.cuda), "--nvml", str(driver.nvml)]
         if segment := self._executable.segment:
             command += ["--segment-fd", str(segment.fd), "--segment-size", str(segment.size)]
             command += ["--owners-fd", str(segment.owners_fd)]
@@ -388,14 +388,14 @@ class Sessions:
             session.deadline = None
 
     def reap(self) -> None:
-        """Take ended processes off the table and their memory off the limits page."""
+        """Take ended processes off the table and their memory off the quota page."""
         for session in list(self._sessions.values()):
             if session.process.poll() is None:
                 continue
             del self._sessions[session.id]
             self.end(session)
             self._disarm(session)
-            self._page.release_slot(session.slot)
+            self._page.release_row(session.row)
             session.on_reaped()
             code = session.process.returncode
             level = LOGGER.info if code == 0 else LOGGER.warning

@@ -102,7 +102,7 @@ CUresult tpc_cuKernelGetAttribute(int *pi, CUfunction_attribute attrib, CUkernel
     return get_attribute("cuKernelGetAttribute", pi, attrib, (uint64_t)(uintptr_t)kernel, dev);
 }
 
-static const int *limits_of(int remote) {
+static const int *attributes_of_device(int remote) {
     int device = 0;
     while (device + 1 < tpc_device_count && tpc_devices[device].remote != remote) {
         device++;
@@ -113,14 +113,14 @@ static const int *limits_of(int remote) {
 /* What the driver would refuse at once is refused here, where that is known. */
 static CUresult check_attribute(struct tpc_kernel *kernel, int device, CUfunction_attribute attribute, int value) {
     CUresult result;
-    const int *limits = limits_of(device);
+    const int *attributes = attributes_of_device(device);
     switch (attribute) {
     case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: {
         const _Atomic int *values = values_on(kernel, device, "cuFuncSetAttribute", &result);
         if (!values) {
             return result;
         }
-        int most = limits[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN] -
+        int most = attributes[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN] -
                    atomic_load(&values[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES]);
         return value < 0 || value > most ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
     }

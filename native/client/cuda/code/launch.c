@@ -1,8 +1,8 @@
 /*
  * Launches and occupancy. The path of most calls that a program makes: no lock but the stream's, no allocation, no system call.
  *
- * Any thread. The commonest mistakes are refused here with the driver's own codes, from cached limits, so that they are exact
- * and immediate; everything else is posted and a failure is reported at the next call that may report one.
+ * Any thread. The commonest mistakes are refused here with the driver's own codes, from what is known of device and kernel, so
+ * that they are exact and immediate; everything else is posted and a failure is reported at the next call that may report one.
  */
 #include "tpc_code.h"
 #include "tpc_memory.h"

@@ -2,7 +2,7 @@
  * Questions about addresses: cuPointerGetAttribute(s), cuPointerSetAttribute.
  *
  * Any thread; everything is answered from the interval map. The single form refuses an address that is not CUDA's, the
- * multiple form answers it with zeros, as the driver does. One difference from the real driver is told in the limits of
+ * multiple form answers it with zeros, as the driver does. One difference from the real driver is told in the restrictions of
  * the README: over TCP the device pointer of pinned host memory is not the host pointer but the address of its twin on the
  * worker.
  */

@@ -1,4 +1,4 @@
-"""The limits page: memory shared with all sessions of this worker, in which they reserve device memory and note
+"""The quota page: memory shared with all sessions of this worker, in which they reserve device memory and note
 which files of the image cache they have verified.
 
 Layout: docs/wire-format.md. The page is sealed against a change of its size, so that no session can make the
@@ -16,7 +16,7 @@ import struct
 from tensor_fusion.abi import Native
 
 PAGE_BYTES = 131072 + 4096 + 16384
-SLOTS = 1024
+ROWS = 1024
 DEVICES = 16
 MAGIC = 0x5446_4C49_4D49_5431
 TOTALS = 64
@@ -24,10 +24,10 @@ CELLS = 4096
 _WORD = struct.Struct("<Q")
 
 
-class LimitsPage:
+class QuotaPage:
     def __init__(self, limit_bytes: int, native: Native) -> None:
         self._native = native
-        self.fd = os.memfd_create("tensor-fusion-limits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = os.memfd_create("tensor-fusion-quota", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, PAGE_BYTES)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
@@ -35,22 +35,22 @@ class LimitsPage:
         except BaseException:
             os.close(self.fd)
             raise
-        for offset, value in ((0, MAGIC), (8, limit_bytes), (16, SLOTS)):
+        for offset, value in ((0, MAGIC), (8, limit_bytes), (16, ROWS)):
             _WORD.pack_into(self.memory, offset, value)
-        self._free = set(range(SLOTS))
+        self._free = set(range(ROWS))
 
-    def take_slot(self) -> int | None:
-        """The lowest free slot, or None when all are in use."""
+    def take_row(self) -> int | None:
+        """The lowest free row, or None when all are in use."""
         if not self._free:
             return None
-        slot = min(self._free)
-        self._free.remove(slot)
-        return slot
+        row = min(self._free)
+        self._free.remove(row)
+        return row
 
-    def release_slot(self, slot: int) -> None:
-        """Give back what the dead session in `slot` had reserved; only after its process has been reaped."""
-        self._native.release_slot(self.memory, slot)
-        self._free.add(slot)
+    def release_row(self, row: int) -> None:
+        """Give back what the dead session in `row` had reserved; only after its process has been reaped."""
+        self._native.release_row(self.memory, row)
+        self._free.add(row)
 
     def reserved(self, device: int) -> int:
         """Bytes that all sessions have reserved on a device."""
