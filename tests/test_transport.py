@@ -32,6 +32,7 @@ FAULTS = (
 SCHEMA_H = """#include <stdint.h>
 extern __attribute__((visibility("default"))) const unsigned char tpg_schema_hash[16];
 const char *tpg_op_name(uint16_t op);
+enum { TPG_OP_caught_up = 4711 }; /* what the connection asks by itself; no session here has host functions */
 """
 SCHEMA_C = """#include <tpg_schema.h>
 const unsigned char tpg_schema_hash[16] = "transport tests";

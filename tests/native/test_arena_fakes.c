@@ -273,6 +273,7 @@ int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *wh
     return tpw_when_done(s, NULL, done, what);
 }
 bool tpw_hold_on(struct tpw_session *s) { return !s->ended; }
+bool tpw_go_on(struct tpw_session *s) { return s->ended; }
 enum tp_status tpw_link_status(const struct tpw_link *link) {
     (void)link;
     return TP_OK;
