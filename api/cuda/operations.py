@@ -13,7 +13,7 @@ FUNCTIONS = [
     op("context_create", "call", contextless=True, context="uint64_t: new context", device="CUdevice: device",
        flags="unsigned int"),
     op("context_destroy", "post", contextless=True, context="uint64_t: gone context"),
-    op("context_limit", "call", limit="int", value="uint64_t", out={"value_set": "uint64_t"}),
+    op("context_limit", "call", waits="asked", limit="int", value="uint64_t", out={"value_set": "uint64_t"}),
     op("context_flags", "post", flags="unsigned int"),
     # Limits of the current context by CUlimit, and what the driver answered for each.
     op("context_info", "call", out={"limits": "uint64_t: array", "results": "int: array", "priority_low": "int",
@@ -24,30 +24,30 @@ FUNCTIONS = [
     # A library is loaded whatever its image is (the driver looks at it when it is used): `refused` is what its uses will answer.
     # A `hash` (SHA-256) without an image asks whether the worker has that image, and `missing` answers; with one it allows the worker to keep it.
     op("image_upload", "post", contextless=True, transfer="uint64_t", size="uint64_t"),
-    op("image_load", "call", size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
+    op("image_load", "call", waits=True, size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
        data="void: bytes", hash="void: bytes", options="uint64_t: array",
        out={"result": "int", "missing": "unsigned int", "refused": "int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
     # A library may be loaded without a context, where the driver tells no layouts: then the list has names only, and this asks for the
     # rest, with a context current, when a kernel is first used.
-    op("library_describe", "call", library="uint64_t: handle library", out={"kernels": "void: bytes"}),
+    op("library_describe", "call", waits=True, library="uint64_t: handle library", out={"kernels": "void: bytes"}),
     op("module_unload", "post", contextless=True, module="uint64_t: gone module"),
     op("library_unload", "post", contextless=True, library="uint64_t: gone library"),
-    op("library_module", "post", library="uint64_t: handle library", module="uint64_t: new module"),
+    op("library_module", "post", waits=True, library="uint64_t: handle library", module="uint64_t: new module"),
     op("function_get", "post", module="uint64_t: handle module", function="uint64_t: new function", index="unsigned int"),
     op("kernel_get", "post", library="uint64_t: name library", kernel="uint64_t: new kernel", index="unsigned int"),
     op("kernel_name", "call", function="uint64_t: handle function", out={"name": "char: bytes"}),
-    op("kernel_function", "post", kernel="uint64_t: handle kernel", function="uint64_t: new function"),
-    op("global_get", "call", owner="uint64_t", name="char: string", out={"address": "uint64_t", "size": "uint64_t"}),
-    op("function_attributes", "call", function="uint64_t: handle function", device="CUdevice: device", out={"values": "int: array"}),
-    op("function_attribute_set", "post", function="uint64_t: handle function", device="CUdevice: device", attribute="int", value="int"),
+    op("kernel_function", "post", waits=True, kernel="uint64_t: handle kernel", function="uint64_t: new function"),
+    op("global_get", "call", waits="asked", owner="uint64_t", name="char: string", out={"address": "uint64_t", "size": "uint64_t"}),
+    op("function_attributes", "call", waits="asked", function="uint64_t: handle function", device="CUdevice: device", out={"values": "int: array"}),
+    op("function_attribute_set", "post", waits="asked", function="uint64_t: handle function", device="CUdevice: device", attribute="int", value="int"),
     op("function_config", "post", function="uint64_t: handle function", device="CUdevice: device", what="unsigned int", value="int"),
     op("function_load", "call", function="uint64_t: handle function", load="unsigned int", out={"state": "unsigned int"}),
     # Launches. `params` is the parameter block as the kernel's layout wants it.
-    op("launch", "post", function="uint64_t: name function", stream="uint64_t: handle stream",
+    op("launch", "post", waits="asked", function="uint64_t: name function", stream="uint64_t: handle stream",
        grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", cooperative="unsigned int", params="void: bytes"),
-    op("launch_ex", "post", function="uint64_t: name function", stream="uint64_t: handle stream",
+    op("launch_ex", "post", waits="asked", function="uint64_t: name function", stream="uint64_t: handle stream",
        grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", attributes="CUlaunchAttribute: structs by stream", params="void: bytes"),
@@ -114,7 +114,7 @@ FUNCTIONS = [
     op("arena_copy_out", "post", source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
        stream="uint64_t: name stream", offset="uint64_t", host_pitch="uint64_t"),
     # Streams and events.
-    op("stream_create", "post", stream="uint64_t: new stream", flags="unsigned int", priority="int"),
+    op("stream_create", "post", waits="asked", stream="uint64_t: new stream", flags="unsigned int", priority="int"),
     op("stream_destroy", "post", contextless=True, stream="uint64_t: gone stream"),
     op("stream_wait", "call", reports=True, completes=True, stream="uint64_t: handle stream"),
     # Completion by the GPU: it writes `value` into a word of the client's slot when the stream gets there. Shared memory

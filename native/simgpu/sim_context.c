@@ -433,6 +433,8 @@ CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     if (limit == CU_LIMIT_MAX_L2_FETCH_GRANULARITY && value > 128)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
+    if (limit == CU_LIMIT_STACK_SIZE)
+        sim_context_drain(context);
     context->limits[limit] = limit == CU_LIMIT_STACK_SIZE ? (value + 15) & ~(size_t)15 : value;
     pthread_mutex_unlock(&sim.lock);
     return CUDA_SUCCESS;

@@ -84,14 +84,24 @@ CUresult sim_module_new(sim_context_t *context, sim_image_t *image, sim_library_
     return result;
 }
 
+static sim_module_t *made_of(const sim_library_t *library, const sim_context_t *context) {
+    sim_module_t *module = context->modules;
+    while (module && module->library != library)
+        module = module->next;
+    return module;
+}
+
 CUresult sim_library_module(sim_library_t *library, sim_context_t *context, sim_module_t **out) {
-    for (sim_module_t *module = context->modules; module; module = module->next) {
-        if (module->library != library)
-            continue;
-        *out = module;
+    *out = made_of(library, context);
+    if (*out)
         return CUDA_SUCCESS;
-    }
-    return sim_module_new(context, library->image, library, out);
+    sim_context_drain(context); // as cuModuleLoadData does; other threads go on meanwhile
+    if (!sim_handle_is(library, SIM_LIBRARY))
+        return CUDA_ERROR_INVALID_HANDLE;
+    if (!context->active)
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    *out = made_of(library, context);
+    return *out ? CUDA_SUCCESS : sim_module_new(context, library->image, library, out);
 }
 
 // ---- JIT options -------------------------------------------------------------------------------------------------
@@ -175,7 +185,8 @@ static CUresult load(sim_context_t *context, CUmodule *module, const void *image
         return result;
     sim_module_t *fresh;
     pthread_mutex_lock(&sim.lock);
-    result = sim_module_new(context, parsed, NULL, &fresh);
+    sim_context_drain(context); // the driver waits for all work before it loads code
+    result = context->active ? sim_module_new(context, parsed, NULL, &fresh) : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     sim_image_release(parsed); // the module holds its own reference
     if (result == CUDA_SUCCESS)
         *module = (CUmodule)(void *)fresh;

@@ -208,7 +208,108 @@ static void callback_of_another_context(void) {
     CHECK(told == CUDA_SUCCESS);
 }
 
-static const struct check checks[] = {{"forbidden", forbidden},
+/* ---- calls in which the driver waits for the GPU, while a host function runs ---- */
+
+#define FUNCTION_MS 60
+
+static _Atomic int begun, ended;
+
+static void take_time(void *unused) {
+    (void)unused;
+    begun++;
+    usleep(FUNCTION_MS * 1000);
+    ended++;
+}
+
+static void behind_a_function(CUstream stream) {
+    OK(cuStreamSynchronize(stream));
+    begun = ended = 0;
+    OK(cuLaunchHostFunc(stream, take_time, NULL));
+    while (!begun) {
+        usleep(1000);
+    }
+}
+
+/* Asked of a real driver (580.159): these wait for all that was queued before. The function has to end all the same. */
+static void waiting_calls(void) {
+    CUstream stream, more[70];
+    CUmodule module, of_library;
+    CUlibrary library;
+    CUkernel kernel;
+    CUfunction function;
+    CUdeviceptr memory;
+    size_t limit = 0;
+    start();
+    CUmodule first = load_kernels();
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+
+    behind_a_function(stream);
+    OK(cuModuleLoadData(&module, kernels_ptx));
+    CHECK(ended == 1);
+    behind_a_function(stream);
+    OK(cuModuleUnload(module));
+    OK(cuMemFree_v2(memory)); /* and whoever waits then */
+    OK(cuStreamSynchronize(stream));
+
+    OK(cuLibraryLoadData(&library, kernels_ptx, NULL, NULL, 0, NULL, NULL, 0));
+    OK(cuLibraryGetKernel(&kernel, library, "fill_u32"));
+    behind_a_function(stream);
+    OK(cuKernelGetFunction(&function, kernel));
+    OK(cuLibraryGetModule(&of_library, library));
+    behind_a_function(stream);
+    OK(cuLibraryUnload(library));
+
+    behind_a_function(stream);
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        OK(cuStreamCreate(&more[i], CU_STREAM_NON_BLOCKING));
+    }
+    OK(spin(first, 1, more[0]));
+    OK(cuStreamSynchronize(more[0]));
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        OK(cuStreamDestroy_v2(more[i]));
+    }
+
+    behind_a_function(stream);
+    OK(cuCtxSetLimit(CU_LIMIT_STACK_SIZE, 4096));
+    CHECK(ended == 1);
+    OK(cuCtxGetLimit(&limit, CU_LIMIT_STACK_SIZE));
+    CHECK(limit == 4096);
+}
+
+/* The same through another thread, which is not the one that queues functions all the time, each behind the last. */
+static _Atomic bool enough;
+
+static void *queue_functions(void *of) {
+    CUstream stream;
+    OK(cuCtxSetCurrent(of));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    while (!enough) {
+        OK(cuLaunchHostFunc(stream, count_calls, NULL));
+        OK(cuStreamSynchronize(stream));
+    }
+    return NULL;
+}
+
+static void loads_beside_functions(void) {
+    CUcontext context;
+    CUmodule module;
+    pthread_t thread;
+    start();
+    OK(cuCtxGetCurrent(&context));
+    OK((CUresult)pthread_create(&thread, NULL, queue_functions, context));
+    for (int i = 0; i < 300; i++) {
+        OK(cuModuleLoadData(&module, kernels_ptx));
+        OK(cuModuleUnload(module));
+    }
+    enough = true;
+    OK((CUresult)pthread_join(thread, NULL));
+    CHECK(called > 10);
+}
+
+static const struct check checks[] = {{"waiting-calls", waiting_calls},
+                                      {"loads-beside-functions", loads_beside_functions},
+                                      {"forbidden", forbidden},
                                       {"refused", refused},
                                       {"refused-callback", refused_callback},
                                       {"refused-beside-a-capture", refused_beside_a_capture},

@@ -36,7 +36,30 @@ struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size
     if (kernel && kernel->parameter_bytes != bytes) {
         *error = CUDA_ERROR_INVALID_VALUE;
     }
-    return *error ? NULL : object;
+    if (*error) {
+        return NULL;
+    }
+    ((struct tpw_kernel *)object->record)->launched = true;
+    return object;
+}
+
+/* The first launch of a kernel with more local memory than those before makes the driver wait until it has room for that. */
+static bool needs_room(struct tpw_session *s, uint64_t function) {
+    const struct tpw_object *object = tpw_object(s, TPG_FUNCTION, function);
+    const struct tpw_kernel *kernel = object ? object->record : NULL;
+    int local = 0;
+    if (!kernel || kernel->launched) {
+        return false;
+    }
+    int32_t error = (int32_t)s->cuda.cuFuncGetAttribute(&local, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES,
+                                                        (CUfunction)(uintptr_t)object->native);
+    return error || local; /* with an error the launch says what it is */
+}
+
+bool tpw_waits_launch(struct tpw_session *s, const struct tpg_launch_in *in) { return needs_room(s, in->function); }
+
+bool tpw_waits_launch_ex(struct tpw_session *s, const struct tpg_launch_ex_in *in) {
+    return needs_room(s, in->function);
 }
 
 uint64_t tpw_image_of(struct tpw_session *s, const struct tpw_object *function) {

@@ -569,6 +569,22 @@ int32_t tpw_kernel_name(struct tpw_session *s, const struct tp_frame *frame, con
     return error;
 }
 
+/* What asks a library in a context loads it there, as a module is loaded. */
+bool tpw_waits_global_get(struct tpw_session *s, const struct tpg_global_get_in *in) {
+    (void)s;
+    return tp_handle_is(in->owner, TPG_LIBRARY);
+}
+
+bool tpw_waits_function_attributes(struct tpw_session *s, const struct tpg_function_attributes_in *in) {
+    (void)s;
+    return tp_handle_is(in->function, TPG_KERNEL);
+}
+
+bool tpw_waits_function_attribute_set(struct tpw_session *s, const struct tpg_function_attribute_set_in *in) {
+    (void)s;
+    return tp_handle_is(in->function, TPG_KERNEL);
+}
+
 int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_global_get_in *in,
                        struct tpg_global_get_out *out) {
     bool library = tp_handle_is(in->owner, TPG_LIBRARY);

@@ -9,6 +9,7 @@
 struct tpw_kernel {
     bool
         described; /* the rest is known: the driver tells it in a context only, so not always when the kernel is made */
+    bool launched;
     uint32_t parameters, parameter_bytes;
     struct {
         uint32_t offset, size;

@@ -74,9 +74,30 @@ static bool still_full(struct tpw_session *s) {
     return s->full;
 }
 
+/* An operation in which the driver waits for the GPU (`waits` in api/) would keep this thread from hearing that a host
+ * function has run, for which the GPU waits: loading a module behind one, natively a wait, would be for ever. So it is
+ * held like what is behind it, until nothing stands. */
+static bool waiting;
+
+static bool still_waiting(struct tpw_session *s) {
+    static uint64_t asked;
+    uint64_t now = tp_now_ns();
+    if (now - asked > FULL_FOR_NS) {
+        asked = now;
+        waiting = tpw_streams_stand(s);
+    }
+    return waiting;
+}
+
+static bool must_wait(struct tpw_session *s, const struct tp_frame *frame) {
+    waiting = tpw_callbacks_outstanding(s) && tpg_waits(s, frame) && tpw_streams_stand(s);
+    return waiting;
+}
+
 static bool standing(struct tpw_session *s) {
     static bool before;
     if (TP_LIKELY(!tpw_callbacks_outstanding(s))) {
+        waiting = false;
         if (before) {
             s->hosts++;
             s->full = before = false;
@@ -84,6 +105,9 @@ static bool standing(struct tpw_session *s) {
         return false;
     }
     before = true;
+    if (waiting && still_waiting(s)) {
+        return true;
+    }
     return s->full && still_full(s);
 }
 
@@ -92,6 +116,7 @@ static bool standing(struct tpw_session *s) {
 static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enum tp_status *status,
                                          struct held **done) {
     *done = NULL;
+    stands |= held && !stands && must_wait(s, &held->frame);
     if (TP_UNLIKELY(held && !stands)) {
         *done = held;
         held = held->next;
@@ -101,6 +126,7 @@ static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enu
     }
     const struct tp_frame *frame;
     while ((!stands || held_bytes < HELD_BYTES) && (frame = tpw_link_next(s->link, status)) != NULL) {
+        stands = stands || must_wait(s, frame);
         if (TP_LIKELY(!stands) || frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes) {
             return frame;
         }
@@ -311,7 +337,7 @@ void tpw_execute(struct tpw_session *s) {
         if (waited < spin) {
             continue;
         }
-        bool owed = tpw_pending(s) > 0 || s->full;
+        bool owed = tpw_pending(s) > 0 || s->full || waiting;
         if (waited < (owed || tpw_mark_owed(s) ? LINGER_OWED : LINGER) * spin && now - crowded > CROWDED_FOR_NS) {
             sched_yield();
             uint64_t back = tp_now_ns();

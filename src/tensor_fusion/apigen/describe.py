@@ -55,6 +55,11 @@ it with a generated ``tpg_send_<name>``, the client takes it with a hand-written
 Then the session looks first for what else is complete and has not left yet, and the client holds the frame until the
 transfers that it counts have landed. All other frames are news, which nothing holds.
 
+``waits=True`` on a call, a post or an op says that the driver may make the session wait for the GPU in it. While a
+stream stands at a host function such a frame is held, with all behind it, until the function has run: the session's one
+thread would else wait for a function whose end it has to tell. ``waits="asked"``: a hand-written tpw_waits_<name> looks
+at the arguments.
+
 ``struct`` declares what the fields of a struct are, once; a field without a role is a plain value:
 
 ``"zero"``           must be 0                              ``"none"``            of other systems: sent as 0
@@ -93,6 +98,7 @@ class Line:
     implicit: bool = False  # is given the default stream first, and its own stream parameters as they were passed
     reports: bool = False  # may report a deferred error of earlier posts
     completes: bool = False  # its reply, or the message itself, may say that work of the GPU is complete
+    waits: bool | str = False  # the driver may wait for the GPU in it: True, or "asked"
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
@@ -143,6 +149,7 @@ def call(
     reports: bool = False,
     completes: bool = False,
     contextless: bool = False,
+    waits: bool | str = False,
     after_loss: str = "",
     noted: bool = False,
     **roles: str,
@@ -156,6 +163,7 @@ def call(
         reports=reports,
         completes=completes,
         contextless=contextless,
+        waits=waits,
         after_loss=after_loss,
         noted=noted,
         place=_place(),
@@ -168,6 +176,7 @@ def post(
     *,
     session: str = "driver",
     contextless: bool = False,
+    waits: bool | str = False,
     after_loss: str = "",
     check: bool = False,
     noted: bool = False,
@@ -180,6 +189,7 @@ def post(
         roles,
         session=session,
         contextless=contextless,
+        waits=waits,
         after_loss=after_loss,
         check=check,
         noted=noted,
@@ -231,6 +241,7 @@ def op(
     reports: bool = False,
     completes: bool = False,
     contextless: bool = False,
+    waits: bool | str = False,
     out: dict[str, str] | None = None,
     **fields: str,
 ) -> Line:
@@ -249,6 +260,7 @@ def op(
         reports=reports,
         completes=completes,
         contextless=contextless,
+        waits=waits,
         place=_place(),
     )
 

@@ -62,9 +62,15 @@ def session_header(model: Model) -> str:
     lines.append("/* What api/ says of the answers to an operation. */")
     lines.append("enum tpg_word { TPG_COMPLETES = 1, TPG_REPORTS = 2 };")
     lines.append("extern const unsigned char tpg_words[TPG_OP_LIMIT];")
+    lines.append(
+        "/* Whether the driver may wait for the GPU in that operation: what api/ says, or who was asked by name. */"
+    )
+    lines.append("bool tpg_waits(struct tpw_session *s, const struct tp_frame *frame);")
     for op in model.ops:
         if op.line.session == "hand":
             lines.append(f"{_hand_signature(model, op)};")
+        if op.line.waits == "asked":
+            lines.append(f"bool tpw_waits_{op.name}(struct tpw_session *s, const struct tpg_{op.name}_in *in);")
     return "\n".join([*lines, "#endif", ""])
 
 
@@ -111,6 +117,7 @@ def dispatch(model: Model) -> str:
         if op.line.completes:
             lines.append(f"    [TPG_OP_{op.name}] = TPG_COMPLETES{' | TPG_REPORTS' if op.line.reports else ''},")
     lines.append("};")
+    lines += _waits(model)
     for api in model.apis:
         for op in api.ops:
             lines += _run(model, api, op)
@@ -125,6 +132,23 @@ def dispatch(model: Model) -> str:
     lines += [f"    case TPG_OP_{o.name}: run_{o.name}(s, &header, &c); break;" for o in model.ops]
     lines += ['    default: tpw_violation(s, &header, "unknown operation"); break;', "    }", "}", ""]
     return "\n".join(lines)
+
+
+def _waits(model: Model) -> list[str]:
+    lines = ["bool tpg_waits(struct tpw_session *s, const struct tp_frame *frame) {"]
+    lines += ["    struct tp_cursor c = tp_cursor_make((void *)(uintptr_t)(frame + 1), frame->size - sizeof *frame);"]
+    lines += ["    (void)s;", "    (void)c;", "    switch (frame->op) {"]
+    lines += [f"    case TPG_OP_{o.name}:" for o in model.ops if o.line.waits is True]
+    lines += ["        return true;"] if any(o.line.waits is True for o in model.ops) else []
+    for op in [o for o in model.ops if o.line.waits == "asked"]:
+        lines += [
+            f"    case TPG_OP_{op.name}: {{",
+            f"        struct tpg_{op.name}_in in;",
+            f"        tpg_get_{op.name}_in(&c, &in);",
+            f"        return !c.bad && tpw_waits_{op.name}(s, &in);",
+            "    }",
+        ]
+    return [*lines, "    default: return false;", "    }", "}"]
 
 
 def _run(model: Model, api: Api, op: Op) -> list[str]:

@@ -281,6 +281,8 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         raise refuse(line.place, line.name, f"completes=True, but a {op.kind} has no answer that could say so")
     if line.reports and not line.completes:
         raise refuse(line.place, line.name, "reports=True without completes=True; what reports a late error has waited")
+    if line.waits not in (True, False, "asked"):
+        raise refuse(line.place, line.name, f'waits={line.waits!r}; it is True or "asked"')
     changed = [f.name for f in op.fields if f.role in ("new", "gone")]
     if op.kind == "pure" and changed:
         raise refuse(line.place, line.name, f"an answer that is remembered cannot make or end {changed[0]}")
