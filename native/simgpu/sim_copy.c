@@ -3,7 +3,7 @@
 // A device address must lie in a live allocation for the whole length, else error 1; in a reservation without mapping
 // or access it becomes a fault of the stream, error 700. Memory of cuMemMap needs access for the device that copies (nobody
 // says whether that is the stream's or the current context's, so here both need it); only a peer copy names the devices
-// that it may be reached by. Pageable host memory follows the driver: an asynchronous upload takes up to 1 MiB at the call
+// that it may be reached by. Pageable host memory follows the driver: an asynchronous upload takes up to 2 MiB at the call
 // and returns, everything else waits for the stream; a download returns once the bytes have arrived. Host pointers are read and written for the whole
 // length that was asked for.
 #include "sim.h"
@@ -12,7 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STAGING_BYTES (1u << 20) // larger pageable uploads wait for the copy; of these the driver stages the first part
+#define STAGING_BYTES (2u << 20) // larger pageable uploads wait for the copy; of these the driver stages the first part
+#define SMALL_BYTES 65536u // asynchronous copies of pinned memory below this are read at the call in an idle stream
 
 CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t place, uint64_t width, uint64_t height,
                           uint64_t depth, bool write, bool *pinned) {
@@ -66,6 +67,16 @@ int sim_copy_device(sim_context_t *context, CUstream stream) {
     return device;
 }
 
+// Whether nothing was put into the stream itself that is not done: what the order of blocking and legacy streams puts in front of
+// it does not count, as the driver has it.
+static bool stream_idle(sim_context_t *context, CUstream stream) {
+    sim_stream_t *found;
+    pthread_mutex_lock(&sim.lock);
+    bool idle = sim_stream_resolve(context, stream, &found) == CUDA_SUCCESS && found->done == found->enqueued;
+    pthread_mutex_unlock(&sim.lock);
+    return idle;
+}
+
 static bool stage(sim_copy_t *copy, uint64_t bytes) {
     unsigned char *to = copy->staging = malloc(bytes);
     if (!to)
@@ -76,6 +87,7 @@ static bool stage(sim_copy_t *copy, uint64_t bytes) {
                    copy->width);
     copy->staged = copy->src;
     copy->src.address = (uint64_t)(uintptr_t)copy->staging;
+    copy->src.mapped = false;
     copy->src.pitch = copy->width;
     copy->src.slice = copy->width * copy->height;
     return true;
@@ -99,18 +111,23 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
         copy->dst.device = copy->src.device = sim_copy_device(context, stream);
     }
     bool wait = !dst_pinned; // a download into pageable memory returns when the bytes are there
+    uint64_t bytes;
+    bool known = !__builtin_mul_overflow(copy->width, copy->height, &bytes) &&
+                 !__builtin_mul_overflow(bytes, copy->depth, &bytes);
     if (!src_pinned) {
-        uint64_t bytes;
-        bool small = !__builtin_mul_overflow(copy->width, copy->height, &bytes) &&
-                     !__builtin_mul_overflow(bytes, copy->depth, &bytes) && bytes <= STAGING_BYTES;
+        bool small = known && bytes <= STAGING_BYTES;
         if (!async || !small || !dst_pinned)
             wait = true;
         else if (!stage(copy, bytes))
             return CUDA_ERROR_OUT_OF_MEMORY;
     }
     pthread_rwlock_rdlock(&sim.map_lock); // what decides is where the memory is, not the name of the call
-    bool host_memory = sim_map_pinned(copy->dst.address, 1) || (src_pinned && sim_map_pinned(copy->src.address, 1));
+    bool to_host = sim_map_pinned(copy->dst.address, 1), from_host = src_pinned && sim_map_pinned(copy->src.address, 1);
+    bool host_memory = to_host || from_host;
     pthread_rwlock_unlock(&sim.map_lock);
+    if (async && from_host && !to_host && known && bytes < SMALL_BYTES && stream_idle(context, stream) &&
+        !stage(copy, bytes))
+        return CUDA_ERROR_OUT_OF_MEMORY;
     bool both_device = dst_pinned && src_pinned && !host_memory && dst == SIM_PLACE_DEVICE && src == SIM_PLACE_DEVICE;
     // Synchronous forms wait, except device to device.
     if (!async && !both_device)

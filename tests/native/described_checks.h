@@ -48,6 +48,14 @@ static inline void check_batches(graph_bench_t *t) {
     OK(cuStreamSynchronize(t->stream));
     CHECK(word_at(t->c + 4) == 11 && word_at(t->c + 8) == 0x13 && word_at(t->c + 12) == 0x12);
 
+    CUdeviceptr pooled; /* the driver takes no words in memory of pools */
+    OK(cuMemAllocAsync(&pooled, 64, t->stream));
+    ops[0] = word_write(pooled, 1, false);
+    CHECK(cuStreamWriteValue32_v2(t->stream, pooled, 1, 0) == CUDA_ERROR_INVALID_VALUE);
+    CHECK(cuStreamWaitValue64_v2(t->stream, pooled, 0, CU_STREAM_WAIT_VALUE_GEQ) == CUDA_ERROR_INVALID_VALUE);
+    CHECK(cuStreamBatchMemOp_v2(t->stream, 1, ops, 0) == CUDA_ERROR_INVALID_VALUE);
+    OK(cuMemFreeAsync(pooled, t->stream));
+
     for (size_t i = 0; i < 300; i++)
         ops[i] = word_write(t->c + 4 * i, i, false);
     CHECK(cuStreamBatchMemOp_v2(t->stream, 0, ops, 0) == CUDA_ERROR_INVALID_VALUE);

@@ -238,6 +238,35 @@ static void pageable_uploads(void) {
     OK(cuStreamDestroy_v2(blocking));
 }
 
+/* Pinned memory is read in its turn; but less than 64 KiB in asynchronous form at the call, where only the order of blocking and
+ * legacy streams stands in front of it. */
+static void pinned_uploads(void) {
+    static const size_t sizes[] = {4, 16384, 65536};
+    CUstream blocking;
+    CUdeviceptr p;
+    unsigned char *bytes, got;
+    OK(cuStreamCreate(&blocking, CU_STREAM_DEFAULT));
+    OK(cuMemAlloc_v2(&p, 65536));
+    OK(cuMemHostAlloc((void **)&bytes, 65536, 0));
+    for (size_t i = 0; i < 3; i++)
+        for (int form = 0; form < 3; form++) {
+            memset(bytes, 1, 65536);
+            OK(cuLaunchHostFunc(blocking, write_later, bytes));
+            if (form == 0)
+                OK(cuMemcpyHtoDAsync_v2(p, bytes, sizes[i], CU_STREAM_LEGACY));
+            else if (form == 1)
+                OK(cuMemcpyHtoDAsync_v2(p, bytes, sizes[i], blocking));
+            else
+                OK(cuMemcpyHtoD_v2(p, bytes, sizes[i]));
+            OK(cuCtxSynchronize());
+            OK(cuMemcpyDtoH_v2(&got, p, 1));
+            CHECK(got == (form == 0 && sizes[i] < 65536 ? 1 : 2));
+        }
+    OK(cuMemFreeHost(bytes));
+    OK(cuMemFree_v2(p));
+    OK(cuStreamDestroy_v2(blocking));
+}
+
 static void callback(CUstream stream, CUresult status, void *data) {
     (void)stream;
     called = (int)status * 1000 + *(int *)data;
@@ -490,6 +519,7 @@ int main(void) {
     default_streams(module);
     event_order(module);
     pageable_uploads();
+    pinned_uploads();
     host_work();
     memory_operations();
     capture();

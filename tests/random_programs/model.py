@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from random_programs.graph_rules import GraphRules
 from random_programs.operations import EFFECTS, Operation
-from random_programs.state import ROWS, SYNCHRONOUS, Access, Illegal, Node, Race, Region, overlap
+from random_programs.state import READ_AT_ONCE, ROWS, SYNCHRONOUS, Access, Illegal, Node, Race, Region, overlap
 from random_programs.stream_rules import StreamRules
 
 
@@ -70,6 +70,11 @@ class Model(StreamRules, GraphRules):
             feature = "upload-behind" if how < ROWS else "rows-behind"
             if pending and (not source.pinned or feature not in self.features):
                 raise Race(pending, None)
+        if source.pinned and not synchronous and op.args[8] * op.args[9] < READ_AT_ONCE:
+            # What only the order of blocking and legacy streams puts in front of it, the driver does not wait for.
+            missing = self.writers(accesses[1]) & ~(self.host[thread] | stream.tail)
+            if missing:
+                raise Race(missing, stream)
         if source.host and not source.pinned:
             # The bytes are taken before the call returns.
             missing = self.conflicts(accesses[0]) & ~self.start_of(thread, stream)

@@ -8,6 +8,7 @@ from random_programs.operations import Operation
 
 TYPED, UVA, TYPED_ASYNC, UVA_ASYNC, ROWS, ROWS_UNALIGNED, ROWS_ASYNC, CUBE, CUBE_ASYNC = range(9)
 SYNCHRONOUS = {TYPED, UVA, ROWS, ROWS_UNALIGNED, CUBE}
+READ_AT_ONCE = 65536  # of pinned memory; what is smaller may be read at the call (580.159.04: 16384, and not 65536)
 HOST_KINDS = {"pageable", "pinned", "registered"}
 DISABLE_TIMING = 2
 NON_BLOCKING = 1
@@ -330,6 +331,8 @@ class State:
         kinds = [self.region(thread, access[0]) for access in accesses]
         if op.name == "host" and not all(region.host for region in kinds):
             raise Illegal("a host function cannot reach device memory")
+        if op.name == "stamp" and kinds[0].kind == "pool":
+            raise Illegal("the driver takes no memory of pools there")
         if op.name in ("fill", "iota", "mix", "stamp", "set") and any(region.host for region in kinds):
             feature = "pinned-set" if op.name == "set" else "pinned-kernel"
             if feature not in self.features or not all(region.kind == "pinned" or not region.host for region in kinds):

@@ -77,7 +77,8 @@ void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uin
 }
 
 void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {
-    if (address % size) {
+    const struct tpw_range *range = tpw_range_at(s, address);
+    if (address % size || (range && range->kind == TPW_RANGE_POOL)) {
         tpw_set(error, CUDA_ERROR_INVALID_VALUE);
     }
     tpw_check_range(s, address, size, error);

@@ -130,8 +130,8 @@ class _ClientSide(_Side):
         if role == "number":
             return [copied]
         if role == "word":
-            bad = f"from->{path} % {member.length} || !tpc_range_covers(from->{path}, {member.length})"
-            return [copied, f"if ({bad}) {{ return CUDA_ERROR_INVALID_VALUE; }}"]
+            good = f"tpc_range_word(from->{path}, {member.length})"
+            return [copied, f"if (!{good}) {{ return CUDA_ERROR_INVALID_VALUE; }}"]
         if role == "dev":
             covered = f"tpc_range_covers((uint64_t)(uintptr_t)from->{path}, {member.length.replace('@', 'from->')})"
             return [copied, f"if (!{covered}) {{ return CUDA_ERROR_INVALID_VALUE; }}"]

@@ -47,6 +47,14 @@ bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *
     if (!offset) {
         return false;
     }
+    if (up && sync && TP_UNLIKELY(atomic_load_explicit(&tpc_late_reasons, memory_order_acquire))) {
+        /* The driver reads small sources at the call where only the order of blocking and legacy streams stands in front of the
+         * copy, even in the copy engine's form; its own synchronous form waits before that. */
+        *result = tpc_copy_wait(name, stream);
+        if (*result != CUDA_SUCCESS) {
+            return true;
+        }
+    }
     push_twins();
     if (up) {
         struct tpg_arena_copy_in_in in = {.destination = area->address,

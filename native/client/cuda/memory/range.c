@@ -160,6 +160,12 @@ bool tpc_range_covers(uint64_t address, uint64_t size) {
     return false;
 }
 
+bool tpc_range_word(uint64_t address, uint64_t size) {
+    struct tpc_range range;
+    return address % size == 0 && tpc_range_covers(address, size) && tpc_range_at(address, &range) &&
+           (range.flags & TPC_MADE_MASK) != TPC_MADE_POOL;
+}
+
 /* Its host memory goes, too. */
 static void context_gone(const struct tpc_context *context) {
     struct tpc_range range;
