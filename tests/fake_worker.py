@@ -28,9 +28,9 @@ class FakeTeleport:
     def boot_id(self) -> str:
         return ""
 
-    def release_row(self, page: mmap.mmap, slot: int) -> None:
+    def release_row(self, page: mmap.mmap, row: int) -> None:
         for device in range(16):
-            cell = 4096 + 8 * (16 * slot + device)
+            cell = 4096 + 8 * (16 * row + device)
             total = struct.unpack_from("<Q", page, 64 + 8 * device)[0]
             struct.pack_into("<Q", page, 64 + 8 * device, total - struct.unpack_from("<Q", page, cell)[0])
             struct.pack_into("<Q", page, cell, 0)

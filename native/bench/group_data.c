@@ -14,8 +14,8 @@
 #define OFFSETS 16u
 #define SHIFT 64u
 #define SPARE ((size_t)OFFSETS * SHIFT)
-#define SLOT_BYTES (16 * MIB)
-#define SLOTS 64u
+#define ROUND_BYTES (16 * MIB)
+#define COPIES 64u
 
 static void fill_pattern(unsigned char *memory, size_t size) {
     uint64_t state = 0x243f6a8885a308d3u;
@@ -55,14 +55,14 @@ static void host_free(bool pinned, unsigned char *memory) {
 struct copy {
     bool to_device, asynchronous;
     size_t size;
-    unsigned slots;
+    unsigned copies;
 };
 
-/* The piece of the pattern that copy `slot` of a round carries; never that of the round before. */
-static size_t offset_of(unsigned round, unsigned slot) { return (round + slot) % OFFSETS * SHIFT; }
+/* The piece of the pattern that copy `number` of a round carries; never that of the round before. */
+static size_t offset_of(unsigned round, unsigned number) { return (round + number) % OFFSETS * SHIFT; }
 
-static void copy_once(const struct memory *m, const struct copy *c, unsigned round, unsigned slot, struct series *s) {
-    size_t from = offset_of(round, slot), to = slot * c->size;
+static void copy_once(const struct memory *m, const struct copy *c, unsigned round, unsigned number, struct series *s) {
+    size_t from = offset_of(round, number), to = number * c->size;
     struct series unwanted = {.most = 0};
     struct series *timed = s ? s : &unwanted;
     sample_begin(timed);
@@ -81,16 +81,16 @@ static void copy_once(const struct memory *m, const struct copy *c, unsigned rou
 
 static void check_round(const struct memory *m, const struct copy *c, unsigned round, const char *what) {
     if (c->to_device)
-        MUST(cuMemcpyDtoH_v2, m->host, m->device, c->slots * c->size);
-    for (unsigned slot = 0; slot < c->slots; slot++)
-        expect_same(m->host + slot * c->size, m->pattern + offset_of(round, slot), c->size, what);
+        MUST(cuMemcpyDtoH_v2, m->host, m->device, c->copies * c->size);
+    for (unsigned number = 0; number < c->copies; number++)
+        expect_same(m->host + number * c->size, m->pattern + offset_of(round, number), c->size, what);
 }
 
 /* One round, checked. With a series its copies are samples. */
 static void run_round(const struct memory *m, const struct copy *c, unsigned round, struct series *s,
                       const char *what) {
-    for (unsigned slot = 0; slot < c->slots; slot++)
-        copy_once(m, c, round, slot, s);
+    for (unsigned number = 0; number < c->copies; number++)
+        copy_once(m, c, round, number, s);
     check_round(m, c, round, what);
 }
 
@@ -100,9 +100,9 @@ static void measure_copy(const struct memory *m, const struct copy *c) {
     unsigned round = 0;
     snprintf(name, sizeof name, "%s %s %s", c->to_device ? "H2D" : "D2H", m->pinned ? "pinned" : "pageable",
              c->asynchronous ? "async" : "sync");
-    memset(m->host, 0xa5, c->slots * c->size);
+    memset(m->host, 0xa5, c->copies * c->size);
     if (c->to_device)
-        MUST(cuMemcpyHtoD_v2, m->device, m->host, c->slots * c->size);
+        MUST(cuMemcpyHtoD_v2, m->device, m->host, c->copies * c->size);
     else
         MUST(cuMemcpyHtoD_v2, m->device, m->pattern, c->size + SPARE);
     MUST(cuCtxSynchronize);
@@ -115,11 +115,11 @@ static void measure_copy(const struct memory *m, const struct copy *c) {
     if (round % OFFSETS == 1)
         run_round(m, c, 2, NULL, name);
     run_round(m, c, 1, NULL, name);
-    group_digest(m->host, c->slots * c->size);
+    group_digest(m->host, c->copies * c->size);
 }
 
 void group_copy(void) {
-    size_t room = (options.most_bytes > SLOT_BYTES ? options.most_bytes : SLOT_BYTES) + SPARE;
+    size_t room = (options.most_bytes > ROUND_BYTES ? options.most_bytes : ROUND_BYTES) + SPARE;
     for (int pinned = 0; pinned < 2; pinned++) {
         struct memory m = {.pinned = pinned};
         m.pattern = host_alloc(pinned, room);
@@ -129,8 +129,8 @@ void group_copy(void) {
         for (size_t size = 4; size <= options.most_bytes; size *= 4) {
             for (int way = 0; way < 4; way++) {
                 struct copy c = {.to_device = way < 2, .asynchronous = way & 1, .size = size};
-                size_t fit = SLOT_BYTES / size;
-                c.slots = fit > SLOTS ? SLOTS : fit ? (unsigned)fit : 1;
+                size_t fit = ROUND_BYTES / size;
+                c.copies = fit > COPIES ? COPIES : fit ? (unsigned)fit : 1;
                 measure_copy(&m, &c);
             }
         }

@@ -33,7 +33,7 @@ static handle_t *handles; // open addressing, a power of two in size; object NUL
 static size_t handles_size, handles_used;
 static bool dead_handles_end; // the process; set before there is a second thread
 
-static size_t handle_slot(const void *object) {
+static size_t handle_place(const void *object) {
     uint64_t key = (uint64_t)(uintptr_t)object >> 4;
     return (size_t)((key * 0x9E3779B97F4A7C15ull) >> 20) & (handles_size - 1);
 }
@@ -55,10 +55,10 @@ static bool handles_rehash(void) {
     for (size_t i = 0; i < old_size; i++) {
         if (!old[i].object || !old[i].kind)
             continue;
-        size_t slot = handle_slot(old[i].object);
-        while (handles[slot].object)
-            slot = (slot + 1) & (handles_size - 1);
-        handles[slot] = old[i];
+        size_t place = handle_place(old[i].object);
+        while (handles[place].object)
+            place = (place + 1) & (handles_size - 1);
+        handles[place] = old[i];
     }
     free(old);
     return true;
@@ -67,21 +67,21 @@ static bool handles_rehash(void) {
 bool sim_handle_add(void *object, sim_kind_t kind) {
     if ((handles_used + 1) * 2 > handles_size && !handles_rehash())
         return false;
-    size_t slot = handle_slot(object);
-    while (handles[slot].object && handles[slot].object != object)
-        slot = (slot + 1) & (handles_size - 1);
-    if (!handles[slot].object)
+    size_t place = handle_place(object);
+    while (handles[place].object && handles[place].object != object)
+        place = (place + 1) & (handles_size - 1);
+    if (!handles[place].object)
         handles_used++;
-    handles[slot] = (handle_t){object, kind};
+    handles[place] = (handle_t){object, kind};
     return true;
 }
 
 static handle_t *handle_find(const void *object) {
     if (!object || !handles_size)
         return NULL;
-    for (size_t slot = handle_slot(object); handles[slot].object; slot = (slot + 1) & (handles_size - 1))
-        if (handles[slot].object == object)
-            return &handles[slot];
+    for (size_t place = handle_place(object); handles[place].object; place = (place + 1) & (handles_size - 1))
+        if (handles[place].object == object)
+            return &handles[place];
     return NULL;
 }
 

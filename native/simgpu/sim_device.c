@@ -155,17 +155,17 @@ CUresult cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId) {
     SIM_ENTER();
     if (!dev || !pciBusId)
         return CUDA_ERROR_INVALID_VALUE;
-    unsigned domain = 0, bus = 0, slot = 0, function = 0;
-    if (sscanf(pciBusId, "%x:%x:%x.%x", &domain, &bus, &slot, &function) != 4) {
+    unsigned domain = 0, bus = 0, number = 0, function = 0;
+    if (sscanf(pciBusId, "%x:%x:%x.%x", &domain, &bus, &number, &function) != 4) {
         function = 0;
-        if (sscanf(pciBusId, "%x:%x:%x", &domain, &bus, &slot) != 3) {
+        if (sscanf(pciBusId, "%x:%x:%x", &domain, &bus, &number) != 3) {
             domain = 0;
-            if (sscanf(pciBusId, "%x:%x.%x", &bus, &slot, &function) != 3)
+            if (sscanf(pciBusId, "%x:%x.%x", &bus, &number, &function) != 3)
                 return CUDA_ERROR_INVALID_VALUE;
         }
     }
     for (int i = 0; i < sim.ndevices; i++) {
-        if (domain || slot || function || bus != (unsigned)sim_pci_bus(i))
+        if (domain || number || function || bus != (unsigned)sim_pci_bus(i))
             continue;
         *dev = i;
         return CUDA_SUCCESS;

@@ -184,13 +184,13 @@ static nvmlReturn_t by_bus_id(const char *id, nvmlDevice_t *device) {
     nvmlReturn_t result = started();
     if (result != NVML_SUCCESS)
         return result;
-    unsigned domain = 0, bus = 0, slot = 0;
+    unsigned domain = 0, bus = 0, number = 0;
     if (!id || !device)
         return NVML_ERROR_INVALID_ARGUMENT;
-    if (sscanf(id, "%x:%x:%x", &domain, &bus, &slot) != 3 && (domain = 0, sscanf(id, "%x:%x", &bus, &slot) != 2))
+    if (sscanf(id, "%x:%x:%x", &domain, &bus, &number) != 3 && (domain = 0, sscanf(id, "%x:%x", &bus, &number) != 2))
         return NVML_ERROR_INVALID_ARGUMENT;
     for (int i = 0; i < sim.ndevices; i++)
-        if (!domain && !slot && bus == (unsigned)sim_pci_bus(i))
+        if (!domain && !number && bus == (unsigned)sim_pci_bus(i))
             return by_index((unsigned)i, device);
     return NVML_ERROR_NOT_FOUND;
 }

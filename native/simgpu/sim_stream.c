@@ -242,11 +242,11 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
         sim_stream_release(stream);
         return result;
     }
-    sim_op_t *slot = &stream->ring[stream->enqueued % SIM_QUEUE_DEPTH];
-    *slot = *op;
+    sim_op_t *entry = &stream->ring[stream->enqueued % SIM_QUEUE_DEPTH];
+    *entry = *op;
     // Small parameter blocks travel inside the operation, whose copy just moved.
     if (op->kind == SIM_OP_LAUNCH && op->u.launch.params == op->u.launch.inline_params)
-        slot->u.launch.params = slot->u.launch.inline_params;
+        entry->u.launch.params = entry->u.launch.inline_params;
     *seq = ++stream->enqueued;
     if (op->kind == SIM_OP_RECORD)
         sim_event_place(op->u.event, stream, *seq);

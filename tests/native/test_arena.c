@@ -313,7 +313,7 @@ static void test_transfers(void) {
     uint64_t told = 0;
     memcpy(&told, reply, sizeof told);
     CHECK(reply_op == 5 && reply_size == 8 && told == 0x1234);
-    /* More small copies than slots while the GPU stands still, then it goes on. */
+    /* More small copies than buffers while the GPU stands still, then it goes on. */
     gpu_runs = true;
     for (int i = 0; i < 1000; i++) {
         struct tpg_copy_in_in small = {.destination = device_base,

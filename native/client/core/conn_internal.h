@@ -20,8 +20,8 @@
 #define TPC_INPUT_SIZE (TP_FRAME_MAX + (256u << 10))
 #define TPC_NO_NEWS 1000000000u /* sleepers look for a silent peer once a second */
 
-/* ---- threads.c: one slot per client thread; slots are reused, never freed ---- */
-enum tpc_slot_state {
+/* ---- threads.c: one caller for each thread of the client; they are reused, never freed ---- */
+enum tpc_caller_state {
     TPC_IDLE,
     TPC_WAITING,  /* awaits a reply, awake */
     TPC_SLEEPING, /* awaits a reply in a futex and stands in the sleepers list */
@@ -33,26 +33,26 @@ enum tpc_slot_state {
 struct tpc_held {
     struct tpc_held *next;
     uint64_t transfers;
-    struct tpc_slot
-        *slot; /* whose reply this is, complete but for that; NULL: a message, whose body lies behind this */
+    struct tpc_caller
+        *caller; /* whose reply this is, complete but for that; NULL: a message, whose body lies behind this */
     uint16_t op;
     uint32_t size;
 };
-struct tpc_slot {
+struct tpc_caller {
     struct tp_thread thread; /* first: tp_thread_self hands out a pointer to it */
-    _Atomic uint32_t state;  /* enum tpc_slot_state; DONE releases *reply to the waiting thread */
+    _Atomic uint32_t state;  /* enum tpc_caller_state; DONE releases *reply to the waiting thread */
     _Atomic bool expects;    /* a reply may come; whoever exchanges it to false is the one to deliver */
     _Atomic bool gated;      /* the reply is here but waits for downloads */
     bool listed;             /* under sleepers_lock */
     bool urgent;             /* its frames let the session go on: it never waits for an answer to send one */
     struct tpc_held held;    /* the reply while it is gated */
     struct tp_reply *reply;
-    struct tpc_slot *next, *previous; /* sleepers list */
-    struct tpc_slot *next_free;       /* under threads.lock */
+    struct tpc_caller *next, *previous; /* sleepers list */
+    struct tpc_caller *next_free;       /* under threads.lock */
 };
-struct tpc_slot *tpc_slot_self(void);
-struct tpc_slot *tpc_slot_find(uint32_t number); /* NULL: no thread ever had that number */
-uint32_t tpc_slot_count(void);                   /* numbers 1 … count have been given out */
+struct tpc_caller *tpc_caller_self(void);
+struct tpc_caller *tpc_caller_find(uint32_t number); /* NULL: no thread ever had that number */
+uint32_t tpc_caller_count(void);                     /* numbers 1 … count have been given out */
 void tpc_threads_fork_prepare(void);
 void tpc_threads_fork_done(void);
 void tpc_threads_fork_child(void);
@@ -133,7 +133,7 @@ struct tp_conn {
     unsigned char *input; /* TPC_INPUT_SIZE bytes, pages appear when touched */
     size_t input_start, input_end;
     struct tp_lock sleepers_lock;
-    struct tpc_slot *sleepers;
+    struct tpc_caller *sleepers;
     _Atomic uint32_t sleepers_count;
     _Atomic uint32_t callers;  /* threads that wait for a reply and would read for it */
     _Atomic int32_t listening; /* > 0: something may come that nobody waits for */
@@ -208,8 +208,8 @@ bool tpc_flush_now(struct tp_conn *conn);
 
 /* receiver.c */
 enum tp_status tpc_listener_start(struct tp_conn *conn);
-void tpc_deliver(struct tpc_slot *slot, uint32_t state); /* its reply is complete, or never comes */
-void tpc_gated(struct tpc_slot *slot);                   /* its reply is here but waits for downloads */
+void tpc_deliver(struct tpc_caller *caller, uint32_t state); /* its reply is complete, or never comes */
+void tpc_gated(struct tpc_caller *caller);                   /* its reply is here but waits for downloads */
 void tpc_wake_listener(struct tp_conn *conn);
 void tpc_nudge_listener(struct tp_conn *conn); /* if something is outstanding that nobody reads for */
 void tpc_wake_all_callers(struct tp_conn *conn);
@@ -220,7 +220,7 @@ void tpc_dispatch_message(struct tp_conn *conn, uint16_t op, const unsigned char
 /* held.c */
 /* Frames that complete, in their order. True: it is delivered, or handled, here with the last of the downloads that it counts.
  * False: that is for the caller to do now, after loss too. A count that cannot be loses the connection. Holds receive. */
-bool tpc_hold_reply(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers);
+bool tpc_hold_reply(struct tp_conn *conn, struct tpc_caller *caller, uint64_t transfers);
 bool tpc_hold_message(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body);
 /* Lets go what has waited long enough, everything after loss. Under transfers, which is dropped meanwhile. */
 void tpc_release(struct tp_conn *conn);

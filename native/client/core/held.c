@@ -41,14 +41,14 @@ static void complain(struct tp_conn *conn, uint64_t transfers, const char *wrong
     }
 }
 
-bool tpc_hold_reply(struct tp_conn *conn, struct tpc_slot *slot, uint64_t transfers) {
+bool tpc_hold_reply(struct tp_conn *conn, struct tpc_caller *caller, uint64_t transfers) {
     const char *wrong = NULL;
     tp_lock_take(&conn->transfers);
     bool waits = must_wait(conn, transfers, &wrong);
     if (waits) {
-        slot->held = (struct tpc_held){.transfers = transfers, .slot = slot};
-        tpc_gated(slot);
-        enlist(conn, &slot->held);
+        caller->held = (struct tpc_held){.transfers = transfers, .caller = caller};
+        tpc_gated(caller);
+        enlist(conn, &caller->held);
     }
     tp_lock_drop(&conn->transfers);
     complain(conn, transfers, wrong);
@@ -87,9 +87,8 @@ void tpc_release(struct tp_conn *conn) {
     while (conn->held && (tpc_is_lost(conn) || conn->held->transfers <= conn->landed)) {
         struct tpc_held *held = conn->held;
         conn->held = held->next;
-        if (held->slot) {
-            tpc_deliver(held->slot,
-                        tpc_is_lost(conn) ? TPC_LOST : TPC_DONE); /* from here on the slot is its thread's */
+        if (held->caller) {
+            tpc_deliver(held->caller, tpc_is_lost(conn) ? TPC_LOST : TPC_DONE); /* from here on it is its thread's */
             continue;
         }
         conn->held_bytes -= held->size;

@@ -27,29 +27,29 @@ void tp_on_message(tp_message_handler *handler) {
     atomic_store_explicit(&message_handler, handler, memory_order_release);
 }
 
-void tpc_deliver(struct tpc_slot *slot, uint32_t state) {
-    if (atomic_exchange_explicit(&slot->state, state, memory_order_seq_cst) == TPC_SLEEPING) {
-        tp_futex_wake(&slot->state, 1);
+void tpc_deliver(struct tpc_caller *caller, uint32_t state) {
+    if (atomic_exchange_explicit(&caller->state, state, memory_order_seq_cst) == TPC_SLEEPING) {
+        tp_futex_wake(&caller->state, 1);
     }
 }
 
-void tpc_gated(struct tpc_slot *slot) {
+void tpc_gated(struct tpc_caller *caller) {
     /* Pairs with follow, which stores SLEEPING and then looks at gated. One that sleeps still counts as a caller that would read,
      * so it has to wake up and stop counting: else neither it nor the listener takes the chunk that it waits for. */
-    atomic_store_explicit(&slot->gated, true, memory_order_seq_cst);
+    atomic_store_explicit(&caller->gated, true, memory_order_seq_cst);
     uint32_t sleeping = TPC_SLEEPING;
-    if (atomic_compare_exchange_strong(&slot->state, &sleeping, TPC_LEAD)) {
-        tp_futex_wake(&slot->state, 1);
+    if (atomic_compare_exchange_strong(&caller->state, &sleeping, TPC_LEAD)) {
+        tp_futex_wake(&caller->state, 1);
     }
 }
 
 void tpc_wake_all_callers(struct tp_conn *conn) {
     (void)conn;
-    uint32_t count = tpc_slot_count();
+    uint32_t count = tpc_caller_count();
     for (uint32_t number = 1; number <= count; number++) {
-        struct tpc_slot *slot = tpc_slot_find(number);
-        if (atomic_exchange_explicit(&slot->expects, false, memory_order_seq_cst)) {
-            tpc_deliver(slot, TPC_LOST);
+        struct tpc_caller *caller = tpc_caller_find(number);
+        if (atomic_exchange_explicit(&caller->expects, false, memory_order_seq_cst)) {
+            tpc_deliver(caller, TPC_LOST);
         }
     }
 }
@@ -58,12 +58,12 @@ void tpc_wake_all_callers(struct tp_conn *conn) {
 
 static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame, const unsigned char *body,
                        uint32_t size) {
-    struct tpc_slot *slot = tpc_slot_find(frame->thread);
-    if (!slot || !atomic_exchange_explicit(&slot->expects, false, memory_order_seq_cst)) {
+    struct tpc_caller *caller = tpc_caller_find(frame->thread);
+    if (!caller || !atomic_exchange_explicit(&caller->expects, false, memory_order_seq_cst)) {
         tpc_lose(conn, TP_ERROR_PROTOCOL, "a reply for thread %u, which awaits none", frame->thread);
         return;
     }
-    struct tp_reply *reply = slot->reply;
+    struct tp_reply *reply = caller->reply;
     reply->result = frame->result;
     reply->size = size;
     reply->body = reply->inline_body;
@@ -73,13 +73,13 @@ static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame,
             reply->body = reply->inline_body;
             reply->size = 0;
             tpc_lose(conn, TP_ERROR_MEMORY, "no memory for a reply of %u bytes", size);
-            tpc_deliver(slot, TPC_LOST); /* after the loss, which the thread takes for granted */
+            tpc_deliver(caller, TPC_LOST); /* after the loss, which the thread takes for granted */
             return;
         }
     }
     memcpy(reply->body, body, size);
-    if (!(frame->flags & TP_FRAME_COMPLETES) || !tpc_hold_reply(conn, slot, frame->transfers)) {
-        tpc_deliver(slot, tpc_is_lost(conn) ? TPC_LOST : TPC_DONE);
+    if (!(frame->flags & TP_FRAME_COMPLETES) || !tpc_hold_reply(conn, caller, frame->transfers)) {
+        tpc_deliver(caller, tpc_is_lost(conn) ? TPC_LOST : TPC_DONE);
     }
 }
 
@@ -175,22 +175,22 @@ static void wait_readable(struct tp_conn *conn) {
 
 static bool is_final(uint32_t state) { return state == TPC_DONE || state == TPC_LOST; }
 
-static uint32_t state_of(const struct tpc_slot *slot) {
-    return atomic_load_explicit(&slot->state, memory_order_acquire);
+static uint32_t state_of(const struct tpc_caller *caller) {
+    return atomic_load_explicit(&caller->state, memory_order_acquire);
 }
 
 static bool nobody_reads(struct tp_conn *conn) {
     return atomic_load_explicit(&conn->receive.state, memory_order_seq_cst) == 0;
 }
 
-static void unlist(struct tp_conn *conn, struct tpc_slot *slot) {
-    if (!slot->listed) {
+static void unlist(struct tp_conn *conn, struct tpc_caller *caller) {
+    if (!caller->listed) {
         return;
     }
-    slot->listed = false;
-    *(slot->previous ? &slot->previous->next : &conn->sleepers) = slot->next;
-    if (slot->next) {
-        slot->next->previous = slot->previous;
+    caller->listed = false;
+    *(caller->previous ? &caller->previous->next : &conn->sleepers) = caller->next;
+    if (caller->next) {
+        caller->next->previous = caller->previous;
     }
     atomic_fetch_sub_explicit(&conn->sleepers_count, 1, memory_order_relaxed);
 }
@@ -202,13 +202,13 @@ static void pass_on(struct tp_conn *conn) {
         bool found = false;
         tp_lock_take(&conn->sleepers_lock);
         while (conn->sleepers && !found) {
-            struct tpc_slot *slot = conn->sleepers;
-            unlist(conn, slot);
+            struct tpc_caller *caller = conn->sleepers;
+            unlist(conn, caller);
             uint32_t sleeping = TPC_SLEEPING;
-            found = !atomic_load_explicit(&slot->gated, memory_order_relaxed) &&
-                    atomic_compare_exchange_strong(&slot->state, &sleeping, TPC_LEAD);
+            found = !atomic_load_explicit(&caller->gated, memory_order_relaxed) &&
+                    atomic_compare_exchange_strong(&caller->state, &sleeping, TPC_LEAD);
             if (found) {
-                tp_futex_wake(&slot->state, 1);
+                tp_futex_wake(&caller->state, 1);
             }
         }
         tp_lock_drop(&conn->sleepers_lock);
@@ -232,10 +232,10 @@ static bool linger(const struct tp_conn *conn, uint64_t begin) {
     return true;
 }
 
-/* Reads until the slot's reply is there, or waits for downloads. Holds receive. */
-static void lead(struct tp_conn *conn, const struct tpc_slot *slot) {
+/* Reads until the caller's reply is there, or waits for downloads. Holds receive. */
+static void lead(struct tp_conn *conn, const struct tpc_caller *caller) {
     uint64_t begin = tp_now_ns();
-    while (!is_final(state_of(slot)) && !atomic_load_explicit(&slot->gated, memory_order_relaxed) &&
+    while (!is_final(state_of(caller)) && !atomic_load_explicit(&caller->gated, memory_order_relaxed) &&
            !tpc_is_lost(conn)) {
         if (pump(conn)) {
             continue;
@@ -253,56 +253,56 @@ static void lead(struct tp_conn *conn, const struct tpc_slot *slot) {
     }
 }
 
-/* Sleeps until delivered, chosen to lead, or (a gated slot is never chosen) only until delivered. */
-static void follow(struct tp_conn *conn, struct tpc_slot *slot) {
-    bool gated = atomic_load_explicit(&slot->gated, memory_order_relaxed);
+/* Sleeps until delivered, chosen to lead, or (a gated caller is never chosen) only until delivered. */
+static void follow(struct tp_conn *conn, struct tpc_caller *caller) {
+    bool gated = atomic_load_explicit(&caller->gated, memory_order_relaxed);
     uint32_t expected = TPC_WAITING;
     tp_lock_take(&conn->sleepers_lock);
-    bool sleeps = atomic_compare_exchange_strong(&slot->state, &expected, TPC_SLEEPING);
+    bool sleeps = atomic_compare_exchange_strong(&caller->state, &expected, TPC_SLEEPING);
     if (sleeps && !gated) {
-        slot->previous = NULL;
-        slot->next = conn->sleepers;
-        if (slot->next) {
-            slot->next->previous = slot;
+        caller->previous = NULL;
+        caller->next = conn->sleepers;
+        if (caller->next) {
+            caller->next->previous = caller;
         }
-        conn->sleepers = slot;
-        slot->listed = true;
+        conn->sleepers = caller;
+        caller->listed = true;
         atomic_fetch_add_explicit(&conn->sleepers_count, 1, memory_order_seq_cst);
     }
     tp_lock_drop(&conn->sleepers_lock);
     atomic_thread_fence(memory_order_seq_cst);
     /* The leader may have left between our last try and the listing: it drops receive and then looks at the list. */
-    while (sleeps && state_of(slot) == TPC_SLEEPING && (gated || !nobody_reads(conn)) &&
-           gated == atomic_load_explicit(&slot->gated, memory_order_relaxed)) {
-        tp_futex_wait(&slot->state, TPC_SLEEPING, 0);
+    while (sleeps && state_of(caller) == TPC_SLEEPING && (gated || !nobody_reads(conn)) &&
+           gated == atomic_load_explicit(&caller->gated, memory_order_relaxed)) {
+        tp_futex_wait(&caller->state, TPC_SLEEPING, 0);
     }
     tp_lock_take(&conn->sleepers_lock);
-    unlist(conn, slot);
+    unlist(conn, caller);
     expected = TPC_SLEEPING;
-    if (!atomic_compare_exchange_strong(&slot->state, &expected, TPC_WAITING)) {
+    if (!atomic_compare_exchange_strong(&caller->state, &expected, TPC_WAITING)) {
         expected = TPC_LEAD;
-        atomic_compare_exchange_strong(&slot->state, &expected, TPC_WAITING);
+        atomic_compare_exchange_strong(&caller->state, &expected, TPC_WAITING);
     }
     tp_lock_drop(&conn->sleepers_lock);
 }
 
-static void await(struct tp_conn *conn, struct tpc_slot *slot) {
+static void await(struct tp_conn *conn, struct tpc_caller *caller) {
     atomic_fetch_add_explicit(&conn->callers, 1, memory_order_seq_cst);
     uint64_t spin_until = 0;
     bool counted = true;
-    while (!is_final(state_of(slot))) {
-        bool gated = atomic_load_explicit(&slot->gated, memory_order_relaxed);
+    while (!is_final(state_of(caller))) {
+        bool gated = atomic_load_explicit(&caller->gated, memory_order_relaxed);
         if (gated && counted) {
             counted = false;
             atomic_fetch_sub_explicit(&conn->callers, 1, memory_order_seq_cst);
             pass_on(conn);
         }
-        if (tpc_is_lost(conn) && atomic_exchange_explicit(&slot->expects, false, memory_order_seq_cst)) {
-            tpc_deliver(slot, TPC_LOST);
+        if (tpc_is_lost(conn) && atomic_exchange_explicit(&caller->expects, false, memory_order_seq_cst)) {
+            tpc_deliver(caller, TPC_LOST);
             break;
         }
         if (!gated && !tpc_is_lost(conn) && tp_lock_try(&conn->receive)) {
-            lead(conn, slot);
+            lead(conn, caller);
             tp_lock_drop(&conn->receive);
             continue;
         }
@@ -312,11 +312,11 @@ static void await(struct tp_conn *conn, struct tpc_slot *slot) {
             continue;
         }
         if (now < spin_until) {
-            for (int i = 0; i < 16 && !is_final(state_of(slot)); i++) {
+            for (int i = 0; i < 16 && !is_final(state_of(caller)); i++) {
                 tp_pause();
             }
         } else {
-            follow(conn, slot);
+            follow(conn, caller);
         }
     }
     if (counted) {
@@ -326,7 +326,7 @@ static void await(struct tp_conn *conn, struct tpc_slot *slot) {
 }
 
 enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_reply *reply) {
-    struct tpc_slot *slot = tpc_slot_self();
+    struct tpc_caller *caller = tpc_caller_self();
     struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & (conn->ring_size - 1)));
     reply->body = reply->inline_body;
     reply->size = 0;
@@ -335,10 +335,10 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     frame->flags |= TP_FRAME_CALL;
     const struct tp_frame sent = *frame;
     const uint64_t at = conn->at;
-    slot->reply = reply;
-    atomic_store_explicit(&slot->gated, false, memory_order_relaxed);
-    atomic_store_explicit(&slot->state, TPC_WAITING, memory_order_relaxed);
-    atomic_store_explicit(&slot->expects, true, memory_order_seq_cst);
+    caller->reply = reply;
+    atomic_store_explicit(&caller->gated, false, memory_order_relaxed);
+    atomic_store_explicit(&caller->state, TPC_WAITING, memory_order_relaxed);
+    atomic_store_explicit(&caller->expects, true, memory_order_seq_cst);
     atomic_store_explicit(&conn->waited_frame, reply->number, memory_order_relaxed);
     tpc_publish(conn);
 
@@ -347,14 +347,14 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     if (!tpc_flush_now(conn)) {
         tpc_wake_sender(conn);
     }
-    await(conn, slot);
+    await(conn, caller);
     uint64_t took = tp_now_ns() - begin;
     tpc_stats_round_trip(what, took);
-    slot->reply = NULL;
-    bool done = atomic_exchange_explicit(&slot->state, TPC_IDLE, memory_order_acquire) == TPC_DONE;
+    caller->reply = NULL;
+    bool done = atomic_exchange_explicit(&caller->state, TPC_IDLE, memory_order_acquire) == TPC_DONE;
     if (!done) {
         tpc_quiesce(conn);
-    } else if (TP_LIKELY(!slot->urgent)) { /* what is urgent is answered before what is held back */
+    } else if (TP_LIKELY(!caller->urgent)) { /* what is urgent is answered before what is held back */
         atomic_store_explicit(&conn->answered, at, memory_order_relaxed);
     }
     if (tpc_frames_traced(conn)) {
@@ -379,7 +379,7 @@ static void take_word(struct tp_conn *conn, uint32_t word, struct tp_done *done)
 }
 
 bool tp_done_begin(struct tp_conn *conn, struct tp_done *done) {
-    uint32_t word = tpc_slot_self()->thread.number - 1;
+    uint32_t word = tpc_caller_self()->thread.number - 1;
     if (!conn->seat || word >= TP_DONE_WORDS / 2 ||
         atomic_load_explicit(&conn->downloads_pending, memory_order_acquire) > 0) {
         return false;

@@ -242,26 +242,26 @@ static enum room look_for_room(struct tp_conn *conn, size_t size, bool urgent) {
     return urgent || conn->at + size <= far ? THERE : TOO_FAR;
 }
 
-static void *reserve(struct tp_conn *conn, const struct tpc_slot *slot, uint16_t op, size_t size, bool urgent);
+static void *reserve(struct tp_conn *conn, const struct tpc_caller *caller, uint16_t op, size_t size, bool urgent);
 
 /* Waits, holding nothing, until the session has executed what was sent so far: until host functions have run that it stands at. */
-static void catch_up(struct tp_conn *conn, const struct tpc_slot *slot) {
+static void catch_up(struct tp_conn *conn, const struct tpc_caller *caller) {
     struct tp_reply reply;
-    if (reserve(conn, slot, TPG_OP_caught_up, sizeof(struct tp_frame), true) &&
+    if (reserve(conn, caller, TPG_OP_caught_up, sizeof(struct tp_frame), true) &&
         tp_commit_call(conn, "the room behind a host function", &reply) == TP_OK) {
         tp_reply_free(&reply);
     }
 }
 
-static inline __attribute__((always_inline)) void *reserve(struct tp_conn *conn, const struct tpc_slot *slot,
+static inline __attribute__((always_inline)) void *reserve(struct tp_conn *conn, const struct tpc_caller *caller,
                                                            uint16_t op, size_t size, bool urgent) {
     if (tpc_is_lost(conn)) {
         return NULL;
     }
     size = tp_padded(size);
-    if (TP_UNLIKELY(size < sizeof(struct tp_frame) || size > TP_FRAME_MAX || slot->thread.number == 0)) {
+    if (TP_UNLIKELY(size < sizeof(struct tp_frame) || size > TP_FRAME_MAX || caller->thread.number == 0)) {
         tp_log(TP_ERROR, "Operation %u cannot be sent: its frame would have %zu bytes, from thread %u", op, size,
-               slot->thread.number);
+               caller->thread.number);
         return NULL;
     }
     for (;;) {
@@ -272,7 +272,7 @@ static inline __attribute__((always_inline)) void *reserve(struct tp_conn *conn,
         }
         tp_lock_drop(&conn->append);
         if (room == TOO_FAR) {
-            catch_up(conn, slot);
+            catch_up(conn, caller);
         } else {
             int cancel = tpc_defer_cancel();
             wait_for_space(conn, size);
@@ -283,21 +283,24 @@ static inline __attribute__((always_inline)) void *reserve(struct tp_conn *conn,
         }
     }
     struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & (conn->ring_size - 1)));
-    *frame = (struct tp_frame){
-        .size = (uint32_t)size, .op = op, .flags = 0, .thread = slot->thread.number, .context = slot->thread.context};
+    *frame = (struct tp_frame){.size = (uint32_t)size,
+                               .op = op,
+                               .flags = 0,
+                               .thread = caller->thread.number,
+                               .context = caller->thread.context};
     conn->reserved = (uint32_t)size;
     return frame;
 }
 
 void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
-    const struct tpc_slot *slot = tpc_slot_self();
-    return reserve(conn, slot, op, size, slot->urgent);
+    const struct tpc_caller *caller = tpc_caller_self();
+    return reserve(conn, caller, op, size, caller->urgent);
 }
 
 bool tp_urgent(bool urgent) {
-    struct tpc_slot *slot = tpc_slot_self();
-    const bool before = slot->urgent;
-    slot->urgent = urgent;
+    struct tpc_caller *caller = tpc_caller_self();
+    const bool before = caller->urgent;
+    caller->urgent = urgent;
     return before;
 }
 

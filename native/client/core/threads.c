@@ -1,9 +1,9 @@
 /*
- * The program's threads: numbers and their slots.
+ * The program's threads: numbers and their callers.
  *
- * Owns the slot table, which grows by blocks and is never freed, because a reply may be on its way to a slot whose thread is
+ * Owns the caller table, which grows by blocks and is never freed, because a reply may be on its way to a caller whose thread is
  * gone. Entered by every thread of the program, and by the key's destructor when a thread ends. Only this process writes it;
- * thread numbers that arrive from the worker go through tpc_slot_find, which bounds them.
+ * thread numbers that arrive from the worker go through tpc_caller_find, which bounds them.
  */
 #include "conn_internal.h"
 
@@ -12,42 +12,42 @@
 #define BLOCK 256u
 #define BLOCKS 1024u
 
-static struct tpc_slot *_Atomic blocks[BLOCKS];
+static struct tpc_caller *_Atomic blocks[BLOCKS];
 static struct {
     struct tp_lock lock;
     _Atomic uint32_t count;
-    struct tpc_slot *free;
+    struct tpc_caller *free;
 } table;
 static pthread_key_t key;
 static pthread_once_t key_once = PTHREAD_ONCE_INIT;
 static bool key_valid;
-static _Thread_local struct tpc_slot *self;
+static _Thread_local struct tpc_caller *self;
 
-/* Handed out when there is no memory for a slot: number 0, whose frames tp_reserve refuses. */
-static struct tpc_slot nobody;
+/* Handed out when there is no memory for a caller: number 0, whose frames tp_reserve refuses. */
+static struct tpc_caller nobody;
 
-static void thread_ends(void *slot_pointer) {
-    struct tpc_slot *slot = slot_pointer;
+static void thread_ends(void *caller_pointer) {
+    struct tpc_caller *caller = caller_pointer;
     self = NULL;
     tp_lock_take(&table.lock);
-    slot->next_free = table.free;
-    table.free = slot;
+    caller->next_free = table.free;
+    table.free = caller;
     tp_lock_drop(&table.lock);
 }
 
 static void make_key(void) { key_valid = pthread_key_create(&key, thread_ends) == 0; }
 
-static struct tpc_slot *new_slot(void) {
-    struct tpc_slot *slot = table.free;
-    if (slot) {
-        table.free = slot->next_free;
-        return slot;
+static struct tpc_caller *new_caller(void) {
+    struct tpc_caller *caller = table.free;
+    if (caller) {
+        table.free = caller->next_free;
+        return caller;
     }
     uint32_t index = atomic_load_explicit(&table.count, memory_order_relaxed);
     if (index >= BLOCK * BLOCKS) {
         return NULL;
     }
-    struct tpc_slot *block = atomic_load_explicit(&blocks[index / BLOCK], memory_order_relaxed);
+    struct tpc_caller *block = atomic_load_explicit(&blocks[index / BLOCK], memory_order_relaxed);
     if (!block) {
         block = calloc(BLOCK, sizeof *block);
         if (!block) {
@@ -55,43 +55,43 @@ static struct tpc_slot *new_slot(void) {
         }
         atomic_store_explicit(&blocks[index / BLOCK], block, memory_order_release);
     }
-    slot = &block[index % BLOCK];
-    slot->thread.number = index + 1;
+    caller = &block[index % BLOCK];
+    caller->thread.number = index + 1;
     atomic_store_explicit(&table.count, index + 1, memory_order_release);
-    return slot;
+    return caller;
 }
 
-static __attribute__((noinline)) struct tpc_slot *first_use(void) {
+static __attribute__((noinline)) struct tpc_caller *first_use(void) {
     pthread_once(&key_once, make_key);
     tp_lock_take(&table.lock);
-    struct tpc_slot *slot = new_slot();
+    struct tpc_caller *caller = new_caller();
     tp_lock_drop(&table.lock);
-    if (!slot) {
+    if (!caller) {
         tp_log(TP_ERROR, "No memory for the state of another thread; its CUDA calls fail");
         return &nobody;
     }
-    slot->thread.context = 0;
-    self = slot;
+    caller->thread.context = 0;
+    self = caller;
     if (key_valid) {
-        pthread_setspecific(key, slot);
+        pthread_setspecific(key, caller);
     }
-    return slot;
+    return caller;
 }
 
-struct tpc_slot *tpc_slot_self(void) {
-    struct tpc_slot *slot = self;
-    return TP_LIKELY(slot != NULL) ? slot : first_use();
+struct tpc_caller *tpc_caller_self(void) {
+    struct tpc_caller *caller = self;
+    return TP_LIKELY(caller != NULL) ? caller : first_use();
 }
 
-struct tp_thread *tp_thread_self(void) { return &tpc_slot_self()->thread; }
+struct tp_thread *tp_thread_self(void) { return &tpc_caller_self()->thread; }
 
-uint32_t tpc_slot_count(void) { return atomic_load_explicit(&table.count, memory_order_acquire); }
+uint32_t tpc_caller_count(void) { return atomic_load_explicit(&table.count, memory_order_acquire); }
 
-struct tpc_slot *tpc_slot_find(uint32_t number) {
-    if (number < 1 || number > tpc_slot_count()) {
+struct tpc_caller *tpc_caller_find(uint32_t number) {
+    if (number < 1 || number > tpc_caller_count()) {
         return NULL;
     }
-    struct tpc_slot *block = atomic_load_explicit(&blocks[(number - 1) / BLOCK], memory_order_acquire);
+    struct tpc_caller *block = atomic_load_explicit(&blocks[(number - 1) / BLOCK], memory_order_acquire);
     return &block[(number - 1) % BLOCK];
 }
 

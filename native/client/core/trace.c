@@ -48,7 +48,7 @@ void tp_trace_end(const struct tp_tables *tables, const struct tp_call *call, co
     struct tp_trace_text t;
     tp_trace_show(&t, tables, call, values, result, succeeded);
     const char *name = tables->names + call->name;
-    const unsigned thread = tpc_slot_self()->thread.number;
+    const unsigned thread = tpc_caller_self()->thread.number;
     if (logged()) {
         tp_log_write(TP_TRACE, "%s%s, thread %u, %llu.%03u us", name, t.at, thread, (unsigned long long)(took / 1000),
                      (unsigned)(took % 1000));

@@ -1,25 +1,25 @@
 /*
  * Copies from the client into device memory.
  *
- * Small data comes in the frame and goes through pinned slots; large data comes as a transfer, in pinned blocks that
+ * Small data comes in the frame and goes through pinned buffers; large data comes as a transfer, in pinned blocks that
  * the data threads have filled and that the copy engine reads. Executor thread only. Data and sizes are the client's:
  * the number of bytes that the driver reads is always a number of bytes that were received, and the area they go to was
  * checked first.
  *
- * Stream capture: nothing here may be issued into a capturing stream, because a graph would read slots and blocks again
+ * Stream capture: nothing here may be issued into a capturing stream, because a graph would read buffers and blocks again
  * when it runs; such copies are refused, and the capture ends as the driver ends it.
  */
 #include "tpg_session.h"
 #include "tpw_copy.h"
 #include <stdlib.h>
 
-/* Up to here the driver takes the bytes of pageable memory into the command itself, at the call: no slot, no point. */
+/* Up to here the driver takes the bytes of pageable memory into the command itself, at the call: no buffer, no point. */
 #define DIRECT_MAX 4096u
 #define TAKE_UPLOAD_MAX (2ull << 30) /* images: ELF relocations end there */
 
-static void slot_done(struct tpw_session *s, void *what, int32_t error) {
+static void buffer_done(struct tpw_session *s, void *what, int32_t error) {
     (void)error;
-    tpw_slot_give(s, what);
+    tpw_buffer_give(s, what);
 }
 
 /* ---- areas ---- */
@@ -118,17 +118,17 @@ int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const s
         error = tpw_area_copy(s, &area, 0, (unsigned char *)(uintptr_t)data, in->data_size, true, stream);
     } else {
         for (uint64_t offset = 0; offset < in->data_size && !error;) {
-            uint64_t size = in->data_size - offset < TPW_SLOT_SIZE ? in->data_size - offset : TPW_SLOT_SIZE;
-            unsigned char *slot = tpw_slot_take(s, &error);
-            if (!slot) {
+            uint64_t size = in->data_size - offset < TPW_BUFFER_SIZE ? in->data_size - offset : TPW_BUFFER_SIZE;
+            unsigned char *buffer = tpw_buffer_take(s, &error);
+            if (!buffer) {
                 break;
             }
-            memcpy(slot, data + offset, size);
-            error = tpw_area_copy(s, &area, offset, slot, size, true, stream);
-            int32_t lost = tpw_when_done(s, stream, slot_done, slot);
+            memcpy(buffer, data + offset, size);
+            error = tpw_area_copy(s, &area, offset, buffer, size, true, stream);
+            int32_t lost = tpw_when_done(s, stream, buffer_done, buffer);
             if (lost) {
-                s->cuda.cuStreamSynchronize(stream); /* nothing may read the slot when it is used again */
-                tpw_slot_give(s, slot);
+                s->cuda.cuStreamSynchronize(stream); /* nothing may read the buffer when it is used again */
+                tpw_buffer_give(s, buffer);
                 error = error ? error : lost;
             }
             offset += size;

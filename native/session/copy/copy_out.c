@@ -1,7 +1,7 @@
 /*
  * Copies from device memory to the client.
  *
- * Small data goes through pinned slots into the reply or a host write; large data through the link's pinned blocks onto
+ * Small data goes through pinned buffers into the reply or a host write; large data through the link's pinned blocks onto
  * the data connections, many copies in flight, each block sent when its copy is done. Executor thread only. The areas
  * were checked; the bytes are sent exactly as the copy engine wrote them.
  *
@@ -26,7 +26,7 @@ struct download {
     uint32_t outstanding; /* copies issued and not complete */
     bool issued, posted;  /* posted: nobody waits, the client is told of a failure by a message */
     int32_t error;
-    unsigned char *slot; /* small: the only copy goes here */
+    unsigned char *buffer; /* small: the only copy goes here */
 };
 
 /* The client waits for these bytes in `transfer`: they will not come. */
@@ -46,12 +46,12 @@ static void finish(struct tpw_session *s, struct download *d) {
 /* ---- small ---- */
 
 static void send_host_write(struct tpw_session *s, const struct download *d) {
-    struct tpg_host_write_in message = {.transfer = d->transfer, .data = d->slot, .data_size = d->size};
+    struct tpg_host_write_in message = {.transfer = d->transfer, .data = d->buffer, .data_size = d->size};
     tpg_send_host_write(s, &message);
 }
 
 static void send_reply(struct tpw_session *s, const struct download *d) {
-    struct tpg_copy_out_out out = {.data = d->slot, .data_size = d->size};
+    struct tpg_copy_out_out out = {.data = d->buffer, .data_size = d->size};
     tpg_answer_copy_out(s, &d->frame, CUDA_SUCCESS, &out);
 }
 
@@ -65,17 +65,17 @@ static void small_done(struct tpw_session *s, void *what, int32_t error) {
         send_reply(s, d);
         d->frame.flags = 0;
     }
-    tpw_slot_give(s, d->slot);
+    tpw_buffer_give(s, d->buffer);
     finish(s, d);
 }
 
 static int32_t start_small(struct tpw_session *s, struct download *d, const struct tpw_area *area, CUstream stream) {
     int32_t error = CUDA_SUCCESS;
-    d->slot = tpw_slot_take(s, &error);
+    d->buffer = tpw_buffer_take(s, &error);
     if (error) {
         return error;
     }
-    error = tpw_area_copy(s, area, 0, d->slot, d->size, false, stream);
+    error = tpw_area_copy(s, area, 0, d->buffer, d->size, false, stream);
     if (!error) {
         error = tpw_when_done(s, stream, small_done, d);
         if (!error) {
@@ -83,7 +83,7 @@ static int32_t start_small(struct tpw_session *s, struct download *d, const stru
         }
         s->cuda.cuStreamSynchronize(stream);
     }
-    tpw_slot_give(s, d->slot);
+    tpw_buffer_give(s, d->buffer);
     return error;
 }
 

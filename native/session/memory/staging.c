@@ -9,7 +9,7 @@
 #include <stdlib.h>
 
 #define BATCH_BYTES (4u << 20)
-#define SLOT_BATCHES 16u   /* 64 MiB */
+#define BUFFER_BATCHES 16u /* 64 MiB */
 #define SPILL_BATCHES 256u /* 1 GiB */
 
 static int32_t grow(struct tpw_session *s, struct tpw_pinned *pool, size_t unit) {
@@ -42,7 +42,7 @@ static int32_t grow(struct tpw_session *s, struct tpw_pinned *pool, size_t unit)
     return CUDA_SUCCESS;
 }
 
-static bool no_slot(struct tpw_session *s) { return s->memory->slots.free == 0; }
+static bool no_buffer(struct tpw_session *s) { return s->memory->buffers.free == 0; }
 static bool no_spill(struct tpw_session *s) { return s->memory->spills.free == 0; }
 
 static unsigned char *take(struct tpw_session *s, struct tpw_pinned *pool, size_t unit, size_t most,
@@ -61,20 +61,20 @@ static unsigned char *take(struct tpw_session *s, struct tpw_pinned *pool, size_
     return *error ? NULL : pool->pieces[--pool->free];
 }
 
-unsigned char *tpw_slot_take(struct tpw_session *s, int32_t *error) {
+unsigned char *tpw_buffer_take(struct tpw_session *s, int32_t *error) {
     if (!tpw_memory_state(s)) {
         *error = CUDA_ERROR_OUT_OF_MEMORY;
         return NULL;
     }
-    return take(s, &s->memory->slots, TPW_SLOT_SIZE, SLOT_BATCHES, no_slot, error);
+    return take(s, &s->memory->buffers, TPW_BUFFER_SIZE, BUFFER_BATCHES, no_buffer, error);
 }
 
 unsigned char *tpw_spill_take(struct tpw_session *s, int32_t *error) {
     return take(s, &s->memory->spills, TPW_SPILL_SIZE, SPILL_BATCHES, no_spill, error);
 }
 
-void tpw_slot_give(struct tpw_session *s, unsigned char *slot) {
-    s->memory->slots.pieces[s->memory->slots.free++] = slot;
+void tpw_buffer_give(struct tpw_session *s, unsigned char *buffer) {
+    s->memory->buffers.pieces[s->memory->buffers.free++] = buffer;
 }
 void tpw_spill_give(struct tpw_session *s, unsigned char *spill) {
     s->memory->spills.pieces[s->memory->spills.free++] = spill;
@@ -90,6 +90,6 @@ static void close_pool(struct tpw_session *s, struct tpw_pinned *pool) {
 }
 
 void tpw_staging_close(struct tpw_session *s) {
-    close_pool(s, &s->memory->slots);
+    close_pool(s, &s->memory->buffers);
     close_pool(s, &s->memory->spills);
 }

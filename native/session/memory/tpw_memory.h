@@ -2,7 +2,7 @@
  * The session's memory: what the client was given, where it lies, and the staging memory that copies go through.
  *
  * Everything belongs to the executor thread. Nothing here lies in memory that the client or the GPU's kernels can
- * write, except the contents of twins and staging slots, which are only ever copied.
+ * write, except the contents of twins and staging buffers, which are only ever copied.
  */
 #ifndef TPW_MEMORY_H
 #define TPW_MEMORY_H
@@ -72,9 +72,9 @@ struct tpw_arena {
     uint64_t mapped, asked, beyond;
 };
 
-/* Pinned memory of this process in pieces of one size: slots for small copies; spills for large ones whose stream
+/* Pinned memory of this process in pieces of one size: buffers for small copies; spills for large ones whose stream
  * stands still, so that the link's blocks stay free for others. */
-#define TPW_SLOT_SIZE (64u << 10)
+#define TPW_BUFFER_SIZE (64u << 10)
 #define TPW_SPILL_SIZE TP_CHUNK_MAX
 struct tpw_pinned {
     unsigned char **pieces, **batches; /* free pieces; what was allocated */
@@ -93,7 +93,7 @@ struct tpw_memory {
     struct tpw_pair *pairs; /* peer access between contexts, peer.c */
     uint32_t readers[TPW_MAX_DEVICES]
                     [TPW_MAX_DEVICES]; /* how many pairs give the second device access to the first's memory */
-    struct tpw_pinned slots, spills;
+    struct tpw_pinned buffers, spills;
     size_t uploads_out, downloads_out; /* blocks of the link that queued copies have yet to read, or to fill */
     struct tpw_granule *twins;         /* the twin area in units, NULL until the first twin */
     struct tpw_range *twin_list[TPW_GRANULE / TP_TWIN_MAX * 8];
@@ -192,8 +192,8 @@ void tpw_twins_close(struct tpw_session *s);
 /* ---- staging.c ---- */
 /* A pinned piece. When all are in use it waits a little for a completion, then allocates more, because the stream that
  * keeps them may be waiting for a frame that the executor has yet to read. NULL with *error set. */
-unsigned char *tpw_slot_take(struct tpw_session *s, int32_t *error);
-void tpw_slot_give(struct tpw_session *s, unsigned char *slot);
+unsigned char *tpw_buffer_take(struct tpw_session *s, int32_t *error);
+void tpw_buffer_give(struct tpw_session *s, unsigned char *buffer);
 unsigned char *tpw_spill_take(struct tpw_session *s, int32_t *error);
 void tpw_spill_give(struct tpw_session *s, unsigned char *spill);
 void tpw_staging_close(struct tpw_session *s);

@@ -82,15 +82,15 @@ uint32_t tpw_nvml_ordinal(uint64_t handle) {
 /* CUDA and NVML write the bus id with domains of different width. */
 static bool same_bus(struct tpw_session *s, CUdevice device, const nvmlPciInfo_t *pci, int32_t *error) {
     char text[32] = "";
-    unsigned int domain, bus, slot;
+    unsigned int domain, bus, number;
     int32_t untold = (int32_t)s->cuda.cuDeviceGetPCIBusId(text, sizeof text, device);
-    if (untold || sscanf(text, "%x:%x:%x", &domain, &bus, &slot) != 3) {
+    if (untold || sscanf(text, "%x:%x:%x", &domain, &bus, &number) != 3) {
         tp_log(TP_ERROR, "NVML shows the devices of CUDA, and CUDA does not tell where one is: error %d, '%s'", untold,
                text);
         *error = NVML_ERROR_UNKNOWN;
         return false;
     }
-    return domain == pci->domain && bus == pci->bus && slot == pci->device;
+    return domain == pci->domain && bus == pci->bus && number == pci->device;
 }
 
 static bool shown(struct tpw_session *s, const nvmlPciInfo_t *pci, uint32_t *ordinal, int32_t *error) {

@@ -2,7 +2,7 @@
  * Tables of the client's objects, and the helpers that generated dispatch code calls around every driver function.
  *
  * Executor thread only. Handles come from a hostile client: kind, index and generation are checked against the tables, whose
- * slots are private memory of the session.
+ * places are private memory of the session.
  */
 #include "tpg_ops.h"
 #include "tpw_session.h"

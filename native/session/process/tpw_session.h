@@ -27,7 +27,7 @@
 struct tpw_object {
     uint64_t native;  /* the driver's handle; 0 when making it failed */
     int32_t error;    /* why making it failed, answered by every use */
-    uint32_t id;      /* id of the client's handle, with its generation; 0 = slot is free */
+    uint32_t id;      /* id of the client's handle, with its generation; 0 = this place is free */
     uint32_t context; /* id of the context it was made in */
     uint32_t kind;
     uint64_t owner;        /* handle of the module or library that it ends with, 0 = none */
@@ -130,7 +130,7 @@ void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context);
 
 /* The object itself, NULL if there is none of that kind (or one taken in its place) under the handle. */
 struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t handle);
-/* Every live object of a kind, in slot order: start with *at = 0, ends with NULL. */
+/* Every live object of a kind, in the order of places: start with *at = 0, ends with NULL. */
 struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at);
 
 /* ---- device.c ---- */

@@ -2,7 +2,7 @@
  * Handles: minting, ending, and from a handle to its record without a lock.
  *
  * Any thread. For each kind a growing list of chunks that never move: a reader needs one atomic load for the chunk and one for
- * the slot. Ended slots wait in a queue, so that a stale handle is told apart for as long as possible.
+ * the entry. Ended entries wait in a queue, so that a stale handle is told apart for as long as possible.
  */
 #include "tpc.h"
 #include "tpg_ops.h"
@@ -12,10 +12,10 @@
 #define CHUNK_BITS 10u
 #define CHUNK (1u << CHUNK_BITS)
 #define CHUNKS ((TP_INDEX_MAX + 1) >> CHUNK_BITS)
-#define REUSE_AFTER 256u /* ended slots of a kind before the oldest is used again */
+#define REUSE_AFTER 256u /* ended entries of a kind before the oldest is used again */
 
-struct slot {
-    _Atomic uint32_t id; /* 0 while the slot is free; released after the record */
+struct entry {
+    _Atomic uint32_t id; /* 0 while the entry is free; released after the record */
     uint32_t generation; /* of the last handle here */
     _Atomic(void *) record;
     uint32_t next_free;
@@ -23,29 +23,29 @@ struct slot {
 
 static struct kind {
     struct tp_lock lock;
-    _Atomic(struct slot *) chunks[CHUNKS];
-    uint32_t used; /* slots ever used */
+    _Atomic(struct entry *) chunks[CHUNKS];
+    uint32_t used; /* entries ever used */
     uint32_t free_first, free_last, free_count;
 } kinds[TPG_KIND_LIMIT];
 
-static struct slot *slot_at(struct kind *kind, uint32_t index) {
-    struct slot *chunk = atomic_load_explicit(&kind->chunks[index >> CHUNK_BITS], memory_order_acquire);
+static struct entry *entry_at(struct kind *kind, uint32_t index) {
+    struct entry *chunk = atomic_load_explicit(&kind->chunks[index >> CHUNK_BITS], memory_order_acquire);
     return chunk ? &chunk[index & (CHUNK - 1)] : NULL;
 }
 
-static struct slot *live(uint32_t kind, uint64_t handle) {
+static struct entry *live(uint32_t kind, uint64_t handle) {
     if (!tp_handle_is(handle, kind)) {
         return NULL;
     }
     uint32_t id = tp_handle_id(handle);
-    struct slot *slot = slot_at(&kinds[kind], tp_id_index(id));
-    return slot && id && atomic_load_explicit(&slot->id, memory_order_acquire) == id ? slot : NULL;
+    struct entry *entry = entry_at(&kinds[kind], tp_id_index(id));
+    return entry && id && atomic_load_explicit(&entry->id, memory_order_acquire) == id ? entry : NULL;
 }
 
 static bool take_free(struct kind *kind, uint32_t *index) {
     if (kind->free_count && (kind->free_count >= REUSE_AFTER || kind->used > TP_INDEX_MAX)) {
         *index = kind->free_first;
-        kind->free_first = slot_at(kind, *index)->next_free;
+        kind->free_first = entry_at(kind, *index)->next_free;
         kind->free_count--;
         return true;
     }
@@ -53,8 +53,8 @@ static bool take_free(struct kind *kind, uint32_t *index) {
         return false;
     }
     *index = kind->used;
-    if (!slot_at(kind, *index)) {
-        struct slot *chunk = calloc(CHUNK, sizeof *chunk);
+    if (!entry_at(kind, *index)) {
+        struct entry *chunk = calloc(CHUNK, sizeof *chunk);
         if (!chunk) {
             return false;
         }
@@ -70,12 +70,12 @@ uint64_t tpc_mint_record(uint32_t number, void *record) {
     uint32_t index;
     tp_lock_take(&kind->lock);
     if (take_free(kind, &index)) {
-        struct slot *slot = slot_at(kind, index);
-        slot->generation = (slot->generation + 1) & 0xfff;
-        slot->generation += slot->generation == 0;
-        uint32_t id = slot->generation << TP_INDEX_BITS | index;
-        atomic_store_explicit(&slot->record, record, memory_order_relaxed);
-        atomic_store_explicit(&slot->id, id, memory_order_release);
+        struct entry *entry = entry_at(kind, index);
+        entry->generation = (entry->generation + 1) & 0xfff;
+        entry->generation += entry->generation == 0;
+        uint32_t id = entry->generation << TP_INDEX_BITS | index;
+        atomic_store_explicit(&entry->record, record, memory_order_relaxed);
+        atomic_store_explicit(&entry->id, id, memory_order_release);
         handle = tp_handle_make(number, id);
     }
     tp_lock_drop(&kind->lock);
@@ -88,13 +88,13 @@ void *tpc_unmint(uint32_t number, uint64_t handle) {
     struct kind *kind = &kinds[number];
     void *record = NULL;
     tp_lock_take(&kind->lock);
-    struct slot *slot = live(number, handle);
-    if (slot) {
+    struct entry *entry = live(number, handle);
+    if (entry) {
         uint32_t index = tp_id_index(tp_handle_id(handle));
-        record = atomic_load_explicit(&slot->record, memory_order_relaxed);
-        atomic_store_explicit(&slot->id, 0, memory_order_release);
+        record = atomic_load_explicit(&entry->record, memory_order_relaxed);
+        atomic_store_explicit(&entry->id, 0, memory_order_release);
         if (kind->free_count) {
-            slot_at(kind, kind->free_last)->next_free = index;
+            entry_at(kind, kind->free_last)->next_free = index;
         } else {
             kind->free_first = index;
         }
@@ -106,14 +106,14 @@ void *tpc_unmint(uint32_t number, uint64_t handle) {
 }
 
 void *tpc_record(uint32_t kind, uint64_t handle) {
-    struct slot *slot = live(kind, handle);
-    return slot ? atomic_load_explicit(&slot->record, memory_order_relaxed) : NULL;
+    struct entry *entry = live(kind, handle);
+    return entry ? atomic_load_explicit(&entry->record, memory_order_relaxed) : NULL;
 }
 
 void tpc_set_record(uint32_t kind, uint64_t handle, void *record) {
-    struct slot *slot = live(kind, handle);
-    if (slot) {
-        atomic_store_explicit(&slot->record, record, memory_order_relaxed);
+    struct entry *entry = live(kind, handle);
+    if (entry) {
+        atomic_store_explicit(&entry->record, record, memory_order_relaxed);
     }
 }
 
@@ -123,9 +123,9 @@ uint64_t tpc_next_handle(uint32_t number, const void *record, uint32_t *at) {
     uint32_t used = kind->used;
     tp_lock_drop(&kind->lock);
     for (; *at < used; ++*at) {
-        struct slot *slot = slot_at(kind, *at);
-        uint32_t id = slot ? atomic_load_explicit(&slot->id, memory_order_acquire) : 0;
-        if (id && atomic_load_explicit(&slot->record, memory_order_relaxed) == record) {
+        struct entry *entry = entry_at(kind, *at);
+        uint32_t id = entry ? atomic_load_explicit(&entry->id, memory_order_acquire) : 0;
+        if (id && atomic_load_explicit(&entry->record, memory_order_relaxed) == record) {
             ++*at;
             return tp_handle_make(number, id);
         }

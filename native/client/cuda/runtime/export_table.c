@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define SLOT(function) ((const void *)(function))
+#define ADDRESS(function) ((const void *)(function))
 
 /* ---- entries that nobody was seen to call ---- */
 
@@ -66,7 +66,7 @@ HUNDRED(UNKNOWN, ToolsContext)
 HUNDRED(UNKNOWN, ToolsModule)
 TWENTY(UNKNOWN, Table1734dc26)
 
-#define ENTRY(TABLE, INDEX) [INDEX] = SLOT(TABLE##_##INDEX),
+#define ENTRY(TABLE, INDEX) [INDEX] = ADDRESS(TABLE##_##INDEX),
 
 /* ---- runtime interface ---- */
 
@@ -116,12 +116,12 @@ static CUresult load_compilers(void) { return CUDA_SUCCESS; }
 
 static const void *const runtime_table[21] = {
     TWENTY(ENTRY, CudartInterface)[0] = (const void *)0x68,
-    [1] = SLOT(load_from_wrapper),
-    [2] = SLOT(primary_handle),
-    [6] = SLOT(load_from_wrapper_extended),
-    [7] = SLOT(module_goes),
-    [8] = SLOT(load_from_container),
-    [12] = SLOT(load_compilers),
+    [1] = ADDRESS(load_from_wrapper),
+    [2] = ADDRESS(primary_handle),
+    [6] = ADDRESS(load_from_wrapper_extended),
+    [7] = ADDRESS(module_goes),
+    [8] = ADDRESS(load_from_container),
+    [12] = ADDRESS(load_compilers),
 };
 
 /* ---- tools ---- */
@@ -152,10 +152,10 @@ static CUresult no_profiler(void) { return CUDA_SUCCESS; }
 
 static const void *const hooks_table[10] = {
     TEN(ENTRY, ToolsRuntimeCallbackHooks, )[0] = (const void *)0x38,
-    [1] = SLOT(no_profiler),
-    [2] = SLOT(hooks),
-    [4] = SLOT(no_profiler),
-    [6] = SLOT(hooks_small),
+    [1] = ADDRESS(no_profiler),
+    [2] = ADDRESS(hooks),
+    [4] = ADDRESS(no_profiler),
+    [6] = ADDRESS(hooks_small),
 };
 
 static bool before_init(void) { return atomic_load_explicit(&tpc_state, memory_order_relaxed) == TPC_BEFORE_INIT; }
@@ -174,12 +174,12 @@ static CUresult thread_context(CUcontext *out) {
 
 static const void *const tls_table[10] = {
     TEN(ENTRY, ToolsTLS, )[0] = (const void *)0x18,
-    [2] = SLOT(thread_context),
+    [2] = ADDRESS(thread_context),
 };
 
 /* Has no size word and ends with NULL. */
-static const void *const storage_table[4] = {SLOT(tpc_storage_put), SLOT(tpc_storage_delete), SLOT(tpc_storage_get),
-                                             NULL};
+static const void *const storage_table[4] = {ADDRESS(tpc_storage_put), ADDRESS(tpc_storage_delete),
+                                             ADDRESS(tpc_storage_get), NULL};
 
 /* No context here wraps another; the third argument must be left alone. */
 static CUresult check_context(CUcontext ctx, uint32_t *out, void **untouched) {
@@ -196,8 +196,8 @@ static CUresult check_process(void) { return CUDA_SUCCESS; }
 
 static const void *const checks_table[20] = {
     TWENTY(ENTRY, ContextChecks)[0] = (const void *)0x78,
-    [2] = SLOT(check_context),
-    [3] = SLOT(check_process),
+    [2] = ADDRESS(check_context),
+    [3] = ADDRESS(check_process),
 };
 
 static CUresult integrity_enable(int enable) {
@@ -207,8 +207,8 @@ static CUresult integrity_enable(int enable) {
 
 static const void *const integrity_table[10] = {
     TEN(ENTRY, IntegrityCheck, )[0] = (const void *)0x18,
-    [1] = SLOT(tpc_integrity_check),
-    [2] = SLOT(integrity_enable),
+    [1] = ADDRESS(tpc_integrity_check),
+    [2] = ADDRESS(integrity_enable),
 };
 
 static CUresult tools_device(CUcontext ctx, CUdevice *device) { return cuCtxGetDevice_v2(device, ctx); }
@@ -249,10 +249,10 @@ static CUresult tools_private_stream(CUcontext ctx, CUstream stream, void **priv
 
 static const void *const tools_context_table[101] = {
     HUNDRED(ENTRY, ToolsContext)[0] = (const void *)0x2e8,
-    [3] = SLOT(tools_device),
-    [4] = SLOT(tools_context_number),
-    [39] = SLOT(tools_stream_identity),
-    [51] = SLOT(tools_private_stream),
+    [3] = ADDRESS(tools_device),
+    [4] = ADDRESS(tools_context_number),
+    [39] = ADDRESS(tools_stream_identity),
+    [51] = ADDRESS(tools_private_stream),
 };
 
 typedef CUresult module_walker(void *user, CUfunction function);
@@ -278,7 +278,7 @@ static int tools_walk_functions(CUcontext ctx, CUmodule module, module_walker *w
 
 static const void *const tools_module_table[100] = {
     HUNDRED(ENTRY, ToolsModule)[0] = (const void *)0x320,
-    [7] = SLOT(tools_walk_functions),
+    [7] = ADDRESS(tools_walk_functions),
 };
 
 /* cuBLASLt calls entry 4 (two outputs) for some heuristics, without checking that it got the table. It goes on without the
@@ -291,7 +291,7 @@ static CUresult heuristics_hint(uint64_t *a, uint64_t *b) {
 
 static const void *const table_1734dc26[20] = {
     TWENTY(ENTRY, Table1734dc26)[0] = (const void *)0x88,
-    [4] = SLOT(heuristics_hint),
+    [4] = ADDRESS(heuristics_hint),
 };
 
 #pragma GCC diagnostic pop

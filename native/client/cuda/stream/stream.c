@@ -129,7 +129,7 @@ CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
     if (in.stream <= 2 || !tpc_handle_alive(TPG_STREAM, in.stream)) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    /* Sent before the slot may be used again. The record stays: another thread may be looking at it, and it is small. */
+    /* Sent before the handle may be given out again. The record stays: another thread may be looking at it, and it is small. */
     CUresult result = tpc_post_stream_destroy("cuStreamDestroy", &in);
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         TP_TELL(tpc_stream_gone, hStream);
