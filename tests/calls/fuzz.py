@@ -361,8 +361,6 @@ def ask(binary: Path, library: str, cases: Sequence[str], env: dict[str, str] | 
 def by_state(binary: Path, library: str, cases: Sequence[str], env: dict[str, str] | None = None) -> list[str]:
     """The answers of `ask`, the states beside each other."""
     parts = [[case for case in cases if case.startswith(state + " ")] for state in STATES]
-    # What is gone first: what a later case makes may lie where it was, and "destroyed" makes nothing anew for a case.
-    parts[STATES.index("destroyed")].sort(key=lambda case: "D:" not in case)
     with ThreadPoolExecutor(max_workers=len(STATES)) as pool:
         return [line for lines in pool.map(lambda part: ask(binary, library, part, env), parts) for line in lines]
 

@@ -47,15 +47,27 @@ def census(connection: str, command: Sequence[str]) -> dict[str, Any]:
 
 def run_program(command: Sequence[str], environment: dict[str, str]) -> int:
     """Wait for the command in that environment; its exit code, 128 + N when signal N ended it. Raises UserError."""
+    # Told to end between the start of the program and the line that would end it: that waits. (Not by a mask: the other
+    # threads would not have it.)
+    told: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: told.append(number))
     try:
         process = subprocess.Popen(list(command), env=environment)
     except FileNotFoundError:
         raise UserError(f"The program {command[0]!r} was not found; check its name and PATH.", exit_code=127) from None
     except OSError as error:
         raise UserError(f"The program {command[0]!r} cannot be run: {error.strerror}.", exit_code=126) from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     # The terminal sends an interrupt to both; it is the program's to answer, and its statistics are still wanted.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        for one in told:
+            signal.raise_signal(one)
         code = process.wait()
     except BaseException:
         # We are told to end: the program would go on without its worker.
