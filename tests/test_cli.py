@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
 import shlex
 import signal
 import stat
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 from worker_harness import environment
 
 from tensor_fusion.client.files import client_environment, client_folder
-from tensor_fusion.config import UserError
+from tensor_fusion.config import UserError, product_version
 
 CONNECTION = "native+192.168.1.100+12345+0"
 INFO = "TENSOR_FUSION_OPERATOR_CONNECTION_INFO"
@@ -142,6 +147,52 @@ def test_secret_is_not_shown_in_an_error(native: Path) -> None:
     assert result.returncode == 2
     assert "hush" not in result.stderr
     assert "hush" not in cli(native, "config", **{INFO: "native+h+1+0+hush-hush"}).stdout
+    assert "hush" not in cli(native, "config", https_proxy="http://user:hush@proxy:3128").stdout
+
+
+def test_version(native: Path) -> None:
+    assert cli(native, "--version").stdout == cli(native, "-v").stdout == f"tensor-fusion {product_version()}\n"
+
+
+def in_terminal(native: Path, columns: int, *arguments: str, **variables: str) -> list[str]:
+    """What a terminal of that width gets, line by line."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensor_fusion", *arguments],
+        env=environment(TF_NATIVE_DIR=str(native), TERM="xterm", **variables),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the program has ended
+            break
+        text += part
+    process.wait(20)
+    os.close(ours)
+    return text.decode().splitlines()
+
+
+@pytest.mark.parametrize("arguments", [["config"], ["doctor", "--connect", "native+127.0.0.1+1+0"]])
+def test_words_are_whole_in_80_columns(native: Path, arguments: list[str]) -> None:
+    """Escape sequences apart, no line is longer, so the terminal breaks none."""
+    lines = in_terminal(native, 80, *arguments)
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+    whole = [line for line in plain if len(line) > 80 and " " in line.strip()]
+    assert len(plain) > 2
+    assert not whole
+
+
+def test_no_color(native: Path) -> None:
+    arguments = ["doctor", "--connect", "native+127.0.0.1+1+0"]
+    colour = re.compile(r"\x1b\[(?:[0-9]+;)*[349][0-9]")
+    assert any(colour.search(line) for line in in_terminal(native, 80, *arguments))
+    assert not any(colour.search(line) for line in in_terminal(native, 80, *arguments, NO_COLOR="1"))
 
 
 def test_env_can_be_evaluated_by_a_shell(native: Path, tmp_path: Path) -> None:

@@ -93,6 +93,15 @@ class Teleport:
         self._release.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         self._release.restype = None
 
+    def fetch_connection(self, url: str) -> tuple[str, str]:
+        """The connection string that the URL answers with, or "" and the sentence why not. May take minutes."""
+        text, why = ctypes.create_string_buffer(1026), ctypes.create_string_buffer(2048)
+        size = ctypes.c_size_t
+        self._library.tp_wait_begin()  # which makes it say what it waits for
+        status = self._library.tp_fetch_connection(url.encode(), text, size(len(text)), why, size(len(why)))
+        self._library.tp_wait_end()
+        return ("", why.value.decode("utf-8", "replace")) if status else (text.value.decode("utf-8", "replace"), "")
+
     def release_row(self, page: mmap.mmap, row: int) -> None:
         self._release(_address(page), row)
 
@@ -182,6 +191,11 @@ class _Segment:
 
 def _address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """The kernel signals this process when the thread that started it dies."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def stop_with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:

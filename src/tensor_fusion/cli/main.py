@@ -86,8 +86,20 @@ def checked_connection(connection: str | None) -> str | None:
     return given.strip()
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"tensor-fusion {product_version()}")
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
-def _without_command(context: typer.Context) -> None:
+def _without_command(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", "-v", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version  # its callback has answered
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -25,6 +28,16 @@ TITLES = {"cuda": "CUDA driver API", "nvml": "NVML"}
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
+
+
+def folded(text: str, indent: str, taken: int = 0) -> str:
+    """Broken between words where a terminal would break within them; elsewhere, and for copying, one line."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(_console().width, 40)
+    first = "x" * taken  # what stands in front of it already
+    lines = textwrap.wrap(first + text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)[taken:]
 
 
 def read_coverage() -> dict[str, dict[str, Any]]:
@@ -102,8 +115,13 @@ def checks(results: Iterable[Check], as_json: bool) -> bool:
     for check in results:
         done.append(check)
         if not as_json:
-            mark = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
-            console.print(Text.assemble(mark, f"  {check.name}: {check.text}"))
+            note = Text("note", style="yellow") if check.cause else Text("pass", style="green")
+            mark = note if check.passed else Text("FAIL", style="bold red")
+            console.print(Text.assemble(mark, folded(f"  {check.name}: {check.text}", "      ", taken=4)))
+            if check.command:
+                # A command stays whole, for copying.
+                fits = not sys.stdout.isatty() or len(check.cause + check.command) + 14 <= console.width
+                console.print(f"      {check.cause}; next:{' ' if fits else chr(10) + '      '}{check.command}")
     passed = all(check.passed for check in done)
     if as_json:
         print(json.dumps({"passed": passed, "checks": [asdict(check) for check in done]}, indent=1))
@@ -129,7 +147,9 @@ def instructions(texts: Instructions, as_json: bool) -> None:
 def variables(environ: Mapping[str, str], as_json: bool) -> None:
     def value(name: str) -> str:
         text = environ.get(name, "")
-        return without_secret(text) if name == CONNECTION_INFO else text
+        if name == CONNECTION_INFO:
+            return without_secret(text)
+        return re.sub(r"//[^@/]*@", "//…@", text) if name.endswith("_proxy") else text
 
     if as_json:
         print(json.dumps([{**asdict(variable), "value": value(variable.name)} for variable in VARIABLES], indent=1))
@@ -137,7 +157,8 @@ def variables(environ: Mapping[str, str], as_json: bool) -> None:
     for variable in VARIABLES:
         print(f"{variable.name}={value(variable.name)}")
         readers = "worker and client" if variable.reader == "both" else variable.reader
-        print(f"    {variable.meaning} Read by: {readers}. Default: {variable.default or '(empty)'}.")
+        about = f"{variable.meaning} Read by: {readers}. Default: {variable.default or '(empty)'}."
+        print(folded(f"    {about}", "    "))
 
 
 def _pairs(rows: Mapping[str, str]) -> None:

@@ -13,6 +13,8 @@ class Check:
     name: str
     passed: bool
     text: str
+    cause: str = ""  # by name, where it is known; of a check that passed: something that is worth a look
+    command: str = ""  # what to type next
 
 
 def check(name: str, look: Callable[[], str]) -> Check:

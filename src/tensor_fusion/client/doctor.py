@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from tensor_fusion.abi import Teleport, native_file
+from tensor_fusion.client.causes import explain
 from tensor_fusion.client.check import Check, check
 from tensor_fusion.client.elf import soname
 from tensor_fusion.client.files import LIBRARIES, client_environment, client_folder
 from tensor_fusion.client.probe import connect, greet
 from tensor_fusion.client.segment import SegmentFile, describe, user
+from tensor_fusion.client.settings import odd_settings
 from tensor_fusion.config import (
     CONNECTION_INFO,
     CONNECTION_URL,
@@ -25,20 +30,39 @@ from tensor_fusion.config import (
 from tensor_fusion.worker.protocol import Role, Status
 
 DEVICES_TIMEOUT = 60.0
+LOAD_TIMEOUT = 30.0
+# What the client waits for it says after 4 s where nobody sits at a terminal.
+URL_TIMEOUT = 8.0
+_LINE = re.compile(r"^\S+ (?:ERROR|WARN ) +client\[\d+\]: (.*)$", re.MULTILINE)
+_WAITING = re.compile(r"Waiting for (.*), for up to \d+ \w+ more")
 
 
 def examine(connection: str | None) -> Iterator[Check]:
     """All checks in order; those that need an earlier one that failed are left out."""
-    files = check("client files", _files)
-    yield files
-    if not files.passed:
+    known = {"url": os.environ.get(CONNECTION_URL, "")}
+    for found in _examine(connection, known):
+        cause, command = ("", "") if found.passed and not found.cause else explain(found.text, known)
+        yield replace(found, cause=cause, command=command)
+
+
+def _examine(connection: str | None, known: dict[str, str]) -> Iterator[Check]:
+    for sentence in odd_settings(os.environ):
+        yield Check("settings", True, sentence, cause="to be explained")
+    shell = _Shell()
+    loader = check("loader", lambda: shell.look(connection is not None, known))
+    if not shell.ours and loader.passed:
+        yield (files := check("client files", _files))
+        if not files.passed:
+            return
+    yield loader
+    if not loader.passed:
         return
-    yield check("loader", lambda: _loader(connection is not None))
     address: list[Address] = []
     string = check("connection string", lambda: _string(connection, address))
     yield string
     if not string.passed:
         return
+    known.update(_words(address[0]))
     reach = check("worker reachable", lambda: _reach(address[0]))
     yield reach
     if not reach.passed:
@@ -46,7 +70,13 @@ def examine(connection: str | None) -> Iterator[Check]:
     greeting = check("greeting", lambda: _greeting(address[0]))
     yield greeting
     if greeting.passed:
-        yield check("devices", lambda: _devices(address[0]))
+        yield check("devices", lambda: _devices(shell.environment(address[0])))
+
+
+def _words(address: Address) -> dict[str, str]:
+    if isinstance(address, ShmemAddress):
+        return {"file": str(address.path), "megabytes": str(address.megabytes)}
+    return {"host": address.host, "port": str(address.port)}
 
 
 def _files() -> str:
@@ -61,29 +91,104 @@ def _files() -> str:
     return f"{client_folder()} (schema {schema})"
 
 
-def _loader(for_command: bool) -> str:
-    folder = str(client_folder())
-    if folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") or folder in os.environ.get("LD_PRELOAD", ""):
-        return "this shell's environment loads the client files"
-    if not for_command and os.environ.get(CONNECTION_INFO):
-        raise UserError(
-            f"{CONNECTION_INFO} is set but neither LD_LIBRARY_PATH nor LD_PRELOAD leads to {folder}: "
-            "programs would not use it; start them with tensor-fusion run, or eval the output of tensor-fusion env."
-        )
-    return "this shell is not set up; tensor-fusion run sets up the program it starts"
+class _Shell:
+    """What a program gets that this shell starts: the loader is asked, because every set-up ends there."""
+
+    ours = False
+
+    def look(self, for_command: bool, known: dict[str, str]) -> str:
+        """Raises UserError when programs are meant to use the worker and would not."""
+        for entry in filter(None, os.environ.get("LD_PRELOAD", "").replace(" ", ":").split(":")):
+            if "/" in entry and not Path(entry).exists():
+                raise UserError(f"LD_PRELOAD names {entry}, which is not there: programs run without it.")
+        result = _program("loaded", os.environ, LOAD_TIMEOUT)
+        wanted = not for_command and bool(os.environ.get(CONNECTION_INFO) or os.environ.get(CONNECTION_URL))
+        if result.returncode == 0:
+            libraries: list[str] = json.loads(result.stdout)["libraries"]
+            self.ours = any(Path(path).name.startswith("libteleport.so") for path in libraries)
+            (cuda,) = [path for path in libraries if Path(path).name.startswith("libcuda.so")][:1] or ["libcuda.so"]
+            known["library"] = cuda
+            if self.ours:
+                return f"programs of this shell load {cuda}"
+            if wanted:
+                raise UserError(
+                    f"Programs of this shell load {cuda}, which is not ours: they would not use the worker. Start them "
+                    "with tensor-fusion run, or eval the output of tensor-fusion env --preload."
+                )
+            return (
+                f"this shell is not set up (its programs load {cuda}); tensor-fusion run sets up the program it starts"
+            )
+        said = _LINE.findall(result.stderr)
+        if said:
+            known["library"] = (re.findall(r"\((/\S+)\)", said[0]) or ["libcuda.so"])[0]
+            raise UserError(said[0])
+        last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        if "No such file or directory" in last and "libcuda.so.1:" in last:
+            if wanted:
+                raise UserError(
+                    "A worker is named, but nothing leads programs of this shell to the client files: start them with "
+                    "tensor-fusion run, or eval the output of tensor-fusion env."
+                )
+            return "this shell is not set up; tensor-fusion run sets up the program it starts"
+        known["library"] = (re.findall(r"(/\S+?\.so[.\d]*)", last) or ["libcuda.so"])[0]
+        raise UserError(f"libcuda.so.1 cannot be loaded here: {last.removeprefix('libcuda.so.1 cannot be loaded: ')}")
+
+    def environment(self, address: Address) -> dict[str, str]:
+        """As the shell is when it is set up, else as tensor-fusion run sets it."""
+        string = str(address) + (f"+{address.secret}" if address.secret else "")
+        if self.ours:
+            return {**os.environ, CONNECTION_INFO: string}
+        return {**os.environ, **client_environment(string, os.environ)}
+
+
+def _program(role: str, environment: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Runs a CUDA program that knows nothing of us. Raises TimeoutExpired."""
+    return subprocess.run(
+        [sys.executable, "-m", "tensor_fusion.demo.program", role],
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+        check=False,
+    )
 
 
 def _string(connection: str | None, address: list[Address]) -> str:
     text = connection if connection is not None else os.environ.get(CONNECTION_INFO, "")
-    if not text:
-        if os.environ.get(CONNECTION_URL):
-            raise UserError(
-                f"Only {CONNECTION_URL} is set; GET it, for example by curl, and pass its answer with --connect."
-            )
+    url = os.environ.get(CONNECTION_URL, "")
+    if connection is None and not text and url:
+        text = _ask(url)
+        try:
+            address.append(parse_connection(text))
+        except UserError as error:
+            raise UserError(f"{url} does not answer with a connection string. {error.sentence}") from error
+        return f"{address[0]}{' with a secret' if address[0].secret else ''}, from {url}"
+    if not text and connection is None:
         raise UserError("No worker is named; pass --connect native+HOST+PORT+0, or set " + CONNECTION_INFO + ".")
-    parsed = parse_connection(text)
-    address.append(parsed)
-    return str(parsed) + (" with a secret" if parsed.secret else "")
+    address.append(parse_connection(text))
+    return str(address[0]) + (" with a secret" if address[0].secret else "")
+
+
+def _ask(url: str) -> str:
+    """The answer of the URL, as the client gets it. Raises UserError, also when there is none yet."""
+    command = [sys.executable, "-m", "tensor_fusion.client.ask_url", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            output, errors = process.communicate(timeout=URL_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, errors = process.communicate()
+            waiting = _WAITING.findall(errors)
+            what = waiting[-1].removeprefix("a GPU worker: ") if waiting else f"an answer of {url}"
+            raise UserError(f"{what}; the client would go on waiting, {URL_TIMEOUT:.0f} s are over here.") from None
+    if process.returncode:
+        last = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        raise UserError(f"{url} cannot be asked: {last}")
+    answer: dict[str, str] = json.loads(output)
+    if answer["sentence"]:
+        raise UserError(answer["sentence"])
+    return answer["text"]
 
 
 def _reach(address: Address) -> str:
@@ -109,26 +214,24 @@ def _greeting(address: Address) -> str:
     return f"accepted, protocol {welcome.version}, {welcome.data_connections} data connections"
 
 
-def _devices(address: Address) -> str:
-    string = str(address) + (f"+{address.secret}" if address.secret else "")
-    environment = {**os.environ, **client_environment(string, os.environ)}
+def _devices(environment: Mapping[str, str]) -> str:
     try:
-        result = subprocess.run(
-            [sys.executable, "-m", "tensor_fusion.demo.program", "devices"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=DEVICES_TIMEOUT,
-            check=False,
-        )
+        result = _program("devices", environment, DEVICES_TIMEOUT)
     except subprocess.TimeoutExpired as error:
         raise UserError(
             f"No device list came within {DEVICES_TIMEOUT:.0f} s; look at the worker's log (TF_ENABLE_LOG=1)."
         ) from error
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if result.returncode != 0:
+        said = _LINE.findall(result.stderr)
         last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        raise UserError(f"The device list failed: {last}")
-    names: list[str] = json.loads(result.stdout)["devices"]
+        if "cuInit returned 100" not in last or said:
+            raise UserError(f"The device list failed: {said[0] if said else last}")
+        names: list[str] = []
+    else:
+        names = json.loads(result.stdout)["devices"]
+    if not names and hidden is not None:
+        raise UserError(f"CUDA_VISIBLE_DEVICES={hidden} hides every device of the worker.")
     if not names:
-        raise UserError("The worker has no device for this client; check CUDA_VISIBLE_DEVICES here and there.")
+        raise UserError("The worker has no device for this client; look at CUDA_VISIBLE_DEVICES of the worker.")
     return ", ".join(names)

@@ -6,7 +6,7 @@ import os
 import socket
 
 from tensor_fusion.config import NativeAddress, UserError
-from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Welcome
+from tensor_fusion.worker.protocol import MAGIC, WELCOME_BYTES, Greeting, Welcome, printable
 
 TIMEOUT = 5.0
 
@@ -41,19 +41,28 @@ def greet(connection: socket.socket, address: NativeAddress, schema: bytes) -> W
         connection_version=address.version,
         program="tensor-fusion doctor",
     )
+    place = f"{address.host} port {address.port}"
     raw = b""
     try:
         connection.sendall(greeting)
-        while len(raw) < WELCOME_BYTES:
+        while len(raw) < WELCOME_BYTES and raw[: len(MAGIC)] == MAGIC[: len(raw)]:
             part = connection.recv(WELCOME_BYTES - len(raw))
             if not part:
                 break
             raw += part
+    except TimeoutError as error:
+        if not raw:
+            raise UserError(
+                f"What listens at {place} takes connections and says nothing within {TIMEOUT:.0f} s: it is no worker, "
+                "or one that is stopped."
+            ) from error
     except OSError as error:
-        raise UserError(f"The connection broke during the greeting: {error}.") from error
+        if not raw and not isinstance(error, ConnectionError):
+            raise UserError(f"The connection broke during the greeting: {error}.") from error
+    if not raw:
+        raise UserError(f"What listens at {place} ended the connection without a word; check the port number.")
     welcome = Welcome.parse(raw)
     if welcome is None:
-        raise UserError(
-            f"What listens at {address.host} port {address.port} is no Tensor Fusion worker; check the port number."
-        )
+        said = printable(raw.splitlines()[0][:60])
+        raise UserError(f"What listens at {place} is no Tensor Fusion worker, it says '{said}'; check the port number.")
     return welcome

@@ -62,6 +62,13 @@ def device_names(cuda: Cuda) -> list[str]:
     return names
 
 
+def loaded_libraries() -> list[str]:
+    """The files that stand behind libcuda in this process."""
+    with open("/proc/self/maps") as file:  # noqa: PTH123 - like any user's program
+        paths = {line.split(maxsplit=5)[5].strip() for line in file if line.count("/")}
+    return sorted(path for path in paths if path.rpartition("/")[2].startswith(("libcuda.so", "libteleport.so")))
+
+
 def statistics() -> dict[str, Any]:
     """What the client library counted so far."""
     try:
@@ -215,7 +222,13 @@ def demonstrate(ptx_path: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        report = {"devices": device_names(Cuda())} if arguments[0] == "devices" else demonstrate(arguments[1])
+        if arguments[0] == "loaded":
+            Cuda().cuGetErrorString(0, ctypes.byref(ctypes.c_char_p()))  # which needs no worker
+            report: dict[str, Any] = {"libraries": loaded_libraries()}
+        elif arguments[0] == "devices":
+            report = {"devices": device_names(Cuda()), "libraries": loaded_libraries()}
+        else:
+            report = demonstrate(arguments[1])
     except CudaError as error:
         sys.stderr.write(f"{error}\n")
         return 1
