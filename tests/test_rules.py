@@ -117,6 +117,15 @@ def test_families_have_an_order(side: str) -> None:
     assert first == second
 
 
+def test_the_page_has_the_families_in_their_order() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = re.findall(
+        r"^\| `(\w+)/` \|", text[text.index("### Families") : text.index("## A call from")], flags=re.MULTILINE
+    )
+    for order in rooms.ORDER.values():
+        assert [name for name in table if name in order] == [name for name in order if name != rooms.START]
+
+
 @pytest.mark.parametrize("side", rooms.ORDER)
 def test_arrows_between_families_go_down(side: str) -> None:
     wrong = rooms.side(side).back()

@@ -1,7 +1,7 @@
 /*
- * The program's threads: numbers and their callers.
+ * The program's threads as callers: their numbers, and what is kept for each while it waits for a reply.
  *
- * Owns the caller table, which grows by blocks and is never freed, because a reply may be on its way to a caller whose thread is
+ * Owns the table of callers, which grows by blocks and is never freed, because a reply may be on its way to one whose thread is
  * gone. Entered by every thread of the program, and by the key's destructor when a thread ends. Only this process writes it;
  * thread numbers that arrive from the worker go through tpc_caller_find, which bounds them.
  */
