@@ -108,8 +108,15 @@ static inline uint32_t tp_id_generation(uint32_t id) { return id >> TP_INDEX_BIT
 struct tp_cursor {
     unsigned char *at;
     size_t left;
-    bool bad; /* sticky: something did not fit, or a value was not allowed */
+    bool bad;   /* sticky: something did not fit, or a value was not allowed */
+    bool lends; /* a writer that leaves large data where it is, see tp_lent_fill */
+    const void *lent;
+    unsigned char *lent_at; /* its place in the frame */
+    size_t lent_size;
 };
+
+/* Data from this size on is left where it is, once in a frame, if the writer lends: copying it costs more than a second piece. */
+#define TP_LENT_MIN (16u << 10)
 
 static inline struct tp_cursor tp_cursor_make(void *memory, size_t size) {
     return (struct tp_cursor){.at = memory, .left = size, .bad = false};
@@ -178,6 +185,14 @@ static inline size_t tp_array_size(size_t count, size_t element) {
     return count > TP_FRAME_MAX / element ? 2 * (size_t)TP_FRAME_MAX : 8 + tp_padded(count * element);
 }
 
+/* Puts what was lent into its place in the frame. */
+static inline void tp_lent_fill(struct tp_cursor *c) {
+    if (c->lent_size) {
+        memcpy(c->lent_at, c->lent, c->lent_size);
+        c->lent_size = 0;
+    }
+}
+
 static inline void tp_put_bytes(struct tp_cursor *c, const void *data, size_t size) {
     tp_put_u64(c, size);
     size_t padding = -size & 7;
@@ -188,7 +203,13 @@ static inline void tp_put_bytes(struct tp_cursor *c, const void *data, size_t si
         at = tp_take(c, size + padding); /* NULL when it was bad before */
     }
     if (at && size) {
-        memcpy(at, data, size);
+        if (c->lends && size >= TP_LENT_MIN && !c->lent_size) {
+            c->lent = data;
+            c->lent_at = at;
+            c->lent_size = size;
+        } else {
+            memcpy(at, data, size);
+        }
         memset(at + size, 0, padding);
     }
 }

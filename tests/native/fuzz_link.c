@@ -293,6 +293,11 @@ void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
     link->begun = false;
 }
 
+void tpw_reply_commit_lent(struct tpw_link *link, int32_t result, size_t used, struct tp_cursor *body) {
+    tp_lent_fill(body);
+    tpw_reply_commit(link, result, used);
+}
+
 bool tpw_link_flush(struct tpw_link *link) {
     MUST(!link->begun);
     return true;

@@ -356,6 +356,10 @@ void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
     reply_size = used;
     reply_count++;
 }
+void tpw_reply_commit_lent(struct tpw_link *link, int32_t result, size_t used, struct tp_cursor *body) {
+    tp_lent_fill(body);
+    tpw_reply_commit(link, result, used);
+}
 int32_t tpw_result(struct tpw_session *s, uint16_t op, int32_t error) {
     (void)s;
     (void)op;

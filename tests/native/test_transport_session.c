@@ -95,13 +95,14 @@ static void host_write(struct tpw_link *link, uint64_t transfer, uint64_t size, 
     unsigned char *at = tpw_reply_begin(link, MESSAGE_WRITE, 0, 0, body);
     CHECK(at);
     struct tp_cursor c = tp_cursor_make(at, body);
-    tp_put_u64(&c, transfer);
-    tp_put_u64(&c, size);
-    unsigned char *bytes = tp_take(&c, tp_padded(size));
-    CHECK(bytes);
-    memset(bytes, 0, tp_padded(size));
+    static unsigned char bytes[TP_INLINE_MAX];
     fill_pattern(bytes, size, seed, 0);
-    tpw_reply_commit(link, 0, body);
+    c.lends = true;
+    tp_put_u64(&c, transfer);
+    tp_put_bytes(&c, bytes, size);
+    CHECK(!c.bad);
+    tpw_reply_commit_lent(link, 0, body, &c);
+    memset(bytes, 0, sizeof bytes); /* what was lent is not looked at any more */
 }
 
 static void download(struct tpw_link *link, int listener, uint64_t transfer, uint64_t size, uint64_t seed,
@@ -240,10 +241,17 @@ static void serve(struct tpw_link *link, int listener, int control, const struct
         const void *bytes = tp_get_bytes(&c, &n);
         CHECK(!c.bad && (frame.flags & TP_FRAME_CALL));
         unsigned char *at = tpw_reply_begin(link, frame.op, TP_FRAME_REPLY | TP_FRAME_COMPLETES, frame.thread, n);
-        if (n) {
+        struct tp_cursor out = tp_cursor_make(at, n);
+        if (n >= TP_LENT_MIN) { /* all but the ends, so that bytes stand before and behind them */
+            memcpy(at, bytes, 8);
+            memcpy(at + n - 5, (const unsigned char *)bytes + n - 5, 5);
+            out.lent = (const unsigned char *)bytes + 8;
+            out.lent_at = at + 8;
+            out.lent_size = n - 13;
+        } else if (n) {
             memcpy(at, bytes, n);
         }
-        tpw_reply_commit(link, (int32_t)n, n);
+        tpw_reply_commit_lent(link, (int32_t)n, n, &out);
         break;
     }
     case OP_COUNT: {

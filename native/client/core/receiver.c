@@ -19,7 +19,7 @@
 /* Over shared memory a waiter then yields for so many times as long before it sleeps, as the driver's own waits do on a machine
  * with cores to spare: waking up costs up to 50 µs, which a program feels that synchronises every millisecond. */
 #define LINGER 20u
-#define RECEIVE_PIECE (64u << 10) /* keeps the touched part of the input buffer small */
+#define RECEIVE_PIECE (68u << 10) /* a small copy with its header; keeps the touched part of the input buffer small */
 
 static tp_message_handler *_Atomic message_handler;
 

@@ -16,6 +16,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define OUTPUT_ROOM (TPW_OUTPUT_MAX + 2 * (size_t)TP_FRAME_MAX)
@@ -242,10 +243,8 @@ unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flag
     return (unsigned char *)(frame + 1);
 }
 
-void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
-    if (!link->begun) {
-        return;
-    }
+/* The frame that was begun joins the output. */
+static void close_frame(struct tpw_link *link, int32_t result, size_t used) {
     struct tp_reply_frame *frame = (struct tp_reply_frame *)(void *)(link->output + link->output_end);
     size_t most = link->begun - sizeof *frame;
     used = used < most ? used : most;
@@ -256,9 +255,23 @@ void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
     frame->transfers = frame->flags & TP_FRAME_COMPLETES ? link->handed : 0;
     link->output_end += frame->size;
     link->begun = 0;
+}
+
+void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
+    if (!link->begun) {
+        return;
+    }
+    close_frame(link, result, used);
     if (link->output_end - link->output_start >= FLUSH_AT) {
         tpw_link_flush(link);
     }
+}
+
+static size_t sent_or_lost(struct tpw_link *link, ssize_t n) {
+    if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
+        tpw_link_fail(link, TP_ERROR_LOST, "sending failed: %s", strerror(errno));
+    }
+    return n > 0 ? (size_t)n : 0;
 }
 
 /* Bytes that the peer took; 0 when it takes no more for now, or the link is over. */
@@ -270,10 +283,44 @@ static size_t send_some(struct tpw_link *link, const void *bytes, size_t size) {
     do {
         n = send(link->control, bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
     } while (n < 0 && errno == EINTR);
-    if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
-        tpw_link_fail(link, TP_ERROR_LOST, "sending failed: %s", strerror(errno));
+    return sent_or_lost(link, n);
+}
+
+/* The same for bytes that lie in two places. */
+static size_t send_both(struct tpw_link *link, const void *first, size_t size, const void *second, size_t more) {
+    if (link->slot) {
+        size_t sent = size ? tpw_slot_send(link, first, size) : 0;
+        return sent < size ? sent : sent + tpw_slot_send(link, second, more);
     }
-    return n > 0 ? (size_t)n : 0;
+    struct iovec parts[2] = {{.iov_base = (void *)(uintptr_t)first, .iov_len = size},
+                             {.iov_base = (void *)(uintptr_t)second, .iov_len = more}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    ssize_t n;
+    do {
+        n = sendmsg(link->control, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    } while (n < 0 && errno == EINTR);
+    return sent_or_lost(link, n);
+}
+
+/* What was lent goes from where it is, behind the output that waits, as far as the peer takes it now; the rest is kept like any
+ * other output. */
+void tpw_reply_commit_lent(struct tpw_link *link, int32_t result, size_t used, struct tp_cursor *body) {
+    if (TP_LIKELY(!body->lent_size) || !link->begun || tpw_link_over(link)) {
+        tpw_reply_commit(link, result, used);
+        return;
+    }
+    const unsigned char *lent = body->lent;
+    size_t at = (size_t)(body->lent_at - link->output), end = at + body->lent_size, sent = 1;
+    close_frame(link, result, used);
+    for (; sent && link->output_start < end; link->output_start += sent) {
+        size_t before = link->output_start < at ? at - link->output_start : 0;
+        size_t done = before ? 0 : link->output_start - at;
+        sent = send_both(link, link->output + link->output_start, before, lent + done, body->lent_size - done);
+    }
+    if (link->output_start < end) {
+        size_t done = link->output_start < at ? 0 : link->output_start - at;
+        memcpy(body->lent_at + done, lent + done, body->lent_size - done);
+    }
 }
 
 bool tpw_link_flush(struct tpw_link *link) {

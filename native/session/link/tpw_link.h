@@ -46,6 +46,8 @@ enum tp_status tpw_link_status(const struct tpw_link *link);
  * gathered and sent by flush; when the peer does not read, up to 64 MiB are kept, then the link counts as lost. */
 unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_t thread, size_t size);
 void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used);
+/* The same, with what the body's writer has lent (tp_wire.h), which is not looked at any more afterwards. */
+void tpw_reply_commit_lent(struct tpw_link *link, int32_t result, size_t used, struct tp_cursor *body);
 /* True when all of it is where the client reads. */
 bool tpw_link_flush(struct tpw_link *link);
 

@@ -209,8 +209,9 @@ def _answer(op: Op) -> list[str]:
         "    unsigned char *body = tpw_answer_begin(s, frame->op, frame->thread, result, size);",
         "    if (body) {",
         "        struct tp_cursor r = tp_cursor_make(body, size);",
+        "        r.lends = true;",
         f"        if (!result) {{ tpg_put_{op.name}_out(&r, out); }}",
-        "        tpw_reply_commit(s->link, result, size);",
+        "        tpw_reply_commit_lent(s->link, result, size, &r);",
         "    }",
         "}",
     ]
@@ -225,8 +226,9 @@ def _send(op: Op) -> list[str]:
         f"    unsigned char *body = tpw_reply_begin(s->link, TPG_OP_{op.name}, {flags}, 0, size);",
         "    if (body) {",
         "        struct tp_cursor c = tp_cursor_make(body, size);",
+        "        c.lends = true;",
         f"        tpg_put_{op.name}_in(&c, in);",
-        "        tpw_reply_commit(s->link, 0, size);",
+        "        tpw_reply_commit_lent(s->link, 0, size, &c);",
         "    }",
         "}",
     ]
