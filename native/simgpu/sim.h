@@ -376,6 +376,16 @@ CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context)
     sim_context_t *variable;                                                                                           \
     SIM_ENTER_AS(SIM_NEEDS_CONTEXT, &variable)
 
+// A stream of its own lends its context to a thread that has none (580.159.04, measured); the default streams have none to lend.
+CUresult sim_lend(CUstream stream, sim_context_t **context);
+#define SIM_ENTER_STREAM(variable, stream)                                                                             \
+    SIM_ENTER_WITHOUT(variable);                                                                                       \
+    do {                                                                                                               \
+        CUresult lent_ = SIM_EXPECT_FALSE(!variable) ? sim_lend(stream, &variable) : CUDA_SUCCESS;                     \
+        if (SIM_EXPECT_FALSE(lent_ != CUDA_SUCCESS))                                                                   \
+            return lent_;                                                                                              \
+    } while (0)
+
 CUresult sim_setup(void); // the devices, once; cuInit and nvmlInit both need them
 static inline int sim_pci_bus(int device) { return 0x06 + 0x10 * device; }
 bool sim_handle_add(void *object, sim_kind_t kind);      // under sim.lock; false: out of host memory

@@ -381,14 +381,14 @@ static CUresult begin(sim_context_t *context, CUstream handle, CUgraph into, con
 }
 
 CUresult cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return begin(context, hStream, NULL, NULL, 0, mode, false);
 }
 
 CUresult cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUgraphNode *dependencies,
                                      const CUgraphEdgeData *dependencyData, size_t numDependencies,
                                      CUstreamCaptureMode mode) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     (void)dependencyData; // ports matter on hardware only
     return begin(context, hStream, hGraph, dependencies, numDependencies, mode, true);
 }
@@ -415,7 +415,7 @@ static bool joined(const sim_stream_t *origin, const sim_capture_t *capture) {
 }
 
 CUresult cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (!phGraph)
         return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
@@ -478,21 +478,21 @@ static CUresult info(sim_context_t *context, CUstream handle, CUstreamCaptureSta
 }
 
 CUresult cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return info(context, hStream, captureStatus, NULL, NULL, NULL, NULL);
 }
 
 CUresult cuStreamGetCaptureInfo_v2(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
                                    CUgraph *graph_out, const CUgraphNode **dependencies_out,
                                    size_t *numDependencies_out) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return info(context, hStream, captureStatus_out, id_out, graph_out, dependencies_out, numDependencies_out);
 }
 
 CUresult cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *captureStatus_out, cuuint64_t *id_out,
                                    CUgraph *graph_out, const CUgraphNode **dependencies_out,
                                    const CUgraphEdgeData **edgeData_out, size_t *numDependencies_out) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (edgeData_out)
         *edgeData_out = NULL; // every edge is a full dependency
     return info(context, hStream, captureStatus_out, id_out, graph_out, dependencies_out, numDependencies_out);
@@ -501,7 +501,7 @@ CUresult cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *capt
 CUresult cuStreamUpdateCaptureDependencies_v2(CUstream hStream, CUgraphNode *dependencies,
                                               const CUgraphEdgeData *dependencyData, size_t numDependencies,
                                               unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     (void)dependencyData;
     sim_stream_t *stream;
     if (flags > CU_STREAM_SET_CAPTURE_DEPENDENCIES || (numDependencies && !dependencies))

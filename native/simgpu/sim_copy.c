@@ -150,7 +150,7 @@ CUresult cuMemcpy(CUdeviceptr dst, CUdeviceptr src, size_t ByteCount) {
 }
 
 CUresult cuMemcpyAsync(CUdeviceptr dst, CUdeviceptr src, size_t ByteCount, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return copy1d(context, hStream, dst, SIM_PLACE_UNIFIED, src, SIM_PLACE_UNIFIED, ByteCount, true);
 }
 
@@ -160,7 +160,7 @@ CUresult cuMemcpyHtoD_v2(CUdeviceptr dstDevice, const void *srcHost, size_t Byte
 }
 
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, host(srcHost), SIM_PLACE_HOST, ByteCount, true);
 }
 
@@ -170,7 +170,7 @@ CUresult cuMemcpyDtoH_v2(void *dstHost, CUdeviceptr srcDevice, size_t ByteCount)
 }
 
 CUresult cuMemcpyDtoHAsync_v2(void *dstHost, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return copy1d(context, hStream, host(dstHost), SIM_PLACE_HOST, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
 }
 
@@ -180,7 +180,7 @@ CUresult cuMemcpyDtoD_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t By
 }
 
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return copy1d(context, hStream, dstDevice, SIM_PLACE_DEVICE, srcDevice, SIM_PLACE_DEVICE, ByteCount, true);
 }
 
@@ -209,7 +209,7 @@ CUresult cuMemcpyPeer(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr s
 
 CUresult cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
                            size_t ByteCount, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return peer1d(context, hStream, dstDevice, dstContext, srcDevice, srcContext, ByteCount, true);
 }
 
@@ -237,7 +237,7 @@ static CUresult check_batch(const CUdeviceptr *dsts, const CUdeviceptr *srcs, co
 static CUresult copy_batch(const CUdeviceptr *dsts, const CUdeviceptr *srcs, const size_t *sizes, size_t count,
                            const CUmemcpyAttributes *attrs, const size_t *places, size_t attr_count, size_t *fail,
                            CUstream stream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, stream);
     size_t failed = SIZE_MAX, attr = 0;
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     bool wait = false;
@@ -303,7 +303,7 @@ CUresult cuMemsetD8_v2(CUdeviceptr dstDevice, unsigned char uc, size_t N) {
 }
 
 CUresult cuMemsetD8Async(CUdeviceptr dstDevice, unsigned char uc, size_t N, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return set2d(context, hStream, dstDevice, 0, uc, 1, N, 1, true);
 }
 
@@ -313,7 +313,7 @@ CUresult cuMemsetD16_v2(CUdeviceptr dstDevice, unsigned short us, size_t N) {
 }
 
 CUresult cuMemsetD16Async(CUdeviceptr dstDevice, unsigned short us, size_t N, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return set2d(context, hStream, dstDevice, 0, us, 2, N, 1, true);
 }
 
@@ -323,7 +323,7 @@ CUresult cuMemsetD32_v2(CUdeviceptr dstDevice, unsigned int ui, size_t N) {
 }
 
 CUresult cuMemsetD32Async(CUdeviceptr dstDevice, unsigned int ui, size_t N, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return set2d(context, hStream, dstDevice, 0, ui, 4, N, 1, true);
 }
 
@@ -334,7 +334,7 @@ CUresult cuMemsetD2D8_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned char u
 
 CUresult cuMemsetD2D8Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned char uc, size_t Width, size_t Height,
                            CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return set2d(context, hStream, dstDevice, dstPitch, uc, 1, Width, Height, true);
 }
 
@@ -345,7 +345,7 @@ CUresult cuMemsetD2D16_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned short
 
 CUresult cuMemsetD2D16Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned short us, size_t Width, size_t Height,
                             CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return set2d(context, hStream, dstDevice, dstPitch, us, 2, Width, Height, true);
 }
 
@@ -356,6 +356,6 @@ CUresult cuMemsetD2D32_v2(CUdeviceptr dstDevice, size_t dstPitch, unsigned int u
 
 CUresult cuMemsetD2D32Async(CUdeviceptr dstDevice, size_t dstPitch, unsigned int ui, size_t Width, size_t Height,
                             CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return set2d(context, hStream, dstDevice, dstPitch, ui, 4, Width, Height, true);
 }

@@ -49,7 +49,7 @@ CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
 }
 
 CUresult cuEventDestroy_v2(CUevent hEvent) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
@@ -95,17 +95,17 @@ static CUresult record(sim_context_t *context, CUevent handle, CUstream stream_h
 }
 
 CUresult cuEventRecord(CUevent hEvent, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return record(context, hEvent, hStream, 0);
 }
 
 CUresult cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return record(context, hEvent, hStream, flags);
 }
 
 CUresult cuEventQuery(CUevent hEvent) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = sim_event_of(hEvent);
@@ -119,7 +119,7 @@ CUresult cuEventQuery(CUevent hEvent) {
 }
 
 CUresult cuEventSynchronize(CUevent hEvent) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = sim_event_of(hEvent);
@@ -135,7 +135,7 @@ CUresult cuEventSynchronize(CUevent hEvent) {
 }
 
 CUresult cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     if (!pMilliseconds)
         return CUDA_ERROR_INVALID_VALUE;

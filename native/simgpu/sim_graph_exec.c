@@ -248,7 +248,7 @@ static void follow(const sim_program_t *program) {
 
 // A launch is behind the launches of the same executable graph before it, in whatever stream.
 CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     pthread_mutex_lock(&sim.lock);
     sim_exec_t *exec = sim_exec_of(hGraph);
     sim_stream_t *stream;
@@ -281,7 +281,7 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
 }
 
 CUresult cuGraphUpload(CUgraphExec hGraph, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     pthread_mutex_lock(&sim.lock);
     bool known = sim_exec_of(hGraph) != NULL;
     pthread_mutex_unlock(&sim.lock);

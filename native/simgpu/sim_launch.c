@@ -204,7 +204,7 @@ CUresult sim_kernel_op(sim_context_t *context, const CUDA_KERNEL_NODE_PARAMS *p,
 CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
                         unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
                         unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     request_t r = {f,
                    {gridDimX, gridDimY, gridDimZ},
                    {blockDimX, blockDimY, blockDimZ},
@@ -220,7 +220,7 @@ CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDi
 CUresult cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
                                    unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
                                    unsigned int sharedMemBytes, CUstream hStream, void **kernelParams) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     request_t r = {f,
                    {gridDimX, gridDimY, gridDimZ},
                    {blockDimX, blockDimY, blockDimZ},
@@ -234,7 +234,7 @@ CUresult cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, config ? config->hStream : NULL);
     if (!config || (config->numAttrs && !config->attrs) || config->numAttrs > 64)
         return CUDA_ERROR_INVALID_VALUE;
     request_t r = {f,

@@ -81,18 +81,18 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
 }
 
 CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return allocate(context, NULL, dptr, bytesize, hStream);
 }
 
 CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     sim_pool_t *found = lookup(pool);
     return found ? allocate(context, found, dptr, bytesize, hStream) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);

@@ -383,6 +383,17 @@ CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_
     return CUDA_SUCCESS;
 }
 
+CUresult sim_lend(CUstream handle, sim_context_t **context) {
+    CUresult result = CUDA_ERROR_INVALID_CONTEXT;
+    pthread_mutex_lock(&sim.lock);
+    if ((uintptr_t)handle > 2 && sim_handle_is(handle, SIM_STREAM)) {
+        *context = ((sim_stream_t *)(void *)handle)->context;
+        result = (*context)->active ? (CUresult)atomic_load(&(*context)->error) : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
 CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool own_context, sim_wait_t wait) {
     pthread_mutex_lock(&sim.lock);
     sim_stream_t *stream;

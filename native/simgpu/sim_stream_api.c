@@ -51,7 +51,7 @@ CUresult cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int 
 }
 
 CUresult cuStreamDestroy_v2(CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     (void)context;
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
@@ -64,7 +64,7 @@ CUresult cuStreamDestroy_v2(CUstream hStream) {
 }
 
 CUresult cuStreamSynchronize(CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
     if (unsafe != CUDA_SUCCESS)
         return unsafe;
@@ -84,7 +84,7 @@ CUresult cuStreamSynchronize(CUstream hStream) {
 }
 
 CUresult cuStreamQuery(CUstream hStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
     if (unsafe != CUDA_SUCCESS)
         return unsafe;
@@ -137,7 +137,7 @@ static CUresult ask(sim_context_t *context, CUstream handle, stream_question_t q
 }
 
 CUresult cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (sim_capturing()) { // the driver forbids this question in a stream that captures
         sim_stream_t *stream;
         pthread_mutex_lock(&sim.lock);
@@ -152,29 +152,29 @@ CUresult cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
 }
 
 CUresult cuStreamGetPriority(CUstream hStream, int *priority) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return ask(context, hStream, STREAM_PRIORITY, priority);
 }
 
 CUresult cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return ask(context, hStream, STREAM_ID, streamId);
 }
 
 CUresult cuStreamGetCtx(CUstream hStream, CUcontext *pctx) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return ask(context, hStream, STREAM_CONTEXT, pctx);
 }
 
 CUresult cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pGreenCtx) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (pGreenCtx)
         *pGreenCtx = NULL;
     return ask(context, hStream, STREAM_CONTEXT, pCtx);
 }
 
 CUresult cuStreamGetDevice(CUstream hStream, CUdevice *device) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     return ask(context, hStream, STREAM_DEVICE, device);
 }
 
@@ -186,7 +186,7 @@ static bool stream_attribute_ok(CUstreamAttrID attr) {
 }
 
 CUresult cuStreamSetAttribute(CUstream hStream, CUstreamAttrID attr, const CUstreamAttrValue *param) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (!param || !stream_attribute_ok(attr))
         return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
@@ -205,7 +205,7 @@ CUresult cuStreamSetAttribute(CUstream hStream, CUstreamAttrID attr, const CUstr
 }
 
 CUresult cuStreamGetAttribute(CUstream hStream, CUstreamAttrID attr, CUstreamAttrValue *value) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (!value || !stream_attribute_ok(attr))
         return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
@@ -221,7 +221,7 @@ CUresult cuStreamGetAttribute(CUstream hStream, CUstreamAttrID attr, CUstreamAtt
 }
 
 CUresult cuStreamCopyAttributes(CUstream dstStream, CUstream srcStream) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, dstStream);
     sim_stream_t *dst, *src;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, dstStream, &dst);
@@ -236,7 +236,7 @@ CUresult cuStreamCopyAttributes(CUstream dstStream, CUstream srcStream) {
 }
 
 CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (Flags & ~1u)
         return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
@@ -259,7 +259,7 @@ CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags)
 }
 
 CUresult cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (!fn)
         return CUDA_ERROR_INVALID_VALUE;
     sim_op_t op = {.kind = SIM_OP_HOST_FUNCTION, .u.host_function = {fn, userData}};
@@ -267,7 +267,7 @@ CUresult cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
 }
 
 CUresult cuStreamAddCallback(CUstream hStream, CUstreamCallback callback, void *userData, unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, hStream);
     if (!callback || flags)
         return CUDA_ERROR_INVALID_VALUE;
     sim_op_t op = {.kind = SIM_OP_CALLBACK, .u.callback = {callback, userData, hStream}};
@@ -302,22 +302,22 @@ static CUresult value_op(sim_context_t *context, CUstream stream, bool wait, uin
 }
 
 CUresult cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, stream);
     return value_op(context, stream, false, addr, value, 4, flags);
 }
 
 CUresult cuStreamWriteValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, stream);
     return value_op(context, stream, false, addr, value, 8, flags);
 }
 
 CUresult cuStreamWaitValue32_v2(CUstream stream, CUdeviceptr addr, cuuint32_t value, unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, stream);
     return value_op(context, stream, true, addr, value, 4, flags);
 }
 
 CUresult cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr addr, cuuint64_t value, unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, stream);
     return value_op(context, stream, true, addr, value, 8, flags);
 }
 
@@ -358,7 +358,7 @@ CUresult sim_batch_op(sim_context_t *context, unsigned count, const CUstreamBatc
 
 CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *paramArray,
                                unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, stream);
     sim_op_t op;
     CUresult result = flags ? CUDA_ERROR_INVALID_VALUE : sim_batch_op(context, count, paramArray, &op);
     return result == CUDA_SUCCESS ? sim_submit(context, stream, &op, false, SIM_GO_ON) : result;

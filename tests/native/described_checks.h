@@ -35,6 +35,68 @@ static inline uint32_t word_at(CUdeviceptr p) {
     return word;
 }
 
+// A stream of its own lends its context to a thread that has none; default streams and the synchronous forms have none to lend.
+// Every answer as of 580.159.04.
+static inline void check_lent_contexts(graph_bench_t *t) {
+    unsigned char bytes[64] = {7};
+    void *pinned;
+    CUcontext before, owner = NULL;
+    CUevent event;
+    CUdeviceptr pooled;
+    CUstreamCaptureStatus status;
+    CUgraph graph;
+    CUmemoryPool pool;
+    unsigned flags;
+    int priority;
+    float ms;
+    OK(cuEventCreate(&event, CU_EVENT_DEFAULT));
+    OK(cuMemHostAlloc(&pinned, 64, 0));
+    OK(cuDeviceGetDefaultMemPool(&pool, 0));
+    OK(cuCtxPopCurrent_v2(&before));
+    OK(cuMemcpyHtoDAsync_v2(t->c, bytes, 64, t->stream));
+    OK(cuMemcpyHtoDAsync_v2(t->c, pinned, 64, t->stream));
+    OK(cuMemcpyDtoHAsync_v2(bytes, t->c, 64, t->stream));
+    OK(cuMemcpyAsync(t->c, t->c + 64, 64, t->stream));
+    OK(cuMemcpyDtoDAsync_v2(t->c, t->c + 64, 64, t->stream));
+    OK(cuMemsetD8Async(t->c, 0, 64, t->stream));
+    OK(cuMemsetD2D8Async(t->c, 64, 0, 8, 2, t->stream));
+    OK(cuMemAllocAsync(&pooled, 64, t->stream));
+    OK(cuMemFreeAsync(pooled, t->stream));
+    OK(cuMemAllocFromPoolAsync(&pooled, 64, pool, t->stream));
+    OK(cuMemFreeAsync(pooled, t->stream));
+    OK(cuEventRecord(event, t->stream));
+    OK(cuStreamWaitEvent(t->stream, event, 0));
+    OK(cuStreamWriteValue32_v2(t->stream, t->c, 1, 0));
+    OK(cuStreamWaitValue32_v2(t->stream, t->c, 1, 0));
+    OK(cuStreamSynchronize(t->stream));
+    OK(cuStreamQuery(t->stream));
+    OK(cuEventSynchronize(event));
+    OK(cuEventQuery(event));
+    OK(cuEventElapsedTime(&ms, event, event));
+    OK(cuStreamGetCtx(t->stream, &owner));
+    CHECK(owner == before);
+    OK(cuStreamGetFlags(t->stream, &flags));
+    OK(cuStreamGetPriority(t->stream, &priority));
+    OK(cuStreamBeginCapture_v2(t->stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    OK(cuMemsetD8Async(t->c, 0, 64, t->stream));
+    OK(cuStreamIsCapturing(t->stream, &status));
+    CHECK(status == CU_STREAM_CAPTURE_STATUS_ACTIVE);
+    OK(cuStreamEndCapture(t->stream, &graph));
+    CHECK(cuMemcpyHtoDAsync_v2(t->c, bytes, 64, NULL) == CUDA_ERROR_INVALID_CONTEXT);
+    CHECK(cuMemsetD8Async(t->c, 0, 64, NULL) == CUDA_ERROR_INVALID_CONTEXT);
+    CHECK(cuMemcpyHtoD_v2(t->c, bytes, 4) == CUDA_ERROR_INVALID_CONTEXT);
+    CHECK(cuEventRecord(event, NULL) == CUDA_ERROR_INVALID_CONTEXT);
+    CHECK(cuStreamQuery(CU_STREAM_LEGACY) == CUDA_ERROR_INVALID_CONTEXT);
+    CHECK(cuStreamSynchronize(NULL) == CUDA_ERROR_INVALID_CONTEXT);
+    CHECK(cuMemcpyHtoDAsync_v2(t->c, bytes, 64, CU_STREAM_PER_THREAD) == CUDA_ERROR_INVALID_CONTEXT);
+    OK(cuEventDestroy_v2(event));
+    OK(cuCtxGetCurrent(&owner));
+    CHECK(!owner);
+    OK(cuCtxSetCurrent(before));
+    OK(cuGraphDestroy(graph));
+    OK(cuMemFreeHost(pinned));
+}
+
 static inline void check_batches(graph_bench_t *t) {
     CUstreamBatchMemOpParams ops[300];
     OK(cuMemsetD32_v2(t->c, 0, GRAPH_WORDS));
@@ -224,6 +286,7 @@ static inline void check_graph_memory(void) {
 static inline void check_described(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     check_batches(&t);
+    check_lent_contexts(&t);
     check_record_nodes(&t);
     check_wait_nodes(&t);
     check_pool_access();

@@ -21,6 +21,9 @@ PREFIX = {"cuda": "tpc", "nvml": "tpn"}
 REQUIRED = (
     "out", "outknown", "outstruct", "new", "in", "struct", "string", "outbytes", "outarray", "outstring", "versioned",
 )  # fmt: skip
+# Arguments that name a stream, which lends its context to a thread that has none.
+LENDER = "CUstream"
+LAUNCHER = "const CUlaunchConfig *"
 READY = {"cuda": "tpc_not_ready", "nvml": "tpn_ready"}
 SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
 HIDDEN_FROM = 12000  # refused names that are as new as this are not found by name
@@ -119,7 +122,8 @@ def exports(model: Model, api: Api) -> str:
 
 def entries(api: Api) -> str:
     """tpg_<api>_entries.c: what is behind every name, hidden in libteleport under the same name, and their table."""
-    lines = [NOTE, f'#include "{PREFIX[api.name]}.h"', '#include "tpg_client.h"', '#include "tpg_table.h"']
+    own = ['"tpc.h"', '"tpc_stream.h"'] if api.name == "cuda" else [f'"{PREFIX[api.name]}.h"']
+    lines = [NOTE, *(f"#include {header}" for header in own), '#include "tpg_client.h"', '#include "tpg_table.h"']
     lines.append(f'#include "tpg_{api.name}_trace.h"')
     for name in api.exports:
         lines.append(_entry(api, api.lines[name]))
@@ -162,6 +166,11 @@ def _answer_of(api: Api, line: Line, target: Line, prototype: Prototype) -> str:
     else:
         arguments = [f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name for p in prototype.params]
     answer = f"{prefix}_{target.name}({', '.join(arguments)})"
+    lenders = [p.name for p in prototype.params if p.type == LENDER]
+    launchers = [p.name for p in prototype.params if p.type == LAUNCHER and target.implicit]
+    lenders += [f"{name} ? {name}->hStream : NULL" for name in launchers]
+    if lenders:
+        answer = f"{prefix.upper()}_LENT({lenders[0]}, {answer})"
     if prototype.returns == RESULTS[api.name]:
         answer = f'{prefix.upper()}_ANSWER("{line.name}", {answer})'
     return answer

@@ -91,6 +91,13 @@ static bool quiet(CUstream handle) {
            atomic_load_explicit(&stream->quiet, memory_order_relaxed) == quiet_mark(tp_frames(tpc_conn));
 }
 
+bool tpc_lend(CUstream handle) {
+    const struct stream *stream = tpc_current() ? NULL : tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
+    return stream && tpc_cuCtxPushCurrent_v2((CUcontext)(uintptr_t)stream->context) == CUDA_SUCCESS;
+}
+
+void tpc_lent(void) { tpc_cuCtxPopCurrent_v2(NULL); }
+
 CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int priority) {
     TPC_CONTEXT(context);
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
