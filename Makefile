@@ -1,5 +1,5 @@
 # The daily tasks, one command each; CONTRIBUTING.md says when to use which. Everything is built into build/ and .venv/.
-.PHONY: build fast test lint format fresh ci clean
+.PHONY: build fast test lint format fresh release ci clean
 PYTHON ?= python3
 native := build/native
 tools := .venv/bin
@@ -33,6 +33,9 @@ format: .venv/.made
 
 fresh: # README's lines on fresh roots of Debian 12 and 13; needs root and debootstrap, takes an hour
 	for release in 12 13; do for line in demo tests; do tools/fresh-machine $$release $$line || exit; done; done
+
+release: .venv/.made # into dist/: the archives of a release, tried
+	$(tools)/python tools/release.py --out dist
 
 ci:
 	.ci/run

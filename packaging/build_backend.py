@@ -49,7 +49,12 @@ def works(compiler: list[str]) -> bool:
 
 
 def has_compiler() -> bool:
-    """True when CMake will find a compiler that works: the one named by CC, or cc, gcc or clang."""
+    """True when CMake will find a compiler that works: the one named by CC, or cc, gcc or clang.
+
+    TF_BUILD_COMPILER=ziglang takes the one from PyPI all the same: its files work with an old C library.
+    """
+    if os.environ.get("TF_BUILD_COMPILER") == "ziglang":
+        return False
     if os.environ.get("CC"):
         return works(shlex.split(os.environ["CC"]))
     return any(works([name]) for name in ("cc", "gcc", "clang"))

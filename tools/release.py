@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Make what a release hands out, as the deployment guide lists it, and try it.
+
+    tools/release.py --out dist          # tensor-fusion-client/, tensor-fusion-worker/, the wheel, SHA256SUMS
+
+    tensor-fusion-client/VERSION/     libcuda.so, libnvidia-ml.so, libteleport.so: three plain files
+    tensor-fusion-client-VERSION-linux-x86_64.tar.gz
+    tensor-fusion-worker/VERSION/     tensor-fusion-worker: one executable, which needs no Python
+    tensor_fusion-VERSION-….whl
+
+All native files are built by the compiler from PyPI against glibc 2.17, whatever this machine has. The worker as one
+file is made by PyInstaller, which collects the interpreter and the libraries that its modules need. A zipapp would be
+smaller, but needs an interpreter on the host, and one that we pack ourselves needs the same collecting by hand. The
+price: it unpacks itself below TMPDIR at each start, which takes a third of a second and stays after a SIGKILL, and
+needs the C library of the Python that this script runs on. Both are measured and printed. So make releases on the
+oldest system that is to be served.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "packaging"))
+from wheel_tag import Elf, platform_tag  # noqa: E402 - of the checkout
+
+CLIENT = ("libcuda", "libnvidia-ml", "libteleport")
+# Of the native files, what the worker uses.
+WORKER_FILES = ("client/libteleport.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so", "coverage.json")
+PYINSTALLER = "pyinstaller>=6.10,<7"
+STARTS_WITHIN = 2.0
+
+
+def say(text: str) -> None:
+    print(f"release: {text}", flush=True)
+
+
+def run(*command: str | Path, **variables: str) -> str:
+    done = subprocess.run(
+        list(map(str, command)), env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"release: {' '.join(map(str, command[:4]))} … failed with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def build_wheel(python: Path, out: Path) -> Path:
+    say("building the wheel with the compiler from PyPI")
+    run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", out, ROOT, TF_BUILD_COMPILER="ziglang")
+    (wheel,) = out.glob("tensor_fusion-*.whl")
+    tag = platform_tag(wheel)
+    if tag is None or not tag.startswith("manylinux_2_17_"):
+        sys.exit(f"release: the wheel is tagged {tag}, and was to work with glibc 2.17")
+    return wheel
+
+
+def client(wheel: Path, version: str, out: Path) -> None:
+    folder = out / "tensor-fusion-client" / version
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in CLIENT:
+            (folder / f"{name}.so").write_bytes(archive.read(f"tensor_fusion/_native/client/{name}.so.1"))
+            (folder / f"{name}.so").chmod(0o755)
+    with tarfile.open(out / f"tensor-fusion-client-{version}-linux-x86_64.tar.gz", "w:gz") as packed:
+        for path in (*sorted(folder.iterdir()), ROOT / "LICENSE"):
+            packed.add(path, f"tensor-fusion-client/{path.name}")
+
+
+def worker(python: Path, version: str, scratch: Path, out: Path) -> Path:
+    say("packing the worker into one file")
+    found = run(python, "-c", "from tensor_fusion.abi import native_folder; print(native_folder())").strip()
+    words: list[str | Path] = [python, "-m", "PyInstaller", "--onefile", "--noconfirm", "--log-level", "ERROR"]
+    words += ["--name", "tensor-fusion-worker", "--copy-metadata", "tensor-fusion", "--distpath", scratch / "dist"]
+    words += ["--workpath", scratch / "work", "--specpath", scratch]
+    for name in WORKER_FILES:
+        words += ["--add-data", f"{found}/{name}:tensor_fusion/_native/{Path(name).parent}"]
+    run(*words, ROOT / "packaging/worker_entry.py")
+    target = out / "tensor-fusion-worker" / version / "tensor-fusion-worker"
+    target.parent.mkdir(parents=True)
+    shutil.copy2(scratch / "dist/tensor-fusion-worker", target)
+    return target
+
+
+CLIENT_PROGRAM = """
+import ctypes, sys
+cuda, count = ctypes.CDLL(sys.argv[1] + "/libcuda.so"), ctypes.c_int()
+print(cuda.cuInit(0), cuda.cuDeviceGetCount(ctypes.byref(count)), count.value)
+"""
+
+
+def use(folder: Path, port: str) -> str:
+    """What a program gets that has the three files and the worker's address."""
+    env = {"PATH": "/nowhere", "TENSOR_FUSION_OPERATOR_CONNECTION_INFO": f"native+127.0.0.1+{port}+0"}
+    command = [sys.executable, "-c", CLIENT_PROGRAM, str(folder)]
+    return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True, timeout=30).stdout.strip()
+
+
+def answers(port: str) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", int(port))) == 0
+
+
+def try_worker(program: Path, files: Path, version: str) -> None:
+    """Start it as on a host that has nothing, use it, and end it; nothing may stay, also when its starter is killed."""
+    with tempfile.TemporaryDirectory() as name:
+        empty = {"PATH": "/nowhere", "TMPDIR": name}
+        said = subprocess.run([program, "-v"], env=empty, capture_output=True, text=True, check=True).stdout
+        if version not in said:
+            sys.exit(f"release: the worker says {said!r}, not {version}")
+        begin = time.monotonic()
+        process = subprocess.Popen(
+            [program, "--gpu", "sim", "-p", "0", "--host", "127.0.0.1"], env=empty, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout
+        ready = process.stdout.readline()
+        seconds = time.monotonic() - begin
+        if not ready.startswith("ready native"):
+            sys.exit(f"release: the worker said {ready!r}")
+        port = ready.split()[2].rpartition(":")[2]
+        used = use(files, port)
+        process.terminate()
+        code = process.wait(20)
+        left = sorted(path.name for path in Path(name).iterdir())
+        if used != "0 0 1" or code or left:
+            sys.exit(f"release: a program got {used!r} of the worker, which ended with {code} and left {left}")
+        killed = subprocess.Popen(
+            [program, "--gpu", "sim", "-p", port, "--host", "127.0.0.1"], env=empty, stdout=subprocess.PIPE, text=True
+        )
+        assert killed.stdout and killed.stdout.readline().startswith("ready native")
+        killed.kill()
+        killed.wait()
+        until = time.monotonic() + 10
+        while answers(port) and time.monotonic() < until:
+            time.sleep(0.1)
+        if answers(port):
+            sys.exit("release: the worker goes on when the process that started it was killed")
+    say(f"the worker was ready after {seconds:.2f} s, and has {program.stat().st_size >> 20} MB")
+    if seconds > STARTS_WITHIN:
+        sys.exit(f"release: it was to start within {STARTS_WITHIN} s")
+
+
+def needed_glibc(python: Path) -> str:
+    """What the interpreter in the one file asks for: it is this one's."""
+    image = Path(run(python, "-c", "import os, sys; print(os.path.realpath(sys.executable))").strip()).read_bytes()
+    numbers = [
+        tuple(map(int, n.split(".")[:2])) for n in re.findall(r"GLIBC_([0-9.]+)", " ".join(Elf(image).versions()))
+    ]
+    return ".".join(map(str, max(numbers, default=(0, 0))))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="an empty folder, or one to be made")
+    out = parser.parse_args().out.resolve()
+    if out.exists() and any(out.iterdir()):
+        parser.error(f"{out} is not empty")
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        venv.create(scratch / "venv", with_pip=True)
+        python = scratch / "venv/bin/python"
+        wheel = build_wheel(python, out)
+        version = wheel.name.split("-")[1]
+        run(python, "-m", "pip", "install", "--quiet", wheel, PYINSTALLER)
+        client(wheel, version, out)
+        program = worker(python, version, scratch, out)
+        try_worker(program, out / "tensor-fusion-client" / version, version)
+        say(f"its interpreter needs glibc {needed_glibc(python)}, the client files 2.17")
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(out)}\n"
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    ]
+    (out / "SHA256SUMS").write_text("".join(lines))
+    say(f"made {len(lines)} files in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
