@@ -313,7 +313,7 @@ def test_session_environment_has_no_client_files(tmp_path: Path) -> None:
         assert client.ask("env TRITON_LIBCUDA_PATH") == "(unset)"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_everything(number: int) -> None:
     worker = Worker("--warm", "3")
     client = worker.client()

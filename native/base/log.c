@@ -4,7 +4,7 @@
  * Owns the log's file descriptor and threshold. Any thread enters, also in a child after fork: there is no lock, a line is
  * put together on the caller's stack and leaves in one write(), and the date is computed here because libc's gmtime takes a
  * lock that another thread may have held during fork. Nothing here reads memory that the peer can write.
- * An unwritable path is reported once on stderr, and the program goes on.
+ * An unwritable path is reported once on stderr, and the program goes on. A file that was moved away is not written on.
  */
 #include <tp_base.h>
 
@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,6 +31,7 @@ static _Atomic int64_t last_second;
 static _Atomic uint32_t lines; /* wanted in that second */
 static _Atomic bool silent;    /* TF_ENABLE_LOG is set, and says no */
 static char log_path[1024];    /* path that log_fd belongs to; written by tp_log_setup only */
+static _Atomic int64_t looked; /* the second in which somebody looked whether that path is still this file's */
 static const char *const level_names[] = {"TRACE", "DEBUG", "INFO", "WARN", "ERROR"};
 
 bool tp_switch(const char *name) {
@@ -117,6 +119,24 @@ static bool within_bound(int64_t now, uint32_t *left_out) {
     return true;
 }
 
+/* The log may be rotated: whoever did it, the path has another file now, or none. The descriptor's number stays, so a thread that
+ * is writing finishes in one of the two files. */
+static void follow_path(int fd, int64_t now) {
+    struct stat open_file, named;
+    if (atomic_exchange_explicit(&looked, now, memory_order_relaxed) == now || fstat(fd, &open_file) != 0) {
+        return;
+    }
+    if (stat(log_path, &named) == 0 ? named.st_ino == open_file.st_ino && named.st_dev == open_file.st_dev
+                                    : errno != ENOENT) {
+        return;
+    }
+    int fresh = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0644);
+    if (fresh >= 0) {
+        dup3(fresh, fd, O_CLOEXEC);
+        close(fresh);
+    }
+}
+
 static void write_line(int fd, const char *line, size_t size) {
     ssize_t written = write(fd, line, size);
     (void)written; /* a full disk or a closed stderr must not stop the program */
@@ -161,6 +181,7 @@ static void write_arguments(int level, bool shown, const char *format, va_list a
     line[size++] = '\n';
     int fd = atomic_load_explicit(&log_fd, memory_order_acquire);
     if (fd >= 0) {
+        follow_path(fd, now.tv_sec);
         write_line(fd, line, size);
     }
     if (fd < 0 || shown) {

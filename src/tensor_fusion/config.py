@@ -84,6 +84,9 @@ VARIABLES = (
     Variable("TF_ENABLE_LOG", "both", "0", "1: write a log; 0, if set: not a word about unsupported calls."),
     Variable("TF_LOG_LEVEL", "both", "info", "trace (every call and frame), debug, info, warn or error."),
     Variable("TF_LOG_PATH", "both", "", "Log file; empty: the worker's standard output, the client's standard error."),
+    Variable(
+        "TF_LOG_SIZE", "worker", "256", "MB after which the log file becomes FILE.1 and a new one begins; 0: never."
+    ),
     Variable("TF_GPU_MEMORY_LIMIT", "worker", "0", "MB of device memory for all clients together; 0: no limit."),
     Variable("TF_CUDA_MEMORY_LIMIT", "worker", "0", "Older name of TF_GPU_MEMORY_LIMIT, which wins if both are set."),
     Variable("TF_ENABLE_URL_AUTH", "worker", "0", "1: a client must send a secret that TF_AUTHORIZED_KEY_PATH lists."),
@@ -351,6 +354,7 @@ class LogSettings:
     enabled: bool
     level: str
     path: Path | None
+    megabytes: int = 256  # of the file, before it is moved away
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> LogSettings:
@@ -358,4 +362,7 @@ class LogSettings:
         if level not in LOG_LEVELS:
             raise UserError(f"TF_LOG_LEVEL is {environ['TF_LOG_LEVEL']!r}; use one of {', '.join(LOG_LEVELS)}.")
         path = environ.get("TF_LOG_PATH", "")
-        return cls(switch(environ, "TF_ENABLE_LOG"), level, Path(path) if path else None)
+        size = environ.get("TF_LOG_SIZE", "") or "256"
+        if not (size.isascii() and size.isdigit() and len(size) <= 7):
+            raise UserError(f"TF_LOG_SIZE is {size!r}; use a number of MB, or 0 for no bound.")
+        return cls(switch(environ, "TF_ENABLE_LOG"), level, Path(path) if path else None, int(size))

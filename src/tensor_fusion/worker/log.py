@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 import sys
 import time
 
-from tensor_fusion.config import LogSettings, UserError
+from tensor_fusion.config import MEGABYTE, LogSettings, UserError
 
 LOGGER = logging.getLogger("tensor_fusion.worker")
 _LEVELS = {
@@ -50,12 +51,36 @@ class _SaysOnce(logging.Handler):
                 discard_output()
 
 
-class _FileLog(_SaysOnce, logging.FileHandler):
-    pass
+class _FileLog(_SaysOnce, logging.handlers.WatchedFileHandler):
+    """Follows its path, as the sessions do: whoever moves the file away, the next line makes a new one."""
 
 
 class _OutputLog(_SaysOnce, logging.StreamHandler):  # type: ignore[type-arg]  # generic since Python 3.11 only
     pass
+
+
+def reopen() -> None:
+    """SIGHUP. What was moved away would be noticed at the next line; this makes the new file at once."""
+    for handler in LOGGER.handlers:
+        if isinstance(handler, _FileLog):
+            try:
+                handler.reopenIfNeeded()
+            except OSError as error:
+                sys.stderr.write(f"tensor-fusion-worker: The log {handler.baseFilename}: {error.strerror}.\n")
+
+
+def bound(settings: LogSettings) -> None:
+    """Move the file away when it has become too long, in place of the one before it. To be called now and then."""
+    path = settings.path
+    if not settings.enabled or path is None or settings.megabytes == 0:
+        return
+    try:
+        if path.is_file() and not path.is_symlink() and path.stat().st_size > settings.megabytes * MEGABYTE:
+            path.replace(path.with_name(f"{path.name}.1"))
+    except OSError as error:
+        LOGGER.error("the log cannot be moved to %s.1: %s", path, error.strerror)
+        return
+    reopen()
 
 
 def configure(settings: LogSettings) -> None:

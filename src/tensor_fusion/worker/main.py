@@ -7,13 +7,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 from tensor_fusion.abi import Native, Teleport, native_file
-from tensor_fusion.config import UserError, product_version
+from tensor_fusion.config import LogSettings, UserError, product_version
 from tensor_fusion.worker import log
 from tensor_fusion.worker.driver import choose_driver, session_environment
 from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
@@ -25,6 +25,8 @@ from tensor_fusion.worker.supervisor import Supervisor
 
 # A serving session costs the supervisor one descriptor, a connection without a greeting another.
 DESCRIPTORS = 8192
+# Seconds between two looks at how long the log is; at full speed it grows by some 100 MB meanwhile.
+LOG_LOOKED_AT = 1.0
 SIMULATED_NOTICE = (
     "NOTICE: this worker uses the SIMULATED GPU of Tensor Fusion (--gpu sim): no real GPU computes anything, "
     "and only the few kernels it knows by name run."
@@ -93,7 +95,9 @@ def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executa
     if driver.simulated:
         sys.stderr.write(SIMULATED_NOTICE + "\n")
     environment = {**session_environment(environ), **settings.images.environment()}
-    return Executable(native_file("bin/tensor-fusion-session"), driver, environment)
+    # Sessions write to the log's file themselves; where there is none, their lines go to where the worker's own go.
+    output = 1 if settings.log.enabled and settings.log.path is None else 2
+    return Executable(native_file("bin/tensor-fusion-session"), driver, environment, output=output)
 
 
 def warm_line(count: int, session: Session) -> str:
@@ -106,9 +110,40 @@ def warm_line(count: int, session: Session) -> str:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that end a worker. One that nohup started ignores the end of its terminal, and goes on doing so."""
+    """The signals that end a worker, until it serves; then SIGHUP may mean another thing. nohup's worker ignores it."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
+def has_terminal() -> bool:
+    """Whether there is a terminal that controls this process; one that was closed is there no more."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+class Hangup:
+    """SIGHUP: the end of its terminal ends the worker. One that has none, or whose terminal is still there, is
+    told that the log was moved away."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._begun_on_terminal = has_terminal()
+
+    def __call__(self) -> None:
+        if self._begun_on_terminal and not has_terminal():
+            self._stop()
+        else:
+            log.reopen()
+            log.LOGGER.info("SIGHUP: the log is written to where its path leads; secrets are read at each connection")
+
+
+async def keep_bounded(settings: LogSettings) -> None:
+    while True:
+        log.bound(settings)
+        await asyncio.sleep(LOG_LOOKED_AT)
 
 
 async def run(settings: Settings, native: Native, executable: Executable) -> None:
@@ -118,13 +153,15 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     stopping = stop_signals()
+    hangup = Hangup(stop.set)
     for number in stopping:
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, hangup if number == signal.SIGHUP else stop.set)
     page = QuotaPage(settings.memory_limit, native)
     sessions = Sessions(executable, page, settings.warm)
     sessions.install()
     supervisor = Supervisor(settings, native, sessions, executable.segment)
     stopped = loop.create_task(stop.wait())
+    bounding = loop.create_task(keep_bounded(settings.log))
     try:
         starting = loop.create_task(sessions.first())
         await asyncio.wait({stopped, starting}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,6 +187,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
             raise UserError(failures[0], exit_code=1)
     finally:
         stopped.cancel()
+        bounding.cancel()
         await supervisor.close()
         await sessions.close()
         page.close()

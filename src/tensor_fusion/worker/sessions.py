@@ -59,6 +59,7 @@ class Executable:
     driver: Driver
     environment: Mapping[str, str]
     segment: Segment | None = None
+    output: int = 2  # where its lines go
 
 
 class Caller(Protocol):
@@ -223,8 +224,9 @@ class Sessions:
                 pass_fds=(theirs.fileno(), self._page.fd, *self._segment_descriptors()),
                 env=dict(self._executable.environment),
                 stdin=subprocess.DEVNULL,
-                # The worker's own standard output carries the ready line and nothing from sessions.
-                stdout=2,
+                # Without a log the worker's standard output carries the ready line and nothing from sessions.
+                stdout=self._executable.output,
+                stderr=self._executable.output,
                 # A terminal's Ctrl-C is for the supervisor, which then ends its sessions in order. No preexec_fn: with
                 # one Python copies its whole address space to start a process, which takes ten times as long.
                 start_new_session=True,
