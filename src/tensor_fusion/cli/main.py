@@ -283,6 +283,27 @@ def coverage(
         report.coverage(table, reasons=reasons)
 
 
+class Action(str, Enum):
+    INSTALL = "install"
+    STATUS = "status"
+    REMOVE = "remove"
+
+
+@app.command()
+def service(
+    action: Annotated[Action, typer.Argument(help="What to do.", show_default=False)],
+    root: Annotated[Path, typer.Option(help="Another root than this machine's, for images.")] = Path("/"),
+) -> None:
+    """The worker as a service of systemd: its own user, hardened, started at boot."""
+    from tensor_fusion.worker import service as unit
+
+    if action is Action.INSTALL:
+        lines = unit.install(root, unit.worker_command())
+    else:
+        lines = unit.status(root) if action is Action.STATUS else unit.remove(root)
+    print("\n".join(lines))
+
+
 @app.command()
 def doctor(connect: Connect = None, as_json: Json = False) -> None:
     """Find out why it does not work: each step from the files to the device list, with what to do next."""

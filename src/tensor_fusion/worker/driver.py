@@ -119,6 +119,7 @@ def session_environment(environ: Mapping[str, str]) -> dict[str, str]:
         if entries:
             kept[name] = ":".join(entries)
     kept.pop("TRITON_LIBCUDA_PATH", None)
+    kept.pop("NOTIFY_SOCKET", None)  # a session has nothing to say to systemd
     return kept
 
 

@@ -1,0 +1,188 @@
+"""The worker as a service of systemd: the unit, and what it tells systemd about itself.
+
+The unit is hardened as far as a worker allows: it sees the GPUs and no other device, writes to its cache, its log and
+shared memory, and runs as a user that exists while it runs. It keeps what a jail for sessions needs: namespaces, mounts
+inside them, Landlock and seccomp. tests/test_service.py holds `systemd-analyze security` to 2.5.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tensor_fusion.config import UserError
+
+NAME = "tensor-fusion-worker.service"
+UNIT = Path("etc/systemd/system") / NAME
+CONFIGURATION = Path("etc/tensor-fusion/worker.conf")
+MARK = "# Written by `tensor-fusion service install`"
+# What ProtectHome and PrivateTmp hide from the service.
+HIDDEN = ("home", "root", "run/user", "tmp", "var/tmp")
+
+_TEXT = """\
+{mark}; `tensor-fusion service remove` takes it away.
+[Unit]
+Description=Tensor Fusion worker, which lends the GPUs of this host
+After=network-online.target nvidia-persistenced.service
+Wants=network-online.target
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={command} $TF_WORKER_OPTIONS
+ExecReload=/bin/kill -HUP $MAINPID
+EnvironmentFile=-/{configuration}
+Restart=on-failure
+RestartSec=2
+KillMode=mixed
+TimeoutStartSec=120
+TimeoutStopSec=20
+# A session that runs out of memory is one client's affair.
+OOMPolicy=continue
+LimitMEMLOCK=infinity
+LimitNOFILE=65536
+LimitCORE=0
+CacheDirectory=tensor-fusion
+LogsDirectory=tensor-fusion
+Environment=XDG_CACHE_HOME=%C
+UMask=0077
+
+DynamicUser=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateMounts=yes
+DevicePolicy=closed
+DeviceAllow=char-nvidia* rw
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=user mnt pid net ipc uts
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+SystemCallFilter=@system-service @mount
+SystemCallFilter=landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_CONFIGURATION = """\
+# What tensor-fusion-worker is started with; after a change: systemctl restart tensor-fusion-worker
+# Every variable: tensor-fusion config
+TF_WORKER_OPTIONS=-n native -p 12345
+TF_ENABLE_LOG=1
+#TF_ENABLE_URL_AUTH=1
+#TF_AUTHORIZED_KEY_PATH=/etc/tensor-fusion/keys
+"""
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it asked to be told; that it does not listen is no fault of the worker's."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        try:
+            channel.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
+        except OSError as error:
+            sys.stderr.write(f"tensor-fusion-worker: NOTIFY_SOCKET {address} takes nothing: {error.strerror}.\n")
+
+
+def worker_command() -> Path:
+    """The command beside this interpreter, else the one that the PATH leads to."""
+    beside = Path(sys.executable).with_name("tensor-fusion-worker")
+    found = beside if beside.is_file() else Path(shutil.which("tensor-fusion-worker") or "")
+    if not found.is_file():
+        raise UserError("There is no tensor-fusion-worker beside this Python or on PATH; install the package with pip.")
+    return found.absolute()
+
+
+def unit(command: Path) -> str:
+    return _TEXT.format(mark=MARK, command=command, configuration=CONFIGURATION)
+
+
+def install(root: Path, command: Path) -> list[str]:
+    """Write the unit, and the configuration if there is none; what to type next. Raises UserError."""
+    hidden = next((name for name in HIDDEN if command.is_relative_to(Path("/") / name)), None)
+    if hidden:
+        raise UserError(
+            f"{command} lies below /{hidden}, which the service does not see; install the package where every user "
+            "can run it, for example: python3 -m venv /opt/tensor-fusion && /opt/tensor-fusion/bin/pip install "
+            "tensor-fusion."
+        )
+    path = root / UNIT
+    if path.exists() and MARK not in path.read_text(errors="replace"):
+        raise UserError(f"{path} is there and is not ours; nothing was changed.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(unit(command))
+        configuration = root / CONFIGURATION
+        if not configuration.exists():
+            configuration.parent.mkdir(parents=True, exist_ok=True)
+            configuration.write_text(_CONFIGURATION)
+            configuration.chmod(0o600)  # it may hold the path of secrets, and more
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}; run it as root.") from error
+    _systemctl(root, "daemon-reload")
+    return [
+        f"wrote {path}, which starts {command}",
+        f"its options stand in {configuration}",
+        f"next: systemctl enable --now {NAME.removesuffix('.service')}",
+    ]
+
+
+def remove(root: Path) -> list[str]:
+    """Stop it and take the unit away; the configuration is the administrator's. Raises UserError."""
+    path = root / UNIT
+    if not path.exists():
+        raise UserError(f"There is no {path}; nothing was changed.")
+    if MARK not in path.read_text(errors="replace"):
+        raise UserError(f"{path} is not ours; nothing was changed.")
+    _systemctl(root, "disable", "--now", NAME)
+    try:
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"{path} cannot be removed: {error.strerror}; run it as root.") from error
+    _systemctl(root, "daemon-reload")
+    kept = root / CONFIGURATION
+    return [f"removed {path}", *([f"kept {kept}"] if kept.exists() else [])]
+
+
+def status(root: Path) -> list[str]:
+    """Whether it is there, starts by itself and runs. Raises UserError when it is not there."""
+    path = root / UNIT
+    if not path.exists():
+        raise UserError(f"There is no {path}; tensor-fusion service install writes it.", exit_code=1)
+    lines = [f"unit: {path}"]
+    for word, question in (("at boot", "is-enabled"), ("now", "is-active")):
+        lines.append(f"{word}: {_systemctl(root, question, NAME) or 'unknown, there is no systemd here'}")
+    return [*lines, f"its lines: journalctl -u {NAME.removesuffix('.service')}"]
+
+
+def _systemctl(root: Path, *words: str) -> str:
+    """What it says; "" where no systemd runs, or where another root than this machine's is meant."""
+    if root != Path("/") or not Path("/run/systemd/system").is_dir():
+        return ""
+    try:
+        done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"systemctl {' '.join(words)} failed: {error}.", exit_code=1) from error
+    if done.returncode and words[0] in ("daemon-reload", "disable"):
+        raise UserError(f"systemctl {' '.join(words)} failed: {done.stderr.strip()}.", exit_code=1)
+    return done.stdout.strip()

@@ -1,0 +1,114 @@
+"""The worker as a service of systemd: its unit, and what it tells systemd."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from worker_harness import Worker, eventually
+
+from tensor_fusion.config import UserError
+from tensor_fusion.worker import service
+
+COMMAND = Path("/opt/tensor-fusion/bin/tensor-fusion-worker")
+
+
+def test_it_says_when_it_is_ready_and_when_it_stops(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(path))
+        systemd.settimeout(5)
+        with Worker(NOTIFY_SOCKET=str(path)) as worker:
+            assert systemd.recv(1000).decode() == f"READY=1\nSTATUS={worker.ready.strip()}"
+            # A session cannot say anything in the worker's name.
+            assert worker.client().ask("env NOTIFY_SOCKET") == "(unset)"
+            worker.stop()
+            assert systemd.recv(1000) == b"STOPPING=1"
+
+
+def test_a_systemd_that_does_not_listen_is_said(tmp_path: Path) -> None:
+    with Worker(NOTIFY_SOCKET=str(tmp_path / "nobody")) as worker:
+        assert worker.client().ask("pid")
+        worker.stop()
+        assert "takes nothing" in worker.errors
+
+
+def test_install_status_remove(tmp_path: Path) -> None:
+    unit, configuration = tmp_path / service.UNIT, tmp_path / service.CONFIGURATION
+    with pytest.raises(UserError, match="tensor-fusion service install writes it"):
+        service.status(tmp_path)
+    assert service.install(tmp_path, COMMAND)[-1] == "next: systemctl enable --now tensor-fusion-worker"
+    assert f"ExecStart={COMMAND} $TF_WORKER_OPTIONS\n" in unit.read_text()
+    assert configuration.stat().st_mode & 0o777 == 0o600
+    configuration.write_text("TF_WORKER_OPTIONS=-p 1\n")
+    service.install(tmp_path, COMMAND)  # again, as after an upgrade
+    assert configuration.read_text() == "TF_WORKER_OPTIONS=-p 1\n"
+    assert service.status(tmp_path)[0] == f"unit: {unit}"
+    assert service.remove(tmp_path) == [f"removed {unit}", f"kept {configuration}"]
+    assert not unit.exists()
+    with pytest.raises(UserError, match="nothing was changed"):
+        service.remove(tmp_path)
+
+
+def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    unit = tmp_path / service.UNIT
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\n")
+    with pytest.raises(UserError, match="not ours"):
+        service.install(tmp_path, COMMAND)
+    with pytest.raises(UserError, match="not ours"):
+        service.remove(tmp_path)
+    assert unit.read_text() == "[Service]\n"
+
+
+@pytest.mark.parametrize("place", ["/root/.venv/bin", "/home/me/.local/bin", "/tmp/x"])
+def test_a_command_that_the_service_cannot_see_is_refused(place: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/opt/tensor-fusion"):
+        service.install(tmp_path, Path(place) / "tensor-fusion-worker")
+    assert not (tmp_path / service.UNIT).exists()
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tensor_fusion", "service", "status", "--root", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        f"tensor-fusion: There is no {tmp_path}/etc/systemd/system/tensor-fusion-worker.service"
+    )
+
+
+def test_the_unit_leaves_what_a_jail_needs() -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(service.unit(COMMAND))
+    found = parser["Service"]
+    assert {"user", "mnt", "pid", "net"} <= set(found["RestrictNamespaces"].split())
+    assert "landlock_restrict_self" in found["SystemCallFilter"] and "seccomp" in found["SystemCallFilter"]
+    assert (found["Type"], found["DynamicUser"], found["OOMPolicy"]) == ("notify", "yes", "continue")
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze on this machine")
+def test_the_unit_is_hardened(tmp_path: Path) -> None:
+    path = tmp_path / service.NAME
+    path.write_text(service.unit(Path("/bin/true")))
+    command = ["systemd-analyze", "security", "--offline=yes", "--threshold=25", "--no-pager", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Unknown" not in done.stderr
+    verified = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True, check=False)
+    assert service.NAME not in verified.stderr, verified.stderr
+
+
+def test_reload_is_what_the_unit_says(tmp_path: Path) -> None:
+    """ExecReload sends SIGHUP, and the worker of a service serves on."""
+    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in service.unit(COMMAND)
+    log = tmp_path / "log"
+    with Worker(TF_ENABLE_LOG="1", TF_LOG_PATH=str(log)) as worker:
+        log.unlink()
+        worker.process.send_signal(1)
+        assert eventually(log.exists)
