@@ -78,11 +78,11 @@ uint64_t tp_quota_used(void *page, uint32_t device) {
 
 uint64_t tp_quota_limit(void *page) { return atomic_load_explicit(field(page, FIELD_LIMIT), memory_order_relaxed); }
 
-/* One place for each mark, the last to come has it: forgetting costs a verification. */
-bool tp_quota_image_verified(void *page, uint64_t mark) {
-    return atomic_load_explicit(field(page, FIELD_IMAGES + mark % TP_QUOTA_IMAGES), memory_order_relaxed) == mark;
+/* One place for each stamp, the last to come has it: forgetting costs a verification. */
+bool tp_quota_image_verified(void *page, uint64_t stamp) {
+    return atomic_load_explicit(field(page, FIELD_IMAGES + stamp % TP_QUOTA_IMAGES), memory_order_relaxed) == stamp;
 }
 
-void tp_quota_image_note(void *page, uint64_t mark) {
-    atomic_store_explicit(field(page, FIELD_IMAGES + mark % TP_QUOTA_IMAGES), mark, memory_order_relaxed);
+void tp_quota_image_note(void *page, uint64_t stamp) {
+    atomic_store_explicit(field(page, FIELD_IMAGES + stamp % TP_QUOTA_IMAGES), stamp, memory_order_relaxed);
 }

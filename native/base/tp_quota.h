@@ -26,8 +26,8 @@ TP_EXPORT void tp_quota_release(void *page, uint32_t row);
 TP_EXPORT uint64_t tp_quota_used(void *page, uint32_t device); /* by all sessions of the worker */
 TP_EXPORT uint64_t tp_quota_limit(void *page);                 /* 0 = none */
 
-/* A mark, never 0, stands for one state of one file of the image cache that a session of this worker has verified. */
-TP_EXPORT bool tp_quota_image_verified(void *page, uint64_t mark);
-TP_EXPORT void tp_quota_image_note(void *page, uint64_t mark);
+/* A stamp, never 0, stands for one state of one file of the image cache that a session of this worker has verified. */
+TP_EXPORT bool tp_quota_image_verified(void *page, uint64_t stamp);
+TP_EXPORT void tp_quota_image_note(void *page, uint64_t stamp);
 
 #endif

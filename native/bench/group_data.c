@@ -196,7 +196,7 @@ static void series_of_allocation(enum way way, size_t size, size_t most) {
     static const char *const allocate[] = {"cuMemAlloc", "cuMemAllocAsync", "cuMemAllocHost"};
     static const char *const release[] = {"cuMemFree", "cuMemFreeAsync", "cuMemFreeHost"};
     struct series a, f;
-    uint32_t back = 0, mark = 0;
+    uint32_t back = 0, value = 0;
     series_open(&a, allocate[way], size, most);
     series_open(&f, release[way], size, most);
     while (series_wants(&a)) {
@@ -211,16 +211,16 @@ static void series_of_allocation(enum way way, size_t size, size_t most) {
             MUST(cuMemAllocHost_v2, &host, size);
         sample_end(&a);
         /* the memory is used, both ends of it, or its allocation would be a promise only */
-        mark++;
+        value++;
         if (way == PINNED) {
-            ((volatile unsigned char *)host)[0] = (unsigned char)mark;
-            ((volatile unsigned char *)host)[size - 1] = (unsigned char)mark;
+            ((volatile unsigned char *)host)[0] = (unsigned char)value;
+            ((volatile unsigned char *)host)[size - 1] = (unsigned char)value;
         } else {
-            launch_fill(device, mark, 1);
-            launch_fill(device + size - 4, mark, 1);
+            launch_fill(device, value, 1);
+            launch_fill(device + size - 4, value, 1);
             MUST(cuMemcpyDtoHAsync_v2, &back, device + size - 4, sizeof back, stream);
             MUST(cuStreamSynchronize, stream);
-            expect_same(&back, &mark, sizeof back, allocate[way]);
+            expect_same(&back, &value, sizeof back, allocate[way]);
         }
         sample_begin(&f);
         if (way == LINEAR)

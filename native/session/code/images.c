@@ -4,7 +4,7 @@
  * The executor enters; one thread of this file, started by the first image to keep, hashes and writes, so that the client does
  * not wait for either. A hash is a hostile client's: 32 bytes that become a name of hexadecimal digits. Files are written by
  * sessions of this user, perhaps of an older worker, and may have been cut or damaged since: they are read into memory of our
- * own and verified there before use, once for each state of a file (the marks of the quota page). There is no second copy
+ * own and verified there before use, once for each state of a file (the stamps of the quota page). There is no second copy
  * in memory: what is read often lies in the kernel's page cache, which all sessions share, survives them, and gives way when
  * memory is short. They are read, not mapped, because a mapped file that somebody shortens ends the process that reads it.
  */
@@ -91,18 +91,18 @@ void tpw_image_name(char name[TPW_IMAGE_NAME], const unsigned char hash[TP_SHA25
     name[TPW_IMAGE_NAME - 1] = 0;
 }
 
-uint64_t tpw_image_mark(const unsigned char hash[TP_SHA256_SIZE], const struct stat *about) {
+uint64_t tpw_image_stamp(const unsigned char hash[TP_SHA256_SIZE], const struct stat *about) {
     const uint64_t state[5] = {(uint64_t)about->st_dev, (uint64_t)about->st_ino, (uint64_t)about->st_size,
                                (uint64_t)about->st_mtim.tv_sec, (uint64_t)about->st_mtim.tv_nsec};
     unsigned char digest[TP_SHA256_SIZE];
     struct tp_sha256 sha;
-    uint64_t mark;
+    uint64_t stamp;
     tp_sha256_begin(&sha);
     tp_sha256_add(&sha, hash, TP_SHA256_SIZE);
     tp_sha256_add(&sha, state, sizeof state);
     tp_sha256_end(&sha, digest);
-    memcpy(&mark, digest, sizeof mark);
-    return mark ? mark : 1;
+    memcpy(&stamp, digest, sizeof stamp);
+    return stamp ? stamp : 1;
 }
 
 /* Reads all of a file; false when it is shorter or is not what its name says. */
@@ -148,8 +148,8 @@ unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[T
     if (!bytes) {
         goto done;
     }
-    uint64_t mark = tpw_image_mark(hash, &about);
-    bool verified = s->quota && tp_quota_image_verified(s->quota, mark);
+    uint64_t stamp = tpw_image_stamp(hash, &about);
+    bool verified = s->quota && tp_quota_image_verified(s->quota, stamp);
     if (!read_image(file, bytes, (size_t)about.st_size, hash, verified)) {
         static bool said;
         if (!said) {
@@ -162,9 +162,9 @@ unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[T
         goto done;
     }
     if (s->quota) {
-        tp_quota_image_note(s->quota, mark);
+        tp_quota_image_note(s->quota, stamp);
     }
-    /* The time of use by which the least recently used is found; the time of writing is part of the mark and stays. */
+    /* The time of use by which the least recently used is found; the time of writing is part of the stamp and stays. */
     (void)futimens(file, used);
     if (size != (uint64_t)about.st_size) {
         free(

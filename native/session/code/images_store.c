@@ -135,7 +135,7 @@ bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char 
             unlinkat(folder->fd, unfinished, 0);
         }
     } else if (folder->quota) {
-        tp_quota_image_note(folder->quota, tpw_image_mark(digest, &about));
+        tp_quota_image_note(folder->quota, tpw_image_stamp(digest, &about));
     }
     if (file >= 0) {
         close(file);

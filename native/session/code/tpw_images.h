@@ -28,7 +28,7 @@ struct tpw_image_folder {
 void tpw_image_name(char name[TPW_IMAGE_NAME], const unsigned char hash[TP_SHA256_SIZE]);
 struct stat;
 /* Identifies one state of one file: what it should hold, where it lies, how long it is, when it was last written. */
-uint64_t tpw_image_mark(const unsigned char hash[TP_SHA256_SIZE], const struct stat *about);
+uint64_t tpw_image_stamp(const unsigned char hash[TP_SHA256_SIZE], const struct stat *about);
 /* Any thread: writes one image, making room first. False when writing is of no use any more, with a line in the log. */
 bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char *bytes, size_t size,
                      const unsigned char hash[TP_SHA256_SIZE]);

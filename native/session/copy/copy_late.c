@@ -2,8 +2,8 @@
  * Copies into device memory whose bytes the client takes when the stream has come to them (copy_in_late).
  *
  * CUDA reads pinned memory when a stream gets there: behind host functions that write it, behind earlier copies into it.
- * So such a copy is, in its stream: a marker, which makes the executor ask the client for the bytes; a wait for a word of
- * pinned memory; the copy, from a buffer beside that word; and a marker behind it. The client's bytes come in frames
+ * So such a copy is, in its stream: a point, which makes the executor ask the client for the bytes; a wait for a word of
+ * pinned memory; the copy, from a buffer beside that word; and a point behind it. The client's bytes come in frames
  * (late_bytes), the executor puts them into the buffer and writes the word. The word is written by this process and not
  * by the GPU, because the commands that would write it might stand in the hardware's queue behind this very wait. The
  * bytes do not come as a transfer, because its chunks could stand behind those of frames that are held back (executor.c).
@@ -29,7 +29,7 @@
 #define CLASSES 13u           /* 64 KiB … 256 MiB */
 #define KEPT_MAX (1ull << 30) /* bytes in all buffers; half of that in small ones */
 #define ASK_NS 200000u        /* between two looks whether what a copy needs is there */
-#define COMMANDS 7u           /* of a piece, at most: rows in three parts, from beside the stream, a wait, a marker */
+#define COMMANDS 7u           /* of a piece, at most: rows in three parts, from beside the stream, a wait, a point */
 
 struct buffer {
     struct buffer *next; /* of those that are free, of the same size */
@@ -45,7 +45,7 @@ struct late {
     uint64_t token, size, piece, pieces;
     uint64_t wanted, came, copied; /* bytes asked for, bytes here, pieces that are out of their buffers */
     struct buffer *buffers[2];     /* pieces go into the first and the second in turn */
-    uint32_t markers;
+    uint32_t points;
     bool issuing, over; /* over: nothing more will come, every wait has been ended */
     int32_t error;
 };
@@ -242,7 +242,7 @@ static void fail(struct tpw_session *s, struct late *late, int32_t error) {
 /* Frees it when nothing of it is in the stream any more. After an error the GPU may still read its buffers: nobody gets
  * them. */
 static void settle(struct tpw_session *s, struct late *late) {
-    if (late->issuing || late->markers) {
+    if (late->issuing || late->points) {
         return;
     }
     for (struct late **at = &s->lates->list; *at; at = &(*at)->next) {
@@ -267,7 +267,7 @@ static void reached(struct tpw_session *s, void *what, int32_t error) {
     } else if (!late->error) {
         want(s, late);
     }
-    late->markers--; /* not before: a message looks for completions, which may be those of this copy */
+    late->points--; /* not before: a message looks for completions, which may be those of this copy */
     settle(s, late);
 }
 
@@ -279,27 +279,27 @@ static void piece_copied(struct tpw_session *s, void *what, int32_t error) {
     } else if (!late->error) {
         want(s, late);
     }
-    late->markers--;
+    late->points--;
     settle(s, late);
 }
 
-static int32_t mark(struct tpw_session *s, struct late *late, const struct tpw_stream *stream, tpw_done *done) {
+static int32_t put_point(struct tpw_session *s, struct late *late, const struct tpw_stream *stream, tpw_done *done) {
     int32_t error = tpw_when_done(s, stream->native, done, late);
-    late->markers += !error;
+    late->points += !error;
     return error;
 }
 
 static int32_t issue(struct tpw_session *s, struct late *late, const struct tpw_area *area, struct tpw_stream *stream) {
-    int32_t error = mark(s, late, stream, reached);
+    int32_t error = put_point(s, late, stream, reached);
     for (uint64_t piece = 0; piece < late->pieces && !error; piece++) {
         const uint64_t offset = piece * late->piece, left = late->size - offset;
         error = wait_for(s, late, piece, stream->native);
-        /* A marker counts one more command than itself: the first one's is the first wait, a piece's is its copy. */
+        /* A point counts one more command than itself: the first one's is the first wait, a piece's is its copy. */
         tpw_stream_count(s, stream, (piece > 0) + (area->height == 1 ? 0u : 2u));
         error = error ? error
                       : tpw_area_copy(s, area, offset, late->buffers[piece % 2]->memory,
                                       left < late->piece ? left : late->piece, true, stream->native);
-        error = error ? error : mark(s, late, stream, piece_copied);
+        error = error ? error : put_point(s, late, stream, piece_copied);
     }
     return error;
 }

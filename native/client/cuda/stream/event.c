@@ -34,9 +34,9 @@ CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
     static char captured;
     uint64_t event = (uint64_t)(uintptr_t)hEvent;
     (void)hStream;
-    void *mark = atomic_load_explicit(&tpc_captures, memory_order_relaxed) ? &captured : NULL;
-    if (TP_UNLIKELY(tpc_record(TPG_EVENT, event) != mark)) {
-        tpc_set_record(TPG_EVENT, event, mark);
+    void *record = atomic_load_explicit(&tpc_captures, memory_order_relaxed) ? &captured : NULL;
+    if (TP_UNLIKELY(tpc_record(TPG_EVENT, event) != record)) {
+        tpc_set_record(TPG_EVENT, event, record);
     }
     return CUDA_SUCCESS;
 }

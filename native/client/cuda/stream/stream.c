@@ -17,14 +17,13 @@ struct stream {
     uint64_t context;
     int device;
     unsigned long long id;
-    _Atomic uint64_t
-        quiet; /* quiet_mark of the process's last frame when everything in here was known to be complete */
+    _Atomic uint64_t quiet; /* quiet_at of the process's last frame when everything in here was known to be complete */
 };
 
 static _Atomic unsigned long long next_id = 16; /* small numbers are for the default streams */
 /* How many of the failed posts that the worker told of (tpc_counts.failures) have been reported to the program. */
 static _Atomic uint64_t reported;
-/* The default streams of a process. Any frame ends their quietness, and so does another context. */
+/* The default streams of a process. Any new frame makes them busy again, and so does another context. */
 static struct stream legacy = {.id = 1}, per_thread = {.id = 2};
 
 static struct stream *stream_of(CUstream handle) {
@@ -48,12 +47,12 @@ static bool failure_noted(void) {
 }
 
 /* A frame's number with the context that it was known in: the legacy stream is another one in each. */
-static uint64_t quiet_mark(uint64_t frame) { return frame << 24 | (tp_thread_self()->context & 0xffffff); }
+static uint64_t quiet_at(uint64_t frame) { return frame << 24 | (tp_thread_self()->context & 0xffffff); }
 
 void tpc_stream_quiet(CUstream handle, const struct tp_reply *reply) {
     struct stream *stream = handle == CU_STREAM_PER_THREAD ? NULL : stream_of(handle);
     if (stream) {
-        atomic_store_explicit(&stream->quiet, quiet_mark(reply->number), memory_order_relaxed);
+        atomic_store_explicit(&stream->quiet, quiet_at(reply->number), memory_order_relaxed);
     }
 }
 
@@ -88,7 +87,7 @@ bool tpc_wait_marked(const char *name, CUstream handle) {
 static bool quiet(CUstream handle) {
     struct stream *stream = stream_of(handle);
     return stream && !tpc_strict && !failure_noted() &&
-           atomic_load_explicit(&stream->quiet, memory_order_relaxed) == quiet_mark(tp_frames(tpc_conn));
+           atomic_load_explicit(&stream->quiet, memory_order_relaxed) == quiet_at(tp_frames(tpc_conn));
 }
 
 bool tpc_lend(CUstream handle) {

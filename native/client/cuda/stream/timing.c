@@ -164,7 +164,8 @@ CUresult tpc_cuEventSynchronize(CUevent hEvent) {
     struct pair pair = {.end = in.event};
     const struct tpc_date asked = tpc_today();
     tp_lock_take(&lock);
-    if (last_start < last_end && tpc_may_mark()) { /* the program times, and stands as it stood when it asked last */
+    if (last_start < last_end &&
+        tpc_may_mark()) { /* the program times, and this has not changed since the last question */
         uint64_t end = find(in.event, asked.records), apart = last_end - last_start;
         if (end != NOWHERE && end >= apart && tpc_handle_alive(TPG_EVENT, at(end - apart))) {
             pair.start = in.start = at(end - apart);
