@@ -70,6 +70,11 @@ def test_polls_of_who_knows(worker: Worker) -> None:
     assert worker.run("polls") == "right\n"
 
 
+@pytest.mark.usefixtures("both_transports")
+def test_waits_for_an_event_that_is_recorded_again(worker: Worker) -> None:
+    assert worker.run("polls", "again") == "right\n"
+
+
 @pytest.mark.parametrize("stream", ["legacy", "per-thread"])
 def test_polls_of_default_streams(program: Path, tmp_path: Path, stream: str) -> None:
     """Over shared memory they are answered there, but for a question each millisecond."""

@@ -33,8 +33,83 @@ static void poll_default(const struct kernels *k, CUstream stream) {
     say("%lu", polls);
 }
 
+/* ---- an event that is recorded again while somebody waits for it ---- */
+
+struct gate {
+    _Atomic int open;
+};
+
+static void stand(void *user) {
+    while (!atomic_load(&((struct gate *)user)->open)) {
+        usleep(200);
+    }
+}
+
+struct waiter {
+    CUcontext context;
+    CUevent event;
+    _Atomic int back;
+};
+
+static void *wait_for_event(void *user) {
+    struct waiter *waiter = user;
+    OK(cuCtxSetCurrent(waiter->context));
+    OK(cuEventSynchronize(waiter->event));
+    atomic_store(&waiter->back, 1);
+    return NULL;
+}
+
+/* CUDA waits for the record as of the call. In a capture the second record stands for no work at all. */
+static void recorded_again(unsigned flags, bool captured) {
+    struct gate first = {0}, second = {0};
+    struct waiter waiter = {0};
+    CUstream one, other;
+    CUgraph graph;
+    pthread_t thread;
+    OK(cuCtxGetCurrent(&waiter.context));
+    OK(cuStreamCreate(&one, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&waiter.event, flags));
+    OK(cuLaunchHostFunc(one, stand, &first));
+    OK(cuEventRecord(waiter.event, one));
+    CHECK(pthread_create(&thread, NULL, wait_for_event, &waiter) == 0);
+    usleep(50000);
+    if (captured) {
+        OK(cuStreamBeginCapture_v2(other, CU_STREAM_CAPTURE_MODE_RELAXED));
+    } else {
+        OK(cuLaunchHostFunc(other, stand, &second));
+    }
+    OK(cuEventRecord(waiter.event, other));
+    usleep(50000);
+    CHECK(!atomic_load(&waiter.back));
+    atomic_store(&first.open, 1);
+    for (int i = 0; i < 5000 && !atomic_load(&waiter.back); i++) {
+        usleep(1000);
+    }
+    CHECK(atomic_load(&waiter.back));
+    if (captured) {
+        OK(cuStreamEndCapture(other, &graph));
+        OK(cuGraphDestroy(graph));
+    } else {
+        CHECK(cuEventQuery(waiter.event) == CUDA_ERROR_NOT_READY);
+    }
+    atomic_store(&second.open, 1);
+    pthread_join(thread, NULL);
+    OK(cuCtxSynchronize());
+    OK(cuEventDestroy_v2(waiter.event));
+    OK(cuStreamDestroy_v2(one));
+    OK(cuStreamDestroy_v2(other));
+}
+
 int role_polls(int count, char **words) {
     start();
+    if (count > 0 && strcmp(words[0], "again") == 0) {
+        recorded_again(CU_EVENT_DEFAULT, false);
+        recorded_again(CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC, false);
+        recorded_again(CU_EVENT_DISABLE_TIMING, true);
+        say("right");
+        return 0;
+    }
     struct kernels k = load_all();
     if (count > 0) {
         poll_default(&k, strcmp(words[0], "legacy") == 0 ? CU_STREAM_LEGACY : CU_STREAM_PER_THREAD);

@@ -51,31 +51,43 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
 
 /* ---- recording ---- */
 
-/* An event that becomes part of a capture may not be queried: whoever still waits for what it was before is answered now. */
-static void recorded(struct tpw_session *s, const struct tp_frame *frame, uint64_t event, uint64_t handle) {
-    int32_t error = CUDA_SUCCESS;
-    const struct tpw_stream *stream = tpw_stream_of(s, frame, handle, &error);
-    if (!error && !tpw_touchable(s, stream)) {
-        tpw_waits_end_event(s, event);
+/* Whoever waits for the event waits for the record as of the call, and the driver is asked about the last one; one that becomes
+ * part of a capture may not even be asked about. So the waits go into a stream of their own, behind the record that they are
+ * for. Where there can be none now, they go on asking, and before a capture they end. */
+static int32_t recorded_anew(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, CUevent event,
+                             const struct tpw_stream *stream) {
+    tpw_enter_stream(s, stream);
+    struct tpw_stream *aside = tpw_stream_aside(s);
+    bool moved = aside && !s->cuda.cuStreamWaitEvent(aside->native, event, 0) && !tpw_waits_move(s, handle, aside);
+    if (aside) {
+        aside->dying = true;
+        if (!aside->pending) {
+            tpw_stream_end(s, aside, CUDA_SUCCESS);
+        }
     }
+    if (!moved && !tpw_touchable(s, stream)) {
+        tpw_waits_end_event(s, handle);
+    }
+    return tpw_enter(s, frame);
 }
 
 int32_t tpw_cuEventRecord(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuEventRecord_in *in,
                           CUevent hEvent, struct tpw_stream *hStream) {
-    if (TP_UNLIKELY(s->captures)) {
-        recorded(s, frame, in->hEvent, in->hStream);
+    int32_t error = CUDA_SUCCESS;
+    if (TP_UNLIKELY(tpw_waits_for_event(s, in->hEvent))) {
+        error = recorded_anew(s, frame, in->hEvent, hEvent, hStream);
     }
-    return (int32_t)s->cuda.cuEventRecord(hEvent, hStream->native);
+    return error ? error : (int32_t)s->cuda.cuEventRecord(hEvent, hStream->native);
 }
 
 int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame *frame,
                                    const struct tpg_cuEventRecordWithFlags_in *in, CUevent hEvent,
                                    struct tpw_stream *hStream) {
-    if (TP_UNLIKELY(s->captures && !(in->flags & CU_EVENT_RECORD_EXTERNAL))) { /* that one stays what it is */
-        recorded(s, frame, in->hEvent, in->hStream);
-    }
     int32_t error = CUDA_SUCCESS;
-    if (in->flags & CU_EVENT_RECORD_EXTERNAL) { /* in a capture, a node of its own */
+    if (!(in->flags & CU_EVENT_RECORD_EXTERNAL) && tpw_waits_for_event(s, in->hEvent)) { /* else it stays what it is */
+        error = recorded_anew(s, frame, in->hEvent, hEvent, hStream);
+    }
+    if (!error && in->flags & CU_EVENT_RECORD_EXTERNAL) { /* in a capture, a node of its own */
         error = tpw_capture_keeps(s, hStream, TPG_EVENT, in->hEvent);
     }
     if (error) {

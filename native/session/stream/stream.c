@@ -35,6 +35,19 @@ static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t t
     return stream;
 }
 
+struct tpw_stream *tpw_stream_aside(struct tpw_session *s) {
+    CUstream native = NULL;
+    if ((tpw_callbacks_outstanding(s) && tpw_waits_stream_create(s, NULL)) ||
+        s->cuda.cuStreamCreate(&native, CU_STREAM_NON_BLOCKING)) {
+        return NULL;
+    }
+    struct tpw_stream *stream = add(s, native, 0);
+    if (!stream) {
+        s->cuda.cuStreamDestroy_v2(native);
+    }
+    return stream;
+}
+
 /* Threads come and go without a word, and a hostile client has as many as there are numbers: those whose work is over give
  * their streams to others. */
 #define THREAD_STREAMS 256u

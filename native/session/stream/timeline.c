@@ -456,14 +456,40 @@ bool tpw_poll(struct tpw_session *s) {
     return run_due(s);
 }
 
-/* The driver would refuse to query an event that a capture records: its waits end with success. */
-void tpw_waits_end_event(struct tpw_session *s, uint64_t handle) {
+static bool is_for(const struct wait *wait, uint64_t event) {
+    return !wait->stream && wait->event == event && !wait->ready;
+}
+
+bool tpw_waits_for_event(const struct tpw_session *s, uint64_t event) {
+    const struct tpw_waits *w = s->waits;
+    bool found = false;
+    for (size_t i = 0; w && w->asked_count && i < w->count && !found; i++) {
+        found = is_for(&w->pending[i], event);
+    }
+    return found;
+}
+
+void tpw_waits_end_event(struct tpw_session *s, uint64_t event) {
     struct tpw_waits *w = s->waits;
     for (size_t i = 0; w && i < w->count; i++) {
-        if (!w->pending[i].stream && w->pending[i].event == handle) {
-            w->pending[i].ready = true;
+        w->pending[i].ready |= is_for(&w->pending[i], event);
+    }
+}
+
+int32_t tpw_waits_move(struct tpw_session *s, uint64_t event, struct tpw_stream *stream) {
+    struct tpw_waits *w = s->waits;
+    int32_t error = await(s, stream, nothing, NULL);
+    for (size_t i = 0; i < w->count && !error; i++) {
+        struct wait *wait = &w->pending[i];
+        if (is_for(wait, event)) {
+            wait->stream = stream;
+            wait->point = stream->issued;
+            wait->event = 0;
+            stream->pending++;
+            w->asked_count--;
         }
     }
+    return error;
 }
 
 bool tpw_completing(const struct tpw_session *s) { return s->waits && s->waits->running; }

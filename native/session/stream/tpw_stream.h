@@ -42,6 +42,9 @@ struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f
 /* The same for who puts nothing in yet: does not mark it. */
 struct tpw_stream *tpw_stream_find(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle,
                                    int32_t *error);
+/* A new stream of the session's own in the current context; NULL where the driver gives none, or would wait for the GPU in it while
+ * that stands at a host function. */
+struct tpw_stream *tpw_stream_aside(struct tpw_session *s);
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
 /* The record of a native that one of these two gave, NULL if there is none. Its context need not be the current one: copies and
  * waits are allowed in any stream. Only the legacy stream has the same native in each context, and means the current one's. */
@@ -110,7 +113,11 @@ size_t tpw_pending(const struct tpw_session *s);
 /* Puts a point into every stream with work that has none behind it, so that this work can be waited for during a capture
  * that the stream may become part of. */
 void tpw_waits_settle(struct tpw_session *s);
-/* Ends waits for an event with success, before it is recorded in a capture. */
+/* Somebody waits for the event by its handle. */
+bool tpw_waits_for_event(const struct tpw_session *s, uint64_t event);
+/* These waits become waits for all that is in `stream`. */
+int32_t tpw_waits_move(struct tpw_session *s, uint64_t event, struct tpw_stream *stream);
+/* Or they end with success. */
 void tpw_waits_end_event(struct tpw_session *s, uint64_t handle);
 
 /* ---- answer.c ---- */
