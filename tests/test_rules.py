@@ -171,6 +171,26 @@ def test_an_arrow_back_is_seen(tmp_path: Path) -> None:
     assert down["high.c", "tpc_low.h"] == ("TPC_LOW", "tpc_low.h") and down["high.c", "low.c"] == ("tpc_flag",)
 
 
+# Second meanings that words once had. A twin is the counterpart of mapped memory, a slot is a place in the segment,
+# limits are a context's, a mark is where the GPU writes a word.
+OLD_WORDS = (
+    r"\btwin\(\"cu|tpc_slot|tpw_slot_(?:take|give)|TPW_SLOT_SIZE|take_slot|tp_limits|[Ll]imits[_ -]?[Pp]age|image_mark"
+)
+
+
+def test_words_have_one_meaning() -> None:
+    paths = [path for name in ("api", "src", "native", "docs") for path in (ROOT / name).rglob("*.*")]
+    texts = {
+        path: path.read_text()
+        for path in [*paths, ROOT / "ARCHITECTURE.md"]
+        if path.suffix in (".c", ".h", ".md", ".py")
+    }
+    assert len(texts) > 300
+    assert not {
+        name_of(path): re.findall(OLD_WORDS, text) for path, text in texts.items() if re.search(OLD_WORDS, text)
+    }
+
+
 @pytest.mark.parametrize("path", sorted((NATIVE / "client").rglob("*.[ch]")), ids=name_of)
 def test_client_leaves_the_program_alone(path: Path) -> None:
     assert not re.findall(FORBIDDEN_IN_CLIENT, without_comments(path.read_text()))
