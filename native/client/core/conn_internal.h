@@ -47,6 +47,8 @@ struct tpc_caller {
     bool urgent;             /* its frames let the session go on: it never waits for an answer to send one */
     struct tpc_held held;    /* the reply while it is gated */
     struct tp_reply *reply;
+    tp_reply_taker *take; /* of the reply's body; NULL: it is copied into `reply` */
+    void *what;
     struct tpc_caller *next, *previous; /* sleepers list */
     struct tpc_caller *next_free;       /* under threads.lock */
 };

@@ -65,8 +65,12 @@ static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame,
     }
     struct tp_reply *reply = caller->reply;
     reply->result = frame->result;
-    reply->size = size;
     reply->body = reply->inline_body;
+    if (caller->take && frame->result == 0) {
+        caller->take(caller->what, body, size);
+        size = 0;
+    }
+    reply->size = size;
     if (size > sizeof reply->inline_body) {
         reply->body = malloc(size);
         if (!reply->body) {
@@ -325,6 +329,12 @@ static void await(struct tp_conn *conn, struct tpc_caller *caller) {
     pass_on(conn);
 }
 
+void tp_take_reply(tp_reply_taker *take, void *what) {
+    struct tpc_caller *caller = tpc_caller_self();
+    caller->take = take;
+    caller->what = what;
+}
+
 enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_reply *reply) {
     struct tpc_caller *caller = tpc_caller_self();
     struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & (conn->ring_size - 1)));
@@ -351,6 +361,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     uint64_t took = tp_now_ns() - begin;
     tpc_stats_round_trip(what, took);
     caller->reply = NULL;
+    caller->take = NULL;
     bool done = atomic_exchange_explicit(&caller->state, TPC_IDLE, memory_order_acquire) == TPC_DONE;
     if (!done) {
         tpc_quiesce(conn);

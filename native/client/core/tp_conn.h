@@ -106,6 +106,10 @@ struct tp_reply {
  * On TP_OK the reply must be freed. */
 TP_EXPORT enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_reply *reply);
 TP_EXPORT void tp_reply_free(struct tp_reply *reply);
+/* For the one call that this thread makes next: if it succeeds, `take` gets the body where it was received, on whichever thread
+ * reads, and the reply has none. Large answers are copied once less. */
+typedef void tp_reply_taker(void *what, const unsigned char *body, size_t size);
+TP_EXPORT void tp_take_reply(tp_reply_taker *take, void *what);
 /* Number of frames committed so far, by all threads. */
 TP_EXPORT uint64_t tp_frames(const struct tp_conn *conn);
 /* Sends what is pending without waiting for anything. */

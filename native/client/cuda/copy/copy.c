@@ -197,6 +197,23 @@ static bool download_marked(const char *name, void *destination, const struct tp
     return true;
 }
 
+struct taken {
+    void *destination;
+    size_t size;
+    bool whole;
+};
+
+static void take_bytes(void *what, const unsigned char *body, size_t size) {
+    struct taken *taken = what;
+    struct tpg_copy_out_out out = {0};
+    struct tp_cursor c = tp_cursor_make((void *)(uintptr_t)body, size);
+    tpg_get_copy_out_out(&c, &out);
+    taken->whole = !c.bad && out.data_size == taken->size;
+    if (taken->whole) {
+        memcpy(taken->destination, out.data, out.data_size);
+    }
+}
+
 static CUresult download_inline(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
     if (download_marked(name, destination, area, stream)) {
         return CUDA_SUCCESS;
@@ -206,14 +223,21 @@ static CUresult download_inline(const char *name, void *destination, const struc
                                  .width = area->width,
                                  .height = area->height,
                                  .stream = (uint64_t)(uintptr_t)stream};
-    struct tpg_copy_out_out out = {0};
+    size_t frame_size = tpg_size_copy_out_in(&in);
+    unsigned char *body = tpc_reserve(TPG_OP_copy_out, frame_size);
+    if (!body) {
+        return tpc_lost();
+    }
+    struct tp_cursor c = tp_cursor_make(body, frame_size);
+    tpg_put_copy_out_in(&c, &in);
+    struct taken taken = {.destination = destination, .size = area->width * area->height};
+    tp_take_reply(take_bytes, &taken);
     struct tp_reply reply;
-    CUresult result = tpc_call_copy_out(name, &in, &out, &reply);
-    if (result == CUDA_SUCCESS && out.data_size != area->width * area->height) {
+    CUresult result = tpc_call(name, &reply);
+    if (result == CUDA_SUCCESS && !taken.whole) {
         result = tpc_bad_reply(&reply);
     }
     if (result == CUDA_SUCCESS) {
-        memcpy(destination, out.data, out.data_size);
         tpc_stream_quiet(stream, &reply);
     }
     tp_reply_free(&reply);
