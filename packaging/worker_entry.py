@@ -11,7 +11,7 @@ import signal
 import sys
 
 from tensor_fusion.abi import end_with_parent
-from tensor_fusion.worker.main import main
+from tensor_fusion.entry import worker
 
 
 def restore(name: str) -> None:
@@ -26,4 +26,4 @@ def restore(name: str) -> None:
 if __name__ == "__main__":
     restore("LD_LIBRARY_PATH")
     end_with_parent(signal.SIGTERM)
-    sys.exit(main())
+    sys.exit(worker())

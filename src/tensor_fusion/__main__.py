@@ -1,3 +1,3 @@
-from tensor_fusion.cli.main import main
+from tensor_fusion.entry import client
 
-main()
+client()

@@ -1,5 +1,5 @@
 import sys
 
-from tensor_fusion.worker.main import main
+from tensor_fusion.entry import worker
 
-sys.exit(main())
+sys.exit(worker())

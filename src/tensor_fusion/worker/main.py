@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import signal
@@ -60,6 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        sys.stderr.write(
+            f"{PROGRAM}: There are too few descriptors ({error.strerror}; ulimit -n allows {most}); raise it.\n"
+        )
+        return 1
     return 0
 
 

@@ -134,6 +134,7 @@ class Sessions:
         self._replacement: asyncio.TimerHandle | None = None
         self._failures = 0
         self._closing = False
+        self._not_started = "there is no row left in the quota page"
         self._changed = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
 
@@ -147,7 +148,7 @@ class Sessions:
         """Start one session and wait until it is warm: the proof that this worker can serve. Raises UserError."""
         session = self._start()
         if session is None:
-            raise UserError("The first session process could not be started.", exit_code=1)
+            raise UserError(f"The first session process could not be started: {self._not_started}.", exit_code=1)
         # A session that ends early tells why by its exit code, which is known once it has been reaped.
         while session.state is State.STARTING or (session.state is State.ENDING and session.process.returncode is None):
             self._changed.clear()
@@ -203,6 +204,7 @@ class Sessions:
         except (OSError, subprocess.SubprocessError) as error:
             self._page.release_row(row)
             LOGGER.error("session process %s cannot be started: %s", self._executable.path, error)
+            self._not_started = str(error)
             return None
         session = Session(process, ours, row, _new_id(self._sessions), secrets.randbits(64))
         self._sessions[session.id] = session

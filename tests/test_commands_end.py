@@ -1,0 +1,85 @@
+"""The commands at bad moments: Ctrl-C while they are being loaded, no descriptors left. Never a traceback."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stack.harness import clean_environment
+
+# Interrupts the process when it first looks for a module of that name.
+HOOK = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPT_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+"""
+WORKER = ["tensor_fusion.worker", "-p", "0", "--host", "127.0.0.1", "--gpu", "sim"]
+
+
+def run(words: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    (folder / "sitecustomize.py").write_text(HOOK)
+    env = clean_environment(**variables)
+    env["PYTHONPATH"] = f"{folder}:{env.get('PYTHONPATH', '')}"
+    return subprocess.run(
+        [sys.executable, "-m", *words], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (WORKER, "asyncio"),
+        (WORKER, "ctypes"),
+        (WORKER, "tensor_fusion.worker.options"),
+        (WORKER, "tensor_fusion.worker.supervisor"),
+        (["tensor_fusion", "config"], "typer"),
+        (["tensor_fusion", "config"], "rich"),
+        (["tensor_fusion", "config"], "tensor_fusion.cli.report"),
+        (["tensor_fusion", "doctor"], "tensor_fusion.client.doctor"),
+    ],
+)
+def test_ctrl_c_while_modules_are_loaded(words: list[str], module: str, tmp_path: Path) -> None:
+    done = run(words, tmp_path, INTERRUPT_AT=module)
+    assert done.returncode in (-signal.SIGINT, 130), (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_ignored_interrupt_stays_ignored(tmp_path: Path) -> None:
+    """As of a command that a script starts with an & behind it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        done = run(["tensor_fusion", "config"], tmp_path, INTERRUPT_AT="typer")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("most", range(6, 16))
+def test_few_descriptors_are_a_sentence(most: int) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", *WORKER],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=limit,
+    )
+    assert process.stdout and process.stderr
+    ready = process.stdout.readline()
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    said = [line for line in errors.splitlines() if not line.startswith("NOTICE: ")]
+    assert ready.startswith("ready ") or (len(said) == 1 and said[0].startswith("tensor-fusion-worker: ")), errors
