@@ -89,7 +89,7 @@ struct tpw_session {
     bool inside;            /* others were executed in the middle of the frame under way */
     bool traced;            /* the log has a line for each frame */
     uint32_t calls;         /* frames whose answers clients wait for */
-    uint32_t posts;         /* since the last of these */
+    uint32_t posts;         /* since the last of these, or of the words that clients wait for */
     uint32_t answered;      /* thread that was answered last, and with what: for these lines */
     int32_t answer;
     struct tpw_main *process; /* main.c */
