@@ -97,18 +97,14 @@ int32_t tpw_context_limit(struct tpw_session *s, const struct tp_frame *frame, c
     return error;
 }
 
-/* A context that stays gets back the limits that it had. */
-static void set_back(struct tpw_session *s, const struct tpw_gone *gone) {
+/* A context that stays gets back the limits that it had, when its modules are gone: some can then no more be changed. */
+static void over(struct tpw_session *s, const struct tpw_gone *gone) {
     const struct tpw_context *context = gone->context;
     for (int i = 0; i < CU_LIMIT_MAX && gone->stays && context->limits_changed; i++) {
         if (context->has[i]) {
             s->cuda.cuCtxSetLimit((CUlimit)i, context->fresh[i]);
         }
     }
+    tpw_uncharge(s, (uint32_t)context->device, context->charged);
 }
-TP_REGISTER(tpw_context_left, set_back);
-
-static void uncharge(struct tpw_session *s, const struct tpw_gone *gone) {
-    tpw_uncharge(s, (uint32_t)gone->context->device, gone->context->charged);
-}
-TP_REGISTER(tpw_context_over, uncharge);
+TP_REGISTER(tpw_context_over, over);

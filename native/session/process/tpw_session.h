@@ -191,7 +191,7 @@ TP_LIST(tpw_context_gone);
 /* What is left in the driver's context ends, which is current. */
 typedef void tpw_context_left(struct tpw_session *s, const struct tpw_gone *gone);
 TP_LIST(tpw_context_left);
-/* The driver's context is destroyed, or the client's again some day. */
+/* All that was in it is gone. The driver's context is destroyed, or, if it stays, current. */
 typedef void tpw_context_over(struct tpw_session *s, const struct tpw_gone *gone);
 TP_LIST(tpw_context_over);
 /* Tells that the context is gone, and takes the natives of its objects: they answer CUDA_ERROR_CONTEXT_IS_DESTROYED from now on. */
