@@ -154,6 +154,10 @@ def test_version(native: Path) -> None:
     assert cli(native, "--version").stdout == cli(native, "-v").stdout == f"tensor-fusion {product_version()}\n"
 
 
+def without_colours(line: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", line)
+
+
 def in_terminal(native: Path, columns: int, *arguments: str, **variables: str) -> list[str]:
     """What a terminal of that width gets, line by line."""
     ours, theirs = pty.openpty()
@@ -182,7 +186,7 @@ def in_terminal(native: Path, columns: int, *arguments: str, **variables: str) -
 def test_words_are_whole_in_80_columns(native: Path, arguments: list[str]) -> None:
     """Escape sequences apart, no line is longer, so the terminal breaks none."""
     lines = in_terminal(native, 80, *arguments)
-    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+    plain = [without_colours(line) for line in lines]
     whole = [line for line in plain if len(line) > 80 and " " in line.strip()]
     assert len(plain) > 2
     assert not whole

@@ -128,7 +128,7 @@ def _transport(request: Request, connection: str) -> str:
 
 
 def bench(request: Request, say: Say) -> dict[str, Any]:
-    """Measure; the report, with the files written that were asked for. Raises UserError."""
+    """Measure; the report. Raises UserError."""
     check(request)
     effort = QUICK if request.quick else Effort()
     plan = Plan(chosen_groups(request.only, groups()), request.pairs, effort)
@@ -142,12 +142,19 @@ def bench(request: Request, say: Say) -> dict[str, Any]:
             report["transport"] += f", round trip + {relay.asked_us / 1e3:g} ms"
         report["relay"] = relay.facts() if relay else None
     report["simulated"] = report["sides"]["remote"]["device"].startswith("Simulated")
+    return report
+
+
+def save(request: Request, report: dict[str, Any], say: Say) -> list[Path]:
+    """The files asked for, once the figures were shown: a full disk must not take those. Raises UserError."""
+    report["plots"] = []
+    if request.plot_prefix:
+        report["plots"] = [str(path) for path in plot(report, request.plot_prefix)]
+        if not report["plots"]:
+            say("There is nothing to plot: ratios need the native side, bandwidth needs the group copy.")
     if request.json_file:
         _write(request.json_file, report)
-    if request.plot_prefix and not request.native and "copy" not in plan.groups:
-        say("There is nothing to plot: ratios need the native side, bandwidth needs the group copy.")
-    report["plots"] = [str(path) for path in plot(report, request.plot_prefix)] if request.plot_prefix else []
-    return report
+    return [Path(path) for path in report["plots"]]
 
 
 def count(request: Request, say: Say) -> dict[str, Any]:
@@ -160,9 +167,13 @@ def count(request: Request, say: Say) -> dict[str, Any]:
     report["transport"] = _transport(request, connection)
     report["relay"] = relay.facts() if relay else None
     report["machine"] = machine()
+    return report
+
+
+def save_count(request: Request, report: dict[str, Any]) -> None:
+    """Raises UserError."""
     if request.json_file:
         _write(request.json_file, report)
-    return report
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

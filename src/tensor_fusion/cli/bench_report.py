@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tensor_fusion.bench.compare import gigabytes_per_second
+from tensor_fusion.cli.report import folded
 
 SIDES = ("native", "remote")
-# Rows are read across, so a narrow terminal wraps them and a pipe gets them whole.
+# A pipe gets whole rows. On a terminal what is too wide is left out, in this order: --json has everything.
 LEAST_WIDTH = 200
+DETAILS = ("p99.9", "spread", "p99", "trips")
 BANDWIDTH_FROM = 1 << 20
 TRAFFIC_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -27,6 +29,10 @@ def _console(stderr: bool = False) -> Console:
     console = Console(highlight=False, soft_wrap=True, stderr=stderr)
     console.width = max(console.width, LEAST_WIDTH)
     return console
+
+
+def say_folded(text: str) -> None:
+    print(folded(text, ""))
 
 
 def comparison(report: Mapping[str, Any]) -> None:
@@ -48,62 +54,74 @@ def comparison(report: Mapping[str, Any]) -> None:
             f"Relay: {relay['added_us']:.0f} µs per round trip, measured ({relay['asked_us']:.0f} µs asked for)"
         )
     results = report["results"]
-    console.print(_calls([result for result in results if result["group"] != "copy"], sides))
+    _print_fitting(console, [result for result in results if result["group"] != "copy"], sides)
     copies = [result for result in results if result["group"] == "copy"]
     if copies:
         console.print(_copies(copies, sides))
     for entry in report["skipped"]:
         console.print(f"Skipped on the {entry['side']} side: {entry['group']}: {entry['reason']}.")
     overhead = ", ".join(f"{report['sides'][side]['timer_overhead_ns']} ns ({side})" for side in sides)
-    console.print(
+    say_folded(
         f"Medians of {settings['pairs']} alternating run(s) of each side, spread is lowest and highest; each call is "
         f"timed by itself, and reading the clock, in every figure, takes {overhead}."
     )
-    console.print(
+    say_folded(
         "Ratio: median over the pairs, remote ÷ native; below 1 a duration is shorter, above 1 a rate is higher."
     )
     agreed = (
         "equal bit for bit in every run" if report["identical"] else f"DIFFERENT in {', '.join(report['different'])}"
     )
     console.print(f"Results: {agreed}.")
-    for path in report["plots"]:
-        console.print(f"Wrote {path}")
 
 
-def _calls(results: list[Mapping[str, Any]], sides: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
+def _print_fitting(console: Console, results: list[Mapping[str, Any]], sides: list[str]) -> None:
+    left_out: list[str] = []
+    table = _calls(results, sides, left_out)
+    width = Console().width
+    while sys.stdout.isatty() and console.measure(table).maximum > width and len(left_out) < len(DETAILS):
+        left_out.append(DETAILS[len(left_out)])
+        table = _calls(results, sides, left_out)
+    console.print(table)
+    if left_out:
+        console.print(f"(Left out, for {width} columns: {', '.join(left_out)}.)")
+
+
+def _calls(results: list[Mapping[str, Any]], sides: list[str], left_out: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, collapse_padding=bool(left_out))
+    details = [name for name in ("spread", "p99", "p99.9") if name not in left_out]
     table.add_column("group")
     table.add_column("what")
     for side in sides:
         table.add_column(side, justify="right")
-        table.add_column("spread")
-        table.add_column("p99", justify="right")
-        table.add_column("p99.9", justify="right")
+        for name in details:
+            table.add_column(name, justify="left" if name == "spread" else "right")
     if len(sides) == len(SIDES):
         table.add_column("ratio", justify="right")
-    table.add_column("trips", justify="right")
+    if "trips" not in left_out:
+        table.add_column("trips", justify="right")
     group = ""
     for result in results:
         row: list[str | Text] = [result["group"] if result["group"] != group else "", result["name"] + _size(result)]
         group = result["group"]
         for side in sides:
-            row += _figures(result, side)
+            row += _figures(result, side, details)
         if len(sides) == len(SIDES):
             row.append(_ratio(result))
         trips = result.get("remote", {}).get("round_trips")
-        row.append("" if trips is None else f"{trips:.3g}")
+        if "trips" not in left_out:
+            row.append("" if trips is None else f"{trips:.3g}")
         table.add_row(*row)
     return table
 
 
-def _figures(result: Mapping[str, Any], side: str) -> list[str | Text]:
+def _figures(result: Mapping[str, Any], side: str, details: Sequence[str]) -> list[str | Text]:
     found = result.get(side)
     if found is None:
-        return ["–", "", "", ""]
+        return ["–", *("" for _ in details)]
     one = _rate if result["unit"] == "1/s" else _duration
     spread = f"{one(found['lowest'])} – {one(found['highest'])}" if len(found["runs"]) > 1 else ""
-    tails = [one(found[name]) if name in found else "" for name in ("p99", "p99.9")]
-    return [one(found["median"]), spread, *tails]
+    told = [spread if name == "spread" else one(found[name]) if name in found else "" for name in details]
+    return [one(found["median"]), *told]
 
 
 def _copies(results: list[Mapping[str, Any]], sides: list[str]) -> Table:

@@ -240,9 +240,12 @@ def bench(
     if command:
         counted = benchmark.count(request, bench_report.say)
         bench_report.census(counted)
+        benchmark.save_count(request, counted)
         raise typer.Exit(counted["exit_code"])
     result = benchmark.bench(request, bench_report.say)
     bench_report.comparison(result)
+    for path in benchmark.save(request, result, bench_report.say):
+        print(f"Wrote {path}")
     if not result["identical"]:
         raise UserError(
             f"Results differ between runs or sides in {', '.join(result['different'])}; "
