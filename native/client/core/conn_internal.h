@@ -120,7 +120,7 @@ struct tp_conn {
     int wake_uploads; /* chunks that the frame to be committed has queued */
     _Atomic uint64_t head;
     _Atomic uint64_t appended_frames;
-    _Atomic uint64_t waited_frame; /* the last whose answer a thread waits, or has waited, for */
+    _Atomic uint64_t waited_frame; /* the last that something is to come back for: an answer, bytes, a host function */
 
     /* Whoever holds send. `tail` releases ring space to appenders. */
     _Alignas(64) struct tp_lock send;
@@ -215,6 +215,10 @@ void tpc_gated(struct tpc_caller *caller);                   /* its reply is her
 void tpc_wake_listener(struct tp_conn *conn);
 void tpc_nudge_listener(struct tp_conn *conn); /* if something is outstanding that nobody reads for */
 void tpc_wake_all_callers(struct tp_conn *conn);
+
+static inline void tpc_expects(struct tp_conn *conn, uint64_t frame) {
+    atomic_store_explicit(&conn->waited_frame, frame, memory_order_relaxed);
+}
 
 /* Hands a message to its handler. */
 void tpc_dispatch_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size);

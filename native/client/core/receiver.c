@@ -349,7 +349,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     atomic_store_explicit(&caller->gated, false, memory_order_relaxed);
     atomic_store_explicit(&caller->state, TPC_WAITING, memory_order_relaxed);
     atomic_store_explicit(&caller->expects, true, memory_order_seq_cst);
-    atomic_store_explicit(&conn->waited_frame, reply->number, memory_order_relaxed);
+    tpc_expects(conn, reply->number);
     tpc_publish(conn);
 
     int cancel = tpc_defer_cancel();
@@ -487,6 +487,7 @@ void tpc_nudge_listener(struct tp_conn *conn) {
 void tp_listen(struct tp_conn *conn, int delta) {
     atomic_fetch_add_explicit(&conn->listening, delta, memory_order_seq_cst);
     if (delta > 0) {
+        tpc_expects(conn, tp_frames(conn));
         tpc_nudge_listener(conn);
     }
 }

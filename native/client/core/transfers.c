@@ -155,6 +155,7 @@ void tp_expect_download(struct tp_conn *conn, uint64_t number, void *destination
     d->number = number;
     d->destination = destination;
     d->size = size;
+    tpc_expects(conn, tp_frames(conn));
     tp_lock_take(&conn->transfers);
     d->previous = conn->downloads_end;
     *(d->previous ? &d->previous->next : &conn->downloads) = d;

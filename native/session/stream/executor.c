@@ -257,7 +257,7 @@ bool tpw_hold_on(struct tpw_session *s) {
     return TP_LIKELY(!s->full) ? !s->ended : tpw_hold_while(s, standing_still, NULL);
 }
 
-/* Nobody waits for an answer or for the GPU, and by what was sent last nobody will soon. */
+/* Nobody waits for an answer or for the GPU, and by what was sent and told last nobody will soon. */
 static bool streaming(struct tpw_session *s) {
     return s->posts > STREAMING && !s->calls && !s->full && !tpw_pending(s) && !tpw_mark_owed(s);
 }
@@ -308,7 +308,10 @@ void tpw_execute(struct tpw_session *s) {
             TP_TELL(tpw_control, s); /* a data connection may be on its way while frames keep coming */
         }
         bool news = frames(s);
-        news |= tpw_poll(s);
+        if (tpw_poll(s)) {
+            news = true;
+            s->posts = 0; /* who hears of it goes on */
+        }
         if (s->ended) {
             break;
         }
@@ -325,6 +328,7 @@ void tpw_execute(struct tpw_session *s) {
         }
         /* The clock and the rarely used descriptors are looked at once in sixteen empty turns. */
         if (tpw_callbacks_run(s)) {
+            s->posts = 0;
             continue;
         }
         uint64_t now = tp_now_ns();
