@@ -18,6 +18,7 @@ import mmap
 import os
 import signal
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +84,15 @@ class Segment:
             os.close(self.owners_fd)
             self.owners_fd = -1
         if self.fd >= 0:
-            if _same_file(self.fd, self.settings.path) and _nobody_else(self.fd):
-                self.settings.path.unlink(missing_ok=True)
+            if _same_file(self.fd, self.settings.path):
+                if _nobody_else(self.fd):
+                    self.settings.path.unlink(missing_ok=True)
+                else:
+                    sys.stderr.write(
+                        f"tensor-fusion-worker: {self.settings.path} stays, {self.settings.megabytes} MB of memory: a "
+                        "client or a virtual machine has it open. A worker that is started there takes it again; else, "
+                        f"when they have ended: rm {self.settings.path}\n"
+                    )
             os.close(self.fd)
             self.fd = -1
         for memory in (self.memory, self.owners):
