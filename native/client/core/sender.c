@@ -30,6 +30,8 @@
 #define NUDGE_NS 200000u
 #define STREAMING 64u       /* so many frames in a row that nobody waits for */
 #define NAP_NS 40000l       /* 10 to 20 launches of a program that does little else */
+#define SLOW_FRAME_NS 1000u /* a frame takes a program longer than that */
+#define PACE_NS 50000u
 #define NAPPING_NS 400000u  /* without a frame, before the sender sleeps until it is woken */
 #define NAP_SLACK_NS 1000ul /* the default would make naps twice as long */
 
@@ -129,10 +131,23 @@ void tpc_wake_sender(struct tp_conn *conn) {
     }
 }
 
-static bool streaming(const struct tp_conn *conn) {
-    return atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) -
-               atomic_load_explicit(&conn->waited_frame, memory_order_relaxed) >
-           STREAMING;
+/* How fast the program sends, looked at every PACE_NS. One that does nothing else fills the cache of unsent frames within a nap, and
+ * would then have to send itself. */
+struct pace {
+    uint64_t since, frames;
+    bool slow;
+};
+
+static bool streaming(const struct tp_conn *conn, struct pace *pace) {
+    uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed), now = tp_now_ns();
+    /* Less than none while a frame that is waited for is about to be appended. */
+    int64_t unasked = (int64_t)(frames - atomic_load_explicit(&conn->waited_frame, memory_order_relaxed));
+    if (now - pace->since > PACE_NS) {
+        pace->slow = (frames - pace->frames) * SLOW_FRAME_NS < now - pace->since;
+        pace->since = now;
+        pace->frames = frames;
+    }
+    return pace->slow && unasked > (int64_t)STREAMING;
 }
 
 static void nap(void) {
@@ -145,6 +160,7 @@ static void *sender_run(void *argument) {
     uint64_t spin = tp_spin_ns(SPIN_NS);
     prctl(PR_SET_TIMERSLACK, NAP_SLACK_NS, 0, 0, 0);
     uint64_t last_news = tp_now_ns(), last_nudge = last_news;
+    struct pace pace = {.since = last_news};
     while (!tpc_is_lost(conn)) {
         if (!is_empty(conn)) {
             if (tpc_flush_now(conn)) {
@@ -154,7 +170,7 @@ static void *sender_run(void *argument) {
                     last_nudge = last_news;
                     tpc_nudge_listener(conn);
                 }
-                if (streaming(conn)) {
+                if (streaming(conn, &pace)) {
                     nap();
                 }
                 continue;
@@ -166,7 +182,7 @@ static void *sender_run(void *argument) {
             last_news = tp_now_ns();
             continue;
         }
-        bool naps = streaming(conn);
+        bool naps = streaming(conn, &pace);
         if (naps) {
             nap();
         }
