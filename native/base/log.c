@@ -16,8 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/stat.h>
 #include <time.h>
+#include <tp_system.h>
 #include <unistd.h>
 
 #define LINE_MAX_BYTES 2048
@@ -123,11 +123,11 @@ static bool within_bound(int64_t now, uint32_t *left_out) {
  * is writing finishes in one of the two files. */
 static void follow_path(int fd, int64_t now) {
     struct stat open_file, named;
-    if (atomic_exchange_explicit(&looked, now, memory_order_relaxed) == now || fstat(fd, &open_file) != 0) {
+    if (atomic_exchange_explicit(&looked, now, memory_order_relaxed) == now || tp_about(fd, &open_file) != 0) {
         return;
     }
-    if (stat(log_path, &named) == 0 ? named.st_ino == open_file.st_ino && named.st_dev == open_file.st_dev
-                                    : errno != ENOENT) {
+    if (tp_about_path(log_path, &named) == 0 ? named.st_ino == open_file.st_ino && named.st_dev == open_file.st_dev
+                                             : errno != ENOENT) {
         return;
     }
     int fresh = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0644);

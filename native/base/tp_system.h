@@ -18,10 +18,13 @@
 _Static_assert(sizeof(struct stat) == 144 || sizeof(struct stat) == 128,
                "as the kernels of x86-64 and aarch64 fill it");
 
-/* As fstat and, without following a link, fstatat. */
+/* As fstat, fstatat without following a link, and stat. */
 static inline int tp_about(int fd, struct stat *about) { return (int)syscall(SYS_fstat, fd, about); }
 static inline int tp_about_at(int folder, const char *name, struct stat *about) {
     return (int)syscall(SYS_newfstatat, folder, name, about, AT_SYMLINK_NOFOLLOW);
+}
+static inline int tp_about_path(const char *path, struct stat *about) { /* follows links */
+    return (int)syscall(SYS_newfstatat, AT_FDCWD, path, about, 0);
 }
 /* Random bytes of the kernel; false with errno set when it has none to give. */
 static inline bool tp_random(void *bytes, size_t size) { return syscall(SYS_getrandom, bytes, size, 0) == (long)size; }
