@@ -46,3 +46,16 @@ def test_a_warm_session_has_its_context(program: Path, tmp_path: Path) -> None:
             assert contexts(log) == 1
             assert client.code("alloc 0 4096") == 0
             assert client.end() == 0
+
+
+def test_a_replacement_comes_when_the_clients_have_their_contexts(program: Path) -> None:
+    with Worker("--warm", "1", program=program) as worker, worker.console() as first, worker.start("console") as second:
+        assert second.line() == "console"
+        assert second.code("devices") == 0
+        if len(worker.sessions()) != 2:
+            pytest.skip("on this machine a replacement was there before the second client")
+        assert not eventually(lambda: len(worker.sessions()) > 2, 2.0)  # its session is cold, and makes no context yet
+        assert second.code("init") == 0
+        assert eventually(lambda: len(worker.sessions()) == 3), "no replacement was started"
+        assert first.end() == 0
+        assert second.end() == 0
