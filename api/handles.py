@@ -19,8 +19,6 @@ KINDS = [
     ("mipmap", 15, "CUmipmappedArray", (), "CUDA_ERROR_INVALID_HANDLE"),
     ("texref", 16, "CUtexref", (), "CUDA_ERROR_INVALID_HANDLE"),
     ("surfref", 17, "CUsurfref", (), "CUDA_ERROR_INVALID_HANDLE"),
-    ("texture", 18, "CUtexObject", (), "CUDA_ERROR_INVALID_HANDLE"),
-    ("surface", 19, "CUsurfObject", (), "CUDA_ERROR_INVALID_HANDLE"),
     ("userobject", 20, "CUuserObject", (), "CUDA_ERROR_INVALID_VALUE"),
     ("nvmldevice", 32, "nvmlDevice_t", (), "NVML_ERROR_INVALID_ARGUMENT"),
     ("nvmlevents", 33, "nvmlEventSet_t", (), "NVML_ERROR_INVALID_ARGUMENT"),

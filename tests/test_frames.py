@@ -58,6 +58,7 @@ CASES = (
     "struct_long",
     "struct_count",
     "struct_list",
+    "struct_box",
     "struct_kernel",
     "kinds",
 )

@@ -66,6 +66,10 @@ def test_graphs(worker: Worker, variables: dict[str, str]) -> None:
     assert worker.run("graphs", **variables) == "right\n"
 
 
+def test_arrays(worker: Worker) -> None:
+    assert worker.run("arrays") == "right\n"
+
+
 def test_polls_of_who_knows(worker: Worker) -> None:
     assert worker.run("polls") == "right\n"
 

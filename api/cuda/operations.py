@@ -105,6 +105,7 @@ FUNCTIONS = [
     op("copy_device", "post", destination="uint64_t", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream"),
     op("copy_device_2d", "post", destination="uint64_t", source="uint64_t", destination_pitch="uint64_t",
        source_pitch="uint64_t", width="uint64_t", height="uint64_t", stream="uint64_t: handle stream"),
+    op("copy_box", "call", copy="CUDA_MEMCPY3D: struct", stream="uint64_t: handle stream"),
     # Pinned memory inside the shared segment: runs of the arena, by their offset in the segment. A copy names the device
     # side like the ones above, and the host side by the offset of its first byte and the distance of its rows.
     op("arena_take", "call", contextless=True, size="uint64_t", out={"offset": "uint64_t"}),

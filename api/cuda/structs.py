@@ -9,6 +9,20 @@ STRUCTS = [
     struct("CUmemAllocationProp", location="struct", win32HandleMetaData="none"),
     # Memory of one element, rows of `width` elements, `pitch` bytes apart.
     struct("CUDA_MEMSET_NODE_PARAMS", dst="dev area(pitch, width * elementSize, height)"),
+    # The driver looks at none of the addresses: it answers wild ones, and kernels fault.
+    struct("CUDA_RESOURCE_DESC", flags="zero", res=tagged("resType", {
+        "CU_RESOURCE_TYPE_ARRAY": {"res.array.hArray": "handle array or CUDA_ERROR_INVALID_VALUE"},
+        "CU_RESOURCE_TYPE_MIPMAPPED_ARRAY": {"res.mipmap.hMipmappedArray": "handle mipmap or CUDA_ERROR_INVALID_VALUE"},
+        "CU_RESOURCE_TYPE_LINEAR": {"res.linear.devPtr": "number"},
+        "CU_RESOURCE_TYPE_PITCH2D": {"res.pitch2D.devPtr": "number"}})),
+    # Sides in device memory and in arrays; the client has turned others into those.
+    struct("CUDA_MEMCPY3D", reserved0="none", reserved1="none", srcHost="none", dstHost="none",
+           src=tagged("srcMemoryType", {
+               "CU_MEMORYTYPE_DEVICE": {"srcDevice": "dev box(srcPitch, srcHeight, srcXInBytes + WidthInBytes, srcY + Height, srcZ + Depth)"},
+               "CU_MEMORYTYPE_ARRAY": {"srcArray": "handle array"}}, refuse=("CU_MEMORYTYPE_HOST", "CU_MEMORYTYPE_UNIFIED")),
+           dst=tagged("dstMemoryType", {
+               "CU_MEMORYTYPE_DEVICE": {"dstDevice": "dev box(dstPitch, dstHeight, dstXInBytes + WidthInBytes, dstY + Height, dstZ + Depth)"},
+               "CU_MEMORYTYPE_ARRAY": {"dstArray": "handle array"}}, refuse=("CU_MEMORYTYPE_HOST", "CU_MEMORYTYPE_UNIFIED"))),
     struct("CUstreamBatchMemOpParams", pad="none", op=tagged("operation", {
         "CU_STREAM_MEM_OP_WAIT_VALUE_32": {"waitValue.address": "word 4", "waitValue.alias": "none"},
         "CU_STREAM_MEM_OP_WAIT_VALUE_64": {"waitValue.address": "word 8", "waitValue.alias": "none"},

@@ -53,6 +53,8 @@ typedef enum {
     SIM_GRAPH_NODE,
     SIM_GRAPH_EXEC,
     SIM_USER_OBJECT,
+    SIM_ARRAY,
+    SIM_MIPMAP,
 } sim_kind_t;
 
 typedef struct sim_context sim_context_t;
@@ -435,6 +437,8 @@ sim_reservation_t *sim_reservation_find(uint64_t address);
 bool sim_device_address(uint64_t address); // under either lock: where cuMemAlloc answers, live or not
 CUresult sim_device_take(int device, uint64_t bytes, uint64_t *offset);
 void sim_device_give(int device, uint64_t offset, uint64_t bytes);
+void sim_memory_release(
+    uint64_t address); // of an allocation of the simulator's own, when its context has done its work
 CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t **range);
 void sim_range_release(sim_range_t *range); // removes, gives back, frees
 void sim_phys_drop(sim_phys_t *phys);

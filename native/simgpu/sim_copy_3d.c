@@ -1,15 +1,35 @@
 // cuMemcpy2D*, cuMemcpy3D*, cuMemcpy3DPeer*: rectangles and boxes in linear memory.
 //
-// The descriptors are translated to start address, pitch and slice; overflow anywhere is error 1. CUDA arrays are not
-// simulated and refused with CUDA_ERROR_NOT_SUPPORTED. Host sides are followed row by row for the whole box.
+// The descriptors are translated to start address, pitch and slice; overflow anywhere, and a box outside an array, is error 1.
+// Host sides are followed row by row for the whole box.
 #include "sim.h"
+#include "sim_array.h"
 #include "sim_copy.h"
 
 typedef struct {
     CUmemorytype type;
     uint64_t host, device, x, y, z, pitch, rows;
     CUarray array;
+    bool locked; // sim.lock is held
 } part_t;
+
+static CUresult array_side(const part_t *part, uint64_t width, uint64_t height, uint64_t depth, sim_side_t *side) {
+    sim_box_t box;
+    if (!part->locked)
+        pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_array_box(part->array, &box);
+    if (!part->locked)
+        pthread_mutex_unlock(&sim.lock);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (part->x > box.width || width > box.width - part->x || part->y > box.rows || height > box.rows - part->y ||
+        part->z > box.slices || depth > box.slices - part->z)
+        return CUDA_ERROR_INVALID_VALUE;
+    side->pitch = box.width;
+    side->slice = box.width * box.rows;
+    side->address = box.base + part->z * side->slice + part->y * side->pitch + part->x;
+    return CUDA_SUCCESS;
+}
 
 static CUresult side_of(const part_t *part, uint64_t width, uint64_t height, uint64_t depth, sim_side_t *side,
                         sim_place_t *place) {
@@ -28,7 +48,8 @@ static CUresult side_of(const part_t *part, uint64_t width, uint64_t height, uin
         start = part->device;
         break;
     case CU_MEMORYTYPE_ARRAY:
-        return CUDA_ERROR_NOT_SUPPORTED;
+        *place = SIM_PLACE_DEVICE;
+        return array_side(part, width, height, depth, side);
     default:
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -67,12 +88,16 @@ static CUresult copy_box(sim_context_t *context, CUstream stream, const part_t *
 static CUresult copy2d(sim_context_t *context, CUstream stream, const CUDA_MEMCPY2D *p, bool async) {
     if (!p)
         return CUDA_ERROR_INVALID_VALUE;
-    part_t dst = {
-        p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost, p->dstDevice, p->dstXInBytes, p->dstY, 0, p->dstPitch, 0,
-        p->dstArray};
-    part_t src = {
-        p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost, p->srcDevice, p->srcXInBytes, p->srcY, 0, p->srcPitch, 0,
-        p->srcArray};
+    part_t dst = {p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost,
+                  p->dstDevice,     p->dstXInBytes,
+                  p->dstY,          0,
+                  p->dstPitch,      0,
+                  p->dstArray,      false};
+    part_t src = {p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost,
+                  p->srcDevice,     p->srcXInBytes,
+                  p->srcY,          0,
+                  p->srcPitch,      0,
+                  p->srcArray,      false};
     return copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, 1, NULL, async);
 }
 
@@ -83,12 +108,12 @@ static CUresult boxes(const CUDA_MEMCPY3D *p, part_t *dst, part_t *src) {
                     p->dstDevice,     p->dstXInBytes,
                     p->dstY,          p->dstZ,
                     p->dstPitch,      p->dstHeight,
-                    p->dstArray};
+                    p->dstArray,      false};
     *src = (part_t){p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost,
                     p->srcDevice,     p->srcXInBytes,
                     p->srcY,          p->srcZ,
                     p->srcPitch,      p->srcHeight,
-                    p->srcArray};
+                    p->srcArray,      false};
     return CUDA_SUCCESS;
 }
 
@@ -106,12 +131,12 @@ static CUresult copy3d_peer(sim_context_t *context, CUstream stream, const CUDA_
                   p->dstDevice,     p->dstXInBytes,
                   p->dstY,          p->dstZ,
                   p->dstPitch,      p->dstHeight,
-                  p->dstArray};
+                  p->dstArray,      false};
     part_t src = {p->srcMemoryType, (uint64_t)(uintptr_t)p->srcHost,
                   p->srcDevice,     p->srcXInBytes,
                   p->srcY,          p->srcZ,
                   p->srcPitch,      p->srcHeight,
-                  p->srcArray};
+                  p->srcArray,      false};
     sim_peers_t peers;
     CUresult result = sim_copy_peers(p->dstContext, p->srcContext, &peers);
     return result ? result : copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, &peers, async);
@@ -126,6 +151,7 @@ CUresult sim_copy_box_prepare(sim_context_t *context, const CUDA_MEMCPY3D *p, si
         result = CUDA_ERROR_INVALID_VALUE;
     if (result != CUDA_SUCCESS)
         return result;
+    dst.locked = src.locked = true; // nodes are made under it
     *copy = (sim_copy_t){.width = p->WidthInBytes, .height = p->Height, .depth = p->Depth};
     result = side_of(&dst, copy->width, copy->height, copy->depth, &copy->dst, &dst_place);
     if (result == CUDA_SUCCESS)
@@ -137,6 +163,90 @@ CUresult sim_copy_box_prepare(sim_context_t *context, const CUDA_MEMCPY3D *p, si
         result =
             sim_side_prepare(context, &copy->src, src_place, copy->width, copy->height, copy->depth, false, &pinned);
     return result;
+}
+
+// ---- One row of an array, and linear memory ----------------------------------------------------------------------
+
+static part_t row_of(CUarray array, size_t offset) {
+    return (part_t){.type = CU_MEMORYTYPE_ARRAY, .array = array, .x = offset};
+}
+static part_t host_row(const void *host) {
+    return (part_t){.type = CU_MEMORYTYPE_HOST, .host = (uint64_t)(uintptr_t)host};
+}
+static part_t device_row(CUdeviceptr device) { return (part_t){.type = CU_MEMORYTYPE_DEVICE, .device = device}; }
+
+static CUresult copy_row(sim_context_t *context, CUstream stream, part_t dst, part_t src, size_t bytes, bool async) {
+    if (bytes && ((src.type == CU_MEMORYTYPE_HOST && !src.host) || (dst.type == CU_MEMORYTYPE_HOST && !dst.host)))
+        return CUDA_ERROR_INVALID_VALUE;
+    return copy_box(context, stream, &dst, &src, bytes, 1, 1, NULL, async);
+}
+
+CUresult cuMemcpyHtoA_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount) {
+    SIM_ENTER_CONTEXT(context);
+    return copy_row(context, NULL, row_of(dstArray, dstOffset), host_row(srcHost), ByteCount, false);
+}
+
+CUresult cuMemcpyAtoH_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount) {
+    SIM_ENTER_CONTEXT(context);
+    return copy_row(context, NULL, host_row(dstHost), row_of(srcArray, srcOffset), ByteCount, false);
+}
+
+CUresult cuMemcpyHtoAAsync_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount,
+                              CUstream hStream) {
+    SIM_ENTER_STREAM(context, hStream);
+    return copy_row(context, hStream, row_of(dstArray, dstOffset), host_row(srcHost), ByteCount, true);
+}
+
+CUresult cuMemcpyAtoHAsync_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount, CUstream hStream) {
+    SIM_ENTER_STREAM(context, hStream);
+    return copy_row(context, hStream, host_row(dstHost), row_of(srcArray, srcOffset), ByteCount, true);
+}
+
+CUresult cuMemcpyDtoA_v2(CUarray dstArray, size_t dstOffset, CUdeviceptr srcDevice, size_t ByteCount) {
+    SIM_ENTER_CONTEXT(context);
+    return copy_row(context, NULL, row_of(dstArray, dstOffset), device_row(srcDevice), ByteCount, false);
+}
+
+CUresult cuMemcpyAtoD_v2(CUdeviceptr dstDevice, CUarray srcArray, size_t srcOffset, size_t ByteCount) {
+    SIM_ENTER_CONTEXT(context);
+    return copy_row(context, NULL, device_row(dstDevice), row_of(srcArray, srcOffset), ByteCount, false);
+}
+
+CUresult cuMemcpyAtoA_v2(CUarray dstArray, size_t dstOffset, CUarray srcArray, size_t srcOffset, size_t ByteCount) {
+    SIM_ENTER_CONTEXT(context);
+    return copy_row(context, NULL, row_of(dstArray, dstOffset), row_of(srcArray, srcOffset), ByteCount, false);
+}
+
+// The first form, whose device addresses have 32 bits, so that none means memory.
+CUresult cuMemcpyHtoA(CUarray dstArray, unsigned int dstOffset, const void *srcHost, unsigned int ByteCount) {
+    return cuMemcpyHtoA_v2(dstArray, dstOffset, srcHost, ByteCount);
+}
+
+CUresult cuMemcpyAtoH(void *dstHost, CUarray srcArray, unsigned int srcOffset, unsigned int ByteCount) {
+    return cuMemcpyAtoH_v2(dstHost, srcArray, srcOffset, ByteCount);
+}
+
+CUresult cuMemcpyHtoAAsync(CUarray dstArray, unsigned int dstOffset, const void *srcHost, unsigned int ByteCount,
+                           CUstream hStream) {
+    return cuMemcpyHtoAAsync_v2(dstArray, dstOffset, srcHost, ByteCount, hStream);
+}
+
+CUresult cuMemcpyAtoHAsync(void *dstHost, CUarray srcArray, unsigned int srcOffset, unsigned int ByteCount,
+                           CUstream hStream) {
+    return cuMemcpyAtoHAsync_v2(dstHost, srcArray, srcOffset, ByteCount, hStream);
+}
+
+CUresult cuMemcpyDtoA(CUarray dstArray, unsigned int dstOffset, CUdeviceptr_v1 srcDevice, unsigned int ByteCount) {
+    return cuMemcpyDtoA_v2(dstArray, dstOffset, srcDevice, ByteCount);
+}
+
+CUresult cuMemcpyAtoD(CUdeviceptr_v1 dstDevice, CUarray srcArray, unsigned int srcOffset, unsigned int ByteCount) {
+    return cuMemcpyAtoD_v2(dstDevice, srcArray, srcOffset, ByteCount);
+}
+
+CUresult cuMemcpyAtoA(CUarray dstArray, unsigned int dstOffset, CUarray srcArray, unsigned int srcOffset,
+                      unsigned int ByteCount) {
+    return cuMemcpyAtoA_v2(dstArray, dstOffset, srcArray, srcOffset, ByteCount);
 }
 
 CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D *pCopy) {

@@ -80,6 +80,10 @@ static CUresult release(uint64_t address, sim_range_kind_t kind) {
     return result;
 }
 
+void sim_memory_release(uint64_t address) {
+    (void)release(address, SIM_RANGE_DEVICE); // gone with its context, perhaps
+}
+
 CUresult cuMemFree_v2(CUdeviceptr dptr) {
     SIM_ENTER_CONTEXT(context);
     CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;

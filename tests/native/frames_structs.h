@@ -66,6 +66,43 @@ static void case_struct_list(void) {
          .nodeParams = &params, .nodeParams_size = sizeof params);
 }
 
+/* Copies with arrays: of another kind, of a level whose mipmap has ended, of rows that lie in each other. */
+static void case_struct_box(void) {
+    const CUDA_ARRAY3D_DESCRIPTOR shape = {.Width = 64, .Height = 32, .Format = CU_AD_FORMAT_FLOAT, .NumChannels = 1};
+    CUDA_MEMCPY3D copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .srcDevice = ADDRESS,
+                          .srcPitch = 256,
+                          .srcHeight = 2,
+                          .dstMemoryType = CU_MEMORYTYPE_ARRAY,
+                          .dstArray = (CUarray)(uintptr_t)handle(TPG_ARRAY, 1),
+                          .WidthInBytes = 256,
+                          .Height = 2,
+                          .Depth = 1};
+#define BOX() SEND(0, copy_box, CALL, .stream = 1, .copy = &copy, .copy_size = sizeof copy)
+    SEND(0, memory_alloc, CALL, .size = 4096);
+    SEND(0, cuMipmappedArrayCreate, CALL, .pHandle = handle(TPG_MIPMAP, 0), .pMipmappedArrayDesc = &shape,
+         .numMipmapLevels = 2);
+    SEND(0, cuMipmappedArrayGetLevel, CALL, .hMipmappedArray = handle(TPG_MIPMAP, 0),
+         .pLevelArray = handle(TPG_ARRAY, 1));
+    BOX();
+    copy.srcPitch = 0;
+    BOX(); /* refused, 1 */
+    copy.srcPitch = SIZE_MAX;
+    BOX(); /* 2 */
+    copy.srcPitch = 256;
+    copy.srcMemoryType = CU_MEMORYTYPE_HOST;
+    copy.srcHost = (void *)(uintptr_t)0x4141414141414141;
+    BOX(); /* 3 */
+    copy.srcMemoryType = CU_MEMORYTYPE_DEVICE;
+    copy.dstArray = (CUarray)(uintptr_t)handle(TPG_MIPMAP, 0);
+    BOX(); /* 4 */
+    copy.dstArray = (CUarray)(uintptr_t)handle(TPG_ARRAY, 1);
+    SEND(0, cuMipmappedArrayDestroy, 0, .hMipmappedArray = handle(TPG_MIPMAP, 0));
+    BOX();                                                                           /* 5 */
+    SEND(0, cuArrayDestroy, CALL, .hArray = handle(TPG_ARRAY, 1));                   /* 6 */
+    SEND(0, cuMipmappedArrayDestroy, CALL, .hMipmappedArray = handle(TPG_ARRAY, 1)); /* 7 */
+}
+
 /* A kernel's parameters that are said to be more than what came, which ends the session. Before: of a size that the kernel does
  * not take, and an event in the place of the kernel. */
 static void case_struct_kernel(void) {

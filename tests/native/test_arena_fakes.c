@@ -540,6 +540,11 @@ void end(void) {
 
 /* ---- captures: none ---- */
 
+int32_t tpw_refuse_capture(struct tpw_session *s, const struct tpw_stream *stream) {
+    (void)s, (void)stream;
+    return 0;
+}
+
 void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error) {
     (void)s, (void)native, (void)error;
 }

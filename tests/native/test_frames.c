@@ -589,6 +589,7 @@ static const struct {
     {"struct_long", case_struct_long, 0, false, 3},
     {"struct_count", case_struct_count, 0, false, 3},
     {"struct_list", case_struct_list, 0, false, 3},
+    {"struct_box", case_struct_box, 7, false, 0},
     {"struct_kernel", case_struct_kernel, 2, false, 3},
     {"kinds", case_kinds, 5, false, 3},
     {"event", case_event, 0, false, 0},

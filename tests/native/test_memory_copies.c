@@ -316,8 +316,8 @@ void case_boxes(void) {
     down.dstPitch = WIDTH - 1;
     GIVES(1, cuMemcpy2D_v2(&down));
     down.dstPitch = PITCH;
-    down.srcMemoryType = CU_MEMORYTYPE_ARRAY;
-    GIVES(801, cuMemcpy2D_v2(&down));
+    down.srcMemoryType = CU_MEMORYTYPE_ARRAY; /* no array */
+    GIVES(1, cuMemcpy2D_v2(&down));
     GIVES(1, cuMemcpy2D_v2(NULL));
 }
 

@@ -53,13 +53,28 @@ int run_check(const struct check *checks, size_t known, int count, char **words)
 static const struct {
     const char *name;
     int (*run)(int count, char **words);
-} roles[] = {
-    {"compute", role_compute},       {"threads", role_threads}, {"order", role_order},     {"fork", role_fork},
-    {"fork-first", role_fork_first}, {"steady", role_steady},   {"copy", role_copy},       {"wait", role_wait},
-    {"console", role_console},       {"graphs", role_graphs},   {"timing", role_timing},   {"polls", role_polls},
-    {"corners", role_corners},       {"devices", role_devices}, {"images", role_images},   {"failures", role_failures},
-    {"callbacks", role_callbacks},   {"pinned", role_pinned},   {"batches", role_batches}, {"uploads", role_uploads},
-    {"behind", role_behind}};
+} roles[] = {{"compute", role_compute},
+             {"threads", role_threads},
+             {"order", role_order},
+             {"fork", role_fork},
+             {"fork-first", role_fork_first},
+             {"steady", role_steady},
+             {"copy", role_copy},
+             {"wait", role_wait},
+             {"console", role_console},
+             {"graphs", role_graphs},
+             {"arrays", role_arrays},
+             {"timing", role_timing},
+             {"polls", role_polls},
+             {"corners", role_corners},
+             {"devices", role_devices},
+             {"images", role_images},
+             {"failures", role_failures},
+             {"callbacks", role_callbacks},
+             {"pinned", role_pinned},
+             {"batches", role_batches},
+             {"uploads", role_uploads},
+             {"behind", role_behind}};
 
 int main(int argc, char **argv) {
     for (size_t i = 0; argc > 1 && i < sizeof roles / sizeof *roles; i++) {

@@ -40,6 +40,9 @@ int role_fork(int count, char **words);
 int role_fork_first(int count, char **words);
 void compute_all(size_t n, unsigned seed);
 
+/* arrays.c */
+int role_arrays(int count, char **words);
+
 /* graphs.c */
 int role_graphs(int count, char **words);
 

@@ -335,17 +335,6 @@ struct unloading {
     struct tpw_kept *kept; /* nodes of graphs pointed at it until now; its context is there until it has ended */
 };
 
-/* Work that came after the unloading, and at which the driver's wait would find the executor: it waits for the client's word
- * that a host function has run, which comes behind the frames that this thread would no longer read. */
-static bool stands(struct tpw_session *s) {
-    for (const struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (stream->hosts == s->hosts && (stream->pending || (stream->dirty && tpw_touchable(s, stream)))) {
-            return tpw_callbacks_outstanding(s);
-        }
-    }
-    return false;
-}
-
 static void unload(struct tpw_session *s, void *what, int32_t error) {
     struct unloading *unloading = what;
     bool there = error != CUDA_ERROR_CONTEXT_IS_DESTROYED;
@@ -354,7 +343,7 @@ static void unload(struct tpw_session *s, void *what, int32_t error) {
     } else if (unloading->again) { /* a context that ended in the second wait may have taken the module along */
         there = unloading->library || tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, unloading->context));
     }
-    if (there && stands(s)) {
+    if (there && tpw_work_stands(s)) {
         unloading->again = true;
         if ((!error || unloading->kept) && !tpw_when_everything_done(s, unload, unloading)) {
             return;

@@ -87,6 +87,7 @@ struct tpw_memory {
     struct tp_intervals reservations; /* the client's cuMemAddressReserve: struct tpw_reservation */
     struct tp_intervals spans;        /* free addresses of the reserved range: struct tpw_span */
     struct tp_intervals chunks;       /* granules that are mapped: struct tpw_chunk */
+    struct tpw_charge *ending;        /* arrays whose handles have ended */
     uint64_t base, size;              /* the reserved range, 0 = none */
     bool reserve_tried;
     struct tpw_arena arenas[TPW_MAX_DEVICES];

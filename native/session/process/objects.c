@@ -51,6 +51,21 @@ uint64_t tpw_known(struct tpw_session *s, uint32_t kind, uint64_t native) {
     return 0;
 }
 
+int32_t tpw_told(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t fresh, uint64_t native,
+                 uint64_t owner, int32_t error, uint64_t *told) {
+    *told = error ? 0 : tpw_known(s, kind, native);
+    if (error || *told) {
+        return error;
+    }
+    error = tpw_made(s, frame, kind, fresh, native, error);
+    struct tpw_object *object = error ? NULL : tpw_object(s, kind, fresh);
+    if (object) {
+        object->owner = owner;
+        *told = fresh;
+    }
+    return error;
+}
+
 void tpw_check_name(uint32_t kind, uint64_t handle, bool optional, int32_t *error) {
     bool special = kind == TPG_STREAM && handle <= 2;
     bool fits = tp_handle_is(handle, kind) || (also(kind) && tp_handle_is(handle, also(kind)));
@@ -116,8 +131,8 @@ void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
 
 void tpw_objects_gone(struct tpw_session *s, const struct tpw_gone *gone) {
     const uint32_t context = gone->id;
-    static const uint32_t kinds[] = {TPG_MODULE, TPG_FUNCTION,  TPG_EVENT, TPG_LIBRARY,
-                                     TPG_KERNEL, TPG_GRAPHEXEC, TPG_LINK};
+    static const uint32_t kinds[] = {TPG_MODULE,    TPG_FUNCTION, TPG_EVENT, TPG_LIBRARY, TPG_KERNEL,
+                                     TPG_GRAPHEXEC, TPG_LINK,     TPG_ARRAY, TPG_MIPMAP};
     TP_TELL(tpw_context_gone, s, gone);
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         struct tpw_object *object;

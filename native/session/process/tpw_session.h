@@ -109,6 +109,9 @@ void tpw_check_names(uint32_t kind, const uint64_t *handles, size_t count, int32
 static inline void tpw_set(int32_t *error, int32_t value) { *error = *error ? *error : value; }
 /* The client's handle of a native of `kind`, 0 if there is none. */
 uint64_t tpw_known(struct tpw_session *s, uint32_t kind, uint64_t native);
+/* The same for one that the driver has told and that lives in `owner`: without a name it gets `fresh`. */
+int32_t tpw_told(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t fresh, uint64_t native,
+                 uint64_t owner, int32_t error, uint64_t *told);
 /* Records the outcome of making an object: native handle, or the error that later uses answer. Returns the error. */
 int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
                  int32_t error);

@@ -371,3 +371,12 @@ void tpw_callbacks_close(struct tpw_session *s) {
     tp_lock_drop(&c->lock);
     /* The stubs may still run on threads of the driver: the list lives until the process ends. */
 }
+
+bool tpw_work_stands(struct tpw_session *s) {
+    for (const struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
+        if (stream->hosts == s->hosts && (stream->pending || (stream->dirty && tpw_touchable(s, stream)))) {
+            return tpw_callbacks_outstanding(s);
+        }
+    }
+    return false;
+}

@@ -15,6 +15,7 @@ A line of api/ names a function and one of these kinds:
 
 A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
 refuses what the driver would refuse at once, or answers ``TPC_DONE`` when it has made the call in another way.
+One with ``unsafe=True`` is refused, and ends the capture, where a capture's mode forbids what it does.
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
 ``call`` does so when it has succeeded.
 
@@ -34,6 +35,7 @@ the roles:
 ``"struct"``/``"struct?"``, ``"structs N"``, ``"outstruct"``  struct with a declaration read, N of them, one written
 ``"context"``          context, NULL is the current one    ``"known K"``           object of kind K that is told
 ``"new K of P"``       the same as new, which ends with the object that the parameter P names
+``"fresh K of P"``     object of kind K in P that the driver tells: its handle, which it gets when it is first told
 ``"handles K N"``      N objects of kind K read
 ``"R by P"``           what the handle, context or structs of role R point at stays in the driver for as long as P, a
                        graph, a node of one or an executable graph, may follow it
@@ -66,7 +68,8 @@ at the arguments.
 ``"word N"``         address of N bytes, aligned to N       ``"number"``          a pointer that nobody follows
 ``"null"``           a pointer that must be NULL            ``"device"``          device ordinal
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"known K"``         the same in a result, 0 when gone
-``"context"``        a context, NULL is the current one     ``"dev E"``           address of E bytes
+``"handle K or E"``  the same, with the error E for none    ``"dev E"``           address of E bytes
+``"context"``        a context, NULL is the current one
 ``"struct"``         a struct with a declaration            ``"structs S N"``     pointer to N structs S
 ``"hand"``           written by hand: of a field F of S, tpc_size_S_F and tpc_put_S_F in the client, which may look at
                      all of S and put bytes behind it, and tpw_take_S_F in the session, which takes them
@@ -102,6 +105,7 @@ class Line:
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
+    unsafe: bool = False  # is refused while a capture whose mode forbids it goes on
     noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
     place: str = ""  # file:line of the declaration, for whoever has to mend it
@@ -151,6 +155,7 @@ def call(
     contextless: bool = False,
     waits: bool | str = False,
     after_loss: str = "",
+    unsafe: bool = False,
     noted: bool = False,
     **roles: str,
 ) -> Line:
@@ -165,6 +170,7 @@ def call(
         contextless=contextless,
         waits=waits,
         after_loss=after_loss,
+        unsafe=unsafe,
         noted=noted,
         place=_place(),
     )

@@ -19,11 +19,13 @@ from .snapshot import Prototype, declare, parameter_list
 
 PREFIX = {"cuda": "tpc", "nvml": "tpn"}
 REQUIRED = (
-    "out", "outknown", "outstruct", "new", "in", "struct", "string", "outbytes", "outarray", "outstring", "versioned",
+    "out", "outknown", "outstruct", "new", "fresh", "in", "struct", "string", "outbytes", "outarray", "outstring",
+    "versioned",
 )  # fmt: skip
 # Arguments that name a stream, which lends its context to a thread that has none.
 LENDER = "CUstream"
 LAUNCHER = "const CUlaunchConfig *"
+MINTED = ("new", "fresh")  # the client makes a handle before
 READY = {"cuda": "tpc_not_ready", "nvml": "tpn_ready"}
 SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
 HIDDEN_FROM = 12000  # refused names that are as new as this are not found by name
@@ -258,6 +260,8 @@ def stubs(model: Model, api: Api) -> str:
     """tpg_<api>_stubs.c: bodies of the functions that run in the session."""
     prefix = PREFIX[api.name]
     lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"', '#include "tpg_ops.h"']
+    if any(line.unsafe for line in api.lines.values()):
+        lines.append(f'#include "{prefix}_stream.h"')
     if any(f.role in ("struct", "structs", "outstruct") for op in api.ops for f in op.fields):
         lines.append('#include "tpg_client_structs.h"')
     for op in api.ops:
@@ -295,10 +299,11 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     has_in, has_out = bool(op.inputs()), bool(op.outputs())
     sent = {f.name for f in op.fields}
     body = [f"    (void){p.name};" for p in prototype.params if p.name not in sent]
-    fields = {f.name: f for f in op.fields}
-    if op.kind == "post" and not op.line.contextless:
+    if (op.kind == "post" or op.line.unsafe) and not op.line.contextless:
         # A call learns from the driver that its context is gone or broken; a post has to know before it is on its way.
         body += [f"    {upper}_CONTEXT(context);", "    (void)context;"]
+    if op.line.unsafe:
+        body.append(f'    {upper}_CAPTURE_UNSAFE("{op.name}");')
     for item in op.fields:
         required = item.role in REQUIRED and not item.optional
         if required:
@@ -328,7 +333,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         done = f"refused == {upper}_DONE ? CUDA_SUCCESS : refused"
         body.append(f"    if (TP_UNLIKELY(refused != CUDA_SUCCESS)) {{ return {done}; }}")
     for item in op.fields:
-        if item.role == "new":
+        if item.role in ("new", "fresh"):
             kind = f"TPG_{item.kind.upper()}"
             owned = f"{prefix}_mint_record({kind}, (void *)(uintptr_t){item.owner})"
             mint = owned if item.owner else f"{prefix}_mint({kind})"
@@ -360,7 +365,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     else:
         lost = f"{upper}_AFTER_LOSS_OK" if op.line.after_loss == "ok" else f"{prefix}_lost()"
         body.append(f"    unsigned char *frame = {prefix}_reserve(TPG_OP_{op.name}, wire_size);")
-        undo = "".join(f"{prefix}_unmint(TPG_{f.kind.upper()}, new_{f.name}); " for f in op.fields if f.role == "new")
+        undo = "".join(f"{prefix}_unmint(TPG_{f.kind.upper()}, new_{f.name}); " for f in op.fields if f.role in MINTED)
         body.append(f"    if (!frame) {{ {undo}return {lost}; }}")
         body.append("    struct tp_cursor c = tp_cursor_make(frame, wire_size);")
         body.append(f"    {put}")
@@ -370,8 +375,9 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         done = "" if post else f"if (result == {SUCCESS[api.name]}) "
         body.append(f"    {done}{{ {prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)}); }}")
     for item in op.fields:
-        if item.role == "new":
+        if item.role in MINTED:
             body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.kind.upper()}, new_{item.name}); }}")
+        if item.role == "new":
             body.append(f"    else {{ *{item.name} = ({item.ctype})(uintptr_t)new_{item.name}; }}")
         if item.role == "gone":
             kind, value = item.kind.upper(), f"(uint64_t)(uintptr_t){item.name}"
@@ -383,7 +389,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append(f"        tpg_get_{op.name}_out(&r, &o);")
         body.append(f"        if (r.bad) {{ result = ({result}){prefix}_bad_reply(&reply); }} else {{")
         for item in op.outputs():
-            body += [f"            {text}" for text in _store(item, fields, prototype)]
+            body += [f"            {text}" for text in _store(prefix, item)]
         body.append("        }")
         body.append("    }")
     if not post:
@@ -394,7 +400,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
 
 def _argument(api: Api, item: Field) -> list[str]:
     name = item.name
-    if item.role == "new":
+    if item.role in MINTED:
         return [f".{name} = new_{name},"]
     if item.role in ("struct", "structs"):
         return [f".{name} = flat_{name}.bytes,", f".{name}_size = flat_{name}.size,"]
@@ -411,12 +417,15 @@ def _argument(api: Api, item: Field) -> list[str]:
     return [f".{name} = {name},"]
 
 
-def _store(item: Field, fields: dict[str, Field], prototype: Prototype) -> list[str]:
+def _store(prefix: str, item: Field) -> list[str]:
     name = item.name
     if item.role == "out":
         return [f"if ({name}) {{ *{name} = o.{name}; }}"]
     if item.role == "outknown":
         return [f"*{name} = ({item.ctype})(uintptr_t)o.{name};"]
+    if item.role == "outfresh":
+        unused = f"if (o.{name} != new_{name}) {{ {prefix}_unmint(TPG_{item.kind.upper()}, new_{name}); }}"
+        return [f"*{name} = ({item.ctype})(uintptr_t)o.{name};", unused]
     if item.role == "outstruct":
         return [f"if ({name}) {{ tpg_store_{item.ctype}(&o.{name}, {name}); }}"]
     if item.role == "outbytes":

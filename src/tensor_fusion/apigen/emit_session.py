@@ -306,6 +306,11 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
         if item.role == "outknown":
             known = f"tpw_known(s, TPG_{item.kind.upper()}, (uint64_t)(uintptr_t)n_{item.name})"
             body.append(f"    if (!error) {{ out.{item.name} = {known}; }}")
+        if item.role == "fresh":
+            body.append(
+                f"    error = tpw_told(s, frame, TPG_{item.kind.upper()}, in.{item.name},"
+                f" (uint64_t)(uintptr_t)n_{item.name}, in.{item.owner}, error, &out.{item.name});"
+            )
         if item.role == "outstruct":
             body.append(f"    if (!error) {{ tpg_give_{item.ctype}(s, &n_{item.name}, &out.{item.name}); }}")
         if item.role == "gone":
@@ -323,7 +328,7 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         kept = f"tpw_keep(s, frame, in.{item.by}, TPG_{item.kind.upper()}, in.{name}, &error);"
         keep = [kept] if item.by else []
         return [f"{ctype} n_{name} = ({ctype})(uintptr_t){call};", *keep], f"n_{name}"
-    if item.role in ("new", "outknown"):
+    if item.role in ("new", "outknown", "outfresh"):
         return [f"{item.ctype} n_{name} = 0;"], f"&n_{name}"
     if item.role == "outstruct":
         return [f"{item.ctype} n_{name};", f"memset(&n_{name}, 0, sizeof n_{name});"], f"&n_{name}"

@@ -126,6 +126,9 @@ class _ClientSide(_Side):
             return [copied, f"TPC_DEVICE(to->{path});"]
         if role in ("handle", "known", "context"):
             optional = "true" if member.optional or role == "context" else "false"
+            if member.refused:
+                alive = f"tpc_handle_alive(TPG_{member.kind.upper()}, (uint64_t)(uintptr_t)from->{path})"
+                return [f"if (!{alive}) {{ return {member.refused}; }}", copied]
             return [f"TPC_CHECK_HANDLE({(member.kind or 'context').upper()}, from->{path}, {optional});", copied]
         if role == "number":
             return [copied]

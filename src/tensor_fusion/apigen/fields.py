@@ -23,8 +23,8 @@ class Field:
     """
 
     name: str
-    role: str  # value handle name new gone device dev in bytes array handles names string versioned
-    #            | out outbytes outarray outstring outversioned
+    role: str  # value handle name new fresh gone device dev in bytes array handles names string versioned
+    #            | out outknown outfresh outbytes outarray outstring outversioned
     ctype: str
     size: int = 0
     kind: str = ""
@@ -41,7 +41,7 @@ class Field:
     @property
     def is_handle(self) -> bool:
         """Travels as the client's handle."""
-        return self.role in ("handle", "name", "new", "gone", "context", "outknown")
+        return self.role in ("handle", "name", "new", "gone", "context", "fresh", "outknown", "outfresh")
 
     @property
     def is_bytes(self) -> bool:
@@ -80,6 +80,7 @@ WORDS = {
     "gone": _Word("kind", fits="handle"),
     "new": _Word("kind owner", fits="new"),
     "known": _Word("kind", fits="new"),
+    "fresh": _Word("kind owner", fits="new"),
     "context": _Word(fits="CUcontext"),
     "struct": _Word(optional=True, fits="declared"),
     "structs": _Word("length", fits="declared"),
@@ -124,9 +125,11 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
         return Field(name, word, kind, _known(line, name, kind, types), length=length)
     if word in ("handle", "name", "gone", "context"):
         return Field(name, word, kind, 8, handle, optional=optional, by=by)
-    if word in ("new", "known"):
+    if word in ("new", "known", "fresh"):
         owner = length.removeprefix("of ")
-        return Field(name, "new" if word == "new" else "outknown", plain, 8, handle, owner=owner)
+        if word == "fresh" and not owner:
+            raise refuse(line.place, line.name, f"{name} is fresh: say of what, as 'fresh {handle} of …'")
+        return Field(name, "outknown" if word == "known" else word, plain, 8, handle, owner=owner)
     if word in ("struct", "structs"):
         return Field(name, word, plain, 0, length=length, optional=optional, by=by)
     if word == "handles":

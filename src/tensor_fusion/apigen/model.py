@@ -264,7 +264,8 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
                 raise refuse(line.place, line.name, f"{item.name} is to end with {item.owner!r}, which is no parameter")
             if item.by and item.by not in names:
                 raise refuse(line.place, line.name, f"{item.name} is to be kept by {item.by!r}, which is no parameter")
-        fields += [Field(f.name, "outversioned", f.ctype) for f in fields if f.role == "versioned"]
+        told = {"versioned": ("outversioned", 0), "fresh": ("outfresh", 8)}
+        fields += [Field(f.name, told[f.role][0], f.ctype, told[f.role][1], f.kind) for f in fields if f.role in told]
         op = Op(line.name, lock.number(line), line.kind, line, fields, prototype, api.name)
     elif line.kind == "message" or line.kind.startswith("op-"):
         fields = [own_field(line, name, text, types) for name, text in line.roles.items()]
@@ -283,7 +284,7 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         raise refuse(line.place, line.name, "reports=True without completes=True; what reports a late error has waited")
     if line.waits not in (True, False, "asked"):
         raise refuse(line.place, line.name, f'waits={line.waits!r}; it is True or "asked"')
-    changed = [f.name for f in op.fields if f.role in ("new", "gone")]
+    changed = [f.name for f in op.fields if f.role in ("new", "fresh", "gone")]
     if op.kind == "pure" and changed:
         raise refuse(line.place, line.name, f"an answer that is remembered cannot make or end {changed[0]}")
     return op

@@ -32,6 +32,7 @@ class Member:
     kind: str = ""  # of a handle; of a nested or counted struct its name
     length: str = ""
     optional: bool = False
+    refused: str = ""  # the error for a handle that is none, where it is not that of its kind
     when: tuple[str, str] | None = None  # the role holds where this field has this value; else it is a value
 
 
@@ -173,14 +174,17 @@ class _Reader:
         why = self._why_not_plain(leaf)
         if word == "value" and why:
             raise self.error(f"{leaf.path} is {why}: say what it stands for")
-        kind, length = self._argument(leaf, word, arg.strip())
+        arg, _, refused = (part.strip() for part in arg.partition(" or "))
+        if refused and word != "handle":
+            raise self.error(f"{leaf.path} is {word!r}, for which no error can be said")
+        kind, length = self._argument(leaf, word, arg)
         when = None
         if condition:
             field, _, value = (part.strip() for part in condition.partition("=="))
             when = (self._prefix(leaf) + field, value)
         if word == "value" and leaf.array:
             word = "array"
-        return Member(leaf.path, word, leaf.ctype, kind, length, optional, when)
+        return Member(leaf.path, word, leaf.ctype, kind, length, optional, refused, when)
 
     @staticmethod
     def _prefix(leaf: _Leaf) -> str:

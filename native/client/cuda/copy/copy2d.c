@@ -1,10 +1,11 @@
 /*
- * Copies of two and three dimensions between linear memory.
+ * Copies of two and three dimensions between linear memory, and of arrays.
  *
  * Any thread; owns nothing but packing buffers for the length of a call. Rows of host memory that are not side by side
  * are packed here, so that the wire and the worker's staging memory carry only what is copied (rows of pinned memory in
  * the shared segment are copied where they lie); the device side keeps
- * its pitch and is copied by the worker's driver. Arrays come with texture support and are refused by name until then.
+ * its pitch and is copied by the worker's driver. Between host memory and an array the bytes go through a buffer on the device
+ * for the length of the copy; in a stream that captures such copies are refused by name.
  */
 #include "tpc_copy.h"
 #include "tpg_cuda_send.h"
@@ -23,12 +24,6 @@ struct box {
     uint64_t width, height, depth;
 };
 
-static CUresult refuse_arrays(const char *name) {
-    static _Atomic bool said;
-    tp_say_once(&said, "%s from or to a CUDA array is not supported here and returns CUDA_ERROR_NOT_SUPPORTED", name);
-    return CUDA_ERROR_NOT_SUPPORTED;
-}
-
 static uint64_t extent(const struct side *side, const struct box *box, bool *fits) {
     uint64_t rows = 0, slices = 0, sum = 0;
     *fits = *fits && !__builtin_mul_overflow(side->pitch, box->height - 1, &rows) &&
@@ -37,15 +32,13 @@ static uint64_t extent(const struct side *side, const struct box *box, bool *fit
     return sum;
 }
 
-/* One side of the descriptor. `rows` is the height of a slice in memory, 0 for a copy of two dimensions. */
-static CUresult resolve(const char *name, CUmemorytype type, const void *host, CUdeviceptr device, uint64_t pitch,
-                        uint64_t rows, uint64_t x, uint64_t y, uint64_t z, const struct box *box, int max_pitch,
-                        struct side *out) {
+/* One side of linear memory. */
+static CUresult resolve(const struct tpc_copy_side *told, const struct box *box, int max_pitch, struct side *out) {
     struct tpc_range range;
-    uint64_t base = type == CU_MEMORYTYPE_HOST ? (uint64_t)(uintptr_t)host : device;
+    uint64_t base = told->type == CU_MEMORYTYPE_HOST ? told->host : told->device, pitch = told->pitch;
     uint64_t reach = 0, before = 0;
-    bool fits = !__builtin_add_overflow(x, box->width, &reach);
-    switch (type) {
+    bool fits = !__builtin_add_overflow(told->x, box->width, &reach);
+    switch (told->type) {
     case CU_MEMORYTYPE_HOST:
         out->device = false;
         break;
@@ -55,24 +48,23 @@ static CUresult resolve(const char *name, CUmemorytype type, const void *host, C
     case CU_MEMORYTYPE_UNIFIED:
         out->device = tpc_is_device_address(base) || (tpc_range_at(base, &range) && range.where == TPC_DEVICE_MEMORY);
         break;
-    case CU_MEMORYTYPE_ARRAY:
-        return refuse_arrays(name);
     default:
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (box->height == 1 && box->depth == 1 && y == 0 && z == 0 && pitch < reach) {
+    if (box->height == 1 && box->depth == 1 && told->y == 0 && told->z == 0 && pitch < reach) {
         pitch = reach; /* one row needs no pitch */
     }
     if (!fits || pitch < reach || (max_pitch > 0 && pitch > (uint64_t)max_pitch && box->height > 1)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     out->pitch = pitch;
-    if (__builtin_mul_overflow(pitch, rows ? rows : box->height, &out->slice) || (rows && rows < box->height)) {
+    if (__builtin_mul_overflow(pitch, told->height ? told->height : box->height, &out->slice) ||
+        (told->height && told->height < box->height)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     uint64_t slices = 0;
-    if (__builtin_mul_overflow(pitch, y, &before) || __builtin_mul_overflow(out->slice, z, &slices) ||
-        __builtin_add_overflow(before, slices, &before) || __builtin_add_overflow(before, x, &before) ||
+    if (__builtin_mul_overflow(pitch, told->y, &before) || __builtin_mul_overflow(out->slice, told->z, &slices) ||
+        __builtin_add_overflow(before, slices, &before) || __builtin_add_overflow(before, told->x, &before) ||
         __builtin_add_overflow(base, before, &out->address)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -236,48 +228,124 @@ static CUresult copy_box(const char *name, struct side to, struct side from, str
     return sync && to.device && from.device ? tpc_copy_done(name, destination, source, stream, result) : result;
 }
 
-/* ---- the API ---- */
+/* ---- arrays ---- */
 
-static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream stream, bool sync) {
-    TPC_CONTEXT(context);
-    TPC_CHECK_HANDLE(STREAM, stream, true);
-    if (!c) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    struct box box = {.width = c->WidthInBytes, .height = c->Height, .depth = 1};
-    struct side to, from;
-    if (!box.width || !box.height) {
-        return CUDA_SUCCESS;
-    }
-    int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
-    CUresult result = resolve(name, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstPitch, 0, c->dstXInBytes, c->dstY,
-                              0, &box, most, &to);
-    if (result == CUDA_SUCCESS) {
-        result = resolve(name, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcPitch, 0, c->srcXInBytes, c->srcY, 0,
-                         &box, most, &from);
-    }
-    return result == CUDA_SUCCESS ? copy_box(name, to, from, box, stream, sync) : result;
+static struct tpc_copy_side linear(const struct side *side) {
+    return (struct tpc_copy_side){.type = CU_MEMORYTYPE_DEVICE,
+                                  .device = side->address,
+                                  .pitch = side->pitch,
+                                  .height = side->slice / side->pitch};
 }
 
-static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream stream, bool sync) {
-    TPC_CONTEXT(context);
-    TPC_CHECK_HANDLE(STREAM, stream, true);
-    if (!c || c->srcLOD || c->dstLOD) {
+/* A side as the worker's driver takes it; `memory` is where it lies, for one that is no array. */
+static CUresult worker_side(const struct tpc_copy_side *told, const struct box *box, int max_pitch, struct side *memory,
+                            struct tpc_copy_side *out) {
+    *memory = (struct side){.device = true};
+    if (told->type == CU_MEMORYTYPE_ARRAY) {
+        *out =
+            (struct tpc_copy_side){.type = told->type, .array = told->array, .x = told->x, .y = told->y, .z = told->z};
+        bool there = tpc_handle_alive(TPG_ARRAY, (uint64_t)(uintptr_t)told->array);
+        return there ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = resolve(told, box, max_pitch, memory);
+    if (result == CUDA_SUCCESS) {
+        *out = linear(memory);
+    }
+    return result;
+}
+
+static CUresult send_box(const char *name, const struct tpc_copy_side *to, const struct tpc_copy_side *from,
+                         const struct box *box, CUstream stream) {
+    CUDA_MEMCPY3D copy = {.WidthInBytes = box->width, .Height = box->height, .Depth = box->depth};
+    TPC_PUT_SIDE(&copy, src, *from);
+    TPC_PUT_SIDE(&copy, dst, *to);
+    struct tpg_copy_box_in in = {.copy = &copy, .copy_size = sizeof copy, .stream = (uint64_t)(uintptr_t)stream};
+    struct tp_reply reply;
+    CUresult result = tpc_call_copy_box(name, &in, &reply);
+    tp_reply_free(&reply);
+    return result;
+}
+
+static CUresult make_buffer(const char *name, const struct box *box, struct side *buffer) {
+    struct tpg_memory_alloc_in in = {.size = 0};
+    struct tpg_memory_alloc_out out = {0};
+    struct tp_reply reply;
+    if (__builtin_mul_overflow(box->width, box->height, &buffer->slice) ||
+        __builtin_mul_overflow(buffer->slice, box->depth, &in.size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct box box = {.width = c->WidthInBytes, .height = c->Height, .depth = c->Depth};
-    struct side to, from;
+    CUresult result = tpc_call_memory_alloc(name, &in, &out, &reply);
+    tp_reply_free(&reply);
+    buffer->address = out.address;
+    return result;
+}
+
+static CUresult copy_arrays(const char *name, const struct tpc_copy_side *told_to,
+                            const struct tpc_copy_side *told_from, const struct box *box, int max_pitch,
+                            CUstream stream, bool sync) {
+    struct tpc_copy_side to, from;
+    struct side to_memory, from_memory, buffer = {.device = true, .pitch = box->width};
+    TPC_TRY(worker_side(told_to, box, max_pitch, &to_memory, &to));
+    TPC_TRY(worker_side(told_from, box, max_pitch, &from_memory, &from));
+    TPC_TRY(tpc_capture_refuse(name, stream));
+    const bool up = !from_memory.device, down = !to_memory.device;
+    if (up || down) {
+        TPC_TRY(make_buffer(name, box, &buffer));
+        *(up ? &from : &to) = linear(&buffer);
+    }
+    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_push();
+    }
+    CUresult result = up ? copy_box(name, buffer, from_memory, *box, stream, sync) : CUDA_SUCCESS;
+    result = result ? result : send_box(name, &to, &from, box, stream);
+    if (down && result == CUDA_SUCCESS) {
+        result = copy_box(name, to_memory, buffer, *box, stream, sync);
+    }
+    if (up || down) { /* behind the copies */
+        struct tpg_memory_free_in in = {.address = buffer.address};
+        CUresult freed = tpc_post_memory_free(name, &in);
+        result = result ? result : freed;
+    }
+    return result;
+}
+
+/* ---- the API ---- */
+
+static CUresult copy(const char *name, const struct tpc_copy_side *to, const struct tpc_copy_side *from, struct box box,
+                     CUstream stream, bool sync) {
+    TPC_CONTEXT(context);
+    TPC_CHECK_HANDLE(STREAM, stream, true);
+    struct side to_memory, from_memory;
     if (!box.width || !box.height || !box.depth) {
         return CUDA_SUCCESS;
     }
     int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
-    CUresult result = resolve(name, c->dstMemoryType, c->dstHost, c->dstDevice, c->dstPitch, c->dstHeight,
-                              c->dstXInBytes, c->dstY, c->dstZ, &box, most, &to);
-    if (result == CUDA_SUCCESS) {
-        result = resolve(name, c->srcMemoryType, c->srcHost, c->srcDevice, c->srcPitch, c->srcHeight, c->srcXInBytes,
-                         c->srcY, c->srcZ, &box, most, &from);
+    if (to->type == CU_MEMORYTYPE_ARRAY || from->type == CU_MEMORYTYPE_ARRAY) {
+        return copy_arrays(name, to, from, &box, most, stream, sync);
     }
-    return result == CUDA_SUCCESS ? copy_box(name, to, from, box, stream, sync) : result;
+    TPC_TRY(resolve(to, &box, most, &to_memory));
+    TPC_TRY(resolve(from, &box, most, &from_memory));
+    return copy_box(name, to_memory, from_memory, box, stream, sync);
+}
+
+static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream stream, bool sync) {
+    if (!c) {
+        TPC_CONTEXT(context);
+        (void)context;
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    const struct tpc_copy_side to = TPC_SIDE(c, dst), from = TPC_SIDE(c, src);
+    return copy(name, &to, &from, (struct box){c->WidthInBytes, c->Height, 1}, stream, sync);
+}
+
+static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream stream, bool sync) {
+    if (!c || c->srcLOD || c->dstLOD) {
+        TPC_CONTEXT(context);
+        (void)context;
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    const struct tpc_copy_side to = TPC_SIDE_3D(c, dst), from = TPC_SIDE_3D(c, src);
+    return copy(name, &to, &from, (struct box){c->WidthInBytes, c->Height, c->Depth}, stream, sync);
 }
 
 CUresult tpc_cuMemcpy2D_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) {
@@ -294,4 +362,52 @@ CUresult tpc_cuMemcpy3D_v2(CUstream implicit, const CUDA_MEMCPY3D *pCopy) {
 }
 CUresult tpc_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *pCopy, CUstream hStream) {
     return copy_3d("cuMemcpy3DAsync", pCopy, hStream, false);
+}
+
+/* Copies of one row of an array. */
+#define ROW(host_or_device, address)                                                                                   \
+    {.type = CU_MEMORYTYPE_##host_or_device,                                                                           \
+     .host = (uint64_t)(uintptr_t)(address),                                                                           \
+     .device = (uint64_t)(uintptr_t)(address)}
+#define IN_ARRAY(which, offset) {.type = CU_MEMORYTYPE_ARRAY, .array = (which), .x = (offset)}
+
+CUresult tpc_cuMemcpyHtoA_v2(CUstream implicit, CUarray dstArray, size_t dstOffset, const void *srcHost,
+                             size_t ByteCount) {
+    const struct tpc_copy_side to = IN_ARRAY(dstArray, dstOffset), from = ROW(HOST, srcHost);
+    return copy("cuMemcpyHtoA", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
+}
+
+CUresult tpc_cuMemcpyAtoH_v2(CUstream implicit, void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount) {
+    const struct tpc_copy_side to = ROW(HOST, dstHost), from = IN_ARRAY(srcArray, srcOffset);
+    return copy("cuMemcpyAtoH", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
+}
+
+CUresult tpc_cuMemcpyDtoA_v2(CUstream implicit, CUarray dstArray, size_t dstOffset, CUdeviceptr srcDevice,
+                             size_t ByteCount) {
+    const struct tpc_copy_side to = IN_ARRAY(dstArray, dstOffset), from = ROW(DEVICE, srcDevice);
+    return copy("cuMemcpyDtoA", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
+}
+
+CUresult tpc_cuMemcpyAtoD_v2(CUstream implicit, CUdeviceptr dstDevice, CUarray srcArray, size_t srcOffset,
+                             size_t ByteCount) {
+    const struct tpc_copy_side to = ROW(DEVICE, dstDevice), from = IN_ARRAY(srcArray, srcOffset);
+    return copy("cuMemcpyAtoD", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
+}
+
+CUresult tpc_cuMemcpyAtoA_v2(CUstream implicit, CUarray dstArray, size_t dstOffset, CUarray srcArray, size_t srcOffset,
+                             size_t ByteCount) {
+    const struct tpc_copy_side to = IN_ARRAY(dstArray, dstOffset), from = IN_ARRAY(srcArray, srcOffset);
+    return copy("cuMemcpyAtoA", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
+}
+
+CUresult tpc_cuMemcpyHtoAAsync_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount,
+                                  CUstream hStream) {
+    const struct tpc_copy_side to = IN_ARRAY(dstArray, dstOffset), from = ROW(HOST, srcHost);
+    return copy("cuMemcpyHtoAAsync", &to, &from, (struct box){ByteCount, 1, 1}, hStream, false);
+}
+
+CUresult tpc_cuMemcpyAtoHAsync_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount,
+                                  CUstream hStream) {
+    const struct tpc_copy_side to = ROW(HOST, dstHost), from = IN_ARRAY(srcArray, srcOffset);
+    return copy("cuMemcpyAtoHAsync", &to, &from, (struct box){ByteCount, 1, 1}, hStream, false);
 }

@@ -115,4 +115,28 @@ uint64_t *tpc_host_copy_addresses(size_t *count);
 struct tpc_host_copy *tpc_host_copy_hold(uint64_t address);
 void tpc_host_copy_retain(struct tpc_host_copy *copy);
 
+/* One side of the parameters of a copy, whichever it is. */
+struct tpc_copy_side {
+    CUmemorytype type;
+    CUarray array;
+    uint64_t host, device, x, y, z, pitch, height;
+};
+#define TPC_SIDE_MEMBERS(p, which)                                                                                     \
+    .type = (p)->which##MemoryType, .array = (p)->which##Array, .host = (uint64_t)(uintptr_t)(p)->which##Host,         \
+    .device = (p)->which##Device, .x = (p)->which##XInBytes, .y = (p)->which##Y, .pitch = (p)->which##Pitch
+#define TPC_SIDE(p, which) {TPC_SIDE_MEMBERS(p, which)}
+#define TPC_SIDE_3D(p, which) {TPC_SIDE_MEMBERS(p, which), .z = (p)->which##Z, .height = (p)->which##Height}
+#define TPC_PUT_SIDE(p, which, side)                                                                                   \
+    do {                                                                                                               \
+        (p)->which##MemoryType = (side).type;                                                                          \
+        (p)->which##Array = (side).array;                                                                              \
+        (p)->which##Host = (void *)(uintptr_t)(side).host;                                                             \
+        (p)->which##Device = (side).device;                                                                            \
+        (p)->which##XInBytes = (side).x;                                                                               \
+        (p)->which##Y = (side).y;                                                                                      \
+        (p)->which##Z = (side).z;                                                                                      \
+        (p)->which##Pitch = (side).pitch;                                                                              \
+        (p)->which##Height = (side).height;                                                                            \
+    } while (0)
+
 #endif

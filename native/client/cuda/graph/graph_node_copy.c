@@ -10,36 +10,9 @@
 
 TPC_NODE_SENDER(graph_memcpy)
 
-/* One side of the parameters, whichever it is. */
-struct node_side {
-    CUmemorytype type;
-    uint64_t host, device, x, y, z, pitch, height;
-};
-
-#define TAKE(p, which)                                                                                                 \
-    {.type = (p)->which##MemoryType,                                                                                   \
-     .host = (uint64_t)(uintptr_t)(p)->which##Host,                                                                    \
-     .device = (p)->which##Device,                                                                                     \
-     .x = (p)->which##XInBytes,                                                                                        \
-     .y = (p)->which##Y,                                                                                               \
-     .z = (p)->which##Z,                                                                                               \
-     .pitch = (p)->which##Pitch,                                                                                       \
-     .height = (p)->which##Height}
-
-#define PUT(p, which, side)                                                                                            \
-    do {                                                                                                               \
-        (p)->which##MemoryType = (side).type;                                                                          \
-        (p)->which##Host = (void *)(uintptr_t)(side).host;                                                             \
-        (p)->which##Device = (side).device;                                                                            \
-        (p)->which##XInBytes = (side).x;                                                                               \
-        (p)->which##Y = (side).y;                                                                                      \
-        (p)->which##Z = (side).z;                                                                                      \
-        (p)->which##Pitch = (side).pitch;                                                                              \
-        (p)->which##Height = (side).height;                                                                            \
-    } while (0)
-
 /* The box of the program's memory that a side is. */
-static CUresult box_of(const struct node_side *side, uint64_t base, const CUDA_MEMCPY3D *p, struct tpc_host_side *out) {
+static CUresult box_of(const struct tpc_copy_side *side, uint64_t base, const CUDA_MEMCPY3D *p,
+                       struct tpc_host_side *out) {
     uint64_t reach = 0, bottom = 0, first = 0, slices = 0, end = 0;
     *out = (struct tpc_host_side){.width = p->WidthInBytes,
                                   .height = p->Height,
@@ -68,7 +41,7 @@ static CUresult box_of(const struct node_side *side, uint64_t base, const CUDA_M
 
 /* Turns one side into device memory: pinned memory that the GPU reaches by its address there, other memory of the program by
  * a buffer. */
-static CUresult device_side(const char *name, struct node_side *side, const CUDA_MEMCPY3D *p, bool up,
+static CUresult device_side(const char *name, struct tpc_copy_side *side, const CUDA_MEMCPY3D *p, bool up,
                             struct tpc_host_copy **made) {
     struct tpc_range range;
     struct tpc_host_side box;
@@ -94,7 +67,7 @@ static CUresult device_side(const char *name, struct node_side *side, const CUDA
     CUresult result = box_of(side, base, p, &box);
     result = result ? result : tpc_host_copy_make(name, &box, up, made);
     if (result == CUDA_SUCCESS) {
-        *side = (struct node_side){
+        *side = (struct tpc_copy_side){
             .type = CU_MEMORYTYPE_DEVICE, .device = (*made)->address, .pitch = p->WidthInBytes, .height = p->Height};
     }
     return result;
@@ -126,7 +99,7 @@ CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const 
     TPC_CHECK_HANDLE(CONTEXT, context, true);
     CUDA_MEMCPY3D copy = *p;
     struct tpc_host_copy *made[2] = {0};
-    struct node_side from = TAKE(p, src), to = TAKE(p, dst);
+    struct tpc_copy_side from = TPC_SIDE_3D(p, src), to = TPC_SIDE_3D(p, dst);
     bool wait = t->wait;
     CUresult result = CUDA_SUCCESS;
     if (tp_handle_is(t->owner, TPG_GRAPHEXEC)) {
@@ -138,8 +111,8 @@ CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const 
     result = result ? result : device_side(name, &to, p, false, &made[1]);
     if (result == CUDA_SUCCESS) {
         from.host = to.host = 0;
-        PUT(&copy, src, from);
-        PUT(&copy, dst, to);
+        TPC_PUT_SIDE(&copy, src, from);
+        TPC_PUT_SIDE(&copy, dst, to);
         struct tpg_graph_memcpy_in in = {TPC_TARGET(t), .context = (uint64_t)(uintptr_t)context, .params = &copy};
         result = send_graph_memcpy(name, &in, wait || made[0] || made[1]);
     }
@@ -147,7 +120,7 @@ CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const 
 }
 
 /* A side as the program put it; of pinned memory that the GPU reaches both addresses are the same. */
-static void tell(struct node_side *side) {
+static void tell(struct tpc_copy_side *side) {
     struct tpc_host_side box;
     if (side->type == CU_MEMORYTYPE_DEVICE && tpc_is_pinned((const void *)(uintptr_t)side->device, 1)) {
         side->type = CU_MEMORYTYPE_HOST;
@@ -156,14 +129,14 @@ static void tell(struct node_side *side) {
     }
     if (side->type == CU_MEMORYTYPE_DEVICE && tpc_host_copy_side(side->device, &box)) {
         bool host = box.type == CU_MEMORYTYPE_HOST;
-        *side = (struct node_side){.type = box.type,
-                                   .host = host ? box.base : 0,
-                                   .device = host ? 0 : box.base,
-                                   .x = box.x,
-                                   .y = box.y,
-                                   .z = box.z,
-                                   .pitch = box.told_pitch,
-                                   .height = box.told_height};
+        *side = (struct tpc_copy_side){.type = box.type,
+                                       .host = host ? box.base : 0,
+                                       .device = host ? 0 : box.base,
+                                       .x = box.x,
+                                       .y = box.y,
+                                       .z = box.z,
+                                       .pitch = box.told_pitch,
+                                       .height = box.told_height};
     }
 }
 
@@ -179,12 +152,12 @@ CUresult tpc_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodePa
     struct tp_reply reply;
     CUresult result = tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
-        struct node_side from = TAKE(&out.params, src), to = TAKE(&out.params, dst);
+        struct tpc_copy_side from = TPC_SIDE_3D(&out.params, src), to = TPC_SIDE_3D(&out.params, dst);
         tell(&from);
         tell(&to);
         *nodeParams = out.params;
-        PUT(nodeParams, src, from);
-        PUT(nodeParams, dst, to);
+        TPC_PUT_SIDE(nodeParams, src, from);
+        TPC_PUT_SIDE(nodeParams, dst, to);
     }
     tp_reply_free(&reply);
     return result;

@@ -3,7 +3,7 @@
 from tensor_fusion.apigen.describe import call, custom, older, op, post, pure
 
 FUNCTIONS = [
-    call("cuFooCreate"),
+    call("cuFooCreate", unsafe=True),
     post("cuFooDestroy", hFoo="gone foo", contextless=True),
     post("cuFooWrite", dst="dev size", data="bytes size"),
     call("cuFooGetCount"),
@@ -11,6 +11,7 @@ FUNCTIONS = [
     post("cuFooSetParams", params="struct"),
     call("cuFooGetPlace", place="outstruct", source="known foo"),
     call("cuFooAddBar", phBar="new bar of hFoo", items="structs count"),
+    call("cuFooGetBar", phBar="fresh bar of hFoo"),
     older("cuFooSetOldParams", "cuFooSetParams", hFoo="foo"),
     custom("cuFooRun", ops="foo_run foo_ask"),
     custom("cuFooAsk", ops="foo_ask"),
