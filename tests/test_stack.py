@@ -75,6 +75,11 @@ def test_polls_of_who_knows(worker: Worker) -> None:
 
 
 @pytest.mark.usefixtures("both_transports")
+def test_polls_whose_words_are_lent_again(worker: Worker) -> None:
+    assert worker.run("polls", "lent") == "right\n"
+
+
+@pytest.mark.usefixtures("both_transports")
 def test_waits_for_an_event_that_is_recorded_again(worker: Worker) -> None:
     assert worker.run("polls", "again") == "right\n"
 

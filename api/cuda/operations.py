@@ -125,7 +125,7 @@ FUNCTIONS = [
        word="unsigned int", value="uint64_t"),
     # The session writes the word when it finds the event, or the stream, complete. Nothing is put into the stream for that.
     op("watch", "post", subject="uint64_t", word="unsigned int", value="uint64_t"),
-    op("stream_query", "call", reports=True, completes=True, stream="uint64_t: handle stream"),
+    op("stream_query", "call", reports=True, completes=True, stream="uint64_t: name stream"),
     op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),
     op("event_query", "call", reports=True, completes=True, event="uint64_t: name event"),
     # Waits for `event`; then tells the time since `start`, unless that is 0, and in `timed` whether it could.

@@ -23,6 +23,7 @@ bool tp_done_lend(struct tp_conn *conn, struct tp_done *done) {
     *done = (struct tp_done){.word = 3, .value = 9};
     return !conn;
 }
+bool tp_done_written(const struct tp_conn *conn, const struct tp_done *done) { return !conn && done->value == 0; }
 bool tp_done_reached(struct tp_conn *conn, const struct tp_done *done) { return !conn && done->value == 0; }
 unsigned char *tpc_reserve(uint16_t op, size_t size) { return op && size <= sizeof frame_body ? frame_body : NULL; }
 CUresult tpc_post(const char *name, struct tp_reply *unused) {

@@ -29,7 +29,6 @@ UNSERVED = {
     "graph-mixed": "refused by name: the bytes would be seen too early or too late",
     "pinned-set": "refused over TCP",
     "pinned-kernel": "over TCP a kernel sees what was there at its launch, in at most 64 KiB",
-    "done": "after a wait for an event of the legacy stream, a query of a stream that this covers may say 600",
 }
 SERVED = frozenset(FEATURES) - frozenset(UNSERVED)
 

@@ -101,8 +101,40 @@ static void recorded_again(unsigned flags, bool captured) {
     OK(cuStreamDestroy_v2(other));
 }
 
+/* ---- a word that is lent again ---- */
+
+/* What says that one event is done is lent to the next poll before the program asks for that event again. All within the
+ * millisecond in which an answer may come from memory. */
+static void lent_again(void) {
+    struct kernels k = load_all();
+    uint64_t long_ns = 150000, short_ns = 100000;
+    void *longer[] = {&long_ns}, *shorter[] = {&short_ns};
+    CUstream first, second;
+    CUevent event;
+    OK(cuStreamCreate(&first, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&second, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    for (int i = 0; i < 200; i++) {
+        OK(launch(k.spin_ns, 1, first, longer));
+        OK(cuEventRecord(event, first));
+        double begun = now_ms();
+        cuEventQuery(event);
+        while (now_ms() - begun < 0.3) {
+        }
+        OK(launch(k.spin_ns, 1, second, shorter));
+        cuStreamQuery(second);
+        OK(cuCtxSynchronize());
+        OK(cuEventQuery(event));
+    }
+}
+
 int role_polls(int count, char **words) {
     start();
+    if (count > 0 && strcmp(words[0], "lent") == 0) {
+        lent_again();
+        say("right");
+        return 0;
+    }
     if (count > 0 && strcmp(words[0], "again") == 0) {
         recorded_again(CU_EVENT_DEFAULT, false);
         recorded_again(CU_EVENT_DISABLE_TIMING | CU_EVENT_BLOCKING_SYNC, false);

@@ -90,7 +90,8 @@ TP_EXPORT bool tp_done_wait(struct tp_conn *conn, const char *what, const struct
 /* A word of the other half, for somebody who only looks now and then; false where none is free. It is free again when what was
  * promised last has been written. */
 TP_EXPORT bool tp_done_lend(struct tp_conn *conn, struct tp_done *done);
-/* Whether it has come to that, with every message handled that was sent before. */
+/* Whether it has come to that; and whether every message is handled, too, that was sent before: another thread may be at it. */
+TP_EXPORT bool tp_done_written(const struct tp_conn *conn, const struct tp_done *done);
 TP_EXPORT bool tp_done_reached(struct tp_conn *conn, const struct tp_done *done);
 
 /* ---- calling ---- */

@@ -61,13 +61,18 @@ static void write_by_hand(struct tpw_session *s, void *what, int32_t error) {
 int32_t tpw_mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value) {
     bool told = tpw_link_flush(s->link);
     if (s->segment->registered && told) { /* the GPU does not wait until the client has read the rest */
-        const struct tpw_stream *record = tpw_stream_native(s, stream);
+        struct tpw_stream *record = tpw_stream_native(s, stream);
         if (record) {
             tpw_enter_stream(s, record);
         }
         s->segment->word = word;
         s->segment->value = value;
-        return (int32_t)s->cuda.cuStreamWriteValue64_v2(stream, address, value, CU_STREAM_WRITE_VALUE_DEFAULT);
+        int32_t error = (int32_t)s->cuda.cuStreamWriteValue64_v2(stream, address, value, CU_STREAM_WRITE_VALUE_DEFAULT);
+        if (record && !error) {
+            record->mark = &tp_slot_at(s->segment->base, s->segment->slot)->done[word];
+            record->marked = value;
+        }
+        return error;
     }
     struct by_hand *by_hand = malloc(sizeof *by_hand);
     if (!by_hand) {

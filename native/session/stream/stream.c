@@ -130,6 +130,7 @@ struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f
     struct tpw_stream *stream = tpw_stream_find(s, frame, handle, error);
     if (stream) {
         stream->dirty = true;
+        stream->mark = NULL;
         tpw_stream_count(s, stream, 1);
     }
     return stream;
@@ -321,9 +322,28 @@ int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, con
     return TPW_LATER;
 }
 
-int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_query_in *in,
-                         struct tpw_stream *stream) {
-    return (int32_t)s->cuda.cuStreamQuery(stream->native);
+/* What the session puts behind the program's work takes a moment, and the program may know that its own is done. */
+static bool only_ours(struct tpw_session *s, struct tpw_stream *stream) {
+    bool over = tpw_timeline_over(stream);
+    for (struct tpw_stream *other = s->streams; other && over && stream->native == CU_STREAM_LEGACY;
+         other = other->next) {
+        unsigned int flags = CU_STREAM_NON_BLOCKING;
+        if (other != stream && other->context_id == stream->context_id && tpw_touchable(s, other) &&
+            s->cuda.cuStreamGetFlags(other->native, &flags) == CUDA_SUCCESS && !(flags & CU_STREAM_NON_BLOCKING)) {
+            over = tpw_timeline_over(other) || s->cuda.cuStreamQuery(other->native) == CUDA_SUCCESS;
+        }
+    }
+    return over;
+}
+
+int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_query_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_stream *stream = tpw_stream_find(s, frame, in->stream, &error);
+    if (error) {
+        return error;
+    }
+    error = (int32_t)s->cuda.cuStreamQuery(stream->native);
+    return error == CUDA_ERROR_NOT_READY && only_ours(s, stream) ? CUDA_SUCCESS : error;
 }
 
 int32_t tpw_context_synchronize(struct tpw_session *s, const struct tp_frame *frame) {

@@ -211,6 +211,7 @@ static int32_t await(struct tpw_session *s, struct tpw_stream *stream, tpw_done 
     }
     stream->issued++;
     stream->dirty = false;
+    stream->mark = NULL;
     tpw_stream_count(s, stream, 2); /* itself, and the piece of a copy that it may be for */
     add(w, stream, done, what);
     return CUDA_SUCCESS;
@@ -237,6 +238,13 @@ int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native
 }
 
 static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
+
+bool tpw_timeline_over(struct tpw_stream *stream) {
+    if (stream->mark) {
+        return atomic_load_explicit(stream->mark, memory_order_acquire) == stream->marked;
+    }
+    return !stream->dirty && (!stream->word || has_reached(stream, stream->issued));
+}
 
 void tpw_waits_settle(struct tpw_session *s) {
     struct tpw_stream *next;
@@ -283,7 +291,13 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
         if (!every_context && stream->context_id != context) {
             continue;
         }
-        if (!stream->pending && (!stream->dirty || !tpw_touchable(s, stream))) {
+        const bool touchable = tpw_touchable(s, stream);
+        /* A point of ours would make a stream "not ready" that the program knows to be done. */
+        if (stream->dirty && touchable) {
+            tpw_enter_stream(s, stream);
+            stream->dirty = s->cuda.cuStreamQuery(stream->native) != CUDA_SUCCESS;
+        }
+        if (!stream->pending && (!stream->dirty || !touchable)) {
             idle = stream->dirty ? idle : stream;
             continue;
         }

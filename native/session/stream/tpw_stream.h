@@ -26,16 +26,18 @@ struct tpw_stream {
     CUstream native;
     CUcontext context;
     uint32_t context_id;
-    uint32_t device;          /* index of its context's */
-    uint32_t thread;          /* of a per-thread default stream, else 0 */
-    uint32_t pending;         /* waits for it that have not completed */
-    uint32_t hosts;           /* s->hosts when a host function was last queued here: it may stand there */
-    uint32_t behind;          /* commands queued behind that host function, about */
-    struct tpw_word *word;    /* where the GPU writes how far it has come; NULL before the first point */
-    uint64_t issued, reached; /* points of its timeline: the last one, and the last one known to be done */
-    uint64_t awaited;         /* the oldest point that somebody waits for, 0 = none */
-    bool dirty;               /* work was put in since its last point */
-    bool dying;               /* destroyed by the client; ends when its last wait has completed */
+    uint32_t device;              /* index of its context's */
+    uint32_t thread;              /* of a per-thread default stream, else 0 */
+    uint32_t pending;             /* waits for it that have not completed */
+    uint32_t hosts;               /* s->hosts when a host function was last queued here: it may stand there */
+    uint32_t behind;              /* commands queued behind that host function, about */
+    struct tpw_word *word;        /* where the GPU writes how far it has come; NULL before the first point */
+    uint64_t issued, reached;     /* points of its timeline: the last one, and the last one known to be done */
+    uint64_t awaited;             /* the oldest point that somebody waits for, 0 = none */
+    bool dirty;                   /* work was put in since its last point */
+    const _Atomic uint64_t *mark; /* a word that the GPU writes behind all else; NULL: something came after that */
+    uint64_t marked;              /* what it will be */
+    bool dying;                   /* destroyed by the client; ends when its last wait has completed */
 };
 /* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
@@ -102,6 +104,8 @@ int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native
 /* Runs what has completed; true if something had. Called by the executor between frames and by operations that have to wait
  * for a resource (staging memory, address space) which only a completion can give back. */
 bool tpw_poll(struct tpw_session *s);
+/* Nothing is left in the stream but what the session itself has put behind the program's work, and that has done its part. */
+bool tpw_timeline_over(struct tpw_stream *stream);
 /* Gives a stream's word back, when the stream is forgotten. */
 void tpw_timeline_end(struct tpw_session *s, struct tpw_stream *stream);
 /* Ends every wait in a context that is going (0 = all) with an error. */

@@ -86,12 +86,16 @@ bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
         drop(watch); /* there may be new work in it */
         watch = NULL;
     }
+    /* A program that has learned of the completion in another way, from a reply that was sent behind the
+     * word, sees it written. Then, while another thread still handles what came with it, the worker is asked. */
+    bool written = false;
     if (watch && !watch->complete) {
-        watch->complete = tp_done_reached(tpc_conn, &watch->done);
+        written = tp_done_written(tpc_conn, &watch->done);
+        watch->complete = written && tp_done_reached(tpc_conn, &watch->done);
     }
     if (watch) {
-        answered = watch->complete ||
-                   (watch->date.told == tpc_count(&tpc_counts.told) && tp_now_ns() - watch->asked_ns < ASK_NS);
+        answered = watch->complete || (!written && watch->date.told == tpc_count(&tpc_counts.told) &&
+                                       tp_now_ns() - watch->asked_ns < ASK_NS);
         *result = watch->complete ? tpc_posted() : CUDA_ERROR_NOT_READY;
     }
     tp_lock_drop(&lock);
