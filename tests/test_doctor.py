@@ -293,12 +293,12 @@ def url_silent(place: Place) -> None:
 
 
 def url_certificate(place: Place) -> None:
-    url(f"https://localhost:{place.serve(answering(ok()), tls='here')}/")(place)
+    url(f"https://127.0.0.1:{place.serve(answering(ok()), tls='here')}/")(place)
 
 
 def url_no_tls(place: Place) -> None:
     port = place.serve(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
-    url(f"https://localhost:{port}/")(place)
+    url(f"https://127.0.0.1:{port}/")(place)
 
 
 def url_authority_file(place: Place) -> None:

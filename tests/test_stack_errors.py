@@ -134,7 +134,10 @@ def test_something_else_listens() -> None:
         thread.join(10)
     assert found == (
         f"{LOST} {LOST}",
-        [f"What answers at 127.0.0.1 port {port} is no tensor-fusion-worker; check the connection string."],
+        [
+            f"What answers at 127.0.0.1 port {port} is no tensor-fusion-worker: it says 'HTTP/1.1 400 Bad Request'; "
+            "check the port in the connection string."
+        ],
     )
 
 

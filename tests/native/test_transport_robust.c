@@ -9,6 +9,7 @@
 #include <conn_internal.h> /* for the one case that stands between two steps of a receiving thread */
 #include <errno.h>
 #include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
@@ -356,6 +357,12 @@ static void unreachable(void) {
 
 static void next_address_is_tried(void) { /* localhost is ::1 as well on most machines, where nobody listens */
     char address[64];
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
+    if (getaddrinfo("localhost", "1", &hints, &list) != 0) { /* no /etc/hosts */
+        printf("next_address_is_tried: skipped, localhost has no address here\n");
+        _exit(77);
+    }
+    freeaddrinfo(list);
     snprintf(address, sizeof address, "native+localhost+%u+0", test_port);
     setenv("TENSOR_FUSION_OPERATOR_CONNECTION_INFO", address, 1);
     check_echo(connected(), 1, 10);
