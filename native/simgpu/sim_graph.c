@@ -207,11 +207,13 @@ CUresult cuGraphDestroy(CUgraph hGraph) {
     SIM_ENTER();
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *graph = sim_graph_of(hGraph);
-    bool ours = graph && !graph->owner && !graph->capture;
-    if (ours)
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    if (graph && !graph->owner)
+        result = graph->capture ? CUDA_ERROR_ILLEGAL_STATE : CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS)
         sim_graph_delete(graph);
     pthread_mutex_unlock(&sim.lock);
-    return ours ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return result;
 }
 
 CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph) {

@@ -388,6 +388,7 @@ static inline void check_built_graph(graph_bench_t *t) {
     OK(cuGraphChildGraphNodeGetGraph(child, &inside));
     CHECK(node_count(inside) == 4 && inside != graph);
     OK(cuStreamBeginCaptureToGraph(t->stream, outer, &child, NULL, 1, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    CHECK(cuGraphDestroy(outer) == CUDA_ERROR_ILLEGAL_STATE); // and the capture goes on (580.159.04)
     CUstreamCaptureStatus status;
     const CUgraphNode *dependencies = NULL;
     OK(cuStreamGetCaptureInfo_v2(t->stream, &status, NULL, &clone, &dependencies, &count));

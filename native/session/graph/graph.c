@@ -293,8 +293,10 @@ int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, c
                           CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
     (void)frame;
-    if (owner_of(s, in->graph) || captured(s, in->graph, 0)) {
-        error = CUDA_ERROR_INVALID_VALUE; /* it goes with the node that it is inside, or a capture still writes it */
+    if (owner_of(s, in->graph)) {
+        error = CUDA_ERROR_INVALID_VALUE; /* it goes with the node that it is inside */
+    } else if (captured(s, in->graph, 0)) {
+        error = CUDA_ERROR_ILLEGAL_STATE; /* a capture still writes it, or one inside it */
     }
     error = error ? error : (int32_t)s->cuda.cuGraphDestroy(graph);
     if (!error) {
