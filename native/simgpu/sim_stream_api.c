@@ -7,9 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STREAMS_A_ROOM                                                                                                 \
-    32u // when a context has that many more, the driver waits for its work (seen at the 36th or before)
-
 static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsigned flags, int priority) {
     if (!phStream || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING))
         return CUDA_ERROR_INVALID_VALUE;
@@ -19,11 +16,6 @@ static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsign
         priority = -5;
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
-    unsigned count = 0;
-    for (stream = context->streams; stream; stream = stream->next)
-        count++;
-    if (count && count % STREAMS_A_ROOM == 0)
-        sim_context_drain(context);
     CUresult result = CUDA_ERROR_CONTEXT_IS_DESTROYED; // by another thread, since this call began
     if (context->active)
         result = sim_stream_new(context, flags, priority, &stream);

@@ -219,7 +219,8 @@ static void trim(struct tpw_session *s, void *what, int32_t error) {
  * function, whose end only this thread can hear of. So the memory goes back through a stream that nothing else uses. */
 static void free_beside_captures(struct tpw_session *s, CUdeviceptr address) {
     CUstream beside = NULL;
-    int32_t error = (int32_t)s->cuda.cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING);
+    int32_t error = tpw_stream_may_wait(s) ? (int32_t)CUDA_ERROR_NOT_READY
+                                           : (int32_t)s->cuda.cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING);
     if (!error) {
         error = (int32_t)s->cuda.cuMemFreeAsync(address, beside);
         s->cuda.cuStreamDestroy_v2(beside); /* what is in it is done all the same */

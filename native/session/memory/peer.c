@@ -225,6 +225,7 @@ int32_t tpw_aside_begin(struct tpw_session *s, CUstream stream, uint64_t address
     CUcontext home = NULL;
     CUstream beside = NULL;
     int32_t error = tpw_primary(s, (int)tpw_range_at(s, address)->device, &home);
+    error = error ? error : tpw_stream_room(s);
     if (error) {
         return error;
     }

@@ -20,6 +20,25 @@ bool tpw_waits_stream_create(struct tpw_session *s, const struct tpg_stream_crea
     return streams >= ROOMY && streams >= most_streams;
 }
 
+bool tpw_stream_may_wait(struct tpw_session *s) {
+    return tpw_callbacks_outstanding(s) && tpw_waits_stream_create(s, NULL);
+}
+
+static bool no_room(struct tpw_session *s, void *unused) {
+    (void)unused;
+    return tpw_stream_may_wait(s) && tpw_streams_stand(s);
+}
+
+int32_t tpw_stream_room(struct tpw_session *s) {
+    if (TP_LIKELY(!tpw_stream_may_wait(s))) {
+        return CUDA_SUCCESS;
+    }
+    const struct tp_frame inside = {.context = s->entered};
+    const bool room = tpw_hold_while(s, no_room, NULL);
+    int32_t error = tpw_enter(s, &inside); /* streams were asked in their contexts */
+    return room ? error : CUDA_ERROR_DEVICE_UNAVAILABLE;
+}
+
 static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t thread) {
     struct tpw_stream *stream = calloc(1, sizeof *stream);
     if (stream) {
@@ -37,8 +56,7 @@ static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t t
 
 struct tpw_stream *tpw_stream_aside(struct tpw_session *s) {
     CUstream native = NULL;
-    if ((tpw_callbacks_outstanding(s) && tpw_waits_stream_create(s, NULL)) ||
-        s->cuda.cuStreamCreate(&native, CU_STREAM_NON_BLOCKING)) {
+    if (tpw_stream_may_wait(s) || s->cuda.cuStreamCreate(&native, CU_STREAM_NON_BLOCKING)) {
         return NULL;
     }
     struct tpw_stream *stream = add(s, native, 0);
@@ -82,6 +100,7 @@ static struct tpw_stream *default_stream(struct tpw_session *s, uint32_t thread,
     }
     if (thread) {
         int32_t result = end_idle(s);
+        result = result ? result : tpw_stream_room(s);
         result = result ? result : (int32_t)s->cuda.cuStreamCreate(&native, CU_STREAM_DEFAULT);
         if (result) {
             *error = result;

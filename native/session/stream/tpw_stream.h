@@ -80,6 +80,10 @@ bool tpw_hold_on(struct tpw_session *s);
 bool tpw_go_on(struct tpw_session *s);
 /* Waits while that says so, as tpw_wait_a_moment waits. False when the session ends. */
 typedef bool tpw_condition(struct tpw_session *s, void *what);
+/* Whether making a stream of the session's own may have the driver wait behind a host function; and what waits until it will not,
+ * in the middle of an operation: an error when the session ends instead. */
+bool tpw_stream_may_wait(struct tpw_session *s);
+int32_t tpw_stream_room(struct tpw_session *s);
 bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what);
 
 /* ---- wait.c ---- */
