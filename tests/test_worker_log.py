@@ -72,6 +72,20 @@ def test_lines_of_native_code_follow_the_path(tmp_path: Path) -> None:
         assert moved not in descriptors
 
 
+def test_a_worker_whose_log_has_no_folder_any_more_serves_on(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    with Worker(TF_ENABLE_LOG="1", TF_LOG_PATH=str(folder / "log")) as worker:
+        folder.rename(tmp_path / "elsewhere")
+        for name in ("first", "second"):
+            assert worker.client(name).ask("pid")
+        worker.process.send_signal(signal.SIGHUP)
+        assert worker.client("third").ask("pid")
+        worker.stop()
+        assert "The log cannot be written: No such file or directory; lines are missing." in worker.errors
+        assert "Traceback" not in worker.errors
+
+
 def test_a_long_log_is_moved_away(tmp_path: Path) -> None:
     log, before = tmp_path / "log", tmp_path / "log.1"
     before.write_text("of the time before")

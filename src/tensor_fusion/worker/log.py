@@ -54,6 +54,12 @@ class _SaysOnce(logging.Handler):
 class _FileLog(_SaysOnce, logging.handlers.WatchedFileHandler):
     """Follows its path, as the sessions do: whoever moves the file away, the next line makes a new one."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of the new file, which logging's own does not expect: the folder may be gone
+            self.handleError(record)
+
 
 class _OutputLog(_SaysOnce, logging.StreamHandler):  # type: ignore[type-arg]  # generic since Python 3.11 only
     pass
