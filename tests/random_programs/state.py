@@ -29,6 +29,7 @@ UNSERVED = {
     "graph-mixed": "refused by name: the bytes would be seen too early or too late",
     "pinned-set": "refused over TCP",
     "pinned-kernel": "over TCP a kernel sees what was there at its launch, in at most 64 KiB",
+    "done": "a free puts a point into a busy stream; once in 10,000 programs a query meets it before the GPU does",
 }
 SERVED = frozenset(FEATURES) - frozenset(UNSERVED)
 
