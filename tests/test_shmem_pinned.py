@@ -53,6 +53,13 @@ def test_what_only_a_segment_gives(worker: Worker, program: Path, case: str) -> 
     worker.run(program, case)
 
 
+def test_pinned_memory_is_the_first_thing(program: Path) -> None:
+    """A session that nobody had waiting is in no context when its client wants pinned memory before anything else."""
+    with shared_worker(48) as running:
+        for _ in range(4):  # the first may get the session that waits
+            running.run(program, "shared_pointers")
+
+
 def test_strict_mode_gives_the_same(worker: Worker, program: Path) -> None:
     worker.run(program, "shared_kernels", "shared_free", "boxes", TF_STRICT="1")
 

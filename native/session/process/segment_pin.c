@@ -93,7 +93,12 @@ uint64_t tpw_segment_take(struct tpw_session *s, uint64_t size) {
             end = offset + first;
         }
         segment->asked = true;
-        if (!pin(s, at, end - at) && segment->registered) {
+        bool pinned = tpw_home_enter(s); /* it may be the first thing that a client wants: then in no context yet */
+        if (pinned) {
+            pinned = !pin(s, at, end - at) && segment->registered;
+            tpw_home_leave(s);
+        }
+        if (pinned) {
             return offset;
         }
         tp_arena_give(segment->owners, segment->size, segment->slot, offset, size);
