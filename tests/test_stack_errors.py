@@ -411,7 +411,7 @@ def test_waits_are_cheap_again_after_a_failure(program: Path, tmp_path: Path) ->
     ("check", "faults"),
     [
         ("order", "cuCtxGetLimit:100=999"),  # none of these is an answer that was not given
-        ("limit", "cuCtxGetLimit:14=999"),  # ten describe the device, one is asked for itself
+        ("limit", "cuCtxGetLimit:3=999"),  # one is asked for itself, then what all were
         ("module", "cuFuncGetParamInfo:2=999"),
         ("library", ";".join(f"cuKernelGetParamInfo:{n}=999" for n in (2, 3, 4, 5))),
         # 22 questions at the load: 15 parameters, and the end of seven lists
@@ -427,11 +427,12 @@ def test_an_error_is_not_an_answer(program: Path, check: str, faults: str) -> No
 
 # The 192nd asks whether the device can map memory.
 @pytest.mark.parametrize(
-    "faults", ["cuDeviceGetAttribute:50=999", "cuDeviceGetAttribute:192=999", "cuCtxGetLimit:3=999"]
+    ("warm", "faults"),  # only a warm session has a context whose limits are told with the device
+    [("0", "cuDeviceGetAttribute:50=999"), ("0", "cuDeviceGetAttribute:192=999"), ("1", "cuCtxGetLimit:3=999")],
 )
-def test_a_device_is_described_or_there_is_none(program: Path, faults: str) -> None:
+def test_a_device_is_described_or_there_is_none(program: Path, warm: str, faults: str) -> None:
     """One of a hundred attributes is not told: the driver does not start, instead of having that for an answer."""
-    with Worker(program=program, TF_SIM_FAULTS=faults) as worker:
+    with Worker("--warm", warm, program=program, TF_SIM_FAULTS=faults) as worker:
         client = worker.start("console")
         with client:
             assert client.line() == "console"

@@ -471,6 +471,14 @@ struct tpw_stream only = {.native = CU_STREAM_LEGACY};
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f, uint64_t handle, int32_t *error) {
     return tpw_stream(s, f, handle, error) ? &only : NULL;
 }
+bool tpw_stream_may_wait(struct tpw_session *s) {
+    (void)s;
+    return false;
+}
+int32_t tpw_stream_room(struct tpw_session *s) {
+    (void)s;
+    return CUDA_SUCCESS;
+}
 struct tpw_stream *tpw_stream_native(struct tpw_session *s, CUstream native) {
     (void)s;
     return native == CU_STREAM_LEGACY ? &only : NULL;

@@ -216,5 +216,8 @@ int main(void) {
         freed(kind, 4 << 20, one);
     }
     free(got);
+    char libraries[8192];
+    cu_mapped_libraries(libraries, sizeof libraries);
+    printf("{\"digest\": \"\", \"metrics\": {}, \"libraries\": %s}\n", libraries);
     return 0;
 }
