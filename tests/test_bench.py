@@ -617,7 +617,7 @@ def test_the_table_fits_a_terminal() -> None:
         lines = [without_colours(line) for line in in_terminal(native_folder(), columns, *words)]
         return lines, [line for line in lines if line.startswith(("group ", "null ", "launch "))]
 
-    _, wide = table(400)  # room for the long figures of a machine with much else to do
+    _, wide = table(400)
     everything, narrow = table(80)
     assert all(word in wide[0] for word in ("spread", "p99.9", "ratio", "trips"))
     assert len(narrow) == len(wide) == 3

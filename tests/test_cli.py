@@ -162,9 +162,11 @@ def in_terminal(native: Path, columns: int, *arguments: str, **variables: str) -
     """What a terminal of that width gets, line by line."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = environment(TF_NATIVE_DIR=str(native), TERM="xterm", **variables)
+    env.pop("COLUMNS", None)  # tests that run side by side have it, and it counts for more than the terminal
     process = subprocess.Popen(
         [sys.executable, "-m", "tensor_fusion", *arguments],
-        env=environment(TF_NATIVE_DIR=str(native), TERM="xterm", **variables),
+        env=env,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -6,6 +6,7 @@ Each of them works, or ends at once with a sentence.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import shutil
 import socket
@@ -397,8 +398,9 @@ def tunnel(heads: list[str], to: int) -> Serve:
         with socket.create_connection(("127.0.0.1", to)) as server:
 
             def carry(source: socket.socket, target: socket.socket) -> None:
-                while part := source.recv(4096):
-                    target.sendall(part)
+                with contextlib.suppress(OSError):  # the other direction has ended, and closed both
+                    while part := source.recv(4096):
+                        target.sendall(part)
 
             back = threading.Thread(target=carry, args=[server, connection], daemon=True)
             back.start()
