@@ -41,15 +41,19 @@ static void push_twins(void) {
 
 /* ---- shared memory: the copy engine reaches the program's pinned memory itself ---- */
 
+#define READ_AT_ONCE 65536u /* bytes; what is smaller may be (580.159.04: 16384, and not 65536) */
+
 bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,
                      CUstream stream, bool sync, CUresult *result) {
     uint64_t offset = tpc_host_offset(host, host_pitch * (area->height - 1) + area->width);
     if (!offset) {
         return false;
     }
-    if (up && sync && TP_UNLIKELY(atomic_load_explicit(&tpc_late_reasons, memory_order_acquire))) {
+    if (up && sync &&
+        (area->width * area->height < READ_AT_ONCE || atomic_load_explicit(&tpc_late_reasons, memory_order_acquire))) {
         /* The driver reads small sources at the call where only the order of blocking and legacy streams stands in front of the
-         * copy, even in the copy engine's form; its own synchronous form waits before that. */
+         * copy, even in the copy engine's form; its own synchronous form waits before that: for host functions, and for
+         * copies into the source. Free when nothing was sent since the last wait. */
         *result = tpc_copy_wait(name, stream);
         if (*result != CUDA_SUCCESS) {
             return true;
