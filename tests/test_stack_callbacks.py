@@ -43,7 +43,7 @@ def test_a_refused_function_holds_nobody_up(program: Path, check: str, faults: s
         assert worker.run("callbacks", check, TF_STRICT=strict) == "right\n"
 
 
-@pytest.mark.parametrize("check", ["waiting-calls", "loads-beside-functions"])
+@pytest.mark.parametrize("check", ["waiting-calls", "loads-beside-functions", "streams-of-a-context-gone"])
 @pytest.mark.parametrize("strict", ["0", "1"])
 def test_calls_that_wait_for_the_gpu_let_functions_end(program: Path, check: str, strict: str) -> None:
     """The driver waits in them; the thread that hears of the functions' ends must not. JAX loads code behind them."""

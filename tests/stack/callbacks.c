@@ -277,6 +277,38 @@ static void waiting_calls(void) {
     CHECK(limit == 4096);
 }
 
+static _Atomic bool go_on;
+
+static void wait_for_the_caller(void *unused) {
+    (void)unused;
+    for (int ms = 0; ms < 3000 && !go_on; ms++) {
+        usleep(1000);
+    }
+    ended++;
+}
+
+/* Streams that went with their context make no room scarce: the driver does not wait here, and the function may wait for its caller. */
+static void streams_of_a_context_gone(void) {
+    CUcontext own;
+    CUstream stream, more[60];
+    start();
+    for (int round = 0; round < 2; round++) {
+        OK(cuCtxCreate_v4(&own, NULL, 0, 0));
+        for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+            OK(cuStreamCreate(&more[i], CU_STREAM_NON_BLOCKING));
+        }
+        OK(cuCtxDestroy_v2(own));
+    }
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuLaunchHostFunc(stream, wait_for_the_caller, NULL));
+    OK(cuStreamCreate(&more[0], CU_STREAM_NON_BLOCKING));
+    OK(cuStreamQuery(more[0]));
+    CHECK(!ended);
+    go_on = true;
+    OK(cuStreamSynchronize(stream));
+    CHECK(ended == 1);
+}
+
 /* The same through another thread, which is not the one that queues functions all the time, each behind the last. */
 static _Atomic bool enough;
 
@@ -309,6 +341,7 @@ static void loads_beside_functions(void) {
 
 static const struct check checks[] = {{"waiting-calls", waiting_calls},
                                       {"loads-beside-functions", loads_beside_functions},
+                                      {"streams-of-a-context-gone", streams_of_a_context_gone},
                                       {"forbidden", forbidden},
                                       {"refused", refused},
                                       {"refused-callback", refused_callback},

@@ -225,18 +225,15 @@ int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, c
     return error;
 }
 
-static void unlink_stream(struct tpw_session *s, struct tpw_stream *stream) {
+/* `at` is where the list has it. */
+static void drop(struct tpw_session *s, struct tpw_stream **at) {
+    struct tpw_stream *stream = *at;
     if (s->captures) {
         TP_TELL(tpw_stream_gone, s, stream);
     }
     tpw_timeline_end(s, stream);
-    for (struct tpw_stream **at = &s->streams; *at; at = &(*at)->next) {
-        if (*at == stream) {
-            *at = stream->next;
-            streams--;
-            break;
-        }
-    }
+    *at = stream->next;
+    streams--;
     free(stream);
 }
 
@@ -245,7 +242,11 @@ void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t er
         tpw_visit(s, stream->context, stream->context_id);
         s->cuda.cuStreamDestroy_v2(stream->native);
     }
-    unlink_stream(s, stream);
+    struct tpw_stream **at = &s->streams;
+    while (*at != stream) {
+        at = &(*at)->next;
+    }
+    drop(s, at);
 }
 
 static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
@@ -286,16 +287,10 @@ void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
         }
     }
     for (struct tpw_stream **at = &s->streams; *at;) {
-        struct tpw_stream *stream = *at;
-        if (!context || stream->context_id == context) {
-            *at = stream->next;
-            if (s->captures) {
-                TP_TELL(tpw_stream_gone, s, stream);
-            }
-            tpw_timeline_end(s, stream);
-            free(stream);
+        if (!context || (*at)->context_id == context) {
+            drop(s, at);
         } else {
-            at = &stream->next;
+            at = &(*at)->next;
         }
     }
 }
