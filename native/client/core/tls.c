@@ -315,11 +315,17 @@ enum tp_status tpc_tls_open(struct tpc_tls **out, int fd, const char *host, char
         tls->ssl = openssl.SSL_new(tls->context);
         tls->in = openssl.BIO_new(openssl.BIO_s_mem());
         tls->out = openssl.BIO_new(openssl.BIO_s_mem());
-        status = tls->ssl && tls->in && tls->out && expect(tls, host) ? TP_OK : TP_ERROR_MEMORY;
+        status = tls->ssl && tls->in && tls->out ? TP_OK : TP_ERROR_MEMORY;
     }
     if (status == TP_OK) {
-        openssl.SSL_set_bio(tls->ssl, tls->in, tls->out);
+        openssl.SSL_set_bio(tls->ssl, tls->in, tls->out); /* which are its own from now on */
         openssl.SSL_set_connect_state(tls->ssl);
+        if (!expect(tls, host)) {
+            snprintf(why, why_size, "No certificate can be for %s (%s); check the URL.", host, reason());
+            status = TP_ERROR_CONFIG;
+        }
+    }
+    if (status == TP_OK) {
         status = handshake(tls, host, why, why_size);
     }
     if (status != TP_OK) {

@@ -84,16 +84,6 @@ void tpw_span_give(struct tpw_memory *m, uint64_t address, uint64_t size) {
     tp_interval_add(&m->spans, span);
 }
 
-/* The documents do not say that it needs a context, and a session may have none yet. */
-static CUresult reserve_at(struct tpw_session *s, CUdeviceptr *got, uint64_t size, CUdeviceptr base) {
-    CUresult result = s->cuda.cuMemAddressReserve(got, size, 0, base, 0);
-    if (result == CUDA_ERROR_INVALID_CONTEXT && tpw_home_enter(s)) {
-        result = s->cuda.cuMemAddressReserve(got, size, 0, base, 0);
-        tpw_home_leave(s);
-    }
-    return result;
-}
-
 int32_t tpw_arena_reserve(struct tpw_session *s) {
     struct tpw_memory *m = s->memory;
     static const uint64_t sizes[] = {4ull << 40, 1ull << 40, 512ull << 30, 256ull << 30};
@@ -119,7 +109,8 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
     CUresult result = CUDA_ERROR_NOT_SUPPORTED;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         for (size_t k = 0; k < sizeof bases / sizeof *bases; k++) {
-            result = reserve_at(s, &got, sizes[i], bases[k]);
+            /* Needs no context, and a session may have none yet (asked of 580.159). */
+            result = s->cuda.cuMemAddressReserve(&got, sizes[i], 0, bases[k], 0);
             if (result == CUDA_SUCCESS && got == bases[k]) {
                 m->base = got;
                 m->size = sizes[i];

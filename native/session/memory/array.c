@@ -83,25 +83,28 @@ static void end_later(struct tpw_session *s, struct tpw_charge *charge) {
     }
 }
 
-static uint64_t needed(struct tpw_session *s, const CUDA_ARRAY3D_DESCRIPTOR *d, uint32_t kind, unsigned levels,
-                       CUdevice device, struct tpw_charge *twin) {
+/* How much it will take. Of a shape that the driver has no twin of, at least its texels: making it says what is wrong. */
+static int32_t needed(struct tpw_session *s, const CUDA_ARRAY3D_DESCRIPTOR *d, uint32_t kind, unsigned levels,
+                      CUdevice device, struct tpw_charge *twin, uint64_t *bytes) {
     CUDA_ARRAY3D_DESCRIPTOR later = *d;
     CUDA_ARRAY_MEMORY_REQUIREMENTS told = {0};
-    uint64_t native = 0;
+    uint64_t native = 0, least = texels(d);
+    *bytes = 0;
     if (d->Flags & MAPPED_LATER) {
-        return 0;
+        return CUDA_SUCCESS;
     }
     later.Flags |= CUDA_ARRAY3D_DEFERRED_MAPPING;
-    int32_t error = make(s, &later, kind, levels, &native);
-    if (!error) {
-        twin->native = native;
-        error = (int32_t)(kind == TPG_ARRAY
-                              ? s->cuda.cuArrayGetMemoryRequirements(&told, (CUarray)(uintptr_t)native, device)
-                              : s->cuda.cuMipmappedArrayGetMemoryRequirements(
-                                    &told, (CUmipmappedArray)(uintptr_t)native, device));
+    if (make(s, &later, kind, levels, &native)) {
+        *bytes = least < UINT64_MAX - TILE ? (least + TILE - 1) / TILE * TILE : TILE;
+        return CUDA_SUCCESS;
     }
-    uint64_t least = texels(d); /* a shape that there is not: making it will say so */
-    return !error ? told.size : least < UINT64_MAX - TILE ? (least + TILE - 1) / TILE * TILE : TILE;
+    twin->native = native;
+    int32_t error =
+        (int32_t)(kind == TPG_ARRAY ? s->cuda.cuArrayGetMemoryRequirements(&told, (CUarray)(uintptr_t)native, device)
+                                    : s->cuda.cuMipmappedArrayGetMemoryRequirements(
+                                          &told, (CUmipmappedArray)(uintptr_t)native, device));
+    *bytes = told.size;
+    return error;
 }
 
 static int32_t create(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
@@ -118,9 +121,10 @@ static int32_t create(struct tpw_session *s, const struct tp_frame *frame, uint3
         return tpw_made(s, frame, kind, handle, 0, error);
     }
     *charge = *twin = (struct tpw_charge){.device = device, .kind = kind, .context = s->entered};
-    const uint64_t bytes = needed(s, d, kind, levels, s->devices[device], twin);
+    uint64_t bytes = 0;
+    error = needed(s, d, kind, levels, s->devices[device], twin, &bytes);
     end_later(s, twin);
-    error = tpw_charge(s, device, bytes);
+    error = error ? error : tpw_charge(s, device, bytes);
     const bool charged = !error;
     error = error ? error : make(s, d, kind, levels, &native);
     if (error == CUDA_ERROR_OUT_OF_MEMORY && charged && tpw_arena_trim(s, device)) {
