@@ -330,13 +330,13 @@ static void loads_beside_functions(void) {
     start();
     OK(cuCtxGetCurrent(&context));
     OK((CUresult)pthread_create(&thread, NULL, queue_functions, context));
-    for (int i = 0; i < 300; i++) {
+    /* However the threads are scheduled, both must come forward; the test's own time is the bound. */
+    for (int i = 0; i < 300 || called <= 10; i++) {
         OK(cuModuleLoadData(&module, kernels_ptx));
         OK(cuModuleUnload(module));
     }
     enough = true;
     OK((CUresult)pthread_join(thread, NULL));
-    CHECK(called > 10);
 }
 
 static const struct check checks[] = {{"waiting-calls", waiting_calls},
