@@ -299,6 +299,32 @@ CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags) {
     return exec && flags ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
+// Where a side of a copy lies, as far as an update of rows of one looks at it (asked of an H200): in host memory of any kind, in
+// memory of cuMemAlloc, in mapped memory. Pools were not asked.
+static int memory_kind(const sim_side_t *side) {
+    enum { HOST, ALLOCATED, MAPPED, POOL };
+    const sim_range_t *range = side->mapped ? sim_map_find(side->address) : NULL;
+    if (!range || range->kind == SIM_RANGE_HOST || range->kind == SIM_RANGE_REGISTERED)
+        return HOST;
+    return range->kind == SIM_RANGE_VMM ? MAPPED : range->pool ? POOL : ALLOCATED;
+}
+
+static bool same_side(const sim_side_t *a, const sim_side_t *b, bool rows) {
+    return memory_kind(a) == memory_kind(b) &&
+           (!rows || (a->address == b->address && a->pitch == b->pitch && a->slice == b->slice));
+}
+
+// A copy of one row may get other addresses in memory of the same kind, and another width; one of several rows nothing.
+static bool same_copy(const sim_copy_t *a, const sim_copy_t *b) {
+    const bool rows = a->height > 1 || a->depth > 1 || b->height > 1 || b->depth > 1;
+    if (rows && (a->width != b->width || a->height != b->height || a->depth != b->depth))
+        return false;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    bool same = same_side(&a->dst, &b->dst, rows) && same_side(&a->src, &b->src, rows);
+    pthread_rwlock_unlock(&sim.map_lock);
+    return same;
+}
+
 // The same shape: as many steps, of the same kinds, with the same edges. An H200 refuses one edge more or less, also where the
 // other edges imply it.
 static CUgraphExecUpdateResult compare(const sim_program_t *old, const sim_program_t *fresh, const sim_node_t **at) {
@@ -310,6 +336,8 @@ static CUgraphExecUpdateResult compare(const sim_program_t *old, const sim_progr
             return CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED;
         if (old->steps[i].edges != fresh->steps[i].edges)
             return CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
+        if (fresh->steps[i].op.kind == SIM_OP_COPY && !same_copy(&old->steps[i].op.u.copy, &fresh->steps[i].op.u.copy))
+            return CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
         CUgraphExecUpdateResult inner = CU_GRAPH_EXEC_UPDATE_SUCCESS;
         if (old->steps[i].child)
             inner = compare(old->steps[i].child, fresh->steps[i].child, at);

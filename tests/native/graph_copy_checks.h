@@ -270,6 +270,94 @@ static inline void check_built_copies(graph_bench_t *t, host_kind_t kind) {
     host_words_end(kind, down2);
 }
 
+// Rows of GRAPH_WORDS / 4 words between the device, one behind the other, and memory of the program, with as much room between.
+static inline CUgraph graph_of_rows(graph_bench_t *t, uint32_t *up, uint32_t *down, size_t rows) {
+    CUDA_MEMCPY3D copy = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                          .srcHost = up,
+                          .srcPitch = GRAPH_WORDS * 2,
+                          .srcHeight = rows,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = t->a,
+                          .dstPitch = GRAPH_WORDS,
+                          .dstHeight = rows,
+                          .WidthInBytes = GRAPH_WORDS,
+                          .Height = rows,
+                          .Depth = 1};
+    CUDA_MEMCPY3D back = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .srcDevice = t->a,
+                          .srcPitch = GRAPH_WORDS,
+                          .srcHeight = rows,
+                          .dstMemoryType = CU_MEMORYTYPE_HOST,
+                          .dstHost = down,
+                          .dstPitch = GRAPH_WORDS * 2,
+                          .dstHeight = rows,
+                          .WidthInBytes = GRAPH_WORDS,
+                          .Height = rows,
+                          .Depth = 1};
+    CUgraph graph;
+    CUgraphNode first, second;
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddMemcpyNode(&first, graph, NULL, 0, &copy, t->context));
+    OK(cuGraphAddMemcpyNode(&second, graph, &first, 1, &back, t->context));
+    return graph;
+}
+
+static inline bool rows_are(const uint32_t *rows, uint32_t value) {
+    for (size_t row = 0; row < 2; row++)
+        for (size_t i = 0; i < GRAPH_WORDS / 4; i++)
+            if (rows[row * GRAPH_WORDS / 2 + i] != value)
+                return false;
+    return true;
+}
+
+// An update with a graph of the same copies, and with others: of one row they may change, of more they may not (an H200).
+static inline void check_updated_rows(graph_bench_t *t, host_kind_t kind) {
+    uint32_t *up = host_words(kind, GRAPH_WORDS), *up2 = host_words(kind, GRAPH_WORDS);
+    uint32_t *down = host_words(kind, GRAPH_WORDS), *down2 = host_words(kind, GRAPH_WORDS);
+    CUgraphExecUpdateResultInfo info;
+    CUgraph graph = graph_of_rows(t, up, down, 2), same = graph_of_rows(t, up, down, 2);
+    CUgraphExec exec = made_of(graph), exec2 = made_of(same);
+    set_words(up, 1);
+    launched(exec, t->stream);
+    CHECK(rows_are(down, 1));
+    OK(cuGraphExecUpdate_v2(exec, same, &info));
+    CHECK(info.result == CU_GRAPH_EXEC_UPDATE_SUCCESS);
+    OK(cuGraphDestroy(same));
+    OK(cuGraphDestroy(graph));
+    set_words(up, 2);
+    launched(exec, t->stream);
+    CHECK(rows_are(down, 2));
+    set_words(up, 3);
+    launched(exec2, t->stream);
+    CHECK(rows_are(down, 3));
+    OK(cuGraphExecDestroy(exec2));
+    // It goes on as it was, once it has refused.
+    for (int what = 0; what < 2; what++) {
+        graph = graph_of_rows(t, what ? up : up2, what ? down2 : down, 2);
+        GIVES(CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE, cuGraphExecUpdate_v2(exec, graph, &info));
+        CHECK(info.result == CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED);
+        OK(cuGraphDestroy(graph));
+        set_words(up, 4 + (uint32_t)what);
+        launched(exec, t->stream);
+        CHECK(rows_are(down, 4 + (uint32_t)what));
+    }
+    OK(cuGraphExecDestroy(exec));
+    graph = graph_of_rows(t, up, down, 1);
+    exec = made_of(graph);
+    OK(cuGraphDestroy(graph));
+    graph = graph_of_rows(t, up2, down2, 1);
+    OK(cuGraphExecUpdate_v2(exec, graph, &info));
+    OK(cuGraphDestroy(graph));
+    set_words(up2, 6);
+    launched(exec, t->stream);
+    CHECK(down2[0] == 6 && down2[GRAPH_WORDS / 4 - 1] == 6);
+    OK(cuGraphExecDestroy(exec));
+    host_words_end(kind, up);
+    host_words_end(kind, up2);
+    host_words_end(kind, down);
+    host_words_end(kind, down2);
+}
+
 static uint32_t copy_seen;
 static void look_at_copy(void *user) { copy_seen = *(uint32_t *)user; }
 
@@ -390,6 +478,7 @@ static inline void check_graph_copies(CUmodule module) {
         check_copies_in_place(&bench, kind);
         check_captured_rows(&bench, kind);
         check_built_copies(&bench, kind);
+        check_updated_rows(&bench, kind);
     }
     check_copies_in_captured_launches(&bench);
     check_copies_and_functions(&bench);

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from random_programs.model import Model
 from random_programs.operations import Operation, Program
-from random_programs.state import FEATURES, HOST_KINDS, ROWS, SYNCHRONOUS, UVA, Illegal, Race
+from random_programs.state import FEATURES, HOST_KINDS, ROWS, SYNCHRONOUS, UVA, Illegal, Node, Race
 
 BORDERS = (4, 16, 64, 512, 4096, 65536, 1 << 20)
 MODES = (0, 1, 2)  # of captures: global, thread-local, relaxed
@@ -520,9 +520,25 @@ class Generator:
             if node.effect.name in ("fill", "mix") and r.random() < 0.5:
                 args = (*args[:-2], r.choice((2, 9, 77)), args[-1])
             effect = Operation(self.active, node.effect.name, args)
-            self.take("node", number, name, node.edges, inner=effect)
+            if effect.name != "copy" or args[9] > 1 or r.random() < 0.5 or not self.moved(number, name, node):
+                self.take("node", number, name, node.edges, inner=effect)
         self.take("update", ready, number)
         self.put_in_order(Operation(self.active, "launch", (ready, self.some_stream())))
+
+    def moved(self, number: int, name: int, node: Node) -> bool:
+        """Make the node of a copy of one row that works elsewhere, in memory of the same kinds, if that is no race."""
+        assert node.effect
+        args = node.effect.args
+        try:
+            wanted = [self.model.kin(args[side], True) for side in (2, 5)]
+            known = [[n for n in self.model.regions if self.model.kin(n, True) == kin] for kin in wanted]
+            to, source = (self.random.choice(numbers) for numbers in known)
+            (a, b), length = self.part(to, source)
+            new = (args[0], 0, to, a, length, source, b, length, length, 1)
+            self.take("node", number, name, node.edges, inner=Operation(self.active, "copy", new))
+        except Illegal:
+            return False
+        return True
 
     def do_pool_destroy(self) -> None:
         if self.model.pools:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from random_programs.operations import Operation
-from random_programs.state import MOST_NODES, Capture, Graph, Illegal, Node, Race, State, Stream, overlap
+from random_programs.state import HOST_KINDS, MOST_NODES, Capture, Graph, Illegal, Node, Race, State, Stream, overlap
 
 
 class GraphRules(State):
@@ -92,15 +92,21 @@ class GraphRules(State):
         for access in graph.accesses():
             self.bounded(thread, access)
 
-    def same_form(self, old: Operation, new: Operation) -> bool:
+    def kin(self, number: int, update: bool) -> str:
+        """A copy's side may move within memory of one kind. To the driver all host memory is one; over shared memory an
+        update from pinned memory to other host memory, or back, does not work."""
+        if number not in self.regions:
+            raise Illegal("the memory of the node is gone")
+        kind = self.regions[number].kind
+        return kind if kind not in HOST_KINDS else "pinned" if update and kind == "pinned" else "host"
+
+    def same_form(self, old: Operation, new: Operation, update: bool = False) -> bool:
         """What cuGraphExec...SetParams and an update may change: addresses and values, rows of one, the same kernel."""
         if old.name != new.name:
             return False
         if old.name == "copy":
-            return (
-                old.args[9] == new.args[9] == 1
-                and self.regions[old.args[2]].host == self.regions[new.args[2]].host
-                and self.regions[old.args[5]].host == self.regions[new.args[5]].host
+            return old.args[9] == new.args[9] == 1 and all(
+                self.kin(old.args[side], update) == self.kin(new.args[side], update) for side in (2, 5)
             )
         if old.name == "set":
             return old.args[7] == new.args[7] == 1 and old.args[0] >> 1 == new.args[0] >> 1
@@ -181,7 +187,7 @@ class GraphRules(State):
                 for access in old.accesses:
                     if access[0] not in self.regions:
                         raise Illegal("the memory of the node is gone")
-                if node.kind != "host" and not self.same_form(old.effect, node.effect):
+                if node.kind != "host" and not self.same_form(old.effect, node.effect, update=True):
                     raise Illegal("another form")
             elif node.kind == "child":
                 raise Illegal("a child")

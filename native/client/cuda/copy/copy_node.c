@@ -2,10 +2,12 @@
  * Copies as nodes of graphs: how the program's memory becomes part of a graph, and the buffers that stand for it there.
  *
  * Any thread. Where the GPU does not reach the memory, a node is given a buffer, device memory of this process on the worker
- * that counts as an allocation does. A buffer belongs to one node as the program described it and never changes. It lives
- * while a graph has the node, by a user object that the driver hands on to clones, child graphs and executable graphs, and
- * while a list of an executable graph has it (graph/graph_copy.c). The list of buffers is guarded by a lock that is not held
- * across a call.
+ * that counts as an allocation does. A buffer stands for one side of a copy as the program described it and never changes.
+ * Nodes whose sides are equal share one, in one direction and context: so the driver, which lets no update of an executable
+ * graph change the addresses of a copy of several rows, sees equal addresses where the program's are equal. What such nodes
+ * read or write at a time is the same memory natively, too. A buffer lives while a graph has such a node, by a user object for
+ * each that the driver hands on to clones, child graphs and executable graphs, and while a list of an executable graph has it
+ * (graph/graph_copy.c). The list of buffers is guarded by a lock that is not held across a call.
  */
 #include "tpc_copy.h"
 #include "tpg_cuda_send.h"
@@ -59,6 +61,27 @@ void tpc_host_copy_drop(struct tpc_host_copy *copy) {
 
 static void no_graph_has_it(void *copy) { drop(copy); }
 
+static bool same_side(const struct tpc_host_side *a, const struct tpc_host_side *b) {
+    return a->first == b->first && a->pitch == b->pitch && a->slice == b->slice && a->width == b->width &&
+           a->height == b->height && a->depth == b->depth && a->type == b->type && a->base == b->base && a->x == b->x &&
+           a->y == b->y && a->z == b->z && a->told_pitch == b->told_pitch && a->told_height == b->told_height;
+}
+
+/* One that is there already, with a reference for the caller. */
+static struct tpc_host_copy *shared(const struct tpc_host_side *side, bool up, const struct tpc_context *context) {
+    tp_lock_take(&lock);
+    struct tpc_host_copy *copy = alive;
+    while (copy && !(copy->up == up && copy->address && copy->context == context && copy->life == context->life &&
+                     same_side(&copy->side, side))) {
+        copy = copy->next;
+    }
+    if (copy) {
+        copy->references++;
+    }
+    tp_lock_drop(&lock);
+    return copy;
+}
+
 CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out) {
     TPC_CONTEXT(context);
     uint64_t size = 0;
@@ -67,6 +90,10 @@ CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, 
                 !__builtin_mul_overflow(size, side->depth, &size);
     if (!fits || tpc_is_device_address((uint64_t)(uintptr_t)side->first)) {
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    *out = shared(side, up, context);
+    if (*out) {
+        return CUDA_SUCCESS;
     }
     uint64_t pieces = side->pitch == side->width || side->height == 1 ? side->depth : side->height * side->depth;
     if ((!up && pieces > PIECES_MAX) || atomic_load(&tpc_host_copies) >= ALIVE_MAX) {

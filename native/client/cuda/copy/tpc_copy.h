@@ -91,7 +91,7 @@ CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area
                           uint64_t host_pitch, bool up, CUstream stream);
 /* Whether a graph may read and write the host memory at every launch, and the device address that it then has. */
 bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device);
-/* A buffer that stands for the program's memory in one node. */
+/* A buffer that stands for the program's memory in the nodes that copy it. */
 struct tpc_host_copy {
     struct tpc_host_copy *next;
     uint64_t address; /* of the buffer; 0 once its context is gone */
@@ -99,7 +99,7 @@ struct tpc_host_copy {
     bool up;
     struct tpc_context *context;
     unsigned int life; /* of the context */
-    int references;    /* graphs together have one */
+    int references;    /* one for each node that was made: graphs with it together have that one */
 };
 /* The caller has it until it gives it to one of the next two. */
 CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out);
