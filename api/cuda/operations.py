@@ -23,7 +23,7 @@ FUNCTIONS = [
     # says what became of it, with the compiler's logs, and describes every kernel: see native/wire/tp_image.h. Functions and kernels are named by their place in that list.
     # A library is loaded whatever its image is (the driver looks at it when it is used): `refused` is what its uses will answer.
     # A `hash` (SHA-256) without an image asks whether the worker has that image, and `missing` answers; with one it allows the worker to keep it.
-    op("image_upload", "post", contextless=True, transfer="uint64_t", size="uint64_t"),
+    op("image_upload", "post", contextless=True, transfer="uint64_t: up", size="uint64_t"),
     op("image_load", "call", waits=True, size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
        data="void: bytes", hash="void: bytes", options="uint64_t: array",
        out={"result": "int", "missing": "unsigned int", "refused": "int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
@@ -90,7 +90,7 @@ FUNCTIONS = [
     op("copy_in", "post", destination="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
        stream="uint64_t: name stream", ordered="unsigned int", data="void: bytes"),
     op("copy_in_bulk", "post", contextless=True, destination="uint64_t", pitch="uint64_t", width="uint64_t",
-       height="uint64_t", stream="uint64_t: name stream", ordered="unsigned int", transfer="uint64_t"),
+       height="uint64_t", stream="uint64_t: name stream", ordered="unsigned int", transfer="uint64_t: up"),
     # A copy whose bytes the client takes when the stream has come to it: the message upload_wanted asks for them by `token`, and
     # they come in order, packed, in pieces.
     op("copy_in_late", "post", contextless=True, destination="uint64_t", pitch="uint64_t", width="uint64_t",
@@ -99,9 +99,9 @@ FUNCTIONS = [
     op("copy_out", "call", reports=True, completes=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
        stream="uint64_t: name stream", out={"data": "void: bytes"}),
     op("copy_out_bulk", "call", reports=True, completes=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
-       stream="uint64_t: name stream", transfer="uint64_t"),
+       stream="uint64_t: name stream", transfer="uint64_t: down"),
     op("copy_out_post", "post", contextless=True, source="uint64_t", pitch="uint64_t", width="uint64_t",
-       height="uint64_t", stream="uint64_t: name stream", transfer="uint64_t"),
+       height="uint64_t", stream="uint64_t: name stream", transfer="uint64_t: down"),
     op("copy_device", "post", destination="uint64_t", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream"),
     op("copy_device_2d", "post", destination="uint64_t", source="uint64_t", destination_pitch="uint64_t",
        source_pitch="uint64_t", width="uint64_t", height="uint64_t", stream="uint64_t: handle stream"),

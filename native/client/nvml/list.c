@@ -6,7 +6,7 @@
  */
 #include "tpn.h"
 
-#include "tpg_ops.h"
+#include "tpg_nvml_send.h"
 #include <unistd.h>
 
 struct list {
@@ -30,21 +30,12 @@ static nvmlReturn_t fill(struct list *list, nvmlDevice_t device, unsigned int *c
         .since = list->since,
         .capacity = *count < TP_NVML_LIST_MAX ? *count : TP_NVML_LIST_MAX,
     };
-    size_t size = tpg_size_nvml_list_in(&a);
-    unsigned char *body = tpn_reserve(TPG_OP_nvml_list, size);
-    if (!body) {
-        return tpn_lost();
-    }
-    struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_nvml_list_in(&c, &a);
+    struct tpg_nvml_list_out o;
     struct tp_reply reply;
-    nvmlReturn_t result = tpn_call(list->name, &reply);
+    nvmlReturn_t result = tpn_call_nvml_list(list->name, &a, &o, &reply);
     if (result == NVML_SUCCESS) {
-        struct tpg_nvml_list_out o;
-        struct tp_cursor r = tp_cursor_make(reply.body, reply.size);
-        tpg_get_nvml_list_out(&r, &o);
         size_t elements = o.data_size / list->unit;
-        if (r.bad || elements > a.capacity || o.data_size % list->unit) {
+        if (elements > a.capacity || o.data_size % list->unit) {
             result = tpn_bad_reply(&reply);
         } else {
             result = (nvmlReturn_t)o.status;
@@ -144,28 +135,17 @@ nvmlReturn_t tpn_nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProces
 }
 
 nvmlReturn_t tpn_nvmlDeviceGetFieldValues(nvmlDevice_t device, int valuesCount, nvmlFieldValue_t *values) {
-    if (!values || valuesCount <= 0 || !tpn_device_index(device, NULL)) {
+    if (!values || valuesCount <= 0 || !tpn_device_index(device, NULL) ||
+        (size_t)valuesCount > TP_FRAME_MAX / 2 / sizeof *values) { /* the answer has to fit, too */
         return NVML_ERROR_INVALID_ARGUMENT;
     }
     struct tpg_nvml_fields_in a = {
         .device = (uint64_t)(uintptr_t)device, .values = values, .values_count = (size_t)valuesCount};
-    size_t size = tpg_size_nvml_fields_in(&a);
-    if (size > TP_FRAME_MAX / 2) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
-    unsigned char *body = tpn_reserve(TPG_OP_nvml_fields, size);
-    if (!body) {
-        return tpn_lost();
-    }
-    struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_nvml_fields_in(&c, &a);
+    struct tpg_nvml_fields_out o;
     struct tp_reply reply;
-    nvmlReturn_t result = tpn_call("nvmlDeviceGetFieldValues", &reply);
+    nvmlReturn_t result = tpn_call_nvml_fields("nvmlDeviceGetFieldValues", &a, &o, &reply);
     if (result == NVML_SUCCESS) {
-        struct tpg_nvml_fields_out o;
-        struct tp_cursor r = tp_cursor_make(reply.body, reply.size);
-        tpg_get_nvml_fields_out(&r, &o);
-        if (r.bad || o.results_count != a.values_count) {
+        if (o.results_count != a.values_count) {
             result = tpn_bad_reply(&reply);
         } else {
             memcpy(values, o.results, o.results_count * sizeof *values);

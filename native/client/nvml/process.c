@@ -6,7 +6,7 @@
  */
 #include "tpn.h"
 
-#include "tpg_ops.h"
+#include "tpg_nvml_send.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -14,25 +14,12 @@
 /* How many bytes this process holds on the device; *present is false while it has no context there. */
 static nvmlReturn_t ask(const char *name, nvmlDevice_t device, bool *present, unsigned long long *used) {
     struct tpg_nvml_process_in a = {.device = (uint64_t)(uintptr_t)device};
-    size_t size = tpg_size_nvml_process_in(&a);
-    unsigned char *body = tpn_reserve(TPG_OP_nvml_process, size);
-    if (!body) {
-        return tpn_lost();
-    }
-    struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_nvml_process_in(&c, &a);
+    struct tpg_nvml_process_out o;
     struct tp_reply reply;
-    nvmlReturn_t result = tpn_call(name, &reply);
+    nvmlReturn_t result = tpn_call_nvml_process(name, &a, &o, &reply);
     if (result == NVML_SUCCESS) {
-        struct tpg_nvml_process_out o;
-        struct tp_cursor r = tp_cursor_make(reply.body, reply.size);
-        tpg_get_nvml_process_out(&r, &o);
-        if (r.bad) {
-            result = tpn_bad_reply(&reply);
-        } else {
-            *present = o.present != 0;
-            *used = o.used;
-        }
+        *present = o.present != 0;
+        *used = o.used;
     }
     tp_reply_free(&reply);
     return result;

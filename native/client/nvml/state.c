@@ -6,7 +6,7 @@
  */
 #include "tpn.h"
 
-#include "tpg_ops.h"
+#include "tpg_nvml_send.h"
 #include <sched.h>
 #include <tp_wait.h>
 #include <unistd.h>
@@ -62,17 +62,12 @@ static nvmlReturn_t of_status(enum tp_status status) {
 }
 
 static nvmlReturn_t learn(void) {
+    struct tpg_nvml_start_out o;
     struct tp_reply reply;
-    if (!tpn_reserve(TPG_OP_nvml_start, 0)) {
-        return tpn_lost();
-    }
-    nvmlReturn_t result = tpn_call("nvmlInit", &reply);
+    nvmlReturn_t result = tpn_call_nvml_start("nvmlInit", &o, &reply);
     if (result == NVML_SUCCESS) {
-        struct tpg_nvml_start_out o;
-        struct tp_cursor c = tp_cursor_make(reply.body, reply.size);
-        tpg_get_nvml_start_out(&c, &o);
         size_t count = o.pci_count;
-        if (c.bad || count > TP_NVML_DEVICES || o.uuids_size != count * TP_NVML_UUID ||
+        if (count > TP_NVML_DEVICES || o.uuids_size != count * TP_NVML_UUID ||
             o.serials_size != count * TP_NVML_SERIAL || o.nvml_version_size != sizeof nvml_version) {
             result = tpn_bad_reply(&reply);
         } else {

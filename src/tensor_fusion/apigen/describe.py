@@ -48,7 +48,8 @@ the roles:
 ``"handle K"``/``"handle? K"``  translated: the hand-written function is called when all are good, and gets the natives
 ``"name K"``/``"name? K"``      the handle itself: of that kind, or refused; what it stands for is looked up by hand
 
-``names K`` is an array of those.
+``names K`` is an array of those. ``"up"`` and ``"down"`` are the number of a transfer that travels beside the frame:
+the generated sender numbers it when the frame has its place, and queues the bytes given to it, or expects bytes there.
 
 ``message`` declares what the session sends without being asked, with fields like those of an ``op``: the session sends
 it with a generated ``tpg_send_<name>``, the client takes it with a hand-written ``tpc_on_<name>``.

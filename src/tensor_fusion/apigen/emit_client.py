@@ -450,6 +450,8 @@ def operations(model: Model, api: Api) -> str:
     ``<prefix>_post_<op>(name, in)`` for posts; ``<prefix>_call_<op>(name, in, out, reply)`` for calls and
     ``<prefix>_pure_<op>`` for answers that are remembered, whose variable-length
     results point into the reply until it is freed with tp_reply_free (also after an error).
+    Where a transfer travels beside the frame, its number is set in `in`, and its bytes follow `in`: a post with an
+    upload answers CUDA_SUCCESS once both are queued, and the bytes must stay as they are until they have been sent.
     """
     prefix = PREFIX[api.name]
     guard = f"TPG_{api.name.upper()}_SEND_H"
@@ -463,7 +465,11 @@ def operations(model: Model, api: Api) -> str:
 
 def _sender(prefix: str, result: str, op: Op) -> list[str]:
     has_in, has_out = bool(op.inputs()), bool(op.outputs())
-    params = ["const char *name"] + ([f"const struct tpg_{op.name}_in *in"] if has_in else [])
+    moved = next((f for f in op.inputs() if f.travels), None)
+    constant = "" if moved else "const "
+    params = ["const char *name"] + ([f"{constant}struct tpg_{op.name}_in *in"] if has_in else [])
+    if moved:
+        params += [f"{'const ' if moved.travels == 'up' else ''}void *bytes", "size_t bytes_size"]
     if op.kind != "post":
         params += ([f"struct tpg_{op.name}_out *out"] if has_out else []) + ["struct tp_reply *reply"]
     kind = op.kind
@@ -480,9 +486,16 @@ def _sender(prefix: str, result: str, op: Op) -> list[str]:
     else:
         body.append(f"    unsigned char *body = {prefix}_reserve(TPG_OP_{op.name}, size);")
         body.append(f"    if (TP_UNLIKELY(!body)) {{ return {prefix}_lost(); }}")
+    if moved:
+        body.append(f"    in->{moved.name} = tp_transfer_next({prefix}_conn);")
     if has_in:
         body.append("    struct tp_cursor c = tp_cursor_make(body, size);")
         body.append(f"    tpg_put_{op.name}_in(&c, in);")
+    if moved and moved.travels == "up":
+        body.append(f"    tp_commit_upload({prefix}_conn, in->{moved.name}, bytes, bytes_size);")
+        return [*body, "    (void)name;", "    return 0;", "}"]
+    if moved:
+        body.append(f"    tp_expect_download({prefix}_conn, in->{moved.name}, bytes, bytes_size);")
     if kind == "post":
         return [*body, f"    return {prefix}_post(name, NULL);", "}"]
     if kind == "pure":

@@ -32,6 +32,7 @@ class Field:
     optional: bool = False
     owner: str = ""  # of a new object: the parameter that names what it ends with
     by: str = ""  # the parameter that names who keeps what this points at
+    travels: str = ""  # the number of a transfer that goes "up" or "down" beside the frame
 
     @property
     def is_out(self) -> bool:
@@ -105,6 +106,8 @@ OWN_WORDS = {
     "gone": _Word("kind", fits="uint64_t"),
     "new": _Word("kind", fits="uint64_t"),
     "device": _Word(fits="CUdevice"),
+    "up": _Word(fits="uint64_t"),
+    "down": _Word(fits="uint64_t"),
 }
 OWN_RESULTS = {"value": OWN_WORDS["value"], "bytes": OWN_WORDS["bytes"], "array": OWN_WORDS["array"]}
 
@@ -161,7 +164,18 @@ def own_field(line: Line, name: str, text: str, types: Types) -> Field:
         return Field(name, word, "char", optional=True)
     if word in ("in", "struct", "structs"):
         return Field(name, word, ctype, by=by)
+    if word in ("up", "down"):
+        _check_transfer(line, name, word)
+        return Field(name, "value", ctype, 8, travels=word)
     return Field(name, "out" if out else word, ctype, _known(line, name, ctype, types), kind, optional=optional)
+
+
+def _check_transfer(line: Line, name: str, word: str) -> None:
+    if line.kind not in ("op-post", "op-call") or (word == "up" and line.kind != "op-post"):
+        fitting = "a post" if word == "up" else "a post or a call"
+        raise refuse(line.place, line.name, f"{name} goes {word}: only {fitting} of the client can announce that")
+    if sum(text.partition(":")[2].strip() in ("up", "down") for text in line.roles.values()) > 1:
+        raise refuse(line.place, line.name, f"{name} is a second transfer: a frame announces one")
 
 
 def check_lengths(line: Line, fields: list[Field]) -> None:

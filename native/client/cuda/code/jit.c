@@ -68,16 +68,9 @@ CUresult tpc_body_send(const void *bytes, size_t size, const void **data, size_t
     }
     /* The upload is a post of its own, so that its bytes are queued before the call that uses them waits for its answer. */
     struct tpg_image_upload_in upload = {.size = size};
-    size_t frame_size = tpg_size_image_upload_in(&upload);
-    unsigned char *body = tpc_reserve(TPG_OP_image_upload, frame_size);
-    if (!body) {
-        return tpc_lost();
-    }
-    upload.transfer = *transfer = tp_transfer_next(tpc_conn);
-    struct tp_cursor c = tp_cursor_make(body, frame_size);
-    tpg_put_image_upload_in(&c, &upload);
-    tp_commit_upload(tpc_conn, *transfer, bytes, size);
-    return CUDA_SUCCESS;
+    CUresult result = tpc_post_image_upload("the bytes of an image", &upload, bytes, size);
+    *transfer = upload.transfer;
+    return result;
 }
 
 CUresult tpc_read_file(const char *path, char **bytes, size_t *size) {

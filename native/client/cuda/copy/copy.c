@@ -111,16 +111,11 @@ static CUresult upload(const char *name, const struct tpc_area *area, const void
                                      .height = area->height,
                                      .stream = (uint64_t)(uintptr_t)stream,
                                      .ordered = sync};
-    size_t frame_size = tpg_size_copy_in_bulk_in(&in);
-    unsigned char *body = tpc_reserve(TPG_OP_copy_in_bulk, frame_size);
-    if (!body) {
-        return tpc_lost();
+    CUresult result = tpc_post_copy_in_bulk(name, &in, source, size);
+    if (result != CUDA_SUCCESS) {
+        return result;
     }
-    uint64_t number = in.transfer = tp_transfer_next(tpc_conn);
-    struct tp_cursor c = tp_cursor_make(body, frame_size);
-    tpg_put_copy_in_bulk_in(&c, &in);
-    tp_commit_upload(tpc_conn, number, source, size);
-    if (!may_go_on && tp_upload_wait(tpc_conn, number) != TP_OK) {
+    if (!may_go_on && tp_upload_wait(tpc_conn, in.transfer) != TP_OK) {
         return tpc_lost();
     }
     if (tpc_strict) {
@@ -257,17 +252,8 @@ static CUresult download_bulk(const char *name, void *destination, const struct 
                                       .width = area->width,
                                       .height = area->height,
                                       .stream = (uint64_t)(uintptr_t)stream};
-    size_t frame_size = tpg_size_copy_out_bulk_in(&in);
-    unsigned char *body = tpc_reserve(TPG_OP_copy_out_bulk, frame_size);
-    if (!body) {
-        return tpc_lost();
-    }
-    in.transfer = tp_transfer_next(tpc_conn);
-    struct tp_cursor c = tp_cursor_make(body, frame_size);
-    tpg_put_copy_out_bulk_in(&c, &in);
-    tp_expect_download(tpc_conn, in.transfer, destination, area->width * area->height);
     struct tp_reply reply;
-    CUresult result = tpc_call(name, &reply);
+    CUresult result = tpc_call_copy_out_bulk(name, &in, destination, area->width * area->height, &reply);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(stream, &reply);
     } else if (result != TPC_LOST_ERROR) {
@@ -307,16 +293,7 @@ CUresult tpc_copy_down_later(const char *name, void *destination, const struct t
                                       .width = area->width,
                                       .height = area->height,
                                       .stream = (uint64_t)(uintptr_t)stream};
-    size_t frame_size = tpg_size_copy_out_post_in(&in);
-    unsigned char *body = tpc_reserve(TPG_OP_copy_out_post, frame_size);
-    if (!body) {
-        return tpc_lost();
-    }
-    in.transfer = tp_transfer_next(tpc_conn);
-    struct tp_cursor c = tp_cursor_make(body, frame_size);
-    tpg_put_copy_out_post_in(&c, &in);
-    tp_expect_download(tpc_conn, in.transfer, destination, size);
-    return tpc_post(name, NULL);
+    return tpc_post_copy_out_post(name, &in, destination, size);
 }
 
 CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync) {

@@ -13,9 +13,11 @@ FUNCTIONS = [
     call("cuFooAddBar", phBar="new bar of hFoo", items="structs count"),
     call("cuFooGetBar", phBar="fresh bar of hFoo"),
     older("cuFooSetOldParams", "cuFooSetParams", hFoo="foo"),
-    custom("cuFooRun", ops="foo_run foo_ask"),
+    custom("cuFooRun", ops="foo_run foo_ask foo_give foo_fetch"),
     custom("cuFooAsk", ops="foo_ask"),
     op("foo_run", "post", foo="uint64_t: handle foo", stream="uint64_t: handle stream", flags="unsigned int"),
+    op("foo_give", "post", foo="uint64_t: handle foo", bytes="uint64_t: up", size="uint64_t"),
+    op("foo_fetch", "call", foo="uint64_t: handle foo", bytes="uint64_t: down", out={"count": "uint64_t"}),
     op("foo_ask", "call", foo="uint64_t: name foo", others="uint64_t: names foo", device="CUdevice: device",
        data="void: bytes", out={"count": "uint64_t", "values": "int: array"}),
 ]  # fmt: skip

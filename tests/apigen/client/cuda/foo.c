@@ -3,7 +3,9 @@
 
 static CUresult run(CUfoo foo, CUstream stream) {
     struct tpg_foo_run_in in = {.foo = (uint64_t)(uintptr_t)foo, .stream = (uint64_t)(uintptr_t)stream};
-    return tpc_post_foo_run("cuFooRun", &in);
+    CUresult result = tpc_post_foo_run("cuFooRun", &in);
+    result = result ? result : tpc_post_foo_give("cuFooRun", &give, bytes, size);
+    return result ? result : tpc_call_foo_fetch("cuFooRun", &fetch, bytes, size, &out, &reply);
 }
 
 CUresult tpc_cuFooRun(CUfoo hFoo, CUstream hStream) {
