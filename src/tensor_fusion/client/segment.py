@@ -19,15 +19,14 @@ from types import TracebackType
 
 from tensor_fusion.abi import Asked, Teleport
 from tensor_fusion.config import MEGABYTE, UserError
-from tensor_fusion.worker.protocol import Greeting, Role, Welcome
+from tensor_fusion.worker.protocol import SEGMENT_MAGIC, SEGMENT_SERVING, Greeting, Role, Welcome
 
 # struct tp_segment_header of native/ring/tp_segment.h; the tests ask the compiler whether it is so.
 _HEADER = struct.Struct("<QIIQQ16s40s")
 HEARTBEAT_AT = 128
 ARENA_AT = (4096 + 64 * 8192 + 65535) // 65536 * 65536
-MAGIC = 0x544E_454D_4745_5354
+MAGIC = SEGMENT_MAGIC
 VERSION = 1
-SERVING = 1
 SMALLEST = 16 * MEGABYTE
 # A heart beats every few milliseconds; this long without a beat, and it stands still.
 PULSE_TIME = 1.0
@@ -117,7 +116,7 @@ class SegmentFile:
                 f"The worker published a segment of {describe(size)}, but {self.path} has {describe(self.size)}; "
                 "start the virtual machine and the worker with the same size."
             )
-        if state != SERVING:
+        if state != SEGMENT_SERVING:
             raise UserError(f"The worker of {self.path} has ended; start it again.")
         return Header(version, state, size, epoch, schema, boot_id.partition(b"\0")[0].decode("ascii", "replace"))
 

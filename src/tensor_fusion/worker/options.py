@@ -19,8 +19,9 @@ from tensor_fusion.config import (
     switch,
 )
 from tensor_fusion.worker.keys import AuthorizedKeys
+from tensor_fusion.worker.leftover import SMALLEST_MEGABYTES
 from tensor_fusion.worker.quota import ROWS
-from tensor_fusion.worker.segment import LARGEST_MEGABYTES, SMALLEST_MEGABYTES, SegmentSettings
+from tensor_fusion.worker.segment import LARGEST_MEGABYTES, SegmentSettings
 
 PROGRAM = "tensor-fusion-worker"
 DEFAULT_PORT = 8000

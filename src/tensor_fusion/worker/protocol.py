@@ -18,6 +18,9 @@ SENTENCE_BYTES = 448
 TEXT_BYTES = 224
 SECRET_BYTES = 64
 DATA_CONNECTIONS = 8
+# Of struct tp_segment_header: its first word, and its state while a worker serves.
+SEGMENT_MAGIC = 0x544E_454D_4745_5354
+SEGMENT_SERVING = 1
 
 _GREETING = struct.Struct("<8sII16sQQIIQ64s64s64s")
 _WELCOME = struct.Struct("<8sII16sQQII8x448s")

@@ -16,19 +16,18 @@ import fcntl
 import grp
 import mmap
 import os
-import signal
 import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tensor_fusion.config import MEGABYTE, UserError, segment_path
+from tensor_fusion.worker.leftover import SMALLEST_MEGABYTES, Openers, begun, openers, same_file, start_keeper, sweep
 
 MODE = 0o660
 SLOTS = 64
 GRANULE = 64 << 10
 _ARENA = (4096 + SLOTS * 8192 + GRANULE - 1) // GRANULE * GRANULE
-SMALLEST_MEGABYTES = 16
 LARGEST_MEGABYTES = 1 << 20
 LARGEST_GROUP = (1 << 32) - 2  # chown takes the next number for "as it is"
 
@@ -58,6 +57,8 @@ class Segment:
         self.settings = settings
         self.size = settings.megabytes * MEGABYTE
         _check_size(settings)
+        for sentence in sweep(settings.path):
+            _say(sentence)
         group = None if settings.group is None else _group_id(settings.group)
         self.fd = _open(settings, self.size)
         self.owners_fd = -1
@@ -65,6 +66,7 @@ class Segment:
         self.owners: mmap.mmap | None = None
         try:
             os.fchmod(self.fd, MODE)
+            start_keeper(self.fd, settings.path)
             if group is not None:
                 _give_to_group(self.fd, settings, group)
             try:
@@ -84,20 +86,29 @@ class Segment:
             os.close(self.owners_fd)
             self.owners_fd = -1
         if self.fd >= 0:
-            if _same_file(self.fd, self.settings.path):
-                if _nobody_else(self.fd):
+            if same_file(self.fd, self.settings.path):
+                found = openers(self.fd)
+                if found is Openers.NONE:
                     self.settings.path.unlink(missing_ok=True)
                 else:
-                    sys.stderr.write(
-                        f"tensor-fusion-worker: {self.settings.path} stays, {self.settings.megabytes} MB of memory: a "
-                        "client or a virtual machine has it open. A worker that is started there takes it again; else, "
-                        f"when they have ended: rm {self.settings.path}\n"
+                    goes = (
+                        "it goes with the last of them"
+                        if found is Openers.SOME
+                        else f"when they have ended: rm {self.settings.path}"
+                    )
+                    _say(
+                        f"{self.settings.path} stays, {self.settings.megabytes} MB of memory: a client or a virtual "
+                        f"machine has it open. A worker that is started there takes it again; else {goes}."
                     )
             os.close(self.fd)
             self.fd = -1
         for memory in (self.memory, self.owners):
             if memory is not None:
                 memory.close()
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"tensor-fusion-worker: {sentence}\n")
 
 
 def _check_size(settings: SegmentSettings) -> None:
@@ -138,10 +149,12 @@ def _open(settings: SegmentSettings, size: int) -> int:
                     path.unlink(missing_ok=True)
                     raise
                 return fd
+            if begun(fd).killed:
+                _say(f"{path} was left by a worker that was killed; this one takes it.")
             if os.fstat(fd).st_size == size:
                 _allocate(fd, path, size)
                 return fd
-            if not _nobody_else(fd):
+            if openers(fd) is not Openers.NONE:
                 raise UserError(
                     f"{path} has {_megabytes(os.fstat(fd).st_size)} and somebody, a virtual machine perhaps, has it "
                     f"open; start the worker with that size, or end whoever uses it before it becomes "
@@ -193,7 +206,7 @@ def _take(fd: int, settings: SegmentSettings) -> bool:
             f"{settings.shown} belongs to another worker{f' (process {owner})' if owner else ''}; "
             "give this worker another segment with -m, or end that one."
         ) from None
-    return _same_file(fd, settings.path)
+    return same_file(fd, settings.path)
 
 
 def _lock_owner(fd: int) -> int | None:
@@ -208,29 +221,6 @@ def _lock_owner(fd: int) -> int | None:
         if len(words) > 5 and words[1] == "FLOCK" and words[5] == place and words[4].isdecimal() and int(words[4]) > 0:
             return int(words[4])
     return None
-
-
-def _same_file(fd: int, path: Path) -> bool:
-    try:
-        named = path.lstat()
-    except OSError:
-        return False
-    ours = os.fstat(fd)
-    return (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
-
-
-def _nobody_else(fd: int) -> bool:
-    """True if no other open file leads to this one: only then is a write lease granted, which is given back at once.
-
-    A file system without leases cannot tell, so there somebody might have it.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # not SIGIO, which would end us if somebody opened it just now
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:
-        return False
-    return True
 
 
 def _allocate(fd: int, path: Path, size: int) -> None:
