@@ -23,6 +23,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -121,15 +122,30 @@ def try_worker(program: Path, files: Path, version: str) -> None:
         if version not in said:
             sys.exit(f"release: the worker says {said!r}, not {version}")
         begin = time.monotonic()
+        systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        systemd.bind(f"{name}/notify")
+        systemd.settimeout(5)
+        # As systemd starts it, which listens to the worker although that is the child of what it started.
+        start = ["/bin/sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$0" "$@"', program]
         process = subprocess.Popen(
-            [program, "--gpu", "sim", "-p", "0", "--host", "127.0.0.1"], env=empty, stdout=subprocess.PIPE, text=True
+            [*start, "--gpu", "sim", "-p", "0", "--host", "127.0.0.1"],
+            env={**empty, "NOTIFY_SOCKET": f"{name}/notify"},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout
         ready = process.stdout.readline()
         seconds = time.monotonic() - begin
         if not ready.startswith("ready native"):
             sys.exit(f"release: the worker said {ready!r}")
+        told = systemd.recv(1000).decode().splitlines()
+        if told != ["READY=1", f"STATUS={ready.strip()}", "NOTIFYACCESS=none"]:
+            sys.exit(f"release: the worker told systemd {told}")
+        systemd.close()
+        Path(name, "notify").unlink()
         port = ready.split()[2].rpartition(":")[2]
+        process.send_signal(signal.SIGHUP)  # systemctl reload, which reaches the process that systemd started
+        time.sleep(0.5)
         used = use(files, port)
         process.terminate()
         code = process.wait(20)

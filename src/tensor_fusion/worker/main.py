@@ -21,7 +21,7 @@ from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
 from tensor_fusion.worker.protocol import PROTOCOL_VERSION
 from tensor_fusion.worker.quota import QuotaPage
 from tensor_fusion.worker.segment import Segment
-from tensor_fusion.worker.service import notify
+from tensor_fusion.worker.service import notify_ready, notify_stopping
 from tensor_fusion.worker.sessions import Executable, Session, Sessions
 from tensor_fusion.worker.supervisor import Supervisor
 
@@ -189,12 +189,12 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
         ready = f"ready {supervisor.place} ({first.device_name}, {count})\n"
         say(ready + (warm_line(settings.warm, first) if settings.warm else ""))
-        notify(f"READY=1\nSTATUS={ready.strip()}")
+        notify_ready(ready.strip())
         sessions.top_up()
         sessions.discard_surplus()
         await stopped
         log.LOGGER.info("stopping")
-        notify("STOPPING=1")
+        notify_stopping()
         if failures:
             raise UserError(failures[0], exit_code=1)
     finally:

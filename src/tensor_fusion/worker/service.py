@@ -2,7 +2,17 @@
 
 The unit is hardened as far as a worker allows: it sees the GPUs and no other device, writes to its cache, its log and
 shared memory, and runs as a user that exists while it runs. It keeps what a jail for sessions needs: namespaces, mounts
-inside them, Landlock and seccomp. tests/test_service.py holds `systemd-analyze security` to 2.5.
+inside them, Landlock and seccomp. tests/test_service.py holds `systemd-analyze security` to 2.5
+(for the worker as one file, see below, to 2.7).
+
+What it may open is looked up in /proc/devices when it starts, so all of NVIDIA's modules must be there by then.
+The driver would load nvidia-uvm at the first cuInit, by a program that a service without privileges cannot run. So a
+second unit, which has them, does it first.
+
+The worker as one file is two processes: PyInstaller's, which systemd started and which takes the unpacked files away,
+and the worker, its child. systemd then listens to all processes of the service; the child cannot be made the main one,
+because systemd would not learn how it ended. So that no session can speak in the worker's name, the worker shuts that
+door when it is ready (systemd 254; before, a session that a client took over could, as it could kill the worker).
 """
 
 from __future__ import annotations
@@ -18,8 +28,11 @@ from tensor_fusion.config import UserError
 
 NAME = "tensor-fusion-worker.service"
 UNIT = Path("etc/systemd/system") / NAME
+DEVICES_NAME = "tensor-fusion-devices.service"
+DEVICES_UNIT = UNIT.with_name(DEVICES_NAME)
 CONFIGURATION = Path("etc/tensor-fusion/worker.conf")
 MARK = "# Written by `tensor-fusion service install`"
+ELF = b"\x7fELF"
 # What ProtectHome and PrivateTmp hide from the service.
 HIDDEN = ("home", "root", "run/user", "tmp", "var/tmp")
 
@@ -27,12 +40,12 @@ _TEXT = """\
 {mark}; `tensor-fusion service remove` takes it away.
 [Unit]
 Description=Tensor Fusion worker, which lends the GPUs of this host
-After=network-online.target nvidia-persistenced.service
-Wants=network-online.target
+After=network-online.target nvidia-persistenced.service {devices}
+Wants=network-online.target {devices}
 
 [Service]
 Type=notify
-NotifyAccess=main
+NotifyAccess={access}
 ExecStart={command} $TF_WORKER_OPTIONS
 ExecReload=/bin/kill -HUP $MAINPID
 EnvironmentFile=-/{configuration}
@@ -82,6 +95,20 @@ SystemCallFilter=landlock_create_ruleset landlock_add_rule landlock_restrict_sel
 WantedBy=multi-user.target
 """
 
+_DEVICES_TEXT = """\
+{mark}; `tensor-fusion service remove` takes it away.
+[Unit]
+Description=Modules and device files of NVIDIA's driver, for the Tensor Fusion worker
+After=nvidia-persistenced.service
+
+[Service]
+Type=oneshot
+# Neither is an error where it is missing: who has no such program has these files made by other means.
+ExecStart=-nvidia-modprobe -u -c=0
+ExecStart=-nvidia-smi -L
+TimeoutStartSec=90
+"""
+
 _CONFIGURATION = """\
 # What tensor-fusion-worker is started with; after a change: systemctl restart tensor-fusion-worker
 # Every variable: tensor-fusion config
@@ -104,6 +131,21 @@ def notify(state: str) -> None:
             sys.stderr.write(f"tensor-fusion-worker: NOTIFY_SOCKET {address} takes nothing: {error.strerror}.\n")
 
 
+def _is_main_process() -> bool:
+    """Whether systemd started this very process, and not one that started this."""
+    return os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
+
+
+def notify_ready(status: str) -> None:
+    """From now on systemd is to listen to its main process alone; where that is not this one, to none."""
+    notify(f"READY=1\nSTATUS={status}\nNOTIFYACCESS={'main' if _is_main_process() else 'none'}")
+
+
+def notify_stopping() -> None:
+    if _is_main_process():
+        notify("STOPPING=1")
+
+
 def worker_command() -> Path:
     """The command beside this interpreter, else the one that the PATH leads to."""
     beside = Path(sys.executable).with_name("tensor-fusion-worker")
@@ -113,8 +155,19 @@ def worker_command() -> Path:
     return found.absolute()
 
 
+def _is_one_file(command: Path) -> bool:
+    """What pip installs is a script."""
+    with command.open("rb") as file:
+        return file.read(len(ELF)) == ELF
+
+
 def unit(command: Path) -> str:
-    return _TEXT.format(mark=MARK, command=command, configuration=CONFIGURATION)
+    access = "all" if command.is_file() and _is_one_file(command) else "main"
+    return _TEXT.format(mark=MARK, command=command, configuration=CONFIGURATION, access=access, devices=DEVICES_NAME)
+
+
+def devices_unit() -> str:
+    return _DEVICES_TEXT.format(mark=MARK)
 
 
 def install(root: Path, command: Path) -> list[str]:
@@ -127,11 +180,14 @@ def install(root: Path, command: Path) -> list[str]:
             "tensor-fusion."
         )
     path = root / UNIT
-    if path.exists() and MARK not in path.read_text(errors="replace"):
-        raise UserError(f"{path} is there and is not ours; nothing was changed.")
+    texts = {path: unit(command), root / DEVICES_UNIT: devices_unit()}
+    for other in texts:
+        if other.exists() and MARK not in other.read_text(errors="replace"):
+            raise UserError(f"{other} is there and is not ours; nothing was changed.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(unit(command))
+        for target, text in texts.items():
+            target.write_text(text)
         configuration = root / CONFIGURATION
         if not configuration.exists():
             configuration.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +198,7 @@ def install(root: Path, command: Path) -> list[str]:
     _systemctl(root, "daemon-reload")
     return [
         f"wrote {path}, which starts {command}",
+        f"and {root / DEVICES_UNIT}, which loads NVIDIA's modules before it",
         f"its options stand in {configuration}",
         f"next: systemctl enable --now {NAME.removesuffix('.service')}",
     ]
@@ -152,16 +209,19 @@ def remove(root: Path) -> list[str]:
     path = root / UNIT
     if not path.exists():
         raise UserError(f"There is no {path}; nothing was changed.")
-    if MARK not in path.read_text(errors="replace"):
-        raise UserError(f"{path} is not ours; nothing was changed.")
+    paths = [one for one in (path, root / DEVICES_UNIT) if one.exists()]
+    for one in paths:
+        if MARK not in one.read_text(errors="replace"):
+            raise UserError(f"{one} is not ours; nothing was changed.")
     _systemctl(root, "disable", "--now", NAME)
-    try:
-        path.unlink()
-    except OSError as error:
-        raise UserError(f"{path} cannot be removed: {error.strerror}; run it as root.") from error
+    for one in paths:
+        try:
+            one.unlink()
+        except OSError as error:
+            raise UserError(f"{one} cannot be removed: {error.strerror}; run it as root.") from error
     _systemctl(root, "daemon-reload")
     kept = root / CONFIGURATION
-    return [f"removed {path}", *([f"kept {kept}"] if kept.exists() else [])]
+    return [*(f"removed {one}" for one in paths), *([f"kept {kept}"] if kept.exists() else [])]
 
 
 def status(root: Path) -> list[str]:
