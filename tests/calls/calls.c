@@ -158,11 +158,13 @@ static bool leave(enum state state, char *answer) {
 
 /* ---- cases ---- */
 
-/* A call that changes what outlives its case: the images, which stay, a context's or a device's settings; and, where the objects
- * of all cases are gone, what was made since, which may lie where they did. */
+/* A call that changes what outlives its case: the images, which stay, a context's or a device's settings, the program's memory,
+ * which is registered then; and, where the objects of all cases are gone, what was made since, which may lie where they did. */
 static bool lasting(const char *line, const char *answer) {
-    static const char *const names[] = {" cuFuncSet", " cuKernelSet", " cuCtxSet", " cuDevice"};
+    static const char *const names[] = {" cuFuncSet", " cuKernelSet", " cuParamSet", " cuCtxSet", " cuDevice"};
     if (strstr(line, "Unload ") || (state_of(line) == DESTROYED && answer[0] == '0' && strstr(answer, " set")))
+        return true;
+    if (strstr(line, " cuMemHostRegister") && answer[0] == '0')
         return true;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strstr(line, names[i]) && (strstr(line, "Set") || strstr(line, "Primary")) && answer[0] == '0')
