@@ -70,6 +70,10 @@ def test_arrays(worker: Worker) -> None:
     assert worker.run("arrays") == "right\n"
 
 
+def test_launching_by_parts(worker: Worker) -> None:
+    assert worker.run("parts") == "right\n"
+
+
 def test_polls_of_who_knows(worker: Worker) -> None:
     assert worker.run("polls") == "right\n"
 

@@ -41,11 +41,9 @@ FUNCTIONS = [
     post("cuCtxResetPersistingL2Cache"),
     call("cuCtxEnablePeerAccess", session="hand", peerContext="handle context"),
     call("cuCtxDisablePeerAccess", session="hand", peerContext="handle context"),
-    unsupported(
-        "usage counts of contexts are gone since CUDA 4",
-        "cuCtxAttach",
-        "cuCtxDetach",
-    ),
+    # Counts of uses, as before CUDA 4.
+    local("cuCtxAttach"),
+    custom("cuCtxDetach", ops="context_destroy"),
     unsupported(
         "execution affinity needs MPS",
         "cuCtxGetExecAffinity",

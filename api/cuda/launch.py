@@ -1,6 +1,6 @@
 """Launches, host functions, occupancy, tensor maps."""
 
-from tensor_fusion.apigen.describe import custom, older, per_thread, pure, unsupported
+from tensor_fusion.apigen.describe import custom, local, older, per_thread, pure, unsupported
 
 FUNCTIONS = [
     custom("cuLaunchKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
@@ -12,18 +12,16 @@ FUNCTIONS = [
         "removed by NVIDIA",
         "cuLaunchCooperativeKernelMultiDevice",
     ),
-    unsupported(
-        "launching by parts is gone since CUDA 4",
-        "cuFuncSetBlockShape",
-        "cuFuncSetSharedSize",
-        "cuLaunch",
-        "cuLaunchGrid",
-        "cuLaunchGridAsync",
-        "cuParamSetSize",
-        "cuParamSetf",
-        "cuParamSeti",
-        "cuParamSetv",
-    ),
+    # By parts, as before CUDA 4.
+    local("cuFuncSetBlockShape"),
+    local("cuFuncSetSharedSize"),
+    local("cuParamSetSize"),
+    local("cuParamSeti"),
+    local("cuParamSetf"),
+    local("cuParamSetv"),
+    custom("cuLaunch", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor", implicit=True),
+    custom("cuLaunchGrid", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor", implicit=True),
+    custom("cuLaunchGridAsync", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     pure("cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     pure("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags"),
     pure("cuOccupancyAvailableDynamicSMemPerBlock"),

@@ -72,7 +72,7 @@ struct sim_context {
     atomic_bool active; // false: destroyed, or a primary context that nobody retains
     atomic_bool killed; // set before its streams are stopped: waits and spins end early
     atomic_int error;   // sticky CUresult; once set every later call in the context returns it
-    unsigned retains;   // of a primary context
+    unsigned retains;   // of a primary context; of another, uses beside its creator's (cuCtxAttach)
     atomic_uint flags;  // these are also read without the lock
     atomic_uint api_version;
     atomic_ullong id;
@@ -308,6 +308,7 @@ typedef struct {
     const sim_entry_t *entry;
     int attributes[SIM_FUNC_ATTRIBUTES];
     bool loaded;
+    struct sim_parts *parts; // sim_parts.c; NULL until it is launched by parts
 } sim_function_t;
 
 typedef struct {

@@ -289,6 +289,37 @@ CUresult cuCtxDestroy_v2(CUcontext ctx) {
     return CUDA_SUCCESS;
 }
 
+// Uses of the current context, as before CUDA 4. A primary one lives by its retains alone (580.159.04, measured).
+CUresult cuCtxAttach(CUcontext *pctx, unsigned int flags) {
+    SIM_ENTER();
+    sim_context_t *context;
+    CUresult result = lookup_or_current(NULL, &context);
+    if (result == CUDA_SUCCESS && (!pctx || flags))
+        result = CUDA_ERROR_INVALID_VALUE;
+    if (result != CUDA_SUCCESS)
+        return result;
+    pthread_mutex_lock(&sim.lock);
+    context->retains += !context->primary;
+    pthread_mutex_unlock(&sim.lock);
+    *pctx = (CUcontext)(void *)context;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxDetach(CUcontext ctx) {
+    SIM_ENTER();
+    sim_context_t *context;
+    if (!ctx || ctx != (CUcontext)(void *)sim_current())
+        return CUDA_ERROR_INVALID_CONTEXT;
+    CUresult result = lookup(ctx, &context);
+    if (result != CUDA_SUCCESS || context->primary)
+        return result;
+    pthread_mutex_lock(&sim.lock);
+    bool last = !context->retains;
+    context->retains -= !last;
+    pthread_mutex_unlock(&sim.lock);
+    return last ? cuCtxDestroy_v2(ctx) : CUDA_SUCCESS;
+}
+
 // ---- The current context -----------------------------------------------------------------------------------------
 
 CUresult cuCtxGetCurrent(CUcontext *pctx) {

@@ -15,8 +15,10 @@ void sim_module_delete(sim_module_t *module) {
     if (module->next)
         module->next->link = module->link;
     sim_handle_remove(module);
-    for (unsigned i = 0; module->functions && i < module->image->nentries; i++)
+    for (unsigned i = 0; module->functions && i < module->image->nentries; i++) {
         sim_handle_remove(&module->functions[i]);
+        free(module->functions[i].parts);
+    }
     pthread_rwlock_wrlock(&sim.map_lock);
     for (unsigned i = 0; module->globals && i < module->image->nglobals; i++) {
         sim_range_t *range = module->globals[i] ? sim_map_find(module->globals[i]) : NULL;

@@ -64,6 +64,7 @@ static const struct {
              {"console", role_console},
              {"graphs", role_graphs},
              {"arrays", role_arrays},
+             {"parts", role_parts},
              {"timing", role_timing},
              {"polls", role_polls},
              {"corners", role_corners},

@@ -42,6 +42,8 @@ void compute_all(size_t n, unsigned seed);
 
 /* arrays.c */
 int role_arrays(int count, char **words);
+/* parts.c */
+int role_parts(int count, char **words);
 
 /* graphs.c */
 int role_graphs(int count, char **words);

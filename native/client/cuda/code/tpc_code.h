@@ -39,6 +39,7 @@ struct tpc_kernel {
     _Atomic(char *) name;              /* once it was asked for */
     struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
     struct tpc_instance *instances;    /* of a kernel: its functions; guarded by its image's lock */
+    struct tpc_parts *parts;           /* once it is launched by parts (parts.c); guarded by the same */
 };
 /* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */
 struct tpc_kernel *tpc_kernel_of(uint64_t handle);

@@ -488,3 +488,27 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     TP_TELL(tpc_context_over, context);
     return result;
 }
+
+/* Uses of the current context, which ends with the last; cuCtxDestroy does not ask. A primary one lives by its retains alone. */
+CUresult tpc_cuCtxAttach(CUcontext *pctx, unsigned int flags) {
+    struct tpc_context *context;
+    TPC_TRY(tpc_current_living(&context));
+    if (!pctx || flags) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!context->primary) {
+        atomic_fetch_add(&context->references, 1);
+    }
+    *pctx = (CUcontext)(uintptr_t)context->handle;
+    return CUDA_SUCCESS;
+}
+
+/* Only of the current one: 201 else, also for one that is gone. */
+CUresult tpc_cuCtxDetach(CUcontext ctx) {
+    struct tpc_context *context;
+    if (!stack.top || stack.top->handle != (uint64_t)(uintptr_t)ctx) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    TPC_TRY(tpc_current_living(&context));
+    return context->primary || atomic_fetch_sub(&context->references, 1) > 0 ? CUDA_SUCCESS : tpc_cuCtxDestroy_v2(ctx);
+}

@@ -186,7 +186,7 @@ struct tpc_context {
      * threads have which run host functions, CUDA_ERROR_NOT_PERMITTED. */
     _Atomic int error;
     _Atomic unsigned int life; /* primary: how many times it has ended */
-    _Atomic int references;    /* primary: count of retains */
+    _Atomic int references;    /* primary: count of retains; other: uses beside its creator's (cuCtxAttach) */
     uint64_t limits[TP_DEVICE_LIMITS];
 };
 /* The calling thread's current context, NULL if none. Also kept in tp_thread_self()->context for the frames. */

@@ -1,0 +1,13 @@
+// Simulated GPU: launching by parts, uses of contexts.
+#include "parts_checks.h"
+
+int main(void) {
+    CUcontext primary = start();
+    CUmodule module = load_kernels();
+    check_parts_launch(module);
+    check_parts_in_a_broken_context();
+    check_uses_of_contexts(primary);
+    OK(cuModuleUnload(module));
+    puts("ok");
+    return 0;
+}

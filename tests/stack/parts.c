@@ -1,0 +1,19 @@
+/*
+ * What is older than CUDA 4, through the whole stack: the checks that the simulated GPU passes by itself, in a client.
+ *
+ * One thread; nothing is read but the test's own bytes.
+ */
+#include "../native/parts_checks.h"
+#include "stack.h"
+
+int role_parts(int count, char **words) {
+    (void)count, (void)words;
+    CUcontext primary = start();
+    CUmodule module = load_kernels();
+    check_parts_launch(module);
+    check_parts_in_a_broken_context();
+    check_uses_of_contexts(primary);
+    OK(cuModuleUnload(module));
+    say("right");
+    return 0;
+}
