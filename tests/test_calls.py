@@ -16,9 +16,11 @@ from calls.fuzz import (
     all_cases,
     answers_of,
     ask,
+    ask_beside,
     by_state,
     compile_calls,
     differences,
+    read_answers,
     read_expected,
     served,
 )
@@ -83,6 +85,45 @@ def test_a_count_that_no_frame_holds_is_refused(binary: Path, transport: str) ->
     with Worker(transport=transport) as worker:
         answers = ask(binary, "libcuda.so.1", WRAPS, worker.env)
     assert [answer.partition(" = ")[2].split()[0] for answer in answers] == ["1"] * len(WRAPS)
+
+
+GOOD = "current cuStreamQuery H:stream"
+HANGS = "current cuStreamWaitValue32_v2 H:stream H:device 1 0"  # a word that nobody writes
+CRASHES = "current cuMemcpy 0 H:device+8192 64"
+
+
+@pytest.fixture(scope="module")
+def driver() -> str:
+    return str(native_folder() / "lib/libtf-simgpu.so")
+
+
+def test_a_call_that_hangs_or_crashes_says_so(binary: Path, driver: str) -> None:
+    """And the others are asked."""
+    answers = ask(binary, driver, [GOOD, HANGS, CRASHES, GOOD], seconds=1)
+    assert answers == [f"{GOOD} = 0", f"{HANGS} = 0 then hangs", f"{CRASHES} = crashes", f"{GOOD} = 0"]
+
+
+def test_a_run_goes_on_where_it_ended(binary: Path, driver: str, tmp_path: Path) -> None:
+    """Answers are written as they come; who is ended while a call hangs asks that one again, and none before it."""
+    out = tmp_path / "answers"
+    cases = [GOOD, "none cuStreamQuery H:stream", HANGS, "current cuCtxGetDevice Oi4"]
+    assert ask_beside(binary, driver, cases, out, seconds=4, case_seconds=60) == []
+    began = out.read_text()
+    assert set(read_answers(out)) == set(cases[:2])
+    assert ask_beside(binary, driver, cases, out, seconds=100, case_seconds=1) == []
+    assert out.read_text().startswith(began)
+    known = read_answers(out)
+    assert (set(known), known[HANGS], len(out.read_text().splitlines())) == (set(cases), "0 then hangs", len(cases))
+
+
+def test_a_process_survives_a_call_that_crashes(binary: Path, driver: str, tmp_path: Path) -> None:
+    """What was asked behind it gets the answers of a process of its own."""
+    cases = [c for c in all_cases("cuCtxGet") if c.startswith("current")]
+    cases = [CRASHES, *cases[:20], HANGS, *cases[20:]]
+    out = tmp_path / "answers"
+    assert ask_beside(binary, driver, cases, out, case_seconds=1) == []
+    assert read_answers(out) == answers_of(ask(binary, driver, cases, seconds=1))
+    assert read_answers(out)[CRASHES] == "crashes"
 
 
 def test_every_served_function_is_asked() -> None:

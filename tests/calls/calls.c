@@ -1,14 +1,19 @@
 /*
  * Makes calls one by one and prints what each gave, so that two drivers' answers can be compared line by line.
  *
- * Usage: calls LIBCUDA KERNELS_PTX < CASES. A case is `STATE FUNCTION ARGUMENTS…`; its answer is the line, ` = `, the result,
- * and what became of the outputs. Cases run in a child; one that crashes or hangs is told as such, and the next begins in a new
- * child. So does the next after a case that left the child's context unusable or changed. The parent loads no driver.
+ * Usage: calls LIBCUDA KERNELS_PTX [SECONDS [recover]] < CASES. A case is `STATE FUNCTION ARGUMENTS…`; its answer is the line,
+ * ` = `, the result, and what became of the outputs, written when it is known. Cases run in a child; one that crashes, or takes
+ * more than SECONDS (5), is told as such, and the next begins in a new child. So does the next after a case that left the
+ * child's context unusable or changed. A new child costs a context: with `recover`, one whose call crashed goes on while what
+ * is done between cases works; what then crashes or hangs is asked again in a new child before it is believed. The parent loads
+ * no driver.
  */
 #include "calls.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -16,13 +21,27 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { MOST_CASES = 200000, ANSWER = 160, CASE_SECONDS = 5, RESTART = 7 };
+enum {
+    MOST_CASES = 200000,
+    ANSWER = 240,
+    LINE = 8192,
+    ENTER_SECONDS = 60, /* twelve contexts at once take a driver seconds */
+    STUCK_SECONDS = 10, /* behind the alarm: a process that lives on stands in the kernel */
+    MOST_SORRY = 5,     /* cases in a row that cannot be made */
+    RESTART = 7,
+    SORRY = 8
+};
 
+/* What a child tells of the case that it is at. */
 struct shared {
-    int done; /* cases with an answer */
-    char answers[MOST_CASES][ANSWER];
+    int done;            /* cases with an answer */
+    long began, allowed; /* seconds of the clock, and how many this part of the case may take; 0: any */
+    bool entering;       /* its objects are being made */
+    int shaken;          /* 1 + the case whose crash the child survived last, 0: none */
+    char answer[ANSWER];
 };
 
 static char **cases;
@@ -30,16 +49,25 @@ static int case_count;
 static struct shared *shared;
 static void *library;
 static char *ptx;
+static int case_seconds = 5;
+static bool recover, in_child;
+static sigjmp_buf behind_call;
+static volatile sig_atomic_t calling;
+static pthread_t caller;
 
 #define GET(name) ((__typeof__(name) *)find(#name))
 
 void stop(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    if (in_child)
+        vsnprintf(shared->answer, ANSWER, format, arguments);
+    else
+        vfprintf(stderr, format, arguments);
     va_end(arguments);
-    fputc('\n', stderr);
-    _exit(2);
+    if (!in_child)
+        fputc('\n', stderr);
+    _exit(in_child ? SORRY : 2);
 }
 
 void *find_or_null(const char *name) { return dlsym(library, name); }
@@ -176,7 +204,7 @@ typedef CUresult any_function(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, 
                               uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t);
 
 static void make_call(const char *line, char *answer) {
-    char copy[8192], *rest = NULL, *name, *word;
+    char copy[LINE], *rest = NULL, *name, *word;
     struct arguments a = {.count = 0};
     snprintf(copy, sizeof copy, "%s", line);
     strtok_r(copy, " ", &rest);
@@ -191,36 +219,146 @@ static void make_call(const char *line, char *answer) {
         return;
     }
     const uint64_t *v = a.value;
+    if (sigsetjmp(behind_call, 1)) {
+        tell(answer, "crashes");
+        return;
+    }
+    calling = 1;
     CUresult result =
         function(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13], v[14], v[15]);
+    calling = 0;
     tell(answer, "%d", (int)result);
     for (int i = 0; i < a.output_count; i++)
         tell_output(answer, &a.outputs[i]);
 }
 
+static void on_crash(int signal_number) {
+    if (calling && pthread_equal(pthread_self(), caller)) {
+        calling = 0;
+        siglongjmp(behind_call, 1);
+    }
+    signal(signal_number, SIG_DFL); /* comes again */
+}
+
+static void survive_crashes(void) {
+    static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+    const stack_t stack = {.ss_sp = malloc(1 << 16), .ss_size = 1 << 16};
+    const struct sigaction action = {.sa_handler = on_crash, .sa_flags = SA_ONSTACK | SA_NODEFER};
+    caller = pthread_self();
+    if (!stack.ss_sp || sigaltstack(&stack, NULL))
+        stop("no stack for signals");
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        sigaction(signals[i], &action, NULL);
+}
+
+static long now(void) {
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return at.tv_sec;
+}
+
+/* What comes next may take so long. Also the parent looks: an alarm does not end who stands in the kernel. */
+static void allow(int seconds) {
+    shared->began = now();
+    shared->allowed = seconds;
+    alarm((unsigned)seconds);
+}
+
+/* In one piece, when it is known: whoever ends this program early has all answers but the one under way. */
+static void put_answer(int at) {
+    char line[LINE + ANSWER + 8];
+    int size = snprintf(line, sizeof line, "%s = %s\n", cases[at], shared->answer), put = 0;
+    while (put < size) {
+        ssize_t some = write(STDOUT_FILENO, line + put, (size_t)(size - put));
+        if (some < 0 && errno != EINTR)
+            stop("the answers cannot be written");
+        put += some > 0 ? (int)some : 0;
+    }
+    shared->answer[0] = 0;
+    shared->done = at + 1;
+}
+
 static void run_child(int first) {
     enum state state = state_of(cases[first]);
+    in_child = true;
+    shared->shaken = 0;
     library = dlopen(getenv("CALLS_LIBRARY"), RTLD_NOW);
     if (!library)
         stop("%s", dlerror());
+    if (recover)
+        survive_crashes();
     for (int i = first; i < case_count && state_of(cases[i]) == state; i++) {
-        char *answer = shared->answers[i];
-        alarm(60);
+        char *answer = shared->answer;
+        shared->entering = true;
+        allow(ENTER_SECONDS);
         enter(state, i == first, cases[i]);
-        alarm(CASE_SECONDS);
+        shared->entering = false;
+        allow(case_seconds);
         make_call(cases[i], answer);
+        if (!strcmp(answer, "crashes"))
+            shared->shaken = i + 1;
         bool well = leave(state, answer);
-        shared->done = i + 1;
-        alarm(0);
-        if (!well || lasting(cases[i], answer))
+        allow(0);
+        bool last = !well || lasting(cases[i], answer);
+        put_answer(i);
+        if (last)
             _exit(RESTART);
         arguments_free();
     }
     _exit(0);
 }
 
+/* ---- the parent ---- */
+
+/* The child's end, or 0 if it has none: then it is left where it stands. */
+static pid_t end_of(pid_t child, int *status) {
+    const struct timespec nap = {.tv_nsec = 2000000};
+    pid_t ended;
+    bool killed = false;
+    while (!(ended = waitpid(child, status, WNOHANG))) {
+        long late = shared->allowed ? now() - shared->began - shared->allowed : 0;
+        if (late > STUCK_SECONDS)
+            return 0;
+        if (late > 2 && !killed) {
+            killed = true;
+            kill(child, SIGKILL);
+        }
+        nanosleep(&nap, NULL);
+    }
+    return ended;
+}
+
+static void tell_end(pid_t ended, int status, int *sorry) {
+    int at = shared->done;
+    char *answer = shared->answer;
+    bool hung = !ended || (WIFSIGNALED(status) && (WTERMSIG(status) == SIGALRM || WTERMSIG(status) == SIGKILL));
+    char why[ANSWER];
+    if (ended && WIFEXITED(status) && WEXITSTATUS(status) != SORRY)
+        stop("a child ended with %d at: %s", WEXITSTATUS(status), cases[at]);
+    if (shared->shaken && shared->shaken != at + 1) { /* not believed: it may come of the crash before */
+        answer[0] = 0;
+        return;
+    }
+    if (ended && WIFEXITED(status)) {
+        snprintf(why, sizeof why, "%.200s", answer);
+        snprintf(answer, ANSWER, "not reached: %.200s", why);
+        ++*sorry;
+    } else if (shared->entering) {
+        snprintf(answer, ANSWER, "not reached: making the objects %s", hung ? "hangs" : "crashes");
+        ++*sorry;
+    } else {
+        tell(answer, answer[0] ? (hung ? " then hangs" : " then crashes") : (hung ? "hangs" : "crashes"));
+        *sorry = 0;
+    }
+    if (hung)
+        fprintf(stderr, "hangs: %s\n", cases[at]);
+    put_answer(at);
+    if (*sorry == MOST_SORRY)
+        stop("%d cases in a row cannot be made, the last: %s", MOST_SORRY, cases[at]);
+}
+
 static void read_cases(void) {
-    char line[8192];
+    char line[LINE];
     cases = calloc(MOST_CASES, sizeof *cases);
     while (fgets(line, sizeof line, stdin)) {
         line[strcspn(line, "\n")] = 0;
@@ -242,31 +380,31 @@ static char *read_file(const char *path) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3)
-        stop("usage: calls LIBCUDA KERNELS_PTX < CASES");
+    if (argc < 3 || argc > 5)
+        stop("usage: calls LIBCUDA KERNELS_PTX [SECONDS [recover]] < CASES");
     setenv("CALLS_LIBRARY", argv[1], 1);
     ptx = read_file(argv[2]);
+    case_seconds = argc > 3 ? atoi(argv[3]) : case_seconds;
+    recover = argc > 4 && !strcmp(argv[4], "recover");
+    if (case_seconds < 1)
+        stop("a case needs a second");
     read_cases();
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED)
         stop("no memory");
-    while (shared->done < case_count) {
-        int status, at = shared->done;
+    for (int sorry = 0; shared->done < case_count;) {
+        int status = 0, before = shared->done;
+        allow(0);
         pid_t child = fork();
         if (child < 0)
             stop("no process");
         if (child == 0)
-            run_child(at);
-        waitpid(child, &status, 0);
-        if (WIFSIGNALED(status)) {
-            char *answer = shared->answers[shared->done++];
-            bool hung = WTERMSIG(status) == SIGALRM;
-            tell(answer, answer[0] ? (hung ? " then hangs" : " then crashes") : (hung ? "hangs" : "crashes"));
-        } else if (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != RESTART) {
-            stop("a child ended with %d at: %s", WEXITSTATUS(status), cases[shared->done]);
-        }
+            run_child(before);
+        pid_t ended = end_of(child, &status);
+        if (shared->done > before)
+            sorry = 0;
+        if (!ended || WIFSIGNALED(status) || (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != RESTART))
+            tell_end(ended, status, &sorry);
     }
-    for (int i = 0; i < case_count; i++)
-        printf("%s = %s\n", cases[i], shared->answers[i]);
     return 0;
 }

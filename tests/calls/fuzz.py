@@ -1,6 +1,6 @@
 """Single calls with good and bad arguments, made from the snapshot of the driver's header; comparison of answers.
 
-    python tests/calls/fuzz.py run OUT [--library libcuda.so.1] [--only NAME]
+    python tests/calls/fuzz.py run OUT [--library libcuda.so.1] [--only NAME] [--seconds N] [--jobs K]
     python tests/calls/fuzz.py compare JUDGE OTHER [--expected FILE]
 
 `run` makes every call in every state (before cuInit, without a context, with one, with a destroyed one, during a
@@ -16,11 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -349,9 +352,16 @@ def compile_calls(folder: Path, compiler: str = "cc") -> Path:
     return out
 
 
-def ask(binary: Path, library: str, cases: Sequence[str], env: dict[str, str] | None = None) -> list[str]:
+def command_of(binary: Path, library: str, seconds: int, recover: bool) -> list[str]:
+    kernels = str(ROOT / "tests/kernels/kernels.ptx")
+    return [str(binary), library, kernels, str(seconds), *(["recover"] if recover else [])]
+
+
+def ask(
+    binary: Path, library: str, cases: Sequence[str], env: dict[str, str] | None = None, seconds: int = 5
+) -> list[str]:
     """The answer line of every case; raises RuntimeError with the program's sentence if it gives none."""
-    command = [str(binary), library, str(ROOT / "tests/kernels/kernels.ptx")]
+    command = command_of(binary, library, seconds, recover=False)
     done = subprocess.run(command, input="\n".join(cases) + "\n", env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"calls ended with {done.returncode}: {done.stderr.strip()[-500:]}")
@@ -363,6 +373,68 @@ def by_state(binary: Path, library: str, cases: Sequence[str], env: dict[str, st
     parts = [[case for case in cases if case.startswith(state + " ")] for state in STATES]
     with ThreadPoolExecutor(max_workers=len(STATES)) as pool:
         return [line for lines in pool.map(lambda part: ask(binary, library, part, env), parts) for line in lines]
+
+
+PIECE = 400  # cases of one process: a context for so many
+
+
+def pieces_of(cases: Sequence[str]) -> list[list[str]]:
+    """The cases in lists of one state, the states in turn; last what a driver may crash at, since that is dear."""
+    dear = [any(word in case for word in (" D:", "=D:", " 0x1230", "=0x1230")) for case in cases]
+    pieces: list[list[list[str]]] = []
+    for later in (False, True):
+        for state in STATES:
+            mine = [c for c, d in zip(cases, dear, strict=True) if d == later and c.startswith(state + " ")]
+            pieces.append([mine[at : at + PIECE] for at in range(0, len(mine), PIECE)])
+    half = len(STATES)
+    in_turn = [[p for row in zip_longest(*part) for p in row if p] for part in (pieces[:half], pieces[half:])]
+    return in_turn[0] + in_turn[1]
+
+
+def ask_beside(
+    binary: Path,
+    library: str,
+    cases: Sequence[str],
+    out: Path,
+    env: dict[str, str] | None = None,
+    jobs: int = 4,
+    seconds: float = 1e6,
+    case_seconds: int = 5,
+) -> list[str]:
+    """Asks what `out` has no answer for yet, in `jobs` processes beside each other, until the time is over, and adds
+    the answers to it as they come. What went wrong, in sentences; a run that ends early goes on with the next call."""
+    end = time.monotonic() + seconds
+    known = read_answers(out)
+    wrong: list[str] = []
+
+    def one(piece: list[str]) -> None:
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        command = command_of(binary, library, case_seconds, recover=True)
+        with out.open("ab") as file:  # each answer is one write
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE, env=env, text=True,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                errors = process.communicate("\n".join(piece) + "\n", timeout=left)[1]
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                return
+        if process.returncode != 0:
+            wrong.append(f"calls ended with {process.returncode}: {errors.strip()[-300:]}")
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        list(pool.map(one, pieces_of([case for case in cases if case not in known])))
+    return wrong
+
+
+def read_answers(path: Path) -> dict[str, str]:
+    """What a file of answers holds; its last line counts if it is whole."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return answers_of([line.rstrip("\n") for line in lines if line.endswith("\n")])
 
 
 def answers_of(lines: Sequence[str]) -> dict[str, str]:
@@ -382,13 +454,16 @@ def read_expected(path: Path) -> dict[str, str]:
     return found
 
 
+NO_ANSWER = ("missing", "crashes", "hangs", "not reached")
+
+
 def differences(judge: dict[str, str], other: dict[str, str]) -> dict[str, list[str]]:
     """Cases whose answers differ, by state, function and both answers. Where the judge has no such function, or
     crashes, any answer is right."""
     found: dict[str, list[str]] = {}
     for case, answer in judge.items():
         theirs = other.get(case, "no answer")
-        if answer == theirs or answer.startswith(("missing", "crashes", "hangs")):
+        if answer == theirs or answer.startswith(NO_ANSWER):
             continue
         state, function = case.split()[:2]
         found.setdefault(f"{state} {function} = {answer} | {theirs}", []).append(case)
@@ -410,10 +485,13 @@ def compare(first: Path, second: Path, expected: Path | None) -> int:
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="make the calls, write the answers to OUT (- is standard output)")
+    run = commands.add_parser("run", help="make the calls that OUT has no answer for, add theirs")
     run.add_argument("out")
     run.add_argument("--library", default="libcuda.so.1")
     run.add_argument("--only", default="", help="part of a function's name")
+    run.add_argument("--jobs", type=int, default=len(STATES), help="processes beside each other")
+    run.add_argument("--seconds", type=float, default=1e6, help="for all; the same command again goes on")
+    run.add_argument("--case-seconds", type=int, default=5, help="after which a call hangs")
     two = commands.add_parser("compare")
     two.add_argument("judge", type=Path)
     two.add_argument("other", type=Path)
@@ -421,14 +499,13 @@ def main(words: Sequence[str] | None = None) -> int:
     given = parser.parse_args(words)
     if given.command == "compare":
         return compare(given.judge, given.other, given.expected)
+    cases, out = all_cases(given.only), Path(given.out)
     with tempfile.TemporaryDirectory() as folder:
-        answers = by_state(compile_calls(Path(folder)), given.library, all_cases(given.only))
-    text = "\n".join(answers) + "\n"
-    if given.out == "-":
-        sys.stdout.write(text)
-    else:
-        Path(given.out).write_text(text)
-    return 0
+        wrong = ask_beside(compile_calls(Path(folder)), given.library, cases, out, None, given.jobs, given.seconds,
+                           given.case_seconds)  # fmt: skip
+    left = len(set(cases) - set(read_answers(out)))
+    print(*wrong, f"{len(cases) - left} of {len(cases)} calls have an answer", sep="\n")
+    return bool(wrong or left)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,6 @@ def programs() -> tuple[Program, ...]:
             alone=True,
         ),
         Program("random_programs", python("random_programs_run.py", "--seconds", "60"), timeout_s=240, alone=True),
-        Program("calls", python("calls_run.py"), kind="text", timeout_s=500, alone=True),
         Program("cudart_static", ("{bin}/cudart_static",)),
         Program("cudart_shared", ("{bin}/cudart_shared",)),
         Program("cudart_preload", ("{bin}/cudart_static",), inject="preload"),
