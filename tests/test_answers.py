@@ -259,6 +259,57 @@ def test_a_library_outlives_contexts(worker: RealWorker) -> None:
     )
 
 
+def test_a_function_of_a_library_has_one_handle(worker: RealWorker) -> None:
+    """However it is asked for, whichever context is current: as 580.159.04."""
+    script(
+        worker,
+        """
+        def names(functions):
+            texts = [made("cuFuncGetName", function) for function in functions]
+            return [ctypes.string_at(text.value) for text in texts]
+
+        for first in ("kernel", "module"):
+            library = made("cuLibraryLoadData", ptx, None, None, 0, None, None, 0)
+            home, module, count = made("cuCtxGetCurrent"), made("cuLibraryGetModule", library), c_uint()
+            ok("cuModuleGetFunctionCount", byref(count), module)
+            listed = (c_void_p * count.value)()
+            for turn in (first, "list", "module", "kernel", "list"):
+                if turn == "list":
+                    ok("cuModuleEnumerateFunctions", listed, count, module)
+                    found = listed[names([c_void_p(x) for x in listed]).index(b"fill_u32")]
+                elif turn == "module":
+                    found = made("cuModuleGetFunction", module, b"fill_u32").value
+                else:
+                    found = made("cuKernelGetFunction", made("cuLibraryGetKernel", library, b"fill_u32")).value
+                seen = found if turn == first else seen
+                assert found == seen, turn
+            assert len(set(listed)) == count.value
+            assert made("cuFuncGetModule", c_void_p(seen)).value == module.value
+
+            other = c_void_p()
+            ok("cuCtxCreate_v2", byref(other), 0, 0)
+            assert made("cuModuleGetFunction", module, b"fill_u32").value == seen
+            assert made("cuFuncGetModule", c_void_p(seen)).value == module.value
+            elsewhere = made("cuKernelGetFunction", made("cuLibraryGetKernel", library, b"fill_u32"))
+            saxpy = made("cuModuleGetFunction", module, b"saxpy")
+            assert elsewhere.value != seen
+            ok("cuCtxSetCurrent", home)
+            there = made("cuFuncGetModule", elsewhere)  # made now, in the context of the function
+            assert there.value != module.value
+            assert made("cuModuleGetFunction", there, b"fill_u32").value == elsewhere.value
+            assert made("cuLibraryGetModule", library).value == module.value
+            zero = c_ulonglong()
+            ok("cuLaunchKernel", saxpy, 1, 1, 1, 1, 1, 1, 0, None, (c_void_p * 4)(*[ctypes.addressof(zero)] * 4), None)
+            ok("cuCtxSynchronize")
+            ok("cuCtxDestroy_v2", other)
+            assert cuda.cuModuleGetFunction(byref(saxpy), there, b"saxpy") == 709
+            assert cuda.cuFuncGetModule(byref(saxpy), elsewhere) == 709
+            ok("cuLibraryUnload", library)
+            ok("cuCtxSynchronize")
+        """,
+    )
+
+
 def test_broken_context_leaves_another_alone(worker: RealWorker) -> None:
     script(
         worker,

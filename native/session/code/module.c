@@ -532,10 +532,9 @@ int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, 
                            CUlibrary library) {
     CUmodule native = NULL;
     int32_t error = (int32_t)s->cuda.cuLibraryGetModule(&native, library);
-    struct image *image = NULL;
-    if (!error) {
-        error = enumerate(s, false, (uint64_t)(uintptr_t)native, &image);
-    }
+    struct image *image =
+        error ? NULL : calloc(1, sizeof *image); /* its functions are those of the library's kernels */
+    error = error || image ? error : CUDA_ERROR_OUT_OF_MEMORY;
     error = tpw_made(s, frame, TPG_MODULE, in->module, (uint64_t)(uintptr_t)native, error);
     owned_by(s, TPG_MODULE, in->module, in->library);
     struct tpw_object *object = tpw_object(s, TPG_MODULE, in->module);

@@ -315,11 +315,10 @@ CUresult tpc_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
     if (!record) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    uint64_t owner = tpc_image_handle(record->image);
-    if (tp_handle_is(owner, TPG_LIBRARY)) {
-        return tpc_cuLibraryGetModule(hmod, (CUlibrary)(uintptr_t)owner);
+    if (record->context) {
+        return tpc_image_module(record->image, record->context, hmod);
     }
-    *hmod = (CUmodule)(uintptr_t)owner;
+    *hmod = (CUmodule)(uintptr_t)tpc_image_handle(record->image);
     return CUDA_SUCCESS;
 }
 
@@ -332,37 +331,10 @@ CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
     if (!record) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    CUresult result = tpc_kernel_describe(record);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
-    tp_lock_take(tpc_image_lock(record->image));
-    uint64_t handle = tpc_instance_find(record->instances, context);
-    if (!handle) {
-        struct tpc_kernel *function = calloc(1, sizeof *function);
-        handle = function ? tpc_mint_record(TPG_FUNCTION, function) : 0;
-        if (handle && tpc_instance_add(&record->instances, context, handle)) {
-            function->handle = handle;
-            function->image = record->image;
-            function->index = record->index;
-            function->parameters = record->parameters;
-            function->parameter_bytes = record->parameter_bytes;
-            function->device = tpc_devices[context->device].remote;
-            atomic_store_explicit(&function->layout, atomic_load(&record->layout), memory_order_relaxed);
-            function->attributes = record->attributes;
-            char *name = atomic_load(&record->name);
-            atomic_store(&function->name, name ? strdup(name) : NULL);
-            struct tpg_kernel_function_in in = {.kernel = record->handle, .function = handle};
-            result = tpc_post_kernel_function("cuKernelGetFunction", &in);
-        } else {
-            tpc_unmint(TPG_FUNCTION, handle);
-            free(function);
-            result = CUDA_ERROR_OUT_OF_MEMORY;
-        }
-    }
-    tp_lock_drop(tpc_image_lock(record->image));
-    if (result == CUDA_SUCCESS) {
-        *pFunc = (CUfunction)(uintptr_t)handle;
+    CUresult result;
+    const struct tpc_kernel *function = tpc_kernel_in(record, context, &result);
+    if (function) {
+        *pFunc = (CUfunction)(uintptr_t)function->handle;
     }
     return result;
 }

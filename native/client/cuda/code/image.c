@@ -157,6 +157,7 @@ CUresult tpc_kernel_ask(struct tpc_kernel *kernel) {
 }
 
 bool tpc_image_find(const struct tpc_image *image, const char *name, uint32_t *index) {
+    image = image->of ? image->of : image;
     uint64_t hash = tp_name_hash(name);
     for (uint32_t at = (uint32_t)hash & image->mask; image->places[at]; at = (at + 1) & image->mask) {
         if (image->entries[image->places[at] - 1].hash == hash) {
@@ -168,9 +169,6 @@ bool tpc_image_find(const struct tpc_image *image, const char *name, uint32_t *i
 }
 
 static struct tpc_attributes *attributes_of(struct tpc_entry *entry) {
-    if (entry->origin) {
-        entry = entry->origin;
-    }
     struct tpc_attributes *known = atomic_load_explicit(&entry->attributes, memory_order_acquire);
     if (!known) {
         struct tpc_attributes *made = calloc(1, sizeof *made);
@@ -183,7 +181,113 @@ static struct tpc_attributes *attributes_of(struct tpc_entry *entry) {
     return known;
 }
 
+static uint64_t instance_of(const struct tpc_instance *list, const struct tpc_context *context) {
+    unsigned int life = atomic_load_explicit(&context->life, memory_order_relaxed);
+    while (list && (list->context != context || list->life != life)) {
+        list = list->next;
+    }
+    return list ? list->handle : 0;
+}
+
+bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle) {
+    struct tpc_instance *instance = malloc(sizeof *instance);
+    if (!instance) {
+        return false;
+    }
+    *instance =
+        (struct tpc_instance){.next = *list, .context = context, .life = atomic_load(&context->life), .handle = handle};
+    *list = instance;
+    return true;
+}
+
+/* The context that the thread's next frames are for, whichever is current; returns the one before. */
+static uint32_t send_for(uint32_t context) {
+    uint32_t before = tp_thread_self()->context;
+    tp_thread_self()->context = context;
+    return before;
+}
+
+struct tpc_kernel *tpc_kernel_in(struct tpc_kernel *kernel, struct tpc_context *context, CUresult *result) {
+    *result = tpc_kernel_describe(kernel);
+    if (*result != CUDA_SUCCESS) {
+        return NULL;
+    }
+    tp_lock_take(&kernel->image->lock);
+    uint64_t handle = instance_of(kernel->instances, context);
+    struct tpc_kernel *function = handle ? tpc_record(TPG_FUNCTION, handle) : calloc(1, sizeof *function);
+    if (!handle) {
+        handle = function ? tpc_mint_record(TPG_FUNCTION, function) : 0;
+        if (handle && tpc_instance_add(&kernel->instances, context, handle)) {
+            function->handle = handle;
+            function->image = kernel->image;
+            function->index = kernel->index;
+            function->parameters = kernel->parameters;
+            function->parameter_bytes = kernel->parameter_bytes;
+            function->context = context;
+            function->device = tpc_devices[context->device].remote;
+            atomic_store_explicit(&function->layout, atomic_load(&kernel->layout), memory_order_relaxed);
+            function->attributes = kernel->attributes;
+            char *name = atomic_load(&kernel->name);
+            atomic_store(&function->name, name ? strdup(name) : NULL);
+            struct tpg_kernel_function_in in = {.kernel = kernel->handle, .function = handle};
+            uint32_t before = send_for(tp_handle_id(context->handle));
+            *result = tpc_post_kernel_function("cuKernelGetFunction", &in);
+            send_for(before);
+        } else {
+            tpc_unmint(TPG_FUNCTION, handle);
+            free(function);
+            *result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    tp_lock_drop(&kernel->image->lock);
+    if (!function && *result == CUDA_SUCCESS) { /* another thread unloads the library */
+        *result = CUDA_ERROR_INVALID_HANDLE;
+    }
+    return *result == CUDA_SUCCESS ? function : NULL;
+}
+
+CUresult tpc_image_module(struct tpc_image *image, struct tpc_context *context, CUmodule *module) {
+    CUresult result = (CUresult)atomic_load(&context->error);
+    result = result ? result : tpc_image_describe(image); /* its functions take the layouts over */
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    tp_lock_take(&image->lock);
+    uint64_t handle = instance_of(image->modules, context);
+    if (!handle) {
+        struct tpc_image *made = malloc(sizeof *made);
+        handle = made ? tpc_mint_record(TPG_MODULE, made) : 0;
+        if (handle && tpc_instance_add(&image->modules, context, handle)) {
+            *made = (struct tpc_image){.handle = handle,
+                                       .of = image,
+                                       .context = context,
+                                       .life = atomic_load(&context->life),
+                                       .count = image->count,
+                                       .described = true};
+            struct tpg_library_module_in in = {.library = image->handle, .module = handle};
+            uint32_t before = send_for(tp_handle_id(context->handle));
+            result = tpc_post_library_module("cuLibraryGetModule", &in);
+            send_for(before);
+        } else {
+            tpc_unmint(TPG_MODULE, handle);
+            free(made);
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    tp_lock_drop(&image->lock);
+    if (result == CUDA_SUCCESS) {
+        *module = (CUmodule)(uintptr_t)handle;
+    }
+    return result;
+}
+
 struct tpc_kernel *tpc_image_kernel(struct tpc_image *image, uint32_t index, const char *name, CUresult *result) {
+    if (image->of) {
+        struct tpc_kernel *of = tpc_image_kernel(image->of, index, name, result);
+        bool ended = atomic_load(&image->context->life) != image->life;
+        *result = ended ? CUDA_ERROR_CONTEXT_IS_DESTROYED : *result;
+        return of && !ended ? tpc_kernel_in(of, image->context, result) : NULL;
+    }
     struct tpc_entry *entry = &image->entries[index];
     struct tpc_kernel *kernel = atomic_load_explicit(&entry->kernel, memory_order_acquire);
     *result = CUDA_SUCCESS;
@@ -242,22 +346,3 @@ struct tpc_kernel *tpc_kernel_of(uint64_t handle) {
 uint64_t tpc_image_handle(const struct tpc_image *image) { return image->handle; }
 
 struct tp_lock *tpc_image_lock(struct tpc_image *image) { return &image->lock; }
-
-uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context) {
-    unsigned int life = atomic_load_explicit(&context->life, memory_order_relaxed);
-    while (list && (list->context != context || list->life != life)) {
-        list = list->next;
-    }
-    return list ? list->handle : 0;
-}
-
-bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle) {
-    struct tpc_instance *instance = malloc(sizeof *instance);
-    if (!instance) {
-        return false;
-    }
-    *instance =
-        (struct tpc_instance){.next = *list, .context = context, .life = atomic_load(&context->life), .handle = handle};
-    *list = instance;
-    return true;
-}

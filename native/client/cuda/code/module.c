@@ -244,7 +244,7 @@ CUresult tpc_cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUj
 /* Ends with an image what came out of it: its kernels, their functions, its globals, the modules of a library. The session does the same,
  * so that these places are free on both sides. */
 static void unload(struct tpc_image *image) {
-    for (uint32_t i = 0; i < image->count; i++) {
+    for (uint32_t i = 0; i < image->count && !image->of; i++) {
         struct tpc_kernel *kernel = atomic_load_explicit(&image->entries[i].kernel, memory_order_acquire);
         if (kernel) {
             for (const struct tpc_instance *f = kernel->instances; f; f = f->next) {
@@ -274,7 +274,7 @@ CUresult tpc_cuModuleUnload(CUmodule hmod) {
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    if (image->of_library) {
+    if (image->of) {
         return CUDA_ERROR_NOT_PERMITTED;
     }
     TPC_CAPTURE_UNSAFE("cuModuleUnload");
@@ -399,48 +399,7 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
     if (!image || image->refused) {
         return image ? image->refused : CUDA_ERROR_INVALID_HANDLE;
     }
-    CUresult result = tpc_image_describe(image); /* its functions take the layouts over */
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
-    tp_lock_take(&image->lock);
-    uint64_t handle = tpc_instance_find(image->modules, context);
-    if (!handle) {
-        /* The same kernels in the same order, under function handles of their own. */
-        struct tpc_image *module = malloc(sizeof *module);
-        struct tpc_entry *entries = module ? malloc((image->count + 1) * sizeof *entries) : NULL;
-        handle = entries ? tpc_mint_record(TPG_MODULE, module) : 0;
-        if (handle && tpc_instance_add(&image->modules, context, handle)) {
-            *module = (struct tpc_image){.handle = handle,
-                                         .of_library = true,
-                                         .context = context,
-                                         .count = image->count,
-                                         .mask = image->mask,
-                                         .places = image->places,
-                                         .entries = entries,
-                                         .layouts = image->layouts,
-                                         .described = true};
-            for (uint32_t i = 0; i < image->count; i++) {
-                entries[i] = (struct tpc_entry){.hash = image->entries[i].hash,
-                                                .parameters = image->entries[i].parameters,
-                                                .parameter_bytes = image->entries[i].parameter_bytes,
-                                                .layout = image->entries[i].layout,
-                                                .origin = &image->entries[i]};
-            }
-            struct tpg_library_module_in in = {.library = image->handle, .module = handle};
-            result = tpc_post_library_module("cuLibraryGetModule", &in);
-        } else {
-            tpc_unmint(TPG_MODULE, handle);
-            free(entries);
-            free(module);
-            result = CUDA_ERROR_OUT_OF_MEMORY;
-        }
-    }
-    tp_lock_drop(&image->lock);
-    if (result == CUDA_SUCCESS) {
-        *pMod = (CUmodule)(uintptr_t)handle;
-    }
-    return result;
+    return tpc_image_module(image, context, pMod);
 }
 
 /* ---- globals ---- */

@@ -30,8 +30,9 @@ struct tpc_instance {
 struct tpc_kernel {
     uint64_t handle; /* of a function or a kernel */
     struct tpc_image *image;
-    uint32_t index; /* in the image's list */
-    int device;     /* of a function, the worker's number; -1 for a kernel, which is on all of them */
+    uint32_t index;              /* in the image's list */
+    int device;                  /* of a function, the worker's number; -1 for a kernel, which is on all of them */
+    struct tpc_context *context; /* of the function of a library's kernel */
     /* NULL until the kernel is described, see tpc_kernel_describe; it is stored behind the two numbers. */
     _Atomic(const struct tpc_parameter *) layout;
     uint32_t parameters; /* count */
@@ -50,8 +51,11 @@ static inline CUresult tpc_kernel_describe(struct tpc_kernel *kernel) {
     return TP_LIKELY(atomic_load_explicit(&kernel->layout, memory_order_acquire) != NULL) ? CUDA_SUCCESS
                                                                                           : tpc_kernel_ask(kernel);
 }
-/* The handle for the current context in a list of instances, 0 if it has none yet; adding one: false without memory. */
-uint64_t tpc_instance_find(const struct tpc_instance *list, const struct tpc_context *context);
+/* The function that a library's kernel is in a context, made at the first question; NULL with *result set. */
+struct tpc_kernel *tpc_kernel_in(struct tpc_kernel *kernel, struct tpc_context *context, CUresult *result);
+/* The module that a library is in a context. */
+CUresult tpc_image_module(struct tpc_image *image, struct tpc_context *context, CUmodule *module);
+/* Adds to a list of instances, under the lock that guards it; false without memory. */
 bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle);
 struct tp_lock *tpc_image_lock(struct tpc_image *image);
 /* Handle of the module or library that the kernel is in. */

@@ -17,15 +17,15 @@ struct tpc_entry {
     const struct tpc_parameter *layout;
     _Atomic(struct tpc_kernel *) kernel; /* minted on first use */
     _Atomic(struct tpc_attributes *) attributes;
-    struct tpc_entry *origin; /* in the module of a library: the library's entry, whose attributes it shares */
 };
 
 struct tpc_image {
     uint64_t handle; /* of the module or library */
     bool library;
-    bool local;                  /* a library of something that is no image, which the worker need not know */
-    CUresult refused;            /* of a library: what its uses answer, since its image is none for this driver */
-    bool of_library;             /* the module of a library, which the driver lets nobody unload */
+    bool local;       /* a library of something that is no image, which the worker need not know */
+    CUresult refused; /* of a library: what its uses answer, since its image is none for this driver */
+    struct tpc_image
+        *of; /* of the module of a library, which nobody unloads: that library, which has all its kernels */
     struct tpc_context *context; /* of a module: where it was loaded, and in which of that context's lives */
     unsigned int life;
     struct tp_lock lock;
@@ -45,7 +45,8 @@ bool tpc_image_fill(struct tpc_image *image, const unsigned char *list, size_t s
 CUresult tpc_image_describe(struct tpc_image *image);
 /* The place of a kernel by name. */
 bool tpc_image_find(const struct tpc_image *image, const char *name, uint32_t *index);
-/* The kernel at `index`, its handle minted and sent on first use; NULL with *result set. The name may be NULL. */
+/* The kernel at `index`, its handle minted and sent on first use; NULL with *result set. The name may be NULL. Of the module of a
+ * library it is the function that the library's kernel is in the module's context. */
 struct tpc_kernel *tpc_image_kernel(struct tpc_image *image, uint32_t index, const char *name, CUresult *result);
 
 #endif
