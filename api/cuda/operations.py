@@ -57,6 +57,10 @@ FUNCTIONS = [
     op("host_function_done", "post", contextless=True, token="uint64_t"),
     # Everything before it has been executed, and nothing of it is held back behind a host function or a late copy.
     op("caught_up", "call", contextless=True),
+    # From here on the session tells what it does for this client (message `traced`): tensor-fusion trace. `now` is its clock, `boot`
+    # says of which machine. After trace_tell everything recorded so far comes, with the token.
+    op("trace_begin", "call", contextless=True, out={"now": "uint64_t", "boot": "char: bytes"}),
+    op("trace_tell", "post", contextless=True, token="uint64_t"),
     # Memory.
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("memory_free", "post", address="uint64_t"),

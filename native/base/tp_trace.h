@@ -71,4 +71,11 @@ TP_EXPORT uint64_t tp_trace_begin(void);
 TP_EXPORT void tp_trace_end(const struct tp_tables *tables, const struct tp_call *call, const void *const *values,
                             const void *result, bool succeeded, uint64_t begin);
 
+/* ---- the worker's side, in the file of TF_TRACE_PATH ---- */
+TP_EXPORT bool tp_worker_recorded(void); /* whether it is wanted */
+/* The worker's clock showed `worker` at some moment from `begin` to `end` of ours; `boot` names its machine. */
+TP_EXPORT void tp_worker_clock(uint64_t begin, uint64_t end, uint64_t worker, const char *boot, size_t boot_size);
+/* Entries of tp_traced.h; `lost` is how many the session had no room for, since its beginning. */
+TP_EXPORT void tp_worker_records(const void *records, size_t size, uint64_t lost);
+
 #endif

@@ -204,6 +204,7 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(stream_create, .stream = HANDLE(TPG_STREAM, rand() % 2));
     LIKE(host_function, .stream = stream, .token = 5);
     LIKE(host_function_done, .token = 5);
+    LIKE(trace_tell, .token = 1);
     LIKE(memory_alloc, .size = 1 << 20);
     LIKE(memory_free, .address = ADDRESS(rand() % 2));
     LIKE(host_twin_write, .address = ADDRESS(2), .data = params, .data_size = sizeof params);

@@ -303,6 +303,11 @@ bool tpw_link_flush(struct tpw_link *link) {
     return true;
 }
 
+size_t tpw_link_unread(const struct tpw_link *link) {
+    (void)link;
+    return 0;
+}
+
 bool tpw_link_has_data(const struct tpw_link *link) { return link->status == TP_OK; }
 
 struct tpw_block *tpw_upload_take(struct tpw_link *link, uint64_t transfer) {

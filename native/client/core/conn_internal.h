@@ -139,6 +139,7 @@ struct tp_conn {
     _Atomic uint32_t sleepers_count;
     _Atomic uint32_t callers;  /* threads that wait for a reply and would read for it */
     _Atomic int32_t listening; /* > 0: something may come that nobody waits for */
+    _Atomic bool always_listening;
     _Atomic uint32_t listener_parked;
 
     /* Transfers, under transfers. */
@@ -253,8 +254,9 @@ void *tpc_data_receive(void *argument);
 /* trace.c */
 void tpc_trace_learn(void); /* after the log was set up: whether calls are traced */
 static inline bool tpc_frames_traced(const struct tp_conn *conn) { return TP_UNLIKELY(conn->look_after == 0); }
-/* The line of a frame; `reply` and the time that it took when the thread waited for it, else NULL. */
-void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct tp_reply *reply, uint64_t ns);
+/* The line of a frame; `reply` and when it was sent and answered when the thread waited for it, else NULL and when it was sent. */
+void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct tp_reply *reply, uint64_t begin,
+                     uint64_t end);
 
 /* records.c */
 bool tpc_records_wanted(void);

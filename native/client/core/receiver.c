@@ -350,6 +350,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     atomic_store_explicit(&caller->state, TPC_WAITING, memory_order_relaxed);
     atomic_store_explicit(&caller->expects, true, memory_order_seq_cst);
     tpc_expects(conn, reply->number);
+    const uint64_t before = tpc_frames_traced(conn) ? tp_now_ns() : 0; /* once published, the session may be faster */
     tpc_publish(conn);
 
     int cancel = tpc_defer_cancel();
@@ -369,7 +370,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
         atomic_store_explicit(&conn->answered, at, memory_order_relaxed);
     }
     if (tpc_frames_traced(conn)) {
-        tpc_trace_frame(&sent, reply->number, done ? reply : NULL, took);
+        tpc_trace_frame(&sent, reply->number, done ? reply : NULL, before, begin + took);
     }
     tpc_allow_cancel(cancel);
     if (done) {
@@ -470,7 +471,8 @@ void tp_reply_free(struct tp_reply *reply) {
 
 static bool must_listen(struct tp_conn *conn) {
     return (atomic_load_explicit(&conn->listening, memory_order_seq_cst) > 0 ||
-            atomic_load_explicit(&conn->downloads_pending, memory_order_seq_cst) > 0) &&
+            atomic_load_explicit(&conn->downloads_pending, memory_order_seq_cst) > 0 ||
+            atomic_load_explicit(&conn->always_listening, memory_order_relaxed)) &&
            atomic_load_explicit(&conn->callers, memory_order_seq_cst) == 0 && nobody_reads(conn);
 }
 
@@ -493,6 +495,11 @@ void tp_listen(struct tp_conn *conn, int delta) {
         tpc_expects(conn, tp_frames(conn));
         tpc_nudge_listener(conn);
     }
+}
+
+void tp_listen_always(struct tp_conn *conn) {
+    atomic_store(&conn->always_listening, true);
+    tpc_nudge_listener(conn);
 }
 
 static void *listener_run(void *argument) {

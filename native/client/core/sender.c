@@ -359,11 +359,11 @@ static uint64_t unsent(const struct tp_conn *conn) {
 static TP_COLD void commit_and_look(struct tp_conn *conn) {
     struct tp_frame frame; /* the ring may be written over once the lock is dropped */
     memcpy(&frame, conn->ring + (conn->at & (conn->ring_size - 1)), sizeof frame);
-    uint64_t number = tp_frames(conn) + 1;
+    const uint64_t number = tp_frames(conn) + 1, now = tp_now_ns();
     tpc_publish(conn);
     tpc_wake_sender(conn);
     if (tpc_frames_traced(conn)) {
-        tpc_trace_frame(&frame, number, NULL, 0);
+        tpc_trace_frame(&frame, number, NULL, now, now);
     }
     if (unsent(conn) >= conn->cache_max) {
         tpc_flush_now(conn);

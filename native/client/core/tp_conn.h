@@ -125,6 +125,8 @@ TP_EXPORT void tp_on_message(tp_message_handler *handler);
 /* Tells the connection that messages or downloads may come that nobody waits for, so that its own thread must listen:
  * +1 when such a thing becomes outstanding, -1 when it is done. Expected downloads count by themselves. */
 TP_EXPORT void tp_listen(struct tp_conn *conn, int delta);
+/* From now on messages may come at any time. */
+TP_EXPORT void tp_listen_always(struct tp_conn *conn);
 
 /* ---- loss ----
  * Called once, on any thread, when the connection ends. */

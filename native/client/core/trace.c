@@ -64,8 +64,9 @@ void tp_trace_end(const struct tp_tables *tables, const struct tp_call *call, co
 
 /* ---- frames ---- */
 
-void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct tp_reply *reply, uint64_t ns) {
-    const uint64_t now = tp_now_ns();
+void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct tp_reply *reply, uint64_t begin,
+                     uint64_t finish) {
+    const uint64_t ns = finish - begin;
     char end[96] = "";
     if (logged()) {
         if (reply) {
@@ -86,6 +87,6 @@ void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct
         }
         tpc_records_write("{\"frame\": %llu, \"op\": \"%s\", \"bytes\": %u, \"thread\": %u, \"end\": %llu%s}\n",
                           (unsigned long long)number, tpg_op_name(frame->op), frame->size, frame->thread,
-                          (unsigned long long)now, end);
+                          (unsigned long long)finish, end);
     }
 }

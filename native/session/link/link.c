@@ -338,6 +338,8 @@ bool tpw_link_flush(struct tpw_link *link) {
     return true;
 }
 
+size_t tpw_link_unread(const struct tpw_link *link) { return link->output_end - link->output_start; }
+
 /* ---- sleeping ---- */
 
 static bool data_news(struct tpw_link *link) {

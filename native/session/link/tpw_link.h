@@ -48,6 +48,8 @@ unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flag
 void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used);
 /* The same, with what the body's writer has lent (tp_wire.h), which is not looked at any more afterwards. */
 void tpw_reply_commit_lent(struct tpw_link *link, int32_t result, size_t used, struct tp_cursor *body);
+/* Bytes that wait for a client that does not read. */
+size_t tpw_link_unread(const struct tpw_link *link);
 /* True when all of it is where the client reads. */
 bool tpw_link_flush(struct tpw_link *link);
 

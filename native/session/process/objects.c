@@ -204,7 +204,7 @@ void tpw_check_device(struct tpw_session *s, int device, int32_t *error) {
 
 void tpw_violation(struct tpw_session *s, const struct tp_frame *frame, const char *what) {
     tp_log(TP_ERROR, "the client broke the protocol at frame %llu (operation %s, %u bytes): %s; closing its session",
-           (unsigned long long)s->frames, tpg_op_name(frame->op), frame->size, what);
+           (unsigned long long)s->number, tpg_op_name(frame->op), frame->size, what);
     s->ended = true;
     s->exit_code = 3;
 }

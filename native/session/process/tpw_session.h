@@ -84,13 +84,15 @@ struct tpw_session {
     void *graph_nodes;            /* names of nodes, see graph.c */
     struct ending *endings;       /* contexts on their way out, see context_end.c */
 
-    int32_t deferred_error; /* first failure of a post that has not been reported yet */
-    uint64_t frames;        /* frames executed, for messages */
-    bool inside;            /* others were executed in the middle of the frame under way */
-    bool traced;            /* the log has a line for each frame */
-    uint32_t calls;         /* frames whose answers clients wait for */
-    uint32_t posts;         /* since the last of these, or of the words that clients wait for */
-    uint32_t answered;      /* thread that was answered last, and with what: for these lines */
+    int32_t deferred_error;  /* first failure of a post that has not been reported yet */
+    uint64_t frames;         /* frames executed */
+    uint64_t number;         /* of the one under way, as the client counts; for messages */
+    bool inside;             /* others were executed in the middle of the frame under way, or it has begun a trace */
+    bool traced;             /* the log has a line for each frame, or the client a record */
+    struct tpw_trace *trace; /* stream/trace.c; NULL: this client has not asked */
+    uint32_t calls;          /* frames whose answers clients wait for */
+    uint32_t posts;          /* since the last of these, or of the words that clients wait for */
+    uint32_t answered;       /* thread that was answered last, and with what: for these lines */
     int32_t answer;
     struct tpw_main *process; /* main.c */
     int control, events;      /* the supervisor's socket; an epoll over it and the callbacks' eventfd */

@@ -26,9 +26,9 @@ void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t erro
     s->answered = frame->thread;
     s->answer = error;
     const char *name = tpg_cuda_error_name(error);
-    tp_log(TP_WARN, "frame %llu, %s: error %d (%s)", (unsigned long long)s->frames, tpg_op_name(frame->op), error,
+    tp_log(TP_WARN, "frame %llu, %s: error %d (%s)", (unsigned long long)s->number, tpg_op_name(frame->op), error,
            name ? name : "unknown");
-    struct tpg_notice_in notice = {.error = error, .op = frame->op, .frame = s->frames};
+    struct tpg_notice_in notice = {.error = error, .op = frame->op, .frame = s->number};
     tpg_send_notice(s, &notice);
 }
 
@@ -59,6 +59,9 @@ unsigned char *tpw_answer_begin(struct tpw_session *s, uint16_t op, uint32_t thr
     s->answered = thread;
     s->answer = result;
     s->calls -= s->calls > 0;
+    if (TP_UNLIKELY(s->trace != NULL)) {
+        tpw_trace_answer(s, op, thread, result);
+    }
     uint16_t flags = completes(op, result) ? TP_FRAME_REPLY | TP_FRAME_COMPLETES : TP_FRAME_REPLY;
     return tpw_reply_begin(s->link, op, flags, thread, size);
 }

@@ -56,11 +56,13 @@
 
 struct held {
     struct held *next;
+    uint64_t number, received;
     struct tp_frame frame; /* with its body behind it */
 };
 
 static struct held *held, **held_end = &held;
 static size_t held_bytes;
+static uint64_t held_count;
 
 /* Now and then the streams are asked: one may have gone on behind the function of another, and in a context that an error has
  * broken no function runs any more, and no command blocks. */
@@ -122,6 +124,7 @@ static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enu
         held = held->next;
         held_end = held ? held_end : &held;
         held_bytes -= (*done)->frame.size;
+        held_count--;
         return &(*done)->frame;
     }
     const struct tp_frame *frame;
@@ -136,6 +139,8 @@ static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enu
             return NULL;
         }
         memcpy(&copy->frame, frame, frame->size);
+        copy->number = s->frames + ++held_count;
+        copy->received = s->traced ? tp_now_ns() : 0;
         copy->next = NULL;
         *held_end = copy;
         held_end = &copy->next;
@@ -144,28 +149,49 @@ static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enu
     return NULL;
 }
 
-/* The same as tpg_dispatch, with a line behind it. */
-static TP_COLD void dispatch_traced(struct tpw_session *s, const struct tp_frame *frame) {
-    const struct tp_frame header = *frame; /* the link's memory may move */
-    uint64_t number = s->frames, begin = tp_now_ns();
-    bool call = header.flags & TP_FRAME_CALL;
-    char result[32] = "posted";
-    s->answered = 0;
-    tpg_dispatch(s, frame);
-    uint64_t took = tp_now_ns() - begin;
-    if (s->answered == header.thread) {
-        snprintf(result, sizeof result, "result %d", (int)s->answer);
-    } else if (call) {
-        snprintf(result, sizeof result, "answered later");
-    }
-    tp_log_write(TP_TRACE, "frame %llu: %s, %u bytes, thread %u: %s, %llu.%03u us", (unsigned long long)number,
-                 tpg_op_name(header.op), header.size, header.thread, result, (unsigned long long)(took / 1000),
-                 (unsigned)(took % 1000));
+/* The client's number of the frame that next_frame gave: its place in the order in which they came, not that in which they are
+ * executed. It is counted as executed already. */
+static uint64_t number_of(const struct tpw_session *s, const struct held *copy) {
+    return TP_UNLIKELY(copy != NULL) ? copy->number : s->frames + held_count;
 }
 
-static inline void dispatch(struct tpw_session *s, const struct tp_frame *frame, bool traced) {
+static void write_line(const struct tp_frame *frame, const struct tpw_executed *executed, int32_t answer) {
+    const uint64_t took = executed->end - executed->begin;
+    char result[32] = "posted";
+    if (executed->answered) {
+        snprintf(result, sizeof result, "result %d", (int)answer);
+    } else if (frame->flags & TP_FRAME_CALL) {
+        snprintf(result, sizeof result, "answered later");
+    }
+    tp_log_write(TP_TRACE, "frame %llu: %s, %u bytes, thread %u: %s, %llu.%03u us",
+                 (unsigned long long)executed->number, tpg_op_name(frame->op), frame->size, frame->thread, result,
+                 (unsigned long long)(took / 1000), (unsigned)(took % 1000));
+}
+
+/* The same as tpg_dispatch, with a line behind it, or a record for the client. */
+static TP_COLD void dispatch_traced(struct tpw_session *s, const struct tp_frame *frame, const struct held *copy) {
+    const struct tp_frame header = *frame; /* the link's memory may move */
+    struct tpw_executed executed = {.number = s->number, .begin = tp_now_ns()};
+    executed.received = copy && copy->received ? copy->received : executed.begin;
+    if (s->trace) {
+        tpw_trace_begins(s, &header);
+    }
+    s->answered = 0;
+    tpg_dispatch(s, frame);
+    executed.end = tp_now_ns();
+    executed.answered = s->answered == header.thread;
+    if (atomic_load_explicit(&tp_log_threshold, memory_order_relaxed) <= TP_TRACE) {
+        write_line(&header, &executed, s->answer);
+    }
+    if (s->trace) {
+        tpw_trace_frame(s, &header, &executed);
+    }
+}
+
+static inline void dispatch(struct tpw_session *s, const struct tp_frame *frame, const struct held *copy, bool traced) {
+    s->number = number_of(s, copy);
     if (traced) {
-        dispatch_traced(s, frame);
+        dispatch_traced(s, frame, copy);
     } else {
         tpg_dispatch(s, frame);
     }
@@ -185,7 +211,7 @@ static inline __attribute__((always_inline)) bool frames_of(struct tpw_session *
         bool call = frame->flags & TP_FRAME_CALL;
         s->calls += call;
         s->posts = call ? 0 : s->posts + 1;
-        dispatch(s, frame, traced);
+        dispatch(s, frame, copy, traced);
         /* Somebody waits for this answer; but what a session says that is ending half-way is no answer: its client learns of
          * the loss instead. */
         if (call && !s->ended) {
@@ -195,6 +221,10 @@ static inline __attribute__((always_inline)) bool frames_of(struct tpw_session *
         if (TP_UNLIKELY(s->inside)) {
             s->inside = false;
             tpw_link_keep_over(s->link);
+            if (s->traced != traced) { /* a trace has begun */
+                done++;
+                break;
+            }
         }
     }
     if (status != TP_OK) {
@@ -224,8 +254,10 @@ bool tpw_go_on(struct tpw_session *s) {
     if (frame) {
         struct tpw_scratch_block *scratch = s->scratch;
         s->scratch = NULL;
+        const uint64_t number = s->number;
         s->frames++;
-        dispatch(s, frame, s->traced);
+        dispatch(s, frame, NULL, s->traced);
+        s->number = number;
         tpw_scratch_free(s);
         s->scratch = scratch;
         news = true;
@@ -312,6 +344,9 @@ void tpw_execute(struct tpw_session *s) {
             news = true;
             s->posts = 0; /* who hears of it goes on */
         }
+        if (TP_UNLIKELY(s->trace != NULL)) {
+            tpw_trace_turn(s);
+        }
         if (s->ended) {
             break;
         }
@@ -350,6 +385,10 @@ void tpw_execute(struct tpw_session *s) {
         }
         uint64_t watch = waited / WATCH_PART;
         watch = watch < WATCH_FIRST_NS ? WATCH_FIRST_NS : watch > WATCH_MOST_NS ? WATCH_MOST_NS : watch;
+        if (TP_UNLIKELY(s->trace != NULL)) {
+            tpw_trace_leave(s);
+            owed |= tpw_trace_owed(s);
+        }
         tpw_link_wait(s->link, s->events, owed ? watch : IDLE_NS);
         TP_TELL(tpw_control, s);
         tpw_callbacks_run(s);

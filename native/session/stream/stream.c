@@ -221,6 +221,7 @@ int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, c
     struct tpw_object *object = tpw_object(s, TPG_STREAM, in->stream);
     if (object && !error) {
         object->record = stream;
+        stream->name = in->stream;
     }
     return error;
 }

@@ -222,6 +222,18 @@ int32_t tpw_when_done(struct tpw_session *s, CUstream native, tpw_done *done, vo
     return stream ? await(s, stream, done, what) : CUDA_ERROR_INVALID_HANDLE;
 }
 
+int32_t tpw_when_reached(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
+    struct tpw_waits *w = s->waits;
+    if (stream->dirty || !stream->issued || !w) {
+        return await(s, stream, done, what);
+    }
+    if (w->count >= WAITS_MAX || !have_room(w)) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    add(w, stream, done, what);
+    return CUDA_SUCCESS;
+}
+
 int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native, tpw_done *done, void *what) {
     struct tpw_waits *w = s->waits;
     if (!w || w->count >= ASKED_MAX || !have_room(w)) {

@@ -37,7 +37,9 @@ struct tpw_stream {
     bool dirty;                   /* work was put in since its last point */
     const _Atomic uint64_t *mark; /* a word that the GPU writes behind all else; NULL: something came after that */
     uint64_t marked;              /* what it will be */
-    bool dying;                   /* destroyed by the client; ends when its last wait has completed */
+    uint64_t name;                /* the client's handle, 0 = none */
+    uint64_t trace_point, trace_mark, trace_first; /* up to where trace.c has seen it */
+    bool dying;                                    /* destroyed by the client; ends when its last wait has completed */
 };
 /* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
@@ -98,6 +100,8 @@ bool tpw_wait_briefly(struct tpw_session *s, bool (*more)(struct tpw_session *s)
  * no longer finish (the context's error). Never waits. */
 typedef void tpw_done(struct tpw_session *s, void *what, int32_t error);
 int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, void *what); /* a stream of tpw_stream */
+/* The same for a stream that may have a point behind its work already, which is then waited for. */
+int32_t tpw_when_reached(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what);
 /* The same for everything queued in any stream of the current context. */
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
 /* The same for every context of the session. */
@@ -154,6 +158,21 @@ void tpw_answer(struct tpw_session *s, struct tpw_ticket ticket, int32_t error);
 /* What kernels wrote into mapped host memory leaves now; told while s->twins counts any. */
 typedef void tpw_twins_leave(struct tpw_session *s);
 TP_LIST(tpw_twins_leave);
+
+/* ---- trace.c ---- all but the last while there is s->trace */
+struct tpw_executed {
+    uint64_t number, received, begin, end;
+    bool answered; /* within that time */
+};
+void tpw_trace_begins(struct tpw_session *s, const struct tp_frame *frame);
+/* Has been executed; puts points into streams. */
+void tpw_trace_frame(struct tpw_session *s, const struct tp_frame *frame, const struct tpw_executed *executed);
+void tpw_trace_answer(struct tpw_session *s, uint16_t op, uint32_t thread, int32_t result);
+/* Between frames: what is complete is looked at, and leaves now and then. */
+void tpw_trace_turn(struct tpw_session *s);
+void tpw_trace_leave(struct tpw_session *s); /* now */
+/* A word is waited for that wakes nobody. */
+bool tpw_trace_owed(const struct tpw_session *s);
 
 /* ---- capture.c ---- */
 /* A capture under way, by the stream that began it. */

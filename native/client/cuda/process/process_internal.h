@@ -34,4 +34,8 @@ CUresult tpc_contexts_start(void);
 /* Limits and priorities as a fresh context of that device has them, if the device description told. */
 void tpc_limits_fresh(struct tpc_context_record *record);
 
+/* ---- worker_trace.c ---- */
+/* The worker's side goes into the records, too. Before the `start` operation. */
+void tpc_trace_worker(void);
+
 #endif

@@ -120,6 +120,9 @@ CUresult tpc_start(void) {
         tp_on_message(tpc_take_message);
         tp_wait_begin();
         tpc_conn = tp_connection(&status);
+        if (tpc_conn && tp_worker_recorded()) {
+            tpc_trace_worker();
+        }
         start_error = tpc_conn ? ask_worker() : status_error(status);
         tp_wait_end();
         started = status != TP_ERROR_INTERRUPTED; /* whoever pressed Ctrl-C at a prompt may try again */
