@@ -307,7 +307,7 @@ class FakeRuns:
 def measured_with(monkeypatch: pytest.MonkeyPatch, fake: FakeRuns) -> dict[str, Any]:
     monkeypatch.setattr(compare, "run_group", fake)
     sides = [Side("native", "x", {}), Side("remote", None, {})]
-    return compare.measure(sides, compare.Plan(["launch"], 3, QUICK), lambda _: None)
+    return compare.measure(sides, compare.Plan(["launch"], 3, QUICK), lambda *_: None)
 
 
 def test_sides_alternate_and_medians_follow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from segment_harness import MB, SegmentWorker
 from worker_harness import alive, eventually
 
-from tensor_fusion.worker.leftover import sweep
+from tensor_fusion.worker.leftover import SWEPT_AFTER, sweep
 from tensor_fusion.worker.protocol import SEGMENT_MAGIC
 
 
@@ -75,6 +75,10 @@ def test_keeper_holds_nothing_and_ends_with_its_file(segment_name: str, tmp_path
         assert eventually(lambda: not alive(keeper))
 
 
+def old(path: Path) -> None:
+    os.utime(path, (time.time() - 2 * SWEPT_AFTER,) * 2)
+
+
 def test_next_worker_says_and_takes_what_a_killed_one_left(segment_name: str, tmp_path: Path) -> None:
     """Its keeper has been killed, too, as systemd does it."""
     worker = SegmentWorker(segment_name, tmp_path)
@@ -84,6 +88,8 @@ def test_next_worker_says_and_takes_what_a_killed_one_left(segment_name: str, tm
     for process in keepers(worker.path):
         process.kill()
     worker.process.communicate()
+    assert list(sweep(Path("/dev/shm" + other))) == [], "a file that was made just now is not for others to judge"
+    old(worker.path)
     left = f"{worker.path}, 64 MB, was left by a worker that is gone"
     try:
         with SegmentWorker(other, tmp_path, megabytes=16) as second:
@@ -99,7 +105,7 @@ def test_next_worker_says_and_takes_what_a_killed_one_left(segment_name: str, tm
         for process in keepers(worker.path):
             process.kill()
         fourth.process.communicate()
-        assert worker.path.exists()
+        old(worker.path)
         with SegmentWorker(other, tmp_path, megabytes=16) as fifth:
             assert not worker.path.exists()
             assert fifth.stop() == 0
@@ -120,6 +126,7 @@ def test_sweep_leaves_alone_what_is_not_left(what: str, tmp_path: Path) -> None:
             if os.geteuid() != 0:
                 pytest.skip("only root can give a file away")
             os.chown(path, 12345, -1)
+        old(path)
         if what != "locked by a worker":
             locked.close()
         assert list(sweep(tmp_path / "own", tmp_path)) == []

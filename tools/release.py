@@ -126,7 +126,7 @@ def try_worker(program: Path, files: Path, version: str) -> None:
         systemd.bind(f"{name}/notify")
         systemd.settimeout(5)
         # As systemd starts it, which listens to the worker although that is the child of what it started.
-        start = ["/bin/sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$0" "$@"', program]
+        start: list[str | Path] = ["/bin/sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$0" "$@"', program]
         process = subprocess.Popen(
             [*start, "--gpu", "sim", "-p", "0", "--host", "127.0.0.1"],
             env={**empty, "NOTIFY_SOCKET": f"{name}/notify"},

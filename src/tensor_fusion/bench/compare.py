@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from tensor_fusion.bench.machine import machine
@@ -45,7 +45,36 @@ def check_pairs(pairs: int) -> None:
         )
 
 
-def measure(sides: Sequence[Side], plan: Plan, progress: Callable[[str], None]) -> dict[str, Any]:
+# What is measured now, and how many seconds it all still takes, as far as that is known.
+Progress = Callable[[str, float | None], None]
+
+
+class Remaining:
+    """How long the rest takes, by what each group took so far; before one was measured, as long as the others."""
+
+    def __init__(self, groups: Sequence[str], sides: Sequence[str], pairs: int) -> None:
+        self._to_come = {(group, side): pairs for group in groups for side in sides}
+        self._took: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def took(self, group: str, side: str, seconds: float) -> None:
+        self._to_come[group, side] -= 1
+        self._took[group, side].append(seconds)
+
+    def seconds(self) -> float | None:
+        """None before anything was measured."""
+        everything = [seconds for found in self._took.values() for seconds in found]
+        if not everything:
+            return None
+        total = 0.0
+        for (group, side), count in self._to_come.items():
+            known = self._took.get((group, side)) or [
+                seconds for (other, _), found in self._took.items() if other == group for seconds in found
+            ]
+            total += count * fmean(known or everything)
+        return total
+
+
+def measure(sides: Sequence[Side], plan: Plan, progress: Progress) -> dict[str, Any]:
     """Run everything.
 
     Native and remote change places in every pair (N R R N …), so that a drift of the machine meets both.
@@ -57,11 +86,14 @@ def measure(sides: Sequence[Side], plan: Plan, progress: Callable[[str], None]) 
     skipped: dict[tuple[str, str], str] = {}
     traffic: dict[str, dict[str, int]] = {}
     about: dict[str, dict[str, Any]] = {}
+    remaining = Remaining(plan.groups, [side.name for side in sides], plan.pairs)
     for pair in range(plan.pairs):
         for group in plan.groups:
             for side in sides if pair % 2 == 0 else tuple(reversed(sides)):
-                progress(f"pair {pair + 1} of {plan.pairs}: {group}, {side.name}")
+                progress(f"pair {pair + 1} of {plan.pairs}: {group}, {side.name}", remaining.seconds())
+                begun = time.monotonic()
                 about[side.name], measured = run_group(side, group, plan.effort)
+                remaining.took(group, side.name, time.monotonic() - begun)
                 _check_same_gpu(about)
                 if "traffic" in measured:
                     traffic[group] = measured["traffic"]

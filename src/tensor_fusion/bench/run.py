@@ -11,7 +11,7 @@ from typing import Any
 
 from tensor_fusion.abi import Teleport
 from tensor_fusion.bench.census import census
-from tensor_fusion.bench.compare import Plan, check_pairs, chosen_groups, measure
+from tensor_fusion.bench.compare import Plan, Progress, check_pairs, chosen_groups, measure
 from tensor_fusion.bench.machine import machine
 from tensor_fusion.bench.plot import check_plotting, plot
 from tensor_fusion.bench.program import QUICK, Effort, groups, native_side, remote_side
@@ -127,7 +127,7 @@ def _transport(request: Request, connection: str) -> str:
     return "TCP, loopback" if isinstance(parse_connection(connection), NativeAddress) else "shared memory"
 
 
-def bench(request: Request, say: Say) -> dict[str, Any]:
+def bench(request: Request, say: Say, progress: Progress) -> dict[str, Any]:
     """Measure; the report. Raises UserError."""
     check(request)
     effort = QUICK if request.quick else Effort()
@@ -135,8 +135,10 @@ def bench(request: Request, say: Say) -> dict[str, Any]:
     native = [native_side(request.gpu)] if request.native else []
     if request.gpu == "sim":
         say(SIMULATED)
+    if request.connection is None:
+        progress("starting a worker", None)
     with _way(request, say) as (connection, relay):
-        report = measure([*native, remote_side(connection)], plan, say)
+        report = measure([*native, remote_side(connection)], plan, progress)
         report["transport"] = _transport(request, connection)
         if relay:
             report["transport"] += f", round trip + {relay.asked_us / 1e3:g} ms"

@@ -21,10 +21,6 @@ BANDWIDTH_FROM = 1 << 20
 TRAFFIC_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-def say(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr)
-
-
 def _console(stderr: bool = False) -> Console:
     console = Console(highlight=False, soft_wrap=True, stderr=stderr)
     console.width = max(console.width, LEAST_WIDTH)

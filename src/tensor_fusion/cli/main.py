@@ -166,6 +166,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Start a worker, run a CUDA program against it, print what happened."""
+    from tensor_fusion.cli.progress import Waiting
     from tensor_fusion.demo.run import demo as demonstrate
 
     _end_in_order()
@@ -173,7 +174,7 @@ def demo(
     def notice(text: str) -> None:
         print(f"NOTICE: {text}", file=sys.stderr)
 
-    result = demonstrate(gpu.value if gpu else None, transport.value, notice)
+    result = demonstrate(gpu.value if gpu else None, transport.value, notice, Waiting("demo"))
     if as_json:
         print(json.dumps(result, indent=1))
     else:
@@ -221,6 +222,7 @@ def bench(
     """Measure native and remote in turn on one GPU; or count the round trips of a program: bench -- python app.py"""
     from tensor_fusion.bench import run as benchmark
     from tensor_fusion.cli import bench_report
+    from tensor_fusion.cli.progress import Steps
 
     _end_in_order()
     request = benchmark.Request(
@@ -237,14 +239,16 @@ def bench(
         plot_prefix=plot,
         command=command or (),
     )
+    steps = Steps("bench")
     if command:
-        counted = benchmark.count(request, bench_report.say)
+        counted = benchmark.count(request, steps.say)
         bench_report.census(counted)
         benchmark.save_count(request, counted)
         raise typer.Exit(counted["exit_code"])
-    result = benchmark.bench(request, bench_report.say)
+    with steps.shown():
+        result = benchmark.bench(request, steps.say, steps.step)
     bench_report.comparison(result)
-    for path in benchmark.save(request, result, bench_report.say):
+    for path in benchmark.save(request, result, steps.say):
         print(f"Wrote {path}")
     if not result["identical"]:
         raise UserError(
@@ -310,9 +314,10 @@ def service(
 @app.command()
 def doctor(connect: Connect = None, as_json: Json = False) -> None:
     """Find out why it does not work: each step from the files to the device list, with what to do next."""
+    from tensor_fusion.cli.progress import Waiting
     from tensor_fusion.client.doctor import examine
 
-    passed = report.checks(examine(connect), as_json)
+    passed = report.checks(examine(connect, Waiting("doctor")), as_json)
     if not passed:
         raise typer.Exit(1)
 
@@ -336,9 +341,10 @@ def vm(
 ) -> None:
     """Print what a virtual machine needs for shared memory: QEMU, libvirt, udev, environment; --check tries it out."""
     if checking:
+        from tensor_fusion.cli.progress import Waiting
         from tensor_fusion.client.vmcheck import examine
 
-        if not report.checks(examine(shmem_file, size), as_json):
+        if not report.checks(examine(shmem_file, size, waiting=Waiting("vm")), as_json):
             raise typer.Exit(1)
         return
     from tensor_fusion.client.vm import instructions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from tensor_fusion.config import UserError
@@ -17,9 +18,20 @@ class Check:
     command: str = ""  # what to type next
 
 
-def check(name: str, look: Callable[[], str]) -> Check:
+# What is waited for and for how many seconds at most: shown while the context lasts.
+Waiting = Callable[[str, float], AbstractContextManager[None]]
+
+
+def unseen(what: str, seconds: float) -> AbstractContextManager[None]:
+    """Nobody is told of the waiting."""
+    del what, seconds
+    return nullcontext()
+
+
+def check(name: str, look: Callable[[], str], during: AbstractContextManager[None] | None = None) -> Check:
     """What `look` says, or the sentence of the UserError that it raises."""
     try:
-        return Check(name, True, look())
+        with during or nullcontext():
+            return Check(name, True, look())
     except UserError as error:
         return Check(name, False, error.sentence)

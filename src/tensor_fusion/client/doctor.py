@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tensor_fusion.abi import Teleport, native_file
 from tensor_fusion.client.causes import explain
-from tensor_fusion.client.check import Check, check
+from tensor_fusion.client.check import Check, Waiting, check, unseen
 from tensor_fusion.client.elf import soname
 from tensor_fusion.client.files import LIBRARIES, client_environment, client_folder
-from tensor_fusion.client.probe import connect, greet
-from tensor_fusion.client.segment import SegmentFile, describe, user
+from tensor_fusion.client.probe import TIMEOUT, connect, greet
+from tensor_fusion.client.segment import ANSWER_TIME, PULSE_TIME, SegmentFile, describe, user
 from tensor_fusion.client.settings import odd_settings
 from tensor_fusion.config import (
     CONNECTION_INFO,
@@ -37,19 +37,20 @@ _LINE = re.compile(r"^\S+ (?:ERROR|WARN ) +client\[\d+\]: (.*)$", re.MULTILINE)
 _WAITING = re.compile(r"Waiting for (.*), for up to \d+ \w+ more")
 
 
-def examine(connection: str | None) -> Iterator[Check]:
+def examine(connection: str | None, waiting: Waiting = unseen) -> Iterator[Check]:
     """All checks in order; those that need an earlier one that failed are left out."""
     known = {"url": os.environ.get(CONNECTION_URL, "")}
-    for found in _examine(connection, known):
+    for found in _examine(connection, known, waiting):
         cause, command = ("", "") if found.passed and not found.cause else explain(found.text, known)
         yield replace(found, cause=cause, command=command)
 
 
-def _examine(connection: str | None, known: dict[str, str]) -> Iterator[Check]:
+def _examine(connection: str | None, known: dict[str, str], waiting: Waiting) -> Iterator[Check]:
     for sentence in odd_settings(os.environ):
         yield Check("settings", True, sentence, cause="to be explained")
     shell = _Shell()
-    loader = check("loader", lambda: shell.look(connection is not None, known))
+    during = waiting("a program that loads libcuda", LOAD_TIMEOUT)
+    loader = check("loader", lambda: shell.look(connection is not None, known), during)
     if not shell.ours and loader.passed:
         yield (files := check("client files", _files))
         if not files.passed:
@@ -58,19 +59,24 @@ def _examine(connection: str | None, known: dict[str, str]) -> Iterator[Check]:
     if not loader.passed:
         return
     address: list[Address] = []
-    string = check("connection string", lambda: _string(connection, address))
+    during = waiting(f"an answer of {known['url']}", URL_TIMEOUT)
+    string = check("connection string", lambda: _string(connection, address), during)
     yield string
     if not string.passed:
         return
     known.update(_words(address[0]))
-    reach = check("worker reachable", lambda: _reach(address[0]))
+    shared = isinstance(address[0], ShmemAddress)
+    during = waiting("the worker's heart" if shared else "a connection", PULSE_TIME if shared else TIMEOUT)
+    reach = check("worker reachable", lambda: _reach(address[0]), during)
     yield reach
     if not reach.passed:
         return
-    greeting = check("greeting", lambda: _greeting(address[0]))
+    during = waiting("the worker's welcome", ANSWER_TIME if shared else TIMEOUT)
+    greeting = check("greeting", lambda: _greeting(address[0]), during)
     yield greeting
     if greeting.passed:
-        yield check("devices", lambda: _devices(shell.environment(address[0])))
+        during = waiting("the device list", DEVICES_TIMEOUT)
+        yield check("devices", lambda: _devices(shell.environment(address[0])), during)
 
 
 def _words(address: Address) -> dict[str, str]:
@@ -182,6 +188,9 @@ def _ask(url: str) -> str:
             waiting = _WAITING.findall(errors)
             what = waiting[-1].removeprefix("a GPU worker: ") if waiting else f"an answer of {url}"
             raise UserError(f"{what}; the client would go on waiting, {URL_TIMEOUT:.0f} s are over here.") from None
+        except KeyboardInterrupt:
+            process.kill()
+            raise
     if process.returncode:
         last = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         raise UserError(f"{url} cannot be asked: {last}")

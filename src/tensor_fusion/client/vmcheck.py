@@ -14,8 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tensor_fusion.client.check import Check, check
-from tensor_fusion.client.segment import UNCACHED, UNCACHED_REMEDY, SegmentFile, describe, remedy, user
+from tensor_fusion.client.check import Check, Waiting, check, unseen
+from tensor_fusion.client.segment import (
+    ANSWER_TIME,
+    PULSE_TIME,
+    UNCACHED,
+    UNCACHED_REMEDY,
+    SegmentFile,
+    describe,
+    remedy,
+    user,
+)
 from tensor_fusion.config import UserError, segment_path
 from tensor_fusion.worker.protocol import Role, Status
 
@@ -36,10 +45,16 @@ def _identity(device: Path) -> tuple[int, int] | None:
     return vendor, number
 
 
-def examine(file: str | None, megabytes: int | None, folder: Path = PCI_DEVICES) -> Iterator[Check]:
+# Uncached memory is read at some MB/s, and how long that takes depends on the machine.
+READ_TIME = 10.0
+
+
+def examine(
+    file: str | None, megabytes: int | None, folder: Path = PCI_DEVICES, waiting: Waiting = unseen
+) -> Iterator[Check]:
     """All checks in order, of one file or of every device; what needs an earlier one that failed is left out."""
     if file is not None:
-        yield from _examine_file(segment_path(file), megabytes)
+        yield from _examine_file(segment_path(file), megabytes, waiting)
         return
     devices = find_devices(folder)
     found = check("device", lambda: _found(devices))
@@ -48,7 +63,7 @@ def examine(file: str | None, megabytes: int | None, folder: Path = PCI_DEVICES)
         enabled = check("enabled", lambda device=device: _enabled(device))  # type: ignore[misc]
         yield enabled
         if enabled.passed:
-            yield from _examine_file(device / "resource2", megabytes)
+            yield from _examine_file(device / "resource2", megabytes, waiting)
 
 
 def _found(devices: Sequence[Path]) -> str:
@@ -74,7 +89,7 @@ def _enabled(device: Path) -> str:
     return f"{device.name} was not enabled and is now"
 
 
-def _examine_file(path: Path, megabytes: int | None) -> Iterator[Check]:
+def _examine_file(path: Path, megabytes: int | None, waiting: Waiting) -> Iterator[Check]:
     opened: list[SegmentFile] = []
 
     def access() -> str:
@@ -86,9 +101,14 @@ def _examine_file(path: Path, megabytes: int | None) -> Iterator[Check]:
     if not first.passed:
         return
     with opened[0] as segment:
-        yield check("memory type", lambda: _memory_type(segment))
-        for name, look in (("worker", _worker), ("heartbeat", _heartbeat), ("writes arrive", _writes)):
-            result = check(name, lambda look=look: look(segment))  # type: ignore[misc]
+        yield check("memory type", lambda: _memory_type(segment), waiting("memory to be read", READ_TIME))
+        steps = (
+            ("worker", _worker, None),
+            ("heartbeat", _heartbeat, waiting("the worker's heart", PULSE_TIME)),
+            ("writes arrive", _writes, waiting("the worker's answer", ANSWER_TIME)),
+        )
+        for name, look, during in steps:
+            result = check(name, lambda look=look: look(segment), during)  # type: ignore[misc]
             yield result
             if not result.passed:
                 return

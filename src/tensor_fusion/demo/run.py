@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from tensor_fusion.abi import native_file, stop_with_parent
+from tensor_fusion.client.check import Waiting, unseen
 from tensor_fusion.client.files import client_environment
 from tensor_fusion.config import ShmemAddress, UserError, parse_connection
 from tensor_fusion.worker.driver import find_nvidia, search_folders
@@ -32,7 +33,9 @@ class Worker:
 
 
 @contextmanager
-def local_worker(gpu: str, transport: str = "tcp", megabytes: int = SHMEM_MEGABYTES) -> Iterator[Worker]:
+def local_worker(
+    gpu: str, transport: str = "tcp", megabytes: int = SHMEM_MEGABYTES, waiting: Waiting = unseen
+) -> Iterator[Worker]:
     """A worker for this machine: on a free port of the loopback address, or on a segment of shared memory.
 
     `transport` is tcp or shmem, `megabytes` the size of the segment. Raises UserError with the worker's own sentence.
@@ -64,7 +67,8 @@ def local_worker(gpu: str, transport: str = "tcp", megabytes: int = SHMEM_MEGABY
         reader.start()
     try:
         try:
-            line = lines.get(timeout=START_TIMEOUT)
+            with waiting("a worker and the GPU's driver", START_TIMEOUT):
+                line = lines.get(timeout=START_TIMEOUT)
         except queue.Empty:
             raise UserError(f"The worker was not ready within {START_TIMEOUT:.0f} s.", exit_code=1) from None
         if not line.startswith("ready "):
@@ -116,7 +120,7 @@ def run_program(connection: str) -> dict[str, Any]:
     return report
 
 
-def demo(gpu: str | None, transport: str, notice: Callable[[str], None]) -> dict[str, Any]:
+def demo(gpu: str | None, transport: str, notice: Callable[[str], None], waiting: Waiting = unseen) -> dict[str, Any]:
     """Run the demonstration. Without `gpu` a real one is tried first; a change to the simulated one is announced."""
     if gpu is None:
         if find_nvidia(search_folders(os.environ)) is None:
@@ -124,14 +128,14 @@ def demo(gpu: str | None, transport: str, notice: Callable[[str], None]) -> dict
             gpu = "sim"
         else:
             try:
-                return _demo_on("nvidia", transport)
+                return _demo_on("nvidia", transport, waiting)
             except _NoGpuError as error:
                 notice(f"{error.sentence} This demo uses the SIMULATED GPU instead.")
                 gpu = "sim"
     elif gpu == "sim":
         notice("This demo uses the SIMULATED GPU, as asked for.")
     try:
-        return _demo_on(gpu, transport)
+        return _demo_on(gpu, transport, waiting)
     except _NoGpuError as error:
         raise UserError(error.sentence, error.exit_code) from error
 
@@ -140,12 +144,13 @@ class _NoGpuError(UserError):
     """The worker did not start, as opposed to a program that failed on it."""
 
 
-def _demo_on(gpu: str, transport: str) -> dict[str, Any]:
+def _demo_on(gpu: str, transport: str, waiting: Waiting) -> dict[str, Any]:
     started = False
     try:
-        with local_worker(gpu, transport) as worker:
+        with local_worker(gpu, transport, waiting=waiting) as worker:
             started = True
-            report = run_program(worker.connection)
+            with waiting("the CUDA program", PROGRAM_TIMEOUT):
+                report = run_program(worker.connection)
     except UserError as error:
         if started:
             raise

@@ -30,6 +30,8 @@ SMALLEST_MEGABYTES = 16
 # The first words of struct tp_segment_header: magic, version, state, size, epoch.
 _WORDS = struct.Struct("<QIIQQ")
 LOOK_SECONDS = 0.5
+# A younger file may be of one who is about to begin on it.
+SWEPT_AFTER = 60.0
 # Somebody who only looks, as a keeper does, has the file open for some microseconds.
 _LOOKS, _BETWEEN_LOOKS = 4, 0.02
 
@@ -168,7 +170,8 @@ def sweep(own: Path, folder: Path = SHARED_MEMORY) -> Iterator[str]:
         with suppress(FileNotFoundError, PermissionError):  # gone meanwhile, or another user's
             named = path.lstat()
             ours = stat.S_ISREG(named.st_mode) and named.st_uid == os.geteuid() and named.st_nlink == 1
-            if not ours or path == own or named.st_size < SMALLEST_MEGABYTES * MEGABYTE or named.st_size % MEGABYTE:
+            sized = named.st_size >= SMALLEST_MEGABYTES * MEGABYTE and named.st_size % MEGABYTE == 0
+            if not ours or not sized or path == own or time.time() - named.st_mtime < SWEPT_AFTER:
                 continue
             fd = _open(path)
             try:
