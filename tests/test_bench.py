@@ -333,7 +333,7 @@ def test_two_gpus_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_matplotlib_is_said_before_measuring(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"pip install 'tensor-fusion\[bench\]'"):
+    with pytest.raises(UserError, match=r"pip install 'matplotlib>=3"):
         plot.check_plotting(tmp_path / "plot")
 
 

@@ -19,7 +19,7 @@ def check_plotting(prefix: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UserError(
-            "--plot needs matplotlib, which is not installed; run: pip install 'tensor-fusion[bench]'", exit_code=1
+            "--plot needs matplotlib, which is not installed; run: pip install 'matplotlib>=3.8,<4'", exit_code=1
         ) from None
     if not prefix.parent.is_dir():
         raise UserError(f"The folder {prefix.parent} of --plot {prefix} does not exist.")

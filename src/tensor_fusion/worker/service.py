@@ -177,7 +177,7 @@ def install(root: Path, command: Path) -> list[str]:
         raise UserError(
             f"{command} lies below /{hidden}, which the service does not see; install the package where every user "
             "can run it, for example: python3 -m venv /opt/tensor-fusion && /opt/tensor-fusion/bin/pip install "
-            "tensor-fusion."
+            "./tensor_fusion-*.whl"
         )
     path = root / UNIT
     texts = {path: unit(command), root / DEVICES_UNIT: devices_unit()}
