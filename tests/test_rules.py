@@ -276,7 +276,7 @@ def test_every_message_survives_the_wire(generated: Path, tmp_path: Path, flags:
         pytest.skip("this compiler has no sanitizers")
     program = tmp_path / "roundtrip"
     done = run(
-        *(COMPILER or "", "-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g1", "-fno-strict-aliasing", *flags),
+        *(COMPILER or "", "-std=gnu17", "-D_GNU_SOURCE", "-O0", "-g1", "-fno-strict-aliasing", *flags),
         *(f"-I{folder}" for folder in (NATIVE / "base", NATIVE / "wire", generated)),
         *(generated / "tpg_roundtrip_test.c", "-o", program),
     )

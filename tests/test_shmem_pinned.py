@@ -30,11 +30,10 @@ SHARED = (
 pytestmark = whole_stack
 
 
-def shared_worker(megabytes: int, **variables: str) -> Worker:
+def shared_worker(megabytes: int, *options: str, **variables: str) -> Worker:
     name = f"/tf-test-pinned-{os.getpid()}-{megabytes}"
-    return Worker(
-        *("-n", "shmem", "-m", name, "-M", str(megabytes)), connection=f"shmem+{name}+{megabytes}+0", **variables
-    )
+    connection = f"shmem+{name}+{megabytes}+0"
+    return Worker("-n", "shmem", "-m", name, "-M", str(megabytes), *options, connection=connection, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +54,8 @@ def test_what_only_a_segment_gives(worker: Worker, program: Path, case: str) -> 
 
 def test_pinned_memory_is_the_first_thing(program: Path) -> None:
     """A session that nobody had waiting is in no context when its client wants pinned memory before anything else."""
-    with shared_worker(48) as running:
-        for _ in range(4):  # the first may get the session that waits
+    with shared_worker(48, "--warm", "0") as running:
+        for _ in range(4):  # the first may get the session that showed that the worker can serve
             running.run(program, "shared_pointers")
 
 

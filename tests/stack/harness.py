@@ -5,6 +5,7 @@ Every process is started in the environment of a user: no TF_* or LD_* variable 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -19,7 +20,7 @@ from types import TracebackType
 
 import psutil
 import pytest
-from worker_harness import environment
+from worker_harness import environment, eventually
 
 from tensor_fusion import apigen
 from tensor_fusion.abi import native_folder
@@ -145,7 +146,10 @@ class Program:
 
 
 class Worker:
-    """A worker on the simulated GPU. Without warm sessions its children are exactly the sessions of its clients."""
+    """A worker on the simulated GPU. Without warm sessions its children are exactly the sessions of its clients.
+
+    The one that showed that the worker can serve may end a moment after `ready`: it is waited for.
+    """
 
     segment: Path | None = None  # what a killed worker would leave behind
 
@@ -173,6 +177,8 @@ class Worker:
         self.connection = f"shmem+{name}+128+0" if shmem else f"native+127.0.0.1+{self.port}+0"
         clean = clean_environment()
         self.env = {**clean, **client_environment(self.connection, clean)}
+        if "--warm" not in options:
+            assert eventually(lambda: not self.sessions()), self.sessions()
 
     def start(self, *words: str, **variables: str) -> Program:
         assert self.program
@@ -190,7 +196,7 @@ class Worker:
         return console
 
     def sessions(self) -> list[psutil.Process]:
-        return [child for child in psutil.Process(self.process.pid).children() if _runs(child)]
+        return [child for child in _children(self.process.pid) if _runs(child)]
 
     def end(self, how: signal.Signals) -> None:
         """Send a signal, once; what it leads to is checked at the end of the context."""
@@ -211,6 +217,18 @@ class Worker:
         assert self.process.stdout
         self.process.stdout.close()
         assert kind or code == (-signal.SIGKILL if self.ended_by == signal.SIGKILL else 0)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    """As the kernel lists them, where it does: to look through all processes takes a hundred times as long."""
+    lists = list(Path(f"/proc/{pid}/task").glob("*/children"))
+    if not lists:
+        return psutil.Process(pid).children()
+    found = []
+    for child in (int(word) for part in lists for word in part.read_text().split()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            found.append(psutil.Process(child))
+    return found
 
 
 def _runs(process: psutil.Process) -> bool:
