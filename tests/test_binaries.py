@@ -136,7 +136,7 @@ def test_wheel_holds_what_it_should(wheel: importlib.metadata.Distribution) -> N
     files = {str(path) for path in wheel.files or () if "__pycache__" not in str(path)}
     inside = {path.removeprefix("tensor_fusion/") for path in files if path.startswith("tensor_fusion/")}
     native = {path.removeprefix("_native/") for path in inside if path.startswith("_native/")}
-    assert native == {*BINARIES, "coverage.json", "kernels.ptx"}
+    assert native == {*BINARIES, "coverage.json", "schema.json", "kernels.ptx"}
     sources = {str(path.relative_to(ROOT / "src/tensor_fusion")) for path in (ROOT / "src/tensor_fusion").rglob("*.py")}
     assert {path for path in inside - sources if not path.startswith("_native/")} <= {"py.typed"}
     assert sources <= inside

@@ -275,6 +275,18 @@ def trace(
 
 
 @app.command()
+def dump(
+    capture: Annotated[Path, typer.Argument(help="Of tcpdump, or a copy of a segment.", show_default=False)],
+) -> None:
+    """Decode what was on the wire, one line for each frame: a file of tcpdump, or a copy of a shared segment."""
+    from tensor_fusion.dump.command import dump as decode
+
+    _end_in_order()
+    for line in decode(capture):
+        print(line)
+
+
+@app.command()
 def coverage(
     as_json: Json = False,
     api: Annotated[Api | None, typer.Option(help="One API; by default both.")] = None,

@@ -27,7 +27,7 @@ from tensor_fusion.worker.leftover import SMALLEST_MEGABYTES, Openers, begun, op
 MODE = 0o660
 SLOTS = 64
 GRANULE = 64 << 10
-_ARENA = (4096 + SLOTS * 8192 + GRANULE - 1) // GRANULE * GRANULE
+ARENA = (4096 + SLOTS * 8192 + GRANULE - 1) // GRANULE * GRANULE
 LARGEST_MEGABYTES = 1 << 20
 LARGEST_GROUP = (1 << 32) - 2  # chown takes the next number for "as it is"
 
@@ -268,7 +268,7 @@ def _give_to_group(fd: int, settings: SegmentSettings, group: int) -> None:
 
 def _owners_table(size: int) -> tuple[int, mmap.mmap]:
     """Memory for the worker and its sessions alone: a u16 for each granule. Sealed: no session can shrink it."""
-    length = (size - _ARENA) // GRANULE * 2
+    length = (size - ARENA) // GRANULE * 2
     fd = os.memfd_create("tensor-fusion-owners", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, length)
