@@ -141,7 +141,11 @@ def _text(part: ast.expr) -> str:
 
 
 def stands_in(part: str, source: str) -> bool:
-    """Whether the words are in a string, or begin in one and go on in another that is put in there."""
+    """Whether the words are in a string, or begin in one and go on in another that is put in there.
+
+    The shorter of two has 12 characters at least: a word or two stand somewhere by chance.
+    """
     words = part.strip(" ,:;").split(" ")
-    divided = ((" ".join(words[:at]).strip(" ,:;"), " ".join(words[at:])) for at in range(2, len(words) - 1))
-    return " ".join(words) in source or any(first in source and second in source for first, second in divided)
+    divided = ((" ".join(words[:at]).strip(" ,:;"), " ".join(words[at:])) for at in range(1, len(words)))
+    long = ((first, second) for first, second in divided if min(len(first), len(second)) >= 12)
+    return " ".join(words) in source or any(first in source and second in source for first, second in long)

@@ -263,6 +263,9 @@ def test_a_sentence_that_nobody_says_is_noticed() -> None:
     source = pages.source_strings()
     assert "Nothing listens at " in source and "Nobody listens at " not in source
     assert "; check that tensor-fusion-worker runs there and that the port is open." in source
+    assert pages.stands_in("; start it there: tensor-fusion-worker -n native -p ", source)
+    assert not pages.stands_in("; begin it there: tensor-fusion-worker -n native -p ", source)
+    assert not pages.stands_in("; start it here: tensor-fusion-worker -n native -p ", source)
 
 
 def test_causes_are_those_of_doctor() -> None:
