@@ -1,4 +1,4 @@
-"""The pages for users: what they tell to type works, what they quote is what our code says."""
+"""The pages for users, in English and Chinese: what they tell to type works, what they quote is what our code says."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ TIME = 25
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+# Both languages
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_chinese_page_has_the_same_commands(name: str) -> None:
+    english, chinese = DOCS / f"{name}.md", CHINESE / f"{name}.md"
+    assert pages.blocks(chinese) == pages.blocks(english)
+    assert [level for level, _ in pages.headings(chinese)] == [level for level, _ in pages.headings(english)]
+    # Of a sentence of ours all but the column that says why.
+    quoted = [
+        [[*row[:2], *row[3:]] if len(row) == 4 else row[:1] for row in pages.rows(page)] for page in (english, chinese)
+    ]
+    assert quoted[1] == quoted[0]
 
 
 def test_every_link_leads_to_a_file_and_a_heading() -> None:
