@@ -21,7 +21,6 @@ import psutil
 import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
-from test_cli import in_terminal, without_colours
 from worker_harness import alive, environment, eventually
 
 from tensor_fusion.abi import native_file, native_folder
@@ -608,19 +607,3 @@ def test_a_full_disk_does_not_take_the_table() -> None:
     assert "cuCtxGetDevice" in result.stdout or "null" in result.stdout
     assert "Results: equal bit for bit" in result.stdout
     assert "/dev/full cannot be written: No space left on device" in result.stderr
-
-
-def test_the_table_fits_a_terminal() -> None:
-    words = ["bench", "--gpu", "sim", "--quick", "--pairs", "2", "--only", "null,launch"]
-
-    def table(columns: int) -> tuple[list[str], list[str]]:
-        lines = [without_colours(line) for line in in_terminal(native_folder(), columns, *words)]
-        return lines, [line for line in lines if line.startswith(("group ", "null ", "launch "))]
-
-    _, wide = table(400)
-    everything, narrow = table(80)
-    assert all(word in wide[0] for word in ("spread", "p99.9", "ratio", "trips"))
-    assert len(narrow) == len(wide) == 3
-    assert "ratio" in narrow[0] and "p99.9" not in narrow[0]
-    assert all(len(line) <= 80 for line in narrow), narrow
-    assert any(line.startswith("(Left out, for 80 columns: p99.9") for line in everything)

@@ -117,7 +117,7 @@ def test_doctor_says_how_long_it_waits_and_ctrl_c_ends_it() -> None:
         until = time.monotonic() + 20
         while b" s more" not in seen and time.monotonic() < until:
             seen += os.read(ours, 4096)
-        assert f"doctor: waiting for an answer of http://127.0.0.1:{port}/x, for up to ".encode() in seen
+        assert f"doctor: waiting for an answer of 127.0.0.1:{port}, for up to ".encode() in seen
         children = psutil.Process(process.pid).children()
         assert children
         process.send_signal(signal.SIGINT)
@@ -138,3 +138,22 @@ def test_doctor_in_a_pipe_says_nothing_of_waiting(tmp_path: Path) -> None:
     text = (tmp_path / "output").read_text()
     assert "waiting for" not in text and "\x1b" not in text
     assert "the client would go on waiting, 8 s are over here" in text
+
+
+def test_the_table_fits_a_terminal() -> None:
+    words = ["bench", "--gpu", "sim", "--quick", "--pairs", "2", "--only", "null,launch,copy"]
+
+    def table(columns: int) -> tuple[list[str], list[str]]:
+        lines = [without_colours(line) for line in in_terminal(native_folder(), columns, *words)]
+        return lines, [line for line in lines if line.startswith(("group ", "null ", "launch "))]
+
+    _, wide = table(400)
+    everything, narrow = table(80)
+    assert all(word in wide[0] for word in ("spread", "p99.9", "ratio", "trips"))
+    assert len(narrow) == len(wide) == 3
+    assert "ratio" in narrow[0] and "p99.9" not in narrow[0]
+    assert all(len(line) <= 80 for line in narrow), narrow
+    assert any(line.startswith("(Left out, for 80 columns: p99.9") for line in everything)
+    copies = [line for line in everything if re.search(r"^ *([0-9]+ (B|KiB|MiB) +|size +unit)", line)]
+    assert len(copies) > 20 and all(len(line) <= 80 for line in copies), copies
+    assert sum(line.startswith("Copies: native / remote") for line in everything) > 1

@@ -52,8 +52,8 @@ def comparison(report: Mapping[str, Any]) -> None:
     results = report["results"]
     _print_fitting(console, [result for result in results if result["group"] != "copy"], sides)
     copies = [result for result in results if result["group"] == "copy"]
-    if copies:
-        console.print(_copies(copies, sides))
+    for table in _fitting_copies(console, copies, sides):
+        console.print(table)
     for entry in report["skipped"]:
         console.print(f"Skipped on the {entry['side']} side: {entry['group']}: {entry['reason']}.")
     overhead = ", ".join(f"{report['sides'][side]['timer_overhead_ns']} ns ({side})" for side in sides)
@@ -120,12 +120,23 @@ def _figures(result: Mapping[str, Any], side: str, details: Sequence[str]) -> li
     return [one(found["median"]), *told]
 
 
-def _copies(results: list[Mapping[str, Any]], sides: list[str]) -> Table:
+def _fitting_copies(console: Console, results: list[Mapping[str, Any]], sides: list[str]) -> list[Table]:
+    """One table, or on a terminal as many of some kinds each as fit."""
+    kinds = list(dict.fromkeys(result["name"] for result in results))
+    width = Console().width
+    tables: list[Table] = []
+    for each in range(len(kinds), 0, -1):
+        tables = [_copies(results, sides, kinds[first : first + each]) for first in range(0, len(kinds), each)]
+        if not sys.stdout.isatty() or all(console.measure(table).maximum <= width for table in tables):
+            break
+    return tables
+
+
+def _copies(results: list[Mapping[str, Any]], sides: list[str], kinds: list[str]) -> Table:
     """By size and kind: durations of small copies, whose bandwidth says nothing, and bandwidth of large ones."""
     table = Table(box=None, pad_edge=False, title=f"Copies: {' / '.join(sides)}", title_justify="left")
     table.add_column("size", justify="right")
     table.add_column("unit")
-    kinds = list(dict.fromkeys(result["name"] for result in results))
     for kind in kinds:
         table.add_column(kind, justify="right")
     by_size: dict[int, dict[str, Mapping[str, Any]]] = {}

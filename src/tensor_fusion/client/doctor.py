@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tensor_fusion.abi import Teleport, native_file
 from tensor_fusion.client.causes import explain
@@ -59,7 +60,7 @@ def _examine(connection: str | None, known: dict[str, str], waiting: Waiting) ->
     if not loader.passed:
         return
     address: list[Address] = []
-    during = waiting(f"an answer of {known['url']}", URL_TIMEOUT)
+    during = waiting(f"an answer of {urlsplit(known['url']).netloc.rpartition('@')[2] or 'the URL'}", URL_TIMEOUT)
     string = check("connection string", lambda: _string(connection, address), during)
     yield string
     if not string.passed:
