@@ -17,7 +17,7 @@ class Cause:
     command: str
 
 
-INSTALL_AGAIN = "python3 -m pip install --force-reinstall ./tensor_fusion-*.whl    # of the release"
+INSTALL_AGAIN = "python3 -m pip install --force-reinstall tensor_fusion-*.whl"
 SAME_VERSION = "tensor-fusion --version    # here and there, with tensor-fusion-worker -v"
 FORM = "tensor-fusion doctor --connect native+HOST+PORT+0"
 SHMEM_FORM = "tensor-fusion doctor --connect shmem+FILE+MB+0"
