@@ -68,7 +68,7 @@ def build(out: Path, generated: Path, sources: list[Path]) -> Path:
     folders = [*includes("base", "wire", "ring", "transport", "session"), f"-I{generated}"]
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
-    command = [COMPILER or "", "-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-fno-strict-aliasing", *flags]
+    command = [COMPILER or "", "-std=gnu17", "-D_GNU_SOURCE", "-O0", "-g", "-fno-strict-aliasing", *flags]
     command += [*folders, *map(str, sources), "-pthread", "-ldl", "-o", str(out)]
     subprocess.run(command, check=True, timeout=300)
     return out

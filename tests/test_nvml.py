@@ -129,7 +129,7 @@ def test_client_by_itself(tmp_path: Path) -> None:
     sources += [native / "base" / "log.c", native / "base" / "time_lock.c"]
     sources += [generated / f"tpg_nvml_{name}.c" for name in ("entries", "stubs")]
     folders = [*(native / name for name in ("base", "wire", "ring", "client/core", "client/nvml")), generated]
-    flags = ["-std=gnu17", "-D_GNU_SOURCE", "-g", "-O1", "-fvisibility=hidden", "-pthread", "-fno-strict-aliasing"]
+    flags = ["-std=gnu17", "-D_GNU_SOURCE", "-g", "-O0", "-fvisibility=hidden", "-pthread", "-fno-strict-aliasing"]
     flags += ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wno-sign-conversion", "-Werror"]
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     command = [COMPILER or "cc", *flags, *(f"-I{folder}" for folder in folders), *map(str, sources), "-o", str(program)]
