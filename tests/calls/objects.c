@@ -8,11 +8,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define GET(name) ((__typeof__(name) *)find(#name))
+/* Processes run side by side, and a case of another may have all the memory for a moment. */
 #define MAKE(name, ...)                                                                                                \
     do {                                                                                                               \
         CUresult made_ = GET(name)(__VA_ARGS__);                                                                       \
+        for (int try_ = 0; made_ == CUDA_ERROR_OUT_OF_MEMORY && try_ < 60; try_++) {                                   \
+            usleep(50000);                                                                                             \
+            made_ = GET(name)(__VA_ARGS__);                                                                            \
+        }                                                                                                              \
         if (made_)                                                                                                     \
             stop("an object cannot be made: " #name " gave %d", (int)made_);                                           \
     } while (0)
