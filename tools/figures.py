@@ -3,8 +3,7 @@
     PYTHONPATH=src python tools/figures.py
 
 A function is generated from end to end when its line is a call, a post or pure and the generated code calls the driver.
-Lines of C are those of native/client and native/session, comments and all. What records for a trace serves no function
-and is counted by itself.
+Lines of C are those of native/client and native/session, comments and all.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import rooms
 
 from tensor_fusion.apigen.model import load
 
-TRACE = ("trace.c", "records.c", "worker_trace.c", "worker_records.c")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,9 +25,7 @@ def main() -> None:
     whole = [line for line in remote if line.session == "driver"]
     hooked = [line for line in whole if line.check or line.noted]
     files = [path for folder in ("client", "session") for path in (ROOT / "native" / folder).rglob("*.[ch]")]
-    sizes = {path: len(path.read_text().splitlines()) for path in files}
-    traced = sum(size for path, size in sizes.items() if path.name in TRACE)
-    written = sum(sizes.values()) - traced
+    written = sum(len(path.read_text().splitlines()) for path in files)
     print(f"names that the driver exports          {len(cuda.exports)}")
     print(f"served                                 {len(served)}")
     print(f"generated from end to end              {len(whole)}")
@@ -40,7 +36,6 @@ def main() -> None:
     print(f"other names of one of these            {sum(lines[name].kind in other for name in served)}")
     print(f"C by hand in client and session        {written}")
     print(f"of that for each served function       {written / len(served):.1f}")
-    print(f"C by hand that records for a trace     {traced}")
     print(f"arrows back between families           {sum(len(rooms.side(name).back()) for name in rooms.ORDER)}")
 
 

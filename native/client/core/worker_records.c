@@ -54,7 +54,7 @@ static void write_one(const struct tp_traced *r) {
 }
 
 void tp_worker_records(const void *records, size_t size, uint64_t lost) {
-    static uint64_t taken, told, left_out; /* whoever holds `receive`; of this process's only connection */
+    static uint64_t taken, told, told_times, left_out; /* whoever holds `receive`; of this process's only connection */
     struct tp_conn *conn = tp_connection_if_any();
     const uint64_t most = RECORDS_MORE + (conn ? tp_frames(conn) * RECORDS_A_FRAME : 0);
     for (size_t at = 0; at + sizeof(struct tp_traced) <= size; at += sizeof(struct tp_traced)) {
@@ -67,8 +67,9 @@ void tp_worker_records(const void *records, size_t size, uint64_t lost) {
             left_out++;
         }
     }
-    if (lost + left_out != told) {
+    if (lost + left_out != told && told_times < most) {
         told = lost + left_out;
+        told_times++;
         tpc_records_write("{\"lost\": %llu}\n", (unsigned long long)told);
     }
 }

@@ -114,18 +114,15 @@ static void reached(struct tpw_session *s, void *what, int32_t error) {
     free(what);
 }
 
-static bool look_at_marks(struct tpw_trace *trace) {
-    bool news = false;
+static void look_at_marks(struct tpw_trace *trace) {
     for (uint32_t i = 0; trace->marks_used && i < MARKS; i++) {
         struct marked *mark = &trace->marks[i];
         if (mark->word && (int64_t)(atomic_load_explicit(mark->word, memory_order_acquire) - mark->value) >= 0) {
             over(trace, &mark->work, CUDA_SUCCESS);
             mark->word = NULL;
             trace->marks_used--;
-            news = true;
         }
     }
-    return news;
 }
 
 static void mark(struct tpw_trace *trace, const struct tpw_stream *stream, const struct tp_traced *work) {

@@ -20,7 +20,7 @@
 #define QUESTIONS 8u
 #define END_NS 1000000000u
 
-static _Atomic uint64_t told; /* the token that came back last */
+static _Atomic uint64_t asked, told; /* the token that is to come back, and that it has */
 static char boot[40];
 static size_t boot_size;
 static pid_t process; /* that asked; not its children */
@@ -48,6 +48,7 @@ static void at_exit(void) {
         return;
     }
     struct tpg_trace_tell_in in = {.token = tp_now_ns()};
+    atomic_store(&asked, in.token);
     const bool urgent = tp_urgent(true);
     CUresult sent = tpc_post_trace_tell("exit", &in);
     tp_urgent(urgent);
@@ -84,7 +85,8 @@ void tpc_trace_worker(void) {
 bool tpc_on_traced(const struct tpg_traced_in *in) {
     const uint64_t now = tp_now_ns();
     tp_worker_records(in->records, in->records_size, in->lost);
-    if (in->token && in->token <= now) {
+    uint64_t token = in->token;
+    if (token && atomic_compare_exchange_strong(&asked, &token, 0)) { /* one answer to the one question */
         tp_worker_clock(in->token, now, in->now, boot, boot_size);
         atomic_store(&told, in->token);
     }
