@@ -1,8 +1,9 @@
 // cuFuncSetBlockShape, cuParamSet*, cuLaunch*: launching by parts, as before CUDA 4.
 //
-// A function keeps a block shape, shared memory and bytes of parameters, and a launch takes what is there (580.159.04,
-// measured): to begin with one thread and zeros, bytes may lie behind the parameters, a smaller size runs, a larger one
-// gives 701 at the launch. Under sim.lock.
+// A function keeps a block shape, shared memory and bytes of parameters, and a launch takes what is there. Bytes may lie
+// behind the parameters, a smaller size runs, a larger one gives 701 at the launch (580.159.04, measured). Not asked of it:
+// what is there to begin with (here one thread and zeros), and where between one and far too much the limits lie.
+// Under sim.lock.
 #include "sim.h"
 
 #include <stdlib.h>
