@@ -51,6 +51,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_own_folder] = folder
         config.option.basetemp = str(folder / "tests")
         os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
+        # So that what a process leaves that a test kills goes, too.
+        os.environ["TMPDIR"] = str(folder / "tmp")
+        (folder / "tmp").mkdir()
+        tempfile.tempdir = None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
