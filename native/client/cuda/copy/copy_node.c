@@ -67,9 +67,8 @@ static bool same_side(const struct tpc_host_side *a, const struct tpc_host_side 
            a->y == b->y && a->z == b->z && a->told_pitch == b->told_pitch && a->told_height == b->told_height;
 }
 
-/* One that is there already, with a reference for the caller. */
-static struct tpc_host_copy *shared(const struct tpc_host_side *side, bool up, const struct tpc_context *context) {
-    tp_lock_take(&lock);
+/* One that is there already, with a reference for the caller; with the lock. */
+static struct tpc_host_copy *find(const struct tpc_host_side *side, bool up, const struct tpc_context *context) {
     struct tpc_host_copy *copy = alive;
     while (copy && !(copy->up == up && copy->address && copy->context == context && copy->life == context->life &&
                      same_side(&copy->side, side))) {
@@ -78,8 +77,31 @@ static struct tpc_host_copy *shared(const struct tpc_host_side *side, bool up, c
     if (copy) {
         copy->references++;
     }
+    return copy;
+}
+
+static struct tpc_host_copy *shared(const struct tpc_host_side *side, bool up, const struct tpc_context *context) {
+    tp_lock_take(&lock);
+    struct tpc_host_copy *copy = find(side, up, context);
     tp_lock_drop(&lock);
     return copy;
+}
+
+/* Lists the copy, unless another thread made its equal meanwhile: then that one is returned, and this one's buffer given back. */
+static struct tpc_host_copy *list(struct tpc_host_copy *copy) {
+    tp_lock_take(&lock);
+    struct tpc_host_copy *equal = find(&copy->side, copy->up, copy->context);
+    if (!equal) {
+        copy->next = alive;
+        alive = copy;
+        atomic_fetch_add(&tpc_host_copies, 1);
+    }
+    tp_lock_drop(&lock);
+    if (equal) {
+        give_back(copy);
+        free(copy);
+    }
+    return equal ? equal : copy;
 }
 
 CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out) {
@@ -118,12 +140,7 @@ CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, 
     }
     *copy = (struct tpc_host_copy){
         .address = answer.address, .side = *side, .up = up, .context = context, .life = context->life, .references = 1};
-    tp_lock_take(&lock);
-    copy->next = alive;
-    alive = copy;
-    atomic_fetch_add(&tpc_host_copies, 1);
-    tp_lock_drop(&lock);
-    *out = copy;
+    *out = list(copy);
     return CUDA_SUCCESS;
 }
 
