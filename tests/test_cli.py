@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from worker_harness import environment
 
+from tensor_fusion.cli import report
 from tensor_fusion.client.files import client_environment, client_folder
 from tensor_fusion.config import UserError, product_version
 
@@ -367,3 +368,26 @@ def test_doctor_names_a_damaged_file(native: Path) -> None:
     assert report["passed"] is False
     assert [check["name"] for check in report["checks"]] == ["client files"]
     assert "SONAME" in report["checks"][0]["text"]
+
+
+def test_the_demo_s_last_line_starts_a_worker_in_this_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = "tensor-fusion-worker -n native -p 12345"
+    folder = tmp_path / "a place" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    # A checkout has no commands, a virtual environment has a script that leads to them, others have neither.
+    module = plain.replace("tensor-fusion-worker", f"'{folder}/python' -m tensor_fusion.worker")
+    assert report.start_command(simulated=True) == f"{module} --gpu sim"
+    worker = folder / "tensor-fusion-worker"
+    worker.write_text("")
+    worker.chmod(0o755)
+    assert report.start_command(simulated=False) == plain.replace("tensor-fusion-worker", f"'{worker}'")
+    (folder / "activate").write_text("")
+    assert report.start_command(simulated=False) == f". 'a place/bin/activate' && {plain}"
+    for elsewhere in ("/usr", folder):  # a shell looks for a name without a slash on PATH
+        monkeypatch.chdir(elsewhere)
+        assert report.start_command(simulated=False) == f". '{folder}/activate' && {plain}"
+    monkeypatch.setenv("PATH", str(folder))
+    assert report.start_command(simulated=False) == plain

@@ -142,8 +142,12 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+# Where a page is tried: a folder, the environment of its shell, and what the page's words stand for here.
+Place = tuple[Path, dict[str, str], dict[str, str]]
+
+
 @pytest.fixture
-def place(tmp_path: Path, segment_name: str, archive: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
+def place(tmp_path: Path, segment_name: str, archive: Path) -> Place:
     """A folder with the release's archive, a user's environment with our commands on the simulated GPU, and what the
     words of the pages stand for here."""
     commands = tmp_path / "bin"
@@ -175,7 +179,7 @@ def place(tmp_path: Path, segment_name: str, archive: Path) -> tuple[Path, dict[
 
 
 @pytest.mark.parametrize("page", ENGLISH, ids=name_of)
-def test_commands_do_what_the_page_says(page: Path, place: tuple[Path, dict[str, str], dict[str, str]]) -> None:
+def test_commands_do_what_the_page_says(page: Path, place: Place) -> None:
     folder, env, given = place
     blocks = list(enumerate(pages.blocks(page)))
     outputs: dict[int, str] = {}

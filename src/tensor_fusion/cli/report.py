@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +22,7 @@ from tensor_fusion.abi import native_file
 from tensor_fusion.client.check import Check
 from tensor_fusion.client.vm import RULE_FILE, Instructions
 from tensor_fusion.config import CONNECTION_INFO, VARIABLES, UserError, without_secret
+from tensor_fusion.worker.service import worker_command
 
 KINDS = ("remote", "local", "custom", "alias", "unsupported")
 # Figures cut short say nothing: a narrow terminal wraps the rows instead.
@@ -106,6 +110,24 @@ def demo(result: Mapping[str, Any]) -> None:
         "bandwidth": f"{bandwidth['h2d_gb_per_s']:.2f} GB/s to the device, {bandwidth['d2h_gb_per_s']:.2f} GB/s back",
     }
     _pairs(rows)
+    print(f"Next, a worker for others to use:\n  {start_command(result['simulated'])}")
+
+
+def start_command(simulated: bool) -> str:
+    """What to type in this shell: in a virtual environment that it has not activated, it does not find our commands."""
+    command = "tensor-fusion-worker -n native -p 12345" + (" --gpu sim" if simulated else "")
+    if shutil.which("tensor-fusion-worker"):
+        return command
+    try:
+        found = worker_command()
+    except UserError:  # in a checkout there are no commands
+        return command.replace("tensor-fusion-worker", f"{shlex.quote(sys.executable)} -m tensor_fusion.worker")
+    activate = found.with_name("activate")
+    below = activate.parent.is_relative_to(Path.cwd()) and activate.parent != Path.cwd()
+    place = activate.relative_to(Path.cwd()) if below else activate
+    if activate.is_file():
+        return f". {shlex.quote(str(place))} && {command}"
+    return command.replace("tensor-fusion-worker", shlex.quote(str(found)))
 
 
 def checks(results: Iterable[Check], as_json: bool) -> bool:
