@@ -13,9 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import cuda_compiler
 import pytest
 
 from tensor_fusion.abi import Teleport
+
+cuda_compiler.put_on_path()
 
 # Each file is run by one process, because its tests share workers, programs and a guest. The longest begin.
 LONGEST = ("test_vm", "test_stack", "test_worker_shmem", "test_bench", "test_ring_model", "test_shmem_pinned")

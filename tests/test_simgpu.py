@@ -12,6 +12,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cuda_compiler
 import pytest
 
 from tensor_fusion.apigen.snapshot import Snapshot
@@ -112,9 +113,6 @@ def test_sanitized(sanitized: Build, name: str) -> None:
 
 
 def test_images_of_nvcc(plain: Build, tmp_path: Path) -> None:
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("no nvcc")
     source = tmp_path / "kernels.cu"
     source.write_text(
         "__device__ int counter = 7;\n"
@@ -132,7 +130,7 @@ def test_images_of_nvcc(plain: Build, tmp_path: Path) -> None:
     images = []
     for name, flags in forms.items():
         images.append(tmp_path / f"kernels.{name}")
-        done = run([nvcc, *flags, source, "-o", images[-1]])
+        done = run([cuda_compiler.nvcc(), *flags, source, "-o", images[-1]])
         assert done.returncode == 0, done.stderr
     done = run([plain.program("images"), *images])
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr

@@ -7,7 +7,6 @@ test_stack_ends.py, what happens on bad input and failing calls in test_stack_er
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -16,15 +15,15 @@ import sys
 import time
 from pathlib import Path
 
+import cuda_compiler
 import pytest
-from stack.harness import HERE, NVCC, ROOT, Worker, clean_environment, connected_elsewhere, succeed, whole_stack
+from stack.harness import HERE, ROOT, Worker, clean_environment, connected_elsewhere, succeed, whole_stack
 
 from tensor_fusion.client.files import client_environment, client_folder
 
 pytestmark = [*whole_stack, pytest.mark.usefixtures("both_transports")]
 pytest_plugins = ["stack.fixtures"]
 SIMULATED = "right on Simulated NVIDIA H200\n"
-with_nvcc = pytest.mark.skipif(NVCC is None, reason="no nvcc on PATH")
 
 
 # The driver API
@@ -256,7 +255,7 @@ def runtime_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = {"known": HERE / "runtime.cu", "any": ROOT / "tests/gpu/programs/cudart.cu"}
     compilers = [
         subprocess.Popen(
-            [str(NVCC), "-arch=sm_90", "-fmad=false", "-c", str(source), "-o", str(folder / f"{name}.o")],
+            [cuda_compiler.nvcc(), "-arch=sm_90", "-fmad=false", "-c", str(source), "-o", str(folder / f"{name}.o")],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -270,31 +269,27 @@ def runtime_objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def runtime_program(objects: Path, name: str, cudart: str) -> Path:
     out = objects / f"{name}-{cudart}"
-    command = [str(NVCC), "-cudart", cudart, str(objects / f"{name}.o"), "-o", str(out)]
-    if cudart == "shared":
-        command += ["-Xlinker", f"-rpath={Path(os.path.realpath(str(NVCC))).parent.parent / 'lib64'}"]
+    command = [cuda_compiler.nvcc(), str(objects / f"{name}.o"), *cuda_compiler.linked(cudart), "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     return out
 
 
-@with_nvcc
 @pytest.mark.parametrize("cudart", ["static", "shared"])
 def test_program_on_the_runtime(worker: Worker, runtime_objects: Path, cudart: str) -> None:
     built = runtime_program(runtime_objects, "known", cudart)
     assert succeed([built], worker.env) == "right on Simulated NVIDIA H200, 1 device\n"
 
 
-@with_nvcc
 def test_program_of_relocatable_code(worker: Worker, tmp_path: Path) -> None:
     """Compiled for linking: the runtime registers a wrapper of version 2 with the linked image."""
     out = tmp_path / "relocatable"
     command = [
-        str(NVCC),
+        cuda_compiler.nvcc(),
         "-rdc=true",
         "-arch=sm_90",
         "-fmad=false",
-        "-cudart=static",
+        *cuda_compiler.linked("static"),
         str(HERE / "runtime.cu"),
         "-o",
         str(out),
@@ -304,7 +299,6 @@ def test_program_of_relocatable_code(worker: Worker, tmp_path: Path) -> None:
     assert succeed([out], worker.env) == "right on Simulated NVIDIA H200, 1 device\n"
 
 
-@with_nvcc
 @pytest.mark.parametrize("cudart", ["static", "shared"])
 def test_program_with_kernels_that_the_simulated_gpu_skips(runtime_objects: Path, cudart: str) -> None:
     """Everything but the kernels' own results: symbols, 2D copies, pools, occupancy, launch errors, threads, reset."""

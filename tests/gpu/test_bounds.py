@@ -19,7 +19,6 @@ import suite
 from simulated import installed_product
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc on this machine")
-needs_ptxas = pytest.mark.skipif(shutil.which("ptxas") is None, reason="there is no ptxas on this machine")
 
 Outcome = tuple[int, dict[str, Any], str]
 
@@ -86,7 +85,6 @@ def test_a_series_of_one_sample_or_none_has_a_table() -> None:
     assert bounds.calls_tables([{"variant": "x", "ns": {}}]) == []
 
 
-@needs_ptxas
 @pytest.mark.parametrize("target", [".version 6.0\n.target sm_52\n", ".version 6.4\n.target sm_75\n"])
 def test_the_own_kernels_compile(target: str, tmp_path: Path) -> None:
     text = (suite.PROGRAMS_FOLDER / "bounds_readback.c").read_text()

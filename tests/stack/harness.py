@@ -31,7 +31,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 NEEDED = ("client/libteleport.so.1", "client/libcuda.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so")
 COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-NVCC = shutil.which("nvcc")
 LOST = 46  # what every call gives when the worker is gone
 LOSS_SECONDS = 3.0
 MIB = 1 << 20
