@@ -165,17 +165,12 @@ int32_t tpw_cuMipmappedArrayCreate(struct tpw_session *s, const struct tp_frame 
 
 /* The handles end at once, those of what lies inside, too. */
 static int32_t destroy(struct tpw_session *s, uint32_t kind, uint64_t handle) {
-    struct tpw_object *object = tpw_object(s, kind, handle), *level;
+    struct tpw_object *object = tpw_object(s, kind, handle);
     if (!object || object->error) {
         return object ? object->error : CUDA_ERROR_INVALID_HANDLE;
     }
     struct tpw_charge *charge = object->record;
     object->record = NULL;
-    for (uint32_t at = 0; (level = tpw_next_object(s, TPG_ARRAY, &at));) {
-        if (level->owner == handle) {
-            tpw_forget(s, TPG_ARRAY, tp_handle_make(TPG_ARRAY, level->id));
-        }
-    }
     tpw_forget(s, kind, handle);
     if (charge) {
         end_later(s, charge);

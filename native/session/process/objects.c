@@ -127,6 +127,15 @@ void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
         free(object->record);
         memset(object, 0, sizeof *object);
     }
+    for (uint64_t parts = object ? tpg_ends_with(kind) : 0; parts; parts &= parts - 1) {
+        const uint32_t other = (uint32_t)__builtin_ctzll(parts);
+        struct tpw_object *part;
+        for (uint32_t at = 0; (part = tpw_next_object(s, other, &at));) {
+            if (part->owner == handle) {
+                tpw_forget(s, other, tp_handle_make(other, part->id));
+            }
+        }
+    }
 }
 
 void tpw_objects_gone(struct tpw_session *s, const struct tpw_gone *gone) {

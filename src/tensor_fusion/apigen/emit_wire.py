@@ -132,6 +132,12 @@ def ops_header(model: Model) -> str:
     lines += ["static inline int32_t tpg_bad_handle(uint32_t kind) {", "    switch (kind) {"]
     lines += [f"    case TPG_{k.name.upper()}: return {k.refused};" for k in model.kinds]
     lines += ["    default: return CUDA_ERROR_INVALID_HANDLE;", "    }", "}"]
+    lines += ["/* Kinds of what the driver tells of an object of that kind, which ends with it: a bit for each. */"]
+    lines += ["static inline uint64_t tpg_ends_with(uint32_t kind) {", "    switch (kind) {"]
+    for owner, kinds in sorted(model.ends_with.items()):
+        bits = " | ".join(f"1ull << TPG_{kind.upper()}" for kind in sorted(kinds))
+        lines += [f"    case TPG_{owner.upper()}: return {bits};"]
+    lines += ["    default: return 0;", "    }", "}"]
     for op in model.frames:
         for suffix, fields in (("in", op.inputs()), ("out", op.outputs())):
             if fields:

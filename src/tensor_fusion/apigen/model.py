@@ -102,6 +102,17 @@ class Model:
         return _by_number(o for a in self.apis for o in a.ops)
 
     @property
+    def ends_with(self) -> dict[str, set[str]]:
+        """Kinds of handle, and the kinds of what the driver tells of such an object, which ends with it."""
+        found: dict[str, set[str]] = {}
+        for op in self.ops:
+            kinds = {f.name: f.kind for f in op.fields if f.role == "handle"}
+            for item in op.fields:
+                if item.role == "fresh":
+                    found.setdefault(kinds[item.owner], set()).add(item.kind)
+        return found
+
+    @property
     def frames(self) -> list[Op]:
         """All operations and messages by number."""
         return _by_number(o for a in self.apis for o in a.ops + a.messages)
@@ -262,6 +273,9 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         for item in fields:
             if item.owner and item.owner not in names:
                 raise refuse(line.place, line.name, f"{item.name} is to end with {item.owner!r}, which is no parameter")
+            handles = [f.name for f in fields if f.role == "handle"]
+            if item.role == "fresh" and item.owner not in handles:
+                raise refuse(line.place, line.name, f"{item.name} is to end with {item.owner!r}, which is no handle")
             if item.by and item.by not in names:
                 raise refuse(line.place, line.name, f"{item.name} is to be kept by {item.by!r}, which is no parameter")
         told = {"versioned": ("outversioned", 0), "fresh": ("outfresh", 8)}

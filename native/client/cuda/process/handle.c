@@ -102,6 +102,12 @@ void *tpc_unmint(uint32_t number, uint64_t handle) {
         kind->free_count++;
     }
     tp_lock_drop(&kind->lock);
+    for (uint64_t parts = entry ? tpg_ends_with(number) : 0, part; parts; parts &= parts - 1) {
+        const uint32_t other = (uint32_t)__builtin_ctzll(parts);
+        for (uint32_t at = 0; (part = tpc_next_handle(other, (const void *)(uintptr_t)handle, &at));) {
+            tpc_unmint(other, part);
+        }
+    }
     return record;
 }
 

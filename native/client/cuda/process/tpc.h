@@ -93,7 +93,8 @@ CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *sai
 /* A new handle of `kind`, 0 when a million of that kind are alive. The record may be NULL; it is never freed here. */
 uint64_t tpc_mint(uint32_t kind);
 uint64_t tpc_mint_record(uint32_t kind, void *record);
-/* Ends the handle; its entry is used again under a new generation. Returns the record. */
+/* Ends the handle, and those of what the driver told of its object (api/, "fresh"); its entry is used again under a new
+ * generation. Returns the record. */
 void *tpc_unmint(uint32_t kind, uint64_t handle);
 /* The record of a live handle, NULL if the handle is not alive (or has none). Lock-free. */
 void *tpc_record(uint32_t kind, uint64_t handle);
