@@ -371,6 +371,27 @@ static inline void check_arrays_of_a_context(void) {
     (void)array;
 }
 
+// A level is its mipmap's, whatever context is current when somebody asks for it.
+static inline void check_levels_of_a_context(void) {
+    const CUDA_ARRAY3D_DESCRIPTOR shape = array_shape(64, 32, 0, 0);
+    CUcontext first, second;
+    CUmipmappedArray mine, other;
+    CUarray level, stays;
+    float texels[8] = {0};
+    OK(cuCtxCreate_v2(&first, 0, 0));
+    OK(cuMipmappedArrayCreate(&other, &shape, 4));
+    OK(cuCtxCreate_v2(&second, 0, 0));
+    OK(cuMipmappedArrayCreate(&mine, &shape, 4));
+    OK(cuMipmappedArrayGetLevel(&level, other, 3)); // with the second current
+    OK(cuCtxSetCurrent(first));
+    OK(cuMipmappedArrayGetLevel(&stays, mine, 3));
+    OK(cuCtxDestroy_v2(first));
+    OK(cuCtxSetCurrent(second));
+    OK(cuMemcpyHtoA_v2(stays, 0, texels, sizeof texels));
+    CHECK(cuMemcpyHtoA_v2(level, 0, texels, sizeof texels) != CUDA_SUCCESS);
+    OK(cuCtxDestroy_v2(second));
+}
+
 static inline void check_arrays(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     check_array_shapes();
@@ -381,6 +402,7 @@ static inline void check_arrays(CUmodule module) {
     check_objects(&t);
     check_arrays_and_captures(&t);
     check_arrays_of_a_context();
+    check_levels_of_a_context();
     graph_bench_end(&t);
 }
 

@@ -60,7 +60,9 @@ int32_t tpw_told(struct tpw_session *s, const struct tp_frame *frame, uint32_t k
     error = tpw_made(s, frame, kind, fresh, native, error);
     struct tpw_object *object = error ? NULL : tpw_object(s, kind, fresh);
     if (object) {
+        const struct tpw_object *whole = tpw_object(s, tp_handle_type(owner), owner);
         object->owner = owner;
+        object->context = whole ? whole->context : object->context; /* whichever is current */
         *told = fresh;
     }
     return error;
