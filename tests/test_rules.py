@@ -43,7 +43,7 @@ GENERATED_FOR = {
     "wire": "",
     "ring": "",
     "transport": "",
-    "simgpu": "tpg_cuda.h tpg_nvml.h",
+    "simgpu": "tpg_cuda.h tpg_nvml.h tpg_table.h",
     "bench": "tpg_cuda.h",
 }
 # In strangers' processes: their standard output is not ours, and neither is their life.

@@ -1,11 +1,13 @@
 """The simulated GPU: its C tests, plain and under sanitizers, and its behaviour under fault scripts.
 
 The library comes from the build folder in TF_TEST_BUILD, or is compiled here from native/simgpu; the C tests are always
-compiled here. No part of the product but the header snapshot is needed.
+compiled here. Nothing else of the product but the generator is needed.
 """
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +17,8 @@ from pathlib import Path
 import cuda_compiler
 import pytest
 
-from tensor_fusion.apigen.snapshot import Snapshot
+from tensor_fusion.apigen.__main__ import outputs
+from tensor_fusion.apigen.model import load
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "native" / "simgpu"
@@ -52,9 +55,9 @@ class Build:
     def __init__(self, folder: Path, extra: list[str], library: Path | None = None) -> None:
         self.folder = folder
         self.extra = extra
-        for api in ("cuda", "nvml"):
-            header = Snapshot.load(ROOT / "api" / "snapshot" / f"{api}.json").header(f"TPG_{api.upper()}_H")
-            (folder / f"tpg_{api}.h").write_text(header)
+        generated = outputs(load(ROOT / "api"))
+        for name in ("tpg_cuda.h", "tpg_nvml.h", "tpg_table.h", "tpg_sim_rest.c"):
+            (folder / name).write_text(generated[name])
         self.library = library or self._library()
 
     def _compile(self, *arguments: str | Path) -> None:
@@ -72,7 +75,10 @@ class Build:
         assert done.returncode == 0, done.stderr
 
     def _library(self) -> Path:
-        objects = {source: self.folder / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))}
+        objects = {
+            source: self.folder / f"{source.stem}.o"
+            for source in [*sorted(SOURCES.glob("*.c")), self.folder / "tpg_sim_rest.c"]
+        }
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda source: self._compile("-c", source, "-o", objects[source]), objects))
         library = self.folder / "libtf-simgpu.so"
@@ -207,16 +213,33 @@ def test_a_script_that_does_not_parse_ends_the_process(plain: Build, script: str
     assert f'"{script}"' in done.stderr
 
 
-def test_only_cuda_and_nvml_names_are_exported(plain: Build) -> None:
+def test_the_names_of_the_real_libraries_are_exported(plain: Build) -> None:
+    """All of them, also those that are refused, and none but them."""
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("no nm")
     done = run([nm, "-D", "--defined-only", plain.library])
-    names = [line.split()[-1].split("@")[0] for line in done.stdout.splitlines()]
-    known = set()
-    for api in ("cuda", "nvml"):
-        known |= {
-            function.name for function in Snapshot.load(ROOT / "api" / "snapshot" / f"{api}.json").functions.values()
-        }
-    assert names
-    assert set(names) <= known
+    names = {line.split()[-1].split("@")[0] for line in done.stdout.splitlines()}
+    exports = json.loads((ROOT / "api" / "exports.json").read_text())
+    assert names == {*exports["cuda"], *exports["nvml"]}
+
+
+def test_the_look_up_answers_as_the_driver_did(plain: Build) -> None:
+    """For every name, version and kind of default stream that the real driver was asked for."""
+    library = ctypes.CDLL(str(plain.library))
+    recorded = json.loads((ROOT / "api" / "procaddress.json").read_text())
+    asked = 0
+    for name, flags in recorded["names"].items():
+        for flag, rows in flags.items():
+            for version in recorded["versions"]:
+                entry = next((entry for first, entry in reversed(rows) if first <= version), "!0/2")
+                address, status = ctypes.c_void_p(), ctypes.c_int(-1)
+                words = ctypes.byref(address), version, ctypes.c_uint64(int(flag)), ctypes.byref(status)
+                assert library.cuGetProcAddress_v2(name.encode(), *words) == 0
+                if entry.startswith("!"):
+                    assert (address.value, status.value) == (None, int(entry.rpartition("/")[2])), (name, flag, version)
+                else:
+                    there = ctypes.cast(getattr(library, entry), ctypes.c_void_p).value
+                    assert (address.value, status.value) == (there, 0), (name, flag, version)
+                asked += 1
+    assert asked > 40000

@@ -400,6 +400,8 @@ bool sim_strict(void); // whether it does
 void sim_in_callback(bool inside);
 uint64_t sim_now_ns(void);
 void *sim_exported(const char *name); // a cu* function of this library; NULL: there is none
+// A function of the real library that is not simulated was called: said once, by name. The generated code calls it.
+void sim_refuses(const char *name, atomic_bool *said);
 void sim_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool sim_grow(void *array, size_t *capacity, size_t needed, size_t element);
 
@@ -448,6 +450,8 @@ void sim_phys_drop(sim_phys_t *phys);
 CUresult sim_stream_new(sim_context_t *context, unsigned flags, int priority, sim_stream_t **stream); // under sim.lock
 void sim_stream_unlink(sim_stream_t *stream);  // under sim.lock: handle gone, the queue is drained
 void sim_stream_release(sim_stream_t *stream); // under sim.lock: one reference less
+// Whether the calling thread's default stream is its own, as in the functions of that kind; returns what was so before.
+bool sim_default_per_thread(bool own);
 CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_t **stream); // under sim.lock
 CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq); // under sim.lock; takes over what op owns
 void sim_stream_wait(sim_stream_t *stream, uint64_t seq);                    // under sim.lock

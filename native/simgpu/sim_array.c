@@ -255,8 +255,14 @@ static CUresult sparse(const struct sim_array *array, CUDA_ARRAY_SPARSE_PROPERTI
         return out ? CUDA_ERROR_INVALID_HANDLE : CUDA_ERROR_INVALID_VALUE;
     if (!(array->shape.Flags & CUDA_ARRAY3D_SPARSE))
         return CUDA_ERROR_INVALID_VALUE;
-    *out =
-        (CUDA_ARRAY_SPARSE_PROPERTIES){.tileExtent = {.width = TILE / texel(&array->shape), .height = 1, .depth = 1}};
+    // 64 KiB as close to a square or a cube as powers of two come, wider than high and higher than deep: the standard shapes
+    // of sparse images, which NVIDIA's GPUs have in every interface (their form in CUDA is not asked of the driver).
+    const CUDA_ARRAY3D_DESCRIPTOR *shape = &array->shape;
+    const bool deep = shape->Depth && !(shape->Flags & (CUDA_ARRAY3D_LAYERED | CUDA_ARRAY3D_CUBEMAP));
+    unsigned side[3] = {1, 1, 1}, sides = deep ? 3 : 2;
+    for (unsigned texels = TILE / texel(shape), i = 0; texels > 1; texels /= 2, i++)
+        side[i % sides] *= 2;
+    *out = (CUDA_ARRAY_SPARSE_PROPERTIES){.tileExtent = {.width = side[0], .height = side[1], .depth = side[2]}};
     return CUDA_SUCCESS;
 }
 

@@ -142,6 +142,11 @@ void sim_complain(const char *format, ...) {
     (void)written;
 }
 
+void sim_refuses(const char *name, atomic_bool *said) {
+    if (!atomic_exchange(said, true))
+        sim_complain("%s is not simulated: refused", name);
+}
+
 uint64_t sim_now_ns(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);

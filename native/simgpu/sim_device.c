@@ -3,6 +3,7 @@
 // Stateless apart from what sim_setup made once; any thread enters. The attributes are those of an H200, except for
 // what must differ from device to device (PCI location, UUID) and the name, which says that the device is simulated.
 #include "sim.h"
+#include "tpg_table.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -247,32 +248,31 @@ CUresult cuGetErrorString(CUresult error, const char **pStr) {
     return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-// The newest ABI of a name: the highest _vN that is exported here. Callers of the simulator know their names; the
-// history of ABIs by CUDA version is the client library's own table and not repeated here.
-static void *newest(const char *symbol) {
-    char name[128];
-    for (int version = 9; version >= 2; version--) {
-        if ((size_t)snprintf(name, sizeof name, "%s_v%d", symbol, version) >= sizeof name)
-            return NULL;
-        void *found = sim_exported(name);
-        if (found)
-            return found;
-    }
-    return sim_exported(symbol);
-}
-
+// Which entry point a name means for a version and a kind of default stream, as the real driver answered (api/procaddress.json).
+// For a version above its own it writes nothing; it finds everything for -1.
 CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags,
                              CUdriverProcAddressQueryResult *symbolStatus) {
     SIM_ENTER_ANY();
-    if (!symbol || !pfn || flags > 2)
+    if (!symbol || !pfn || flags > 3 || cudaVersion > DRIVER_VERSION)
         return CUDA_ERROR_INVALID_VALUE;
+    CUdriverProcAddressQueryResult status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    int count = 0, flag = flags & 2 ? 2 : (int)flags;
+    const struct tpg_address *rows = tpg_addresses(symbol, flag, &count), *chosen = NULL;
     *pfn = NULL;
+    for (int i = 0; i < count; i++) {
+        status = CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT; // unless one is old enough
+        if ((unsigned)rows[i].version <= (unsigned)cudaVersion)
+            chosen = &rows[i];
+    }
+    if (chosen) {
+        *pfn = chosen->function;
+        status = (CUdriverProcAddressQueryResult)chosen->status;
+    }
     if (symbolStatus)
-        *symbolStatus = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
-    if (cudaVersion > DRIVER_VERSION)
-        return CUDA_ERROR_INVALID_VALUE;
-    *pfn = newest(symbol);
-    if (*pfn && symbolStatus)
-        *symbolStatus = CU_GET_PROC_ADDRESS_SUCCESS;
+        *symbolStatus = status;
     return CUDA_SUCCESS;
+}
+
+CUresult cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags) {
+    return cuGetProcAddress_v2(symbol, pfn, cudaVersion, flags, NULL);
 }

@@ -55,12 +55,12 @@ nvmlReturn_t sim_nvml_text(char *out, unsigned length, const char *text) {
     return NVML_SUCCESS;
 }
 
-static nvmlReturn_t started(void) { return atomic_load(&initialised) ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED; }
+nvmlReturn_t sim_nvml_started(void) { return atomic_load(&initialised) ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED; }
 
 // ---- System ------------------------------------------------------------------------------------------------------
 
 nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length) {
-    nvmlReturn_t result = started();
+    nvmlReturn_t result = sim_nvml_started();
     return result == NVML_SUCCESS ? sim_nvml_text(version, length, "580.159.04") : result;
 }
 
@@ -80,7 +80,7 @@ nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *cudaDriverVersion) { return cud
 nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int *cudaDriverVersion) { return cuda_version(cudaDriverVersion); }
 
 nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char *name, unsigned int length) {
-    nvmlReturn_t result = started();
+    nvmlReturn_t result = sim_nvml_started();
     if (result != NVML_SUCCESS)
         return result;
     if (!name || !length)
@@ -132,7 +132,7 @@ const char *nvmlErrorString(nvmlReturn_t result) {
 // ---- Handles -----------------------------------------------------------------------------------------------------
 
 static nvmlReturn_t device_count(unsigned *count) {
-    nvmlReturn_t result = started();
+    nvmlReturn_t result = sim_nvml_started();
     if (result != NVML_SUCCESS)
         return result;
     if (!count)
@@ -146,7 +146,7 @@ nvmlReturn_t nvmlDeviceGetCount(unsigned int *deviceCount) { return device_count
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *deviceCount) { return device_count(deviceCount); }
 
 static nvmlReturn_t by_index(unsigned index, nvmlDevice_t *device) {
-    nvmlReturn_t result = started();
+    nvmlReturn_t result = sim_nvml_started();
     if (result != NVML_SUCCESS)
         return result;
     if (!device || index >= (unsigned)sim.ndevices)
@@ -166,7 +166,7 @@ static void uuid_text(int index, char text[48]) {
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
-    nvmlReturn_t result = started();
+    nvmlReturn_t result = sim_nvml_started();
     if (result != NVML_SUCCESS)
         return result;
     if (!uuid || !device)
@@ -181,7 +181,7 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
 }
 
 static nvmlReturn_t by_bus_id(const char *id, nvmlDevice_t *device) {
-    nvmlReturn_t result = started();
+    nvmlReturn_t result = sim_nvml_started();
     if (result != NVML_SUCCESS)
         return result;
     unsigned domain = 0, bus = 0, number = 0;

@@ -8,6 +8,7 @@
 #include "sim.h"
 
 nvmlReturn_t sim_nvml_enter(nvmlDevice_t device, int *index);
+nvmlReturn_t sim_nvml_started(void);
 nvmlReturn_t sim_nvml_text(char *out, unsigned length, const char *text);
 
 // Resolves `device` to `index`, after checking that NVML is initialised and that every out-parameter is there.
@@ -19,5 +20,13 @@ nvmlReturn_t sim_nvml_text(char *out, unsigned length, const char *text);
     (void)index;                                                                                                       \
     if (!(outs_there))                                                                                                 \
     return NVML_ERROR_INVALID_ARGUMENT
+
+// The same for a function that has no device.
+#define SIM_NVML_STARTED()                                                                                             \
+    do {                                                                                                               \
+        nvmlReturn_t started_ = sim_nvml_started();                                                                    \
+        if (started_ != NVML_SUCCESS)                                                                                  \
+            return started_;                                                                                           \
+    } while (0)
 
 #endif

@@ -366,8 +366,16 @@ static CUresult per_thread_stream(sim_context_t *context, sim_stream_t **out) {
     return CUDA_SUCCESS;
 }
 
+static _Thread_local bool default_per_thread;
+
+bool sim_default_per_thread(bool own) {
+    bool before = default_per_thread;
+    default_per_thread = own;
+    return before;
+}
+
 CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_t **stream) {
-    uintptr_t value = (uintptr_t)handle;
+    uintptr_t value = !handle && default_per_thread ? (uintptr_t)CU_STREAM_PER_THREAD : (uintptr_t)handle;
     if (value <= 1) {
         *stream = context->legacy;
         return context->legacy ? CUDA_SUCCESS

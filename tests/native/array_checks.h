@@ -94,6 +94,36 @@ static inline void check_array_shapes(void) {
     OK(cuArrayDestroy(array));
 }
 
+// What a sparse array is mapped in: 64 KiB of the standard shapes for one to sixteen bytes a texel.
+static inline void check_sparse_tiles(void) {
+    static const struct {
+        CUarray_format format;
+        unsigned channels, flat[3], deep[3];
+    } tiles[] = {
+        {CU_AD_FORMAT_UNSIGNED_INT8, 1, {256, 256, 1}, {64, 32, 32}},
+        {CU_AD_FORMAT_HALF, 1, {256, 128, 1}, {32, 32, 32}},
+        {CU_AD_FORMAT_FLOAT, 1, {128, 128, 1}, {32, 32, 16}},
+        {CU_AD_FORMAT_FLOAT, 2, {128, 64, 1}, {32, 16, 16}},
+        {CU_AD_FORMAT_FLOAT, 4, {64, 64, 1}, {16, 16, 16}},
+    };
+    for (size_t i = 0; i < 2 * (sizeof tiles / sizeof *tiles); i++) {
+        const unsigned *wanted = i % 2 ? tiles[i / 2].deep : tiles[i / 2].flat;
+        CUDA_ARRAY3D_DESCRIPTOR shape = {.Width = 600,
+                                         .Height = 500,
+                                         .Depth = i % 2 ? 64 : 0,
+                                         .Format = tiles[i / 2].format,
+                                         .NumChannels = tiles[i / 2].channels,
+                                         .Flags = CUDA_ARRAY3D_SPARSE};
+        CUarray array = NULL;
+        CUDA_ARRAY_SPARSE_PROPERTIES properties;
+        OK(cuArray3DCreate_v2(&array, &shape));
+        OK(cuArrayGetSparseProperties(&properties, array));
+        CHECK(properties.tileExtent.width == wanted[0] && properties.tileExtent.height == wanted[1] &&
+              properties.tileExtent.depth == wanted[2]);
+        OK(cuArrayDestroy(array));
+    }
+}
+
 static inline size_t memory_left(void) {
     size_t left = 0, total = 0;
     OK(cuCtxSynchronize());
@@ -395,6 +425,7 @@ static inline void check_levels_of_a_context(void) {
 static inline void check_arrays(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     check_array_shapes();
+    check_sparse_tiles();
     check_array_memory();
     check_array_rows(&t);
     check_array_boxes(&t);

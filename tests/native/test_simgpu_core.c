@@ -45,7 +45,35 @@ static void devices(void) {
     CHECK(pointer == (void *)(uintptr_t)&cuMemAlloc_v2 && status == CU_GET_PROC_ADDRESS_SUCCESS);
     OK(cuGetProcAddress_v2("cuNoSuchThing", &pointer, 13000, 0, &status));
     CHECK(!pointer && status == CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND);
+    pointer = &status, status = (CUdriverProcAddressQueryResult)77;
     GIVES(1, cuGetProcAddress_v2("cuInit", &pointer, 13010, 0, &status));
+    CHECK(pointer == &status && (int)status == 77); // with nothing written
+    OK(cuGetProcAddress_v2("cuMemAlloc", &pointer, -1, 3, NULL));
+    CHECK(pointer == (void *)(uintptr_t)&cuMemAlloc_v2);
+    OK(cuGetProcAddress("cuGreenCtxCreate", &pointer, 12040, 0));
+    CHECK(pointer == (void *)(uintptr_t)&cuGreenCtxCreate); // which is refused by name, when it is called
+    CUgreenCtx green;
+    GIVES(801, cuGreenCtxCreate(&green, NULL, 0, 0));
+}
+
+// The forms for programs whose default stream is each thread's own: NULL is that stream, and so is the one that is implied.
+static void own_default_streams(CUmodule module) {
+    CUdeviceptr p;
+    unsigned char byte = 0;
+    OK(cuMemAlloc_v2(&p, 4));
+    OK(spin(module, 50000000, CU_STREAM_PER_THREAD));
+    GIVES(600, cuStreamQuery_ptsz(NULL));
+    GIVES(600, cuStreamQuery(CU_STREAM_PER_THREAD));
+    OK(cuMemsetD8_v2_ptds(p, 7, 4));
+    OK(cuMemcpyDtoH_v2_ptds(&byte, p, 1)); // behind the kernel, in the same stream
+    CHECK(byte == 7);
+    OK(cuStreamQuery(CU_STREAM_PER_THREAD));
+    unsigned long long own, same, legacy;
+    OK(cuStreamGetId_ptsz(NULL, &own));
+    OK(cuStreamGetId(CU_STREAM_PER_THREAD, &same));
+    OK(cuStreamGetId(NULL, &legacy));
+    CHECK(own == same && own != legacy);
+    OK(cuMemFree_v2(p));
 }
 
 static void contexts(void) {
@@ -476,6 +504,7 @@ int main(void) {
     shared_mapping(module);
     virtual_memory(module);
     kernels(module);
+    own_default_streams(module);
     rectangles();
     pools();
     forked();

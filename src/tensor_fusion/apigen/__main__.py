@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import coverage, emit_client, emit_session, emit_structs, emit_trace, emit_wire, schema
+from . import coverage, emit_client, emit_session, emit_sim, emit_structs, emit_trace, emit_wire, schema
 from .layout import DescriptionError
 from .model import Model, load
 
@@ -44,6 +44,7 @@ def outputs(model: Model) -> dict[str, str]:
         "tpg_client_structs.h": emit_structs.client_structs(model),
         "tpg_session_structs.h": emit_structs.session_structs(model),
         "tpg_dispatch.c": emit_session.dispatch(model),
+        "tpg_sim_rest.c": emit_sim.rest(model),
         "schema.json": schema.schema(model),
         "coverage.json": coverage.coverage(model),
     }

@@ -77,13 +77,8 @@ def table_header(model: Model) -> str:
     return "\n".join([*lines, "#endif", ""])
 
 
-def _head(api: Api, name: str) -> Prototype | None:
-    """What a name is exported as: by its own prototype, or by that of the function that answers for it."""
-    return api.prototype(name) or api.prototype(api.resolve(api.lines[name]).name)
-
-
 def _pointer(api: Api, name: str) -> str:
-    prototype = _head(api, name)
+    prototype = api.head(name)
     if prototype is None:
         return f"{RESULTS[api.name]} (*{name})(void)"
     return f"{prototype.returns} (*{name})({parameter_list(prototype)})"
@@ -94,7 +89,7 @@ def exports(model: Model, api: Api) -> str:
     result = RESULTS[api.name]
     lines = [NOTE, '#include "tpl.h"', "#include <string.h>"]
     for name in api.exports:
-        prototype = _head(api, name)
+        prototype = api.head(name)
         returns = prototype.returns if prototype else result
         absent = f"({result})tpl_absent()" if returns == result else "tpl_absent_text()"
         if returns != result and returns.replace(" ", "") != "constchar*":
@@ -111,7 +106,7 @@ def exports(model: Model, api: Api) -> str:
         first = f"if (TP_UNLIKELY(!tpl)) {{ return first_{name}({arguments}); }}"
         lines += [f"{head};", f"{head} {{ {pointer} = tpl_loaded(); {first} {jump} }}"]
     if api.name == "cuda":
-        lines += _addresses(model)
+        lines += addresses(model)
     lines += [
         "const struct tpl_api tpl_api = {",
         f'    .name = "{api.name}", .library = "{LIBRARY[api.name]}", .layout = TPG_{api.name.upper()}_LAYOUT,',
@@ -137,7 +132,7 @@ def _entry(api: Api, line: Line) -> str:
     prefix = PREFIX[api.name]
     upper = prefix.upper()
     target = api.resolve(line)
-    declared = _head(api, line.name)
+    declared = api.head(line.name)
     prototype = declared or Prototype(line.name, RESULTS[api.name], ())
     params, names = parameter_list(prototype), [p.name for p in prototype.params]
     head = f"{prototype.returns} {line.name}({params})"
@@ -217,15 +212,17 @@ def _hidden(model: Model, version: int, symbol: str) -> bool:
     return version >= HIDDEN_FROM and line.kind == "unsupported" and not line.advertised
 
 
-def _addresses(model: Model) -> list[str]:
-    lines, rows = [], []
+def addresses(model: Model, *, hide: bool = True) -> list[str]:
+    """tpg_addresses: what a name, version and flag mean in the look-up by name; `hide`: without what is refused."""
+    lines: list[str] = []
+    rows = []
     for number, (name, flags) in enumerate(sorted(model.procaddress.items())):
         for flag in "012":
             entries = []
             for version, symbol in flags[flag]:
                 if symbol.startswith("!"):
                     entries.append(f"{{{version}, {symbol.partition('/')[2]}, NULL}}")
-                elif _hidden(model, version, symbol):
+                elif hide and _hidden(model, version, symbol):
                     entries.append(f"{{{version}, {NOT_FOUND}, NULL}}")
                 else:
                     entries.append(f"{{{version}, 0, (void *){symbol}}}")
@@ -546,6 +543,7 @@ def version_script(api: Api) -> str:
 
 
 __all__ = [
+    "addresses",
     "client_header",
     "declare",
     "entries",

@@ -83,6 +83,10 @@ class Api:
             return Prototype(name, RESULTS[self.name], tuple(Parameter(n, t) for n, t in line.params.items()))
         return self.snapshot.functions.get(name)
 
+    def head(self, name: str) -> Prototype | None:
+        """What a name is exported as: by its own prototype, or by that of the function that answers for it."""
+        return self.prototype(name) or self.prototype(self.resolve(self.lines[name]).name)
+
 
 @dataclass
 class Model:

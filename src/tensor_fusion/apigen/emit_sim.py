@@ -1,0 +1,74 @@
+"""The simulated GPU: every name that the real libraries export and its own C does not have, and what names mean.
+
+Each is a weak definition, so what native/simgpu defines takes its place and nobody keeps a list. An alias and a
+per-thread form are the function that they stand for. All others refuse by name, with the code for what is not
+supported: a look-up finds what it finds in the real library, and never nothing by accident.
+"""
+
+from __future__ import annotations
+
+from .describe import Line
+from .emit_client import addresses
+from .emit_wire import NOTE
+from .model import RESULTS, Api, Model
+from .snapshot import parameter_list
+
+WEAK = '__attribute__((weak, visibility("default")))'
+
+
+def rest(model: Model) -> str:
+    """tpg_sim_rest.c: the weak definitions, and the table of the look-up by name."""
+    lines = [NOTE, '#include "sim.h"', '#include "sim_nvml.h"', '#include "tpg_table.h"', "#include <string.h>"]
+    for api in model.apis:
+        declared = [name for name in api.exports if not api.prototype(name)]
+        lines += [f"{_head(api, name)};" for name in declared]
+        for name in api.exports:
+            lines += _definition(api, api.lines[name])
+    return "\n".join([*lines, *addresses(model, hide=False), ""])
+
+
+def _head(api: Api, name: str) -> str:
+    prototype = api.head(name)
+    if prototype is None:
+        return f"{WEAK} {RESULTS[api.name]} {name}(void)"
+    return f"{WEAK} {prototype.returns} {name}({parameter_list(prototype)})"
+
+
+def _definition(api: Api, line: Line) -> list[str]:
+    prototype = api.head(line.name)
+    params = prototype.params if prototype else ()
+    if prototype and prototype.returns != RESULTS[api.name]:
+        return []  # a text, for which there is no refusal
+    if line.kind == "alias":
+        names = ", ".join(p.name for p in params)
+        enter = "SIM_ENTER_ANY(); " if api.name == "cuda" else ""
+        return [f"{_head(api, line.name)} {{ {enter}return {line.target}({names}); }}"]
+    if line.kind == "per_thread":
+        names = ", ".join(
+            f"{p.name} ? {p.name} : CU_STREAM_PER_THREAD" if p.type == "CUstream" else p.name for p in params
+        )
+        return [
+            f"{_head(api, line.name)} {{",
+            "    SIM_ENTER_ANY();",
+            "    bool outer = sim_default_per_thread(true);",
+            f"    CUresult result = {line.target}({names});",
+            "    sim_default_per_thread(outer);",
+            "    return result;",
+            "}",
+        ]
+    unused = [f"    (void){p.name};" for p in params]
+    if api.name == "cuda":
+        enter, refused = ("SIM_ENTER_ANY();" if line.anytime else "SIM_ENTER();"), "CUDA_ERROR_NOT_SUPPORTED"
+    else:
+        device = params[0].name if params and params[0].type == "nvmlDevice_t" else ""
+        enter = f"SIM_NVML_DEVICE({device}, device_index, true);" if device else "SIM_NVML_STARTED();"
+        refused = "NVML_ERROR_NOT_SUPPORTED"
+    return [
+        f"{_head(api, line.name)} {{",
+        *unused,
+        f"    {enter}",
+        "    static atomic_bool said;",
+        "    sim_refuses(__func__, &said);",
+        f"    return {refused};",
+        "}",
+    ]
