@@ -310,7 +310,7 @@ def test_a_function_of_a_library_has_one_handle(worker: RealWorker) -> None:
     )
 
 
-def test_broken_context_leaves_another_alone(worker: RealWorker) -> None:
+def test_broken_context_breaks_the_others_of_its_device(worker: RealWorker) -> None:
     script(
         worker,
         """
@@ -326,9 +326,13 @@ def test_broken_context_leaves_another_alone(worker: RealWorker) -> None:
             assert cuda.cuCtxSynchronize() == 700
             assert cuda.cuMemAlloc_v2(byref(memory), c_size_t(64)) == 700
         ok("cuCtxSetCurrent", second)
-        event = made("cuEventCreate", 0)
-        ok("cuEventRecord", event, None)
-        ok("cuEventSynchronize", event)
+        for _ in range(2):
+            assert cuda.cuEventCreate(byref(c_void_p()), 0) == 700
+            assert cuda.cuCtxSynchronize() == 700
+        ok("cuCtxSetCurrent", None)
+        ok("cuCtxDestroy_v2", second)
+        ok("cuDevicePrimaryCtxReset_v2", 0)
+        assert cuda.cuDevicePrimaryCtxRetain(byref(second), 0) == 700
         """,
     )
 

@@ -202,12 +202,20 @@ def test_corners_of_other_workers(program: Path, check: str) -> None:
         "occupancy",
         "pools",
         "order",
+        "one-of-two-breaks",
     ],
 )
 def test_two_devices_in_one_program(program: Path, check: str) -> None:
     machine = {"TF_SIM_DEVICES": "2", "TF_SIM_PEERS": "none" if check == "strangers" else ""}
     with Worker(program=program, TF_GPU_MEMORY_LIMIT="1000", **machine) as worker:
         assert worker.run("devices", check) == "right\n"
+
+
+def test_a_launch_that_breaks_one_of_two_devices(program: Path) -> None:
+    """Nobody waits for a launch: the next call that waits is one on the other device."""
+    faults = "cuLaunchKernel:1=700,sticky"
+    with Worker(program=program, TF_SIM_DEVICES="2", TF_SIM_FAULTS=faults) as worker:
+        assert worker.run("devices", "one-of-two-breaks-at-a-launch") == "right\n"
 
 
 def test_fork_after_init(worker: Worker) -> None:

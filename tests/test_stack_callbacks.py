@@ -35,11 +35,11 @@ BROKEN = "cuLaunchKernel:3=700,sticky"
         ("capture-not-told", "cuStreamGetCaptureInfo_v2:2=999"),
         ("broken", BROKEN),
         ("broken-and-full", BROKEN),
-        ("another-context", BROKEN),
+        ("another-device", BROKEN),
     ],
 )
 def test_a_refused_function_holds_nobody_up(program: Path, check: str, faults: str, strict: str) -> None:
-    with Worker(program=program, TF_SIM_FAULTS=faults) as worker:
+    with Worker(program=program, TF_SIM_FAULTS=faults, TF_SIM_DEVICES="2") as worker:
         assert worker.run("callbacks", check, TF_STRICT=strict) == "right\n"
 
 

@@ -454,7 +454,7 @@ print(nvml.nvmlInit_v2(), nvml.nvmlInit_v2(), nvml.nvmlDeviceGetCount_v2(ctypes.
         assert done.stdout == "999 0 0 1\n", done.stderr
 
 
-def test_failure_that_breaks_one_context(program: Path) -> None:
+def test_failure_that_breaks_every_context_of_a_device(program: Path) -> None:
     with Worker(program=program, TF_SIM_FAULTS="cuLaunchKernel:1=700,sticky") as worker:
         assert worker.run("corners", "error-of-another-context") == "right\n"
 

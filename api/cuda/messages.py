@@ -7,6 +7,8 @@ FUNCTIONS = [
     message("host_write", transfer="uint64_t", data="void: bytes"),
     # A post has failed: the next call that may report an error will.
     message("notice", error="int", op="unsigned int", frame="uint64_t"),
+    # An error broke the device, and every context on it for as long as the session lives.
+    message("device_broken", device="int", error="int"),
     # A stream has come to the host function `token`: run it. The stream goes on with host_function_done.
     # `status` is what the driver tells a callback of its stream.
     message("callback", completes=True, token="uint64_t", status="int"),

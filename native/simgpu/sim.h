@@ -71,7 +71,6 @@ struct sim_context {
     bool primary;
     atomic_bool active; // false: destroyed, or a primary context that nobody retains
     atomic_bool killed; // set before its streams are stopped: waits and spins end early
-    atomic_int error;   // sticky CUresult; once set every later call in the context returns it
     unsigned retains;   // of a primary context; of another, uses beside its creator's (cuCtxAttach)
     atomic_uint flags;  // these are also read without the lock
     atomic_uint api_version;
@@ -261,6 +260,7 @@ typedef struct {
 } sim_extent_t;
 
 typedef struct {
+    atomic_int error; // sticky CUresult: once set, every later call in any context of the device returns it
     char pci[32];
     CUuuid uuid;
     uint64_t total, used;
@@ -412,8 +412,9 @@ CUresult sim_faults_check(sim_site_t *site, bool *sticky);
 // sim_context.c
 sim_context_t *sim_current(void);
 CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, unsigned api_version); // under sim.lock
-void sim_context_stop(sim_context_t *context); // not under any lock
-void sim_context_fail(sim_context_t *context, CUresult error);
+void sim_context_stop(sim_context_t *context);                 // not under any lock
+void sim_context_fail(sim_context_t *context, CUresult error); // and every other one of its device
+CUresult sim_context_error(const sim_context_t *context);
 bool sim_device_ok(CUdevice device);
 bool sim_device_reaches(int device, int other); // its own memory, or a peer's
 

@@ -2,8 +2,8 @@
 //
 // Context structures are never freed, so that a stale handle is recognised and not dereferenced into something else.
 // The current-context stack belongs to its thread alone; all else is under sim.lock. Stopping a context ends its
-// queues, then frees its memory, modules and events. A sticky error lives in the context until it is destroyed or,
-// for a primary context, reset.
+// queues, then frees its memory, modules and events. A sticky error breaks every context of the process on that device
+// at once, until the process ends: contexts can be ended then, and none be made (580.159.04, measured).
 #include "sim_graph.h"
 
 #include <stdlib.h>
@@ -20,12 +20,19 @@ bool sim_device_reaches(int device, int other) { return device == other || !sim.
 
 void sim_context_fail(sim_context_t *context, CUresult error) {
     int none = 0;
-    atomic_compare_exchange_strong(&context->error, &none, (int)error);
+    atomic_compare_exchange_strong(&sim.devices[context->device].error, &none, (int)error);
+}
+
+CUresult sim_context_error(const sim_context_t *context) {
+    return (CUresult)atomic_load_explicit(&sim.devices[context->device].error, memory_order_relaxed);
 }
 
 CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, unsigned api_version) {
-    pthread_rwlock_wrlock(&sim.map_lock);
     sim_device_t *owner = &sim.devices[device];
+    int broken = atomic_load(&owner->error);
+    if (broken)
+        return (CUresult)broken;
+    pthread_rwlock_wrlock(&sim.map_lock);
     bool fits = owner->total - owner->used >= SIM_CONTEXT_BYTES;
     if (fits)
         owner->used += SIM_CONTEXT_BYTES;
@@ -40,7 +47,6 @@ CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, u
     context->cache_config = CU_FUNC_CACHE_PREFER_NONE;
     context->peers = 0;
     memcpy(context->limits, sim_limits_h200, sizeof context->limits);
-    atomic_store(&context->error, 0);
     atomic_store(&context->killed, false);
     CUresult result = sim_stream_new(context, CU_STREAM_DEFAULT, 0, &context->legacy);
     if (result != CUDA_SUCCESS) {
@@ -524,7 +530,7 @@ static CUresult synchronize(sim_context_t *context) {
     if (result == CUDA_SUCCESS)
         sim_context_drain(context);
     pthread_mutex_unlock(&sim.lock);
-    return result == CUDA_SUCCESS ? (CUresult)atomic_load(&context->error) : result;
+    return result == CUDA_SUCCESS ? sim_context_error(context) : result;
 }
 
 CUresult cuCtxSynchronize(void) {

@@ -1,7 +1,7 @@
 // Entering the simulator: the one state structure, the gate of every exported function, and the table of live handles.
 //
 // Every exported cu* function passes sim_enter first: it refuses calls in a forked child and before cuInit, applies
-// the fault script, and looks up the calling thread's context and its sticky error. Handles are addresses of our
+// the fault script, and looks up the calling thread's context and its device's sticky error. Handles are addresses of our
 // objects; a handle that a caller passes is hostile, so it is looked up here before it is dereferenced. The table is
 // guarded by sim.lock.
 #include "sim.h"
@@ -265,9 +265,9 @@ CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context)
     }
     if (SIM_EXPECT_FALSE(!current->active))
         return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    int error = atomic_load_explicit(&current->error, memory_order_relaxed);
-    if (SIM_EXPECT_FALSE(error != 0))
-        return (CUresult)error;
+    CUresult error = sim_context_error(current);
+    if (SIM_EXPECT_FALSE(error != CUDA_SUCCESS))
+        return error;
     *context = current;
     return CUDA_SUCCESS;
 }

@@ -110,9 +110,9 @@ CUresult cuEventQuery(CUevent hEvent) {
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = sim_event_of(hEvent);
     CUresult result = event ? sim_capture_touch_event(event) : CUDA_ERROR_INVALID_HANDLE;
-    if (result == CUDA_SUCCESS && atomic_load(&event->context->error))
-        result = (CUresult)atomic_load(&event->context->error);
-    else if (result == CUDA_SUCCESS && event->stream && event->stream->done < event->seq)
+    if (result == CUDA_SUCCESS)
+        result = sim_context_error(event->context);
+    if (result == CUDA_SUCCESS && event->stream && event->stream->done < event->seq)
         result = CUDA_ERROR_NOT_READY;
     pthread_mutex_unlock(&sim.lock);
     return result;
@@ -128,7 +128,7 @@ CUresult cuEventSynchronize(CUevent hEvent) {
         sim_context_t *owner = event->context;
         if (event->stream)
             sim_stream_wait(event->stream, event->seq);
-        result = (CUresult)atomic_load(&owner->error);
+        result = sim_context_error(owner);
     }
     pthread_mutex_unlock(&sim.lock);
     return result;

@@ -5,7 +5,7 @@
 //   function = exact exported name of a CUDA function, or "*" for every call of any function
 //   n        = 1, 2, …: the call that it hits; "n+" hits that call and every later one
 //   effect   = CUresult as a number [ ",sticky" ]   the call returns it; sticky: so does every later
-//              call in the calling thread's current context
+//              call on the device of the calling thread's current context
 //            | "hang"                               the call never returns
 //            | "exit"                               the process ends at once with status 86
 //

@@ -139,7 +139,7 @@ static CUresult wait_value(const sim_stream_t *stream, const sim_op_t *op) {
             return result;
         if (satisfied(seen, op))
             return CUDA_SUCCESS;
-        if (atomic_load(&stream->context->killed) || atomic_load(&stream->context->error))
+        if (atomic_load(&stream->context->killed) || sim_context_error(stream->context))
             return CUDA_SUCCESS;
         // Anybody may write that word and nobody tells, so it is looked at, ever more seldom, down to each 200 us.
         nanosleep(&(struct timespec){0, pause_ns}, NULL);
@@ -185,10 +185,10 @@ static CUresult run_batch(sim_stream_t *stream, const sim_op_t *batch) {
 
 CUresult sim_run(sim_stream_t *stream, sim_op_t *op) {
     sim_context_t *context = stream->context;
-    bool dead = atomic_load(&context->error) != 0 || atomic_load(&context->killed);
+    bool dead = sim_context_error(context) != CUDA_SUCCESS || atomic_load(&context->killed);
     if (op->kind == SIM_OP_CALLBACK) { // unlike a host function, a callback is told about the error
         sim_in_callback(true);
-        op->u.callback.call(op->u.callback.stream, (CUresult)atomic_load(&context->error), op->u.callback.data);
+        op->u.callback.call(op->u.callback.stream, sim_context_error(context), op->u.callback.data);
         sim_in_callback(false);
         return CUDA_SUCCESS;
     }

@@ -396,7 +396,7 @@ CUresult sim_lend(CUstream handle, sim_context_t **context) {
     pthread_mutex_lock(&sim.lock);
     if ((uintptr_t)handle > 2 && sim_handle_is(handle, SIM_STREAM)) {
         *context = ((sim_stream_t *)(void *)handle)->context;
-        result = (*context)->active ? (CUresult)atomic_load(&(*context)->error) : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        result = (*context)->active ? sim_context_error(*context) : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
     pthread_mutex_unlock(&sim.lock);
     return result;
@@ -416,7 +416,7 @@ CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool 
         result = sim_stream_push(stream, op, &seq);
         if (result == CUDA_SUCCESS && wait != SIM_GO_ON && !stream->capture) {
             sim_stream_wait(stream, seq);
-            result = (CUresult)atomic_load(&stream->context->error);
+            result = sim_context_error(stream->context);
         }
         sim_stream_release(stream);
     } else {

@@ -68,8 +68,8 @@ CUresult cuStreamSynchronize(CUstream hStream) {
     if (result == CUDA_SUCCESS) {
         sim_context_t *owner = stream->context;
         result = sim_stream_drain(stream);
-        if (atomic_load(&owner->error))
-            result = (CUresult)atomic_load(&owner->error);
+        CUresult error = sim_context_error(owner);
+        result = error != CUDA_SUCCESS ? error : result;
     }
     pthread_mutex_unlock(&sim.lock);
     return result;
@@ -86,9 +86,8 @@ CUresult cuStreamQuery(CUstream hStream) {
     if (result == CUDA_SUCCESS)
         result = sim_capture_touch(stream);
     if (result == CUDA_SUCCESS) {
-        if (atomic_load(&stream->context->error))
-            result = (CUresult)atomic_load(&stream->context->error);
-        else if (sim_stream_busy(stream))
+        result = sim_context_error(stream->context);
+        if (result == CUDA_SUCCESS && sim_stream_busy(stream))
             result = CUDA_ERROR_NOT_READY;
     }
     pthread_mutex_unlock(&sim.lock);

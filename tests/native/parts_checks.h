@@ -121,7 +121,7 @@ static inline void check_parts_launch(CUmodule module) {
     OK(cuMemFree_v2(words));
 }
 
-// An error of the context comes before anything that is wrong with the function.
+// An error of the device comes before anything that is wrong with the function. The last that a process does there.
 static inline void check_parts_in_a_broken_context(void) {
     CUcontext broken;
     OK(cuCtxCreate_v2(&broken, 0, 0));
@@ -136,6 +136,7 @@ static inline void check_parts_in_a_broken_context(void) {
     GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuParamSetSize(fill, 12));
     GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuLaunch(fill));
     OK(cuCtxDestroy_v2(broken));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxCreate_v2(&broken, 0, 0));
 }
 
 static inline CUcontext current_context(void) {

@@ -5,9 +5,12 @@
 #ifndef SIMGPU_CHECK_H
 #define SIMGPU_CHECK_H
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include "tpg_cuda.h"
 #include "tpg_nvml.h"
 
@@ -64,6 +67,27 @@ static inline CUcontext start(void) {
     OK(cuDevicePrimaryCtxRetain(&context, 0));
     OK(cuCtxSetCurrent(context));
     return context;
+}
+
+// A fault breaks its device for the rest of the process, so each has a process of its own: the story runs again and again in
+// children, the n-th of which ends at its n-th fault; the last one comes to no fault any more. Before cuInit.
+static int faults_before; // those that this process leaves out
+enum { FAULTED = 77 };
+static inline bool fault_here(void) { return faults_before-- == 0; }
+static inline void each_fault(void (*story)(void)) {
+    int status = 0;
+    for (int n = 0; n == 0 || WEXITSTATUS(status) == FAULTED; n++) {
+        fflush(NULL);
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (!child) {
+            faults_before = n;
+            story();
+            exit(0);
+        }
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+    }
+    CHECK(WEXITSTATUS(status) == 0);
 }
 
 static inline CUresult spin(CUmodule module, unsigned long long ns, CUstream stream) {

@@ -109,6 +109,9 @@ int main(void) {
     OK(cuDeviceGetUuid_v2(&b, 1));
     CHECK(memcmp(&a, &b, sizeof a));
     OK(cuDevicePrimaryCtxReset_v2(0));
+    GIVES(700, cuDevicePrimaryCtxRetain(&first, 0));
+    OK(cuDevicePrimaryCtxReset_v2(1));
+    OK(cuDevicePrimaryCtxRetain(&second_context, 1));
     OK(cuDevicePrimaryCtxReset_v2(1));
     NVML_OK(nvmlShutdown());
     CHECK(nvmlShutdown() == NVML_ERROR_UNINITIALIZED);

@@ -1,6 +1,6 @@
 // Two simulated devices: memory of cuMemMap is reached by whom it was given to, copies name whose rights they use.
 //
-// One thread. A fault is sticky: each of them is the last thing that its own context does.
+// One thread. A fault breaks its device for good: each of them is the last thing that its process does there.
 #include "simgpu_check.h"
 
 #define GRANULE (2u << 20)
@@ -38,11 +38,20 @@ static void holds(CUdeviceptr address, unsigned value) {
 typedef CUresult action_t(CUdeviceptr foreign, CUdeviceptr own);
 static void faults(action_t *action, CUdeviceptr foreign, CUdeviceptr own) {
     CUcontext context;
+    if (!fault_here())
+        return;
     OK(cuCtxCreate_v2(&context, 0, 1));
     CUresult result = action(foreign, own);
     CHECK(result == CUDA_SUCCESS || result == CUDA_ERROR_ILLEGAL_ADDRESS);
     GIVES(700, cuCtxSynchronize());
     OK(cuCtxDestroy_v2(context));
+    GIVES(700, cuCtxCreate_v2(&context, 0, 1));
+    OK(cuCtxSetCurrent(contexts[1]));
+    GIVES(700, cuCtxSynchronize());
+    OK(cuCtxSetCurrent(contexts[0])); // the other device's contexts are unharmed
+    OK(cuMemsetD8_v2(foreign, 1, 4));
+    OK(cuCtxSynchronize());
+    exit(FAULTED);
 }
 
 static CUresult copies_across(CUdeviceptr foreign, CUdeviceptr own) {
@@ -65,7 +74,7 @@ static CUresult names_the_wrong_device(CUdeviceptr foreign, CUdeviceptr own) {
     return cuMemcpyPeerAsync(own, contexts[1], foreign, contexts[1], 256, NULL);
 }
 
-int main(void) {
+static void all(void) {
     OK(cuInit(0));
     for (int i = 0; i < 2; i++)
         OK(cuDevicePrimaryCtxRetain(&contexts[i], i));
@@ -131,6 +140,10 @@ int main(void) {
     CHECK(device == 1);
     OK(cuMemFreeAsync(pooled, stream));
     OK(cuStreamSynchronize(stream));
+}
+
+int main(void) {
+    each_fault(all);
     puts("ok");
     return 0;
 }

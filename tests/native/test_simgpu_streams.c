@@ -445,12 +445,46 @@ static void threads(CUmodule module) {
         pthread_join(all[i], NULL);
 }
 
-static void sticky(CUmodule module) {
+// What broke the device was heard of: every context of it answers so, until the process ends (580.159.04, measured).
+static void broken(CUresult error, CUcontext own, CUcontext other, CUstream stream, CUevent event) {
+    CUdeviceptr p;
+    CUcontext context;
+    char byte = 0;
+    CUcontext both[] = {own, other};
+    for (int i = 0; i < 2; i++) {
+        OK(cuCtxSetCurrent(both[i]));
+        OK(cuCtxGetCurrent(&context)); // what only asks still answers
+        CHECK(context == both[i]);
+        GIVES(error, cuStreamSynchronize(stream));
+        GIVES(error, cuStreamQuery(stream));
+        GIVES(error, cuStreamQuery(NULL));
+        GIVES(error, cuEventQuery(event));
+        GIVES(error, cuEventSynchronize(event));
+        GIVES(error, cuEventRecord(event, stream));
+        GIVES(error, cuStreamWaitEvent(stream, event, 0));
+        GIVES(error, cuMemcpyHtoDAsync_v2(0x1000, &byte, 1, stream));
+        GIVES(error, cuMemAlloc_v2(&p, 4));
+        GIVES(error, cuCtxSynchronize()); // and a stuck stream does not hang it
+        GIVES(error, cuStreamDestroy_v2(stream));
+    }
+    OK(cuCtxDestroy_v2(other));
+    GIVES(error, cuCtxCreate_v2(&context, 0, 0));
+    OK(cuCtxSetCurrent(NULL));
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    GIVES(error, cuDevicePrimaryCtxRetain(&context, 0));
+    exit(FAULTED);
+}
+
+static void sticky(void) {
     CUstream stream, stuck;
     CUevent event;
     CUdeviceptr p, flag, reserved;
+    CUcontext other, own = start();
+    CUmodule module = load_kernels();
     char byte = 0;
     int code = 5;
+    OK(cuCtxCreate_v2(&other, 0, 0));
+    OK(cuCtxSetCurrent(own));
     OK(cuStreamCreate(&stream, 0));
     OK(cuStreamCreate(&stuck, CU_STREAM_NON_BLOCKING));
     OK(cuEventCreate(&event, 0));
@@ -458,61 +492,56 @@ static void sticky(CUmodule module) {
     OK(cuMemAlloc_v2(&flag, 4));
     OK(cuMemsetD8_v2(flag, 0, 4));
     OK(cuStreamSynchronize(NULL));
-    OK(cuStreamWaitValue32_v2(stuck, flag, 1, CU_STREAM_WAIT_VALUE_EQ)); // would wait for ever
-    gate_t gate = gate_make(); // an error that came at once would be given by the calls behind it
-    gate_close(&gate, stream);
-    OK(fill(module, p, 1, 26, stream)); // one element too many
-    OK(cuEventRecord(event, stream));
-    OK(cuLaunchHostFunc(stream, host_function, &code));
-    called = 0;
-    gate_open(&gate);
-    GIVES(700, cuStreamSynchronize(stream));
-    CHECK(called == 0); // host functions do not run after an error
-    GIVES(700, cuEventQuery(event));
-    GIVES(700, cuEventSynchronize(event));
-    GIVES(700, cuMemcpyDtoH_v2(&byte, p, 1));
-    GIVES(700, cuMemAlloc_v2(&p, 4));
-    GIVES(700, cuCtxSynchronize()); // and the stuck stream does not hang it
-    CUcontext context;
-    OK(cuCtxGetCurrent(&context)); // what only asks still answers
-    OK(cuDevicePrimaryCtxReset_v2(0));
-    start();
-    module = load_kernels();
+    if (fault_here()) {
+        OK(cuStreamWaitValue32_v2(stuck, flag, 1, CU_STREAM_WAIT_VALUE_EQ)); // would wait for ever
+        gate_t gate = gate_make(); // an error that came at once would be given by the calls behind it
+        gate_close(&gate, stream);
+        OK(fill(module, p, 1, 26, stream)); // one element too many
+        OK(cuEventRecord(event, stream));
+        OK(cuLaunchHostFunc(stream, host_function, &code));
+        called = 0;
+        gate_open(&gate);
+        GIVES(700, cuStreamSynchronize(stream));
+        CHECK(called == 0); // host functions do not run after an error
+        broken(CUDA_ERROR_ILLEGAL_ADDRESS, own, other, stream, event);
+    }
     // A reservation without a mapping faults in the stream; so does memory without access rights.
     OK(cuMemAddressReserve(&reserved, 2 << 20, 0, 0, 0));
-    OK(cuStreamCreate(&stream, 0));
-    OK(cuMemsetD8Async(reserved, 0, 1, stream));
-    GIVES(700, cuStreamSynchronize(stream));
-    OK(cuDevicePrimaryCtxReset_v2(0));
-    start();
-    module = load_kernels();
+    if (fault_here()) {
+        OK(cuMemsetD8Async(reserved, 0, 1, stream));
+        GIVES(700, cuStreamSynchronize(stream));
+        broken(CUDA_ERROR_ILLEGAL_ADDRESS, own, other, stream, event);
+    }
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
     CUmemGenericAllocationHandle handle;
     OK(cuMemCreate(&handle, 2 << 20, &prop, 0));
     OK(cuMemMap(reserved, 2 << 20, 0, handle, 0));
-    OK(fill(module, reserved, 1, 1, NULL));
-    GIVES(700, cuCtxSynchronize());
-    OK(cuDevicePrimaryCtxReset_v2(0));
-    start();
-    module = load_kernels();
+    if (fault_here()) {
+        OK(fill(module, reserved, 1, 1, NULL));
+        GIVES(700, cuCtxSynchronize());
+        broken(CUDA_ERROR_ILLEGAL_ADDRESS, own, other, stream, event);
+    }
     CUmemAccessDesc access = {prop.location, CU_MEM_ACCESS_FLAGS_PROT_READ};
     OK(cuMemSetAccess(reserved, 2 << 20, &access, 1));
     OK(cuMemcpyDtoH_v2(&byte, reserved, 1));
-    OK(fill(module, reserved, 1, 1, NULL));
-    GIVES(700, cuCtxSynchronize()); // read-only
-    OK(cuDevicePrimaryCtxReset_v2(0));
-    start();
-    module = load_kernels();
-    OK(cuMemAlloc_v2(&p, 100));
-    OK(fill(module, p + 2, 1, 1, NULL));
-    GIVES(716, cuCtxSynchronize());
-    OK(cuDevicePrimaryCtxReset_v2(0));
+    if (fault_here()) {
+        OK(fill(module, reserved, 1, 1, NULL));
+        GIVES(700, cuCtxSynchronize()); // read-only
+        broken(CUDA_ERROR_ILLEGAL_ADDRESS, own, other, stream, event);
+    }
+    if (fault_here()) { // in the created context
+        OK(cuCtxSetCurrent(other));
+        OK(fill(load_kernels(), p + 2, 1, 1, NULL));
+        GIVES(716, cuCtxSynchronize());
+        broken(CUDA_ERROR_MISALIGNED_ADDRESS, own, other, stream, event);
+    }
     OK(cuMemUnmap(reserved, 2 << 20));
     OK(cuMemRelease(handle));
     OK(cuMemAddressFree(reserved, 2 << 20));
 }
 
 int main(void) {
+    each_fault(sticky); // in processes that begin before there is a driver in this one
     start();
     CUmodule module = load_kernels();
     asynchrony(module);
@@ -527,7 +556,6 @@ int main(void) {
     backpressure(module);
     speed(module);
     threads(module);
-    sticky(module);
     puts("ok");
     return 0;
 }

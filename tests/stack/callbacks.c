@@ -192,12 +192,12 @@ static void broken_and_full(void) {
     CHECK(!called);
 }
 
-/* A context that broke says nothing of another's streams. */
-static void callback_of_another_context(void) {
+/* A device that broke says nothing of another's streams. */
+static void callback_of_another_device(void) {
     CUcontext made;
     CUstream stream;
     start();
-    OK(cuCtxCreate_v4(&made, NULL, 0, 0));
+    OK(cuCtxCreate_v4(&made, NULL, 0, 1));
     CUmodule module = load_kernels();
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, break_context(module, stream));
@@ -349,7 +349,7 @@ static const struct check checks[] = {{"waiting-calls", waiting_calls},
                                       {"capture-not-told", capture_not_told},
                                       {"broken", broken},
                                       {"broken-and-full", broken_and_full},
-                                      {"another-context", callback_of_another_context}};
+                                      {"another-device", callback_of_another_device}};
 
 int role_callbacks(int count, char **words) {
     names = words + 1;

@@ -504,26 +504,43 @@ static void mapped_memory_while_posts_wait(void) {
     OK(cuModuleUnload(module));
 }
 
-/* For a worker whose first launch breaks its context: another context goes on, also when it is the one that hears of it. */
+/* For a worker whose first launch breaks its device: every context there is broken, whichever hears of it, and for good. */
 static void error_of_another_context(void) {
-    CUcontext healthy, broken;
-    CUdeviceptr memory;
-    OK(cuCtxCreate_v2(&healthy, 0, 0));
+    CUcontext other, broken, primary, made;
+    CUdeviceptr memory, before;
+    CUstream stream;
+    OK(cuCtxGetCurrent(&primary));
+    OK(cuCtxCreate_v2(&other, 0, 0));
+    OK(cuMemAlloc_v2(&before, 4096));
     OK(cuCtxCreate_v2(&broken, 0, 0));
     OK(cuCtxSetCurrent(NULL));
     OK(cuCtxSynchronize_v2(broken)); /* needs no current context */
     OK(cuCtxSetCurrent(broken));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     CUmodule module = load_kernels();
     OK(spin(module, 1, NULL));
-    OK(cuCtxSetCurrent(healthy));
-    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize_v2(broken));
-    OK(cuMemAlloc_v2(&memory, 4096));
-    OK(cuMemsetD32_v2(memory, 1, 1024));
-    OK(cuCtxSynchronize());
-    OK(cuMemFree_v2(memory));
-    OK(cuCtxSetCurrent(broken));
-    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuMemAlloc_v2(&memory, 4096));
-    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
+    OK(cuCtxSetCurrent(other));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize()); /* in which nothing was ever done */
+    CUcontext all[] = {other, broken, primary};
+    for (int i = 0; i < 3; i++) {
+        OK(cuCtxSetCurrent(all[i]));
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuMemAlloc_v2(&memory, 4096));
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuMemsetD32_v2(before, 1, 1024));
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize_v2(broken));
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamQuery(stream));
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamQuery(NULL));
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(stream));
+    }
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamDestroy_v2(stream));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxCreate_v2(&made, 0, 0));
+    OK(cuCtxDestroy_v2(broken)); /* another is current */
+    OK(cuCtxSetCurrent(other));
+    OK(cuCtxDestroy_v2(other));
+    OK(cuCtxSetCurrent(NULL));
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuDevicePrimaryCtxRetain(&made, 0));
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxCreate_v2(&made, 0, 0));
 }
 
 static const struct check checks[] = {{"streams-of-another-context", streams_of_another_context},

@@ -2,7 +2,7 @@
  * Two devices in one client, one check for each word that the role is given: copies, peer access, pools, answers that are kept.
  *
  * One thread. Sizes are of both kinds of allocation: parts of a shared granule, and granules of their own. A fault breaks its
- * context for good, so whatever must fault does so in a context of its own.
+ * device for good, so whatever must fault does so in a process of its own.
  */
 #include "stack.h"
 
@@ -16,6 +16,7 @@ static uint32_t host[LARGE];
 static void on(int i) { OK(cuCtxSetCurrent(device[i])); }
 
 static void open_both(void) {
+    OK(cuInit(0));
     for (int i = 0; i < 2; i++) {
         OK(cuDevicePrimaryCtxRetain(&device[i], i));
         on(i);
@@ -200,9 +201,12 @@ static void frees(void) {
     holds(target, 11, LARGE);
 }
 
-/* A kernel of a fresh context on `i`, which is given access to the other device's memory first, or not. */
-static CUresult kernel_elsewhere(int i, CUdeviceptr memory, bool allowed) {
+/* A kernel of a fresh context on `i`, which is given access to the other device's memory first, or faults. */
+static void kernel_elsewhere(int i, CUdeviceptr memory, bool allowed) {
     CUcontext context;
+    if (!allowed && !fault_here()) {
+        return;
+    }
     OK(cuCtxCreate_v2(&context, 0, i));
     CUfunction fill_in = kernel(load_kernels(), "fill_u32");
     uint32_t value = 1;
@@ -212,12 +216,14 @@ static CUresult kernel_elsewhere(int i, CUdeviceptr memory, bool allowed) {
         OK(cuCtxEnablePeerAccess(device[!i], 0));
     }
     OK(launch(fill_in, 4, NULL, params));
-    CUresult result = cuCtxSynchronize();
+    GIVES(allowed ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
     OK(cuCtxDestroy_v2(context));
-    return result;
+    if (!allowed) {
+        exit(FAULTED);
+    }
 }
 
-static void peers(void) {
+static void peers_story(void) {
     int can = 0;
     open_both();
     OK(cuDeviceCanAccessPeer(&can, 0, 1));
@@ -227,8 +233,8 @@ static void peers(void) {
     CUdeviceptr small = memory_on(1, SMALL), large = memory_on(1, LARGE), freed = memory_on(1, LARGE);
     OK(cuMemFree_v2(freed)); /* its granules are kept for the next */
     OK(cuCtxSynchronize());
-    GIVES(700, kernel_elsewhere(0, small, false));
-    GIVES(700, kernel_elsewhere(0, large, false));
+    kernel_elsewhere(0, small, false);
+    kernel_elsewhere(0, large, false);
     on(0);
     GIVES(CUDA_ERROR_PEER_ACCESS_NOT_ENABLED, cuCtxDisablePeerAccess(device[1]));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuCtxEnablePeerAccess(device[1], 1));
@@ -253,14 +259,14 @@ static void peers(void) {
     for (uint32_t i = 0; i < 3; i++) {
         holds(later[i], 3 + i, SMALL);
     }
-    GIVES(700, kernel_elsewhere(1, back, false)); /* one way only */
-    OK(kernel_elsewhere(1, back, true));
-    GIVES(700, kernel_elsewhere(1, back, false)); /* that access went with its context */
+    kernel_elsewhere(1, back, false); /* one way only */
+    kernel_elsewhere(1, back, true);
+    kernel_elsewhere(1, back, false); /* that access went with its context */
     on(0);
     OK(cuCtxDisablePeerAccess(device[1]));
     GIVES(CUDA_ERROR_PEER_ACCESS_NOT_ENABLED, cuCtxDisablePeerAccess(device[1]));
-    GIVES(700, kernel_elsewhere(0, small, false));
-    GIVES(700, kernel_elsewhere(0, later[1], false));
+    kernel_elsewhere(0, small, false);
+    kernel_elsewhere(0, later[1], false);
     on(0);
     OK(cuMemcpyPeerAsync(back, device[0], large, device[1], SMALL * 4, NULL)); /* copies never needed it */
     OK(cuCtxSynchronize());
@@ -272,13 +278,13 @@ static void peers(void) {
 }
 
 /* Access ends with either context; what is made anew has none. */
-static void peers_of_contexts_that_end(void) {
+static void contexts_that_end_story(void) {
     open_both();
     CUdeviceptr memory = memory_on(1, SMALL);
     on(0);
     OK(cuCtxEnablePeerAccess(device[1], 0));
     OK(cuDevicePrimaryCtxReset_v2(0));
-    GIVES(700, kernel_elsewhere(0, memory, false));
+    kernel_elsewhere(0, memory, false);
     OK(cuDevicePrimaryCtxRetain(&device[0], 0));
     on(0);
     GIVES(CUDA_ERROR_PEER_ACCESS_NOT_ENABLED, cuCtxDisablePeerAccess(device[1]));
@@ -290,12 +296,72 @@ static void peers_of_contexts_that_end(void) {
     OK(cuDevicePrimaryCtxReset_v2(1));
     OK(cuDevicePrimaryCtxRetain(&device[1], 1));
     memory = memory_on(1, SMALL);
-    GIVES(700, kernel_elsewhere(0, memory, false));
+    kernel_elsewhere(0, memory, false);
     on(0);
     OK(cuCtxEnablePeerAccess(device[1], 0));
     OK(fill_with(0, memory, 6, SMALL, NULL));
     OK(cuCtxSynchronize());
     holds(memory, 6, SMALL);
+}
+
+static void peers(void) { each_fault(peers_story); }
+static void peers_of_contexts_that_end(void) { each_fault(contexts_that_end_story); }
+
+/* What breaks a device is told of that device alone, wherever it is heard first; the other goes on. */
+static void one_breaks(int bad, bool posted) {
+    const int good = !bad;
+    CUcontext again;
+    CUdeviceptr small[2] = {memory_on(0, SMALL), memory_on(1, SMALL)}, none = posted ? small[bad] : 0;
+    on(bad);
+    OK(fill_with(bad, none, 1, SMALL,
+                 stream[bad])); /* a launch that fails on its way (by the test), or a kernel that faults */
+    on(good);
+    if (posted) {
+        OK(cuCtxSynchronize());
+        OK(fill_with(good, small[good], 7, SMALL, NULL));
+        OK(cuStreamSynchronize(NULL));
+    }
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamSynchronize(stream[bad]));
+    for (int turn = 0; turn < 2; turn++) {
+        on(good);
+        OK(fill_with(good, small[good], 5, SMALL, stream[good]));
+        OK(cuStreamSynchronize(stream[good]));
+        OK(cuCtxSynchronize());
+        holds(small[good], 5, SMALL);
+        OK(cuMemFree_v2(memory_on(good, LARGE)));
+        CUstream other;
+        OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+        OK(fill_with(good, small[good], 6, SMALL, other));
+        OK(cuStreamSynchronize(other));
+        on(bad);
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxSynchronize());
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuMemsetD8_v2(small[bad], 1, 4));
+        GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuStreamQuery(stream[bad]));
+    }
+    OK(cuDevicePrimaryCtxReset_v2(bad)); /* current */
+    on(good);
+    GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuDevicePrimaryCtxRetain(&again, bad));
+    OK(cuCtxSynchronize());
+    OK(cuCtxCreate_v2(&again, 0, good));
+    OK(cuCtxSynchronize());
+    OK(cuCtxDestroy_v2(again));
+}
+
+static void one_breaks_story(void) {
+    open_both();
+    for (int bad = 0; bad < 2; bad++) {
+        if (fault_here()) {
+            one_breaks(bad, false);
+            exit(FAULTED);
+        }
+    }
+}
+static void one_of_two_breaks(void) { each_fault(one_breaks_story); }
+
+/* The same by a launch that the worker's driver refuses: it is the first. */
+static void one_of_two_breaks_at_a_launch(void) {
+    open_both();
+    one_breaks(0, true);
 }
 
 /* Devices that do not reach each other: no peer access, and every copy as before. */
@@ -375,14 +441,16 @@ static void occupancy(void) {
     OK(cuLibraryUnload(library));
 }
 
-static const struct check checks[] = {
-    {"copies", copies},       {"host-copies", host_copies},
-    {"order", order},         {"frees", frees},
-    {"peers", peers},         {"peers-of-contexts-that-end", peers_of_contexts_that_end},
-    {"strangers", strangers}, {"pools", pools},
-    {"occupancy", occupancy}};
+static const struct check checks[] = {{"copies", copies},
+                                      {"host-copies", host_copies},
+                                      {"order", order},
+                                      {"frees", frees},
+                                      {"peers", peers},
+                                      {"peers-of-contexts-that-end", peers_of_contexts_that_end},
+                                      {"strangers", strangers},
+                                      {"pools", pools},
+                                      {"occupancy", occupancy},
+                                      {"one-of-two-breaks", one_of_two_breaks},
+                                      {"one-of-two-breaks-at-a-launch", one_of_two_breaks_at_a_launch}};
 
-int role_devices(int count, char **words) {
-    start();
-    return run_check(checks, sizeof checks / sizeof *checks, count, words);
-}
+int role_devices(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

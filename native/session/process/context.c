@@ -13,7 +13,7 @@
 
 bool tpw_home_enter(struct tpw_session *s) {
     for (int i = 0; i < s->device_count; i++) {
-        if (s->primary[i]) {
+        if (s->primary[i] && !s->broken[i]) {
             return s->cuda.cuCtxPushCurrent_v2(s->primary[i]) == CUDA_SUCCESS;
         }
     }

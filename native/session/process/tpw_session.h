@@ -62,6 +62,7 @@ struct tpw_session {
     int32_t start_result; /* what it returned */
     int device_count;
     CUdevice devices[TPW_MAX_DEVICES];
+    int32_t broken[TPW_MAX_DEVICES];    /* the error that broke it for the rest of the process, 0 = none is known */
     CUcontext primary[TPW_MAX_DEVICES]; /* retained by this session for its whole life once made, see context.c */
 
     struct tpw_table tables[TPG_KIND_LIMIT];
@@ -169,7 +170,7 @@ int32_t tpw_context_made(struct tpw_session *s, const struct tp_frame *frame, ui
                          int device, bool primary, int32_t error);
 /* Retains the primary context, once. */
 int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out);
-/* Makes a context current that lasts as long as the session, for what the session makes for itself while the client's
+/* Makes a context current that lasts as long as the session, of a device that is not broken, for what the session makes for itself while the client's
  * context may be a created one, with which its pinned memory would end. What was current is so again after the second. */
 bool tpw_home_enter(struct tpw_session *s);
 void tpw_home_leave(struct tpw_session *s);
@@ -178,6 +179,12 @@ uint32_t tpw_context_device(struct tpw_session *s, uint32_t context);
 /* A primary context was made, and is current: what works in it gets ready, or says why not. */
 typedef int32_t tpw_primary_made(struct tpw_session *s);
 TP_LIST(tpw_primary_made);
+
+/* ---- broken.c ---- */
+/* An error that the driver gave: whether it is one that broke a device, of which the client is told first. */
+bool tpw_breaks(struct tpw_session *s, int32_t error);
+/* The error that broke the device, by its index: 0 as long as the driver gives none. */
+int32_t tpw_device_broken(struct tpw_session *s, int index);
 
 /* ---- the end of a context, for those who register: told in this order ---- */
 struct tpw_gone {

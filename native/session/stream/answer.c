@@ -20,7 +20,8 @@ void tpw_leave(struct tpw_session *s) {
 }
 
 void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t error) {
-    if (!s->deferred_error) {
+    /* What broke a device, the driver gives again from each call on that device, and from none on another. */
+    if (!tpw_breaks(s, error) && !s->deferred_error) {
         s->deferred_error = error;
     }
     s->answered = frame->thread;
@@ -34,7 +35,7 @@ void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t erro
 
 /* The error to answer with: this one, or the deferred one if there is none. */
 static int32_t report(struct tpw_session *s, int32_t error) {
-    if (!error || error == s->deferred_error) { /* what breaks a context comes from the post and from the wait */
+    if (!error) {
         error = s->deferred_error;
         s->deferred_error = 0;
     }
@@ -49,6 +50,9 @@ static bool completes(uint16_t op, int32_t result) {
 }
 
 int32_t tpw_result(struct tpw_session *s, uint16_t op, int32_t error) {
+    if (error) {
+        (void)tpw_breaks(s, error);
+    }
     if (completes(op, error)) {
         tpw_leave(s); /* before the report: it may find that a post has failed */
     }

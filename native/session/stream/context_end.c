@@ -4,8 +4,8 @@
  * Executor thread only. The driver's primary context stays until the process ends (process/context.c). So what the client's
  * last release or a reset means is done piece by piece, to the client's own objects: when all their work is over they are
  * destroyed, its memory is freed, its limits go back. cuDevicePrimaryCtxReset is never called, as it would take the session's
- * own objects with it; a context that an error broke therefore stays broken until the client's process ends. A created
- * context is the client's alone and is destroyed whole.
+ * own objects with it, and mends nothing: a device that an error broke stays so until the process ends, and a context cannot be
+ * made there (580.159.04, measured). A created context is the client's alone and is destroyed whole.
  *
  * Ending waits for the GPU aside (struct ending), never on the executor: the work to wait for may itself wait for a host
  * function of the client. A context is forgotten at once, so that frames that still name it answer that it is destroyed.
@@ -51,6 +51,10 @@ int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
     }
     if (has_primary(s, in->device)) {
         return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    error = tpw_device_broken(s, in->device);
+    if (error) {
+        return error;
     }
     /* The driver has one primary context for a device: a new one waits for the end of the old one, whose work it would delay. */
     for (struct ending *ending = s->endings; ending; ending = ending->next) {
@@ -239,8 +243,9 @@ static void finish(struct tpw_session *s, void *what, int32_t error) {
     }
     last(s, ending);
     if (ending->retained) {
+        int32_t broken = tpw_device_broken(s, ending->context.device);
         int32_t result = tpw_context_made(s, &ending->frame, tp_handle_make(TPG_CONTEXT, ending->id), ending->native,
-                                          ending->context.device, true, 0);
+                                          ending->context.device, true, broken);
         tpw_conclude(s, &ending->frame, result);
     }
     free(ending);

@@ -320,9 +320,9 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
             barrier->remaining++;
         }
     }
-    if (barrier->remaining == 1 && !barrier->error && idle && tpw_touchable(s, idle)) {
-        /* Nothing to wait for, but a context that failed earlier has to say so again. */
-        int32_t error = (int32_t)s->cuda.cuStreamQuery(idle->native);
+    if (barrier->remaining == 1 && !barrier->error && (!idle || tpw_touchable(s, idle)) && s->entered) {
+        /* Nothing to wait for, but a device that failed has to say so, whichever context of it is asked. */
+        int32_t error = (int32_t)s->cuda.cuStreamQuery(idle ? idle->native : CU_STREAM_LEGACY);
         barrier->error = error == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : error;
     }
     barrier_step(s, barrier, 0);

@@ -62,8 +62,8 @@ CUresult tpc_reach(const char *name, unsigned int parameter, uint64_t value, CUd
 }
 
 /* After a kernel has used an address that is none. */
-static void tell(const struct tpc_context *context, int error) {
-    (void)context;
+static void tell(int device, int error) {
+    (void)device;
     if (error != CUDA_ERROR_ILLEGAL_ADDRESS) {
         return;
     }
@@ -87,4 +87,4 @@ static void tell(const struct tpc_context *context, int error) {
         tp_say_once(&said[MOST], "and %u more pinned allocations that kernels do not reach", count - told);
     }
 }
-TP_REGISTER(tpc_context_broken, tell);
+TP_REGISTER(tpc_device_broken, tell);

@@ -26,6 +26,7 @@ static struct tp_lock contexts;              /* counts and activity of primary c
 static struct tpc_context_record *primaries; /* one for each device, written once */
 static _Atomic unsigned long long next_id = 1;
 static _Atomic int living; /* contexts that are active */
+static struct tpc_context *_Atomic all;
 
 /* On top, with nothing on the stack, in threads that run host functions. Its handle is the NULL that such a thread sees. */
 static struct tpc_context forbidden = {.error = CUDA_ERROR_NOT_PERMITTED};
@@ -242,6 +243,38 @@ CUresult tpc_cuCtxSetFlags(unsigned int flags) {
     return result;
 }
 
+/* ---- contexts of a device that broke ---- */
+
+static void break_one(struct tpc_context *context) {
+    int usable = 0;
+    const int error = atomic_load(&tpc_devices[context->device].error);
+    if (TP_UNLIKELY(error)) {
+        atomic_compare_exchange_strong(&context->error, &usable, error);
+    }
+}
+
+void tpc_contexts_break(int device) {
+    for (struct tpc_context *context = atomic_load(&all); context; context = context->next) {
+        if (context->device == device) {
+            break_one(context);
+        }
+    }
+}
+
+/* From here on it breaks with its device, which may just have happened. */
+static void enlist(struct tpc_context *context) {
+    context->next = atomic_load(&all);
+    while (!atomic_compare_exchange_weak(&all, &context->next, context)) {
+    }
+    break_one(context);
+}
+
+/* Ending a context is no work: what broke the current one is not told (580.159.04, measured). */
+static CUresult of_an_end(CUresult posted) {
+    const CUresult broken = tpc_posted();
+    return broken != CUDA_SUCCESS && posted == broken ? CUDA_SUCCESS : posted;
+}
+
 /* ---- primary contexts ---- */
 
 CUresult tpc_contexts_start(void) {
@@ -261,6 +294,7 @@ CUresult tpc_contexts_start(void) {
             return TPC_NO_HANDLES;
         }
         tpc_limits_fresh(&records[i]);
+        enlist(context);
     }
     primaries = records;
     return CUDA_SUCCESS;
@@ -288,7 +322,8 @@ static CUresult activate(struct tpc_context_record *record) {
     tp_reply_free(&reply);
     if (result == CUDA_SUCCESS) {
         tpc_limits_fresh(record);
-        atomic_store_explicit(&context->error, 0, memory_order_relaxed);
+        atomic_store(&context->error, 0);
+        break_one(context);
         atomic_store_explicit(&context->active, true, memory_order_release);
         atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
     }
@@ -348,7 +383,7 @@ CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
             struct tpg_primary_release_in in = {.device = tpc_devices[dev].remote};
             deactivate(context);
             ended = true;
-            result = tpc_post_primary_release("cuDevicePrimaryCtxRelease_v2", &in);
+            result = of_an_end(tpc_post_primary_release("cuDevicePrimaryCtxRelease_v2", &in));
         }
     }
     tp_lock_drop(&contexts);
@@ -371,7 +406,7 @@ CUresult tpc_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
         struct tpg_primary_reset_in in = {.device = tpc_devices[dev].remote};
         deactivate(context);
         ended = true;
-        result = tpc_post_primary_reset("cuDevicePrimaryCtxReset_v2", &in);
+        result = of_an_end(tpc_post_primary_reset("cuDevicePrimaryCtxReset_v2", &in));
     }
     tp_lock_drop(&contexts);
     if (ended) {
@@ -438,6 +473,7 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
         free(record);
         return result;
     }
+    enlist(context);
     atomic_store_explicit(&context->active, true, memory_order_release);
     atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
     *pctx = (CUcontext)(uintptr_t)context->handle;
@@ -480,7 +516,7 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     }
     end(context);
     struct tpg_context_destroy_in in = {.context = context->handle};
-    result = tpc_post_context_destroy("cuCtxDestroy_v2", &in);
+    result = of_an_end(tpc_post_context_destroy("cuCtxDestroy_v2", &in));
     tpc_unmint(TPG_CONTEXT, context->handle);
     if (stack.top == context) {
         pop();

@@ -27,6 +27,8 @@ struct tpc_context_record {
     int32_t limit_results[TP_DEVICE_LIMITS];
     int priority_low, priority_high;
 };
+/* The device's error is theirs from now on. Any thread, without a lock. */
+void tpc_contexts_break(int device);
 /* Mints the handles of the primary contexts. Called once, when the devices are known. */
 CUresult tpc_contexts_start(void);
 

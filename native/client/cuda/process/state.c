@@ -155,45 +155,37 @@ unsigned char *tpc_reserve(uint16_t op, size_t size) {
     return frame ? frame + sizeof(struct tp_frame) : NULL;
 }
 
-/* Errors after which a context can only be thrown away; the driver gives them again from every call that does work. */
-static bool sticky(int error) {
-    switch (error) {
-    case CUDA_ERROR_ECC_UNCORRECTABLE:
-    case CUDA_ERROR_NVLINK_UNCORRECTABLE:
-    case CUDA_ERROR_ILLEGAL_ADDRESS:
-    case CUDA_ERROR_LAUNCH_TIMEOUT:
-    case CUDA_ERROR_ASSERT:
-    case CUDA_ERROR_HARDWARE_STACK_ERROR:
-    case CUDA_ERROR_ILLEGAL_INSTRUCTION:
-    case CUDA_ERROR_MISALIGNED_ADDRESS:
-    case CUDA_ERROR_INVALID_ADDRESS_SPACE:
-    case CUDA_ERROR_INVALID_PC:
-    case CUDA_ERROR_LAUNCH_FAILED:
+/* Who reads the message may hold a lock: the other families hear of it at the next failed call (tell_broken). */
+static _Atomic bool untold;
+
+bool tpc_on_device_broken(const struct tpg_device_broken_in *in) {
+    const int device = tpc_device_of(in->device);
+    int none = 0;
+    if (!tpc_device_valid(device) || !in->error ||
+        !atomic_compare_exchange_strong(&tpc_devices[device].error, &none, in->error)) {
         return true;
-    default:
-        return false;
     }
+    atomic_store(&tpc_sticky_error, in->error);
+    tpc_contexts_break(device);
+    tpc_happened(&tpc_counts.failures);
+    tp_log(TP_ERROR,
+           "device %d is broken by error %d (%s); the driver gives that error from every call in its contexts, until "
+           "the program ends",
+           device, in->error, tpg_cuda_error_name(in->error));
+    atomic_store(&untold, true);
+    return true;
 }
 
-/* The context that the frame was for. */
-static struct tpc_context *asked(void) {
-    uint32_t id = tp_thread_self()->context;
-    return id ? tpc_record(TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, id)) : NULL;
-}
-
-static CUresult learn(int error) {
-    struct tpc_context *context = TP_UNLIKELY(error) && sticky(error) ? asked() : NULL;
-    int usable = 0;
-    if (context && atomic_compare_exchange_strong(&context->error, &usable, error)) {
-        atomic_store(&tpc_sticky_error, error);
-        tp_log(
-            TP_ERROR,
-            "the context of device %d is broken by error %d (%s); the driver gives that error from every call in it, "
-            "until the program ends",
-            context->device, error, tpg_cuda_error_name(error));
-        TP_TELL(tpc_context_broken, context, error);
+static TP_COLD void tell_broken(void) {
+    if (!atomic_load(&untold) || !atomic_exchange(&untold, false)) {
+        return;
     }
-    return (CUresult)error;
+    for (int i = 0; i < tpc_device_count; i++) {
+        const int error = atomic_load(&tpc_devices[i].error);
+        if (error) {
+            TP_TELL(tpc_device_broken, i, error);
+        }
+    }
 }
 
 CUresult tpc_posted(void) {
@@ -201,8 +193,7 @@ CUresult tpc_posted(void) {
         return CUDA_SUCCESS;
     }
     const struct tpc_context *context = tpc_current();
-    int error = context ? atomic_load(&context->error) : 0;
-    return sticky(error) ? (CUresult)error : CUDA_SUCCESS;
+    return context ? (CUresult)atomic_load(&tpc_devices[context->device].error) : CUDA_SUCCESS;
 }
 
 CUresult tpc_call(const char *name, struct tp_reply *reply) {
@@ -211,7 +202,10 @@ CUresult tpc_call(const char *name, struct tp_reply *reply) {
         memset(reply, 0, sizeof *reply);
         return tpc_lost();
     }
-    return learn(reply->result);
+    if (TP_UNLIKELY(reply->result)) {
+        tell_broken();
+    }
+    return (CUresult)reply->result;
 }
 
 static _Thread_local bool waits_for_next;

@@ -27,7 +27,7 @@ enum tpc_state {
     TPC_LOST,    /* the worker is gone */
 };
 extern _Atomic int tpc_state;
-extern _Atomic int tpc_sticky_error; /* of the context that broke last; 0 while none has */
+extern _Atomic int tpc_sticky_error; /* of the device that broke last; 0 while none has */
 extern bool tpc_strict;              /* TF_STRICT=1: every post waits for its result */
 extern struct tp_conn *tpc_conn;
 /* Stream captures under way (stream/capture.c): every post waits for its result, as the driver gives it. */
@@ -122,7 +122,7 @@ CUresult tpc_call(const char *name, struct tp_reply *reply);  /* the reply must 
 CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply);
 void tpc_pure_forget(void);
 CUresult tpc_lost(void);
-/* What a post answers when no call is made of it: the error that broke the current context, if one did. */
+/* What a post answers when no call is made of it: the error that broke the current context's device, if one did. */
 CUresult tpc_posted(void);
 CUresult tpc_bad_reply(const struct tp_reply *reply);
 #define TPC_FITS(size)                                                                                                 \
@@ -154,7 +154,8 @@ void tpc_flat_end(struct tpc_flat *flat);
 
 /* ---- devices (device.c) ---- */
 struct tpc_device {
-    int remote; /* ordinal on the worker */
+    int remote;        /* ordinal on the worker */
+    _Atomic int error; /* that broke it, until the process ends; 0 while none has */
     struct tp_device_description what;
 };
 extern int tpc_device_count; /* after CUDA_VISIBLE_DEVICES */
@@ -183,12 +184,13 @@ struct tpc_context {
     unsigned long long id; /* cuCtxGetId */
     bool primary;
     _Atomic bool active; /* primary: retained; other: not destroyed */
-    /* 0 while it can be used; why not: CUDA_ERROR_CONTEXT_IS_DESTROYED, the error that broke it, or, for the context that
-     * threads have which run host functions, CUDA_ERROR_NOT_PERMITTED. */
+    /* 0 while it can be used; why not: CUDA_ERROR_CONTEXT_IS_DESTROYED, the error that broke its device, or, for the context
+     * that threads have which run host functions, CUDA_ERROR_NOT_PERMITTED. */
     _Atomic int error;
     _Atomic unsigned int life; /* primary: how many times it has ended */
     _Atomic int references;    /* primary: count of retains; other: uses beside its creator's (cuCtxAttach) */
     uint64_t limits[TP_DEVICE_LIMITS];
+    struct tpc_context *next; /* of all */
 };
 /* The calling thread's current context, NULL if none. Also kept in tp_thread_self()->context for the frames. */
 struct tpc_context *tpc_current(void);
@@ -216,9 +218,9 @@ CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out);
 /* The worker has answered the first question, before any other call of the program goes on. */
 typedef void tpc_started(const struct tpg_start_out *answer);
 TP_LIST(tpc_started);
-/* An error broke a context. */
-typedef void tpc_context_broken(const struct tpc_context *context, int error);
-TP_LIST(tpc_context_broken);
+/* An error broke a device, and all contexts there. */
+typedef void tpc_device_broken(int device, int error);
+TP_LIST(tpc_device_broken);
 /* What a context had is gone for the program. Told before the frame about it is sent: the worker may give its addresses to
  * another thread as soon as it has that. */
 typedef void tpc_context_gone(const struct tpc_context *context);
