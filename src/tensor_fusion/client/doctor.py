@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ DEVICES_TIMEOUT = 60.0
 LOAD_TIMEOUT = 30.0
 # What the client waits for it says after 4 s where nobody sits at a terminal.
 URL_TIMEOUT = 8.0
+LOOK_TIME = 0.1
+NOT_READY = "a GPU worker: "
 _LINE = re.compile(r"^\S+ (?:ERROR|WARN ) +client\[\d+\]: (.*)$", re.MULTILINE)
 _WAITING = re.compile(r"Waiting for (.*), for up to \d+ \w+ more")
 
@@ -182,14 +185,8 @@ def _ask(url: str) -> str:
     command = [sys.executable, "-m", "tensor_fusion.client.ask_url", url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            output, errors = process.communicate(timeout=URL_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            _, errors = process.communicate()
-            waiting = _WAITING.findall(errors)
-            what = waiting[-1].removeprefix("a GPU worker: ") if waiting else f"an answer of {url}"
-            raise UserError(f"{what}; the client would go on waiting, {URL_TIMEOUT:.0f} s are over here.") from None
-        except KeyboardInterrupt:
+            output, errors = _listen(process, url)
+        except BaseException:  # a Ctrl-C among them
             process.kill()
             raise
     if process.returncode:
@@ -199,6 +196,23 @@ def _ask(url: str) -> str:
     if answer["sentence"]:
         raise UserError(answer["sentence"])
     return answer["text"]
+
+
+def _listen(process: subprocess.Popen[str], url: str) -> tuple[str, str]:
+    """What it has said at its end. Raises UserError where the client would go on: once it has asked several times and
+    was told each time that no worker is ready yet, or when no answer came in time."""
+    begin = time.monotonic()
+    while True:
+        try:
+            return process.communicate(timeout=LOOK_TIME)
+        except subprocess.TimeoutExpired as unfinished:
+            said = unfinished.stderr or b""
+            waiting = _WAITING.findall(said if isinstance(said, str) else said.decode(errors="replace"))
+            over = time.monotonic() - begin
+            if over < URL_TIMEOUT and not (waiting and waiting[-1].startswith(NOT_READY)):
+                continue
+            what = waiting[-1].removeprefix(NOT_READY) if waiting else f"an answer of {url}"
+            raise UserError(f"{what}; the client would go on waiting, {over:.0f} s are over here.") from None
 
 
 def _reach(address: Address) -> str:
