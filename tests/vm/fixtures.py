@@ -6,12 +6,15 @@ import importlib.util
 import os
 import shlex
 import stat
+import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 import tensor_fusion
+from tensor_fusion.cli.progress import duration
 from tensor_fusion.client.files import client_folder
 from vm import root as recipe
 from vm.machine import Machine
@@ -24,14 +27,38 @@ ACCOUNTS = {
 }
 
 
+class Announced:
+    """Says in lines between pytest's own what takes long: the first of each kind, and then one every few seconds."""
+
+    EVERY = 5.0
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._capture = config.pluginmanager.getplugin("capturemanager")
+        self._kind, self._at = "", 0.0
+
+    def __call__(self, what: str, seconds: float | None) -> None:
+        kind, now = what.partition(":")[0], time.monotonic()
+        if kind == self._kind and now - self._at < self.EVERY:
+            return
+        self._kind, self._at = kind, now
+        with self._capture.global_and_fixture_disabled():
+            left = "" if seconds is None else f", about {duration(seconds)} left"
+            print(f"\ntests: {what}{left}", file=sys.stderr, flush=True)
+
+
 @pytest.fixture(scope="session")
-def guest_root() -> Root:
+def announced(pytestconfig: pytest.Config) -> Announced:
+    return Announced(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def guest_root(announced: Announced) -> Root:
     reason = recipe.missing()
     if reason:
         if os.environ.get("TF_TEST_VM") == "required":
             pytest.fail(f"TF_TEST_VM=required, but this machine cannot run a guest: {reason}")
         pytest.skip(reason)
-    return recipe.make(recipe.cache_folder())
+    return recipe.make(recipe.cache_folder(), announced)
 
 
 @pytest.fixture(scope="session")
@@ -56,11 +83,14 @@ def guest_files(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def boot_guest(guest_root: Root, guest_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machine]:
+def boot_guest(
+    guest_root: Root, guest_files: Path, tmp_path_factory: pytest.TempPathFactory, announced: Announced
+) -> Callable[..., Machine]:
     def start(segment: Path, share: str = "share=on") -> Machine:
         words = printed(segment).qemu
         assert "share=on" in words
         devices = shlex.split(words.replace("share=on", share))
+        announced("a virtual machine boots, its processor emulated: 5 to 10 s", None)
         return Machine(guest_root, guest_files, tmp_path_factory.mktemp("machine"), *devices)
 
     return start

@@ -38,6 +38,14 @@ MODULES = ("failover", "net_failover", "virtio_ring", "virtio", "virtio_pci_lega
            "virtio_pci", "virtio_net")  # fmt: skip
 MERGED = ("bin", "lib", "lib64", "sbin")  # links into usr/ on today's Debian, whatever a package calls its files
 SECONDS = 240.0
+SAID_EVERY = 5.0
+PACKED_PER_SECOND = 8e6  # of a package's bytes, until it has been measured
+# Is told what is being done, and for how long it and what follows still takes, if that is known.
+Step = Callable[[str, float | None], None]
+
+
+def unsaid(_: str, __: float | None) -> None:
+    pass
 
 
 def _unpack_zst(data: bytes) -> bytes:
@@ -104,13 +112,11 @@ class Cpio:
         self.out.write(head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4))
 
 
-def make(folder: Path) -> Root:
-    """The kernel and the disk, out of the cache in `folder` or newly made there."""
-    packages = closure(PACKAGES)
-    (kernel,) = (name for name in depends([KERNEL]) if name.startswith("linux-image-"))
-    versions = sorted(versions_of([*packages, kernel]))
+def make(folder: Path, step: Step = unsaid) -> Root:
+    """The kernel and the disk, out of the cache in `folder` or newly made there, which `step` is told of."""
+    packages = chosen()
     recipe = b"".join(path.read_bytes() for path in (Path(__file__), HERE / "init", HERE / "agent.py"))
-    key = hashlib.sha256(recipe + "\n".join(versions).encode()).hexdigest()[:16]
+    key = hashlib.sha256(recipe + "\n".join(sorted(package.file for package in packages)).encode()).hexdigest()[:16]
     root = Root(folder / f"{key}.kernel", folder / f"{key}.cpio")
     folder.mkdir(parents=True, exist_ok=True)
     forget(folder)
@@ -120,16 +126,21 @@ def make(folder: Path) -> Root:
         return root
     with tempfile.TemporaryDirectory(dir=folder) as name:
         scratch = Path(name)
-        run(["apt-get", "download", *packages, kernel], scratch)
+        whole = sum(package.bytes for package in packages)
+        download(packages, scratch, step)
+        begin, done = time.monotonic(), 0
         with (scratch / "disk").open("wb") as out:
             disk = Cpio(out)
             for link in MERGED:
                 disk.link(link, f"usr/{link}")
             for package in sorted(scratch.glob("*.deb")):
+                left = (time.monotonic() - begin) / done * (whole - done) if done else whole / PACKED_PER_SECOND
+                step(f"the guest's disk: unpacking {package.name.partition('_')[0]}", left)
                 if package.name.startswith("linux-image-"):
                     (scratch / "kernel").write_bytes(take_kernel(package, disk))
                 else:
                     take(package, disk)
+                done += package.stat().st_size
             disk.file("init", HERE / "init")
             disk.file("agent.py", HERE / "agent.py", 0o644)
             disk.add("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
@@ -154,35 +165,81 @@ def cache_folder() -> Path:
     return Path(base) / "tensor-fusion" / "vm"
 
 
-def run(command: list[str], folder: Path | None = None) -> str:
+def run(command: list[str]) -> str:
     environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
     if done.returncode:
-        raise AssertionError(f"{' '.join(command[:3])} … failed, is `apt-get update` missing? {done.stderr}")
+        raise failed(command, done.stderr)
     return done.stdout
 
 
-def depends(packages: Iterable[str]) -> list[str]:
-    text = run(["apt-cache", "depends", "--important", *packages])
-    return re.findall(r"^ +(?:Pre)?Depends: ([^<\s]+)$", text, flags=re.MULTILINE)
+def failed(command: list[str], said: str) -> AssertionError:
+    return AssertionError(f"{' '.join(command[:3])} … failed, is `apt-get update` missing? {said}")
 
 
-def closure(packages: Iterable[str]) -> list[str]:
+@dataclass(frozen=True)
+class Package:
+    name: str
+    file: str  # with its version
+    bytes: int
+
+
+def chosen() -> list[Package]:
+    """What the guest is made of, in the versions that apt knows, which reads its whole index at each call."""
+    tree = depends(run(["apt-cache", "depends", "--recurse", "--important", *PACKAGES, KERNEL]))
+    (kernel,) = (name for name in tree[KERNEL] if name.startswith("linux-image-"))
+    names = [*closure(PACKAGES, tree), kernel]
+    text = run(["apt-get", "--print-uris", "download", *names])
+    found = {file.partition("_")[0]: (file, int(size)) for file, size in re.findall(r"^'\S+' (\S+) (\d+)", text, re.M)}
+    assert set(found) == set(names), (text, names)
+    return [Package(name, *found[name]) for name in names]
+
+
+def depends(text: str) -> dict[str, list[str]]:
+    """Of each package those that it needs; of alternatives the last one."""
+    tree: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if not line.startswith((" ", "<")):
+            tree[line] = needed = []
+        elif found := re.fullmatch(r" +(?:Pre)?Depends: ([^<\s]+)", line):
+            needed.append(found[1])
+    return tree
+
+
+def closure(packages: Iterable[str], tree: dict[str, list[str]]) -> list[str]:
     found: set[str] = set()
     new = set(packages)
     while new:
         found |= new
-        new = {name for name in depends(sorted(new)) if not LEFT_OUT.fullmatch(name)} - found
+        new = {name for one in new for name in tree[one] if not LEFT_OUT.fullmatch(name)} - found
     return sorted(found)
 
 
-def versions_of(packages: list[str]) -> list[str]:
-    text = run(["apt-cache", "policy", *packages])
-    versions = re.findall(r"^(\S+):\n.*\n +Candidate: (\S+)$", text, flags=re.MULTILINE)
-    assert len(versions) == len(set(packages)), text
-    return [f"{name}={version}" for name, version in versions]
+def download(packages: list[Package], folder: Path, step: Step) -> None:
+    """Their files. apt gives each its name when it is whole, and another one before."""
+    command = ["apt-get", "download", *(package.name for package in packages)]
+    whole = sum(package.bytes for package in packages)
+    begin = time.monotonic()
+    with (folder / "apt.log").open("w+") as log:
+        apt = subprocess.Popen(command, cwd=folder, env={**os.environ, "LC_ALL": "C"}, stdout=log, stderr=log)
+        try:
+            told = -SAID_EVERY
+            while apt.poll() is None:
+                over = time.monotonic() - begin
+                if over > SECONDS:
+                    raise failed(command, f"{SECONDS:.0f} s are over")
+                if over - told >= SAID_EVERY:
+                    told = over
+                    here = sum(path.stat().st_size for path in folder.rglob("*.deb*") if path.is_file())
+                    left = over / here * (whole - here) + whole / PACKED_PER_SECOND if here else None
+                    step(f"the guest's packages: {here >> 20} of {whole >> 20} MB of {len(packages)} are here", left)
+                time.sleep(0.05)
+        finally:
+            apt.kill()
+            apt.wait()
+        if apt.returncode:
+            log.seek(0)
+            raise failed(command, log.read())
 
 
 def contents(package: Path) -> tarfile.TarFile:
