@@ -16,10 +16,10 @@ build: .venv/.made # C and generated code, with warnings as errors
 	$(tools)/cmake --install build/dev --component product --prefix $(native) > /dev/null
 
 fast: build # what every change should pass: under a minute
-	$(run) -m pytest -n 2 -m fast
+	$(run) -m pytest -n 3 -m fast
 
 test: build # everything that needs no GPU: about ten minutes on two cores
-	$(run) -m pytest -n 2
+	$(run) -m pytest -n 3
 
 lint: .venv/.made
 	$(tools)/ruff check .

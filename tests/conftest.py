@@ -1,4 +1,4 @@
-"""What several test files ask for, and how the tests are spread over processes: `pytest -n 2` runs two files at a time.
+"""What several test files ask for, and how the tests are spread over processes: `pytest -n 3` runs three files at once.
 
 Nothing is left behind: what the tests write lies in one folder, which goes when they have passed.
 """
@@ -20,8 +20,25 @@ from tensor_fusion.abi import Teleport
 
 cuda_compiler.put_on_path()
 
-# Each file is run by one process, because its tests share workers, programs and a guest. The longest begin.
-LONGEST = ("test_vm", "test_stack", "test_worker_shmem", "test_bench", "test_ring_model", "test_shmem_pinned")
+# Each file is run by one process, because its tests share workers, programs and a guest. The longest begin. Two
+# processes would keep two cores busy four fifths of the time: many tests wait for something to happen, or not to.
+LONGEST = (
+    "test_vm",
+    "test_stack",
+    "test_doctor",
+    "test_uploads",
+    "test_bench",
+    "test_completion_model",
+    "test_shmem_pinned",
+    "test_ring_model",
+    "test_waiting",
+    "test_worker_shmem",
+    "test_transport",
+    "test_calls",
+    "test_stack_ends",
+    "test_timeline",
+    "test_worker",
+)
 # What is worth running after every change: under a minute for all of them together.
 FAST = (
     "test_answers",
@@ -83,7 +100,9 @@ def pytest_report_header(config: pytest.Config) -> str:
     if config.option.markexpr or config.option.keyword:
         return "on the simulated GPU"
     side = (
-        "side by side" if getattr(config.option, "numprocesses", None) else "one after the other; -n 2 runs two at once"
+        "side by side"
+        if getattr(config.option, "numprocesses", None)
+        else "one after the other; -n 3 runs three at once"
     )
     return f"all tests on the simulated GPU, {side}; every change's own are `-m fast`, under a minute"
 

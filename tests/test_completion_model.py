@@ -38,7 +38,7 @@ def test_completion(spin: str, tmp_path: Path) -> None:
 )
 def test_model_misses_what_is_changed(spin: str, tmp_path: Path, changed: str, message: str) -> None:
     """Each rule is needed, and the model can see that it is."""
-    said = explore(spin, tmp_path, f"-D{changed}", model=MODEL)
+    said = explore(spin, tmp_path, f"-D{changed}", model=MODEL, whole=False)
     assert errors(said) == 1 and re.search(message, said), said
 
 
@@ -53,5 +53,5 @@ def test_held_back(spin: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("changed", ["NO_ASK", "URGENT_ASKS", "SOON", "SHUT"])
 def test_model_of_held_misses_what_is_changed(spin: str, tmp_path: Path, changed: str) -> None:
     """Each rule is needed, and the model can see that it is."""
-    said = explore(spin, tmp_path, f"-D{changed}", model=HELD)
+    said = explore(spin, tmp_path, f"-D{changed}", model=HELD, whole=False)
     assert errors(said) == 1 and "invalid end state" in said, said

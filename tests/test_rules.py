@@ -307,7 +307,7 @@ def test_readme_lines_are_one_line_and_tested() -> None:
     assert last in ci.splitlines()
     for step in ("apt-get update", "python3-venv", "python3 -m venv .venv", ".venv/bin/pip install "):
         assert step in installs and step in tests
-    assert tests.endswith(".venv/bin/python -m pytest -n 2")
+    assert tests.endswith(".venv/bin/python -m pytest -n 3")
 
 
 def test_readme_lists_the_commands() -> None:
