@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 MEGABYTE = 1 << 20
@@ -30,6 +29,9 @@ CONNECTION_URL = "TENSOR_FUSION_OPERATOR_GET_CONNECTION_URL"
 
 
 def product_version() -> str:
+    # Its import takes as long as Python's own start, and every command and worker reads this file.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version("tensor-fusion")
     except PackageNotFoundError:
