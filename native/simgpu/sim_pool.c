@@ -97,7 +97,7 @@ CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
     pthread_mutex_unlock(&sim.lock);
-    if (result != CUDA_SUCCESS)
+    if (result != CUDA_SUCCESS || !dptr) // nothing is freed, as by cuMemFree (580.159.04, measured)
         return result;
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(dptr);

@@ -159,9 +159,10 @@ CUresult cuStreamGetCtx(CUstream hStream, CUcontext *pctx) {
 
 CUresult cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pGreenCtx) {
     SIM_ENTER_STREAM(context, hStream);
-    if (pGreenCtx)
+    CUresult result = ask(context, hStream, STREAM_CONTEXT, pCtx);
+    if (result == CUDA_SUCCESS && pGreenCtx)
         *pGreenCtx = NULL;
-    return ask(context, hStream, STREAM_CONTEXT, pCtx);
+    return result;
 }
 
 CUresult cuStreamGetDevice(CUstream hStream, CUdevice *device) {

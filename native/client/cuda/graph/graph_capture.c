@@ -122,11 +122,21 @@ TP_REGISTER(tpc_stream_gone, end_of_stream);
 
 /* ---- what has been captured ---- */
 
+/* The default streams are those of a context. */
+#define IN_CONTEXT(stream)                                                                                             \
+    do {                                                                                                               \
+        if ((uintptr_t)(stream) <= 2) {                                                                                \
+            TPC_CONTEXT(context);                                                                                      \
+            (void)context;                                                                                             \
+        }                                                                                                              \
+    } while (0)
+
 CUresult tpc_cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
     if (!captureStatus) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_CHECK_HANDLE(STREAM, hStream, true);
+    IN_CONTEXT(hStream);
     return tpc_capture_status(hStream, captureStatus);
 }
 
@@ -180,6 +190,7 @@ CUresult tpc_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_CHECK_HANDLE(STREAM, hStream, true);
+    IN_CONTEXT(hStream);
     CUresult result = tpc_capture_look(hStream, &info);
     if (result == CUDA_SUCCESS && info.status == CU_STREAM_CAPTURE_STATUS_ACTIVE && (dependencies || count)) {
         result = dependencies_of(hStream, &info, &kept_nodes, &kept_edges, &number);
