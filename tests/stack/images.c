@@ -165,6 +165,10 @@ static void *functions_of_a_thread(void *what) {
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncLoad(kernel));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyMaxActiveBlocksPerMultiprocessor(&value, kernel, 64, 0));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyMaxPotentialBlockSize(&value, &value, kernel, NULL, 0, 0));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyMaxActiveBlocksPerMultiprocessor(NULL, NULL, 0, 0));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyMaxActiveBlocksPerMultiprocessor(&value, NULL, 64, 0));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyAvailableDynamicSMemPerBlock(&size, NULL, 1, 64));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuOccupancyMaxActiveClusters(&value, NULL, NULL));
     OK(cuKernelGetAttribute(&value, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, in->kernel, 0));
     CHECK(value == 1024);
     OK(cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 1024, in->kernel, 0));

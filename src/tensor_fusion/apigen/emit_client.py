@@ -296,8 +296,10 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     has_in, has_out = bool(op.inputs()), bool(op.outputs())
     sent = {f.name for f in op.fields}
     body = [f"    (void){p.name};" for p in prototype.params if p.name not in sent]
-    if (op.kind == "post" or op.line.unsafe) and not op.line.contextless:
-        # A call learns from the driver that its context is gone or broken; a post has to know before it is on its way.
+    before = op.kind == "post" or op.line.unsafe or (op.kind == "pure" and api.name == "cuda")
+    if before and not op.line.contextless:
+        # A call learns from the driver that its context is gone or broken; a post has to know before it is on its
+        # way, and an answer that is remembered asks nobody.
         body += [f"    {upper}_CONTEXT(context);", "    (void)context;"]
     if op.line.unsafe:
         body.append(f'    {upper}_CAPTURE_UNSAFE("{op.name}");')
