@@ -173,6 +173,17 @@ def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
     assert len(re.findall(r"parameter 0 of the kernel is the host address .* is refused", done.stderr)) == 1
 
 
+def test_words_in_pinned_memory(worker: Worker) -> None:
+    """Streams write and wait for those that the GPU reaches; others are refused with a sentence."""
+    done = subprocess.run(
+        [str(worker.program), "pinned", "words"],
+        env=worker.env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    shared = worker.connection.startswith("shmem")
+    assert (done.returncode, done.stdout) == (0, f"{3 if shared else 0}\nright\n"), done.stderr
+    assert len(re.findall(r"the word at the host address .* is refused", done.stderr)) == 1
+
+
 def test_what_an_illegal_address_may_have_been(worker: Worker) -> None:
     done = subprocess.run(
         [str(worker.program), "pinned", "kernels-break"],

@@ -375,6 +375,42 @@ static void kernels_of_large(void) {
     say("%d", reached);
 }
 
+/* Words that streams write or wait for: it works in every way, or is refused in every way. The word is the number of kinds. */
+static void words(void) {
+    int reached = 0;
+    CUgraph graph;
+    CUstream stream;
+    CUcontext context;
+    make_all();
+    OK(cuCtxGetCurrent(&context));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuGraphCreate(&graph, 0));
+    for (int i = 0; i < KINDS; i++) {
+        CUgraphNode node;
+        CUdeviceptr at = number(memories[i].at) + 64;
+        CUstreamBatchMemOpParams write = {
+            .writeValue = {.operation = CU_STREAM_MEM_OP_WRITE_VALUE_32, .address = at, .value = 7}};
+        CUDA_BATCH_MEM_OP_NODE_PARAMS many = {.ctx = context, .count = 1, .paramArray = &write};
+        CUresult expected = cuStreamWriteValue32_v2(stream, at, 7, 0);
+        CHECK(expected == CUDA_SUCCESS || expected == CUDA_ERROR_NOT_SUPPORTED);
+        GIVES(expected, cuStreamWaitValue32_v2(stream, at, 7, CU_STREAM_WAIT_VALUE_EQ));
+        GIVES(expected, cuStreamWriteValue64_v2(stream, at + 8, 8, 0));
+        GIVES(expected, cuStreamWaitValue64_v2(stream, at + 8, 8, CU_STREAM_WAIT_VALUE_EQ));
+        GIVES(expected, cuStreamBatchMemOp_v2(stream, 1, &write, 0));
+        GIVES(expected, cuGraphAddBatchMemOpNode(&node, graph, NULL, 0, &many));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuStreamWriteValue32_v2(stream, at + 2, 7, 0));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuStreamWriteValue64_v2(stream, at + 4, 7, 0));
+        OK(cuStreamSynchronize(stream));
+        CHECK(expected || (memories[i].at[64] == 7 && memories[i].at[72] == 8));
+        reached += !expected;
+    }
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuStreamWriteValue32_v2(stream, number(plain), 7, 0));
+    OK(cuGraphDestroy(graph));
+    OK(cuStreamDestroy_v2(stream));
+    end_all();
+    say("%d", reached);
+}
+
 /* A kernel that uses an address which is none. */
 static void kernels_break(void) {
     make_all();
@@ -403,12 +439,9 @@ static void refusals(void) {
     end_all();
 }
 
-static const struct check checks[] = {{"memsets", memsets},
-                                      {"uploads-follow", uploads_follow},
-                                      {"copies", copies},
-                                      {"refusals", refusals},
-                                      {"kernels-reach", kernels_reach},
-                                      {"kernels-of-large", kernels_of_large},
-                                      {"kernels-break", kernels_break}};
+static const struct check checks[] = {
+    {"memsets", memsets},   {"uploads-follow", uploads_follow}, {"copies", copies},
+    {"refusals", refusals}, {"kernels-reach", kernels_reach},   {"kernels-of-large", kernels_of_large},
+    {"words", words},       {"kernels-break", kernels_break}};
 
 int role_pinned(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

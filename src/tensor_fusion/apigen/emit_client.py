@@ -315,7 +315,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(f"    struct {prefix}_flat flat_{item.name} {upper}_FLAT = {{.size = 0}};")
             body.append(f"    {upper}_TRY(tpg_flatten_{item.ctype}({item.name}, {count}, &flat_{item.name}));")
         if item.role == "word":
-            body.append(f"    if (!tpc_range_word({item.name}, {item.length})) {{ return {upper}_NULL; }}")
+            body.append(f"    {upper}_TRY({prefix}_range_word({item.name}, {item.length}));")
         if item.role == "bits":
             body.append(f"    if ({item.name} & ~(uint64_t)({item.length})) {{ return {upper}_NULL; }}")
         if item.role == "context":

@@ -133,8 +133,7 @@ class _ClientSide(_Side):
         if role == "number":
             return [copied]
         if role == "word":
-            good = f"tpc_range_word(from->{path}, {member.length})"
-            return [copied, f"if (!{good}) {{ return CUDA_ERROR_INVALID_VALUE; }}"]
+            return [copied, f"TPC_TRY(tpc_range_word(from->{path}, {member.length}));"]
         if role == "dev":
             covered = f"tpc_range_covers((uint64_t)(uintptr_t)from->{path}, {member.length.replace('@', 'from->')})"
             return [copied, f"if (!{covered}) {{ return CUDA_ERROR_INVALID_VALUE; }}"]

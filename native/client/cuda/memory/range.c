@@ -160,10 +160,21 @@ bool tpc_range_covers(uint64_t address, uint64_t size) {
     return false;
 }
 
-bool tpc_range_word(uint64_t address, uint64_t size) {
+CUresult tpc_range_word(uint64_t address, uint64_t size) {
+    static _Atomic bool said;
     struct tpc_range range;
-    return address % size == 0 && tpc_range_covers(address, size) && tpc_range_at(address, &range) &&
-           (range.flags & TPC_MADE_MASK) != TPC_MADE_POOL;
+    if (address % size || !tpc_range_at(address, &range) || (range.flags & TPC_MADE_MASK) == TPC_MADE_POOL) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (range.where == TPC_PINNED && !on_device(&range) && size <= range.size - (address - range.start)) {
+        tp_say_once(&said,
+                    "a stream writes or waits for the word at the host address 0x%llx, in %llu bytes of pinned memory "
+                    "that the GPU does not reach over this connection; that is refused with CUDA_ERROR_NOT_SUPPORTED. "
+                    "Over shared memory it reaches what cuMemHostAlloc gives",
+                    (unsigned long long)address, (unsigned long long)range.size);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return tpc_range_covers(address, size) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 /* Its host memory goes, too. */

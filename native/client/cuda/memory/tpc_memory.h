@@ -27,8 +27,8 @@ void tpc_range_add(const struct tpc_range *range);
 /* True when the device reaches [address, address+size): memory of one allocation, or of mappings side by side. */
 bool tpc_range_covers(uint64_t address, uint64_t size);
 /* The same for a word that a stream writes or waits for: aligned to its size, and not in memory of a pool, which the driver
- * refuses (580.159.04). */
-bool tpc_range_word(uint64_t address, uint64_t size);
+ * refuses (580.159.04). Pinned memory that the GPU does not reach at its address here is refused with a sentence. */
+CUresult tpc_range_word(uint64_t address, uint64_t size);
 bool tpc_range_remove(uint64_t start, struct tpc_range *out);
 /* Called before each launch and after each completed wait while tpc_twins counts any: carries contents across. */
 void tpc_twins_push(void);
