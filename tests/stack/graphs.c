@@ -7,6 +7,82 @@
 #include "../native/graph_copy_checks.h"
 #include "stack.h"
 
+/* ---- buffers ---- */
+
+enum { BUFFER = 1 << 20, CHANGES = 24 };
+
+static size_t taken(void) {
+    size_t left, total;
+    OK(cuMemGetInfo_v2(&left, &total));
+    return total - left;
+}
+
+/* What a node needs no more is given back when the worker says that no graph has it. */
+static void wait_for_memory(size_t most) {
+    for (double end = now_ms() + 10000; taken() > most;) {
+        CHECK(now_ms() < end);
+    }
+}
+
+/* A copy node of pageable memory whose source changes again and again, by its parameters or by a new node: what it had before is
+ * given back, but for what a clone and an executable graph still copy. */
+static void buffers_of_a_node(void) {
+    unsigned char *plain = malloc(2 * BUFFER), got = 0;
+    CUdeviceptr device;
+    CUcontext context;
+    CUgraph graph, clone;
+    CUgraphNode node;
+    CUgraphExec first, of_clone, last;
+    CHECK(plain);
+    for (size_t i = 0; i < 2 * BUFFER; i++) {
+        plain[i] = (unsigned char)(i / 64);
+    }
+    OK(cuCtxGetCurrent(&context));
+    OK(cuMemAlloc_v2(&device, BUFFER));
+    const size_t before = taken();
+    CUDA_MEMCPY3D copy = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                          .srcHost = plain,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = device,
+                          .WidthInBytes = BUFFER,
+                          .Height = 1,
+                          .Depth = 1};
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddMemcpyNode(&node, graph, NULL, 0, &copy, context));
+    OK(cuGraphInstantiateWithFlags(&first, graph, 0));
+    OK(cuGraphClone(&clone, graph));
+    for (int i = 1; i <= CHANGES; i++) {
+        copy.srcHost = plain + 64 * i;
+        OK(cuGraphMemcpyNodeSetParams(node, &copy));
+    }
+    wait_for_memory(before + 2 * BUFFER);
+    for (int i = 1; i <= CHANGES; i++) {
+        copy.srcHost = plain + 64 * (CHANGES + i);
+        OK(cuGraphDestroyNode(node));
+        OK(cuGraphAddMemcpyNode(&node, graph, NULL, 0, &copy, context));
+    }
+    wait_for_memory(before + 2 * BUFFER);
+    OK(cuGraphInstantiateWithFlags(&last, graph, 0));
+    OK(cuGraphInstantiateWithFlags(&of_clone, clone, 0));
+    CUgraphExec execs[] = {last, first, of_clone};
+    for (int i = 0; i < 3; i++) {
+        OK(cuGraphLaunch(execs[i], NULL));
+        OK(cuMemcpyDtoH_v2(&got, device, 1));
+        CHECK(got == (i ? 0 : 2 * CHANGES));
+    }
+    OK(cuGraphDestroy(graph));
+    OK(cuGraphDestroy(clone));
+    for (int i = 0; i < 3; i++) {
+        OK(cuGraphLaunch(execs[i], NULL));
+        OK(cuMemcpyDtoH_v2(&got, device, 1));
+        CHECK(got == (i ? 0 : 2 * CHANGES));
+        OK(cuGraphExecDestroy(execs[i]));
+    }
+    wait_for_memory(before);
+    OK(cuMemFree_v2(device));
+    free(plain);
+}
+
 int role_graphs(int count, char **words) {
     (void)count, (void)words;
     start();
@@ -14,6 +90,7 @@ int role_graphs(int count, char **words) {
     check_graphs(module);
     check_graph_copies(module);
     check_described(module);
+    buffers_of_a_node();
     OK(cuModuleUnload(module));
     say("right");
     return 0;

@@ -2,7 +2,8 @@
  * User objects: the driver counts, the client's destructor runs when the count is gone.
  *
  * Executor thread only; the destructor's stub is in callback.c. The references that the client itself holds are counted
- * here as well: an object that it has given away entirely may be gone at any moment, so it may not be named any more.
+ * here as well: an object that it has given away entirely may be gone at any moment, so it may not be named any more. But for
+ * the graph that it was given to last: while that is alive and has not given it up, it is there.
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"
@@ -11,6 +12,8 @@
 
 struct user {
     uint32_t references; /* of the client, without those of graphs */
+    uint64_t graph;      /* the client's name of the one that references were moved to last */
+    uint32_t moved;      /* how many of these it has */
 };
 
 int32_t tpw_user_object_create(struct tpw_session *s, const struct tp_frame *frame,
@@ -92,15 +95,23 @@ int32_t tpw_cuGraphRetainUserObject(struct tpw_session *s, const struct tp_frame
     error = error ? error : (int32_t)s->cuda.cuGraphRetainUserObject(graph, native, in->count, in->flags);
     if (!error && move) {
         user->references -= in->count;
+        user->moved = in->count + (user->graph == in->graph && user->moved <= INT32_MAX ? user->moved : 0);
+        user->graph = in->graph;
     }
     return error;
 }
 
 int32_t tpw_cuGraphReleaseUserObject(struct tpw_session *s, const struct tp_frame *frame,
                                      const struct tpg_cuGraphReleaseUserObject_in *in, CUgraph graph) {
-    struct user *user;
+    struct tpw_object *object = tpw_object(s, TPG_USEROBJECT, in->object);
+    struct user *user = object ? object->record : NULL;
     int32_t error = CUDA_SUCCESS;
     (void)frame;
-    CUuserObject native = held(s, in->object, 1, &user, &error);
-    return error ? error : (int32_t)s->cuda.cuGraphReleaseUserObject(graph, native, in->count);
+    bool moved = user && user->graph == in->graph && in->count <= user->moved;
+    CUuserObject native = moved ? (CUuserObject)(uintptr_t)object->native : held(s, in->object, 1, &user, &error);
+    error = error ? error : (int32_t)s->cuda.cuGraphReleaseUserObject(graph, native, in->count);
+    if (!error && moved) {
+        user->moved -= in->count;
+    }
+    return error;
 }

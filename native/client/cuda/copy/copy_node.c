@@ -7,7 +7,8 @@
  * graph change the addresses of a copy of several rows, sees equal addresses where the program's are equal. What such nodes
  * read or write at a time is the same memory natively, too. A buffer lives while a graph has such a node, by a user object for
  * each that the driver hands on to clones, child graphs and executable graphs, and while a list of an executable graph has it
- * (graph/graph_copy.c). The list of buffers is guarded by a lock that is not held across a call.
+ * (graph/graph_copy.c). A node that gets another buffer, or is destroyed, takes the reference from its graph, and leaves those
+ * of clones and executable graphs. The lists are guarded by a lock that is not held across a call.
  */
 #include "tpc_copy.h"
 #include "tpg_cuda_send.h"
@@ -18,9 +19,19 @@
 #define ALIVE_MAX 65536u /* buffers: all of them are named to the worker in one frame */
 #define PIECES_MAX 1024u /* parts of the program's memory that a download writes: each is a transfer of its own */
 
+/* What a graph has of a buffer for a node: one reference of a user object, which the driver hands on to clones, child graphs and
+ * executable graphs, and which ends with the last of them. */
+struct hold {
+    struct hold *next, **here;
+    struct tpc_host_copy *copy;
+    CUuserObject object;
+    uint64_t node; /* 0 where it is not known: of a capture, or when the node has another buffer by now */
+};
+
 _Atomic size_t tpc_host_copies;
 static struct tp_lock lock;
 static struct tpc_host_copy *alive;
+static struct hold *holds;
 
 /* ---- buffers ---- */
 
@@ -59,7 +70,17 @@ void tpc_host_copy_drop(struct tpc_host_copy *copy) {
     }
 }
 
-static void no_graph_has_it(void *copy) { drop(copy); }
+static void no_graph_has_it(void *user) {
+    struct hold *hold = user;
+    tp_lock_take(&lock);
+    *hold->here = hold->next;
+    if (hold->next) {
+        hold->next->here = hold->here;
+    }
+    tp_lock_drop(&lock);
+    drop(hold->copy);
+    free(hold);
+}
 
 static bool same_side(const struct tpc_host_side *a, const struct tpc_host_side *b) {
     return a->first == b->first && a->pitch == b->pitch && a->slice == b->slice && a->width == b->width &&
@@ -144,16 +165,51 @@ CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, 
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph) {
+CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph, uint64_t node) {
+    struct hold *hold = calloc(1, sizeof *hold);
     CUuserObject object;
-    CUresult result = tpc_cuUserObjectCreate(&object, copy, no_graph_has_it, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+    CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (hold) {
+        result = tpc_cuUserObjectCreate(&object, hold, no_graph_has_it, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
+    }
     if (result != CUDA_SUCCESS) {
+        free(hold);
         drop(copy);
         return result;
     }
+    tp_lock_take(&lock);
+    *hold = (struct hold){.next = holds, .here = &holds, .copy = copy, .object = object, .node = node};
+    if (holds) {
+        holds->here = &hold->next;
+    }
+    holds = hold;
+    tp_lock_drop(&lock);
     result = tpc_cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
     if (result != CUDA_SUCCESS) {
         tpc_cuUserObjectRelease(object, 1); /* ends the copy */
+    }
+    return result;
+}
+
+/* One that the node's graph has for it; the node has none any more. */
+static CUuserObject take_hold(uint64_t node) {
+    CUuserObject object = NULL;
+    tp_lock_take(&lock);
+    for (struct hold *hold = holds; node && hold && !object; hold = hold->next) {
+        if (hold->node == node) {
+            object = hold->object;
+            hold->node = 0;
+        }
+    }
+    tp_lock_drop(&lock);
+    return object;
+}
+
+CUresult tpc_host_copy_unkeep(CUgraph graph, uint64_t node) {
+    CUresult result = CUDA_SUCCESS;
+    CUuserObject object;
+    while (result == CUDA_SUCCESS && (object = take_hold(node))) {
+        result = tpc_cuGraphReleaseUserObject(graph, object, 1);
     }
     return result;
 }
@@ -275,7 +331,7 @@ CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area
     if (result == CUDA_SUCCESS) {
         result = between(name, area, copy->address, up, stream);
         if (result == CUDA_SUCCESS) {
-            result = tpc_host_copy_keep(copy, graph);
+            result = tpc_host_copy_keep(copy, graph, 0);
         } else {
             drop(copy);
         }

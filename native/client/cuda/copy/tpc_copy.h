@@ -103,8 +103,10 @@ struct tpc_host_copy {
 };
 /* The caller has it until it gives it to one of the next two. */
 CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out);
-/* It ends with the graph and what was made of it; or, on failure, now. */
-CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph);
+/* It ends with the graph and what was made of it, or when the node (0 = not known) needs it no more; or, on failure, now. */
+CUresult tpc_host_copy_keep(struct tpc_host_copy *copy, CUgraph graph, uint64_t node);
+/* The graph gives up what it has for the node. */
+CUresult tpc_host_copy_unkeep(CUgraph graph, uint64_t node);
 void tpc_host_copy_drop(struct tpc_host_copy *copy);
 /* What the program said of the side of a node that has this buffer; false when it is none. */
 bool tpc_host_copy_side(uint64_t address, struct tpc_host_side *side);

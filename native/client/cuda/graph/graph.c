@@ -5,6 +5,7 @@
  * worker gives out the minted ones to nodes that had none. What the worker answers is bounded by what was asked for.
  */
 #include "tpc_graph.h"
+#include "tpc_graph_node.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
@@ -87,6 +88,7 @@ CUresult tpc_cuGraphDestroyNode(CUgraphNode hNode) {
     CUresult result = tpc_call_graph_node_destroy("cuGraphDestroyNode", &in, &reply);
     tp_reply_free(&reply);
     if (result == CUDA_SUCCESS) {
+        result = tpc_node_gives_up(in.node);
         forget_inside(in.node);
         tpc_node_forget(in.node);
         tpc_unmint(TPG_GRAPHNODE, in.node);

@@ -73,6 +73,13 @@ static CUresult device_side(const char *name, struct tpc_copy_side *side, const 
     return result;
 }
 
+/* Of a graph inside a child node the driver may have the references elsewhere: those stay until it ends. */
+CUresult tpc_node_gives_up(uint64_t node) {
+    CUgraph graph = tpc_record(TPG_GRAPHNODE, node);
+    bool inside = tpc_record(TPG_GRAPH, (uint64_t)(uintptr_t)graph) != NULL;
+    return inside ? CUDA_SUCCESS : tpc_host_copy_unkeep(graph, node);
+}
+
 /* The buffers go with the node, or are given back when there is none. */
 static CUresult settle(const struct tpc_node_target *t, struct tpc_host_copy *const made[2], CUresult result) {
     bool exec = tp_handle_is(t->owner, TPG_GRAPHEXEC);
@@ -82,9 +89,12 @@ static CUresult settle(const struct tpc_node_target *t, struct tpc_host_copy *co
         bool any = made[0] || made[1] || tpc_copies_has(owner);
         return any ? tpc_copies_changed(owner, (CUgraphNode)(uintptr_t)t->node, made) : CUDA_SUCCESS;
     }
+    if (result == CUDA_SUCCESS && !t->owner) {
+        result = tpc_node_gives_up(t->node); /* what it had before */
+    }
     for (size_t i = 0; i < 2; i++) {
         if (made[i] && result == CUDA_SUCCESS) {
-            result = tpc_host_copy_keep(made[i], graph);
+            result = tpc_host_copy_keep(made[i], graph, t->node);
         } else if (made[i]) {
             tpc_host_copy_drop(made[i]);
         }

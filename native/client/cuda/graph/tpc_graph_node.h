@@ -51,5 +51,7 @@ CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node);
 
 /* ---- graph_node_copy.c ---- */
 CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const CUDA_MEMCPY3D *p, CUcontext context);
+/* What its graph has for the copy that the node was. */
+CUresult tpc_node_gives_up(uint64_t node);
 
 #endif
