@@ -55,6 +55,8 @@ typedef enum {
     SIM_USER_OBJECT,
     SIM_ARRAY,
     SIM_MIPMAP,
+    SIM_TEXREF,
+    SIM_SURFREF,
 } sim_kind_t;
 
 typedef struct sim_context sim_context_t;
@@ -296,11 +298,18 @@ typedef struct {
 } sim_global_t;
 
 typedef struct {
+    char *name;
+    bool surface;
+} sim_named_t; // a texture or surface reference
+
+typedef struct {
     int refs;
     sim_entry_t *entries;
     unsigned nentries;
     sim_global_t *globals;
     unsigned nglobals;
+    sim_named_t *references;
+    unsigned nreferences;
 } sim_image_t;
 
 typedef struct {
@@ -322,8 +331,9 @@ struct sim_module {
     sim_context_t *context;
     sim_library_t *library; // NULL for cuModuleLoad*
     sim_image_t *image;
-    sim_function_t *functions; // image->nentries
-    uint64_t *globals;         // device addresses, image->nglobals
+    sim_function_t *functions;        // image->nentries
+    uint64_t *globals;                // device addresses, image->nglobals
+    struct sim_reference *references; // sim_texref.c; those that somebody asked for
     sim_module_t *next, **link;
 };
 
@@ -487,6 +497,7 @@ int sim_ptx_target(const char *text, uint64_t size); // sm number of .target; -1
 bool sim_lz4_decode(const unsigned char *in, uint64_t in_size, unsigned char *out, uint64_t out_size);
 sim_entry_t *sim_image_add_entry(sim_image_t *image, const char *name, size_t length);
 sim_global_t *sim_image_add_global(sim_image_t *image, const char *name, size_t length);
+bool sim_image_add_reference(sim_image_t *image, const char *name, size_t length, bool surface);
 const sim_entry_t *sim_image_find(const sim_image_t *image, const char *name, unsigned *index);
 void sim_image_release(sim_image_t *image); // under sim.lock
 
@@ -498,6 +509,8 @@ CUresult sim_library_module(sim_library_t *library, sim_context_t *context, sim_
 CUresult sim_function_resolve(sim_context_t *context, CUfunction handle, sim_function_t **function, int **attributes);
 void sim_attributes_default(const sim_entry_t *entry, int *attributes);
 CUresult sim_attribute_set(int *attributes, CUfunction_attribute attribute, int value);
+
+void sim_references_delete(sim_module_t *module); // sim_texref.c; under sim.lock
 
 // sim_kernels.c: the kernels that have a C body
 const sim_body_t *sim_body_find(const char *name);

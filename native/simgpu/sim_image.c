@@ -120,6 +120,20 @@ sim_global_t *sim_image_add_global(sim_image_t *image, const char *name, size_t 
     return global;
 }
 
+bool sim_image_add_reference(sim_image_t *image, const char *name, size_t length, bool surface) {
+    if (image->nreferences >= 1u << 16)
+        return false;
+    sim_named_t *grown = realloc(image->references, (image->nreferences + 1) * sizeof *grown);
+    if (!grown)
+        return false;
+    image->references = grown;
+    grown[image->nreferences] = (sim_named_t){.name = strndup(name, length), .surface = surface};
+    if (!grown[image->nreferences].name)
+        return false;
+    image->nreferences++;
+    return true;
+}
+
 static void image_free(sim_image_t *image) {
     for (unsigned i = 0; i < image->nentries; i++) {
         free(image->entries[i].name);
@@ -129,8 +143,11 @@ static void image_free(sim_image_t *image) {
         free(image->globals[i].name);
         free(image->globals[i].init);
     }
+    for (unsigned i = 0; i < image->nreferences; i++)
+        free(image->references[i].name);
     free(image->entries);
     free(image->globals);
+    free(image->references);
     free(image);
 }
 

@@ -19,6 +19,7 @@ void sim_module_delete(sim_module_t *module) {
         sim_handle_remove(&module->functions[i]);
         free(module->functions[i].parts);
     }
+    sim_references_delete(module);
     pthread_rwlock_wrlock(&sim.map_lock);
     for (unsigned i = 0; module->globals && i < module->image->nglobals; i++) {
         sim_range_t *range = module->globals[i] ? sim_map_find(module->globals[i]) : NULL;

@@ -132,6 +132,7 @@ typedef struct {
     uint64_t size;
     const char *name;
     size_t name_length;
+    bool texture, surface; // a reference, which is no memory
 } variable_t;
 
 // [.align N] [.ptr …] [.v2|.v4] .type name [dims]…; stands after the state space, ends behind the last bracket.
@@ -143,6 +144,8 @@ static bool variable(ptx_t *p, variable_t *v) {
         uint32_t bytes = type_bytes(p);
         if (bytes) {
             v->element = bytes;
+            v->texture = is(p, ".texref");
+            v->surface = is(p, ".surfref");
         } else if (is(p, ".align")) {
             next(p);
             uint64_t align = number(p);
@@ -371,7 +374,13 @@ static void global_variable(ptx_t *p, bool external) {
     next(p);
     if (!variable(p, &v))
         return;
-    if (!external) {
+    if (!external && (v.texture || v.surface)) {
+        if (!sim_image_add_reference(p->image, v.name, v.name_length, v.surface))
+            fail(p, CUDA_ERROR_OUT_OF_MEMORY, "too many references");
+        if (is(p, "=") || v.count != 1)
+            fail(p, CUDA_ERROR_NOT_SUPPORTED, "'%.*s': references with initial values or in arrays are not simulated",
+                 (int)v.name_length, v.name);
+    } else if (!external) {
         if (!v.size || v.size > 1ull << 30) {
             fail(p, CUDA_ERROR_INVALID_PTX, "variable '%.*s' has no size or more than 1 GiB", (int)v.name_length,
                  v.name);

@@ -1,5 +1,6 @@
-// Simulated GPU: launching by parts, uses of contexts.
+// Simulated GPU: launching by parts, uses of contexts, texture references.
 #include "parts_checks.h"
+#include "reference_checks.h"
 
 int main(void) {
     CUcontext primary = start();
@@ -7,6 +8,7 @@ int main(void) {
     check_parts_launch(module);
     check_uses_of_contexts(primary);
     OK(cuModuleUnload(module));
+    check_references();
     check_parts_in_a_broken_context();
     puts("ok");
     return 0;

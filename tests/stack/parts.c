@@ -1,9 +1,10 @@
 /*
- * What is older than CUDA 4, through the whole stack: the checks that the simulated GPU passes by itself, in a client.
+ * What is older than CUDA 4, and texture references, through the whole stack: the checks that the simulated GPU passes by itself, in a client.
  *
  * One thread; nothing is read but the test's own bytes.
  */
 #include "../native/parts_checks.h"
+#include "../native/reference_checks.h"
 #include "stack.h"
 
 int role_parts(int count, char **words) {
@@ -13,6 +14,7 @@ int role_parts(int count, char **words) {
     check_parts_launch(module);
     check_uses_of_contexts(primary);
     OK(cuModuleUnload(module));
+    check_references();
     check_parts_in_a_broken_context();
     say("right");
     return 0;

@@ -142,8 +142,8 @@ void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
 
 void tpw_objects_gone(struct tpw_session *s, const struct tpw_gone *gone) {
     const uint32_t context = gone->id;
-    static const uint32_t kinds[] = {TPG_MODULE,    TPG_FUNCTION, TPG_EVENT, TPG_LIBRARY, TPG_KERNEL,
-                                     TPG_GRAPHEXEC, TPG_LINK,     TPG_ARRAY, TPG_MIPMAP};
+    static const uint32_t kinds[] = {TPG_MODULE, TPG_FUNCTION, TPG_EVENT,  TPG_LIBRARY, TPG_KERNEL, TPG_GRAPHEXEC,
+                                     TPG_LINK,   TPG_ARRAY,    TPG_MIPMAP, TPG_TEXREF,  TPG_SURFREF};
     TP_TELL(tpw_context_gone, s, gone);
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         struct tpw_object *object;

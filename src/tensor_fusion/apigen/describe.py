@@ -31,7 +31,7 @@ the roles:
 ``"gone K"``           object of kind K ended by this call  ``"dev E"``           address of E bytes, E = N or N*4
 ``"word N"``           address of N bytes, aligned to N    ``"bits M"``           value with no bits but those of M
 ``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
-``"outstring N"``      text of up to N bytes with its NUL
+``"outstring N"``      text of up to N bytes with its NUL   ``"wanted"``          out, and NULL is the driver's to judge
 ``"struct"``/``"struct?"``, ``"structs N"``, ``"outstruct"``  struct with a declaration read, N of them, one written
 ``"context"``          context, NULL is the current one    ``"known K"``           object of kind K that is told
 ``"new K of P"``       the same as new, which ends with the object that the parameter P names

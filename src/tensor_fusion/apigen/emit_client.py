@@ -405,6 +405,8 @@ def _argument(api: Api, item: Field) -> list[str]:
         return [f".{name} = flat_{name}.bytes,", f".{name}_size = flat_{name}.size,"]
     if item.role in ("handle", "name", "gone", "context"):
         return [f".{name} = (uint64_t)(uintptr_t){name},"]
+    if item.role == "wanted":
+        return [f".{name} = {name} != NULL,"]
     if item.role == "bytes":
         return [f".{name} = {name},", f".{name}_size = {name} ? {item.length} : 0,"]
     if item.role == "versioned":
@@ -418,7 +420,7 @@ def _argument(api: Api, item: Field) -> list[str]:
 
 def _store(prefix: str, item: Field) -> list[str]:
     name = item.name
-    if item.role == "out":
+    if item.role in ("out", "outwanted"):
         return [f"if ({name}) {{ *{name} = o.{name}; }}"]
     if item.role == "outknown":
         return [f"*{name} = ({item.ctype})(uintptr_t)o.{name};"]

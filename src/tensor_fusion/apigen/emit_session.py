@@ -345,6 +345,8 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         return [f"tpw_check_range(s, in.{name}, (uint64_t)({_lengths(op, item.length)}), &error);"], f"in.{name}"
     if item.role == "out":
         return [], f"&out.{name}"
+    if item.role == "outwanted":
+        return [], f"in.{name} ? &out.{name} : NULL"
     if item.role == "handles":
         kind = item.ctype
         made = f"tpw_natives(s, frame, TPG_{item.kind.upper()}, in.{name}, in.{name}_count, &error)"

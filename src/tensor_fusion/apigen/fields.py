@@ -23,8 +23,8 @@ class Field:
     """
 
     name: str
-    role: str  # value handle name new fresh gone device dev in bytes array handles names string versioned
-    #            | out outknown outfresh outbytes outarray outstring outversioned
+    role: str  # value handle name new fresh gone device dev in bytes array handles names string versioned wanted
+    #            | out outknown outfresh outbytes outarray outstring outversioned outwanted
     ctype: str
     size: int = 0
     kind: str = ""
@@ -69,6 +69,7 @@ WORDS = {
     "skip": _Word(fits="any"),
     "in": _Word(optional=True),
     "out": _Word(optional=True, fits="result"),
+    "wanted": _Word(fits="result"),
     "string": _Word(optional=True, fits="text"),
     "bytes": _Word("length", optional=True),
     "outbytes": _Word("length", optional=True, fits="result"),
@@ -124,6 +125,9 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
         raise refuse(line.place, line.name, f"{name} is {word!r}, which points at nothing that {by} could keep")
     if word == "skip":
         return None
+    if word == "wanted":
+        _known(line, name, plain, types)
+        return Field(name, word, "unsigned int", 4)
     if word in ("value", "device", "dev", "word", "bits"):
         return Field(name, word, kind, _known(line, name, kind, types), length=length)
     if word in ("handle", "name", "gone", "context"):

@@ -284,6 +284,9 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
                 raise refuse(line.place, line.name, f"{item.name} is to be kept by {item.by!r}, which is no parameter")
         told = {"versioned": ("outversioned", 0), "fresh": ("outfresh", 8)}
         fields += [Field(f.name, told[f.role][0], f.ctype, told[f.role][1], f.kind) for f in fields if f.role in told]
+        pointees = {p.name: p.type.removesuffix("*").strip() for p in prototype.params}
+        wanted = [(f.name, pointees[f.name]) for f in fields if f.role == "wanted"]
+        fields += [Field(name, "outwanted", ctype, types.size(ctype)) for name, ctype in wanted]
         op = Op(line.name, lock.number(line), line.kind, line, fields, prototype, api.name)
     elif line.kind == "message" or line.kind.startswith("op-"):
         fields = [own_field(line, name, text, types) for name, text in line.roles.items()]
