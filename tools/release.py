@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Make what a release hands out, as the deployment guide lists it, and try it.
 
-    tools/release.py --out dist          # tensor-fusion-client/, tensor-fusion-worker/, the wheel, SHA256SUMS
+    .venv/bin/python tools/release.py --out dist    # makes there:
 
     tensor-fusion-client/VERSION/     libcuda.so, libnvidia-ml.so, libteleport.so: three plain files
     tensor-fusion-client-VERSION-linux-x86_64.tar.gz
     tensor-fusion-worker/VERSION/     tensor-fusion-worker: one executable, which needs no Python
     tensor_fusion-VERSION-….whl
+    SHA256SUMS
 
 All native files are built by the compiler from PyPI against glibc 2.17, whatever this machine has. The worker as one
 file is made by PyInstaller, which collects the interpreter and the libraries that its modules need. A zipapp would be
@@ -35,8 +36,10 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "packaging"))
+sys.path[:0] = [str(ROOT / "packaging"), str(ROOT / "src")]
 from wheel_tag import Elf, platform_tag  # noqa: E402 - of the checkout
+
+from tensor_fusion.cli import progress  # noqa: E402
 
 CLIENT = ("libcuda", "libnvidia-ml", "libteleport")
 # Of the native files, what the worker uses.
@@ -45,22 +48,84 @@ PYINSTALLER = "pyinstaller>=6.10,<7"
 STARTS_WITHIN = 2.0
 
 
+# How long each part took on a machine with two cores, against the compiling.
+COMPILING = "compiling the wheel's files with the compiler from PyPI"
+PARTS = {
+    "fetching what builds the wheel": 0.3,
+    COMPILING: 1.0,
+    "fetching PyInstaller": 0.1,
+    "packing the worker into one file": 0.1,
+    "trying the worker": 0.05,
+}
+SAID_EVERY = 15.0  # where no terminal shows each step
+_NINJA = re.compile(r"^\s*\[(\d+)/(\d+)\] ")
+FEWEST = 20  # steps of a build; CMake tries the compiler with builds of two
+
+
+class Told:
+    """Says at which part it is, and how long everything still takes: known once some of the compiling is over."""
+
+    def __init__(self) -> None:
+        self._steps = progress.Steps("release")
+        self._live = progress.on_terminal()
+        self._part, self._began, self._said = "", 0.0, 0.0
+        self._compiling: float | None = None  # how long all of it takes
+        self.shown = self._steps.shown
+
+    def _left(self, fraction: float) -> float | None:
+        """Of the present part that fraction is over."""
+        if self._compiling is None:
+            return None
+        names = list(PARTS)
+        after = sum(PARTS[name] for name in names[names.index(self._part) + 1 :])
+        return self._compiling * (PARTS[self._part] * (1 - fraction) + after)
+
+    def part(self, name: str) -> None:
+        self._part, self._began = name, time.monotonic()
+        self._said = self._began
+        self._steps.step(name, self._left(0))
+
+    def compiled(self, number: int, of: int) -> None:
+        if of < FEWEST:
+            return
+        if self._part != COMPILING:
+            self.part(COMPILING)
+        now = time.monotonic()
+        self._compiling = (now - self._began) / (number / of)
+        if self._live or now - self._said >= SAID_EVERY:
+            self._said = now
+            self._steps.step(f"{COMPILING}, {number} of {of}", self._left(number / of))
+
+
 def say(text: str) -> None:
     print(f"release: {text}", flush=True)
 
 
-def run(*command: str | Path, **variables: str) -> str:
-    done = subprocess.run(
-        list(map(str, command)), env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"release: {' '.join(map(str, command[:4]))} … failed with {done.returncode}:\n{done.stdout}")
-    return done.stdout
+def run(*command: str | Path, told: Told | None = None, **variables: str) -> str:
+    """What it says on standard output; with `told`, the steps of a build among that are passed on."""
+    lines: list[str] = []
+    with subprocess.Popen(
+        list(map(str, command)),
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if told else None,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            lines.append(line)
+            if told and (step := _NINJA.match(line)):
+                told.compiled(int(step[1]), int(step[2]))
+    if process.returncode:
+        sys.exit(f"release: {' '.join(map(str, command[:4]))} … failed with {process.returncode}:\n{''.join(lines)}")
+    return "".join(lines)
 
 
-def build_wheel(python: Path, out: Path) -> Path:
-    say("building the wheel with the compiler from PyPI")
-    run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", out, ROOT, TF_BUILD_COMPILER="ziglang")
+def build_wheel(python: Path, out: Path, told: Told) -> Path:
+    # Its build says which file of how many it compiles, if it is asked to speak.
+    command = (python, "-m", "pip", "wheel", "--verbose", "--no-deps", "-w", out, ROOT)
+    run(*command, told=told, TF_BUILD_COMPILER="ziglang")
     (wheel,) = out.glob("tensor_fusion-*.whl")
     tag = platform_tag(wheel)
     if tag is None or not tag.startswith("manylinux_2_17_"):
@@ -81,7 +146,6 @@ def client(wheel: Path, version: str, out: Path) -> None:
 
 
 def worker(python: Path, version: str, scratch: Path, out: Path) -> Path:
-    say("packing the worker into one file")
     found = run(python, "-c", "from tensor_fusion.abi import native_folder; print(native_folder())").strip()
     words: list[str | Path] = [python, "-m", "PyInstaller", "--onefile", "--noconfirm", "--log-level", "ERROR"]
     words += ["--name", "tensor-fusion-worker", "--copy-metadata", "tensor-fusion", "--distpath", scratch / "dist"]
@@ -177,6 +241,23 @@ def needed_glibc(python: Path) -> str:
     return ".".join(map(str, max(numbers, default=(0, 0))))
 
 
+def make(scratch: Path, out: Path, told: Told) -> None:
+    fetching, _, packer, packing, trying = PARTS
+    told.part(fetching)
+    venv.create(scratch / "venv", with_pip=True)
+    python = scratch / "venv/bin/python"
+    wheel = build_wheel(python, out, told)
+    version = wheel.name.split("-")[1]
+    told.part(packer)
+    run(python, "-m", "pip", "install", "--quiet", wheel, PYINSTALLER)
+    client(wheel, version, out)
+    told.part(packing)
+    program = worker(python, version, scratch, out)
+    told.part(trying)
+    try_worker(program, out / "tensor-fusion-client" / version, version)
+    say(f"its interpreter needs glibc {needed_glibc(python)}, the client files 2.17")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="an empty folder, or one to be made")
@@ -185,16 +266,9 @@ def main() -> int:
         parser.error(f"{out} is not empty")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        venv.create(scratch / "venv", with_pip=True)
-        python = scratch / "venv/bin/python"
-        wheel = build_wheel(python, out)
-        version = wheel.name.split("-")[1]
-        run(python, "-m", "pip", "install", "--quiet", wheel, PYINSTALLER)
-        client(wheel, version, out)
-        program = worker(python, version, scratch, out)
-        try_worker(program, out / "tensor-fusion-client" / version, version)
-        say(f"its interpreter needs glibc {needed_glibc(python)}, the client files 2.17")
+        told = Told()
+        with told.shown():
+            make(Path(name), out, told)
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(out)}\n"
         for path in sorted(out.rglob("*"))
