@@ -115,6 +115,8 @@ def test_preload_keeps_what_was_there(native: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["run", "--connect", "foo", "--", "true"], 2, "'foo'"),
+        (["demo", "--transport", "shm"], 2, "Invalid value for '--transport': 'shm' is not one of 'tcp', 'shmem'"),
+        (["service", "instal"], 2, "Invalid value for 'action': 'instal' is not one of"),
         (["run", "--connect", "", "--", "true"], 2, "empty"),
         (["run", "--connect", "native+h+x+0", "--", "true"], 2, "'x'"),
         (["run", "--connect", "shmem+/f+many+0", "--", "true"], 2, "size in MB"),

@@ -430,7 +430,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         describe = getattr(error, "format_message", None)
         if describe is None:
             raise
-        text = " ".join(str(describe()).split()).rstrip(".")
+        # Some versions of typer put that before what is wrong.
+        text = " ".join(str(describe()).split()).rstrip(".").replace("Value error, ", "")
         if not text:
             sys.exit(getattr(error, "exit_code", 2))
         _fail(f"{text}; see tensor-fusion --help.", 2)
