@@ -1,12 +1,12 @@
 """Initialisation, version, devices."""
 
-from tensor_fusion.apigen.describe import custom, local, pure, unsupported
+from tensor_fusion.apigen.describe import custom, local, older, pure, unsupported
 
 FUNCTIONS = [
     custom("cuDriverGetVersion", ops="start", anytime=True),
     local("cuGetErrorName", anytime=True),
     local("cuGetErrorString", anytime=True),
-    local("cuGetProcAddress", anytime=True),
+    older("cuGetProcAddress", "cuGetProcAddress_v2", symbolStatus="NULL"),
     local("cuGetProcAddress_v2", anytime=True),
     local("cuGetExportTable", anytime=True),
     custom("cuInit", ops="start", anytime=True),

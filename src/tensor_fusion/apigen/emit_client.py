@@ -300,7 +300,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     if before and not op.line.contextless:
         # A call learns from the driver that its context is gone or broken; a post has to know before it is on its
         # way, and an answer that is remembered asks nobody.
-        body += [f"    {upper}_CONTEXT(context);", "    (void)context;"]
+        body.append(f"    {upper}_CONTEXT(context);")
     if op.line.unsafe:
         body.append(f'    {upper}_CAPTURE_UNSAFE("{op.name}");')
     for item in op.fields:

@@ -290,7 +290,6 @@ CUresult tpc_cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *para
 
 CUresult tpc_cuKernelGetParamInfo(CUkernel kernel, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
     TPC_CONTEXT(context); /* 201 without one, though the kernel's name is told */
-    (void)context;
     return kernel ? parameter(tpc_kernel_of((uint64_t)(uintptr_t)kernel), paramIndex, paramOffset, paramSize)
                   : CUDA_ERROR_INVALID_VALUE;
 }

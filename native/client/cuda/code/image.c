@@ -128,7 +128,6 @@ CUresult tpc_image_describe(struct tpc_image *image) {
         return CUDA_SUCCESS;
     }
     TPC_CONTEXT(context);
-    (void)context;
     struct tpg_library_describe_in in = {.library = image->handle};
     struct tpg_library_describe_out out;
     struct tp_reply reply;

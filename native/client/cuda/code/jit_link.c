@@ -18,7 +18,6 @@ struct link {
 CUresult tpc_cuLinkCreate_v2(unsigned int numOptions, CUjit_option *options, void **optionValues,
                              CUlinkState *stateOut) {
     TPC_CONTEXT(context);
-    (void)context;
     uint64_t pairs[2 * TPC_JIT_OPTIONS];
     size_t used;
     struct link *link = stateOut ? calloc(1, sizeof *link) : NULL;

@@ -20,7 +20,6 @@ struct tpc_parts {
 /* The parts of a function, made at the first look, with the lock held that guards them. */
 static CUresult open_parts(CUfunction function, struct tpc_kernel **kernel) {
     TPC_CONTEXT(context);
-    (void)context;
     *kernel = tpc_kernel_of((uint64_t)(uintptr_t)function);
     if (!*kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
@@ -91,14 +90,6 @@ CUresult tpc_cuParamSetv(CUfunction hfunc, int offset, void *ptr, unsigned int n
     return close_parts(kernel, CUDA_SUCCESS);
 }
 
-CUresult tpc_cuParamSeti(CUfunction hfunc, int offset, unsigned int value) {
-    return tpc_cuParamSetv(hfunc, offset, &value, sizeof value);
-}
-
-CUresult tpc_cuParamSetf(CUfunction hfunc, int offset, float value) {
-    return tpc_cuParamSetv(hfunc, offset, &value, sizeof value);
-}
-
 CUresult tpc_cuLaunchGridAsync(CUfunction f, int grid_width, int grid_height, CUstream hStream) {
     struct tpc_kernel *kernel;
     unsigned char bytes[TPC_BLOCK_LIMIT];
@@ -119,9 +110,3 @@ CUresult tpc_cuLaunchGridAsync(CUfunction f, int grid_width, int grid_height, CU
     return tpc_cuLaunchKernel(f, (unsigned)grid_width, (unsigned)grid_height, 1, parts.block[0], parts.block[1],
                               parts.block[2], parts.shared_bytes, hStream, NULL, extra);
 }
-
-CUresult tpc_cuLaunchGrid(CUstream implicit, CUfunction f, int grid_width, int grid_height) {
-    return tpc_cuLaunchGridAsync(f, grid_width, grid_height, implicit);
-}
-
-CUresult tpc_cuLaunch(CUstream implicit, CUfunction f) { return tpc_cuLaunchGridAsync(f, 1, 1, implicit); }

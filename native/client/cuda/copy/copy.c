@@ -368,7 +368,6 @@ CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source
 
 #define BEGIN(size)                                                                                                    \
     TPC_CONTEXT(context);                                                                                              \
-    (void)context;                                                                                                     \
     TPC_CHECK_HANDLE(STREAM, stream, true);                                                                            \
     if (!(size)) {                                                                                                     \
         return CUDA_SUCCESS;                                                                                           \

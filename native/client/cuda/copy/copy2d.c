@@ -331,7 +331,6 @@ static CUresult copy(const char *name, const struct tpc_copy_side *to, const str
 static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream stream, bool sync) {
     if (!c) {
         TPC_CONTEXT(context);
-        (void)context;
         return CUDA_ERROR_INVALID_VALUE;
     }
     const struct tpc_copy_side to = TPC_SIDE(c, dst), from = TPC_SIDE(c, src);
@@ -341,7 +340,6 @@ static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream strea
 static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream stream, bool sync) {
     if (!c || c->srcLOD || c->dstLOD) {
         TPC_CONTEXT(context);
-        (void)context;
         return CUDA_ERROR_INVALID_VALUE;
     }
     const struct tpc_copy_side to = TPC_SIDE_3D(c, dst), from = TPC_SIDE_3D(c, src);

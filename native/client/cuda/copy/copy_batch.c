@@ -69,7 +69,6 @@ static CUresult copy_all(const char *name, const struct batch *b, size_t *failed
 static CUresult batch(const char *name, const struct batch *b, size_t *failed, CUstream stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     TPC_CONTEXT(context);
-    (void)context;
     TPC_CHECK_HANDLE(STREAM, stream, true);
     CUresult result = stream == CU_STREAM_LEGACY ? CUDA_ERROR_INVALID_VALUE : check_attributes(b);
     for (size_t i = 0; i < b->count && result == CUDA_SUCCESS; i++) {

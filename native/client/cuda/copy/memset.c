@@ -121,7 +121,6 @@ static CUresult host_done(const char *name, CUdeviceptr address, CUstream stream
     }                                                                                                                  \
     CUresult tpc_cuMemsetD##bits##_v2(CUstream implicit, CUdeviceptr dstDevice, type name, size_t N) {                 \
         TPC_CONTEXT(context);                                                                                          \
-        (void)context;                                                                                                 \
         return N ? host_done("cuMemsetD" #bits, dstDevice, implicit,                                                   \
                              tpc_cuMemsetD##bits##Async(dstDevice, name, N, implicit))                                 \
                  : CUDA_SUCCESS;                                                                                       \
@@ -129,7 +128,6 @@ static CUresult host_done(const char *name, CUdeviceptr address, CUstream stream
     CUresult tpc_cuMemsetD2D##bits##_v2(CUstream implicit, CUdeviceptr dstDevice, size_t dstPitch, type name,          \
                                         size_t Width, size_t Height) {                                                 \
         TPC_CONTEXT(context);                                                                                          \
-        (void)context;                                                                                                 \
         return Width && Height                                                                                         \
                    ? host_done("cuMemsetD2D" #bits, dstDevice, implicit,                                               \
                                tpc_cuMemsetD2D##bits##Async(dstDevice, dstPitch, name, Width, Height, implicit))       \

@@ -16,7 +16,6 @@
 static CUresult begin(const char *name, CUstream stream, CUstreamCaptureMode mode, CUgraph into,
                       const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count) {
     TPC_CONTEXT(context);
-    (void)context;
     if ((unsigned)mode > CU_STREAM_CAPTURE_MODE_RELAXED || (count && !dependencies)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -73,7 +72,6 @@ CUresult tpc_cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const
 
 CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
     TPC_CONTEXT(context);
-    (void)context;
     if (!phGraph) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -127,7 +125,6 @@ TP_REGISTER(tpc_stream_gone, end_of_stream);
     do {                                                                                                               \
         if ((uintptr_t)(stream) <= 2) {                                                                                \
             TPC_CONTEXT(context);                                                                                      \
-            (void)context;                                                                                             \
         }                                                                                                              \
     } while (0)
 
@@ -228,7 +225,6 @@ CUresult tpc_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *
 CUresult tpc_cuStreamUpdateCaptureDependencies_v2(CUstream stream, CUgraphNode *dependencies,
                                                   const CUgraphEdgeData *edges, size_t count, unsigned int flags) {
     TPC_CONTEXT(context);
-    (void)context;
     if (flags > CU_STREAM_SET_CAPTURE_DEPENDENCIES || (count && !dependencies)) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -12,7 +12,6 @@
 static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
                             bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why) {
     TPC_CONTEXT(context);
-    (void)context;
     if (!out_exec) {
         return CUDA_ERROR_INVALID_VALUE;
     }

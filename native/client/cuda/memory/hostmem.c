@@ -390,7 +390,6 @@ CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
 
 CUresult tpc_cuMemFreeHost(void *p) {
     TPC_CONTEXT(context);
-    (void)context;
     TPC_CAPTURE_UNSAFE("cuMemFreeHost");
     if (!p) {
         return CUDA_SUCCESS;
@@ -438,7 +437,6 @@ CUresult tpc_cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) 
 
 CUresult tpc_cuMemHostUnregister(void *p) {
     TPC_CONTEXT(context);
-    (void)context;
     TPC_CAPTURE_UNSAFE("cuMemHostUnregister");
     if (!p) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -453,7 +451,6 @@ CUresult tpc_cuMemHostUnregister(void *p) {
 
 CUresult tpc_cuMemHostGetDevicePointer_v2(CUdeviceptr *pdptr, void *p, unsigned int Flags) {
     TPC_CONTEXT(context);
-    (void)context;
     if (!pdptr || Flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -462,7 +459,6 @@ CUresult tpc_cuMemHostGetDevicePointer_v2(CUdeviceptr *pdptr, void *p, unsigned 
 
 CUresult tpc_cuMemHostGetFlags(unsigned int *pFlags, void *p) {
     TPC_CONTEXT(context);
-    (void)context;
     struct tpc_range range;
     if (!pFlags || !tpc_range_at((uint64_t)(uintptr_t)p, &range) || range.where != TPC_PINNED) {
         return CUDA_ERROR_INVALID_VALUE;

@@ -109,7 +109,6 @@ CUresult tpc_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthI
 
 CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
     TPC_CONTEXT(context);
-    (void)context;
     struct tpc_range range;
     if (!dptr) {
         return CUDA_SUCCESS;
@@ -125,7 +124,6 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
 
 CUresult tpc_cuMemGetInfo_v2(size_t *free, size_t *total) {
     TPC_CONTEXT(context);
-    (void)context;
     struct tpg_memory_info_out answer = {0};
     struct tp_reply reply;
     CUresult result = tpc_call_memory_info("cuMemGetInfo", &answer, &reply);
@@ -141,7 +139,6 @@ CUresult tpc_cuMemGetInfo_v2(size_t *free, size_t *total) {
 
 CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
     TPC_CONTEXT(context);
-    (void)context;
     struct tpc_range range;
     uint64_t start, size;
     bool known = tpc_range_at(dptr, &range);

@@ -146,7 +146,6 @@ static void set_sync(struct tpc_range *range, uint64_t value) {
 
 CUresult tpc_cuPointerSetAttribute(const void *value, CUpointer_attribute attribute, CUdeviceptr ptr) {
     TPC_CONTEXT(context);
-    (void)context;
     struct tpc_range range;
     int wanted = 0;
     if (!value || attribute != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS || !tpc_range_at(ptr, &range)) {

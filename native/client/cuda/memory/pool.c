@@ -227,7 +227,6 @@ CUresult tpc_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemor
 /* Memory of cuMemAlloc, too: it may be freed in the order of a stream, as that of a pool may be freed by cuMemFree. */
 CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     TPC_CONTEXT(context);
-    (void)context;
     struct tpc_range range;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
     if (!dptr) {

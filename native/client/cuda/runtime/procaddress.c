@@ -57,7 +57,3 @@ CUresult tpc_cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion
     }
     return result;
 }
-
-CUresult tpc_cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags) {
-    return tpc_cuGetProcAddress_v2(symbol, pfn, cudaVersion, flags, NULL);
-}

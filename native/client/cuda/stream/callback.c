@@ -327,7 +327,6 @@ CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn de
 
 CUresult tpc_cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
     TPC_CONTEXT(context);
-    (void)context;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
     struct call *call = fn ? calloc(1, sizeof *call) : NULL;
     if (!call) {
@@ -341,7 +340,6 @@ CUresult tpc_cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
 CUresult tpc_cuStreamAddCallback(CUstream implicit, CUstream hStream, CUstreamCallback callback, void *userData,
                                  unsigned int flags) {
     TPC_CONTEXT(context);
-    (void)context;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
     struct call *call = callback && !flags ? calloc(1, sizeof *call) : NULL;
     if (!call) {

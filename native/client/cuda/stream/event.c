@@ -9,7 +9,6 @@
 
 CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     TPC_CONTEXT(context);
-    (void)context;
     const unsigned int known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
     /* An interprocess event must not time, and its handle could not leave this machine. */
     if (!phEvent || (Flags & ~known) || ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING))) {

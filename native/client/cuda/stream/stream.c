@@ -146,7 +146,6 @@ CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
 
 CUresult tpc_cuStreamSynchronize(CUstream hStream) {
     TPC_CONTEXT(context);
-    (void)context;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
     TPC_CAPTURE_UNSAFE("cuStreamSynchronize");
     if (quiet(hStream)) {
@@ -169,7 +168,6 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
 
 CUresult tpc_cuStreamQuery(CUstream hStream) {
     TPC_CONTEXT(context);
-    (void)context;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
     TPC_CAPTURE_UNSAFE("cuStreamQuery");
     struct tpg_stream_query_in in = {.stream = (uint64_t)(uintptr_t)hStream};
@@ -206,7 +204,6 @@ static CUresult synchronize(const char *name) {
 
 CUresult tpc_cuCtxSynchronize(void) {
     TPC_CONTEXT(context);
-    (void)context;
     return synchronize("cuCtxSynchronize");
 }
 
@@ -255,7 +252,6 @@ CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned 
 
 CUresult tpc_cuStreamGetPriority(CUstream hStream, int *priority) {
     STREAM_RECORD(priority);
-    (void)context;
     *priority = own ? stream->priority : 0;
     return CUDA_SUCCESS;
 }
@@ -263,7 +259,6 @@ CUresult tpc_cuStreamGetPriority(CUstream hStream, int *priority) {
 CUresult tpc_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     STREAM_RECORD(flags);
-    (void)context;
     if (tpc_capture_status(hStream, &status) == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE) {
         return tpc_capture_refuse("cuStreamGetFlags", hStream); /* as the driver does, in every mode */
     }
@@ -273,7 +268,6 @@ CUresult tpc_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
 
 CUresult tpc_cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
     STREAM_RECORD(streamId);
-    (void)context;
     *streamId = own                               ? stream->id
                 : hStream == CU_STREAM_PER_THREAD ? ((unsigned long long)tp_thread_self()->number << 32 | 2)
                                                   : 1;
