@@ -29,6 +29,7 @@ static CUresult start_result = CUDA_ERROR_NO_DEVICE;
 CUresult tpc_start(void) { return start_result; }
 CUresult tpc_not_ready(void) { return tpc_state == TPC_BEFORE_INIT ? CUDA_ERROR_NOT_INITIALIZED : CUDA_SUCCESS; }
 CUresult tpc_lost(void) { return TPC_LOST_ERROR; }
+CUresult tpc_posted(void) { return CUDA_SUCCESS; }
 CUresult tpc_bad_reply(const struct tp_reply *reply) { return reply->size ? CUDA_ERROR_UNKNOWN : CUDA_ERROR_UNKNOWN; }
 CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said) {
     return name && reason && said ? CUDA_ERROR_NOT_SUPPORTED : 1;
