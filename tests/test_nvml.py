@@ -177,10 +177,39 @@ def test_life(worker: Worker) -> None:
         for same in (nvml.nvmlDeviceGetHandleByUUID(uuid), nvml.nvmlDeviceGetHandleByPciBusId(bus)):
             assert nvml.nvmlDeviceGetIndex(same) == 0
         assert error(nvml.nvmlDeviceGetHandleByUUID, "GPU-x") == nvml.NVML_ERROR_NOT_FOUND
+        assert nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleBySerial(nvml.nvmlDeviceGetSerial(device))) == 0
+        assert error(nvml.nvmlDeviceGetHandleBySerial, "1") == nvml.NVML_ERROR_NOT_FOUND
         nvml.nvmlShutdown()
         assert error(nvml.nvmlDeviceGetCount) == nvml.NVML_ERROR_UNINITIALIZED
         nvml.nvmlInit()
         assert "H200" in nvml.nvmlDeviceGetName(device)
+        """
+    )
+
+
+def test_near_is_all_of_the_client(worker: Worker) -> None:
+    """Affinity names processors and nodes of this machine, as the kernel lists them, and no others."""
+    worker.run(
+        """
+        def listed(what):
+            found = set()
+            for part in open(f"/sys/devices/system/{what}/online").read().split(","):
+                first, _, last = part.strip().partition("-")
+                found |= set(range(int(first), int(last or first) + 1))
+            return found
+        def bits(words):
+            return {64 * i + k for i, word in enumerate(words) for k in range(64) if word >> k & 1}
+        nvml.nvmlInit()
+        device = nvml.nvmlDeviceGetHandleByIndex(0)
+        assert bits(nvml.nvmlDeviceGetCpuAffinity(device, 16)) == listed("cpu")
+        for scope in (nvml.NVML_AFFINITY_SCOPE_NODE, nvml.NVML_AFFINITY_SCOPE_SOCKET):
+            assert bits(nvml.nvmlDeviceGetCpuAffinityWithinScope(device, 16, scope)) == listed("cpu")
+            if os.path.exists("/sys/devices/system/node/online"):
+                assert bits(nvml.nvmlDeviceGetMemoryAffinity(device, 16, scope)) == listed("node")
+        wrong = nvml.NVML_ERROR_INVALID_ARGUMENT
+        assert error(nvml.nvmlDeviceGetMemoryAffinity, device, 16, 2) == wrong
+        assert error(nvml.nvmlDeviceGetCpuAffinityWithinScope, device, 16, 2) == wrong
+        assert error(nvml.nvmlDeviceGetCpuAffinity, device, 0) == wrong
         """
     )
 

@@ -51,6 +51,7 @@ FUNCTIONS = [
     call("nvmlDeviceGetPowerManagementLimitConstraints"),
     call("nvmlDeviceGetPowerManagementMode"),
     call("nvmlDeviceGetPowerSource"),
+    call("nvmlDeviceGetPowerMizerMode_v1"),
     call("nvmlDeviceWorkloadPowerProfileGetCurrentProfiles", currentProfiles="versioned"),
     call("nvmlDeviceWorkloadPowerProfileGetProfilesInfo", profilesInfo="versioned"),
     call("nvmlDeviceGetTemperature"),
@@ -92,7 +93,8 @@ FUNCTIONS = [
     # Answers that the device offers no GPM, because the functions below are not carried.
     local("nvmlGpmQueryDeviceSupport"),
     unsupported("superseded; its struct is not in current headers", "nvmlDeviceGetNvLinkRemotePciInfo"),
-    unsupported("superseded by nvmlDeviceGetFieldValues", "nvmlDeviceGetNvLinkUtilizationControl",
-                "nvmlDeviceGetNvLinkUtilizationCounter", "nvmlDeviceFreezeNvLinkUtilizationCounter",
+    call("nvmlDeviceGetNvLinkUtilizationControl"),
+    call("nvmlDeviceGetNvLinkUtilizationCounter"),
+    unsupported("counters are set up by the worker's operator", "nvmlDeviceFreezeNvLinkUtilizationCounter",
                 "nvmlDeviceSetNvLinkUtilizationControl", "nvmlDeviceResetNvLinkUtilizationCounter"),
 ]  # fmt: skip

@@ -62,6 +62,13 @@ FUNCTIONS = [
     call("nvmlDeviceGetAttributes_v2"),
     call("nvmlDeviceGetMigMode"),
     call("nvmlDeviceGetMaxMigDeviceCount"),
+    # What the device could be divided into. Its parts, when it is, have no handles here.
+    call("nvmlDeviceGetGpuInstanceId"),
+    call("nvmlDeviceGetComputeInstanceId"),
+    call("nvmlDeviceGetGpuInstanceProfileInfo"),
+    call("nvmlDeviceGetGpuInstanceProfileInfoV", info="versioned"),
+    call("nvmlDeviceGetGpuInstanceProfileInfoByIdV", info="versioned"),
+    call("nvmlDeviceGetGpuInstanceRemainingCapacity"),
     call("nvmlDeviceOnSameBoard"),
     call("nvmlDeviceGetTopologyCommonAncestor"),
     call("nvmlDeviceGetP2PStatus"),
@@ -69,7 +76,10 @@ FUNCTIONS = [
     unsupported("superseded; its struct is not in current headers", "nvmlDeviceGetGridLicensableFeatures",
                 "nvmlDeviceGetGridLicensableFeatures_v2", "nvmlDeviceGetGridLicensableFeatures_v3",
                 "nvmlDeviceGetAttributes"),
-    unsupported("processors and memory of the worker's host are not the client's", "nvmlDeviceGetCpuAffinity",
-                "nvmlDeviceGetCpuAffinityWithinScope", "nvmlDeviceGetMemoryAffinity", "nvmlDeviceGetNumaNodeId",
+    # The client's own processors and memory, all of them: those of the worker's host mean nothing to it.
+    local("nvmlDeviceGetCpuAffinity"),
+    local("nvmlDeviceGetCpuAffinityWithinScope"),
+    local("nvmlDeviceGetMemoryAffinity"),
+    unsupported("processors and memory of the worker's host are not the client's", "nvmlDeviceGetNumaNodeId",
                 "nvmlDeviceSetCpuAffinity", "nvmlDeviceClearCpuAffinity"),
 ]  # fmt: skip

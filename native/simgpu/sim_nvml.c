@@ -180,6 +180,48 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
     return NVML_ERROR_NOT_FOUND;
 }
 
+// The number of the board: made up, distinct per device.
+static void serial_text(int index, char text[16]) { snprintf(text, 16, "%013llu", 1650000000000ull + (unsigned)index); }
+
+nvmlReturn_t nvmlDeviceGetSerial(nvmlDevice_t device, char *serial, unsigned int length) {
+    SIM_NVML_DEVICE(device, index, serial);
+    char text[16];
+    serial_text(index, text);
+    return sim_nvml_text(serial, length, text);
+}
+
+nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device) {
+    SIM_NVML_STARTED();
+    if (!serial || !device)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    for (int i = 0; i < sim.ndevices; i++) {
+        char text[16];
+        serial_text(i, text);
+        if (!strcmp(text, serial))
+            return by_index((unsigned)i, device);
+    }
+    return NVML_ERROR_NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device) {
+    SIM_NVML_STARTED();
+    if (!uuid || !device)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    if (uuid->version != (sizeof *uuid | 1u << 24))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    if (uuid->type == NVML_UUID_TYPE_ASCII) {
+        char text[sizeof uuid->value.str + 1] = {0};
+        memcpy(text, uuid->value.str, sizeof uuid->value.str);
+        return nvmlDeviceGetHandleByUUID(text, device);
+    }
+    if (uuid->type != NVML_UUID_TYPE_BINARY)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    for (int i = 0; i < sim.ndevices; i++)
+        if (!memcmp(sim.devices[i].uuid.bytes, uuid->value.bytes, sizeof sim.devices[i].uuid.bytes))
+            return by_index((unsigned)i, device);
+    return NVML_ERROR_NOT_FOUND;
+}
+
 static nvmlReturn_t by_bus_id(const char *id, nvmlDevice_t *device) {
     nvmlReturn_t result = sim_nvml_started();
     if (result != NVML_SUCCESS)
@@ -202,6 +244,19 @@ nvmlReturn_t nvmlDeviceGetHandleByPciBusId(const char *pciBusId, nvmlDevice_t *d
 nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevice_t *device) {
     return by_bus_id(pciBusId, device);
 }
+
+// S-class units, and devices that the operator hides: there are none.
+static nvmlReturn_t none_of_them(unsigned *count) {
+    SIM_NVML_STARTED();
+    if (!count)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *count = 0;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlUnitGetCount(unsigned int *unitCount) { return none_of_them(unitCount); }
+
+nvmlReturn_t nvmlGetExcludedDeviceCount(unsigned int *deviceCount) { return none_of_them(deviceCount); }
 
 // ---- Identity ----------------------------------------------------------------------------------------------------
 
@@ -237,6 +292,19 @@ nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci) {
     snprintf(pci->busId, sizeof pci->busId, "0000%.20s", sim.devices[index].pci);
     return NVML_SUCCESS;
 }
+
+// The structs of the earlier versions begin like the third and end after 32 and 36 bytes.
+static nvmlReturn_t older_pci(nvmlDevice_t device, nvmlPciInfo_t *pci, size_t size) {
+    nvmlPciInfo_t whole;
+    nvmlReturn_t result = nvmlDeviceGetPciInfo_v3(device, pci ? &whole : NULL);
+    if (result == NVML_SUCCESS)
+        memcpy(pci, &whole, size);
+    return result;
+}
+
+nvmlReturn_t nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t *pci) { return older_pci(device, pci, 32); }
+
+nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) { return older_pci(device, pci, 36); }
 
 nvmlReturn_t nvmlDeviceGetPciInfoExt(nvmlDevice_t device, nvmlPciInfoExt_t *pci) {
     SIM_NVML_DEVICE(device, index, pci);

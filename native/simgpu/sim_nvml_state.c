@@ -2,7 +2,7 @@
 // prints.
 //
 // All are constants of an H200 at rest, as `nvidia-smi -q` of driver 580.159.04 showed them; what that card answered
-// with "N/A" is NVML_ERROR_NOT_SUPPORTED here. Names that are not in the two NVML files are not exported. No state.
+// with "N/A" is NVML_ERROR_NOT_SUPPORTED here. Names that are in neither NVML file are refused by name, in generated code. No state.
 #include "sim.h"
 #include "sim_nvml.h"
 
@@ -72,10 +72,12 @@ ANSWERS(nvmlDeviceGetMultiGpuBoard, unsigned int, 0)
 ANSWERS(nvmlDeviceGetModuleId, unsigned int, 8)
 HAS_NOT_TWO(nvmlDeviceGetGpuOperationMode, nvmlGpuOperationMode_t)
 HAS_NOT_TWO(nvmlDeviceGetDriverModel_v2, nvmlDriverModel_t)
+HAS_NOT_TWO(nvmlDeviceGetDriverModel, nvmlDriverModel_t)
 HAS_NOT_TWO(nvmlDeviceGetDramEncryptionMode, nvmlDramEncryptionInfo_t)
 HAS_NOT(nvmlDeviceGetBridgeChipInfo, nvmlBridgeChipHierarchy_t)
 HAS_NOT(nvmlDeviceGetGridLicensableFeatures_v4, nvmlGridLicensableFeatures_t)
 HAS_NOT(nvmlDeviceGetGpuFabricInfoV, nvmlGpuFabricInfoV_t)
+HAS_NOT(nvmlDeviceGetGpuFabricInfo, nvmlGpuFabricInfo_t)
 HAS_NOT(nvmlDeviceWorkloadPowerProfileGetCurrentProfiles, nvmlWorkloadPowerProfileCurrentProfiles_t)
 HAS_NOT(nvmlDeviceGetNumaNodeId, unsigned int)
 ANSWERS(nvmlDeviceGetMaxPcieLinkGeneration, unsigned int, 5)
@@ -94,7 +96,6 @@ ANSWERS(nvmlDeviceGetPowerSource, nvmlPowerSource_t, NVML_POWER_SOURCE_AC)
 ANSWERS(nvmlDeviceGetBusType, nvmlBusType_t, NVML_BUS_TYPE_PCIE)
 HAS_NOT(nvmlDeviceGetAttributes_v2, nvmlDeviceAttributes_t)
 
-TEXT(nvmlDeviceGetSerial, "1650000000000")
 TEXT(nvmlDeviceGetVbiosVersion, "96.00.A5.00.1A")
 TEXT(nvmlDeviceGetBoardPartNumber, "692-2G520-0282-000")
 TEXT(nvmlDeviceGetInforomImageVersion, "G520.0282.02.02")
@@ -393,16 +394,22 @@ nvmlReturn_t nvmlDeviceGetPcieThroughput(nvmlDevice_t device, nvmlPcieUtilCounte
     return NVML_SUCCESS;
 }
 
+// All processors and the one node are near, within either scope.
 nvmlReturn_t nvmlDeviceGetCpuAffinity(nvmlDevice_t device, unsigned int cpuSetSize, unsigned long *cpuSet) {
     SIM_NVML_DEVICE(device, index, cpuSet && cpuSetSize);
     memset(cpuSet, 0xff, cpuSetSize * sizeof *cpuSet);
     return NVML_SUCCESS;
 }
 
+nvmlReturn_t nvmlDeviceGetCpuAffinityWithinScope(nvmlDevice_t device, unsigned int cpuSetSize, unsigned long *cpuSet,
+                                                 nvmlAffinityScope_t scope) {
+    return scope > NVML_AFFINITY_SCOPE_SOCKET ? NVML_ERROR_INVALID_ARGUMENT
+                                              : nvmlDeviceGetCpuAffinity(device, cpuSetSize, cpuSet);
+}
+
 nvmlReturn_t nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned int nodeSetSize, unsigned long *nodeSet,
                                          nvmlAffinityScope_t scope) {
-    SIM_NVML_DEVICE(device, index, nodeSet && nodeSetSize);
-    (void)scope;
+    SIM_NVML_DEVICE(device, index, nodeSet && nodeSetSize && scope <= NVML_AFFINITY_SCOPE_SOCKET);
     memset(nodeSet, 0, nodeSetSize * sizeof *nodeSet);
     nodeSet[0] = 1;
     return NVML_SUCCESS;
@@ -441,10 +448,42 @@ nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t device1, nvmlDevice_t device2, 
     return NVML_SUCCESS;
 }
 
-nvmlReturn_t nvmlDeviceGetNvLinkState(nvmlDevice_t device, unsigned int link, nvmlEnableState_t *isActive) {
-    SIM_NVML_DEVICE(device, index, isActive);
-    (void)link;
-    return NVML_ERROR_NOT_SUPPORTED; // as the single H200 that the other facts come from: no NVLink fabric
+// Links of a single H200 without a fabric, where the other facts come from: no such thing.
+#define NO_LINK(function, type)                                                                                        \
+    nvmlReturn_t function(nvmlDevice_t device, unsigned int link, type *out) {                                         \
+        SIM_NVML_DEVICE(device, index, out);                                                                           \
+        (void)link;                                                                                                    \
+        return NVML_ERROR_NOT_SUPPORTED;                                                                               \
+    }
+#define NO_LINK_OF(function, what, type)                                                                               \
+    nvmlReturn_t function(nvmlDevice_t device, unsigned int link, what which, type *out) {                             \
+        SIM_NVML_DEVICE(device, index, out);                                                                           \
+        (void)link, (void)which;                                                                                       \
+        return NVML_ERROR_NOT_SUPPORTED;                                                                               \
+    }
+NO_LINK(nvmlDeviceGetNvLinkState, nvmlEnableState_t)
+NO_LINK(nvmlDeviceGetNvLinkVersion, unsigned int)
+NO_LINK(nvmlDeviceGetNvLinkRemoteDeviceType, nvmlIntNvLinkDeviceType_t)
+NO_LINK(nvmlDeviceGetNvLinkRemotePciInfo, nvmlPciInfo_t)
+NO_LINK(nvmlDeviceGetNvLinkRemotePciInfo_v2, nvmlPciInfo_t)
+NO_LINK_OF(nvmlDeviceGetNvLinkCapability, nvmlNvLinkCapability_t, unsigned int)
+NO_LINK_OF(nvmlDeviceGetNvLinkErrorCounter, nvmlNvLinkErrorCounter_t, unsigned long long)
+NO_LINK_OF(nvmlDeviceGetNvLinkUtilizationControl, unsigned int, nvmlNvLinkUtilizationControl_t)
+
+nvmlReturn_t nvmlDeviceGetNvLinkUtilizationCounter(nvmlDevice_t device, unsigned int link, unsigned int counter,
+                                                   unsigned long long *rxcounter, unsigned long long *txcounter) {
+    SIM_NVML_DEVICE(device, index, rxcounter && txcounter);
+    (void)link, (void)counter;
+    return NVML_ERROR_NOT_SUPPORTED;
+}
+
+// An H200 offers these metrics; nothing is sampled here, so this one says that it does not, and a program need not ask on.
+nvmlReturn_t nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *gpmSupport) {
+    SIM_NVML_DEVICE(device, index, gpmSupport);
+    if (gpmSupport->version != NVML_GPM_SUPPORT_VERSION)
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    gpmSupport->isSupportedDevice = 0;
+    return NVML_SUCCESS;
 }
 
 // ---- Events, field values ----------------------------------------------------------------------------------------

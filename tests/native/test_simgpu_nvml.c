@@ -9,6 +9,7 @@ int main(void) {
     unsigned count;
     nvmlDevice_t device, other;
     CHECK(nvmlDeviceGetCount_v2(&count) == NVML_ERROR_UNINITIALIZED);
+    CHECK(nvmlSystemGetNvlinkBwMode(&count) == NVML_ERROR_UNINITIALIZED); // not simulated, and asked too early
     NVML_OK(nvmlInit_v2());
     NVML_OK(nvmlInitWithFlags(0));
     NVML_OK(nvmlShutdown());
@@ -34,6 +35,38 @@ int main(void) {
     NVML_OK(nvmlDeviceGetPciInfo_v3(other, &pci));
     NVML_OK(nvmlDeviceGetHandleByPciBusId_v2(pci.busId, &found));
     CHECK(found == other && strlen(pci.busId) == 16);
+    char serial[30];
+    NVML_OK(nvmlDeviceGetSerial(device, text, sizeof text));
+    NVML_OK(nvmlDeviceGetSerial(other, serial, sizeof serial));
+    CHECK(strcmp(text, serial));
+    NVML_OK(nvmlDeviceGetHandleBySerial(serial, &found));
+    CHECK(found == other);
+    CHECK(nvmlDeviceGetHandleBySerial("1", &found) == NVML_ERROR_NOT_FOUND);
+    CHECK(nvmlDeviceGetHandleBySerial(NULL, &found) == NVML_ERROR_INVALID_ARGUMENT);
+    nvmlUUID_t id = {.version = sizeof id | 1u << 24, .type = NVML_UUID_TYPE_ASCII};
+    memcpy(id.value.str, second, strlen(second) + 1);
+    NVML_OK(nvmlDeviceGetHandleByUUIDV(&id, &found));
+    CHECK(found == other);
+    CUuuid bytes;
+    id.type = NVML_UUID_TYPE_BINARY;
+    sscanf(second, "GPU-%2hhx%2hhx%2hhx%2hhx", &bytes.bytes[0], &bytes.bytes[1], &bytes.bytes[2], &bytes.bytes[3]);
+    memset(&id.value, 0, sizeof id.value);
+    memcpy(id.value.bytes, bytes.bytes, 4);
+    CHECK(nvmlDeviceGetHandleByUUIDV(&id, &found) == NVML_ERROR_NOT_FOUND);
+    id.version = 1;
+    CHECK(nvmlDeviceGetHandleByUUIDV(&id, &found) == NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+    nvmlPciInfo_t older = pci;
+    memset(&older, 0x5a, sizeof older);
+    NVML_OK(nvmlDeviceGetPciInfo_v2(other, &older));
+    CHECK(!memcmp(&older, &pci, 36) && ((unsigned char *)&older)[36] == 0x5a);
+    unsigned long nodes[2] = {9, 9};
+    NVML_OK(nvmlDeviceGetMemoryAffinity(device, 2, nodes, NVML_AFFINITY_SCOPE_SOCKET));
+    CHECK(nodes[0] == 1 && nodes[1] == 0);
+    CHECK(nvmlDeviceGetMemoryAffinity(device, 2, nodes, 2) == NVML_ERROR_INVALID_ARGUMENT);
+    // What is not simulated: after init, for a device, and by name.
+    unsigned speed;
+    CHECK(nvmlDeviceGetPcieLinkMaxSpeed(device, &speed) == NVML_ERROR_NOT_SUPPORTED);
+    CHECK(nvmlDeviceGetPcieLinkMaxSpeed((nvmlDevice_t)(void *)&count, &speed) == NVML_ERROR_INVALID_ARGUMENT);
     NVML_OK(nvmlSystemGetDriverVersion(text, sizeof text));
     CHECK(!strcmp(text, "580.159.04"));
 
