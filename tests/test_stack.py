@@ -184,6 +184,16 @@ def test_words_in_pinned_memory(worker: Worker) -> None:
     assert len(re.findall(r"the word at the host address .* is refused", done.stderr)) == 1
 
 
+def test_copies_inside_host_memory_in_captures(worker: Worker) -> None:
+    done = subprocess.run(
+        [str(worker.program), "pinned", "copies-inside-captures"],
+        env=worker.env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+    said = "cuMemcpyAsync of one place of host memory to another cannot be part of a graph here"
+    assert len(re.findall(said, done.stderr)) == 1
+
+
 def test_what_an_illegal_address_may_have_been(worker: Worker) -> None:
     done = subprocess.run(
         [str(worker.program), "pinned", "kernels-break"],

@@ -411,6 +411,34 @@ static void words(void) {
     say("%d", reached);
 }
 
+/* What would be a node from host memory to host memory ends the capture and says so; the stream is as good as before. */
+static void copies_inside_captures(void) {
+    CUstream stream;
+    make_all();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    memset(plain, 3, 4096);
+    for (int i = 0; i < 2; i++) {
+        CUgraph graph;
+        CUDA_MEMCPY2D rows = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                              .srcHost = plain,
+                              .srcPitch = 64,
+                              .dstMemoryType = CU_MEMORYTYPE_HOST,
+                              .dstHost = plain + 4096,
+                              .dstPitch = 64,
+                              .WidthInBytes = 32,
+                              .Height = 4};
+        CUresult result;
+        OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+        result = i ? cuMemcpy2DAsync_v2(&rows, stream) : cuMemcpyAsync(number(plain + 4096), number(plain), 64, stream);
+        CHECK(result == CUDA_ERROR_NOT_SUPPORTED);
+        GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(stream, &graph));
+        OK(cuMemcpyAsync(number(plain + 4096), number(plain), 64, stream));
+        CHECK(all(plain + 4096, 64, 3, 1));
+    }
+    OK(cuStreamDestroy_v2(stream));
+    end_all();
+}
+
 /* A kernel that uses an address which is none. */
 static void kernels_break(void) {
     make_all();
@@ -439,9 +467,14 @@ static void refusals(void) {
     end_all();
 }
 
-static const struct check checks[] = {
-    {"memsets", memsets},   {"uploads-follow", uploads_follow}, {"copies", copies},
-    {"refusals", refusals}, {"kernels-reach", kernels_reach},   {"kernels-of-large", kernels_of_large},
-    {"words", words},       {"kernels-break", kernels_break}};
+static const struct check checks[] = {{"memsets", memsets},
+                                      {"uploads-follow", uploads_follow},
+                                      {"copies", copies},
+                                      {"refusals", refusals},
+                                      {"kernels-reach", kernels_reach},
+                                      {"kernels-of-large", kernels_of_large},
+                                      {"words", words},
+                                      {"copies-inside-captures", copies_inside_captures},
+                                      {"kernels-break", kernels_break}};
 
 int role_pinned(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

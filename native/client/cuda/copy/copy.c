@@ -357,6 +357,11 @@ CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, 
     return result == CUDA_SUCCESS && wait ? tpc_copy_wait(name, stream) : result;
 }
 
+CUresult tpc_copy_here(const char *name, CUstream stream, bool sync) {
+    CUresult result = sync ? CUDA_SUCCESS : tpc_capture_unserved(name, stream, "one place of host memory to another");
+    return result ? result : tpc_copy_wait(name, stream);
+}
+
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream) {
     struct tpg_copy_device_in in = {
         .destination = destination, .source = source, .size = size, .stream = (uint64_t)(uintptr_t)stream};
@@ -390,7 +395,7 @@ static CUresult copy(const char *name, struct tpc_place to, struct tpc_place fro
     if (from.device) {
         return tpc_copy_down(name, host_to, &area, stream, sync);
     }
-    result = tpc_copy_wait(name, stream);
+    result = tpc_copy_here(name, stream, sync);
     if (result == CUDA_SUCCESS) {
         memmove(host_to, host_from, size);
     }

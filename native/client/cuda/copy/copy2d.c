@@ -208,7 +208,7 @@ static CUresult copy_box(const char *name, struct side to, struct side from, str
         box.depth = 1;
     }
     if (!to.device && !from.device) {
-        result = tpc_copy_wait(name, stream);
+        result = tpc_copy_here(name, stream, sync);
     } else if (sync && to.device && from.device) {
         result = tpc_copy_settle(destination, source);
     }

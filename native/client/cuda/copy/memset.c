@@ -49,14 +49,9 @@ static void buffer_free(const char *name, uint64_t address) {
 
 static CUresult set_host(const char *name, const struct tpc_area *area, uint64_t unit, unsigned int value,
                          CUstream stream) {
-    static _Atomic bool said;
     uint64_t width = area->width, height = area->height, buffer = 0;
     TPC_CONTEXT(context);
-    CUresult result = atomic_load(&tpc_captures) ? tpc_capture_refuse(name, stream) : CUDA_SUCCESS;
-    if (result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED) {
-        tp_say_once(&said, "%s of pinned host memory that the GPU does not reach cannot be part of a graph here", name);
-        return CUDA_ERROR_NOT_SUPPORTED;
-    }
+    CUresult result = tpc_capture_unserved(name, stream, "pinned host memory that the GPU does not reach");
     if (result != CUDA_SUCCESS) {
         return result;
     }

@@ -66,6 +66,8 @@ CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, 
 CUresult tpc_copy_anywhere(const char *name, uint64_t to, uint64_t from, uint64_t size, CUstream stream);
 /* Waits until `stream` has done everything that was sent before. */
 CUresult tpc_copy_wait(const char *name, CUstream stream);
+/* Before this thread copies from host memory to host memory, at the stream's place. */
+CUresult tpc_copy_here(const char *name, CUstream stream, bool sync);
 bool tpc_is_pinned(const void *memory, size_t size);
 
 /* ---- copy_late.c ---- */

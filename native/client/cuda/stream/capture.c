@@ -150,6 +150,19 @@ CUresult tpc_capture_refuse(const char *name, CUstream stream) {
     return result != CUDA_SUCCESS ? result : broken != CUDA_SUCCESS ? broken : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
+CUresult tpc_capture_unserved(const char *name, CUstream stream, const char *what) {
+    static _Atomic bool said;
+    if (TP_LIKELY(!atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        return CUDA_SUCCESS;
+    }
+    CUresult result = tpc_capture_refuse(name, stream);
+    if (result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED) {
+        tp_say_once(&said, "%s of %s cannot be part of a graph here", name, what);
+        result = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return result;
+}
+
 /* ---- what a stream says of its capture ---- */
 
 static bool remembered(CUstream stream, struct tpc_capture_info *info) {

@@ -75,6 +75,8 @@ CUresult tpc_capture_unsafe(const char *name);
     } while (0)
 /* For an operation that cannot be captured: refuses it if the stream captures, which ends the capture. */
 CUresult tpc_capture_refuse(const char *name, CUstream stream);
+/* The same for one that only this connection cannot make part of a graph: not supported, with a sentence that names `what`. */
+CUresult tpc_capture_unserved(const char *name, CUstream stream, const char *what);
 /* True when the stream captures. */
 CUresult tpc_capture_status(CUstream stream, CUstreamCaptureStatus *status);
 /* A stream is destroyed. */
