@@ -144,6 +144,7 @@ def test_corners(worker: Worker, check: str) -> None:
         "wrapper-of-relocatable-code",
         "images-that-are-none",
         "text-of-a-compiler",
+        "attributes-of-two-threads",
     ],
 )
 def test_images(worker: Worker, check: str) -> None:

@@ -6,6 +6,8 @@
  */
 #include "stack.h"
 
+#include <stdatomic.h>
+
 static CUlibrary load_library(void) {
     CUlibrary library;
     OK(cuLibraryLoadData(&library, kernels_ptx, NULL, NULL, 0, NULL, NULL, 0));
@@ -474,13 +476,73 @@ static void text_of_a_compiler(void) {
     }
 }
 
+/* ---- two threads ---- */
+
+static struct {
+    CUcontext context;
+    CUfunction function;
+    bool occupancy;
+    _Atomic int stage; /* 1: the thread is there, 2: both go */
+} race;
+
+static void *asks(void *unused) {
+    int value;
+    (void)unused;
+    OK(cuCtxSetCurrent(race.context));
+    atomic_store(&race.stage, 1);
+    while (atomic_load(&race.stage) != 2) {
+    }
+    if (race.occupancy) {
+        OK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&value, race.function, 64, 60000));
+    } else {
+        OK(cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_NUM_REGS, race.function));
+    }
+    return NULL;
+}
+
+/* An answer that is on its way while another thread sets an attribute is not what later calls are told. */
+static void attributes_of_two_threads(void) {
+    start();
+    OK(cuCtxGetCurrent(&race.context));
+    for (int i = 0; i < 300; i++) {
+        pthread_t thread;
+        CUmodule module = load_kernels();
+        int value;
+        race.occupancy = i % 2;
+        race.function = kernel(module, "fill_u32");
+        if (race.occupancy) {
+            OK(cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_NUM_REGS,
+                                  race.function)); /* so that setting asks for nothing */
+        }
+        atomic_store(&race.stage, 0);
+        CHECK(pthread_create(&thread, NULL, asks, NULL) == 0);
+        while (atomic_load(&race.stage) != 1) {
+        }
+        atomic_store(&race.stage, 2);
+        for (double end = now_ms() + i % 30 / 1000.0; now_ms() < end;) {
+        }
+        OK(race.occupancy ? cuFuncSetAttribute(race.function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, 65536)
+                          : cuFuncSetAttribute(race.function, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 50));
+        CHECK(pthread_join(thread, NULL) == 0);
+        if (race.occupancy) {
+            OK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&value, race.function, 64, 60000));
+            CHECK(value > 0);
+        } else {
+            OK(cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, race.function));
+            CHECK(value == 50);
+        }
+        OK(cuModuleUnload(module));
+    }
+}
+
 static const struct check checks[] = {{"before-any-context", before_any_context},
                                       {"thread-without-a-context", thread_without_a_context},
                                       {"functions-without-a-context", functions_without_a_context},
                                       {"kernels-of-another-thread", kernels_of_another_thread},
                                       {"wrapper-of-relocatable-code", wrapper_of_relocatable_code},
                                       {"images-that-are-none", images_that_are_none},
-                                      {"text-of-a-compiler", text_of_a_compiler}};
+                                      {"text-of-a-compiler", text_of_a_compiler},
+                                      {"attributes-of-two-threads", attributes_of_two_threads}};
 
 int role_images(int count, char **words) {
     OK(cuInit(0));

@@ -45,23 +45,40 @@ static struct tpc_attributes *attributes_on(const struct tpc_kernel *kernel, int
 
 struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel) { return attributes_on(kernel, device_of(kernel)); }
 
+/* What is remembered of attributes has the worker's order: one is set and noted under the lock, and an answer that was asked for
+ * before another thread set one is not kept. */
+static struct tp_lock setting;
+static _Atomic unsigned int settings;
+
+static bool keep(struct tpc_attributes *attributes, const struct tpg_function_attributes_out *out,
+                 unsigned int before) {
+    tp_lock_take(&setting);
+    bool still = before == atomic_load(&settings);
+    for (size_t i = 0; still && i < out->values_count && i < CU_FUNC_ATTRIBUTE_MAX; i++) {
+        atomic_store_explicit(&attributes->values[i], out->values[i], memory_order_relaxed);
+    }
+    if (still) {
+        atomic_store_explicit(&attributes->known, true, memory_order_release);
+    }
+    tp_lock_drop(&setting);
+    return still;
+}
+
 static const _Atomic int *values_on(struct tpc_kernel *kernel, int device, const char *name, CUresult *result) {
     struct tpc_attributes *attributes = attributes_on(kernel, device);
     *result = attributes ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     if (!attributes || TP_LIKELY(atomic_load_explicit(&attributes->known, memory_order_acquire))) {
         return attributes ? attributes->values : NULL;
     }
-    struct tpg_function_attributes_in in = {.function = kernel->handle, .device = device};
-    struct tpg_function_attributes_out out;
-    struct tp_reply reply;
-    *result = tpc_call_function_attributes(name, &in, &out, &reply);
-    if (*result == CUDA_SUCCESS) {
-        for (size_t i = 0; i < out.values_count && i < CU_FUNC_ATTRIBUTE_MAX; i++) {
-            atomic_store_explicit(&attributes->values[i], out.values[i], memory_order_relaxed);
-        }
-        atomic_store_explicit(&attributes->known, true, memory_order_release);
+    for (bool kept = false; !kept && *result == CUDA_SUCCESS;) {
+        struct tpg_function_attributes_in in = {.function = kernel->handle, .device = device};
+        struct tpg_function_attributes_out out;
+        struct tp_reply reply;
+        unsigned int before = atomic_load(&settings);
+        *result = tpc_call_function_attributes(name, &in, &out, &reply);
+        kept = *result == CUDA_SUCCESS && keep(attributes, &out, before);
+        tp_reply_free(&reply);
     }
-    tp_reply_free(&reply);
     return *result ? NULL : attributes->values;
 }
 
@@ -162,10 +179,13 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
         attribute != CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT) {
         tpc_wait_for_next_post(); /* the others depend on how the kernel was compiled; they are set once, if at all */
     }
+    tp_lock_take(&setting);
     result = tpc_post_function_attribute_set(name, &in);
     if (result == CUDA_SUCCESS) {
         atomic_store_explicit(&attributes->values[attribute], value, memory_order_relaxed);
     }
+    atomic_fetch_add(&settings, 1);
+    tp_lock_drop(&setting);
     tpc_pure_forget(); /* occupancy depends on attributes */
     return result;
 }

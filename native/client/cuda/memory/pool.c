@@ -17,7 +17,7 @@ static char places[DEVICES_MAX];
 
 static uint64_t mint(CUdevice device) { return tpc_mint_record(TPG_POOL, &places[device]); }
 
-static struct tp_lock lock; /* for making default pools */
+static struct tp_lock lock; /* for making default pools, and for setting current ones */
 static _Atomic uint64_t default_pools[DEVICES_MAX], current_pools[DEVICES_MAX];
 
 static CUresult default_pool(CUdevice device, uint64_t *out) {
@@ -77,10 +77,12 @@ CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     }
     TPC_CHECK_HANDLE(POOL, pool, false);
     struct tpg_pool_current_in in = {.pool = (uint64_t)(uintptr_t)pool, .device = tpc_devices[dev].remote};
+    tp_lock_take(&lock); /* what is remembered has the worker's order */
     CUresult result = tpc_post_pool_current("cuDeviceSetMemPool", &in);
     if (result == CUDA_SUCCESS) {
         atomic_store(&current_pools[dev], in.pool);
     }
+    tp_lock_drop(&lock);
     return result;
 }
 

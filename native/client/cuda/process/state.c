@@ -274,7 +274,7 @@ struct pure {
 #define PURE_BUCKETS 1024u
 #define PURE_LIMIT 16384u /* entries; a program that asks more different questions asks them again */
 static struct pure *pure_table[PURE_BUCKETS];
-static unsigned pure_count;
+static unsigned pure_count, pure_forgotten; /* how often: what was asked before is not kept afterwards */
 static struct tp_lock pure_lock;
 
 static int pure_device(void) {
@@ -290,10 +290,12 @@ static uint32_t pure_hash(uint16_t op, const unsigned char *key, size_t size) {
     return (uint32_t)(hash ^ hash >> 32) % PURE_BUCKETS;
 }
 
-static bool pure_find(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply) {
+static bool pure_find(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply,
+                      unsigned *forgotten) {
     const int device = pure_device();
     bool found = false;
     tp_lock_take(&pure_lock);
+    *forgotten = pure_forgotten;
     for (struct pure *entry = pure_table[bucket]; entry; entry = entry->next) {
         if (entry->op == op && entry->device == device && entry->key_size == size &&
             memcmp(entry->bytes, key, size) == 0) {
@@ -309,8 +311,8 @@ static bool pure_find(uint32_t bucket, uint16_t op, const unsigned char *key, si
     return found;
 }
 
-static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size,
-                      const struct tp_reply *reply) {
+static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, size_t size, const struct tp_reply *reply,
+                      unsigned forgotten) {
     struct pure *entry = reply->size <= sizeof reply->inline_body ? malloc(sizeof *entry + size + reply->size) : NULL;
     if (!entry) {
         return;
@@ -319,7 +321,7 @@ static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, si
     memcpy(entry->bytes, key, size);
     memcpy(entry->bytes + size, reply->body, reply->size);
     tp_lock_take(&pure_lock);
-    if (pure_count < PURE_LIMIT) {
+    if (pure_count < PURE_LIMIT && pure_forgotten == forgotten) {
         entry->next = pure_table[bucket];
         pure_table[bucket] = entry;
         pure_count++;
@@ -331,7 +333,8 @@ static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, si
 
 CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply) {
     uint32_t bucket = pure_hash(op, key, size);
-    if (pure_find(bucket, op, key, size, reply)) {
+    unsigned forgotten;
+    if (pure_find(bucket, op, key, size, reply, &forgotten)) {
         return CUDA_SUCCESS;
     }
     unsigned char *body = tpc_reserve(op, size);
@@ -342,7 +345,7 @@ CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_
     memcpy(body, key, size);
     CUresult result = tpc_call(name, reply);
     if (result == CUDA_SUCCESS) {
-        pure_keep(bucket, op, key, size, reply);
+        pure_keep(bucket, op, key, size, reply, forgotten);
     }
     return result;
 }
@@ -357,5 +360,6 @@ void tpc_pure_forget(void) {
         }
     }
     pure_count = 0;
+    pure_forgotten++;
     tp_lock_drop(&pure_lock);
 }
