@@ -1,8 +1,11 @@
-"""The fixtures of tests/test_stack*.py: the test program, built once, and a worker for each test."""
+"""The fixtures of tests/test_stack*.py: the test program, built once for all processes, and a worker for each test."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,14 +14,31 @@ from stack import harness
 from stack.harness import HERE, Worker, generate_headers, link_with_driver
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of the processes that run tests fills, for all of them."""
+    own = factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / f"once-{name}"
+    with (shared / f"once-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            new = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=shared))
+            make(new)
+            new.rename(folder)  # whole, or not there: the next one that needs it meets the same fault
+    return folder
+
+
 @pytest.fixture(scope="session")
 def headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_headers(tmp_path_factory.mktemp("headers"))
+    return made_once(tmp_path_factory, "headers", generate_headers)
 
 
 @pytest.fixture(scope="session")
 def program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return link_with_driver(tmp_path_factory.mktemp("stack") / "program", sorted(HERE.glob("*.c")), headers)
+    def make(folder: Path) -> Path:
+        return link_with_driver(folder / "program", sorted(HERE.glob("*.c")), headers)
+
+    return made_once(tmp_path_factory, "stack", make) / "program"
 
 
 @pytest.fixture(params=["native", "shmem"])
