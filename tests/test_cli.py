@@ -116,6 +116,9 @@ def test_preload_keeps_what_was_there(native: Path) -> None:
     [
         (["run", "--connect", "foo", "--", "true"], 2, "'foo'"),
         (["demo", "--transport", "shm"], 2, "Invalid value for '--transport': 'shm' is not one of 'tcp', 'shmem'"),
+        (["doctor", CONNECTION], 2, f"--connect {CONNECTION}; see tensor-fusion doctor --help."),
+        (["install"], 2, "--prefix'; see tensor-fusion install --help."),
+        (["rnu"], 2, "'run'?; see tensor-fusion --help."),
         (["service", "instal"], 2, "Invalid value for 'action': 'instal' is not one of"),
         (["run", "--connect", "", "--", "true"], 2, "empty"),
         (["run", "--connect", "native+h+x+0", "--", "true"], 2, "'x'"),

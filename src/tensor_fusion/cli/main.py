@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -25,6 +26,7 @@ from tensor_fusion.config import (
     UserError,
     parse_connection,
     product_version,
+    without_secret,
 )
 
 app = typer.Typer(
@@ -434,5 +436,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         text = " ".join(str(describe()).split()).rstrip(".").replace("Value error, ", "")
         if not text:
             sys.exit(getattr(error, "exit_code", 2))
-        _fail(f"{text}; see tensor-fusion --help.", 2)
+        if "unexpected extra argument" in text and (string := re.search(r"\b(native|shmem)\+[^\s)]+", text)):
+            text = f"A connection string follows --connect: --connect {without_secret(string[0])}"
+        context = getattr(error, "ctx", None)
+        command = f" {context.info_name}" if context and context.parent else ""
+        _fail(f"{text}; see tensor-fusion{command} --help.", 2)
     sys.exit(result if isinstance(result, int) else 0)
