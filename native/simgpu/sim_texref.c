@@ -77,7 +77,7 @@ static CUresult open_reference(const void *handle, bool surface, reference_t **o
     return result;
 }
 
-// Assumed of all but cuTexRefCreate: they need a context, and any does.
+// Assumed of all but cuTexRefCreate: they need a context, and any does; a pointer is looked at, then the handle, then the rest.
 #define OPEN(surface, handle, valid)                                                                                   \
     SIM_ENTER_CONTEXT(context);                                                                                        \
     (void)context;                                                                                                     \
@@ -87,6 +87,8 @@ static CUresult open_reference(const void *handle, bool surface, reference_t **o
     CUresult opened = open_reference(handle, surface, &r);                                                             \
     if (opened != CUDA_SUCCESS)                                                                                        \
     return opened
+
+static bool packs(int channels) { return channels == 1 || channels == 2 || channels == 4; }
 
 static CUresult leave(CUresult result) {
     pthread_mutex_unlock(&sim.lock);
@@ -263,8 +265,7 @@ CUresult cuTexRefSetAddress(unsigned int *ByteOffset, CUtexref hTexRef, CUdevice
 // Assumed: an address must be aligned here, because nobody could be told an offset; channels are those of a format.
 static CUresult set_2d(CUtexref handle, const CUDA_ARRAY_DESCRIPTOR *desc, uint64_t address, size_t pitch) {
     OPEN(false, handle, desc);
-    if (pitch % PITCH || address % ALIGNMENT ||
-        (desc->NumChannels != 1 && desc->NumChannels != 2 && desc->NumChannels != 4))
+    if (pitch % PITCH || address % ALIGNMENT || !packs((int)desc->NumChannels))
         return leave(CUDA_ERROR_INVALID_VALUE);
     r->format = desc->Format;
     r->channels = (int)desc->NumChannels;
@@ -309,7 +310,9 @@ CUresult cuTexRefGetAddress(CUdeviceptr_v1 *pdptr, CUtexref hTexRef) {
 CUresult cuSurfRefSetArray(CUsurfref hSurfRef, CUarray hArray, unsigned int Flags) {
     CUDA_ARRAY_DESCRIPTOR shape;
     CUresult result = cuArrayGetDescriptor_v2(&shape, hArray);
-    OPEN(true, hSurfRef, !Flags);
+    OPEN(true, hSurfRef, true);
+    if (result == CUDA_SUCCESS && Flags)
+        result = CUDA_ERROR_INVALID_VALUE;
     return leave(result == CUDA_SUCCESS ? take_array(r, hArray, 0, &shape) : result);
 }
 
@@ -321,7 +324,9 @@ CUresult cuSurfRefGetArray(CUarray *phArray, CUsurfref hSurfRef) {
 // ---- How they are read -------------------------------------------------------------------------------------------
 
 CUresult cuTexRefSetFormat(CUtexref hTexRef, CUarray_format fmt, int NumPackedComponents) {
-    OPEN(false, hTexRef, NumPackedComponents == 1 || NumPackedComponents == 2 || NumPackedComponents == 4);
+    OPEN(false, hTexRef, true);
+    if (!packs(NumPackedComponents))
+        return leave(CUDA_ERROR_INVALID_VALUE);
     r->format = fmt;
     r->channels = NumPackedComponents;
     return leave(CUDA_SUCCESS);
@@ -335,13 +340,17 @@ CUresult cuTexRefGetFormat(CUarray_format *pFormat, int *pNumChannels, CUtexref 
 }
 
 CUresult cuTexRefSetAddressMode(CUtexref hTexRef, int dim, CUaddress_mode am) {
-    OPEN(false, hTexRef, dim >= 0 && dim < 3);
+    OPEN(false, hTexRef, true);
+    if (dim < 0 || dim > 2)
+        return leave(CUDA_ERROR_INVALID_VALUE);
     r->modes[dim] = am;
     return leave(CUDA_SUCCESS);
 }
 
 CUresult cuTexRefGetAddressMode(CUaddress_mode *pam, CUtexref hTexRef, int dim) {
-    OPEN(false, hTexRef, pam != NULL && dim >= 0 && dim < 3);
+    OPEN(false, hTexRef, pam);
+    if (dim < 0 || dim > 2)
+        return leave(CUDA_ERROR_INVALID_VALUE);
     *pam = r->modes[dim];
     return leave(CUDA_SUCCESS);
 }
@@ -389,7 +398,9 @@ CUresult cuTexRefGetBorderColor(float *pBorderColor, CUtexref hTexRef) {
 }
 
 CUresult cuTexRefSetFlags(CUtexref hTexRef, unsigned int Flags) {
-    OPEN(false, hTexRef, !(Flags & ~FLAGS));
+    OPEN(false, hTexRef, true);
+    if (Flags & ~FLAGS)
+        return leave(CUDA_ERROR_INVALID_VALUE);
     r->flags = Flags;
     return leave(CUDA_SUCCESS);
 }

@@ -195,6 +195,7 @@ static inline void check_references_of_a_module(void) {
     OK(cuSurfRefGetArray(&told, canvas));
     CHECK(told == array);
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuSurfRefSetArray(canvas, NULL, 0));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuSurfRefSetArray(canvas, array, 1));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuSurfRefSetArray((CUsurfref)picture, array, 0));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetArray((CUtexref)canvas, array, 0));
     OK(cuArrayDestroy(array));
@@ -230,6 +231,8 @@ static inline void check_reference_arguments(void) {
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefCreate(NULL));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetFlags(NULL, t));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetFlags(NULL, 1));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetFlags(NULL, 0x40)); // assumed: the handle comes first
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetFormat(NULL, CU_AD_FORMAT_FLOAT, 3));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefDestroy(NULL));
     OK(cuCtxPopCurrent_v2(&before));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, cuTexRefCreate(&other));
