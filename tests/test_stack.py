@@ -126,6 +126,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         "stream-of-a-callback",
         "host-functions-see-copies",
         "polls-see-copies",
+        "priorities-of-streams",
         "large-copies-behind-host-functions",
         "event-of-a-capture-that-is-over",
     ],

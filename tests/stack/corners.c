@@ -543,6 +543,24 @@ static void error_of_another_context(void) {
     GIVES(CUDA_ERROR_ILLEGAL_ADDRESS, cuCtxCreate_v2(&made, 0, 0));
 }
 
+/* Before anything asked for their range, in a session that had no context to ask: a priority is kept, and clamped to the range. */
+static void priorities_of_streams(void) {
+    static const struct {
+        int wanted, got;
+    } streams[] = {{-3, -3}, {-1, -1}, {0, 0}, {5, 0}, {-100, -5}};
+    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {
+        CUstream stream;
+        int priority = 77;
+        CUstreamAttrValue seen = {.priority = 77}; /* what the GPU's own stream has */
+        OK(cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, streams[i].wanted));
+        OK(cuStreamGetPriority(stream, &priority));
+        CHECK(priority == streams[i].got);
+        OK(cuStreamGetAttribute(stream, CU_LAUNCH_ATTRIBUTE_PRIORITY, &seen));
+        CHECK(seen.priority == streams[i].got);
+        OK(cuStreamDestroy_v2(stream));
+    }
+}
+
 static const struct check checks[] = {{"streams-of-another-context", streams_of_another_context},
                                       {"capture-ends-with-its-context", capture_ends_with_its_context},
                                       {"attributes-of-two-devices", attributes_of_two_devices},
@@ -557,6 +575,7 @@ static const struct check checks[] = {{"streams-of-another-context", streams_of_
                                       {"stream-of-a-callback", stream_of_a_callback},
                                       {"host-functions-see-copies", host_functions_see_copies},
                                       {"polls-see-copies", polls_see_copies},
+                                      {"priorities-of-streams", priorities_of_streams},
                                       {"large-copies-behind-host-functions", large_copies_behind_host_functions},
                                       {"event-of-a-capture-that-is-over", event_of_a_capture_that_is_over}};
 

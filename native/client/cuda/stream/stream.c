@@ -5,6 +5,7 @@
  * a wait that follows a completed call on the same stream, with nothing sent in between, needs no round trip.
  */
 #include "tpc_stream.h"
+#include "tpg_client.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
@@ -102,10 +103,15 @@ CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int p
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    const struct tp_device_description *device = &tpc_devices[context->device].what;
-    /* Out of range is clamped, not refused; lower numbers are higher priorities. */
-    priority = priority > device->priority_low ? device->priority_low : priority;
-    priority = priority < device->priority_high ? device->priority_high : priority;
+    if (priority) { /* 0 is in every range; which that is, a session that was started for this client knows from a context */
+        int low, high;
+        CUresult known = tpc_cuCtxGetStreamPriorityRange(&low, &high);
+        if (known != CUDA_SUCCESS) {
+            return known;
+        }
+        /* Out of range is clamped, not refused; lower numbers are higher priorities. */
+        priority = priority > low ? low : priority < high ? high : priority;
+    }
     struct stream *stream = calloc(1, sizeof *stream);
     if (!stream) {
         return CUDA_ERROR_OUT_OF_MEMORY;
