@@ -43,6 +43,7 @@ CASES = (
     "unload",
     "unload_fails",
     "threads",
+    "alone",
     "waits",
     "points",
     "node_module",

@@ -43,6 +43,13 @@ def test_a_refused_function_holds_nobody_up(program: Path, check: str, faults: s
         assert worker.run("callbacks", check, TF_STRICT=strict) == "right\n"
 
 
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_only_the_caller_waits_for_a_word_of_another_thread(program: Path, strict: str) -> None:
+    """A stream stands at a word that another thread writes later; this one is in a call that waits for the stream."""
+    with Worker(program=program) as worker:
+        assert worker.run("words", TF_STRICT=strict) == "right\n"
+
+
 @pytest.mark.parametrize("check", ["waiting-calls", "loads-beside-functions", "streams-of-a-context-gone"])
 @pytest.mark.parametrize("strict", ["0", "1"])
 def test_calls_that_wait_for_the_gpu_let_functions_end(program: Path, check: str, strict: str) -> None:

@@ -28,6 +28,9 @@
 
 #define SIM_MAX_DEVICES 8
 #define SIM_QUEUE_DEPTH 1024 // of a stream; NVIDIA's driver blocks the launching thread at about this depth too
+// The driver makes room for streams in such lots, the first with the context, and waits for all work of the context in it
+// (580.159.04 waits at the 33rd to 36th stream; measured).
+#define SIM_STREAM_ROOM 34u
 #define SIM_CONTEXT_BYTES (527ull << 20) // what a context costs on an H200 with driver 580.159.04
 #define SIM_GRANULE (2ull << 20)         // granularity of cuMemCreate on data-centre GPUs
 #define SIM_MAX_PARAM_BYTES 32764u       // largest parameter block of a kernel
@@ -82,6 +85,7 @@ struct sim_context {
     atomic_uint peers; // bit d: peer access to device d enabled
     sim_stream_t *legacy;
     sim_stream_t *streams; // all live streams of the context, legacy one included
+    unsigned room;         // for so many; making more waits for the GPU
     sim_event_t *events;
     sim_module_t *modules;
     sim_context_t *next; // every context ever made, so that stale handles stay recognisable

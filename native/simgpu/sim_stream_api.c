@@ -17,6 +17,13 @@ static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsign
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = CUDA_ERROR_CONTEXT_IS_DESTROYED; // by another thread, since this call began
+    unsigned count = 0;
+    for (const sim_stream_t *other = context->streams; other; other = other->next)
+        count++;
+    if (count >= context->room && context->active) {
+        context->room += SIM_STREAM_ROOM;
+        sim_context_drain(context); // other threads go on meanwhile, and may end the context
+    }
     if (context->active)
         result = sim_stream_new(context, flags, priority, &stream);
     if (result == CUDA_SUCCESS) {

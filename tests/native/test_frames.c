@@ -315,11 +315,36 @@ static void case_threads(void) {
     for (uint32_t thread = 1; thread < 4000; thread++) {
         SEND_AS(thread, 0, cuMemsetD8Async, 0, .dstDevice = ADDRESS, .uc = 1, .N = 64, .hStream = 2);
     }
+    for (uint32_t i = 0; i < 1200; i++) { /* the driver has room for as many from then on, and waits for nothing */
+        SEND(0, stream_create, 0, .stream = handle(TPG_STREAM, 2 + i), .flags = CU_STREAM_NON_BLOCKING);
+    }
+    for (uint32_t i = 0; i < 1200; i++) {
+        SEND(0, stream_destroy, 0, .stream = handle(TPG_STREAM, 2 + i));
+    }
     stop(0, handle(TPG_STREAM, 0), 0);
     SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
     SEND(0, cuEventRecord, 0, .hEvent = handle(TPG_EVENT, 0), .hStream = handle(TPG_STREAM, 0));
     for (uint32_t thread = 4000; thread < 8000; thread++) { /* none of these can end */
         SEND_AS(thread, 0, cuStreamWaitEvent, 0, .hStream = 2, .hEvent = handle(TPG_EVENT, 0));
+    }
+}
+
+/* Calls in which the driver waits for a word are held each by itself, whoever's they are; what comes behind them writes it. */
+static void case_alone(void) {
+    stop(0, handle(TPG_STREAM, 0), 0);
+    for (uint32_t i = 1; i <= 300; i++) {
+        SEND_AS(i, 0, image_load, CALL, .size = sizeof kernels_ptx, .owner = handle(TPG_MODULE, i), .data = kernels_ptx,
+                .data_size = sizeof kernels_ptx);
+        SEND(0, event_create, 0, .event = handle(TPG_EVENT, i));
+    }
+    go_on(0, handle(TPG_STREAM, 1), 0);
+    for (int i = 0; i < 20000; i++) { /* some time: an empty link counts as closed */
+        SEND(0, cuMemsetD8Async, 0, .dstDevice = ADDRESS + 64, .uc = 1, .N = 64, .hStream = handle(TPG_STREAM, 1));
+    }
+    tpw_execute(&session);
+    for (uint32_t i = 1; i <= 300; i++) {
+        const struct tpw_object *module = tpw_object(&session, TPG_MODULE, handle(TPG_MODULE, i));
+        CHECK(module && module->native && tpw_object(&session, TPG_EVENT, handle(TPG_EVENT, i)));
     }
 }
 
@@ -608,6 +633,7 @@ static const struct {
     {"unload", case_unload, 0, false, 0},
     {"unload_fails", case_unload_fails, 0, false, 0},
     {"threads", case_threads, 2900, false, 0},
+    {"alone", case_alone, 0, true, 0},
     {"waits", case_waits, 600, false, 0},
     {"points", case_points, 0, false, 0},
     {"node_module", case_node_module, 1, true, 0},

@@ -445,6 +445,28 @@ static void threads(CUmodule module) {
         pthread_join(all[i], NULL);
 }
 
+// Making more streams than a context has room for waits for all its work (580.159.04: the 33rd to 36th).
+static void room_for_streams(void) {
+    CUcontext context;
+    CUstream busy, more[40];
+    OK(cuCtxCreate_v2(&context, 0, 0));
+    OK(cuStreamCreate(&busy, CU_STREAM_NON_BLOCKING));
+    OK(spin(load_kernels(), 300000000, busy));
+    for (int i = 0; i < 40; i++) {
+        OK(cuStreamCreate(&more[i], CU_STREAM_NON_BLOCKING));
+        if (i == 27)
+            GIVES(CUDA_ERROR_NOT_READY, cuStreamQuery(busy));
+    }
+    OK(cuStreamQuery(busy));
+    OK(spin(load_kernels(), 300000000, busy));
+    for (int i = 0; i < 40; i++) // there is room now
+        OK(cuStreamDestroy_v2(more[i]));
+    for (int i = 0; i < 40; i++)
+        OK(cuStreamCreate(&more[i], CU_STREAM_NON_BLOCKING));
+    GIVES(CUDA_ERROR_NOT_READY, cuStreamQuery(busy));
+    OK(cuCtxDestroy_v2(context));
+}
+
 // What broke the device was heard of: every context of it answers so, until the process ends (580.159.04, measured).
 static void broken(CUresult error, CUcontext own, CUcontext other, CUstream stream, CUevent event) {
     CUdeviceptr p;
@@ -556,6 +578,7 @@ int main(void) {
     backpressure(module);
     speed(module);
     threads(module);
+    room_for_streams();
     puts("ok");
     return 0;
 }

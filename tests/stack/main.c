@@ -72,6 +72,7 @@ static const struct {
              {"images", role_images},
              {"failures", role_failures},
              {"callbacks", role_callbacks},
+             {"words", role_words},
              {"pinned", role_pinned},
              {"batches", role_batches},
              {"uploads", role_uploads},

@@ -81,6 +81,9 @@ int role_failures(int count, char **words);
 /* callbacks.c */
 int role_callbacks(int count, char **words);
 
+/* words.c */
+int role_words(int count, char **words);
+
 /* lasting.c */
 int role_steady(int count, char **words);
 int role_copy(int count, char **words);

@@ -132,6 +132,7 @@ int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, c
     if (TP_UNLIKELY(calls)) {
         tpw_host_expect(s, hStream, exec->hosts);
     }
+    tpw_launches(s, hStream);
     int32_t error = (int32_t)s->cuda.cuGraphLaunch(hGraph, hStream->native);
     if (TP_UNLIKELY(error && calls)) {
         tpw_host_never(s, exec->hosts);

@@ -61,7 +61,8 @@ struct held {
 };
 
 static struct held *held, **held_end = &held;
-static size_t held_bytes;
+static struct held *alone, **alone_end = &alone; /* calls whose threads wait, while the others go on */
+static size_t held_bytes;                        /* of both */
 static uint64_t held_count;
 
 /* Now and then the streams are asked: one may have gone on behind the function of another, and in a context that an error has
@@ -81,30 +82,42 @@ static bool still_full(struct tpw_session *s) {
  * held like what is behind it, until nothing stands. */
 static bool waiting;
 
+static bool anything_stands(struct tpw_session *s) {
+    return (tpw_callbacks_outstanding(s) && tpw_streams_stand(s)) || (s->words && tpw_words_stand(s));
+}
+
 static bool still_waiting(struct tpw_session *s) {
     static uint64_t asked;
     uint64_t now = tp_now_ns();
     if (now - asked > FULL_FOR_NS) {
         asked = now;
-        waiting = tpw_streams_stand(s);
+        waiting = anything_stands(s);
     }
     return waiting;
 }
 
+/* A stream may also stand at a word that the client has written later (cuStreamWaitValue64): by another thread, in another
+ * stream, with whatever writes memory. Natively that thread goes on while this one waits in the driver. So a call is then held by itself:
+ * its thread does nothing until it is answered, and what others send has no part in it. What a thread posts in such a place comes as a call
+ * (TPC_WAITS), because it would go on and tell others of it; where one comes as a post all the same, everything is held behind it. */
+static bool must_wait_alone(struct tpw_session *s, const struct tp_frame *frame) {
+    return s->words && frame->flags & TP_FRAME_CALL && tpg_waits(s, frame) && tpw_words_stand(s);
+}
+
 static bool must_wait(struct tpw_session *s, const struct tp_frame *frame) {
-    waiting = tpw_callbacks_outstanding(s) && tpg_waits(s, frame) && tpw_streams_stand(s);
+    waiting = (tpw_callbacks_outstanding(s) || s->words) && tpg_waits(s, frame) && anything_stands(s);
     return waiting;
 }
 
 static bool standing(struct tpw_session *s) {
     static bool before;
     if (TP_LIKELY(!tpw_callbacks_outstanding(s))) {
-        waiting = false;
         if (before) {
             s->hosts++;
             s->full = before = false;
         }
-        return false;
+        waiting = waiting && s->words && still_waiting(s);
+        return waiting;
     }
     before = true;
     if (waiting && still_waiting(s)) {
@@ -113,38 +126,76 @@ static bool standing(struct tpw_session *s) {
     return s->full && still_full(s);
 }
 
+static bool keep(struct tpw_session *s, const struct tp_frame *frame, struct held ***end) {
+    struct held *copy = malloc(offsetof(struct held, frame) + frame->size);
+    if (!copy) {
+        return false;
+    }
+    memcpy(&copy->frame, frame, frame->size);
+    copy->number = s->frames + ++held_count;
+    copy->received = s->traced ? tp_now_ns() : 0;
+    copy->next = NULL;
+    **end = copy;
+    *end = &copy->next;
+    held_bytes += frame->size;
+    return true;
+}
+
+static const struct tp_frame *take(struct held **list, struct held ***end, struct held **done) {
+    *done = *list;
+    *list = (*done)->next;
+    *end = *list ? *end : list;
+    held_bytes -= (*done)->frame.size;
+    held_count--;
+    return &(*done)->frame;
+}
+
+/* The first of the calls that are held by themselves, once nothing stands any more; the streams are asked now and then. */
+static bool alone_may_go(struct tpw_session *s) {
+    static uint64_t asked;
+    if (!s->words && !tpw_callbacks_outstanding(s)) {
+        return true;
+    }
+    uint64_t now = tp_now_ns();
+    if (now - asked < FULL_FOR_NS) {
+        return false;
+    }
+    asked = now;
+    return !anything_stands(s);
+}
+
 /* The next frame to execute: of those held, or from the link; while something stands, only what lets it go on. *done is to be
  * freed after it was executed. */
 static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enum tp_status *status,
                                          struct held **done) {
     *done = NULL;
+    if (TP_UNLIKELY(alone != NULL) && !stands && alone_may_go(s)) {
+        return take(&alone, &alone_end, done);
+    }
+    while (TP_UNLIKELY(held && !stands && must_wait_alone(s, &held->frame))) {
+        struct held *copy = held;
+        held = copy->next;
+        held_end = held ? held_end : &held;
+        copy->next = NULL;
+        *alone_end = copy;
+        alone_end = &copy->next;
+    }
     stands |= held && !stands && must_wait(s, &held->frame);
     if (TP_UNLIKELY(held && !stands)) {
-        *done = held;
-        held = held->next;
-        held_end = held ? held_end : &held;
-        held_bytes -= (*done)->frame.size;
-        held_count--;
-        return &(*done)->frame;
+        return take(&held, &held_end, done);
     }
     const struct tp_frame *frame;
-    while ((!stands || held_bytes < HELD_BYTES) && (frame = tpw_link_next(s->link, status)) != NULL) {
-        stands = stands || must_wait(s, frame);
-        if (TP_LIKELY(!stands) || frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes) {
+    while (((!stands && !alone) || held_bytes < HELD_BYTES) && (frame = tpw_link_next(s->link, status)) != NULL) {
+        const bool by_itself = !stands && must_wait_alone(s, frame);
+        stands = stands || (!by_itself && must_wait(s, frame));
+        if (TP_LIKELY(!stands && !by_itself) || frame->op == TPG_OP_host_function_done ||
+            frame->op == TPG_OP_late_bytes) {
             return frame;
         }
-        struct held *copy = malloc(offsetof(struct held, frame) + frame->size);
-        if (!copy) {
+        if (!(by_itself ? keep(s, frame, &alone_end) : keep(s, frame, &held_end))) {
             *status = TP_ERROR_MEMORY;
             return NULL;
         }
-        memcpy(&copy->frame, frame, frame->size);
-        copy->number = s->frames + ++held_count;
-        copy->received = s->traced ? tp_now_ns() : 0;
-        copy->next = NULL;
-        *held_end = copy;
-        held_end = &copy->next;
-        held_bytes += frame->size;
     }
     return NULL;
 }
@@ -376,7 +427,7 @@ void tpw_execute(struct tpw_session *s) {
         if (waited < spin) {
             continue;
         }
-        bool owed = tpw_pending(s) > 0 || s->full || waiting;
+        bool owed = tpw_pending(s) > 0 || s->full || waiting || alone;
         if (waited < (owed || tpw_mark_owed(s) ? LINGER_OWED : LINGER) * spin && now - crowded > CROWDED_FOR_NS) {
             sched_yield();
             uint64_t back = tp_now_ns();

@@ -192,6 +192,53 @@ bool tpw_streams_stand(struct tpw_session *s) {
     return stand;
 }
 
+/* ---- streams that stand at a word ---- */
+
+static void stand(struct tpw_session *s, struct tpw_stream *stream) {
+    stream->stands = s->words = true;
+    stream->stands_before = 0;
+}
+
+void tpw_stands(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
+    struct tpw_stream *stream = handle == TPW_IN_GRAPHS ? NULL : tpw_stream_find(s, frame, handle, error);
+    if (stream) {
+        stand(s, stream);
+    }
+    s->graph_words |= !stream || s->captures;
+}
+
+void tpw_launches(struct tpw_session *s, struct tpw_stream *stream) {
+    if (TP_UNLIKELY(s->graph_words)) {
+        stand(s, stream);
+    }
+}
+
+/* Others may fill the stream all the time, so what counts is a point behind the words that are there now. A stream that captures has
+ * its point already, and executes nothing. */
+static bool stands_at_word(struct tpw_session *s, struct tpw_stream *stream) {
+    if (stream->stands && tpw_touchable(s, stream)) {
+        tpw_enter_stream(s, stream);
+        stream->stands = s->cuda.cuStreamQuery(stream->native) == CUDA_ERROR_NOT_READY;
+        if (stream->stands && !stream->stands_before) {
+            stream->stands_before = tpw_point(s, stream);
+            stream->stands = stream->stands_before != 0;
+        }
+    } else if (stream->stands && !stream->stands_before) {
+        stream->stands_before = stream->issued;
+    }
+    stream->stands = stream->stands && !tpw_point_reached(stream, stream->stands_before);
+    return stream->stands;
+}
+
+bool tpw_words_stand(struct tpw_session *s) {
+    bool stands = false;
+    for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
+        stands |= stands_at_word(s, stream);
+    }
+    s->words = stands;
+    return stands;
+}
+
 bool tpw_stream_has_room(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands) {
     return stream->hosts != s->hosts || stream->behind + commands <= FULL_AT || !not_ready(s, stream);
 }

@@ -251,6 +251,12 @@ int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native
 
 static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
 
+uint64_t tpw_point(struct tpw_session *s, struct tpw_stream *stream) {
+    return await(s, stream, nothing, NULL) ? 0 : stream->issued;
+}
+
+bool tpw_point_reached(struct tpw_stream *stream, uint64_t point) { return has_reached(stream, point); }
+
 bool tpw_timeline_over(struct tpw_stream *stream) {
     if (stream->mark) {
         return atomic_load_explicit(stream->mark, memory_order_acquire) == stream->marked;

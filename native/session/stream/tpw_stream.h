@@ -31,6 +31,8 @@ struct tpw_stream {
     uint32_t pending;             /* waits for it that have not completed */
     uint32_t hosts;               /* s->hosts when a host function was last queued here: it may stand there */
     uint32_t behind;              /* commands queued behind that host function, about */
+    bool stands;                  /* it may stand at a word that the client has written later */
+    uint64_t stands_before;       /* a point behind the last such word, 0 = none yet */
     struct tpw_word *word;        /* where the GPU writes how far it has come; NULL before the first point */
     uint64_t issued, reached;     /* points of its timeline: the last one, and the last one known to be done */
     uint64_t awaited;             /* the oldest point that somebody waits for, 0 = none */
@@ -64,6 +66,12 @@ void tpw_stream_count(struct tpw_session *s, struct tpw_stream *stream, uint32_t
 bool tpw_streams_full(struct tpw_session *s);
 /* The same for a stream that may stand at a host function or at a copy whose bytes come late, full or not. */
 bool tpw_streams_stand(struct tpw_session *s);
+/* The client's stream may stand at a word from here on; or those in which it launches graphs. */
+#define TPW_IN_GRAPHS UINT64_MAX
+void tpw_stands(struct tpw_session *s, const struct tp_frame *frame, uint64_t stream, int32_t *error);
+void tpw_launches(struct tpw_session *s, struct tpw_stream *stream);
+/* Whether one does still, by the driver. Visits its context. */
+bool tpw_words_stand(struct tpw_session *s);
 /* Whether so many more would leave it short of full, should it stand. */
 bool tpw_stream_has_room(struct tpw_session *s, struct tpw_stream *stream, uint32_t commands);
 /* Ends all streams of a context that is going, or all of them (context 0). */
@@ -102,6 +110,9 @@ typedef void tpw_done(struct tpw_session *s, void *what, int32_t error);
 int32_t tpw_when_done(struct tpw_session *s, CUstream stream, tpw_done *done, void *what); /* a stream of tpw_stream */
 /* The same for a stream that may have a point behind its work already, which is then waited for. */
 int32_t tpw_when_reached(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what);
+/* A point behind all that is in the stream, for nobody yet; 0 with the driver's error. And whether it was reached. */
+uint64_t tpw_point(struct tpw_session *s, struct tpw_stream *stream);
+bool tpw_point_reached(struct tpw_stream *stream, uint64_t point);
 /* The same for everything queued in any stream of the current context. */
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
 /* The same for every context of the session. */

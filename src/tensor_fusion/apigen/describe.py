@@ -63,6 +63,9 @@ stream stands at a host function such a frame is held, with all behind it, until
 thread would else wait for a function whose end it has to tell. ``waits="asked"``: a hand-written tpw_waits_<name> looks
 at the arguments.
 
+``stands=True`` on a call or a post says that a stream may stand behind it, at a word that somebody writes later: that
+of its arguments, or one in which its node is launched. While one does, of the frames that wait a call is held alone.
+
 ``struct`` declares what the fields of a struct are, once; a field without a role is a plain value:
 
 ``"zero"``           must be 0                              ``"none"``            of other systems: sent as 0
@@ -103,6 +106,7 @@ class Line:
     reports: bool = False  # may report a deferred error of earlier posts
     completes: bool = False  # its reply, or the message itself, may say that work of the GPU is complete
     waits: bool | str = False  # the driver may wait for the GPU in it: True, or "asked"
+    stands: bool = False  # a stream may stand at a word of memory behind it
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
@@ -155,6 +159,7 @@ def call(
     completes: bool = False,
     contextless: bool = False,
     waits: bool | str = False,
+    stands: bool = False,
     after_loss: str = "",
     unsafe: bool = False,
     noted: bool = False,
@@ -170,6 +175,7 @@ def call(
         completes=completes,
         contextless=contextless,
         waits=waits,
+        stands=stands,
         after_loss=after_loss,
         unsafe=unsafe,
         noted=noted,
@@ -184,6 +190,7 @@ def post(
     session: str = "driver",
     contextless: bool = False,
     waits: bool | str = False,
+    stands: bool = False,
     after_loss: str = "",
     check: bool = False,
     noted: bool = False,
@@ -197,6 +204,7 @@ def post(
         session=session,
         contextless=contextless,
         waits=waits,
+        stands=stands,
         after_loss=after_loss,
         check=check,
         noted=noted,

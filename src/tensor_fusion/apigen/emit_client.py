@@ -363,6 +363,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         )
     else:
         lost = f"{upper}_AFTER_LOSS_OK" if op.line.after_loss == "ok" else f"{prefix}_lost()"
+        if op.line.stands:
+            body.append(f"    {upper}_STANDS();")
         body.append(f"    unsigned char *frame = {prefix}_reserve(TPG_OP_{op.name}, wire_size);")
         undo = "".join(f"{prefix}_unmint(TPG_{f.kind.upper()}, new_{f.name}); " for f in op.fields if f.role in MINTED)
         body.append(f"    if (!frame) {{ {undo}return {lost}; }}")
@@ -498,7 +500,8 @@ def _sender(prefix: str, result: str, op: Op) -> list[str]:
     if moved:
         body.append(f"    tp_expect_download({prefix}_conn, in->{moved.name}, bytes, bytes_size);")
     if kind == "post":
-        return [*body, f"    return {prefix}_post(name, NULL);", "}"]
+        waits = [f"    {prefix.upper()}_WAITS();"] if op.line.waits is True else []
+        return [*body, *waits, f"    return {prefix}_post(name, NULL);", "}"]
     if kind == "pure":
         body.append(f"    {result} result = {prefix}_pure(name, TPG_OP_{op.name}, body, size, reply);")
     else:

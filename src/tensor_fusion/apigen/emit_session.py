@@ -186,6 +186,9 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
         body.append("    if (error == TPW_LATER) { return; }")
     else:
         assert op.prototype is not None
+        if op.line.stands:
+            streams = [f"in.{f.name}" for f in op.fields if f.role == "handle" and f.kind == "stream"]
+            body.append(f"    tpw_stands(s, frame, {streams[0] if streams else 'TPW_IN_GRAPHS'}, &error);")
         body += _driver_call(api, op, op.prototype)
     if outputs:
         body += [

@@ -179,6 +179,7 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
         attribute != CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT) {
         tpc_wait_for_next_post(); /* the others depend on how the kernel was compiled; they are set once, if at all */
     }
+    TPC_WAITS();
     tp_lock_take(&setting);
     result = tpc_post_function_attribute_set(name, &in);
     if (result == CUDA_SUCCESS) {

@@ -193,6 +193,12 @@ static CUresult check_cooperative(struct tpc_kernel *kernel, const struct shape 
     return blocks > (uint64_t)resident * (uint64_t)processors ? CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE : CUDA_SUCCESS;
 }
 
+/* In the first launch the driver may wait for room. */
+static bool may_wait(struct tpc_kernel *kernel) {
+    return TP_UNLIKELY(atomic_load_explicit(&tpc_words, memory_order_relaxed)) &&
+           !atomic_exchange_explicit(&kernel->launched, true, memory_order_relaxed);
+}
+
 static CUresult launch(const char *name, CUfunction f, const struct shape *shape, CUstream stream, void **params,
                        void **extra, unsigned int cooperative) {
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
@@ -218,7 +224,7 @@ static CUresult launch(const char *name, CUfunction f, const struct shape *shape
                                .cooperative = cooperative,
                                .params = source,
                                .params_size = kernel->parameter_bytes};
-    if (TP_UNLIKELY(ask)) {
+    if (TP_UNLIKELY(ask | may_wait(kernel))) {
         tpc_wait_for_next_post();
     }
     return tpc_post_launch(name, &in);
@@ -347,7 +353,7 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
                                   .params_size = kernel->parameter_bytes};
     uint64_t kind = kind_of(&in, config);
     _Atomic uint64_t *place = &proved[kind >> 32 & (PROVED - 1)];
-    if (TP_LIKELY(atomic_load_explicit(place, memory_order_relaxed) == kind && !ask)) {
+    if (TP_LIKELY(atomic_load_explicit(place, memory_order_relaxed) == kind && !ask && !may_wait(kernel))) {
         result = tpc_post_launch_ex("cuLaunchKernelEx", &in);
     } else {
         tpc_wait_for_next_post();

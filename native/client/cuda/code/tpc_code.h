@@ -40,6 +40,7 @@ struct tpc_kernel {
     _Atomic(char *) name;              /* once it was asked for */
     struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
     struct tpc_instance *instances;    /* of a kernel: its functions; guarded by its image's lock */
+    _Atomic bool launched;             /* while a stream might stand at a word */
     struct tpc_parts *parts;           /* once it is launched by parts (parts.c); guarded by the same */
 };
 /* The kernel behind a CUfunction or CUkernel, NULL if it is neither. */

@@ -18,6 +18,7 @@ _Atomic int tpc_sticky_error;
 bool tpc_strict;
 struct tp_conn *tpc_conn;
 _Atomic int tpc_captures;
+_Atomic bool tpc_words;
 
 static struct tp_lock start_lock;
 static bool started, forked;

@@ -34,6 +34,17 @@ extern struct tp_conn *tpc_conn;
 extern _Atomic int tpc_captures;
 /* The calling thread's next post waits for its result. */
 void tpc_wait_for_next_post(void);
+/* A stream of the program may stand at a word that is written later, once it has asked for that. */
+extern _Atomic bool tpc_words;
+#define TPC_STANDS() atomic_store_explicit(&tpc_words, true, memory_order_relaxed)
+/* Before a post in which the driver may wait for the GPU: while that stands at a word, the session holds the calling thread in it and lets
+ * the others go on, as the driver does. */
+#define TPC_WAITS()                                                                                                    \
+    do {                                                                                                               \
+        if (TP_UNLIKELY(atomic_load_explicit(&tpc_words, memory_order_relaxed))) {                                     \
+            tpc_wait_for_next_post();                                                                                  \
+        }                                                                                                              \
+    } while (0)
 
 /* What a call answers when the state is not TPC_READY: 3 before cuInit, 800 inside a host function, the lost-worker error. 0 when
  * the call may go on. */

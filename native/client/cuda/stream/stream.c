@@ -127,6 +127,7 @@ CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int p
         free(stream);
         return TPC_NO_HANDLES;
     }
+    TPC_WAITS();
     CUresult result = tpc_post_stream_create("cuStreamCreate", &in);
     if (result != CUDA_SUCCESS) {
         free(tpc_unmint(TPG_STREAM, in.stream));
