@@ -42,3 +42,12 @@ def test_the_time_that_is_left_is_told_once_something_was_compiled(
 def test_what_a_failed_command_said_is_shown() -> None:
     with pytest.raises(SystemExit, match=r"failed with 3:\n.*what went wrong"):
         release.run(sys.executable, "-c", "print('what went wrong'); raise SystemExit(3)", told=release.Told())
+
+
+def test_what_a_checkout_s_shell_has_set_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/nowhere")
+    monkeypatch.setenv("TF_NATIVE_DIR", "/nowhere")
+    said = release.run(
+        sys.executable, "-c", "import os; print('/nowhere' in os.environ.values(), os.environ['X'])", X="x"
+    )
+    assert said == "False x\n"

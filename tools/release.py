@@ -51,12 +51,14 @@ STARTS_WITHIN = 2.0
 # How long each part took on a machine with two cores, against the compiling.
 COMPILING = "compiling the wheel's files with the compiler from PyPI"
 PARTS = {
-    "fetching what builds the wheel": 0.3,
+    "fetching what builds the wheel": 1.0,
     COMPILING: 1.0,
-    "fetching PyInstaller": 0.1,
-    "packing the worker into one file": 0.1,
+    "fetching PyInstaller": 0.25,
+    "packing the worker into one file": 0.5,
     "trying the worker": 0.05,
 }
+# Who works in a checkout has them set; with them the worker's files would be those of the last build there.
+OF_A_CHECKOUT = ("PYTHONPATH", "TF_NATIVE_DIR")
 SAID_EVERY = 15.0  # where no terminal shows each step
 _NINJA = re.compile(r"^\s*\[(\d+)/(\d+)\] ")
 FEWEST = 20  # steps of a build; CMake tries the compiler with builds of two
@@ -106,7 +108,7 @@ def run(*command: str | Path, told: Told | None = None, **variables: str) -> str
     lines: list[str] = []
     with subprocess.Popen(
         list(map(str, command)),
-        env={**os.environ, **variables},
+        env={name: value for name, value in os.environ.items() if name not in OF_A_CHECKOUT} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if told else None,
         text=True,
