@@ -102,7 +102,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     side = (
         "side by side"
         if getattr(config.option, "numprocesses", None)
-        else "one after the other; -n 3 runs three at once"
+        else "one after the other, about 20 minutes; -n 3 runs three at once"
     )
     return f"all tests on the simulated GPU, {side}; every change's own are `-m fast`, under a minute"
 
