@@ -124,6 +124,7 @@ def test_times_come_together(worker: Worker, tmp_path: Path, what: str, question
         "parameters-of-a-node",
         "mapped-memory-while-posts-wait",
         "stream-of-a-callback",
+        "capture-in-a-threads-default-stream",
         "host-functions-see-copies",
         "polls-see-copies",
         "priorities-of-streams",

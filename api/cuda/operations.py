@@ -147,7 +147,8 @@ FUNCTIONS = [
     op("capture_info", "call", stream="uint64_t: handle stream", fresh="uint64_t: array", out={
        "id": "uint64_t", "graph": "uint64_t", "count": "uint64_t", "status": "int", "dependencies": "uint64_t: array",
        "edges": "CUgraphEdgeData: array"}),
-    op("capture_break", "call", stream="uint64_t: handle stream"),
+    # The stream as `thread` names it in `context`: its default stream is its own.
+    op("capture_break", "call", contextless=True, stream="uint64_t: name stream", thread="unsigned int", context="unsigned int"),
     op("capture_dependencies", "call", stream="uint64_t: handle stream", flags="unsigned int",
        dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
     # Graphs. The `owner` of a node's parameters says whose they are: of a new node in a graph, of a node in an executable

@@ -561,6 +561,50 @@ static void priorities_of_streams(void) {
     }
 }
 
+/* A capture in another thread's default stream is broken as any other by what its mode forbids, and by work in the legacy stream. */
+static CUcontext all_share;
+static _Atomic int step;
+static CUdeviceptr captured;
+
+static void *capture_in_own_default(void *unused) {
+    CUgraph graph;
+    CUstreamCaptureStatus status;
+    OK(cuCtxSetCurrent(all_share));
+    for (int turn = 0; turn < 2; turn++) {
+        OK(cuStreamBeginCapture_v2(CU_STREAM_PER_THREAD,
+                                   turn ? CU_STREAM_CAPTURE_MODE_RELAXED : CU_STREAM_CAPTURE_MODE_GLOBAL));
+        step++;
+        while (step != 2 * turn + 2) {
+            usleep(1000);
+        }
+        OK(cuStreamIsCapturing(CU_STREAM_PER_THREAD, &status));
+        CHECK(status == CU_STREAM_CAPTURE_STATUS_INVALIDATED);
+        GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuMemsetD8Async(captured, 1, 4, CU_STREAM_PER_THREAD));
+        GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(CU_STREAM_PER_THREAD, &graph));
+    }
+    return unused;
+}
+
+static void capture_in_a_threads_default_stream(void) {
+    pthread_t thread;
+    CUdeviceptr memory;
+    OK(cuCtxGetCurrent(&all_share));
+    OK(cuMemAlloc_v2(&captured, 64));
+    CHECK(pthread_create(&thread, NULL, capture_in_own_default, NULL) == 0);
+    while (step != 1) {
+        usleep(1000);
+    }
+    GIVES(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuMemAlloc_v2(&memory, 64));
+    step++;
+    while (step != 3) {
+        usleep(1000);
+    }
+    GIVES(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, cuMemsetD8Async(captured, 1, 4, CU_STREAM_LEGACY));
+    GIVES(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, cuStreamQuery(CU_STREAM_LEGACY));
+    step++;
+    CHECK(pthread_join(thread, NULL) == 0);
+}
+
 static const struct check checks[] = {{"streams-of-another-context", streams_of_another_context},
                                       {"capture-ends-with-its-context", capture_ends_with_its_context},
                                       {"attributes-of-two-devices", attributes_of_two_devices},
@@ -572,6 +616,7 @@ static const struct check checks[] = {{"streams-of-another-context", streams_of_
                                       {"limits-of-a-kernel", limits_of_a_kernel},
                                       {"mapped-memory-while-posts-wait", mapped_memory_while_posts_wait},
                                       {"error-of-another-context", error_of_another_context},
+                                      {"capture-in-a-threads-default-stream", capture_in_a_threads_default_stream},
                                       {"stream-of-a-callback", stream_of_a_callback},
                                       {"host-functions-see-copies", host_functions_see_copies},
                                       {"polls-see-copies", polls_see_copies},

@@ -138,10 +138,13 @@ int32_t tpw_capture_end(struct tpw_session *s, const struct tp_frame *frame, con
     return CUDA_SUCCESS;
 }
 
-int32_t tpw_capture_break(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_break_in *in,
-                          struct tpw_stream *stream) {
-    (void)frame, (void)in;
-    return tpw_refuse_capture(s, stream);
+int32_t tpw_capture_break(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_break_in *in) {
+    struct tp_frame of = *frame;
+    of.thread = in->thread;
+    of.context = in->context;
+    int32_t error = tpw_enter(s, &of);
+    const struct tpw_stream *stream = tpw_stream_find(s, &of, in->stream, &error);
+    return stream ? tpw_refuse_capture(s, stream) : error;
 }
 
 int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_info_in *in,

@@ -103,13 +103,18 @@ CUresult tpc_cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_capture_break(const char *name, CUstream stream) {
-    struct tpg_capture_break_in in = {.stream = (uint64_t)(uintptr_t)stream};
+static CUresult break_of(const char *name, CUstream stream, uint32_t thread, uint32_t context) {
+    struct tpg_capture_break_in in = {.stream = (uint64_t)(uintptr_t)stream, .thread = thread, .context = context};
     struct tp_reply reply;
     CUresult result = tpc_call_capture_break(name, &in, &reply);
     tp_reply_free(&reply);
     tpc_happened(&tpc_counts.refusals);
     return result;
+}
+
+CUresult tpc_capture_break(const char *name, CUstream stream) {
+    const struct tp_thread *self = tp_thread_self();
+    return break_of(name, stream, self->number, self->context);
 }
 
 /* A capture that this thread began in another mode than relaxed, or another thread in global mode. */
@@ -122,7 +127,7 @@ static bool forbids(const struct tpc_capture *capture) {
 
 CUresult tpc_capture_unsafe(const char *name) {
     enum { AT_ONCE = 16 };
-    CUstream broken[AT_ONCE];
+    struct tpc_capture broken[AT_ONCE];
     size_t count = 0;
     if (thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED) {
         return CUDA_SUCCESS;
@@ -130,12 +135,12 @@ CUresult tpc_capture_unsafe(const char *name) {
     tp_lock_take(&lock);
     for (const struct tpc_capture *capture = captures; capture && count < AT_ONCE; capture = capture->next) {
         if (forbids(capture)) {
-            broken[count++] = capture->stream;
+            broken[count++] = *capture;
         }
     }
     tp_lock_drop(&lock);
     for (size_t i = 0; i < count; i++) {
-        tpc_capture_break(name, broken[i]);
+        break_of(name, broken[i].stream, broken[i].thread, broken[i].context);
     }
     return count ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS;
 }
