@@ -97,10 +97,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    if config.option.markexpr or config.option.keyword:
+    some = config.option.markexpr or config.option.keyword
+    if some or config.args_source not in (pytest.Config.ArgsSource.TESTPATHS, pytest.Config.ArgsSource.INVOCATION_DIR):
         return "on the simulated GPU"
     side = (
-        "side by side"
+        "side by side, about 9 minutes on two cores"
         if getattr(config.option, "numprocesses", None)
         else "one after the other, about 20 minutes; -n 3 runs three at once"
     )
