@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -27,6 +28,7 @@ from calls.fuzz import (
     NO_ANSWER,
     STATES,
     all_cases,
+    answers_of,
     ask,
     ask_beside,
     compile_calls,
@@ -36,7 +38,7 @@ from calls.fuzz import (
 from harness import say, table
 from transports import Place
 
-MOST_AGAIN = 3000  # calls that are asked natively once more
+AGAIN_SECONDS = 30.0  # beside --seconds: what differs is asked natively once more
 SHOWN = 40
 
 
@@ -75,6 +77,25 @@ def ways(judge: dict[str, str], other: dict[str, str]) -> dict[str, list[str]]:
     return differences({case: answer for case, answer in judge.items() if case in other}, other)
 
 
+def ask_apart(
+    binary: Path, cases: Sequence[str], out: Path, env: dict[str, str], given: argparse.Namespace
+) -> dict[str, str]:
+    """The answers of calls that have a process each, for as long as AGAIN_SECONDS; they are added to `out`."""
+    end = time.monotonic() + AGAIN_SECONDS
+
+    def one(case: str) -> str:
+        late = time.monotonic() > end
+        return "" if late else ask(binary, "libcuda.so.1", [case], env, given.case_seconds)[0]
+
+    with ThreadPoolExecutor(max_workers=given.jobs) as pool:
+        lines = [line for line in pool.map(one, cases) if line]
+    with out.open("a") as file:
+        file.writelines(line + "\n" for line in lines)
+    if len(lines) < len(cases):
+        say(f"{len(cases) - len(lines)} of the calls that differ were not asked once more: no time")
+    return answers_of(lines)
+
+
 def main(arguments: Sequence[str]) -> int:
     given = parse(arguments)
     sides = [side.strip() for side in given.sides.split(",")]
@@ -97,18 +118,13 @@ def main(arguments: Sequence[str]) -> int:
             for sentence in wrong[:10]:
                 say(f"{side}: {sentence}")
             say(f"[{time.monotonic() - began:6.1f} s] {side}: {len(read_answers(files[side]))} answers")
-        answers = {side: {c: a for c, a in read_answers(files[side]).items() if c in set(cases)} for side in sides}
+        asked = set(cases)
+        answers = {side: {c: a for c, a in read_answers(files[side]).items() if c in asked} for side in sides}
         judge = answers[sides[0]]
         judge.update({case: answer for case, answer in read_answers(again).items() if case in judge})
         doubtful = {c for s in sides[1:] for calls in ways(judge, answers[s]).values() for c in calls}
         doubtful -= set(read_answers(again))
-        for case in sorted(doubtful)[:MOST_AGAIN] if time.monotonic() - began < given.seconds else []:
-            if time.monotonic() - began > given.seconds + 30:
-                break
-            line = ask(binary, "libcuda.so.1", [case], place.environment(sides[0]), given.case_seconds)[0]
-            with again.open("a") as file:
-                file.write(line + "\n")
-            judge[case] = line.partition(" = ")[2]
+        judge.update(ask_apart(binary, sorted(doubtful), again, place.environment(sides[0]), given))
     finally:
         place.close()
     found = {side: ways(judge, answers[side]) for side in sides[1:]}

@@ -15,9 +15,9 @@ from simulated import installed_product
 
 
 def test_rows_count_answers_and_differences() -> None:
-    cases = ["none a 1", "none a 2", "none b", "current a 1"]
-    native = {"none a 1": "201", "none a 2": "crashes", "current a 1": "0 then hangs"}
-    tcp = {"none a 1": "1", "none a 2": "0", "none b": "0"}
+    cases = ["none cuInit 1", "none cuInit 2", "none cuCtxSynchronize", "current cuInit 1"]
+    native = {"none cuInit 1": "201", "none cuInit 2": "crashes", "current cuInit 1": "0 then hangs"}
+    tcp = {"none cuInit 1": "1", "none cuInit 2": "0", "none cuCtxSynchronize": "0"}
     rows = {row[0]: row[1:] for row in single_calls.state_rows(cases, {"native": native, "tcp": tcp})}
     assert rows["none"] == ["3", "2", "1", "0", "3", "1"]
     assert rows["current"] == ["1", "1", "0", "0", "0", "0"]
