@@ -48,12 +48,13 @@ static void stand(void *user) {
 struct waiter {
     CUcontext context;
     CUevent event;
-    _Atomic int back;
+    _Atomic int there, back;
 };
 
 static void *wait_for_event(void *user) {
     struct waiter *waiter = user;
     OK(cuCtxSetCurrent(waiter->context));
+    atomic_store(&waiter->there, 1);
     OK(cuEventSynchronize(waiter->event));
     atomic_store(&waiter->back, 1);
     return NULL;
@@ -73,6 +74,9 @@ static void recorded_again(unsigned flags, bool captured) {
     OK(cuLaunchHostFunc(one, stand, &first));
     OK(cuEventRecord(waiter.event, one));
     CHECK(pthread_create(&thread, NULL, wait_for_event, &waiter) == 0);
+    while (!atomic_load(&waiter.there)) {
+        usleep(200);
+    }
     usleep(50000);
     if (captured) {
         OK(cuStreamBeginCapture_v2(other, CU_STREAM_CAPTURE_MODE_RELAXED));
