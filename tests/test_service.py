@@ -156,7 +156,7 @@ def test_the_unit_is_hardened(command: str, exposure: int, tmp_path: Path) -> No
 
 def test_reload_is_what_the_unit_says(tmp_path: Path) -> None:
     """ExecReload sends SIGHUP, and the worker of a service serves on."""
-    assert "ExecReload=/bin/kill -HUP $MAINPID\n" in service.unit(COMMAND)
+    assert "ExecReload=/bin/sh -c 'kill -HUP $MAINPID'\n" in service.unit(COMMAND)
     log = tmp_path / "log"
     with Worker(TF_ENABLE_LOG="1", TF_LOG_PATH=str(log)) as worker:
         log.unlink()
