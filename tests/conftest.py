@@ -101,7 +101,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     if some or config.args_source not in (pytest.Config.ArgsSource.TESTPATHS, pytest.Config.ArgsSource.INVOCATION_DIR):
         return "on the simulated GPU"
     side = (
-        "side by side, about 9 minutes on two cores"
+        "side by side, 7 or 8 minutes on two cores"
         if getattr(config.option, "numprocesses", None)
         else "one after the other, about 20 minutes; -n 3 runs three at once"
     )
