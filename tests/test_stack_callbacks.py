@@ -50,7 +50,9 @@ def test_only_the_caller_waits_for_a_word_of_another_thread(program: Path, stric
         assert worker.run("words", TF_STRICT=strict) == "right\n"
 
 
-@pytest.mark.parametrize("check", ["waiting-calls", "loads-beside-functions", "streams-of-a-context-gone"])
+@pytest.mark.parametrize(
+    "check", ["waiting-calls", "loads-beside-functions", "streams-of-a-context-gone", "room-of-each-context"]
+)
 @pytest.mark.parametrize("strict", ["0", "1"])
 def test_calls_that_wait_for_the_gpu_let_functions_end(program: Path, check: str, strict: str) -> None:
     """The driver waits in them; the thread that hears of the functions' ends must not. JAX loads code behind them."""

@@ -309,6 +309,32 @@ static void streams_of_a_context_gone(void) {
     CHECK(ended == 1);
 }
 
+/* What another context had at once makes no room in this one. */
+static void room_of_each_context(void) {
+    CUcontext first, own;
+    CUstream stream, more[60];
+    const size_t many = sizeof more / sizeof *more;
+    start();
+    OK(cuCtxGetCurrent(&first));
+    OK(cuCtxCreate_v4(&own, NULL, 0, 0));
+    for (size_t i = 0; i < many; i++) {
+        OK(cuStreamCreate(&more[i], CU_STREAM_NON_BLOCKING));
+    }
+    for (size_t i = 0; i < many; i++) {
+        OK(cuStreamDestroy_v2(more[i]));
+    }
+    OK(cuCtxSetCurrent(first));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    for (size_t i = 0; i < 40; i++) {
+        if (i > 25) {
+            behind_a_function(stream);
+        }
+        OK(cuStreamCreate(&more[i], CU_STREAM_NON_BLOCKING));
+        OK(cuStreamQuery(more[i]));
+    }
+    OK(cuCtxSynchronize());
+}
+
 /* The same through another thread, which is not the one that queues functions all the time, each behind the last. */
 static _Atomic bool enough;
 
@@ -342,6 +368,7 @@ static void loads_beside_functions(void) {
 static const struct check checks[] = {{"waiting-calls", waiting_calls},
                                       {"loads-beside-functions", loads_beside_functions},
                                       {"streams-of-a-context-gone", streams_of_a_context_gone},
+                                      {"room-of-each-context", room_of_each_context},
                                       {"forbidden", forbidden},
                                       {"refused", refused},
                                       {"refused-callback", refused_callback},

@@ -10,37 +10,67 @@
 
 #include <stdlib.h>
 
-/* The driver makes room for more streams now and then, and waits for the GPU in it: seen at about the 32nd of a context, never
+/* The driver makes room for more streams of a context now and then, and waits for the GPU in it: seen at about the 32nd, never
  * below this. */
 #define ROOMY 28u
-static uint32_t streams, most_streams;
+struct room {
+    struct room *next;
+    uint32_t context;
+    uint32_t streams, most; /* now, and at once so far */
+};
+static struct room *rooms;
 
+static struct room *room_of(uint32_t context) {
+    struct room *room = rooms;
+    while (room && room->context != context) {
+        room = room->next;
+    }
+    return room;
+}
+
+static bool is_tight(const struct room *room) { return room && room->streams >= ROOMY && room->streams >= room->most; }
+
+/* Of whichever context: that of the frame is not entered yet. */
 bool tpw_waits_stream_create(struct tpw_session *s, const struct tpg_stream_create_in *in) {
     (void)s, (void)in;
-    return streams >= ROOMY && streams >= most_streams;
+    const struct room *room = rooms;
+    while (room && !is_tight(room)) {
+        room = room->next;
+    }
+    return room != NULL;
 }
 
 bool tpw_stream_may_wait(struct tpw_session *s) {
-    return tpw_callbacks_outstanding(s) && tpw_waits_stream_create(s, NULL);
+    return tpw_callbacks_outstanding(s) && is_tight(room_of(s->entered));
 }
 
-static bool no_room(struct tpw_session *s, void *unused) {
-    (void)unused;
-    return tpw_stream_may_wait(s) && tpw_streams_stand(s);
+static bool no_room(struct tpw_session *s, void *inside) {
+    const struct tp_frame *frame = inside;
+    return tpw_callbacks_outstanding(s) && is_tight(room_of(frame->context)) && tpw_streams_stand(s);
 }
 
 int32_t tpw_stream_room(struct tpw_session *s) {
     if (TP_LIKELY(!tpw_stream_may_wait(s))) {
         return CUDA_SUCCESS;
     }
-    const struct tp_frame inside = {.context = s->entered};
-    const bool room = tpw_hold_while(s, no_room, NULL);
+    struct tp_frame inside = {.context = s->entered};
+    const bool room = tpw_hold_while(s, no_room, &inside);
     int32_t error = tpw_enter(s, &inside); /* streams were asked in their contexts */
     return room ? error : CUDA_ERROR_DEVICE_UNAVAILABLE;
 }
 
+static struct room *room_made(uint32_t context) {
+    struct room *room = room_of(context);
+    if (!room && (room = calloc(1, sizeof *room))) {
+        *room = (struct room){.next = rooms, .context = context};
+        rooms = room;
+    }
+    return room;
+}
+
 static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t thread) {
-    struct tpw_stream *stream = calloc(1, sizeof *stream);
+    struct room *room = room_made(s->entered);
+    struct tpw_stream *stream = room ? calloc(1, sizeof *stream) : NULL;
     if (stream) {
         *stream = (struct tpw_stream){.next = s->streams,
                                       .native = native,
@@ -49,7 +79,7 @@ static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t t
                                       .device = tpw_context_device(s, s->entered),
                                       .thread = thread};
         s->streams = stream;
-        most_streams = ++streams > most_streams ? streams : most_streams;
+        room->most = ++room->streams > room->most ? room->streams : room->most;
     }
     return stream;
 }
@@ -281,7 +311,7 @@ static void drop(struct tpw_session *s, struct tpw_stream **at) {
     }
     tpw_timeline_end(s, stream);
     *at = stream->next;
-    streams--;
+    room_of(stream->context_id)->streams--;
     free(stream);
 }
 
@@ -339,6 +369,14 @@ void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
             drop(s, at);
         } else {
             at = &(*at)->next;
+        }
+    }
+    for (struct room **at = &rooms, *room; (room = *at);) {
+        if (!context || room->context == context) {
+            *at = room->next;
+            free(room);
+        } else {
+            at = &room->next;
         }
     }
 }
