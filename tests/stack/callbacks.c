@@ -309,10 +309,10 @@ static void streams_of_a_context_gone(void) {
     CHECK(ended == 1);
 }
 
-/* What another context had at once makes no room in this one. */
+/* What another context had at once makes no room in this one, and takes none. */
 static void room_of_each_context(void) {
     CUcontext first, own;
-    CUstream stream, more[60];
+    CUstream stream, beside, more[60];
     const size_t many = sizeof more / sizeof *more;
     start();
     OK(cuCtxGetCurrent(&first));
@@ -320,11 +320,17 @@ static void room_of_each_context(void) {
     for (size_t i = 0; i < many; i++) {
         OK(cuStreamCreate(&more[i], CU_STREAM_NON_BLOCKING));
     }
+    OK(cuCtxSetCurrent(first));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuLaunchHostFunc(stream, wait_for_the_caller, NULL));
+    OK(cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamQuery(beside));
+    CHECK(!ended);
+    go_on = true;
+    OK(cuStreamSynchronize(stream));
     for (size_t i = 0; i < many; i++) {
         OK(cuStreamDestroy_v2(more[i]));
     }
-    OK(cuCtxSetCurrent(first));
-    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     for (size_t i = 0; i < 40; i++) {
         if (i > 25) {
             behind_a_function(stream);

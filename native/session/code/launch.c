@@ -56,9 +56,13 @@ static bool needs_room(struct tpw_session *s, uint64_t function) {
     return error || local; /* with an error the launch says what it is */
 }
 
-bool tpw_waits_launch(struct tpw_session *s, const struct tpg_launch_in *in) { return needs_room(s, in->function); }
+bool tpw_waits_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in) {
+    (void)frame;
+    return needs_room(s, in->function);
+}
 
-bool tpw_waits_launch_ex(struct tpw_session *s, const struct tpg_launch_ex_in *in) {
+bool tpw_waits_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in) {
+    (void)frame;
     return needs_room(s, in->function);
 }
 

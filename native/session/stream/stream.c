@@ -30,14 +30,10 @@ static struct room *room_of(uint32_t context) {
 
 static bool is_tight(const struct room *room) { return room && room->streams >= ROOMY && room->streams >= room->most; }
 
-/* Of whichever context: that of the frame is not entered yet. */
-bool tpw_waits_stream_create(struct tpw_session *s, const struct tpg_stream_create_in *in) {
+bool tpw_waits_stream_create(struct tpw_session *s, const struct tp_frame *frame,
+                             const struct tpg_stream_create_in *in) {
     (void)s, (void)in;
-    const struct room *room = rooms;
-    while (room && !is_tight(room)) {
-        room = room->next;
-    }
-    return room != NULL;
+    return is_tight(room_of(frame->context));
 }
 
 bool tpw_stream_may_wait(struct tpw_session *s) {

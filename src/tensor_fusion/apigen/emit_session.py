@@ -70,8 +70,14 @@ def session_header(model: Model) -> str:
         if op.line.session == "hand":
             lines.append(f"{_hand_signature(model, op)};")
         if op.line.waits == "asked":
-            lines.append(f"bool tpw_waits_{op.name}(struct tpw_session *s, const struct tpg_{op.name}_in *in);")
+            lines.append(f"{_waits_signature(op)};")
     return "\n".join([*lines, "#endif", ""])
+
+
+def _waits_signature(op: Op) -> str:
+    """Whether the driver may wait for the GPU in an operation with these arguments."""
+    params = f"struct tpw_session *s, const struct tp_frame *frame, const struct tpg_{op.name}_in *in"
+    return f"bool tpw_waits_{op.name}({params})"
 
 
 def _hand_signature(model: Model, op: Op) -> str:
@@ -145,7 +151,7 @@ def _waits(model: Model) -> list[str]:
             f"    case TPG_OP_{op.name}: {{",
             f"        struct tpg_{op.name}_in in;",
             f"        tpg_get_{op.name}_in(&c, &in);",
-            f"        return !c.bad && tpw_waits_{op.name}(s, &in);",
+            f"        return !c.bad && tpw_waits_{op.name}(s, frame, &in);",
             "    }",
         ]
     return [*lines, "    default: return false;", "    }", "}"]
