@@ -11,6 +11,7 @@ enum { BY_STREAM, BY_HOST, WAYS };
 static CUcontext context;
 static CUmodule kernels;
 static CUstream standing, other;
+static CUfunction not_asked_before;
 static CUdeviceptr word, scratch;
 static uint32_t *host;
 static uint32_t turn;
@@ -21,10 +22,12 @@ static pthread_t writer;
 /* It works on meanwhile, and waits for what it does. */
 static void *write_later(void *unused) {
     uint32_t back[16] = {0};
+    int registers = 0;
     CUdeviceptr memory;
     OK(cuCtxSetCurrent(context));
     usleep(30000); /* the other thread is in its call */
     OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuFuncGetAttribute(&registers, CU_FUNC_ATTRIBUTE_NUM_REGS, not_asked_before));
     for (uint32_t i = 1; i < 4; i++) {
         OK(cuMemsetD32Async(memory, turn + i, 16, other));
         OK(cuMemcpyDtoHAsync_v2(back, memory, sizeof back, other));
@@ -69,6 +72,7 @@ static void calls_that_wait(void) {
     CUkernel kernel_of;
     CUfunction function;
     CUstream more[80];
+    int shared = 0;
     WAITS(cuModuleLoadData(&module, kernels_ptx));
     OK(fill(module, scratch, 2, 16, standing));
     OK(cuModuleUnload(module));
@@ -78,6 +82,9 @@ static void calls_that_wait(void) {
     OK(cuLibraryLoadData(&library, kernels_ptx, NULL, NULL, 0, NULL, NULL, 0));
     OK(cuLibraryGetKernel(&kernel_of, library, "fill_u32"));
     WAITS(cuKernelGetFunction(&function, kernel_of));
+    OK(cuModuleGetFunction(&not_asked_before, kernels, way == BY_STREAM ? "vector_add" : "spin_ns"));
+    OK(cuKernelGetAttribute(&shared, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel_of, 0));
+    WAITS(cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared / 2, kernel_of, 0));
     OK(cuLibraryUnload(library));
     WAITS(cuCtxSetLimit(CU_LIMIT_STACK_SIZE, 4096 + 512 * (size_t)way));
     if (way == BY_STREAM) {
@@ -163,6 +170,7 @@ int role_words(int count, char **words) {
             OK(cuCtxSynchronize());
         }
         OK(fill(kernels, scratch, 1, 16, other));
+        OK(cuModuleGetFunction(&not_asked_before, kernels, "fill_u32"));
         calls_that_wait();
         beside_a_function();
         wait_in_a_graph();

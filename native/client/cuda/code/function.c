@@ -45,14 +45,14 @@ static struct tpc_attributes *attributes_on(const struct tpc_kernel *kernel, int
 
 struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel) { return attributes_on(kernel, device_of(kernel)); }
 
-/* What is remembered of attributes has the worker's order: one is set and noted under the lock, and an answer that was asked for
- * before another thread set one is not kept. */
-static struct tp_lock setting;
+/* What is remembered of attributes has the worker's order: one is set and noted under `setting`, where the driver may wait, and an
+ * answer that was asked for before another thread noted one is not kept. `noting` is not held across a call. */
+static struct tp_lock setting, noting;
 static _Atomic unsigned int settings;
 
 static bool keep(struct tpc_attributes *attributes, const struct tpg_function_attributes_out *out,
                  unsigned int before) {
-    tp_lock_take(&setting);
+    tp_lock_take(&noting);
     bool still = before == atomic_load(&settings);
     for (size_t i = 0; still && i < out->values_count && i < CU_FUNC_ATTRIBUTE_MAX; i++) {
         atomic_store_explicit(&attributes->values[i], out->values[i], memory_order_relaxed);
@@ -60,7 +60,7 @@ static bool keep(struct tpc_attributes *attributes, const struct tpg_function_at
     if (still) {
         atomic_store_explicit(&attributes->known, true, memory_order_release);
     }
-    tp_lock_drop(&setting);
+    tp_lock_drop(&noting);
     return still;
 }
 
@@ -182,10 +182,12 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
     TPC_WAITS();
     tp_lock_take(&setting);
     result = tpc_post_function_attribute_set(name, &in);
+    tp_lock_take(&noting);
     if (result == CUDA_SUCCESS) {
         atomic_store_explicit(&attributes->values[attribute], value, memory_order_relaxed);
     }
     atomic_fetch_add(&settings, 1);
+    tp_lock_drop(&noting);
     tp_lock_drop(&setting);
     tpc_pure_forget(); /* occupancy depends on attributes */
     return result;
