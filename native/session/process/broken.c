@@ -2,8 +2,8 @@
  * Devices that an error broke: which ones, and that the client hears of it.
  *
  * Executor thread only. Such an error breaks every context of this process on its device, until the process ends. It comes to whoever
- * looks first, in whatever context: from a call that names a stream of another, or of a post, which nobody waits for. So whose
- * it is is not worked out from where it came: the devices are asked.
+ * looks first, in whatever context: from a call that names a stream of another, or of a post, which nobody waits for. Where it came from
+ * does not say which device it broke: the devices are asked.
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
@@ -35,12 +35,14 @@ int32_t tpw_device_broken(struct tpw_session *s, int index) {
     CUcontext previous;
     size_t free = 0, total = 0;
     int32_t error = (int32_t)s->cuda.cuCtxPushCurrent_v2(s->primary[index]);
-    if (error) {
-        return 0; /* the device was not asked */
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemGetInfo_v2(&free, &total);
+        s->cuda.cuCtxPopCurrent_v2(&previous);
     }
-    error = (int32_t)s->cuda.cuMemGetInfo_v2(&free, &total);
-    s->cuda.cuCtxPopCurrent_v2(&previous);
     if (!sticky(error)) {
+        if (error) {
+            tp_log(TP_WARN, "device %d was asked whether an error broke it, and gave %d", index, error);
+        }
         return 0;
     }
     s->broken[index] = error;
