@@ -530,8 +530,8 @@ class Generator:
         assert node.effect
         args = node.effect.args
         try:
-            wanted = [self.model.kin(args[side], True) for side in (2, 5)]
-            known = [[n for n in self.model.regions if self.model.kin(n, True) == kin] for kin in wanted]
+            wanted = [self.model.kin(args[side]) for side in (2, 5)]
+            known = [[n for n in self.model.regions if self.model.kin(n) == kin] for kin in wanted]
             to, source = (self.random.choice(numbers) for numbers in known)
             (a, b), length = self.part(to, source)
             new = (args[0], 0, to, a, length, source, b, length, length, 1)

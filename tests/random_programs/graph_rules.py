@@ -92,21 +92,21 @@ class GraphRules(State):
         for access in graph.accesses():
             self.bounded(thread, access)
 
-    def kin(self, number: int, update: bool) -> str:
-        """A copy's side may move within memory of one kind. To the driver all host memory is one; over shared memory an
-        update from pinned memory to other host memory, or back, does not work."""
+    def kin(self, number: int) -> str:
+        """A copy's side may move within memory of one kind. To the driver all host memory is one; over shared memory a
+        change from pinned memory to other host memory, or back, does not work."""
         if number not in self.regions:
             raise Illegal("the memory of the node is gone")
         kind = self.regions[number].kind
-        return kind if kind not in HOST_KINDS else "pinned" if update and kind == "pinned" else "host"
+        return kind if kind not in HOST_KINDS or kind == "pinned" else "host"
 
-    def same_form(self, old: Operation, new: Operation, update: bool = False) -> bool:
+    def same_form(self, old: Operation, new: Operation) -> bool:
         """What cuGraphExec...SetParams and an update may change: addresses and values, rows of one, the same kernel."""
         if old.name != new.name:
             return False
         if old.name == "copy":
             return old.args[9] == new.args[9] == 1 and all(
-                self.kin(old.args[side], update) == self.kin(new.args[side], update) for side in (2, 5)
+                self.kin(old.args[side]) == self.kin(new.args[side]) for side in (2, 5)
             )
         if old.name == "set":
             return old.args[7] == new.args[7] == 1 and old.args[0] >> 1 == new.args[0] >> 1
@@ -187,7 +187,7 @@ class GraphRules(State):
                 for access in old.accesses:
                     if access[0] not in self.regions:
                         raise Illegal("the memory of the node is gone")
-                if node.kind != "host" and not self.same_form(old.effect, node.effect, update=True):
+                if node.kind != "host" and not self.same_form(old.effect, node.effect):
                     raise Illegal("another form")
             elif node.kind == "child":
                 raise Illegal("a child")

@@ -377,6 +377,20 @@ void interpreter_tell_places(void) {
     }
 }
 
+void interpreter_tell_streams(void) {
+    for (int i = 0; i < MOST_CONTEXTS; i++) {
+        if (!contexts[i].context || driver.cuCtxSetCurrent(contexts[i].context))
+            continue;
+        for (int k = 0; k < MOST_STREAMS; k++) {
+            bool own = k >= FIRST_STREAM && streams[k];
+            CUresult result = own || k == 0 ? driver.cuStreamQuery(stream_of(k)) : CUDA_SUCCESS;
+            /* A stream of another context gives 400 here and has its line there. */
+            if (result && result != CUDA_ERROR_INVALID_HANDLE)
+                printf("STREAM s%d of context c%d gives %d\n", k, i, (int)result);
+        }
+    }
+}
+
 void interpreter_run(struct program *program) {
     pthread_t threads[MOST_THREADS];
     memset((void *)(uintptr_t)now_at, 0, sizeof now_at);

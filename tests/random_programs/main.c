@@ -52,6 +52,8 @@ static void on_alarm(int number) {
     printf("FAIL program %s: it hangs\n", program.name);
     interpreter_tell_places();
     fflush(stdout);
+    interpreter_tell_streams();
+    fflush(stdout);
     _exit(1);
 }
 

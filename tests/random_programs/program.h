@@ -106,6 +106,8 @@ void interpreter_start(const char *library, const char *kernels_folder);
 void interpreter_run(struct program *program);
 /* Where each thread is, for a program that hangs. */
 void interpreter_tell_places(void);
+/* Which streams have work left, as far as the driver tells it; may not return where the driver itself hangs. */
+void interpreter_tell_streams(void);
 
 _Noreturn void stop(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* The sentence about an operation that went wrong, and the end of the process. */

@@ -82,7 +82,7 @@ class Driver:
             raise RuntimeError(done.stderr.strip())
         if done.returncode == 0 and done.stdout.splitlines()[-1:] and done.stdout.splitlines()[-1].startswith("ran "):
             return ""
-        what = "\n".join(line for line in done.stdout.splitlines() if line.startswith(("FAIL", "AT")))
+        what = "\n".join(line for line in done.stdout.splitlines() if line.startswith(("FAIL", "AT", "STREAM")))
         return what or f"the process ended with {done.returncode}: {done.stderr.strip()[-500:]}"
 
     def fails(self, program: Program, times: int) -> bool:
