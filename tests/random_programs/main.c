@@ -46,8 +46,11 @@ void fail(const struct operation *operation, const char *format, ...) {
 
 /* Not safe in a signal handler in general, but the process is lost and the places are wanted; the second alarm ends it. */
 static void on_alarm(int number) {
-    (void)number;
-    signal(SIGALRM, SIG_DFL);
+    sigset_t again;
+    sigemptyset(&again);
+    sigaddset(&again, number);
+    signal(number, SIG_DFL);
+    pthread_sigmask(SIG_UNBLOCK, &again, NULL);
     alarm(2);
     printf("FAIL program %s: it hangs\n", program.name);
     interpreter_tell_places();
