@@ -32,7 +32,12 @@ COVERAGE = {
             "cuInit": {"kind": "local", "reason": None, "detail": None},
             "cuMemAlloc_v2": {"kind": "remote", "reason": None, "detail": "call"},
             "cuMemAlloc": {"kind": "alias", "reason": None, "detail": "cuMemAlloc_v2"},
-            "cuGLInit": {"kind": "unsupported", "reason": "no display in the client", "detail": None},
+            "cuGLInit": {
+                "kind": "refused",
+                "reason": "no display in the client",
+                "detail": "CUDA_ERROR_OPERATING_SYSTEM",
+            },
+            "cuIpcGetMemHandle": {"kind": "unsupported", "reason": "comes later", "detail": None},
         }
     },
     "nvml": {"functions": {"nvmlInit_v2": {"kind": "custom", "reason": None, "detail": None}}},
@@ -265,28 +270,32 @@ def test_missing_native_files_are_named(tmp_path: Path, monkeypatch: pytest.Monk
 def test_coverage_json(native: Path) -> None:
     table = json.loads(cli(native, "coverage", "--json").stdout)
     assert table["cuda"] == {
-        "total": 4,
+        "total": 5,
         "remote": 1,
         "local": 1,
         "custom": 0,
         "alias": 1,
+        "refused": 1,
         "unsupported": 1,
-        "unsupported_functions": {"cuGLInit": "no display in the client"},
+        "refused_functions": {"cuGLInit": "no display in the client"},
+        "unsupported_functions": {"cuIpcGetMemHandle": "comes later"},
     }
     assert list(json.loads(cli(native, "coverage", "--json", "--api", "nvml").stdout)) == ["nvml"]
 
 
 def test_coverage_table(native: Path) -> None:
     lines = cli(native, "coverage").stdout.splitlines()
-    assert lines[0].split() == ["API", "names", "remote", "local", "custom", "alias", "unsupported"]
-    assert lines[1].split()[-6:] == ["4", "1", "1", "0", "1", "1"]
+    assert lines[0].split() == ["API", "names", "remote", "local", "custom", "alias", "refused", "unsupported"]
+    assert lines[1].split()[-7:] == ["5", "1", "1", "0", "1", "1", "1"]
 
 
 def test_coverage_tells_reasons(native: Path) -> None:
     assert "coverage --reasons" in cli(native, "coverage").stdout
     told = cli(native, "coverage", "--reasons").stdout.splitlines()
-    place = told.index("CUDA driver API, not supported: no display in the client")
+    place = told.index("CUDA driver API, refused as a driver does: no display in the client")
     assert told[place + 1] == "  cuGLInit"
+    place = told.index("CUDA driver API, not supported: comes later")
+    assert told[place + 1] == "  cuIpcGetMemHandle"
 
 
 def test_coverage_is_whole_on_a_narrow_terminal(native: Path) -> None:

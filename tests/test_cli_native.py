@@ -189,10 +189,11 @@ def test_coverage_counts_every_name() -> None:
     assert table["cuda"]["total"] == 674
     assert table["nvml"]["total"] == 404
     for counts in table.values():
-        kinds = [counts[kind] for kind in ("remote", "local", "custom", "alias", "unsupported")]
+        kinds = [counts[kind] for kind in ("remote", "local", "custom", "alias", "refused", "unsupported")]
         assert sum(kinds) == counts["total"]
-        assert len(counts["unsupported_functions"]) == counts["unsupported"]
-        assert all(counts["unsupported_functions"].values())
+        for kind in ("refused", "unsupported"):
+            assert len(counts[f"{kind}_functions"]) == counts[kind]
+            assert all(counts[f"{kind}_functions"].values())
 
 
 def test_demo_on_the_simulated_gpu() -> None:

@@ -552,7 +552,7 @@ def test_module_that_is_none(worker: Worker) -> None:
 def test_unsupported_functions_say_so_by_name(worker: Worker) -> None:
     table = json.loads((native_folder() / "coverage.json").read_text())["cuda"]["functions"]
     names = sorted(name for name, line in table.items() if line["kind"] == "unsupported")
-    assert len(names) > 100
+    assert names
     script = CONTEXT + f"print({{getattr(cuda, n)(*[None] * 12) for n in {names!r} for _ in range(2)}})"
 
     def errors(**variables: str) -> str:
@@ -569,6 +569,41 @@ def test_unsupported_functions_say_so_by_name(worker: Worker) -> None:
         )
         assert sorted(told) == sorted((name, table[name]["reason"]) for name in names), "said once, with the reason"
     assert errors(TF_ENABLE_LOG="0") == ""
+
+
+def test_refused_functions_answer_as_a_driver_does(worker: Worker) -> None:
+    """Their code once the driver's checks have found nothing, then named once; 3 before cuInit."""
+    table = json.loads((native_folder() / "coverage.json").read_text())["cuda"]["functions"]
+    refused = {name: line["detail"] for name, line in sorted(table.items()) if line["kind"] == "refused"}
+    assert len(refused) > 90
+    errors_file = Path(__file__).parent.parent / "api/errors.json"
+    codes = {pair[0]: int(code) for code, pair in json.loads(errors_file.read_text())["cuda"].items()}
+    ask = f"for n in {list(refused)!r}: print(n, getattr(cuda, n)(*a))\n"
+    before = f"import ctypes\ncuda = ctypes.CDLL('libcuda.so.1')\na = [None] * 12\n{ask}"
+    # Memory is no handle of ours, and 0 is none but for a stream: what takes one refuses it, the rest says its code.
+    script = f"{CONTEXT}a = [ctypes.create_string_buffer(4096)] * 2 + [0] * 10\n{ask}{ask}a = [None] * 12\n{ask}"
+
+    def answers(text: str) -> tuple[list[tuple[str, int]], str]:
+        done = subprocess.run(
+            [sys.executable, "-c", text], env=worker.env, capture_output=True, text=True, timeout=60, check=True
+        )
+        rows = [line.split() for line in done.stdout.splitlines()]
+        return [(name, int(code)) for name, code in rows], done.stderr
+
+    early = [(name, code) for name, code in answers(before)[0] if code != 3]
+    assert {name[:5] for name, code in early if code == codes[refused[name]]} == {"cuEGL", "cuMem", "cuPro"}
+    assert len(early) == len({name for name, code in early if code == codes[refused[name]]}), "3, or asked at any time"
+    found, errors = answers(script)
+    wrong = {(name, code) for name, code in found if code not in (codes[refused[name]], 1, 101, 201, 400)}
+    assert not wrong, "no success, and no other code than that of its line or of a check"
+    refusing = {name for name, code in found if code == codes[refused[name]]}
+    assert len(refusing) > 60
+    told = re.findall(r"(\w+) is not supported here and returns (\w+): (.+)", errors)
+    named = {name: code for name, code, _ in told}
+    assert len(told) == len(named), "said once"
+    assert all(refused[name] == code and table[name]["reason"] == why for name, code, why in told)
+    silent = {name for name in refusing - set(named) if codes[refused[name]] not in (1, 101, 201, 400)}
+    assert not silent, silent
 
 
 def test_no_file_of_ours_is_left_behind(program: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import rooms
 
-from tensor_fusion.apigen.model import load
+from tensor_fusion.apigen.model import NOT_SERVED, load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     cuda = load(ROOT / "api").apis[0]
     lines = {name: cuda.lines[name] for name in cuda.exports}
-    served = [name for name, line in lines.items() if cuda.resolve(line).kind != "unsupported"]
+    served = [name for name, line in lines.items() if cuda.resolve(line).kind not in NOT_SERVED]
     remote = [line for line in lines.values() if line.kind in ("call", "post", "pure")]
     whole = [line for line in remote if line.session == "driver"]
     hooked = [line for line in whole if line.check or line.noted]

@@ -1,6 +1,6 @@
 """Contexts, primary contexts, limits."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, post, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, local, post, refused, unsupported
 
 FUNCTIONS = [
     custom("cuDevicePrimaryCtxRetain", ops="primary_retain"),
@@ -44,7 +44,8 @@ FUNCTIONS = [
     # Counts of uses, as before CUDA 4.
     local("cuCtxAttach"),
     custom("cuCtxDetach", ops="context_destroy"),
-    unsupported(
+    refused(
+        "CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY",
         "execution affinity needs MPS",
         "cuCtxGetExecAffinity",
     ),

@@ -1,6 +1,6 @@
 """Copies and memsets."""
 
-from tensor_fusion.apigen.describe import custom, older, per_thread, post, unsupported
+from tensor_fusion.apigen.describe import custom, older, per_thread, post, refused, unsupported
 
 FUNCTIONS = [
     custom("cuMemcpyHtoD_v2", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device arena_copy_in arena_copy_out copy_out_mark stream_wait", implicit=True),
@@ -32,7 +32,8 @@ FUNCTIONS = [
     custom("cuMemsetD32_v2", ops="cuMemsetD32Async", implicit=True),
     post("cuMemsetD2D32Async", session="hand", check=True, hStream="name stream"),
     custom("cuMemsetD2D32_v2", ops="cuMemsetD2D32Async", implicit=True),
-    unsupported(
+    refused(
+        "CUDA_ERROR_INVALID_CONTEXT",
         "32-bit device addresses of CUDA 2 and 3",
         "cuMemsetD16",
         "cuMemsetD2D16",

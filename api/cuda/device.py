@@ -1,6 +1,6 @@
 """Initialisation, version, devices."""
 
-from tensor_fusion.apigen.describe import custom, local, older, pure, unsupported
+from tensor_fusion.apigen.describe import custom, local, older, pure, refused, unsupported
 
 FUNCTIONS = [
     custom("cuDriverGetVersion", ops="start", anytime=True),
@@ -29,21 +29,31 @@ FUNCTIONS = [
     pure("cuDeviceGetP2PAtomicCapabilities", contextless=True, capabilities="outarray count", operations="array count"),
     local("cuProfilerStart"),
     local("cuProfilerStop"),
-    unsupported(
+    refused(
+        "CUDA_ERROR_INVALID_CONTEXT",
         "32-bit device addresses of CUDA 2 and 3",
         "cuDeviceTotalMem",
     ),
-    unsupported(
+    refused(
+        "CUDA_ERROR_NOT_SUPPORTED",
         "Windows only",
         "cuDeviceGetLuid",
+        contextless=True,
     ),
-    unsupported(
-        "not answered by a driver without a profiling tool",
+    refused(
+        "CUDA_ERROR_NOT_SUPPORTED",
+        "a tool of CUDA 4 to 11, which no driver of today answers",
         "cuProfilerInitialize",
+        anytime=True,
+        unseen=True,
     ),
-    unsupported(
-        "NvSci is not on x86 servers",
+    refused(
+        "CUDA_ERROR_NOT_SUPPORTED",
+        "NvSci is not on servers",
         "cuDeviceGetNvSciSyncAttributes",
+        contextless=True,
+        nvSciSyncAttrList="there CUDA_ERROR_INVALID_HANDLE",
+        flags="there",
     ),
     unsupported(
         "notifications of the driver do not cross the connection",
@@ -58,10 +68,12 @@ FUNCTIONS = [
         "cuLogsRegisterCallback",
         "cuLogsUnregisterCallback",
     ),
-    unsupported(
+    refused(
+        "CUDA_ERROR_NOT_SUPPORTED",
         "undocumented",
         "cuEGLApiInit",
         "cuMemGetAttribute",
         "cuMemGetAttribute_v2",
+        anytime=True,
     ),
 ]

@@ -1,6 +1,17 @@
 """Allocation, host memory, pointers, virtual memory, pools."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, older, per_thread, post, pure, unsupported
+from tensor_fusion.apigen.describe import (
+    alias,
+    call,
+    custom,
+    local,
+    older,
+    per_thread,
+    post,
+    pure,
+    refused,
+    unsupported,
+)
 
 FUNCTIONS = [
     custom("cuMemAlloc_v2", ops="memory_alloc memory_free"),
@@ -42,7 +53,8 @@ FUNCTIONS = [
     local("cuMemRetainAllocationHandle"),
     local("cuMemGetAllocationPropertiesFromHandle"),
     pure("cuMemGetAllocationGranularity", contextless=True, prop="struct"),
-    unsupported(
+    refused(
+        "CUDA_ERROR_INVALID_CONTEXT",
         "32-bit device addresses of CUDA 2 and 3",
         "cuMemAlloc",
         "cuMemAllocPitch",
@@ -76,7 +88,6 @@ FUNCTIONS = [
         "sharing memory between processes comes later",
         "cuMemExportToShareableHandle",
         "cuMemImportFromShareableHandle",
-        "cuMemGetHandleForAddressRange",
         "cuMemPoolExportPointer",
         "cuMemPoolExportToShareableHandle",
         "cuMemPoolImportFromShareableHandle",
@@ -108,19 +119,23 @@ FUNCTIONS = [
         "cuMemBatchDecompressAsync",
         "cuMemBatchDecompressAsync_ptsz",
     ),
-    unsupported(
-        "multicast needs several GPUs",
+    refused(
+        "CUDA_ERROR_NOT_SUPPORTED",
+        "multicast needs several GPUs of one program; an attribute says that there is none",
         "cuMulticastAddDevice",
         "cuMulticastBindAddr",
         "cuMulticastBindMem",
         "cuMulticastCreate",
         "cuMulticastGetGranularity",
         "cuMulticastUnbind",
-        advertised=True,  # an attribute of the device says so, and PyTorch 2.4 to 2.8 stop where the names are not found
+        contextless=True,
+        unseen=True,
     ),
-    unsupported(
-        "RDMA needs a device of the client",
+    refused(
+        "CUDA_ERROR_NOT_SUPPORTED",
+        "a network card of the client does not reach the GPU; attributes say so",
         "cuFlushGPUDirectRDMAWrites",
+        "cuMemGetHandleForAddressRange",
     ),
     per_thread("cuMemAllocAsync_ptsz", "cuMemAllocAsync"),
     per_thread("cuMemAllocFromPoolAsync_ptsz", "cuMemAllocFromPoolAsync"),

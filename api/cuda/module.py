@@ -1,6 +1,6 @@
 """Modules, libraries, kernels, functions."""
 
-from tensor_fusion.apigen.describe import custom, local, older, unsupported
+from tensor_fusion.apigen.describe import custom, local, older, refused, unsupported
 
 FUNCTIONS = [
     custom("cuModuleLoad", ops="image_load"),
@@ -37,7 +37,8 @@ FUNCTIONS = [
     custom("cuFuncSetSharedMemConfig", ops="function_config"),
     custom("cuFuncIsLoaded", ops="function_load"),
     custom("cuFuncLoad", ops="function_load"),
-    unsupported(
+    refused(
+        "CUDA_ERROR_INVALID_CONTEXT",
         "32-bit device addresses of CUDA 2 and 3",
         "cuModuleGetGlobal",
     ),
@@ -45,8 +46,10 @@ FUNCTIONS = [
         "managed memory comes later",
         "cuLibraryGetManaged",
     ),
-    unsupported(
-        "unified function addresses are host addresses",
+    refused(
+        "CUDA_ERROR_NOT_FOUND",
+        "a unified address would be one of the worker's memory; an attribute says that there are none",
         "cuLibraryGetUnifiedFunction",
+        contextless=True,
     ),
 ]

@@ -408,6 +408,7 @@ static inline int sim_pci_bus(int device) { return 0x06 + 0x10 * device; }
 bool sim_handle_add(void *object, sim_kind_t kind);      // under sim.lock; false: out of host memory
 void sim_handle_remove(void *object);                    // under sim.lock
 bool sim_handle_is(const void *object, sim_kind_t kind); // under sim.lock
+bool sim_is(const void *object, sim_kind_t kind); // the same for a parameter, default streams too; takes the lock
 // Ends the process, as a dead handle does (TF_SIM_DEAD_HANDLES), where an object would be left pointing at what has ended.
 void sim_dangles(bool dangles, const char *what);
 bool sim_strict(void); // whether it does

@@ -101,6 +101,15 @@ bool sim_handle_is(const void *object, sim_kind_t kind) {
     return found && found->kind == kind;
 }
 
+bool sim_is(const void *object, sim_kind_t kind) {
+    if (kind == SIM_STREAM && (object == CU_STREAM_LEGACY || object == CU_STREAM_PER_THREAD))
+        return true;
+    pthread_mutex_lock(&sim.lock);
+    bool known = sim_handle_is(object, kind);
+    pthread_mutex_unlock(&sim.lock);
+    return known;
+}
+
 bool sim_strict(void) { return dead_handles_end; }
 
 void sim_dangles(bool dangles, const char *what) {

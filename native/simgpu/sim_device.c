@@ -174,14 +174,6 @@ CUresult cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId) {
     return CUDA_ERROR_INVALID_DEVICE;
 }
 
-CUresult cuDeviceGetLuid(char *luid, unsigned int *deviceNodeMask, CUdevice dev) {
-    SIM_ENTER();
-    (void)luid;
-    (void)deviceNodeMask;
-    (void)dev;
-    return CUDA_ERROR_NOT_SUPPORTED; // Windows only
-}
-
 CUresult cuDeviceGetExecAffinitySupport(int *pi, CUexecAffinityType type, CUdevice dev) {
     SIM_ENTER();
     if (!pi || (unsigned)type >= CU_EXEC_AFFINITY_TYPE_MAX)

@@ -511,14 +511,3 @@ CUresult cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library
     pthread_mutex_unlock(&sim.lock);
     return result ? result : CUDA_ERROR_NOT_FOUND; // images with managed variables are refused when loaded
 }
-
-CUresult cuLibraryGetUnifiedFunction(void **fptr, CUlibrary library, const char *symbol) {
-    SIM_ENTER_CONTEXT(context);
-    (void)context;
-    if (!fptr || !symbol)
-        return CUDA_ERROR_INVALID_VALUE;
-    pthread_mutex_lock(&sim.lock);
-    CUresult result = usable(library_of(library));
-    pthread_mutex_unlock(&sim.lock);
-    return result ? result : CUDA_ERROR_NOT_FOUND;
-}

@@ -62,6 +62,10 @@ LEFT_OUT = {
     "cuLinkDestroy": "as cuLinkCreate",
     "cuGetProcAddress": "answers addresses; tests/test_answers.py has it whole",
     "cuGetProcAddress_v2": "as cuGetProcAddress",
+    "cuEGLApiInit": "no header declares it",
+    "cuMemGetAttribute": "no header declares it",
+    "cuMemGetAttribute_v2": "no header declares it",
+    "cuEGLStreamProducerPresentFrame": "a struct by value, for a display that is not there",
     "cuUserObjectCreate": "user objects have no maker here yet",
     "cuUserObjectRetain": "as cuUserObjectCreate",
     "cuUserObjectRelease": "as cuUserObjectCreate",
@@ -277,8 +281,8 @@ def struct_of(header: Header, kind: str) -> str:
     return target if target and header.struct(target) else ""
 
 
-def cases_of(header: Header, function: str) -> Iterator[list[str]]:
-    """The arguments of every call of one function: all good, one wrong, two wrong."""
+def cases_of(header: Header, function: str, *, pairs: bool = True) -> Iterator[list[str]]:
+    """The arguments of every call of one function: all good, one wrong, two wrong with `pairs`."""
     params = header.functions[function]
     plain = function.removesuffix("_ptsz").removesuffix("_ptds")
     good = [good_word(header, function, p["name"], p["type"]) for p in params]
@@ -300,7 +304,7 @@ def cases_of(header: Header, function: str) -> Iterator[list[str]]:
     for at, words in enumerate(wrong):
         for word in words:
             yield [*good[:at], word, *good[at + 1 :]]
-    for first in range(len(params)):
+    for first in range(len(params) if pairs else 0):
         for second in range(first + 1, len(params)):
             for a in wrong[first][:3]:
                 for b in wrong[second][:3]:
@@ -309,24 +313,24 @@ def cases_of(header: Header, function: str) -> Iterator[list[str]]:
                     yield both
 
 
-def served() -> list[str]:
-    """Functions that the product serves, by api/."""
+def served() -> dict[str, bool]:
+    """Functions that the product serves, or else refuses as a driver does, by api/."""
     sys.path.insert(0, str(ROOT / "src"))
     from tensor_fusion.apigen.coverage import coverage
     from tensor_fusion.apigen.model import load
 
     table = json.loads(coverage(load(ROOT / "api")))["cuda"]["functions"]
-    return [name for name, line in table.items() if line["kind"] != "unsupported"]
+    return {name: line["kind"] != "refused" for name, line in table.items() if line["kind"] != "unsupported"}
 
 
 def all_cases(only: str = "") -> list[str]:
     header = Header()
     lines = []
     for state in STATES:
-        for function in sorted(served()):
+        for function, is_served in sorted(served().items()):
             if function in LEFT_OUT or function not in header.functions or only not in function:
                 continue
-            for words in cases_of(header, function):
+            for words in cases_of(header, function, pairs=is_served):
                 if state == "capture" and any("D:graph" in word for word in words):
                     continue  # the capture's own graph may lie where the destroyed one was
                 lines.append(" ".join([state, function, *words]))

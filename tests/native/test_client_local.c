@@ -31,8 +31,8 @@ CUresult tpc_not_ready(void) { return tpc_state == TPC_BEFORE_INIT ? CUDA_ERROR_
 CUresult tpc_lost(void) { return TPC_LOST_ERROR; }
 CUresult tpc_posted(void) { return CUDA_SUCCESS; }
 CUresult tpc_bad_reply(const struct tp_reply *reply) { return reply->size ? CUDA_ERROR_UNKNOWN : CUDA_ERROR_UNKNOWN; }
-CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said) {
-    return name && reason && said ? CUDA_ERROR_NOT_SUPPORTED : 1;
+CUresult tpc_unsupported(const char *name, const char *reason, CUresult code, _Atomic bool *said) {
+    return name && reason && said ? code : CUDA_SUCCESS;
 }
 struct tp_thread *tp_thread_self(void) { return &this_thread; }
 void tp_reply_free(struct tp_reply *reply) { reply->size = 0; }

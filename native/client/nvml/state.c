@@ -146,13 +146,14 @@ nvmlReturn_t tpn_nvmlShutdown(void) {
     return result;
 }
 
-nvmlReturn_t tpn_unsupported(const char *name, const char *reason, _Atomic bool *said) {
+nvmlReturn_t tpn_unsupported(const char *name, const char *reason, nvmlReturn_t code, _Atomic bool *said) {
     tp_count_unsupported(name);
     if (!atomic_exchange_explicit(said, true, memory_order_relaxed)) {
         /* Not as loud as for CUDA: monitors ask for everything that a GPU may have, and show a dash. */
-        tp_log(TP_WARN, "%s is not carried to the GPU worker and answers \"Not Supported\": %s", name, reason);
+        tp_log(TP_WARN, "%s is not carried to the GPU worker and answers \"%s\": %s", name, tpn_nvmlErrorString(code),
+               reason);
     }
-    return NVML_ERROR_NOT_SUPPORTED;
+    return code;
 }
 
 /* ---- versions and texts ---- */

@@ -50,8 +50,8 @@ static inline nvmlReturn_t tpn_answer(const char *name, nvmlReturn_t result) {
 
 #define TPN_NULL NVML_ERROR_INVALID_ARGUMENT
 
-/* An exported name that is not remoted: logged once by name, with the reason of its line in api/. */
-nvmlReturn_t tpn_unsupported(const char *name, const char *reason, _Atomic bool *said);
+/* An exported name that is not served: logged once by name, with the reason of its line in api/. Returns `code`. */
+nvmlReturn_t tpn_unsupported(const char *name, const char *reason, nvmlReturn_t code, _Atomic bool *said);
 
 /* ---- devices (device.c) ---- */
 struct tpn_device {

@@ -12,6 +12,9 @@ A line of api/ names a function and one of these kinds:
                 the line gives them, in C; a struct of an earlier version is widened field by field
 ``unsupported`` returns not-supported, with the reason; unless ``advertised``, the look-up by name does not find what
                 first came with CUDA 12.0 or later (see emit_client.py)
+``refused``     returns for good the code that a real driver gives to programs that have not what it needs, after the
+                driver's checks: the state unless ``anytime``, a current context unless ``contextless``, and, unless
+                ``unseen``, each parameter by its type or its role (see refusals.py). The look-up by name finds it
 
 A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
 refuses what the driver would refuse at once, or answers ``TPC_DONE`` when it has made the call in another way.
@@ -99,6 +102,8 @@ class Line:
     target: str = ""
     reason: str = ""
     advertised: bool = False  # unsupported, but found by name whatever its version
+    code: str = ""  # refused: the error
+    unseen: bool = False  # refused: whatever its arguments are
     ops: str = ""
     session: str = "driver"  # "driver": the generated code calls the driver; "hand": tpw_<name> is written by hand
     anytime: bool = False  # may be called before initialisation
@@ -246,6 +251,33 @@ def unsupported(reason: str, *names: str, advertised: bool = False) -> list[Line
     """Names that answer not-supported, and why."""
     place = _place()
     return [Line(name, "unsupported", reason=reason, advertised=advertised, place=place) for name in names]
+
+
+def refused(
+    code: str,
+    reason: str,
+    *names: str,
+    contextless: bool = False,
+    anytime: bool = False,
+    unseen: bool = False,
+    **roles: str,
+) -> list[Line]:
+    """Names that answer `code` for good, and why; `roles` are of parameters that all of them have."""
+    place = _place()
+    return [
+        Line(
+            name,
+            "refused",
+            roles,
+            code=code,
+            reason=reason,
+            contextless=contextless or anytime,
+            anytime=anytime,
+            unseen=unseen,
+            place=place,
+        )
+        for name in names
+    ]
 
 
 def op(

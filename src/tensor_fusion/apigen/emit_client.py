@@ -14,7 +14,8 @@ from .describe import Line
 from .emit_wire import NOTE
 from .fields import Field
 from .layout import DescriptionError
-from .model import RESULTS, Api, Model, Op
+from .model import NOT_SERVED, RESULTS, Api, Model, Op
+from .refusals import looks
 from .snapshot import Prototype, declare, parameter_list
 
 PREFIX = {"cuda": "tpc", "nvml": "tpn"}
@@ -27,6 +28,7 @@ LENDER = "CUstream"
 LAUNCHER = "const CUlaunchConfig *"
 MINTED = ("new", "fresh")  # the client makes a handle before
 READY = {"cuda": "tpc_not_ready", "nvml": "tpn_ready"}
+NOT_SUPPORTED = {"cuda": "CUDA_ERROR_NOT_SUPPORTED", "nvml": "NVML_ERROR_NOT_SUPPORTED"}
 SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
 HIDDEN_FROM = 12000  # refused names that are as new as this are not found by name
 NOT_FOUND = "CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND"
@@ -117,18 +119,18 @@ def exports(model: Model, api: Api) -> str:
     return "\n".join([*lines, ""])
 
 
-def entries(api: Api) -> str:
+def entries(model: Model, api: Api) -> str:
     """tpg_<api>_entries.c: what is behind every name, hidden in libteleport under the same name, and their table."""
     own = ['"tpc.h"', '"tpc_stream.h"'] if api.name == "cuda" else [f'"{PREFIX[api.name]}.h"']
     lines = [NOTE, *(f"#include {header}" for header in own), '#include "tpg_client.h"', '#include "tpg_table.h"']
     lines.append(f'#include "tpg_{api.name}_trace.h"')
     for name in api.exports:
-        lines.append(_entry(api, api.lines[name]))
+        lines.append(_entry(model, api, api.lines[name]))
     rows = [f"    .{name} = {name}," for name in api.exports]
     return "\n".join([*lines, f"const struct tpg_{api.name}_table tpg_{api.name}_table = {{", *rows, "};", ""])
 
 
-def _entry(api: Api, line: Line) -> str:
+def _entry(model: Model, api: Api, line: Line) -> str:
     prefix = PREFIX[api.name]
     upper = prefix.upper()
     target = api.resolve(line)
@@ -137,21 +139,43 @@ def _entry(api: Api, line: Line) -> str:
     params, names = parameter_list(prototype), [p.name for p in prototype.params]
     head = f"{prototype.returns} {line.name}({params})"
     lines = [f"{head};"]
-    if target.kind == "unsupported":
-        lines += [
-            f"static {RESULTS[api.name]} refuse_{line.name}(void) {{",
-            "    static _Atomic bool said;",
-            f'    return {prefix}_unsupported("{line.name}", {_text(target.reason)}, &said);',
-            "}",
-        ]
-        answer = f"refuse_{line.name}()"
+    if target.kind in NOT_SERVED:
+        lines += _refusal(model, api, line.name, target, prototype)
+        answer = f"refuse_{line.name}({', '.join(names)})"
+        if target.kind == "refused":
+            answer = f'{upper}_ANSWER("{line.name}", {answer})'
     else:
         answer = _answer_of(api, line, target, prototype)
     enter = "ANYTIME" if target.anytime else "ENTER"
     lines += _traced(api, line, prototype, answer, anytime=target.anytime)
-    unused = "".join(f"(void){n}; " for n in names) if target.kind == "unsupported" else ""
     entered = f"{upper}_{enter}(traced_{line.name}({', '.join(names)}));"
-    return "\n".join([*lines, f"{head} {{ {unused}{entered} return {answer}; }}"])
+    return "\n".join([*lines, f"{head} {{ {entered} return {answer}; }}"])
+
+
+def _refusal(model: Model, api: Api, name: str, line: Line, prototype: Prototype) -> list[str]:
+    """What answers for a name that is not served: the checks of a driver first, if the code is a driver's."""
+    prefix = PREFIX[api.name]
+    upper = prefix.upper()
+    body = [f"    (void){p.name};" for p in prototype.params]
+    if line.kind == "refused" and api.name == "cuda" and not line.contextless:
+        body.append(f"    {upper}_CONTEXT(context);")
+    codes = model.types.enumerators(RESULTS[api.name])
+    for look in looks(line, prototype.params, model.types, codes) if line.kind == "refused" else ():
+        if look.how == "handle":
+            optional = "true" if look.optional else "false"
+            body.append(f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, {optional});")
+        elif look.how == "device":
+            body.append(f"    {upper}_DEVICE({look.name});")
+        else:
+            body.append(f"    if (!{look.name}) {{ return {look.code or upper + '_NULL'}; }}")
+    code = line.code or NOT_SUPPORTED[api.name]
+    return [
+        f"static {RESULTS[api.name]} refuse_{name}({parameter_list(prototype)}) {{",
+        *body,
+        "    static _Atomic bool said;",
+        f'    return {prefix}_unsupported("{name}", {_text(line.reason)}, {code}, &said);',
+        "}",
+    ]
 
 
 def _answer_of(api: Api, line: Line, target: Line, prototype: Prototype) -> str:

@@ -1,8 +1,9 @@
 """The simulated GPU: every name that the real libraries export and its own C does not have, and what names mean.
 
 Each is a weak definition, so what native/simgpu defines takes its place and nobody keeps a list. An alias and a
-per-thread form are the function that they stand for. All others refuse by name, with the code for what is not
-supported: a look-up finds what it finds in the real library, and never nothing by accident.
+per-thread form are the function that they stand for. What api/ refuses for good is no weak one: it answers what a real
+driver answers there. All others refuse by name, with the code for what is not supported: a look-up finds what it finds
+in the real library, and never nothing by accident.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ from .describe import Line
 from .emit_client import addresses
 from .emit_wire import NOTE
 from .model import RESULTS, Api, Model
-from .snapshot import parameter_list
+from .refusals import looks
+from .snapshot import Prototype, parameter_list
 
+# Where the simulator's name of a kind is not that of api/.
+SIM_KINDS = {"graphnode": "GRAPH_NODE", "graphexec": "GRAPH_EXEC", "memory": "PHYS"}
+NULL = {"cuda": "CUDA_ERROR_INVALID_VALUE", "nvml": "NVML_ERROR_INVALID_ARGUMENT"}
+EXPORT = '__attribute__((visibility("default")))'
 WEAK = '__attribute__((weak, visibility("default")))'
 
 
@@ -23,7 +29,7 @@ def rest(model: Model) -> str:
         declared = [name for name in api.exports if not api.prototype(name)]
         lines += [f"{_head(api, name)};" for name in declared]
         for name in api.exports:
-            lines += _definition(api, api.lines[name])
+            lines += _definition(model, api, api.lines[name])
     return "\n".join([*lines, *addresses(model, hide=False), ""])
 
 
@@ -34,8 +40,10 @@ def _head(api: Api, name: str) -> str:
     return f"{WEAK} {prototype.returns} {name}({parameter_list(prototype)})"
 
 
-def _definition(api: Api, line: Line) -> list[str]:
+def _definition(model: Model, api: Api, line: Line) -> list[str]:
     prototype = api.head(line.name)
+    if line.kind == "refused":
+        return _refusal(model, api, line, prototype or Prototype(line.name, RESULTS[api.name], ()))
     params = prototype.params if prototype else ()
     if prototype and prototype.returns != RESULTS[api.name]:
         return []  # a text, for which there is no refusal
@@ -72,3 +80,31 @@ def _definition(api: Api, line: Line) -> list[str]:
         f"    return {refused};",
         "}",
     ]
+
+
+def _refusal(model: Model, api: Api, line: Line, prototype: Prototype) -> list[str]:
+    """The driver's answer to what it cannot do on this machine, after its checks."""
+    cuda = api.name == "cuda"
+    body = [f"    (void){p.name};" for p in prototype.params]
+    if not cuda:
+        body.append("    SIM_NVML_STARTED();")
+    elif line.anytime:
+        body.append("    SIM_ENTER_ANY();")
+    elif line.contextless:
+        body.append("    SIM_ENTER();")
+    else:
+        body += ["    SIM_ENTER_CONTEXT(context);", "    (void)context;"]
+    for look in looks(line, prototype.params, model.types, model.types.enumerators(RESULTS[api.name])):
+        if look.how == "handle" and cuda:
+            kind = model.types.kinds[look.kind]
+            there = f"{look.name} && " if look.optional else ""
+            known = f"sim_is((const void *)(uintptr_t){look.name}, SIM_{SIM_KINDS.get(kind.name, kind.name.upper())})"
+            body.append(f"    if ({there}!{known}) {{ return {kind.refused}; }}")
+        elif look.how == "handle":
+            body.append(f"    SIM_NVML_DEVICE({look.name}, index_{look.name}, true);")
+        elif look.how == "device":
+            body.append(f"    if (!sim_device_ok({look.name})) {{ return CUDA_ERROR_INVALID_DEVICE; }}")
+        else:
+            body.append(f"    if (!{look.name}) {{ return {look.code or NULL[api.name]}; }}")
+    head = f"{prototype.returns} {prototype.name}({parameter_list(prototype)})"
+    return [f"{EXPORT} {head} {{", *body, f"    return {line.code};", "}"]

@@ -18,12 +18,14 @@ from . import older
 from .describe import Line, StructLine
 from .fields import Field, check_lengths, field_of, own_field
 from .layout import DescriptionError, Kind, Types, meant, refuse
+from .refusals import looks
 from .snapshot import Parameter, Prototype, Snapshot
 from .structs import Struct, Structs
 
 # Messages of the session are numbered below the operations of the client, so that one number names either.
 FIRST_MESSAGE, FIRST_OPCODE, LAST_OPCODE = 1, 16, 0xFFFF
 RESULTS = {"cuda": "CUresult", "nvml": "nvmlReturn_t"}
+NOT_SERVED = ("unsupported", "refused")
 
 
 @dataclass
@@ -139,7 +141,7 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
     lock = _Lock(folder / "opcodes.lock", extend_lock, FIRST_OPCODE, LAST_OPCODE)
     told = _Lock(folder / "messages.lock", extend_lock, FIRST_MESSAGE, FIRST_OPCODE - 1)
     for api in apis:
-        _check_total(api)
+        _check_total(api, types)
         _join_older(api, types)
         for line in api.lines.values():
             operation = _operation(api, line, types, told if line.kind == "message" else lock)
@@ -192,16 +194,16 @@ WORDS_OF_A_LINE = {
 }
 
 
-def _check_total(api: Api) -> None:
+def _check_total(api: Api, types: Types) -> None:
     own = {n for n, line in api.lines.items() if line.kind != "message" and not line.kind.startswith("op-")}
     for line in api.lines.values():
-        _check_line(api, line)
+        _check_line(api, line, types)
     missing = sorted(set(api.exports) - own)
     if missing:
         raise DescriptionError(f"api/{api.name}: {len(missing)} exported names have no line, for example {missing[:5]}")
 
 
-def _check_line(api: Api, line: Line) -> None:
+def _check_line(api: Api, line: Line, types: Types) -> None:
     for word, allowed in WORDS_OF_A_LINE.items():
         said = getattr(line, word)
         if said not in allowed:
@@ -225,10 +227,15 @@ def _check_line(api: Api, line: Line) -> None:
             raise refuse(line.place, line.name, f"its arguments differ from those of {line.target}")
     elif line.kind == "older":
         target = api.lines.get(line.target)
-        if target is None or target.kind in ("older", "per_thread", "unsupported"):
+        if target is None or target.kind in ("older", "per_thread", *NOT_SERVED):
             raise refuse(line.place, line.name, f"target {line.target!r} is not a line that answers itself or an alias")
-    elif line.kind != "unsupported" and not api.prototype(line.name):
+    elif line.kind not in NOT_SERVED and not api.prototype(line.name):
         raise refuse(line.place, line.name, "no header declares it")
+    if line.kind == "refused":
+        codes = types.enumerators(RESULTS[api.name])
+        if line.code not in codes:
+            raise refuse(line.place, line.name, f"{line.code!r} is no error of {api.name}{meant(line.code, codes)}")
+        looks(line, prototype.params if (prototype := api.prototype(line.name)) else (), types, codes)
     for name in line.ops.split():
         sent = api.lines.get(name)
         if sent is None or sent.kind.removeprefix("op-") not in ("call", "post", "pure"):

@@ -24,7 +24,7 @@ from tensor_fusion.client.vm import RULE_FILE, Instructions
 from tensor_fusion.config import CONNECTION_INFO, VARIABLES, UserError, without_secret
 from tensor_fusion.worker.service import worker_command
 
-KINDS = ("remote", "local", "custom", "alias", "unsupported")
+KINDS = ("remote", "local", "custom", "alias", "refused", "unsupported")
 # Figures cut short say nothing: a narrow terminal wraps the rows instead.
 COVERAGE_WIDTH = 80
 TITLES = {"cuda": "CUDA driver API", "nvml": "NVML"}
@@ -45,7 +45,7 @@ def folded(text: str, indent: str, taken: int = 0) -> str:
 
 
 def read_coverage() -> dict[str, dict[str, Any]]:
-    """Per API the number of names of each kind, and the unsupported names with reasons."""
+    """Per API the number of names of each kind, and the names that are not served with reasons."""
     path = native_file("coverage.json")
     try:
         described = json.loads(path.read_text())
@@ -62,8 +62,11 @@ def _count(functions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
     return {
         "total": len(functions),
         **{kind: counts[kind] for kind in KINDS},
-        "unsupported_functions": {
-            name: function["reason"] for name, function in functions.items() if function["kind"] == "unsupported"
+        **{
+            f"{kind}_functions": {
+                name: function["reason"] for name, function in functions.items() if function["kind"] == kind
+            }
+            for kind in ("refused", "unsupported")
         },
     }
 
@@ -79,15 +82,17 @@ def coverage(table: Mapping[str, Mapping[str, Any]], *, reasons: bool = False) -
     console.print(shown)
     if reasons:
         for api, counts in table.items():
-            _reasons(console, TITLES.get(api, api), counts["unsupported_functions"])
+            title = TITLES.get(api, api)
+            _reasons(console, f"{title}, refused as a driver does", counts["refused_functions"])
+            _reasons(console, f"{title}, not supported", counts["unsupported_functions"])
     else:
-        console.print("The unsupported names with their reasons: tensor-fusion coverage --reasons")
+        console.print("What is refused or unsupported, with the reasons: tensor-fusion coverage --reasons")
 
 
 def _reasons(console: Console, title: str, functions: Mapping[str, str]) -> None:
     """The names under each reason, in the order of the names."""
     for reason in dict.fromkeys(functions.values()):
-        console.print(f"\n{title}, not supported: {reason}")
+        console.print(f"\n{title}: {reason}")
         for name in (name for name, why in functions.items() if why == reason):
             console.print(f"  {name}")
 

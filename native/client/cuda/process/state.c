@@ -37,10 +37,10 @@ CUresult tpc_not_ready(void) {
     }
 }
 
-CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said) {
+CUresult tpc_unsupported(const char *name, const char *reason, CUresult code, _Atomic bool *said) {
     tp_count_unsupported(name);
-    tp_say_once(said, "%s is not supported here and returns CUDA_ERROR_NOT_SUPPORTED: %s", name, reason);
-    return CUDA_ERROR_NOT_SUPPORTED;
+    tp_say_once(said, "%s is not supported here and returns %s: %s", name, tpg_cuda_error_name((int)code), reason);
+    return code;
 }
 
 void tpc_failed(const char *name, CUresult result) {

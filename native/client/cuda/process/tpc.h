@@ -97,8 +97,8 @@ static inline CUresult tpc_answer(const char *name, CUresult result) {
 #define TPC_AFTER_LOSS_OK CUDA_SUCCESS
 #define TPC_DONE ((CUresult)0x7fffffff) /* what a tpc_check_<name> answers: the call was made in another way */
 
-/* An exported name that is not remoted: counted, and said once by name, with the reason of its line in api/. */
-CUresult tpc_unsupported(const char *name, const char *reason, _Atomic bool *said);
+/* An exported name that is not served: counted, and said once by name, with the reason of its line in api/. Returns `code`. */
+CUresult tpc_unsupported(const char *name, const char *reason, CUresult code, _Atomic bool *said);
 
 /* ---- handles ---- */
 /* A new handle of `kind`, 0 when a million of that kind are alive. The record may be NULL; it is never freed here. */

@@ -1,6 +1,6 @@
 """A family of the small API: one line of each kind."""
 
-from tensor_fusion.apigen.describe import call, custom, older, op, post, pure
+from tensor_fusion.apigen.describe import call, custom, older, op, post, pure, refused
 
 FUNCTIONS = [
     call("cuFooCreate", unsafe=True),
@@ -13,6 +13,7 @@ FUNCTIONS = [
     call("cuFooAddBar", phBar="new bar of hFoo", items="structs count"),
     call("cuFooGetBar", phBar="fresh bar of hFoo"),
     older("cuFooSetOldParams", "cuFooSetParams", hFoo="foo"),
+    refused("CUDA_ERROR_INVALID_VALUE", "a foo has no map here", "cuFooMap", hStream="handle", size="there CUDA_SUCCESS"),
     custom("cuFooRun", ops="foo_run foo_ask foo_give foo_fetch"),
     custom("cuFooAsk", ops="foo_ask"),
     op("foo_run", "post", foo="uint64_t: handle foo", stream="uint64_t: handle stream", flags="unsigned int"),
