@@ -41,6 +41,13 @@ CASES = (
     "order",
     "stall",
     "twin_limit",
+    "managed",
+    "managed_copies",
+    "managed_large",
+    "managed_order",
+    "managed_attached",
+    "managed_hints",
+    "managed_signals",
 )
 TCP = ("--host", "127.0.0.1", "-p", "0")
 
@@ -157,6 +164,7 @@ def test_limit_to_the_byte(program: Path) -> None:
         limited.run(program, "limit")  # what the first client held has come back
         limited.run(program, "kept")
         limited.run(program, "ordered_limit")
+        limited.run(program, "managed_limit")
 
 
 @whole_stack

@@ -65,6 +65,8 @@ FUNCTIONS = [
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("memory_free", "post", address="uint64_t"),
     op("memory_info", "call", out={"free": "uint64_t", "total": "uint64_t"}),
+    # Waits for the stream, 0 = for everything, and reports nothing: the program did not ask.
+    op("managed_wait", "call", completes=True, stream="uint64_t"),
     op("host_twin", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("host_twin_free", "post", address="uint64_t"),
     op("host_twin_write", "post", address="uint64_t", data="void: bytes"),

@@ -233,7 +233,7 @@ static void test_device(void) {
     CHECK(size == 3000);
     OK(tpc_cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_WARP_SIZE, 1));
     CHECK(value == 1000 + CU_DEVICE_ATTRIBUTE_WARP_SIZE);
-    OK(tpc_cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY, 1));
+    OK(tpc_cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS, 1));
     CHECK(value == 0);
     OK(tpc_cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, 1));
     CHECK(value == -1);

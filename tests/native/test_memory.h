@@ -70,5 +70,13 @@ void case_first_copy(void);
 void case_standing(void);
 void case_ordered_frees(void);
 void case_ordered_limit(void);
+void case_managed(void);
+void case_managed_copies(void);
+void case_managed_large(void);
+void case_managed_order(void);
+void case_managed_attached(void);
+void case_managed_hints(void);
+void case_managed_signals(void);
+void case_managed_limit(void);
 
 #endif

@@ -461,3 +461,22 @@ int32_t tpw_context_synchronize(struct tpw_session *s, const struct tp_frame *fr
     }
     return TPW_LATER;
 }
+
+/* A capture stands in no way: nothing is put into its streams. */
+int32_t tpw_managed_wait(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_managed_wait_in *in) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_stream *stream = in->stream ? tpw_stream_find(s, frame, in->stream, &error) : NULL;
+    if (stream) {
+        error = tpw_refuse_capture(s, stream);
+    }
+    struct waiting *waiting = error ? NULL : wait_for(frame);
+    if (!waiting) {
+        return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    error = stream ? tpw_when_done(s, stream->native, answer, waiting) : tpw_when_everything_done(s, answer, waiting);
+    if (error) {
+        free(waiting);
+        return error;
+    }
+    return TPW_LATER;
+}

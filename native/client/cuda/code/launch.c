@@ -140,6 +140,10 @@ static CUresult reach(const char *name, const struct tpc_kernel *kernel, unsigne
 static CUresult gather(const char *name, struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
                        const void **source) {
     CUresult result = collect(kernel, params, extra, block, source);
+    if (result == CUDA_SUCCESS && *source != block && tpc_is_device_address((uint64_t)(uintptr_t)*source)) {
+        memcpy(block, *source, kernel->parameter_bytes); /* managed memory is touched here, and not under a lock */
+        *source = block;
+    }
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_unreached, memory_order_relaxed)) && result == CUDA_SUCCESS) {
         result = reach(name, kernel, block, source);
     }
@@ -176,7 +180,7 @@ static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CU
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed)) && result == CUDA_SUCCESS) {
         tpc_twins_push();
     }
-    return result;
+    return TP_LIKELY(result == CUDA_SUCCESS) ? TPC_MANAGED_LEAVE(stream) : result;
 }
 
 /* A grid that must run all at once is refused when it cannot; the occupancy is asked for once for each block size. */

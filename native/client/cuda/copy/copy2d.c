@@ -346,6 +346,18 @@ static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream strea
     return copy(name, &to, &from, (struct box){c->WidthInBytes, c->Height, c->Depth}, stream, sync);
 }
 
+/* Unified addresses say where each side lies; its context has to be one. */
+static CUresult copy_3d_peer(const char *name, const CUDA_MEMCPY3D_PEER *c, CUstream stream, bool sync) {
+    if (!c || c->srcLOD || c->dstLOD) {
+        TPC_CONTEXT(context);
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(CONTEXT, c->srcContext, false);
+    TPC_CHECK_HANDLE(CONTEXT, c->dstContext, false);
+    const struct tpc_copy_side to = TPC_SIDE_3D(c, dst), from = TPC_SIDE_3D(c, src);
+    return copy(name, &to, &from, (struct box){c->WidthInBytes, c->Height, c->Depth}, stream, sync);
+}
+
 CUresult tpc_cuMemcpy2D_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) {
     return copy_2d("cuMemcpy2D", pCopy, implicit, true);
 }
@@ -360,6 +372,12 @@ CUresult tpc_cuMemcpy3D_v2(CUstream implicit, const CUDA_MEMCPY3D *pCopy) {
 }
 CUresult tpc_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *pCopy, CUstream hStream) {
     return copy_3d("cuMemcpy3DAsync", pCopy, hStream, false);
+}
+CUresult tpc_cuMemcpy3DPeer(CUstream implicit, const CUDA_MEMCPY3D_PEER *pCopy) {
+    return copy_3d_peer("cuMemcpy3DPeer", pCopy, implicit, true);
+}
+CUresult tpc_cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *pCopy, CUstream hStream) {
+    return copy_3d_peer("cuMemcpy3DPeerAsync", pCopy, hStream, false);
 }
 
 /* Copies of one row of an array. */

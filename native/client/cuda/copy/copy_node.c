@@ -275,8 +275,13 @@ void tpc_host_copy_retain(struct tpc_host_copy *copy) {
  * address that stays the same for as long as the memory lives: pinned memory in the shared segment. Otherwise by a buffer,
  * which stands for it. */
 bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device) {
+    struct tpc_range range;
     uint64_t offset = tpc_host_offset(host, size);
     *device = TP_SEGMENT_ADDRESS + offset;
+    if (!offset && tpc_range_at((uint64_t)(uintptr_t)host, &range) && range.where == TPC_DEVICE_MEMORY) {
+        *device = (uint64_t)(uintptr_t)host; /* managed memory */
+        return (range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED;
+    }
     return offset != 0;
 }
 

@@ -19,6 +19,7 @@
 #define PITCH                                                                                                          \
     512u /* CU_DEVICE_ATTRIBUTE_TEXTURE_PITCH_ALIGNMENT is less; cuMemAllocPitch aligns to this on driver 580 */
 
+static bool reserved;                         /* it is ours; like the next two */
 static uint64_t reserved_base, reserved_size; /* written once, by cuInit, before the state becomes ready */
 
 /* Keeps the worker's address range free in this process, so that no host pointer is ever a device pointer. */
@@ -27,7 +28,8 @@ static void reserve(uint64_t base, uint64_t size) {
     reserved_base = base;
     reserved_size = size;
     void *got = mmap(wanted, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
-    if (got != wanted) {
+    reserved = got == wanted;
+    if (!reserved) {
         tp_log(TP_WARN,
                "the device addresses 0x%llx to 0x%llx could not be kept free in this process (%s): host memory that "
                "lies there "
@@ -46,6 +48,12 @@ static void begin(const struct tpg_start_out *answer) {
     }
 }
 TP_REGISTER(tpc_started, begin);
+
+bool tpc_reserved(uint64_t *base, uint64_t *size) {
+    *base = reserved_base;
+    *size = reserved_size;
+    return reserved;
+}
 
 bool tpc_is_device_address(uint64_t address) { return address - reserved_base < reserved_size; }
 
@@ -115,6 +123,9 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
     }
     TPC_CAPTURE_UNSAFE("cuMemFree");
     unsigned int made = tpc_range_at(dptr, &range) && range.start == dptr ? range.flags & TPC_MADE_MASK : 0;
+    if (made == TPC_MADE_MANAGED) {
+        return tpc_managed_free(dptr);
+    }
     if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || !tpc_range_remove(dptr, NULL)) {
         return CUDA_ERROR_INVALID_VALUE;
     }

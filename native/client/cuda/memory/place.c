@@ -13,8 +13,24 @@ static bool pinned_at(uint64_t address, uint64_t size, struct tpc_range *range) 
     return tpc_range_at(address, range) && range->where == TPC_PINNED && size <= range->size - (address - range->start);
 }
 
+/* Managed memory is memory of the device for whoever copies it, wherever its bytes are: there they go first. */
+static bool managed_at(uint64_t address, uint64_t size, struct tpc_place *out, CUresult *result) {
+    struct tpc_range range;
+    if (TP_LIKELY(!tpc_range_at(address, &range) || (range.flags & TPC_MADE_MASK) != TPC_MADE_MANAGED)) {
+        return false;
+    }
+    *out = (struct tpc_place){.device = true, .address = address};
+    const bool fits = size <= range.size - (address - range.start);
+    *result = fits ? tpc_managed_use(&range) : CUDA_ERROR_INVALID_VALUE;
+    return true;
+}
+
 CUresult tpc_place_device(uint64_t address, uint64_t size, struct tpc_place *out) {
     struct tpc_range range;
+    CUresult result;
+    if (managed_at(address, size, out, &result)) {
+        return result;
+    }
     *out = (struct tpc_place){.device = true, .address = address};
     if (TP_LIKELY(tpc_range_covers(address, size))) {
         return CUDA_SUCCESS;
@@ -32,6 +48,10 @@ CUresult tpc_place_device(uint64_t address, uint64_t size, struct tpc_place *out
 
 CUresult tpc_place_host(uint64_t address, uint64_t size, struct tpc_place *out) {
     struct tpc_range range;
+    CUresult result;
+    if (managed_at(address, size, out, &result)) {
+        return result;
+    }
     *out = (struct tpc_place){.device = false, .address = address};
     if (!address || tpc_is_device_address(address)) {
         return CUDA_ERROR_INVALID_VALUE;

@@ -54,7 +54,7 @@ const struct tpc_context *tpc_range_context(const struct tpc_range *range) {
 /* `range` NULL: an address that is not CUDA's. Sizes are those that cuda.h states for each attribute. */
 static CUresult answer_one(void *data, CUpointer_attribute attribute, const struct tpc_range *range, uint64_t address) {
     unsigned int made = range ? range->flags & TPC_MADE_MASK : 0;
-    bool plain = range && made != TPC_MADE_MAP && made != TPC_MADE_POOL;
+    const bool plain = range && made != TPC_MADE_MAP && made != TPC_MADE_POOL, managed = made == TPC_MADE_MANAGED;
     switch (attribute) {
     case CU_POINTER_ATTRIBUTE_CONTEXT:
         ANSWER(CUcontext, (uintptr_t)(plain && range->context ? range->context->handle : 0));
@@ -63,11 +63,11 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
         ANSWER(CUdeviceptr, range ? device_pointer(range, address) : 0);
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
-        if (range && !is_host(range)) {
+        if (range && !is_host(range) && !managed) {
             memset(data, 0, sizeof(void *));
             return CUDA_ERROR_INVALID_VALUE; /* the multiple form overlooks it */
         }
-        ANSWER(void *, (uintptr_t)(range ? host_pointer(range, address) : address));
+        ANSWER(void *, (uintptr_t)(range && !managed ? host_pointer(range, address) : address));
     case CU_POINTER_ATTRIBUTE_P2P_TOKENS:
         return CUDA_ERROR_NOT_SUPPORTED; /* for kernel drivers of the machine with the GPU */
     case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
@@ -86,7 +86,7 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
     case CU_POINTER_ATTRIBUTE_MAPPED:
         ANSWER(unsigned char, range != NULL);
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
-        ANSWER(unsigned int, 0); /* the runtime reads four bytes and takes anything else for managed memory */
+        ANSWER(unsigned int, managed); /* the runtime reads four bytes and takes anything else for managed memory */
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:

@@ -174,6 +174,9 @@ CUresult tpc_range_word(uint64_t address, uint64_t size) {
                     (unsigned long long)address, (unsigned long long)range.size);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
+    if ((range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED && size <= range.size - (address - range.start)) {
+        return tpc_managed_use(&range);
+    }
     return tpc_range_covers(address, size) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 

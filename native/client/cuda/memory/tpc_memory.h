@@ -43,7 +43,10 @@ enum tpc_range_made {
     TPC_MADE_REGISTER = 5 << 16, /* cuMemHostRegister; detail: struct tpc_host */
     TPC_MADE_TWIN = 6 << 16,     /* device side of mapped host memory; detail: struct tpc_host */
     TPC_MADE_ARENA = 7 << 16,    /* cuMemHostAlloc inside the shared segment; detail: struct tpc_host */
-    TPC_MADE_MASK = 7 << 16,
+    TPC_MADE_MANAGED = 8
+        << 16, /* cuMemAllocManaged; detail: struct tpc_managed; device_address: the stream that a touch
+                                  * waits for, 0 = all */
+    TPC_MADE_MASK = 15 << 16,
     TPC_SYNC_MEMOPS = 1 << 20,
 };
 #define TPC_FLAGS_CUDA 0xffffu
@@ -62,6 +65,21 @@ const struct tpc_context *tpc_range_context(const struct tpc_range *range);
 /* ---- memory.c ---- */
 /* True for an address that only device memory can have. */
 bool tpc_is_device_address(uint64_t address);
+
+/* The addresses that this process keeps free for the worker's; false when it could not. */
+bool tpc_reserved(uint64_t *base, uint64_t *size);
+
+/* ---- managed.c, managed_api.c ---- */
+/* Managed allocations with pages that the program can touch, and that work of the GPU may use. */
+extern _Atomic uint32_t tpc_managed_open;
+/* Takes such pages from the program, before work is sent to the stream (NULL: to any). */
+CUresult tpc_managed_leave(CUstream stream);
+#define TPC_MANAGED_LEAVE(stream)                                                                                      \
+    (TP_LIKELY(!atomic_load_explicit(&tpc_managed_open, memory_order_relaxed)) ? CUDA_SUCCESS                          \
+                                                                               : tpc_managed_leave(stream))
+/* The same of one managed allocation, however it is attached: a copy or a memset is about to use it. */
+CUresult tpc_managed_use(const struct tpc_range *range);
+CUresult tpc_managed_free(uint64_t start);
 
 /* ---- hostmem.c ---- */
 struct tpc_host {

@@ -32,8 +32,7 @@ static const struct {
     {CU_DEVICE_ATTRIBUTE_ONLY_PARTIAL_HOST_NATIVE_ATOMIC_SUPPORTED, 0},
     /* Registered memory has a twin on the worker, whose address is another one. */
     {CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM, 0},
-    /* cuMemAllocManaged is refused. */
-    {CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY, 0},
+    /* Managed memory is the program's or the device's at a time. */
     {CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS, 0},
     /* The handles would be descriptors and IPC names of the worker. */
     {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, 0},

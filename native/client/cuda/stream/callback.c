@@ -228,12 +228,17 @@ bool tpc_on_callback_over(const struct tpg_callback_over_in *in) {
     return true;
 }
 
-/* The runner blocks every signal: handlers belong to the program's threads. */
+/* The runner blocks signals: handlers belong to the program's threads. Not those of an instruction that a host function executes,
+ * which the kernel does not hold back: it would end the process, and a touch of managed memory is one. */
 static bool start_runner(void) {
     if (!running) {
         sigset_t all, before;
         pthread_t thread;
         sigfillset(&all);
+        static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+        for (size_t i = 0; i < sizeof own / sizeof *own; i++) {
+            sigdelset(&all, own[i]);
+        }
         pthread_sigmask(SIG_BLOCK, &all, &before);
         running = pthread_create(&thread, NULL, runner, NULL) == 0;
         pthread_sigmask(SIG_SETMASK, &before, NULL);
