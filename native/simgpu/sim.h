@@ -245,6 +245,8 @@ typedef struct {
     bool internal;    // module globals: not freed by cuMemFree
     bool free_queued; // cuMemFreeAsync was called
     int sync_memops;
+    bool managed;           // the program may touch it
+    struct sim_hint *hints; // of each page, then
 } sim_range_t;
 
 typedef struct {
@@ -459,6 +461,7 @@ void sim_device_give(int device, uint64_t offset, uint64_t bytes);
 void sim_memory_release(
     uint64_t address); // of an allocation of the simulator's own, when its context has done its work
 CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t **range);
+void sim_managed_drop(sim_range_t *range);  // before its memory is given back
 void sim_range_release(sim_range_t *range); // removes, gives back, frees
 void sim_phys_drop(sim_phys_t *phys);
 

@@ -179,6 +179,7 @@ void sim_range_release(sim_range_t *range) {
     case SIM_RANGE_DEVICE:
         if (range->pool)
             sim_pool_forget(range);
+        sim_managed_drop(range);
         sim_device_give(range->device, range->base - sim.devices[range->device].arena, range->charged);
         break;
     case SIM_RANGE_VMM:

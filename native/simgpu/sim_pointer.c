@@ -37,7 +37,7 @@ static bool is_host(const sim_range_t *range) {
 
 // Writes one attribute of a known range; `range` NULL: the defaults of an address that is not ours.
 static CUresult attribute(void *data, CUpointer_attribute which, const sim_range_t *range, uint64_t address) {
-    bool host = range && is_host(range);
+    bool host = range && (is_host(range) || (range->managed && which == CU_POINTER_ATTRIBUTE_HOST_POINTER));
     switch (which) {
     case CU_POINTER_ATTRIBUTE_CONTEXT: {
         CUcontext value =
@@ -91,7 +91,11 @@ static CUresult attribute(void *data, CUpointer_attribute which, const sim_range
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }
-    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED: {
+        unsigned value = range && range->managed; // four bytes (580.159.04, measured)
+        memcpy(data, &value, sizeof value);
+        return CUDA_SUCCESS;
+    }
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_MAPPED:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:

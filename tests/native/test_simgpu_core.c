@@ -210,7 +210,7 @@ static void pinned(void) {
     CUpointer_attribute which[] = {CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
                                    CU_POINTER_ATTRIBUTE_IS_MANAGED};
     int ordinal = 5;
-    unsigned char managed = 1;
+    unsigned managed = 1;
     void *out[] = {&type, &ordinal, &managed};
     OK(cuPointerGetAttributes(3, which, out, (CUdeviceptr)(uintptr_t)&ordinal));
     CHECK(type == 0 && managed == 0);

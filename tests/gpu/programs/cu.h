@@ -135,6 +135,10 @@ typedef void (*CUstreamCallback)(CUstream stream, CUresult status, void *user);
     F(cuMemHostGetFlags, (unsigned *, void *)) F(cuMemHostGetDevicePointer_v2, (CUdeviceptr *, void *, unsigned)) \
     F(cuMemHostRegister_v2, (void *, size_t, unsigned)) F(cuMemHostUnregister, (void *)) \
     F(cuMemAllocManaged, (CUdeviceptr *, size_t, unsigned)) \
+    F(cuStreamAttachMemAsync, (CUstream, CUdeviceptr, size_t, unsigned)) \
+    F(cuMemAdvise_v2, (CUdeviceptr, size_t, int, CUmemLocation)) \
+    F(cuMemPrefetchAsync_v2, (CUdeviceptr, size_t, CUmemLocation, unsigned, CUstream)) \
+    F(cuMemRangeGetAttribute, (void *, size_t, int, CUdeviceptr, size_t)) \
     F(cuMemcpy, (CUdeviceptr, CUdeviceptr, size_t)) F(cuMemcpyAsync, (CUdeviceptr, CUdeviceptr, size_t, CUstream)) \
     F(cuMemcpyHtoD_v2, (CUdeviceptr, const void *, size_t)) F(cuMemcpyDtoH_v2, (void *, CUdeviceptr, size_t)) \
     F(cuMemcpyDtoD_v2, (CUdeviceptr, CUdeviceptr, size_t)) \
