@@ -1,10 +1,11 @@
 """Asks one NVML library everything: `python nvml_program.py LIBRARY [--lenient]` prints one JSON object.
 
-For every function that api/nvml says runs in the session: the result and the caller's memory after a call with valid
-arguments, and the results with each pointer in turn left out. The same program runs on the driver itself and on the
+For every function that api/nvml says runs in the session, or that it refuses, or that has one of the lists that are
+empty: the result and the caller's memory after a call with valid arguments, and the results with each pointer in turn
+left out. The same program runs on the driver itself and on the
 client, so that the two can be compared byte for byte. With `--lenient`, for NVIDIA's own library, which crashes when
-some pointers or handles are NULL and leaves some bytes of its structs unwritten, no pointer or handle is left out and
-all memory is zero before the call.
+some pointers or handles are NULL and leaves some bytes of its structs unwritten, no pointer or handle is left out, all
+memory is zero before the call, and nothing that is refused is called: with rights it would set something.
 """
 
 from __future__ import annotations
@@ -33,6 +34,24 @@ def remote(model: Model) -> Iterator[Op]:
     for operation in model.apis[1].ops:
         if operation.prototype:
             yield operation
+
+
+# Answered in the client: what there is none of, and what is near what.
+LOCAL = (
+    "nvmlDeviceGetEncoderSessions", "nvmlDeviceGetFBCSessions", "nvmlDeviceGetAccountingPids",
+    "nvmlDeviceGetGpuInstances", "nvmlDeviceGetGpuInstancePossiblePlacements",
+    "nvmlDeviceGetGpuInstancePossiblePlacements_v2", "nvmlDeviceGetGridLicensableFeatures",
+    "nvmlDeviceGetGridLicensableFeatures_v2", "nvmlDeviceGetGridLicensableFeatures_v3", "nvmlSystemGetHicVersion",
+    "nvmlGetExcludedDeviceCount", "nvmlDeviceSetCpuAffinity", "nvmlDeviceClearCpuAffinity",
+)  # fmt: skip
+
+
+def beside(model: Model) -> Iterator[tuple[str, dict[str, str]]]:
+    """The other functions, and the types of their parameters."""
+    for line in model.apis[1].lines.values():
+        prototype = model.apis[1].prototype(line.name)
+        if prototype and (line.name in LOCAL or line.kind == "refused"):
+            yield line.name, {p.name: p.type for p in prototype.params}
 
 
 class Arguments:
@@ -95,6 +114,17 @@ def main() -> int:
         if first == "nvmlDevice_t" and not LENIENT:
             wrong = call(function, [0, *arguments.values[1:]])
         answers[operation.name] = {"valid": valid, "memory": memory, "null": null, "handle": wrong}
+    for name, types in () if LENIENT else beside(model):
+        function = getattr(library, name)
+        rooms = {n: (ctypes.c_ubyte * ROOM)() for n, t in types.items() if t.endswith("*")}
+        for n in (n for n, t in types.items() if t == "unsigned int *"):
+            rooms[n][0] = 4  # a count: so much room there is
+        good = {n: device.value if t == "nvmlDevice_t" else 0 for n, t in types.items()}
+        good |= {n: ctypes.addressof(room) for n, room in rooms.items()}
+        valid = call(function, list(good.values()))
+        memory = [bytes(room).rstrip(b"\0").hex() for room in rooms.values()]
+        other = [call(function, list((good | {n: v}).values())) for n in good for v in (0, 1) if not (v and good[n])]
+        answers[name] = {"valid": valid, "memory": memory, "null": other, "handle": None}
     assert library.nvmlShutdown() == 0
     sys.stdout.write(json.dumps(answers) + "\n")
     return 0

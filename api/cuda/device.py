@@ -1,6 +1,6 @@
 """Initialisation, version, devices."""
 
-from tensor_fusion.apigen.describe import custom, local, older, pure, refused, unsupported
+from tensor_fusion.apigen.describe import custom, local, older, pure, refused
 
 FUNCTIONS = [
     custom("cuDriverGetVersion", ops="start", anytime=True),
@@ -55,19 +55,13 @@ FUNCTIONS = [
         nvSciSyncAttrList="there CUDA_ERROR_INVALID_HANDLE",
         flags="there",
     ),
-    unsupported(
-        "notifications of the driver do not cross the connection",
-        "cuDeviceRegisterAsyncNotification",
-        "cuDeviceUnregisterAsyncNotification",
-    ),
-    unsupported(
-        "log of the driver stays on the GPU host",
-        "cuLogsCurrent",
-        "cuLogsDumpToFile",
-        "cuLogsDumpToMemory",
-        "cuLogsRegisterCallback",
-        "cuLogsUnregisterCallback",
-    ),
+    local("cuDeviceRegisterAsyncNotification"),
+    local("cuDeviceUnregisterAsyncNotification"),
+    local("cuLogsCurrent", anytime=True),
+    local("cuLogsDumpToFile", anytime=True),
+    local("cuLogsDumpToMemory", anytime=True),
+    local("cuLogsRegisterCallback", anytime=True),
+    local("cuLogsUnregisterCallback", anytime=True),
     refused(
         "CUDA_ERROR_NOT_SUPPORTED",
         "undocumented",

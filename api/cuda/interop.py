@@ -1,6 +1,6 @@
 """What ends at the client's machine: graphics, memory and semaphores of other interfaces; checkpoints, core dumps."""
 
-from tensor_fusion.apigen.describe import refused, unsupported
+from tensor_fusion.apigen.describe import local, refused
 
 FUNCTIONS = [
     # OpenGL: asked of driver 580.159.04 on a machine without a display.
@@ -120,17 +120,14 @@ FUNCTIONS = [
         "cuWaitExternalSemaphoresAsync",
         "cuWaitExternalSemaphoresAsync_ptsz",
     ),
-    unsupported(
-        "acts on a process of the GPU host",
-        "cuCheckpointProcessCheckpoint",
-        "cuCheckpointProcessGetRestoreThreadId",
-        "cuCheckpointProcessGetState",
-        "cuCheckpointProcessLock",
-        "cuCheckpointProcessRestore",
-        "cuCheckpointProcessUnlock",
-        "cuCoredumpGetAttribute",
-        "cuCoredumpGetAttributeGlobal",
-        "cuCoredumpSetAttribute",
-        "cuCoredumpSetAttributeGlobal",
-    ),
+    local("cuCheckpointProcessCheckpoint", anytime=True),
+    local("cuCheckpointProcessGetRestoreThreadId", anytime=True),
+    local("cuCheckpointProcessGetState", anytime=True),
+    local("cuCheckpointProcessLock", anytime=True),
+    local("cuCheckpointProcessRestore", anytime=True),
+    local("cuCheckpointProcessUnlock", anytime=True),
+    local("cuCoredumpGetAttribute", anytime=True),
+    local("cuCoredumpGetAttributeGlobal", anytime=True),
+    local("cuCoredumpSetAttribute", anytime=True),
+    local("cuCoredumpSetAttributeGlobal", anytime=True),
 ]

@@ -1,6 +1,6 @@
 """What a device is doing: clocks, power, temperature, utilisation, links."""
 
-from tensor_fusion.apigen.describe import call, custom, local, pure, unsupported
+from tensor_fusion.apigen.describe import call, custom, local, pure, refused
 
 FUNCTIONS = [
     call("nvmlDeviceGetUtilizationRates"),
@@ -92,9 +92,10 @@ FUNCTIONS = [
     call("nvmlDeviceGetGpuFabricInfoV", gpuFabricInfo="versioned"),
     # Answers that the device offers no GPM, because the functions below are not carried.
     local("nvmlGpmQueryDeviceSupport"),
-    unsupported("superseded; its struct is not in current headers", "nvmlDeviceGetNvLinkRemotePciInfo"),
+    refused("NVML_ERROR_NOT_SUPPORTED", "superseded; its struct is in no header", "nvmlDeviceGetNvLinkRemotePciInfo"),
     call("nvmlDeviceGetNvLinkUtilizationControl"),
     call("nvmlDeviceGetNvLinkUtilizationCounter"),
-    unsupported("counters are set up by the worker's operator", "nvmlDeviceFreezeNvLinkUtilizationCounter",
-                "nvmlDeviceSetNvLinkUtilizationControl", "nvmlDeviceResetNvLinkUtilizationCounter"),
+    refused("NVML_ERROR_NOT_SUPPORTED", "counters that drivers of today have not",
+            "nvmlDeviceFreezeNvLinkUtilizationCounter", "nvmlDeviceSetNvLinkUtilizationControl",
+            "nvmlDeviceResetNvLinkUtilizationCounter", unseen=True),
 ]  # fmt: skip

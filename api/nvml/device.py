@@ -1,6 +1,6 @@
 """Which devices there are and what they are: handles, names, buses, versions."""
 
-from tensor_fusion.apigen.describe import alias, call, local, pure, unsupported
+from tensor_fusion.apigen.describe import alias, call, local, pure, refused
 
 FUNCTIONS = [
     # The list of devices comes with nvmlInit; their handles, numbers and names are looked up in it.
@@ -73,13 +73,16 @@ FUNCTIONS = [
     call("nvmlDeviceGetTopologyCommonAncestor"),
     call("nvmlDeviceGetP2PStatus"),
     call("nvmlDeviceGetIrqNum"),
-    unsupported("superseded; its struct is not in current headers", "nvmlDeviceGetGridLicensableFeatures",
-                "nvmlDeviceGetGridLicensableFeatures_v2", "nvmlDeviceGetGridLicensableFeatures_v3",
-                "nvmlDeviceGetAttributes"),
+    # The structs of the older forms are in no header, but begin alike: licences, and how many.
+    local("nvmlDeviceGetGridLicensableFeatures"),
+    local("nvmlDeviceGetGridLicensableFeatures_v2"),
+    local("nvmlDeviceGetGridLicensableFeatures_v3"),
+    refused("NVML_ERROR_NOT_SUPPORTED", "asks of a MIG device, which are not offered", "nvmlDeviceGetAttributes"),
     # The client's own processors and memory, all of them: those of the worker's host mean nothing to it.
     local("nvmlDeviceGetCpuAffinity"),
     local("nvmlDeviceGetCpuAffinityWithinScope"),
     local("nvmlDeviceGetMemoryAffinity"),
-    unsupported("processors and memory of the worker's host are not the client's", "nvmlDeviceGetNumaNodeId",
-                "nvmlDeviceSetCpuAffinity", "nvmlDeviceClearCpuAffinity"),
+    local("nvmlDeviceSetCpuAffinity"),
+    local("nvmlDeviceClearCpuAffinity"),
+    refused("NVML_ERROR_NOT_SUPPORTED", "the device's memory is no node of the client's", "nvmlDeviceGetNumaNodeId"),
 ]  # fmt: skip

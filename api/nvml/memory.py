@@ -1,6 +1,6 @@
 """Memory, its errors, and the processes that use it."""
 
-from tensor_fusion.apigen.describe import call, custom, unsupported
+from tensor_fusion.apigen.describe import call, custom, local, refused
 
 FUNCTIONS = [
     # Under the worker's memory limit, as cuMemGetInfo.
@@ -39,9 +39,14 @@ FUNCTIONS = [
     custom("nvmlDeviceGetProcessUtilization", ops="nvml_list"),
     call("nvmlDeviceGetAccountingMode"),
     call("nvmlDeviceGetAccountingBufferSize"),
-    unsupported("processes of other clients are not shown", "nvmlDeviceGetAccountingPids",
-                "nvmlDeviceGetAccountingStats", "nvmlDeviceClearAccountingPids", "nvmlDeviceSetAccountingMode",
-                "nvmlDeviceGetProcessesUtilizationInfo", "nvmlDeviceGetEncoderSessions", "nvmlDeviceGetFBCSessions"),
-    unsupported("lists behind pointers in structs are not carried yet",
-                "nvmlDeviceGetSramUniqueUncorrectedEccErrorCounts"),
+    # Of the calling process there are no such records.
+    local("nvmlDeviceGetAccountingPids"),
+    local("nvmlDeviceGetEncoderSessions"),
+    local("nvmlDeviceGetFBCSessions"),
+    refused("NVML_ERROR_NOT_FOUND", "processes of other clients are not shown", "nvmlDeviceGetAccountingStats",
+            "nvmlDeviceGetProcessesUtilizationInfo"),
+    refused("NVML_ERROR_NO_PERMISSION", "the GPU is set up by the worker's operator", "nvmlDeviceClearAccountingPids",
+            "nvmlDeviceSetAccountingMode"),
+    refused("NVML_ERROR_NOT_SUPPORTED", "addresses in the worker's GPU, which an H200 does not tell either",
+            "nvmlDeviceGetSramUniqueUncorrectedEccErrorCounts"),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Initialisation, the driver's versions, errors, events: what concerns no device or all of them."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, pure, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, local, pure, refused
 
 FUNCTIONS = [
     custom("nvmlInit_v2", ops="nvml_start", anytime=True),
@@ -31,13 +31,21 @@ FUNCTIONS = [
     local("nvmlEventSetWait"),
     local("nvmlEventSetWait_v2"),
     local("nvmlDeviceGetSupportedEventTypes"),
-    unsupported("events do not travel to clients", "nvmlDeviceRegisterEvents", "nvmlSystemEventSetCreate",
-                "nvmlSystemEventSetFree", "nvmlSystemEventSetWait", "nvmlSystemRegisterEvents"),
+    local("nvmlDeviceRegisterEvents"),
+    refused("NVML_ERROR_NOT_SUPPORTED", "devices of a worker neither come nor go", "nvmlSystemEventSetCreate",
+            "nvmlSystemEventSetFree", "nvmlSystemEventSetWait", "nvmlSystemRegisterEvents"),
     call("nvmlUnitGetCount"),
-    unsupported("S-class units are not offered through a worker", "nvmlUnitGetDevices", "nvmlUnitGetFanSpeedInfo",
-                "nvmlUnitGetHandleByIndex", "nvmlUnitGetLedState", "nvmlUnitGetPsuInfo", "nvmlUnitGetTemperature",
-                "nvmlUnitGetUnitInfo", "nvmlUnitSetLedState", "nvmlSystemGetHicVersion"),
-    unsupported("the worker's other GPUs are not shown", "nvmlGetExcludedDeviceCount",
-                "nvmlGetExcludedDeviceInfoByIndex", "nvmlGetBlacklistDeviceCount", "nvmlGetBlacklistDeviceInfoByIndex",
-                "nvmlDeviceDiscoverGpus", "nvmlSystemGetTopologyGpuSet", "nvmlDeviceGetTopologyNearestGpus"),
+    refused("NVML_ERROR_INVALID_ARGUMENT", "S-class units are not offered through a worker", "nvmlUnitGetDevices",
+            "nvmlUnitGetFanSpeedInfo", "nvmlUnitGetHandleByIndex", "nvmlUnitGetLedState", "nvmlUnitGetPsuInfo",
+            "nvmlUnitGetTemperature", "nvmlUnitGetUnitInfo", "nvmlUnitSetLedState", unseen=True),
+    local("nvmlSystemGetHicVersion"),
+    # The worker's other GPUs are not shown, so none is excluded.
+    local("nvmlGetExcludedDeviceCount"),
+    alias("nvmlGetBlacklistDeviceCount", "nvmlGetExcludedDeviceCount"),
+    refused("NVML_ERROR_INVALID_ARGUMENT", "the worker's other GPUs are not shown", "nvmlGetExcludedDeviceInfoByIndex",
+            unseen=True),
+    alias("nvmlGetBlacklistDeviceInfoByIndex", "nvmlGetExcludedDeviceInfoByIndex"),
+    refused("NVML_ERROR_NO_PERMISSION", "the GPU is set up by the worker's operator", "nvmlDeviceDiscoverGpus"),
+    local("nvmlSystemGetTopologyGpuSet"),
+    custom("nvmlDeviceGetTopologyNearestGpus", ops="nvmlDeviceGetTopologyCommonAncestor"),
 ]  # fmt: skip

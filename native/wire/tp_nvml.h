@@ -23,6 +23,7 @@ enum tp_nvml_list {
     TP_NVML_RETIRED_PAGES_TIMES, /* two u64: address, timestamp; argument: cause */
     TP_NVML_SAMPLES,             /* nvmlSample_t, argument: type; value_type is set */
     TP_NVML_PROCESS_UTILIZATION, /* nvmlProcessUtilizationSample_t of this session alone */
+    TP_NVML_PLACEMENTS,          /* nvmlGpuInstancePlacement_t, argument: profile */
 };
 
 /* Handle of device `index`: always generation 1, because devices neither come nor go. */

@@ -106,6 +106,7 @@ GOOD = {
     "cuModuleLoad": {"fname": "T:/nonexistent/image"},
     "cuLibraryLoadFromFile": {"fileName": "T:/nonexistent/image"},
     "cuModuleGetGlobal_v2": {"name": "T:no_such_global"},
+    "cuLogsDumpToFile": {"pathToFile": "T:/nonexistent/log"},
     "cuLibraryGetGlobal": {"name": "T:no_such_global"},
     "cuDeviceGetByPCIBusId": {"pciBusId": "T:0000:00:00.0"},
     "cuGetErrorName": {"error": "1"},

@@ -1,5 +1,6 @@
 /*
- * Which processors and which memory of the client's machine are near a device: all, as the device is in none of its slots.
+ * Which processors and which memory of the client's machine are near a device: all, as the device is in none of its slots; and
+ * which devices are near a processor, or each other.
  *
  * Any thread; reads the kernel's list of what is online, and nothing of the worker.
  */
@@ -48,4 +49,59 @@ nvmlReturn_t tpn_nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned int n
                                              nvmlAffinityScope_t scope) {
     return scope > NVML_AFFINITY_SCOPE_SOCKET ? NVML_ERROR_INVALID_ARGUMENT
                                               : online("/sys/devices/system/node/online", device, nodeSetSize, nodeSet);
+}
+
+/* All processors are near, so there is nothing to bind the thread to, or to free it from. */
+static nvmlReturn_t bound(nvmlDevice_t device) {
+    return tpn_device_index(device, NULL) ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
+}
+nvmlReturn_t tpn_nvmlDeviceSetCpuAffinity(nvmlDevice_t device) { return bound(device); }
+nvmlReturn_t tpn_nvmlDeviceClearCpuAffinity(nvmlDevice_t device) { return bound(device); }
+
+/* Puts a device into the list of a caller who may only want the count. */
+static void listed(nvmlDevice_t device, unsigned int room, unsigned int *count, nvmlDevice_t *list) {
+    if (list && *count < room) {
+        list[*count] = device;
+    }
+    ++*count;
+}
+
+/* How many there are; with an array, how many are in it. */
+static nvmlReturn_t counted(unsigned int found, unsigned int room, unsigned int *count, const nvmlDevice_t *list) {
+    *count = list && found > room ? room : found;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t tpn_nvmlSystemGetTopologyGpuSet(unsigned int cpuNumber, unsigned int *count, nvmlDevice_t *deviceArray) {
+    (void)cpuNumber;
+    if (!count || (deviceArray && !*count)) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    unsigned int found = 0, room = *count;
+    for (unsigned int i = 0; i < tpn_device_count; i++) {
+        listed(tpn_device_at(i), room, &found, deviceArray);
+    }
+    return counted(found, room, count, deviceArray);
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetTopologyNearestGpus(nvmlDevice_t device, nvmlGpuTopologyLevel_t level,
+                                                  unsigned int *count, nvmlDevice_t *deviceArray) {
+    if (!count || (deviceArray && !*count) || level > NVML_TOPOLOGY_SYSTEM || level % 10 ||
+        !tpn_device_index(device, NULL)) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    unsigned int found = 0, room = *count;
+    for (unsigned int i = 0; i < tpn_device_count; i++) {
+        nvmlDevice_t other = tpn_device_at(i);
+        nvmlGpuTopologyLevel_t common;
+        nvmlReturn_t result =
+            other == device ? NVML_SUCCESS : tpn_nvmlDeviceGetTopologyCommonAncestor(device, other, &common);
+        if (result != NVML_SUCCESS) {
+            return result;
+        }
+        if (other != device && common == level) {
+            listed(other, room, &found, deviceArray);
+        }
+    }
+    return counted(found, room, count, deviceArray);
 }

@@ -12,7 +12,7 @@
 struct tpn_device tpn_devices[TP_NVML_DEVICES];
 unsigned int tpn_device_count;
 
-static nvmlDevice_t handle_of(unsigned int index) {
+nvmlDevice_t tpn_device_at(unsigned int index) {
     return (nvmlDevice_t)(uintptr_t)tp_nvml_device(TPG_NVMLDEVICE, index);
 }
 
@@ -40,7 +40,7 @@ nvmlReturn_t tpn_nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t 
     if (!device || index >= tpn_device_count) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    *device = handle_of(index);
+    *device = tpn_device_at(index);
     return NVML_SUCCESS;
 }
 
@@ -63,7 +63,7 @@ nvmlReturn_t tpn_nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *devic
     }
     for (unsigned int i = 0; i < tpn_device_count; i++) {
         if (strcmp(tpn_devices[i].uuid, uuid) == 0) {
-            *device = handle_of(i);
+            *device = tpn_device_at(i);
             return NVML_SUCCESS;
         }
     }
@@ -108,7 +108,7 @@ nvmlReturn_t tpn_nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t
     for (unsigned int i = 0; i < tpn_device_count; i++) {
         unsigned char bytes[16];
         if (uuid_bytes(tpn_devices[i].uuid, bytes) && memcmp(bytes, uuid->value.bytes, sizeof bytes) == 0) {
-            *device = handle_of(i);
+            *device = tpn_device_at(i);
             return NVML_SUCCESS;
         }
     }
@@ -135,7 +135,7 @@ nvmlReturn_t tpn_nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevi
     for (unsigned int i = 0; i < tpn_device_count; i++) {
         const nvmlPciInfo_t *pci = &tpn_devices[i].pci;
         if (pci->domain == wanted[0] && pci->bus == wanted[1] && pci->device == wanted[2]) {
-            *device = handle_of(i);
+            *device = tpn_device_at(i);
             return NVML_SUCCESS;
         }
     }
@@ -148,7 +148,7 @@ nvmlReturn_t tpn_nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *d
     }
     for (unsigned int i = 0; i < tpn_device_count; i++) {
         if (*serial && strcmp(tpn_devices[i].serial, serial) == 0) {
-            *device = handle_of(i);
+            *device = tpn_device_at(i);
             return NVML_SUCCESS;
         }
     }

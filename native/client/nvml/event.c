@@ -91,3 +91,15 @@ nvmlReturn_t tpn_nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, unsigned 
     *eventTypes = 0;
     return NVML_SUCCESS;
 }
+
+/* For no event, a set is as good as registered; any other is one that the device does not offer. */
+nvmlReturn_t tpn_nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long eventTypes, nvmlEventSet_t set) {
+    uint32_t index;
+    tp_lock_take(&lock);
+    bool found = find(set, &index);
+    tp_lock_drop(&lock);
+    if (!found || !tpn_device_index(device, NULL)) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    return eventTypes ? NVML_ERROR_NOT_SUPPORTED : NVML_SUCCESS;
+}

@@ -92,6 +92,32 @@ nvmlReturn_t tpn_nvmlDeviceGetRetiredPages_v2(nvmlDevice_t device, nvmlPageRetir
     return fill(&list, device, pageCount, addresses, timestamps ? timestamps : addresses);
 }
 
+/* Where an instance of a profile could be; the first form has to be given an array. */
+nvmlReturn_t tpn_nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t device, unsigned int profileId,
+                                                               nvmlGpuInstancePlacement_t *placements,
+                                                               unsigned int *count) {
+    if (!count) {
+        return NVML_ERROR_INVALID_ARGUMENT;
+    }
+    struct list list = {.name = "nvmlDeviceGetGpuInstancePossiblePlacements_v2",
+                        .what = TP_NVML_PLACEMENTS,
+                        .argument = profileId,
+                        .unit = sizeof *placements};
+    unsigned int room = placements ? *count : 0; /* without an array the count says nothing */
+    nvmlReturn_t result = fill(&list, device, &room, placements, NULL);
+    if (result == NVML_SUCCESS) {
+        *count = room;
+    }
+    return result;
+}
+
+nvmlReturn_t tpn_nvmlDeviceGetGpuInstancePossiblePlacements(nvmlDevice_t device, unsigned int profileId,
+                                                            nvmlGpuInstancePlacement_t *placements,
+                                                            unsigned int *count) {
+    return placements ? tpn_nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, profileId, placements, count)
+                      : NVML_ERROR_INVALID_ARGUMENT;
+}
+
 nvmlReturn_t tpn_nvmlDeviceGetSamples(nvmlDevice_t device, nvmlSamplingType_t type,
                                       unsigned long long lastSeenTimeStamp, nvmlValueType_t *sampleValType,
                                       unsigned int *sampleCount, nvmlSample_t *samples) {

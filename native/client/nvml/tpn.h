@@ -63,6 +63,7 @@ extern struct tpn_device tpn_devices[TP_NVML_DEVICES];
 extern unsigned int tpn_device_count;
 /* False for every handle that nvmlDeviceGetHandleBy… has not handed out. */
 bool tpn_device_index(nvmlDevice_t device, unsigned int *index);
+nvmlDevice_t tpn_device_at(unsigned int index);
 /* event.c: forgets all sets, after a fork. */
 void tpn_events_reset(void);
 

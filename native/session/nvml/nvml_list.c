@@ -16,6 +16,7 @@ union room {
     unsigned long long longs[2 * TP_NVML_LIST_MAX];
     nvmlSample_t samples[TP_NVML_LIST_MAX];
     nvmlProcessUtilizationSample_t processes[TP_NVML_LIST_MAX];
+    nvmlGpuInstancePlacement_t placements[TP_NVML_LIST_MAX];
 };
 static union room room;
 
@@ -97,6 +98,12 @@ int32_t tpw_nvml_list(struct tpw_session *s, const struct tp_frame *frame, const
     case TP_NVML_PROCESS_UTILIZATION:
         unit = sizeof *room.processes;
         status = process_utilization(s, device, in->since, in->capacity, &count);
+        break;
+    case TP_NVML_PLACEMENTS:
+        /* The driver writes all that there are, whatever the count says: some tens at most. */
+        unit = sizeof *room.placements;
+        status = s->nvml.nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, argument,
+                                                                       in->capacity ? room.placements : NULL, &count);
         break;
     default:
         tpw_violation(s, frame, "a list that there is not");

@@ -1,0 +1,74 @@
+/*
+ * Checkpoints of processes: of this one the state is told, which is that it runs. It has no GPU here, so nothing can be saved,
+ * and what would follow a checkpoint is refused as for a process that runs. Any other process that there is has no CUDA as far
+ * as this one can know. The codes are those of driver 580.159.04.
+ *
+ * Any thread, also before cuInit.
+ */
+#include "process_internal.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <unistd.h>
+
+/* Whether that is this process, with CUDA ready. */
+static CUresult this_process(int pid) {
+    if (pid == (int)getpid()) {
+        return tpc_not_ready();
+    }
+    bool gone = pid <= 0 || (kill(pid, 0) && errno == ESRCH);
+    return gone ? CUDA_ERROR_OPERATING_SYSTEM : CUDA_ERROR_NOT_INITIALIZED;
+}
+
+CUresult tpc_cuCheckpointProcessGetState(int pid, CUprocessState *state) {
+    if (!state) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = this_process(pid);
+    if (result == CUDA_SUCCESS) {
+        *state = CU_PROCESS_STATE_RUNNING;
+    }
+    return result;
+}
+
+/* No thread waits to restore anything: the first one stands for it. */
+CUresult tpc_cuCheckpointProcessGetRestoreThreadId(int pid, int *tid) {
+    if (!tid) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = this_process(pid);
+    if (result == CUDA_SUCCESS) {
+        *tid = pid;
+    }
+    return result;
+}
+
+/* What comes behind the lock, without one. */
+static CUresult not_locked(int pid) {
+    CUresult result = this_process(pid);
+    return result == CUDA_SUCCESS ? CUDA_ERROR_ILLEGAL_STATE : result;
+}
+
+CUresult tpc_cuCheckpointProcessLock(int pid, CUcheckpointLockArgs *args) {
+    static _Atomic bool said;
+    (void)args;
+    CUresult result = this_process(pid);
+    return result == CUDA_SUCCESS ? tpc_unsupported("cuCheckpointProcessLock", "the GPU is not in this machine",
+                                                    CUDA_ERROR_NOT_SUPPORTED, &said)
+                                  : result;
+}
+
+CUresult tpc_cuCheckpointProcessCheckpoint(int pid, CUcheckpointCheckpointArgs *args) {
+    (void)args;
+    return not_locked(pid);
+}
+
+CUresult tpc_cuCheckpointProcessRestore(int pid, CUcheckpointRestoreArgs *args) {
+    (void)args;
+    return not_locked(pid);
+}
+
+CUresult tpc_cuCheckpointProcessUnlock(int pid, CUcheckpointUnlockArgs *args) {
+    (void)args;
+    return not_locked(pid);
+}

@@ -1,0 +1,113 @@
+/*
+ * What a driver would tell a program by a callback: lines of its log, and events of a device. The log of the worker's driver
+ * stays there (its lines are in the worker's own log), so the log here is empty and no callback is called. Registering works,
+ * as natively, and a registration that there is not is refused where the driver would follow it.
+ *
+ * Any thread; the log also before cuInit.
+ */
+#include "process_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+struct registration {
+    int device; /* of the program; -1: the log */
+    struct registration *next;
+};
+static struct tp_lock lock;
+static struct registration *first;
+
+static struct registration *registered(int device) {
+    struct registration *made = malloc(sizeof *made);
+    if (made) {
+        tp_lock_take(&lock);
+        *made = (struct registration){.device = device, .next = first};
+        first = made;
+        tp_lock_drop(&lock);
+    }
+    return made;
+}
+
+static CUresult unregistered(int device, const void *handle) {
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    tp_lock_take(&lock);
+    for (struct registration **at = &first; handle && *at; at = &(*at)->next) {
+        if ((const void *)*at == handle && (*at)->device == device) {
+            struct registration *gone = *at;
+            *at = gone->next;
+            free(gone);
+            result = CUDA_SUCCESS;
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* ---- the log ---- */
+#define THE_LOG (-1)
+
+CUresult tpc_cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData, CUlogsCallbackHandle *callback_out) {
+    (void)userData;
+    if (!callbackFunc) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (callback_out) {
+        *callback_out = (CUlogsCallbackHandle)(void *)registered(THE_LOG);
+    }
+    return callback_out && !*callback_out ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+CUresult tpc_cuLogsUnregisterCallback(CUlogsCallbackHandle callback) { return unregistered(THE_LOG, callback); }
+
+CUresult tpc_cuLogsCurrent(CUlogIterator *iterator_out, unsigned int flags) {
+    (void)flags;
+    if (!iterator_out) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *iterator_out = 0;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuLogsDumpToFile(CUlogIterator *iterator, const char *pathToFile, unsigned int flags) {
+    (void)iterator;
+    (void)flags;
+    FILE *file = pathToFile ? fopen(pathToFile, "we") : NULL;
+    return file && fclose(file) == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+/* The driver wants room for a line, at least. */
+#define SHORTEST_LINE 80u
+
+CUresult tpc_cuLogsDumpToMemory(CUlogIterator *iterator, char *buffer, size_t *size, unsigned int flags) {
+    (void)iterator;
+    (void)flags;
+    if (!buffer || !size || *size < SHORTEST_LINE) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *buffer = 0;
+    *size = 0;
+    return CUDA_SUCCESS;
+}
+
+/* ---- devices ---- */
+
+CUresult tpc_cuDeviceRegisterAsyncNotification(CUdevice device, CUasyncCallback callbackFunc, void *userData,
+                                               CUasyncCallbackHandle *callback) {
+    (void)userData;
+    if (!callbackFunc || !callback) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(device)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    *callback = (CUasyncCallbackHandle)(void *)registered(device);
+    return *callback ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult tpc_cuDeviceUnregisterAsyncNotification(CUdevice device, CUasyncCallbackHandle callback) {
+    if (!callback) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return tpc_device_valid(device) ? unregistered(device, callback) : CUDA_ERROR_INVALID_DEVICE;
+}
