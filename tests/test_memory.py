@@ -165,6 +165,7 @@ def test_limit_to_the_byte(program: Path) -> None:
         limited.run(program, "kept")
         limited.run(program, "ordered_limit")
         limited.run(program, "managed_limit")
+        limited.run(program, "graph_limit")
 
 
 @whole_stack

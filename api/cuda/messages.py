@@ -24,6 +24,8 @@ FUNCTIONS = [
     message("callback_over", completes=True, token="uint64_t"),
     # The host function `token` was refused with that status and will not be called.
     message("callback_refused", token="uint64_t", status="int"),
+    # Graphs had these addresses, and the last of them is gone.
+    message("graph_memory_gone", address="uint64_t", size="uint64_t"),
     # Records of the session's work (native/wire/tp_traced.h), `lost` of which had no room so far; `now` is its clock.
     # `token` is that of the trace_tell that asked, or 0.
     message("traced", token="uint64_t", now="uint64_t", lost="uint64_t", records="void: bytes"),

@@ -77,7 +77,8 @@ FUNCTIONS = [
     op("pool_create", "call", contextless=True, pool="uint64_t: new pool", props="CUmemPoolProps: struct"),
     op("pool_attribute", "call", contextless=True, pool="uint64_t: handle pool", attribute="int", store="unsigned int",
        value="uint64_t", out={"value_now": "uint64_t"}),
-    op("pool_alloc", "call", pool="uint64_t: handle? pool", size="uint64_t", stream="uint64_t: handle stream", out={"address": "uint64_t"}),
+    op("pool_alloc", "call", pool="uint64_t: handle? pool", size="uint64_t", stream="uint64_t: handle stream", out={
+       "address": "uint64_t", "block": "uint64_t", "block_size": "uint64_t"}),
     op("pool_free", "post", address="uint64_t", stream="uint64_t: handle stream"),
     op("address_reserve", "call", size="uint64_t", alignment="uint64_t", hint="uint64_t", flags="uint64_t",
        out={"address": "uint64_t"}),
@@ -186,6 +187,14 @@ FUNCTIONS = [
        out={"graph": "uint64_t"}),
     op("graph_host", "post", owner="uint64_t", node="uint64_t", token="uint64_t", dependencies="uint64_t: array",
        edges="CUgraphEdgeData: array"),
+    op("graph_host_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"token": "uint64_t"}),
+    # The text that the driver would write into a file, from `first` on.
+    op("graph_dot", "call", contextless=True, graph="uint64_t: handle graph", flags="unsigned int", first="uint64_t",
+       out={"total": "uint64_t", "text": "void: bytes"}),
+    # The addresses of the node, and the block of addresses of graphs that they are part of (as pool_alloc in a capture).
+    op("graph_alloc", "call", contextless=True, owner="uint64_t", node="uint64_t", params="CUDA_MEM_ALLOC_NODE_PARAMS: struct",
+       dependencies="uint64_t: array", edges="CUgraphEdgeData: array", out={
+       "address": "uint64_t", "block": "uint64_t", "block_size": "uint64_t"}),
     op("graph_instantiate", "call", graph="uint64_t: handle graph", exec="uint64_t: new graphexec", flags="uint64_t",
        upload="uint64_t", detailed="unsigned int", fresh="uint64_t",
        out={"error_node": "uint64_t", "error": "int", "result": "int"}),

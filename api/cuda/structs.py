@@ -7,6 +7,8 @@ STRUCTS = [
     struct("CUmemAccessDesc", location="struct"),
     struct("CUmemPoolProps", location="struct", win32SecurityAttributes="none", usage="none", reserved="none"),
     struct("CUmemAllocationProp", location="struct", win32HandleMetaData="none"),
+    # Where the memory is, the driver says.
+    struct("CUDA_MEM_ALLOC_NODE_PARAMS", poolProps="struct", accessDescs="structs CUmemAccessDesc accessDescCount", dptr="number"),
     # Memory of one element, rows of `width` elements, `pitch` bytes apart.
     struct("CUDA_MEMSET_NODE_PARAMS", dst="dev area(pitch, width * elementSize, height)"),
     # The driver looks at none of the addresses: it answers wild ones, and kernels fault.

@@ -162,6 +162,8 @@ typedef enum {
     SIM_OP_WRITE_VALUE,
     SIM_OP_WAIT_VALUE,
     SIM_OP_FREE,
+    SIM_OP_GRAPH_ALLOC,
+    SIM_OP_GRAPH_FREE,
     SIM_OP_GRAPH,
 } sim_op_kind_t;
 
@@ -194,6 +196,10 @@ typedef struct {
             CUstreamBatchMemOpParams *list; // owned
         } batch;
         uint64_t free;
+        struct {
+            uint64_t address, size;
+            int device;
+        } memory;               // of a graph
         sim_program_t *program; // holds a reference
     } u;
 } sim_op_t;
@@ -243,7 +249,13 @@ typedef struct {
     sim_phys_t *phys;
     sim_pool_t *pool;
     bool internal;    // module globals: not freed by cuMemFree
-    bool free_queued; // cuMemFreeAsync was called
+    bool free_queued; // cuMemFreeAsync was called; of a graph's memory: nothing is allocated there
+    bool of_graph;    // addresses of allocation nodes, sim_graph_memory.c
+    struct {
+        unsigned holders; // those nodes, and their copies in programs
+        bool present;     // a stream has come to where it is allocated, and not to where it is freed
+        bool planned, instantiated, freed_inside, freed_elsewhere;
+    } graph;
     int sync_memops;
     bool managed;           // the program may touch it
     struct sim_hint *hints; // of each page, then
@@ -272,6 +284,9 @@ typedef struct {
     char pci[32];
     CUuuid uuid;
     uint64_t total, used;
+    struct {
+        uint64_t used, used_high, reserved, reserved_high;
+    } graph; // memory of graphs
     sim_context_t primary;
     sim_pool_t default_pool;
     sim_pool_t *current_pool;
@@ -461,8 +476,9 @@ void sim_device_give(int device, uint64_t offset, uint64_t bytes);
 void sim_memory_release(
     uint64_t address); // of an allocation of the simulator's own, when its context has done its work
 CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t **range);
-void sim_managed_drop(sim_range_t *range);  // before its memory is given back
-void sim_range_release(sim_range_t *range); // removes, gives back, frees
+void sim_managed_drop(sim_range_t *range);        // before its memory is given back
+void sim_graph_range_release(sim_range_t *range); // the same of a graph's, sim_graph_memory.c
+void sim_range_release(sim_range_t *range);       // removes, gives back, frees
 void sim_phys_drop(sim_phys_t *phys);
 
 // sim_stream.c: queues and their threads

@@ -177,6 +177,8 @@ void sim_range_release(sim_range_t *range) {
     sim_map_remove(range);
     switch (range->kind) {
     case SIM_RANGE_DEVICE:
+        if (range->of_graph)
+            sim_graph_range_release(range);
         if (range->pool)
             sim_pool_forget(range);
         sim_managed_drop(range);

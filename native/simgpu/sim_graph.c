@@ -58,7 +58,7 @@ bool sim_op_copy(sim_op_t *to, const sim_op_t *from) {
     }
     if (from->kind == SIM_OP_GRAPH)
         atomic_fetch_add(&from->u.program->refs, 1);
-    return true;
+    return sim_graph_op_copied(to);
 }
 
 void sim_op_follow(const sim_op_t *op, const sim_context_t *context) {
@@ -223,7 +223,9 @@ CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph) {
         return result;
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *graph = sim_graph_of(originalGraph);
-    if (graph) {
+    if (graph && sim_graph_has_memory(graph)) {
+        result = CUDA_ERROR_NOT_SUPPORTED;
+    } else if (graph) {
         *phGraphClone = (CUgraph)(void *)sim_graph_clone(graph, NULL);
         result = *phGraphClone ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -250,10 +252,11 @@ CUresult cuGraphDestroyNode(CUgraphNode hNode) {
     SIM_ENTER();
     pthread_mutex_lock(&sim.lock);
     sim_node_t *node = sim_node_of(hNode);
-    if (node)
+    bool memory = node && sim_graph_has_memory(node->graph);
+    if (node && !memory)
         sim_node_delete(node);
     pthread_mutex_unlock(&sim.lock);
-    return node ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return memory ? CUDA_ERROR_NOT_SUPPORTED : node ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 // ---- Walking -----------------------------------------------------------------------------------------------------
@@ -401,6 +404,8 @@ static CUresult change_edges(CUgraph hGraph, const CUgraphNode *from, const CUgr
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     const sim_graph_t *graph = sim_graph_of(hGraph);
+    if (graph && !add && sim_graph_has_memory(graph))
+        result = CUDA_ERROR_NOT_SUPPORTED;
     for (size_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
         sim_node_t *a = sim_node_of(from[i]), *b = sim_node_of(to[i]);
         if (!graph || !a || !b || a == b || a->graph != graph || b->graph != graph) {

@@ -29,8 +29,9 @@ struct sim_node {
         CUDA_KERNEL_NODE_PARAMS kernel;
         CUDA_MEMCPY3D copy;
         CUDA_MEMSET_NODE_PARAMS set;
+        CUDA_MEM_ALLOC_NODE_PARAMS alloc;
     } params;
-    void **values; // kernel: what params.kernel.kernelParams points to
+    void **values; // what the parameters that are told point to
 };
 
 struct sim_graph {
@@ -132,6 +133,23 @@ CUresult sim_node_add(CUgraphNode *out, CUgraph handle, const CUgraphNode *depen
 CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
                       sim_node_t **out);
 CUresult sim_kernel_op(sim_context_t *context, const CUDA_KERNEL_NODE_PARAMS *params, sim_op_t *op); // sim_launch.c
+
+// sim_graph_memory.c
+// For an operation that is to become a node behind others: gives an allocation its addresses. Under sim.lock.
+CUresult sim_graph_memory_prepare(const sim_graph_t *graph, const sim_node_list_t *front, sim_op_t *op);
+bool sim_graph_op_copied(const sim_op_t *op);        // false: its addresses are gone
+void sim_graph_op_discarded(sim_op_t *op);           // any thread
+bool sim_graph_has_memory(const sim_graph_t *graph); // under sim.lock
+bool sim_graph_program_has_memory(const sim_program_t *program);
+// What a launch allocates and frees, when it is called; refused where it does not fit what is allocated. Under sim.lock.
+CUresult sim_graph_memory_launch(const sim_program_t *program, bool frees_first);
+// One executable graph at a time has the memory of a graph.
+CUresult sim_graph_memory_instantiate(const sim_program_t *program, bool begins);
+bool sim_graph_memory_free(uint64_t address); // false: it is none of a graph, or nothing is allocated there
+void sim_graph_memory_run(const sim_op_t *op);
+// A copy or set outside graphs of memory of one in which nothing is allocated.
+bool sim_graph_memory_missing(const sim_op_t *op);
+CUresult sim_graph_memory_upload(const sim_program_t *program);
 
 // sim_user_object.c; any thread
 void sim_user_hold(sim_user_t *user, unsigned count);

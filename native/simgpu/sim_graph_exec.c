@@ -192,8 +192,12 @@ static CUresult instantiate(sim_context_t *context, CUgraphExec *out, CUgraph ha
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *graph = sim_graph_of(handle);
     CUresult result = graph && !graph->capture ? sim_program_make(graph, &exec->program) : CUDA_ERROR_INVALID_VALUE;
-    if (result == CUDA_SUCCESS && !sim_handle_add(exec, SIM_GRAPH_EXEC))
+    if (result == CUDA_SUCCESS)
+        result = sim_graph_memory_instantiate(exec->program, true);
+    if (result == CUDA_SUCCESS && !sim_handle_add(exec, SIM_GRAPH_EXEC)) {
+        (void)sim_graph_memory_instantiate(exec->program, false);
         result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
     pthread_mutex_unlock(&sim.lock);
     if (result != CUDA_SUCCESS) {
         sim_program_release(exec->program);
@@ -225,8 +229,10 @@ CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) {
     SIM_ENTER();
     pthread_mutex_lock(&sim.lock);
     sim_exec_t *exec = sim_exec_of(hGraphExec);
-    if (exec)
+    if (exec) {
         sim_handle_remove(exec);
+        (void)sim_graph_memory_instantiate(exec->program, false);
+    }
     if (exec && exec->last)
         sim_stream_release(exec->last);
     pthread_mutex_unlock(&sim.lock);
@@ -256,6 +262,8 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     CUresult result = exec ? sim_stream_resolve(context, hStream, &stream) : CUDA_ERROR_INVALID_VALUE;
     if (exec && sim_strict())
         follow(exec->program);
+    if (result == CUDA_SUCCESS && !stream->capture)
+        result = sim_graph_memory_launch(exec->program, exec->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
     if (result == CUDA_SUCCESS) {
         sim_op_t op = {.kind = SIM_OP_GRAPH, .u.program = exec->program};
         atomic_fetch_add(&op.u.program->refs, 1);
@@ -283,10 +291,11 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
 CUresult cuGraphUpload(CUgraphExec hGraph, CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
     pthread_mutex_lock(&sim.lock);
-    bool known = sim_exec_of(hGraph) != NULL;
+    const sim_exec_t *exec = sim_exec_of(hGraph);
+    CUresult result = exec ? sim_graph_memory_upload(exec->program) : CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_unlock(&sim.lock);
     sim_op_t op = {.kind = SIM_OP_NOP}; // nothing to bring anywhere
-    return known ? sim_submit(context, hStream, &op, false, SIM_GO_ON) : CUDA_ERROR_INVALID_VALUE;
+    return result == CUDA_SUCCESS ? sim_submit(context, hStream, &op, false, SIM_GO_ON) : result;
 }
 
 CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags) {
@@ -336,6 +345,9 @@ static CUgraphExecUpdateResult compare(const sim_program_t *old, const sim_progr
             return CU_GRAPH_EXEC_UPDATE_ERROR_NODE_TYPE_CHANGED;
         if (old->steps[i].edges != fresh->steps[i].edges)
             return CU_GRAPH_EXEC_UPDATE_ERROR_TOPOLOGY_CHANGED;
+        if (fresh->steps[i].op.kind == SIM_OP_GRAPH_ALLOC &&
+            fresh->steps[i].op.u.memory.address != old->steps[i].op.u.memory.address)
+            return CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
         if (fresh->steps[i].op.kind == SIM_OP_COPY && !same_copy(&old->steps[i].op.u.copy, &fresh->steps[i].op.u.copy))
             return CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
         CUgraphExecUpdateResult inner = CU_GRAPH_EXEC_UPDATE_SUCCESS;
@@ -416,32 +428,4 @@ CUresult cuGraphNodeGetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsign
         *isEnabled = step->enabled;
     pthread_mutex_unlock(&sim.lock);
     return step && isEnabled ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-// ---- Memory of graphs: there is none, since memory nodes are refused ----------------------------------------------
-
-CUresult cuDeviceGetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value) {
-    SIM_ENTER();
-    if (!value || (unsigned)attr > CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH)
-        return CUDA_ERROR_INVALID_VALUE;
-    if (!sim_device_ok(device))
-        return CUDA_ERROR_INVALID_DEVICE;
-    memset(value, 0, sizeof(cuuint64_t));
-    return CUDA_SUCCESS;
-}
-
-CUresult cuDeviceSetGraphMemAttribute(CUdevice device, CUgraphMem_attribute attr, void *value) {
-    SIM_ENTER();
-    cuuint64_t high = 0;
-    if (!value || (attr != CU_GRAPH_MEM_ATTR_USED_MEM_HIGH && attr != CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH))
-        return CUDA_ERROR_INVALID_VALUE;
-    if (!sim_device_ok(device))
-        return CUDA_ERROR_INVALID_DEVICE;
-    memcpy(&high, value, sizeof high);
-    return high ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS; // a high mark can only be set back
-}
-
-CUresult cuDeviceGraphMemTrim(CUdevice device) {
-    SIM_ENTER();
-    return sim_device_ok(device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }

@@ -348,7 +348,9 @@ static CUresult add_child(CUgraphNode *out, CUgraph hGraph, const CUgraphNode *d
     sim_op_t op = {.kind = SIM_OP_NOP};
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *child = sim_graph_of(childGraph);
-    CUresult result = child && !child->capture && !(move && child->owner) && childGraph != hGraph
+    bool unable = child && !move && sim_graph_has_memory(child);
+    CUresult result = unable ? CUDA_ERROR_NOT_SUPPORTED
+                      : child && !child->capture && !(move && child->owner) && childGraph != hGraph
                           ? sim_node_add(out, hGraph, dependencies, count, CU_GRAPH_NODE_TYPE_GRAPH, &op, &node)
                           : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS) {
@@ -417,10 +419,13 @@ CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgra
     SIM_ENTER_CONTEXT(context);
     (void)context;
     (void)dependencyData;
-    if (!nodeParams)
+    static const int zero[sizeof nodeParams->reserved0 / sizeof *nodeParams->reserved0];
+    if (!nodeParams || memcmp(nodeParams->reserved0, zero, sizeof zero) != 0 || nodeParams->reserved2)
         return CUDA_ERROR_INVALID_VALUE;
     CUDA_KERNEL_NODE_PARAMS kernel;
     CUDA_MEMSET_NODE_PARAMS set;
+    CUDA_MEM_ALLOC_NODE_PARAMS alloc;
+    CUresult result;
     switch (nodeParams->type) {
     case CU_GRAPH_NODE_TYPE_KERNEL:
         memcpy(&kernel, &nodeParams->kernel, sizeof kernel);
@@ -438,6 +443,13 @@ CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgra
                                          nodeParams->eventRecord.event);
     case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
         return cuGraphAddEventWaitNode(phGraphNode, hGraph, dependencies, numDependencies, nodeParams->eventWait.event);
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+        memcpy(&alloc, &nodeParams->alloc, sizeof alloc);
+        result = cuGraphAddMemAllocNode(phGraphNode, hGraph, dependencies, numDependencies, &alloc);
+        nodeParams->alloc.dptr = alloc.dptr;
+        return result;
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+        return cuGraphAddMemFreeNode(phGraphNode, hGraph, dependencies, numDependencies, nodeParams->free.dptr);
     case CU_GRAPH_NODE_TYPE_GRAPH:
         return add_child(phGraphNode, hGraph, dependencies, numDependencies, nodeParams->graph.graph,
                          nodeParams->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);

@@ -108,8 +108,8 @@ static bool may_access(const sim_range_t *range, int device, unsigned peers, boo
     return false;
 }
 
-CUresult sim_map_span(uint64_t address, int device, unsigned peers, bool write, sim_span_t *span) {
-    sim_range_t *range = sim_map_find(address);
+static CUresult span_of(uint64_t address, int device, unsigned peers, bool write, sim_span_t *span) {
+    const sim_range_t *range = sim_map_find(address);
     if (!range)
         return sim_map_reserved(address) ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_ERROR_INVALID_VALUE;
     if (!may_access(range, device, peers, write))
@@ -119,16 +119,24 @@ CUresult sim_map_span(uint64_t address, int device, unsigned peers, bool write, 
     return CUDA_SUCCESS;
 }
 
+CUresult sim_map_span(uint64_t address, int device, unsigned peers, bool write, sim_span_t *span) {
+    const sim_range_t *range = sim_map_find(address);
+    if (range && range->of_graph && !range->graph.present)
+        return CUDA_ERROR_ILLEGAL_ADDRESS;
+    return span_of(address, device, peers, write, span);
+}
+
+// Memory of a graph may be named at any time; whether it is there is seen when it is used.
 CUresult sim_map_check(uint64_t address, uint64_t bytes, int device, unsigned peers, bool write) {
     if (bytes > UINT64_MAX - address)
         return CUDA_ERROR_INVALID_VALUE;
     while (bytes) {
         sim_span_t span;
-        CUresult result = sim_map_span(address, device, peers, write, &span);
+        CUresult result = span_of(address, device, peers, write, &span);
         if (result != CUDA_SUCCESS)
             return result;
         sim_range_t *range = sim_map_find(address);
-        if (range->free_queued)
+        if (range->free_queued && !range->of_graph)
             return CUDA_ERROR_INVALID_VALUE;
         if (span.bytes >= bytes)
             return CUDA_SUCCESS;

@@ -70,6 +70,11 @@ static CUresult release(uint64_t address, sim_range_kind_t kind) {
     if (owner->active)
         sim_context_drain(owner);
     pthread_mutex_unlock(&sim.lock);
+    if (sim_graph_memory_free(address)) {
+        const sim_op_t op = {.kind = SIM_OP_GRAPH_FREE, .u.memory.address = address};
+        sim_graph_memory_run(&op);
+        return CUDA_SUCCESS;
+    }
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(address); // looked up again: another thread may have freed it meanwhile
     if (range && range->base == address && range->kind == kind && !range->internal && !range->free_queued)

@@ -7,12 +7,18 @@
 
 #include <string.h>
 
+// Memory of a graph is nobody's while nothing is allocated there (580.159.04, measured).
+static sim_range_t *named(uint64_t address) {
+    sim_range_t *range = sim_map_find(address);
+    return range && range->of_graph && range->free_queued ? NULL : range;
+}
+
 CUresult cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
     CUresult result = CUDA_ERROR_NOT_FOUND;
     pthread_rwlock_rdlock(&sim.map_lock);
-    sim_range_t *range = sim_map_find(dptr);
+    sim_range_t *range = named(dptr);
     sim_reservation_t *reservation = sim_reservation_find(dptr);
     if (range && range->kind != SIM_RANGE_VMM) {
         if (pbase)
@@ -40,8 +46,9 @@ static CUresult attribute(void *data, CUpointer_attribute which, const sim_range
     bool host = range && (is_host(range) || (range->managed && which == CU_POINTER_ATTRIBUTE_HOST_POINTER));
     switch (which) {
     case CU_POINTER_ATTRIBUTE_CONTEXT: {
-        CUcontext value =
-            range && range->kind != SIM_RANGE_VMM && !range->pool ? (CUcontext)(void *)range->context : NULL;
+        CUcontext value = range && range->kind != SIM_RANGE_VMM && !range->pool && !range->of_graph
+                              ? (CUcontext)(void *)range->context
+                              : NULL;
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }
@@ -140,7 +147,7 @@ CUresult cuPointerGetAttribute(void *data, CUpointer_attribute which, CUdevicept
     if (!data)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_rdlock(&sim.map_lock);
-    const sim_range_t *range = sim_map_find(ptr);
+    const sim_range_t *range = named(ptr);
     CUresult result = range ? attribute(data, which, range, ptr) : CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_unlock(&sim.map_lock);
     return result;
@@ -156,7 +163,7 @@ CUresult cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute 
         if (!data[i] || (unsigned)attributes[i] < 1 || attributes[i] > CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE)
             return CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_rdlock(&sim.map_lock);
-    const sim_range_t *range = sim_map_find(ptr);
+    const sim_range_t *range = named(ptr);
     for (unsigned i = 0; i < numAttributes; i++)
         (void)attribute(data[i], attributes[i], range, ptr);
     pthread_rwlock_unlock(&sim.map_lock);
@@ -171,7 +178,7 @@ CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute which, CUd
     int wanted;
     memcpy(&wanted, value, sizeof wanted);
     pthread_rwlock_wrlock(&sim.map_lock);
-    sim_range_t *range = sim_map_find(ptr);
+    sim_range_t *range = named(ptr);
     if (range)
         range->sync_memops = wanted != 0;
     pthread_rwlock_unlock(&sim.map_lock);

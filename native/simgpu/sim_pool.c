@@ -59,6 +59,13 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
     if (result != CUDA_SUCCESS)
         return result;
     pool = pool ? pool : sim.devices[context->device].current_pool;
+    if (captured) {
+        sim_op_t op = {.kind = SIM_OP_GRAPH_ALLOC, .u.memory = {.size = bytes, .device = pool->device}};
+        result = sim_submit(context, handle, &op, false, SIM_GO_ON);
+        if (result == CUDA_SUCCESS)
+            *dptr = op.u.memory.address; // the node has it
+        return result;
+    }
     sim_context_t *owner = pool->device == context->device ? context : &sim.devices[pool->device].primary;
     sim_range_t *range;
     pthread_rwlock_wrlock(&sim.map_lock);
@@ -96,9 +103,13 @@ CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
+    bool captured = result == CUDA_SUCCESS && stream->capture;
     pthread_mutex_unlock(&sim.lock);
     if (result != CUDA_SUCCESS || !dptr) // nothing is freed, as by cuMemFree (580.159.04, measured)
         return result;
+    sim_op_t of_graph = {.kind = SIM_OP_GRAPH_FREE, .u.memory.address = dptr};
+    if (captured || sim_graph_memory_free(dptr))
+        return sim_submit(context, hStream, &of_graph, false, SIM_GO_ON);
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(dptr);
     bool ours =

@@ -222,6 +222,10 @@ CUresult sim_run(sim_stream_t *stream, sim_op_t *op) {
         return wait_value(stream, op);
     case SIM_OP_FREE:
         return run_free(op->u.free);
+    case SIM_OP_GRAPH_ALLOC:
+    case SIM_OP_GRAPH_FREE:
+        sim_graph_memory_run(op);
+        return CUDA_SUCCESS;
     case SIM_OP_GRAPH:
         return sim_program_run(stream, op->u.program);
     }
@@ -237,4 +241,5 @@ void sim_op_discard(sim_op_t *op) {
         sim_program_release(op->u.program);
     if (op->kind == SIM_OP_BATCH)
         free(op->u.batch.list);
+    sim_graph_op_discarded(op);
 }

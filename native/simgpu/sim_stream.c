@@ -208,6 +208,11 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
             sim_event_release(op->u.event);
         return result;
     }
+    if (SIM_EXPECT_FALSE(sim_graph_memory_missing(op))) {
+        drop_dependencies(op);
+        sim_op_discard(op);
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     if (!stream->started)
         result = start(stream);
     stream->refs++;

@@ -285,8 +285,8 @@ static CUresult value_check(sim_context_t *context, bool wait, uint64_t address,
     pthread_rwlock_rdlock(&sim.map_lock);
     CUresult result = sim_map_check(address, bytes, context->device, ~0u, !wait);
     sim_range_t *range = sim_map_find(address);
-    if (range && range->pool)
-        result = CUDA_ERROR_INVALID_VALUE; // the driver takes no memory of pools
+    if (range && (range->pool || range->of_graph))
+        result = CUDA_ERROR_INVALID_VALUE; // the driver takes no memory of pools, nor of graphs
     pthread_rwlock_unlock(&sim.map_lock);
     return result == CUDA_ERROR_INVALID_VALUE ? result : CUDA_SUCCESS;
 }

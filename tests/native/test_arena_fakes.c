@@ -553,6 +553,11 @@ int32_t tpw_refuse_capture(struct tpw_session *s, const struct tpw_stream *strea
     return 0;
 }
 
+CUgraph tpw_capturing_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error) {
+    (void)s, (void)stream, (void)error;
+    return NULL;
+}
+
 void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error) {
     (void)s, (void)native, (void)error;
 }

@@ -418,6 +418,47 @@ void case_threads(void) {
     }
 }
 
+/* Memory of graphs counts from the launch that takes it until it is trimmed; the driver takes 32 MiB at a time. */
+static void case_graph_limit(void) {
+    CUgraph graphs[2];
+    CUgraphExec execs[2];
+    CUstream stream;
+    CUdeviceptr memory[2], plain;
+    const size_t sizes[] = {30u << 20, 60u << 20};
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    for (int i = 0; i < 2; i++) {
+        OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+        OK(cuMemAllocAsync(&memory[i], sizes[i], stream));
+        OK(cuMemsetD8Async(memory[i], 1, sizes[i], stream));
+        OK(cuMemFreeAsync(memory[i], stream));
+        OK(cuStreamEndCapture(stream, &graphs[i]));
+        OK(cuGraphInstantiateWithFlags(&execs[i], graphs[i], 0));
+    }
+    OK(cuMemAlloc_v2(&plain, 40u << 20)); /* nothing is taken yet */
+    CHECK(cuGraphLaunch(execs[0], stream) == CUDA_ERROR_OUT_OF_MEMORY);
+    OK(cuMemFree_v2(plain));
+    OK(cuGraphLaunch(execs[0], stream));
+    OK(cuStreamSynchronize(stream));
+    CHECK(cuMemAlloc_v2(&plain, 40u << 20) == CUDA_ERROR_OUT_OF_MEMORY);
+    OK(cuDeviceGraphMemTrim(0));
+    OK(cuMemAlloc_v2(&plain, 40u << 20));
+    CHECK(cuGraphUpload(execs[0], stream) == CUDA_ERROR_OUT_OF_MEMORY);
+    OK(cuMemFree_v2(plain));
+    OK(cuGraphLaunch(execs[0], stream));
+    OK(cuStreamSynchronize(stream));
+    OK(cuGraphLaunch(execs[1], stream)); /* what the other has left is trimmed for it */
+    OK(cuStreamSynchronize(stream));
+    for (int i = 0; i < 2; i++) {
+        OK(cuGraphExecDestroy(execs[i]));
+        OK(cuGraphDestroy(graphs[i]));
+    }
+    OK(cuStreamSynchronize(stream));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuDeviceGraphMemTrim(0));
+    OK(cuMemAlloc_v2(&plain, 64u << 20));
+    OK(cuMemFree_v2(plain));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -438,6 +479,7 @@ static const struct {
              {"standing", case_standing},
              {"ordered_frees", case_ordered_frees},
              {"ordered_limit", case_ordered_limit},
+             {"graph_limit", case_graph_limit},
              {"order", case_order},
              {"stall", case_stall},
              {"twin_limit", case_twin_limit},

@@ -1,6 +1,8 @@
 // Simulated GPU: stream capture, graphs built node by node, executable graphs, user objects.
 #include "described_checks.h"
 #include "graph_copy_checks.h"
+#include "graph_memory_checks.h"
+#include "graph_set_checks.h"
 
 int main(void) {
     start();
@@ -8,6 +10,8 @@ int main(void) {
     check_graphs(module);
     check_graph_copies(module);
     check_described(module);
+    check_graph_memory_all(module);
+    check_graph_set(module);
     OK(cuModuleUnload(module));
     puts("ok");
     return 0;

@@ -5,6 +5,8 @@
  */
 #include "../native/described_checks.h"
 #include "../native/graph_copy_checks.h"
+#include "../native/graph_memory_checks.h"
+#include "../native/graph_set_checks.h"
 #include "stack.h"
 
 /* ---- buffers ---- */
@@ -90,6 +92,8 @@ int role_graphs(int count, char **words) {
     check_graphs(module);
     check_graph_copies(module);
     check_described(module);
+    check_graph_memory_all(module);
+    check_graph_set(module);
     buffers_of_a_node();
     OK(cuModuleUnload(module));
     say("right");

@@ -91,6 +91,18 @@ int32_t tpw_made_in(struct tpw_session *s, const struct tp_frame *frame, uint32_
     return error;
 }
 
+int32_t tpw_nodes_of(struct tpw_session *s, CUgraph graph, CUgraphNode **nodes, size_t *count) {
+    *nodes = NULL;
+    *count = 0;
+    int32_t error = (int32_t)s->cuda.cuGraphGetNodes(graph, NULL, count);
+    if (!error && *count) {
+        *nodes = calloc(*count, sizeof **nodes);
+        error = *nodes ? (int32_t)s->cuda.cuGraphGetNodes(graph, *nodes, count) : CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *count = error ? 0 : *count;
+    return error;
+}
+
 /* The node of `graph` itself that is `native`, or that has it somewhere inside; NULL if there is none. */
 static CUgraphNode top_of(struct tpw_session *s, CUgraph graph, CUgraphNode native, unsigned depth, int32_t *error) {
     size_t count = 0;
@@ -98,11 +110,8 @@ static CUgraphNode top_of(struct tpw_session *s, CUgraph graph, CUgraphNode nati
     if (depth > TPW_GRAPH_DEPTH) {
         return NULL;
     }
-    *error = (int32_t)s->cuda.cuGraphGetNodes(graph, NULL, &count);
-    CUgraphNode *nodes = *error || !count ? NULL : calloc(count, sizeof *nodes);
-    if (!*error && count) {
-        *error = nodes ? (int32_t)s->cuda.cuGraphGetNodes(graph, nodes, &count) : CUDA_ERROR_OUT_OF_MEMORY;
-    }
+    CUgraphNode *nodes = NULL;
+    *error = tpw_nodes_of(s, graph, &nodes, &count);
     for (size_t i = 0; i < count && !found && !*error; i++) {
         CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
         CUgraph child = NULL;

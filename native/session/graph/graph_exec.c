@@ -17,6 +17,7 @@ struct exec {
     uint32_t hosts;         /* host functions that each launch raises */
     struct tpw_keeps keeps; /* of nodes that were changed in it; of the others, the driver knows */
     CUevent order;          /* behind the last launch and its copies to the client, NULL while there was none */
+    struct tpw_need *need;  /* what its launches take of the limit, NULL: nothing */
     uint32_t order_context; /* id of the context that it is of, which is that of the launch's stream */
 };
 
@@ -40,11 +41,8 @@ static int32_t count_hosts(struct tpw_session *s, CUgraph graph, unsigned depth,
     if (depth > TPW_GRAPH_DEPTH) {
         return CUDA_SUCCESS; /* none has more levels: graph_node.c refuses to make it */
     }
-    int32_t error = (int32_t)s->cuda.cuGraphGetNodes(graph, NULL, &count);
-    CUgraphNode *nodes = error || !count ? NULL : calloc(count, sizeof *nodes);
-    if (!error && count) {
-        error = nodes ? (int32_t)s->cuda.cuGraphGetNodes(graph, nodes, &count) : CUDA_ERROR_OUT_OF_MEMORY;
-    }
+    CUgraphNode *nodes = NULL;
+    int32_t error = tpw_nodes_of(s, graph, &nodes, &count);
     for (size_t i = 0; i < count && !error; i++) {
         CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
         CUgraph child = NULL;
@@ -88,9 +86,13 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
                (unsigned long long)in->flags);
         error = CUDA_ERROR_NOT_SUPPORTED;
     }
+    struct tpw_need *need = NULL;
+    const bool uploads = (in->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) != 0;
+    error = error ? error : tpw_graph_need(s, graph, &need);
+    error = error || !uploads ? error : tpw_need_charge(s, need);
     if (!error && in->detailed) {
         CUDA_GRAPH_INSTANTIATE_PARAMS params = {.flags = in->flags};
-        if (in->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) {
+        if (uploads) {
             params.hUploadStream = tpw_stream(s, frame, in->upload, &error);
         }
         error = error ? error : (int32_t)s->cuda.cuGraphInstantiateWithParams(&exec, graph, &params);
@@ -102,13 +104,25 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
     } else if (!error) {
         error = (int32_t)s->cuda.cuGraphInstantiateWithFlags(&exec, graph, in->flags);
     }
+    if (uploads) {
+        tpw_need_taken(s, need, error);
+    }
     if (!error) {
         error = tpw_made(s, frame, TPG_GRAPHEXEC, in->exec, (uint64_t)(uintptr_t)exec, 0);
         error = error ? error : describe(s, in->exec, graph);
+        struct exec *record = need && !error ? record_of(tpw_object(s, TPG_GRAPHEXEC, in->exec)) : NULL;
+        if (record) {
+            record->need = need;
+        } else if (need) {
+            error = error ? error : CUDA_ERROR_OUT_OF_MEMORY;
+        }
         if (error) {
             tpw_forget(s, TPG_GRAPHEXEC, in->exec);
             s->cuda.cuGraphExecDestroy(exec);
         }
+    }
+    if (error) {
+        free(need);
     }
     out->error = error; /* the answer carries more than the result */
     return CUDA_SUCCESS;
@@ -133,10 +147,24 @@ int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, c
         tpw_host_expect(s, hStream, exec->hosts);
     }
     tpw_launches(s, hStream);
-    int32_t error = (int32_t)s->cuda.cuGraphLaunch(hGraph, hStream->native);
+    struct tpw_need *need = exec ? exec->need : NULL;
+    int32_t error = tpw_need_charge(s, need);
+    error = error ? error : (int32_t)s->cuda.cuGraphLaunch(hGraph, hStream->native);
+    tpw_need_taken(s, need, error);
     if (TP_UNLIKELY(error && calls)) {
         tpw_host_never(s, exec->hosts);
     }
+    return error;
+}
+
+int32_t tpw_cuGraphUpload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuGraphUpload_in *in,
+                          CUgraphExec hGraph, struct tpw_stream *hStream) {
+    const struct exec *exec = tpw_object(s, TPG_GRAPHEXEC, in->hGraph)->record;
+    struct tpw_need *need = exec ? exec->need : NULL;
+    int32_t error = tpw_need_charge(s, need);
+    (void)frame;
+    error = error ? error : (int32_t)s->cuda.cuGraphUpload(hGraph, hStream->native);
+    tpw_need_taken(s, need, error);
     return error;
 }
 
@@ -186,6 +214,8 @@ static int32_t end(struct tpw_session *s, struct tpw_object *object) {
     int32_t error = (int32_t)s->cuda.cuGraphExecDestroy((CUgraphExec)(uintptr_t)object->native);
     if (exec) {
         tpw_keeps_drop(s, &exec->keeps);
+        tpw_need_end(s, exec->need);
+        exec->need = NULL;
     }
     return error;
 }

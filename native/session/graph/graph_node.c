@@ -181,11 +181,8 @@ static unsigned levels(struct tpw_session *s, CUgraph graph, unsigned above, int
     if (above > TPW_GRAPH_DEPTH || *error) {
         return 1;
     }
-    *error = (int32_t)s->cuda.cuGraphGetNodes(graph, NULL, &count);
-    CUgraphNode *nodes = *error || !count ? NULL : calloc(count, sizeof *nodes);
-    if (!*error && count) {
-        *error = nodes ? (int32_t)s->cuda.cuGraphGetNodes(graph, nodes, &count) : CUDA_ERROR_OUT_OF_MEMORY;
-    }
+    CUgraphNode *nodes = NULL;
+    *error = tpw_nodes_of(s, graph, &nodes, &count);
     for (size_t i = 0; i < count && above + most <= TPW_GRAPH_DEPTH && !*error; i++) {
         CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
         CUgraph child = NULL;
@@ -244,15 +241,46 @@ int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, con
     return error;
 }
 
+int32_t tpw_graph_alloc(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_alloc_in *in,
+                        struct tpg_graph_alloc_out *out, const CUDA_MEM_ALLOC_NODE_PARAMS *asked) {
+    CUDA_MEM_ALLOC_NODE_PARAMS params = *asked;
+    struct place place;
+    CUgraphNode made = NULL;
+    uint32_t device = 0;
+    int32_t error = FIND(in);
+    if (!error && place.owner != TPG_GRAPH) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    error = error ? error : (int32_t)s->cuda.cuGraphAddMemAllocNode(&made, place.graph, BEFORE(place), &params);
+    error = error ? error : tpw_device_index(s, params.poolProps.location.id, &device);
+    if (!error) { /* the driver lets no such node be destroyed: without a block it is of no use, and does no harm */
+        TP_ASK(tpw_memory_captured, error, s, place.graph, params.dptr, params.bytesize, device);
+    }
+    error = error ? error : PLACED(made, CUDA_SUCCESS);
+    const struct tpw_range *block = error ? NULL : tpw_range_at(s, params.dptr);
+    if (block) {
+        *out = (struct tpg_graph_alloc_out){
+            .address = params.dptr, .block = block->at.start, .block_size = block->at.size};
+    }
+    return error;
+}
+
 int32_t tpw_graph_host(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_host_in *in) {
     struct place place;
     CUgraphNode made = NULL;
     CUDA_HOST_NODE_PARAMS params = {0};
     int32_t error = FIND(in);
-    if (!error && place.owner != TPG_GRAPH) {
-        error = CUDA_ERROR_NOT_SUPPORTED;
+    if (!error && place.owner == TPG_GRAPHEXEC) {
+        struct tpw_kept *kept = NULL;
+        error = tpw_host_kept(s, in->token, &params.fn, &params.userData, &kept);
+        error = error ? error : tpw_exec_hold(s, place.holder, kept);
+        return error ? error : (int32_t)s->cuda.cuGraphExecHostNodeSetParams(place.exec, place.node, &params);
     }
-    error = error ? error : tpw_host_repeated(s, place.graph, in->token, &params.fn, &params.userData);
+    CUgraph graph = error ? NULL : tpw_graph(s, place.holder, &error);
+    error = error ? error : tpw_host_repeated(s, graph, in->token, &params.fn, &params.userData);
+    if (!error && !place.owner) { /* the function before is needed as long as the graph may be launched as it was */
+        return (int32_t)s->cuda.cuGraphHostNodeSetParams(place.node, &params);
+    }
     error = error ? error : (int32_t)s->cuda.cuGraphAddHostNode(&made, place.graph, BEFORE(place), &params);
     return error ? error : PLACED(made, error);
 }
@@ -331,6 +359,15 @@ int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame
     out->shared_bytes = params.sharedMemBytes;
     out->params = block;
     out->params_size = kernel->parameter_bytes;
+    return error;
+}
+
+int32_t tpw_graph_host_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_host_get_in *in,
+                           struct tpg_graph_host_get_out *out, CUgraphNode node) {
+    CUDA_HOST_NODE_PARAMS params = {0};
+    int32_t error = (int32_t)s->cuda.cuGraphHostNodeGetParams(node, &params);
+    (void)frame, (void)in;
+    out->token = error ? 0 : tpw_host_token(params.fn, params.userData);
     return error;
 }
 

@@ -27,6 +27,8 @@ CUgraphNode tpw_node(struct tpw_session *s, uint64_t handle, int32_t *error);
 /* The natives of nodes, in scratch memory with as much room again behind them. */
 CUgraphNode *tpw_nodes(struct tpw_session *s, const uint64_t *handles, size_t count, int32_t *error);
 CUgraph tpw_graph(struct tpw_session *s, uint64_t handle, int32_t *error);
+/* All nodes of a graph, which the caller frees. */
+int32_t tpw_nodes_of(struct tpw_session *s, CUgraph graph, CUgraphNode **nodes, size_t *count);
 CUgraphExec tpw_exec(struct tpw_session *s, uint64_t handle, int32_t *error);
 uint64_t tpw_graph_of_node(struct tpw_session *s, uint64_t node);
 /* Names a graph that lives inside a child graph node. */
@@ -73,6 +75,19 @@ uint64_t tpw_holder(struct tpw_session *s, uint64_t by);
 int32_t tpw_hold_object(struct tpw_session *s, uint64_t holder, uint32_t kind, uint64_t handle);
 /* A function or kernel: its image, and the context that a function is of. */
 int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct tpw_object *function);
+
+/* ---- graph_memory.c ---- */
+/* What launches of an executable graph take for its memory nodes: bytes on each device. */
+struct tpw_need {
+    uint64_t bytes[TPW_MAX_DEVICES];
+    uint64_t taken; /* it was launched after so many trims less one, and has what it takes */
+};
+/* NULL for a graph that allocates nothing. */
+int32_t tpw_graph_need(struct tpw_session *s, CUgraph graph, struct tpw_need **need);
+/* Before a launch or an upload: the limit refuses it; and behind it, with the driver's answer. NULL needs nothing. */
+int32_t tpw_need_charge(struct tpw_session *s, const struct tpw_need *need);
+void tpw_need_taken(struct tpw_session *s, struct tpw_need *need, int32_t error);
+void tpw_need_end(struct tpw_session *s, struct tpw_need *need);
 
 /* ---- graph_exec.c ---- */
 int32_t tpw_exec_hold(struct tpw_session *s, uint64_t exec, struct tpw_kept *kept);

@@ -78,7 +78,7 @@ void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uin
 
 void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {
     const struct tpw_range *range = tpw_range_at(s, address);
-    if (address % size || (range && range->kind == TPW_RANGE_POOL)) {
+    if (address % size || (range && (range->kind == TPW_RANGE_POOL || range->kind == TPW_RANGE_GRAPH))) {
         tpw_set(error, CUDA_ERROR_INVALID_VALUE);
     }
     tpw_check_range(s, address, size, error);
@@ -217,7 +217,7 @@ static void trim(struct tpw_session *s, void *what, int32_t error) {
 
 /* During a capture nothing may be put into the legacy stream, and cuMemFree would wait for what came later, too: for a host
  * function, whose end only this thread can hear of. So the memory goes back through a stream that nothing else uses. */
-static void free_beside_captures(struct tpw_session *s, CUdeviceptr address) {
+static int32_t free_beside_captures(struct tpw_session *s, CUdeviceptr address) {
     CUstream beside = NULL;
     int32_t error = tpw_stream_may_wait(s) ? (int32_t)CUDA_ERROR_NOT_READY
                                            : (int32_t)s->cuda.cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING);
@@ -228,6 +228,17 @@ static void free_beside_captures(struct tpw_session *s, CUdeviceptr address) {
     if (error) {
         tp_log(TP_WARN, "memory of a pool that was freed during a capture stays in use: error %d", (int)error);
     }
+    return error;
+}
+
+int32_t tpw_graph_memory_free(struct tpw_session *s, uint64_t address, CUstream native) {
+    int32_t error = native        ? (int32_t)s->cuda.cuMemFreeAsync(address, native)
+                    : s->captures ? free_beside_captures(s, address)
+                                  : (int32_t)s->cuda.cuMemFreeAsync(address, CU_STREAM_LEGACY);
+    if (!error) {
+        TP_TELL(tpw_memory_freed, s);
+    }
+    return error;
 }
 
 static void freed(struct tpw_session *s, void *what, int32_t error) {
@@ -237,7 +248,7 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
     s->memory->pending_frees--;
     if (range->kind == TPW_RANGE_POOL) {
         if (s->captures) {
-            free_beside_captures(s, range->at.start);
+            (void)free_beside_captures(s, range->at.start);
         } else {
             s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
         }
@@ -267,6 +278,9 @@ static void freed_now(struct tpw_session *s, struct tpw_range *range, int32_t er
 int32_t tpw_memory_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_free_in *in) {
     (void)frame;
     struct tpw_range *range = tpw_range_at(s, in->address);
+    if (range && range->kind == TPW_RANGE_GRAPH) {
+        return tpw_graph_memory_free(s, in->address, NULL);
+    }
     if (!range || range->at.start != in->address || range->kind > TPW_RANGE_POOL) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -178,6 +178,7 @@ bool tpw_reaches(struct tpw_session *s, uint32_t device, uint64_t address) {
         return s->memory->readers[range->device][device] != 0;
     case TPW_RANGE_MAP:
         return range->access >> device & 1;
+    case TPW_RANGE_GRAPH:
     case TPW_RANGE_POOL: /* cuCtxEnablePeerAccess does not speak of pools */
         return false;
     default: /* of the host, or allocated by the driver, which finds its own way */

@@ -25,6 +25,7 @@ enum tpw_range_kind {
     TPW_RANGE_TWIN,   /* pinned memory of this process */
     TPW_RANGE_PINNED, /* the client's own, a run of the shared segment's arena */
     TPW_RANGE_OTHER,  /* published by another family */
+    TPW_RANGE_GRAPH,  /* addresses of nodes of graphs, whether or not anything is allocated there */
 };
 
 /* Something the client may name in a copy, a memset or a launch. */
@@ -35,6 +36,8 @@ struct tpw_range {
     uint32_t context; /* id of the client's context that made it; 0 = outlives contexts */
     uint32_t access;  /* MAP: a bit for each device that the client gave access */
     uint64_t charged; /* bytes it holds on the quota page */
+    uint64_t users;   /* GRAPH: nodes, and allocations that outlived theirs */
+    uint64_t mark;    /* GRAPH: of the last count */
     void *detail;     /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy */
 };
 
@@ -101,6 +104,10 @@ struct tpw_memory {
     size_t twin_count;
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
     size_t pending_frees;
+    bool graphs_allocate;                  /* some node of a graph ever did */
+    struct tpw_orphan *orphans;            /* graph/graph_memory.c */
+    uint64_t graph_bytes[TPW_MAX_DEVICES]; /* charged for what graphs take */
+    uint64_t graph_trims;                  /* how many times they gave it back */
     size_t pending_gives; /* runs of the segment's arena that the client gave up, but queued work may still use */
 };
 
@@ -163,6 +170,15 @@ uint64_t tpw_units_take(struct tpw_granule *granule, uint64_t bytes);
 void tpw_units_give(struct tpw_granule *granule, uint64_t offset, uint64_t bytes);
 
 /* ---- pool.c ---- */
+/* An allocation in a capturing stream has become a node of that graph: its addresses are the client's while that may be there. */
+typedef int32_t tpw_memory_captured(struct tpw_session *s, CUgraph graph, uint64_t address, uint64_t size,
+                                    uint32_t device);
+TP_LIST(tpw_memory_captured);
+/* Memory of a graph was freed by a stream. */
+typedef void tpw_memory_freed(struct tpw_session *s);
+TP_LIST(tpw_memory_freed);
+/* The same by cuMemFree, whose caller has waited. */
+int32_t tpw_graph_memory_free(struct tpw_session *s, uint64_t address, CUstream native);
 /* Under a limit: gives back what pools keep for later, when it is much. After a free has taken effect. */
 void tpw_pools_trim(struct tpw_session *s);
 

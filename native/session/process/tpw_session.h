@@ -225,6 +225,8 @@ struct tpw_kept {
     uint32_t kind, users;
     bool over; /* the client has ended it: it ends with its last user */
 };
+/* The kinds of those that are no objects: an address of a graph's memory, a host function of an executable graph. */
+enum { TPW_KEPT_MEMORY = 1000, TPW_KEPT_HOST };
 
 /* The kept of an object; NULL without an error for one that never ends, such as a primary context. */
 struct tpw_kept *tpw_kept_of(struct tpw_session *s, struct tpw_object *object, int32_t *error);

@@ -184,6 +184,35 @@ int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, 
     return CUDA_SUCCESS;
 }
 
+int32_t tpw_host_kept(struct tpw_session *s, uint64_t token, CUhostFn *function, void **user, struct tpw_kept **out) {
+    struct tpw_lasting *lasting = tpw_lasting_new(s, token, 0);
+    struct tpw_kept *kept = lasting ? calloc(1, sizeof *kept) : NULL;
+    if (!kept) {
+        free(lasting);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *kept = (struct tpw_kept){.native = (uint64_t)(uintptr_t)lasting, .kind = TPW_KEPT_HOST, .over = true};
+    s->callbacks->repeated++;
+    *function = repeated;
+    *user = lasting;
+    *out = kept;
+    return CUDA_SUCCESS;
+}
+
+static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
+    if (kept->kind != TPW_KEPT_HOST) {
+        return false;
+    }
+    tpw_lasting_gone((void *)(uintptr_t)kept->native);
+    tpw_kept_ended(s, kept);
+    return true;
+}
+TP_REGISTER(tpw_unkept, unkept);
+
+uint64_t tpw_host_token(CUhostFn function, void *user) {
+    return function == repeated ? ((const struct tpw_lasting *)user)->token : 0;
+}
+
 bool tpw_host_any(const struct tpw_session *s) { return s->callbacks && s->callbacks->repeated; }
 
 void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t count) {

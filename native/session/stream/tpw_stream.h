@@ -220,6 +220,10 @@ TP_LIST(tpw_stream_gone);
 /* ---- callback.c ---- */
 /* Makes a host function that runs at every launch of the graph; it ends with the graph and what was made of it. */
 int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, CUhostFn *function, void **user);
+/* The same for one that is needed as long as somebody keeps it. */
+int32_t tpw_host_kept(struct tpw_session *s, uint64_t token, CUhostFn *function, void **user, struct tpw_kept **kept);
+/* What the driver is given for a host function, back again. */
+uint64_t tpw_host_token(CUhostFn function, void *user);
 /* Counts host functions that a launch into the stream will raise. */
 void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t count);
 void tpw_host_never(struct tpw_session *s, uint32_t count); /* the launch failed */

@@ -37,6 +37,7 @@ the roles:
 ``"outstring N"``      text of up to N bytes with its NUL   ``"wanted"``          out, and NULL is the driver's to judge
 ``"struct"``/``"struct?"``, ``"structs N"``, ``"outstruct"``  struct with a declaration read, N of them, one written
 ``"context"``          context, NULL is the current one    ``"known K"``           object of kind K that is told
+``"kept of P"``        struct written whose lists stay as long as the object that the parameter P names
 ``"new K of P"``       the same as new, which ends with the object that the parameter P names
 ``"fresh K of P"``     object of kind K in P that the driver tells: its handle, which it gets when it is first told
 ``"handles K N"``      N objects of kind K read

@@ -21,7 +21,7 @@ from .snapshot import Prototype, declare, parameter_list
 PREFIX = {"cuda": "tpc", "nvml": "tpn"}
 REQUIRED = (
     "out", "outknown", "outstruct", "new", "fresh", "in", "struct", "string", "outbytes", "outarray", "outstring",
-    "versioned",
+    "versioned", "outkept",
 )  # fmt: skip
 # Arguments that name a stream, which lends its context to a thread that has none.
 LENDER = "CUstream"
@@ -283,7 +283,7 @@ def stubs(model: Model, api: Api) -> str:
     lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"', '#include "tpg_ops.h"']
     if any(line.unsafe for line in api.lines.values()):
         lines.append(f'#include "{prefix}_stream.h"')
-    if any(f.role in ("struct", "structs", "outstruct") for op in api.ops for f in op.fields):
+    if any(f.role in ("struct", "structs", "outstruct", "outkept") for op in api.ops for f in op.fields):
         lines.append('#include "tpg_client_structs.h"')
     for op in api.ops:
         if op.prototype:
@@ -455,6 +455,9 @@ def _store(prefix: str, item: Field) -> list[str]:
         return [f"*{name} = ({item.ctype})(uintptr_t)o.{name};", unused]
     if item.role == "outstruct":
         return [f"if ({name}) {{ tpg_store_{item.ctype}(&o.{name}, {name}); }}"]
+    if item.role == "outkept":
+        owner = f"(uint64_t)(uintptr_t){item.owner}"
+        return [f"result = tpg_keep_{item.ctype}({owner}, o.{name}, o.{name}_size, {name});"]
     if item.role == "outbytes":
         size = f"o.{name}_size < {item.length} ? o.{name}_size : {item.length}"
         return [f"if ({name}) {{ memcpy({name}, o.{name}, {size}); }}"]

@@ -322,6 +322,9 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
             )
         if item.role == "outstruct":
             body.append(f"    if (!error) {{ tpg_give_{item.ctype}(s, &n_{item.name}, &out.{item.name}); }}")
+        if item.role == "outkept":
+            tell = f"tpg_tell_{item.ctype}(s, &n_{item.name}, &out.{item.name}_size, &error)"
+            body.append(f"    if (!error) {{ out.{item.name} = {tell}; }}")
         if item.role == "gone":
             body.append(f"    if (!error) {{ tpw_forget(s, TPG_{item.kind.upper()}, in.{item.name}); }}")
     return body
@@ -339,7 +342,7 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         return [f"{ctype} n_{name} = ({ctype})(uintptr_t){call};", *keep], f"n_{name}"
     if item.role in ("new", "outknown", "outfresh"):
         return [f"{item.ctype} n_{name} = 0;"], f"&n_{name}"
-    if item.role == "outstruct":
+    if item.role in ("outstruct", "outkept"):
         return [f"{item.ctype} n_{name};", f"memset(&n_{name}, 0, sizeof n_{name});"], f"&n_{name}"
     if item.role in ("struct", "structs"):
         return _rebuilt(op, item), f"n_{name}"

@@ -15,7 +15,7 @@ from .structs import Group, Member, Struct
 def client_structs(model: Model) -> str:
     """tpg_client_structs.h: for each struct its checks and its flattening."""
     lines = [NOTE, "#ifndef TPG_CLIENT_STRUCTS_H", "#define TPG_CLIENT_STRUCTS_H"]
-    lines += ['#include "tpc_memory.h"', '#include "tpg_cuda.h"', "#include <tp_extent.h>"]
+    lines += ['#include "tpc_memory.h"', '#include "tpg_cuda.h"', "#include <stdlib.h>", "#include <tp_extent.h>"]
     for struct in model.structs.values():
         for field in _by_hand(struct):
             lines.append(f"CUresult tpc_size_{field}(const {struct.name} *from, size_t *size);")
@@ -25,6 +25,7 @@ def client_structs(model: Model) -> str:
         lines += _tails(model, struct, "put", "struct tp_cursor *c")
         lines += _flatten(struct)
         lines += _store(struct)
+        lines += _keep(struct)
     return "\n".join([*lines, "#endif", ""])
 
 
@@ -39,6 +40,7 @@ def session_structs(model: Model) -> str:
         lines += _take(struct)
         lines += _take_list(struct)
         lines += _give(struct)
+        lines += _tell(struct)
     return "\n".join([*lines, "#endif", ""])
 
 
@@ -325,3 +327,64 @@ def _store(struct: Struct) -> list[str]:
     name = struct.name
     body = ["memset(to, 0, sizeof *to);", *_walk(struct, _StoreSide())]
     return _function(f"void tpg_store_{name}(const {name} *from, {name} *to)", body)
+
+
+def _lists(struct: Struct) -> list[Member]:
+    """Lists of which nothing says whether they count."""
+    return [m for m in struct.members if isinstance(m, Member) and m.role == "structs"]
+
+
+def _tell(struct: Struct) -> list[str]:
+    """The session's image of what the driver has told, with its lists behind it."""
+    name, lists = struct.name, _lists(struct)
+    if not lists:
+        return []
+    counts = [m.length.replace("@", "from->") for m in lists]
+    room = " + ".join(f"{c} * sizeof *from->{m.path}" for m, c in zip(lists, counts, strict=True))
+    body = [
+        f"uint64_t room = sizeof *from + {room};",
+        "unsigned char *bytes = tpw_scratch(s, room, 1, error), *at = bytes + sizeof *from;",
+        "if (!bytes) { return NULL; }",
+        "*size = room;",
+        f"tpg_give_{name}(s, from, ({name} *)(void *)bytes);",
+    ]
+    for member, count in zip(lists, counts, strict=True):
+        kind = member.kind
+        give = f"tpg_give_{kind}(s, &from->{member.path}[i], ({kind} *)(void *)at);"
+        body.append(f"for (uint64_t i = 0; i < {count}; i++, at += sizeof({kind})) {{ {give} }}")
+    head = f"const void *tpg_tell_{name}(struct tpw_session *s, const {name} *from, size_t *size, int32_t *error)"
+    return _function(head, [*body, "return bytes;"])
+
+
+def _keep(struct: Struct) -> list[str]:
+    """The client's struct from that, its lists kept for the object that has them."""
+    name, lists = struct.name, _lists(struct)
+    if not lists:
+        return []
+    body = [
+        f"{name} image, *from = &image;",
+        "const unsigned char *at = bytes;",
+        "if (size < sizeof image) { return CUDA_ERROR_UNKNOWN; }",
+        "memcpy(&image, at, sizeof image);",
+        f"tpg_store_{name}(from, to);",
+        "at += sizeof image;",
+        "size -= sizeof image;",
+    ]
+    for member in lists:
+        count, kind = member.length.replace("@", "from->"), member.kind
+        body += [
+            f"if ({count} > size / sizeof({kind})) {{ return CUDA_ERROR_UNKNOWN; }}",
+            f"{kind} *{member.path} = calloc({count} + 1, sizeof({kind})), one;",
+            f"for (uint64_t i = 0; {member.path} && i < {count}; i++) {{",
+            "    memcpy(&one, at + i * sizeof one, sizeof one);",
+            f"    tpg_store_{kind}(&one, &{member.path}[i]);",
+            "}",
+            f"to->{member.path} = {member.path} ? tpc_told(owner, NULL, {member.path}, {count} * sizeof one, 0)"
+            " : NULL;",
+            f"free({member.path});",
+            f"if (!to->{member.path}) {{ return CUDA_ERROR_OUT_OF_MEMORY; }}",
+            f"at += {count} * sizeof one;",
+            f"size -= {count} * sizeof one;",
+        ]
+    head = f"CUresult tpg_keep_{name}(uint64_t owner, const void *bytes, size_t size, {name} *to)"
+    return _function(head, [*body, "return CUDA_SUCCESS;"])

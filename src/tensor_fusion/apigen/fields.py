@@ -24,7 +24,7 @@ class Field:
 
     name: str
     role: str  # value handle name new fresh gone device dev in bytes array handles names string versioned wanted
-    #            | out outknown outfresh outbytes outarray outstring outversioned outwanted
+    #            | out outknown outfresh outbytes outarray outstring outversioned outwanted outkept
     ctype: str
     size: int = 0
     kind: str = ""
@@ -47,7 +47,8 @@ class Field:
     @property
     def is_bytes(self) -> bool:
         """Travels as bytes with a length, whatever the memory is for."""
-        return self.role in ("bytes", "outbytes", "outstring", "versioned", "outversioned", "struct", "structs")
+        told = self.role in ("outbytes", "outstring", "outversioned", "outkept")
+        return told or self.role in ("bytes", "versioned", "struct", "structs")
 
     @property
     def variable(self) -> bool:
@@ -87,6 +88,7 @@ WORDS = {
     "struct": _Word(optional=True, fits="declared"),
     "structs": _Word("length", fits="declared"),
     "outstruct": _Word(optional=True, fits="declared"),
+    "kept": _Word("length", fits="declared"),
     "handles": _Word("kind length", optional=True, fits="handles"),
     "dev": _Word("length", fits="CUdeviceptr"),
     "word": _Word("length", fits="CUdeviceptr"),
@@ -139,6 +141,11 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
         return Field(name, "outknown" if word == "known" else word, plain, 8, handle, owner=owner)
     if word in ("struct", "structs"):
         return Field(name, word, plain, 0, length=length, optional=optional, by=by)
+    if word == "kept":
+        owner = length.removeprefix("of ")
+        if owner == length:
+            raise refuse(line.place, line.name, f"{name} is kept: say as long as what, as 'kept of …'")
+        return Field(name, "outkept", plain, 0, owner=owner)
     if word == "handles":
         return Field(name, word, plain, 0, handle, length, optional)
     if word == "string":

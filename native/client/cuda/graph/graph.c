@@ -60,7 +60,7 @@ void tpc_graph_forget(uint64_t graph) {
     uint64_t node;
     for (uint32_t at = 0; (node = tpc_next_handle(TPG_GRAPHNODE, as_record(graph), &at));) {
         forget_inside(node);
-        tpc_node_forget(node);
+        tpc_told_end(node);
         tpc_unmint(TPG_GRAPHNODE, node);
     }
     tpc_unmint(TPG_GRAPH, graph);
@@ -90,7 +90,7 @@ CUresult tpc_cuGraphDestroyNode(CUgraphNode hNode) {
     if (result == CUDA_SUCCESS) {
         result = tpc_node_gives_up(in.node);
         forget_inside(in.node);
-        tpc_node_forget(in.node);
+        tpc_told_end(in.node);
         tpc_unmint(TPG_GRAPHNODE, in.node);
     }
     return result;

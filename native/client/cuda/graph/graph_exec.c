@@ -96,7 +96,17 @@ CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
         tpc_twins_push();
     }
     TPC_TRY(TPC_MANAGED_LEAVE(hStream));
-    return tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream);
+    CUresult result = tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream);
+    if (result == CUDA_SUCCESS) {
+        tpc_graph_memory_asks();
+    }
+    return result;
+}
+
+CUresult tpc_check_cuGraphUpload(CUgraphExec hGraphExec, CUstream hStream) {
+    (void)hGraphExec, (void)hStream;
+    tpc_graph_memory_asks();
+    return CUDA_SUCCESS;
 }
 
 void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {

@@ -3,7 +3,7 @@
  *
  * Any thread. Adding waits for the answer, because the driver refuses at once; changing an executable graph is posted, since
  * programs do it before each launch. A kernel's parameters are gathered as for a launch. The arrays that GetParams points to
- * belong to this file and last as long as the node's handle; their list is guarded by a lock.
+ * last as long as the node's handle (process/told.c).
  */
 #include "tpc_graph_node.h"
 #include "tpc_code.h"
@@ -88,87 +88,15 @@ void tpc_put_CUDA_KERNEL_NODE_PARAMS_func(const CUDA_KERNEL_NODE_PARAMS *from, s
 
 /* ---- reading a kernel's parameters back ---- */
 
-struct read_back {
-    struct read_back *next;
-    uint64_t node;
-    const struct tpc_kernel *kernel;
-    size_t size;
-    void **params;
-    unsigned char *block;
-};
-
-static struct tp_lock lock;
-static struct read_back *read_backs;
-
-static void release(struct read_back *gone) {
-    if (gone) {
-        free(gone->params);
-        free(gone->block);
-        free(gone);
-    }
-}
-
-/* Takes what was told of a node out of the list. Under the lock. */
-static struct read_back *take(uint64_t node) {
-    struct read_back *found = NULL;
-    for (struct read_back **at = &read_backs; *at; at = &(*at)->next) {
-        if ((*at)->node == node) {
-            found = *at;
-            *at = found->next;
-            break;
-        }
-    }
-    return found;
-}
-
-void tpc_node_forget(uint64_t node) {
-    tp_lock_take(&lock);
-    struct read_back *gone = take(node);
-    tp_lock_drop(&lock);
-    release(gone);
-}
-
-static struct read_back *make(uint64_t node, const struct tpc_kernel *k, const void *bytes, size_t size) {
-    struct read_back *made = calloc(1, sizeof *made);
-    if (!made) {
-        return NULL;
-    }
-    *made = (struct read_back){.node = node,
-                               .kernel = k,
-                               .size = size,
-                               .params = calloc(k->parameters + 1, sizeof *made->params),
-                               .block = calloc(1, size + 1)};
-    if (!made->params || !made->block) {
-        release(made);
-        return NULL;
-    }
-    if (size) {
-        memcpy(made->block, bytes, size);
-    }
-    const struct tpc_parameter *layout = atomic_load_explicit(&k->layout, memory_order_relaxed);
-    for (uint32_t i = 0; i < k->parameters; i++) {
-        made->params[i] = made->block + layout[i].offset;
-    }
-    return made;
-}
-
-/* What was told before stays where it is for as long as it is right: the program may still use it. */
+/* The bytes of the parameters, and behind them an address for each. */
 static void **keep(uint64_t node, const struct tpc_kernel *k, const void *bytes, size_t size) {
-    struct read_back *made = make(node, k, bytes, size);
-    if (!made) {
-        return NULL;
+    const struct tpc_parameter *layout = atomic_load_explicit(&k->layout, memory_order_relaxed);
+    const size_t padded = (size + 15) & ~(size_t)15;
+    unsigned char *block = tpc_told(node, k, bytes, size, padded - size + (k->parameters + 1) * sizeof(void *));
+    void **params = block ? (void **)(void *)(block + padded) : NULL;
+    for (uint32_t i = 0; block && i < k->parameters; i++) {
+        params[i] = block + layout[i].offset;
     }
-    tp_lock_take(&lock);
-    struct read_back *stays = take(node), *gone = made;
-    if (!stays || stays->kernel != k || stays->size != size || memcmp(stays->block, made->block, size) != 0) {
-        gone = stays;
-        stays = made;
-    }
-    stays->next = read_backs;
-    read_backs = stays;
-    void **params = stays->params;
-    tp_lock_drop(&lock);
-    release(gone);
     return params;
 }
 
@@ -302,15 +230,77 @@ CUresult tpc_cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const 
                                    host_node("cuGraphAddHostNode", &t, nodeParams->fn, nodeParams->userData));
 }
 
+static CUresult set_host(const char *name, CUresult found, struct tpc_node_target *t, const CUDA_HOST_NODE_PARAMS *p) {
+    if (found != CUDA_SUCCESS || !p) {
+        return found != CUDA_SUCCESS ? found : CUDA_ERROR_INVALID_VALUE;
+    }
+    t->wait = true;
+    return host_node(name, t, p->fn, p->userData);
+}
+
+CUresult tpc_cuGraphHostNodeSetParams(CUgraphNode hNode, const CUDA_HOST_NODE_PARAMS *nodeParams) {
+    struct tpc_node_target t;
+    return set_host("cuGraphHostNodeSetParams", tpc_node_itself(&t, hNode), &t, nodeParams);
+}
+
+CUresult tpc_cuGraphExecHostNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
+                                          const CUDA_HOST_NODE_PARAMS *nodeParams) {
+    struct tpc_node_target t;
+    return set_host("cuGraphExecHostNodeSetParams", tpc_node_in_exec(&t, hGraphExec, hNode), &t, nodeParams);
+}
+
+CUresult tpc_cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams) {
+    if (!nodeParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    struct tpg_graph_host_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
+    struct tpg_graph_host_get_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_host_get("cuGraphHostNodeGetParams", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && !tpc_host_of(out.token, &nodeParams->fn, &nodeParams->userData)) {
+        result = tpc_bad_reply(&reply);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
 void tpc_noted_cuGraphAddEventRecordNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                          size_t numDependencies, CUevent event) {
     (void)phGraphNode, (void)hGraph, (void)dependencies, (void)numDependencies, (void)event;
     tpc_watch_graphs_record();
 }
 
+static CUresult alloc_node(const char *name, const struct tpc_node_target *t, CUDA_MEM_ALLOC_NODE_PARAMS *p) {
+    struct tpc_flat params TPC_FLAT = {.size = 0};
+    TPC_TRY(tpg_flatten_CUDA_MEM_ALLOC_NODE_PARAMS(p, 1, &params));
+    struct tpg_graph_alloc_in in = {TPC_TARGET(t), .params = params.bytes, .params_size = params.size};
+    struct tpg_graph_alloc_out out = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_graph_alloc(name, &in, &out, &reply);
+    tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS) {
+        tpc_graph_block(out.block, out.block_size, p->poolProps.location.id);
+        p->dptr = out.address;
+    }
+    return result;
+}
+
+CUresult tpc_cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                    size_t numDependencies, CUDA_MEM_ALLOC_NODE_PARAMS *nodeParams) {
+    struct tpc_node_target t;
+    if (!nodeParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
+    return result ? result : tpc_node_added(&t, phGraphNode, alloc_node("cuGraphAddMemAllocNode", &t, nodeParams));
+}
+
 /* Nodes whose parameters need more than their description says: where they go is settled before. */
-static CUresult settled_node(const char *name, const struct tpc_node_target *t, const CUgraphNodeParams *p) {
+static CUresult settled_node(const char *name, const struct tpc_node_target *t, CUgraphNodeParams *p) {
     static _Atomic bool said;
+    CUDA_MEM_ALLOC_NODE_PARAMS alloc;
+    CUresult result;
     switch (p->type) {
     case CU_GRAPH_NODE_TYPE_MEMCPY:
         return tpc_node_copy(name, t, &p->memcpy.copyParams, p->memcpy.copyCtx);
@@ -318,6 +308,11 @@ static CUresult settled_node(const char *name, const struct tpc_node_target *t, 
         return host_node(name, t, p->host.fn, p->host.userData);
     case CU_GRAPH_NODE_TYPE_GRAPH:
         return child_node(name, t, p->graph.graph, p->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
+    case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
+        memcpy(&alloc, &p->alloc, sizeof alloc);
+        result = alloc_node(name, t, &alloc);
+        p->alloc.dptr = result == CUDA_SUCCESS ? alloc.dptr : p->alloc.dptr;
+        return result;
     default:
         tp_say_once(&said, "%s: nodes of type %d are not supported here", name, (int)p->type);
         return CUDA_ERROR_NOT_SUPPORTED;
@@ -344,6 +339,8 @@ static CUresult described_node(CUgraphNode *out, CUgraph graph, const CUgraphNod
         return tpc_cuGraphAddEventRecordNode(out, graph, before, count, p->eventRecord.event);
     case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
         return tpc_cuGraphAddEventWaitNode(out, graph, before, count, p->eventWait.event);
+    case CU_GRAPH_NODE_TYPE_MEM_FREE:
+        return tpc_cuGraphAddMemFreeNode(out, graph, before, count, p->free.dptr);
     case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
         memcpy(&batch, &p->memOp, sizeof batch);
         return tpc_cuGraphAddBatchMemOpNode(out, graph, before, count, &batch);
@@ -371,7 +368,7 @@ CUresult tpc_cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const C
                                CUgraphNodeParams *nodeParams) {
     struct tpc_node_target t;
     bool described;
-    if (!phGraphNode || !nodeParams || (numDependencies && !dependencies)) {
+    if (!phGraphNode || !tpc_params_clean(nodeParams) || (numDependencies && !dependencies)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     bool plain = tpc_edges_plain(dependencyData, numDependencies);

@@ -41,7 +41,4 @@ CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_
 CUresult tpc_copies_before_launch(const char *name, CUgraphExec exec, CUstream stream);
 void tpc_copies_behind_launch(const char *name, CUgraphExec exec, CUstream stream);
 
-/* ---- graph_node.c ---- */
-void tpc_node_forget(uint64_t node);
-
 #endif

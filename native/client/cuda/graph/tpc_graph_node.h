@@ -49,6 +49,10 @@ CUresult tpc_node_added(const struct tpc_node_target *t, CUgraphNode *out, CUres
 CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node);
 CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node);
 
+/* ---- graph_set.c ---- */
+/* The parameters of a node of any kind are there, and what is reserved in them is 0. */
+bool tpc_params_clean(const CUgraphNodeParams *params);
+
 /* ---- graph_node_copy.c ---- */
 CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const CUDA_MEMCPY3D *p, CUcontext context);
 /* What its graph has for the copy that the node was. */

@@ -122,14 +122,20 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
         return CUDA_SUCCESS;
     }
     TPC_CAPTURE_UNSAFE("cuMemFree");
-    unsigned int made = tpc_range_at(dptr, &range) && range.start == dptr ? range.flags & TPC_MADE_MASK : 0;
-    if (made == TPC_MADE_MANAGED) {
+    unsigned int made = tpc_range_at(dptr, &range) ? range.flags & TPC_MADE_MASK : 0;
+    struct tpg_memory_free_in in = {.address = dptr};
+    if (made ==
+        TPC_MADE_GRAPH) { /* it waits, as the driver's does, and the driver says whether anything is allocated there */
+        TPC_TRY(tpc_cuCtxSynchronize());
+        tpc_wait_for_next_post();
+        return tpc_post_memory_free("cuMemFree", &in);
+    }
+    if (made == TPC_MADE_MANAGED && range.start == dptr) {
         return tpc_managed_free(dptr);
     }
-    if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || !tpc_range_remove(dptr, NULL)) {
+    if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || range.start != dptr || !tpc_range_remove(dptr, NULL)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_memory_free_in in = {.address = dptr};
     return tpc_post_memory_free("cuMemFree", &in);
 }
 

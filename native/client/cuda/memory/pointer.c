@@ -32,7 +32,8 @@ static int device_of(const struct tpc_range *range) {
     if (range && (range->flags & TPC_MADE_MASK) == TPC_MADE_MAP) {
         return tpc_mapping_device(range->detail);
     }
-    if (range && (range->flags & TPC_MADE_MASK) == TPC_MADE_POOL) {
+    unsigned int made = range ? range->flags & TPC_MADE_MASK : 0;
+    if (made == TPC_MADE_POOL || made == TPC_MADE_GRAPH) {
         return range->device;
     }
     return range && range->context ? range->context->device
@@ -54,7 +55,8 @@ const struct tpc_context *tpc_range_context(const struct tpc_range *range) {
 /* `range` NULL: an address that is not CUDA's. Sizes are those that cuda.h states for each attribute. */
 static CUresult answer_one(void *data, CUpointer_attribute attribute, const struct tpc_range *range, uint64_t address) {
     unsigned int made = range ? range->flags & TPC_MADE_MASK : 0;
-    const bool plain = range && made != TPC_MADE_MAP && made != TPC_MADE_POOL, managed = made == TPC_MADE_MANAGED;
+    const bool managed = made == TPC_MADE_MANAGED;
+    const bool plain = range && made != TPC_MADE_MAP && made != TPC_MADE_POOL && made != TPC_MADE_GRAPH;
     switch (attribute) {
     case CU_POINTER_ATTRIBUTE_CONTEXT:
         ANSWER(CUcontext, (uintptr_t)(plain && range->context ? range->context->handle : 0));

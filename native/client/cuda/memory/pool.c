@@ -8,6 +8,7 @@
 #include "tpc_memory.h"
 #include "tpc_stream.h"
 #include "tpg_client_structs.h"
+#include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
 #define DEVICES_MAX 64
@@ -164,6 +165,46 @@ CUresult tpc_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, 
     return attribute("cuMemPoolGetAttribute", pool, attr, value, false);
 }
 
+/* ---- addresses of graphs ---- */
+
+static _Atomic unsigned int blocks;
+
+static void no_block(uint64_t start, uint64_t size) {
+    struct tpc_range range;
+    for (uint64_t at = start; (tpc_range_at(at, &range) || tpc_range_next(at, &range)) && range.start - start < size;
+         at = range.start + range.size) {
+        if ((range.flags & TPC_MADE_MASK) == TPC_MADE_GRAPH && tpc_range_remove(range.start, NULL)) {
+            atomic_fetch_sub(&blocks, 1);
+        }
+    }
+}
+
+bool tpc_graph_block(uint64_t start, uint64_t size, int device) {
+    struct tpc_range range = {.start = start,
+                              .size = size,
+                              .where = TPC_DEVICE_MEMORY,
+                              .context = tpc_primary_of(device),
+                              .device = device,
+                              .flags = TPC_MADE_GRAPH};
+    no_block(start, size); /* they are part of this one */
+    bool added = tpc_range_insert(&range);
+    if (added) {
+        atomic_fetch_add(&blocks, 1);
+    }
+    return added;
+}
+
+bool tpc_on_graph_memory_gone(const struct tpg_graph_memory_gone_in *in) {
+    no_block(in->address, in->size);
+    return true;
+}
+
+void tpc_graph_memory_asks(void) {
+    if (TP_UNLIKELY(atomic_load_explicit(&blocks, memory_order_relaxed))) {
+        tpc_wait_for_next_post();
+    }
+}
+
 /* ---- allocations ---- */
 
 static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream) {
@@ -198,6 +239,12 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
     struct tp_reply reply;
     result = tpc_call_pool_alloc(name, &in, &out, &reply);
     tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS && out.block_size) {
+        result =
+            tpc_graph_block(out.block, out.block_size, (int)(place - places)) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+        *dptr = result == CUDA_SUCCESS ? out.address : 0;
+        return result;
+    }
     if (result != CUDA_SUCCESS) {
         return result;
     }
@@ -234,11 +281,15 @@ CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     if (!dptr) {
         return CUDA_SUCCESS;
     }
-    unsigned int made = tpc_range_at(dptr, &range) && range.start == dptr ? range.flags & TPC_MADE_MASK : 0;
-    if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || !tpc_range_remove(dptr, &range)) {
+    unsigned int made = tpc_range_at(dptr, &range) ? range.flags & TPC_MADE_MASK : 0;
+    struct tpg_pool_free_in in = {.address = dptr, .stream = (uint64_t)(uintptr_t)hStream};
+    if (made == TPC_MADE_GRAPH) { /* the driver says whether anything is allocated there */
+        tpc_wait_for_next_post();
+        return tpc_post_pool_free("cuMemFreeAsync", &in);
+    }
+    if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || range.start != dptr || !tpc_range_remove(dptr, &range)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_pool_free_in in = {.address = dptr, .stream = (uint64_t)(uintptr_t)hStream};
     CUresult result = tpc_post_pool_free("cuMemFreeAsync", &in);
     if (result != CUDA_SUCCESS) {
         tpc_range_add(&range); /* refused at once, as in a capture: the memory is still there */

@@ -163,7 +163,8 @@ bool tpc_range_covers(uint64_t address, uint64_t size) {
 CUresult tpc_range_word(uint64_t address, uint64_t size) {
     static _Atomic bool said;
     struct tpc_range range;
-    if (address % size || !tpc_range_at(address, &range) || (range.flags & TPC_MADE_MASK) == TPC_MADE_POOL) {
+    if (address % size || !tpc_range_at(address, &range) || (range.flags & TPC_MADE_MASK) == TPC_MADE_POOL ||
+        (range.flags & TPC_MADE_MASK) == TPC_MADE_GRAPH) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (range.where == TPC_PINNED && !on_device(&range) && size <= range.size - (address - range.start)) {

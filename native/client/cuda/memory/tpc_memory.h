@@ -44,8 +44,9 @@ enum tpc_range_made {
     TPC_MADE_TWIN = 6 << 16,     /* device side of mapped host memory; detail: struct tpc_host */
     TPC_MADE_ARENA = 7 << 16,    /* cuMemHostAlloc inside the shared segment; detail: struct tpc_host */
     TPC_MADE_MANAGED = 8
-        << 16, /* cuMemAllocManaged; detail: struct tpc_managed; device_address: the stream that a touch
+        << 16,                /* cuMemAllocManaged; detail: struct tpc_managed; device_address: the stream that a touch
                                   * waits for, 0 = all */
+    TPC_MADE_GRAPH = 9 << 16, /* addresses of nodes of graphs, whatever is allocated there */
     TPC_MADE_MASK = 15 << 16,
     TPC_SYNC_MEMOPS = 1 << 20,
 };
@@ -80,6 +81,12 @@ CUresult tpc_managed_leave(CUstream stream);
 /* The same of one managed allocation, however it is attached: a copy or a memset is about to use it. */
 CUresult tpc_managed_use(const struct tpc_range *range);
 CUresult tpc_managed_free(uint64_t start);
+
+/* ---- pool.c ---- */
+/* Nodes of graphs have these addresses now: with others of theirs they are one block. False without memory for it. */
+bool tpc_graph_block(uint64_t start, uint64_t size, int device);
+/* Before a post that the driver may refuse at once because of memory of graphs: it is waited for while there is any. */
+void tpc_graph_memory_asks(void);
 
 /* ---- hostmem.c ---- */
 struct tpc_host {

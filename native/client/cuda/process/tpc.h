@@ -153,6 +153,12 @@ struct tpc_flat {
     unsigned char near[448];
 };
 bool tpc_flat_make(struct tpc_flat *flat, size_t size);
+/* ---- told.c ---- */
+/* A copy of what is told of the object `handle`: the one that was told before if it is equal and of the same form, whatever that
+ * says. `more` bytes behind it, zero at first, are the caller's. NULL without memory. */
+void *tpc_told(uint64_t handle, const void *form, const void *bytes, size_t size, size_t more);
+void tpc_told_end(uint64_t handle);
+
 void tpc_flat_end(struct tpc_flat *flat);
 #define TPC_FLAT __attribute__((cleanup(tpc_flat_end)))
 #define TPC_TRY(call)                                                                                                  \

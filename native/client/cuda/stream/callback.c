@@ -300,6 +300,17 @@ uint64_t tpc_host_lasting(CUhostFn function, void *user) {
     return able ? token : 0;
 }
 
+bool tpc_host_of(uint64_t token, CUhostFn *function, void **user) {
+    tp_lock_take(&lock);
+    const struct call *call = *place_of(token);
+    if (call) {
+        *function = call->function;
+        *user = call->user;
+    }
+    tp_lock_drop(&lock);
+    return call != NULL;
+}
+
 CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn destroy, unsigned int initialRefcount,
                                 unsigned int flags) {
     if (!object_out || !destroy || !initialRefcount || initialRefcount > INT32_MAX ||

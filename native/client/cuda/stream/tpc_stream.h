@@ -130,6 +130,8 @@ typedef void tpc_host_function_over(void);
 TP_LIST(tpc_host_function_over);
 /* Makes a token for a host function that runs at every launch of a graph. 0 without memory. */
 uint64_t tpc_host_lasting(CUhostFn function, void *user);
+/* What a token stands for; false for none. */
+bool tpc_host_of(uint64_t token, CUhostFn *function, void **user);
 /* The worker did not take the token. */
 void tpc_host_refused(uint64_t token);
 

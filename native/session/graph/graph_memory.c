@@ -1,0 +1,258 @@
+/*
+ * Memory of graphs: which addresses their nodes have, for how long, and what launches take of the limit.
+ *
+ * Executor thread only. The driver gives the addresses of an allocation node away when it is made, and may give the same to
+ * another node of the graph, so addresses that meet are one block with several users. A user is a node, by a user object of the driver
+ * (hold.c) that says when its graph and all that was made of it are gone; memory that is allocated then stays until it is
+ * freed. The driver takes memory when a graph is launched or uploaded and keeps it until it is trimmed: the most that a launch
+ * can take is charged before, what the driver has taken is what stays charged.
+ */
+#include "tpg_answer.h"
+#include "tpg_session.h"
+#include "tpw_graph.h"
+#include "tpw_memory.h"
+
+#include <stdlib.h>
+
+#define CHUNK (32ull << 20) /* what the driver takes at once (580.159.04 on an H200, measured) */
+
+/* Memory that outlives the graphs that had its addresses. */
+struct tpw_orphan {
+    struct tpw_orphan *next;
+    uint64_t address;
+};
+
+/* ---- blocks ---- */
+
+static struct tpw_range *touching(struct tpw_session *s, uint64_t start, uint64_t end) {
+    struct tpw_range *range = tpw_range_at(s, start);
+    if (!range) {
+        range = (struct tpw_range *)tp_interval_from(&s->memory->ranges, start);
+    }
+    return range && range->at.start < end ? range : NULL;
+}
+
+/* The block of addresses with one user more; NULL where they are another kind's memory, or without memory. */
+static struct tpw_range *join(struct tpw_session *s, uint64_t address, uint64_t size, uint32_t device) {
+    uint64_t start = address, end = 0, users = 1;
+    struct tpw_range *range = NULL;
+    bool good = size && !__builtin_add_overflow(address, size, &end);
+    for (uint64_t at = address; good && (range = touching(s, at, end)); at = range->at.start + range->at.size) {
+        good = range->kind == TPW_RANGE_GRAPH;
+    }
+    if (!good) {
+        tp_log(TP_ERROR, "a node of a graph has %llu bytes at 0x%llx, where the client has other memory",
+               (unsigned long long)size, (unsigned long long)address);
+        return NULL;
+    }
+    while ((range = touching(s, address, end))) {
+        start = range->at.start < start ? range->at.start : start;
+        end = range->at.start + range->at.size > end ? range->at.start + range->at.size : end;
+        users += range->users;
+        free(tp_interval_remove(&s->memory->ranges, range->at.start));
+    }
+    range = tpw_range_new(s, start, end - start, TPW_RANGE_GRAPH);
+    if (range) {
+        range->users = users;
+        range->device = device;
+    }
+    return range;
+}
+
+static void leave(struct tpw_session *s, uint64_t address) {
+    struct tpw_range *range = tpw_range_at(s, address);
+    if (!range || range->kind != TPW_RANGE_GRAPH || --range->users) {
+        return;
+    }
+    struct tpg_graph_memory_gone_in message = {.address = range->at.start, .size = range->at.size};
+    free(tp_interval_remove(&s->memory->ranges, range->at.start));
+    tpg_send_graph_memory_gone(s, &message);
+}
+
+/* The driver knows addresses of graphs only while something is allocated there. */
+static bool allocated(struct tpw_session *s, uint64_t address) {
+    CUmemorytype type = 0;
+    int32_t error = (int32_t)s->cuda.cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address);
+    if (error && error != CUDA_ERROR_INVALID_VALUE) {
+        tp_log(TP_WARN, "the driver does not tell whether a graph's memory is there still: error %d", error);
+    }
+    return !error;
+}
+
+static void freed(struct tpw_session *s) {
+    for (struct tpw_orphan **at = &s->memory->orphans; *at;) {
+        struct tpw_orphan *orphan = *at;
+        if (allocated(s, orphan->address)) {
+            at = &orphan->next;
+            continue;
+        }
+        *at = orphan->next;
+        leave(s, orphan->address);
+        free(orphan);
+    }
+}
+
+TP_REGISTER(tpw_memory_freed, freed);
+
+static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
+    if (kept->kind != TPW_KEPT_MEMORY) {
+        return false;
+    }
+    struct tpw_orphan *orphan = allocated(s, kept->native) ? malloc(sizeof *orphan) : NULL;
+    if (orphan) {
+        *orphan = (struct tpw_orphan){.next = s->memory->orphans, .address = kept->native};
+        s->memory->orphans = orphan;
+    } else {
+        leave(s, kept->native);
+    }
+    freed(s);
+    tpw_kept_ended(s, kept);
+    return true;
+}
+TP_REGISTER(tpw_unkept, unkept);
+
+static int32_t allocates(struct tpw_session *s, CUgraph graph, uint64_t address, uint64_t size, uint32_t device) {
+    struct tpw_kept *kept = calloc(1, sizeof *kept);
+    struct tpw_range *block = kept && tpw_memory_state(s) ? join(s, address, size, device) : NULL;
+    if (!block) {
+        free(kept);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    s->memory->graphs_allocate = true;
+    *kept = (struct tpw_kept){.native = address, .kind = TPW_KEPT_MEMORY, .over = true};
+    int32_t error = tpw_keep_in_graph(s, graph, kept);
+    if (error && !kept->users) { /* else its user says so, in time */
+        free(kept);
+        leave(s, address);
+    }
+    return error;
+}
+TP_REGISTER(tpw_memory_captured, allocates);
+
+/* ---- what launches take ---- */
+
+/* What the driver has taken for graphs on a device is what stays charged. */
+static void settle(struct tpw_session *s, uint32_t device) {
+    cuuint64_t taken = 0;
+    uint64_t *charged = &s->memory->graph_bytes[device];
+    int32_t error = (int32_t)s->cuda.cuDeviceGetGraphMemAttribute(s->devices[device],
+                                                                  CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT, &taken);
+    if (error) {
+        tp_log(TP_WARN, "the driver does not tell what graphs take of device %u: error %d", device, error);
+        return;
+    }
+    if (taken > *charged && tpw_charge(s, device, taken - *charged)) {
+        tp_log(TP_WARN, "graphs take %llu bytes of device %u, more than was foreseen, and pass the memory limit",
+               (unsigned long long)taken, device);
+        return;
+    }
+    tpw_uncharge(s, device, *charged > taken ? *charged - taken : 0);
+    *charged = taken;
+}
+
+static int32_t trim(struct tpw_session *s, uint32_t device) {
+    int32_t error = (int32_t)s->cuda.cuDeviceGraphMemTrim(s->devices[device]);
+    if (!error && tpw_memory_state(s)) {
+        s->memory->graph_trims++; /* what was there for a launch may be so no more */
+        settle(s, device);
+    }
+    return error;
+}
+
+int32_t tpw_cuDeviceGraphMemTrim(struct tpw_session *s, const struct tp_frame *frame,
+                                 const struct tpg_cuDeviceGraphMemTrim_in *in) {
+    uint32_t device = 0;
+    (void)frame;
+    int32_t error = tpw_device_index(s, in->device, &device);
+    return error ? error : trim(s, device);
+}
+
+static int32_t count(struct tpw_session *s, CUgraph graph, unsigned depth, uint64_t mark, uint64_t *bytes, bool *has) {
+    CUgraphNode *nodes = NULL;
+    size_t number = 0;
+    int32_t error = depth > TPW_GRAPH_DEPTH ? CUDA_ERROR_NOT_SUPPORTED : tpw_nodes_of(s, graph, &nodes, &number);
+    for (size_t i = 0; i < number && !error; i++) {
+        CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
+        CUgraph child = NULL;
+        CUDA_MEM_ALLOC_NODE_PARAMS params = {.bytesize = 0};
+        error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
+        if (!error && type == CU_GRAPH_NODE_TYPE_GRAPH) {
+            error = tpw_child_graph(s, nodes[i], &child);
+            error = error || !child ? error : count(s, child, depth + 1, mark, bytes, has);
+        }
+        if (error || type != CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
+            continue;
+        }
+        *has = true;
+        error = (int32_t)s->cuda.cuGraphMemAllocNodeGetParams(nodes[i], &params);
+        struct tpw_range *block = error ? NULL : tpw_range_at(s, params.dptr);
+        if (block && block->kind == TPW_RANGE_GRAPH && block->mark != mark) {
+            block->mark = mark;
+            bytes[block->device] += block->at.size;
+        }
+    }
+    free(nodes);
+    return error;
+}
+
+int32_t tpw_graph_need(struct tpw_session *s, CUgraph graph, struct tpw_need **out) {
+    static uint64_t marks;
+    bool has = false;
+    *out = NULL;
+    if (!s->memory || !s->memory->graphs_allocate) {
+        return CUDA_SUCCESS;
+    }
+    struct tpw_need *need = calloc(1, sizeof *need);
+    int32_t error = need ? count(s, graph, 0, ++marks, need->bytes, &has) : CUDA_ERROR_OUT_OF_MEMORY;
+    if (error || !has) {
+        free(need);
+        return error;
+    }
+    *out = need;
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_need_charge(struct tpw_session *s, const struct tpw_need *need) {
+    for (uint32_t i = 0; need && need->taken != s->memory->graph_trims + 1 && i < (uint32_t)s->device_count; i++) {
+        const uint64_t bytes = (need->bytes[i] + CHUNK - 1) & ~(CHUNK - 1);
+        int32_t error = bytes ? tpw_charge(s, i, bytes) : CUDA_SUCCESS;
+        if (error) { /* what other graphs have left may be enough */
+            error = trim(s, i);
+            error = error ? error : tpw_charge(s, i, bytes);
+        }
+        if (error) {
+            return error;
+        }
+        s->memory->graph_bytes[i] += bytes;
+    }
+    return CUDA_SUCCESS;
+}
+
+void tpw_need_taken(struct tpw_session *s, struct tpw_need *need, int32_t error) {
+    for (uint32_t i = 0; need && need->taken != s->memory->graph_trims + 1 && i < (uint32_t)s->device_count; i++) {
+        if (need->bytes[i]) {
+            settle(s, i);
+        }
+    }
+    if (need && !error) {
+        need->taken = s->memory->graph_trims + 1;
+    }
+}
+
+static void over(struct tpw_session *s, void *what, int32_t error) {
+    struct tpw_need *need = what;
+    (void)error; /* a broken context uses the memory no more */
+    for (uint32_t i = 0; i < (uint32_t)s->device_count; i++) {
+        if (need->bytes[i] && trim(s, i)) {
+            tp_log(TP_WARN, "what graphs have taken of device %u is not given back", i);
+        }
+    }
+    free(need);
+}
+
+void tpw_need_end(struct tpw_session *s, struct tpw_need *need) {
+    bool limited = need && s->quota && tp_quota_limit(s->quota);
+    if (!limited || tpw_when_everything_done(s, over, need)) {
+        free(need);
+    }
+}
