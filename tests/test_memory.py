@@ -48,6 +48,7 @@ CASES = (
     "managed_attached",
     "managed_hints",
     "managed_signals",
+    "managed_variables",
 )
 TCP = ("--host", "127.0.0.1", "-p", "0")
 

@@ -1,6 +1,6 @@
 """Modules, libraries, kernels, functions."""
 
-from tensor_fusion.apigen.describe import custom, local, older, refused, unsupported
+from tensor_fusion.apigen.describe import custom, local, older, refused
 
 FUNCTIONS = [
     custom("cuModuleLoad", ops="image_load"),
@@ -20,6 +20,7 @@ FUNCTIONS = [
     local("cuModuleGetLoadingMode"),
     custom("cuModuleGetGlobal_v2", ops="global_get"),
     custom("cuLibraryGetGlobal", ops="global_get"),
+    custom("cuLibraryGetManaged", ops="global_get"),
     custom("cuLibraryGetModule", ops="library_module"),
     custom("cuKernelGetFunction", ops="kernel_function"),
     local("cuKernelGetLibrary"),
@@ -41,10 +42,6 @@ FUNCTIONS = [
         "CUDA_ERROR_INVALID_CONTEXT",
         "32-bit device addresses of CUDA 2 and 3",
         "cuModuleGetGlobal",
-    ),
-    unsupported(
-        "managed memory comes later",
-        "cuLibraryGetManaged",
     ),
     refused(
         "CUDA_ERROR_NOT_FOUND",

@@ -37,7 +37,9 @@ FUNCTIONS = [
     op("kernel_get", "post", library="uint64_t: name library", kernel="uint64_t: new kernel", index="unsigned int"),
     op("kernel_name", "call", function="uint64_t: handle function", out={"name": "char: bytes"}),
     op("kernel_function", "post", waits=True, kernel="uint64_t: handle kernel", function="uint64_t: new function"),
-    op("global_get", "call", waits="asked", owner="uint64_t", name="char: string", out={"address": "uint64_t", "size": "uint64_t"}),
+    # `managed`: only a managed variable is wanted, and, of the answer, that it is one; the driver has it in pages of `block`.
+    op("global_get", "call", waits="asked", owner="uint64_t", name="char: string", managed="unsigned int",
+       out={"address": "uint64_t", "size": "uint64_t", "is_managed": "unsigned int", "block": "uint64_t", "block_size": "uint64_t"}),
     op("function_attributes", "call", waits="asked", function="uint64_t: handle function", device="CUdevice: device", out={"values": "int: array"}),
     op("function_attribute_set", "post", waits="asked", function="uint64_t: handle function", device="CUdevice: device", attribute="int", value="int"),
     op("function_config", "post", function="uint64_t: handle function", device="CUdevice: device", what="unsigned int", value="int"),

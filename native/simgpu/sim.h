@@ -316,6 +316,7 @@ typedef struct {
     char *name;
     uint64_t size;
     unsigned char *init; // NULL: zero
+    bool managed;
 } sim_global_t;
 
 typedef struct {
@@ -476,6 +477,7 @@ void sim_device_give(int device, uint64_t offset, uint64_t bytes);
 void sim_memory_release(
     uint64_t address); // of an allocation of the simulator's own, when its context has done its work
 CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t **range);
+CUresult sim_managed_begin(sim_range_t *range);   // the program may touch it from now on; under the map lock
 void sim_managed_drop(sim_range_t *range);        // before its memory is given back
 void sim_graph_range_release(sim_range_t *range); // the same of a graph's, sim_graph_memory.c
 void sim_range_release(sim_range_t *range);       // removes, gives back, frees

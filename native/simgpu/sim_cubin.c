@@ -192,6 +192,7 @@ static CUresult add_globals(const elf_t *elf, const Elf64_Shdr *symbols, const E
         if (!global)
             return CUDA_ERROR_OUT_OF_MEMORY;
         global->size = symbol.st_size;
+        global->managed = symbol.st_other & 4; // what nvcc 12 and 13 write for __managed__
         if (section.sh_type == SHT_NOBITS)
             continue;
         global->init = malloc(symbol.st_size);

@@ -18,16 +18,21 @@ struct sim_hint {
     bool read_mostly;
 };
 
-static uint64_t pages(const sim_range_t *range) { return (range->size + PAGE - 1) / PAGE; }
+// Of whole pages: a variable shares its first and last one with others.
+static uint64_t first_page(const sim_range_t *range) { return range->base & ~(uint64_t)(PAGE - 1); }
+static uint64_t pages(const sim_range_t *range) {
+    return (range->base - first_page(range) + range->size + PAGE - 1) / PAGE;
+}
 
-// Under the map lock, for writing.
-static CUresult give_pages(sim_range_t *range) {
+CUresult sim_managed_begin(sim_range_t *range) {
     sim_device_t *device = &sim.devices[range->device];
-    void *at = (void *)(uintptr_t)range->base;
+    void *at = (void *)(uintptr_t)first_page(range);
     size_t bytes = pages(range) * PAGE;
+    range->managed = true;
+    range->sync_memops = 1;
     range->hints = calloc(pages(range), sizeof *range->hints);
     if (!range->hints || mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, device->backing_fd,
-                              (off_t)(range->base - device->arena)) == MAP_FAILED)
+                              (off_t)(first_page(range) - device->arena)) == MAP_FAILED)
         return CUDA_ERROR_OUT_OF_MEMORY;
     madvise(at, bytes, MADV_DONTFORK);
     for (uint64_t i = 0; i < pages(range); i++)
@@ -36,10 +41,9 @@ static CUresult give_pages(sim_range_t *range) {
 }
 
 void sim_managed_drop(sim_range_t *range) {
-    if (!range->managed)
-        return;
-    (void)!mmap((void *)(uintptr_t)range->base, pages(range) * PAGE, PROT_NONE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    if (range->managed && !range->internal) // another variable may be in a variable's pages
+        (void)!mmap((void *)(uintptr_t)range->base, pages(range) * PAGE, PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     free(range->hints);
 }
 
@@ -55,10 +59,8 @@ CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flag
     CUresult result = sim_device_allocate(context, bytesize < SIM_GRANULE / 2 ? SIM_GRANULE / 2 : bytesize, &range);
     if (result == CUDA_SUCCESS) {
         range->size = bytesize;
-        range->managed = true;
-        range->sync_memops = 1;
         range->flags = flags;
-        result = give_pages(range);
+        result = sim_managed_begin(range);
         if (result == CUDA_SUCCESS)
             *dptr = range->base;
         else
@@ -71,7 +73,7 @@ CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flag
 // The range that holds all of it.
 static sim_range_t *find(uint64_t address, uint64_t bytes) {
     sim_range_t *range = sim_map_find(address);
-    bool there = range && range->managed && bytes && bytes <= pages(range) * PAGE - (address - range->base);
+    bool there = range && range->managed && bytes && bytes <= first_page(range) + pages(range) * PAGE - address;
     return there ? range : NULL;
 }
 
@@ -135,7 +137,8 @@ static CUresult each_page(uint64_t address, size_t bytes, CUmem_advise advice, c
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = find(address, bytes);
     if (range)
-        for (uint64_t i = (address - range->base) / PAGE; i <= (address - range->base + bytes - 1) / PAGE; i++)
+        for (uint64_t i = (address - first_page(range)) / PAGE; i <= (address - first_page(range) + bytes - 1) / PAGE;
+             i++)
             advise(&range->hints[i], advice, place);
     pthread_rwlock_unlock(&sim.map_lock);
     return range ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
@@ -245,7 +248,7 @@ CUresult cuMemRangeGetAttributes(void **data, size_t *sizes, CUmem_range_attribu
     pthread_rwlock_rdlock(&sim.map_lock);
     const sim_range_t *range = find(devPtr, count);
     for (size_t i = 0; range && i < number; i++) {
-        uint64_t first = (devPtr - range->base) / PAGE, last = (devPtr - range->base + count - 1) / PAGE;
+        uint64_t first = (devPtr - first_page(range)) / PAGE, last = (devPtr - first_page(range) + count - 1) / PAGE;
         result = tell(&range->hints[first], last - first + 1, data[i], sizes[i], attributes[i]);
         if (result != CUDA_SUCCESS)
             break;

@@ -44,6 +44,7 @@ static CUresult place_globals(sim_module_t *module) {
             break;
         range->internal = true;
         module->globals[i] = range->base;
+        result = global->managed ? sim_managed_begin(range) : CUDA_SUCCESS;
         if (global->init)
             memcpy(range->host, global->init, global->size);
         else
@@ -307,9 +308,9 @@ CUresult cuModuleEnumerateFunctions(CUfunction *functions, unsigned int numFunct
     return module ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
-static CUresult get_global(sim_module_t *module, const char *name, CUdeviceptr *dptr, size_t *bytes) {
+static CUresult get_global(sim_module_t *module, const char *name, bool managed, CUdeviceptr *dptr, size_t *bytes) {
     for (unsigned i = 0; i < module->image->nglobals; i++) {
-        if (strcmp(module->image->globals[i].name, name))
+        if (strcmp(module->image->globals[i].name, name) || (managed && !module->image->globals[i].managed))
             continue;
         if (dptr)
             *dptr = module->globals[i];
@@ -327,7 +328,7 @@ CUresult cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, c
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(hmod);
-    CUresult result = module ? get_global(module, name, dptr, bytes) : CUDA_ERROR_INVALID_HANDLE;
+    CUresult result = module ? get_global(module, name, false, dptr, bytes) : CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -496,18 +497,23 @@ CUresult cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library,
     if (result == CUDA_SUCCESS)
         result = sim_library_module(found, context, &module);
     if (result == CUDA_SUCCESS)
-        result = get_global(module, name, dptr, bytes);
+        result = get_global(module, name, false, dptr, bytes);
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
 
 CUresult cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
     SIM_ENTER_CONTEXT(context);
-    (void)context;
     if (!name || (!dptr && !bytes))
         return CUDA_ERROR_INVALID_VALUE;
+    sim_module_t *module;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = usable(library_of(library));
+    sim_library_t *found = library_of(library);
+    CUresult result = usable(found);
+    if (result == CUDA_SUCCESS)
+        result = sim_library_module(found, context, &module);
+    if (result == CUDA_SUCCESS)
+        result = get_global(module, name, true, dptr, bytes);
     pthread_mutex_unlock(&sim.lock);
-    return result ? result : CUDA_ERROR_NOT_FOUND; // images with managed variables are refused when loaded
+    return result;
 }

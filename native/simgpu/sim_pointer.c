@@ -41,6 +41,12 @@ static bool is_host(const sim_range_t *range) {
     return range->kind == SIM_RANGE_HOST || range->kind == SIM_RANGE_REGISTERED;
 }
 
+// Managed memory lies in blocks of 2 MiB, side by side with other such memory (580.159.04, measured).
+static sim_reservation_t managed_block(const sim_range_t *range) {
+    uint64_t base = range->base & ~(uint64_t)(SIM_GRANULE - 1), end = range->base + range->size;
+    return (sim_reservation_t){base, ((end + SIM_GRANULE - 1) & ~(uint64_t)(SIM_GRANULE - 1)) - base};
+}
+
 // Writes one attribute of a known range; `range` NULL: the defaults of an address that is not ours.
 static CUresult attribute(void *data, CUpointer_attribute which, const sim_range_t *range, uint64_t address) {
     bool host = range && (is_host(range) || (range->managed && which == CU_POINTER_ATTRIBUTE_HOST_POINTER));
@@ -88,13 +94,15 @@ static CUresult attribute(void *data, CUpointer_attribute which, const sim_range
     }
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
     case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR: {
-        CUdeviceptr value = range ? range->base : 0;
+        bool block = range && range->managed && which == CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR;
+        CUdeviceptr value = block ? managed_block(range).base : range ? range->base : 0;
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
     case CU_POINTER_ATTRIBUTE_MAPPING_SIZE: {
-        size_t value = range ? range->size : 0;
+        bool block = range && range->managed && which == CU_POINTER_ATTRIBUTE_MAPPING_SIZE;
+        size_t value = block ? managed_block(range).size : range ? range->size : 0;
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }

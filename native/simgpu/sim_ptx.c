@@ -133,6 +133,7 @@ typedef struct {
     const char *name;
     size_t name_length;
     bool texture, surface; // a reference, which is no memory
+    bool managed;
 } variable_t;
 
 // [.align N] [.ptr …] [.v2|.v4] .type name [dims]…; stands after the state space, ends behind the last bracket.
@@ -161,8 +162,12 @@ static bool variable(ptx_t *p, variable_t *v) {
         } else if (is(p, ".ptr")) {
             pointee = true; // what follows describes what the pointer points at
         } else if (is(p, ".attribute")) {
-            fail(p, CUDA_ERROR_NOT_SUPPORTED, "variable attributes (.managed) are not simulated");
-            return false;
+            next(p);
+            next(p);
+            if (!is(p, ".managed"))
+                fail(p, CUDA_ERROR_NOT_SUPPORTED, "of the attributes of variables only .managed is simulated");
+            v->managed = true;
+            next(p);
         } else if (*p->token != '.') {
             break;
         }
@@ -392,6 +397,7 @@ static void global_variable(ptx_t *p, bool external) {
             return;
         }
         global->size = v.size;
+        global->managed = v.managed;
         if (is(p, "=")) {
             next(p);
             global->init = calloc(1, v.size);

@@ -491,6 +491,7 @@ static const struct {
              {"managed_hints", case_managed_hints},
              {"managed_signals", case_managed_signals},
              {"managed_limit", case_managed_limit},
+             {"managed_variables", case_managed_variables},
              {"shared_pointers", case_shared_pointers},
              {"shared_kernels", case_shared_kernels},
              {"shared_full", case_shared_full},

@@ -78,5 +78,6 @@ void case_managed_attached(void);
 void case_managed_hints(void);
 void case_managed_signals(void);
 void case_managed_limit(void);
+void case_managed_variables(void);
 
 #endif

@@ -552,6 +552,95 @@ void case_managed_signals(void) {
     OK(cuMemFree_v2(at(words)));
 }
 
+/* ---- variables ---- */
+
+static const char variables_ptx[] = ".version 8.0\n.target sm_80\n.address_size 64\n"
+                                    ".visible .global .attribute(.managed) .align 4 .u32 counter = 7;\n"
+                                    ".visible .global .align 4 .u32 plain = 9;\n"
+                                    ".visible .global .attribute(.managed) .align 4 .b8 table[100000];\n"
+                                    ".visible .global .attribute(.managed) .align 4 .u32 last[2] = {1, 2};\n"
+                                    ".visible .entry fill_u32(.param .u64 p, .param .u32 v, .param .u64 n) { ret; }\n";
+
+/* What lies beside a variable is another's, and stays as that left it. */
+static void use_variables(uint32_t *counter, uint32_t *table, uint32_t *last) {
+    CHECK(*counter == 7 && table[0] == 0 && table[24999] == 0 && last[0] == 1 && last[1] == 2);
+    for (uint32_t turn = 1; turn < 4; turn++) {
+        *counter = 100 + turn;
+        last[0] = turn;
+        run_fill(table + 1, turn, 24998, one);
+        run_fill(last + 1, 2 * turn, 1, one);
+        OK(cuStreamSynchronize(one));
+        CHECK(*counter == 100 + turn && table[0] == 0 && table[1] == turn && table[24998] == turn && table[24999] == 0);
+        CHECK(last[0] == turn && last[1] == 2 * turn);
+        uint32_t value = 0;
+        OK(cuMemcpyDtoH_v2(&value, at(counter), 4));
+        CHECK(value == 100 + turn);
+        value = 7;
+        OK(cuMemcpyHtoD_v2(at(counter), &value, 4));
+        CHECK(*counter == 7);
+    }
+}
+
+static void *variable_of(CUmodule module, const char *name, size_t expected) {
+    CUdeviceptr address = 0;
+    size_t size = 0;
+    unsigned managed_is = 0;
+    OK(cuModuleGetGlobal_v2(&address, &size, module, name));
+    OK(cuPointerGetAttribute(&managed_is, CU_POINTER_ATTRIBUTE_IS_MANAGED, address));
+    CHECK(size == expected && managed_is == 1);
+    return (void *)(uintptr_t)address;
+}
+
+void case_managed_variables(void) {
+    prepare();
+    CUmodule modules[3];
+    for (int i = 0; i < 3; i++) {
+        OK(cuModuleLoadData(&modules[i], variables_ptx));
+    }
+    uint32_t *first = variable_of(modules[0], "counter", 4);
+    CHECK(*first == 7);
+    *first = 8; /* a variable that becomes known later lies in the same page, perhaps */
+    uint32_t *table = variable_of(modules[0], "table", 100000), *last = variable_of(modules[0], "last", 8);
+    CHECK(*first == 8);
+    *first = 7;
+    use_variables(first, table, last);
+    for (int i = 1; i < 3; i++) {
+        uint32_t *counter = variable_of(modules[i], "counter", 4);
+        CHECK(counter != first);
+        use_variables(counter, variable_of(modules[i], "table", 100000), variable_of(modules[i], "last", 8));
+    }
+    GIVES(1, cuMemFree_v2(at(first)));
+    OK(cuModuleUnload(modules[1]));
+    CHECK(*first == 7 && table[1] == 3 && last[0] == 3);
+    *first = 11;
+    run_fill(table, 12, 25000, two);
+    OK(cuCtxSynchronize());
+    CHECK(*first == 11 && table[24999] == 12);
+    OK(cuModuleLoadData(&modules[1], variables_ptx));
+    use_variables(variable_of(modules[1], "counter", 4), variable_of(modules[1], "table", 100000),
+                  variable_of(modules[1], "last", 8));
+
+    CUlibrary library;
+    CUdeviceptr address = 0, same = 0;
+    size_t size = 0;
+    OK(cuLibraryLoadData(&library, variables_ptx, NULL, NULL, 0, NULL, NULL, 0));
+    OK(cuLibraryGetManaged(&address, &size, library, "counter"));
+    CHECK(size == 4 && *(uint32_t *)(uintptr_t)address == 7);
+    OK(cuLibraryGetManaged(&same, NULL, library, "counter"));
+    CHECK(same == address);
+    OK(cuLibraryGetManaged(NULL, &size, library, "table"));
+    CHECK(size == 100000);
+    GIVES(500, cuLibraryGetManaged(&same, &size, library, "plain"));
+    GIVES(500, cuLibraryGetManaged(&same, &size, library, "nothing"));
+    GIVES(1, cuLibraryGetManaged(NULL, NULL, library, "counter"));
+    GIVES(1, cuLibraryGetManaged(&same, &size, library, NULL));
+    OK(cuLibraryGetGlobal(&same, &size, library, "plain"));
+    OK(cuLibraryUnload(library));
+    for (int i = 0; i < 3; i++) {
+        OK(cuModuleUnload(modules[i]));
+    }
+}
+
 /* Under a limit of 64 MiB: it counts as device memory. */
 void case_managed_limit(void) {
     CUdeviceptr a, b;

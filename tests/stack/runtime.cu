@@ -74,12 +74,41 @@ static void thread_run(int seed)
     MUST(cudaStreamDestroy(stream));
 }
 
+__managed__ uint32_t table[20000];
+__managed__ int counter = 5;
+
+// Managed variables are there before anything else of the runtime was called.
+static void managed(void)
+{
+    CHECK(counter == 5 && table[0] == 0 && table[19999] == 0);
+    for (uint32_t turn = 1; turn < 4; turn++) {
+        uint32_t *words, back = 0;
+        counter = (int)turn;
+        fill_u32<<<80, 256>>>(table, turn, 19999);
+        MUST(cudaDeviceSynchronize());
+        CHECK(counter == (int)turn && table[0] == turn && table[19998] == turn && table[19999] == 0);
+        MUST(cudaMallocManaged(&words, 80000));
+        memset(words, 1, 80000);
+        fill_u32<<<80, 256>>>(words + 1, turn, 19000);
+        MUST(cudaMemcpy(&back, words + 19000, 4, cudaMemcpyDefault));
+        MUST(cudaMemcpyFromSymbol(&counter, table, 4, 4));
+        MUST(cudaDeviceSynchronize());
+        CHECK(back == turn && words[0] == 0x01010101 && words[19000] == turn && words[19001] == 0x01010101);
+        CHECK(counter == (int)turn);
+        cudaPointerAttributes about;
+        MUST(cudaPointerGetAttributes(&about, turn == 1 ? words : table));
+        CHECK(about.type == cudaMemoryTypeManaged && about.hostPointer == about.devicePointer);
+        MUST(cudaFree(words));
+    }
+}
+
 int main()
 {
     int devices = 0;
     cudaDeviceProp property;
     cudaEvent_t before, after;
     float ms = 0;
+    managed();
     MUST(cudaGetDeviceCount(&devices));
     MUST(cudaGetDeviceProperties(&property, 0));
     compute(300000, 1, nullptr);

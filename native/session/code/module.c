@@ -575,6 +575,32 @@ bool tpw_waits_function_attribute_set(struct tpw_session *s, const struct tp_fra
     return tp_handle_is(in->function, TPG_KERNEL);
 }
 
+/* Whether the client has to have pages at the address, and at which others beside it. */
+static int32_t tell_managed(struct tpw_session *s, uint64_t address, struct tpg_global_get_out *out) {
+    unsigned int managed = 0;
+    CUdeviceptr block = 0;
+    size_t size = 0;
+    CUresult error = s->cuda.cuPointerGetAttribute(&managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, address);
+    if (error == CUDA_SUCCESS && managed) {
+        error = s->cuda.cuPointerGetAttribute(&block, CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR, address);
+        error = error ? error : s->cuda.cuPointerGetAttribute(&size, CU_POINTER_ATTRIBUTE_MAPPING_SIZE, address);
+    }
+    out->is_managed = managed != 0;
+    out->block = block;
+    out->block_size = size;
+    return (int32_t)error;
+}
+
+static CUresult find_global(struct tpw_session *s, uint64_t owner, const struct tpg_global_get_in *in,
+                            CUdeviceptr *address, size_t *size) {
+    if (!tp_handle_is(in->owner, TPG_LIBRARY)) {
+        return s->cuda.cuModuleGetGlobal_v2(address, size, (CUmodule)(uintptr_t)owner, in->name);
+    }
+    const CUlibrary library = (CUlibrary)(uintptr_t)owner;
+    return in->managed ? s->cuda.cuLibraryGetManaged(address, size, library, in->name)
+                       : s->cuda.cuLibraryGetGlobal(address, size, library, in->name);
+}
+
 int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_global_get_in *in,
                        struct tpg_global_get_out *out) {
     bool library = tp_handle_is(in->owner, TPG_LIBRARY);
@@ -586,10 +612,9 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
     size_t size = 0;
     error = error ? error : tpw_enter(s, &inside);
     if (!error) {
-        error =
-            (int32_t)(library ? s->cuda.cuLibraryGetGlobal(&address, &size, (CUlibrary)(uintptr_t)native, in->name)
-                              : s->cuda.cuModuleGetGlobal_v2(&address, &size, (CUmodule)(uintptr_t)native, in->name));
+        error = (int32_t)find_global(s, native, in, &address, &size);
     }
+    error = error ? error : tell_managed(s, address, out);
     struct image *image = error ? NULL : tpw_object(s, library ? TPG_LIBRARY : TPG_MODULE, in->owner)->record;
     if (!error && !(image && told(image, address))) {
         error = CUDA_ERROR_OUT_OF_MEMORY;

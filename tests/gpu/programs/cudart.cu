@@ -46,6 +46,17 @@ __global__ void add(const float *a, const float *b, float *c, int n)
     }
 }
 
+__managed__ int steps = 3, last;
+
+__global__ void bump(int *numbers, int n)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n)
+        numbers[i] += steps;
+    if (i == 0)
+        last = steps;
+}
+
 struct large_argument { float values[500]; };
 
 __global__ void pick(large_argument argument, float *out)
@@ -217,6 +228,21 @@ int main()
     for (auto &result : results)
         add_bytes(result.data(), result.size() * 4);
 
+    // Managed memory, and variables of it, touched when the device does nothing.
+    int *both;
+    MUST(cudaMallocManaged(&both, 100000 * sizeof *both));
+    for (int turn = 0; turn < 3; turn++) {
+        for (int i = 0; i < 100000; i += turn + 1)
+            both[i] = i + turn;
+        steps++;
+        bump<<<100, 256, 0, first>>>(both, 25000);
+        MUST(cudaStreamSynchronize(first));
+        add_bytes(both, 100000 * sizeof *both);
+        add_value("managed variables", steps * 1000 + last);
+    }
+    MUST(cudaPointerGetAttributes(&about, both));
+    add_value("managed pointer type", about.type);
+    MUST(cudaFree(both));
     MUST(cudaFreeHost(pinned));
     MUST(cudaFreeHost(pinned_back));
     MUST(cudaFree(pitched));

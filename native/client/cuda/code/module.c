@@ -254,9 +254,12 @@ static void unload(struct tpc_image *image) {
         }
     }
     for (const struct tpc_instance *g = image->globals; g; g = g->next) {
+        struct tpc_range range;
         if (atomic_load(&g->context->life) ==
-            g->life) { /* else the address went with the context, and may be another's */
-            tpc_range_remove(g->handle, NULL);
+                g->life && /* else the address went with the context, and may be another's */
+            tpc_range_remove(g->handle, &range) &&
+            (range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED) {
+            tpc_managed_variable_gone(&range);
         }
     }
     for (const struct tpc_instance *m = image->modules; m; m = m->next) {
@@ -404,9 +407,24 @@ CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
 
 /* ---- globals ---- */
 
+/* Under the image's lock: the program may use the address from now on. */
+static CUresult note_global(struct tpc_image *image, struct tpc_context *context,
+                            const struct tpg_global_get_out *out) {
+    struct tpc_range range = {.start = out->address, .size = out->size, .where = TPC_DEVICE_MEMORY, .context = context};
+    if (tpc_range_at(out->address, &range)) {
+        return CUDA_SUCCESS;
+    }
+    CUresult result = out->is_managed ? tpc_managed_variable(&range, out->block, out->block_size) : CUDA_SUCCESS;
+    if (result != CUDA_SUCCESS || !tpc_instance_add(&image->globals, context, out->address)) {
+        return result;
+    }
+    tpc_range_add(&range);
+    return CUDA_SUCCESS;
+}
+
 /* `context` is where the address is looked for; a module's is its own. */
-static CUresult global(struct tpc_image *image, struct tpc_context *context, const char *what, const char *name,
-                       CUdeviceptr *address, size_t *bytes) {
+static CUresult global(struct tpc_image *image, struct tpc_context *context, const char *what, bool managed,
+                       const char *name, CUdeviceptr *address, size_t *bytes) {
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -416,25 +434,20 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
     if (image->refused) {
         return image->refused;
     }
-    struct tpg_global_get_in in = {.owner = image->handle, .name = name};
+    struct tpg_global_get_in in = {.owner = image->handle, .name = name, .managed = managed};
     struct tpg_global_get_out out;
     struct tp_reply reply;
     CUresult result = tpc_call_global_get(what, &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
-        if (address) {
-            *address = out.address;
-        }
-        if (bytes) {
-            *bytes = (size_t)out.size;
-        }
-        struct tpc_range range;
         tp_lock_take(&image->lock);
-        if (!tpc_range_at(out.address, &range) && tpc_instance_add(&image->globals, context, out.address)) {
-            range = (struct tpc_range){
-                .start = out.address, .size = out.size, .where = TPC_DEVICE_MEMORY, .context = context};
-            tpc_range_add(&range);
-        }
+        result = note_global(image, context, &out);
         tp_lock_drop(&image->lock);
+    }
+    if (result == CUDA_SUCCESS && address) {
+        *address = out.address;
+    }
+    if (result == CUDA_SUCCESS && bytes) {
+        *bytes = (size_t)out.size;
     }
     tp_reply_free(&reply);
     return result;
@@ -442,11 +455,28 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
 
 CUresult tpc_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
     struct tpc_image *image = tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
-    return global(image, image ? image->context : NULL, "cuModuleGetGlobal", name, dptr, bytes);
+    return global(image, image ? image->context : NULL, "cuModuleGetGlobal", false, name, dptr, bytes);
 }
 
 CUresult tpc_cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
     TPC_CONTEXT(context);
     struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
-    return global(image, context, "cuLibraryGetGlobal", name, dptr, bytes);
+    return global(image, context, "cuLibraryGetGlobal", false, name, dptr, bytes);
+}
+
+/* cudart asks before it has a context. The driver needs none; here the first device's primary one lends itself, and stays: what the
+ * variable holds is copied in it. */
+CUresult tpc_cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
+    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
+    CUcontext lent;
+    if (tpc_current()) {
+        return global(image, tpc_current(), "cuLibraryGetManaged", true, name, dptr, bytes);
+    }
+    TPC_TRY(tpc_cuDevicePrimaryCtxRetain(&lent, 0));
+    CUresult result = tpc_cuCtxPushCurrent_v2(lent);
+    if (result == CUDA_SUCCESS) {
+        result = global(image, tpc_current(), "cuLibraryGetManaged", true, name, dptr, bytes);
+        tpc_cuCtxPopCurrent_v2(NULL);
+    }
+    return result;
 }

@@ -89,6 +89,18 @@ static CUresult receive(struct tpc_managed *m, uint64_t offset, uint64_t size) {
     return result;
 }
 
+/* All of a stretch, or of a block of variables those in it. */
+static CUresult move(struct tpc_managed *m, uint64_t from, uint64_t to,
+                     CUresult (*how)(struct tpc_managed *m, uint64_t offset, uint64_t size)) {
+    CUresult result = m->block ? how(m, from, to - from) : CUDA_SUCCESS;
+    for (const struct tpc_variable *v = m->variables; v && result == CUDA_SUCCESS; v = v->next) {
+        const uint64_t offset = v->start - m->start, end = offset + v->size < to ? offset + v->size : to;
+        const uint64_t begin = offset > from ? offset : from;
+        result = begin < end ? how(m, begin, end - begin) : CUDA_SUCCESS;
+    }
+    return result;
+}
+
 /* ---- pieces ---- */
 
 static uint64_t offset_of(const struct tpc_managed *m, size_t piece) {
@@ -164,7 +176,7 @@ static CUresult send_written(struct tpc_managed *m, bool *any) {
         }
         *any = true;
         const uint64_t from = offset_of(m, i), to = offset_of(m, i + count);
-        result = m->fresh ? send_touched(m, from, to) : send(m, from, to - from);
+        result = m->fresh ? send_touched(m, from, to) : move(m, from, to, send);
     }
     return result;
 }
@@ -221,7 +233,7 @@ static CUresult fetch(struct tpc_managed *m, size_t first, size_t count) {
     for (int i = 0; i < TRIES; i++) {
         const uint64_t failures = tpc_count(&tpc_counts.failures), from = offset_of(m, first);
         enter(m->context);
-        result = receive(m, from, offset_of(m, first + count) - from);
+        result = move(m, from, offset_of(m, first + count), receive);
         if (result == CUDA_SUCCESS) {
             result = tpc_managed_wait(m->context, m->beside);
         }
@@ -276,8 +288,10 @@ static CUresult touch(struct tpc_managed *m, uint64_t offset, bool write) {
 static struct tpc_managed *managed_at(uint64_t address) {
     struct tpc_range range;
     const uint64_t page = address & ~((uint64_t)sysconf(_SC_PAGESIZE) - 1);
-    bool found = tpc_range_at(page, &range) && (range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED;
-    return found ? range.detail : NULL;
+    if (tpc_range_at(page, &range) && (range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED) {
+        return range.detail;
+    }
+    return tpc_variables_at(address);
 }
 
 static CUresult serve_touch(const struct tpc_request *request) {
@@ -318,6 +332,27 @@ static void drop(struct tpc_managed *m) {
     }
 }
 
+/* What its pages hold is fetched anew, with it. */
+static CUresult add_variable(struct tpc_managed *m, struct tpc_variable *variable) {
+    CUresult result = take(m);
+    if (result == CUDA_SUCCESS) {
+        variable->next = m->variables;
+        m->variables = variable;
+    }
+    return result;
+}
+
+static void drop_variable(struct tpc_managed *m, uint64_t start) {
+    for (struct tpc_variable **at = &m->variables; *at; at = &(*at)->next) {
+        struct tpc_variable *v = *at;
+        if (v->start == start) {
+            *at = v->next;
+            free(v);
+            return;
+        }
+    }
+}
+
 static CUresult serve(struct tpc_request *request) {
     switch (request->wish) {
     case TPC_TOUCH:
@@ -335,6 +370,11 @@ static CUresult serve(struct tpc_request *request) {
         return CUDA_SUCCESS;
     case TPC_REMOVE:
         drop(request->managed);
+        return CUDA_SUCCESS;
+    case TPC_VARIABLE:
+        return add_variable(request->managed, request->variable);
+    case TPC_VARIABLE_GONE:
+        drop_variable(request->managed, request->address);
         return CUDA_SUCCESS;
     }
     return CUDA_ERROR_INVALID_VALUE;
@@ -355,8 +395,11 @@ void *tpc_managed_serve(void *unused) {
 /* Until nothing of the GPU's is under way that may use the memory. */
 static CUresult wait_for_gpu(uint64_t address) {
     struct tpc_range range;
-    if (!tpc_range_at(address & ~((uint64_t)sysconf(_SC_PAGESIZE) - 1), &range) || !range.context ||
-        (range.flags & TPC_MADE_MASK) != TPC_MADE_MANAGED) {
+    const struct tpc_managed *block = tpc_variables_at(address);
+    if (block) {
+        range = (struct tpc_range){.context = block->context};
+    } else if (!tpc_range_at(address & ~((uint64_t)sysconf(_SC_PAGESIZE) - 1), &range) || !range.context ||
+               (range.flags & TPC_MADE_MASK) != TPC_MADE_MANAGED) {
         return CUDA_SUCCESS; /* the server will say so */
     }
     /* Of memory that is attached: its stream. When that is gone: everything. */

@@ -24,7 +24,7 @@ static struct beside {
 } *all;
 static struct tp_lock lock;
 
-static CUresult stream_beside(const struct tpc_context *context, CUstream *out) {
+CUresult tpc_stream_beside(const struct tpc_context *context, CUstream *out) {
     const unsigned int life = atomic_load(&context->life);
     tp_lock_take(&lock);
     for (const struct beside *b = all; b; b = b->next) {
@@ -107,7 +107,7 @@ CUresult tpc_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int 
     m->count = count;
     m->context = context;
     m->attached = flags;
-    CUresult result = stream_beside(context, &m->beside);
+    CUresult result = tpc_stream_beside(context, &m->beside);
     result = result ? result : take_block(m, page);
     if (result != CUDA_SUCCESS) {
         free(m);
@@ -139,8 +139,9 @@ static void forget(struct tpc_managed *m) {
 
 CUresult tpc_managed_free(uint64_t start) {
     struct tpc_range range;
-    if (!tpc_range_remove(start, &range)) {
-        return CUDA_ERROR_INVALID_VALUE;
+    if (!tpc_range_at(start, &range) || !((struct tpc_managed *)range.detail)->block ||
+        !tpc_range_remove(start, &range)) {
+        return CUDA_ERROR_INVALID_VALUE; /* a variable is not freed */
     }
     struct tpg_memory_free_in in = {.address = ((struct tpc_managed *)range.detail)->block};
     forget(range.detail);
@@ -153,7 +154,11 @@ static void context_gone(const struct tpc_context *context) {
     for (uint64_t at = 0; tpc_range_next(at, &range); at = range.start + 1) {
         if (range.context == context && (range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED &&
             tpc_range_remove(range.start, &range)) {
-            forget(range.detail);
+            if (((struct tpc_managed *)range.detail)->block) {
+                forget(range.detail);
+            } else {
+                tpc_managed_variable_gone(&range);
+            }
         }
     }
     tp_lock_take(&lock);
@@ -195,6 +200,9 @@ CUresult tpc_cuStreamAttachMemAsync(CUstream hStream, CUdeviceptr dptr, size_t l
         return CUDA_ERROR_INVALID_VALUE; /* parts of it cannot be attached */
     }
     TPC_TRY(tpc_capture_refuse("cuStreamAttachMemAsync", hStream));
+    if (!((struct tpc_managed *)range.detail)->block) {
+        return CUDA_SUCCESS; /* of a variable nothing follows: every launch takes it, a touch waits for everything */
+    }
     /* What a touch waits for: of memory that only this stream uses, this stream. */
     tpc_range_change(range.start, wait_of, flags != CU_MEM_ATTACH_GLOBAL && own ? (uint64_t)(uintptr_t)hStream : 0);
     struct tpc_request request = {.wish = TPC_ATTACH, .managed = range.detail, .flags = flags, .stream = hStream};

@@ -20,8 +20,12 @@
 
 typedef void information_handler(int, siginfo_t *, void *);
 
-static _Atomic uint64_t watched, watched_size; /* 0 in a child of fork, which has none of it */
-static information_handler *_Atomic informed;  /* what the program had: one of the two, or neither */
+enum { RANGES = 256 };
+static struct {
+    _Atomic uint64_t start, size;
+} watched[RANGES];
+static _Atomic uint32_t ranges;               /* of them; 0 in a child of fork, which has none */
+static information_handler *_Atomic informed; /* what the program had: one of the two, or neither */
 static void (*_Atomic plain)(int);
 static _Atomic bool once; /* it was good for one signal */
 static struct tp_lock starting;
@@ -120,11 +124,21 @@ static void hand_on(int number, siginfo_t *information, void *context) {
     }
 }
 
+static bool is_watched(uint64_t address) {
+    const uint32_t count = atomic_load_explicit(&ranges, memory_order_acquire);
+    for (uint32_t i = 0; i < count; i++) {
+        if (address - atomic_load(&watched[i].start) < atomic_load(&watched[i].size)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void on_fault(int number, siginfo_t *information, void *context) {
     const int saved = errno;
     const uint64_t address = (uint64_t)(uintptr_t)information->si_addr;
     bool served = false;
-    if (information->si_code == SEGV_ACCERR && address - atomic_load(&watched) < atomic_load(&watched_size)) {
+    if (information->si_code == SEGV_ACCERR && is_watched(address)) {
         struct tpc_request request = {
             .wish = TPC_TOUCH, .address = address, .write = was_write(context), .inside = tpc_calls_forbidden()};
         served = tpc_managed_ask(&request) == CUDA_SUCCESS;
@@ -155,7 +169,7 @@ void tpc_managed_guard(void) {
 
 /* ---- start ---- */
 
-static void after_fork(void) { atomic_store(&watched_size, 0); }
+static void after_fork(void) { atomic_store(&ranges, 0); }
 
 bool tpc_managed_watch(uint64_t start, uint64_t size) {
     tp_lock_take(&starting);
@@ -164,12 +178,14 @@ bool tpc_managed_watch(uint64_t start, uint64_t size) {
                   tp_thread_start(NULL, "tf-managed", STACK, tpc_managed_serve, NULL) == TP_OK &&
                   tp_thread_start(NULL, "tf-managed-idle", STACK, tpc_managed_idle, NULL) == TP_OK;
     }
-    bool able = started;
-    tp_lock_drop(&starting);
+    const uint32_t count = atomic_load(&ranges);
+    const bool able = started && count < RANGES;
     if (able) {
-        atomic_store(&watched, start);
-        atomic_store(&watched_size, size);
+        atomic_store(&watched[count].start, start);
+        atomic_store(&watched[count].size, size);
+        atomic_store_explicit(&ranges, count + 1, memory_order_release);
         tpc_managed_guard();
     }
+    tp_lock_drop(&starting);
     return able;
 }

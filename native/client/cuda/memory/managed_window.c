@@ -19,6 +19,9 @@
 #define SEEK_DATA 3
 #define SEEK_HOLE 4
 #endif
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
 #define CLOSE_ON_EXEC 1u /* MFD_CLOEXEC */
 
 static struct tp_lock lock;
@@ -44,30 +47,46 @@ static int make_file(uint64_t size) {
     return made;
 }
 
+/* What is mapped at `base` once more, where we may touch it; NULL with *why. */
+static unsigned char *map_twice(void *base, uint64_t size, const char **why) {
+    void *second = mremap(base, 0, size, MREMAP_MAYMOVE); /* of size 0: the same pages once more */
+    if (second == MAP_FAILED) {
+        *why = "the kernel maps no memory twice";
+        return NULL;
+    }
+    void *both[] = {base, second};
+    bool able = mprotect(second, size, PROT_READ | PROT_WRITE) == 0;
+    for (size_t i = 0; i < 2 && able; i++) {
+        able = madvise(both[i], size, MADV_DONTFORK) == 0 && madvise(both[i], size, MADV_DONTDUMP) == 0;
+    }
+    if (!able) {
+        munmap(second, size);
+        *why = "the kernel keeps no such range of addresses";
+    }
+    return able ? second : NULL;
+}
+
 static const char *map(uint64_t base, uint64_t size) {
+    const char *why = NULL;
     file = make_file(size);
     const int flags = MAP_SHARED | MAP_NORESERVE | MAP_FIXED | (file < 0 ? MAP_ANONYMOUS : 0);
-    void *here = (void *)(uintptr_t)base;
-    if (mmap(here, size, PROT_NONE, flags, file, 0) == MAP_FAILED) {
+    if (mmap((void *)(uintptr_t)base, size, PROT_NONE, flags, file, 0) == MAP_FAILED) {
         return "the kernel maps no memory there";
     }
-    void *second = mremap(here, 0, size, MREMAP_MAYMOVE); /* of size 0: the same pages once more */
-    if (second == MAP_FAILED) {
-        return "the kernel maps no memory twice";
+    alias = map_twice((void *)(uintptr_t)base, size, &why);
+    start = alias ? base : 0;
+    return why;
+}
+
+unsigned char *tpc_window_extra(uint64_t base, uint64_t size) {
+    const char *why = NULL;
+    void *wanted = (void *)(uintptr_t)base;
+    void *got = mmap(wanted, size, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+    unsigned char *second = got == wanted ? map_twice(got, size, &why) : NULL;
+    if (!second && got != MAP_FAILED) { /* a kernel before 4.17 takes the address as a hint */
+        munmap(got, size);
     }
-    if (mprotect(second, size, PROT_READ | PROT_WRITE) != 0) {
-        munmap(second, size);
-        return "the kernel keeps no such range of addresses";
-    }
-    void *both[] = {here, second};
-    for (size_t i = 0; i < 2; i++) {
-        if (madvise(both[i], size, MADV_DONTFORK) != 0 || madvise(both[i], size, MADV_DONTDUMP) != 0) {
-            return "the kernel takes no advice about it";
-        }
-    }
-    alias = second;
-    start = base;
-    return NULL;
+    return second;
 }
 
 bool tpc_window_open(void) {

@@ -17,15 +17,23 @@ enum tpc_piece {
     TPC_DIRTY, /* the program, which may write */
 };
 
+/* A part of a block of variables: the rest of that is not the program's. */
+struct tpc_variable {
+    struct tpc_variable *next;
+    uint64_t start, size;
+    struct tpc_context *context;
+};
+
 struct tpc_managed {
     uint64_t start, mapped; /* mapped: whole pages */
     uint64_t block;         /* what the worker gave: begins at `start` or up to a page before */
     unsigned char *alias;   /* the same pages, which we may always touch */
     struct tpc_context *context;
-    CUstream beside;        /* a stream of that context for our copies alone, which waits for nothing */
-    unsigned int attached;  /* CU_MEM_ATTACH_… */
-    CUstream stream;        /* that it is attached to, with CU_MEM_ATTACH_SINGLE */
-    struct tpc_hint *hints; /* managed_hint.c */
+    CUstream beside;                /* a stream of that context for our copies alone, which waits for nothing */
+    unsigned int attached;          /* CU_MEM_ATTACH_… */
+    CUstream stream;                /* that it is attached to, with CU_MEM_ATTACH_SINGLE */
+    struct tpc_hint *hints;         /* managed_hint.c */
+    struct tpc_variable *variables; /* of a block of them, which lives as long as the process */
     /* The server's alone. */
     size_t count;     /* of pieces */
     size_t open;      /* of those that are not away */
@@ -37,13 +45,14 @@ struct tpc_managed {
 };
 
 /* ---- managed_fault.c: how a thread asks the server and waits ---- */
-enum tpc_wish { TPC_TOUCH, TPC_LEAVE, TPC_TAKE, TPC_ADD, TPC_ATTACH, TPC_REMOVE };
+enum tpc_wish { TPC_TOUCH, TPC_LEAVE, TPC_TAKE, TPC_ADD, TPC_ATTACH, TPC_REMOVE, TPC_VARIABLE, TPC_VARIABLE_GONE };
 struct tpc_request {
     struct tpc_request *next;
     enum tpc_wish wish;
-    bool write;         /* touch: it was to be written, as far as is known */
-    bool inside;        /* touch: by a host function, for which the GPU stands still */
-    uint64_t address;   /* touch */
+    bool write;       /* touch: it was to be written, as far as is known */
+    bool inside;      /* touch: by a host function, for which the GPU stands still */
+    uint64_t address; /* touch; of a variable */
+    struct tpc_variable *variable;
     CUstream stream;    /* leave: of the work to come, NULL = any; attach */
     unsigned int flags; /* attach */
     struct tpc_managed *managed;
@@ -64,10 +73,20 @@ bool tpc_managed_watch(uint64_t start, uint64_t size);
 /* ---- managed_window.c ---- */
 /* Maps the range of device addresses for managed memory, once; false, with a sentence, where that cannot be. */
 bool tpc_window_open(void);
+/* Maps pages at an address outside of that range, twice; NULL where this process has something there. */
+unsigned char *tpc_window_extra(uint64_t start, uint64_t size);
 /* Where we may touch the bytes at an address of it. */
 unsigned char *tpc_window_alias(uint64_t address);
 /* The first part of [*begin, *end) of the memory that has pages, as far as the kernel tells. False: none of it has. */
 bool tpc_window_data(const struct tpc_managed *m, uint64_t *begin, uint64_t *end);
+
+/* ---- managed_api.c ---- */
+/* The stream for our copies in a context, the calling thread's current one. */
+CUresult tpc_stream_beside(const struct tpc_context *context, CUstream *out);
+
+/* ---- managed_variable.c ---- */
+/* The block that holds the address, NULL if none does. */
+struct tpc_managed *tpc_variables_at(uint64_t address);
 
 /* ---- managed_hint.c ---- */
 void tpc_hints_free(struct tpc_managed *m);

@@ -81,6 +81,10 @@ CUresult tpc_managed_leave(CUstream stream);
 /* The same of one managed allocation, however it is attached: a copy or a memset is about to use it. */
 CUresult tpc_managed_use(const struct tpc_range *range);
 CUresult tpc_managed_free(uint64_t start);
+/* A managed variable of an image, which the worker's driver has in that block: pages of this process are put there, or it is
+ * refused with a sentence. On success *range is how to note it. And: it was noted, and has ended. */
+CUresult tpc_managed_variable(struct tpc_range *range, uint64_t block, uint64_t block_size);
+void tpc_managed_variable_gone(const struct tpc_range *range);
 
 /* ---- pool.c ---- */
 /* Nodes of graphs have these addresses now: with others of theirs they are one block. False without memory for it. */
