@@ -23,6 +23,7 @@ from calls.fuzz import (
     by_state,
     compile_calls,
     differences,
+    driver_answers,
     either_is_right,
     read_answers,
     read_expected,
@@ -101,6 +102,18 @@ def test_answers_through_the_stack(
     assert not unknown, "\n".join(unknown[:40])
     lost = [f"{case} = {answer}" for case, answer in answers.items() if answer.startswith(("46", "hangs"))]
     assert not lost, "\n".join(lost[:40])
+
+
+def test_the_simulated_gpu_answers_as_the_driver(binary: Path, driver: str, tmp_path: Path) -> None:
+    """But for what is listed with its reason: every call that a driver was asked, in processes as there."""
+    judge, expected = driver_answers(), read_expected(HERE / "driver.expect")
+    assert len(judge) > 10_000
+    assert ask_beside(binary, driver, list(judge), tmp_path / "answers") == []
+    weak, answers = generated(Path(driver)), read_answers(tmp_path / "answers")
+    found = differences({case: answer for case, answer in judge.items() if case.split()[1] not in weak}, answers)
+    unknown = [f"{key}  {cases[0]}" for key, cases in found.items() if key not in expected]
+    assert not unknown, "\n".join(unknown[:40])
+    assert not set(expected) - set(found), "these lines are about nothing any more"
 
 
 WRAPS = (

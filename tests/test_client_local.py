@@ -230,7 +230,8 @@ for how in ("cuDevicePrimaryCtxReset_v2", "cuDevicePrimaryCtxRelease_v2"):
     assert state() == (0, 0)
     assert current() == context.value
     device = word(-1)
-    gives(709, "cuCtxGetDevice", ctypes.byref(device))
+    gives(0, "cuCtxGetDevice", ctypes.byref(device))
+    gives(709, "cuCtxSynchronize")
     gives(0, "cuDevicePrimaryCtxRetain", ctypes.byref(again), 0)
     assert again.value == context.value
     assert limit(0) == stack, "limits are those of a fresh context"
@@ -255,7 +256,9 @@ gives(2, "cuCtxCreate_v2", ctypes.byref(out()), 0, 0)  # more than a session off
 assert current() == contexts[-1].value
 gives(0, "cuCtxDestroy_v2", contexts[-1])
 assert current() == contexts[-2].value
-gives(709, "cuCtxPushCurrent_v2", contexts[-1])
+gives(0, "cuCtxPushCurrent_v2", contexts[-1])
+gives(709, "cuCtxSynchronize")
+gives(0, "cuCtxPopCurrent_v2", ctypes.byref(out()))
 gives(0, "cuCtxSynchronize")
 gives(0, "cuCtxDestroy_v2", contexts[0])
 for context in reversed(contexts[:-1]):

@@ -4,27 +4,27 @@ The value of a texture or surface object is the driver's own, because programs h
 them and answers every other number as it does a gone one.
 """
 
-from tensor_fusion.apigen.describe import call, custom, older, per_thread, post
+from tensor_fusion.apigen.describe import call, custom, local, older, per_thread, post
 
 FUNCTIONS = [
     # Arrays.
     call("cuArray3DCreate_v2", session="hand", unsafe=True),
-    older("cuArray3DCreate", "cuArray3DCreate_v2"),
+    local("cuArray3DCreate"),
     older("cuArrayCreate_v2", "cuArray3DCreate_v2"),
-    older("cuArrayCreate", "cuArray3DCreate_v2"),
+    local("cuArrayCreate"),
     post("cuArrayDestroy", session="hand", contextless=True, hArray="gone array", after_loss="ok"),
     call("cuArray3DGetDescriptor_v2", contextless=True),
     call("cuArray3DGetDescriptor", contextless=True),
     call("cuArrayGetDescriptor_v2", contextless=True),
     call("cuArrayGetDescriptor", contextless=True),
-    call("cuArrayGetMemoryRequirements", contextless=True),
-    call("cuArrayGetSparseProperties", contextless=True),
+    call("cuArrayGetMemoryRequirements", contextless=True, array="handle array or CUDA_ERROR_INVALID_VALUE"),
+    call("cuArrayGetSparseProperties", contextless=True, array="handle array or CUDA_ERROR_INVALID_VALUE"),
     call("cuArrayGetPlane", contextless=True, pPlaneArray="fresh array of hArray"),
     call("cuMipmappedArrayCreate", session="hand", unsafe=True),
     post("cuMipmappedArrayDestroy", session="hand", contextless=True, hMipmappedArray="gone mipmap", after_loss="ok"),
     call("cuMipmappedArrayGetLevel", contextless=True, pLevelArray="fresh array of hMipmappedArray"),
-    call("cuMipmappedArrayGetMemoryRequirements", contextless=True),
-    call("cuMipmappedArrayGetSparseProperties", contextless=True),
+    call("cuMipmappedArrayGetMemoryRequirements", contextless=True, mipmap="handle mipmap or CUDA_ERROR_INVALID_VALUE"),
+    call("cuMipmappedArrayGetSparseProperties", contextless=True, mipmap="handle mipmap or CUDA_ERROR_INVALID_VALUE"),
     # Objects.
     call("cuTexObjectCreate", pResDesc="struct", pResViewDesc="in?"),
     post("cuTexObjectDestroy"),
@@ -51,7 +51,7 @@ FUNCTIONS = [
     call("cuTexRefGetAddress_v2"),
     call("cuTexRefGetAddress"),
     call("cuTexRefSetFormat"),
-    call("cuTexRefGetFormat"),
+    call("cuTexRefGetFormat", pFormat="wanted", pNumChannels="wanted"),
     call("cuTexRefSetAddressMode"),
     call("cuTexRefGetAddressMode"),
     call("cuTexRefSetFilterMode"),

@@ -10,7 +10,7 @@ FUNCTIONS = [
     custom("cuEventSynchronize", ops="event_query event_wait"),
     custom("cuEventElapsedTime_v2", ops="event_elapsed"),
     alias("cuEventElapsedTime", "cuEventElapsedTime_v2"),
-    post("cuEventDestroy_v2", session="hand", contextless=True, hEvent="gone event", after_loss="ok"),
+    post("cuEventDestroy_v2", session="hand", contextless=True, check=True, hEvent="gone event", after_loss="ok"),
     alias("cuEventDestroy", "cuEventDestroy_v2"),
     per_thread("cuEventRecordWithFlags_ptsz", "cuEventRecordWithFlags"),
     per_thread("cuEventRecord_ptsz", "cuEventRecord"),

@@ -28,9 +28,10 @@
 
 #define SIM_MAX_DEVICES 8
 #define SIM_QUEUE_DEPTH 1024 // of a stream; NVIDIA's driver blocks the launching thread at about this depth too
-// The driver makes room for streams in such lots, the first with the context, and waits for all work of the context in it
-// (580.159.04 waits at the 33rd to 36th stream; measured).
-#define SIM_STREAM_ROOM 34u
+// The driver makes room for streams with the context and in lots, and waits for all work of the context when it makes more: at the
+// 36th and the 79th of the program (580.159.04, measured). The legacy stream counts here.
+#define SIM_STREAM_ROOM 36u
+#define SIM_STREAM_MORE 43u
 #define SIM_CONTEXT_BYTES (527ull << 20) // what a context costs on an H200 with driver 580.159.04
 #define SIM_GRANULE (2ull << 20)         // granularity of cuMemCreate on data-centre GPUs
 #define SIM_MAX_PARAM_BYTES 32764u       // largest parameter block of a kernel
@@ -288,6 +289,7 @@ typedef struct {
         uint64_t used, used_high, reserved, reserved_high;
     } graph; // memory of graphs
     sim_context_t primary;
+    unsigned primary_flags; // as cuDevicePrimaryCtxGetState tells them; the context tells one more
     sim_pool_t default_pool;
     sim_pool_t *current_pool;
     uint64_t arena;         // device addresses of cuMemAlloc start here; offset equals the offset in `backing`
@@ -392,7 +394,8 @@ typedef struct {
 
 // SIM_TAKES_CONTEXT: what it works on has a context of its own, so the thread need not have one (580.159.04, measured); the
 // context is NULL then.
-typedef enum { SIM_NEEDS_NOTHING, SIM_NEEDS_INIT, SIM_TAKES_CONTEXT, SIM_NEEDS_CONTEXT } sim_needs_t;
+// SIM_TAKES_ANY: the same, and one that was destroyed does not matter either; what the call is about tells.
+typedef enum { SIM_NEEDS_NOTHING, SIM_NEEDS_INIT, SIM_TAKES_ANY, SIM_TAKES_CONTEXT, SIM_NEEDS_CONTEXT } sim_needs_t;
 
 CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context);
 #define SIM_ENTER_AS(needs, context)                                                                                   \
@@ -407,6 +410,9 @@ CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context)
 #define SIM_ENTER_WITHOUT(variable)                                                                                    \
     sim_context_t *variable;                                                                                           \
     SIM_ENTER_AS(SIM_TAKES_CONTEXT, &variable)
+#define SIM_ENTER_WITH_ANY(variable)                                                                                   \
+    sim_context_t *variable;                                                                                           \
+    SIM_ENTER_AS(SIM_TAKES_ANY, &variable)
 #define SIM_ENTER_CONTEXT(variable)                                                                                    \
     sim_context_t *variable;                                                                                           \
     SIM_ENTER_AS(SIM_NEEDS_CONTEXT, &variable)

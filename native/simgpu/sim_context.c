@@ -98,17 +98,17 @@ static sim_context_t *checked(CUcontext handle) { // under sim.lock
     return sim_handle_is(handle, SIM_CONTEXT) ? (sim_context_t *)(void *)handle : NULL;
 }
 
-static CUresult lookup(CUcontext handle, sim_context_t **out) {
+// One that was destroyed, too.
+static CUresult lookup_ever(CUcontext handle, sim_context_t **out) {
     pthread_mutex_lock(&sim.lock);
-    sim_context_t *context = checked(handle);
-    bool active = context && context->active;
+    *out = checked(handle);
     pthread_mutex_unlock(&sim.lock);
-    if (!context)
-        return CUDA_ERROR_INVALID_CONTEXT;
-    if (!active)
-        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    *out = context;
-    return CUDA_SUCCESS;
+    return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+}
+
+static CUresult lookup(CUcontext handle, sim_context_t **out) {
+    CUresult result = lookup_ever(handle, out);
+    return result == CUDA_SUCCESS && !(*out)->active ? CUDA_ERROR_CONTEXT_IS_DESTROYED : result;
 }
 
 // NULL means the current context.
@@ -119,6 +119,14 @@ static CUresult lookup_or_current(CUcontext handle, sim_context_t **out) {
     if (!*out)
         return CUDA_ERROR_INVALID_CONTEXT;
     return (*out)->active ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+}
+
+// The same for what is told of a context that was destroyed, too (580.159.04, measured).
+static CUresult lookup_or_current_ever(CUcontext handle, sim_context_t **out) {
+    if (handle)
+        return lookup_ever(handle, out);
+    *out = sim_current();
+    return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
 
 static bool flags_ok(unsigned flags) {
@@ -138,7 +146,7 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
     CUresult result = CUDA_SUCCESS;
     pthread_mutex_lock(&sim.lock);
     if (!context->active)
-        result = sim_context_start(context, dev, context->flags, 3020);
+        result = sim_context_start(context, dev, sim.devices[dev].primary_flags | CU_CTX_MAP_HOST, 3020);
     if (result == CUDA_SUCCESS) {
         context->retains++;
         *pctx = (CUcontext)(void *)context;
@@ -147,7 +155,8 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
     return result;
 }
 
-static CUresult primary_release(CUdevice dev) {
+// The first form has nothing against a context that nobody retains.
+static CUresult primary_release(CUdevice dev, CUresult unheld) {
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
     sim_context_t *context = &sim.devices[dev].primary;
@@ -156,7 +165,7 @@ static CUresult primary_release(CUdevice dev) {
     bool last = held && --context->retains == 0;
     pthread_mutex_unlock(&sim.lock);
     if (!held)
-        return CUDA_ERROR_INVALID_CONTEXT;
+        return unheld;
     if (last)
         sim_context_stop(context);
     return CUDA_SUCCESS;
@@ -164,12 +173,12 @@ static CUresult primary_release(CUdevice dev) {
 
 CUresult cuDevicePrimaryCtxRelease(CUdevice dev) {
     SIM_ENTER();
-    return primary_release(dev);
+    return primary_release(dev, CUDA_SUCCESS);
 }
 
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
     SIM_ENTER();
-    return primary_release(dev);
+    return primary_release(dev, CUDA_ERROR_INVALID_CONTEXT);
 }
 
 static CUresult primary_reset(CUdevice dev) {
@@ -193,25 +202,29 @@ CUresult cuDevicePrimaryCtxReset_v2(CUdevice dev) {
     return primary_reset(dev);
 }
 
-static CUresult primary_set_flags(CUdevice dev, unsigned flags) {
+static CUresult primary_set_flags(CUdevice dev, unsigned flags, bool active_too) {
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
     if (!flags_ok(flags))
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
-    sim.devices[dev].primary.flags = flags; // since CUDA 11 also allowed while active
+    const bool may = active_too || !sim.devices[dev].primary.active;
+    if (may) {
+        sim.devices[dev].primary_flags = flags;
+        sim.devices[dev].primary.flags = flags | CU_CTX_MAP_HOST;
+    }
     pthread_mutex_unlock(&sim.lock);
-    return CUDA_SUCCESS;
+    return may ? CUDA_SUCCESS : CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE;
 }
 
 CUresult cuDevicePrimaryCtxSetFlags(CUdevice dev, unsigned int flags) {
     SIM_ENTER();
-    return primary_set_flags(dev, flags);
+    return primary_set_flags(dev, flags, false);
 }
 
 CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
     SIM_ENTER();
-    return primary_set_flags(dev, flags);
+    return primary_set_flags(dev, flags, true); // since CUDA 11
 }
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *active) {
@@ -221,7 +234,7 @@ CUresult cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *acti
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
     pthread_mutex_lock(&sim.lock);
-    *flags = sim.devices[dev].primary.flags;
+    *flags = sim.devices[dev].primary_flags;
     *active = sim.devices[dev].primary.active;
     pthread_mutex_unlock(&sim.lock);
     return CUDA_SUCCESS;
@@ -263,13 +276,13 @@ CUresult cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
     return context_create(pctx, flags, dev, 3020);
 }
 
-/* No MPS here: there are no shares of the multiprocessors. */
+// No MPS here: there are no shares of the multiprocessors. A number below 0 says that there are no parameters (580.159.04, measured).
 CUresult cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags,
                         CUdevice dev) {
     SIM_ENTER();
-    if (numParams < 0 || (numParams && !paramsArray))
-        return CUDA_ERROR_INVALID_VALUE;
-    return numParams ? CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY : context_create(pctx, flags, dev, 3020);
+    if (numParams > 0)
+        return paramsArray ? CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY : CUDA_ERROR_INVALID_VALUE;
+    return context_create(pctx, flags, dev, 3020);
 }
 
 CUresult cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev) {
@@ -285,7 +298,7 @@ CUresult cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, uns
 CUresult cuCtxDestroy_v2(CUcontext ctx) {
     SIM_ENTER();
     sim_context_t *context;
-    CUresult result = lookup(ctx, &context);
+    CUresult result = ctx ? lookup(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
     if (result != CUDA_SUCCESS)
         return result;
     if (context->primary)
@@ -345,7 +358,7 @@ CUresult cuCtxSetCurrent(CUcontext ctx) {
         return CUDA_SUCCESS;
     }
     sim_context_t *context;
-    CUresult result = lookup(ctx, &context);
+    CUresult result = lookup_ever(ctx, &context);
     if (result != CUDA_SUCCESS)
         return result;
     if (!depth)
@@ -357,13 +370,22 @@ CUresult cuCtxSetCurrent(CUcontext ctx) {
 CUresult cuCtxPushCurrent_v2(CUcontext ctx) {
     SIM_ENTER();
     sim_context_t *context;
-    CUresult result = lookup(ctx, &context);
+    CUresult result = ctx ? lookup_ever(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
     if (result != CUDA_SUCCESS)
         return result;
     if (depth == SIM_MAX_CONTEXT_STACK)
         return CUDA_ERROR_OUT_OF_MEMORY;
     stack[depth++] = context;
     return CUDA_SUCCESS;
+}
+
+// The first form wants a context that is current nowhere; what other threads have is not looked at here.
+CUresult cuCtxPushCurrent(CUcontext ctx) {
+    SIM_ENTER();
+    for (unsigned i = 0; i < depth; i++)
+        if (stack[i] == (sim_context_t *)(void *)ctx && stack[i]->active)
+            return CUDA_ERROR_INVALID_CONTEXT;
+    return cuCtxPushCurrent_v2(ctx);
 }
 
 CUresult cuCtxPopCurrent_v2(CUcontext *pctx) {
@@ -376,40 +398,31 @@ CUresult cuCtxPopCurrent_v2(CUcontext *pctx) {
     return CUDA_SUCCESS;
 }
 
+static CUresult get_device(CUdevice *device, CUcontext ctx) {
+    sim_context_t *context;
+    CUresult result = device ? lookup_or_current_ever(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS)
+        *device = context->device;
+    return result;
+}
+
 CUresult cuCtxGetDevice(CUdevice *device) {
     SIM_ENTER();
-    sim_context_t *context;
-    CUresult result = lookup_or_current(NULL, &context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (!device)
-        return CUDA_ERROR_INVALID_VALUE;
-    *device = context->device;
-    return CUDA_SUCCESS;
+    return get_device(device, NULL);
 }
 
 CUresult cuCtxGetDevice_v2(CUdevice *device, CUcontext ctx) {
     SIM_ENTER();
-    sim_context_t *context;
-    CUresult result = lookup_or_current(ctx, &context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (!device)
-        return CUDA_ERROR_INVALID_VALUE;
-    *device = context->device;
-    return CUDA_SUCCESS;
+    return get_device(device, ctx);
 }
 
 CUresult cuCtxGetFlags(unsigned int *flags) {
     SIM_ENTER();
     sim_context_t *context;
-    CUresult result = lookup_or_current(NULL, &context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (!flags)
-        return CUDA_ERROR_INVALID_VALUE;
-    *flags = context->flags;
-    return CUDA_SUCCESS;
+    CUresult result = flags ? lookup_or_current_ever(NULL, &context) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS)
+        *flags = context->flags;
+    return result;
 }
 
 CUresult cuCtxSetFlags(unsigned int flags) {
@@ -417,7 +430,7 @@ CUresult cuCtxSetFlags(unsigned int flags) {
     if (!flags_ok(flags))
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
-    context->flags = flags;
+    context->flags = context->primary ? flags | CU_CTX_MAP_HOST : flags; // (580.159.04, measured)
     pthread_mutex_unlock(&sim.lock);
     return CUDA_SUCCESS;
 }
@@ -425,25 +438,23 @@ CUresult cuCtxSetFlags(unsigned int flags) {
 CUresult cuCtxGetId(CUcontext ctx, unsigned long long *ctxId) {
     SIM_ENTER();
     sim_context_t *context;
-    CUresult result = lookup_or_current(ctx, &context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (!ctxId)
-        return CUDA_ERROR_INVALID_VALUE;
-    *ctxId = context->id;
-    return CUDA_SUCCESS;
+    CUresult result = ctxId ? lookup_or_current(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS)
+        *ctxId = context->id;
+    return result;
 }
 
 CUresult cuCtxGetApiVersion(CUcontext ctx, unsigned int *version) {
     SIM_ENTER();
     sim_context_t *context;
-    CUresult result = lookup_or_current(ctx, &context);
-    if (result != CUDA_SUCCESS)
-        return result;
-    if (!version)
-        return CUDA_ERROR_INVALID_VALUE;
-    *version = context->api_version;
-    return CUDA_SUCCESS;
+    CUresult result = ctx && !version ? CUDA_ERROR_INVALID_VALUE : lookup_or_current(ctx, &context);
+    if (ctx && result == CUDA_ERROR_CONTEXT_IS_DESTROYED)
+        result = CUDA_ERROR_INVALID_CONTEXT;
+    if (result == CUDA_SUCCESS && !version)
+        result = CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS)
+        *version = context->api_version;
+    return result;
 }
 
 CUresult cuCtxGetLimit(size_t *pvalue, CUlimit limit) {
@@ -460,6 +471,7 @@ CUresult cuCtxGetLimit(size_t *pvalue, CUlimit limit) {
 
 CUresult cuCtxSetLimit(CUlimit limit, size_t value) {
     SIM_ENTER_CONTEXT(context);
+    SIM_UNSAFE();
     if ((unsigned)limit >= CU_LIMIT_MAX)
         return CUDA_ERROR_INVALID_VALUE;
     if (sim_limits_h200[limit] == SIZE_MAX)
@@ -488,6 +500,7 @@ CUresult cuCtxGetCacheConfig(CUfunc_cache *pconfig) {
 
 CUresult cuCtxSetCacheConfig(CUfunc_cache config) {
     SIM_ENTER_CONTEXT(context);
+    SIM_UNSAFE();
     if ((unsigned)config > CU_FUNC_CACHE_PREFER_EQUAL)
         return CUDA_ERROR_INVALID_VALUE;
     context->cache_config = config;
@@ -505,6 +518,7 @@ CUresult cuCtxGetSharedMemConfig(CUsharedconfig *pConfig) {
 
 CUresult cuCtxSetSharedMemConfig(CUsharedconfig config) {
     SIM_ENTER_CONTEXT(context);
+    SIM_UNSAFE();
     (void)context; // without effect on GPUs of this generation
     return (unsigned)config > 2 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
@@ -556,8 +570,6 @@ CUresult cuCtxEnablePeerAccess(CUcontext peerContext, unsigned int Flags) {
         return result;
     if (Flags)
         return CUDA_ERROR_INVALID_VALUE;
-    if (peer == context)
-        return CUDA_ERROR_INVALID_CONTEXT;
     if (peer->device == context->device || !sim_device_reaches(context->device, peer->device))
         return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
     pthread_mutex_lock(&sim.lock);
@@ -575,6 +587,7 @@ CUresult cuCtxDisablePeerAccess(CUcontext peerContext) {
     CUresult result = lookup(peerContext, &peer);
     if (result != CUDA_SUCCESS)
         return result;
+    SIM_UNSAFE();
     pthread_mutex_lock(&sim.lock);
     unsigned bit = 1u << peer->device;
     if (!(context->peers & bit))

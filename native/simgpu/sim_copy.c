@@ -281,7 +281,7 @@ static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, siz
         return CUDA_ERROR_INVALID_VALUE;
     if (dst & (element - 1))
         return CUDA_ERROR_INVALID_VALUE;
-    if (height > 1 && (pitch < set.width || (pitch & (element - 1))))
+    if (set.width && height > 1 && (pitch < set.width || (pitch & (element - 1))))
         return CUDA_ERROR_INVALID_VALUE;
     if (!set.width || !height)
         return CUDA_SUCCESS;

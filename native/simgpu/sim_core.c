@@ -270,10 +270,12 @@ CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context)
     sim_context_t *current = sim_current();
     if (SIM_EXPECT_FALSE(!current)) {
         *context = NULL;
-        return needs == SIM_TAKES_CONTEXT ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+        return needs == SIM_NEEDS_CONTEXT ? CUDA_ERROR_INVALID_CONTEXT : CUDA_SUCCESS;
     }
-    if (SIM_EXPECT_FALSE(!current->active))
-        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (SIM_EXPECT_FALSE(!current->active)) {
+        *context = NULL;
+        return needs == SIM_TAKES_ANY ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    }
     CUresult error = sim_context_error(current);
     if (SIM_EXPECT_FALSE(error != CUDA_SUCCESS))
         return error;

@@ -5,6 +5,7 @@
 #include "sim.h"
 #include "tpg_table.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,13 +48,18 @@ CUresult cuDeviceGetCount(int *count) {
     return CUDA_SUCCESS;
 }
 
+// A length below 0 is a large one: the text is written whole (580.159.04, measured).
+static size_t room_for(int len) { return len < 0 ? INT_MAX : (size_t)len; }
+
 CUresult cuDeviceGetName(char *name, int len, CUdevice dev) {
     SIM_ENTER();
-    if (!name || len < 1)
+    if (!name)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    snprintf(name, (size_t)len, "Simulated NVIDIA H200");
+    if (!len) // the driver ends the process at no bytes
+        return CUDA_ERROR_INVALID_VALUE;
+    snprintf(name, room_for(len), "Simulated NVIDIA H200");
     return CUDA_SUCCESS;
 }
 
@@ -80,10 +86,8 @@ CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
     SIM_ENTER();
     if (!bytes)
         return CUDA_ERROR_INVALID_VALUE;
-    if (!sim_device_ok(dev))
-        return CUDA_ERROR_INVALID_DEVICE;
-    *bytes = sim.devices[dev].total;
-    return CUDA_SUCCESS;
+    *bytes = sim_device_ok(dev) ? sim.devices[dev].total : 0; // written in any case (580.159.04, measured)
+    return sim_device_ok(dev) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
 CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
@@ -142,14 +146,14 @@ CUresult cuDeviceGetProperties(CUdevprop *prop, CUdevice dev) {
 
 CUresult cuDeviceGetPCIBusId(char *pciBusId, int len, CUdevice dev) {
     SIM_ENTER();
-    if (!pciBusId || len < 1)
+    if (!pciBusId)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    if ((size_t)len <= strlen(sim.devices[dev].pci))
-        return CUDA_ERROR_INVALID_VALUE;
-    snprintf(pciBusId, (size_t)len, "%s", sim.devices[dev].pci);
-    return CUDA_SUCCESS;
+    if (len)
+        snprintf(pciBusId, room_for(len), "%s", sim.devices[dev].pci);
+    // What does not fit is cut short, and that is an error all the same; a length below 0 is one, too.
+    return len > (int)strlen(sim.devices[dev].pci) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId) {
@@ -176,7 +180,8 @@ CUresult cuDeviceGetByPCIBusId(CUdevice *dev, const char *pciBusId) {
 
 CUresult cuDeviceGetExecAffinitySupport(int *pi, CUexecAffinityType type, CUdevice dev) {
     SIM_ENTER();
-    if (!pi || (unsigned)type >= CU_EXEC_AFFINITY_TYPE_MAX)
+    (void)type; // of none that there is, and none is refused (580.159.04, measured)
+    if (!pi)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
@@ -187,12 +192,11 @@ CUresult cuDeviceGetExecAffinitySupport(int *pi, CUexecAffinityType type, CUdevi
 CUresult cuDeviceGetTexture1DLinearMaxWidth(size_t *maxWidthInElements, CUarray_format format, unsigned numChannels,
                                             CUdevice dev) {
     SIM_ENTER();
-    if (!maxWidthInElements || numChannels < 1 || numChannels > 4 || numChannels == 3)
+    if (!maxWidthInElements || (int)format < 1 || numChannels < 1 || numChannels > 4 || numChannels == 3)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    (void)format;
-    *maxWidthInElements = (size_t)sim_attributes_h200[CU_DEVICE_ATTRIBUTE_MAXIMUM_TEXTURE1D_LINEAR_WIDTH];
+    *maxWidthInElements = 1u << 30; // of floats and halves; the bytes of a texel do not matter (580.159.04, measured)
     return CUDA_SUCCESS;
 }
 
@@ -208,13 +212,44 @@ CUresult cuDeviceCanAccessPeer(int *canAccessPeer, CUdevice dev, CUdevice peerDe
 
 CUresult cuDeviceGetP2PAttribute(int *value, CUdevice_P2PAttribute attrib, CUdevice srcDevice, CUdevice dstDevice) {
     SIM_ENTER();
-    if (!value || (unsigned)attrib < 1 || (unsigned)attrib > 5)
+    if (!value)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(srcDevice) || !sim_device_ok(dstDevice) || srcDevice == dstDevice)
         return CUDA_ERROR_INVALID_DEVICE;
+    if ((unsigned)attrib < 1 || (unsigned)attrib > 5)
+        return CUDA_ERROR_INVALID_VALUE;
     *value =
         attrib == CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED || attrib == CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED;
     return CUDA_SUCCESS;
+}
+
+static CUresult check_operations(const unsigned *capabilities, const CUatomicOperation *operations, unsigned count) {
+    return capabilities && operations && count ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+// Through PCIe the host has none of them.
+CUresult cuDeviceGetHostAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
+                                           unsigned int count, CUdevice dev) {
+    SIM_ENTER();
+    CUresult result = check_operations(capabilities, operations, count);
+    if (result == CUDA_SUCCESS && !sim_device_ok(dev))
+        result = CUDA_ERROR_INVALID_DEVICE;
+    for (unsigned i = 0; result == CUDA_SUCCESS && i < count; i++)
+        capabilities[i] = 0;
+    return result;
+}
+
+CUresult cuDeviceGetP2PAtomicCapabilities(unsigned int *capabilities, const CUatomicOperation *operations,
+                                          unsigned int count, CUdevice srcDevice, CUdevice dstDevice) {
+    SIM_ENTER();
+    static atomic_bool said;
+    CUresult result = check_operations(capabilities, operations, count);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (!sim_device_ok(srcDevice) || !sim_device_ok(dstDevice) || srcDevice == dstDevice)
+        return CUDA_ERROR_INVALID_DEVICE;
+    sim_refuses("cuDeviceGetP2PAtomicCapabilities", &said); // nobody asked two devices
+    return CUDA_ERROR_NOT_SUPPORTED;
 }
 
 static const sim_error_t *find_error(CUresult error) {
@@ -267,6 +302,13 @@ CUresult cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cu
 
 CUresult cuGetProcAddress(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags) {
     return cuGetProcAddress_v2(symbol, pfn, cudaVersion, flags, NULL);
+}
+
+// There are no private tables here, and the driver has this for one that it does not know (580.159.04, measured).
+CUresult cuGetExportTable(const void **ppExportTable, const CUuuid *pExportTableId) {
+    SIM_ENTER_ANY();
+    (void)ppExportTable, (void)pExportTableId;
+    return CUDA_ERROR_INVALID_VALUE;
 }
 
 // ---- Tools: there are none ---------------------------------------------------------------------------------------

@@ -135,11 +135,14 @@ CUresult cuEventSynchronize(CUevent hEvent) {
 }
 
 CUresult cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
-    SIM_ENTER_WITHOUT(context);
-    (void)context;
-    if (!pMilliseconds)
-        return CUDA_ERROR_INVALID_VALUE;
-    CUresult result = CUDA_SUCCESS;
+    SIM_ENTER();
+    sim_context_t *context = sim_current();
+    const bool gone = context && !context->active;
+    CUresult result = pMilliseconds ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE; // the code was measured (580.159.04)
+    if (result == CUDA_SUCCESS && gone && hStart)
+        result = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (result == CUDA_SUCCESS && context && !gone)
+        result = sim_context_error(context);
     pthread_mutex_lock(&sim.lock);
     sim_event_t *events[2] = {sim_event_of(hStart), sim_event_of(hEnd)};
     for (int i = 0; i < 2 && result == CUDA_SUCCESS; i++) {

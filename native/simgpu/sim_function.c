@@ -72,7 +72,7 @@ static CUresult only_function(sim_context_t *context, CUfunction handle, sim_fun
 }
 
 CUresult cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfunc) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     if (!pi || (unsigned)attrib >= SIM_FUNC_ATTRIBUTES)
         return CUDA_ERROR_INVALID_VALUE;
     sim_function_t *function;
@@ -86,7 +86,7 @@ CUresult cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfu
 }
 
 CUresult cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int value) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_function_t *function;
     int *attributes;
     pthread_mutex_lock(&sim.lock);
@@ -106,7 +106,7 @@ static CUresult check_function(sim_context_t *context, CUfunction handle, sim_fu
 }
 
 CUresult cuFuncSetCacheConfig(CUfunction hfunc, CUfunc_cache config) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_function_t *function;
     if ((unsigned)config > CU_FUNC_CACHE_PREFER_EQUAL)
         return CUDA_ERROR_INVALID_VALUE;
@@ -114,7 +114,7 @@ CUresult cuFuncSetCacheConfig(CUfunction hfunc, CUfunc_cache config) {
 }
 
 CUresult cuFuncSetSharedMemConfig(CUfunction hfunc, CUsharedconfig config) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_function_t *function;
     if ((unsigned)config > 2)
         return CUDA_ERROR_INVALID_VALUE;
@@ -122,7 +122,7 @@ CUresult cuFuncSetSharedMemConfig(CUfunction hfunc, CUsharedconfig config) {
 }
 
 CUresult cuFuncGetName(const char **name, CUfunction hfunc) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_function_t *function;
     if (!name || !hfunc)
         return CUDA_ERROR_INVALID_VALUE;
@@ -133,7 +133,7 @@ CUresult cuFuncGetName(const char **name, CUfunction hfunc) {
 }
 
 CUresult cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_function_t *function;
     if (!hmod || !hfunc)
         return CUDA_ERROR_INVALID_VALUE;
@@ -153,7 +153,7 @@ static CUresult param_info(const sim_entry_t *entry, size_t index, size_t *offse
 }
 
 CUresult cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_function_t *function;
     if (!func)
         return CUDA_ERROR_INVALID_VALUE;
@@ -162,7 +162,7 @@ CUresult cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *paramOff
 }
 
 CUresult cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction function) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_function_t *found;
     if (!state)
         return CUDA_ERROR_INVALID_VALUE;
@@ -173,7 +173,7 @@ CUresult cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction function) {
 }
 
 CUresult cuFuncLoad(CUfunction function) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_function_t *found;
     int *attributes;
     pthread_mutex_lock(&sim.lock);

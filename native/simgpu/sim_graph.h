@@ -95,6 +95,12 @@ CUresult sim_capture_touch_context(sim_context_t *context);
 CUresult sim_capture_touch_event(sim_event_t *event);
 // What a call that must not be made during a capture gives, by the modes of the captures and of the calling thread.
 CUresult sim_capture_unsafe(void); // takes sim.lock
+#define SIM_UNSAFE()                                                                                                   \
+    do {                                                                                                               \
+        CUresult unsafe_ = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;                                      \
+        if (unsafe_ != CUDA_SUCCESS)                                                                                   \
+            return unsafe_;                                                                                            \
+    } while (0)
 void sim_capture_event_drop(sim_event_t *event);
 void sim_capture_stream_gone(sim_stream_t *stream);
 CUresult sim_capture_append(sim_stream_t *stream, sim_node_t *node);

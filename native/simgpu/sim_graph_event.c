@@ -8,7 +8,7 @@
 
 static CUresult event_op(CUevent event, sim_op_kind_t kind, sim_op_t *op) {
     *op = (sim_op_t){.kind = kind, .u.event_handle = event};
-    return sim_event_of(event) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    return !event ? CUDA_ERROR_INVALID_VALUE : sim_event_of(event) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 static CUresult add_event(CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count, CUevent event,
@@ -69,7 +69,7 @@ EVENT_NODES(Wait, CU_GRAPH_NODE_TYPE_WAIT_EVENT, SIM_OP_WAIT_NODE)
 // ---- Words -------------------------------------------------------------------------------------------------------
 
 static CUresult batch_op(const CUDA_BATCH_MEM_OP_NODE_PARAMS *p, sim_op_t *op) {
-    if (!p || p->flags)
+    if (!p || p->flags || !p->count)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_handle_is(p->ctx, SIM_CONTEXT))
         return CUDA_ERROR_INVALID_CONTEXT;

@@ -25,6 +25,20 @@ CUresult sim_node_add(CUgraphNode *out, CUgraph handle, const CUgraphNode *depen
 }
 
 // Replaces what a node does, or a step of an executable graph does.
+// What has several rows keeps their number, length and distance in an executable graph (580.159.04, measured).
+static bool same_rows(const sim_op_t *now, const sim_op_t *next) {
+    if (now->kind == SIM_OP_COPY) {
+        const sim_copy_t *a = &now->u.copy, *b = &next->u.copy;
+        const bool one = a->height * a->depth == 1 && b->height * b->depth == 1;
+        return one || (a->width == b->width && a->height == b->height && a->depth == b->depth &&
+                       a->src.pitch == b->src.pitch && a->dst.pitch == b->dst.pitch && a->src.slice == b->src.slice &&
+                       a->dst.slice == b->dst.slice);
+    }
+    const sim_set_t *a = &now->u.set, *b = &next->u.set;
+    return now->kind != SIM_OP_SET || (a->height == 1 && b->height == 1) ||
+           (a->width == b->width && a->height == b->height && a->dst.pitch == b->dst.pitch);
+}
+
 CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
                       sim_node_t **out) {
     sim_node_t *node = sim_node_of(handle);
@@ -38,7 +52,7 @@ CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec,
         result = program ? result : CUDA_ERROR_OUT_OF_MEMORY;
         place = program ? &sim_program_step(program, node)->op : NULL;
     }
-    if (!place) {
+    if (!place || (in_exec && !same_rows(place, op))) {
         sim_op_discard(op);
         return result;
     }
@@ -178,9 +192,28 @@ CUresult cuGraphKernelNodeCopyAttributes(CUgraphNode dst, CUgraphNode src) {
 
 // ---- Memsets -----------------------------------------------------------------------------------------------------
 
-static CUresult set_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, sim_op_t *op) {
-    if (!p || !sim_handle_is(ctx, SIM_CONTEXT))
-        return p ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_INVALID_VALUE;
+// The context of a node, which is looked at first. NULL is the current one, or where there is none that of the memory (580.159.04,
+// measured); one that was destroyed is no memory's.
+static CUresult context_of(CUcontext ctx, uint64_t address, sim_context_t **out) {
+    sim_context_t *context = ctx ? (sim_context_t *)(void *)ctx : sim_current();
+    if (ctx && !sim_handle_is(ctx, SIM_CONTEXT))
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (!context) {
+        pthread_rwlock_rdlock(&sim.map_lock);
+        const sim_range_t *range = sim_map_find(address);
+        context = range ? range->context : NULL;
+        pthread_rwlock_unlock(&sim.map_lock);
+    }
+    if (!context || !context->active)
+        return ctx ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_ERROR_INVALID_VALUE;
+    *out = context;
+    return CUDA_SUCCESS;
+}
+
+static CUresult set_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, sim_op_t *op, sim_context_t **context) {
+    CUresult found = context_of(ctx, p ? p->dst : 0, context);
+    if (found != CUDA_SUCCESS || !p)
+        return found != CUDA_SUCCESS ? found : CUDA_ERROR_INVALID_VALUE;
     if ((p->elementSize != 1 && p->elementSize != 2 && p->elementSize != 4) || !p->width || !p->height)
         return CUDA_ERROR_INVALID_VALUE;
     sim_set_t set = {.dst = {.address = p->dst, .pitch = p->pitch},
@@ -191,8 +224,7 @@ static CUresult set_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, sim_op_t
     if (__builtin_mul_overflow((uint64_t)p->width, (uint64_t)p->elementSize, &set.width) || p->dst % p->elementSize ||
         (p->height > 1 && p->pitch < set.width))
         return CUDA_ERROR_INVALID_VALUE;
-    sim_context_t *context = (sim_context_t *)(void *)ctx;
-    CUresult result = sim_side_prepare(context, &set.dst, SIM_PLACE_DEVICE, set.width, set.height, 1, true, &pinned);
+    CUresult result = sim_side_prepare(*context, &set.dst, SIM_PLACE_DEVICE, set.width, set.height, 1, true, &pinned);
     *op = (sim_op_t){.kind = SIM_OP_SET, .u.set = set};
     return result;
 }
@@ -202,14 +234,15 @@ CUresult cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CU
     SIM_ENTER();
     sim_op_t op;
     sim_node_t *node;
+    sim_context_t *context = NULL;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = set_op(memsetParams, ctx, &op);
+    CUresult result = set_op(memsetParams, ctx, &op, &context);
     if (result == CUDA_SUCCESS)
         result =
             sim_node_add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
     if (result == CUDA_SUCCESS) {
         node->params.set = *memsetParams;
-        node->context = (sim_context_t *)(void *)ctx;
+        node->context = context;
     }
     pthread_mutex_unlock(&sim.lock);
     return result;
@@ -219,8 +252,9 @@ static CUresult put_set(CUgraphExec exec, CUgraphNode hNode, bool in_exec, const
                         CUcontext ctx) {
     sim_op_t op;
     sim_node_t *node;
+    sim_context_t *context = NULL;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = set_op(params, ctx, &op);
+    CUresult result = set_op(params, ctx, &op, &context);
     if (result == CUDA_SUCCESS)
         result = sim_node_put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)
@@ -253,11 +287,18 @@ CUresult cuGraphMemsetNodeGetParams(CUgraphNode hNode, CUDA_MEMSET_NODE_PARAMS *
 
 // ---- Copies ------------------------------------------------------------------------------------------------------
 
-static CUresult copy_op(const CUDA_MEMCPY3D *p, CUcontext ctx, sim_op_t *op) {
-    if (!p || !sim_handle_is(ctx, SIM_CONTEXT))
-        return p ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_INVALID_VALUE;
+static CUresult copy_op(const CUDA_MEMCPY3D *p, CUcontext ctx, sim_op_t *op, sim_context_t **context) {
+    const bool in = p && p->dstMemoryType == CU_MEMORYTYPE_DEVICE;
+    CUresult found = context_of(ctx, !p ? 0 : in ? p->dstDevice : p->srcDevice, context);
+    if (found != CUDA_SUCCESS || !p)
+        return found != CUDA_SUCCESS ? found : CUDA_ERROR_INVALID_VALUE;
+    if ((p->srcMemoryType == CU_MEMORYTYPE_HOST && !p->srcHost) ||
+        (p->dstMemoryType == CU_MEMORYTYPE_HOST && !p->dstHost))
+        return CUDA_ERROR_INVALID_VALUE;
+    CUDA_MEMCPY3D copy = *p;
+    copy.srcLOD = copy.dstLOD = 0; // nobody looks at them here (580.159.04, measured)
     *op = (sim_op_t){.kind = SIM_OP_COPY};
-    return sim_copy_box_prepare((sim_context_t *)(void *)ctx, p, &op->u.copy);
+    return sim_copy_box_prepare(*context, &copy, &op->u.copy);
 }
 
 CUresult cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
@@ -265,14 +306,15 @@ CUresult cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CU
     SIM_ENTER();
     sim_op_t op;
     sim_node_t *node;
+    sim_context_t *context = NULL;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = copy_op(copyParams, ctx, &op);
+    CUresult result = copy_op(copyParams, ctx, &op, &context);
     if (result == CUDA_SUCCESS)
         result =
             sim_node_add(phGraphNode, hGraph, dependencies, numDependencies, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
     if (result == CUDA_SUCCESS) {
         node->params.copy = *copyParams;
-        node->context = (sim_context_t *)(void *)ctx;
+        node->context = context;
     }
     pthread_mutex_unlock(&sim.lock);
     return result;
@@ -282,8 +324,9 @@ static CUresult put_copy(CUgraphExec exec, CUgraphNode hNode, bool in_exec, cons
                          CUcontext ctx) {
     sim_op_t op;
     sim_node_t *node;
+    sim_context_t *context = NULL;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = copy_op(params, ctx, &op);
+    CUresult result = copy_op(params, ctx, &op, &context);
     if (result == CUDA_SUCCESS)
         result = sim_node_put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)

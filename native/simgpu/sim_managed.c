@@ -2,7 +2,7 @@
 //
 // Of the device's file the pages of such an allocation are mapped over its addresses in the arena as well, so both sides have the
 // same bytes. Advice is kept for each page. Codes are those of 580.159.04. Any thread enters; everything is under the map lock.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +49,7 @@ void sim_managed_drop(sim_range_t *range) {
 
 CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags) {
     SIM_ENTER_CONTEXT(context);
+    SIM_UNSAFE();
     if (!dptr || !bytesize || (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST))
         return CUDA_ERROR_INVALID_VALUE;
     if (bytesize > sim.devices[context->device].total)

@@ -11,9 +11,7 @@
 
 CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
     SIM_ENTER_CONTEXT(context);
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     if (!dptr || !bytesize)
         return CUDA_ERROR_INVALID_VALUE;
     sim_range_t *range;
@@ -28,6 +26,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
 CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
                             unsigned int ElementSizeBytes) {
     SIM_ENTER_CONTEXT(context);
+    SIM_UNSAFE();
     if (!dptr || !pPitch || !WidthInBytes || !Height)
         return CUDA_ERROR_INVALID_VALUE;
     if (ElementSizeBytes != 4 && ElementSizeBytes != 8 && ElementSizeBytes != 16)
@@ -91,9 +90,7 @@ void sim_memory_release(uint64_t address) {
 
 CUresult cuMemFree_v2(CUdeviceptr dptr) {
     SIM_ENTER_CONTEXT(context);
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     (void)context;
     if (!dptr)
         return CUDA_SUCCESS;
@@ -115,8 +112,12 @@ CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
 // ---- Pinned host memory ------------------------------------------------------------------------------------------
 
 static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, unsigned flags) {
-    if (!pp || !bytes || (flags & ~7u))
+    if (!pp || (flags & ~7u))
         return CUDA_ERROR_INVALID_VALUE;
+    if (!bytes) { // no bytes are no memory, and no error (580.159.04, measured)
+        *pp = NULL;
+        return CUDA_SUCCESS;
+    }
     if (bytes > SIZE_MAX / 2)
         return CUDA_ERROR_OUT_OF_MEMORY;
     size_t mapped = (bytes + 4095) & ~(size_t)4095;
@@ -150,27 +151,21 @@ static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, u
 
 CUresult cuMemHostAlloc(void **pp, size_t bytesize, unsigned int Flags) {
     SIM_ENTER_CONTEXT(context);
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     return host_allocate(context, pp, bytesize, Flags);
 }
 
 CUresult cuMemAllocHost_v2(void **pp, size_t bytesize) {
     SIM_ENTER_CONTEXT(context);
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     return host_allocate(context, pp, bytesize, 0);
 }
 
 CUresult cuMemFreeHost(void *p) {
     SIM_ENTER_CONTEXT(context);
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     (void)context;
-    return release((uint64_t)(uintptr_t)p, SIM_RANGE_HOST);
+    return p ? release((uint64_t)(uintptr_t)p, SIM_RANGE_HOST) : CUDA_SUCCESS;
 }
 
 // Every page must be there: the driver pins them all. Reading one byte of each is also how this follows the pointer.
@@ -190,9 +185,7 @@ static bool pages_present(const unsigned char *p, size_t bytes) {
 
 CUresult cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
     SIM_ENTER_CONTEXT(context);
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     uint64_t base = (uint64_t)(uintptr_t)p;
     if (!p || !bytesize || (Flags & ~15u) || bytesize > UINT64_MAX - base)
         return CUDA_ERROR_INVALID_VALUE;
@@ -233,9 +226,9 @@ CUresult cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
 CUresult cuMemHostUnregister(void *p) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
+    if (!p)
+        return CUDA_ERROR_INVALID_VALUE;
     CUresult result = release((uint64_t)(uintptr_t)p, SIM_RANGE_REGISTERED);
     return result == CUDA_ERROR_INVALID_VALUE ? CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED : result;
 }

@@ -238,9 +238,7 @@ static sim_module_t *module_of(CUmodule handle) { // under sim.lock
 CUresult cuModuleUnload(CUmodule hmod) {
     SIM_ENTER_WITHOUT(context);
     (void)context;
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(hmod);
@@ -318,6 +316,9 @@ static CUresult get_global(sim_module_t *module, const char *name, bool managed,
             *bytes = module->image->globals[i].size;
         return CUDA_SUCCESS;
     }
+    for (unsigned i = 0; i < module->image->nreferences; i++)
+        if (!strcmp(module->image->references[i].name, name))
+            return CUDA_ERROR_INVALID_VALUE; // there, and no memory (580.159.04, measured)
     return CUDA_ERROR_NOT_FOUND;
 }
 

@@ -45,7 +45,7 @@ static sim_pool_t *lookup(CUmemoryPool handle) {
 
 // `pool` NULL: the current one of the stream's device.
 static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *dptr, size_t bytes, CUstream handle) {
-    if (!dptr || !bytes)
+    if (!dptr)
         return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
@@ -56,8 +56,11 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
     pthread_mutex_unlock(&sim.lock);
     if (result == CUDA_SUCCESS && !captured && sim_capturing())
         result = sim_capture_unsafe();
-    if (result != CUDA_SUCCESS)
+    if (result != CUDA_SUCCESS || !bytes) { // no bytes are no memory, and no error (580.159.04, measured)
+        if (result == CUDA_SUCCESS)
+            *dptr = 0;
         return result;
+    }
     pool = pool ? pool : sim.devices[context->device].current_pool;
     if (captured) {
         sim_op_t op = {.kind = SIM_OP_GRAPH_ALLOC, .u.memory = {.size = bytes, .device = pool->device}};
@@ -95,7 +98,7 @@ CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
 CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
     sim_pool_t *found = lookup(pool);
-    return found ? allocate(context, found, dptr, bytesize, hStream) : CUDA_ERROR_INVALID_HANDLE;
+    return found ? allocate(context, found, dptr, bytesize, hStream) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
@@ -141,13 +144,13 @@ CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool_out, CUdevice dev) {
 
 CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice dev) {
     SIM_ENTER();
-    return device_pool(pool, dev, true);
+    // A device that is none has another code here than above (580.159.04, measured).
+    return sim_device_ok(dev) ? device_pool(pool, dev, true) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     SIM_ENTER();
-    if (!sim_device_ok(dev))
-        return CUDA_ERROR_INVALID_DEVICE;
+    SIM_UNSAFE();
     sim_pool_t *found = lookup(pool);
     if (!found || found->device != dev)
         return CUDA_ERROR_INVALID_VALUE;
@@ -186,7 +189,7 @@ CUresult cuMemPoolDestroy(CUmemoryPool pool) {
     SIM_ENTER();
     sim_pool_t *found = lookup(pool);
     if (!found)
-        return CUDA_ERROR_INVALID_HANDLE;
+        return CUDA_ERROR_INVALID_VALUE;
     if (found->is_default)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
@@ -213,18 +216,24 @@ CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) {
     SIM_ENTER();
     sim_pool_t *found = lookup(pool);
     if (!found)
-        return CUDA_ERROR_INVALID_HANDLE;
+        return CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_wrlock(&sim.map_lock);
     keep_at_most(found, minBytesToKeep > found->used ? minBytesToKeep - found->used : 0);
     pthread_rwlock_unlock(&sim.map_lock);
     return CUDA_SUCCESS;
 }
 
+// The driver takes memory for a pool in lots of 32 MiB (580.159.04, measured). Here a pool takes what it needs, and only tells so.
+static uint64_t whole_lots(uint64_t bytes) {
+    const uint64_t lot = 32u << 20;
+    return (bytes + lot - 1) / lot * lot;
+}
+
 CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     SIM_ENTER();
     sim_pool_t *found = lookup(pool);
     if (!found)
-        return CUDA_ERROR_INVALID_HANDLE;
+        return CUDA_ERROR_INVALID_VALUE;
     if (!value)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = CUDA_SUCCESS;
@@ -240,12 +249,14 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void
         wide = found->release_threshold;
         break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
-        wide = found->used + found->kept;
+        wide = whole_lots(found->used + found->kept);
         break;
     case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
         wide = found->used;
         break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+        wide = whole_lots(found->used_high);
+        break;
     case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
         wide = found->used_high;
         break;
@@ -262,7 +273,7 @@ CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void
     SIM_ENTER();
     sim_pool_t *found = lookup(pool);
     if (!found)
-        return CUDA_ERROR_INVALID_HANDLE;
+        return CUDA_ERROR_INVALID_VALUE;
     if (!value)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = CUDA_SUCCESS;
@@ -297,7 +308,7 @@ CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_
     SIM_ENTER();
     sim_pool_t *found = lookup(pool);
     if (!found)
-        return CUDA_ERROR_INVALID_HANDLE;
+        return CUDA_ERROR_INVALID_VALUE;
     if (!map || !count)
         return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; i++) {
@@ -320,7 +331,7 @@ CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUme
     SIM_ENTER();
     sim_pool_t *found = lookup(memPool);
     if (!found)
-        return CUDA_ERROR_INVALID_HANDLE;
+        return CUDA_ERROR_INVALID_VALUE;
     if (!flags || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(location->id))

@@ -7,13 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+// Out of range is no error, neither here nor as an attribute (580.159.04, measured).
+static int in_range(int priority) { return priority > 0 ? 0 : priority < -5 ? -5 : priority; }
+
 static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsigned flags, int priority) {
     if (!phStream || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING))
         return CUDA_ERROR_INVALID_VALUE;
-    if (priority > 0)
-        priority = 0; // out of range is clamped, as documented
-    if (priority < -5)
-        priority = -5;
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = CUDA_ERROR_CONTEXT_IS_DESTROYED; // by another thread, since this call began
@@ -21,11 +20,11 @@ static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsign
     for (const sim_stream_t *other = context->streams; other; other = other->next)
         count++;
     if (count >= context->room && context->active) {
-        context->room += SIM_STREAM_ROOM;
+        context->room += SIM_STREAM_MORE;
         sim_context_drain(context); // other threads go on meanwhile, and may end the context
     }
     if (context->active)
-        result = sim_stream_new(context, flags, priority, &stream);
+        result = sim_stream_new(context, flags, in_range(priority), &stream);
     if (result == CUDA_SUCCESS) {
         if (sim_handle_add(stream, SIM_STREAM)) {
             stream->handle = true;
@@ -64,9 +63,7 @@ CUresult cuStreamDestroy_v2(CUstream hStream) {
 
 CUresult cuStreamSynchronize(CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
@@ -84,9 +81,7 @@ CUresult cuStreamSynchronize(CUstream hStream) {
 
 CUresult cuStreamQuery(CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
-    CUresult unsafe = sim_capturing() ? sim_capture_unsafe() : CUDA_SUCCESS;
-    if (unsafe != CUDA_SUCCESS)
-        return unsafe;
+    SIM_UNSAFE();
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
@@ -191,12 +186,8 @@ CUresult cuStreamSetAttribute(CUstream hStream, CUstreamAttrID attr, const CUstr
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
-    if (result == CUDA_SUCCESS && attr == CU_LAUNCH_ATTRIBUTE_PRIORITY) {
-        if (param->priority > 0 || param->priority < -5)
-            result = CUDA_ERROR_INVALID_VALUE;
-        else
-            stream->priority = param->priority;
-    }
+    if (result == CUDA_SUCCESS && attr == CU_LAUNCH_ATTRIBUTE_PRIORITY)
+        stream->priority = in_range(param->priority);
     if (result == CUDA_SUCCESS)
         stream->attributes[attr] = *param;
     pthread_mutex_unlock(&sim.lock);

@@ -1,7 +1,7 @@
 // cuTexRef*, cuSurfRef*, cuModuleGet*Ref, cuParamSetTexRef: references, which nothing here samples.
 //
 // Defaults, refusals and what is not refused (formats, modes and filters that are none, wild addresses) are as driver 580.159
-// answers on an H200; what it was not asked says "assumed". A reference belongs to a module, which makes it when it is first
+// answers on an H200; what it was not asked says "not asked". A reference belongs to a module, which makes it when it is first
 // asked for and ends it, or to whoever created it. References are guarded by sim.lock.
 #include "sim.h"
 #include "sim_array.h"
@@ -21,6 +21,7 @@ typedef struct sim_reference {
     sim_module_t *module; // NULL: cuTexRefCreate made it
     const sim_named_t *named;
     struct sim_reference *next; // of the module
+    bool ended;                 // one of a module that was destroyed: its name is none from then on
     bound_t bound;
     uint64_t address;
     void *array; // a CUarray or CUmipmappedArray; nobody is told when it ends
@@ -63,7 +64,7 @@ void sim_references_delete(sim_module_t *module) {
     }
 }
 
-// With sim.lock held on success. Assumed: one whose context has ended says so.
+// With sim.lock held on success. The driver follows one whose context has ended, and crashes; here it says so.
 static CUresult open_reference(const void *handle, bool surface, reference_t **out) {
     pthread_mutex_lock(&sim.lock);
     CUresult result = CUDA_SUCCESS;
@@ -77,23 +78,23 @@ static CUresult open_reference(const void *handle, bool surface, reference_t **o
     return result;
 }
 
-// Assumed of all but cuTexRefCreate: they need a context, and any does; a pointer is looked at, then the handle, then the rest.
-#define OPEN(surface, handle, valid)                                                                                   \
-    SIM_ENTER_CONTEXT(context);                                                                                        \
-    (void)context;                                                                                                     \
-    if (!(valid))                                                                                                      \
-        return CUDA_ERROR_INVALID_VALUE;                                                                               \
-    reference_t *r;                                                                                                    \
-    CUresult opened = open_reference(handle, surface, &r);                                                             \
-    if (opened != CUDA_SUCCESS)                                                                                        \
-    return opened
-
-static bool packs(int channels) { return channels == 1 || channels == 2 || channels == 4; }
-
 static CUresult leave(CUresult result) {
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
+
+// Of all but cuTexRefCreate: they need no context, and any does; the handle is looked at, then a pointer, then the rest.
+#define OPEN(surface, handle, valid)                                                                                   \
+    SIM_ENTER_WITHOUT(context);                                                                                        \
+    (void)context;                                                                                                     \
+    reference_t *r;                                                                                                    \
+    CUresult opened = open_reference(handle, surface, &r);                                                             \
+    if (opened != CUDA_SUCCESS)                                                                                        \
+        return opened;                                                                                                 \
+    if (!(valid))                                                                                                      \
+    return leave(CUDA_ERROR_INVALID_VALUE)
+
+static bool packs(int channels) { return channels == 1 || channels == 2 || channels == 4; }
 
 // ---- Where they come from ----------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ static CUresult find(sim_module_t *module, bool surface, const char *name, refer
     for (reference_t *r = module->references; r; r = r->next) {
         if (r->named->surface == surface && !strcmp(r->named->name, name)) {
             *out = r;
-            return CUDA_SUCCESS;
+            return r->ended ? CUDA_ERROR_NOT_FOUND : CUDA_SUCCESS;
         }
     }
     for (unsigned i = 0; i < module->image->nreferences; i++) {
@@ -134,7 +135,7 @@ static CUresult of_module(CUmodule hmod, bool surface, const char *name, void **
     return result;
 }
 
-// Assumed: no context is needed, as for a module's functions and variables.
+// No context is needed, as for a module's functions and variables.
 CUresult cuModuleGetTexRef(CUtexref *pTexRef, CUmodule hmod, const char *name) {
     SIM_ENTER_WITHOUT(context);
     (void)context;
@@ -158,16 +159,15 @@ CUresult cuTexRefCreate(CUtexref *pTexRef) {
     return leave(fresh ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY);
 }
 
-// A module's own ends as well, without an error. Assumed: the handle is none from then on, and the module makes another.
+// A module's own ends as well, without an error, and the module makes no other. (The driver follows the handle of one that ended.)
 CUresult cuTexRefDestroy(CUtexref hTexRef) {
     OPEN(false, hTexRef, true);
-    for (reference_t **at = r->module ? &r->module->references : NULL; at && *at; at = &(*at)->next) {
-        if (*at == r) {
-            *at = r->next;
-            break;
-        }
+    if (r->module) {
+        r->ended = true;
+        sim_handle_remove(r);
+    } else {
+        end(r);
     }
-    end(r);
     return leave(CUDA_SUCCESS);
 }
 
@@ -192,15 +192,18 @@ static void bind(reference_t *r, bound_t bound, uint64_t address, void *array) {
     r->array = array;
 }
 
+// One that has ended is bound no more.
 static CUresult array_of(const reference_t *r, bound_t bound, void **out) {
-    if (r->bound != bound)
+    if (r->bound != bound || !sim_handle_is(r->array, bound == ARRAY ? SIM_ARRAY : SIM_MIPMAP))
         return CUDA_ERROR_INVALID_VALUE;
     *out = r->array;
     return CUDA_SUCCESS;
 }
 
-// Whatever the flags say. Assumed: the format that the flag takes over is told from then on.
+// The flag may be left out, and there is no other. The format that it takes over is told from then on.
 static CUresult take_array(reference_t *r, CUarray array, unsigned flags, const CUDA_ARRAY_DESCRIPTOR *shape) {
+    if (flags & ~(unsigned)CU_TRSA_OVERRIDE_FORMAT)
+        return CUDA_ERROR_INVALID_VALUE;
     bind(r, ARRAY, 0, array);
     if (flags & CU_TRSA_OVERRIDE_FORMAT) {
         r->format = shape->Format;
@@ -221,17 +224,17 @@ CUresult cuTexRefGetArray(CUarray *phArray, CUtexref hTexRef) {
     return leave(array_of(r, ARRAY, (void **)(void *)phArray));
 }
 
-// Assumed: as cuTexRefSetArray.
+// Not asked, but for NULL: as cuTexRefSetArray.
 CUresult cuTexRefSetMipmappedArray(CUtexref hTexRef, CUmipmappedArray hMipmappedArray, unsigned int Flags) {
     CUarray level;
     CUDA_ARRAY_DESCRIPTOR shape;
     CUresult result = cuMipmappedArrayGetLevel(&level, hMipmappedArray, 0);
     result = result == CUDA_SUCCESS ? cuArrayGetDescriptor_v2(&shape, level) : result;
     OPEN(false, hTexRef, true);
-    if (result == CUDA_SUCCESS) {
-        take_array(r, level, Flags, &shape);
+    if (result == CUDA_SUCCESS)
+        result = take_array(r, level, Flags, &shape);
+    if (result == CUDA_SUCCESS)
         bind(r, MIPMAP, 0, hMipmappedArray);
-    }
     return leave(result);
 }
 
@@ -240,8 +243,7 @@ CUresult cuTexRefGetMipmappedArray(CUmipmappedArray *phMipmappedArray, CUtexref 
     return leave(array_of(r, MIPMAP, (void **)(void *)phMipmappedArray));
 }
 
-// Where memory begins behind an aligned address, the offset must be wanted. Assumed: the aligned address is what is bound,
-// and nothing is once 0 was set, which is no error.
+// Where memory begins behind an aligned address, the offset must be wanted. The aligned address is what is bound; 0 is one, too.
 CUresult cuTexRefSetAddress_v2(size_t *ByteOffset, CUtexref hTexRef, CUdeviceptr dptr, size_t bytes) {
     OPEN(false, hTexRef, true);
     (void)bytes;
@@ -250,7 +252,7 @@ CUresult cuTexRefSetAddress_v2(size_t *ByteOffset, CUtexref hTexRef, CUdeviceptr
         return leave(CUDA_ERROR_INVALID_VALUE);
     if (ByteOffset)
         *ByteOffset = offset;
-    bind(r, dptr ? ADDRESS : NOTHING, dptr - offset, NULL);
+    bind(r, ADDRESS, dptr - offset, NULL);
     return leave(CUDA_SUCCESS);
 }
 
@@ -262,14 +264,21 @@ CUresult cuTexRefSetAddress(unsigned int *ByteOffset, CUtexref hTexRef, CUdevice
     return result;
 }
 
-// Assumed: an address must be aligned here, because nobody could be told an offset; channels are those of a format.
+// An address must be aligned here, because nobody could be told an offset, and a row must fit. Any channels will do.
+static size_t row_of(const CUDA_ARRAY_DESCRIPTOR *desc) {
+    const bool half = desc->Format == CU_AD_FORMAT_HALF || desc->Format == CU_AD_FORMAT_UNSIGNED_INT16 ||
+                      desc->Format == CU_AD_FORMAT_SIGNED_INT16;
+    const bool byte = desc->Format == CU_AD_FORMAT_UNSIGNED_INT8 || desc->Format == CU_AD_FORMAT_SIGNED_INT8;
+    return desc->Width * desc->NumChannels * (byte ? 1 : half ? 2 : 4);
+}
+
 static CUresult set_2d(CUtexref handle, const CUDA_ARRAY_DESCRIPTOR *desc, uint64_t address, size_t pitch) {
     OPEN(false, handle, desc);
-    if (pitch % PITCH || address % ALIGNMENT || !packs((int)desc->NumChannels))
+    if (pitch % PITCH || pitch < row_of(desc) || address % ALIGNMENT)
         return leave(CUDA_ERROR_INVALID_VALUE);
     r->format = desc->Format;
     r->channels = (int)desc->NumChannels;
-    bind(r, address ? ADDRESS : NOTHING, address, NULL);
+    bind(r, ADDRESS, address, NULL);
     return leave(CUDA_SUCCESS);
 }
 
@@ -297,7 +306,7 @@ CUresult cuTexRefGetAddress_v2(CUdeviceptr *pdptr, CUtexref hTexRef) {
     return leave(CUDA_SUCCESS);
 }
 
-// Assumed: the low half of an address that does not fit.
+// Not asked: the low half of an address that does not fit.
 CUresult cuTexRefGetAddress(CUdeviceptr_v1 *pdptr, CUtexref hTexRef) {
     CUdeviceptr address;
     CUresult result = cuTexRefGetAddress_v2(pdptr ? &address : NULL, hTexRef);
@@ -306,7 +315,7 @@ CUresult cuTexRefGetAddress(CUdeviceptr_v1 *pdptr, CUtexref hTexRef) {
     return result;
 }
 
-// Assumed: any array will do, no flag is known, and nothing bound is an error as it is of a texture.
+// Not asked: any array will do, no flag is known, and nothing bound is an error as it is of a texture.
 CUresult cuSurfRefSetArray(CUsurfref hSurfRef, CUarray hArray, unsigned int Flags) {
     CUDA_ARRAY_DESCRIPTOR shape;
     CUresult result = cuArrayGetDescriptor_v2(&shape, hArray);
@@ -333,9 +342,11 @@ CUresult cuTexRefSetFormat(CUtexref hTexRef, CUarray_format fmt, int NumPackedCo
 }
 
 CUresult cuTexRefGetFormat(CUarray_format *pFormat, int *pNumChannels, CUtexref hTexRef) {
-    OPEN(false, hTexRef, pFormat != NULL && pNumChannels != NULL);
-    *pFormat = r->format;
-    *pNumChannels = r->channels;
+    OPEN(false, hTexRef, true);
+    if (pFormat) // either may be NULL
+        *pFormat = r->format;
+    if (pNumChannels)
+        *pNumChannels = r->channels;
     return leave(CUDA_SUCCESS);
 }
 

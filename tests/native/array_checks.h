@@ -57,12 +57,14 @@ static inline void check_array_shapes(void) {
     OK(cuArrayDestroy(array));
     CHECK(cuArrayGetDescriptor_v2(&flat, NULL) == CUDA_ERROR_INVALID_HANDLE);
     CHECK(cuArrayDestroy(NULL) == CUDA_ERROR_INVALID_HANDLE);
-    OK(cuArrayCreate(&array, &old));
-    memset(&old, 0, sizeof old);
+    CHECK(cuArrayGetMemoryRequirements(&needs, NULL, 0) == CUDA_ERROR_INVALID_VALUE);
+    CHECK(cuArrayGetSparseProperties(&tiles, NULL) == CUDA_ERROR_INVALID_VALUE);
+    CHECK(cuArrayCreate(&array, &old) == CUDA_ERROR_INVALID_CONTEXT); // the first forms make none any more, but tell
+    CHECK(cuArray3DCreate(&array, &old_deep) == CUDA_ERROR_INVALID_CONTEXT);
+    const CUDA_ARRAY3D_DESCRIPTOR layered = {.Width = 8, .Depth = 4, .Format = 32, .NumChannels = 1, .Flags = 1};
+    OK(cuArray3DCreate_v2(&array, &layered));
     OK(cuArrayGetDescriptor(&old, array));
-    CHECK(old.Width == 100 && old.Height == 37 && old.Format == CU_AD_FORMAT_HALF && old.NumChannels == 4);
-    OK(cuArrayDestroy(array));
-    OK(cuArray3DCreate(&array, &old_deep));
+    CHECK(old.Width == 8 && old.Height == 0 && old.Format == 32 && old.NumChannels == 1);
     OK(cuArray3DGetDescriptor(&old_deep, array));
     CHECK(old_deep.Width == 8 && old_deep.Height == 0 && old_deep.Depth == 4 && old_deep.Flags == 1);
     OK(cuArrayDestroy(array));

@@ -226,7 +226,7 @@ static inline void check_wait_nodes(graph_bench_t *t) {
     fill = add_fill(t, graph, t->b, 6, &wait, 1);
     OK(cuGraphAddNode_v2(&last, graph, &fill, &edge, 1, &params));
     params.eventRecord.event = NULL;
-    CHECK(cuGraphAddNode_v2(&wrong, graph, &fill, &edge, 1, &params) == CUDA_ERROR_INVALID_HANDLE);
+    CHECK(cuGraphAddNode_v2(&wrong, graph, &fill, &edge, 1, &params) == CUDA_ERROR_INVALID_VALUE);
     params.eventRecord.event = t->back;
     edge.from_port = 1; // a kernel's programmatic port; the edge is from another graph, so the node does not come about
     edge.type = CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC;

@@ -1,8 +1,7 @@
 // Checks of what is older than CUDA 4: launching by parts, and contexts that count their uses. For the simulated GPU itself
 // and, remote, through the whole stack.
 //
-// Every check makes and ends what it uses. Errors are those of driver 580.159 on an H200; what a function has before anything
-// was set is assumed.
+// Every check makes and ends what it uses. Errors are those of driver 580.159 on an H200.
 #ifndef PARTS_CHECKS_H
 #define PARTS_CHECKS_H
 

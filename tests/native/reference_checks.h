@@ -2,7 +2,7 @@
 // through the whole stack.
 //
 // Every check makes and ends what it uses. Errors and defaults are those of driver 580.159 on an H200, but for what says
-// "assumed".
+// "not asked".
 #ifndef REFERENCE_CHECKS_H
 #define REFERENCE_CHECKS_H
 
@@ -58,7 +58,7 @@ static inline void check_reference_settings(void) {
     OK(cuTexRefSetAddressMode(t, 2, CU_TR_ADDRESS_MODE_BORDER));
     OK(cuTexRefSetAddressMode(t, 0, (CUaddress_mode)9));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddressMode(t, 3, CU_TR_ADDRESS_MODE_BORDER));
-    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddressMode(t, -1, CU_TR_ADDRESS_MODE_BORDER)); // assumed
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddressMode(t, -1, CU_TR_ADDRESS_MODE_BORDER));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetAddressMode(&mode, t, 3));
     OK(cuTexRefGetAddressMode(&mode, t, 2));
     CHECK(mode == CU_TR_ADDRESS_MODE_BORDER);
@@ -88,6 +88,7 @@ static inline void check_reference_settings(void) {
 
 static inline void check_reference_addresses(void) {
     const CUDA_ARRAY_DESCRIPTOR shape = {.Width = 64, .Height = 16, .Format = CU_AD_FORMAT_HALF, .NumChannels = 1};
+    const CUDA_ARRAY_DESCRIPTOR three = {.Width = 64, .Height = 16, .Format = CU_AD_FORMAT_HALF, .NumChannels = 3};
     const CUDA_ARRAY_DESCRIPTOR_v1 narrow = {.Width = 64, .Height = 16, .Format = CU_AD_FORMAT_HALF, .NumChannels = 1};
     CUtexref t;
     CUdeviceptr memory, told;
@@ -106,14 +107,16 @@ static inline void check_reference_addresses(void) {
     OK(cuTexRefGetAddress_v2(&told, t));
     CHECK(told == memory);
     OK(cuTexRefSetAddress_v2(&offset, t, memory + 16, 4096));
-    CHECK(offset == 16); // assumed
+    CHECK(offset == 16);
+    OK(cuTexRefGetAddress_v2(&told, t));
+    CHECK(told == memory); // without it
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress_v2(NULL, t, memory + 16, 4096));
-    OK(cuTexRefSetAddress_v2(NULL, t, memory, 4096)); // assumed: nothing is to be told
+    OK(cuTexRefSetAddress_v2(NULL, t, memory, 4096)); // nothing is to be told
     OK(cuTexRefSetAddress_v2(&offset, t, 0x1000, 64));
     CHECK(offset == 0);
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetArray(&array, t));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetMipmappedArray(&mipmap, t));
-    OK(cuTexRefSetAddress(&small, t, 0x1010, 64)); // the old form, of 32 bits; assumed: as the new one
+    OK(cuTexRefSetAddress(&small, t, 0x1010, 64)); // the old form, of 32 bits; not asked: as the new one
     CHECK(small == 16);
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress(NULL, t, 0x1010, 64));
     OK(cuTexRefSetAddress(NULL, t, 0x1200, 64));
@@ -122,14 +125,20 @@ static inline void check_reference_addresses(void) {
     OK(cuTexRefSetAddress2D_v3(t, &shape, memory, 256));
     OK(cuTexRefGetAddress_v2(&told, t));
     OK(cuTexRefGetFormat(&format, &channels, t));
-    CHECK(told == memory && format == CU_AD_FORMAT_HALF && channels == 1); // format: assumed
+    CHECK(told == memory && format == CU_AD_FORMAT_HALF && channels == 1);
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress2D_v3(t, &shape, memory, 255));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress2D_v3(t, NULL, memory, 256));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress2D_v3(t, &shape, memory + 16, 256));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress2D_v3(t, &shape, memory, 96)); // a row has 128 bytes
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress2D_v3(t, &shape, memory, 0));
+    OK(cuTexRefSetAddress2D_v3(t, &three, memory, 512));
     OK(cuTexRefSetAddress2D_v2(t, &shape, memory, 128));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress2D_v2(t, NULL, memory, 256));
     OK(cuTexRefSetAddress2D(t, &narrow, 0x1000, 128));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetAddress2D(t, NULL, 0x1000, 256));
     OK(cuTexRefSetAddress_v2(&offset, t, 0, 0));
+    OK(cuTexRefGetAddress_v2(&told, t));
+    CHECK(told == 0);
     OK(cuMemFree_v2(memory));
     OK(cuTexRefDestroy(t));
 }
@@ -150,16 +159,20 @@ static inline void check_reference_arrays(void) {
     OK(cuTexRefSetArray(t, array, CU_TRSA_OVERRIDE_FORMAT));
     OK(cuTexRefGetArray(&told, t));
     CHECK(told == array);
-    OK(cuTexRefGetFormat(&format, &channels, t)); // assumed
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefSetArray(t, array, 2));
+    OK(cuTexRefGetFormat(&format, &channels, t));
+    OK(cuTexRefGetFormat(NULL, &channels, t));
+    OK(cuTexRefGetFormat(&format, NULL, t));
     CHECK(format == CU_AD_FORMAT_UNSIGNED_INT8 && channels == 4);
-    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetAddress_v2(&address, t));     // assumed
-    GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetMipmappedArray(t, NULL, 1)); // assumed, and what follows
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetAddress_v2(&address, t));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetMipmappedArray(t, NULL, 1)); // not asked, what follows
     OK(cuTexRefSetMipmappedArray(t, mipmap, CU_TRSA_OVERRIDE_FORMAT));
     OK(cuTexRefGetMipmappedArray(&mipmap_told, t));
     CHECK(mipmap_told == mipmap);
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetArray(&told, t));
     OK(cuTexRefSetArray(t, array, 0));
     OK(cuArrayDestroy(array)); // bound as it is
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetArray(&told, t));
     OK(cuTexRefSetMipmappedArray(t, mipmap, 0));
     OK(cuMipmappedArrayDestroy(mipmap));
     OK(cuTexRefDestroy(t));
@@ -180,18 +193,18 @@ static inline void check_references_of_a_module(void) {
     OK(cuModuleGetSurfRef(&canvas, module, "canvas"));
     GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetTexRef(&again, module, "nope"));
     GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetTexRef(&again, module, "canvas"));
-    GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetSurfRef(&canvas, module, "picture")); // assumed
+    GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetSurfRef(&canvas, module, "picture"));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuModuleGetTexRef(&again, module, NULL));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuModuleGetTexRef(NULL, module, "picture"));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuModuleGetTexRef(&again, NULL, "picture"));
     OK(cuModuleGetGlobal_v2(&count, NULL, module, "count"));
-    GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetGlobal_v2(&count, NULL, module, "picture")); // assumed
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuModuleGetGlobal_v2(&count, NULL, module, "picture"));
     OK(cuModuleGetFunction(&nothing, module, "nothing"));
     OK(cuParamSetTexRef(nothing, CU_PARAM_TR_DEFAULT, picture));
     OK(cuParamSetTexRef(nothing, 5, picture));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuParamSetTexRef(nothing, CU_PARAM_TR_DEFAULT, NULL));
-    GIVES(CUDA_ERROR_INVALID_HANDLE, cuParamSetTexRef(NULL, CU_PARAM_TR_DEFAULT, picture)); // assumed
-    OK(cuSurfRefSetArray(canvas, array, 0));                                                // assumed, and what follows
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuParamSetTexRef(NULL, CU_PARAM_TR_DEFAULT, picture));
+    OK(cuSurfRefSetArray(canvas, array, 0)); // not asked, and what follows of surfaces
     OK(cuSurfRefGetArray(&told, canvas));
     CHECK(told == array);
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuSurfRefSetArray(canvas, NULL, 0));
@@ -201,7 +214,7 @@ static inline void check_references_of_a_module(void) {
     OK(cuArrayDestroy(array));
     OK(cuTexRefDestroy(picture));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetFlags(picture, 1));
-    OK(cuModuleGetTexRef(&picture, module, "picture"));
+    GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetTexRef(&picture, module, "picture"));
     OK(cuModuleUnload(module));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefGetFlags(&flags, picture));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefDestroy(picture));
@@ -231,15 +244,15 @@ static inline void check_reference_arguments(void) {
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefCreate(NULL));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuTexRefGetFlags(NULL, t));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetFlags(NULL, 1));
-    GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetFlags(NULL, 0x40)); // assumed: the handle comes first
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetFlags(NULL, 0x40)); // the handle comes first
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefSetFormat(NULL, CU_AD_FORMAT_FLOAT, 3));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuTexRefDestroy(NULL));
     OK(cuCtxPopCurrent_v2(&before));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, cuTexRefCreate(&other));
-    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuTexRefGetFlags(&flags, t)); // assumed
+    OK(cuTexRefGetFlags(&flags, t));
     OK(cuCtxPushCurrent_v2(before));
     OK(cuCtxCreate_v2(&own, 0, 0));
-    OK(cuTexRefSetFlags(t, 1)); // of another context; assumed
+    OK(cuTexRefSetFlags(t, 1)); // of another context
     OK(cuTexRefCreate(&other));
     OK(cuModuleLoadData(&module, reference_image));
     OK(cuCtxPopCurrent_v2(&own));

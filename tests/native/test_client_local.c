@@ -225,7 +225,7 @@ static void test_device(void) {
     OK(tpc_cuDeviceGetName(text, sizeof text, 1));
     CHECK(!strcmp(text, "Test GPU 1"));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuDeviceGetName(text, 0, 1));
-    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuDeviceGetName(text, -1, 1));
+    OK(tpc_cuDeviceGetName(text, -1, 1)); /* a large one */
     GIVES(CUDA_ERROR_INVALID_DEVICE, tpc_cuDeviceGetName(text, 9, 3));
     OK(tpc_cuDeviceGetUuid(&uuid, 1));
     CHECK(!memcmp(&uuid, three[1].uuid, 16));
@@ -251,6 +251,9 @@ static void test_device(void) {
     OK(tpc_cuDeviceGetPCIBusId(text, 13, 0));
     CHECK(!strcmp(text, "0000:30:00.0"));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuDeviceGetPCIBusId(text, 12, 0));
+    CHECK(!strcmp(text, "0000:30:00.")); /* as much as fits */
+    GIVES(CUDA_ERROR_INVALID_DEVICE, tpc_cuDeviceTotalMem_v2(&size, 3));
+    CHECK(size == 0);
     static const struct {
         const char *text;
         CUresult result;
@@ -310,8 +313,10 @@ static void test_primary(void) {
     CHECK(device == 1);
     OK(tpc_cuDevicePrimaryCtxRelease_v2(1));
     CHECK(sent_count == before + 1 && sent[before] == TPG_OP_primary_release);
-    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, tpc_cuCtxGetDevice(&device));
+    OK(tpc_cuCtxGetDevice(&device));
+    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, tpc_cuCtxGetId(NULL, &(unsigned long long){0}));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuDevicePrimaryCtxRelease_v2(1));
+    OK(tpc_cuDevicePrimaryCtxRelease(1)); /* the first form has nothing against that */
     CHECK(current() == one);
     OK(tpc_cuDevicePrimaryCtxRetain(&two, 1));
     CHECK(one == two);
@@ -352,7 +357,7 @@ static void test_stack(void) {
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxGetDevice(&device));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxGetDevice_v2(&device, NULL));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuProfilerStart());
-    GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxPushCurrent_v2(NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxPushCurrent_v2(NULL));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxPushCurrent_v2((CUcontext)(uintptr_t)0x1234560));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxDestroy_v2(NULL));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v2(NULL, 0, 0));
@@ -378,6 +383,7 @@ static void test_stack(void) {
     OK(tpc_cuCtxPopCurrent_v2(&got));
     CHECK(got == second && current() == first);
     OK(tpc_cuCtxPushCurrent_v2(second));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxPushCurrent(second)); /* the first form, of one that is current */
     OK(tpc_cuCtxPushCurrent_v2(second));
     OK(tpc_cuCtxSetCurrent(first)); /* replaces the top */
     OK(tpc_cuCtxPopCurrent_v2(&got));
@@ -387,9 +393,13 @@ static void test_stack(void) {
     OK(tpc_cuCtxPushCurrent_v2(second));
     pthread_t thread;
     CHECK(!pthread_create(&thread, NULL, other_thread, second) && !pthread_join(thread, NULL));
-    CHECK(current() == second); /* it stays on this stack, but it is gone */
-    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, tpc_cuCtxGetDevice(&device));
-    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, tpc_cuCtxSetCurrent(second));
+    CHECK(current() == second);      /* it stays on this stack, but it is gone */
+    OK(tpc_cuCtxGetDevice(&device)); /* of one that is gone, which can be made current, too */
+    OK(tpc_cuCtxSetCurrent(second));
+    OK(tpc_cuCtxPushCurrent(second));
+    OK(tpc_cuCtxPopCurrent_v2(&got));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, tpc_cuCtxGetApiVersion(second, &version));
+    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, tpc_cuCtxGetApiVersion(NULL, &version));
     GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, tpc_cuCtxDestroy_v2(second));
     GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, tpc_cuCtxGetId(second, &id));
     OK(tpc_cuCtxPopCurrent_v2(&got));
@@ -404,7 +414,8 @@ static void test_stack(void) {
     CUctxCreateParams graphics = {.cigParams = (CUctxCigParam *)(uintptr_t)16},
                       affinity = {.execAffinityParams = &share, .numExecAffinityParams = 1}, empty = {0};
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v3(&first, NULL, 1, 0, 0));
-    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v3(&first, &share, -1, 0, 0));
+    OK(tpc_cuCtxCreate_v3(&first, &share, -1, 0, 0)); /* none */
+    OK(tpc_cuCtxDestroy_v2(first));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxCreate_v3(NULL, NULL, 0, 0, 0));
     GIVES(CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY, tpc_cuCtxCreate_v3(&first, &share, 1, 0, 0));
     CHECK(!current());
@@ -446,14 +457,14 @@ static void test_limits(void) {
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxGetLimit(NULL, 0));
     GIVES(CUDA_ERROR_UNSUPPORTED_LIMIT, tpc_cuCtxGetLimit(&value, (CUlimit)9));
     limit_given = 4112;
-    OK(tpc_cuCtxSetLimit(CU_LIMIT_STACK_SIZE, 4100));
+    OK(tpc_limit_set(tpc_current(), CU_LIMIT_STACK_SIZE, 4100));
     OK(tpc_cuCtxGetLimit(&value, CU_LIMIT_STACK_SIZE));
     CHECK(value == 4112);
     next_result = CUDA_ERROR_INVALID_VALUE;
-    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxSetLimit(CU_LIMIT_STACK_SIZE, 1ull << 40));
+    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_limit_set(tpc_current(), CU_LIMIT_STACK_SIZE, 1ull << 40));
     OK(tpc_cuCtxGetLimit(&value, CU_LIMIT_STACK_SIZE));
     CHECK(value == 4112);
-    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuCtxSetLimit((CUlimit)99, 1));
+    GIVES(CUDA_ERROR_INVALID_VALUE, tpc_limit_set(tpc_current(), (CUlimit)99, 1));
     OK(tpc_cuDevicePrimaryCtxReset_v2(0));
     GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, tpc_cuCtxGetLimit(&value, CU_LIMIT_STACK_SIZE));
     OK(tpc_cuDevicePrimaryCtxRetain(&context, 0));

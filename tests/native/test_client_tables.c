@@ -19,7 +19,7 @@ static const void *const *table_of(const char *uuid) {
         id.bytes[i] = (char)byte;
     }
     CUresult result = tpc_cuGetExportTable(&table, &id);
-    CHECK(result == CUDA_SUCCESS ? table != NULL : result == CUDA_ERROR_NOT_FOUND && table == NULL);
+    CHECK(result == CUDA_SUCCESS ? table != NULL : result == CUDA_ERROR_INVALID_VALUE && table == NULL);
     return table;
 }
 

@@ -1,9 +1,11 @@
 // Simulated GPU: launching by parts, uses of contexts, texture references.
+#include "measured_checks.h"
 #include "parts_checks.h"
 #include "reference_checks.h"
 
 int main(void) {
     CUcontext primary = start();
+    check_measured(load_kernels);
     CUmodule module = load_kernels();
     check_parts_launch(module);
     check_uses_of_contexts(primary);

@@ -114,7 +114,7 @@ static void all(void) {
 
     // Everything else needs access for the device that does it; peer access between contexts gives none to such memory.
     OK(cuCtxSetCurrent(contexts[1]));
-    GIVES(201, cuCtxEnablePeerAccess(contexts[1], 0));
+    GIVES(217, cuCtxEnablePeerAccess(contexts[1], 0));
     OK(cuCtxEnablePeerAccess(contexts[0], 0));
     GIVES(704, cuCtxEnablePeerAccess(contexts[0], 0));
     static action_t *const actions[] = {copies_across, copies_up, sets, launches, names_the_wrong_device};

@@ -238,7 +238,7 @@ static void peers_story(void) {
     on(0);
     GIVES(CUDA_ERROR_PEER_ACCESS_NOT_ENABLED, cuCtxDisablePeerAccess(device[1]));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuCtxEnablePeerAccess(device[1], 1));
-    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuCtxEnablePeerAccess(device[0], 0));
+    GIVES(CUDA_ERROR_PEER_ACCESS_UNSUPPORTED, cuCtxEnablePeerAccess(device[0], 0));
     GIVES(CUDA_ERROR_INVALID_CONTEXT, cuCtxEnablePeerAccess(NULL, 0));
     OK(cuCtxEnablePeerAccess(device[1], 0));
     GIVES(CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED, cuCtxEnablePeerAccess(device[1], 0));

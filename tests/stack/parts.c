@@ -1,8 +1,9 @@
 /*
- * What is older than CUDA 4, and texture references, through the whole stack: the checks that the simulated GPU passes by itself, in a client.
+ * What is older than CUDA 4, texture references, and what a driver was asked last, through the whole stack: the checks that the simulated GPU passes by itself, in a client.
  *
  * One thread; nothing is read but the test's own bytes.
  */
+#include "../native/measured_checks.h"
 #include "../native/parts_checks.h"
 #include "../native/reference_checks.h"
 #include "stack.h"
@@ -10,6 +11,7 @@
 int role_parts(int count, char **words) {
     (void)count, (void)words;
     CUcontext primary = start();
+    check_measured(load_kernels);
     CUmodule module = load_kernels();
     check_parts_launch(module);
     check_uses_of_contexts(primary);

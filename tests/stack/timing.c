@@ -102,7 +102,7 @@ static void stale(const struct kernels *k, CUstream stream) {
     pthread_t thread;
     float ms = -1;
     OK(cuEventCreate(&untimed, CU_EVENT_DISABLE_TIMING));
-    GIVES(CUDA_ERROR_INVALID_VALUE, cuEventElapsedTime_v2(NULL, span.start, span.end));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuEventElapsedTime_v2(NULL, span.start, span.end));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuEventElapsedTime_v2(&ms, span.start, span.end)); /* never recorded */
     record(span, k, SPIN_NS, stream);
     record(other, k, SPIN_NS, stream);

@@ -3,7 +3,9 @@
  *
  * Executor thread only; the destructor's stub is in callback.c. The references that the client itself holds are counted
  * here as well: an object that it has given away entirely may be gone at any moment, so it may not be named any more. But for
- * the graph that it was given to last: while that is alive and has not given it up, it is there.
+ * the graph that it was given to last: while that is alive and has not given it up, it is there. A clone, and the graph inside a
+ * child node, hold what their original did (580.159.04, measured); from those it cannot be taken by name here: 1, where the
+ * driver has 0.
  */
 #include "tpg_session.h"
 #include "tpw_graph.h"

@@ -18,7 +18,7 @@ A line of api/ names a function and one of these kinds:
 
 A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
 refuses what the driver would refuse at once, or answers ``TPC_DONE`` when it has made the call in another way.
-One with ``unsafe=True`` is refused, and ends the capture, where a capture's mode forbids what it does.
+One with ``unsafe=True``, and a ``call``, is refused, and ends the capture, where a capture's mode forbids what it does.
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
 ``call`` does so when it has succeeded.
 
@@ -31,6 +31,7 @@ the roles:
 ``"bytes N"``          N bytes read                         ``"outbytes N"``      up to N bytes written
 ``"array N"``          N elements read                      ``"outarray N"``      N elements written
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"new K"``           object of kind K made by this call
+``"handle K or E"``    the same, with the error E for NULL
 ``"gone K"``           object of kind K ended by this call  ``"dev E"``           address of E bytes, E = N or N*4
 ``"word N"``           address of N bytes, aligned to N    ``"bits M"``           value with no bits but those of M
 ``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
@@ -199,6 +200,7 @@ def post(
     stands: bool = False,
     after_loss: str = "",
     check: bool = False,
+    unsafe: bool = False,
     noted: bool = False,
     **roles: str,
 ) -> Line:
@@ -213,6 +215,7 @@ def post(
         stands=stands,
         after_loss=after_loss,
         check=check,
+        unsafe=unsafe,
         noted=noted,
         place=_place(),
     )

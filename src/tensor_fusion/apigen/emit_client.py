@@ -344,6 +344,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(f"    if ({item.name} & ~(uint64_t)({item.length})) {{ return {upper}_NULL; }}")
         if item.role == "context":
             body.append(f"    {upper}_CHECK_HANDLE(CONTEXT, {item.name}, true);")
+        if item.refused:
+            body.append(f"    if (!{item.name}) {{ return {item.refused}; }}")
         if item.role in ("handle", "name", "gone"):
             body.append(
                 f"    {upper}_CHECK_HANDLE({item.kind.upper()}, {item.name}, {'true' if item.optional else 'false'});"

@@ -32,6 +32,7 @@ class Field:
     optional: bool = False
     owner: str = ""  # of a new object: the parameter that names what it ends with
     by: str = ""  # the parameter that names who keeps what this points at
+    refused: str = ""  # the error for a handle that is NULL, where it is not that of its kind
     travels: str = ""  # the number of a transfer that goes "up" or "down" beside the frame
 
     @property
@@ -121,10 +122,13 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
     plain = _pointee(kind).removeprefix("const ").strip()
     text = line.roles.get(name, "") or _default_role(line, parameter, types)
     text, _, by = text.partition(" by ")
+    text, _, refused = text.partition(" or ")
     word, handle, length, optional = _split(line, name, text, WORDS, types)
     _check_fits(line, parameter, WORDS[word].fits, handle, types)
     if by and word not in ("handle", "context", "struct", "structs"):
         raise refuse(line.place, line.name, f"{name} is {word!r}, which points at nothing that {by} could keep")
+    if refused and word != "handle":
+        raise refuse(line.place, line.name, f"{name} is {word!r}, for which no error can be said")
     if word == "skip":
         return None
     if word == "wanted":
@@ -133,7 +137,7 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
     if word in ("value", "device", "dev", "word", "bits"):
         return Field(name, word, kind, _known(line, name, kind, types), length=length)
     if word in ("handle", "name", "gone", "context"):
-        return Field(name, word, kind, 8, handle, optional=optional, by=by)
+        return Field(name, word, kind, 8, handle, optional=optional, by=by, refused=refused)
     if word in ("new", "known", "fresh"):
         owner = length.removeprefix("of ")
         if word == "fresh" and not owner:

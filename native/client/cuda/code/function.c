@@ -86,7 +86,13 @@ const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, C
     return values_on(kernel, device_of(kernel), name, result);
 }
 
-static struct tpc_kernel *function_of(uint64_t handle) { return tpc_record(TPG_FUNCTION, handle); }
+/* One whose context is gone is none any more (580.159.04, measured). */
+static struct tpc_kernel *function_of(uint64_t handle) {
+    struct tpc_kernel *kernel = tpc_record(TPG_FUNCTION, handle);
+    const bool gone =
+        kernel && (kernel->context ? !atomic_load(&kernel->context->active) : tpc_image_gone(kernel->image));
+    return gone ? NULL : kernel;
+}
 
 /* A kernel's device was named by the program; `device` negative: the one that a function stands for. */
 static struct tpc_kernel *named(uint64_t handle, int device) {
@@ -330,7 +336,7 @@ CUresult tpc_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {
 }
 
 CUresult tpc_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
-    const struct tpc_kernel *record = tpc_record(TPG_FUNCTION, (uint64_t)(uintptr_t)hfunc);
+    const struct tpc_kernel *record = function_of((uint64_t)(uintptr_t)hfunc);
     if (!hmod || !hfunc) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -342,6 +342,10 @@ struct tpc_kernel *tpc_kernel_of(uint64_t handle) {
     return kind == TPG_KERNEL || kind == TPG_FUNCTION ? tpc_record(kind, handle) : NULL;
 }
 
+bool tpc_image_gone(const struct tpc_image *image) {
+    return image->context && atomic_load(&image->context->life) != image->life;
+}
+
 uint64_t tpc_image_handle(const struct tpc_image *image) { return image->handle; }
 
 struct tp_lock *tpc_image_lock(struct tpc_image *image) { return &image->lock; }

@@ -282,7 +282,7 @@ CUresult tpc_cuModuleUnload(CUmodule hmod) {
     }
     TPC_CAPTURE_UNSAFE("cuModuleUnload");
     /* A module has ended with its context; only its place is given back. */
-    bool ended = !atomic_load(&image->context->active) || atomic_load(&image->context->life) != image->life;
+    bool ended = tpc_image_gone(image);
     CUresult result = tpc_post_module_unload("cuModuleUnload", &in);
     unload(image);
     return ended && result == CUDA_SUCCESS ? CUDA_ERROR_CONTEXT_IS_DESTROYED : result;

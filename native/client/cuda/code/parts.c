@@ -4,9 +4,8 @@
  *
  * Any thread; the parts of a function are guarded by its image's lock. Driver 580.159.04 looks at the current context, then
  * at the function, then at the rest. Bytes may be set behind the parameters, where they mean nothing. A launch runs with a
- * size below that of the parameters, and gives 701 with one above. Assumed, since the driver was not asked: to begin with a
- * function has one thread and zeros, below the parameters' size a launch takes the bytes that were set before, and shapes
- * and sizes are bounded as a launch bounds them.
+ * size below that of the parameters, and gives 701 with one above. To begin with a function has one thread and zeros; shapes and
+ * sizes are bounded as a launch bounds them. Not asked: below the parameters' size a launch takes the bytes that were set before.
  */
 #include "tpc_code.h"
 

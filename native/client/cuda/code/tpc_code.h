@@ -59,6 +59,8 @@ CUresult tpc_image_module(struct tpc_image *image, struct tpc_context *context, 
 /* Adds to a list of instances, under the lock that guards it; false without memory. */
 bool tpc_instance_add(struct tpc_instance **list, const struct tpc_context *context, uint64_t handle);
 struct tp_lock *tpc_image_lock(struct tpc_image *image);
+/* Whether it is a module whose context has ended. */
+bool tpc_image_gone(const struct tpc_image *image);
 /* Handle of the module or library that the kernel is in. */
 uint64_t tpc_image_handle(const struct tpc_image *image);
 /* function.c: the attributes of a function on its device or of a kernel on the current one, as far as they are known; NULL

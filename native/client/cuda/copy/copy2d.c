@@ -51,8 +51,8 @@ static CUresult resolve(const struct tpc_copy_side *told, const struct box *box,
     default:
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (box->height == 1 && box->depth == 1 && told->y == 0 && told->z == 0 && pitch < reach) {
-        pitch = reach; /* one row needs no pitch */
+    if (!pitch) {
+        pitch = reach; /* rows side by side; another pitch has to be as wide even for one row (580.159.04, measured) */
     }
     if (!fits || pitch < reach || (max_pitch > 0 && pitch > (uint64_t)max_pitch && box->height > 1)) {
         return CUDA_ERROR_INVALID_VALUE;

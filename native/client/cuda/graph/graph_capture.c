@@ -126,6 +126,7 @@ TP_REGISTER(tpc_stream_gone, end_of_stream);
         if ((uintptr_t)(stream) <= 2) {                                                                                \
             TPC_CONTEXT(context);                                                                                      \
         }                                                                                                              \
+        TPC_TRY(tpc_stream_lives(stream));                                                                             \
     } while (0)
 
 CUresult tpc_cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {

@@ -272,6 +272,9 @@ void tpc_noted_cuGraphAddEventRecordNode(CUgraphNode *phGraphNode, CUgraph hGrap
 }
 
 static CUresult alloc_node(const char *name, const struct tpc_node_target *t, CUDA_MEM_ALLOC_NODE_PARAMS *p) {
+    if (p->poolProps.allocType != CU_MEM_ALLOCATION_TYPE_PINNED) {
+        return CUDA_ERROR_INVALID_VALUE; /* before a list behind it is read */
+    }
     struct tpc_flat params TPC_FLAT = {.size = 0};
     TPC_TRY(tpg_flatten_CUDA_MEM_ALLOC_NODE_PARAMS(p, 1, &params));
     struct tpg_graph_alloc_in in = {TPC_TARGET(t), .params = params.bytes, .params_size = params.size};

@@ -52,6 +52,10 @@ static CUresult device_side(const char *name, struct tpc_copy_side *side, const 
         host = !tpc_is_device_address(base) && !(tpc_range_at(base, &range) && range.where == TPC_DEVICE_MEMORY);
         side->type = host ? CU_MEMORYTYPE_UNIFIED : CU_MEMORYTYPE_DEVICE;
     }
+    if (side->type == CU_MEMORYTYPE_DEVICE && tpc_is_pinned((const void *)(uintptr_t)side->device, 1)) {
+        base = side->device; /* its address is one of the device as well */
+        host = true;
+    }
     if (side->type == CU_MEMORYTYPE_ARRAY) {
         tp_log(TP_ERROR, "%s: a copy node with an array is not supported over this connection", name);
         return CUDA_ERROR_NOT_SUPPORTED;
@@ -115,7 +119,7 @@ CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const 
     if (tp_handle_is(t->owner, TPG_GRAPHEXEC)) {
         CUgraphExec owner = (CUgraphExec)(uintptr_t)t->owner;
         result = tpc_copies_may_change(name, owner, (CUgraphNode)(uintptr_t)t->node, false);
-        wait = wait || tpc_copies_has(owner); /* the list here has to be what the worker has */
+        wait = true; /* the driver refuses many changes, and a program that is refused one makes the graph anew */
     }
     result = result ? result : device_side(name, &from, p, true, &made[0]);
     result = result ? result : device_side(name, &to, p, false, &made[1]);

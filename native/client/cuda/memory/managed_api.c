@@ -87,10 +87,10 @@ static CUresult begin(struct tpc_managed *m, size_t size, unsigned int flags) {
 CUresult tpc_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags) {
     TPC_CONTEXT(context);
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    TPC_CAPTURE_UNSAFE("cuMemAllocManaged");
     if (!dptr || !bytesize || (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    TPC_CAPTURE_UNSAFE("cuMemAllocManaged");
     if (bytesize > 1ull << 46) {
         return CUDA_ERROR_OUT_OF_MEMORY; /* larger than any device */
     }

@@ -65,7 +65,7 @@ CUresult tpc_cuDeviceGetDefaultMemPool(CUmemoryPool *pool_out, CUdevice dev) {
 
 CUresult tpc_cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice dev) {
     uint64_t current = 0;
-    CUresult result = pool ? current_pool(dev, &current) : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = pool && tpc_device_valid(dev) ? current_pool(dev, &current) : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS) {
         *pool = (CUmemoryPool)(uintptr_t)current;
     }
@@ -73,10 +73,12 @@ CUresult tpc_cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice dev) {
 }
 
 CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
-    if (dev < 0 || dev >= tpc_device_count || dev >= DEVICES_MAX) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+    TPC_CAPTURE_UNSAFE("cuDeviceSetMemPool");
     TPC_CHECK_HANDLE(POOL, pool, false);
+    if (!tpc_device_valid(dev) ||
+        dev >= DEVICES_MAX) { /* the pool is of no such device: the same code (580.159.04, measured) */
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     struct tpg_pool_current_in in = {.pool = (uint64_t)(uintptr_t)pool, .device = tpc_devices[dev].remote};
     tp_lock_take(&lock); /* what is remembered has the worker's order */
     CUresult result = tpc_post_pool_current("cuDeviceSetMemPool", &in);
@@ -213,13 +215,13 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_CHECK_HANDLE(STREAM, stream, true);
-    if (!size) {
-        *dptr = 0; /* nothing, and its free is one of nothing */
-        return CUDA_SUCCESS;
-    }
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (tpc_capture_status(stream, &status) == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE) {
         TPC_CAPTURE_UNSAFE(name); /* in a stream that captures it would be a node */
+    }
+    if (!size) {
+        *dptr = 0; /* nothing, and its free is one of nothing */
+        return CUDA_SUCCESS;
     }
     /* The stream says for whom, and whose current pool it is; the current context does not. */
     CUcontext owner = NULL;

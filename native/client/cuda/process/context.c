@@ -67,6 +67,29 @@ static CUresult context_of(CUcontext handle, struct tpc_context **out) {
     return tp_handle_is(value, TPG_CONTEXT) ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_ERROR_INVALID_CONTEXT;
 }
 
+/* The same, but for one that is gone: it can be made current, and tells of its device and its flags (580.159.04, measured). */
+static CUresult context_ever(CUcontext handle, struct tpc_context **out) {
+    CUresult result = context_of(handle, out);
+    if (result != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
+        return result;
+    }
+    struct tpc_context *context = atomic_load(&all);
+    while (context && context->handle != (uint64_t)(uintptr_t)handle) {
+        context = context->next;
+    }
+    *out = context;
+    return context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+}
+
+/* NULL means the current one. */
+static CUresult current_ever(CUcontext handle, struct tpc_context **out) {
+    if (handle) {
+        return context_ever(handle, out);
+    }
+    *out = stack.top == &forbidden ? NULL : stack.top;
+    return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+}
+
 CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out) {
     if (!handle) {
         return tpc_current_living(out);
@@ -98,8 +121,18 @@ static void pop(void) {
 
 CUresult tpc_cuCtxPushCurrent_v2(CUcontext ctx) {
     struct tpc_context *context;
-    CUresult result = context_of(ctx, &context);
+    CUresult result = ctx ? context_ever(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
     return result == CUDA_SUCCESS ? push(context) : result;
+}
+
+/* The first form wants a context that is current nowhere; other threads' stacks are not looked at. */
+CUresult tpc_cuCtxPushCurrent(CUcontext ctx) {
+    for (uint32_t i = 0; i < stack.depth; i++) {
+        if (stack.entries[i]->handle == (uint64_t)(uintptr_t)ctx && atomic_load(&stack.entries[i]->active)) {
+            return CUDA_ERROR_INVALID_CONTEXT;
+        }
+    }
+    return tpc_cuCtxPushCurrent_v2(ctx);
 }
 
 CUresult tpc_cuCtxPopCurrent_v2(CUcontext *pctx) {
@@ -124,7 +157,7 @@ CUresult tpc_cuCtxSetCurrent(CUcontext ctx) {
         return CUDA_SUCCESS;
     }
     struct tpc_context *context;
-    CUresult result = context_of(ctx, &context);
+    CUresult result = context_ever(ctx, &context);
     if (result != CUDA_SUCCESS) {
         return result;
     }
@@ -146,70 +179,47 @@ CUresult tpc_cuCtxGetCurrent(CUcontext *pctx) {
 
 /* ---- questions about a context ---- */
 
-CUresult tpc_cuCtxGetDevice(CUdevice *device) {
-    struct tpc_context *context;
-    CUresult result = tpc_current_living(&context);
-    if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
-        return result;
-    }
-    if (!device) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    *device = context->device;
-    return CUDA_SUCCESS;
-}
-
 CUresult tpc_cuCtxGetDevice_v2(CUdevice *device, CUcontext ctx) {
     struct tpc_context *context;
-    CUresult result = tpc_context_argument(ctx, &context);
-    if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
-        return result;
+    CUresult result = device ? current_ever(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
+    if (TP_LIKELY(result == CUDA_SUCCESS)) {
+        *device = context->device;
     }
-    if (!device) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    *device = context->device;
-    return CUDA_SUCCESS;
+    return result;
 }
+
+CUresult tpc_cuCtxGetDevice(CUdevice *device) { return tpc_cuCtxGetDevice_v2(device, NULL); }
 
 CUresult tpc_cuCtxGetFlags(unsigned int *flags) {
     struct tpc_context *context;
-    CUresult result = tpc_current_living(&context);
-    if (result != CUDA_SUCCESS) {
-        return result;
+    CUresult result = flags ? current_ever(NULL, &context) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        *flags = context->flags;
     }
-    if (!flags) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    *flags = context->flags;
-    return CUDA_SUCCESS;
+    return result;
 }
 
 CUresult tpc_cuCtxGetId(CUcontext ctx, unsigned long long *ctxId) {
     struct tpc_context *context;
-    CUresult result = tpc_context_argument(ctx, &context);
-    if (result != CUDA_SUCCESS) {
-        return result;
+    CUresult result = ctxId ? tpc_context_argument(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        *ctxId = context->id;
     }
-    if (!ctxId) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    *ctxId = context->id;
-    return CUDA_SUCCESS;
+    return result;
 }
 
 /* The interface that made the context; the driver answers 3020 since that version's cuCtxCreate_v2. */
 CUresult tpc_cuCtxGetApiVersion(CUcontext ctx, unsigned int *version) {
     struct tpc_context *context;
-    CUresult result = tpc_context_argument(ctx, &context);
-    if (result != CUDA_SUCCESS) {
-        return result;
+    CUresult result = ctx && !version ? CUDA_ERROR_INVALID_VALUE : tpc_context_argument(ctx, &context);
+    if (ctx && result == CUDA_ERROR_CONTEXT_IS_DESTROYED) {
+        return CUDA_ERROR_INVALID_CONTEXT; /* of one that is gone: another code than of the current one (measured) */
     }
-    if (!version) {
-        return CUDA_ERROR_INVALID_VALUE;
+    result = result == CUDA_SUCCESS && !version ? CUDA_ERROR_INVALID_VALUE : result;
+    if (result == CUDA_SUCCESS) {
+        *version = 3020;
     }
-    *version = 3020;
-    return CUDA_SUCCESS;
+    return result;
 }
 
 static bool flags_valid(unsigned flags) {
@@ -238,7 +248,7 @@ CUresult tpc_cuCtxSetFlags(unsigned int flags) {
     struct tpg_context_flags_in in = {.flags = flags};
     result = tpc_post_context_flags("cuCtxSetFlags", &in);
     if (result == CUDA_SUCCESS) {
-        context->flags = flags;
+        context->flags = context->primary ? flags | CU_CTX_MAP_HOST : flags;
     }
     return result;
 }
@@ -277,6 +287,11 @@ static CUresult of_an_end(CUresult posted) {
 
 /* ---- primary contexts ---- */
 
+static void set_primary_flags(struct tpc_context *context, unsigned flags) {
+    context->primary_flags = flags;
+    context->flags = flags | CU_CTX_MAP_HOST;
+}
+
 CUresult tpc_contexts_start(void) {
     struct tpc_context_record *records = calloc((size_t)tpc_device_count, sizeof *records);
     if (!records) {
@@ -287,7 +302,7 @@ CUresult tpc_contexts_start(void) {
         context->device = i;
         context->primary = true;
         context->error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
-        context->flags = FLAGS_DEFAULT;
+        set_primary_flags(context, FLAGS_DEFAULT);
         context->id = atomic_fetch_add(&next_id, 1);
         context->handle = tpc_mint_record(TPG_CONTEXT, context);
         if (!context->handle) {
@@ -308,7 +323,7 @@ CUresult tpc_cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *
         return CUDA_ERROR_INVALID_DEVICE;
     }
     const struct tpc_context *context = &primaries[dev].base;
-    *flags = context->flags;
+    *flags = context->primary_flags;
     *active = atomic_load_explicit(&context->active, memory_order_relaxed);
     return CUDA_SUCCESS;
 }
@@ -362,8 +377,15 @@ static void end(struct tpc_context *context) {
 /* Under `contexts`. */
 static void deactivate(struct tpc_context *context) {
     atomic_store_explicit(&context->active, false, memory_order_relaxed);
-    context->flags = FLAGS_DEFAULT;
+    set_primary_flags(context, FLAGS_DEFAULT);
     end(context);
+}
+
+/* The first form has nothing against a context that nobody retains. */
+CUresult tpc_cuDevicePrimaryCtxRelease(CUdevice dev) {
+    const bool held = tpc_device_valid(dev) && atomic_load(&primaries[dev].base.references);
+    const CUresult result = tpc_cuDevicePrimaryCtxRelease_v2(dev);
+    return result == CUDA_ERROR_INVALID_CONTEXT && !held ? CUDA_SUCCESS : result;
 }
 
 CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
@@ -415,7 +437,14 @@ CUresult tpc_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
     return result;
 }
 
-/* Since CUDA 11 also allowed while the context is active. */
+/* Since CUDA 11 also allowed while the context is active, but not by the first form. */
+CUresult tpc_cuDevicePrimaryCtxSetFlags(CUdevice dev, unsigned int flags) {
+    if (tpc_device_valid(dev) && flags_valid(flags) && atomic_load(&primaries[dev].base.active)) {
+        return CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE;
+    }
+    return tpc_cuDevicePrimaryCtxSetFlags_v2(dev, flags);
+}
+
 CUresult tpc_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
     if (!tpc_device_valid(dev)) {
         return CUDA_ERROR_INVALID_DEVICE;
@@ -426,13 +455,13 @@ CUresult tpc_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
     struct tpg_primary_flags_in in = {.device = tpc_devices[dev].remote, .flags = flags};
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&contexts);
-    if (primaries[dev].base.flags != flags) {
+    if (primaries[dev].base.primary_flags != flags || primaries[dev].base.flags != (flags | CU_CTX_MAP_HOST)) {
         struct tp_reply reply;
         result = tpc_call_primary_flags("cuDevicePrimaryCtxSetFlags_v2", &in, &reply);
         tp_reply_free(&reply);
     }
     if (result == CUDA_SUCCESS) {
-        primaries[dev].base.flags = flags;
+        set_primary_flags(&primaries[dev].base, flags);
     }
     tp_lock_drop(&contexts);
     return result;
@@ -480,13 +509,13 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
     return push(context);
 }
 
-/* A share of the multiprocessors is for clients of MPS, which a session is not. */
+/* A share of the multiprocessors is for clients of MPS, which a session is not. A number below 0 is none (580.159.04, measured). */
 CUresult tpc_cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags,
                             CUdevice dev) {
-    if (numParams < 0 || (numParams && !paramsArray)) {
-        return CUDA_ERROR_INVALID_VALUE;
+    if (numParams > 0) {
+        return paramsArray ? CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY : CUDA_ERROR_INVALID_VALUE;
     }
-    return numParams ? CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY : tpc_cuCtxCreate_v2(pctx, flags, dev);
+    return tpc_cuCtxCreate_v2(pctx, flags, dev);
 }
 
 CUresult tpc_cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams, unsigned int flags, CUdevice dev) {

@@ -258,16 +258,24 @@ CUresult tpc_cuDeviceGetCount(int *count) {
     return CUDA_SUCCESS;
 }
 
+/* As much as fits, ended. A length below 0 is a large one (580.159.04, measured). */
+static void put_text(char *to, const char *text, int len) {
+    const size_t size = len < 0 ? strlen(text) : strnlen(text, (size_t)len - 1);
+    memcpy(to, text, size);
+    to[size] = 0;
+}
+
 CUresult tpc_cuDeviceGetName(char *name, int len, CUdevice dev) {
-    if (!name || len < 1) {
+    if (!name) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (!tpc_device_valid(dev)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    size_t size = strnlen(tpc_devices[dev].what.name, (size_t)len - 1);
-    memcpy(name, tpc_devices[dev].what.name, size);
-    name[size] = 0;
+    if (!len) {
+        return CUDA_ERROR_INVALID_VALUE; /* the driver ends the process */
+    }
+    put_text(name, tpc_devices[dev].what.name, len);
     return CUDA_SUCCESS;
 }
 
@@ -308,11 +316,8 @@ CUresult tpc_cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
     if (!bytes) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
-    *bytes = tpc_devices[dev].what.total_memory;
-    return CUDA_SUCCESS;
+    *bytes = tpc_device_valid(dev) ? tpc_devices[dev].what.total_memory : 0; /* written in any case, as natively */
+    return tpc_device_valid(dev) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
 CUresult tpc_cuDeviceComputeCapability(int *major, int *minor, CUdevice dev) {
@@ -353,18 +358,17 @@ CUresult tpc_cuDeviceGetProperties(CUdevprop *prop, CUdevice dev) {
 }
 
 CUresult tpc_cuDeviceGetPCIBusId(char *pciBusId, int len, CUdevice dev) {
-    if (!pciBusId || len < 1) {
+    if (!pciBusId) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (!tpc_device_valid(dev)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    size_t size = strlen(tpc_devices[dev].what.pci_bus_id) + 1;
-    if (size > (size_t)len) {
-        return CUDA_ERROR_INVALID_VALUE;
+    if (len) {
+        put_text(pciBusId, tpc_devices[dev].what.pci_bus_id, len);
     }
-    memcpy(pciBusId, tpc_devices[dev].what.pci_bus_id, size);
-    return CUDA_SUCCESS;
+    /* What does not fit is cut short, and that is an error all the same; so is a length below 0 (580.159.04, measured). */
+    return len > (int)strlen(tpc_devices[dev].what.pci_bus_id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 /* A hexadecimal field up to `end` (0 = end of the text), at most 8 digits; false if it is none. */

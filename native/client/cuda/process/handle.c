@@ -151,5 +151,8 @@ CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {
     if ((!handle && optional) || (kind == TPG_FUNCTION && live(TPG_KERNEL, handle))) {
         return CUDA_SUCCESS;
     }
+    if (kind == TPG_CONTEXT && tp_handle_is(handle, kind)) {
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED; /* one of ours that is gone */
+    }
     return (CUresult)tpg_bad_handle(kind);
 }

@@ -70,19 +70,14 @@ CUresult tpc_cuCtxGetLimit(size_t *pvalue, CUlimit limit) {
 }
 
 /* The driver rounds and bounds the value: the answer carries what it has set. */
-CUresult tpc_cuCtxSetLimit(CUlimit limit, size_t value) {
-    struct tpc_context *context;
-    CUresult result = tpc_current_living(&context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value) {
     if ((unsigned)limit >= CU_LIMIT_MAX || (unsigned)limit >= TP_DEVICE_LIMITS) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_context_limit_in in = {.limit = (int)limit, .value = value};
     struct tpg_context_limit_out out = {.value_set = 0};
     struct tp_reply reply;
-    result = tpc_call_context_limit("cuCtxSetLimit", &in, &out, &reply);
+    CUresult result = tpc_call_context_limit("cuCtxSetLimit", &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
         context->limits[limit] = out.value_set;
     }

@@ -196,9 +196,10 @@ int tpc_device_of(int remote);
 /* ---- contexts (context.c) ---- */
 struct tpc_context {
     uint64_t handle;
-    int device; /* ordinal of the program */
-    unsigned int flags;
-    unsigned long long id; /* cuCtxGetId */
+    int device;         /* ordinal of the program */
+    unsigned int flags; /* as cuCtxGetFlags tells them: a primary one always maps host memory (580.159.04, measured) */
+    unsigned int primary_flags; /* as cuDevicePrimaryCtxGetState tells them */
+    unsigned long long id;      /* cuCtxGetId */
     bool primary;
     _Atomic bool active; /* primary: retained; other: not destroyed */
     /* 0 while it can be used; why not: CUDA_ERROR_CONTEXT_IS_DESTROYED, the error that broke its device, or, for the context
@@ -228,6 +229,8 @@ void tpc_forbid_calls(void);
 bool tpc_calls_forbidden(void);
 /* The current context; CUDA_ERROR_INVALID_CONTEXT without one, CUDA_ERROR_CONTEXT_IS_DESTROYED when it is gone. */
 CUresult tpc_current_living(struct tpc_context **out);
+/* Sets a limit of the current context (limits.c). */
+CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value);
 /* The same for a context argument, where NULL means the current one. */
 CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out);
 

@@ -359,5 +359,5 @@ CUresult tpc_cuGetExportTable(const void **ppExportTable, const CUuuid *pExportT
     }
     say_refused(uuid);
     *ppExportTable = NULL;
-    return CUDA_ERROR_NOT_FOUND;
+    return CUDA_ERROR_INVALID_VALUE; /* of one that it does not know, as the driver (580.159.04, measured) */
 }

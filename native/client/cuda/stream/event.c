@@ -53,6 +53,14 @@ CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsi
     return result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_ILLEGAL_STATE : result;
 }
 
+/* Not while what is current was destroyed, which is most likely the event's own context (580.159.04, measured). */
+CUresult tpc_check_cuEventDestroy_v2(CUevent hEvent) {
+    struct tpc_context *context;
+    (void)hEvent;
+    return tpc_current_living(&context) == CUDA_ERROR_CONTEXT_IS_DESTROYED ? CUDA_ERROR_CONTEXT_IS_DESTROYED
+                                                                           : CUDA_SUCCESS;
+}
+
 /* An event that was last recorded in a capture says so before the capture's mode is asked; the worker knows of it. */
 CUresult tpc_event_captured(const char *name, CUevent event) {
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)event};

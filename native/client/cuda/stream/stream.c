@@ -14,7 +14,7 @@ _Atomic int tpc_twins;
 
 struct stream {
     unsigned int flags;
-    int priority;
+    _Atomic int priority;
     uint64_t context;
     int device;
     unsigned long long id;
@@ -32,6 +32,12 @@ static struct stream *stream_of(CUstream handle) {
         return &legacy;
     }
     return handle == CU_STREAM_PER_THREAD ? &per_thread : tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
+}
+
+CUresult tpc_stream_lives(CUstream handle) {
+    const struct stream *stream = tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
+    const struct tpc_context *context = stream ? tpc_record(TPG_CONTEXT, stream->context) : NULL;
+    return !stream || (context && atomic_load(&context->active)) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
 void tpc_waited(const struct tpc_date *asked, CUresult result) {
@@ -98,26 +104,27 @@ bool tpc_lend(CUstream handle) {
 
 void tpc_lent(void) { tpc_cuCtxPopCurrent_v2(NULL); }
 
+/* 0 is in every range; which that is, a session that was started for this client knows from a context. Out of range is no error;
+ * lower numbers are higher priorities. */
+static CUresult clamp(int *priority) {
+    int low = 0, high = 0;
+    CUresult known = *priority ? tpc_cuCtxGetStreamPriorityRange(&low, &high) : CUDA_SUCCESS;
+    *priority = *priority > low ? low : *priority < high ? high : *priority;
+    return known;
+}
+
 CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int priority) {
     TPC_CONTEXT(context);
     if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (priority) { /* 0 is in every range; which that is, a session that was started for this client knows from a context */
-        int low, high;
-        CUresult known = tpc_cuCtxGetStreamPriorityRange(&low, &high);
-        if (known != CUDA_SUCCESS) {
-            return known;
-        }
-        /* Out of range is clamped, not refused; lower numbers are higher priorities. */
-        priority = priority > low ? low : priority < high ? high : priority;
-    }
+    TPC_TRY(clamp(&priority));
     struct stream *stream = calloc(1, sizeof *stream);
     if (!stream) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     stream->flags = flags;
-    stream->priority = priority;
+    atomic_store_explicit(&stream->priority, priority, memory_order_relaxed);
     stream->context = context->handle;
     stream->device = context->device;
     stream->id = atomic_fetch_add(&next_id, 1);
@@ -233,6 +240,13 @@ CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
     return result;
 }
 
+CUresult tpc_cuCtxSetLimit(CUlimit limit, size_t value) {
+    struct tpc_context *context;
+    TPC_TRY(tpc_current_living(&context));
+    TPC_CAPTURE_UNSAFE("cuCtxSetLimit");
+    return tpc_limit_set(context, limit, value);
+}
+
 /* ---- refused here ---- */
 
 CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags) {
@@ -259,8 +273,25 @@ CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned 
 
 CUresult tpc_cuStreamGetPriority(CUstream hStream, int *priority) {
     STREAM_RECORD(priority);
-    *priority = own ? stream->priority : 0;
+    *priority = own ? atomic_load_explicit(&stream->priority, memory_order_relaxed) : 0;
     return CUDA_SUCCESS;
+}
+
+/* The priority is what was set last, as an attribute too (580.159.04, measured). */
+void tpc_noted_cuStreamSetAttribute(CUstream hStream, CUstreamAttrID attr, const CUstreamAttrValue *param) {
+    struct stream *stream = stream_of(hStream);
+    int priority = attr == CU_LAUNCH_ATTRIBUTE_PRIORITY ? param->priority : 0;
+    if (stream && attr == CU_LAUNCH_ATTRIBUTE_PRIORITY && clamp(&priority) == CUDA_SUCCESS) {
+        atomic_store_explicit(&stream->priority, priority, memory_order_relaxed);
+    }
+}
+
+void tpc_noted_cuStreamCopyAttributes(CUstream dst, CUstream src) {
+    struct stream *to = stream_of(dst), *from = stream_of(src);
+    if (to && from) {
+        atomic_store_explicit(&to->priority, atomic_load_explicit(&from->priority, memory_order_relaxed),
+                              memory_order_relaxed);
+    }
 }
 
 CUresult tpc_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {

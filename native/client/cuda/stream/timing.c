@@ -138,7 +138,7 @@ static CUresult ask(struct pair *asked, bool more) {
 
 CUresult tpc_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
     if (!pMilliseconds) {
-        return CUDA_ERROR_INVALID_VALUE;
+        return CUDA_ERROR_INVALID_HANDLE; /* the code was measured (580.159.04) */
     }
     TPC_CHECK_HANDLE(EVENT, hStart, false);
     TPC_CHECK_HANDLE(EVENT, hEnd, false);

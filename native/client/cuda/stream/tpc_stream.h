@@ -28,6 +28,8 @@ void tpc_lent(void); /* after it was true */
  * What a call answered that may report it, and the date before: with success nothing was left to report, so waits are short
  * again. After an error the next call has to say so. */
 void tpc_waited(const struct tpc_date *asked, CUresult result);
+/* CUDA_ERROR_CONTEXT_IS_DESTROYED of a stream whose context is gone; the default ones have none of their own. */
+CUresult tpc_stream_lives(CUstream stream);
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
  * needs no round trip. */
 void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);

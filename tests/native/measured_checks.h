@@ -1,0 +1,195 @@
+// Checks of what a driver was asked last (580.159.04 on an H200): contexts that are gone, settings and frees in captures, priorities,
+// nothing allocated, pitches. For the simulated GPU itself and, remote, through the whole stack.
+//
+// Every check makes and ends what it uses.
+#ifndef MEASURED_CHECKS_H
+#define MEASURED_CHECKS_H
+
+#include "simgpu_check.h"
+
+static inline void check_contexts_that_are_gone(CUmodule (*load)(void)) {
+    CUcontext gone, current;
+    CUdevice device = -1;
+    CUfunction function;
+    CUevent event;
+    CUgraph graph;
+    CUmemGenericAllocationHandle memory;
+    const CUmemAllocationProp what = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                      .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    unsigned value;
+    const char *name;
+    OK(cuCtxCreate_v2(&gone, 0, 0));
+    OK(cuEventCreate(&event, 0));
+    OK(cuModuleGetFunction(&function, load(), "saxpy"));
+    OK(cuCtxPopCurrent_v2(&current));
+    OK(cuCtxDestroy_v2(gone));
+    OK(cuCtxPushCurrent_v2(gone)); // it can be current again
+    OK(cuCtxSetCurrent(gone));
+    OK(cuCtxGetCurrent(&current));
+    CHECK(current == gone);
+    OK(cuCtxGetDevice(&device));
+    CHECK(device == 0);
+    OK(cuCtxGetFlags(&value));
+    CHECK(value == 0);
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuCtxGetApiVersion(gone, &value));
+    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxGetApiVersion(NULL, &value));
+    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxSynchronize());
+    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuEventDestroy_v2(event));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncGetName(&name, function));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuFuncSetCacheConfig(function, CU_FUNC_CACHE_PREFER_SHARED));
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphDestroy(graph));
+    OK(cuMemCreate(&memory, 2 << 20, &what, 0));
+    OK(cuMemRelease(memory));
+    OK(cuCtxPopCurrent_v2(&current));
+}
+
+static inline void check_flags_of_contexts(void) {
+    CUcontext own;
+    unsigned told;
+    int active;
+    OK(cuCtxGetFlags(&told));
+    CHECK(told == CU_CTX_MAP_HOST); // of a primary context, always
+    OK(cuCtxSetFlags(CU_CTX_SCHED_BLOCKING_SYNC));
+    OK(cuCtxGetFlags(&told));
+    CHECK(told == (CU_CTX_MAP_HOST | CU_CTX_SCHED_BLOCKING_SYNC));
+    OK(cuDevicePrimaryCtxGetState(0, &told, &active));
+    CHECK(told == 0 && active);
+    OK(cuDevicePrimaryCtxSetFlags_v2(0, 0));
+    OK(cuCtxGetFlags(&told));
+    CHECK(told == CU_CTX_MAP_HOST);
+    GIVES(CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE, cuDevicePrimaryCtxSetFlags(0, 0)); // the first form
+    OK(cuCtxCreate_v2(&own, CU_CTX_SCHED_SPIN, 0));
+    OK(cuCtxGetFlags(&told));
+    CHECK(told == CU_CTX_SCHED_SPIN);
+    OK(cuCtxDestroy_v2(own));
+}
+
+enum { MEASURED_CAPTURES = 9 };
+
+static inline CUresult measured_in_capture(int which, CUmemoryPool pool) {
+    CUdeviceptr memory;
+    size_t pitch;
+    switch (which) {
+    case 0:
+        return cuCtxSetCacheConfig(CU_FUNC_CACHE_PREFER_SHARED);
+    case 1:
+        return cuCtxSetSharedMemConfig(CU_SHARED_MEM_CONFIG_FOUR_BYTE_BANK_SIZE);
+    case 2:
+        return cuCtxSetLimit(CU_LIMIT_PRINTF_FIFO_SIZE, 1 << 20);
+    case 3:
+        return cuCtxSetLimit((CUlimit)77, 0); // before the argument
+    case 4:
+        return cuDeviceSetMemPool(0, pool);
+    case 5:
+        return cuMemAllocPitch_v2(&memory, &pitch, 64, 4, 4);
+    case 6:
+        return cuMemFree_v2(0);
+    case 7:
+        return cuMemAlloc_v2(NULL, 16);
+    default:
+        return cuMemAllocAsync(&memory, 0, NULL);
+    }
+}
+
+static inline void check_what_captures_forbid(void) {
+    CUmemoryPool pool;
+    OK(cuDeviceGetDefaultMemPool(&pool, 0));
+    for (int i = 0; i < MEASURED_CAPTURES; i++) {
+        CUstream stream;
+        CUgraph graph;
+        CUstreamCaptureStatus status;
+        OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+        OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
+        GIVES(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, measured_in_capture(i, pool));
+        OK(cuStreamIsCapturing(stream, &status));
+        CHECK(status == CU_STREAM_CAPTURE_STATUS_INVALIDATED);
+        GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(stream, &graph));
+        OK(cuStreamDestroy_v2(stream));
+    }
+}
+
+static inline void measured_priority(CUstream stream, int set, int told) {
+    const CUstreamAttrValue value = {.priority = set};
+    int found = 1;
+    OK(cuStreamSetAttribute(stream, CU_LAUNCH_ATTRIBUTE_PRIORITY, &value));
+    OK(cuStreamGetPriority(stream, &found));
+    CHECK(found == told);
+}
+
+static inline void check_priorities(void) {
+    CUstream stream, other;
+    int found = 1;
+    OK(cuStreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, -1));
+    OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    measured_priority(stream, -3, -3);
+    OK(cuStreamCopyAttributes(other, stream));
+    OK(cuStreamGetPriority(other, &found));
+    CHECK(found == -3);
+    measured_priority(stream, 5, 0); // out of range is no error
+    measured_priority(stream, -99, -5);
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuStreamDestroy_v2(other));
+}
+
+static inline void check_nothing(void) {
+    CUdeviceptr memory = 0x1234;
+    void *host = &memory;
+    uint64_t reserved = 1;
+    CUmemoryPool pool;
+    CUstream stream;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAllocAsync(&memory, 0, stream));
+    CHECK(memory == 0);
+    OK(cuMemFreeAsync(0, stream));
+    OK(cuMemHostAlloc(&host, 0, 0));
+    CHECK(!host);
+    OK(cuMemFreeHost(NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemHostUnregister(NULL));
+    OK(cuDeviceGetDefaultMemPool(&pool, 0));
+    OK(cuMemAllocAsync(&memory, 1 << 10, stream));
+    OK(cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved));
+    CHECK(reserved == 32u << 20); // memory comes in such lots
+    OK(cuMemFreeAsync(memory, stream));
+    OK(cuStreamSynchronize(stream));
+    OK(cuMemPoolTrimTo(pool, 0));
+    OK(cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved));
+    CHECK(reserved == 0);
+    OK(cuStreamDestroy_v2(stream));
+}
+
+static inline void check_pitches(void) {
+    unsigned char rows[16], back[16] = {0};
+    CUdeviceptr memory;
+    for (unsigned i = 0; i < sizeof rows; i++)
+        rows[i] = (unsigned char)(i + 1);
+    OK(cuMemAlloc_v2(&memory, 4096));
+    CUDA_MEMCPY2D copy = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                          .srcHost = rows,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = memory,
+                          .WidthInBytes = 8,
+                          .Height = 2};
+    OK(cuMemcpy2D_v2(&copy)); // no pitch: rows side by side
+    OK(cuMemcpyDtoH_v2(back, memory, sizeof back));
+    CHECK(!memcmp(rows, back, sizeof rows));
+    copy.srcPitch = 4;
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpy2D_v2(&copy));
+    copy.Height = 1;
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpy2D_v2(&copy)); // even of one row
+    OK(cuMemsetD2D16_v2(memory, 1, 1, 0, 4));              // none of nothing
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD2D16_v2(memory, 1, 1, 2, 2));
+    OK(cuMemFree_v2(memory));
+}
+
+// In a primary context of device 0 that has its first flags. `load` loads an image with saxpy.
+static inline void check_measured(CUmodule (*load)(void)) {
+    check_flags_of_contexts();
+    check_contexts_that_are_gone(load);
+    check_what_captures_forbid();
+    check_priorities();
+    check_nothing();
+    check_pitches();
+}
+
+#endif
