@@ -230,7 +230,13 @@ CUresult cuMemHostUnregister(void *p) {
     if (!p)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = release((uint64_t)(uintptr_t)p, SIM_RANGE_REGISTERED);
-    return result == CUDA_ERROR_INVALID_VALUE ? CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED : result;
+    if (result != CUDA_ERROR_INVALID_VALUE)
+        return result;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    const sim_range_t *range = sim_map_find((uint64_t)(uintptr_t)p);
+    bool pinned = range && !range->internal && (range->kind == SIM_RANGE_REGISTERED || range->kind == SIM_RANGE_HOST);
+    pthread_rwlock_unlock(&sim.map_lock);
+    return pinned ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
 }
 
 static CUresult host_flags(void *p, unsigned *flags) {

@@ -49,7 +49,18 @@ void case_shared_pointers(void) {
     OK(cuMemGetAddressRange_v2(&start, &size, at));
     CHECK(start == (CUdeviceptr)(uintptr_t)memory && size == SIZE);
     GIVES(712, cuMemHostRegister_v2(bytes + 4096, 4096, 0));
-    GIVES(713, cuMemHostUnregister(memory));
+    GIVES(1, cuMemHostUnregister(memory)); /* pinned, and not by a registration */
+    GIVES(1, cuMemHostUnregister(bytes + 4096));
+    unsigned char *own = aligned_alloc(4096, 8192);
+    CHECK(own != NULL);
+    GIVES(713, cuMemHostUnregister(own));
+    OK(cuMemHostRegister_v2(own, 80, 0));
+    GIVES(712, cuMemHostRegister_v2(own + 40, 80, 0));
+    GIVES(1, cuMemHostUnregister(own + 40)); /* registered, and does not begin there */
+    GIVES(713, cuMemHostUnregister(own + 80));
+    OK(cuMemHostUnregister(own));
+    GIVES(713, cuMemHostUnregister(own));
+    free(own);
     GIVES(1, cuMemFreeHost(bytes + 1));
     GIVES(1, cuMemFree_v2((CUdeviceptr)(uintptr_t)memory));
     GIVES(1, cuMemsetD8_v2(at, 0, SIZE - 776));

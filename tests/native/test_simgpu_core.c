@@ -206,8 +206,11 @@ static void pinned(void) {
     OK(cuMemHostRegister_v2(own, 8192, 0));
     GIVES(712, cuMemHostRegister_v2(own + 4096, 100, 0));
     OK(cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, (CUdeviceptr)(uintptr_t)own));
+    GIVES(1, cuMemHostUnregister(own + 4096)); // inside, and where a second registration was refused
+    GIVES(713, cuMemHostUnregister(own + 8192));
     OK(cuMemHostUnregister(own));
     GIVES(713, cuMemHostUnregister(own));
+    GIVES(1, cuMemHostUnregister(NULL));
     GIVES(1, cuMemHostRegister_v2((void *)0x1000, 4096, 0)); // nothing there
     free(own);
     CUpointer_attribute which[] = {CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
