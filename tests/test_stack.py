@@ -146,6 +146,7 @@ def test_corners(worker: Worker, check: str) -> None:
         "wrapper-of-relocatable-code",
         "images-that-are-none",
         "text-of-a-compiler",
+        "names-of-kernels",
         "attributes-of-two-threads",
     ],
 )

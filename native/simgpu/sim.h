@@ -307,7 +307,7 @@ typedef struct {
 } sim_param_t;
 
 typedef struct sim_entry {
-    char *name;
+    const char *name; // the same pointer for the same name, and never freed
     sim_param_t *params;
     unsigned nparams;
     uint32_t param_bytes; // end of the last parameter

@@ -82,6 +82,30 @@ bool sim_lz4_decode(const unsigned char *in, uint64_t in_size, unsigned char *ou
     return o == out_size;
 }
 
+// One text for each name, never freed: the driver gives the same one for the kernels of two modules.
+static const char *one_name(const char *name, size_t length) {
+    static struct text {
+        struct text *next;
+        char text[];
+    } *texts[256];
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    unsigned hash = 0;
+    length = strnlen(name, length);
+    for (size_t i = 0; i < length; i++)
+        hash = hash * 31 + (unsigned char)name[i];
+    pthread_mutex_lock(&lock);
+    struct text *at = texts[hash % 256];
+    while (at && (strncmp(at->text, name, length) || at->text[length]))
+        at = at->next;
+    if (!at && (at = calloc(1, sizeof *at + length + 1))) {
+        memcpy(at->text, name, length);
+        at->next = texts[hash % 256];
+        texts[hash % 256] = at;
+    }
+    pthread_mutex_unlock(&lock);
+    return at ? at->text : NULL;
+}
+
 sim_entry_t *sim_image_add_entry(sim_image_t *image, const char *name, size_t length) {
     if (image->nentries >= 1u << 16)
         return NULL;
@@ -91,7 +115,7 @@ sim_entry_t *sim_image_add_entry(sim_image_t *image, const char *name, size_t le
     image->entries = grown;
     sim_entry_t *entry = &grown[image->nentries];
     memset(entry, 0, sizeof *entry);
-    entry->name = strndup(name, length);
+    entry->name = one_name(name, length);
     if (!entry->name)
         return NULL;
     entry->attributes[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK] = 1024;
@@ -136,7 +160,6 @@ bool sim_image_add_reference(sim_image_t *image, const char *name, size_t length
 
 static void image_free(sim_image_t *image) {
     for (unsigned i = 0; i < image->nentries; i++) {
-        free(image->entries[i].name);
         free(image->entries[i].params);
     }
     for (unsigned i = 0; i < image->nglobals; i++) {

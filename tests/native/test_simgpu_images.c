@@ -379,6 +379,14 @@ static void libraries(void) {
     OK(cuLibraryGetKernel(&kernel_handle, library, "vector_add"));
     OK(cuKernelGetName(&name, kernel_handle));
     CHECK(!strcmp(name, "vector_add"));
+    CUmodule again; // one text for a name, whichever image has it
+    CUfunction twin;
+    const char *text;
+    OK(cuModuleLoadData(&again, kernels_ptx));
+    OK(cuModuleGetFunction(&twin, again, "vector_add"));
+    OK(cuFuncGetName(&text, twin));
+    OK(cuModuleUnload(again));
+    CHECK(text == name);
     OK(cuKernelGetParamInfo(kernel_handle, 3, &offset, &size));
     CHECK(offset == 24 && size == 4);
     GIVES(1, cuKernelGetParamInfo(kernel_handle, 4, &offset, &size));

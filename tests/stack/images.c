@@ -535,6 +535,45 @@ static void attributes_of_two_threads(void) {
     }
 }
 
+static const char *name_in(CUmodule module, const char *wanted) {
+    CUfunction all[7], function = kernel(module, wanted);
+    const char *name;
+    int same = 0;
+    OK(cuModuleEnumerateFunctions(all, 7, module));
+    for (int i = 0; i < 7; i++) {
+        same += all[i] == function;
+        OK(cuFuncGetName(&name, all[i]));
+        CHECK((strcmp(name, wanted) == 0) == (all[i] == function));
+    }
+    CHECK(same == 1);
+    OK(cuFuncGetName(&name, function));
+    CHECK(strcmp(name, wanted) == 0);
+    return name;
+}
+
+/* Programs compare the pointers of names: one for each name, whether the kernel was asked for by it or by number. */
+static void names_of_kernels(void) {
+    CUmodule first, second, third;
+    CUfunction all[7];
+    const char *name, *other;
+    CUlibrary library = load_library();
+    start();
+    OK(cuModuleLoadData(&first, kernels_ptx));
+    OK(cuModuleLoadData(&second, kernels_ptx));
+    OK(cuModuleEnumerateFunctions(all, 7, second)); /* nobody has said these names yet */
+    const char *one = name_in(first, "iota_u32");
+    CHECK(one == name_in(second, "iota_u32"));
+    CHECK(one != name_in(second, "fill_u32"));
+    OK(cuKernelGetName(&name, kernel_of(library, "iota_u32")));
+    OK(cuLibraryGetModule(&third, library));
+    OK(cuFuncGetName(&other, kernel(third, "iota_u32")));
+    CHECK(name == one && other == one);
+    OK(cuModuleUnload(first));
+    CHECK(name_in(second, "iota_u32") == one && strcmp(one, "iota_u32") == 0);
+    OK(cuModuleUnload(second));
+    OK(cuLibraryUnload(library));
+}
+
 static const struct check checks[] = {{"before-any-context", before_any_context},
                                       {"thread-without-a-context", thread_without_a_context},
                                       {"functions-without-a-context", functions_without_a_context},
@@ -542,6 +581,7 @@ static const struct check checks[] = {{"before-any-context", before_any_context}
                                       {"wrapper-of-relocatable-code", wrapper_of_relocatable_code},
                                       {"images-that-are-none", images_that_are_none},
                                       {"text-of-a-compiler", text_of_a_compiler},
+                                      {"names-of-kernels", names_of_kernels},
                                       {"attributes-of-two-threads", attributes_of_two_threads}};
 
 int role_images(int count, char **words) {

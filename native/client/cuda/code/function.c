@@ -265,22 +265,19 @@ static CUresult name_of(const char **name, uint64_t handle, struct tpc_kernel *k
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    char *known = atomic_load_explicit(&kernel->name, memory_order_acquire);
+    const char *known = atomic_load_explicit(&kernel->name, memory_order_acquire);
     if (!known) {
         struct tpg_kernel_name_in in = {.function = handle};
         struct tpg_kernel_name_out out;
         struct tp_reply reply;
         CUresult result = tpc_call_kernel_name("cuFuncGetName", &in, &out, &reply);
-        char *fetched = result ? NULL : strndup(out.name ? out.name : "", out.name_size);
+        const char *told = result || !out.name ? "" : out.name;
+        known = result ? NULL : tpc_kernel_name(told, strnlen(told, out.name_size));
         tp_reply_free(&reply);
-        if (result || !fetched) {
+        if (result || !known) {
             return result ? result : CUDA_ERROR_OUT_OF_MEMORY;
         }
-        if (atomic_compare_exchange_strong(&kernel->name, &known, fetched)) {
-            known = fetched;
-        } else {
-            free(fetched); /* another thread was faster; its text is the one that stays */
-        }
+        atomic_store_explicit(&kernel->name, known, memory_order_release);
     }
     *name = known;
     return CUDA_SUCCESS;

@@ -226,8 +226,7 @@ struct tpc_kernel *tpc_kernel_in(struct tpc_kernel *kernel, struct tpc_context *
             function->device = tpc_devices[context->device].remote;
             atomic_store_explicit(&function->layout, atomic_load(&kernel->layout), memory_order_relaxed);
             function->attributes = kernel->attributes;
-            char *name = atomic_load(&kernel->name);
-            atomic_store(&function->name, name ? strdup(name) : NULL);
+            atomic_store(&function->name, atomic_load(&kernel->name));
             struct tpg_kernel_function_in in = {.kernel = kernel->handle, .function = handle};
             uint32_t before = send_for(tp_handle_id(context->handle));
             *result = tpc_post_kernel_function("cuKernelGetFunction", &in);
@@ -315,7 +314,7 @@ struct tpc_kernel *tpc_image_kernel(struct tpc_image *image, uint32_t index, con
     kernel->device = image->library ? -1 : tpc_devices[image->context->device].remote;
     atomic_store_explicit(&kernel->layout, entry->layout, memory_order_relaxed);
     kernel->attributes = attributes;
-    atomic_store_explicit(&kernel->name, name ? strdup(name) : NULL, memory_order_relaxed);
+    atomic_store_explicit(&kernel->name, name ? tpc_kernel_name(name, strlen(name)) : NULL, memory_order_relaxed);
     if (image->library) {
         struct tpg_kernel_get_in in = {.library = image->handle, .kernel = handle, .index = index};
         *result = tpc_post_kernel_get("cuLibraryGetKernel", &in);

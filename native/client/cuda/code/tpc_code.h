@@ -37,7 +37,7 @@ struct tpc_kernel {
     _Atomic(const struct tpc_parameter *) layout;
     uint32_t parameters; /* count */
     uint32_t parameter_bytes;
-    _Atomic(char *) name;              /* once it was asked for */
+    _Atomic(const char *) name;        /* once it was asked for; see tpc_kernel_name */
     struct tpc_attributes *attributes; /* shared by a kernel and the functions that are the same code */
     struct tpc_instance *instances;    /* of a kernel: its functions; guarded by its image's lock */
     _Atomic bool launched;             /* while a stream might stand at a word */
@@ -68,6 +68,9 @@ uint64_t tpc_image_handle(const struct tpc_image *image);
 struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel);
 /* Their values, asked for once; NULL with *result set on failure. */
 const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result);
+
+/* name.c: the one text for a name of that many bytes, which is never freed; NULL without memory. */
+const char *tpc_kernel_name(const char *text, size_t size);
 
 /* ---- launch.c ---- */
 /* Checks the shape of a node; finds its parameter block, `block` or the caller's own. */
