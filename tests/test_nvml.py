@@ -176,6 +176,10 @@ def test_life(worker: Worker) -> None:
         uuid, bus = nvml.nvmlDeviceGetUUID(device), nvml.nvmlDeviceGetPciInfo(device).busId
         for same in (nvml.nvmlDeviceGetHandleByUUID(uuid), nvml.nvmlDeviceGetHandleByPciBusId(bus)):
             assert nvml.nvmlDeviceGetIndex(same) == 0
+        assert uuid.startswith("GPU-")
+        assert nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByUUID(uuid[4:])) == 0
+        assert error(nvml.nvmlDeviceGetHandleByUUID, "PU-" + uuid[4:]) == nvml.NVML_ERROR_NOT_FOUND
+        assert error(nvml.nvmlDeviceGetHandleByUUID, uuid[4:-1]) == nvml.NVML_ERROR_NOT_FOUND
         assert error(nvml.nvmlDeviceGetHandleByUUID, "GPU-x") == nvml.NVML_ERROR_NOT_FOUND
         assert nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleBySerial(nvml.nvmlDeviceGetSerial(device))) == 0
         assert error(nvml.nvmlDeviceGetHandleBySerial, "1") == nvml.NVML_ERROR_NOT_FOUND

@@ -174,7 +174,7 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
     for (int i = 0; i < sim.ndevices; i++) {
         char text[48];
         uuid_text(i, text);
-        if (!strcmp(text, uuid))
+        if (!strcmp(text, uuid) || !strcmp(text + 4, uuid)) // with or without "GPU-" (580.159.04)
             return by_index((unsigned)i, device);
     }
     return NVML_ERROR_NOT_FOUND;

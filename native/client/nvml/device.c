@@ -57,12 +57,17 @@ nvmlReturn_t tpn_nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *
     return NVML_SUCCESS;
 }
 
+/* cuda.core asks with what cuDeviceGetUuid gives, which has no "GPU-" (580.159.04 finds the device). */
+static bool is_uuid(const char *told, const char *asked) {
+    return strcmp(told, asked) == 0 || (strncmp(told, "GPU-", 4) == 0 && strcmp(told + 4, asked) == 0);
+}
+
 nvmlReturn_t tpn_nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
     if (!uuid || !device) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
     for (unsigned int i = 0; i < tpn_device_count; i++) {
-        if (strcmp(tpn_devices[i].uuid, uuid) == 0) {
+        if (is_uuid(tpn_devices[i].uuid, uuid)) {
             *device = tpn_device_at(i);
             return NVML_SUCCESS;
         }

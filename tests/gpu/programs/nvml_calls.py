@@ -64,6 +64,7 @@ def main() -> int:
     handle = nvml.nvmlDeviceGetHandleByIndex(0)
     uuid = ask("nvmlDeviceGetUUID", lambda: nvml.nvmlDeviceGetUUID(handle))
     ask("handle by UUID", lambda: nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByUUID(uuid)))
+    ask("handle by UUID without GPU-", lambda: nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByUUID(uuid[4:])))
     ask("handle by a wrong UUID", lambda: nvml.nvmlDeviceGetHandleByUUID("GPU-00000000-0000-0000-0000-000000000000"))
     pci = ask("nvmlDeviceGetPciInfo", lambda: nvml.nvmlDeviceGetPciInfo(handle))
     if pci is not None:
