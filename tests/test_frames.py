@@ -62,6 +62,9 @@ CASES = (
     "struct_box",
     "struct_kernel",
     "kinds",
+    "conditional",
+    "conditional_names",
+    "graph_memory",
 )
 
 

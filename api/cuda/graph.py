@@ -27,7 +27,7 @@ FUNCTIONS = [
     custom("cuGraphDestroyNode", ops="graph_node_destroy"),
     custom("cuGraphNodeFindInClone", ops="graph_find_in_clone"),
     older("cuGraphAddNode", "cuGraphAddNode_v2", dependencyData="NULL"),
-    custom("cuGraphAddNode_v2", ops="cuGraphAddKernelNode_v2 graph_memcpy graph_child graph_host graph_alloc cuGraphAddMemsetNode cuGraphAddEmptyNode cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddBatchMemOpNode cuGraphAddMemFreeNode graph_edges"),
+    custom("cuGraphAddNode_v2", ops="cuGraphAddKernelNode_v2 graph_memcpy graph_child graph_host graph_alloc graph_conditional cuGraphAddMemsetNode cuGraphAddEmptyNode cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddBatchMemOpNode cuGraphAddMemFreeNode graph_edges"),
     call("cuGraphAddEmptyNode", contextless=True, phGraphNode="new graphnode of hGraph", dependencies="handles graphnode numDependencies"),
     older("cuGraphAddKernelNode", "cuGraphAddKernelNode_v2"),
     call("cuGraphAddKernelNode_v2", phGraphNode="new graphnode of hGraph", dependencies="handles graphnode numDependencies", nodeParams="struct by hGraph"),
@@ -67,6 +67,7 @@ FUNCTIONS = [
     custom("cuGraphAddChildGraphNode", ops="graph_child"),
     custom("cuGraphExecChildGraphNodeSetParams", ops="graph_child"),
     custom("cuGraphChildGraphNodeGetGraph", ops="graph_child_get"),
+    call("cuGraphConditionalHandleCreate", contextless=True, ctx="handle context by hGraph"),
     custom("cuGraphAddHostNode", ops="graph_host"),
     custom("cuGraphHostNodeSetParams", ops="graph_host"),
     custom("cuGraphExecHostNodeSetParams", ops="graph_host"),
@@ -101,10 +102,6 @@ FUNCTIONS = [
     call("cuUserObjectRelease", session="hand", contextless=True, object="name userobject"),
     call("cuGraphRetainUserObject", session="hand", contextless=True, object="name userobject"),
     call("cuGraphReleaseUserObject", session="hand", contextless=True, object="name userobject"),
-    unsupported(
-        "conditional nodes come later",
-        "cuGraphConditionalHandleCreate",
-    ),
     unsupported(
         "external semaphores are of this machine only",
         "cuGraphAddExternalSemaphoresSignalNode",

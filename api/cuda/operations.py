@@ -189,6 +189,9 @@ FUNCTIONS = [
        out={"graph": "uint64_t"}),
     op("graph_host", "post", owner="uint64_t", node="uint64_t", token="uint64_t", dependencies="uint64_t: array",
        edges="CUgraphEdgeData: array"),
+    # A node that runs one of its graphs, or one again and again, by a value that kernels set; `bodies` are handles for these.
+    op("graph_conditional", "call", contextless=True, owner="uint64_t", node="uint64_t", condition="uint64_t", kind="unsigned int",
+       context="uint64_t: name context", bodies="uint64_t: array", dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
     op("graph_host_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"token": "uint64_t"}),
     # The text that the driver would write into a file, from `first` on.
     op("graph_dot", "call", contextless=True, graph="uint64_t: handle graph", flags="unsigned int", first="uint64_t",

@@ -266,7 +266,8 @@ CUresult sim_capture_push(sim_stream_t *stream, sim_op_t *op, bool *taken) {
     if (capture->invalid)
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     CUgraphNodeType type;
-    if (!node_type(op, &type) || (op->kind == SIM_OP_GRAPH && sim_graph_program_has_memory(op->u.program))) {
+    if (!node_type(op, &type) ||
+        (op->kind == SIM_OP_GRAPH && (op->u.program->nconditions || sim_graph_program_has_memory(op->u.program)))) {
         invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }

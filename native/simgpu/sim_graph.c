@@ -89,6 +89,9 @@ void sim_node_delete(sim_node_t *node) {
         list_remove(&node->graph->nodes.items[i]->dependencies, node);
     if (node->child)
         sim_graph_delete(node->child);
+    for (size_t i = 0; i < node->nbodies; i++)
+        sim_graph_delete(node->bodies[i]);
+    free(node->bodies);
     sim_op_discard(&node->op);
     free(node->dependencies.items);
     free(node->values);
@@ -103,6 +106,7 @@ void sim_graph_delete(sim_graph_t *graph) {
         sim_user_drop(graph->users[i].object, graph->users[i].count);
     sim_handle_remove(graph);
     free(graph->users);
+    free(graph->conditions);
     free(graph->nodes.items);
     free(graph);
 }
@@ -223,7 +227,7 @@ CUresult cuGraphClone(CUgraph *phGraphClone, CUgraph originalGraph) {
         return result;
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *graph = sim_graph_of(originalGraph);
-    if (graph && sim_graph_has_memory(graph)) {
+    if (graph && (sim_graph_has_memory(graph) || sim_graph_has_conditions(graph))) {
         result = CUDA_ERROR_NOT_SUPPORTED;
     } else if (graph) {
         *phGraphClone = (CUgraph)(void *)sim_graph_clone(graph, NULL);

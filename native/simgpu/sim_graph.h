@@ -18,8 +18,11 @@ struct sim_node {
     sim_graph_t *graph;
     CUgraphNodeType type;
     sim_node_list_t dependencies;
-    sim_op_t op;                // SIM_OP_NOP for empty nodes and child graphs
-    sim_graph_t *child;         // of a child graph node; owned
+    sim_op_t op;               // SIM_OP_NOP for empty nodes and child graphs
+    sim_graph_t *child;        // of a child graph node; owned
+    sim_graph_t **bodies;      // of a conditional node; owned
+    size_t nbodies, condition; // the number of its value
+    CUgraphConditionalNodeType by;
     const sim_node_t *original; // of a node in a clone
     sim_context_t *context;     // that it runs in; NULL: any
     bool listed;                // scratch of the search for an order
@@ -34,9 +37,18 @@ struct sim_node {
     void **values; // what the parameters that are told point to
 };
 
+// A value that kernels set and conditional nodes look at.
+typedef struct {
+    uint32_t value, initial;
+    bool begins_anew, used;
+} sim_condition_t;
+
 struct sim_graph {
     sim_node_list_t nodes;
-    sim_node_t *owner; // child graph node that this graph is inside
+    sim_node_t *owner; // child graph or conditional node that this graph is inside
+    sim_condition_t *conditions;
+    size_t nconditions, conditions_capacity;
+    const void *exec; // of a graph with conditional nodes, which has one at a time
     sim_capture_t *capture;
     struct {
         sim_user_t *object;
@@ -65,6 +77,9 @@ typedef struct {
     bool enabled;
     uint64_t edges; // a sum over the positions of the steps that it depends on: equal for equal edges
     sim_program_t *child;
+    sim_program_t **bodies;
+    size_t nbodies, condition;
+    CUgraphConditionalNodeType by;
 } sim_step_t;
 
 struct sim_program {
@@ -72,12 +87,15 @@ struct sim_program {
     size_t count;
     sim_user_t **users;
     size_t nusers;
+    sim_condition_t *conditions; // of a whole executable graph
+    size_t nconditions;
     sim_step_t steps[];
 };
 
 typedef struct {
     sim_context_t *context;
     sim_program_t *program;
+    CUgraph graph; // that it was made of, which may be gone
     unsigned long long flags;
     sim_stream_t *last; // where it was launched last, with a reference; the next launch is behind that one
     uint64_t last_seq;
@@ -127,7 +145,7 @@ void sim_program_release(sim_program_t *program);                       // any t
 void sim_program_place(const sim_program_t *program, sim_stream_t *stream, uint64_t seq);
 // A launch waits for the events that its nodes wait for, as they were recorded last when it was made. Under sim.lock.
 bool sim_program_await(const sim_program_t *program, const sim_stream_t *stream, sim_op_t *launch);
-CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program);
+CUresult sim_program_run(sim_stream_t *stream, sim_program_t *program);
 sim_step_t *sim_program_step(sim_program_t *program, const sim_node_t *node);
 sim_exec_t *sim_exec_of(CUgraphExec handle);        // under sim.lock
 sim_program_t *sim_exec_writable(sim_exec_t *exec); // its program, for a change that launches under way do not see
@@ -139,6 +157,17 @@ CUresult sim_node_add(CUgraphNode *out, CUgraph handle, const CUgraphNode *depen
 CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
                       sim_node_t **out);
 CUresult sim_kernel_op(sim_context_t *context, const CUDA_KERNEL_NODE_PARAMS *params, sim_op_t *op); // sim_launch.c
+
+// sim_graph_condition.c; under sim.lock, but the last four
+CUresult sim_conditional_add(CUgraphNode *out, CUgraph handle, const CUgraphNode *dependencies, size_t count,
+                             CUDA_CONDITIONAL_NODE_PARAMS *p); // takes sim.lock
+bool sim_graph_has_conditions(const sim_graph_t *graph);
+CUresult sim_conditional_step(const sim_node_t *node, sim_step_t *step);
+CUresult sim_conditional_values(const sim_graph_t *graph, sim_program_t *program);
+sim_program_t *sim_conditional_begin(sim_program_t *program); // returns what the thread ran before
+void sim_conditional_end(sim_program_t *outer);
+bool sim_conditional_set(uint64_t handle, uint32_t value); // false: the graph that runs has no such value
+CUresult sim_conditional_run(sim_stream_t *stream, const sim_step_t *step);
 
 // sim_graph_memory.c
 // For an operation that is to become a node behind others: gives an allocation its addresses. Under sim.lock.

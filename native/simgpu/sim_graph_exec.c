@@ -14,10 +14,14 @@ void sim_program_release(sim_program_t *program) {
     for (size_t i = 0; i < program->count; i++) {
         sim_op_discard(&program->steps[i].op);
         sim_program_release(program->steps[i].child);
+        for (size_t k = 0; k < program->steps[i].nbodies; k++)
+            sim_program_release(program->steps[i].bodies[k]);
+        free(program->steps[i].bodies);
     }
     for (size_t i = 0; i < program->nusers; i++)
         sim_user_drop(program->users[i], 1);
     free(program->users);
+    free(program->conditions);
     free(program);
 }
 
@@ -48,6 +52,8 @@ static CUresult add_step(sim_program_t *program, sim_node_t *node) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     program->count++;
     node->listed = true;
+    if (node->bodies)
+        return sim_conditional_step(node, step);
     return node->child ? sim_program_make(node->child, &step->child) : CUDA_SUCCESS;
 }
 
@@ -60,6 +66,8 @@ CUresult sim_program_make(sim_graph_t *graph, sim_program_t **out) {
         if (!program->users)
             result = CUDA_ERROR_OUT_OF_MEMORY;
     }
+    if (result == CUDA_SUCCESS)
+        result = sim_conditional_values(graph, program);
     for (size_t i = 0; i < graph->nodes.count; i++)
         graph->nodes.items[i]->listed = false;
     for (bool news = true; news && result == CUDA_SUCCESS;) {
@@ -92,6 +100,13 @@ static sim_program_t *program_copy(const sim_program_t *from) {
         return NULL;
     }
     atomic_store(&to->refs, 1);
+    if (from->nconditions && !(to->conditions = malloc(from->nconditions * sizeof *to->conditions))) {
+        sim_program_release(to);
+        return NULL;
+    }
+    if (from->nconditions)
+        memcpy(to->conditions, from->conditions, from->nconditions * sizeof *to->conditions);
+    to->nconditions = from->nconditions;
     for (size_t i = 0; i < from->nusers; i++) {
         to->users[to->nusers++] = from->users[i];
         sim_user_hold(from->users[i], 1);
@@ -106,6 +121,13 @@ static sim_program_t *program_copy(const sim_program_t *from) {
         step->enabled = from->steps[i].enabled;
         step->edges = from->steps[i].edges;
         step->child = from->steps[i].child;
+        step->condition = from->steps[i].condition;
+        step->by = from->steps[i].by;
+        step->bodies = calloc(from->steps[i].nbodies + 1, sizeof *step->bodies);
+        for (; step->bodies && step->nbodies < from->steps[i].nbodies; step->nbodies++) {
+            step->bodies[step->nbodies] = from->steps[i].bodies[step->nbodies];
+            atomic_fetch_add(&step->bodies[step->nbodies]->refs, 1);
+        }
         to->count++;
         if (step->child)
             atomic_fetch_add(&step->child->refs, 1);
@@ -137,8 +159,9 @@ bool sim_program_await(const sim_program_t *program, const sim_stream_t *stream,
     return ok;
 }
 
-CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program) {
+CUresult sim_program_run(sim_stream_t *stream, sim_program_t *program) {
     CUresult result = CUDA_SUCCESS;
+    sim_program_t *outer = sim_conditional_begin(program);
     for (size_t i = 0; i < program->count && result == CUDA_SUCCESS; i++) {
         const sim_step_t *step = &program->steps[i];
         sim_op_t op = step->op; // runs read it only
@@ -147,7 +170,10 @@ CUresult sim_program_run(sim_stream_t *stream, const sim_program_t *program) {
         result = sim_run(stream, &op);
         if (result == CUDA_SUCCESS && step->child)
             result = sim_program_run(stream, step->child);
+        if (result == CUDA_SUCCESS && step->bodies && step->nbodies)
+            result = sim_conditional_run(stream, step);
     }
+    sim_conditional_end(outer);
     return result;
 }
 
@@ -191,12 +217,19 @@ static CUresult instantiate(sim_context_t *context, CUgraphExec *out, CUgraph ha
     exec->flags = flags;
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *graph = sim_graph_of(handle);
-    CUresult result = graph && !graph->capture ? sim_program_make(graph, &exec->program) : CUDA_ERROR_INVALID_VALUE;
+    const bool conditions = graph && sim_graph_has_conditions(graph);
+    CUresult result = graph && !graph->capture ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS)
+        result = conditions && graph->exec ? CUDA_ERROR_NOT_SUPPORTED : sim_program_make(graph, &exec->program);
     if (result == CUDA_SUCCESS)
         result = sim_graph_memory_instantiate(exec->program, true);
     if (result == CUDA_SUCCESS && !sim_handle_add(exec, SIM_GRAPH_EXEC)) {
         (void)sim_graph_memory_instantiate(exec->program, false);
         result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (result == CUDA_SUCCESS && conditions) {
+        exec->graph = handle;
+        graph->exec = exec;
     }
     pthread_mutex_unlock(&sim.lock);
     if (result != CUDA_SUCCESS) {
@@ -232,6 +265,9 @@ CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) {
     if (exec) {
         sim_handle_remove(exec);
         (void)sim_graph_memory_instantiate(exec->program, false);
+        sim_graph_t *graph = exec->graph ? sim_graph_of(exec->graph) : NULL;
+        if (graph && graph->exec == exec)
+            graph->exec = NULL;
     }
     if (exec && exec->last)
         sim_stream_release(exec->last);
@@ -249,6 +285,8 @@ static void follow(const sim_program_t *program) {
         sim_op_follow(op, op->kind == SIM_OP_LAUNCH ? (sim_context_t *)(void *)op->u.launch.request.ctx : NULL);
         if (program->steps[i].child)
             follow(program->steps[i].child);
+        for (size_t k = 0; k < program->steps[i].nbodies; k++)
+            follow(program->steps[i].bodies[k]);
     }
 }
 
@@ -351,8 +389,12 @@ static CUgraphExecUpdateResult compare(const sim_program_t *old, const sim_progr
         if (fresh->steps[i].op.kind == SIM_OP_COPY && !same_copy(&old->steps[i].op.u.copy, &fresh->steps[i].op.u.copy))
             return CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
         CUgraphExecUpdateResult inner = CU_GRAPH_EXEC_UPDATE_SUCCESS;
+        if (old->steps[i].nbodies != fresh->steps[i].nbodies || old->steps[i].by != fresh->steps[i].by)
+            return CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
         if (old->steps[i].child)
             inner = compare(old->steps[i].child, fresh->steps[i].child, at);
+        for (size_t k = 0; k < old->steps[i].nbodies && !inner; k++)
+            inner = compare(old->steps[i].bodies[k], fresh->steps[i].bodies[k], at);
         if (inner)
             return inner;
     }
@@ -367,6 +409,8 @@ static void keep_names(const sim_program_t *old, sim_program_t *fresh) {
         fresh->steps[i].enabled = old->steps[i].enabled;
         if (old->steps[i].child)
             keep_names(old->steps[i].child, fresh->steps[i].child);
+        for (size_t k = 0; k < old->steps[i].nbodies; k++)
+            keep_names(old->steps[i].bodies[k], fresh->steps[i].bodies[k]);
     }
 }
 

@@ -1,7 +1,7 @@
 // Memory of graphs: nodes that allocate and free it, and how much of it is there.
 //
 // An allocation node has addresses from its making on, which take nothing of the device's budget and stay as long as a graph, a
-// program or memory that was not freed has them. An allocation that follows the free of an equal one in its graph gets that
+// program or memory that was not freed has them. An allocation that follows the free of one no smaller in its graph gets that
 // one's addresses again. What is allocated is known when a launch is called, in the order of calls; a launch takes
 // bytes for the most that is allocated at once, and they stay with the device until they are trimmed. Ranges are found by address and
 // looked at under the map lock; nodes and programs under sim.lock.
@@ -84,11 +84,11 @@ static uses_t uses_of(const sim_graph_t *graph, uint64_t address, const sim_node
     return uses;
 }
 
-// The addresses of an equal allocation of the graph that is over before; 0 if there is none.
+// The addresses of an allocation of the graph, no smaller, that is over before; 0 if there is none.
 static uint64_t used_again(const sim_graph_t *graph, const sim_node_list_t *front, const sim_op_t *op) {
     for (size_t i = 0; i < graph->nodes.count; i++) {
         const sim_op_t *other = &graph->nodes.items[i]->op;
-        if (other->kind != SIM_OP_GRAPH_ALLOC || other->u.memory.size != op->u.memory.size ||
+        if (other->kind != SIM_OP_GRAPH_ALLOC || other->u.memory.size < op->u.memory.size ||
             other->u.memory.device != op->u.memory.device)
             continue;
         uses_t uses = uses_of(graph, other->u.memory.address, front);
@@ -327,9 +327,10 @@ static CUresult access_ok(const CUmemAccessDesc *list, size_t count) {
     if (count && !list)
         return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; i++) {
-        if (list[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(list[i].location.id) ||
-            list[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
-            return CUDA_ERROR_INVALID_VALUE;
+        if (list[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || list[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
+            return CUDA_ERROR_NOT_SUPPORTED;
+        if (!sim_device_ok(list[i].location.id))
+            return CUDA_ERROR_INVALID_DEVICE;
     }
     return CUDA_SUCCESS;
 }

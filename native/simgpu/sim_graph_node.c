@@ -391,7 +391,7 @@ static CUresult add_child(CUgraphNode *out, CUgraph hGraph, const CUgraphNode *d
     sim_op_t op = {.kind = SIM_OP_NOP};
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *child = sim_graph_of(childGraph);
-    bool unable = child && !move && sim_graph_has_memory(child);
+    bool unable = child && !move && (sim_graph_has_memory(child) || sim_graph_has_conditions(child));
     CUresult result = unable ? CUDA_ERROR_NOT_SUPPORTED
                       : child && !child->capture && !(move && child->owner) && childGraph != hGraph
                           ? sim_node_add(out, hGraph, dependencies, count, CU_GRAPH_NODE_TYPE_GRAPH, &op, &node)
@@ -486,6 +486,8 @@ CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgra
                                          nodeParams->eventRecord.event);
     case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
         return cuGraphAddEventWaitNode(phGraphNode, hGraph, dependencies, numDependencies, nodeParams->eventWait.event);
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
+        return sim_conditional_add(phGraphNode, hGraph, dependencies, numDependencies, &nodeParams->conditional);
     case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
         memcpy(&alloc, &nodeParams->alloc, sizeof alloc);
         result = cuGraphAddMemAllocNode(phGraphNode, hGraph, dependencies, numDependencies, &alloc);

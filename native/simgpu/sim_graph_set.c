@@ -125,6 +125,9 @@ static void print(FILE *file, const sim_graph_t *graph, unsigned number, unsigne
     for (size_t i = 0; i < graph->nodes.count; i++)
         if (graph->nodes.items[i]->child)
             print(file, graph->nodes.items[i]->child, ++*last, last);
+    for (size_t i = 0; i < graph->nodes.count; i++)
+        for (size_t k = 0; k < graph->nodes.items[i]->nbodies; k++)
+            print(file, graph->nodes.items[i]->bodies[k], ++*last, last);
 }
 
 CUresult cuGraphDebugDotPrint(CUgraph hGraph, const char *path, unsigned int flags) {

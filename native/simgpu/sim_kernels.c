@@ -4,7 +4,7 @@
 // threads that were launched. Memory is reached through the map, so an address that a real kernel could not use ends
 // in CUDA_ERROR_ILLEGAL_ADDRESS, a misaligned one in CUDA_ERROR_MISALIGNED_ADDRESS. To add a kernel, write a body and
 // add its line to the table with its parameter sizes.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <string.h>
 #include <time.h>
@@ -181,12 +181,23 @@ static CUresult spin_ns(const run_t *run) {
     }
 }
 
+// Takes one from a word, and sets a value of the graph that runs to what is left.
+static CUresult count_down(const run_t *run) {
+    cursor_t word;
+    OPEN(word, run, PARAM(run, uint64_t, 8), true);
+    if (!cursor_run(&word, 1))
+        return CUDA_ERROR_ILLEGAL_ADDRESS;
+    uint32_t left = --*(uint32_t *)(void *)word.host;
+    return sim_conditional_set(PARAM(run, uint64_t, 0), left) ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
+}
+
 static const sim_body_t bodies[] = {
     {"vector_add", vector_add, 4, {{0, 8}, {8, 8}, {16, 8}, {24, 4}}},
     {"saxpy", saxpy, 4, {{0, 4}, {4, 4}, {8, 8}, {16, 8}}},
     {"fill_u32", fill_u32, 3, {{0, 8}, {8, 4}, {16, 8}}},
     {"iota_u32", iota_u32, 2, {{0, 8}, {8, 8}}},
     {"spin_ns", spin_ns, 1, {{0, 8}}},
+    {"count_down", count_down, 2, {{0, 8}, {8, 8}}},
     {"mix_u32", mix_u32, 4, {{0, 8}, {8, 8}, {16, 4}, {24, 8}}},
 };
 

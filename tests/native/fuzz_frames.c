@@ -239,6 +239,17 @@ static size_t likely(unsigned char *out, int which) {
          .phGraphNode = HANDLE(TPG_GRAPHNODE, rand() % 4));
     LIKE(graph_child, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
          .child = HANDLE(TPG_GRAPH, rand() % 2), .move = (unsigned)rand() % 2);
+    const uint64_t inside[] = {HANDLE(TPG_GRAPH, 2), HANDLE(TPG_GRAPH, rand() % 4)};
+    LIKE(cuGraphConditionalHandleCreate, .hGraph = HANDLE(TPG_GRAPH, rand() % 3), .ctx = HANDLE(TPG_CONTEXT, 0),
+         .flags = (unsigned)rand() % 2);
+    LIKE(graph_conditional, .owner = HANDLE(TPG_GRAPH, rand() % 3), .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
+         .condition = (uint64_t)rand() % 3, .kind = (unsigned)rand() % 4, .context = HANDLE(TPG_CONTEXT, 0),
+         .bodies = inside, .bodies_count = (size_t)rand() % 3);
+    CUDA_MEM_ALLOC_NODE_PARAMS allocation = {.bytesize = 1 + (size_t)rand() % 9000};
+    allocation.poolProps.allocType = CU_MEM_ALLOCATION_TYPE_PINNED;
+    allocation.poolProps.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    LIKE(graph_alloc, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
+         .params = &allocation, .params_size = sizeof allocation);
     LIKE(graph_node_destroy, .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
     LIKE(graph_destroy, .graph = HANDLE(TPG_GRAPH, rand() % 2));
     LIKE(graph_instantiate, .graph = HANDLE(TPG_GRAPH, rand() % 2), .exec = HANDLE(TPG_GRAPHEXEC, 0));

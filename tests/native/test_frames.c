@@ -644,6 +644,9 @@ static const struct {
     {"node_order", case_node_order, 0, true, 0},
     {"tables", case_tables, 0, false, 0},
     {"own_memory", case_own_memory, 0, true, 0},
+    {"conditional", case_conditional, 17, true, 0},
+    {"conditional_names", case_conditional_names, 3, false, 3},
+    {"graph_memory", case_graph_memory, 7, true, 0},
 };
 
 /* ---- the session ---- */

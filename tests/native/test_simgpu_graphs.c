@@ -3,6 +3,7 @@
 #include "graph_copy_checks.h"
 #include "graph_memory_checks.h"
 #include "graph_set_checks.h"
+#include "graph_condition_checks.h"
 
 int main(void) {
     start();
@@ -12,6 +13,7 @@ int main(void) {
     check_described(module);
     check_graph_memory_all(module);
     check_graph_set(module);
+    check_conditions(module);
     OK(cuModuleUnload(module));
     puts("ok");
     return 0;

@@ -7,6 +7,7 @@
 #include "../native/graph_copy_checks.h"
 #include "../native/graph_memory_checks.h"
 #include "../native/graph_set_checks.h"
+#include "../native/graph_condition_checks.h"
 #include "stack.h"
 
 /* ---- buffers ---- */
@@ -94,6 +95,7 @@ int role_graphs(int count, char **words) {
     check_described(module);
     check_graph_memory_all(module);
     check_graph_set(module);
+    check_conditions(module);
     buffers_of_a_node();
     OK(cuModuleUnload(module));
     say("right");

@@ -21,7 +21,8 @@ struct node {
 #define KEPT_KNOWN 64u /* then a graph may become a user twice, which costs a few bytes */
 
 struct graph {
-    uint64_t owner; /* child graph node that it is inside, 0 = none */
+    uint64_t owner; /* child graph or conditional node that it is inside, 0 = none */
+    bool body;      /* of a conditional node */
     struct tpw_kept
         *held[KEPT_KNOWN]; /* what it is a user of, as long as it lives: the last ones, to ask the driver once */
     uint32_t held_next;
@@ -119,9 +120,8 @@ static CUgraphNode top_of(struct tpw_session *s, CUgraph graph, CUgraphNode nati
         if (!found) {
             *error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
         }
-        if (!found && !*error && type == CU_GRAPH_NODE_TYPE_GRAPH) {
-            *error = tpw_child_graph(s, nodes[i], &child);
-            found = child && top_of(s, child, native, depth + 1, error) ? nodes[i] : NULL;
+        for (uint32_t at = 0; !found && !*error && (child = tpw_inner_graph(s, nodes[i], type, &at, error));) {
+            found = top_of(s, child, native, depth + 1, error) ? nodes[i] : NULL;
         }
     }
     free(nodes);
@@ -230,8 +230,13 @@ int32_t tpw_hold(struct tpw_session *s, uint64_t holder, struct tpw_kept *kept) 
     if (tp_handle_is(holder, TPG_GRAPHEXEC)) {
         return tpw_exec_hold(s, holder, kept);
     }
+    struct graph *graph = record_of(s, holder);
+    while (graph && graph->body) {
+        holder = tpw_graph_of_node(s, graph->owner);
+        graph = record_of(s, holder);
+    }
     CUgraph native = tpw_graph(s, holder, &error);
-    struct graph *graph = error ? NULL : record_of(s, holder);
+    graph = error ? NULL : graph;
     if (!graph) {
         return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -261,6 +266,43 @@ static uint64_t owner_of(struct tpw_session *s, uint64_t graph) {
     const struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
     const struct graph *record = object ? object->record : NULL;
     return record ? record->owner : 0;
+}
+
+int32_t tpw_graph_body(struct tpw_session *s, uint64_t graph, uint64_t node) {
+    int32_t error = tpw_graph_inside(s, graph, node);
+    if (!error) {
+        record_of(s, graph)->body = true;
+    }
+    return error;
+}
+
+unsigned tpw_graph_depth(struct tpw_session *s, uint64_t graph) {
+    unsigned depth = 0;
+    for (uint64_t owner; depth <= TPW_GRAPH_DEPTH && (owner = owner_of(s, graph)); depth++) {
+        graph = tpw_graph_of_node(s, owner);
+    }
+    return depth;
+}
+
+CUgraph tpw_inner_graph(struct tpw_session *s, CUgraphNode node, CUgraphNodeType type, uint32_t *at, int32_t *error) {
+    CUgraph child = NULL;
+    if (type == CU_GRAPH_NODE_TYPE_GRAPH && !(*at)++) {
+        *error = tpw_child_graph(s, node, &child);
+        return child;
+    }
+    if (type != CU_GRAPH_NODE_TYPE_CONDITIONAL) {
+        return NULL;
+    }
+    struct tpw_fresh none = {.count = 0}; /* a conditional node has had its name since it was made */
+    const uint64_t name = tpw_node_name(s, NULL, node, 0, &none);
+    const struct tpw_object *object;
+    while (name && (object = tpw_next_object(s, TPG_GRAPH, at))) {
+        const struct graph *graph = object->record;
+        if (graph && graph->body && graph->owner == name) {
+            return (CUgraph)(uintptr_t)object->native;
+        }
+    }
+    return NULL;
 }
 
 /* Whether a capture under way writes this graph, or one that lies inside it or inside `node` at any depth. The driver permits

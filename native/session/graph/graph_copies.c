@@ -160,12 +160,10 @@ static int32_t visit(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned
     } else if (type == CU_GRAPH_NODE_TYPE_HOST) {
         w->late += (*order & TP_AFTER_DOWNLOAD) != 0;
         *order |= TP_AFTER_HOST;
-    } else if (type == CU_GRAPH_NODE_TYPE_GRAPH) {
-        /* A captured launch that has none to be asked: the client lets no such launch have copies. */
-        error = tpw_child_graph(w->s, node, &child);
-        if (!error && child) {
-            error = walk(w, child, top ? top : node, order, depth + 1);
-        }
+    }
+    /* A captured launch that has none to be asked: the client lets no such launch have copies. */
+    for (uint32_t at = 0; !error && (child = tpw_inner_graph(w->s, node, type, &at, &error));) {
+        error = walk(w, child, top ? top : node, order, depth + 1);
     }
     return error;
 }

@@ -48,10 +48,7 @@ static int32_t count_hosts(struct tpw_session *s, CUgraph graph, unsigned depth,
         CUgraph child = NULL;
         error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
         *hosts += !error && type == CU_GRAPH_NODE_TYPE_HOST;
-        if (!error && type == CU_GRAPH_NODE_TYPE_GRAPH) {
-            error = tpw_child_graph(s, nodes[i], &child);
-        }
-        if (!error && child) {
+        for (uint32_t at = 0; !error && (child = tpw_inner_graph(s, nodes[i], type, &at, &error));) {
             error = count_hosts(s, child, depth + 1, hosts);
         }
     }

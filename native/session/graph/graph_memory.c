@@ -176,9 +176,8 @@ static int32_t count(struct tpw_session *s, CUgraph graph, unsigned depth, uint6
         CUgraph child = NULL;
         CUDA_MEM_ALLOC_NODE_PARAMS params = {.bytesize = 0};
         error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
-        if (!error && type == CU_GRAPH_NODE_TYPE_GRAPH) {
-            error = tpw_child_graph(s, nodes[i], &child);
-            error = error || !child ? error : count(s, child, depth + 1, mark, bytes, has);
+        for (uint32_t at = 0; !error && (child = tpw_inner_graph(s, nodes[i], type, &at, &error));) {
+            error = count(s, child, depth + 1, mark, bytes, has);
         }
         if (error || type != CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
             continue;

@@ -187,12 +187,10 @@ static unsigned levels(struct tpw_session *s, CUgraph graph, unsigned above, int
         CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
         CUgraph child = NULL;
         *error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
-        if (*error || type != CU_GRAPH_NODE_TYPE_GRAPH) {
-            continue;
+        for (uint32_t at = 0; !*error && (child = tpw_inner_graph(s, nodes[i], type, &at, error));) {
+            unsigned below = levels(s, child, above + 1, error);
+            most = below > most ? below : most;
         }
-        *error = tpw_child_graph(s, nodes[i], &child);
-        unsigned below = child ? levels(s, child, above + 1, error) : 0;
-        most = below > most ? below : most;
     }
     free(nodes);
     return most + 1;
@@ -261,6 +259,39 @@ int32_t tpw_graph_alloc(struct tpw_session *s, const struct tp_frame *frame, con
     if (block) {
         *out = (struct tpg_graph_alloc_out){
             .address = params.dptr, .block = block->at.start, .block_size = block->at.size};
+    }
+    return error;
+}
+
+int32_t tpw_graph_conditional(struct tpw_session *s, const struct tp_frame *frame,
+                              const struct tpg_graph_conditional_in *in) {
+    struct place place;
+    CUgraphNode made = NULL;
+    CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_CONDITIONAL};
+    size_t named = 0;
+    int32_t error = FIND(in);
+    if (!error && (place.owner != TPG_GRAPH || tpw_graph_depth(s, in->owner) >= TPW_GRAPH_DEPTH)) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    params.conditional.handle = in->condition;
+    params.conditional.type = (CUgraphConditionalNodeType)in->kind;
+    params.conditional.size = (unsigned int)in->bodies_count;
+    params.conditional.ctx = tpw_context_of(s, frame, in->context, place.holder, &error);
+    const size_t before = place.edges ? 0 : place.count;
+    error = error ? error
+                  : (int32_t)s->cuda.cuGraphAddNode_v2(&made, place.graph, place.dependencies, NULL, before, &params);
+    error = error ? error : PLACED(made, CUDA_SUCCESS);
+    if (error) {
+        return error;
+    }
+    for (uint64_t body; named < in->bodies_count && !error; named += !error) {
+        memcpy(&body, in->bodies + named, sizeof body);
+        error = tpw_made(s, frame, TPG_GRAPH, body, (uint64_t)(uintptr_t)params.conditional.phGraph_out[named], 0);
+        error = error ? error : tpw_graph_body(s, body, in->node);
+    }
+    if (error) { /* the client would not know what to put into it */
+        struct tpg_graph_node_destroy_in gone = {.node = in->node};
+        (void)tpw_graph_node_destroy(s, frame, &gone, made);
     }
     return error;
 }

@@ -33,14 +33,21 @@ CUgraphExec tpw_exec(struct tpw_session *s, uint64_t handle, int32_t *error);
 uint64_t tpw_graph_of_node(struct tpw_session *s, uint64_t node);
 /* Names a graph that lives inside a child graph node. */
 int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node);
+/* The same for one that a conditional node made: what it points at is kept by the graph around it. */
+int32_t tpw_graph_body(struct tpw_session *s, uint64_t graph, uint64_t node);
 /* Whether a node of `into` may take over the graph: not one that is inside a node already, that a capture writes, or that
  * `into` is inside of. */
 int32_t tpw_graph_may_move(struct tpw_session *s, uint64_t graph, uint64_t into);
+/* How many graphs a graph lies in. */
+unsigned tpw_graph_depth(struct tpw_session *s, uint64_t graph);
 uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native);
 /* Forgets the graph with its nodes and the graphs inside them; the client does the same. */
 void tpw_graph_forget(struct tpw_session *s, uint64_t graph);
 /* The graph inside a node of type graph; NULL without an error for a captured launch, which may have none to be asked. */
 int32_t tpw_child_graph(struct tpw_session *s, CUgraphNode node, CUgraph *child);
+/* The next graph that a node has inside, with *at from 0: that of a child graph node, those that a conditional node runs. NULL
+ * when there is none left, or with an error. */
+CUgraph tpw_inner_graph(struct tpw_session *s, CUgraphNode node, CUgraphNodeType type, uint32_t *at, int32_t *error);
 /* The same for an object that ends with `owner`: a node with its graph. */
 int32_t tpw_made_in(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
                     uint64_t native, uint64_t owner, int32_t error);

@@ -299,6 +299,40 @@ CUresult tpc_cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, co
     return result ? result : tpc_node_added(&t, phGraphNode, alloc_node("cuGraphAddMemAllocNode", &t, nodeParams));
 }
 
+#define BODIES_MAX 4096u /* named in one frame */
+
+/* The graphs that it runs are the driver's own; the program gets handles for them, in an array that lasts as long as the node. */
+static CUresult conditional_node(const char *name, const struct tpc_node_target *t, CUDA_CONDITIONAL_NODE_PARAMS *p) {
+    struct tpg_graph_conditional_in in = {TPC_TARGET(t), .condition = p->handle, .kind = (unsigned int)p->type,
+                                          .context = (uint64_t)(uintptr_t)p->ctx};
+    const unsigned int most[] = {2, 1, BODIES_MAX};
+    struct tp_reply reply;
+    if ((unsigned int)p->type > CU_GRAPH_COND_TYPE_SWITCH || !p->size || p->size > most[p->type]) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(CONTEXT, p->ctx, false);
+    uint64_t *bodies = tpc_told(t->node, NULL, NULL, 0, p->size * sizeof *bodies);
+    CUresult result = bodies ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    for (; result == CUDA_SUCCESS && in.bodies_count < p->size; in.bodies_count += bodies[in.bodies_count] != 0) {
+        bodies[in.bodies_count] = tpc_mint_record(TPG_GRAPH, (void *)(uintptr_t)t->node);
+        result = bodies[in.bodies_count] ? CUDA_SUCCESS : TPC_NO_HANDLES;
+    }
+    in.bodies = bodies;
+    if (result == CUDA_SUCCESS) {
+        result = tpc_call_graph_conditional(name, &in, &reply);
+        tp_reply_free(&reply);
+    }
+    if (result == CUDA_SUCCESS) {
+        p->phGraph_out = (CUgraph *)(void *)bodies;
+        return result;
+    }
+    for (size_t i = 0; i < in.bodies_count; i++) {
+        tpc_unmint(TPG_GRAPH, bodies[i]);
+    }
+    tpc_told_end(t->node);
+    return result;
+}
+
 /* Nodes whose parameters need more than their description says: where they go is settled before. */
 static CUresult settled_node(const char *name, const struct tpc_node_target *t, CUgraphNodeParams *p) {
     static _Atomic bool said;
@@ -311,6 +345,8 @@ static CUresult settled_node(const char *name, const struct tpc_node_target *t, 
         return host_node(name, t, p->host.fn, p->host.userData);
     case CU_GRAPH_NODE_TYPE_GRAPH:
         return child_node(name, t, p->graph.graph, p->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
+    case CU_GRAPH_NODE_TYPE_CONDITIONAL:
+        return conditional_node(name, t, &p->conditional);
     case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
         memcpy(&alloc, &p->alloc, sizeof alloc);
         result = alloc_node(name, t, &alloc);
