@@ -17,7 +17,7 @@ FUNCTIONS = [
     custom("cuMemAlloc_v2", ops="memory_alloc memory_free"),
     custom("cuMemAllocPitch_v2", ops="memory_alloc memory_free"),
     custom("cuMemFree_v2", ops="memory_free"),
-    custom("cuMemAllocManaged", ops="memory_alloc memory_free managed_wait cuMemsetD8Async"),
+    custom("cuMemAllocManaged", ops="memory_alloc memory_free managed_settle cuMemsetD8Async"),
     local("cuStreamAttachMemAsync"),
     local("cuMemPrefetchAsync_v2"),
     local("cuMemAdvise_v2"),

@@ -69,6 +69,14 @@ FUNCTIONS = [
     op("memory_info", "call", out={"free": "uint64_t", "total": "uint64_t"}),
     # Waits for the stream, 0 = for everything, and reports nothing: the program did not ask.
     op("managed_wait", "call", completes=True, stream="uint64_t"),
+    # What managed memory holds, in a stream that nothing else uses, and a wait for that alone. They pass frames that are held behind a
+    # host function: it may be the one that touches the memory.
+    op("managed_in", "post", address="uint64_t", stream="uint64_t: name stream", data="void: bytes"),
+    op("managed_in_bulk", "post", contextless=True, address="uint64_t", size="uint64_t", stream="uint64_t: name stream",
+       transfer="uint64_t: up"),
+    op("managed_out", "post", contextless=True, address="uint64_t", size="uint64_t", stream="uint64_t: name stream",
+       transfer="uint64_t: down"),
+    op("managed_settle", "call", completes=True, stream="uint64_t: handle stream"),
     op("host_twin", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("host_twin_free", "post", address="uint64_t"),
     op("host_twin_write", "post", address="uint64_t", data="void: bytes"),

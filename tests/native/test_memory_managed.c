@@ -333,6 +333,24 @@ void case_managed_order(void) {
         CHECK(words[0] == turn + 2 && words[29999] == turn + 2);
         CHECK(memcmp(&(uint32_t){turn + 1}, &copy[29999], 4) == 0);
     }
+    /* While a host function runs, somebody loads an image, for which the worker's driver may wait: the function's touches go on. */
+    for (uint32_t turn = 1; turn < 4; turn++) {
+        CUlibrary library;
+        CUkernel loaded;
+        run_spin(spin_ns, 20000000, one);
+        run_fill(words, turn, 30000, one);
+        OK(cuLaunchHostFunc(one, add_one, words));
+        OK(cuLibraryLoadData(&library, kernels_ptx, NULL, NULL, 0, NULL, NULL, 0));
+        OK(cuLibraryGetKernel(&loaded, library, "fill_u32"));
+        CUdeviceptr address = at(words) + 4;
+        uint32_t value = 70;
+        size_t count = 1;
+        void *params[] = {&address, &value, &count};
+        OK(cuLaunchKernel((CUfunction)(void *)loaded, 1, 1, 1, 1, 1, 1, 0, one, params, NULL));
+        OK(cuStreamSynchronize(one));
+        CHECK(words[0] == turn + 1 && words[1] == 70 && words[29999] == turn + 1);
+        OK(cuLibraryUnload(library));
+    }
     /* A graph reads what is there when it is launched. */
     CUgraph graph;
     CUgraphExec exec;
@@ -651,4 +669,5 @@ void case_managed_limit(void) {
         *(char *)(uintptr_t)a = 1;
         OK(cuMemFree_v2(a));
     }
+    OK(cuCtxSynchronize()); /* the next client of the worker has the room */
 }

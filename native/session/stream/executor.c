@@ -63,7 +63,7 @@ struct held {
 static struct held *held, **held_end = &held;
 static struct held *alone, **alone_end = &alone; /* calls whose threads wait, while the others go on */
 static size_t held_bytes;                        /* of both */
-static uint64_t held_count;
+static uint64_t held_count, held_passing;
 
 /* Now and then the streams are asked: one may have gone on behind the function of another, and in a context that an error has
  * broken no function runs any more, and no command blocks. */
@@ -126,6 +126,18 @@ static bool standing(struct tpw_session *s) {
     return s->full && still_full(s);
 }
 
+/* What a host function waits for that touches managed memory: it passes what is held behind the function, but between frames alone, and
+ * not where one of them waits half-way. */
+static bool passes(const struct tp_frame *frame) {
+    return frame->op == TPG_OP_managed_in || frame->op == TPG_OP_managed_in_bulk || frame->op == TPG_OP_managed_out ||
+           frame->op == TPG_OP_managed_settle;
+}
+
+/* What lets a stream go on. */
+static bool goes_on(const struct tp_frame *frame) {
+    return frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes;
+}
+
 static bool keep(struct tpw_session *s, const struct tp_frame *frame, struct held ***end) {
     struct held *copy = malloc(offsetof(struct held, frame) + frame->size);
     if (!copy) {
@@ -138,6 +150,7 @@ static bool keep(struct tpw_session *s, const struct tp_frame *frame, struct hel
     **end = copy;
     *end = &copy->next;
     held_bytes += frame->size;
+    held_passing += passes(frame);
     return true;
 }
 
@@ -147,7 +160,17 @@ static const struct tp_frame *take(struct held **list, struct held ***end, struc
     *end = *list ? *end : list;
     held_bytes -= (*done)->frame.size;
     held_count--;
+    held_passing -= passes(&(*done)->frame);
     return &(*done)->frame;
+}
+
+/* The first of those held that passes the others. */
+static const struct tp_frame *take_passing(struct held **done) {
+    struct held **at = &held;
+    while (!passes(&(*at)->frame)) {
+        at = &(*at)->next;
+    }
+    return take(at, &held_end, done);
 }
 
 /* The first of the calls that are held by themselves, once nothing stands any more; the streams are asked now and then. */
@@ -184,12 +207,14 @@ static const struct tp_frame *next_frame(struct tpw_session *s, bool stands, enu
     if (TP_UNLIKELY(held && !stands)) {
         return take(&held, &held_end, done);
     }
+    if (TP_UNLIKELY(held_passing && !s->inside)) {
+        return take_passing(done);
+    }
     const struct tp_frame *frame;
     while (((!stands && !alone) || held_bytes < HELD_BYTES) && (frame = tpw_link_next(s->link, status)) != NULL) {
         const bool by_itself = !stands && must_wait_alone(s, frame);
         stands = stands || (!by_itself && must_wait(s, frame));
-        if (TP_LIKELY(!stands && !by_itself) || frame->op == TPG_OP_host_function_done ||
-            frame->op == TPG_OP_late_bytes) {
+        if (TP_LIKELY(!stands && !by_itself) || goes_on(frame) || (!s->inside && passes(frame))) {
             return frame;
         }
         if (!(by_itself ? keep(s, frame, &alone_end) : keep(s, frame, &held_end))) {

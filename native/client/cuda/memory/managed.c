@@ -49,24 +49,27 @@ CUresult tpc_managed_wait(const struct tpc_context *context, CUstream stream) {
     return result;
 }
 
+CUresult tpc_managed_settle(const struct tpc_managed *m) {
+    struct tpg_managed_settle_in in = {.stream = (uint64_t)(uintptr_t)m->beside};
+    struct tp_reply reply;
+    enter(m->context);
+    CUresult result = tpc_call_managed_settle(NAME, &in, &reply);
+    atomic_fetch_add(&own_frames, 1);
+    tp_reply_free(&reply);
+    return result;
+}
+
 static CUresult send(struct tpc_managed *m, uint64_t offset, uint64_t size) {
     const uint64_t to = m->start + offset, stream = (uint64_t)(uintptr_t)m->beside;
     CUresult result = CUDA_SUCCESS;
     if (size <= TP_INLINE_MAX) {
-        struct tpg_copy_in_in in = {.destination = to,
-                                    .pitch = size,
-                                    .width = size,
-                                    .height = 1,
-                                    .stream = stream,
-                                    .data = m->alias + offset,
-                                    .data_size = size};
-        result = tpc_post_copy_in(NAME, &in);
+        struct tpg_managed_in_in in = {.address = to, .stream = stream, .data = m->alias + offset, .data_size = size};
+        result = tpc_post_managed_in(NAME, &in);
     } else if (tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     } else {
-        struct tpg_copy_in_bulk_in in = {
-            .destination = to, .pitch = size, .width = size, .height = 1, .stream = stream};
-        result = tpc_post_copy_in_bulk(NAME, &in, m->alias + offset, size);
+        struct tpg_managed_in_bulk_in in = {.address = to, .size = size, .stream = stream};
+        result = tpc_post_managed_in_bulk(NAME, &in, m->alias + offset, size);
         if (result == CUDA_SUCCESS && tp_upload_wait(tpc_conn, in.transfer) != TP_OK) {
             result = tpc_lost();
         }
@@ -76,15 +79,12 @@ static CUresult send(struct tpc_managed *m, uint64_t offset, uint64_t size) {
 }
 
 static CUresult receive(struct tpc_managed *m, uint64_t offset, uint64_t size) {
-    struct tpg_copy_out_post_in in = {.source = m->start + offset,
-                                      .pitch = size,
-                                      .width = size,
-                                      .height = 1,
-                                      .stream = (uint64_t)(uintptr_t)m->beside};
+    struct tpg_managed_out_in in = {
+        .address = m->start + offset, .size = size, .stream = (uint64_t)(uintptr_t)m->beside};
     if (size > TP_INLINE_MAX && tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     }
-    CUresult result = tpc_post_copy_out_post(NAME, &in, m->alias + offset, size);
+    CUresult result = tpc_post_managed_out(NAME, &in, m->alias + offset, size);
     atomic_fetch_add(&own_frames, 1);
     return result;
 }
@@ -199,7 +199,7 @@ static CUresult take(struct tpc_managed *m) {
         enter(m->context);
         result = send_written(m, &any);
         if (any && result == CUDA_SUCCESS) {
-            result = tpc_managed_wait(m->context, m->beside);
+            result = tpc_managed_settle(m);
         }
         if (result != CUDA_SUCCESS) {
             return result;
@@ -235,7 +235,7 @@ static CUresult fetch(struct tpc_managed *m, size_t first, size_t count) {
         enter(m->context);
         result = move(m, from, offset_of(m, first + count), receive);
         if (result == CUDA_SUCCESS) {
-            result = tpc_managed_wait(m->context, m->beside);
+            result = tpc_managed_settle(m);
         }
         if (result != CUDA_SUCCESS || tpc_count(&tpc_counts.failures) == failures) {
             return result;

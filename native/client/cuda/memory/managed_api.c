@@ -76,7 +76,7 @@ static CUresult begin(struct tpc_managed *m, size_t size, unsigned int flags) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     CUresult result = tpc_cuMemsetD8Async(m->start, 0, size, m->beside);
-    result = result ? result : tpc_managed_wait(m->context, m->beside);
+    result = result ? result : tpc_managed_settle(m);
     result = result ? result : tpc_managed_ask(&request);
     if (result != CUDA_SUCCESS) {
         tpc_range_remove(m->start, NULL);

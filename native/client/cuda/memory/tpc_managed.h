@@ -98,5 +98,7 @@ void *tpc_managed_serve(void *unused);
 void *tpc_managed_idle(void *unused);
 /* Waits for the stream, NULL = for everything, as a thread that reports no errors of the program's. */
 CUresult tpc_managed_wait(const struct tpc_context *context, CUstream stream);
+/* Until our copies of the memory are done. */
+CUresult tpc_managed_settle(const struct tpc_managed *m);
 
 #endif
