@@ -4,14 +4,14 @@ The value of a texture or surface object is the driver's own, because programs h
 them and answers every other number as it does a gone one.
 """
 
-from tensor_fusion.apigen.describe import call, custom, local, older, per_thread, post
+from tensor_fusion.apigen.describe import call, custom, older, per_thread, post
 
 FUNCTIONS = [
     # Arrays.
     call("cuArray3DCreate_v2", session="hand", unsafe=True),
-    local("cuArray3DCreate"),
+    custom("cuArray3DCreate", ops="cuArray3DCreate_v2"),
     older("cuArrayCreate_v2", "cuArray3DCreate_v2"),
-    local("cuArrayCreate"),
+    custom("cuArrayCreate", ops="cuArray3DCreate_v2"),
     post("cuArrayDestroy", session="hand", contextless=True, hArray="gone array", after_loss="ok"),
     call("cuArray3DGetDescriptor_v2", contextless=True),
     call("cuArray3DGetDescriptor", contextless=True),

@@ -25,7 +25,7 @@ FUNCTIONS = [
     local("cuCtxPushCurrent"),
     alias("cuCtxPopCurrent", "cuCtxPopCurrent_v2"),
     custom("cuCtxCreate_v2", ops="context_create"),
-    alias("cuCtxCreate", "cuCtxCreate_v2"),
+    custom("cuCtxCreate", ops="context_create"),
     custom("cuCtxCreate_v3", ops="context_create"),
     custom("cuCtxCreate_v4", ops="context_create"),
     custom("cuCtxDestroy_v2", ops="context_destroy", anytime=True),

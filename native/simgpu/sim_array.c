@@ -139,17 +139,26 @@ CUresult cuArrayCreate_v2(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTOR *pAlloca
     return cuArray3DCreate_v2(pHandle, &shape);
 }
 
-// The first forms are for contexts of the interface before 3.2, and the driver makes none any more (580.159.04, measured).
+// The first forms work in a context that a first form made, and in no other (580.159.04, measured).
 CUresult cuArray3DCreate(CUarray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR_v1 *pAllocateArray) {
     SIM_ENTER_CONTEXT(context);
-    (void)context, (void)pHandle, (void)pAllocateArray;
-    return CUDA_ERROR_INVALID_CONTEXT;
+    if (context->api_version >= 3020)
+        return CUDA_ERROR_INVALID_CONTEXT;
+    const CUDA_ARRAY3D_DESCRIPTOR_v1 none = {.Width = 0}, *d = pAllocateArray ? pAllocateArray : &none;
+    const CUDA_ARRAY3D_DESCRIPTOR shape = {.Width = d->Width,
+                                           .Height = d->Height,
+                                           .Depth = d->Depth,
+                                           .Format = d->Format,
+                                           .NumChannels = d->NumChannels,
+                                           .Flags = d->Flags};
+    return cuArray3DCreate_v2(pHandle, &shape);
 }
 
 CUresult cuArrayCreate(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTOR_v1 *pAllocateArray) {
-    SIM_ENTER_CONTEXT(context);
-    (void)context, (void)pHandle, (void)pAllocateArray;
-    return CUDA_ERROR_INVALID_CONTEXT;
+    const CUDA_ARRAY_DESCRIPTOR_v1 none = {.Width = 0}, *d = pAllocateArray ? pAllocateArray : &none;
+    const CUDA_ARRAY3D_DESCRIPTOR_v1 shape = {
+        .Width = d->Width, .Height = d->Height, .Format = d->Format, .NumChannels = d->NumChannels};
+    return cuArray3DCreate(pHandle, &shape);
 }
 
 CUresult cuArrayDestroy(CUarray hArray) {

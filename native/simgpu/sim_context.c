@@ -276,6 +276,12 @@ CUresult cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
     return context_create(pctx, flags, dev, 3020);
 }
 
+// The driver makes it where no other context has taken the addresses of 32 bits, and else finds no memory.
+CUresult cuCtxCreate(CUcontext *pctx, unsigned int flags, CUdevice dev) {
+    SIM_ENTER();
+    return context_create(pctx, flags, dev, 3010);
+}
+
 // No MPS here: there are no shares of the multiprocessors. A number below 0 says that there are no parameters (580.159.04, measured).
 CUresult cuCtxCreate_v3(CUcontext *pctx, CUexecAffinityParam *paramsArray, int numParams, unsigned int flags,
                         CUdevice dev) {
@@ -430,7 +436,7 @@ CUresult cuCtxSetFlags(unsigned int flags) {
     if (!flags_ok(flags))
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
-    context->flags = context->primary ? flags | CU_CTX_MAP_HOST : flags; // (580.159.04, measured)
+    context->flags = flags | (context->flags & CU_CTX_MAP_HOST); // which stays (580.159.04, measured)
     pthread_mutex_unlock(&sim.lock);
     return CUDA_SUCCESS;
 }

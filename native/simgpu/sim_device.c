@@ -196,7 +196,13 @@ CUresult cuDeviceGetTexture1DLinearMaxWidth(size_t *maxWidthInElements, CUarray_
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    *maxWidthInElements = 1u << 30; // of floats and halves; the bytes of a texel do not matter (580.159.04, measured)
+    // At most 2^30 texels and 2^32 bytes (580.159.04, measured).
+    const size_t bytes = numChannels * (format == CU_AD_FORMAT_UNSIGNED_INT8 || format == CU_AD_FORMAT_SIGNED_INT8 ? 1u
+                                        : format == CU_AD_FORMAT_UNSIGNED_INT32 ||
+                                                format == CU_AD_FORMAT_SIGNED_INT32 || format == CU_AD_FORMAT_FLOAT
+                                            ? 4u
+                                            : 2u);
+    *maxWidthInElements = bytes <= 4 ? 1u << 30 : (size_t)(1ull << 32) / bytes;
     return CUDA_SUCCESS;
 }
 

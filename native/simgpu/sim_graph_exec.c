@@ -237,6 +237,7 @@ static CUresult instantiate(sim_context_t *context, CUgraphExec *out, CUgraph ha
         free(exec);
         return result;
     }
+    context->flags |= context->primary ? CU_CTX_LMEM_RESIZE_TO_MAX : 0; // (580.159.04, measured)
     *out = (CUgraphExec)(void *)exec;
     return CUDA_SUCCESS;
 }

@@ -59,8 +59,21 @@ static inline void check_array_shapes(void) {
     CHECK(cuArrayDestroy(NULL) == CUDA_ERROR_INVALID_HANDLE);
     CHECK(cuArrayGetMemoryRequirements(&needs, NULL, 0) == CUDA_ERROR_INVALID_VALUE);
     CHECK(cuArrayGetSparseProperties(&tiles, NULL) == CUDA_ERROR_INVALID_VALUE);
-    CHECK(cuArrayCreate(&array, &old) == CUDA_ERROR_INVALID_CONTEXT); // the first forms make none any more, but tell
+    CHECK(cuArrayCreate(&array, &old) == CUDA_ERROR_INVALID_CONTEXT); // the first forms want such a context, but tell
     CHECK(cuArray3DCreate(&array, &old_deep) == CUDA_ERROR_INVALID_CONTEXT);
+    CUcontext first;
+    unsigned version = 0;
+    OK(cuCtxCreate(&first, 0, 0));
+    OK(cuCtxGetApiVersion(first, &version));
+    CHECK(version == 3010);
+    OK(cuArrayCreate(&array, &old));
+    memset(&old, 0, sizeof old);
+    OK(cuArrayGetDescriptor(&old, array));
+    CHECK(old.Width == 100 && old.Height == 37 && old.Format == CU_AD_FORMAT_HALF && old.NumChannels == 4);
+    OK(cuArrayDestroy(array));
+    OK(cuArray3DCreate(&array, &old_deep));
+    OK(cuArrayDestroy(array));
+    OK(cuCtxDestroy_v2(first));
     const CUDA_ARRAY3D_DESCRIPTOR layered = {.Width = 8, .Depth = 4, .Format = 32, .NumChannels = 1, .Flags = 1};
     OK(cuArray3DCreate_v2(&array, &layered));
     OK(cuArrayGetDescriptor(&old, array));

@@ -59,9 +59,29 @@ static inline void check_flags_of_contexts(void) {
     OK(cuCtxGetFlags(&told));
     CHECK(told == CU_CTX_MAP_HOST);
     GIVES(CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE, cuDevicePrimaryCtxSetFlags(0, 0)); // the first form
+    CUgraph graph;
+    CUgraphExec exec;
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuCtxGetFlags(&told));
+    CHECK(told == (CU_CTX_MAP_HOST | CU_CTX_LMEM_RESIZE_TO_MAX)); // who makes graphs executable keeps local memory
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+    OK(cuCtxSetFlags(0));
+    OK(cuCtxCreate_v2(&own, CU_CTX_MAP_HOST, 0));
+    OK(cuCtxSetFlags(CU_CTX_SCHED_SPIN));
+    OK(cuCtxGetFlags(&told));
+    CHECK(told == (CU_CTX_MAP_HOST | CU_CTX_SCHED_SPIN));
+    OK(cuCtxDestroy_v2(own));
     OK(cuCtxCreate_v2(&own, CU_CTX_SCHED_SPIN, 0));
     OK(cuCtxGetFlags(&told));
     CHECK(told == CU_CTX_SCHED_SPIN);
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuCtxGetFlags(&told));
+    CHECK(told == CU_CTX_SCHED_SPIN);
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
     OK(cuCtxDestroy_v2(own));
 }
 

@@ -3,7 +3,8 @@
  *
  * Executor thread only. Such an error breaks every context of this process on its device, until the process ends. It comes to whoever
  * looks first, in whatever context: from a call that names a stream of another, or of a post, which nobody waits for. Where it came from
- * does not say which device it broke: the devices are asked.
+ * does not say which device it broke: the devices are asked, by cuMemGetInfo, which says so once another call has (580.159.04, measured);
+ * before, a device whose break nobody has seen counts as whole.
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"

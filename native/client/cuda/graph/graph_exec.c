@@ -53,6 +53,7 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
     if (result == CUDA_SUCCESS) {
         *out_exec = (CUgraphExec)(uintptr_t)in.exec;
         tpc_copies_instantiated(*out_exec, copies);
+        context->flags |= context->primary ? CU_CTX_LMEM_RESIZE_TO_MAX : 0; /* (580.159.04, measured) */
         return CUDA_SUCCESS;
     }
     tpc_copies_free(copies);

@@ -176,15 +176,27 @@ CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdevice
     return CUDA_SUCCESS;
 }
 
-/* The first forms of these are for contexts of the interface before 3.2, and the driver makes none any more (580.159.04, measured). */
-CUresult tpc_cuArrayCreate(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTOR_v1 *pAllocateArray) {
+/* The first forms work in a context that a first form made, and in no other (580.159.04, measured). */
+CUresult tpc_cuArray3DCreate(CUarray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR_v1 *pAllocateArray) {
+    const CUDA_ARRAY3D_DESCRIPTOR_v1 *d = pAllocateArray;
     TPC_CONTEXT(context);
-    (void)pHandle, (void)pAllocateArray;
-    return CUDA_ERROR_INVALID_CONTEXT;
+    if (!context->first_form) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
+    const CUDA_ARRAY3D_DESCRIPTOR wide = {.Width = d ? d->Width : 0,
+                                          .Height = d ? d->Height : 0,
+                                          .Depth = d ? d->Depth : 0,
+                                          .Format = d ? d->Format : 0,
+                                          .NumChannels = d ? d->NumChannels : 0,
+                                          .Flags = d ? d->Flags : 0};
+    return tpc_cuArray3DCreate_v2(pHandle, d ? &wide : NULL);
 }
 
-CUresult tpc_cuArray3DCreate(CUarray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR_v1 *pAllocateArray) {
-    TPC_CONTEXT(context);
-    (void)pHandle, (void)pAllocateArray;
-    return CUDA_ERROR_INVALID_CONTEXT;
+CUresult tpc_cuArrayCreate(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTOR_v1 *pAllocateArray) {
+    const CUDA_ARRAY_DESCRIPTOR_v1 *d = pAllocateArray;
+    const CUDA_ARRAY3D_DESCRIPTOR_v1 flat = {.Width = d ? d->Width : 0,
+                                             .Height = d ? d->Height : 0,
+                                             .Format = d ? d->Format : 0,
+                                             .NumChannels = d ? d->NumChannels : 0};
+    return tpc_cuArray3DCreate(pHandle, d ? &flat : NULL);
 }

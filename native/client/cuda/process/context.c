@@ -208,7 +208,7 @@ CUresult tpc_cuCtxGetId(CUcontext ctx, unsigned long long *ctxId) {
     return result;
 }
 
-/* The interface that made the context; the driver answers 3020 since that version's cuCtxCreate_v2. */
+/* The interface that made the context. */
 CUresult tpc_cuCtxGetApiVersion(CUcontext ctx, unsigned int *version) {
     struct tpc_context *context;
     CUresult result = ctx && !version ? CUDA_ERROR_INVALID_VALUE : tpc_context_argument(ctx, &context);
@@ -217,7 +217,7 @@ CUresult tpc_cuCtxGetApiVersion(CUcontext ctx, unsigned int *version) {
     }
     result = result == CUDA_SUCCESS && !version ? CUDA_ERROR_INVALID_VALUE : result;
     if (result == CUDA_SUCCESS) {
-        *version = 3020;
+        *version = context->first_form ? 3010 : 3020;
     }
     return result;
 }
@@ -248,7 +248,7 @@ CUresult tpc_cuCtxSetFlags(unsigned int flags) {
     struct tpg_context_flags_in in = {.flags = flags};
     result = tpc_post_context_flags("cuCtxSetFlags", &in);
     if (result == CUDA_SUCCESS) {
-        context->flags = context->primary ? flags | CU_CTX_MAP_HOST : flags;
+        context->flags = flags | (context->flags & CU_CTX_MAP_HOST); /* which stays (580.159.04, measured) */
     }
     return result;
 }
@@ -507,6 +507,15 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
     atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
     *pctx = (CUcontext)(uintptr_t)context->handle;
     return push(context);
+}
+
+/* The driver makes it where no other context has taken the addresses of 32 bits; here nothing depends on these. */
+CUresult tpc_cuCtxCreate(CUcontext *pctx, unsigned int flags, CUdevice dev) {
+    CUresult result = tpc_cuCtxCreate_v2(pctx, flags, dev);
+    if (result == CUDA_SUCCESS) {
+        stack.top->first_form = true;
+    }
+    return result;
 }
 
 /* A share of the multiprocessors is for clients of MPS, which a session is not. A number below 0 is none (580.159.04, measured). */

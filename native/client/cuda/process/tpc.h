@@ -199,7 +199,9 @@ struct tpc_context {
     int device;         /* ordinal of the program */
     unsigned int flags; /* as cuCtxGetFlags tells them: a primary one always maps host memory (580.159.04, measured) */
     unsigned int primary_flags; /* as cuDevicePrimaryCtxGetState tells them */
-    unsigned long long id;      /* cuCtxGetId */
+    bool
+        first_form; /* cuCtxCreate made it, and so the first forms of other functions work in it (580.159.04, measured) */
+    unsigned long long id; /* cuCtxGetId */
     bool primary;
     _Atomic bool active; /* primary: retained; other: not destroyed */
     /* 0 while it can be used; why not: CUDA_ERROR_CONTEXT_IS_DESTROYED, the error that broke its device, or, for the context
