@@ -147,6 +147,8 @@ void sim_program_place(const sim_program_t *program, sim_stream_t *stream, uint6
 bool sim_program_await(const sim_program_t *program, const sim_stream_t *stream, sim_op_t *launch);
 CUresult sim_program_run(sim_stream_t *stream, sim_program_t *program);
 sim_step_t *sim_program_step(sim_program_t *program, const sim_node_t *node);
+// Whether a step of an executable graph may be changed so: by its own function or by an update.
+bool sim_copy_may_become(const sim_copy_t *a, const sim_copy_t *b);
 sim_exec_t *sim_exec_of(CUgraphExec handle);        // under sim.lock
 sim_program_t *sim_exec_writable(sim_exec_t *exec); // its program, for a change that launches under way do not see
 

@@ -347,14 +347,14 @@ CUresult cuGraphExecGetFlags(CUgraphExec hGraphExec, cuuint64_t *flags) {
     return exec && flags ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-// Where a side of a copy lies, as far as an update of rows of one looks at it (asked of an H200): in host memory of any kind, in
-// memory of cuMemAlloc, in mapped memory. Pools were not asked.
+// Where a side of a copy lies, as far as a change of an executable graph looks at it (asked of an H200): in host memory of any
+// kind, in memory of cuMemAlloc, in mapped memory, which a pool's is, too.
 static int memory_kind(const sim_side_t *side) {
-    enum { HOST, ALLOCATED, MAPPED, POOL };
+    enum { HOST, ALLOCATED, MAPPED };
     const sim_range_t *range = side->mapped ? sim_map_find(side->address) : NULL;
     if (!range || range->kind == SIM_RANGE_HOST || range->kind == SIM_RANGE_REGISTERED)
         return HOST;
-    return range->kind == SIM_RANGE_VMM ? MAPPED : range->pool ? POOL : ALLOCATED;
+    return range->kind == SIM_RANGE_VMM || range->pool ? MAPPED : ALLOCATED;
 }
 
 static bool same_side(const sim_side_t *a, const sim_side_t *b, bool rows) {
@@ -363,7 +363,7 @@ static bool same_side(const sim_side_t *a, const sim_side_t *b, bool rows) {
 }
 
 // A copy of one row may get other addresses in memory of the same kind, and another width; one of several rows nothing.
-static bool same_copy(const sim_copy_t *a, const sim_copy_t *b) {
+bool sim_copy_may_become(const sim_copy_t *a, const sim_copy_t *b) {
     const bool rows = a->height > 1 || a->depth > 1 || b->height > 1 || b->depth > 1;
     if (rows && (a->width != b->width || a->height != b->height || a->depth != b->depth))
         return false;
@@ -387,7 +387,8 @@ static CUgraphExecUpdateResult compare(const sim_program_t *old, const sim_progr
         if (fresh->steps[i].op.kind == SIM_OP_GRAPH_ALLOC &&
             fresh->steps[i].op.u.memory.address != old->steps[i].op.u.memory.address)
             return CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
-        if (fresh->steps[i].op.kind == SIM_OP_COPY && !same_copy(&old->steps[i].op.u.copy, &fresh->steps[i].op.u.copy))
+        if (fresh->steps[i].op.kind == SIM_OP_COPY &&
+            !sim_copy_may_become(&old->steps[i].op.u.copy, &fresh->steps[i].op.u.copy))
             return CU_GRAPH_EXEC_UPDATE_ERROR_PARAMETERS_CHANGED;
         CUgraphExecUpdateResult inner = CU_GRAPH_EXEC_UPDATE_SUCCESS;
         if (old->steps[i].nbodies != fresh->steps[i].nbodies || old->steps[i].by != fresh->steps[i].by)

@@ -51,6 +51,8 @@ CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec,
         sim_program_t *program = sim_exec_writable(exec);
         result = program ? result : CUDA_ERROR_OUT_OF_MEMORY;
         place = program ? &sim_program_step(program, node)->op : NULL;
+        if (place && op->kind == SIM_OP_COPY && !sim_copy_may_become(&place->u.copy, &op->u.copy))
+            place = NULL;
     }
     if (!place || (in_exec && !same_rows(place, op))) {
         sim_op_discard(op);

@@ -45,7 +45,8 @@ CUresult tpc_node_added(const struct tpc_node_target *t, CUgraphNode *out, CUres
 CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node) {
     TPC_CHECK_HANDLE(GRAPHEXEC, exec, false);
     TPC_CHECK_HANDLE(GRAPHNODE, node, false);
-    *t = (struct tpc_node_target){.owner = (uint64_t)(uintptr_t)exec, .node = (uint64_t)(uintptr_t)node};
+    /* The driver refuses many changes, and a program that hears of it instantiates anew. */
+    *t = (struct tpc_node_target){.owner = (uint64_t)(uintptr_t)exec, .node = (uint64_t)(uintptr_t)node, .wait = true};
     return CUDA_SUCCESS;
 }
 
