@@ -7,7 +7,7 @@ FUNCTIONS = [
     post("cuEventRecord", session="hand", check=True, noted=True),
     post("cuEventRecordWithFlags", session="hand", check=True, noted=True),
     custom("cuEventQuery", ops="event_query"),
-    custom("cuEventSynchronize", ops="event_query event_wait"),
+    custom("cuEventSynchronize", ops="event_query event_wait", shows=True),
     custom("cuEventElapsedTime_v2", ops="event_elapsed"),
     alias("cuEventElapsedTime", "cuEventElapsedTime_v2"),
     post("cuEventDestroy_v2", session="hand", contextless=True, check=True, hEvent="gone event", after_loss="ok"),

@@ -61,6 +61,9 @@ FUNCTIONS = [
     op("caught_up", "call", contextless=True),
     # From here on the session tells what it does for this client (message `traced`): tensor-fusion trace. `now` is its clock, `boot`
     # says of which machine. After trace_tell everything recorded so far comes, with the token.
+    # What kernels printed since the last time. `broken`: the context is, by an assertion whose text is wanted. `left`: there is more.
+    op("print_take", "call", contextless=True, broken="unsigned int",
+       out={"output": "char: bytes", "errors": "char: bytes", "left": "unsigned int"}),
     op("trace_begin", "call", contextless=True, out={"now": "uint64_t", "boot": "char: bytes"}),
     op("trace_tell", "post", contextless=True, token="uint64_t"),
     # Memory.

@@ -25,6 +25,7 @@
 _Atomic int tp_log_threshold = TP_ERROR;
 
 static _Atomic int log_fd = -1; /* -1: stderr only */
+static _Atomic int error_fd = STDERR_FILENO;
 static const char *_Atomic log_who = "tensor-fusion";
 static _Atomic uint32_t lines_a_second; /* 0: any number */
 static _Atomic int64_t last_second;
@@ -47,6 +48,8 @@ bool tp_switch(const char *name) {
     }
     return false;
 }
+
+void tp_log_stderr(int fd) { atomic_store_explicit(&error_fd, fd, memory_order_relaxed); }
 
 void tp_log_setup(const char *who) {
     static const char *const names[] = {"trace", "debug", "info", "warn", "error"};
@@ -185,7 +188,7 @@ static void write_arguments(int level, bool shown, const char *format, va_list a
         write_line(fd, line, size);
     }
     if (fd < 0 || shown) {
-        write_line(STDERR_FILENO, line, size);
+        write_line(atomic_load_explicit(&error_fd, memory_order_relaxed), line, size);
     }
     pthread_setcancelstate(cancel, &cancel);
     errno = saved;

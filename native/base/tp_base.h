@@ -35,7 +35,8 @@ enum tp_status {
 enum tp_log_level { TP_TRACE, TP_DEBUG, TP_INFO, TP_WARN, TP_ERROR, TP_SILENT };
 TP_EXPORT extern _Atomic int tp_log_threshold; /* lowest level that is written */
 TP_EXPORT void
-tp_log_setup(const char *who); /* reads the environment; `who` stands in each line; may be called again */
+tp_log_setup(const char *who);        /* reads the environment; `who` stands in each line; may be called again */
+TP_EXPORT void tp_log_stderr(int fd); /* instead of 2, from now on */
 /* At most so many lines in a second from now on, unless the level asks for everything: for a process whose peer is hostile. */
 TP_EXPORT void tp_log_bound(uint32_t most);
 TP_EXPORT void tp_log_write(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));

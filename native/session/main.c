@@ -366,6 +366,10 @@ int main(int count, char **words) {
         return 2;
     }
     volunteer();
+    if (!tpw_print_open()) {
+        tp_log(TP_ERROR, "there is no memory for what kernels print: %s", strerror(errno));
+        return 1;
+    }
     s->events = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event wanted = {.events = EPOLLIN};
     if (s->events < 0 || epoll_ctl(s->events, EPOLL_CTL_ADD, s->control, &wanted) ||

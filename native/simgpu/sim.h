@@ -448,6 +448,10 @@ bool sim_grow(void *array, size_t *capacity, size_t needed, size_t element);
 bool sim_faults_present(void);
 CUresult sim_faults_check(sim_site_t *site, bool *sticky);
 
+// sim_print.c
+void sim_print(bool error, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void sim_print_show(void); // in every call that waits for kernels
+
 // sim_context.c
 sim_context_t *sim_current(void);
 CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, unsigned api_version); // under sim.lock

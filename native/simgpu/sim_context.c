@@ -551,6 +551,7 @@ static CUresult synchronize(sim_context_t *context) {
     if (result == CUDA_SUCCESS)
         sim_context_drain(context);
     pthread_mutex_unlock(&sim.lock);
+    sim_print_show();
     return result == CUDA_SUCCESS ? sim_context_error(context) : result;
 }
 

@@ -131,6 +131,7 @@ CUresult cuEventSynchronize(CUevent hEvent) {
         result = sim_context_error(owner);
     }
     pthread_mutex_unlock(&sim.lock);
+    sim_print_show();
     return result;
 }
 

@@ -191,6 +191,19 @@ static CUresult count_down(const run_t *run) {
     return sim_conditional_set(PARAM(run, uint64_t, 0), left) ? CUDA_SUCCESS : CUDA_ERROR_ILLEGAL_ADDRESS;
 }
 
+static CUresult print_threads(const run_t *run) {
+    for (uint64_t i = 0; i < run->threads; i++)
+        sim_print(false, "thread %u of %u: %u\n", (unsigned)i, (unsigned)run->threads, PARAM(run, uint32_t, 0));
+    return CUDA_SUCCESS;
+}
+
+static CUresult assert_below(const run_t *run) {
+    if (PARAM(run, uint32_t, 0) < PARAM(run, uint32_t, 4))
+        return CUDA_SUCCESS;
+    sim_print(true, "print.cu:15: assert_below: block: [0,0,0], thread: [0,0,0] Assertion `value < limit` failed.\n");
+    return CUDA_ERROR_ASSERT;
+}
+
 static const sim_body_t bodies[] = {
     {"vector_add", vector_add, 4, {{0, 8}, {8, 8}, {16, 8}, {24, 4}}},
     {"saxpy", saxpy, 4, {{0, 4}, {4, 4}, {8, 8}, {16, 8}}},
@@ -198,6 +211,8 @@ static const sim_body_t bodies[] = {
     {"iota_u32", iota_u32, 2, {{0, 8}, {8, 8}}},
     {"spin_ns", spin_ns, 1, {{0, 8}}},
     {"count_down", count_down, 2, {{0, 8}, {8, 8}}},
+    {"print_threads", print_threads, 1, {{0, 4}}},
+    {"assert_below", assert_below, 2, {{0, 4}, {4, 4}}},
     {"mix_u32", mix_u32, 4, {{0, 8}, {8, 8}, {16, 4}, {24, 8}}},
 };
 

@@ -205,6 +205,7 @@ CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDi
                         unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
                         unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra) {
     SIM_ENTER_STREAM(context, hStream);
+    sim_print_show();
     request_t r = {f,
                    {gridDimX, gridDimY, gridDimZ},
                    {blockDimX, blockDimY, blockDimZ},

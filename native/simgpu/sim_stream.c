@@ -430,5 +430,7 @@ CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool 
             sim_event_release(op->u.event);
     }
     pthread_mutex_unlock(&sim.lock);
+    if (wait == SIM_WAIT)
+        sim_print_show();
     return result;
 }

@@ -76,6 +76,7 @@ CUresult cuStreamSynchronize(CUstream hStream) {
         result = error != CUDA_SUCCESS ? error : result;
     }
     pthread_mutex_unlock(&sim.lock);
+    sim_print_show();
     return result;
 }
 

@@ -109,6 +109,47 @@ size_t tp_image_size(const void *image, size_t limit) {
     return 0;
 }
 
+/* Device code that prints calls a function of this name, which the driver brings. PTX that only declares it has it once. */
+static bool names_printf(const unsigned char *code, size_t size) {
+    static const char name[] = "vprintf";
+    const bool elf = size >= SELFMAG && memcmp(code, ELFMAG, SELFMAG) == 0;
+    const unsigned char *found = memmem(code, size, name, sizeof name - 1);
+    if (!found || elf) {
+        return found;
+    }
+    found += sizeof name - 1;
+    return memmem(found, size - (size_t)(found - code), name, sizeof name - 1);
+}
+
+enum tp_image_prints tp_image_prints(const void *image, size_t size) {
+    const unsigned char *bytes = image;
+    uint16_t at;
+    if (size < 16 || memcmp(bytes, &(uint32_t){TP_FATBIN}, sizeof(uint32_t)) != 0) {
+        return names_printf(bytes, size) ? TP_PRINTS : TP_PRINTS_NOT;
+    }
+    /* All entries come from one source: what lies there as it is speaks for those that are compressed. */
+    bool readable = false, prints = false;
+    memcpy(&at, bytes + 6, sizeof at);
+    for (size_t place = at, next; place < size && size - place >= 16; place = next) {
+        uint32_t header, payload;
+        memcpy(&header, bytes + place + 4, sizeof header);
+        memcpy(&payload, bytes + place + 8, sizeof payload);
+        if (header > size - place || payload > size - place - header) {
+            break;
+        }
+        const unsigned char *inside = bytes + place + header;
+        next = place + header + payload;
+        if (payload >= SELFMAG && memcmp(inside, ELFMAG, SELFMAG) == 0) {
+            readable = true;
+            prints = prints || names_printf(inside, payload);
+        }
+        if (next == place) {
+            break;
+        }
+    }
+    return prints ? TP_PRINTS : readable ? TP_PRINTS_NOT : TP_PRINTS_MAYBE;
+}
+
 uint64_t tp_name_hash(const char *name) {
     /* FNV-1a with a final mix: names come from the program's own images, nobody gains by a collision. */
     uint64_t hash = 0xcbf29ce484222325ull;

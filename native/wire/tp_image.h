@@ -19,6 +19,14 @@
  * fit. A wrapper must have been followed before. */
 TP_EXPORT size_t tp_image_size(const void *image, size_t limit);
 
+/* Whether kernels of an image may print. Code that is compressed keeps it to itself. */
+enum tp_image_prints {
+    TP_PRINTS_NOT = 0,
+    TP_PRINTS_MAYBE = 1,
+    TP_PRINTS = 2,
+};
+TP_EXPORT enum tp_image_prints tp_image_prints(const void *image, size_t size);
+
 /* What image_load's `missing` says when it was asked by hash. */
 enum tp_image_missing {
     TP_IMAGE_FOUND = 0,

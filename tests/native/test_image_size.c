@@ -1,5 +1,6 @@
 /*
- * Lengths that containers of images state: the driver reads by them, so they must lie within what came.
+ * Lengths that containers of images state: the driver reads by them, so they must lie within what came. And what they say about
+ * printing.
  *
  * One thread, no arguments; tests/test_frames.py builds and runs this.
  */
@@ -40,16 +41,35 @@ struct fatbin {
     struct elf elf;
 };
 
+static struct fatbin fatbin_of(struct elf elf) {
+    return (struct fatbin){.magic = TP_FATBIN,
+                           .version = 1,
+                           .header_size = 16,
+                           .body = sizeof(struct fatbin) - 16,
+                           .kind = 2,
+                           .entry_header = 16,
+                           .payload = sizeof elf,
+                           .elf = elf};
+}
+
 static size_t in_fatbin(struct elf elf) {
-    struct fatbin fatbin = {.magic = TP_FATBIN,
-                            .version = 1,
-                            .header_size = 16,
-                            .body = sizeof fatbin - 16,
-                            .kind = 2,
-                            .entry_header = 16,
-                            .payload = sizeof elf,
-                            .elf = elf};
+    struct fatbin fatbin = fatbin_of(elf);
     return tp_image_size(&fatbin, sizeof fatbin);
+}
+
+static void check_prints(void) {
+    static const char text[] = ".extern .func (.param .b32 r) vprintf (.param .b64 f); call (r), vprintf, (f);";
+    const size_t declared = 45;
+    struct elf elf = good();
+    CHECK(tp_image_prints(text, sizeof text) == TP_PRINTS && tp_image_prints(text, declared) == TP_PRINTS_NOT);
+    CHECK(tp_image_prints(&elf, sizeof elf) == TP_PRINTS_NOT);
+    struct fatbin fatbin = fatbin_of(elf);
+    CHECK(tp_image_prints(&fatbin, sizeof fatbin) == TP_PRINTS_NOT);
+    memcpy(fatbin.elf.bytes + 57, "vprintf", 7);
+    CHECK(tp_image_prints(&fatbin, sizeof fatbin) == TP_PRINTS);
+    CHECK(tp_image_prints(&fatbin, sizeof fatbin - 1) == TP_PRINTS_MAYBE); /* an entry that ends behind what came */
+    fatbin.elf.head.e_ident[0] = 0x28;                                     /* as compressed code begins */
+    CHECK(tp_image_prints(&fatbin, sizeof fatbin) == TP_PRINTS_MAYBE);
 }
 
 int main(void) {
@@ -64,5 +84,6 @@ int main(void) {
     CHECK(tp_image_size(&elf, sizeof elf) == 0 && in_fatbin(elf) == 0);
     elf.section.sh_type = CUDA_GLOBAL;
     CHECK(tp_image_size(&elf, sizeof elf) == sizeof elf && in_fatbin(elf) == sizeof(struct fatbin));
+    check_prints();
     return 0;
 }

@@ -118,6 +118,7 @@ class Line:
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
     unsafe: bool = False  # is refused while a capture whose mode forbids it goes on
+    shows: bool = False  # what kernels have printed is in the program's output before it returns
     noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
     place: str = ""  # file:line of the declaration, for whoever has to mend it
@@ -231,9 +232,9 @@ def local(name: str, *, anytime: bool = False, implicit: bool = False, params: d
     return Line(name, "local", anytime=anytime, implicit=implicit, params=params or {}, place=_place())
 
 
-def custom(name: str, *, ops: str, anytime: bool = False, implicit: bool = False) -> Line:
+def custom(name: str, *, ops: str, anytime: bool = False, implicit: bool = False, shows: bool = False) -> Line:
     """Hand-written in the client, using the operations named in `ops` (separated by blanks)."""
-    return Line(name, "custom", ops=ops, anytime=anytime, implicit=implicit, place=_place())
+    return Line(name, "custom", ops=ops, anytime=anytime, implicit=implicit, shows=shows, place=_place())
 
 
 def alias(name: str, target: str) -> Line:

@@ -192,6 +192,8 @@ def _answer_of(api: Api, line: Line, target: Line, prototype: Prototype) -> str:
     lenders += [f"{name} ? {name}->hStream : NULL" for name in launchers]
     if lenders:
         answer = f"{prefix.upper()}_LENT({lenders[0]}, {answer})"
+    if target.shows:
+        answer = f"{prefix.upper()}_SHOWN({answer})"
     if prototype.returns == RESULTS[api.name]:
         answer = f'{prefix.upper()}_ANSWER("{line.name}", {answer})'
     return answer

@@ -323,7 +323,7 @@ def _join_older(api: Api, types: Types) -> None:
     for line in [x for x in api.lines.values() if x.kind == "older"]:
         target = api.resolve(api.lines[line.target])
         older.joined(line, api.prototype(line.name), target, api.prototype(line.target), types)
-        api.lines[line.name] = replace(line, anytime=target.anytime, implicit=target.implicit)
+        api.lines[line.name] = replace(line, anytime=target.anytime, implicit=target.implicit, shows=target.shows)
 
 
 def _schema(apis: list[Api], kinds: list[Kind], structs: dict[str, Struct]) -> bytes:

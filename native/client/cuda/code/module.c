@@ -167,6 +167,7 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
         free(image);
         return result;
     }
+    tpc_print_loaded(code, size);
     *handle = in.owner;
     return CUDA_SUCCESS;
 }

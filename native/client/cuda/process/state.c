@@ -169,7 +169,8 @@ bool tpc_on_device_broken(const struct tpg_device_broken_in *in) {
     atomic_store(&tpc_sticky_error, in->error);
     tpc_contexts_break(device);
     tpc_happened(&tpc_counts.failures);
-    tp_log(TP_ERROR,
+    /* An assertion has a text of its own, which the driver prints (print.c). */
+    tp_log(in->error == CUDA_ERROR_ASSERT ? TP_WARN : TP_ERROR,
            "device %d is broken by error %d (%s); the driver gives that error from every call in its contexts, until "
            "the program ends",
            device, in->error, tpg_cuda_error_name(in->error));

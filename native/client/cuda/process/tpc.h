@@ -90,6 +90,20 @@ static inline CUresult tpc_answer(const char *name, CUresult result) {
 }
 #define TPC_ANSWER(name, result) tpc_answer(name, result)
 
+/* After what makes the output of kernels visible (api/, "shows"): brings it here, if any image that was loaded may print. A
+ * context that an assertion broke has text whatever its images are. */
+extern _Atomic unsigned tpc_printing; /* enum tp_image_prints */
+void tpc_print_loaded(const void *image, size_t size);
+void tpc_print(bool broken);
+static inline CUresult tpc_shown(CUresult result) {
+    const bool broken = result == CUDA_ERROR_ASSERT;
+    if (TP_UNLIKELY(broken || atomic_load_explicit(&tpc_printing, memory_order_relaxed))) {
+        tpc_print(broken);
+    }
+    return result;
+}
+#define TPC_SHOWN(result) tpc_shown(result)
+
 /* The worker is lost: this code from every call, documented in docs/errors.md. */
 #define TPC_LOST_ERROR CUDA_ERROR_DEVICE_UNAVAILABLE
 #define TPC_NULL CUDA_ERROR_INVALID_VALUE

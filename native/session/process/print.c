@@ -1,0 +1,96 @@
+/*
+ * What kernels print: the driver writes it to this process's standard output and error, and it belongs to the client.
+ *
+ * Executor thread only, which makes every call in which the driver prints. Both outputs are files in memory of a fixed size, so
+ * a client whose kernels print and that never asks takes no more than that. The offset that the driver shares through its
+ * descriptor says how much was written. The session's own log goes where the standard error went.
+ */
+#include "tpg_session.h"
+#include "tpw_session.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <tp_base.h>
+#include <unistd.h>
+
+#define ROOM (16l << 20)  /* of each; the buffer that kernels print into has 1 MiB unless the client wants another */
+#define PART (256l << 10) /* in one answer */
+
+static struct printed {
+    int number; /* of the descriptor; the driver writes there */
+    bool open;
+    off_t told;
+} outputs[] = {{.number = STDOUT_FILENO}, {.number = STDERR_FILENO}};
+
+#if defined(TP_SANITIZED)
+#define OUTPUTS 1u /* the sanitizer's reports are for whoever tests */
+#else
+#define OUTPUTS 2u
+#endif
+
+bool tpw_print_open(void) {
+    const int log = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    if (log < 0) {
+        return false;
+    }
+    tp_log_stderr(log);
+    for (size_t i = 0; i < OUTPUTS; i++) {
+        const int file = memfd_create("tensor-fusion-printed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        outputs[i].open = file >= 0 && !ftruncate(file, ROOM) &&
+                          !fcntl(file, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK) && dup2(file, outputs[i].number) >= 0;
+        if (!outputs[i].open) {
+            return false;
+        }
+        close(file);
+    }
+    return true;
+}
+
+/* Up to PART bytes of what is new; *left if there are more. What did not fit is gone, and is said where it would stand. */
+static void part(struct tpw_session *s, struct printed *from, const void **bytes, size_t *size, unsigned int *left,
+                 int32_t *error) {
+    static const char full[] = "[the rest of what the kernels printed had no room on the worker]\n";
+    const off_t end = from->open ? lseek(from->number, 0, SEEK_CUR) : 0;
+    off_t new = end - from->told;
+    new = new > PART ? PART : new;
+    if (new <= 0 || *error) {
+        return;
+    }
+    char *room = tpw_scratch(s, (uint64_t)new + sizeof full, 1, error);
+    const ssize_t got = room ? pread(from->number, room, (size_t)new, from->told) : 0;
+    if (got <= 0) {
+        *error = *error ? *error : CUDA_ERROR_OPERATING_SYSTEM;
+        return;
+    }
+    *bytes = room;
+    *size = (size_t)got;
+    from->told += got;
+    if (from->told < end) {
+        *left = 1;
+        return;
+    }
+    if (end == ROOM) {
+        memcpy(room + got, full, sizeof full - 1);
+        *size += sizeof full - 1;
+    }
+    from->told = lseek(from->number, 0, SEEK_SET);
+    (void)fallocate(from->number, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                    end); /* else the memory stays: no harm */
+    clearerr(stdout);
+}
+
+int32_t tpw_print_take(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_print_take_in *in,
+                       struct tpg_print_take_out *out) {
+    /* The driver prints when it is asked to wait, for whatever is done: so the executor's own stream, where nothing ever is. A
+     * context that is gone has printed already; a broken one says so again. */
+    int32_t error = 0;
+    if (!tpw_enter(s, frame)) {
+        (void)(in->broken ? s->cuda.cuCtxSynchronize() : s->cuda.cuStreamSynchronize(CU_STREAM_PER_THREAD));
+    }
+    fflush(stdout);
+    part(s, &outputs[0], &out->output, &out->output_size, &out->left, &error);
+    part(s, &outputs[1], &out->errors, &out->errors_size, &out->left, &error);
+    return error;
+}
