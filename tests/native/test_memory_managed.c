@@ -422,6 +422,11 @@ void case_managed_attached(void) {
     words[0] = 1;
     run_fill((uint32_t *)(uintptr_t)other, 8, COUNT, two);
     CHECK(words[0] == 1 && words[11] == 99);
+    /* Against the contract, which devices with concurrent access do not mind: a kernel uses what is attached to the host. */
+    words[7] = 70;
+    run_fill((uint32_t *)(uintptr_t)address + 8, 9, 2, two);
+    OK(cuCtxSynchronize());
+    CHECK(words[7] == 70 && words[8] == 9 && words[9] == 9);
     OK(cuStreamAttachMemAsync(NULL, address, 0, CU_MEM_ATTACH_GLOBAL));
     run_saxpy(0, (void *)(uintptr_t)address, (void *)(uintptr_t)address, 0, two);
     OK(cuMemcpyAsync(other, address, COUNT * 4, two));

@@ -180,7 +180,7 @@ static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CU
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed)) && result == CUDA_SUCCESS) {
         tpc_twins_push();
     }
-    return TP_LIKELY(result == CUDA_SUCCESS) ? TPC_MANAGED_LEAVE(stream) : result;
+    return TP_LIKELY(result == CUDA_SUCCESS) ? TPC_MANAGED_LEAVE() : result;
 }
 
 /* A grid that must run all at once is refused when it cannot; the occupancy is asked for once for each block size. */

@@ -96,7 +96,7 @@ CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
         tpc_twins_push();
     }
-    TPC_TRY(TPC_MANAGED_LEAVE(hStream));
+    TPC_TRY(TPC_MANAGED_LEAVE());
     CUresult result = tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream);
     if (result == CUDA_SUCCESS) {
         tpc_graph_memory_asks();

@@ -134,7 +134,7 @@ static void set(struct tpc_managed *m, size_t first, size_t count, enum tpc_piec
         }
         m->here = NULL;
     }
-    const bool counts = m->open && m->attached != CU_MEM_ATTACH_HOST;
+    const bool counts = m->open != 0;
     if (counts != m->counted) {
         m->counted = counts;
         atomic_fetch_add(&tpc_managed_open, counts ? 1u : -1u);
@@ -213,15 +213,13 @@ static CUresult take(struct tpc_managed *m) {
     return CUDA_ERROR_UNKNOWN;
 }
 
-/* What work in `stream` may use; NULL is any stream. */
-static CUresult leave(CUstream stream) {
+/* All that is open, whatever it is attached to: a kernel that may not use it, and does, natively sees what is there all the same where the
+ * device has concurrent access. Attachment only says what a touch waits for. */
+static CUresult leave(void) {
     CUresult result = CUDA_SUCCESS;
     for (struct tpc_managed *m = opened, *after; m && result == CUDA_SUCCESS; m = after) {
         after = m->after;
-        if (m->attached == CU_MEM_ATTACH_GLOBAL ||
-            (m->attached == CU_MEM_ATTACH_SINGLE && (!stream || m->stream == stream))) {
-            result = take(m);
-        }
+        result = take(m);
     }
     return result;
 }
@@ -358,16 +356,11 @@ static CUresult serve(struct tpc_request *request) {
     case TPC_TOUCH:
         return serve_touch(request);
     case TPC_LEAVE:
-        return leave(request->stream);
+        return leave();
     case TPC_TAKE:
         return take(request->managed);
     case TPC_ADD:
         return add(request->managed);
-    case TPC_ATTACH:
-        request->managed->attached = request->flags;
-        request->managed->stream = request->stream;
-        set(request->managed, 0, 0, TPC_AWAY); /* no piece: whether it counts */
-        return CUDA_SUCCESS;
     case TPC_REMOVE:
         drop(request->managed);
         return CUDA_SUCCESS;
@@ -438,8 +431,8 @@ void *tpc_managed_idle(void *unused) {
 
 /* ---- what other families ask for ---- */
 
-CUresult tpc_managed_leave(CUstream stream) {
-    struct tpc_request request = {.wish = TPC_LEAVE, .stream = stream};
+CUresult tpc_managed_leave(void) {
+    struct tpc_request request = {.wish = TPC_LEAVE};
     return tpc_managed_ask(&request);
 }
 
@@ -451,7 +444,7 @@ CUresult tpc_managed_use(const struct tpc_range *range) {
 
 static void host_function_over(void) {
     if (atomic_load_explicit(&tpc_managed_open, memory_order_relaxed)) {
-        tpc_managed_leave(NULL);
+        tpc_managed_leave();
     }
 }
 TP_REGISTER(tpc_host_function_over, host_function_over);

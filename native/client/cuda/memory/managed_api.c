@@ -106,7 +106,6 @@ CUresult tpc_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int 
     m->mapped = mapped;
     m->count = count;
     m->context = context;
-    m->attached = flags;
     CUresult result = tpc_stream_beside(context, &m->beside);
     result = result ? result : take_block(m, page);
     if (result != CUDA_SUCCESS) {
@@ -205,6 +204,5 @@ CUresult tpc_cuStreamAttachMemAsync(CUstream hStream, CUdeviceptr dptr, size_t l
     }
     /* What a touch waits for: of memory that only this stream uses, this stream. */
     tpc_range_change(range.start, wait_of, flags != CU_MEM_ATTACH_GLOBAL && own ? (uint64_t)(uintptr_t)hStream : 0);
-    struct tpc_request request = {.wish = TPC_ATTACH, .managed = range.detail, .flags = flags, .stream = hStream};
-    return tpc_managed_ask(&request);
+    return CUDA_SUCCESS;
 }

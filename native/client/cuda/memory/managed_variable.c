@@ -37,7 +37,7 @@ static struct tpc_managed *make_block(uint64_t begin, uint64_t end) {
     if (!m) {
         return NULL;
     }
-    *m = (struct tpc_managed){.start = begin, .mapped = end - begin, .count = pieces, .attached = CU_MEM_ATTACH_GLOBAL};
+    *m = (struct tpc_managed){.start = begin, .mapped = end - begin, .count = pieces};
     m->alias = tpc_window_extra(begin, end - begin);
     if (!m->alias || !tpc_managed_watch(begin, end - begin)) {
         free(m); /* the pages stay, without any rights */

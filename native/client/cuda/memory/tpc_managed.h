@@ -30,8 +30,6 @@ struct tpc_managed {
     unsigned char *alias;   /* the same pages, which we may always touch */
     struct tpc_context *context;
     CUstream beside;                /* a stream of that context for our copies alone, which waits for nothing */
-    unsigned int attached;          /* CU_MEM_ATTACH_… */
-    CUstream stream;                /* that it is attached to, with CU_MEM_ATTACH_SINGLE */
     struct tpc_hint *hints;         /* managed_hint.c */
     struct tpc_variable *variables; /* of a block of them, which lives as long as the process */
     /* The server's alone. */
@@ -45,7 +43,7 @@ struct tpc_managed {
 };
 
 /* ---- managed_fault.c: how a thread asks the server and waits ---- */
-enum tpc_wish { TPC_TOUCH, TPC_LEAVE, TPC_TAKE, TPC_ADD, TPC_ATTACH, TPC_REMOVE, TPC_VARIABLE, TPC_VARIABLE_GONE };
+enum tpc_wish { TPC_TOUCH, TPC_LEAVE, TPC_TAKE, TPC_ADD, TPC_REMOVE, TPC_VARIABLE, TPC_VARIABLE_GONE };
 struct tpc_request {
     struct tpc_request *next;
     enum tpc_wish wish;
@@ -53,8 +51,6 @@ struct tpc_request {
     bool inside;      /* touch: by a host function, for which the GPU stands still */
     uint64_t address; /* touch; of a variable */
     struct tpc_variable *variable;
-    CUstream stream;    /* leave: of the work to come, NULL = any; attach */
-    unsigned int flags; /* attach */
     struct tpc_managed *managed;
     CUresult result;
     _Atomic uint32_t done;

@@ -73,12 +73,11 @@ bool tpc_reserved(uint64_t *base, uint64_t *size);
 /* ---- managed.c, managed_api.c ---- */
 /* Managed allocations with pages that the program can touch, and that work of the GPU may use. */
 extern _Atomic uint32_t tpc_managed_open;
-/* Takes such pages from the program, before work is sent to the stream (NULL: to any). */
-CUresult tpc_managed_leave(CUstream stream);
-#define TPC_MANAGED_LEAVE(stream)                                                                                      \
-    (TP_LIKELY(!atomic_load_explicit(&tpc_managed_open, memory_order_relaxed)) ? CUDA_SUCCESS                          \
-                                                                               : tpc_managed_leave(stream))
-/* The same of one managed allocation, however it is attached: a copy or a memset is about to use it. */
+/* Takes such pages from the program, before work is sent. */
+CUresult tpc_managed_leave(void);
+#define TPC_MANAGED_LEAVE()                                                                                            \
+    (TP_LIKELY(!atomic_load_explicit(&tpc_managed_open, memory_order_relaxed)) ? CUDA_SUCCESS : tpc_managed_leave())
+/* The same of one managed allocation: a copy or a memset is about to use it. */
 CUresult tpc_managed_use(const struct tpc_range *range);
 CUresult tpc_managed_free(uint64_t start);
 /* A managed variable of an image, which the worker's driver has in that block: pages of this process are put there, or it is
