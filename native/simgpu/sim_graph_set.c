@@ -54,6 +54,25 @@ CUresult cuGraphBatchMemOpNodeGetParams(CUgraphNode hNode, CUDA_BATCH_MEM_OP_NOD
     return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
+static CUresult put_child(CUgraphNode handle, CUgraph child_handle) {
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    pthread_mutex_lock(&sim.lock);
+    sim_node_t *node = sim_node_of(handle);
+    const sim_graph_t *child = sim_graph_of(child_handle);
+    if (node && child && !child->capture)
+        result =
+            sim_graph_has_memory(child) || sim_graph_has_conditions(child) ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS;
+    sim_graph_t *copy = result == CUDA_SUCCESS ? sim_graph_clone(child, node) : NULL;
+    if (copy) {
+        sim_graph_delete(node->child);
+        node->child = copy;
+    } else if (result == CUDA_SUCCESS) {
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
 #define SET(form, ...) (in_exec ? cuGraphExec##form(exec, handle, __VA_ARGS__) : cuGraph##form(handle, __VA_ARGS__))
 
 static CUresult set(CUgraphExec exec, bool in_exec, CUgraphNode handle, const CUgraphNodeParams *p) {
@@ -93,7 +112,8 @@ static CUresult set(CUgraphExec exec, bool in_exec, CUgraphNode handle, const CU
         memcpy(&batch, &p->memOp, sizeof batch);
         return SET(BatchMemOpNodeSetParams, &batch);
     case CU_GRAPH_NODE_TYPE_GRAPH:
-        return in_exec ? cuGraphExecChildGraphNodeSetParams(exec, handle, p->graph.graph) : CUDA_ERROR_NOT_SUPPORTED;
+        return in_exec ? cuGraphExecChildGraphNodeSetParams(exec, handle, p->graph.graph)
+                       : put_child(handle, p->graph.graph);
     default:
         return CUDA_ERROR_NOT_SUPPORTED;
     }

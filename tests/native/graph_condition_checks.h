@@ -58,6 +58,7 @@ static inline CUgraphNode add_count_down(const condition_bench_t *c, CUgraph gra
 
 static inline uint32_t run_from(const condition_bench_t *c, CUgraphExec exec, uint32_t word) {
     OK(cuMemcpyHtoD_v2(c->t->c, &word, sizeof word));
+    OK(cuCtxSynchronize()); // the stream waits for no other
     OK(cuGraphLaunch(exec, c->t->stream));
     OK(cuStreamSynchronize(c->t->stream));
     return word_at(c->t->c);

@@ -149,6 +149,44 @@ static inline void check_set_by_kind(graph_bench_t *t) {
     OK(cuGraphDestroy(graph));
 }
 
+// The graph of a child graph node becomes a copy of another, in the node and in an executable graph.
+static inline void check_set_child(graph_bench_t *t) {
+    CUgraph graph, first, second, inside, told = NULL;
+    CUgraphNode node;
+    CUgraphExec exec;
+    CUgraphNodeParams p;
+    size_t count;
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphCreate(&first, 0));
+    OK(cuGraphCreate(&second, 0));
+    add_fill(t, first, t->a, 31, NULL, 0);
+    add_fill(t, second, t->a, 32, NULL, 0);
+    OK(cuGraphAddChildGraphNode(&node, graph, NULL, 0, first));
+    OK(cuGraphChildGraphNodeGetGraph(node, &inside));
+    memset(&p, 0, sizeof p);
+    p.type = CU_GRAPH_NODE_TYPE_GRAPH;
+    p.graph.graph = second;
+    OK(cuGraphNodeSetParams(node, &p));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphGetNodes(inside, NULL, &count)); // it is gone (assumed)
+    OK(cuGraphChildGraphNodeGetGraph(node, &told));
+    CHECK(node_count(told) == 1 && told != second);
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuGraphLaunch(exec, t->stream));
+    OK(cuStreamSynchronize(t->stream));
+    words_are(t->a, 32);
+    p.graph.graph = first;
+    OK(cuGraphExecNodeSetParams(exec, node, &p));
+    OK(cuGraphLaunch(exec, t->stream));
+    OK(cuStreamSynchronize(t->stream));
+    words_are(t->a, 31);
+    p.graph.graph = NULL;
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphNodeSetParams(node, &p));
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+    OK(cuGraphDestroy(first));
+    OK(cuGraphDestroy(second));
+}
+
 static inline void check_dot(graph_bench_t *t) {
     enum { NODES = 6000 };
     CUgraph graph;
@@ -187,6 +225,7 @@ static inline void check_graph_set(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     check_host_nodes(&t);
     check_set_by_kind(&t);
+    check_set_child(&t);
     check_dot(&t);
     graph_bench_end(&t);
 }

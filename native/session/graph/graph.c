@@ -377,6 +377,19 @@ int32_t tpw_graph_node_destroy(struct tpw_session *s, const struct tp_frame *fra
     return error;
 }
 
+int32_t tpw_graph_replace(struct tpw_session *s, uint64_t name, CUgraphNode node, CUgraph child) {
+    CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_GRAPH};
+    params.graph.graph = child;
+    if (captured(s, 0, name)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int32_t error = (int32_t)s->cuda.cuGraphNodeSetParams(node, &params);
+    if (!error) {
+        forget_inside(s, name);
+    }
+    return error;
+}
+
 /* ---- lists ---- */
 
 enum { LIST_NODES, LIST_ROOTS, LIST_EDGES, LIST_DEPENDENCIES, LIST_DEPENDENTS };

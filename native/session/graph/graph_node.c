@@ -212,7 +212,7 @@ int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, con
         return (int32_t)s->cuda.cuGraphExecChildGraphNodeSetParams(place.exec, place.node, child);
     }
     if (place.owner != TPG_GRAPH) {
-        return CUDA_ERROR_INVALID_VALUE;
+        return tpw_graph_replace(s, in->node, place.node, child);
     }
     if (in->move) {
         error = tpw_graph_may_move(s, in->child, in->owner);

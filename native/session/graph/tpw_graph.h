@@ -38,6 +38,8 @@ int32_t tpw_graph_body(struct tpw_session *s, uint64_t graph, uint64_t node);
 /* Whether a node of `into` may take over the graph: not one that is inside a node already, that a capture writes, or that
  * `into` is inside of. */
 int32_t tpw_graph_may_move(struct tpw_session *s, uint64_t graph, uint64_t into);
+/* The node gets a copy of another child graph, and what is known of the one it had is forgotten, as in the client. */
+int32_t tpw_graph_replace(struct tpw_session *s, uint64_t name, CUgraphNode node, CUgraph child);
 /* How many graphs a graph lies in. */
 unsigned tpw_graph_depth(struct tpw_session *s, uint64_t graph);
 uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native);

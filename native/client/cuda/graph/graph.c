@@ -49,7 +49,7 @@ void tpc_fresh_end(struct tpc_fresh *fresh) {
     *fresh = (struct tpc_fresh){0};
 }
 
-static void forget_inside(uint64_t node) {
+void tpc_graph_forget_inside(uint64_t node) {
     uint64_t handle;
     for (uint32_t at = 0; (handle = tpc_next_handle(TPG_GRAPH, as_record(node), &at));) {
         tpc_graph_forget(handle);
@@ -59,7 +59,7 @@ static void forget_inside(uint64_t node) {
 void tpc_graph_forget(uint64_t graph) {
     uint64_t node;
     for (uint32_t at = 0; (node = tpc_next_handle(TPG_GRAPHNODE, as_record(graph), &at));) {
-        forget_inside(node);
+        tpc_graph_forget_inside(node);
         tpc_told_end(node);
         tpc_unmint(TPG_GRAPHNODE, node);
     }
@@ -89,7 +89,7 @@ CUresult tpc_cuGraphDestroyNode(CUgraphNode hNode) {
     tp_reply_free(&reply);
     if (result == CUDA_SUCCESS) {
         result = tpc_node_gives_up(in.node);
-        forget_inside(in.node);
+        tpc_graph_forget_inside(in.node);
         tpc_told_end(in.node);
         tpc_unmint(TPG_GRAPHNODE, in.node);
     }

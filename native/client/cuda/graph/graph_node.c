@@ -172,7 +172,7 @@ CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID
 
 /* ---- the others ---- */
 
-static CUresult child_node(const char *name, const struct tpc_node_target *t, CUgraph child, bool move) {
+CUresult tpc_node_child(const char *name, const struct tpc_node_target *t, CUgraph child, bool move) {
     TPC_CHECK_HANDLE(GRAPH, child, false);
     struct tpg_graph_child_in in = {TPC_TARGET(t), .child = (uint64_t)(uintptr_t)child, .move = move};
     CUresult result = send_graph_child(name, &in, t->wait);
@@ -187,7 +187,7 @@ CUresult tpc_cuGraphAddChildGraphNode(CUgraphNode *phGraphNode, CUgraph hGraph, 
     struct tpc_node_target t;
     CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
     return result ? result
-                  : tpc_node_added(&t, phGraphNode, child_node("cuGraphAddChildGraphNode", &t, childGraph, false));
+                  : tpc_node_added(&t, phGraphNode, tpc_node_child("cuGraphAddChildGraphNode", &t, childGraph, false));
 }
 
 CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph) {
@@ -204,7 +204,7 @@ CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphN
         tpc_copies_free(copies);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
-    return result ? result : child_node("cuGraphExecChildGraphNodeSetParams", &t, childGraph, false);
+    return result ? result : tpc_node_child("cuGraphExecChildGraphNodeSetParams", &t, childGraph, false);
 }
 
 static CUresult host_node(const char *name, const struct tpc_node_target *t, CUhostFn function, void *user) {
@@ -345,7 +345,7 @@ static CUresult settled_node(const char *name, const struct tpc_node_target *t, 
     case CU_GRAPH_NODE_TYPE_HOST:
         return host_node(name, t, p->host.fn, p->host.userData);
     case CU_GRAPH_NODE_TYPE_GRAPH:
-        return child_node(name, t, p->graph.graph, p->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
+        return tpc_node_child(name, t, p->graph.graph, p->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
     case CU_GRAPH_NODE_TYPE_CONDITIONAL:
         return conditional_node(name, t, &p->conditional);
     case CU_GRAPH_NODE_TYPE_MEM_ALLOC:

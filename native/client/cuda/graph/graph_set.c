@@ -15,6 +15,14 @@ bool tpc_params_clean(const CUgraphNodeParams *params) {
     return params && tp_is_zero(params->reserved0, sizeof params->reserved0) && !params->reserved2;
 }
 
+static CUresult set_child(CUgraphNode node, CUgraph child) {
+    struct tpc_node_target t;
+    TPC_TRY(tpc_node_itself(&t, node));
+    TPC_TRY(tpc_node_child("cuGraphNodeSetParams", &t, child, false));
+    tpc_graph_forget_inside(t.node);
+    return CUDA_SUCCESS;
+}
+
 static CUresult set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams *p) {
     static _Atomic bool said;
     CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
@@ -57,10 +65,8 @@ static CUresult set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams 
         return exec ? tpc_cuGraphExecBatchMemOpNodeSetParams(exec, node, &batch)
                     : tpc_cuGraphBatchMemOpNodeSetParams(node, &batch);
     case CU_GRAPH_NODE_TYPE_GRAPH:
-        if (exec) {
-            return tpc_cuGraphExecChildGraphNodeSetParams(exec, node, p->graph.graph);
-        }
-        break;
+        return exec ? tpc_cuGraphExecChildGraphNodeSetParams(exec, node, p->graph.graph)
+                    : set_child(node, p->graph.graph);
     default:
         break;
     }

@@ -13,6 +13,8 @@
 /* ---- graph.c ---- */
 /* Ends the handles of a graph, of its nodes and of the graphs inside them. */
 void tpc_graph_forget(uint64_t graph);
+/* The same for all graphs inside a node. */
+void tpc_graph_forget_inside(uint64_t node);
 /* Handles for up to `count` nodes that the worker may have to name; NULL when there are none left. */
 struct tpc_fresh {
     uint64_t *handles;

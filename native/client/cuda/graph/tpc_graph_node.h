@@ -48,6 +48,7 @@ CUresult tpc_node_new(struct tpc_node_target *t, CUgraphNode *out, CUgraph graph
 CUresult tpc_node_added(const struct tpc_node_target *t, CUgraphNode *out, CUresult result);
 CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node);
 CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node);
+CUresult tpc_node_child(const char *name, const struct tpc_node_target *t, CUgraph child, bool move);
 
 /* ---- graph_set.c ---- */
 /* The parameters of a node of any kind are there, and what is reserved in them is 0. */
