@@ -1,6 +1,6 @@
 """Contexts, primary contexts, limits."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, post, refused, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, local, post, unsupported
 
 FUNCTIONS = [
     custom("cuDevicePrimaryCtxRetain", ops="primary_retain"),
@@ -44,11 +44,7 @@ FUNCTIONS = [
     # Counts of uses, as before CUDA 4.
     local("cuCtxAttach"),
     custom("cuCtxDetach", ops="context_destroy"),
-    refused(
-        "CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY",
-        "execution affinity needs MPS",
-        "cuCtxGetExecAffinity",
-    ),
+    local("cuCtxGetExecAffinity"),
     unsupported(
         "green contexts come later",
         "cuCtxFromGreenCtx",

@@ -1,6 +1,6 @@
 """Copies and memsets."""
 
-from tensor_fusion.apigen.describe import custom, older, per_thread, post, refused, unsupported
+from tensor_fusion.apigen.describe import custom, older, per_thread, post, refused
 
 FUNCTIONS = [
     custom("cuMemcpyHtoD_v2", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device arena_copy_in arena_copy_out copy_out_mark stream_wait", implicit=True, shows=True),
@@ -22,6 +22,8 @@ FUNCTIONS = [
     custom("cuMemcpy3DPeerAsync", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device_2d copy_box memory_alloc memory_free"),
     custom("cuMemcpyBatchAsync", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device"),
     older("cuMemcpyBatchAsync_v2", "cuMemcpyBatchAsync", failIdx="NULL"),
+    custom("cuMemcpy3DBatchAsync", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device_2d copy_box memory_alloc memory_free cuArray3DGetDescriptor_v2"),
+    older("cuMemcpy3DBatchAsync_v2", "cuMemcpy3DBatchAsync", failIdx="NULL"),
     post("cuMemsetD8Async", session="hand", check=True, hStream="name stream"),
     custom("cuMemsetD8_v2", ops="cuMemsetD8Async", implicit=True),
     post("cuMemsetD2D8Async", session="hand", check=True, hStream="name stream"),
@@ -54,6 +56,7 @@ FUNCTIONS = [
         "cuMemcpy2DAsync",
         "cuMemcpy3D",
         "cuMemcpy3DAsync",
+        unseen=True,
     ),
     per_thread("cuMemcpy2DAsync_v2_ptsz", "cuMemcpy2DAsync_v2"),
     per_thread("cuMemcpy2DUnaligned_v2_ptds", "cuMemcpy2DUnaligned_v2"),
@@ -86,11 +89,6 @@ FUNCTIONS = [
     per_thread("cuMemsetD32_v2_ptds", "cuMemsetD32_v2"),
     per_thread("cuMemsetD8Async_ptsz", "cuMemsetD8Async"),
     per_thread("cuMemsetD8_v2_ptds", "cuMemsetD8_v2"),
-    unsupported(
-        "batches of three-dimensional copies come later",
-        "cuMemcpy3DBatchAsync",
-        "cuMemcpy3DBatchAsync_ptsz",
-        "cuMemcpy3DBatchAsync_v2",
-        "cuMemcpy3DBatchAsync_v2_ptsz",
-    ),
+    per_thread("cuMemcpy3DBatchAsync_ptsz", "cuMemcpy3DBatchAsync"),
+    per_thread("cuMemcpy3DBatchAsync_v2_ptsz", "cuMemcpy3DBatchAsync_v2"),
 ]

@@ -17,6 +17,7 @@ FUNCTIONS = [
     local("cuDeviceGetUuid_v2"),
     local("cuDeviceGetAttribute"),
     local("cuDeviceTotalMem_v2"),
+    local("cuDeviceTotalMem"),
     local("cuDeviceGetByPCIBusId"),
     local("cuDeviceGetPCIBusId"),
     local("cuDeviceComputeCapability"),
@@ -29,11 +30,6 @@ FUNCTIONS = [
     pure("cuDeviceGetP2PAtomicCapabilities", contextless=True, capabilities="outarray count", operations="array count"),
     local("cuProfilerStart"),
     local("cuProfilerStop"),
-    refused(
-        "CUDA_ERROR_INVALID_CONTEXT",
-        "32-bit device addresses of CUDA 2 and 3",
-        "cuDeviceTotalMem",
-    ),
     refused(
         "CUDA_ERROR_NOT_SUPPORTED",
         "Windows only",

@@ -20,22 +20,44 @@ FUNCTIONS = [
         contextless=True,
     ),
     refused(
-        "CUDA_ERROR_INVALID_GRAPHICS_CONTEXT",
+        "CUDA_ERROR_OPERATING_SYSTEM",
         "graphics needs a display of the client",
         "cuGLInit",
-        "cuGLMapBufferObject",
-        "cuGLMapBufferObjectAsync",
+        "cuGLRegisterBufferObject",
+    ),
+    refused(
+        "CUDA_ERROR_OPERATING_SYSTEM",
+        "graphics needs a display of the client",
+        "cuGraphicsGLRegisterBuffer",
+        buffer="there",
+    ),
+    refused(
+        "CUDA_ERROR_OPERATING_SYSTEM",
+        "graphics needs a display of the client",
+        "cuGraphicsGLRegisterImage",
+        image="there",
+        target="there",
+    ),
+    # No buffer of the older form can be registered, so none is one.
+    refused(
+        "CUDA_ERROR_INVALID_VALUE",
+        "graphics needs a display of the client",
         "cuGLMapBufferObjectAsync_v2",
         "cuGLMapBufferObjectAsync_v2_ptsz",
         "cuGLMapBufferObject_v2",
         "cuGLMapBufferObject_v2_ptds",
-        "cuGLRegisterBufferObject",
         "cuGLSetBufferObjectMapFlags",
         "cuGLUnmapBufferObject",
         "cuGLUnmapBufferObjectAsync",
         "cuGLUnregisterBufferObject",
-        "cuGraphicsGLRegisterBuffer",
-        "cuGraphicsGLRegisterImage",
+        unseen=True,
+    ),
+    refused(
+        "CUDA_ERROR_INVALID_CONTEXT",
+        "graphics needs a display of the client",
+        "cuGLMapBufferObject",
+        "cuGLMapBufferObjectAsync",
+        unseen=True,
     ),
     # Resources: nothing can be registered, so no handle is one.
     refused(
@@ -78,7 +100,7 @@ FUNCTIONS = [
         unseen=True,
     ),
     refused(
-        "CUDA_ERROR_NOT_SUPPORTED",
+        "CUDA_ERROR_UNKNOWN",
         "EGL needs a display of the client",
         "cuGraphicsEGLRegisterImage",
     ),
@@ -113,7 +135,7 @@ FUNCTIONS = [
         contextless=True,
     ),
     refused(
-        "CUDA_ERROR_INVALID_HANDLE",
+        "CUDA_ERROR_INVALID_VALUE",
         "external memory and semaphores cannot be imported",
         "cuSignalExternalSemaphoresAsync",
         "cuSignalExternalSemaphoresAsync_ptsz",

@@ -1,6 +1,6 @@
 """Launches, host functions, occupancy, tensor maps."""
 
-from tensor_fusion.apigen.describe import custom, local, older, per_thread, pure, unsupported
+from tensor_fusion.apigen.describe import custom, local, older, per_thread, pure
 
 FUNCTIONS = [
     custom("cuLaunchKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
@@ -8,10 +8,7 @@ FUNCTIONS = [
     custom("cuLaunchKernelEx", ops="launch launch_ex cuOccupancyMaxActiveBlocksPerMultiprocessor", implicit=True),
     custom("cuLaunchHostFunc", ops="host_function"),
     custom("cuStreamAddCallback", ops="host_function", implicit=True),
-    unsupported(
-        "removed by NVIDIA",
-        "cuLaunchCooperativeKernelMultiDevice",
-    ),
+    custom("cuLaunchCooperativeKernelMultiDevice", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     # By parts, as before CUDA 4.
     local("cuFuncSetBlockShape"),
     local("cuFuncSetSharedSize"),
@@ -32,10 +29,7 @@ FUNCTIONS = [
     pure("cuTensorMapEncodeTiled", boxDim="array tensorRank", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
     pure("cuTensorMapEncodeIm2col", pixelBoxLowerCorner="array tensorRank - 2", pixelBoxUpperCorner="array tensorRank - 2", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
     pure("cuTensorMapEncodeIm2colWide", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
-    unsupported(
-        "the encoding of a tensor map is made anew by the Encode functions",
-        "cuTensorMapReplaceAddress",
-    ),
+    custom("cuTensorMapReplaceAddress", ops="tensor_map_address"),
     per_thread("cuLaunchCooperativeKernel_ptsz", "cuLaunchCooperativeKernel"),
     per_thread("cuLaunchHostFunc_ptsz", "cuLaunchHostFunc"),
     per_thread("cuLaunchKernelEx_ptsz", "cuLaunchKernelEx"),

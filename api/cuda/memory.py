@@ -74,6 +74,7 @@ FUNCTIONS = [
         "cuMemGetAddressRange",
         "cuMemAllocHost",
         "cuMemHostGetDevicePointer",
+        unseen=True,
     ),
     unsupported(
         "sharing memory between processes comes later",
@@ -90,25 +91,22 @@ FUNCTIONS = [
         "cuIpcOpenMemHandle",
         "cuIpcOpenMemHandle_v2",
     ),
-    unsupported(
-        "access of other devices to pools comes later",
-        "cuMemPoolSetAccess",
-    ),
-    unsupported(
-        "pools of a location other than a device come later",
-        "cuMemGetDefaultMemPool",
-        "cuMemGetMemPool",
-        "cuMemSetMemPool",
-    ),
+    custom("cuMemPoolSetAccess", ops="pool_access"),
+    # By place: those of devices; the others are said to be missing.
+    custom("cuMemGetDefaultMemPool", ops="pool_default"),
+    custom("cuMemGetMemPool", ops="pool_default"),
+    custom("cuMemSetMemPool", ops="pool_current"),
     unsupported(
         "sparse arrays come with arrays",
         "cuMemMapArrayAsync",
         "cuMemMapArrayAsync_ptsz",
     ),
-    unsupported(
-        "decompression engines come later",
+    refused(
+        "CUDA_ERROR_NOT_SUPPORTED",
+        "a GPU without an engine for it, which is what the attribute says here",
         "cuMemBatchDecompressAsync",
         "cuMemBatchDecompressAsync_ptsz",
+        unseen=True,
     ),
     refused(
         "CUDA_ERROR_NOT_SUPPORTED",
@@ -122,11 +120,14 @@ FUNCTIONS = [
         contextless=True,
         unseen=True,
     ),
+    local("cuFlushGPUDirectRDMAWrites"),
     refused(
         "CUDA_ERROR_NOT_SUPPORTED",
         "a network card of the client does not reach the GPU; attributes say so",
-        "cuFlushGPUDirectRDMAWrites",
         "cuMemGetHandleForAddressRange",
+        dptr="there",
+        size="there",
+        handleType="there",
     ),
     per_thread("cuStreamAttachMemAsync_ptsz", "cuStreamAttachMemAsync"),
     per_thread("cuMemPrefetchBatchAsync_ptsz", "cuMemPrefetchBatchAsync"),

@@ -42,9 +42,12 @@ FUNCTIONS = [
         "CUDA_ERROR_INVALID_CONTEXT",
         "32-bit device addresses of CUDA 2 and 3",
         "cuModuleGetGlobal",
+        dptr="value",
+        bytes="value",
+        name="value",
     ),
     refused(
-        "CUDA_ERROR_NOT_FOUND",
+        "CUDA_ERROR_INVALID_VALUE",
         "a unified address would be one of the worker's memory; an attribute says that there are none",
         "cuLibraryGetUnifiedFunction",
         contextless=True,

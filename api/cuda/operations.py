@@ -88,6 +88,9 @@ FUNCTIONS = [
     op("pool_current", "post", contextless=True, pool="uint64_t: handle pool", device="CUdevice: device"),
     op("pool_destroy", "post", contextless=True, pool="uint64_t: gone pool"),
     op("pool_create", "call", contextless=True, pool="uint64_t: new pool", props="CUmemPoolProps: struct"),
+    # A map is opaque: 128 bytes that the driver made.
+    op("tensor_map_address", "call", address="uint64_t", map="void: bytes", out={"map": "void: bytes"}),
+    op("pool_access", "call", contextless=True, pool="uint64_t: handle pool", access="CUmemAccessDesc: structs"),
     op("pool_attribute", "call", contextless=True, pool="uint64_t: handle pool", attribute="int", store="unsigned int",
        value="uint64_t", out={"value_now": "uint64_t"}),
     op("pool_alloc", "call", pool="uint64_t: handle? pool", size="uint64_t", stream="uint64_t: handle stream", out={

@@ -123,9 +123,9 @@ static CUresult copy3d(sim_context_t *context, CUstream stream, const CUDA_MEMCP
     return result ? result : copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, NULL, async);
 }
 
-// The contexts of sides that are device memory; a host side is every device's.
+// The contexts of sides that are device memory; a host side is every device's. NULL is the current one.
 static CUresult copy3d_peer(sim_context_t *context, CUstream stream, const CUDA_MEMCPY3D_PEER *p, bool async) {
-    if (!p || p->srcLOD || p->dstLOD)
+    if (!p)
         return CUDA_ERROR_INVALID_VALUE;
     part_t dst = {p->dstMemoryType, (uint64_t)(uintptr_t)p->dstHost,
                   p->dstDevice,     p->dstXInBytes,
@@ -138,7 +138,8 @@ static CUresult copy3d_peer(sim_context_t *context, CUstream stream, const CUDA_
                   p->srcPitch,      p->srcHeight,
                   p->srcArray,      false};
     sim_peers_t peers;
-    CUresult result = sim_copy_peers(p->dstContext, p->srcContext, &peers);
+    const CUcontext own = (CUcontext)(void *)context;
+    CUresult result = sim_copy_peers(p->dstContext ? p->dstContext : own, p->srcContext ? p->srcContext : own, &peers);
     return result ? result : copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, &peers, async);
 }
 
@@ -282,4 +283,89 @@ CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER *pCopy) {
 CUresult cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *pCopy, CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
     return copy3d_peer(context, hStream, pCopy, true);
+}
+
+// ---- Batches -----------------------------------------------------------------------------------------------------
+
+// The element of a side that is an array; of others the one that there was.
+static CUresult element(const CUmemcpy3DOperand *side, size_t *bytes) {
+    CUDA_ARRAY3D_DESCRIPTOR shape;
+    if (side->type == CU_MEMCPY_OPERAND_TYPE_POINTER)
+        return side->op.ptr.ptr ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (side->type != CU_MEMCPY_OPERAND_TYPE_ARRAY)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = cuArray3DGetDescriptor_v2(&shape, side->op.array.array);
+    if (result != CUDA_SUCCESS)
+        return result;
+    unsigned format = shape.Format; // numbers only: 8, 16 and 32 bits, unsigned, signed and of floating point
+    *bytes = shape.NumChannels * (format == 0x10   ? 2
+                                  : format == 0x20 ? 4
+                                                   : 1u << ((format & 7) - (format & 8 ? 0 : 1)));
+    return CUDA_SUCCESS;
+}
+
+static part_t operand(const CUmemcpy3DOperand *told, uint64_t width, size_t bytes) {
+    if (told->type == CU_MEMCPY_OPERAND_TYPE_ARRAY)
+        return (part_t){.type = CU_MEMORYTYPE_ARRAY,
+                        .array = told->op.array.array,
+                        .x = told->op.array.offset.x * bytes,
+                        .y = told->op.array.offset.y,
+                        .z = told->op.array.offset.z};
+    return (part_t){.type = CU_MEMORYTYPE_UNIFIED,
+                    .device = told->op.ptr.ptr,
+                    .pitch = (told->op.ptr.rowLength ? told->op.ptr.rowLength : width) * bytes,
+                    .rows = told->op.ptr.layerHeight};
+}
+
+static CUresult batch_copy(sim_context_t *context, CUstream stream, const CUDA_MEMCPY3D_BATCH_OP *op) {
+    size_t bytes = 1;
+    unsigned order = op->srcAccessOrder;
+    if (!op->extent.width || !op->extent.height || !op->extent.depth || order < 1 || order > 3 || op->flags > 1)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = element(&op->src, &bytes);
+    result = result ? result : element(&op->dst, &bytes);
+    if (result != CUDA_SUCCESS)
+        return result;
+    if (op->extent.width > UINT64_MAX / bytes)
+        return CUDA_ERROR_INVALID_VALUE;
+    part_t dst = operand(&op->dst, op->extent.width, bytes), src = operand(&op->src, op->extent.width, bytes);
+    return copy_box(context, stream, &dst, &src, op->extent.width * bytes, op->extent.height, op->extent.depth, NULL,
+                    true);
+}
+
+// Copy after copy in the stream, as with batches of one dimension (sim_copy.c).
+static CUresult copy_batch(size_t count, const CUDA_MEMCPY3D_BATCH_OP *list, size_t *fail, unsigned long long flags,
+                           CUstream stream) {
+    SIM_ENTER_STREAM(context, stream);
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    bool wait = false;
+    if (!stream || stream == CU_STREAM_LEGACY)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = cuStreamIsCapturing(stream, &status);
+    if (result == CUDA_SUCCESS && (!count || !list))
+        return CUDA_ERROR_INVALID_VALUE;
+    result = result == CUDA_SUCCESS && flags ? CUDA_ERROR_INVALID_VALUE : result;
+    if (result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE)
+        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    size_t failed = SIZE_MAX;
+    for (size_t i = 0; i < count && result == CUDA_SUCCESS; i++) {
+        result = batch_copy(context, stream, &list[i]);
+        failed = result && list[i].src.op.ptr.ptr && list[i].dst.op.ptr.ptr ? i : failed; // no address: nobody's fault
+        wait |= list[i].srcAccessOrder == CU_MEMCPY_SRC_ACCESS_ORDER_DURING_API_CALL;
+    }
+    if (result == CUDA_SUCCESS && wait)
+        result = cuStreamSynchronize(stream);
+    if (result != CUDA_SUCCESS && fail)
+        *fail = failed;
+    return result;
+}
+
+CUresult cuMemcpy3DBatchAsync(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList, size_t *failIdx, unsigned long long flags,
+                              CUstream hStream) {
+    return copy_batch(numOps, opList, failIdx, flags, hStream);
+}
+
+CUresult cuMemcpy3DBatchAsync_v2(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList, unsigned long long flags,
+                                 CUstream hStream) {
+    return copy_batch(numOps, opList, NULL, flags, hStream);
 }

@@ -90,6 +90,14 @@ CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
     return sim_device_ok(dev) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
+CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice dev) {
+    size_t total = 0;
+    CUresult result = cuDeviceTotalMem_v2(bytes ? &total : NULL, dev);
+    if (result == CUDA_SUCCESS)
+        *bytes = total < UINT32_MAX ? (unsigned)total : UINT32_MAX;
+    return result;
+}
+
 CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
     SIM_ENTER();
     size_t count = sizeof sim_attributes_h200 / sizeof *sim_attributes_h200;
@@ -329,4 +337,20 @@ CUresult cuProfilerStop(void) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
     return CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffinityType type) {
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    if (!pExecAffinity)
+        return CUDA_ERROR_INVALID_VALUE;
+    pExecAffinity->type = type;
+    pExecAffinity->param.smCount.val = (unsigned)sim_attributes_h200[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
+    return type == CU_EXEC_AFFINITY_TYPE_SM_COUNT ? CUDA_SUCCESS : CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
+}
+
+CUresult cuFlushGPUDirectRDMAWrites(CUflushGPUDirectRDMAWritesTarget target, CUflushGPUDirectRDMAWritesScope scope) {
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    return target == 0 && (scope == 100 || scope == 200) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

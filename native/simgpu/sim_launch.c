@@ -234,6 +234,30 @@ CUresult cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned
     return launch(context, &r);
 }
 
+CUresult cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *list, unsigned numDevices, unsigned flags) {
+    SIM_ENTER();
+    if (!list || !numDevices || numDevices > (unsigned)sim.ndevices || flags > 3)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (numDevices > 1)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    if (!list->function || !list->hStream || list->hStream == CU_STREAM_LEGACY || list->hStream == CU_STREAM_PER_THREAD)
+        return CUDA_ERROR_INVALID_HANDLE;
+    return cuLaunchCooperativeKernel(list->function, list->gridDimX, list->gridDimY, list->gridDimZ, list->blockDimX,
+                                     list->blockDimY, list->blockDimZ, list->sharedMemBytes, list->hStream,
+                                     list->kernelParams);
+}
+
+// Maps are not encoded here: their first word stands for the address.
+CUresult cuTensorMapReplaceAddress(CUtensorMap *tensorMap, void *globalAddress) {
+    SIM_ENTER_CONTEXT(context);
+    (void)context;
+    uint64_t address = (uint64_t)(uintptr_t)globalAddress;
+    if (!tensorMap || !address || address % 16 || address >> 57)
+        return CUDA_ERROR_INVALID_VALUE;
+    tensorMap->opaque[0] = address;
+    return CUDA_SUCCESS;
+}
+
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction f, void **kernelParams, void **extra) {
     SIM_ENTER_STREAM(context, config ? config->hStream : NULL);
     if (!config || (config->numAttrs && !config->attrs) || config->numAttrs > 64)

@@ -309,16 +309,20 @@ CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_
     sim_pool_t *found = lookup(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
-    if (!map || !count)
+    if (!map)
         return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; i++) {
-        if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(map[i].location.id))
+        if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+            return CUDA_ERROR_NOT_SUPPORTED;
+        if (!sim_device_ok(map[i].location.id))
             return CUDA_ERROR_INVALID_DEVICE;
         bool none = map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_NONE;
+        if (map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ)
+            return CUDA_ERROR_NOT_SUPPORTED;
         if (!none && map[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
             return CUDA_ERROR_INVALID_VALUE;
         if (none && map[i].location.id == found->device)
-            return CUDA_ERROR_INVALID_VALUE;
+            return CUDA_ERROR_INVALID_DEVICE;
     }
     pthread_rwlock_wrlock(&sim.map_lock);
     for (size_t i = 0; i < count; i++)
@@ -338,4 +342,39 @@ CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUme
         return CUDA_ERROR_INVALID_DEVICE;
     *flags = (CUmemAccess_flags)found->access[location->id];
     return CUDA_SUCCESS;
+}
+
+// ---- Pools by place ----------------------------------------------------------------------------------------------
+
+// Pools of host and managed memory, which the driver has, are not simulated.
+static CUresult device_of(const CUmemLocation *location, CUmemAllocationType type, CUdevice *device) {
+    if (!location || (type != CU_MEM_ALLOCATION_TYPE_PINNED && type != CU_MEM_ALLOCATION_TYPE_MANAGED) ||
+        (location->type == CU_MEM_LOCATION_TYPE_INVALID && type == CU_MEM_ALLOCATION_TYPE_PINNED))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (location->type != CU_MEM_LOCATION_TYPE_DEVICE || type != CU_MEM_ALLOCATION_TYPE_PINNED)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    *device = location->id;
+    return sim_device_ok(*device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuMemGetDefaultMemPool(CUmemoryPool *pool_out, CUmemLocation *location, CUmemAllocationType type) {
+    SIM_ENTER();
+    CUdevice device = 0;
+    CUresult result = pool_out ? device_of(location, type, &device) : CUDA_ERROR_INVALID_VALUE;
+    return result ? result : cuDeviceGetDefaultMemPool(pool_out, device);
+}
+
+CUresult cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAllocationType type) {
+    SIM_ENTER();
+    CUdevice device = 0;
+    CUresult result = pool ? device_of(location, type, &device) : CUDA_ERROR_INVALID_VALUE;
+    return result ? result : cuDeviceGetMemPool(pool, device);
+}
+
+CUresult cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
+    SIM_ENTER();
+    if (!lookup(pool) || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE ||
+        type != CU_MEM_ALLOCATION_TYPE_PINNED || !sim_device_ok(location->id))
+        return CUDA_ERROR_INVALID_VALUE;
+    return cuDeviceSetMemPool(location->id, pool);
 }

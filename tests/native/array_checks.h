@@ -5,6 +5,7 @@
 #ifndef ARRAY_CHECKS_H
 #define ARRAY_CHECKS_H
 
+#include "box_checks.h"
 #include "graph_checks.h"
 
 #include <stdbool.h>
@@ -449,6 +450,10 @@ static inline void check_arrays(CUmodule module) {
     check_arrays_and_captures(&t);
     check_arrays_of_a_context();
     check_levels_of_a_context();
+    check_box_batches(&t);
+    check_pools_by_place();
+    check_tensor_map_address(&t);
+    check_launch_on_all_devices(&t);
     graph_bench_end(&t);
 }
 

@@ -220,7 +220,9 @@ void case_managed_copies(void) {
         words[500 * 2 + 3] = turn;
         OK(turn == 1 ? cuMemcpy3DPeer(&peer) : cuMemcpy3DPeerAsync(&peer, one));
         CHECK(memcmp((char *)others + 128 * 14, (char *)words + 200 * 20, 60) == 0);
-        peer.srcContext = NULL;
+        peer.srcContext = NULL; /* the current one */
+        OK(cuMemcpy3DPeer(&peer));
+        peer.srcContext = (CUcontext)(void *)&peer;
         GIVES(201, cuMemcpy3DPeer(&peer));
     }
     GIVES(1, cuMemcpyHtoD_v2(device, words, SIZE + 1));

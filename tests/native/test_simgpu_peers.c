@@ -103,7 +103,7 @@ static void all(void) {
                               .Depth = 1};
     OK(cuMemcpy3DPeerAsync(&box, NULL));
     OK(cuCtxSynchronize());
-    box.srcContext = NULL;
+    box.srcContext = (CUcontext)(void *)&box; // NULL, which is the current one, may be; what is none may not
     GIVES(201, cuMemcpy3DPeer(&box));
     OK(cuCtxSetCurrent(contexts[0]));
     for (unsigned i = 0; i < ROWS; i++)

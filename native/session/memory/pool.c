@@ -87,6 +87,13 @@ int32_t tpw_pool_current(struct tpw_session *s, const struct tp_frame *frame, co
     return (int32_t)s->cuda.cuDeviceSetMemPool(in->device, pool);
 }
 
+int32_t tpw_pool_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_access_in *in,
+                        CUmemoryPool pool, const CUmemAccessDesc *access, size_t access_count) {
+    (void)frame;
+    (void)in;
+    return (int32_t)s->cuda.cuMemPoolSetAccess(pool, access, access_count);
+}
+
 int32_t tpw_pool_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_create_in *in,
                         const CUmemPoolProps *props) {
     CUmemoryPool pool = NULL;

@@ -249,6 +249,44 @@ CUresult tpc_cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsi
     return launch("cuLaunchCooperativeKernel", f, &shape, hStream, kernelParams, NULL, 1);
 }
 
+/* On the one device that it may have here: launches that wait for each other on several are what an attribute denies. */
+CUresult tpc_cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchParamsList, unsigned int numDevices,
+                                                  unsigned int flags) {
+    const CUDA_LAUNCH_PARAMS *p = launchParamsList;
+    const unsigned int no_waits = 3; /* for the launches before and behind it on other devices */
+    if (!p || !numDevices || numDevices > (unsigned int)tpc_device_count || (flags & ~no_waits)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (numDevices > 1) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    TPC_CHECK_HANDLE(FUNCTION, p->function, false);
+    if (!p->hStream || p->hStream == CU_STREAM_LEGACY || p->hStream == CU_STREAM_PER_THREAD) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    return tpc_cuLaunchCooperativeKernel(p->function, p->gridDimX, p->gridDimY, p->gridDimZ, p->blockDimX, p->blockDimY,
+                                         p->blockDimZ, p->sharedMemBytes, p->hStream, p->kernelParams);
+}
+
+/* The driver knows where in its bytes a map has the address. */
+CUresult tpc_cuTensorMapReplaceAddress(CUtensorMap *tensorMap, void *globalAddress) {
+    if (!tensorMap) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_tensor_map_address_in in = {
+        .address = (uint64_t)(uintptr_t)globalAddress, .map = tensorMap, .map_size = sizeof *tensorMap};
+    struct tpg_tensor_map_address_out out;
+    struct tp_reply reply;
+    CUresult result = tpc_call_tensor_map_address("cuTensorMapReplaceAddress", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && out.map_size != sizeof *tensorMap) {
+        result = tpc_bad_reply(&reply);
+    } else if (result == CUDA_SUCCESS) {
+        memcpy(tensorMap, out.map, sizeof *tensorMap);
+    }
+    tp_reply_free(&reply);
+    return result;
+}
+
 static bool holds_event(const CUlaunchAttribute *attribute) {
     return attribute->id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT ||
            attribute->id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT;

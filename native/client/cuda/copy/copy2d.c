@@ -328,6 +328,21 @@ static CUresult copy(const char *name, const struct tpc_copy_side *to, const str
     return copy_box(name, to_memory, from_memory, box, stream, sync);
 }
 
+CUresult tpc_copy_sides_good(const struct tpc_copy_side *to, const struct tpc_copy_side *from, const uint64_t size[3]) {
+    TPC_CONTEXT(context);
+    const struct box box = {size[0], size[1], size[2]};
+    const int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
+    struct tpc_copy_side told;
+    struct side memory;
+    TPC_TRY(worker_side(to, &box, most, &memory, &told));
+    return worker_side(from, &box, most, &memory, &told);
+}
+
+CUresult tpc_copy_sides(const char *name, const struct tpc_copy_side *to, const struct tpc_copy_side *from,
+                        const uint64_t size[3], CUstream stream) {
+    return copy(name, to, from, (struct box){size[0], size[1], size[2]}, stream, false);
+}
+
 static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream stream, bool sync) {
     if (!c) {
         TPC_CONTEXT(context);
@@ -346,14 +361,14 @@ static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream strea
     return copy(name, &to, &from, (struct box){c->WidthInBytes, c->Height, c->Depth}, stream, sync);
 }
 
-/* Unified addresses say where each side lies; its context has to be one. */
+/* Unified addresses say where each side lies; its context, if it is told, has to be one. Levels are not looked at. */
 static CUresult copy_3d_peer(const char *name, const CUDA_MEMCPY3D_PEER *c, CUstream stream, bool sync) {
-    if (!c || c->srcLOD || c->dstLOD) {
-        TPC_CONTEXT(context);
+    TPC_CONTEXT(context);
+    if (!c) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    TPC_CHECK_HANDLE(CONTEXT, c->srcContext, false);
-    TPC_CHECK_HANDLE(CONTEXT, c->dstContext, false);
+    TPC_CHECK_HANDLE(CONTEXT, c->srcContext, true);
+    TPC_CHECK_HANDLE(CONTEXT, c->dstContext, true);
     const struct tpc_copy_side to = TPC_SIDE_3D(c, dst), from = TPC_SIDE_3D(c, src);
     return copy(name, &to, &from, (struct box){c->WidthInBytes, c->Height, c->Depth}, stream, sync);
 }

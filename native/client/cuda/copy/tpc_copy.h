@@ -125,6 +125,10 @@ struct tpc_copy_side {
     CUarray array;
     uint64_t host, device, x, y, z, pitch, height;
 };
+/* Whether both sides of a copy of `size` bytes, rows and slices are what they may be; and the copy, in the stream. */
+CUresult tpc_copy_sides_good(const struct tpc_copy_side *to, const struct tpc_copy_side *from, const uint64_t size[3]);
+CUresult tpc_copy_sides(const char *name, const struct tpc_copy_side *to, const struct tpc_copy_side *from,
+                        const uint64_t size[3], CUstream stream);
 #define TPC_SIDE_MEMBERS(p, which)                                                                                     \
     .type = (p)->which##MemoryType, .array = (p)->which##Array, .host = (uint64_t)(uintptr_t)(p)->which##Host,         \
     .device = (p)->which##Device, .x = (p)->which##XInBytes, .y = (p)->which##Y, .pitch = (p)->which##Pitch

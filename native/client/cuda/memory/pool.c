@@ -89,6 +89,75 @@ CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     return result;
 }
 
+/* The device of a place whose pool for that kind of memory is asked for. */
+static CUresult device_of(const CUmemLocation *location, CUmemAllocationType type, CUdevice *device) {
+    static _Atomic bool said;
+    if (!location || (type != CU_MEM_ALLOCATION_TYPE_PINNED && type != CU_MEM_ALLOCATION_TYPE_MANAGED)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (location->type == CU_MEM_LOCATION_TYPE_DEVICE && type == CU_MEM_ALLOCATION_TYPE_PINNED) {
+        *device = location->id;
+        return tpc_device_valid(*device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    }
+    if (location->type == CU_MEM_LOCATION_TYPE_INVALID && type == CU_MEM_ALLOCATION_TYPE_PINNED) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return tpc_unserved(&said, "CUmemLocation", "where a pool would have host or managed memory");
+}
+
+CUresult tpc_cuMemGetDefaultMemPool(CUmemoryPool *pool_out, CUmemLocation *location, CUmemAllocationType type) {
+    CUdevice device = 0;
+    CUresult result = pool_out ? device_of(location, type, &device) : CUDA_ERROR_INVALID_VALUE;
+    return result ? result : tpc_cuDeviceGetDefaultMemPool(pool_out, device);
+}
+
+CUresult tpc_cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAllocationType type) {
+    CUdevice device = 0;
+    CUresult result = pool ? device_of(location, type, &device) : CUDA_ERROR_INVALID_VALUE;
+    return result ? result : tpc_cuDeviceGetMemPool(pool, device);
+}
+
+/* A pool that there can be has memory of a device, and that of another place or kind is none for it. */
+CUresult tpc_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
+    TPC_CHECK_HANDLE(POOL, pool, false);
+    if (!location || location->type != CU_MEM_LOCATION_TYPE_DEVICE || type != CU_MEM_ALLOCATION_TYPE_PINNED ||
+        !tpc_device_valid(location->id) || location->id >= DEVICES_MAX ||
+        tpc_record(TPG_POOL, (uint64_t)(uintptr_t)pool) != &places[location->id]) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    return tpc_cuDeviceSetMemPool(location->id, pool);
+}
+
+CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
+    TPC_CHECK_HANDLE(POOL, pool, false);
+    if (!map) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const CUdevice device = map[i].location.id;
+        if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ) {
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+        if (!tpc_device_valid(device)) {
+            return CUDA_ERROR_INVALID_DEVICE;
+        }
+        if (map[i].flags != CU_MEM_ACCESS_FLAGS_PROT_NONE && map[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+    }
+    if (!count) {
+        return CUDA_SUCCESS;
+    }
+    struct tpc_flat access TPC_FLAT = {.size = 0};
+    TPC_TRY(tpg_flatten_CUmemAccessDesc(map, count, &access));
+    struct tpg_pool_access_in in = {
+        .pool = (uint64_t)(uintptr_t)pool, .access = access.bytes, .access_size = access.size};
+    struct tp_reply reply;
+    CUresult result = tpc_call_pool_access("cuMemPoolSetAccess", &in, &reply);
+    tp_reply_free(&reply);
+    return result;
+}
+
 CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     if (!pool || !poolProps || poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) {
         return CUDA_ERROR_INVALID_VALUE;

@@ -74,17 +74,21 @@ CUresult tpc_cuCoredumpSetAttributeGlobal(CUcoredumpSettings attrib, void *value
     return CUDA_SUCCESS;
 }
 
-/* Contexts share the settings. */
+/* Contexts share the settings, of which two are the process's alone. */
+static bool of_a_context(CUcoredumpSettings attribute) {
+    return size_of(attribute) && attribute != CU_COREDUMP_ENABLE_USER_TRIGGER && attribute != CU_COREDUMP_PIPE;
+}
+
 CUresult tpc_cuCoredumpGetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) {
     if (size_of(attrib)) {
         TPC_CONTEXT(context);
     }
-    return tpc_cuCoredumpGetAttributeGlobal(attrib, value, size);
+    return of_a_context(attrib) ? tpc_cuCoredumpGetAttributeGlobal(attrib, value, size) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult tpc_cuCoredumpSetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) {
     if (size_of(attrib)) {
         TPC_CONTEXT(context);
     }
-    return tpc_cuCoredumpSetAttributeGlobal(attrib, value, size);
+    return of_a_context(attrib) ? tpc_cuCoredumpSetAttributeGlobal(attrib, value, size) : CUDA_ERROR_INVALID_VALUE;
 }

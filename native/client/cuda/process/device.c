@@ -320,6 +320,16 @@ CUresult tpc_cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
     return tpc_device_valid(dev) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
+/* In 32 bits as much as they hold. */
+CUresult tpc_cuDeviceTotalMem(unsigned int *bytes, CUdevice dev) {
+    size_t total = 0;
+    CUresult result = bytes ? tpc_cuDeviceTotalMem_v2(&total, dev) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        *bytes = total < UINT32_MAX ? (unsigned int)total : UINT32_MAX;
+    }
+    return result;
+}
+
 CUresult tpc_cuDeviceComputeCapability(int *major, int *minor, CUdevice dev) {
     if (!major || !minor) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -444,4 +454,26 @@ CUresult tpc_cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
     const char *wanted = getenv("CUDA_MODULE_LOADING");
     *mode = wanted && strcmp(wanted, "EAGER") == 0 ? CU_MODULE_EAGER_LOADING : CU_MODULE_LAZY_LOADING;
     return CUDA_SUCCESS;
+}
+
+/* All multiprocessors: a share of them needs MPS. */
+CUresult tpc_cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffinityType type) {
+    TPC_CONTEXT(context);
+    if (!pExecAffinity) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    pExecAffinity->type = type; /* told with the error, too, as the driver does */
+    pExecAffinity->param.smCount.val =
+        (unsigned int)tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
+    return type == CU_EXEC_AFFINITY_TYPE_SM_COUNT ? CUDA_SUCCESS : CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
+}
+
+/* Nothing writes to the GPU from beside it, so nothing is left to wait for. */
+CUresult tpc_cuFlushGPUDirectRDMAWrites(CUflushGPUDirectRDMAWritesTarget target,
+                                        CUflushGPUDirectRDMAWritesScope scope) {
+    TPC_CONTEXT(context);
+    bool right =
+        target == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX &&
+        (scope == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER || scope == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_ALL_DEVICES);
+    return right ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
