@@ -17,5 +17,9 @@ enum tp_copy_order {
     TP_AFTER_HOST = 2,     /* a host function */
     TP_INSIDE = 4,         /* the node is inside the child graph that is named */
 };
+/* So many of these copies and of the graph's host functions, together, are told apart in `before`: a row of bits for each, in an
+ * order in which a graph may run them. */
+#define TP_MIX_MAX 512u
+#define TP_MIX_WORDS (TP_MIX_MAX / 64)
 
 #endif

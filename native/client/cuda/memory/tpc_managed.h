@@ -76,10 +76,6 @@ unsigned char *tpc_window_alias(uint64_t address);
 /* The first part of [*begin, *end) of the memory that has pages, as far as the kernel tells. False: none of it has. */
 bool tpc_window_data(const struct tpc_managed *m, uint64_t *begin, uint64_t *end);
 
-/* ---- managed_api.c ---- */
-/* The stream for our copies in a context, the calling thread's current one. */
-CUresult tpc_stream_beside(const struct tpc_context *context, CUstream *out);
-
 /* ---- managed_variable.c ---- */
 /* The block that holds the address, NULL if none does. */
 struct tpc_managed *tpc_variables_at(uint64_t address);

@@ -17,7 +17,9 @@
 
 struct call {
     struct call *next;
-    uint64_t token;
+    uint64_t token, number; /* the number is that of one call */
+    uint64_t mix;           /* of the executable graph that calls it, where the program's memory is to be seen to */
+    unsigned int place;
     CUhostFn function;
     CUstreamCallback callback; /* of cuStreamAddCallback, instead */
     CUstream stream;
@@ -78,14 +80,23 @@ static void run(struct call *call) {
         call->callback(call->stream, call->lost ? tpc_lost() : call->status, call->user);
     } else if (call->function && (!call->lost || call->silent)) {
         /* as where a context is broken: a function is not called, a callback is told */
-        call->function(call->user);
+        CUresult result = CUDA_SUCCESS;
+        if (TP_UNLIKELY(call->mix)) {
+            TP_ASK(tpc_host_function_mixed, result, call->mix, call->place, false);
+        }
+        if (TP_LIKELY(result == CUDA_SUCCESS)) {
+            call->function(call->user);
+        }
+        if (TP_UNLIKELY(call->mix && result == CUDA_SUCCESS)) {
+            TP_ASK(tpc_host_function_mixed, result, call->mix, call->place, true);
+        }
     }
     if (!call->lasting && !call->silent) {
         one_less(); /* what it wrote may be copied at once from here on */
     }
     if (!call->silent) {
         TP_TELL(tpc_host_function_over); /* for the kernels behind it */
-        struct tpg_host_function_done_in in = {.token = call->token};
+        struct tpg_host_function_done_in in = {.token = call->token, .number = call->number};
         tpc_post_host_function_done("cuLaunchHostFunc", &in);
         tp_flush(tpc_conn);
     }
@@ -172,11 +183,24 @@ bool tpc_on_callback(const struct tpg_callback_in *in) {
     tp_lock_drop(&lock);
     if (due) {
         due->status = (CUresult)in->status;
+        due->number = in->number;
+        due->mix = in->mix;
+        due->place = in->place;
         make_ready(due);
     } else if (lasting) {
         tp_log(TP_ERROR, "no memory to run a host function: its stream stands still");
     }
     return true;
+}
+
+bool tpc_host_later(CUhostFn function, void *user) {
+    struct call *call = calloc(1, sizeof *call);
+    if (call) {
+        *call = (struct call){.function = function, .user = user, .silent = true};
+        tp_listen(tpc_conn, 1); /* as for every call */
+        make_ready(call);
+    }
+    return call != NULL;
 }
 
 /* Uploads behind it must not be too early. The destructor of a user object stands in no stream. */
