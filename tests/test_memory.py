@@ -41,6 +41,7 @@ CASES = (
     "order",
     "stall",
     "twin_limit",
+    "local_pools",
     "managed",
     "managed_copies",
     "managed_large",

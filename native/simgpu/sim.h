@@ -487,6 +487,7 @@ void sim_device_give(int device, uint64_t offset, uint64_t bytes);
 void sim_memory_release(
     uint64_t address); // of an allocation of the simulator's own, when its context has done its work
 CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t **range);
+CUresult sim_host_allocate(sim_context_t *context, size_t bytes, unsigned flags, sim_range_t **out); // pinned
 CUresult sim_managed_begin(sim_range_t *range);   // the program may touch it from now on; under the map lock
 void sim_managed_drop(sim_range_t *range);        // before its memory is given back
 void sim_graph_range_release(sim_range_t *range); // the same of a graph's, sim_graph_memory.c

@@ -188,6 +188,8 @@ void sim_range_release(sim_range_t *range) {
         sim_phys_drop(range->phys);
         break;
     case SIM_RANGE_HOST:
+        if (range->pool)
+            sim_pool_forget(range);
         munmap(range->host, range->charged);
         break;
     case SIM_RANGE_REGISTERED:

@@ -88,13 +88,22 @@ void sim_memory_release(uint64_t address) {
     (void)release(address, SIM_RANGE_DEVICE); // gone with its context, perhaps
 }
 
+// Pinned memory of a pool of the host.
+static bool is_of_pool(uint64_t address) {
+    pthread_rwlock_rdlock(&sim.map_lock);
+    const sim_range_t *range = sim_map_find(address);
+    bool of_pool = range && range->kind == SIM_RANGE_HOST && range->pool;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return of_pool;
+}
+
 CUresult cuMemFree_v2(CUdeviceptr dptr) {
     SIM_ENTER_CONTEXT(context);
     SIM_UNSAFE();
     (void)context;
     if (!dptr)
         return CUDA_SUCCESS;
-    return release(dptr, SIM_RANGE_DEVICE);
+    return release(dptr, is_of_pool(dptr) ? SIM_RANGE_HOST : SIM_RANGE_DEVICE);
 }
 
 CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
@@ -111,13 +120,8 @@ CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
 
 // ---- Pinned host memory ------------------------------------------------------------------------------------------
 
-static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, unsigned flags) {
-    if (!pp || (flags & ~7u))
-        return CUDA_ERROR_INVALID_VALUE;
-    if (!bytes) { // no bytes are no memory, and no error (580.159.04, measured)
-        *pp = NULL;
-        return CUDA_SUCCESS;
-    }
+// Under the map lock.
+CUresult sim_host_allocate(sim_context_t *context, size_t bytes, unsigned flags, sim_range_t **out) {
     if (bytes > SIZE_MAX / 2)
         return CUDA_ERROR_OUT_OF_MEMORY;
     size_t mapped = (bytes + 4095) & ~(size_t)4095;
@@ -137,16 +141,30 @@ static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, u
     range->device = context->device;
     range->context = context;
     range->flags = flags | CU_MEMHOSTALLOC_DEVICEMAP; // unified addressing maps every pinned allocation
-    pthread_rwlock_wrlock(&sim.map_lock);
     bool active = context->active, added = active && sim_map_add(range);
-    pthread_rwlock_unlock(&sim.map_lock);
     if (!added) {
         munmap(memory, mapped);
         free(range);
         return active ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
-    *pp = memory;
+    *out = range;
     return CUDA_SUCCESS;
+}
+
+static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, unsigned flags) {
+    if (!pp || (flags & ~7u))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!bytes) { // no bytes are no memory, and no error (580.159.04, measured)
+        *pp = NULL;
+        return CUDA_SUCCESS;
+    }
+    sim_range_t *range;
+    pthread_rwlock_wrlock(&sim.map_lock);
+    CUresult result = sim_host_allocate(context, bytes, flags, &range);
+    if (result == CUDA_SUCCESS)
+        *pp = range->host;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return result;
 }
 
 CUresult cuMemHostAlloc(void **pp, size_t bytesize, unsigned int Flags) {
@@ -165,6 +183,8 @@ CUresult cuMemFreeHost(void *p) {
     SIM_ENTER_CONTEXT(context);
     SIM_UNSAFE();
     (void)context;
+    if (is_of_pool((uint64_t)(uintptr_t)p))
+        return CUDA_ERROR_INVALID_VALUE;
     return p ? release((uint64_t)(uintptr_t)p, SIM_RANGE_HOST) : CUDA_SUCCESS;
 }
 

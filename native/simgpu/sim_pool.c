@@ -29,6 +29,8 @@ static void keep_at_most(sim_pool_t *pool, uint64_t bytes) {
 void sim_pool_forget(sim_range_t *range) {
     sim_pool_t *pool = range->pool;
     pool->used -= range->charged;
+    if (range->kind == SIM_RANGE_HOST)
+        return; // nothing is kept of it
     uint64_t reserved = pool->used + pool->kept;
     uint64_t room = pool->release_threshold > reserved ? pool->release_threshold - reserved : 0;
     uint64_t more = room < range->charged ? room : range->charged;
@@ -41,6 +43,28 @@ static sim_pool_t *lookup(CUmemoryPool handle) {
     bool live = sim_handle_is(handle, SIM_POOL);
     pthread_mutex_unlock(&sim.lock);
     return live ? (sim_pool_t *)(void *)handle : NULL;
+}
+
+static bool is_managed(const sim_pool_t *pool) { return pool->props.allocType == CU_MEM_ALLOCATION_TYPE_MANAGED; }
+
+// Managed memory, and pinned memory of the host.
+static bool is_local(const sim_pool_t *pool) {
+    return is_managed(pool) || pool->props.location.type != CU_MEM_LOCATION_TYPE_DEVICE;
+}
+
+static CUresult take(const sim_pool_t *pool, sim_context_t *owner, size_t bytes, sim_range_t **range) {
+    if (is_local(pool) && !is_managed(pool))
+        return sim_host_allocate(owner, bytes, CU_MEMHOSTALLOC_PORTABLE, range);
+    CUresult result = sim_device_allocate(owner, is_managed(pool) && bytes < SIM_GRANULE / 2 ? SIM_GRANULE / 2 : bytes,
+                                          range); // as cuMemAllocManaged
+    if (result != CUDA_SUCCESS || !is_managed(pool))
+        return result;
+    (*range)->size = bytes;
+    (*range)->flags = CU_MEM_ATTACH_GLOBAL;
+    result = sim_managed_begin(*range);
+    if (result != CUDA_SUCCESS)
+        sim_range_release(*range);
+    return result;
 }
 
 // `pool` NULL: the current one of the stream's device.
@@ -62,6 +86,8 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
         return result;
     }
     pool = pool ? pool : sim.devices[context->device].current_pool;
+    if (captured && is_local(pool))
+        return CUDA_ERROR_NOT_SUPPORTED; // nodes have device memory here
     if (captured) {
         sim_op_t op = {.kind = SIM_OP_GRAPH_ALLOC, .u.memory = {.size = bytes, .device = pool->device}};
         result = sim_submit(context, handle, &op, false, SIM_GO_ON);
@@ -77,7 +103,7 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
         result = CUDA_ERROR_OUT_OF_MEMORY;
     else {
         keep_at_most(pool, pool->kept > bytes ? pool->kept - bytes : 0);
-        result = sim_device_allocate(owner, bytes, &range);
+        result = take(pool, owner, bytes, &range);
     }
     if (result == CUDA_SUCCESS) {
         range->pool = pool;
@@ -115,8 +141,9 @@ CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
         return sim_submit(context, hStream, &of_graph, false, SIM_GO_ON);
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(dptr);
-    bool ours =
-        range && range->base == dptr && range->kind == SIM_RANGE_DEVICE && !range->internal && !range->free_queued;
+    bool ours = range && range->base == dptr && !range->internal && !range->free_queued &&
+                (range->kind == SIM_RANGE_DEVICE ? !range->managed || range->pool
+                                                 : range->kind == SIM_RANGE_HOST && range->pool);
     if (ours)
         range->free_queued = true;
     pthread_rwlock_unlock(&sim.map_lock);
@@ -152,7 +179,7 @@ CUresult cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     SIM_ENTER();
     SIM_UNSAFE();
     sim_pool_t *found = lookup(pool);
-    if (!found || found->device != dev)
+    if (!found || found->device != dev || is_local(found))
         return CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_wrlock(&sim.map_lock);
     sim.devices[dev].current_pool = found;
@@ -162,17 +189,24 @@ CUresult cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
 
 CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     SIM_ENTER();
-    if (!pool || !poolProps || poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED)
+    if (!pool || !poolProps ||
+        (poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED &&
+         poolProps->allocType != CU_MEM_ALLOCATION_TYPE_MANAGED))
         return CUDA_ERROR_INVALID_VALUE;
-    if (poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE ||
-        (poolProps->handleTypes & ~(unsigned)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR))
+    if (poolProps->handleTypes & ~(unsigned)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
         return CUDA_ERROR_NOT_SUPPORTED;
-    if (!sim_device_ok(poolProps->location.id))
+    const CUmemLocation *where = &poolProps->location;
+    if (where->type > CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT ||
+        (where->type == CU_MEM_LOCATION_TYPE_INVALID && poolProps->allocType == CU_MEM_ALLOCATION_TYPE_PINNED) ||
+        (where->type == CU_MEM_LOCATION_TYPE_HOST_NUMA && where->id < 0))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (where->type == CU_MEM_LOCATION_TYPE_DEVICE && !sim_device_ok(where->id))
         return CUDA_ERROR_INVALID_DEVICE;
     sim_pool_t *fresh = calloc(1, sizeof *fresh);
     if (!fresh)
         return CUDA_ERROR_OUT_OF_MEMORY;
-    *fresh = (sim_pool_t){.device = poolProps->location.id, .props = *poolProps, .reuse = {1, 1, 1}};
+    int device = where->type == CU_MEM_LOCATION_TYPE_DEVICE ? where->id : 0;
+    *fresh = (sim_pool_t){.device = device, .props = *poolProps, .reuse = {1, 1, 1}};
     fresh->access[fresh->device] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     pthread_mutex_lock(&sim.lock);
     bool added = sim_handle_add(fresh, SIM_POOL);

@@ -483,6 +483,7 @@ static const struct {
              {"order", case_order},
              {"stall", case_stall},
              {"twin_limit", case_twin_limit},
+             {"local_pools", case_local_pools},
              {"managed", case_managed},
              {"managed_copies", case_managed_copies},
              {"managed_large", case_managed_large},

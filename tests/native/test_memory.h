@@ -70,6 +70,7 @@ void case_first_copy(void);
 void case_standing(void);
 void case_ordered_frees(void);
 void case_ordered_limit(void);
+void case_local_pools(void);
 void case_managed(void);
 void case_managed_copies(void);
 void case_managed_large(void);

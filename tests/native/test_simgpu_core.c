@@ -488,6 +488,40 @@ static void pools(void) {
     OK(cuStreamDestroy_v2(stream));
 }
 
+// Pools of managed memory and of pinned host memory.
+static void local_pools(void) {
+    for (int managed = 0; managed < 2; managed++) {
+        CUmemPoolProps props = {
+            .allocType = managed ? CU_MEM_ALLOCATION_TYPE_MANAGED : CU_MEM_ALLOCATION_TYPE_PINNED,
+            .location = {.type = managed ? CU_MEM_LOCATION_TYPE_DEVICE : CU_MEM_LOCATION_TYPE_HOST, .id = 0}};
+        CUmemoryPool pool, of = NULL;
+        CUstream stream;
+        CUdeviceptr memory, small;
+        uint64_t used;
+        unsigned type;
+        OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+        OK(cuMemPoolCreate(&pool, &props));
+        OK(cuMemAllocFromPoolAsync(&memory, 100000, pool, stream));
+        OK(cuMemAllocFromPoolAsync(&small, 64, pool, stream));
+        OK(cuPointerGetAttribute(&of, CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE, memory));
+        OK(cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, memory));
+        CHECK(of == pool && type == (managed ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST));
+        memset((void *)(uintptr_t)memory, 6, 100000);
+        OK(cuMemcpyAsync(small, memory + 1000, 64, stream));
+        OK(cuMemFreeAsync(memory, stream));
+        GIVES(1, cuMemFreeAsync(memory, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(((unsigned char *)(uintptr_t)small)[63] == 6);
+        GIVES(1, cuMemFreeHost((void *)(uintptr_t)small));
+        GIVES(1, cuDeviceSetMemPool(0, pool));
+        OK(cuMemFree_v2(small));
+        OK(cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used));
+        CHECK(used == 0);
+        OK(cuMemPoolDestroy(pool));
+        OK(cuStreamDestroy_v2(stream));
+    }
+}
+
 static void forked(void) {
     pid_t child = fork();
     CHECK(child >= 0);
@@ -514,6 +548,7 @@ int main(void) {
     own_default_streams(module);
     rectangles();
     pools();
+    local_pools();
     forked();
     OK(cuModuleUnload(module));
     OK(cuDevicePrimaryCtxReset_v2(0));

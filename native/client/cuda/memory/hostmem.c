@@ -391,8 +391,12 @@ CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
 CUresult tpc_cuMemFreeHost(void *p) {
     TPC_CONTEXT(context);
     TPC_CAPTURE_UNSAFE("cuMemFreeHost");
+    struct tpc_range range;
     if (!p) {
         return CUDA_SUCCESS;
+    }
+    if (tpc_range_at((uint64_t)(uintptr_t)p, &range) && tpc_pool_local_of(&range)) {
+        return CUDA_ERROR_INVALID_VALUE; /* it is its pool's */
     }
     struct tpc_host *host = take_out(p, TPC_MADE_HOST);
     if (!host) {
@@ -403,6 +407,42 @@ CUresult tpc_cuMemFreeHost(void *p) {
     end_twin(host);
     munmap(memory, mapped);
     return CUDA_SUCCESS;
+}
+
+static void free_own(void *what) {
+    struct tpc_host *host = what;
+    void *memory = host->memory;
+    size_t mapped = host->mapped;
+    tpc_pool_local_freed(host->pool, host->size);
+    end_twin(host);
+    munmap(memory, mapped);
+}
+
+CUresult tpc_host_free_behind(uint64_t start, CUstream stream) {
+    struct tpc_range range;
+    void *p = (void *)(uintptr_t)start;
+    if (!tpc_range_at(start, &range)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if ((range.flags & TPC_MADE_MASK) == TPC_MADE_ARENA) { /* the worker keeps it until what is queued is done */
+        struct tpc_host *host = range.detail;
+        uint64_t pool = host->pool, size = host->size;
+        CUresult result = free_shared(p);
+        if (result == CUDA_SUCCESS) {
+            tpc_pool_local_freed(pool, size);
+        }
+        return result;
+    }
+    struct tpc_host *host = take_out(p, TPC_MADE_HOST);
+    if (!host) {
+        return CUDA_ERROR_INVALID_VALUE; /* another thread has freed it */
+    }
+    CUresult result = tpc_cuLaunchHostFunc(stream, free_own, host);
+    if (result != CUDA_SUCCESS) {
+        tpc_range_add(&range);
+        tpc_unreached_add(range.start, range.size);
+    }
+    return result;
 }
 
 /* Every page must be mapped: the driver would pin them all. */

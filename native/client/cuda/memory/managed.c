@@ -289,7 +289,8 @@ static struct tpc_managed *managed_at(uint64_t address) {
     if (tpc_range_at(page, &range) && (range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED) {
         return range.detail;
     }
-    return tpc_variables_at(address);
+    struct tpc_managed *m = tpc_variables_at(address);
+    return m ? m : tpc_managed_leaving(page);
 }
 
 static CUresult serve_touch(const struct tpc_request *request) {

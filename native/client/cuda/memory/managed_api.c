@@ -106,6 +106,7 @@ CUresult tpc_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int 
     m->mapped = mapped;
     m->count = count;
     m->context = context;
+    m->size = bytesize;
     CUresult result = tpc_stream_beside(context, &m->beside);
     result = result ? result : take_block(m, page);
     if (result != CUDA_SUCCESS) {
@@ -129,11 +130,77 @@ CUresult tpc_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int 
 }
 
 /* The pages go before the worker may give the addresses to somebody else. */
-static void forget(struct tpc_managed *m) {
+static void give_pages(struct tpc_managed *m) {
     struct tpc_request request = {.wish = TPC_REMOVE, .managed = m};
     tpc_managed_ask(&request);
+    tpc_pool_local_freed(m->pool, m->size);
     tpc_hints_free(m);
+}
+
+static void forget(struct tpc_managed *m) {
+    give_pages(m);
     free(m);
+}
+
+/* Freed, and still used by what a stream has before that: its host functions may touch it. */
+static struct tpc_managed *leaving;
+static struct tp_lock leaving_lock;
+
+struct tpc_managed *tpc_managed_leaving(uint64_t address) {
+    tp_lock_take(&leaving_lock);
+    struct tpc_managed *m = leaving;
+    while (m && address - m->start >= m->mapped) {
+        m = m->leaves;
+    }
+    tp_lock_drop(&leaving_lock);
+    return m;
+}
+
+/* False when it is not there any more: its context has gone. */
+static bool leave_out(struct tpc_managed *m) {
+    tp_lock_take(&leaving_lock);
+    struct tpc_managed **at = &leaving;
+    while (*at && *at != m) {
+        at = &(*at)->leaves;
+    }
+    const bool there = *at != NULL;
+    if (there) {
+        *at = m->leaves;
+    }
+    tp_lock_drop(&leaving_lock);
+    return there;
+}
+
+/* A host function, which the stream has come to. */
+static void free_now(void *what) {
+    struct tpc_managed *m = what;
+    struct tpg_memory_free_in in = {.address = m->block};
+    const uint32_t own = tp_thread_self()->context;
+    if (!leave_out(m)) {
+        return;
+    }
+    tp_thread_self()->context = tp_handle_id(m->context->handle);
+    forget(m);
+    tpc_post_memory_free("cuMemFreeAsync", &in);
+    tp_thread_self()->context = own;
+}
+
+CUresult tpc_managed_free_behind(uint64_t start, CUstream stream) {
+    struct tpc_range range;
+    if (!tpc_range_remove(start, &range)) {
+        return CUDA_ERROR_INVALID_VALUE; /* another thread has freed it */
+    }
+    struct tpc_managed *m = range.detail;
+    tp_lock_take(&leaving_lock);
+    m->leaves = leaving;
+    leaving = m;
+    tp_lock_drop(&leaving_lock);
+    CUresult result = tpc_cuLaunchHostFunc(stream, free_now, m);
+    if (result != CUDA_SUCCESS) {
+        leave_out(m);
+        tpc_range_add(&range);
+    }
+    return result;
 }
 
 CUresult tpc_managed_free(uint64_t start) {
@@ -147,9 +214,24 @@ CUresult tpc_managed_free(uint64_t start) {
     return tpc_post_memory_free("cuMemFree", &in);
 }
 
+static struct tpc_managed *leaving_of(const struct tpc_context *context) {
+    tp_lock_take(&leaving_lock);
+    struct tpc_managed *m = leaving;
+    while (m && m->context != context) {
+        m = m->leaves;
+    }
+    tp_lock_drop(&leaving_lock);
+    return m;
+}
+
 /* The worker frees what the context had. */
 static void context_gone(const struct tpc_context *context) {
     struct tpc_range range;
+    for (struct tpc_managed *m; (m = leaving_of(context));) {
+        if (leave_out(m)) { /* its record stays: a host function has it, which may still be called */
+            give_pages(m);
+        }
+    }
     for (uint64_t at = 0; tpc_range_next(at, &range); at = range.start + 1) {
         if (range.context == context && (range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED &&
             tpc_range_remove(range.start, &range)) {

@@ -132,6 +132,10 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
         tpc_wait_for_next_post();
         return tpc_post_memory_free("cuMemFree", &in);
     }
+    if ((made == TPC_MADE_HOST || made == TPC_MADE_ARENA) && range.start == dptr && tpc_pool_local_of(&range)) {
+        TPC_TRY(tpc_cuCtxSynchronize()); /* as the driver's, it waits */
+        return tpc_host_free_behind(dptr, CU_STREAM_LEGACY);
+    }
     if (made == TPC_MADE_MANAGED && range.start == dptr) {
         return tpc_managed_free(dptr);
     }

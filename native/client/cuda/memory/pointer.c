@@ -56,7 +56,8 @@ const struct tpc_context *tpc_range_context(const struct tpc_range *range) {
 static CUresult answer_one(void *data, CUpointer_attribute attribute, const struct tpc_range *range, uint64_t address) {
     unsigned int made = range ? range->flags & TPC_MADE_MASK : 0;
     const bool managed = made == TPC_MADE_MANAGED;
-    const bool plain = range && made != TPC_MADE_MAP && made != TPC_MADE_POOL && made != TPC_MADE_GRAPH;
+    const bool plain =
+        range && made != TPC_MADE_MAP && made != TPC_MADE_POOL && made != TPC_MADE_GRAPH && !tpc_pool_local_of(range);
     switch (attribute) {
     case CU_POINTER_ATTRIBUTE_CONTEXT:
         ANSWER(CUcontext, (uintptr_t)(plain && range->context ? range->context->handle : 0));
@@ -101,7 +102,7 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
         }
         ANSWER(int, range ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE : 0);
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
-        ANSWER(CUmemoryPool, (uintptr_t)(made == TPC_MADE_POOL ? range->detail : NULL));
+        ANSWER(CUmemoryPool, made == TPC_MADE_POOL ? (uintptr_t)range->detail : range ? tpc_pool_local_of(range) : 0);
     }
     return CUDA_ERROR_INVALID_VALUE;
 }

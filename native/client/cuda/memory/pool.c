@@ -79,6 +79,9 @@ CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
         dev >= DEVICES_MAX) { /* the pool is of no such device: the same code (580.159.04, measured) */
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (tpc_pool_local((uint64_t)(uintptr_t)pool)) {
+        return CUDA_ERROR_INVALID_VALUE; /* its memory is not the device's */
+    }
     struct tpg_pool_current_in in = {.pool = (uint64_t)(uintptr_t)pool, .device = tpc_devices[dev].remote};
     tp_lock_take(&lock); /* what is remembered has the worker's order */
     CUresult result = tpc_post_pool_current("cuDeviceSetMemPool", &in);
@@ -159,13 +162,25 @@ CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, s
 }
 
 CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
-    if (!pool || !poolProps || poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) {
+    if (!pool || !poolProps ||
+        (poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED &&
+         poolProps->allocType != CU_MEM_ALLOCATION_TYPE_MANAGED)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE || poolProps->handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
+    if (poolProps->handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
         return CUDA_ERROR_NOT_SUPPORTED; /* as the device attributes say */
     }
-    const CUdevice device = poolProps->location.id;
+    CUdevice device = poolProps->location.id;
+    const bool local = poolProps->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED ||
+                       poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE;
+    CUmemPoolProps beside; /* see pool_local.c */
+    const CUmemPoolProps *asked = poolProps;
+    if (local) {
+        TPC_TRY(tpc_pool_local_props(poolProps, &device));
+        beside = (CUmemPoolProps){.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                  .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device}};
+        poolProps = &beside;
+    }
     struct tpc_flat props TPC_FLAT = {.size = 0};
     TPC_TRY(tpg_flatten_CUmemPoolProps(poolProps, 1, &props));
     struct tpg_pool_create_in in = {
@@ -181,6 +196,11 @@ CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps
         return result;
     }
     *pool = (CUmemoryPool)(uintptr_t)in.pool;
+    if (local && !tpc_pool_local_add(in.pool, asked)) {
+        tpc_cuMemPoolDestroy(*pool);
+        *pool = NULL;
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     return CUDA_SUCCESS;
 }
 
@@ -205,6 +225,10 @@ static CUresult attribute(const char *name, CUmemoryPool pool, CUmemPool_attribu
     TPC_CHECK_HANDLE(POOL, pool, false);
     if (!value || (int)attr < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult known;
+    if (tpc_pool_local_attribute((uint64_t)(uintptr_t)pool, attr, store, value, &known)) {
+        return known;
     }
     bool is_int = attr <= CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES;
     int small = 0;
@@ -300,6 +324,10 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
     if (!context) {
         return result == CUDA_SUCCESS ? CUDA_ERROR_CONTEXT_IS_DESTROYED : result;
     }
+    struct tpc_local_pool *local = named ? tpc_pool_local(pool) : NULL;
+    if (local) {
+        return tpc_pool_local_alloc(local, size, owner, stream, dptr);
+    }
     result = named ? CUDA_SUCCESS : current_pool(context->device, &from);
     const char *place = result == CUDA_SUCCESS ? tpc_record(TPG_POOL, from) : NULL;
     if (!place) {
@@ -357,6 +385,9 @@ CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     if (made == TPC_MADE_GRAPH) { /* the driver says whether anything is allocated there */
         tpc_wait_for_next_post();
         return tpc_post_pool_free("cuMemFreeAsync", &in);
+    }
+    if (made == TPC_MADE_MANAGED || made == TPC_MADE_HOST || made == TPC_MADE_ARENA) {
+        return tpc_pool_local_free(dptr, hStream);
     }
     if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || range.start != dptr || !tpc_range_remove(dptr, &range)) {
         return CUDA_ERROR_INVALID_VALUE;

@@ -30,6 +30,8 @@ struct tpc_managed {
     unsigned char *alias;   /* the same pages, which we may always touch */
     struct tpc_context *context;
     CUstream beside;                /* a stream of that context for our copies alone, which waits for nothing */
+    uint64_t pool, size;            /* that it came from, 0 = none, and what was asked for */
+    struct tpc_managed *leaves;     /* the next of those that a stream is to free */
     struct tpc_hint *hints;         /* managed_hint.c */
     struct tpc_variable *variables; /* of a block of them, which lives as long as the process */
     /* The server's alone. */
@@ -75,6 +77,10 @@ unsigned char *tpc_window_extra(uint64_t start, uint64_t size);
 unsigned char *tpc_window_alias(uint64_t address);
 /* The first part of [*begin, *end) of the memory that has pages, as far as the kernel tells. False: none of it has. */
 bool tpc_window_data(const struct tpc_managed *m, uint64_t *begin, uint64_t *end);
+
+/* ---- managed_api.c ---- */
+/* Memory that a stream is to free, and has not yet; NULL: none is there. */
+struct tpc_managed *tpc_managed_leaving(uint64_t address);
 
 /* ---- managed_variable.c ---- */
 /* The block that holds the address, NULL if none does. */

@@ -91,6 +91,29 @@ bool tpc_graph_block(uint64_t start, uint64_t size, int device);
 /* Before a post that the driver may refuse at once because of memory of graphs: it is waited for while there is any. */
 void tpc_graph_memory_asks(void);
 
+/* ---- pool_local.c ---- */
+/* A pool of managed or of pinned host memory; NULL: another. */
+struct tpc_local_pool;
+struct tpc_local_pool *tpc_pool_local(uint64_t handle);
+/* Whether there can be one, and of which device the worker's pool beside it is. */
+CUresult tpc_pool_local_props(const CUmemPoolProps *props, CUdevice *device);
+bool tpc_pool_local_add(uint64_t handle, const CUmemPoolProps *props);
+/* In a stream of that context. */
+CUresult tpc_pool_local_alloc(struct tpc_local_pool *pool, size_t size, CUcontext owner, CUstream stream,
+                              CUdeviceptr *out);
+/* The pool that memory came from; 0: none of these. */
+uint64_t tpc_pool_local_of(const struct tpc_range *range);
+/* Memory that begins there and is of such a pool; else CUDA_ERROR_INVALID_VALUE. */
+CUresult tpc_pool_local_free(uint64_t start, CUstream stream);
+/* Memory of it has gone; 0 is no pool. */
+void tpc_pool_local_freed(uint64_t handle, uint64_t size);
+/* False for what the worker knows. */
+bool tpc_pool_local_attribute(uint64_t handle, CUmemPool_attribute attribute, bool store, void *value,
+                              CUresult *result);
+/* For it, in managed_api.c and hostmem.c: the address is free at once, the pages when the stream gets here. */
+CUresult tpc_managed_free_behind(uint64_t start, CUstream stream);
+CUresult tpc_host_free_behind(uint64_t start, CUstream stream);
+
 /* ---- hostmem.c ---- */
 struct tpc_host {
     struct tpc_host *next;
@@ -99,6 +122,7 @@ struct tpc_host {
     unsigned int flags;
     uint64_t twin;         /* address on the worker, 0 = none */
     unsigned char *shadow; /* what both sides last agreed on */
+    uint64_t pool;         /* that it came from, 0 = none */
 };
 /* The device address of a byte of pinned memory, making the twin if there is none. */
 CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out);
