@@ -16,6 +16,7 @@ enum tp_copy_order {
     TP_AFTER_DOWNLOAD = 1, /* a copy out of the device into a buffer */
     TP_AFTER_HOST = 2,     /* a host function */
     TP_INSIDE = 4,         /* the node is inside the child graph that is named */
+    TP_CONDITIONAL = 8,    /* a conditional node decides whether it runs */
 };
 /* So many of these copies and of the graph's host functions, together, are told apart in `before`: a row of bits for each, in an
  * order in which a graph may run them. */

@@ -214,6 +214,37 @@ static inline void check_condition_errors(graph_bench_t *t) {
     OK(cuGraphDestroy(graph));
 }
 
+// A copy into the program's memory that does not run leaves it as it is, or is refused by name.
+static inline void check_copy_that_does_not_run(graph_bench_t *t) {
+    uint32_t *word;
+    CUgraph graph, body;
+    CUgraphNode node, copy;
+    CUgraphExec exec;
+    OK(cuMemAllocHost_v2((void **)&word, 4));
+    *word = 77;
+    OK(cuMemsetD32_v2(t->a, 5, GRAPH_WORDS));
+    OK(cuGraphCreate(&graph, 0));
+    CUgraphNodeParams params = conditional(condition(graph, t->context, 0), CU_GRAPH_COND_TYPE_IF, 1, t->context);
+    OK(cuGraphAddNode_v2(&node, graph, NULL, NULL, 0, &params));
+    body = params.conditional.phGraph_out[0];
+    CUDA_MEMCPY3D back = line_copy(t->a, t->a);
+    back.dstMemoryType = CU_MEMORYTYPE_HOST;
+    back.dstDevice = 0;
+    back.dstHost = word;
+    back.WidthInBytes = 4;
+    OK(cuGraphAddMemcpyNode(&copy, body, NULL, 0, &back, t->context));
+    CUresult result = cuGraphInstantiateWithFlags(&exec, graph, 0);
+    CHECK(result == CUDA_SUCCESS || result == CUDA_ERROR_NOT_SUPPORTED);
+    if (result == CUDA_SUCCESS) {
+        OK(cuGraphLaunch(exec, t->stream));
+        OK(cuStreamSynchronize(t->stream));
+        CHECK(*word == 77);
+        OK(cuGraphExecDestroy(exec));
+    }
+    OK(cuGraphDestroy(graph));
+    OK(cuMemFreeHost(word));
+}
+
 static inline void check_conditions(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     CUmodule own;
@@ -223,6 +254,7 @@ static inline void check_conditions(CUmodule module) {
     check_while(&c);
     check_if_and_switch(&c);
     check_condition_errors(&t);
+    check_copy_that_does_not_run(&t);
     graph_bench_end(&t);
     OK(cuModuleUnload(own));
 }

@@ -27,6 +27,7 @@ struct walk {
     uint64_t total, late;  /* copies found; host functions behind one out of the device */
     uint64_t hosts, items; /* host functions; both, which are numbered as they are found */
     struct tpw_mix *mix;   /* gets the host functions */
+    unsigned conditional;  /* nodes around the one that is looked at */
 };
 
 /* What stands before a node. Of more than TP_MIX_MAX items there are only the flags. */
@@ -147,7 +148,8 @@ static void found(struct walk *w, CUgraphNode top, CUgraphNode node, uint64_t ad
         size_t at = (size_t)w->total;
         w->nodes[at] = tpw_node_name(w->s, w->frame, top ? top : node, w->graph, &w->fresh);
         w->addresses[at] = address;
-        w->orders[at] = before->flags | (top ? (unsigned int)TP_INSIDE : 0);
+        w->orders[at] =
+            before->flags | (top ? (unsigned int)TP_INSIDE : 0) | (w->conditional ? (unsigned int)TP_CONDITIONAL : 0);
         w->places[at] = item;
     }
     w->total++;
@@ -205,9 +207,11 @@ static int32_t visit(struct walk *w, CUgraphNode node, CUgraphNode top, struct p
         error = host(w, node, past);
     }
     /* A captured launch that has none to be asked: the client lets no such launch have copies. */
+    w->conditional += type == CU_GRAPH_NODE_TYPE_CONDITIONAL;
     for (uint32_t at = 0; !error && (child = tpw_inner_graph(w->s, node, type, &at, &error));) {
         error = walk(w, child, top ? top : node, past, depth + 1);
     }
+    w->conditional -= type == CU_GRAPH_NODE_TYPE_CONDITIONAL;
     return error;
 }
 

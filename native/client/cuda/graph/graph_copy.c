@@ -44,6 +44,22 @@ static struct copies *copies_new(size_t most) {
     return copies;
 }
 
+/* Whether such a copy has run, nobody here would know, and its buffer's bytes would be taken for those that it copied. */
+static CUresult unconditional(const char *name, const struct tpg_graph_copies_out *out, const struct copies *copies) {
+    for (size_t i = 0; i < copies->count; i++) {
+        unsigned int order;
+        memcpy(&order, out->orders + i, sizeof order);
+        if (!copies->list[i].copy->up && (order & TP_CONDITIONAL)) {
+            tp_log(
+                TP_ERROR,
+                "%s: a conditional node copies into this program's memory, which is not supported over this connection",
+                name);
+            return CUDA_ERROR_NOT_SUPPORTED;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
 static CUresult make_list(const char *name, const struct tpg_graph_copies_out *out, uint64_t graph,
                           struct copies **made) {
     struct copies *copies = copies_new((size_t)out->total);
@@ -66,7 +82,8 @@ static CUresult make_list(const char *name, const struct tpg_graph_copies_out *o
         }
         copies->count++;
     }
-    CUresult result = tpc_mix_learn(name, out, copies);
+    CUresult result = unconditional(name, out, copies);
+    result = result ? result : tpc_mix_learn(name, out, copies);
     if (result != CUDA_SUCCESS) {
         tpc_copies_drop(copies);
         return result;
