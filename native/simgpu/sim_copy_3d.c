@@ -140,6 +140,9 @@ static CUresult copy3d_peer(sim_context_t *context, CUstream stream, const CUDA_
     sim_peers_t peers;
     const CUcontext own = (CUcontext)(void *)context;
     CUresult result = sim_copy_peers(p->dstContext ? p->dstContext : own, p->srcContext ? p->srcContext : own, &peers);
+    CUstreamCaptureStatus status;
+    if (result == CUDA_SUCCESS && stream) // counts also where nothing is copied
+        result = cuStreamIsCapturing(stream, &status);
     return result ? result : copy_box(context, stream, &dst, &src, p->WidthInBytes, p->Height, p->Depth, &peers, async);
 }
 

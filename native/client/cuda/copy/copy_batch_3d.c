@@ -8,8 +8,6 @@
 #include "tpc_copy.h"
 #include "tpg_client.h"
 
-#include <stdlib.h>
-
 #define NOBODY SIZE_MAX /* no copy is to blame */
 
 struct one {
@@ -93,11 +91,12 @@ static CUresult check(const CUDA_MEMCPY3D_BATCH_OP *op, struct one *out) {
     return tpc_copy_sides_good(&out->to, &out->from, out->size);
 }
 
-static CUresult run(const char *name, const CUDA_MEMCPY3D_BATCH_OP *list, size_t count, struct one *copies,
-                    size_t *failed, CUstream stream) {
+static CUresult run(const char *name, const CUDA_MEMCPY3D_BATCH_OP *list, size_t count, size_t *failed,
+                    CUstream stream) {
+    struct one copy;
     bool wait = false;
     for (size_t i = 0; i < count; i++) {
-        CUresult result = check(&list[i], &copies[i]);
+        CUresult result = check(&list[i], &copy);
         if (result != CUDA_SUCCESS) {
             *failed =
                 list[i].src.op.ptr.ptr && list[i].dst.op.ptr.ptr ? i : NOBODY; /* which has no address, is not told */
@@ -112,7 +111,8 @@ static CUresult run(const char *name, const CUDA_MEMCPY3D_BATCH_OP *list, size_t
         }
     }
     for (size_t i = 0; i < count; i++) {
-        CUresult result = tpc_copy_sides(name, &copies[i].to, &copies[i].from, copies[i].size, stream);
+        CUresult result = check(&list[i], &copy);
+        result = result ? result : tpc_copy_sides(name, &copy.to, &copy.from, copy.size, stream);
         if (result != CUDA_SUCCESS) {
             *failed = i;
             return result;
@@ -126,8 +126,7 @@ CUresult tpc_cuMemcpy3DBatchAsync(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList,
                                   unsigned long long flags, CUstream hStream) {
     TPC_CONTEXT(context);
     CUresult bad = tpc_check_handle(TPG_STREAM, (uint64_t)(uintptr_t)hStream, true);
-    if (bad == CUDA_SUCCESS &&
-        (hStream == CU_STREAM_LEGACY || !numOps || !opList || numOps > SIZE_MAX / sizeof(struct one))) {
+    if (bad == CUDA_SUCCESS && (hStream == CU_STREAM_LEGACY || !numOps || !opList)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (bad != CUDA_SUCCESS || flags) {
@@ -136,11 +135,8 @@ CUresult tpc_cuMemcpy3DBatchAsync(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList,
         }
         return bad ? bad : CUDA_ERROR_INVALID_VALUE;
     }
-    struct one *copies = malloc(numOps * sizeof *copies);
     size_t failed = NOBODY;
-    CUresult result =
-        copies ? run("cuMemcpy3DBatchAsync", opList, numOps, copies, &failed, hStream) : CUDA_ERROR_OUT_OF_MEMORY;
-    free(copies);
+    CUresult result = run("cuMemcpy3DBatchAsync", opList, numOps, &failed, hStream);
     if (result != CUDA_SUCCESS && failIdx) {
         *failIdx = failed;
     }
