@@ -56,7 +56,7 @@ FUNCTIONS = [
     # The session asks for the call with the message `callback`; the stream goes on when the client says it is done.
     # contextless: whatever refuses it, the session says so of the token.
     op("host_function", "post", contextless=True, stream="uint64_t", token="uint64_t", told="unsigned int"),
-    op("host_function_done", "post", contextless=True, token="uint64_t", number="uint64_t"),
+    op("host_function_done", "post", contextless=True, token="uint64_t"),
     # Everything before it has been executed, and nothing of it is held back behind a host function or a late copy.
     op("caught_up", "call", contextless=True),
     # From here on the session tells what it does for this client (message `traced`): tensor-fusion trace. `now` is its clock, `boot`
@@ -192,14 +192,8 @@ FUNCTIONS = [
     # program's memory; the client fills it before each launch, or empties it behind. `graph_copies` finds the nodes that
     # have one of the `buffers`, and what stands before them; `graph_order` begins and ends what a launch does with them.
     op("graph_copies", "call", contextless=True, graph="uint64_t: handle graph", buffers="uint64_t: array",
-       fresh="uint64_t: array", out={"total": "uint64_t", "late": "uint64_t", "hosts": "uint64_t", "nodes": "uint64_t: array",
-       "addresses": "uint64_t: array", "orders": "unsigned int: array", "places": "unsigned int: array",
-       "host_places": "unsigned int: array", "before": "uint64_t: array"}),
-    # What a host function of a graph finds in the program's memory, and what it leaves there, goes between that memory and the
-    # buffers while the graph stands at it: at once, whatever is held back, in a stream that waits for nothing. One at a time.
-    op("beside_out", "call", contextless=True, source="uint64_t", size="uint64_t", stream="uint64_t: name stream",
-       out={"data": "void: bytes"}),
-    op("beside_in", "call", contextless=True, destination="uint64_t", stream="uint64_t: name stream", data="void: bytes"),
+       fresh="uint64_t: array", out={"total": "uint64_t", "late": "uint64_t", "nodes": "uint64_t: array",
+       "addresses": "uint64_t: array", "orders": "unsigned int: array"}),
     op("graph_order", "post", exec="uint64_t: name graphexec", stream="uint64_t: handle stream", end="unsigned int"),
     op("graph_enable", "call", contextless=True, exec="uint64_t: handle graphexec", node="uint64_t: handle graphnode",
        enabled="unsigned int"),
@@ -220,12 +214,11 @@ FUNCTIONS = [
     op("graph_alloc", "call", contextless=True, owner="uint64_t", node="uint64_t", params="CUDA_MEM_ALLOC_NODE_PARAMS: struct",
        dependencies="uint64_t: array", edges="CUgraphEdgeData: array", out={
        "address": "uint64_t", "block": "uint64_t", "block_size": "uint64_t"}),
-    # `mix`, unless it is 0, is a number for what comes of it: the session tells it with each of its host functions.
     op("graph_instantiate", "call", graph="uint64_t: handle graph", exec="uint64_t: new graphexec", flags="uint64_t",
-       upload="uint64_t", detailed="unsigned int", fresh="uint64_t", mix="uint64_t",
+       upload="uint64_t", detailed="unsigned int", fresh="uint64_t",
        out={"error_node": "uint64_t", "error": "int", "result": "int"}),
     op("graph_update", "call", exec="uint64_t: handle graphexec", graph="uint64_t: handle graph", fresh="uint64_t: array",
-       mix="uint64_t", out={"error_node": "uint64_t", "error_from": "uint64_t", "error": "int", "result": "int"}),
+       out={"error_node": "uint64_t", "error_from": "uint64_t", "error": "int", "result": "int"}),
     op("user_object_create", "call", object="uint64_t: new userobject", token="uint64_t",
        references="unsigned int"),
 ]  # fmt: skip

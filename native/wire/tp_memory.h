@@ -18,9 +18,5 @@ enum tp_copy_order {
     TP_INSIDE = 4,         /* the node is inside the child graph that is named */
     TP_CONDITIONAL = 8,    /* a conditional node decides whether it runs */
 };
-/* So many of these copies and of the graph's host functions, together, are told apart in `before`: a row of bits for each, in an
- * order in which a graph may run them. */
-#define TP_MIX_MAX 512u
-#define TP_MIX_WORDS (TP_MIX_MAX / 64)
 
 #endif

@@ -203,9 +203,7 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(stream_destroy, .stream = HANDLE(TPG_STREAM, 0));
     LIKE(stream_create, .stream = HANDLE(TPG_STREAM, rand() % 2));
     LIKE(host_function, .stream = stream, .token = 5);
-    LIKE(host_function_done, .token = 5, .number = (uint64_t)rand() % 3);
-    LIKE(beside_out, .source = ADDRESS(rand() % 2), .size = 1 + (uint64_t)rand() % 200, .stream = stream);
-    LIKE(beside_in, .destination = ADDRESS(rand() % 2), .stream = stream, .data = params, .data_size = 28);
+    LIKE(host_function_done, .token = 5);
     LIKE(trace_tell, .token = 1);
     LIKE(memory_alloc, .size = 1 << 20);
     LIKE(memory_free, .address = ADDRESS(rand() % 2));
@@ -254,9 +252,7 @@ static size_t likely(unsigned char *out, int which) {
          .params = &allocation, .params_size = sizeof allocation);
     LIKE(graph_node_destroy, .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
     LIKE(graph_destroy, .graph = HANDLE(TPG_GRAPH, rand() % 2));
-    LIKE(graph_host, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4), .token = 5);
-    LIKE(graph_instantiate, .graph = HANDLE(TPG_GRAPH, rand() % 2), .exec = HANDLE(TPG_GRAPHEXEC, 0),
-         .mix = (uint64_t)rand() % 3);
+    LIKE(graph_instantiate, .graph = HANDLE(TPG_GRAPH, rand() % 2), .exec = HANDLE(TPG_GRAPHEXEC, 0));
     const CUDA_MEMCPY3D graph_copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
                                       .srcDevice = ADDRESS(0),
                                       .dstMemoryType = CU_MEMORYTYPE_DEVICE,

@@ -600,7 +600,6 @@ static void case_tables(void) {
     CHECK(tpw_object(&session, TPG_EVENT, handle(TPG_EVENT, (1u << TP_INDEX_BITS) - 1)));
 }
 
-#include "frames_mix.h"
 #include "frames_structs.h"
 
 static const struct {
@@ -648,11 +647,6 @@ static const struct {
     {"conditional", case_conditional, 17, true, 0},
     {"conditional_names", case_conditional_names, 3, false, 3},
     {"graph_memory", case_graph_memory, 7, true, 0},
-    {"beside", case_beside, 2, true, 0},
-    {"beside_two", case_beside_two, 0, false, 3},
-    {"beside_long", case_beside_long, 0, false, 3},
-    {"beside_post", case_beside_post, 0, false, 3},
-    {"mix", case_mix, 0, false, 0},
 };
 
 /* ---- the session ---- */

@@ -32,26 +32,13 @@ class GraphRules(State):
             overlap(a, b) for i, a in enumerate(downs) for b in downs[i + 1 :]
         ):
             raise Illegal("downloads to the same memory")
-        functions = [number for number, n in graph.nodes.items() if n.kind == "host"]
-        if "graph-mixed" not in self.features and functions and ours:
-            raise Illegal("a host function beside copies")
-        if "graph-bridge" in self.features:
+        if "graph-mixed" in self.features:
             return
-        for number, first in graph.nodes.items():
-            for second in graph.nodes.values():
-                if first.kind not in ("copy", "child") or second.kind not in ("copy", "child"):
-                    continue
-                between = any(second.before >> f & 1 and graph.nodes[f].before >> number & 1 for f in functions)
-                if (
-                    second.before >> number & 1
-                    and not between
-                    and any(
-                        overlap(a, b) and a[3] and not b[3] and a in ours
-                        for a in first.accesses
-                        for b in second.accesses
-                    )
-                ):
-                    raise Illegal("down and up again")
+        functions = any(n.kind == "host" for n in graph.nodes.values())
+        if functions and ours:
+            raise Illegal("a host function beside copies")
+        if any(overlap(a, b) and a[3] != b[3] for a in ours for b in ours):
+            raise Illegal("down and up again")
 
     def add_captured(self, stream: Stream, node: Node) -> None:
         capture = self.capture
@@ -141,12 +128,6 @@ class GraphRules(State):
         node = ready.nodes[number]
         accesses = self.effect_accesses(effect)
         self.check_places(op.thread, effect, accesses)
-        if (
-            effect.name == "copy"
-            and "graph-mixed-set" not in self.features
-            and any(n.kind in ("host", "child") for n in ready.nodes.values())
-        ):
-            raise Illegal("a copy beside host functions")
         old = self.graphs[op.args[1]].nodes[number].effect
         if node.effect is None or old is None:
             raise Illegal("another form")

@@ -5,7 +5,6 @@
  */
 #include "../native/described_checks.h"
 #include "../native/graph_copy_checks.h"
-#include "../native/graph_mix_checks.h"
 #include "../native/graph_memory_checks.h"
 #include "../native/graph_set_checks.h"
 #include "../native/graph_condition_checks.h"
@@ -93,7 +92,6 @@ int role_graphs(int count, char **words) {
     CUmodule module = load_kernels();
     check_graphs(module);
     check_graph_copies(module);
-    check_graph_mixes(module);
     check_described(module);
     check_graph_memory_all(module);
     check_graph_set(module);

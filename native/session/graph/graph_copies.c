@@ -22,33 +22,18 @@ struct walk {
     uint64_t *buffers;
     size_t buffers_count;
     struct tpw_fresh fresh;
-    uint64_t *nodes, *addresses, *before; /* `before`: rows of what stands before each item */
-    unsigned int *orders, *places, *host_places;
-    uint64_t total, late;  /* copies found; host functions behind one out of the device */
-    uint64_t hosts, items; /* host functions; both, which are numbered as they are found */
-    struct tpw_mix *mix;   /* gets the host functions */
-    unsigned conditional;  /* nodes around the one that is looked at */
+    uint64_t *nodes, *addresses;
+    unsigned int *orders;
+    uint64_t total, late; /* copies found; host functions behind one out of the device */
+    unsigned conditional; /* nodes around the one that is looked at */
 };
-
-/* What stands before a node. Of more than TP_MIX_MAX items there are only the flags. */
-struct past {
-    unsigned int flags;
-    uint64_t items[TP_MIX_WORDS];
-};
-
-static void add_past(struct past *to, const struct past *more) {
-    to->flags |= more->flags;
-    for (size_t i = 0; i < TP_MIX_WORDS; i++) {
-        to->items[i] |= more->items[i];
-    }
-}
 
 /* A graph as numbers: node i is followed by `to[first[i]]` up to `to[first[i + 1]]`. */
 struct shape {
     size_t count;
     CUgraphNode *nodes; /* by rising address */
     size_t *first, *to, *before;
-    struct past *pasts;
+    unsigned int *orders; /* what stands before each node */
 };
 
 static int by_value(const void *a, const void *b) {
@@ -69,7 +54,7 @@ static void shape_free(struct shape *shape) {
     free(shape->first);
     free(shape->to);
     free(shape->before);
-    free(shape->pasts);
+    free(shape->orders);
 }
 
 static int32_t edges_of(struct tpw_session *s, CUgraph graph, CUgraphNode *from, CUgraphNode *to, CUgraphEdgeData *data,
@@ -92,8 +77,8 @@ static int32_t shape_make(struct tpw_session *s, CUgraph graph, struct shape *sh
     shape->first = calloc(shape->count + 2, sizeof(size_t));
     shape->to = calloc(edges + 1, sizeof(size_t));
     shape->before = calloc(shape->count, sizeof(size_t));
-    shape->pasts = calloc(shape->count, sizeof(struct past));
-    bool able = from && to && data && shape->nodes && shape->first && shape->to && shape->before && shape->pasts;
+    shape->orders = calloc(shape->count, sizeof(unsigned int));
+    bool able = from && to && data && shape->nodes && shape->first && shape->to && shape->before && shape->orders;
     error = able ? (int32_t)s->cuda.cuGraphGetNodes(graph, shape->nodes, &shape->count) : CUDA_ERROR_OUT_OF_MEMORY;
     if (!error && edges) {
         error = edges_of(s, graph, from, to, data, &edges);
@@ -131,35 +116,22 @@ static uint64_t start_of(uint64_t base, uint64_t x, uint64_t y, uint64_t z, uint
     return base + x + pitch * (y + rows * z); /* compared with addresses, never used as one */
 }
 
-/* Gives an item its number, and puts it into `behind`. */
-static unsigned int number(struct walk *w, const struct past *before, struct past *behind) {
-    const uint64_t item = w->items++;
-    if (item < TP_MIX_MAX) {
-        memcpy(w->before + item * TP_MIX_WORDS, before->items, sizeof before->items);
-        behind->items[item / 64] |= 1ull << item % 64;
-    }
-    return (unsigned int)item;
-}
-
-static void found(struct walk *w, CUgraphNode top, CUgraphNode node, uint64_t address, const struct past *before,
-                  struct past *behind) {
-    const unsigned int item = number(w, before, behind);
+static void found(struct walk *w, CUgraphNode top, CUgraphNode node, uint64_t address, unsigned int order) {
     if (w->total < COPIES_MAX) {
         size_t at = (size_t)w->total;
         w->nodes[at] = tpw_node_name(w->s, w->frame, top ? top : node, w->graph, &w->fresh);
         w->addresses[at] = address;
         w->orders[at] =
-            before->flags | (top ? (unsigned int)TP_INSIDE : 0) | (w->conditional ? (unsigned int)TP_CONDITIONAL : 0);
-        w->places[at] = item;
+            order | (top ? (unsigned int)TP_INSIDE : 0) | (w->conditional ? (unsigned int)TP_CONDITIONAL : 0);
     }
     w->total++;
 }
 
-/* Tells of a copy's buffers; `past` is what stands before it, and then what stands before those behind it. */
-static int32_t copy(struct walk *w, CUgraphNode node, CUgraphNode top, struct past *past) {
+/* Tells of a copy's buffers; `order` is what stands before it, and then what stands behind it. */
+static int32_t copy(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned int *order) {
     CUDA_MEMCPY3D p = {0};
     size_t at;
-    const struct past before = *past;
+    unsigned int before = *order;
     int32_t error = (int32_t)w->s->cuda.cuGraphMemcpyNodeGetParams(node, &p);
     if (error) {
         return error;
@@ -167,58 +139,43 @@ static int32_t copy(struct walk *w, CUgraphNode node, CUgraphNode top, struct pa
     uint64_t source = start_of(p.srcDevice, p.srcXInBytes, p.srcY, p.srcZ, p.srcPitch, p.srcHeight);
     uint64_t destination = start_of(p.dstDevice, p.dstXInBytes, p.dstY, p.dstZ, p.dstPitch, p.dstHeight);
     if (has(w->buffers, w->buffers_count, source, &at)) {
-        found(w, top, node, source, &before, past);
+        found(w, top, node, source, before);
     }
     if (has(w->buffers, w->buffers_count, destination, &at)) {
-        found(w, top, node, destination, &before, past);
-        past->flags |= TP_AFTER_DOWNLOAD;
+        found(w, top, node, destination, before);
+        *order |= TP_AFTER_DOWNLOAD;
     }
     return CUDA_SUCCESS;
 }
 
-/* The place of a host function is the order in which the same walk finds it, once to tell of it and once to change it. */
-static int32_t host(struct walk *w, CUgraphNode node, struct past *past) {
-    const struct past before = *past;
-    const unsigned int place = (unsigned int)w->hosts++;
-    if (w->mix) {
-        return tpw_mix_host(w->s, w->mix, node, place);
-    }
-    const unsigned int item = number(w, &before, past);
-    if (place < TP_MIX_MAX) {
-        w->host_places[place] = item;
-    }
-    w->late += (before.flags & TP_AFTER_DOWNLOAD) != 0;
-    past->flags |= TP_AFTER_HOST;
-    return CUDA_SUCCESS;
-}
+static int32_t walk(struct walk *w, CUgraph graph, CUgraphNode top, unsigned int *order, unsigned depth);
 
-static int32_t walk(struct walk *w, CUgraph graph, CUgraphNode top, struct past *past, unsigned depth);
-
-static int32_t visit(struct walk *w, CUgraphNode node, CUgraphNode top, struct past *past, unsigned depth) {
+static int32_t visit(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned int *order, unsigned depth) {
     CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
     CUgraph child = NULL;
     int32_t error = (int32_t)w->s->cuda.cuGraphNodeGetType(node, &type);
     if (error) {
         return error;
     }
-    if (type == CU_GRAPH_NODE_TYPE_MEMCPY && !w->mix) {
-        error = copy(w, node, top, past);
+    if (type == CU_GRAPH_NODE_TYPE_MEMCPY) {
+        error = copy(w, node, top, order);
     } else if (type == CU_GRAPH_NODE_TYPE_HOST) {
-        error = host(w, node, past);
+        w->late += (*order & TP_AFTER_DOWNLOAD) != 0;
+        *order |= TP_AFTER_HOST;
     }
     /* A captured launch that has none to be asked: the client lets no such launch have copies. */
     w->conditional += type == CU_GRAPH_NODE_TYPE_CONDITIONAL;
     for (uint32_t at = 0; !error && (child = tpw_inner_graph(w->s, node, type, &at, &error));) {
-        error = walk(w, child, top ? top : node, past, depth + 1);
+        error = walk(w, child, top ? top : node, order, depth + 1);
     }
     w->conditional -= type == CU_GRAPH_NODE_TYPE_CONDITIONAL;
     return error;
 }
 
-/* `past`: what stands before the graph, and then what stands before whatever follows it. */
-static int32_t walk(struct walk *w, CUgraph graph, CUgraphNode top, struct past *past, unsigned depth) {
+/* `order`: what stands before the graph, and then what stands before whatever follows it. */
+static int32_t walk(struct walk *w, CUgraph graph, CUgraphNode top, unsigned int *order, unsigned depth) {
     struct shape shape;
-    const struct past before = *past;
+    const unsigned int before = *order;
     if (depth > TPW_GRAPH_DEPTH) {
         return CUDA_ERROR_NOT_SUPPORTED;
     }
@@ -226,19 +183,19 @@ static int32_t walk(struct walk *w, CUgraph graph, CUgraphNode top, struct past 
     size_t *ready = calloc(shape.count + 1, sizeof *ready), waiting = 0;
     error = error || ready ? error : CUDA_ERROR_OUT_OF_MEMORY;
     for (size_t i = 0; !error && i < shape.count; i++) {
-        shape.pasts[i] = before;
+        shape.orders[i] = before;
         if (!shape.before[i]) {
             ready[waiting++] = i;
         }
     }
     for (size_t next = 0; !error && next < waiting; next++) {
         size_t at = ready[next];
-        struct past behind = shape.pasts[at];
+        unsigned int behind = shape.orders[at];
         error = visit(w, shape.nodes[at], top, &behind, depth);
-        add_past(past, &behind);
+        *order |= behind;
         for (size_t i = shape.first[at]; i < shape.first[at + 1]; i++) {
             size_t to = shape.to[i];
-            add_past(&shape.pasts[to], &behind);
+            shape.orders[to] |= behind;
             if (!--shape.before[to]) {
                 ready[waiting++] = to;
             }
@@ -252,51 +209,30 @@ static int32_t walk(struct walk *w, CUgraph graph, CUgraphNode top, struct past 
 int32_t tpw_graph_copies(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_copies_in *in,
                          struct tpg_graph_copies_out *out, CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
-    struct past past = {0};
+    unsigned int order = 0;
     struct walk w = {.s = s,
                      .frame = frame,
                      .graph = in->graph,
                      .buffers_count = in->buffers_count,
                      .fresh = {.handles = in->fresh, .count = in->fresh_count}};
     w.buffers = calloc(in->buffers_count + 1, sizeof *w.buffers);
-    w.nodes = tpw_scratch(s, COPIES_MAX, 2 * sizeof *w.nodes + 2 * sizeof *w.orders, &error);
-    w.before = tpw_scratch(s, TP_MIX_MAX, TP_MIX_WORDS * sizeof *w.before + sizeof *w.host_places, &error);
+    w.nodes = tpw_scratch(s, COPIES_MAX, 2 * sizeof *w.nodes + sizeof *w.orders, &error);
     if (!error && !w.buffers) {
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!error) {
         w.addresses = w.nodes + COPIES_MAX;
         w.orders = (unsigned int *)(void *)(w.addresses + COPIES_MAX);
-        w.places = w.orders + COPIES_MAX;
-        w.host_places = (unsigned int *)(void *)(w.before + TP_MIX_MAX * TP_MIX_WORDS);
         if (in->buffers_count) {
             memcpy(w.buffers, in->buffers, in->buffers_count * sizeof *w.buffers);
             qsort(w.buffers, in->buffers_count, sizeof *w.buffers, by_value);
         }
-        error = walk(&w, graph, NULL, &past, 0);
+        error = walk(&w, graph, NULL, &order, 0);
     }
     free(w.buffers);
-    *out = (struct tpg_graph_copies_out){.total = w.total,
-                                         .late = w.late,
-                                         .hosts = w.hosts,
-                                         .nodes = w.nodes,
-                                         .addresses = w.addresses,
-                                         .orders = w.orders,
-                                         .places = w.places,
-                                         .host_places = w.host_places,
-                                         .before = w.before};
-    const bool few = w.total && w.items <= TP_MIX_MAX; /* or nothing is told of what stands before what */
-    if (!error) {
-        out->nodes_count = (size_t)(w.total < COPIES_MAX ? w.total : COPIES_MAX);
-        out->addresses_count = out->orders_count = out->places_count = out->nodes_count;
-        out->host_places_count = few ? (size_t)w.hosts : 0;
-        out->before_count = few ? (size_t)w.items * TP_MIX_WORDS : 0;
-    }
+    *out = (struct tpg_graph_copies_out){
+        .total = w.total, .late = w.late, .nodes = w.nodes, .addresses = w.addresses, .orders = w.orders};
+    out->nodes_count = out->addresses_count = out->orders_count =
+        error ? 0 : (size_t)(w.total < COPIES_MAX ? w.total : COPIES_MAX);
     return error;
-}
-
-int32_t tpw_graph_mix(struct tpw_session *s, CUgraph graph, struct tpw_mix *mix) {
-    struct walk w = {.s = s, .mix = mix};
-    struct past past = {0};
-    return walk(&w, graph, NULL, &past, 0);
 }

@@ -73,18 +73,6 @@ static int32_t describe(struct tpw_session *s, uint64_t handle, CUgraph graph) {
     return error;
 }
 
-static int32_t mix_begin(struct tpw_session *s, CUgraph graph, uint64_t id, struct tpw_mix **mix) {
-    int32_t error = tpw_mix_begin(s, graph, id, mix);
-    if (*mix) {
-        error = tpw_graph_mix(s, graph, *mix);
-    }
-    if (error && *mix) {
-        error = tpw_mix_end(s, graph, *mix, error);
-        *mix = NULL;
-    }
-    return error;
-}
-
 int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *frame,
                               const struct tpg_graph_instantiate_in *in, struct tpg_graph_instantiate_out *out,
                               CUgraph graph) {
@@ -96,11 +84,9 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
         error = CUDA_ERROR_NOT_SUPPORTED;
     }
     struct tpw_need *need = NULL;
-    struct tpw_mix *mix = NULL;
     const bool uploads = (in->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) != 0;
     error = error ? error : tpw_graph_need(s, graph, &need);
     error = error || !uploads ? error : tpw_need_charge(s, need);
-    error = error ? error : mix_begin(s, graph, in->mix, &mix);
     if (!error && in->detailed) {
         CUDA_GRAPH_INSTANTIATE_PARAMS params = {.flags = in->flags};
         if (uploads) {
@@ -117,13 +103,6 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
     }
     if (uploads) {
         tpw_need_taken(s, need, error);
-    }
-    if (mix) {
-        const bool made = !error;
-        error = tpw_mix_end(s, graph, mix, error);
-        if (error && made) {
-            s->cuda.cuGraphExecDestroy(exec);
-        }
     }
     if (!error) {
         error = tpw_made(s, frame, TPG_GRAPHEXEC, in->exec, (uint64_t)(uintptr_t)exec, 0);
@@ -276,10 +255,7 @@ int32_t tpw_graph_update(struct tpw_session *s, const struct tp_frame *frame, co
                          struct tpg_graph_update_out *out, CUgraphExec exec, CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
     CUgraphExecUpdateResultInfo info = {.result = CU_GRAPH_EXEC_UPDATE_ERROR};
-    struct tpw_mix *mix = NULL;
-    error = mix_begin(s, graph, in->mix, &mix);
     error = error ? error : (int32_t)s->cuda.cuGraphExecUpdate_v2(exec, graph, &info);
-    error = tpw_mix_end(s, graph, mix, error);
     error = error ? error : describe(s, in->exec, graph);
     out->error = error;
     out->result = (int32_t)info.result;

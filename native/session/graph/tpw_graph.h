@@ -98,10 +98,6 @@ int32_t tpw_need_charge(struct tpw_session *s, const struct tpw_need *need);
 void tpw_need_taken(struct tpw_session *s, struct tpw_need *need, int32_t error);
 void tpw_need_end(struct tpw_session *s, struct tpw_need *need);
 
-/* ---- graph_copies.c ---- */
-/* Gives every host function of the graph, and of those inside it, to the mix. */
-int32_t tpw_graph_mix(struct tpw_session *s, CUgraph graph, struct tpw_mix *mix);
-
 /* ---- graph_exec.c ---- */
 int32_t tpw_exec_hold(struct tpw_session *s, uint64_t exec, struct tpw_kept *kept);
 

@@ -48,7 +48,6 @@ struct tpw_waits;     /* timeline.c */
 struct tpw_callbacks; /* callback.c */
 struct tpw_memory;    /* tpw_memory.h */
 struct tpw_lates;     /* copy_late.c */
-struct tpw_beside;    /* copy_beside.c */
 
 struct tpw_session {
     struct tpw_link *link;
@@ -77,7 +76,6 @@ struct tpw_session {
     struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
     struct tpw_callbacks *callbacks;
     struct tpw_lates *lates;
-    struct tpw_beside *beside;
     uint32_t late;    /* copies that stand, or will, until their bytes have come from the client */
     uint32_t hosts;   /* counts the times that no host function and no such copy was outstanding; from 1 */
     uint32_t twins;   /* mapped host memory that kernels may have written: carried across before what completes */

@@ -23,9 +23,6 @@ struct callback {
     struct callback *next;
     struct tpw_callbacks *owner;
     uint64_t token;
-    uint64_t number; /* of this call, once the client was told of it */
-    uint64_t mix;    /* of the executable graph that calls it */
-    uint32_t place;  /* which of its functions it is */
     uint32_t context;
     int32_t status; /* what the driver tells a callback of its stream */
     _Atomic uint32_t state;
@@ -36,18 +33,6 @@ struct tpw_lasting {
     struct tpw_callbacks *owner;
     uint64_t token, object;
     struct tpw_kept *kept; /* not the client's: what has one user less then */
-    uint64_t mix;          /* of a mix: what it stands for in the node */
-    uint32_t place;
-    CUgraphNode node;
-    void *user;
-};
-
-struct tpw_mix {
-    struct tpw_mix *next; /* of those that are gone */
-    struct tpw_callbacks *owner;
-    uint64_t id;
-    CUuserObject object;
-    struct tpw_lasting *hosts;
 };
 
 struct tpw_callbacks {
@@ -55,8 +40,6 @@ struct tpw_callbacks {
     struct callback *list;
     struct tpw_session *session;
     struct tpw_lasting *gone;
-    struct tpw_mix *mixes_gone;
-    uint64_t calls;    /* that the client was told of */
     uint64_t repeated; /* host functions ever put into graphs */
     int event;
     _Atomic bool rung; /* after something was written to `event` */
@@ -170,7 +153,7 @@ static void repeated(void *user) {
         atomic_fetch_sub(&c->outstanding, 1);
         return;
     }
-    *callback = (struct callback){.owner = c, .token = lasting->token, .mix = lasting->mix, .place = lasting->place};
+    *callback = (struct callback){.owner = c, .token = lasting->token};
     tp_lock_take(&c->lock);
     callback->next = c->list;
     c->list = callback;
@@ -242,104 +225,12 @@ void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t 
 
 void tpw_host_never(struct tpw_session *s, uint32_t count) { atomic_fetch_sub(&s->callbacks->outstanding, count); }
 
-/* ---- host functions of one executable graph ----
- *
- * Which launch of which executable graph calls a function, the driver does not tell the stub. So while an executable graph is made,
- * or updated, the host nodes of its graph have other stubs, which know; then they have again what they had. */
-
-/* On a thread of the driver, or on the executor. */
-static void mix_gone(void *what) {
-    struct tpw_mix *mix = what;
-    struct tpw_callbacks *c = mix->owner;
-    tp_lock_take(&c->lock);
-    mix->next = c->mixes_gone;
-    c->mixes_gone = mix;
-    tp_lock_drop(&c->lock);
-    ring(c);
-}
-
-static void mix_free(struct tpw_mix *mix) {
-    while (mix->hosts) {
-        struct tpw_lasting *host = mix->hosts;
-        mix->hosts = host->next;
-        free(host);
-    }
-    free(mix);
-}
-
-int32_t tpw_mix_host(struct tpw_session *s, struct tpw_mix *mix, CUgraphNode node, uint32_t place) {
-    CUDA_HOST_NODE_PARAMS params = {0};
-    int32_t error = (int32_t)s->cuda.cuGraphHostNodeGetParams(node, &params);
-    if (error || params.fn != repeated) {
-        return error;
-    }
-    struct tpw_lasting *host = tpw_lasting_new(s, tpw_host_token(params.fn, params.userData), 0);
-    if (!host) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    host->mix = mix->id;
-    host->place = place;
-    host->node = node;
-    host->user = params.userData;
-    params.userData = host;
-    error = (int32_t)s->cuda.cuGraphHostNodeSetParams(node, &params);
-    if (error) {
-        free(host);
-        return error;
-    }
-    host->next = mix->hosts;
-    mix->hosts = host;
-    return CUDA_SUCCESS;
-}
-
-int32_t tpw_mix_begin(struct tpw_session *s, CUgraph graph, uint64_t id, struct tpw_mix **out) {
-    *out = NULL;
-    struct tpw_mix *mix = id ? calloc(1, sizeof *mix) : NULL;
-    if (!mix) {
-        return id ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
-    }
-    *mix = (struct tpw_mix){.owner = s->callbacks, .id = id};
-    int32_t error =
-        (int32_t)s->cuda.cuUserObjectCreate(&mix->object, mix, mix_gone, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
-    if (error) {
-        mix_free(mix);
-        return error;
-    }
-    error = (int32_t)s->cuda.cuGraphRetainUserObject(graph, mix->object, 1, CU_GRAPH_USER_OBJECT_MOVE);
-    if (error) {
-        s->cuda.cuUserObjectRelease(mix->object, 1); /* it tells of its end */
-        return error;
-    }
-    *out = mix;
-    return CUDA_SUCCESS;
-}
-
-int32_t tpw_mix_end(struct tpw_session *s, CUgraph graph, struct tpw_mix *mix, int32_t error) {
-    for (struct tpw_lasting *host = mix ? mix->hosts : NULL; host; host = host->next) {
-        const CUDA_HOST_NODE_PARAMS params = {.fn = repeated, .userData = host->user};
-        tpw_set(&error, (int32_t)s->cuda.cuGraphHostNodeSetParams(host->node, &params));
-    }
-    if (mix) { /* from here on it is the executable graph's alone, and gone without one */
-        tpw_set(&error, (int32_t)s->cuda.cuGraphReleaseUserObject(graph, mix->object, 1));
-    }
-    return error;
-}
-
 static void tell_gone(struct tpw_session *s) {
     struct tpw_callbacks *c = s->callbacks;
     tp_lock_take(&c->lock);
     struct tpw_lasting *gone = c->gone;
-    struct tpw_mix *mixes = c->mixes_gone;
     c->gone = NULL;
-    c->mixes_gone = NULL;
     tp_lock_drop(&c->lock);
-    while (mixes) {
-        struct tpw_mix *next = mixes->next;
-        struct tpg_mix_over_in message = {.mix = mixes->id};
-        tpg_send_mix_over(s, &message);
-        mix_free(mixes);
-        mixes = next;
-    }
     while (gone) {
         struct tpw_lasting *next = gone->next;
         if (gone->object) {
@@ -448,14 +339,7 @@ static bool next_raised(struct tpw_callbacks *c, struct tpg_callback_in *message
     for (struct callback *callback = c->list; callback && !found; callback = callback->next) {
         uint32_t raised = RAISED;
         found = atomic_compare_exchange_strong(&callback->state, &raised, SENT);
-        if (found) {
-            callback->number = ++c->calls;
-        }
-        *message = (struct tpg_callback_in){.token = callback->token,
-                                            .status = callback->status,
-                                            .number = callback->number,
-                                            .mix = callback->mix,
-                                            .place = callback->place};
+        *message = (struct tpg_callback_in){.token = callback->token, .status = callback->status};
     }
     tp_lock_drop(&c->lock);
     return found;
@@ -493,8 +377,7 @@ int32_t tpw_host_function_done(struct tpw_session *s, const struct tp_frame *fra
     tp_lock_take(&c->lock);
     for (struct callback *callback = c->list; callback; callback = callback->next) {
         uint32_t sent = SENT;
-        if (callback->token == in->token && callback->number == in->number &&
-            atomic_compare_exchange_strong(&callback->state, &sent, DONE)) {
+        if (callback->token == in->token && atomic_compare_exchange_strong(&callback->state, &sent, DONE)) {
             tp_futex_wake(&callback->state, 1);
             break;
         }

@@ -133,10 +133,9 @@ static bool passes(const struct tp_frame *frame) {
            frame->op == TPG_OP_managed_settle;
 }
 
-/* What lets a stream go on: that a host function has run, what it needs for that, and what a late copy waits for. */
+/* What lets a stream go on. */
 static bool goes_on(const struct tp_frame *frame) {
-    return frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes || frame->op == TPG_OP_beside_out ||
-           frame->op == TPG_OP_beside_in;
+    return frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes;
 }
 
 static bool keep(struct tpw_session *s, const struct tp_frame *frame, struct held ***end) {
@@ -317,8 +316,8 @@ static TP_COLD bool frames_traced(struct tpw_session *s) { return frames_of(s, t
 
 static bool frames(struct tpw_session *s) { return TP_UNLIKELY(s->traced) ? frames_traced(s) : frames_of(s, false); }
 
-/* The frame under way keeps its bytes, its scratch and, by who waits, its context. Of the others only those are executed for which a
- * stream, or a function that it waits for, waits. */
+/* The frame under way keeps its bytes and its scratch. Of the others only the word that a function has run, or bytes that a stream
+ * waits for, are executed. */
 bool tpw_go_on(struct tpw_session *s) {
     enum tp_status status = TP_OK; /* the loop meets it again */
     struct held *none;

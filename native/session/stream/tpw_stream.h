@@ -222,13 +222,6 @@ TP_LIST(tpw_stream_gone);
 int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, CUhostFn *function, void **user);
 /* The same for one that is needed as long as somebody keeps it. */
 int32_t tpw_host_kept(struct tpw_session *s, uint64_t token, CUhostFn *function, void **user, struct tpw_kept **kept);
-/* A mix: the host functions of one executable graph, each with its place among them, until no launch of it may call them any more.
- * While it is made the functions of `graph` are those (tpw_mix_host); the end gives the graph back as it was. A mix of number 0 is
- * NULL, and nothing to be done. */
-struct tpw_mix;
-int32_t tpw_mix_begin(struct tpw_session *s, CUgraph graph, uint64_t id, struct tpw_mix **mix);
-int32_t tpw_mix_host(struct tpw_session *s, struct tpw_mix *mix, CUgraphNode node, uint32_t place);
-int32_t tpw_mix_end(struct tpw_session *s, CUgraph graph, struct tpw_mix *mix, int32_t error);
 /* What the driver is given for a host function, back again. */
 uint64_t tpw_host_token(CUhostFn function, void *user);
 /* Counts host functions that a launch into the stream will raise. */

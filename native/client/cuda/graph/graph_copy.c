@@ -7,22 +7,33 @@
  * these downloads as for all others. The list of an executable graph is changed by calls that the program may not make while
  * it launches that graph.
  */
-#include "tpc_graph_copy.h"
+#include "tpc_copy.h"
+#include "tpc_graph.h"
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
+#include <tp_memory.h>
 
 #define FEW 16u /* names for the nodes of a graph: usually it has fewer copies */
+
+/* The record of an executable graph that has such copies. */
+struct copies {
+    size_t count;
+    uint64_t graph; /* whose nodes `node` names; 0 when they are those of another than it was instantiated from */
+    struct entry {
+        struct tpc_host_copy *copy;
+        uint64_t node;
+        bool inside;   /* a child graph, which is the node */
+        bool disabled; /* by cuGraphNodeSetEnabled */
+    } list[];
+};
 
 static uint64_t bytes(const struct tpc_host_side *side) { return side->width * side->height * side->depth; }
 
 /* ---- what an executable graph copies ---- */
 
-void tpc_copies_drop(struct copies *copies) {
-    if (!copies || atomic_fetch_sub(&copies->references, 1) > 1) {
-        return;
-    }
-    for (size_t i = 0; i < copies->count; i++) {
+static void copies_free(struct copies *copies) {
+    for (size_t i = 0; copies && i < copies->count; i++) {
         tpc_host_copy_drop(copies->list[i].copy);
     }
     free(copies);
@@ -33,15 +44,37 @@ static struct copies *copies_of(uint64_t exec) { return tpc_record(TPG_GRAPHEXEC
 static void put_copies(uint64_t exec, struct copies *copies) {
     struct copies *before = copies_of(exec);
     tpc_set_record(TPG_GRAPHEXEC, exec, copies);
-    tpc_copies_drop(before);
+    copies_free(before);
 }
 
-static struct copies *copies_new(size_t most) {
-    struct copies *copies = calloc(1, sizeof *copies + most * sizeof *copies->list);
-    if (copies) {
-        atomic_init(&copies->references, 1);
+static bool meet(const struct tpc_host_side *a, const struct tpc_host_side *b) {
+    uint64_t a_size = tpc_side_span(a), b_size = tpc_side_span(b);
+    uint64_t x = (uint64_t)(uintptr_t)a->first, y = (uint64_t)(uintptr_t)b->first;
+    return x < y ? y - x < a_size : x - y < b_size;
+}
+
+/* A launch reads and writes the program's memory before the graph and behind it: what looks at that memory in between would
+ * see the wrong bytes. `orders` says what stands before each copy. */
+static CUresult in_order(const char *name, const struct copies *copies, const unsigned int *orders, uint64_t late) {
+    bool wrong = late != 0;
+    for (size_t i = 0; i < copies->count && !wrong; i++) {
+        const struct tpc_host_copy *copy = copies->list[i].copy;
+        unsigned int order;
+        memcpy(&order, orders + i, sizeof order);
+        wrong = copy->up && (order & TP_AFTER_HOST);
+        for (size_t j = 0; copy->up && (order & TP_AFTER_DOWNLOAD) && j < copies->count && !wrong; j++) {
+            const struct tpc_host_copy *other = copies->list[j].copy;
+            wrong = !other->up && meet(&copy->side, &other->side);
+        }
     }
-    return copies;
+    if (wrong) {
+        tp_log(TP_ERROR,
+               "%s: the graph copies into this program's memory and uses that memory again, in a host function or in "
+               "another copy, before it ends: over this connection such copies arrive when the graph has ended",
+               name);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return CUDA_SUCCESS;
 }
 
 /* Whether such a copy has run, nobody here would know, and its buffer's bytes would be taken for those that it copied. */
@@ -62,7 +95,7 @@ static CUresult unconditional(const char *name, const struct tpg_graph_copies_ou
 
 static CUresult make_list(const char *name, const struct tpg_graph_copies_out *out, uint64_t graph,
                           struct copies **made) {
-    struct copies *copies = copies_new((size_t)out->total);
+    struct copies *copies = calloc(1, sizeof *copies + out->total * sizeof *copies->list);
     if (!copies) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -77,15 +110,15 @@ static CUresult make_list(const char *name, const struct tpg_graph_copies_out *o
         entry->inside = (order & TP_INSIDE) != 0;
         entry->copy = tpc_host_copy_hold(address);
         if (!entry->copy) { /* its last graph ends in another thread */
-            tpc_copies_drop(copies);
+            copies_free(copies);
             return CUDA_ERROR_INVALID_VALUE;
         }
         copies->count++;
     }
     CUresult result = unconditional(name, out, copies);
-    result = result ? result : tpc_mix_learn(name, out, copies);
+    result = result ? result : in_order(name, copies, out->orders, out->late);
     if (result != CUDA_SUCCESS) {
-        tpc_copies_drop(copies);
+        copies_free(copies);
         return result;
     }
     *made = copies;
@@ -140,12 +173,7 @@ CUresult tpc_copies_learn(const char *name, CUgraph graph, struct copies **made)
     return result;
 }
 
-void tpc_copies_free(struct copies *copies) {
-    tpc_mix_forget(copies);
-    tpc_copies_drop(copies);
-}
-
-uint64_t tpc_copies_mix(const struct copies *copies) { return copies ? copies->mix : 0; }
+void tpc_copies_free(struct copies *copies) { copies_free(copies); }
 
 void tpc_copies_instantiated(CUgraphExec exec, struct copies *copies) {
     if (copies) {
@@ -194,26 +222,13 @@ CUresult tpc_copies_may_change(const char *name, CUgraphExec exec, CUgraphNode n
     return unknown ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS;
 }
 
-CUresult tpc_copies_fixed(const char *name, CUgraphExec exec) {
-    const struct copies *copies = copies_of((uint64_t)(uintptr_t)exec);
-    if (TP_LIKELY(!copies || !copies->mix)) {
-        return CUDA_SUCCESS;
-    }
-    tp_log(TP_ERROR,
-           "%s: the executable graph has host functions between copies with this program's memory; changing single "
-           "nodes of "
-           "it is not supported over this connection",
-           name);
-    return CUDA_ERROR_NOT_SUPPORTED;
-}
-
 bool tpc_copies_has(CUgraphExec exec) { return copies_of((uint64_t)(uintptr_t)exec) != NULL; }
 
 CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_copy *const made[2]) {
     const uint64_t handle = (uint64_t)(uintptr_t)exec, changed = (uint64_t)(uintptr_t)node;
     const struct copies *before = copies_of(handle);
     size_t most = (before ? before->count : 0) + 2;
-    struct copies *copies = copies_new(most);
+    struct copies *copies = calloc(1, sizeof *copies + most * sizeof *copies->list);
     if (!copies) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -245,22 +260,10 @@ CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_
     return CUDA_SUCCESS;
 }
 
-/* Launches under way copy what they copied. */
-static CUresult may_enable(CUgraphExec exec, CUgraphNode node) {
-    const struct copies *copies = copies_of((uint64_t)(uintptr_t)exec);
-    for (size_t i = 0; copies && i < copies->count; i++) {
-        if (copies->list[i].node == (uint64_t)(uintptr_t)node && copies->list[i].functions) {
-            return tpc_copies_fixed("cuGraphNodeSetEnabled", exec);
-        }
-    }
-    return CUDA_SUCCESS;
-}
-
 CUresult tpc_cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled) {
     TPC_CHECK_HANDLE(GRAPHEXEC, hGraphExec, false);
     TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
     CUresult result = tpc_copies_may_change("cuGraphNodeSetEnabled", hGraphExec, hNode, false);
-    result = result ? result : may_enable(hGraphExec, hNode);
     if (result != CUDA_SUCCESS) {
         return result;
     }
@@ -361,7 +364,7 @@ CUresult tpc_copies_before_launch(const char *name, CUgraphExec exec, CUstream s
     CUresult result = tpc_post_graph_order(name, &in);
     for (size_t i = 0; i < copies->count && result == CUDA_SUCCESS; i++) {
         const struct entry *entry = &copies->list[i];
-        if (entry->copy->up && !entry->functions && !entry->disabled && entry->copy->address) {
+        if (entry->copy->up && !entry->disabled && entry->copy->address) {
             result = upload(name, entry->copy, stream);
         }
     }
@@ -375,7 +378,7 @@ void tpc_copies_behind_launch(const char *name, CUgraphExec exec, CUstream strea
     }
     for (size_t i = 0; i < copies->count; i++) {
         const struct entry *entry = &copies->list[i];
-        if (!entry->copy->up && !entry->functions && !entry->disabled && entry->copy->address) {
+        if (!entry->copy->up && !entry->disabled && entry->copy->address) {
             download(name, entry->copy, stream);
         }
     }

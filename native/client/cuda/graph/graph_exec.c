@@ -31,8 +31,7 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
                                           .flags = flags,
                                           .upload = (uint64_t)(uintptr_t)upload,
                                           .detailed = detailed,
-                                          .fresh = fresh.handles[0],
-                                          .mix = tpc_copies_mix(copies)};
+                                          .fresh = fresh.handles[0]};
     struct tpg_graph_instantiate_out out;
     struct tp_reply reply;
     result = TPC_NO_HANDLES;
@@ -136,8 +135,7 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
     struct tpg_graph_update_in in = {.exec = (uint64_t)(uintptr_t)hGraphExec,
                                      .graph = (uint64_t)(uintptr_t)hGraph,
                                      .fresh = fresh.handles,
-                                     .fresh_count = fresh.count,
-                                     .mix = tpc_copies_mix(copies)};
+                                     .fresh_count = fresh.count};
     struct tpg_graph_update_out out;
     struct tp_reply reply;
     result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out, &reply);

@@ -196,7 +196,6 @@ CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphN
     struct copies *copies = NULL;
     t.wait = true; /* a graph of another shape is refused */
     result = result ? result : tpc_copies_may_change("cuGraphExecChildGraphNodeSetParams", hGraphExec, hNode, true);
-    result = result ? result : tpc_copies_fixed("cuGraphExecChildGraphNodeSetParams", hGraphExec);
     result = result ? result : tpc_copies_learn("cuGraphExecChildGraphNodeSetParams", childGraph, &copies);
     if (copies) {
         tp_log(TP_ERROR,
@@ -248,9 +247,7 @@ CUresult tpc_cuGraphHostNodeSetParams(CUgraphNode hNode, const CUDA_HOST_NODE_PA
 CUresult tpc_cuGraphExecHostNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
                                           const CUDA_HOST_NODE_PARAMS *nodeParams) {
     struct tpc_node_target t;
-    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
-    result = result ? result : tpc_copies_fixed("cuGraphExecHostNodeSetParams", hGraphExec);
-    return set_host("cuGraphExecHostNodeSetParams", result, &t, nodeParams);
+    return set_host("cuGraphExecHostNodeSetParams", tpc_node_in_exec(&t, hGraphExec, hNode), &t, nodeParams);
 }
 
 CUresult tpc_cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams) {

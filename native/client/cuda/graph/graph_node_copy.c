@@ -119,7 +119,6 @@ CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const 
     if (tp_handle_is(t->owner, TPG_GRAPHEXEC)) {
         CUgraphExec owner = (CUgraphExec)(uintptr_t)t->owner;
         result = tpc_copies_may_change(name, owner, (CUgraphNode)(uintptr_t)t->node, false);
-        result = result ? result : tpc_copies_fixed(name, owner);
         wait = true; /* the driver refuses many changes, and a program that is refused one makes the graph anew */
     }
     result = result ? result : device_side(name, &from, p, true, &made[0]);

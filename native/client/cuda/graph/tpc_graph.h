@@ -35,11 +35,7 @@ CUresult tpc_copies_learn(const char *name, CUgraph graph, struct copies **made)
 void tpc_copies_free(struct copies *copies);
 void tpc_copies_instantiated(CUgraphExec exec, struct copies *copies);
 void tpc_copies_updated(CUgraphExec exec, struct copies *copies);
-/* The number that the session is to know the executable graph by, 0 if its host functions have nothing to do with its copies. */
-uint64_t tpc_copies_mix(const struct copies *copies);
 bool tpc_copies_has(CUgraphExec exec);
-/* Refuses a change of single nodes of one that has such a number: launches under way are what they were. */
-CUresult tpc_copies_fixed(const char *name, CUgraphExec exec);
 /* Whether it is known here what a node of an executable graph, or a child graph, copies now; refuses the change if not. */
 CUresult tpc_copies_may_change(const char *name, CUgraphExec exec, CUgraphNode node, bool child);
 /* The node of an executable graph has other sides now; takes over what is not NULL. */

@@ -15,7 +15,7 @@
 
 /* ---- allocation ---- */
 
-/* A stream for each context, made with its first managed memory, or graph whose host functions look at copies. Under lock. */
+/* A stream for each context, made with its first managed memory. Under lock. */
 static struct beside {
     struct beside *next;
     const struct tpc_context *context;

@@ -81,6 +81,8 @@ bool tpc_window_data(const struct tpc_managed *m, uint64_t *begin, uint64_t *end
 /* ---- managed_api.c ---- */
 /* Memory that a stream is to free, and has not yet; NULL: none is there. */
 struct tpc_managed *tpc_managed_leaving(uint64_t address);
+/* The stream for our copies in a context, the calling thread's current one. */
+CUresult tpc_stream_beside(const struct tpc_context *context, CUstream *out);
 
 /* ---- managed_variable.c ---- */
 /* The block that holds the address, NULL if none does. */

@@ -155,8 +155,4 @@ CUresult tpc_place_host(uint64_t address, uint64_t size, struct tpc_place *out);
 /* Of one that the address decides about. */
 CUresult tpc_place_either(uint64_t address, uint64_t size, struct tpc_place *out);
 
-/* ---- managed_api.c ---- */
-/* The stream for our own copies, which waits for nothing, in a context: the calling thread's current one. */
-CUresult tpc_stream_beside(const struct tpc_context *context, CUstream *out);
-
 #endif

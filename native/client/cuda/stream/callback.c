@@ -17,9 +17,7 @@
 
 struct call {
     struct call *next;
-    uint64_t token, number; /* the number is that of one call */
-    uint64_t mix;           /* of the executable graph that calls it, where the program's memory is to be seen to */
-    unsigned int place;
+    uint64_t token;
     CUhostFn function;
     CUstreamCallback callback; /* of cuStreamAddCallback, instead */
     CUstream stream;
@@ -80,23 +78,14 @@ static void run(struct call *call) {
         call->callback(call->stream, call->lost ? tpc_lost() : call->status, call->user);
     } else if (call->function && (!call->lost || call->silent)) {
         /* as where a context is broken: a function is not called, a callback is told */
-        CUresult result = CUDA_SUCCESS;
-        if (TP_UNLIKELY(call->mix)) {
-            TP_ASK(tpc_host_function_mixed, result, call->mix, call->place, false);
-        }
-        if (TP_LIKELY(result == CUDA_SUCCESS)) {
-            call->function(call->user);
-        }
-        if (TP_UNLIKELY(call->mix && result == CUDA_SUCCESS)) {
-            TP_ASK(tpc_host_function_mixed, result, call->mix, call->place, true);
-        }
+        call->function(call->user);
     }
     if (!call->lasting && !call->silent) {
         one_less(); /* what it wrote may be copied at once from here on */
     }
     if (!call->silent) {
         TP_TELL(tpc_host_function_over); /* for the kernels behind it */
-        struct tpg_host_function_done_in in = {.token = call->token, .number = call->number};
+        struct tpg_host_function_done_in in = {.token = call->token};
         tpc_post_host_function_done("cuLaunchHostFunc", &in);
         tp_flush(tpc_conn);
     }
@@ -183,24 +172,11 @@ bool tpc_on_callback(const struct tpg_callback_in *in) {
     tp_lock_drop(&lock);
     if (due) {
         due->status = (CUresult)in->status;
-        due->number = in->number;
-        due->mix = in->mix;
-        due->place = in->place;
         make_ready(due);
     } else if (lasting) {
         tp_log(TP_ERROR, "no memory to run a host function: its stream stands still");
     }
     return true;
-}
-
-bool tpc_host_later(CUhostFn function, void *user) {
-    struct call *call = calloc(1, sizeof *call);
-    if (call) {
-        *call = (struct call){.function = function, .user = user, .silent = true};
-        tp_listen(tpc_conn, 1); /* as for every call */
-        make_ready(call);
-    }
-    return call != NULL;
 }
 
 /* Uploads behind it must not be too early. The destructor of a user object stands in no stream. */

@@ -130,13 +130,8 @@ void tpc_host_functions_through(uint64_t frame);
 /* A host function has run: what it wrote is to be there for what comes behind it. */
 typedef void tpc_host_function_over(void);
 TP_LIST(tpc_host_function_over);
-/* One of an executable graph with a `mix`, that at `place` in it, is to run, or has run (`over`). If the first is refused it must not. */
-typedef CUresult tpc_host_function_mixed(uint64_t mix, unsigned int place, bool over);
-TP_LIST(tpc_host_function_mixed);
 /* Makes a token for a host function that runs at every launch of a graph. 0 without memory. */
 uint64_t tpc_host_lasting(CUhostFn function, void *user);
-/* Runs the function on the thread that runs host functions, which there is once there was one; false without memory. */
-bool tpc_host_later(CUhostFn function, void *user);
 /* What a token stands for; false for none. */
 bool tpc_host_of(uint64_t token, CUhostFn *function, void **user);
 /* The worker did not take the token. */
