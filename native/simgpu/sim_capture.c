@@ -433,13 +433,17 @@ static bool joined(const sim_stream_t *origin, const sim_capture_t *capture) {
 
 CUresult cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
     SIM_ENTER_STREAM(context, hStream);
-    if (!phGraph)
-        return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
-    *phGraph = NULL;
+    CUgraph unused;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
     sim_capture_t *capture = result == CUDA_SUCCESS ? stream->capture : NULL;
+    if (!phGraph && (!capture || capture->own_graph)) { // whoever captures into a graph has it already
+        pthread_mutex_unlock(&sim.lock);
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    phGraph = phGraph ? phGraph : &unused;
+    *phGraph = NULL;
     if (result == CUDA_SUCCESS && !capture) {
         result = CUDA_ERROR_ILLEGAL_STATE;
     } else if (capture && capture->origin != stream) {

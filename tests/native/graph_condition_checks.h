@@ -81,6 +81,9 @@ static inline void check_while(const condition_bench_t *c) {
     CHECK(type == CU_GRAPH_NODE_TYPE_CONDITIONAL);
     CHECK(node_count(graph) == 1 && node_count(body) == 0);
     OK(cuStreamBeginCaptureToGraph(t->stream, body, NULL, NULL, 0, CU_STREAM_CAPTURE_MODE_RELAXED));
+    OK(cuStreamEndCapture(t->stream, NULL)); // the graph is known
+    CHECK(node_count(body) == 0);
+    OK(cuStreamBeginCaptureToGraph(t->stream, body, NULL, NULL, 0, CU_STREAM_CAPTURE_MODE_RELAXED));
     void *values[] = {&handle, &t->c};
     OK(cuLaunchKernel(c->down, 1, 1, 1, 1, 1, 1, 0, t->stream, values, NULL));
     OK(cuMemcpyDtoDAsync_v2(t->a, t->c, 4, t->stream));

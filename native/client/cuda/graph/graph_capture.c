@@ -72,13 +72,16 @@ CUresult tpc_cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const
 
 CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
     TPC_CONTEXT(context);
-    if (!phGraph) {
+    struct tpc_capture capture;
+    bool known = tpc_capture_find(hStream, &capture);
+    /* Whoever captures into a graph has it already. */
+    if (!phGraph && !(known && capture.into)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_CHECK_HANDLE(STREAM, hStream, true);
+    CUgraph unused;
+    phGraph = phGraph ? phGraph : &unused;
     *phGraph = NULL;
-    struct tpc_capture capture;
-    bool known = tpc_capture_find(hStream, &capture);
     bool stranger =
         known && capture.mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture.thread != tp_thread_self()->number;
     bool into = known && capture.into;
