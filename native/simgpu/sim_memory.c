@@ -254,9 +254,9 @@ CUresult cuMemHostUnregister(void *p) {
         return result;
     pthread_rwlock_rdlock(&sim.map_lock);
     const sim_range_t *range = sim_map_find((uint64_t)(uintptr_t)p);
-    bool pinned = range && !range->internal && (range->kind == SIM_RANGE_REGISTERED || range->kind == SIM_RANGE_HOST);
+    bool known = range && !range->internal;
     pthread_rwlock_unlock(&sim.map_lock);
-    return pinned ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+    return known ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
 }
 
 static CUresult host_flags(void *p, unsigned *flags) {

@@ -60,6 +60,10 @@ void case_shared_pointers(void) {
     GIVES(713, cuMemHostUnregister(own + 80));
     OK(cuMemHostUnregister(own));
     GIVES(713, cuMemHostUnregister(own));
+    CUdeviceptr linear;
+    OK(cuMemAlloc_v2(&linear, 4096));
+    GIVES(1, cuMemHostUnregister((void *)(uintptr_t)(linear + 64))); /* CUDA's, and no registration */
+    OK(cuMemFree_v2(linear));
     free(own);
     GIVES(1, cuMemFreeHost(bytes + 1));
     GIVES(1, cuMemFree_v2((CUdeviceptr)(uintptr_t)memory));

@@ -210,6 +210,10 @@ static void pinned(void) {
     GIVES(713, cuMemHostUnregister(own + 8192));
     OK(cuMemHostUnregister(own));
     GIVES(713, cuMemHostUnregister(own));
+    CUdeviceptr linear;
+    OK(cuMemAlloc_v2(&linear, 4096));
+    GIVES(1, cuMemHostUnregister((void *)(uintptr_t)(linear + 64)));
+    OK(cuMemFree_v2(linear));
     GIVES(1, cuMemHostUnregister(NULL));
     GIVES(1, cuMemHostRegister_v2((void *)0x1000, 4096, 0)); // nothing there
     free(own);

@@ -482,10 +482,10 @@ CUresult tpc_cuMemHostUnregister(void *p) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpc_host *host = take_out(p, TPC_MADE_REGISTER);
-    if (!host) { /* what is pinned there, but does not begin there or was not registered, is another error (580.159.04) */
+    if (!host) { /* memory of CUDA's that was not registered, or does not begin there, is another error (580.159.04) */
         struct tpc_range range;
-        bool pinned = tpc_range_at((uint64_t)(uintptr_t)p, &range) && range.where == TPC_PINNED;
-        return pinned ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
+        bool known = tpc_range_at((uint64_t)(uintptr_t)p, &range);
+        return known ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
     }
     end_twin(host);
     return CUDA_SUCCESS;
