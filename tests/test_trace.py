@@ -161,6 +161,7 @@ print(json.dumps(results))
 # What may be called at any time reads what it is given; these change what the others answer.
 ANYTIME = {"cuInit", "cuGetProcAddress", "cuGetProcAddress_v2", "cuGetExportTable", "nvmlInternalGetExportTable"}
 ANYTIME |= {"cuGetErrorName", "cuGetErrorString", "cuDriverGetVersion", "nvmlSystemGetNVMLVersion", "nvmlErrorString"}
+ANYTIME |= {"cuLogsCurrent", "cuLogsDumpToMemory", "cuLogsRegisterCallback"}
 ANYTIME |= {"nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown"}
 
 
