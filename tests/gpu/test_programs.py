@@ -87,10 +87,10 @@ def test_cuda_programs_build(tmp_path: Path) -> None:
 
 def test_the_ptx_is_that_of_its_source(tmp_path: Path) -> None:
     kernels = suite.KERNELS_PTX.parent
-    for name in ("kernels.cu", "mix.cu", "build.sh"):
+    for name in ("kernels.cu", "mix.cu", "print.cu", "build.sh"):
         shutil.copy(kernels / name, tmp_path / name)
     subprocess.run(["sh", str(tmp_path / "build.sh")], check=True)
-    for name in ("kernels.ptx", "mix.ptx"):
+    for name in ("kernels.ptx", "mix.ptx", "print.ptx"):
         assert (tmp_path / name).read_text() == (kernels / name).read_text()
 
 
