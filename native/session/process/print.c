@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <tp_base.h>
 #include <unistd.h>
 
@@ -37,7 +38,8 @@ bool tpw_print_open(void) {
     }
     tp_log_stderr(log);
     for (size_t i = 0; i < OUTPUTS; i++) {
-        const int file = memfd_create("tensor-fusion-printed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        /* glibc 2.17 has no function for it */
+        const int file = (int)syscall(SYS_memfd_create, "tensor-fusion-printed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
         outputs[i].open = file >= 0 && !ftruncate(file, ROOM) &&
                           !fcntl(file, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK) && dup2(file, outputs[i].number) >= 0;
         if (!outputs[i].open) {
