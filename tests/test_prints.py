@@ -77,3 +77,9 @@ def test_assertion_has_its_text(program: Path, env: dict[str, str]) -> None:
     done = run(program, env, "assert")
     assert done.stdout.splitlines() == [*lines(1), "gave 710", "gave 710"]
     assert [line.startswith(ASSERTION) for line in done.stderr.splitlines()] == [True]
+
+
+def test_compressed_code_prints_too(program: Path, env: dict[str, str]) -> None:
+    """Behind more waits than such a program asks behind, closer to each other than it asks, at its very end."""
+    for _ in range(5):
+        assert run(program, env, "late").stdout.splitlines() == lines(7)

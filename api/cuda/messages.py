@@ -10,8 +10,8 @@ FUNCTIONS = [
     # An error broke the device, and every context on it for as long as the session lives.
     message("device_broken", device="int", error="int"),
     # A stream has come to the host function `token`: run it. The stream goes on with host_function_done.
-    # `status` is what the driver tells a callback of its stream.
-    message("callback", completes=True, token="uint64_t", status="int"),
+    # `status` is what the driver tells a callback of its stream, `number` is that of the call.
+    message("callback", completes=True, token="uint64_t", status="int", number="uint64_t"),
     # What kernels wrote into mapped host memory, by its address on the worker.
     message("twin_write", address="uint64_t", data="void: bytes"),
     # A download that was posted has failed: its bytes never come.

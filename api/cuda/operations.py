@@ -56,14 +56,13 @@ FUNCTIONS = [
     # The session asks for the call with the message `callback`; the stream goes on when the client says it is done.
     # contextless: whatever refuses it, the session says so of the token.
     op("host_function", "post", contextless=True, stream="uint64_t", token="uint64_t", told="unsigned int"),
-    op("host_function_done", "post", contextless=True, token="uint64_t"),
+    op("host_function_done", "post", contextless=True, token="uint64_t", number="uint64_t"),
     # Everything before it has been executed, and nothing of it is held back behind a host function or a late copy.
     op("caught_up", "call", contextless=True),
     # From here on the session tells what it does for this client (message `traced`): tensor-fusion trace. `now` is its clock, `boot`
     # says of which machine. After trace_tell everything recorded so far comes, with the token.
-    # What kernels printed since the last time. `broken`: the context is, by an assertion whose text is wanted. `left`: there is more.
-    op("print_take", "call", contextless=True, broken="unsigned int",
-       out={"output": "char: bytes", "errors": "char: bytes", "left": "unsigned int"}),
+    # What kernels printed since the last time. `left`: there is more.
+    op("print_take", "call", contextless=True, out={"output": "char: bytes", "errors": "char: bytes", "left": "unsigned int"}),
     op("trace_begin", "call", contextless=True, out={"now": "uint64_t", "boot": "char: bytes"}),
     op("trace_tell", "post", contextless=True, token="uint64_t"),
     # Memory.

@@ -11,6 +11,7 @@
 #include "tpw_code.h"
 #include "tpw_main.h"
 #include "tpw_memory.h"
+#include "tpw_stream.h"
 
 #include <errno.h>
 #include <fcntl.h>

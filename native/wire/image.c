@@ -109,6 +109,9 @@ size_t tp_image_size(const void *image, size_t limit) {
     return 0;
 }
 
+#define FLAGS_AT 40u       /* in the header of a fatbin's entry */
+#define COMPRESSED 0xa000u /* by LZ4 or zstd */
+
 /* Device code that prints calls a function of this name, which the driver brings. PTX that only declares it has it once. */
 static bool names_printf(const unsigned char *code, size_t size) {
     static const char name[] = "vprintf";
@@ -137,11 +140,14 @@ enum tp_image_prints tp_image_prints(const void *image, size_t size) {
         if (header > size - place || payload > size - place - header) {
             break;
         }
-        const unsigned char *inside = bytes + place + header;
+        uint64_t flags = 0;
+        if (header >= FLAGS_AT + sizeof flags) {
+            memcpy(&flags, bytes + place + FLAGS_AT, sizeof flags);
+        }
         next = place + header + payload;
-        if (payload >= SELFMAG && memcmp(inside, ELFMAG, SELFMAG) == 0) {
+        if (!(flags & COMPRESSED)) {
             readable = true;
-            prints = prints || names_printf(inside, payload);
+            prints = prints || names_printf(bytes + place + header, payload);
         }
         if (next == place) {
             break;

@@ -482,6 +482,45 @@ static inline void check_host_functions(graph_bench_t *t) {
     OK(cuGraphDestroy(graph));
 }
 
+static atomic_int calls_begun, calls_let;
+static void wait_to_be_let(void *user) {
+    (void)user;
+    int call = atomic_fetch_add(&calls_begun, 1);
+    while (atomic_load(&calls_let) <= call)
+        usleep(100);
+}
+
+// One function stands in two streams, of two executable graphs: the end of the first call lets the first stream go on.
+static inline void check_one_function_in_two_streams(graph_bench_t *t) {
+    CUgraph graph;
+    CUgraphExec first, second;
+    CUgraphNode node;
+    CUDA_HOST_NODE_PARAMS params = {.fn = wait_to_be_let};
+    calls_begun = calls_let = 0;
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddHostNode(&node, graph, NULL, 0, &params));
+    OK(cuGraphInstantiateWithFlags(&first, graph, 0));
+    OK(cuGraphInstantiateWithFlags(&second, graph, 0));
+    OK(cuGraphLaunch(first, t->stream));
+    while (!atomic_load(&calls_begun))
+        usleep(100);
+    OK(cuGraphLaunch(second, t->other));
+    usleep(50000); // the second stream stands, too
+    atomic_store(&calls_let, 1);
+    CUresult result = CUDA_ERROR_NOT_READY;
+    for (int i = 0; i < 2000 && result == CUDA_ERROR_NOT_READY; i++) {
+        result = cuStreamQuery(t->stream);
+        usleep(1000);
+    }
+    CHECK(result == CUDA_SUCCESS);
+    GIVES(CUDA_ERROR_NOT_READY, cuStreamQuery(t->other));
+    atomic_store(&calls_let, 2);
+    OK(cuStreamSynchronize(t->other));
+    OK(cuGraphExecDestroy(first));
+    OK(cuGraphExecDestroy(second));
+    OK(cuGraphDestroy(graph));
+}
+
 typedef struct {
     graph_bench_t *bench;
     CUresult alloc, end;
@@ -548,6 +587,7 @@ static inline void check_graphs(CUmodule module) {
     check_work_beside_a_capture(&bench);
     check_built_graph(&bench);
     check_host_functions(&bench);
+    check_one_function_in_two_streams(&bench);
     check_modes(&bench);
     check_capture_and_replay(&bench);
     graph_bench_end(&bench);

@@ -37,7 +37,8 @@ struct fatbin {
     uint16_t version, header_size;
     uint64_t body;
     uint16_t kind, unused;
-    uint32_t entry_header, payload, more;
+    uint32_t entry_header, payload, more[7];
+    uint64_t flags, rest[2];
     struct elf elf;
 };
 
@@ -47,7 +48,7 @@ static struct fatbin fatbin_of(struct elf elf) {
                            .header_size = 16,
                            .body = sizeof(struct fatbin) - 16,
                            .kind = 2,
-                           .entry_header = 16,
+                           .entry_header = 64,
                            .payload = sizeof elf,
                            .elf = elf};
 }
@@ -68,7 +69,7 @@ static void check_prints(void) {
     memcpy(fatbin.elf.bytes + 57, "vprintf", 7);
     CHECK(tp_image_prints(&fatbin, sizeof fatbin) == TP_PRINTS);
     CHECK(tp_image_prints(&fatbin, sizeof fatbin - 1) == TP_PRINTS_MAYBE); /* an entry that ends behind what came */
-    fatbin.elf.head.e_ident[0] = 0x28;                                     /* as compressed code begins */
+    fatbin.flags = 0x8011;                                                 /* compressed by zstd */
     CHECK(tp_image_prints(&fatbin, sizeof fatbin) == TP_PRINTS_MAYBE);
 }
 

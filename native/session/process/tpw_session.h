@@ -108,8 +108,6 @@ struct tpw_session {
 
 /* Makes the frame's context current for the driver. An unknown context gives CUDA_ERROR_CONTEXT_IS_DESTROYED; none is legal. */
 int32_t tpw_enter(struct tpw_session *s, const struct tp_frame *frame);
-/* From here on what the driver prints is the client's (print.c); before the driver is loaded. False with errno. */
-bool tpw_print_open(void);
 /* A handle that hand-written code looks up or makes: of that kind (or one taken in its place), or *error is set. */
 void tpw_check_name(uint32_t kind, uint64_t handle, bool optional, int32_t *error);
 void tpw_check_names(uint32_t kind, const uint64_t *handles, size_t count, int32_t *error);

@@ -23,6 +23,7 @@ struct callback {
     struct callback *next;
     struct tpw_callbacks *owner;
     uint64_t token;
+    uint64_t number; /* of this call, once the client was told of it */
     uint32_t context;
     int32_t status; /* what the driver tells a callback of its stream */
     _Atomic uint32_t state;
@@ -40,6 +41,7 @@ struct tpw_callbacks {
     struct callback *list;
     struct tpw_session *session;
     struct tpw_lasting *gone;
+    uint64_t calls;    /* that the client was told of */
     uint64_t repeated; /* host functions ever put into graphs */
     int event;
     _Atomic bool rung; /* after something was written to `event` */
@@ -339,7 +341,11 @@ static bool next_raised(struct tpw_callbacks *c, struct tpg_callback_in *message
     for (struct callback *callback = c->list; callback && !found; callback = callback->next) {
         uint32_t raised = RAISED;
         found = atomic_compare_exchange_strong(&callback->state, &raised, SENT);
-        *message = (struct tpg_callback_in){.token = callback->token, .status = callback->status};
+        if (found) {
+            callback->number = ++c->calls;
+        }
+        *message =
+            (struct tpg_callback_in){.token = callback->token, .status = callback->status, .number = callback->number};
     }
     tp_lock_drop(&c->lock);
     return found;
@@ -377,7 +383,9 @@ int32_t tpw_host_function_done(struct tpw_session *s, const struct tp_frame *fra
     tp_lock_take(&c->lock);
     for (struct callback *callback = c->list; callback; callback = callback->next) {
         uint32_t sent = SENT;
-        if (callback->token == in->token && atomic_compare_exchange_strong(&callback->state, &sent, DONE)) {
+        /* One function may stand in several streams: it is the call that is over. */
+        if (callback->token == in->token && callback->number == in->number &&
+            atomic_compare_exchange_strong(&callback->state, &sent, DONE)) {
             tp_futex_wake(&callback->state, 1);
             break;
         }

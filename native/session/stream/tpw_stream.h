@@ -263,4 +263,8 @@ CUdeviceptr tpw_mark_address(struct tpw_session *s, const struct tp_frame *frame
 /* Has the word written when the stream has come here. */
 int32_t tpw_mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value);
 
+/* ---- print.c ---- */
+/* From here on what the driver prints is the client's; before the driver is loaded. False with errno. */
+bool tpw_print_open(void);
+
 #endif

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #define FIRST_WAITS 64u
-#define WHILE_NS 1000000u
+#define PAUSE_NS 1000000u
 
 _Atomic unsigned tpc_printing;
 
@@ -25,13 +25,16 @@ static _Atomic uint64_t last;
 static _Atomic bool owed; /* a wait went by without a question */
 static pid_t process;
 
-static void take(bool broken) {
-    struct tpg_print_take_in in = {.broken = broken};
+static void take(void) {
     struct tpg_print_take_out out = {.left = 1};
     while (out.left) {
         struct tp_reply reply;
-        if (tpc_call_print_take("printf", &in, &out, &reply) != CUDA_SUCCESS) {
-            out.left = 0; /* the connection is lost, and the log has said so */
+        CUresult result = tpc_call_print_take("printf", &out, &reply);
+        if (result != CUDA_SUCCESS) {
+            out.left = 0;
+            if (tp_alive(tpc_conn)) { /* of a lost connection the log has said */
+                tp_log(TP_ERROR, "What kernels have printed could not be fetched: error %d", (int)result);
+            }
         } else {
             if (out.output_size || out.errors_size) {
                 atomic_store_explicit(&tpc_printing, TP_PRINTS, memory_order_relaxed);
@@ -43,7 +46,6 @@ static void take(bool broken) {
             fwrite(out.errors, 1, out.errors_size, stderr);
         }
         tp_reply_free(&reply);
-        in.broken = 0;
     }
 }
 
@@ -51,7 +53,7 @@ static bool due(void) {
     const uint64_t now = tp_now_ns(), before = atomic_load_explicit(&last, memory_order_relaxed);
     const bool first = atomic_load_explicit(&waits, memory_order_relaxed) < FIRST_WAITS &&
                        atomic_fetch_add_explicit(&waits, 1, memory_order_relaxed) < FIRST_WAITS;
-    const bool ask = first || now - before > WHILE_NS;
+    const bool ask = first || now - before > PAUSE_NS;
     if (ask) {
         atomic_store_explicit(&last, now, memory_order_relaxed);
     }
@@ -61,13 +63,13 @@ static bool due(void) {
 
 void tpc_print(bool broken) {
     if (broken || atomic_load_explicit(&tpc_printing, memory_order_relaxed) != TP_PRINTS_MAYBE || due()) {
-        take(broken);
+        take();
     }
 }
 
 static void at_exit(void) {
     if (process == getpid() && atomic_load(&owed) && tp_alive(tpc_conn)) {
-        take(false);
+        take();
     }
 }
 

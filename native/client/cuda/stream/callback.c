@@ -17,7 +17,7 @@
 
 struct call {
     struct call *next;
-    uint64_t token;
+    uint64_t token, number; /* the number is that of one call */
     CUhostFn function;
     CUstreamCallback callback; /* of cuStreamAddCallback, instead */
     CUstream stream;
@@ -85,7 +85,7 @@ static void run(struct call *call) {
     }
     if (!call->silent) {
         TP_TELL(tpc_host_function_over); /* for the kernels behind it */
-        struct tpg_host_function_done_in in = {.token = call->token};
+        struct tpg_host_function_done_in in = {.token = call->token, .number = call->number};
         tpc_post_host_function_done("cuLaunchHostFunc", &in);
         tp_flush(tpc_conn);
     }
@@ -172,6 +172,7 @@ bool tpc_on_callback(const struct tpg_callback_in *in) {
     tp_lock_drop(&lock);
     if (due) {
         due->status = (CUresult)in->status;
+        due->number = in->number;
         make_ready(due);
     } else if (lasting) {
         tp_log(TP_ERROR, "no memory to run a host function: its stream stands still");

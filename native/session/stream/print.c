@@ -6,7 +6,7 @@
  * descriptor says how much was written. The session's own log goes where the standard error went.
  */
 #include "tpg_session.h"
-#include "tpw_session.h"
+#include "tpw_stream.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -83,13 +83,13 @@ static void part(struct tpw_session *s, struct printed *from, const void **bytes
     clearerr(stdout);
 }
 
-int32_t tpw_print_take(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_print_take_in *in,
-                       struct tpg_print_take_out *out) {
-    /* The driver prints when it is asked to wait, for whatever is done: so the executor's own stream, where nothing ever is. A
-     * context that is gone has printed already; a broken one says so again. */
+int32_t tpw_print_take(struct tpw_session *s, const struct tp_frame *frame, struct tpg_print_take_out *out) {
+    /* The driver prints when it is asked to wait, for whatever is done: so for the executor's own stream, where nothing ever is. Its
+     * answer is no news: a broken context says so again, and one that is gone has printed already. The first time the driver
+     * makes that stream, which must not wait. */
     int32_t error = 0;
-    if (!tpw_enter(s, frame)) {
-        (void)(in->broken ? s->cuda.cuCtxSynchronize() : s->cuda.cuStreamSynchronize(CU_STREAM_PER_THREAD));
+    if (!tpw_enter(s, frame) && !tpw_stream_may_wait(s)) {
+        (void)s->cuda.cuStreamSynchronize(CU_STREAM_PER_THREAD);
     }
     fflush(stdout);
     part(s, &outputs[0], &out->output, &out->output_size, &out->left, &error);
