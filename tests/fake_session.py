@@ -92,6 +92,7 @@ def main() -> None:
         except FileExistsError:
             late = True
     client: socket.socket | None = None
+    spoken = False
     text = b""
     data: list[int] = []
     streams: list[socket.socket] = []
@@ -126,6 +127,9 @@ def main() -> None:
             if not line:
                 send(control, 18, value=5)
                 sys.exit(0)
+            if not spoken:
+                spoken = True
+                send(control, 19)
             answer = "?"
             if line[0] == "row":
                 answer = str(given.row)

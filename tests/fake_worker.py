@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from tensor_fusion.abi import SegmentCalls
-from tensor_fusion.worker import main, shmem
+from tensor_fusion.worker import main, shmem, tcp
 
 SCHEMA = bytes(range(16))
 
@@ -60,5 +60,7 @@ if __name__ == "__main__":
             setattr(main, "Teleport", FakeTeleport)  # noqa: B010 - the command has no parameter for it
         if "FAKE_LONGEST_PAUSE" in os.environ:
             shmem.LONGEST_PAUSE = float(os.environ["FAKE_LONGEST_PAUSE"])
+        for name in ("GREETING_DEADLINE", "TURN_DEADLINE"):
+            setattr(tcp, name, float(os.environ.get(f"FAKE_{name}", getattr(tcp, name))))
         code = main.main()
     sys.exit(code)

@@ -239,6 +239,10 @@ static void look_at_control(struct tpw_session *s) {
     if (TP_UNLIKELY(!s->process->told_ready)) {
         tell_ready(s);
     }
+    if (TP_UNLIKELY(s->spoken && !s->process->told_spoken)) {
+        s->process->told_spoken = true;
+        control_send(s, TPW_SPOKEN, 0, 0, NULL);
+    }
     for (;;) {
         struct iovec part = {.iov_base = message, .iov_len = sizeof message};
         struct msghdr envelope = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &aux, .msg_controllen = sizeof aux};

@@ -7,12 +7,21 @@
 #include "tpw_session.h"
 #include <stdio.h>
 
-enum tpw_control_type { TPW_ADOPT = 1, TPW_DATA = 2, TPW_WARM = 3, TPW_READY = 16, TPW_FAILED = 17, TPW_GONE = 18 };
+enum tpw_control_type {
+    TPW_ADOPT = 1,
+    TPW_DATA = 2,
+    TPW_WARM = 3,
+    TPW_READY = 16,
+    TPW_FAILED = 17,
+    TPW_GONE = 18,
+    TPW_SPOKEN = 19
+};
 
 struct tpw_main {
     char *title; /* memory of the command line */
     size_t title_size;
     bool told_ready; /* that there is a context */
+    bool told_spoken;
     struct tpw_segment segment;
 };
 

@@ -13,7 +13,7 @@
 
 #define SIZE (64ull << 20)
 #define SLOT 5u
-enum { ADOPT = 1, WARM = 3, READY = 16, GONE = 18 };
+enum { ADOPT = 1, WARM = 3, READY = 16, GONE = 18, SPOKEN = 19 };
 
 static int control;
 static unsigned char *owners;
@@ -97,6 +97,7 @@ static void serves(pid_t pid, bool warm, uint16_t op) {
         _exit(0);
     }
     CHECK(end_of(client) == 0);
+    expect(SPOKEN);
     expect(GONE);
     CHECK(end_of(pid) == 0 && tp_life_over(&it.slot->session_life));
     tp_segment_release(it.base, SIZE, owners, SLOT);

@@ -24,6 +24,9 @@
  * a worker's, which may be busy. */
 #define WELCOME_NS 10000000000u
 #define DATA_WELCOME_NS 30000000000u
+/* A worker that many connect to at once may drop a connection before it has read its greeting. */
+#define TRIES 6u
+#define PAUSE_NS 20000000u /* before the second try; each pause is twice that before it */
 
 TP_EXPORT void tp_schema_hash(unsigned char out[16]);
 void tp_schema_hash(unsigned char out[16]) { memcpy(out, tpg_schema_hash, 16); }
@@ -161,7 +164,7 @@ enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_wel
 
 /* The welcome, whole. What is none is told at its first bytes: a service that waits for more of us would send no more. */
 static enum tp_status receive_welcome(int fd, const struct tp_endpoint *to, uint64_t most_ns,
-                                      struct tp_welcome *welcome, char *why, size_t why_size) {
+                                      struct tp_welcome *welcome, bool *dropped, char *why, size_t why_size) {
     char *bytes = (char *)welcome, said[64];
     size_t have = 0;
     uint64_t deadline = tp_now_ns() + most_ns;
@@ -172,6 +175,7 @@ static enum tp_status receive_welcome(int fd, const struct tp_endpoint *to, uint
         }
         if (n <= 0) {
             const char *end = n == 0 ? "it ended the connection" : strerror(errno);
+            *dropped = have == 0 && (n == 0 || errno == ECONNRESET);
             snprintf(why, why_size,
                      "%s port %u takes connections but gave no welcome (%s); is a tensor-fusion-worker listening "
                      "there?",
@@ -192,7 +196,7 @@ static enum tp_status receive_welcome(int fd, const struct tp_endpoint *to, uint
 }
 
 static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_t index, struct tp_welcome *welcome,
-                            char *why, size_t why_size) {
+                            bool *dropped, char *why, size_t why_size) {
     const struct tp_endpoint *to = &conn->endpoint;
     struct tp_greeting greeting;
     tpc_greeting(conn, to, role, index, &greeting);
@@ -201,8 +205,31 @@ static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_
     tpc_wait_for(most_ns, "the welcome of a tensor-fusion-worker from %s port %u", to->host, to->port);
     /* A worker that refuses at once may close before all is sent: its welcome still says why. */
     tp_net_send_all(fd, &greeting, sizeof greeting, tp_now_ns() + WELCOME_NS);
-    enum tp_status status = receive_welcome(fd, to, most_ns, welcome, why, why_size);
+    enum tp_status status = receive_welcome(fd, to, most_ns, welcome, dropped, why, why_size);
     return status == TP_OK ? tpc_check_welcome(conn, welcome, why, why_size) : status;
+}
+
+/* Connects, greets and is welcomed. The socket is the caller's whatever comes; -1 if there is none. */
+static enum tp_status connect_and_greet(struct tp_conn *conn, uint32_t role, uint32_t index, struct tp_welcome *welcome,
+                                        int *out, char *why, size_t why_size) {
+    uint64_t pause = PAUSE_NS;
+    for (unsigned left = TRIES;; pause *= 2) {
+        bool dropped = false;
+        *out = -1;
+        enum tp_status status = tpc_connect_any(&conn->endpoint, role == TP_ROLE_DATA, out, why, why_size);
+        if (status == TP_OK) {
+            status = greet(conn, *out, role, index, welcome, &dropped, why, why_size);
+        }
+        if (!dropped || --left == 0) {
+            return status;
+        }
+        close(*out);
+        tp_log(TP_DEBUG, "%s It is tried again in %u ms.", why, (unsigned)(pause / 1000000));
+        if (!tpc_wait_nap(pause)) {
+            *out = -1;
+            return TP_ERROR_INTERRUPTED;
+        }
+    }
 }
 
 enum tp_status tpc_connect(struct tp_conn *conn) {
@@ -215,10 +242,7 @@ enum tp_status tpc_connect(struct tp_conn *conn) {
         status = tpc_seat_take(conn, &conn->endpoint, &welcome, why, sizeof why);
     } else if (status == TP_OK) {
         snprintf(conn->peer, sizeof conn->peer, "%s port %u", conn->endpoint.host, conn->endpoint.port);
-        status = tpc_connect_any(&conn->endpoint, false, &fd, why, sizeof why);
-    }
-    if (status == TP_OK && !segment) {
-        status = greet(conn, fd, TP_ROLE_CONTROL, 0, &welcome, why, sizeof why);
+        status = connect_and_greet(conn, TP_ROLE_CONTROL, 0, &welcome, &fd, why, sizeof why);
     }
     if (status == TP_ERROR_INTERRUPTED) {
         tpc_wait_sentence(why, sizeof why);
@@ -244,10 +268,7 @@ enum tp_status tpc_connect_data(struct tp_conn *conn, uint32_t index, int *out) 
     char why[900] = "";
     struct tp_welcome welcome;
     int fd = -1;
-    enum tp_status status = tpc_connect_any(&conn->endpoint, true, &fd, why, sizeof why);
-    if (status == TP_OK) {
-        status = greet(conn, fd, TP_ROLE_DATA, index, &welcome, why, sizeof why);
-    }
+    enum tp_status status = connect_and_greet(conn, TP_ROLE_DATA, index, &welcome, &fd, why, sizeof why);
     if (status != TP_OK) {
         tp_log(TP_ERROR, "Data connection %u: %s", index, why);
         if (fd >= 0) {

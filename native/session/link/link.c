@@ -184,6 +184,13 @@ const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *stat
     }
 }
 
+bool tpw_link_begins(struct tpw_link *link) {
+    enum tp_status status;
+    const struct tp_frame *frame = tpw_link_next(link, &status);
+    link->consumed = 0;
+    return frame != NULL;
+}
+
 bool tpw_link_keep(struct tpw_link *link) {
     if (link->kept) {
         return true;

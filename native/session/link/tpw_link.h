@@ -28,6 +28,7 @@ enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int sock
 /* Next complete frame in private memory, valid until the next call; NULL when none is complete yet. Non-blocking. *status
  * says TP_OK, TP_ERROR_LOST (orderly end or reset) or TP_ERROR_PROTOCOL (frame size out of bounds or not a multiple of 8). */
 const struct tp_frame *tpw_link_next(struct tpw_link *link, enum tp_status *status);
+bool tpw_link_begins(struct tpw_link *link); /* whether there is a frame, which stays where it is */
 /* The frame that was handed out last stays valid while others are read in the middle of it, until `over`. False without memory, when
  * the link is over. */
 bool tpw_link_keep(struct tpw_link *link);

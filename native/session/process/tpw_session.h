@@ -56,6 +56,7 @@ struct tpw_session {
     struct tpg_nvml_driver nvml;
     bool cuda_loaded, nvml_loaded, simulated;
     bool ended;    /* the executor leaves its loop */
+    bool spoken;   /* the client has sent a frame */
     int exit_code; /* 0 the client left, 3 it broke the protocol */
 
     bool started;         /* cuInit was called */

@@ -35,6 +35,7 @@
 #define WATCH_MOST_NS 500000u
 #define WATCH_PART 32u
 #define IDLE_NS 1000000000u
+#define FIRST_FRAME_NS 10000000000u
 #define STREAMING 64u    /* so many frames in a row that nobody waits for */
 #define NAP_NS 25000l    /* a few launches */
 #define SLICE_NS 100000u /* the least that the kernel takes */
@@ -383,6 +384,24 @@ static void wait_for_client(struct tpw_session *s) {
     }
 }
 
+/* Whoever is let in and says nothing holds a place that another could have. */
+static void wait_for_first_frame(struct tpw_session *s) {
+    const uint64_t until = tp_now_ns() + FIRST_FRAME_NS;
+    while (!s->ended && tpw_link_status(s->link) == TP_OK && !tpw_link_begins(s->link)) {
+        const uint64_t now = tp_now_ns();
+        if (now >= until) {
+            tp_log(TP_WARN, "the client is ended: it has asked for nothing in %u s",
+                   (unsigned)(FIRST_FRAME_NS / 1000000000u));
+            s->ended = true;
+            return;
+        }
+        tpw_link_wait(s->link, s->events, until - now < IDLE_NS ? until - now : IDLE_NS);
+        TP_TELL(tpw_control, s);
+    }
+    s->spoken = !s->ended;
+    TP_TELL(tpw_control, s);
+}
+
 /* Asks the scheduler for short turns: a thread that wakes for a short turn is let onto a core where somebody has a long one,
  * and a program's other threads often spin for tens of milliseconds behind a parallel loop, one on each core. From Linux
  * 6.12 on; before that, and where it is refused, nothing changes. */
@@ -408,6 +427,7 @@ void tpw_execute(struct tpw_session *s) {
     want_short_turns();
     prctl(PR_SET_TIMERSLACK, 1000); /* sleeps between frames are short, and the default adds 50 µs to each */
     wait_for_client(s);
+    wait_for_first_frame(s);
     const uint64_t spin = tp_spin_ns(SPIN_NS);
     uint64_t last = tp_now_ns(), crowded = 0;
     unsigned quiet = 0, turn = 0;

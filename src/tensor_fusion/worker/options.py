@@ -44,6 +44,11 @@ More options
   --host ADDRESS        Address to listen on; 0.0.0.0, all IPv4 addresses, by default.
   --warm N              Sessions kept ready for the next clients; 1 by default.
   --max-clients N       Clients served at the same time; 128 by default.
+  --max-clients-per-address N
+                        Of those, how many may come from one address (IPv6: /64);
+                        by default all but a sixteenth of them, 120 of 128.
+  --max-clients-per-secret N
+                        And with one secret; 0, the default: no such bound.
   --shmem-group GROUP   Group, by name or number, that may open the shared memory.
 
 The protocol is native by default and the port 8000; port 0 takes a free one.
@@ -62,6 +67,8 @@ class Settings:
     gpu: str | None
     warm: int
     max_clients: int
+    max_clients_per_address: int
+    max_clients_per_secret: int
     memory_limit: int
     keys: AuthorizedKeys | None
     connections_file: Path | None
@@ -95,6 +102,8 @@ def _parser() -> _Parser:
     parser.add_argument("--host")
     parser.add_argument("--warm", default="1")
     parser.add_argument("--max-clients", default="128")
+    parser.add_argument("--max-clients-per-address")
+    parser.add_argument("--max-clients-per-secret", default="0")
     parser.add_argument("--shmem-group")
     return parser
 
@@ -119,14 +128,18 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
     if given.gpu not in (None, "nvidia", "sim"):
         raise UserError(f"Unknown GPU {given.gpu!r}; use --gpu nvidia or --gpu sim.")
     keys = _keys(environ)
+    # A row of the quota page for each client, with room for the warm sessions and those about to end.
+    most = _number("--max-clients", given.max_clients, 1, ROWS - 2 * MAX_WARM)
+    of_one = str(most - most // 16) if given.max_clients_per_address is None else given.max_clients_per_address
     return Settings(
         segment=_segment(given, protocol),
         port=_number("-p/--port", str(DEFAULT_PORT) if given.port is None else given.port, 0, 65535),
         host="0.0.0.0" if given.host is None else given.host,
         gpu=given.gpu,
         warm=_number("--warm", given.warm, 0, MAX_WARM),
-        # A row of the quota page for each client, with room for the warm sessions and those about to end.
-        max_clients=_number("--max-clients", given.max_clients, 1, ROWS - 2 * MAX_WARM),
+        max_clients=most,
+        max_clients_per_address=_number("--max-clients-per-address", of_one, 1, ROWS),
+        max_clients_per_secret=_number("--max-clients-per-secret", given.max_clients_per_secret, 0, ROWS),
         memory_limit=memory_limit(environ),
         keys=keys,
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),

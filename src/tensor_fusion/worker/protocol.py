@@ -54,6 +54,7 @@ class PacketType(IntEnum):
     READY = 16
     FAILED = 17
     GONE = 18
+    SPOKEN = 19
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,10 @@ class Caller(Protocol):
         """Its port there, or its slot in the segment."""
 
     @property
+    def group(self) -> str:
+        """Whose quota it counts for; "" for nobody's."""
+
+    @property
     def descriptor(self) -> int | None:
         """What the session gets: the connection, or None over shared memory."""
 
@@ -95,6 +99,9 @@ class Session:
     state: State = State.STARTING
     client: str = ""
     connection: tuple[str, int, int] | None = None
+    group: str = ""  # whose quota it counts for
+    secret: bytes = field(default=b"", repr=False)  # with which its client came
+    spoken: bool = False  # its client has sent a frame
     data_taken: set[int] = field(default_factory=set)
     devices: int = 0
     device_name: str = ""
@@ -275,6 +282,7 @@ class Sessions:
         session.adopted_at = asyncio.get_running_loop().time()
         session.client = f"{greeting.program or 'client'}@{caller.address}"
         session.connection = (caller.address, caller.port, greeting.client_pid)
+        session.group, session.secret = caller.group, greeting.secret
         session.on_reaped = caller.session_reaped
         argument, value = caller.place
         packet = Packet(
@@ -353,6 +361,8 @@ class Sessions:
             # Not kept for a client: a later one gets a fresh process and with it a fresh attempt.
             self._failures += 1
             self.end(session)
+        elif packet.type == PacketType.SPOKEN:
+            session.spoken = True
         elif packet.type == PacketType.GONE:
             LOGGER.info("%s: the client is gone after %d calls", session.name, packet.value)
         elif packet.type in (PacketType.READY, PacketType.FAILED) and session.state is not State.STARTING:

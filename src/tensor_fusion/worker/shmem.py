@@ -8,6 +8,7 @@ whom a slot serves stands in `_clients`, which granules are whose in the owners 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import threading
 import time
@@ -15,11 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tensor_fusion.abi import Native
-from tensor_fusion.worker.admission import Admission, Refused
+from tensor_fusion.worker.admission import Admission, NotYet, Refused
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import Role, Status, Welcome
 from tensor_fusion.worker.segment import Segment
 from tensor_fusion.worker.sessions import Session
+from tensor_fusion.worker.throttle import BoundedLines
 
 ROUND_MS = 50
 WATCH_INTERVAL = 0.2
@@ -39,6 +41,7 @@ class _Client:
     place: tuple[int, int]
     session: Session
     descriptor: int | None = None
+    group: str = ""  # a segment is one guest's, and its slots are its quota
     beat: int = 0
     moved: float = 0.0
     over_since: float | None = None
@@ -62,6 +65,7 @@ class ShmemListener:
         self._calls = native.segment(segment.memory, segment.owners)
         self._own_boot_id = native.boot_id()
         self._clients: dict[int, _Client] = {}
+        self._lines = BoundedLines()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -109,17 +113,20 @@ class ShmemListener:
         schema = self._admission.schema
         granted = None
         try:
-            greeting = self._admission.check(raw)
-            if greeting.role != Role.CONTROL:
-                raise self._admission.unknown_role(greeting)
-            session = self._admission.session(greeting)
+            try:
+                greeting = self._admission.check(raw)
+                if greeting.role != Role.CONTROL:
+                    raise self._admission.unknown_role(greeting)
+                session = self._admission.session(greeting)
+            except NotYet as reason:
+                raise Refused(Status.NO_SESSION, reason.sentence) from reason
             self._end_former_guests(boot_id)
             granted = self._grant(slot)
             client = _Client(self, slot, boot_id, granted, session, moved=time.monotonic())
             self._admission.adopt(session, greeting, client)
         except Refused as refused:
-            level = LOGGER.info if refused.status == Status.PROBED else LOGGER.warning
-            level("%s slot %d refused: %s", self.name, slot, refused.sentence)
+            level = logging.INFO if refused.status == Status.PROBED else logging.WARNING
+            self._lines.write(level, "", "%s slot %d refused: %s", self.name, slot, refused.sentence)
             self._calls.answer(slot, False, Welcome.build(refused.status, schema, refused.sentence))
             if granted:
                 self._calls.release(slot)

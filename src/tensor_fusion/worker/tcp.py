@@ -1,33 +1,44 @@
 """Clients that come over TCP.
 
-One thread, one event loop. Everything a peer sends before its greeting has been checked is 256 bytes at most, within
-`GREETING_DEADLINE`, on at most `MAX_PENDING` connections: when more are open, the oldest is dropped, so that idle
-connections cannot keep out a client that sends its greeting at once. After that the connection belongs to a session
-process and the supervisor closes its own copy.
+One thread, one event loop, nothing that waits for a peer. Everything a peer sends before its greeting has been checked
+is 256 bytes at most, within `GREETING_DEADLINE`, on at most `MAX_PENDING` connections, `MAX_PENDING_OF_ONE` of one
+address. When more are open, one that has sent nothing is dropped first: of the same address where that has its share,
+else the oldest of all. So a flood takes its own connections away, and a client whose greeting has come is read before
+anybody is dropped for it. Accepting yields to those who have been accepted. After its welcome the connection belongs to
+a session process and the supervisor closes its own copy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tensor_fusion.config import UserError
-from tensor_fusion.worker.admission import Admission, Refused
+from tensor_fusion.worker.admission import Admission, NotYet, Refused
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import DATA_CONNECTIONS, GREETING_BYTES, MAGIC, Greeting, Role, Status, Welcome
 from tensor_fusion.worker.sessions import Session
+from tensor_fusion.worker.throttle import BoundedLines, group
 
 GREETING_DEADLINE = 2.0
-MAX_PENDING = 256
-BACKLOG = 512
+# For so long a client whose turn has not come is kept waiting, before it is told why.
+TURN_DEADLINE = 5.0
+MAX_PENDING = 1024
+MAX_PENDING_OF_ONE = 256
+ACCEPTS_A_TURN = 16
+LOOK = 0.05
+BACKLOG = 4096
+_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
 class _Caller:
     address: str
     port: int
+    group: str
     descriptor: int
     place: tuple[int, int] = (0, 0)
 
@@ -35,12 +46,51 @@ class _Caller:
         """The connection ended with the process."""
 
 
+@dataclass(eq=False)
+class _Pending:
+    """A connection that has no session yet."""
+
+    connection: socket.socket
+    address: str
+    port: int
+    group: str
+    until: float
+    raw: bytes = b""
+    whole: bool = False  # and waits for its turn
+
+
+@dataclass
+class _Waiting:
+    """Pending connections in the order of their coming, those that have sent nothing apart."""
+
+    silent: dict[_Pending, None] = field(default_factory=dict)
+    heard: dict[_Pending, None] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.silent) + len(self.heard)
+
+    def first_to_go(self) -> _Pending | None:
+        return next(iter(self.silent), None) or next(iter(self.heard), None)
+
+    def add(self, one: _Pending) -> None:
+        self.remove(one)
+        (self.heard if one.raw else self.silent)[one] = None
+
+    def remove(self, one: _Pending) -> None:
+        self.silent.pop(one, None)
+        self.heard.pop(one, None)
+
+
 class TcpListener:
     def __init__(self, host: str, port: int, admission: Admission) -> None:
         self._admission = admission
-        self._pending: dict[asyncio.Task[None], None] = {}
+        self._all = _Waiting()
+        self._of: dict[str, _Waiting] = {}
+        self._lines = BoundedLines()
         self._listener = listen(host, port)
-        self._accepting: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._pause: asyncio.TimerHandle | None = None
 
     @property
     def place(self) -> str:
@@ -49,84 +99,153 @@ class TcpListener:
         return f"native [{host}]:{port}" if ":" in host else f"native {host}:{port}"
 
     def start(self) -> None:
-        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._listener, self._accept)
 
     async def close(self) -> None:
         """Stop listening and drop connections that have no session yet."""
-        tasks = list(self._pending)
-        if self._accepting:
-            tasks.append(self._accepting)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for timer in (self._look, self._pause):
+            if timer:
+                timer.cancel()
+        if self._loop:
+            self._loop.remove_reader(self._listener)
+        for one in [*self._all.silent, *self._all.heard]:
+            self._drop(one)
         self._listener.close()
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
+    # Who is there
+
+    def _accept(self) -> None:
+        assert self._loop
+        for _ in range(ACCEPTS_A_TURN):  # then those who were accepted have their turn
             try:
-                connection, peer = await loop.sock_accept(self._listener)
+                connection, peer = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
             except OSError as error:
                 # Out of descriptors, or a connection that ended before it was accepted: neither ends the worker.
-                LOGGER.warning("a connection could not be accepted: %s", error)
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._drop_oldest()
-                    await asyncio.sleep(0.05)
+                self._lines.write(logging.WARNING, "accept", "a connection could not be accepted: %s", error)
+                if error.errno in _OUT_OF:
+                    self._drop(self._all.first_to_go())
+                    self._loop.remove_reader(self._listener)
+                    self._pause = self._loop.call_later(LOOK, self.start)
+                    return
                 continue
-            if len(self._pending) >= MAX_PENDING:
-                self._drop_oldest()
-            task = loop.create_task(self._serve(connection, (str(peer[0]), int(peer[1]))))
-            self._pending[task] = None
-            task.add_done_callback(lambda done: self._pending.pop(done, None))
+            self._enter(connection, str(peer[0]), int(peer[1]))
 
-    def _drop_oldest(self) -> None:
-        oldest = next(iter(self._pending), None)
-        if oldest:
-            del self._pending[oldest]
-            oldest.cancel()
-
-    async def _serve(self, connection: socket.socket, peer: tuple[str, int]) -> None:
+    def _enter(self, connection: socket.socket, address: str, port: int) -> None:
+        assert self._loop
+        one = _Pending(connection, address, port, group(address), self._loop.time() + GREETING_DEADLINE)
+        connection.setblocking(False)
+        of_one = self._of.setdefault(one.group, _Waiting())
+        if len(of_one) >= MAX_PENDING_OF_ONE:
+            self._drop(of_one.first_to_go())
+        elif len(self._all) >= MAX_PENDING:
+            self._drop(self._all.first_to_go())
+        self._note(one)
         try:
-            connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            raw = await self._read_greeting(connection)
-            if not raw:
-                return
-            try:
-                self._route(connection, self._admission.check(raw), peer)
-            except Refused as refused:
-                level = LOGGER.info if refused.status == Status.PROBED else LOGGER.warning
-                level("%s:%d refused: %s", *peer, refused.sentence)
-                connection.send(Welcome.build(refused.status, self._admission.schema, refused.sentence))
-        except OSError as error:
-            LOGGER.debug("%s:%d lost: %s", *peer, error)
-        finally:
-            connection.close()
+        except OSError as error:  # it has been reset
+            self._lost(one, error)
+            return
+        self._loop.add_reader(connection, self._read, one)
+        self._read(one)  # most have sent their greeting by now
+        self._look_later()
 
-    async def _read_greeting(self, connection: socket.socket) -> bytes:
-        """Up to 256 bytes; fewer when they can no longer become a greeting, none when there came none."""
-        loop = asyncio.get_running_loop()
-        raw = b""
+    def _note(self, one: _Pending) -> None:
+        """Put it where its bytes say that it belongs."""
+        self._all.add(one)
+        self._of.setdefault(one.group, _Waiting()).add(one)
+
+    def _drop(self, one: _Pending | None) -> None:
+        if one is None:
+            return
+        assert self._loop
+        self._all.remove(one)
+        of_one = self._of[one.group]
+        of_one.remove(one)
+        if not of_one:
+            del self._of[one.group]
+        self._loop.remove_reader(one.connection)
+        one.connection.close()
+
+    def _lost(self, one: _Pending, error: OSError) -> None:
+        LOGGER.debug("%s:%d lost: %s", one.address, one.port, error)
+        self._drop(one)
+
+    # What they say
+
+    def _read(self, one: _Pending) -> None:
+        """Up to 256 bytes; fewer when they can no longer become a greeting."""
         try:
-            until = loop.time() + GREETING_DEADLINE
-            while len(raw) < GREETING_BYTES:
-                part = await asyncio.wait_for(
-                    loop.sock_recv(connection, GREETING_BYTES - len(raw)), max(until - loop.time(), 0)
-                )
-                raw += part
-                if not part or raw[: len(MAGIC)] != MAGIC[: len(raw)]:
-                    break
-        except asyncio.TimeoutError:
-            LOGGER.debug("no greeting within %d s", GREETING_DEADLINE)
-        return raw
+            part = one.connection.recv(GREETING_BYTES - len(one.raw))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lost(one, error)
+            return
+        first = not one.raw
+        one.raw += part
+        if not one.raw:
+            self._drop(one)
+        elif not part or len(one.raw) == GREETING_BYTES or one.raw[: len(MAGIC)] != MAGIC[: len(one.raw)]:
+            self._greeted(one)
+        elif first:
+            self._note(one)
 
-    def _route(self, connection: socket.socket, greeting: Greeting, peer: tuple[str, int]) -> None:
+    def _greeted(self, one: _Pending) -> None:
+        """Answer, or note that it has to wait for its turn."""
+        assert self._loop
+        if not one.whole:
+            one.whole = True
+            self._loop.remove_reader(one.connection)
+            one.until = self._loop.time() + TURN_DEADLINE
+            self._note(one)
+        try:
+            try:
+                self._route(one, self._admission.check(one.raw, one.group))
+            except NotYet as reason:
+                if self._loop.time() < one.until:
+                    return
+                raise Refused(Status.NO_SESSION, reason.sentence) from reason
+        except Refused as refused:
+            level = logging.INFO if refused.status == Status.PROBED else logging.WARNING
+            self._lines.write(level, one.group, "%s:%d refused: %s", one.address, one.port, refused.sentence)
+            try:
+                one.connection.send(Welcome.build(refused.status, self._admission.schema, refused.sentence))
+            except OSError as error:
+                LOGGER.debug("%s:%d lost: %s", one.address, one.port, error)
+        except OSError as error:
+            LOGGER.debug("%s:%d lost: %s", one.address, one.port, error)
+        self._drop(one)
+
+    def _look_later(self) -> None:
+        if self._look is None and self._all and self._loop:
+            self._look = self._loop.call_later(LOOK, self._look_at_all)
+
+    def _look_at_all(self) -> None:
+        """End what is too slow; see whose turn has come."""
+        assert self._loop
+        self._look = None
+        now = self._loop.time()
+        for one in [one for one in self._all.silent if one.until <= now]:
+            LOGGER.debug("no greeting within %d s", GREETING_DEADLINE)
+            self._drop(one)
+        for one in [one for one in self._all.heard if one.whole or one.until <= now]:
+            self._greeted(one)
+        self._look_later()
+
+    # Where they go
+
+    def _route(self, one: _Pending, greeting: Greeting) -> None:
+        connection = one.connection
         if greeting.role == Role.CONTROL:
-            session = self._admission.session(greeting)
+            session = self._admission.session(greeting, one.group)
             connection.setblocking(True)  # the file status is shared with the session, which expects a blocking socket
-            self._admission.adopt(session, greeting, _Caller(*peer, connection.fileno()))
+            caller = _Caller(one.address, one.port, one.group, connection.fileno())
+            self._admission.adopt(session, greeting, caller)
             self._welcome(connection, session)
-            LOGGER.info("%s:%d is served by %s", *peer, session.name)
+            LOGGER.info("%s:%d is served by %s", one.address, one.port, session.name)
         elif greeting.role == Role.DATA:
             self._welcome(connection, self._data_connection(connection, greeting))
         else:

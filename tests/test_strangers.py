@@ -1,0 +1,246 @@
+"""Who wants to keep others out, or to guess a secret: floods of connections, silent clients, wrong secrets.
+
+Where a number of connections or a time is named, the test waits for the state itself, with a generous end.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from stack.harness import Worker as RealWorker
+from stack.harness import connected_elsewhere, whole_stack
+from stranger import Stranger
+from worker_harness import SCHEMA, Worker, eventually, read_welcome, suspend
+
+from tensor_fusion.worker import tcp, throttle
+from tensor_fusion.worker.protocol import Greeting, Role, Status
+
+
+def welcomes(connection: socket.socket) -> Status:
+    return Status(read_welcome(connection).status)
+
+
+# Floods
+
+
+def test_a_client_between_half_open_connections_is_served() -> None:
+    """All of them are in the queue before the worker looks at the first."""
+    with Worker() as worker:
+        suspend(worker.process)
+        before = [worker.connect() for _ in range(300)]
+        client = worker.connect()
+        client.sendall(Greeting.build(SCHEMA))
+        behind = [worker.connect() for _ in range(600)]
+        worker.process.send_signal(signal.SIGCONT)
+        assert welcomes(client) == Status.ACCEPTED
+        for one in [client, *before, *behind]:
+            one.close()
+
+
+def test_who_sent_something_stays_longer_than_who_sent_nothing() -> None:
+    waiting = tcp._Waiting()
+    with socket.socket() as unused:
+        some = [tcp._Pending(unused, "192.0.2.1", number, "192.0.2.1", 0.0) for number in range(3)]
+    for one in some:
+        waiting.add(one)
+    some[0].raw = b"T"
+    waiting.add(some[0])
+    for expected in (some[1], some[2], some[0], None):
+        found = waiting.first_to_go()
+        assert found is expected
+        if found:
+            waiting.remove(found)
+
+
+def test_connections_of_one_address_do_not_take_the_places_of_another() -> None:
+    """Another address of the loopback network is another host."""
+    with Worker(FAKE_GREETING_DEADLINE="60") as worker:
+        suspend(worker.process)
+        other = socket.create_connection(("127.0.0.1", worker.port), timeout=10, source_address=("127.0.0.2", 0))
+        idle = [worker.connect() for _ in range(1500)]
+        worker.process.send_signal(signal.SIGCONT)
+        # All of the flood have been accepted when one that comes behind them is answered.
+        assert worker.refuse(Greeting.build(SCHEMA, role=Role.PROBE)).status == Status.PROBED
+        other.sendall(Greeting.build(SCHEMA))
+        assert welcomes(other) == Status.ACCEPTED
+        for one in [other, *idle]:
+            one.close()
+
+
+@pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
+def test_a_client_tries_again_when_it_is_dropped_before_its_welcome() -> None:
+    """The worker is behind a door that shuts the first connections without a word."""
+    dropped: list[int] = []
+    with RealWorker(transport="native") as worker, socket.create_server(("127.0.0.1", 0)) as door:
+
+        def relay(source: socket.socket, target: socket.socket) -> None:
+            try:
+                while part := source.recv(65536):
+                    target.sendall(part)
+                target.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = door.accept()
+                except OSError:
+                    return
+                number = len(dropped)
+                if number < 4:
+                    dropped.append(number)
+                    if number % 2:  # a reset, else an end
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    connection.close()
+                    continue
+                onward = socket.create_connection(("127.0.0.1", worker.port))
+                for pair in ((connection, onward), (onward, connection)):
+                    threading.Thread(target=relay, args=pair, daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        program = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"
+        environment = connected_elsewhere(f"native+127.0.0.1+{door.getsockname()[1]}+0")
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+        assert len(dropped) == 4
+
+
+# Places
+
+
+def test_clients_of_an_address_that_say_nothing_are_bounded() -> None:
+    with Worker(FAKE_TURN_DEADLINE="20") as worker:
+        silent = [worker.client() for _ in range(16)]
+        waiting = worker.connect()
+        waiting.settimeout(60)
+        waiting.sendall(Greeting.build(SCHEMA))
+        assert silent[0].ask("pid")  # it is silent no more
+        assert welcomes(waiting) == Status.ACCEPTED
+        other = socket.create_connection(("127.0.0.1", worker.port), timeout=10, source_address=("127.0.0.2", 0))
+        other.sendall(Greeting.build(SCHEMA))
+        assert welcomes(other) == Status.ACCEPTED
+        for one in (waiting, other):
+            one.close()
+        for client in silent:
+            client.close()
+
+
+def test_who_waits_too_long_for_its_turn_is_told_why() -> None:
+    with Worker(FAKE_TURN_DEADLINE="0.2") as worker:
+        silent = [worker.client() for _ in range(16)]
+        refused = worker.refuse(Greeting.build(SCHEMA))
+        assert refused.status == Status.NO_SESSION
+        assert "16 clients of this address" in refused.sentence
+        for client in silent:
+            client.close()
+
+
+@pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
+def test_a_session_that_is_asked_for_nothing_ends(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with (
+        RealWorker(transport="native", TF_ENABLE_LOG="1", TF_LOG_PATH=str(log)) as worker,
+        Stranger(worker.port, silent=True) as silent,
+    ):
+        silent.connection.sendall(silent.frame("start", True)[:7])  # half a frame is none
+        assert silent.connection.recv(1) == b""
+        assert eventually(lambda: not worker.sessions())
+        assert "asked for nothing in 10 s" in log.read_text()
+        with Stranger(worker.port) as other:
+            assert other.call("memory_info")[0] == 0
+
+
+def test_clients_of_one_address_and_of_one_secret_are_bounded(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first\nsecond\n")
+    keys.chmod(0o600)
+    variables = {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)}
+    options = ("--max-clients-per-address", "3", "--max-clients-per-secret", "2")
+    with Worker(*options, **variables) as worker:
+        clients = [worker.client(secret="first"), worker.client(secret="first")]
+        refused = worker.refuse(Greeting.build(SCHEMA, secret="first"))
+        assert refused.status == Status.NO_SESSION
+        assert "2 clients with this secret" in refused.sentence
+        clients.append(worker.client(secret="second"))
+        refused = worker.refuse(Greeting.build(SCHEMA, secret="second"))
+        assert "3 clients of this address" in refused.sentence
+        clients.pop().close()
+        assert eventually(lambda: worker.exchange(Greeting.build(SCHEMA, secret="second"))[1].status == Status.ACCEPTED)
+        for client in clients:
+            client.close()
+
+
+# Guesses
+
+
+def guess(worker: Worker, number: int) -> socket.socket:
+    connection = worker.connect()
+    connection.sendall(Greeting.build(SCHEMA, role=Role.PROBE, secret=f"guess{number}"))
+    return connection
+
+
+def test_guesses_are_few_a_second_and_their_lines_fewer(tmp_path: Path) -> None:
+    keys, log = tmp_path / "keys", tmp_path / "log"
+    keys.write_text("right\n")
+    keys.chmod(0o600)
+    variables = {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)}
+    variables |= {"FAKE_TURN_DEADLINE": "1", "TF_ENABLE_LOG": "1", "TF_LOG_PATH": str(log)}
+    with Worker(**variables) as worker:
+        began = time.monotonic()
+        guesses = [guess(worker, number) for number in range(120)]
+        answers = [welcomes(connection) for connection in guesses]
+        took = time.monotonic() - began
+        assert answers.count(Status.SECRET_REFUSED) <= 20 + 2 * took + 1
+        assert answers.count(Status.NO_SESSION) == 120 - answers.count(Status.SECRET_REFUSED)
+        for connection in guesses:
+            connection.close()
+        other = socket.create_connection(("127.0.0.1", worker.port), timeout=10, source_address=("127.0.0.2", 0))
+        other.sendall(Greeting.build(SCHEMA, secret="right"))
+        assert welcomes(other) == Status.ACCEPTED
+        other.close()
+        assert log.read_text().count(" refused: ") <= 10 + 0.2 * (time.monotonic() - began) + 1
+
+
+def test_a_throttle_gives_its_burst_and_then_its_rate() -> None:
+    now = [100.0]
+    few = throttle.Throttle(3, 2, lambda: now[0])
+    assert [few.take("a") for _ in range(4)] == [True, True, True, False]
+    assert few.take("b")
+    now[0] += 1
+    assert [few.take("a") for _ in range(3)] == [True, True, False]
+    now[0] += 1000
+    assert [few.take("a") for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_throttle_remembers_so_many_and_no_more() -> None:
+    now = [0.0]
+    few = throttle.Throttle(1, 0.001, lambda: now[0])
+    assert few.take("first")
+    for number in range(throttle.MOST_KEYS):
+        assert few.take(f"key {number}")
+    assert few.take("first")  # forgotten
+    assert not few.take(f"key {throttle.MOST_KEYS - 1}")
+
+
+@pytest.mark.parametrize(
+    ("address", "whose"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("", ""),
+    ],
+)
+def test_whose_an_address_is(address: str, whose: str) -> None:
+    assert throttle.group(address) == whose
