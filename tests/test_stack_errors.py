@@ -349,7 +349,8 @@ def test_junk_on_the_port_while_a_good_client_runs(worker: Worker, half_open: li
         assert good.end() == 0, good.errors()
         told = re.fullmatch(r"right after (\d+) rounds, longest (\d+) ms", good.line())
         assert told
-        # It went on throughout: a round takes 30 ms on a quiet machine, and what could hold it up are deadlines of 5 s and more.
+        # It went on throughout: a round takes 30 ms on a quiet machine, and what could hold it up are deadlines of 5 s
+        # and more.
         assert int(told[2]) < 3000, told[0]
     assert eventually(lambda: not worker.sessions())
     assert initialise(worker.env) == ("0 0", [])
