@@ -1,21 +1,19 @@
-"""The worker as one file: what PyInstaller starts, on a host without our Python environment (tools/release.py).
+"""The worker as one file: what PyInstaller's folder starts, on a host without our Python environment.
 
-The file unpacks itself into a folder of its own among the temporary files and runs there, as the child of a process
-that waits to take the folder away. So this ends when that one is killed, and hands on no search path into the folder.
+The starter in front of the folder (native/onefile, tools/release.py) has become this process. What it starts gets no
+search path into the folder.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
-from tensor_fusion.abi import end_with_parent
 from tensor_fusion.entry import worker
 
 
 def restore(name: str) -> None:
-    """PyInstaller's starter sets LD_LIBRARY_PATH for itself and keeps what was there."""
+    """PyInstaller's program sets LD_LIBRARY_PATH for itself and keeps what was there."""
     before = os.environ.pop(f"{name}_ORIG", None)
     if before is not None:
         os.environ[name] = before
@@ -25,5 +23,4 @@ def restore(name: str) -> None:
 
 if __name__ == "__main__":
     restore("LD_LIBRARY_PATH")
-    end_with_parent(signal.SIGTERM)
     sys.exit(worker())

@@ -15,7 +15,8 @@ from tensor_fusion.abi import native_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENT = ("client/libcuda.so.1", "client/libnvidia-ml.so.1", "client/libteleport.so.1")
-BINARIES = (*CLIENT, "bin/tensor-fusion-session", "bin/tensor-fusion-bench", "lib/libtf-simgpu.so")
+PROGRAMS = tuple(f"bin/tensor-fusion-{name}" for name in ("session", "bench", "onefile"))
+BINARIES = (*CLIENT, *PROGRAMS, "lib/libtf-simgpu.so")
 LIBC = {"libc.so.6", "libpthread.so.0", "libdl.so.2", "libm.so.6", "ld-linux-x86-64.so.2"}
 # The client goes into programs of strangers' systems, wherever it was built: CentOS 7 has 2.17, the spec's guest 2.28.
 HIGHEST_GLIBC_OF_CLIENT = (2, 17)

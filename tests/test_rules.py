@@ -35,6 +35,7 @@ LAYERS = {
     "simgpu": set[str](),
     # Of the client it reads the counters, whose layout tp_conn.h has; it links nothing of ours.
     "bench": {"base", "wire", "client/core"},
+    "onefile": set[str](),
 }
 # The simulated GPU stands in for NVIDIA's driver: it knows the drivers' types and nothing of ours.
 # The benchmark has the types of the driver that it measures, and nothing that is only ours.
@@ -45,6 +46,7 @@ GENERATED_FOR = {
     "transport": "",
     "simgpu": "tpg_cuda.h tpg_nvml.h tpg_table.h",
     "bench": "tpg_cuda.h",
+    "onefile": "",
 }
 # In strangers' processes: their standard output is not ours, and neither is their life.
 FORBIDDEN_IN_CLIENT = r"\b(?:printf|vprintf|puts|putchar|abort|exit|_exit|assert|perror)\s*\("

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import fnmatch
-import os
 import re
 import shutil
 import socket
@@ -21,27 +20,17 @@ from tensor_fusion.worker import service
 COMMAND = Path("/opt/tensor-fusion/bin/tensor-fusion-worker")
 
 
-@pytest.mark.parametrize("main_process", [True, False])
-def test_it_says_when_it_is_ready_and_when_it_stops(main_process: bool, tmp_path: Path) -> None:
-    """Once it is ready, systemd is to listen to nobody else: to the main process, or to none where it is its child."""
+def test_it_says_when_it_is_ready_and_when_it_stops(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(path))
         systemd.settimeout(5)
-        variables = {} if main_process else {"SYSTEMD_EXEC_PID": str(os.getpid())}
-        with Worker(NOTIFY_SOCKET=str(path), **variables) as worker:
-            access = "main" if main_process else "none"
-            ready = f"READY=1\nSTATUS={worker.ready.strip()}\nNOTIFYACCESS={access}"
-            assert systemd.recv(1000).decode() == ready
+        with Worker(NOTIFY_SOCKET=str(path)) as worker:
+            assert systemd.recv(1000).decode() == f"READY=1\nSTATUS={worker.ready.strip()}"
             # A session cannot say anything in the worker's name.
             assert worker.client().ask("env NOTIFY_SOCKET") == "(unset)"
             worker.stop()
-            systemd.settimeout(5 if main_process else 0)
-            if main_process:
-                assert systemd.recv(1000) == b"STOPPING=1"
-            else:
-                with pytest.raises(BlockingIOError):
-                    systemd.recv(1000)
+            assert systemd.recv(1000) == b"STOPPING=1"
 
 
 def test_a_systemd_that_does_not_listen_is_said(tmp_path: Path) -> None:
@@ -79,15 +68,6 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not ours"):
         service.remove(tmp_path)
     assert unit.read_text() == "[Service]\n"
-
-
-def test_who_may_speak_to_systemd_depends_on_who_it_starts(tmp_path: Path) -> None:
-    """The worker as one file is the child of the process that systemd starts; a script is that process."""
-    script, one_file = tmp_path / "script", tmp_path / "one-file"
-    script.write_text("#!/usr/bin/python3\n")
-    shutil.copy("/bin/true", one_file)
-    assert "\nNotifyAccess=main\n" in service.unit(script)
-    assert "\nNotifyAccess=all\n" in service.unit(one_file)
 
 
 # As /proc/devices has them: up to driver 535 the GPUs' own is called nvidia-frontend.
@@ -133,17 +113,16 @@ def test_the_unit_leaves_what_a_jail_needs() -> None:
     assert (found["Type"], found["DynamicUser"], found["OOMPolicy"]) == ("notify", "yes", "continue")
 
 
-# The worker as one file costs NotifyAccess=all, until it is ready.
-@pytest.mark.parametrize(("command", "exposure"), [("script", 25), ("one file", 27)])
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze on this machine")
-def test_the_unit_is_hardened(command: str, exposure: int, tmp_path: Path) -> None:
+def test_the_unit_is_hardened(tmp_path: Path) -> None:
+    """One unit for both: the worker of the wheel and the one file are each the process that systemd starts."""
     worker = tmp_path / "worker"
-    worker.write_bytes(b"#!/bin/true\n" if command == "script" else Path("/bin/true").read_bytes())
+    worker.write_bytes(b"#!/bin/true\n")
     worker.chmod(0o755)
     path, devices = tmp_path / service.NAME, tmp_path / service.DEVICES_NAME
     path.write_text(service.unit(worker))
     devices.write_text(service.devices_unit())
-    words = ["systemd-analyze", "security", "--offline=yes", f"--threshold={exposure}", "--no-pager", str(path)]
+    words = ["systemd-analyze", "security", "--offline=yes", "--threshold=25", "--no-pager", str(path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Unknown" not in done.stderr

@@ -193,11 +193,6 @@ def _address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def end_with_parent(number: signal.Signals) -> None:
-    """The kernel signals this process when the thread that started it dies."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-
-
 def stop_with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
     """A function for the child between fork and exec: the kernel signals the child when the caller's thread dies."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl

@@ -2,17 +2,11 @@
 
 The unit is hardened as far as a worker allows: it sees the GPUs and no other device, writes to its cache, its log and
 shared memory, and runs as a user that exists while it runs. It keeps what a jail for sessions needs: namespaces, mounts
-inside them, Landlock and seccomp. tests/test_service.py holds `systemd-analyze security` to 2.5
-(for the worker as one file, see below, to 2.7).
+inside them, Landlock and seccomp. tests/test_service.py holds `systemd-analyze security` to 2.5.
 
 What it may open is looked up in /proc/devices when it starts, so all of NVIDIA's modules must be there by then.
 The driver would load nvidia-uvm at the first cuInit, by a program that a service without privileges cannot run. So a
 second unit, which has them, does it first.
-
-The worker as one file is two processes: PyInstaller's, which systemd started and which takes the unpacked files away,
-and the worker, its child. systemd then listens to all processes of the service; the child cannot be made the main one,
-because systemd would not learn how it ended. So that no session can speak in the worker's name, the worker shuts that
-door when it is ready (systemd 254; before, a session that a client took over could, as it could kill the worker).
 """
 
 from __future__ import annotations
@@ -32,7 +26,6 @@ DEVICES_NAME = "tensor-fusion-devices.service"
 DEVICES_UNIT = UNIT.with_name(DEVICES_NAME)
 CONFIGURATION = Path("etc/tensor-fusion/worker.conf")
 MARK = "# Written by `tensor-fusion service install`"
-ELF = b"\x7fELF"
 # What ProtectHome and PrivateTmp hide from the service.
 HIDDEN = ("home", "root", "run/user", "tmp", "var/tmp")
 
@@ -45,7 +38,7 @@ Wants=network-online.target {devices}
 
 [Service]
 Type=notify
-NotifyAccess={access}
+NotifyAccess=main
 ExecStart={command} $TF_WORKER_OPTIONS
 ExecReload=/bin/sh -c 'kill -HUP $MAINPID'
 EnvironmentFile=-/{configuration}
@@ -131,19 +124,12 @@ def notify(state: str) -> None:
             sys.stderr.write(f"tensor-fusion-worker: NOTIFY_SOCKET {address} takes nothing: {error.strerror}.\n")
 
 
-def _is_main_process() -> bool:
-    """Whether systemd started this very process, and not one that started this."""
-    return os.environ.get("SYSTEMD_EXEC_PID", str(os.getpid())) == str(os.getpid())
-
-
 def notify_ready(status: str) -> None:
-    """From now on systemd is to listen to its main process alone; where that is not this one, to none."""
-    notify(f"READY=1\nSTATUS={status}\nNOTIFYACCESS={'main' if _is_main_process() else 'none'}")
+    notify(f"READY=1\nSTATUS={status}")
 
 
 def notify_stopping() -> None:
-    if _is_main_process():
-        notify("STOPPING=1")
+    notify("STOPPING=1")
 
 
 def worker_command() -> Path:
@@ -155,15 +141,8 @@ def worker_command() -> Path:
     return found.absolute()
 
 
-def _is_one_file(command: Path) -> bool:
-    """What pip installs is a script."""
-    with command.open("rb") as file:
-        return file.read(len(ELF)) == ELF
-
-
 def unit(command: Path) -> str:
-    access = "all" if command.is_file() and _is_one_file(command) else "main"
-    return _TEXT.format(mark=MARK, command=command, configuration=CONFIGURATION, access=access, devices=DEVICES_NAME)
+    return _TEXT.format(mark=MARK, command=command, configuration=CONFIGURATION, devices=DEVICES_NAME)
 
 
 def devices_unit() -> str:
