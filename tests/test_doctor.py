@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import shutil
@@ -10,28 +11,31 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from segment_harness import ACCEPTED, HEADER, SLOT_AT, SLOT_SIZE
 from service import service, silent
 from stack.harness import COMPILER, Worker, clean_environment
 from test_connection_url import answering, certificate, ok
 
 from tensor_fusion.abi import Teleport, native_folder
-from tensor_fusion.client import doctor
+from tensor_fusion.client import doctor, segment
 from tensor_fusion.client.causes import CAUSES
 from tensor_fusion.client.check import Check
 from tensor_fusion.client.files import client_folder
 from tensor_fusion.client.segment import MAGIC, VERSION
-from tensor_fusion.config import CONNECTION_INFO, CONNECTION_URL
+from tensor_fusion.config import CONNECTION_INFO, CONNECTION_URL, segment_path
 from tensor_fusion.worker.protocol import Greeting, Status, Welcome
 
 TOKEN_FILE = "TENSOR_FUSION_OPERATOR_TOKEN_FILE"
 CA_FILE = "TF_CONNECTION_URL_CA_FILE"
 DATA = Path(__file__).parent / "data"
+GREETED, TAKEN = 2, 3  # states of a slot
 NOWHERE = "native+127.0.0.1+1+0"
 
 
@@ -144,6 +148,21 @@ def test_shared_memory_passes(place: Place) -> None:
     with Worker(transport="shmem") as other:
         place.connection = other.connection
         passes(place)
+
+
+def test_the_device_of_a_guest_passes(place: Place) -> None:
+    """As in a virtual machine: the segment is the memory of a PCI device, which is enabled where it was not."""
+    worker = place.stack.enter_context(Worker(transport="shmem"))
+    file, megabytes = worker.connection.split("+")[1:3]
+    device = place.folder / "0000:00:04.0"
+    device.mkdir()
+    for name, text in (("vendor", "0x1af4\n"), ("device", "0x1110\n"), ("enable", "0\n")):
+        (device / name).write_text(text)
+    (device / "resource2").symlink_to(segment_path(file))
+    place.connection = f"shmem+{device}/resource2+{megabytes}+0"
+    said = passes(place)
+    assert said["device"] == "0000:00:04.0 was not enabled and is now"
+    assert said["memory type"].endswith("so it is cached")
 
 
 def test_an_own_setting_is_no_fault(place: Place) -> None:
@@ -410,6 +429,75 @@ def segment_disabled(place: Place) -> None:
     place.segment_file().write_bytes(b"\xff" * (16 << 20))
 
 
+SLOTS = range(SLOT_AT, SLOT_AT + 64 * SLOT_SIZE, SLOT_SIZE)
+
+
+def beating(look: Callable[[mmap.mmap], None], megabytes: int = 16) -> Callable[[Place], None]:
+    """A segment with a heart, and a worker of which `look` is all that it does."""
+
+    def make(place: Place) -> None:
+        file = place.stack.enter_context(place.segment_file(megabytes, state=1).open("r+b"))
+        memory = place.stack.enter_context(mmap.mmap(file.fileno(), 0))
+        stop = threading.Event()
+
+        def beat() -> None:
+            for count in range(1, 1 << 30):
+                struct.pack_into("<Q", memory, HEADER["heartbeat"], count)
+                look(memory)
+                if stop.wait(0.002):
+                    return
+
+        thread = threading.Thread(target=beat)
+        thread.start()
+        place.stack.callback(thread.join)
+        place.stack.callback(stop.set)
+
+    return make
+
+
+def every_place_taken(memory: mmap.mmap) -> None:
+    for slot in SLOTS:
+        struct.pack_into("<I", memory, slot, ACCEPTED)
+
+
+def takes_and_forgets(memory: mmap.mmap) -> None:
+    """It takes a greeting, as a worker that hangs over it."""
+    for slot in SLOTS:
+        if struct.unpack_from("<I", memory, slot)[0] == GREETED:
+            struct.pack_into("<I", memory, slot, TAKEN)
+
+
+def segment_unanswered(place: Place) -> None:
+    place.patch.setattr(segment, "ANSWER_TIME", 0.5)
+    beating(takes_and_forgets)(place)
+
+
+def memory_uncached(place: Place) -> None:
+    """No machine of the tests can map memory uncached."""
+    place.patch.setattr(segment.SegmentFile, "read_speed", lambda _: 123.0)
+    beating(every_place_taken)(place)
+
+
+def device_disabled(place: Place) -> None:
+    """A guest whose udev rule is missing, seen by a user."""
+    device = place.folder / "0000:00:04.0"
+    device.mkdir()
+    for name, text in (("vendor", "0x1af4\n"), ("device", "0x1110\n"), ("enable", "0\n")):
+        (device / name).write_text(text)
+    (device / "resource2").symlink_to(place.segment_file())
+    (device / "enable").chmod(0o444)
+    if os.geteuid() == 0:  # who may do everything
+        real = Path.write_text
+
+        def refuse(path: Path, text: str) -> int:
+            if path == device / "enable":
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, text)
+
+        place.patch.setattr(Path, "write_text", refuse)
+    place.connection = f"shmem+{device}/resource2+16+0"
+
+
 def devices_hidden(place: Place) -> None:
     place.connection = place.worker.connection
     place.set("CUDA_VISIBLE_DEVICES", "-1")
@@ -511,6 +599,7 @@ FAULTS: dict[str, Callable[[Place], None]] = {
     "session-not-started": refusing(
         Status.NO_SESSION, "This worker could not start a session process; its log says why."
     ),
+    "device-disabled": device_disabled,
     "segment-missing": connecting("shmem+/tf-test-nothing+16+0"),
     "segment-forbidden": segment_forbidden,
     "segment-no-file": segment_no_file,
@@ -523,6 +612,10 @@ FAULTS: dict[str, Callable[[Place], None]] = {
     "segment-published-size": with_header(size=1),
     "segment-ended": with_header(state=2),
     "segment-still": with_header(state=1),
+    "memory-uncached": memory_uncached,
+    "segment-full": beating(every_place_taken),
+    "segment-unseen": beating(lambda memory: None),
+    "segment-unanswered": segment_unanswered,
     "devices-hidden": devices_hidden,
     "devices-none": devices_none,
     "devices-refused": devices_refused,

@@ -331,7 +331,12 @@ def test_doctor_over_shared_memory(segment_name: str, tmp_path: Path) -> None:
         done = cli("doctor", "--connect", f"shmem+{segment_name}+64+0", "--json")
         report = json.loads(done.stdout)
         assert done.returncode == 0, done.stdout
-        assert [check["name"] for check in report["checks"]][-3:] == ["worker reachable", "greeting", "devices"]
+        assert [check["name"] for check in report["checks"]][-4:] == [
+            "worker reachable",
+            "memory type",
+            "greeting",
+            "devices",
+        ]
         assert "H200" in report["checks"][-1]["text"]
         log = tmp_path / "log"
         # Both of its sessions end with it.

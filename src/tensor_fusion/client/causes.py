@@ -27,6 +27,7 @@ GET = "curl -v '{url}'"
 NEIGHBOURS = 'ls -l "$(dirname {library})"    # libteleport.so belongs there, from the same package'
 COPY = 'cp "$(tensor-fusion lib-path)"/*.so* "$(dirname {library})"'
 LOG = "TF_ENABLE_LOG=1 tensor-fusion-worker -p {port}    # its log says why"
+LOG_SHMEM = "TF_ENABLE_LOG=1 tensor-fusion-worker -n shmem -m {file}    # its log says why"
 SET_UP = 'eval "$(tensor-fusion env --preload)"    # or start the program with tensor-fusion run'
 
 CAUSES = (
@@ -91,6 +92,7 @@ CAUSES = (
     Cause("worker-full", r"This worker serves \d+ clients already", "tensor-fusion-worker --max-clients N"),
     Cause("session-not-started", r"could not start a session process", LOG),
     # The worker's segment
+    Cause("device-disabled", r"is not enabled and .* may not do it", "sudo tensor-fusion vm --check    # enables it"),
     Cause("segment-missing", r"does not exist; start tensor-fusion-worker -n shmem", SERVE_SEGMENT),
     Cause("segment-forbidden", r"cannot be (?:written|read) by user", "ls -l {file}; id"),
     Cause("segment-no-file", r"cannot be opened: ", "ls -ld {file}"),
@@ -103,6 +105,10 @@ CAUSES = (
     Cause("segment-published-size", r"The worker published a segment of", SERVE_SEGMENT),
     Cause("segment-ended", r"^The worker of .* has ended; start it again", SERVE_SEGMENT),
     Cause("segment-still", r"heart in .* stands still", "tensor-fusion vm --check    # in the guest"),
+    Cause("memory-uncached", r"so it is mapped uncached", "dmesg | grep x86/PAT"),
+    Cause("segment-full", r"^All places of .* are taken", "ps -C tensor-fusion-session    # on the host"),
+    Cause("segment-unseen", r"does not see what this side writes", "tensor-fusion vm -M {megabytes}    # on the host"),
+    Cause("segment-unanswered", r"saw the greeting but did not answer", LOG_SHMEM),
     # The devices
     Cause("devices-hidden", r"CUDA_VISIBLE_DEVICES=.* hides every device", "unset CUDA_VISIBLE_DEVICES"),
     Cause("devices-none", r"The worker has no device for this client", "nvidia-smi -L    # on the host"),

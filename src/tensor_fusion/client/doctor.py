@@ -21,6 +21,7 @@ from tensor_fusion.client.files import LIBRARIES, client_environment, client_fol
 from tensor_fusion.client.probe import TIMEOUT, connect, greet
 from tensor_fusion.client.segment import ANSWER_TIME, PULSE_TIME, SegmentFile, describe, user
 from tensor_fusion.client.settings import odd_settings
+from tensor_fusion.client.vmcheck import READ_TIME, enabled, is_device, memory_type
 from tensor_fusion.config import (
     CONNECTION_INFO,
     CONNECTION_URL,
@@ -70,11 +71,20 @@ def _examine(connection: str | None, known: dict[str, str], waiting: Waiting) ->
         return
     known.update(_words(address[0]))
     shared = isinstance(address[0], ShmemAddress)
+    if isinstance(address[0], ShmemAddress) and is_device(folder := address[0].path.parent):  # of a virtual machine
+        yield (device := check("device", lambda: enabled(folder)))
+        if not device.passed:
+            return
     during = waiting("the worker's heart" if shared else "a connection", PULSE_TIME if shared else TIMEOUT)
     reach = check("worker reachable", lambda: _reach(address[0]), during)
     yield reach
     if not reach.passed:
         return
+    if isinstance(address[0], ShmemAddress):
+        segment = address[0]
+        yield (memory := check("memory type", lambda: _memory(segment), waiting("memory to be read", READ_TIME)))
+        if not memory.passed:
+            return
     during = waiting("the worker's welcome", ANSWER_TIME if shared else TIMEOUT)
     greeting = check("greeting", lambda: _greeting(address[0]), during)
     yield greeting
@@ -224,6 +234,11 @@ def _reach(address: Address) -> str:
     with connect(address) as connection:
         host, port = connection.getpeername()[:2]
         return f"{host} port {port} answers"
+
+
+def _memory(address: ShmemAddress) -> str:
+    with SegmentFile(address.path, address.megabytes) as segment:
+        return memory_type(segment)
 
 
 def _greeting(address: Address) -> str:

@@ -34,7 +34,11 @@ PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 def find_devices(folder: Path = PCI_DEVICES) -> list[Path]:
     """The folders of the ivshmem devices of this machine, in the order of their addresses."""
-    return [device for device in sorted(folder.glob("*")) if _identity(device) == (VENDOR, DEVICE)]
+    return [device for device in sorted(folder.glob("*")) if is_device(device)]
+
+
+def is_device(folder: Path) -> bool:
+    return _identity(folder) == (VENDOR, DEVICE)
 
 
 def _identity(device: Path) -> tuple[int, int] | None:
@@ -60,9 +64,9 @@ def examine(
     found = check("device", lambda: _found(devices))
     yield found
     for device in devices:
-        enabled = check("enabled", lambda device=device: _enabled(device))  # type: ignore[misc]
-        yield enabled
-        if enabled.passed:
+        switched = check("enabled", lambda device=device: enabled(device))  # type: ignore[misc]
+        yield switched
+        if switched.passed:
             yield from _examine_file(device / "resource2", megabytes, waiting)
 
 
@@ -75,7 +79,7 @@ def _found(devices: Sequence[Path]) -> str:
     return ", ".join(device.name for device in devices)
 
 
-def _enabled(device: Path) -> str:
+def enabled(device: Path) -> str:
     switch = device / "enable"
     try:
         if switch.read_text().strip() not in ("", "0"):
@@ -101,7 +105,7 @@ def _examine_file(path: Path, megabytes: int | None, waiting: Waiting) -> Iterat
     if not first.passed:
         return
     with opened[0] as segment:
-        yield check("memory type", lambda: _memory_type(segment), waiting("memory to be read", READ_TIME))
+        yield check("memory type", lambda: memory_type(segment), waiting("memory to be read", READ_TIME))
         steps = (
             ("worker", _worker, None),
             ("heartbeat", _heartbeat, waiting("the worker's heart", PULSE_TIME)),
@@ -115,7 +119,7 @@ def _examine_file(path: Path, megabytes: int | None, waiting: Waiting) -> Iterat
         yield Check("connection string", True, f"shmem+{path}+{segment.size >> 20}+0")
 
 
-def _memory_type(segment: SegmentFile) -> str:
+def memory_type(segment: SegmentFile) -> str:
     speed = segment.read_speed()
     if speed < UNCACHED:
         raise UserError(f"{segment.path} is read at {speed:.0f} MB/s, {UNCACHED_REMEDY}.")
