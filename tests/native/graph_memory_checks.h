@@ -104,6 +104,29 @@ static inline void check_captured_memory(graph_bench_t *t) {
     CHECK(graph_memory(CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH) == 0);
 }
 
+// cuMemFree returns when the memory is free, and a launch in any stream may allocate there again.
+static inline void check_freed_and_allocated_again(graph_bench_t *t) {
+    CUgraph graph;
+    CUgraphExec exec;
+    CUdeviceptr kept;
+    uint32_t word = 0;
+    OK(cuStreamBeginCapture_v2(t->stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    OK(cuMemAllocAsync(&kept, GRAPH_BYTES, t->stream));
+    OK(cuMemsetD32Async(kept, 6, GRAPH_WORDS, t->stream));
+    OK(cuStreamEndCapture(t->stream, &graph));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    for (int i = 0; i < 300; i++) {
+        OK(cuGraphLaunch(exec, t->stream));
+        OK(cuMemcpyDtoHAsync_v2(&word, kept, sizeof word, t->stream));
+        OK(cuStreamSynchronize(t->stream));
+        CHECK(word == 6);
+        OK(cuMemFree_v2(kept));
+    }
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+    OK(cuDeviceGraphMemTrim(0));
+}
+
 // Nodes by name and as nodes of any kind; one graph allocates, others use and free.
 static inline void check_memory_nodes(graph_bench_t *t) {
     CUgraph graph, frees, any;
@@ -214,6 +237,7 @@ static inline void check_memory_nodes(graph_bench_t *t) {
 static inline void check_graph_memory_all(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     check_captured_memory(&t);
+    check_freed_and_allocated_again(&t);
     check_memory_nodes(&t);
     graph_bench_end(&t);
 }

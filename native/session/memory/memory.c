@@ -215,26 +215,36 @@ static void trim(struct tpw_session *s, void *what, int32_t error) {
     tpw_pools_trim(s);
 }
 
-/* During a capture nothing may be put into the legacy stream, and cuMemFree would wait for what came later, too: for a host
- * function, whose end only this thread can hear of. So the memory goes back through a stream that nothing else uses. */
-static int32_t free_beside_captures(struct tpw_session *s, CUdeviceptr address) {
+/* In a stream that nothing else uses: during a capture nothing may be put into the legacy stream, and cuMemFree would wait for
+ * what came later, too: for a host function, whose end only this thread can hear of. */
+static int32_t free_beside(struct tpw_session *s, CUdeviceptr address, bool wait) {
     CUstream beside = NULL;
     int32_t error = tpw_stream_may_wait(s) ? (int32_t)CUDA_ERROR_NOT_READY
                                            : (int32_t)s->cuda.cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING);
     if (!error) {
         error = (int32_t)s->cuda.cuMemFreeAsync(address, beside);
+        if (!error && wait) {
+            error = (int32_t)s->cuda.cuStreamSynchronize(beside);
+        }
         s->cuda.cuStreamDestroy_v2(beside); /* what is in it is done all the same */
     }
+    return error;
+}
+
+static int32_t free_beside_captures(struct tpw_session *s, CUdeviceptr address) {
+    int32_t error = free_beside(s, address, false);
     if (error) {
         tp_log(TP_WARN, "memory of a pool that was freed during a capture stays in use: error %d", (int)error);
     }
     return error;
 }
 
+/* Without a stream it is cuMemFree's, after which a graph may allocate there again in any stream: so the free must have run. */
 int32_t tpw_graph_memory_free(struct tpw_session *s, uint64_t address, CUstream native) {
-    int32_t error = native        ? (int32_t)s->cuda.cuMemFreeAsync(address, native)
-                    : s->captures ? free_beside_captures(s, address)
-                                  : (int32_t)s->cuda.cuMemFreeAsync(address, CU_STREAM_LEGACY);
+    int32_t error = native ? (int32_t)s->cuda.cuMemFreeAsync(address, native) : tpw_stream_room(s);
+    if (!error && !native) {
+        error = free_beside(s, address, !s->captures);
+    }
     if (!error) {
         TP_TELL(tpw_memory_freed, s);
     }
