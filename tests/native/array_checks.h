@@ -153,9 +153,9 @@ static inline void check_array_memory(void) {
     CUarray array = array_make(4096, 4096, 0, 0);
     CHECK(before - memory_left() >= bytes);
     OK(cuArrayDestroy(array));
-    for (int i = 0; i < 100 && memory_left() != before; i++)
+    for (int i = 0; i < 3000 && memory_left() < before; i++)
         usleep(10000);
-    CHECK(memory_left() == before);
+    CHECK(memory_left() >= before); // more, where what was freed before came late
     for (int i = 0; i < 100; i++)
         CHECK(array_try(512, 512, 0, 0) == CUDA_SUCCESS);
 }
@@ -411,9 +411,9 @@ static inline void check_arrays_of_a_context(void) {
     OK(cuMipmappedArrayCreate(&mipmap, &shape, 4));
     OK(cuArrayDestroy(array_make(1024, 1024, 0, 0)));
     OK(cuCtxDestroy_v2(own));
-    for (int i = 0; i < 100 && memory_left() != before; i++)
+    for (int i = 0; i < 3000 && memory_left() < before; i++)
         usleep(10000);
-    CHECK(memory_left() == before);
+    CHECK(memory_left() >= before); // more, where what was freed before came late
     (void)array;
 }
 

@@ -469,12 +469,12 @@ static inline void check_copies_are_given_back(graph_bench_t *t) {
         OK(cuGraphLaunch(exec, t->stream));
         OK(cuGraphExecDestroy(exec));
     }
-    for (int i = 0; i < 3000 && after != before; i++) {
+    for (int i = 0; i < 30000 && after < before; i++) { /* more: what was freed before is late */
         OK(cuCtxSynchronize());
         OK(cuMemGetInfo_v2(&after, &total));
         usleep(1000);
     }
-    CHECK(after == before);
+    CHECK(after >= before);
     OK(cuMemFree_v2(a));
     free(large);
 }
