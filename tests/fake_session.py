@@ -4,7 +4,8 @@ It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never re
 (a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first),
 "late:FILE" (well if it is the first, else ready when its client says so).
 As the session of a client it answers each line that the client sends: "row", "text", "pid", "env NAME", "driver",
-"limit", "total", "reserve N" (bytes on device 0), "data" (indexes of the data connections so far), "crash" (SIGSEGV),
+"limit", "total", "greeting", "reserve N" (bytes on device 0), "data" (indexes of the data connections so far),
+"crash" (SIGSEGV),
 "exit N", "context" (says that it is ready).
 Over shared memory it serves nobody: it writes what it was told into the folder FAKE_ADOPTED, as PID.json.
 """
@@ -28,8 +29,8 @@ from pathlib import Path
 PACKET = struct.Struct("<IIQQQ224s256s")
 
 
-def receive(control: socket.socket) -> tuple[int, int, bytes, int, int | None] | None:
-    """Type, argument, text, value and descriptor of a packet; None at the end."""
+def receive(control: socket.socket) -> tuple[int, int, bytes, int, int | None, bytes] | None:
+    """Type, argument, text, value, descriptor and greeting of a packet; None at the end."""
     raw, ancillary, _, _ = control.recvmsg(PACKET.size, socket.CMSG_SPACE(4))
     if not raw:
         return None
@@ -37,8 +38,8 @@ def receive(control: socket.socket) -> tuple[int, int, bytes, int, int | None] |
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[:4])
-    kind_, argument, _, _, value, text, _ = PACKET.unpack(raw)
-    return kind_, argument, text.rstrip(b"\0"), value, fds[0] if fds else None
+    kind_, argument, _, _, value, text, greeting = PACKET.unpack(raw)
+    return kind_, argument, text.rstrip(b"\0"), value, fds[0] if fds else None, greeting
 
 
 def adopted_in_slot(given: argparse.Namespace, argument: int, value: int, text: bytes) -> None:
@@ -73,6 +74,7 @@ def main() -> None:
     for name in ("--segment-fd", "--segment-size", "--owners-fd"):
         parser.add_argument(name, type=int)
     parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--jail", action="store_true")
     given = parser.parse_args()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, as the real one does
     control = socket.socket(fileno=given.control_fd)
@@ -93,6 +95,7 @@ def main() -> None:
             late = True
     client: socket.socket | None = None
     spoken = False
+    greeting = b""
     text = b""
     data: list[int] = []
     streams: list[socket.socket] = []
@@ -105,7 +108,7 @@ def main() -> None:
                     while mode == "stubborn":
                         time.sleep(1)
                     sys.exit(0)
-                kind, argument, body, value, descriptor = packet
+                kind, argument, body, value, descriptor, said = packet
                 if kind == 3:
                     if mode == "fail":
                         send(control, 17, 100, text="no CUDA-capable device is detected")
@@ -116,7 +119,7 @@ def main() -> None:
                 elif kind == 1 and descriptor is None:
                     adopted_in_slot(given, argument, value, body)
                 elif kind == 1:
-                    text = body
+                    text, greeting = body, said
                     client = socket.socket(fileno=descriptor)
                 elif kind == 2:
                     data.append(argument)
@@ -141,6 +144,8 @@ def main() -> None:
                 answer = os.environ.get(line[1], "(unset)")
             elif line[0] == "driver":
                 answer = f"{given.driver} {given.nvml} {given.simulated}"
+            elif line[0] == "greeting":
+                answer = greeting.hex()
             elif line[0] == "data":
                 answer = ",".join(map(str, sorted(data)))
             elif line[0] == "reserve":

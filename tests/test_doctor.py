@@ -596,6 +596,10 @@ FAULTS: dict[str, Callable[[Place], None]] = {
     "other-version": other_version,
     "secret-refused": secret_refused,
     "worker-full": worker_full,
+    "worker-full-for-one": refusing(Status.NO_SESSION, "This worker serves 3 clients of this address already."),
+    "too-many-at-once": refusing(
+        Status.NO_SESSION, "16 clients of this address were let in and have asked for nothing; try again."
+    ),
     "session-not-started": refusing(
         Status.NO_SESSION, "This worker could not start a session process; its log says why."
     ),

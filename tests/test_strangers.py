@@ -5,6 +5,8 @@ Where a number of connections or a time is named, the test waits for the state i
 
 from __future__ import annotations
 
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from stack.harness import Worker as RealWorker
 from stack.harness import connected_elsewhere, whole_stack
@@ -178,6 +181,36 @@ def test_clients_of_one_address_and_of_one_secret_are_bounded(tmp_path: Path) ->
         assert eventually(lambda: worker.exchange(Greeting.build(SCHEMA, secret="second"))[1].status == Status.ACCEPTED)
         for client in clients:
             client.close()
+
+
+# What a session has
+
+STATUS = re.compile(r"^(\w+):\s+(\S+)$", re.MULTILINE)
+
+
+@pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
+@pytest.mark.parametrize("jail", ["basic", "off"])
+def test_a_session_has_no_privileges_and_leaves_no_core_file(tmp_path: Path, jail: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        worker = RealWorker("--jail", jail, transport="native")
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+    with worker, Stranger(worker.port) as client:
+        (session,) = worker.sessions()
+        # Its memory is in reach of nobody without privileges, and of no file.
+        assert session.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert Path(f"/proc/{session.pid}/environ").stat().st_uid == 0
+        for thread in session.threads():
+            has = dict(STATUS.findall(Path(f"/proc/{session.pid}/task/{thread.id}/status").read_text()))
+            own = dict(STATUS.findall(Path("/proc/self/status").read_text()))
+            if jail == "off":
+                assert has["CapEff"] == own["CapEff"]
+                continue
+            assert has["NoNewPrivs"] == "1"
+            assert {has[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+        assert client.call("memory_info")[0] == 0
 
 
 # Guesses

@@ -247,7 +247,10 @@ def test_secret(tmp_path: Path) -> None:
             refused = worker.refuse(Greeting.build(SCHEMA, secret=wrong))
             assert refused.status == Status.SECRET_REFUSED
             assert not wrong or wrong not in refused.sentence
-        worker.client(secret="other").close()
+        other = worker.client(secret="other")
+        assert b"other".hex() not in other.ask("greeting")
+        assert other.ask("env TF_AUTHORIZED_KEY_PATH") == other.ask("env TF_ENABLE_URL_AUTH") == "(unset)"
+        other.close()
         worker.client(secret="first-secret").close()
         keys.write_text("new\n")
         assert worker.refuse(Greeting.build(SCHEMA, secret="other")).status == Status.SECRET_REFUSED

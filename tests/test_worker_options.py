@@ -101,6 +101,9 @@ def test_help_wins_over_other_options() -> None:
         (["--warm", "1000"], "'1000'"),
         (["--warm", "-2"], "--warm"),
         (["--max-clients", "0"], "'0'"),
+        (["--max-clients-per-address", "0"], "'0'"),
+        (["--max-clients-per-secret", "many"], "'many'"),
+        (["--jail", "deep"], "'deep'"),
     ],
 )
 def test_wrong_arguments_get_one_sentence(arguments: list[str], words: str) -> None:
@@ -123,6 +126,7 @@ def test_wrong_arguments_get_one_sentence(arguments: list[str], words: str) -> N
         ({"TF_LOG_LEVEL": "loud"}, "'loud'"),
         ({"TF_ENABLE_URL_AUTH": "1"}, "TF_AUTHORIZED_KEY_PATH"),
         ({"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": "/nowhere/keys"}, "/nowhere/keys"),
+        ({"TF_AUTHORIZED_KEY_PATH": "/etc/hostname"}, "nobody would be asked"),
     ],
 )
 def test_wrong_environment_gets_one_sentence(variables: dict[str, str], words: str) -> None:
@@ -143,10 +147,53 @@ def test_too_long_key_is_named_by_line_and_not_shown(tmp_path: Path) -> None:
 
 def test_a_key_file_without_keys_is_said(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("\n \n")
+    keys.write_text("\n \n# first\n  #second\n")
+    keys.chmod(0o600)
     request = parse([], {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)})
     assert not isinstance(request, Request)
     assert len(request.notices) == 1 and str(keys) in request.notices[0]
+
+
+@pytest.mark.parametrize(("mode", "said"), [(0o600, 0), (0o640, 0), (0o644, 1)])
+def test_secrets_that_everybody_can_read_are_said(tmp_path: Path, mode: int, said: int) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    keys.chmod(mode)
+    request = parse(["--host", "127.0.0.1"], {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)})
+    assert not isinstance(request, Request)
+    assert len(request.notices) == said
+    assert all("chmod o-r" in notice for notice in request.notices)
+
+
+def test_secrets_that_everybody_can_write_are_refused(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    keys.chmod(0o602)
+    with pytest.raises(UserError, match="chmod o-w"):
+        parse([], {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)})
+
+
+def test_everybody_may_be_let_in_by_name(tmp_path: Path) -> None:
+    """Whoever says 0 has decided; whoever says nothing may believe that the file counts."""
+    request = parse([], {"TF_ENABLE_URL_AUTH": "0", "TF_AUTHORIZED_KEY_PATH": str(tmp_path)})
+    assert not isinstance(request, Request) and request.keys is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], True),
+        (["--host", "0.0.0.0"], True),
+        (["--host", "::"], True),
+        (["--host", "127.0.0.1"], False),
+        (["--host", "192.0.2.1"], False),
+        (["-n", "shmem", "-m", "/one"], False),
+    ],
+)
+def test_a_worker_for_everybody_says_so(arguments: list[str], said: bool) -> None:
+    request = parse(arguments, {})
+    assert not isinstance(request, Request)
+    assert any("everybody who reaches this port" in notice for notice in request.notices) == said
 
 
 def test_port_in_use_is_one_sentence_and_leaves_nothing() -> None:

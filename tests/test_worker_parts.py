@@ -45,7 +45,11 @@ def test_greeting_layout() -> None:
     parsed = Greeting.parse(raw)
     assert parsed
     assert (parsed.role, parsed.session_id, parsed.session_key, parsed.data_index) == (2, 0x1122, 0x3344, 5)
-    assert (parsed.program, parsed.connection_version, parsed.raw) == ("python3", b"worker-1", raw)
+    assert (parsed.program, parsed.connection_version, parsed.raw) == (
+        "python3",
+        b"worker-1",
+        raw[:64] + bytes(64) + raw[128:],
+    )
 
 
 @given(st.binary(max_size=600))
@@ -164,11 +168,11 @@ def test_session_environment_drops_only_our_entries(tmp_path: Path) -> None:
 
 def test_keys_compare_whole_and_exact(tmp_path: Path) -> None:
     path = tmp_path / "keys"
-    path.write_text("alpha\n  beta  \n\n" + "k" * 63 + "\n")
+    path.write_text("alpha\n  beta  \n\n# gamma\n#delta\nwith#inside\n" + "k" * 63 + "\n")
     keys = AuthorizedKeys(path)
-    for good in (b"alpha", b"beta", b"k" * 63):
+    for good in (b"alpha", b"beta", b"with#inside", b"k" * 63):
         assert keys.accept(good.ljust(64, b"\0"))
-    for bad in (b"", b"alph", b"alphaa", b"Alpha", b"k" * 62, b"k" * 64):
+    for bad in (b"", b"# gamma", b"gamma", b"#delta", b"alph", b"alphaa", b"Alpha", b"k" * 62, b"k" * 64):
         assert not keys.accept(bad.ljust(64, b"\0"))
 
 

@@ -23,7 +23,10 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <linux/capability.h>
 #include <tp_segment.h>
 #include <unistd.h>
 
@@ -291,18 +294,47 @@ static void volunteer(void) {
     }
 }
 
+/* The memory of a session is its client's: no file gets it when the process breaks, and no other process of this user, a session
+ * of another client say, may look into it. */
+static bool hide_memory(void) {
+    const struct rlimit none = {0};
+    return setrlimit(RLIMIT_CORE, &none) == 0 && prctl(PR_SET_DUMPABLE, 0) == 0;
+}
+
+/* What a session never needs, so that whoever takes one over has not got it. Before the driver starts threads, which would keep
+ * what they have. */
+static bool give_up_privileges(void) {
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    const struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) {
+        return false;
+    }
+    /* EINVAL ends the kernel's list; EPERM says that this process could not drop one, nor gain it by exec either. */
+    for (int one = 0; prctl(PR_CAPBSET_READ, one) >= 0; one++) {
+        if (prctl(PR_CAPBSET_DROP, one) && errno != EPERM) {
+            return false;
+        }
+    }
+    return syscall(SYS_capset, &head, none) == 0;
+}
+
 static void *map_quota(int fd) {
     void *page = fd >= 0 ? mmap(NULL, TP_QUOTA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
     return page == MAP_FAILED ? NULL : page;
 }
 
 static bool options(struct tpw_session *s, int count, char **words) {
-    static const struct option known[] = {
-        {"control-fd", required_argument, 0, 'c'},   {"quota-fd", required_argument, 0, 'l'},
-        {"row", required_argument, 0, 'r'},          {"segment-fd", required_argument, 0, 'f'},
-        {"segment-size", required_argument, 0, 'z'}, {"owners-fd", required_argument, 0, 'o'},
-        {"driver", required_argument, 0, 'd'},       {"nvml", required_argument, 0, 'n'},
-        {"simulated", no_argument, 0, 'g'},          {0, 0, 0, 0}};
+    static const struct option known[] = {{"control-fd", required_argument, 0, 'c'},
+                                          {"quota-fd", required_argument, 0, 'l'},
+                                          {"row", required_argument, 0, 'r'},
+                                          {"segment-fd", required_argument, 0, 'f'},
+                                          {"segment-size", required_argument, 0, 'z'},
+                                          {"owners-fd", required_argument, 0, 'o'},
+                                          {"driver", required_argument, 0, 'd'},
+                                          {"nvml", required_argument, 0, 'n'},
+                                          {"simulated", no_argument, 0, 'g'},
+                                          {"jail", no_argument, 0, 'j'},
+                                          {0, 0, 0, 0}};
     struct tpw_main *process = s->process;
     int quota = -1, segment = -1, owners = -1, letter;
     uint64_t segment_size = 0;
@@ -335,6 +367,9 @@ static bool options(struct tpw_session *s, int count, char **words) {
             break;
         case 'g':
             s->simulated = true;
+            break;
+        case 'j':
+            process->jail = true;
             break;
         default:
             return false;
@@ -371,6 +406,10 @@ int main(int count, char **words) {
         return 2;
     }
     volunteer();
+    if (!hide_memory() || (process.jail && !give_up_privileges())) {
+        tp_log(TP_ERROR, "the session cannot give up what it does not need: %s", strerror(errno));
+        return 1;
+    }
     if (!tpw_print_open()) {
         tp_log(TP_ERROR, "there is no memory for what kernels print: %s", strerror(errno));
         return 1;

@@ -22,6 +22,7 @@ struct tpw_main {
     size_t title_size;
     bool told_ready; /* that there is a context */
     bool told_spoken;
+    bool jail;
     struct tpw_segment segment;
 };
 

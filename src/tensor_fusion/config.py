@@ -92,7 +92,7 @@ VARIABLES = (
     Variable("TF_GPU_MEMORY_LIMIT", "worker", "0", "MB of device memory for all clients together; 0: no limit."),
     Variable("TF_CUDA_MEMORY_LIMIT", "worker", "0", "Older name of TF_GPU_MEMORY_LIMIT, which wins if both are set."),
     Variable("TF_ENABLE_URL_AUTH", "worker", "0", "1: a client must send a secret that TF_AUTHORIZED_KEY_PATH lists."),
-    Variable("TF_AUTHORIZED_KEY_PATH", "worker", "", "File of accepted secrets, one per line; read when needed."),
+    Variable("TF_AUTHORIZED_KEY_PATH", "worker", "", "File of accepted secrets, one per line, # begins a comment."),
     Variable(
         "TF_CONNECTION_INFO_PATH",
         "worker",

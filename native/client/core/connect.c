@@ -97,6 +97,7 @@ enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out
                  "No GPU worker answers at %s port %u (%s); check that tensor-fusion-worker runs there and that "
                  "the port is open.",
                  to->host, to->port, strerror(error));
+        errno = error;
         return TP_ERROR_UNREACHABLE;
     }
     tp_net_tune(fd, bulk);
@@ -217,13 +218,17 @@ static enum tp_status connect_and_greet(struct tp_conn *conn, uint32_t role, uin
         bool dropped = false;
         *out = -1;
         enum tp_status status = tpc_connect_any(&conn->endpoint, role == TP_ROLE_DATA, out, why, why_size);
-        if (status == TP_OK) {
+        if (status == TP_ERROR_UNREACHABLE) {
+            dropped = errno == ECONNRESET; /* it was reset before we had looked at it */
+        } else if (status == TP_OK) {
             status = greet(conn, *out, role, index, welcome, &dropped, why, why_size);
         }
         if (!dropped || --left == 0) {
             return status;
         }
-        close(*out);
+        if (*out >= 0) {
+            close(*out);
+        }
         tp_log(TP_DEBUG, "%s It is tried again in %u ms.", why, (unsigned)(pause / 1000000));
         if (!tpc_wait_nap(pause)) {
             *out = -1;

@@ -90,6 +90,12 @@ CAUSES = (
     Cause("other-version", r"^The worker refused: The client .*; install the same version", SAME_VERSION),
     Cause("secret-refused", r"The secret was refused", "tensor-fusion doctor --connect native+{host}+{port}+0+SECRET"),
     Cause("worker-full", r"This worker serves \d+ clients already", "tensor-fusion-worker --max-clients N"),
+    Cause(
+        "worker-full-for-one",
+        r"This worker serves \d+ clients (?:of this address|with this secret) already",
+        "tensor-fusion-worker --max-clients-per-address N --max-clients-per-secret N",
+    ),
+    Cause("too-many-at-once", r"(?:let in and have asked for nothing|a second|wrong secrets); try again", "sleep 10"),
     Cause("session-not-started", r"could not start a session process", LOG),
     # The worker's segment
     Cause("device-disabled", r"is not enabled and .* may not do it", "sudo tensor-fusion vm --check    # enables it"),

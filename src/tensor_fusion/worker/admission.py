@@ -78,13 +78,13 @@ class Admission:
     def session(self, greeting: Greeting, group: str = "") -> Session:
         """A session process for a new client, which `adopt` then gives it. Raises Refused or NotYet."""
         self._check_secret(greeting, group)
-        self._check_quotas(greeting, group)
         if len(self.sessions.serving()) >= self._settings.max_clients:
             raise Refused(
                 Status.NO_SESSION,
                 f"This worker serves {self._settings.max_clients} clients already; "
                 "end one, or start the worker with a larger --max-clients.",
             )
+        self._check_quotas(greeting, group)
         if group:
             self._starts.spend(group)
         session = self.sessions.take()

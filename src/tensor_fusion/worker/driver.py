@@ -119,7 +119,9 @@ def session_environment(environ: Mapping[str, str]) -> dict[str, str]:
         if entries:
             kept[name] = ":".join(entries)
     kept.pop("TRITON_LIBCUDA_PATH", None)
-    kept.pop("NOTIFY_SOCKET", None)  # a session has nothing to say to systemd
+    # A session has nothing to say to systemd, and who may come in is not its affair.
+    for name in ("NOTIFY_SOCKET", "TF_ENABLE_URL_AUTH", "TF_AUTHORIZED_KEY_PATH", "TF_CONNECTION_INFO_PATH"):
+        kept.pop(name, None)
     return kept
 
 

@@ -1,8 +1,10 @@
-"""The secrets that clients may present, one per line of a file."""
+"""The secrets that clients may present, one per line of a file; lines that begin with # are comments."""
 
 from __future__ import annotations
 
 import hmac
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ class AuthorizedKeys:
         """All keys, zero-padded as a greeting carries them. Raises UserError when the file is of no use."""
         try:
             with self.path.open("rb") as file:
+                self._check_writers(os.fstat(file.fileno()).st_mode)
                 content = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             raise UserError(f"TF_AUTHORIZED_KEY_PATH {self.path} cannot be read: {error.strerror}.") from error
@@ -30,6 +33,8 @@ class AuthorizedKeys:
         keys = []
         for number, line in enumerate(content.splitlines(), 1):
             key = line.strip()
+            if key.startswith(b"#"):
+                continue
             if len(key) > MAX_TEXT_FIELD:
                 raise UserError(
                     f"Line {number} of TF_AUTHORIZED_KEY_PATH {self.path} has {len(key)} characters; "
@@ -38,6 +43,20 @@ class AuthorizedKeys:
             if key:
                 keys.append(key.ljust(SECRET_BYTES, b"\0"))
         return keys
+
+    def _check_writers(self, mode: int) -> None:
+        if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+            raise UserError(
+                f"TF_AUTHORIZED_KEY_PATH {self.path} can be written by every user of this machine, who could add a "
+                "secret; take that away: chmod o-w."
+            )
+
+    def readable_by_all(self) -> bool:
+        try:
+            mode = self.path.stat().st_mode
+        except OSError:
+            return False
+        return stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)
 
     def accept(self, secret: bytes) -> bool:
         """Compare with every key, each in constant time, so that the answer's time says nothing about any of them."""

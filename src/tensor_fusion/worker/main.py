@@ -107,7 +107,7 @@ def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executa
     environment = {**session_environment(environ), **settings.images.environment()}
     # Sessions write to the log's file themselves; where there is none, their lines go to where the worker's own go.
     output = 1 if settings.log.enabled and settings.log.path is None else 2
-    return Executable(native_file("bin/tensor-fusion-session"), driver, environment, output=output)
+    return Executable(native_file("bin/tensor-fusion-session"), driver, environment, output=output, jail=settings.jail)
 
 
 def warm_line(count: int, session: Session) -> str:
@@ -156,6 +156,28 @@ async def keep_bounded(settings: LogSettings) -> None:
         await asyncio.sleep(LOG_LOOKED_AT)
 
 
+async def first_session(sessions: Sessions, executable: Executable) -> Session:
+    """The proof that this worker can serve. Raises UserError.
+
+    NVIDIA's driver loads modules of the kernel and makes device files when it is used for the first time since the
+    machine's start, by a program that needs privileges. So there the first session has them, and makes room for one in
+    the jail before any client comes. A driver that does not start there is served without a jail, with a word.
+    """
+    if executable.driver.simulated or not executable.jail:
+        return await sessions.first()
+    sessions.jailed = False
+    free = await sessions.first()
+    sessions.jailed = True
+    try:
+        jailed = await sessions.first()
+    except UserError as error:
+        sys.stderr.write(f"NOTICE: sessions run without a jail, in which the driver does not start: {error.sentence}\n")
+        sessions.jailed = False
+        return free
+    sessions.end(free)
+    return jailed
+
+
 async def run(settings: Settings, native: Native, executable: Executable) -> None:
     """Serve until SIGTERM, SIGINT or the end of the terminal, then leave nothing running."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -173,7 +195,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     stopped = loop.create_task(stop.wait())
     bounding = loop.create_task(keep_bounded(settings.log))
     try:
-        starting = loop.create_task(sessions.first())
+        starting = loop.create_task(first_session(sessions, executable))
         await asyncio.wait({stopped, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()

@@ -26,6 +26,7 @@ from tensor_fusion.worker.segment import LARGEST_MEGABYTES, SegmentSettings
 PROGRAM = "tensor-fusion-worker"
 DEFAULT_PORT = 8000
 MAX_WARM = 16
+EVERY_ADDRESS = ("0.0.0.0", "::", "*")
 
 # The first block is the original's text to the letter; tools and people know it.
 HELP = """\
@@ -49,6 +50,8 @@ More options
                         by default all but a sixteenth of them, 120 of 128.
   --max-clients-per-secret N
                         And with one secret; 0, the default: no such bound.
+  --jail {basic,off}    basic, the default, takes from sessions what they do not need: no
+                        capabilities of root, no new privileges.
   --shmem-group GROUP   Group, by name or number, that may open the shared memory.
 
 The protocol is native by default and the port 8000; port 0 takes a free one.
@@ -69,6 +72,7 @@ class Settings:
     max_clients: int
     max_clients_per_address: int
     max_clients_per_secret: int
+    jail: bool
     memory_limit: int
     keys: AuthorizedKeys | None
     connections_file: Path | None
@@ -104,6 +108,7 @@ def _parser() -> _Parser:
     parser.add_argument("--max-clients", default="128")
     parser.add_argument("--max-clients-per-address")
     parser.add_argument("--max-clients-per-secret", default="0")
+    parser.add_argument("--jail", default="basic")
     parser.add_argument("--shmem-group")
     return parser
 
@@ -127,6 +132,8 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         )
     if given.gpu not in (None, "nvidia", "sim"):
         raise UserError(f"Unknown GPU {given.gpu!r}; use --gpu nvidia or --gpu sim.")
+    if given.jail not in ("basic", "off"):
+        raise UserError(f"Unknown jail {given.jail!r}; use --jail basic or --jail off.")
     keys = _keys(environ)
     # A row of the quota page for each client, with room for the warm sessions and those about to end.
     most = _number("--max-clients", given.max_clients, 1, ROWS - 2 * MAX_WARM)
@@ -140,6 +147,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         max_clients=most,
         max_clients_per_address=_number("--max-clients-per-address", of_one, 1, ROWS),
         max_clients_per_secret=_number("--max-clients-per-secret", given.max_clients_per_secret, 0, ROWS),
+        jail=given.jail == "basic",
         memory_limit=memory_limit(environ),
         keys=keys,
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),
@@ -178,6 +186,15 @@ def _notices(given: argparse.Namespace, protocol: str, keys: AuthorizedKeys | No
     notices = []
     if keys is not None and not keys.read():
         notices.append(f"TF_AUTHORIZED_KEY_PATH {keys.path} has no key in it: nobody gets in until one is added.")
+    if keys is not None and keys.readable_by_all():
+        notices.append(
+            f"TF_AUTHORIZED_KEY_PATH {keys.path} can be read by every user of this machine; chmod o-r hides it."
+        )
+    if protocol == "native" and keys is None and (given.host or "0.0.0.0") in EVERY_ADDRESS:
+        notices.append(
+            "everybody who reaches this port uses the GPU: the worker listens on every address and asks for no secret. "
+            "Bind it to one address with --host, or ask for secrets: TF_ENABLE_URL_AUTH=1 TF_AUTHORIZED_KEY_PATH=FILE."
+        )
     if protocol == "native":
         return tuple(notices)
     notices += [
@@ -205,9 +222,14 @@ def _file(environ: Mapping[str, str], name: str) -> Path | None:
 
 
 def _keys(environ: Mapping[str, str]) -> AuthorizedKeys | None:
-    if not switch(environ, "TF_ENABLE_URL_AUTH"):
-        return None
     path = _file(environ, "TF_AUTHORIZED_KEY_PATH")
+    if not switch(environ, "TF_ENABLE_URL_AUTH"):
+        if path is not None and not environ.get("TF_ENABLE_URL_AUTH", "").strip():
+            raise UserError(
+                f"TF_AUTHORIZED_KEY_PATH {path} is set, but nobody would be asked for a secret; set "
+                "TF_ENABLE_URL_AUTH=1 to ask for one, or TF_ENABLE_URL_AUTH=0 to let everybody in."
+            )
+        return None
     if path is None:
         raise UserError(
             "TF_ENABLE_URL_AUTH is on but TF_AUTHORIZED_KEY_PATH is not set; "

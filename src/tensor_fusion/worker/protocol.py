@@ -6,7 +6,7 @@ Every `parse` takes bytes from someone who may be hostile and returns either a c
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 MAGIC = b"TFUSION\0"
@@ -17,6 +17,7 @@ PACKET_BYTES = 512
 SENTENCE_BYTES = 448
 TEXT_BYTES = 224
 SECRET_BYTES = 64
+SECRET_OFFSET = 64
 DATA_CONNECTIONS = 8
 # Of struct tp_segment_header: its first word, and its state while a worker serves.
 SEGMENT_MAGIC = 0x544E_454D_4745_5354
@@ -59,7 +60,7 @@ class PacketType(IntEnum):
 
 @dataclass(frozen=True)
 class Greeting:
-    """The first 256 bytes of a connection. `raw` goes on to the session unchanged."""
+    """The first 256 bytes of a connection. `raw` goes on to the session, without the secret."""
 
     version: int
     role: int
@@ -68,10 +69,10 @@ class Greeting:
     session_key: int
     data_index: int
     client_pid: int
-    secret: bytes
+    secret: bytes = field(repr=False)
     connection_version: bytes
     program: str
-    raw: bytes
+    raw: bytes = field(repr=False)
 
     @classmethod
     def parse(cls, raw: bytes) -> Greeting | None:
@@ -80,6 +81,7 @@ class Greeting:
         _, version, role, schema, session_id, key, index, pid, zero, secret, connection, name = _GREETING.unpack(raw)
         if zero != 0:
             return None
+        raw = raw[:SECRET_OFFSET] + bytes(SECRET_BYTES) + raw[SECRET_OFFSET + SECRET_BYTES :]
         return cls(
             version, role, schema, session_id, key, index, pid, secret, connection.rstrip(b"\0"), printable(name), raw
         )

@@ -60,6 +60,7 @@ class Executable:
     environment: Mapping[str, str]
     segment: Segment | None = None
     output: int = 2  # where its lines go
+    jail: bool = True
 
 
 class Caller(Protocol):
@@ -144,6 +145,7 @@ class Sessions:
         self._not_started = "there is no row left in the quota page"
         self._changed = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
+        self.jailed = executable.jail
 
     # Starting and warming
 
@@ -254,6 +256,8 @@ class Sessions:
         if segment := self._executable.segment:
             command += ["--segment-fd", str(segment.fd), "--segment-size", str(segment.size)]
             command += ["--owners-fd", str(segment.owners_fd)]
+        if self.jailed:
+            command.append("--jail")
         return [*command, "--simulated"] if driver.simulated else command
 
     def _segment_descriptors(self) -> tuple[int, ...]:
