@@ -22,4 +22,5 @@ KINDS = [
     ("userobject", 20, "CUuserObject", (), "CUDA_ERROR_INVALID_VALUE"),
     ("nvmldevice", 32, "nvmlDevice_t", (), "NVML_ERROR_INVALID_ARGUMENT"),
     ("nvmlevents", 33, "nvmlEventSet_t", (), "NVML_ERROR_INVALID_ARGUMENT"),
+    ("nvmlsample", 34, "nvmlGpmSample_t", (), "NVML_ERROR_INVALID_ARGUMENT"),
 ]

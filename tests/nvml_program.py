@@ -1,8 +1,8 @@
 """Asks one NVML library everything: `python nvml_program.py LIBRARY [--lenient]` prints one JSON object.
 
-For every function that api/nvml says runs in the session, or that it refuses, or that has one of the lists that are
-empty: the result and the caller's memory after a call with valid arguments, and the results with each pointer in turn
-left out. The same program runs on the driver itself and on the
+For every function that api/nvml says runs in the session and has no event set or sample, or that it refuses, or that
+has one of the lists that are empty: the result and the caller's memory after a call with valid arguments, and the
+results with each pointer in turn left out. The same program runs on the driver itself and on the
 client, so that the two can be compared byte for byte. With `--lenient`, for NVIDIA's own library, which crashes when
 some pointers or handles are NULL and leaves some bytes of its structs unwritten, no pointer or handle is left out, all
 memory is zero before the call, and nothing that is refused is called: with rights it would set something.
@@ -30,9 +30,9 @@ LENGTH = 96
 
 
 def remote(model: Model) -> Iterator[Op]:
-    """The operations of NVML that belong to an exported function."""
+    """The operations of NVML that belong to an exported function of a device, or of none."""
     for operation in model.apis[1].ops:
-        if operation.prototype:
+        if operation.prototype and all(field.kind in ("", "nvmldevice") for field in operation.fields):
             yield operation
 
 

@@ -1,6 +1,6 @@
 """What a device is doing: clocks, power, temperature, utilisation, links."""
 
-from tensor_fusion.apigen.describe import call, custom, local, pure, refused
+from tensor_fusion.apigen.describe import call, custom, pure, refused
 
 FUNCTIONS = [
     call("nvmlDeviceGetUtilizationRates"),
@@ -90,8 +90,14 @@ FUNCTIONS = [
     call("nvmlDeviceGetNvlinkSupportedBwModes", supportedBwMode="versioned"),
     call("nvmlDeviceGetGpuFabricInfo"),
     call("nvmlDeviceGetGpuFabricInfoV", gpuFabricInfo="versioned"),
-    # Answers that the device offers no GPM, because the functions below are not carried.
-    local("nvmlGpmQueryDeviceSupport"),
+    # A sample is the driver's; what is computed of two has the driver's names, which the client keeps.
+    custom("nvmlGpmQueryDeviceSupport", ops="nvml_gpm_support"),
+    call("nvmlGpmQueryIfStreamingEnabled"),
+    call("nvmlGpmSampleAlloc", session="hand"),
+    call("nvmlGpmSampleFree", gpmSample="gone? nvmlsample"),
+    call("nvmlGpmSampleGet"),
+    call("nvmlGpmMigSampleGet"),
+    custom("nvmlGpmMetricsGet", ops="nvml_gpm_metrics"),
     refused("NVML_ERROR_NOT_SUPPORTED", "superseded; its struct is in no header", "nvmlDeviceGetNvLinkRemotePciInfo"),
     call("nvmlDeviceGetNvLinkUtilizationControl"),
     call("nvmlDeviceGetNvLinkUtilizationCounter"),

@@ -1,9 +1,9 @@
-"""Names that are refused for good, with the code that NVML gives to a user without rights; and what comes later.
+"""Names that are refused for good, with the code that NVML gives to a user without rights.
 
 The codes and checks are those of NVML 580.159.04 on an H200 without MIG, asked as user nobody.
 """
 
-from tensor_fusion.apigen.describe import call, custom, local, refused, unsupported
+from tensor_fusion.apigen.describe import call, custom, local, refused
 
 FUNCTIONS = [
     # Virtual GPUs: no id is one.
@@ -183,15 +183,6 @@ FUNCTIONS = [
     local("nvmlDeviceGetGpuInstances"),
     custom("nvmlDeviceGetGpuInstancePossiblePlacements", ops="nvml_list"),
     custom("nvmlDeviceGetGpuInstancePossiblePlacements_v2", ops="nvml_list"),
-    unsupported(
-        "GPM samples come later",
-        "nvmlGpmMetricsGet",
-        "nvmlGpmMigSampleGet",
-        "nvmlGpmQueryIfStreamingEnabled",
-        "nvmlGpmSampleAlloc",
-        "nvmlGpmSampleFree",
-        "nvmlGpmSampleGet",
-    ),
     # What the operator of a GPU sets.
     refused(
         "NVML_ERROR_NO_PERMISSION",

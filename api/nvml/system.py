@@ -25,13 +25,13 @@ FUNCTIONS = [
     call("nvmlSystemGetNvlinkBwMode"),
     # Processes are the client's own, so their names come from the client's /proc.
     local("nvmlSystemGetProcessName"),
-    # Events: a set can be made, waited for and freed; no device offers an event to register for.
-    local("nvmlEventSetCreate"),
-    local("nvmlEventSetFree"),
-    local("nvmlEventSetWait"),
-    local("nvmlEventSetWait_v2"),
-    local("nvmlDeviceGetSupportedEventTypes"),
-    local("nvmlDeviceRegisterEvents"),
+    # Event sets are the driver's. It is asked from time to time whether there is an event: the client waits.
+    call("nvmlEventSetCreate", session="hand"),
+    call("nvmlEventSetFree", set="gone nvmlevents"),
+    custom("nvmlEventSetWait", ops="nvml_event"),
+    custom("nvmlEventSetWait_v2", ops="nvml_event"),
+    call("nvmlDeviceGetSupportedEventTypes"),
+    call("nvmlDeviceRegisterEvents"),
     refused("NVML_ERROR_NOT_SUPPORTED", "devices of a worker neither come nor go", "nvmlSystemEventSetCreate",
             "nvmlSystemEventSetFree", "nvmlSystemEventSetWait", "nvmlSystemRegisterEvents"),
     call("nvmlUnitGetCount"),

@@ -457,6 +457,8 @@ sim_context_t *sim_current(void);
 CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, unsigned api_version); // under sim.lock
 void sim_context_stop(sim_context_t *context);                 // not under any lock
 void sim_context_fail(sim_context_t *context, CUresult error); // and every other one of its device
+// Tells NVML of it.
+void sim_nvml_broken(int device, CUresult error);
 CUresult sim_context_error(const sim_context_t *context);
 bool sim_device_ok(CUdevice device);
 bool sim_device_reaches(int device, int other); // its own memory, or a peer's

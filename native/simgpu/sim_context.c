@@ -20,7 +20,8 @@ bool sim_device_reaches(int device, int other) { return device == other || !sim.
 
 void sim_context_fail(sim_context_t *context, CUresult error) {
     int none = 0;
-    atomic_compare_exchange_strong(&sim.devices[context->device].error, &none, (int)error);
+    if (atomic_compare_exchange_strong(&sim.devices[context->device].error, &none, (int)error))
+        sim_nvml_broken(context->device, error);
 }
 
 CUresult sim_context_error(const sim_context_t *context) {

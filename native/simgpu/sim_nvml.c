@@ -378,6 +378,12 @@ static bool has_context(int index, bool *busy) {
     return found;
 }
 
+bool sim_nvml_busy(int index) {
+    bool busy;
+    has_context(index, &busy);
+    return busy;
+}
+
 static nvmlReturn_t processes(int index, unsigned *count, unsigned char *infos, size_t size) {
     bool busy;
     unsigned found = has_context(index, &busy), room = *count;
@@ -465,9 +471,7 @@ nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v2(nvmlDevice_t device, uns
 
 nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization) {
     SIM_NVML_DEVICE(device, index, utilization);
-    bool busy;
-    has_context(index, &busy);
-    utilization->gpu = busy ? 100 : 0; // of this instant: there is no sampling
-    utilization->memory = 0;           // memory traffic is not measured
+    utilization->gpu = sim_nvml_busy(index) ? 100 : 0; // of this instant: there is no sampling
+    utilization->memory = 0;                           // memory traffic is not measured
     return NVML_SUCCESS;
 }

@@ -10,6 +10,8 @@
 nvmlReturn_t sim_nvml_enter(nvmlDevice_t device, int *index);
 nvmlReturn_t sim_nvml_started(void);
 nvmlReturn_t sim_nvml_text(char *out, unsigned length, const char *text);
+// Whether work of this process is under way on the device.
+bool sim_nvml_busy(int index);
 
 // Resolves `device` to `index`, after checking that NVML is initialised and that every out-parameter is there.
 #define SIM_NVML_DEVICE(device, index, outs_there)                                                                     \

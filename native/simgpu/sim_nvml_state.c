@@ -475,29 +475,7 @@ nvmlReturn_t nvmlDeviceGetNvLinkUtilizationCounter(nvmlDevice_t device, unsigned
     return NVML_ERROR_NOT_SUPPORTED;
 }
 
-// An H200 offers these metrics; nothing is sampled here, so this one says that it does not, and a program need not ask on.
-nvmlReturn_t nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *gpmSupport) {
-    SIM_NVML_DEVICE(device, index, gpmSupport);
-    if (gpmSupport->version != NVML_GPM_SUPPORT_VERSION)
-        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    gpmSupport->isSupportedDevice = 0;
-    return NVML_SUCCESS;
-}
-
-// ---- Events, field values ----------------------------------------------------------------------------------------
-
-// An event set without events: nvidia-smi makes one and frees it.
-nvmlReturn_t nvmlEventSetCreate(nvmlEventSet_t *set) {
-    if (!set)
-        return NVML_ERROR_INVALID_ARGUMENT;
-    *set = malloc(16);
-    return *set ? NVML_SUCCESS : NVML_ERROR_MEMORY;
-}
-
-nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set) {
-    free(set);
-    return NVML_SUCCESS;
-}
+// ---- Field values ------------------------------------------------------------------------------------------------
 
 static const struct {
     unsigned field;

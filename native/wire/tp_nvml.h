@@ -1,5 +1,6 @@
 /*
- * What both sides of NVML must agree on beside the operations: how devices are numbered and which lists there are.
+ * What both sides of NVML must agree on beside the operations: how devices are numbered, how many
+ * other objects there may be, and which lists there are.
  *
  * The session makes one nvmldevice object for each device that it shows, in NVML's order; the client computes the same
  * handles from the index alone. Constants only, no state.
@@ -12,6 +13,8 @@
 #define TP_NVML_DEVICES 64u /* more than any host has */
 #define TP_NVML_UUID 96u
 #define TP_NVML_SERIAL 32u
+/* Event sets that a client may hold, and samples. */
+#define TP_NVML_PLACES 1024u
 /* Elements of one list: the longest real one, the sample buffers, has some hundreds. */
 #define TP_NVML_LIST_MAX 8192u
 

@@ -347,21 +347,101 @@ static void processes(void) {
     CHECK(nvmlSystemGetProcessName((unsigned int)getpid(), name, 1) == NVML_SUCCESS && name[0] == 0);
 }
 
+static void answer_event(const struct tpg_nvml_event_out *o) {
+    free(answer_body);
+    answer_size = tpg_size_nvml_event_out(o);
+    answer_body = malloc(answer_size);
+    struct tp_cursor c = tp_cursor_make(answer_body, answer_size);
+    tpg_put_nvml_event_out(&c, o);
+}
+
 static void events(void) {
     nvmlEventSet_t a, b;
     nvmlEventData_t data;
-    unsigned long long types = 1;
+    answer_result = 0;
+    CHECK(nvmlEventSetCreate(NULL) == NVML_ERROR_INVALID_ARGUMENT);
     CHECK(nvmlEventSetCreate(&a) == NVML_SUCCESS && nvmlEventSetCreate(&b) == NVML_SUCCESS && a != b);
-    CHECK(nvmlDeviceGetSupportedEventTypes(device(0), &types) == NVML_SUCCESS && types == 0);
-    CHECK(nvmlDeviceRegisterEvents(device(0), 1, a) == NVML_ERROR_NOT_SUPPORTED);
+    CHECK(nvmlDeviceRegisterEvents(device(0), 1, NULL) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlDeviceRegisterEvents(NULL, 1, a) == NVML_ERROR_INVALID_ARGUMENT);
+    answer_result = NVML_ERROR_TIMEOUT;
     uint64_t begin = tp_now_ns();
     CHECK(nvmlEventSetWait_v2(a, &data, 30) == NVML_ERROR_TIMEOUT && tp_now_ns() - begin >= 30000000);
+    CHECK(nvmlEventSetWait_v2(a, NULL, 0) == NVML_ERROR_INVALID_ARGUMENT);
+    answer_result = 0;
+    answer_event(&(struct tpg_nvml_event_out){
+        .device = (uintptr_t)device(1), .type = 8, .data = 31, .gpu_instance = 5, .compute_instance = 6});
+    CHECK(nvmlEventSetWait_v2(a, &data, 0) == NVML_SUCCESS && data.device == device(1) && data.eventType == 8 &&
+          data.eventData == 31 && data.gpuInstanceId == 5 && data.computeInstanceId == 6);
+    /* Of the first version's struct, which ends before the instances, no byte more is written. */
+    memset(&data, 0xee, sizeof data);
+    CHECK(nvmlEventSetWait(a, &data, 0) == NVML_SUCCESS && data.eventData == 31 && data.gpuInstanceId == 0xeeeeeeee);
+    answer_size--;
+    CHECK(nvmlEventSetWait_v2(a, &data, 0) == NVML_ERROR_UNKNOWN);
     CHECK(nvmlEventSetFree(a) == NVML_SUCCESS && nvmlEventSetFree(a) == NVML_ERROR_INVALID_ARGUMENT);
     nvmlEventSet_t again;
     CHECK(nvmlEventSetCreate(&again) == NVML_SUCCESS && again != a);
     CHECK(nvmlEventSetWait_v2(a, &data, 0) == NVML_ERROR_INVALID_ARGUMENT);
     CHECK(nvmlEventSetFree(again) == NVML_SUCCESS && nvmlEventSetFree(b) == NVML_SUCCESS);
     CHECK(nvmlEventSetFree(NULL) == NVML_ERROR_INVALID_ARGUMENT);
+    nvmlEventSet_t many[TP_NVML_PLACES];
+    for (size_t i = 0; i < TP_NVML_PLACES; i++) {
+        CHECK(nvmlEventSetCreate(&many[i]) == NVML_SUCCESS);
+    }
+    CHECK(nvmlEventSetCreate(&a) == NVML_ERROR_INSUFFICIENT_RESOURCES);
+    for (size_t i = 0; i < TP_NVML_PLACES; i++) {
+        CHECK(nvmlEventSetFree(many[i]) == NVML_SUCCESS);
+    }
+}
+
+static void answer_metrics(const struct tpg_nvml_gpm_metrics_out *o) {
+    free(answer_body);
+    answer_size = tpg_size_nvml_gpm_metrics_out(o);
+    answer_body = malloc(answer_size);
+    struct tp_cursor c = tp_cursor_make(answer_body, answer_size);
+    tpg_put_nvml_gpm_metrics_out(&c, o);
+}
+
+static void metrics(void) {
+    static nvmlGpmMetricsGet_t get;
+    nvmlGpmSample_t a, b;
+    answer_result = 0;
+    CHECK(nvmlGpmSampleAlloc(&a) == NVML_SUCCESS && nvmlGpmSampleAlloc(&b) == NVML_SUCCESS && a != b);
+    CHECK(nvmlGpmSampleGet(device(0), NULL) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlGpmSampleGet(device(0), (nvmlGpmSample_t)(void *)device(0)) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlGpmMetricsGet(NULL) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlGpmMetricsGet(&get) == NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+    get = (nvmlGpmMetricsGet_t){.version = 1, .numMetrics = 2, .sample1 = a, .sample2 = b};
+    get.metrics[0].metricId = 1;
+    get.metrics[1].metricId = 999999;
+    get.metrics[1].metricInfo.unit = (char *)&get;
+    int results[] = {0, 2};
+    double values[] = {8.5, 0};
+    struct tpg_nvml_gpm_metrics_out o = {.results = results,
+                                         .results_count = 2,
+                                         .values = values,
+                                         .values_count = 2,
+                                         .texts = "one\0LONG\0%\0\0\0",
+                                         .texts_size = 14};
+    answer_metrics(&o);
+    CHECK(nvmlGpmMetricsGet(&get) == NVML_SUCCESS && get.metrics[0].nvmlReturn == 0 && get.metrics[0].value == 8.5 &&
+          get.metrics[1].nvmlReturn == 2);
+    const char *name = get.metrics[0].metricInfo.shortName;
+    CHECK(!strcmp(name, "one") && !strcmp(get.metrics[0].metricInfo.longName, "LONG"));
+    CHECK(!strcmp(get.metrics[0].metricInfo.unit, "%") && get.metrics[1].metricInfo.unit == (char *)&get);
+    CHECK(nvmlGpmMetricsGet(&get) == NVML_SUCCESS && get.metrics[0].metricInfo.shortName == name);
+    for (size_t size = 0; size < 14; size++) { /* a text that does not end, or is not there */
+        o.texts_size = size;
+        answer_metrics(&o);
+        CHECK(nvmlGpmMetricsGet(&get) == NVML_ERROR_UNKNOWN);
+    }
+    o.texts_size = 14;
+    o.results_count = 1;
+    answer_metrics(&o);
+    CHECK(nvmlGpmMetricsGet(&get) == NVML_ERROR_UNKNOWN);
+    get.numMetrics = sizeof get.metrics / sizeof *get.metrics + 1;
+    CHECK(nvmlGpmMetricsGet(&get) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlGpmSampleFree(a) == NVML_SUCCESS && nvmlGpmSampleFree(a) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlGpmSampleFree(b) == NVML_SUCCESS && nvmlGpmSampleFree(NULL) == NVML_SUCCESS);
 }
 
 nvmlReturn_t nvmlInternalGetExportTable(const void **table, const void *id);
@@ -405,6 +485,7 @@ int main(void) {
     lists();
     processes();
     events();
+    metrics();
     tables();
     fork_and_loss();
     free(answer_body);

@@ -179,14 +179,3 @@ nvmlReturn_t tpn_nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t *pci) {
 nvmlReturn_t tpn_nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) {
     return pci_info(device, pci, PCI_V2_SIZE);
 }
-
-nvmlReturn_t tpn_nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *gpmSupport) {
-    if (!gpmSupport || !tpn_device_index(device, NULL)) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
-    if (gpmSupport->version != NVML_GPM_SUPPORT_VERSION) {
-        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    }
-    gpmSupport->isSupportedDevice = 0;
-    return NVML_SUCCESS;
-}

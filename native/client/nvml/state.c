@@ -30,7 +30,7 @@ static void take_ownership(void) {
             atomic_store(&tpn_conn, NULL);
             started = false;
             tpn_pure_forget();
-            tpn_events_reset();
+            tpn_handles_reset();
             atomic_store_explicit(&owner, me, memory_order_release);
             return;
         }

@@ -64,13 +64,21 @@ extern unsigned int tpn_device_count;
 /* False for every handle that nvmlDeviceGetHandleBy… has not handed out. */
 bool tpn_device_index(nvmlDevice_t device, unsigned int *index);
 nvmlDevice_t tpn_device_at(unsigned int index);
-/* event.c: forgets all sets, after a fork. */
-void tpn_events_reset(void);
+
+/* ---- handles (handle.c) ---- */
+/* A new handle of an event set or a sample, 0 when a program has as many as it may. */
+uint64_t tpn_mint(uint32_t kind);
+/* Nothing happens for one that is not alive. */
+void tpn_unmint(uint32_t kind, uint64_t handle);
+bool tpn_handle_alive(uint32_t kind, uint64_t handle);
+/* Forgets all but the devices, after a fork. */
+void tpn_handles_reset(void);
+#define TPN_NO_HANDLES NVML_ERROR_INSUFFICIENT_RESOURCES
 
 #define TPN_CHECK_HANDLE(KIND, handle, optional)                                                                       \
     do {                                                                                                               \
-        _Static_assert(TPG_##KIND == TPG_NVMLDEVICE && !(optional), "the stubs take devices only");                    \
-        if (!tpn_device_index((handle), NULL)) {                                                                       \
+        uint64_t checked_handle = (uint64_t)(uintptr_t)(handle);                                                       \
+        if (!((optional) && !checked_handle) && !tpn_handle_alive(TPG_##KIND, checked_handle)) {                       \
             return NVML_ERROR_INVALID_ARGUMENT;                                                                        \
         }                                                                                                              \
     } while (0)

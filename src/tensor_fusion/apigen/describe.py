@@ -32,7 +32,7 @@ the roles:
 ``"array N"``          N elements read                      ``"outarray N"``      N elements written
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"new K"``           object of kind K made by this call
 ``"handle K or E"``    the same, with the error E for NULL
-``"gone K"``           object of kind K ended by this call  ``"dev E"``           address of E bytes, E = N or N*4
+``"gone K"``/``"gone? K"``  object of kind K ended by this call  ``"dev E"``           address of E bytes, E = N or N*4
 ``"word N"``           address of N bytes, aligned to N    ``"bits M"``           value with no bits but those of M
 ``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
 ``"outstring N"``      text of up to N bytes with its NUL   ``"wanted"``          out, and NULL is the driver's to judge

@@ -81,7 +81,7 @@ WORDS = {
     "versioned": _Word(fits="result"),
     "handle": _Word("kind", optional=True, fits="handle"),
     "name": _Word("kind", optional=True, fits="handle"),
-    "gone": _Word("kind", fits="handle"),
+    "gone": _Word("kind", optional=True, fits="handle"),
     "new": _Word("kind owner", fits="new"),
     "known": _Word("kind", fits="new"),
     "fresh": _Word("kind owner", fits="new"),
