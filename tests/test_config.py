@@ -20,6 +20,7 @@ from tensor_fusion.config import (
     UserError,
     memory_limit,
     parse_connection,
+    session_memory,
     switch,
     without_secret,
 )
@@ -110,3 +111,11 @@ def test_every_variable_the_product_reads_is_in_the_table() -> None:
             found |= set(re.findall(r'getenv\("(CUDA_[A-Z0-9_]+)"\)', path.read_text()))
     assert found
     assert found <= known, f"not described in tensor_fusion.config.VARIABLES: {sorted(found - known)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "machine_gb", "megabytes"),
+    [("", 512, 16384), ("", 8, 4096), ("", 0.25, 512), ("0", 8, 0), ("2000", 8, 2000), ("99999", 8, 99999)],
+)
+def test_memory_of_a_session(text: str, machine_gb: float, megabytes: int) -> None:
+    assert session_memory({"TF_SESSION_MEMORY_LIMIT": text}, int(machine_gb * (1 << 30))) == megabytes

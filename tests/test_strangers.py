@@ -9,17 +9,19 @@ import re
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from stack.harness import Worker as RealWorker
 from stack.harness import connected_elsewhere, whole_stack
-from stranger import Stranger
+from stranger import Lost, Stranger, handle
 from worker_harness import SCHEMA, Worker, eventually, read_welcome, suspend
 
 from tensor_fusion.worker import tcp, throttle
@@ -211,6 +213,46 @@ def test_a_session_has_no_privileges_and_leaves_no_core_file(tmp_path: Path, jai
             assert has["NoNewPrivs"] == "1"
             assert {has[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
         assert client.call("memory_info")[0] == 0
+
+
+def nested_graphs(client: Stranger) -> None:
+    """20 nodes, in 20 child nodes, in 20 child nodes …: 3.2 million in 105 frames."""
+    inner = handle("graph", 5)
+    assert client.call("cuGraphCreate", phGraph=inner)[0] == 0
+    node = 0
+    for index in range(6, 11):
+        for _ in range(20):
+            node += 1
+            place = handle("graphnode", node)
+            if index == 6:
+                client.post("cuGraphAddEmptyNode", hGraph=inner, phGraphNode=place)
+            else:
+                client.post("graph_child", owner=handle("graph", index - 1), node=place, child=inner)
+        inner = handle("graph", index - 1)
+        assert client.call("cuGraphCreate", phGraph=handle("graph", index))[0] == 0
+
+
+def unfinished_images(client: Stranger) -> None:
+    """Of an image of 2 GiB all but the last chunk."""
+    lane = client.add_lane()
+    client.post("image_load", size=2 << 30, owner=handle("module", 5), transfer=7)
+    for number in range(2047):
+        lane.sendall(struct.pack("<QQII", 7, number << 20, 1 << 20, 0) + bytes(1 << 20))
+    client.call("memory_info")
+
+
+@pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
+@pytest.mark.parametrize("attack", [nested_graphs, unfinished_images])
+def test_a_client_takes_so_much_host_memory_and_no_more(tmp_path: Path, attack: Callable[[Stranger], None]) -> None:
+    log = tmp_path / "log"
+    loud = {"TF_ENABLE_LOG": "1", "TF_LOG_PATH": str(log), "TF_SESSION_MEMORY_LIMIT": "512"}
+    with RealWorker(program=None, transport="native", **loud) as worker, Stranger(worker.port) as neighbour:
+        with Stranger(worker.port) as client, pytest.raises((Lost, OSError)):
+            attack(client)
+        assert neighbour.call("memory_info")[0] == 0
+        assert eventually(lambda: len(worker.sessions()) == 1)
+        assert "and may have 512 (TF_SESSION_MEMORY_LIMIT)" in log.read_text()
+        assert eventually(lambda: "more host memory than" in log.read_text())
 
 
 # Guesses

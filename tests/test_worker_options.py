@@ -122,6 +122,8 @@ def test_wrong_arguments_get_one_sentence(arguments: list[str], words: str) -> N
         ({"TF_GPU_MEMORY_LIMIT": "1.5"}, "'1.5'"),
         ({"TF_CUDA_MEMORY_LIMIT": "10GB"}, "TF_CUDA_MEMORY_LIMIT"),
         ({"TF_GPU_MEMORY_LIMIT": "9999999999"}, "'9999999999'"),
+        ({"TF_SESSION_MEMORY_LIMIT": "1G"}, "'1G'"),
+        ({"TF_SESSION_MEMORY_LIMIT": "100"}, "512 or more"),
         ({"TF_ENABLE_LOG": "maybe"}, "'maybe'"),
         ({"TF_LOG_LEVEL": "loud"}, "'loud'"),
         ({"TF_ENABLE_URL_AUTH": "1"}, "TF_AUTHORIZED_KEY_PATH"),

@@ -14,7 +14,6 @@
 #include "tpw_stream.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <poll.h>
 #include <pthread.h>
@@ -23,10 +22,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
-#include <linux/capability.h>
 #include <tp_segment.h>
 #include <unistd.h>
 
@@ -224,6 +220,11 @@ static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
         *at = (char)(*at < ' ' || *at > '~' ? '?' : *at);
     }
     memcpy(&s->client_pid, message + 256 + 52, 4);
+    if (!tpw_memory_watch()) {
+        s->ended = true;
+        s->exit_code = 1;
+        return;
+    }
     if (fd >= 0 ? !adopt_connection(s, fd) : !adopt_slot(s, slot - 1, (uint32_t)(place >> 32), (uint32_t)place)) {
         s->ended = true;
         s->exit_code = 1;
@@ -281,42 +282,6 @@ static void look_at_control(struct tpw_session *s) {
     }
 }
 TP_REGISTER(tpw_control, look_at_control);
-
-/* What a client makes the driver keep in this process (graphs, modules, queued work) has no bound that could be counted. When
- * the machine runs out of memory, the kernel is to end the largest session before anything else. */
-static void volunteer(void) {
-    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (fd < 0 || write(fd, "1000", 4) != 4) {
-        tp_log(TP_WARN, "a client that fills this machine's memory may end others: %s", strerror(errno));
-    }
-    if (fd >= 0) {
-        close(fd);
-    }
-}
-
-/* The memory of a session is its client's: no file gets it when the process breaks, and no other process of this user, a session
- * of another client say, may look into it. */
-static bool hide_memory(void) {
-    const struct rlimit none = {0};
-    return setrlimit(RLIMIT_CORE, &none) == 0 && prctl(PR_SET_DUMPABLE, 0) == 0;
-}
-
-/* What a session never needs, so that whoever takes one over has not got it. Before the driver starts threads, which would keep
- * what they have. */
-static bool give_up_privileges(void) {
-    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
-    const struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) {
-        return false;
-    }
-    /* EINVAL ends the kernel's list; EPERM says that this process could not drop one, nor gain it by exec either. */
-    for (int one = 0; prctl(PR_CAPBSET_READ, one) >= 0; one++) {
-        if (prctl(PR_CAPBSET_DROP, one) && errno != EPERM) {
-            return false;
-        }
-    }
-    return syscall(SYS_capset, &head, none) == 0;
-}
 
 static void *map_quota(int fd) {
     void *page = fd >= 0 ? mmap(NULL, TP_QUOTA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
@@ -405,9 +370,7 @@ int main(int count, char **words) {
     if (!options(s, count, words) || tpw_callbacks_open(s)) {
         return 2;
     }
-    volunteer();
-    if (!hide_memory() || (process.jail && !give_up_privileges())) {
-        tp_log(TP_ERROR, "the session cannot give up what it does not need: %s", strerror(errno));
+    if (!tpw_bounds_begin(process.jail)) {
         return 1;
     }
     if (!tpw_print_open()) {

@@ -17,6 +17,13 @@ enum tpw_control_type {
     TPW_SPOKEN = 19
 };
 
+#define TPW_TOO_MUCH_MEMORY 4 /* the exit code, which the supervisor tells in words */
+
+/* Before there is a second thread. False: the session cannot be as safe as it has to be, and has said why. */
+bool tpw_bounds_begin(bool jail);
+/* From a client's coming: ends the process when it has more memory than it may. False without a thread for it. */
+bool tpw_memory_watch(void);
+
 struct tpw_main {
     char *title; /* memory of the command line */
     size_t title_size;

@@ -22,6 +22,8 @@ MAX_HOST = 253
 MAX_NAME = 255
 MAX_SHMEM_MEGABYTES = 1 << 20
 DEFAULT_MEGABYTES = 256
+DEFAULT_SESSION_MEGABYTES = 16384
+LEAST_SESSION_MEGABYTES = 512
 LOG_LEVELS = ("trace", "debug", "info", "warn", "error")
 
 CONNECTION_INFO = "TENSOR_FUSION_OPERATOR_CONNECTION_INFO"
@@ -91,6 +93,12 @@ VARIABLES = (
     ),
     Variable("TF_GPU_MEMORY_LIMIT", "worker", "0", "MB of device memory for all clients together; 0: no limit."),
     Variable("TF_CUDA_MEMORY_LIMIT", "worker", "0", "Older name of TF_GPU_MEMORY_LIMIT, which wins if both are set."),
+    Variable(
+        "TF_SESSION_MEMORY_LIMIT",
+        "worker",
+        "16384",
+        "MB of host memory of one client's session, but no more than half the machine's; 0: no limit.",
+    ),
     Variable("TF_ENABLE_URL_AUTH", "worker", "0", "1: a client must send a secret that TF_AUTHORIZED_KEY_PATH lists."),
     Variable("TF_AUTHORIZED_KEY_PATH", "worker", "", "File of accepted secrets, one per line, # begins a comment."),
     Variable(
@@ -317,6 +325,19 @@ def memory_limit(environ: Mapping[str, str]) -> int:
                 )
             return int(text) * MEGABYTE
     return 0
+
+
+def session_memory(environ: Mapping[str, str], machine: int) -> int:
+    """How many MB of host memory a client may make its session take; 0 when there is no limit."""
+    text = environ.get("TF_SESSION_MEMORY_LIMIT", "").strip()
+    if not text:
+        return min(DEFAULT_SESSION_MEGABYTES, max(machine // 2 // MEGABYTE, LEAST_SESSION_MEGABYTES))
+    if not re.fullmatch(r"[0-9]{1,9}", text) or 0 < int(text) < LEAST_SESSION_MEGABYTES:
+        raise UserError(
+            f"TF_SESSION_MEMORY_LIMIT is {text!r}; use a number of MB, {LEAST_SESSION_MEGABYTES} or more, which a "
+            "driver needs, or 0 for no limit."
+        )
+    return int(text)
 
 
 @dataclass(frozen=True)

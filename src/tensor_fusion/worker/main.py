@@ -105,6 +105,7 @@ def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executa
     if driver.simulated:
         sys.stderr.write(SIMULATED_NOTICE + "\n")
     environment = {**session_environment(environ), **settings.images.environment()}
+    environment["TF_SESSION_MEMORY_LIMIT"] = str(settings.session_memory)
     # Sessions write to the log's file themselves; where there is none, their lines go to where the worker's own go.
     output = 1 if settings.log.enabled and settings.log.path is None else 2
     return Executable(native_file("bin/tensor-fusion-session"), driver, environment, output=output, jail=settings.jail)

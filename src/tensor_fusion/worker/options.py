@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tensor_fusion.config import (
     UserError,
     memory_limit,
     segment_path,
+    session_memory,
     switch,
 )
 from tensor_fusion.worker.keys import AuthorizedKeys
@@ -74,6 +76,7 @@ class Settings:
     max_clients_per_secret: int
     jail: bool
     memory_limit: int
+    session_memory: int
     keys: AuthorizedKeys | None
     connections_file: Path | None
     images: ImageCache
@@ -149,6 +152,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         max_clients_per_secret=_number("--max-clients-per-secret", given.max_clients_per_secret, 0, ROWS),
         jail=given.jail == "basic",
         memory_limit=memory_limit(environ),
+        session_memory=session_memory(environ, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         keys=keys,
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),
         images=ImageCache.read(environ),

@@ -459,4 +459,8 @@ def _new_id(taken: Mapping[int, Session]) -> int:
 def _ending(code: int | None) -> str:
     if code is not None and code < 0:
         return f"signal {-code} ({signal.strsignal(-code)})"
-    return "a protocol violation of its client (exit code 3)" if code == 3 else f"exit code {code}"
+    words = {
+        3: "a protocol violation of its client (exit code 3)",
+        4: "more host memory than TF_SESSION_MEMORY_LIMIT (exit code 4)",
+    }
+    return f"exit code {code}" if code is None else words.get(code, f"exit code {code}")
