@@ -281,7 +281,7 @@ def test_remote_alone() -> None:
     result = cli("--gpu", "sim", "--quick", "--pairs", "1", "--only", "null,launch", "--no-native")
     assert result.returncode == 0, result.stderr
     assert "null call" in result.stdout
-    assert "native" not in result.stdout.replace("alternating run(s) of each side", "").split("Ratio")[0]
+    assert "native" not in result.stdout.replace("alternating run of each side", "").split("Ratio")[0]
 
 
 def series(name: str, value: float, unit: str = "us") -> dict[str, Any]:

@@ -17,9 +17,11 @@ import termios
 from pathlib import Path
 
 import pytest
+import typer
 from worker_harness import environment
 
 from tensor_fusion.cli import report
+from tensor_fusion.cli.main import app
 from tensor_fusion.client.files import client_environment, client_folder
 from tensor_fusion.config import UserError, product_version
 
@@ -129,7 +131,7 @@ def test_preload_keeps_what_was_there(native: Path) -> None:
         (["run", "--connect", "native+h+x+0", "--", "true"], 2, "'x'"),
         (["run", "--connect", "shmem+/f+many+0", "--", "true"], 2, "size in MB"),
         (["run", "--", "true"], 2, "--connect"),
-        (["run", "--connect", CONNECTION], 2, "command"),
+        (["run", "--connect", CONNECTION], 2, "PROGRAM"),
         (["run", "--conect", CONNECTION, "--", "true"], 2, "--conect"),
         (["run", "--connect", CONNECTION, "--", "no-such-program"], 127, "'no-such-program'"),
         (["run", "--connect", CONNECTION, "--", ""], 127, "''"),
@@ -203,6 +205,30 @@ def test_words_are_whole_in_80_columns(native: Path, arguments: list[str]) -> No
     whole = [line for line in plain if len(line) > 80 and " " in line.strip()]
     assert len(plain) > 2
     assert not whole
+
+
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_80_columns(native: Path, command: str) -> None:
+    """And no sentence in it is cut short."""
+    lines = [without_colours(line) for line in in_terminal(native, 80, *command.split(), "--help")]
+    assert lines and all(len(line) <= 80 for line in lines), lines
+    assert not any(line.endswith("...") for line in lines if not line.startswith("Usage:")), lines
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "--", "true"], ["run", "--connect", "x", "--", "true"], ["vm", "-M", "48"], ["service", "start"]],
+    ids=" ".join,
+)
+def test_what_is_wrong_is_said_without_a_broken_word(native: Path, arguments: list[str]) -> None:
+    """On a terminal. In a file it is one line."""
+    lines = in_terminal(native, 80, *arguments)
+    assert len(lines) > 1 and all(len(line) <= 80 for line in lines), lines
+    (line,) = cli(native, *arguments).stderr.splitlines()
+    assert line == " ".join(line.strip() for line in lines)
 
 
 def test_no_color(native: Path) -> None:

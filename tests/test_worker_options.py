@@ -35,6 +35,7 @@ def test_help_begins_with_the_original_text(flag: str) -> None:
     assert result.stdout.startswith(ORIGINAL_HELP)
     for option in ("--gpu", "--host", "--warm", "--max-clients", "--shmem-group"):
         assert option in result.stdout.removeprefix(ORIGINAL_HELP)
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
 
 
 @pytest.mark.parametrize("flag", ["-v", "--version"])

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tensor_fusion.bench.compare import gigabytes_per_second
-from tensor_fusion.cli.report import folded
+from tensor_fusion.terminal import folded
 
 SIDES = ("native", "remote")
 # A pipe gets whole rows. On a terminal what is too wide is left out, in this order: --json has everything.
@@ -57,8 +57,9 @@ def comparison(report: Mapping[str, Any]) -> None:
     for entry in report["skipped"]:
         console.print(f"Skipped on the {entry['side']} side: {entry['group']}: {entry['reason']}.")
     overhead = ", ".join(f"{report['sides'][side]['timer_overhead_ns']} ns ({side})" for side in sides)
+    runs = f"{settings['pairs']} alternating run{'s' if settings['pairs'] != 1 else ''}"
     say_folded(
-        f"Medians of {settings['pairs']} alternating run(s) of each side, spread is lowest and highest; each call is "
+        f"Medians of {runs} of each side, spread is lowest and highest; each call is "
         f"timed by itself, and reading the clock, in every figure, takes {overhead}."
     )
     say_folded(

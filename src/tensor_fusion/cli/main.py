@@ -28,6 +28,7 @@ from tensor_fusion.config import (
     product_version,
     without_secret,
 )
+from tensor_fusion.terminal import complain, folded
 
 app = typer.Typer(
     add_completion=False,
@@ -106,9 +107,14 @@ def _without_command(
         print(context.get_help())
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@app.command(
+    short_help="Run a program, and whatever it starts, on a worker's GPU.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 def run(
-    command: Annotated[list[str], typer.Argument(help="Program and its arguments.", show_default=False)],
+    command: Annotated[
+        list[str], typer.Argument(help="Program and its arguments.", metavar="PROGRAM", show_default=False)
+    ],
     connect: Connect = None,
     preload: Preload = False,
 ) -> None:
@@ -129,20 +135,20 @@ def run(
         raise UserError(f"The program {command[0]!r} cannot be run: {error.strerror}.", exit_code=126) from None
 
 
-@app.command()
+@app.command(short_help="Print the shell commands that set up a shell.")
 def env(connect: Connect = None, preload: Preload = False) -> None:
-    """Print the shell commands that set up a shell: eval "$(tensor-fusion env --connect …)"."""
+    """Print the shell commands that set up a shell: eval "$(tensor-fusion env --connect STRING)"."""
     for name, value in client_environment(checked_connection(connect), os.environ, preload).items():
         print(f"export {name}={shlex.quote(value)}")
 
 
-@app.command(name="lib-path")
+@app.command(short_help="Print the folder of the client files.", name="lib-path")
 def lib_path() -> None:
     """Print the folder of the client files; it also works when copied to a machine without Python."""
     print(client_folder())
 
 
-@app.command()
+@app.command(short_help="Copy the client files to where the loader finds them.")
 def install(
     prefix: Annotated[Path, typer.Option(help="Below it, the files go into the library folder.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take the files away again.")] = False,
@@ -161,7 +167,7 @@ def install(
         print(f"export LD_LIBRARY_PATH={shlex.quote(str(done.folder))}")
 
 
-@app.command()
+@app.command(short_help="Start a worker, and run a CUDA program against it.")
 def demo(
     gpu: Annotated[Gpu | None, typer.Option(help="GPU; by default a real one if there is one.")] = None,
     transport: Annotated[Transport, typer.Option(help="Transport to the worker.")] = Transport.TCP,
@@ -185,10 +191,14 @@ def demo(
         raise UserError("The GPU computed wrong results; please report this with the output above.", exit_code=1)
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+@app.command(
+    short_help="Measure native and remote; count a program's round trips.",
+    context_settings={"allow_interspersed_args": False},
+)
 def bench(
     command: Annotated[
-        list[str] | None, typer.Argument(help="Program to count the round trips of, instead.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Program to count the round trips of, instead.", metavar="PROGRAM", show_default=False),
     ] = None,
     connect: Annotated[
         str | None,
@@ -260,9 +270,14 @@ def bench(
         )
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+@app.command(
+    short_help="Write a program's CUDA calls as a timeline for Perfetto.",
+    context_settings={"allow_interspersed_args": False},
+)
 def trace(
-    command: Annotated[list[str], typer.Argument(help="Program and its arguments.", show_default=False)],
+    command: Annotated[
+        list[str], typer.Argument(help="Program and its arguments.", metavar="PROGRAM", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("-o", "--output", help="File for the timeline.")] = Path("trace.json"),
     connect: Connect = None,
 ) -> None:
@@ -276,7 +291,7 @@ def trace(
     raise typer.Exit(recorded.exit_code)
 
 
-@app.command()
+@app.command(short_help="Decode what was on the wire, one line for each frame.")
 def dump(
     capture: Annotated[Path, typer.Argument(help="Of tcpdump, or a copy of a segment.", show_default=False)],
 ) -> None:
@@ -288,7 +303,7 @@ def dump(
         print(line)
 
 
-@app.command()
+@app.command(short_help="Count the API functions by how they are served.")
 def coverage(
     as_json: Json = False,
     api: Annotated[Api | None, typer.Option(help="One API; by default both.")] = None,
@@ -310,7 +325,7 @@ class Action(str, Enum):
     REMOVE = "remove"
 
 
-@app.command()
+@app.command(short_help="The worker as a service of systemd: install, status, remove.")
 def service(
     action: Annotated[Action, typer.Argument(help="What to do.", show_default=False)],
     root: Annotated[Path, typer.Option(help="Another root than this machine's, for images.")] = Path("/"),
@@ -322,10 +337,10 @@ def service(
         lines = unit.install(root, unit.worker_command())
     else:
         lines = unit.status(root) if action is Action.STATUS else unit.remove(root)
-    print("\n".join(lines))
+    print("\n".join(folded(line, "  ") for line in lines))
 
 
-@app.command()
+@app.command(short_help="Find out why it does not work, with what to do next.")
 def doctor(connect: Connect = None, as_json: Json = False) -> None:
     """Find out why it does not work: each step from the files to the device list, with what to do next."""
     from tensor_fusion.cli.progress import Waiting
@@ -336,7 +351,7 @@ def doctor(connect: Connect = None, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Print what a virtual machine needs for shared memory.")
 def vm(
     shmem_file: Annotated[
         str | None, typer.Option("-m", "--shmem-file", help="Segment, as for the worker.", show_default=False)
@@ -367,7 +382,7 @@ def vm(
     report.instructions(texts, as_json)
 
 
-@app.command()
+@app.command(short_help="Print every environment variable, its meaning and value.")
 def config(as_json: Json = False) -> None:
     """Print every environment variable with its meaning, its default and its present value."""
     report.variables(os.environ, as_json)
@@ -392,7 +407,7 @@ def _discard_output() -> None:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    print(f"tensor-fusion: {sentence}", file=sys.stderr)
+    complain(f"tensor-fusion: {sentence}")
     sys.exit(code)
 
 

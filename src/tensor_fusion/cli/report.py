@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from tensor_fusion.abi import native_file
 from tensor_fusion.client.check import Check
 from tensor_fusion.client.vm import RULE_FILE, Instructions
 from tensor_fusion.config import CONNECTION_INFO, VARIABLES, UserError, without_secret
+from tensor_fusion.terminal import folded
 from tensor_fusion.worker.service import worker_command
 
 KINDS = ("remote", "local", "custom", "alias", "refused", "unsupported")
@@ -32,16 +32,6 @@ TITLES = {"cuda": "CUDA driver API", "nvml": "NVML"}
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
-
-
-def folded(text: str, indent: str, taken: int = 0) -> str:
-    """Broken between words where a terminal would break within them; elsewhere, and for copying, one line."""
-    if not sys.stdout.isatty():
-        return text
-    width = max(_console().width, 40)
-    first = "x" * taken  # what stands in front of it already
-    lines = textwrap.wrap(first + text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(lines)[taken:]
 
 
 def read_coverage() -> dict[str, dict[str, Any]]:
@@ -83,18 +73,18 @@ def coverage(table: Mapping[str, Mapping[str, Any]], *, reasons: bool = False) -
     if reasons:
         for api, counts in table.items():
             title = TITLES.get(api, api)
-            _reasons(console, f"{title}, refused as a driver does", counts["refused_functions"])
-            _reasons(console, f"{title}, not supported", counts["unsupported_functions"])
+            _reasons(f"{title}, refused as a driver does", counts["refused_functions"])
+            _reasons(f"{title}, not supported", counts["unsupported_functions"])
     else:
-        console.print("What is refused or unsupported, with the reasons: tensor-fusion coverage --reasons")
+        print(folded("What is refused or unsupported, with the reasons: tensor-fusion coverage --reasons"))
 
 
-def _reasons(console: Console, title: str, functions: Mapping[str, str]) -> None:
+def _reasons(title: str, functions: Mapping[str, str]) -> None:
     """The names under each reason, in the order of the names."""
     for reason in dict.fromkeys(functions.values()):
-        console.print(f"\n{title}: {reason}")
+        print("\n" + folded(f"{title}: {reason}"))
         for name in (name for name, why in functions.items() if why == reason):
-            console.print(f"  {name}")
+            print(f"  {name}")
 
 
 def demo(result: Mapping[str, Any]) -> None:
@@ -164,7 +154,7 @@ def instructions(texts: Instructions, as_json: bool) -> None:
         "on the host, the worker": texts.worker,
         "on the host, QEMU": texts.qemu,
         "or libvirt, inside <devices>": texts.libvirt,
-        f"in the guest, {RULE_FILE} (for users that are not root)": texts.udev,
+        f"guest, for users that are not root: {RULE_FILE}": texts.udev,
         "in the guest, the client's environment": texts.client,
         "in the guest, to see whether it works": "tensor-fusion vm --check",
     }

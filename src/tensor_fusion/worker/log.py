@@ -9,6 +9,7 @@ import sys
 import time
 
 from tensor_fusion.config import MEGABYTE, LogSettings, UserError
+from tensor_fusion.terminal import complain
 
 LOGGER = logging.getLogger("tensor_fusion.worker")
 _LEVELS = {
@@ -46,7 +47,7 @@ class _SaysOnce(logging.Handler):
             super().handleError(record)
         elif not self.failed:
             self.failed = True
-            sys.stderr.write(f"tensor-fusion-worker: The log cannot be written: {error.strerror}; lines are missing.\n")
+            complain(f"tensor-fusion-worker: The log cannot be written: {error.strerror}; lines are missing.")
             if isinstance(self, _OutputLog):
                 discard_output()
 
@@ -72,7 +73,7 @@ def reopen() -> None:
             try:
                 handler.reopenIfNeeded()
             except OSError as error:
-                sys.stderr.write(f"tensor-fusion-worker: The log {handler.baseFilename}: {error.strerror}.\n")
+                complain(f"tensor-fusion-worker: The log {handler.baseFilename}: {error.strerror}.")
 
 
 def bound(settings: LogSettings) -> None:

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from tensor_fusion.abi import Native, Teleport, native_file
 from tensor_fusion.config import LogSettings, UserError, product_version
+from tensor_fusion.terminal import complain, folded
 from tensor_fusion.worker import log
 from tensor_fusion.worker.driver import choose_driver, session_environment
 from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         log.configure(request.log)
         for notice in request.notices:
-            sys.stderr.write(f"NOTICE: {notice}\n")
+            complain(f"NOTICE: {notice}")
         for number in stop_signals():  # until the event loop takes them over
             signal.signal(number, _leave)
         native = Teleport()
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if segment:
                 segment.close()
     except UserError as error:
-        sys.stderr.write(f"{PROGRAM}: {error.sentence}\n")
+        complain(f"{PROGRAM}: {error.sentence}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -65,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        sys.stderr.write(
-            f"{PROGRAM}: There are too few descriptors ({error.strerror}; ulimit -n allows {most}); raise it.\n"
-        )
+        complain(f"{PROGRAM}: There are too few descriptors ({error.strerror}; ulimit -n allows {most}); raise it.")
         return 1
     return 0
 
@@ -103,7 +102,7 @@ def version_text() -> str:
 def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executable:
     driver = choose_driver(settings.gpu, environ)
     if driver.simulated:
-        sys.stderr.write(SIMULATED_NOTICE + "\n")
+        complain(SIMULATED_NOTICE)
     environment = {**session_environment(environ), **settings.images.environment()}
     environment["TF_SESSION_MEMORY_LIMIT"] = str(settings.session_memory)
     # Sessions write to the log's file themselves; where there is none, their lines go to where the worker's own go.
@@ -116,7 +115,7 @@ def warm_line(count: int, session: Session) -> str:
     host = session.host_memory()
     return (
         f"warm {count} session{'s' if count != 1 else ''}, each {host >> 20} MiB of host memory; with the first, "
-        f"{session.device_memory >> 20} MiB of {session.device_name} are in use by all processes\n"
+        f"{session.device_memory >> 20} MiB of {session.device_name} are in use by all processes"
     )
 
 
@@ -172,7 +171,7 @@ async def first_session(sessions: Sessions, executable: Executable) -> Session:
     try:
         jailed = await sessions.first()
     except UserError as error:
-        sys.stderr.write(f"NOTICE: sessions run without a jail, in which the driver does not start: {error.sentence}\n")
+        complain(f"NOTICE: sessions run without a jail, in which the driver does not start: {error.sentence}")
         sessions.jailed = False
         return free
     sessions.end(free)
@@ -211,7 +210,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         supervisor.start(fail)
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
         ready = f"ready {supervisor.place} ({first.device_name}, {count})\n"
-        say(ready + (warm_line(settings.warm, first) if settings.warm else ""))
+        say(ready + (f"{folded(warm_line(settings.warm, first))}\n" if settings.warm else ""))
         notify_ready(ready.strip())
         sessions.top_up()
         sessions.discard_surplus()

@@ -43,18 +43,18 @@ Options
   -M, --shmem-size      Specified the size(MB) of shared memory.
 
 More options
-  --gpu {nvidia,sim}    Driver to use: NVIDIA's (the default), or the simulated GPU.
-  --host ADDRESS        Address to listen on; 0.0.0.0, all IPv4 addresses, by default.
+  --gpu {nvidia,sim}    Driver: NVIDIA's, the default, or the simulated GPU.
+  --host ADDRESS        Address to listen on; by default 0.0.0.0, all of IPv4.
   --warm N              Sessions kept ready for the next clients; 1 by default.
   --max-clients N       Clients served at the same time; 128 by default.
   --max-clients-per-address N
-                        Of those, how many may come from one address (IPv6: /64);
-                        by default all but a sixteenth of them, 120 of 128.
+                        Of those, how many may come from one address (of IPv6:
+                        a /64); by default all but a sixteenth, 120 of 128.
   --max-clients-per-secret N
                         And with one secret; 0, the default: no such bound.
-  --jail {basic,off}    basic, the default, takes from sessions what they do not need: no
-                        capabilities of root, no new privileges.
-  --shmem-group GROUP   Group, by name or number, that may open the shared memory.
+  --jail {basic,off}    basic, the default, takes from sessions what they do not
+                        need: no capabilities of root, no new privileges.
+  --shmem-group GROUP   Group, by name or number, that may open the segment.
 
 The protocol is native by default and the port 8000; port 0 takes a free one.
 With -n shmem, -m names the segment: /my_shm is /dev/shm/my_shm, a path with

@@ -17,11 +17,11 @@ import grp
 import mmap
 import os
 import stat
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tensor_fusion.config import MEGABYTE, UserError, segment_path
+from tensor_fusion.terminal import complain
 from tensor_fusion.worker.leftover import SMALLEST_MEGABYTES, Openers, begun, openers, same_file, start_keeper, sweep
 
 MODE = 0o660
@@ -108,7 +108,7 @@ class Segment:
 
 
 def _say(sentence: str) -> None:
-    sys.stderr.write(f"tensor-fusion-worker: {sentence}\n")
+    complain(f"tensor-fusion-worker: {sentence}")
 
 
 def _check_size(settings: SegmentSettings) -> None:

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from tensor_fusion.config import UserError
+from tensor_fusion.terminal import complain
 
 NAME = "tensor-fusion-worker.service"
 UNIT = Path("etc/systemd/system") / NAME
@@ -121,7 +122,7 @@ def notify(state: str) -> None:
         try:
             channel.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
         except OSError as error:
-            sys.stderr.write(f"tensor-fusion-worker: NOTIFY_SOCKET {address} takes nothing: {error.strerror}.\n")
+            complain(f"tensor-fusion-worker: NOTIFY_SOCKET {address} takes nothing: {error.strerror}.")
 
 
 def notify_ready(status: str) -> None:

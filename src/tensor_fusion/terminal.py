@@ -1,0 +1,39 @@
+"""Sentences for people at a terminal: broken between words, where the terminal would break within them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from typing import TextIO
+
+NARROWEST = 40
+
+
+def columns(stream: TextIO) -> int:
+    """As wide as COLUMNS says, or the terminal."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return max(int(said), NARROWEST)
+    try:
+        return max(os.get_terminal_size(stream.fileno()).columns, NARROWEST)
+    except OSError:  # a terminal that is gone
+        return 80
+
+
+def folded(text: str, indent: str = "", taken: int = 0, stream: TextIO | None = None) -> str:
+    """For the stream, standard output if none is named; elsewhere than at a terminal, and for copying, one line."""
+    stream = sys.stdout if stream is None else stream
+    if not stream.isatty():
+        return text
+    first = "x" * taken  # what stands in front of it already
+    lines = textwrap.wrap(
+        first + text, columns(stream), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(lines)[taken:]
+
+
+def complain(sentence: str) -> None:
+    """To standard error, as one sentence."""
+    if sys.stderr:  # None in a process that was started without one
+        sys.stderr.write(folded(sentence, "  ", stream=sys.stderr) + "\n")
