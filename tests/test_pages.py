@@ -306,6 +306,14 @@ def explain_command(name: str) -> str:
     return next(cause.command.format_map(Word()) for cause in CAUSES if cause.name == name)
 
 
+def test_the_tests_that_a_page_names_are_there() -> None:
+    """A fault of the first trial is kept away by these."""
+    named = re.findall(r"`(tests/[a-z_/]+\.py)::(\w+)`", (DOCS / "fresh-machines.md").read_text())
+    assert len(named) > 30
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
+
+
 # The images, and the second unit
 
 

@@ -202,3 +202,10 @@ def test_expectations_of_one_transport(tmp_path: Path) -> None:
 
 def test_answers_of_a_question_asked_twice_are_both_kept() -> None:
     assert answers("a = 1\na = 2\nnoise\n{}") == {"a": "1", "a (2)": "2"}
+
+
+def test_a_machine_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ran there is told all the same, but for the commit."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(suite, "REPOSITORY", Path("/nowhere"))
+    assert runner.machine()["commit"] == "unknown"
