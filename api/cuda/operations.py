@@ -68,6 +68,10 @@ FUNCTIONS = [
     # Memory.
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("memory_free", "post", address="uint64_t"),
+    # A handle for other processes, and memory of one: asked of the supervisor. `refused`: the code, and in `why` the reason.
+    op("ipc_memory_export", "call", address="uint64_t", out={"handle": "void: bytes"}),
+    op("ipc_memory_open", "call", handle="void: bytes",
+       out={"address": "uint64_t", "size": "uint64_t", "device": "unsigned int", "refused": "int", "why": "char: bytes"}),
     op("memory_info", "call", out={"free": "uint64_t", "total": "uint64_t"}),
     # Waits for the stream, 0 = for everything, and reports nothing: the program did not ask.
     op("managed_wait", "call", completes=True, stream="uint64_t"),

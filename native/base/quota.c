@@ -55,6 +55,13 @@ bool tp_quota_reserve(void *page, uint32_t row, uint32_t device, uint64_t bytes)
     return true;
 }
 
+void tp_quota_take_over(void *page, uint32_t row, uint32_t device, uint64_t bytes) {
+    if (valid(row, device)) {
+        atomic_fetch_add_explicit(device_total(page, device), bytes, memory_order_relaxed);
+        atomic_fetch_add_explicit(row_cell(page, row, device), bytes, memory_order_relaxed);
+    }
+}
+
 void tp_quota_free(void *page, uint32_t row, uint32_t device, uint64_t bytes) {
     if (valid(row, device)) {
         uint64_t held = subtract_at_most(row_cell(page, row, device), bytes);

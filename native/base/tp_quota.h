@@ -19,6 +19,8 @@
 
 /* Adds `bytes` to what `row` holds on `device`; false, with nothing changed, when that would pass the limit. */
 TP_EXPORT bool tp_quota_reserve(void *page, uint32_t row, uint32_t device, uint64_t bytes);
+/* Adds them whatever the limit says: for memory that is there already, and that another session has counted so far. */
+TP_EXPORT void tp_quota_take_over(void *page, uint32_t row, uint32_t device, uint64_t bytes);
 /* Takes `bytes` back; never more than the row holds. */
 TP_EXPORT void tp_quota_free(void *page, uint32_t row, uint32_t device, uint64_t bytes);
 /* The supervisor, when the session in `row` has ended: gives back all it still held. */

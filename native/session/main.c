@@ -50,16 +50,11 @@ static void staging_release(void *memory) {
 }
 
 static void control_send(struct tpw_session *s, uint32_t type, uint32_t argument, uint64_t value, const char *text) {
-    unsigned char message[TP_CONTROL_SIZE] = {0};
-    memcpy(message, &type, 4);
-    memcpy(message + 4, &argument, 4);
-    memcpy(message + 24, &value, 8);
+    struct tpw_packet packet = {.type = type, .argument = argument, .value = value};
     if (text) {
-        memcpy(message + 32, text, strnlen(text, 223));
+        snprintf(packet.text, sizeof packet.text, "%s", text);
     }
-    if (send(s->control, message, sizeof message, MSG_NOSIGNAL) < 0) {
-        tp_log(TP_WARN, "the supervisor does not listen: %s", strerror(errno));
-    }
+    (void)tpw_control_send(s, &packet, -1);
 }
 
 static bool more_control(const struct tpw_session *s) {
@@ -202,10 +197,10 @@ static bool adopt_slot(struct tpw_session *s, uint32_t slot, uint32_t first, uin
     return true;
 }
 
-static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
+static void adopt(struct tpw_session *s, const struct tpw_packet *packet, int fd) {
     char name[65] = "";
-    uint32_t slot;
-    uint64_t place;
+    const uint32_t slot = packet->argument;
+    const uint64_t place = packet->value;
     if (s->link) {
         tp_log(TP_ERROR, "the supervisor handed over a second client");
         if (fd >= 0) {
@@ -213,13 +208,11 @@ static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
         }
         return;
     }
-    memcpy(&slot, message + 4, sizeof slot);
-    memcpy(&place, message + 24, sizeof place);
-    memcpy(name, message + 256 + 192, 64);
+    memcpy(name, packet->body.greeting + 192, 64);
     for (char *at = name; *at; at++) { /* the client's own words, for the log and for whoever lists processes */
         *at = (char)(*at < ' ' || *at > '~' ? '?' : *at);
     }
-    memcpy(&s->client_pid, message + 256 + 52, 4);
+    memcpy(&s->client_pid, packet->body.greeting + 52, 4);
     if (!tpw_memory_watch()) {
         s->ended = true;
         s->exit_code = 1;
@@ -235,7 +228,7 @@ static void adopt(struct tpw_session *s, const unsigned char *message, int fd) {
 }
 
 static void look_at_control(struct tpw_session *s) {
-    unsigned char message[TP_CONTROL_SIZE];
+    struct tpw_packet packet;
     union {
         struct cmsghdr head;
         char space[CMSG_SPACE(sizeof(int))];
@@ -248,13 +241,13 @@ static void look_at_control(struct tpw_session *s) {
         control_send(s, TPW_SPOKEN, 0, 0, NULL);
     }
     for (;;) {
-        struct iovec part = {.iov_base = message, .iov_len = sizeof message};
+        struct iovec part = {.iov_base = &packet, .iov_len = sizeof packet};
         struct msghdr envelope = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &aux, .msg_controllen = sizeof aux};
         ssize_t size = recvmsg(s->control, &envelope, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         if (size < 0 && (errno == EAGAIN || errno == EINTR)) {
             return;
         }
-        if (size != sizeof message) {
+        if (size != sizeof packet) {
             /* The supervisor has gone, and with it the session's reason to be. */
             tp_log(TP_INFO, "the supervisor has gone");
             s->ended = true;
@@ -265,17 +258,16 @@ static void look_at_control(struct tpw_session *s) {
         if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS) {
             memcpy(&fd, CMSG_DATA(head), sizeof fd);
         }
-        uint32_t type, argument;
-        memcpy(&type, message, 4);
-        memcpy(&argument, message + 4, 4);
-        if (type == TPW_ADOPT) {
-            adopt(s, message, fd);
-        } else if (type == TPW_DATA && fd >= 0 && s->link) {
-            if (tpw_link_add_data(s->link, argument, fd) != TP_OK) {
-                tp_log(TP_ERROR, "data connection %u could not be used", argument);
+        if (packet.type == TPW_ADOPT) {
+            adopt(s, &packet, fd);
+        } else if (packet.type == TPW_DATA && fd >= 0 && s->link) {
+            if (tpw_link_add_data(s->link, packet.argument, fd) != TP_OK) {
+                tp_log(TP_ERROR, "data connection %u could not be used", packet.argument);
             }
-        } else if (type == TPW_WARM) {
+        } else if (packet.type == TPW_WARM) {
             warm_up(s);
+        } else if (packet.type >= TPW_SHARED && packet.type <= TPW_RELEASED) {
+            tpw_control_told(s, &packet, fd);
         } else if (fd >= 0) {
             close(fd);
         }

@@ -7,16 +7,6 @@
 #include "tpw_session.h"
 #include <stdio.h>
 
-enum tpw_control_type {
-    TPW_ADOPT = 1,
-    TPW_DATA = 2,
-    TPW_WARM = 3,
-    TPW_READY = 16,
-    TPW_FAILED = 17,
-    TPW_GONE = 18,
-    TPW_SPOKEN = 19
-};
-
 #define TPW_TOO_MUCH_MEMORY 4 /* the exit code, which the supervisor tells in words */
 
 /* Before there is a second thread. False: the session cannot be as safe as it has to be, and has said why. */

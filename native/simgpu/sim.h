@@ -233,9 +233,12 @@ typedef struct sim_phys { // one cuMemCreate, or the backing of one mapping afte
     int refs; // handles and mappings
     int handles;
     CUmemAllocationProp prop;
+    bool shared;    // has a file of its own, which other processes may have: `descriptor`
+    bool imported;  // another process has made it, and has it in its budget
+    int descriptor; // of that file
 } sim_phys_t;
 
-typedef enum { SIM_RANGE_DEVICE, SIM_RANGE_VMM, SIM_RANGE_HOST, SIM_RANGE_REGISTERED } sim_range_kind_t;
+typedef enum { SIM_RANGE_DEVICE, SIM_RANGE_VMM, SIM_RANGE_HOST, SIM_RANGE_REGISTERED, SIM_RANGE_IPC } sim_range_kind_t;
 
 typedef struct {
     uint64_t base, size;
@@ -257,6 +260,10 @@ typedef struct {
         bool present;     // a stream has come to where it is allocated, and not to where it is freed
         bool planned, instantiated, freed_inside, freed_elsewhere;
     } graph;
+    struct {
+        CUipcMemHandle handle;
+        unsigned opened;
+    } ipc; // memory of another process
     int sync_memops;
     bool managed;           // the program may touch it
     struct sim_hint *hints; // of each page, then
@@ -486,6 +493,9 @@ sim_reservation_t *sim_reservation_find(uint64_t address);
 bool sim_device_address(uint64_t address); // under either lock: where cuMemAlloc answers, live or not
 CUresult sim_device_take(int device, uint64_t bytes, uint64_t *offset);
 void sim_device_give(int device, uint64_t offset, uint64_t bytes);
+// The same without the budget: for memory that stands in another process's.
+CUresult sim_device_space(int device, uint64_t bytes, uint64_t *offset);
+void sim_device_space_give(int device, uint64_t offset, uint64_t bytes);
 void sim_memory_release(
     uint64_t address); // of an allocation of the simulator's own, when its context has done its work
 CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t **range);
@@ -494,7 +504,13 @@ CUresult sim_managed_begin(sim_range_t *range);   // the program may touch it fr
 void sim_managed_drop(sim_range_t *range);        // before its memory is given back
 void sim_graph_range_release(sim_range_t *range); // the same of a graph's, sim_graph_memory.c
 void sim_range_release(sim_range_t *range);       // removes, gives back, frees
+sim_phys_t *sim_phys_find(CUmemGenericAllocationHandle handle); // under sim.lock; NULL: no such handle
 void sim_phys_drop(sim_phys_t *phys);
+// Of sim_ipc.c: whether a range is what other processes can have, and the end of one that is theirs.
+bool sim_ipc_capable(const sim_range_t *range);
+void sim_ipc_unmap(const sim_range_t *range);
+// Of sim_share.c: nothing has this memory mapped any more. False: its place in the space cannot be used again.
+bool sim_share_end(sim_phys_t *phys);
 
 // sim_stream.c: queues and their threads
 CUresult sim_stream_new(sim_context_t *context, unsigned flags, int priority, sim_stream_t **stream); // under sim.lock

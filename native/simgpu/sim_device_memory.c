@@ -62,10 +62,8 @@ bool sim_device_address(uint64_t address) {
     return false;
 }
 
-CUresult sim_device_take(int ordinal, uint64_t bytes, uint64_t *offset) {
+CUresult sim_device_space(int ordinal, uint64_t bytes, uint64_t *offset) {
     sim_device_t *device = &sim.devices[ordinal];
-    if (bytes > device->total || bytes > device->total - device->used)
-        return CUDA_ERROR_OUT_OF_MEMORY;
     CUresult result = prepare(device);
     if (result != CUDA_SUCCESS)
         return result;
@@ -94,16 +92,29 @@ CUresult sim_device_take(int ordinal, uint64_t bytes, uint64_t *offset) {
             memmove(extent, extent + 1, (device->nextents - i - 1) * sizeof *extent);
             device->nextents--;
         }
-        device->used += bytes;
         *offset = start;
         return CUDA_SUCCESS;
     }
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-void sim_device_give(int ordinal, uint64_t offset, uint64_t bytes) {
+CUresult sim_device_take(int ordinal, uint64_t bytes, uint64_t *offset) {
     sim_device_t *device = &sim.devices[ordinal];
-    device->used -= bytes;
+    if (bytes > device->total || bytes > device->total - device->used)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result = sim_device_space(ordinal, bytes, offset);
+    if (result == CUDA_SUCCESS)
+        device->used += bytes;
+    return result;
+}
+
+void sim_device_give(int ordinal, uint64_t offset, uint64_t bytes) {
+    sim.devices[ordinal].used -= bytes;
+    sim_device_space_give(ordinal, offset, bytes);
+}
+
+void sim_device_space_give(int ordinal, uint64_t offset, uint64_t bytes) {
+    sim_device_t *device = &sim.devices[ordinal];
     uint64_t page = 4096, from = (offset + page - 1) & ~(page - 1), to = (offset + bytes) & ~(page - 1);
     // Gives the host's memory back; a failure leaves old bytes behind, which device memory may do too.
     if (to > from)
@@ -169,7 +180,10 @@ CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t
 void sim_phys_drop(sim_phys_t *phys) {
     if (--phys->refs)
         return;
-    sim_device_give(phys->device, phys->offset, phys->size);
+    if (!phys->imported)
+        sim.devices[phys->device].used -= phys->size;
+    if (sim_share_end(phys))
+        sim_device_space_give(phys->device, phys->offset, phys->size);
     free(phys);
 }
 
@@ -191,6 +205,9 @@ void sim_range_release(sim_range_t *range) {
         if (range->pool)
             sim_pool_forget(range);
         munmap(range->host, range->charged);
+        break;
+    case SIM_RANGE_IPC:
+        sim_ipc_unmap(range);
         break;
     case SIM_RANGE_REGISTERED:
         break;

@@ -115,7 +115,11 @@ static CUresult attribute(void *data, CUpointer_attribute which, const sim_range
     case CU_POINTER_ATTRIBUTE_MAPPED:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE: {
-        unsigned char value = which == CU_POINTER_ATTRIBUTE_MAPPED && range; // cuda.h: boolean, one byte
+        // cuda.h: booleans, one byte each
+        unsigned char value = which == CU_POINTER_ATTRIBUTE_MAPPED ? range != NULL
+                              : which == CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE
+                                  ? range && sim_ipc_capable(range)
+                                  : false;
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }

@@ -93,7 +93,7 @@ static CUresult check_properties(const CUmemAllocationProp *prop) {
     }
     if (!sim_device_ok(prop->location.id))
         return CUDA_ERROR_INVALID_DEVICE;
-    // The device's attributes promise file descriptors; what is missing here is the export, which then says so.
+    // Descriptors are what the device's attributes promise.
     if (prop->requestedHandleTypes & ~(unsigned)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
         return CUDA_ERROR_NOT_SUPPORTED;
     return CUDA_SUCCESS;
@@ -141,7 +141,7 @@ CUresult cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, const CU
     return result;
 }
 
-static sim_phys_t *lookup(CUmemGenericAllocationHandle handle) { // under sim.lock
+sim_phys_t *sim_phys_find(CUmemGenericAllocationHandle handle) { // under sim.lock
     void *object = (void *)(uintptr_t)handle;
     return sim_handle_is(object, SIM_PHYS) ? object : NULL;
 }
@@ -149,7 +149,7 @@ static sim_phys_t *lookup(CUmemGenericAllocationHandle handle) { // under sim.lo
 CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
     SIM_ENTER();
     pthread_mutex_lock(&sim.lock);
-    sim_phys_t *phys = lookup(handle);
+    sim_phys_t *phys = sim_phys_find(handle);
     if (phys) {
         if (--phys->handles == 0)
             sim_handle_remove(phys);
@@ -189,7 +189,7 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop, CUmem
     if (!prop)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
-    sim_phys_t *phys = lookup(handle);
+    sim_phys_t *phys = sim_phys_find(handle);
     if (phys)
         *prop = phys->prop;
     pthread_mutex_unlock(&sim.lock);
@@ -207,7 +207,7 @@ CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAlloc
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     pthread_rwlock_wrlock(&sim.map_lock);
-    sim_phys_t *phys = lookup(handle);
+    sim_phys_t *phys = sim_phys_find(handle);
     sim_reservation_t *reservation = sim_reservation_find(ptr);
     if (phys && size == phys->size && reservation && size <= reservation->size - (ptr - reservation->base) &&
         !any_mapping(ptr, size)) {

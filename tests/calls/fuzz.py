@@ -63,6 +63,8 @@ LEFT_OUT = {
     "cuLinkDestroy": "as cuLinkCreate",
     "cuGetProcAddress": "answers addresses; tests/test_answers.py has it whole",
     "cuGetProcAddress_v2": "as cuGetProcAddress",
+    "cuIpcOpenMemHandle": "takes a struct by value, which lies on the stack; tests/test_ipc.py",
+    "cuIpcOpenMemHandle_v2": "as cuIpcOpenMemHandle",
     "cuEGLApiInit": "no header declares it",
     "cuMemGetAttribute": "no header declares it",
     "cuMemGetAttribute_v2": "no header declares it",

@@ -103,6 +103,12 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
             continue;
         }
         m->arenas[i].vmm = true;
+        error = (int32_t)s->cuda.cuDeviceGetAttribute(
+            &supported, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, s->devices[i]);
+        if (error) {
+            return error;
+        }
+        m->arenas[i].shareable = supported;
     }
     m->reserve_tried = true;
     CUdeviceptr got = 0;
@@ -218,9 +224,30 @@ int32_t tpw_arena_share(struct tpw_session *s, uint32_t owner, uint32_t reader, 
     return share ? (int32_t)result : CUDA_SUCCESS;
 }
 
-static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t size, uint64_t *out) {
+/* So that other sessions can map it, where the driver can do that. Whether it will be shared is not known when it is made. */
+static CUresult create(struct tpw_session *s, uint32_t device, uint64_t size, CUmemGenericAllocationHandle *memory,
+                       bool *shareable) {
+    struct tpw_arena *arena = &s->memory->arenas[device];
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->devices[device]}};
+    if (arena->shareable) {
+        prop.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+        CUresult result = s->cuda.cuMemCreate(memory, size, &prop, 0);
+        *shareable = result == CUDA_SUCCESS;
+        if (result != CUDA_ERROR_NOT_SUPPORTED && result != CUDA_ERROR_NOT_PERMITTED) {
+            return result;
+        }
+        tp_log(TP_WARN,
+               "the driver makes no memory of device %u that could be shared between processes (error %d): "
+               "cuIpcGetMemHandle will be refused",
+               device, result);
+        arena->shareable = false;
+    }
+    prop.requestedHandleTypes = 0;
+    return s->cuda.cuMemCreate(memory, size, &prop, 0);
+}
+
+static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t size, uint64_t *out) {
     CUmemGenericAllocationHandle memory = 0;
     bool created = false, mapped = false;
     struct tpw_chunk *chunk = calloc(1, sizeof *chunk);
@@ -229,7 +256,7 @@ static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t siz
         free(chunk);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    CUresult result = s->cuda.cuMemCreate(&memory, size, &prop, 0);
+    CUresult result = create(s, device, size, &memory, &chunk->shareable);
     if (result == CUDA_SUCCESS) {
         created = true;
         result = s->cuda.cuMemMap(address, size, 0, memory, 0);
@@ -249,7 +276,9 @@ static int32_t map_granules(struct tpw_session *s, uint32_t device, uint64_t siz
         free(chunk);
         return (int32_t)result;
     }
-    *chunk = (struct tpw_chunk){.at = {.start = address, .size = size}, .device = device};
+    chunk->at.start = address;
+    chunk->at.size = size;
+    chunk->device = device;
     tp_interval_add(&s->memory->chunks, &chunk->at);
     s->memory->arenas[device].mapped += size;
     *out = address;
@@ -306,7 +335,8 @@ static int32_t get_granules(struct tpw_session *s, uint32_t device, uint64_t siz
 
 static void put_granules(struct tpw_session *s, uint32_t device, uint64_t address, uint64_t size) {
     struct tpw_arena *arena = &s->memory->arenas[device];
-    if (size <= TPW_CACHE_BYTES && arena->cached_bytes <= TPW_CACHE_BYTES - size) {
+    const struct tpw_chunk *chunk = (struct tpw_chunk *)tp_interval_at(&s->memory->chunks, address);
+    if (!chunk->shared && size <= TPW_CACHE_BYTES && arena->cached_bytes <= TPW_CACHE_BYTES - size) {
         for (size_t i = 0; i < TPW_CACHE_ENTRIES; i++) {
             if (!arena->cached[i].size) {
                 arena->cached[i].address = address;
@@ -462,6 +492,9 @@ void tpw_arena_free(struct tpw_session *s, struct tpw_range *range) {
         break;
     case TPW_RANGE_NATIVE:
         s->cuda.cuMemFree_v2(range->at.start);
+        break;
+    case TPW_RANGE_IMPORT:
+        tpw_import_end(s, range);
         break;
     default:
         break;

@@ -161,7 +161,10 @@ static bool in_arena(const struct tpw_range *range) {
 }
 
 /* The range's memory has been given back. */
-static void uncharge_range(struct tpw_session *s, const struct tpw_range *range) {
+static void uncharge_range(struct tpw_session *s, struct tpw_range *range) {
+    if (tpw_share_freed(s, range)) {
+        return;
+    }
     if (in_arena(range)) {
         tpw_arena_uncount(s, range->device, range->charged);
     } else {
@@ -291,7 +294,7 @@ int32_t tpw_memory_free(struct tpw_session *s, const struct tp_frame *frame, con
     if (range && range->kind == TPW_RANGE_GRAPH) {
         return tpw_graph_memory_free(s, in->address, NULL);
     }
-    if (!range || range->at.start != in->address || range->kind > TPW_RANGE_POOL) {
+    if (!range || range->at.start != in->address || (range->kind > TPW_RANGE_POOL && range->kind != TPW_RANGE_IMPORT)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     tpw_range_leave(s, range);
@@ -397,6 +400,7 @@ void tpw_memory_close(struct tpw_session *s) {
     tpw_twins_close(s);
     tpw_staging_close(s);
     tpw_peers_close(m);
+    tpw_shares_close(m);
     while (m->ranges.root) {
         free(tp_interval_remove(&m->ranges, m->ranges.root->start));
     }

@@ -177,6 +177,7 @@ bool tpw_reaches(struct tpw_session *s, uint32_t device, uint64_t address) {
     case TPW_RANGE_LARGE:
         return s->memory->readers[range->device][device] != 0;
     case TPW_RANGE_MAP:
+    case TPW_RANGE_IMPORT:
         return range->access >> device & 1;
     case TPW_RANGE_GRAPH:
     case TPW_RANGE_POOL: /* cuCtxEnablePeerAccess does not speak of pools */
@@ -188,7 +189,8 @@ bool tpw_reaches(struct tpw_session *s, uint32_t device, uint64_t address) {
 
 int32_t tpw_home(struct tpw_session *s, uint64_t address, CUcontext *context) {
     const struct tpw_range *range = tpw_range_at(s, address);
-    bool mapped = range->kind == TPW_RANGE_SMALL || range->kind == TPW_RANGE_LARGE || range->kind == TPW_RANGE_MAP;
+    bool mapped = range->kind == TPW_RANGE_SMALL || range->kind == TPW_RANGE_LARGE || range->kind == TPW_RANGE_MAP ||
+                  range->kind == TPW_RANGE_IMPORT;
     const struct tpw_object *maker =
         mapped ? NULL : tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, range->context));
     if (maker && maker->native) {

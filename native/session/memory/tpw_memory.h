@@ -25,6 +25,7 @@ enum tpw_range_kind {
     TPW_RANGE_TWIN,   /* pinned memory of this process */
     TPW_RANGE_PINNED, /* the client's own, a run of the shared segment's arena */
     TPW_RANGE_OTHER,  /* published by another family */
+    TPW_RANGE_IMPORT, /* memory of another session */
     TPW_RANGE_GRAPH,  /* addresses of nodes of graphs, whether or not anything is allocated there */
 };
 
@@ -34,11 +35,12 @@ struct tpw_range {
     enum tpw_range_kind kind;
     uint32_t device;  /* index into s->devices */
     uint32_t context; /* id of the client's context that made it; 0 = outlives contexts */
-    uint32_t access;  /* MAP: a bit for each device that the client gave access */
+    uint32_t access;  /* MAP, IMPORT: a bit for each device that has access */
     uint64_t charged; /* bytes it holds on the quota page */
     uint64_t users;   /* GRAPH: nodes, and allocations that outlived theirs */
     uint64_t mark;    /* GRAPH: of the last count */
-    void *detail;     /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy */
+    void *detail;     /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy; IMPORT: its mapping */
+    struct tpw_share *share; /* other sessions may have it: share.c */
 };
 
 /* 2 MiB of memory handed out in units. `longest` is an upper bound of the longest free run. */
@@ -58,6 +60,8 @@ struct tpw_span {
 struct tpw_chunk {
     struct tp_interval at;
     uint32_t device;
+    bool shareable; /* the driver gives a descriptor of it */
+    bool shared;    /* and has: others may see it for as long as they like, so it is not used again after a free */
 };
 
 /* Mapped granules kept after a free, so that a loop of allocations and frees need not go to the driver each time. */
@@ -66,6 +70,7 @@ struct tpw_chunk {
 
 struct tpw_arena {
     bool vmm;
+    bool shareable; /* what is mapped from now on can be given to other sessions */
     struct tpw_granule *granules;
     struct tpw_cached {
         uint64_t address, size;
@@ -108,6 +113,9 @@ struct tpw_memory {
     struct tpw_orphan *orphans;            /* graph/graph_memory.c */
     uint64_t graph_bytes[TPW_MAX_DEVICES]; /* charged for what graphs take */
     uint64_t graph_trims;                  /* how many times they gave it back */
+    struct tpw_share *shares;              /* share.c, like the rest */
+    struct tpw_import *imports;
+    uint32_t import_count;
     size_t pending_gives; /* runs of the segment's arena that the client gave up, but queued work may still use */
 };
 
@@ -205,6 +213,14 @@ struct tpw_range *tpw_run_at(struct tpw_session *s, uint64_t offset, uint64_t ex
 
 /* ---- twin.c ---- */
 void tpw_twins_close(struct tpw_session *s);
+
+/* ---- share.c ---- */
+/* A range is no longer in the set, and its memory has been given back: true if others may still have it, and its bytes go on
+ * being counted until they do not, or count it themselves. */
+bool tpw_share_freed(struct tpw_session *s, struct tpw_range *range);
+/* Unmaps what another session shares. */
+void tpw_import_end(struct tpw_session *s, struct tpw_range *range);
+void tpw_shares_close(struct tpw_memory *m);
 
 /* ---- staging.c ---- */
 /* A pinned piece. When all are in use it waits a little for a completion, then allocates more, because the stream that

@@ -48,6 +48,7 @@ struct tpw_waits;     /* timeline.c */
 struct tpw_callbacks; /* callback.c */
 struct tpw_memory;    /* tpw_memory.h */
 struct tpw_lates;     /* copy_late.c */
+struct tpw_question;  /* control.c */
 
 struct tpw_session {
     struct tpw_link *link;
@@ -98,8 +99,10 @@ struct tpw_session {
     uint32_t posts;          /* since the last of these, or of the words that clients wait for */
     uint32_t answered;       /* thread that was answered last, and with what: for these lines */
     int32_t answer;
-    struct tpw_main *process; /* main.c */
-    int control, events;      /* the supervisor's socket; an epoll over it and the callbacks' eventfd */
+    struct tpw_main *process;       /* main.c */
+    struct tpw_question *questions; /* that the supervisor has yet to answer */
+    uint32_t question_count, last_question;
+    int control, events; /* the supervisor's socket; an epoll over it and the callbacks' eventfd */
     const char *driver_path, *nvml_path;
     uint32_t client_pid;
     struct tpw_scratch_block *scratch; /* of the operation under way, see scratch.c */
@@ -141,6 +144,60 @@ void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context);
 struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t handle);
 /* Every live object of a kind, in the order of places: start with *at = 0, ends with NULL. */
 struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at);
+
+/* ---- control.c: the channel to the supervisor, docs/wire-format.md 2 ---- */
+enum tpw_packet_type {
+    TPW_ADOPT = 1,
+    TPW_DATA = 2,
+    TPW_WARM = 3,
+    TPW_SHARED = 4,
+    TPW_IMPORTED = 5,
+    TPW_PAY = 6,
+    TPW_RELEASED = 7,
+    TPW_READY = 16,
+    TPW_FAILED = 17,
+    TPW_GONE = 18,
+    TPW_SPOKEN = 19,
+    TPW_SHARE = 20,
+    TPW_IMPORT = 21,
+    TPW_LEAVE = 22,
+    TPW_PAID = 23,
+};
+/* What sessions share, as the supervisor keeps it. */
+struct tpw_shared {
+    unsigned char handle[64]; /* what programs pass around */
+    uint64_t block, offset, size;
+    uint32_t device; /* index, the same in all sessions of a worker */
+    int32_t error;   /* IMPORTED: why not */
+};
+struct tpw_packet {
+    uint32_t type, argument;
+    uint64_t session, key, value;
+    char text[224];
+    union {
+        unsigned char greeting[256];
+        struct tpw_shared shared;
+    } body;
+};
+_Static_assert(sizeof(struct tpw_packet) == TP_CONTROL_SIZE, "docs/wire-format.md");
+/* With a descriptor, unless that is -1; it stays the caller's. False with a log line. */
+bool tpw_control_send(const struct tpw_session *s, const struct tpw_packet *packet, int fd);
+/* A question of the client's that the supervisor is to answer. */
+struct tpw_question {
+    struct tpw_question *next;
+    uint32_t number, context; /* context: that in which it was asked */
+    struct tp_frame frame;
+    void (*answered)(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                     int fd);
+    void *what; /* whose memory it is, `answered` knows */
+    uint64_t value;
+};
+/* Asks it, with a descriptor unless that is -1. TPW_LATER, and `answered` answers the client; or an error. */
+int32_t tpw_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_packet *packet, int fd);
+/* What main.c reads: an answer, or news of what is shared. The descriptor is closed here. */
+void tpw_control_told(struct tpw_session *s, const struct tpw_packet *packet, int fd);
+typedef void tpw_share_news(struct tpw_session *s, const struct tpw_packet *packet);
+TP_LIST(tpw_share_news);
 
 /* ---- device.c ---- */
 /* The driver is about to be started: what works with it gets its memory, or says why not. */

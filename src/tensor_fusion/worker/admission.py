@@ -96,6 +96,7 @@ class Admission:
 
     def adopt(self, session: Session, greeting: Greeting, caller: Caller) -> None:
         """Give the client to the session. Raises Refused when the session has just died."""
+        session.tenant = greeting.secret if self._settings.keys else b""
         if not self.sessions.adopt(session, greeting, caller):
             raise Refused(Status.NO_SESSION, "The session process that was to serve this client died; try again.")
 

@@ -52,10 +52,18 @@ class PacketType(IntEnum):
     ADOPT = 1
     DATA = 2
     WARM = 3
+    SHARED = 4
+    IMPORTED = 5
+    PAY = 6
+    RELEASED = 7
     READY = 16
     FAILED = 17
     GONE = 18
     SPOKEN = 19
+    SHARE = 20
+    IMPORT = 21
+    LEAVE = 22
+    PAID = 23
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ class Packet:
     session_key: int = 0
     value: int = 0
     text: str = ""
-    greeting: bytes = b""
+    body: bytes = b""  # the greeting of a client, or what is shared
 
     def build(self) -> bytes:
         return _PACKET.pack(
@@ -170,15 +178,15 @@ class Packet:
             self.session_key,
             self.value,
             _cut(self.text, TEXT_BYTES - 1),
-            self.greeting,
+            self.body,
         )
 
     @classmethod
     def parse(cls, raw: bytes) -> Packet | None:
         if len(raw) != PACKET_BYTES:
             return None
-        kind, argument, session_id, key, value, text, greeting = _PACKET.unpack(raw)
-        return cls(kind, argument, session_id, key, value, printable(text), greeting)
+        kind, argument, session_id, key, value, text, body = _PACKET.unpack(raw)
+        return cls(kind, argument, session_id, key, value, printable(text), body)
 
 
 def printable(raw: bytes) -> str:

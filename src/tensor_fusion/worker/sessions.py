@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import mmap
+import os
+import resource
 import secrets
 import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,7 +31,12 @@ from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import DATA_CONNECTIONS, PACKET_BYTES, Greeting, Packet, PacketType
 from tensor_fusion.worker.quota import QuotaPage
 from tensor_fusion.worker.segment import Segment
+from tensor_fusion.worker.shares import Shares
 
+# Answers with a descriptor that may wait for a session, which asks for one at a time.
+UNREAD_MAX = 64
+# What sessions say about shared memory.
+SHARING = (PacketType.SHARE, PacketType.IMPORT, PacketType.LEAVE, PacketType.PAID)
 # Initialising the driver of a host with many GPUs and no persistence daemon takes tens of seconds.
 WARM_DEADLINE = 90.0
 # A replacement waits this long, so that it does not compete with the start of the client that took the last one.
@@ -109,6 +117,8 @@ class Session:
     device_memory: int = 0
     failure: str = ""
     has_context: bool = False
+    tenant: bytes = b""  # who may have what it shares: the secret of its client, nothing where none is asked for
+    outbox: deque[tuple[Packet, int | None]] = field(default_factory=deque)
     adopted_at: float = 0.0
     deadline: asyncio.TimerHandle | None = None
     on_reaped: Callable[[], None] = lambda: None
@@ -130,6 +140,40 @@ class Session:
         descriptors = [] if descriptor is None else [descriptor]
         socket.send_fds(self.control, [packet.build()], descriptors)
 
+    def tell(self, packet: Packet, descriptor: int | None = None) -> None:
+        """Send it, or keep it until the session reads again. One that is ending hears nothing."""
+        if self.control.fileno() < 0:
+            return
+        self.outbox.append((packet, None if descriptor is None else os.dup(descriptor)))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was kept, as far as the channel takes it."""
+        loop = asyncio.get_running_loop()
+        while self.outbox:
+            packet, descriptor = self.outbox[0]
+            try:
+                self.send(packet, descriptor)
+            except (BlockingIOError, InterruptedError):
+                loop.add_writer(self.control, self.flush)
+                return
+            except OSError as error:  # its end is read next
+                LOGGER.debug("%s does not listen: %s", self.name, error)
+                break
+            self.drop_first()
+        loop.remove_writer(self.control)
+        while self.outbox:
+            self.drop_first()
+
+    def unread(self) -> int:
+        """Descriptors that wait for it."""
+        return sum(descriptor is not None for _, descriptor in self.outbox)
+
+    def drop_first(self) -> None:
+        _, descriptor = self.outbox.popleft()
+        if descriptor is not None:
+            os.close(descriptor)
+
 
 class Sessions:
     """All session processes of a worker, by id."""
@@ -144,6 +188,8 @@ class Sessions:
         self._closing = False
         self._not_started = "there is no row left in the quota page"
         self._changed = asyncio.Event()
+        # Half of the descriptors are for clients and their connections.
+        self.shares = Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self.on_change: Callable[[], None] = lambda: None
         self.jailed = executable.jail
 
@@ -296,7 +342,7 @@ class Sessions:
             session_key=session.key,
             value=value,
             text=session.client,
-            greeting=greeting.raw,
+            body=greeting.raw,
         )
         self._disarm(session)
         self._replace_later()
@@ -336,17 +382,26 @@ class Sessions:
 
     def _on_control(self, session: Session) -> None:
         try:
-            raw = session.control.recv(PACKET_BYTES + 1)
+            raw, descriptors, _, _ = socket.recv_fds(session.control, PACKET_BYTES + 1, 1, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            raw = b""
+            raw, descriptors = b"", []
+        descriptor = descriptors[0] if descriptors else None
+        packet = Packet.parse(raw)
+        if packet and packet.type in SHARING and session.state is State.SERVING:
+            self.shares.said(session, packet, descriptor)
+            if session.unread() > UNREAD_MAX:
+                LOGGER.error("%s does not take the descriptors that it asks for and is killed", session.name)
+                self.kill(session)
+            return
+        if descriptor is not None:
+            os.close(descriptor)
         if not raw:
             if session.state is State.STARTING:
                 self._failures += 1  # whatever ended it may end the next one too
             self.end(session)
             return
-        packet = Packet.parse(raw)
         if packet is None:
             LOGGER.error("%s sent a packet of %d bytes on its control channel and is killed", session.name, len(raw))
             self.kill(session)
@@ -385,7 +440,10 @@ class Sessions:
             return
         loop = asyncio.get_running_loop()
         loop.remove_reader(session.control)
+        loop.remove_writer(session.control)
         session.control.close()
+        while session.outbox:
+            session.drop_first()
         self._disarm(session)
         if session.state is not State.FAILED:
             session.state = State.ENDING
@@ -413,6 +471,7 @@ class Sessions:
             del self._sessions[session.id]
             self.end(session)
             self._disarm(session)
+            self.shares.gone(session)
             self._page.release_row(session.row)
             session.on_reaped()
             code = session.process.returncode
@@ -446,6 +505,7 @@ class Sessions:
                     self.kill(session)
         for session in self._sessions.values():
             LOGGER.error("%s cannot be killed: it is stuck in the kernel", session.name)
+        self.shares.close()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
 

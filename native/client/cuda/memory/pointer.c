@@ -33,7 +33,7 @@ static int device_of(const struct tpc_range *range) {
         return tpc_mapping_device(range->detail);
     }
     unsigned int made = range ? range->flags & TPC_MADE_MASK : 0;
-    if (made == TPC_MADE_POOL || made == TPC_MADE_GRAPH) {
+    if (made == TPC_MADE_POOL || made == TPC_MADE_GRAPH || made == TPC_MADE_IPC) {
         return range->device;
     }
     return range && range->context ? range->context->device
@@ -91,6 +91,7 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
         ANSWER(unsigned int, managed); /* the runtime reads four bytes and takes anything else for managed memory */
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+        ANSWER(unsigned char, made == TPC_MADE_ALLOC);
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
         ANSWER(unsigned char, 0);

@@ -1,0 +1,158 @@
+/*
+ * Memory of other processes of this worker: cuIpcGetMemHandle and its kin.
+ *
+ * Any thread. A handle is 64 bytes that the worker made; they name the memory to any client of the same tenant, and nothing to
+ * anybody else. What is open is counted here: a handle that is opened again is answered with the same address, and the worker
+ * hears of the first opening and of the last closing. `lock` is held across these round trips, which keeps them in order.
+ */
+#include "tpc_memory.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+
+/* The `detail` of its range. */
+struct opened {
+    struct opened *next;
+    CUipcMemHandle handle;
+    uint64_t address;
+    unsigned int count;
+};
+
+static struct tp_lock lock;
+static struct opened *all;
+
+CUresult tpc_cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr) {
+    TPC_CONTEXT(context);
+    struct tpc_range range;
+    (void)context;
+    /* What else can be shared has functions of its own: cuMemExportToShareableHandle, cuMemPoolExportPointer. */
+    if (!pHandle || !tpc_range_at(dptr, &range) || (range.flags & TPC_MADE_MASK) != TPC_MADE_ALLOC) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_ipc_memory_export_in in = {.address = range.start};
+    struct tpg_ipc_memory_export_out out = {0};
+    struct tp_reply reply;
+    tp_lock_take(&lock);
+    CUresult result = tpc_call_ipc_memory_export("cuIpcGetMemHandle", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && out.handle_size != sizeof *pHandle) {
+        result = CUDA_ERROR_UNKNOWN;
+    }
+    if (result == CUDA_SUCCESS) {
+        memcpy(pHandle, out.handle, sizeof *pHandle);
+    }
+    tp_reply_free(&reply);
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* Asks the worker. Under lock. */
+static CUresult ask(struct tpc_context *context, struct opened *opened) {
+    struct tpg_ipc_memory_open_in in = {.handle = (unsigned char *)&opened->handle,
+                                        .handle_size = sizeof opened->handle};
+    struct tpg_ipc_memory_open_out out = {0};
+    struct tp_reply reply;
+    CUresult result = tpc_call_ipc_memory_open("cuIpcOpenMemHandle", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && out.refused) {
+        result = (CUresult)out.refused;
+        tp_log(TP_WARN, "cuIpcOpenMemHandle is refused: %.*s", (int)out.why_size, (const char *)out.why);
+    }
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    struct tpc_range range = {.start = out.address,
+                              .size = out.size,
+                              .where = TPC_DEVICE_MEMORY,
+                              .context = context,
+                              .device = tpc_device_of((int)out.device),
+                              .flags = TPC_MADE_IPC | TPC_SYNC_MEMOPS,
+                              .detail = opened};
+    if (!tpc_range_insert(&range)) {
+        struct tpg_memory_free_in undo = {.address = out.address};
+        (void)tpc_post_memory_free("cuIpcOpenMemHandle", &undo);
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    opened->address = out.address;
+    opened->count = 1;
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, unsigned int Flags) {
+    TPC_CONTEXT(context);
+    if (!pdptr || Flags != CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = CUDA_SUCCESS;
+    tp_lock_take(&lock);
+    struct opened *opened = all;
+    while (opened && memcmp(&opened->handle, &handle, sizeof handle) != 0) {
+        opened = opened->next;
+    }
+    if (opened) {
+        opened->count++;
+    } else {
+        opened = calloc(1, sizeof *opened);
+        result = CUDA_ERROR_OUT_OF_MEMORY;
+        if (opened) {
+            opened->handle = handle;
+            result = ask(context, opened);
+        }
+        if (result == CUDA_SUCCESS) {
+            opened->next = all;
+            all = opened;
+        } else {
+            free(opened);
+            opened = NULL;
+        }
+    }
+    if (opened) {
+        *pdptr = opened->address;
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* Under lock. */
+static void forget(struct opened *opened) {
+    struct opened **at = &all;
+    while (*at != opened) {
+        at = &(*at)->next;
+    }
+    *at = opened->next;
+    free(opened);
+}
+
+CUresult tpc_cuIpcCloseMemHandle(CUdeviceptr dptr) {
+    TPC_CONTEXT(context);
+    (void)context;
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    tp_lock_take(&lock);
+    struct opened *opened = all;
+    while (opened && opened->address != dptr) {
+        opened = opened->next;
+    }
+    if (opened && --opened->count) {
+        result = CUDA_SUCCESS;
+    } else if (opened) {
+        struct tpg_memory_free_in in = {.address = dptr};
+        tpc_range_remove(dptr, NULL);
+        forget(opened);
+        result = tpc_post_memory_free("cuIpcCloseMemHandle", &in);
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* What it has opened is closed with it, in the session by itself. */
+static void context_gone(const struct tpc_context *context) {
+    struct tpc_range range;
+    tp_lock_take(&lock);
+    for (uint64_t at = 0; tpc_range_next(at, &range); at = range.start + 1) {
+        if (range.context == context && (range.flags & TPC_MADE_MASK) == TPC_MADE_IPC) {
+            tpc_range_remove(range.start, NULL);
+            forget(range.detail);
+        }
+    }
+    tp_lock_drop(&lock);
+}
+TP_REGISTER(tpc_context_gone, context_gone);

@@ -1,0 +1,400 @@
+/*
+ * Memory that other sessions of this worker map, and what this session maps of theirs.
+ *
+ * Executor thread only. The supervisor stands between sessions: it keeps the descriptors, makes the handles that programs pass
+ * around, and decides who may open what. So an export and an import are questions to it, and are answered when its answer comes;
+ * what is in that answer was told by another session, which a hostile client may have taken over, and is bounded here.
+ *
+ * Memory counts once. Whoever allocated it pays until it has been freed; if others still have it mapped then, one of them is
+ * asked to take it over (PAY), and only when that is done (RELEASED) does the former payer give its bytes back. The sum on the
+ * quota page is so never less than what is held.
+ */
+#include "tpg_answer.h"
+#include "tpg_session.h"
+#include "tpw_memory.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#define IMPORTS_MAX 4096u
+
+/* An allocation of this session's client that has a handle, or is about to get one. */
+struct tpw_share {
+    struct tpw_share *next;
+    uint64_t number;         /* the supervisor's; 0 until it has answered */
+    struct tpw_range *range; /* NULL: it has been freed, and only its bytes are still counted here */
+    uint32_t device;
+    bool in_arena;
+    uint64_t charged;
+    unsigned char handle[64];
+};
+
+/* What another session shares. */
+struct tpw_import {
+    struct tpw_import *next;
+    uint64_t number, block;
+    uint32_t device, mappings, grants; /* grants: how often the supervisor gave it to us since we last left it */
+    bool pays;
+};
+
+/* A mapping of it: the detail of its range. */
+struct mapped {
+    struct tpw_import *import;
+    uint64_t address;
+};
+
+static void leave(const struct tpw_session *s, uint64_t number, uint32_t grants) {
+    const struct tpw_packet packet = {.type = TPW_LEAVE, .argument = grants, .value = number};
+    (void)tpw_control_send(s, &packet, -1);
+}
+
+/* ---- sharing ---- */
+
+static void unlink_share(struct tpw_session *s, struct tpw_share *share) {
+    for (struct tpw_share **at = &s->memory->shares; *at; at = &(*at)->next) {
+        if (*at == share) {
+            *at = share->next;
+            break;
+        }
+    }
+    free(share);
+}
+
+/* Nobody pays here any more for what was freed. */
+static void share_over(struct tpw_session *s, struct tpw_share *share) {
+    if (share->in_arena) {
+        tpw_arena_uncount(s, share->device, share->charged);
+    } else {
+        tpw_uncharge(s, share->device, share->charged);
+    }
+    unlink_share(s, share);
+}
+
+bool tpw_share_freed(struct tpw_session *s, struct tpw_range *range) {
+    struct tpw_share *share = range->share;
+    if (!share) {
+        return false;
+    }
+    range->share = NULL;
+    share->range = NULL;
+    share->charged = range->charged;
+    if (share->number) {
+        leave(s, share->number, 0);
+    } /* else its answer is on its way */
+    return true;
+}
+
+/* The descriptor of the driver's allocation that holds the range; -1 with *error. */
+static int export_block(struct tpw_session *s, const struct tp_interval *block, int32_t *error) {
+    CUmemGenericAllocationHandle native = 0;
+    int fd = -1;
+    *error = (int32_t)s->cuda.cuMemRetainAllocationHandle(&native, (void *)(uintptr_t)block->start);
+    if (!*error) {
+        *error =
+            (int32_t)s->cuda.cuMemExportToShareableHandle(&fd, native, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
+        s->cuda.cuMemRelease(native);
+    }
+    return *error ? -1 : fd;
+}
+
+static void shared(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                   int fd) {
+    struct tpw_share *share = question->what;
+    (void)fd;
+    struct tpg_ipc_memory_export_out out = {.handle = share->handle, .handle_size = sizeof share->handle};
+    int32_t error = packet->value ? CUDA_SUCCESS : packet->body.shared.error;
+    share->number = packet->value;
+    memcpy(share->handle, packet->body.shared.handle, sizeof share->handle);
+    if (!share->range && share->number) {
+        leave(s, share->number, 0); /* freed meanwhile */
+        error = CUDA_ERROR_INVALID_VALUE;
+    }
+    tpg_answer_ipc_memory_export(s, &question->frame, error, &out);
+    if (!share->number && share->range) {
+        share->range->share = NULL;
+        unlink_share(s, share);
+    } else if (!share->number) {
+        share_over(s, share);
+    }
+}
+
+int32_t tpw_ipc_memory_export(struct tpw_session *s, const struct tp_frame *frame,
+                              const struct tpg_ipc_memory_export_in *in, struct tpg_ipc_memory_export_out *out) {
+    struct tpw_range *range = tpw_range_at(s, in->address);
+    if (!range || range->kind > TPW_RANGE_NATIVE || (range->share && !range->share->number)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tp_interval *block = tp_interval_at(&s->memory->chunks, range->at.start);
+    if (range->share) {
+        out->handle = range->share->handle;
+        out->handle_size = sizeof range->share->handle;
+        return CUDA_SUCCESS;
+    }
+    if (!block || !((struct tpw_chunk *)block)->shareable) {
+        tp_log(TP_WARN, "memory at 0x%llx cannot be shared: this driver gave it without a file descriptor",
+               (unsigned long long)in->address);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_share *share = calloc(1, sizeof *share);
+    int fd = share ? export_block(s, block, &error) : -1;
+    if (fd < 0) {
+        free(share);
+        return error ? error : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    struct tpw_packet packet = {.type = TPW_SHARE,
+                                .body.shared = {.block = block->size,
+                                                .offset = range->at.start - block->start,
+                                                .size = range->at.size,
+                                                .device = range->device}};
+    error = tpw_ask(s, &(struct tpw_question){.frame = *frame, .answered = shared, .what = share}, &packet, fd);
+    close(fd);
+    if (error != TPW_LATER) {
+        free(share);
+        return error;
+    }
+    ((struct tpw_chunk *)block)->shared = true;
+    *share = (struct tpw_share){.next = s->memory->shares, .range = range, .device = range->device, .in_arena = true};
+    s->memory->shares = share;
+    range->share = share;
+    return TPW_LATER;
+}
+
+/* ---- importing ---- */
+
+static struct tpw_import *import_of(struct tpw_session *s, uint64_t number) {
+    struct tpw_import *import = s->memory ? s->memory->imports : NULL;
+    while (import && import->number != number) {
+        import = import->next;
+    }
+    return import;
+}
+
+static void unlink_import(struct tpw_session *s, struct tpw_import *import) {
+    for (struct tpw_import **at = &s->memory->imports; *at; at = &(*at)->next) {
+        if (*at == import) {
+            *at = import->next;
+            break;
+        }
+    }
+    free(import);
+}
+
+/* Nothing of it is mapped here any more. Who pays for it does so until the supervisor has found somebody else. */
+static void left(struct tpw_session *s, struct tpw_import *import) {
+    leave(s, import->number, import->grants);
+    import->grants = 0;
+    if (!import->pays) {
+        unlink_import(s, import);
+    }
+}
+
+/* Whether what another session told of its memory can be true at all. */
+static bool is_sound(const struct tpw_session *s, const struct tpw_shared *what) {
+    return what->device < (uint32_t)s->device_count && what->block && what->block % TPW_GRANULE == 0 &&
+           what->offset < what->block && what->size && what->size <= what->block - what->offset;
+}
+
+/* Access for the memory's own device, for that of the context that asks, and for those that have it to the rest. */
+static int32_t give_access(struct tpw_session *s, uint32_t owner, uint32_t asks, uint64_t address, uint64_t size,
+                           uint32_t *mask) {
+    CUmemAccessDesc access[TPW_MAX_DEVICES];
+    size_t count = 0;
+    for (uint32_t reader = 0; reader < (uint32_t)s->device_count; reader++) {
+        if (reader == owner || reader == asks || s->memory->readers[owner][reader]) {
+            access[count++] =
+                (CUmemAccessDesc){.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->devices[reader]},
+                                  .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+            *mask |= 1u << reader;
+        }
+    }
+    return (int32_t)s->cuda.cuMemSetAccess(address, size, access, count);
+}
+
+/* Maps the block, of which the client gets its part. */
+static int32_t map_block(struct tpw_session *s, const struct tpw_question *question, struct tpw_import *import,
+                         const struct tpw_shared *what, int fd, struct tpg_ipc_memory_open_out *out) {
+    CUmemGenericAllocationHandle native = 0;
+    uint32_t mask = 0;
+    bool is_mapped = false;
+    struct mapped *mapped = calloc(1, sizeof *mapped);
+    uint64_t address = mapped ? tpw_span_take(s->memory, what->block, TPW_GRANULE, 0) : 0;
+    int32_t error = address ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemImportFromShareableHandle(&native, (void *)(intptr_t)fd,
+                                                                CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    }
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemMap(address, what->block, 0, native, 0);
+        is_mapped = !error;
+        s->cuda.cuMemRelease(native); /* the mapping keeps it */
+    }
+    if (!error) {
+        error = give_access(s, what->device, (uint32_t)question->value, address, what->block, &mask);
+    }
+    struct tpw_range *range = error ? NULL : tpw_range_new(s, address + what->offset, what->size, TPW_RANGE_IMPORT);
+    if (!range) {
+        if (is_mapped) {
+            s->cuda.cuMemUnmap(address, what->block);
+        }
+        if (address) {
+            tpw_span_give(s->memory, address, what->block);
+        }
+        free(mapped);
+        return error ? error : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *mapped = (struct mapped){.import = import, .address = address};
+    range->device = what->device;
+    range->context = question->context;
+    range->access = mask;
+    range->detail = mapped;
+    import->mappings++;
+    s->memory->import_count++;
+    *out = (struct tpg_ipc_memory_open_out){.address = range->at.start, .size = what->size, .device = what->device};
+    return CUDA_SUCCESS;
+}
+
+static int32_t reaches(struct tpw_session *s, uint32_t device, uint32_t owner) {
+    int can = 1;
+    int32_t error = device == owner
+                        ? CUDA_SUCCESS
+                        : (int32_t)s->cuda.cuDeviceCanAccessPeer(&can, s->devices[device], s->devices[owner]);
+    return error || can ? error : (int32_t)CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
+}
+
+/* The supervisor has let us have it. */
+static int32_t granted(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                       int fd, struct tpg_ipc_memory_open_out *out) {
+    const struct tpw_shared *what = &packet->body.shared;
+    const struct tpw_object *context = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, question->context));
+    struct tpw_import *import = import_of(s, packet->value);
+    bool again = import && import->mappings; /* the client's library opens a handle once, and counts */
+    if (!import) {
+        import = calloc(1, sizeof *import);
+        if (!import) {
+            leave(s, packet->value, 1);
+            return CUDA_ERROR_OUT_OF_MEMORY;
+        }
+        *import = (struct tpw_import){
+            .next = s->memory->imports, .number = packet->value, .block = what->block, .device = what->device};
+        s->memory->imports = import;
+    }
+    import->grants++;
+    int32_t error = CUDA_SUCCESS;
+    if (again) {
+        error = CUDA_ERROR_ALREADY_MAPPED;
+    } else if (!context || !context->native) {
+        error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    } else if (fd < 0 || !is_sound(s, what) || what->block != import->block || what->device != import->device) {
+        error = CUDA_ERROR_INVALID_HANDLE;
+    } else {
+        error = reaches(s, (uint32_t)question->value, what->device);
+    }
+    error = error ? error : map_block(s, question, import, what, fd, out);
+    if (error && !import->mappings) {
+        left(s, import);
+    }
+    return error;
+}
+
+static void imported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                     int fd) {
+    struct tpg_ipc_memory_open_out out = {0};
+    int32_t error = packet->value ? granted(s, question, packet, fd, &out) : CUDA_SUCCESS;
+    if (!packet->value) {
+        out.refused = packet->body.shared.error ? packet->body.shared.error : CUDA_ERROR_INVALID_HANDLE;
+        out.why = packet->text;
+        out.why_size = strnlen(packet->text, sizeof packet->text);
+    }
+    tpg_answer_ipc_memory_open(s, &question->frame, error, &out);
+}
+
+int32_t tpw_ipc_memory_open(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_ipc_memory_open_in *in, struct tpg_ipc_memory_open_out *out) {
+    struct tpw_packet packet = {.type = TPW_IMPORT};
+    uint32_t device = 0;
+    (void)out;
+    if (in->handle_size != sizeof packet.body.shared.handle) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int32_t error = tpw_current_device(s, &device);
+    error = error ? error : tpw_memory_open(s);
+    if (!error && !s->memory->base) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (!error && s->memory->import_count >= IMPORTS_MAX) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (error) {
+        return error;
+    }
+    memcpy(packet.body.shared.handle, in->handle, sizeof packet.body.shared.handle);
+    return tpw_ask(s, &(struct tpw_question){.frame = *frame, .answered = imported, .value = device}, &packet, -1);
+}
+
+void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
+    struct mapped *mapped = range->detail;
+    struct tpw_import *import = mapped->import;
+    CUresult result = s->cuda.cuMemUnmap(mapped->address, import->block);
+    if (result == CUDA_SUCCESS) {
+        tpw_span_give(s->memory, mapped->address, import->block);
+    } else {
+        tp_log(TP_WARN, "cuMemUnmap of %llu shared bytes at 0x%llx failed with error %d: the addresses stay unused",
+               (unsigned long long)import->block, (unsigned long long)mapped->address, result);
+    }
+    free(mapped);
+    s->memory->import_count--;
+    if (--import->mappings == 0) {
+        left(s, import);
+    }
+}
+
+/* ---- what the supervisor says without being asked ---- */
+
+/* The former payer is gone, or has freed it. */
+static void pay(struct tpw_session *s, uint64_t number) {
+    struct tpw_import *import = import_of(s, number);
+    if (!import || !import->mappings || import->pays) {
+        return; /* we have just left it, which the supervisor is about to read */
+    }
+    if (s->quota) {
+        tp_quota_take_over(s->quota, s->row, import->device, import->block);
+    }
+    import->pays = true;
+    const struct tpw_packet packet = {.type = TPW_PAID, .value = number};
+    (void)tpw_control_send(s, &packet, -1);
+}
+
+static void released(struct tpw_session *s, uint64_t number) {
+    struct tpw_import *import = import_of(s, number);
+    if (import && !import->mappings) {
+        tpw_uncharge(s, import->device, import->block);
+        unlink_import(s, import);
+    }
+    for (struct tpw_share *share = s->memory ? s->memory->shares : NULL, *next; share; share = next) {
+        next = share->next;
+        if (share->number == number && !share->range) {
+            share_over(s, share);
+        }
+    }
+}
+
+static void news(struct tpw_session *s, const struct tpw_packet *packet) {
+    if (packet->type == TPW_PAY) {
+        pay(s, packet->value);
+    } else {
+        released(s, packet->value);
+    }
+}
+TP_REGISTER(tpw_share_news, news);
+
+void tpw_shares_close(struct tpw_memory *m) {
+    for (struct tpw_share *next; m->shares; m->shares = next) {
+        next = m->shares->next;
+        free(m->shares);
+    }
+    for (struct tpw_import *next; m->imports; m->imports = next) {
+        next = m->imports->next;
+        free(m->imports);
+    }
+}

@@ -1,0 +1,149 @@
+"""A process of test_ipc.py: makes the calls that it reads, a list in JSON on each line, and answers in JSON."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+cuda = ctypes.CDLL("libcuda.so.1")
+U64, VOID = ctypes.c_uint64, ctypes.c_void_p
+
+
+class Handle(ctypes.Structure):
+    _fields_ = [("bytes", ctypes.c_ubyte * 64)]
+
+
+def prepare(device: int = 0) -> int:
+    context = VOID()
+    return (
+        cuda.cuInit(0)
+        or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+        or cuda.cuCtxSetCurrent(context)
+        or 0
+    )
+
+
+def alloc(size: int) -> list[int]:
+    address = U64()
+    return [cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)), address.value]
+
+
+def alloc_async(size: int) -> list[int]:
+    address = U64()
+    return [cuda.cuMemAllocAsync(ctypes.byref(address), ctypes.c_size_t(size), None), address.value]
+
+
+def alloc_managed(size: int) -> list[int]:
+    address = U64()
+    return [cuda.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(size), 1), address.value]
+
+
+def alloc_host(size: int) -> list[int]:
+    address = VOID()
+    return [cuda.cuMemHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), 0), address.value or 0]
+
+
+def map_memory(size: int) -> list[int]:
+    """Memory of cuMemCreate, mapped."""
+    # CUmemAllocationProp: pinned, a descriptor wanted, device 0
+    prop = (ctypes.c_uint32 * 8)(1, 1, 1, 0)
+    access = (ctypes.c_uint32 * 3)(1, 0, 3)
+    handle, address = U64(), U64()
+    error = (
+        cuda.cuMemCreate(ctypes.byref(handle), ctypes.c_size_t(size), prop, U64(0))
+        or cuda.cuMemAddressReserve(ctypes.byref(address), ctypes.c_size_t(size), ctypes.c_size_t(0), U64(0), U64(0))
+        or cuda.cuMemMap(address, ctypes.c_size_t(size), ctypes.c_size_t(0), handle, U64(0))
+        or cuda.cuMemSetAccess(address, ctypes.c_size_t(size), access, ctypes.c_size_t(1))
+    )
+    return [error, address.value]
+
+
+def free(address: int) -> int:
+    return cuda.cuMemFree_v2(U64(address)) or cuda.cuCtxSynchronize()
+
+
+def get(address: int, room: bool = True) -> list[Any]:
+    handle = Handle()
+    result = cuda.cuIpcGetMemHandle(ctypes.byref(handle) if room else None, U64(address))
+    return [result, bytes(handle.bytes).hex()]
+
+
+def open_(handle: str, flags: int = 1, room: bool = True) -> list[int]:
+    address = U64()
+    given = Handle((ctypes.c_ubyte * 64)(*bytes.fromhex(handle)))
+    result = cuda.cuIpcOpenMemHandle_v2(ctypes.byref(address) if room else None, given, flags)
+    return [result, address.value]
+
+
+def close(address: int) -> int:
+    return cuda.cuIpcCloseMemHandle(U64(address)) or cuda.cuCtxSynchronize()
+
+
+def fill(address: int, value: int, count: int) -> int:
+    return cuda.cuMemsetD8_v2(U64(address), ctypes.c_ubyte(value), ctypes.c_size_t(count)) or cuda.cuCtxSynchronize()
+
+
+def read(address: int, count: int) -> list[Any]:
+    """The bytes, as runs of [value, how often]."""
+    room = ctypes.create_string_buffer(count)
+    result = cuda.cuMemcpyDtoH_v2(room, U64(address), ctypes.c_size_t(count))
+    runs: list[list[int]] = []
+    rest = room.raw
+    while rest and len(runs) < 8:
+        without = rest.lstrip(rest[:1])
+        runs.append([rest[0], len(rest) - len(without)])
+        rest = without
+    return [result, runs]
+
+
+def copy(to: int, source: int, count: int) -> int:
+    return cuda.cuMemcpyDtoD_v2(U64(to), U64(source), ctypes.c_size_t(count)) or cuda.cuCtxSynchronize()
+
+
+def address_range(address: int) -> list[int]:
+    base, size = U64(), ctypes.c_size_t()
+    result = cuda.cuMemGetAddressRange_v2(ctypes.byref(base), ctypes.byref(size), U64(address))
+    return [result, base.value, size.value]
+
+
+def pointer(attribute: int, address: int) -> list[int]:
+    value = U64()
+    return [cuda.cuPointerGetAttribute(ctypes.byref(value), attribute, U64(address)), value.value]
+
+
+def info() -> list[int]:
+    free_bytes, total = ctypes.c_size_t(), ctypes.c_size_t()
+    result = cuda.cuMemGetInfo_v2(ctypes.byref(free_bytes), ctypes.byref(total))
+    return [result, free_bytes.value, total.value]
+
+
+def reset(device: int = 0) -> int:
+    return cuda.cuDevicePrimaryCtxReset_v2(device)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "prepare": prepare,
+    "alloc": alloc,
+    "alloc_async": alloc_async,
+    "alloc_managed": alloc_managed,
+    "alloc_host": alloc_host,
+    "map": map_memory,
+    "free": free,
+    "get": get,
+    "open": open_,
+    "close": close,
+    "fill": fill,
+    "read": read,
+    "copy": copy,
+    "range": address_range,
+    "pointer": pointer,
+    "info": info,
+    "reset": reset,
+}
+
+for line in sys.stdin:
+    name, *arguments = json.loads(line)
+    print(json.dumps(CALLS[name](*arguments)), flush=True)

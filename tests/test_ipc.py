@@ -1,0 +1,261 @@
+"""Sharing between processes: two clients of one worker, over both transports, and their deaths."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from stack.harness import MIB, ROOT, Program, Worker, clean_environment, whole_stack
+from worker_harness import eventually
+
+from tensor_fusion.abi import native_folder
+
+pytestmark = whole_stack
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE = 1, 2, 201, 400
+LARGE = 4 * MIB
+
+
+class Peer(Program):
+    """A process that makes the calls it is told."""
+
+    def __init__(self, env: dict[str, str], **variables: str) -> None:
+        super().__init__([sys.executable, ROOT / "tests/stack/apart/share.py"], {**env, **variables})
+        assert self.call("prepare") == 0
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        return json.loads(self.ask(json.dumps([name, *arguments])))
+
+    def good(self, name: str, *arguments: Any) -> Any:
+        """What the call gives besides its code."""
+        result, value, *_ = self.call(name, *arguments)
+        assert result == 0, (name, arguments, result)
+        return value
+
+    def free_bytes(self) -> int:
+        return self.good("info")
+
+    def gives(self, address: int) -> str:
+        return self.good("get", address)
+
+
+@pytest.fixture(scope="module", params=["simulated", "native", "shmem"])
+def env(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Of the simulated GPU alone, which stands for a driver, and of both transports."""
+    if request.param == "simulated":
+        folder = tmp_path_factory.mktemp("simulated")
+        (folder / "libcuda.so.1").symlink_to(native_folder() / "lib" / "libtf-simgpu.so")
+        yield clean_environment(LD_LIBRARY_PATH=str(folder))
+    else:
+        with Worker(transport=request.param) as found:
+            yield found.env
+
+
+@pytest.fixture
+def remote(env: dict[str, str]) -> None:
+    """What natively is not defined, or differs."""
+    if "TENSOR_FUSION_OPERATOR_CONNECTION_INFO" not in env:
+        pytest.skip("the driver promises nothing here")
+
+
+@pytest.fixture
+def peer(env: dict[str, str]) -> Iterator[Callable[..., Peer]]:
+    with ExitStack() as stack:
+        yield lambda **variables: stack.enter_context(Peer(env, **variables))
+
+
+@pytest.mark.parametrize("size", [1000, LARGE, 3 * MIB + 1])
+def test_both_see_what_either_writes(peer: Callable[..., Peer], size: int) -> None:
+    a, b = peer(), peer()
+    a.good("alloc", 512)  # what is shared does not begin where its granule does
+    mine = a.good("alloc", size)
+    assert a.call("fill", mine, 7, size) == 0
+    handle = a.gives(mine)
+    theirs = b.good("open", handle)
+    assert b.good("read", theirs, size) == [[7, size]]
+    assert b.call("fill", theirs, 8, size // 2) == 0
+    assert a.good("read", mine, size) == [[8, size // 2], [7, size - size // 2]]
+    assert b.call("range", theirs) == [0, theirs, size]
+    assert b.call("read", theirs, size + 1)[0] == INVALID_VALUE, "the rest of the granule is not the importer's to copy"
+    own = b.good("alloc", size)
+    assert b.call("copy", own, theirs, size) == 0
+    assert b.good("read", own, 1) == [[8, 1]]
+    assert b.call("close", theirs) == 0
+    assert b.call("read", theirs, 1)[0] == INVALID_VALUE
+    assert a.good("read", mine, 1) == [[8, 1]]
+    assert a.call("free", mine) == 0
+
+
+def test_a_handle_stays_the_same_and_is_opened_again(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    mine = a.good("alloc", LARGE)
+    handle = a.gives(mine)
+    assert a.gives(mine) == handle
+    assert a.gives(mine + 4096) == handle, "an address inside names its allocation"
+    theirs = b.good("open", handle)
+    assert b.good("open", handle) == theirs
+    assert b.call("close", theirs) == 0
+    assert b.call("fill", theirs, 1, LARGE) == 0
+    assert b.call("close", theirs) == 0
+    assert b.call("close", theirs) == INVALID_VALUE
+    again = b.good("open", handle)
+    assert b.good("read", again, LARGE) == [[1, LARGE]]
+
+
+def test_other_memory_has_no_handle(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    for kind in ("map", "alloc_async", "alloc_managed", "alloc_host"):
+        address = a.good(kind, 2 * MIB)
+        assert a.call("get", address)[0] == INVALID_VALUE, kind
+    mine = a.good("alloc", LARGE)
+    assert a.call("get", mine, False)[0] == INVALID_VALUE
+    assert a.call("get", mine + LARGE)[0] == INVALID_VALUE
+    assert a.call("get", 0)[0] == INVALID_VALUE
+    theirs = b.good("open", a.gives(mine))
+    assert b.call("get", theirs)[0] == INVALID_VALUE, "who has opened it cannot pass it on"
+    assert b.call("free", theirs) == INVALID_VALUE
+    assert b.call("close", theirs + 512) == INVALID_VALUE
+    assert a.call("close", mine) == INVALID_VALUE
+    assert a.call("pointer", 10, mine) == [0, 1]  # IS_LEGACY_CUDA_IPC_CAPABLE
+    assert b.call("pointer", 10, theirs) == [0, 0]
+
+
+def test_wrong_ways_to_open(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    mine = a.good("alloc", LARGE)
+    handle = a.gives(mine)
+    assert a.call("open", handle) == [INVALID_CONTEXT, 0], "natively, too, only another process opens it"
+    for flags in (0, 2, 3):
+        assert b.call("open", handle, flags)[0] == INVALID_VALUE
+    assert b.call("open", handle, 1, False)[0] == INVALID_VALUE
+    whole = bytes.fromhex(handle)
+    for place in (0, 8, 23, 24, 32, 39, 47, 48, 63):
+        forged = bytearray(whole)
+        forged[place] ^= 1
+        assert b.call("open", forged.hex())[0] == INVALID_HANDLE, place
+    assert b.call("open", bytes(64).hex())[0] == INVALID_HANDLE
+    assert b.call("open", "ff" * 64)[0] == INVALID_HANDLE
+
+
+@pytest.mark.usefixtures("remote")
+def test_a_handle_ends_with_its_memory(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    mine = a.good("alloc", LARGE)
+    handle = a.gives(mine)
+    theirs = b.good("open", handle)
+    assert b.call("close", theirs) == 0
+    assert a.call("free", mine) == 0
+    assert b.call("open", handle)[0] == INVALID_HANDLE
+
+
+@pytest.mark.usefixtures("remote")
+def test_guessing_ends_nothing_and_helps_nobody(peer: Callable[..., Peer]) -> None:
+    a, b, c = peer(), peer(), peer()
+    mine = a.good("alloc", LARGE)
+    handle = a.gives(mine)
+    for i in range(300):
+        forged = handle[:64] + f"{i:032x}" + handle[96:]
+        assert b.call("open", forged)[0] == INVALID_HANDLE
+    assert c.call("open", handle)[0] == 0, "only who guesses waits"
+
+
+def test_memory_outlives_its_owner(peer: Callable[..., Peer]) -> None:
+    a, b, c = peer(), peer(), peer()
+    mine = a.good("alloc", LARGE)
+    assert a.call("fill", mine, 9, LARGE) == 0
+    handle = a.gives(mine)
+    theirs = b.good("open", handle)
+    a.kill()
+
+    def cannot_be_opened() -> bool:
+        result, address = c.call("open", handle)
+        assert result in (0, INVALID_HANDLE)
+        return bool(result) or c.call("close", address) != 0
+
+    assert eventually(cannot_be_opened, 20)
+    assert b.good("read", theirs, LARGE) == [[9, LARGE]]
+    assert b.call("fill", theirs, 1, LARGE) == 0
+    assert b.call("close", theirs) == 0
+
+
+@pytest.mark.usefixtures("remote")
+def test_freed_memory_stays_with_who_has_it_open(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    mine = a.good("alloc", LARGE)
+    assert a.call("fill", mine, 5, LARGE) == 0
+    theirs = b.good("open", a.gives(mine))
+    assert a.call("free", mine) == 0
+    other = a.good("alloc", LARGE)
+    assert a.call("fill", other, 6, LARGE) == 0
+    assert b.good("read", theirs, LARGE) == [[5, LARGE]], "what was shared is not used for something else"
+
+
+def test_an_importer_dies(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    mine = a.good("alloc", LARGE)
+    handle = a.gives(mine)
+    theirs = b.good("open", handle)
+    assert b.call("fill", theirs, 3, LARGE) == 0
+    b.kill()
+    assert a.good("read", mine, LARGE) == [[3, LARGE]]
+    c = peer()
+    assert c.good("read", c.good("open", handle), LARGE) == [[3, LARGE]]
+
+
+def test_what_a_context_opened_ends_with_it(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    handle = a.gives(a.good("alloc", LARGE))
+    theirs = b.good("open", handle)
+    assert b.call("reset") == 0
+    assert b.call("prepare") == 0
+    assert b.call("close", theirs) == INVALID_VALUE
+    assert b.call("open", handle)[0] == 0
+
+
+@pytest.mark.parametrize("transport", ["native", "shmem"])
+@pytest.mark.parametrize("end", ["free", "kill"])
+def test_memory_counts_once(transport: str, end: str) -> None:
+    """The owner pays, then one after the other of those who have it open."""
+    with Worker(transport=transport, TF_GPU_MEMORY_LIMIT="300") as worker, ExitStack() as stack:
+        a, b, c, watcher = (stack.enter_context(Peer(worker.env)) for _ in range(4))
+        size = 200 * MIB
+        before = watcher.free_bytes()
+
+        def left(used: int) -> Callable[[], bool]:
+            return lambda: before - watcher.free_bytes() == used
+
+        mine = a.good("alloc", size)
+        handle = a.gives(mine)
+        assert left(size)()
+        of_b, of_c = b.good("open", handle), c.good("open", handle)
+        assert left(size)(), "who opens it pays nothing"
+        assert watcher.call("alloc", size)[0] == OUT_OF_MEMORY
+        if end == "free":
+            assert a.call("free", mine) == 0
+        else:
+            a.kill()
+        assert eventually(left(size), 20)
+        assert watcher.call("alloc", size)[0] == OUT_OF_MEMORY, "two still have it"
+        if end == "free":
+            assert b.call("close", of_b) == 0
+        else:
+            b.kill()
+        assert eventually(left(size), 20)
+        assert watcher.call("alloc", size)[0] == OUT_OF_MEMORY, "one still has it"
+        assert c.call("close", of_c) == 0
+        assert eventually(left(0), 20)
+        assert watcher.call("alloc", size)[0] == 0
+
+
+@pytest.mark.parametrize("transport", ["native", "shmem"])
+def test_handles_of_another_worker(transport: str) -> None:
+    with Worker(transport=transport) as one, Worker(transport=transport) as other, ExitStack() as stack:
+        a = stack.enter_context(Peer(one.env))
+        b = stack.enter_context(Peer(other.env, TF_ENABLE_LOG="1"))
+        handle = a.gives(a.good("alloc", LARGE))
+        assert b.call("open", handle) == [INVALID_HANDLE, 0]
+        b.end()
+        assert "memory is shared by clients of one worker only" in b.errors()
