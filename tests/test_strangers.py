@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -26,6 +26,8 @@ from worker_harness import SCHEMA, Worker, eventually, read_welcome, suspend
 
 from tensor_fusion.worker import tcp, throttle
 from tensor_fusion.worker.protocol import Greeting, Role, Status
+
+needs_native = pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
 
 
 def welcomes(connection: socket.socket) -> Status:
@@ -79,7 +81,7 @@ def test_connections_of_one_address_do_not_take_the_places_of_another() -> None:
             one.close()
 
 
-@pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
+@needs_native
 def test_a_client_tries_again_when_it_is_dropped_before_its_welcome() -> None:
     """The worker is behind a door that shuts the first connections without a word."""
     dropped: list[int] = []
@@ -150,7 +152,7 @@ def test_who_waits_too_long_for_its_turn_is_told_why() -> None:
             client.close()
 
 
-@pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
+@needs_native
 def test_a_session_that_is_asked_for_nothing_ends(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with (
@@ -190,7 +192,7 @@ def test_clients_of_one_address_and_of_one_secret_are_bounded(tmp_path: Path) ->
 STATUS = re.compile(r"^(\w+):\s+(\S+)$", re.MULTILINE)
 
 
-@pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
+@needs_native
 @pytest.mark.parametrize("jail", ["basic", "off"])
 def test_a_session_has_no_privileges_and_leaves_no_core_file(tmp_path: Path, jail: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
@@ -241,7 +243,7 @@ def unfinished_images(client: Stranger) -> None:
     client.call("memory_info")
 
 
-@pytest.mark.skipif(whole_stack[0].args[0], reason="needs the native files")
+@needs_native
 @pytest.mark.parametrize("attack", [nested_graphs, unfinished_images])
 def test_a_client_takes_so_much_host_memory_and_no_more(tmp_path: Path, attack: Callable[[Stranger], None]) -> None:
     log = tmp_path / "log"
@@ -253,6 +255,95 @@ def test_a_client_takes_so_much_host_memory_and_no_more(tmp_path: Path, attack: 
         assert eventually(lambda: len(worker.sessions()) == 1)
         assert "and may have 512 (TF_SESSION_MEMORY_LIMIT)" in log.read_text()
         assert eventually(lambda: "more host memory than" in log.read_text())
+
+
+# Device memory
+
+MEGABYTE = 1 << 20
+
+
+def with_variable(megabytes: int) -> bytes:
+    ptx = (Path(__file__).parent / "kernels/kernels.ptx").read_text()
+    head, rest = ptx.split(".address_size 64", 1)
+    variable = f".visible .global .align 8 .b8 big[{megabytes * MEGABYTE}];"
+    return f"{head}.address_size 64\n{variable}\n{rest}".encode() + b"\0"
+
+
+def load(client: Stranger, kind: str, index: int, megabytes: int) -> int:
+    image = with_variable(megabytes)
+    place = handle(kind, index)
+    error, out = client.call("image_load", size=len(image), owner=place, is_library=int(kind == "library"), data=image)
+    return error or out["result"]
+
+
+def free(client: Stranger) -> int:
+    error, out = client.call("memory_info")
+    assert error == 0
+    return out["free"]
+
+
+@pytest.fixture
+def limited() -> Iterator[RealWorker]:
+    with RealWorker(transport="native", TF_GPU_MEMORY_LIMIT="600") as worker:
+        yield worker
+
+
+@needs_native
+@pytest.mark.parametrize("kind", ["module", "library"])
+def test_variables_of_images_count_for_the_limit(limited: RealWorker, kind: str) -> None:
+    with Stranger(limited.port) as client:
+        whole = free(client)
+        assert load(client, kind, 1, 1024) == 2
+        assert free(client) == whole
+        assert load(client, kind, 2, 200) == load(client, kind, 3, 200) == 0
+        assert whole - free(client) >= 400 * MEGABYTE
+        assert client.call("memory_alloc", size=250 * MEGABYTE)[0] == 2
+        assert load(client, kind, 4, 250) == 2
+        assert client.call(f"{kind}_unload", **{kind: handle(kind, 2)})[0] == 0
+        assert eventually(lambda: whole - free(client) < 300 * MEGABYTE)
+        assert load(client, kind, 4, 250) == 0
+        assert client.call(f"{kind}_unload", **{kind: handle(kind, 3)})[0] == 0
+        assert client.call(f"{kind}_unload", **{kind: handle(kind, 4)})[0] == 0
+        assert eventually(lambda: free(client) == whole)
+
+
+@needs_native
+def test_a_library_that_was_loaded_without_a_context_counts_when_it_gets_one(limited: RealWorker) -> None:
+    with Stranger(limited.port) as client:
+        whole, context = free(client), client.context
+        client.context = 0
+        assert [load(client, "library", index, 400) for index in (1, 2)] == [0, 0]
+        client.context = context
+        answers = [
+            client.call("library_module", library=handle("library", index), module=handle("module", index))[0]
+            for index in (1, 2)
+        ]
+        assert answers == [0, 2]
+        assert client.call("library_module", library=handle("library", 2), module=handle("module", 3))[0] == 2
+        assert client.call("library_unload", library=handle("library", 1))[0] == 0
+        assert eventually(lambda: free(client) == whole)
+
+
+@needs_native
+def test_contexts_count_for_the_limit(limited: RealWorker) -> None:
+    with Stranger(limited.port) as client:
+        whole = free(client)
+        made = [client.call("context_create", context=handle("context", index), device=0)[0] for index in (5, 6)]
+        assert made == [0, 2]
+        assert whole - free(client) > 100 * MEGABYTE
+        assert client.call("context_destroy", context=handle("context", 5))[0] == 0
+        assert eventually(lambda: free(client) == whole)
+        assert client.call("context_create", context=handle("context", 7), device=0)[0] == 0
+
+
+@needs_native
+def test_a_byte_of_a_pool_counts_as_what_the_pool_takes(limited: RealWorker) -> None:
+    with Stranger(limited.port) as client:
+        whole, pool = free(client), handle("pool", 1)
+        assert client.call("pool_default", pool=pool, device=0)[0] == 0
+        for _ in range(1000):
+            assert client.call("pool_alloc", pool=pool, size=1)[0] == 0
+        assert whole - free(client) >= 1000 * 512
 
 
 # Guesses

@@ -21,7 +21,8 @@ struct global {
 
 /* Every function of a module or kernel of a library, in the driver's order. */
 struct image {
-    struct global *globals; /* addresses that the client may copy to and from */
+    struct global *globals;  /* addresses that the client may copy to and from */
+    struct tpw_taken *taken; /* NULL: nothing */
     uint32_t count;
     uint64_t natives[];
 };
@@ -204,11 +205,13 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
                        struct tpg_image_load_out *out) {
     struct tpw_jit jit = {.count = 0};
     struct image *image = NULL;
+    struct tpw_taken *taken = NULL;
     unsigned char *body = NULL;
     bool library = in->is_library != 0;
     uint64_t native = 0;
     int32_t error = 0;
     bool judged = false; /* the driver, or its compiler, has looked at it */
+    struct tpw_taking taking;
     if (in->hash_size && in->hash_size != TP_SHA256_SIZE) {
         tpw_violation(s, frame, "image_load with a hash that is no SHA-256");
         return TPW_LATER;
@@ -230,10 +233,19 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
     }
     if (!error) {
         judged = true;
+        bool takes = tpw_taken_begin(s, &taking);
         error = library ? (int32_t)s->cuda.cuLibraryLoadData((CUlibrary *)(void *)&native, body, jit.options,
                                                              jit.values, jit.count, NULL, NULL, 0)
                         : (int32_t)s->cuda.cuModuleLoadDataEx((CUmodule *)(void *)&native, body, jit.count, jit.options,
                                                               jit.values);
+        if (!error && library && takes) {
+            tpw_library_load_now(s, native);
+        }
+        int32_t full = !error && takes ? tpw_taken_end(s, &taking, &taken) : CUDA_SUCCESS;
+        if (full) {
+            tpw_image_unload(s, library, native);
+            error = full;
+        }
     }
     if (!error) {
         error = library ? enumerate_library(s, native, &image, &out->refused) : enumerate(s, false, native, &image);
@@ -246,17 +258,19 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
         }
         error = undescribed;
         if (error) {
-            (void)(library ? s->cuda.cuLibraryUnload((CUlibrary)(uintptr_t)native)
-                           : s->cuda.cuModuleUnload((CUmodule)(uintptr_t)native));
+            tpw_image_unload(s, library, native);
         }
     }
     uint32_t kind = library ? TPG_LIBRARY : TPG_MODULE;
     error = tpw_made(s, frame, kind, in->owner, native, error);
     struct tpw_object *object = tpw_object(s, kind, in->owner);
     if (object && !error) {
+        image->taken = taken;
         object->record = image;
         image = NULL;
+        taken = NULL;
     }
+    tpw_taken_give_back(s, &taken);
     free(image);
     /* Only what the driver accepted is kept: bytes that no other client could load would only take room. */
     if (in->hash_size && !asked && !error) {
@@ -325,76 +339,32 @@ static void owned_by(struct tpw_session *s, uint32_t kind, uint64_t handle, uint
     }
 }
 
-/* The driver waits for queued work before it unloads, and that work may wait for the client: so the wait is a completion. The
- * handle is gone at once; what the driver answers then, nobody can be told. */
-struct unloading {
-    uint64_t native;
-    CUcontext home;   /* of a module */
-    uint32_t context; /* of the same */
-    bool library, again;
-    struct tpw_kept *kept; /* nodes of graphs pointed at it until now; its context is there until it has ended */
-};
-
-static void unload(struct tpw_session *s, void *what, int32_t error) {
-    struct unloading *unloading = what;
-    bool there = error != CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    if (unloading->kept) {
-        there = true;
-    } else if (unloading->again) { /* a context that ended in the second wait may have taken the module along */
-        there = unloading->library || tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, unloading->context));
+/* What is charged for an image goes to whoever ends it: the last node of a graph that points at it, or the caller. */
+static struct tpw_taken *hand_over(struct tpw_object *object) {
+    struct image *image = object->record;
+    struct tpw_taken *taken = image ? image->taken : NULL;
+    if (!taken) {
+        return NULL;
     }
-    if (there && tpw_work_stands(s)) {
-        unloading->again = true;
-        if ((!error || unloading->kept) && !tpw_when_everything_done(s, unload, unloading)) {
-            return;
+    image->taken = NULL;
+    if (object->kept && object->kept->users) {
+        object->kept->taken = taken;
+        return NULL;
+    }
+    return taken;
+}
+
+/* Modules end with their context. */
+static void context_gone(struct tpw_session *s, const struct tpw_gone *gone) {
+    struct tpw_object *object;
+    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_MODULE, &at));) {
+        struct image *image = object->record;
+        if (object->context == gone->id && image) {
+            tpw_taken_give_back(s, &image->taken);
         }
-        there = false; /* there is no waiting for that work, but the driver would: it stays until the session ends */
     }
-    if (there && !unloading->library) {
-        tpw_visit(s, unloading->home, unloading->context);
-    }
-    if (there) {
-        (void)(unloading->library ? s->cuda.cuLibraryUnload((CUlibrary)(uintptr_t)unloading->native)
-                                  : s->cuda.cuModuleUnload((CUmodule)(uintptr_t)unloading->native));
-    }
-    if (there && unloading->kept) {
-        tpw_kept_ended(s, unloading->kept);
-    }
-    free(unloading);
 }
-
-static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
-    if (kept->kind != TPG_MODULE && kept->kind != TPG_LIBRARY) {
-        return false;
-    }
-    struct unloading *unloading = malloc(sizeof *unloading);
-    if (unloading) {
-        *unloading = (struct unloading){
-            .native = kept->native, .home = kept->context, .library = kept->kind == TPG_LIBRARY, .kept = kept};
-    }
-    /* Launches that a stream has from outside any graph are waited for as well. */
-    if (!unloading || tpw_when_everything_done(s, unload, unloading)) {
-        tp_log(TP_ERROR, "no memory to unload an image that graphs pointed at: it stays until the session ends");
-        free(unloading);
-    }
-    return true;
-}
-TP_REGISTER(tpw_unkept, unkept);
-
-static int32_t begin_unloading(struct tpw_session *s, uint64_t native, uint32_t context) {
-    bool library = !context;
-    struct unloading *unloading = malloc(sizeof *unloading);
-    if (!unloading) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    *unloading =
-        (struct unloading){.native = native, .home = s->entered_native, .context = context, .library = library};
-    int32_t error = library ? tpw_when_everything_done(s, unload, unloading) : tpw_when_all_done(s, unload, unloading);
-    if (error) {
-        free(unloading);
-    }
-    return error;
-}
+TP_REGISTER(tpw_context_gone, context_gone);
 
 int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_module_unload_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_MODULE, in->module);
@@ -410,9 +380,14 @@ int32_t tpw_module_unload(struct tpw_session *s, const struct tp_frame *frame, c
     bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
     end_owned(s, in->module);
     retract(s, object);
+    struct tpw_taken *taken = hand_over(object);
     there = !tpw_kept_on(object) && there; /* else it is unloaded when nothing points at it any more */
     tpw_forget(s, TPG_MODULE, in->module);
-    return there ? begin_unloading(s, native, inside.context) : CUDA_SUCCESS;
+    if (!there) {
+        free(taken); /* given back with its context */
+        return CUDA_SUCCESS;
+    }
+    return tpw_image_unload_later(s, native, inside.context, taken);
 }
 
 int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
@@ -420,13 +395,41 @@ int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
     int32_t error = 0;
     uint64_t native = tpw_native(s, frame, TPG_LIBRARY, in->library, false, &error);
     struct tpw_object *object = tpw_object(s, TPG_LIBRARY, in->library);
+    struct tpw_taken *taken = object ? hand_over(object) : NULL;
     bool kept = object && tpw_kept_on(object);
     end_owned(s, in->library);
     if (!error) {
         retract(s, object);
     }
     tpw_forget(s, TPG_LIBRARY, in->library);
-    return error || kept ? error : begin_unloading(s, native, 0);
+    if (error || kept) {
+        tpw_taken_give_back(s, &taken);
+        return error;
+    }
+    return tpw_image_unload_later(s, native, 0, taken);
+}
+
+/* A library was perhaps loaded in one more context. Where that passes the limit it is unloaded, and every use answers that. */
+static int32_t takes_more(struct tpw_session *s, const struct tpw_taking *taking, uint64_t library) {
+    struct tpw_object *object = tpw_object(s, TPG_LIBRARY, library);
+    struct image *image = object ? object->record : NULL;
+    int32_t error = image ? tpw_taken_end(s, taking, &image->taken) : CUDA_SUCCESS;
+    if (!error) {
+        return CUDA_SUCCESS;
+    }
+    const uint64_t native = object->native;
+    struct tpw_taken *taken = hand_over(object);
+    const bool kept = tpw_kept_on(object);
+    end_owned(s, library);
+    retract(s, object);
+    image->count = 0;
+    object->native = 0;
+    object->error = error;
+    if (!kept && tpw_image_unload_later(s, native, 0, taken)) {
+        tp_log(TP_ERROR,
+               "a library that passed the memory limit could not be unloaded: it stays until the session ends");
+    }
+    return error;
 }
 
 /* ---- functions and kernels ---- */
@@ -522,8 +525,13 @@ int32_t tpw_kernel_get(struct tpw_session *s, const struct tp_frame *frame, cons
 int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame,
                             const struct tpg_kernel_function_in *in, CUkernel kernel) {
     CUfunction native = NULL;
-    int32_t error = (int32_t)s->cuda.cuKernelGetFunction(&native, kernel);
+    struct tpw_taking taking;
     const struct tpw_object *object = tpw_object(s, TPG_KERNEL, in->kernel);
+    const bool takes = tpw_taken_begin(s, &taking);
+    int32_t error = (int32_t)s->cuda.cuKernelGetFunction(&native, kernel);
+    if (!error && takes) {
+        error = takes_more(s, &taking, object ? object->owner : 0);
+    }
     return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, object ? object->owner : 0,
                        error);
 }
@@ -531,7 +539,12 @@ int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame,
 int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_module_in *in,
                            CUlibrary library) {
     CUmodule native = NULL;
+    struct tpw_taking taking;
+    const bool takes = tpw_taken_begin(s, &taking);
     int32_t error = (int32_t)s->cuda.cuLibraryGetModule(&native, library);
+    if (!error && takes) {
+        error = takes_more(s, &taking, in->library);
+    }
     struct image *image =
         error ? NULL : calloc(1, sizeof *image); /* its functions are those of the library's kernels */
     error = error || image ? error : CUDA_ERROR_OUT_OF_MEMORY;
@@ -611,8 +624,13 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
     CUdeviceptr address = 0;
     size_t size = 0;
     error = error ? error : tpw_enter(s, &inside);
+    struct tpw_taking taking;
+    const bool takes = !error && library && tpw_taken_begin(s, &taking);
     if (!error) {
         error = (int32_t)find_global(s, native, in, &address, &size);
+    }
+    if (!error && takes) {
+        error = takes_more(s, &taking, in->owner);
     }
     error = error ? error : tell_managed(s, address, out);
     struct image *image = error ? NULL : tpw_object(s, library ? TPG_LIBRARY : TPG_MODULE, in->owner)->record;

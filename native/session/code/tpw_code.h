@@ -4,6 +4,7 @@
 #ifndef TPW_CODE_H
 #define TPW_CODE_H
 
+#include "tpw_memory.h"
 #include "tpw_stream.h"
 
 struct tpw_kernel {
@@ -28,5 +29,18 @@ uint64_t tpw_image_of(struct tpw_session *s, const struct tpw_object *function);
 /* ---- images.c ---- */
 /* Finishes the images that are being written. The end of the process is bounded by main.c's watch over the client. */
 void tpw_images_close(void);
+
+/* ---- taken.c ---- */
+/* Around a call that may make the driver load an image on the current device. False, and nothing to end: no context, no loading. */
+bool tpw_taken_begin(struct tpw_session *s, struct tpw_taking *taking);
+/* Charges what was taken and adds it to the image's record, which it makes; CUDA_ERROR_OUT_OF_MEMORY past the limit. */
+int32_t tpw_taken_end(struct tpw_session *s, const struct tpw_taking *taking, struct tpw_taken **taken);
+void tpw_taken_give_back(struct tpw_session *s, struct tpw_taken **taken);
+void tpw_library_load_now(struct tpw_session *s, uint64_t library);
+
+/* ---- unload.c ---- */
+void tpw_image_unload(struct tpw_session *s, bool library, uint64_t native);
+/* When queued work is over; a library has no context. The record of what it takes is given back then, or freed. */
+int32_t tpw_image_unload_later(struct tpw_session *s, uint64_t native, uint32_t context, struct tpw_taken *taken);
 
 #endif

@@ -2,8 +2,8 @@
  * Stream-ordered pools: the driver's own, with every allocation counted and known.
  *
  * Executor thread only; owns the objects of kind pool, whose record is the number of the device. Properties come from the
- * client: the two fields that could be pointers or name other processes are cleared or refused here. An allocation counts on
- * the quota page, for the device of its pool, from its call to the moment its stream has freed it. What pools keep after
+ * client: the two fields that could be pointers or name other processes are cleared or refused here. An allocation counts,
+ * in the units that a pool takes, on the quota page, for the device of its pool, from its call to the moment its stream has freed it. What pools keep after
  * that (the client sets how much) counts for nobody, so under a limit they keep no more than the cache of arena.c may.
  */
 #include "tpg_session.h"
@@ -171,6 +171,9 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     int32_t error = CUDA_SUCCESS;
     const uint32_t *home = pool ? tpw_object(s, TPG_POOL, in->pool)->record : &stream->device;
     const uint32_t device = *home;
+    /* What a pool takes for a byte. The largest size stays itself: nothing holds it. */
+    const uint64_t charge =
+        in->size > UINT64_MAX - TPW_UNIT ? in->size : (in->size + TPW_UNIT - 1) / TPW_UNIT * TPW_UNIT;
     const uint32_t context = stream->context_id; /* what follows may wait, and the stream may end */
     const CUstream to = stream->native;
     CUgraph graph = TP_UNLIKELY(s->captures) ? tpw_capturing_graph(s, stream, &error) : NULL;
@@ -185,7 +188,7 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     }
     if (!error && !graph) {
         tpw_pools_trim(s); /* what ended contexts have left */
-        error = tpw_charge(s, device, in->size);
+        error = tpw_charge(s, device, charge);
     }
     if (error) {
         return error;
@@ -201,11 +204,11 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (error) {
-        tpw_uncharge(s, device, in->size);
+        tpw_uncharge(s, device, charge);
         return error;
     }
     range->device = device;
-    range->charged = in->size;
+    range->charged = charge;
     range->context = context;
     out->address = address;
     return CUDA_SUCCESS;

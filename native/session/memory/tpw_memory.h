@@ -145,6 +145,18 @@ int32_t tpw_device_index(const struct tpw_session *s, CUdevice device, uint32_t 
  * do. */
 int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes);
 void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes);
+/* ---- measured.c ---- */
+/* Device memory of this process as the driver tells it; anything but 0: it does not. */
+typedef int32_t tpw_own_memory(struct tpw_session *s, uint32_t device, uint64_t *bytes);
+TP_LIST(tpw_own_memory);
+/* Around calls of the driver that take device memory of unknown size. */
+struct tpw_taking {
+    uint32_t device;
+    uint64_t before;
+};
+void tpw_taking_begin(struct tpw_session *s, uint32_t device, struct tpw_taking *taking);
+/* How much is charged for them now; CUDA_ERROR_OUT_OF_MEMORY, and nothing, when that would pass the limit. */
+int32_t tpw_taking_end(struct tpw_session *s, const struct tpw_taking *taking, uint64_t *bytes);
 /* Waits until no free is pending. */
 bool tpw_wait_for_frees(struct tpw_session *s);
 /* Takes a range from the client; its memory and its bytes are pending until they have been given back. */

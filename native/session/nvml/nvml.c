@@ -103,6 +103,25 @@ static bool shown(struct tpw_session *s, const nvmlPciInfo_t *pci, uint32_t *ord
     return false;
 }
 
+int32_t tpw_nvml_of_ordinal(struct tpw_session *s, uint32_t wanted, nvmlDevice_t *out) {
+    unsigned int devices = 0;
+    int32_t error = (int32_t)s->nvml.nvmlDeviceGetCount_v2(&devices);
+    for (unsigned int i = 0; i < devices && !error; i++) {
+        nvmlDevice_t device;
+        nvmlPciInfo_t pci;
+        nvmlReturn_t there = s->nvml.nvmlDeviceGetHandleByIndex_v2(i, &device);
+        if (there == NVML_ERROR_NO_PERMISSION || there == NVML_ERROR_GPU_IS_LOST) {
+            continue; /* counted, and not there for us */
+        }
+        error = there ? (int32_t)there : (int32_t)s->nvml.nvmlDeviceGetPciInfo_v3(device, &pci);
+        if (!error && same_bus(s, s->devices[wanted], &pci, &error)) {
+            *out = device;
+            return NVML_SUCCESS;
+        }
+    }
+    return error ? error : NVML_ERROR_NOT_FOUND;
+}
+
 int32_t tpw_nvml_start(struct tpw_session *s, const struct tp_frame *frame, struct tpg_nvml_start_out *out) {
     static bool made;
     static uint32_t count;

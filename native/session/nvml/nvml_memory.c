@@ -107,6 +107,16 @@ static bool driver_figure(struct tpw_session *s, nvmlDevice_t device, uint64_t *
     return false;
 }
 
+static int32_t own_memory(struct tpw_session *s, uint32_t device, uint64_t *bytes) {
+    static nvmlDevice_t known[TPW_MAX_DEVICES];
+    int32_t error = device < TPW_MAX_DEVICES ? tpw_nvml_open(s) : NVML_ERROR_INVALID_ARGUMENT;
+    if (!error && !known[device]) {
+        error = tpw_nvml_of_ordinal(s, device, &known[device]);
+    }
+    return error || !driver_figure(s, known[device], bytes) ? -1 : 0;
+}
+TP_REGISTER(tpw_own_memory, own_memory);
+
 int32_t tpw_nvml_process(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_nvml_process_in *in,
                          struct tpg_nvml_process_out *out, nvmlDevice_t device) {
     uint32_t ordinal = tpw_nvml_ordinal(in->device);

@@ -11,6 +11,8 @@
 
 /* Loads NVML and initialises it, once; returns the driver's result, NVML_ERROR_LIBRARY_NOT_FOUND when there is no library. */
 int32_t tpw_nvml_open(struct tpw_session *s);
+/* NVML's name of one of CUDA's devices. */
+int32_t tpw_nvml_of_ordinal(struct tpw_session *s, uint32_t wanted, nvmlDevice_t *out);
 /* NVML_SUCCESS once that has succeeded: before it, the table of driver functions is empty. */
 int32_t tpw_nvml_enter(struct tpw_session *s);
 

@@ -220,7 +220,7 @@ struct tpw_context {
     bool limits_changed;
     size_t fresh[CU_LIMIT_MAX]; /* before the client changed the first of them */
     bool has[CU_LIMIT_MAX];     /* the driver has such a limit */
-    uint64_t charged;           /* bytes of the worker's memory limit that the client's limits hold */
+    uint64_t charged;           /* bytes of the worker's memory limit that it and the client's limits hold */
 };
 /* The client's flags that mean something here. How its threads wait is its own affair, and core dumps would be written on
  * the worker's disk. */
@@ -281,7 +281,8 @@ struct tpw_kept {
     uint64_t native;
     CUcontext context; /* of the same */
     uint32_t kind, users;
-    bool over; /* the client has ended it: it ends with its last user */
+    struct tpw_taken *taken; /* of an image that the client has unloaded: what is charged for it */
+    bool over;               /* the client has ended it: it ends with its last user */
 };
 /* The kinds of those that are no objects: an address of a graph's memory, a host function of an executable graph. */
 enum { TPW_KEPT_MEMORY = 1000, TPW_KEPT_HOST };

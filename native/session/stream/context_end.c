@@ -15,7 +15,7 @@
 
 #include <stdlib.h>
 
-/* A context costs about half a GiB of the GPU that no limit counts; programs were seen to create one or two. */
+/* A context costs about half a GiB of the GPU, and host memory; programs were seen to create one or two. */
 #define CREATED_MAX 8u
 
 struct ending {
@@ -94,14 +94,25 @@ int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame,
     if (!error) { /* the session's own objects live in the primary context */
         error = tpw_primary(s, in->device, &native);
     }
+    uint64_t bytes = 0;
+    if (!error) {
+        TP_ASK(tpw_context_takes, error, s, (uint32_t)in->device, false, &bytes);
+    }
     if (!error) {
         error = (int32_t)s->cuda.cuCtxCreate_v2(&native, in->flags & TPW_FLAGS_FORWARDED, s->devices[in->device]);
         if (!error) {
             s->cuda.cuCtxPopCurrent_v2(&previous); /* what the executor is in does not change */
+            TP_ASK(tpw_context_takes, error, s, (uint32_t)in->device, true, &bytes);
+            if (error) {
+                s->cuda.cuCtxDestroy_v2(native);
+            }
         }
     }
     int32_t result = tpw_context_made(s, frame, in->context, native, in->device, false, error);
-    if (result && !error) {
+    object = result ? NULL : tpw_object(s, TPG_CONTEXT, in->context);
+    if (object) {
+        ((struct tpw_context *)object->record)->charged = bytes;
+    } else if (!error) { /* what is charged for it stays so: the session has no memory, or is ending */
         s->cuda.cuCtxDestroy_v2(native);
     }
     return result;

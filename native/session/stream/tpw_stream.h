@@ -267,4 +267,9 @@ int32_t tpw_mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, ui
 /* From here on what the driver prints is the client's; before the driver is loaded. False with errno. */
 bool tpw_print_open(void);
 
+/* Asked before (`made` is false) and after a context is made for the client: how many bytes of the worker's limit it takes, which
+ * its end gives back. Anything but 0: it may not be. */
+typedef int32_t tpw_context_takes(struct tpw_session *s, uint32_t device, bool made, uint64_t *bytes);
+TP_LIST(tpw_context_takes);
+
 #endif
