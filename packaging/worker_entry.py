@@ -23,4 +23,8 @@ def restore(name: str) -> None:
 
 if __name__ == "__main__":
     restore("LD_LIBRARY_PATH")
+    if sys.argv[1:2] == ["service"]:  # for who has no command tensor-fusion
+        from tensor_fusion.worker.service import one_file
+
+        sys.exit(one_file(sys.argv[0], sys.argv[2:]))
     sys.exit(worker())

@@ -125,6 +125,8 @@ def test_preload_keeps_what_was_there(native: Path) -> None:
         (["demo", "--transport", "shm"], 2, "Invalid value for '--transport': 'shm' is not one of 'tcp', 'shmem'"),
         (["doctor", CONNECTION], 2, f"--connect {CONNECTION}; see tensor-fusion doctor --help."),
         (["install"], 2, "--prefix'; see tensor-fusion install --help."),
+        (["worker"], 2, "tensor-fusion-worker -n native -p 12345; see tensor-fusion --help."),
+        (["help", "rnu"], 2, "'run'?; see tensor-fusion --help."),
         (["rnu"], 2, "'run'?; see tensor-fusion --help."),
         (["service", "instal"], 2, "Invalid value for 'action': 'instal' is not one of"),
         (["run", "--connect", "", "--", "true"], 2, "empty"),
@@ -208,6 +210,11 @@ def test_words_are_whole_in_80_columns(native: Path, arguments: list[str]) -> No
 
 
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_help_is_a_word_too(native: Path) -> None:
+    assert cli(native, "help").stdout == cli(native, "--help").stdout
+    assert cli(native, "help", "run").stdout == cli(native, "run", "-h").stdout != cli(native, "help").stdout
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -70,6 +70,28 @@ def test_what_is_not_ours_stays(tmp_path: Path) -> None:
     assert unit.read_text() == "[Service]\n"
 
 
+def test_the_one_file_has_the_command_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a host without Python: tensor-fusion-worker service install, found as the shell has found it."""
+    monkeypatch.setattr(service, "HIDDEN", ())
+    program = tmp_path / "bin/tensor-fusion-worker"
+    program.parent.mkdir()
+    shutil.copy("/bin/true", program)
+    monkeypatch.setenv("PATH", f"{program.parent}:/bin")
+    root = ["--root", str(tmp_path / "root")]
+    assert service.one_file("tensor-fusion-worker", ["install", *root]) == 0
+    assert f"ExecStart={program} $TF_WORKER_OPTIONS\n" in (tmp_path / "root" / service.UNIT).read_text()
+    assert service.one_file(str(program), ["status", *root]) == 0
+    assert service.one_file(str(program), ["remove", *root]) == 0
+    assert f"which starts {program}\n" in capsys.readouterr().out
+    assert service.one_file(str(program), ["remove", *root]) == 2
+    assert capsys.readouterr().err.startswith("tensor-fusion-worker: There is no ")
+    for words in ([], ["start"], ["install", "now"]):
+        assert service.one_file(str(program), words) == 2
+        assert "install|status|remove" in capsys.readouterr().err
+
+
 # As /proc/devices has them: up to driver 535 the GPUs' own is called nvidia-frontend.
 NVIDIA_DEVICES = (
     "nvidia", "nvidia-frontend", "nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-caps",

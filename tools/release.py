@@ -209,6 +209,12 @@ def try_worker(program: Path, files: Path, version: str) -> None:
         unpacking = time.monotonic() - began
         if version not in said.stdout or said.stderr:
             sys.exit(f"release: the worker says {said.stdout!r} and {said.stderr!r}, not {version}")
+        words: list[str | Path] = [program, "service", "install", "--root", Path(name, "root")]
+        said = subprocess.run(words, env=empty, capture_output=True, text=True, check=False)
+        # The release lies where a service does not look, or not; both are known.
+        if f"starts {program}\n" not in said.stdout and "which the service does not see" not in said.stderr:
+            sys.exit(f"release: its service: {said.stdout!r} {said.stderr!r}")
+        shutil.rmtree(Path(name, "root"), ignore_errors=True)
         began = time.monotonic()
         systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         systemd.bind(f"{name}/notify")

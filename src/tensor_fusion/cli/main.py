@@ -418,6 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # A terminal that cannot show a character gets its code; paths are bytes and leave as they came.
         utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    if given[:1] == ["help"]:
+        given = [*given[1:2], "--help"]
     try:
         if given[:1] == ["bench"] and given[-1] == "--":
             # To the parser the same as no --, and so a benchmark that nobody asked for.
@@ -453,6 +455,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             sys.exit(getattr(error, "exit_code", 2))
         if "unexpected extra argument" in text and (string := re.search(r"\b(native|shmem)\+[^\s)]+", text)):
             text = f"A connection string follows --connect: --connect {without_secret(string[0])}"
+        if re.match(r"No such command '(worker|server?|start|listen)'", text):
+            text = "The worker is a command of its own: tensor-fusion-worker -n native -p 12345"
         context = getattr(error, "ctx", None)
         command = f" {context.info_name}" if context and context.parent else ""
         _fail(f"{text}; see tensor-fusion{command} --help.", 2)

@@ -16,10 +16,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tensor_fusion.config import UserError
-from tensor_fusion.terminal import complain
+from tensor_fusion.terminal import complain, folded
 
 NAME = "tensor-fusion-worker.service"
 UNIT = Path("etc/systemd/system") / NAME
@@ -155,9 +156,9 @@ def install(root: Path, command: Path) -> list[str]:
     hidden = next((name for name in HIDDEN if command.is_relative_to(Path("/") / name)), None)
     if hidden:
         raise UserError(
-            f"{command} lies below /{hidden}, which the service does not see; install the package where every user "
-            "can run it, for example: python3 -m venv /opt/tensor-fusion && /opt/tensor-fusion/bin/pip install "
-            "./tensor_fusion-*.whl"
+            f"{command} lies below /{hidden}, which the service does not see; put the one file into /usr/local/bin, "
+            "or install the package where every user can run it, for example: python3 -m venv /opt/tensor-fusion && "
+            "/opt/tensor-fusion/bin/pip install ./tensor_fusion-*.whl"
         )
     path = root / UNIT
     texts = {path: unit(command), root / DEVICES_UNIT: devices_unit()}
@@ -213,6 +214,32 @@ def status(root: Path) -> list[str]:
     for word, question in (("at boot", "is-enabled"), ("now", "is-active")):
         lines.append(f"{word}: {_systemctl(root, question, NAME) or 'unknown, there is no systemd here'}")
     return [*lines, f"its lines: journalctl -u {NAME.removesuffix('.service')}"]
+
+
+def one_file(program: str, arguments: Sequence[str]) -> int:
+    """The same on a host that has the worker as one file and no `tensor-fusion`: tensor-fusion-worker service …"""
+    words = list(arguments)
+    root = Path("/")
+    if words[1:2] == ["--root"] and len(words) == 3:
+        root = Path(words[2])
+        words = words[:1]
+    try:
+        found = shutil.which(program)
+        if not found:
+            raise UserError(f"{program} is not found any more; start it by its path.")
+        actions = {
+            "install": lambda: install(root, Path(found).absolute()),
+            "status": lambda: status(root),
+            "remove": lambda: remove(root),
+        }
+        if len(words) != 1 or words[0] not in actions:
+            raise UserError("Usage: tensor-fusion-worker service install|status|remove [--root DIR]")
+        lines = actions[words[0]]()
+    except UserError as error:
+        complain(f"tensor-fusion-worker: {error.sentence}")
+        return error.exit_code
+    sys.stdout.write("".join(f"{folded(line, '  ')}\n" for line in lines))
+    return 0
 
 
 def _systemctl(root: Path, *words: str) -> str:
