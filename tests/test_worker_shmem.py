@@ -396,11 +396,13 @@ def test_stale_file_of_another_size_is_replaced(segment_name: str, tmp_path: Pat
         assert worker.path.stat().st_size == 64 * MB
 
 
-def test_truncated_file_ends_the_worker_with_a_sentence(segment_name: str, tmp_path: Path) -> None:
+# Below the slots, which the worker reads all the time; above them, where only clients go; one byte more.
+@pytest.mark.parametrize("size", [4096, 0, 8 << 20, (64 << 20) + 1])
+def test_truncated_file_ends_the_worker_with_a_sentence(segment_name: str, tmp_path: Path, size: int) -> None:
     """Whoever may write the file may cut it short; that is no way to end a worker by a signal."""
     with SegmentWorker(segment_name, tmp_path) as worker:
-        os.truncate(worker.path, 4096)
-        _, errors = worker.process.communicate(timeout=10)
+        os.truncate(worker.path, size)
+        _, errors = worker.process.communicate(timeout=30)
         assert worker.process.returncode == 1
         assert f"The segment {segment_name} was truncated by another process, so this worker ends" in errors
         assert "Traceback" not in errors

@@ -8,15 +8,9 @@
  */
 #include "tp_quota.h"
 
-enum {
-    FIELD_MAGIC = 0,
-    FIELD_LIMIT = 1,
-    FIELD_DEVICES = 64 / 8,
-    FIELD_ROWS = 4096 / 8,
-    FIELD_IMAGES = (4096 + 131072) / 8
-};
+enum { FIELD_MAGIC = 0, FIELD_LIMIT = 1, FIELD_IMAGES = 3, FIELD_DEVICES = 64 / 8, FIELD_ROWS = 4096 / 8 };
 
-_Static_assert(TP_QUOTA_SIZE == 4096 + 8 * TP_QUOTA_DEVICES * TP_QUOTA_ROWS + 8 * TP_QUOTA_IMAGES, "quota page");
+_Static_assert(TP_QUOTA_SIZE == 4096 + 8 * TP_QUOTA_DEVICES * TP_QUOTA_ROWS, "quota page");
 
 static _Atomic uint64_t *field(void *page, size_t index) { return (_Atomic uint64_t *)page + index; }
 
@@ -85,11 +79,12 @@ uint64_t tp_quota_used(void *page, uint32_t device) {
 
 uint64_t tp_quota_limit(void *page) { return atomic_load_explicit(field(page, FIELD_LIMIT), memory_order_relaxed); }
 
-/* One place for each stamp, the last to come has it: forgetting costs a verification. */
-bool tp_quota_image_verified(void *page, uint64_t stamp) {
-    return atomic_load_explicit(field(page, FIELD_IMAGES + stamp % TP_QUOTA_IMAGES), memory_order_relaxed) == stamp;
+uint64_t tp_quota_images(void *page) { return atomic_load_explicit(field(page, FIELD_IMAGES), memory_order_relaxed); }
+
+void tp_quota_images_are(void *page, uint64_t bytes) {
+    atomic_store_explicit(field(page, FIELD_IMAGES), bytes, memory_order_relaxed);
 }
 
-void tp_quota_image_note(void *page, uint64_t stamp) {
-    atomic_store_explicit(field(page, FIELD_IMAGES + stamp % TP_QUOTA_IMAGES), stamp, memory_order_relaxed);
+void tp_quota_images_grow(void *page, uint64_t bytes) {
+    atomic_fetch_add_explicit(field(page, FIELD_IMAGES), bytes, memory_order_relaxed);
 }

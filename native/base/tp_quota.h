@@ -1,6 +1,6 @@
 /*
- * The quota page: how much device memory the sessions of one worker have reserved, and which files of the image cache one of
- * them has verified. Layout in docs/wire-format.md, section 2.
+ * The quota page: how much device memory the sessions of one worker have reserved, and how much of the disk its image cache
+ * takes. Layout in docs/wire-format.md, section 2.
  *
  * The page is shared by the supervisor and all its sessions, which are one trust domain: clients never see it. Every field is
  * read and written atomically; no function here locks or blocks, so a session that dies in the middle can leave only its own
@@ -12,10 +12,9 @@
 #include <tp_base.h>
 
 #define TP_QUOTA_MAGIC 0x54464c494d495431ull
-#define TP_QUOTA_SIZE (131072u + 4096u + 16384u)
+#define TP_QUOTA_SIZE (131072u + 4096u)
 #define TP_QUOTA_ROWS 1024u
 #define TP_QUOTA_DEVICES 16u
-#define TP_QUOTA_IMAGES 2048u
 
 /* Adds `bytes` to what `row` holds on `device`; false, with nothing changed, when that would pass the limit. */
 TP_EXPORT bool tp_quota_reserve(void *page, uint32_t row, uint32_t device, uint64_t bytes);
@@ -28,8 +27,9 @@ TP_EXPORT void tp_quota_release(void *page, uint32_t row);
 TP_EXPORT uint64_t tp_quota_used(void *page, uint32_t device); /* by all sessions of the worker */
 TP_EXPORT uint64_t tp_quota_limit(void *page);                 /* 0 = none */
 
-/* A stamp, never 0, stands for one state of one file of the image cache that a session of this worker has verified. */
-TP_EXPORT bool tp_quota_image_verified(void *page, uint64_t stamp);
-TP_EXPORT void tp_quota_image_note(void *page, uint64_t stamp);
+/* Bytes of the disk that the image cache takes, as far as the sessions of this worker know; 0 before one of them has looked. */
+TP_EXPORT uint64_t tp_quota_images(void *page);
+TP_EXPORT void tp_quota_images_are(void *page, uint64_t bytes);
+TP_EXPORT void tp_quota_images_grow(void *page, uint64_t bytes);
 
 #endif

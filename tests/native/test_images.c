@@ -7,6 +7,9 @@
 #include "simgpu_check.h"
 #include "tpw_images.h"
 
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <tp_quota.h>
@@ -39,19 +42,19 @@ static void keep(unsigned seed, const unsigned char *as) { tpw_images_keep(&sess
 static void case_lies(void) {
     keep(2, hash);
     tpw_images_close();
-    CHECK(!tpw_images_find(&session, hash, SIZE));
-    CHECK(!tpw_images_find(&session, other, SIZE));
+    CHECK(!tpw_images_find(hash, SIZE));
+    CHECK(!tpw_images_find(other, SIZE));
 }
 
 static void case_sizes(void) {
     keep(1, hash);
     tpw_images_close();
-    CHECK(!tpw_images_find(&session, hash, SIZE - 1));
-    CHECK(!tpw_images_find(&session, hash, SIZE + 1));
-    CHECK(!tpw_images_find(&session, hash, 0));
-    CHECK(!tpw_images_find(&session, hash, UINT64_MAX));
-    CHECK(!tpw_images_find(&session, other, SIZE));
-    check(tpw_images_find(&session, hash, SIZE), 1);
+    CHECK(!tpw_images_find(hash, SIZE - 1));
+    CHECK(!tpw_images_find(hash, SIZE + 1));
+    CHECK(!tpw_images_find(hash, 0));
+    CHECK(!tpw_images_find(hash, UINT64_MAX));
+    CHECK(!tpw_images_find(other, SIZE));
+    check(tpw_images_find(hash, SIZE), 1);
 }
 
 /* Eight processes write the same two images and read them all the while: what is found is whole. */
@@ -63,8 +66,8 @@ static void case_crowd(void) {
             keep(1, hash);
             keep(2, other);
             for (int turn = 0; turn < 20; turn++) {
-                unsigned char *one = tpw_images_find(&session, hash, SIZE);
-                unsigned char *two = tpw_images_find(&session, other, SIZE);
+                unsigned char *one = tpw_images_find(hash, SIZE);
+                unsigned char *two = tpw_images_find(other, SIZE);
                 if (one) {
                     check(one, 1);
                 }
@@ -73,8 +76,8 @@ static void case_crowd(void) {
                 }
             }
             tpw_images_close();
-            check(tpw_images_find(&session, hash, SIZE), 1);
-            check(tpw_images_find(&session, other, SIZE), 2);
+            check(tpw_images_find(hash, SIZE), 1);
+            check(tpw_images_find(other, SIZE), 2);
             exit(0);
         }
     }
@@ -83,6 +86,43 @@ static void case_crowd(void) {
         CHECK(wait(&status) > 0);
         CHECK(status == 0);
     }
+}
+
+/* What the folder holds is looked up when that may pass the bound (8 MB here), and not for each image. */
+static void case_unscanned(void) {
+    static const char name[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    char path[4096];
+    keep(1, hash);
+    tpw_images_close();
+    CHECK(tp_quota_images(session.quota) >= SIZE && tp_quota_images(session.quota) < SIZE + 8192);
+    snprintf(path, sizeof path, "%s/%s", getenv("TF_IMAGE_CACHE_PATH"), name);
+    int file = open(path, O_WRONLY | O_CREAT, 0600);
+    CHECK(file >= 0 && ftruncate(file, 9 << 20) == 0);
+    struct tpw_image_folder folder = {
+        .fd = open(getenv("TF_IMAGE_CACHE_PATH"), O_RDONLY | O_DIRECTORY), .bound = 8 << 20, .quota = session.quota};
+    unsigned char *bytes = image(2);
+    CHECK(tpw_image_store(&folder, bytes, SIZE, other));
+    CHECK(access(path, F_OK) == 0);
+    tp_quota_images_are(session.quota, 0);
+    unsigned char third[TP_SHA256_SIZE];
+    free(bytes);
+    bytes = image(3);
+    tp_sha256(bytes, SIZE, third);
+    CHECK(tpw_image_store(&folder, bytes, SIZE, third));
+    CHECK(access(path, F_OK) != 0);
+    free(bytes);
+}
+
+/* As files they would only be many. */
+static void case_small(void) {
+    unsigned char digest[TP_SHA256_SIZE];
+    for (size_t size = 1; size < TPW_IMAGE_LEAST; size *= 2) {
+        unsigned char *bytes = calloc(1, size);
+        CHECK(bytes && tpw_images_open());
+        tp_sha256(bytes, size, digest);
+        tpw_images_keep(&session, bytes, size, digest);
+    }
+    tpw_images_close();
 }
 
 int main(int count, char **words) {
@@ -97,7 +137,11 @@ int main(int count, char **words) {
     const struct {
         const char *name;
         void (*run)(void);
-    } cases[] = {{"lies", case_lies}, {"sizes", case_sizes}, {"crowd", case_crowd}};
+    } cases[] = {{"lies", case_lies},
+                 {"sizes", case_sizes},
+                 {"crowd", case_crowd},
+                 {"unscanned", case_unscanned},
+                 {"small", case_small}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (strcmp(words[1], cases[i].name) == 0) {
             cases[i].run();

@@ -4,7 +4,7 @@
  * The executor enters; one thread of this file, started by the first image to keep, hashes and writes, so that the client does
  * not wait for either. A hash is a hostile client's: 32 bytes that become a name of hexadecimal digits. Files are written by
  * sessions of this user, perhaps of an older worker, and may have been cut or damaged since: they are read into memory of our
- * own and verified there before use, once for each state of a file (the stamps of the quota page). There is no second copy
+ * own and verified there, at each use: whoever takes a session over can change them. There is no second copy
  * in memory: what is read often lies in the kernel's page cache, which all sessions share, survives them, and gives way when
  * memory is short. They are read, not mapped, because a mapped file that somebody shortens ends the process that reads it.
  */
@@ -91,22 +91,8 @@ void tpw_image_name(char name[TPW_IMAGE_NAME], const unsigned char hash[TP_SHA25
     name[TPW_IMAGE_NAME - 1] = 0;
 }
 
-uint64_t tpw_image_stamp(const unsigned char hash[TP_SHA256_SIZE], const struct stat *about) {
-    const uint64_t state[5] = {(uint64_t)about->st_dev, (uint64_t)about->st_ino, (uint64_t)about->st_size,
-                               (uint64_t)about->st_mtim.tv_sec, (uint64_t)about->st_mtim.tv_nsec};
-    unsigned char digest[TP_SHA256_SIZE];
-    struct tp_sha256 sha;
-    uint64_t stamp;
-    tp_sha256_begin(&sha);
-    tp_sha256_add(&sha, hash, TP_SHA256_SIZE);
-    tp_sha256_add(&sha, state, sizeof state);
-    tp_sha256_end(&sha, digest);
-    memcpy(&stamp, digest, sizeof stamp);
-    return stamp ? stamp : 1;
-}
-
 /* Reads all of a file; false when it is shorter or is not what its name says. */
-static bool read_image(int file, unsigned char *bytes, size_t size, const unsigned char *hash, bool verified) {
+static bool read_image(int file, unsigned char *bytes, size_t size, const unsigned char *hash) {
     unsigned char digest[TP_SHA256_SIZE];
     struct tp_sha256 sha;
     tp_sha256_begin(&sha);
@@ -115,19 +101,16 @@ static bool read_image(int file, unsigned char *bytes, size_t size, const unsign
         if (got == 0 || (got < 0 && errno != EINTR)) {
             return false;
         }
-        if (got > 0 && !verified) {
+        if (got > 0) {
             tp_sha256_add(&sha, bytes + at, (size_t)got);
         }
         at += got > 0 ? (size_t)got : 0;
-    }
-    if (verified) {
-        return true;
     }
     tp_sha256_end(&sha, digest);
     return memcmp(digest, hash, sizeof digest) == 0;
 }
 
-unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[TP_SHA256_SIZE], uint64_t size) {
+unsigned char *tpw_images_find(const unsigned char hash[TP_SHA256_SIZE], uint64_t size) {
     static const struct timespec used[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_OMIT}};
     char name[TPW_IMAGE_NAME];
     struct stat about;
@@ -148,9 +131,7 @@ unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[T
     if (!bytes) {
         goto done;
     }
-    uint64_t stamp = tpw_image_stamp(hash, &about);
-    bool verified = s->quota && tp_quota_image_verified(s->quota, stamp);
-    if (!read_image(file, bytes, (size_t)about.st_size, hash, verified)) {
+    if (!read_image(file, bytes, (size_t)about.st_size, hash)) {
         static bool said;
         if (!said) {
             said = true;
@@ -161,10 +142,7 @@ unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[T
         bytes = NULL;
         goto done;
     }
-    if (s->quota) {
-        tp_quota_image_note(s->quota, stamp);
-    }
-    /* The time of use by which the least recently used is found; the time of writing is part of the stamp and stays. */
+    /* The time of use by which the least recently used is found. */
     (void)futimens(file, used);
     if (size != (uint64_t)about.st_size) {
         free(
@@ -204,7 +182,7 @@ static void *keeper(void *unused) {
 
 void tpw_images_keep(struct tpw_session *s, unsigned char *bytes, size_t size,
                      const unsigned char hash[TP_SHA256_SIZE]) {
-    struct waiting *image = tpw_images_open() ? malloc(sizeof *image) : NULL;
+    struct waiting *image = size >= TPW_IMAGE_LEAST && tpw_images_open() ? malloc(sizeof *image) : NULL;
     if (image) {
         *image = (struct waiting){.bytes = bytes, .size = size};
         memcpy(image->hash, hash, sizeof image->hash);

@@ -4,7 +4,8 @@
  * One thread of each session enters, of several processes at once. A file gets its name only when it is whole, by a rename; two
  * sessions that write the same image give the name to equal bytes. The name is the hash of the bytes that are written, computed
  * here: what a client says about its image can only prevent that it is kept. No lock: two sessions that make room at
- * once remove the same files, and a bound that both pass a little is kept by the next.
+ * once remove the same files, and a bound that both pass a little is kept by the next. What the files take of the disk stands on
+ * the quota page, so that the folder is looked through when that passes the bound, and not for each image.
  */
 #include "tpw_images.h"
 
@@ -19,7 +20,10 @@
 #include <unistd.h>
 
 #define UNFINISHED "new-"
-#define UNFINISHED_SECONDS 600 /* then the session that wrote it has died: none takes so long for 1 GiB */
+#define BLOCK 4096u
+#define LOOK_AFTER 256u
+#define SPARE_FROM (1024ull << 20) /* of folders that are smaller nothing more than needed is removed */
+#define UNFINISHED_SECONDS 600     /* then the session that wrote it has died: none takes so long for 1 GiB */
 
 struct file {
     char name[TPW_IMAGE_NAME];
@@ -39,12 +43,25 @@ static bool is_name(const char *name) {
     return strlen(name) == TPW_IMAGE_NAME - 1 && strspn(name, "0123456789abcdef") == TPW_IMAGE_NAME - 1;
 }
 
-/* Removes the images that were not used for longest until `size` more bytes fit. */
+/* What a file takes of the disk: whole blocks. Of one that is not written yet, it is guessed. */
+static uint64_t taken(uint64_t size, uint64_t blocks) {
+    const uint64_t bytes = blocks * 512, whole = (size + BLOCK - 1) / BLOCK * BLOCK;
+    return bytes > whole ? bytes : whole;
+}
+
+/* Removes the images that were not used for longest until `size` more bytes fit, and some more where that costs little, so that the
+ * next ones fit, too. */
 static bool make_room(const struct tpw_image_folder *folder, uint64_t size) {
     struct file *files = NULL;
     size_t count = 0, room = 0;
-    uint64_t total = size;
+    uint64_t total = 0;
     bool made = false;
+    const uint64_t known = folder->quota ? tp_quota_images(folder->quota) : 0;
+    static unsigned stored; /* other workers may write there, too: so it is looked through now and then */
+    if (known && known <= folder->bound && size <= folder->bound - known && ++stored % LOOK_AFTER != 0) {
+        return true;
+    }
+    const uint64_t spare = folder->bound >= SPARE_FROM ? folder->bound / 16 : 0;
     int fd = openat(folder->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *list = fd >= 0 ? fdopendir(fd) : NULL;
     if (!list) {
@@ -75,18 +92,24 @@ static bool make_room(const struct tpw_image_folder *folder, uint64_t size) {
             }
             files = more;
         }
-        files[count] = (struct file){.size = (uint64_t)about.st_size, .used = about.st_atim};
+        files[count] =
+            (struct file){.size = taken((uint64_t)about.st_size, (uint64_t)about.st_blocks), .used = about.st_atim};
         memcpy(files[count].name, entry->d_name, TPW_IMAGE_NAME);
         total += files[count++].size;
     }
     if (count) {
         qsort(files, count, sizeof *files, by_use);
     }
-    for (size_t i = 0; i < count && total > folder->bound; i++) {
+    const uint64_t most = size < folder->bound ? folder->bound - size : 0;
+    const uint64_t wanted = total > most && most > spare ? most - spare : most;
+    for (size_t i = 0; i < count && total > wanted; i++) {
         unlinkat(folder->fd, files[i].name, 0);
         total -= files[i].size;
     }
-    made = total <= folder->bound;
+    made = total <= most;
+    if (folder->quota) {
+        tp_quota_images_are(folder->quota, total ? total : 1); /* 0 would say that nobody has looked */
+    }
 done:
     free(files);
     closedir(list);
@@ -118,7 +141,7 @@ bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char 
     }
     tpw_image_name(name, digest);
     if (fstatat(folder->fd, name, &about, AT_SYMLINK_NOFOLLOW) == 0 || size > folder->bound ||
-        !make_room(folder, size)) {
+        !make_room(folder, taken(size, 0))) {
         return true; /* another session was faster, or there can be no room */
     }
     if (!tp_random(&number, sizeof number)) {
@@ -135,7 +158,7 @@ bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char 
             unlinkat(folder->fd, unfinished, 0);
         }
     } else if (folder->quota) {
-        tp_quota_image_note(folder->quota, tpw_image_stamp(digest, &about));
+        tp_quota_images_grow(folder->quota, taken(size, (uint64_t)about.st_blocks));
     }
     if (file >= 0) {
         close(file);

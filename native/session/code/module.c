@@ -218,7 +218,7 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
     }
     bool asked = in->hash_size && !in->transfer && !in->data_size;
     if (asked) {
-        body = tpw_images_find(s, in->hash, in->size);
+        body = tpw_images_find(in->hash, in->size);
         if (!body) {
             out->missing = tpw_images_open() ? TP_IMAGE_MISSING : TP_IMAGE_NO_CACHE;
             return CUDA_SUCCESS;

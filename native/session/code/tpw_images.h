@@ -13,7 +13,9 @@
 /* Executor only. False when this worker keeps no images. */
 bool tpw_images_open(void);
 /* The image of that hash, verified, in memory that the caller frees; NULL when it is not there. */
-unsigned char *tpw_images_find(struct tpw_session *s, const unsigned char hash[TP_SHA256_SIZE], uint64_t size);
+unsigned char *tpw_images_find(const unsigned char hash[TP_SHA256_SIZE], uint64_t size);
+/* Smaller ones travel inside the call, and clients do not ask for them: as files they would only be many. */
+#define TPW_IMAGE_LEAST (64u << 10)
 /* Takes `bytes` and writes them aside, if they have the hash that the client says. */
 void tpw_images_keep(struct tpw_session *s, unsigned char *bytes, size_t size,
                      const unsigned char hash[TP_SHA256_SIZE]);
@@ -26,9 +28,6 @@ struct tpw_image_folder {
     void *quota;    /* the quota page, NULL without one */
 };
 void tpw_image_name(char name[TPW_IMAGE_NAME], const unsigned char hash[TP_SHA256_SIZE]);
-struct stat;
-/* Identifies one state of one file: what it should hold, where it lies, how long it is, when it was last written. */
-uint64_t tpw_image_stamp(const unsigned char hash[TP_SHA256_SIZE], const struct stat *about);
 /* Any thread: writes one image, making room first. False when writing is of no use any more, with a line in the log. */
 bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char *bytes, size_t size,
                      const unsigned char hash[TP_SHA256_SIZE]);

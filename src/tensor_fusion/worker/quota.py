@@ -1,5 +1,5 @@
 """The quota page: memory shared with all sessions of this worker, in which they reserve device memory and note
-which files of the image cache they have verified.
+how much of the disk the image cache takes.
 
 Layout: docs/wire-format.md. The page is sealed against a change of its size, so that no session can make the
 supervisor fault by truncating it. Sessions add and subtract atomically while the supervisor looks, which is why the
@@ -15,7 +15,7 @@ import struct
 
 from tensor_fusion.abi import Native
 
-PAGE_BYTES = 131072 + 4096 + 16384
+PAGE_BYTES = 131072 + 4096
 ROWS = 1024
 DEVICES = 16
 MAGIC = 0x5446_4C49_4D49_5431

@@ -80,6 +80,10 @@ class Segment:
             self.close()
             raise
 
+    def was_resized(self) -> bool:
+        """Whether somebody has changed the size of the file, in which nobody may have met the hole yet."""
+        return os.fstat(self.fd).st_size != self.size
+
     def close(self) -> None:
         """Give the file up; it goes unless somebody else, a virtual machine for example, has it open."""
         if self.owners_fd >= 0:

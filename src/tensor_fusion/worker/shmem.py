@@ -59,6 +59,7 @@ class ShmemListener:
     def __init__(self, segment: Segment, native: Native, admission: Admission) -> None:
         if segment.memory is None or segment.owners is None:
             raise ValueError("the segment is closed")
+        self._segment = segment
         self.name = segment.settings.shown
         self._megabytes = segment.settings.megabytes
         self._admission = admission
@@ -163,7 +164,7 @@ class ShmemListener:
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
             now = time.monotonic()
-            if self._calls.was_cut():
+            if self._calls.was_cut() or self._segment.was_resized():
                 self.on_failure(
                     f"The segment {self.name} was truncated by another process, so this worker ends; "
                     "start it again, and let nobody write the file whom its clients do not trust."
