@@ -15,6 +15,7 @@
 #define ATTR_CBANK_PARAM_SIZE 0x19u
 #define ATTR_REGCOUNT 0x2fu
 #define ATTR_FRAME_SIZE 0x11u
+#define SYSTEM_SHARED 1024 // CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK
 
 typedef struct {
     const unsigned char *bytes;
@@ -253,7 +254,11 @@ CUresult sim_cubin_parse(const unsigned char *bytes, uint64_t size, sim_image_t 
         } else if (!strncmp(name, ".nv.shared.", 11) && sim_image_find(image, name + 11, &found)) {
             if (section.sh_size > 1u << 20)
                 return CUDA_ERROR_INVALID_IMAGE;
-            image->entries[found].attributes[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES] = (int)section.sh_size;
+            // What compilers write for 9.0 begins with what the system keeps of each block, which is nobody's static memory:
+            // cuDNN asks for all of the opt-in limit behind it.
+            int shared = (int)section.sh_size;
+            image->entries[found].attributes[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES] =
+                shared < SYSTEM_SHARED ? shared : shared - SYSTEM_SHARED;
         } else if (section.sh_type == SHT_SYMTAB) {
             Elf64_Shdr strings;
             if (!read_section(&elf, section.sh_link, &strings) || strings.sh_type != SHT_STRTAB)
