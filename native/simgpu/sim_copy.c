@@ -274,6 +274,11 @@ CUresult cuMemcpyBatchAsync_v2(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *siz
 
 // ---- Memset ------------------------------------------------------------------------------------------------------
 
+static bool captures(CUstream stream) {
+    CUstreamCaptureStatus status;
+    return cuStreamIsCapturing(stream, &status) == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+}
+
 static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, size_t pitch, uint32_t value,
                       uint32_t element, size_t width, size_t height, bool async) {
     sim_set_t set = {.dst = {.address = dst, .pitch = pitch}, .height = height, .value = value, .element = element};
@@ -287,7 +292,9 @@ static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, siz
         return CUDA_SUCCESS;
     bool pinned;
     CUresult result = sim_side_prepare(context, &set.dst, SIM_PLACE_DEVICE, set.width, height, 1, true, &pinned);
-    if (result != CUDA_SUCCESS)
+    // A capture takes any address (cuDNN has its kernels captured with NULL and an offset as workspace); that the graph's
+    // launch breaks the context is assumed.
+    if (result != CUDA_SUCCESS && !(result == CUDA_ERROR_INVALID_VALUE && set.dst.mapped && captures(stream)))
         return result;
     set.dst.device = sim_copy_device(context, stream);
     pthread_rwlock_rdlock(&sim.map_lock);

@@ -221,8 +221,40 @@ static inline void check_dot(graph_bench_t *t) {
     OK(cuGraphDestroy(graph));
 }
 
+// A capture takes a memset at an address that nobody has: cuDNN looks at its kernels so, with NULL and an offset as workspace, and
+// would find a refusal as the last error of its CUDA runtime at its next launch.
+static inline void check_set_nowhere(void) {
+    enum { NOWHERE = 0x80 };
+    CUstream stream;
+    CUgraph graph;
+    CUgraphExec exec;
+    CUgraphNode nodes[2] = {0};
+    CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
+    CUDA_MEMSET_NODE_PARAMS told = {0};
+    size_t count = 2;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD8Async(NOWHERE, 0, 16384, stream));
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    OK(cuMemsetD8Async(NOWHERE, 3, 16384, stream));
+    OK(cuMemsetD2D32Async(NOWHERE, 64, 4, 8, 2, stream));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD2D32Async(NOWHERE, 16, 4, 8, 2, stream)); // rows that overlap
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD32Async(NOWHERE + 1, 4, 8, stream));
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuGraphGetNodes(graph, nodes, &count));
+    CHECK(count == 2);
+    OK(cuGraphNodeGetType(nodes[0], &type));
+    OK(cuGraphMemsetNodeGetParams(nodes[0], &told));
+    CHECK(type == CU_GRAPH_NODE_TYPE_MEMSET && told.dst == NOWHERE && told.value == 3);
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD8Async(NOWHERE, 0, 16384, stream));
+    OK(cuStreamDestroy_v2(stream));
+}
+
 static inline void check_graph_set(CUmodule module) {
     graph_bench_t t = graph_bench(module);
+    check_set_nowhere();
     check_host_nodes(&t);
     check_set_by_kind(&t);
     check_set_child(&t);

@@ -15,9 +15,18 @@ static int32_t check(struct tpw_session *s, const struct tp_frame *frame, uint64
     if (!nothing && (__builtin_mul_overflow(count, unit, &width) || address % unit || (height > 1 && pitch % unit))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    tpw_check_area(s, address, pitch, width, height, &error);
-    CUstream stream = tpw_stream(s, frame, handle, &error);
-    return error || nothing ? error : tpw_aside_begin(s, stream, address, aside);
+    uint64_t extent = tpw_area_extent(pitch, width, height, &error);
+    int32_t unknown = CUDA_SUCCESS;
+    tpw_check_range(s, address, extent, &unknown);
+    struct tpw_stream *stream = tpw_stream_of(s, frame, handle, &error);
+    if (error || nothing) {
+        return error;
+    }
+    if (unknown) { /* in a graph the address is looked at when it runs, like those that kernels take */
+        *aside = (struct tpw_aside){.stream = stream->native};
+        return tpw_capturing_graph(s, stream, &error) || error ? error : unknown;
+    }
+    return tpw_aside_begin(s, stream->native, address, aside);
 }
 
 #define MEMSET_1D(bits, field)                                                                                         \

@@ -62,18 +62,22 @@ void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int
     *error = CUDA_ERROR_INVALID_VALUE;
 }
 
-void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height,
-                    int32_t *error) {
+uint64_t tpw_area_extent(uint64_t pitch, uint64_t width, uint64_t height, int32_t *error) {
     uint64_t before = 0, total = 0, packed = 0;
     if (*error || !width || !height) {
-        return;
+        return 0;
     }
     if ((height > 1 && pitch < width) || __builtin_mul_overflow(pitch, height - 1, &before) ||
         __builtin_add_overflow(before, width, &total) || __builtin_mul_overflow(width, height, &packed)) {
         *error = CUDA_ERROR_INVALID_VALUE;
-        return;
+        return 0;
     }
-    tpw_check_range(s, address, total, error);
+    return total;
+}
+
+void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height,
+                    int32_t *error) {
+    tpw_check_range(s, address, tpw_area_extent(pitch, width, height, error), error);
 }
 
 void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {

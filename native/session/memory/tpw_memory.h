@@ -135,6 +135,8 @@ struct tpw_memory *tpw_memory_state(struct tpw_session *s);
 struct tpw_range *tpw_range_at(struct tpw_session *s, uint64_t address);
 /* Adds a range of the client; NULL when it overlaps another or there is no memory. */
 struct tpw_range *tpw_range_new(struct tpw_session *s, uint64_t address, uint64_t size, enum tpw_range_kind kind);
+/* The bytes from the first to the last of an area of rows, 0 for none; wrong when pitch < width or they are too many. */
+uint64_t tpw_area_extent(uint64_t pitch, uint64_t width, uint64_t height, int32_t *error);
 /* The same check as tpw_check_range for an area of rows; also that pitch >= width. */
 void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height,
                     int32_t *error);

@@ -3,7 +3,7 @@
  * stream.
  *
  * Any thread; owns nothing. The driver, too, returns before a memset is done, except of pinned host memory; what it promises
- * is that a wrong address is refused at once. Pinned memory that the GPU does not reach is set by copies out of a buffer on
+ * is that a wrong address is refused at once, but where the stream captures. Pinned memory that the GPU does not reach is set by copies out of a buffer on
  * the worker, which are in stream order and end like all copies to the host.
  */
 #include "tpc_copy.h"
@@ -73,6 +73,15 @@ static CUresult set_host(const char *name, const struct tpc_area *area, uint64_t
     return result;
 }
 
+/* A stream that captures takes any address, which is looked at when the graph runs: cuDNN has its kernels captured with NULL and an
+ * offset as workspace, to see what they are, and a refusal stays behind as the last error of its CUDA runtime. So the driver
+ * answers there, and anywhere else the address is refused with `result`. */
+static CUresult unknown(CUstream stream, CUresult result) {
+    CUstreamCaptureStatus status;
+    CUresult asked = tpc_capture_status(stream, &status);
+    return asked == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_ACTIVE ? CUDA_SUCCESS : result;
+}
+
 static CUresult check(const char *name, CUdeviceptr address, uint64_t pitch, uint64_t count, uint64_t height,
                       uint64_t unit, unsigned int value, CUstream stream) {
     struct tpc_area area = {.address = address, .pitch = pitch, .height = height};
@@ -88,7 +97,7 @@ static CUresult check(const char *name, CUdeviceptr address, uint64_t pitch, uin
     uint64_t extent = tpc_area_extent(&area, &fits);
     CUresult result = fits ? tpc_place_device(address, extent, &place) : CUDA_ERROR_INVALID_VALUE;
     if (result != CUDA_SUCCESS) {
-        return result;
+        return fits ? unknown(stream, result) : result;
     }
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
         tpc_twins_push(); /* what the program wrote before comes before */
