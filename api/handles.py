@@ -19,6 +19,9 @@ KINDS = [
     ("mipmap", 15, "CUmipmappedArray", (), "CUDA_ERROR_INVALID_HANDLE"),
     ("texref", 16, "CUtexref", (), "CUDA_ERROR_INVALID_HANDLE"),
     ("surfref", 17, "CUsurfref", (), "CUDA_ERROR_INVALID_HANDLE"),
+    # A green context's id is that of its context: it is in no table of its own.
+    ("greenctx", 18, "CUgreenCtx", (), "CUDA_ERROR_INVALID_CONTEXT"),
+    ("devdesc", 19, "CUdevResourceDesc", (), "CUDA_ERROR_INVALID_DEVICE"),
     ("userobject", 20, "CUuserObject", (), "CUDA_ERROR_INVALID_VALUE"),
     ("nvmldevice", 32, "nvmlDevice_t", (), "NVML_ERROR_INVALID_ARGUMENT"),
     ("nvmlevents", 33, "nvmlEventSet_t", (), "NVML_ERROR_INVALID_ARGUMENT"),

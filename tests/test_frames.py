@@ -61,6 +61,7 @@ CASES = (
     "struct_list",
     "struct_box",
     "struct_kernel",
+    "token",
     "kinds",
     "conditional",
     "conditional_names",

@@ -27,7 +27,7 @@ COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 FLAGS = ["-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Wno-sign-conversion", "-Werror"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-EVERYTHING = ["core", "streams", "graphs", "arrays", "parts", "images", "nvml", "peers"]
+EVERYTHING = ["core", "streams", "graphs", "arrays", "parts", "green", "images", "nvml", "peers"]
 ENVIRONMENT = {
     "nvml": {"TF_SIM_DEVICES": "2", "TF_SIM_MEMORY_MB": "4096"},
     "peers": {"TF_SIM_DEVICES": "2", "TF_SIM_MEMORY_MB": "4096"},

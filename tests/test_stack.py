@@ -73,6 +73,11 @@ def test_launching_by_parts(worker: Worker) -> None:
     assert worker.run("parts") == "right\n"
 
 
+@pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])
+def test_green_contexts(worker: Worker, variables: dict[str, str]) -> None:
+    assert worker.run("green", **variables) == "right\n"
+
+
 def test_polls_of_who_knows(worker: Worker) -> None:
     assert worker.run("polls") == "right\n"
 

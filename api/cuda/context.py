@@ -1,6 +1,6 @@
 """Contexts, primary contexts, limits."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, post, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, local, older, post
 
 FUNCTIONS = [
     custom("cuDevicePrimaryCtxRetain", ops="primary_retain"),
@@ -45,22 +45,20 @@ FUNCTIONS = [
     local("cuCtxAttach"),
     custom("cuCtxDetach", ops="context_destroy"),
     local("cuCtxGetExecAffinity"),
-    unsupported(
-        "green contexts come later",
-        "cuCtxFromGreenCtx",
-        "cuCtxGetDevResource",
-        "cuCtxRecordEvent",
-        "cuCtxWaitEvent",
-        "cuDevResourceGenerateDesc",
-        "cuDevSmResourceSplitByCount",
-        "cuDeviceGetDevResource",
-        "cuStreamGetGreenCtx",
-        "cuGreenCtxCreate",
-        "cuGreenCtxDestroy",
-        "cuGreenCtxGetDevResource",
-        "cuGreenCtxGetId",
-        "cuGreenCtxRecordEvent",
-        "cuGreenCtxStreamCreate",
-        "cuGreenCtxWaitEvent",
-    ),
+    # Shares of a device's multiprocessors. What the driver has in a resource stays in the session.
+    call("cuDeviceGetDevResource", contextless=True, resource="outstruct"),
+    call("cuCtxGetDevResource", contextless=True, resource="outstruct"),
+    older("cuGreenCtxGetDevResource", "cuCtxGetDevResource", hCtx="tpc_green_context(hCtx)"),
+    custom("cuDevSmResourceSplitByCount", ops="resource_split"),
+    call("cuDevResourceGenerateDesc", session="hand", contextless=True, resources="structs nbResources"),
+    custom("cuGreenCtxCreate", ops="context_create"),
+    custom("cuGreenCtxDestroy", ops="context_destroy", shows=True),
+    local("cuCtxFromGreenCtx"),
+    older("cuGreenCtxGetId", "cuCtxGetId", ctx="tpc_green_context(greenCtx)", ctxId="greenCtxId"),
+    custom("cuGreenCtxStreamCreate", ops="stream_create"),
+    local("cuStreamGetGreenCtx"),
+    call("cuCtxRecordEvent", session="hand", contextless=True, noted=True),
+    call("cuCtxWaitEvent", session="hand", contextless=True),
+    older("cuGreenCtxRecordEvent", "cuCtxRecordEvent", hCtx="tpc_green_context(hCtx)"),
+    older("cuGreenCtxWaitEvent", "cuCtxWaitEvent", hCtx="tpc_green_context(hCtx)"),
 ]

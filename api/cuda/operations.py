@@ -10,8 +10,11 @@ FUNCTIONS = [
     op("primary_release", "post", contextless=True, device="CUdevice: device"),
     op("primary_reset", "post", contextless=True, device="CUdevice: device"),
     op("primary_flags", "call", contextless=True, device="CUdevice: device", flags="unsigned int"),
+    # With a share of the device it is that of a green context, and a part of the primary one.
     op("context_create", "call", contextless=True, context="uint64_t: new context", device="CUdevice: device",
-       flags="unsigned int"),
+       flags="unsigned int", share="uint64_t: handle? devdesc"),
+    op("resource_split", "call", contextless=True, input="CUdevResource: struct", groups="unsigned int", flags="unsigned int",
+       least="unsigned int", wanted="int", out={"count": "unsigned int", "results": "void: bytes"}),
     op("context_destroy", "post", contextless=True, context="uint64_t: gone context"),
     op("context_limit", "call", waits="asked", limit="int", value="uint64_t", out={"value_set": "uint64_t"}),
     op("context_flags", "post", flags="unsigned int"),

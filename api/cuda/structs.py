@@ -54,6 +54,8 @@ STRUCTS = [
         "CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING": {"value.nvlinkUtilCentricScheduling": ""}},
         # It would tell the client an address of the driver.
         refuse=("CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE",))),
+    # It holds a pointer of the driver, which the session keeps: the program copies a token about.
+    struct("CUdevResource", _internal_padding="token or CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION if type == CU_DEV_RESOURCE_TYPE_SM"),
     # As a question about a kernel, which is asked of no stream.
     struct("CUlaunchConfig", hStream="none", attrs="structs CUlaunchAttribute numAttrs"),
 ]  # fmt: skip

@@ -61,6 +61,8 @@ typedef enum {
     SIM_MIPMAP,
     SIM_TEXREF,
     SIM_SURFREF,
+    SIM_DEVDESC,
+    SIM_GREEN,
 } sim_kind_t;
 
 typedef struct sim_context sim_context_t;
@@ -73,6 +75,7 @@ typedef struct sim_capture sim_capture_t; // sim_graph.h
 typedef struct sim_program sim_program_t; // sim_graph.h
 
 struct sim_context {
+    sim_context_t *base; // of a green context: the primary one, which has all but its streams
     int device;
     bool primary;
     atomic_bool active; // false: destroyed, or a primary context that nobody retains
@@ -87,6 +90,8 @@ struct sim_context {
     sim_stream_t *legacy;
     sim_stream_t *streams; // all live streams of the context, legacy one included
     unsigned room;         // for so many; making more waits for the GPU
+    sim_stream_t *aside;   // for events of the whole context, sim_green.c; NULL until there is one
+    uint64_t gate;         // place in it that everything queued from now on waits for
     sim_event_t *events;
     sim_module_t *modules;
     sim_context_t *next; // every context ever made, so that stale handles stay recognisable
@@ -470,6 +475,14 @@ CUresult sim_context_error(const sim_context_t *context);
 bool sim_device_ok(CUdevice device);
 bool sim_device_reaches(int device, int other); // its own memory, or a peer's
 
+// The context that memory, modules, events and arrays belong to that are made in this one.
+static inline sim_context_t *sim_home(sim_context_t *context) { return context->base ? context->base : context; }
+
+// sim_green.c
+CUgreenCtx sim_green_handle(sim_context_t *context);           // NULL: it is none
+void sim_green_stop(sim_context_t *context);                   // not under any lock
+bool sim_green_gate(sim_op_t *op, const sim_stream_t *stream); // under sim.lock: what all work of a context waits for
+
 // sim_map.c: which addresses exist
 typedef struct {
     unsigned char *host;
@@ -514,6 +527,7 @@ bool sim_share_end(sim_phys_t *phys);
 
 // sim_stream.c: queues and their threads
 CUresult sim_stream_new(sim_context_t *context, unsigned flags, int priority, sim_stream_t **stream); // under sim.lock
+CUresult sim_stream_create(sim_context_t *context, CUstream *stream, unsigned flags, int priority); // sim_stream_api.c
 void sim_stream_unlink(sim_stream_t *stream);  // under sim.lock: handle gone, the queue is drained
 void sim_stream_release(sim_stream_t *stream); // under sim.lock: one reference less
 // Whether the calling thread's default stream is its own, as in the functions of that kind; returns what was so before.

@@ -98,7 +98,8 @@ static CUresult fill(sim_context_t *context, const CUDA_ARRAY3D_DESCRIPTOR *shap
                      struct sim_array *array) {
     sim_range_t *range = NULL;
     CUresult result = CUDA_SUCCESS;
-    *array = (struct sim_array){.context = context, .context_id = context->id, .shape = *shape, .box = box_of(shape)};
+    *array = (struct sim_array){
+        .context = sim_home(context), .context_id = sim_home(context)->id, .shape = *shape, .box = box_of(shape)};
     if (shape->Flags & NO_MEMORY)
         return CUDA_SUCCESS;
     pthread_rwlock_wrlock(&sim.map_lock);
@@ -333,7 +334,7 @@ CUresult cuMipmappedArrayCreate(CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DE
             result = CUDA_ERROR_OUT_OF_MEMORY;
             break;
         }
-        *level = (struct sim_array){.context = context, .shape = shape, .box = box_of(&shape), .level = true};
+        *level = (struct sim_array){.context = sim_home(context), .shape = shape, .box = box_of(&shape), .level = true};
         level->context_id = context->id;
         level->box.base = bytes;
         bytes += bytes_of(&level->box);

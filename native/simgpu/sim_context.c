@@ -62,6 +62,9 @@ CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, u
 }
 
 void sim_context_stop(sim_context_t *context) {
+    for (sim_context_t *other = sim.contexts; other; other = other->next)
+        if (other->base == context)
+            sim_green_stop(other);
     pthread_mutex_lock(&sim.lock);
     if (!context->active) {
         pthread_mutex_unlock(&sim.lock);
@@ -81,7 +84,7 @@ void sim_context_stop(sim_context_t *context) {
     }
     while (context->streams)
         sim_stream_unlink(context->streams);
-    context->legacy = NULL;
+    context->legacy = context->aside = NULL;
     while (context->modules)
         sim_module_delete(context->modules);
     pthread_rwlock_wrlock(&sim.map_lock);
@@ -308,7 +311,7 @@ CUresult cuCtxDestroy_v2(CUcontext ctx) {
     CUresult result = ctx ? lookup(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
     if (result != CUDA_SUCCESS)
         return result;
-    if (context->primary)
+    if (context->primary || context->base)
         return CUDA_ERROR_INVALID_CONTEXT;
     if (sim_current() == context)
         depth--;
@@ -551,6 +554,9 @@ static CUresult synchronize(sim_context_t *context) {
     CUresult result = sim_capture_touch_context(context);
     if (result == CUDA_SUCCESS)
         sim_context_drain(context);
+    for (sim_context_t *green = sim.contexts; result == CUDA_SUCCESS && green; green = green->next)
+        if (green->base == context && green->active)
+            sim_context_drain(green);
     pthread_mutex_unlock(&sim.lock);
     sim_print_show();
     return result == CUDA_SUCCESS ? sim_context_error(context) : result;

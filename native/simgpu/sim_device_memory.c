@@ -165,7 +165,7 @@ CUresult sim_device_allocate(sim_context_t *context, uint64_t bytes, sim_range_t
     range->size = bytes;
     range->kind = SIM_RANGE_DEVICE;
     range->device = context->device;
-    range->context = context;
+    range->context = sim_home(context);
     range->host = device->backing + offset;
     range->charged = charged;
     if (!sim_map_add(range)) {

@@ -27,6 +27,7 @@ CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     sim_event_t *event = calloc(1, sizeof *event);
     if (!event)
         return CUDA_ERROR_OUT_OF_MEMORY;
+    context = sim_home(context);
     event->context = context;
     event->flags = Flags;
     event->refs = 1;
@@ -74,7 +75,7 @@ static CUresult record(sim_context_t *context, CUevent handle, CUstream stream_h
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, stream_handle, &stream);
     sim_event_t *event = sim_event_of(handle);
-    if (result == CUDA_SUCCESS && (!event || event->context != stream->context))
+    if (result == CUDA_SUCCESS && (!event || event->context != sim_home(stream->context)))
         result = CUDA_ERROR_INVALID_HANDLE;
     bool taken = false;
     if (result == CUDA_SUCCESS && flags) {

@@ -139,7 +139,7 @@ void sim_program_place(const sim_program_t *program, sim_stream_t *stream, uint6
     for (size_t i = 0; i < program->count; i++) {
         const sim_step_t *step = &program->steps[i];
         sim_event_t *event = step->op.kind == SIM_OP_RECORD_NODE ? sim_event_of(step->op.u.event_handle) : NULL;
-        if (event && event->context == stream->context)
+        if (event && event->context == sim_home(stream->context))
             sim_event_place(event, stream, seq);
         if (step->child)
             sim_program_place(step->child, stream, seq);

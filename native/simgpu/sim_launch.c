@@ -148,7 +148,7 @@ static CUresult prepare(sim_context_t *context, const request_t *r, sim_op_t *op
     int *attributes;
     *op = (sim_op_t){.kind = SIM_OP_LAUNCH};
     CUresult result = sim_function_resolve(context, r->function, &function, &attributes);
-    if (result == CUDA_SUCCESS && function->module->context != context)
+    if (result == CUDA_SUCCESS && function->module->context != sim_home(context))
         result = CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS)
         result = check_shape(r, attributes);
@@ -179,7 +179,7 @@ static CUresult launch(sim_context_t *context, const request_t *r) {
     sim_op_t op;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, r->stream, &stream);
-    if (result == CUDA_SUCCESS && stream->context != context)
+    if (result == CUDA_SUCCESS && sim_home(stream->context) != sim_home(context))
         result = CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS)
         result = prepare(context, r, &op);

@@ -139,7 +139,7 @@ CUresult sim_host_allocate(sim_context_t *context, size_t bytes, unsigned flags,
     range->charged = mapped;
     range->kind = SIM_RANGE_HOST;
     range->device = context->device;
-    range->context = context;
+    range->context = sim_home(context);
     range->flags = flags | CU_MEMHOSTALLOC_DEVICEMAP; // unified addressing maps every pinned allocation
     bool active = context->active, added = active && sim_map_add(range);
     if (!added) {
@@ -226,7 +226,7 @@ CUresult cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
     range->size = bytesize;
     range->kind = SIM_RANGE_REGISTERED;
     range->device = context->device;
-    range->context = context;
+    range->context = sim_home(context);
     range->flags = Flags | CU_MEMHOSTREGISTER_DEVICEMAP;
     CUresult result = CUDA_SUCCESS;
     pthread_rwlock_wrlock(&sim.map_lock);

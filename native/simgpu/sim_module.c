@@ -55,6 +55,7 @@ static CUresult place_globals(sim_module_t *module) {
 }
 
 CUresult sim_module_new(sim_context_t *context, sim_image_t *image, sim_library_t *library, sim_module_t **out) {
+    context = sim_home(context);
     if (!context->active)
         return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     sim_module_t *module = calloc(1, sizeof *module);
@@ -96,7 +97,7 @@ static sim_module_t *made_of(const sim_library_t *library, const sim_context_t *
 }
 
 CUresult sim_library_module(sim_library_t *library, sim_context_t *context, sim_module_t **out) {
-    *out = made_of(library, context);
+    *out = made_of(library, sim_home(context));
     if (*out)
         return CUDA_SUCCESS;
     sim_context_drain(context); // as cuModuleLoadData does; other threads go on meanwhile

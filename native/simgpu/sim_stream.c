@@ -235,6 +235,8 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
     } else if (is_blocking(stream)) {
         ok = sim_stream_depend(op, context->legacy, context->legacy->enqueued);
     }
+    if (ok)
+        ok = sim_green_gate(op, stream);
     if (ok && op->kind == SIM_OP_GRAPH)
         ok = sim_program_await(op->u.program, stream, op);
     if (result == CUDA_SUCCESS && !ok)
@@ -393,7 +395,7 @@ CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_
     if (!sim_handle_is(handle, SIM_STREAM))
         return CUDA_ERROR_INVALID_HANDLE;
     *stream = (sim_stream_t *)(void *)handle;
-    return CUDA_SUCCESS;
+    return (*stream)->context->active ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
 CUresult sim_lend(CUstream handle, sim_context_t **context) {
@@ -412,7 +414,7 @@ CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool 
     sim_stream_t *stream;
     uint64_t seq = 0;
     CUresult result = sim_stream_resolve(context, handle, &stream);
-    if (result == CUDA_SUCCESS && own_context && stream->context != context)
+    if (result == CUDA_SUCCESS && own_context && sim_home(stream->context) != sim_home(context))
         result = CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS && wait == SIM_WAIT)
         result = sim_capture_touch(stream);

@@ -10,7 +10,7 @@
 // Out of range is no error, neither here nor as an attribute (580.159.04, measured).
 static int in_range(int priority) { return priority > 0 ? 0 : priority < -5 ? -5 : priority; }
 
-static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsigned flags, int priority) {
+CUresult sim_stream_create(sim_context_t *context, CUstream *phStream, unsigned flags, int priority) {
     if (!phStream || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING))
         return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
@@ -40,12 +40,12 @@ static CUresult stream_create(sim_context_t *context, CUstream *phStream, unsign
 
 CUresult cuStreamCreate(CUstream *phStream, unsigned int Flags) {
     SIM_ENTER_CONTEXT(context);
-    return stream_create(context, phStream, Flags, 0);
+    return sim_stream_create(context, phStream, Flags, 0);
 }
 
 CUresult cuStreamCreateWithPriority(CUstream *phStream, unsigned int flags, int priority) {
     SIM_ENTER_CONTEXT(context);
-    return stream_create(context, phStream, flags, priority);
+    return sim_stream_create(context, phStream, flags, priority);
 }
 
 CUresult cuStreamDestroy_v2(CUstream hStream) {
@@ -54,8 +54,10 @@ CUresult cuStreamDestroy_v2(CUstream hStream) {
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
     if (sim_handle_is(hStream, SIM_STREAM)) { // work that is queued goes on
-        sim_stream_unlink((sim_stream_t *)(void *)hStream);
-        result = CUDA_SUCCESS;
+        sim_stream_t *stream = (sim_stream_t *)(void *)hStream;
+        result = stream->context->active ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        if (result == CUDA_SUCCESS)
+            sim_stream_unlink(stream);
     }
     pthread_mutex_unlock(&sim.lock);
     return result;
@@ -163,9 +165,12 @@ CUresult cuStreamGetCtx(CUstream hStream, CUcontext *pctx) {
 CUresult cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pGreenCtx) {
     SIM_ENTER_STREAM(context, hStream);
     CUresult result = ask(context, hStream, STREAM_CONTEXT, pCtx);
-    if (result == CUDA_SUCCESS && pGreenCtx)
-        *pGreenCtx = NULL;
-    return result;
+    if (result != CUDA_SUCCESS || !pGreenCtx)
+        return result;
+    sim_context_t *whose = (sim_context_t *)(void *)*pCtx; // that of a green context is told as its primary one
+    *pGreenCtx = sim_green_handle(whose);
+    *pCtx = (CUcontext)(void *)sim_home(whose);
+    return CUDA_SUCCESS;
 }
 
 CUresult cuStreamGetDevice(CUstream hStream, CUdevice *device) {

@@ -42,8 +42,8 @@ static reference_t *make(sim_context_t *context, bool surface) {
         free(fresh);
         return NULL;
     }
-    fresh->context = context;
-    fresh->context_id = context->id;
+    fresh->context = sim_home(context);
+    fresh->context_id = fresh->context->id;
     fresh->format = CU_AD_FORMAT_FLOAT;
     fresh->channels = 1;
     for (int i = 0; i < 3; i++)

@@ -123,6 +123,59 @@ static void case_struct_kernel(void) {
     KERNEL(sizeof params);
 }
 
+/* What stays in the session goes by tokens: those that it never gave name nothing, and no byte of the client's is the driver's. A
+ * green context ends with the primary one that it is a part of, and so does what is done in it. */
+static void case_token(void) {
+    struct {
+        unsigned int type, magic, index, more[33];
+    } r = {.type = CU_DEV_RESOURCE_TYPE_SM, .magic = 0x6b6f7461};
+    _Static_assert(sizeof r == sizeof(CUdevResource), "the same");
+    const uint64_t desc = handle(TPG_DEVDESC, 0), event = handle(TPG_EVENT, 0), green = handle(TPG_CONTEXT, 1);
+    r.more[21] = 132; /* what shows of it: multiprocessors, and steps */
+    r.more[22] = r.more[23] = 8;
+#define SPLIT()                                                                                                        \
+    SEND(0, resource_split, CALL, .groups = 2, .least = 16, .wanted = 1, .input = (const void *)&r,                    \
+         .input_size = sizeof r)
+#define DESCRIBE(number, count, size)                                                                                  \
+    SEND(0, cuDevResourceGenerateDesc, CALL, .phDesc = handle(TPG_DEVDESC, number), .nbResources = (count),            \
+         .resources = &r, .resources_size = (size))
+    SEND(0, event_create, 0, .event = event);
+    SEND(0, cuDeviceGetDevResource, CALL, .device = 0, .type = CU_DEV_RESOURCE_TYPE_SM);
+    SPLIT();
+    DESCRIBE(0, 1, sizeof r);
+    r.more[21] = 131;
+    SPLIT(); /* refused, 1 */
+    r.more[21] = 132;
+    r.index = 1000;
+    SPLIT(); /* 2 */
+    r.index = 0;
+    r.magic = 0x41414141;
+    memset(r.more, 0x41, sizeof r.more);
+    SPLIT();                  /* 3 */
+    DESCRIBE(1, 1, sizeof r); /* 4 */
+    r.type = 7;
+    SPLIT();                                                                          /* 5 */
+    DESCRIBE(1, 0, 0);                                                                /* 6 */
+    SEND(0, context_create, CALL, .context = green, .share = event);                  /* 7 */
+    SEND(0, context_create, CALL, .context = green, .share = handle(TPG_DEVDESC, 1)); /* 8 */
+    SEND(0, context_create, CALL, .context = green, .share = desc);
+    SEND(1, stream_create, 0, .stream = handle(TPG_STREAM, 5), .flags = CU_STREAM_NON_BLOCKING);
+    SEND(0, cuCtxRecordEvent, CALL, .hCtx = green, .hEvent = event);
+    SEND(0, cuCtxWaitEvent, CALL, .hCtx = event, .hEvent = event);   /* 9 */
+    SEND(0, cuCtxRecordEvent, CALL, .hCtx = green, .hEvent = green); /* 10 */
+    for (uint32_t i = 0; i < 63; i++) {
+        SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 2 + i), .share = desc);
+    }
+    SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 90), .share = desc); /* 11: too many */
+    SEND(0, primary_release, CALL, .device = 0);
+    let_it_look();
+    SEND(1, stream_create, CALL, .stream = handle(TPG_STREAM, 6));                    /* 12 */
+    SEND(0, stream_wait, CALL, .stream = handle(TPG_STREAM, 5));                      /* 13 */
+    SEND(0, cuCtxRecordEvent, CALL, .hCtx = green, .hEvent = event);                  /* 14 */
+    SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 91), .share = desc); /* 15 */
+    SEND(0, context_destroy, CALL, .context = green);                                 /* 16 */
+}
+
 /* Handles of another kind than an operation's: the hand-written function never sees them. */
 static void case_kinds(void) {
     const uint64_t event = handle(TPG_EVENT, 0), pool = handle(TPG_POOL, 0), graph = handle(TPG_GRAPH, 0);

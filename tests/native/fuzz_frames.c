@@ -102,9 +102,9 @@ static void read_records(struct tpw_link *link, struct input *in) {
 static uint64_t likely_word(void) {
     static const uint64_t edges[] = {0,       1,          2,          4096,      65536,      2 << 20,
                                      3 << 20, UINT32_MAX, 1ull << 32, INT64_MAX, 1ull << 63, UINT64_MAX};
-    static const uint32_t kinds[] = {TPG_CONTEXT, TPG_MODULE,    TPG_FUNCTION,  TPG_LIBRARY,   TPG_KERNEL,
-                                     TPG_STREAM,  TPG_EVENT,     TPG_POOL,      TPG_MEMORY,    TPG_NVMLDEVICE,
-                                     TPG_GRAPH,   TPG_GRAPHNODE, TPG_GRAPHEXEC, TPG_USEROBJECT};
+    static const uint32_t kinds[] = {TPG_CONTEXT, TPG_MODULE,    TPG_FUNCTION,  TPG_LIBRARY,    TPG_KERNEL,
+                                     TPG_STREAM,  TPG_EVENT,     TPG_POOL,      TPG_MEMORY,     TPG_NVMLDEVICE,
+                                     TPG_GRAPH,   TPG_GRAPHNODE, TPG_GRAPHEXEC, TPG_USEROBJECT, TPG_DEVDESC};
     uint32_t a = (uint32_t)rand(), kind = kinds[(a >> 3) % (sizeof kinds / sizeof *kinds)];
     switch (a % 8) {
     case 0:
@@ -225,6 +225,17 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(memory_unmap, .address = ADDRESS(0), .size = 2 << 20);
     LIKE(global_get, .owner = HANDLE(rand() % 2 ? TPG_MODULE : TPG_LIBRARY, 0), .name = "counter");
     LIKE(context_create, .context = HANDLE(TPG_CONTEXT, 1), .device = rand() % 2);
+    CUdevResource resource = {.type = CU_DEV_RESOURCE_TYPE_SM, .sm = {132, 8, 8}};
+    const uint32_t token[2] = {0x6b6f7461, (uint32_t)rand() % 2};
+    memcpy(resource._internal_padding, token, sizeof token);
+    LIKE(cuDeviceGetDevResource, .device = 0, .type = CU_DEV_RESOURCE_TYPE_SM);
+    LIKE(resource_split, .input = (const void *)&resource, .input_size = sizeof resource, .groups = 2, .least = 16,
+         .wanted = 1);
+    LIKE(cuDevResourceGenerateDesc, .phDesc = HANDLE(TPG_DEVDESC, rand() % 2), .resources = &resource,
+         .resources_size = sizeof resource, .nbResources = 1);
+    LIKE(context_create, .context = HANDLE(TPG_CONTEXT, 1), .share = HANDLE(TPG_DEVDESC, rand() % 2));
+    LIKE(cuCtxRecordEvent, .hCtx = HANDLE(TPG_CONTEXT, rand() % 2), .hEvent = event);
+    LIKE(cuCtxWaitEvent, .hCtx = HANDLE(TPG_CONTEXT, rand() % 2), .hEvent = event);
     LIKE(context_destroy, .context = HANDLE(TPG_CONTEXT, rand() % 2));
     LIKE(event_create, .event = HANDLE(TPG_EVENT, rand() % 2));
     LIKE(cuEventDestroy_v2, .hEvent = event);

@@ -151,6 +151,25 @@ static void capture(struct story *t) {
     }
 }
 
+/* A resource of the device by a token, which may be one that was given or not, or what is none. */
+static void describe(struct story *t) {
+    struct {
+        unsigned int type, magic, index, more[33];
+    } r = {.type = byte(t) % 8 ? CU_DEV_RESOURCE_TYPE_SM : byte(t),
+           .magic = byte(t) % 8 ? 0x6b6f7461 : byte(t) * 0x01010101u,
+           .index = byte(t) % 4 ? 0 : byte(t),
+           .more = {[21] = 132, [22] = 8, [23] = 8}};
+    if (byte(t) % 4 == 0) { /* a part, as the driver shows it */
+        r.more[21] = 8u * byte(t);
+        r.more[22] = r.more[23] = 0;
+    }
+    SAY(cuDeviceGetDevResource, .device = byte(t) % 2, .type = CU_DEV_RESOURCE_TYPE_SM);
+    SAY(resource_split, .groups = byte(t) % 20, .least = byte(t), .wanted = byte(t) % 4 != 0, .input = (const void *)&r,
+        .input_size = sizeof r);
+    SAY(cuDevResourceGenerateDesc, .phDesc = fresh(t, TPG_DEVDESC), .nbResources = 1, .resources = &r,
+        .resources_size = sizeof r);
+}
+
 /* Things that are made. */
 static void make(struct story *t, unsigned verb) {
     switch (verb) {
@@ -225,8 +244,14 @@ static void make(struct story *t, unsigned verb) {
     case 23:
         SAY(graph_host, .owner = some(t, TPG_GRAPH), .node = fresh(t, TPG_GRAPHNODE), .token = 100 + byte(t));
         break;
-    default:
+    case 24:
         SAY(link_create, .link = fresh(t, TPG_LINK));
+        break;
+    case 25:
+        describe(t);
+        break;
+    default:
+        SAY(context_create, .context = fresh(t, TPG_CONTEXT), .device = 0, .share = some(t, TPG_DEVDESC));
         break;
     }
 }
@@ -362,8 +387,14 @@ static void act(struct story *t, unsigned verb) {
     case 26:
         SAY(global_get, .owner = some(t, byte(t) % 2 ? TPG_MODULE : TPG_LIBRARY), .name = "counter");
         break;
-    default:
+    case 27:
         fuzz_link_pause(t->link);
+        break;
+    case 28:
+        SAY(cuCtxRecordEvent, .hCtx = some(t, TPG_CONTEXT), .hEvent = some(t, TPG_EVENT));
+        break;
+    default:
+        SAY(cuCtxWaitEvent, .hCtx = some(t, TPG_CONTEXT), .hEvent = some(t, TPG_EVENT));
         break;
     }
 }
@@ -374,11 +405,11 @@ void fuzz_story(struct tpw_link *link, const unsigned char *bytes, size_t size, 
         unsigned verb = byte(&story);
         in_context(&story);
         if (verb < 110) {
-            make(&story, verb % 25);
+            make(&story, verb % 27);
         } else if (verb < 150) {
             finish(&story, verb % 12);
         } else {
-            act(&story, verb % 28);
+            act(&story, verb % 30);
         }
     }
 }

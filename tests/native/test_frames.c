@@ -616,6 +616,7 @@ static const struct {
     {"struct_list", case_struct_list, 0, false, 3},
     {"struct_box", case_struct_box, 7, false, 0},
     {"struct_kernel", case_struct_kernel, 2, false, 3},
+    {"token", case_token, 16, false, 0},
     {"kinds", case_kinds, 5, false, 3},
     {"event", case_event, 0, false, 0},
     {"pool", case_pool, 3, false, 0},

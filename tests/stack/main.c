@@ -65,6 +65,7 @@ static const struct {
              {"graphs", role_graphs},
              {"arrays", role_arrays},
              {"parts", role_parts},
+             {"green", role_green},
              {"timing", role_timing},
              {"polls", role_polls},
              {"corners", role_corners},

@@ -45,6 +45,9 @@ int role_arrays(int count, char **words);
 /* parts.c */
 int role_parts(int count, char **words);
 
+/* green.c */
+int role_green(int count, char **words);
+
 /* graphs.c */
 int role_graphs(int count, char **words);
 

@@ -120,7 +120,7 @@ static int32_t create(struct tpw_session *s, const struct tp_frame *frame, uint3
         free(twin);
         return tpw_made(s, frame, kind, handle, 0, error);
     }
-    *charge = *twin = (struct tpw_charge){.device = device, .kind = kind, .context = s->entered};
+    *charge = *twin = (struct tpw_charge){.device = device, .kind = kind, .context = tpw_home_of(s, s->entered)};
     uint64_t bytes = 0;
     error = needed(s, d, kind, levels, s->devices[device], twin, &bytes);
     end_later(s, twin);

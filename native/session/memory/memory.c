@@ -98,7 +98,7 @@ void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size) 
     if (size && !(known && known->at.start == address && known->at.size == size)) {
         struct tpw_range *range = tpw_range_new(s, address, size, TPW_RANGE_OTHER);
         if (range) {
-            range->context = s->entered;
+            range->context = tpw_home_of(s, s->entered);
             range->device = tpw_context_device(s, s->entered);
         }
     }
@@ -212,7 +212,7 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
         return error;
     }
     range->charged = in->size;
-    range->context = s->entered;
+    range->context = tpw_home_of(s, s->entered);
     out->address = range->at.start;
     return CUDA_SUCCESS;
 }

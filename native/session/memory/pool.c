@@ -174,7 +174,7 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     /* What a pool takes for a byte. The largest size stays itself: nothing holds it. */
     const uint64_t charge =
         in->size > UINT64_MAX - TPW_UNIT ? in->size : (in->size + TPW_UNIT - 1) / TPW_UNIT * TPW_UNIT;
-    const uint32_t context = stream->context_id; /* what follows may wait, and the stream may end */
+    const uint32_t context = stream->home; /* what follows may wait, and the stream may end */
     const CUstream to = stream->native;
     CUgraph graph = TP_UNLIKELY(s->captures) ? tpw_capturing_graph(s, stream, &error) : NULL;
     if (!graph) {

@@ -245,7 +245,7 @@ static int32_t map_block(struct tpw_session *s, const struct tpw_question *quest
     }
     *mapped = (struct mapped){.import = import, .address = address};
     range->device = what->device;
-    range->context = question->context;
+    range->context = tpw_home_of(s, question->context);
     range->access = mask;
     range->detail = mapped;
     import->mappings++;

@@ -117,8 +117,11 @@ int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t k
     if (error && (frame->flags & TP_FRAME_CALL)) {
         return error;
     }
-    *object = (struct tpw_object){
-        .native = error ? 0 : native, .error = error, .id = id, .context = frame->context, .kind = kind};
+    *object = (struct tpw_object){.native = error ? 0 : native,
+                                  .error = error,
+                                  .id = id,
+                                  .context = kind == TPG_STREAM ? frame->context : tpw_home_of(s, frame->context),
+                                  .kind = kind};
     return error;
 }
 

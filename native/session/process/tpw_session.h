@@ -126,6 +126,12 @@ int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t k
                  int32_t error);
 void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle);
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error);
+/* ---- token.c ----
+ * Structs of the driver that the client may have but not read: what it holds is a token. */
+/* The whole struct of a kind behind a token; false for a token that names none. */
+bool tpw_token_take(const char *form, const void *token, size_t room, void *whole, size_t size);
+/* A token for a struct, zeroed behind it; an error when there are too many. */
+void tpw_token_give(const char *form, const void *whole, size_t size, void *token, size_t room, int32_t *error);
 /* Zeroed memory of count*unit bytes, at most TP_FRAME_MAX/2, valid until the operation ends. */
 void *tpw_scratch(struct tpw_session *s, uint64_t count, uint64_t unit, int32_t *error);
 void tpw_scratch_reset(struct tpw_session *s); /* at the beginning of each operation */
@@ -217,6 +223,8 @@ void *tpw_open_library(struct tpw_session *s, bool nvml);
 struct tpw_context {
     int device; /* index */
     bool primary;
+    CUgreenCtx green; /* of a green context, which is a part of the primary one with the id `home` */
+    uint32_t home;
     bool limits_changed;
     size_t fresh[CU_LIMIT_MAX]; /* before the client changed the first of them */
     bool has[CU_LIMIT_MAX];     /* the driver has such a limit */
@@ -234,6 +242,9 @@ int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out);
  * context may be a created one, with which its pinned memory would end. What was current is so again after the second. */
 bool tpw_home_enter(struct tpw_session *s);
 void tpw_home_leave(struct tpw_session *s);
+/* Id of the context that memory, modules, events and arrays belong to that are made in this one: of a green context the
+ * primary one, else itself. */
+uint32_t tpw_home_of(struct tpw_session *s, uint32_t context);
 /* Index of a context's device; 0 for one that is not there. */
 uint32_t tpw_context_device(struct tpw_session *s, uint32_t context);
 /* A primary context was made, and is current: what works in it gets ready, or says why not. */

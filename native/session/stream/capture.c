@@ -49,7 +49,7 @@ void tpw_refuse_capturing(struct tpw_session *s, CUstream native, int32_t *error
 int32_t tpw_refuse_captures(struct tpw_session *s) {
     int32_t error = CUDA_SUCCESS;
     for (struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
-        if (capture->origin->context_id == s->entered) {
+        if (capture->origin->context_id == s->entered || capture->origin->home == s->entered) {
             int32_t broken = tpw_refuse_capture(s, capture->origin);
             error = error ? error : broken;
         }

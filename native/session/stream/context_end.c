@@ -5,7 +5,8 @@
  * last release or a reset means is done piece by piece, to the client's own objects: when all their work is over they are
  * destroyed, its memory is freed, its limits go back. cuDevicePrimaryCtxReset is never called, as it would take the session's
  * own objects with it, and mends nothing: a device that an error broke stays so until the process ends, and a context cannot be
- * made there (580.159.04, measured). A created context is the client's alone and is destroyed whole.
+ * made there (580.159.04, measured). A created context is the client's alone and is destroyed whole. A green context is a part of
+ * the primary one and ends before it: it has streams and nothing else.
  *
  * Ending waits for the GPU aside (struct ending), never on the executor: the work to wait for may itself wait for a host
  * function of the client. A context is forgotten at once, so that frames that still name it answer that it is destroyed.
@@ -17,6 +18,8 @@
 
 /* A context costs about half a GiB of the GPU, and host memory; programs were seen to create one or two. */
 #define CREATED_MAX 8u
+/* Green contexts have little of their own, but channels of the GPU. */
+#define GREEN_MAX 64u
 
 struct ending {
     struct ending *next;
@@ -31,15 +34,15 @@ struct ending {
 /* ---- beginning ---- */
 
 /* The client counts retains; it asks for a device's context once until that is released. */
-static bool has_primary(struct tpw_session *s, int device) {
+static struct tpw_object *primary_of(struct tpw_session *s, int device) {
     struct tpw_object *object;
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
         const struct tpw_context *record = object->record;
         if (record && record->primary && record->device == device) {
-            return true;
+            return object;
         }
     }
-    return false;
+    return NULL;
 }
 
 int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
@@ -49,7 +52,7 @@ int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
     if (error) {
         return error;
     }
-    if (has_primary(s, in->device)) {
+    if (primary_of(s, in->device)) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
     error = tpw_device_broken(s, in->device);
@@ -72,21 +75,63 @@ int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
     return tpw_context_made(s, frame, in->context, native, in->device, true, error);
 }
 
-int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame,
-                           const struct tpg_context_create_in *in) {
-    int32_t error = 0;
-    tpw_check_device(s, in->device, &error);
-    uint32_t created = 0;
+static uint32_t created(struct tpw_session *s, bool green) {
+    uint32_t count = 0;
     struct tpw_object *object;
-    tpw_callbacks_run(s); /* the last graph that pointed at one of those below may be gone */
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
         const struct tpw_context *record = object->record;
-        created += record && !record->primary;
+        count += record && !record->primary && green == (record->green != NULL);
     }
-    for (struct ending *ending = s->endings; ending; ending = ending->next) {
-        created += !ending->context.primary;
+    for (const struct ending *ending = s->endings; ending; ending = ending->next) {
+        count += !ending->context.primary && green == (ending->context.green != NULL);
     }
-    if (!error && created >= CREATED_MAX) {
+    return count;
+}
+
+/* A part of the client's primary context, with which it ends. */
+static int32_t green_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_create_in *in,
+                            CUdevResourceDesc share) {
+    const struct tpw_object *primary = primary_of(s, in->device);
+    CUgreenCtx green;
+    CUcontext native;
+    if (!primary || created(s, true) >= GREEN_MAX) {
+        return primary ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_CONTEXT;
+    }
+    const uint32_t home = primary->id;
+    uint64_t bytes = 0;
+    int32_t error = CUDA_SUCCESS;
+    TP_ASK(tpw_context_takes, error, s, (uint32_t)in->device, false, &bytes);
+    error = error
+                ? error
+                : (int32_t)s->cuda.cuGreenCtxCreate(&green, share, s->devices[in->device], CU_GREEN_CTX_DEFAULT_STREAM);
+    if (error) {
+        return error;
+    }
+    error = (int32_t)s->cuda.cuCtxFromGreenCtx(&native, green);
+    if (!error) {
+        TP_ASK(tpw_context_takes, error, s, (uint32_t)in->device, true, &bytes);
+    }
+    error = error ? error : tpw_context_made(s, frame, in->context, native, in->device, false, error);
+    if (error) {
+        s->cuda.cuGreenCtxDestroy(green);
+        return error;
+    }
+    struct tpw_context *record = tpw_object(s, TPG_CONTEXT, in->context)->record;
+    record->green = green;
+    record->home = home;
+    record->charged = bytes;
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_create_in *in,
+                           CUdevResourceDesc share) {
+    int32_t error = 0;
+    tpw_check_device(s, in->device, &error);
+    tpw_callbacks_run(s); /* the last graph that pointed at one of those below may be gone */
+    if (!error && share) {
+        return green_create(s, frame, in, share);
+    }
+    if (!error && created(s, false) >= CREATED_MAX) {
         tp_log(TP_WARN, "the client wants more than %u contexts of its own beside the primary ones", CREATED_MAX);
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -109,7 +154,7 @@ int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame,
         }
     }
     int32_t result = tpw_context_made(s, frame, in->context, native, in->device, false, error);
-    object = result ? NULL : tpw_object(s, TPG_CONTEXT, in->context);
+    const struct tpw_object *object = result ? NULL : tpw_object(s, TPG_CONTEXT, in->context);
     if (object) {
         ((struct tpw_context *)object->record)->charged = bytes;
     } else if (!error) { /* what is charged for it stays so: the session has no memory, or is ending */
@@ -204,12 +249,14 @@ static void last(struct tpw_session *s, struct ending *ending) {
             break;
         }
     }
-    if (!ending->context.primary) {
+    if (ending->context.green) { /* which is not taken from the thread */
+        tpw_go_into(s, NULL);
+        s->cuda.cuGreenCtxDestroy(ending->context.green);
+    } else if (!ending->context.primary) {
         s->cuda.cuCtxDestroy_v2(ending->native);
-        s->cuda.cuCtxSetCurrent(NULL);
-        s->entered_native = NULL;
-        s->entered = 0;
+        tpw_go_into(s, NULL);
     }
+    s->entered = 0;
     const struct tpw_gone gone = gone_of(ending, ending->context.primary);
     TP_TELL(tpw_context_over, s, &gone);
 }
@@ -245,7 +292,7 @@ static void finish(struct tpw_session *s, void *what, int32_t error) {
         tpw_let_go(s, kept);
         return;
     }
-    if (ending->context.primary) {
+    if (ending->context.primary || ending->context.green) { /* the driver would leave the streams of a green one */
         end_inside(s, ending);
     } else {
         tpw_objects_gone(s, &gone);
@@ -294,14 +341,17 @@ static int32_t end_primary_of(struct tpw_session *s, const struct tp_frame *fram
     if (error) {
         return error;
     }
-    struct tpw_object *object;
-    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
+    struct tpw_object *primary = primary_of(s, device), *object;
+    const uint32_t home = primary ? primary->id : 0;
+    for (uint32_t at = 0; primary && (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
         const struct tpw_context *record = object->record;
-        if (record && record->primary && record->device == device) {
-            return end(s, frame, object);
+        if (record && record->home == home && !error) { /* its green contexts, which the client has left */
+            error = end(s, frame, object);
         }
     }
-    return CUDA_ERROR_INVALID_CONTEXT;
+    primary = primary_of(s, device);
+    error = error || primary ? error : CUDA_ERROR_INVALID_CONTEXT;
+    return error ? error : end(s, frame, primary);
 }
 
 int32_t tpw_primary_release(struct tpw_session *s, const struct tp_frame *frame,

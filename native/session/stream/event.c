@@ -54,9 +54,7 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
 /* Whoever waits for the event waits for the record as of the call, and the driver is asked about the last one; one that becomes
  * part of a capture may not even be asked about. So the waits go into a stream of their own, behind the record that they are
  * for. Where there can be none now, they go on asking, and before a capture they end. */
-static int32_t recorded_anew(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, CUevent event,
-                             const struct tpw_stream *stream) {
-    tpw_enter_stream(s, stream);
+static bool move_waits(struct tpw_session *s, uint64_t handle, CUevent event) {
     struct tpw_stream *aside = tpw_stream_aside(s);
     bool moved = aside && !s->cuda.cuStreamWaitEvent(aside->native, event, 0) && !tpw_waits_move(s, handle, aside);
     if (aside) {
@@ -65,7 +63,13 @@ static int32_t recorded_anew(struct tpw_session *s, const struct tp_frame *frame
             tpw_stream_end(s, aside, CUDA_SUCCESS);
         }
     }
-    if (!moved && !tpw_touchable(s, stream)) {
+    return moved;
+}
+
+static int32_t recorded_anew(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, CUevent event,
+                             const struct tpw_stream *stream) {
+    tpw_enter_stream(s, stream);
+    if (!move_waits(s, handle, event) && !tpw_touchable(s, stream)) {
         tpw_waits_end_event(s, handle);
     }
     return tpw_enter(s, frame);
@@ -94,6 +98,24 @@ int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame 
         return error;
     }
     return (int32_t)s->cuda.cuEventRecordWithFlags(hEvent, hStream->native, in->flags);
+}
+
+/* All that is in the context, or all that will be. What the session has put there itself counts, too; it stands behind work of the
+ * client's. */
+int32_t tpw_cuCtxRecordEvent(struct tpw_session *s, const struct tp_frame *frame,
+                             const struct tpg_cuCtxRecordEvent_in *in, CUcontext hCtx, CUevent hEvent) {
+    (void)frame;
+    if (TP_UNLIKELY(tpw_waits_for_event(s, in->hEvent))) {
+        tpw_visit(s, hCtx, tp_handle_id(in->hCtx));
+        (void)move_waits(s, in->hEvent, hEvent);
+    }
+    return (int32_t)s->cuda.cuCtxRecordEvent(hCtx, hEvent);
+}
+
+int32_t tpw_cuCtxWaitEvent(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuCtxWaitEvent_in *in,
+                           CUcontext hCtx, CUevent hEvent) {
+    (void)frame, (void)in;
+    return (int32_t)s->cuda.cuCtxWaitEvent(hCtx, hEvent);
 }
 
 /* A stream that waits for a captured event becomes part of the capture: what it has queued must have its point before. */

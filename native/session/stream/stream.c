@@ -72,6 +72,7 @@ static struct tpw_stream *add(struct tpw_session *s, CUstream native, uint32_t t
                                       .native = native,
                                       .context = s->entered_native,
                                       .context_id = s->entered,
+                                      .home = tpw_home_of(s, s->entered),
                                       .device = tpw_context_device(s, s->entered),
                                       .thread = thread};
         s->streams = stream;

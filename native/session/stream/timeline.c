@@ -306,7 +306,7 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
     struct tpw_stream *idle = NULL;
     const uint32_t context = s->entered; /* a wait may visit another, and find no name for one that is ending */
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (!every_context && stream->context_id != context) {
+        if (!every_context && stream->context_id != context && stream->home != context) {
             continue;
         }
         const bool touchable = tpw_touchable(s, stream);

@@ -26,6 +26,7 @@ struct tpw_stream {
     CUstream native;
     CUcontext context;
     uint32_t context_id;
+    uint32_t home;                /* the primary context that its green context is a part of, else the same */
     uint32_t device;              /* index of its context's */
     uint32_t thread;              /* of a per-thread default stream, else 0 */
     uint32_t pending;             /* waits for it that have not completed */

@@ -79,6 +79,8 @@ of its arguments, or one in which its node is launched. While one does, of the f
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"known K"``         the same in a result, 0 when gone
 ``"handle K or E"``  the same, with the error E for none    ``"dev E"``           address of E bytes
 ``"context"``        a context, NULL is the current one
+``"token or E"``     bytes of the driver's own that the client never gets: they stay in the session, and the program
+                     has a token in their place. E is for what is none
 ``"struct"``         a struct with a declaration            ``"structs S N"``     pointer to N structs S
 ``"hand"``           written by hand: of a field F of S, tpc_size_S_F and tpc_put_S_F in the client, which may look at
                      all of S and put bytes behind it, and tpw_take_S_F in the session, which takes them

@@ -321,7 +321,7 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
                 f" (uint64_t)(uintptr_t)n_{item.name}, in.{item.owner}, error, &out.{item.name});"
             )
         if item.role == "outstruct":
-            body.append(f"    if (!error) {{ tpg_give_{item.ctype}(s, &n_{item.name}, &out.{item.name}); }}")
+            body.append(f"    if (!error) {{ tpg_give_{item.ctype}(s, &n_{item.name}, &out.{item.name}, &error); }}")
         if item.role == "outkept":
             tell = f"tpg_tell_{item.ctype}(s, &n_{item.name}, &out.{item.name}_size, &error)"
             body.append(f"    if (!error) {{ out.{item.name} = {tell}; }}")

@@ -106,6 +106,8 @@ class _Side:
         if member.when and lines:
             field, value = member.when
             inside = [f"    {line}" for line in lines]
+            if member.role == "token":
+                return [f"if (from->{field} == {value}) {{", *inside, "}"]
             return [f"if (from->{field} == {value}) {{", *inside, "} else {", f"    to->{path} = from->{path};", "}"]
         return lines
 
@@ -134,6 +136,8 @@ class _ClientSide(_Side):
             return [f"TPC_CHECK_HANDLE({(member.kind or 'context').upper()}, from->{path}, {optional});", copied]
         if role == "number":
             return [copied]
+        if role == "token":
+            return [f"memcpy(&to->{path}, &from->{path}, sizeof to->{path});"]
         if role == "word":
             return [copied, f"TPC_TRY(tpc_range_word(from->{path}, {member.length}));"]
         if role == "dev":
@@ -177,6 +181,9 @@ class _SessionSide(_Side):
         if role == "structs":
             count = member.length.replace("@", "from->")
             return [f"to->{path} = tpg_take_some_{member.kind}(s, frame, c, by, {count}, error);"]
+        if role == "token":
+            kept = f'tpw_token_take("{self.struct.name}", from->{path}, sizeof from->{path}, to, sizeof *to)'
+            return [f"if (!{kept}) {{ tpw_set(error, {member.refused}); }}"]
         if role == "hand":
             field = f"{self.struct.name}_{path.replace('.', '_')}"
             return [f"tpw_take_{field}(s, frame, c, by, from, to, error);"]
@@ -186,6 +193,9 @@ class _SessionSide(_Side):
 class _BackSide(_Side):
     """The session's image of what the driver has told."""
 
+    def __init__(self, struct: Struct) -> None:
+        self.struct = struct
+
     def refuse(self, error: str) -> str:
         return "break;"
 
@@ -193,12 +203,14 @@ class _BackSide(_Side):
         path, role = member.path, member.role
         if role in ("device", "dev", "word", "number"):
             return [f"to->{path} = from->{path};"]
+        if role == "token":
+            return [f'tpw_token_give("{self.struct.name}", from, sizeof *from, to->{path}, sizeof to->{path}, error);']
         if role in ("handle", "known", "context"):
             kind = (member.kind or "context").upper()
             known = f"tpw_known(s, TPG_{kind}, (uint64_t)(uintptr_t)from->{path})"
             return [f"to->{path} = ({member.ctype})(uintptr_t){known};"]
         if role == "struct":
-            return [f"tpg_give_{member.kind}(s, &from->{path}, &to->{path});"]
+            return [f"tpg_give_{member.kind}(s, &from->{path}, &to->{path}, error);"]
         return []
 
 
@@ -214,6 +226,8 @@ class _StoreSide(_Side):
             return [f"to->{path} = tpc_device_of(from->{path});"]
         if role in ("handle", "known", "context", "dev", "word", "number"):
             return [f"to->{path} = from->{path};"]
+        if role == "token":
+            return [f"memcpy(&to->{path}, &from->{path}, sizeof to->{path});"]
         if role == "struct":
             return [f"tpg_store_{member.kind}(&from->{path}, &to->{path});"]
         return []
@@ -319,8 +333,9 @@ def _take_list(struct: Struct) -> list[str]:
 
 def _give(struct: Struct) -> list[str]:
     name = struct.name
-    body = ["(void)s;", "memset(to, 0, sizeof *to);", *_walk(struct, _BackSide())]
-    return _function(f"void tpg_give_{name}(struct tpw_session *s, const {name} *from, {name} *to)", body)
+    body = ["(void)s, (void)error;", "memset(to, 0, sizeof *to);", *_walk(struct, _BackSide(struct))]
+    head = f"void tpg_give_{name}(struct tpw_session *s, const {name} *from, {name} *to, int32_t *error)"
+    return _function(head, body)
 
 
 def _store(struct: Struct) -> list[str]:
@@ -346,11 +361,11 @@ def _tell(struct: Struct) -> list[str]:
         "unsigned char *bytes = tpw_scratch(s, room, 1, error), *at = bytes + sizeof *from;",
         "if (!bytes) { return NULL; }",
         "*size = room;",
-        f"tpg_give_{name}(s, from, ({name} *)(void *)bytes);",
+        f"tpg_give_{name}(s, from, ({name} *)(void *)bytes, error);",
     ]
     for member, count in zip(lists, counts, strict=True):
         kind = member.kind
-        give = f"tpg_give_{kind}(s, &from->{member.path}[i], ({kind} *)(void *)at);"
+        give = f"tpg_give_{kind}(s, &from->{member.path}[i], ({kind} *)(void *)at, error);"
         body.append(f"for (uint64_t i = 0; i < {count}; i++, at += sizeof({kind})) {{ {give} }}")
     head = f"const void *tpg_tell_{name}(struct tpw_session *s, const {name} *from, size_t *size, int32_t *error)"
     return _function(head, [*body, "return bytes;"])

@@ -17,6 +17,7 @@ from .layout import DescriptionError, Types, meant, refuse
 WORDS = {
     "value": "", "zero": "", "none": "", "null": "", "device": "", "struct": "", "handle": "kind", "known": "kind",
     "context": "", "dev": "length", "word": "length", "number": "", "structs": "struct length", "hand": "",
+    "token": "",
 }  # fmt: skip
 OPTIONAL = ("handle",)
 EXTENTS = {"area": 3, "box": 5}  # of native/wire/tp_extent.h, with their number of arguments
@@ -120,7 +121,9 @@ class _Reader:
                 continue
             members += self._plain(leaf, plain)
         members += [self._group(name, group, paths) for name, group in groups.items()]
-        members.sort(key=lambda m: isinstance(m, Member) and m.role == "hand")  # last: it may look at the others
+        # What the driver keeps is there before what shows of it; what is by hand comes last: it may look at the others.
+        places = {"token": -1, "hand": 1}
+        members.sort(key=lambda m: places.get(m.role, 0) if isinstance(m, Member) else 0)
         return Struct(self.line.name, tuple(members))
 
     def _plain(self, leaf: _Leaf, roles: dict[str, str]) -> list[Member]:
@@ -174,9 +177,11 @@ class _Reader:
         why = self._why_not_plain(leaf)
         if word == "value" and why:
             raise self.error(f"{leaf.path} is {why}: say what it stands for")
-        arg, _, refused = (part.strip() for part in arg.partition(" or "))
-        if refused and word != "handle":
+        arg, _, refused = (part.strip() for part in f" {arg}".partition(" or "))
+        if refused and word not in ("handle", "token"):
             raise self.error(f"{leaf.path} is {word!r}, for which no error can be said")
+        if word == "token" and (not leaf.array or not refused):
+            raise self.error(f"{leaf.path} holds a token: that is an array of bytes, with an error for a wrong one")
         kind, length = self._argument(leaf, word, arg)
         when = None
         if condition:

@@ -114,6 +114,7 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
     if (!library && !context) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
+    context = context ? context->home : NULL;
     bool linked = false;
     CUresult result = unwrap(&code, library, &linked);
     size_t size = result == CUDA_SUCCESS ? tp_image_size(code, SIZE_MAX / 2) : 0;

@@ -127,6 +127,7 @@ static struct tpc_host_copy *list(struct tpc_host_copy *copy) {
 
 CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out) {
     TPC_CONTEXT(context);
+    context = context->home;
     uint64_t size = 0;
     bool fits = side->width && side->height && side->depth && side->first &&
                 !__builtin_mul_overflow(side->width, side->height, &size) &&

@@ -86,6 +86,7 @@ static CUresult begin(struct tpc_managed *m, size_t size, unsigned int flags) {
 
 CUresult tpc_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags) {
     TPC_CONTEXT(context);
+    context = context->home;
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     TPC_CAPTURE_UNSAFE("cuMemAllocManaged");
     if (!dptr || !bytesize || (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST)) {

@@ -72,6 +72,7 @@ bool tpc_range_insert(const struct tpc_range *range) {
     node->at.start = range->start;
     node->at.size = range->size;
     node->range = *range;
+    node->range.context = range->context ? range->context->home : NULL;
     tp_lock_take(&lock);
     bool added = tp_interval_add(&map, &node->at);
     if (added) {

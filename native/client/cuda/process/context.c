@@ -58,7 +58,7 @@ CUresult tpc_current_living(struct tpc_context **out) {
 struct tpc_context *tpc_primary_of(int device) { return &primaries[device].base; }
 
 /* The record of a handle that the program passed. One of ours whose context is gone is told apart from a made-up one. */
-static CUresult context_of(CUcontext handle, struct tpc_context **out) {
+CUresult tpc_context_of(CUcontext handle, struct tpc_context **out) {
     uint64_t value = (uint64_t)(uintptr_t)handle;
     *out = tpc_record(TPG_CONTEXT, value);
     if (TP_LIKELY(*out != NULL)) {
@@ -69,7 +69,7 @@ static CUresult context_of(CUcontext handle, struct tpc_context **out) {
 
 /* The same, but for one that is gone: it can be made current, and tells of its device and its flags (580.159.04, measured). */
 static CUresult context_ever(CUcontext handle, struct tpc_context **out) {
-    CUresult result = context_of(handle, out);
+    CUresult result = tpc_context_of(handle, out);
     if (result != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
         return result;
     }
@@ -94,7 +94,7 @@ CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out) {
     if (!handle) {
         return tpc_current_living(out);
     }
-    return context_of(handle, out);
+    return tpc_context_of(handle, out);
 }
 
 static void stack_changed(void) {
@@ -300,6 +300,7 @@ CUresult tpc_contexts_start(void) {
     for (int i = 0; i < tpc_device_count; i++) {
         struct tpc_context *context = &records[i].base;
         context->device = i;
+        context->home = context;
         context->primary = true;
         context->error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
         set_primary_flags(context, FLAGS_DEFAULT);
@@ -423,6 +424,7 @@ CUresult tpc_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
     struct tpc_context *context = &primaries[dev].base;
     bool ended = false;
     CUresult result = CUDA_SUCCESS;
+    tpc_greens_end(context, atomic_load(&all));
     tp_lock_take(&contexts);
     if (atomic_load_explicit(&context->active, memory_order_relaxed)) {
         struct tpg_primary_reset_in in = {.device = tpc_devices[dev].remote};
@@ -469,22 +471,15 @@ CUresult tpc_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
 
 /* ---- created contexts ---- */
 
-CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
-    if (!pctx || !flags_valid(flags)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
-    if (stack.depth == STACK_MAX || stack.top == &forbidden) {
-        return push(NULL);
-    }
+CUresult tpc_context_make(const char *name, CUdevice device, unsigned int flags, CUdevResourceDesc share,
+                          struct tpc_context **out) {
     struct tpc_context_record *record = calloc(1, sizeof *record);
     if (!record) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    struct tpc_context *context = &record->base;
-    context->device = dev;
+    struct tpc_context *context = *out = &record->base;
+    context->home = share ? &primaries[device].base : context;
+    context->device = device;
     context->flags = flags;
     context->id = atomic_fetch_add(&next_id, 1);
     tpc_limits_fresh(record);
@@ -493,9 +488,12 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
         free(record);
         return TPC_NO_HANDLES;
     }
-    struct tpg_context_create_in in = {.context = context->handle, .device = tpc_devices[dev].remote, .flags = flags};
+    struct tpg_context_create_in in = {.context = context->handle,
+                                       .device = tpc_devices[device].remote,
+                                       .flags = flags,
+                                       .share = (uint64_t)(uintptr_t)share};
     struct tp_reply reply;
-    CUresult result = tpc_call_context_create("cuCtxCreate_v2", &in, &reply);
+    CUresult result = tpc_call_context_create(name, &in, &reply);
     tp_reply_free(&reply);
     if (result != CUDA_SUCCESS) {
         tpc_unmint(TPG_CONTEXT, context->handle);
@@ -505,6 +503,21 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
     enlist(context);
     atomic_store_explicit(&context->active, true, memory_order_release);
     atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
+    struct tpc_context *context;
+    if (!pctx || !flags_valid(flags)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    if (stack.depth == STACK_MAX || stack.top == &forbidden) {
+        return push(NULL);
+    }
+    TPC_TRY(tpc_context_make("cuCtxCreate_v2", dev, flags, NULL, &context));
     *pctx = (CUcontext)(uintptr_t)context->handle;
     return push(context);
 }
@@ -538,24 +551,35 @@ CUresult tpc_cuCtxCreate_v4(CUcontext *pctx, CUctxCreateParams *ctxCreateParams,
                            : tpc_cuCtxCreate_v2(pctx, flags, dev);
 }
 
+bool tpc_context_over_now(struct tpc_context *context) {
+    return atomic_exchange_explicit(&context->active, false, memory_order_relaxed);
+}
+
+CUresult tpc_context_end(const char *name, struct tpc_context *context) {
+    end(context);
+    struct tpg_context_destroy_in in = {.context = context->handle};
+    CUresult result = of_an_end(tpc_post_context_destroy(name, &in));
+    tpc_unmint(TPG_CONTEXT, context->handle);
+    return result;
+}
+
 CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     if (!ctx) {
         return CUDA_ERROR_INVALID_VALUE; /* before cuInit, too */
     }
     TPC_NEED_READY();
     struct tpc_context *context;
-    CUresult result = context_of(ctx, &context);
+    CUresult result = tpc_context_of(ctx, &context);
     if (result != CUDA_SUCCESS) {
         return result;
     }
-    /* Of two threads that destroy the same context one wins. */
-    if (context->primary || !atomic_exchange_explicit(&context->active, false, memory_order_relaxed)) {
-        return context->primary ? CUDA_ERROR_INVALID_CONTEXT : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (context->primary || context->home != context) {
+        return CUDA_ERROR_INVALID_CONTEXT;
     }
-    end(context);
-    struct tpg_context_destroy_in in = {.context = context->handle};
-    result = of_an_end(tpc_post_context_destroy("cuCtxDestroy_v2", &in));
-    tpc_unmint(TPG_CONTEXT, context->handle);
+    if (!tpc_context_over_now(context)) {
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    }
+    result = tpc_context_end("cuCtxDestroy_v2", context);
     if (stack.top == context) {
         pop();
     }
@@ -570,7 +594,7 @@ CUresult tpc_cuCtxAttach(CUcontext *pctx, unsigned int flags) {
     if (!pctx || flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (!context->primary) {
+    if (!context->primary && context->home == context) {
         atomic_fetch_add(&context->references, 1);
     }
     *pctx = (CUcontext)(uintptr_t)context->handle;
@@ -584,5 +608,8 @@ CUresult tpc_cuCtxDetach(CUcontext ctx) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
     TPC_TRY(tpc_current_living(&context));
-    return context->primary || atomic_fetch_sub(&context->references, 1) > 0 ? CUDA_SUCCESS : tpc_cuCtxDestroy_v2(ctx);
+    if (context->primary || context->home != context) {
+        return CUDA_SUCCESS;
+    }
+    return atomic_fetch_sub(&context->references, 1) > 0 ? CUDA_SUCCESS : tpc_cuCtxDestroy_v2(ctx);
 }

@@ -19,6 +19,7 @@ struct entry {
     uint32_t generation; /* of the last handle here */
     _Atomic(void *) record;
     uint32_t next_free;
+    _Atomic bool detached; /* its handle is one for good, of what has ended by itself */
 };
 
 static struct kind {
@@ -139,6 +140,27 @@ uint64_t tpc_next_handle(uint32_t number, const void *record, uint32_t *at) {
     return 0;
 }
 
+void tpc_detach(uint32_t number, bool (*concerned)(const void *record, const void *what), const void *what) {
+    struct kind *kind = &kinds[number];
+    tp_lock_take(&kind->lock);
+    for (uint32_t index = 0; index < kind->used; index++) {
+        struct entry *entry = entry_at(kind, index);
+        const void *record = atomic_load_explicit(&entry->record, memory_order_relaxed);
+        if (atomic_load_explicit(&entry->id, memory_order_relaxed) && record && concerned(record, what)) {
+            atomic_store_explicit(&entry->detached, true, memory_order_relaxed);
+            atomic_store_explicit(&entry->id, 0, memory_order_release);
+        }
+    }
+    tp_lock_drop(&kind->lock);
+}
+
+static bool detached(uint32_t number, uint64_t handle) {
+    const uint32_t id = tp_handle_id(handle);
+    const struct entry *entry = tp_handle_is(handle, number) && id ? entry_at(&kinds[number], tp_id_index(id)) : NULL;
+    return entry && atomic_load_explicit(&entry->detached, memory_order_relaxed) &&
+           entry->generation == tp_id_generation(id);
+}
+
 bool tpc_handle_alive(uint32_t kind, uint64_t handle) { return live(kind, handle) != NULL; }
 
 CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {
@@ -151,7 +173,7 @@ CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {
     if ((!handle && optional) || (kind == TPG_FUNCTION && live(TPG_KERNEL, handle))) {
         return CUDA_SUCCESS;
     }
-    if (kind == TPG_CONTEXT && tp_handle_is(handle, kind)) {
+    if ((kind == TPG_CONTEXT && tp_handle_is(handle, kind)) || detached(kind, handle)) {
         return CUDA_ERROR_CONTEXT_IS_DESTROYED; /* one of ours that is gone */
     }
     return (CUresult)tpg_bad_handle(kind);

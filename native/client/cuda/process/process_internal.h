@@ -32,6 +32,20 @@ void tpc_contexts_break(int device);
 /* Mints the handles of the primary contexts. Called once, when the devices are known. */
 CUresult tpc_contexts_start(void);
 
+/* Makes a context on the worker, with its record: a part of the device's primary one if it has a share of the device. */
+CUresult tpc_context_make(const char *name, CUdevice device, unsigned int flags, CUdevResourceDesc share,
+                          struct tpc_context **out);
+/* Ends a created context, which is not active any more: whoever has seen to that. */
+CUresult tpc_context_end(const char *name, struct tpc_context *context);
+/* Of two threads that end the same context one wins. */
+bool tpc_context_over_now(struct tpc_context *context);
+/* A living context, or why it is none. */
+CUresult tpc_context_of(CUcontext handle, struct tpc_context **out);
+
+/* ---- green.c ---- */
+/* The green contexts of a primary one end, before it does. */
+void tpc_greens_end(const struct tpc_context *primary, struct tpc_context *all);
+
 /* ---- limits.c ---- */
 /* Limits and priorities as a fresh context of that device has them, if the device description told. */
 void tpc_limits_fresh(struct tpc_context_record *record);

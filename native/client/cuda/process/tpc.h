@@ -121,6 +121,8 @@ uint64_t tpc_mint_record(uint32_t kind, void *record);
 /* Ends the handle, and those of what the driver told of its object (api/, "fresh"); its entry is used again under a new
  * generation. Returns the record. */
 void *tpc_unmint(uint32_t kind, uint64_t handle);
+/* Ends handles whose records are concerned, without an end of their entries: they answer CUDA_ERROR_CONTEXT_IS_DESTROYED for good. */
+void tpc_detach(uint32_t kind, bool (*concerned)(const void *record, const void *what), const void *what);
 /* The record of a live handle, NULL if the handle is not alive (or has none). Lock-free. */
 void *tpc_record(uint32_t kind, uint64_t handle);
 void tpc_set_record(uint32_t kind, uint64_t handle, void *record);
@@ -210,7 +212,8 @@ int tpc_device_of(int remote);
 /* ---- contexts (context.c) ---- */
 struct tpc_context {
     uint64_t handle;
-    int device;         /* ordinal of the program */
+    struct tpc_context *home; /* what is made in it belongs to that: of a green context the primary one, else itself */
+    int device;               /* ordinal of the program */
     unsigned int flags; /* as cuCtxGetFlags tells them: a primary one always maps host memory (580.159.04, measured) */
     unsigned int primary_flags; /* as cuDevicePrimaryCtxGetState tells them */
     bool
@@ -249,6 +252,10 @@ CUresult tpc_current_living(struct tpc_context **out);
 CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value);
 /* The same for a context argument, where NULL means the current one. */
 CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out);
+/* ---- green.c ---- */
+/* A green context and its context are one: the same id under two kinds. Of what is no green context, a handle of no context. */
+CUcontext tpc_green_context(CUgreenCtx green);
+CUgreenCtx tpc_green_of(const struct tpc_context *context); /* NULL for others */
 
 /* ---- what the other families hear of, if they register for it ---- */
 /* The worker has answered the first question, before any other call of the program goes on. */

@@ -40,6 +40,12 @@ CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
     return CUDA_SUCCESS;
 }
 
+void tpc_noted_cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent) {
+    (void)hCtx;
+    (void)tpc_check_cuEventRecord(hEvent, CU_STREAM_LEGACY);
+    tpc_watch_recorded(hEvent);
+}
+
 /* Recording as an external node has a meaning in a capturing stream only. */
 CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;

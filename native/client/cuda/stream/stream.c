@@ -16,6 +16,8 @@ struct stream {
     unsigned int flags;
     _Atomic int priority;
     uint64_t context;
+    const struct tpc_context *of; /* the same, and which of its lives; NULL for the default streams */
+    unsigned int life;
     int device;
     unsigned long long id;
     _Atomic uint64_t quiet; /* quiet_at of the process's last frame when everything in here was known to be complete */
@@ -36,9 +38,22 @@ static struct stream *stream_of(CUstream handle) {
 
 CUresult tpc_stream_lives(CUstream handle) {
     const struct stream *stream = tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
-    const struct tpc_context *context = stream ? tpc_record(TPG_CONTEXT, stream->context) : NULL;
-    return !stream || (context && atomic_load(&context->active)) ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    const bool gone = stream && atomic_load_explicit(&stream->of->life, memory_order_relaxed) != stream->life;
+    return gone ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_SUCCESS;
 }
+
+/* The streams of a green context keep their handles, and whoever uses one is told at once that its context is gone (580.159.04,
+ * measured). */
+static bool stream_of_context(const void *record, const void *context) {
+    return ((const struct stream *)record)->of == context;
+}
+
+static void context_gone(const struct tpc_context *context) {
+    if (context->home != context) {
+        tpc_detach(TPG_STREAM, stream_of_context, context);
+    }
+}
+TP_REGISTER(tpc_context_gone, context_gone);
 
 void tpc_waited(const struct tpc_date *asked, CUresult result) {
     if (TP_UNLIKELY(result == CUDA_SUCCESS &&
@@ -126,6 +141,8 @@ CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int p
     stream->flags = flags;
     atomic_store_explicit(&stream->priority, priority, memory_order_relaxed);
     stream->context = context->handle;
+    stream->of = context;
+    stream->life = atomic_load_explicit(&context->life, memory_order_relaxed);
     stream->device = context->device;
     stream->id = atomic_fetch_add(&next_id, 1);
     struct tpg_stream_create_in in = {
@@ -146,9 +163,10 @@ CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int p
 
 CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
     struct tpg_stream_destroy_in in = {.stream = (uint64_t)(uintptr_t)hStream};
-    if (in.stream <= 2 || !tpc_handle_alive(TPG_STREAM, in.stream)) {
+    if (in.stream <= 2) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    TPC_CHECK_HANDLE(STREAM, hStream, false);
     /* Sent before the handle may be given out again. The record stays: another thread may be looking at it, and it is small. */
     CUresult result = tpc_post_stream_destroy("cuStreamDestroy", &in);
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
@@ -312,13 +330,35 @@ CUresult tpc_cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
     return CUDA_SUCCESS;
 }
 
+/* The second form tells a green context and its primary one, the first, which gives no place for it, that of the green context. */
 CUresult tpc_cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pGreenCtx) {
     STREAM_RECORD(pCtx);
-    *pCtx = (CUcontext)(uintptr_t)(own ? stream->context : context->handle);
+    const struct tpc_context *whose = own ? stream->of : context;
+    *pCtx = (CUcontext)(uintptr_t)(pGreenCtx ? whose->home : whose)->handle;
     if (pGreenCtx) {
-        *pGreenCtx = NULL;
+        *pGreenCtx = tpc_green_of(whose);
     }
     return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuStreamGetGreenCtx(CUstream hStream, CUgreenCtx *phCtx) {
+    CUcontext whose;
+    return phCtx ? tpc_cuStreamGetCtx_v2(hStream, &whose, phCtx) : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult tpc_cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, unsigned int flags, int priority) {
+    CUcontext context;
+    if (!phStream) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_TRY(tpc_cuCtxFromGreenCtx(&context, greenCtx));
+    if (flags != CU_STREAM_NON_BLOCKING) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_TRY(tpc_cuCtxPushCurrent_v2(context));
+    CUresult result = tpc_cuStreamCreateWithPriority(phStream, flags, priority);
+    tpc_cuCtxPopCurrent_v2(NULL);
+    return result;
 }
 
 CUresult tpc_cuStreamGetDevice(CUstream hStream, CUdevice *device) {

@@ -1,0 +1,76 @@
+/*
+ * Green contexts in the client: contexts that work on a share of a device's multiprocessors.
+ *
+ * Any thread. One is a record like that of a created context, and a part of its device's primary one: it holds a retain of
+ * that, and memory, modules and events that are made in it are the primary's (`home`).
+ */
+#include "process_internal.h"
+
+#define NO_CONTEXT ((CUcontext)(uintptr_t)1) /* is told to be none, where NULL would mean the current one */
+
+CUcontext tpc_green_context(CUgreenCtx green) {
+    uint64_t value = (uint64_t)(uintptr_t)green;
+    return tp_handle_is(value, TPG_GREENCTX) ? (CUcontext)(uintptr_t)tp_handle_make(TPG_CONTEXT, tp_handle_id(value))
+                                             : NO_CONTEXT;
+}
+
+CUgreenCtx tpc_green_of(const struct tpc_context *context) {
+    return context->home == context
+               ? NULL
+               : (CUgreenCtx)(uintptr_t)tp_handle_make(TPG_GREENCTX, tp_handle_id(context->handle));
+}
+
+static CUresult living(CUgreenCtx green, struct tpc_context **out) {
+    CUresult result = tpc_context_of(tpc_green_context(green), out);
+    return result == CUDA_SUCCESS && (*out)->home == *out ? CUDA_ERROR_INVALID_CONTEXT : result;
+}
+
+/* NULL for a description: the driver waits for ever (580.159.04, measured). */
+CUresult tpc_cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsigned int flags) {
+    struct tpc_context *context;
+    CUcontext primary;
+    if (!phCtx || !desc || flags != CU_GREEN_CTX_DEFAULT_STREAM) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!tpc_device_valid(dev)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    TPC_CHECK_HANDLE(DEVDESC, desc, false);
+    TPC_TRY(tpc_cuDevicePrimaryCtxRetain(&primary, dev));
+    CUresult result = tpc_context_make("cuGreenCtxCreate", dev, CU_CTX_MAP_HOST, desc, &context);
+    if (result == CUDA_SUCCESS) {
+        *phCtx = tpc_green_of(context);
+    } else {
+        tpc_cuDevicePrimaryCtxRelease_v2(dev);
+    }
+    return result;
+}
+
+CUresult tpc_cuGreenCtxDestroy(CUgreenCtx hCtx) {
+    struct tpc_context *context;
+    TPC_TRY(living(hCtx, &context));
+    if (!tpc_context_over_now(context)) {
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    }
+    CUresult result = tpc_context_end("cuGreenCtxDestroy", context);
+    TP_TELL(tpc_context_over, context);
+    CUresult released = tpc_cuDevicePrimaryCtxRelease_v2(context->device);
+    return result == CUDA_SUCCESS ? released : result;
+}
+
+void tpc_greens_end(const struct tpc_context *primary, struct tpc_context *all) {
+    for (struct tpc_context *context = all; context; context = context->next) {
+        if (context != primary && context->home == primary) {
+            (void)tpc_cuGreenCtxDestroy(tpc_green_of(context)); /* one that is over already says so */
+        }
+    }
+}
+
+CUresult tpc_cuCtxFromGreenCtx(CUcontext *pContext, CUgreenCtx hCtx) {
+    struct tpc_context *context;
+    CUresult result = pContext ? living(hCtx, &context) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_SUCCESS) {
+        *pContext = (CUcontext)(uintptr_t)context->handle;
+    }
+    return result;
+}
