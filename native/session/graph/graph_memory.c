@@ -16,9 +16,10 @@
 
 #define CHUNK (32ull << 20) /* what the driver takes at once (580.159.04 on an H200, measured) */
 
-/* Memory that outlives the graphs that had its addresses. */
-struct tpw_orphan {
-    struct tpw_orphan *next;
+/* An allocation node, or the memory that it left when its graphs were gone. */
+struct tpw_graph_user {
+    struct tpw_graph_user *next;
+    const struct tpw_kept *kept; /* NULL: they are gone */
     uint64_t address;
 };
 
@@ -59,14 +60,21 @@ static struct tpw_range *join(struct tpw_session *s, uint64_t address, uint64_t 
     return range;
 }
 
-static void leave(struct tpw_session *s, uint64_t address) {
-    struct tpw_range *range = tpw_range_at(s, address);
-    if (!range || range->kind != TPW_RANGE_GRAPH || --range->users) {
-        return;
-    }
-    struct tpg_graph_memory_gone_in message = {.address = range->at.start, .size = range->at.size};
-    free(tp_interval_remove(&s->memory->ranges, range->at.start));
+static void remove_block(struct tpw_session *s, struct tpw_range *block) {
+    struct tpg_graph_memory_gone_in message = {.address = block->at.start, .size = block->at.size};
+    free(tp_interval_remove(&s->memory->ranges, block->at.start));
     tpg_send_graph_memory_gone(s, &message);
+}
+
+/* Takes the user out of the list. */
+static void leave(struct tpw_session *s, struct tpw_graph_user **at) {
+    struct tpw_graph_user *user = *at;
+    struct tpw_range *block = tpw_range_at(s, user->address);
+    *at = user->next;
+    free(user);
+    if (block && --block->users == 0) {
+        remove_block(s, block);
+    }
 }
 
 /* The driver knows addresses of graphs only while something is allocated there. */
@@ -80,30 +88,46 @@ static bool allocated(struct tpw_session *s, uint64_t address) {
 }
 
 static void freed(struct tpw_session *s) {
-    for (struct tpw_orphan **at = &s->memory->orphans; *at;) {
-        struct tpw_orphan *orphan = *at;
-        if (allocated(s, orphan->address)) {
-            at = &orphan->next;
-            continue;
+    for (struct tpw_graph_user **at = &s->memory->graph_users; *at;) {
+        if ((*at)->kept || allocated(s, (*at)->address)) {
+            at = &(*at)->next;
+        } else {
+            leave(s, at);
         }
-        *at = orphan->next;
-        leave(s, orphan->address);
-        free(orphan);
     }
 }
 
 TP_REGISTER(tpw_memory_freed, freed);
 
+/* No graph has these addresses now, and no memory that one left is there: messages about it are still under way, or its free
+ * was one in the order of a stream. */
+static void given(struct tpw_session *s, uint64_t address, uint64_t size) {
+    struct tpw_range *block;
+    while (s->memory->graph_users && (block = touching(s, address, address + size)) && block->kind == TPW_RANGE_GRAPH) {
+        for (struct tpw_graph_user **at = &s->memory->graph_users; *at;) {
+            struct tpw_graph_user *user = *at;
+            if (user->address - block->at.start < block->at.size) {
+                *at = user->next;
+                free(user);
+            } else {
+                at = &user->next;
+            }
+        }
+        remove_block(s, block);
+    }
+}
+
+TP_REGISTER(tpw_memory_given, given);
+
 static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
     if (kept->kind != TPW_KEPT_MEMORY) {
         return false;
     }
-    struct tpw_orphan *orphan = allocated(s, kept->native) ? malloc(sizeof *orphan) : NULL;
-    if (orphan) {
-        *orphan = (struct tpw_orphan){.next = s->memory->orphans, .address = kept->native};
-        s->memory->orphans = orphan;
-    } else {
-        leave(s, kept->native);
+    for (struct tpw_graph_user **at = &s->memory->graph_users; *at; at = &(*at)->next) {
+        if ((*at)->kept == kept) {
+            (*at)->kept = NULL;
+            break;
+        }
     }
     freed(s);
     tpw_kept_ended(s, kept);
@@ -113,17 +137,19 @@ TP_REGISTER(tpw_unkept, unkept);
 
 static int32_t allocates(struct tpw_session *s, CUgraph graph, uint64_t address, uint64_t size, uint32_t device) {
     struct tpw_kept *kept = calloc(1, sizeof *kept);
-    struct tpw_range *block = kept && tpw_memory_state(s) ? join(s, address, size, device) : NULL;
-    if (!block) {
+    struct tpw_graph_user *user = malloc(sizeof *user);
+    if (!kept || !user || !tpw_memory_state(s) || !join(s, address, size, device)) {
         free(kept);
+        free(user);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    s->memory->graphs_allocate = true;
+    *user = (struct tpw_graph_user){.next = s->memory->graph_users, .kept = kept, .address = address};
+    s->memory->graph_users = user;
     *kept = (struct tpw_kept){.native = address, .kind = TPW_KEPT_MEMORY, .over = true};
     int32_t error = tpw_keep_in_graph(s, graph, kept);
     if (error && !kept->users) { /* else its user says so, in time */
         free(kept);
-        leave(s, address);
+        leave(s, &s->memory->graph_users);
     }
     return error;
 }
@@ -198,7 +224,7 @@ int32_t tpw_graph_need(struct tpw_session *s, CUgraph graph, struct tpw_need **o
     static uint64_t marks;
     bool has = false;
     *out = NULL;
-    if (!s->memory || !s->memory->graphs_allocate) {
+    if (!s->memory || !s->memory->graph_users) {
         return CUDA_SUCCESS;
     }
     struct tpw_need *need = calloc(1, sizeof *need);

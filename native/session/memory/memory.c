@@ -40,6 +40,11 @@ struct tpw_range *tpw_range_new(struct tpw_session *s, uint64_t address, uint64_
     return range;
 }
 
+struct tpw_range *tpw_range_given(struct tpw_session *s, uint64_t address, uint64_t size, enum tpw_range_kind kind) {
+    TP_TELL(tpw_memory_given, s, address, size);
+    return tpw_range_new(s, address, size, kind);
+}
+
 void tpw_check_range(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {
     if (*error || !size) {
         return;
@@ -96,7 +101,7 @@ void tpw_memory_publish(struct tpw_session *s, uint64_t address, uint64_t size) 
     }
     const struct tpw_range *known = tpw_range_at(s, address);
     if (size && !(known && known->at.start == address && known->at.size == size)) {
-        struct tpw_range *range = tpw_range_new(s, address, size, TPW_RANGE_OTHER);
+        struct tpw_range *range = tpw_range_given(s, address, size, TPW_RANGE_OTHER);
         if (range) {
             range->context = tpw_home_of(s, s->entered);
             range->device = tpw_context_device(s, s->entered);

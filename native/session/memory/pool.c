@@ -198,7 +198,7 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     if (graph) {
         return error ? error : captured(s, graph, address, in->size, device, out);
     }
-    struct tpw_range *range = error ? NULL : tpw_range_new(s, address, in->size, TPW_RANGE_POOL);
+    struct tpw_range *range = error ? NULL : tpw_range_given(s, address, in->size, TPW_RANGE_POOL);
     if (!error && !range) {
         s->cuda.cuMemFreeAsync(address, to);
         error = CUDA_ERROR_OUT_OF_MEMORY;

@@ -109,8 +109,7 @@ struct tpw_memory {
     size_t twin_count;
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
     size_t pending_frees;
-    bool graphs_allocate;                  /* some node of a graph ever did */
-    struct tpw_orphan *orphans;            /* graph/graph_memory.c */
+    struct tpw_graph_user *graph_users;    /* graph/graph_memory.c */
     uint64_t graph_bytes[TPW_MAX_DEVICES]; /* charged for what graphs take */
     uint64_t graph_trims;                  /* how many times they gave it back */
     struct tpw_share *shares;              /* share.c, like the rest */
@@ -137,6 +136,8 @@ struct tpw_range *tpw_range_at(struct tpw_session *s, uint64_t address);
 struct tpw_range *tpw_range_new(struct tpw_session *s, uint64_t address, uint64_t size, enum tpw_range_kind kind);
 /* The bytes from the first to the last of an area of rows, 0 for none; wrong when pitch < width or they are too many. */
 uint64_t tpw_area_extent(uint64_t pitch, uint64_t width, uint64_t height, int32_t *error);
+/* The same where the driver chose the address: what was of a graph there is gone, even where nobody has said so yet. */
+struct tpw_range *tpw_range_given(struct tpw_session *s, uint64_t address, uint64_t size, enum tpw_range_kind kind);
 /* The same check as tpw_check_range for an area of rows; also that pitch >= width. */
 void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height,
                     int32_t *error);
@@ -199,6 +200,9 @@ TP_LIST(tpw_memory_captured);
 /* Memory of a graph was freed by a stream. */
 typedef void tpw_memory_freed(struct tpw_session *s);
 TP_LIST(tpw_memory_freed);
+/* The driver has given these addresses to new memory. */
+typedef void tpw_memory_given(struct tpw_session *s, uint64_t address, uint64_t size);
+TP_LIST(tpw_memory_given);
 /* The same by cuMemFree, whose caller has waited. */
 int32_t tpw_graph_memory_free(struct tpw_session *s, uint64_t address, CUstream native);
 /* Under a limit: gives back what pools keep for later, when it is much. After a free has taken effect. */
