@@ -14,7 +14,7 @@
 #define FUNCTIONS(F) \
     F(cuInit) F(cuDeviceGet) F(cuDevicePrimaryCtxRetain) F(cuCtxCreate_v2) F(cuCtxSetCurrent) \
     F(cuCtxSynchronize) F(cuCtxGetCurrent) F(cuModuleLoadData) F(cuModuleGetFunction) F(cuGetErrorName) \
-    F(cuMemAlloc_v2) F(cuMemFree_v2) F(cuMemHostAlloc) F(cuMemFreeHost) F(cuMemHostRegister_v2) \
+    F(cuMemAlloc_v2) F(cuMemAllocManaged) F(cuMemFree_v2) F(cuMemHostAlloc) F(cuMemFreeHost) F(cuMemHostRegister_v2) \
     F(cuMemHostUnregister) F(cuMemHostGetDevicePointer_v2) F(cuMemAllocAsync) F(cuMemAllocFromPoolAsync) \
     F(cuMemFreeAsync) F(cuMemPoolCreate) F(cuMemPoolDestroy) F(cuMemGetAllocationGranularity) F(cuMemCreate) \
     F(cuMemRelease) F(cuMemAddressReserve) F(cuMemAddressFree) F(cuMemMap) F(cuMemUnmap) F(cuMemSetAccess) \
@@ -25,7 +25,7 @@
     F(cuMemsetD8Async) F(cuMemsetD16Async) F(cuMemsetD32Async) F(cuMemsetD2D8Async) F(cuMemsetD2D16Async) \
     F(cuMemsetD2D32Async) F(cuStreamCreate) F(cuStreamCreateWithPriority) F(cuStreamDestroy_v2) \
     F(cuStreamSynchronize) F(cuStreamQuery) F(cuStreamWaitEvent) F(cuStreamWriteValue32_v2) \
-    F(cuStreamWriteValue64_v2) F(cuStreamBeginCapture_v2) F(cuStreamEndCapture) F(cuEventCreate) \
+    F(cuStreamWriteValue64_v2) F(cuStreamBeginCapture_v2) F(cuStreamIsCapturing) F(cuStreamEndCapture) F(cuEventCreate) \
     F(cuEventDestroy_v2) F(cuEventRecord) F(cuEventSynchronize) F(cuEventQuery) F(cuEventElapsedTime) \
     F(cuLaunchKernel) F(cuLaunchHostFunc) F(cuGraphCreate) F(cuGraphClone) F(cuGraphDestroy) \
     F(cuGraphAddEmptyNode) F(cuGraphAddKernelNode_v2) F(cuGraphAddMemcpyNode) F(cuGraphAddMemsetNode) \
@@ -52,6 +52,8 @@ struct region {
     size_t size, reserved;
     CUdeviceptr device;
     uint8_t *host, *block; /* `block`: where a registered region's own allocation begins */
+    uint8_t *by_hand;      /* where the program's threads reach it: host or managed memory */
+    bool of_graph;         /* launches allocate it */
     CUcontext context;     /* that was current when it was made */
 };
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from random_programs.model import Model
 from random_programs.operations import Operation, Program
-from random_programs.state import FEATURES, HOST_KINDS, ROWS, SYNCHRONOUS, UVA, Illegal, Node, Race
+from random_programs.state import FEATURES, FREES_FIRST, HOST_KINDS, ROWS, SYNCHRONOUS, UVA, Illegal, Node, Race
 
 BORDERS = (4, 16, 64, 512, 4096, 65536, 1 << 20)
 MODES = (0, 1, 2)  # of captures: global, thread-local, relaxed
@@ -125,7 +125,10 @@ class Generator:
         known = [
             n
             for n, region in self.model.regions.items()
-            if wanted(region.kind) and region.born in (-1, self.active) and (region.host or region.context == context)
+            if wanted(region.kind)
+            and region.born in (-1, self.active)
+            and (region.host or region.context == context)
+            and (region.live or (self.model.capture and n in self.model.capture.memory))
         ]
         if not known:
             raise Illegal("no such region")
@@ -263,9 +266,9 @@ class Generator:
         if self.next.get("region", 0) >= MOST_REGIONS:
             raise Illegal("enough regions")
         number, size = self.number("region"), self.some_size()
-        kinds = ("alloc", "pageable", "pinned", "registered", "pool_alloc", "pool_from", "vmm")
-        kind = r.choices(kinds, (32, 18, 20, 10, 12, 4, 3))[0]
-        if kind in ("alloc", "pageable", "vmm"):
+        kinds = ("alloc", "pageable", "pinned", "registered", "pool_alloc", "pool_from", "vmm", "managed")
+        kind = r.choices(kinds, (32, 18, 20, 10, 12, 4, 3, 6 if "managed" in self.model.features else 0))[0]
+        if kind in ("alloc", "pageable", "vmm", "managed"):
             self.take(kind, number, size)
         elif kind == "pinned":
             self.take(kind, number, size, r.choice((0, 0, 1, 3)))
@@ -288,7 +291,7 @@ class Generator:
     def fill_region(self, number: int) -> None:
         region = self.model.regions[number]
         seed = self.random.getrandbits(16)
-        if region.host:
+        if region.host or (region.kind == "managed" and self.random.random() < 0.5):
             self.put_in_order(Operation(self.active, "put", (number, 0, region.size, seed)))
         else:
             stream = self.some_stream()
@@ -340,9 +343,12 @@ class Generator:
             self.take("event_sync", second)
         self.take("elapsed", first, second)
 
+    def by_hand(self, kind: str) -> bool:
+        return kind in HOST_KINDS or kind == "managed"
+
     def do_host(self) -> None:
         r = self.random
-        region = self.some_region(lambda kind: kind in HOST_KINDS)
+        region = self.some_region(self.by_hand)
         (offset,), length = self.part(region)
         kind = r.choices(("put", "check", "host_mix"), (5, 6, 2))[0]
         if kind == "put":
@@ -350,7 +356,7 @@ class Generator:
         elif kind == "check":
             self.put_in_order(Operation(self.active, "check", (region, offset, length)))
         else:
-            source = self.some_region(lambda kind: kind in HOST_KINDS)
+            source = self.some_region(self.by_hand)
             (a, b), length = self.part(region, source)
             self.put_in_order(Operation(self.active, "host_mix", (region, a, source, b, 3, length)))
 
@@ -360,8 +366,10 @@ class Generator:
         self.put_in_order(Operation(self.active, "peek", (region, offset, length)))
 
     def do_free(self) -> None:
-        region = self.some_region(lambda kind: True)
-        if self.random.random() < {"pool": 0.7, "alloc": 0.3}.get(self.model.regions[region].kind, 0):
+        self.free(self.some_region(lambda kind: True))
+
+    def free(self, region: int) -> None:
+        if self.random.random() < {"pool": 0.7, "alloc": 0.3, "graph": 0.5}.get(self.model.regions[region].kind, 0):
             self.put_in_order(Operation(self.active, "pool_free", (region, self.some_stream())))
         else:
             self.put_in_order(Operation(self.active, "free", (region,)))
@@ -389,6 +397,8 @@ class Generator:
             try:
                 if r.random() < 0.25:
                     self.fork(captured)
+                elif "graph-memory" in model.features and r.random() < 0.15:
+                    self.memory_of_graph(captured)
                 else:
                     self.put_in_order(self.in_stream(self.some_effect(), r.choice(captured)))
             except Illegal:
@@ -401,9 +411,28 @@ class Generator:
             event = self.an_event_for_captures()
             self.take("record", event, other)
             self.take("wait", stream, event)
+        for region in sorted(capture.memory):
+            if r.random() < 0.6:
+                self.put_in_order(Operation(self.active, "pool_free", (region, stream)))
         number = self.number("graph")
         self.take("end_capture", stream, number)
         self.use_graph(number)
+
+    def memory_of_graph(self, captured: list[int]) -> None:
+        """An allocation in the capture, written at once; or a free of one."""
+        r = self.random
+        capture = self.model.capture
+        assert capture
+        stream = r.choice(captured)
+        if capture.memory and r.random() < 0.4:
+            self.put_in_order(Operation(self.active, "pool_free", (r.choice(sorted(capture.memory)), stream)))
+            return
+        if self.next.get("region", 0) >= MOST_REGIONS:
+            raise Illegal("enough regions")
+        number, size = self.number("region"), self.some_size()
+        self.take("pool_alloc", number, size, stream)
+        args = (1, stream, number, 0, 0, r.getrandbits(8), size, 1)
+        self.put_in_order(Operation(self.active, "set", args))
 
     def an_event_for_captures(self) -> int:
         """Made before: a capture forbids making one only by our own choice, so it is one that exists."""
@@ -473,19 +502,30 @@ class Generator:
             if r.random() < 0.5:
                 number = clone
         ready = self.number("exec")
-        self.take("inst", ready, number, r.choice((0, 0, 1)))
+        memory = self.model.graphs[number].memory
+        self.take("inst", ready, number, FREES_FIRST if memory and r.random() < 0.4 else r.choice((0, 0, 1)))
         if r.random() < 0.2:
             self.take("graph_destroy", number)
         if r.random() < 0.1:
             self.take("upload", ready, self.some_stream())
         for _ in range(r.choice((1, 1, 1, 2, 3))):
-            self.put_in_order(Operation(self.active, "launch", (ready, self.some_stream())))
+            self.launch(ready)
+
+    def launch(self, ready: int) -> None:
+        """Launch it, once what its launch before has left is free."""
+        graph = self.model.execs[ready]
+        for region in sorted(graph.memory):
+            if self.model.regions[region].live and not graph.frees_first:
+                if self.random.random() < 0.5:
+                    self.put_in_order(Operation(self.active, "peek", (region, 0, self.model.regions[region].size)))
+                self.free(region)
+        self.put_in_order(Operation(self.active, "launch", (ready, self.some_stream())))
 
     def do_launch(self) -> None:
         ready = [n for n, x in self.model.execs.items() if self.free_for_me("exec", n)]
         if not ready:
             raise Illegal("no graph to launch")
-        self.put_in_order(Operation(self.active, "launch", (self.random.choice(ready), self.some_stream())))
+        self.launch(self.random.choice(ready))
 
     def do_setnode(self) -> None:
         r, model = self.random, self.model
@@ -611,7 +651,7 @@ class Generator:
             if model.current[0] != context:
                 self.take("context", context)
             for number, region in model.regions.items():
-                if region.context == context:
+                if region.context == context and region.live:
                     self.take("check" if region.host else "peek", number, 0, region.size)
 
 

@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from random_programs.operations import Operation
-from random_programs.state import HOST_KINDS, MOST_NODES, Capture, Graph, Illegal, Node, Race, State, Stream, overlap
+from random_programs.state import (
+    FREES_FIRST,
+    HOST_KINDS,
+    MOST_NODES,
+    Capture,
+    Graph,
+    Illegal,
+    Node,
+    Race,
+    State,
+    Stream,
+    overlap,
+)
 
 
 class GraphRules(State):
@@ -71,6 +83,8 @@ class GraphRules(State):
             child = self.graph_of(op.thread, self.graphs, effect.args[0], "graph")
             if child is graph or not child.nodes or len(child.nodes) + len(graph.nodes) > MOST_NODES // 2:
                 raise Illegal("no such child")
+            if child.allocates:
+                raise Illegal("a child that allocates")
             if "graph-mixed" not in self.features and any(
                 n.kind == "host" or any(self.regions[a[0]].host for a in n.accesses if a[0] in self.regions)
                 for n in child.nodes.values()
@@ -90,7 +104,8 @@ class GraphRules(State):
 
     def alive(self, thread: int, graph: Graph) -> None:
         for access in graph.accesses():
-            self.bounded(thread, access)
+            if access[0] not in graph.memory:
+                self.bounded(thread, access)
 
     def kin(self, number: int) -> str:
         """A copy's side may move within memory of one kind. To the driver all host memory is one; over shared memory a
@@ -98,6 +113,8 @@ class GraphRules(State):
         if number not in self.regions:
             raise Illegal("the memory of the node is gone")
         kind = self.regions[number].kind
+        if kind == "graph":
+            raise Illegal("memory of a graph")
         return kind if kind not in HOST_KINDS or kind == "pinned" else "host"
 
     def same_form(self, old: Operation, new: Operation) -> bool:
@@ -151,7 +168,7 @@ class GraphRules(State):
         self.alive(op.thread, ready)
         accesses = ready.accesses()
         if self.capture:
-            if stream.key not in self.capture.streams:
+            if stream.key not in self.capture.streams or ready.allocates:
                 raise Illegal("not beside a capture")
             if any(self.regions[a[0]].host for a in accesses):
                 raise Illegal("a graph with host memory in a capture")
@@ -168,14 +185,24 @@ class GraphRules(State):
         downs = [a for n in ready.nodes.values() if n.kind in ("copy", "child") for a in n.accesses]
         downs = [a for a in downs if a[3] and self.regions[a[0]].host]
         self.land(op.thread, downs)
-        bit = self.work(op.thread, stream, accesses, ready.tail)
+        left = {number for number in ready.memory if self.regions[number].live}
+        if left and not ready.frees_first:
+            raise Illegal("its memory is allocated")
+        for number in ready.memory:
+            self.regions[number].live = True
+        try:
+            bit = self.work(op.thread, stream, accesses, ready.tail)
+        except Illegal:
+            for number in ready.memory - left:
+                self.regions[number].live = False
+            raise
         self.downloads += [(a, bit) for a in downs]
         ready.tail |= bit | stream.tail
 
     def do_update(self, op: Operation) -> None:
         ready = self.graph_of(op.thread, self.execs, op.args[0], "exec")
         graph = self.graph_of(op.thread, self.graphs, op.args[1], "graph")
-        if len(ready.nodes) != len(graph.nodes) or list(ready.nodes) != list(graph.nodes):
+        if len(ready.nodes) != len(graph.nodes) or list(ready.nodes) != list(graph.nodes) or ready.allocates:
             raise Illegal("another shape")
         for number, node in graph.nodes.items():
             old = ready.nodes[number]
@@ -205,7 +232,11 @@ class GraphRules(State):
         # Each stream that was forked must have come back: its last node is behind the origin's.
         if any(mask | end != end for mask in capture.streams.values()) or not capture.graph.nodes:
             raise Illegal("streams that were not joined")
-        self.graphs[op.args[1]] = replace(capture.graph, handles=False)
+        nodes = {
+            number: replace(node, accesses=[a for a in node.accesses if a[0] not in capture.freed])
+            for number, node in capture.graph.nodes.items()
+        }
+        self.graphs[op.args[1]] = replace(capture.graph, nodes=nodes, handles=False, memory=set(capture.memory))
         self.capture = None
 
     def do_graph(self, op: Operation) -> None:
@@ -217,8 +248,12 @@ class GraphRules(State):
         self.fresh("exec", op.args[0])
         graph = self.graph_of(op.thread, self.graphs, op.args[1], "graph")
         self.alive(op.thread, graph)
+        if graph.allocates and op.args[1] in self.made_ready:
+            raise Illegal("it is executable once")
         self.claim(op.thread, ("exec", op.args[0]))
-        self.execs[op.args[0]] = replace(graph, nodes=dict(graph.nodes), origin=op.args[1], tail=0)
+        self.made_ready.add(op.args[1])
+        frees = op.args[2] == FREES_FIRST
+        self.execs[op.args[0]] = replace(graph, nodes=dict(graph.nodes), origin=op.args[1], tail=0, frees_first=frees)
 
     def do_upload(self, op: Operation) -> None:
         ready = self.graph_of(op.thread, self.execs, op.args[0], "exec")
@@ -229,6 +264,8 @@ class GraphRules(State):
     def do_clone(self, op: Operation) -> None:
         self.fresh("graph", op.args[0])
         graph = self.graph_of(op.thread, self.graphs, op.args[1], "graph")
+        if graph.allocates:
+            raise Illegal("a graph that allocates")
         self.claim(op.thread, ("graph", op.args[0]))
         self.graphs[op.args[0]] = replace(graph, nodes=dict(graph.nodes), handles=False)
 

@@ -124,10 +124,11 @@ bool graph_operation(const struct operation *op) {
         return true;
     case OP_inst: {
         CUDA_GRAPH_INSTANTIATE_PARAMS how = {0};
-        if (a[2])
+        if (a[2] == 1)
             CALL(cuGraphInstantiateWithParams, &execs[a[0]], graphs[a[1]], &how);
         else
-            CALL(cuGraphInstantiateWithFlags, &execs[a[0]], graphs[a[1]], 0);
+            CALL(cuGraphInstantiateWithFlags, &execs[a[0]], graphs[a[1]],
+                 a[2] ? CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH : 0);
         return true;
     }
     case OP_launch:

@@ -114,6 +114,7 @@ static void make_region(const struct operation *op) {
     const long long *a = op->a;
     struct region *r = &regions[a[0]];
     void *host = NULL;
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     *r = (struct region){.kind = op->code, .size = (size_t)a[1], .context = current_context(op)};
     switch (op->code) {
     case OP_alloc:
@@ -122,7 +123,13 @@ static void make_region(const struct operation *op) {
     case OP_vmm:
         map_memory(op, r);
         break;
+    case OP_managed:
+        CALL(cuMemAllocManaged, &r->device, r->size, CU_MEM_ATTACH_GLOBAL);
+        r->by_hand = (uint8_t *)(uintptr_t)r->device;
+        break;
     case OP_pool_alloc:
+        CALL(cuStreamIsCapturing, stream_of((int)a[2]), &status);
+        r->of_graph = status != CU_STREAM_CAPTURE_STATUS_NONE;
         CALL(cuMemAllocAsync, &r->device, r->size, stream_of((int)a[2]));
         break;
     case OP_pool_from:
@@ -140,6 +147,8 @@ static void make_region(const struct operation *op) {
         if (op->code == OP_registered)
             CALL(cuMemHostRegister_v2, r->host, r->size, CU_MEMHOSTREGISTER_PORTABLE);
     }
+    if (r->host)
+        r->by_hand = r->host;
 }
 
 static void free_region(const struct operation *op, struct region *r) {
@@ -160,7 +169,8 @@ static void free_region(const struct operation *op, struct region *r) {
         CALL(cuMemFree_v2, r->device);
     }
     free(r->block);
-    *r = (struct region){.kind = OP_barrier};
+    if (!r->of_graph)
+        *r = (struct region){.kind = OP_barrier};
 }
 
 static void compare(const struct operation *op, const uint8_t *found) {
@@ -173,7 +183,7 @@ static void compare(const struct operation *op, const uint8_t *found) {
 static void check(const struct operation *op) {
     const struct region *r = &regions[op->a[0]];
     if (op->code == OP_check) {
-        compare(op, r->host + op->a[1]);
+        compare(op, r->by_hand + op->a[1]);
         return;
     }
     uint8_t *found = malloc((size_t)op->a[2] + 1);
@@ -292,7 +302,8 @@ static void run_operation(const struct operation *op) {
         break;
     case OP_pool_free:
         CALL(cuMemFreeAsync, regions[a[0]].device, stream_of((int)a[1]));
-        regions[a[0]] = (struct region){.kind = OP_barrier};
+        if (!regions[a[0]].of_graph)
+            regions[a[0]] = (struct region){.kind = OP_barrier};
         break;
     case OP_pool:
         make_pool(op);
@@ -302,10 +313,10 @@ static void run_operation(const struct operation *op) {
         pools[a[0]] = NULL;
         break;
     case OP_put:
-        host_apply(HOST_PUT, regions[a[0]].host + a[1], NULL, (uint64_t)a[3], (size_t)a[2]);
+        host_apply(HOST_PUT, regions[a[0]].by_hand + a[1], NULL, (uint64_t)a[3], (size_t)a[2]);
         break;
     case OP_host_mix:
-        host_apply(HOST_MIX, regions[a[0]].host + a[1], regions[a[2]].host + a[3], (uint64_t)a[4], (size_t)a[5]);
+        host_apply(HOST_MIX, regions[a[0]].by_hand + a[1], regions[a[2]].by_hand + a[3], (uint64_t)a[4], (size_t)a[5]);
         break;
     case OP_check:
     case OP_peek:
@@ -334,6 +345,21 @@ static void *run_thread(void *argument) {
     return NULL;
 }
 
+/* Memory of graphs comes last: it may be allocated or not, and what is not may have left its address to another region. */
+static void free_regions(bool of_graphs) {
+    for (int i = 0; i < MOST_REGIONS; i++) {
+        struct region *r = &regions[i];
+        if (r->kind == OP_barrier || r->of_graph != of_graphs)
+            continue;
+        call_result(NULL, "cuCtxSetCurrent", driver.cuCtxSetCurrent(r->context));
+        CUresult result = of_graphs ? driver.cuMemFree_v2(r->device) : CUDA_SUCCESS;
+        if (result != CUDA_ERROR_INVALID_VALUE)
+            call_result(NULL, "cuMemFree_v2", result);
+        if (!of_graphs)
+            free_region(NULL, r);
+    }
+}
+
 static void clean_up(void) {
     const struct operation *op = NULL;
     for (int i = 0; i < MOST_CONTEXTS && contexts[i].context; i++) {
@@ -351,12 +377,8 @@ static void clean_up(void) {
             CALL(cuStreamDestroy_v2, streams[i]);
         streams[i] = NULL;
     }
-    for (int i = 0; i < MOST_REGIONS; i++) {
-        if (regions[i].kind == OP_barrier)
-            continue;
-        CALL(cuCtxSetCurrent, regions[i].context);
-        free_region(NULL, &regions[i]);
-    }
+    free_regions(false);
+    free_regions(true);
     for (int i = 0; i < MOST_POOLS; i++) {
         if (pools[i])
             CALL(cuMemPoolDestroy, pools[i]);

@@ -13,7 +13,18 @@ from __future__ import annotations
 
 from random_programs.graph_rules import GraphRules
 from random_programs.operations import EFFECTS, Operation
-from random_programs.state import READ_AT_ONCE, ROWS, SYNCHRONOUS, Access, Illegal, Node, Race, Region, overlap
+from random_programs.state import (
+    READ_AT_ONCE,
+    ROWS,
+    SYNCHRONOUS,
+    Access,
+    Illegal,
+    Node,
+    Race,
+    Region,
+    Stream,
+    overlap,
+)
 from random_programs.stream_rules import StreamRules
 
 
@@ -99,7 +110,10 @@ class Model(StreamRules, GraphRules):
         self.check_places(thread, op, accesses)
         synchronous = (op.name == "copy" and op.args[0] in SYNCHRONOUS) or (op.name == "set" and not op.args[0] & 1)
         stream = self.stream(thread, 0 if synchronous else op.args[1 if op.name in ("copy", "set", "host") else 0])
-        if self.capture and stream.key in self.capture.streams:
+        captured = self.capture and stream.key in self.capture.streams
+        if not captured and not all(self.regions[access[0]].live for access in accesses):
+            raise Illegal("memory of a graph that is being made")
+        if self.capture and captured:
             if op.name == "stamp" or synchronous:
                 raise Illegal("not in a capture")
             self.add_captured(stream, Node(accesses, 0, op.name, op))
@@ -127,6 +141,9 @@ class Model(StreamRules, GraphRules):
     def do_vmm(self, op: Operation) -> None:
         self.make(op, "vmm")
 
+    def do_managed(self, op: Operation) -> None:
+        self.make(op, "managed")
+
     def do_pageable(self, op: Operation) -> None:
         self.make(op, "pageable")
 
@@ -146,7 +163,34 @@ class Model(StreamRules, GraphRules):
             raise
 
     def do_pool_alloc(self, op: Operation) -> None:
-        self.pool_memory(op, op.args[2], -1)
+        stream = self.stream(op.thread, op.args[2])
+        if self.capture:
+            self.graph_alloc(op, stream)
+        else:
+            self.pool_memory(op, op.args[2], -1)
+
+    def graph_alloc(self, op: Operation, stream: Stream) -> None:
+        capture = self.capture
+        if capture is None or stream.key not in capture.streams:
+            raise Illegal("not beside a capture")
+        self.make(op, "graph").live = False
+        capture.memory.add(op.args[0])
+        try:
+            self.add_captured(stream, Node([(op.args[0], 0, op.args[1], True)], 0, "memory"))
+        except Illegal:
+            capture.memory.remove(op.args[0])
+            del self.regions[op.args[0]]
+            raise
+        capture.graph.allocates = True
+
+    def graph_free(self, op: Operation, stream: Stream) -> None:
+        capture = self.capture
+        if capture is None or stream.key not in capture.streams or op.args[0] not in capture.memory:
+            raise Illegal("not beside a capture")
+        self.add_captured(stream, Node([(op.args[0], 0, self.regions[op.args[0]].size, True)], 0, "memory"))
+        capture.memory.remove(op.args[0])
+        capture.freed.add(op.args[0])
+        del self.regions[op.args[0]]
 
     def do_pool_from(self, op: Operation) -> None:
         if self.pools.get(op.args[2]) != self.current[op.thread]:
@@ -173,20 +217,30 @@ class Model(StreamRules, GraphRules):
             raise Illegal("another thread uses it")
         bits = self.conflicts((op.args[0], 0, region.size, True))
         # cuMemFree waits for the work that uses the memory; for other kinds the program has to.
-        missing = bits & ~(self.issued[op.thread] if region.kind == "alloc" else self.host[op.thread])
+        waits = region.kind in ("alloc", "managed", "graph")
+        missing = bits & ~(self.issued[op.thread] if waits else self.host[op.thread])
         if missing:
             raise Race(missing, None)
-        del self.regions[op.args[0]]
+        if region.kind == "graph":
+            region.live, region.touched = False, []
+        else:
+            del self.regions[op.args[0]]
 
     def do_pool_free(self, op: Operation) -> None:
         region = self.region(op.thread, op.args[0])
-        if region.kind not in ("pool", "alloc"):
+        if region.kind not in ("pool", "alloc", "graph"):
             raise Illegal("not freed in order")
         if region.users - {op.thread}:
             raise Illegal("another thread uses it")
         stream = self.stream(op.thread, op.args[1])
+        if self.capture:
+            self.graph_free(op, stream)
+            return
         self.work(op.thread, stream, [(op.args[0], 0, region.size, True)], memory_only=True)
-        del self.regions[op.args[0]]
+        if region.kind == "graph":
+            region.live = False
+        else:
+            del self.regions[op.args[0]]
 
     def do_put(self, op: Operation) -> None:
         self.direct(op.thread, [(op.args[0], op.args[1], op.args[1] + op.args[2], True)])
@@ -210,7 +264,8 @@ class Model(StreamRules, GraphRules):
 
 
 CREATES = {
-    **dict.fromkeys(("alloc", "vmm", "pageable", "pinned", "registered", "pool_alloc", "pool_from"), ("region", 0)),
+    **dict.fromkeys(("alloc", "vmm", "managed", "pageable", "pinned", "registered"), ("region", 0)),
+    **dict.fromkeys(("pool_alloc", "pool_from"), ("region", 0)),
     "pool": ("pool", 0),
     "stream": ("stream", 0),
     "event": ("event", 0),
@@ -219,4 +274,5 @@ CREATES = {
     "inst": ("exec", 0),
     "end_capture": ("graph", 1),
 }
-IN_CAPTURE = {*EFFECTS, "record", "wait", "launch", "end_capture", "put", "check", "host_mix"}
+IN_CAPTURE = {*EFFECTS, "record", "wait", "launch", "end_capture"}
+IN_CAPTURE |= {"put", "check", "host_mix", "pool_alloc", "pool_free"}

@@ -26,6 +26,7 @@ OTHERS = {
     "barrier": "",
     "alloc": "m_",
     "vmm": "m_",
+    "managed": "m_",
     "pageable": "m_",
     "pinned": "m__",
     "registered": "m__",

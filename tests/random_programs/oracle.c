@@ -12,6 +12,7 @@
 struct memory {
     size_t size;
     uint8_t *bytes, *known;
+    bool of_graph; /* every launch of its graph allocates it anew */
 };
 /* A graph as the effects of its nodes in the order in which they were added. */
 struct effects {
@@ -113,6 +114,9 @@ static void apply(const struct operation *op, const struct effect *e) {
             known[i] = e->how == HOST_PUT ? 1 : e->how == HOST_COPY ? in_known[i] : known[i] && in_known[i];
         break;
     }
+    case OP_pool_alloc: /* by a graph: what it holds then is anything */
+        memset(regions[e->to].known, 0, regions[e->to].size);
+        break;
     case OP_spin:
     case OP_empty:
         break;
@@ -137,9 +141,18 @@ static void create(const struct operation *op) {
     struct memory *memory = &regions[op->a[0]];
     if (memory->bytes)
         fail(op, "the region exists");
-    *memory = (struct memory){size, calloc(1, size), calloc(1, size)};
+    *memory = (struct memory){.size = size, .bytes = calloc(1, size), .known = calloc(1, size)};
     if (!memory->bytes || !memory->known)
         stop("no memory for the oracle");
+}
+
+static void create_in(const struct operation *op, int stream) {
+    const struct effect e = {.code = OP_pool_alloc, .to = (int)op->a[0]};
+    create(op);
+    if (stream_capture[stream] >= 0) {
+        regions[op->a[0]].of_graph = true;
+        add_node(op, &graphs[stream_capture[stream]], &e, -1);
+    }
 }
 
 static void release(struct memory *memory) {
@@ -172,16 +185,20 @@ static void step(struct operation *op) {
     switch (op->code) {
     case OP_alloc:
     case OP_vmm:
+    case OP_managed:
     case OP_pageable:
     case OP_pinned:
     case OP_registered:
-    case OP_pool_alloc:
     case OP_pool_from:
         create(op);
         break;
+    case OP_pool_alloc:
+        create_in(op, (int)a[2]);
+        break;
     case OP_free:
     case OP_pool_free:
-        release(&regions[a[0]]);
+        if (!regions[a[0]].of_graph)
+            release(&regions[a[0]]);
         break;
     case OP_put:
         direct.how = HOST_PUT, direct.width = (size_t)a[2], direct.value = (uint64_t)a[3];

@@ -37,7 +37,7 @@ enum {
     F(copy, 10) F(set, 8) F(fill, 5) F(iota, 4) F(mix, 7) F(spin, 2) F(host, 8) F(stamp, 5) F(empty, 1) \
     F(child, 1)
 #define OTHERS(F) \
-    F(barrier, 0) F(alloc, 2) F(vmm, 2) F(pageable, 2) F(pinned, 3) F(registered, 3) F(pool_alloc, 3) \
+    F(barrier, 0) F(alloc, 2) F(vmm, 2) F(managed, 2) F(pageable, 2) F(pinned, 3) F(registered, 3) F(pool_alloc, 3) \
     F(pool_from, 4) F(free, 1) F(pool_free, 2) F(pool, 1) F(pool_destroy, 1) F(stream, 3) F(stream_destroy, 1) \
     F(stream_sync, 1) F(stream_poll, 1) F(stream_done, 1) F(ctx_sync, 0) F(context, 1) F(event, 2) \
     F(event_destroy, 1) F(record, 2) F(wait, 2) F(event_sync, 1) F(event_poll, 1) F(event_ask, 1) \

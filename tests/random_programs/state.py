@@ -13,6 +13,7 @@ HOST_KINDS = {"pageable", "pinned", "registered"}
 DISABLE_TIMING = 2
 NON_BLOCKING = 1
 MOST_NODES = 40
+FREES_FIRST = 2  # how a graph is made executable: its launches free what the one before left
 # Parts of CUDA that a program may be made without. A driver serves all of them, and so does the simulated GPU.
 FEATURES = {
     "upload-behind": "an upload from pinned or registered memory behind work that writes that memory",
@@ -23,6 +24,8 @@ FEATURES = {
     "pinned-set": "memsets of pinned memory",
     "pinned-kernel": "kernels on pinned memory",
     "done": "queries of streams and events that must say complete",
+    "managed": "managed memory, which threads and kernels touch by one address",
+    "graph-memory": "memory that a graph allocates, and frees or leaves to the program",
 }
 # What does not work through the stack yet, and why. A line goes when its fault is mended.
 UNSERVED = {
@@ -58,6 +61,7 @@ class Region:
     touched: list[tuple[int, int, bool, int]] = field(default_factory=list)  # first, end, writes, bit
     pool: int = -1
     users: set[int] = field(default_factory=set)  # threads, since the last barrier
+    live: bool = True  # memory of a graph: a launch has allocated it, and nobody has freed it
 
     @property
     def host(self) -> bool:
@@ -66,6 +70,11 @@ class Region:
     @property
     def pinned(self) -> bool:
         return self.kind in ("pinned", "registered")
+
+    @property
+    def by_hand(self) -> bool:
+        """A thread of the program may touch it."""
+        return self.host or self.kind == "managed"
 
 
 @dataclass
@@ -106,6 +115,9 @@ class Graph:
     tail: int = 0
     handles: bool = True  # the program has the handles of its nodes
     shape: tuple[object, ...] = ()
+    memory: set[int] = field(default_factory=set)  # what a launch allocates and leaves
+    allocates: bool = False
+    frees_first: bool = False  # a launch frees what the one before left
 
     def accesses(self) -> list[Access]:
         return [access for node in self.nodes.values() for access in node.accesses]
@@ -119,6 +131,8 @@ class Capture:
     streams: dict[tuple[object, ...], int]
     graph: Graph
     events: dict[int, int] = field(default_factory=dict)
+    memory: set[int] = field(default_factory=set)  # regions that its graph allocates and has not freed yet
+    freed: set[int] = field(default_factory=set)
 
 
 def overlap(a: Access, b: Access) -> bool:
@@ -150,6 +164,7 @@ class State:
         self.acted: set[int] = set()  # threads, since the last barrier
         self.sole = -1  # the only thread that may act before the next barrier
         self.made_contexts = {0}
+        self.made_ready: set[int] = set()  # graphs that an executable one was made of
 
     def claim(self, thread: int, what: object) -> None:
         """An object is one thread's between two barriers."""
@@ -202,6 +217,8 @@ class State:
             raise Illegal(f"no region {number} for this thread")
         if not region.host and region.context != self.current[thread]:
             raise Illegal(f"region {number} is of another context")
+        if not region.live and not (self.capture and number in self.capture.memory):
+            raise Illegal(f"region {number} is not allocated")
         return region
 
     def bounded(self, thread: int, access: Access) -> None:
@@ -252,7 +269,8 @@ class State:
         missing = 0
         for access in accesses:
             self.bounded(thread, access)
-            if not self.regions[access[0]].host:
+            region = self.regions[access[0]]
+            if not region.by_hand or (self.capture and not region.host):
                 raise Illegal("a thread cannot reach device memory")
             missing |= self.conflicts(access) & ~self.host[thread]
         if missing:
@@ -331,7 +349,7 @@ class State:
         kinds = [self.region(thread, access[0]) for access in accesses]
         if op.name == "host" and not all(region.host for region in kinds):
             raise Illegal("a host function cannot reach device memory")
-        if op.name == "stamp" and kinds[0].kind == "pool":
+        if op.name == "stamp" and kinds[0].kind in ("pool", "graph", "managed"):
             raise Illegal("the driver takes no memory of pools there")
         if op.name in ("fill", "iota", "mix", "stamp", "set") and any(region.host for region in kinds):
             feature = "pinned-set" if op.name == "set" else "pinned-kernel"
