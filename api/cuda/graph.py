@@ -3,7 +3,7 @@
 Nodes get handles when the program first sees them: those that it adds at once, those of a capture when it lists them.
 """
 
-from tensor_fusion.apigen.describe import alias, call, custom, older, per_thread, post, unsupported
+from tensor_fusion.apigen.describe import alias, call, custom, older, per_thread, post, refused
 
 FUNCTIONS = [
     # Graphs.
@@ -102,8 +102,10 @@ FUNCTIONS = [
     call("cuUserObjectRelease", session="hand", contextless=True, object="name userobject"),
     call("cuGraphRetainUserObject", session="hand", contextless=True, object="name userobject"),
     call("cuGraphReleaseUserObject", session="hand", contextless=True, object="name userobject"),
-    unsupported(
-        "external semaphores are of this machine only",
+    # A driver makes nodes of no semaphores, which do nothing; of such as nobody imported it answers this.
+    refused(
+        "CUDA_ERROR_INVALID_VALUE",
+        "no external semaphore can exist here: they are of one machine, that of graphics",
         "cuGraphAddExternalSemaphoresSignalNode",
         "cuGraphAddExternalSemaphoresWaitNode",
         "cuGraphExecExternalSemaphoresSignalNodeSetParams",
@@ -112,5 +114,7 @@ FUNCTIONS = [
         "cuGraphExternalSemaphoresSignalNodeSetParams",
         "cuGraphExternalSemaphoresWaitNodeGetParams",
         "cuGraphExternalSemaphoresWaitNodeSetParams",
+        contextless=True,
+        unseen=True,
     ),
 ]

@@ -96,10 +96,13 @@ FUNCTIONS = [
     custom("cuMemGetDefaultMemPool", ops="pool_default"),
     custom("cuMemGetMemPool", ops="pool_default"),
     custom("cuMemSetMemPool", ops="pool_current"),
-    unsupported(
-        "sparse arrays come with arrays",
+    refused(
+        "CUDA_ERROR_NOT_SUPPORTED",
+        "arrays get all of their memory when they are made; the attributes of sparse and deferred mapping say so",
         "cuMemMapArrayAsync",
         "cuMemMapArrayAsync_ptsz",
+        contextless=True,
+        unseen=True,
     ),
     refused(
         "CUDA_ERROR_NOT_SUPPORTED",

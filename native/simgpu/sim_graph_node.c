@@ -501,6 +501,6 @@ CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgra
         return add_child(phGraphNode, hGraph, dependencies, numDependencies, nodeParams->graph.graph,
                          nodeParams->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
     default:
-        return CUDA_ERROR_NOT_SUPPORTED;
+        return CUDA_ERROR_INVALID_VALUE; // also of external semaphores: there are none here
     }
 }

@@ -252,6 +252,44 @@ static inline void check_set_nowhere(void) {
     OK(cuStreamDestroy_v2(stream));
 }
 
+// No external semaphore can exist: whatever is asked of such nodes, and of nodes of no type, gives 1.
+static inline void check_nodes_of_no_kind(void) {
+    CUgraph graph;
+    CUgraphNode node, empty;
+    CUgraphExec exec;
+    CUDA_EXT_SEM_SIGNAL_NODE_PARAMS signal;
+    CUDA_EXT_SEM_WAIT_NODE_PARAMS wait;
+    CUgraphNodeParams any;
+    size_t count = 9;
+    memset(&signal, 0, sizeof signal);
+    memset(&wait, 0, sizeof wait);
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddEmptyNode(&empty, graph, NULL, 0));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    GIVES(1, cuGraphAddExternalSemaphoresSignalNode(&node, graph, NULL, 0, NULL));
+    GIVES(1, cuGraphAddExternalSemaphoresWaitNode(&node, NULL, NULL, 0, &wait));
+    GIVES(1, cuGraphExternalSemaphoresSignalNodeGetParams(empty, &signal));
+    GIVES(1, cuGraphExternalSemaphoresSignalNodeSetParams(empty, &signal));
+    GIVES(1, cuGraphExternalSemaphoresWaitNodeGetParams(empty, &wait));
+    GIVES(1, cuGraphExternalSemaphoresWaitNodeSetParams(empty, &wait));
+    GIVES(1, cuGraphExecExternalSemaphoresSignalNodeSetParams(exec, empty, &signal));
+    GIVES(1, cuGraphExecExternalSemaphoresWaitNodeSetParams(exec, empty, &wait));
+    for (int type = 0; type < 78; type += type == 20 ? 57 : 1) {
+        if (type <= CU_GRAPH_NODE_TYPE_CONDITIONAL && type != CU_GRAPH_NODE_TYPE_EXT_SEMAS_SIGNAL &&
+            type != CU_GRAPH_NODE_TYPE_EXT_SEMAS_WAIT)
+            continue;
+        memset(&any, 0, sizeof any);
+        any.type = (CUgraphNodeType)type;
+        GIVES(1, cuGraphAddNode_v2(&node, graph, NULL, NULL, 0, &any));
+        GIVES(1, cuGraphNodeSetParams(empty, &any));
+        GIVES(1, cuGraphExecNodeSetParams(exec, empty, &any));
+    }
+    OK(cuGraphGetNodes(graph, NULL, &count));
+    CHECK(count == 1);
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+}
+
 static inline void check_graph_set(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     check_set_nowhere();
@@ -259,6 +297,7 @@ static inline void check_graph_set(CUmodule module) {
     check_set_by_kind(&t);
     check_set_child(&t);
     check_dot(&t);
+    check_nodes_of_no_kind();
     graph_bench_end(&t);
 }
 
