@@ -74,7 +74,8 @@ def main() -> None:
     for name in ("--segment-fd", "--segment-size", "--owners-fd"):
         parser.add_argument(name, type=int)
     parser.add_argument("--simulated", action="store_true")
-    parser.add_argument("--jail", action="store_true")
+    for name in ("--jail", "--confine"):
+        parser.add_argument(name, action="store_true")
     given = parser.parse_args()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, as the real one does
     control = socket.socket(fileno=given.control_fd)

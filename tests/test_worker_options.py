@@ -12,6 +12,7 @@ import pytest
 from worker_harness import Worker, command, environment, eventually, fails
 
 from tensor_fusion.config import UserError
+from tensor_fusion.worker import options
 from tensor_fusion.worker.options import Request, Settings, parse
 from tensor_fusion.worker.segment import SegmentSettings
 
@@ -137,6 +138,12 @@ def test_wrong_environment_gets_one_sentence(variables: dict[str, str], words: s
         parse([], variables)
     assert words in caught.value.sentence
     assert caught.value.exit_code == 2
+
+
+def test_a_jail_that_the_kernel_has_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "landlock_version", lambda: -1)
+    with pytest.raises(UserError, match="needs Landlock"):
+        parse(["--jail", "full"], {})
 
 
 def test_too_long_key_is_named_by_line_and_not_shown(tmp_path: Path) -> None:

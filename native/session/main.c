@@ -291,6 +291,7 @@ static bool options(struct tpw_session *s, int count, char **words) {
                                           {"nvml", required_argument, 0, 'n'},
                                           {"simulated", no_argument, 0, 'g'},
                                           {"jail", no_argument, 0, 'j'},
+                                          {"confine", no_argument, 0, 'k'},
                                           {0, 0, 0, 0}};
     struct tpw_main *process = s->process;
     int quota = -1, segment = -1, owners = -1, letter;
@@ -328,6 +329,9 @@ static bool options(struct tpw_session *s, int count, char **words) {
         case 'j':
             process->jail = true;
             break;
+        case 'k':
+            process->confine = true;
+            break;
         default:
             return false;
         }
@@ -362,7 +366,7 @@ int main(int count, char **words) {
     if (!options(s, count, words) || tpw_callbacks_open(s)) {
         return 2;
     }
-    if (!tpw_bounds_begin(process.jail)) {
+    if (!tpw_bounds_begin(process.jail) || (process.confine && !tpw_confine(s->driver_path, s->nvml_path))) {
         return 1;
     }
     if (!tpw_print_open()) {

@@ -11,6 +11,8 @@
 
 /* Before there is a second thread. False: the session cannot be as safe as it has to be, and has said why. */
 bool tpw_bounds_begin(bool jail);
+/* After that, and before there is a second thread: the process reaches only the files that the driver needs. */
+bool tpw_confine(const char *driver, const char *nvml);
 /* From a client's coming: ends the process when it has more memory than it may. False without a thread for it. */
 bool tpw_memory_watch(void);
 
@@ -19,7 +21,7 @@ struct tpw_main {
     size_t title_size;
     bool told_ready; /* that there is a context */
     bool told_spoken;
-    bool jail;
+    bool jail, confine;
     struct tpw_segment segment;
 };
 

@@ -204,3 +204,20 @@ def stop_with_parent(number: signal.Signals = signal.SIGKILL) -> Callable[[], No
             os._exit(1)
 
     return arm
+
+
+_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_VERSION = 1
+
+
+def landlock_version() -> int:
+    """The version of the kernel's interface, from 1; less where it has none or it is switched off."""
+    syscall = ctypes.CDLL(None).syscall
+    syscall.restype = ctypes.c_long
+    found = syscall(
+        ctypes.c_long(_LANDLOCK_CREATE_RULESET),
+        ctypes.c_void_p(None),
+        ctypes.c_size_t(0),
+        ctypes.c_uint(_LANDLOCK_VERSION),
+    )
+    return int(found)

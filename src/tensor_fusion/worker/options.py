@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from tensor_fusion.abi import landlock_version
 from tensor_fusion.config import (
     DEFAULT_MEGABYTES,
     ImageCache,
@@ -74,7 +75,7 @@ class Settings:
     max_clients: int
     max_clients_per_address: int
     max_clients_per_secret: int
-    jail: bool
+    jail: str
     memory_limit: int
     session_memory: int
     keys: AuthorizedKeys | None
@@ -135,8 +136,12 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         )
     if given.gpu not in (None, "nvidia", "sim"):
         raise UserError(f"Unknown GPU {given.gpu!r}; use --gpu nvidia or --gpu sim.")
-    if given.jail not in ("basic", "off"):
-        raise UserError(f"Unknown jail {given.jail!r}; use --jail basic or --jail off.")
+    if given.jail not in ("basic", "full", "off"):
+        raise UserError(f"Unknown jail {given.jail!r}; use --jail basic, --jail full or --jail off.")
+    if given.jail == "full" and landlock_version() < 1:
+        raise UserError(
+            "--jail full needs Landlock (Linux 5.13 and later), which this kernel has not; use --jail basic."
+        )
     keys = _keys(environ)
     # A row of the quota page for each client, with room for the warm sessions and those about to end.
     most = _number("--max-clients", given.max_clients, 1, ROWS - 2 * MAX_WARM)
@@ -150,7 +155,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         max_clients=most,
         max_clients_per_address=_number("--max-clients-per-address", of_one, 1, ROWS),
         max_clients_per_secret=_number("--max-clients-per-secret", given.max_clients_per_secret, 0, ROWS),
-        jail=given.jail == "basic",
+        jail=given.jail,
         memory_limit=memory_limit(environ),
         session_memory=session_memory(environ, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         keys=keys,

@@ -68,7 +68,7 @@ class Executable:
     environment: Mapping[str, str]
     segment: Segment | None = None
     output: int = 2  # where its lines go
-    jail: bool = True
+    jail: str = "basic"
 
 
 class Caller(Protocol):
@@ -191,7 +191,7 @@ class Sessions:
         # Half of the descriptors are for clients and their connections.
         self.shares = Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self.on_change: Callable[[], None] = lambda: None
-        self.jailed = executable.jail
+        self.jailed = executable.jail != "off"
 
     # Starting and warming
 
@@ -303,7 +303,7 @@ class Sessions:
             command += ["--segment-fd", str(segment.fd), "--segment-size", str(segment.size)]
             command += ["--owners-fd", str(segment.owners_fd)]
         if self.jailed:
-            command.append("--jail")
+            command += ["--jail", "--confine"] if self._executable.jail == "full" else ["--jail"]
         return [*command, "--simulated"] if driver.simulated else command
 
     def _segment_descriptors(self) -> tuple[int, ...]:

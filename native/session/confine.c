@@ -1,0 +1,139 @@
+/*
+ * Landlock: which files of its user's a session reaches, whom it may signal, and that it opens no connection of its own.
+ *
+ * The main thread enters once, before there is another, because a thread is confined by its maker only. What the driver's library
+ * and its files need is listed here and was tried with the simulated GPU; the real driver may want more, so this is asked for
+ * (--jail full) and not the default. The rights are those of Linux 6.12's header, of which an older kernel has the first.
+ */
+#include "tpw_main.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef SYS_landlock_create_ruleset
+#define SYS_landlock_create_ruleset 444
+#define SYS_landlock_add_rule 445
+#define SYS_landlock_restrict_self 446
+#endif
+#define RULESET_VERSION 1u
+#define RULE_PATH_BENEATH 1
+
+#define EXECUTE (1ull << 0)
+#define WRITE_FILE (1ull << 1)
+#define READ_FILE (1ull << 2)
+#define READ_DIR (1ull << 3)
+#define REMOVE_FILE (1ull << 5)
+#define MAKE_DIR (1ull << 7)
+#define MAKE_REG (1ull << 8)
+#define FIRST_RIGHTS ((1ull << 13) - 1)
+#define REFER (1ull << 13)     /* from version 2 of the interface on */
+#define TRUNCATE (1ull << 14)  /* 3 */
+#define IOCTL_DEV (1ull << 15) /* 5 */
+#define TCP (3ull)             /* 4: bind, connect */
+#define SCOPES (3ull)          /* 6: abstract sockets, signals */
+#define OF_FILES (EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV)
+
+#define LOOK_AT (EXECUTE | READ_FILE | READ_DIR)
+#define USE (READ_FILE | WRITE_FILE | IOCTL_DEV)
+#define KEEP (READ_FILE | WRITE_FILE | READ_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | TRUNCATE)
+
+struct rights {
+    uint64_t files, network, scopes;
+};
+
+struct __attribute__((packed)) beneath {
+    uint64_t allowed;
+    int32_t parent;
+};
+
+/* What is not there needs no right. */
+static bool allow(int rules, const struct rights *handled, const char *path, uint64_t rights) {
+    struct stat about;
+    int fd = path && *path ? open(path, O_PATH | O_CLOEXEC) : -1;
+    if (fd < 0) {
+        return true;
+    }
+    bool folder = fstat(fd, &about) == 0 && S_ISDIR(about.st_mode);
+    struct beneath rule = {.allowed = rights & handled->files & (folder ? ~0ull : OF_FILES), .parent = fd};
+    bool added = syscall(SYS_landlock_add_rule, rules, RULE_PATH_BENEATH, &rule, 0) == 0;
+    if (!added) {
+        tp_log(TP_ERROR, "the session cannot be confined to %s: %s", path, strerror(errno));
+    }
+    close(fd);
+    return added;
+}
+
+/* The folder that a library really lies in. */
+static bool allow_folder_of(int rules, const struct rights *handled, const char *path) {
+    char real[PATH_MAX];
+    return !path || !realpath(path, real) || allow(rules, handled, dirname(real), LOOK_AT);
+}
+
+static bool allow_devices(int rules, const struct rights *handled) {
+    static const char *const patterns[] = {"/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/null", "/dev/zero",
+                                           "/dev/*random"};
+    bool allowed = true;
+    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
+        glob_t found;
+        if (glob(patterns[i], 0, NULL, &found) == 0) {
+            for (size_t k = 0; k < found.gl_pathc; k++) {
+                allowed = allowed && allow(rules, handled, found.gl_pathv[k], USE);
+            }
+            globfree(&found);
+        }
+    }
+    return allowed && allow(rules, handled, "/dev", READ_DIR);
+}
+
+/* Where the driver keeps what it has compiled. */
+static bool allow_compiled(int rules, const struct rights *handled) {
+    char path[PATH_MAX];
+    const char *named = getenv("CUDA_CACHE_PATH"), *home = getenv("HOME");
+    snprintf(path, sizeof path, "%s/.nv", home ? home : "");
+    return allow(rules, handled, named && *named ? named : home ? path : NULL, KEEP);
+}
+
+static bool allow_all(int rules, const struct rights *handled, const char *driver, const char *nvml) {
+    static const char *const read[] = {"/usr",        "/lib",           "/lib64",
+                                       "/proc",       "/sys",           "/etc/ld.so.cache",
+                                       "/etc/nvidia", "/etc/localtime", "/run/nvidia-persistenced"};
+    for (size_t i = 0; i < sizeof read / sizeof *read; i++) {
+        if (!allow(rules, handled, read[i], LOOK_AT)) {
+            return false;
+        }
+    }
+    return allow_folder_of(rules, handled, driver) && allow_folder_of(rules, handled, nvml) &&
+           allow_devices(rules, handled) && allow_compiled(rules, handled) &&
+           allow(rules, handled, getenv("TF_IMAGE_CACHE_PATH"), KEEP) &&
+           allow(rules, handled, getenv("TF_LOG_PATH"), WRITE_FILE);
+}
+
+bool tpw_confine(const char *driver, const char *nvml) {
+    long version = syscall(SYS_landlock_create_ruleset, NULL, 0, RULESET_VERSION);
+    if (version < 1) {
+        tp_log(TP_ERROR, "this kernel has no Landlock, which --jail full wants: %s", strerror(errno));
+        return false;
+    }
+    const struct rights handled = {.files = FIRST_RIGHTS | (version >= 2 ? REFER : 0) | (version >= 3 ? TRUNCATE : 0) |
+                                            (version >= 5 ? IOCTL_DEV : 0),
+                                   .network = version >= 4 ? TCP : 0,
+                                   .scopes = version >= 6 ? SCOPES : 0};
+    const size_t size = version >= 6 ? sizeof handled : version >= 4 ? 16 : 8;
+    int rules = (int)syscall(SYS_landlock_create_ruleset, &handled, size, 0);
+    bool confined = rules >= 0 && allow_all(rules, &handled, driver, nvml);
+    if (confined && syscall(SYS_landlock_restrict_self, rules, 0)) {
+        tp_log(TP_ERROR, "the session cannot be confined: %s", strerror(errno));
+        confined = false;
+    }
+    if (rules >= 0) {
+        close(rules);
+    }
+    return confined;
+}
