@@ -275,6 +275,7 @@ static inline void check_array_boxes(graph_bench_t *t) {
     OK(cuMemsetD32_v2(t->b, 0x12345678, GRAPH_WORDS));
     OK(cuMemsetD32_v2(t->c, 0x12345678, GRAPH_WORDS));
     OK(cuMemsetD32_v2(t->c, 0, 128));
+    OK(cuStreamSynchronize(NULL)); // what follows is in other streams
     OK(cuMemcpy2D_v2(&filled));
     OK(cuMemcpy2DUnaligned_v2(&back));
     words_are(t->c, 0x12345678);

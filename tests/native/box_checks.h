@@ -66,6 +66,7 @@ static inline void check_box_batches(graph_bench_t *t) {
     // What cannot be copied is told by its place, and nothing of the batch is done.
     CUDA_MEMCPY3D_BATCH_OP two[2] = {up, up};
     OK(cuMemsetD8_v2(t->c, 9, sizeof rows));
+    OK(cuStreamSynchronize(NULL)); // what follows is in other streams
 #define REFUSED(change, undo)                                                                                          \
     do {                                                                                                               \
         failed = 77;                                                                                                   \

@@ -229,6 +229,7 @@ static inline void check_work_beside_a_capture(graph_bench_t *t) {
         OK(cuMemAlloc_v2(&fresh[i], 1u << (i + 1)));
     OK(cuMemsetD32Async(fresh[18], 4, 1u << 17, t->other));
     OK(cuMemsetD32_v2(t->b, 5, GRAPH_WORDS));
+    OK(cuStreamSynchronize(NULL)); // what follows is in other streams
     words_are(t->b, 5);
     OK(cuEventRecord(t->event, t->other));
     OK(cuEventSynchronize(t->event));

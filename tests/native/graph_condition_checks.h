@@ -150,6 +150,7 @@ static inline void check_if_and_switch(const condition_bench_t *c) {
     OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
     for (uint32_t i = 0; i < 4; i++) {
         OK(cuMemsetD32_v2(t->b, 7, GRAPH_WORDS));
+        OK(cuStreamSynchronize(NULL)); // what follows is in other streams
         CHECK(run_from(c, exec, i + 1) == i);
         words_are(t->b, i < 3 ? 100 + i : 7);
     }
@@ -226,6 +227,7 @@ static inline void check_copy_that_does_not_run(graph_bench_t *t) {
     OK(cuMemAllocHost_v2((void **)&word, 4));
     *word = 77;
     OK(cuMemsetD32_v2(t->a, 5, GRAPH_WORDS));
+    OK(cuStreamSynchronize(NULL)); // what follows is in other streams
     OK(cuGraphCreate(&graph, 0));
     CUgraphNodeParams params = conditional(condition(graph, t->context, 0), CU_GRAPH_COND_TYPE_IF, 1, t->context);
     OK(cuGraphAddNode_v2(&node, graph, NULL, NULL, 0, &params));

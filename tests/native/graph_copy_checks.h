@@ -426,6 +426,7 @@ static inline void check_copies_and_functions(graph_bench_t *t) {
     CUgraph graph;
     CUgraphExec exec;
     OK(cuMemsetD32_v2(t->a, 6, GRAPH_WORDS));
+    OK(cuStreamSynchronize(NULL)); // what follows is in other streams
     OK(cuStreamBeginCapture_v2(t->stream, CU_STREAM_CAPTURE_MODE_GLOBAL));
     OK(cuMemcpyDtoHAsync_v2(&word, t->a, 4, t->stream));
     OK(cuLaunchHostFunc(t->stream, look_at_copy, &word));

@@ -369,6 +369,7 @@ static inline void green_events(CUcontext primary, CUmodule module) {
 
     // Behind the event stands what was in both streams, and what comes after it in a third one waits.
     OK(cuMemsetD32_v2(words, 0, GREEN_WORDS));
+    OK(cuStreamSynchronize(NULL)); // what follows is in other streams
     OK(spin(module, 30000000, own));
     OK(fill(module, words, 21, GREEN_WORDS, own));
     OK(cuGreenCtxRecordEvent(green, event));

@@ -61,6 +61,7 @@ static inline void check_parts_launch(CUmodule module) {
     float two = 2, results[2] = {3, 5};
     OK(cuMemAlloc_v2(&words, PARTS_WORDS * 4));
     OK(cuMemsetD8_v2(words, 0, PARTS_WORDS * 4));
+    OK(cuStreamSynchronize(NULL)); // what follows is in other streams
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     check_parts_arguments(fill);
 
@@ -85,6 +86,7 @@ static inline void check_parts_launch(CUmodule module) {
     OK(cuLaunch(fill));
     OK(cuCtxSynchronize());
     OK(cuMemsetD8_v2(words, 0, PARTS_WORDS * 4));
+    OK(cuStreamSynchronize(NULL)); // what follows is in other streams
     OK(cuParamSetSize(fill, 25));
     GIVES(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, cuLaunch(fill));
     OK(cuParamSetSize(fill, 24));

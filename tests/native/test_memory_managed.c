@@ -408,6 +408,7 @@ void case_managed_attached(void) {
         CUdeviceptr word;
         OK(cuMemAlloc_v2(&word, 8));
         OK(cuMemsetD32_v2(word, 0, 2));
+        OK(cuStreamSynchronize(NULL)); /* streams that do not wait for that one write and read it */
         OK(cuStreamWaitValue32_v2(two, word, 1, CU_STREAM_WAIT_VALUE_EQ));
         run_fill((uint32_t *)(uintptr_t)other, turn, COUNT, two);
         CHECK(words[5] == 5 && words[10] == turn && words[COUNT - 1] == turn);
