@@ -91,7 +91,7 @@ FUNCTIONS = [
     call("nvmlDeviceGetGpuFabricInfo"),
     call("nvmlDeviceGetGpuFabricInfoV", gpuFabricInfo="versioned"),
     # A sample is the driver's; what is computed of two has the driver's names, which the client keeps.
-    custom("nvmlGpmQueryDeviceSupport", ops="nvml_gpm_support"),
+    call("nvmlGpmQueryDeviceSupport", gpmSupport="both"),
     call("nvmlGpmQueryIfStreamingEnabled"),
     call("nvmlGpmSampleAlloc", session="hand"),
     call("nvmlGpmSampleFree", gpmSample="gone? nvmlsample"),

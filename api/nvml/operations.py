@@ -22,7 +22,6 @@ FUNCTIONS = [
     op("nvml_event", "call", set="uint64_t: handle nvmlevents", out={
         "device": "uint64_t", "type": "uint64_t", "data": "uint64_t", "gpu_instance": "unsigned int",
         "compute_instance": "unsigned int"}),
-    op("nvml_gpm_support", "call", device="uint64_t: handle nvmldevice", out={"supported": "unsigned int"}),
     # Metrics by number, and their results in the same order; of each three texts, each with a NUL: empty where the
     # driver names nothing.
     op("nvml_gpm_metrics", "call", first="uint64_t: handle? nvmlsample", second="uint64_t: handle? nvmlsample",

@@ -37,8 +37,7 @@ static nvmlReturn_t wait_for(const char *name, nvmlEventSet_t set, nvmlEventData
         if (result != NVML_ERROR_TIMEOUT || now >= end) {
             return result;
         }
-        uint64_t left = end - now < LOOK_NS ? end - now : LOOK_NS;
-        nanosleep(&(struct timespec){.tv_nsec = (long)left}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = (long)(end - now < LOOK_NS ? end - now : LOOK_NS)}, NULL);
         result = tpn_ready();
         if (result != NVML_SUCCESS) {
             return result;

@@ -7,30 +7,10 @@
 #include "tpn.h"
 
 #include "tpg_nvml_send.h"
-#include <stddef.h>
 #include <stdlib.h>
 
 #define METRICS (sizeof(((nvmlGpmMetricsGet_t *)NULL)->metrics) / sizeof(nvmlGpmMetric_t))
 #define TEXTS 3u
-
-nvmlReturn_t tpn_nvmlGpmQueryDeviceSupport(nvmlDevice_t device, nvmlGpmSupport_t *gpmSupport) {
-    TPN_CHECK_HANDLE(NVMLDEVICE, device, false);
-    if (!gpmSupport) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
-    if (gpmSupport->version != NVML_GPM_SUPPORT_VERSION) {
-        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    }
-    struct tpg_nvml_gpm_support_in a = {.device = (uint64_t)(uintptr_t)device};
-    struct tpg_nvml_gpm_support_out o;
-    struct tp_reply reply;
-    nvmlReturn_t result = tpn_call_nvml_gpm_support("nvmlGpmQueryDeviceSupport", &a, &o, &reply);
-    if (result == NVML_SUCCESS) {
-        gpmSupport->isSupportedDevice = o.supported;
-    }
-    tp_reply_free(&reply);
-    return result;
-}
 
 /* The text that stays, equal to `text` where the metric had none before; NULL for an empty one, and without memory. */
 static char *kept(unsigned int metric, unsigned int which, const char *text) {

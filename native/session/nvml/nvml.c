@@ -68,10 +68,6 @@ size_t tpw_text_size(const void *text, size_t size) {
     return length < size ? length + 1 : size;
 }
 
-nvmlDevice_t tpw_nvml_device(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error) {
-    return (nvmlDevice_t)(uintptr_t)tpw_native(s, frame, TPG_NVMLDEVICE, handle, false, error);
-}
-
 uint32_t tpw_nvml_ordinal(uint64_t handle) {
     uint32_t index = tp_id_index(tp_handle_id(handle));
     return index < TP_NVML_DEVICES ? ordinals[index] : 0;

@@ -61,17 +61,6 @@ int32_t tpw_nvml_event(struct tpw_session *s, const struct tp_frame *frame, cons
     return NVML_SUCCESS;
 }
 
-int32_t tpw_nvml_gpm_support(struct tpw_session *s, const struct tp_frame *frame,
-                             const struct tpg_nvml_gpm_support_in *in, struct tpg_nvml_gpm_support_out *out,
-                             nvmlDevice_t device) {
-    nvmlGpmSupport_t support = {.version = NVML_GPM_SUPPORT_VERSION};
-    (void)frame;
-    (void)in;
-    nvmlReturn_t result = s->nvml.nvmlGpmQueryDeviceSupport(device, &support);
-    out->supported = support.isSupportedDevice;
-    return (int32_t)result;
-}
-
 /* Puts a text with its NUL behind the others, or an empty one for none. */
 static char *put_text(char *at, const char *text) {
     size_t size = text ? strnlen(text, TEXT_MAX - 1) : 0;

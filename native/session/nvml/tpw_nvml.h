@@ -22,9 +22,7 @@ void *tpw_versioned(struct tpw_session *s, const void *bytes, size_t size, size_
 /* Bytes of a text with its NUL, at most `size`. */
 size_t tpw_text_size(const void *text, size_t size);
 
-/* The driver's device behind a client's handle; NULL with *error set. */
-nvmlDevice_t tpw_nvml_device(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
-/* CUDA ordinal of the same device. */
+/* CUDA ordinal of the device behind a client's handle. */
 uint32_t tpw_nvml_ordinal(uint64_t handle);
 
 #endif

@@ -44,7 +44,8 @@ the roles:
 ``"handles K N"``      N objects of kind K read
 ``"R by P"``           what the handle, context or structs of role R point at stays in the driver for as long as P, a
                        graph, a node of one or an executable graph, may follow it
-``"versioned"``        struct read and written through the pointer, whose first word holds its size in the low 24 bits
+``"both"``             struct read and written through the pointer
+``"versioned"``        the same of one whose first word holds its size in the low 24 bits
 
 ``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are
 ``name="ctype: role"``, where no role means a value. Of the roles above they have ``in``, ``string``, ``bytes``,

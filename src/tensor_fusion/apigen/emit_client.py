@@ -401,8 +401,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         verb = "post" if post else "call"
         body.append(f'    {result} result = ({result}){prefix}_{verb}("{op.name}", &reply);')
     if op.line.noted:
-        done = "" if post else f"if (result == {SUCCESS[api.name]}) "
-        body.append(f"    {done}{{ {prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)}); }}")
+        noted = f"{prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)});"
+        body.append(f"    if (result == {SUCCESS[api.name]}) {{ {noted} }}")
     for item in op.fields:
         if item.role in MINTED:
             body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.kind.upper()}, new_{item.name}); }}")
@@ -450,7 +450,7 @@ def _argument(api: Api, item: Field) -> list[str]:
 
 def _store(prefix: str, item: Field) -> list[str]:
     name = item.name
-    if item.role in ("out", "outwanted"):
+    if item.role in ("out", "outwanted", "outboth"):
         return [f"if ({name}) {{ *{name} = o.{name}; }}"]
     if item.role == "outknown":
         return [f"*{name} = ({item.ctype})(uintptr_t)o.{name};"]

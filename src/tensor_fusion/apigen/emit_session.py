@@ -357,6 +357,8 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         return [f"tpw_check_range(s, in.{name}, (uint64_t)({_lengths(op, item.length)}), &error);"], f"in.{name}"
     if item.role == "out":
         return [], f"&out.{name}"
+    if item.role == "outboth":
+        return [f"if (!error) {{ memcpy(&out.{name}, in.{name}, sizeof out.{name}); }}"], f"&out.{name}"
     if item.role == "outwanted":
         return [], f"in.{name} ? &out.{name} : NULL"
     if item.role == "handles":

@@ -24,7 +24,7 @@ class Field:
 
     name: str
     role: str  # value handle name new fresh gone device dev in bytes array handles names string versioned wanted
-    #            | out outknown outfresh outbytes outarray outstring outversioned outwanted outkept
+    #            | out outknown outfresh outbytes outarray outstring outversioned outwanted outboth outkept
     ctype: str
     size: int = 0
     kind: str = ""
@@ -72,6 +72,7 @@ WORDS = {
     "in": _Word(optional=True),
     "out": _Word(optional=True, fits="result"),
     "wanted": _Word(fits="result"),
+    "both": _Word(fits="result"),
     "string": _Word(optional=True, fits="text"),
     "bytes": _Word("length", optional=True),
     "outbytes": _Word("length", optional=True, fits="result"),
@@ -157,6 +158,8 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
     if word in ("bytes", "outbytes", "outstring"):
         return Field(name, word, "void", length=length, optional=optional)
     size = _known(line, name, plain, types)
+    if word == "both":
+        return Field(name, "in", plain)
     return Field(name, word, plain, size if word in ("out", "outstruct") else 0, length=length, optional=optional)
 
 

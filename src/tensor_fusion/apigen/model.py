@@ -294,6 +294,8 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         pointees = {p.name: p.type.removesuffix("*").strip() for p in prototype.params}
         wanted = [(f.name, pointees[f.name]) for f in fields if f.role == "wanted"]
         fields += [Field(name, "outwanted", ctype, types.size(ctype)) for name, ctype in wanted]
+        both = [name for name, role in line.roles.items() if role == "both"]
+        fields += [Field(name, "outboth", pointees[name], types.size(pointees[name])) for name in both]
         op = Op(line.name, lock.number(line), line.kind, line, fields, prototype, api.name)
     elif line.kind == "message" or line.kind.startswith("op-"):
         fields = [own_field(line, name, text, types) for name, text in line.roles.items()]
