@@ -34,7 +34,7 @@ FUNCTIONS = [
     older("cuGraphKernelNodeSetParams", "cuGraphKernelNodeSetParams_v2"),
     call("cuGraphKernelNodeSetParams_v2", nodeParams="struct by hNode"),
     older("cuGraphExecKernelNodeSetParams", "cuGraphExecKernelNodeSetParams_v2"),
-    post("cuGraphExecKernelNodeSetParams_v2", nodeParams="struct by hGraphExec"),
+    post("cuGraphExecKernelNodeSetParams_v2", check=True, noted=True, nodeParams="struct by hGraphExec"),
     custom("cuGraphKernelNodeGetParams", ops="graph_kernel_get"),
     custom("cuGraphKernelNodeGetParams_v2", ops="graph_kernel_get"),
     custom("cuGraphKernelNodeSetAttribute", ops="graph_attribute_set"),

@@ -188,11 +188,7 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
 static CUresult primary_reset(CUdevice dev) {
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
-    sim_context_t *context = &sim.devices[dev].primary;
-    sim_context_stop(context);
-    pthread_mutex_lock(&sim.lock);
-    context->retains = 0;
-    pthread_mutex_unlock(&sim.lock);
+    sim_context_stop(&sim.devices[dev].primary); // who retained it has still to release it
     return CUDA_SUCCESS;
 }
 

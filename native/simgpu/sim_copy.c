@@ -35,6 +35,8 @@ CUresult sim_side_prepare(sim_context_t *context, sim_side_t *side, sim_place_t 
         // A host pointer. Pinned memory goes through the map, so that its release is noticed; anything else is
         // followed as it is.
         side->mapped = host_pinned;
+        if (!side->address)
+            result = CUDA_ERROR_INVALID_VALUE;
         if (place == SIM_PLACE_HOST && device_side) {
             side->mapped = true; // cuMemcpyHtoD of a device address works under unified addressing
             *pinned = true;

@@ -17,8 +17,10 @@ CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
     sim_range_t *range;
     pthread_rwlock_wrlock(&sim.map_lock);
     CUresult result = sim_device_allocate(context, bytesize, &range);
-    if (result == CUDA_SUCCESS)
+    if (result == CUDA_SUCCESS) {
+        range->sync_memops = 1; // as a driver tells of such memory
         *dptr = range->base;
+    }
     pthread_rwlock_unlock(&sim.map_lock);
     return result;
 }
@@ -40,6 +42,7 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInByt
     pthread_rwlock_wrlock(&sim.map_lock);
     CUresult result = sim_device_allocate(context, bytes, &range);
     if (result == CUDA_SUCCESS) {
+        range->sync_memops = 1;
         *dptr = range->base;
         *pPitch = pitch;
     }

@@ -1,4 +1,5 @@
 // Simulated GPU: launching by parts, uses of contexts, texture references.
+#include "context_checks.h"
 #include "measured_checks.h"
 #include "parts_checks.h"
 #include "reference_checks.h"
@@ -11,6 +12,7 @@ int main(void) {
     check_uses_of_contexts(primary);
     OK(cuModuleUnload(module));
     check_references();
+    check_contexts(load_kernels);
     check_parts_in_a_broken_context();
     puts("ok");
     return 0;

@@ -1,8 +1,10 @@
 /*
- * What is older than CUDA 4, texture references, and what a driver was asked last, through the whole stack: the checks that the simulated GPU passes by itself, in a client.
+ * What is older than CUDA 4, texture references, contexts, and what a driver was asked last, through the whole stack: the checks that
+ * the simulated GPU passes by itself, in a client.
  *
  * One thread; nothing is read but the test's own bytes.
  */
+#include "../native/context_checks.h"
 #include "../native/measured_checks.h"
 #include "../native/parts_checks.h"
 #include "../native/reference_checks.h"
@@ -17,6 +19,7 @@ int role_parts(int count, char **words) {
     check_uses_of_contexts(primary);
     OK(cuModuleUnload(module));
     check_references();
+    check_contexts(load_kernels);
     check_parts_in_a_broken_context();
     say("right");
     return 0;

@@ -71,7 +71,8 @@ uint64_t tpw_node_name(struct tpw_session *s, const struct tp_frame *frame, CUgr
     return add_name(s, frame, handle, value, graph) ? 0 : handle;
 }
 
-int32_t tpw_child_graph(struct tpw_session *s, CUgraphNode node, CUgraph *child) {
+/* The graph inside a node of type graph; NULL without an error for a captured launch, which may have none to be asked. */
+static int32_t child_graph(struct tpw_session *s, CUgraphNode node, CUgraph *child) {
     *child = NULL;
     int32_t error = (int32_t)s->cuda.cuGraphChildGraphNodeGetGraph(node, child);
     if (error) {
@@ -287,7 +288,7 @@ unsigned tpw_graph_depth(struct tpw_session *s, uint64_t graph) {
 CUgraph tpw_inner_graph(struct tpw_session *s, CUgraphNode node, CUgraphNodeType type, uint32_t *at, int32_t *error) {
     CUgraph child = NULL;
     if (type == CU_GRAPH_NODE_TYPE_GRAPH && !(*at)++) {
-        *error = tpw_child_graph(s, node, &child);
+        *error = child_graph(s, node, &child);
         return child;
     }
     if (type != CU_GRAPH_NODE_TYPE_CONDITIONAL) {

@@ -45,8 +45,6 @@ unsigned tpw_graph_depth(struct tpw_session *s, uint64_t graph);
 uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native);
 /* Forgets the graph with its nodes and the graphs inside them; the client does the same. */
 void tpw_graph_forget(struct tpw_session *s, uint64_t graph);
-/* The graph inside a node of type graph; NULL without an error for a captured launch, which may have none to be asked. */
-int32_t tpw_child_graph(struct tpw_session *s, CUgraphNode node, CUgraph *child);
 /* The next graph that a node has inside, with *at from 0: that of a child graph node, those that a conditional node runs. NULL
  * when there is none left, or with an error. */
 CUgraph tpw_inner_graph(struct tpw_session *s, CUgraphNode node, CUgraphNodeType type, uint32_t *at, int32_t *error);

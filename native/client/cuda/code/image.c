@@ -123,7 +123,8 @@ static bool add_layouts(struct tpc_image *image, const unsigned char *list, size
     return same;
 }
 
-CUresult tpc_image_describe(struct tpc_image *image) {
+/* Makes sure that the layouts of an image are known; asks for those of a library with the current context. */
+static CUresult describe(struct tpc_image *image) {
     if (atomic_load_explicit(&image->described, memory_order_acquire)) {
         return CUDA_SUCCESS;
     }
@@ -141,7 +142,7 @@ CUresult tpc_image_describe(struct tpc_image *image) {
 }
 
 CUresult tpc_kernel_ask(struct tpc_kernel *kernel) {
-    CUresult result = tpc_image_describe(kernel->image);
+    CUresult result = describe(kernel->image);
     if (result == CUDA_SUCCESS) {
         tp_lock_take(&kernel->image->lock);
         const struct tpc_entry *entry = &kernel->image->entries[kernel->index];
@@ -246,7 +247,7 @@ struct tpc_kernel *tpc_kernel_in(struct tpc_kernel *kernel, struct tpc_context *
 
 CUresult tpc_image_module(struct tpc_image *image, struct tpc_context *context, CUmodule *module) {
     CUresult result = (CUresult)atomic_load(&context->error);
-    result = result ? result : tpc_image_describe(image); /* its functions take the layouts over */
+    result = result ? result : describe(image); /* its functions take the layouts over */
     if (result != CUDA_SUCCESS) {
         return result;
     }

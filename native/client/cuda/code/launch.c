@@ -4,7 +4,7 @@
  * Any thread. The commonest mistakes are refused here with the driver's own codes, from what is known of device and kernel, so
  * that they are exact and immediate; everything else is posted and a failure is reported at the next call that may report one.
  */
-#include "tpc_code.h"
+#include "tpc_image.h"
 #include "tpc_memory.h"
 #include "tpc_stream.h"
 #include "tpg_client_structs.h"
@@ -164,6 +164,14 @@ CUresult tpc_kernel_block(struct tpc_kernel *kernel, const CUDA_KERNEL_NODE_PARA
     return gather("cuGraphKernelNode", kernel, p->kernelParams, p->extra, block, source);
 }
 
+/* A function runs in streams of its own context only; a kernel has one in each. */
+static bool fits_stream(const struct tpc_kernel *kernel, CUstream stream) {
+    const struct tpc_context *own = kernel->device < 0 ? NULL
+                                    : kernel->context  ? kernel->context
+                                                       : kernel->image->context;
+    return !own || own->home == tpc_stream_home(stream);
+}
+
 /* Everything before the frame is sent; on success *source is the parameter block, and *ask whether to wait for the result. */
 static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CUstream stream, void **params,
                         void **extra, unsigned char *block, const void **source, bool *ask) {
@@ -172,6 +180,9 @@ static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CU
         return CUDA_ERROR_INVALID_HANDLE;
     }
     TPC_CHECK_HANDLE(STREAM, stream, true);
+    if (TP_UNLIKELY(tpc_several_contexts()) && !fits_stream(kernel, stream)) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
     *ask = false;
     CUresult result = check_shape(context, kernel, shape, ask);
     if (TP_LIKELY(result == CUDA_SUCCESS)) {

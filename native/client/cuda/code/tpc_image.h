@@ -41,8 +41,6 @@ struct tpc_image {
 
 /* Reads the list of kernels of an image_load's answer; false when it is no such list, or without memory. */
 bool tpc_image_fill(struct tpc_image *image, const unsigned char *list, size_t size);
-/* Makes sure that the layouts of an image are known; asks for those of a library with the current context. */
-CUresult tpc_image_describe(struct tpc_image *image);
 /* The place of a kernel by name. */
 bool tpc_image_find(const struct tpc_image *image, const char *name, uint32_t *index);
 /* The kernel at `index`, its handle minted and sent on first use; NULL with *result set. The name may be NULL. Of the module of a

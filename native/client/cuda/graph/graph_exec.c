@@ -170,3 +170,30 @@ CUresult tpc_cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphNo
     }
     return result;
 }
+
+/* The kernel nodes of executable graphs that were set, of which each place knows the last: the first time the driver's answer is waited
+ * for, since the node may be of another kind or graph; behind that, programs set the same ones before each launch. */
+static _Atomic uint64_t nodes_set[1024];
+
+static _Atomic uint64_t *place_of(CUgraphExec exec, CUgraphNode node, uint64_t *pair) {
+    *pair = (uint64_t)tp_handle_id((uintptr_t)exec) << 32 | tp_handle_id((uintptr_t)node);
+    return &nodes_set[*pair * 0x9e3779b97f4a7c15 >> 54];
+}
+
+CUresult tpc_check_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
+                                                     const CUDA_KERNEL_NODE_PARAMS *unused) {
+    uint64_t pair;
+    (void)unused;
+    if (atomic_load_explicit(place_of(exec, node, &pair), memory_order_relaxed) != pair) {
+        tpc_wait_for_next_post();
+    }
+    return CUDA_SUCCESS;
+}
+
+void tpc_noted_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
+                                                 const CUDA_KERNEL_NODE_PARAMS *unused) {
+    uint64_t pair;
+    (void)unused;
+    _Atomic uint64_t *place = place_of(exec, node, &pair);
+    atomic_store_explicit(place, pair, memory_order_relaxed);
+}

@@ -39,7 +39,8 @@ static uint64_t frames_of_others(void) { return tp_frames(tpc_conn) - atomic_loa
 /* The calling thread's frames belong to it from here on. */
 static void enter(const struct tpc_context *context) { tp_thread_self()->context = tp_handle_id(context->handle); }
 
-CUresult tpc_managed_wait(const struct tpc_context *context, CUstream stream) {
+/* Waits for the stream, NULL = for everything, as a thread that reports no errors of the program's. */
+static CUresult wait_for(const struct tpc_context *context, CUstream stream) {
     struct tpg_managed_wait_in in = {.stream = (uint64_t)(uintptr_t)stream};
     struct tp_reply reply;
     enter(context);
@@ -397,15 +398,14 @@ static CUresult wait_for_gpu(uint64_t address) {
         return CUDA_SUCCESS; /* the server will say so */
     }
     /* Of memory that is attached: its stream. When that is gone: everything. */
-    if (range.device_address &&
-        tpc_managed_wait(range.context, (CUstream)(uintptr_t)range.device_address) == CUDA_SUCCESS) {
+    if (range.device_address && wait_for(range.context, (CUstream)(uintptr_t)range.device_address) == CUDA_SUCCESS) {
         return CUDA_SUCCESS;
     }
     const uint64_t others = frames_of_others();
     if (others == atomic_load(&quiet_at)) {
         return CUDA_SUCCESS;
     }
-    CUresult result = tpc_managed_wait(range.context, NULL);
+    CUresult result = wait_for(range.context, NULL);
     if (result == CUDA_SUCCESS) {
         atomic_store(&quiet_at, others);
     }

@@ -96,8 +96,6 @@ void tpc_hints_free(struct tpc_managed *m);
 void *tpc_managed_serve(void *unused);
 /* The thread that waits for the GPU before it hands touches on: so the server, which host functions need, never stands still. */
 void *tpc_managed_idle(void *unused);
-/* Waits for the stream, NULL = for everything, as a thread that reports no errors of the program's. */
-CUresult tpc_managed_wait(const struct tpc_context *context, CUstream stream);
 /* Until our copies of the memory are done. */
 CUresult tpc_managed_settle(const struct tpc_managed *m);
 

@@ -2,10 +2,17 @@
  * Events in the client. Recording, waiting in a stream and destroying are generated posts; here are creation and queries, in
  * timing.c waits and times.
  *
- * Any thread. Nothing is kept about an event but its handle.
+ * Any thread. Kept about an event is the home of its context, which has a record that is never freed, and in the lowest bit of the same
+ * word whether it may have been recorded in a capture last.
  */
 #include "tpc_stream.h"
 #include "tpg_cuda_send.h"
+
+#define CAPTURED 1u
+
+static uintptr_t told_of(CUevent event) { return (uintptr_t)tpc_record(TPG_EVENT, (uint64_t)(uintptr_t)event); }
+
+bool tpc_event_in_capture(CUevent event) { return told_of(event) & CAPTURED; }
 
 CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     TPC_CONTEXT(context);
@@ -14,7 +21,8 @@ CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     if (!phEvent || (Flags & ~known) || ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_event_create_in in = {.event = tpc_mint(TPG_EVENT), .flags = Flags & ~(unsigned)CU_EVENT_INTERPROCESS};
+    struct tpg_event_create_in in = {.event = tpc_mint_record(TPG_EVENT, context->home),
+                                     .flags = Flags & ~(unsigned)CU_EVENT_INTERPROCESS};
     if (!in.event) {
         return TPC_NO_HANDLES;
     }
@@ -27,17 +35,22 @@ CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     return CUDA_SUCCESS;
 }
 
+/* An event is recorded in streams of its own context only. */
+static CUresult check_context(CUevent event, CUstream stream) {
+    const struct tpc_context *own = (void *)(told_of(event) & ~(uintptr_t)CAPTURED);
+    return TP_UNLIKELY(tpc_several_contexts()) && own && own != tpc_stream_home(stream) ? CUDA_ERROR_INVALID_HANDLE
+                                                                                        : CUDA_SUCCESS;
+}
+
 /* Once a capture is over, an event that was recorded in it is refused wherever it is used: the event's record says that it
  * may be one, so that the one who waits for it learns that at once. */
 CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
-    static char captured;
-    uint64_t event = (uint64_t)(uintptr_t)hEvent;
-    (void)hStream;
-    void *record = atomic_load_explicit(&tpc_captures, memory_order_relaxed) ? &captured : NULL;
-    if (TP_UNLIKELY(tpc_record(TPG_EVENT, event) != record)) {
-        tpc_set_record(TPG_EVENT, event, record);
+    uintptr_t told = told_of(hEvent),
+              captured = atomic_load_explicit(&tpc_captures, memory_order_relaxed) ? CAPTURED : 0;
+    if (TP_UNLIKELY((told & CAPTURED) != captured)) {
+        tpc_set_record(TPG_EVENT, (uint64_t)(uintptr_t)hEvent, (void *)(told ^ CAPTURED));
     }
-    return CUDA_SUCCESS;
+    return check_context(hEvent, hStream);
 }
 
 void tpc_noted_cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent) {
@@ -55,7 +68,8 @@ CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsi
     if (!flags) {
         return tpc_check_cuEventRecord(hEvent, hStream);
     }
-    CUresult result = tpc_capture_status(hStream, &status);
+    CUresult result = check_context(hEvent, hStream);
+    result = result == CUDA_SUCCESS ? tpc_capture_status(hStream, &status) : result;
     return result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_ILLEGAL_STATE : result;
 }
 
@@ -71,7 +85,7 @@ CUresult tpc_check_cuEventDestroy_v2(CUevent hEvent) {
 CUresult tpc_event_captured(const char *name, CUevent event) {
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)event};
     struct tp_reply reply;
-    if (TP_LIKELY(!tpc_record(TPG_EVENT, in.event))) {
+    if (TP_LIKELY(!tpc_event_in_capture(event))) {
         return CUDA_SUCCESS;
     }
     CUresult result = tpc_call_event_query(name, &in, &reply);

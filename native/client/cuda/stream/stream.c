@@ -55,6 +55,12 @@ static void context_gone(const struct tpc_context *context) {
 }
 TP_REGISTER(tpc_context_gone, context_gone);
 
+const struct tpc_context *tpc_stream_home(CUstream handle) {
+    const struct stream *stream = tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
+    const struct tpc_context *context = stream ? stream->of : tpc_current();
+    return context ? context->home : NULL;
+}
+
 void tpc_waited(const struct tpc_date *asked, CUresult result) {
     if (TP_UNLIKELY(result == CUDA_SUCCESS &&
                     asked->failures != atomic_load_explicit(&reported, memory_order_relaxed))) {
@@ -272,7 +278,7 @@ CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned 
     if (Flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (TP_UNLIKELY(tpc_record(TPG_EVENT, (uint64_t)(uintptr_t)hEvent) != NULL)) {
+    if (TP_UNLIKELY(tpc_event_in_capture(hEvent))) {
         tpc_wait_for_next_post();
     }
     return CUDA_SUCCESS;

@@ -30,6 +30,8 @@ void tpc_lent(void); /* after it was true */
 void tpc_waited(const struct tpc_date *asked, CUresult result);
 /* CUDA_ERROR_CONTEXT_IS_DESTROYED of a stream whose context is gone; the default ones have none of their own. */
 CUresult tpc_stream_lives(CUstream stream);
+/* The home of a stream's context; of the default ones that of the current one, NULL without any. */
+const struct tpc_context *tpc_stream_home(CUstream stream);
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
  * needs no round trip. */
 void tpc_stream_quiet(CUstream stream, const struct tp_reply *reply);
@@ -44,6 +46,8 @@ bool tpc_wait_marked(const char *name, CUstream stream);
 extern _Atomic int tpc_twins;
 
 /* ---- event.c ---- */
+/* Whether an event may have been recorded in a capture last. */
+bool tpc_event_in_capture(CUevent event);
 /* What an event that was last recorded in a capture is answered, whatever is asked of it; success for all others. */
 CUresult tpc_event_captured(const char *name, CUevent event);
 

@@ -1,0 +1,160 @@
+// Checks of what belongs to which context, and of calls that are refused at once although nobody waits for them. For the
+// simulated GPU itself and through the whole stack.
+//
+// Every check makes and ends what it uses.
+#ifndef CONTEXT_CHECKS_H
+#define CONTEXT_CHECKS_H
+
+#include "simgpu_check.h"
+
+// What a context has is used in its own streams only; the refusal does not wait for the next call that waits.
+static inline void check_streams_of_another_context(CUmodule (*load)(void)) {
+    CUcontext home, other;
+    CUstream near, far;
+    CUevent event, timed;
+    CUdeviceptr memory;
+    uint32_t value = 7, told = 0;
+    size_t n = 1;
+    void *params[] = {&memory, &value, &n};
+    OK(cuCtxGetCurrent(&home));
+    OK(cuStreamCreate(&near, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    OK(cuEventCreate(&timed, 0));
+    CUmodule module = load();
+    CUfunction fill = kernel(module, "fill_u32");
+    CUlibrary library;
+    CUkernel anywhere;
+    OK(cuLibraryLoadData(&library, kernels_ptx, NULL, NULL, 0, NULL, NULL, 0));
+    OK(cuLibraryGetKernel(&anywhere, library, "fill_u32"));
+    OK(cuMemAlloc_v2(&memory, 4));
+    OK(cuEventRecord(event, near));
+    OK(cuLaunchKernel(fill, 1, 1, 1, 1, 1, 1, 0, near, params, NULL));
+
+    OK(cuCtxCreate_v2(&other, 0, 0));
+    OK(cuStreamCreate(&far, CU_STREAM_NON_BLOCKING));
+    for (int stream = 0; stream < 4; stream++) {
+        CUstream streams[] = {far, NULL, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD};
+        GIVES(CUDA_ERROR_INVALID_HANDLE, cuLaunchKernel(fill, 1, 1, 1, 1, 1, 1, 0, streams[stream], params, NULL));
+        GIVES(CUDA_ERROR_INVALID_HANDLE, cuEventRecord(event, streams[stream]));
+        GIVES(CUDA_ERROR_INVALID_HANDLE, cuEventRecordWithFlags(timed, streams[stream], 0));
+    }
+    OK(cuStreamWaitEvent(far, event, 0)); // that goes from context to context
+    OK(cuEventRecord(event, near));       // whichever is current
+    OK(cuStreamSynchronize(near));
+    OK(cuCtxSynchronize());
+    value = 8;
+    OK(cuLaunchKernel((CUfunction)anywhere, 1, 1, 1, 1, 1, 1, 0, far, params, NULL)); // a kernel is in both
+    OK(cuStreamSynchronize(far));
+    OK(cuMemcpyDtoH_v2(&told, memory, sizeof told));
+    CHECK(told == 8);
+
+    OK(cuCtxSetCurrent(home));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuLaunchKernel(fill, 1, 1, 1, 1, 1, 1, 0, far, params, NULL));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuEventRecord(event, far));
+    value = 9;
+    OK(cuLaunchKernel(fill, 1, 1, 1, 1, 1, 1, 0, near, params, NULL));
+    OK(cuEventRecord(event, near));
+    OK(cuEventSynchronize(event));
+    OK(cuMemcpyDtoH_v2(&told, memory, sizeof told));
+    CHECK(told == 9);
+    OK(cuCtxDestroy_v2(other));
+    OK(cuLibraryUnload(library));
+    OK(cuModuleUnload(module));
+    OK(cuMemFree_v2(memory));
+    OK(cuEventDestroy_v2(event));
+    OK(cuEventDestroy_v2(timed));
+    OK(cuStreamDestroy_v2(near));
+}
+
+// Which node of which executable graph is asked at once, also when the same call was right before.
+static inline void check_kernel_nodes_of_executable_graphs(CUmodule (*load)(void)) {
+    CUgraph graph, another;
+    CUgraphNode node, empty, foreign;
+    CUgraphExec exec;
+    CUstream stream;
+    CUdeviceptr memory;
+    uint32_t value = 1, told;
+    size_t n = 1;
+    void *params[] = {&memory, &value, &n};
+    CUmodule module = load();
+    CUDA_KERNEL_NODE_PARAMS what = {.func = kernel(module, "fill_u32"),
+                                    .gridDimX = 1,
+                                    .gridDimY = 1,
+                                    .gridDimZ = 1,
+                                    .blockDimX = 1,
+                                    .blockDimY = 1,
+                                    .blockDimZ = 1,
+                                    .kernelParams = params};
+    OK(cuMemAlloc_v2(&memory, 4));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphCreate(&another, 0));
+    OK(cuGraphAddKernelNode_v2(&node, graph, NULL, 0, &what));
+    OK(cuGraphAddEmptyNode(&empty, graph, &node, 1));
+    OK(cuGraphAddKernelNode_v2(&foreign, another, NULL, 0, &what));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    for (value = 10; value < 14; value++) {
+        OK(cuGraphExecKernelNodeSetParams_v2(exec, node, &what));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphExecKernelNodeSetParams_v2(exec, empty, &what));
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphExecKernelNodeSetParams_v2(exec, foreign, &what));
+        OK(cuGraphLaunch(exec, stream));
+        OK(cuMemcpyDtoHAsync_v2(&told, memory, sizeof told, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(told == value);
+    }
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+    OK(cuGraphDestroy(another));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuMemFree_v2(memory));
+    OK(cuModuleUnload(module));
+}
+
+// A reset ends what the primary context has, and nobody's hold on it.
+static inline void check_resets(void) {
+    CUcontext primary, again, current;
+    CUdeviceptr memory;
+    unsigned flags;
+    int active;
+    OK(cuCtxGetCurrent(&current));
+    OK(cuDevicePrimaryCtxRetain(&primary, 0));
+    OK(cuCtxSetCurrent(primary));
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuDevicePrimaryCtxReset_v2(0));
+    OK(cuDevicePrimaryCtxGetState(0, &flags, &active));
+    CHECK(!active);
+    GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuMemAlloc_v2(&memory, 4096));
+    OK(cuDevicePrimaryCtxRetain(&again, 0));
+    CHECK(again == primary);
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuDevicePrimaryCtxRelease_v2(0));
+    OK(cuDevicePrimaryCtxGetState(0, &flags, &active));
+    CHECK(active); // of two that hold it one has let go
+    OK(cuMemFree_v2(memory));
+    OK(cuDevicePrimaryCtxRelease_v2(0));
+    OK(cuCtxSetCurrent(current));
+}
+
+// No host memory, of either side.
+static inline void check_no_host_memory(void) {
+    CUdeviceptr memory;
+    int sync = 0;
+    OK(cuMemAlloc_v2(&memory, 4096));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoH_v2(NULL, memory, 4));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyHtoD_v2(memory, NULL, 4));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoHAsync_v2(NULL, memory, 4, NULL));
+    OK(cuMemcpyDtoH_v2(NULL, memory, 0));
+    OK(cuPointerGetAttribute(&sync, CU_POINTER_ATTRIBUTE_SYNC_MEMOPS, memory + 7));
+    CHECK(sync == 1);
+    OK(cuMemFree_v2(memory));
+}
+
+// In a primary context of device 0, which has nothing behind it. `load` loads an image with fill_u32.
+static inline void check_contexts(CUmodule (*load)(void)) {
+    check_streams_of_another_context(load);
+    check_kernel_nodes_of_executable_graphs(load);
+    check_no_host_memory();
+    check_resets();
+}
+
+#endif
