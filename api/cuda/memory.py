@@ -92,7 +92,7 @@ FUNCTIONS = [
         "cuIpcOpenEventHandle",
     ),
     custom("cuMemPoolSetAccess", ops="pool_access"),
-    # By place: those of devices; the others are said to be missing.
+    # By place: those of devices, and those of host and managed memory, which are the client's.
     custom("cuMemGetDefaultMemPool", ops="pool_default"),
     custom("cuMemGetMemPool", ops="pool_default"),
     custom("cuMemSetMemPool", ops="pool_current"),

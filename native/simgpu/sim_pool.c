@@ -9,6 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+typedef struct sim_place {
+    struct sim_place *next;
+    CUmemLocation at;
+    CUmemAllocationType type;
+    sim_pool_t *standard, *current;
+} sim_place_t;
+static void leave_places(const sim_pool_t *pool);
+
 CUresult sim_pool_setup(int ordinal) {
     sim_device_t *device = &sim.devices[ordinal];
     device->default_pool = (sim_pool_t){.device = ordinal, .is_default = true, .reuse = {1, 1, 1}};
@@ -231,6 +239,7 @@ CUresult cuMemPoolDestroy(CUmemoryPool pool) {
     sim_device_t *device = &sim.devices[found->device];
     if (device->current_pool == found)
         device->current_pool = &device->default_pool;
+    leave_places(found);
     // What is still allocated stays valid; it moves to the default pool's books.
     for (size_t i = 0; i < sim.nranges; i++) {
         if (sim.ranges[i]->pool != found)
@@ -380,35 +389,91 @@ CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUme
 
 // ---- Pools by place ----------------------------------------------------------------------------------------------
 
-// Pools of host and managed memory, which the driver has, are not simulated.
-static CUresult device_of(const CUmemLocation *location, CUmemAllocationType type, CUdevice *device) {
-    if (!location || (type != CU_MEM_ALLOCATION_TYPE_PINNED && type != CU_MEM_ALLOCATION_TYPE_MANAGED) ||
-        (location->type == CU_MEM_LOCATION_TYPE_INVALID && type == CU_MEM_ALLOCATION_TYPE_PINNED))
+// Of each place for either kind of memory, but pinned memory of a device, which has its own above.
+static sim_place_t *places; // under the map lock
+
+static bool same(const CUmemLocation *a, const CUmemLocation *b) {
+    const bool numbered = a->type == CU_MEM_LOCATION_TYPE_DEVICE || a->type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
+    return a->type == b->type && (!numbered || a->id == b->id);
+}
+
+static bool is_kind(const CUmemLocation *location, CUmemAllocationType type) {
+    return location && (type == CU_MEM_ALLOCATION_TYPE_PINNED || type == CU_MEM_ALLOCATION_TYPE_MANAGED);
+}
+
+static bool of_device(const CUmemLocation *location, CUmemAllocationType type) {
+    return location->type == CU_MEM_LOCATION_TYPE_DEVICE && type == CU_MEM_ALLOCATION_TYPE_PINNED;
+}
+
+static CUresult place_of(const CUmemLocation *location, CUmemAllocationType type, sim_place_t **out) {
+    const CUmemPoolProps props = {.allocType = type, .location = *location};
+    CUmemoryPool made = NULL;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    *out = places;
+    while (*out && ((*out)->type != type || !same(&(*out)->at, location)))
+        *out = (*out)->next;
+    pthread_rwlock_unlock(&sim.map_lock);
+    if (*out)
+        return CUDA_SUCCESS;
+    if (location->type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT)
         return CUDA_ERROR_INVALID_VALUE;
-    if (location->type != CU_MEM_LOCATION_TYPE_DEVICE || type != CU_MEM_ALLOCATION_TYPE_PINNED)
-        return CUDA_ERROR_NOT_SUPPORTED;
-    *device = location->id;
-    return sim_device_ok(*device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = cuMemPoolCreate(&made, &props);
+    if (result == CUDA_ERROR_INVALID_DEVICE)
+        return CUDA_ERROR_INVALID_VALUE;
+    sim_place_t *fresh = result == CUDA_SUCCESS ? calloc(1, sizeof *fresh) : NULL;
+    if (!fresh)
+        return result == CUDA_SUCCESS ? CUDA_ERROR_OUT_OF_MEMORY : result;
+    *fresh = (sim_place_t){.at = *location, .type = type, .standard = (sim_pool_t *)(void *)made};
+    fresh->standard->is_default = true;
+    fresh->current = fresh->standard;
+    pthread_rwlock_wrlock(&sim.map_lock);
+    fresh->next = places;
+    places = fresh;
+    pthread_rwlock_unlock(&sim.map_lock);
+    *out = fresh;
+    return CUDA_SUCCESS;
+}
+
+static void leave_places(const sim_pool_t *pool) { // under the map lock
+    for (sim_place_t *place = places; place; place = place->next)
+        if (place->current == pool)
+            place->current = place->standard;
+}
+
+static CUresult by_place(CUmemoryPool *out, const CUmemLocation *location, CUmemAllocationType type, bool current) {
+    sim_place_t *place;
+    if (!out || !is_kind(location, type))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (of_device(location, type))
+        return sim_device_ok(location->id) ? device_pool(out, location->id, current) : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = place_of(location, type, &place);
+    if (result == CUDA_SUCCESS)
+        *out = (CUmemoryPool)(void *)(current ? place->current : place->standard);
+    return result;
 }
 
 CUresult cuMemGetDefaultMemPool(CUmemoryPool *pool_out, CUmemLocation *location, CUmemAllocationType type) {
     SIM_ENTER();
-    CUdevice device = 0;
-    CUresult result = pool_out ? device_of(location, type, &device) : CUDA_ERROR_INVALID_VALUE;
-    return result ? result : cuDeviceGetDefaultMemPool(pool_out, device);
+    return by_place(pool_out, location, type, false);
 }
 
 CUresult cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAllocationType type) {
     SIM_ENTER();
-    CUdevice device = 0;
-    CUresult result = pool ? device_of(location, type, &device) : CUDA_ERROR_INVALID_VALUE;
-    return result ? result : cuDeviceGetMemPool(pool, device);
+    return by_place(pool, location, type, true);
 }
 
 CUresult cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
     SIM_ENTER();
-    if (!lookup(pool) || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE ||
-        type != CU_MEM_ALLOCATION_TYPE_PINNED || !sim_device_ok(location->id))
+    sim_pool_t *found = lookup(pool);
+    sim_place_t *place;
+    if (!found || !is_kind(location, type))
         return CUDA_ERROR_INVALID_VALUE;
-    return cuDeviceSetMemPool(location->id, pool);
+    if (of_device(location, type))
+        return sim_device_ok(location->id) ? cuDeviceSetMemPool(location->id, pool) : CUDA_ERROR_INVALID_VALUE;
+    if (found->props.allocType != type || !same(&found->props.location, location))
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = place_of(location, type, &place);
+    if (result == CUDA_SUCCESS)
+        place->current = found;
+    return result;
 }

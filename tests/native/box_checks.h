@@ -149,6 +149,46 @@ static inline void check_launch_on_all_devices(graph_bench_t *t) {
     CHECK(cuLaunchCooperativeKernelMultiDevice(&launch, 1, 0) == CUDA_ERROR_INVALID_HANDLE);
 }
 
+static inline void check_pools_of_host_and_managed_memory(void) {
+    static const struct {
+        CUmemLocationType type;
+        CUmemAllocationType kind;
+    } all[] = {{CU_MEM_LOCATION_TYPE_HOST, CU_MEM_ALLOCATION_TYPE_PINNED},
+               {CU_MEM_LOCATION_TYPE_HOST_NUMA, CU_MEM_ALLOCATION_TYPE_PINNED},
+               {CU_MEM_LOCATION_TYPE_INVALID, CU_MEM_ALLOCATION_TYPE_MANAGED},
+               {CU_MEM_LOCATION_TYPE_DEVICE, CU_MEM_ALLOCATION_TYPE_MANAGED},
+               {CU_MEM_LOCATION_TYPE_HOST, CU_MEM_ALLOCATION_TYPE_MANAGED},
+               {CU_MEM_LOCATION_TYPE_HOST_NUMA, CU_MEM_ALLOCATION_TYPE_MANAGED}};
+    CUmemoryPool pools[6], pool, own, device;
+    CUstream stream;
+    CUdeviceptr memory;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuDeviceGetDefaultMemPool(&device, 0));
+    for (int i = 0; i < 6; i++) {
+        CUmemLocation place = {.type = all[i].type};
+        CUmemPoolProps props = {.allocType = all[i].kind, .location = place};
+        OK(cuMemGetDefaultMemPool(&pools[i], &place, all[i].kind));
+        OK(cuMemGetMemPool(&pool, &place, all[i].kind));
+        CHECK(pool == pools[i] && pool != device && (!i || pool != pools[i - 1]));
+        OK(cuMemAllocFromPoolAsync(&memory, 4096, pool, stream));
+        OK(cuStreamSynchronize(stream));
+        memset((void *)(uintptr_t)memory, 7, 4096); // which the program reaches
+        OK(cuMemFreeAsync(memory, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(cuMemPoolDestroy(pool) == CUDA_ERROR_INVALID_VALUE);
+        CHECK(cuMemSetMemPool(&place, all[i].kind, device) == CUDA_ERROR_INVALID_VALUE);
+        OK(cuMemSetMemPool(&place, all[i].kind, pool));
+        OK(cuMemPoolCreate(&own, &props));
+        OK(cuMemSetMemPool(&place, all[i].kind, own));
+        OK(cuMemGetMemPool(&pool, &place, all[i].kind));
+        CHECK(pool == own);
+        OK(cuMemPoolDestroy(own));
+        OK(cuMemGetMemPool(&pool, &place, all[i].kind));
+        CHECK(pool == pools[i]);
+    }
+    OK(cuStreamDestroy_v2(stream));
+}
+
 static inline void check_pools_by_place(void) {
     CUmemLocation place = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = 0};
     const CUmemAllocationType pinned = CU_MEM_ALLOCATION_TYPE_PINNED, none = (CUmemAllocationType)0;
@@ -180,7 +220,10 @@ static inline void check_pools_by_place(void) {
             CHECK(cuMemSetMemPool(&place, pinned, device) == CUDA_ERROR_INVALID_VALUE);
         }
     place = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT};
-    CHECK(cuMemGetMemPool(&pool, &place, pinned) == CUDA_ERROR_NOT_SUPPORTED);
+    CHECK(cuMemGetMemPool(&pool, &place, pinned) == CUDA_ERROR_INVALID_VALUE);
+    place = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_INVALID};
+    CHECK(cuMemGetMemPool(&pool, &place, pinned) == CUDA_ERROR_INVALID_VALUE);
+    check_pools_of_host_and_managed_memory();
 
     OK(cuMemPoolSetAccess(device, &access, 1));
     OK(cuMemPoolSetAccess(device, &access, 0));

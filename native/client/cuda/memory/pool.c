@@ -92,39 +92,45 @@ CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     return result;
 }
 
-/* The device of a place whose pool for that kind of memory is asked for. */
-static CUresult device_of(const CUmemLocation *location, CUmemAllocationType type, CUdevice *device) {
-    static _Atomic bool said;
-    if (!location || (type != CU_MEM_ALLOCATION_TYPE_PINNED && type != CU_MEM_ALLOCATION_TYPE_MANAGED)) {
+/* A place, and a kind of memory that there are pools of. */
+static bool is_kind(const CUmemLocation *location, CUmemAllocationType type) {
+    return location && (type == CU_MEM_ALLOCATION_TYPE_PINNED || type == CU_MEM_ALLOCATION_TYPE_MANAGED);
+}
+
+static bool of_device(const CUmemLocation *location, CUmemAllocationType type) {
+    return location->type == CU_MEM_LOCATION_TYPE_DEVICE && type == CU_MEM_ALLOCATION_TYPE_PINNED;
+}
+
+static CUresult by_place(CUmemoryPool *out, const CUmemLocation *location, CUmemAllocationType type, bool current) {
+    if (!out || !is_kind(location, type)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (location->type == CU_MEM_LOCATION_TYPE_DEVICE && type == CU_MEM_ALLOCATION_TYPE_PINNED) {
-        *device = location->id;
-        return tpc_device_valid(*device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    if (!of_device(location, type)) {
+        return tpc_pool_of_place(location, type == CU_MEM_ALLOCATION_TYPE_MANAGED, current, out);
     }
-    if (location->type == CU_MEM_LOCATION_TYPE_INVALID && type == CU_MEM_ALLOCATION_TYPE_PINNED) {
+    if (!tpc_device_valid(location->id)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    return tpc_unserved(&said, "CUmemLocation", "where a pool would have host or managed memory");
+    return current ? tpc_cuDeviceGetMemPool(out, location->id) : tpc_cuDeviceGetDefaultMemPool(out, location->id);
 }
 
 CUresult tpc_cuMemGetDefaultMemPool(CUmemoryPool *pool_out, CUmemLocation *location, CUmemAllocationType type) {
-    CUdevice device = 0;
-    CUresult result = pool_out ? device_of(location, type, &device) : CUDA_ERROR_INVALID_VALUE;
-    return result ? result : tpc_cuDeviceGetDefaultMemPool(pool_out, device);
+    return by_place(pool_out, location, type, false);
 }
 
 CUresult tpc_cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAllocationType type) {
-    CUdevice device = 0;
-    CUresult result = pool ? device_of(location, type, &device) : CUDA_ERROR_INVALID_VALUE;
-    return result ? result : tpc_cuDeviceGetMemPool(pool, device);
+    return by_place(pool, location, type, true);
 }
 
-/* A pool that there can be has memory of a device, and that of another place or kind is none for it. */
 CUresult tpc_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
     TPC_CHECK_HANDLE(POOL, pool, false);
-    if (!location || location->type != CU_MEM_LOCATION_TYPE_DEVICE || type != CU_MEM_ALLOCATION_TYPE_PINNED ||
-        !tpc_device_valid(location->id) || location->id >= DEVICES_MAX ||
+    if (!is_kind(location, type)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!of_device(location, type)) {
+        return tpc_pool_for_place(location, type == CU_MEM_ALLOCATION_TYPE_MANAGED, (uint64_t)(uintptr_t)pool);
+    }
+    if (!tpc_device_valid(location->id) || location->id >= DEVICES_MAX ||
         tpc_record(TPG_POOL, (uint64_t)(uintptr_t)pool) != &places[location->id]) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -211,6 +217,9 @@ CUresult tpc_cuMemPoolDestroy(CUmemoryPool pool) {
         if (atomic_load(&default_pools[i]) == in.pool) {
             return CUDA_ERROR_INVALID_VALUE;
         }
+    }
+    if (!tpc_pool_leaves_places(in.pool)) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
     CUresult result = tpc_post_pool_destroy("cuMemPoolDestroy", &in);
     for (int i = 0; i < DEVICES_MAX; i++) { /* the device goes back to its default pool */

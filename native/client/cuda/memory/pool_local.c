@@ -17,6 +17,7 @@ struct tpc_local_pool {
     struct tpc_local_pool *next;
     uint64_t handle;
     bool managed;
+    CUmemLocation at;
     uint64_t most; /* bytes that may be allocated, 0 = any number */
     _Atomic uint64_t used, high;
 };
@@ -58,6 +59,7 @@ bool tpc_pool_local_add(uint64_t handle, const CUmemPoolProps *props) {
     }
     pool->handle = handle;
     pool->managed = props->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED;
+    pool->at = props->location;
     pool->most = props->maxSize;
     tp_lock_take(&lock);
     pool->next = atomic_load_explicit(&pools, memory_order_relaxed);
@@ -187,4 +189,81 @@ bool tpc_pool_local_attribute(uint64_t handle, CUmemPool_attribute attribute, bo
         }
     }
     return true;
+}
+
+/* ---- by place ---- */
+
+/* Each place has a pool for either kind of memory, made when it is first asked for, and one that is current. */
+struct by_place {
+    struct by_place *next;
+    CUmemLocation at;
+    bool managed;
+    uint64_t standard;
+    _Atomic uint64_t current; /* 0: that */
+};
+static _Atomic(struct by_place *) places;
+static struct tp_lock places_lock; /* for making one */
+
+static bool same(const CUmemLocation *a, const CUmemLocation *b) {
+    const bool numbered = a->type == CU_MEM_LOCATION_TYPE_DEVICE || a->type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
+    return a->type == b->type && (!numbered || a->id == b->id);
+}
+
+static CUresult place_of(const CUmemLocation *at, bool managed, struct by_place **out) {
+    const CUmemPoolProps props = {.allocType = managed ? CU_MEM_ALLOCATION_TYPE_MANAGED : CU_MEM_ALLOCATION_TYPE_PINNED,
+                                  .location = *at};
+    CUdevice device;
+    CUmemoryPool pool = NULL;
+    if (at->type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT || tpc_pool_local_props(&props, &device)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    CUresult result = CUDA_SUCCESS;
+    tp_lock_take(&places_lock);
+    struct by_place *place = atomic_load(&places);
+    while (place && (place->managed != managed || !same(&place->at, at))) {
+        place = place->next;
+    }
+    if (!place) {
+        result = tpc_cuMemPoolCreate(&pool, &props);
+        place = result == CUDA_SUCCESS ? calloc(1, sizeof *place) : NULL;
+        if (place) {
+            *place = (struct by_place){
+                .next = atomic_load(&places), .at = *at, .managed = managed, .standard = (uint64_t)(uintptr_t)pool};
+            atomic_store(&places, place);
+        } else if (result == CUDA_SUCCESS) {
+            tpc_cuMemPoolDestroy(pool);
+            result = CUDA_ERROR_OUT_OF_MEMORY;
+        }
+    }
+    tp_lock_drop(&places_lock);
+    *out = place;
+    return result;
+}
+
+CUresult tpc_pool_of_place(const CUmemLocation *at, bool managed, bool current, CUmemoryPool *out) {
+    struct by_place *place;
+    TPC_TRY(place_of(at, managed, &place));
+    const uint64_t set = current ? atomic_load(&place->current) : 0;
+    *out = (CUmemoryPool)(uintptr_t)(set ? set : place->standard);
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_pool_for_place(const CUmemLocation *at, bool managed, uint64_t handle) {
+    const struct tpc_local_pool *pool = tpc_pool_local(handle);
+    struct by_place *place;
+    if (!pool || pool->managed != managed || !same(&pool->at, at)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_TRY(place_of(at, managed, &place));
+    atomic_store(&place->current, handle);
+    return CUDA_SUCCESS;
+}
+
+bool tpc_pool_leaves_places(uint64_t handle) {
+    struct by_place *place = atomic_load(&places);
+    for (; place && place->standard != handle; place = place->next) {
+        uint64_t gone = handle;
+        atomic_compare_exchange_strong(&place->current, &gone, 0);
+    }
+    return !place;
 }

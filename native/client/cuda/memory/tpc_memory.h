@@ -96,6 +96,11 @@ void tpc_graph_memory_asks(void);
 /* A pool of managed or of pinned host memory; NULL: another. */
 struct tpc_local_pool;
 struct tpc_local_pool *tpc_pool_local(uint64_t handle);
+/* The pool of a place for managed memory, or for pinned memory of the host: its own, or the current one; and setting that. */
+CUresult tpc_pool_of_place(const CUmemLocation *at, bool managed, bool current, CUmemoryPool *out);
+CUresult tpc_pool_for_place(const CUmemLocation *at, bool managed, uint64_t handle);
+/* A pool is destroyed: places where it is current go back to their own. False for one that is a place's own. */
+bool tpc_pool_leaves_places(uint64_t handle);
 /* Whether there can be one, and of which device the worker's pool beside it is. */
 CUresult tpc_pool_local_props(const CUmemPoolProps *props, CUdevice *device);
 bool tpc_pool_local_add(uint64_t handle, const CUmemPoolProps *props);
