@@ -1,12 +1,12 @@
 """A stand-in for tensor-fusion-session that speaks the control channel, so that the supervisor is tested without CUDA.
 
-It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "junk"
-(a packet of a wrong size), "stubborn" (ignores the end of the control channel), "once:FILE" (well if it is the first),
-"late:FILE" (well if it is the first, else ready when its client says so).
+It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "free"
+(exits at once in a jail), "junk" (a packet of a wrong size), "stubborn" (ignores the end of the control channel),
+"once:FILE" (well if it is the first), "late:FILE" (well if it is the first, else ready when its client says so).
 As the session of a client it answers each line that the client sends: "row", "text", "pid", "env NAME", "driver",
-"limit", "total", "greeting", "reserve N" (bytes on device 0), "data" (indexes of the data connections so far),
-"crash" (SIGSEGV),
-"exit N", "context" (says that it is ready).
+"limit", "total", "greeting", "jail", "gone N" (says so many times that its client is gone), "reserve N" (bytes on
+device 0), "data" (indexes of the data connections so far), "crash" (SIGSEGV), "exit N", "context" (says that it is
+ready).
 Over shared memory it serves nobody: it writes what it was told into the folder FAKE_ADOPTED, as PID.json.
 """
 
@@ -81,7 +81,7 @@ def main() -> None:
     control = socket.socket(fileno=given.control_fd)
     limits = mmap.mmap(given.quota_fd, 131072 + 4096)
     mode = os.environ.get("FAKE_SESSION", "")
-    if mode == "die":
+    if mode == "die" or (mode == "free" and given.jail):
         sys.exit(7)
     if mode.startswith("once:"):
         try:
@@ -145,6 +145,11 @@ def main() -> None:
                 answer = os.environ.get(line[1], "(unset)")
             elif line[0] == "driver":
                 answer = f"{given.driver} {given.nvml} {given.simulated}"
+            elif line[0] == "jail":
+                answer = str(given.jail)
+            elif line[0] == "gone":
+                for _ in range(int(line[1])):
+                    send(control, 18)
             elif line[0] == "greeting":
                 answer = greeting.hex()
             elif line[0] == "data":

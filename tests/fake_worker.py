@@ -11,10 +11,11 @@ import stat
 import struct
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from tensor_fusion.abi import SegmentCalls
-from tensor_fusion.worker import main, shmem, tcp
+from tensor_fusion.worker import driver, main, shmem, tcp
 
 SCHEMA = bytes(range(16))
 
@@ -62,5 +63,8 @@ if __name__ == "__main__":
             shmem.LONGEST_PAUSE = float(os.environ["FAKE_LONGEST_PAUSE"])
         for name in ("GREETING_DEADLINE", "TURN_DEADLINE"):
             setattr(tcp, name, float(os.environ.get(f"FAKE_{name}", getattr(tcp, name))))
+        if "FAKE_REAL" in os.environ:  # a driver that is not simulated
+            choose = driver.choose_driver
+            setattr(main, "choose_driver", lambda gpu, environ: replace(choose(gpu, environ), simulated=False))  # noqa: B010
         code = main.main()
     sys.exit(code)

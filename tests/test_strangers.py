@@ -187,6 +187,45 @@ def test_clients_of_one_address_and_of_one_secret_are_bounded(tmp_path: Path) ->
             client.close()
 
 
+# Sessions that were taken over
+
+
+def test_a_session_does_not_fill_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with Worker(TF_ENABLE_LOG="1", TF_LOG_PATH=str(log)) as worker:
+        client, other = worker.client(), worker.client()
+        client.connection.sendall(b"gone 1000\n")
+        assert client.connection.recv(1) == b""
+        assert other.ask("pid")
+        assert log.read_text().count("the client is gone after") == 1
+        assert log.read_text().count("out of turn and is killed") == 1
+        client.close()
+        other.close()
+
+
+# The jail, with a driver that is not simulated
+
+
+def test_the_first_session_makes_room_for_one_in_the_jail() -> None:
+    with Worker(FAKE_REAL="1") as worker:
+        assert eventually(lambda: len(worker.children()) == 1)
+        client = worker.client()
+        assert client.ask("jail") == "True"
+        client.close()
+        assert worker.stop() == 0
+        assert "NOTICE: sessions run without" not in worker.errors
+
+
+def test_a_driver_that_does_not_start_in_the_jail_is_served_without() -> None:
+    with Worker(FAKE_REAL="1", FAKE_SESSION="free") as worker:
+        clients = [worker.client(), worker.client()]
+        assert [client.ask("jail") for client in clients] == ["False", "False"]
+        for client in clients:
+            client.close()
+        assert worker.stop() == 0
+        assert "NOTICE: sessions run without a jail" in worker.errors
+
+
 # What a session has
 
 STATUS = re.compile(r"^(\w+):\s+(\S+)$", re.MULTILINE)

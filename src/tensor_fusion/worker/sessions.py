@@ -111,6 +111,7 @@ class Session:
     group: str = ""  # whose quota it counts for
     secret: bytes = field(default=b"", repr=False)  # with which its client came
     spoken: bool = False  # its client has sent a frame
+    gone: bool = False  # it has said that its client is gone
     data_taken: set[int] = field(default_factory=set)
     devices: int = 0
     device_name: str = ""
@@ -422,13 +423,14 @@ class Sessions:
             self.end(session)
         elif packet.type == PacketType.SPOKEN:
             session.spoken = True
-        elif packet.type == PacketType.GONE:
+        elif packet.type == PacketType.GONE and not session.gone:
+            session.gone = True
             LOGGER.info("%s: the client is gone after %d calls", session.name, packet.value)
         elif packet.type in (PacketType.READY, PacketType.FAILED) and session.state is not State.STARTING:
             session.has_context = True  # or will have none
             LOGGER.debug("%s: driver %s after its client came", session.name, PacketType(packet.type).name.lower())
         else:
-            LOGGER.error("%s sent an unknown packet of type %d and is killed", session.name, packet.type)
+            LOGGER.error("%s sent a packet of type %d out of turn and is killed", session.name, packet.type)
             self.kill(session)
         self._changed.set()
 
