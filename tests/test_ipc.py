@@ -15,7 +15,7 @@ from worker_harness import eventually
 from tensor_fusion.abi import native_folder
 
 pytestmark = whole_stack
-INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE = 1, 2, 201, 400
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY = 1, 2, 201, 400, 600
 LARGE = 4 * MIB
 
 
@@ -215,6 +215,86 @@ def test_what_a_context_opened_ends_with_it(peer: Callable[..., Peer]) -> None:
     assert b.call("open", handle)[0] == 0
 
 
+def test_streams_wait_for_events_of_others(peer: Callable[..., Peer]) -> None:
+    """What PyTorch does with a tensor: the receiver's stream waits for the sender's work."""
+    a, b = peer(), peer()
+    word, mine, event, stream = a.good("alloc", 4), a.good("alloc", LARGE), a.good("event_create"), a.good("stream")
+    assert a.call("fill", word, 0, 4) == 0
+    assert a.call("fill", mine, 1, LARGE) == 0
+    handle = a.good("event_get", event)
+    assert a.good("event_get", event) == handle
+    # The word stands in memory that the other frees: it is over when that has written it.
+    of_b, its, go = b.good("open", a.gives(mine)), b.good("event_open", handle), b.good("open", a.gives(word))
+    assert b.call("query", its) == 0, "never recorded"
+    for turn in (2, 3):
+        assert a.call("stand", stream, word) == 0
+        assert a.call("fill_later", mine, turn, LARGE, stream) == 0
+        assert a.call("record", event, stream) == 0
+        assert b.call("query", its) == NOT_READY, "the record has been made when its call has returned"
+        assert a.call("query", event) == NOT_READY
+        later, own = b.good("stream"), b.good("alloc", LARGE)
+        assert b.call("stream_wait", later, its) == 0
+        assert b.call("fill_later", own, 9, LARGE, later) == 0
+        assert b.good("read", of_b, 1) == [[turn - 1, 1]]
+        assert b.call("fill", go, 1, 1) == 0
+        assert b.call("wait", its) == 0
+        assert b.good("read", of_b, LARGE) == [[turn, LARGE]]
+        assert b.call("stream_sync", later) == 0
+        assert b.good("read", own, LARGE) == [[9, LARGE]]
+        assert a.call("query", event) == 0
+        assert b.call("fill", go, 0, 1) == 0
+    # And the other way round: who has opened it records.
+    assert b.call("record", its, later) == 0
+    assert a.call("wait", event) == 0
+    assert b.call("event_destroy", its) == 0
+    assert a.call("event_destroy", event) == 0
+
+
+def test_events_that_are_not_shared(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    assert a.call("event_create", 4)[0] == INVALID_VALUE, "an interprocess event does not time"
+    plain, event = a.good("event_create", 2), a.good("event_create")
+    assert a.call("event_get", plain)[0] == INVALID_HANDLE
+    assert a.call("event_get", event, False)[0] == INVALID_VALUE
+    handle = a.good("event_get", event)
+    assert a.call("event_open", handle)[0] == INVALID_CONTEXT
+    assert b.call("event_open", handle, False)[0] == INVALID_VALUE
+    for place in (0, 12, 63):
+        forged = bytearray(bytes.fromhex(handle))
+        forged[place] ^= 1
+        assert b.call("event_open", forged.hex())[0] == INVALID_HANDLE, place
+    memory = a.gives(a.good("alloc", LARGE))
+    assert b.call("event_open", memory)[0] == INVALID_HANDLE
+    assert b.call("open", handle)[0] == INVALID_HANDLE
+    its = b.good("event_open", handle)
+    assert b.call("event_get", its)[0] == INVALID_HANDLE, "who has opened it cannot pass it on"
+
+
+@pytest.mark.usefixtures("remote")
+def test_handles_of_events_end_with_them(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    event = a.good("event_create")
+    handle = a.good("event_get", event)
+    its = b.good("event_open", handle)
+    assert a.call("event_destroy", event) == 0
+    assert a.call("info")[0] == 0  # it has been destroyed: a destruction waits for nobody
+    assert b.call("event_open", handle)[0] == INVALID_HANDLE
+    assert b.call("query", its) == 0
+
+
+def test_who_records_dies(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    word, event, stream = a.good("alloc", 4), a.good("event_create"), a.good("stream")
+    assert a.call("fill", word, 0, 4) == 0
+    its, later = b.good("event_open", a.good("event_get", event)), b.good("stream")
+    assert a.call("stand", stream, word) == 0
+    assert a.call("record", event, stream) == 0
+    assert b.call("stream_wait", later, its) == 0
+    a.kill()
+    assert b.call("stream_sync", later) == 0
+    assert b.call("wait", its) == 0
+
+
 @pytest.mark.parametrize("transport", ["native", "shmem"])
 @pytest.mark.parametrize("end", ["free", "kill"])
 def test_memory_counts_once(transport: str, end: str) -> None:
@@ -258,4 +338,4 @@ def test_handles_of_another_worker(transport: str) -> None:
         handle = a.gives(a.good("alloc", LARGE))
         assert b.call("open", handle) == [INVALID_HANDLE, 0]
         b.end()
-        assert "memory is shared by clients of one worker only" in b.errors()
+        assert "only clients of one worker share" in b.errors()

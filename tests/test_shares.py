@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tensor_fusion.worker import shares as module
 from tensor_fusion.worker.protocol import Packet, PacketType
-from tensor_fusion.worker.shares import INVALID_CONTEXT, INVALID_HANDLE, OUT_OF_MEMORY, Shares
+from tensor_fusion.worker.shares import EVENT, INVALID_CONTEXT, INVALID_HANDLE, MEMORY, OUT_OF_MEMORY, Shares
 
-SHARED = struct.Struct("<64sQQQIi")
+SHARED = struct.Struct("<64sQQQIiI4x64s")
 ABOUT = (2 << 20, 512, 1000, 0)
 
 
@@ -52,7 +52,7 @@ def shares() -> Iterator[Shares]:
 
 def share(shares: Shares, session: Session) -> tuple[int, bytes]:
     """The number and the handle."""
-    body = SHARED.pack(bytes(64), *ABOUT, 0).ljust(256, b"\0")
+    body = SHARED.pack(bytes(64), *ABOUT, 0, MEMORY, b"").ljust(256, b"\0")
     shares.said(session, Packet(PacketType.SHARE, 7, body=body), os.memfd_create("shared"))
     answer = session.last()
     assert (answer.type, answer.argument) == (PacketType.SHARED, 7)
@@ -64,7 +64,7 @@ def ask(shares: Shares, session: Session, handle: bytes) -> tuple[int, int]:
     shares.said(session, Packet(PacketType.IMPORT, 9, body=handle.ljust(256, b"\0")), None)
     answer = session.last()
     assert (answer.type, answer.argument) == (PacketType.IMPORTED, 9)
-    _, *about, error = SHARED.unpack_from(answer.body)
+    _, *about, error, _, _ = SHARED.unpack_from(answer.body)
     assert tuple(about) == (ABOUT if answer.value else (0, 0, 0, 0))
     assert bool(answer.text) == (not answer.value), "a refusal says why"
     return answer.value, error
@@ -125,7 +125,7 @@ def test_another_worker_is_named(shares: Shares) -> None:
     _, handle = share(other, Session(1))
     b = Session(2)
     assert ask(shares, b, handle) == (0, INVALID_HANDLE)
-    assert "clients of one worker" in b.last().text
+    assert "only clients of one worker" in b.last().text
     other.close()
 
 
@@ -149,6 +149,29 @@ def test_without_a_descriptor_nothing_is_shared(shares: Shares) -> None:
     assert (a.last().type, a.last().value) == (PacketType.SHARED, 0)
     for kind in (PacketType.IMPORT, PacketType.LEAVE, PacketType.PAID):
         shares.said(a, Packet(kind, body=bytes(256)), os.memfd_create("for nothing"))
+
+
+def test_events(shares: Shares) -> None:
+    a, b = Session(1), Session(2)
+    body = SHARED.pack(bytes(64), 0, 0, 0, 0, 0, EVENT, b"n" * 64).ljust(256, b"\0")
+    shares.said(a, Packet(PacketType.SHARE, 1, body=body), None)
+    number, handle = a.last().value, a.last().body[:64]
+    assert number
+    assert b"n" * 8 not in a.last().body, "the driver's handle is nobody's to see"
+    asked = SHARED.pack(handle, 0, 0, 0, 0, 0, EVENT, b"").ljust(256, b"\0")
+    shares.said(b, Packet(PacketType.IMPORT, 2, body=asked), None)
+    assert SHARED.unpack_from(b.last().body)[7] == b"n" * 64
+    assert ask(shares, b, handle) == (0, INVALID_HANDLE), "it is no memory"
+    memory = share(shares, a)[1]
+    asked = SHARED.pack(memory, 0, 0, 0, 0, 0, EVENT, b"").ljust(256, b"\0")
+    shares.said(b, Packet(PacketType.IMPORT, 2, body=asked), None)
+    assert b.last().value == 0, "and that is no event"
+    leave(shares, a, number)
+    shares.said(b, Packet(PacketType.IMPORT, 2, body=SHARED.pack(handle, 0, 0, 0, 0, 0, EVENT, b"")), None)
+    assert b.last().value == 0
+    assert len(shares) == 1
+    shares.said(a, Packet(PacketType.SHARE, 1, body=body), os.memfd_create("of an event there is none"))
+    assert a.last().value == 0
 
 
 def test_the_last_who_has_it_pays(shares: Shares) -> None:

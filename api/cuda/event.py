@@ -6,6 +6,8 @@ FUNCTIONS = [
     custom("cuEventCreate", ops="event_create"),
     post("cuEventRecord", session="hand", check=True, noted=True),
     post("cuEventRecordWithFlags", session="hand", check=True, noted=True),
+    custom("cuIpcGetEventHandle", ops="ipc_event_export"),
+    custom("cuIpcOpenEventHandle", ops="ipc_event_open"),
     custom("cuEventQuery", ops="event_query"),
     custom("cuEventSynchronize", ops="event_query event_wait", shows=True),
     custom("cuEventElapsedTime_v2", ops="event_elapsed"),

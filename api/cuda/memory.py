@@ -88,8 +88,6 @@ FUNCTIONS = [
         "cuMemPoolExportToShareableHandle",
         "cuMemPoolImportFromShareableHandle",
         "cuMemPoolImportPointer",
-        "cuIpcGetEventHandle",
-        "cuIpcOpenEventHandle",
     ),
     custom("cuMemPoolSetAccess", ops="pool_access"),
     # By place: those of devices, and those of host and managed memory, which are the client's.

@@ -156,6 +156,9 @@ FUNCTIONS = [
     op("watch", "post", subject="uint64_t", word="unsigned int", value="uint64_t"),
     op("stream_query", "call", reports=True, completes=True, stream="uint64_t: name stream"),
     op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),
+    op("ipc_event_export", "call", event="uint64_t: name event", out={"handle": "void: bytes"}),
+    op("ipc_event_open", "call", event="uint64_t: new event", handle="void: bytes",
+       out={"refused": "int", "why": "char: bytes"}),
     op("event_query", "call", reports=True, completes=True, event="uint64_t: name event"),
     # Waits for `event`; then tells the time since `start`, unless that is 0, and in `timed` whether it could.
     op("event_wait", "call", reports=True, completes=True, event="uint64_t: name event", start="uint64_t",

@@ -119,6 +119,8 @@ struct sim_event {
     sim_capture_t *capture; // recorded last in a stream that captured; holds a reference
     sim_node_list_t front;  // what that stream's next node would have depended on
     sim_event_t *next, **link;
+    struct sim_ipc_page *page; // of an interprocess event
+    int shared;                // number of its memory, -1: another process has made it
 };
 
 typedef struct {
@@ -157,6 +159,7 @@ typedef struct {
 typedef enum {
     SIM_OP_NOP,
     SIM_OP_RECORD,
+    SIM_OP_WAIT_IPC,    // a record of an interprocess event, perhaps of another process
     SIM_OP_WAIT_NODE,   // of a graph: each launch waits for the event as it was recorded last
     SIM_OP_BATCH,       // writes and waits of words
     SIM_OP_RECORD_NODE, // of a graph: each launch records the event anew
@@ -179,7 +182,10 @@ typedef struct {
     sim_dependency_t dependency;    // the first one
     sim_dependency_t *dependencies; // further ones, allocated
     union {
-        sim_event_t *event;
+        struct {
+            sim_event_t *event;
+            uint64_t number; // of the record, or of that which is waited for, of an interprocess event
+        };
         CUevent event_handle; // record node: the event may be gone when the graph is launched
         sim_launch_t launch;
         sim_copy_t copy;
@@ -519,6 +525,20 @@ void sim_graph_range_release(sim_range_t *range); // the same of a graph's, sim_
 void sim_range_release(sim_range_t *range);       // removes, gives back, frees
 sim_phys_t *sim_phys_find(CUmemGenericAllocationHandle handle); // under sim.lock; NULL: no such handle
 void sim_phys_drop(sim_phys_t *phys);
+// Of sim_ipc_event.c: the page of an interprocess event, its records by their numbers, and waiting for them.
+CUresult sim_ipc_event_begin(sim_event_t *event);
+// The operation holds a reference on its event.
+static inline bool sim_op_has_event(const sim_op_t *op) {
+    return op->kind == SIM_OP_RECORD || op->kind == SIM_OP_WAIT_IPC;
+}
+void sim_ipc_event_end(sim_event_t *event);
+uint64_t sim_ipc_event_record(sim_event_t *event);
+void sim_ipc_event_reach(sim_event_t *event, uint64_t number);
+bool sim_ipc_event_over(sim_event_t *event);
+uint64_t sim_ipc_event_last(sim_event_t *event);
+void sim_ipc_event_await(const sim_stream_t *stream, sim_event_t *event, uint64_t number);
+// Of sim_event.c: a context gets the event, and the program its handle. Under sim.lock.
+CUresult sim_event_add(sim_context_t *context, sim_event_t *event);
 // Of sim_ipc.c: whether a range is what other processes can have, and the end of one that is theirs.
 bool sim_ipc_capable(const sim_range_t *range);
 void sim_ipc_unmap(const sim_range_t *range);

@@ -205,6 +205,7 @@ static bool node_type(sim_op_t *op, CUgraphNodeType *type) {
         return true;
     case SIM_OP_NOP:
     case SIM_OP_RECORD:
+    case SIM_OP_WAIT_IPC:
     case SIM_OP_CALLBACK:
     case SIM_OP_FREE:
         return false;
@@ -317,7 +318,7 @@ CUresult sim_capture_wait(sim_stream_t *stream, sim_event_t *event, bool *taken)
         return CUDA_SUCCESS;
     }
     if (!from) {
-        if (!event->stream)
+        if (event->page ? !sim_ipc_event_last(event) : !event->stream)
             return CUDA_SUCCESS; // never recorded
         invalidate(to, CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
         return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;

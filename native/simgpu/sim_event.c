@@ -18,6 +18,21 @@ void sim_event_place(sim_event_t *event, sim_stream_t *stream, uint64_t seq) {
     stream->refs++;
 }
 
+CUresult sim_event_add(sim_context_t *context, sim_event_t *event) {
+    if (!context->active)
+        return CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    if (!sim_handle_add(event, SIM_EVENT))
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    event->context = context;
+    event->refs = 1;
+    event->next = context->events;
+    event->link = &context->events;
+    if (event->next)
+        event->next->link = &event->next;
+    context->events = event;
+    return CUDA_SUCCESS;
+}
+
 CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     SIM_ENTER_CONTEXT(context);
     if (!phEvent || (Flags & ~7u))
@@ -28,22 +43,17 @@ CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     if (!event)
         return CUDA_ERROR_OUT_OF_MEMORY;
     context = sim_home(context);
-    event->context = context;
     event->flags = Flags;
-    event->refs = 1;
-    pthread_mutex_lock(&sim.lock);
-    bool active = context->active, added = active && sim_handle_add(event, SIM_EVENT);
-    if (added) {
-        event->next = context->events;
-        event->link = &context->events;
-        if (event->next)
-            event->next->link = &event->next;
-        context->events = event;
+    CUresult result = Flags & CU_EVENT_INTERPROCESS ? sim_ipc_event_begin(event) : CUDA_SUCCESS;
+    if (result == CUDA_SUCCESS) {
+        pthread_mutex_lock(&sim.lock);
+        result = sim_event_add(context, event);
+        pthread_mutex_unlock(&sim.lock);
     }
-    pthread_mutex_unlock(&sim.lock);
-    if (!added) {
+    if (result != CUDA_SUCCESS) {
+        sim_ipc_event_end(event);
         free(event);
-        return active ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+        return result;
     }
     *phEvent = (CUevent)(void *)event;
     return CUDA_SUCCESS;
@@ -113,7 +123,8 @@ CUresult cuEventQuery(CUevent hEvent) {
     CUresult result = event ? sim_capture_touch_event(event) : CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS)
         result = sim_context_error(event->context);
-    if (result == CUDA_SUCCESS && event->stream && event->stream->done < event->seq)
+    if (result == CUDA_SUCCESS &&
+        (event->page ? !sim_ipc_event_over(event) : event->stream && event->stream->done < event->seq))
         result = CUDA_ERROR_NOT_READY;
     pthread_mutex_unlock(&sim.lock);
     return result;
@@ -127,7 +138,14 @@ CUresult cuEventSynchronize(CUevent hEvent) {
     CUresult result = event ? sim_capture_touch_event(event) : CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS) {
         sim_context_t *owner = event->context;
-        if (event->stream)
+        if (event->page) { // nobody wakes anybody: it is looked at without the lock
+            const uint64_t last = sim_ipc_event_last(event);
+            event->refs++;
+            pthread_mutex_unlock(&sim.lock);
+            sim_ipc_event_await(NULL, event, last);
+            pthread_mutex_lock(&sim.lock);
+            sim_event_release(event);
+        } else if (event->stream)
             sim_stream_wait(event->stream, event->seq);
         result = sim_context_error(owner);
     }

@@ -402,12 +402,16 @@ static CUresult wait_for(sim_context_t *context, CUevent handle) {
         result = untouched(context);
     if (result == CUDA_SUCCESS)
         result = aside_of(context, &aside);
-    if (result != CUDA_SUCCESS || !event->stream)
+    if (result != CUDA_SUCCESS || (event->page ? sim_ipc_event_over(event) : !event->stream))
         return result;
     sim_op_t op = {.kind = SIM_OP_NOP};
     uint64_t seq;
-    if (!sim_stream_depend(&op, event->stream, event->seq))
+    if (event->page) {
+        op = (sim_op_t){.kind = SIM_OP_WAIT_IPC, .u = {.event = event, .number = sim_ipc_event_last(event)}};
+        event->refs++;
+    } else if (!sim_stream_depend(&op, event->stream, event->seq)) {
         return CUDA_ERROR_OUT_OF_MEMORY;
+    }
     result = sim_stream_push(aside, &op, &seq);
     if (result == CUDA_SUCCESS)
         context->gate = seq;

@@ -90,7 +90,7 @@ static CUresult map_in(sim_context_t *context, const struct handle *handle, int 
                            .size = handle->size,
                            .kind = SIM_RANGE_IPC,
                            .device = handle->device,
-                           .context = context,
+                           .context = sim_home(context),
                            .host = where + (handle->offset - from),
                            .charged = taken};
     memcpy(&range->ipc.handle, handle, sizeof *handle);

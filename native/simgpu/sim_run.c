@@ -156,6 +156,8 @@ static void record(sim_stream_t *stream, const sim_op_t *op) {
         event->recorded_ns = now;
         event->recorded_seq = event->seq;
     }
+    if (event && op->kind == SIM_OP_RECORD_NODE) // other processes see it when it is reached
+        sim_ipc_event_reach(event, sim_ipc_event_record(event));
     pthread_mutex_unlock(&sim.lock);
 }
 
@@ -192,6 +194,8 @@ CUresult sim_run(sim_stream_t *stream, sim_op_t *op) {
         sim_in_callback(false);
         return CUDA_SUCCESS;
     }
+    if (op->kind == SIM_OP_RECORD) // of an error other processes are not told
+        sim_ipc_event_reach(op->u.event, op->u.number);
     if (dead)
         return CUDA_SUCCESS;
     switch (op->kind) {
@@ -204,6 +208,9 @@ CUresult sim_run(sim_stream_t *stream, sim_op_t *op) {
     case SIM_OP_RECORD:
     case SIM_OP_RECORD_NODE:
         record(stream, op);
+        return CUDA_SUCCESS;
+    case SIM_OP_WAIT_IPC:
+        sim_ipc_event_await(stream, op->u.event, op->u.number);
         return CUDA_SUCCESS;
     case SIM_OP_LAUNCH:
         return sim_body_run(context, &op->u.launch);

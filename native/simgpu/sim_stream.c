@@ -17,6 +17,7 @@ void sim_event_release(sim_event_t *event) {
     if (event->stream)
         sim_stream_release(event->stream);
     sim_capture_event_drop(event);
+    sim_ipc_event_end(event);
     free(event);
 }
 
@@ -131,7 +132,7 @@ static void *stream_thread(void *argument) {
             sim_context_fail(context, result);
         sim_op_discard(op);
         pthread_mutex_lock(&sim.lock);
-        if (op->kind == SIM_OP_RECORD)
+        if (sim_op_has_event(op))
             sim_event_release(op->u.event);
         finish(stream);
     }
@@ -204,7 +205,7 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
         *seq = 0;
         drop_dependencies(op);
         sim_op_discard(op);
-        if (op->kind == SIM_OP_RECORD)
+        if (sim_op_has_event(op))
             sim_event_release(op->u.event);
         return result;
     }
@@ -244,12 +245,14 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
     if (result != CUDA_SUCCESS) {
         drop_dependencies(op);
         sim_op_discard(op);
-        if (op->kind == SIM_OP_RECORD)
+        if (sim_op_has_event(op))
             sim_event_release(op->u.event);
         sim_stream_release(stream);
         return result;
     }
     sim_op_t *entry = &stream->ring[stream->enqueued % SIM_QUEUE_DEPTH];
+    if (op->kind == SIM_OP_RECORD)
+        op->u.number = sim_ipc_event_record(op->u.event);
     *entry = *op;
     // Small parameter blocks travel inside the operation, whose copy just moved.
     if (op->kind == SIM_OP_LAUNCH && op->u.launch.params == op->u.launch.inline_params)
@@ -428,7 +431,7 @@ CUresult sim_submit(sim_context_t *context, CUstream handle, sim_op_t *op, bool 
         sim_stream_release(stream);
     } else {
         sim_op_discard(op);
-        if (op->kind == SIM_OP_RECORD)
+        if (sim_op_has_event(op))
             sim_event_release(op->u.event);
     }
     pthread_mutex_unlock(&sim.lock);

@@ -245,7 +245,13 @@ CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags)
     bool taken = false;
     if (result == CUDA_SUCCESS)
         result = sim_capture_wait(stream, event, &taken);
-    if (result == CUDA_SUCCESS && !taken && event->stream && event->stream->done < event->seq) {
+    if (result == CUDA_SUCCESS && !taken && event->page) {
+        if (!sim_ipc_event_over(event)) {
+            event->refs++;
+            sim_op_t op = {.kind = SIM_OP_WAIT_IPC, .u = {.event = event, .number = sim_ipc_event_last(event)}};
+            result = sim_stream_push(stream, &op, &seq);
+        }
+    } else if (result == CUDA_SUCCESS && !taken && event->stream && event->stream->done < event->seq) {
         sim_op_t op = {.kind = SIM_OP_NOP};
         result = sim_stream_depend(&op, event->stream, event->seq) ? sim_stream_push(stream, &op, &seq)
                                                                    : CUDA_ERROR_OUT_OF_MEMORY;

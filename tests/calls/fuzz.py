@@ -65,6 +65,7 @@ LEFT_OUT = {
     "cuGetProcAddress_v2": "as cuGetProcAddress",
     "cuIpcOpenMemHandle": "takes a struct by value, which lies on the stack; tests/test_ipc.py",
     "cuIpcOpenMemHandle_v2": "as cuIpcOpenMemHandle",
+    "cuIpcOpenEventHandle": "as cuIpcOpenMemHandle",
     "cuEGLApiInit": "no header declares it",
     "cuMemGetAttribute": "no header declares it",
     "cuMemGetAttribute_v2": "no header declares it",

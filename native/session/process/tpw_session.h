@@ -175,7 +175,10 @@ struct tpw_shared {
     uint64_t block, offset, size;
     uint32_t device; /* index, the same in all sessions of a worker */
     int32_t error;   /* IMPORTED: why not */
+    uint32_t kind, zero;
+    unsigned char native[64]; /* the driver's own handle, of an event */
 };
+enum tpw_shares { TPW_SHARES_MEMORY, TPW_SHARES_EVENT };
 struct tpw_packet {
     uint32_t type, argument;
     uint64_t session, key, value;

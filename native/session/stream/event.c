@@ -45,6 +45,7 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
     CUevent native = (CUevent)(uintptr_t)object->native;
     bool there = !object->error && tpw_enter(s, &inside) == CUDA_SUCCESS;
     there = !tpw_kept_on(object) && there;
+    tpw_event_unshare(s, object);
     tpw_forget(s, TPG_EVENT, in->hEvent);
     return there ? (int32_t)s->cuda.cuEventDestroy_v2(native) : CUDA_SUCCESS;
 }

@@ -144,6 +144,10 @@ int32_t tpw_waits_move(struct tpw_session *s, uint64_t event, struct tpw_stream 
 /* Or they end with success. */
 void tpw_waits_end_event(struct tpw_session *s, uint64_t handle);
 
+/* ---- event_share.c ---- */
+/* Before the event ends: other processes cannot open it any more. */
+void tpw_event_unshare(struct tpw_session *s, const struct tpw_object *object);
+
 /* ---- answer.c ---- */
 /* Keeps the first failure of a post for the next operation that may report it, and tells the client with a notice. */
 void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t error);

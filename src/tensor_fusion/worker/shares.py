@@ -2,8 +2,8 @@
 
 One event loop thread enters everything here. A session hands in the descriptor of memory, and gets a handle for it: 64
 bytes that name this worker and the entry, with 128 bits that cannot be guessed. Whoever shows it, and is of the same
-tenant, gets a descriptor of the same memory. What sessions send was written by processes that a hostile client may have
-taken over: numbers are looked up, never trusted.
+tenant, gets a descriptor of the same memory. Of an event the driver's own handle is kept in its place. What sessions
+send was written by processes that a hostile client may have taken over: numbers are looked up, never trusted.
 
 Memory counts once: for whoever allocated it, until it has been freed or its session has ended; then for one of those
 who have it mapped. The former payer goes on paying until the next one has said that it does.
@@ -26,8 +26,8 @@ from tensor_fusion.worker.protocol import Packet, PacketType
 MAGIC = b"TFSHARE\0"
 HANDLE_BYTES = 64
 _HANDLE = struct.Struct("<8s16sQ16s16x")
-# Of struct tpw_shared: handle, block, offset, size, device, error.
-_SHARED = struct.Struct("<64sQQQIi")
+# Of struct tpw_shared: handle, block, offset, size, device, error, kind, the driver's handle of an event.
+_SHARED = struct.Struct("<64sQQQIiI4x64s")
 _BODY_BYTES = 256
 assert _HANDLE.size == HANDLE_BYTES and _SHARED.size <= _BODY_BYTES
 
@@ -35,6 +35,9 @@ assert _HANDLE.size == HANDLE_BYTES and _SHARED.size <= _BODY_BYTES
 SHARES_OF_A_SESSION = 2048
 # Handles that name nothing, from one session in a second: more are answered without a look.
 FAILURES_A_SECOND = 100
+
+# enum tpw_shares
+MEMORY, EVENT = 0, 1
 
 # CUresult
 OUT_OF_MEMORY = 2
@@ -62,12 +65,15 @@ class _Share:
     number: int
     token: bytes
     owner: Member
-    descriptor: int | None  # None: the owner has freed it, or has ended
-    about: tuple[int, int, int, int]  # block, offset, size, device
+    descriptor: int | None
+    about: tuple[int, ...]  # block, offset, size, device
+    kind: int
+    native: bytes  # the driver's own handle, of an event
     tenant: bytes
     payer: Member
     importers: dict[int, tuple[Member, int]] = field(default_factory=dict)  # by session: how often it was given
     next_payer: Member | None = None  # has been asked
+    open: bool = True  # False: the owner has freed it, or has ended
 
     def handle(self, worker: bytes) -> bytes:
         return _HANDLE.pack(MAGIC, worker, self.number, self.token)
@@ -77,6 +83,10 @@ class _Share:
 class _Failures:
     second: int = 0
     count: int = 0
+
+
+def _refusal(error: int) -> bytes:
+    return _SHARED.pack(bytes(HANDLE_BYTES), 0, 0, 0, 0, error, 0, b"")
 
 
 class Shares:
@@ -132,14 +142,13 @@ class Shares:
     # Sharing
 
     def _share(self, session: Member, packet: Packet, descriptor: int | None) -> None:
-        _, block, offset, size, device, _ = _SHARED.unpack_from(packet.body)
-        why = self._no_room(session, descriptor)
-        if why or descriptor is None:
+        _, *about, _, kind, native = _SHARED.unpack_from(packet.body)
+        why = self._no_room(session, kind, descriptor)
+        if why:
             if descriptor is not None:
                 os.close(descriptor)
-            LOGGER.warning("%s cannot share %d bytes: %s", session.name, size, why)
-            body = _SHARED.pack(bytes(HANDLE_BYTES), 0, 0, 0, 0, OUT_OF_MEMORY)
-            session.tell(Packet(PacketType.SHARED, packet.argument, text=why, body=body))
+            LOGGER.warning("%s cannot share: %s", session.name, why)
+            session.tell(Packet(PacketType.SHARED, packet.argument, text=why, body=_refusal(OUT_OF_MEMORY)))
             return
         self._last += 1
         share = _Share(
@@ -147,41 +156,47 @@ class Shares:
             token=secrets.token_bytes(16),
             owner=session,
             descriptor=descriptor,
-            about=(block, offset, size, device),
+            about=tuple(about),
+            kind=kind,
+            native=native,
             tenant=session.tenant,
             payer=session,
         )
         self._shares[share.number] = share
         self._kept[session.id] += 1
-        body = _SHARED.pack(share.handle(self._worker), 0, 0, 0, 0, 0)
+        body = _SHARED.pack(share.handle(self._worker), 0, 0, 0, 0, 0, 0, b"")
         session.tell(Packet(PacketType.SHARED, packet.argument, value=share.number, body=body))
 
-    def _no_room(self, session: Member, descriptor: int | None) -> str:
-        if descriptor is None:
+    def _no_room(self, session: Member, kind: int, descriptor: int | None) -> str:
+        if (descriptor is None) != (kind == EVENT):
             return "no descriptor came, or this worker has none left"
         if self.descriptors >= self._most:
-            return f"this worker keeps {self._most} descriptors of shared memory already"
+            return f"this worker keeps {self._most} handles already"
         if self._kept[session.id] >= SHARES_OF_A_SESSION:
-            return f"{SHARES_OF_A_SESSION} allocations of this client are shared already"
+            return f"this client has {SHARES_OF_A_SESSION} handles already"
         return ""
 
     # Importing
 
     def _import(self, session: Member, packet: Packet) -> None:
-        found = self._find(session, packet.body[:HANDLE_BYTES])
+        kind = _SHARED.unpack_from(packet.body)[6]
+        found = self._find(session, packet.body[:HANDLE_BYTES], kind)
+        if isinstance(found, _Share) and kind == EVENT:
+            body = _SHARED.pack(bytes(HANDLE_BYTES), *found.about, 0, kind, found.native)
+            session.tell(Packet(PacketType.IMPORTED, packet.argument, value=found.number, body=body))
+            return
         if isinstance(found, _Share):
             _, count = found.importers.get(session.id, (session, 0))
             found.importers[session.id] = (session, count + 1)
-            body = _SHARED.pack(bytes(HANDLE_BYTES), *found.about, 0)
+            body = _SHARED.pack(bytes(HANDLE_BYTES), *found.about, 0, kind, b"")
             session.tell(Packet(PacketType.IMPORTED, packet.argument, value=found.number, body=body), found.descriptor)
             return
         error, why = found
         if self._failures[session.id].count <= FAILURES_A_SECOND:
-            LOGGER.warning("%s asks for shared memory and is refused: %s", session.name, why)
-        body = _SHARED.pack(bytes(HANDLE_BYTES), 0, 0, 0, 0, error)
-        session.tell(Packet(PacketType.IMPORTED, packet.argument, text=why, body=body))
+            LOGGER.warning("%s shows a handle and is refused: %s", session.name, why)
+        session.tell(Packet(PacketType.IMPORTED, packet.argument, text=why, body=_refusal(error)))
 
-    def _find(self, session: Member, handle: bytes) -> _Share | tuple[int, str]:
+    def _find(self, session: Member, handle: bytes, kind: int) -> _Share | tuple[int, str]:
         """What the handle names, or the error and the reason."""
         magic, worker, number, token = _HANDLE.unpack(handle)
         failures = self._failures.setdefault(session.id, _Failures())
@@ -200,12 +215,14 @@ class Shares:
         if not hmac.compare_digest(worker, self._worker):
             return INVALID_HANDLE, (
                 f"the handle was made by worker {worker.hex()[:8]}, and this is worker {self._worker.hex()[:8]}: "
-                "memory is shared by clients of one worker only"
+                "only clients of one worker share"
             )
-        if share is None or not same or share.descriptor is None:
-            return INVALID_HANDLE, "the memory has been freed, or the process that shared it has ended"
+        if share is None or not same or not share.open:
+            return INVALID_HANDLE, "what was shared has been freed, or the process that shared it has ended"
         if not tenant:
-            return INVALID_HANDLE, "the memory belongs to a client with another secret"
+            return INVALID_HANDLE, "what was shared belongs to a client with another secret"
+        if kind != share.kind:
+            return INVALID_HANDLE, "it is a handle of something else"
         failures.count -= 1
         if share.owner is session:
             return INVALID_CONTEXT, "a handle cannot be opened by the process that made it"
@@ -232,6 +249,8 @@ class Shares:
         if share.descriptor is not None:
             os.close(share.descriptor)
             share.descriptor = None
+        if share.open:
+            share.open = False
             self._kept[share.owner.id] -= 1
 
     def _left(self, share: _Share, session: Member) -> None:

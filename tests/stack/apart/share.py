@@ -124,6 +124,37 @@ def reset(device: int = 0) -> int:
     return cuda.cuDevicePrimaryCtxReset_v2(device)
 
 
+def event_create(flags: int = 6) -> list[int]:
+    event = VOID()
+    return [cuda.cuEventCreate(ctypes.byref(event), flags), event.value or 0]
+
+
+def event_get(event: int, room: bool = True) -> list[Any]:
+    handle = Handle()
+    result = cuda.cuIpcGetEventHandle(ctypes.byref(handle) if room else None, VOID(event))
+    return [result, bytes(handle.bytes).hex()]
+
+
+def event_open(handle: str, room: bool = True) -> list[int]:
+    event = VOID()
+    given = Handle((ctypes.c_ubyte * 64)(*bytes.fromhex(handle)))
+    return [cuda.cuIpcOpenEventHandle(ctypes.byref(event) if room else None, given), event.value or 0]
+
+
+def stream_create() -> list[int]:
+    stream = VOID()
+    return [cuda.cuStreamCreate(ctypes.byref(stream), 1), stream.value or 0]
+
+
+def stand(stream: int, address: int) -> int:
+    """The stream goes on when the word at the address is 1."""
+    return cuda.cuStreamWaitValue32_v2(VOID(stream), U64(address), ctypes.c_uint32(1), 1)
+
+
+def fill_later(address: int, value: int, count: int, stream: int) -> int:
+    return cuda.cuMemsetD8Async(U64(address), ctypes.c_ubyte(value), ctypes.c_size_t(count), VOID(stream))
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "alloc": alloc,
@@ -142,6 +173,18 @@ CALLS: dict[str, Callable[..., Any]] = {
     "pointer": pointer,
     "info": info,
     "reset": reset,
+    "event_create": event_create,
+    "event_destroy": lambda event: cuda.cuEventDestroy_v2(VOID(event)),
+    "event_get": event_get,
+    "event_open": event_open,
+    "record": lambda event, stream: cuda.cuEventRecord(VOID(event), VOID(stream)),
+    "query": lambda event: cuda.cuEventQuery(VOID(event)),
+    "wait": lambda event: cuda.cuEventSynchronize(VOID(event)),
+    "stream": stream_create,
+    "stream_wait": lambda stream, event: cuda.cuStreamWaitEvent(VOID(stream), VOID(event), 0),
+    "stream_sync": lambda stream: cuda.cuStreamSynchronize(VOID(stream)),
+    "stand": stand,
+    "fill_later": fill_later,
 }
 
 for line in sys.stdin:

@@ -2,27 +2,32 @@
  * Events in the client. Recording, waiting in a stream and destroying are generated posts; here are creation and queries, in
  * timing.c waits and times.
  *
- * Any thread. Kept about an event is the home of its context, which has a record that is never freed, and in the lowest bit of the same
- * word whether it may have been recorded in a capture last.
+ * Any thread. Kept about an event is the home of its context, which has a record that is never freed, and in the lowest bits of the same
+ * word whether it may have been recorded in a capture last, and whether other processes may have it.
  */
 #include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
 #define CAPTURED 1u
+#define SHARED 2u /* nothing about it is answered here, and others see at once what is done with it */
 
 static uintptr_t told_of(CUevent event) { return (uintptr_t)tpc_record(TPG_EVENT, (uint64_t)(uintptr_t)event); }
 
 bool tpc_event_in_capture(CUevent event) { return told_of(event) & CAPTURED; }
 
+bool tpc_event_is_shared(CUevent event) { return told_of(event) & SHARED; }
+
+static uint64_t mint(const struct tpc_context *context, bool shared) {
+    return tpc_mint_record(TPG_EVENT, (void *)((uintptr_t)context->home | (shared ? SHARED : 0)));
+}
+
 CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     TPC_CONTEXT(context);
     const unsigned int known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
-    /* An interprocess event must not time, and its handle could not leave this machine. */
     if (!phEvent || (Flags & ~known) || ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_event_create_in in = {.event = tpc_mint_record(TPG_EVENT, context->home),
-                                     .flags = Flags & ~(unsigned)CU_EVENT_INTERPROCESS};
+    struct tpg_event_create_in in = {.event = mint(context, Flags & CU_EVENT_INTERPROCESS), .flags = Flags};
     if (!in.event) {
         return TPC_NO_HANDLES;
     }
@@ -37,25 +42,32 @@ CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
 
 /* An event is recorded in streams of its own context only. */
 static CUresult check_context(CUevent event, CUstream stream) {
-    const struct tpc_context *own = (void *)(told_of(event) & ~(uintptr_t)CAPTURED);
+    const struct tpc_context *own = (void *)(told_of(event) & ~(uintptr_t)(CAPTURED | SHARED));
     return TP_UNLIKELY(tpc_several_contexts()) && own && own != tpc_stream_home(stream) ? CUDA_ERROR_INVALID_HANDLE
                                                                                         : CUDA_SUCCESS;
 }
 
 /* Once a capture is over, an event that was recorded in it is refused wherever it is used: the event's record says that it
  * may be one, so that the one who waits for it learns that at once. */
-CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
-    uintptr_t told = told_of(hEvent),
+static void note(CUevent event) {
+    uintptr_t told = told_of(event),
               captured = atomic_load_explicit(&tpc_captures, memory_order_relaxed) ? CAPTURED : 0;
     if (TP_UNLIKELY((told & CAPTURED) != captured)) {
-        tpc_set_record(TPG_EVENT, (uint64_t)(uintptr_t)hEvent, (void *)(told ^ CAPTURED));
+        tpc_set_record(TPG_EVENT, (uint64_t)(uintptr_t)event, (void *)(told ^ CAPTURED));
+    }
+}
+
+CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
+    note(hEvent);
+    if (TP_UNLIKELY(tpc_event_is_shared(hEvent))) {
+        tpc_wait_for_next_post(); /* whoever hears of it then, in whatever process, waits for this record */
     }
     return check_context(hEvent, hStream);
 }
 
 void tpc_noted_cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent) {
     (void)hCtx;
-    (void)tpc_check_cuEventRecord(hEvent, CU_STREAM_LEGACY);
+    note(hEvent);
     tpc_watch_recorded(hEvent);
 }
 
@@ -102,7 +114,7 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
         return result;
     }
     TPC_CAPTURE_UNSAFE("cuEventQuery");
-    if (tpc_watch_answer(in.event, false, &result)) {
+    if (!tpc_event_is_shared(hEvent) && tpc_watch_answer(in.event, false, &result)) {
         return result;
     }
     const struct tpc_date asked = tpc_today();
@@ -110,5 +122,55 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
     tpc_waited(&asked, result);
     tpc_watch_learned(in.event, false, result, &reply, &asked);
     tp_reply_free(&reply);
+    return result;
+}
+
+/* ---- other processes ---- */
+
+static struct tp_lock lock; /* across the round trip: two threads that ask for one event's handle get the same */
+
+CUresult tpc_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
+    TPC_CONTEXT(context);
+    (void)context;
+    if (!pHandle) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(EVENT, event, false);
+    struct tpg_ipc_event_export_in in = {.event = (uint64_t)(uintptr_t)event};
+    struct tpg_ipc_event_export_out out = {0};
+    struct tp_reply reply;
+    tp_lock_take(&lock);
+    CUresult result = tpc_call_ipc_event_export("cuIpcGetEventHandle", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && out.handle_size == sizeof *pHandle) {
+        memcpy(pHandle, out.handle, sizeof *pHandle);
+    }
+    tp_reply_free(&reply);
+    tp_lock_drop(&lock);
+    return result;
+}
+
+CUresult tpc_cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) {
+    TPC_CONTEXT(context);
+    if (!phEvent) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_ipc_event_open_in in = {
+        .event = mint(context, true), .handle = (unsigned char *)&handle, .handle_size = sizeof handle};
+    struct tpg_ipc_event_open_out out = {0};
+    struct tp_reply reply;
+    if (!in.event) {
+        return TPC_NO_HANDLES;
+    }
+    CUresult result = tpc_call_ipc_event_open("cuIpcOpenEventHandle", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && out.refused) {
+        result = (CUresult)out.refused;
+        tp_log(TP_WARN, "cuIpcOpenEventHandle is refused: %.*s", (int)out.why_size, (const char *)out.why);
+    }
+    tp_reply_free(&reply);
+    if (result == CUDA_SUCCESS) {
+        *phEvent = (CUevent)(uintptr_t)in.event;
+    } else {
+        tpc_unmint(TPG_EVENT, in.event);
+    }
     return result;
 }

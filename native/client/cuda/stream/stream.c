@@ -278,7 +278,7 @@ CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned 
     if (Flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (TP_UNLIKELY(tpc_event_in_capture(hEvent))) {
+    if (TP_UNLIKELY(tpc_event_in_capture(hEvent) || tpc_event_is_shared(hEvent))) {
         tpc_wait_for_next_post();
     }
     return CUDA_SUCCESS;

@@ -48,6 +48,8 @@ extern _Atomic int tpc_twins;
 /* ---- event.c ---- */
 /* Whether an event may have been recorded in a capture last. */
 bool tpc_event_in_capture(CUevent event);
+/* Other processes have it, or may: it is an interprocess event. */
+bool tpc_event_is_shared(CUevent event);
 /* What an event that was last recorded in a capture is answered, whatever is asked of it; success for all others. */
 CUresult tpc_event_captured(const char *name, CUevent event);
 
