@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from worker_harness import eventually
 from tensor_fusion.abi import native_folder
 
 pytestmark = whole_stack
-INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY = 1, 2, 201, 400, 600
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, UNKNOWN = 1, 2, 201, 400, 600, 999
 LARGE = 4 * MIB
 
 
@@ -34,6 +35,12 @@ class Peer(Program):
         result, value, *_ = self.call(name, *arguments)
         assert result == 0, (name, arguments, result)
         return value
+
+    def cannot(self, opens: str, handle: str, closes: str) -> bool:
+        """Whether a handle has ended: the supervisor hears of that a moment later than this process may."""
+        result, opened = self.call(opens, handle)
+        assert result in (0, INVALID_HANDLE)
+        return bool(result) or self.call(closes, opened) != 0
 
     def free_bytes(self) -> int:
         return self.good("info")
@@ -148,7 +155,7 @@ def test_a_handle_ends_with_its_memory(peer: Callable[..., Peer]) -> None:
     theirs = b.good("open", handle)
     assert b.call("close", theirs) == 0
     assert a.call("free", mine) == 0
-    assert b.call("open", handle)[0] == INVALID_HANDLE
+    assert eventually(lambda: b.cannot("open", handle, "close"), 20)
 
 
 @pytest.mark.usefixtures("remote")
@@ -169,13 +176,7 @@ def test_memory_outlives_its_owner(peer: Callable[..., Peer]) -> None:
     handle = a.gives(mine)
     theirs = b.good("open", handle)
     a.kill()
-
-    def cannot_be_opened() -> bool:
-        result, address = c.call("open", handle)
-        assert result in (0, INVALID_HANDLE)
-        return bool(result) or c.call("close", address) != 0
-
-    assert eventually(cannot_be_opened, 20)
+    assert eventually(lambda: c.cannot("open", handle, "close"), 20)
     assert b.good("read", theirs, LARGE) == [[9, LARGE]]
     assert b.call("fill", theirs, 1, LARGE) == 0
     assert b.call("close", theirs) == 0
@@ -277,8 +278,7 @@ def test_handles_of_events_end_with_them(peer: Callable[..., Peer]) -> None:
     handle = a.good("event_get", event)
     its = b.good("event_open", handle)
     assert a.call("event_destroy", event) == 0
-    assert a.call("info")[0] == 0  # it has been destroyed: a destruction waits for nobody
-    assert b.call("event_open", handle)[0] == INVALID_HANDLE
+    assert eventually(lambda: b.cannot("event_open", handle, "event_destroy"), 20)
     assert b.call("query", its) == 0
 
 
@@ -295,9 +295,78 @@ def test_who_records_dies(peer: Callable[..., Peer]) -> None:
     assert b.call("wait", its) == 0
 
 
+def pass_on(a: Peer, fd: int, b: Peer, folder: Path) -> int:
+    """Sends a descriptor over a unix socket; its number in the other process."""
+    path = str(folder / f"{b.process.pid}")
+    b.begin(json.dumps(["take_fd", path]))
+    assert b.line() == '"listening"'
+    assert a.call("send_fd", path, fd) == 0
+    Path(path).unlink()
+    return int(b.line())
+
+
+def test_descriptors_of_memory(peer: Callable[..., Peer], tmp_path: Path) -> None:
+    """Sent over a socket, imported twice, passed on; and the memory lives until nobody has any of these."""
+    a, b = peer(), peer()
+    before = a.free_bytes()
+    handle = a.good("create", LARGE)
+    mine = a.good("map_handle", handle, LARGE)
+    assert a.call("fill", mine, 4, LARGE) == 0
+    fd = a.good("export", handle)
+    other = a.good("export", handle)
+    assert other != fd
+    assert a.call("close_fd", other) == 0
+    theirs = pass_on(a, fd, b, tmp_path)
+    assert a.call("close_fd", fd) == 0
+    its = b.good("import", theirs)
+    again = b.good("import", theirs)
+    assert b.call("close_fd", theirs) == 0
+    place, second = b.good("map_handle", its, LARGE), b.good("map_handle", again, LARGE)
+    assert b.good("read", place, LARGE) == [[4, LARGE]]
+    assert b.call("fill", second, 5, LARGE) == 0
+    assert b.good("read", place, LARGE) == [[5, LARGE]]
+    assert a.good("read", mine, LARGE) == [[5, LARGE]]
+    assert a.call("unmap", mine, LARGE) == 0
+    assert a.call("release", handle) == 0
+    assert b.good("read", place, LARGE) == [[5, LARGE]]
+    assert a.free_bytes() <= before
+    for address, named in ((place, its), (second, again)):
+        assert b.call("unmap", address, LARGE) == 0
+        assert b.call("release", named) == 0
+    assert eventually(lambda: a.free_bytes() == before, 20)
+
+
+def test_a_descriptor_keeps_memory(peer: Callable[..., Peer], tmp_path: Path) -> None:
+    a, b = peer(), peer()
+    handle = a.good("create", LARGE)
+    mine = a.good("map_handle", handle, LARGE)
+    assert a.call("fill", mine, 6, LARGE) == 0
+    fd = a.good("export", handle)
+    assert a.call("unmap", mine, LARGE) == 0
+    assert a.call("release", handle) == 0
+    same = a.good("import", fd)
+    assert a.good("read", a.good("map_handle", same, LARGE), LARGE) == [[6, LARGE]], "its own, too"
+    its = b.good("import", pass_on(a, fd, b, tmp_path))
+    assert b.good("read", b.good("map_handle", its, LARGE), LARGE) == [[6, LARGE]]
+
+
+def test_descriptors_that_are_none(peer: Callable[..., Peer], tmp_path: Path) -> None:
+    a, b = peer(), peer()
+    handle, plain = a.good("create", LARGE), a.good("create", LARGE, 0)
+    assert a.call("export", plain)[0] == INVALID_VALUE
+    assert a.call("export", handle, 2)[0] == INVALID_VALUE
+    assert a.call("export", handle, 1, 1)[0] == INVALID_VALUE
+    assert a.call("export", 0x1230)[0] == INVALID_VALUE
+    assert a.call("import", 1)[0] == UNKNOWN
+    assert a.call("import", 1 << 20)[0] == UNKNOWN
+    assert b.call("import", pass_on(a, 1, b, tmp_path))[0] == UNKNOWN
+    assert b.call("import", pass_on(a, a.good("export", handle), b, tmp_path), 0)[0] == INVALID_VALUE
+
+
 @pytest.mark.parametrize("transport", ["native", "shmem"])
 @pytest.mark.parametrize("end", ["free", "kill"])
-def test_memory_counts_once(transport: str, end: str) -> None:
+@pytest.mark.parametrize("kind", ["handle", "descriptor"])
+def test_memory_counts_once(transport: str, end: str, kind: str, tmp_path: Path) -> None:
     """The owner pays, then one after the other of those who have it open."""
     with Worker(transport=transport, TF_GPU_MEMORY_LIMIT="300") as worker, ExitStack() as stack:
         a, b, c, watcher = (stack.enter_context(Peer(worker.env)) for _ in range(4))
@@ -307,25 +376,32 @@ def test_memory_counts_once(transport: str, end: str) -> None:
         def left(used: int) -> Callable[[], bool]:
             return lambda: before - watcher.free_bytes() == used
 
-        mine = a.good("alloc", size)
-        handle = a.gives(mine)
-        assert left(size)()
-        of_b, of_c = b.good("open", handle), c.good("open", handle)
+        if kind == "handle":
+            mine, free, close = a.good("alloc", size), "free", "close"
+            handle = a.gives(mine)
+            of_b, of_c = b.good("open", handle), c.good("open", handle)
+        else:
+            mine, free, close = a.good("create", size), "release", "release"
+            fd = a.good("export", mine)
+            copies = [pass_on(a, fd, p, tmp_path) for p in (b, c)]
+            of_b, of_c = b.good("import", copies[0]), c.good("import", copies[1])
+            for p, copy in ((a, fd), (b, copies[0]), (c, copies[1])):
+                assert p.call("close_fd", copy) == 0
         assert left(size)(), "who opens it pays nothing"
         assert watcher.call("alloc", size)[0] == OUT_OF_MEMORY
         if end == "free":
-            assert a.call("free", mine) == 0
+            assert a.call(free, mine) == 0
         else:
             a.kill()
         assert eventually(left(size), 20)
         assert watcher.call("alloc", size)[0] == OUT_OF_MEMORY, "two still have it"
         if end == "free":
-            assert b.call("close", of_b) == 0
+            assert b.call(close, of_b) == 0
         else:
             b.kill()
         assert eventually(left(size), 20)
         assert watcher.call("alloc", size)[0] == OUT_OF_MEMORY, "one still has it"
-        assert c.call("close", of_c) == 0
+        assert c.call(close, of_c) == 0
         assert eventually(left(0), 20)
         assert watcher.call("alloc", size)[0] == 0
 

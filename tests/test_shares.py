@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensor_fusion.worker import shares as module
@@ -101,6 +101,7 @@ def test_handles_are_not_alike_and_not_guessed(shares: Shares) -> None:
     assert ask(shares, b, handles[3])[1] == 0
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=64, max_size=64))
 def test_any_bytes_are_refused(handle: bytes) -> None:
     shares = Shares(1)

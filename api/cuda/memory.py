@@ -61,6 +61,8 @@ FUNCTIONS = [
     custom("cuMemAddressFree", ops="address_free"),
     custom("cuMemCreate", ops="memory_create"),
     custom("cuMemRelease", ops="memory_release"),
+    custom("cuMemExportToShareableHandle", ops="memory_export memory_release"),
+    custom("cuMemImportFromShareableHandle", ops="memory_import"),
     custom("cuMemMap", ops="memory_map memory_unmap"),
     custom("cuMemUnmap", ops="memory_unmap memory_release"),
     custom("cuMemSetAccess", ops="memory_access"),
@@ -82,8 +84,6 @@ FUNCTIONS = [
     ),
     unsupported(
         "sharing memory between processes comes later",
-        "cuMemExportToShareableHandle",
-        "cuMemImportFromShareableHandle",
         "cuMemPoolExportPointer",
         "cuMemPoolExportToShareableHandle",
         "cuMemPoolImportFromShareableHandle",

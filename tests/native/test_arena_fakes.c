@@ -272,13 +272,42 @@ int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
 int32_t tpw_when_everything_done(struct tpw_session *s, tpw_done *done, void *what) {
     return tpw_when_done(s, NULL, done, what);
 }
+uint32_t tpw_home_of(struct tpw_session *s, uint32_t context) { return s->ended ? 0 : context; }
 /* Nothing is shared here: tests/test_ipc.py has that. */
-bool tpw_share_freed(struct tpw_session *s, struct tpw_range *range) { return s->ended && range->share; }
+bool tpw_share_freed(struct tpw_session *s, struct tpw_share **owner, uint64_t charged) {
+    (void)charged;
+    return s->ended && *owner;
+}
 void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
     (void)s, (void)range;
     abort();
 }
 void tpw_shares_close(struct tpw_memory *m) { m->shares = NULL; }
+int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_share **owner,
+                      const struct tpw_shared *what, int fd) {
+    (void)s, (void)question, (void)owner, (void)what, (void)fd;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                         unsigned char handle[64]) {
+    (void)s, (void)question, (void)packet, (void)handle;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+const unsigned char *tpw_share_handle(const struct tpw_share *share) { return (const unsigned char *)share; }
+int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind, const void *handle,
+                       size_t size) {
+    (void)s, (void)question, (void)kind, (void)handle, (void)size;
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packet *packet, int32_t *error) {
+    (void)s, (void)packet;
+    *error = CUDA_ERROR_NOT_SUPPORTED;
+    return NULL;
+}
+void tpw_import_drop(struct tpw_session *s, struct tpw_import *import) {
+    (void)s, (void)import;
+    abort();
+}
 bool tpw_hold_on(struct tpw_session *s) { return !s->ended; }
 bool tpw_go_on(struct tpw_session *s) { return s->ended; }
 enum tp_status tpw_link_status(const struct tpw_link *link) {

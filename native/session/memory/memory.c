@@ -171,7 +171,7 @@ static bool in_arena(const struct tpw_range *range) {
 
 /* The range's memory has been given back. */
 static void uncharge_range(struct tpw_session *s, struct tpw_range *range) {
-    if (tpw_share_freed(s, range)) {
+    if (tpw_share_freed(s, &range->share, range->charged)) {
         return;
     }
     if (in_arena(range)) {

@@ -18,11 +18,11 @@
 
 #define IMPORTS_MAX 4096u
 
-/* An allocation of this session's client that has a handle, or is about to get one. */
+/* What this session's client has a handle of, or is about to get one. */
 struct tpw_share {
     struct tpw_share *next;
-    uint64_t number;         /* the supervisor's; 0 until it has answered */
-    struct tpw_range *range; /* NULL: it has been freed, and only its bytes are still counted here */
+    uint64_t number;          /* the supervisor's; 0 until it has answered */
+    struct tpw_share **owner; /* what has it; NULL: it has been freed, and only its bytes are still counted here */
     uint32_t device;
     bool in_arena;
     uint64_t charged;
@@ -33,7 +33,8 @@ struct tpw_share {
 struct tpw_import {
     struct tpw_import *next;
     uint64_t number, block;
-    uint32_t device, mappings, grants; /* grants: how often the supervisor gave it to us since we last left it */
+    uint32_t device, users,
+        grants; /* users: mappings and handles; grants: how often the supervisor gave it to us since we last left it */
     bool pays;
 };
 
@@ -70,19 +71,61 @@ static void share_over(struct tpw_session *s, struct tpw_share *share) {
     unlink_share(s, share);
 }
 
-bool tpw_share_freed(struct tpw_session *s, struct tpw_range *range) {
-    struct tpw_share *share = range->share;
+bool tpw_share_freed(struct tpw_session *s, struct tpw_share **owner, uint64_t charged) {
+    struct tpw_share *share = *owner;
     if (!share) {
         return false;
     }
-    range->share = NULL;
-    share->range = NULL;
-    share->charged = range->charged;
+    *owner = NULL;
+    share->owner = NULL;
+    share->charged = charged;
     if (share->number) {
         leave(s, share->number, 0);
     } /* else its answer is on its way */
     return true;
 }
+
+int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_share **owner,
+                      const struct tpw_shared *what, int fd) {
+    struct tpw_packet packet = {.type = TPW_SHARE, .body.shared = *what};
+    struct tpw_share *share = calloc(1, sizeof *share);
+    struct tpw_question asked = *question;
+    asked.what = share;
+    int32_t error = share ? tpw_ask(s, &asked, &packet, fd) : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
+    close(fd);
+    if (error != TPW_LATER) {
+        free(share);
+        return error;
+    }
+    *share = (struct tpw_share){
+        .next = s->memory->shares, .owner = owner, .device = what->device, .in_arena = what->kind == TPW_SHARES_MEMORY};
+    s->memory->shares = *owner = share;
+    return TPW_LATER;
+}
+
+int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                         unsigned char handle[64]) {
+    struct tpw_share *share = question->what;
+    memcpy(share->handle, packet->body.shared.handle, sizeof share->handle);
+    memcpy(handle, share->handle, sizeof share->handle);
+    share->number = packet->value;
+    if (share->number && share->owner) {
+        return CUDA_SUCCESS;
+    }
+    if (share->number) {
+        leave(s, share->number, 0); /* freed meanwhile */
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (share->owner) {
+        *share->owner = NULL;
+        unlink_share(s, share);
+    } else {
+        share_over(s, share);
+    }
+    return packet->body.shared.error ? packet->body.shared.error : CUDA_ERROR_UNKNOWN;
+}
+
+const unsigned char *tpw_share_handle(const struct tpw_share *share) { return share->number ? share->handle : NULL; }
 
 /* The descriptor of the driver's allocation that holds the range; -1 with *error. */
 static int export_block(struct tpw_session *s, const struct tp_interval *block, int32_t *error) {
@@ -99,65 +142,41 @@ static int export_block(struct tpw_session *s, const struct tp_interval *block, 
 
 static void shared(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
                    int fd) {
-    struct tpw_share *share = question->what;
+    unsigned char handle[64];
     (void)fd;
-    struct tpg_ipc_memory_export_out out = {.handle = share->handle, .handle_size = sizeof share->handle};
-    int32_t error = packet->value ? CUDA_SUCCESS : packet->body.shared.error;
-    share->number = packet->value;
-    memcpy(share->handle, packet->body.shared.handle, sizeof share->handle);
-    if (!share->range && share->number) {
-        leave(s, share->number, 0); /* freed meanwhile */
-        error = CUDA_ERROR_INVALID_VALUE;
-    }
+    int32_t error = tpw_share_settle(s, question, packet, handle);
+    struct tpg_ipc_memory_export_out out = {.handle = handle, .handle_size = sizeof handle};
     tpg_answer_ipc_memory_export(s, &question->frame, error, &out);
-    if (!share->number && share->range) {
-        share->range->share = NULL;
-        unlink_share(s, share);
-    } else if (!share->number) {
-        share_over(s, share);
-    }
 }
 
 int32_t tpw_ipc_memory_export(struct tpw_session *s, const struct tp_frame *frame,
                               const struct tpg_ipc_memory_export_in *in, struct tpg_ipc_memory_export_out *out) {
     struct tpw_range *range = tpw_range_at(s, in->address);
-    if (!range || range->kind > TPW_RANGE_NATIVE || (range->share && !range->share->number)) {
+    if (!range || range->kind > TPW_RANGE_NATIVE) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tp_interval *block = tp_interval_at(&s->memory->chunks, range->at.start);
-    if (range->share) {
-        out->handle = range->share->handle;
-        out->handle_size = sizeof range->share->handle;
-        return CUDA_SUCCESS;
+    if (range->share) { /* until the answer has come nobody asks again: the client's threads wait for each other */
+        out->handle = tpw_share_handle(range->share);
+        out->handle_size = out->handle ? 64 : 0;
+        return out->handle ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
     }
-    if (!block || !((struct tpw_chunk *)block)->shareable) {
+    struct tpw_chunk *chunk = (struct tpw_chunk *)tp_interval_at(&s->memory->chunks, range->at.start);
+    if (!chunk || !chunk->shareable) {
         tp_log(TP_WARN, "memory at 0x%llx cannot be shared: this driver gave it without a file descriptor",
                (unsigned long long)in->address);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     int32_t error = CUDA_SUCCESS;
-    struct tpw_share *share = calloc(1, sizeof *share);
-    int fd = share ? export_block(s, block, &error) : -1;
-    if (fd < 0) {
-        free(share);
-        return error ? error : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    struct tpw_packet packet = {.type = TPW_SHARE,
-                                .body.shared = {.block = block->size,
-                                                .offset = range->at.start - block->start,
-                                                .size = range->at.size,
-                                                .device = range->device}};
-    error = tpw_ask(s, &(struct tpw_question){.frame = *frame, .answered = shared, .what = share}, &packet, fd);
-    close(fd);
-    if (error != TPW_LATER) {
-        free(share);
+    int fd = export_block(s, &chunk->at, &error);
+    if (error) {
         return error;
     }
-    ((struct tpw_chunk *)block)->shared = true;
-    *share = (struct tpw_share){.next = s->memory->shares, .range = range, .device = range->device, .in_arena = true};
-    s->memory->shares = share;
-    range->share = share;
-    return TPW_LATER;
+    const struct tpw_shared what = {.block = chunk->at.size,
+                                    .offset = range->at.start - chunk->at.start,
+                                    .size = range->at.size,
+                                    .device = range->device};
+    chunk->shared = true;
+    return tpw_share_ask(s, &(struct tpw_question){.frame = *frame, .answered = shared}, &range->share, &what, fd);
 }
 
 /* ---- importing ---- */
@@ -178,15 +197,6 @@ static void unlink_import(struct tpw_session *s, struct tpw_import *import) {
         }
     }
     free(import);
-}
-
-/* Nothing of it is mapped here any more. Who pays for it does so until the supervisor has found somebody else. */
-static void left(struct tpw_session *s, struct tpw_import *import) {
-    leave(s, import->number, import->grants);
-    import->grants = 0;
-    if (!import->pays) {
-        unlink_import(s, import);
-    }
 }
 
 /* Whether what another session told of its memory can be true at all. */
@@ -248,8 +258,6 @@ static int32_t map_block(struct tpw_session *s, const struct tpw_question *quest
     range->context = tpw_home_of(s, question->context);
     range->access = mask;
     range->detail = mapped;
-    import->mappings++;
-    s->memory->import_count++;
     *out = (struct tpg_ipc_memory_open_out){.address = range->at.start, .size = what->size, .device = what->device};
     return CUDA_SUCCESS;
 }
@@ -262,39 +270,76 @@ static int32_t reaches(struct tpw_session *s, uint32_t device, uint32_t owner) {
     return error || can ? error : (int32_t)CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
 }
 
-/* The supervisor has let us have it. */
-static int32_t granted(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                       int fd, struct tpg_ipc_memory_open_out *out) {
+struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packet *packet, int32_t *error) {
     const struct tpw_shared *what = &packet->body.shared;
-    const struct tpw_object *context = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, question->context));
     struct tpw_import *import = import_of(s, packet->value);
-    bool again = import && import->mappings; /* the client's library opens a handle once, and counts */
     if (!import) {
         import = calloc(1, sizeof *import);
         if (!import) {
             leave(s, packet->value, 1);
-            return CUDA_ERROR_OUT_OF_MEMORY;
+            *error = CUDA_ERROR_OUT_OF_MEMORY;
+            return NULL;
         }
         *import = (struct tpw_import){
             .next = s->memory->imports, .number = packet->value, .block = what->block, .device = what->device};
         s->memory->imports = import;
     }
     import->grants++;
-    int32_t error = CUDA_SUCCESS;
-    if (again) {
-        error = CUDA_ERROR_ALREADY_MAPPED;
-    } else if (!context || !context->native) {
-        error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    } else if (fd < 0 || !is_sound(s, what) || what->block != import->block || what->device != import->device) {
-        error = CUDA_ERROR_INVALID_HANDLE;
-    } else {
-        error = reaches(s, (uint32_t)question->value, what->device);
+    import->users++;
+    s->memory->import_count++;
+    bool sound = is_sound(s, what) && what->block == import->block && what->device == import->device;
+    *error = sound ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    return import;
+}
+
+void tpw_import_drop(struct tpw_session *s, struct tpw_import *import) {
+    s->memory->import_count--;
+    if (--import->users) {
+        return;
     }
+    leave(s, import->number, import->grants);
+    import->grants = 0;
+    if (!import->pays) { /* else until the supervisor has found somebody else */
+        unlink_import(s, import);
+    }
+}
+
+/* The supervisor has let us have it. */
+static int32_t granted(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                       int fd, struct tpg_ipc_memory_open_out *out) {
+    const struct tpw_shared *what = &packet->body.shared;
+    const struct tpw_object *context = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, question->context));
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_import *import = tpw_import_take(s, packet, &error);
+    if (!error && import->users > 1) {
+        error = CUDA_ERROR_ALREADY_MAPPED; /* the client's library opens a handle once, and counts */
+    }
+    if (!error && (!context || !context->native)) {
+        error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    }
+    error = error ? error : reaches(s, (uint32_t)question->value, what->device);
     error = error ? error : map_block(s, question, import, what, fd, out);
-    if (error && !import->mappings) {
-        left(s, import);
+    if (error && import) {
+        tpw_import_drop(s, import);
     }
     return error;
+}
+
+int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind, const void *handle,
+                       size_t size) {
+    struct tpw_packet packet = {.type = TPW_IMPORT, .body.shared.kind = kind};
+    if (size != sizeof packet.body.shared.handle) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    int32_t error = tpw_memory_open(s);
+    if (!error && s->memory->import_count >= IMPORTS_MAX) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (error) {
+        return error;
+    }
+    memcpy(packet.body.shared.handle, handle, size);
+    return tpw_ask(s, question, &packet, -1);
 }
 
 static void imported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
@@ -309,29 +354,6 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
     tpg_answer_ipc_memory_open(s, &question->frame, error, &out);
 }
 
-int32_t tpw_ipc_memory_open(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_ipc_memory_open_in *in, struct tpg_ipc_memory_open_out *out) {
-    struct tpw_packet packet = {.type = TPW_IMPORT};
-    uint32_t device = 0;
-    (void)out;
-    if (in->handle_size != sizeof packet.body.shared.handle) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    int32_t error = tpw_current_device(s, &device);
-    error = error ? error : tpw_memory_open(s);
-    if (!error && !s->memory->base) {
-        error = CUDA_ERROR_NOT_SUPPORTED;
-    }
-    if (!error && s->memory->import_count >= IMPORTS_MAX) {
-        error = CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    if (error) {
-        return error;
-    }
-    memcpy(packet.body.shared.handle, in->handle, sizeof packet.body.shared.handle);
-    return tpw_ask(s, &(struct tpw_question){.frame = *frame, .answered = imported, .value = device}, &packet, -1);
-}
-
 void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
     struct mapped *mapped = range->detail;
     struct tpw_import *import = mapped->import;
@@ -343,10 +365,20 @@ void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
                (unsigned long long)import->block, (unsigned long long)mapped->address, result);
     }
     free(mapped);
-    s->memory->import_count--;
-    if (--import->mappings == 0) {
-        left(s, import);
+    tpw_import_drop(s, import);
+}
+
+int32_t tpw_ipc_memory_open(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_ipc_memory_open_in *in, struct tpg_ipc_memory_open_out *out) {
+    uint32_t device = 0;
+    (void)out;
+    int32_t error = tpw_current_device(s, &device);
+    error = error ? error : tpw_memory_open(s);
+    if (!error && !s->memory->base) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
     }
+    const struct tpw_question question = {.frame = *frame, .answered = imported, .value = device};
+    return error ? error : tpw_import_ask(s, &question, TPW_SHARES_MEMORY, in->handle, in->handle_size);
 }
 
 /* ---- what the supervisor says without being asked ---- */
@@ -354,7 +386,7 @@ void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
 /* The former payer is gone, or has freed it. */
 static void pay(struct tpw_session *s, uint64_t number) {
     struct tpw_import *import = import_of(s, number);
-    if (!import || !import->mappings || import->pays) {
+    if (!import || !import->users || import->pays) {
         return; /* we have just left it, which the supervisor is about to read */
     }
     if (s->quota) {
@@ -367,13 +399,13 @@ static void pay(struct tpw_session *s, uint64_t number) {
 
 static void released(struct tpw_session *s, uint64_t number) {
     struct tpw_import *import = import_of(s, number);
-    if (import && !import->mappings) {
+    if (import && !import->users) {
         tpw_uncharge(s, import->device, import->block);
         unlink_import(s, import);
     }
     for (struct tpw_share *share = s->memory ? s->memory->shares : NULL, *next; share; share = next) {
         next = share->next;
-        if (share->number == number && !share->range) {
+        if (share->number == number && !share->owner) {
             share_over(s, share);
         }
     }

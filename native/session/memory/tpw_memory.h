@@ -233,9 +233,22 @@ struct tpw_range *tpw_run_at(struct tpw_session *s, uint64_t offset, uint64_t ex
 void tpw_twins_close(struct tpw_session *s);
 
 /* ---- share.c ---- */
-/* A range is no longer in the set, and its memory has been given back: true if others may still have it, and its bytes go on
- * being counted until they do not, or count it themselves. */
-bool tpw_share_freed(struct tpw_session *s, struct tpw_range *range);
+/* What has a share, or none, has been given back: true if others may still have it, and its bytes go on being counted until
+ * they do not, or count it themselves. */
+bool tpw_share_freed(struct tpw_session *s, struct tpw_share **owner, uint64_t charged);
+/* Has the supervisor keep a descriptor, which is closed here. `answered` is to begin with tpw_share_settle, which gives the
+ * handle. TPW_LATER or an error. */
+int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_share **owner,
+                      const struct tpw_shared *what, int fd);
+int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                         unsigned char handle[64]);
+/* NULL while the supervisor has not answered. */
+const unsigned char *tpw_share_handle(const struct tpw_share *share);
+/* Shows the supervisor a handle. What it grants is taken, also with an error, unless that gives NULL, and dropped. */
+int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind, const void *handle,
+                       size_t size);
+struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packet *packet, int32_t *error);
+void tpw_import_drop(struct tpw_session *s, struct tpw_import *import);
 /* Unmaps what another session shares. */
 void tpw_import_end(struct tpw_session *s, struct tpw_range *range);
 void tpw_shares_close(struct tpw_memory *m);

@@ -7,6 +7,7 @@
  * is gone. Executor thread only; properties and access descriptors are the client's and are rebuilt here from the
  * fields that are understood.
  */
+#include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
@@ -17,6 +18,8 @@
 struct physical {
     uint64_t size;
     uint32_t device, references;
+    struct tpw_share *share;   /* other sessions may have it */
+    struct tpw_import *import; /* another session has made it, and it counts there */
 };
 
 struct reservation {
@@ -24,10 +27,15 @@ struct reservation {
 };
 
 static void let_go(struct tpw_session *s, struct physical *physical) {
-    if (--physical->references == 0) {
-        tpw_uncharge(s, physical->device, physical->size);
-        free(physical);
+    if (--physical->references) {
+        return;
     }
+    if (physical->import) {
+        tpw_import_drop(s, physical->import);
+    } else if (!tpw_share_freed(s, &physical->share, physical->size)) {
+        tpw_uncharge(s, physical->device, physical->size);
+    }
+    free(physical);
 }
 
 /* ---- addresses ---- */
@@ -80,10 +88,10 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
     CUmemGenericAllocationHandle native = 0;
     uint32_t device = 0;
     int32_t error = tpw_memory_open(s);
-    /* No handle for other processes, and of the flags one: others would take memory that counts elsewhere. */
-    const CUmemAllocationProp prop = {.type = wanted->type,
-                                      .location = wanted->location,
-                                      .allocFlags = {.compressionType = wanted->allocFlags.compressionType}};
+    /* Of the flags one: others would take memory that counts elsewhere. */
+    CUmemAllocationProp prop = {.type = wanted->type,
+                                .location = wanted->location,
+                                .allocFlags = {.compressionType = wanted->allocFlags.compressionType}};
     if (!error && (prop.type != CU_MEM_ALLOCATION_TYPE_PINNED || prop.location.type != CU_MEM_LOCATION_TYPE_DEVICE)) {
         error = CUDA_ERROR_NOT_SUPPORTED;
     }
@@ -92,6 +100,9 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
     }
     if (!error) {
         error = tpw_device_index(s, prop.location.id, &device);
+    }
+    if (!error && s->memory->arenas[device].shareable) { /* else exporting it is refused, by name */
+        prop.requestedHandleTypes = wanted->requestedHandleTypes & CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     }
     struct physical *physical = error ? NULL : calloc(1, sizeof *physical);
     if (!error && !physical) {
@@ -123,6 +134,88 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
         free(physical);
     }
     return error;
+}
+
+static void exported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                     int fd) {
+    unsigned char handle[64];
+    (void)fd;
+    int32_t error = tpw_share_settle(s, question, packet, handle);
+    struct tpg_memory_export_out out = {.handle = handle, .handle_size = sizeof handle};
+    tpg_answer_memory_export(s, &question->frame, error, &out);
+}
+
+int32_t tpw_memory_export(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_export_in *in,
+                          struct tpg_memory_export_out *out) {
+    struct tpw_object *object = tpw_object(s, TPG_MEMORY, in->memory);
+    if (!object || object->error || !object->record) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct physical *physical = object->record;
+    if (physical->import) { /* its maker's handle is the only one */
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (physical->share) {
+        out->handle = tpw_share_handle(physical->share);
+        out->handle_size = out->handle ? 64 : 0;
+        return out->handle ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    }
+    if (!s->memory->arenas[physical->device].shareable) {
+        tp_log(TP_WARN, "this driver gives no file descriptors of memory: cuMemExportToShareableHandle is refused");
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    int fd = -1;
+    int32_t error =
+        (int32_t)s->cuda.cuMemExportToShareableHandle(&fd, object->native, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
+    const struct tpw_shared what = {
+        .block = physical->size, .size = physical->size, .device = physical->device, .kind = TPW_SHARES_PHYSICAL};
+    const struct tpw_question question = {.frame = *frame, .answered = exported};
+    return error ? error : tpw_share_ask(s, &question, &physical->share, &what, fd);
+}
+
+static int32_t take(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet, int fd,
+                    struct tpg_memory_import_out *out) {
+    const struct tpw_shared *what = &packet->body.shared;
+    CUmemGenericAllocationHandle native = 0;
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_import *import = tpw_import_take(s, packet, &error);
+    struct physical *physical = error ? NULL : calloc(1, sizeof *physical);
+    if (!error) {
+        error = physical ? (int32_t)s->cuda.cuMemImportFromShareableHandle(&native, (void *)(intptr_t)fd,
+                                                                           CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+                         : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    error = error ? error : tpw_made(s, &question->frame, TPG_MEMORY, question->value, native, CUDA_SUCCESS);
+    if (error) {
+        if (native) {
+            s->cuda.cuMemRelease(native);
+        }
+        if (import) {
+            tpw_import_drop(s, import);
+        }
+        free(physical);
+        return error;
+    }
+    *physical = (struct physical){.size = what->block, .device = what->device, .references = 1, .import = import};
+    tpw_object(s, TPG_MEMORY, question->value)->record = physical;
+    *out = (struct tpg_memory_import_out){.size = what->block, .device = what->device};
+    return CUDA_SUCCESS;
+}
+
+static void imported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                     int fd) {
+    struct tpg_memory_import_out out = {.refused = packet->body.shared.error,
+                                        .why = packet->text,
+                                        .why_size = strnlen(packet->text, sizeof packet->text)};
+    int32_t error = packet->value ? take(s, question, packet, fd, &out) : CUDA_SUCCESS;
+    tpg_answer_memory_import(s, &question->frame, error, &out);
+}
+
+int32_t tpw_memory_import(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_import_in *in,
+                          struct tpg_memory_import_out *out) {
+    const struct tpw_question question = {.frame = *frame, .answered = imported, .value = in->memory};
+    (void)out;
+    return tpw_import_ask(s, &question, TPW_SHARES_PHYSICAL, in->handle, in->handle_size);
 }
 
 int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame,

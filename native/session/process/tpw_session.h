@@ -178,7 +178,7 @@ struct tpw_shared {
     uint32_t kind, zero;
     unsigned char native[64]; /* the driver's own handle, of an event */
 };
-enum tpw_shares { TPW_SHARES_MEMORY, TPW_SHARES_EVENT };
+enum tpw_shares { TPW_SHARES_MEMORY, TPW_SHARES_EVENT, TPW_SHARES_PHYSICAL };
 struct tpw_packet {
     uint32_t type, argument;
     uint64_t session, key, value;

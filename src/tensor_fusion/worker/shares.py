@@ -37,7 +37,7 @@ SHARES_OF_A_SESSION = 2048
 FAILURES_A_SECOND = 100
 
 # enum tpw_shares
-MEMORY, EVENT = 0, 1
+MEMORY, EVENT, PHYSICAL = 0, 1, 2
 
 # CUresult
 OUT_OF_MEMORY = 2
@@ -224,7 +224,7 @@ class Shares:
         if kind != share.kind:
             return INVALID_HANDLE, "it is a handle of something else"
         failures.count -= 1
-        if share.owner is session:
+        if share.owner is session and kind != PHYSICAL:
             return INVALID_CONTEXT, "a handle cannot be opened by the process that made it"
         return share
 

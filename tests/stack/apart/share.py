@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -155,6 +157,61 @@ def fill_later(address: int, value: int, count: int, stream: int) -> int:
     return cuda.cuMemsetD8Async(U64(address), ctypes.c_ubyte(value), ctypes.c_size_t(count), VOID(stream))
 
 
+def create(size: int, types: int = 1) -> list[int]:
+    prop = (ctypes.c_uint32 * 8)(1, types, 1, 0)
+    handle = U64()
+    return [cuda.cuMemCreate(ctypes.byref(handle), ctypes.c_size_t(size), prop, U64(0)), handle.value]
+
+
+def map_handle(handle: int, size: int) -> list[int]:
+    access = (ctypes.c_uint32 * 3)(1, 0, 3)
+    address = U64()
+    error = (
+        cuda.cuMemAddressReserve(ctypes.byref(address), ctypes.c_size_t(size), ctypes.c_size_t(0), U64(0), U64(0))
+        or cuda.cuMemMap(address, ctypes.c_size_t(size), ctypes.c_size_t(0), U64(handle), U64(0))
+        or cuda.cuMemSetAccess(address, ctypes.c_size_t(size), access, ctypes.c_size_t(1))
+    )
+    return [error, address.value]
+
+
+def unmap(address: int, size: int) -> int:
+    return cuda.cuMemUnmap(U64(address), ctypes.c_size_t(size)) or cuda.cuMemAddressFree(
+        U64(address), ctypes.c_size_t(size)
+    )
+
+
+def export(handle: int, kind: int = 1, flags: int = 0) -> list[int]:
+    fd = ctypes.c_int(-1)
+    return [cuda.cuMemExportToShareableHandle(ctypes.byref(fd), U64(handle), kind, U64(flags)), fd.value]
+
+
+def import_(fd: int, kind: int = 1) -> list[int]:
+    handle = U64()
+    return [cuda.cuMemImportFromShareableHandle(ctypes.byref(handle), VOID(fd), kind), handle.value]
+
+
+def send_fd(path: str, fd: int) -> int:
+    with socket.socket(socket.AF_UNIX) as to:
+        to.connect(path)
+        socket.send_fds(to, [b"x"], [fd])
+    return 0
+
+
+def take_fd(path: str) -> int:
+    """Listens there, says so, and takes the descriptor that comes."""
+    with socket.socket(socket.AF_UNIX) as at:
+        at.bind(path)
+        at.listen()
+        print(json.dumps("listening"), flush=True)
+        with at.accept()[0] as one:
+            return socket.recv_fds(one, 1, 1)[1][0]
+
+
+def close_fd(fd: int) -> int:
+    os.close(fd)
+    return 0
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "alloc": alloc,
@@ -183,6 +240,15 @@ CALLS: dict[str, Callable[..., Any]] = {
     "stream": stream_create,
     "stream_wait": lambda stream, event: cuda.cuStreamWaitEvent(VOID(stream), VOID(event), 0),
     "stream_sync": lambda stream: cuda.cuStreamSynchronize(VOID(stream)),
+    "create": create,
+    "map_handle": map_handle,
+    "unmap": unmap,
+    "release": lambda handle: cuda.cuMemRelease(U64(handle)),
+    "export": export,
+    "import": import_,
+    "send_fd": send_fd,
+    "take_fd": take_fd,
+    "close_fd": close_fd,
     "stand": stand,
     "fill_later": fill_later,
 }

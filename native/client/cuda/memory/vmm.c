@@ -11,8 +11,11 @@
 #include "tpg_client_structs.h"
 #include "tpg_cuda_send.h"
 
+#include <poll.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <tp_intervals.h>
+#include <unistd.h>
 
 #define GRANULE (2ull << 20)
 
@@ -20,7 +23,17 @@ struct physical {
     uint64_t handle;
     CUmemAllocationProp prop; /* as the program gave it, with its own device number */
     uint64_t size;
-    unsigned int handles, mappings;
+    unsigned int handles, mappings, exports;
+    bool imported;
+    unsigned char token[64]; /* then: what names it */
+};
+
+/* One end of a pair of sockets, whose other end the program was given as a shareable handle: 64 bytes stand there, which name
+ * the memory. It reports the end of the last copy of the other, wherever that is. */
+struct exported {
+    struct exported *next;
+    struct physical *physical;
+    int fd;
 };
 
 struct tpc_mapping {
@@ -30,6 +43,7 @@ struct tpc_mapping {
 
 static struct tp_lock lock;
 static struct tp_intervals reservations;
+static struct exported *all_exported;
 
 /* ---- questions of the other files ---- */
 
@@ -106,8 +120,6 @@ CUresult tpc_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, cons
     if (!handle || !size || !prop || flags || size % GRANULE || prop->type != CU_MEM_ALLOCATION_TYPE_PINNED) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    /* Memory that *could* be handed to another process is made all the same, because allocators ask for that as a matter
-     * of course; handing it over is what is refused, by name. */
     if (prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE ||
         (prop->requestedHandleTypes & ~(unsigned int)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)) {
         return CUDA_ERROR_NOT_SUPPORTED;
@@ -145,7 +157,7 @@ static struct physical *held(CUmemGenericAllocationHandle handle) {
 
 /* Under lock. */
 static CUresult let_go(struct physical *physical) {
-    if (physical->handles || physical->mappings) {
+    if (physical->handles || physical->mappings || physical->exports) {
         return CUDA_SUCCESS;
     }
     struct tpg_memory_release_in in = {.memory = physical->handle};
@@ -157,9 +169,26 @@ static CUresult let_go(struct physical *physical) {
     return result;
 }
 
+/* Memory whose handles nobody can import any more goes. Under lock. */
+static void sweep(void) {
+    for (struct exported **at = &all_exported, *exported; (exported = *at) != NULL;) {
+        struct pollfd on = {.fd = exported->fd, .events = 0};
+        if (poll(&on, 1, 0) <= 0) {
+            at = &exported->next;
+            continue;
+        }
+        *at = exported->next;
+        close(exported->fd);
+        exported->physical->exports--;
+        (void)let_go(exported->physical);
+        free(exported);
+    }
+}
+
 CUresult tpc_cuMemRelease(CUmemGenericAllocationHandle handle) {
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     tp_lock_take(&lock);
+    sweep();
     struct physical *physical = held(handle);
     if (physical) {
         physical->handles--;
@@ -167,6 +196,105 @@ CUresult tpc_cuMemRelease(CUmemGenericAllocationHandle handle) {
     }
     tp_lock_drop(&lock);
     return result;
+}
+
+/* A descriptor for the program that means what these bytes mean. Under lock. */
+static CUresult give_descriptor(struct physical *physical, const void *bytes, size_t size, int *out) {
+    int pair[2];
+    struct exported *exported = calloc(1, sizeof *exported);
+    if (!exported || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) {
+        free(exported);
+        return CUDA_ERROR_OPERATING_SYSTEM;
+    }
+    if (send(pair[0], bytes, size, MSG_NOSIGNAL) != (ssize_t)size) {
+        close(pair[0]);
+        close(pair[1]);
+        free(exported);
+        return CUDA_ERROR_OPERATING_SYSTEM;
+    }
+    *exported = (struct exported){.next = all_exported, .physical = physical, .fd = pair[0]};
+    all_exported = exported;
+    physical->exports++;
+    *out = pair[1];
+    return CUDA_SUCCESS;
+}
+
+CUresult tpc_cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocationHandle handle,
+                                          CUmemAllocationHandleType handleType, unsigned long long flags) {
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    if (!shareableHandle || flags || handleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
+        return result;
+    }
+    tp_lock_take(&lock);
+    sweep();
+    struct physical *physical = held(handle);
+    if (physical && (physical->prop.requestedHandleTypes & (unsigned int)handleType)) {
+        struct tpg_memory_export_in in = {.memory = handle};
+        struct tpg_memory_export_out out = {0};
+        struct tp_reply reply;
+        int fd = -1;
+        if (physical->imported) { /* passed on, it names the same */
+            result = give_descriptor(physical, physical->token, sizeof physical->token, &fd);
+        } else {
+            result = tpc_call_memory_export("cuMemExportToShareableHandle", &in, &out, &reply);
+            if (result == CUDA_SUCCESS) {
+                result = give_descriptor(physical, out.handle, out.handle_size, &fd);
+            }
+            tp_reply_free(&reply);
+        }
+        if (result == CUDA_SUCCESS) {
+            memcpy(shareableHandle, &fd, sizeof fd);
+        }
+    }
+    tp_lock_drop(&lock);
+    return result;
+}
+
+/* Any descriptor may come here; one that is not the driver's is error 999 (580.159.04, measured). It stays the program's. */
+CUresult tpc_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle,
+                                            CUmemAllocationHandleType shHandleType) {
+    unsigned char token[64];
+    if (!handle || shHandleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (recv((int)(intptr_t)osHandle, token, sizeof token, MSG_PEEK | MSG_DONTWAIT) != sizeof token) {
+        return CUDA_ERROR_UNKNOWN;
+    }
+    struct physical *physical = calloc(1, sizeof *physical);
+    if (!physical) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    struct tpg_memory_import_in in = {
+        .memory = tpc_mint_record(TPG_MEMORY, physical), .handle = token, .handle_size = sizeof token};
+    struct tpg_memory_import_out out = {0};
+    struct tp_reply reply;
+    if (!in.memory) {
+        free(physical);
+        return TPC_NO_HANDLES;
+    }
+    CUresult result = tpc_call_memory_import("cuMemImportFromShareableHandle", &in, &out, &reply);
+    if (result == CUDA_SUCCESS && out.refused) {
+        result = (CUresult)out.refused;
+        tp_log(TP_WARN, "cuMemImportFromShareableHandle is refused: %.*s", (int)out.why_size, (const char *)out.why);
+    }
+    tp_reply_free(&reply);
+    if (result != CUDA_SUCCESS) {
+        free(tpc_unmint(TPG_MEMORY, in.memory));
+        return result;
+    }
+    tp_lock_take(&lock);
+    *physical = (struct physical){
+        .handle = in.memory,
+        .prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                 .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = tpc_device_of((int)out.device)}},
+        .size = out.size,
+        .handles = 1,
+        .imported = true};
+    memcpy(physical->token, token, sizeof token);
+    tp_lock_drop(&lock);
+    *handle = in.memory;
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *addr) {
