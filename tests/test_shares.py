@@ -215,9 +215,12 @@ def test_the_owner_dies_while_somebody_is_asked(shares: Shares) -> None:
     number, handle = share(shares, a)
     ask(shares, b, handle)
     leave(shares, a, number)
-    shares.gone(a)
+    cleared: list[int] = []
+    shares.gone(a, lambda: cleared.append(1))
     assert [p.type for p in b.told] == [PacketType.IMPORTED, PacketType.PAY], "once"
+    assert not cleared, "nobody else counts it yet"
     paid(shares, b, number)
+    assert cleared
     leave(shares, b, number, 1)
     assert b.last().type == PacketType.RELEASED
     assert len(shares) == 0

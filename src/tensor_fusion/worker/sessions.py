@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -473,8 +474,7 @@ class Sessions:
             del self._sessions[session.id]
             self.end(session)
             self._disarm(session)
-            self.shares.gone(session)
-            self._page.release_row(session.row)
+            self.shares.gone(session, partial(self._page.release_row, session.row))
             session.on_reaped()
             code = session.process.returncode
             level = LOGGER.info if code == 0 else LOGGER.warning

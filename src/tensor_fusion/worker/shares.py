@@ -17,6 +17,7 @@ import secrets
 import struct
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -98,6 +99,8 @@ class Shares:
         self._last = 0
         self._kept: Counter[int] = Counter()  # descriptors, by session
         self._failures: dict[int, _Failures] = {}
+        # Of sessions that have ended and still pay: for what, and how to clear their rows.
+        self._rows: dict[int, tuple[set[int], Callable[[], None] | None]] = {}
 
     def __len__(self) -> int:
         return len(self._shares)
@@ -124,8 +127,8 @@ class Shares:
             if share and share.next_payer is session:
                 self._paid(share, session)
 
-    def gone(self, session: Member) -> None:
-        """The session has ended; its row of the quota page is about to be cleared."""
+    def gone(self, session: Member, clear: Callable[[], None] = lambda: None) -> None:
+        """The session has ended; its row of the quota page is cleared when others count what they have of it."""
         self._failures.pop(session.id, None)
         for share in list(self._shares.values()):
             if share.owner is session:
@@ -133,6 +136,20 @@ class Shares:
             share.importers.pop(session.id, None)
             self._left(share, session)
         del self._kept[session.id]
+        pays = {share.number for share in self._shares.values() if share.payer is session}
+        if pays:
+            self._rows[session.id] = (pays, clear)
+        else:
+            clear()
+
+    def _settled(self, share: _Share) -> None:
+        """Who has paid for it does so no longer."""
+        share.payer.tell(Packet(PacketType.RELEASED, value=share.number))
+        pays, clear = self._rows.get(share.payer.id, (set(), None))
+        pays.discard(share.number)
+        if clear and not pays:
+            del self._rows[share.payer.id]
+            clear()
 
     def close(self) -> None:
         for share in self._shares.values():
@@ -264,10 +281,9 @@ class Shares:
         if share.next_payer:
             share.next_payer.tell(Packet(PacketType.PAY, value=share.number))
         else:
-            share.payer.tell(Packet(PacketType.RELEASED, value=share.number))
+            self._settled(share)
             del self._shares[share.number]
 
-    @staticmethod
-    def _paid(share: _Share, session: Member) -> None:
-        share.payer.tell(Packet(PacketType.RELEASED, value=share.number))
+    def _paid(self, share: _Share, session: Member) -> None:
+        self._settled(share)
         share.payer, share.next_payer = session, None
