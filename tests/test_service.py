@@ -92,6 +92,15 @@ def test_the_one_file_has_the_command_too(
         assert "install|status|remove" in capsys.readouterr().err
 
 
+def test_the_one_file_may_run_in_its_cache(tmp_path: Path) -> None:
+    """systemd 257 mounts the cache of a service with a user of its own with noexec; seen in docs/fresh."""
+    script, one_file = tmp_path / "script", tmp_path / "one-file"
+    script.write_text("#!/usr/bin/python3\n")
+    shutil.copy("/bin/true", one_file)
+    assert "ExecPaths" not in service.unit(script)
+    assert "\nExecPaths=-%C/tensor-fusion -%C/private/tensor-fusion\n" in service.unit(one_file)
+
+
 # As /proc/devices has them: up to driver 535 the GPUs' own is called nvidia-frontend.
 NVIDIA_DEVICES = (
     "nvidia", "nvidia-frontend", "nvidiactl", "nvidia-modeset", "nvidia-uvm", "nvidia-caps",
@@ -135,11 +144,12 @@ def test_the_unit_leaves_what_a_jail_needs() -> None:
     assert (found["Type"], found["DynamicUser"], found["OOMPolicy"]) == ("notify", "yes", "continue")
 
 
+@pytest.mark.parametrize("command", ["script", "one file"])
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze on this machine")
-def test_the_unit_is_hardened(tmp_path: Path) -> None:
-    """One unit for both: the worker of the wheel and the one file are each the process that systemd starts."""
+def test_the_unit_is_hardened(command: str, tmp_path: Path) -> None:
+    """The worker of the wheel and the one file are each the process that systemd starts."""
     worker = tmp_path / "worker"
-    worker.write_bytes(b"#!/bin/true\n")
+    worker.write_bytes(b"#!/bin/true\n" if command == "script" else Path("/bin/true").read_bytes())
     worker.chmod(0o755)
     path, devices = tmp_path / service.NAME, tmp_path / service.DEVICES_NAME
     path.write_text(service.unit(worker))

@@ -27,6 +27,7 @@ UNIT = Path("etc/systemd/system") / NAME
 DEVICES_NAME = "tensor-fusion-devices.service"
 DEVICES_UNIT = UNIT.with_name(DEVICES_NAME)
 CONFIGURATION = Path("etc/tensor-fusion/worker.conf")
+ELF = b"\x7fELF"
 MARK = "# Written by `tensor-fusion service install`"
 # What ProtectHome and PrivateTmp hide from the service.
 HIDDEN = ("home", "root", "run/user", "tmp", "var/tmp")
@@ -57,7 +58,7 @@ LimitCORE=0
 CacheDirectory=tensor-fusion
 LogsDirectory=tensor-fusion
 Environment=XDG_CACHE_HOME=%C
-UMask=0077
+{exec_paths}UMask=0077
 
 DynamicUser=yes
 NoNewPrivileges=yes
@@ -143,8 +144,20 @@ def worker_command() -> Path:
     return found.absolute()
 
 
+def _is_one_file(command: Path) -> bool:
+    """What pip installs is a script."""
+    if not command.is_file():
+        return False
+    with command.open("rb") as file:
+        return file.read(len(ELF)) == ELF
+
+
 def unit(command: Path) -> str:
-    return _TEXT.format(mark=MARK, command=command, configuration=CONFIGURATION, devices=DEVICES_NAME)
+    """The one file runs in its cache, which systemd mounts for such a user so that nothing runs there."""
+    exec_paths = "ExecPaths=-%C/tensor-fusion -%C/private/tensor-fusion\n" if _is_one_file(command) else ""
+    return _TEXT.format(
+        mark=MARK, command=command, configuration=CONFIGURATION, devices=DEVICES_NAME, exec_paths=exec_paths
+    )
 
 
 def devices_unit() -> str:
