@@ -28,11 +28,22 @@ void tpw_taking_begin(struct tpw_session *s, uint32_t device, struct tpw_taking 
     *taking = (struct tpw_taking){.device = device, .before = limited ? figure(s, device) : UINT64_MAX};
 }
 
+/* Less than a granule is put together with what comes next: the limit stays exact to the byte for what programs ask for. */
 int32_t tpw_taking_end(struct tpw_session *s, const struct tpw_taking *taking, uint64_t *bytes) {
+    static uint64_t small[TPW_MAX_DEVICES];
     const uint64_t after = taking->before == UINT64_MAX ? UINT64_MAX : figure(s, taking->device);
-    *bytes = after != UINT64_MAX && after > taking->before ? after - taking->before : 0;
-    const int32_t error = *bytes ? tpw_charge(s, taking->device, *bytes) : CUDA_SUCCESS;
-    *bytes = error ? 0 : *bytes;
+    const uint64_t grown = after != UINT64_MAX && after > taking->before ? after - taking->before : 0;
+    const uint64_t all = small[taking->device] + grown;
+    *bytes = 0;
+    if (all < TPW_GRANULE) {
+        small[taking->device] = all;
+        return CUDA_SUCCESS;
+    }
+    const int32_t error = tpw_charge(s, taking->device, all);
+    if (!error) {
+        small[taking->device] = 0;
+        *bytes = all;
+    }
     return error;
 }
 
