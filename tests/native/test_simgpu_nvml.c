@@ -28,6 +28,11 @@ int main(void) {
     NVML_OK(nvmlDeviceGetUUID(device, uuid, sizeof uuid));
     NVML_OK(nvmlDeviceGetUUID(other, second, sizeof second));
     CHECK(strcmp(uuid, second) && !strncmp(uuid, "GPU-", 4) && strlen(uuid) == 40);
+    nvmlGpuP2PStatus_t status =
+        NVML_P2P_STATUS_UNKNOWN; // a device is asked about itself by NCCL, which ends where that is refused
+    NVML_OK(nvmlDeviceGetP2PStatus(device, device, NVML_P2P_CAPS_INDEX_READ, &status));
+    CHECK(status == NVML_P2P_STATUS_OK);
+    NVML_OK(nvmlDeviceGetP2PStatus(device, other, NVML_P2P_CAPS_INDEX_WRITE, &status));
     nvmlDevice_t found;
     NVML_OK(nvmlDeviceGetHandleByUUID(second, &found));
     CHECK(found == other);
