@@ -71,7 +71,8 @@ static void next(ptx_t *p) {
         if (p->at < p->end)
             p->at++;
     } else if (is_word(*p->at)) {
-        while (p->at < p->end && is_word(*p->at))
+        const bool directive = *p->at == '.'; // two of them need no space between: .param.u64
+        while (p->at < p->end && is_word(*p->at) && !(directive && p->at > p->token && *p->at == '.'))
             p->at++;
     } else {
         p->at++;

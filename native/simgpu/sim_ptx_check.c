@@ -152,7 +152,8 @@ static void next(check_t *c) {
             c->line += *c->at == '\n';
         c->at += c->at < c->end;
     } else if (in_word(c)) {
-        while (c->at < c->end) {
+        const bool directive = *c->at == '.'; // two of them need no space between: .reg.b16
+        while (c->at < c->end && !(directive && c->at > c->token && *c->at == '.')) {
             if (in_word(c))
                 c->at++;
             else if (c->end - c->at >= 3 && c->at[0] == ':' && c->at[1] == ':')

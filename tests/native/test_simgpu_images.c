@@ -328,6 +328,16 @@ static void texts(void) {
                                   tiny_values));
     CHECK(tiny[2] == 0 && (uintptr_t)tiny_values[1] == 2);
 
+    // Directives without a space between them, as nvcc and the halves of CUDA 12 write them.
+    CUfunction dense;
+    OK(cuModuleLoadData(&module, ".version 8.0\n.target sm_80\n.address_size 64\n.visible.entry dense(.param.u64 p) {\n"
+                                 "{.reg.b16 h; .shared.u32 s; mov.b16 h, 0;}\nret;\n}\n"));
+    OK(cuModuleGetFunction(&dense, module, "dense"));
+    size_t at = 1, bytes = 0;
+    OK(cuFuncGetParamInfo(dense, 0, &at, &bytes));
+    CHECK(at == 0 && bytes == 8);
+    OK(cuModuleUnload(module));
+
     module = load_kernels();
     CUfunction function = kernel(module, "unknown_kernel");
     size_t offset, size;
