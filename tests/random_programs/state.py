@@ -272,6 +272,10 @@ class State:
             region = self.regions[access[0]]
             if not region.by_hand or (self.capture and not region.host):
                 raise Illegal("a thread cannot reach device memory")
+            if not region.host:
+                if self.acted - {thread}:
+                    raise Illegal("other threads may be at work on the GPU")
+                self.sole = thread  # devices without concurrent managed access forbid it
             missing |= self.conflicts(access) & ~self.host[thread]
         if missing:
             raise Race(missing, None)
