@@ -27,6 +27,9 @@ class Peer(Program):
         super().__init__([sys.executable, ROOT / "tests/stack/apart/share.py"], {**env, **variables})
         assert self.call("prepare") == 0
 
+    def __enter__(self) -> Peer:
+        return self
+
     def call(self, name: str, *arguments: Any) -> Any:
         return json.loads(self.ask(json.dumps([name, *arguments])))
 
@@ -43,10 +46,10 @@ class Peer(Program):
         return bool(result) or self.call(closes, opened) != 0
 
     def free_bytes(self) -> int:
-        return self.good("info")
+        return int(self.good("info"))
 
     def gives(self, address: int) -> str:
-        return self.good("get", address)
+        return str(self.good("get", address))
 
 
 @pytest.fixture(scope="module", params=["simulated", "native", "shmem"])
@@ -61,11 +64,8 @@ def env(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             yield found.env
 
 
-@pytest.fixture
-def remote(env: dict[str, str]) -> None:
-    """What natively is not defined, or differs."""
-    if "TENSOR_FUSION_OPERATOR_CONNECTION_INFO" not in env:
-        pytest.skip("the driver promises nothing here")
+# What natively is not defined, or differs.
+remote = pytest.mark.parametrize("env", ["native", "shmem"], indirect=True, scope="module")
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_wrong_ways_to_open(peer: Callable[..., Peer]) -> None:
     assert b.call("open", "ff" * 64)[0] == INVALID_HANDLE
 
 
-@pytest.mark.usefixtures("remote")
+@remote
 def test_a_handle_ends_with_its_memory(peer: Callable[..., Peer]) -> None:
     a, b = peer(), peer()
     mine = a.good("alloc", LARGE)
@@ -158,7 +158,7 @@ def test_a_handle_ends_with_its_memory(peer: Callable[..., Peer]) -> None:
     assert eventually(lambda: b.cannot("open", handle, "close"), 20)
 
 
-@pytest.mark.usefixtures("remote")
+@remote
 def test_guessing_ends_nothing_and_helps_nobody(peer: Callable[..., Peer]) -> None:
     a, b, c = peer(), peer(), peer()
     mine = a.good("alloc", LARGE)
@@ -182,7 +182,7 @@ def test_memory_outlives_its_owner(peer: Callable[..., Peer]) -> None:
     assert b.call("close", theirs) == 0
 
 
-@pytest.mark.usefixtures("remote")
+@remote
 def test_freed_memory_stays_with_who_has_it_open(peer: Callable[..., Peer]) -> None:
     a, b = peer(), peer()
     mine = a.good("alloc", LARGE)
@@ -271,7 +271,7 @@ def test_events_that_are_not_shared(peer: Callable[..., Peer]) -> None:
     assert b.call("event_get", its)[0] == INVALID_HANDLE, "who has opened it cannot pass it on"
 
 
-@pytest.mark.usefixtures("remote")
+@remote
 def test_handles_of_events_end_with_them(peer: Callable[..., Peer]) -> None:
     a, b = peer(), peer()
     event = a.good("event_create")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,14 +111,14 @@ def test_any_bytes_are_refused(handle: bytes) -> None:
 
 
 def test_who_guesses_is_not_looked_at(shares: Shares, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.time, "monotonic", lambda: 5.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
     a, b, c = Session(1), Session(2), Session(3)
     _, handle = share(shares, a)
     for _ in range(module.FAILURES_A_SECOND):
         assert ask(shares, b, bytes(64))[1] == INVALID_HANDLE
     assert ask(shares, b, handle)[1] == INVALID_HANDLE
     assert ask(shares, c, handle)[1] == 0
-    monkeypatch.setattr(module.time, "monotonic", lambda: 6.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 6.0)
     assert ask(shares, b, handle)[1] == 0
 
 

@@ -64,7 +64,7 @@ def map_memory(size: int) -> list[int]:
 
 
 def free(address: int) -> int:
-    return cuda.cuMemFree_v2(U64(address)) or cuda.cuCtxSynchronize()
+    return int(cuda.cuMemFree_v2(U64(address)) or cuda.cuCtxSynchronize())
 
 
 def get(address: int, room: bool = True) -> list[Any]:
@@ -81,11 +81,12 @@ def open_(handle: str, flags: int = 1, room: bool = True) -> list[int]:
 
 
 def close(address: int) -> int:
-    return cuda.cuIpcCloseMemHandle(U64(address)) or cuda.cuCtxSynchronize()
+    return int(cuda.cuIpcCloseMemHandle(U64(address)) or cuda.cuCtxSynchronize())
 
 
 def fill(address: int, value: int, count: int) -> int:
-    return cuda.cuMemsetD8_v2(U64(address), ctypes.c_ubyte(value), ctypes.c_size_t(count)) or cuda.cuCtxSynchronize()
+    result = cuda.cuMemsetD8_v2(U64(address), ctypes.c_ubyte(value), ctypes.c_size_t(count))
+    return int(result or cuda.cuCtxSynchronize())
 
 
 def read(address: int, count: int) -> list[Any]:
@@ -102,7 +103,7 @@ def read(address: int, count: int) -> list[Any]:
 
 
 def copy(to: int, source: int, count: int) -> int:
-    return cuda.cuMemcpyDtoD_v2(U64(to), U64(source), ctypes.c_size_t(count)) or cuda.cuCtxSynchronize()
+    return int(cuda.cuMemcpyDtoD_v2(U64(to), U64(source), ctypes.c_size_t(count)) or cuda.cuCtxSynchronize())
 
 
 def address_range(address: int) -> list[int]:
@@ -123,7 +124,7 @@ def info() -> list[int]:
 
 
 def reset(device: int = 0) -> int:
-    return cuda.cuDevicePrimaryCtxReset_v2(device)
+    return int(cuda.cuDevicePrimaryCtxReset_v2(device))
 
 
 def event_create(flags: int = 6) -> list[int]:
@@ -150,11 +151,11 @@ def stream_create() -> list[int]:
 
 def stand(stream: int, address: int) -> int:
     """The stream goes on when the word at the address is 1."""
-    return cuda.cuStreamWaitValue32_v2(VOID(stream), U64(address), ctypes.c_uint32(1), 1)
+    return int(cuda.cuStreamWaitValue32_v2(VOID(stream), U64(address), ctypes.c_uint32(1), 1))
 
 
 def fill_later(address: int, value: int, count: int, stream: int) -> int:
-    return cuda.cuMemsetD8Async(U64(address), ctypes.c_ubyte(value), ctypes.c_size_t(count), VOID(stream))
+    return int(cuda.cuMemsetD8Async(U64(address), ctypes.c_ubyte(value), ctypes.c_size_t(count), VOID(stream)))
 
 
 def create(size: int, types: int = 1) -> list[int]:
@@ -175,9 +176,8 @@ def map_handle(handle: int, size: int) -> list[int]:
 
 
 def unmap(address: int, size: int) -> int:
-    return cuda.cuMemUnmap(U64(address), ctypes.c_size_t(size)) or cuda.cuMemAddressFree(
-        U64(address), ctypes.c_size_t(size)
-    )
+    result = cuda.cuMemUnmap(U64(address), ctypes.c_size_t(size))
+    return int(result or cuda.cuMemAddressFree(U64(address), ctypes.c_size_t(size)))
 
 
 def export(handle: int, kind: int = 1, flags: int = 0) -> list[int]:
