@@ -71,14 +71,15 @@ int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64
 }
 
 /* A copy in the form that is synchronous for the program has happened for everything that the program does next, also
- * for streams that do not wait for the legacy stream by themselves. */
+ * for streams that do not wait for the legacy stream by themselves. What managed memory holds is moved when the client has waited
+ * for everything, or was never the GPU's. */
 static int32_t order_after(struct tpw_session *s, CUstream stream) {
     CUevent event = NULL;
     int32_t error = CUDA_SUCCESS;
     for (struct tpw_stream *other = s->streams; other && !error; other = other->next) {
         unsigned int flags = 0;
         /* Legacy streams wait by themselves. Flags are told but while a stream captures, when nothing may be put into it anyway. */
-        if (other->context_id != s->entered || other->dying || other->native == stream ||
+        if (other->context_id != s->entered || other->dying || other->beside || other->native == stream ||
             (uintptr_t)other->native <= 2 || !tpw_touchable(s, other)) {
             continue;
         }

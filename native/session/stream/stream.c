@@ -485,5 +485,6 @@ int32_t tpw_managed_wait(struct tpw_session *s, const struct tp_frame *frame, co
 int32_t tpw_managed_settle(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_managed_settle_in *in,
                            struct tpw_stream *stream) {
     const struct tpg_stream_wait_in wait = {.stream = in->stream};
+    stream->beside = true;
     return tpw_stream_wait(s, frame, &wait, stream);
 }

@@ -43,6 +43,7 @@ struct tpw_stream {
     uint64_t name;                /* the client's handle, 0 = none */
     uint64_t trace_point, trace_mark, trace_first; /* up to where trace.c has seen it */
     bool dying;                                    /* destroyed by the client; ends when its last wait has completed */
+    bool beside; /* moves managed memory: host functions wait for it, so it must not wait for them */
 };
 /* The stream behind a frame's handle: 0 and 1 legacy, 2 the calling thread's own default stream. Marks it dirty. */
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
