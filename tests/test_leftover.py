@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -101,15 +102,20 @@ def test_next_worker_says_and_takes_what_a_killed_one_left(segment_name: str, tm
             assert f"{worker.path} was left by a worker that was killed; this one takes it" in third.errors
         mapped.close()
         assert eventually(lambda: not worker.path.exists())
-        fourth = SegmentWorker(segment_name, tmp_path)
-        for process in keepers(worker.path):
-            process.kill()
-        fourth.process.communicate()
-        old(worker.path)
-        with SegmentWorker(other, tmp_path, megabytes=16) as fifth:
-            assert not worker.path.exists()
-            assert fifth.stop() == 0
-            assert f"{left}; it is removed" in fifth.errors
+        for _ in range(10):  # a worker of another test may be the one that comes next
+            fourth = SegmentWorker(segment_name, tmp_path)
+            for process in keepers(worker.path):
+                process.kill()
+            fourth.process.communicate()
+            with contextlib.suppress(FileNotFoundError):
+                old(worker.path)
+            with SegmentWorker(other, tmp_path, megabytes=16) as fifth:
+                assert not worker.path.exists()
+                assert fifth.stop() == 0
+            if f"{left}; it is removed" in fifth.errors:
+                break
+        else:
+            raise AssertionError(fifth.errors)
     finally:
         Path("/dev/shm" + other).unlink(missing_ok=True)
 
