@@ -180,7 +180,7 @@ def demo(
     _end_in_order()
 
     def notice(text: str) -> None:
-        print(f"NOTICE: {text}", file=sys.stderr)
+        complain(f"NOTICE: {text}")
 
     result = demonstrate(gpu.value if gpu else None, transport.value, notice, Waiting("demo"))
     if as_json:
@@ -287,7 +287,7 @@ def trace(
     _end_in_order()
     recorded = record(checked_connection(connect), command, out)
     for line in recorded.notices():
-        print(line, file=sys.stderr)
+        complain(line)
     raise typer.Exit(recorded.exit_code)
 
 

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from tensor_fusion.terminal import complain
+
 # What is over sooner is not worth a line that comes and goes.
 PATIENCE = 0.5
 LOOKS_PER_SECOND = 4
@@ -116,4 +118,4 @@ class Steps:
             self.say(what + ("" if seconds is None else f", about {duration(seconds)} left"))
 
     def say(self, text: str) -> None:
-        print(f"{self._command}: {text}", file=sys.stderr)
+        complain(f"{self._command}: {text}")
