@@ -53,8 +53,10 @@ More options
                         a /64); by default all but a sixteenth, 120 of 128.
   --max-clients-per-secret N
                         And with one secret; 0, the default: no such bound.
-  --jail {basic,off}    basic, the default, takes from sessions what they do not
-                        need: no capabilities of root, no new privileges.
+  --jail {basic,full,off}
+                        basic, the default, takes from sessions what they do not
+                        need: no capabilities of root, no new privileges. full:
+                        no files either but the driver's (Landlock).
   --shmem-group GROUP   Group, by name or number, that may open the segment.
 
 The protocol is native by default and the port 8000; port 0 takes a free one.
