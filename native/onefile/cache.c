@@ -165,11 +165,10 @@ static bool write_file(int folder, const struct entry *entry) {
 /* What lies under the payload's name, which is nothing or is damaged, makes way for the payload. */
 static bool unpack(int cache, const char *path, const struct payload *payload) {
     struct payload rest = *payload;
-    size_t size = 0;
     int folder = -1;
     bool made = remove_tree(cache, NEW) && !mkdirat(cache, NEW, 0700) &&
                 (folder = openat(cache, NEW, O_DIRECTORY | O_RDONLY | O_NOFOLLOW | O_CLOEXEC)) >= 0;
-    for (struct entry entry; made && payload_next(&rest, &entry); size += entry.size)
+    for (struct entry entry; made && payload_next(&rest, &entry);)
         made = write_file(folder, &entry);
     if (made && renameat(cache, NEW, cache, payload->name)) {
         char aside[sizeof DAMAGED + 16];
