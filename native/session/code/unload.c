@@ -32,7 +32,7 @@ static void unload(struct tpw_session *s, void *what, int32_t error) {
     } else if (unloading->again) { /* a context that ended in the second wait may have taken the module along */
         there = unloading->library || tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, unloading->context));
     }
-    if (there && tpw_work_stands(s)) {
+    if (there && (tpw_work_stands(s) || (s->words && tpw_words_stand(s)))) {
         unloading->again = true;
         if ((!error || unloading->kept) && !tpw_when_everything_done(s, unload, unloading)) {
             return;
