@@ -49,13 +49,15 @@ static bool give_up_privileges(void) {
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) {
         return false;
     }
-    /* An error of the reading ends the kernel's list. Without the right to drop them, they still cannot be gained by exec. */
-    for (int one = 0; prctl(PR_CAPBSET_READ, one) >= 0; one++) {
+    /* Without the right to drop them, they still cannot be gained by exec. */
+    int one = 0;
+    for (; prctl(PR_CAPBSET_READ, one) >= 0; one++) {
         if (prctl(PR_CAPBSET_DROP, one) && errno != EPERM) {
             return false;
         }
     }
-    return syscall(SYS_capset, &head, none) == 0;
+    /* The kernel's list ends with EINVAL. */
+    return errno == EINVAL && syscall(SYS_capset, &head, none) == 0;
 }
 
 bool tpw_bounds_begin(bool jail) {

@@ -53,27 +53,35 @@ struct __attribute__((packed)) beneath {
     int32_t parent;
 };
 
-/* What is not there needs no right. */
+static bool fails(const char *path) {
+    tp_log(TP_ERROR, "the session cannot be confined to %s: %s", path, strerror(errno));
+    return false;
+}
+
+/* What is not there, or out of reach already, needs no right. */
 static bool allow(int rules, const struct rights *handled, const char *path, uint64_t rights) {
     struct stat about;
-    int fd = path && *path ? open(path, O_PATH | O_CLOEXEC) : -1;
-    if (fd < 0) {
+    if (!path || !*path) {
         return true;
+    }
+    int fd = open(path, O_PATH | O_CLOEXEC);
+    if (fd < 0) {
+        return errno == ENOENT || errno == ENOTDIR || errno == EACCES || fails(path);
     }
     bool folder = fstat(fd, &about) == 0 && S_ISDIR(about.st_mode);
     struct beneath rule = {.allowed = rights & handled->files & (folder ? ~0ull : OF_FILES), .parent = fd};
-    bool added = syscall(SYS_landlock_add_rule, rules, RULE_PATH_BENEATH, &rule, 0) == 0;
-    if (!added) {
-        tp_log(TP_ERROR, "the session cannot be confined to %s: %s", path, strerror(errno));
-    }
+    bool added = syscall(SYS_landlock_add_rule, rules, RULE_PATH_BENEATH, &rule, 0) == 0 || fails(path);
     close(fd);
     return added;
 }
 
-/* The folder that a library really lies in. */
+/* The folder that a library really lies in; one that is named without a folder is found where all programs look. */
 static bool allow_folder_of(int rules, const struct rights *handled, const char *path) {
     char real[PATH_MAX];
-    return !path || !realpath(path, real) || allow(rules, handled, dirname(real), LOOK_AT);
+    if (!path || !strchr(path, '/')) {
+        return true;
+    }
+    return realpath(path, real) ? allow(rules, handled, dirname(real), LOOK_AT) : errno == ENOENT || fails(path);
 }
 
 static bool allow_devices(int rules, const struct rights *handled) {
@@ -82,12 +90,14 @@ static bool allow_devices(int rules, const struct rights *handled) {
     bool allowed = true;
     for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
         glob_t found;
-        if (glob(patterns[i], 0, NULL, &found) == 0) {
-            for (size_t k = 0; k < found.gl_pathc; k++) {
-                allowed = allowed && allow(rules, handled, found.gl_pathv[k], USE);
-            }
+        int result = glob(patterns[i], 0, NULL, &found);
+        for (size_t k = 0; result == 0 && k < found.gl_pathc; k++) {
+            allowed = allowed && allow(rules, handled, found.gl_pathv[k], USE);
+        }
+        if (result == 0) {
             globfree(&found);
         }
+        allowed = allowed && (result == 0 || result == GLOB_NOMATCH || fails(patterns[i]));
     }
     return allowed && allow(rules, handled, "/dev", READ_DIR);
 }

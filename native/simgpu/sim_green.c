@@ -160,11 +160,9 @@ static CUresult green_of(CUgreenCtx handle, green_t **out) {
     return *out && (*out)->context.active ? CUDA_SUCCESS : CUDA_ERROR_CONTEXT_IS_DESTROYED;
 }
 
-static CUgreenCtx handle_of(sim_context_t *context) {
+CUgreenCtx sim_green_handle(sim_context_t *context) {
     return context->base ? (CUgreenCtx)(void *)((char *)context - offsetof(green_t, context)) : NULL;
 }
-
-CUgreenCtx sim_green_handle(sim_context_t *context) { return handle_of(context); }
 
 // What a context handle names, which may be a green context's.
 static CUresult context_of(CUcontext handle, sim_context_t **out) {
@@ -228,7 +226,7 @@ CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice de
         return result;
     }
     green->count = count;
-    *phCtx = handle_of(&green->context);
+    *phCtx = sim_green_handle(&green->context);
     return CUDA_SUCCESS;
 }
 
@@ -281,7 +279,7 @@ CUresult cuGreenCtxGetId(CUgreenCtx greenCtx, unsigned long long *greenCtxId) {
 }
 
 static CUdevResource share_of(sim_context_t *context) {
-    const unsigned count = context->base ? ((green_t *)(void *)handle_of(context))->count : SM_COUNT;
+    const unsigned count = context->base ? ((green_t *)(void *)sim_green_handle(context))->count : SM_COUNT;
     return with_steps(resource_of(&sim.devices[context->device], 0, count, !context->base));
 }
 
@@ -328,7 +326,7 @@ CUresult cuStreamGetGreenCtx(CUstream hStream, CUgreenCtx *phCtx) {
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
     if (result == CUDA_SUCCESS)
-        *phCtx = handle_of(stream->context);
+        *phCtx = sim_green_handle(stream->context);
     pthread_mutex_unlock(&sim.lock);
     return result;
 }

@@ -99,6 +99,18 @@ static void calls_that_wait(void) {
     }
 }
 
+/* The unload is put off until the kernel is over, and another stream stands at the word by then. */
+static void unload_meanwhile(void) {
+    CUmodule module;
+    OK(cuModuleLoadData(&module, kernels_ptx));
+    OK(spin(kernels, 50000000, other));
+    OK(cuModuleUnload(module));
+    stand();
+    CHECK(pthread_join(writer, NULL) == 0);
+    CHECK(written);
+    OK(cuStreamSynchronize(standing));
+}
+
 static void wait_in_a_graph(void) {
     CUgraph graph;
     CUgraphNode node;
@@ -173,6 +185,7 @@ int role_words(int count, char **words) {
         OK(cuModuleGetFunction(&not_asked_before, kernels, "fill_u32"));
         calls_that_wait();
         beside_a_function();
+        unload_meanwhile();
         wait_in_a_graph();
     }
     say("right");

@@ -32,7 +32,7 @@ static void unload(struct tpw_session *s, void *what, int32_t error) {
     } else if (unloading->again) { /* a context that ended in the second wait may have taken the module along */
         there = unloading->library || tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, unloading->context));
     }
-    if (there && (tpw_work_stands(s) || (s->words && tpw_words_stand(s)))) {
+    if (there && tpw_work_stands(s)) {
         unloading->again = true;
         if ((!error || unloading->kept) && !tpw_when_everything_done(s, unload, unloading)) {
             return;
@@ -61,9 +61,11 @@ static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
     }
     struct unloading *unloading = malloc(sizeof *unloading);
     if (unloading) {
-        *unloading = (struct unloading){
-            .native = kept->native, .home = kept->context, .library = kept->kind == TPG_LIBRARY, .kept = kept};
-        unloading->taken = kept->taken;
+        *unloading = (struct unloading){.native = kept->native,
+                                        .home = kept->context,
+                                        .library = kept->kind == TPG_LIBRARY,
+                                        .kept = kept,
+                                        .taken = kept->taken};
     }
     /* Launches that a stream has from outside any graph are waited for as well. */
     if (!unloading || tpw_when_everything_done(s, unload, unloading)) {
@@ -81,9 +83,8 @@ int32_t tpw_image_unload_later(struct tpw_session *s, uint64_t native, uint32_t 
         free(taken); /* it stays, and is charged until the session ends */
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *unloading =
-        (struct unloading){.native = native, .home = s->entered_native, .context = context, .library = library};
-    unloading->taken = taken;
+    *unloading = (struct unloading){
+        .native = native, .home = s->entered_native, .context = context, .library = library, .taken = taken};
     int32_t error = library ? tpw_when_everything_done(s, unload, unloading) : tpw_when_all_done(s, unload, unloading);
     if (error) {
         free(unloading->taken);

@@ -204,10 +204,13 @@ static int32_t take(struct tpw_session *s, const struct tpw_question *question, 
 
 static void imported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
                      int fd) {
-    struct tpg_memory_import_out out = {.refused = packet->body.shared.error,
-                                        .why = packet->text,
-                                        .why_size = strnlen(packet->text, sizeof packet->text)};
+    struct tpg_memory_import_out out = {0};
     int32_t error = packet->value ? take(s, question, packet, fd, &out) : CUDA_SUCCESS;
+    if (!packet->value) {
+        out.refused = packet->body.shared.error ? packet->body.shared.error : CUDA_ERROR_INVALID_HANDLE;
+        out.why = packet->text;
+        out.why_size = strnlen(packet->text, sizeof packet->text);
+    }
     tpg_answer_memory_import(s, &question->frame, error, &out);
 }
 

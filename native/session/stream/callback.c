@@ -411,9 +411,10 @@ void tpw_callbacks_close(struct tpw_session *s) {
 
 bool tpw_work_stands(struct tpw_session *s) {
     for (const struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        if (stream->hosts == s->hosts && (stream->pending || (stream->dirty && tpw_touchable(s, stream)))) {
-            return tpw_callbacks_outstanding(s);
+        if (stream->hosts == s->hosts && (stream->pending || (stream->dirty && tpw_touchable(s, stream))) &&
+            tpw_callbacks_outstanding(s)) {
+            return true;
         }
     }
-    return false;
+    return s->words && tpw_words_stand(s);
 }

@@ -44,7 +44,9 @@ static void shared(struct tpw_session *s, const struct tpw_question *question, c
     struct tpw_object *object = tpw_object(s, TPG_EVENT, question->value);
     struct event_share *share = object ? object->record : NULL;
     struct tpg_ipc_event_export_out out = {0};
-    int32_t error = packet->value ? CUDA_SUCCESS : packet->body.shared.error;
+    int32_t error = packet->value               ? CUDA_SUCCESS
+                    : packet->body.shared.error ? packet->body.shared.error
+                                                : CUDA_ERROR_UNKNOWN;
     (void)fd;
     if (share && !error) {
         share->number = packet->value;

@@ -243,7 +243,8 @@ bool tpw_callbacks_tell(struct tpw_session *s);
 bool tpw_callbacks_outstanding(const struct tpw_session *s);
 bool tpw_hosts_outstanding(const struct tpw_session *s); /* at a host function */
 /* Whether there is new work at which a wait inside the driver would find the executor: work that waits for the client's word
- * that a host function has run, which comes behind the frames that this thread would no longer read. */
+ * that a host function has run, or for a value that the client writes later. Both come behind the frames that this thread would no
+ * longer read. */
 bool tpw_work_stands(struct tpw_session *s);
 int tpw_callbacks_fd(const struct tpw_session *s);
 int32_t tpw_callbacks_open(struct tpw_session *s);

@@ -35,7 +35,7 @@ CUresult tpc_cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr) {
     tp_lock_take(&lock);
     CUresult result = tpc_call_ipc_memory_export("cuIpcGetMemHandle", &in, &out, &reply);
     if (result == CUDA_SUCCESS && out.handle_size != sizeof *pHandle) {
-        result = CUDA_ERROR_UNKNOWN;
+        result = tpc_bad_reply(&reply);
     }
     if (result == CUDA_SUCCESS) {
         memcpy(pHandle, out.handle, sizeof *pHandle);

@@ -47,7 +47,7 @@ enum tpc_range_made {
         << 16,                /* cuMemAllocManaged; detail: struct tpc_managed; device_address: the stream that a touch
                                   * waits for, 0 = all */
     TPC_MADE_GRAPH = 9 << 16, /* addresses of nodes of graphs, whatever is allocated there */
-    TPC_MADE_IPC = 10 << 16,  /* cuIpcOpenMemHandle; detail: how often it is open */
+    TPC_MADE_IPC = 10 << 16,  /* cuIpcOpenMemHandle; detail: its handle, and how often it is open */
     TPC_MADE_MASK = 15 << 16,
     TPC_SYNC_MEMOPS = 1 << 20,
 };

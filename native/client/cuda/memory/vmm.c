@@ -198,15 +198,15 @@ CUresult tpc_cuMemRelease(CUmemGenericAllocationHandle handle) {
     return result;
 }
 
-/* A descriptor for the program that means what these bytes mean. Under lock. */
-static CUresult give_descriptor(struct physical *physical, const void *bytes, size_t size, int *out) {
+/* A descriptor for the program that means what the token means. Under lock. */
+static CUresult give_descriptor(struct physical *physical, const void *token, int *out) {
     int pair[2];
     struct exported *exported = calloc(1, sizeof *exported);
     if (!exported || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) {
         free(exported);
         return CUDA_ERROR_OPERATING_SYSTEM;
     }
-    if (send(pair[0], bytes, size, MSG_NOSIGNAL) != (ssize_t)size) {
+    if (send(pair[0], token, sizeof physical->token, MSG_NOSIGNAL) != sizeof physical->token) {
         close(pair[0]);
         close(pair[1]);
         free(exported);
@@ -234,11 +234,12 @@ CUresult tpc_cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAll
         struct tp_reply reply;
         int fd = -1;
         if (physical->imported) { /* passed on, it names the same */
-            result = give_descriptor(physical, physical->token, sizeof physical->token, &fd);
+            result = give_descriptor(physical, physical->token, &fd);
         } else {
             result = tpc_call_memory_export("cuMemExportToShareableHandle", &in, &out, &reply);
             if (result == CUDA_SUCCESS) {
-                result = give_descriptor(physical, out.handle, out.handle_size, &fd);
+                result = out.handle_size == sizeof physical->token ? give_descriptor(physical, out.handle, &fd)
+                                                                   : tpc_bad_reply(&reply);
             }
             tp_reply_free(&reply);
         }

@@ -141,7 +141,10 @@ CUresult tpc_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
     struct tp_reply reply;
     tp_lock_take(&lock);
     CUresult result = tpc_call_ipc_event_export("cuIpcGetEventHandle", &in, &out, &reply);
-    if (result == CUDA_SUCCESS && out.handle_size == sizeof *pHandle) {
+    if (result == CUDA_SUCCESS && out.handle_size != sizeof *pHandle) {
+        result = tpc_bad_reply(&reply);
+    }
+    if (result == CUDA_SUCCESS) {
         memcpy(pHandle, out.handle, sizeof *pHandle);
     }
     tp_reply_free(&reply);
