@@ -85,7 +85,6 @@ static uint64_t limit; /* set before the thread begins */
 
 static void *watch(void *unused) {
     int statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-    (void)unused;
     for (;;) {
         uint64_t has = own_memory(statm);
         if (has == UINT64_MAX) {

@@ -11,7 +11,6 @@
 
 int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_start_in *in,
                   struct tpg_start_out *out) {
-    (void)frame;
     if (in->flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }

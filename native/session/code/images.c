@@ -157,7 +157,6 @@ done:
 /* ---- keeping ---- */
 
 static void *keeper(void *unused) {
-    (void)unused;
     pthread_mutex_lock(&lock);
     while (first || !closing) {
         struct waiting *image = first;

@@ -81,7 +81,6 @@ int32_t tpw_link_complete(struct tpw_session *s, const struct tp_frame *frame, c
     void *image = NULL;
     size_t size = 0;
     const struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
-    (void)frame;
     if (!object->record) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -101,7 +100,6 @@ int32_t tpw_link_complete(struct tpw_session *s, const struct tp_frame *frame, c
 /* The place is free afterwards, whatever the driver said. A linker whose context has ended went with that. */
 int32_t tpw_link_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_destroy_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
-    (void)frame;
     if (!object) {
         return CUDA_ERROR_INVALID_HANDLE;
     }

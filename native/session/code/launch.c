@@ -57,12 +57,10 @@ static bool needs_room(struct tpw_session *s, uint64_t function) {
 }
 
 bool tpw_waits_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in) {
-    (void)frame;
     return needs_room(s, in->function);
 }
 
 bool tpw_waits_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in) {
-    (void)frame;
     return needs_room(s, in->function);
 }
 

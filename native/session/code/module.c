@@ -168,7 +168,6 @@ int32_t tpw_library_describe(struct tpw_session *s, const struct tp_frame *frame
 
 int32_t tpw_image_upload(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_image_upload_in *in) {
     /* The bytes wait on the data connections until image_load takes them. */
-    (void)s, (void)frame, (void)in;
     return CUDA_SUCCESS;
 }
 
@@ -572,19 +571,16 @@ int32_t tpw_kernel_name(struct tpw_session *s, const struct tp_frame *frame, con
 
 /* What asks a library in a context loads it there, as a module is loaded. */
 bool tpw_waits_global_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_global_get_in *in) {
-    (void)s, (void)frame;
     return tp_handle_is(in->owner, TPG_LIBRARY);
 }
 
 bool tpw_waits_function_attributes(struct tpw_session *s, const struct tp_frame *frame,
                                    const struct tpg_function_attributes_in *in) {
-    (void)s, (void)frame;
     return tp_handle_is(in->function, TPG_KERNEL);
 }
 
 bool tpw_waits_function_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
                                       const struct tpg_function_attribute_set_in *in) {
-    (void)s, (void)frame;
     return tp_handle_is(in->function, TPG_KERNEL);
 }
 

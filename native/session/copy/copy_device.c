@@ -102,6 +102,5 @@ int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame, 
 int32_t tpw_copy_box(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_box_in *in,
                      const CUDA_MEMCPY3D *copy, struct tpw_stream *stream) {
     int32_t error = tpw_refuse_capture(s, stream);
-    (void)frame, (void)in;
     return error ? error : (int32_t)s->cuda.cuMemcpy3DAsync_v2(copy, stream->native);
 }

@@ -17,10 +17,7 @@
 #define DIRECT_MAX 4096u
 #define TAKE_UPLOAD_MAX (2ull << 30) /* images: ELF relocations end there */
 
-static void buffer_done(struct tpw_session *s, void *what, int32_t error) {
-    (void)error;
-    tpw_buffer_give(s, what);
-}
+static void buffer_done(struct tpw_session *s, void *what, int32_t error) { tpw_buffer_give(s, what); }
 
 /* ---- areas ---- */
 
@@ -139,15 +136,11 @@ int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const s
 }
 
 static void block_done(struct tpw_session *s, void *what, int32_t error) {
-    (void)error;
     s->memory->uploads_out--;
     tpw_upload_done(s->link, what);
 }
 
-static void spill_done(struct tpw_session *s, void *what, int32_t error) {
-    (void)error;
-    tpw_spill_give(s, what);
-}
+static void spill_done(struct tpw_session *s, void *what, int32_t error) { tpw_spill_give(s, what); }
 
 static bool too_many_out(struct tpw_session *s) { return s->memory->uploads_out >= tpw_upload_blocks(s->link) / 2; }
 

@@ -344,7 +344,6 @@ uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native) {
 int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_destroy_in *in,
                           CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
-    (void)frame;
     if (owner_of(s, in->graph)) {
         error = CUDA_ERROR_INVALID_VALUE; /* it goes with the node that it is inside */
     } else if (captured(s, in->graph, 0)) {
@@ -360,7 +359,6 @@ int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, c
 int32_t tpw_graph_node_destroy(struct tpw_session *s, const struct tp_frame *frame,
                                const struct tpg_graph_node_destroy_in *in, CUgraphNode node) {
     int32_t error = CUDA_SUCCESS;
-    (void)frame;
     for (const struct tpw_capture *capture = s->captures; capture && !error; capture = capture->next) {
         if (capture->graph == tpw_graph_of_node(s, in->node)) {
             error = CUDA_ERROR_INVALID_VALUE; /* what is captured next may depend on it */
@@ -467,7 +465,6 @@ int32_t tpw_graph_list(struct tpw_session *s, const struct tp_frame *frame, cons
 int32_t tpw_graph_edges(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_edges_in *in,
                         CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
-    (void)frame;
     size_t count = in->nodes_count;
     if (!error && (in->others_count != count || (in->edges_count && in->edges_count != count))) {
         error = CUDA_ERROR_INVALID_VALUE;
@@ -492,9 +489,8 @@ int32_t tpw_graph_edges(struct tpw_session *s, const struct tp_frame *frame, con
 int32_t tpw_graph_find_in_clone(struct tpw_session *s, const struct tp_frame *frame,
                                 const struct tpg_graph_find_in_clone_in *in, struct tpg_graph_find_in_clone_out *out,
                                 CUgraphNode node, CUgraph graph) {
-    int32_t error = CUDA_SUCCESS;
     CUgraphNode found = NULL;
-    error = (int32_t)s->cuda.cuGraphNodeFindInClone(&found, node, graph);
+    int32_t error = (int32_t)s->cuda.cuGraphNodeFindInClone(&found, node, graph);
     if (!error) {
         struct tpw_fresh fresh = {.handles = &in->fresh, .count = 1};
         out->found = tpw_node_name(s, frame, found, in->graph, &fresh);
@@ -505,9 +501,8 @@ int32_t tpw_graph_find_in_clone(struct tpw_session *s, const struct tp_frame *fr
 int32_t tpw_graph_child_get(struct tpw_session *s, const struct tp_frame *frame,
                             const struct tpg_graph_child_get_in *in, struct tpg_graph_child_get_out *out,
                             CUgraphNode node) {
-    int32_t error = CUDA_SUCCESS;
     CUgraph graph = NULL;
-    error = error ? error : (int32_t)s->cuda.cuGraphChildGraphNodeGetGraph(node, &graph);
+    int32_t error = (int32_t)s->cuda.cuGraphChildGraphNodeGetGraph(node, &graph);
     if (error) {
         return error;
     }

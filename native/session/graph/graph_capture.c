@@ -56,12 +56,11 @@ static bool fits(size_t dependencies, size_t edges) { return !edges || edges == 
 
 int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_begin_in *in,
                           struct tpg_capture_begin_out *out, struct tpw_stream *stream) {
-    int32_t error = CUDA_SUCCESS;
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUgraph graph = NULL;
     bool named = false;
     tpw_waits_settle(s);
-    error = tpw_enter(s, frame);
+    int32_t error = tpw_enter(s, frame);
     struct tpw_capture *capture = error ? NULL : calloc(1, sizeof *capture);
     if (!error && !capture) {
         error = CUDA_ERROR_OUT_OF_MEMORY;
@@ -149,14 +148,14 @@ int32_t tpw_capture_break(struct tpw_session *s, const struct tp_frame *frame, c
 
 int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_info_in *in,
                          struct tpg_capture_info_out *out, struct tpw_stream *stream) {
-    int32_t error = CUDA_SUCCESS;
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     cuuint64_t id = 0;
     CUgraph graph = NULL;
     const CUgraphNode *nodes = NULL;
     const CUgraphEdgeData *edges = NULL;
     size_t count = 0;
-    error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v3(stream->native, &status, &id, &graph, &nodes, &edges, &count);
+    int32_t error =
+        (int32_t)s->cuda.cuStreamGetCaptureInfo_v3(stream->native, &status, &id, &graph, &nodes, &edges, &count);
     if (error == CUDA_ERROR_NOT_SUPPORTED) { /* a driver before 12.3 */
         error = (int32_t)s->cuda.cuStreamGetCaptureInfo_v2(stream->native, &status, &id, &graph, &nodes, &count);
     }

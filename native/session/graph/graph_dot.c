@@ -18,7 +18,6 @@ int32_t tpw_graph_dot(struct tpw_session *s, const struct tp_frame *frame, const
                       struct tpg_graph_dot_out *out, CUgraph graph) {
     char path[64];
     int fd = (int)syscall(SYS_memfd_create, "tensor-fusion-dot", CLOSES); /* glibc 2.17 has no function for it */
-    (void)frame;
     if (fd < 0) {
         return CUDA_ERROR_OPERATING_SYSTEM;
     }

@@ -159,7 +159,6 @@ int32_t tpw_cuGraphUpload(struct tpw_session *s, const struct tp_frame *frame, c
     const struct exec *exec = tpw_object(s, TPG_GRAPHEXEC, in->hGraph)->record;
     struct tpw_need *need = exec ? exec->need : NULL;
     int32_t error = tpw_need_charge(s, need);
-    (void)frame;
     error = error ? error : (int32_t)s->cuda.cuGraphUpload(hGraph, hStream->native);
     tpw_need_taken(s, need, error);
     return error;

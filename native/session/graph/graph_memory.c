@@ -188,7 +188,6 @@ static int32_t trim(struct tpw_session *s, uint32_t device) {
 int32_t tpw_cuDeviceGraphMemTrim(struct tpw_session *s, const struct tp_frame *frame,
                                  const struct tpg_cuDeviceGraphMemTrim_in *in) {
     uint32_t device = 0;
-    (void)frame;
     int32_t error = tpw_device_index(s, in->device, &device);
     return error ? error : trim(s, device);
 }

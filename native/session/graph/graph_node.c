@@ -90,7 +90,6 @@ void tpw_take_CUDA_KERNEL_NODE_PARAMS_func(struct tpw_session *s, const struct t
         size_t bytes;
         void *extra[5];
     } *block = tpw_scratch(s, 1, sizeof *block, error);
-    (void)frame;
     const uint64_t handle = tp_get_u64(c);
     size_t bytes;
     const void *params = tp_get_bytes(c, &bytes);
@@ -349,7 +348,6 @@ int32_t tpw_graph_kernel_get(struct tpw_session *s, const struct tp_frame *frame
                              CUgraphNode node) {
     int32_t error = CUDA_SUCCESS;
     CUDA_KERNEL_NODE_PARAMS params = {0};
-    (void)frame;
     error = error ? error : (int32_t)s->cuda.cuGraphKernelNodeGetParams_v2(node, &params);
     if (error) {
         return error;
@@ -397,7 +395,6 @@ int32_t tpw_graph_host_get(struct tpw_session *s, const struct tp_frame *frame, 
                            struct tpg_graph_host_get_out *out, CUgraphNode node) {
     CUDA_HOST_NODE_PARAMS params = {0};
     int32_t error = (int32_t)s->cuda.cuGraphHostNodeGetParams(node, &params);
-    (void)frame, (void)in;
     out->token = error ? 0 : tpw_host_token(params.fn, params.userData);
     return error;
 }
@@ -415,9 +412,7 @@ static void tell_host(struct tpw_session *s, CUmemorytype *type, const void *hos
 int32_t tpw_graph_memcpy_get(struct tpw_session *s, const struct tp_frame *frame,
                              const struct tpg_graph_memcpy_get_in *in, struct tpg_graph_memcpy_get_out *out,
                              CUgraphNode node) {
-    int32_t error = CUDA_SUCCESS;
-    (void)frame;
-    error = error ? error : (int32_t)s->cuda.cuGraphMemcpyNodeGetParams(node, &out->params);
+    int32_t error = (int32_t)s->cuda.cuGraphMemcpyNodeGetParams(node, &out->params);
     tell_host(s, &out->params.srcMemoryType, out->params.srcHost, &out->params.srcDevice);
     tell_host(s, &out->params.dstMemoryType, out->params.dstHost, &out->params.dstDevice);
     out->params.srcHost = out->params.dstHost = NULL;

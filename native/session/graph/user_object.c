@@ -62,7 +62,6 @@ int32_t tpw_cuUserObjectRetain(struct tpw_session *s, const struct tp_frame *fra
                                const struct tpg_cuUserObjectRetain_in *in) {
     struct user *user;
     int32_t error = CUDA_SUCCESS;
-    (void)frame;
     CUuserObject native = held(s, in->object, 1, &user, &error);
     if (!error && (!in->count || in->count > INT32_MAX || user->references > INT32_MAX - in->count)) {
         error = CUDA_ERROR_INVALID_VALUE;
@@ -78,7 +77,6 @@ int32_t tpw_cuUserObjectRelease(struct tpw_session *s, const struct tp_frame *fr
                                 const struct tpg_cuUserObjectRelease_in *in) {
     struct user *user;
     int32_t error = CUDA_SUCCESS;
-    (void)frame;
     CUuserObject native = held(s, in->object, in->count, &user, &error);
     error = error ? error : (int32_t)s->cuda.cuUserObjectRelease(native, in->count);
     if (!error) {
@@ -91,7 +89,6 @@ int32_t tpw_cuGraphRetainUserObject(struct tpw_session *s, const struct tp_frame
                                     const struct tpg_cuGraphRetainUserObject_in *in, CUgraph graph) {
     struct user *user;
     int32_t error = CUDA_SUCCESS;
-    (void)frame;
     bool move = in->flags & CU_GRAPH_USER_OBJECT_MOVE;
     CUuserObject native = held(s, in->object, move ? in->count : 1, &user, &error);
     error = error ? error : (int32_t)s->cuda.cuGraphRetainUserObject(graph, native, in->count, in->flags);
@@ -108,7 +105,6 @@ int32_t tpw_cuGraphReleaseUserObject(struct tpw_session *s, const struct tp_fram
     struct tpw_object *object = tpw_object(s, TPG_USEROBJECT, in->object);
     struct user *user = object ? object->record : NULL;
     int32_t error = CUDA_SUCCESS;
-    (void)frame;
     bool moved = user && user->graph == in->graph && in->count <= user->moved;
     CUuserObject native = moved ? (CUuserObject)(uintptr_t)object->native : held(s, in->object, 1, &user, &error);
     error = error ? error : (int32_t)s->cuda.cuGraphReleaseUserObject(graph, native, in->count);

@@ -254,7 +254,6 @@ void tpw_slot_download_send(struct tpw_link *link, struct tpw_block *given, uint
 }
 
 void tpw_slot_download_drop(struct tpw_link *link, struct tpw_block *given) {
-    (void)link;
     atomic_store_explicit(&((struct slot_block *)given)->taken, false, memory_order_relaxed);
 }
 

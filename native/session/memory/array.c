@@ -180,13 +180,11 @@ static int32_t destroy(struct tpw_session *s, uint32_t kind, uint64_t handle) {
 
 int32_t tpw_cuArrayDestroy(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_cuArrayDestroy_in *in) {
-    (void)frame;
     return destroy(s, TPG_ARRAY, in->hArray);
 }
 
 int32_t tpw_cuMipmappedArrayDestroy(struct tpw_session *s, const struct tp_frame *frame,
                                     const struct tpg_cuMipmappedArrayDestroy_in *in) {
-    (void)frame;
     return destroy(s, TPG_MIPMAP, in->hMipmappedArray);
 }
 

@@ -54,7 +54,6 @@ static int32_t remember_limits(struct tpw_session *s, struct tpw_context *contex
 /* The stack has to be made anew for all that may run. */
 bool tpw_waits_context_limit(struct tpw_session *s, const struct tp_frame *frame,
                              const struct tpg_context_limit_in *in) {
-    (void)s, (void)frame;
     return in->limit == CU_LIMIT_STACK_SIZE;
 }
 

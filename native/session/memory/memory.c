@@ -187,7 +187,6 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
                          struct tpg_memory_alloc_out *out) {
     uint32_t device = 0;
     struct tpw_range *range = NULL;
-    (void)frame;
     if (!in->size) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -222,10 +221,7 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
     return CUDA_SUCCESS;
 }
 
-static void trim(struct tpw_session *s, void *what, int32_t error) {
-    (void)what, (void)error;
-    tpw_pools_trim(s);
-}
+static void trim(struct tpw_session *s, void *what, int32_t error) { tpw_pools_trim(s); }
 
 /* In a stream that nothing else uses: during a capture nothing may be put into the legacy stream, and cuMemFree would wait for
  * what came later, too: for a host function, whose end only this thread can hear of. */
@@ -298,7 +294,6 @@ static void freed_now(struct tpw_session *s, struct tpw_range *range, int32_t er
 }
 
 int32_t tpw_memory_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_free_in *in) {
-    (void)frame;
     struct tpw_range *range = tpw_range_at(s, in->address);
     if (range && range->kind == TPW_RANGE_GRAPH) {
         return tpw_graph_memory_free(s, in->address, NULL);
@@ -327,7 +322,6 @@ void tpw_memory_free_behind(struct tpw_session *s, struct tpw_range *range, CUst
 int32_t tpw_memory_info(struct tpw_session *s, const struct tp_frame *frame, struct tpg_memory_info_out *out) {
     size_t available = 0, total = 0;
     uint32_t device = 0;
-    (void)frame;
     int32_t error = tpw_current_device(s, &device);
     if (!error) {
         error = (int32_t)s->cuda.cuMemGetInfo_v2(&available, &total);

@@ -33,7 +33,6 @@ static bool gives_pending(struct tpw_session *s) { return s->memory->pending_giv
 int32_t tpw_arena_take(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_arena_take_in *in,
                        struct tpg_arena_take_out *out) {
     const struct tpw_segment *segment = s->segment;
-    (void)frame;
     if (!in->size) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -80,7 +79,6 @@ static void gone(struct tpw_session *s, void *what, int32_t error) {
 }
 
 int32_t tpw_arena_give(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_arena_give_in *in) {
-    (void)frame;
     struct tpw_range *range = tpw_run_at(s, in->offset, in->size);
     if (!range || range->at.start != TP_SEGMENT_ADDRESS + in->offset || range->at.size != in->size) {
         return CUDA_ERROR_INVALID_VALUE;

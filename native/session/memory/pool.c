@@ -83,14 +83,11 @@ int32_t tpw_pool_default(struct tpw_session *s, const struct tp_frame *frame, co
 
 int32_t tpw_pool_current(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_current_in *in,
                          CUmemoryPool pool) {
-    (void)frame;
     return (int32_t)s->cuda.cuDeviceSetMemPool(in->device, pool);
 }
 
 int32_t tpw_pool_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_access_in *in,
                         CUmemoryPool pool, const CUmemAccessDesc *access, size_t access_count) {
-    (void)frame;
-    (void)in;
     return (int32_t)s->cuda.cuMemPoolSetAccess(pool, access, access_count);
 }
 
@@ -216,7 +213,6 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
 
 static void freed(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
-    (void)error;
     s->memory->pending_bytes[range->device] -= range->charged;
     s->memory->pending_frees--;
     tpw_uncharge(s, range->device, range->charged);

@@ -143,7 +143,6 @@ static int export_block(struct tpw_session *s, const struct tp_interval *block, 
 static void shared(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
                    int fd) {
     unsigned char handle[64];
-    (void)fd;
     int32_t error = tpw_share_settle(s, question, packet, handle);
     struct tpg_ipc_memory_export_out out = {.handle = handle, .handle_size = sizeof handle};
     tpg_answer_ipc_memory_export(s, &question->frame, error, &out);
@@ -371,7 +370,6 @@ void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
 int32_t tpw_ipc_memory_open(struct tpw_session *s, const struct tp_frame *frame,
                             const struct tpg_ipc_memory_open_in *in, struct tpg_ipc_memory_open_out *out) {
     uint32_t device = 0;
-    (void)out;
     int32_t error = tpw_current_device(s, &device);
     error = error ? error : tpw_memory_open(s);
     if (!error && !s->memory->base) {

@@ -66,7 +66,6 @@ fail:
 
 int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_twin_in *in,
                       struct tpg_host_twin_out *out) {
-    (void)frame;
     if (!in->size || in->size > TP_TWIN_MAX) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -107,7 +106,6 @@ static struct tpw_range *twin_at(struct tpw_session *s, uint64_t address) {
 
 static void gone(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
-    (void)error;
     tpw_units_give(s->memory->twins, range->at.start - s->memory->twins->address, range->at.size);
     free(range->detail);
     free(range);
@@ -115,7 +113,6 @@ static void gone(struct tpw_session *s, void *what, int32_t error) {
 
 int32_t tpw_host_twin_free(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_host_twin_free_in *in) {
-    (void)frame;
     struct tpw_range *range = twin_at(s, in->address);
     if (!range || range->at.start != in->address) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -137,7 +134,6 @@ int32_t tpw_host_twin_free(struct tpw_session *s, const struct tp_frame *frame,
 
 int32_t tpw_host_twin_write(struct tpw_session *s, const struct tp_frame *frame,
                             const struct tpg_host_twin_write_in *in) {
-    (void)frame;
     struct tpw_range *range = twin_at(s, in->address);
     if (!range || in->data_size > range->at.size - (in->address - range->at.start)) {
         return CUDA_ERROR_INVALID_VALUE;

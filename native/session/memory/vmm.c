@@ -42,7 +42,6 @@ static void let_go(struct tpw_session *s, struct physical *physical) {
 
 int32_t tpw_address_reserve(struct tpw_session *s, const struct tp_frame *frame,
                             const struct tpg_address_reserve_in *in, struct tpg_address_reserve_out *out) {
-    (void)frame;
     uint64_t alignment = in->alignment > TPW_GRANULE ? in->alignment : TPW_GRANULE;
     if (!in->size || in->size % TPW_GRANULE || in->flags || (in->alignment & (in->alignment - 1))) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -68,7 +67,6 @@ int32_t tpw_address_reserve(struct tpw_session *s, const struct tp_frame *frame,
 }
 
 int32_t tpw_address_free(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_address_free_in *in) {
-    (void)frame;
     struct tpw_memory *m = s->memory;
     struct tp_interval *at = m ? tp_interval_at(&m->reservations, in->address) : NULL;
     if (!at || at->start != in->address || at->size != in->size ||
@@ -139,7 +137,6 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
 static void exported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
                      int fd) {
     unsigned char handle[64];
-    (void)fd;
     int32_t error = tpw_share_settle(s, question, packet, handle);
     struct tpg_memory_export_out out = {.handle = handle, .handle_size = sizeof handle};
     tpg_answer_memory_export(s, &question->frame, error, &out);
@@ -217,13 +214,11 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
 int32_t tpw_memory_import(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_import_in *in,
                           struct tpg_memory_import_out *out) {
     const struct tpw_question question = {.frame = *frame, .answered = imported, .value = in->memory};
-    (void)out;
     return tpw_import_ask(s, &question, TPW_SHARES_PHYSICAL, in->handle, in->handle_size);
 }
 
 int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_memory_release_in *in) {
-    (void)frame;
     struct tpw_object *object = tpw_object(s, TPG_MEMORY, in->memory);
     if (!object || object->error || !object->record) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -241,7 +236,6 @@ int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame,
 /* ---- mappings ---- */
 
 int32_t tpw_memory_map(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_map_in *in) {
-    (void)frame;
     struct tpw_memory *m = s->memory;
     struct tpw_object *object = tpw_object(s, TPG_MEMORY, in->memory);
     if (!m || !object || object->error || !object->record || !in->size || in->flags) {
@@ -282,7 +276,6 @@ static bool is_whole_mappings(struct tpw_session *s, uint64_t address, uint64_t 
 }
 
 int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_unmap_in *in) {
-    (void)frame;
     if (!in->size || in->size > UINT64_MAX - in->address || !is_whole_mappings(s, in->address, in->size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -301,7 +294,6 @@ int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, co
 
 int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_access_in *in,
                           const CUmemAccessDesc *access, size_t count) {
-    (void)frame;
     int32_t error = CUDA_SUCCESS;
     const struct tpw_range *range = tpw_range_at(s, in->address);
     if (!in->size || !count || count > ACCESS_MAX || !range || range->kind != TPW_RANGE_MAP) {

@@ -44,7 +44,6 @@ int32_t tpw_nvml_enter(struct tpw_session *s) { return s->nvml_loaded ? NVML_SUC
 void *tpw_versioned(struct tpw_session *s, const void *bytes, size_t size, size_t known, int32_t *error) {
     static uint32_t next;
     uint32_t word;
-    (void)s;
     if (*error) {
         return NULL;
     }

@@ -46,8 +46,6 @@ int32_t tpw_nvmlGpmSampleAlloc(struct tpw_session *s, const struct tp_frame *fra
 int32_t tpw_nvml_event(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_nvml_event_in *in,
                        struct tpg_nvml_event_out *out, nvmlEventSet_t set) {
     nvmlEventData_t data;
-    (void)frame;
-    (void)in;
     memset(&data, 0, sizeof data);
     nvmlReturn_t result = s->nvml.nvmlEventSetWait_v2(set, &data, 0);
     if (result != NVML_SUCCESS) {

@@ -92,7 +92,6 @@ uint32_t tpw_context_device(struct tpw_session *s, uint32_t context) {
 /* Applies to what the client's kernels see of the context; the driver allows it while the context is active since CUDA 11. */
 int32_t tpw_primary_flags(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_primary_flags_in *in) {
     int32_t error = 0;
-    (void)frame;
     tpw_check_device(s, in->device, &error);
     return error ? error
                  : (int32_t)s->cuda.cuDevicePrimaryCtxSetFlags_v2(s->devices[in->device],
@@ -100,14 +99,12 @@ int32_t tpw_primary_flags(struct tpw_session *s, const struct tp_frame *frame, c
 }
 
 int32_t tpw_context_flags(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_flags_in *in) {
-    (void)frame;
     return s->entered ? (int32_t)s->cuda.cuCtxSetFlags(in->flags & TPW_FLAGS_FORWARDED) : CUDA_ERROR_INVALID_CONTEXT;
 }
 
 int32_t tpw_context_info(struct tpw_session *s, const struct tp_frame *frame, struct tpg_context_info_out *out) {
     static uint64_t limits[TP_DEVICE_LIMITS];
     static int results[TP_DEVICE_LIMITS];
-    (void)frame;
     if (!s->entered) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }

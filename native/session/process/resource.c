@@ -13,11 +13,9 @@
 int32_t tpw_resource_split(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_resource_split_in *in,
                            struct tpg_resource_split_out *out, const CUdevResource *input) {
     CUdevResource rest;
-    int32_t error = CUDA_SUCCESS;
     unsigned int most = 0;
-    (void)frame;
     memset(&rest, 0, sizeof rest);
-    error = (int32_t)s->cuda.cuDevSmResourceSplitByCount(NULL, &most, input, NULL, in->flags, in->least);
+    int32_t error = (int32_t)s->cuda.cuDevSmResourceSplitByCount(NULL, &most, input, NULL, in->flags, in->least);
     if (error || !in->wanted) {
         out->count = most;
         return error;

@@ -111,7 +111,6 @@ static void stub(void *user) {
 /* The driver calls these where a context is broken, too, as the program expects of its own. */
 static void told_stub(CUstream stream, CUresult status, void *user) {
     struct callback *callback = user;
-    (void)stream;
     callback->status = (int32_t)status;
     stub(callback);
 }
@@ -379,7 +378,6 @@ bool tpw_callbacks_run(struct tpw_session *s) {
 int32_t tpw_host_function_done(struct tpw_session *s, const struct tp_frame *frame,
                                const struct tpg_host_function_done_in *in) {
     struct tpw_callbacks *c = s->callbacks;
-    (void)frame;
     tp_lock_take(&c->lock);
     for (struct callback *callback = c->list; callback; callback = callback->next) {
         uint32_t sent = SENT;

@@ -105,7 +105,6 @@ int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame 
  * client's. */
 int32_t tpw_cuCtxRecordEvent(struct tpw_session *s, const struct tp_frame *frame,
                              const struct tpg_cuCtxRecordEvent_in *in, CUcontext hCtx, CUevent hEvent) {
-    (void)frame;
     if (TP_UNLIKELY(tpw_waits_for_event(s, in->hEvent))) {
         tpw_visit(s, hCtx, tp_handle_id(in->hCtx));
         (void)move_waits(s, in->hEvent, hEvent);
@@ -115,7 +114,6 @@ int32_t tpw_cuCtxRecordEvent(struct tpw_session *s, const struct tp_frame *frame
 
 int32_t tpw_cuCtxWaitEvent(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuCtxWaitEvent_in *in,
                            CUcontext hCtx, CUevent hEvent) {
-    (void)frame, (void)in;
     return (int32_t)s->cuda.cuCtxWaitEvent(hCtx, hEvent);
 }
 

@@ -47,7 +47,6 @@ static void shared(struct tpw_session *s, const struct tpw_question *question, c
     int32_t error = packet->value               ? CUDA_SUCCESS
                     : packet->body.shared.error ? packet->body.shared.error
                                                 : CUDA_ERROR_UNKNOWN;
-    (void)fd;
     if (share && !error) {
         share->number = packet->value;
         memcpy(share->handle, packet->body.shared.handle, sizeof share->handle);
@@ -102,7 +101,6 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
     CUipcEventHandle handle;
     CUevent native = NULL;
     int32_t error = CUDA_SUCCESS;
-    (void)fd;
     if (packet->value) {
         memcpy(&handle, packet->body.shared.native, sizeof handle);
         error = tpw_enter(s, &frame);
@@ -122,7 +120,6 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
 int32_t tpw_ipc_event_open(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_ipc_event_open_in *in,
                            struct tpg_ipc_event_open_out *out) {
     struct tpw_packet packet = {.type = TPW_IMPORT};
-    (void)out;
     if (!s->entered || in->handle_size != sizeof packet.body.shared.handle) {
         return s->entered ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_CONTEXT;
     }

@@ -352,15 +352,9 @@ bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what) {
 }
 
 /* Frames are executed in their order: its turn is the answer. */
-int32_t tpw_caught_up(struct tpw_session *s, const struct tp_frame *frame) {
-    (void)s, (void)frame;
-    return CUDA_SUCCESS;
-}
+int32_t tpw_caught_up(struct tpw_session *s, const struct tp_frame *frame) { return CUDA_SUCCESS; }
 
-static bool standing_still(struct tpw_session *s, void *unused) {
-    (void)unused;
-    return standing(s);
-}
+static bool standing_still(struct tpw_session *s, void *unused) { return standing(s); }
 
 bool tpw_hold_on(struct tpw_session *s) {
     return TP_LIKELY(!s->full) ? !s->ended : tpw_hold_while(s, standing_still, NULL);

@@ -32,7 +32,6 @@ static bool is_tight(const struct room *room) { return room && room->streams >= 
 
 bool tpw_waits_stream_create(struct tpw_session *s, const struct tp_frame *frame,
                              const struct tpg_stream_create_in *in) {
-    (void)s, (void)in;
     return is_tight(room_of(frame->context));
 }
 
