@@ -197,7 +197,7 @@ FUNCTIONS = [
        "grid_x": "unsigned int", "grid_y": "unsigned int", "grid_z": "unsigned int", "block_x": "unsigned int",
        "block_y": "unsigned int", "block_z": "unsigned int", "shared_bytes": "unsigned int", "params": "void: bytes"}),
     op("graph_attribute_set", "call", node="uint64_t: handle graphnode", attribute="CUlaunchAttribute: struct by node"),
-    op("graph_memcpy", "post", owner="uint64_t", node="uint64_t", context="uint64_t", params="CUDA_MEMCPY3D: in",
+    op("graph_memcpy", "call", owner="uint64_t", node="uint64_t", context="uint64_t", params="CUDA_MEMCPY3D: in",
        dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
     op("graph_memcpy_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"params": "CUDA_MEMCPY3D"}),
     # Copies between device memory and the program's own. The node knows a buffer on the worker in the place of the
@@ -209,11 +209,11 @@ FUNCTIONS = [
     op("graph_order", "post", exec="uint64_t: name graphexec", stream="uint64_t: handle stream", end="unsigned int"),
     op("graph_enable", "call", contextless=True, exec="uint64_t: handle graphexec", node="uint64_t: handle graphnode",
        enabled="unsigned int"),
-    op("graph_child", "post", owner="uint64_t", node="uint64_t", child="uint64_t: handle graph", move="unsigned int",
+    op("graph_child", "call", owner="uint64_t", node="uint64_t", child="uint64_t: handle graph", move="unsigned int",
        dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
     op("graph_child_get", "call", contextless=True, node="uint64_t: handle graphnode", fresh="uint64_t",
        out={"graph": "uint64_t"}),
-    op("graph_host", "post", owner="uint64_t", node="uint64_t", token="uint64_t", dependencies="uint64_t: array",
+    op("graph_host", "call", owner="uint64_t", node="uint64_t", token="uint64_t", dependencies="uint64_t: array",
        edges="CUgraphEdgeData: array"),
     # A node that runs one of its graphs, or one again and again, by a value that kernels set; `bodies` are handles for these.
     op("graph_conditional", "call", contextless=True, owner="uint64_t", node="uint64_t", condition="uint64_t", kind="unsigned int",

@@ -15,8 +15,7 @@
 static nvmlReturn_t look(const char *name, nvmlEventSet_t set, nvmlEventData_t *data) {
     struct tpg_nvml_event_in a = {.set = (uint64_t)(uintptr_t)set};
     struct tpg_nvml_event_out o;
-    struct tp_reply reply;
-    nvmlReturn_t result = tpn_call_nvml_event(name, &a, &o, &reply);
+    nvmlReturn_t result = tpn_call_nvml_event(name, &a, &o);
     if (result == NVML_SUCCESS) {
         *data = (nvmlEventData_t){.device = (nvmlDevice_t)(uintptr_t)o.device,
                                   .eventType = o.type,
@@ -24,7 +23,6 @@ static nvmlReturn_t look(const char *name, nvmlEventSet_t set, nvmlEventData_t *
                                   .gpuInstanceId = o.gpu_instance,
                                   .computeInstanceId = o.compute_instance};
     }
-    tp_reply_free(&reply);
     return result;
 }
 

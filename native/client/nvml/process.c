@@ -15,13 +15,11 @@
 static nvmlReturn_t ask(const char *name, nvmlDevice_t device, bool *present, unsigned long long *used) {
     struct tpg_nvml_process_in a = {.device = (uint64_t)(uintptr_t)device};
     struct tpg_nvml_process_out o;
-    struct tp_reply reply;
-    nvmlReturn_t result = tpn_call_nvml_process(name, &a, &o, &reply);
+    nvmlReturn_t result = tpn_call_nvml_process(name, &a, &o);
     if (result == NVML_SUCCESS) {
         *present = o.present != 0;
         *used = o.used;
     }
-    tp_reply_free(&reply);
     return result;
 }
 

@@ -481,9 +481,10 @@ def _store(prefix: str, item: Field) -> list[str]:
 def operations(model: Model, api: Api) -> str:
     """tpg_<api>_send.h: for hand-written code, one function that sends each operation of our own.
 
-    ``<prefix>_post_<op>(name, in)`` for posts; ``<prefix>_call_<op>(name, in, out, reply)`` for calls and
-    ``<prefix>_pure_<op>`` for answers that are remembered, whose variable-length
-    results point into the reply until it is freed with tp_reply_free (also after an error).
+    ``<prefix>_post_<op>(name, in)`` for posts; ``<prefix>_call_<op>(name, in, out)`` for calls and
+    ``<prefix>_pure_<op>`` for answers that are remembered. Where results are of variable length, or the answer
+    completes something, a ``reply`` follows: such results point into it until it is freed with tp_reply_free (also
+    after an error).
     Where a transfer travels beside the frame, its number is set in `in`, and its bytes follow `in`: a post with an
     upload answers CUDA_SUCCESS once both are queued, and the bytes must stay as they are until they have been sent.
     """
@@ -504,11 +505,15 @@ def _sender(prefix: str, result: str, op: Op) -> list[str]:
     params = ["const char *name"] + ([f"{constant}struct tpg_{op.name}_in *in"] if has_in else [])
     if moved:
         params += [f"{'const ' if moved.travels == 'up' else ''}void *bytes", "size_t bytes_size"]
+    own = op.kind != "post" and not op.line.completes and not any(f.variable for f in op.outputs())
     if op.kind != "post":
-        params += ([f"struct tpg_{op.name}_out *out"] if has_out else []) + ["struct tp_reply *reply"]
+        params += [f"struct tpg_{op.name}_out *out"] if has_out else []
+        params += [] if own else ["struct tp_reply *reply"]
     kind = op.kind
     body = [f"static inline {result} {prefix}_{kind}_{op.name}({', '.join(params)}) {{"]
     body.append(f"    size_t size = {f'tpg_size_{op.name}_in(in)' if has_in else '0'};")
+    if own:
+        body.append("    struct tp_reply own, *reply = &own;")
     if kind != "post":
         body.append("    memset(reply, 0, offsetof(struct tp_reply, inline_body));")
         if has_out:
@@ -543,6 +548,8 @@ def _sender(prefix: str, result: str, op: Op) -> list[str]:
         body.append(f"        tpg_get_{op.name}_out(&r, out);")
         body.append(f"        if (r.bad) {{ result = {prefix}_bad_reply(reply); }}")
         body.append("    }")
+    if own:
+        body.append("    tp_reply_free(reply);")
     return [*body, "    return result;", "}"]
 
 

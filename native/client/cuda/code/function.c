@@ -238,15 +238,13 @@ CUresult tpc_cuKernelSetCacheConfig(CUkernel kernel, CUfunc_cache value, CUdevic
 static CUresult loading(const char *name, CUfunction function, unsigned int load, CUfunctionLoadingState *state) {
     struct tpg_function_load_in in = {.function = (uint64_t)(uintptr_t)function, .load = load};
     struct tpg_function_load_out out;
-    struct tp_reply reply;
     if (!function_of(in.function)) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    CUresult result = tpc_call_function_load(name, &in, &out, &reply);
+    CUresult result = tpc_call_function_load(name, &in, &out);
     if (result == CUDA_SUCCESS && state) {
         *state = (CUfunctionLoadingState)out.state;
     }
-    tp_reply_free(&reply);
     return result;
 }
 

@@ -34,9 +34,7 @@ CUresult tpc_cuLinkCreate_v2(unsigned int numOptions, CUjit_option *options, voi
         free(link);
         return TPC_NO_HANDLES;
     }
-    struct tp_reply reply;
-    result = tpc_call_link_create("cuLinkCreate", &in, &reply);
-    tp_reply_free(&reply);
+    result = tpc_call_link_create("cuLinkCreate", &in);
     if (result != CUDA_SUCCESS) {
         free(tpc_unmint(TPG_LINK, in.link));
         return result;

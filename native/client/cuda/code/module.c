@@ -438,8 +438,7 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
     }
     struct tpg_global_get_in in = {.owner = image->handle, .name = name, .managed = managed};
     struct tpg_global_get_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_global_get(what, &in, &out, &reply);
+    CUresult result = tpc_call_global_get(what, &in, &out);
     if (result == CUDA_SUCCESS) {
         tp_lock_take(&image->lock);
         result = note_global(image, context, &out);
@@ -451,7 +450,6 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
     if (result == CUDA_SUCCESS && bytes) {
         *bytes = (size_t)out.size;
     }
-    tp_reply_free(&reply);
     return result;
 }
 

@@ -260,22 +260,17 @@ static CUresult send_box(const char *name, const struct tpc_copy_side *to, const
     TPC_PUT_SIDE(&copy, src, *from);
     TPC_PUT_SIDE(&copy, dst, *to);
     struct tpg_copy_box_in in = {.copy = &copy, .copy_size = sizeof copy, .stream = (uint64_t)(uintptr_t)stream};
-    struct tp_reply reply;
-    CUresult result = tpc_call_copy_box(name, &in, &reply);
-    tp_reply_free(&reply);
-    return result;
+    return tpc_call_copy_box(name, &in);
 }
 
 static CUresult make_buffer(const char *name, const struct box *box, struct side *buffer) {
     struct tpg_memory_alloc_in in = {.size = 0};
     struct tpg_memory_alloc_out out = {0};
-    struct tp_reply reply;
     if (__builtin_mul_overflow(box->width, box->height, &buffer->slice) ||
         __builtin_mul_overflow(buffer->slice, box->depth, &in.size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = tpc_call_memory_alloc(name, &in, &out, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_alloc(name, &in, &out);
     buffer->address = out.address;
     return result;
 }

@@ -153,9 +153,7 @@ CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, 
     }
     struct tpg_memory_alloc_in in = {.size = size};
     struct tpg_memory_alloc_out answer = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_alloc(name, &in, &answer);
     if (result != CUDA_SUCCESS) {
         free(copy);
         return result;

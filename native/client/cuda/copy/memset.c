@@ -29,9 +29,7 @@ static CUresult buffer_of(const char *name, struct tpc_context *context, uint64_
                           unsigned int value, CUstream stream, uint64_t *out) {
     struct tpg_memory_alloc_in in = {.size = size};
     struct tpg_memory_alloc_out answer = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_alloc(name, &in, &answer);
     if (result != CUDA_SUCCESS) {
         return result;
     }

@@ -71,9 +71,7 @@ void tpc_graph_forget(uint64_t graph) {
 CUresult tpc_cuGraphDestroy(CUgraph hGraph) {
     TPC_CHECK_HANDLE(GRAPH, hGraph, false);
     struct tpg_graph_destroy_in in = {.graph = (uint64_t)(uintptr_t)hGraph};
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_destroy("cuGraphDestroy", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_graph_destroy("cuGraphDestroy", &in);
     result = result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */
     if (result == CUDA_SUCCESS) {
         tpc_graph_forget(in.graph);
@@ -84,9 +82,7 @@ CUresult tpc_cuGraphDestroy(CUgraph hGraph) {
 CUresult tpc_cuGraphDestroyNode(CUgraphNode hNode) {
     TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
     struct tpg_graph_node_destroy_in in = {.node = (uint64_t)(uintptr_t)hNode};
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_node_destroy("cuGraphDestroyNode", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_graph_node_destroy("cuGraphDestroyNode", &in);
     if (result == CUDA_SUCCESS) {
         result = tpc_node_gives_up(in.node);
         tpc_graph_forget_inside(in.node);
@@ -251,14 +247,12 @@ CUresult tpc_cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNo
                                             .graph = (uint64_t)(uintptr_t)hClonedGraph,
                                             .fresh = fresh.handles[0]};
     struct tpg_graph_find_in_clone_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_find_in_clone("cuGraphNodeFindInClone", &in, &out, &reply);
+    CUresult result = tpc_call_graph_find_in_clone("cuGraphNodeFindInClone", &in, &out);
     if (result == CUDA_SUCCESS) {
         tpc_fresh_note(&fresh, out.found, in.graph);
         *phNode = (CUgraphNode)(uintptr_t)out.found;
     }
     tpc_fresh_end(&fresh);
-    tp_reply_free(&reply);
     return result;
 }
 
@@ -273,15 +267,13 @@ CUresult tpc_cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph) 
         return TPC_NO_HANDLES;
     }
     struct tpg_graph_child_get_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_child_get("cuGraphChildGraphNodeGetGraph", &in, &out, &reply);
+    CUresult result = tpc_call_graph_child_get("cuGraphChildGraphNodeGetGraph", &in, &out);
     if (result == CUDA_SUCCESS) {
         *phGraph = (CUgraph)(uintptr_t)out.graph;
     }
     if (result != CUDA_SUCCESS || out.graph != in.fresh) {
         tpc_unmint(TPG_GRAPH, in.fresh);
     }
-    tp_reply_free(&reply);
     return result;
 }
 
@@ -301,12 +293,7 @@ static CUresult edges(const char *name, CUgraph graph, const CUgraphNode *from, 
                                     .others_count = count,
                                     .edges = data,
                                     .edges_count = data ? count : 0};
-    struct tp_reply reply;
-    CUresult result = count ? tpc_call_graph_edges(name, &in, &reply) : CUDA_SUCCESS;
-    if (count) {
-        tp_reply_free(&reply);
-    }
-    return result;
+    return count ? tpc_call_graph_edges(name, &in) : CUDA_SUCCESS;
 }
 
 CUresult tpc_cuGraphAddDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,

@@ -28,7 +28,6 @@ static CUresult begin(const char *name, CUstream stream, CUstreamCaptureMode mod
                                       .edges = edges,
                                       .edges_count = edges ? count : 0};
     struct tpg_capture_begin_out out;
-    struct tp_reply reply;
     struct tpc_capture *capture = calloc(1, sizeof *capture);
     if (!in.graph || !capture) {
         free(capture);
@@ -36,7 +35,7 @@ static CUresult begin(const char *name, CUstream stream, CUstreamCaptureMode mod
     }
     atomic_fetch_add(&tpc_captures, 1); /* before it begins, so that no failure of another thread goes unseen */
     uint64_t known = tpc_count(&tpc_counts.refusals);
-    CUresult result = tpc_call_capture_begin(name, &in, &out, &reply);
+    CUresult result = tpc_call_capture_begin(name, &in, &out);
     if (result == CUDA_SUCCESS) {
         const struct tp_thread *self = tp_thread_self();
         *capture = (struct tpc_capture){.stream = stream,
@@ -55,7 +54,6 @@ static CUresult begin(const char *name, CUstream stream, CUstreamCaptureMode mod
             tpc_unmint(TPG_GRAPH, in.graph);
         }
     }
-    tp_reply_free(&reply);
     return result;
 }
 
@@ -87,9 +85,7 @@ CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
     bool into = known && capture.into;
     struct tpg_capture_end_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tpg_capture_end_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_capture_end("cuStreamEndCapture", &in, &out, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_capture_end("cuStreamEndCapture", &in, &out);
     if (result != CUDA_SUCCESS) {
         return result;
     }
@@ -239,8 +235,5 @@ CUresult tpc_cuStreamUpdateCaptureDependencies_v2(CUstream stream, CUgraphNode *
                                              .dependencies_count = count,
                                              .edges = edges,
                                              .edges_count = edges ? count : 0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_capture_dependencies("cuStreamUpdateCaptureDependencies", &in, &reply);
-    tp_reply_free(&reply);
-    return result;
+    return tpc_call_capture_dependencies("cuStreamUpdateCaptureDependencies", &in);
 }

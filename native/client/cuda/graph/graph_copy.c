@@ -269,9 +269,7 @@ CUresult tpc_cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, un
     }
     struct tpg_graph_enable_in in = {
         .exec = (uint64_t)(uintptr_t)hGraphExec, .node = (uint64_t)(uintptr_t)hNode, .enabled = isEnabled};
-    struct tp_reply reply;
-    result = tpc_call_graph_enable("cuGraphNodeSetEnabled", &in, &reply);
-    tp_reply_free(&reply);
+    result = tpc_call_graph_enable("cuGraphNodeSetEnabled", &in);
     struct copies *copies = result == CUDA_SUCCESS ? copies_of(in.exec) : NULL;
     for (size_t i = 0; copies && i < copies->count; i++) {
         if (copies->list[i].node == in.node) {

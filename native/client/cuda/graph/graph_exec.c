@@ -33,10 +33,9 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
                                           .detailed = detailed,
                                           .fresh = fresh.handles[0]};
     struct tpg_graph_instantiate_out out;
-    struct tp_reply reply;
     result = TPC_NO_HANDLES;
     if (in.exec) {
-        result = tpc_call_graph_instantiate(name, &in, &out, &reply);
+        result = tpc_call_graph_instantiate(name, &in, &out);
         if (result == CUDA_SUCCESS) {
             result = (CUresult)out.error;
             tpc_fresh_note(&fresh, out.error_node, in.graph);
@@ -47,7 +46,6 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
                 *why = (CUgraphInstantiateResult)out.result;
             }
         }
-        tp_reply_free(&reply);
     }
     tpc_fresh_end(&fresh);
     if (result == CUDA_SUCCESS) {
@@ -137,8 +135,7 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
                                      .fresh = fresh.handles,
                                      .fresh_count = fresh.count};
     struct tpg_graph_update_out out;
-    struct tp_reply reply;
-    result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out, &reply);
+    result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out);
     if (result == CUDA_SUCCESS) {
         tpc_fresh_note(&fresh, out.error_node, in.graph);
         tpc_fresh_note(&fresh, out.error_from, in.graph);
@@ -148,7 +145,6 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
         result = (CUresult)out.error;
     }
     tpc_fresh_end(&fresh);
-    tp_reply_free(&reply);
     if (result == CUDA_SUCCESS) {
         tpc_copies_updated(hGraphExec, copies);
     } else {

@@ -1,8 +1,8 @@
 /*
  * Nodes in the client: adding them, changing their parameters, reading those of kernels back.
  *
- * Any thread. Adding waits for the answer, because the driver refuses at once; changing an executable graph is posted, since
- * programs do it before each launch. A kernel's parameters are gathered as for a launch. The arrays that GetParams points to
+ * Any thread. Both wait for the answer: the driver refuses at once, and a program that hears of a refused change of an
+ * executable graph instantiates anew. A kernel's parameters there are posted, since programs change them before each launch. A kernel's parameters are gathered as for a launch. The arrays that GetParams points to
  * last as long as the node's handle (process/told.c).
  */
 #include "tpc_graph_node.h"
@@ -13,9 +13,6 @@
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
-
-TPC_NODE_SENDER(graph_child)
-TPC_NODE_SENDER(graph_host)
 
 CUresult tpc_node_new(struct tpc_node_target *t, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
                       const CUgraphEdgeData *edges, size_t count) {
@@ -28,8 +25,7 @@ CUresult tpc_node_new(struct tpc_node_target *t, CUgraphNode *out, CUgraph graph
                                   .node = tpc_mint_record(TPG_GRAPHNODE, (void *)(uintptr_t)handle),
                                   .dependencies = dependencies,
                                   .edges = tpc_edges_plain(edges, count) ? NULL : edges,
-                                  .count = count,
-                                  .wait = true};
+                                  .count = count};
     return t->node ? CUDA_SUCCESS : TPC_NO_HANDLES;
 }
 
@@ -45,14 +41,13 @@ CUresult tpc_node_added(const struct tpc_node_target *t, CUgraphNode *out, CUres
 CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node) {
     TPC_CHECK_HANDLE(GRAPHEXEC, exec, false);
     TPC_CHECK_HANDLE(GRAPHNODE, node, false);
-    /* The driver refuses many changes, and a program that hears of it instantiates anew. */
-    *t = (struct tpc_node_target){.owner = (uint64_t)(uintptr_t)exec, .node = (uint64_t)(uintptr_t)node, .wait = true};
+    *t = (struct tpc_node_target){.owner = (uint64_t)(uintptr_t)exec, .node = (uint64_t)(uintptr_t)node};
     return CUDA_SUCCESS;
 }
 
 CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node) {
     TPC_CHECK_HANDLE(GRAPHNODE, node, false);
-    *t = (struct tpc_node_target){.node = (uint64_t)(uintptr_t)node, .wait = true};
+    *t = (struct tpc_node_target){.node = (uint64_t)(uintptr_t)node};
     return CUDA_SUCCESS;
 }
 
@@ -161,9 +156,7 @@ CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID
     TPC_TRY(tpg_flatten_CUlaunchAttribute(&attribute, 1, &flat));
     struct tpg_graph_attribute_set_in in = {
         .node = (uint64_t)(uintptr_t)hNode, .attribute = flat.bytes, .attribute_size = flat.size};
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_attribute_set("cuGraphKernelNodeSetAttribute", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_graph_attribute_set("cuGraphKernelNodeSetAttribute", &in);
     if (attr == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT || attr == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT) {
         tpc_watch_graphs_record();
     }
@@ -175,7 +168,7 @@ CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID
 CUresult tpc_node_child(const char *name, const struct tpc_node_target *t, CUgraph child, bool move) {
     TPC_CHECK_HANDLE(GRAPH, child, false);
     struct tpg_graph_child_in in = {TPC_TARGET(t), .child = (uint64_t)(uintptr_t)child, .move = move};
-    CUresult result = send_graph_child(name, &in, t->wait);
+    CUresult result = tpc_call_graph_child(name, &in);
     if (result == CUDA_SUCCESS && move) {
         tpc_set_record(TPG_GRAPH, in.child, (void *)(uintptr_t)t->node);
     }
@@ -194,7 +187,6 @@ CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphN
     struct tpc_node_target t;
     CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
     struct copies *copies = NULL;
-    t.wait = true; /* a graph of another shape is refused */
     result = result ? result : tpc_copies_may_change("cuGraphExecChildGraphNodeSetParams", hGraphExec, hNode, true);
     result = result ? result : tpc_copies_learn("cuGraphExecChildGraphNodeSetParams", childGraph, &copies);
     if (copies) {
@@ -212,7 +204,7 @@ static CUresult host_node(const char *name, const struct tpc_node_target *t, CUh
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_graph_host_in in = {TPC_TARGET(t), .token = tpc_host_lasting(function, user)};
-    CUresult result = in.token ? send_graph_host(name, &in, t->wait) : CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result = in.token ? tpc_call_graph_host(name, &in) : CUDA_ERROR_OUT_OF_MEMORY;
     if (result != CUDA_SUCCESS && in.token) {
         tpc_host_refused(in.token);
     }
@@ -235,7 +227,6 @@ static CUresult set_host(const char *name, CUresult found, struct tpc_node_targe
     if (found != CUDA_SUCCESS || !p) {
         return found != CUDA_SUCCESS ? found : CUDA_ERROR_INVALID_VALUE;
     }
-    t->wait = true;
     return host_node(name, t, p->fn, p->userData);
 }
 
@@ -257,12 +248,10 @@ CUresult tpc_cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *
     TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
     struct tpg_graph_host_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_host_get_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_host_get("cuGraphHostNodeGetParams", &in, &out, &reply);
+    CUresult result = tpc_call_graph_host_get("cuGraphHostNodeGetParams", &in, &out);
     if (result == CUDA_SUCCESS && !tpc_host_of(out.token, &nodeParams->fn, &nodeParams->userData)) {
-        result = tpc_bad_reply(&reply);
+        result = tpc_bad_reply(&(struct tp_reply){.size = sizeof out});
     }
-    tp_reply_free(&reply);
     return result;
 }
 
@@ -280,9 +269,7 @@ static CUresult alloc_node(const char *name, const struct tpc_node_target *t, CU
     TPC_TRY(tpg_flatten_CUDA_MEM_ALLOC_NODE_PARAMS(p, 1, &params));
     struct tpg_graph_alloc_in in = {TPC_TARGET(t), .params = params.bytes, .params_size = params.size};
     struct tpg_graph_alloc_out out = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_alloc(name, &in, &out, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_graph_alloc(name, &in, &out);
     if (result == CUDA_SUCCESS) {
         tpc_graph_block(out.block, out.block_size, p->poolProps.location.id);
         p->dptr = out.address;
@@ -307,7 +294,6 @@ static CUresult conditional_node(const char *name, const struct tpc_node_target 
     struct tpg_graph_conditional_in in = {TPC_TARGET(t), .condition = p->handle, .kind = (unsigned int)p->type,
                                           .context = (uint64_t)(uintptr_t)p->ctx};
     const unsigned int most[] = {2, 1, BODIES_MAX};
-    struct tp_reply reply;
     if ((unsigned int)p->type > CU_GRAPH_COND_TYPE_SWITCH || !p->size || p->size > most[p->type]) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -320,8 +306,7 @@ static CUresult conditional_node(const char *name, const struct tpc_node_target 
     }
     in.bodies = bodies;
     if (result == CUDA_SUCCESS) {
-        result = tpc_call_graph_conditional(name, &in, &reply);
-        tp_reply_free(&reply);
+        result = tpc_call_graph_conditional(name, &in);
     }
     if (result == CUDA_SUCCESS) {
         p->phGraph_out = (CUgraph *)(void *)bodies;

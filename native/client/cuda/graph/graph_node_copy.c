@@ -8,8 +8,6 @@
 #include "tpc_copy.h"
 #include "tpg_cuda_send.h"
 
-TPC_NODE_SENDER(graph_memcpy)
-
 /* The box of the program's memory that a side is. */
 static CUresult box_of(const struct tpc_copy_side *side, uint64_t base, const CUDA_MEMCPY3D *p,
                        struct tpc_host_side *out) {
@@ -114,12 +112,10 @@ CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const 
     CUDA_MEMCPY3D copy = *p;
     struct tpc_host_copy *made[2] = {0};
     struct tpc_copy_side from = TPC_SIDE_3D(p, src), to = TPC_SIDE_3D(p, dst);
-    bool wait = t->wait;
     CUresult result = CUDA_SUCCESS;
     if (tp_handle_is(t->owner, TPG_GRAPHEXEC)) {
         CUgraphExec owner = (CUgraphExec)(uintptr_t)t->owner;
         result = tpc_copies_may_change(name, owner, (CUgraphNode)(uintptr_t)t->node, false);
-        wait = true; /* the driver refuses many changes, and a program that is refused one makes the graph anew */
     }
     result = result ? result : device_side(name, &from, p, true, &made[0]);
     result = result ? result : device_side(name, &to, p, false, &made[1]);
@@ -128,7 +124,7 @@ CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const 
         TPC_PUT_SIDE(&copy, src, from);
         TPC_PUT_SIDE(&copy, dst, to);
         struct tpg_graph_memcpy_in in = {TPC_TARGET(t), .context = (uint64_t)(uintptr_t)context, .params = &copy};
-        result = send_graph_memcpy(name, &in, wait || made[0] || made[1]);
+        result = tpc_call_graph_memcpy(name, &in);
     }
     return settle(t, made, result);
 }
@@ -163,8 +159,7 @@ CUresult tpc_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodePa
     TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
     struct tpg_graph_memcpy_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_memcpy_get_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", &in, &out, &reply);
+    CUresult result = tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", &in, &out);
     if (result == CUDA_SUCCESS) {
         struct tpc_copy_side from = TPC_SIDE_3D(&out.params, src), to = TPC_SIDE_3D(&out.params, dst);
         tell(&from);
@@ -173,7 +168,6 @@ CUresult tpc_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodePa
         TPC_PUT_SIDE(nodeParams, src, from);
         TPC_PUT_SIDE(nodeParams, dst, to);
     }
-    tp_reply_free(&reply);
     return result;
 }
 

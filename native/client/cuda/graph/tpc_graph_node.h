@@ -1,5 +1,5 @@
 /*
- * What the files about nodes share: where parameters go, and how they are sent.
+ * What the files about nodes share: where parameters go.
  *
  * Any thread; owns nothing. Included by graph_node.c and graph_node_copy.c.
  */
@@ -14,32 +14,11 @@ struct tpc_node_target {
     const CUgraphNode *dependencies;
     const CUgraphEdgeData *edges;
     size_t count;
-    bool wait;
 };
 
 #define TPC_TARGET(t)                                                                                                  \
     .owner = (t)->owner, .node = (t)->node, .dependencies = (const uint64_t *)(const void *)(t)->dependencies,         \
     .dependencies_count = (t)->count, .edges = (t)->edges, .edges_count = (t)->edges ? (t)->count : 0
-
-/* The same operation as a post, or waited for. */
-#define TPC_NODE_SENDER(op)                                                                                            \
-    static CUresult send_##op(const char *name, const struct tpg_##op##_in *in, bool wait) {                           \
-        if (!wait) {                                                                                                   \
-            return tpc_post_##op(name, in);                                                                            \
-        }                                                                                                              \
-        struct tp_reply reply;                                                                                         \
-        size_t size = tpg_size_##op##_in(in);                                                                          \
-        TPC_FITS(size);                                                                                                \
-        unsigned char *body = tpc_reserve(TPG_OP_##op, size);                                                          \
-        if (!body) {                                                                                                   \
-            return tpc_lost();                                                                                         \
-        }                                                                                                              \
-        struct tp_cursor c = tp_cursor_make(body, size);                                                               \
-        tpg_put_##op##_in(&c, in);                                                                                     \
-        CUresult result = tpc_call(name, &reply);                                                                      \
-        tp_reply_free(&reply);                                                                                         \
-        return result;                                                                                                 \
-    }
 
 /* ---- graph_node.c ---- */
 /* A new node of a graph, which has a handle already; its end, which gives the handle to the program or ends it. */

@@ -109,13 +109,11 @@ static void set_device_address(struct tpc_range *range, uint64_t value) { range-
 static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) {
     struct tpg_host_twin_in in = {.size = range->size};
     struct tpg_host_twin_out answer = {0};
-    struct tp_reply reply;
     /* What is on its way into the memory belongs to the twin as well. */
     if (tp_transfers_touching_wait(tpc_conn, host->memory, host->size) != TP_OK) {
         return tpc_lost();
     }
-    CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer);
     if (result != CUDA_SUCCESS) {
         return result;
     }
@@ -301,7 +299,6 @@ static bool add_shared(struct tpc_context *context, unsigned char *base, uint64_
 static CUresult allocate_shared(struct tpc_context *context, void **pp, size_t size, unsigned int flags) {
     struct tpg_arena_take_in in = {.size = size};
     struct tpg_arena_take_out answer = {0};
-    struct tp_reply reply;
     static _Atomic bool said;
     uint64_t segment_size = 0;
     unsigned char *base = tp_segment_base(tpc_conn, &segment_size);
@@ -309,12 +306,11 @@ static CUresult allocate_shared(struct tpc_context *context, void **pp, size_t s
     if (!base) {
         return CUDA_SUCCESS;
     }
-    CUresult result = tpc_call_arena_take("cuMemHostAlloc", &in, &answer, &reply);
+    CUresult result = tpc_call_arena_take("cuMemHostAlloc", &in, &answer);
     if (result == CUDA_SUCCESS && (answer.offset < tp_arena_at() || answer.offset > segment_size ||
                                    size > segment_size - answer.offset || answer.offset % TP_GRANULE)) {
-        result = tpc_bad_reply(&reply);
+        result = tpc_bad_reply(&(struct tp_reply){.size = sizeof answer});
     }
-    tp_reply_free(&reply);
     if (result == CUDA_ERROR_OUT_OF_MEMORY || result == CUDA_ERROR_NOT_SUPPORTED) {
         if (!atomic_exchange(&said, true)) {
             tp_log(

@@ -52,12 +52,10 @@ static CUresult take_block(struct tpc_managed *m, uint64_t page) {
     struct tpg_memory_alloc_in in = {.size =
                                          m->mapped + page}; /* what is small begins anywhere: a page more holds it */
     struct tpg_memory_alloc_out answer = {0};
-    struct tp_reply reply;
     if (m->mapped >= 2u << 20) {
         in.size = m->mapped; /* what is large begins at a page */
     }
-    CUresult result = tpc_call_memory_alloc("cuMemAllocManaged", &in, &answer, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_alloc("cuMemAllocManaged", &in, &answer);
     m->block = answer.address;
     m->start = (answer.address + page - 1) & ~(page - 1);
     return result;

@@ -60,11 +60,9 @@ bool tpc_is_device_address(uint64_t address) { return address - reserved_base < 
 static CUresult allocate(const char *name, struct tpc_context *context, uint64_t size, CUdeviceptr *out) {
     struct tpg_memory_alloc_in in = {.size = size};
     struct tpg_memory_alloc_out answer = {0};
-    struct tp_reply reply;
     /* The worker gives out what it has mapped already without asking the driver, which would refuse. */
     TPC_CAPTURE_UNSAFE(name);
-    CUresult result = tpc_call_memory_alloc(name, &in, &answer, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_alloc(name, &in, &answer);
     if (result != CUDA_SUCCESS) {
         return result;
     }
@@ -148,9 +146,7 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
 CUresult tpc_cuMemGetInfo_v2(size_t *free, size_t *total) {
     TPC_CONTEXT(context);
     struct tpg_memory_info_out answer = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_info("cuMemGetInfo", &answer, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_info("cuMemGetInfo", &answer);
     if (result == CUDA_SUCCESS && free) {
         *free = answer.free;
     }

@@ -30,11 +30,7 @@ static CUresult default_pool(CUdevice device, uint64_t *out) {
     uint64_t pool = atomic_load(&default_pools[device]);
     if (!pool) {
         struct tpg_pool_default_in in = {.pool = mint(device), .device = tpc_devices[device].remote};
-        struct tp_reply reply;
-        result = in.pool ? tpc_call_pool_default("cuDeviceGetDefaultMemPool", &in, &reply) : TPC_NO_HANDLES;
-        if (in.pool) {
-            tp_reply_free(&reply);
-        }
+        result = in.pool ? tpc_call_pool_default("cuDeviceGetDefaultMemPool", &in) : TPC_NO_HANDLES;
         if (in.pool && result != CUDA_SUCCESS) {
             tpc_unmint(TPG_POOL, in.pool);
         }
@@ -161,10 +157,7 @@ CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, s
     TPC_TRY(tpg_flatten_CUmemAccessDesc(map, count, &access));
     struct tpg_pool_access_in in = {
         .pool = (uint64_t)(uintptr_t)pool, .access = access.bytes, .access_size = access.size};
-    struct tp_reply reply;
-    CUresult result = tpc_call_pool_access("cuMemPoolSetAccess", &in, &reply);
-    tp_reply_free(&reply);
-    return result;
+    return tpc_call_pool_access("cuMemPoolSetAccess", &in);
 }
 
 CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
@@ -194,9 +187,7 @@ CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps
     if (!in.pool) {
         return TPC_NO_HANDLES;
     }
-    struct tp_reply reply;
-    CUresult result = tpc_call_pool_create("cuMemPoolCreate", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_pool_create("cuMemPoolCreate", &in);
     if (result != CUDA_SUCCESS) {
         tpc_unmint(TPG_POOL, in.pool);
         return result;
@@ -250,9 +241,7 @@ static CUresult attribute(const char *name, CUmemoryPool pool, CUmemPool_attribu
                                        .store = store,
                                        .value = is_int ? (uint64_t)small : large};
     struct tpg_pool_attribute_out out = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_pool_attribute(name, &in, &out, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_pool_attribute(name, &in, &out);
     if (result == CUDA_SUCCESS && !store) {
         small = (int)out.value_now;
         memcpy(value, is_int ? (const void *)&small : (const void *)&out.value_now,
@@ -344,9 +333,7 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
     }
     struct tpg_pool_alloc_in in = {.pool = pool, .size = size, .stream = (uint64_t)(uintptr_t)stream};
     struct tpg_pool_alloc_out out = {0};
-    struct tp_reply reply;
-    result = tpc_call_pool_alloc(name, &in, &out, &reply);
-    tp_reply_free(&reply);
+    result = tpc_call_pool_alloc(name, &in, &out);
     if (result == CUDA_SUCCESS && out.block_size) {
         result =
             tpc_graph_block(out.block, out.block_size, (int)(place - places)) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;

@@ -73,13 +73,11 @@ CUresult tpc_cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment
     }
     struct tpg_address_reserve_in in = {.size = size, .alignment = alignment, .hint = addr};
     struct tpg_address_reserve_out out = {0};
-    struct tp_reply reply;
     struct tp_interval *reservation = calloc(1, sizeof *reservation);
     if (!reservation) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    CUresult result = tpc_call_address_reserve("cuMemAddressReserve", &in, &out, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_address_reserve("cuMemAddressReserve", &in, &out);
     if (result == CUDA_SUCCESS) {
         reservation->start = out.address;
         reservation->size = size;
@@ -102,9 +100,7 @@ CUresult tpc_cuMemAddressFree(CUdeviceptr ptr, size_t size) {
     const struct tp_interval *at = tp_interval_at(&reservations, ptr);
     if (at && at->start == ptr && at->size == size && !tpc_range_touches(ptr, size)) {
         struct tpg_address_free_in in = {.address = ptr, .size = size};
-        struct tp_reply reply;
-        result = tpc_call_address_free("cuMemAddressFree", &in, &reply);
-        tp_reply_free(&reply);
+        result = tpc_call_address_free("cuMemAddressFree", &in);
         if (result == CUDA_SUCCESS) {
             free(tp_interval_remove(&reservations, ptr));
         }
@@ -138,9 +134,7 @@ CUresult tpc_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, cons
         return TPC_NO_HANDLES;
     }
     physical->handle = in.memory;
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_create("cuMemCreate", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_create("cuMemCreate", &in);
     if (result != CUDA_SUCCESS) {
         free(tpc_unmint(TPG_MEMORY, in.memory));
         return result;
@@ -161,9 +155,7 @@ static CUresult let_go(struct physical *physical) {
         return CUDA_SUCCESS;
     }
     struct tpg_memory_release_in in = {.memory = physical->handle};
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_release("cuMemRelease", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_release("cuMemRelease", &in);
     tpc_unmint(TPG_MEMORY, physical->handle);
     free(physical);
     return result;
@@ -343,15 +335,12 @@ static CUresult map(uint64_t address, uint64_t size, uint64_t offset, CUmemGener
     }
     mapping->physical = physical;
     struct tpg_memory_map_in in = {.address = address, .size = size, .offset = offset, .memory = handle};
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_map("cuMemMap", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_map("cuMemMap", &in);
     struct tpc_range range = {
         .start = address, .size = size, .where = TPC_DEVICE_MEMORY, .flags = TPC_MADE_MAP | 1, .detail = mapping};
     if (result == CUDA_SUCCESS && !tpc_range_insert(&range)) {
         struct tpg_memory_unmap_in undo = {.address = address, .size = size};
-        tpc_call_memory_unmap("cuMemMap", &undo, &reply);
-        tp_reply_free(&reply);
+        tpc_call_memory_unmap("cuMemMap", &undo);
         result = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (result != CUDA_SUCCESS) {
@@ -397,9 +386,7 @@ static CUresult unmap(uint64_t address, uint64_t size) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_memory_unmap_in in = {.address = address, .size = size};
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_unmap("cuMemUnmap", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_memory_unmap("cuMemUnmap", &in);
     for (uint64_t at = address; result == CUDA_SUCCESS && at - address < size;) {
         struct tpc_range range;
         if (!tpc_range_remove(at, &range)) {
@@ -444,12 +431,10 @@ CUresult tpc_cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc 
     struct tpc_flat sent TPC_FLAT = {.size = 0};
     TPC_TRY(tpg_flatten_CUmemAccessDesc(desc, count, &sent));
     struct tpg_memory_access_in in = {.address = ptr, .size = size, .access = sent.bytes, .access_size = sent.size};
-    struct tp_reply reply;
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     tp_lock_take(&lock);
     if (are_mappings(ptr, size, false)) {
-        result = tpc_call_memory_access("cuMemSetAccess", &in, &reply);
-        tp_reply_free(&reply);
+        result = tpc_call_memory_access("cuMemSetAccess", &in);
         for (uint64_t at = ptr; result == CUDA_SUCCESS && at - ptr < size;) {
             struct tpc_range range;
             if (!tpc_range_at(at, &range)) {

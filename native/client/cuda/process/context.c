@@ -333,9 +333,7 @@ CUresult tpc_cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *
 static CUresult activate(struct tpc_context_record *record) {
     struct tpc_context *context = &record->base;
     struct tpg_primary_retain_in in = {.device = tpc_devices[context->device].remote, .context = context->handle};
-    struct tp_reply reply;
-    CUresult result = tpc_call_primary_retain("cuDevicePrimaryCtxRetain", &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_primary_retain("cuDevicePrimaryCtxRetain", &in);
     if (result == CUDA_SUCCESS) {
         tpc_limits_fresh(record);
         atomic_store(&context->error, 0);
@@ -458,9 +456,7 @@ CUresult tpc_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&contexts);
     if (primaries[dev].base.primary_flags != flags || primaries[dev].base.flags != (flags | CU_CTX_MAP_HOST)) {
-        struct tp_reply reply;
-        result = tpc_call_primary_flags("cuDevicePrimaryCtxSetFlags_v2", &in, &reply);
-        tp_reply_free(&reply);
+        result = tpc_call_primary_flags("cuDevicePrimaryCtxSetFlags_v2", &in);
     }
     if (result == CUDA_SUCCESS) {
         set_primary_flags(&primaries[dev].base, flags);
@@ -492,9 +488,7 @@ CUresult tpc_context_make(const char *name, CUdevice device, unsigned int flags,
                                        .device = tpc_devices[device].remote,
                                        .flags = flags,
                                        .share = (uint64_t)(uintptr_t)share};
-    struct tp_reply reply;
-    CUresult result = tpc_call_context_create(name, &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_context_create(name, &in);
     if (result != CUDA_SUCCESS) {
         tpc_unmint(TPG_CONTEXT, context->handle);
         free(record);

@@ -76,12 +76,10 @@ CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value)
     }
     struct tpg_context_limit_in in = {.limit = (int)limit, .value = value};
     struct tpg_context_limit_out out = {.value_set = 0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_context_limit("cuCtxSetLimit", &in, &out, &reply);
+    CUresult result = tpc_call_context_limit("cuCtxSetLimit", &in, &out);
     if (result == CUDA_SUCCESS) {
         context->limits[limit] = out.value_set;
     }
-    tp_reply_free(&reply);
     return result;
 }
 

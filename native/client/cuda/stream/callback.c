@@ -326,12 +326,10 @@ CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn de
     }
     *call = (struct call){.function = destroy, .user = ptr, .lasting = true, .object = in.object};
     bool able = enlist(call);
-    struct tp_reply reply;
     in.token = call->token;
     CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
     if (able) {
-        result = tpc_call_user_object_create("cuUserObjectCreate", &in, &reply);
-        tp_reply_free(&reply);
+        result = tpc_call_user_object_create("cuUserObjectCreate", &in);
     }
     if (result != CUDA_SUCCESS) {
         tpc_host_refused(in.token);

@@ -105,9 +105,7 @@ CUresult tpc_cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
 
 static CUresult break_of(const char *name, CUstream stream, uint32_t thread, uint32_t context) {
     struct tpg_capture_break_in in = {.stream = (uint64_t)(uintptr_t)stream, .thread = thread, .context = context};
-    struct tp_reply reply;
-    CUresult result = tpc_call_capture_break(name, &in, &reply);
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_capture_break(name, &in);
     tpc_happened(&tpc_counts.refusals);
     return result;
 }
