@@ -23,8 +23,8 @@ FUNCTIONS = [
     call("nvmlDeviceGetRepairStatus", repairStatus="versioned"),
     call("nvmlDeviceGetUnrepairableMemoryFlag_v1"),
     call("nvmlDeviceGetRetiredPagesPendingStatus"),
-    custom("nvmlDeviceGetRetiredPages", ops="nvml_list"),
-    custom("nvmlDeviceGetRetiredPages_v2", ops="nvml_list"),
+    call("nvmlDeviceGetRetiredPages", pageCount="room", addresses="filled pageCount"),
+    call("nvmlDeviceGetRetiredPages_v2", pageCount="room", addresses="filled pageCount", timestamps="filled pageCount"),
     # Only the calling process is shown, under the number that it has in the client.
     custom("nvmlDeviceGetComputeRunningProcesses", ops="nvml_process"),
     custom("nvmlDeviceGetComputeRunningProcesses_v2", ops="nvml_process"),
@@ -36,7 +36,8 @@ FUNCTIONS = [
     custom("nvmlDeviceGetMPSComputeRunningProcesses_v2", ops="nvml_process"),
     custom("nvmlDeviceGetMPSComputeRunningProcesses_v3", ops="nvml_process"),
     custom("nvmlDeviceGetRunningProcessDetailList", ops="nvml_process"),
-    custom("nvmlDeviceGetProcessUtilization", ops="nvml_list"),
+    call("nvmlDeviceGetProcessUtilization", session="hand", wrapped=True, utilization="filled processSamplesCount",
+         processSamplesCount="room?"),
     call("nvmlDeviceGetAccountingMode"),
     call("nvmlDeviceGetAccountingBufferSize"),
     # Of the calling process there are no such records.

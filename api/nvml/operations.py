@@ -8,11 +8,6 @@ FUNCTIONS = [
     op("nvml_start", "call", contextless=True, out={
         "cuda_version": "int", "pci": "nvmlPciInfo_t: array", "uuids": "void: bytes", "serials": "void: bytes",
         "nvml_version": "void: bytes"}),
-    # A list whose length the caller asks for first. `what` is one of enum tp_nvml_list; status is NVML's own result,
-    # because the count is an answer even when the room was too small.
-    op("nvml_list", "call", device="uint64_t: handle nvmldevice", what="unsigned int", argument="unsigned int",
-       since="uint64_t", capacity="unsigned int", out={
-        "status": "int", "count": "unsigned int", "value_type": "unsigned int", "data": "void: bytes"}),
     op("nvml_fields", "call", device="uint64_t: handle nvmldevice", values="nvmlFieldValue_t: array", out={
         "results": "nvmlFieldValue_t: array"}),
     # Whether this session uses the device, and how much memory it holds there.

@@ -181,8 +181,9 @@ FUNCTIONS = [
         "nvmlDeviceSetMigMode",
     ),
     local("nvmlDeviceGetGpuInstances"),
-    custom("nvmlDeviceGetGpuInstancePossiblePlacements", ops="nvml_list"),
-    custom("nvmlDeviceGetGpuInstancePossiblePlacements_v2", ops="nvml_list"),
+    # The first form has to be given an array.
+    custom("nvmlDeviceGetGpuInstancePossiblePlacements", ops="nvmlDeviceGetGpuInstancePossiblePlacements_v2"),
+    call("nvmlDeviceGetGpuInstancePossiblePlacements_v2", placements="filled count", count="room?"),
     # What the operator of a GPU sets.
     refused(
         "NVML_ERROR_NO_PERMISSION",

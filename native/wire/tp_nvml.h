@@ -18,17 +18,6 @@
 /* Elements of one list: the longest real one, the sample buffers, has some hundreds. */
 #define TP_NVML_LIST_MAX 8192u
 
-/* The functions that fill an array and set a count. `argument` is the enum or scalar that the function takes. */
-enum tp_nvml_list {
-    TP_NVML_MEMORY_CLOCKS = 1,   /* u32 */
-    TP_NVML_GRAPHICS_CLOCKS,     /* u32, argument: memory clock */
-    TP_NVML_RETIRED_PAGES,       /* u64, argument: cause */
-    TP_NVML_RETIRED_PAGES_TIMES, /* two u64: address, timestamp; argument: cause */
-    TP_NVML_SAMPLES,             /* nvmlSample_t, argument: type; value_type is set */
-    TP_NVML_PROCESS_UTILIZATION, /* nvmlProcessUtilizationSample_t of this session alone */
-    TP_NVML_PLACEMENTS,          /* nvmlGpuInstancePlacement_t, argument: profile */
-};
-
 /* Handle of device `index`: always generation 1, because devices neither come nor go. */
 static inline uint64_t tp_nvml_device(uint32_t kind, uint32_t index) {
     return tp_handle_make(kind, 1u << TP_INDEX_BITS | index);

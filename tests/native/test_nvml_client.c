@@ -276,12 +276,12 @@ static void list_answer(int32_t status, unsigned int count, size_t elements) {
     for (unsigned int i = 0; i < 64; i++) {
         values[i] = 1000 + i;
     }
-    struct tpg_nvml_list_out o = {
-        .status = status, .count = count, .data = values, .data_size = elements * sizeof *values};
+    struct tpg_nvmlDeviceGetSupportedMemoryClocks_out o = {
+        .status = status, .count = count, .clocksMHz = values, .clocksMHz_count = elements};
     unsigned char body[512];
-    size_t size = tpg_size_nvml_list_out(&o);
+    size_t size = tpg_size_nvmlDeviceGetSupportedMemoryClocks_out(&o);
     struct tp_cursor c = tp_cursor_make(body, size);
-    tpg_put_nvml_list_out(&c, &o);
+    tpg_put_nvmlDeviceGetSupportedMemoryClocks_out(&c, &o);
     answer(0, body, size);
 }
 
@@ -301,15 +301,19 @@ static void lists(void) {
     free(clocks);
     unsigned long long *addresses = malloc(8), *times = malloc(8);
     unsigned long long both[2] = {11, 22};
-    struct tpg_nvml_list_out o = {.count = 1, .data = both, .data_size = sizeof both};
+    struct tpg_nvmlDeviceGetRetiredPages_v2_out o = {
+        .pageCount = 1, .addresses = both, .addresses_count = 1, .timestamps = both + 1, .timestamps_count = 1};
     unsigned char body[64];
-    struct tp_cursor c = tp_cursor_make(body, tpg_size_nvml_list_out(&o));
-    tpg_put_nvml_list_out(&c, &o);
-    answer(0, body, tpg_size_nvml_list_out(&o));
+    size_t size = tpg_size_nvmlDeviceGetRetiredPages_v2_out(&o);
+    struct tp_cursor c = tp_cursor_make(body, size);
+    tpg_put_nvmlDeviceGetRetiredPages_v2_out(&c, &o);
+    answer(0, body, size);
     count = 1;
     CHECK(nvmlDeviceGetRetiredPages_v2(device(0), (nvmlPageRetirementCause_t)0, &count, addresses, times) ==
           NVML_SUCCESS);
     CHECK(count == 1 && *addresses == 11 && *times == 22);
+    CHECK(nvmlDeviceGetRetiredPages_v2(device(0), (nvmlPageRetirementCause_t)0, &count, addresses, NULL) ==
+          NVML_ERROR_INVALID_ARGUMENT);
     free(addresses);
     free(times);
     nvmlFieldValue_t *values = calloc(2, sizeof *values);

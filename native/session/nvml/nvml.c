@@ -8,7 +8,6 @@
 #include "tpw_nvml.h"
 
 #include "tpg_session.h"
-#include <tp_nvml.h>
 #include <stdio.h>
 
 /* Larger than every versioned struct of NVML. */

@@ -8,6 +8,7 @@
 #define TPW_NVML_H
 
 #include "tpw_stream.h"
+#include <tp_nvml.h>
 
 /* Loads NVML and initialises it, once; returns the driver's result, NVML_ERROR_LIBRARY_NOT_FOUND when there is no library. */
 int32_t tpw_nvml_open(struct tpw_session *s);

@@ -18,6 +18,8 @@ A line of api/ names a function and one of these kinds:
 
 A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
 refuses what the driver would refuse at once, or answers ``TPC_DONE`` when it has made the call in another way.
+A ``call`` with ``wrapped=True`` is made by the generated ``tpc_sent_<name>`` of the same arguments, for a hand-written
+``tpc_<name>`` that has something to do before or behind it.
 One with ``unsafe=True``, and a ``call``, is refused, and ends the capture, where a capture's mode forbids what it does.
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
 ``call`` does so when it has succeeded.
@@ -46,6 +48,9 @@ the roles:
                        graph, a node of one or an executable graph, may follow it
 ``"both"``             struct read and written through the pointer
 ``"versioned"``        the same of one whose first word holds its size in the low 24 bits
+``"room"``, ``"filled P"``  how many elements there is room for, and then how many there are; an array of as many as the
+                       parameter P, which is that, says. Of functions of NVML, whose number is told of success and of
+                       too small room. ``"room?"``: what it says without an array does not count
 
 ``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are
 ``name="ctype: role"``, where no role means a value. Of the roles above they have ``in``, ``string``, ``bytes``,
@@ -123,6 +128,7 @@ class Line:
     unsafe: bool = False  # is refused while a capture whose mode forbids it goes on
     shows: bool = False  # what kernels have printed is in the program's output before it returns
     noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
+    wrapped: bool = False  # the client's function is written by hand, around a generated tpc_sent_<name>
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
     place: str = ""  # file:line of the declaration, for whoever has to mend it
 
@@ -174,6 +180,7 @@ def call(
     after_loss: str = "",
     unsafe: bool = False,
     noted: bool = False,
+    wrapped: bool = False,
     **roles: str,
 ) -> Line:
     """A function that runs in the session and whose answer the caller waits for."""
@@ -190,6 +197,7 @@ def call(
         after_loss=after_loss,
         unsafe=unsafe,
         noted=noted,
+        wrapped=wrapped,
         place=_place(),
     )
 

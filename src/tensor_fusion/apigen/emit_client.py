@@ -14,7 +14,7 @@ from .describe import Line
 from .emit_wire import NOTE
 from .fields import Field
 from .layout import DescriptionError
-from .model import NOT_SERVED, RESULTS, Api, Model, Op
+from .model import NOT_SERVED, RESULTS, TOO_SMALL, Api, Model, Op
 from .refusals import looks
 from .snapshot import Prototype, declare, parameter_list
 
@@ -48,6 +48,8 @@ def client_header(model: Model) -> str:
                 lines.append(f"{_signature(api, line, prototype)};")
             if line.check and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'check_')};")
+            if line.wrapped and prototype:
+                lines.append(f"{_signature(api, line, prototype, 'sent_')};")
             if line.noted and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'noted_')};")
     return "\n".join([*lines, "#endif", ""])
@@ -352,6 +354,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(
                 f"    {upper}_CHECK_HANDLE({item.kind.upper()}, {item.name}, {'true' if item.optional else 'false'});"
             )
+        if item.role == "room":
+            body += [f"    {text}" for text in _room(api, op, item)]
         if item.role == "versioned":
             body.append(f"    size_t n_{item.name};")
             body.append(f"    {upper}_VERSIONED(n_{item.name}, {item.name});")
@@ -416,15 +420,31 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append(f"        struct tpg_{op.name}_out o;")
         body.append("        struct tp_cursor r = tp_cursor_make(reply.body, reply.size);")
         body.append(f"        tpg_get_{op.name}_out(&r, &o);")
-        body.append(f"        if (r.bad) {{ result = ({result}){prefix}_bad_reply(&reply); }} else {{")
-        for item in op.outputs():
-            body += [f"            {text}" for text in _store(prefix, item)]
+        more = "".join(f" || o.{f.name}_count > room" for f in op.outputs() if f.role == "outfilled")
+        body.append(f"        if (r.bad{more}) {{ result = ({result}){prefix}_bad_reply(&reply); }} else {{")
+        stored = [text for item in op.outputs() for text in _store(prefix, item)]
+        if any(f.role == "room" for f in op.inputs()):
+            body.append(f"            result = ({result})o.status;")
+            told = f"result == {SUCCESS[api.name]} || result == {TOO_SMALL[api.name]}"
+            stored = [f"if ({told}) {{", *(f"    {text}" for text in stored), "}"]
+        body += [f"            {text}" for text in stored]
         body.append("        }")
         body.append("    }")
     if not post:
         body.append("    tp_reply_free(&reply);")
     body.append("    return result;")
-    return [f"{_signature(api, op.line, prototype)} {{", *body, "}"]
+    return [f"{_signature(api, op.line, prototype, 'sent_' if op.line.wrapped else '')} {{", *body, "}"]
+
+
+def _room(api: Api, op: Op, item: Field) -> list[str]:
+    """How many elements the caller has room for: no list is longer than the most that is sent."""
+    arrays = [f.name for f in op.fields if f.role == "outfilled"]
+    most = f"TP_{api.name.upper()}_LIST_MAX"
+    missing = f"if (!{item.name}) {{ return {PREFIX[api.name].upper()}_NULL; }}"
+    lines = [missing, f"unsigned int room = *{item.name} < {most} ? *{item.name} : {most};"]
+    if item.optional:
+        return [*lines, *(f"room = {name} ? room : 0;" for name in arrays)]
+    return [*lines, *(f"if (room && !{name}) {{ return {PREFIX[api.name].upper()}_NULL; }}" for name in arrays)]
 
 
 def _argument(api: Api, item: Field) -> list[str]:
@@ -437,6 +457,8 @@ def _argument(api: Api, item: Field) -> list[str]:
         return [f".{name} = (uint64_t)(uintptr_t){name},"]
     if item.role == "wanted":
         return [f".{name} = {name} != NULL,"]
+    if item.role == "room":
+        return [f".{name} = room,"]
     if item.role == "bytes":
         return [f".{name} = {name},", f".{name}_size = {name} ? {item.length} : 0,"]
     if item.role == "versioned":
@@ -450,7 +472,11 @@ def _argument(api: Api, item: Field) -> list[str]:
 
 def _store(prefix: str, item: Field) -> list[str]:
     name = item.name
-    if item.role in ("out", "outwanted", "outboth"):
+    if item.role == "outstatus":
+        return []
+    if item.role == "outfilled":
+        return [f"if (o.{name}_count) {{ memcpy({name}, o.{name}, o.{name}_count * sizeof *{name}); }}"]
+    if item.role in ("out", "outwanted", "outboth", "outroom"):
         return [f"if ({name}) {{ *{name} = o.{name}; }}"]
     if item.role == "outknown":
         return [f"*{name} = ({item.ctype})(uintptr_t)o.{name};"]

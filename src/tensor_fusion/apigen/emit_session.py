@@ -170,6 +170,8 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
             if item.optional:
                 body.append(f"    if (!in.{item.name}_{what}) {{ in.{item.name} = NULL; }} else")
             body.append(f"    if (in.{item.name}_{what} != (size_t)({expression})) {{ c->bad = true; }}")
+        if item.role == "room":
+            body.append(f"    if (in.{item.name} > TP_{api.name.upper()}_LIST_MAX) {{ c->bad = true; }}")
     body.append("    if (c->bad) {")
     body.append(f'        tpw_violation(s, frame, "{op.name}");')
     body.append("        return;")
@@ -301,7 +303,8 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
         text, argument = _native(op, item, parameter.type)
         body += [f"    {t}" for t in text]
         arguments.append(argument)
-    body.append(f"    if (!error) {{ error = (int32_t)s->{api.name}.{op.name}({', '.join(arguments)}); }}")
+    answered = "out.status" if any(f.role == "outstatus" for f in op.fields) else "error"
+    body.append(f"    if (!error) {{ {answered} = (int32_t)s->{api.name}.{op.name}({', '.join(arguments)}); }}")
     for item in op.fields:
         if item.role == "outstring":
             size = f"out.{item.name}_size"
@@ -312,6 +315,11 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
                 f"    error = {made}(s, frame, TPG_{item.kind.upper()}, in.{item.name},"
                 f" (uint64_t)(uintptr_t)n_{item.name},{owner} error);"
             )
+        if item.role == "outfilled":
+            size, count = f"out.{item.name}_count", f"out.{item.length}"
+            body.append(f"    out.{item.name} = n_{item.name};")
+            body.append(f"    if (!error && !out.status) {{ {size} = {count} < in.{item.length} ? {count} :")
+            body.append(f"        in.{item.length}; }}")
         if item.role == "outknown":
             known = f"tpw_known(s, TPG_{item.kind.upper()}, (uint64_t)(uintptr_t)n_{item.name})"
             body.append(f"    if (!error) {{ out.{item.name} = {known}; }}")
@@ -355,6 +363,13 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         return [f"tpw_check_word(s, in.{name}, {item.length}, &error);"], f"in.{name}"
     if item.role == "dev":
         return [f"tpw_check_range(s, in.{name}, (uint64_t)({_lengths(op, item.length)}), &error);"], f"in.{name}"
+    if item.role == "outfilled":
+        # The driver may write all that there are, whatever the number says.
+        most = f"TP_{op.api.upper()}_LIST_MAX"
+        scratch = f"tpw_scratch(s, {most}, sizeof({item.ctype}), &error)"
+        return [f"{item.ctype} *n_{name} = {scratch};"], f"in.{item.length} ? n_{name} : NULL"
+    if item.role == "outroom":
+        return [f"out.{name} = in.{name};"], f"&out.{name}"
     if item.role == "out":
         return [], f"&out.{name}"
     if item.role == "outboth":

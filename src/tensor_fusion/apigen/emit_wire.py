@@ -12,7 +12,7 @@ def _member(item: Field) -> list[str]:
     """Members of the argument struct for one field."""
     if item.is_handle:
         return [f"uint64_t {item.name};"]
-    if item.role in ("value", "device", "dev", "word", "bits", "out", "outstruct", "wanted", "outwanted", "outboth"):
+    if not item.variable:
         return [f"{item.ctype} {item.name};"]
     if item.role == "in":
         return [f"const {item.ctype} *{item.name};"]

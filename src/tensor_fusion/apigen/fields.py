@@ -23,8 +23,9 @@ class Field:
     """
 
     name: str
-    role: str  # value handle name new fresh gone device dev in bytes array handles names string versioned wanted
+    role: str  # value handle name new fresh gone device dev in bytes array handles names string versioned wanted room
     #            | out outknown outfresh outbytes outarray outstring outversioned outwanted outboth outkept
+    #            | outroom outfilled outstatus
     ctype: str
     size: int = 0
     kind: str = ""
@@ -73,6 +74,8 @@ WORDS = {
     "out": _Word(optional=True, fits="result"),
     "wanted": _Word(fits="result"),
     "both": _Word(fits="result"),
+    "room": _Word(optional=True, fits="unsigned int *"),
+    "filled": _Word("length", fits="result"),
     "string": _Word(optional=True, fits="text"),
     "bytes": _Word("length", optional=True),
     "outbytes": _Word("length", optional=True, fits="result"),
@@ -135,6 +138,10 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
     if word == "wanted":
         _known(line, name, plain, types)
         return Field(name, word, "unsigned int", 4)
+    if word == "room":
+        return Field(name, word, plain, 4, optional=optional)
+    if word == "filled":
+        return Field(name, "outfilled", plain, 0, length=length)
     if word in ("value", "device", "dev", "word", "bits"):
         return Field(name, word, kind, _known(line, name, kind, types), length=length)
     if word in ("handle", "name", "gone", "context"):
@@ -199,8 +206,14 @@ def _check_transfer(line: Line, name: str, word: str) -> None:
 def check_lengths(line: Line, fields: list[Field]) -> None:
     """Lengths are made of what is sent, so that the session can check them."""
     values = {f.name for f in fields if f.role == "value" or f.role == "out"}
+    rooms = [f.name for f in fields if f.role == "room"]
     for item in fields:
         if item.role == "bits":
+            continue
+        if item.role == "outfilled":
+            if item.length not in rooms:
+                reason = f"{item.name} is filled by {item.length!r}, which is no room{meant(item.length, rooms)}"
+                raise refuse(line.place, line.name, reason)
             continue
         names = re.findall(r"[A-Za-z_]\w*", item.length)
         if not all(name in values for name in names):

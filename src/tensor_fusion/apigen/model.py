@@ -26,6 +26,7 @@ from .structs import Struct, Structs
 FIRST_MESSAGE, FIRST_OPCODE, LAST_OPCODE = 1, 16, 0xFFFF
 RESULTS = {"cuda": "CUresult", "nvml": "nvmlReturn_t"}
 NOT_SERVED = ("unsupported", "refused")
+TOO_SMALL = {"nvml": "NVML_ERROR_INSUFFICIENT_SIZE"}  # for what there is; the number is told beside it
 
 
 @dataclass
@@ -294,6 +295,12 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         pointees = {p.name: p.type.removesuffix("*").strip() for p in prototype.params}
         wanted = [(f.name, pointees[f.name]) for f in fields if f.role == "wanted"]
         fields += [Field(name, "outwanted", ctype, types.size(ctype)) for name, ctype in wanted]
+        rooms = [f.name for f in fields if f.role == "room"]
+        if rooms and (api.name not in TOO_SMALL or len(rooms) > 1 or line.kind != "call"):
+            reason = f"{rooms[0]} is room: that is for a call of {' or '.join(TOO_SMALL)}, and once"
+            raise refuse(line.place, line.name, reason)
+        fields += [Field(name, "outroom", "unsigned int", 4) for name in rooms]
+        fields += [Field("status", "outstatus", "int", 4) for _ in rooms]
         both = [name for name, role in line.roles.items() if role == "both"]
         fields += [Field(name, "outboth", pointees[name], types.size(pointees[name])) for name in both]
         op = Op(line.name, lock.number(line), line.kind, line, fields, prototype, api.name)

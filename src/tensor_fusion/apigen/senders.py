@@ -25,7 +25,7 @@ PARAMETERS = r"(?:[^;{}#()]|\([^()]*\))*"
 BODY = r"(?: ([^\n]*) \}$|\n(.*?)^\})"
 FUNCTION = re.compile(rf"^[A-Za-z_][^\n;{{}}#()]*?(\w+)\({PARAMETERS}\) \{{{BODY}", re.MULTILINE | re.DOTALL)
 MACRO = re.compile(r"^#define (\w+)\(([^)]*)\)((?:[^\n]*\\\n)*[^\n]*)\n", re.MULTILINE)
-SENDER = re.compile(r"\b(?:tpc|tpn)_(?:post|call|pure)_(\w+)|\bTPG_OP_(\w+)|\bsend_(\w+)")
+SENDER = re.compile(r"\b(?:tpc|tpn)_(?:post|call|pure|sent)_(\w+)|\bTPG_OP_(\w+)|\bsend_(\w+)")
 
 
 @dataclass
@@ -100,13 +100,22 @@ def _check_api(api: Api, functions: dict[tuple[str, str], _Function], shared: di
         function = f"{PREFIX[api.name]}_{line.name}"
         if line.kind.startswith("op-") and line.name not in used:
             raise refuse(line.place, line.name, "nothing in the client sends this operation")
-        if line.kind not in ("custom", "local"):
+        if line.kind not in ("custom", "local") and not line.wrapped:
             continue
         if ("", function) not in functions:
             raise refuse(line.place, line.name, f"the client has no function {function}")
+        if line.wrapped and line.name not in _reached(functions, function, ops, far=True):
+            raise refuse(line.place, line.name, f"{function} never makes the call, by {_sent(function)}")
+        if line.wrapped:
+            continue
         if line.kind == "custom" and not line.ops:
             raise refuse(line.place, line.name, "a custom function without ops sends nothing: say local")
         _check_line(line, function, functions, ops)
+
+
+def _sent(function: str) -> str:
+    """The generated function that one written by hand makes the call with."""
+    return function.replace("_", "_sent_", 1)
 
 
 def _check_line(line: Line, function: str, functions: dict[tuple[str, str], _Function], ops: set[str]) -> None:

@@ -13,6 +13,7 @@ FUNCTIONS = [
     call("cuFooAddBar", phBar="new bar of hFoo", items="structs count"),
     call("cuFooGetBar", phBar="fresh bar of hFoo"),
     older("cuFooSetOldParams", "cuFooSetParams", hFoo="foo"),
+    call("cuFooMove", wrapped=True),
     refused("CUDA_ERROR_INVALID_VALUE", "a foo has no map here", "cuFooMap", hStream="handle", size="there CUDA_SUCCESS"),
     custom("cuFooRun", ops="foo_run foo_ask foo_give foo_fetch"),
     custom("cuFooAsk", ops="foo_ask"),

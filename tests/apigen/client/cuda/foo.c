@@ -18,3 +18,7 @@ CUresult tpc_cuFooRun(CUfoo hFoo, CUstream hStream) {
         return tpc_call_foo_ask("cuFoo" #name, &(struct tpg_foo_ask_in){.foo = (uint64_t)(uintptr_t)hFoo});            \
     }
 ASK(Ask)
+
+CUresult tpc_cuFooMove(CUfoo hFoo, size_t size, unsigned int *moved) {
+    return size ? tpc_sent_cuFooMove(hFoo, size, moved) : CUDA_SUCCESS;
+}

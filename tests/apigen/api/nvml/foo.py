@@ -1,0 +1,7 @@
+"""The part of NVML in the small API."""
+
+from tensor_fusion.apigen.describe import call
+
+FUNCTIONS = [
+    call("nvmlFooGetThings", count="room", things="filled count"),
+]
