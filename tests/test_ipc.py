@@ -16,7 +16,8 @@ from worker_harness import eventually
 from tensor_fusion.abi import native_folder
 
 pytestmark = whole_stack
-INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, UNKNOWN = 1, 2, 201, 400, 600, 999
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_CONTEXT, MAP_FAILED, INVALID_HANDLE = 1, 2, 201, 205, 400
+NOT_READY, NOT_PERMITTED, CAPTURE_UNSUPPORTED, UNKNOWN = 600, 800, 900, 999
 LARGE = 4 * MIB
 
 
@@ -42,7 +43,7 @@ class Peer(Program):
     def cannot(self, opens: str, handle: str, closes: str) -> bool:
         """Whether a handle has ended: the supervisor hears of that a moment later than this process may."""
         result, opened = self.call(opens, handle)
-        assert result in (0, INVALID_HANDLE)
+        assert result in (0, NOT_PERMITTED, MAP_FAILED)
         return bool(result) or self.call(closes, opened) != 0
 
     def free_bytes(self) -> int:
@@ -142,9 +143,10 @@ def test_wrong_ways_to_open(peer: Callable[..., Peer]) -> None:
     for place in (0, 8, 23, 24, 32, 39, 47, 48, 63):
         forged = bytearray(whole)
         forged[place] ^= 1
-        assert b.call("open", forged.hex())[0] == INVALID_HANDLE, place
-    assert b.call("open", bytes(64).hex())[0] == INVALID_HANDLE
-    assert b.call("open", "ff" * 64)[0] == INVALID_HANDLE
+        # Of what a worker made, but not like this, it is not told whether that is there.
+        assert b.call("open", forged.hex())[0] in (INVALID_VALUE, NOT_PERMITTED), place
+    assert b.call("open", bytes(64).hex())[0] == INVALID_VALUE
+    assert b.call("open", "ff" * 64)[0] == INVALID_VALUE
 
 
 @remote
@@ -165,7 +167,7 @@ def test_guessing_ends_nothing_and_helps_nobody(peer: Callable[..., Peer]) -> No
     handle = a.gives(mine)
     for i in range(300):
         forged = handle[:64] + f"{i:032x}" + handle[96:]
-        assert b.call("open", forged)[0] == INVALID_HANDLE
+        assert b.call("open", forged)[0] == NOT_PERMITTED
     assert c.call("open", handle)[0] == 0, "only who guesses waits"
 
 
@@ -216,6 +218,23 @@ def test_what_a_context_opened_ends_with_it(peer: Callable[..., Peer]) -> None:
     assert b.call("open", handle)[0] == 0
 
 
+def test_one_context_has_what_is_open(peer: Callable[..., Peer]) -> None:
+    a, b = peer(), peer()
+    handle = a.gives(a.good("alloc", LARGE))
+    theirs = b.good("open", handle)
+    assert b.call("open_elsewhere", handle)[0] == INVALID_HANDLE
+    assert b.call("close", theirs) == 0
+    assert b.call("open_elsewhere", handle)[0] == 0
+
+
+def test_a_capture_takes_no_interprocess_event(peer: Callable[..., Peer]) -> None:
+    a = peer()
+    event, stream = a.good("event_create"), a.good("stream")
+    assert a.call("captured_record", event, stream) == [CAPTURE_UNSUPPORTED, 1]
+    assert a.call("record", event, stream) == 0
+    assert a.call("event_get", 0)[0] == INVALID_VALUE
+
+
 def test_streams_wait_for_events_of_others(peer: Callable[..., Peer]) -> None:
     """What PyTorch does with a tensor: the receiver's stream waits for the sender's work."""
     a, b = peer(), peer()
@@ -263,10 +282,10 @@ def test_events_that_are_not_shared(peer: Callable[..., Peer]) -> None:
     for place in (0, 12, 63):
         forged = bytearray(bytes.fromhex(handle))
         forged[place] ^= 1
-        assert b.call("event_open", forged.hex())[0] == INVALID_HANDLE, place
+        assert b.call("event_open", forged.hex())[0] == MAP_FAILED, place
     memory = a.gives(a.good("alloc", LARGE))
-    assert b.call("event_open", memory)[0] == INVALID_HANDLE
-    assert b.call("open", handle)[0] == INVALID_HANDLE
+    assert b.call("event_open", memory)[0] == MAP_FAILED
+    assert b.call("open", handle)[0] == INVALID_VALUE
     its = b.good("event_open", handle)
     assert b.call("event_get", its)[0] == INVALID_HANDLE, "who has opened it cannot pass it on"
 
@@ -412,6 +431,6 @@ def test_handles_of_another_worker(transport: str) -> None:
         a = stack.enter_context(Peer(one.env))
         b = stack.enter_context(Peer(other.env, TF_ENABLE_LOG="1"))
         handle = a.gives(a.good("alloc", LARGE))
-        assert b.call("open", handle) == [INVALID_HANDLE, 0]
+        assert b.call("open", handle) == [INVALID_VALUE, 0]
         b.end()
         assert "only clients of one worker share" in b.errors()

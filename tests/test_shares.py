@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from tensor_fusion.worker import shares as module
 from tensor_fusion.worker.protocol import Packet, PacketType
-from tensor_fusion.worker.shares import EVENT, INVALID_CONTEXT, INVALID_HANDLE, MEMORY, OUT_OF_MEMORY, Shares
+from tensor_fusion.worker.shares import (
+    EVENT,
+    INVALID_CONTEXT,
+    INVALID_VALUE,
+    MAP_FAILED,
+    MEMORY,
+    NOT_PERMITTED,
+    OUT_OF_MEMORY,
+    Shares,
+)
 
 SHARED = struct.Struct("<64sQQQIiI4x64s")
 ABOUT = (2 << 20, 512, 1000, 0)
@@ -84,7 +93,7 @@ def test_who_may_open(shares: Shares) -> None:
     number, handle = share(shares, owner)
     assert ask(shares, friend, handle) == (number, 0)
     assert friend.descriptors == 1
-    assert ask(shares, stranger, handle) == (0, INVALID_HANDLE)
+    assert ask(shares, stranger, handle) == (0, NOT_PERMITTED)
     assert "secret" in stranger.last().text
     assert ask(shares, owner, handle) == (0, INVALID_CONTEXT)
     assert stranger.descriptors == owner.descriptors == 0
@@ -97,8 +106,12 @@ def test_handles_are_not_alike_and_not_guessed(shares: Shares) -> None:
     for bit in range(512):
         forged = bytearray(handles[0])
         forged[bit // 8] ^= 1 << bit % 8
-        assert ask(shares, Session(100 + bit), bytes(forged)) == (0, INVALID_HANDLE), bit
-    assert ask(shares, b, handles[3][:32] + handles[4][32:]) == (0, INVALID_HANDLE), "the token of another"
+        # Magic, worker and zeros are those of a handle, or it is none; number and token name something, or nothing.
+        bytes_of_it = bit // 8 < 24 or bit // 8 >= 48
+        assert ask(shares, Session(100 + bit), bytes(forged)) == (0, INVALID_VALUE if bytes_of_it else NOT_PERMITTED), (
+            bit
+        )
+    assert ask(shares, b, handles[3][:32] + handles[4][32:]) == (0, NOT_PERMITTED), "the token of another"
     assert ask(shares, b, handles[3])[1] == 0
 
 
@@ -106,8 +119,8 @@ def test_handles_are_not_alike_and_not_guessed(shares: Shares) -> None:
 @given(st.binary(min_size=64, max_size=64))
 def test_any_bytes_are_refused(handle: bytes) -> None:
     shares = Shares(1)
-    assert ask(shares, Session(1), handle) == (0, INVALID_HANDLE)
-    assert ask(shares, Session(1), module.MAGIC + handle[8:]) == (0, INVALID_HANDLE)
+    assert ask(shares, Session(1), handle) == (0, INVALID_VALUE)
+    assert ask(shares, Session(1), module.MAGIC + handle[8:]) == (0, INVALID_VALUE)
 
 
 def test_who_guesses_is_not_looked_at(shares: Shares, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +128,8 @@ def test_who_guesses_is_not_looked_at(shares: Shares, monkeypatch: pytest.Monkey
     a, b, c = Session(1), Session(2), Session(3)
     _, handle = share(shares, a)
     for _ in range(module.FAILURES_A_SECOND):
-        assert ask(shares, b, bytes(64))[1] == INVALID_HANDLE
-    assert ask(shares, b, handle)[1] == INVALID_HANDLE
+        assert ask(shares, b, bytes(64))[1] == INVALID_VALUE
+    assert ask(shares, b, handle)[1] == NOT_PERMITTED
     assert ask(shares, c, handle)[1] == 0
     monkeypatch.setattr(time, "monotonic", lambda: 6.0)
     assert ask(shares, b, handle)[1] == 0
@@ -126,7 +139,7 @@ def test_another_worker_is_named(shares: Shares) -> None:
     other = Shares(10)
     _, handle = share(other, Session(1))
     b = Session(2)
-    assert ask(shares, b, handle) == (0, INVALID_HANDLE)
+    assert ask(shares, b, handle) == (0, INVALID_VALUE)
     assert "only clients of one worker" in b.last().text
     other.close()
 
@@ -163,11 +176,12 @@ def test_events(shares: Shares) -> None:
     asked = SHARED.pack(handle, 0, 0, 0, 0, 0, EVENT, b"").ljust(256, b"\0")
     shares.said(b, Packet(PacketType.IMPORT, 2, body=asked), None)
     assert SHARED.unpack_from(b.last().body)[7] == b"n" * 64
-    assert ask(shares, b, handle) == (0, INVALID_HANDLE), "it is no memory"
+    assert ask(shares, b, handle) == (0, INVALID_VALUE), "it is no memory"
     memory = share(shares, a)[1]
     asked = SHARED.pack(memory, 0, 0, 0, 0, 0, EVENT, b"").ljust(256, b"\0")
     shares.said(b, Packet(PacketType.IMPORT, 2, body=asked), None)
     assert b.last().value == 0, "and that is no event"
+    assert SHARED.unpack_from(b.last().body)[5] == MAP_FAILED
     leave(shares, a, number)
     shares.said(b, Packet(PacketType.IMPORT, 2, body=SHARED.pack(handle, 0, 0, 0, 0, 0, EVENT, b"")), None)
     assert b.last().value == 0

@@ -93,6 +93,8 @@ static CUresult record(sim_context_t *context, CUevent handle, CUstream stream_h
         result = sim_capture_push(stream, &op, &taken);
         if (result == CUDA_SUCCESS && !taken)
             result = CUDA_ERROR_ILLEGAL_STATE; // there is no graph for the node
+    } else if (result == CUDA_SUCCESS && event->page && stream->capture) {
+        result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED; // and the capture lives (580.159.04, measured)
     } else if (result == CUDA_SUCCESS) {
         result = sim_capture_record(stream, event, &taken);
     }

@@ -97,7 +97,7 @@ _Static_assert(sizeof(struct handle) == sizeof(CUipcEventHandle), "cuda.h");
 CUresult cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent hEvent) {
     SIM_ENTER_CONTEXT(context);
     (void)context;
-    if (!pHandle)
+    if (!pHandle || !hEvent)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
@@ -136,7 +136,7 @@ CUresult cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) {
         return CUDA_ERROR_INVALID_CONTEXT;
     struct sim_ipc_page *page = open_page(&named);
     sim_event_t *event = page ? calloc(1, sizeof *event) : NULL;
-    CUresult result = page ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_HANDLE;
+    CUresult result = page ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_MAP_FAILED;
     if (event) {
         *event = (sim_event_t){.flags = CU_EVENT_INTERPROCESS | CU_EVENT_DISABLE_TIMING, .page = page, .shared = -1};
         pthread_mutex_lock(&sim.lock);

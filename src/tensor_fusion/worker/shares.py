@@ -41,9 +41,14 @@ FAILURES_A_SECOND = 100
 MEMORY, EVENT, PHYSICAL = 0, 1, 2
 
 # CUresult
+INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
 INVALID_CONTEXT = 201
+MAP_FAILED = 205
 INVALID_HANDLE = 400
+NOT_PERMITTED = 800
+# What the driver (580.159.04) has for bytes that are no handle of this kind, and for a handle of what is gone.
+ERRORS = {MEMORY: (INVALID_VALUE, NOT_PERMITTED), EVENT: (MAP_FAILED, MAP_FAILED)}
 
 
 class Member(Protocol):
@@ -215,6 +220,7 @@ class Shares:
 
     def _find(self, session: Member, handle: bytes, kind: int) -> _Share | tuple[int, str]:
         """What the handle names, or the error and the reason."""
+        no_handle, nothing = ERRORS.get(kind, (INVALID_HANDLE, INVALID_HANDLE))
         magic, worker, number, token = _HANDLE.unpack(handle)
         failures = self._failures.setdefault(session.id, _Failures())
         second = int(time.monotonic())
@@ -222,24 +228,24 @@ class Shares:
             failures.second, failures.count = second, 0
         failures.count += 1
         if failures.count > FAILURES_A_SECOND:
-            return INVALID_HANDLE, f"more than {FAILURES_A_SECOND} handles in a second named nothing"
+            return nothing, f"more than {FAILURES_A_SECOND} handles in a second named nothing"
         share = self._shares.get(number)
         # Compare even when there is no such entry: a number is not to be found by timing.
         same = hmac.compare_digest(share.token if share else self._worker, token)
         tenant = hmac.compare_digest(share.tenant if share else b"", session.tenant)
         if magic != MAGIC or any(handle[_HANDLE.size - 16 :]):
-            return INVALID_HANDLE, "these are not the bytes of a handle that a worker made"
+            return no_handle, "these are not the bytes of a handle that a worker made"
         if not hmac.compare_digest(worker, self._worker):
-            return INVALID_HANDLE, (
+            return no_handle, (
                 f"the handle was made by worker {worker.hex()[:8]}, and this is worker {self._worker.hex()[:8]}: "
                 "only clients of one worker share"
             )
         if share is None or not same or not share.open:
-            return INVALID_HANDLE, "what was shared has been freed, or the process that shared it has ended"
+            return nothing, "what was shared has been freed, or the process that shared it has ended"
         if not tenant:
-            return INVALID_HANDLE, "what was shared belongs to a client with another secret"
+            return nothing, "what was shared belongs to a client with another secret"
         if kind != share.kind:
-            return INVALID_HANDLE, "it is a handle of something else"
+            return no_handle, "it is a handle of something else"
         failures.count -= 1
         if share.owner is session and kind != PHYSICAL:
             return INVALID_CONTEXT, "a handle cannot be opened by the process that made it"

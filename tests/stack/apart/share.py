@@ -127,6 +127,25 @@ def reset(device: int = 0) -> int:
     return int(cuda.cuDevicePrimaryCtxReset_v2(device))
 
 
+def open_elsewhere(handle: str) -> list[int]:
+    """In a new context of this process."""
+    context = VOID()
+    assert cuda.cuCtxCreate_v2(ctypes.byref(context), 0, 0) == 0
+    found = open_(handle)
+    assert cuda.cuCtxDestroy_v2(context) == 0
+    return found
+
+
+def captured_record(event: int, stream: int) -> list[int]:
+    """What recording in a capture gives, and the capture's status behind it."""
+    status, graph = ctypes.c_int(), VOID()
+    assert cuda.cuStreamBeginCapture_v2(VOID(stream), 0) == 0
+    result = cuda.cuEventRecord(VOID(event), VOID(stream))
+    assert cuda.cuStreamIsCapturing(VOID(stream), ctypes.byref(status)) == 0
+    assert cuda.cuStreamEndCapture(VOID(stream), ctypes.byref(graph)) == 0
+    return [result, status.value]
+
+
 def event_create(flags: int = 6) -> list[int]:
     event = VOID()
     return [cuda.cuEventCreate(ctypes.byref(event), flags), event.value or 0]
@@ -234,6 +253,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "event_destroy": lambda event: cuda.cuEventDestroy_v2(VOID(event)),
     "event_get": event_get,
     "event_open": event_open,
+    "open_elsewhere": open_elsewhere,
+    "captured_record": captured_record,
     "record": lambda event, stream: cuda.cuEventRecord(VOID(event), VOID(stream)),
     "query": lambda event: cuda.cuEventQuery(VOID(event)),
     "wait": lambda event: cuda.cuEventSynchronize(VOID(event)),

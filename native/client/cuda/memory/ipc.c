@@ -15,6 +15,8 @@ struct opened {
     struct opened *next;
     CUipcMemHandle handle;
     uint64_t address;
+    const struct tpc_context
+        *context; /* the one that has it: others get no second address, and not this one (580.159.04) */
     unsigned int count;
 };
 
@@ -73,6 +75,7 @@ static CUresult ask(struct tpc_context *context, struct opened *opened) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     opened->address = out.address;
+    opened->context = context->home;
     opened->count = 1;
     return CUDA_SUCCESS;
 }
@@ -88,7 +91,10 @@ CUresult tpc_cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle, un
     while (opened && memcmp(&opened->handle, &handle, sizeof handle) != 0) {
         opened = opened->next;
     }
-    if (opened) {
+    if (opened && opened->context != context->home) {
+        result = CUDA_ERROR_INVALID_HANDLE;
+        opened = NULL;
+    } else if (opened) {
         opened->count++;
     } else {
         opened = calloc(1, sizeof *opened);

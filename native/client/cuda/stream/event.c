@@ -58,6 +58,14 @@ static void note(CUevent event) {
 }
 
 CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
+    if (TP_UNLIKELY(tpc_event_is_shared(hEvent) && atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+        CUresult result = tpc_capture_status(hStream, &status);
+        if (result != CUDA_SUCCESS ||
+            status != CU_STREAM_CAPTURE_STATUS_NONE) { /* and the capture lives (580.159.04) */
+            return result != CUDA_SUCCESS ? result : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        }
+    }
     note(hEvent);
     if (TP_UNLIKELY(tpc_event_is_shared(hEvent))) {
         tpc_wait_for_next_post(); /* whoever hears of it then, in whatever process, waits for this record */
@@ -132,7 +140,7 @@ static struct tp_lock lock; /* across the round trip: two threads that ask for o
 CUresult tpc_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
     TPC_CONTEXT(context);
     (void)context;
-    if (!pHandle) {
+    if (!pHandle || !event) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_CHECK_HANDLE(EVENT, event, false);
