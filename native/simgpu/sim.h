@@ -29,9 +29,10 @@
 #define SIM_MAX_DEVICES 8
 #define SIM_QUEUE_DEPTH 1024 // of a stream; NVIDIA's driver blocks the launching thread at about this depth too
 // The driver makes room for streams with the context and in lots, and waits for all work of the context when it makes more: at the
-// 36th and the 79th of the program (580.159.04, measured). The legacy stream counts here.
+// 36th, 79th, 122nd, 164th, 207th, 250th, 292nd, 335th, 378th of the program (580.159.04, measured): three lots are 128 streams. The
+// legacy stream counts here.
 #define SIM_STREAM_ROOM 36u
-#define SIM_STREAM_MORE 43u
+#define SIM_STREAM_LOTS(lots) ((128u * (lots) + 2) / 3)
 #define SIM_CONTEXT_BYTES (527ull << 20) // what a context costs on an H200 with driver 580.159.04
 #define SIM_GRANULE (2ull << 20)         // granularity of cuMemCreate on data-centre GPUs
 #define SIM_MAX_PARAM_BYTES 32764u       // largest parameter block of a kernel
@@ -89,7 +90,7 @@ struct sim_context {
     atomic_uint peers; // bit d: peer access to device d enabled
     sim_stream_t *legacy;
     sim_stream_t *streams; // all live streams of the context, legacy one included
-    unsigned room;         // for so many; making more waits for the GPU
+    unsigned lots;         // of streams there is room for, beside the first ones; making more waits for the GPU
     sim_stream_t *aside;   // for events of the whole context, sim_green.c; NULL until there is one
     uint64_t gate;         // place in it that everything queued from now on waits for
     sim_event_t *events;
@@ -445,6 +446,7 @@ CUresult sim_lend(CUstream stream, sim_context_t **context);
             return lent_;                                                                                              \
     } while (0)
 
+bool sim_forked(void);
 CUresult sim_setup(void); // the devices, once; cuInit and nvmlInit both need them
 static inline int sim_pci_bus(int device) { return 0x06 + 0x10 * device; }
 bool sim_handle_add(void *object, sim_kind_t kind);      // under sim.lock; false: out of host memory

@@ -48,7 +48,7 @@ CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, u
     context->cache_config = CU_FUNC_CACHE_PREFER_NONE;
     context->peers = 0;
     memcpy(context->limits, sim_limits_h200, sizeof context->limits);
-    context->room = SIM_STREAM_ROOM;
+    context->lots = 0;
     atomic_store(&context->killed, false);
     CUresult result = sim_stream_new(context, CU_STREAM_DEFAULT, 0, &context->legacy);
     if (result != CUDA_SUCCESS) {

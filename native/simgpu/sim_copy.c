@@ -1,7 +1,7 @@
 // cuMemcpy* in one dimension, and cuMemset*: arguments are checked here, then the operation is queued.
 //
-// A device address must lie in a live allocation for the whole length, else error 1; in a reservation without mapping
-// or access it becomes a fault of the stream, error 700. Memory of cuMemMap needs access for the device that copies (nobody
+// A device address must lie in a live allocation or mapping for the whole length, else error 1; in a mapping without
+// access it becomes a fault of the stream, error 700. Memory of cuMemMap needs access for the device that copies (nobody
 // says whether that is the stream's or the current context's, so here both need it); only a peer copy names the devices
 // that it may be reached by. Pageable host memory follows the driver: an asynchronous upload takes up to 2 MiB at the call
 // and returns, everything else waits for the stream; a download returns once the bytes have arrived. Host pointers are read and written for the whole
@@ -286,12 +286,12 @@ static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, siz
     sim_set_t set = {.dst = {.address = dst, .pitch = pitch}, .height = height, .value = value, .element = element};
     if (__builtin_mul_overflow((uint64_t)width, (uint64_t)element, &set.width))
         return CUDA_ERROR_INVALID_VALUE;
+    if (!set.width || !height) // nothing is looked at then (580.159.04, measured)
+        return CUDA_SUCCESS;
     if (dst & (element - 1))
         return CUDA_ERROR_INVALID_VALUE;
-    if (set.width && height > 1 && (pitch < set.width || (pitch & (element - 1))))
+    if (height > 1 && (pitch < set.width || (pitch & (element - 1))))
         return CUDA_ERROR_INVALID_VALUE;
-    if (!set.width || !height)
-        return CUDA_SUCCESS;
     bool pinned;
     CUresult result = sim_side_prepare(context, &set.dst, SIM_PLACE_DEVICE, set.width, height, 1, true, &pinned);
     // A capture takes any address (cuDNN has its kernels captured with NULL and an offset as workspace); that the graph's

@@ -14,6 +14,8 @@
 
 CUresult cuInit(unsigned int Flags) {
     SIM_ENTER_ANY();
+    if (sim_forked())
+        return CUDA_ERROR_NOT_INITIALIZED;
     if (Flags)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = sim_setup();

@@ -224,7 +224,7 @@ static CUresult set_op(const CUDA_MEMSET_NODE_PARAMS *p, CUcontext ctx, sim_op_t
                      .element = p->elementSize};
     bool pinned;
     if (__builtin_mul_overflow((uint64_t)p->width, (uint64_t)p->elementSize, &set.width) || p->dst % p->elementSize ||
-        (p->height > 1 && p->pitch < set.width))
+        (p->height > 1 && (p->pitch < set.width || p->pitch % p->elementSize)))
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = sim_side_prepare(*context, &set.dst, SIM_PLACE_DEVICE, set.width, set.height, 1, true, &pinned);
     *op = (sim_op_t){.kind = SIM_OP_SET, .u.set = set};

@@ -185,7 +185,7 @@ static CUresult start(green_t *green, sim_context_t *base) { // under sim.lock
     context->id = sim.next_context_id++;
     context->cache_config = CU_FUNC_CACHE_PREFER_NONE;
     memcpy(context->limits, base->limits, sizeof context->limits);
-    context->room = SIM_STREAM_ROOM;
+    context->lots = 0;
     CUresult result = sim_stream_new(context, CU_STREAM_DEFAULT, 0, &context->legacy);
     const bool named = result == CUDA_SUCCESS && sim_handle_add(green, SIM_GREEN);
     if (named && sim_handle_add(context, SIM_CONTEXT)) {

@@ -179,10 +179,9 @@ static CUresult launch(sim_context_t *context, const request_t *r) {
     sim_op_t op;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, r->stream, &stream);
-    if (result == CUDA_SUCCESS && sim_home(stream->context) != sim_home(context))
-        result = CUDA_ERROR_INVALID_HANDLE;
+    // Whichever context is current (580.159.04, measured); that this holds for kernels, too, is assumed.
     if (result == CUDA_SUCCESS)
-        result = prepare(context, r, &op);
+        result = prepare(stream->context, r, &op);
     if (result == CUDA_SUCCESS)
         result = sim_stream_push(stream, &op, &seq);
     pthread_mutex_unlock(&sim.lock);

@@ -112,8 +112,8 @@ static bool may_access(const sim_range_t *range, int device, unsigned peers, boo
 
 static CUresult span_of(uint64_t address, int device, unsigned peers, bool write, sim_span_t *span) {
     const sim_range_t *range = sim_map_find(address);
-    if (!range)
-        return sim_map_reserved(address) ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_ERROR_INVALID_VALUE;
+    if (!range) // reserved or not (580.159.04, measured)
+        return CUDA_ERROR_INVALID_VALUE;
     if (!may_access(range, device, peers, write))
         return CUDA_ERROR_ILLEGAL_ADDRESS;
     span->host = range->host + (address - range->base);

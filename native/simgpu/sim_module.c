@@ -243,7 +243,9 @@ CUresult cuModuleUnload(CUmodule hmod) {
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(hmod);
-    if (module && !module->library) {
+    if (module && module->library) {
+        result = CUDA_ERROR_NOT_PERMITTED; // it ends with the library
+    } else if (module) {
         sim_context_drain(module->context); // queued kernels may still use the globals
         module = module_of(hmod);
         if (module) {

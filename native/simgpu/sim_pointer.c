@@ -26,7 +26,7 @@ CUresult cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr 
         if (psize)
             *psize = range->size;
         result = CUDA_SUCCESS;
-    } else if (reservation) {
+    } else if (range && reservation) {
         if (pbase)
             *pbase = reservation->base;
         if (psize)
@@ -41,8 +41,10 @@ static bool is_host(const sim_range_t *range) {
     return range->kind == SIM_RANGE_HOST || range->kind == SIM_RANGE_REGISTERED;
 }
 
-// Managed memory lies in blocks of 2 MiB, side by side with other such memory (580.159.04, measured).
-static sim_reservation_t managed_block(const sim_range_t *range) {
+// Memory of cuMemAlloc and managed memory lie in blocks of 2 MiB, side by side with other such memory (580.159.04, measured).
+static bool in_block(const sim_range_t *range) { return range && (range->managed || sim_ipc_capable(range)); }
+
+static sim_reservation_t block_of(const sim_range_t *range) {
     uint64_t base = range->base & ~(uint64_t)(SIM_GRANULE - 1), end = range->base + range->size;
     return (sim_reservation_t){base, ((end + SIM_GRANULE - 1) & ~(uint64_t)(SIM_GRANULE - 1)) - base};
 }
@@ -94,15 +96,15 @@ static CUresult attribute(void *data, CUpointer_attribute which, const sim_range
     }
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
     case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR: {
-        bool block = range && range->managed && which == CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR;
-        CUdeviceptr value = block ? managed_block(range).base : range ? range->base : 0;
+        bool block = in_block(range) && which == CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR;
+        CUdeviceptr value = block ? block_of(range).base : range ? range->base : 0;
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
     case CU_POINTER_ATTRIBUTE_MAPPING_SIZE: {
-        bool block = range && range->managed && which == CU_POINTER_ATTRIBUTE_MAPPING_SIZE;
-        size_t value = block ? managed_block(range).size : range ? range->size : 0;
+        bool block = in_block(range) && which == CU_POINTER_ATTRIBUTE_MAPPING_SIZE;
+        size_t value = block ? block_of(range).size : range ? range->size : 0;
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }

@@ -19,8 +19,8 @@ CUresult sim_stream_create(sim_context_t *context, CUstream *phStream, unsigned 
     unsigned count = 0;
     for (const sim_stream_t *other = context->streams; other; other = other->next)
         count++;
-    if (count >= context->room && context->active) {
-        context->room += SIM_STREAM_MORE;
+    if (count >= SIM_STREAM_ROOM + SIM_STREAM_LOTS(context->lots) && context->active) {
+        context->lots++;
         sim_context_drain(context); // other threads go on meanwhile, and may end the context
     }
     if (context->active)

@@ -38,8 +38,9 @@ static inline void check_streams_of_another_context(CUmodule (*load)(void)) {
         GIVES(CUDA_ERROR_INVALID_HANDLE, cuEventRecord(event, streams[stream]));
         GIVES(CUDA_ERROR_INVALID_HANDLE, cuEventRecordWithFlags(timed, streams[stream], 0));
     }
-    OK(cuStreamWaitEvent(far, event, 0)); // that goes from context to context
-    OK(cuEventRecord(event, near));       // whichever is current
+    OK(cuLaunchKernel(fill, 1, 1, 1, 1, 1, 1, 0, near, params, NULL)); // whichever context is current
+    OK(cuStreamWaitEvent(far, event, 0));                              // that goes from context to context
+    OK(cuEventRecord(event, near));                                    // whichever is current
     OK(cuStreamSynchronize(near));
     OK(cuCtxSynchronize());
     value = 8;

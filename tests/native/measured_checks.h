@@ -202,6 +202,70 @@ static inline void check_pitches(void) {
     OK(cuMemFree_v2(memory));
 }
 
+static inline void check_addresses(void) {
+    CUdeviceptr memory, reserved, from_managed, base;
+    size_t size;
+    unsigned char bytes[64] = {0};
+    OK(cuMemAlloc_v2(&memory, (2 << 20) + 1));
+    OK(cuMemAllocManaged(&from_managed, 100000, CU_MEM_ATTACH_GLOBAL));
+    OK(cuMemAddressReserve(&reserved, 2 << 20, 0, 0, 0));
+    // What is reserved and has no memory is nobody's, and the context lives on.
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyHtoD_v2(reserved, bytes, sizeof bytes));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoH_v2(bytes, reserved, sizeof bytes));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoD_v2(memory, reserved, sizeof bytes));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD8Async(reserved, 1, sizeof bytes, CU_STREAM_LEGACY));
+    GIVES(CUDA_ERROR_NOT_FOUND, cuMemGetAddressRange_v2(&base, &size, reserved));
+    OK(cuCtxSynchronize());
+    // Memory lies in blocks.
+    OK(cuPointerGetAttribute(&size, CU_POINTER_ATTRIBUTE_MAPPING_SIZE, memory));
+    CHECK(size == 4 << 20);
+    OK(cuPointerGetAttribute(&base, CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR, memory + 5));
+    CHECK(base == memory);
+    OK(cuPointerGetAttribute(&size, CU_POINTER_ATTRIBUTE_MAPPING_SIZE, from_managed));
+    CHECK(size == 2 << 20);
+    OK(cuPointerGetAttribute(&base, CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR, from_managed + 5));
+    CHECK(base % (2 << 20) == 0 && base <= from_managed);
+    OK(cuPointerGetAttribute(&size, CU_POINTER_ATTRIBUTE_RANGE_SIZE, from_managed));
+    CHECK(size == 100000);
+    // Memsets of nothing look at nothing.
+    OK(cuMemsetD32_v2(memory + 1, 1, 0));
+    OK(cuMemsetD32_v2(16, 1, 0));
+    OK(cuMemsetD2D32_v2(memory + 1, 64, 1, 0, 4));
+    OK(cuMemsetD2D32_v2(memory + 1, 64, 1, 16, 0));
+    OK(cuMemAddressFree(reserved, 2 << 20));
+    OK(cuMemFree_v2(from_managed));
+    OK(cuMemFree_v2(memory));
+}
+
+static inline void check_pitches_of_nodes(void) {
+    CUcontext context;
+    CUdeviceptr memory;
+    CUgraph graph;
+    CUgraphNode node;
+    OK(cuCtxGetCurrent(&context));
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuGraphCreate(&graph, 0));
+    CUDA_MEMSET_NODE_PARAMS set = {.dst = memory, .pitch = 63, .elementSize = 4, .width = 4, .height = 1};
+    OK(cuGraphAddMemsetNode(&node, graph, NULL, 0, &set, context)); // of one row it does not matter
+    set.height = 4;
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphMemsetNodeSetParams(node, &set));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphAddMemsetNode(&node, graph, NULL, 0, &set, context));
+    OK(cuGraphDestroy(graph));
+    OK(cuMemFree_v2(memory));
+}
+
+static inline void check_modules_of_libraries(CUmodule (*load)(void)) {
+    CUlibrary library;
+    CUmodule module, own = load();
+    CUfunction function;
+    OK(cuLibraryLoadData(&library, kernels_ptx, NULL, NULL, 0, NULL, NULL, 0));
+    OK(cuLibraryGetModule(&module, library));
+    GIVES(CUDA_ERROR_NOT_PERMITTED, cuModuleUnload(module)); // it ends with the library
+    OK(cuModuleGetFunction(&function, module, "saxpy"));
+    OK(cuLibraryUnload(library));
+    OK(cuModuleUnload(own));
+}
+
 // In a primary context of device 0 that has its first flags. `load` loads an image with saxpy.
 static inline void check_measured(CUmodule (*load)(void)) {
     check_flags_of_contexts();
@@ -210,6 +274,9 @@ static inline void check_measured(CUmodule (*load)(void)) {
     check_priorities();
     check_nothing();
     check_pitches();
+    check_addresses();
+    check_pitches_of_nodes();
+    check_modules_of_libraries(load);
 }
 
 #endif

@@ -529,7 +529,8 @@ static void forked(void) {
     CHECK(child >= 0);
     if (!child) {
         int n;
-        _exit(cuDeviceGetCount(&n) == 3 && cuCtxSynchronize() == 3 && cuInit(0) == 3 ? 0 : 1);
+        bool refused = cuDeviceGetCount(&n) == 3 && cuCtxSynchronize() == 3 && cuInit(0) == 3;
+        _exit(refused && cuDriverGetVersion(&n) == 0 && n == 13000 ? 0 : 1); // what needs no device goes on
     }
     int status;
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);

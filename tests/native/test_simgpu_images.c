@@ -415,7 +415,7 @@ static void libraries(void) {
     OK(cuModuleGetFunction(&same, module, "vector_add"));
     CHECK(same == function);
     check_counter(module);
-    GIVES(400, cuModuleUnload(module)); // belongs to the library
+    GIVES(800, cuModuleUnload(module)); // belongs to the library
     OK(cuLibraryUnload(library));
     GIVES(400, cuLibraryUnload(library));
     GIVES(400, cuKernelGetName(&name, kernel_handle));

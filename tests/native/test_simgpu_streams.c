@@ -467,6 +467,41 @@ static void room_for_streams(void) {
     OK(cuCtxDestroy_v2(context));
 }
 
+// The 36th, 79th, 122nd, 164th and 207th stream wait for all work of the context, and no other does (580.159.04, measured).
+static void lots_of_streams(void) {
+    static const int waits[] = {36, 79, 122, 164, 207};
+    CUcontext context;
+    CUstream busy, more;
+    CUdeviceptr word;
+    int lot = 0;
+    OK(cuCtxCreate_v2(&context, 0, 0));
+    CUmodule module = load_kernels();
+    OK(cuMemAlloc_v2(&word, 4));
+    OK(cuMemsetD32_v2(word, 0, 1));
+    OK(cuStreamSynchronize(NULL));
+    OK(cuStreamCreate(&busy, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamWaitValue32_v2(busy, word, 1, CU_STREAM_WAIT_VALUE_EQ)); // who waits for that waits for ever
+    for (int n = 2; n < 230; n++) {
+        bool waiting = lot < 5 && n == waits[lot];
+        if (waiting) {
+            OK(cuMemsetD32_v2(word, 1, 1));
+            OK(cuStreamSynchronize(busy));
+            OK(spin(module, 100000000, busy));
+        }
+        OK(cuStreamCreate(&more, CU_STREAM_NON_BLOCKING));
+        if (waiting) {
+            OK(cuStreamQuery(busy));
+            OK(cuMemsetD32_v2(word, 0, 1));
+            OK(cuStreamSynchronize(NULL));
+            OK(cuStreamWaitValue32_v2(busy, word, 1, CU_STREAM_WAIT_VALUE_EQ));
+            lot++;
+        }
+    }
+    CHECK(lot == 5);
+    OK(cuMemsetD32_v2(word, 1, 1));
+    OK(cuCtxDestroy_v2(context));
+}
+
 // What broke the device was heard of: every context of it answers so, until the process ends (580.159.04, measured).
 static void broken(CUresult error, CUcontext own, CUcontext other, CUstream stream, CUevent event) {
     CUdeviceptr p;
@@ -527,10 +562,11 @@ static void sticky(void) {
         CHECK(called == 0); // host functions do not run after an error
         broken(CUDA_ERROR_ILLEGAL_ADDRESS, own, other, stream, event);
     }
-    // A reservation without a mapping faults in the stream; so does memory without access rights.
+    // A kernel in a reservation without a mapping faults; so does one in memory without access rights.
     OK(cuMemAddressReserve(&reserved, 2 << 20, 0, 0, 0));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD8Async(reserved, 0, 1, stream)); // that is nobody's
     if (fault_here()) {
-        OK(cuMemsetD8Async(reserved, 0, 1, stream));
+        OK(fill(module, reserved, 1, 1, stream));
         GIVES(700, cuStreamSynchronize(stream));
         broken(CUDA_ERROR_ILLEGAL_ADDRESS, own, other, stream, event);
     }
@@ -579,6 +615,7 @@ int main(void) {
     speed(module);
     threads(module);
     room_for_streams();
+    lots_of_streams();
     puts("ok");
     return 0;
 }

@@ -287,7 +287,6 @@ static inline __attribute__((always_inline)) bool frames_of(struct tpw_session *
         s->frames++;
         bool call = frame->flags & TP_FRAME_CALL;
         s->calls += call;
-        s->waited_for += call;
         s->posts = call ? 0 : s->posts + 1;
         dispatch(s, frame, copy, traced);
         /* Somebody waits for this answer; but what a session says that is ending half-way is no answer: its client learns of

@@ -164,8 +164,8 @@ CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdevice
     if (known && (range.flags & TPC_MADE_MASK) != TPC_MADE_MAP) {
         start = range.start;
         size = range.size;
-    } else if (!tpc_reservation_at(dptr, &start, &size)) {
-        return CUDA_ERROR_NOT_FOUND;
+    } else if (!known || !tpc_reservation_at(dptr, &start, &size)) {
+        return CUDA_ERROR_NOT_FOUND; /* addresses that are only reserved, too (580.159.04, measured) */
     }
     if (pbase) {
         *pbase = start;

@@ -45,6 +45,23 @@ const struct tpc_context *tpc_range_context(const struct tpc_range *range) {
     return mapped ? tpc_primary_of(tpc_mapping_device(range->detail)) : range->context;
 }
 
+/* Memory of cuMemAlloc and managed memory lie in blocks, side by side with other such memory (580.159.04, measured). */
+struct block {
+    uint64_t start, size;
+};
+
+static struct block block_of(const struct tpc_range *range) {
+    const uint64_t block = 2 << 20;
+    unsigned int made = range ? range->flags & TPC_MADE_MASK : 0;
+    struct block found = {.start = range ? range->start : 0, .size = range ? range->size : 0};
+    if (made == TPC_MADE_MANAGED || made == TPC_MADE_ALLOC) {
+        uint64_t end = (found.start + found.size + block - 1) & ~(block - 1);
+        found.start &= ~(block - 1);
+        found.size = end - found.start;
+    }
+    return found;
+}
+
 #define ANSWER(type, value)                                                                                            \
     do {                                                                                                               \
         type answer = (type)(value);                                                                                   \
@@ -81,11 +98,13 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
     case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
         ANSWER(int, device_of(range));
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
         ANSWER(CUdeviceptr, range ? range->start : 0);
+    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
+        ANSWER(CUdeviceptr, block_of(range).start);
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
-    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
         ANSWER(size_t, range ? range->size : 0);
+    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
+        ANSWER(size_t, block_of(range).size);
     case CU_POINTER_ATTRIBUTE_MAPPED:
         ANSWER(unsigned char, range != NULL);
     case CU_POINTER_ATTRIBUTE_IS_MANAGED:
