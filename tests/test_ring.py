@@ -40,6 +40,8 @@ CASES = (
     "looks_again_without_a_common_kernel",
     "wakes_another_process",
     "a_bell_that_lies",
+    "who_waits_ends_a_nap",
+    "naps_grow_with_the_stream",
     "format",
     "life_of_a_client",
     "granules_outlive_the_session",
@@ -117,8 +119,9 @@ def test_fences_stand_where_the_model_has_them() -> None:
     """No run here can show a missing fence on every machine; the model (ring.pml) does, and this ties the two."""
     text = (NATIVE / "ring/tp_ring.h").read_text()
     for function, before, after in (
-        ("tp_bell_arm", "atomic_store_explicit(&bell->sleeps, 1", "}"),
+        ("tp_bell_arm_for", "atomic_store_explicit(&bell->sleeps, what", "}"),
         ("tp_bell_ring", "{", "atomic_load_explicit(&bell->sleeps"),
+        ("tp_bell_ring_sleeper", "{", "atomic_load_explicit(&bell->sleeps"),
     ):
         body = re.search(rf"static inline void {function}\(.*?\n}}", text, flags=re.DOTALL)
         assert body

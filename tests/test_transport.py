@@ -141,6 +141,8 @@ NATIVE_CASES = [
     "raw_half_chunk_then_end",
     "raw_data_connections_beyond_the_limit",
     "every_truncation",
+    "who_waits_rings_the_session",
+    "who_expects_something_wakes_the_sender",
 ] + [f"bad_session_{kind}" for kind in range(13)]
 
 

@@ -15,6 +15,9 @@
  * sides, so one of the two sees the other. Where the two share no kernel nobody can be woken, and sleepers look again by
  * themselves in growing steps (tp_bell_wait).
  *
+ * Napping: a consumer that nobody waits for looks only now and then (tp_bell_nap). What is published meanwhile lets it lie; who
+ * waits for what it has published rings it like a sleeper. A nap ends by itself, so a ring that is lost costs its rest.
+ *
  * One thread at a time on each side; which, is the owner's business.
  */
 #ifndef TP_RING_H
@@ -104,9 +107,10 @@ static inline void tp_ring_consume(struct tp_ring *ring, uint64_t size) {
 
 /* ---- bells ---- */
 
-/* In shared memory: 1 while its owner sleeps or is about to. */
+/* In shared memory: what its owner does, or is about to do. */
+enum tp_bell_state { TP_AWAKE, TP_SLEEPS, TP_NAPS };
 struct tp_bell {
-    _Alignas(128) _Atomic uint32_t sleeps;
+    _Alignas(128) _Atomic uint32_t sleeps; /* enum tp_bell_state */
 };
 
 /* Where one side is in its sleep. */
@@ -115,25 +119,43 @@ struct tp_nap {
     uint64_t since;   /* when the idleness began, 0: not idle */
 };
 
-/* Before the last look, each time: tp_bell_wait returns at once for a bell that is not armed. */
-static inline void tp_bell_arm(struct tp_bell *bell) {
-    atomic_store_explicit(&bell->sleeps, 1, memory_order_relaxed);
+/* Before the last look, each time: tp_bell_wait and tp_bell_nap return at once for a bell that is not armed for them. */
+static inline void tp_bell_arm_for(struct tp_bell *bell, enum tp_bell_state what) {
+    atomic_store_explicit(&bell->sleeps, what, memory_order_relaxed);
     atomic_thread_fence(memory_order_seq_cst);
 }
+static inline void tp_bell_arm(struct tp_bell *bell) { tp_bell_arm_for(bell, TP_SLEEPS); }
 static inline void tp_bell_disarm(struct tp_bell *bell) {
-    atomic_store_explicit(&bell->sleeps, 0, memory_order_relaxed);
+    atomic_store_explicit(&bell->sleeps, TP_AWAKE, memory_order_relaxed);
 }
 /* After the last look found nothing: sleeps until the bell is rung, at most `most_ns`, and disarms. Without a common kernel
  * the sleep is short at first and grows with the idleness (50 µs … 5 ms), so that an idle side costs less than 1 % of a core. */
 TP_EXPORT void tp_bell_wait(struct tp_bell *bell, struct tp_nap *nap, uint64_t most_ns);
+/* The same for a nap: `ns` at the most. */
+TP_EXPORT void tp_bell_nap(struct tp_bell *bell, uint64_t ns);
 TP_EXPORT void tp_bell_wake(struct tp_bell *bell);
 /* After something was published or given back. The fence is for both: a release store alone may still be on its way when the
  * bell is looked at, and then the sleeper sees neither. */
 static inline void tp_bell_ring(struct tp_bell *bell) {
     atomic_thread_fence(memory_order_seq_cst);
-    if (TP_UNLIKELY(atomic_load_explicit(&bell->sleeps, memory_order_relaxed) != 0)) {
+    if (TP_UNLIKELY(atomic_load_explicit(&bell->sleeps, memory_order_relaxed) != TP_AWAKE)) {
         tp_bell_wake(bell);
     }
+}
+/* The same where nobody waits for what comes of it: whoever naps lets it lie. */
+static inline void tp_bell_ring_sleeper(struct tp_bell *bell) {
+    atomic_thread_fence(memory_order_seq_cst);
+    const uint32_t sleeps = atomic_load_explicit(&bell->sleeps, memory_order_relaxed);
+    if (TP_UNLIKELY(sleeps != TP_AWAKE) && sleeps != TP_NAPS) {
+        tp_bell_wake(bell);
+    }
+}
+
+/* How long to nap beside a program that has sent for `streamed_ns` and waited for nothing: what it sends meanwhile is done that much
+ * later, once, when it waits. That is at most a 32nd of the time, and nothing is gained by naps that are longer still. */
+static inline uint64_t tp_nap_ns(uint64_t streamed_ns, uint64_t least_ns) {
+    const uint64_t ns = streamed_ns / 32, most_ns = 250000;
+    return ns < least_ns ? least_ns : ns > most_ns ? most_ns : ns;
 }
 
 #endif

@@ -9,8 +9,11 @@
  * for ever while the other lives (a sleep has no limit as long as the other lives, so a lost wake-up is a deadlock); after a
  * death the survivor ends, and a consumer only with everything that was published.
  *
+ * The consumer also naps, the producer sends both what it waits for and what it does not wait for. A nap ends by itself, but here never
+ * while somebody waits: so whoever waits and has not rung the napper is a deadlock, too.
+ *
  * What must fail when it is taken away, each checked by tests/test_ring_model.py: NO_RING_FENCE, NO_ARM_FENCE, NO_LAST_LOOK,
- * EARLY_HEAD, EARLY_TAIL, NO_ROOM_RING, NO_LIFE. tp_ring.h and this file must be changed together.
+ * EARLY_HEAD, EARLY_TAIL, NO_ROOM_RING, NO_LIFE, NO_NAP_FENCE, NO_NAP_LOOK, NO_CALL_RING, NO_FULL_RING. tp_ring.h and this file must be changed together.
  */
 #ifndef N
 #define N 2
@@ -36,7 +39,11 @@
 byte memory[4 + N];
 chan stores[2] = [BUFFER] of { byte, byte };
 
+#define SLEEPS 1
+#define NAPS 2
+
 bool asleep[2];    /* in the kernel */
+bool waits;        /* the producer, for room or for what comes of its frames: nobody would see a nap end late else */
 bool over[2];      /* the life word is marked */
 bool struck[2];    /* dies at its next step */
 byte read_cells;   /* by the consumer, for good */
@@ -44,13 +51,14 @@ byte read_cells;   /* by the consumer, for good */
 #define store(side, address, value) stores[side]!address, value
 #define drained(side) empty(stores[side])
 
-/* tp_bell_ring: store before this, then the fence, then the look. A system call drains the stores, too. */
-inline ring(me, other) {
+/* tp_bell_ring, and tp_bell_ring_sleeper where `naps` is SLEEPS: store before this, then the fence, then the look. A system call drains the
+ * stores, too. */
+inline ring(me, other, naps) {
 #ifndef NO_RING_FENCE
     drained(me);
 #endif
     if
-    :: memory[BELL + other] == 1 ->
+    :: memory[BELL + other] == SLEEPS || memory[BELL + other] == naps ->
         store(me, BELL + other, 0);
         drained(me);
         asleep[other] = false
@@ -59,7 +67,7 @@ inline ring(me, other) {
 }
 
 inline arm(me) {
-    store(me, BELL + me, 1);
+    store(me, BELL + me, SLEEPS);
 #ifndef NO_ARM_FENCE
     drained(me)
 #endif
@@ -69,10 +77,30 @@ inline arm(me) {
  * the waiter's own store of 1 is seen by itself before it has drained, and then the comparison holds, too: without the fence the
  * sleep would begin in any case. */
 inline sleep(me, other) {
-    atomic { drained(me); asleep[me] = (memory[BELL + me] == 1) }
+    atomic { drained(me); asleep[me] = (memory[BELL + me] == SLEEPS) }
     (!asleep[me] || over[other]);
     asleep[me] = false;
     store(me, BELL + me, 0)
+}
+
+/* tp_bell_nap, armed with its last look. */
+inline nap() {
+    store(CONSUMER, BELL + CONSUMER, NAPS);
+#ifndef NO_NAP_FENCE
+    drained(CONSUMER);
+#endif
+#ifndef NO_NAP_LOOK
+    filled = memory[HEAD] - got;
+#endif
+    if
+    :: filled == 0 ->
+        atomic { drained(CONSUMER); asleep[CONSUMER] = (memory[BELL + CONSUMER] == NAPS) }
+progress_nap: /* time passes */
+        (!asleep[CONSUMER] || over[PRODUCER] || !waits);
+        asleep[CONSUMER] = false
+    :: else
+    fi;
+    store(CONSUMER, BELL + CONSUMER, 0)
 }
 
 /* The store buffers drain. */
@@ -100,7 +128,7 @@ active proctype producer() {
             :: sent + N <= TOTAL -> want = N
             fi;
             do
-            :: N - (sent - memory[TAIL]) >= want -> break
+            :: N - (sent - memory[TAIL]) >= want -> waits = false; break
             :: else ->
                 if
 #ifndef NO_LIFE
@@ -108,9 +136,13 @@ active proctype producer() {
 #endif
                 :: else
                 fi;
+                waits = true;
+#ifndef NO_FULL_RING
+                ring(PRODUCER, CONSUMER, NAPS);
+#endif
                 arm(PRODUCER);
                 if
-                :: N - (sent - memory[TAIL]) >= want -> store(PRODUCER, BELL + PRODUCER, 0); break
+                :: N - (sent - memory[TAIL]) >= want -> store(PRODUCER, BELL + PRODUCER, 0); waits = false; break
                 :: else
                 fi;
                 sleep(PRODUCER, CONSUMER)
@@ -128,7 +160,17 @@ active proctype producer() {
 #ifndef EARLY_HEAD
             store(PRODUCER, HEAD, sent);
 #endif
-            ring(PRODUCER, CONSUMER)
+            if
+            :: ring(PRODUCER, CONSUMER, SLEEPS)
+            :: waits = true;
+#ifdef NO_CALL_RING
+                ring(PRODUCER, CONSUMER, SLEEPS);
+#else
+                ring(PRODUCER, CONSUMER, NAPS);
+#endif
+                (memory[TAIL] == sent || over[CONSUMER]);
+                waits = false
+            fi
         od;
 ended:  skip
     } unless { struck[PRODUCER] };
@@ -159,11 +201,14 @@ active proctype consumer() {
                     fi
 #endif
                 :: else ->
-                    arm(CONSUMER);
-                    filled = memory[HEAD] - got;
                     if
-                    :: filled == 0 -> sleep(CONSUMER, PRODUCER)
-                    :: else -> store(CONSUMER, BELL + CONSUMER, 0)
+                    :: nap()
+                    :: arm(CONSUMER);
+                        filled = memory[HEAD] - got;
+                        if
+                        :: filled == 0 -> sleep(CONSUMER, PRODUCER)
+                        :: else -> store(CONSUMER, BELL + CONSUMER, 0)
+                        fi
                     fi
                 fi
             :: else
@@ -193,7 +238,7 @@ active proctype consumer() {
                 store(CONSUMER, TAIL, got);
 #endif
 #ifndef NO_ROOM_RING
-                ring(CONSUMER, PRODUCER)
+                ring(CONSUMER, PRODUCER, NAPS)
 #endif
             :: else
             fi

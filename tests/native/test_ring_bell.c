@@ -1,5 +1,6 @@
 /*
- * Tests of sleeping beside a ring: that a bell wakes at once, that no sleep is longer than it may be, and what idleness costs.
+ * Tests of sleeping beside a ring: that a bell wakes at once, that no sleep is longer than it may be, what idleness costs, and who
+ * ends a nap.
  *
  * Two threads at most, each with its own struct tp_nap; the bell lies between them, in one case in memory shared by two
  * processes.
@@ -182,6 +183,63 @@ static void wakes_another_process(void) {
     CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
+/* ---- naps ---- */
+
+static void *nap_and_nap(void *argument) {
+    struct call *call = argument;
+    while (atomic_load(&call->asked) == 0) {
+        tp_bell_arm_for(&call->to, TP_NAPS);
+        if (atomic_load(&call->asked) == 0) {
+            tp_bell_nap(&call->to, 1000000000000u); /* a ring that is lost is never seen again */
+        }
+        atomic_fetch_add(&call->answered, 1);
+    }
+    return NULL;
+}
+
+static void who_waits_ends_a_nap(void) {
+    static struct call call;
+    struct tp_bell *bell = &call.to;
+    errno = 77;
+    tp_bell_nap(bell, 1000000000000u); /* not armed, or rung in between: no nap */
+    tp_bell_arm(bell);
+    tp_bell_nap(bell, 1000000000000u);
+    uint64_t begin = tp_now_ns();
+    tp_bell_arm_for(bell, TP_NAPS);
+    tp_bell_nap(bell, 3000000);
+    CHECK(tp_now_ns() - begin >= 3000000 && errno == 77 && atomic_load(&bell->sleeps) == TP_AWAKE);
+    tp_bell_arm_for(bell, TP_NAPS);
+    tp_bell_ring_sleeper(bell);
+    CHECK(atomic_load(&bell->sleeps) == TP_NAPS);
+    tp_bell_ring(bell);
+    CHECK(atomic_load(&bell->sleeps) == TP_AWAKE);
+    tp_bell_arm(bell);
+    tp_bell_ring_sleeper(bell);
+    CHECK(atomic_load(&bell->sleeps) == TP_AWAKE);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, nap_and_nap, &call) == 0);
+    for (uint64_t i = 0; i < 2000; i++) {
+        while (atomic_load(&bell->sleeps) != TP_NAPS) {
+            sched_yield();
+        }
+        tp_bell_ring_sleeper(bell); /* lets it lie */
+        uint64_t before = atomic_load(&call.answered);
+        tp_bell_ring(bell);
+        while (atomic_load(&call.answered) == before) {
+            sched_yield();
+        }
+    }
+    atomic_store(&call.asked, 1);
+    tp_bell_ring(bell);
+    CHECK(pthread_join(thread, NULL) == 0);
+}
+
+/* Never longer than a 32nd of the time that a program has streamed, but for the least. */
+static void naps_grow_with_the_stream(void) {
+    CHECK(tp_nap_ns(0, 25000) == 25000 && tp_nap_ns(800000, 25000) == 25000 && tp_nap_ns(3200000, 25000) == 100000);
+    CHECK(tp_nap_ns(8000000, 25000) == 250000 && tp_nap_ns(UINT64_MAX, 25000) == 250000);
+}
+
 /* A peer that rings for nothing, or writes the word: the sleeper comes back early, and that is all. */
 static void *ring_for_nothing(void *argument) {
     struct call *call = argument;
@@ -223,5 +281,7 @@ const struct ring_case bell_cases[] = {
     {"looks_again_without_a_common_kernel", looks_again_without_a_common_kernel},
     {"wakes_another_process", wakes_another_process},
     {"a_bell_that_lies", a_bell_that_lies},
+    {"who_waits_ends_a_nap", who_waits_ends_a_nap},
+    {"naps_grow_with_the_stream", naps_grow_with_the_stream},
     {NULL, NULL},
 };

@@ -486,8 +486,8 @@ static bool run_case(const struct test_case *test) {
 int main(int argc, char **argv) {
     const char *wanted = argc > 1 ? argv[1] : NULL;
     bool good = true, found = false;
-    const struct test_case *lists[] = {cases, robust_cases, speed_cases};
-    for (int l = 0; l < (wanted && wanted[0] != '-' ? 3 : 2); l++) {
+    const struct test_case *lists[] = {cases, robust_cases, nap_cases, speed_cases};
+    for (int l = 0; l < (wanted && wanted[0] != '-' ? 4 : 3); l++) {
         for (const struct test_case *test = lists[l]; test->name; test++) {
             if (wanted && strcmp(wanted, "--list") == 0) {
                 puts(test->name);

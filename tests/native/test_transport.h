@@ -73,7 +73,7 @@ struct test_case {
     int session_code; /* how the session process must end; ANY_CODE: it is killed when it has not ended */
 };
 #define ANY_CODE (-1)
-extern const struct test_case robust_cases[], speed_cases[];
+extern const struct test_case robust_cases[], nap_cases[], speed_cases[];
 
 struct tp_conn *connected(void);
 /* Helpers of both files of cases. */

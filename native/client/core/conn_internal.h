@@ -19,6 +19,7 @@
 #define TPC_RING_SIZE (4u << 20) /* launches of 160 to 400 bytes: about 15,000 ahead of the socket */
 #define TPC_INPUT_SIZE (TP_FRAME_MAX + (256u << 10))
 #define TPC_NO_NEWS 1000000000u /* sleepers look for a silent peer once a second */
+#define TPC_STREAMING 64u       /* so many frames in a row that nobody waits for */
 
 /* ---- threads.c: one caller for each thread of the client; they are reused, never freed ---- */
 enum tpc_caller_state {
@@ -126,7 +127,8 @@ struct tp_conn {
     _Alignas(64) struct tp_lock send;
     _Atomic uint64_t tail;
     _Atomic uint64_t sent_frames;
-    _Atomic uint32_t sender_sleeps; /* pairs, seq_cst, with head: store one, then look at the other */
+    _Atomic uint32_t
+        sender_sleeps; /* enum tp_bell_state; pairs, seq_cst, with head: store one, then look at the other */
     _Atomic uint32_t space_waiters;
     _Atomic uint32_t space_news;
 
@@ -204,9 +206,10 @@ enum tp_status tpc_ring_make(struct tp_conn *conn);
 /* The command ring: `size` bytes of the file at `offset`, mapped twice in a row. */
 enum tp_status tpc_ring_map(struct tp_conn *conn, int fd, uint64_t offset, uint64_t size);
 enum tp_status tpc_sender_start(struct tp_conn *conn);
-void tpc_publish(struct tp_conn *conn); /* the reserved frame joins the stream; the append lock is dropped */
+/* The reserved frame joins the stream; the append lock is dropped. `waits`: the caller waits for what comes of it. */
+void tpc_publish(struct tp_conn *conn, bool waits);
 void tpc_wake_sender(struct tp_conn *conn);
-/* Sends what is committed, without sleeping; true when nothing is left or somebody else is at it. */
+/* Sends what is committed, without sleeping, and lets it lie for nobody's nap; true when nothing is left or somebody else is at it. */
 bool tpc_flush_now(struct tp_conn *conn);
 
 /* receiver.c */
@@ -219,6 +222,14 @@ void tpc_wake_all_callers(struct tp_conn *conn);
 
 static inline void tpc_expects(struct tp_conn *conn, uint64_t frame) {
     atomic_store_explicit(&conn->waited_frame, frame, memory_order_relaxed);
+}
+
+/* Nobody waits for anything, and by what was sent last nobody will soon: naps may go on. For whoever has published: a thread that
+ * expects something has said so before, and is seen here by itself at least. */
+static inline bool tpc_streams(const struct tp_conn *conn) {
+    const uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed);
+    /* Less than none while a frame that is waited for is about to be appended. */
+    return (int64_t)(frames - atomic_load_explicit(&conn->waited_frame, memory_order_relaxed)) > (int64_t)TPC_STREAMING;
 }
 
 /* Hands a message to its handler. */

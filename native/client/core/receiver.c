@@ -351,11 +351,11 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     atomic_store_explicit(&caller->expects, true, memory_order_seq_cst);
     tpc_expects(conn, reply->number);
     const uint64_t before = tpc_frames_traced(conn) ? tp_now_ns() : 0; /* once published, the session may be faster */
-    tpc_publish(conn);
+    tpc_publish(conn, true);
 
     int cancel = tpc_defer_cancel();
     uint64_t begin = tp_now_ns();
-    if (!tpc_flush_now(conn)) {
+    if (!conn->seat && !tpc_flush_now(conn)) {
         tpc_wake_sender(conn);
     }
     await(conn, caller);
@@ -387,6 +387,7 @@ static _Atomic uint64_t done_values[TP_DONE_WORDS];
 static void take_word(struct tp_conn *conn, uint32_t word, struct tp_done *done) {
     done->word = word;
     done->value = atomic_fetch_add_explicit(&done_values[word], 1, memory_order_relaxed) + 1;
+    tpc_expects(conn, tp_frames(conn)); /* the frame that asks for it comes next and ends a nap */
     done->landing = conn->seat->base + conn->seat->run.landing + (size_t)word * TP_LANDING;
 }
 

@@ -5,7 +5,7 @@
  * (the sender thread, or a caller about to wait), never both by the same step: an appender holds no lock in a system call.
  * The sender thread spins briefly after the last frame and then sleeps; appenders wake it only when it sleeps. While a program
  * sends and sends and waits for nothing it naps between two looks, because each frame by itself would cost a whole processor for
- * system calls; whoever waits for an answer sends what is left itself.
+ * system calls; whoever waits for an answer sends what is left itself, and what somebody will wait for ends a nap.
  */
 #include "conn_internal.h"
 
@@ -28,11 +28,9 @@
 #define SPIN_NS 50000u
 /* The listener is started this late because most downloads are soon waited for, and the caller then reads by itself. */
 #define NUDGE_NS 200000u
-#define STREAMING 64u       /* so many frames in a row that nobody waits for */
-#define NAP_NS 40000l       /* 10 to 20 launches of a program that does little else */
-#define SLOW_FRAME_NS 1000u /* a frame takes a program longer than that */
+#define NAP_LEAST_NS 40000u /* 10 to 20 launches of a program that does little else */
 #define PACE_NS 50000u
-#define NAPPING_NS 400000u  /* without a frame, before the sender sleeps until it is woken */
+#define NAPPING_NS 1000000u /* without a frame, before the sender sleeps until it is woken */
 #define NAP_SLACK_NS 1000ul /* the default would make naps twice as long */
 
 enum tp_status tpc_ring_map(struct tp_conn *conn, int fd, uint64_t offset, uint64_t size) {
@@ -107,8 +105,9 @@ static bool is_empty(struct tp_conn *conn) {
 }
 
 bool tpc_flush_now(struct tp_conn *conn) {
-    if (conn->seat) {
-        return true; /* what is committed is where the session reads it */
+    if (conn->seat) { /* what is committed is where the session reads it */
+        tp_bell_ring(&conn->seat->slot->session_bell);
+        return true;
     }
     /* After a failed try the holder looks at head again once it has dropped the lock, so our frame is not forgotten. */
     while (!is_empty(conn) && tp_lock_try(&conn->send)) {
@@ -125,34 +124,47 @@ bool tpc_flush_now(struct tp_conn *conn) {
 }
 
 void tpc_wake_sender(struct tp_conn *conn) {
-    if (atomic_load_explicit(&conn->sender_sleeps, memory_order_seq_cst) == 1 &&
-        atomic_exchange_explicit(&conn->sender_sleeps, 0, memory_order_seq_cst) == 1) {
+    const uint32_t sleeps = atomic_load_explicit(&conn->sender_sleeps, memory_order_seq_cst);
+    if (TP_UNLIKELY(sleeps != TP_AWAKE) && (sleeps != TP_NAPS || !tpc_streams(conn)) &&
+        atomic_exchange_explicit(&conn->sender_sleeps, TP_AWAKE, memory_order_seq_cst) != TP_AWAKE) {
         tp_futex_wake(&conn->sender_sleeps, 1);
     }
 }
 
-/* How fast the program sends, looked at every PACE_NS. One that does nothing else fills the cache of unsent frames within a nap, and
- * would then have to send itself. */
+/* What the sender sees of the program. */
 struct pace {
-    uint64_t since, frames;
-    bool slow;
+    uint64_t since, frames; /* looked at every PACE_NS */
+    uint64_t fills_ns;      /* so long the program takes to fill half of the cache of unsent frames */
+    uint64_t waited_frame, streams_since;
 };
 
-static bool streaming(const struct tp_conn *conn, struct pace *pace) {
-    uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed), now = tp_now_ns();
-    /* Less than none while a frame that is waited for is about to be appended. */
-    int64_t unasked = (int64_t)(frames - atomic_load_explicit(&conn->waited_frame, memory_order_relaxed));
+/* How long to nap, 0: not now. A program that fills the cache within a nap would then have to send itself. */
+static uint64_t nap_of(const struct tp_conn *conn, struct pace *pace) {
+    const uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed), now = tp_now_ns();
+    const uint64_t waited_frame = atomic_load_explicit(&conn->waited_frame, memory_order_relaxed);
     if (now - pace->since > PACE_NS) {
-        pace->slow = (frames - pace->frames) * SLOW_FRAME_NS < now - pace->since;
+        pace->fills_ns = (now - pace->since) / (frames - pace->frames + 1) * conn->cache_max / 2;
         pace->since = now;
         pace->frames = frames;
     }
-    return pace->slow && unasked > (int64_t)STREAMING;
+    if (waited_frame != pace->waited_frame) {
+        pace->waited_frame = waited_frame;
+        pace->streams_since = now;
+    }
+    if (!tpc_streams(conn) || pace->fills_ns < NAP_LEAST_NS) {
+        return 0;
+    }
+    const uint64_t ns = tp_nap_ns(now - pace->streams_since, NAP_LEAST_NS);
+    return ns < pace->fills_ns ? ns : pace->fills_ns;
 }
 
-static void nap(void) {
-    const struct timespec time = {.tv_nsec = NAP_NS};
-    nanosleep(&time, NULL);
+/* Until then, or until somebody waits. After the store and the look: whoever waits sees the one, or was seen by the other. */
+static void nap(struct tp_conn *conn, uint64_t ns) {
+    atomic_store_explicit(&conn->sender_sleeps, TP_NAPS, memory_order_seq_cst);
+    if (is_empty(conn) && !tpc_is_lost(conn)) {
+        tp_futex_wait(&conn->sender_sleeps, TP_NAPS, ns);
+    }
+    atomic_store_explicit(&conn->sender_sleeps, TP_AWAKE, memory_order_seq_cst);
 }
 
 static void *sender_run(void *argument) {
@@ -170,8 +182,9 @@ static void *sender_run(void *argument) {
                     last_nudge = last_news;
                     tpc_nudge_listener(conn);
                 }
-                if (streaming(conn, &pace)) {
-                    nap();
+                const uint64_t ns = nap_of(conn, &pace);
+                if (ns) {
+                    nap(conn, ns);
                 }
                 continue;
             }
@@ -182,9 +195,9 @@ static void *sender_run(void *argument) {
             last_news = tp_now_ns();
             continue;
         }
-        bool naps = streaming(conn, &pace);
+        const uint64_t naps = nap_of(conn, &pace);
         if (naps) {
-            nap();
+            nap(conn, naps);
         }
         for (int i = 0; !naps && i < 64 && (i % 8 != 0 || is_empty(conn));
              i++) { /* each look takes the line from the appenders */
@@ -193,14 +206,14 @@ static void *sender_run(void *argument) {
         if (!is_empty(conn) || tp_now_ns() - last_news < (naps ? NAPPING_NS : spin)) {
             continue;
         }
-        atomic_store_explicit(&conn->sender_sleeps, 1, memory_order_seq_cst);
+        atomic_store_explicit(&conn->sender_sleeps, TP_SLEEPS, memory_order_seq_cst);
         /* After the store: whoever then sends its frame by itself either wakes this thread or has said what it expects. */
         tpc_nudge_listener(conn);
         if (is_empty(conn) && !tpc_is_lost(conn)) {
-            tp_futex_wait(&conn->sender_sleeps, 1, 0);
+            tp_futex_wait(&conn->sender_sleeps, TP_SLEEPS, 0);
         }
-        atomic_store_explicit(&conn->sender_sleeps, 0, memory_order_seq_cst);
-        last_news = tp_now_ns();
+        atomic_store_explicit(&conn->sender_sleeps, TP_AWAKE, memory_order_seq_cst);
+        last_news = pace.streams_since = tp_now_ns();
     }
     return NULL;
 }
@@ -214,6 +227,7 @@ enum tp_status tpc_sender_start(struct tp_conn *conn) {
 /* Waits, holding nothing, until `size` bytes are free. */
 static void wait_for_space(struct tp_conn *conn, size_t size) {
     if (conn->seat) {
+        tpc_flush_now(conn);
         tpc_seat_wait_space(conn, size);
         return;
     }
@@ -324,7 +338,7 @@ uint64_t tp_frames(const struct tp_conn *conn) {
     return atomic_load_explicit(&conn->appended_frames, memory_order_relaxed);
 }
 
-void tpc_publish(struct tp_conn *conn) {
+void tpc_publish(struct tp_conn *conn, bool waits) {
     conn->at += conn->reserved;
     uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) + 1;
     atomic_store_explicit(&conn->appended_frames, frames, memory_order_relaxed);
@@ -338,7 +352,11 @@ void tpc_publish(struct tp_conn *conn) {
         conn->wake_listener = 0;
         atomic_store_explicit(conn->shared_head, conn->at, memory_order_release); /* tp_bell_ring has the fence */
         tp_lock_drop(&conn->append);
-        tp_bell_ring(&conn->seat->slot->session_bell);
+        if (!waits && !wake_uploads && tpc_streams(conn)) {
+            tp_bell_ring_sleeper(&conn->seat->slot->session_bell);
+        } else {
+            tp_bell_ring(&conn->seat->slot->session_bell);
+        }
         if (TP_UNLIKELY(wake_listener)) {
             tpc_nudge_listener(conn);
         }
@@ -360,7 +378,7 @@ static TP_COLD void commit_and_look(struct tp_conn *conn) {
     struct tp_frame frame; /* the ring may be written over once the lock is dropped */
     memcpy(&frame, conn->ring + (conn->at & (conn->ring_size - 1)), sizeof frame);
     const uint64_t number = tp_frames(conn) + 1, now = tp_now_ns();
-    tpc_publish(conn);
+    tpc_publish(conn, false);
     tpc_wake_sender(conn);
     if (tpc_frames_traced(conn)) {
         tpc_trace_frame(&frame, number, NULL, now, now);
@@ -375,7 +393,7 @@ void tp_commit(struct tp_conn *conn) {
         commit_and_look(conn);
         return;
     }
-    tpc_publish(conn);
+    tpc_publish(conn, false);
     tpc_wake_sender(conn);
 }
 

@@ -312,4 +312,19 @@ awake:
     }
 }
 
+bool tpw_link_nap(struct tpw_link *link, uint64_t ns, uint64_t least_ns) {
+    struct tpw_slot *slot = link->slot;
+    if (!slot) {
+        return false;
+    }
+    struct tp_bell *bell = &slot->shared->session_bell;
+    tp_bell_arm_for(bell, TP_NAPS);
+    if (news(link, true)) {
+        tp_bell_disarm(bell);
+    } else {
+        tp_bell_nap(bell, slot->nap.same_kernel ? ns : least_ns); /* else nobody can ring */
+    }
+    return true;
+}
+
 void tpw_slot_wake(struct tpw_link *link) { tp_bell_wake(&link->slot->shared->session_bell); }

@@ -38,6 +38,9 @@ void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns);
 
 /* The same in the middle of a frame, for blocks of a transfer: frames that wait unread do not end this sleep. */
 void tpw_link_wait_data(struct tpw_link *link, int extra_fd, uint64_t timeout_ns);
+/* Beside a client that sends and waits for nothing: no look at the ring for `ns`, or until somebody waits; for `least_ns` where nobody
+ * can tell. False over TCP, where the client's sender naps: whoever sleeps is woken by what that sends. */
+bool tpw_link_nap(struct tpw_link *link, uint64_t ns, uint64_t least_ns);
 /* Ends the executor's sleep, so that it looks at extra_fd: nothing else wakes it beside a slot. Any thread. */
 void tpw_link_wake(struct tpw_link *link);
 /* Why the link is over, TP_OK while it is not: whoever waits for blocks in a loop must look, since none will come any more. */

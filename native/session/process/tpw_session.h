@@ -97,6 +97,7 @@ struct tpw_session {
     struct tpw_trace *trace; /* stream/trace.c; NULL: this client has not asked */
     uint32_t calls;          /* frames whose answers clients wait for */
     uint32_t posts;          /* since the last of these, or of the words that clients wait for */
+    uint64_t streams_since;  /* when that was, or a little later; 0: nobody has looked at the clock yet */
     uint32_t answered;       /* thread that was answered last, and with what: for these lines */
     int32_t answer;
     struct tpw_main *process;       /* main.c */

@@ -18,7 +18,7 @@ CUdeviceptr tpw_mark_address(struct tpw_session *s, const struct tp_frame *frame
         *error = TPW_LATER;
         return 0;
     }
-    s->posts = 0; /* somebody waits for it as for an answer */
+    tpw_stops_streaming(s); /* somebody waits for it as for an answer */
     const struct tp_slot *slot = tp_slot_at(segment->base, segment->slot);
     return segment->device + (uint64_t)((const unsigned char *)&slot->done[word] - segment->base);
 }

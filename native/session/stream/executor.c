@@ -21,8 +21,8 @@
 
 #define SPIN_NS 100000u   /* after the last news, before sleeping; less where cores are few */
 #define FRAMES_A_TURN 64u /* then completions get a look, so that one flood cannot starve waiting threads */
-/* Then the executor yields for so many times as long before it sleeps: a program's pauses are short, and waking costs it 2 µs
- * in the call and 15 µs until the GPU has the work. Longer while the GPU owes completions, or owes the client a word; after
+/* Then the executor yields for so many times as long, or less (`learned`), before it sleeps: a program's pauses are short, and
+ * waking costs it 2 µs in the call and 15 µs until the GPU has the work. Longer while the GPU owes completions, or owes the client a word; after
  * that it sleeps for a part of the time that it has waited: nobody notices a wait that becomes a thirtieth longer, but
  * everybody a copy of 0.3 ms that takes 0.25 ms more. */
 #define LINGER 10u
@@ -36,9 +36,10 @@
 #define WATCH_PART 32u
 #define IDLE_NS 1000000000u
 #define FIRST_FRAME_NS 10000000000u
-#define STREAMING 64u    /* so many frames in a row that nobody waits for */
-#define NAP_NS 25000l    /* a few launches */
-#define SLICE_NS 100000u /* the least that the kernel takes */
+#define STREAMING 64u       /* so many frames in a row that nobody waits for */
+#define NAP_LEAST_NS 25000u /* a few launches */
+#define NAPPING_NS 1000000u /* without a frame, before the executor sleeps */
+#define SLICE_NS 100000u    /* the least that the kernel takes */
 
 /* ---- frames held back ----
  *
@@ -287,7 +288,10 @@ static inline __attribute__((always_inline)) bool frames_of(struct tpw_session *
         s->frames++;
         bool call = frame->flags & TP_FRAME_CALL;
         s->calls += call;
-        s->posts = call ? 0 : s->posts + 1;
+        s->posts++;
+        if (call) {
+            tpw_stops_streaming(s);
+        }
         dispatch(s, frame, copy, traced);
         /* Somebody waits for this answer; but what a session says that is ending half-way is no answer: its client learns of
          * the loss instead. */
@@ -362,12 +366,21 @@ bool tpw_hold_on(struct tpw_session *s) {
 
 /* Nobody waits for an answer or for the GPU, and by what was sent and told last nobody will soon. */
 static bool streaming(struct tpw_session *s) {
-    return s->posts > STREAMING && !s->calls && !s->full && !tpw_pending(s) && !tpw_mark_owed(s);
+    return s->posts > STREAMING && !s->calls && !s->full && !tpw_pending(s) && !tpw_callbacks_outstanding(s) &&
+           !tpw_mark_owed(s);
 }
 
-static void nap(void) {
-    const struct timespec time = {.tv_nsec = NAP_NS};
-    nanosleep(&time, NULL);
+/* How long to linger after a pause of the program, as the kernel learns how long to poll before it halts: twice as long where that
+ * would have been enough, half as long where nothing is. A program that is away for long each time does not pay for it each time. */
+static uint64_t learned(uint64_t linger, uint64_t pause, uint64_t spin) {
+    const uint64_t most = LINGER * spin;
+    if (pause > most) {
+        return linger / 2 < spin ? 0 : linger / 2;
+    }
+    if (pause > linger) {
+        linger = linger ? 2 * linger : 2 * spin;
+    }
+    return linger < most ? linger : most;
 }
 
 static void wait_for_client(struct tpw_session *s) {
@@ -423,7 +436,8 @@ void tpw_execute(struct tpw_session *s) {
     wait_for_client(s);
     wait_for_first_frame(s);
     const uint64_t spin = tp_spin_ns(SPIN_NS);
-    uint64_t last = tp_now_ns(), crowded = 0;
+    uint64_t last = tp_now_ns(), crowded = 0, linger = LINGER * spin;
+    bool paused = false; /* the program does something else, and the GPU owes it nothing */
     unsigned quiet = 0, turn = 0;
     while (!s->ended) {
         if (++turn % 64 == 0) {
@@ -432,7 +446,7 @@ void tpw_execute(struct tpw_session *s) {
         bool news = frames(s);
         if (tpw_poll(s)) {
             news = true;
-            s->posts = 0; /* who hears of it goes on */
+            tpw_stops_streaming(s); /* who hears of it goes on */
         }
         if (TP_UNLIKELY(s->trace != NULL)) {
             tpw_trace_turn(s);
@@ -443,6 +457,8 @@ void tpw_execute(struct tpw_session *s) {
         tpw_link_flush(s->link);
         tpw_words_write(s);
         if (news) {
+            linger = paused ? learned(linger, tp_now_ns() - last, spin) : linger;
+            paused = false;
             last = 0;
             quiet = 0;
             continue;
@@ -453,21 +469,26 @@ void tpw_execute(struct tpw_session *s) {
         }
         /* The clock and the rarely used descriptors are looked at once in sixteen empty turns. */
         if (tpw_callbacks_run(s)) {
-            s->posts = 0;
+            tpw_stops_streaming(s);
             continue;
         }
         uint64_t now = tp_now_ns();
         last = last ? last : now;
         uint64_t waited = now - last;
-        if (waited < LINGER * spin && streaming(s)) {
-            nap();
-            continue;
-        }
-        if (waited < spin) {
+        const bool streams = streaming(s);
+        if (streams) {
+            s->streams_since = s->streams_since ? s->streams_since : now;
+            if (waited < NAPPING_NS &&
+                tpw_link_nap(s->link, tp_nap_ns(now - s->streams_since, NAP_LEAST_NS), NAP_LEAST_NS)) {
+                continue;
+            }
+        } else if (waited < spin) {
             continue;
         }
         bool owed = tpw_pending(s) > 0 || s->full || waiting || alone;
-        if (waited < (owed || tpw_mark_owed(s) ? LINGER_OWED : LINGER) * spin && now - crowded > CROWDED_FOR_NS) {
+        const bool lingers = owed || tpw_mark_owed(s);
+        paused = !streams && !lingers;
+        if (!streams && waited < (lingers ? LINGER_OWED * spin : linger) && now - crowded > CROWDED_FOR_NS) {
             sched_yield();
             uint64_t back = tp_now_ns();
             crowded = back - now > CROWDED_NS ? back : crowded;
@@ -480,6 +501,7 @@ void tpw_execute(struct tpw_session *s) {
             owed |= tpw_trace_owed(s);
         }
         tpw_link_wait(s->link, s->events, owed ? watch : IDLE_NS);
+        s->streams_since = 0;
         TP_TELL(tpw_control, s);
         tpw_callbacks_run(s);
     }

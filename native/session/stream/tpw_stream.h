@@ -259,6 +259,12 @@ struct tpw_lasting *tpw_lasting_kept(struct tpw_session *s, struct tpw_kept *kep
 /* The driver's destructor. */
 void tpw_lasting_gone(void *lasting);
 
+/* Somebody waits: for an answer, a word of the GPU, a host function. */
+static inline void tpw_stops_streaming(struct tpw_session *s) {
+    s->posts = 0;
+    s->streams_since = 0;
+}
+
 /* ---- done.c ---- */
 /* Writes the words that wait for the replies before them to be in the ring, once they are. */
 void tpw_words_write(struct tpw_session *s);
