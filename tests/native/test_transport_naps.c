@@ -29,7 +29,7 @@ static void post(void) {
 
 /* So much that nobody waits any more for what was sent. */
 static void stream(void) {
-    for (uint32_t i = 0; i <= TPC_STREAMING; i++) {
+    for (int i = 0; i <= TPC_EXPECTED; i++) {
         post();
     }
 }

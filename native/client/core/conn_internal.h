@@ -19,7 +19,8 @@
 #define TPC_RING_SIZE (4u << 20) /* launches of 160 to 400 bytes: about 15,000 ahead of the socket */
 #define TPC_INPUT_SIZE (TP_FRAME_MAX + (256u << 10))
 #define TPC_NO_NEWS 1000000000u /* sleepers look for a silent peer once a second */
-#define TPC_STREAMING 64u       /* so many frames in a row that nobody waits for */
+/* A frame that something is to come back for is among so many behind the word of it, whoever else sends meanwhile. */
+#define TPC_EXPECTED 8
 
 /* ---- threads.c: one caller for each thread of the client; they are reused, never freed ---- */
 enum tpc_caller_state {
@@ -224,13 +225,13 @@ static inline void tpc_expects(struct tp_conn *conn, uint64_t frame) {
     atomic_store_explicit(&conn->waited_frame, frame, memory_order_relaxed);
 }
 
-/* Nobody waits for anything, and by what was sent last nobody will soon: naps may go on. For whoever has published: a thread that
- * expects something has said so before, and is seen here by itself at least. */
-static inline bool tpc_streams(const struct tp_conn *conn) {
-    const uint64_t frames = atomic_load_explicit(&conn->appended_frames, memory_order_relaxed);
-    /* Less than none while a frame that is waited for is about to be appended. */
-    return (int64_t)(frames - atomic_load_explicit(&conn->waited_frame, memory_order_relaxed)) > (int64_t)TPC_STREAMING;
+/* Frames behind the last that something is to come back for; less than none while that is about to be appended. */
+static inline int64_t tpc_unasked(const struct tp_conn *conn) {
+    return (int64_t)(atomic_load_explicit(&conn->appended_frames, memory_order_relaxed) -
+                     atomic_load_explicit(&conn->waited_frame, memory_order_relaxed));
 }
+/* Naps may go on. For whoever has published: a thread that expects something has said so before, and sees it here. */
+static inline bool tpc_streams(const struct tp_conn *conn) { return tpc_unasked(conn) > TPC_EXPECTED; }
 
 /* Hands a message to its handler. */
 void tpc_dispatch_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size);

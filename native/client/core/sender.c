@@ -28,6 +28,7 @@
 #define SPIN_NS 50000u
 /* The listener is started this late because most downloads are soon waited for, and the caller then reads by itself. */
 #define NUDGE_NS 200000u
+#define STREAMING 64 /* so many frames in a row that nobody waits for; fewer from a program that takes its time */
 #define NAP_LEAST_NS 40000u /* 10 to 20 launches of a program that does little else */
 #define PACE_NS 50000u
 #define NAPPING_NS 1000000u /* without a frame, before the sender sleeps until it is woken */
@@ -151,10 +152,10 @@ static uint64_t nap_of(const struct tp_conn *conn, struct pace *pace) {
         pace->waited_frame = waited_frame;
         pace->streams_since = now;
     }
-    if (!tpc_streams(conn) || pace->fills_ns < NAP_LEAST_NS) {
+    const uint64_t ns = tp_nap_ns(now - pace->streams_since, NAP_LEAST_NS);
+    if (!tpc_streams(conn) || (tpc_unasked(conn) <= STREAMING && ns == NAP_LEAST_NS) || pace->fills_ns < NAP_LEAST_NS) {
         return 0;
     }
-    const uint64_t ns = tp_nap_ns(now - pace->streams_since, NAP_LEAST_NS);
     return ns < pace->fills_ns ? ns : pace->fills_ns;
 }
 

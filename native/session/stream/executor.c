@@ -36,7 +36,8 @@
 #define WATCH_PART 32u
 #define IDLE_NS 1000000000u
 #define FIRST_FRAME_NS 10000000000u
-#define STREAMING 64u       /* so many frames in a row that nobody waits for */
+#define STREAMING 64u       /* so many frames in a row that nobody waits for, */
+#define STREAMING_SLOW 8u   /* or so many from a program that takes its time */
 #define NAP_LEAST_NS 25000u /* a few launches */
 #define NAPPING_NS 1000000u /* without a frame, before the executor sleeps */
 #define SLICE_NS 100000u    /* the least that the kernel takes */
@@ -364,10 +365,15 @@ bool tpw_hold_on(struct tpw_session *s) {
     return TP_LIKELY(!s->full) ? !s->ended : tpw_hold_while(s, standing_still, NULL);
 }
 
-/* Nobody waits for an answer or for the GPU, and by what was sent and told last nobody will soon. */
-static bool streaming(struct tpw_session *s) {
-    return s->posts > STREAMING && !s->calls && !s->full && !tpw_pending(s) && !tpw_callbacks_outstanding(s) &&
-           !tpw_mark_owed(s);
+/* Nobody waits for an answer or for the GPU, and by what was sent and told last nobody will soon: how long to nap, else 0. */
+static uint64_t nap_of(struct tpw_session *s, uint64_t now) {
+    if (s->posts <= STREAMING_SLOW || s->calls || s->full || tpw_pending(s) || tpw_callbacks_outstanding(s) ||
+        tpw_mark_owed(s)) {
+        return 0;
+    }
+    s->streams_since = s->streams_since ? s->streams_since : now;
+    const uint64_t ns = tp_nap_ns(now - s->streams_since, NAP_LEAST_NS);
+    return s->posts > STREAMING || ns > NAP_LEAST_NS ? ns : 0;
 }
 
 /* How long to linger after a pause of the program, as the kernel learns how long to poll before it halts: twice as long where that
@@ -475,20 +481,17 @@ void tpw_execute(struct tpw_session *s) {
         uint64_t now = tp_now_ns();
         last = last ? last : now;
         uint64_t waited = now - last;
-        const bool streams = streaming(s);
-        if (streams) {
-            s->streams_since = s->streams_since ? s->streams_since : now;
-            if (waited < NAPPING_NS &&
-                tpw_link_nap(s->link, tp_nap_ns(now - s->streams_since, NAP_LEAST_NS), NAP_LEAST_NS)) {
-                continue;
-            }
-        } else if (waited < spin) {
+        const uint64_t naps = nap_of(s, now);
+        if (naps && waited < NAPPING_NS && tpw_link_nap(s->link, naps, NAP_LEAST_NS)) {
+            continue;
+        }
+        if (!naps && waited < spin) {
             continue;
         }
         bool owed = tpw_pending(s) > 0 || s->full || waiting || alone;
         const bool lingers = owed || tpw_mark_owed(s);
-        paused = !streams && !lingers;
-        if (!streams && waited < (lingers ? LINGER_OWED * spin : linger) && now - crowded > CROWDED_FOR_NS) {
+        paused = !naps && !lingers;
+        if (!naps && waited < (lingers ? LINGER_OWED * spin : linger) && now - crowded > CROWDED_FOR_NS) {
             sched_yield();
             uint64_t back = tp_now_ns();
             crowded = back - now > CROWDED_NS ? back : crowded;
