@@ -40,7 +40,6 @@ CASES = (
     "ordered_frees",
     "order",
     "stall",
-    "twin_limit",
     "local_pools",
     "managed",
     "managed_copies",
@@ -157,6 +156,12 @@ def test_case(worker: Worker, program: Path, case: str) -> None:
 @whole_stack
 def test_strict_mode_gives_the_same(worker: Worker, program: Path) -> None:
     worker.run(program, "boxes", "pools", "ordered_frees", "twins", TF_STRICT="1")
+
+
+@whole_stack
+def test_twins_are_bounded_by_the_memory_of_a_session(program: Path) -> None:
+    with Worker(TF_SESSION_MEMORY_LIMIT="512") as limited:
+        limited.run(program, "twin_limit")
 
 
 @whole_stack

@@ -42,7 +42,7 @@ def worker() -> Iterator[Worker]:
         yield running
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != "twin_limit"])
+@pytest.mark.parametrize("case", CASES)
 def test_case(worker: Worker, program: Path, case: str) -> None:
     worker.run(program, case)
 

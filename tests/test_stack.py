@@ -172,14 +172,14 @@ def test_batches_of_copies(worker: Worker, check: str, variables: dict[str, str]
 
 
 def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
-    """Of memory that was allocated and memory that was registered the GPU reaches none, or the first."""
-    done = subprocess.run(
-        [str(worker.program), "pinned", "kernels-of-large"],
-        env=worker.env, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    shared = worker.connection.startswith("shmem")
-    assert (done.returncode, done.stdout) == (0, f"{int(shared)}\nright\n"), done.stderr
-    assert len(re.findall(r"parameter 0 of the kernel is the host address .* is refused", done.stderr)) == 1
+    """The GPU reaches memory that was allocated and memory that was registered."""
+    assert worker.run("pinned", "kernels-of-large") == "2\nright\n"
+
+
+@pytest.mark.parametrize("check", ["allocated", "registered", "copies", "host-functions", "lives", "threads"])
+def test_large_mapped_memory(worker: Worker, check: str) -> None:
+    """100 MiB that kernels and the program read and write; what is in one page is kept apart to the word."""
+    assert worker.run("mapped", check) == "right\n"
 
 
 def test_words_in_pinned_memory(worker: Worker) -> None:

@@ -9,8 +9,9 @@
 #include "tp_quota.h"
 
 enum { FIELD_MAGIC = 0, FIELD_LIMIT = 1, FIELD_IMAGES = 3, FIELD_DEVICES = 64 / 8, FIELD_ROWS = 4096 / 8 };
+enum { FIELD_FIGURES = FIELD_ROWS + TP_QUOTA_DEVICES * TP_QUOTA_ROWS, FIGURES = 8 };
 
-_Static_assert(TP_QUOTA_SIZE == 4096 + 8 * TP_QUOTA_DEVICES * TP_QUOTA_ROWS, "quota page");
+_Static_assert(TP_QUOTA_SIZE == 8 * (FIELD_FIGURES + FIGURES * TP_QUOTA_ROWS), "quota page");
 
 static _Atomic uint64_t *field(void *page, size_t index) { return (_Atomic uint64_t *)page + index; }
 
@@ -70,6 +71,15 @@ void tp_quota_release(void *page, uint32_t row) {
     for (uint32_t device = 0; device < TP_QUOTA_DEVICES; device++) {
         uint64_t held = atomic_exchange_explicit(row_cell(page, row, device), 0, memory_order_relaxed);
         subtract_at_most(device_total(page, device), held);
+    }
+    tp_quota_tell(page, row, &(struct tp_figures){0});
+}
+
+void tp_quota_tell(void *page, uint32_t row, const struct tp_figures *figures) {
+    const uint64_t values[FIGURES] = {figures->frames, figures->calls, figures->received, figures->sent,
+                                      figures->contexts};
+    for (uint32_t i = 0; row < TP_QUOTA_ROWS && i < FIGURES; i++) {
+        atomic_store_explicit(field(page, FIELD_FIGURES + (size_t)row * FIGURES + i), values[i], memory_order_relaxed);
     }
 }
 

@@ -1,6 +1,6 @@
 /*
- * The quota page: how much device memory the sessions of one worker have reserved, and how much of the disk its image cache
- * takes. Layout in docs/wire-format.md, section 2.
+ * The quota page: how much device memory the sessions of one worker have reserved, how much of the disk its image cache
+ * takes, and what each session counts. Layout in docs/wire-format.md, section 2.
  *
  * The page is shared by the supervisor and all its sessions, which are one trust domain: clients never see it. Every field is
  * read and written atomically; no function here locks or blocks, so a session that dies in the middle can leave only its own
@@ -12,7 +12,7 @@
 #include <tp_base.h>
 
 #define TP_QUOTA_MAGIC 0x54464c494d495431ull
-#define TP_QUOTA_SIZE (131072u + 4096u)
+#define TP_QUOTA_SIZE (131072u + 4096u + 65536u)
 #define TP_QUOTA_ROWS 1024u
 #define TP_QUOTA_DEVICES 16u
 
@@ -31,5 +31,14 @@ TP_EXPORT uint64_t tp_quota_limit(void *page);                 /* 0 = none */
 TP_EXPORT uint64_t tp_quota_images(void *page);
 TP_EXPORT void tp_quota_images_are(void *page, uint64_t bytes);
 TP_EXPORT void tp_quota_images_grow(void *page, uint64_t bytes);
+
+/* What a session counts of its client, for whoever asks the worker how it is. */
+struct tp_figures {
+    uint64_t frames;         /* executed */
+    uint64_t calls;          /* of these, those whose answer a thread waited for */
+    uint64_t received, sent; /* bytes, of the control connection and the data connections */
+    uint64_t contexts;       /* bit d: the client has a context on device d */
+};
+TP_EXPORT void tp_quota_tell(void *page, uint32_t row, const struct tp_figures *figures);
 
 #endif

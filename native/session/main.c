@@ -110,11 +110,12 @@ static void tell_ready(struct tpw_session *s) {
     }
 }
 
-/* The name under which the GPU host's tools list this process. */
-static void rename_process(struct tpw_main *process, const char *client) {
-    char title[64];
-    snprintf(title, sizeof title, "tensor-fusion: %.40s", client);
-    prctl(PR_SET_NAME, title);
+/* The names under which the GPU host's tools list this process: ps and top the short one, of 15 letters, nvidia-smi the title. */
+static void rename_process(struct tpw_main *process, const char *program, const char *client, uint32_t pid) {
+    char title[128], name[16];
+    snprintf(name, sizeof name, "tf-%.12s", program);
+    snprintf(title, sizeof title, "tensor-fusion: %.80s pid %u", client, pid);
+    prctl(PR_SET_NAME, name);
     if (process->title_size > 1) {
         memset(process->title, 0, process->title_size);
         strncpy(process->title, title, process->title_size - 1);
@@ -198,7 +199,7 @@ static bool adopt_slot(struct tpw_session *s, uint32_t slot, uint32_t first, uin
 }
 
 static void adopt(struct tpw_session *s, const struct tpw_packet *packet, int fd) {
-    char name[65] = "";
+    char name[33] = "";
     const uint32_t slot = packet->argument;
     const uint64_t place = packet->value;
     if (s->link) {
@@ -208,7 +209,7 @@ static void adopt(struct tpw_session *s, const struct tpw_packet *packet, int fd
         }
         return;
     }
-    memcpy(name, packet->body.greeting + 192, 64);
+    memcpy(name, packet->body.greeting + 192, 32);
     for (char *at = name; *at; at++) { /* the client's own words, for the log and for whoever lists processes */
         *at = (char)(*at < ' ' || *at > '~' ? '?' : *at);
     }
@@ -223,7 +224,9 @@ static void adopt(struct tpw_session *s, const struct tpw_packet *packet, int fd
         s->exit_code = 1;
         return;
     }
-    rename_process(s->process, name[0] ? name : "client");
+    char client[sizeof packet->text];
+    snprintf(client, sizeof client, "%s", packet->text);
+    rename_process(s->process, name[0] ? name : "client", client[0] ? client : name, s->client_pid);
     tp_log(TP_INFO, "serving %s, process %u of the client's machine", name, s->client_pid);
 }
 

@@ -17,10 +17,15 @@ struct tp_greeting {
     char magic[8];
     uint32_t version, role;
     unsigned char schema[16];
-    uint64_t session_id, session_key;
+    union {
+        struct {
+            uint64_t session_id, session_key;
+        };
+        unsigned char machine[16]; /* TP_ROLE_CONTROL: which machine and process namespace it is; zeros: not known */
+    };
     uint32_t index, process;
     uint64_t zero;
-    char secret[64], connection_version[64], program[64];
+    char secret[64], connection_version[64], program[32], user[32];
 };
 struct tp_welcome {
     char magic[8];

@@ -6,9 +6,9 @@
 #ifndef TP_MEMORY_H
 #define TP_MEMORY_H
 
-/* Mapped host memory outside a shared segment has a twin on the worker, up to this size. Each side sends whole words of what
- * has changed: neighbours that the other side may write meanwhile stay untouched. */
-#define TP_TWIN_MAX (64u << 10)
+/* Mapped host memory outside a shared segment has a twin on the worker. Each side sends whole words of what has changed:
+ * neighbours that the other side may write meanwhile stay untouched. A frame or message holds words of one piece. */
+#define TP_TWIN_PIECE (64u << 10)
 #define TP_TWIN_WORD 4u
 
 /* What stands before a copy of a graph between device memory and the program's own: `orders` of graph_copies. */

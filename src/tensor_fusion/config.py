@@ -114,6 +114,12 @@ VARIABLES = (
         "Folder in which the worker keeps module images for the next client; empty: it keeps none.",
     ),
     Variable("TF_IMAGE_CACHE_SIZE", "worker", "4096", "MB of that folder; the least recently used images are removed."),
+    Variable(
+        "TF_RUNTIME_PATH",
+        "worker",
+        "${XDG_RUNTIME_DIR}/tensor-fusion, /run/tensor-fusion or /tmp/tensor-fusion-UID",
+        "Folder of the socket at which the worker tells tensor-fusion top how it is.",
+    ),
     Variable("TF_SIM_DEVICES", "worker", "1", "Number of simulated GPUs with --gpu sim."),
     Variable("TF_SIM_PEERS", "worker", "", "none: no simulated GPU reaches the memory of another, for tests."),
     Variable("TF_SIM_MEMORY_MB", "worker", "", "Memory of a simulated GPU; empty: that of an H200."),

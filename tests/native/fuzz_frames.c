@@ -394,7 +394,10 @@ static void end_memory(struct tpw_session *s) {
     for (struct tp_interval *at = tp_interval_from(&m->ranges, 0), *next; at; at = next) {
         struct tpw_range *range = (struct tpw_range *)at;
         next = tp_interval_from(&m->ranges, at->start + 1);
-        if (range->kind == TPW_RANGE_MAP) {
+        if (range->kind == TPW_RANGE_TWIN && range->at.size > TPW_TWIN_SMALL) {
+            s->cuda.cuMemHostUnregister((void *)(uintptr_t)at->start);
+            CHECK(munmap((void *)(uintptr_t)at->start, range->at.size) == 0);
+        } else if (range->kind == TPW_RANGE_MAP) {
             s->cuda.cuMemUnmap(range->at.start, range->at.size);
         } else if (range->kind <= TPW_RANGE_NATIVE) {
             tp_interval_remove(&m->ranges, at->start);
@@ -523,7 +526,8 @@ int LLVMFuzzerInitialize(int *count, char ***words) {
     setenv("TF_SIM_MEMORY_MB", "1280", 1); /* room for two contexts and little else */
     setenv("TF_SIM_DEVICES", "2", 1);
     setenv("TF_SIM_UNKNOWN_KERNELS", "skip", 1);
-    setenv("TF_SIM_DEAD_HANDLES", "abort", 1); /* the session has to know what still lives */
+    setenv("TF_SIM_DEAD_HANDLES", "abort", 1);  /* the session has to know what still lives */
+    setenv("TF_SESSION_MEMORY_LIMIT", "64", 1); /* MB: twins that take no time to look through */
     setenv("TF_ENABLE_LOG", "1", 1);
     setenv("TF_LOG_LEVEL", "debug", 1);
     setenv("TF_LOG_PATH", "/dev/null", 0);

@@ -308,6 +308,10 @@ bool tpw_link_flush(struct tpw_link *link) {
     return true;
 }
 
+void tpw_link_bytes(const struct tpw_link *link, uint64_t *received, uint64_t *sent) {
+    (void)link;
+    *received = *sent = 0;
+}
 size_t tpw_link_unread(const struct tpw_link *link) {
     (void)link;
     return 0;

@@ -401,6 +401,63 @@ static void test_virtual_memory(void) {
     end();
 }
 
+/* Pages of their own, as many as the session's memory allows. */
+static void large_twins(void) {
+    const uint64_t size = (1 << 20) + 3;
+    uint64_t made[200];
+    size_t count = 0;
+    setenv("TF_SESSION_MEMORY_LIMIT", "64", 1);
+    struct tpg_host_twin_in make = {.size = size};
+    struct tpg_host_twin_out got = {0};
+    for (; count < 200; count++) {
+        int32_t error = tpw_host_twin(&session, &frame, &make, &got);
+        if (error) {
+            CHECK(error == CUDA_ERROR_OUT_OF_MEMORY);
+            break;
+        }
+        made[count] = got.address;
+        CHECK(count == 0 || got.address >= made[count - 1] + size);
+        CHECK(got.address >= session.memory->base + session.memory->size + TPW_GRANULE);
+    }
+    CHECK(count == 15); /* 32 MiB for pages and shadows of 1 MiB and a page each */
+    unsigned char *last = (unsigned char *)(uintptr_t)made[14];
+    struct tpg_host_twin_write_in write = {.address = made[14] + size - 3, .data = "abc", .data_size = 3};
+    GIVES(0, tpw_host_twin_write(&session, &frame, &write));
+    write.address++;
+    GIVES(CUDA_ERROR_INVALID_VALUE, tpw_host_twin_write(&session, &frame, &write));
+    reply_count = 0;
+    TP_TELL(tpw_twins_leave, &session);
+    CHECK(reply_count == 0 && last[size - 1] == 'c');
+    memset(last + 65536 - 4, 1, 8); /* in two pieces, and the last byte */
+    last[size - 1] = 'd';
+    TP_TELL(tpw_twins_leave, &session);
+    CHECK(reply_count == 3);
+    TP_TELL(tpw_twins_leave, &session);
+    CHECK(reply_count == 3);
+    make = (struct tpg_host_twin_in){.size = 4096, .read_only = 1};
+    GIVES(0, tpw_host_twin(&session, &frame, &make, &got));
+    *(unsigned char *)(uintptr_t)got.address = 5; /* nobody looks whether it was */
+    TP_TELL(tpw_twins_leave, &session);
+    CHECK(reply_count == 3);
+    struct tpg_host_twin_free_in over = {.address = got.address};
+    GIVES(0, tpw_host_twin_free(&session, &frame, &over));
+    make = (struct tpg_host_twin_in){.size = size};
+    for (int round = 0; round < 3000; round++) { /* addresses are used again */
+        struct tpg_host_twin_free_in gone = {.address = made[round % 15]};
+        GIVES(0, tpw_host_twin_free(&session, &frame, &gone));
+        tpw_poll(&session);
+        GIVES(0, tpw_host_twin(&session, &frame, &make, &got));
+        made[round % 15] = got.address;
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct tpg_host_twin_free_in gone = {.address = made[i]};
+        GIVES(0, tpw_host_twin_free(&session, &frame, &gone));
+    }
+    tpw_poll(&session);
+    CHECK(session.memory->twin_bytes == 0);
+    unsetenv("TF_SESSION_MEMORY_LIMIT");
+}
+
 static void test_twins(void) {
     begin(0);
     struct tpg_host_twin_in make = {.size = 100};
@@ -423,7 +480,7 @@ static void test_twins(void) {
     CHECK(reply_count == 2 && reply_op == 4);
     TP_TELL(tpw_twins_leave, &session);
     CHECK(reply_count == 2);
-    make.size = 65537;
+    make.size = (1ull << 46) + 1;
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_host_twin(&session, &frame, &make, &got));
     make.size = 0;
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_host_twin(&session, &frame, &make, &got));
@@ -449,6 +506,8 @@ static void test_twins(void) {
     GIVES(0, tpw_host_twin(&session, &frame, &make, &got));
     gone.address = got.address;
     GIVES(0, tpw_host_twin_free(&session, &frame, &gone));
+    tpw_poll(&session);
+    large_twins();
     end();
 }
 

@@ -75,6 +75,7 @@ static const struct {
              {"callbacks", role_callbacks},
              {"words", role_words},
              {"pinned", role_pinned},
+             {"mapped", role_mapped},
              {"batches", role_batches},
              {"uploads", role_uploads},
              {"behind", role_behind}};

@@ -69,6 +69,9 @@ int role_batches(int count, char **words);
 /* pinned.c */
 int role_pinned(int count, char **words);
 
+/* mapped.c */
+int role_mapped(int count, char **words);
+
 /* uploads.c */
 int role_uploads(int count, char **words);
 

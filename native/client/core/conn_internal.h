@@ -198,6 +198,8 @@ enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out
 enum tp_status tpc_connect(struct tp_conn *conn);
 void tpc_greeting(const struct tp_conn *conn, const struct tp_endpoint *to, uint32_t role, uint32_t index,
                   struct tp_greeting *greeting);
+/* ---- who.c ---- */
+void tpc_who(struct tp_greeting *greeting); /* fills in what it says of this process, its user and machine */
 enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_welcome *welcome, char *why,
                                  size_t why_size);
 enum tp_status tpc_connect_data(struct tp_conn *conn, uint32_t index, int *out);

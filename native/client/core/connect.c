@@ -105,16 +105,6 @@ enum tp_status tpc_connect_any(const struct tp_endpoint *to, bool bulk, int *out
     return TP_OK;
 }
 
-static void program_name(char *name, size_t size) {
-    int fd = open("/proc/self/comm", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, name, size - 1) : 0;
-    if (fd >= 0) {
-        close(fd);
-    }
-    name[n > 0 ? n : 0] = 0;
-    name[strcspn(name, "\n")] = 0;
-}
-
 static void copy_sentence(char *out, size_t size, const char *text, size_t text_size) {
     size_t n = 0;
     while (n < text_size && n + 1 < size && text[n]) {
@@ -136,7 +126,7 @@ void tpc_greeting(const struct tp_conn *conn, const struct tp_endpoint *to, uint
     memcpy(greeting->schema, tpg_schema_hash, sizeof greeting->schema);
     memcpy(greeting->secret, to->secret, sizeof greeting->secret);
     memcpy(greeting->connection_version, to->version, sizeof greeting->connection_version);
-    program_name(greeting->program, sizeof greeting->program);
+    tpc_who(greeting);
 }
 
 enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_welcome *welcome, char *why,

@@ -135,11 +135,13 @@ static bool receive(struct tpw_link *link) {
     if (link->slot) {
         size_t got = tpw_slot_receive(link, link->input + link->input_end, TPW_INPUT_SIZE - link->input_end);
         link->input_end += got;
+        link->received += got;
         return got > 0;
     }
     ssize_t n = recv(link->control, link->input + link->input_end, TPW_INPUT_SIZE - link->input_end, MSG_DONTWAIT);
     if (n > 0) {
         link->input_end += (size_t)n;
+        link->received += (size_t)n;
         return true;
     }
     if (n == 0) {
@@ -323,6 +325,7 @@ void tpw_reply_commit_lent(struct tpw_link *link, int32_t result, size_t used, s
         size_t before = link->output_start < at ? at - link->output_start : 0;
         size_t done = before ? 0 : link->output_start - at;
         sent = send_both(link, link->output + link->output_start, before, lent + done, body->lent_size - done);
+        link->sent += sent;
     }
     if (link->output_start < end) {
         size_t done = link->output_start < at ? 0 : link->output_start - at;
@@ -337,12 +340,18 @@ bool tpw_link_flush(struct tpw_link *link) {
             return false;
         }
         link->output_start += sent;
+        link->sent += sent;
     }
     if (link->output_end > TP_FRAME_MAX) {
         madvise(link->output, OUTPUT_ROOM, MADV_DONTNEED);
     }
     link->output_start = link->output_end = 0;
     return true;
+}
+
+void tpw_link_bytes(const struct tpw_link *link, uint64_t *received, uint64_t *sent) {
+    *received = link->received;
+    *sent = link->sent;
 }
 
 size_t tpw_link_unread(const struct tpw_link *link) { return link->output_end - link->output_start; }

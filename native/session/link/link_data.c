@@ -400,7 +400,9 @@ struct tpw_block *tpw_upload_take(struct tpw_link *link, uint64_t transfer) {
     if (tpw_link_wants_service(link)) {
         tpw_link_serve_data(link);
     }
-    return take(link, transfer, true);
+    struct tpw_block *block = take(link, transfer, true);
+    link->received += block ? block->size : 0;
+    return block;
 }
 
 /* ---- executor: downloads ---- */
@@ -436,6 +438,7 @@ void tpw_download_send(struct tpw_link *link, struct tpw_block *block, bool last
         tpw_download_drop(link, block);
         return;
     }
+    link->sent += block->size;
     uint32_t handed = last ? (uint32_t)++link->handed | TP_CHUNK_HANDED : 0;
     if (link->slot) {
         tpw_slot_download_send(link, block, handed);

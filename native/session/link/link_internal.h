@@ -65,6 +65,7 @@ struct tpw_link {
     unsigned char *output;
     size_t output_start, output_end, begun; /* begun: bytes between begin and commit */
     uint64_t handed;                        /* downloads handed over completely */
+    uint64_t received, sent;                /* bytes */
     _Atomic uint32_t status;                /* enum tp_status; once not TP_OK it stays */
 
     struct tp_lock lock; /* queues of the data threads */

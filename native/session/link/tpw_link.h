@@ -52,6 +52,8 @@ unsigned char *tpw_reply_begin(struct tpw_link *link, uint16_t op, uint16_t flag
 void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used);
 /* The same, with what the body's writer has lent (tp_wire.h), which is not looked at any more afterwards. */
 void tpw_reply_commit_lent(struct tpw_link *link, int32_t result, size_t used, struct tp_cursor *body);
+/* Bytes that have come and gone, with those of transfers. */
+void tpw_link_bytes(const struct tpw_link *link, uint64_t *received, uint64_t *sent);
 /* Bytes that wait for a client that does not read. */
 size_t tpw_link_unread(const struct tpw_link *link);
 /* True when all of it is where the client reads. */

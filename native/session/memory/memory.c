@@ -364,7 +364,7 @@ int32_t tpw_memory_reserved(struct tpw_session *s, uint64_t *base, uint64_t *siz
     *base = *size = 0;
     if (!error && s->memory->base) {
         *base = s->memory->base;
-        *size = s->memory->size + TPW_GRANULE; /* the twins lie behind it */
+        *size = s->memory->size + TPW_GRANULE + TPW_TWINS_SPACE; /* the twins lie behind it */
     }
     return error;
 }

@@ -16,6 +16,10 @@
 #define TPW_SMALL_MAX (1ull << 20)
 #define TPW_GRANULE_UNITS (TPW_GRANULE / TPW_UNIT)
 
+/* Behind the reserved device addresses: a granule for small twins, then addresses for large ones. */
+#define TPW_TWIN_SMALL TP_TWIN_PIECE
+#define TPW_TWINS_SPACE (512ull << 30)
+
 enum tpw_range_kind {
     TPW_RANGE_SMALL,  /* part of a shared granule */
     TPW_RANGE_LARGE,  /* granules of its own */
@@ -35,7 +39,7 @@ struct tpw_range {
     enum tpw_range_kind kind;
     uint32_t device;  /* index into s->devices */
     uint32_t context; /* id of the client's context that made it; 0 = outlives contexts */
-    uint32_t access;  /* MAP, IMPORT: a bit for each device that has access */
+    uint32_t access;  /* MAP, IMPORT: a bit for each device that has access; TWIN: whether kernels may write it */
     uint64_t charged; /* bytes it holds on the quota page */
     uint64_t users;   /* GRAPH: nodes, and allocations that outlived theirs */
     uint64_t mark;    /* GRAPH: of the last count */
@@ -105,8 +109,9 @@ struct tpw_memory {
     struct tpw_pinned buffers, spills;
     size_t uploads_out, downloads_out; /* blocks of the link that queued copies have yet to read, or to fill */
     struct tpw_granule *twins;         /* the twin area in units, NULL until the first twin */
-    struct tpw_range *twin_list[TPW_GRANULE / TP_TWIN_MAX * 8];
+    struct tpw_range *twin_list[TPW_GRANULE / TPW_TWIN_SMALL * 8];
     size_t twin_count;
+    uint64_t twin_next, twin_bytes; /* of large ones: where the next may lie, and what they and their shadows take */
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
     size_t pending_frees;
     struct tpw_graph_user *graph_users;    /* graph/graph_memory.c */

@@ -1,18 +1,24 @@
 /*
- * Twins: small pinned host memory of the client that kernels may read and write, mirrored in pinned memory here.
+ * Twins: pinned host memory of the client that kernels may read and write, mirrored in pinned memory here.
  *
- * Owns one area of 2 MiB behind the reserved device addresses, registered with the driver, so that a twin's device
- * pointer is an address that the client keeps free and that tells nothing of this process. Kernels write into the area
- * at any time; it is only ever compared and copied. What differs from the shadow copy goes to the client before a reply
+ * Owns the addresses behind the reserved device addresses, so that a twin's device pointer is an address that the client keeps
+ * free and that tells nothing of this process: an area of 2 MiB for small ones, which is registered with the driver once, and
+ * behind it room for large ones, which are mapped and registered one by one. Kernels write into them
+ * at any time; they are only ever compared and copied. What differs from the shadow copy goes to the client before a reply
  * that means "completed"; what the client sends is written at once, as a host's store would be.
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_memory.h"
+#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <tp_memory.h>
+#include <unistd.h>
 
+#define UNREAD_MOST (8u << 20) /* bytes of changes that may wait for a client that reads slowly */
+#define ROOM_NS 1000000u
+#define PLACES 1024 /* that are tried for a large one */
 #define TWINS_MAX (sizeof((struct tpw_memory *)0)->twin_list / sizeof(struct tpw_range *))
 
 static int32_t open_area(struct tpw_session *s) {
@@ -64,24 +70,130 @@ fail:
     return error;
 }
 
+/* ---- large ones: pages of their own ---- */
+
+static bool is_large(uint64_t size) { return size > TPW_TWIN_SMALL; }
+
+static uint64_t pages_of(uint64_t size) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (size + page - 1) & ~(page - 1);
+}
+
+/* Twin and shadow lie in this process's memory, which is bounded as a whole (bounds.c): half of that is for them. */
+static uint64_t most_bytes(void) {
+    const char *text = getenv("TF_SESSION_MEMORY_LIMIT");
+    const uint64_t limit = (text && *text ? strtoull(text, NULL, 10) : 0) << 20;
+    const uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    return limit ? limit / 2 : machine / 4;
+}
+
+/* Fresh pages at an address that no other twin has; NULL when there are none. */
+static void *take_pages(struct tpw_memory *m, uint64_t size) {
+    const uint64_t begin = m->base + m->size + TPW_GRANULE, end = begin + TPW_TWINS_SPACE;
+    for (int i = 0; i < PLACES; i++) {
+        if (m->twin_next < begin || m->twin_next > end || size > end - m->twin_next) {
+            m->twin_next = begin;
+        }
+        void *wanted = (void *)(uintptr_t)m->twin_next;
+        m->twin_next += (size + TPW_GRANULE - 1) & ~(TPW_GRANULE - 1);
+        void *got =
+            mmap(wanted, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        if (got == wanted) {
+            return got;
+        }
+        if (got != MAP_FAILED) {
+            munmap(got, size);
+        } else if (errno != EEXIST) {
+            break;
+        }
+    }
+    return NULL;
+}
+
+static void give_pages(struct tpw_session *s, uint64_t address, uint64_t size) {
+    void *pages = (void *)(uintptr_t)address;
+    int32_t error = tpw_home_enter(s) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemHostUnregister(pages);
+        tpw_home_leave(s);
+    }
+    if (error) { /* a device that is broken: its mappings end with the process */
+        tp_log(TP_WARN, "%llu bytes of mapped host memory are not given back: error %d", (unsigned long long)size,
+               error);
+        return;
+    }
+    munmap(pages, size);
+    s->memory->twin_bytes -= 2 * size;
+}
+
+static int32_t open_pages(struct tpw_session *s, uint64_t size, uint64_t *address) {
+    struct tpw_memory *m = s->memory;
+    CUdeviceptr device = 0;
+    void *pages = size <= TPW_TWINS_SPACE && m->twin_bytes + 2 * size <= most_bytes() ? take_pages(m, size) : NULL;
+    if (!pages) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    int32_t error = tpw_home_enter(s) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+    if (!error) {
+        error = (int32_t)s->cuda.cuMemHostRegister_v2(pages, size,
+                                                      CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP);
+        tpw_home_leave(s);
+    }
+    if (error) {
+        munmap(pages, size);
+        return error;
+    }
+    m->twin_bytes += 2 * size;
+    error = (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&device, pages, 0);
+    if (!error && device != (uint64_t)(uintptr_t)pages) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (error) {
+        give_pages(s, (uint64_t)(uintptr_t)pages, size);
+    }
+    *address = device;
+    return error;
+}
+
+/* ---- twins ---- */
+
+static int32_t take_room(struct tpw_session *s, uint64_t size, uint64_t *address) {
+    struct tpw_memory *m = s->memory;
+    if (m->twin_count == TWINS_MAX) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    if (is_large(size)) {
+        return open_pages(s, pages_of(size), address);
+    }
+    const uint64_t offset = tpw_units_take(m->twins, size);
+    *address = m->twins->address + offset;
+    return offset == UINT64_MAX ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+static void give_room(struct tpw_session *s, uint64_t address, uint64_t size) {
+    if (is_large(size)) {
+        give_pages(s, address, pages_of(size));
+    } else {
+        tpw_units_give(s->memory->twins, address - s->memory->twins->address, size);
+    }
+}
+
 int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_twin_in *in,
                       struct tpg_host_twin_out *out) {
-    if (!in->size || in->size > TP_TWIN_MAX) {
+    uint64_t address = 0;
+    if (!in->size || in->size > 1ull << 46) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     int32_t error = tpw_memory_open(s);
     if (!error && !s->memory->twins) {
         error = open_area(s);
     }
+    error = error ? error : take_room(s, in->size, &address);
     if (error) {
         return error;
     }
     struct tpw_memory *m = s->memory;
-    uint64_t offset = m->twin_count < TWINS_MAX ? tpw_units_take(m->twins, in->size) : UINT64_MAX;
-    if (offset == UINT64_MAX) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    struct tpw_range *range = tpw_range_new(s, m->twins->address + offset, in->size, TPW_RANGE_TWIN);
+    struct tpw_range *range = tpw_range_new(s, address, in->size, TPW_RANGE_TWIN);
     if (range) {
         range->detail = calloc(1, in->size);
     }
@@ -89,10 +201,13 @@ int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const
         if (range) {
             free(tp_interval_remove(&m->ranges, range->at.start));
         }
-        tpw_units_give(m->twins, offset, in->size);
+        give_room(s, address, in->size);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    memset((void *)(uintptr_t)range->at.start, 0, in->size);
+    range->access = !in->read_only;
+    if (!is_large(in->size)) {
+        memset((void *)(uintptr_t)range->at.start, 0, in->size);
+    }
     m->twin_list[m->twin_count++] = range;
     s->twins++;
     out->address = range->at.start;
@@ -106,7 +221,7 @@ static struct tpw_range *twin_at(struct tpw_session *s, uint64_t address) {
 
 static void gone(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
-    tpw_units_give(s->memory->twins, range->at.start - s->memory->twins->address, range->at.size);
+    give_room(s, range->at.start, range->at.size);
     free(range->detail);
     free(range);
 }
@@ -145,19 +260,33 @@ int32_t tpw_host_twin_write(struct tpw_session *s, const struct tp_frame *frame,
     return CUDA_SUCCESS;
 }
 
+/* A large one may have changed as a whole, and what the client has not read yet is bounded: who sends it waits for the client,
+ * which reads, because it waits for what comes behind. False when it does not come any more. */
+static bool wait_for_reader(struct tpw_session *s) {
+    while (tpw_link_unread(s->link) > UNREAD_MOST) {
+        if (tpw_link_status(s->link) != TP_OK) {
+            return false;
+        }
+        tpw_link_wait_data(s->link, -1, ROOM_NS);
+    }
+    return true;
+}
+
 static void send_run(struct tpw_session *s, struct tpw_range *range, uint64_t offset, uint64_t size) {
     struct tpg_twin_write_in message = {
         .address = range->at.start + offset, .data = (unsigned char *)range->detail + offset, .data_size = size};
-    tpg_send_twin_write(s, &message);
+    if (wait_for_reader(s)) {
+        tpg_send_twin_write(s, &message);
+    }
 }
 
 /* Word by word, because the neighbours of a word that a kernel wrote may be what the program writes meanwhile. */
-static void send_changes(struct tpw_session *s, struct tpw_range *range) {
+static void send_changes(struct tpw_session *s, struct tpw_range *range, uint64_t at, uint64_t end) {
     const unsigned char *now = (const unsigned char *)(uintptr_t)range->at.start;
     unsigned char *shadow = range->detail, word[TP_TWIN_WORD];
     uint64_t begin = 0, size = 0;
-    for (uint64_t at = 0; at < range->at.size; at += TP_TWIN_WORD) {
-        uint64_t part = range->at.size - at < TP_TWIN_WORD ? range->at.size - at : TP_TWIN_WORD;
+    for (; at < end; at += TP_TWIN_WORD) {
+        uint64_t part = end - at < TP_TWIN_WORD ? end - at : TP_TWIN_WORD;
         memcpy(word, now + at, part); /* once: a kernel may write it again between comparing and keeping */
         if (memcmp(word, shadow + at, part) != 0) {
             memcpy(shadow + at, word, part);
@@ -173,12 +302,17 @@ static void send_changes(struct tpw_session *s, struct tpw_range *range) {
     }
 }
 
+/* A piece is what fits a message. */
 static void leave(struct tpw_session *s) {
     struct tpw_memory *m = s->memory;
     for (size_t i = 0; m && i < m->twin_count; i++) {
         struct tpw_range *range = m->twin_list[i];
-        if (memcmp((const void *)(uintptr_t)range->at.start, range->detail, range->at.size) != 0) {
-            send_changes(s, range);
+        const unsigned char *now = (const unsigned char *)(uintptr_t)range->at.start, *shadow = range->detail;
+        for (uint64_t at = 0, size; range->access && at < range->at.size; at += size) {
+            size = range->at.size - at < TP_TWIN_PIECE ? range->at.size - at : TP_TWIN_PIECE;
+            if (memcmp(now + at, shadow + at, size) != 0) {
+                send_changes(s, range, at, at + size);
+            }
         }
     }
 }
@@ -190,6 +324,7 @@ void tpw_twins_close(struct tpw_session *s) {
         free(m->twin_list[i]->detail);
     }
     m->twin_count = 0;
+    m->twin_bytes = 0;
     s->twins = 0;
     free(m->twins);
     m->twins = NULL;

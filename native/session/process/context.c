@@ -71,6 +71,7 @@ int32_t tpw_context_made(struct tpw_session *s, const struct tp_frame *frame, ui
         record->device = device;
         record->primary = primary;
         object->record = record;
+        s->contexts_changed = true;
         return CUDA_SUCCESS;
     }
     free(record);

@@ -131,6 +131,7 @@ void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
         (void)tpw_kept_on(object);
         free(object->record);
         memset(object, 0, sizeof *object);
+        s->contexts_changed |= kind == TPG_CONTEXT;
     }
     for (uint64_t parts = object ? tpg_ends_with(kind) : 0; parts; parts &= parts - 1) {
         const uint32_t other = (uint32_t)__builtin_ctzll(parts);

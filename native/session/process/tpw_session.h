@@ -91,6 +91,8 @@ struct tpw_session {
 
     int32_t deferred_error;  /* first failure of a post that has not been reported yet */
     uint64_t frames;         /* frames executed */
+    uint64_t waited_for;     /* of these, calls */
+    bool contexts_changed;   /* the client has made one, or ended one, since this was last told */
     uint64_t number;         /* of the one under way, as the client counts; for messages */
     bool inside;             /* others were executed in the middle of the frame under way, or it has begun a trace */
     bool traced;             /* the log has a line for each frame, or the client a record */

@@ -289,6 +289,7 @@ static inline __attribute__((always_inline)) bool frames_of(struct tpw_session *
         s->frames++;
         bool call = frame->flags & TP_FRAME_CALL;
         s->calls += call;
+        s->waited_for += call;
         s->posts++;
         if (call) {
             tpw_stops_streaming(s);

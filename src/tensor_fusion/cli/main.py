@@ -340,6 +340,29 @@ def service(
     print("\n".join(folded(line, "  ") for line in lines))
 
 
+@app.command(short_help="Show the workers of this machine and their clients.")
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print it once; where no terminal is, that is all.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, once.")] = False,
+    interval: Annotated[
+        float, typer.Option(help="Seconds between two looks.", parser=_number, metavar="<float>")
+    ] = 2.0,
+) -> None:
+    """Show the workers of this machine, their clients, and what these hold and ask for; q or Ctrl-C ends it."""
+    from tensor_fusion.cli import top as view
+    from tensor_fusion.runtime import statuses
+
+    if interval < 0.1:
+        raise UserError("--interval is less than 0.1; looking costs the worker a little each time.")
+    if as_json:
+        found, problems = statuses(os.environ)
+        print(json.dumps({"workers": found, "problems": problems}, indent=1))
+    elif once or not view.on_terminal():
+        view.once(os.environ)
+    else:
+        view.watch(os.environ, interval)
+
+
 @app.command(short_help="Find out why it does not work, with what to do next.")
 def doctor(connect: Connect = None, as_json: Json = False) -> None:
     """Find out why it does not work: each step from the files to the device list, with what to do next."""

@@ -24,6 +24,7 @@ from tensor_fusion.worker.quota import QuotaPage
 from tensor_fusion.worker.segment import Segment
 from tensor_fusion.worker.service import notify_ready, notify_stopping
 from tensor_fusion.worker.sessions import Executable, Session, Sessions
+from tensor_fusion.worker.status import Status, StatusSocket
 from tensor_fusion.worker.supervisor import Supervisor
 
 # A serving session costs the supervisor one descriptor, a connection without a greeting another.
@@ -192,6 +193,8 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     sessions = Sessions(executable, page, settings.warm)
     sessions.install()
     supervisor = Supervisor(settings, native, sessions, executable.segment)
+    status = Status(sessions, supervisor, simulated=executable.driver.simulated, limit=settings.memory_limit)
+    socket = StatusSocket(status, os.environ)
     stopped = loop.create_task(stop.wait())
     bounding = loop.create_task(keep_bounded(settings.log))
     try:
@@ -208,6 +211,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
             stop.set()
 
         supervisor.start(fail)
+        await socket.start()
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
         ready = f"ready {supervisor.place} ({first.device_name}, {count})\n"
         say(ready + (f"{folded(warm_line(settings.warm, first))}\n" if settings.warm else ""))
@@ -222,6 +226,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     finally:
         stopped.cancel()
         bounding.cancel()
+        socket.close()
         await supervisor.close()
         await sessions.close()
         page.close()

@@ -23,7 +23,8 @@ DATA_CONNECTIONS = 8
 SEGMENT_MAGIC = 0x544E_454D_4745_5354
 SEGMENT_SERVING = 1
 
-_GREETING = struct.Struct("<8sII16sQQIIQ64s64s64s")
+_GREETING = struct.Struct("<8sII16sQQIIQ64s64s32s32s")
+_MACHINE = struct.Struct("<QQ")
 _WELCOME = struct.Struct("<8sII16sQQII8x448s")
 _PACKET = struct.Struct("<IIQQQ224s256s")
 assert (_GREETING.size, _WELCOME.size, _PACKET.size) == (GREETING_BYTES, WELCOME_BYTES, PACKET_BYTES)
@@ -80,19 +81,27 @@ class Greeting:
     secret: bytes = field(repr=False)
     connection_version: bytes
     program: str
+    user: str
     raw: bytes = field(repr=False)
+
+    @property
+    def machine(self) -> bytes:
+        """Of role CONTROL: which machine and process namespace its number is of; nothing if it does not say."""
+        said = _MACHINE.pack(self.session_id, self.session_key)
+        return said if self.role == Role.CONTROL and any(said) else b""
 
     @classmethod
     def parse(cls, raw: bytes) -> Greeting | None:
         if len(raw) != GREETING_BYTES or not raw.startswith(MAGIC):
             return None
-        _, version, role, schema, session_id, key, index, pid, zero, secret, connection, name = _GREETING.unpack(raw)
+        _, version, role, schema, session_id, key, index, pid, zero, secret, connection, name, user = _GREETING.unpack(
+            raw
+        )
         if zero != 0:
             return None
         raw = raw[:SECRET_OFFSET] + bytes(SECRET_BYTES) + raw[SECRET_OFFSET + SECRET_BYTES :]
-        return cls(
-            version, role, schema, session_id, key, index, pid, secret, connection.rstrip(b"\0"), printable(name), raw
-        )
+        texts = connection.rstrip(b"\0"), printable(name), printable(user)
+        return cls(version, role, schema, session_id, key, index, pid, secret, *texts, raw)
 
     @staticmethod
     def build(
@@ -107,7 +116,11 @@ class Greeting:
         secret: str = "",
         connection_version: str = "0",
         program: str = "",
+        user: str = "",
+        machine: bytes = b"",
     ) -> bytes:
+        if machine:
+            session_id, session_key = _MACHINE.unpack(machine)
         return _GREETING.pack(
             MAGIC,
             version,
@@ -120,7 +133,8 @@ class Greeting:
             0,
             secret.encode(),
             connection_version.encode(),
-            program.encode()[:63],
+            program.encode()[:31],
+            user.encode()[:31],
         )
 
 

@@ -1,5 +1,5 @@
 """The quota page: memory shared with all sessions of this worker, in which they reserve device memory and note
-how much of the disk the image cache takes.
+how much of the disk the image cache takes, and count what their clients ask for.
 
 Layout: docs/wire-format.md. The page is sealed against a change of its size, so that no session can make the
 supervisor fault by truncating it. Sessions add and subtract atomically while the supervisor looks, which is why the
@@ -12,16 +12,31 @@ import fcntl
 import mmap
 import os
 import struct
+from dataclasses import dataclass
 
 from tensor_fusion.abi import Native
 
-PAGE_BYTES = 131072 + 4096
+PAGE_BYTES = 131072 + 4096 + 65536
 ROWS = 1024
 DEVICES = 16
 MAGIC = 0x5446_4C49_4D49_5431
 TOTALS = 64
 CELLS = 4096
+FIGURES = CELLS + 8 * DEVICES * ROWS
 _WORD = struct.Struct("<Q")
+_CELLS = struct.Struct(f"<{DEVICES}Q")
+_FIGURES = struct.Struct("<5Q24x")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a session has counted of its client."""
+
+    calls: int  # all that it has asked for
+    round_trips: int  # of these, what it waited for
+    received: int  # bytes
+    sent: int
+    contexts: int  # bit d: it has a context on device d
 
 
 class QuotaPage:
@@ -55,6 +70,18 @@ class QuotaPage:
     def reserved(self, device: int) -> int:
         """Bytes that all sessions have reserved on a device."""
         value: int = _WORD.unpack_from(self.memory, TOTALS + 8 * device)[0]
+        return value
+
+    def held(self, row: int) -> tuple[int, ...]:
+        """Bytes that one session has reserved, by device."""
+        return _CELLS.unpack_from(self.memory, CELLS + _CELLS.size * row)
+
+    def figures(self, row: int) -> Figures:
+        return Figures(*_FIGURES.unpack_from(self.memory, FIGURES + _FIGURES.size * row))
+
+    def limit(self) -> int:
+        """Bytes of each device that all clients together may have; 0 for no limit."""
+        value: int = _WORD.unpack_from(self.memory, 8)[0]
         return value
 
     def close(self) -> None:

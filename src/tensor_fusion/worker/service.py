@@ -57,6 +57,8 @@ LimitNOFILE=65536
 LimitCORE=0
 CacheDirectory=tensor-fusion
 LogsDirectory=tensor-fusion
+RuntimeDirectory=tensor-fusion
+RuntimeDirectoryMode=0700
 Environment=XDG_CACHE_HOME=%C
 {exec_paths}UMask=0077
 

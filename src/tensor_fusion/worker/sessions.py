@@ -30,7 +30,7 @@ from tensor_fusion.config import UserError
 from tensor_fusion.worker.driver import Driver
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import DATA_CONNECTIONS, PACKET_BYTES, Greeting, Packet, PacketType
-from tensor_fusion.worker.quota import QuotaPage
+from tensor_fusion.worker.quota import Figures, QuotaPage
 from tensor_fusion.worker.segment import Segment
 from tensor_fusion.worker.shares import Shares
 
@@ -108,6 +108,10 @@ class Session:
     key: int
     state: State = State.STARTING
     client: str = ""
+    program: str = ""
+    user: str = ""
+    machine: bytes = field(default=b"", repr=False)  # where its client's number means something; nothing: not known
+    since: float = 0.0  # of the clock: when its client came
     connection: tuple[str, int, int] | None = None
     group: str = ""  # whose quota it counts for
     secret: bytes = field(default=b"", repr=False)  # with which its client came
@@ -332,6 +336,8 @@ class Sessions:
         """Give the client to the session. False: the session died, which has been dealt with."""
         session.state = State.SERVING
         session.adopted_at = asyncio.get_running_loop().time()
+        session.program, session.user, session.machine = greeting.program, greeting.user, greeting.machine
+        session.since = time.time()
         session.client = f"{greeting.program or 'client'}@{caller.address}"
         session.connection = (caller.address, caller.port, greeting.client_pid)
         session.group, session.secret = caller.group, greeting.secret
@@ -352,6 +358,14 @@ class Sessions:
             return False
         self.on_change()
         return True
+
+    def figures(self, session: Session) -> Figures:
+        """What the session has counted; nothing of it is to be believed more than the session."""
+        return self._page.figures(session.row)
+
+    def held(self, session: Session) -> tuple[int, ...]:
+        """Bytes of device memory that it has reserved, by device."""
+        return self._page.held(session.row)
 
     def find(self, session_id: int, key: int) -> Session | None:
         """The serving session that a data connection names, if it knows the key."""

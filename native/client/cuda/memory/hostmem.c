@@ -1,201 +1,19 @@
 /*
- * Pinned host memory: cuMemHostAlloc, cuMemHostRegister, and twins for what kernels reach.
+ * Pinned host memory: cuMemHostAlloc, cuMemHostRegister.
  *
  * Over a shared segment allocations are runs of its arena, which the GPU reaches at the address that the program has, or at
  * TP_SEGMENT_ADDRESS where this process could not map the segment there. The rest (over TCP, registered memory, what the
  * arena has no room for) is memory of this process that copies may use without waiting. Kernels run elsewhere, so
- * memory whose device pointer is asked for gets a twin of the same size on the worker, at most 64 KiB: what the program
- * wrote is sent before each launch, what kernels wrote comes as messages before the reply to a wait. Owns the list of
- * memory with twins under `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets
- * bounded here.
+ * memory whose device pointer is asked for gets a twin on the worker (mapped.c). Any thread; owns nothing but what ranges hold.
  */
 #include "tpc_memory.h"
 #include "tpc_stream.h"
-#include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <tp_memory.h>
 #include <tp_segment.h>
 #include <unistd.h>
-
-/* Never held across a call: the thread that waits for a reply takes in what kernels wrote. */
-static struct tp_lock lock;
-/* Held by who sends what the program wrote, until it is in the stream before any launch of another thread; and by who takes
- * memory out of the list, which stays as it is meanwhile but for its beginning. Before `lock`. */
-static struct tp_lock pushing;
-static struct tpc_host *twins;
-
-/* ---- coherence ---- */
-
-static uint64_t word_size(const struct tpc_host *host, uint64_t offset) {
-    return host->size - offset < TP_TWIN_WORD ? host->size - offset : TP_TWIN_WORD;
-}
-
-static bool word_changed(const struct tpc_host *host, uint64_t offset) {
-    return offset < host->size && memcmp(host->memory + offset, host->shadow + offset, word_size(host, offset)) != 0;
-}
-
-/* The next run of words from *offset on that the program has changed, copied for the frame; 0 when there is none. Under `pushing`. */
-static uint64_t next_run(struct tpc_host *host, uint64_t *offset, unsigned char *copy) {
-    uint64_t at = *offset, begin;
-    tp_lock_take(&lock);
-    if (memcmp(host->memory + at, host->shadow + at, host->size - at) == 0) {
-        at = host->size; /* as before most launches */
-    }
-    while (at < host->size && !word_changed(host, at)) {
-        at += TP_TWIN_WORD;
-    }
-    for (begin = at; word_changed(host, at); at += TP_TWIN_WORD) {
-        memcpy(host->shadow + at, host->memory + at, word_size(host, at));
-    }
-    uint64_t end = at < host->size ? at : host->size;
-    uint64_t size = end > begin ? end - begin : 0;
-    if (size) {
-        memcpy(copy, host->shadow + begin, size);
-    }
-    tp_lock_drop(&lock);
-    *offset = begin;
-    return size;
-}
-
-void tpc_twins_push(void) {
-    static unsigned char copy[TP_TWIN_MAX];
-    const bool urgent = tp_urgent(true); /* who runs host functions waits for `pushing` */
-    tp_lock_take(&pushing);
-    tp_lock_take(&lock);
-    struct tpc_host *host = twins;
-    tp_lock_drop(&lock);
-    for (; host; host = host->next) {
-        uint64_t offset = 0, size;
-        while ((size = next_run(host, &offset, copy)) != 0) {
-            struct tpg_host_twin_write_in in = {.address = host->twin + offset, .data = copy, .data_size = size};
-            tpc_post_host_twin_write("mapped host memory", &in);
-            offset += size;
-        }
-    }
-    tp_lock_drop(&pushing);
-    tp_urgent(urgent);
-}
-
-static void push_if_any(void) {
-    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_push();
-    }
-}
-TP_REGISTER(tpc_host_function_over, push_if_any);
-
-/* The session sends what kernels wrote before the reply that ends a wait. */
-bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
-    tp_lock_take(&lock);
-    for (struct tpc_host *host = twins; host; host = host->next) {
-        uint64_t offset = in->address - host->twin;
-        if (in->address >= host->twin && offset <= host->size && in->data_size <= host->size - offset) {
-            memcpy(host->memory + offset, in->data, in->data_size);
-            memcpy(host->shadow + offset, in->data, in->data_size);
-            break;
-        }
-    }
-    tp_lock_drop(&lock);
-    return true; /* of one that has ended here, what is still on its way says nothing */
-}
-
-/* ---- twins ---- */
-
-static void set_device_address(struct tpc_range *range, uint64_t value) { range->device_address = value; }
-
-static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) {
-    struct tpg_host_twin_in in = {.size = range->size};
-    struct tpg_host_twin_out answer = {0};
-    /* What is on its way into the memory belongs to the twin as well. */
-    if (tp_transfers_touching_wait(tpc_conn, host->memory, host->size) != TP_OK) {
-        return tpc_lost();
-    }
-    CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
-    unsigned char *shadow = calloc(1, range->size);
-    struct tpc_range device = {.start = answer.address,
-                               .size = range->size,
-                               .where = TPC_DEVICE_MEMORY,
-                               .context = range->context,
-                               .buffer_id = range->buffer_id,
-                               .flags = TPC_MADE_TWIN,
-                               .detail = host};
-    bool made = false;
-    tp_lock_take(&lock);
-    if (!host->twin && shadow && tpc_range_insert(&device)) {
-        host->shadow = shadow;
-        host->twin = answer.address;
-        host->next = twins;
-        twins = host;
-        made = true;
-    }
-    bool there = host->twin != 0;
-    tp_lock_drop(&lock);
-    if (made) {
-        atomic_fetch_add(&tpc_twins, 1);
-        tpc_range_change(range->start, set_device_address, answer.address);
-    } else {
-        struct tpg_host_twin_free_in undo = {.address = answer.address};
-        tpc_post_host_twin_free("cuMemHostGetDevicePointer", &undo);
-        free(shadow);
-    }
-    return there ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-}
-
-CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out) {
-    struct tpc_range range;
-    if (!tpc_range_at(address, &range) || range.where != TPC_PINNED) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if ((range.flags & TPC_MADE_MASK) == TPC_MADE_ARENA) {
-        *out = range.device_address + (address - range.start);
-        return CUDA_SUCCESS;
-    }
-    struct tpc_host *host = range.detail;
-    if (!range.device_address && range.size > TP_TWIN_MAX) {
-        tp_log(
-            TP_ERROR,
-            "the device address of %llu bytes of pinned host memory was asked for: outside the shared segment kernels "
-            "reach at most %u bytes of one allocation; over shared memory, what cuMemHostAlloc gives lies inside it "
-            "while its arena has room",
-            (unsigned long long)range.size, TP_TWIN_MAX);
-        return CUDA_ERROR_NOT_SUPPORTED;
-    }
-    CUresult result = range.device_address ? CUDA_SUCCESS : make_twin(&range, host);
-    if (result == CUDA_SUCCESS) {
-        tp_lock_take(&lock);
-        *out = host->twin + (address - range.start);
-        tp_lock_drop(&lock);
-    }
-    return result;
-}
-
-static void end_twin(struct tpc_host *host) {
-    tp_lock_take(&pushing);
-    tp_lock_take(&lock);
-    uint64_t twin = host->twin;
-    for (struct tpc_host **at = &twins; twin && *at; at = &(*at)->next) {
-        if (*at == host) {
-            *at = host->next;
-            break;
-        }
-    }
-    tp_lock_drop(&lock);
-    tp_lock_drop(&pushing);
-    if (twin) {
-        struct tpg_host_twin_free_in in = {.address = twin};
-        atomic_fetch_sub(&tpc_twins, 1);
-        tpc_range_remove(twin, NULL);
-        tpc_post_host_twin_free("cuMemFreeHost", &in);
-    }
-    free(host->shadow);
-    free(host);
-}
 
 /* ---- the list of what is pinned ---- */
 
@@ -400,7 +218,7 @@ CUresult tpc_cuMemFreeHost(void *p) {
     }
     void *memory = host->memory;
     size_t mapped = host->mapped;
-    end_twin(host);
+    tpc_host_end(host);
     munmap(memory, mapped);
     return CUDA_SUCCESS;
 }
@@ -410,7 +228,7 @@ static void free_own(void *what) {
     void *memory = host->memory;
     size_t mapped = host->mapped;
     tpc_pool_local_freed(host->pool, host->size);
-    end_twin(host);
+    tpc_host_end(host);
     munmap(memory, mapped);
 }
 
@@ -483,7 +301,7 @@ CUresult tpc_cuMemHostUnregister(void *p) {
         bool known = tpc_range_at((uint64_t)(uintptr_t)p, &range);
         return known ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
     }
-    end_twin(host);
+    tpc_host_end(host);
     return CUDA_SUCCESS;
 }
 

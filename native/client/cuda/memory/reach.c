@@ -2,15 +2,13 @@
  * Kernels and pinned memory that the GPU does not reach at its host address: over TCP all of it, else what is registered.
  *
  * A program may give a kernel the host address of pinned memory. Where such memory exists, launches look at their parameters:
- * one of exactly 8 bytes that lies in it becomes the address of its twin (hostmem.c); what is too large for one is refused,
- * because the kernel would break the context. Only whole parameters are looked at: a struct may hold addresses for the host, and
+ * one of exactly 8 bytes that lies in it becomes the address of its twin (mapped.c); where the worker has no room for one the launch
+ * is refused, because the kernel would break the context. Only whole parameters are looked at: a struct may hold addresses for the host, and
  * what lies between its fields is whatever was in memory before. An address that a kernel finds elsewhere is not seen here; it
  * ends in error 700, and then the log names the memory.
  * Any thread. Owns the count of that memory and its bounds, which only grow while there is any; both are changed under `lock`.
  */
 #include "tpc_memory.h"
-
-#include <tp_memory.h>
 
 _Atomic unsigned int tpc_unreached;
 static _Atomic uint64_t low = UINT64_MAX, high;
@@ -48,15 +46,14 @@ CUresult tpc_reach(const char *name, unsigned int parameter, uint64_t value, CUd
     if (TP_LIKELY(!unreached_at(value, &range))) {
         return CUDA_SUCCESS;
     }
-    CUresult result = range.device_address || range.size <= TP_TWIN_MAX ? tpc_host_device_address(value, there)
-                                                                        : CUDA_ERROR_NOT_SUPPORTED;
+    CUresult result = tpc_host_device_address(value, there);
     if (result == CUDA_ERROR_NOT_SUPPORTED || result == CUDA_ERROR_OUT_OF_MEMORY) {
-        tp_say_once(&said,
-                    "%s: parameter %u of the kernel is the host address 0x%llx, in %llu bytes of pinned memory that "
-                    "the GPU does not reach over this connection (only allocations of up to %u bytes); the launch is "
-                    "refused with CUDA_ERROR_NOT_SUPPORTED. Shared memory has no such limit for cuMemHostAlloc",
-                    name, parameter, (unsigned long long)value, (unsigned long long)range.size, TP_TWIN_MAX);
-        return CUDA_ERROR_NOT_SUPPORTED;
+        tp_say_once(
+            &said,
+            "%s: parameter %u of the kernel is the host address 0x%llx, in %llu bytes of pinned memory, and the "
+            "worker has no room for as much beside them (its TF_SESSION_MEMORY_LIMIT bounds it); the launch is "
+            "refused with error %d",
+            name, parameter, (unsigned long long)value, (unsigned long long)range.size, (int)result);
     }
     return result;
 }

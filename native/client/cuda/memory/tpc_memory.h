@@ -30,7 +30,7 @@ bool tpc_range_covers(uint64_t address, uint64_t size);
  * refuses (580.159.04). Pinned memory that the GPU does not reach at its address here is refused with a sentence. */
 CUresult tpc_range_word(uint64_t address, uint64_t size);
 bool tpc_range_remove(uint64_t start, struct tpc_range *out);
-/* Called before each launch and after each completed wait while tpc_twins counts any: carries contents across. */
+/* Called before work of the GPU while tpc_twins counts any: sends what the program wrote. */
 void tpc_twins_push(void);
 
 /* In tpc_range.flags, above the flags that CUDA defines: what made the range. A range without any belongs to another
@@ -120,7 +120,7 @@ bool tpc_pool_local_attribute(uint64_t handle, CUmemPool_attribute attribute, bo
 CUresult tpc_managed_free_behind(uint64_t start, CUstream stream);
 CUresult tpc_host_free_behind(uint64_t start, CUstream stream);
 
-/* ---- hostmem.c ---- */
+/* ---- mapped.c ---- */
 struct tpc_host {
     struct tpc_host *next;
     unsigned char *memory;
@@ -128,10 +128,27 @@ struct tpc_host {
     unsigned int flags;
     uint64_t twin;         /* address on the worker, 0 = none */
     unsigned char *shadow; /* what both sides last agreed on */
+    bool tracked;          /* the kernel tells which pages were written */
     uint64_t pool;         /* that it came from, 0 = none */
 };
 /* The device address of a byte of pinned memory, making the twin if there is none. */
 CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out);
+/* Pinned memory that is in no range any more: its twin ends, and the record with it. */
+void tpc_host_end(struct tpc_host *host);
+
+/* ---- written.c ---- */
+struct tpc_written {
+    uint64_t start, end;
+};
+/* From now on the kernel notes which pages of [start, start+size) are written; false where it cannot. `ours`: nobody else has the
+ * memory. */
+bool tpc_written_begin(uint64_t start, uint64_t size, bool ours);
+void tpc_written_over(uint64_t start, uint64_t size);
+/* Stretches of whole pages from *at on, before `end`, that were written since they were told last; moves *at behind what was looked at.
+ * What is not known counts as written. */
+size_t tpc_written_next(uint64_t *at, uint64_t end, struct tpc_written *out, size_t most);
+
+/* ---- hostmem.c ---- */
 /* Where [memory, memory+size) begins in the shared segment; 0 unless all of it lies in one pinned allocation there. */
 uint64_t tpc_host_offset(const void *memory, uint64_t size);
 /* True for an address that the device reaches and whose bytes lie on the host. */

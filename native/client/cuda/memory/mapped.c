@@ -1,0 +1,222 @@
+/*
+ * Pinned memory that kernels reach outside the shared segment: its twin on the worker, and what goes across when.
+ *
+ * Memory whose device address is asked for, or that a kernel is given, gets a twin of the same size (session/memory/twin.c). What
+ * the program wrote is sent before each launch, what kernels wrote comes as messages before the reply to a wait. Both sides keep a
+ * shadow, what they last agreed on, and send the words that differ from it, so what both write into one page survives. Large
+ * memory is not compared as a whole before each launch: the kernel of this machine tells which pages were written (written.c).
+ * Owns the list of memory with twins under `lock`. Any thread; a connection's thread writes into memory that has a twin, at offsets
+ * bounded here.
+ */
+#include "tpc_memory.h"
+#include "tpc_stream.h"
+#include "tpg_cuda_messages.h"
+#include "tpg_cuda_send.h"
+
+#include <stdlib.h>
+#include <tp_memory.h>
+
+#define STRETCHES 64u /* of written pages that are asked for at once */
+
+/* Never held across a call: the thread that waits for a reply takes in what kernels wrote. */
+static struct tp_lock lock;
+/* Held by who sends what the program wrote, until it is in the stream before any launch of another thread; and by who takes
+ * memory out of the list, which stays as it is meanwhile but for its beginning. Before `lock`. */
+static struct tp_lock pushing;
+static struct tpc_host *twins;
+
+/* ---- coherence ---- */
+
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static bool word_changed(const struct tpc_host *host, uint64_t offset, uint64_t end) {
+    return offset < end && memcmp(host->memory + offset, host->shadow + offset, least(end - offset, TP_TWIN_WORD)) != 0;
+}
+
+/* The next run of words in [*offset, end), which is one piece at most, that the program has changed, copied for the frame; 0 when there
+ * is none. Under `pushing`. */
+static uint64_t next_run(struct tpc_host *host, uint64_t *offset, uint64_t end, unsigned char *copy) {
+    uint64_t at = *offset, begin;
+    tp_lock_take(&lock);
+    if (memcmp(host->memory + at, host->shadow + at, end - at) == 0) {
+        at = end; /* as before most launches */
+    }
+    while (at < end && !word_changed(host, at, end)) {
+        at += TP_TWIN_WORD;
+    }
+    for (begin = at; word_changed(host, at, end); at += TP_TWIN_WORD) {
+        memcpy(host->shadow + at, host->memory + at, least(end - at, TP_TWIN_WORD));
+    }
+    uint64_t size = begin < end ? least(at, end) - begin : 0;
+    if (size) {
+        memcpy(copy, host->shadow + begin, size);
+    }
+    tp_lock_drop(&lock);
+    *offset = begin;
+    return size;
+}
+
+/* What differs in [offset, end). */
+static void push_part(struct tpc_host *host, uint64_t offset, uint64_t end) {
+    static unsigned char copy[TP_TWIN_PIECE];
+    while (offset < end) {
+        const uint64_t stop = least(end, (offset / TP_TWIN_PIECE + 1) * TP_TWIN_PIECE);
+        uint64_t size;
+        while (offset < stop && (size = next_run(host, &offset, stop, copy)) != 0) {
+            struct tpg_host_twin_write_in in = {.address = host->twin + offset, .data = copy, .data_size = size};
+            tpc_post_host_twin_write("mapped host memory", &in);
+            offset += size;
+        }
+        offset = stop;
+    }
+}
+
+/* Words begin where the memory does, so a page that was written may end inside of one. */
+static void push_written(struct tpc_host *host) {
+    const uint64_t start = (uint64_t)(uintptr_t)host->memory;
+    uint64_t at = start;
+    while (at < start + host->size) {
+        struct tpc_written written[STRETCHES];
+        const size_t count = tpc_written_next(&at, start + host->size, written, STRETCHES);
+        for (size_t i = 0; i < count; i++) {
+            const uint64_t from = written[i].start > start ? written[i].start - start : 0;
+            const uint64_t end = written[i].end - start + TP_TWIN_WORD - 1;
+            push_part(host, from & ~(uint64_t)(TP_TWIN_WORD - 1),
+                      least(end & ~(uint64_t)(TP_TWIN_WORD - 1), host->size));
+        }
+    }
+}
+
+void tpc_twins_push(void) {
+    const bool urgent = tp_urgent(true); /* who runs host functions waits for `pushing` */
+    tp_lock_take(&pushing);
+    tp_lock_take(&lock);
+    struct tpc_host *host = twins;
+    tp_lock_drop(&lock);
+    for (; host; host = host->next) {
+        if (host->tracked) {
+            push_written(host);
+        } else {
+            push_part(host, 0, host->size);
+        }
+    }
+    tp_lock_drop(&pushing);
+    tp_urgent(urgent);
+}
+
+static void push_if_any(void) {
+    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
+        tpc_twins_push();
+    }
+}
+TP_REGISTER(tpc_host_function_over, push_if_any);
+
+/* The session sends what kernels wrote before the reply that ends a wait. */
+bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
+    tp_lock_take(&lock);
+    for (struct tpc_host *host = twins; host; host = host->next) {
+        uint64_t offset = in->address - host->twin;
+        if (in->address >= host->twin && offset <= host->size && in->data_size <= host->size - offset) {
+            memcpy(host->memory + offset, in->data, in->data_size);
+            memcpy(host->shadow + offset, in->data, in->data_size);
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+    return true; /* of one that has ended here, what is still on its way says nothing */
+}
+
+/* ---- twins ---- */
+
+static void set_device_address(struct tpc_range *range, uint64_t value) { range->device_address = value; }
+
+static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) {
+    const bool read_only = !host->mapped && (host->flags & CU_MEMHOSTREGISTER_READ_ONLY);
+    struct tpg_host_twin_in in = {.size = range->size, .read_only = read_only};
+    struct tpg_host_twin_out answer = {0};
+    /* What is on its way into the memory belongs to the twin as well. */
+    if (tp_transfers_touching_wait(tpc_conn, host->memory, host->size) != TP_OK) {
+        return tpc_lost();
+    }
+    CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer);
+    if (result != CUDA_SUCCESS) {
+        return result;
+    }
+    unsigned char *shadow = calloc(1, range->size);
+    struct tpc_range device = {.start = answer.address,
+                               .size = range->size,
+                               .where = TPC_DEVICE_MEMORY,
+                               .context = range->context,
+                               .buffer_id = range->buffer_id,
+                               .flags = TPC_MADE_TWIN,
+                               .detail = host};
+    bool made = false;
+    tp_lock_take(&pushing);
+    tp_lock_take(&lock);
+    if (!host->twin && shadow && tpc_range_insert(&device)) {
+        host->shadow = shadow;
+        host->twin = answer.address;
+        host->next = twins;
+        twins = host;
+        made = true;
+        /* Another thread that finds the twin counts on all of this. */
+        atomic_fetch_add(&tpc_twins, 1);
+        tpc_range_change(range->start, set_device_address, answer.address);
+    }
+    bool there = host->twin != 0;
+    tp_lock_drop(&lock);
+    if (made && host->size > TP_TWIN_PIECE) {
+        host->tracked = tpc_written_begin((uint64_t)(uintptr_t)host->memory, host->size, host->mapped != 0);
+    }
+    tp_lock_drop(&pushing);
+    if (!made) {
+        struct tpg_host_twin_free_in undo = {.address = answer.address};
+        tpc_post_host_twin_free("cuMemHostGetDevicePointer", &undo);
+        free(shadow);
+    }
+    return there ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out) {
+    struct tpc_range range;
+    if (!tpc_range_at(address, &range) || range.where != TPC_PINNED) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if ((range.flags & TPC_MADE_MASK) == TPC_MADE_ARENA) {
+        *out = range.device_address + (address - range.start);
+        return CUDA_SUCCESS;
+    }
+    struct tpc_host *host = range.detail;
+    CUresult result = range.device_address ? CUDA_SUCCESS : make_twin(&range, host);
+    if (result == CUDA_SUCCESS) {
+        tp_lock_take(&lock);
+        *out = host->twin + (address - range.start);
+        tp_lock_drop(&lock);
+    }
+    return result;
+}
+
+void tpc_host_end(struct tpc_host *host) {
+    tp_lock_take(&pushing);
+    tp_lock_take(&lock);
+    uint64_t twin = host->twin;
+    for (struct tpc_host **at = &twins; twin && *at; at = &(*at)->next) {
+        if (*at == host) {
+            *at = host->next;
+            break;
+        }
+    }
+    tp_lock_drop(&lock);
+    if (host->tracked) {
+        tpc_written_over((uint64_t)(uintptr_t)host->memory, host->size);
+    }
+    tp_lock_drop(&pushing);
+    if (twin) {
+        struct tpg_host_twin_free_in in = {.address = twin};
+        atomic_fetch_sub(&tpc_twins, 1);
+        tpc_range_remove(twin, NULL);
+        tpc_post_host_twin_free("cuMemFreeHost", &in);
+    }
+    free(host->shadow);
+    free(host);
+}

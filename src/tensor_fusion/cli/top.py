@@ -1,0 +1,184 @@
+"""The workers of this machine and their clients, once or as a screen that is drawn anew.
+
+Drawn with rich, which the package has anyway. What a worker says of its clients is made printable here once more: a
+socket may be another user's when root looks.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tensor_fusion.config import UserError
+from tensor_fusion.runtime import statuses
+from tensor_fusion.terminal import columns, complain
+
+NOBODY = "No worker of yours runs on this machine; root sees those of all users."
+WIDE = 110
+COUNTED = ("calls", "round_trips", "received_bytes", "sent_bytes")
+Status = Mapping[str, Any]
+
+
+def on_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and not Console().is_dumb_terminal
+
+
+def once(environ: Mapping[str, str]) -> None:
+    found, problems = statuses(environ)
+    for problem in problems:
+        complain(f"NOTICE: {plain(problem)}")
+    if not found:
+        raise UserError(NOBODY, exit_code=1)
+    console = Console(highlight=False, width=columns(sys.stdout) if sys.stdout.isatty() else 120)
+    console.print(_screen(found, {}, console.width))
+
+
+def watch(environ: Mapping[str, str], interval: float) -> None:
+    """Until q or Ctrl-C, which is how such a program is left and no failure."""
+    before: dict[tuple[int, int], Status] = {}
+    try:
+        console = Console(highlight=False)
+        with _keys(), Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                found, problems = statuses(environ)
+                parts = [_screen(found, before, console.width)] if found else [Text(NOBODY)]
+                parts += [Text(plain(problem), style="dim") for problem in problems]
+                live.update(Group(*parts, Text("q ends it", style="dim")), refresh=True)
+                before = {_name(status, session): session | {"at": status["now"]} for status, session in _all(found)}
+                if _ended(interval):
+                    return
+    except KeyboardInterrupt:
+        return
+
+
+@contextmanager
+def _keys() -> Iterator[None]:
+    """Keys come one by one and are not shown."""
+    saved = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, saved)
+
+
+def _ended(seconds: float) -> bool:
+    """Whether q was pressed in this time, or the terminal has gone."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if select.select([sys.stdin], [], [], left)[0] and sys.stdin.read(1) in ("q", "Q", ""):
+            return True
+    return False
+
+
+def _all(found: list[dict[str, Any]]) -> Iterator[tuple[Status, dict[str, Any]]]:
+    for status in found:
+        for session in status["sessions"]:
+            yield status, session
+
+
+def _name(status: Status, session: Status) -> tuple[int, int]:
+    return int(status["pid"]), int(session["pid"])
+
+
+def _screen(found: list[dict[str, Any]], before: Mapping[tuple[int, int], Status], width: int) -> RenderableType:
+    parts: list[RenderableType] = []
+    for status in found:
+        parts += [_worker(status), _clients(status, before, width), Text("")]
+    return Group(*parts[:-1])
+
+
+def _worker(status: Status) -> Text:
+    count = len(status["sessions"])
+    limit = status["memory_limit_bytes"]
+    text = Text(f"worker {status['pid']}", style="bold")
+    text.append(f"  {plain(str(status['place']))}", style="not bold")
+    if status["simulated"]:
+        text.append("  SIMULATED GPU")
+    text.append(f"  {count} client{'' if count == 1 else 's'}", style="not bold")
+    text.append(f"  up {_age(status['now'] - status['since'])}", style="not bold")
+    if limit:
+        held = max(_held(status).values(), default=0)
+        text.append(f"  {size(held)} of {size(limit)}", style="not bold")
+    return text
+
+
+def _held(status: Status) -> dict[str, int]:
+    """Bytes that all clients hold, by device."""
+    sums: dict[str, int] = {}
+    for session in status["sessions"]:
+        for device, count in session["memory_bytes"].items():
+            sums[device] = sums.get(device, 0) + count
+    return sums
+
+
+def _clients(status: Status, before: Mapping[tuple[int, int], Status], width: int) -> RenderableType:
+    if not status["sessions"]:
+        return Text("  no client", style="dim")
+    rates = any(_name(status, session) in before for session in status["sessions"])
+    per = "/s" if rates else ""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    wide = width >= WIDE
+    room = (width - (76 if wide else 54)) // 3  # what the figures leave
+    table.add_column("PID", justify="right", no_wrap=True)
+    for heading in ("PROGRAM", "USER", "FROM"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=max(room, len(heading)))
+    table.add_column("ITS PID", justify="right", no_wrap=True)
+    ways = (f"IN{per}", f"OUT{per}", "UP") if wide else (f"BYTES{per}",)
+    for heading in ("MEMORY", f"CALLS{per}", f"TRIPS{per}", *ways):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for session in status["sessions"]:
+        was = before.get(_name(status, session), {})
+        calls, trips, came, went = (_rate(session, was, name, status["now"], rates) for name in COUNTED)
+        row = [str(session["pid"]), *(plain(session[name]) or "?" for name in ("program", "user", "address"))]
+        row += [str(session["client_pid"]), size(sum(session["memory_bytes"].values())), count(calls), count(trips)]
+        row += [size(came), size(went), _age(status["now"] - session["since"])] if wide else [size(came + went)]
+        table.add_row(*map(Text, row))  # in a plain string rich would look for its markup, and for names of emoji
+    return table
+
+
+def _rate(session: Status, was: Status, name: str, now: float, rates: bool) -> int:
+    """Since the last look; of one that was not there then, since it came."""
+    if not rates:
+        return int(session[name])
+    return int((session[name] - was.get(name, 0)) / max(now - was.get("at", session["since"]), 0.05))
+
+
+def plain(text: str) -> str:
+    """Fit for a terminal whatever it holds: a client names itself."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _short(number: float, step: int, units: str) -> str:
+    unit = 0
+    while number >= step * 0.9995 and unit < len(units) - 1:
+        number /= step
+        unit += 1
+    digits = 0 if unit == 0 or number >= 99.5 else 1
+    return f"{number:.{digits}f}{units[unit].strip()}"
+
+
+def count(number: int) -> str:
+    return _short(number, 1000, " kMGTP")
+
+
+def size(number: int) -> str:
+    return _short(number, 1024, "BKMGTP")
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(int(seconds), 0)}s"

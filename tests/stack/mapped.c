@@ -1,0 +1,298 @@
+/*
+ * Large pinned memory that kernels read and write at its own host address: allocated and registered, 100 MiB each.
+ *
+ * Each round the program writes some words, a kernel reads them and others, and writes words beside them; behind a wait in one of
+ * four ways both must find what the other wrote, to the word. The checks know what every word of the memory must be.
+ */
+#include "stack.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+enum { SIZE = 100 << 20, WORDS = SIZE / 4, SPOTS = 40, RUN = 64 };
+
+static CUmodule module;
+static uint32_t *memory, *expected;
+static CUdeviceptr device;
+static uint64_t state = 88172645463325252u;
+
+static uint64_t number(const void *at) { return (uint64_t)(uintptr_t)at; }
+
+static size_t below(size_t limit) {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (size_t)(state % limit);
+}
+
+static void begin(bool registered) {
+    start();
+    module = load_kernels();
+    if (registered) {
+        /* Neither its begin nor its end is that of a page. */
+        char *pages =
+            mmap(NULL, SIZE + 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        CHECK(pages != MAP_FAILED);
+        memory = (uint32_t *)(void *)(pages + 260);
+        OK(cuMemHostRegister_v2(memory, SIZE, CU_MEMHOSTREGISTER_DEVICEMAP));
+    } else {
+        OK(cuMemHostAlloc((void **)&memory, SIZE, CU_MEMHOSTALLOC_PORTABLE));
+    }
+    expected = malloc(SIZE);
+    CHECK(expected);
+    for (size_t i = 0; i < WORDS; i++) {
+        memory[i] = expected[i] = (uint32_t)(i * 2654435761u);
+    }
+    OK(cuMemAlloc_v2(&device, SIZE));
+}
+
+static void finish(bool registered) {
+    OK(cuMemFree_v2(device));
+    OK(registered ? cuMemHostUnregister(memory) : cuMemFreeHost(memory));
+    free(expected);
+}
+
+static void put(CUdeviceptr at, uint32_t value, uint64_t words, CUstream stream) {
+    void *params[] = {&at, &value, &words};
+    OK(cuLaunchKernel(kernel(module, "fill_u32"), (unsigned)((words + 255) / 256), 1, 1, 256, 1, 1, 0, stream, params,
+                      NULL));
+}
+
+/* A kernel that reads all of it: floats added to nothing else but themselves. */
+static void check_sums(size_t from, int words) {
+    float *sums = malloc((size_t)words * 4), *own = (float *)(void *)expected + from;
+    CUdeviceptr a = number(memory + from), to = device;
+    void *params[] = {&a, &a, &to, &words};
+    CHECK(sums);
+    OK(cuLaunchKernel(kernel(module, "vector_add"), (unsigned)(words + 255) / 256, 1, 1, 256, 1, 1, 0, NULL, params,
+                      NULL));
+    OK(cuMemcpyDtoH_v2(sums, device, (size_t)words * 4));
+    for (int i = 0; i < words; i++) {
+        const float sum = own[i] + own[i];
+        CHECK(memcmp(&sum, &sums[i], 4) == 0 || (sum != sum && sums[i] != sums[i]));
+    }
+    free(sums);
+}
+
+static void wait_in_some_way(CUstream stream, int way) {
+    CUevent event;
+    CUresult result;
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    OK(cuEventRecord(event, stream));
+    if (way == 0) {
+        OK(cuStreamSynchronize(stream));
+    } else if (way == 1) {
+        OK(cuCtxSynchronize());
+    } else {
+        while ((result = way == 2 ? cuEventQuery(event) : cuStreamQuery(stream)) == CUDA_ERROR_NOT_READY) {
+        }
+        OK(result);
+    }
+    OK(cuEventDestroy_v2(event));
+}
+
+/* The program's words and the kernels' lie in the same pages. */
+static void both_write(bool registered) {
+    CUstream stream;
+    begin(registered);
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    check_sums(0, WORDS);
+    for (int round = 0; round < 8; round++) {
+        for (int i = 0; i < SPOTS; i++) {
+            const size_t at = below(WORDS - 4 * RUN), run = 1 + below(RUN);
+            const uint32_t value = (uint32_t)(round << 16 | i);
+            put(number(memory + at), value, run, stream);
+            for (size_t k = 0; k < run; k++) {
+                expected[at + k] = value;
+            }
+            /* While that runs: a word behind the kernel's, which no other of this round's kernels has. */
+            bool free_word = true;
+            for (size_t k = 0; k < RUN; k++) {
+                free_word = free_word && expected[at + run + k] >> 16 != (uint32_t)round;
+            }
+            if (free_word) {
+                memory[at + run] = expected[at + run] = ~value;
+            }
+        }
+        wait_in_some_way(stream, round % 4);
+        CHECK(round % 4 != 3 || memcmp(memory, expected, SIZE) == 0);
+        memory[round] = expected[round] = 7;
+        memory[WORDS - 1 - round] = expected[WORDS - 1 - round] = 8;
+        check_sums(0, 1000);
+        check_sums(WORDS - 1000, 1000);
+    }
+    CHECK(memcmp(memory, expected, SIZE) == 0);
+    put(number(memory), 0x5a5a5a5a, WORDS, stream); /* all of it */
+    OK(cuStreamSynchronize(stream));
+    memset(expected, 0x5a, SIZE);
+    CHECK(memcmp(memory, expected, SIZE) == 0);
+    memset(memory, 0x11, SIZE);
+    memset(expected, 0x11, SIZE);
+    check_sums(0, WORDS);
+    OK(cuStreamDestroy_v2(stream));
+    finish(registered);
+}
+
+static void allocated(void) { both_write(false); }
+
+static void registered(void) { both_write(true); }
+
+/* Every form of copy and memset, once kernels have used the memory. */
+static void copies(void) {
+    CUdeviceptr there;
+    begin(false);
+    OK(cuMemHostGetDevicePointer_v2(&there, memory, 0));
+    uint32_t got[1000];
+    put(there, 1, 1000, NULL);
+    OK(cuMemcpyHtoDAsync_v2(device, memory, sizeof got, NULL)); /* reads what the kernel wrote */
+    OK(cuMemcpyDtoH_v2(got, device, sizeof got));
+    for (size_t i = 0; i < 1000; i++) {
+        CHECK(got[i] == 1);
+        expected[i] = 1;
+    }
+    memory[5] = expected[5] = 0x55;
+    OK(cuMemcpyHtoDAsync_v2(device, memory, SIZE, NULL));
+    OK(cuMemsetD32Async(number(memory + 2000), 0x77, 3000, NULL));
+    OK(cuMemcpyDtoHAsync_v2(memory + 10000, device, 4000, NULL));
+    OK(cuMemcpyAsync(number(memory + 20000), device, 4000, NULL));
+    OK(cuCtxSynchronize());
+    for (size_t i = 0; i < 3000; i++) {
+        expected[2000 + i] = 0x77;
+    }
+    memcpy(expected + 10000, expected, 4000);
+    memcpy(expected + 20000, expected, 4000);
+    CHECK(memcmp(memory, expected, SIZE) == 0);
+    CUDA_MEMCPY2D rows = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .srcDevice = device,
+                          .srcPitch = 64,
+                          .dstMemoryType = CU_MEMORYTYPE_HOST,
+                          .dstHost = memory + 30000,
+                          .dstPitch = 128,
+                          .WidthInBytes = 64,
+                          .Height = 100};
+    OK(cuMemcpy2DAsync_v2(&rows, NULL));
+    OK(cuStreamSynchronize(NULL));
+    for (size_t i = 0; i < 100; i++) {
+        memcpy(expected + 30000 + 32 * i, expected + 16 * i, 64);
+    }
+    CHECK(memcmp(memory, expected, SIZE) == 0);
+    check_sums(0, WORDS);
+    finish(false);
+}
+
+static void touch(void *unused) {
+    (void)unused;
+    memory[100] = memory[200] + 1;
+}
+
+/* A host function sees what kernels wrote, and kernels behind it what it wrote; so do nodes of a graph. */
+static void host_functions(void) {
+    begin(false);
+    CUgraph graph;
+    CUgraphExec exec;
+    CUstream stream;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    put(number(memory + 200), 41, 1, stream);
+    OK(cuLaunchHostFunc(stream, touch, NULL));
+    CUdeviceptr from = number(memory + 100), to = number(memory + 300);
+    OK(cuMemcpyDtoDAsync_v2(to, from, 4, stream));
+    OK(cuStreamSynchronize(stream));
+    CHECK(memory[100] == 42 && memory[300] == 42);
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    put(number(memory + 200), 51, 1, stream);
+    OK(cuLaunchHostFunc(stream, touch, NULL));
+    OK(cuMemcpyDtoDAsync_v2(device, from, 4, stream));
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    for (int i = 0; i < 3; i++) {
+        uint32_t got = 0;
+        memory[100] = 0;
+        OK(cuGraphLaunch(exec, stream));
+        OK(cuStreamSynchronize(stream));
+        OK(cuMemcpyDtoH_v2(&got, device, 4));
+        CHECK(memory[200] == 51 && memory[100] == 52 && got == 52);
+    }
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
+    OK(cuStreamDestroy_v2(stream));
+    finish(false);
+}
+
+/* Freed and made again while work that uses it is under way, and read from a pipe. */
+static void lives(void) {
+    int ends[2];
+    start();
+    module = load_kernels();
+    OK(cuMemAlloc_v2(&device, 4096));
+    CHECK(pipe(ends) == 0);
+    for (int i = 0; i < 6; i++) {
+        uint32_t words[1024], got = 0;
+        OK(cuMemHostAlloc((void **)&memory, (size_t)(3 + i) << 20, 0));
+        put(number(memory), 9, 2048, NULL);
+        OK(cuCtxSynchronize());
+        CHECK(memory[0] == 9 && memory[2047] == 9 && memory[2048] == 0);
+        memset(words, i + 1, sizeof words);
+        CHECK(write(ends[1], words, sizeof words) == sizeof words);
+        CHECK(read(ends[0], memory + 512, sizeof words) == sizeof words); /* a system call writes it */
+        float *floats = (float *)(void *)words, sum = floats[0] + floats[0], back = 0;
+        CUdeviceptr a = number(memory + 512), to = device;
+        int one = 1;
+        void *params[] = {&a, &a, &to, &one};
+        OK(cuLaunchKernel(kernel(module, "vector_add"), 1, 1, 1, 32, 1, 1, 0, NULL, params, NULL));
+        OK(cuMemcpyDtoH_v2(&back, device, 4));
+        CHECK(memcmp(&back, &sum, 4) == 0);
+        pid_t child = fork();
+        if (child == 0) {
+            memory[0] = 77; /* its own */
+            _exit(0);
+        }
+        int status = 0;
+        CHECK(waitpid(child, &status, 0) == child);
+        put(number(memory + 4), 10, 1000, NULL);
+        OK(cuMemFreeHost(memory));
+        OK(cuCtxSynchronize());
+        OK(cuMemcpyDtoH_v2(&got, device, 4));
+    }
+    OK(cuMemFree_v2(device));
+}
+
+/* Two threads, each with words of its own in the same memory. */
+static void *write_and_ask(void *what) {
+    const uint32_t own = (uint32_t)(uintptr_t)what;
+    CUcontext context;
+    CUstream stream;
+    OK(cuDevicePrimaryCtxRetain(&context, 0));
+    OK(cuCtxSetCurrent(context));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    for (uint32_t i = 0; i < 30; i++) {
+        const size_t at = (size_t)i * 50000 + own * 4; /* neighbours, in one page */
+        memory[at] = i + own;
+        OK(cuMemcpyDtoDAsync_v2(number(memory + at + 1), number(memory + at), 4, stream));
+        put(number(memory + at + 2), 1000 + i + own, 1, stream);
+        OK(cuStreamSynchronize(stream));
+        CHECK(memory[at] == i + own && memory[at + 1] == i + own && memory[at + 2] == 1000 + i + own);
+    }
+    OK(cuStreamDestroy_v2(stream));
+    return NULL;
+}
+
+static void threads(void) {
+    enum { THREADS = 3 };
+    pthread_t them[THREADS];
+    begin(false);
+    for (uintptr_t i = 0; i < THREADS; i++) {
+        CHECK(pthread_create(&them[i], NULL, write_and_ask, (void *)i) == 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        CHECK(pthread_join(them[i], NULL) == 0);
+    }
+    finish(false);
+}
+
+static const struct check checks[] = {{"allocated", allocated}, {"registered", registered},
+                                      {"copies", copies},       {"host-functions", host_functions},
+                                      {"lives", lives},         {"threads", threads}};
+
+int role_mapped(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }
