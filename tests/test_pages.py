@@ -341,4 +341,5 @@ def test_the_second_unit_has_folders_of_its_own() -> None:
         "Environment=XDG_CACHE_HOME=%C/tensor-fusion-%i",
         "EnvironmentFile=-/etc/tensor-fusion/%i.conf",
         "LogsDirectory=tensor-fusion-%i",
+        "RuntimeDirectory=tensor-fusion-%i",
     ]

@@ -10,9 +10,14 @@ FUNCTIONS = [
         "nvml_version": "void: bytes"}),
     op("nvml_fields", "call", device="uint64_t: handle nvmldevice", values="nvmlFieldValue_t: array", out={
         "results": "nvmlFieldValue_t: array"}),
-    # Whether this session uses the device, and how much memory it holds there.
-    op("nvml_process", "call", device="uint64_t: handle nvmldevice", out={
-        "present": "unsigned int", "used": "uint64_t"}),
+    # The processes of this client's machine and tenant that use the device, by their numbers there, and how much memory
+    # each holds on it.
+    op("nvml_processes", "call", device="uint64_t: handle nvmldevice", out={
+        "pids": "unsigned int: array", "used": "uint64_t: array"}),
+    # Their samples that are newer; status is NVML's own result, because the count is an answer even when the room was
+    # too small.
+    op("nvml_utilization", "call", device="uint64_t: handle nvmldevice", since="uint64_t", capacity="unsigned int", out={
+        "status": "int", "count": "unsigned int", "samples": "nvmlProcessUtilizationInfo_v1_t: array"}),
     # One event of a set, if there is one: it never waits.
     op("nvml_event", "call", set="uint64_t: handle nvmlevents", out={
         "device": "uint64_t", "type": "uint64_t", "data": "uint64_t", "gpu_instance": "unsigned int",

@@ -269,7 +269,7 @@ static void look_at_control(struct tpw_session *s) {
             }
         } else if (packet.type == TPW_WARM) {
             warm_up(s);
-        } else if (packet.type >= TPW_SHARED && packet.type <= TPW_RELEASED) {
+        } else if (packet.type >= TPW_SHARED && packet.type <= TPW_LISTED) {
             tpw_control_told(s, &packet, fd);
         } else if (fd >= 0) {
             close(fd);

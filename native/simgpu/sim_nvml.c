@@ -445,6 +445,14 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUti
     return NVML_ERROR_NOT_FOUND;
 }
 
+nvmlReturn_t nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *info) {
+    SIM_NVML_DEVICE(device, index, info);
+    if (info->version != (sizeof *info | 1u << 24))
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    info->processSamplesCount = 0;
+    return NVML_ERROR_NOT_FOUND;
+}
+
 nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned int *infoCount,
                                                    nvmlProcessInfo_v1_t *infos) {
     (void)infos;

@@ -327,22 +327,43 @@ static void lists(void) {
 static void processes(void) {
     unsigned int count = 0;
     unsigned char body[64];
-    struct tpg_nvml_process_out o = {.present = 1, .used = 123};
-    struct tp_cursor c = tp_cursor_make(body, tpg_size_nvml_process_out(&o));
-    tpg_put_nvml_process_out(&c, &o);
-    answer(0, body, tpg_size_nvml_process_out(&o));
-    nvmlProcessInfo_t *infos = malloc(sizeof *infos);
-    nvmlProcessInfo_v1_t *old = malloc(sizeof *old);
+    const unsigned int pids[2] = {7, 9};
+    const uint64_t used[2] = {123, 456};
+    struct tpg_nvml_processes_out o = {.pids = pids, .pids_count = 2, .used = used, .used_count = 2};
+    struct tp_cursor c = tp_cursor_make(body, tpg_size_nvml_processes_out(&o));
+    tpg_put_nvml_processes_out(&c, &o);
+    answer(0, body, tpg_size_nvml_processes_out(&o));
+    nvmlProcessInfo_t *infos = malloc(2 * sizeof *infos);
+    nvmlProcessInfo_v1_t *old = malloc(2 * sizeof *old);
     CHECK(nvmlDeviceGetComputeRunningProcesses_v3(device(0), &count, NULL) == NVML_ERROR_INSUFFICIENT_SIZE &&
-          count == 1);
-    CHECK(nvmlDeviceGetComputeRunningProcesses_v3(device(0), &count, infos) == NVML_SUCCESS && count == 1);
-    CHECK(infos->pid == (unsigned int)getpid() && infos->usedGpuMemory == 123);
-    CHECK(nvmlDeviceGetComputeRunningProcesses(device(0), &count, old) == NVML_SUCCESS && old->usedGpuMemory == 123);
+          count == 2);
+    CHECK(nvmlDeviceGetComputeRunningProcesses_v3(device(0), &count, NULL) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlDeviceGetComputeRunningProcesses_v3(device(0), &count, infos) == NVML_SUCCESS && count == 2);
+    CHECK(infos[0].pid == 7 && infos[0].usedGpuMemory == 123 && infos[1].pid == 9 && infos[1].usedGpuMemory == 456);
+    count = 1;
+    CHECK(nvmlDeviceGetComputeRunningProcesses_v3(device(0), &count, infos + 1) == NVML_ERROR_INSUFFICIENT_SIZE &&
+          count == 2 && infos[1].pid == 9);
+    CHECK(nvmlDeviceGetComputeRunningProcesses(device(0), &count, old) == NVML_SUCCESS && old[1].usedGpuMemory == 456);
     CHECK(nvmlDeviceGetGraphicsRunningProcesses_v3(device(0), &count, infos) == NVML_SUCCESS && count == 0);
-    nvmlProcessDetail_v1_t detail;
+    nvmlProcessDetail_v1_t detail[2];
     nvmlProcessDetailList_t details = {
-        .version = sizeof details | 1u << 24, .numProcArrayEntries = 1, .procArray = &detail};
-    CHECK(nvmlDeviceGetRunningProcessDetailList(device(0), &details) == NVML_SUCCESS && detail.usedGpuMemory == 123);
+        .version = sizeof details | 1u << 24, .numProcArrayEntries = 2, .procArray = detail};
+    CHECK(nvmlDeviceGetRunningProcessDetailList(device(0), &details) == NVML_SUCCESS && detail[1].usedGpuMemory == 456);
+    o.used_count = 1; /* a worker that says of one of them nothing */
+    c = tp_cursor_make(body, tpg_size_nvml_processes_out(&o));
+    tpg_put_nvml_processes_out(&c, &o);
+    answer(0, body, tpg_size_nvml_processes_out(&o));
+    CHECK(nvmlDeviceGetComputeRunningProcesses_v3(device(0), &count, infos) == NVML_ERROR_UNKNOWN);
+    struct tpg_nvml_utilization_out u = {.status = NVML_ERROR_INSUFFICIENT_SIZE, .count = 3};
+    c = tp_cursor_make(body, tpg_size_nvml_utilization_out(&u));
+    tpg_put_nvml_utilization_out(&c, &u);
+    answer(0, body, tpg_size_nvml_utilization_out(&u));
+    nvmlProcessesUtilizationInfo_t utilization = {.version = sizeof utilization | 1u << 24};
+    CHECK(nvmlDeviceGetProcessesUtilizationInfo(device(0), &utilization) == NVML_ERROR_INSUFFICIENT_SIZE &&
+          utilization.processSamplesCount == 3);
+    utilization.version = 0;
+    CHECK(nvmlDeviceGetProcessesUtilizationInfo(device(0), &utilization) == NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+    CHECK(nvmlDeviceGetProcessesUtilizationInfo(device(0), NULL) == NVML_ERROR_INVALID_ARGUMENT);
     free(infos);
     free(old);
     char name[1024]; /* the path of this program, wherever it was built */

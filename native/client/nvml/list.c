@@ -6,26 +6,12 @@
 #include "tpn.h"
 
 #include "tpg_nvml_send.h"
-#include <unistd.h>
 
 nvmlReturn_t tpn_nvmlDeviceGetGpuInstancePossiblePlacements(nvmlDevice_t device, unsigned int profileId,
                                                             nvmlGpuInstancePlacement_t *placements,
                                                             unsigned int *count) {
     return placements ? tpn_nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, profileId, placements, count)
                       : NVML_ERROR_INVALID_ARGUMENT;
-}
-
-/* The samples are of this process, under the number that it has here. */
-nvmlReturn_t tpn_nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *utilization,
-                                                 unsigned int *processSamplesCount,
-                                                 unsigned long long lastSeenTimeStamp) {
-    const unsigned int offered = utilization && processSamplesCount ? *processSamplesCount : 0;
-    nvmlReturn_t result =
-        tpn_sent_nvmlDeviceGetProcessUtilization(device, utilization, processSamplesCount, lastSeenTimeStamp);
-    for (unsigned int i = 0; result == NVML_SUCCESS && i < *processSamplesCount && i < offered; i++) {
-        utilization[i].pid = (unsigned int)getpid();
-    }
-    return result;
 }
 
 nvmlReturn_t tpn_nvmlDeviceGetFieldValues(nvmlDevice_t device, int valuesCount, nvmlFieldValue_t *values) {

@@ -1,6 +1,6 @@
 /*
- * Processes that use a device: the calling process alone, under the number that it has here. Other clients of the worker and
- * processes of its host are not this program's business, and their numbers would mean nothing here.
+ * Processes that use a device: those of this machine that use the same worker as the same tenant, under the numbers that they have here.
+ * The worker says which (docs/wire-format.md, section 2); other processes of its host are not this program's business.
  *
  * Any thread.
  */
@@ -11,62 +11,68 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* How many bytes this process holds on the device; *present is false while it has no context there. */
-static nvmlReturn_t ask(const char *name, nvmlDevice_t device, bool *present, unsigned long long *used) {
-    struct tpg_nvml_process_in a = {.device = (uint64_t)(uintptr_t)device};
-    struct tpg_nvml_process_out o;
-    nvmlReturn_t result = tpn_call_nvml_process(name, &a, &o);
-    if (result == NVML_SUCCESS) {
-        *present = o.present != 0;
-        *used = o.used;
-    }
-    return result;
-}
+/* An answer, from `list` until `over`. */
+struct listed {
+    struct tp_reply reply;
+    struct tpg_nvml_processes_out out;
+    size_t fill; /* so many of them are to be handed out */
+};
 
-/* What all forms have in common. `fill` is set when there is one process and room for it. */
+/* What all forms have in common. */
 static nvmlReturn_t list(const char *name, bool compute, nvmlDevice_t device, unsigned int *count, const void *infos,
-                         bool *fill, unsigned long long *used) {
-    *fill = false;
+                         struct listed *listed) {
+    memset(listed, 0, sizeof *listed);
     if (!count || !tpn_device_index(device, NULL)) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    bool present = false;
-    nvmlReturn_t result = compute ? ask(name, device, &present, used) : NVML_SUCCESS;
-    if (result != NVML_SUCCESS) {
-        return result;
+    if (compute) {
+        struct tpg_nvml_processes_in a = {.device = (uint64_t)(uintptr_t)device};
+        nvmlReturn_t result = tpn_call_nvml_processes(name, &a, &listed->out, &listed->reply);
+        if (result == NVML_SUCCESS && listed->out.pids_count != listed->out.used_count) {
+            result = tpn_bad_reply(&listed->reply);
+        }
+        if (result != NVML_SUCCESS) {
+            return result;
+        }
     }
-    if (present && *count && !infos) {
+    const size_t found = listed->out.pids_count;
+    const bool room = *count >= found;
+    if (found && *count && !infos) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    bool room = *count >= present;
-    *count = present;
-    *fill = present && room;
+    *count = (unsigned int)found;
+    listed->fill = room ? found : 0;
     return room ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
+}
+
+static nvmlReturn_t over(struct listed *listed, nvmlReturn_t result) {
+    tp_reply_free(&listed->reply);
+    return result;
 }
 
 #define RUNNING_V1(name, compute)                                                                                      \
     nvmlReturn_t tpn_##name(nvmlDevice_t device, unsigned int *infoCount, nvmlProcessInfo_v1_t *infos) {               \
-        bool fill;                                                                                                     \
-        unsigned long long used = 0;                                                                                   \
-        nvmlReturn_t result = list(#name, compute, device, infoCount, infos, &fill, &used);                            \
-        if (fill) {                                                                                                    \
-            infos[0] = (nvmlProcessInfo_v1_t){.pid = (unsigned int)getpid(), .usedGpuMemory = used};                   \
+        struct listed listed;                                                                                          \
+        nvmlReturn_t result = list(#name, compute, device, infoCount, infos, &listed);                                 \
+        for (size_t i = 0; i < listed.fill; i++) {                                                                     \
+            infos[i] = (nvmlProcessInfo_v1_t){.pid = listed.out.pids[i], .usedGpuMemory = listed.out.used[i]};         \
         }                                                                                                              \
-        return result;                                                                                                 \
+        return over(&listed, result);                                                                                  \
     }
 /* 0xffffffff: the device is not a MIG instance. */
+#define FILL(type, infos)                                                                                              \
+    for (size_t i = 0; i < listed.fill; i++) {                                                                         \
+        (infos)[i] = (type){.pid = listed.out.pids[i],                                                                 \
+                            .usedGpuMemory = listed.out.used[i],                                                       \
+                            .gpuInstanceId = 0xffffffff,                                                               \
+                            .computeInstanceId = 0xffffffff};                                                          \
+    }
 #define RUNNING(name, compute, type)                                                                                   \
     nvmlReturn_t tpn_##name(nvmlDevice_t device, unsigned int *infoCount, type *infos) {                               \
-        bool fill;                                                                                                     \
-        unsigned long long used = 0;                                                                                   \
-        nvmlReturn_t result = list(#name, compute, device, infoCount, infos, &fill, &used);                            \
-        if (fill) {                                                                                                    \
-            infos[0] = (type){.pid = (unsigned int)getpid(),                                                           \
-                              .usedGpuMemory = used,                                                                   \
-                              .gpuInstanceId = 0xffffffff,                                                             \
-                              .computeInstanceId = 0xffffffff};                                                        \
-        }                                                                                                              \
-        return result;                                                                                                 \
+        struct listed listed;                                                                                          \
+        nvmlReturn_t result = list(#name, compute, device, infoCount, infos, &listed);                                 \
+        FILL(type, infos)                                                                                              \
+        return over(&listed, result);                                                                                  \
     }
 
 RUNNING_V1(nvmlDeviceGetComputeRunningProcesses, true)
@@ -90,16 +96,39 @@ nvmlReturn_t tpn_nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvml
     if (plist->mode > MPS) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    bool fill;
-    unsigned long long used = 0;
+    struct listed listed;
     nvmlReturn_t result = list("nvmlDeviceGetRunningProcessDetailList", plist->mode == COMPUTE, device,
-                               &plist->numProcArrayEntries, plist->procArray, &fill, &used);
-    if (fill) {
-        plist->procArray[0] = (nvmlProcessDetail_v1_t){.pid = (unsigned int)getpid(),
-                                                       .usedGpuMemory = used,
-                                                       .gpuInstanceId = 0xffffffff,
-                                                       .computeInstanceId = 0xffffffff};
+                               &plist->numProcArrayEntries, plist->procArray, &listed);
+    FILL(nvmlProcessDetail_v1_t, plist->procArray)
+    return over(&listed, result);
+}
+
+/* Without an array the count says nothing: the caller asks how much room there must be. */
+nvmlReturn_t tpn_nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *info) {
+    if (!info || !tpn_device_index(device, NULL)) {
+        return NVML_ERROR_INVALID_ARGUMENT;
     }
+    if (info->version != (sizeof *info | 1u << 24)) {
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    }
+    const unsigned int room = info->procUtilArray ? info->processSamplesCount : 0;
+    struct tpg_nvml_utilization_in a = {.device = (uint64_t)(uintptr_t)device,
+                                        .since = info->lastSeenTimeStamp,
+                                        .capacity = room < TP_NVML_LIST_MAX ? room : TP_NVML_LIST_MAX};
+    struct tpg_nvml_utilization_out o;
+    struct tp_reply reply;
+    nvmlReturn_t result = tpn_call_nvml_utilization("nvmlDeviceGetProcessesUtilizationInfo", &a, &o, &reply);
+    if (result == NVML_SUCCESS && o.samples_count > a.capacity) {
+        result = tpn_bad_reply(&reply);
+    }
+    if (result == NVML_SUCCESS) {
+        result = (nvmlReturn_t)o.status;
+        info->processSamplesCount = o.count;
+        if (o.samples_count) {
+            memcpy(info->procUtilArray, o.samples, o.samples_count * sizeof *info->procUtilArray);
+        }
+    }
+    tp_reply_free(&reply);
     return result;
 }
 

@@ -71,7 +71,7 @@ static void answered(struct tpw_session *s, const struct tpw_packet *packet, int
 }
 
 void tpw_control_told(struct tpw_session *s, const struct tpw_packet *packet, int fd) {
-    if (packet->type == TPW_SHARED || packet->type == TPW_IMPORTED) {
+    if (packet->type == TPW_SHARED || packet->type == TPW_IMPORTED || packet->type == TPW_LISTED) {
         answered(s, packet, fd);
     } else {
         TP_TELL(tpw_share_news, s, packet);

@@ -163,6 +163,7 @@ enum tpw_packet_type {
     TPW_IMPORTED = 5,
     TPW_PAY = 6,
     TPW_RELEASED = 7,
+    TPW_LISTED = 8,
     TPW_READY = 16,
     TPW_FAILED = 17,
     TPW_GONE = 18,
@@ -171,6 +172,7 @@ enum tpw_packet_type {
     TPW_IMPORT = 21,
     TPW_LEAVE = 22,
     TPW_PAID = 23,
+    TPW_LIST = 24,
 };
 /* What sessions share, as the supervisor keeps it. */
 struct tpw_shared {
@@ -182,6 +184,13 @@ struct tpw_shared {
     unsigned char native[64]; /* the driver's own handle, of an event */
 };
 enum tpw_shares { TPW_SHARES_MEMORY, TPW_SHARES_EVENT, TPW_SHARES_PHYSICAL };
+/* A process of the client's machine and tenant that has a context on the device that was asked about. */
+struct tpw_process {
+    uint32_t pid;     /* there */
+    uint32_t session; /* the process that serves it, here */
+    uint64_t bytes;   /* of the device's memory that it has reserved */
+};
+#define TPW_PROCESSES 16u /* in one packet */
 struct tpw_packet {
     uint32_t type, argument;
     uint64_t session, key, value;
@@ -189,6 +198,7 @@ struct tpw_packet {
     union {
         unsigned char greeting[256];
         struct tpw_shared shared;
+        struct tpw_process processes[TPW_PROCESSES];
     } body;
 };
 _Static_assert(sizeof(struct tpw_packet) == TP_CONTROL_SIZE, "docs/wire-format.md");

@@ -21,7 +21,7 @@ static uint64_t contexts(struct tpw_session *s) {
     return mask;
 }
 
-static void tell(struct tpw_session *s) {
+void tpw_figures_tell(struct tpw_session *s) {
     static struct tp_figures told;
     if (!s->link || !s->quota) {
         return;
@@ -35,4 +35,4 @@ static void tell(struct tpw_session *s) {
     told = now;
     tp_quota_tell(s->quota, s->row, &now);
 }
-TP_REGISTER(tpw_control, tell);
+TP_REGISTER(tpw_control, tpw_figures_tell);

@@ -85,6 +85,7 @@ void tpw_execute(struct tpw_session *s);
 /* What the supervisor has sent is to be looked at: data connections, the end. */
 typedef void tpw_control(struct tpw_session *s);
 TP_LIST(tpw_control);
+void tpw_figures_tell(struct tpw_session *s); /* figures.c: now, for a question to the supervisor that follows */
 /* Waits while a stream is about full behind a host function; false when the session ends. Between the commands of one operation. */
 bool tpw_hold_on(struct tpw_session *s);
 /* In the middle of a frame: host functions and late copies go on, by what the client sends for them. Other frames are held

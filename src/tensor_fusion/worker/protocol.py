@@ -57,6 +57,7 @@ class PacketType(IntEnum):
     IMPORTED = 5
     PAY = 6
     RELEASED = 7
+    LISTED = 8
     READY = 16
     FAILED = 17
     GONE = 18
@@ -65,6 +66,7 @@ class PacketType(IntEnum):
     IMPORT = 21
     LEAVE = 22
     PAID = 23
+    LIST = 24
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Packet:
     session_key: int = 0
     value: int = 0
     text: str = ""
-    body: bytes = b""  # the greeting of a client, or what is shared
+    body: bytes = b""  # the greeting of a client, what is shared, or processes
 
     def build(self) -> bytes:
         return _PACKET.pack(

@@ -36,6 +36,8 @@ from tensor_fusion.worker.shares import Shares
 
 # Answers with a descriptor that may wait for a session, which asks for one at a time.
 UNREAD_MAX = 64
+# Answers of any kind: a session asks no more than half as many questions at a time.
+UNSENT_MAX = 2048
 # What sessions say about shared memory.
 SHARING = (PacketType.SHARE, PacketType.IMPORT, PacketType.LEAVE, PacketType.PAID)
 # Initialising the driver of a host with many GPUs and no persistence daemon takes tens of seconds.
@@ -130,6 +132,11 @@ class Session:
     on_reaped: Callable[[], None] = lambda: None
 
     @property
+    def place(self) -> tuple[str, str]:
+        """From where its client came, as the worker saw it: address, or segment; and the group of that."""
+        return (self.connection[0] if self.connection else "", self.group)
+
+    @property
     def name(self) -> str:
         return f"session {self.process.pid}" + (f" of {self.client}" if self.client else "")
 
@@ -197,6 +204,10 @@ class Sessions:
         # Half of the descriptors are for clients and their connections.
         self.shares = Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self.on_change: Callable[[], None] = lambda: None
+        # What a session is told that asks for the processes of its client's machine.
+        self.on_list: Callable[[Session, Packet], Packet] = lambda _, question: Packet(
+            PacketType.LISTED, question.argument
+        )
         self.jailed = executable.jail != "off"
 
     # Starting and warming
@@ -407,9 +418,7 @@ class Sessions:
         packet = Packet.parse(raw)
         if packet and packet.type in SHARING and session.state is State.SERVING:
             self.shares.said(session, packet, descriptor)
-            if session.unread() > UNREAD_MAX:
-                LOGGER.error("%s does not take the descriptors that it asks for and is killed", session.name)
-                self.kill(session)
+            self._check_unread(session)
             return
         if descriptor is not None:
             os.close(descriptor)
@@ -436,6 +445,9 @@ class Sessions:
             # Not kept for a client: a later one gets a fresh process and with it a fresh attempt.
             self._failures += 1
             self.end(session)
+        elif packet.type == PacketType.LIST and session.state is State.SERVING:
+            session.tell(self.on_list(session, packet))
+            self._check_unread(session)
         elif packet.type == PacketType.SPOKEN:
             session.spoken = True
         elif packet.type == PacketType.GONE and not session.gone:
@@ -448,6 +460,11 @@ class Sessions:
             LOGGER.error("%s sent a packet of type %d out of turn and is killed", session.name, packet.type)
             self.kill(session)
         self._changed.set()
+
+    def _check_unread(self, session: Session) -> None:
+        if session.unread() > UNREAD_MAX or len(session.outbox) > UNSENT_MAX:
+            LOGGER.error("%s does not take the answers that it asks for and is killed", session.name)
+            self.kill(session)
 
     # Ending
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tensor_fusion.abi import Native
 from tensor_fusion.config import UserError
+from tensor_fusion.worker import processes
 from tensor_fusion.worker.admission import Admission
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.options import Settings
@@ -21,6 +23,7 @@ class Supervisor:
     def __init__(self, settings: Settings, native: Native, sessions: Sessions, segment: Segment | None) -> None:
         self._settings = settings
         self._sessions = sessions
+        sessions.on_list = partial(processes.answer, sessions)
         admission = Admission(settings, native.schema, sessions)
         self._listener: TcpListener | ShmemListener = (
             ShmemListener(segment, native, admission)

@@ -231,6 +231,46 @@ def close_fd(fd: int) -> int:
     return 0
 
 
+class Process(ctypes.Structure):
+    """nvmlProcessInfo_t"""
+
+    _fields_ = [
+        ("pid", ctypes.c_uint),
+        ("used", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    ]
+
+
+class Utilization(ctypes.Structure):
+    """nvmlProcessesUtilizationInfo_t"""
+
+    _fields_ = [("version", ctypes.c_uint), ("count", ctypes.c_uint), ("since", ctypes.c_ulonglong), ("list", VOID)]
+
+
+def nvml_device(index: int) -> tuple[Any, Any]:
+    nvml, device = ctypes.CDLL("libnvidia-ml.so.1"), VOID()
+    assert nvml.nvmlInit_v2() == 0
+    assert nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device)) == 0
+    return nvml, device
+
+
+def processes(index: int) -> list[list[int]]:
+    nvml, device = nvml_device(index)
+    infos, count = (Process * 64)(), ctypes.c_uint(64)
+    assert nvml.nvmlDeviceGetComputeRunningProcesses_v3(device, ctypes.byref(count), infos) == 0
+    return [[info.pid, info.used] for info in infos[: count.value]]
+
+
+def utilization(index: int) -> list[int]:
+    nvml, device = nvml_device(index)
+    count, fresh = ctypes.c_uint(0), Utilization(ctypes.sizeof(Utilization) | 1 << 24)
+    return [
+        nvml.nvmlDeviceGetProcessUtilization(device, None, ctypes.byref(count), ctypes.c_ulonglong(0)),
+        nvml.nvmlDeviceGetProcessesUtilizationInfo(device, ctypes.byref(fresh)),
+    ]
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
     "alloc": alloc,
@@ -271,6 +311,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "take_fd": take_fd,
     "close_fd": close_fd,
     "stand": stand,
+    "processes": processes,
+    "utilization": utilization,
     "fill_later": fill_later,
 }
 
