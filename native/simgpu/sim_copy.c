@@ -6,8 +6,8 @@
 // that it may be reached by. Pageable host memory follows the driver: an asynchronous upload takes up to 2 MiB at the call
 // and returns, everything else waits for the stream; a download returns once the bytes have arrived. Host pointers are read and written for the whole
 // length that was asked for.
-#include "sim.h"
 #include "sim_copy.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -79,6 +79,11 @@ static bool stream_idle(sim_context_t *context, CUstream stream) {
     return idle;
 }
 
+static bool captures(CUstream stream) {
+    CUstreamCaptureStatus status;
+    return cuStreamIsCapturing(stream, &status) == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
+}
+
 static bool stage(sim_copy_t *copy, uint64_t bytes) {
     unsigned char *to = copy->staging = malloc(bytes);
     if (!to)
@@ -120,7 +125,7 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
         bool small = known && bytes <= STAGING_BYTES;
         if (!async || !small || !dst_pinned)
             wait = true;
-        else if (!stage(copy, bytes))
+        else if (!captures(stream) && !stage(copy, bytes)) // each launch of the graph reads it
             return CUDA_ERROR_OUT_OF_MEMORY;
     }
     pthread_rwlock_rdlock(&sim.map_lock); // what decides is where the memory is, not the name of the call
@@ -212,6 +217,14 @@ CUresult cuMemcpyPeer(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr s
 CUresult cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
                            size_t ByteCount, CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock); // a capture of the stream ends with it (580.159.04, measured)
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS && stream->capture)
+        result = sim_capture_touch(stream);
+    pthread_mutex_unlock(&sim.lock);
+    if (result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
+        return result;
     return peer1d(context, hStream, dstDevice, dstContext, srcDevice, srcContext, ByteCount, true);
 }
 
@@ -239,13 +252,18 @@ static CUresult check_batch(const CUdeviceptr *dsts, const CUdeviceptr *srcs, co
 static CUresult copy_batch(const CUdeviceptr *dsts, const CUdeviceptr *srcs, const size_t *sizes, size_t count,
                            const CUmemcpyAttributes *attrs, const size_t *places, size_t attr_count, size_t *fail,
                            CUstream stream) {
+    SIM_ENTER();
+    if (!stream)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (fail)
+        *fail = SIZE_MAX; // before all else (580.159.04, measured)
+    if (stream == CU_STREAM_LEGACY)
+        return CUDA_ERROR_INVALID_VALUE;
     SIM_ENTER_STREAM(context, stream);
     size_t failed = SIZE_MAX, attr = 0;
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     bool wait = false;
-    CUresult result = !stream || stream == CU_STREAM_LEGACY
-                          ? CUDA_ERROR_INVALID_VALUE
-                          : check_batch(dsts, srcs, sizes, count, attrs, places, attr_count, &failed);
+    CUresult result = check_batch(dsts, srcs, sizes, count, attrs, places, attr_count, &failed);
     if (result == CUDA_SUCCESS)
         result = cuStreamIsCapturing(stream, &status);
     if (result == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE)
@@ -275,11 +293,6 @@ CUresult cuMemcpyBatchAsync_v2(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *siz
 }
 
 // ---- Memset ------------------------------------------------------------------------------------------------------
-
-static bool captures(CUstream stream) {
-    CUstreamCaptureStatus status;
-    return cuStreamIsCapturing(stream, &status) == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
-}
 
 static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, size_t pitch, uint32_t value,
                       uint32_t element, size_t width, size_t height, bool async) {

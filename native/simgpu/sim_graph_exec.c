@@ -250,8 +250,9 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, u
 CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph,
                                       CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) {
     SIM_ENTER_CONTEXT(context);
-    if (!instantiateParams)
+    if (!instantiateParams || (instantiateParams->flags & ~15ull))
         return CUDA_ERROR_INVALID_VALUE;
+    SIM_UNSAFE(); // this form (580.159.04, measured)
     CUresult result = instantiate(context, phGraphExec, hGraph, instantiateParams->flags);
     instantiateParams->hErrNode_out = NULL;
     instantiateParams->result_out =
@@ -417,10 +418,9 @@ static void keep_names(const sim_program_t *old, sim_program_t *fresh) {
 }
 
 CUresult cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo) {
-    SIM_ENTER_CONTEXT(context);
-    (void)context;
-    if (!resultInfo)
-        return CUDA_ERROR_INVALID_VALUE;
+    SIM_ENTER(); // it needs no context, and nobody to tell (580.159.04, measured)
+    CUgraphExecUpdateResultInfo aside;
+    resultInfo = resultInfo ? resultInfo : &aside;
     sim_program_t *fresh = NULL;
     const sim_node_t *at = NULL;
     *resultInfo = (CUgraphExecUpdateResultInfo){.result = CU_GRAPH_EXEC_UPDATE_ERROR};

@@ -155,12 +155,13 @@ CUresult sim_host_allocate(sim_context_t *context, size_t bytes, unsigned flags,
 }
 
 static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, unsigned flags) {
-    if (!pp || (flags & ~7u))
+    if (!pp)
         return CUDA_ERROR_INVALID_VALUE;
-    if (!bytes) { // no bytes are no memory, and no error (580.159.04, measured)
-        *pp = NULL;
+    *pp = NULL; // whatever comes of it (580.159.04, measured)
+    if (flags & ~7u)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!bytes) // no bytes are no memory, and no error (580.159.04, measured)
         return CUDA_SUCCESS;
-    }
     sim_range_t *range;
     pthread_rwlock_wrlock(&sim.map_lock);
     CUresult result = sim_host_allocate(context, bytes, flags, &range);

@@ -266,15 +266,15 @@ CUresult cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
 }
 
 CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     (void)context;
-    if (!hfunc || !name)
-        return CUDA_ERROR_INVALID_VALUE;
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
     unsigned index;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(hmod);
-    if (module) {
+    if (module && (!hfunc || !name)) {
+        result = CUDA_ERROR_INVALID_VALUE;
+    } else if (module) {
         result = sim_image_find(module->image, name, &index) ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
         if (result == CUDA_SUCCESS)
             *hfunc = (CUfunction)(void *)&module->functions[index];
@@ -284,7 +284,7 @@ CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name)
 }
 
 CUresult cuModuleGetFunctionCount(unsigned int *count, CUmodule mod) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     (void)context;
     if (!count)
         return CUDA_ERROR_INVALID_VALUE;
@@ -297,16 +297,15 @@ CUresult cuModuleGetFunctionCount(unsigned int *count, CUmodule mod) {
 }
 
 CUresult cuModuleEnumerateFunctions(CUfunction *functions, unsigned int numFunctions, CUmodule mod) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     (void)context;
-    if (!functions || !numFunctions)
-        return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(mod);
-    for (unsigned i = 0; module && i < numFunctions && i < module->image->nentries; i++)
+    bool room = functions && numFunctions;
+    for (unsigned i = 0; module && room && i < numFunctions && i < module->image->nentries; i++)
         functions[i] = (CUfunction)(void *)&module->functions[i];
     pthread_mutex_unlock(&sim.lock);
-    return module ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    return !module ? CUDA_ERROR_INVALID_HANDLE : room ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 static CUresult get_global(sim_module_t *module, const char *name, bool managed, CUdeviceptr *dptr, size_t *bytes) {

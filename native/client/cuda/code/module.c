@@ -319,8 +319,14 @@ static CUresult by_name(struct tpc_image *image, const char *name, uint64_t *han
     return result;
 }
 
+/* NULL: none, or one whose context is gone. */
+static struct tpc_image *living(uint32_t kind, uint64_t handle) {
+    struct tpc_image *image = tpc_record(kind, handle);
+    return image && tpc_image_gone(image) ? NULL : image;
+}
+
 CUresult tpc_cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name) {
-    struct tpc_image *image = tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
+    struct tpc_image *image = living(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
     uint64_t handle = 0;
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
@@ -349,7 +355,7 @@ CUresult tpc_cuLibraryGetKernel(CUkernel *pKernel, CUlibrary library, const char
 }
 
 static CUresult count_of(uint32_t kind, uint64_t handle, unsigned int *count) {
-    struct tpc_image *image = tpc_record(kind, handle);
+    struct tpc_image *image = living(kind, handle);
     if (!count) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -369,9 +375,9 @@ CUresult tpc_cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) {
 }
 
 static CUresult enumerate(uint32_t kind, uint64_t handle, uint64_t *out, unsigned int room) {
-    struct tpc_image *image = tpc_record(kind, handle);
+    struct tpc_image *image = living(kind, handle);
     if (!out || !room) {
-        return CUDA_ERROR_INVALID_VALUE;
+        return image || kind == TPG_LIBRARY ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE;
     }
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;

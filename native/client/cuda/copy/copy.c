@@ -466,6 +466,7 @@ CUresult tpc_cuMemcpyPeer(CUstream implicit, CUdeviceptr dstDevice, CUcontext ds
 }
 CUresult tpc_cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
                                size_t ByteCount, CUstream hStream) {
+    TPC_TRY(tpc_capture_refuse("cuMemcpyPeerAsync", hStream)); /* (580.159.04, measured) */
     TPC_CHECK_HANDLE(CONTEXT, dstContext, false);
     TPC_CHECK_HANDLE(CONTEXT, srcContext, false);
     return across("cuMemcpyPeerAsync", dstDevice, srcDevice, ByteCount, hStream, false);

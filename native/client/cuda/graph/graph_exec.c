@@ -8,6 +8,8 @@
 #include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
+#define INSTANTIATE_FLAGS 15u /* all of CUgraphInstantiate_flags */
+
 /* `detailed`: the driver's form that says what was wrong, where. */
 static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
                             bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why) {
@@ -81,6 +83,10 @@ CUresult tpc_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phGrap
     if (!instantiateParams) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (instantiateParams->flags & ~(cuuint64_t)INSTANTIATE_FLAGS) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CAPTURE_UNSAFE("cuGraphInstantiateWithParams");
     CUstream upload = instantiateParams->hUploadStream ? instantiateParams->hUploadStream : implicit;
     TPC_CHECK_HANDLE(STREAM, upload, true);
     instantiateParams->hErrNode_out = NULL;
@@ -115,11 +121,13 @@ void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
 }
 
 CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExecUpdateResultInfo *resultInfo) {
-    if (!resultInfo) {
+    CUgraphExecUpdateResultInfo aside; /* nobody need be told (580.159.04, measured) */
+    resultInfo = resultInfo ? resultInfo : &aside;
+    *resultInfo = (CUgraphExecUpdateResultInfo){.result = CU_GRAPH_EXEC_UPDATE_ERROR};
+    if (tpc_check_handle(TPG_GRAPHEXEC, (uint64_t)(uintptr_t)hGraphExec, false) != CUDA_SUCCESS ||
+        tpc_check_handle(TPG_GRAPH, (uint64_t)(uintptr_t)hGraph, false) != CUDA_SUCCESS) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    TPC_CHECK_HANDLE(GRAPHEXEC, hGraphExec, false);
-    TPC_CHECK_HANDLE(GRAPH, hGraph, false);
     struct tpc_fresh fresh;
     struct copies *copies;
     CUresult result = tpc_copies_learn("cuGraphExecUpdate", hGraph, &copies);

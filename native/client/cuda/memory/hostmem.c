@@ -173,11 +173,14 @@ static CUresult free_shared(void *p) {
 CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
     TPC_CONTEXT(context);
     TPC_CAPTURE_UNSAFE("cuMemHostAlloc");
-    if (!pp || (flags & ~7u)) {
+    if (!pp) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    *pp = NULL; /* whatever comes of it (580.159.04, measured) */
+    if (flags & ~7u) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (!size) {
-        *pp = NULL;
         return CUDA_SUCCESS;
     }
     CUresult shared = allocate_shared(context, pp, size, flags);
