@@ -219,6 +219,7 @@ def images_program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     sanitize = os.environ.get("TF_TEST_SANITIZE")
     flags = [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined"] if sanitize else []
     flags += ["-std=gnu17", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-sign-conversion"]
+    flags.append("-Wno-unused-parameter")  # as the session's own build
     command = [COMPILER or "", *flags, *folders, *map(str, parts), "-pthread", "-o", str(out)]
     subprocess.run(command, check=True, timeout=100)
     return out

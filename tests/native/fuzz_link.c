@@ -265,6 +265,11 @@ void tpw_link_wait(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
     }
 }
 
+bool tpw_link_nap(struct tpw_link *link, uint64_t ns, uint64_t least_ns) {
+    (void)link, (void)ns, (void)least_ns;
+    return false; /* as over TCP */
+}
+
 void tpw_link_wait_data(struct tpw_link *link, int extra_fd, uint64_t timeout_ns) {
     tpw_link_wait(link, extra_fd, timeout_ns);
 }
