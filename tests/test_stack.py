@@ -176,7 +176,9 @@ def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
     assert worker.run("pinned", "kernels-of-large") == "2\nright\n"
 
 
-@pytest.mark.parametrize("check", ["allocated", "registered", "copies", "host-functions", "lives", "threads"])
+@pytest.mark.parametrize(
+    "check", ["allocated", "registered", "copies", "host-functions", "lives", "threads", "freed-behind-functions"]
+)
 def test_large_mapped_memory(worker: Worker, check: str) -> None:
     """100 MiB that kernels and the program read and write; what is in one page is kept apart to the word."""
     assert worker.run("mapped", check) == "right\n"

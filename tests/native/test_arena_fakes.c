@@ -312,6 +312,7 @@ void tpw_import_drop(struct tpw_session *s, struct tpw_import *import) {
     (void)s, (void)import;
     abort();
 }
+bool tpw_work_stands(struct tpw_session *s) { return s->ended; }
 bool tpw_hold_on(struct tpw_session *s) { return !s->ended; }
 bool tpw_go_on(struct tpw_session *s) { return s->ended; }
 enum tp_status tpw_link_status(const struct tpw_link *link) {

@@ -6,6 +6,7 @@
  */
 #include "stack.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -258,6 +259,47 @@ static void lives(void) {
     OK(cuMemFree_v2(device));
 }
 
+static struct function {
+    _Atomic bool begun, allowed;
+} functions[2];
+
+static void wait_until_allowed(void *which) {
+    struct function *function = which;
+    atomic_store(&function->begun, true);
+    while (!atomic_load(&function->allowed)) {
+        usleep(1000);
+    }
+}
+
+/* Freed behind one host function, while another stream has come to a second one: the driver's end of a registration waits for
+ * both, and the session must not. */
+static void freed_behind_functions(void) {
+    CUstream streams[2];
+    uint32_t *small;
+    begin(false);
+    put(number(memory), 3, 10, NULL);
+    OK(cuCtxSynchronize());
+    OK(cuMemHostAlloc((void **)&small, 1 << 20, 0));
+    put(number(small), 3, 10, NULL);
+    OK(cuCtxSynchronize());
+    for (int i = 0; i < 2; i++) {
+        OK(cuStreamCreate(&streams[i], CU_STREAM_NON_BLOCKING));
+    }
+    OK(cuLaunchHostFunc(streams[0], wait_until_allowed, &functions[0]));
+    while (!atomic_load(&functions[0].begun)) { /* they may share a thread */
+    }
+    OK(cuMemFreeHost(small));
+    OK(cuLaunchHostFunc(streams[1], wait_until_allowed, &functions[1]));
+    atomic_store(&functions[0].allowed, true);
+    OK(cuStreamSynchronize(streams[0]));
+    put(number(memory), 4, 10, NULL);
+    OK(cuStreamSynchronize(NULL));
+    CHECK(memory[9] == 4);
+    atomic_store(&functions[1].allowed, true);
+    OK(cuStreamSynchronize(streams[1]));
+    finish(false);
+}
+
 /* Two threads, each with words of its own in the same memory. */
 static void *write_and_ask(void *what) {
     const uint32_t own = (uint32_t)(uintptr_t)what;
@@ -293,6 +335,7 @@ static void threads(void) {
 
 static const struct check checks[] = {{"allocated", allocated}, {"registered", registered},
                                       {"copies", copies},       {"host-functions", host_functions},
-                                      {"lives", lives},         {"threads", threads}};
+                                      {"lives", lives},         {"threads", threads},
+                                      {"freed-behind-functions", freed_behind_functions}};
 
 int role_mapped(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

@@ -219,8 +219,16 @@ static struct tpw_range *twin_at(struct tpw_session *s, uint64_t address) {
     return range && range->kind == TPW_RANGE_TWIN ? range : NULL;
 }
 
+/* The driver waits for all work before it unregisters (580.159.04), and that may wait for the client. */
 static void gone(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
+    if (is_large(range->at.size) && tpw_work_stands(s)) {
+        if (error || tpw_when_everything_done(s, gone, range)) {
+            tp_log(TP_WARN, "%llu bytes of mapped host memory stay until the session ends",
+                   (unsigned long long)range->at.size);
+        }
+        return;
+    }
     give_room(s, range->at.start, range->at.size);
     free(range->detail);
     free(range);
