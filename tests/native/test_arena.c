@@ -441,7 +441,29 @@ static void large_twins(void) {
     CHECK(reply_count == 3);
     struct tpg_host_twin_free_in over = {.address = got.address};
     GIVES(0, tpw_host_twin_free(&session, &frame, &over));
+    make = (struct tpg_host_twin_in){.size = 5 << 20}; /* several threads look */
+    for (size_t i = 0; i < 12; i++) {
+        over.address = made[--count];
+        GIVES(0, tpw_host_twin_free(&session, &frame, &over));
+    }
+    tpw_poll(&session);
+    GIVES(0, tpw_host_twin(&session, &frame, &make, &got));
+    for (unsigned round = 0, sum = 3; round < 200; round++) {
+        unsigned char *at = (unsigned char *)(uintptr_t)got.address;
+        for (unsigned k = 0; k < 3; k++) {
+            at[(round * 7919 + k * 1700000 + 4096 * k) % (5 << 20)]++;
+        }
+        TP_TELL(tpw_twins_leave, &session);
+        CHECK(reply_count == (sum += 3));
+    }
+    over.address = got.address;
+    GIVES(0, tpw_host_twin_free(&session, &frame, &over));
+    tpw_poll(&session);
     make = (struct tpg_host_twin_in){.size = size};
+    while (count < 15) {
+        GIVES(0, tpw_host_twin(&session, &frame, &make, &got));
+        made[count++] = got.address;
+    }
     for (int round = 0; round < 3000; round++) { /* addresses are used again */
         struct tpg_host_twin_free_in gone = {.address = made[round % 15]};
         GIVES(0, tpw_host_twin_free(&session, &frame, &gone));

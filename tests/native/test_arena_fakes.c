@@ -7,6 +7,8 @@
  */
 #include "test_arena.h"
 
+#include <pthread.h>
+
 /* ---- the driver ---- */
 
 struct tp_intervals mapped; /* of the driver */
@@ -311,6 +313,13 @@ struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packe
 void tpw_import_drop(struct tpw_session *s, struct tpw_import *import) {
     (void)s, (void)import;
     abort();
+}
+enum tp_status tp_thread_start(pthread_t *thread, const char *name, size_t stack, void *(*run)(void *),
+                               void *argument) {
+    pthread_t made;
+    (void)thread, (void)name, (void)stack;
+    CHECK(pthread_create(&made, NULL, run, argument) == 0 && pthread_detach(made) == 0);
+    return TP_OK;
 }
 bool tpw_work_stands(struct tpw_session *s) { return s->ended; }
 bool tpw_hold_on(struct tpw_session *s) { return !s->ended; }

@@ -333,9 +333,12 @@ static void threads(void) {
     finish(false);
 }
 
-static const struct check checks[] = {{"allocated", allocated}, {"registered", registered},
-                                      {"copies", copies},       {"host-functions", host_functions},
-                                      {"lives", lives},         {"threads", threads},
+static const struct check checks[] = {{"allocated", allocated},
+                                      {"registered", registered},
+                                      {"copies", copies},
+                                      {"host-functions", host_functions},
+                                      {"lives", lives},
+                                      {"threads", threads},
                                       {"freed-behind-functions", freed_behind_functions}};
 
 int role_mapped(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

@@ -43,7 +43,8 @@ struct tpw_range {
     uint64_t charged; /* bytes it holds on the quota page */
     uint64_t users;   /* GRAPH: nodes, and allocations that outlived theirs */
     uint64_t mark;    /* GRAPH: of the last count */
-    void *detail;     /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy; IMPORT: its mapping */
+    void *
+        detail; /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy, then a byte for each piece; IMPORT: its mapping */
     struct tpw_share *share; /* other sessions may have it: share.c */
 };
 
@@ -236,6 +237,10 @@ struct tpw_range *tpw_run_at(struct tpw_session *s, uint64_t offset, uint64_t ex
 
 /* ---- twin.c ---- */
 void tpw_twins_close(struct tpw_session *s);
+
+/* ---- twin_look.c ---- */
+/* Says of each piece whether it differs. */
+void tpw_twin_look(const void *now, const void *shadow, uint64_t size, unsigned char *changed);
 
 /* ---- share.c ---- */
 /* What has a share, or none, has been given back: true if others may still have it, and its bytes go on being counted until

@@ -195,7 +195,7 @@ int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const
     struct tpw_memory *m = s->memory;
     struct tpw_range *range = tpw_range_new(s, address, in->size, TPW_RANGE_TWIN);
     if (range) {
-        range->detail = calloc(1, in->size);
+        range->detail = calloc(1, in->size + in->size / TP_TWIN_PIECE + 1);
     }
     if (!range || !range->detail) {
         if (range) {
@@ -291,13 +291,20 @@ static void send_run(struct tpw_session *s, struct tpw_range *range, uint64_t of
 /* Word by word, because the neighbours of a word that a kernel wrote may be what the program writes meanwhile. */
 static void send_changes(struct tpw_session *s, struct tpw_range *range, uint64_t at, uint64_t end) {
     const unsigned char *now = (const unsigned char *)(uintptr_t)range->at.start;
-    unsigned char *shadow = range->detail, word[TP_TWIN_WORD];
+    unsigned char *shadow = range->detail;
     uint64_t begin = 0, size = 0;
     for (; at < end; at += TP_TWIN_WORD) {
-        uint64_t part = end - at < TP_TWIN_WORD ? end - at : TP_TWIN_WORD;
-        memcpy(word, now + at, part); /* once: a kernel may write it again between comparing and keeping */
-        if (memcmp(word, shadow + at, part) != 0) {
-            memcpy(shadow + at, word, part);
+        const uint64_t part = end - at < TP_TWIN_WORD ? end - at : TP_TWIN_WORD;
+        uint32_t word = 0, known = 0;
+        if (TP_LIKELY(part == TP_TWIN_WORD)) {
+            memcpy(&word, now + at, TP_TWIN_WORD); /* once: a kernel may write it again between comparing and keeping */
+            memcpy(&known, shadow + at, TP_TWIN_WORD);
+        } else {
+            memcpy(&word, now + at, part);
+            memcpy(&known, shadow + at, part);
+        }
+        if (word != known) {
+            memcpy(shadow + at, &word, part);
             begin = size ? begin : at;
             size += part;
         } else if (size) {
@@ -310,16 +317,21 @@ static void send_changes(struct tpw_session *s, struct tpw_range *range, uint64_
     }
 }
 
+static unsigned char *changed_of(const struct tpw_range *range) {
+    return (unsigned char *)range->detail + range->at.size;
+}
+
 /* A piece is what fits a message. */
 static void leave(struct tpw_session *s) {
     struct tpw_memory *m = s->memory;
     for (size_t i = 0; m && i < m->twin_count; i++) {
         struct tpw_range *range = m->twin_list[i];
-        const unsigned char *now = (const unsigned char *)(uintptr_t)range->at.start, *shadow = range->detail;
-        for (uint64_t at = 0, size; range->access && at < range->at.size; at += size) {
-            size = range->at.size - at < TP_TWIN_PIECE ? range->at.size - at : TP_TWIN_PIECE;
-            if (memcmp(now + at, shadow + at, size) != 0) {
-                send_changes(s, range, at, at + size);
+        const uint64_t size = range->access ? range->at.size : 0;
+        const unsigned char *changed = changed_of(range);
+        tpw_twin_look((const void *)(uintptr_t)range->at.start, range->detail, size, changed_of(range));
+        for (uint64_t at = 0; at < size; at += TP_TWIN_PIECE) {
+            if (changed[at / TP_TWIN_PIECE]) {
+                send_changes(s, range, at, size - at < TP_TWIN_PIECE ? size : at + TP_TWIN_PIECE);
             }
         }
     }

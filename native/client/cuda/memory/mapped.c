@@ -29,27 +29,33 @@ static struct tpc_host *twins;
 
 static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-static bool word_changed(const struct tpc_host *host, uint64_t offset, uint64_t end) {
-    return offset < end && memcmp(host->memory + offset, host->shadow + offset, least(end - offset, TP_TWIN_WORD)) != 0;
+/* Words in [at, end) from `at` on that the program has changed, or has not; what lies behind the last whole word is one. */
+static uint64_t words_that(const struct tpc_host *host, uint64_t at, uint64_t end, bool changed) {
+    uint32_t word, known;
+    for (; at + TP_TWIN_WORD <= end; at += TP_TWIN_WORD) {
+        memcpy(&word, host->memory + at, TP_TWIN_WORD);
+        memcpy(&known, host->shadow + at, TP_TWIN_WORD);
+        if ((word != known) != changed) {
+            return at;
+        }
+    }
+    if (at < end && (memcmp(host->memory + at, host->shadow + at, end - at) != 0) == changed) {
+        at = end;
+    }
+    return at;
 }
 
 /* The next run of words in [*offset, end), which is one piece at most, that the program has changed, copied for the frame; 0 when there
  * is none. Under `pushing`. */
 static uint64_t next_run(struct tpc_host *host, uint64_t *offset, uint64_t end, unsigned char *copy) {
-    uint64_t at = *offset, begin;
     tp_lock_take(&lock);
-    if (memcmp(host->memory + at, host->shadow + at, end - at) == 0) {
-        at = end; /* as before most launches */
-    }
-    while (at < end && !word_changed(host, at, end)) {
-        at += TP_TWIN_WORD;
-    }
-    for (begin = at; word_changed(host, at, end); at += TP_TWIN_WORD) {
-        memcpy(host->shadow + at, host->memory + at, least(end - at, TP_TWIN_WORD));
-    }
-    uint64_t size = begin < end ? least(at, end) - begin : 0;
+    const uint64_t begin = memcmp(host->memory + *offset, host->shadow + *offset, end - *offset) == 0
+                               ? end /* as before most launches */
+                               : words_that(host, *offset, end, false);
+    const uint64_t size = words_that(host, begin, end, true) - begin;
     if (size) {
-        memcpy(copy, host->shadow + begin, size);
+        memcpy(copy, host->memory + begin, size);
+        memcpy(host->shadow + begin, copy, size); /* what is sent, whatever is written meanwhile */
     }
     tp_lock_drop(&lock);
     *offset = begin;
