@@ -10,7 +10,8 @@
 // Environment: TF_SIM_DEVICES (1 to 8, default 1), TF_SIM_PEERS=none (no device reaches another's memory),
 // TF_SIM_MEMORY_MB (of each device; default what an H200 has; a context takes 527 MiB of it),
 // TF_SIM_UNKNOWN_KERNELS=skip (see sim_launch.c), TF_SIM_FAULTS (see sim_faults.c), TF_SIM_DEAD_HANDLES=abort (a handle
-// of nothing ends the process, as it may in a driver that follows it; for fuzzing).
+// of nothing ends the process, as it may in a driver that follows it; for fuzzing), TF_SIM_QUEUES (1 to 32, which the
+// streams of a context share, see sim_stream.c; by default each has its own).
 #ifndef SIM_H
 #define SIM_H
 
@@ -27,6 +28,7 @@
 #pragma GCC visibility pop
 
 #define SIM_MAX_DEVICES 8
+#define SIM_MAX_QUEUES 32
 #define SIM_QUEUE_DEPTH 1024 // of a stream; NVIDIA's driver blocks the launching thread at about this depth too
 // The driver makes room for streams with the context and in lots, and waits for all work of the context when it makes more: at the
 // 36th, 79th, 122nd, 164th, 207th, 250th, 292nd, 335th, 378th of the program (580.159.04, measured): three lots are 128 streams. The
@@ -75,6 +77,12 @@ typedef struct sim_pool sim_pool_t;
 typedef struct sim_capture sim_capture_t; // sim_graph.h
 typedef struct sim_program sim_program_t; // sim_graph.h
 
+typedef struct {
+    sim_stream_t *stream; // holds a reference; NULL: none
+    uint64_t seq;
+    bool begun; // the operation must have begun, need not be over
+} sim_dependency_t;
+
 struct sim_context {
     sim_context_t *base; // of a green context: the primary one, which has all but its streams
     int device;
@@ -93,15 +101,11 @@ struct sim_context {
     unsigned lots;         // of streams there is room for, beside the first ones; making more waits for the GPU
     sim_stream_t *aside;   // for events of the whole context, sim_green.c; NULL until there is one
     uint64_t gate;         // place in it that everything queued from now on waits for
+    sim_dependency_t queues[SIM_MAX_QUEUES]; // what was put last into each; TF_SIM_QUEUES
     sim_event_t *events;
     sim_module_t *modules;
     sim_context_t *next; // every context ever made, so that stale handles stay recognisable
 };
-
-typedef struct {
-    sim_stream_t *stream; // holds a reference
-    uint64_t seq;
-} sim_dependency_t;
 
 // Nodes of a graph, none twice.
 typedef struct {
@@ -227,7 +231,7 @@ struct sim_stream {
     bool started, handle;
     CUstreamAttrValue attributes[CU_LAUNCH_ATTRIBUTE_MAX]; // those that cuStreamSetAttribute takes
     bool sleeping;                                         // the thread waits on `work`
-    uint64_t enqueued, done;                               // operations since creation
+    uint64_t enqueued, begun, done;                        // operations since creation
     uint64_t wanted; // smallest `done` that a waiter waits for; UINT64_MAX when nobody does
     unsigned space_waiters;
     pthread_cond_t work, finished, space;
@@ -393,7 +397,8 @@ typedef struct {
     pthread_rwlock_t map_lock;
     atomic_bool initialised;
     int ndevices;
-    bool no_peers; // TF_SIM_PEERS=none
+    bool no_peers;        // TF_SIM_PEERS=none
+    unsigned long queues; // of each context, TF_SIM_QUEUES; 0: each stream has its own
     sim_device_t devices[SIM_MAX_DEVICES];
     sim_context_t *contexts;
     unsigned long long next_context_id, next_stream_id, next_buffer_id; // next_buffer_id under map_lock
@@ -560,6 +565,7 @@ void sim_stream_wait(sim_stream_t *stream, uint64_t seq);                    // 
 bool sim_stream_busy(sim_stream_t *stream);      // under sim.lock; the legacy stream counts blocking ones too
 CUresult sim_stream_drain(sim_stream_t *stream); // under sim.lock: waits for all work so far
 void sim_context_drain(sim_context_t *context);  // under sim.lock
+void sim_queues_end(sim_context_t *context);     // under sim.lock: of a context without streams
 bool sim_stream_depend(sim_op_t *op, sim_stream_t *stream, uint64_t seq); // under sim.lock
 void sim_event_release(sim_event_t *event);                               // under sim.lock
 // The event's last record is this place of the stream from now on. Under sim.lock.

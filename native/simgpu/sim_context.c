@@ -85,6 +85,7 @@ void sim_context_stop(sim_context_t *context) {
     while (context->streams)
         sim_stream_unlink(context->streams);
     context->legacy = context->aside = NULL;
+    sim_queues_end(context);
     while (context->modules)
         sim_module_delete(context->modules);
     pthread_rwlock_wrlock(&sim.map_lock);

@@ -246,6 +246,7 @@ void sim_green_stop(sim_context_t *context) {
             if (named && !sim_handle_add(stream, SIM_STREAM))
                 sim_complain("no memory for the name of a stream that has ended");
         }
+        sim_queues_end(context);
     }
     pthread_mutex_unlock(&sim.lock);
 }

@@ -90,6 +90,18 @@ void sim_stream_wait(sim_stream_t *stream, uint64_t seq) {
     sim_stream_release(stream);
 }
 
+static void wait_until_begun(sim_stream_t *stream, uint64_t seq) {
+    while (stream->begun < seq)
+        pthread_cond_wait(&stream->finished, &sim.lock);
+}
+
+// What stands behind it in its queue may begin.
+static void begin(sim_stream_t *stream) {
+    stream->begun++;
+    if (sim.queues)
+        pthread_cond_broadcast(&stream->finished);
+}
+
 static void finish(sim_stream_t *stream) {
     stream->done++;
     if (stream->done >= stream->wanted) {
@@ -104,7 +116,10 @@ static void finish(sim_stream_t *stream) {
 static void await_dependencies(sim_op_t *op) {
     for (unsigned i = 0; i < op->ndependencies; i++) {
         sim_dependency_t *dependency = i ? &op->dependencies[i - 1] : &op->dependency;
-        sim_stream_wait(dependency->stream, dependency->seq);
+        if (dependency->begun)
+            wait_until_begun(dependency->stream, dependency->seq);
+        else
+            sim_stream_wait(dependency->stream, dependency->seq);
         sim_stream_release(dependency->stream);
     }
     free(op->dependencies);
@@ -126,6 +141,11 @@ static void *stream_thread(void *argument) {
             break;
         sim_op_t *op = &stream->ring[stream->done % SIM_QUEUE_DEPTH];
         await_dependencies(op);
+        // What waits for a word, or for another process, holds up its queue while it waits; the nodes of a graph are in it, too.
+        bool whole = op->kind == SIM_OP_GRAPH || op->kind == SIM_OP_WAIT_VALUE || op->kind == SIM_OP_BATCH ||
+                     op->kind == SIM_OP_WAIT_IPC;
+        if (!whole)
+            begin(stream);
         pthread_mutex_unlock(&sim.lock);
         CUresult result = sim_run(stream, op);
         if (result != CUDA_SUCCESS)
@@ -134,6 +154,8 @@ static void *stream_thread(void *argument) {
         pthread_mutex_lock(&sim.lock);
         if (sim_op_has_event(op))
             sim_event_release(op->u.event);
+        if (whole)
+            begin(stream);
         finish(stream);
     }
     leave_context(stream);
@@ -164,8 +186,8 @@ static CUresult start(sim_stream_t *stream) {
     return CUDA_SUCCESS;
 }
 
-bool sim_stream_depend(sim_op_t *op, sim_stream_t *stream, uint64_t seq) {
-    if (stream->done >= seq)
+static bool depend(sim_op_t *op, sim_dependency_t on) {
+    if ((on.begun ? on.stream->begun : on.stream->done) >= on.seq)
         return true;
     sim_dependency_t *place = &op->dependency;
     if (op->ndependencies) {
@@ -179,10 +201,35 @@ bool sim_stream_depend(sim_op_t *op, sim_stream_t *stream, uint64_t seq) {
         }
         place = &op->dependencies[extra];
     }
-    *place = (sim_dependency_t){stream, seq};
-    stream->refs++;
+    *place = on;
+    on.stream->refs++;
     op->ndependencies++;
     return true;
+}
+
+bool sim_stream_depend(sim_op_t *op, sim_stream_t *stream, uint64_t seq) {
+    return depend(op, (sim_dependency_t){.stream = stream, .seq = seq});
+}
+
+// Streams share the device's queues, by default eight of a context (CUDA_DEVICE_MAX_CONNECTIONS): an operation begins only after
+// those that were put into its queue before it, of whatever stream. So one that waits for a host function holds up others.
+static bool join_queue(sim_op_t *op, sim_stream_t *stream) {
+    sim_dependency_t *last = &stream->context->queues[stream->id % sim.queues];
+    if (last->stream && last->stream != stream && !depend(op, *last))
+        return false;
+    stream->refs++;
+    if (last->stream)
+        sim_stream_release(last->stream);
+    *last = (sim_dependency_t){.stream = stream, .seq = stream->enqueued + 1, .begun = true};
+    return true;
+}
+
+void sim_queues_end(sim_context_t *context) {
+    for (size_t i = 0; i < SIM_MAX_QUEUES; i++) {
+        if (context->queues[i].stream)
+            sim_stream_release(context->queues[i].stream);
+        context->queues[i].stream = NULL;
+    }
 }
 
 static bool is_blocking(const sim_stream_t *stream) { return !(stream->flags & CU_STREAM_NON_BLOCKING); }
@@ -240,6 +287,8 @@ CUresult sim_stream_push(sim_stream_t *stream, sim_op_t *op, uint64_t *seq) {
         ok = sim_green_gate(op, stream);
     if (ok && op->kind == SIM_OP_GRAPH)
         ok = sim_program_await(op->u.program, stream, op);
+    if (ok && sim.queues)
+        ok = join_queue(op, stream);
     if (result == CUDA_SUCCESS && !ok)
         result = CUDA_ERROR_OUT_OF_MEMORY;
     if (result != CUDA_SUCCESS) {
@@ -312,7 +361,7 @@ void sim_context_drain(sim_context_t *context) {
     for (sim_stream_t *stream = context->streams; stream; stream = stream->next) {
         if (stream->done == stream->enqueued)
             continue;
-        targets[count++] = (sim_dependency_t){stream, stream->enqueued};
+        targets[count++] = (sim_dependency_t){.stream = stream, .seq = stream->enqueued};
         stream->refs++;
     }
     for (size_t i = 0; i < count; i++) {
