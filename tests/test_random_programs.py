@@ -38,12 +38,14 @@ def simulated(interpreter: Path) -> Driver:
     return Driver(interpreter, str(native_folder() / "lib/libtf-simgpu.so"))
 
 
-@pytest.fixture(scope="module", params=["sim", "native", "shmem"])
+@pytest.fixture(scope="module", params=["sim", "native", "shmem", "native, one queue", "shmem, one queue"])
 def driver(request: pytest.FixtureRequest, interpreter: Path, simulated: Driver) -> Iterator[Driver]:
+    """One queue: what streams share on a device, at its worst."""
     if request.param == "sim":
         yield simulated
         return
-    with Worker(transport=request.param) as worker:
+    transport, _, queue = request.param.partition(",")
+    with Worker(transport=transport, TF_SIM_QUEUES="1" if queue else "") as worker:
         yield Driver(interpreter, env=worker.env)
 
 

@@ -29,6 +29,7 @@
 _Atomic uint32_t tpc_managed_open;
 
 static struct tpc_managed *opened;             /* the server's: those with pieces that are not away */
+static _Atomic bool opened_inside;             /* by host functions, since one was last over */
 static _Atomic uint64_t own_frames;            /* counted when they have been sent */
 static _Atomic uint64_t quiet_at = UINT64_MAX; /* frames of others when the GPU was last known to do nothing */
 
@@ -215,12 +216,13 @@ static CUresult take(struct tpc_managed *m) {
 }
 
 /* All that is open, whatever it is attached to: a kernel that may not use it, and does, natively sees what is there all the same where the
- * device has concurrent access. Attachment only says what a touch waits for. */
-static CUresult leave(void) {
+ * device has concurrent access. Attachment only says what a touch waits for.
+ * At the end of a host function: what no work that stands behind it may use stays, since it was allocated after all of that. */
+static CUresult leave(bool inside) {
     CUresult result = CUDA_SUCCESS;
     for (struct tpc_managed *m = opened, *after; m && result == CUDA_SUCCESS; m = after) {
         after = m->after;
-        result = take(m);
+        result = inside && m->fresh ? CUDA_SUCCESS : take(m);
     }
     return result;
 }
@@ -301,6 +303,9 @@ static CUresult serve_touch(const struct tpc_request *request) {
         return CUDA_ERROR_INVALID_VALUE; /* a fault of the program's own */
     }
     CUresult result = touch(m, request->address - m->start, request->write);
+    if (request->inside) {
+        atomic_store(&opened_inside, true);
+    }
     if (result != CUDA_SUCCESS) {
         tp_say_once(
             &said,
@@ -358,7 +363,7 @@ static CUresult serve(struct tpc_request *request) {
     case TPC_TOUCH:
         return serve_touch(request);
     case TPC_LEAVE:
-        return leave();
+        return leave(request->inside);
     case TPC_TAKE:
         return take(request->managed);
     case TPC_ADD:
@@ -444,8 +449,12 @@ CUresult tpc_managed_use(const struct tpc_range *range) {
 }
 
 static void host_function_over(void) {
-    if (atomic_load_explicit(&tpc_managed_open, memory_order_relaxed)) {
-        tpc_managed_leave();
+    /* What else is open, the work behind the function does not use: it was taken when that was queued. So a function that touched
+     * nothing does not wait for the server, which may wait for the device, which may have what it waits for in one queue with
+     * what waits for this function. */
+    if (atomic_exchange(&opened_inside, false)) {
+        struct tpc_request request = {.wish = TPC_LEAVE, .inside = true};
+        tpc_managed_ask(&request);
     }
 }
 TP_REGISTER(tpc_host_function_over, host_function_over);

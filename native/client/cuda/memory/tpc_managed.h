@@ -50,7 +50,7 @@ struct tpc_request {
     struct tpc_request *next;
     enum tpc_wish wish;
     bool write;       /* touch: it was to be written, as far as is known */
-    bool inside;      /* touch: by a host function, for which the GPU stands still */
+    bool inside;      /* touch: by a host function, for which the GPU stands still; leave: at the end of one */
     uint64_t address; /* touch; of a variable */
     struct tpc_variable *variable;
     struct tpc_managed *managed;
