@@ -1,8 +1,9 @@
 """A stand-in for tensor-fusion-session that speaks the control channel, so that the supervisor is tested without CUDA.
 
 It behaves as FAKE_SESSION says: "" (well), "fail" (no driver), "hang" (never ready), "die" (exits at once), "free"
-(exits at once in a jail), "junk" (a packet of a wrong size), "stubborn" (ignores the end of the control channel),
-"once:FILE" (well if it is the first), "late:FILE" (well if it is the first, else ready when its client says so).
+(exits at once in a jail), "unconfined" (in the full one), "junk" (a packet of a wrong size), "stubborn" (ignores the
+end of the control channel), "once:FILE" (well if it is the first), "late:FILE" (well if it is the first, else ready
+when its client says so).
 As the session of a client it answers each line that the client sends: "row", "text", "pid", "env NAME", "driver",
 "limit", "total", "greeting", "jail", "gone N" (says so many times that its client is gone), "reserve N" (bytes on
 device 0), "data" (indexes of the data connections so far), "crash" (SIGSEGV), "exit N", "context" (says that it is
@@ -81,7 +82,7 @@ def main() -> None:
     control = socket.socket(fileno=given.control_fd)
     limits = mmap.mmap(given.quota_fd, 131072 + 4096)
     mode = os.environ.get("FAKE_SESSION", "")
-    if mode == "die" or (mode == "free" and given.jail):
+    if mode == "die" or (mode == "free" and given.jail) or (mode == "unconfined" and given.confine):
         sys.exit(7)
     if mode.startswith("once:"):
         try:

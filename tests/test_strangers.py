@@ -226,6 +226,16 @@ def test_a_driver_that_does_not_start_in_the_jail_is_served_without() -> None:
         assert "NOTICE: sessions run without a jail" in worker.errors
 
 
+def test_a_driver_that_does_not_start_in_the_full_jail_is_served_in_the_basic_one() -> None:
+    with Worker("--jail", "full", FAKE_REAL="1", FAKE_SESSION="unconfined") as worker:
+        client = worker.client()
+        assert client.ask("jail") == "True"
+        client.close()
+        assert worker.stop() == 0
+        assert "NOTICE: sessions run in the basic jail: in the full one the driver does not start" in worker.errors
+        assert "without a jail" not in worker.errors
+
+
 # What a session has
 
 STATUS = re.compile(r"^(\w+):\s+(\S+)$", re.MULTILINE)

@@ -28,6 +28,9 @@ bool tpw_control_send(const struct tpw_session *s, const struct tpw_packet *pack
         memcpy(CMSG_DATA(&aux.head), &fd, sizeof fd);
     }
     while (sendmsg(s->control, &envelope, MSG_NOSIGNAL) < 0) {
+        if (errno == EPIPE) {
+            return false; /* it has gone, which is told where its end is read */
+        }
         if (errno != EINTR) {
             tp_log(TP_WARN, "the supervisor does not listen: %s", strerror(errno));
             return false;

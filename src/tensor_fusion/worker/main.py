@@ -162,21 +162,25 @@ async def first_session(sessions: Sessions, executable: Executable) -> Session:
 
     NVIDIA's driver loads modules of the kernel and makes device files when it is used for the first time since the
     machine's start, by a program that needs privileges. So there the first session has them, and makes room for one in
-    the jail before any client comes. A driver that does not start there is served without a jail, with a word.
+    the jail before any client comes. Where the driver does not start in the full jail the basic one is tried, and where
+    not in that one either it is served without a jail: each with a word.
     """
     if executable.driver.simulated or executable.jail == "off":
         return await sessions.first()
-    sessions.jailed = False
+    sessions.jail = "off"
     free = await sessions.first()
-    sessions.jailed = True
-    try:
-        jailed = await sessions.first()
-    except UserError as error:
-        complain(f"NOTICE: sessions run without a jail, in which the driver does not start: {error.sentence}")
-        sessions.jailed = False
-        return free
-    sessions.end(free)
-    return jailed
+    for jail in ("full", "basic") if executable.jail == "full" else ("basic",):
+        sessions.jail = jail
+        try:
+            jailed = await sessions.first()
+        except UserError as error:
+            instead = "in the basic jail" if jail == "full" else "without a jail"
+            complain(f"NOTICE: sessions run {instead}: in the {jail} one the driver does not start: {error.sentence}")
+        else:
+            sessions.end(free)
+            return jailed
+    sessions.jail = "off"
+    return free
 
 
 async def run(settings: Settings, native: Native, executable: Executable) -> None:

@@ -208,7 +208,7 @@ class Sessions:
         self.on_list: Callable[[Session, Packet], Packet] = lambda _, question: Packet(
             PacketType.LISTED, question.argument
         )
-        self.jailed = executable.jail != "off"
+        self.jail = executable.jail  # of those that are started from now on
 
     # Starting and warming
 
@@ -319,8 +319,8 @@ class Sessions:
         if segment := self._executable.segment:
             command += ["--segment-fd", str(segment.fd), "--segment-size", str(segment.size)]
             command += ["--owners-fd", str(segment.owners_fd)]
-        if self.jailed:
-            command += ["--jail", "--confine"] if self._executable.jail == "full" else ["--jail"]
+        if self.jail != "off":
+            command += ["--jail", "--confine"] if self.jail == "full" else ["--jail"]
         return [*command, "--simulated"] if driver.simulated else command
 
     def _segment_descriptors(self) -> tuple[int, ...]:
