@@ -29,6 +29,7 @@ GOLDEN = (
     *("tpg_ops.h", "tpg_cuda_stubs.c", "tpg_cuda_entries.c", "tpg_cuda_trace.h", "tpg_cuda_send.h"),
     *("tpg_client_structs.h", "tpg_session.h", "tpg_session_structs.h", "tpg_dispatch.c"),
     "tpg_nvml_stubs.c",
+    "tpg_cuda_looks.c",
 )
 
 
@@ -132,4 +133,4 @@ def test_figures_are_printed() -> None:
     assert figures["names that the driver exports"] == 674
     # What stands; docs/plan.md has what is wanted.
     assert figures["generated from end to end"] >= 116
-    assert figures["of that for each served function"] <= 71.8
+    assert figures["of that for each served function"] <= 69.5

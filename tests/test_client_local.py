@@ -61,7 +61,9 @@ def test_local_answers(generated: Path, tmp_path: Path, extra: list[str]) -> Non
     command += includes(*INCLUDED)
     command += [str(ROOT / "tests" / "native" / f"test_client_{part}.c") for part in ("local", "tables")]
     command += map(str, LOCAL)
-    command += [str(generated / "tpg_tables.c"), "-o", str(program)]
+    # What is looked at first is in one file for all families: of those that are not here nothing is called.
+    command += [str(generated / f"tpg_{name}.c") for name in ("tables", "cuda_looks")]
+    command += ["-ffunction-sections", "-Wl,--gc-sections", "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "CUDA_"))}

@@ -6,8 +6,8 @@ FUNCTIONS = [
     custom("cuLaunchKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     custom("cuLaunchCooperativeKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     custom("cuLaunchKernelEx", ops="launch launch_ex cuOccupancyMaxActiveBlocksPerMultiprocessor", implicit=True),
-    custom("cuLaunchHostFunc", ops="host_function"),
-    custom("cuStreamAddCallback", ops="host_function", implicit=True),
+    custom("cuLaunchHostFunc", ops="host_function", current=True, hStream="handle?"),
+    custom("cuStreamAddCallback", ops="host_function", implicit=True, current=True, hStream="handle?"),
     custom("cuLaunchCooperativeKernelMultiDevice", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     # By parts, as before CUDA 4.
     local("cuFuncSetBlockShape"),

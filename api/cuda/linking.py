@@ -8,7 +8,7 @@ FUNCTIONS = [
     alias("cuLinkCreate", "cuLinkCreate_v2"),
     custom("cuLinkAddData_v2", ops="link_add"),
     alias("cuLinkAddData", "cuLinkAddData_v2"),
-    custom("cuLinkAddFile_v2", ops="link_add"),
+    custom("cuLinkAddFile_v2", ops="link_add", path="there"),
     alias("cuLinkAddFile", "cuLinkAddFile_v2"),
     custom("cuLinkComplete", ops="link_complete"),
     custom("cuLinkDestroy", ops="link_destroy"),

@@ -97,7 +97,7 @@ FUNCTIONS = [
     call("nvmlGpmSampleFree", gpmSample="gone? nvmlsample"),
     call("nvmlGpmSampleGet"),
     call("nvmlGpmMigSampleGet"),
-    custom("nvmlGpmMetricsGet", ops="nvml_gpm_metrics"),
+    custom("nvmlGpmMetricsGet", ops="nvml_gpm_metrics", metricsGet="there"),
     refused("NVML_ERROR_NOT_SUPPORTED", "superseded; its struct is in no header", "nvmlDeviceGetNvLinkRemotePciInfo"),
     call("nvmlDeviceGetNvLinkUtilizationControl"),
     call("nvmlDeviceGetNvLinkUtilizationCounter"),

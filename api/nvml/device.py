@@ -4,17 +4,18 @@ from tensor_fusion.apigen.describe import alias, call, local, pure, refused
 
 FUNCTIONS = [
     # The list of devices comes with nvmlInit; their handles, numbers and names are looked up in it.
-    local("nvmlDeviceGetCount_v2"),
+    local("nvmlDeviceGetCount_v2", deviceCount="there", gives={"deviceCount": "tpn_device_count"}),
     alias("nvmlDeviceGetCount", "nvmlDeviceGetCount_v2"),
     local("nvmlDeviceGetHandleByIndex_v2"),
     alias("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2"),
-    local("nvmlDeviceGetHandleByUUID"),
-    local("nvmlDeviceGetHandleByUUIDV"),
+    local("nvmlDeviceGetHandleByUUID", uuid="there", device="there"),
+    local("nvmlDeviceGetHandleByUUIDV", uuid="there", device="there"),
     local("nvmlDeviceGetHandleByPciBusId_v2"),
     alias("nvmlDeviceGetHandleByPciBusId", "nvmlDeviceGetHandleByPciBusId_v2"),
-    local("nvmlDeviceGetHandleBySerial"),
+    local("nvmlDeviceGetHandleBySerial", serial="there", device="there"),
     local("nvmlDeviceGetIndex"),
-    local("nvmlDeviceIsMigDeviceHandle"),
+    # Handles of MIG devices are not handed out, so none is one.
+    local("nvmlDeviceIsMigDeviceHandle", device="handle", isMigDevice="there", gives={"isMigDevice": "0"}),
     pure("nvmlDeviceGetName", name="outstring length"),
     pure("nvmlDeviceGetUUID", uuid="outstring length"),
     pure("nvmlDeviceGetSerial", serial="outstring length"),
@@ -73,16 +74,17 @@ FUNCTIONS = [
     call("nvmlDeviceGetTopologyCommonAncestor"),
     call("nvmlDeviceGetP2PStatus"),
     call("nvmlDeviceGetIrqNum"),
-    # The structs of the older forms are in no header, but begin alike: licences, and how many.
-    local("nvmlDeviceGetGridLicensableFeatures"),
-    local("nvmlDeviceGetGridLicensableFeatures_v2"),
-    local("nvmlDeviceGetGridLicensableFeatures_v3"),
+    # There are no licences. How far the structs of the older forms go is in no header, but all begin so.
+    local("nvmlDeviceGetGridLicensableFeatures", device="handle", pGridLicensableFeatures="there", gives={"pGridLicensableFeatures.isGridLicenseSupported": "0", "pGridLicensableFeatures.licensableFeaturesCount": "0"}),
+    local("nvmlDeviceGetGridLicensableFeatures_v2", device="handle", pGridLicensableFeatures="there", gives={"pGridLicensableFeatures.isGridLicenseSupported": "0", "pGridLicensableFeatures.licensableFeaturesCount": "0"}),
+    local("nvmlDeviceGetGridLicensableFeatures_v3", device="handle", pGridLicensableFeatures="there", gives={"pGridLicensableFeatures.isGridLicenseSupported": "0", "pGridLicensableFeatures.licensableFeaturesCount": "0"}),
     refused("NVML_ERROR_NOT_SUPPORTED", "asks of a MIG device, which are not offered", "nvmlDeviceGetAttributes"),
     # The client's own processors and memory, all of them: those of the worker's host mean nothing to it.
     local("nvmlDeviceGetCpuAffinity"),
     local("nvmlDeviceGetCpuAffinityWithinScope"),
     local("nvmlDeviceGetMemoryAffinity"),
-    local("nvmlDeviceSetCpuAffinity"),
-    local("nvmlDeviceClearCpuAffinity"),
+    # All processors are near, so there is nothing to bind the thread to, or to free it from.
+    local("nvmlDeviceSetCpuAffinity", device="handle", gives={}),
+    local("nvmlDeviceClearCpuAffinity", device="handle", gives={}),
     refused("NVML_ERROR_NOT_SUPPORTED", "the device's memory is no node of the client's", "nvmlDeviceGetNumaNodeId"),
 ]  # fmt: skip

@@ -180,7 +180,7 @@ FUNCTIONS = [
         "nvmlDeviceCreateGpuInstanceWithPlacement",
         "nvmlDeviceSetMigMode",
     ),
-    local("nvmlDeviceGetGpuInstances"),
+    local("nvmlDeviceGetGpuInstances", device="handle", count="there", gpuInstances="there", gives={"count": "0"}),
     # The first form has to be given an array.
     custom("nvmlDeviceGetGpuInstancePossiblePlacements", ops="nvmlDeviceGetGpuInstancePossiblePlacements_v2"),
     call("nvmlDeviceGetGpuInstancePossiblePlacements_v2", placements="filled count", count="room?"),

@@ -9,11 +9,11 @@ FUNCTIONS = [
     local("nvmlShutdown", anytime=True),
     local("nvmlErrorString", anytime=True),
     # What nvidia-smi asks for before anything else; no header declares it.
-    local("nvmlInternalGetExportTable", anytime=True, params={"table": "const void **", "id": "const void *"}),
+    local("nvmlInternalGetExportTable", anytime=True, params={"table": "const void **", "id": "const void *"}, table="there", id="there"),
     pure("nvmlSystemGetDriverVersion", version="outstring length"),
     # The only version that NVML tells before nvmlInit (observed with 580.159.04).
-    custom("nvmlSystemGetNVMLVersion", ops="nvml_start", anytime=True),
-    local("nvmlSystemGetCudaDriverVersion_v2"),
+    custom("nvmlSystemGetNVMLVersion", ops="nvml_start", anytime=True, version="there"),
+    local("nvmlSystemGetCudaDriverVersion_v2", cudaDriverVersion="there"),
     alias("nvmlSystemGetCudaDriverVersion", "nvmlSystemGetCudaDriverVersion_v2"),
     pure("nvmlSystemGetDriverBranch", branchInfo="versioned"),
     call("nvmlSystemGetConfComputeCapabilities"),
@@ -24,7 +24,7 @@ FUNCTIONS = [
     call("nvmlDeviceGetConfComputeGpuCertificate"),
     call("nvmlSystemGetNvlinkBwMode"),
     # Processes are the client's own, so their names come from the client's /proc.
-    local("nvmlSystemGetProcessName"),
+    local("nvmlSystemGetProcessName", name="there", length="there"),
     # Event sets are the driver's. It is asked from time to time whether there is an event: the client waits.
     call("nvmlEventSetCreate", session="hand"),
     call("nvmlEventSetFree", set="gone nvmlevents"),
@@ -38,9 +38,9 @@ FUNCTIONS = [
     refused("NVML_ERROR_INVALID_ARGUMENT", "S-class units are not offered through a worker", "nvmlUnitGetDevices",
             "nvmlUnitGetFanSpeedInfo", "nvmlUnitGetHandleByIndex", "nvmlUnitGetLedState", "nvmlUnitGetPsuInfo",
             "nvmlUnitGetTemperature", "nvmlUnitGetUnitInfo", "nvmlUnitSetLedState", unseen=True),
-    local("nvmlSystemGetHicVersion"),
+    local("nvmlSystemGetHicVersion", hwbcCount="there", gives={"hwbcCount": "0"}),
     # The worker's other GPUs are not shown, so none is excluded.
-    local("nvmlGetExcludedDeviceCount"),
+    local("nvmlGetExcludedDeviceCount", deviceCount="there", gives={"deviceCount": "0"}),
     alias("nvmlGetBlacklistDeviceCount", "nvmlGetExcludedDeviceCount"),
     refused("NVML_ERROR_INVALID_ARGUMENT", "the worker's other GPUs are not shown", "nvmlGetExcludedDeviceInfoByIndex",
             unseen=True),

@@ -227,7 +227,7 @@ static void test_device(void) {
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuDeviceGetName(text, 0, 1));
     OK(tpc_cuDeviceGetName(text, -1, 1)); /* a large one */
     GIVES(CUDA_ERROR_INVALID_DEVICE, tpc_cuDeviceGetName(text, 9, 3));
-    OK(tpc_cuDeviceGetUuid(&uuid, 1));
+    OK(tpc_cuDeviceGetUuid_v2(&uuid, 1));
     CHECK(!memcmp(&uuid, three[1].uuid, 16));
     OK(tpc_cuDeviceTotalMem_v2(&size, 2));
     CHECK(size == 3000);

@@ -51,13 +51,6 @@ nvmlReturn_t tpn_nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned int n
                                               : online("/sys/devices/system/node/online", device, nodeSetSize, nodeSet);
 }
 
-/* All processors are near, so there is nothing to bind the thread to, or to free it from. */
-static nvmlReturn_t bound(nvmlDevice_t device) {
-    return tpn_device_index(device, NULL) ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
-}
-nvmlReturn_t tpn_nvmlDeviceSetCpuAffinity(nvmlDevice_t device) { return bound(device); }
-nvmlReturn_t tpn_nvmlDeviceClearCpuAffinity(nvmlDevice_t device) { return bound(device); }
-
 /* Puts a device into the list of a caller who may only want the count. */
 static void listed(nvmlDevice_t device, unsigned int room, unsigned int *count, nvmlDevice_t *list) {
     if (list && *count < room) {

@@ -28,14 +28,6 @@ bool tpn_device_index(nvmlDevice_t device, unsigned int *index) {
     return true;
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetCount_v2(unsigned int *deviceCount) {
-    if (!deviceCount) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
-    *deviceCount = tpn_device_count;
-    return NVML_SUCCESS;
-}
-
 nvmlReturn_t tpn_nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
     if (!device || index >= tpn_device_count) {
         return NVML_ERROR_INVALID_ARGUMENT;
@@ -48,24 +40,12 @@ nvmlReturn_t tpn_nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index) {
     return index && tpn_device_index(device, index) ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
 }
 
-/* Handles of MIG devices are not handed out, so none is one. */
-nvmlReturn_t tpn_nvmlDeviceIsMigDeviceHandle(nvmlDevice_t device, unsigned int *isMigDevice) {
-    if (!isMigDevice || !tpn_device_index(device, NULL)) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
-    *isMigDevice = 0;
-    return NVML_SUCCESS;
-}
-
 /* cuda.core asks with what cuDeviceGetUuid gives, which has no "GPU-" (580.159.04 finds the device). */
 static bool is_uuid(const char *told, const char *asked) {
     return strcmp(told, asked) == 0 || (strncmp(told, "GPU-", 4) == 0 && strcmp(told + 4, asked) == 0);
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
-    if (!uuid || !device) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
+nvmlReturn_t tpn_do_nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
     for (unsigned int i = 0; i < tpn_device_count; i++) {
         if (is_uuid(tpn_devices[i].uuid, uuid)) {
             *device = tpn_device_at(i);
@@ -95,10 +75,7 @@ static bool uuid_bytes(const char *text, unsigned char out[16]) {
     return digits == 32;
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device) {
-    if (!uuid || !device) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
+nvmlReturn_t tpn_do_nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device) {
     if (uuid->version != (sizeof *uuid | 1u << 24)) {
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     }
@@ -147,10 +124,7 @@ nvmlReturn_t tpn_nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevi
     return NVML_ERROR_NOT_FOUND;
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device) {
-    if (!serial || !device) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
+nvmlReturn_t tpn_do_nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device) {
     for (unsigned int i = 0; i < tpn_device_count; i++) {
         if (*serial && strcmp(tpn_devices[i].serial, serial) == 0) {
             *device = tpn_device_at(i);

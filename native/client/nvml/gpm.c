@@ -66,10 +66,7 @@ static bool store(nvmlGpmMetricsGet_t *get, const struct tpg_nvml_gpm_metrics_ou
     return true;
 }
 
-nvmlReturn_t tpn_nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *metricsGet) {
-    if (!metricsGet) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
+nvmlReturn_t tpn_do_nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *metricsGet) {
     if (metricsGet->version != NVML_GPM_METRICS_GET_VERSION) {
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     }

@@ -85,11 +85,8 @@ RUNNING_V1(nvmlDeviceGetMPSComputeRunningProcesses, false)
 RUNNING(nvmlDeviceGetMPSComputeRunningProcesses_v2, false, nvmlProcessInfo_v2_t)
 RUNNING(nvmlDeviceGetMPSComputeRunningProcesses_v3, false, nvmlProcessInfo_t)
 
-nvmlReturn_t tpn_nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvmlProcessDetailList_t *plist) {
+nvmlReturn_t tpn_do_nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvmlProcessDetailList_t *plist) {
     enum { COMPUTE, GRAPHICS, MPS };
-    if (!plist) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
     if (plist->version != (sizeof *plist | 1u << 24)) {
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     }
@@ -132,10 +129,14 @@ nvmlReturn_t tpn_nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvml
     return result;
 }
 
-nvmlReturn_t tpn_nvmlSystemGetProcessName(unsigned int pid, char *name, unsigned int length) {
-    if (!name || !length) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
+/* There are no records of accounting. Without an array the driver says that it is too small, whatever there is. */
+nvmlReturn_t tpn_do_nvmlDeviceGetAccountingPids(nvmlDevice_t device, unsigned int *count, unsigned int *pids) {
+    (void)device;
+    *count = 0;
+    return pids ? NVML_SUCCESS : NVML_ERROR_INSUFFICIENT_SIZE;
+}
+
+nvmlReturn_t tpn_do_nvmlSystemGetProcessName(unsigned int pid, char *name, unsigned int length) {
     char path[32];
     snprintf(path, sizeof path, "/proc/%u/cmdline", pid);
     int file = open(path, O_RDONLY | O_CLOEXEC);

@@ -158,19 +158,13 @@ nvmlReturn_t tpn_unsupported(const char *name, const char *reason, nvmlReturn_t 
 
 /* ---- versions and texts ---- */
 
-nvmlReturn_t tpn_nvmlSystemGetCudaDriverVersion_v2(int *cudaDriverVersion) {
-    if (!cudaDriverVersion) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
+nvmlReturn_t tpn_do_nvmlSystemGetCudaDriverVersion_v2(int *cudaDriverVersion) {
     *cudaDriverVersion = cuda_version;
     return NVML_SUCCESS;
 }
 
 /* Before nvmlInit, too. */
-nvmlReturn_t tpn_nvmlSystemGetNVMLVersion(char *version, unsigned int length) {
-    if (!version) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
+nvmlReturn_t tpn_do_nvmlSystemGetNVMLVersion(char *version, unsigned int length) {
     nvmlReturn_t result = tpn_start();
     if (result != NVML_SUCCESS) {
         return result;

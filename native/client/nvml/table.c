@@ -49,10 +49,7 @@ static const void *const entries[ENTRIES] = {
     [249] = (const void *)not_supported,
 };
 
-nvmlReturn_t tpn_nvmlInternalGetExportTable(const void **table, const void *id) {
-    if (!table || !id) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
+nvmlReturn_t tpn_do_nvmlInternalGetExportTable(const void **table, const void *id) {
     if (memcmp(id, smi_table, sizeof smi_table) == 0) {
         *table = entries;
         return NVML_SUCCESS;

@@ -24,6 +24,12 @@ One with ``unsafe=True``, and a ``call``, is refused, and ends the capture, wher
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
 ``call`` does so when it has succeeded.
 
+A ``local`` or ``custom`` function whose line has roles is looked at first, in the line's order, and made by a
+hand-written ``tpc_do_<name>``: a parameter is ``"there"``, or gets the error for a NULL or the one behind the word;
+a ``"handle"`` or ``"handle?"`` by its type; a ``"device"`` of the program; of no bits but ``"bits M"``; ``"most N"``,
+unsigned. ``current=True``: there is a current context that can be used. With ``gives`` nothing is written by hand: what
+the parameters point at gets these values, as C; ``"p.f"`` is a field.
+
 What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of
 the roles:
 
@@ -36,7 +42,7 @@ the roles:
 ``"handle K or E"``    the same, with the error E for NULL
 ``"gone K"``/``"gone? K"``  object of kind K ended by this call  ``"dev E"``           address of E bytes, E = N or N*4
 ``"word N"``           address of N bytes, aligned to N    ``"bits M"``           value with no bits but those of M
-``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES
+``"device"``           device ordinal, renumbered by CUDA_VISIBLE_DEVICES; ``"most N"``  value, unsigned, of at most N
 ``"outstring N"``      text of up to N bytes with its NUL   ``"wanted"``          out, and NULL is the driver's to judge
 ``"struct"``/``"struct?"``, ``"structs N"``, ``"outstruct"``  struct with a declaration read, N of them, one written
 ``"context"``          context, NULL is the current one    ``"known K"``           object of kind K that is told
@@ -130,7 +136,14 @@ class Line:
     noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
     wrapped: bool = False  # the client's function is written by hand, around a generated tpc_sent_<name>
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
+    current: bool = False  # local, custom: needs a current context
+    gives: dict[str, str] | None = None  # local: what is written, by a parameter or a field of it
     place: str = ""  # file:line of the declaration, for whoever has to mend it
+
+    @property
+    def looked_at(self) -> bool:
+        """A local or custom function whose checks are generated."""
+        return self.kind in ("local", "custom") and (bool(self.roles) or self.current or self.gives is not None)
 
 
 def _place() -> str:
@@ -238,14 +251,54 @@ def pure(name: str, /, *, session: str = "driver", contextless: bool = False, **
     return Line(name, "pure", roles, session=session, contextless=contextless, place=_place())
 
 
-def local(name: str, *, anytime: bool = False, implicit: bool = False, params: dict[str, str] | None = None) -> Line:
-    """Answered in the client by hand-written code; `params` declares a name that no header does."""
-    return Line(name, "local", anytime=anytime, implicit=implicit, params=params or {}, place=_place())
+def local(
+    name: str,
+    /,
+    *,
+    anytime: bool = False,
+    implicit: bool = False,
+    params: dict[str, str] | None = None,
+    current: bool = False,
+    gives: dict[str, str] | None = None,
+    **roles: str,
+) -> Line:
+    """Answered in the client by hand-written code, unless by `gives`; `params` declares a name that no header does."""
+    return Line(
+        name,
+        "local",
+        roles,
+        anytime=anytime,
+        implicit=implicit,
+        params=params or {},
+        current=current,
+        gives=gives,
+        place=_place(),
+    )
 
 
-def custom(name: str, *, ops: str, anytime: bool = False, implicit: bool = False, shows: bool = False) -> Line:
+def custom(
+    name: str,
+    /,
+    *,
+    ops: str,
+    anytime: bool = False,
+    implicit: bool = False,
+    shows: bool = False,
+    current: bool = False,
+    **roles: str,
+) -> Line:
     """Hand-written in the client, using the operations named in `ops` (separated by blanks)."""
-    return Line(name, "custom", ops=ops, anytime=anytime, implicit=implicit, shows=shows, place=_place())
+    return Line(
+        name,
+        "custom",
+        roles,
+        ops=ops,
+        anytime=anytime,
+        implicit=implicit,
+        shows=shows,
+        current=current,
+        place=_place(),
+    )
 
 
 def alias(name: str, target: str) -> Line:

@@ -15,7 +15,7 @@ from .emit_wire import NOTE
 from .fields import Field
 from .layout import DescriptionError
 from .model import NOT_SERVED, RESULTS, TOO_SMALL, Api, Model, Op
-from .refusals import looks
+from .refusals import Look, looks
 from .snapshot import Prototype, declare, parameter_list
 
 PREFIX = {"cuda": "tpc", "nvml": "tpn"}
@@ -48,6 +48,8 @@ def client_header(model: Model) -> str:
                 lines.append(f"{_signature(api, line, prototype)};")
             if line.check and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'check_')};")
+            if line.looked_at and line.gives is None and prototype:
+                lines.append(f"{_signature(api, line, prototype, 'do_')};")
             if line.wrapped and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'sent_')};")
             if line.noted and prototype:
@@ -163,13 +165,7 @@ def _refusal(model: Model, api: Api, name: str, line: Line, prototype: Prototype
         body.append(f"    {upper}_CONTEXT(context);")
     codes = model.types.enumerators(RESULTS[api.name])
     for look in looks(line, prototype.params, model.types, codes) if line.kind == "refused" else ():
-        if look.how == "handle":
-            optional = "true" if look.optional else "false"
-            body.append(f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, {optional});")
-        elif look.how == "device":
-            body.append(f"    {upper}_DEVICE({look.name});")
-        else:
-            body.append(f"    if (!{look.name}) {{ return {look.code or upper + '_NULL'}; }}")
+        body += [f"    {upper}_DEVICE({look.name});"] if look.how == "device" else _look(upper, look)
     code = line.code or NOT_SUPPORTED[api.name]
     return [
         f"static {RESULTS[api.name]} refuse_{name}({parameter_list(prototype)}) {{",
@@ -298,6 +294,51 @@ def stubs(model: Model, api: Api) -> str:
     return "\n".join([*lines, ""])
 
 
+def looked_at(model: Model, api: Api) -> str:
+    """tpg_<api>_looks.c: the checks before functions that are written by hand, and those that give what is known."""
+    lines = [NOTE, f'#include "{PREFIX[api.name]}.h"', '#include "tpg_client.h"']
+    for line in api.lines.values():
+        lines += _looked_at(model, api, line) if line.looked_at else []
+    return "\n".join([*lines, ""])
+
+
+def _looked_at(model: Model, api: Api, line: Line) -> list[str]:
+    """The checks of a function that is written by hand, or gives what is known."""
+    prototype = api.prototype(line.name)
+    assert prototype is not None
+    upper = PREFIX[api.name].upper()
+    body = [f"    {upper}_CONTEXT(context);"] if line.current else []
+    codes = model.types.enumerators(RESULTS[api.name])
+    for look in looks(line, prototype.params, model.types, codes):
+        if look.how == "device":
+            body.append(f"    if (!tpc_device_valid({look.name})) {{ return CUDA_ERROR_INVALID_DEVICE; }}")
+        else:
+            body += _look(upper, look)
+    if line.gives is None:
+        arguments = [*(["implicit"] if line.implicit else []), *(p.name for p in prototype.params)]
+        end = f"{PREFIX[api.name]}_do_{line.name}({', '.join(arguments)})"
+    else:
+        body += [f"    (void){p.name};" for p in prototype.params]
+        for path, value in line.gives.items():
+            name, _, member = path.partition(".")
+            body.append(f"    {name}->{member} = {value};" if member else f"    *{name} = {value};")
+        end = SUCCESS[api.name]
+    return [f"{_signature(api, line, prototype)} {{", *body, f"    return {end};", "}"]
+
+
+def _look(upper: str, look: Look) -> list[str]:
+    """The check of one parameter, but for that of a device."""
+    null = look.code or f"{upper}_NULL"
+    if look.how == "handle":
+        optional = "true" if look.optional else "false"
+        return [f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, {optional});"]
+    if look.how == "bits":
+        return [f"    if ({look.name} & ~(uint64_t)({look.bound})) {{ return {null}; }}"]
+    if look.how == "most":
+        return [f"    if ((unsigned int){look.name} > {look.bound}) {{ return {null}; }}"]
+    return [f"    if (!{look.name}) {{ return {null}; }}"]
+
+
 def _older(model: Model, api: Api, line: Line) -> list[str]:
     """An older form: its arguments widened, and the call of the function that it is a form of."""
     own, newer = api.prototype(line.name), api.resolve(api.lines[line.target])
@@ -344,8 +385,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(f"    {upper}_TRY(tpg_flatten_{item.ctype}({item.name}, {count}, &flat_{item.name}));")
         if item.role == "word":
             body.append(f"    {upper}_TRY({prefix}_range_word({item.name}, {item.length}));")
-        if item.role == "bits":
-            body.append(f"    if ({item.name} & ~(uint64_t)({item.length})) {{ return {upper}_NULL; }}")
+        if item.role in ("bits", "most"):
+            body += _look(upper, Look(item.name, item.role, bound=item.length))
         if item.role == "context":
             body.append(f"    {upper}_CHECK_HANDLE(CONTEXT, {item.name}, true);")
         if item.refused:
@@ -619,6 +660,7 @@ __all__ = [
     "declare",
     "entries",
     "exports",
+    "looked_at",
     "messages",
     "messages_header",
     "operations",

@@ -395,4 +395,4 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         ], f"({ctype})(uintptr_t)out.{name}"
     if item.role == "in":
         return [], f"({ctype})(uintptr_t)in.{name}"
-    return [], f"in.{name}" if item.role in ("value", "bits", "string") else f"({ctype})(uintptr_t)in.{name}"
+    return [], f"in.{name}" if item.role in ("value", "bits", "most", "string") else f"({ctype})(uintptr_t)in.{name}"

@@ -98,6 +98,7 @@ WORDS = {
     "dev": _Word("length", fits="CUdeviceptr"),
     "word": _Word("length", fits="CUdeviceptr"),
     "bits": _Word("length", fits="any"),
+    "most": _Word("length", fits="any"),
     "device": _Word(fits="CUdevice"),
 }
 OWN_WORDS = {
@@ -142,7 +143,7 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
         return Field(name, word, plain, 4, optional=optional)
     if word == "filled":
         return Field(name, "outfilled", plain, 0, length=length)
-    if word in ("value", "device", "dev", "word", "bits"):
+    if word in ("value", "device", "dev", "word", "bits", "most"):
         return Field(name, word, kind, _known(line, name, kind, types), length=length)
     if word in ("handle", "name", "gone", "context"):
         return Field(name, word, kind, 8, handle, optional=optional, by=by, refused=refused)
@@ -208,7 +209,7 @@ def check_lengths(line: Line, fields: list[Field]) -> None:
     values = {f.name for f in fields if f.role == "value" or f.role == "out"}
     rooms = [f.name for f in fields if f.role == "room"]
     for item in fields:
-        if item.role == "bits":
+        if item.role in ("bits", "most"):
             continue
         if item.role == "outfilled":
             if item.length not in rooms:

@@ -232,6 +232,9 @@ def _check_line(api: Api, line: Line, types: Types) -> None:
             raise refuse(line.place, line.name, f"target {line.target!r} is not a line that answers itself or an alias")
     elif line.kind not in NOT_SERVED and not api.prototype(line.name):
         raise refuse(line.place, line.name, "no header declares it")
+    if line.kind in ("local", "custom"):
+        own = api.prototype(line.name)
+        looks(line, own.params if own else (), types, types.enumerators(RESULTS[api.name]))
     if line.kind == "refused":
         codes = types.enumerators(RESULTS[api.name])
         if line.code not in codes:

@@ -1,8 +1,9 @@
-"""What a refused function looks at before it answers its code: each parameter by its type, or by what the line says.
+"""What is looked at before a function that is refused, or written by hand in the client.
 
-A pointer must be there, a handle alive, a device one of the program's; a stream may be the default one. The role
-``"value"`` is not looked at; ``"there"`` must not be 0, or gets the error that stands behind the word; ``"device"`` and
-``"handle"``, or ``"handle?"``, are what a parameter of such a type is by itself.
+Of a refused one each parameter by its type, or by what the line says: a pointer must be there, a handle alive, a device
+one of the program's; a stream may be the default one. The role ``"value"`` is not looked at; ``"there"`` must not be 0,
+or gets the error that stands behind the word; ``"device"`` and ``"handle"``, or ``"handle?"``, are what a parameter of
+such a type is by itself. Of one written by hand what its line names, in that order.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .layout import Types, meant, refuse
 from .snapshot import Parameter
 
 ROLES = ("value", "there", "device", "handle", "handle?")
+BOUNDS = ("bits", "most")  # of numbers, with what bounds them
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,23 @@ class Look:
     """One parameter that is looked at."""
 
     name: str
-    how: str  # there, device, handle
+    how: str  # there, device, handle, bits, most
     kind: str = ""  # of a handle
     optional: bool = False
     code: str = ""  # there: the error, "" for that of a NULL
+    bound: str = ""  # bits, most: C
 
 
 def looks(line: Line, params: tuple[Parameter, ...], types: Types, codes: list[str]) -> list[Look]:
-    """The parameters that are looked at, in their order, which is that of the checks; `codes` are errors of the API."""
+    """The parameters that are looked at, in the order of the checks; `codes` are errors of the API."""
     names = [p.name for p in params]
-    for name in line.roles:
+    for name in [*line.roles, *(path.partition(".")[0] for path in line.gives or {})]:
         if name not in names:
             raise refuse(line.place, line.name, f"has no parameter {name!r}{meant(name, names)} (it has {names})")
+    if line.kind != "refused":
+        by_name = {p.name: p for p in params}
+        said = (_look(line, by_name[name], types, codes) for name in line.roles)
+        return [look for look in said if look]
     if line.unseen and line.roles:
         raise refuse(line.place, line.name, f"is unseen, so nobody looks at {next(iter(line.roles))}")
     found = (_look(line, p, types, codes) for p in params if not line.unseen)
@@ -44,9 +51,13 @@ def _look(line: Line, parameter: Parameter, types: Types, codes: list[str]) -> L
     code = ""
     if parameter.name in line.roles:
         word, _, code = line.roles[parameter.name].partition(" ")
+        if word in BOUNDS and code and line.kind != "refused":
+            return Look(parameter.name, word, bound=code)
         if word not in ROLES or ("handle" in word) > bool(kind) or (code and (word != "there" or code not in codes)):
             said = line.roles[parameter.name]
-            reason = f"{parameter.name} of a refused function is one of {', '.join(ROLES)}, not {said!r}"
+            allowed = ROLES if line.kind == "refused" else (*ROLES[1:], *(f"{word} N" for word in BOUNDS))
+            whose = "a refused function" if line.kind == "refused" else "a function by hand"
+            reason = f"{parameter.name} of {whose} is one of {', '.join(allowed)}, not {said!r}"
             raise refuse(line.place, line.name, reason)
     elif kind:
         word = "handle?" if parameter.type == "CUstream" else "handle"

@@ -79,10 +79,11 @@ def _reached(functions: dict[tuple[str, str], _Function], start: str, ops: set[s
             exported = name.partition("_")[2]
             if exported in ops and name.startswith(("tpc_", "tpn_")):
                 sent.add(exported)
-            target = functions.get((function.path.name, name)) or (functions.get(("", name)) if far else None)
-            if target and id(target) not in seen:
-                seen.add(id(target))
-                todo.append(target)
+            for known in (name, name.replace("_", "_do_", 1)):
+                target = functions.get((function.path.name, known)) or (functions.get(("", known)) if far else None)
+                if target and id(target) not in seen:
+                    seen.add(id(target))
+                    todo.append(target)
     return sent
 
 
@@ -97,10 +98,10 @@ def _check_api(api: Api, functions: dict[tuple[str, str], _Function], shared: di
     ops = {op.name for op in api.ops}
     used = set().union(*(function.sends for function in [*functions.values(), *shared.values()]))
     for line in api.lines.values():
-        function = f"{PREFIX[api.name]}_{line.name}"
+        function = f"{PREFIX[api.name]}_{'do_' if line.looked_at else ''}{line.name}"
         if line.kind.startswith("op-") and line.name not in used:
             raise refuse(line.place, line.name, "nothing in the client sends this operation")
-        if line.kind not in ("custom", "local") and not line.wrapped:
+        if (line.kind not in ("custom", "local") and not line.wrapped) or line.gives is not None:
             continue
         if ("", function) not in functions:
             raise refuse(line.place, line.name, f"the client has no function {function}")

@@ -318,11 +318,8 @@ CUresult tpc_cuKernelGetParamInfo(CUkernel kernel, size_t paramIndex, size_t *pa
                   : CUDA_ERROR_INVALID_VALUE;
 }
 
-CUresult tpc_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {
+CUresult tpc_do_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {
     const struct tpc_kernel *record = tpc_record(TPG_KERNEL, (uint64_t)(uintptr_t)kernel);
-    if (!pLib) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     if (!record) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -330,11 +327,8 @@ CUresult tpc_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
+CUresult tpc_do_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
     const struct tpc_kernel *record = function_of((uint64_t)(uintptr_t)hfunc);
-    if (!hmod || !hfunc) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     if (!record) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -345,17 +339,13 @@ CUresult tpc_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuKernelGetFunction(CUfunction *pFunc, CUkernel kernel) {
     struct tpc_kernel *record = tpc_record(TPG_KERNEL, (uint64_t)(uintptr_t)kernel);
-    if (!pFunc) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     if (!record) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     CUresult result;
-    const struct tpc_kernel *function = tpc_kernel_in(record, context, &result);
+    const struct tpc_kernel *function = tpc_kernel_in(record, tpc_current(), &result);
     if (function) {
         *pFunc = (CUfunction)(uintptr_t)function->handle;
     }

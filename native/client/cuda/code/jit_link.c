@@ -91,13 +91,10 @@ CUresult tpc_cuLinkAddData_v2(CUlinkState state, CUjitInputType type, void *data
     return result;
 }
 
-CUresult tpc_cuLinkAddFile_v2(CUlinkState state, CUjitInputType type, const char *path, unsigned int numOptions,
-                              CUjit_option *options, void **optionValues) {
+CUresult tpc_do_cuLinkAddFile_v2(CUlinkState state, CUjitInputType type, const char *path, unsigned int numOptions,
+                                 CUjit_option *options, void **optionValues) {
     char *bytes;
     size_t size;
-    if (!path) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     CUresult result = tpc_read_file(path, &bytes, &size);
     if (result == CUDA_SUCCESS) {
         result = tpc_cuLinkAddData_v2(state, type, bytes, size, path, numOptions, options, optionValues);

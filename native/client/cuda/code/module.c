@@ -173,12 +173,9 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count, CUjit_option *options,
-                                void **values) {
+CUresult tpc_do_cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count, CUjit_option *options,
+                                   void **values) {
     uint64_t handle;
-    if (!module || !image) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     CUresult result = load(image, false, count, options, values, &handle);
     if (result == CUDA_SUCCESS) {
         *module = (CUmodule)(uintptr_t)handle;
@@ -214,11 +211,8 @@ static CUresult read_image(const char *path, char **bytes) {
     return result == CUDA_SUCCESS && !tp_image_size(*bytes, size + 1) ? CUDA_ERROR_INVALID_IMAGE : result;
 }
 
-CUresult tpc_cuModuleLoad(CUmodule *module, const char *fname) {
+CUresult tpc_do_cuModuleLoad(CUmodule *module, const char *fname) {
     char *bytes;
-    if (!module || !fname) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     CUresult result = read_image(fname, &bytes);
     if (result == CUDA_SUCCESS) {
         result = tpc_cuModuleLoadDataEx(module, bytes, 0, NULL, NULL);
@@ -227,13 +221,11 @@ CUresult tpc_cuModuleLoad(CUmodule *module, const char *fname) {
     return result;
 }
 
-CUresult tpc_cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUjit_option *jitOptions,
-                                   void **jitOptionsValues, unsigned int numJitOptions, CUlibraryOption *libraryOptions,
-                                   void **libraryOptionValues, unsigned int numLibraryOptions) {
+CUresult tpc_do_cuLibraryLoadFromFile(CUlibrary *library, const char *fileName, CUjit_option *jitOptions,
+                                      void **jitOptionsValues, unsigned int numJitOptions,
+                                      CUlibraryOption *libraryOptions, void **libraryOptionValues,
+                                      unsigned int numLibraryOptions) {
     char *bytes;
-    if (!library || !fileName) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     CUresult result = read_image(fileName, &bytes);
     if (result == CUDA_SUCCESS) {
         result = tpc_cuLibraryLoadData(library, bytes, jitOptions, jitOptionsValues, numJitOptions, libraryOptions,
@@ -341,10 +333,7 @@ CUresult tpc_cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *n
     return result;
 }
 
-CUresult tpc_cuLibraryGetKernel(CUkernel *pKernel, CUlibrary library, const char *name) {
-    if (!pKernel || !name) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuLibraryGetKernel(CUkernel *pKernel, CUlibrary library, const char *name) {
     struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
     uint64_t handle = 0;
     CUresult result = image ? by_name(image, name, &handle) : CUDA_ERROR_INVALID_HANDLE;
@@ -401,16 +390,12 @@ CUresult tpc_cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernel
     return enumerate(TPG_LIBRARY, (uint64_t)(uintptr_t)lib, (uint64_t *)(void *)kernels, numKernels);
 }
 
-CUresult tpc_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
-    TPC_CONTEXT(context);
-    if (!pMod) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
     struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
     if (!image || image->refused) {
         return image ? image->refused : CUDA_ERROR_INVALID_HANDLE;
     }
-    return tpc_image_module(image, context, pMod);
+    return tpc_image_module(image, tpc_current(), pMod);
 }
 
 /* ---- globals ---- */

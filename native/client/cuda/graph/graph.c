@@ -68,8 +68,7 @@ void tpc_graph_forget(uint64_t graph) {
 
 /* ---- destruction ---- */
 
-CUresult tpc_cuGraphDestroy(CUgraph hGraph) {
-    TPC_CHECK_HANDLE(GRAPH, hGraph, false);
+CUresult tpc_do_cuGraphDestroy(CUgraph hGraph) {
     struct tpg_graph_destroy_in in = {.graph = (uint64_t)(uintptr_t)hGraph};
     CUresult result = tpc_call_graph_destroy("cuGraphDestroy", &in);
     result = result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */
@@ -79,8 +78,7 @@ CUresult tpc_cuGraphDestroy(CUgraph hGraph) {
     return result;
 }
 
-CUresult tpc_cuGraphDestroyNode(CUgraphNode hNode) {
-    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+CUresult tpc_do_cuGraphDestroyNode(CUgraphNode hNode) {
     struct tpg_graph_node_destroy_in in = {.node = (uint64_t)(uintptr_t)hNode};
     CUresult result = tpc_call_graph_node_destroy("cuGraphDestroyNode", &in);
     if (result == CUDA_SUCCESS) {
@@ -233,12 +231,7 @@ CUresult tpc_cuGraphNodeGetDependentNodes_v2(CUgraphNode hNode, CUgraphNode *dep
     return of_node("cuGraphNodeGetDependentNodes", LIST_DEPENDENTS, hNode, dependentNodes, edgeData, numDependentNodes);
 }
 
-CUresult tpc_cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph) {
-    if (!phNode) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(GRAPHNODE, hOriginalNode, false);
-    TPC_CHECK_HANDLE(GRAPH, hClonedGraph, false);
+CUresult tpc_do_cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph) {
     struct tpc_fresh fresh;
     if (!tpc_fresh_make(&fresh, 1)) {
         return TPC_NO_HANDLES;
@@ -256,11 +249,7 @@ CUresult tpc_cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNo
     return result;
 }
 
-CUresult tpc_cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph) {
-    if (!phGraph) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+CUresult tpc_do_cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph) {
     struct tpg_graph_child_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     in.fresh = tpc_mint_record(TPG_GRAPH, as_record(in.node));
     if (!in.fresh) {

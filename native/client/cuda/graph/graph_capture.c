@@ -128,11 +128,7 @@ TP_REGISTER(tpc_stream_gone, end_of_stream);
         TPC_TRY(tpc_stream_lives(stream));                                                                             \
     } while (0)
 
-CUresult tpc_cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
-    if (!captureStatus) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
+CUresult tpc_do_cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
     IN_CONTEXT(hStream);
     return tpc_capture_status(hStream, captureStatus);
 }
@@ -177,16 +173,13 @@ static CUresult dependencies_of(CUstream stream, struct tpc_capture_info *info, 
     return result;
 }
 
-CUresult tpc_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *status, cuuint64_t *id, CUgraph *graph,
-                                       const CUgraphNode **dependencies, const CUgraphEdgeData **edges, size_t *count) {
+CUresult tpc_do_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *status, cuuint64_t *id,
+                                          CUgraph *graph, const CUgraphNode **dependencies,
+                                          const CUgraphEdgeData **edges, size_t *count) {
     struct tpc_capture_info info;
     const CUgraphNode *kept_nodes = NULL;
     const CUgraphEdgeData *kept_edges = NULL;
     size_t number = 0;
-    if (!status) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
     IN_CONTEXT(hStream);
     CUresult result = tpc_capture_look(hStream, &info);
     if (result == CUDA_SUCCESS && info.status == CU_STREAM_CAPTURE_STATUS_ACTIVE && (dependencies || count)) {

@@ -78,11 +78,8 @@ CUresult tpc_cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUg
     return instantiate("cuGraphInstantiate", phGraphExec, hGraph, 0, NULL, true, phErrorNode, NULL);
 }
 
-CUresult tpc_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phGraphExec, CUgraph hGraph,
-                                          CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) {
-    if (!instantiateParams) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phGraphExec, CUgraph hGraph,
+                                             CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) {
     if (instantiateParams->flags & ~(cuuint64_t)INSTANTIATE_FLAGS) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -161,12 +158,9 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
     return result;
 }
 
-CUresult tpc_cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphNode *hErrorNode_out,
-                               CUgraphExecUpdateResult *updateResult_out) {
+CUresult tpc_do_cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphNode *hErrorNode_out,
+                                  CUgraphExecUpdateResult *updateResult_out) {
     CUgraphExecUpdateResultInfo info = {.result = CU_GRAPH_EXEC_UPDATE_ERROR};
-    if (!updateResult_out) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     CUresult result = tpc_cuGraphExecUpdate_v2(hGraphExec, hGraph, &info);
     *updateResult_out = info.result;
     if (hErrorNode_out) {

@@ -96,11 +96,7 @@ static void **keep(uint64_t node, const struct tpc_kernel *k, const void *bytes,
     return params;
 }
 
-CUresult tpc_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    if (!nodeParams) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+CUresult tpc_do_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS *nodeParams) {
     struct tpg_graph_kernel_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_kernel_get_out out;
     struct tp_reply reply;
@@ -132,11 +128,8 @@ CUresult tpc_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_P
     return result;
 }
 
-CUresult tpc_cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
+CUresult tpc_do_cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
     CUDA_KERNEL_NODE_PARAMS params;
-    if (!nodeParams) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     CUresult result = tpc_cuGraphKernelNodeGetParams_v2(hNode, &params);
     if (result == CUDA_SUCCESS) {
         params.func = params.func ? params.func : (CUfunction)(void *)params.kern;
@@ -145,12 +138,8 @@ CUresult tpc_cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARA
     return result;
 }
 
-CUresult tpc_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
-                                           const CUkernelNodeAttrValue *value) {
-    if (!value) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+CUresult tpc_do_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
+                                              const CUkernelNodeAttrValue *value) {
     const CUlaunchAttribute attribute = {.id = attr, .value = *value};
     struct tpc_flat flat TPC_FLAT = {.size = 0};
     TPC_TRY(tpg_flatten_CUlaunchAttribute(&attribute, 1, &flat));
@@ -211,12 +200,9 @@ static CUresult host_node(const char *name, const struct tpc_node_target *t, CUh
     return result;
 }
 
-CUresult tpc_cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                size_t numDependencies, const CUDA_HOST_NODE_PARAMS *nodeParams) {
+CUresult tpc_do_cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                   size_t numDependencies, const CUDA_HOST_NODE_PARAMS *nodeParams) {
     struct tpc_node_target t;
-    if (!nodeParams) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
     return result ? result
                   : tpc_node_added(&t, phGraphNode,
@@ -241,11 +227,7 @@ CUresult tpc_cuGraphExecHostNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hN
     return set_host("cuGraphExecHostNodeSetParams", tpc_node_in_exec(&t, hGraphExec, hNode), &t, nodeParams);
 }
 
-CUresult tpc_cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams) {
-    if (!nodeParams) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+CUresult tpc_do_cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams) {
     struct tpg_graph_host_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_host_get_out out;
     CUresult result = tpc_call_graph_host_get("cuGraphHostNodeGetParams", &in, &out);
@@ -277,12 +259,9 @@ static CUresult alloc_node(const char *name, const struct tpc_node_target *t, CU
     return result;
 }
 
-CUresult tpc_cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                    size_t numDependencies, CUDA_MEM_ALLOC_NODE_PARAMS *nodeParams) {
+CUresult tpc_do_cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                       size_t numDependencies, CUDA_MEM_ALLOC_NODE_PARAMS *nodeParams) {
     struct tpc_node_target t;
-    if (!nodeParams) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
     return result ? result : tpc_node_added(&t, phGraphNode, alloc_node("cuGraphAddMemAllocNode", &t, nodeParams));
 }

@@ -152,11 +152,7 @@ static void tell(struct tpc_copy_side *side) {
 
 /* ---- the API ---- */
 
-CUresult tpc_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodeParams) {
-    if (!nodeParams) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+CUresult tpc_do_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodeParams) {
     struct tpg_graph_memcpy_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_memcpy_get_out out;
     CUresult result = tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", &in, &out);

@@ -79,8 +79,7 @@ CUresult tpc_cuGraphNodeSetParams(CUgraphNode hNode, CUgraphNodeParams *nodePara
     return set(NULL, hNode, nodeParams);
 }
 
-CUresult tpc_cuGraphExecNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraphNodeParams *nodeParams) {
-    TPC_CHECK_HANDLE(GRAPHEXEC, hGraphExec, false);
+CUresult tpc_do_cuGraphExecNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraphNodeParams *nodeParams) {
     return set(hGraphExec, hNode, nodeParams);
 }
 
@@ -102,15 +101,11 @@ static bool write_all(int fd, const unsigned char *bytes, size_t size) {
 }
 
 /* The file is one of this machine: the worker sends what the driver would write into it. */
-CUresult tpc_cuGraphDebugDotPrint(CUgraph hGraph, const char *path, unsigned int flags) {
+CUresult tpc_do_cuGraphDebugDotPrint(CUgraph hGraph, const char *path, unsigned int flags) {
     struct tpg_graph_dot_in in = {.graph = (uint64_t)(uintptr_t)hGraph, .flags = flags};
     struct tpg_graph_dot_out out = {0};
     struct tp_reply reply;
     CUresult result = CUDA_SUCCESS;
-    TPC_CHECK_HANDLE(GRAPH, hGraph, false);
-    if (!path) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0) {
         return CUDA_ERROR_OPERATING_SYSTEM;

@@ -23,10 +23,8 @@ struct opened {
 static struct tp_lock lock;
 static struct opened *all;
 
-CUresult tpc_cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr) {
     struct tpc_range range;
-    (void)context;
     /* What else can be shared has functions of its own: cuMemExportToShareableHandle, cuMemPoolExportPointer. */
     if (!pHandle || !tpc_range_at(dptr, &range) || (range.flags & TPC_MADE_MASK) != TPC_MADE_ALLOC) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -128,9 +126,7 @@ static void forget(struct opened *opened) {
     free(opened);
 }
 
-CUresult tpc_cuIpcCloseMemHandle(CUdeviceptr dptr) {
-    TPC_CONTEXT(context);
-    (void)context;
+CUresult tpc_do_cuIpcCloseMemHandle(CUdeviceptr dptr) {
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     tp_lock_take(&lock);
     struct opened *opened = all;

@@ -143,8 +143,7 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
     return tpc_post_memory_free("cuMemFree", &in);
 }
 
-CUresult tpc_cuMemGetInfo_v2(size_t *free, size_t *total) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuMemGetInfo_v2(size_t *free, size_t *total) {
     struct tpg_memory_info_out answer = {0};
     CUresult result = tpc_call_memory_info("cuMemGetInfo", &answer);
     if (result == CUDA_SUCCESS && free) {
@@ -156,8 +155,7 @@ CUresult tpc_cuMemGetInfo_v2(size_t *free, size_t *total) {
     return result;
 }
 
-CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
     struct tpc_range range;
     uint64_t start, size;
     bool known = tpc_range_at(dptr, &range);

@@ -133,11 +133,7 @@ CUresult tpc_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, 
     return tpc_cuDeviceSetMemPool(location->id, pool);
 }
 
-CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
-    TPC_CHECK_HANDLE(POOL, pool, false);
-    if (!map) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
     for (size_t i = 0; i < count; i++) {
         const CUdevice device = map[i].location.id;
         if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ) {
@@ -201,8 +197,7 @@ CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuMemPoolDestroy(CUmemoryPool pool) {
-    TPC_CHECK_HANDLE(POOL, pool, false);
+CUresult tpc_do_cuMemPoolDestroy(CUmemoryPool pool) {
     struct tpg_pool_destroy_in in = {.pool = (uint64_t)(uintptr_t)pool};
     for (int i = 0; i < DEVICES_MAX; i++) {
         if (atomic_load(&default_pools[i]) == in.pool) {
@@ -222,8 +217,7 @@ CUresult tpc_cuMemPoolDestroy(CUmemoryPool pool) {
 }
 
 static CUresult attribute(const char *name, CUmemoryPool pool, CUmemPool_attribute attr, void *value, bool store) {
-    TPC_CHECK_HANDLE(POOL, pool, false);
-    if (!value || (int)attr < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
+    if ((int)attr < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     CUresult known;
@@ -250,11 +244,11 @@ static CUresult attribute(const char *name, CUmemoryPool pool, CUmemPool_attribu
     return result;
 }
 
-CUresult tpc_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
+CUresult tpc_do_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     return attribute("cuMemPoolSetAttribute", pool, attr, value, true);
 }
 
-CUresult tpc_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
+CUresult tpc_do_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     return attribute("cuMemPoolGetAttribute", pool, attr, value, false);
 }
 
@@ -363,8 +357,7 @@ CUresult tpc_cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStrea
     return allocate("cuMemAllocAsync", dptr, bytesize, 0, false, hStream);
 }
 
-CUresult tpc_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
-    TPC_CHECK_HANDLE(POOL, pool, false);
+CUresult tpc_do_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
     return allocate("cuMemAllocFromPoolAsync", dptr, bytesize, (uint64_t)(uintptr_t)pool, true, hStream);
 }
 

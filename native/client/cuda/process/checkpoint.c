@@ -20,10 +20,7 @@ static CUresult this_process(int pid) {
     return gone ? CUDA_ERROR_OPERATING_SYSTEM : CUDA_ERROR_NOT_INITIALIZED;
 }
 
-CUresult tpc_cuCheckpointProcessGetState(int pid, CUprocessState *state) {
-    if (!state) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuCheckpointProcessGetState(int pid, CUprocessState *state) {
     CUresult result = this_process(pid);
     if (result == CUDA_SUCCESS) {
         *state = CU_PROCESS_STATE_RUNNING;
@@ -32,10 +29,7 @@ CUresult tpc_cuCheckpointProcessGetState(int pid, CUprocessState *state) {
 }
 
 /* No thread waits to restore anything: the first one stands for it. */
-CUresult tpc_cuCheckpointProcessGetRestoreThreadId(int pid, int *tid) {
-    if (!tid) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuCheckpointProcessGetRestoreThreadId(int pid, int *tid) {
     CUresult result = this_process(pid);
     if (result == CUDA_SUCCESS) {
         *tid = pid;

@@ -169,10 +169,7 @@ CUresult tpc_cuCtxSetCurrent(CUcontext ctx) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuCtxGetCurrent(CUcontext *pctx) {
-    if (!pctx) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuCtxGetCurrent(CUcontext *pctx) {
     *pctx = stack.top ? (CUcontext)(uintptr_t)stack.top->handle : NULL;
     return CUDA_SUCCESS;
 }
@@ -226,14 +223,6 @@ static bool flags_valid(unsigned flags) {
     unsigned schedule = flags & CU_CTX_SCHED_MASK;
     return !(flags & ~(unsigned)CU_CTX_FLAGS_MASK) &&
            (schedule <= CU_CTX_SCHED_YIELD || schedule == CU_CTX_SCHED_BLOCKING_SYNC);
-}
-
-CUresult tpc_check_cuCtxSetCacheConfig(CUfunc_cache config) {
-    return (unsigned)config > CU_FUNC_CACHE_PREFER_EQUAL ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
-}
-
-CUresult tpc_check_cuCtxSetSharedMemConfig(CUsharedconfig config) {
-    return (unsigned)config > CU_SHARED_MEM_CONFIG_EIGHT_BYTE_BANK_SIZE ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
 CUresult tpc_cuCtxSetFlags(unsigned int flags) {
@@ -344,13 +333,7 @@ static CUresult activate(struct tpc_context_record *record) {
     return result;
 }
 
-CUresult tpc_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
-    if (!pctx) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
     struct tpc_context_record *record = &primaries[dev];
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&contexts);
@@ -387,10 +370,7 @@ CUresult tpc_cuDevicePrimaryCtxRelease(CUdevice dev) {
     return result == CUDA_ERROR_INVALID_CONTEXT && !held ? CUDA_SUCCESS : result;
 }
 
-CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
     struct tpc_context *context = &primaries[dev].base;
     bool ended = false;
     CUresult result = CUDA_SUCCESS;
@@ -415,10 +395,7 @@ CUresult tpc_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
 }
 
 /* Ends the context whatever its count; the retains stay to be released, and the next one makes the context anew. */
-CUresult tpc_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
     struct tpc_context *context = &primaries[dev].base;
     bool ended = false;
     CUresult result = CUDA_SUCCESS;
@@ -445,10 +422,7 @@ CUresult tpc_cuDevicePrimaryCtxSetFlags(CUdevice dev, unsigned int flags) {
     return tpc_cuDevicePrimaryCtxSetFlags_v2(dev, flags);
 }
 
-CUresult tpc_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) {
     if (!flags_valid(flags)) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -237,25 +237,6 @@ CUresult tpc_cuDriverGetVersion(int *driverVersion) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuDeviceGet(CUdevice *device, int ordinal) {
-    if (!device) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(ordinal)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
-    *device = ordinal;
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuDeviceGetCount(int *count) {
-    if (!count) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    *count = tpc_device_count;
-    return CUDA_SUCCESS;
-}
-
 /* As much as fits, ended. A length below 0 is a large one (580.159.04, measured). */
 static void put_text(char *to, const char *text, int len) {
     const size_t size = len < 0 ? strlen(text) : strnlen(text, (size_t)len - 1);
@@ -263,13 +244,7 @@ static void put_text(char *to, const char *text, int len) {
     to[size] = 0;
 }
 
-CUresult tpc_cuDeviceGetName(char *name, int len, CUdevice dev) {
-    if (!name) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDeviceGetName(char *name, int len, CUdevice dev) {
     if (!len) {
         return CUDA_ERROR_INVALID_VALUE; /* the driver ends the process */
     }
@@ -277,19 +252,10 @@ CUresult tpc_cuDeviceGetName(char *name, int len, CUdevice dev) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice dev) {
-    if (!uuid) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice dev) {
     memcpy(uuid->bytes, tpc_devices[dev].what.uuid, sizeof uuid->bytes);
     return CUDA_SUCCESS;
 }
-
-/* The first version differs for MIG devices only, which a worker does not offer. */
-CUresult tpc_cuDeviceGetUuid(CUuuid *uuid, CUdevice dev) { return tpc_cuDeviceGetUuid_v2(uuid, dev); }
 
 CUresult tpc_cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
     unsigned attribute = (unsigned)attrib;
@@ -310,10 +276,7 @@ CUresult tpc_cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice d
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
-    if (!bytes) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
     *bytes = tpc_device_valid(dev) ? tpc_devices[dev].what.total_memory : 0; /* written in any case, as natively */
     return tpc_device_valid(dev) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
@@ -328,25 +291,13 @@ CUresult tpc_cuDeviceTotalMem(unsigned int *bytes, CUdevice dev) {
     return result;
 }
 
-CUresult tpc_cuDeviceComputeCapability(int *major, int *minor, CUdevice dev) {
-    if (!major || !minor) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDeviceComputeCapability(int *major, int *minor, CUdevice dev) {
     *major = tpc_devices[dev].what.attributes[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR];
     *minor = tpc_devices[dev].what.attributes[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR];
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuDeviceGetProperties(CUdevprop *prop, CUdevice dev) {
-    if (!prop) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDeviceGetProperties(CUdevprop *prop, CUdevice dev) {
     const int32_t *a = tpc_devices[dev].what.attributes;
     *prop = (CUdevprop){
         .maxThreadsPerBlock = a[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK],
@@ -365,13 +316,7 @@ CUresult tpc_cuDeviceGetProperties(CUdevprop *prop, CUdevice dev) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuDeviceGetPCIBusId(char *pciBusId, int len, CUdevice dev) {
-    if (!pciBusId) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(dev)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDeviceGetPCIBusId(char *pciBusId, int len, CUdevice dev) {
     if (len) {
         put_text(pciBusId, tpc_devices[dev].what.pci_bus_id, len);
     }
@@ -432,23 +377,9 @@ int tpc_device_of(int remote) {
     return ordinal < tpc_device_count ? ordinal : -2; /* CU_DEVICE_INVALID, a cast in the header */
 }
 
-/* They only bracket what a profiling tool records, and there is none on this side. */
-CUresult tpc_cuProfilerStart(void) {
-    TPC_CONTEXT(context);
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuProfilerStop(void) {
-    TPC_CONTEXT(context);
-    return CUDA_SUCCESS;
-}
-
 /* Lazy since CUDA 12.2. The mode is a question of the worker's driver in truth; what the program can observe of it is this
  * answer, and lazy is how the worker loads. */
-CUresult tpc_cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
-    if (!mode) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
     const char *wanted = getenv("CUDA_MODULE_LOADING");
     *mode = wanted && strcmp(wanted, "EAGER") == 0 ? CU_MODULE_EAGER_LOADING : CU_MODULE_LAZY_LOADING;
     return CUDA_SUCCESS;
@@ -467,9 +398,8 @@ CUresult tpc_cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffi
 }
 
 /* Nothing writes to the GPU from beside it, so nothing is left to wait for. */
-CUresult tpc_cuFlushGPUDirectRDMAWrites(CUflushGPUDirectRDMAWritesTarget target,
-                                        CUflushGPUDirectRDMAWritesScope scope) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuFlushGPUDirectRDMAWrites(CUflushGPUDirectRDMAWritesTarget target,
+                                           CUflushGPUDirectRDMAWritesScope scope) {
     bool right =
         target == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX &&
         (scope == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER || scope == CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_ALL_DEVICES);

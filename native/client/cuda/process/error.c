@@ -6,18 +6,12 @@
  */
 #include "tpc.h"
 
-CUresult tpc_cuGetErrorName(CUresult error, const char **pStr) {
-    if (!pStr) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuGetErrorName(CUresult error, const char **pStr) {
     *pStr = tpg_cuda_error_name((int)error);
     return *pStr ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-CUresult tpc_cuGetErrorString(CUresult error, const char **pStr) {
-    if (!pStr) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuGetErrorString(CUresult error, const char **pStr) {
     *pStr = tpg_cuda_error_text((int)error);
     return *pStr ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }

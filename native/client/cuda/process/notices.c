@@ -47,11 +47,9 @@ static CUresult unregistered(int device, const void *handle) {
 /* ---- the log ---- */
 #define THE_LOG (-1)
 
-CUresult tpc_cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData, CUlogsCallbackHandle *callback_out) {
-    (void)userData;
-    if (!callbackFunc) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData,
+                                       CUlogsCallbackHandle *callback_out) {
+    (void)callbackFunc, (void)userData;
     if (callback_out) {
         *callback_out = (CUlogsCallbackHandle)(void *)registered(THE_LOG);
     }
@@ -59,15 +57,6 @@ CUresult tpc_cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData,
 }
 
 CUresult tpc_cuLogsUnregisterCallback(CUlogsCallbackHandle callback) { return unregistered(THE_LOG, callback); }
-
-CUresult tpc_cuLogsCurrent(CUlogIterator *iterator_out, unsigned int flags) {
-    (void)flags;
-    if (!iterator_out) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    *iterator_out = 0;
-    return CUDA_SUCCESS;
-}
 
 CUresult tpc_cuLogsDumpToFile(CUlogIterator *iterator, const char *pathToFile, unsigned int flags) {
     (void)iterator;
@@ -92,22 +81,13 @@ CUresult tpc_cuLogsDumpToMemory(CUlogIterator *iterator, char *buffer, size_t *s
 
 /* ---- devices ---- */
 
-CUresult tpc_cuDeviceRegisterAsyncNotification(CUdevice device, CUasyncCallback callbackFunc, void *userData,
-                                               CUasyncCallbackHandle *callback) {
-    (void)userData;
-    if (!callbackFunc || !callback) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!tpc_device_valid(device)) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
+CUresult tpc_do_cuDeviceRegisterAsyncNotification(CUdevice device, CUasyncCallback callbackFunc, void *userData,
+                                                  CUasyncCallbackHandle *callback) {
+    (void)callbackFunc, (void)userData;
     *callback = (CUasyncCallbackHandle)(void *)registered(device);
     return *callback ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-CUresult tpc_cuDeviceUnregisterAsyncNotification(CUdevice device, CUasyncCallbackHandle callback) {
-    if (!callback) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuDeviceUnregisterAsyncNotification(CUdevice device, CUasyncCallbackHandle callback) {
     return tpc_device_valid(device) ? unregistered(device, callback) : CUDA_ERROR_INVALID_DEVICE;
 }

@@ -346,10 +346,7 @@ static void say_refused(const unsigned char *uuid) {
     }
 }
 
-CUresult tpc_cuGetExportTable(const void **ppExportTable, const CUuuid *pExportTableId) {
-    if (!ppExportTable || !pExportTableId) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuGetExportTable(const void **ppExportTable, const CUuuid *pExportTableId) {
     const unsigned char *uuid = (const unsigned char *)pExportTableId->bytes;
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         if (memcmp(tables[i].uuid, uuid, 16) == 0) {

@@ -45,11 +45,8 @@ static CUresult look_up(const char *symbol, void **pfn, int version, cuuint64_t 
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags,
-                                 CUdriverProcAddressQueryResult *symbolStatus) {
-    if (!symbol || !pfn) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuGetProcAddress_v2(const char *symbol, void **pfn, int cudaVersion, cuuint64_t flags,
+                                    CUdriverProcAddressQueryResult *symbolStatus) {
     CUdriverProcAddressQueryResult status = CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     CUresult result = look_up(symbol, pfn, cudaVersion, flags, &status);
     if (symbolStatus && result == CUDA_SUCCESS) {

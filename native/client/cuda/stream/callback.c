@@ -340,9 +340,7 @@ CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn de
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
-    TPC_CONTEXT(context);
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
+CUresult tpc_do_cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
     struct call *call = fn ? calloc(1, sizeof *call) : NULL;
     if (!call) {
         return fn ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
@@ -352,10 +350,8 @@ CUresult tpc_cuLaunchHostFunc(CUstream hStream, CUhostFn fn, void *userData) {
     return add("cuLaunchHostFunc", hStream, call);
 }
 
-CUresult tpc_cuStreamAddCallback(CUstream implicit, CUstream hStream, CUstreamCallback callback, void *userData,
-                                 unsigned int flags) {
-    TPC_CONTEXT(context);
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
+CUresult tpc_do_cuStreamAddCallback(CUstream implicit, CUstream hStream, CUstreamCallback callback, void *userData,
+                                    unsigned int flags) {
     struct call *call = callback && !flags ? calloc(1, sizeof *call) : NULL;
     if (!call) {
         return callback && !flags ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;

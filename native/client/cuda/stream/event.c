@@ -137,10 +137,8 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
 
 static struct tp_lock lock; /* across the round trip: two threads that ask for one event's handle get the same */
 
-CUresult tpc_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
-    TPC_CONTEXT(context);
-    (void)context;
-    if (!pHandle || !event) {
+CUresult tpc_do_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
+    if (!event) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_CHECK_HANDLE(EVENT, event, false);
@@ -160,13 +158,9 @@ CUresult tpc_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
     return result;
 }
 
-CUresult tpc_cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) {
-    TPC_CONTEXT(context);
-    if (!phEvent) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) {
     struct tpg_ipc_event_open_in in = {
-        .event = mint(context, true), .handle = (unsigned char *)&handle, .handle_size = sizeof handle};
+        .event = mint(tpc_current(), true), .handle = (unsigned char *)&handle, .handle_size = sizeof handle};
     struct tpg_ipc_event_open_out out = {0};
     struct tp_reply reply;
     if (!in.event) {

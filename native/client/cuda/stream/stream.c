@@ -286,18 +286,15 @@ CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned 
 
 /* ---- answered here ---- */
 
-#define STREAM_RECORD(out_pointer)                                                                                     \
-    TPC_CONTEXT(context);                                                                                              \
-    if (!(out_pointer)) {                                                                                              \
-        return CUDA_ERROR_INVALID_VALUE;                                                                               \
-    }                                                                                                                  \
-    TPC_CHECK_HANDLE(STREAM, hStream, true);                                                                           \
-    const struct stream *stream = stream_of(hStream);                                                                  \
-    bool own = stream && stream != &legacy && stream != &per_thread
+/* The record of a stream that the program made. */
+static const struct stream *own_stream(CUstream handle) {
+    const struct stream *stream = stream_of(handle);
+    return stream == &legacy || stream == &per_thread ? NULL : stream;
+}
 
-CUresult tpc_cuStreamGetPriority(CUstream hStream, int *priority) {
-    STREAM_RECORD(priority);
-    *priority = own ? atomic_load_explicit(&stream->priority, memory_order_relaxed) : 0;
+CUresult tpc_do_cuStreamGetPriority(CUstream hStream, int *priority) {
+    const struct stream *own = own_stream(hStream);
+    *priority = own ? atomic_load_explicit(&own->priority, memory_order_relaxed) : 0;
     return CUDA_SUCCESS;
 }
 
@@ -318,28 +315,28 @@ void tpc_noted_cuStreamCopyAttributes(CUstream dst, CUstream src) {
     }
 }
 
-CUresult tpc_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
+CUresult tpc_do_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    STREAM_RECORD(flags);
+    const struct stream *own = own_stream(hStream);
     if (tpc_capture_status(hStream, &status) == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE) {
         return tpc_capture_refuse("cuStreamGetFlags", hStream); /* as the driver does, in every mode */
     }
-    *flags = own ? stream->flags : 0;
+    *flags = own ? own->flags : 0;
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
-    STREAM_RECORD(streamId);
-    *streamId = own                               ? stream->id
+CUresult tpc_do_cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
+    const struct stream *own = own_stream(hStream);
+    *streamId = own                               ? own->id
                 : hStream == CU_STREAM_PER_THREAD ? ((unsigned long long)tp_thread_self()->number << 32 | 2)
                                                   : 1;
     return CUDA_SUCCESS;
 }
 
 /* The second form tells a green context and its primary one, the first, which gives no place for it, that of the green context. */
-CUresult tpc_cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pGreenCtx) {
-    STREAM_RECORD(pCtx);
-    const struct tpc_context *whose = own ? stream->of : context;
+CUresult tpc_do_cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx *pGreenCtx) {
+    const struct stream *own = own_stream(hStream);
+    const struct tpc_context *whose = own ? own->of : tpc_current();
     *pCtx = (CUcontext)(uintptr_t)(pGreenCtx ? whose->home : whose)->handle;
     if (pGreenCtx) {
         *pGreenCtx = tpc_green_of(whose);
@@ -352,11 +349,8 @@ CUresult tpc_cuStreamGetGreenCtx(CUstream hStream, CUgreenCtx *phCtx) {
     return phCtx ? tpc_cuStreamGetCtx_v2(hStream, &whose, phCtx) : CUDA_ERROR_INVALID_VALUE;
 }
 
-CUresult tpc_cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, unsigned int flags, int priority) {
+CUresult tpc_do_cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, unsigned int flags, int priority) {
     CUcontext context;
-    if (!phStream) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     TPC_TRY(tpc_cuCtxFromGreenCtx(&context, greenCtx));
     if (flags != CU_STREAM_NON_BLOCKING) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -367,8 +361,8 @@ CUresult tpc_cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, uns
     return result;
 }
 
-CUresult tpc_cuStreamGetDevice(CUstream hStream, CUdevice *device) {
-    STREAM_RECORD(device);
-    *device = own ? stream->device : context->device;
+CUresult tpc_do_cuStreamGetDevice(CUstream hStream, CUdevice *device) {
+    const struct stream *own = own_stream(hStream);
+    *device = own ? own->device : tpc_current()->device;
     return CUDA_SUCCESS;
 }

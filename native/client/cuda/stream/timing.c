@@ -136,12 +136,7 @@ static CUresult ask(struct pair *asked, bool more) {
     return result;
 }
 
-CUresult tpc_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
-    if (!pMilliseconds) {
-        return CUDA_ERROR_INVALID_HANDLE; /* the code was measured (580.159.04) */
-    }
-    TPC_CHECK_HANDLE(EVENT, hStart, false);
-    TPC_CHECK_HANDLE(EVENT, hEnd, false);
+CUresult tpc_do_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
     struct pair asked = {.start = (uint64_t)(uintptr_t)hStart, .end = (uint64_t)(uintptr_t)hEnd};
     bool more = tpc_may_mark();
     CUresult result = more && is_known(&asked) ? tpc_posted() : ask(&asked, more);

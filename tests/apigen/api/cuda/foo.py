@@ -1,6 +1,6 @@
 """A family of the small API: one line of each kind."""
 
-from tensor_fusion.apigen.describe import call, custom, older, op, post, pure, refused
+from tensor_fusion.apigen.describe import call, custom, local, older, op, post, pure, refused
 
 FUNCTIONS = [
     call("cuFooCreate", unsafe=True),
@@ -14,6 +14,8 @@ FUNCTIONS = [
     call("cuFooGetBar", phBar="fresh bar of hFoo"),
     older("cuFooSetOldParams", "cuFooSetParams", hFoo="foo"),
     call("cuFooMove", wrapped=True),
+    local("cuFooLook", current=True, hFoo="handle?", place="there", flags="bits 3", dev="device"),
+    local("cuFooLooks", place="there", gives={"place.type": "1", "place.id": "0"}),
     refused("CUDA_ERROR_INVALID_VALUE", "a foo has no map here", "cuFooMap", hStream="handle", size="there CUDA_SUCCESS"),
     custom("cuFooRun", ops="foo_run foo_ask foo_give foo_fetch"),
     custom("cuFooAsk", ops="foo_ask"),

@@ -22,3 +22,5 @@ ASK(Ask)
 CUresult tpc_cuFooMove(CUfoo hFoo, size_t size, unsigned int *moved) {
     return size ? tpc_sent_cuFooMove(hFoo, size, moved) : CUDA_SUCCESS;
 }
+
+CUresult tpc_do_cuFooLook(CUfoo hFoo, CUplace *place, unsigned int flags, CUdevice dev) { return CUDA_SUCCESS; }

@@ -1,0 +1,7 @@
+"""api/cuda/bad.py:6: cuFooLook: flags of a function by hand is one of there, device, handle, handle?, bits N, most N, not 'zero'"""
+
+from tensor_fusion.apigen.describe import local
+
+FUNCTIONS = [
+    local("cuFooLook", flags="zero"),
+]
