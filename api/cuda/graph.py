@@ -19,15 +19,16 @@ FUNCTIONS = [
     older("cuGraphNodeGetDependentNodes", "cuGraphNodeGetDependentNodes_v2", edgeData="NULL"),
     custom("cuGraphNodeGetDependentNodes_v2", ops="graph_list"),
     call("cuGraphAddDependencies", contextless=True, **{"from": "handles graphnode numDependencies"}, to="handles graphnode numDependencies"),
-    custom("cuGraphAddDependencies_v2", ops="graph_edges"),
+    # Plain edges are those of the first form, which older drivers have, too.
+    call("cuGraphAddDependencies_v2", contextless=True, wrapped=True, **{"from": "handles graphnode numDependencies"}, to="handles graphnode numDependencies", edgeData="array numDependencies"),
     call("cuGraphRemoveDependencies", contextless=True, **{"from": "handles graphnode numDependencies"}, to="handles graphnode numDependencies"),
-    custom("cuGraphRemoveDependencies_v2", ops="graph_edges"),
+    call("cuGraphRemoveDependencies_v2", contextless=True, wrapped=True, **{"from": "handles graphnode numDependencies"}, to="handles graphnode numDependencies", edgeData="array numDependencies"),
     # Nodes.
     call("cuGraphNodeGetType", contextless=True),
     custom("cuGraphDestroyNode", ops="graph_node_destroy", hNode="handle"),
     custom("cuGraphNodeFindInClone", ops="graph_find_in_clone", phNode="there", hOriginalNode="handle", hClonedGraph="handle"),
     older("cuGraphAddNode", "cuGraphAddNode_v2", dependencyData="NULL"),
-    custom("cuGraphAddNode_v2", ops="cuGraphAddKernelNode_v2 graph_memcpy graph_child graph_host graph_alloc graph_conditional cuGraphAddMemsetNode cuGraphAddEmptyNode cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddBatchMemOpNode cuGraphAddMemFreeNode graph_edges"),
+    custom("cuGraphAddNode_v2", ops="cuGraphAddKernelNode_v2 graph_memcpy graph_child graph_host graph_alloc graph_conditional cuGraphAddMemsetNode cuGraphAddEmptyNode cuGraphAddEventRecordNode cuGraphAddEventWaitNode cuGraphAddBatchMemOpNode cuGraphAddMemFreeNode cuGraphAddDependencies_v2"),
     call("cuGraphAddEmptyNode", contextless=True, phGraphNode="new graphnode of hGraph", dependencies="handles graphnode numDependencies"),
     older("cuGraphAddKernelNode", "cuGraphAddKernelNode_v2"),
     call("cuGraphAddKernelNode_v2", phGraphNode="new graphnode of hGraph", dependencies="handles graphnode numDependencies", nodeParams="struct by hGraph"),
@@ -90,7 +91,7 @@ FUNCTIONS = [
     call("cuGraphExecGetFlags", contextless=True),
     custom("cuGraphExecUpdate", ops="graph_update", updateResult_out="there"),
     custom("cuGraphExecUpdate_v2", ops="graph_update"),
-    custom("cuGraphNodeSetEnabled", ops="graph_enable"),
+    call("cuGraphNodeSetEnabled", contextless=True, check=True, noted=True),
     call("cuGraphNodeGetEnabled", contextless=True),
     # Memory of graphs: an attribute is 8 bytes.
     call("cuDeviceGetGraphMemAttribute", contextless=True, value="outbytes 8"),

@@ -1,6 +1,6 @@
 """Launches, host functions, occupancy, tensor maps."""
 
-from tensor_fusion.apigen.describe import custom, local, older, per_thread, pure
+from tensor_fusion.apigen.describe import call, custom, local, older, per_thread, pure
 
 FUNCTIONS = [
     custom("cuLaunchKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
@@ -29,7 +29,8 @@ FUNCTIONS = [
     pure("cuTensorMapEncodeTiled", boxDim="array tensorRank", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
     pure("cuTensorMapEncodeIm2col", pixelBoxLowerCorner="array tensorRank - 2", pixelBoxUpperCorner="array tensorRank - 2", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
     pure("cuTensorMapEncodeIm2colWide", elementStrides="array tensorRank", contextless=True, globalAddress="value", globalDim="array tensorRank", globalStrides="array tensorRank - 1"),
-    custom("cuTensorMapReplaceAddress", ops="tensor_map_address"),
+    # The driver knows where in its bytes a map has the address.
+    call("cuTensorMapReplaceAddress", tensorMap="both", globalAddress="value"),
     per_thread("cuLaunchCooperativeKernel_ptsz", "cuLaunchCooperativeKernel"),
     per_thread("cuLaunchHostFunc_ptsz", "cuLaunchHostFunc"),
     per_thread("cuLaunchKernelEx_ptsz", "cuLaunchKernelEx"),

@@ -30,4 +30,7 @@ static inline uint64_t tp_box(uint64_t pitch, uint64_t rows, uint64_t width, uin
     return slice && depth ? tp_plus(tp_times(tp_times(pitch, rows), depth - 1), slice) : 0;
 }
 
+/* The value of an attribute of a pool (CUmemPool_attribute): the first three are int, the others 64 bits. */
+static inline uint64_t tp_pool_value(int attribute) { return attribute <= 3 ? 4 : 8; }
+
 #endif

@@ -184,7 +184,7 @@ static void case_kinds(void) {
     SEND(0, stream_wait, CALL, .stream = event);                             /* refused, 1 */
     SEND(0, event_query, CALL, .event = pool);                               /* 2 */
     SEND(0, graph_destroy, CALL, .graph = event);                            /* 3 */
-    SEND(0, pool_attribute, CALL, .pool = graph);                            /* 4 */
+    SEND(0, cuMemPoolGetAttribute, CALL, .pool = graph);                     /* 4 */
     SEND(0, function_load, CALL, .function = event);                         /* 5 */
     SEND(0, cuGraphAddEmptyNode, CALL, .hGraph = graph, .phGraphNode = pool, /* the end of the session */
          .dependencies = &event, .dependencies_count = 0);

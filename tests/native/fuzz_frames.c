@@ -241,7 +241,7 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(cuEventDestroy_v2, .hEvent = event);
     LIKE(watch, .subject = rand() % 2 ? event : stream, .word = 1, .value = 2);
     LIKE(pool_default, .pool = HANDLE(TPG_POOL, 2), .device = 0, .current = 1);
-    LIKE(pool_current, .pool = HANDLE(TPG_POOL, 1), .device = 0);
+    LIKE(cuDeviceSetMemPool, .pool = HANDLE(TPG_POOL, 1), .dev = 0);
     LIKE(pool_destroy, .pool = HANDLE(TPG_POOL, 1 + rand() % 2));
     LIKE(primary_retain, .device = 0, .context = HANDLE(TPG_CONTEXT, 0));
     LIKE(primary_release, .device = 0);
@@ -278,7 +278,7 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(graph_copies, .graph = HANDLE(TPG_GRAPH, rand() % 2), .buffers = buffers, .buffers_count = (size_t)rand() % 4,
          .fresh = fresh, .fresh_count = (size_t)rand() % 3);
     LIKE(graph_order, .exec = HANDLE(TPG_GRAPHEXEC, 0), .stream = stream, .end = (unsigned)rand() % 2);
-    LIKE(graph_enable, .exec = HANDLE(TPG_GRAPHEXEC, 0), .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
+    LIKE(cuGraphNodeSetEnabled, .hGraphExec = HANDLE(TPG_GRAPHEXEC, 0), .hNode = HANDLE(TPG_GRAPHNODE, rand() % 4));
     LIKE(cuGraphLaunch, .hGraph = HANDLE(TPG_GRAPHEXEC, 0), .hStream = stream);
     static const unsigned char hash[33];
     static const char image[] = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k() { ret; }\n";

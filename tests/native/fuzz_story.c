@@ -342,11 +342,16 @@ static void act(struct story *t, unsigned verb) {
         SAY(graph_kernel_get, .node = first);
         break;
     case 13:
-        SAY(graph_enable, .exec = some(t, TPG_GRAPHEXEC), .node = first, .enabled = byte(t) % 2);
+        SAY(cuGraphNodeSetEnabled, .hGraphExec = some(t, TPG_GRAPHEXEC), .hNode = first, .isEnabled = byte(t) % 2);
         break;
     case 14:
-        SAY(graph_edges, .graph = some(t, TPG_GRAPH), .remove = byte(t) % 2, .nodes = &first, .nodes_count = 1,
-            .others = &second, .others_count = 1);
+        if (byte(t) % 2) {
+            SAY(cuGraphRemoveDependencies_v2, .hGraph = some(t, TPG_GRAPH), .from = &first, .from_count = 1,
+                .to = &second, .to_count = 1, .edgeData = &port, .edgeData_count = 1, .numDependencies = 1);
+        } else {
+            SAY(cuGraphAddDependencies, .hGraph = some(t, TPG_GRAPH), .from = &first, .from_count = 1, .to = &second,
+                .to_count = 1, .numDependencies = 1);
+        }
         break;
     case 15:
         SAY(graph_find_in_clone, .node = first, .graph = some(t, TPG_GRAPH), .fresh = fresh(t, TPG_GRAPHNODE));

@@ -57,7 +57,7 @@ static uint64_t translate(const struct tpw_link *link, uint64_t word) {
 /* The executor looks at completions after as many frames. */
 static void let_it_look(void) {
     for (int i = 0; i < 200; i++) {
-        SEND(0, pool_attribute, 0, .pool = handle(TPG_POOL, 0), .attribute = CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
+        SEND(0, cuMemPoolGetAttribute, 0, .pool = handle(TPG_POOL, 0), .attr = CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
     }
 }
 
@@ -91,10 +91,10 @@ static void case_pool(void) {
     static const CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
                                          .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
     SEND(0, pool_create, CALL, .pool = handle(TPG_POOL, 1), .props = &props, .props_size = sizeof props);
-    SEND(0, pool_current, 0, .pool = handle(TPG_POOL, 1), .device = 0);
+    SEND(0, cuDeviceSetMemPool, 0, .pool = handle(TPG_POOL, 1), .dev = 0);
     SEND(0, pool_default, CALL, .pool = handle(TPG_POOL, 2), .device = 0, .current = 1);
     SEND(0, pool_destroy, 0, .pool = handle(TPG_POOL, 1));
-    SEND(0, pool_attribute, 0, .pool = handle(TPG_POOL, 2), .attribute = CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
+    SEND(0, cuMemPoolGetAttribute, 0, .pool = handle(TPG_POOL, 2), .attr = CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
     SEND(0, pool_alloc, 0, .pool = handle(TPG_POOL, 2), .size = 4096, .stream = 1);
     SEND(0, pool_destroy, 0, .pool = handle(TPG_POOL, 2));
 }

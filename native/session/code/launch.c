@@ -120,17 +120,3 @@ int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const
     return (int32_t)s->cuda.cuLaunchKernelEx(&config, (CUfunction)(uintptr_t)object->native, NULL,
                                              bytes ? extra : NULL);
 }
-
-int32_t tpw_tensor_map_address(struct tpw_session *s, const struct tp_frame *frame,
-                               const struct tpg_tensor_map_address_in *in, struct tpg_tensor_map_address_out *out) {
-    static CUtensorMap map;
-    if (in->map_size != sizeof map) {
-        tpw_violation(s, frame, "a tensor map of another size");
-        return TPW_LATER;
-    }
-    memcpy(&map, in->map, sizeof map);
-    int32_t error = (int32_t)s->cuda.cuTensorMapReplaceAddress(&map, (void *)(uintptr_t)in->address);
-    out->map = &map;
-    out->map_size = sizeof map;
-    return error;
-}

@@ -462,30 +462,6 @@ int32_t tpw_graph_list(struct tpw_session *s, const struct tp_frame *frame, cons
     return error;
 }
 
-int32_t tpw_graph_edges(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_edges_in *in,
-                        CUgraph graph) {
-    int32_t error = CUDA_SUCCESS;
-    size_t count = in->nodes_count;
-    if (!error && (in->others_count != count || (in->edges_count && in->edges_count != count))) {
-        error = CUDA_ERROR_INVALID_VALUE;
-    }
-    CUgraphNode *from = tpw_nodes(s, in->nodes, count, &error), *to = from + count;
-    for (size_t i = 0; !error && i < count; i++) {
-        uint64_t handle;
-        memcpy(&handle, in->others + i, sizeof handle);
-        to[i] = tpw_node(s, handle, &error);
-    }
-    if (error) {
-        return error;
-    }
-    if (in->edges_count) {
-        return (int32_t)(in->remove ? s->cuda.cuGraphRemoveDependencies_v2(graph, from, to, in->edges, count)
-                                    : s->cuda.cuGraphAddDependencies_v2(graph, from, to, in->edges, count));
-    }
-    return (int32_t)(in->remove ? s->cuda.cuGraphRemoveDependencies(graph, from, to, count)
-                                : s->cuda.cuGraphAddDependencies(graph, from, to, count));
-}
-
 int32_t tpw_graph_find_in_clone(struct tpw_session *s, const struct tp_frame *frame,
                                 const struct tpg_graph_find_in_clone_in *in, struct tpg_graph_find_in_clone_out *out,
                                 CUgraphNode node, CUgraph graph) {

@@ -190,11 +190,6 @@ int32_t tpw_graph_order(struct tpw_session *s, const struct tp_frame *frame, con
     return error ? error : (int32_t)s->cuda.cuEventRecord(exec->order, stream->native);
 }
 
-int32_t tpw_graph_enable(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_enable_in *in,
-                         CUgraphExec exec, CUgraphNode node) {
-    return (int32_t)s->cuda.cuGraphNodeSetEnabled(exec, node, in->enabled);
-}
-
 int32_t tpw_exec_hold(struct tpw_session *s, uint64_t handle, struct tpw_kept *kept) {
     struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, handle);
     struct exec *exec = object ? record_of(object) : NULL;

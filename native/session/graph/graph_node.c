@@ -131,38 +131,30 @@ static void check_side(struct tpw_session *s, uint64_t base, uint64_t x, uint64_
     tpw_check_range(s, start, extent, error);
 }
 
+/* Of what is copied in device memory: pointers of the client's or the driver's own are nobody else's. */
+static void no_pointers(CUDA_MEMCPY3D *copy) {
+    copy->srcHost = copy->dstHost = NULL;
+    copy->srcArray = copy->dstArray = NULL;
+    copy->reserved0 = copy->reserved1 = NULL;
+}
+
 int32_t tpw_graph_memcpy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_memcpy_in *in) {
     struct place place;
     CUgraphNode made = NULL;
-    CUDA_MEMCPY3D from, copy;
+    CUDA_MEMCPY3D copy;
     int32_t error = FIND(in);
     CUcontext context = tpw_context_of(s, frame, in->context, place.holder, &error);
-    memcpy(&from, in->params, sizeof from);
-    if (!error && (from.srcMemoryType != CU_MEMORYTYPE_DEVICE || from.dstMemoryType != CU_MEMORYTYPE_DEVICE)) {
+    memcpy(&copy, in->params, sizeof copy);
+    no_pointers(&copy);
+    copy.srcLOD = copy.dstLOD = 0;
+    if (!error && (copy.srcMemoryType != CU_MEMORYTYPE_DEVICE || copy.dstMemoryType != CU_MEMORYTYPE_DEVICE)) {
         error = CUDA_ERROR_NOT_SUPPORTED; /* the client has turned what it can into device addresses */
     }
-    check_side(s, from.srcDevice, from.srcXInBytes, from.srcY, from.srcZ, from.srcPitch, from.srcHeight, &from, &error);
-    check_side(s, from.dstDevice, from.dstXInBytes, from.dstY, from.dstZ, from.dstPitch, from.dstHeight, &from, &error);
+    check_side(s, copy.srcDevice, copy.srcXInBytes, copy.srcY, copy.srcZ, copy.srcPitch, copy.srcHeight, &copy, &error);
+    check_side(s, copy.dstDevice, copy.dstXInBytes, copy.dstY, copy.dstZ, copy.dstPitch, copy.dstHeight, &copy, &error);
     if (error) {
         return error;
     }
-    copy = (CUDA_MEMCPY3D){.srcXInBytes = from.srcXInBytes,
-                           .srcY = from.srcY,
-                           .srcZ = from.srcZ,
-                           .srcMemoryType = CU_MEMORYTYPE_DEVICE,
-                           .srcDevice = from.srcDevice,
-                           .srcPitch = from.srcPitch,
-                           .srcHeight = from.srcHeight,
-                           .dstXInBytes = from.dstXInBytes,
-                           .dstY = from.dstY,
-                           .dstZ = from.dstZ,
-                           .dstMemoryType = CU_MEMORYTYPE_DEVICE,
-                           .dstDevice = from.dstDevice,
-                           .dstPitch = from.dstPitch,
-                           .dstHeight = from.dstHeight,
-                           .WidthInBytes = from.WidthInBytes,
-                           .Height = from.Height,
-                           .Depth = from.Depth};
     if (place.owner == TPG_GRAPH) {
         error = (int32_t)s->cuda.cuGraphAddMemcpyNode(&made, place.graph, BEFORE(place), &copy, context);
     } else if (place.owner) {
@@ -415,9 +407,7 @@ int32_t tpw_graph_memcpy_get(struct tpw_session *s, const struct tp_frame *frame
     int32_t error = (int32_t)s->cuda.cuGraphMemcpyNodeGetParams(node, &out->params);
     tell_host(s, &out->params.srcMemoryType, out->params.srcHost, &out->params.srcDevice);
     tell_host(s, &out->params.dstMemoryType, out->params.dstHost, &out->params.dstDevice);
-    out->params.srcHost = out->params.dstHost = NULL;
-    out->params.srcArray = out->params.dstArray = NULL;
-    out->params.reserved0 = out->params.reserved1 = NULL;
+    no_pointers(&out->params);
     return error;
 }
 

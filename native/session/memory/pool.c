@@ -81,16 +81,6 @@ int32_t tpw_pool_default(struct tpw_session *s, const struct tp_frame *frame, co
     return made(s, frame, in->pool, pool, in->device, error);
 }
 
-int32_t tpw_pool_current(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_current_in *in,
-                         CUmemoryPool pool) {
-    return (int32_t)s->cuda.cuDeviceSetMemPool(in->device, pool);
-}
-
-int32_t tpw_pool_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_access_in *in,
-                        CUmemoryPool pool, const CUmemAccessDesc *access, size_t access_count) {
-    return (int32_t)s->cuda.cuMemPoolSetAccess(pool, access, access_count);
-}
-
 int32_t tpw_pool_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_create_in *in,
                         const CUmemPoolProps *props) {
     CUmemoryPool pool = NULL;
@@ -118,35 +108,6 @@ int32_t tpw_pool_destroy(struct tpw_session *s, const struct tp_frame *frame, co
         }
     }
     tpw_forget(s, TPG_POOL, in->pool);
-    return error;
-}
-
-int32_t tpw_pool_attribute(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_attribute_in *in,
-                           struct tpg_pool_attribute_out *out, CUmemoryPool pool) {
-    int32_t error = CUDA_SUCCESS;
-    /* The driver reads and writes 4 bytes for the first three attributes and 8 for the others. */
-    union {
-        int32_t small;
-        uint64_t large;
-    } value = {.large = 0};
-    bool is_small = in->attribute <= CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES;
-    if (!error && (in->attribute < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES ||
-                   in->attribute > CU_MEMPOOL_ATTR_USED_MEM_HIGH)) {
-        error = CUDA_ERROR_INVALID_VALUE;
-    }
-    if (error) {
-        return error;
-    }
-    if (in->store) {
-        if (is_small) {
-            value.small = (int32_t)in->value;
-        } else {
-            value.large = in->value;
-        }
-        return (int32_t)s->cuda.cuMemPoolSetAttribute(pool, (CUmemPool_attribute)in->attribute, &value);
-    }
-    error = (int32_t)s->cuda.cuMemPoolGetAttribute(pool, (CUmemPool_attribute)in->attribute, &value);
-    out->value_now = is_small ? (uint64_t)value.small : value.large;
     return error;
 }
 

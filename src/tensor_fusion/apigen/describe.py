@@ -16,10 +16,11 @@ A line of api/ names a function and one of these kinds:
                 driver's checks: the state unless ``anytime``, a current context unless ``contextless``, and, unless
                 ``unseen``, each parameter by its type or its role (see refusals.py). The look-up by name finds it
 
-A ``post`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same arguments, which
-refuses what the driver would refuse at once, or answers ``TPC_DONE`` when it has made the call in another way.
-A ``call`` with ``wrapped=True`` is made by the generated ``tpc_sent_<name>`` of the same arguments, for a hand-written
-``tpc_<name>`` that has something to do before or behind it.
+A ``post`` or a ``call`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same
+arguments, which refuses what the driver would refuse at once, or answers ``TPC_DONE`` when the call was made in
+another way.
+With ``wrapped=True`` the generated function is ``tpc_sent_<name>``, for a hand-written ``tpc_<name>`` of the same
+arguments that has something to do before or behind it.
 One with ``unsafe=True``, and a ``call``, is refused, and ends the capture, where a capture's mode forbids what it does.
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
 ``call`` does so when it has succeeded.
@@ -191,6 +192,7 @@ def call(
     waits: bool | str = False,
     stands: bool = False,
     after_loss: str = "",
+    check: bool = False,
     unsafe: bool = False,
     noted: bool = False,
     wrapped: bool = False,
@@ -208,6 +210,7 @@ def call(
         waits=waits,
         stands=stands,
         after_loss=after_loss,
+        check=check,
         unsafe=unsafe,
         noted=noted,
         wrapped=wrapped,
@@ -227,6 +230,7 @@ def post(
     check: bool = False,
     unsafe: bool = False,
     noted: bool = False,
+    wrapped: bool = False,
     **roles: str,
 ) -> Line:
     """A function that runs in the session in order while the caller goes on."""
@@ -242,6 +246,7 @@ def post(
         check=check,
         unsafe=unsafe,
         noted=noted,
+        wrapped=wrapped,
         place=_place(),
     )
 

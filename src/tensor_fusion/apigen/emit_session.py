@@ -359,6 +359,9 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         return [f"CUcontext n_{name} = tpw_context_of(s, frame, in.{name}, {by}, &error);"], f"n_{name}"
     if item.role == "device":
         return [f"tpw_check_device(s, in.{name}, &error);"], f"in.{name}"
+    if item.role == "most":
+        check = f"(unsigned int)in.{name} > {item.length}"
+        return [f"if (!error && {check}) {{ error = CUDA_ERROR_INVALID_VALUE; }}"], f"in.{name}"
     if item.role == "word":
         return [f"tpw_check_word(s, in.{name}, {item.length}, &error);"], f"in.{name}"
     if item.role == "dev":
@@ -395,4 +398,4 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         ], f"({ctype})(uintptr_t)out.{name}"
     if item.role == "in":
         return [], f"({ctype})(uintptr_t)in.{name}"
-    return [], f"in.{name}" if item.role in ("value", "bits", "most", "string") else f"({ctype})(uintptr_t)in.{name}"
+    return [], f"in.{name}" if item.role in ("value", "bits", "string") else f"({ctype})(uintptr_t)in.{name}"

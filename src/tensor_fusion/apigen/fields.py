@@ -206,7 +206,7 @@ def _check_transfer(line: Line, name: str, word: str) -> None:
 
 def check_lengths(line: Line, fields: list[Field]) -> None:
     """Lengths are made of what is sent, so that the session can check them."""
-    values = {f.name for f in fields if f.role == "value" or f.role == "out"}
+    values = {f.name for f in fields if f.role in ("value", "most", "out")}
     rooms = [f.name for f in fields if f.role == "room"]
     for item in fields:
         if item.role in ("bits", "most"):
@@ -216,7 +216,8 @@ def check_lengths(line: Line, fields: list[Field]) -> None:
                 reason = f"{item.name} is filled by {item.length!r}, which is no room{meant(item.length, rooms)}"
                 raise refuse(line.place, line.name, reason)
             continue
-        names = re.findall(r"[A-Za-z_]\w*", item.length)
+        # What begins with tp_ is a function of native/wire/tp_extent.h.
+        names = [name for name in re.findall(r"[A-Za-z_]\w*", item.length) if not name.startswith("tp_")]
         if not all(name in values for name in names):
             reason = f"the length {item.length!r} of {item.name} is not made of sent values; those are {sorted(values)}"
             raise refuse(line.place, line.name, reason)

@@ -279,25 +279,6 @@ CUresult tpc_cuLaunchCooperativeKernelMultiDevice(CUDA_LAUNCH_PARAMS *launchPara
                                          p->blockDimZ, p->sharedMemBytes, p->hStream, p->kernelParams);
 }
 
-/* The driver knows where in its bytes a map has the address. */
-CUresult tpc_cuTensorMapReplaceAddress(CUtensorMap *tensorMap, void *globalAddress) {
-    if (!tensorMap) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    struct tpg_tensor_map_address_in in = {
-        .address = (uint64_t)(uintptr_t)globalAddress, .map = tensorMap, .map_size = sizeof *tensorMap};
-    struct tpg_tensor_map_address_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_tensor_map_address("cuTensorMapReplaceAddress", &in, &out, &reply);
-    if (result == CUDA_SUCCESS && out.map_size != sizeof *tensorMap) {
-        result = tpc_bad_reply(&reply);
-    } else if (result == CUDA_SUCCESS) {
-        memcpy(tensorMap, out.map, sizeof *tensorMap);
-    }
-    tp_reply_free(&reply);
-    return result;
-}
-
 static bool holds_event(const CUlaunchAttribute *attribute) {
     return attribute->id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_EVENT ||
            attribute->id == CU_LAUNCH_ATTRIBUTE_LAUNCH_COMPLETION_EVENT;

@@ -268,29 +268,15 @@ CUresult tpc_do_cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGrap
 
 /* ---- edges ---- */
 
-static CUresult edges(const char *name, CUgraph graph, const CUgraphNode *from, const CUgraphNode *to,
-                      const CUgraphEdgeData *data, size_t count, unsigned int take) {
-    TPC_CHECK_HANDLE(GRAPH, graph, false);
-    if (count && (!from || !to)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    struct tpg_graph_edges_in in = {.graph = (uint64_t)(uintptr_t)graph,
-                                    .remove = take,
-                                    .nodes = (const uint64_t *)(const void *)from,
-                                    .nodes_count = count,
-                                    .others = (const uint64_t *)(const void *)to,
-                                    .others_count = count,
-                                    .edges = data,
-                                    .edges_count = data ? count : 0};
-    return count ? tpc_call_graph_edges(name, &in) : CUDA_SUCCESS;
-}
-
 CUresult tpc_cuGraphAddDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
                                        const CUgraphEdgeData *edgeData, size_t numDependencies) {
-    return edges("cuGraphAddDependencies", hGraph, from, to, edgeData, numDependencies, 0);
+    return edgeData && numDependencies ? tpc_sent_cuGraphAddDependencies_v2(hGraph, from, to, edgeData, numDependencies)
+                                       : tpc_cuGraphAddDependencies(hGraph, from, to, numDependencies);
 }
 
 CUresult tpc_cuGraphRemoveDependencies_v2(CUgraph hGraph, const CUgraphNode *from, const CUgraphNode *to,
                                           const CUgraphEdgeData *edgeData, size_t numDependencies) {
-    return edges("cuGraphRemoveDependencies", hGraph, from, to, edgeData, numDependencies, 1);
+    return edgeData && numDependencies
+               ? tpc_sent_cuGraphRemoveDependencies_v2(hGraph, from, to, edgeData, numDependencies)
+               : tpc_cuGraphRemoveDependencies(hGraph, from, to, numDependencies);
 }

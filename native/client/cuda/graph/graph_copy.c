@@ -260,23 +260,18 @@ CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled) {
-    TPC_CHECK_HANDLE(GRAPHEXEC, hGraphExec, false);
-    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
-    CUresult result = tpc_copies_may_change("cuGraphNodeSetEnabled", hGraphExec, hNode, false);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
-    struct tpg_graph_enable_in in = {
-        .exec = (uint64_t)(uintptr_t)hGraphExec, .node = (uint64_t)(uintptr_t)hNode, .enabled = isEnabled};
-    result = tpc_call_graph_enable("cuGraphNodeSetEnabled", &in);
-    struct copies *copies = result == CUDA_SUCCESS ? copies_of(in.exec) : NULL;
+CUresult tpc_check_cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled) {
+    (void)isEnabled;
+    return tpc_copies_may_change("cuGraphNodeSetEnabled", hGraphExec, hNode, false);
+}
+
+void tpc_noted_cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled) {
+    struct copies *copies = copies_of((uint64_t)(uintptr_t)hGraphExec);
     for (size_t i = 0; copies && i < copies->count; i++) {
-        if (copies->list[i].node == in.node) {
+        if (copies->list[i].node == (uint64_t)(uintptr_t)hNode) {
             copies->list[i].disabled = !isEnabled;
         }
     }
-    return result;
 }
 
 CUresult tpc_check_cuGraphExecDestroy(CUgraphExec hGraphExec) {

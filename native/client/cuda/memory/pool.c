@@ -78,11 +78,10 @@ CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     if (tpc_pool_local((uint64_t)(uintptr_t)pool)) {
         return CUDA_ERROR_INVALID_VALUE; /* its memory is not the device's */
     }
-    struct tpg_pool_current_in in = {.pool = (uint64_t)(uintptr_t)pool, .device = tpc_devices[dev].remote};
     tp_lock_take(&lock); /* what is remembered has the worker's order */
-    CUresult result = tpc_post_pool_current("cuDeviceSetMemPool", &in);
+    CUresult result = tpc_sent_cuDeviceSetMemPool(dev, pool);
     if (result == CUDA_SUCCESS) {
-        atomic_store(&current_pools[dev], in.pool);
+        atomic_store(&current_pools[dev], (uint64_t)(uintptr_t)pool);
     }
     tp_lock_drop(&lock);
     return result;
@@ -133,7 +132,11 @@ CUresult tpc_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, 
     return tpc_cuDeviceSetMemPool(location->id, pool);
 }
 
-CUresult tpc_do_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
+CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
+    TPC_CHECK_HANDLE(POOL, pool, false);
+    if (!map) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     for (size_t i = 0; i < count; i++) {
         const CUdevice device = map[i].location.id;
         if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ) {
@@ -146,14 +149,7 @@ CUresult tpc_do_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map
             return CUDA_ERROR_INVALID_VALUE;
         }
     }
-    if (!count) {
-        return CUDA_SUCCESS;
-    }
-    struct tpc_flat access TPC_FLAT = {.size = 0};
-    TPC_TRY(tpg_flatten_CUmemAccessDesc(map, count, &access));
-    struct tpg_pool_access_in in = {
-        .pool = (uint64_t)(uintptr_t)pool, .access = access.bytes, .access_size = access.size};
-    return tpc_call_pool_access("cuMemPoolSetAccess", &in);
+    return count ? tpc_sent_cuMemPoolSetAccess(pool, map, count) : CUDA_SUCCESS;
 }
 
 CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
@@ -216,40 +212,27 @@ CUresult tpc_do_cuMemPoolDestroy(CUmemoryPool pool) {
     return result;
 }
 
-static CUresult attribute(const char *name, CUmemoryPool pool, CUmemPool_attribute attr, void *value, bool store) {
-    if ((int)attr < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
+/* What a pool of managed or host memory answers itself. */
+static CUresult attribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value, bool store, bool *answered) {
+    CUresult result = CUDA_SUCCESS;
+    TPC_CHECK_HANDLE(POOL, pool, false);
+    if (!value || (int)attr < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult known;
-    if (tpc_pool_local_attribute((uint64_t)(uintptr_t)pool, attr, store, value, &known)) {
-        return known;
-    }
-    bool is_int = attr <= CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES;
-    int small = 0;
-    uint64_t large = 0;
-    if (store) {
-        memcpy(is_int ? (void *)&small : (void *)&large, value, is_int ? sizeof small : sizeof large);
-    }
-    struct tpg_pool_attribute_in in = {.pool = (uint64_t)(uintptr_t)pool,
-                                       .attribute = (int)attr,
-                                       .store = store,
-                                       .value = is_int ? (uint64_t)small : large};
-    struct tpg_pool_attribute_out out = {0};
-    CUresult result = tpc_call_pool_attribute(name, &in, &out);
-    if (result == CUDA_SUCCESS && !store) {
-        small = (int)out.value_now;
-        memcpy(value, is_int ? (const void *)&small : (const void *)&out.value_now,
-               is_int ? sizeof small : sizeof large);
-    }
+    *answered = tpc_pool_local_attribute((uint64_t)(uintptr_t)pool, attr, store, value, &result);
     return result;
 }
 
-CUresult tpc_do_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
-    return attribute("cuMemPoolSetAttribute", pool, attr, value, true);
+CUresult tpc_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
+    bool answered;
+    TPC_TRY(attribute(pool, attr, value, true, &answered));
+    return answered ? CUDA_SUCCESS : tpc_sent_cuMemPoolSetAttribute(pool, attr, value);
 }
 
-CUresult tpc_do_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
-    return attribute("cuMemPoolGetAttribute", pool, attr, value, false);
+CUresult tpc_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
+    bool answered;
+    TPC_TRY(attribute(pool, attr, value, false, &answered));
+    return answered ? CUDA_SUCCESS : tpc_sent_cuMemPoolGetAttribute(pool, attr, value);
 }
 
 /* ---- addresses of graphs ---- */
