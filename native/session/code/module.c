@@ -1,5 +1,5 @@
 /*
- * Modules and libraries: loading images, the list of their kernels, functions, globals, attributes.
+ * Modules and libraries: loading images, the list of their kernels, globals, and their end.
  *
  * Executor thread only. What came out of an image (functions, kernels, the module of a library) ends with it, here as in the
  * client, which then uses their places again. An image is hostile bytes that the driver reads without a length: its container must describe exactly
@@ -10,6 +10,7 @@
 #include "tpw_images.h"
 #include "tpw_jit.h"
 #include "tpw_memory.h"
+#include "tpw_module.h"
 
 #include <stdlib.h>
 #include <tp_image.h>
@@ -31,8 +32,8 @@ struct image {
 
 /* The driver knows layouts in a context only (201 without one), and ends the list with CUDA_ERROR_INVALID_VALUE: any other answer
  * is a failure. */
-static int32_t parameter(struct tpw_session *s, bool library, uint64_t native, size_t index, size_t *offset,
-                         size_t *size, bool *more) {
+int32_t tpw_parameter(struct tpw_session *s, bool library, uint64_t native, size_t index, size_t *offset, size_t *size,
+                      bool *more) {
     if (!s->entered_native) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
@@ -45,9 +46,7 @@ static int32_t parameter(struct tpw_session *s, bool library, uint64_t native, s
     return error == CUDA_ERROR_INVALID_VALUE ? CUDA_SUCCESS : error;
 }
 
-static uint32_t larger(uint32_t bytes, size_t end) { return end > bytes ? (uint32_t)end : bytes; }
-
-static int32_t name_of(struct tpw_session *s, bool library, uint64_t native, const char **name) {
+int32_t tpw_kernel_text(struct tpw_session *s, bool library, uint64_t native, const char **name) {
     *name = NULL;
     int32_t error = (int32_t)(library ? s->cuda.cuKernelGetName(name, (CUkernel)(uintptr_t)native)
                                       : s->cuda.cuFuncGetName(name, (CUfunction)(uintptr_t)native));
@@ -56,7 +55,7 @@ static int32_t name_of(struct tpw_session *s, bool library, uint64_t native, con
 
 static int32_t describe(struct tpw_session *s, bool library, uint64_t native, bool layouts, struct tp_cursor *c) {
     const char *name;
-    int32_t error = name_of(s, library, native, &name);
+    int32_t error = tpw_kernel_text(s, library, native, &name);
     if (error) {
         tp_log(TP_ERROR, "the driver does not name a kernel of an image: error %d", error);
         return error;
@@ -66,7 +65,7 @@ static int32_t describe(struct tpw_session *s, bool library, uint64_t native, bo
     size_t offset, size;
     bool more = layouts;
     while (more) {
-        error = parameter(s, library, native, entry.parameters, &offset, &size, &more);
+        error = tpw_parameter(s, library, native, entry.parameters, &offset, &size, &more);
         if (error) {
             tp_log(TP_ERROR, "the driver does not describe parameter %u of kernel %s: error %d", entry.parameters, name,
                    error);
@@ -76,7 +75,7 @@ static int32_t describe(struct tpw_session *s, bool library, uint64_t native, bo
             tp_put_u16(c, (uint16_t)offset);
             tp_put_u16(c, (uint16_t)size);
             entry.parameters++;
-            entry.parameter_bytes = larger(entry.parameter_bytes, offset + size);
+            entry.parameter_bytes = tpw_larger(entry.parameter_bytes, offset + size);
         }
     }
     (void)tp_take(c, entry.parameters % 2 ? 4 : 0);
@@ -331,7 +330,7 @@ static void end_owned(struct tpw_session *s, uint64_t owner) {
     }
 }
 
-static void owned_by(struct tpw_session *s, uint32_t kind, uint64_t handle, uint64_t owner) {
+void tpw_owned_by(struct tpw_session *s, uint32_t kind, uint64_t handle, uint64_t owner) {
     struct tpw_object *object = tpw_object(s, kind, handle);
     if (object) {
         object->owner = owner;
@@ -409,7 +408,7 @@ int32_t tpw_library_unload(struct tpw_session *s, const struct tp_frame *frame,
 }
 
 /* A library was perhaps loaded in one more context. Where that passes the limit it is unloaded, and every use answers that. */
-static int32_t takes_more(struct tpw_session *s, const struct tpw_taking *taking, uint64_t library) {
+int32_t tpw_takes_more(struct tpw_session *s, const struct tpw_taking *taking, uint64_t library) {
     struct tpw_object *object = tpw_object(s, TPG_LIBRARY, library);
     struct image *image = object ? object->record : NULL;
     int32_t error = image ? tpw_taken_end(s, taking, &image->taken) : CUDA_SUCCESS;
@@ -431,57 +430,9 @@ static int32_t takes_more(struct tpw_session *s, const struct tpw_taking *taking
     return error;
 }
 
-/* ---- functions and kernels ---- */
+/* ---- what comes out of it ---- */
 
-static int32_t make_kernel(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
-                           uint64_t native, uint64_t owner, int32_t error) {
-    struct tpw_kernel *kernel = error ? NULL : calloc(1, sizeof *kernel);
-    if (!error && !kernel) {
-        error = CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    error = tpw_made(s, frame, kind, handle, native, error);
-    struct tpw_object *object = tpw_object(s, kind, handle);
-    owned_by(s, kind, handle, owner);
-    if (object && !error) {
-        object->record = kernel;
-    } else {
-        free(kernel);
-    }
-    return error;
-}
-
-const struct tpw_kernel *tpw_kernel_described(struct tpw_session *s, struct tpw_object *object, int32_t *error) {
-    struct tpw_kernel *kernel = object->record;
-    if (*error || !kernel) {
-        *error = *error ? *error : (int32_t)CUDA_ERROR_INVALID_HANDLE;
-        return NULL;
-    }
-    if (TP_LIKELY(kernel->described)) {
-        return kernel;
-    }
-    uint32_t count = 0;
-    for (bool more = true; more; count++) {
-        size_t offset, size;
-        *error = parameter(s, object->kind == TPG_KERNEL, object->native, count, &offset, &size, &more);
-        kernel = *error ? NULL : realloc(object->record, sizeof *kernel + (count + 1) * sizeof *kernel->layout);
-        if (!kernel) {
-            *error = *error ? *error : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
-            tp_log(TP_ERROR, "parameter %u of a kernel is not described: error %d", count, *error);
-            return NULL;
-        }
-        object->record = kernel;
-        if (more) {
-            kernel->layout[count].offset = (uint32_t)offset;
-            kernel->layout[count].size = (uint32_t)size;
-            kernel->parameter_bytes = larger(kernel->parameter_bytes, offset + size);
-        }
-    }
-    kernel->parameters = count - 1;
-    kernel->described = true;
-    return kernel;
-}
-
-static uint64_t at_index(struct tpw_session *s, uint32_t kind, uint64_t owner, uint32_t index, int32_t *error) {
+uint64_t tpw_image_at(struct tpw_session *s, uint32_t kind, uint64_t owner, uint32_t index, int32_t *error) {
     struct tpw_object *object = tpw_object(s, kind, owner);
     struct image *image = object ? object->record : NULL;
     if (!image || index >= image->count) {
@@ -492,47 +443,11 @@ static uint64_t at_index(struct tpw_session *s, uint32_t kind, uint64_t owner, u
 }
 
 /* A module is its context's, and so is all that comes out of it, whichever context the thread has that asks, or none. */
-static struct tp_frame of_owner(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t owner) {
+struct tp_frame tpw_of_owner(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t owner) {
     const struct tpw_object *object = tpw_object(s, kind, owner);
     struct tp_frame inside = *frame;
     inside.context = object && kind == TPG_MODULE ? object->context : frame->context;
     return inside;
-}
-
-int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_get_in *in,
-                         CUmodule module) {
-    int32_t error = 0;
-    uint64_t listed = at_index(s, TPG_MODULE, in->module, in->index, &error);
-    struct tp_frame inside = of_owner(s, frame, TPG_MODULE, in->module);
-    /* A listed function need not be loaded, and some calls refuse one that is not (error 913, seen on 580.159); asking for it
-     * by name gives one that loads itself. */
-    const char *name = NULL;
-    CUfunction native = NULL;
-    error = error ? error : name_of(s, false, listed, &name);
-    if (!error) {
-        error = (int32_t)s->cuda.cuModuleGetFunction(&native, module, name);
-    }
-    return make_kernel(s, &inside, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, in->module, error);
-}
-
-int32_t tpw_kernel_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_get_in *in) {
-    int32_t error = 0;
-    uint64_t native = at_index(s, TPG_LIBRARY, in->library, in->index, &error);
-    return make_kernel(s, frame, TPG_KERNEL, in->kernel, native, in->library, error);
-}
-
-int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_kernel_function_in *in, CUkernel kernel) {
-    CUfunction native = NULL;
-    struct tpw_taking taking;
-    const struct tpw_object *object = tpw_object(s, TPG_KERNEL, in->kernel);
-    const bool takes = tpw_taken_begin(s, &taking);
-    int32_t error = (int32_t)s->cuda.cuKernelGetFunction(&native, kernel);
-    if (!error && takes) {
-        error = takes_more(s, &taking, object ? object->owner : 0);
-    }
-    return make_kernel(s, frame, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, object ? object->owner : 0,
-                       error);
 }
 
 int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_library_module_in *in,
@@ -542,13 +457,13 @@ int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, 
     const bool takes = tpw_taken_begin(s, &taking);
     int32_t error = (int32_t)s->cuda.cuLibraryGetModule(&native, library);
     if (!error && takes) {
-        error = takes_more(s, &taking, in->library);
+        error = tpw_takes_more(s, &taking, in->library);
     }
     struct image *image =
         error ? NULL : calloc(1, sizeof *image); /* its functions are those of the library's kernels */
     error = error || image ? error : CUDA_ERROR_OUT_OF_MEMORY;
     error = tpw_made(s, frame, TPG_MODULE, in->module, (uint64_t)(uintptr_t)native, error);
-    owned_by(s, TPG_MODULE, in->module, in->library);
+    tpw_owned_by(s, TPG_MODULE, in->module, in->library);
     struct tpw_object *object = tpw_object(s, TPG_MODULE, in->module);
     if (object && !error) {
         object->record = image;
@@ -558,30 +473,9 @@ int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, 
     return error;
 }
 
-int32_t tpw_kernel_name(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_name_in *in,
-                        struct tpg_kernel_name_out *out, CUfunction function) {
-    const char *name = NULL;
-    int32_t error = name_of(s, tp_handle_is(in->function, TPG_KERNEL), (uint64_t)(uintptr_t)function, &name);
-    if (!error) {
-        out->name = name;
-        out->name_size = strlen(name) + 1;
-    }
-    return error;
-}
-
 /* What asks a library in a context loads it there, as a module is loaded. */
 bool tpw_waits_global_get(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_global_get_in *in) {
     return tp_handle_is(in->owner, TPG_LIBRARY);
-}
-
-bool tpw_waits_function_attributes(struct tpw_session *s, const struct tp_frame *frame,
-                                   const struct tpg_function_attributes_in *in) {
-    return tp_handle_is(in->function, TPG_KERNEL);
-}
-
-bool tpw_waits_function_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
-                                      const struct tpg_function_attribute_set_in *in) {
-    return tp_handle_is(in->function, TPG_KERNEL);
 }
 
 /* Whether the client has to have pages at the address, and at which others beside it. */
@@ -616,7 +510,7 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
     int32_t error = 0;
     uint32_t kind = library ? TPG_LIBRARY : TPG_MODULE;
     uint64_t native = tpw_native(s, frame, kind, in->owner, false, &error);
-    struct tp_frame inside = of_owner(s, frame, kind, in->owner);
+    struct tp_frame inside = tpw_of_owner(s, frame, kind, in->owner);
     CUdeviceptr address = 0;
     size_t size = 0;
     error = error ? error : tpw_enter(s, &inside);
@@ -626,7 +520,7 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
         error = (int32_t)find_global(s, native, in, &address, &size);
     }
     if (!error && takes) {
-        error = takes_more(s, &taking, in->owner);
+        error = tpw_takes_more(s, &taking, in->owner);
     }
     error = error ? error : tell_managed(s, address, out);
     struct image *image = error ? NULL : tpw_object(s, library ? TPG_LIBRARY : TPG_MODULE, in->owner)->record;
@@ -638,51 +532,5 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
         out->address = address;
         out->size = size;
     }
-    return error;
-}
-
-int32_t tpw_function_attributes(struct tpw_session *s, const struct tp_frame *frame,
-                                const struct tpg_function_attributes_in *in, struct tpg_function_attributes_out *out,
-                                CUfunction function) {
-    int32_t error = 0;
-    int *values = tpw_scratch(s, CU_FUNC_ATTRIBUTE_MAX, sizeof *values, &error);
-    for (int i = 0; i < CU_FUNC_ATTRIBUTE_MAX && !error; i++) {
-        error = (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
-                              ? s->cuda.cuKernelGetAttribute(&values[i], (CUfunction_attribute)i,
-                                                             (CUkernel)(void *)function, s->devices[in->device])
-                              : s->cuda.cuFuncGetAttribute(&values[i], (CUfunction_attribute)i, function));
-    }
-    out->values = values;
-    out->values_count = CU_FUNC_ATTRIBUTE_MAX;
-    return error;
-}
-
-int32_t tpw_function_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
-                                   const struct tpg_function_attribute_set_in *in, CUfunction function) {
-    CUfunction_attribute attribute = (CUfunction_attribute)in->attribute;
-    return (int32_t)(tp_handle_is(in->function, TPG_KERNEL)
-                         ? s->cuda.cuKernelSetAttribute(attribute, in->value, (CUkernel)(void *)function,
-                                                        s->devices[in->device])
-                         : s->cuda.cuFuncSetAttribute(function, attribute, in->value));
-}
-
-int32_t tpw_function_config(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_function_config_in *in, CUfunction function) {
-    if (tp_handle_is(in->function, TPG_KERNEL)) {
-        return (int32_t)s->cuda.cuKernelSetCacheConfig((CUkernel)(void *)function, (CUfunc_cache)in->value,
-                                                       s->devices[in->device]);
-    }
-    return (int32_t)(in->what ? s->cuda.cuFuncSetSharedMemConfig(function, (CUsharedconfig)in->value)
-                              : s->cuda.cuFuncSetCacheConfig(function, (CUfunc_cache)in->value));
-}
-
-int32_t tpw_function_load(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_load_in *in,
-                          struct tpg_function_load_out *out, CUfunction function) {
-    CUfunctionLoadingState state = 0;
-    int32_t error = in->load ? (int32_t)s->cuda.cuFuncLoad(function) : CUDA_SUCCESS;
-    if (!error) {
-        error = (int32_t)s->cuda.cuFuncIsLoaded(&state, function);
-    }
-    out->state = state;
     return error;
 }
