@@ -167,10 +167,7 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
         return CUDA_ERROR_INVALID_HANDLE;
     }
     device = device < 0 ? device_of(kernel) : device;
-    CUresult result = check_attribute(kernel, device, attribute, value);
-    if (result) {
-        return result;
-    }
+    TPC_TRY(check_attribute(kernel, device, attribute, value));
     struct tpc_attributes *attributes = attributes_on(kernel, device);
     if (!attributes) {
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -187,7 +184,7 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
     }
     TPC_WAITS();
     tp_lock_take(&setting);
-    result = tpc_post_function_attribute_set(name, &in);
+    CUresult result = tpc_post_function_attribute_set(name, &in);
     tp_lock_take(&noting);
     if (result == CUDA_SUCCESS) {
         atomic_store_explicit(&attributes->values[attribute], value, memory_order_relaxed);

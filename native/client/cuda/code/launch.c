@@ -121,10 +121,7 @@ static CUresult reach(const char *name, const struct tpc_kernel *kernel, unsigne
             continue;
         }
         memcpy(&value, (const unsigned char *)*source + p->offset, sizeof value);
-        CUresult result = tpc_reach(name, i, value, &there);
-        if (result != CUDA_SUCCESS) {
-            return result;
-        }
+        TPC_TRY(tpc_reach(name, i, value, &there));
         if (!there) {
             continue;
         }
@@ -199,11 +196,9 @@ static CUresult check_cooperative(struct tpc_kernel *kernel, const struct shape 
     const struct tpc_context *context = tpc_current();
     uint64_t blocks = (uint64_t)s->grid_x * s->grid_y * s->grid_z;
     int resident = 0;
-    CUresult result = tpc_cuOccupancyMaxActiveBlocksPerMultiprocessor(
-        &resident, (CUfunction)(uintptr_t)kernel->handle, (int)(s->block_x * s->block_y * s->block_z), s->shared_bytes);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_cuOccupancyMaxActiveBlocksPerMultiprocessor(&resident, (CUfunction)(uintptr_t)kernel->handle,
+                                                            (int)(s->block_x * s->block_y * s->block_z),
+                                                            s->shared_bytes));
     int processors = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
     return blocks > (uint64_t)resident * (uint64_t)processors ? CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE : CUDA_SUCCESS;
 }

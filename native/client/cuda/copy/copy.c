@@ -89,10 +89,7 @@ bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *
 
 CUresult tpc_pageable_settle(const char *name, const void *source, size_t span, CUstream stream, bool sync) {
     if (sync && atomic_load_explicit(&tpc_late_reasons, memory_order_acquire)) {
-        CUresult result = tpc_copy_wait(name, stream);
-        if (result != CUDA_SUCCESS) {
-            return result;
-        }
+        TPC_TRY(tpc_copy_wait(name, stream));
     }
     /* Into pageable memory it is a graph that copies without waiting. */
     bool lost =
@@ -111,10 +108,7 @@ static CUresult upload(const char *name, const struct tpc_area *area, const void
                                      .height = area->height,
                                      .stream = (uint64_t)(uintptr_t)stream,
                                      .ordered = sync};
-    CUresult result = tpc_post_copy_in_bulk(name, &in, source, size);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_post_copy_in_bulk(name, &in, source, size));
     if (!may_go_on && tp_upload_wait(tpc_conn, in.transfer) != TP_OK) {
         return tpc_lost();
     }

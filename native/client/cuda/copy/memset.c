@@ -29,13 +29,10 @@ static CUresult buffer_of(const char *name, struct tpc_context *context, uint64_
                           unsigned int value, CUstream stream, uint64_t *out) {
     struct tpg_memory_alloc_in in = {.size = size};
     struct tpg_memory_alloc_out answer = {0};
-    CUresult result = tpc_call_memory_alloc(name, &in, &answer);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_call_memory_alloc(name, &in, &answer));
     *out = answer.address;
     struct tpc_range range = {.start = answer.address, .size = size, .where = TPC_DEVICE_MEMORY, .context = context};
-    result = tpc_range_insert(&range) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+    CUresult result = tpc_range_insert(&range) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     return result ? result : set(answer.address, 0, size / unit, 1, unit, value, stream);
 }
 
@@ -49,15 +46,12 @@ static CUresult set_host(const char *name, const struct tpc_area *area, uint64_t
                          CUstream stream) {
     uint64_t width = area->width, height = area->height, buffer = 0;
     TPC_CONTEXT(context);
-    CUresult result = tpc_capture_unserved(name, stream, "pinned host memory that the GPU does not reach");
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_capture_unserved(name, stream, "pinned host memory that the GPU does not reach"));
     if (area->pitch == width) {
         width *= height;
         height = 1;
     }
-    result = buffer_of(name, context, width < BUFFER_MAX ? width : BUFFER_MAX, unit, value, stream, &buffer);
+    CUresult result = buffer_of(name, context, width < BUFFER_MAX ? width : BUFFER_MAX, unit, value, stream, &buffer);
     for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row++) {
         for (uint64_t at = 0; at < width && result == CUDA_SUCCESS; at += BUFFER_MAX) {
             void *to = (void *)(uintptr_t)(area->address + row * area->pitch + at);

@@ -158,10 +158,7 @@ static CUresult run(const struct list *list, size_t *count) {
         return page(list, 0, 0, &got, count);
     }
     while (at < *count) {
-        CUresult result = page(list, at, *count - at < PAGE ? *count - at : PAGE, &got, &total);
-        if (result != CUDA_SUCCESS) {
-            return result;
-        }
+        TPC_TRY(page(list, at, *count - at < PAGE ? *count - at : PAGE, &got, &total));
         at += got;
         if (!got || at >= total) {
             break;

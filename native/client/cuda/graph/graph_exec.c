@@ -20,10 +20,7 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
     TPC_CHECK_HANDLE(GRAPH, graph, false);
     struct tpc_fresh fresh;
     struct copies *copies;
-    CUresult result = tpc_copies_learn(name, graph, &copies);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_copies_learn(name, graph, &copies));
     if (!tpc_fresh_make(&fresh, 1)) {
         tpc_copies_free(copies);
         return TPC_NO_HANDLES;
@@ -35,7 +32,7 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
                                           .detailed = detailed,
                                           .fresh = fresh.handles[0]};
     struct tpg_graph_instantiate_out out;
-    result = TPC_NO_HANDLES;
+    CUresult result = TPC_NO_HANDLES;
     if (in.exec) {
         result = tpc_call_graph_instantiate(name, &in, &out);
         if (result == CUDA_SUCCESS) {
@@ -127,10 +124,7 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
     }
     struct tpc_fresh fresh;
     struct copies *copies;
-    CUresult result = tpc_copies_learn("cuGraphExecUpdate", hGraph, &copies);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_copies_learn("cuGraphExecUpdate", hGraph, &copies));
     if (!tpc_fresh_make(&fresh, 2)) {
         tpc_copies_free(copies);
         return TPC_NO_HANDLES;
@@ -140,7 +134,7 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
                                      .fresh = fresh.handles,
                                      .fresh_count = fresh.count};
     struct tpg_graph_update_out out;
-    result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out);
+    CUresult result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out);
     if (result == CUDA_SUCCESS) {
         tpc_fresh_note(&fresh, out.error_node, in.graph);
         tpc_fresh_note(&fresh, out.error_from, in.graph);

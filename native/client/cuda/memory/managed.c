@@ -249,10 +249,7 @@ static CUresult fetch(struct tpc_managed *m, size_t first, size_t count) {
 static CUresult open_all(struct tpc_managed *m) {
     for (size_t i = 0, count; i < m->count; i += count) {
         count = run_of(m, i, RUN_MOST, TPC_AWAY);
-        CUresult result = count ? fetch(m, i, count) : CUDA_SUCCESS;
-        if (result != CUDA_SUCCESS) {
-            return result;
-        }
+        TPC_TRY(count ? fetch(m, i, count) : CUDA_SUCCESS);
         set(m, i, count, TPC_CLEAN);
         count += !count;
     }

@@ -62,10 +62,7 @@ static CUresult allocate(const char *name, struct tpc_context *context, uint64_t
     struct tpg_memory_alloc_out answer = {0};
     /* The worker gives out what it has mapped already without asking the driver, which would refuse. */
     TPC_CAPTURE_UNSAFE(name);
-    CUresult result = tpc_call_memory_alloc(name, &in, &answer);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_call_memory_alloc(name, &in, &answer));
     struct tpc_range range = {
         .start = answer.address,
         .size = size,

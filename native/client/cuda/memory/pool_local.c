@@ -91,11 +91,8 @@ void tpc_pool_local_freed(uint64_t handle, uint64_t size) {
 static CUresult take(struct tpc_local_pool *pool, size_t size, CUdeviceptr *out) {
     struct tpc_range range;
     void *memory = NULL;
-    CUresult result = pool->managed ? tpc_cuMemAllocManaged(out, size, CU_MEM_ATTACH_GLOBAL)
-                                    : tpc_cuMemHostAlloc(&memory, size, CU_MEMHOSTALLOC_PORTABLE);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(pool->managed ? tpc_cuMemAllocManaged(out, size, CU_MEM_ATTACH_GLOBAL)
+                          : tpc_cuMemHostAlloc(&memory, size, CU_MEMHOSTALLOC_PORTABLE));
     if (!pool->managed) {
         *out = (CUdeviceptr)(uintptr_t)memory;
     }

@@ -157,10 +157,7 @@ CUresult tpc_cuCtxSetCurrent(CUcontext ctx) {
         return CUDA_SUCCESS;
     }
     struct tpc_context *context;
-    CUresult result = context_ever(ctx, &context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(context_ever(ctx, &context));
     if (!stack.depth) {
         return push(context);
     }
@@ -227,15 +224,12 @@ static bool flags_valid(unsigned flags) {
 
 CUresult tpc_cuCtxSetFlags(unsigned int flags) {
     struct tpc_context *context;
-    CUresult result = tpc_current_living(&context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_current_living(&context));
     if (!flags_valid(flags)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_context_flags_in in = {.flags = flags};
-    result = tpc_post_context_flags("cuCtxSetFlags", &in);
+    CUresult result = tpc_post_context_flags("cuCtxSetFlags", &in);
     if (result == CUDA_SUCCESS) {
         context->flags = flags | (context->flags & CU_CTX_MAP_HOST); /* which stays (580.159.04, measured) */
     }
@@ -537,17 +531,14 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     }
     TPC_NEED_READY();
     struct tpc_context *context;
-    CUresult result = tpc_context_of(ctx, &context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_context_of(ctx, &context));
     if (context->primary || context->home != context) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
     if (!tpc_context_over_now(context)) {
         return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
-    result = tpc_context_end("cuCtxDestroy_v2", context);
+    CUresult result = tpc_context_end("cuCtxDestroy_v2", context);
     if (stack.top == context) {
         pop();
     }

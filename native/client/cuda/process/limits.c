@@ -45,20 +45,14 @@ static CUresult fetch(struct tpc_context_record *record) {
 
 static CUresult current_with_info(struct tpc_context_record **out) {
     struct tpc_context *context;
-    CUresult result = tpc_current_living(&context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_current_living(&context));
     *out = record_of(context);
     return atomic_load_explicit(&(*out)->info_known, memory_order_acquire) ? CUDA_SUCCESS : fetch(*out);
 }
 
 CUresult tpc_cuCtxGetLimit(size_t *pvalue, CUlimit limit) {
     struct tpc_context_record *record;
-    CUresult result = current_with_info(&record);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(current_with_info(&record));
     if (!pvalue || (unsigned)limit >= CU_LIMIT_MAX || (unsigned)limit >= TP_DEVICE_LIMITS) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -85,10 +79,7 @@ CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value)
 
 CUresult tpc_cuCtxGetStreamPriorityRange(int *leastPriority, int *greatestPriority) {
     struct tpc_context_record *record;
-    CUresult result = current_with_info(&record);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(current_with_info(&record));
     if (leastPriority) {
         *leastPriority = record->priority_low;
     }

@@ -222,10 +222,7 @@ static CUresult tools_stream_identity(CUcontext ctx, const void *private_stream,
         return CUDA_ERROR_NOT_INITIALIZED;
     }
     struct tpc_context *context;
-    CUresult result = tpc_context_argument(ctx, &context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_context_argument(ctx, &context));
     if (!identity) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -58,10 +58,7 @@ static CUresult resolve(CUcontext ctx, uint64_t *context) {
 
 CUresult tpc_storage_get(void **value, CUcontext ctx, void *key) {
     uint64_t context;
-    CUresult result = resolve(ctx, &context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(resolve(ctx, &context));
     if (!value) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -148,10 +148,7 @@ CUresult tpc_do_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUev
 
 CUresult tpc_cuEventSynchronize(CUevent hEvent) {
     TPC_CHECK_HANDLE(EVENT, hEvent, false);
-    CUresult result = tpc_event_captured("cuEventSynchronize", hEvent);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_event_captured("cuEventSynchronize", hEvent));
     TPC_CAPTURE_UNSAFE("cuEventSynchronize");
     struct tpg_event_wait_in in = {.event = (uint64_t)(uintptr_t)hEvent};
     struct tpg_event_wait_out out;
@@ -169,7 +166,7 @@ CUresult tpc_cuEventSynchronize(CUevent hEvent) {
         }
     }
     tp_lock_drop(&lock);
-    result = tpc_call_event_wait("cuEventSynchronize", &in, &out, &reply);
+    CUresult result = tpc_call_event_wait("cuEventSynchronize", &in, &out, &reply);
     tpc_waited(&asked, result);
     if (result == CUDA_SUCCESS && in.start && out.timed == CUDA_SUCCESS) {
         pair.milliseconds = out.milliseconds;
