@@ -171,6 +171,20 @@ class StructLine:
     place: str
 
 
+@dataclass(frozen=True)
+class Attribute:
+    """What the client answers for an attribute of a device."""
+
+    name: str
+    value: int
+    place: str
+
+
+def attribute(name: str, value: int, /) -> Attribute:
+    """The client's own answer for an attribute of every device, unless the worker's driver knows no such attribute."""
+    return Attribute(name, value, _place())
+
+
 def struct(name: str, paths: dict[str, str] | None = None, /, **roles: str | Tagged) -> StructLine:
     """What the fields of a struct are; `paths` are those inside structs without a name of their own."""
     return StructLine(name, {**(paths or {}), **roles}, _place())

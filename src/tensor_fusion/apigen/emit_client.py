@@ -54,6 +54,9 @@ def client_header(model: Model) -> str:
                 lines.append(f"{_signature(api, line, prototype, 'sent_')};")
             if line.noted and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'noted_')};")
+    lines += ["/* What is answered for attributes of devices, whatever the worker's driver says. */"]
+    lines += ["struct tpg_said {", "    int attribute, value;", "};", "extern const struct tpg_said tpg_said[];"]
+    lines += ["extern const size_t tpg_said_count;"]
     return "\n".join([*lines, "#endif", ""])
 
 
@@ -299,6 +302,10 @@ def looked_at(model: Model, api: Api) -> str:
     lines = [NOTE, f'#include "{PREFIX[api.name]}.h"', '#include "tpg_client.h"']
     for line in api.lines.values():
         lines += _looked_at(model, api, line) if line.looked_at else []
+    if api.attributes:
+        rows = [f"    {{{said.name}, {said.value}}}," for said in api.attributes]
+        lines += ["const struct tpg_said tpg_said[] = {", *rows, "};"]
+        lines.append("const size_t tpg_said_count = sizeof tpg_said / sizeof *tpg_said;")
     return "\n".join([*lines, ""])
 
 

@@ -114,9 +114,8 @@ def schema_header(model: Model) -> str:
         "extern const unsigned char tpg_schema_hash[16];",
         "/* Name of an operation or a message for sentences; a fixed text for numbers that are none. */",
         "const char *tpg_op_name(uint16_t op);",
-        "/* Name and text of a CUDA error, or NULL. */",
-        "const char *tpg_cuda_error_name(int error);",
-        "const char *tpg_cuda_error_text(int error);",
+        "/* Name and text of an error, or NULL. */",
+        *(f"const char *tpg_{api.name}_error_{what}(int error);" for api in model.apis for what in ("name", "text")),
         "#endif",
         "",
     ]
@@ -153,13 +152,12 @@ def tables(model: Model) -> str:
     lines += ['__attribute__((visibility("default"))) const char *tpg_op_name(uint16_t op) {', "    switch (op) {"]
     lines += [f'    case TPG_OP_{o.name}: return "{o.name}";' for o in model.frames]
     lines += ['    default: return "unknown operation";', "    }", "}"]
-    for index, what in enumerate(("name", "text")):
-        lines += [
-            f'__attribute__((visibility("default"))) const char *tpg_cuda_error_{what}(int error) {{',
-            "    switch (error) {",
-        ]
-        lines += [f'    case {code}: return "{pair[index]}";' for code, pair in sorted(model.errors.items())]
-        lines += ["    default: return NULL;", "    }", "}"]
+    for api in model.apis:
+        for index, what in enumerate(("name", "text")):
+            head = f"const char *tpg_{api.name}_error_{what}(int error)"
+            lines += [f'__attribute__((visibility("default"))) {head} {{', "    switch (error) {"]
+            lines += [f'    case {code}: return "{pair[index]}";' for code, pair in sorted(api.errors.items())]
+            lines += ["    default: return NULL;", "    }", "}"]
     return "\n".join([*lines, ""])
 
 

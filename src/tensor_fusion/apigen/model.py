@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import older
-from .describe import Line, StructLine
+from .describe import Attribute, Line, StructLine
 from .fields import Field, check_lengths, field_of, own_field
 from .layout import DescriptionError, Kind, Types, meant, refuse
 from .refusals import looks
@@ -72,6 +72,8 @@ class Api:
     exports: list[str]
     ops: list[Op] = field(default_factory=list)
     messages: list[Op] = field(default_factory=list)
+    errors: dict[int, tuple[str, str]] = field(default_factory=dict)  # name and text by code
+    attributes: list[Attribute] = field(default_factory=list)
 
     def resolve(self, line: Line) -> Line:
         """The line that answers for an alias or a per-thread form; an older form answers itself."""
@@ -100,7 +102,6 @@ class Model:
     kinds: list[Kind]
     structs: dict[str, Struct]
     procaddress: dict[str, dict[str, list[tuple[int, str]]]]
-    errors: dict[int, tuple[str, str]]
     schema: bytes
 
     @property
@@ -142,6 +143,7 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
     lock = _Lock(folder / "opcodes.lock", extend_lock, FIRST_OPCODE, LAST_OPCODE)
     told = _Lock(folder / "messages.lock", extend_lock, FIRST_MESSAGE, FIRST_OPCODE - 1)
     for api in apis:
+        api.attributes = _attributes(folder / api.name, types)
         _check_total(api, types)
         _join_older(api, types)
         for line in api.lines.values():
@@ -152,9 +154,10 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
     told.save()
     table = json.loads((folder / "procaddress.json").read_text())["names"]
     procaddress = {n: {f: [(int(v), s) for v, s in rows] for f, rows in flags.items()} for n, flags in table.items()}
-    raw = json.loads((folder / "errors.json").read_text())["cuda"]
-    errors = {int(code): (pair[0], pair[1]) for code, pair in raw.items()}
-    return Model(apis, types, kinds, structs.by_name, procaddress, errors, _schema(apis, kinds, structs.by_name))
+    raw = json.loads((folder / "errors.json").read_text())
+    for api in apis:
+        api.errors = {int(code): (pair[0], pair[1]) for code, pair in raw[api.name].items()}
+    return Model(apis, types, kinds, structs.by_name, procaddress, _schema(apis, kinds, structs.by_name))
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -173,6 +176,20 @@ def _lines(folder: Path) -> dict[str, Line]:
                 raise refuse(line.place, line.name, f"has a line already, at {_short(lines[line.name])}")
             lines[line.name] = line
     return lines
+
+
+def _attributes(folder: Path, types: Types) -> list[Attribute]:
+    """What the client answers for attributes of a device, each of which there is, and once."""
+    found: dict[str, Attribute] = {}
+    known = types.enumerators("CUdevice_attribute")
+    for path in sorted(folder.glob("*.py")):
+        for said in _run(path).get("ATTRIBUTES", []):
+            if said.name not in known:
+                raise refuse(said.place, said.name, f"is no attribute of a device{meant(said.name, known)}")
+            if said.name in found:
+                raise refuse(said.place, said.name, "has an answer already")
+            found[said.name] = said
+    return list(found.values())
 
 
 def _structs(folder: Path) -> dict[str, StructLine]:

@@ -25,7 +25,7 @@ def schema(model: Model) -> str:
     whole = {
         "hash": model.schema.hex(),
         "handles": {str(kind.number): kind.name for kind in model.kinds},
-        "errors": {str(code): pair[0] for code, pair in sorted(model.errors.items())},
+        "errors": {str(code): pair[0] for code, pair in sorted(model.apis[0].errors.items())},
         "enums": enums,
         "operations": operations,
     }

@@ -17,63 +17,14 @@ int tpc_device_count;
 struct tpc_device *tpc_devices;
 int tpc_driver_version;
 
-/* ---- attributes ----
- * Where the device could do what the connection or this client refuses, the attribute has to say no, because programs ask
- * the attribute first and take another way. Everything else is what the worker's driver reports. */
-static const struct {
-    CUdevice_attribute attribute;
-    int value;
-} refused[] = {
-    /* The host memory that kernels could reach would be the worker's, not the program's. */
-    {CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS, 0},
-    {CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS_USES_HOST_PAGE_TABLES, 0},
-    {CU_DEVICE_ATTRIBUTE_DIRECT_MANAGED_MEM_ACCESS_FROM_HOST, 0},
-    {CU_DEVICE_ATTRIBUTE_HOST_NATIVE_ATOMIC_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_ONLY_PARTIAL_HOST_NATIVE_ATOMIC_SUPPORTED, 0},
-    /* Registered memory has a twin on the worker, whose address is another one. */
-    {CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM, 0},
-    /* Managed memory is the program's or the device's at a time. */
-    {CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS, 0},
-    /* Of handles for other processes descriptors alone, and none of pools. */
-    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_WIN32_HANDLE_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_WIN32_KMT_HANDLE_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_MEMPOOL_SUPPORTED_HANDLE_TYPES, 0},
-    {CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_HOST_ALLOC_DMA_BUF_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_HOST_NUMA_MULTINODE_IPC_SUPPORTED, 0},
-    /* A network card of the client's machine cannot reach the worker's GPU. */
-    {CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS, 0},
-    {CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING, 0},
-    {CU_DEVICE_ATTRIBUTE_CAN_FLUSH_REMOTE_WRITES, 0},
-    /* Host memory of the driver's virtual-memory API and pools would lie on the worker. */
-    {CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_HOST_NUMA_MEMORY_POOLS_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_HOST_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_HOST_MEMORY_POOLS_SUPPORTED, 0},
-    /* The NUMA node beside the GPU is one of the worker; -1 is the driver's answer for "none here". */
-    {CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID, -1},
-    {CU_DEVICE_ATTRIBUTE_NUMA_ID, -1},
-    {CU_DEVICE_ATTRIBUTE_NUMA_CONFIG, 0},
-    /* The functions behind these are refused by name (api/cuda). */
-    {CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_COOPERATIVE_MULTI_DEVICE_LAUNCH, 0},
-    {CU_DEVICE_ATTRIBUTE_SPARSE_CUDA_ARRAY_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_DEFERRED_MAPPING_CUDA_ARRAY_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_TIMELINE_SEMAPHORE_INTEROP_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_MEM_DECOMPRESS_ALGORITHM_MASK, 0},
-    {CU_DEVICE_ATTRIBUTE_MEM_DECOMPRESS_MAXIMUM_LENGTH, 0},
-    {CU_DEVICE_ATTRIBUTE_D3D12_CIG_SUPPORTED, 0},
-    {CU_DEVICE_ATTRIBUTE_VULKAN_CIG_SUPPORTED, 0},
-};
+/* ---- attributes ---- */
 
+/* What api/cuda/attributes.py says. */
 static void refuse_attributes(struct tp_device_description *what) {
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+    for (size_t i = 0; i < tpg_said_count; i++) {
         /* An attribute that the worker's driver does not know stays unknown. */
-        if (what->attribute_results[refused[i].attribute] == CUDA_SUCCESS) {
-            what->attributes[refused[i].attribute] = refused[i].value;
+        if (what->attribute_results[tpg_said[i].attribute] == CUDA_SUCCESS) {
+            what->attributes[tpg_said[i].attribute] = tpg_said[i].value;
         }
     }
 }

@@ -1,6 +1,6 @@
 """A family of the small API: one line of each kind."""
 
-from tensor_fusion.apigen.describe import call, custom, local, older, op, post, pure, refused
+from tensor_fusion.apigen.describe import attribute, call, custom, local, older, op, post, pure, refused
 
 FUNCTIONS = [
     call("cuFooCreate", unsafe=True),
@@ -25,3 +25,5 @@ FUNCTIONS = [
     op("foo_ask", "call", foo="uint64_t: name foo", others="uint64_t: names foo", device="CUdevice: device",
        data="void: bytes", out={"count": "uint64_t", "values": "int: array"}),
 ]  # fmt: skip
+
+ATTRIBUTES = [attribute("CU_DEVICE_ATTRIBUTE_FOO", -1)]
