@@ -127,7 +127,7 @@ def test_client_by_itself(tmp_path: Path) -> None:
     native = ROOT / "native"
     sources = [HERE / "native" / "test_nvml_client.c", *(native / "client" / "nvml").glob("*.c")]
     sources += [native / "base" / "log.c", native / "base" / "time_lock.c"]
-    sources += [generated / f"tpg_nvml_{name}.c" for name in ("entries", "stubs", "looks")]
+    sources += [generated / f"tpg_{name}.c" for name in ("nvml_entries", "nvml_stubs", "nvml_looks", "tables")]
     folders = [*(native / name for name in ("base", "wire", "ring", "client/core", "client/nvml")), generated]
     flags = ["-std=gnu17", "-D_GNU_SOURCE", "-g", "-O0", "-fvisibility=hidden", "-pthread", "-fno-strict-aliasing"]
     flags += ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wno-sign-conversion", "-Werror"]
