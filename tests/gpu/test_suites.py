@@ -31,9 +31,20 @@ def test_words_that_differ_natively_are_not_compared() -> None:
 
 def test_a_case_that_fails_natively_is_no_loss() -> None:
     native = [{"s/a": Outcome(True), "s/b": Outcome(True)}, {"s/a": Outcome(True), "s/b": Outcome(False)}]
-    passing, lost = losses(native, {"s/b": Outcome(False)})
+    passing, lost, _ = losses(native, {"s/b": Outcome(False)})
     assert passing == ["s/a"]
     assert lost == {"s/a": "not run"}
+
+
+def test_figures_that_one_native_run_printed_are_no_loss() -> None:
+    native = {"s/time": Outcome(True, ["took", "3.5", "ms"]), "s/word": Outcome(True, ["3", "PASS"])}
+    remote = {"s/time": Outcome(True, ["took", "1.25e-3", "ms"]), "s/word": Outcome(True, ["4", "FAIL"])}
+    _, lost, figures = losses([native], remote)
+    assert lost == {"s/word": "word 1 is 'FAIL', natively 'PASS'"}
+    assert figures == {"s/time": "word 1 is '1.25e-3', natively '3.5'"}
+    _, lost, figures = losses([native, native], remote)
+    assert set(lost) == {"s/time", "s/word"}
+    assert not figures
 
 
 def test_a_wrong_suite_is_named(tmp_path: Path) -> None:
