@@ -177,7 +177,17 @@ def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", ["allocated", "registered", "copies", "host-functions", "lives", "threads", "freed-behind-functions"]
+    "check",
+    [
+        "allocated",
+        "registered",
+        "copies",
+        "host-functions",
+        "lives",
+        "threads",
+        "freed-behind-functions",
+        "graph-copies",
+    ],
 )
 def test_large_mapped_memory(worker: Worker, check: str) -> None:
     """100 MiB that kernels and the program read and write; what is in one page is kept apart to the word."""

@@ -97,6 +97,7 @@ class GraphRules(State):
         else:
             accesses = self.effect_accesses(effect)
             self.check_places(op.thread, effect, accesses)
+            self.keep_apart(effect, accesses, in_graph=True)
             if effect.name == "copy" and all(self.regions[a[0]].host for a in accesses):
                 raise Illegal("inside the program's memory")
             node = Node(accesses, before, effect.name, effect, op.args[2])
@@ -145,6 +146,7 @@ class GraphRules(State):
         node = ready.nodes[number]
         accesses = self.effect_accesses(effect)
         self.check_places(op.thread, effect, accesses)
+        self.keep_apart(effect, accesses, in_graph=True)
         old = self.graphs[op.args[1]].nodes[number].effect
         if node.effect is None or old is None:
             raise Illegal("another form")

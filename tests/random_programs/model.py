@@ -111,6 +111,7 @@ class Model(StreamRules, GraphRules):
         synchronous = (op.name == "copy" and op.args[0] in SYNCHRONOUS) or (op.name == "set" and not op.args[0] & 1)
         stream = self.stream(thread, 0 if synchronous else op.args[1 if op.name in ("copy", "set", "host") else 0])
         captured = self.capture and stream.key in self.capture.streams
+        self.keep_apart(op, accesses, bool(captured))
         if not captured and not all(self.regions[access[0]].live for access in accesses):
             raise Illegal("memory of a graph that is being made")
         if self.capture and captured:

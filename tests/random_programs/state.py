@@ -23,6 +23,8 @@ FEATURES = {
     "downloads-meet": "two downloads to the same memory without a wait between them, in a graph or not",
     "pinned-set": "memsets of pinned memory",
     "pinned-kernel": "kernels on pinned memory",
+    "pinned-word": "words of pinned memory that streams write",
+    "pinned-both": "kernels on pinned memory that a graph copies as well",
     "done": "queries of streams and events that must say complete",
     "managed": "managed memory, which threads and kernels touch by one address",
     "graph-memory": "memory that a graph allocates, and frees or leaves to the program",
@@ -30,8 +32,9 @@ FEATURES = {
 # What does not work through the stack yet, and why. A line goes when its fault is mended.
 UNSERVED = {
     "graph-mixed": "refused by name: the bytes would be seen too early or too late",
-    "pinned-set": "refused over TCP",
-    "pinned-kernel": "over TCP a kernel sees what was there at its launch, in at most 64 KiB",
+    "pinned-set": "refused in captures over TCP while no kernel has used the memory",
+    "pinned-word": "refused over TCP",
+    "pinned-both": "refused over TCP where the graph was there first",
     "done": "a free puts a point into a busy stream; once in 10,000 programs a query meets it before the GPU does",
 }
 SERVED = frozenset(FEATURES) - frozenset(UNSERVED)
@@ -62,6 +65,7 @@ class Region:
     pool: int = -1
     users: set[int] = field(default_factory=set)  # threads, since the last barrier
     live: bool = True  # memory of a graph: a launch has allocated it, and nobody has freed it
+    uses: set[str] = field(default_factory=set)  # pinned: "graph" copies, "kernel"
 
     @property
     def host(self) -> bool:
@@ -346,6 +350,15 @@ class State:
             raise Illegal("not aligned, or onto itself")
         return accesses
 
+    def keep_apart(self, op: Operation, accesses: list[Access], in_graph: bool) -> None:
+        """In which order threads use it is open, so it is one or the other."""
+        use = "kernel" if op.name in ("fill", "iota", "mix") else "graph" if op.name == "copy" and in_graph else None
+        for region in (self.regions[access[0]] for access in accesses if use):
+            if use and region.pinned and "pinned-kernel" in self.features and "pinned-both" not in self.features:
+                if region.uses - {use}:
+                    raise Illegal("kernels and copies of graphs")
+                region.uses.add(use)
+
     def check_places(self, thread: int, op: Operation, accesses: list[Access]) -> None:
         """Whether memory of these kinds may stand there."""
         for access in accesses:
@@ -356,7 +369,7 @@ class State:
         if op.name == "stamp" and kinds[0].kind in ("pool", "graph", "managed"):
             raise Illegal("the driver takes no memory of pools there")
         if op.name in ("fill", "iota", "mix", "stamp", "set") and any(region.host for region in kinds):
-            feature = "pinned-set" if op.name == "set" else "pinned-kernel"
+            feature = {"set": "pinned-set", "stamp": "pinned-word"}.get(op.name, "pinned-kernel")
             if feature not in self.features or not all(region.kind == "pinned" or not region.host for region in kinds):
                 raise Illegal("a kernel on host memory")
         if op.name == "copy" and kinds[0].host and kinds[1].host and op.args[0] != UVA:

@@ -221,6 +221,68 @@ static void host_functions(void) {
     finish(false);
 }
 
+static CUgraphExec captured(CUstream stream, void (*what)(CUstream stream)) {
+    CUgraph graph;
+    CUgraphExec exec;
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    what(stream);
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuGraphDestroy(graph));
+    return exec;
+}
+
+static void there_and_back(CUstream stream) {
+    put(number(memory + 400), 61, 3, stream);
+    OK(cuMemcpyHtoDAsync_v2(device, memory + 400, 8, stream));
+    OK(cuMemcpyDtoHAsync_v2(memory + 402, device, 8, stream));
+    put(number(memory + 403), 62, 1, stream);
+}
+
+static void only_there(CUstream stream) { OK(cuMemcpyHtoDAsync_v2(device, memory + 400, 8, stream)); }
+
+/* Kernels and copies of one graph have the same memory, in their order. A copy that is in a graph before any kernel has had the memory
+ * makes a launch with it right or refused. */
+static void graph_copies(void) {
+    CUstream stream;
+    CUgraphExec exec;
+    begin(false);
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    put(number(memory), 1, 1, stream);
+    exec = captured(stream, there_and_back);
+    for (int i = 0; i < 3; i++) {
+        memset(memory + 400, 0, 20);
+        OK(cuGraphLaunch(exec, stream));
+        OK(cuStreamSynchronize(stream));
+        CHECK(memory[400] == 61 && memory[402] == 61 && memory[403] == 62 && memory[404] == 0);
+    }
+    OK(cuGraphExecDestroy(exec));
+    finish(false);
+
+    begin(false);
+    exec = captured(stream, only_there);
+    CUdeviceptr at = number(memory + 400);
+    uint32_t value = 71, got[2] = {0};
+    uint64_t words = 2;
+    void *params[] = {&at, &value, &words};
+    CUresult result = cuLaunchKernel(kernel(module, "fill_u32"), 1, 1, 1, 32, 1, 1, 0, stream, params, NULL);
+    CHECK(result == CUDA_SUCCESS || result == CUDA_ERROR_NOT_SUPPORTED);
+    OK(cuGraphLaunch(exec, stream));
+    OK(cuStreamSynchronize(stream));
+    OK(cuMemcpyDtoH_v2(got, device, sizeof got));
+    CHECK(memcmp(got, result ? expected + 400 : (uint32_t[]){71, 71}, sizeof got) == 0);
+    OK(cuGraphExecDestroy(exec));
+    value = 72;
+    do { /* no graph has it any more, as soon as that is known */
+        OK(cuCtxSynchronize());
+        result = cuLaunchKernel(kernel(module, "fill_u32"), 1, 1, 1, 32, 1, 1, 0, stream, params, NULL);
+    } while (result == CUDA_ERROR_NOT_SUPPORTED);
+    OK(result);
+    OK(cuStreamSynchronize(stream));
+    CHECK(memory[401] == 72);
+    finish(false);
+}
+
 /* Freed and made again while work that uses it is under way, and read from a pipe. */
 static void lives(void) {
     int ends[2];
@@ -339,6 +401,7 @@ static const struct check checks[] = {{"allocated", allocated},
                                       {"host-functions", host_functions},
                                       {"lives", lives},
                                       {"threads", threads},
-                                      {"freed-behind-functions", freed_behind_functions}};
+                                      {"freed-behind-functions", freed_behind_functions},
+                                      {"graph-copies", graph_copies}};
 
 int role_mapped(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

@@ -331,7 +331,10 @@ static CUcontext elsewhere(uint64_t address) {
     return other ? (CUcontext)(uintptr_t)context->handle : NULL;
 }
 
-CUresult tpc_copy_settle(uint64_t destination, uint64_t source) {
+CUresult tpc_copy_settle(const char *name, uint64_t destination, uint64_t source, CUstream stream) {
+    if (tpc_is_mapped_host(source)) {
+        TPC_TRY(tpc_copy_wait(name, stream));
+    }
     CUcontext contexts[] = {elsewhere(destination), elsewhere(source), NULL};
     CUresult result = CUDA_SUCCESS;
     if (!contexts[0] && !contexts[1]) {
@@ -379,7 +382,7 @@ static CUresult copy(const char *name, struct tpc_place to, struct tpc_place fro
     const void *host_from = (const void *)(uintptr_t)from.address;
     CUresult result;
     if (to.device && from.device) {
-        result = sync ? tpc_copy_settle(to.address, from.address) : CUDA_SUCCESS;
+        result = sync ? tpc_copy_settle(name, to.address, from.address, stream) : CUDA_SUCCESS;
         result = result ? result : tpc_copy_across(name, to.address, from.address, size, stream);
         return sync ? tpc_copy_done(name, to.address, from.address, stream, result) : result;
     }

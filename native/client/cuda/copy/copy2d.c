@@ -210,7 +210,7 @@ static CUresult copy_box(const char *name, struct side to, struct side from, str
     if (!to.device && !from.device) {
         result = tpc_copy_here(name, stream, sync);
     } else if (sync && to.device && from.device) {
-        result = tpc_copy_settle(destination, source);
+        result = tpc_copy_settle(name, destination, source, stream);
     }
     for (uint64_t z = 0; z < box.depth && result == CUDA_SUCCESS; z++) {
         if (to.device && from.device) {

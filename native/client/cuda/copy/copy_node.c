@@ -271,18 +271,45 @@ void tpc_host_copy_retain(struct tpc_host_copy *copy) {
 /* ---- what a capture takes ---- */
 
 /* The one place that decides how host memory becomes part of a graph. As it is if the GPU reaches the memory itself, at an
- * address that stays the same for as long as the memory lives: pinned memory in the shared segment. Otherwise by a buffer,
- * which stands for it. */
+ * address that stays the same for as long as the memory lives: pinned memory in the shared segment, or with a twin. Otherwise by a
+ * buffer, which stands for it; then the memory gets no twin while the buffer is there, because the two would know nothing of each
+ * other. */
 bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device) {
     struct tpc_range range;
     uint64_t offset = tpc_host_offset(host, size);
     *device = TP_SEGMENT_ADDRESS + offset;
-    if (!offset && tpc_range_at((uint64_t)(uintptr_t)host, &range) && range.where == TPC_DEVICE_MEMORY) {
-        *device = (uint64_t)(uintptr_t)host; /* managed memory */
+    const uint64_t address = (uint64_t)(uintptr_t)host;
+    const bool known = !offset && tpc_range_at(address, &range);
+    if (known && range.where == TPC_DEVICE_MEMORY) {
+        *device = address; /* managed memory */
         return (range.flags & TPC_MADE_MASK) == TPC_MADE_MANAGED;
+    }
+    if (known && range.where == TPC_PINNED && range.device_address) {
+        *device = range.device_address + (address - range.start);
+        return size <= range.size - (address - range.start);
     }
     return offset != 0;
 }
+
+static void refuse_twin(uint64_t start, uint64_t size, bool *refused) {
+    static _Atomic bool said;
+    tp_lock_take(&lock);
+    for (const struct tpc_host_copy *copy = alive; copy && !*refused; copy = copy->next) {
+        const struct tpc_host_side *side = &copy->side;
+        const uint64_t first = (uint64_t)(uintptr_t)side->first, bytes = side->slice * side->depth;
+        *refused = first < start + size && start < first + bytes;
+    }
+    tp_lock_drop(&lock);
+    if (*refused) {
+        tp_say_once(&said,
+                    "a graph copies from or to some of the %llu bytes of pinned memory at 0x%llx, which kernels are to "
+                    "use now; "
+                    "over this connection kernels must have used it (or its device address have been asked for) before "
+                    "the copy becomes part of a graph: CUDA_ERROR_NOT_SUPPORTED",
+                    (unsigned long long)size, (unsigned long long)start);
+    }
+}
+TP_REGISTER(tpc_twin_wanted, refuse_twin);
 
 CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync, CUgraph *graph) {
     struct tpc_capture_info info;

@@ -57,8 +57,9 @@ bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *
                      CUstream stream, bool sync, CUresult *result);
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream);
 /* The begin of one in the form that is synchronous: between contexts it comes after everything that both of them, and the
- * current one, have to do (cuMemcpyPeer). */
-CUresult tpc_copy_settle(uint64_t destination, uint64_t source);
+ * current one, have to do (cuMemcpyPeer). One from host memory that the GPU reaches comes after all that the stream waits for: the driver
+ * may read it at the call. */
+CUresult tpc_copy_settle(const char *name, uint64_t destination, uint64_t source, CUstream stream);
 /* And its end: it waits if a side is host memory, which the program may look at or change now, or belongs to another context,
  * which would not wait by itself. Between memory of one context the driver does not wait either. */
 CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, CUstream stream, CUresult result);

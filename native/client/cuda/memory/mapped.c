@@ -140,6 +140,11 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     const bool read_only = !host->mapped && (host->flags & CU_MEMHOSTREGISTER_READ_ONLY);
     struct tpg_host_twin_in in = {.size = range->size, .read_only = read_only};
     struct tpg_host_twin_out answer = {0};
+    bool refused = false;
+    TP_TELL(tpc_twin_wanted, range->start, range->size, &refused);
+    if (refused) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
     /* What is on its way into the memory belongs to the twin as well. */
     if (tp_transfers_touching_wait(tpc_conn, host->memory, host->size) != TP_OK) {
         return tpc_lost();

@@ -47,7 +47,7 @@ CUresult tpc_reach(const char *name, unsigned int parameter, uint64_t value, CUd
         return CUDA_SUCCESS;
     }
     CUresult result = tpc_host_device_address(value, there);
-    if (result == CUDA_ERROR_NOT_SUPPORTED || result == CUDA_ERROR_OUT_OF_MEMORY) {
+    if (result == CUDA_ERROR_OUT_OF_MEMORY) {
         tp_say_once(
             &said,
             "%s: parameter %u of the kernel is the host address 0x%llx, in %llu bytes of pinned memory, and the "
