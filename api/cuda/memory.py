@@ -54,7 +54,7 @@ FUNCTIONS = [
     post("cuDeviceSetMemPool", contextless=True, wrapped=True),
     custom("cuMemPoolDestroy", ops="pool_destroy", pool="handle"),
     post("cuMemPoolTrimTo", contextless=True),
-    call("cuMemPoolGetAccess", contextless=True, location="struct"),
+    call("cuMemPoolGetAccess", contextless=True, wrapped=True, location="struct"),
     # Those of host and managed memory know some of their attributes themselves.
     call("cuMemPoolSetAttribute", contextless=True, wrapped=True, attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="bytes tp_pool_value(attr)"),
     call("cuMemPoolGetAttribute", contextless=True, wrapped=True, attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="outbytes tp_pool_value(attr)"),

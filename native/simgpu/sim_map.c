@@ -95,7 +95,7 @@ bool sim_reservation_remove(uint64_t base, uint64_t size) {
 static bool may_access(const sim_range_t *range, int device, unsigned peers, bool write) {
     switch (range->kind) {
     case SIM_RANGE_DEVICE:
-        if (range->pool)
+        if (range->pool && !range->managed)
             return (range->pool->access[device] & (write ? 2 : 1)) != 0;
         return range->device == device || (peers >> range->device & 1);
     case SIM_RANGE_IPC: // opening it lets the context's device in

@@ -195,27 +195,48 @@ CUresult cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     return CUDA_SUCCESS;
 }
 
+// Where a pool can be (580.159.04, measured, on a machine with one node).
+static CUresult place_ok(const CUmemLocation *where, bool managed) {
+    switch ((int)where->type) {
+    case CU_MEM_LOCATION_TYPE_INVALID: // managed memory that prefers no place
+    case CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT:
+        return managed ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    case CU_MEM_LOCATION_TYPE_DEVICE:
+        return sim_device_ok(where->id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    case CU_MEM_LOCATION_TYPE_HOST:
+        return CUDA_SUCCESS;
+    case CU_MEM_LOCATION_TYPE_HOST_NUMA:
+        return where->id == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    default:
+        return managed ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
+    }
+}
+
 CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     SIM_ENTER();
     if (!pool || !poolProps ||
         (poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED &&
          poolProps->allocType != CU_MEM_ALLOCATION_TYPE_MANAGED))
         return CUDA_ERROR_INVALID_VALUE;
-    if (poolProps->handleTypes & ~(unsigned)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
-        return CUDA_ERROR_NOT_SUPPORTED;
     const CUmemLocation *where = &poolProps->location;
-    if (where->type > CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT ||
-        (where->type == CU_MEM_LOCATION_TYPE_INVALID && poolProps->allocType == CU_MEM_ALLOCATION_TYPE_PINNED) ||
-        (where->type == CU_MEM_LOCATION_TYPE_HOST_NUMA && where->id < 0))
+    const bool managed = poolProps->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED;
+    CUresult result = place_ok(where, managed);
+    if (result != CUDA_SUCCESS)
+        return result;
+    // Only a device's own memory goes to other processes, as a descriptor or in a fabric; there is none here.
+    const unsigned handles = poolProps->handleTypes,
+                   known = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_FABRIC;
+    if (handles && (managed || where->type != CU_MEM_LOCATION_TYPE_DEVICE || (handles & ~known)))
         return CUDA_ERROR_INVALID_VALUE;
-    if (where->type == CU_MEM_LOCATION_TYPE_DEVICE && !sim_device_ok(where->id))
-        return CUDA_ERROR_INVALID_DEVICE;
+    if (handles & CU_MEM_HANDLE_TYPE_FABRIC)
+        return CUDA_ERROR_NOT_SUPPORTED;
     sim_pool_t *fresh = calloc(1, sizeof *fresh);
     if (!fresh)
         return CUDA_ERROR_OUT_OF_MEMORY;
     int device = where->type == CU_MEM_LOCATION_TYPE_DEVICE ? where->id : 0;
     *fresh = (sim_pool_t){.device = device, .props = *poolProps, .reuse = {1, 1, 1}};
-    fresh->access[fresh->device] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    if (!is_local(fresh))
+        fresh->access[fresh->device] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     pthread_mutex_lock(&sim.lock);
     bool added = sim_handle_add(fresh, SIM_POOL);
     pthread_mutex_unlock(&sim.lock);
@@ -347,6 +368,29 @@ CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void
     return result;
 }
 
+static bool on_host(const CUmemLocation *at) {
+    return at->type == CU_MEM_LOCATION_TYPE_HOST || at->type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
+}
+
+// (580.159.04, measured.)
+static CUresult access_ok(const sim_pool_t *pool, const CUmemAccessDesc *map) {
+    const bool none = map->flags == CU_MEM_ACCESS_FLAGS_PROT_NONE,
+               all = map->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    if (is_local(pool) && on_host(&map->location) && (all || (none && is_managed(pool))))
+        return CUDA_SUCCESS;
+    if (is_local(pool) && map->location.type != CU_MEM_LOCATION_TYPE_DEVICE && !on_host(&map->location))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (map->location.type != CU_MEM_LOCATION_TYPE_DEVICE)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    if (!sim_device_ok(map->location.id))
+        return CUDA_ERROR_INVALID_DEVICE;
+    if (map->flags == CU_MEM_ACCESS_FLAGS_PROT_READ)
+        return CUDA_ERROR_NOT_SUPPORTED;
+    if (!none && !all)
+        return CUDA_ERROR_INVALID_VALUE;
+    return none && !is_local(pool) && map->location.id == pool->device ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;
+}
+
 CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
     SIM_ENTER();
     sim_pool_t *found = lookup(pool);
@@ -355,21 +399,14 @@ CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_
     if (!map)
         return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; i++) {
-        if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE)
-            return CUDA_ERROR_NOT_SUPPORTED;
-        if (!sim_device_ok(map[i].location.id))
-            return CUDA_ERROR_INVALID_DEVICE;
-        bool none = map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_NONE;
-        if (map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ)
-            return CUDA_ERROR_NOT_SUPPORTED;
-        if (!none && map[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
-            return CUDA_ERROR_INVALID_VALUE;
-        if (none && map[i].location.id == found->device)
-            return CUDA_ERROR_INVALID_DEVICE;
+        CUresult result = access_ok(found, &map[i]);
+        if (result != CUDA_SUCCESS)
+            return result;
     }
     pthread_rwlock_wrlock(&sim.map_lock);
     for (size_t i = 0; i < count; i++)
-        found->access[map[i].location.id] = (unsigned char)map[i].flags;
+        if (map[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE) // the host's does not change
+            found->access[map[i].location.id] = (unsigned char)map[i].flags;
     pthread_rwlock_unlock(&sim.map_lock);
     return CUDA_SUCCESS;
 }
@@ -379,10 +416,15 @@ CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUme
     sim_pool_t *found = lookup(memPool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
-    if (!flags || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE)
+    if (!flags || !location)
         return CUDA_ERROR_INVALID_VALUE;
-    if (!sim_device_ok(location->id))
-        return CUDA_ERROR_INVALID_DEVICE;
+    if (on_host(location)) { // whatever the number
+        const bool open = is_local(found) && !is_managed(found);
+        *flags = open ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : CU_MEM_ACCESS_FLAGS_PROT_NONE;
+        return CUDA_SUCCESS;
+    }
+    if (location->type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(location->id))
+        return CUDA_ERROR_INVALID_VALUE;
     *flags = (CUmemAccess_flags)found->access[location->id];
     return CUDA_SUCCESS;
 }
@@ -416,10 +458,8 @@ static CUresult place_of(const CUmemLocation *location, CUmemAllocationType type
     if (*out)
         return CUDA_SUCCESS;
     if (location->type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT)
-        return CUDA_ERROR_INVALID_VALUE;
+        return CUDA_ERROR_NOT_SUPPORTED;
     CUresult result = cuMemPoolCreate(&made, &props);
-    if (result == CUDA_ERROR_INVALID_DEVICE)
-        return CUDA_ERROR_INVALID_VALUE;
     sim_place_t *fresh = result == CUDA_SUCCESS ? calloc(1, sizeof *fresh) : NULL;
     if (!fresh)
         return result == CUDA_SUCCESS ? CUDA_ERROR_OUT_OF_MEMORY : result;

@@ -220,7 +220,7 @@ static inline void check_pools_by_place(void) {
             CHECK(cuMemSetMemPool(&place, pinned, device) == CUDA_ERROR_INVALID_VALUE);
         }
     place = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT};
-    CHECK(cuMemGetMemPool(&pool, &place, pinned) == CUDA_ERROR_INVALID_VALUE);
+    CHECK(cuMemGetMemPool(&pool, &place, pinned) == CUDA_ERROR_NOT_SUPPORTED);
     place = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_INVALID};
     CHECK(cuMemGetMemPool(&pool, &place, pinned) == CUDA_ERROR_INVALID_VALUE);
     check_pools_of_host_and_managed_memory();

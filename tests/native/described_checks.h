@@ -262,9 +262,53 @@ static inline void check_pool_access(void) {
     CHECK(cuMemPoolGetAccess(NULL, pool, &here) == CUDA_ERROR_INVALID_VALUE);
     CHECK(cuMemPoolGetAccess(&flags, pool, NULL) == CUDA_ERROR_INVALID_VALUE);
     here.id = 1000;
-    CHECK(cuMemPoolGetAccess(&flags, pool, &here) == CUDA_ERROR_INVALID_DEVICE);
+    CHECK(cuMemPoolGetAccess(&flags, pool, &here) == CUDA_ERROR_INVALID_VALUE);
     here.type = CU_MEM_LOCATION_TYPE_INVALID;
     CHECK(cuMemPoolGetAccess(&flags, pool, &here) == CUDA_ERROR_INVALID_VALUE);
+    here.type = CU_MEM_LOCATION_TYPE_HOST; // whatever the number
+    OK(cuMemPoolGetAccess(&flags, pool, &here));
+    CHECK(flags == CU_MEM_ACCESS_FLAGS_PROT_NONE);
+    for (int managed = 0; managed < 2; managed++) {
+        CUmemPoolProps props = {
+            .allocType = managed ? CU_MEM_ALLOCATION_TYPE_MANAGED : CU_MEM_ALLOCATION_TYPE_PINNED,
+            .location = {.type = managed ? CU_MEM_LOCATION_TYPE_DEVICE : CU_MEM_LOCATION_TYPE_HOST}};
+        CUmemAccessDesc access = {.location = {.type = CU_MEM_LOCATION_TYPE_DEVICE},
+                                  .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+        OK(cuMemPoolCreate(&pool, &props));
+        here = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_HOST_NUMA, .id = 9};
+        OK(cuMemPoolGetAccess(&flags, pool, &here));
+        CHECK(flags == (managed ? CU_MEM_ACCESS_FLAGS_PROT_NONE : CU_MEM_ACCESS_FLAGS_PROT_READWRITE));
+        here = access.location;
+        OK(cuMemPoolGetAccess(&flags, pool, &here));
+        CHECK(flags == CU_MEM_ACCESS_FLAGS_PROT_NONE); // until it is given
+        OK(cuMemPoolSetAccess(pool, &access, 1));
+        OK(cuMemPoolGetAccess(&flags, pool, &here));
+        CHECK(flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+        access.flags = CU_MEM_ACCESS_FLAGS_PROT_NONE; // it may be taken from the device that the memory prefers
+        OK(cuMemPoolSetAccess(pool, &access, 1));
+        access.location.type = CU_MEM_LOCATION_TYPE_HOST;
+        CHECK(cuMemPoolSetAccess(pool, &access, 1) == (managed ? CUDA_SUCCESS : CUDA_ERROR_NOT_SUPPORTED));
+        access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        OK(cuMemPoolSetAccess(pool, &access, 1));
+        access.location.type = CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT;
+        CHECK(cuMemPoolSetAccess(pool, &access, 1) == CUDA_ERROR_INVALID_VALUE);
+        OK(cuMemPoolDestroy(pool));
+        props.handleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
+        CHECK(cuMemPoolCreate(&pool, &props) == CUDA_ERROR_INVALID_VALUE); // no other process maps that
+    }
+    static const struct {
+        int type, id, pinned, managed;
+    } places[] = {{0, 0, 1, 0},  {1, 99, 1, 1},  {1, -1, 1, 1}, {2, 9, 0, 0},  {3, 0, 0, 0},
+                  {3, -1, 1, 1}, {3, 999, 1, 1}, {4, 0, 1, 0},  {5, 0, 1, 801}};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        for (int managed = 0; managed < 2; managed++) {
+            CUmemPoolProps props = {.allocType =
+                                        managed ? CU_MEM_ALLOCATION_TYPE_MANAGED : CU_MEM_ALLOCATION_TYPE_PINNED,
+                                    .location = {.type = (CUmemLocationType)places[i].type, .id = places[i].id}};
+            GIVES(managed ? places[i].managed : places[i].pinned, cuMemPoolCreate(&pool, &props));
+            if (!(managed ? places[i].managed : places[i].pinned))
+                OK(cuMemPoolDestroy(pool));
+        }
 }
 
 static inline void check_graph_memory(void) {

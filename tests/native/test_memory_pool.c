@@ -153,7 +153,7 @@ void case_local_pools(void) {
                  {CU_MEM_ALLOCATION_TYPE_MANAGED, CU_MEM_LOCATION_TYPE_HOST},
                  {CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_LOCATION_TYPE_HOST},
                  {CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_LOCATION_TYPE_HOST_NUMA},
-                 {CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT}};
+                 {CU_MEM_ALLOCATION_TYPE_MANAGED, CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT}};
     CUmodule module = load_kernels();
     CUfunction fill = kernel(module, "fill_u32"), spin = kernel(module, "spin_ns");
     CUstream stream;
@@ -168,9 +168,9 @@ void case_local_pools(void) {
     OK(cuMemFreeAsync(memory, stream));
     OK(cuMemPoolDestroy(bounded));
     CHECK(refused(CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_LOCATION_TYPE_INVALID, 0, 0) == CUDA_ERROR_INVALID_VALUE);
-    CHECK(refused(CU_MEM_ALLOCATION_TYPE_MANAGED, CU_MEM_LOCATION_TYPE_DEVICE, 99, 0) == CUDA_ERROR_INVALID_DEVICE);
+    CHECK(refused(CU_MEM_ALLOCATION_TYPE_MANAGED, CU_MEM_LOCATION_TYPE_DEVICE, 99, 0) == CUDA_ERROR_INVALID_VALUE);
     CHECK(refused((CUmemAllocationType)3, CU_MEM_LOCATION_TYPE_DEVICE, 0, 0) == CUDA_ERROR_INVALID_VALUE);
-    CHECK(refused(CU_MEM_ALLOCATION_TYPE_MANAGED, (CUmemLocationType)5, 0, 0) == CUDA_ERROR_INVALID_VALUE);
+    CHECK(refused(CU_MEM_ALLOCATION_TYPE_MANAGED, (CUmemLocationType)5, 0, 0) == CUDA_ERROR_NOT_SUPPORTED);
     /* Memory of other calls is no pool's. */
     void *pinned;
     OK(cuMemHostAlloc(&pinned, 4096, 0));

@@ -137,6 +137,9 @@ CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, s
     if (!map) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (tpc_pool_local((uint64_t)(uintptr_t)pool)) {
+        return tpc_pool_local_set_access((uint64_t)(uintptr_t)pool, map, count);
+    }
     for (size_t i = 0; i < count; i++) {
         const CUdevice device = map[i].location.id;
         if (map[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE || map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ) {
@@ -152,22 +155,44 @@ CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, s
     return count ? tpc_sent_cuMemPoolSetAccess(pool, map, count) : CUDA_SUCCESS;
 }
 
+CUresult tpc_cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUmemLocation *location) {
+    TPC_CHECK_HANDLE(POOL, memPool, false);
+    if (!flags || !location) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    const bool device = location->type == CU_MEM_LOCATION_TYPE_DEVICE;
+    const bool host = location->type == CU_MEM_LOCATION_TYPE_HOST || location->type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
+    if (!host && !(device && tpc_device_valid(location->id))) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (tpc_pool_local_get_access((uint64_t)(uintptr_t)memPool, location, flags)) {
+        return CUDA_SUCCESS;
+    }
+    if (host) { /* of a device's memory */
+        *flags = CU_MEM_ACCESS_FLAGS_PROT_NONE;
+        return CUDA_SUCCESS;
+    }
+    return tpc_sent_cuMemPoolGetAccess(flags, memPool, location);
+}
+
 CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     if (!pool || !poolProps ||
         (poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED &&
          poolProps->allocType != CU_MEM_ALLOCATION_TYPE_MANAGED)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (poolProps->handleTypes != CU_MEM_HANDLE_TYPE_NONE) {
-        return CUDA_ERROR_NOT_SUPPORTED; /* as the device attributes say */
-    }
     CUdevice device = poolProps->location.id;
     const bool local = poolProps->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED ||
                        poolProps->location.type != CU_MEM_LOCATION_TYPE_DEVICE;
+    const unsigned int handles = poolProps->handleTypes,
+                       known = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_FABRIC;
     CUmemPoolProps beside; /* see pool_local.c */
     const CUmemPoolProps *asked = poolProps;
+    TPC_TRY(tpc_pool_local_props(poolProps, &device));
+    if (handles) { /* natively only a device's own memory goes to other processes; here none does, as its attributes say */
+        return local || (handles & ~known) ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_NOT_SUPPORTED;
+    }
     if (local) {
-        TPC_TRY(tpc_pool_local_props(poolProps, &device));
         beside = (CUmemPoolProps){.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
                                   .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device}};
         poolProps = &beside;

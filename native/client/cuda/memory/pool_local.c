@@ -11,7 +11,9 @@
 #include "tpg_client.h"
 #include "tpg_cuda_send.h"
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 struct tpc_local_pool {
     struct tpc_local_pool *next;
@@ -20,6 +22,7 @@ struct tpc_local_pool {
     CUmemLocation at;
     uint64_t most; /* bytes that may be allocated, 0 = any number */
     _Atomic uint64_t used, high;
+    _Atomic uint64_t devices; /* bit d: device d was given access; it is only told, since all of them have it here */
 };
 
 static _Atomic(struct tpc_local_pool *) pools;
@@ -33,22 +36,30 @@ struct tpc_local_pool *tpc_pool_local(uint64_t handle) {
     return pool;
 }
 
+/* Whether this machine has the node; one that says nothing of nodes has the first. */
+static bool has_node(int id) {
+    char path[64];
+    snprintf(path, sizeof path, "/sys/devices/system/node/node%d", id);
+    return id == 0 || (id > 0 && access(path, F_OK) == 0);
+}
+
+/* Where a pool can be (580.159.04, measured). */
 CUresult tpc_pool_local_props(const CUmemPoolProps *props, CUdevice *device) {
     const bool managed = props->allocType == CU_MEM_ALLOCATION_TYPE_MANAGED;
     const int type = (int)props->location.type, id = props->location.id;
     *device = type == CU_MEM_LOCATION_TYPE_DEVICE ? id : 0;
     switch (type) {
     case CU_MEM_LOCATION_TYPE_INVALID: /* managed memory that prefers no place */
+    case CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT:
         return managed ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     case CU_MEM_LOCATION_TYPE_DEVICE:
-        return tpc_device_valid(id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+        return tpc_device_valid(id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     case CU_MEM_LOCATION_TYPE_HOST:
-    case CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT:
         return CUDA_SUCCESS;
     case CU_MEM_LOCATION_TYPE_HOST_NUMA:
-        return id >= 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+        return has_node(id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     default:
-        return CUDA_ERROR_INVALID_VALUE;
+        return managed ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
     }
 }
 
@@ -66,6 +77,55 @@ bool tpc_pool_local_add(uint64_t handle, const CUmemPoolProps *props) {
     atomic_store_explicit(&pools, pool, memory_order_release);
     tp_lock_drop(&lock);
     return true;
+}
+
+static bool on_host(const CUmemLocation *at) {
+    return at->type == CU_MEM_LOCATION_TYPE_HOST || at->type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
+}
+
+/* (580.159.04, measured.) */
+static CUresult access_ok(const struct tpc_local_pool *pool, const CUmemAccessDesc *map) {
+    const bool none = map->flags == CU_MEM_ACCESS_FLAGS_PROT_NONE,
+               all = map->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    const bool device = map->location.type == CU_MEM_LOCATION_TYPE_DEVICE;
+    if (!device && !on_host(&map->location)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (!device) {
+        return all || (none && pool->managed) ? CUDA_SUCCESS : CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (!tpc_device_valid(map->location.id)) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    if (map->flags == CU_MEM_ACCESS_FLAGS_PROT_READ) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    return none || all ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult tpc_pool_local_set_access(uint64_t handle, const CUmemAccessDesc *map, size_t count) {
+    struct tpc_local_pool *pool = tpc_pool_local(handle);
+    for (size_t i = 0; i < count; i++) {
+        TPC_TRY(access_ok(pool, &map[i]));
+    }
+    for (size_t i = 0; i < count; i++) {
+        uint64_t bit = map[i].location.type == CU_MEM_LOCATION_TYPE_DEVICE ? 1ull << map[i].location.id : 0;
+        if (map[i].flags == CU_MEM_ACCESS_FLAGS_PROT_NONE) {
+            atomic_fetch_and(&pool->devices, ~bit);
+        } else {
+            atomic_fetch_or(&pool->devices, bit);
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
+bool tpc_pool_local_get_access(uint64_t handle, const CUmemLocation *at, CUmemAccess_flags *flags) {
+    const struct tpc_local_pool *pool = tpc_pool_local(handle);
+    if (pool) {
+        bool open = on_host(at) ? !pool->managed : atomic_load(&pool->devices) >> at->id & 1;
+        *flags = open ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : CU_MEM_ACCESS_FLAGS_PROT_NONE;
+    }
+    return pool != NULL;
 }
 
 static bool charge(struct tpc_local_pool *pool, uint64_t size) {
@@ -211,9 +271,10 @@ static CUresult place_of(const CUmemLocation *at, bool managed, struct by_place 
                                   .location = *at};
     CUdevice device;
     CUmemoryPool pool = NULL;
-    if (at->type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT || tpc_pool_local_props(&props, &device)) {
-        return CUDA_ERROR_INVALID_VALUE;
+    if (at->type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT) {
+        return CUDA_ERROR_NOT_SUPPORTED;
     }
+    TPC_TRY(tpc_pool_local_props(&props, &device));
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&places_lock);
     struct by_place *place = atomic_load(&places);

@@ -103,6 +103,9 @@ CUresult tpc_pool_for_place(const CUmemLocation *at, bool managed, uint64_t hand
 bool tpc_pool_leaves_places(uint64_t handle);
 /* Whether there can be one, and of which device the worker's pool beside it is. */
 CUresult tpc_pool_local_props(const CUmemPoolProps *props, CUdevice *device);
+/* Access of devices and of the host; the second says whether the pool is one of these. */
+CUresult tpc_pool_local_set_access(uint64_t handle, const CUmemAccessDesc *map, size_t count);
+bool tpc_pool_local_get_access(uint64_t handle, const CUmemLocation *at, CUmemAccess_flags *flags);
 bool tpc_pool_local_add(uint64_t handle, const CUmemPoolProps *props);
 /* In a stream of that context. */
 CUresult tpc_pool_local_alloc(struct tpc_local_pool *pool, size_t size, CUcontext owner, CUstream stream,
