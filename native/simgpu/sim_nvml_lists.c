@@ -102,3 +102,55 @@ static nvmlReturn_t bound(nvmlDevice_t device) {
 nvmlReturn_t nvmlDeviceSetCpuAffinity(nvmlDevice_t device) { return bound(device); }
 
 nvmlReturn_t nvmlDeviceClearCpuAffinity(nvmlDevice_t device) { return bound(device); }
+
+// ---- What is off: instances, confidential computing --------------------------------------------------------------
+
+nvmlReturn_t nvmlDeviceGetGpuInstanceId(nvmlDevice_t device, unsigned int *id) {
+    SIM_NVML_DEVICE(device, index, id);
+    return NVML_ERROR_INVALID_ARGUMENT; // of an instance only
+}
+
+nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t device, unsigned int *id) {
+    return nvmlDeviceGetGpuInstanceId(device, id);
+}
+
+nvmlReturn_t nvmlSystemGetConfComputeCapabilities(nvmlConfComputeSystemCaps_t *capabilities) {
+    SIM_NVML_STARTED();
+    if (!capabilities)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *capabilities = (nvmlConfComputeSystemCaps_t){.cpuCaps = 0, .gpusCaps = 1};
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlSystemGetConfComputeState(nvmlConfComputeSystemState_t *state) {
+    SIM_NVML_STARTED();
+    if (!state)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *state = (nvmlConfComputeSystemState_t){0};
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlSystemGetConfComputeGpusReadyState(unsigned int *isAcceptingWork) {
+    SIM_NVML_STARTED();
+    if (!isAcceptingWork)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    *isAcceptingWork = 0;
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlSystemGetConfComputeSettings(nvmlSystemConfComputeSettings_t *settings) {
+    SIM_NVML_STARTED();
+    if (!settings)
+        return NVML_ERROR_INVALID_ARGUMENT;
+    const unsigned int version = (unsigned int)sizeof *settings | 1u << 24;
+    if (settings->version != version)
+        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+    *settings = (nvmlSystemConfComputeSettings_t){.version = version};
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetConfComputeMemSizeInfo(nvmlDevice_t device, nvmlConfComputeMemSizeInfo_t *memInfo) {
+    SIM_NVML_DEVICE(device, index, memInfo);
+    *memInfo = (nvmlConfComputeMemSizeInfo_t){.protectedMemSizeKib = 0, .unprotectedMemSizeKib = 146591680};
+    return NVML_SUCCESS;
+}

@@ -14,7 +14,7 @@
 #define EVENT_TYPES 0xff9full // what an H200 has
 #define XID_EVENT 8ull        // an error that ends work; no header here names it
 #define EVENTS_MAX 32         // that a set holds; the newest are lost
-#define METRICS_REFUSED 300   // the most that it takes was not asked
+#define METRICS_MAX 210       // that it takes at once, and numbers of them; the header of today has more
 // Of the whole device: instances exist under MIG only.
 #define NO_INSTANCE 0xffffffffu
 
@@ -53,7 +53,7 @@ static sim_sample_t **find_sample(nvmlGpmSample_t sample) { // under the lock
 
 // ---- Events ------------------------------------------------------------------------------------------------------
 
-// Error 31 of the kernel's driver is a page fault, 13 is what else a kernel can do wrong.
+// Error 31 of the kernel's driver is a page fault, 43 what a breakpoint does, 13 what else a kernel can do wrong.
 void sim_nvml_broken(int device, CUresult error) {
     pthread_mutex_lock(&lock);
     for (sim_event_set_t *set = sets; set; set = set->next) {
@@ -61,7 +61,9 @@ void sim_nvml_broken(int device, CUresult error) {
             continue;
         set->events[set->count++] = (nvmlEventData_t){.device = (nvmlDevice_t)(void *)&sim.devices[device],
                                                       .eventType = XID_EVENT,
-                                                      .eventData = error == CUDA_ERROR_ILLEGAL_ADDRESS ? 31 : 13,
+                                                      .eventData = error == CUDA_ERROR_ILLEGAL_ADDRESS ? 31
+                                                                   : error == CUDA_ERROR_LAUNCH_FAILED ? 43
+                                                                                                       : 13,
                                                       .gpuInstanceId = NO_INSTANCE,
                                                       .computeInstanceId = NO_INSTANCE};
     }
@@ -208,28 +210,32 @@ nvmlReturn_t nvmlGpmMigSampleGet(nvmlDevice_t device, unsigned int gpuInstanceId
     return NVML_ERROR_INVALID_ARGUMENT;
 }
 
-// The two whose names the real library was asked for. That the others are not offered is the simulator's own.
+// Those whose texts the real library was asked for. That the others are not offered is the simulator's own.
 static const struct {
     unsigned int id;
-    char short_name[8], long_name[16];
-} metric_names[] = {{1, "gract", "GRAPHICS_UTIL"}, {2, "smutil", "SM_UTIL"}};
+    const char *short_name, *long_name, *unit;
+} metric_names[] = {{1, "gract", "GRAPHICS_UTIL", "%"},
+                    {2, "smutil", "SM_UTIL", "%"},
+                    {3, "smocc", "SM_OCCUPANCY", "%"},
+                    {20, "pcitx", "PCIE_TX_PER_SEC", "MiB/s"},
+                    {60, "nvlrx", "NVLINK_TOTAL_RX_PER_SEC", "MiB/s"},
+                    {99, NULL, NULL, "%"},
+                    {200, "cs6elp", "GR6_CTXSW_CYCLES_ELAPSED", "#"}};
 
 static void compute(nvmlGpmMetric_t *metric, const sim_sample_t *first, const sim_sample_t *second) {
-    static char percent[] = "%";
-    metric->value = 0;
-    if (!metric->metricId || metric->metricId >= NVML_GPM_METRIC_MAX) {
-        metric->nvmlReturn = NVML_ERROR_INVALID_ARGUMENT;
+    if (!metric->metricId || metric->metricId > METRICS_MAX) {
+        metric->nvmlReturn = NVML_ERROR_INVALID_ARGUMENT; // value and texts stay as they were
         return;
     }
-    metric->nvmlReturn = first->taken && second->taken ? NVML_ERROR_NOT_SUPPORTED : NVML_ERROR_UNINITIALIZED;
+    metric->nvmlReturn = NVML_ERROR_NOT_SUPPORTED;
     for (size_t i = 0; i < sizeof metric_names / sizeof *metric_names; i++) {
-        if (metric->nvmlReturn != NVML_ERROR_NOT_SUPPORTED || metric_names[i].id != metric->metricId)
+        if (metric_names[i].id != metric->metricId)
             continue;
         metric->nvmlReturn = NVML_SUCCESS;
-        metric->value = 50.0 * (first->busy + second->busy);
+        metric->value = metric->metricId <= 2 ? 50.0 * (first->busy + second->busy) : 0;
         metric->metricInfo.shortName = (char *)(uintptr_t)metric_names[i].short_name;
         metric->metricInfo.longName = (char *)(uintptr_t)metric_names[i].long_name;
-        metric->metricInfo.unit = percent;
+        metric->metricInfo.unit = (char *)(uintptr_t)metric_names[i].unit;
     }
 }
 
@@ -241,8 +247,10 @@ nvmlReturn_t nvmlGpmMetricsGet(nvmlGpmMetricsGet_t *metricsGet) {
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
     pthread_mutex_lock(&lock);
     const sim_sample_t *first = *find_sample(metricsGet->sample1), *second = *find_sample(metricsGet->sample2);
-    nvmlReturn_t result =
-        first && second && metricsGet->numMetrics < METRICS_REFUSED ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
+    const bool taken = first && second && first != second && first->taken && second->taken;
+    nvmlReturn_t result = taken && metricsGet->numMetrics && metricsGet->numMetrics <= METRICS_MAX
+                              ? NVML_SUCCESS
+                              : NVML_ERROR_INVALID_ARGUMENT;
     for (unsigned int i = 0; i < metricsGet->numMetrics && result == NVML_SUCCESS; i++)
         compute(&metricsGet->metrics[i], first, second);
     pthread_mutex_unlock(&lock);

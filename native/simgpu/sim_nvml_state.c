@@ -464,9 +464,16 @@ NO_LINK(nvmlDeviceGetNvLinkState, nvmlEnableState_t)
 NO_LINK(nvmlDeviceGetNvLinkVersion, unsigned int)
 NO_LINK(nvmlDeviceGetNvLinkRemoteDeviceType, nvmlIntNvLinkDeviceType_t)
 NO_LINK(nvmlDeviceGetNvLinkRemotePciInfo_v2, nvmlPciInfo_t)
-NO_LINK_OF(nvmlDeviceGetNvLinkCapability, nvmlNvLinkCapability_t, unsigned int)
 NO_LINK_OF(nvmlDeviceGetNvLinkErrorCounter, nvmlNvLinkErrorCounter_t, unsigned long long)
 NO_LINK_OF(nvmlDeviceGetNvLinkUtilizationControl, unsigned int, nvmlNvLinkUtilizationControl_t)
+
+nvmlReturn_t nvmlDeviceGetNvLinkCapability(nvmlDevice_t device, unsigned int link, nvmlNvLinkCapability_t capability,
+                                           unsigned int *result) {
+    enum { LINKS = 18 }; // this driver knows of; the header of today has more
+    SIM_NVML_DEVICE(device, index, result && link < LINKS);
+    (void)capability;
+    return NVML_ERROR_NOT_SUPPORTED;
+}
 
 nvmlReturn_t nvmlDeviceGetNvLinkUtilizationCounter(nvmlDevice_t device, unsigned int link, unsigned int counter,
                                                    unsigned long long *rxcounter, unsigned long long *txcounter) {

@@ -5,6 +5,61 @@
 
 #define NVML_OK(call) CHECK((call) == NVML_SUCCESS)
 
+// Answers of NVML 580.159.04 on an H200.
+static void what_is_off(nvmlDevice_t device) {
+    unsigned int value = 9;
+    nvmlConfComputeSystemCaps_t can;
+    nvmlConfComputeSystemState_t state = {9, 9, 9};
+    nvmlSystemConfComputeSettings_t settings = {.version = 1};
+    nvmlConfComputeMemSizeInfo_t sizes;
+    CHECK(nvmlDeviceGetGpuInstanceId(device, &value) == NVML_ERROR_INVALID_ARGUMENT);
+    CHECK(nvmlDeviceGetComputeInstanceId(device, &value) == NVML_ERROR_INVALID_ARGUMENT);
+    NVML_OK(nvmlSystemGetConfComputeCapabilities(&can));
+    CHECK(can.cpuCaps == 0 && can.gpusCaps == 1);
+    NVML_OK(nvmlSystemGetConfComputeState(&state));
+    CHECK(!state.environment && !state.ccFeature && !state.devToolsMode);
+    NVML_OK(nvmlSystemGetConfComputeGpusReadyState(&value));
+    CHECK(value == 0);
+    CHECK(nvmlSystemGetConfComputeSettings(&settings) == NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
+    settings.version = (unsigned int)sizeof settings | 1u << 24;
+    NVML_OK(nvmlSystemGetConfComputeSettings(&settings));
+    NVML_OK(nvmlDeviceGetConfComputeMemSizeInfo(device, &sizes));
+    CHECK(sizes.protectedMemSizeKib == 0 && sizes.unprotectedMemSizeKib > 0);
+    CHECK(nvmlDeviceGetNvLinkCapability(device, 17, NVML_NVLINK_CAP_VALID, &value) == NVML_ERROR_NOT_SUPPORTED);
+    CHECK(nvmlDeviceGetNvLinkCapability(device, 18, NVML_NVLINK_CAP_VALID, &value) == NVML_ERROR_INVALID_ARGUMENT);
+}
+
+static void metrics_of(nvmlDevice_t device) {
+    static nvmlGpmMetricsGet_t get = {.version = NVML_GPM_METRICS_GET_VERSION};
+    nvmlGpmSample_t first, second;
+    NVML_OK(nvmlGpmSampleAlloc(&first));
+    NVML_OK(nvmlGpmSampleAlloc(&second));
+    get.sample1 = first;
+    get.sample2 = second;
+    get.numMetrics = 1;
+    get.metrics[0].metricId = 2;
+    CHECK(nvmlGpmMetricsGet(&get) == NVML_ERROR_INVALID_ARGUMENT); // neither holds anything
+    NVML_OK(nvmlGpmSampleGet(device, first));
+    NVML_OK(nvmlGpmSampleGet(device, second));
+    for (unsigned int i = 0; i < NVML_GPM_METRIC_MAX; i++)
+        get.metrics[i] = (nvmlGpmMetric_t){.metricId = i == 1 ? 300 : i == 2 ? 99 : 2, .value = -5};
+    static const struct {
+        unsigned int count;
+        nvmlReturn_t result;
+    } counts[] = {{0, NVML_ERROR_INVALID_ARGUMENT}, {211, NVML_ERROR_INVALID_ARGUMENT}, {210, NVML_SUCCESS}};
+    for (int i = 0; i < 3; i++) {
+        get.numMetrics = counts[i].count;
+        CHECK(nvmlGpmMetricsGet(&get) == counts[i].result);
+    }
+    CHECK(get.metrics[0].nvmlReturn == NVML_SUCCESS && !strcmp(get.metrics[0].metricInfo.shortName, "smutil"));
+    CHECK(get.metrics[1].nvmlReturn == NVML_ERROR_INVALID_ARGUMENT && get.metrics[1].value == -5);
+    CHECK(!get.metrics[2].metricInfo.shortName && !strcmp(get.metrics[2].metricInfo.unit, "%"));
+    get.sample2 = first;
+    CHECK(nvmlGpmMetricsGet(&get) == NVML_ERROR_INVALID_ARGUMENT);
+    NVML_OK(nvmlGpmSampleFree(first));
+    NVML_OK(nvmlGpmSampleFree(second));
+}
+
 int main(void) {
     unsigned count;
     nvmlDevice_t device, other;
@@ -151,6 +206,8 @@ int main(void) {
     OK(cuDevicePrimaryCtxReset_v2(1));
     OK(cuDevicePrimaryCtxRetain(&second_context, 1));
     OK(cuDevicePrimaryCtxReset_v2(1));
+    what_is_off(other);
+    metrics_of(other);
     NVML_OK(nvmlShutdown());
     CHECK(nvmlShutdown() == NVML_ERROR_UNINITIALIZED);
     puts("ok");

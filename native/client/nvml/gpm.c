@@ -56,8 +56,10 @@ static bool store(nvmlGpmMetricsGet_t *get, const struct tpg_nvml_gpm_metrics_ou
         int result;
         memcpy(&result, (const char *)o->results + i * sizeof result, sizeof result);
         metric->nvmlReturn = (nvmlReturn_t)result;
-        memcpy(&metric->value, (const char *)o->values + i * sizeof metric->value, sizeof metric->value);
-        if (*text[0]) {
+        if (metric->nvmlReturn == NVML_SUCCESS) { /* else it stays as it was, as with the driver's */
+            memcpy(&metric->value, (const char *)o->values + i * sizeof metric->value, sizeof metric->value);
+        }
+        if (*text[0] || *text[1] || *text[2]) {
             metric->metricInfo.shortName = kept(metric->metricId, 0, text[0]);
             metric->metricInfo.longName = kept(metric->metricId, 1, text[1]);
             metric->metricInfo.unit = kept(metric->metricId, 2, text[2]);
