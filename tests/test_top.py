@@ -165,9 +165,10 @@ def test_json_and_once(worker: Worker, tmp_path: Path) -> None:
         assert "\x1b" not in done.stdout
         lines = done.stdout.splitlines()
         assert lines[0].startswith(f"worker {worker.process.pid} ") and "SIMULATED GPU" in lines[0]
-        assert lines[1].split()[:4] == ["PID", "PROGRAM", "USER", "FROM"]
-        assert str(peer.process.pid) in lines[2] and "48.0M" in lines[2]
-        assert run(tmp_path).stdout.splitlines()[1] == lines[1], "a pipe gets it once"
+        assert lines[1].startswith("GPU 0  ") and "H200" in lines[1], lines[1]
+        assert lines[2].split()[:4] == ["PID", "PROGRAM", "USER", "FROM"]
+        assert str(peer.process.pid) in lines[3] and "48.0M" in lines[3]
+        assert run(tmp_path).stdout.splitlines()[2].split() == lines[2].split(), "a pipe gets it once"
 
 
 def test_on_a_terminal(worker: Worker, tmp_path: Path) -> None:
@@ -227,13 +228,15 @@ def test_a_client_cannot_write_to_the_terminal(tmp_path: Path) -> None:
         "since": 0.0,
         "devices": [],
         "memory_bytes": {},
+        "gpu_memory_bytes": {},
+        "gpu_percent": {},
         "host_memory_bytes": 0,
         "calls": 1,
         "round_trips": 1,
         "received_bytes": 1,
         "sent_bytes": 1,
     }
-    status = {"pid": 7, "version": "", "place": "\x1b[31m", "simulated": False, "since": 0.0, "now": 1.0}
+    status = {"pid": 7, "version": "", "place": "\x1b[31m", "simulated": False, "since": 0.0, "now": 1.0, "gpus": []}
     with _false_worker(tmp_path, {**status, "memory_limit_bytes": 0, "sessions": [session]}):
         done = run(tmp_path, "--once")
     assert done.returncode == 0, done
@@ -299,18 +302,25 @@ def test_widths(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         "address": "fd00:1234:5678:9abc:def0:1234:5678:9abc",
         "client_pid": 4194304,
         "since": 0.0,
-        "memory_bytes": {"0": 140 << 30},
+        "memory_bytes": {"0": 139 << 30},
+        "gpu_memory_bytes": {"0": 140 << 30},
+        "gpu_percent": {"0": 100},
         "calls": 10**12,
         "round_trips": 10**9,
         "received_bytes": 1 << 50,
         "sent_bytes": 1 << 40,
     }
     status = {"pid": 1, "place": "native 0.0.0.0:8000", "simulated": True, "since": 0.0, "now": 9e5}
+    gpu = {"index": 0, "uuid": "GPU-0", "name": "NVIDIA H200", "gpu_percent": 100, "memory_used_bytes": 140 << 30}
+    gpu |= {"memory_total_bytes": 141 << 30, "temperature_celsius": 45, "power_watts": 699.6}
     console = Console(width=width, highlight=False)
-    console.print(top._screen([{**status, "memory_limit_bytes": 1 << 40, "sessions": [session]}], {}, width))
+    console.print(
+        top._screen([{**status, "memory_limit_bytes": 1 << 40, "sessions": [session], "gpus": [gpu]}], {}, width)
+    )
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     if width >= 80:
         row = next(line for line in lines if line.startswith("4194304"))
-        words = ["140G", "1.0T", "1.0G", "1.0P", "pppp", "uuu", "fd00:", "4194304"]
+        assert "GPU 0  NVIDIA H200  100 %  140G of 141G  45 C  700 W" in lines
+        words = ["140G", "100%", "1.0T", "1.0G", "1.0P", "pppp", "uuu", "fd00:", "4194304"]
         assert [word for word in words if word not in row] == [], row

@@ -96,7 +96,18 @@ static void warm_up(struct tpw_session *s) {
         control_send(s, TPW_FAILED, (uint32_t)error, 0, text);
         return;
     }
-    control_send(s, TPW_READY, (uint32_t)s->device_count, total - free_bytes, name_of_device);
+    struct tpw_packet ready = {.type = TPW_READY, .argument = (uint32_t)s->device_count, .value = total - free_bytes};
+    snprintf(ready.text, sizeof ready.text, "%s", name_of_device);
+    for (int i = 0; i < s->device_count; i++) {
+        CUuuid uuid;
+        error = (int32_t)s->cuda.cuDeviceGetUuid_v2(&uuid, s->devices[i]);
+        if (error) { /* zeros: nobody is shown this device's load */
+            tp_log(TP_WARN, "the driver does not name device %d: error %d", i, error);
+            continue;
+        }
+        memcpy(ready.body.devices[i], &uuid, sizeof ready.body.devices[i]);
+    }
+    (void)tpw_control_send(s, &ready, -1);
     s->process->told_ready = true;
 }
 

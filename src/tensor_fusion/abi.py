@@ -221,3 +221,118 @@ def landlock_version() -> int:
         ctypes.c_uint(_LANDLOCK_VERSION),
     )
     return int(found)
+
+
+NVML_NOT_SUPPORTED, NVML_NO_PERMISSION, NVML_NOT_FOUND, NVML_GPU_IS_LOST = 3, 4, 6, 15
+_NVML_TEXT = 96
+_MEMORY_V2 = 2 << 24
+_MOST_PROCESSES = 4096
+_NOT_AVAILABLE = (1 << 64) - 1
+
+
+class _NvmlMemory(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint)] + [
+        (name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")
+    ]
+
+
+class _NvmlProcess(ctypes.Structure):
+    _fields_ = [("pid", ctypes.c_uint), ("used", ctypes.c_ulonglong), ("gpu_instance", ctypes.c_uint)]
+    _fields_ += [("compute_instance", ctypes.c_uint)]
+
+
+class _NvmlSample(ctypes.Structure):
+    _fields_ = [("pid", ctypes.c_uint), ("time", ctypes.c_ulonglong)]
+    _fields_ += [(name, ctypes.c_uint) for name in ("sm", "memory", "encoder", "decoder")]
+
+
+class _NvmlTwo(ctypes.Structure):
+    _fields_ = [("first", ctypes.c_uint), ("second", ctypes.c_uint)]
+
+
+class NvmlError(Exception):
+    def __init__(self, function: str, code: int) -> None:
+        super().__init__(f"{function} returned {code}")
+        self.code = code
+
+
+class Nvml:
+    """NVML in this process: what it says of a GPU. Raises NvmlError; one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._call("nvmlInit_v2")
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        try:
+            function = self._library[name]
+        except AttributeError:  # an older library
+            raise NvmlError(name, NVML_NOT_SUPPORTED) from None
+        if code := function(*arguments):
+            raise NvmlError(name, code)
+
+    def _number(self, name: str, device: ctypes.c_void_p, *arguments: int, wide: bool = False) -> int:
+        value = ctypes.c_ulonglong() if wide else ctypes.c_uint()
+        self._call(name, device, *arguments, ctypes.byref(value))
+        return int(value.value)
+
+    def device(self, uuid: str) -> ctypes.c_void_p:
+        found = ctypes.c_void_p()
+        self._call("nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(found))
+        return found
+
+    def index(self, device: ctypes.c_void_p) -> int:
+        return self._number("nvmlDeviceGetIndex", device)
+
+    def minor(self, device: ctypes.c_void_p) -> int:
+        return self._number("nvmlDeviceGetMinorNumber", device)
+
+    def name(self, device: ctypes.c_void_p) -> str:
+        text = ctypes.create_string_buffer(_NVML_TEXT)
+        self._call("nvmlDeviceGetName", device, text, _NVML_TEXT)
+        return text.value.decode("ascii", "replace")
+
+    def utilization(self, device: ctypes.c_void_p) -> tuple[int, int]:
+        """Percent of the last moments in which kernels ran, and in which memory was read or written."""
+        rates = _NvmlTwo()
+        self._call("nvmlDeviceGetUtilizationRates", device, ctypes.byref(rates))
+        return rates.first, rates.second
+
+    def memory(self, device: ctypes.c_void_p) -> dict[str, int]:
+        found = _NvmlMemory(version=ctypes.sizeof(_NvmlMemory) | _MEMORY_V2)
+        self._call("nvmlDeviceGetMemoryInfo_v2", device, ctypes.byref(found))
+        return {name: int(getattr(found, name)) for name in ("total", "reserved", "free", "used")}
+
+    def temperature(self, device: ctypes.c_void_p) -> int:
+        return self._number("nvmlDeviceGetTemperature", device, 0)
+
+    def milliwatts(self, device: ctypes.c_void_p) -> int:
+        return self._number("nvmlDeviceGetPowerUsage", device)
+
+    def millijoules(self, device: ctypes.c_void_p) -> int:
+        """Since the driver was loaded."""
+        return self._number("nvmlDeviceGetTotalEnergyConsumption", device, wide=True)
+
+    def megahertz(self, device: ctypes.c_void_p) -> tuple[int, int]:
+        """Of the multiprocessors and of the memory."""
+        return self._number("nvmlDeviceGetClockInfo", device, 1), self._number("nvmlDeviceGetClockInfo", device, 2)
+
+    def processes(self, device: ctypes.c_void_p) -> dict[int, int | None]:
+        """Bytes of each process that has a context; None where the driver does not tell."""
+        found, room = (_NvmlProcess * _MOST_PROCESSES)(), ctypes.c_uint(_MOST_PROCESSES)
+        self._call("nvmlDeviceGetComputeRunningProcesses_v3", device, ctypes.byref(room), found)
+        listed = found[: min(room.value, _MOST_PROCESSES)]
+        return {one.pid: None if one.used == _NOT_AVAILABLE else int(one.used) for one in listed}
+
+    def shares(self, device: ctypes.c_void_p, since: float) -> dict[int, int]:
+        """Percent of the multiprocessors' time by process, of the newest sample since that time; none has none."""
+        found, room = (_NvmlSample * _MOST_PROCESSES)(), ctypes.c_uint(_MOST_PROCESSES)
+        name = "nvmlDeviceGetProcessUtilization"
+        try:
+            self._call(name, device, found, ctypes.byref(room), ctypes.c_ulonglong(int(since * 1e6)))
+        except NvmlError as error:
+            if error.code == NVML_NOT_FOUND:
+                return {}
+            raise
+        listed = sorted(found[: min(room.value, _MOST_PROCESSES)], key=lambda one: int(one.time))
+        return {one.pid: int(one.sm) for one in listed}

@@ -199,6 +199,7 @@ struct tpw_packet {
         unsigned char greeting[256];
         struct tpw_shared shared;
         struct tpw_process processes[TPW_PROCESSES];
+        unsigned char devices[TPW_MAX_DEVICES][16]; /* READY: what the driver calls them */
     } body;
 };
 _Static_assert(sizeof(struct tpw_packet) == TP_CONTROL_SIZE, "docs/wire-format.md");

@@ -504,6 +504,7 @@ void tpw_execute(struct tpw_session *s) {
             tpw_trace_leave(s);
             owed |= tpw_trace_owed(s);
         }
+        tpw_figures_tell(s);
         tpw_link_wait(s->link, s->events, owed ? watch : IDLE_NS);
         s->streams_since = 0;
         TP_TELL(tpw_control, s);

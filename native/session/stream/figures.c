@@ -2,7 +2,7 @@
  * What a session counts of its client, for whoever asks the worker how it is: nvidia-smi in the client's machine, tensor-fusion top.
  *
  * Executor thread only. It is written to this session's row of the quota page between turns of the loop, where the control channel is
- * looked at, so no call pays for it; the supervisor reads it there.
+ * looked at, and before a sleep, so no call pays for it; the supervisor reads it there.
  */
 #include "tpg_session.h"
 #include "tpw_stream.h"

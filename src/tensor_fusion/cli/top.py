@@ -95,7 +95,7 @@ def _name(status: Status, session: Status) -> tuple[int, int]:
 def _screen(found: list[dict[str, Any]], before: Mapping[tuple[int, int], Status], width: int) -> RenderableType:
     parts: list[RenderableType] = []
     for status in found:
-        parts += [_worker(status), _clients(status, before, width), Text("")]
+        parts += [_worker(status), *map(_gpu, status["gpus"]), _clients(status, before, width), Text("")]
     return Group(*parts[:-1])
 
 
@@ -114,6 +114,20 @@ def _worker(status: Status) -> Text:
     return text
 
 
+def _gpu(gpu: Status) -> Text:
+    """What is not known of it is left out."""
+    words = [f"GPU {gpu['index']}", plain(gpu.get("name", gpu["uuid"]))]
+    if "gpu_percent" in gpu:
+        words.append(f"{gpu['gpu_percent']} %")
+    if "memory_used_bytes" in gpu:
+        words.append(f"{size(gpu['memory_used_bytes'])} of {size(gpu['memory_total_bytes'])}")
+    if "temperature_celsius" in gpu:
+        words.append(f"{gpu['temperature_celsius']} C")
+    if "power_watts" in gpu:
+        words.append(f"{gpu['power_watts']:.0f} W")
+    return Text("  ".join(words))
+
+
 def _held(status: Status) -> dict[str, int]:
     """Bytes that all clients hold, by device."""
     sums: dict[str, int] = {}
@@ -130,22 +144,32 @@ def _clients(status: Status, before: Mapping[tuple[int, int], Status], width: in
     per = "/s" if rates else ""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     wide = width >= WIDE
-    room = (width - (76 if wide else 54)) // 3  # what the figures leave
+    room = (width - (81 if wide else 59)) // 3  # what the figures leave
     table.add_column("PID", justify="right", no_wrap=True)
     for heading in ("PROGRAM", "USER", "FROM"):
         table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=max(room, len(heading)))
     table.add_column("ITS PID", justify="right", no_wrap=True)
     ways = (f"IN{per}", f"OUT{per}", "UP") if wide else (f"BYTES{per}",)
-    for heading in ("MEMORY", f"CALLS{per}", f"TRIPS{per}", *ways):
+    for heading in ("MEMORY", "GPU", f"CALLS{per}", f"TRIPS{per}", *ways):
         table.add_column(heading, justify="right", no_wrap=True)
     for session in status["sessions"]:
         was = before.get(_name(status, session), {})
         calls, trips, came, went = (_rate(session, was, name, status["now"], rates) for name in COUNTED)
         row = [str(session["pid"]), *(plain(session[name]) or "?" for name in ("program", "user", "address"))]
-        row += [str(session["client_pid"]), size(sum(session["memory_bytes"].values())), count(calls), count(trips)]
+        row += [str(session["client_pid"]), size(_memory(session)), _share(session), count(calls), count(trips)]
         row += [size(came), size(went), _age(status["now"] - session["since"])] if wide else [size(came + went)]
         table.add_row(*map(Text, row))  # in a plain string rich would look for its markup, and for names of emoji
     return table
+
+
+def _memory(session: Status) -> int:
+    """As the driver counts it, with the context, where it does."""
+    return sum((session["memory_bytes"] | session["gpu_memory_bytes"]).values())
+
+
+def _share(session: Status) -> str:
+    """Of the device of which it has most."""
+    return f"{max(session['gpu_percent'].values())}%" if session["gpu_percent"] else "-"
 
 
 def _rate(session: Status, was: Status, name: str, now: float, rates: bool) -> int:

@@ -18,6 +18,8 @@ from tensor_fusion.config import LogSettings, UserError, product_version
 from tensor_fusion.terminal import complain, folded
 from tensor_fusion.worker import log
 from tensor_fusion.worker.driver import choose_driver, session_environment
+from tensor_fusion.worker.gpus import Sampler
+from tensor_fusion.worker.metrics import Metrics
 from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
 from tensor_fusion.worker.protocol import PROTOCOL_VERSION
 from tensor_fusion.worker.quota import QuotaPage
@@ -197,8 +199,10 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     sessions = Sessions(executable, page, settings.warm)
     sessions.install()
     supervisor = Supervisor(settings, native, sessions, executable.segment)
-    status = Status(sessions, supervisor, simulated=executable.driver.simulated, limit=settings.memory_limit)
+    gpus = Sampler(executable.driver.nvml, lambda: sessions.devices)
+    status = Status(sessions, supervisor, gpus, simulated=executable.driver.simulated, limit=settings.memory_limit)
     socket = StatusSocket(status, os.environ)
+    metrics = Metrics(settings.metrics, status) if settings.metrics else None
     stopped = loop.create_task(stop.wait())
     bounding = loop.create_task(keep_bounded(settings.log))
     try:
@@ -216,9 +220,13 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
 
         supervisor.start(fail)
         await socket.start()
+        if metrics:
+            await metrics.start()
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
         ready = f"ready {supervisor.place} ({first.device_name}, {count})\n"
         say(ready + (f"{folded(warm_line(settings.warm, first))}\n" if settings.warm else ""))
+        if metrics:
+            say(f"metrics {metrics.place}\n")
         notify_ready(ready.strip())
         sessions.top_up()
         sessions.discard_surplus()
@@ -231,6 +239,8 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         stopped.cancel()
         bounding.cancel()
         socket.close()
+        if metrics:
+            metrics.close()
         await supervisor.close()
         await sessions.close()
         page.close()

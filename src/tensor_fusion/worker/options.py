@@ -57,6 +57,9 @@ More options
                         basic, the default, takes from sessions what they do not
                         need: no capabilities of root, no new privileges. full:
                         no files either but the driver's (Landlock).
+  --metrics ADDRESS:PORT
+                        Tell Prometheus there how it is, at /metrics; off by
+                        default.
   --shmem-group GROUP   Group, by name or number, that may open the segment.
 
 The protocol is native by default and the port 8000; port 0 takes a free one.
@@ -78,6 +81,7 @@ class Settings:
     max_clients_per_address: int
     max_clients_per_secret: int
     jail: str
+    metrics: tuple[str, int] | None
     memory_limit: int
     session_memory: int
     keys: AuthorizedKeys | None
@@ -115,6 +119,7 @@ def _parser() -> _Parser:
     parser.add_argument("--max-clients-per-address")
     parser.add_argument("--max-clients-per-secret", default="0")
     parser.add_argument("--jail", default="basic")
+    parser.add_argument("--metrics")
     parser.add_argument("--shmem-group")
     return parser
 
@@ -158,6 +163,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         max_clients_per_address=_number("--max-clients-per-address", of_one, 1, ROWS),
         max_clients_per_secret=_number("--max-clients-per-secret", given.max_clients_per_secret, 0, ROWS),
         jail=given.jail,
+        metrics=None if given.metrics is None else metrics_address(given.metrics),
         memory_limit=memory_limit(environ),
         session_memory=session_memory(environ, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         keys=keys,
@@ -206,6 +212,8 @@ def _notices(given: argparse.Namespace, protocol: str, keys: AuthorizedKeys | No
             "everybody who reaches this port uses the GPU: the worker listens on every address and asks for no secret. "
             "Bind it to one address with --host, or ask for secrets: TF_ENABLE_URL_AUTH=1 TF_AUTHORIZED_KEY_PATH=FILE."
         )
+    if given.metrics is not None and metrics_address(given.metrics)[0] in EVERY_ADDRESS:
+        notices.append("--metrics tells everybody who reaches its port the names and addresses of clients.")
     if protocol == "native":
         return tuple(notices)
     notices += [
@@ -220,6 +228,15 @@ def _notices(given: argparse.Namespace, protocol: str, keys: AuthorizedKeys | No
             "because the memory of its ivshmem device must be one."
         )
     return tuple(notices)
+
+
+def metrics_address(text: str) -> tuple[str, int]:
+    """Host and port of --metrics. Raises UserError."""
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if re.fullmatch(r"\[.*\]", host) else host
+    if not bare or (":" in bare and bare == host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise UserError(f"--metrics is {text!r}; use ADDRESS:PORT, such as 127.0.0.1:9400 or [::1]:9400.")
+    return bare, int(port)
 
 
 def _number(option: str, text: str, smallest: int, largest: int) -> int:

@@ -30,7 +30,7 @@ from tensor_fusion.config import UserError
 from tensor_fusion.worker.driver import Driver
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import DATA_CONNECTIONS, PACKET_BYTES, Greeting, Packet, PacketType
-from tensor_fusion.worker.quota import Figures, QuotaPage
+from tensor_fusion.worker.quota import DEVICES, Figures, QuotaPage
 from tensor_fusion.worker.segment import Segment
 from tensor_fusion.worker.shares import Shares
 
@@ -208,6 +208,7 @@ class Sessions:
         self.on_list: Callable[[Session, Packet], Packet] = lambda _, question: Packet(
             PacketType.LISTED, question.argument
         )
+        self.devices: list[bytes] = []  # their UUIDs, in CUDA's order; nothing before the first session is ready
         self.jail = executable.jail  # of those that are started from now on
 
     # Starting and warming
@@ -436,6 +437,7 @@ class Sessions:
             session.state = State.READY
             session.has_context = True
             session.devices, session.device_name = packet.argument, packet.text
+            self.devices = [packet.body[16 * index :][:16] for index in range(min(packet.argument, DEVICES))]
             session.device_memory = packet.value
             LOGGER.info("%s is ready: %s, %d MiB of its memory in use", session.name, packet.text, packet.value >> 20)
         elif packet.type == PacketType.FAILED and session.state is State.STARTING:

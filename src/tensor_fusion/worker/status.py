@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from tensor_fusion.config import UserError, product_version
 from tensor_fusion.runtime import PATIENCE, address, own_folder, peer_user
 from tensor_fusion.terminal import complain
+from tensor_fusion.worker.gpus import Gpus, Sampler
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.sessions import Session, Sessions
 
@@ -32,8 +33,9 @@ class Place(Protocol):
 
 
 class Status:
-    def __init__(self, sessions: Sessions, place: Place, *, simulated: bool, limit: int) -> None:
+    def __init__(self, sessions: Sessions, place: Place, gpus: Sampler, *, simulated: bool, limit: int) -> None:
         self._sessions = sessions
+        self._gpus = gpus
         self._fixed = {
             "pid": os.getpid(),
             "version": product_version(),
@@ -43,12 +45,17 @@ class Status:
             "memory_limit_bytes": limit,
         }
 
-    def tell(self) -> dict[str, Any]:
+    async def tell(self) -> dict[str, Any]:
+        gpus = await self._gpus.look()
         serving = sorted(self._sessions.serving(), key=lambda session: session.since)
-        return {**self._fixed, "now": time.time(), "sessions": [self._session(session) for session in serving]}
+        told = [self._session(session, gpus) for session in serving]
+        return {**self._fixed, "now": time.time(), "gpus": gpus.devices, "sessions": told}
 
-    def _session(self, session: Session) -> dict[str, Any]:
+    def _session(self, session: Session, gpus: Gpus) -> dict[str, Any]:
         figures, held = self._sessions.figures(session), self._sessions.held(session)
+        number = session.process.pid
+        # What NVML lists under our number; in another process namespace than the driver's it lists nobody of ours.
+        listed = {str(device): found[number] for device, found in enumerate(gpus.processes) if number in found}
         where, port, pid = session.connection or ("", 0, 0)
         return {
             "pid": session.process.pid,
@@ -60,6 +67,8 @@ class Status:
             "since": session.since,
             "devices": [device for device in range(len(held)) if figures.contexts >> device & 1],
             "memory_bytes": {str(device): count for device, count in enumerate(held) if count},
+            "gpu_memory_bytes": {device: count for device, count in listed.items() if count is not None},
+            "gpu_percent": {device: gpus.shares[int(device)].get(number, 0) for device in listed},
             "host_memory_bytes": session.host_memory(),
             "calls": figures.calls,
             "round_trips": figures.round_trips,
@@ -129,7 +138,7 @@ class StatusSocket:
         user = peer_user(writer.get_extra_info("socket"))
         try:
             if user in (0, os.geteuid()):
-                writer.write(json.dumps(self._status.tell()).encode())
+                writer.write(json.dumps(await self._status.tell()).encode())
                 await asyncio.wait_for(writer.drain(), PATIENCE)
             else:
                 LOGGER.warning("user %d may not ask how this worker is", user)

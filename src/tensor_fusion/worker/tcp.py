@@ -276,16 +276,17 @@ class TcpListener:
         )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UserError that names the address and the next step."""
+def listen(host: str, port: int, option: str = "") -> socket.socket:
+    """A listening socket. Raises UserError that names the address, the option that gave it, and the next step."""
+    where = option or "--host"
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
         )[0]
     except OSError as error:
-        raise UserError(f"--host {host!r} is no address of this machine: {error.strerror}.") from error
+        raise UserError(f"{where} {host!r} is no address of this machine: {error.strerror}.") from error
     except UnicodeError as error:  # a name with an empty part, or one of more than 63 characters
-        raise UserError(f"--host {host!r} is no host name; use an address of this machine.") from error
+        raise UserError(f"{where} {host!r} is no host name; use an address of this machine.") from error
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -293,6 +294,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
+        if option:
+            raise UserError(f"{option} cannot listen on {host} port {port}: {error.strerror}.") from error
         if error.errno == errno.EADDRINUSE:
             raise UserError(f"Port {port} on {host} is in use; choose another with -p (0 takes a free one).") from error
         if error.errno == errno.EACCES:
