@@ -194,6 +194,15 @@ def test_large_mapped_memory(worker: Worker, check: str) -> None:
     assert worker.run("mapped", check) == "right\n"
 
 
+def test_large_mapped_memory_where_the_kernel_does_not_tell(worker: Worker) -> None:
+    done = subprocess.run(
+        [str(worker.program), "mapped", "compared"],
+        env={**worker.env, "TF_ENABLE_LOG": "1"}, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+    assert len(re.findall("compared as a whole before each launch", done.stderr)) == 1
+
+
 def test_words_in_pinned_memory(worker: Worker) -> None:
     """Streams write and wait for those that the GPU reaches; others are refused with a sentence."""
     done = subprocess.run(

@@ -394,7 +394,7 @@ static void end_memory(struct tpw_session *s) {
     for (struct tp_interval *at = tp_interval_from(&m->ranges, 0), *next; at; at = next) {
         struct tpw_range *range = (struct tpw_range *)at;
         next = tp_interval_from(&m->ranges, at->start + 1);
-        if (range->kind == TPW_RANGE_TWIN && range->at.size > TPW_TWIN_SMALL) {
+        if (range->kind == TPW_RANGE_TWIN && at->start >= m->base + m->size + TPW_GRANULE) {
             s->cuda.cuMemHostUnregister((void *)(uintptr_t)at->start);
             CHECK(munmap((void *)(uintptr_t)at->start, range->at.size) == 0);
         } else if (range->kind == TPW_RANGE_MAP) {

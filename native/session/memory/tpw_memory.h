@@ -110,8 +110,8 @@ struct tpw_memory {
     struct tpw_pinned buffers, spills;
     size_t uploads_out, downloads_out; /* blocks of the link that queued copies have yet to read, or to fill */
     struct tpw_granule *twins;         /* the twin area in units, NULL until the first twin */
-    struct tpw_range *twin_list[TPW_GRANULE / TPW_TWIN_SMALL * 8];
-    size_t twin_count;
+    struct tpw_range **twin_list;
+    size_t twin_count, twin_room;
     uint64_t twin_next, twin_bytes; /* of large ones: where the next may lie, and what they and their shadows take */
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
     size_t pending_frees;

@@ -18,8 +18,8 @@
 
 #define UNREAD_MOST (8u << 20) /* bytes of changes that may wait for a client that reads slowly */
 #define ROOM_NS 1000000u
-#define PLACES 1024 /* that are tried for a large one */
-#define TWINS_MAX (sizeof((struct tpw_memory *)0)->twin_list / sizeof(struct tpw_range *))
+#define PLACES 1024     /* that are tried for a large one */
+#define TWINS_MAX 65536 /* programs that keep weights in host memory have one for each tensor */
 
 static int32_t open_area(struct tpw_session *s) {
     struct tpw_memory *m = s->memory;
@@ -72,7 +72,10 @@ fail:
 
 /* ---- large ones: pages of their own ---- */
 
-static bool is_large(uint64_t size) { return size > TPW_TWIN_SMALL; }
+/* Also small ones for which the area has no room. */
+static bool has_pages(const struct tpw_memory *m, uint64_t address) {
+    return address >= m->base + m->size + TPW_GRANULE;
+}
 
 static uint64_t pages_of(uint64_t size) {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
@@ -159,23 +162,31 @@ static int32_t open_pages(struct tpw_session *s, uint64_t size, uint64_t *addres
 
 static int32_t take_room(struct tpw_session *s, uint64_t size, uint64_t *address) {
     struct tpw_memory *m = s->memory;
-    if (m->twin_count == TWINS_MAX) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    if (is_large(size)) {
-        return open_pages(s, pages_of(size), address);
-    }
-    const uint64_t offset = tpw_units_take(m->twins, size);
+    const uint64_t offset = size <= TPW_TWIN_SMALL ? tpw_units_take(m->twins, size) : UINT64_MAX;
     *address = m->twins->address + offset;
-    return offset == UINT64_MAX ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+    return offset == UINT64_MAX ? open_pages(s, pages_of(size), address) : CUDA_SUCCESS;
 }
 
 static void give_room(struct tpw_session *s, uint64_t address, uint64_t size) {
-    if (is_large(size)) {
+    if (has_pages(s->memory, address)) {
         give_pages(s, address, pages_of(size));
     } else {
         tpw_units_give(s->memory->twins, address - s->memory->twins->address, size);
     }
+}
+
+/* A place in the list for one more. */
+static bool list_room(struct tpw_memory *m) {
+    if (m->twin_count < m->twin_room) {
+        return true;
+    }
+    const size_t room = m->twin_room ? 2 * m->twin_room : 64;
+    struct tpw_range **list = room <= TWINS_MAX ? realloc(m->twin_list, room * sizeof *list) : NULL;
+    if (list) {
+        m->twin_list = list;
+        m->twin_room = room;
+    }
+    return list != NULL;
 }
 
 int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_twin_in *in,
@@ -187,6 +198,9 @@ int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const
     int32_t error = tpw_memory_open(s);
     if (!error && !s->memory->twins) {
         error = open_area(s);
+    }
+    if (!error && !list_room(s->memory)) {
+        error = CUDA_ERROR_OUT_OF_MEMORY;
     }
     error = error ? error : take_room(s, in->size, &address);
     if (error) {
@@ -205,7 +219,7 @@ int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     range->access = !in->read_only;
-    if (!is_large(in->size)) {
+    if (!has_pages(m, address)) {
         memset((void *)(uintptr_t)range->at.start, 0, in->size);
     }
     m->twin_list[m->twin_count++] = range;
@@ -222,7 +236,7 @@ static struct tpw_range *twin_at(struct tpw_session *s, uint64_t address) {
 /* The driver waits for all work before it unregisters (580.159.04), and that may wait for the client. */
 static void gone(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
-    if (is_large(range->at.size) && tpw_work_stands(s)) {
+    if (has_pages(s->memory, range->at.start) && tpw_work_stands(s)) {
         if (error || tpw_when_everything_done(s, gone, range)) {
             tp_log(TP_WARN, "%llu bytes of mapped host memory stay until the session ends",
                    (unsigned long long)range->at.size);
@@ -343,7 +357,9 @@ void tpw_twins_close(struct tpw_session *s) {
     for (size_t i = 0; i < m->twin_count; i++) {
         free(m->twin_list[i]->detail);
     }
-    m->twin_count = 0;
+    free(m->twin_list);
+    m->twin_list = NULL;
+    m->twin_count = m->twin_room = 0;
     m->twin_bytes = 0;
     s->twins = 0;
     free(m->twins);
