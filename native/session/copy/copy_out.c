@@ -222,10 +222,7 @@ int32_t tpw_copy_out(struct tpw_session *s, const struct tp_frame *frame, const 
     struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
     CUstream stream = NULL;
     (void)out; /* the answer is made when the bytes are there */
-    int32_t error = check(s, frame, &area, in->stream, &stream);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(check(s, frame, &area, in->stream, &stream));
     uint64_t size = tpw_area_size(&area);
     if (!size || size > TP_INLINE_MAX || !(frame->flags & TP_FRAME_CALL)) {
         tpw_violation(s, frame, "copy_out that fits no reply");
@@ -235,7 +232,7 @@ int32_t tpw_copy_out(struct tpw_session *s, const struct tp_frame *frame, const 
     if (!d) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    error = start_small(s, d, &area, stream);
+    int32_t error = start_small(s, d, &area, stream);
     if (error != TPW_LATER) {
         free(d);
     }
@@ -253,10 +250,7 @@ static bool has_data(struct tpw_session *s) {
 int32_t tpw_copy_out_bulk(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_bulk_in *in) {
     struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
     CUstream stream = NULL;
-    int32_t error = check(s, frame, &area, in->stream, &stream);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(check(s, frame, &area, in->stream, &stream));
     if (!tpw_area_size(&area) || !has_data(s)) {
         tpw_violation(s, frame, "copy_out_bulk of nothing, or without a data connection");
         return TPW_LATER;

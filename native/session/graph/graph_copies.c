@@ -132,10 +132,7 @@ static int32_t copy(struct walk *w, CUgraphNode node, CUgraphNode top, unsigned 
     CUDA_MEMCPY3D p = {0};
     size_t at;
     unsigned int before = *order;
-    int32_t error = (int32_t)w->s->cuda.cuGraphMemcpyNodeGetParams(node, &p);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(w->s->cuda.cuGraphMemcpyNodeGetParams(node, &p));
     uint64_t source = start_of(p.srcDevice, p.srcXInBytes, p.srcY, p.srcZ, p.srcPitch, p.srcHeight);
     uint64_t destination = start_of(p.dstDevice, p.dstXInBytes, p.dstY, p.dstZ, p.dstPitch, p.dstHeight);
     if (has(w->buffers, w->buffers_count, source, &at)) {

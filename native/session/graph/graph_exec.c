@@ -134,10 +134,7 @@ int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, c
         return untold;
     }
     for (size_t i = 0; graph && i < exec->keeps.count; i++) {
-        int32_t lost = tpw_hold(s, graph, exec->keeps.items[i]);
-        if (lost) {
-            return lost;
-        }
+        TPW_TRY(tpw_hold(s, graph, exec->keeps.items[i]));
     }
     bool calls = exec && exec->hosts && tpw_touchable(s, hStream);
     if (TP_UNLIKELY(calls)) {

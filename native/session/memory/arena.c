@@ -93,17 +93,14 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
     }
     for (int i = 0; i < s->device_count; i++) {
         int supported = 0;
-        int32_t error = (int32_t)s->cuda.cuDeviceGetAttribute(
-            &supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, s->devices[i]);
-        if (error) {
-            return error;
-        }
+        TPW_TRY(s->cuda.cuDeviceGetAttribute(&supported, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
+                                             s->devices[i]));
         if (!supported) {
             tp_log(TP_WARN, "device %d has no virtual memory management: its memory comes from cuMemAlloc_v2", i);
             continue;
         }
         m->arenas[i].vmm = true;
-        error = (int32_t)s->cuda.cuDeviceGetAttribute(
+        int32_t error = (int32_t)s->cuda.cuDeviceGetAttribute(
             &supported, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, s->devices[i]);
         if (error) {
             return error;

@@ -82,10 +82,7 @@ void tpw_peers_close(struct tpw_memory *m) {
 
 int32_t tpw_cuCtxEnablePeerAccess(struct tpw_session *s, const struct tp_frame *frame,
                                   const struct tpg_cuCtxEnablePeerAccess_in *in, CUcontext peerContext) {
-    int32_t error = s->entered ? tpw_memory_open(s) : CUDA_ERROR_INVALID_CONTEXT;
-    if (error) {
-        return error;
-    }
+    TPW_TRY(s->entered ? tpw_memory_open(s) : CUDA_ERROR_INVALID_CONTEXT);
     const uint32_t id = tpw_object(s, TPG_CONTEXT, in->peerContext)->id;
     struct tpw_pair *pair = find(s, s->entered, id);
     if (pair && !in->Flags) {
@@ -93,10 +90,7 @@ int32_t tpw_cuCtxEnablePeerAccess(struct tpw_session *s, const struct tp_frame *
         pair->enabled = true;
         return was ? CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED : CUDA_SUCCESS;
     }
-    error = (int32_t)s->cuda.cuCtxEnablePeerAccess(peerContext, in->Flags);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(s->cuda.cuCtxEnablePeerAccess(peerContext, in->Flags));
     pair = calloc(1, sizeof *pair);
     if (pair) {
         *pair = (struct tpw_pair){.reader = s->entered,
@@ -107,7 +101,7 @@ int32_t tpw_cuCtxEnablePeerAccess(struct tpw_session *s, const struct tp_frame *
                                   .owner_device = tpw_context_device(s, id),
                                   .enabled = true};
     }
-    error = pair ? share(s, pair) : CUDA_ERROR_OUT_OF_MEMORY;
+    int32_t error = pair ? share(s, pair) : CUDA_ERROR_OUT_OF_MEMORY;
     if (error) {
         s->cuda.cuCtxDisablePeerAccess(peerContext);
         free(pair);
@@ -136,10 +130,7 @@ static void disabled(struct tpw_session *s, void *what, int32_t error) {
 /* Answered when it is done, because kernels that still use the memory would fault, and the executor does not wait for them. */
 int32_t tpw_cuCtxDisablePeerAccess(struct tpw_session *s, const struct tp_frame *frame,
                                    const struct tpg_cuCtxDisablePeerAccess_in *in, CUcontext peerContext) {
-    int32_t error = s->entered ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
-    if (error) {
-        return error;
-    }
+    TPW_TRY(s->entered ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT);
     struct tpw_pair *pair = find(s, s->entered, tpw_object(s, TPG_CONTEXT, in->peerContext)->id);
     if (!pair) {
         return (int32_t)s->cuda.cuCtxDisablePeerAccess(peerContext); /* says why not */
@@ -151,7 +142,7 @@ int32_t tpw_cuCtxDisablePeerAccess(struct tpw_session *s, const struct tp_frame 
     *disabling = (struct disabling){.ticket = tpw_ticket(frame), .reader = pair->reader, .owner = pair->owner};
     pair->enabled = false;
     pair->waits++;
-    error = tpw_when_all_done(s, disabled, disabling);
+    int32_t error = tpw_when_all_done(s, disabled, disabling);
     if (error) {
         pair->enabled = true;
         pair->waits--;

@@ -46,10 +46,7 @@ int32_t tpw_address_reserve(struct tpw_session *s, const struct tp_frame *frame,
     if (!in->size || in->size % TPW_GRANULE || in->flags || (in->alignment & (in->alignment - 1))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    int32_t error = tpw_memory_open(s);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(tpw_memory_open(s));
     if (!s->memory->base) {
         return CUDA_ERROR_NOT_SUPPORTED;
     }
@@ -247,10 +244,7 @@ int32_t tpw_memory_map(struct tpw_session *s, const struct tp_frame *frame, cons
         in->size > physical->size - in->offset || tp_intervals_touch(&m->ranges, in->address, in->size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    int32_t error = (int32_t)s->cuda.cuMemMap(in->address, in->size, in->offset, object->native, 0);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(s->cuda.cuMemMap(in->address, in->size, in->offset, object->native, 0));
     struct tpw_range *range = tpw_range_new(s, in->address, in->size, TPW_RANGE_MAP);
     if (!range) {
         s->cuda.cuMemUnmap(in->address, in->size);
@@ -279,10 +273,7 @@ int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, co
     if (!in->size || in->size > UINT64_MAX - in->address || !is_whole_mappings(s, in->address, in->size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    int32_t error = (int32_t)s->cuda.cuMemUnmap(in->address, in->size);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(s->cuda.cuMemUnmap(in->address, in->size));
     for (uint64_t address = in->address; address - in->address < in->size;) {
         struct tpw_range *range = (struct tpw_range *)tp_interval_remove(&s->memory->ranges, address);
         address += range->at.size;

@@ -33,12 +33,9 @@ int32_t tpw_primary(struct tpw_session *s, int index, CUcontext *out) {
     if (!s->primary[index]) {
         CUcontext native, previous;
         uint64_t begin = tp_now_ns();
-        int32_t error = (int32_t)s->cuda.cuDevicePrimaryCtxRetain(&native, s->devices[index]);
-        if (error) {
-            return error;
-        }
+        TPW_TRY(s->cuda.cuDevicePrimaryCtxRetain(&native, s->devices[index]));
         uint64_t made_at = tp_now_ns();
-        error = (int32_t)s->cuda.cuCtxPushCurrent_v2(native);
+        int32_t error = (int32_t)s->cuda.cuCtxPushCurrent_v2(native);
         if (!error) {
             s->primary[index] = native; /* staging memory, which these may ask for, wants to know it */
             TP_ASK(tpw_primary_made, error, s);

@@ -182,10 +182,7 @@ int32_t tpw_enter(struct tpw_session *s, const struct tp_frame *frame) {
         native = (CUcontext)(uintptr_t)object->native;
     }
     if (native != s->entered_native) {
-        int32_t error = (int32_t)s->cuda.cuCtxSetCurrent(native);
-        if (error) {
-            return error;
-        }
+        TPW_TRY(s->cuda.cuCtxSetCurrent(native));
         s->entered_native = native;
     }
     s->entered = frame->context;

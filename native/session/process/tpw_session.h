@@ -19,6 +19,15 @@
 #include <tp_segment.h>
 #include <tp_wire.h>
 
+/* Hands an error on, of the driver's or of ours. */
+#define TPW_TRY(call)                                                                                                  \
+    do {                                                                                                               \
+        int32_t tried = (int32_t)(call);                                                                               \
+        if (TP_UNLIKELY(tried)) {                                                                                      \
+            return tried;                                                                                              \
+        }                                                                                                              \
+    } while (0)
+
 #define TPW_MAX_DEVICES 16
 /* Returned by a hand-written operation that answers by itself, now or later: tpw_answer, tpw_conclude, tpg_answer_<operation>. */
 #define TPW_LATER INT32_MIN

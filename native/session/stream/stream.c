@@ -402,15 +402,12 @@ static struct waiting *wait_for(const struct tp_frame *frame) {
 
 int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_wait_in *in,
                         struct tpw_stream *stream) {
-    int32_t error = tpw_refuse_capture(s, stream);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(tpw_refuse_capture(s, stream));
     struct waiting *waiting = wait_for(frame);
     if (!waiting) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    error = tpw_when_done(s, stream->native, answer, waiting);
+    int32_t error = tpw_when_done(s, stream->native, answer, waiting);
     if (error) {
         free(waiting);
         return error;
@@ -446,10 +443,7 @@ int32_t tpw_context_synchronize(struct tpw_session *s, const struct tp_frame *fr
     if (!s->entered) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
-    int32_t captured = tpw_refuse_captures(s);
-    if (captured) {
-        return captured;
-    }
+    TPW_TRY(tpw_refuse_captures(s));
     struct waiting *waiting = wait_for(frame);
     if (!waiting) {
         return CUDA_ERROR_OUT_OF_MEMORY;
