@@ -6,7 +6,7 @@ FUNCTIONS = [
     # Devices and contexts. `start` answers with one tp_device_description (native/wire/tp_device.h) for each device.
     op("start", "call", contextless=True, flags="unsigned int", out={
         "driver_version": "int", "reserved_base": "uint64_t", "reserved_size": "uint64_t", "devices": "void: bytes"}),
-    op("primary_retain", "call", contextless=True, device="CUdevice: device", context="uint64_t: new context"),
+    op("primary_retain", "call", contextless=True, device="CUdevice: device", context="uint64_t: new? context"),
     op("primary_release", "post", contextless=True, device="CUdevice: device"),
     op("primary_reset", "post", contextless=True, device="CUdevice: device"),
     op("primary_flags", "call", contextless=True, device="CUdevice: device", flags="unsigned int"),
@@ -35,11 +35,11 @@ FUNCTIONS = [
     op("library_describe", "call", waits=True, library="uint64_t: handle library", out={"kernels": "void: bytes"}),
     op("module_unload", "post", contextless=True, module="uint64_t: gone module"),
     op("library_unload", "post", contextless=True, library="uint64_t: gone library"),
-    op("library_module", "post", waits=True, library="uint64_t: handle library", module="uint64_t: new module"),
+    op("library_module", "post", waits=True, library="uint64_t: handle library", module="uint64_t: new? module"),
     op("function_get", "post", module="uint64_t: handle module", function="uint64_t: new function", index="unsigned int"),
     op("kernel_get", "post", library="uint64_t: name library", kernel="uint64_t: new kernel", index="unsigned int"),
     op("kernel_name", "call", function="uint64_t: handle function", out={"name": "char: bytes"}),
-    op("kernel_function", "post", waits=True, kernel="uint64_t: handle kernel", function="uint64_t: new function"),
+    op("kernel_function", "post", waits=True, kernel="uint64_t: handle kernel", function="uint64_t: new? function"),
     # `managed`: only a managed variable is wanted, and, of the answer, that it is one; the driver has it in pages of `block`.
     op("global_get", "call", waits="asked", owner="uint64_t", name="char: string", managed="unsigned int",
        out={"address": "uint64_t", "size": "uint64_t", "is_managed": "unsigned int", "block": "uint64_t", "block_size": "uint64_t"}),

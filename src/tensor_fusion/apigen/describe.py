@@ -66,7 +66,9 @@ the roles:
 ``"handle K"``/``"handle? K"``  translated: the hand-written function is called when all are good, and gets the natives
 ``"name K"``/``"name? K"``      the handle itself: of that kind, or refused; what it stands for is looked up by hand
 
-``names K`` is an array of those. ``"up"`` and ``"down"`` are the number of a transfer that travels beside the frame:
+A ``new K`` is the client's handle, 0 where it has no more: the generated sender refuses that, and ends the handle when
+it fails. ``new? K``: the handle stays, whatever becomes of the object. ``names K`` is an array of those.
+ ``"up"`` and ``"down"`` are the number of a transfer that travels beside the frame:
 the generated sender numbers it when the frame has its place, and queues the bytes given to it, or expects bytes there.
 
 ``message`` declares what the session sends without being asked, with fields like those of an ``op``: the session sends

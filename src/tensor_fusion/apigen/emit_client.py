@@ -568,11 +568,12 @@ def operations(model: Model, api: Api) -> str:
     result = "CUresult" if api.name == "cuda" else "nvmlReturn_t"
     for op in api.ops:
         if op.prototype is None:
-            lines += _sender(prefix, result, op)
+            lines += _sender(api, prefix, result, op)
     return "\n".join([*lines, "#endif", ""])
 
 
-def _sender(prefix: str, result: str, op: Op) -> list[str]:
+def _sender(api: Api, prefix: str, result: str, op: Op) -> list[str]:
+    made = [f for f in op.fields if f.role == "new" and not f.optional]
     has_in, has_out = bool(op.inputs()), bool(op.outputs())
     moved = next((f for f in op.inputs() if f.travels), None)
     constant = "" if moved else "const "
@@ -584,7 +585,8 @@ def _sender(prefix: str, result: str, op: Op) -> list[str]:
         params += [f"struct tpg_{op.name}_out *out"] if has_out else []
         params += [] if own else ["struct tp_reply *reply"]
     kind = op.kind
-    body = [f"static inline {result} {prefix}_{kind}_{op.name}({', '.join(params)}) {{"]
+    head = f"static inline {result} {prefix}_{kind}_{op.name}({', '.join(params)}) {{"
+    body = [head.replace(f"{prefix}_{kind}_", f"{prefix}_try_") if made else head]
     body.append(f"    size_t size = {f'tpg_size_{op.name}_in(in)' if has_in else '0'};")
     if own:
         body.append("    struct tp_reply own, *reply = &own;")
@@ -611,7 +613,8 @@ def _sender(prefix: str, result: str, op: Op) -> list[str]:
         body.append(f"    tp_expect_download({prefix}_conn, in->{moved.name}, bytes, bytes_size);")
     if kind == "post":
         waits = [f"    {prefix.upper()}_WAITS();"] if op.line.waits is True else []
-        return [*body, *waits, f"    return {prefix}_post(name, NULL);", "}"]
+        body += [*waits, f"    return {prefix}_post(name, NULL);", "}"]
+        return [*body, *_ending(api, op, made, head, params)]
     if kind == "pure":
         body.append(f"    {result} result = {prefix}_pure(name, TPG_OP_{op.name}, body, size, reply);")
     else:
@@ -624,7 +627,27 @@ def _sender(prefix: str, result: str, op: Op) -> list[str]:
         body.append("    }")
     if own:
         body.append("    tp_reply_free(reply);")
-    return [*body, "    return result;", "}"]
+    return [*body, "    return result;", "}", *_ending(api, op, made, head, params)]
+
+
+def _ending(api: Api, op: Op, made: list[Field], head: str, params: list[str]) -> list[str]:
+    """The sender around that which makes objects: their handles end when it fails."""
+    if not made:
+        return []
+    prefix = PREFIX[api.name]
+    names = ", ".join(param.rpartition(" ")[2].lstrip("*") for param in params)
+    missing = " || ".join(f"!in->{f.name}" for f in made)
+    ends = " ".join(f"{prefix}_unmint(TPG_{f.kind.upper()}, in->{f.name});" for f in made)
+    replies = "    memset(reply, 0, offsetof(struct tp_reply, inline_body));"
+    return [
+        head,
+        *([replies] if "struct tp_reply *reply" in params else []),
+        f"    if ({missing}) {{ return {prefix.upper()}_NO_HANDLES; }}",
+        f"    {RESULTS[api.name]} result = {prefix}_try_{op.name}({names});",
+        f"    if (TP_UNLIKELY(result != {SUCCESS[api.name]})) {{ {ends} }}",
+        "    return result;",
+        "}",
+    ]
 
 
 def messages_header(api: Api) -> str:

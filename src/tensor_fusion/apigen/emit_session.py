@@ -258,7 +258,8 @@ def _lengths(op: Op, expression: str) -> str:
 
 def _checked(model: Model, op: Op, item: Field) -> list[str]:
     """What is done with a field before a hand-written operation sees it."""
-    name, kind, optional = item.name, item.kind.upper(), "true" if item.optional else "false"
+    optional = "true" if item.optional and item.role != "new" else "false"
+    name, kind = item.name, item.kind.upper()
     if item.role == "handle" and item.kind == "stream":
         return [f"struct tpw_stream *n_{name} = tpw_stream_of(s, frame, in.{name}, &error);"]
     if item.role == "handle":

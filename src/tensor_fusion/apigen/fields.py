@@ -113,7 +113,7 @@ OWN_WORDS = {
     "handle": _Word("kind", optional=True, fits="uint64_t"),
     "name": _Word("kind", optional=True, fits="uint64_t"),
     "gone": _Word("kind", fits="uint64_t"),
-    "new": _Word("kind", fits="uint64_t"),
+    "new": _Word("kind", optional=True, fits="uint64_t"),
     "device": _Word(fits="CUdevice"),
     "up": _Word(fits="uint64_t"),
     "down": _Word(fits="uint64_t"),

@@ -324,7 +324,6 @@ struct tpc_kernel *tpc_image_kernel(struct tpc_image *image, uint32_t index, con
         *result = tpc_post_function_get("cuModuleGetFunction", &in);
     }
     if (*result) {
-        tpc_unmint(kind, handle);
         goto failed;
     }
     atomic_store_explicit(&entry->kernel, kernel, memory_order_release);

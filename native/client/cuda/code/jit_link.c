@@ -30,13 +30,9 @@ CUresult tpc_cuLinkCreate_v2(unsigned int numOptions, CUjit_option *options, voi
         return result;
     }
     struct tpg_link_create_in in = {.link = tpc_mint_record(TPG_LINK, link), .options = pairs, .options_count = used};
-    if (!in.link) {
-        free(link);
-        return TPC_NO_HANDLES;
-    }
     result = tpc_call_link_create("cuLinkCreate", &in);
     if (result != CUDA_SUCCESS) {
-        free(tpc_unmint(TPG_LINK, in.link));
+        free(link);
         return result;
     }
     *stateOut = (CUlinkState)(uintptr_t)in.link;

@@ -30,10 +30,7 @@ static CUresult default_pool(CUdevice device, uint64_t *out) {
     uint64_t pool = atomic_load(&default_pools[device]);
     if (!pool) {
         struct tpg_pool_default_in in = {.pool = mint(device), .device = tpc_devices[device].remote};
-        result = in.pool ? tpc_call_pool_default("cuDeviceGetDefaultMemPool", &in) : TPC_NO_HANDLES;
-        if (in.pool && result != CUDA_SUCCESS) {
-            tpc_unmint(TPG_POOL, in.pool);
-        }
+        result = tpc_call_pool_default("cuDeviceGetDefaultMemPool", &in);
         pool = result == CUDA_SUCCESS ? in.pool : 0;
         atomic_store(&default_pools[device], pool);
     }
@@ -201,14 +198,7 @@ CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps
     TPC_TRY(tpg_flatten_CUmemPoolProps(poolProps, 1, &props));
     struct tpg_pool_create_in in = {
         .pool = device < DEVICES_MAX ? mint(device) : 0, .props = props.bytes, .props_size = props.size};
-    if (!in.pool) {
-        return TPC_NO_HANDLES;
-    }
-    CUresult result = tpc_call_pool_create("cuMemPoolCreate", &in);
-    if (result != CUDA_SUCCESS) {
-        tpc_unmint(TPG_POOL, in.pool);
-        return result;
-    }
+    TPC_TRY(tpc_call_pool_create("cuMemPoolCreate", &in));
     *pool = (CUmemoryPool)(uintptr_t)in.pool;
     if (local && !tpc_pool_local_add(in.pool, asked)) {
         tpc_cuMemPoolDestroy(*pool);

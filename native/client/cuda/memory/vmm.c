@@ -129,14 +129,10 @@ CUresult tpc_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, cons
     *physical = (struct physical){.prop = *prop, .size = size, .handles = 1};
     struct tpg_memory_create_in in = {
         .memory = tpc_mint_record(TPG_MEMORY, physical), .size = size, .prop = sent.bytes, .prop_size = sent.size};
-    if (!in.memory) {
-        free(physical);
-        return TPC_NO_HANDLES;
-    }
     physical->handle = in.memory;
     CUresult result = tpc_call_memory_create("cuMemCreate", &in);
     if (result != CUDA_SUCCESS) {
-        free(tpc_unmint(TPG_MEMORY, in.memory));
+        free(physical);
         return result;
     }
     *handle = in.memory;
@@ -261,10 +257,6 @@ CUresult tpc_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle
         .memory = tpc_mint_record(TPG_MEMORY, physical), .handle = token, .handle_size = sizeof token};
     struct tpg_memory_import_out out = {0};
     struct tp_reply reply;
-    if (!in.memory) {
-        free(physical);
-        return TPC_NO_HANDLES;
-    }
     CUresult result = tpc_call_memory_import("cuMemImportFromShareableHandle", &in, &out, &reply);
     if (result == CUDA_SUCCESS && out.refused) {
         result = (CUresult)out.refused;
@@ -272,7 +264,8 @@ CUresult tpc_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle
     }
     tp_reply_free(&reply);
     if (result != CUDA_SUCCESS) {
-        free(tpc_unmint(TPG_MEMORY, in.memory));
+        tpc_unmint(TPG_MEMORY, in.memory);
+        free(physical);
         return result;
     }
     tp_lock_take(&lock);

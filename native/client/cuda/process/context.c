@@ -448,17 +448,12 @@ CUresult tpc_context_make(const char *name, CUdevice device, unsigned int flags,
     context->id = atomic_fetch_add(&next_id, 1);
     tpc_limits_fresh(record);
     context->handle = tpc_mint_record(TPG_CONTEXT, context);
-    if (!context->handle) {
-        free(record);
-        return TPC_NO_HANDLES;
-    }
     struct tpg_context_create_in in = {.context = context->handle,
                                        .device = tpc_devices[device].remote,
                                        .flags = flags,
                                        .share = (uint64_t)(uintptr_t)share};
     CUresult result = tpc_call_context_create(name, &in);
     if (result != CUDA_SUCCESS) {
-        tpc_unmint(TPG_CONTEXT, context->handle);
         free(record);
         return result;
     }

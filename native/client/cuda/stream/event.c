@@ -28,14 +28,7 @@ CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_event_create_in in = {.event = mint(context, Flags & CU_EVENT_INTERPROCESS), .flags = Flags};
-    if (!in.event) {
-        return TPC_NO_HANDLES;
-    }
-    CUresult result = tpc_post_event_create("cuEventCreate", &in);
-    if (result != CUDA_SUCCESS) {
-        tpc_unmint(TPG_EVENT, in.event);
-        return result;
-    }
+    TPC_TRY(tpc_post_event_create("cuEventCreate", &in));
     *phEvent = (CUevent)(uintptr_t)in.event;
     return CUDA_SUCCESS;
 }
@@ -163,9 +156,6 @@ CUresult tpc_do_cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) 
         .event = mint(tpc_current(), true), .handle = (unsigned char *)&handle, .handle_size = sizeof handle};
     struct tpg_ipc_event_open_out out = {0};
     struct tp_reply reply;
-    if (!in.event) {
-        return TPC_NO_HANDLES;
-    }
     CUresult result = tpc_call_ipc_event_open("cuIpcOpenEventHandle", &in, &out, &reply);
     if (result == CUDA_SUCCESS && out.refused) {
         result = (CUresult)out.refused;

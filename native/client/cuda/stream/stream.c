@@ -153,14 +153,10 @@ CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int p
     stream->id = atomic_fetch_add(&next_id, 1);
     struct tpg_stream_create_in in = {
         .stream = tpc_mint_record(TPG_STREAM, stream), .flags = flags, .priority = priority};
-    if (!in.stream) {
-        free(stream);
-        return TPC_NO_HANDLES;
-    }
     TPC_WAITS();
     CUresult result = tpc_post_stream_create("cuStreamCreate", &in);
     if (result != CUDA_SUCCESS) {
-        free(tpc_unmint(TPG_STREAM, in.stream));
+        free(stream);
         return result;
     }
     *out = (CUstream)(uintptr_t)in.stream;

@@ -15,6 +15,7 @@ CUresult tpc_cuFooRun(CUfoo hFoo, CUstream hStream) {
 
 #define ASK(name)                                                                                                      \
     CUresult tpc_cuFoo##name(CUfoo hFoo) {                                                                             \
+        tpc_call_foo_make("cuFoo" #name, &(struct tpg_foo_make_in){.foo = tpc_mint(TPG_FOO)});                         \
         return tpc_call_foo_ask("cuFoo" #name, &(struct tpg_foo_ask_in){.foo = (uint64_t)(uintptr_t)hFoo});            \
     }
 ASK(Ask)
