@@ -17,7 +17,7 @@ FUNCTIONS = [
     local("cuStreamGetDevice", current=True, device="there", hStream="handle?"),
     older("cuStreamBeginCapture", "cuStreamBeginCapture_v2", mode="CU_STREAM_CAPTURE_MODE_GLOBAL"),
     custom("cuStreamBeginCapture_v2", ops="capture_begin"),
-    custom("cuStreamBeginCaptureToGraph", ops="capture_begin"),
+    custom("cuStreamBeginCaptureToGraph", ops="capture_begin", hGraph="handle"),
     custom("cuStreamEndCapture", ops="capture_end"),
     custom("cuStreamIsCapturing", ops="capture_info", captureStatus="there", hStream="handle?"),
     older("cuStreamGetCaptureInfo", "cuStreamGetCaptureInfo_v3", graph_out="NULL", dependencies_out="NULL",

@@ -61,10 +61,9 @@ CUresult tpc_cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode)
     return begin("cuStreamBeginCapture", hStream, mode, NULL, NULL, NULL, 0);
 }
 
-CUresult tpc_cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUgraphNode *dependencies,
-                                         const CUgraphEdgeData *dependencyData, size_t numDependencies,
-                                         CUstreamCaptureMode mode) {
-    TPC_CHECK_HANDLE(GRAPH, hGraph, false);
+CUresult tpc_do_cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUgraphNode *dependencies,
+                                            const CUgraphEdgeData *dependencyData, size_t numDependencies,
+                                            CUstreamCaptureMode mode) {
     return begin("cuStreamBeginCaptureToGraph", hStream, mode, hGraph, dependencies, dependencyData, numDependencies);
 }
 

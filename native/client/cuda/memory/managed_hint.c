@@ -349,13 +349,9 @@ CUresult tpc_cuMemRangeGetAttribute(void *data, size_t dataSize, CUmem_range_att
     return tell(&part, data, dataSize, attribute);
 }
 
-CUresult tpc_cuMemRangeGetAttributes(void **data, size_t *dataSizes, CUmem_range_attribute *attributes,
-                                     size_t numAttributes, CUdeviceptr devPtr, size_t count) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuMemRangeGetAttributes(void **data, size_t *dataSizes, CUmem_range_attribute *attributes,
+                                        size_t numAttributes, CUdeviceptr devPtr, size_t count) {
     struct part part;
-    if (!data || !dataSizes || !attributes || !numAttributes) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     TPC_TRY(part_of(devPtr, count, &part));
     for (size_t i = 0; i < numAttributes; i++) {
         TPC_TRY(tell(&part, data[i], dataSizes[i], attributes[i]));

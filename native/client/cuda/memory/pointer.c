@@ -144,12 +144,9 @@ CUresult tpc_cuPointerGetAttribute(void *data, CUpointer_attribute attribute, CU
     return answer_one(data, attribute, &range, ptr);
 }
 
-CUresult tpc_cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data,
-                                    CUdeviceptr ptr) {
+CUresult tpc_do_cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute *attributes, void **data,
+                                       CUdeviceptr ptr) {
     struct tpc_range range;
-    if (!numAttributes || !attributes || !data) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     for (unsigned int i = 0; i < numAttributes; i++) {
         if (!data[i] || (int)attributes[i] < CU_POINTER_ATTRIBUTE_CONTEXT ||
             attributes[i] > CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE) {
