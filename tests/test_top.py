@@ -251,6 +251,14 @@ def test_what_is_no_status(tmp_path: Path) -> None:
         assert done.returncode == 1 and "NOTICE: " in done.stderr and "Traceback" not in done.stderr, (text[:9], done)
 
 
+def test_a_worker_of_another_version(tmp_path: Path) -> None:
+    for sessions in ("[{}]", "7", '[{"pid": 1}]', "[7]"):
+        with _false_worker(tmp_path, f'{{"pid": 1, "version": "9\\u001b[2J", "now": 1, "sessions": {sessions}}}'):
+            done = run(tmp_path, "--once")
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert done.stdout == "worker 1  is of version 9?[2J, whose status is not understood\n"
+
+
 class _false_worker:  # noqa: N801 - used like a function
     """A socket that says one thing, once."""
 

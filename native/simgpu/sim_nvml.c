@@ -445,6 +445,7 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUti
     return NVML_ERROR_NOT_FOUND;
 }
 
+// Assumed: without samples as the older form.
 nvmlReturn_t nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *info) {
     SIM_NVML_DEVICE(device, index, info);
     if (info->version != (sizeof *info | 1u << 24))

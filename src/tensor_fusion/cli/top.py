@@ -84,8 +84,10 @@ def _ended(seconds: float) -> bool:
 
 def _all(found: list[dict[str, Any]]) -> Iterator[tuple[Status, dict[str, Any]]]:
     for status in found:
-        for session in status["sessions"]:
-            yield status, session
+        sessions = status["sessions"]
+        for session in sessions if isinstance(sessions, list) else []:
+            if isinstance(session, dict) and isinstance(session.get("pid"), int) and "now" in status:
+                yield status, session
 
 
 def _name(status: Status, session: Status) -> tuple[int, int]:
@@ -95,7 +97,14 @@ def _name(status: Status, session: Status) -> tuple[int, int]:
 def _screen(found: list[dict[str, Any]], before: Mapping[tuple[int, int], Status], width: int) -> RenderableType:
     parts: list[RenderableType] = []
     for status in found:
-        parts += [_worker(status), *map(_gpu, status["gpus"]), _clients(status, before, width), Text("")]
+        try:
+            parts += [_worker(status), *map(_gpu, status["gpus"]), _clients(status, before, width), Text("")]
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            version = plain(str(status.get("version")))[:20]
+            parts += [
+                Text(f"worker {status['pid']}  is of version {version}, whose status is not understood"),
+                Text(""),
+            ]
     return Group(*parts[:-1])
 
 
