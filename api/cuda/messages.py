@@ -12,8 +12,9 @@ FUNCTIONS = [
     # A stream has come to the host function `token`: run it. The stream goes on with host_function_done.
     # `status` is what the driver tells a callback of its stream, `number` is that of the call.
     message("callback", completes=True, token="uint64_t", status="int", number="uint64_t"),
-    # What kernels wrote into mapped host memory, by its address on the worker.
-    message("twin_write", address="uint64_t", data="void: bytes"),
+    # What kernels wrote into mapped host memory, behind its address on the worker: `runs` are pairs of offset and size, whose bytes
+    # follow each other in `data`.
+    message("twin_write", address="uint64_t", runs="unsigned int: array", data="void: bytes"),
     # A download that was posted has failed: its bytes never come.
     message("download_ended", transfer="uint64_t"),
     # The stream has come to the copy_in_late `token`: its bytes up to `limit` may come as late_bytes. `quiet`: no host function that was

@@ -294,20 +294,15 @@ static bool wait_for_reader(struct tpw_session *s) {
     return true;
 }
 
-static void send_run(struct tpw_session *s, struct tpw_range *range, uint64_t offset, uint64_t size) {
-    struct tpg_twin_write_in message = {
-        .address = range->at.start + offset, .data = (unsigned char *)range->detail + offset, .data_size = size};
-    if (wait_for_reader(s)) {
-        tpg_send_twin_write(s, &message);
-    }
-}
-
 /* Word by word, because the neighbours of a word that a kernel wrote may be what the program writes meanwhile. */
-static void send_changes(struct tpw_session *s, struct tpw_range *range, uint64_t at, uint64_t end) {
+static void send_changes(struct tpw_session *s, struct tpw_range *range, uint64_t from, uint64_t end) {
+    static uint32_t runs[TP_TWIN_PIECE / TP_TWIN_WORD + 2]; /* every second word, at worst */
+    static unsigned char bytes[TP_TWIN_PIECE];
     const unsigned char *now = (const unsigned char *)(uintptr_t)range->at.start;
     unsigned char *shadow = range->detail;
-    uint64_t begin = 0, size = 0;
-    for (; at < end; at += TP_TWIN_WORD) {
+    size_t count = 0, size = 0;
+    uint64_t next = UINT64_MAX; /* where the last run would go on */
+    for (uint64_t at = from; at < end; at += TP_TWIN_WORD) {
         const uint64_t part = end - at < TP_TWIN_WORD ? end - at : TP_TWIN_WORD;
         uint32_t word = 0, known = 0;
         if (TP_LIKELY(part == TP_TWIN_WORD)) {
@@ -319,15 +314,20 @@ static void send_changes(struct tpw_session *s, struct tpw_range *range, uint64_
         }
         if (word != known) {
             memcpy(shadow + at, &word, part);
-            begin = size ? begin : at;
+            memcpy(bytes + size, &word, part);
             size += part;
-        } else if (size) {
-            send_run(s, range, begin, size);
-            size = 0;
+            if (at != next) {
+                runs[count++] = (uint32_t)(at - from);
+                runs[count++] = 0;
+            }
+            runs[count - 1] += (uint32_t)part;
+            next = at + part;
         }
     }
-    if (size) {
-        send_run(s, range, begin, size);
+    struct tpg_twin_write_in message = {
+        .address = range->at.start + from, .runs = runs, .runs_count = count, .data = bytes, .data_size = size};
+    if (count && wait_for_reader(s)) {
+        tpg_send_twin_write(s, &message);
     }
 }
 

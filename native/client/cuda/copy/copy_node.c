@@ -125,6 +125,14 @@ static struct tpc_host_copy *list(struct tpc_host_copy *copy) {
     return equal ? equal : copy;
 }
 
+static void note_memory(struct tpc_host_copy *copy) {
+    struct tpc_range range;
+    const bool known = tpc_range_at((uint64_t)(uintptr_t)copy->side.first, &range);
+    tp_lock_take(&lock);
+    copy->memory = known ? range.buffer_id : 0;
+    tp_lock_drop(&lock);
+}
+
 CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out) {
     TPC_CONTEXT(context);
     context = context->home;
@@ -137,6 +145,7 @@ CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, 
     }
     *out = shared(side, up, context);
     if (*out) {
+        note_memory(*out);
         return CUDA_SUCCESS;
     }
     uint64_t pieces = side->pitch == side->width || side->height == 1 ? side->depth : side->height * side->depth;
@@ -161,6 +170,7 @@ CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, 
     *copy = (struct tpc_host_copy){
         .address = answer.address, .side = *side, .up = up, .context = context, .life = context->life, .references = 1};
     *out = list(copy);
+    note_memory(*out);
     return CUDA_SUCCESS;
 }
 
@@ -291,13 +301,16 @@ bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device) {
     return offset != 0;
 }
 
-static void refuse_twin(uint64_t start, uint64_t size, bool *refused) {
+/* Memory that was freed, and is another's now, does not count; what was pageable may have been registered since. */
+static void refuse_twin(const struct tpc_range *range, bool *refused) {
     static _Atomic bool said;
+    const bool registered = (range->flags & TPC_MADE_MASK) == TPC_MADE_REGISTER;
     tp_lock_take(&lock);
     for (const struct tpc_host_copy *copy = alive; copy && !*refused; copy = copy->next) {
         const struct tpc_host_side *side = &copy->side;
         const uint64_t first = (uint64_t)(uintptr_t)side->first, bytes = side->slice * side->depth;
-        *refused = first < start + size && start < first + bytes;
+        *refused = first < range->start + range->size && range->start < first + bytes &&
+                   (copy->memory == range->buffer_id || (registered && !copy->memory));
     }
     tp_lock_drop(&lock);
     if (*refused) {
@@ -306,7 +319,7 @@ static void refuse_twin(uint64_t start, uint64_t size, bool *refused) {
                     "use now; "
                     "over this connection kernels must have used it (or its device address have been asked for) before "
                     "the copy becomes part of a graph: CUDA_ERROR_NOT_SUPPORTED",
-                    (unsigned long long)size, (unsigned long long)start);
+                    (unsigned long long)range->size, (unsigned long long)range->start);
     }
 }
 TP_REGISTER(tpc_twin_wanted, refuse_twin);

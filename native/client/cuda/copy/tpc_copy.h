@@ -103,6 +103,8 @@ struct tpc_host_copy {
     struct tpc_context *context;
     unsigned int life; /* of the context */
     int references;    /* one for each node that was made: graphs with it together have that one */
+    unsigned long long
+        memory; /* buffer id of what the side lay in when a node was made with it last; 0: pageable memory */
 };
 /* The caller has it until it gives it to one of the next two. */
 CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, bool up, struct tpc_host_copy **out);

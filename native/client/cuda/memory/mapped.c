@@ -117,19 +117,35 @@ static void push_if_any(void) {
 }
 TP_REGISTER(tpc_host_function_over, push_if_any);
 
+/* The runs of a message, from `offset` of the memory on. False when they are not what they say. */
+static bool take_runs(struct tpc_host *host, uint64_t offset, const struct tpg_twin_write_in *in) {
+    const unsigned char *data = in->data;
+    uint64_t left = in->data_size;
+    for (size_t i = 0; i + 1 < in->runs_count; i += 2) {
+        const uint64_t at = offset + in->runs[i], size = in->runs[i + 1];
+        if (size > left || at > host->size || size > host->size - at) {
+            return false;
+        }
+        memcpy(host->memory + at, data, size);
+        memcpy(host->shadow + at, data, size);
+        data += size;
+        left -= size;
+    }
+    return !left && in->runs_count % 2 == 0;
+}
+
 /* The session sends what kernels wrote before the reply that ends a wait. */
 bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
+    bool right = true; /* of one that has ended here, what is still on its way says nothing */
     tp_lock_take(&lock);
     for (struct tpc_host *host = twins; host; host = host->next) {
-        uint64_t offset = in->address - host->twin;
-        if (in->address >= host->twin && offset <= host->size && in->data_size <= host->size - offset) {
-            memcpy(host->memory + offset, in->data, in->data_size);
-            memcpy(host->shadow + offset, in->data, in->data_size);
+        if (in->address >= host->twin && in->address - host->twin < host->size) {
+            right = take_runs(host, in->address - host->twin, in);
             break;
         }
     }
     tp_lock_drop(&lock);
-    return true; /* of one that has ended here, what is still on its way says nothing */
+    return right;
 }
 
 /* ---- twins ---- */
@@ -141,7 +157,7 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     struct tpg_host_twin_in in = {.size = range->size, .read_only = read_only};
     struct tpg_host_twin_out answer = {0};
     bool refused = false;
-    TP_TELL(tpc_twin_wanted, range->start, range->size, &refused);
+    TP_TELL(tpc_twin_wanted, range, &refused);
     if (refused) {
         return CUDA_ERROR_NOT_SUPPORTED;
     }

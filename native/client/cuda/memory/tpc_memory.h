@@ -136,8 +136,8 @@ struct tpc_host {
 };
 /* The device address of a byte of pinned memory, making the twin if there is none. */
 CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out);
-/* A twin is to be made of [start, start+size): who cannot have that sets *refused, and says why. */
-typedef void tpc_twin_wanted(uint64_t start, uint64_t size, bool *refused);
+/* A twin is to be made of the memory: who cannot have that sets *refused, and says why. */
+typedef void tpc_twin_wanted(const struct tpc_range *range, bool *refused);
 TP_LIST(tpc_twin_wanted);
 /* Pinned memory that is in no range any more: its twin ends, and the record with it. */
 void tpc_host_end(struct tpc_host *host);
