@@ -87,7 +87,7 @@ FUNCTIONS = [
     post("cuGraphUpload", session="hand", check=True),
     per_thread("cuGraphUpload_ptsz", "cuGraphUpload"),
     post("cuGraphExecDestroy", session="hand", contextless=True, hGraphExec="gone graphexec", after_loss="ok",
-         check=True),
+         unsafe=True, check=True),
     call("cuGraphExecGetFlags", contextless=True),
     custom("cuGraphExecUpdate", ops="graph_update", updateResult_out="there"),
     custom("cuGraphExecUpdate_v2", ops="graph_update"),

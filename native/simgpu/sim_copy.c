@@ -1,9 +1,8 @@
 // cuMemcpy* in one dimension, and cuMemset*: arguments are checked here, then the operation is queued.
 //
-// A device address must lie in a live allocation or mapping for the whole length, else error 1; in a mapping without
-// access it becomes a fault of the stream, error 700. Memory of cuMemMap needs access for the device that copies (nobody
-// says whether that is the stream's or the current context's, so here both need it); only a peer copy names the devices
-// that it may be reached by. Pageable host memory follows the driver: an asynchronous upload takes up to 2 MiB at the call
+// A device address must lie in a live allocation, or in a mapping that some device has access to, for the whole length, else
+// error 1; where another device has it, it is a fault of the stream, error 700. Memory of cuMemMap needs access for the device that copies (nobody says whether that is the stream's or the current
+// context's, so here both need it); only a peer copy names the devices that it may be reached by. Pageable host memory follows the driver: an asynchronous upload takes up to 2 MiB at the call
 // and returns, everything else waits for the stream; a download returns once the bytes have arrived. Host pointers are read and written for the whole
 // length that was asked for.
 #include "sim_copy.h"

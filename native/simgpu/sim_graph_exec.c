@@ -205,6 +205,19 @@ sim_program_t *sim_exec_writable(sim_exec_t *exec) {
     (CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD |                            \
      CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY)
 
+// A capture takes memsets of any address; what nobody has is found out here (580.159.04, measured).
+static bool sets_fit(const sim_program_t *program, int device) {
+    bool fit = true;
+    for (size_t i = 0; i < program->count && fit; i++) {
+        const sim_op_t *op = &program->steps[i].op;
+        const sim_set_t *set = &op->u.set;
+        for (uint64_t y = 0; op->kind == SIM_OP_SET && fit && y < set->height; y++)
+            fit = sim_map_check(set->dst.address + y * set->dst.pitch, set->width, device, ~0u, true) == CUDA_SUCCESS;
+        fit = fit && (!program->steps[i].child || sets_fit(program->steps[i].child, device));
+    }
+    return fit;
+}
+
 static CUresult instantiate(sim_context_t *context, CUgraphExec *out, CUgraph handle, unsigned long long flags) {
     if (!out || (flags & ~(unsigned long long)(FLAGS | CUDA_GRAPH_INSTANTIATE_FLAG_DEVICE_LAUNCH)))
         return CUDA_ERROR_INVALID_VALUE;
@@ -221,6 +234,10 @@ static CUresult instantiate(sim_context_t *context, CUgraphExec *out, CUgraph ha
     CUresult result = graph && !graph->capture ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS)
         result = conditions && graph->exec ? CUDA_ERROR_NOT_SUPPORTED : sim_program_make(graph, &exec->program);
+    pthread_rwlock_rdlock(&sim.map_lock);
+    if (result == CUDA_SUCCESS && !sets_fit(exec->program, context->device))
+        result = CUDA_ERROR_INVALID_VALUE;
+    pthread_rwlock_unlock(&sim.map_lock);
     if (result == CUDA_SUCCESS)
         result = sim_graph_memory_instantiate(exec->program, true);
     if (result == CUDA_SUCCESS && !sim_handle_add(exec, SIM_GRAPH_EXEC)) {
@@ -244,6 +261,9 @@ static CUresult instantiate(sim_context_t *context, CUgraphExec *out, CUgraph ha
 
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags) {
     SIM_ENTER_CONTEXT(context);
+    if (flags & ~15ull)
+        return CUDA_ERROR_INVALID_VALUE;
+    SIM_UNSAFE(); // behind the flags (580.159.04, measured)
     return instantiate(context, phGraphExec, hGraph, flags & ~(unsigned long long)CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD);
 }
 
@@ -252,7 +272,7 @@ CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph,
     SIM_ENTER_CONTEXT(context);
     if (!instantiateParams || (instantiateParams->flags & ~15ull))
         return CUDA_ERROR_INVALID_VALUE;
-    SIM_UNSAFE(); // this form (580.159.04, measured)
+    SIM_UNSAFE();
     CUresult result = instantiate(context, phGraphExec, hGraph, instantiateParams->flags);
     instantiateParams->hErrNode_out = NULL;
     instantiateParams->result_out =
@@ -262,6 +282,7 @@ CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph,
 
 CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) {
     SIM_ENTER();
+    SIM_UNSAFE();
     pthread_mutex_lock(&sim.lock);
     sim_exec_t *exec = sim_exec_of(hGraphExec);
     if (exec) {

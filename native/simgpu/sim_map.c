@@ -129,12 +129,22 @@ CUresult sim_map_span(uint64_t address, int device, unsigned peers, bool write, 
 }
 
 // Memory of a graph may be named at any time; whether it is there is seen when it is used.
+// Whether a device that has no access to a mapping stands beside one that has; anything else has no such rights.
+static bool others_reach(const sim_range_t *range, int device) {
+    bool others = range->kind != SIM_RANGE_VMM;
+    for (int i = 0; i < SIM_MAX_DEVICES && !others; i++)
+        others = i != device && range->access[i] && !range->access[device];
+    return others;
+}
+
 CUresult sim_map_check(uint64_t address, uint64_t bytes, int device, unsigned peers, bool write) {
     if (bytes > UINT64_MAX - address)
         return CUDA_ERROR_INVALID_VALUE;
     while (bytes) {
         sim_span_t span;
         CUresult result = span_of(address, device, peers, write, &span);
+        if (result == CUDA_ERROR_ILLEGAL_ADDRESS && !others_reach(sim_map_find(address), device))
+            return CUDA_ERROR_INVALID_VALUE; // a mapping that nobody may use so (580.159.04, measured)
         if (result != CUDA_SUCCESS)
             return result;
         sim_range_t *range = sim_map_find(address);

@@ -15,22 +15,14 @@ static sim_range_t *named(uint64_t address) {
 
 CUresult cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
     SIM_ENTER_CONTEXT(context);
-    (void)context;
     CUresult result = CUDA_ERROR_NOT_FOUND;
     pthread_rwlock_rdlock(&sim.map_lock);
     sim_range_t *range = named(dptr);
-    sim_reservation_t *reservation = sim_reservation_find(dptr);
-    if (range && range->kind != SIM_RANGE_VMM) {
+    if (range && (range->kind != SIM_RANGE_VMM || range->access[context->device])) { // of a mapping, itself
         if (pbase)
             *pbase = range->base;
         if (psize)
             *psize = range->size;
-        result = CUDA_SUCCESS;
-    } else if (range && reservation) {
-        if (pbase)
-            *pbase = reservation->base;
-        if (psize)
-            *psize = reservation->size;
         result = CUDA_SUCCESS;
     }
     pthread_rwlock_unlock(&sim.map_lock);

@@ -245,8 +245,7 @@ static inline void check_set_nowhere(void) {
     OK(cuGraphNodeGetType(nodes[0], &type));
     OK(cuGraphMemsetNodeGetParams(nodes[0], &told));
     CHECK(type == CU_GRAPH_NODE_TYPE_MEMSET && told.dst == NOWHERE && told.value == 3);
-    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
-    OK(cuGraphExecDestroy(exec));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphInstantiateWithFlags(&exec, graph, 0));
     OK(cuGraphDestroy(graph));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD8Async(NOWHERE, 0, 16384, stream));
     OK(cuStreamDestroy_v2(stream));

@@ -266,6 +266,67 @@ static inline void check_modules_of_libraries(CUmodule (*load)(void)) {
     OK(cuModuleUnload(own));
 }
 
+static inline void check_ranges_of_mappings(void) {
+    enum { SIZE = 2 << 20 };
+    CUdeviceptr at, base;
+    CUmemGenericAllocationHandle memory;
+    size_t size;
+    unsigned char bytes[64] = {0};
+    const CUmemAllocationProp what = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                      .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    CUmemAccessDesc access = {.location = what.location, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    OK(cuMemCreate(&memory, SIZE, &what, 0));
+    OK(cuMemAddressReserve(&at, 2 * SIZE, 0, 0, 0));
+    OK(cuMemMap(at, SIZE, 0, memory, 0));
+    OK(cuMemSetAccess(at, SIZE, &access, 1));
+    OK(cuMemcpyHtoD_v2(at, bytes, sizeof bytes));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyHtoD_v2(at + SIZE - 32, bytes, sizeof bytes));
+    OK(cuMemGetAddressRange_v2(&base, &size, at + 5)); // the mapping's, not the reservation's
+    CHECK(base == at && size == SIZE);
+    GIVES(CUDA_ERROR_NOT_FOUND, cuMemGetAddressRange_v2(&base, &size, at + SIZE));
+    OK(cuMemUnmap(at, SIZE));
+    OK(cuMemAddressFree(at, 2 * SIZE));
+    OK(cuMemRelease(memory));
+}
+
+// Making and ending an executable graph is forbidden but in relaxed mode; using one is not.
+static inline void check_graphs_in_captures(void) {
+    static const CUstreamCaptureMode modes[] = {CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+                                                CU_STREAM_CAPTURE_MODE_RELAXED};
+    CUstream stream, other;
+    CUgraph graph, captured;
+    CUgraphNode node;
+    CUgraphExec exec, second;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddEmptyNode(&node, graph, NULL, 0));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    for (int i = 0; i < 9; i++) {
+        CUresult wanted = i % 3 < 2 ? CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED : CUDA_SUCCESS, result;
+        CUDA_GRAPH_INSTANTIATE_PARAMS params = {0};
+        OK(cuStreamBeginCapture_v2(stream, modes[i % 3]));
+        OK(cuGraphLaunch(exec, other));
+        if (i < 3) {
+            result = cuGraphInstantiateWithFlags(&second, graph, 0);
+        } else if (i < 6) {
+            result = cuGraphInstantiateWithParams(&second, graph, &params);
+        } else {
+            result = cuGraphExecDestroy(exec);
+        }
+        CHECK(result == wanted);
+        GIVES(wanted ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED : CUDA_SUCCESS, cuStreamEndCapture(stream, &captured));
+        if (!wanted) {
+            OK(cuGraphDestroy(captured));
+            if (i < 6)
+                OK(cuGraphExecDestroy(second));
+        }
+    }
+    OK(cuGraphDestroy(graph));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuStreamDestroy_v2(other));
+}
+
 // In a primary context of device 0 that has its first flags. `load` loads an image with saxpy.
 static inline void check_measured(CUmodule (*load)(void)) {
     check_flags_of_contexts();
@@ -275,6 +336,8 @@ static inline void check_measured(CUmodule (*load)(void)) {
     check_nothing();
     check_pitches();
     check_addresses();
+    check_ranges_of_mappings();
+    check_graphs_in_captures();
     check_pitches_of_nodes();
     check_modules_of_libraries(load);
 }

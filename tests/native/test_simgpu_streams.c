@@ -574,6 +574,11 @@ static void sticky(void) {
     CUmemGenericAllocationHandle handle;
     OK(cuMemCreate(&handle, 2 << 20, &prop, 0));
     OK(cuMemMap(reserved, 2 << 20, 0, handle, 0));
+    // Copies and memsets do not reach what the device has no access to, and the context lives on.
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyHtoD_v2(reserved, &byte, 1));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoH_v2(&byte, reserved, 1));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemsetD8Async(reserved, 0, 1, stream));
+    OK(cuCtxSynchronize());
     if (fault_here()) {
         OK(fill(module, reserved, 1, 1, NULL));
         GIVES(700, cuCtxSynchronize());

@@ -14,6 +14,10 @@
 static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
                             bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why) {
     TPC_CONTEXT(context);
+    if (flags & ~(uint64_t)INSTANTIATE_FLAGS) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CAPTURE_UNSAFE(name);
     if (!out_exec) {
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -154,19 +154,14 @@ CUresult tpc_do_cuMemGetInfo_v2(size_t *free, size_t *total) {
 
 CUresult tpc_do_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
     struct tpc_range range;
-    uint64_t start, size;
-    bool known = tpc_range_at(dptr, &range);
-    if (known && (range.flags & TPC_MADE_MASK) != TPC_MADE_MAP) {
-        start = range.start;
-        size = range.size;
-    } else if (!known || !tpc_reservation_at(dptr, &start, &size)) {
+    if (!tpc_range_at(dptr, &range)) {
         return CUDA_ERROR_NOT_FOUND; /* addresses that are only reserved, too (580.159.04, measured) */
     }
     if (pbase) {
-        *pbase = start;
+        *pbase = range.start;
     }
     if (psize) {
-        *psize = size;
+        *psize = range.size;
     }
     return CUDA_SUCCESS;
 }
