@@ -294,7 +294,9 @@ struct sim_pool {
     bool is_default;
     CUmemPoolProps props;
     uint64_t used, used_high, release_threshold;
-    uint64_t kept; // freed, and held for the pool's next allocations
+    uint64_t kept;  // freed, and held for the pool's next allocations
+    uint64_t loose; // freed, and no wait has noticed it
+    struct sim_pool *next;
     int reuse[3];
     unsigned char access[SIM_MAX_DEVICES];
 };
@@ -584,6 +586,7 @@ void sim_op_discard(sim_op_t *op);                    // frees what an operation
 // sim_pool.c
 CUresult sim_pool_setup(int device);
 void sim_pool_forget(sim_range_t *range); // under the write lock
+void sim_pools_notice(void);              // a wait is over
 
 // sim_image.c, sim_cubin.c, sim_ptx.c
 CUresult sim_image_parse(const void *code, sim_image_t **image, char *log, size_t log_size);

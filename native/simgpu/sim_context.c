@@ -555,6 +555,7 @@ static CUresult synchronize(sim_context_t *context) {
         if (green->base == context && green->active)
             sim_context_drain(green);
     pthread_mutex_unlock(&sim.lock);
+    sim_pools_notice();
     sim_print_show();
     return result == CUDA_SUCCESS ? sim_context_error(context) : result;
 }

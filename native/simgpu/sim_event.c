@@ -152,6 +152,7 @@ CUresult cuEventSynchronize(CUevent hEvent) {
         result = sim_context_error(owner);
     }
     pthread_mutex_unlock(&sim.lock);
+    sim_pools_notice();
     sim_print_show();
     return result;
 }

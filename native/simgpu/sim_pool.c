@@ -2,7 +2,8 @@
 //
 // An allocation is usable at once (its address is known at the call, and being early harms nobody); a free takes
 // effect when its stream gets there; until then work that was queued earlier may use the address, new calls may not.
-// What is freed stays with its pool up to the release threshold, as a number: the device has so much less for others.
+// What is freed stays with its pool, as a number: the device has so much less for others. The next call that waits, and none
+// that trims, gives back what is above the release threshold (580.159.04: a session that waited by words alone kept it all).
 // Pool fields are under the map lock.
 #include "sim_graph.h"
 
@@ -16,6 +17,8 @@ typedef struct sim_place {
     sim_pool_t *standard, *current;
 } sim_place_t;
 static void leave_places(const sim_pool_t *pool);
+static sim_pool_t *pools; // all of them
+static atomic_bool loose; // one has something that no wait has noticed
 
 CUresult sim_pool_setup(int ordinal) {
     sim_device_t *device = &sim.devices[ordinal];
@@ -24,6 +27,8 @@ CUresult sim_pool_setup(int ordinal) {
     device->default_pool.props.location = (CUmemLocation){.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = ordinal};
     device->default_pool.access[ordinal] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     device->current_pool = &device->default_pool;
+    device->default_pool.next = pools;
+    pools = &device->default_pool;
     return sim_handle_add(&device->default_pool, SIM_POOL) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -39,11 +44,32 @@ void sim_pool_forget(sim_range_t *range) {
     pool->used -= range->charged;
     if (range->kind == SIM_RANGE_HOST)
         return; // nothing is kept of it
-    uint64_t reserved = pool->used + pool->kept;
-    uint64_t room = pool->release_threshold > reserved ? pool->release_threshold - reserved : 0;
-    uint64_t more = room < range->charged ? room : range->charged;
-    pool->kept += more;
-    sim.devices[pool->device].used += more;
+    pool->loose += range->charged;
+    sim.devices[pool->device].used += range->charged;
+    atomic_store(&loose, true);
+}
+
+void sim_pools_notice(void) {
+    if (!atomic_exchange(&loose, false))
+        return;
+    pthread_rwlock_wrlock(&sim.map_lock);
+    for (sim_pool_t *pool = pools; pool; pool = pool->next) {
+        if (!pool->loose)
+            continue;
+        pool->kept += pool->loose;
+        pool->loose = 0;
+        keep_at_most(pool, pool->release_threshold > pool->used ? pool->release_threshold - pool->used : 0);
+    }
+    pthread_rwlock_unlock(&sim.map_lock);
+}
+
+// An allocation takes what the pool has first.
+static void reuse(sim_pool_t *pool, uint64_t bytes) {
+    uint64_t kept = pool->kept < bytes ? pool->kept : bytes;
+    keep_at_most(pool, pool->kept - kept);
+    uint64_t more = pool->loose < bytes - kept ? pool->loose : bytes - kept;
+    pool->loose -= more;
+    sim.devices[pool->device].used -= more;
 }
 
 static sim_pool_t *lookup(CUmemoryPool handle) {
@@ -110,7 +136,7 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
         bytes > pool->props.maxSize - (pool->used < pool->props.maxSize ? pool->used : pool->props.maxSize))
         result = CUDA_ERROR_OUT_OF_MEMORY;
     else {
-        keep_at_most(pool, pool->kept > bytes ? pool->kept - bytes : 0);
+        reuse(pool, bytes);
         result = take(pool, owner, bytes, &range);
     }
     if (result == CUDA_SUCCESS) {
@@ -244,6 +270,10 @@ CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
         free(fresh);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
+    pthread_rwlock_wrlock(&sim.map_lock);
+    fresh->next = pools;
+    pools = fresh;
+    pthread_rwlock_unlock(&sim.map_lock);
     *pool = (CUmemoryPool)(void *)fresh;
     return CUDA_SUCCESS;
 }
@@ -268,7 +298,12 @@ CUresult cuMemPoolDestroy(CUmemoryPool pool) {
         sim.ranges[i]->pool = &device->default_pool;
         device->default_pool.used += sim.ranges[i]->charged;
     }
-    keep_at_most(found, 0);
+    reuse(found, UINT64_MAX);
+    for (sim_pool_t **at = &pools; *at; at = &(*at)->next)
+        if (*at == found) {
+            *at = found->next;
+            break;
+        }
     sim_handle_remove(found);
     pthread_rwlock_unlock(&sim.map_lock);
     pthread_mutex_unlock(&sim.lock);
@@ -282,7 +317,7 @@ CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) {
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_wrlock(&sim.map_lock);
-    keep_at_most(found, minBytesToKeep > found->used ? minBytesToKeep - found->used : 0);
+    keep_at_most(found, minBytesToKeep > found->used + found->loose ? minBytesToKeep - found->used - found->loose : 0);
     pthread_rwlock_unlock(&sim.map_lock);
     return CUDA_SUCCESS;
 }
@@ -313,7 +348,7 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void
         wide = found->release_threshold;
         break;
     case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
-        wide = whole_lots(found->used + found->kept);
+        wide = whole_lots(found->used + found->kept + found->loose);
         break;
     case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
         wide = found->used;

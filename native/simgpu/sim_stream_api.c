@@ -78,6 +78,7 @@ CUresult cuStreamSynchronize(CUstream hStream) {
         result = error != CUDA_SUCCESS ? error : result;
     }
     pthread_mutex_unlock(&sim.lock);
+    sim_pools_notice();
     sim_print_show();
     return result;
 }

@@ -326,6 +326,41 @@ void case_vmm(void) {
 
 /* ---- pools ---- */
 
+static uint64_t reserved(CUmemoryPool pool) {
+    uint64_t bytes = 0;
+    OK(cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &bytes));
+    return bytes;
+}
+
+/* Whoever waits gets the memory back that is free, up to the threshold; what nobody waited for stays. */
+static void check_given_back(CUstream stream) {
+    CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                            .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    CUmemoryPool pool;
+    CUevent event;
+    uint64_t threshold = 32 * MIB;
+    OK(cuMemPoolCreate(&pool, &props));
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    for (int i = 0; i < 4; i++) {
+        CUdeviceptr parts[4];
+        for (int k = 0; k < 4; k++) {
+            OK(cuMemAllocFromPoolAsync(&parts[k], 32 * MIB, pool, stream));
+        }
+        CHECK(reserved(pool) >= 128 * MIB);
+        for (int k = 0; k < 4; k++) {
+            OK(cuMemFreeAsync(parts[k], stream));
+        }
+        OK(cuEventRecord(event, stream));
+        OK(i == 0 ? cuStreamSynchronize(stream) : i == 1 ? cuEventSynchronize(event) : cuCtxSynchronize());
+        CHECK(reserved(pool) == (i < 3 ? 0 : 32 * MIB));
+        OK(cuMemPoolSetAttribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, i == 2 ? &threshold : &(uint64_t){0}));
+    }
+    OK(cuMemPoolTrimTo(pool, 0));
+    CHECK(reserved(pool) == 0);
+    OK(cuEventDestroy_v2(event));
+    OK(cuMemPoolDestroy(pool));
+}
+
 void case_pools(void) {
     CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
                             .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
@@ -373,6 +408,7 @@ void case_pools(void) {
     CHECK(current == standard);
     OK(cuMemAllocAsync(&a, 100, stream));
     OK(cuStreamSynchronize(stream));
+    check_given_back(stream);
 }
 
 /* ---- several threads ---- */

@@ -42,12 +42,26 @@ static CUmemoryPool next_pool(struct tpw_session *s, uint32_t *at, int *device) 
     return NULL;
 }
 
+/* The driver gives back what pools keep above their thresholds, and trims them, only as far as a call that waits has found the
+ * free over (580.159.04, measured). A session waits by words, which the driver does not see: so it is asked to wait where nothing
+ * ever is, once after frees. */
+static void notice(struct tpw_session *s) {
+    const uint32_t bit = s->entered_native ? 1u << tpw_context_device(s, s->entered) : 0;
+    if ((s->pools_freed & bit) && !tpw_stream_may_wait(s)) {
+        s->pools_freed &= ~bit;
+        (void)s->cuda.cuStreamSynchronize(CU_STREAM_PER_THREAD); /* its answer is no news, as in print.c */
+    }
+}
+
+TP_REGISTER(tpw_pools_leave, notice);
+
 void tpw_pools_trim(struct tpw_session *s) {
     uint64_t kept = 0;
     CUmemoryPool pool;
     if (!s->quota || !tp_quota_limit(s->quota)) {
         return;
     }
+    notice(s);
     uint32_t at = 0;
     for (int device = 0; (pool = next_pool(s, &at, &device));) {
         kept += kept_by(s, pool);
@@ -176,6 +190,7 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
     s->memory->pending_bytes[range->device] -= range->charged;
     s->memory->pending_frees--;
+    s->pools_freed |= 1u << range->device;
     tpw_uncharge(s, range->device, range->charged);
     free(range);
     tpw_pools_trim(s);

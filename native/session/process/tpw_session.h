@@ -87,12 +87,13 @@ struct tpw_session {
     struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
     struct tpw_callbacks *callbacks;
     struct tpw_lates *lates;
-    uint32_t late;    /* copies that stand, or will, until their bytes have come from the client */
-    uint32_t hosts;   /* counts the times that no host function and no such copy was outstanding; from 1 */
-    uint32_t twins;   /* mapped host memory that kernels may have written: carried across before what completes */
-    bool words;       /* a stream may stand at a word that the client has written later */
-    bool graph_words; /* and one in which a graph is launched */
-    bool full;        /* a stream that stands at a host function has about as many commands as the driver takes */
+    uint32_t late;        /* copies that stand, or will, until their bytes have come from the client */
+    uint32_t hosts;       /* counts the times that no host function and no such copy was outstanding; from 1 */
+    uint32_t twins;       /* mapped host memory that kernels may have written: carried across before what completes */
+    uint32_t pools_freed; /* a bit for each device: the driver has not noticed that memory of its pools is free */
+    bool words;           /* a stream may stand at a word that the client has written later */
+    bool graph_words;     /* and one in which a graph is launched */
+    bool full;            /* a stream that stands at a host function has about as many commands as the driver takes */
     struct tpw_memory *memory;
     struct tpw_capture *captures; /* under way, see capture.c */
     void *graph_nodes;            /* names of nodes, see graph.c */

@@ -17,6 +17,9 @@ void tpw_leave(struct tpw_session *s) {
     if (TP_UNLIKELY(s->twins)) {
         TP_TELL(tpw_twins_leave, s);
     }
+    if (TP_UNLIKELY(s->pools_freed)) {
+        TP_TELL(tpw_pools_leave, s);
+    }
 }
 
 void tpw_defer(struct tpw_session *s, const struct tp_frame *frame, int32_t error) {

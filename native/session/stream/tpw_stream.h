@@ -176,6 +176,9 @@ void tpw_answer(struct tpw_session *s, struct tpw_ticket ticket, int32_t error);
 /* What kernels wrote into mapped host memory leaves now; told while s->twins counts any. */
 typedef void tpw_twins_leave(struct tpw_session *s);
 TP_LIST(tpw_twins_leave);
+/* Pools give back what is free; told while s->pools_freed has any. */
+typedef void tpw_pools_leave(struct tpw_session *s);
+TP_LIST(tpw_pools_leave);
 
 /* ---- trace.c ---- all but the last while there is s->trace */
 struct tpw_executed {
