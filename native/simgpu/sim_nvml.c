@@ -435,23 +435,27 @@ nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, uns
     return no_processes(device, infoCount);
 }
 
-// Samples over time are not kept: a caller learns that there are none newer than it has seen.
+// Samples over time are not kept: who has the room that the driver wants learns that there are none newer than it has seen.
+static nvmlReturn_t no_samples(const void *array, unsigned *count) {
+    const unsigned wanted = 72;
+    if (array && *count >= wanted)
+        return NVML_ERROR_NOT_FOUND;
+    *count = wanted;
+    return NVML_ERROR_INSUFFICIENT_SIZE;
+}
+
 nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *utilization,
                                              unsigned int *processSamplesCount, unsigned long long lastSeenTimeStamp) {
     SIM_NVML_DEVICE(device, index, processSamplesCount);
-    (void)utilization;
     (void)lastSeenTimeStamp;
-    *processSamplesCount = 0;
-    return NVML_ERROR_NOT_FOUND;
+    return no_samples(utilization, processSamplesCount);
 }
 
-// Assumed: without samples as the older form.
 nvmlReturn_t nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *info) {
     SIM_NVML_DEVICE(device, index, info);
     if (info->version != (sizeof *info | 1u << 24))
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    info->processSamplesCount = 0;
-    return NVML_ERROR_NOT_FOUND;
+    return no_samples(info->procUtilArray, &info->processSamplesCount);
 }
 
 nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses(nvmlDevice_t device, unsigned int *infoCount,

@@ -120,7 +120,9 @@ nvmlReturn_t tpn_nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvml
     }
     if (result == NVML_SUCCESS) {
         result = (nvmlReturn_t)o.status;
-        info->processSamplesCount = o.count;
+        if (result == NVML_SUCCESS || result == NVML_ERROR_INSUFFICIENT_SIZE) {
+            info->processSamplesCount = o.count;
+        }
         if (o.samples_count) {
             memcpy(info->procUtilArray, o.samples, o.samples_count * sizeof *info->procUtilArray);
         }

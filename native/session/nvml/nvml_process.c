@@ -147,7 +147,8 @@ int32_t tpw_nvml_processes(struct tpw_session *s, const struct tp_frame *frame, 
 
 /* ---- how much of the device they use ----
  *
- * The driver is asked for the samples of all processes, so that those of others take no room from the client's. */
+ * The driver wants room for a fixed number of samples, whatever there are, and says so to a caller with less (580.159: 72). Then it is
+ * asked for those of all processes, so that those of others take no room from the client's. */
 
 /* The number in the client's machine of a process that the driver knows under `pid`; 0 for one that is not the client's to see. */
 static uint32_t number_there(const struct asked *asked, unsigned int pid) {
@@ -159,25 +160,31 @@ static uint32_t number_there(const struct asked *asked, unsigned int pid) {
     return 0;
 }
 
-/* Without samples the driver says so of all processes. */
-static int status_of(int status, unsigned int own, unsigned int room) {
-    return status ? status : !own ? NVML_ERROR_NOT_FOUND : own > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+/* Of samples that were looked at. Without one the count stays as it was. */
+static int status_of(int status, unsigned int own, const struct asked *asked, unsigned int *count) {
+    status = status || own ? status : NVML_ERROR_NOT_FOUND;
+    *count = status ? asked->room : own;
+    return own > asked->room ? NVML_ERROR_INSUFFICIENT_SIZE : status;
 }
 
 static void tell_utilization(struct tpw_session *s, const struct tp_frame *frame, struct asked *asked, int32_t error) {
-    unsigned int count = TP_NVML_LIST_MAX, own = 0;
+    unsigned int count = 0, own = 0;
     int status =
-        error ? error : (int)s->nvml.nvmlDeviceGetProcessUtilization(asked->device, samples.old, &count, asked->since);
-    for (unsigned int i = 0; !status && i < count && i < TP_NVML_LIST_MAX; i++) {
-        const uint32_t pid = number_there(asked, samples.old[i].pid);
-        if (pid) {
-            samples.old[own] = samples.old[i];
-            samples.old[own++].pid = pid;
+        error ? error : (int)s->nvml.nvmlDeviceGetProcessUtilization(asked->device, NULL, &count, asked->since);
+    if (status == NVML_ERROR_INSUFFICIENT_SIZE && asked->room >= count) {
+        count = TP_NVML_LIST_MAX;
+        status = (int)s->nvml.nvmlDeviceGetProcessUtilization(asked->device, samples.old, &count, asked->since);
+        for (unsigned int i = 0; !status && i < count && i < TP_NVML_LIST_MAX; i++) {
+            const uint32_t pid = number_there(asked, samples.old[i].pid);
+            if (pid) {
+                samples.old[own] = samples.old[i];
+                samples.old[own++].pid = pid;
+            }
         }
+        status = status_of(status, own, asked, &count);
     }
-    status = status_of(status, own, asked->room);
     const struct tpg_nvmlDeviceGetProcessUtilization_out out = {.status = status,
-                                                                .processSamplesCount = own,
+                                                                .processSamplesCount = count,
                                                                 .utilization = samples.old,
                                                                 .utilization_count = status ? 0 : own};
     tpg_answer_nvmlDeviceGetProcessUtilization(s, frame, error, &out);
@@ -196,22 +203,25 @@ int32_t tpw_nvmlDeviceGetProcessUtilization(struct tpw_session *s, const struct 
 }
 
 static void tell_utilizations(struct tpw_session *s, const struct tp_frame *frame, struct asked *asked, int32_t error) {
-    nvmlProcessesUtilizationInfo_t all = {.version = sizeof all | 1u << 24,
-                                          .processSamplesCount = TP_NVML_LIST_MAX,
-                                          .lastSeenTimeStamp = asked->since,
-                                          .procUtilArray = samples.fresh};
+    nvmlProcessesUtilizationInfo_t all = {.version = sizeof all | 1u << 24, .lastSeenTimeStamp = asked->since};
     unsigned int own = 0;
     int status = error ? error : (int)s->nvml.nvmlDeviceGetProcessesUtilizationInfo(asked->device, &all);
-    for (unsigned int i = 0; !status && i < all.processSamplesCount && i < TP_NVML_LIST_MAX; i++) {
-        const uint32_t pid = number_there(asked, samples.fresh[i].pid);
-        if (pid) {
-            samples.fresh[own] = samples.fresh[i];
-            samples.fresh[own++].pid = pid;
+    unsigned int count = all.processSamplesCount;
+    if (status == NVML_ERROR_INSUFFICIENT_SIZE && asked->room >= count) {
+        all.processSamplesCount = TP_NVML_LIST_MAX;
+        all.procUtilArray = samples.fresh;
+        status = (int)s->nvml.nvmlDeviceGetProcessesUtilizationInfo(asked->device, &all);
+        for (unsigned int i = 0; !status && i < all.processSamplesCount && i < TP_NVML_LIST_MAX; i++) {
+            const uint32_t pid = number_there(asked, samples.fresh[i].pid);
+            if (pid) {
+                samples.fresh[own] = samples.fresh[i];
+                samples.fresh[own++].pid = pid;
+            }
         }
+        status = status_of(status, own, asked, &count);
     }
-    status = status_of(status, own, asked->room);
     const struct tpg_nvml_utilization_out out = {
-        .status = status, .count = own, .samples = samples.fresh, .samples_count = status ? 0 : own};
+        .status = status, .count = count, .samples = samples.fresh, .samples_count = status ? 0 : own};
     tpg_answer_nvml_utilization(s, frame, error, &out);
 }
 

@@ -264,11 +264,15 @@ def processes(index: int) -> list[list[int]]:
 
 def utilization(index: int) -> list[int]:
     nvml, device = nvml_device(index)
-    count, fresh = ctypes.c_uint(0), Utilization(ctypes.sizeof(Utilization) | 1 << 24)
-    return [
-        nvml.nvmlDeviceGetProcessUtilization(device, None, ctypes.byref(count), ctypes.c_ulonglong(0)),
-        nvml.nvmlDeviceGetProcessesUtilizationInfo(device, ctypes.byref(fresh)),
-    ]
+    found = []
+    for room in (0, 71, 100):
+        old, samples = (ctypes.c_uint64 * (4 * 100))(), (ctypes.c_uint64 * (5 * 100))()
+        count, fresh = ctypes.c_uint(room), Utilization(ctypes.sizeof(Utilization) | 1 << 24, room)
+        fresh.list = ctypes.cast(samples, VOID) if room else None
+        array, since = old if room else None, ctypes.c_ulonglong(0)
+        found += [nvml.nvmlDeviceGetProcessUtilization(device, array, ctypes.byref(count), since), count.value]
+        found += [nvml.nvmlDeviceGetProcessesUtilizationInfo(device, ctypes.byref(fresh)), fresh.count]
+    return found
 
 
 CALLS: dict[str, Callable[..., Any]] = {
