@@ -174,7 +174,41 @@ void case_share(void) {
 
 /* ---- mapped host memory ---- */
 
+/* What stands until the program writes a word goes on when the program waits for it, in any way. */
+static void check_words(void) {
+    volatile uint32_t *word;
+    CUdeviceptr device;
+    CUstream stream;
+    CUevent event;
+    OK(cuMemHostAlloc((void **)&word, 4096, CU_MEMHOSTALLOC_DEVICEMAP));
+    *word = 0;
+    OK(cuMemHostGetDevicePointer_v2(&device, (void *)word, 0));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
+    for (uint32_t i = 1; i <= 5; i++) {
+        OK(cuStreamWaitValue32_v2(stream, device, i, CU_STREAM_WAIT_VALUE_GEQ));
+        OK(cuEventRecord(event, stream));
+        GIVES(CUDA_ERROR_NOT_READY, cuStreamQuery(stream));
+        *word = i;
+        if (i == 1) {
+            OK(cuStreamSynchronize(stream));
+        } else if (i == 2) {
+            OK(cuEventSynchronize(event));
+        } else if (i == 3) {
+            OK(cuCtxSynchronize());
+        }
+        while (i == 4 && cuStreamQuery(stream) == CUDA_ERROR_NOT_READY) {
+        }
+        while (cuEventQuery(event) == CUDA_ERROR_NOT_READY) {
+        }
+    }
+    OK(cuEventDestroy_v2(event));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuMemFreeHost((void *)word));
+}
+
 void case_twins(void) {
+    check_words();
     CUmodule module = load_kernels();
     CUfunction fill = kernel(module, "fill_u32"), add = kernel(module, "vector_add");
     enum { COUNT = 1000 };

@@ -16,7 +16,8 @@
 #include <stdlib.h>
 #include <tp_memory.h>
 
-#define STRETCHES 64u /* of written pages that are asked for at once */
+#define WORDS_MOST 65536u /* bytes of memory that is compared before a wait */
+#define STRETCHES 64u     /* of written pages that are asked for at once */
 
 /* Never held across a call: the thread that waits for a reply takes in what kernels wrote. */
 static struct tp_lock lock;
@@ -93,7 +94,7 @@ static void push_written(struct tpc_host *host) {
     }
 }
 
-void tpc_twins_push(void) {
+static void push_all(bool large) {
     const bool urgent = tp_urgent(true); /* who runs host functions waits for `pushing` */
     tp_lock_take(&pushing);
     tp_lock_take(&lock);
@@ -102,12 +103,20 @@ void tpc_twins_push(void) {
     for (; host; host = host->next) {
         if (host->tracked) {
             push_written(host);
-        } else {
+        } else if (large || host->size <= WORDS_MOST) {
             push_part(host, 0, host->size);
         }
     }
     tp_lock_drop(&pushing);
     tp_urgent(urgent);
+}
+
+void tpc_twins_push(void) { push_all(true); }
+
+void tpc_twins_push_words(void) {
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
+        push_all(false);
+    }
 }
 
 static void push_if_any(void) {
