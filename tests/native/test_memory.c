@@ -386,6 +386,8 @@ static void check_given_back(CUstream stream) {
         }
         OK(cuEventRecord(event, stream));
         OK(i == 0 ? cuStreamSynchronize(stream) : i == 1 ? cuEventSynchronize(event) : cuCtxSynchronize());
+        /* Over shared memory the GPU itself ends a wait: the session learns of it with the next wait that it answers. */
+        OK(cuCtxSynchronize());
         CHECK(reserved(pool) == (i < 3 ? 0 : 32 * MIB));
         OK(cuMemPoolSetAttribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, i == 2 ? &threshold : &(uint64_t){0}));
     }
