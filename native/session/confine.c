@@ -119,8 +119,9 @@ static bool allow_all(int rules, const struct rights *handled, const char *drive
             return false;
         }
     }
-    return allow_folder_of(rules, handled, driver) && allow_folder_of(rules, handled, nvml) &&
-           allow_devices(rules, handled) && allow_compiled(rules, handled) &&
+    /* The driver gives its threads names, and does not start where it may not. */
+    return allow(rules, handled, "/proc/self/task", WRITE_FILE | TRUNCATE) && allow_folder_of(rules, handled, driver) &&
+           allow_folder_of(rules, handled, nvml) && allow_devices(rules, handled) && allow_compiled(rules, handled) &&
            allow(rules, handled, getenv("TF_IMAGE_CACHE_PATH"), KEEP) &&
            allow(rules, handled, getenv("TF_LOG_PATH"), WRITE_FILE);
 }
