@@ -285,6 +285,11 @@ CUresult cuGraphExecDestroy(CUgraphExec hGraphExec) {
     SIM_UNSAFE();
     pthread_mutex_lock(&sim.lock);
     sim_exec_t *exec = sim_exec_of(hGraphExec);
+    // The driver waited here for a host function of another stream (580.159.04, on an H200); not for every graph.
+    if (exec && exec->context->active) {
+        sim_context_drain(exec->context);
+        exec = sim_exec_of(hGraphExec);
+    }
     if (exec) {
         sim_handle_remove(exec);
         (void)sim_graph_memory_instantiate(exec->program, false);
@@ -323,6 +328,16 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     CUresult result = exec ? sim_stream_resolve(context, hStream, &stream) : CUDA_ERROR_INVALID_VALUE;
     if (exec && sim_strict())
         follow(exec->program);
+    // With memory nodes the driver (580.159.04) waits for the launch before, where that is in another stream.
+    if (result == CUDA_SUCCESS && !stream->capture && exec->last && exec->last != stream &&
+        sim_program_has_memory(exec->program)) {
+        stream->refs++;
+        sim_stream_wait(exec->last, exec->last_seq);
+        exec = sim_exec_of(hGraph);
+        if (!exec || stream->dying)
+            result = CUDA_ERROR_INVALID_HANDLE;
+        sim_stream_release(stream);
+    }
     if (result == CUDA_SUCCESS && !stream->capture)
         result = sim_graph_memory_launch(exec->program, exec->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
     if (result == CUDA_SUCCESS) {

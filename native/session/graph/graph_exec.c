@@ -18,6 +18,7 @@ struct exec {
     struct tpw_keeps keeps; /* of nodes that were changed in it; of the others, the driver knows */
     CUevent order;          /* behind the last launch and its copies to the client, NULL while there was none */
     struct tpw_need *need;  /* what its launches take of the limit, NULL: nothing */
+    bool launched;          /* where there is such a need */
     uint32_t order_context; /* id of the context that it is of, which is that of the launch's stream */
 };
 
@@ -125,9 +126,17 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
     return CUDA_SUCCESS;
 }
 
+/* The driver (580.159.04) may wait in the launch of a graph with memory nodes until one before it, in another stream, has begun. */
+bool tpw_waits_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame,
+                             const struct tpg_cuGraphLaunch_in *in) {
+    struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->hGraph);
+    const struct exec *exec = object ? object->record : NULL;
+    return exec && exec->need && exec->launched;
+}
+
 int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuGraphLaunch_in *in,
                           CUgraphExec hGraph, struct tpw_stream *hStream) {
-    const struct exec *exec = tpw_object(s, TPG_GRAPHEXEC, in->hGraph)->record;
+    struct exec *exec = tpw_object(s, TPG_GRAPHEXEC, in->hGraph)->record;
     int32_t untold = CUDA_SUCCESS;
     uint64_t graph = exec && exec->keeps.count ? tpw_captured_graph(s, hStream, &untold) : 0;
     if (untold) {
@@ -144,6 +153,9 @@ int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, c
     struct tpw_need *need = exec ? exec->need : NULL;
     int32_t error = tpw_need_charge(s, need);
     error = error ? error : (int32_t)s->cuda.cuGraphLaunch(hGraph, hStream->native);
+    if (exec && need) {
+        exec->launched = true;
+    }
     tpw_need_taken(s, need, error);
     if (TP_UNLIKELY(error && calls)) {
         tpw_host_never(s, exec->hosts);
