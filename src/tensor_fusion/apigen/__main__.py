@@ -6,7 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import coverage, emit_client, emit_session, emit_sim, emit_structs, emit_trace, emit_wire, schema
+from . import (
+    coverage,
+    emit_client,
+    emit_operations,
+    emit_session,
+    emit_sim,
+    emit_structs,
+    emit_trace,
+    emit_wire,
+    schema,
+)
 from .layout import DescriptionError
 from .model import Model, load
 
@@ -33,10 +43,10 @@ def outputs(model: Model) -> dict[str, str]:
         "tpg_nvml_trace.h": emit_trace.trace(model, nvml),
         "tpg_nvml_stubs.c": emit_client.stubs(model, nvml),
         "tpg_nvml_looks.c": emit_client.looked_at(model, nvml),
-        "tpg_cuda_messages.h": emit_client.messages_header(cuda),
-        "tpg_cuda_messages.c": emit_client.messages(cuda),
-        "tpg_cuda_send.h": emit_client.operations(model, cuda),
-        "tpg_nvml_send.h": emit_client.operations(model, nvml),
+        "tpg_cuda_messages.h": emit_operations.messages_header(cuda),
+        "tpg_cuda_messages.c": emit_operations.messages(cuda),
+        "tpg_cuda_send.h": emit_operations.operations(model, cuda),
+        "tpg_nvml_send.h": emit_operations.operations(model, nvml),
         "libcuda.map": emit_client.version_script(cuda),
         "libnvidia-ml.map": emit_client.version_script(nvml),
         "tpg_driver.h": emit_session.driver_header(model),

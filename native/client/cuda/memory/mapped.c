@@ -113,11 +113,13 @@ static void push_all(bool large) {
 
 void tpc_twins_push(void) { push_all(true); }
 
-void tpc_twins_push_words(void) {
+/* Large memory that would have to be compared is left out. */
+static void push_words(void) {
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
         push_all(false);
     }
 }
+TP_REGISTER(tpc_before_wait, push_words);
 
 static void push_if_any(void) {
     if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {

@@ -115,7 +115,7 @@ CUresult tpc_cuEventQuery(CUevent hEvent) {
         return result;
     }
     TPC_CAPTURE_UNSAFE("cuEventQuery");
-    tpc_twins_push_words();
+    TP_TELL(tpc_before_wait);
     if (!tpc_event_is_shared(hEvent) && tpc_watch_answer(in.event, false, &result)) {
         return result;
     }

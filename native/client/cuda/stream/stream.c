@@ -182,7 +182,7 @@ CUresult tpc_cuStreamSynchronize(CUstream hStream) {
     TPC_CONTEXT(context);
     TPC_CHECK_HANDLE(STREAM, hStream, true);
     TPC_CAPTURE_UNSAFE("cuStreamSynchronize");
-    tpc_twins_push_words();
+    TP_TELL(tpc_before_wait);
     if (quiet(hStream)) {
         return tpc_posted();
     }
@@ -205,7 +205,7 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
     TPC_CONTEXT(context);
     TPC_CHECK_HANDLE(STREAM, hStream, true);
     TPC_CAPTURE_UNSAFE("cuStreamQuery");
-    tpc_twins_push_words();
+    TP_TELL(tpc_before_wait);
     struct tpg_stream_query_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;
     CUresult result;
@@ -228,7 +228,7 @@ CUresult tpc_cuStreamQuery(CUstream hStream) {
 
 static CUresult synchronize(const char *name) {
     struct tp_reply reply;
-    tpc_twins_push_words();
+    TP_TELL(tpc_before_wait);
     const struct tpc_date asked = tpc_today();
     CUresult result = tpc_call_context_synchronize(name, &reply);
     tpc_waited(&asked, result);

@@ -150,7 +150,7 @@ CUresult tpc_cuEventSynchronize(CUevent hEvent) {
     TPC_CHECK_HANDLE(EVENT, hEvent, false);
     TPC_TRY(tpc_event_captured("cuEventSynchronize", hEvent));
     TPC_CAPTURE_UNSAFE("cuEventSynchronize");
-    tpc_twins_push_words();
+    TP_TELL(tpc_before_wait);
     struct tpg_event_wait_in in = {.event = (uint64_t)(uintptr_t)hEvent};
     struct tpg_event_wait_out out;
     struct tp_reply reply;

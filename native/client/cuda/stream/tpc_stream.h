@@ -44,9 +44,9 @@ bool tpc_wait_marked(const char *name, CUstream stream);
 /* Pieces of memory whose contents are carried across with each launch and each wait (memory/hostmem.c): while there are any,
  * no wait can be ended by the GPU. */
 extern _Atomic int tpc_twins;
-/* Called before the program waits or asks: a kernel may stand until it reads a word that was written behind its launch. Large memory
- * that would have to be compared is left out. */
-void tpc_twins_push_words(void);
+/* Hears that the program is about to wait or to ask: a kernel may stand until it reads what was written behind its launch. */
+typedef void tpc_before_wait(void);
+TP_LIST(tpc_before_wait);
 
 /* ---- event.c ---- */
 /* Whether an event may have been recorded in a capture last. */
