@@ -87,3 +87,10 @@ def test_in_the_full_jail_nothing_succeeds(escapes: Path, tmp_path: Path) -> Non
     assert results["read_secrets"] == results["connect_somewhere"] == "Permission denied"
     assert (tmp_path / "secrets").read_text() == "secret\n"
     assert not (tmp_path / "new").exists()
+
+
+def test_the_folder_for_images_is_made_before_the_full_jail(tmp_path: Path) -> None:
+    folder, log = tmp_path / "not" / "there", tmp_path / "log"
+    variables = {"TF_IMAGE_CACHE_PATH": str(folder), "TF_ENABLE_LOG": "1", "TF_LOG_PATH": str(log)}
+    with Worker("--jail", "full", program=None, transport="native", **variables):
+        assert folder.stat().st_mode & 0o777 == 0o700

@@ -8,6 +8,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -168,6 +169,16 @@ static void after_fork_in_child(void) { atomic_store(&forked, true); }
 
 bool sim_forked(void) { return atomic_load(&forked); }
 
+// The driver names threads of its own so, and does not start where it may not (580.159.04, under Landlock).
+static bool may_name_threads(void) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/task/%d/comm", (int)gettid());
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 || errno != EACCES;
+}
+
 static uint64_t environment_number(const char *name, uint64_t fallback, uint64_t highest) {
     const char *text = getenv(name);
     if (!text || !*text)
@@ -210,6 +221,10 @@ CUresult sim_setup(void) {
     if (!sim_exported("cuInit")) {
         sim_complain("the library cannot find its own file's handle: %s", dlerror());
         result = CUDA_ERROR_SHARED_OBJECT_INIT_FAILED;
+        goto out;
+    }
+    if (!may_name_threads()) {
+        result = CUDA_ERROR_OPERATING_SYSTEM;
         goto out;
     }
     sim.ndevices = (int)environment_number("TF_SIM_DEVICES", 1, SIM_MAX_DEVICES);

@@ -42,9 +42,9 @@ static CUmemoryPool next_pool(struct tpw_session *s, uint32_t *at, int *device) 
     return NULL;
 }
 
-/* The driver gives back what pools keep above their thresholds, and trims them, only as far as a call that waits has found the
- * free over (580.159.04, measured). A session waits by words, which the driver does not see: so it is asked to wait where nothing
- * ever is, once after frees. */
+/* The driver gives back what pools keep above their thresholds, and trims them, as far as it has noticed that the frees are over. A
+ * session waits by words, which it does not see: on an H200 (580.159.04) a pool kept all it had, and trimming gave back nothing. So
+ * the driver is asked to wait where nothing ever is, once after frees; that this is what it takes is assumed. */
 static void notice(struct tpw_session *s) {
     const uint32_t bit = s->entered_native ? 1u << tpw_context_device(s, s->entered) : 0;
     if ((s->pools_freed & bit) && !tpw_stream_may_wait(s)) {

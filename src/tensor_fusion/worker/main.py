@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -108,6 +109,10 @@ def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executa
         complain(SIMULATED_NOTICE)
     environment = {**session_environment(environ), **settings.images.environment()}
     environment["TF_SESSION_MEMORY_LIMIT"] = str(settings.session_memory)
+    if settings.jail == "full" and settings.images.folder:
+        # A session in that jail cannot make it; where we cannot either, it says that images are not kept.
+        with contextlib.suppress(OSError):
+            settings.images.folder.mkdir(0o700, parents=True, exist_ok=True)
     # Sessions write to the log's file themselves; where there is none, their lines go to where the worker's own go.
     output = 1 if settings.log.enabled and settings.log.path is None else 2
     return Executable(native_file("bin/tensor-fusion-session"), driver, environment, output=output, jail=settings.jail)
