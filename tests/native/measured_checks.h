@@ -289,6 +289,33 @@ static inline void check_ranges_of_mappings(void) {
     OK(cuMemRelease(memory));
 }
 
+// What was synchronous is over when memory is taken away: nothing of it comes later.
+static inline void check_memory_taken_away(void) {
+    enum { SIZE = 2 << 20 };
+    CUdeviceptr at;
+    CUmemGenericAllocationHandle memory;
+    unsigned char bytes[64] = {0};
+    const CUmemAllocationProp what = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                      .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    CUmemAccessDesc access = {.location = what.location};
+    for (int i = 0; i < 300; i++) {
+        OK(cuMemCreate(&memory, SIZE, &what, 0));
+        OK(cuMemAddressReserve(&at, SIZE, 0, 0, 0));
+        OK(cuMemMap(at, SIZE, 0, memory, 0));
+        access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        OK(cuMemSetAccess(at, SIZE, &access, 1));
+        OK(cuMemcpyHtoD_v2(at, bytes, sizeof bytes));
+        if (i & 1) {
+            access.flags = CU_MEM_ACCESS_FLAGS_PROT_NONE;
+            OK(cuMemSetAccess(at, SIZE, &access, 1));
+        }
+        OK(cuMemUnmap(at, SIZE));
+        OK(cuMemAddressFree(at, SIZE));
+        OK(cuMemRelease(memory));
+    }
+    OK(cuCtxSynchronize());
+}
+
 // Making and ending an executable graph is forbidden but in relaxed mode; using one is not.
 static inline void check_graphs_in_captures(void) {
     static const CUstreamCaptureMode modes[] = {CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
@@ -337,6 +364,7 @@ static inline void check_measured(CUmodule (*load)(void)) {
     check_pitches();
     check_addresses();
     check_ranges_of_mappings();
+    check_memory_taken_away();
     check_graphs_in_captures();
     check_pitches_of_nodes();
     check_modules_of_libraries(load);

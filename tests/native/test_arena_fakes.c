@@ -272,6 +272,9 @@ int32_t tpw_when_complete(struct tpw_session *s, uint64_t event, uint64_t native
     (void)native;
     return tpw_when_done(s, NULL, done, what);
 }
+int32_t tpw_when_reached(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
+    return tpw_when_done(s, stream->native, done, what);
+}
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what) {
     return tpw_when_done(s, NULL, done, what);
 }

@@ -269,7 +269,7 @@ static bool is_whole_mappings(struct tpw_session *s, uint64_t address, uint64_t 
     return true;
 }
 
-int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_unmap_in *in) {
+static int32_t unmap(struct tpw_session *s, const struct tpg_memory_unmap_in *in) {
     if (!in->size || in->size > UINT64_MAX - in->address || !is_whole_mappings(s, in->address, in->size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -283,8 +283,8 @@ int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, co
     return CUDA_SUCCESS;
 }
 
-int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_access_in *in,
-                          const CUmemAccessDesc *access, size_t count) {
+static int32_t give_access(struct tpw_session *s, const struct tpg_memory_access_in *in, const CUmemAccessDesc *access,
+                           size_t count) {
     int32_t error = CUDA_SUCCESS;
     const struct tpw_range *range = tpw_range_at(s, in->address);
     if (!in->size || !count || count > ACCESS_MAX || !range || range->kind != TPW_RANGE_MAP) {
@@ -307,4 +307,69 @@ int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, c
         address = at->at.start + at->at.size;
     }
     return error;
+}
+
+/* What takes memory away from the device, behind the work that the program believes to be over. */
+struct taking {
+    struct tpw_ticket ticket;
+    uint32_t waits; /* for streams */
+    struct tpg_memory_access_in access;
+    struct tpg_memory_unmap_in unmap;
+    size_t count; /* of the rights; 0: it is unmapped */
+    CUmemAccessDesc rights[ACCESS_MAX];
+};
+
+static int32_t carry_out(struct tpw_session *s, const struct taking *taking) {
+    return taking->count ? give_access(s, &taking->access, taking->rights, taking->count) : unmap(s, &taking->unmap);
+}
+
+static void reached(struct tpw_session *s, void *what, int32_t error) {
+    struct taking *taking = what;
+    (void)error; /* of a context that broke: nothing of it uses the memory any more */
+    if (--taking->waits == 0) {
+        tpw_answer(s, taking->ticket, carry_out(s, taking));
+        free(taking);
+    }
+}
+
+/* The driver does not wait in these calls, and need not: what was synchronous for the program is over. Here it may be under way, in the
+ * default stream of some context or thread, so these are waited for, and no other. */
+static int32_t take_behind(struct tpw_session *s, const struct tp_frame *frame, const struct taking *what) {
+    struct taking *taking = malloc(sizeof *taking);
+    if (!taking) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    *taking = *what;
+    taking->ticket = tpw_ticket(frame);
+    for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
+        const bool of_default = stream->native == CU_STREAM_LEGACY || stream->thread;
+        const bool under_way = stream->dirty || stream->reached < stream->issued;
+        if (of_default && under_way && tpw_touchable(s, stream) && !tpw_when_reached(s, stream, reached, taking)) {
+            taking->waits++;
+        }
+    }
+    if (taking->waits) {
+        return TPW_LATER;
+    }
+    int32_t error = carry_out(s, taking);
+    free(taking);
+    return error;
+}
+
+int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_unmap_in *in) {
+    return take_behind(s, frame, &(struct taking){.unmap = *in});
+}
+
+int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_access_in *in,
+                          const CUmemAccessDesc *access, size_t count) {
+    bool takes = false;
+    for (size_t i = 0; i < count; i++) {
+        takes |= access[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    }
+    if (!takes || count > ACCESS_MAX) {
+        return give_access(s, in, access, count);
+    }
+    struct taking taking = {.access = *in, .count = count};
+    memcpy(taking.rights, access, count * sizeof *access);
+    return take_behind(s, frame, &taking);
 }
