@@ -53,11 +53,11 @@ FUNCTIONS = [
     custom("cuMemPoolCreate", ops="pool_create pool_destroy"),
     post("cuDeviceSetMemPool", contextless=True, wrapped=True),
     custom("cuMemPoolDestroy", ops="pool_destroy", pool="handle"),
-    post("cuMemPoolTrimTo", contextless=True),
+    post("cuMemPoolTrimTo", contextless=True, settled=True),
     call("cuMemPoolGetAccess", contextless=True, wrapped=True, location="struct"),
     # Those of host and managed memory know some of their attributes themselves.
     call("cuMemPoolSetAttribute", contextless=True, wrapped=True, attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="bytes tp_pool_value(attr)"),
-    call("cuMemPoolGetAttribute", contextless=True, wrapped=True, attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="outbytes tp_pool_value(attr)"),
+    call("cuMemPoolGetAttribute", contextless=True, settled=True, wrapped=True, attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="outbytes tp_pool_value(attr)"),
     custom("cuMemAddressReserve", ops="address_reserve"),
     custom("cuMemAddressFree", ops="address_free"),
     custom("cuMemCreate", ops="memory_create"),

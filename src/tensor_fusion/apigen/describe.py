@@ -86,6 +86,9 @@ at the frame and its arguments.
 ``stands=True`` on a call or a post says that a stream may stand behind it, at a word that somebody writes later: that
 of its arguments, or one in which its node is launched. While one does, of the frames that wait a call is held alone.
 
+``settled=True`` on a call or a post says that what the driver does depends on work that the session has seen to be
+complete: it looks for that before the call.
+
 ``struct`` declares what the fields of a struct are, once; a field without a role is a plain value:
 
 ``"zero"``           must be 0                              ``"none"``            of other systems: sent as 0
@@ -131,6 +134,7 @@ class Line:
     completes: bool = False  # its reply, or the message itself, may say that work of the GPU is complete
     waits: bool | str = False  # the driver may wait for the GPU in it: True, or "asked"
     stands: bool = False  # a stream may stand at a word of memory behind it
+    settled: bool = False  # the session looks for what is complete before it calls the driver
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
@@ -207,6 +211,7 @@ def call(
     contextless: bool = False,
     waits: bool | str = False,
     stands: bool = False,
+    settled: bool = False,
     after_loss: str = "",
     check: bool = False,
     unsafe: bool = False,
@@ -225,6 +230,7 @@ def call(
         contextless=contextless,
         waits=waits,
         stands=stands,
+        settled=settled,
         after_loss=after_loss,
         check=check,
         unsafe=unsafe,
@@ -242,6 +248,7 @@ def post(
     contextless: bool = False,
     waits: bool | str = False,
     stands: bool = False,
+    settled: bool = False,
     after_loss: str = "",
     check: bool = False,
     unsafe: bool = False,
@@ -258,6 +265,7 @@ def post(
         contextless=contextless,
         waits=waits,
         stands=stands,
+        settled=settled,
         after_loss=after_loss,
         check=check,
         unsafe=unsafe,

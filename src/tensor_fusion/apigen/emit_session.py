@@ -180,6 +180,8 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
         body += [f"    struct tpg_{op.name}_out out;", "    memset(&out, 0, sizeof out);"]
     enter = "0" if op.line.contextless else ENTER[api.name]
     body.append(f"    int32_t error = {enter};")
+    if op.line.settled:
+        body.append("    tpw_leave(s);")
     if op.line.session == "hand":
         arguments = ["s", "frame", *(["&in"] if inputs else []), *(["&out"] if outputs else [])]
         for item in op.fields:
