@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 import time
@@ -53,6 +54,7 @@ class Session:
 
 @pytest.fixture
 def shares() -> Iterator[Shares]:
+    gc.collect()  # what other tests have left open goes now, and not in the middle
     before = len(list(Path("/proc/self/fd").iterdir()))
     found = Shares(10)
     yield found

@@ -125,6 +125,7 @@ VARIABLES = (
     Variable("TF_SIM_MEMORY_MB", "worker", "", "Memory of a simulated GPU; empty: that of an H200."),
     Variable("TF_SIM_FAULTS", "worker", "", "Errors that the simulated GPU is to produce, for tests."),
     Variable("TF_SIM_DEAD_HANDLES", "worker", "", "abort: a handle of nothing ends the simulated GPU, for tests."),
+    Variable("TF_SIM_QUEUES", "worker", "", "Queues that the streams of a simulated context share, for tests."),
     Variable("TF_SIM_UNKNOWN_KERNELS", "worker", "", "skip: the simulated GPU skips kernels it has no body for."),
     Variable("TF_NATIVE_DIR", "both", "", "Folder of native files instead of the installed ones."),
 )
