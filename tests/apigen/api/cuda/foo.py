@@ -6,7 +6,7 @@ FUNCTIONS = [
     call("cuFooCreate", unsafe=True),
     post("cuFooDestroy", hFoo="gone foo", contextless=True),
     post("cuFooWrite", dst="dev size", data="bytes size"),
-    call("cuFooGetCount", count="wanted"),
+    call("cuFooGetCount", settled=True, count="wanted"),
     pure("cuFooGetName", name="outstring length"),
     post("cuFooSetParams", params="struct"),
     call("cuFooGetPlace", place="outstruct", source="known foo"),
