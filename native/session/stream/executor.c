@@ -136,9 +136,10 @@ static bool passes(const struct tp_frame *frame) {
            frame->op == TPG_OP_managed_settle;
 }
 
-/* What lets a stream go on. */
+/* What lets a stream go on, and what the client sends before that: what the function wrote into mapped memory. */
 static bool goes_on(const struct tp_frame *frame) {
-    return frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes;
+    return frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes ||
+           frame->op == TPG_OP_host_twin_write;
 }
 
 static bool keep(struct tpw_session *s, const struct tp_frame *frame, struct held ***end) {
