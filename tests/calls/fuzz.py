@@ -365,15 +365,20 @@ def compile_calls(folder: Path, compiler: str = "cc") -> Path:
 
 def command_of(binary: Path, library: str, seconds: int, recover: bool) -> list[str]:
     kernels = str(ROOT / "tests/kernels/kernels.ptx")
-    return [str(binary), library, kernels, str(seconds), *(["recover"] if recover else [])]
+    return [str(binary.resolve()), library, kernels, str(seconds), *(["recover"] if recover else [])]
 
 
 def ask(
     binary: Path, library: str, cases: Sequence[str], env: dict[str, str] | None = None, seconds: int = 5
 ) -> list[str]:
-    """The answer line of every case; raises RuntimeError with the program's sentence if it gives none."""
+    """The answer line of every case; raises RuntimeError with the program's sentence if it gives none.
+
+    Asked in the program's folder: functions that write files do so, too.
+    """
     command = command_of(binary, library, seconds, recover=False)
-    done = subprocess.run(command, input="\n".join(cases) + "\n", env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input="\n".join(cases) + "\n", env=env, cwd=binary.parent, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         raise RuntimeError(f"calls ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     return done.stdout.splitlines()
@@ -426,7 +431,7 @@ def ask_beside(
         with out.open("ab") as file:  # each answer is one write
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.PIPE, env=env, text=True,
-                start_new_session=True,
+                start_new_session=True, cwd=binary.parent,
             )  # fmt: skip
             try:
                 errors = process.communicate("\n".join(piece) + "\n", timeout=left)[1]
