@@ -125,11 +125,15 @@ def test_a_gpu_that_hangs(sampler: Sampler, monkeypatch: pytest.MonkeyPatch, cap
     assert first == second == Gpus() and third.devices[0]["name"] == "GPU"
     assert "NVML has not answered" in caplog.text
 
+    before = set(threading.enumerate())
     monkeypatch.setattr(FakeNvml, "hangs", threading.Event())
     stuck = Sampler(Path("library"), lambda: [UUID])
     assert asyncio.run(stuck.look()) == Gpus()
     assert FakeNvml.hangs
+    (thread,) = set(threading.enumerate()) - before
     FakeNvml.hangs.set()
+    thread.join(30)
+    assert not thread.is_alive(), "nobody is there who could be told"
 
 
 def test_a_library_that_is_not_there(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -138,8 +142,8 @@ def test_a_library_that_is_not_there(caplog: pytest.LogCaptureFixture, tmp_path:
     assert "NVML cannot be used" in caplog.text
 
 
-def test_the_load_of_a_session(sampler: Sampler) -> None:
-    """Known only of those that the driver lists; one that did nothing lately has none."""
+def test_the_load_of_a_session(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known only of those that the driver lists; one that did nothing lately has none; not known is not 0 %."""
 
     def session(pid: int) -> Any:
         place: dict[str, Any] = {"connection": ("a", 1, 2), "program": "p", "user": "u", "since": float(pid)}
@@ -156,3 +160,11 @@ def test_the_load_of_a_session(sampler: Sampler) -> None:
     assert [one["gpu_percent"] for one in told] == [{"0": 40}, {"0": 0}, {}]
     assert [one["gpu_memory_bytes"] for one in told] == [{"0": 100}, {}, {}]
     assert told[0]["memory_bytes"] == {"0": 5, "2": 6} and told[0]["devices"] == [0, 2]
+
+    def refuses(self: FakeNvml, device: str, since: float) -> dict[int, int]:
+        raise NvmlError("nvmlDeviceGetProcessUtilization", 999)
+
+    monkeypatch.setattr(FakeNvml, "shares", refuses)
+    unknown = Sampler(Path("library"), lambda: [UUID])
+    told = asyncio.run(Status(sessions, place, unknown, simulated=False, limit=0).tell())["sessions"]
+    assert [one["gpu_percent"] for one in told] == [{}, {}, {}]

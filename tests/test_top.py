@@ -140,6 +140,18 @@ def test_what_is_left_of_a_killed_worker(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.glob("*.sock")] == [f"worker-{next_one.process.pid}.sock"]
 
 
+def test_a_new_worker_asks_nobody_who_lives(tmp_path: Path) -> None:
+    """Whoever connects makes a worker look at its GPUs."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / f"worker-{os.getpid()}.sock"))
+        other.listen()
+        other.setblocking(False)
+        with Worker(TF_RUNTIME_PATH=str(tmp_path)):
+            assert len(list(tmp_path.glob("*.sock"))) == 2
+            with pytest.raises(BlockingIOError):
+                other.accept()
+
+
 def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
     """The worker serves all the same."""
     tmp_path.chmod(0o777)
@@ -224,19 +236,20 @@ def test_a_client_cannot_write_to_the_terminal(tmp_path: Path) -> None:
         "user": "\u202eevil\r\n",
         "address": "\x1b[H",
         "port": 1,
-        "client_pid": 2,
+        "client_pid": "\x1b[5m2",
         "since": 0.0,
         "devices": [],
         "memory_bytes": {},
         "gpu_memory_bytes": {},
-        "gpu_percent": {},
+        "gpu_percent": {"0": "\x1b[6m3"},
         "host_memory_bytes": 0,
         "calls": 1,
         "round_trips": 1,
         "received_bytes": 1,
         "sent_bytes": 1,
     }
-    status = {"pid": 7, "version": "", "place": "\x1b[31m", "simulated": False, "since": 0.0, "now": 1.0, "gpus": []}
+    status = {"pid": 7, "version": "", "place": "\x1b[31m", "simulated": False, "since": 0.0, "now": 1.0}
+    status["gpus"] = [{"index": "\x1b[7m0", "uuid": "u", "gpu_percent": "\x1b[8m1", "temperature_celsius": "\x9b2"}]
     with _false_worker(tmp_path, {**status, "memory_limit_bytes": 0, "sessions": [session]}):
         done = run(tmp_path, "--once")
     assert done.returncode == 0, done

@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def _ask(folder: Path, name: str) -> dict[str, Any] | None:
     opened = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+            until = time.monotonic() + PATIENCE
             connection.settimeout(PATIENCE)
             try:
                 connection.connect(address(opened, name))
@@ -105,7 +107,7 @@ def _ask(folder: Path, name: str) -> dict[str, Any] | None:
                 return None
             if os.geteuid() and peer_user(connection) not in (0, os.geteuid()):
                 raise ValueError("it belongs to another user")
-            raw = b"".join(_parts(connection))
+            raw = b"".join(_parts(connection, until))
     finally:
         os.close(opened)
     status = json.loads(raw)
@@ -114,10 +116,14 @@ def _ask(folder: Path, name: str) -> dict[str, Any] | None:
     return status
 
 
-def _parts(connection: socket.socket) -> Iterator[bytes]:
+def _parts(connection: socket.socket, until: float) -> Iterator[bytes]:
     size = 0
     while part := connection.recv(1 << 16):
         size += len(part)
         if size > LONGEST:
             raise ValueError("it says too much")
         yield part
+        left = until - time.monotonic()
+        if left <= 0:
+            raise ValueError("it takes too long")
+        connection.settimeout(left)

@@ -134,7 +134,7 @@ def _gpu(gpu: Status) -> Text:
         words.append(f"{gpu['temperature_celsius']} C")
     if "power_watts" in gpu:
         words.append(f"{gpu['power_watts']:.0f} W")
-    return Text("  ".join(words))
+    return Text(plain("  ".join(words)))
 
 
 def _held(status: Status) -> dict[str, int]:
@@ -167,7 +167,8 @@ def _clients(status: Status, before: Mapping[tuple[int, int], Status], width: in
         row = [str(session["pid"]), *(plain(session[name]) or "?" for name in ("program", "user", "address"))]
         row += [str(session["client_pid"]), size(_memory(session)), _share(session), count(calls), count(trips)]
         row += [size(came), size(went), _age(status["now"] - session["since"])] if wide else [size(came + went)]
-        table.add_row(*map(Text, row))  # in a plain string rich would look for its markup, and for names of emoji
+        # Figures are a socket's word, too. In a plain string rich would look for its markup, and for names of emoji.
+        table.add_row(*(Text(plain(cell)) for cell in row))
     return table
 
 

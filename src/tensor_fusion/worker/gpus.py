@@ -33,7 +33,7 @@ class Gpus:
 
     devices: list[dict[str, Any]] = field(default_factory=list)
     processes: list[dict[int, int | None]] = field(default_factory=list)  # bytes by process, by device
-    shares: list[dict[int, int]] = field(default_factory=list)  # percent by process, by device
+    shares: list[dict[int, int] | None] = field(default_factory=list)  # percent by process, by device; None: not told
 
 
 class Sampler:
@@ -96,11 +96,11 @@ class Sampler:
             if device is None:
                 gpus.devices.append({"index": index, "uuid": name})
                 gpus.processes.append({})
-                gpus.shares.append({})
+                gpus.shares.append(None)
                 continue
             gpus.devices.append(self._device(index, name, device))
             gpus.processes.append(self._try(Nvml.processes, device) or {})
-            gpus.shares.append(self._try(Nvml.shares, device, since) or {})
+            gpus.shares.append(self._try(Nvml.shares, device, since))
         return gpus
 
     def _device(self, index: int, name: str, device: Any) -> dict[str, Any]:

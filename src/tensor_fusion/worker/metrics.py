@@ -98,10 +98,14 @@ def _divided(value: float | None, unit: int) -> float | None:
 
 
 def _of_gpu(gpu: Mapping[str, Any], host: str) -> Labels:
-    labels = {"gpu": str(gpu.get("host_index", gpu["index"])), "UUID": gpu["uuid"]}
+    """What NVML does not tell is left out; the UUID names it in any case."""
+    labels = {"gpu": str(gpu["host_index"])} if "host_index" in gpu else {}
+    labels["UUID"] = gpu["uuid"]
     if "minor" in gpu:
         labels["device"] = f"nvidia{gpu['minor']}"
-    return {**labels, "modelName": gpu.get("name", ""), "Hostname": host}
+    if "name" in gpu:
+        labels["modelName"] = gpu["name"]
+    return {**labels, "Hostname": host}
 
 
 def _of_session(session: Mapping[str, Any]) -> Labels:
@@ -129,14 +133,18 @@ class Metrics:
 
     async def _asked(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._open) >= MOST_CONNECTIONS:
-            next(iter(self._open)).transport.abort()
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.transport.abort()
         self._open[writer] = None
         try:
             await asyncio.wait_for(self._answer(reader, writer), PATIENCE)
         except (OSError, EOFError, asyncio.LimitOverrunError, asyncio.TimeoutError) as error:
             LOGGER.debug("a request for metrics ends: %r", error)
+        except asyncio.CancelledError:  # the worker ends; Python 3.11 writes a traceback for a cancelled handler
+            writer.transport.abort()
         finally:
-            del self._open[writer]
+            self._open.pop(writer, None)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

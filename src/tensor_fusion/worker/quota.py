@@ -79,10 +79,5 @@ class QuotaPage:
     def figures(self, row: int) -> Figures:
         return Figures(*_FIGURES.unpack_from(self.memory, FIGURES + _FIGURES.size * row))
 
-    def limit(self) -> int:
-        """Bytes of each device that all clients together may have; 0 for no limit."""
-        value: int = _WORD.unpack_from(self.memory, 8)[0]
-        return value
-
     def close(self) -> None:
         os.close(self.fd)

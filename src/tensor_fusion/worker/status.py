@@ -68,7 +68,9 @@ class Status:
             "devices": [device for device in range(len(held)) if figures.contexts >> device & 1],
             "memory_bytes": {str(device): count for device, count in enumerate(held) if count},
             "gpu_memory_bytes": {device: count for device, count in listed.items() if count is not None},
-            "gpu_percent": {device: gpus.shares[int(device)].get(number, 0) for device in listed},
+            "gpu_percent": {
+                device: shares.get(number, 0) for device in listed if (shares := gpus.shares[int(device)]) is not None
+            },
             "host_memory_bytes": session.host_memory(),
             "calls": figures.calls,
             "round_trips": figures.round_trips,
@@ -122,6 +124,9 @@ class StatusSocket:
 
     def _remove_dead(self, folder: Path) -> None:
         for path in folder.glob("worker-*.sock"):
+            # A process that is there is not asked: whoever connects makes it look at its GPUs.
+            if Path("/proc", path.stem.removeprefix("worker-")).exists():
+                continue
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
                 opened = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:
@@ -146,6 +151,8 @@ class StatusSocket:
             await asyncio.wait_for(writer.wait_closed(), PATIENCE)
         except (OSError, asyncio.TimeoutError) as error:
             LOGGER.debug("who asked how this worker is has gone: %s", error)
+            writer.transport.abort()
+        except asyncio.CancelledError:  # the worker ends; Python 3.11 writes a traceback for a cancelled handler
             writer.transport.abort()
 
     def close(self) -> None:
