@@ -187,6 +187,9 @@ def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
         "threads",
         "freed-behind-functions",
         "graph-copies",
+        "many",
+        "neighbours",
+        "read-only",
     ],
 )
 def test_large_mapped_memory(worker: Worker, check: str) -> None:

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -314,15 +315,17 @@ static void lives(void) {
         CHECK(memcmp(&back, &sum, 4) == 0);
         pid_t child = fork();
         if (child == 0) {
-            memory[0] = 77; /* its own */
+            memory[0] = 77; /* its own; it has none of a segment's and ends */
             _exit(0);
         }
         int status = 0;
-        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(waitpid(child, &status, 0) == child && (status == 0 || WTERMSIG(status) == SIGSEGV));
+        CHECK(memory[0] != 77);
         put(number(memory + 4), 10, 1000, NULL);
         OK(cuMemFreeHost(memory));
         OK(cuCtxSynchronize());
         OK(cuMemcpyDtoH_v2(&got, device, 4));
+        CHECK(memcmp(&got, &sum, 4) == 0);
     }
     OK(cuMemFree_v2(device));
 }
@@ -419,6 +422,75 @@ static void many(void) {
     }
 }
 
+/* Two that share a page: which of them was written in it, the kernel tells once. */
+static void neighbours(void) {
+    enum { HALF = 0x20800, ROUNDS = 20 };
+    start();
+    module = load_kernels();
+    char *pages = mmap(NULL, 2 * HALF, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    CHECK(pages != MAP_FAILED);
+    OK(cuMemAlloc_v2(&device, 4096));
+    uint32_t *halves[2];
+    for (int i = 0; i < 2; i++) {
+        halves[i] = (uint32_t *)(void *)(pages + i * HALF);
+        OK(cuMemHostRegister_v2(halves[i], HALF, CU_MEMHOSTREGISTER_DEVICEMAP));
+        put(number(halves[i]), 1, 1, NULL);
+    }
+    OK(cuCtxSynchronize());
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < 2; i++) { /* the last word of one and the first but one of the other */
+            float *word = (float *)(void *)(i ? halves[1] + 1 : halves[0] + HALF / 4 - 1), sum = 0;
+            *word = (float)round + 0.5f;
+            CUdeviceptr a = number(word), to = device;
+            int one = 1;
+            void *params[] = {&a, &a, &to, &one};
+            OK(cuLaunchKernel(kernel(module, "vector_add"), 1, 1, 1, 32, 1, 1, 0, NULL, params, NULL));
+            OK(cuMemcpyDtoH_v2(&sum, device, 4));
+            CHECK(sum == 2 * *word);
+        }
+        float *words[2] = {(float *)(void *)(halves[0] + HALF / 4 - 2), (float *)(void *)(halves[1] + 2)};
+        *words[0] = *words[1] = (float)round; /* both, and then one launch for each */
+        for (int i = 0; i < 2; i++) {
+            CUdeviceptr a = number(words[i]), to = device;
+            float sum = 0;
+            int one = 1;
+            void *params[] = {&a, &a, &to, &one};
+            OK(cuLaunchKernel(kernel(module, "vector_add"), 1, 1, 1, 32, 1, 1, 0, NULL, params, NULL));
+            OK(cuMemcpyDtoH_v2(&sum, device, 4));
+            CHECK(sum == 2 * (float)round);
+        }
+    }
+    OK(cuMemHostUnregister(halves[0]));
+    OK(cuMemHostUnregister(halves[1]));
+}
+
+/* Memory that kernels only read: what a copy brings is there, and kernels see it. */
+static void read_only(void) {
+    enum { BYTES = 1 << 18 };
+    float words[64], sum = 0;
+    start();
+    module = load_kernels();
+    memory = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    CHECK((void *)memory != MAP_FAILED);
+    OK(cuMemAlloc_v2(&device, 4096));
+    OK(cuMemHostRegister_v2(memory, BYTES, CU_MEMHOSTREGISTER_DEVICEMAP | CU_MEMHOSTREGISTER_READ_ONLY));
+    for (int round = 0; round < 4; round++) {
+        for (size_t i = 0; i < 64; i++) {
+            words[i] = (float)round + 1;
+        }
+        CUdeviceptr a = number(memory), to = device;
+        int one = 1;
+        void *params[] = {&a, &a, &to, &one};
+        OK(cuMemcpyHtoD_v2(device + 1024, words, sizeof words));
+        OK(cuMemcpyDtoH_v2(memory, device + 1024, sizeof words));
+        CHECK(memcmp(memory, words, sizeof words) == 0);
+        OK(cuLaunchKernel(kernel(module, "vector_add"), 1, 1, 1, 32, 1, 1, 0, NULL, params, NULL));
+        OK(cuMemcpyDtoH_v2(&sum, device, 4));
+        CHECK(sum == 2 * words[0]);
+    }
+    OK(cuMemHostUnregister(memory));
+}
+
 /* As in a container with the usual seccomp profile: nobody tells which pages were written. */
 static void compared(void) {
     struct sock_filter steps[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -440,6 +512,8 @@ static const struct check checks[] = {{"allocated", allocated},
                                       {"freed-behind-functions", freed_behind_functions},
                                       {"graph-copies", graph_copies},
                                       {"compared", compared},
-                                      {"many", many}};
+                                      {"many", many},
+                                      {"neighbours", neighbours},
+                                      {"read-only", read_only}};
 
 int role_mapped(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

@@ -32,7 +32,8 @@ static void user_name(char *name, size_t size) {
     while (file && fgets(line, sizeof line, file)) {
         char *password = strchr(line, ':'), *number = password ? strchr(password + 1, ':') : NULL;
         char *end = NULL;
-        if (number && strtoul(number + 1, &end, 10) == getuid() && end && *end == ':' && password > line) {
+        const bool is_own = number && strtoul(number + 1, &end, 10) == getuid();
+        if (is_own && end > number + 1 && *end == ':' && password > line) {
             *password = 0;
             snprintf(name, size, "%.*s", (int)size - 1, line);
             break;
@@ -63,8 +64,8 @@ static void machine(unsigned char out[16]) {
 
 void tpc_who(struct tp_greeting *greeting) {
     program_name(greeting->program, sizeof greeting->program);
-    user_name(greeting->user, sizeof greeting->user);
     if (greeting->role == TP_ROLE_CONTROL) {
+        user_name(greeting->user, sizeof greeting->user);
         machine(greeting->machine);
     }
 }

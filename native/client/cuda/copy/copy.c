@@ -19,6 +19,7 @@ bool tpc_is_pinned(const void *memory, size_t size) {
 }
 
 CUresult tpc_copy_wait(const char *name, CUstream stream) {
+    TP_TELL(tpc_before_wait);
     if (tpc_wait_marked(name, stream)) {
         return CUDA_SUCCESS;
     }

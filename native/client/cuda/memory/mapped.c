@@ -53,7 +53,8 @@ static uint64_t next_run(struct tpc_host *host, uint64_t *offset, uint64_t end, 
     const uint64_t begin = memcmp(host->memory + *offset, host->shadow + *offset, end - *offset) == 0
                                ? end /* as before most launches */
                                : words_that(host, *offset, end, false);
-    const uint64_t size = words_that(host, begin, end, true) - begin;
+    /* One word at least: it may have become what it was since it was found. */
+    const uint64_t size = words_that(host, least(begin + TP_TWIN_WORD, end), end, true) - begin;
     if (size) {
         memcpy(copy, host->memory + begin, size);
         memcpy(host->shadow + begin, copy, size); /* what is sent, whatever is written meanwhile */
@@ -78,20 +79,24 @@ static void push_part(struct tpc_host *host, uint64_t offset, uint64_t end) {
     }
 }
 
-/* Words begin where the memory does, so a page that was written may end inside of one. */
+/* What differs in the words of [from, end), which are addresses. Words begin where the memory does, not where a page does. */
+static void push_words_in(struct tpc_host *host, uint64_t from, uint64_t end) {
+    const uint64_t start = (uint64_t)(uintptr_t)host->memory, part = TP_TWIN_WORD - 1;
+    push_part(host, (from - start) & ~part, least((end - start + part) & ~part, host->size));
+}
+
 static void push_written(struct tpc_host *host) {
     const uint64_t start = (uint64_t)(uintptr_t)host->memory;
-    uint64_t at = start;
-    while (at < start + host->size) {
+    const struct tpc_written pages = tpc_written_pages(start, host->size);
+    push_words_in(host, start, pages.start);
+    for (uint64_t at = pages.start; at < pages.end;) {
         struct tpc_written written[STRETCHES];
-        const size_t count = tpc_written_next(&at, start + host->size, written, STRETCHES);
+        const size_t count = tpc_written_next(&at, pages.end, written, STRETCHES);
         for (size_t i = 0; i < count; i++) {
-            const uint64_t from = written[i].start > start ? written[i].start - start : 0;
-            const uint64_t end = written[i].end - start + TP_TWIN_WORD - 1;
-            push_part(host, from & ~(uint64_t)(TP_TWIN_WORD - 1),
-                      least(end & ~(uint64_t)(TP_TWIN_WORD - 1), host->size));
+            push_words_in(host, written[i].start, written[i].end);
         }
     }
+    push_words_in(host, pages.end, start + host->size);
 }
 
 static void push_all(bool large) {
@@ -151,7 +156,7 @@ bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
     tp_lock_take(&lock);
     for (struct tpc_host *host = twins; host; host = host->next) {
         if (in->address >= host->twin && in->address - host->twin < host->size) {
-            right = take_runs(host, in->address - host->twin, in);
+            right = !tpc_is_read_only(host) && take_runs(host, in->address - host->twin, in);
             break;
         }
     }
@@ -164,8 +169,7 @@ bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
 static void set_device_address(struct tpc_range *range, uint64_t value) { range->device_address = value; }
 
 static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) {
-    const bool read_only = !host->mapped && (host->flags & CU_MEMHOSTREGISTER_READ_ONLY);
-    struct tpg_host_twin_in in = {.size = range->size, .read_only = read_only};
+    struct tpg_host_twin_in in = {.size = range->size, .read_only = tpc_is_read_only(host)};
     struct tpg_host_twin_out answer = {0};
     bool refused = false;
     TP_TELL(tpc_twin_wanted, range, &refused);

@@ -56,8 +56,10 @@ CUresult tpc_place_host(uint64_t address, uint64_t size, struct tpc_place *out) 
     if (!address || tpc_is_device_address(address)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    /* What kernels write into a twin comes here at the next wait, and a copy may be queued before that: it must use the twin. */
-    if (pinned_at(address, size, &range) && (range.flags & TPC_MADE_MASK) != TPC_MADE_ARENA && range.device_address) {
+    /* What kernels write into a twin comes here at the next wait, and a copy may be queued before that: it must use the twin. Into memory
+     * that is read only for them they write nothing, and nothing comes from there. */
+    if (pinned_at(address, size, &range) && (range.flags & TPC_MADE_MASK) != TPC_MADE_ARENA && range.device_address &&
+        !tpc_is_read_only(range.detail)) {
         *out = (struct tpc_place){.device = true, .address = range.device_address + (address - range.start)};
     }
     return CUDA_SUCCESS;

@@ -134,6 +134,10 @@ struct tpc_host {
     bool tracked;          /* the kernel tells which pages were written */
     uint64_t pool;         /* that it came from, 0 = none */
 };
+/* Kernels do not write into it, and it may be read only for this process, too. */
+static inline bool tpc_is_read_only(const struct tpc_host *host) {
+    return !host->mapped && (host->flags & CU_MEMHOSTREGISTER_READ_ONLY);
+}
 /* The device address of a byte of pinned memory, making the twin if there is none. */
 CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out);
 /* A twin is to be made of the memory: who cannot have that sets *refused, and says why. */
@@ -146,8 +150,9 @@ void tpc_host_end(struct tpc_host *host);
 struct tpc_written {
     uint64_t start, end;
 };
-/* From now on the kernel notes which pages of [start, start+size) are written; false where it cannot. `ours`: nobody else has the
- * memory. */
+/* The pages that lie in [start, start+size) as a whole: what can be tracked of it. */
+struct tpc_written tpc_written_pages(uint64_t start, uint64_t size);
+/* From now on the kernel notes which of these pages are written; false where it cannot. `ours`: nobody else has the memory. */
 bool tpc_written_begin(uint64_t start, uint64_t size, bool ours);
 void tpc_written_over(uint64_t start, uint64_t size);
 /* Stretches of whole pages from *at on, before `end`, that were written since they were told last; moves *at behind what was looked at.

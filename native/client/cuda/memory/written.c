@@ -178,14 +178,20 @@ static bool is_private(uint64_t start, uint64_t end) {
     return at >= end;
 }
 
+/* The kernel forgets with the page that was told, and what else lies in a page may be tracked, too: so only whole ones count. */
+struct tpc_written tpc_written_pages(uint64_t start, uint64_t size) {
+    const uint64_t page = page_size(), from = (start + page - 1) & ~(page - 1), end = (start + size) & ~(page - 1);
+    return (struct tpc_written){from, end > from ? end : from};
+}
+
 bool tpc_written_begin(uint64_t start, uint64_t size, bool ours) {
-    const uint64_t page = page_size(), from = start & ~(page - 1), end = (start + size + page - 1) & ~(page - 1);
-    return is_there() && (ours || is_private(from, end)) && track(from, end);
+    const struct tpc_written at = tpc_written_pages(start, size);
+    return at.start < at.end && is_there() && (ours || is_private(at.start, at.end)) && track(at.start, at.end);
 }
 
 void tpc_written_over(uint64_t start, uint64_t size) {
-    const uint64_t page = page_size(), from = start & ~(page - 1), end = (start + size + page - 1) & ~(page - 1);
-    struct range range = {from, end - from};
+    const struct tpc_written at = tpc_written_pages(start, size);
+    struct range range = {at.start, at.end - at.start};
     ioctl(protector, UNREGISTER, &range); /* of memory that has gone, or whose descriptor has, nothing is left to end */
 }
 
