@@ -89,7 +89,7 @@ FUNCTIONS = [
     # `read_only`: kernels do not write it.
     op("host_twin", "call", size="uint64_t", read_only="unsigned int", out={"address": "uint64_t"}),
     op("host_twin_free", "post", address="uint64_t"),
-    op("host_twin_write", "post", address="uint64_t", data="void: bytes"),
+    op("host_twin_write", "post", contextless=True, address="uint64_t", data="void: bytes"),
     op("pool_default", "call", contextless=True, pool="uint64_t: new pool", device="CUdevice: device",
        current="unsigned int"),
     op("pool_destroy", "post", contextless=True, pool="uint64_t: gone pool"),

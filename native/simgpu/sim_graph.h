@@ -181,7 +181,6 @@ bool sim_graph_program_has_memory(const sim_program_t *program);
 // What a launch allocates and frees, when it is called; refused where it does not fit what is allocated. Under sim.lock.
 CUresult sim_graph_memory_launch(const sim_program_t *program, bool frees_first);
 // One executable graph at a time has the memory of a graph.
-bool sim_program_has_memory(const sim_program_t *program);
 CUresult sim_graph_memory_instantiate(const sim_program_t *program, bool begins);
 bool sim_graph_memory_free(uint64_t address); // false: it is none of a graph, or nothing is allocated there
 void sim_graph_memory_run(const sim_op_t *op);

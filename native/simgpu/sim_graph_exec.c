@@ -214,6 +214,8 @@ static bool sets_fit(const sim_program_t *program, int device) {
         for (uint64_t y = 0; op->kind == SIM_OP_SET && fit && y < set->height; y++)
             fit = sim_map_check(set->dst.address + y * set->dst.pitch, set->width, device, ~0u, true) == CUDA_SUCCESS;
         fit = fit && (!program->steps[i].child || sets_fit(program->steps[i].child, device));
+        for (size_t k = 0; fit && k < program->steps[i].nbodies; k++)
+            fit = sets_fit(program->steps[i].bodies[k], device);
     }
     return fit;
 }
@@ -329,11 +331,12 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     if (exec && sim_strict())
         follow(exec->program);
     // With memory nodes the driver (580.159.04) waits for the launch before, where that is in another stream.
-    if (result == CUDA_SUCCESS && !stream->capture && exec->last && exec->last != stream &&
-        sim_program_has_memory(exec->program)) {
+    if (result == CUDA_SUCCESS && !stream->capture && sim_graph_program_has_memory(exec->program)) {
         stream->refs++;
-        sim_stream_wait(exec->last, exec->last_seq);
-        exec = sim_exec_of(hGraph);
+        while (exec && !stream->dying && exec->last && exec->last != stream && exec->last->done < exec->last_seq) {
+            sim_stream_wait(exec->last, exec->last_seq); // others may launch it meanwhile, or end it
+            exec = sim_exec_of(hGraph);
+        }
         if (!exec || stream->dying)
             result = CUDA_ERROR_INVALID_HANDLE;
         sim_stream_release(stream);

@@ -286,16 +286,6 @@ CUresult sim_graph_memory_instantiate(const sim_program_t *program, bool begins)
     return result;
 }
 
-bool sim_program_has_memory(const sim_program_t *program) {
-    bool has = false;
-    for (size_t i = 0; i < program->count && !has; i++) {
-        const sim_step_t *step = &program->steps[i];
-        has = step->op.kind == SIM_OP_GRAPH_ALLOC || step->op.kind == SIM_OP_GRAPH_FREE ||
-              (step->child && sim_program_has_memory(step->child));
-    }
-    return has;
-}
-
 // What a stream, or cuMemFree, does with memory of a graph.
 bool sim_graph_memory_free(uint64_t address) {
     pthread_rwlock_wrlock(&sim.map_lock);

@@ -527,6 +527,10 @@ void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream) { 
 bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
     (void)s, (void)stream;
     return true;
+bool tpw_breaks(struct tpw_session *s, int32_t error) {
+    (void)s, (void)error;
+    return false;
+}
 }
 struct tpw_stream only = {.native = CU_STREAM_LEGACY};
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f, uint64_t handle, int32_t *error) {

@@ -13,12 +13,18 @@
     (CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH | CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD |                            \
      CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY)
 
+/* A stream, as a frame names it. */
+struct place {
+    uint64_t stream; /* 0: none */
+    uint32_t thread, context;
+};
+
 struct exec {
     uint32_t hosts;         /* host functions that each launch raises */
     struct tpw_keeps keeps; /* of nodes that were changed in it; of the others, the driver knows */
     CUevent order;          /* behind the last launch and its copies to the client, NULL while there was none */
     struct tpw_need *need;  /* what its launches take of the limit, NULL: nothing */
-    bool launched;          /* where there is such a need */
+    struct place launched;  /* the last time, where there is such a need */
     uint32_t order_context; /* id of the context that it is of, which is that of the launch's stream */
 };
 
@@ -126,12 +132,20 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
     return CUDA_SUCCESS;
 }
 
+static struct place place_of(const struct tp_frame *frame, uint64_t stream) {
+    const uint64_t name = stream ? stream : (uint64_t)(uintptr_t)CU_STREAM_LEGACY;
+    const bool of_thread = name == (uint64_t)(uintptr_t)CU_STREAM_PER_THREAD;
+    const bool of_context = of_thread || name == (uint64_t)(uintptr_t)CU_STREAM_LEGACY;
+    return (struct place){name, of_thread ? frame->thread : 0, of_context ? frame->context : 0};
+}
+
 /* The driver (580.159.04) may wait in the launch of a graph with memory nodes until one before it, in another stream, has begun. */
 bool tpw_waits_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame,
                              const struct tpg_cuGraphLaunch_in *in) {
     struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->hGraph);
     const struct exec *exec = object ? object->record : NULL;
-    return exec && exec->need && exec->launched;
+    const struct place place = place_of(frame, in->hStream);
+    return exec && exec->launched.stream && memcmp(&exec->launched, &place, sizeof place) != 0;
 }
 
 int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuGraphLaunch_in *in,
@@ -153,8 +167,8 @@ int32_t tpw_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame, c
     struct tpw_need *need = exec ? exec->need : NULL;
     int32_t error = tpw_need_charge(s, need);
     error = error ? error : (int32_t)s->cuda.cuGraphLaunch(hGraph, hStream->native);
-    if (exec && need) {
-        exec->launched = true;
+    if (need && !error && tpw_touchable(s, hStream)) {
+        exec->launched = place_of(frame, in->hStream);
     }
     tpw_need_taken(s, need, error);
     if (TP_UNLIKELY(error && calls)) {

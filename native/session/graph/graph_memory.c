@@ -204,10 +204,10 @@ static int32_t count(struct tpw_session *s, CUgraph graph, unsigned depth, uint6
         for (uint32_t at = 0; !error && (child = tpw_inner_graph(s, nodes[i], type, &at, &error));) {
             error = count(s, child, depth + 1, mark, bytes, has);
         }
+        *has |= type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || type == CU_GRAPH_NODE_TYPE_MEM_FREE;
         if (error || type != CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
             continue;
         }
-        *has = true;
         error = (int32_t)s->cuda.cuGraphMemAllocNodeGetParams(nodes[i], &params);
         struct tpw_range *block = error ? NULL : tpw_range_at(s, params.dptr);
         if (block && block->kind == TPW_RANGE_GRAPH && block->mark != mark) {

@@ -89,7 +89,7 @@ struct tpw_need {
     uint64_t bytes[TPW_MAX_DEVICES];
     uint64_t taken; /* it was launched after so many trims less one, and has what it takes */
 };
-/* NULL for a graph that allocates nothing. */
+/* NULL for a graph without memory nodes. */
 int32_t tpw_graph_need(struct tpw_session *s, CUgraph graph, struct tpw_need **need);
 /* Before a launch or an upload: the limit refuses it; and behind it, with the driver's answer. NULL needs nothing. */
 int32_t tpw_need_charge(struct tpw_session *s, const struct tpw_need *need);

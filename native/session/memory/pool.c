@@ -47,7 +47,8 @@ static CUmemoryPool next_pool(struct tpw_session *s, uint32_t *at, int *device) 
  * the driver is asked to wait where nothing ever is, once after frees; that this is what it takes is assumed. */
 static void notice(struct tpw_session *s) {
     const uint32_t bit = s->entered_native ? 1u << tpw_context_device(s, s->entered) : 0;
-    if ((s->pools_freed & bit) && !tpw_stream_may_wait(s)) {
+    /* The first time in a context it makes a stream, in which the driver may wait. */
+    if ((s->pools_freed & bit) && !s->words && !tpw_stream_may_wait(s)) {
         s->pools_freed &= ~bit;
         (void)s->cuda.cuStreamSynchronize(CU_STREAM_PER_THREAD); /* its answer is no news, as in print.c */
     }

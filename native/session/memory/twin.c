@@ -109,6 +109,11 @@ static void *take_pages(struct tpw_memory *m, uint64_t size) {
         } else if (errno != EEXIST) {
             break;
         }
+        /* Behind what lies there, which may be much larger than this. */
+        const struct tpw_range *there = (struct tpw_range *)tp_interval_at(&m->ranges, (uint64_t)(uintptr_t)wanted);
+        if (there) {
+            m->twin_next = (there->at.start + there->at.size + TPW_GRANULE - 1) & ~(TPW_GRANULE - 1);
+        }
     }
     return NULL;
 }
@@ -286,10 +291,11 @@ int32_t tpw_host_twin_write(struct tpw_session *s, const struct tp_frame *frame,
  * which reads, because it waits for what comes behind. False when it does not come any more. */
 static bool wait_for_reader(struct tpw_session *s) {
     while (tpw_link_unread(s->link) > UNREAD_MOST) {
-        if (tpw_link_status(s->link) != TP_OK) {
+        if (s->ended || tpw_link_status(s->link) != TP_OK) {
             return false;
         }
         tpw_link_wait_data(s->link, -1, ROOM_NS);
+        TP_TELL(tpw_control, s);
     }
     return true;
 }

@@ -269,12 +269,12 @@ static bool is_whole_mappings(struct tpw_session *s, uint64_t address, uint64_t 
     return true;
 }
 
-static int32_t unmap(struct tpw_session *s, const struct tpg_memory_unmap_in *in) {
-    if (!in->size || in->size > UINT64_MAX - in->address || !is_whole_mappings(s, in->address, in->size)) {
+static int32_t unmap(struct tpw_session *s, uint64_t start, uint64_t size) {
+    if (!size || size > UINT64_MAX - start || !is_whole_mappings(s, start, size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    TPW_TRY(s->cuda.cuMemUnmap(in->address, in->size));
-    for (uint64_t address = in->address; address - in->address < in->size;) {
+    TPW_TRY(s->cuda.cuMemUnmap(start, size));
+    for (uint64_t address = start; address - start < size;) {
         struct tpw_range *range = (struct tpw_range *)tp_interval_remove(&s->memory->ranges, address);
         address += range->at.size;
         let_go(s, range->detail);
@@ -283,11 +283,11 @@ static int32_t unmap(struct tpw_session *s, const struct tpg_memory_unmap_in *in
     return CUDA_SUCCESS;
 }
 
-static int32_t give_access(struct tpw_session *s, const struct tpg_memory_access_in *in, const CUmemAccessDesc *access,
-                           size_t count) {
+static int32_t set_access(struct tpw_session *s, uint64_t start, uint64_t size, const CUmemAccessDesc *access,
+                          size_t count) {
     int32_t error = CUDA_SUCCESS;
-    const struct tpw_range *range = tpw_range_at(s, in->address);
-    if (!in->size || !count || count > ACCESS_MAX || !range || range->kind != TPW_RANGE_MAP) {
+    const struct tpw_range *range = tpw_range_at(s, start);
+    if (!size || !count || count > ACCESS_MAX || !range || range->kind != TPW_RANGE_MAP) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     for (size_t i = 0; i < count; i++) {
@@ -295,9 +295,9 @@ static int32_t give_access(struct tpw_session *s, const struct tpg_memory_access
             return CUDA_ERROR_NOT_SUPPORTED;
         }
     }
-    tpw_check_range(s, in->address, in->size, &error);
-    error = error ? error : (int32_t)s->cuda.cuMemSetAccess(in->address, in->size, access, count);
-    for (uint64_t address = in->address; !error && address - in->address < in->size;) {
+    tpw_check_range(s, start, size, &error);
+    error = error ? error : (int32_t)s->cuda.cuMemSetAccess(start, size, access, count);
+    for (uint64_t address = start; !error && address - start < size;) {
         struct tpw_range *at = tpw_range_at(s, address);
         for (size_t i = 0; i < count; i++) {
             uint32_t bit = 1u << access[i].location.id;
@@ -313,19 +313,21 @@ static int32_t give_access(struct tpw_session *s, const struct tpg_memory_access
 struct taking {
     struct tpw_ticket ticket;
     uint32_t waits; /* for streams */
-    struct tpg_memory_access_in access;
-    struct tpg_memory_unmap_in unmap;
+    int32_t error;  /* why it is not done, once those are over that it waits for */
+    uint64_t start, size;
     size_t count; /* of the rights; 0: it is unmapped */
     CUmemAccessDesc rights[ACCESS_MAX];
 };
 
 static int32_t carry_out(struct tpw_session *s, const struct taking *taking) {
-    return taking->count ? give_access(s, &taking->access, taking->rights, taking->count) : unmap(s, &taking->unmap);
+    TPW_TRY(taking->error);
+    return taking->count ? set_access(s, taking->start, taking->size, taking->rights, taking->count)
+                         : unmap(s, taking->start, taking->size);
 }
 
+/* Also when a context broke: nothing of it uses the memory any more. */
 static void reached(struct tpw_session *s, void *what, int32_t error) {
     struct taking *taking = what;
-    (void)error; /* of a context that broke: nothing of it uses the memory any more */
     if (--taking->waits == 0) {
         tpw_answer(s, taking->ticket, carry_out(s, taking));
         free(taking);
@@ -341,23 +343,27 @@ static int32_t take_behind(struct tpw_session *s, const struct tp_frame *frame, 
     }
     *taking = *what;
     taking->ticket = tpw_ticket(frame);
-    for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
-        const bool of_default = stream->native == CU_STREAM_LEGACY || stream->thread;
+    for (struct tpw_stream *stream = s->streams; stream && !taking->error; stream = stream->next) {
         const bool under_way = stream->dirty || stream->reached < stream->issued;
-        if (of_default && under_way && tpw_touchable(s, stream) && !tpw_when_reached(s, stream, reached, taking)) {
-            taking->waits++;
+        if ((stream->native != CU_STREAM_LEGACY && !stream->thread) || !under_way) {
+            continue;
         }
+        const int32_t error = tpw_when_reached(s, stream, reached, taking);
+        taking->waits += !error;
+        /* It captures and has nothing from before, or its device is broken and does nothing any more. */
+        const bool nothing = error == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED || (error && tpw_breaks(s, error));
+        taking->error = nothing ? CUDA_SUCCESS : error;
     }
     if (taking->waits) {
         return TPW_LATER;
     }
-    int32_t error = carry_out(s, taking);
+    const int32_t error = carry_out(s, taking);
     free(taking);
     return error;
 }
 
 int32_t tpw_memory_unmap(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_unmap_in *in) {
-    return take_behind(s, frame, &(struct taking){.unmap = *in});
+    return take_behind(s, frame, &(struct taking){.start = in->address, .size = in->size});
 }
 
 int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_access_in *in,
@@ -367,9 +373,9 @@ int32_t tpw_memory_access(struct tpw_session *s, const struct tp_frame *frame, c
         takes |= access[i].flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     }
     if (!takes || count > ACCESS_MAX) {
-        return give_access(s, in, access, count);
+        return set_access(s, in->address, in->size, access, count);
     }
-    struct taking taking = {.access = *in, .count = count};
+    struct taking taking = {.start = in->address, .size = in->size, .count = count};
     memcpy(taking.rights, access, count * sizeof *access);
     return take_behind(s, frame, &taking);
 }

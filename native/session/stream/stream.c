@@ -258,9 +258,12 @@ static bool stands_at_word(struct tpw_session *s, struct tpw_stream *stream) {
 
 bool tpw_words_stand(struct tpw_session *s) {
     bool stands = false;
+    const CUcontext before = s->entered_native;
+    const uint32_t entered = s->entered;
     for (struct tpw_stream *stream = s->streams; stream; stream = stream->next) {
         stands |= stands_at_word(s, stream);
     }
+    tpw_visit(s, before, entered); /* a point is put into a stream in its own context */
     s->words = stands;
     return stands;
 }

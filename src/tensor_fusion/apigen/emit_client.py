@@ -431,6 +431,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
     post = op.kind == "post"
     body.append(f"    size_t wire_size = {size};")
     body.append(f"    {upper}_FITS(wire_size);")
+    if post and op.line.waits:
+        body.append(f"    {upper}_WAITS();")
     body.append("    struct tp_reply reply;")
     result = prototype.returns
     if op.kind == "pure":
