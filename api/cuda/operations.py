@@ -71,10 +71,10 @@ FUNCTIONS = [
     # Memory.
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("memory_free", "post", address="uint64_t"),
-    # A handle for other processes, and memory of one: asked of the supervisor. `refused`: the code, and in `why` the reason.
-    op("ipc_memory_export", "call", address="uint64_t", out={"handle": "void: bytes"}),
-    op("ipc_memory_open", "call", handle="void: bytes",
-       out={"address": "uint64_t", "size": "uint64_t", "device": "unsigned int", "refused": "int", "why": "char: bytes"}),
+    # A handle for other processes, and memory of one: asked of the supervisor, which may say why not.
+    op("ipc_memory_export", "call", address="uint64_t", out={"handle": "CUipcMemHandle"}),
+    op("ipc_memory_open", "call", says_why=True, handle="CUipcMemHandle",
+       out={"address": "uint64_t", "size": "uint64_t", "device": "unsigned int"}),
     op("memory_info", "call", out={"free": "uint64_t", "total": "uint64_t"}),
     # Waits for the stream, 0 = for everything, and reports nothing: the program did not ask.
     op("managed_wait", "call", completes=True, stream="uint64_t"),
@@ -103,9 +103,9 @@ FUNCTIONS = [
     op("memory_create", "call", contextless=True, memory="uint64_t: new memory", size="uint64_t",
        prop="CUmemAllocationProp: struct", flags="uint64_t"),
     op("memory_release", "call", contextless=True, memory="uint64_t: gone memory"),
-    op("memory_export", "call", contextless=True, memory="uint64_t: name memory", out={"handle": "void: bytes"}),
-    op("memory_import", "call", contextless=True, memory="uint64_t: new memory", handle="void: bytes",
-       out={"size": "uint64_t", "device": "unsigned int", "refused": "int", "why": "char: bytes"}),
+    op("memory_export", "call", contextless=True, memory="uint64_t: name memory", out={"handle": "CUipcMemHandle"}),
+    op("memory_import", "call", contextless=True, says_why=True, memory="uint64_t: new memory", handle="CUipcMemHandle",
+       out={"size": "uint64_t", "device": "unsigned int"}),
     op("memory_map", "call", address="uint64_t", size="uint64_t", offset="uint64_t", memory="uint64_t: name memory",
        flags="uint64_t"),
     op("memory_unmap", "call", address="uint64_t", size="uint64_t"),
@@ -154,9 +154,8 @@ FUNCTIONS = [
     op("watch", "post", subject="uint64_t", word="unsigned int", value="uint64_t"),
     op("stream_query", "call", reports=True, completes=True, stream="uint64_t: name stream"),
     op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),
-    op("ipc_event_export", "call", event="uint64_t: name event", out={"handle": "void: bytes"}),
-    op("ipc_event_open", "call", event="uint64_t: new event", handle="void: bytes",
-       out={"refused": "int", "why": "char: bytes"}),
+    op("ipc_event_export", "call", event="uint64_t: name event", out={"handle": "CUipcEventHandle"}),
+    op("ipc_event_open", "call", says_why=True, event="uint64_t: new event", handle="CUipcEventHandle"),
     op("event_query", "call", reports=True, completes=True, event="uint64_t: name event"),
     # Waits for `event`; then tells the time since `start`, unless that is 0, and in `timed` whether it could.
     op("event_wait", "call", reports=True, completes=True, event="uint64_t: name event", start="uint64_t",

@@ -298,14 +298,17 @@ int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                         unsigned char handle[64]) {
+                         CUipcMemHandle *handle) {
     (void)s, (void)question, (void)packet, (void)handle;
     return CUDA_ERROR_NOT_SUPPORTED;
 }
-const unsigned char *tpw_share_handle(const struct tpw_share *share) { return (const unsigned char *)share; }
-int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind, const void *handle,
-                       size_t size) {
-    (void)s, (void)question, (void)kind, (void)handle, (void)size;
+int32_t tpw_share_handle(const struct tpw_share *share, CUipcMemHandle *handle) {
+    (void)share, (void)handle;
+    return CUDA_ERROR_NOT_READY;
+}
+int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind,
+                       const CUipcMemHandle *handle) {
+    (void)s, (void)question, (void)kind, (void)handle;
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packet *packet, int32_t *error) {
@@ -524,13 +527,13 @@ bool tpw_home_enter(struct tpw_session *s) {
 void tpw_home_leave(struct tpw_session *s) { (void)s; }
 void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context) { (void)s, (void)native, (void)context; }
 void tpw_enter_stream(struct tpw_session *s, const struct tpw_stream *stream) { (void)s, (void)stream; }
-bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
-    (void)s, (void)stream;
-    return true;
 bool tpw_breaks(struct tpw_session *s, int32_t error) {
     (void)s, (void)error;
     return false;
 }
+bool tpw_touchable(struct tpw_session *s, const struct tpw_stream *stream) {
+    (void)s, (void)stream;
+    return true;
 }
 struct tpw_stream only = {.native = CU_STREAM_LEGACY};
 struct tpw_stream *tpw_stream_of(struct tpw_session *s, const struct tp_frame *f, uint64_t handle, int32_t *error) {

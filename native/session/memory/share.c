@@ -26,7 +26,7 @@ struct tpw_share {
     uint32_t device;
     bool in_arena;
     uint64_t charged;
-    unsigned char handle[64];
+    CUipcMemHandle handle;
 };
 
 /* What another session shares. */
@@ -104,10 +104,10 @@ int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question
 }
 
 int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                         unsigned char handle[64]) {
+                         CUipcMemHandle *handle) {
     struct tpw_share *share = question->what;
-    memcpy(share->handle, packet->body.shared.handle, sizeof share->handle);
-    memcpy(handle, share->handle, sizeof share->handle);
+    memcpy(&share->handle, packet->body.shared.handle, sizeof share->handle);
+    *handle = share->handle;
     share->number = packet->value;
     if (share->number && share->owner) {
         return CUDA_SUCCESS;
@@ -125,7 +125,10 @@ int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *quest
     return packet->body.shared.error ? packet->body.shared.error : CUDA_ERROR_UNKNOWN;
 }
 
-const unsigned char *tpw_share_handle(const struct tpw_share *share) { return share->number ? share->handle : NULL; }
+int32_t tpw_share_handle(const struct tpw_share *share, CUipcMemHandle *handle) {
+    *handle = share->handle;
+    return share->number ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+}
 
 /* The descriptor of the driver's allocation that holds the range; -1 with *error. */
 static int export_block(struct tpw_session *s, const struct tp_interval *block, int32_t *error) {
@@ -142,9 +145,8 @@ static int export_block(struct tpw_session *s, const struct tp_interval *block, 
 
 static void shared(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
                    int fd) {
-    unsigned char handle[64];
-    int32_t error = tpw_share_settle(s, question, packet, handle);
-    struct tpg_ipc_memory_export_out out = {.handle = handle, .handle_size = sizeof handle};
+    struct tpg_ipc_memory_export_out out;
+    int32_t error = tpw_share_settle(s, question, packet, &out.handle);
     tpg_answer_ipc_memory_export(s, &question->frame, error, &out);
 }
 
@@ -155,9 +157,7 @@ int32_t tpw_ipc_memory_export(struct tpw_session *s, const struct tp_frame *fram
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (range->share) { /* until the answer has come nobody asks again: the client's threads wait for each other */
-        out->handle = tpw_share_handle(range->share);
-        out->handle_size = out->handle ? 64 : 0;
-        return out->handle ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+        return tpw_share_handle(range->share, &out->handle);
     }
     struct tpw_chunk *chunk = (struct tpw_chunk *)tp_interval_at(&s->memory->chunks, range->at.start);
     if (!chunk || !chunk->shareable) {
@@ -324,12 +324,9 @@ static int32_t granted(struct tpw_session *s, const struct tpw_question *questio
     return error;
 }
 
-int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind, const void *handle,
-                       size_t size) {
+int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind,
+                       const CUipcMemHandle *handle) {
     struct tpw_packet packet = {.type = TPW_IMPORT, .body.shared.kind = kind};
-    if (size != sizeof packet.body.shared.handle) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     int32_t error = tpw_memory_open(s);
     if (!error && s->memory->import_count >= IMPORTS_MAX) {
         error = CUDA_ERROR_OUT_OF_MEMORY;
@@ -337,7 +334,7 @@ int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *questio
     if (error) {
         return error;
     }
-    memcpy(packet.body.shared.handle, handle, size);
+    memcpy(packet.body.shared.handle, handle, sizeof *handle);
     return tpw_ask(s, question, &packet, -1);
 }
 
@@ -346,9 +343,7 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
     struct tpg_ipc_memory_open_out out = {0};
     int32_t error = packet->value ? granted(s, question, packet, fd, &out) : CUDA_SUCCESS;
     if (!packet->value) {
-        out.refused = packet->body.shared.error ? packet->body.shared.error : CUDA_ERROR_INVALID_HANDLE;
-        out.why = packet->text;
-        out.why_size = strnlen(packet->text, sizeof packet->text);
+        TPW_SAY_WHY(out, packet);
     }
     tpg_answer_ipc_memory_open(s, &question->frame, error, &out);
 }
@@ -376,7 +371,7 @@ int32_t tpw_ipc_memory_open(struct tpw_session *s, const struct tp_frame *frame,
         error = CUDA_ERROR_NOT_SUPPORTED;
     }
     const struct tpw_question question = {.frame = *frame, .answered = imported, .value = device};
-    return error ? error : tpw_import_ask(s, &question, TPW_SHARES_MEMORY, in->handle, in->handle_size);
+    return error ? error : tpw_import_ask(s, &question, TPW_SHARES_MEMORY, &in->handle);
 }
 
 /* ---- what the supervisor says without being asked ---- */

@@ -251,12 +251,12 @@ bool tpw_share_freed(struct tpw_session *s, struct tpw_share **owner, uint64_t c
 int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_share **owner,
                       const struct tpw_shared *what, int fd);
 int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                         unsigned char handle[64]);
-/* NULL while the supervisor has not answered. */
-const unsigned char *tpw_share_handle(const struct tpw_share *share);
+                         CUipcMemHandle *handle);
+/* CUDA_ERROR_NOT_READY while the supervisor has not answered. */
+int32_t tpw_share_handle(const struct tpw_share *share, CUipcMemHandle *handle);
 /* Shows the supervisor a handle. What it grants is taken, also with an error, unless that gives NULL, and dropped. */
-int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind, const void *handle,
-                       size_t size);
+int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind,
+                       const CUipcMemHandle *handle);
 struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packet *packet, int32_t *error);
 void tpw_import_drop(struct tpw_session *s, struct tpw_import *import);
 /* Unmaps what another session shares. */

@@ -133,9 +133,8 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
 
 static void exported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
                      int fd) {
-    unsigned char handle[64];
-    int32_t error = tpw_share_settle(s, question, packet, handle);
-    struct tpg_memory_export_out out = {.handle = handle, .handle_size = sizeof handle};
+    struct tpg_memory_export_out out;
+    int32_t error = tpw_share_settle(s, question, packet, &out.handle);
     tpg_answer_memory_export(s, &question->frame, error, &out);
 }
 
@@ -150,9 +149,7 @@ int32_t tpw_memory_export(struct tpw_session *s, const struct tp_frame *frame, c
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     if (physical->share) {
-        out->handle = tpw_share_handle(physical->share);
-        out->handle_size = out->handle ? 64 : 0;
-        return out->handle ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+        return tpw_share_handle(physical->share, &out->handle);
     }
     if (!s->memory->arenas[physical->device].shareable) {
         tp_log(TP_WARN, "this driver gives no file descriptors of memory: cuMemExportToShareableHandle is refused");
@@ -201,9 +198,7 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
     struct tpg_memory_import_out out = {0};
     int32_t error = packet->value ? take(s, question, packet, fd, &out) : CUDA_SUCCESS;
     if (!packet->value) {
-        out.refused = packet->body.shared.error ? packet->body.shared.error : CUDA_ERROR_INVALID_HANDLE;
-        out.why = packet->text;
-        out.why_size = strnlen(packet->text, sizeof packet->text);
+        TPW_SAY_WHY(out, packet);
     }
     tpg_answer_memory_import(s, &question->frame, error, &out);
 }
@@ -211,7 +206,7 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
 int32_t tpw_memory_import(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_import_in *in,
                           struct tpg_memory_import_out *out) {
     const struct tpw_question question = {.frame = *frame, .answered = imported, .value = in->memory};
-    return tpw_import_ask(s, &question, TPW_SHARES_PHYSICAL, in->handle, in->handle_size);
+    return tpw_import_ask(s, &question, TPW_SHARES_PHYSICAL, &in->handle);
 }
 
 int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame,

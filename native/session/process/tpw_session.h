@@ -227,6 +227,10 @@ struct tpw_question {
 };
 /* Asks it, with a descriptor unless that is -1. TPW_LATER, and `answered` answers the client; or an error. */
 int32_t tpw_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_packet *packet, int fd);
+/* In the answer of an operation that says why it is refused: what the supervisor said. */
+#define TPW_SAY_WHY(out, packet)                                                                                       \
+    ((out).refused = (packet)->body.shared.error ? (packet)->body.shared.error : CUDA_ERROR_INVALID_HANDLE,            \
+     (out).why = (packet)->text, (out).why_size = strnlen((packet)->text, sizeof(packet)->text))
 /* What main.c reads: an answer, or news of what is shared. The descriptor is closed here. */
 void tpw_control_told(struct tpw_session *s, const struct tpw_packet *packet, int fd);
 typedef void tpw_share_news(struct tpw_session *s, const struct tpw_packet *packet);

@@ -12,7 +12,7 @@
 
 struct event_share {
     uint64_t number; /* 0 until the supervisor has answered */
-    unsigned char handle[64];
+    CUipcEventHandle handle;
 };
 
 static void leave(const struct tpw_session *s, uint64_t number) {
@@ -49,9 +49,8 @@ static void shared(struct tpw_session *s, const struct tpw_question *question, c
                                                 : CUDA_ERROR_UNKNOWN;
     if (share && !error) {
         share->number = packet->value;
-        memcpy(share->handle, packet->body.shared.handle, sizeof share->handle);
+        memcpy(&share->handle, packet->body.shared.handle, sizeof share->handle);
         out.handle = share->handle;
-        out.handle_size = sizeof share->handle;
     } else if (share) {
         object->record = NULL;
         free(share);
@@ -72,7 +71,6 @@ int32_t tpw_ipc_event_export(struct tpw_session *s, const struct tp_frame *frame
     struct event_share *share = object ? object->record : NULL;
     if (share) { /* until the answer has come nobody asks again: the client's threads wait for each other */
         out->handle = share->handle;
-        out->handle_size = sizeof share->handle;
         return share->number ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
     }
     error = error ? error : (int32_t)s->cuda.cuIpcGetEventHandle(&handle, native);
@@ -110,9 +108,7 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
             s->cuda.cuEventDestroy_v2(native);
         }
     } else {
-        out.refused = packet->body.shared.error ? packet->body.shared.error : CUDA_ERROR_INVALID_HANDLE;
-        out.why = packet->text;
-        out.why_size = strnlen(packet->text, sizeof packet->text);
+        TPW_SAY_WHY(out, packet);
     }
     tpg_answer_ipc_event_open(s, &question->frame, error, &out);
 }
@@ -120,10 +116,10 @@ static void imported(struct tpw_session *s, const struct tpw_question *question,
 int32_t tpw_ipc_event_open(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_ipc_event_open_in *in,
                            struct tpg_ipc_event_open_out *out) {
     struct tpw_packet packet = {.type = TPW_IMPORT};
-    if (!s->entered || in->handle_size != sizeof packet.body.shared.handle) {
-        return s->entered ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_CONTEXT;
+    if (!s->entered) {
+        return CUDA_ERROR_INVALID_CONTEXT;
     }
-    memcpy(packet.body.shared.handle, in->handle, sizeof packet.body.shared.handle);
+    memcpy(packet.body.shared.handle, &in->handle, sizeof packet.body.shared.handle);
     packet.body.shared.kind = TPW_SHARES_EVENT;
     return tpw_ask(s, &(struct tpw_question){.frame = *frame, .answered = imported, .value = in->event}, &packet, -1);
 }

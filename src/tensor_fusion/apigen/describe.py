@@ -68,7 +68,7 @@ the roles:
 
 A ``new K`` is the client's handle, 0 where it has no more: the generated sender refuses that, and ends the handle when
 it fails. ``new? K``: the handle stays, whatever becomes of the object. ``names K`` is an array of those.
- ``"up"`` and ``"down"`` are the number of a transfer that travels beside the frame:
+``"up"`` and ``"down"`` are the number of a transfer that travels beside the frame:
 the generated sender numbers it when the frame has its place, and queues the bytes given to it, or expects bytes there.
 
 ``message`` declares what the session sends without being asked, with fields like those of an ``op``: the session sends
@@ -139,6 +139,7 @@ class Line:
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
     unsafe: bool = False  # is refused while a capture whose mode forbids it goes on
+    says_why: bool = False  # op: the session may refuse it with a code and a sentence that the client logs
     shows: bool = False  # what kernels have printed is in the program's output before it returns
     noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
     wrapped: bool = False  # the client's function is written by hand, around a generated tpc_sent_<name>
@@ -387,15 +388,18 @@ def op(
     completes: bool = False,
     contextless: bool = False,
     waits: bool | str = False,
+    says_why: bool = False,
     out: dict[str, str] | None = None,
     **fields: str,
 ) -> Line:
     """An operation of our own; `kind` is "call", "pure" or "post", `out` are the fields of its reply.
 
-    The session side is by hand.
+    The session side is by hand. With `says_why` it may fill `refused` and `why`: the generated sender logs the
+    sentence and returns the code.
     """
     roles = dict(fields)
-    for key, value in (out or {}).items():
+    reasons = {"refused": "int", "why": "char: bytes"} if says_why else {}
+    for key, value in {**(out or {}), **reasons}.items():
         roles["out " + key] = value
     return Line(
         name,
@@ -406,6 +410,7 @@ def op(
         completes=completes,
         contextless=contextless,
         waits=waits,
+        says_why=says_why,
         place=_place(),
     )
 

@@ -36,7 +36,8 @@ def _sender(api: Api, prefix: str, result: str, op: Op) -> list[str]:
     params = ["const char *name"] + ([f"{constant}struct tpg_{op.name}_in *in"] if has_in else [])
     if moved:
         params += [f"{'const ' if moved.travels == 'up' else ''}void *bytes", "size_t bytes_size"]
-    own = op.kind != "post" and not op.line.completes and not any(f.variable for f in op.outputs())
+    pointed = [f.name for f in op.outputs() if f.variable and not (op.line.says_why and f.name == "why")]
+    own = op.kind != "post" and not op.line.completes and not pointed
     if op.kind != "post":
         params += [f"struct tpg_{op.name}_out *out"] if has_out else []
         params += [] if own else ["struct tp_reply *reply"]
@@ -80,6 +81,11 @@ def _sender(api: Api, prefix: str, result: str, op: Op) -> list[str]:
         body.append("        struct tp_cursor r = tp_cursor_make(reply->body, reply->size);")
         body.append(f"        tpg_get_{op.name}_out(&r, out);")
         body.append(f"        if (r.bad) {{ result = {prefix}_bad_reply(reply); }}")
+        body.append("    }")
+    if op.line.says_why:
+        body.append("    if (TP_UNLIKELY(result == 0 && out->refused)) {")
+        body.append(f"        result = ({result})out->refused;")
+        body.append('        tp_log(TP_WARN, "%s is refused: %.*s", name, (int)out->why_size, (const char *)out->why);')
         body.append("    }")
     if own:
         body.append("    tp_reply_free(reply);")

@@ -337,6 +337,8 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         raise refuse(line.place, line.name, f"a message carries values and bytes; nothing would translate {named[0]}")
     if op.kind in ("post", "pure") and line.completes:
         raise refuse(line.place, line.name, f"completes=True, but a {op.kind} has no answer that could say so")
+    if line.says_why and line.kind != "op-call":
+        raise refuse(line.place, line.name, "says_why=True of what gets no answer of its own; only a call does")
     if line.reports and not line.completes:
         raise refuse(line.place, line.name, "reports=True without completes=True; what reports a late error has waited")
     if line.waits not in (True, False, "asked"):

@@ -30,36 +30,21 @@ CUresult tpc_do_cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_ipc_memory_export_in in = {.address = range.start};
-    struct tpg_ipc_memory_export_out out = {0};
-    struct tp_reply reply;
+    struct tpg_ipc_memory_export_out out;
     tp_lock_take(&lock);
-    CUresult result = tpc_call_ipc_memory_export("cuIpcGetMemHandle", &in, &out, &reply);
-    if (result == CUDA_SUCCESS && out.handle_size != sizeof *pHandle) {
-        result = tpc_bad_reply(&reply);
-    }
-    if (result == CUDA_SUCCESS) {
-        memcpy(pHandle, out.handle, sizeof *pHandle);
-    }
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_ipc_memory_export("cuIpcGetMemHandle", &in, &out);
     tp_lock_drop(&lock);
+    if (result == CUDA_SUCCESS) {
+        *pHandle = out.handle;
+    }
     return result;
 }
 
 /* Asks the worker. Under lock. */
 static CUresult ask(struct tpc_context *context, struct opened *opened) {
-    struct tpg_ipc_memory_open_in in = {.handle = (unsigned char *)&opened->handle,
-                                        .handle_size = sizeof opened->handle};
-    struct tpg_ipc_memory_open_out out = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_ipc_memory_open("cuIpcOpenMemHandle", &in, &out, &reply);
-    if (result == CUDA_SUCCESS && out.refused) {
-        result = (CUresult)out.refused;
-        tp_log(TP_WARN, "cuIpcOpenMemHandle is refused: %.*s", (int)out.why_size, (const char *)out.why);
-    }
-    tp_reply_free(&reply);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    struct tpg_ipc_memory_open_in in = {.handle = opened->handle};
+    struct tpg_ipc_memory_open_out out;
+    TPC_TRY(tpc_call_ipc_memory_open("cuIpcOpenMemHandle", &in, &out));
     struct tpc_range range = {.start = out.address,
                               .size = out.size,
                               .where = TPC_DEVICE_MEMORY,

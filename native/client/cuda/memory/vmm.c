@@ -25,7 +25,7 @@ struct physical {
     uint64_t size;
     unsigned int handles, mappings, exports;
     bool imported;
-    unsigned char token[64]; /* then: what names it */
+    CUipcMemHandle token; /* then: what names it */
 };
 
 /* One end of a pair of sockets, whose other end the program was given as a shareable handle: 64 bytes stand there, which name
@@ -187,14 +187,14 @@ CUresult tpc_cuMemRelease(CUmemGenericAllocationHandle handle) {
 }
 
 /* A descriptor for the program that means what the token means. Under lock. */
-static CUresult give_descriptor(struct physical *physical, const void *token, int *out) {
+static CUresult give_descriptor(struct physical *physical, const CUipcMemHandle *token, int *out) {
     int pair[2];
     struct exported *exported = calloc(1, sizeof *exported);
     if (!exported || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) {
         free(exported);
         return CUDA_ERROR_OPERATING_SYSTEM;
     }
-    if (send(pair[0], token, sizeof physical->token, MSG_NOSIGNAL) != sizeof physical->token) {
+    if (send(pair[0], token, sizeof *token, MSG_NOSIGNAL) != sizeof *token) {
         close(pair[0]);
         close(pair[1]);
         free(exported);
@@ -218,19 +218,10 @@ CUresult tpc_cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAll
     struct physical *physical = held(handle);
     if (physical && (physical->prop.requestedHandleTypes & (unsigned int)handleType)) {
         struct tpg_memory_export_in in = {.memory = handle};
-        struct tpg_memory_export_out out = {0};
-        struct tp_reply reply;
+        struct tpg_memory_export_out out = {.handle = physical->token}; /* passed on, it names the same */
         int fd = -1;
-        if (physical->imported) { /* passed on, it names the same */
-            result = give_descriptor(physical, physical->token, &fd);
-        } else {
-            result = tpc_call_memory_export("cuMemExportToShareableHandle", &in, &out, &reply);
-            if (result == CUDA_SUCCESS) {
-                result = out.handle_size == sizeof physical->token ? give_descriptor(physical, out.handle, &fd)
-                                                                   : tpc_bad_reply(&reply);
-            }
-            tp_reply_free(&reply);
-        }
+        result = physical->imported ? CUDA_SUCCESS : tpc_call_memory_export("cuMemExportToShareableHandle", &in, &out);
+        result = result ? result : give_descriptor(physical, &out.handle, &fd);
         if (result == CUDA_SUCCESS) {
             memcpy(shareableHandle, &fd, sizeof fd);
         }
@@ -242,29 +233,21 @@ CUresult tpc_cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAll
 /* Any descriptor may come here; one that is not the driver's is error 999 (580.159.04, measured). It stays the program's. */
 CUresult tpc_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle,
                                             CUmemAllocationHandleType shHandleType) {
-    unsigned char token[64];
+    CUipcMemHandle token;
     if (!handle || shHandleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (recv((int)(intptr_t)osHandle, token, sizeof token, MSG_PEEK | MSG_DONTWAIT) != sizeof token) {
+    if (recv((int)(intptr_t)osHandle, &token, sizeof token, MSG_PEEK | MSG_DONTWAIT) != sizeof token) {
         return CUDA_ERROR_UNKNOWN;
     }
     struct physical *physical = calloc(1, sizeof *physical);
     if (!physical) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    struct tpg_memory_import_in in = {
-        .memory = tpc_mint_record(TPG_MEMORY, physical), .handle = token, .handle_size = sizeof token};
-    struct tpg_memory_import_out out = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_memory_import("cuMemImportFromShareableHandle", &in, &out, &reply);
-    if (result == CUDA_SUCCESS && out.refused) {
-        result = (CUresult)out.refused;
-        tp_log(TP_WARN, "cuMemImportFromShareableHandle is refused: %.*s", (int)out.why_size, (const char *)out.why);
-    }
-    tp_reply_free(&reply);
+    struct tpg_memory_import_in in = {.memory = tpc_mint_record(TPG_MEMORY, physical), .handle = token};
+    struct tpg_memory_import_out out;
+    CUresult result = tpc_call_memory_import("cuMemImportFromShareableHandle", &in, &out);
     if (result != CUDA_SUCCESS) {
-        tpc_unmint(TPG_MEMORY, in.memory);
         free(physical);
         return result;
     }
@@ -276,8 +259,8 @@ CUresult tpc_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle
                  .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = tpc_device_of((int)out.device)}},
         .size = out.size,
         .handles = 1,
+        .token = token,
         .imported = true};
-    memcpy(physical->token, token, sizeof token);
     tp_lock_drop(&lock);
     *handle = in.memory;
     return CUDA_SUCCESS;

@@ -137,36 +137,22 @@ CUresult tpc_do_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
     }
     TPC_CHECK_HANDLE(EVENT, event, false);
     struct tpg_ipc_event_export_in in = {.event = (uint64_t)(uintptr_t)event};
-    struct tpg_ipc_event_export_out out = {0};
-    struct tp_reply reply;
+    struct tpg_ipc_event_export_out out;
     tp_lock_take(&lock);
-    CUresult result = tpc_call_ipc_event_export("cuIpcGetEventHandle", &in, &out, &reply);
-    if (result == CUDA_SUCCESS && out.handle_size != sizeof *pHandle) {
-        result = tpc_bad_reply(&reply);
-    }
-    if (result == CUDA_SUCCESS) {
-        memcpy(pHandle, out.handle, sizeof *pHandle);
-    }
-    tp_reply_free(&reply);
+    CUresult result = tpc_call_ipc_event_export("cuIpcGetEventHandle", &in, &out);
     tp_lock_drop(&lock);
+    if (result == CUDA_SUCCESS) {
+        *pHandle = out.handle;
+    }
     return result;
 }
 
 CUresult tpc_do_cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) {
-    struct tpg_ipc_event_open_in in = {
-        .event = mint(tpc_current(), true), .handle = (unsigned char *)&handle, .handle_size = sizeof handle};
-    struct tpg_ipc_event_open_out out = {0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_ipc_event_open("cuIpcOpenEventHandle", &in, &out, &reply);
-    if (result == CUDA_SUCCESS && out.refused) {
-        result = (CUresult)out.refused;
-        tp_log(TP_WARN, "cuIpcOpenEventHandle is refused: %.*s", (int)out.why_size, (const char *)out.why);
-    }
-    tp_reply_free(&reply);
+    struct tpg_ipc_event_open_in in = {.event = mint(tpc_current(), true), .handle = handle};
+    struct tpg_ipc_event_open_out out;
+    CUresult result = tpc_call_ipc_event_open("cuIpcOpenEventHandle", &in, &out);
     if (result == CUDA_SUCCESS) {
         *phEvent = (CUevent)(uintptr_t)in.event;
-    } else {
-        tpc_unmint(TPG_EVENT, in.event);
     }
     return result;
 }

@@ -22,7 +22,7 @@ FUNCTIONS = [
     op("foo_run", "post", foo="uint64_t: handle foo", stream="uint64_t: handle stream", flags="unsigned int"),
     op("foo_give", "post", foo="uint64_t: handle foo", bytes="uint64_t: up", size="uint64_t"),
     op("foo_fetch", "call", foo="uint64_t: handle foo", bytes="uint64_t: down", out={"count": "uint64_t"}),
-    op("foo_make", "call", foo="uint64_t: new foo", parent="uint64_t: new? foo"),
+    op("foo_make", "call", says_why=True, foo="uint64_t: new foo", parent="uint64_t: new? foo"),
     op("foo_ask", "call", foo="uint64_t: name foo", others="uint64_t: names foo", device="CUdevice: device",
        data="void: bytes", out={"count": "uint64_t", "values": "int: array"}),
 ]  # fmt: skip
