@@ -30,6 +30,7 @@ FUNCTIONS = [
         "graphics needs a display of the client",
         "cuGraphicsGLRegisterBuffer",
         buffer="there",
+        unsafe=True,
     ),
     refused(
         "CUDA_ERROR_OPERATING_SYSTEM",
@@ -37,6 +38,7 @@ FUNCTIONS = [
         "cuGraphicsGLRegisterImage",
         image="there",
         target="there",
+        unsafe=True,
     ),
     # No buffer of the older form can be registered, so none is one.
     refused(
@@ -51,6 +53,7 @@ FUNCTIONS = [
         "cuGLUnmapBufferObjectAsync",
         "cuGLUnregisterBufferObject",
         unseen=True,
+        unsafe=True,
     ),
     refused(
         "CUDA_ERROR_INVALID_CONTEXT",
@@ -103,6 +106,7 @@ FUNCTIONS = [
         "CUDA_ERROR_UNKNOWN",
         "EGL needs a display of the client",
         "cuGraphicsEGLRegisterImage",
+        unsafe=True,
     ),
     refused(
         "CUDA_ERROR_UNKNOWN",
@@ -118,18 +122,26 @@ FUNCTIONS = [
         "VDPAU needs a display of the client",
         "cuGraphicsVDPAURegisterOutputSurface",
         "cuGraphicsVDPAURegisterVideoSurface",
+        unsafe=True,
     ),
     refused(
         "CUDA_ERROR_UNKNOWN",
         "external memory and semaphores are objects of the client machine's other interfaces",
         "cuImportExternalMemory",
         "cuImportExternalSemaphore",
+        unsafe=True,
     ),
     refused(
         "CUDA_ERROR_INVALID_VALUE",
         "external memory and semaphores cannot be imported",
         "cuDestroyExternalMemory",
         "cuDestroyExternalSemaphore",
+        contextless=True,
+        unsafe=True,
+    ),
+    refused(
+        "CUDA_ERROR_INVALID_VALUE",
+        "external memory and semaphores cannot be imported",
         "cuExternalMemoryGetMappedBuffer",
         "cuExternalMemoryGetMappedMipmappedArray",
         contextless=True,

@@ -3,12 +3,12 @@
 from tensor_fusion.apigen.describe import call, custom, local, older, per_thread, pure
 
 FUNCTIONS = [
-    custom("cuLaunchKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
-    custom("cuLaunchCooperativeKernel", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
-    custom("cuLaunchKernelEx", ops="launch launch_ex cuOccupancyMaxActiveBlocksPerMultiprocessor", implicit=True),
+    custom("cuLaunchKernel", ops="capture_break launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
+    custom("cuLaunchCooperativeKernel", ops="capture_break launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
+    custom("cuLaunchKernelEx", ops="capture_break launch launch_ex cuOccupancyMaxActiveBlocksPerMultiprocessor", implicit=True),
     custom("cuLaunchHostFunc", ops="host_function", current=True, hStream="handle?"),
     custom("cuStreamAddCallback", ops="host_function", implicit=True, current=True, hStream="handle?"),
-    custom("cuLaunchCooperativeKernelMultiDevice", ops="launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
+    custom("cuLaunchCooperativeKernelMultiDevice", ops="capture_break launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
     # By parts, as before CUDA 4.
     local("cuFuncSetBlockShape"),
     local("cuFuncSetSharedSize"),

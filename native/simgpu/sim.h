@@ -424,6 +424,12 @@ typedef struct {
 typedef enum { SIM_NEEDS_NOTHING, SIM_NEEDS_INIT, SIM_TAKES_ANY, SIM_TAKES_CONTEXT, SIM_NEEDS_CONTEXT } sim_needs_t;
 
 CUresult sim_enter(sim_site_t *site, sim_needs_t needs, sim_context_t **context);
+// An output that the driver sets before it looks at anything (api/cuda/outputs.py).
+#define SIM_BEGINS(output, value)                                                                                      \
+    do {                                                                                                               \
+        if (output)                                                                                                    \
+            *(output) = (value);                                                                                       \
+    } while (0)
 #define SIM_ENTER_AS(needs, context)                                                                                   \
     do {                                                                                                               \
         static sim_site_t site_ = {__func__, 0};                                                                       \

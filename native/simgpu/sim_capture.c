@@ -133,6 +133,21 @@ CUresult sim_capture_unsafe(void) {
     return result;
 }
 
+CUresult sim_capture_bars(sim_context_t *context, CUstream handle) {
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, handle, &stream);
+    if (result == CUDA_SUCCESS && stream->capture)
+        result = sim_capture_touch(stream);
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+void sim_capture_fails(sim_stream_t *stream, CUresult why) {
+    if (stream->capture)
+        invalidate(stream->capture, why);
+}
+
 void sim_capture_event_drop(sim_event_t *event) {
     free(event->front.items);
     event->front = (sim_node_list_t){0};
@@ -433,6 +448,7 @@ static bool joined(const sim_stream_t *origin, const sim_capture_t *capture) {
 }
 
 CUresult cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
+    SIM_BEGINS(phGraph, NULL);
     SIM_ENTER_STREAM(context, hStream);
     sim_stream_t *stream;
     CUgraph unused;

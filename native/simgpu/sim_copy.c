@@ -99,10 +99,15 @@ static bool stage(sim_copy_t *copy, uint64_t bytes) {
     return true;
 }
 
+// Of nothing that is copied or set the stream alone is looked at (580.159.04, measured).
+static CUresult stream_alone(CUstream stream) {
+    return !stream || sim_is(stream, SIM_STREAM) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
 CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *copy, sim_place_t dst, sim_place_t src,
                          const sim_peers_t *peers, bool async) {
     if (!copy->width || !copy->height || !copy->depth)
-        return CUDA_SUCCESS;
+        return stream_alone(stream);
     bool dst_pinned, src_pinned;
     CUresult result =
         sim_side_prepare(context, &copy->dst, dst, copy->width, copy->height, copy->depth, true, &dst_pinned);
@@ -203,7 +208,8 @@ static CUresult peer1d(sim_context_t *context, CUstream stream, uint64_t dst, CU
                        CUcontext src_context, size_t bytes, bool async) {
     sim_copy_t copy = {.dst = {.address = dst}, .src = {.address = src}, .width = bytes, .height = 1, .depth = 1};
     sim_peers_t peers;
-    CUresult result = sim_copy_peers(dst_context, src_context, &peers);
+    const CUcontext own = (CUcontext)(void *)context; // for NULL (580.159.04, asked)
+    CUresult result = sim_copy_peers(dst_context ? dst_context : own, src_context ? src_context : own, &peers);
     return result ? result : sim_copy_submit(context, stream, &copy, SIM_PLACE_DEVICE, SIM_PLACE_DEVICE, &peers, async);
 }
 
@@ -216,12 +222,7 @@ CUresult cuMemcpyPeer(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr s
 CUresult cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
                            size_t ByteCount, CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
-    sim_stream_t *stream;
-    pthread_mutex_lock(&sim.lock); // a capture of the stream ends with it (580.159.04, measured)
-    CUresult result = sim_stream_resolve(context, hStream, &stream);
-    if (result == CUDA_SUCCESS && stream->capture)
-        result = sim_capture_touch(stream);
-    pthread_mutex_unlock(&sim.lock);
+    CUresult result = sim_capture_bars(context, hStream); // (580.159.04, measured)
     if (result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
         return result;
     return peer1d(context, hStream, dstDevice, dstContext, srcDevice, srcContext, ByteCount, true);
@@ -283,6 +284,9 @@ static CUresult copy_batch(const CUdeviceptr *dsts, const CUdeviceptr *srcs, con
 CUresult cuMemcpyBatchAsync(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, size_t count,
                             CUmemcpyAttributes *attrs, size_t *attrsIdxs, size_t numAttrs, size_t *failIdx,
                             CUstream hStream) {
+    if (!hStream) // before everything else
+        return CUDA_ERROR_INVALID_VALUE;
+    SIM_BEGINS(failIdx, SIZE_MAX);
     return copy_batch(dsts, srcs, sizes, count, attrs, attrsIdxs, numAttrs, failIdx, hStream);
 }
 
@@ -298,8 +302,8 @@ static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, siz
     sim_set_t set = {.dst = {.address = dst, .pitch = pitch}, .height = height, .value = value, .element = element};
     if (__builtin_mul_overflow((uint64_t)width, (uint64_t)element, &set.width))
         return CUDA_ERROR_INVALID_VALUE;
-    if (!set.width || !height) // nothing is looked at then (580.159.04, measured)
-        return CUDA_SUCCESS;
+    if (!set.width || !height)
+        return stream_alone(stream);
     if (dst & (element - 1))
         return CUDA_ERROR_INVALID_VALUE;
     if (height > 1 && (pitch < set.width || (pitch & (element - 1))))

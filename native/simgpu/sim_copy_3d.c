@@ -2,7 +2,7 @@
 //
 // The descriptors are translated to start address, pitch and slice; overflow anywhere, and a box outside an array, is error 1.
 // Host sides are followed row by row for the whole box.
-#include "sim.h"
+#include "sim_graph.h"
 #include "sim_array.h"
 #include "sim_copy.h"
 
@@ -285,6 +285,9 @@ CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER *pCopy) {
 
 CUresult cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *pCopy, CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
+    CUresult result = sim_capture_bars(context, hStream);
+    if (result == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
+        return result;
     return copy3d_peer(context, hStream, pCopy, true);
 }
 
@@ -365,6 +368,9 @@ static CUresult copy_batch(size_t count, const CUDA_MEMCPY3D_BATCH_OP *list, siz
 
 CUresult cuMemcpy3DBatchAsync(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList, size_t *failIdx, unsigned long long flags,
                               CUstream hStream) {
+    if (!hStream) // before everything else
+        return CUDA_ERROR_INVALID_VALUE;
+    SIM_BEGINS(failIdx, SIZE_MAX);
     return copy_batch(numOps, opList, failIdx, flags, hStream);
 }
 

@@ -93,6 +93,7 @@ CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
 }
 
 CUresult cuDeviceTotalMem(unsigned int *bytes, CUdevice dev) {
+    SIM_BEGINS(bytes, 0);
     size_t total = 0;
     CUresult result = cuDeviceTotalMem_v2(bytes ? &total : NULL, dev);
     if (result == CUDA_SUCCESS)

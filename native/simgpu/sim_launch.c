@@ -143,15 +143,17 @@ static CUresult choose_body(const sim_entry_t *entry, const sim_body_t **body) {
 }
 
 // The operation that a launch is, for a stream or a graph; under sim.lock.
-static CUresult prepare(sim_context_t *context, const request_t *r, sim_op_t *op) {
+static CUresult prepare(sim_context_t *context, const request_t *r, sim_op_t *op, bool *misshapen) {
     sim_function_t *function;
     int *attributes;
     *op = (sim_op_t){.kind = SIM_OP_LAUNCH};
     CUresult result = sim_function_resolve(context, r->function, &function, &attributes);
     if (result == CUDA_SUCCESS && function->module->context != sim_home(context))
         result = CUDA_ERROR_INVALID_HANDLE;
-    if (result == CUDA_SUCCESS)
+    if (result == CUDA_SUCCESS) {
         result = check_shape(r, attributes);
+        *misshapen = result != CUDA_SUCCESS;
+    }
     if (result == CUDA_SUCCESS)
         result = choose_body(function->entry, &op->u.launch.body);
     if (result == CUDA_SUCCESS)
@@ -180,8 +182,11 @@ static CUresult launch(sim_context_t *context, const request_t *r) {
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, r->stream, &stream);
     // Whichever context is current (580.159.04, measured); that this holds for kernels, too, is assumed.
+    bool misshapen = false;
     if (result == CUDA_SUCCESS)
-        result = prepare(stream->context, r, &op);
+        result = prepare(stream->context, r, &op, &misshapen);
+    if (misshapen)
+        sim_capture_fails(stream, result); // that, and no other refusal (580.159.04, asked)
     if (result == CUDA_SUCCESS)
         result = sim_stream_push(stream, &op, &seq);
     pthread_mutex_unlock(&sim.lock);
@@ -197,7 +202,8 @@ CUresult sim_kernel_op(sim_context_t *context, const CUDA_KERNEL_NODE_PARAMS *p,
                    .extra = p->extra};
     if (p->ctx && !sim_handle_is(p->ctx, SIM_CONTEXT))
         return CUDA_ERROR_INVALID_CONTEXT;
-    return prepare(p->ctx ? (sim_context_t *)(void *)p->ctx : context, &r, op);
+    bool misshapen;
+    return prepare(p->ctx ? (sim_context_t *)(void *)p->ctx : context, &r, op, &misshapen);
 }
 
 CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,

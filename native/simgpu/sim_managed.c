@@ -48,10 +48,13 @@ void sim_managed_drop(sim_range_t *range) {
 }
 
 CUresult cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
-    SIM_UNSAFE();
-    if (!dptr || !bytesize || (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST))
+    SIM_BEGINS(dptr, 0);
+    if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST) // before everything else
         return CUDA_ERROR_INVALID_VALUE;
+    SIM_ENTER_CONTEXT(context);
+    if (!dptr || !bytesize)
+        return CUDA_ERROR_INVALID_VALUE;
+    SIM_UNSAFE();
     if (bytesize > sim.devices[context->device].total)
         return CUDA_ERROR_OUT_OF_MEMORY;
     sim_range_t *range;
@@ -146,11 +149,14 @@ static CUresult each_page(uint64_t address, size_t bytes, CUmem_advise advice, c
 }
 
 CUresult cuMemAdvise_v2(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUmemLocation location) {
+    if (!a_place(&location)) // before a context, here and below
+        return CUDA_ERROR_INVALID_VALUE;
     SIM_ENTER_CONTEXT(context);
     (void)context;
+    SIM_UNSAFE();
     bool placed = advice == CU_MEM_ADVISE_SET_PREFERRED_LOCATION || advice == CU_MEM_ADVISE_SET_ACCESSED_BY ||
                   advice == CU_MEM_ADVISE_UNSET_ACCESSED_BY;
-    if (advice < CU_MEM_ADVISE_SET_READ_MOSTLY || advice > CU_MEM_ADVISE_UNSET_ACCESSED_BY || !a_place(&location) ||
+    if (advice < CU_MEM_ADVISE_SET_READ_MOSTLY || advice > CU_MEM_ADVISE_UNSET_ACCESSED_BY ||
         (placed && no_device(&location)))
         return CUDA_ERROR_INVALID_VALUE;
     return each_page(devPtr, count, advice, &location);
@@ -167,11 +173,16 @@ CUresult cuMemAdvise(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUde
 
 CUresult cuMemPrefetchAsync_v2(CUdeviceptr devPtr, size_t count, CUmemLocation location, unsigned int flags,
                                CUstream stream) {
-    SIM_ENTER_CONTEXT(context);
-    (void)context;
-    if (stream && !sim_is(stream, SIM_STREAM))
-        return CUDA_ERROR_INVALID_HANDLE;
-    if (flags || !a_place(&location))
+    if (!a_place(&location))
+        return CUDA_ERROR_INVALID_VALUE;
+    SIM_ENTER_STREAM(context, stream);
+    CUresult result = sim_capture_bars(context, stream);
+    if (result != CUDA_SUCCESS)
+        return result;
+    pthread_rwlock_rdlock(&sim.map_lock);
+    bool found = !flags && find(devPtr, count);
+    pthread_rwlock_unlock(&sim.map_lock);
+    if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     if (no_device(&location))
         return CUDA_ERROR_INVALID_DEVICE;

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
+    SIM_BEGINS(dptr, 0);
     SIM_ENTER_CONTEXT(context);
     SIM_UNSAFE();
     if (!dptr || !bytesize)
@@ -27,15 +28,18 @@ CUresult cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
 
 CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
                             unsigned int ElementSizeBytes) {
+    SIM_BEGINS(dptr, 0);
+    SIM_BEGINS(pPitch, 0);
     SIM_ENTER_CONTEXT(context);
-    SIM_UNSAFE();
     if (!dptr || !pPitch || !WidthInBytes || !Height)
         return CUDA_ERROR_INVALID_VALUE;
     if (ElementSizeBytes != 4 && ElementSizeBytes != 8 && ElementSizeBytes != 16)
         return CUDA_ERROR_INVALID_VALUE;
+    size_t pitch = (WidthInBytes + 511) & ~(size_t)511, bytes;
+    *pPitch = pitch; // also where there is no memory
+    SIM_UNSAFE();
     if (WidthInBytes > (size_t)sim_attributes_h200[CU_DEVICE_ATTRIBUTE_MAX_PITCH])
         return CUDA_ERROR_INVALID_VALUE;
-    size_t pitch = (WidthInBytes + 511) & ~(size_t)511, bytes;
     if (__builtin_mul_overflow(pitch, Height, &bytes))
         return CUDA_ERROR_OUT_OF_MEMORY;
     sim_range_t *range;
@@ -44,7 +48,6 @@ CUresult cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInByt
     if (result == CUDA_SUCCESS) {
         range->sync_memops = 1;
         *dptr = range->base;
-        *pPitch = pitch;
     }
     pthread_rwlock_unlock(&sim.map_lock);
     return result;
@@ -101,7 +104,7 @@ static bool is_of_pool(uint64_t address) {
 }
 
 CUresult cuMemFree_v2(CUdeviceptr dptr) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     SIM_UNSAFE();
     (void)context;
     if (!dptr)
@@ -110,6 +113,8 @@ CUresult cuMemFree_v2(CUdeviceptr dptr) {
 }
 
 CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    SIM_BEGINS(free_bytes, 0);
+    SIM_BEGINS(total, 0);
     SIM_ENTER_CONTEXT(context);
     sim_device_t *device = &sim.devices[context->device];
     pthread_rwlock_rdlock(&sim.map_lock);
@@ -157,7 +162,6 @@ CUresult sim_host_allocate(sim_context_t *context, size_t bytes, unsigned flags,
 static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, unsigned flags) {
     if (!pp)
         return CUDA_ERROR_INVALID_VALUE;
-    *pp = NULL; // whatever comes of it (580.159.04, measured)
     if (flags & ~7u)
         return CUDA_ERROR_INVALID_VALUE;
     if (!bytes) // no bytes are no memory, and no error (580.159.04, measured)
@@ -172,19 +176,21 @@ static CUresult host_allocate(sim_context_t *context, void **pp, size_t bytes, u
 }
 
 CUresult cuMemHostAlloc(void **pp, size_t bytesize, unsigned int Flags) {
+    SIM_BEGINS(pp, NULL);
     SIM_ENTER_CONTEXT(context);
     SIM_UNSAFE();
     return host_allocate(context, pp, bytesize, Flags);
 }
 
 CUresult cuMemAllocHost_v2(void **pp, size_t bytesize) {
+    SIM_BEGINS(pp, NULL);
     SIM_ENTER_CONTEXT(context);
     SIM_UNSAFE();
     return host_allocate(context, pp, bytesize, 0);
 }
 
 CUresult cuMemFreeHost(void *p) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     SIM_UNSAFE();
     (void)context;
     if (is_of_pool((uint64_t)(uintptr_t)p))
@@ -248,7 +254,7 @@ CUresult cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
 }
 
 CUresult cuMemHostUnregister(void *p) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     SIM_UNSAFE();
     if (!p)
@@ -276,6 +282,7 @@ static CUresult host_flags(void *p, unsigned *flags) {
 }
 
 CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr *pdptr, void *p, unsigned int Flags) {
+    SIM_BEGINS(pdptr, 0);
     SIM_ENTER_CONTEXT(context);
     (void)context;
     unsigned flags;

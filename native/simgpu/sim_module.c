@@ -325,6 +325,8 @@ static CUresult get_global(sim_module_t *module, const char *name, bool managed,
 }
 
 CUresult cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
+    SIM_BEGINS(dptr, 0);
+    SIM_BEGINS(bytes, 0);
     SIM_ENTER_WITHOUT(context);
     (void)context;
     if (!name || (!dptr && !bytes))

@@ -4,7 +4,7 @@
 // behind the parameters, a smaller size runs, a larger one gives 701 at the launch (580.159.04, measured). Not asked of it:
 // what is there to begin with (here one thread and zeros), and where between one and far too much the limits lie.
 // Under sim.lock.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -70,9 +70,12 @@ CUresult cuParamSetSize(CUfunction hfunc, unsigned int numbytes) {
     CUresult result = open_parts(context, hfunc, &function);
     if (result != CUDA_SUCCESS)
         return result;
-    function->parts->size = numbytes;
+    if (((numbytes + 3) & ~3u) > SIM_MAX_PARAM_BYTES) // it wraps
+        result = CUDA_ERROR_INVALID_VALUE;
+    else
+        function->parts->size = numbytes;
     pthread_mutex_unlock(&sim.lock);
-    return CUDA_SUCCESS;
+    return result;
 }
 
 CUresult cuParamSetv(CUfunction hfunc, int offset, void *ptr, unsigned int numbytes) {
@@ -99,7 +102,8 @@ CUresult cuParamSetf(CUfunction hfunc, int offset, float value) {
 }
 
 CUresult cuLaunchGridAsync(CUfunction f, int grid_width, int grid_height, CUstream hStream) {
-    SIM_ENTER_STREAM(context, hStream);
+    SIM_ENTER_CONTEXT(context); // a stream does not lend its own here
+    SIM_UNSAFE();
     sim_function_t *function;
     CUresult result = open_parts(context, f, &function);
     if (result != CUDA_SUCCESS)

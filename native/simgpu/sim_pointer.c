@@ -14,6 +14,10 @@ static sim_range_t *named(uint64_t address) {
 }
 
 CUresult cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
+    SIM_BEGINS(pbase, 0);
+    SIM_BEGINS(psize, 0);
+    if (!pbase && !psize)
+        return CUDA_SUCCESS; // whatever it is asked about, and before everything else
     SIM_ENTER_CONTEXT(context);
     CUresult result = CUDA_ERROR_NOT_FOUND;
     pthread_rwlock_rdlock(&sim.map_lock);
@@ -176,7 +180,7 @@ CUresult cuPointerGetAttributes(unsigned int numAttributes, CUpointer_attribute 
 }
 
 CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute which, CUdeviceptr ptr) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     (void)context;
     if (!value || which != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS)
         return CUDA_ERROR_INVALID_VALUE;

@@ -103,8 +103,6 @@ static CUresult take(const sim_pool_t *pool, sim_context_t *owner, size_t bytes,
 
 // `pool` NULL: the current one of the stream's device.
 static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *dptr, size_t bytes, CUstream handle) {
-    if (!dptr)
-        return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, handle, &stream);
@@ -114,6 +112,8 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
     pthread_mutex_unlock(&sim.lock);
     if (result == CUDA_SUCCESS && !captured && sim_capturing())
         result = sim_capture_unsafe();
+    if (result == CUDA_SUCCESS && !dptr)
+        result = CUDA_ERROR_INVALID_VALUE;
     if (result != CUDA_SUCCESS || !bytes) { // no bytes are no memory, and no error (580.159.04, measured)
         if (result == CUDA_SUCCESS)
             *dptr = 0;
@@ -151,14 +151,16 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
 }
 
 CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
+    SIM_BEGINS(dptr, 0);
     SIM_ENTER_STREAM(context, hStream);
     return allocate(context, NULL, dptr, bytesize, hStream);
 }
 
 CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
+    SIM_BEGINS(dptr, 0);
     SIM_ENTER_STREAM(context, hStream);
     sim_pool_t *found = lookup(pool);
-    return found ? allocate(context, found, dptr, bytesize, hStream) : CUDA_ERROR_INVALID_VALUE;
+    return allocate(context, found, found ? dptr : NULL, bytesize, hStream); // the stream first
 }
 
 CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
@@ -168,6 +170,8 @@ CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     CUresult result = sim_stream_resolve(context, hStream, &stream);
     bool captured = result == CUDA_SUCCESS && stream->capture;
     pthread_mutex_unlock(&sim.lock);
+    if (result == CUDA_SUCCESS && !captured && sim_capturing())
+        result = sim_capture_unsafe();
     if (result != CUDA_SUCCESS || !dptr) // nothing is freed, as by cuMemFree (580.159.04, measured)
         return result;
     sim_op_t of_graph = {.kind = SIM_OP_GRAPH_FREE, .u.memory.address = dptr};
@@ -238,8 +242,7 @@ static CUresult place_ok(const CUmemLocation *where, bool managed) {
     }
 }
 
-CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
-    SIM_ENTER();
+static CUresult create(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     if (!pool || !poolProps ||
         (poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED &&
          poolProps->allocType != CU_MEM_ALLOCATION_TYPE_MANAGED))
@@ -249,13 +252,13 @@ CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     CUresult result = place_ok(where, managed);
     if (result != CUDA_SUCCESS)
         return result;
-    // Only a device's own memory goes to other processes, as a descriptor or in a fabric; there is none here.
+    // Only a device's own memory goes to other processes, as a descriptor or in a fabric.
     const unsigned handles = poolProps->handleTypes,
                    known = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_FABRIC;
     if (handles && (managed || where->type != CU_MEM_LOCATION_TYPE_DEVICE || (handles & ~known)))
         return CUDA_ERROR_INVALID_VALUE;
-    if (handles & CU_MEM_HANDLE_TYPE_FABRIC)
-        return CUDA_ERROR_NOT_SUPPORTED;
+    if (poolProps->maxSize > (uint64_t)INT64_MAX)
+        return CUDA_ERROR_OUT_OF_MEMORY;
     sim_pool_t *fresh = calloc(1, sizeof *fresh);
     if (!fresh)
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -278,8 +281,15 @@ CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     return CUDA_SUCCESS;
 }
 
+CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
+    SIM_ENTER();
+    SIM_UNSAFE();
+    return create(pool, poolProps);
+}
+
 CUresult cuMemPoolDestroy(CUmemoryPool pool) {
     SIM_ENTER();
+    SIM_UNSAFE();
     sim_pool_t *found = lookup(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
@@ -313,6 +323,7 @@ CUresult cuMemPoolDestroy(CUmemoryPool pool) {
 
 CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) {
     SIM_ENTER();
+    SIM_UNSAFE();
     sim_pool_t *found = lookup(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
@@ -330,6 +341,7 @@ static uint64_t whole_lots(uint64_t bytes) {
 
 CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     SIM_ENTER();
+    SIM_UNSAFE();
     sim_pool_t *found = lookup(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
@@ -370,6 +382,7 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void
 
 CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     SIM_ENTER();
+    SIM_UNSAFE();
     sim_pool_t *found = lookup(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
@@ -428,11 +441,14 @@ static CUresult access_ok(const sim_pool_t *pool, const CUmemAccessDesc *map) {
 
 CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
     SIM_ENTER();
+    SIM_UNSAFE();
     sim_pool_t *found = lookup(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     if (!map)
         return CUDA_ERROR_INVALID_VALUE;
+    if (count > SIM_MAX_DEVICES) // how many a driver takes was not asked
+        return CUDA_ERROR_NOT_SUPPORTED;
     for (size_t i = 0; i < count; i++) {
         CUresult result = access_ok(found, &map[i]);
         if (result != CUDA_SUCCESS)
@@ -448,6 +464,7 @@ CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_
 
 CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUmemLocation *location) {
     SIM_ENTER();
+    SIM_UNSAFE();
     sim_pool_t *found = lookup(memPool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
@@ -478,6 +495,10 @@ static bool is_kind(const CUmemLocation *location, CUmemAllocationType type) {
     return location && (type == CU_MEM_ALLOCATION_TYPE_PINNED || type == CU_MEM_ALLOCATION_TYPE_MANAGED);
 }
 
+static bool no_place(const CUmemLocation *location) {
+    return location->type > CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT || location->type < CU_MEM_LOCATION_TYPE_INVALID;
+}
+
 static bool of_device(const CUmemLocation *location, CUmemAllocationType type) {
     return location->type == CU_MEM_LOCATION_TYPE_DEVICE && type == CU_MEM_ALLOCATION_TYPE_PINNED;
 }
@@ -494,7 +515,7 @@ static CUresult place_of(const CUmemLocation *location, CUmemAllocationType type
         return CUDA_SUCCESS;
     if (location->type == CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT)
         return CUDA_ERROR_NOT_SUPPORTED;
-    CUresult result = cuMemPoolCreate(&made, &props);
+    CUresult result = create(&made, &props);
     sim_place_t *fresh = result == CUDA_SUCCESS ? calloc(1, sizeof *fresh) : NULL;
     if (!fresh)
         return result == CUDA_SUCCESS ? CUDA_ERROR_OUT_OF_MEMORY : result;
@@ -517,6 +538,8 @@ static void leave_places(const sim_pool_t *pool) { // under the map lock
 
 static CUresult by_place(CUmemoryPool *out, const CUmemLocation *location, CUmemAllocationType type, bool current) {
     sim_place_t *place;
+    if (out && location && no_place(location))
+        return CUDA_ERROR_NOT_SUPPORTED;
     if (!out || !is_kind(location, type))
         return CUDA_ERROR_INVALID_VALUE;
     if (of_device(location, type))
@@ -539,8 +562,11 @@ CUresult cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAlloc
 
 CUresult cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
     SIM_ENTER();
+    SIM_UNSAFE();
     sim_pool_t *found = lookup(pool);
     sim_place_t *place;
+    if (found && location && no_place(location))
+        return CUDA_ERROR_NOT_SUPPORTED;
     if (!found || !is_kind(location, type))
         return CUDA_ERROR_INVALID_VALUE;
     if (of_device(location, type))

@@ -22,7 +22,7 @@ static unsigned char *reserve_at(uint64_t address, size_t size, int flags) {
 CUresult cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr,
                              unsigned long long flags) {
     SIM_ENTER();
-    if (!ptr || !size || !granular(size) || flags)
+    if (!ptr || !size || !granular(size) || flags || (addr & 4095))
         return CUDA_ERROR_INVALID_VALUE;
     if (alignment & (alignment - 1))
         return CUDA_ERROR_INVALID_VALUE;
@@ -78,10 +78,8 @@ CUresult cuMemAddressFree(CUdeviceptr ptr, size_t size) {
     return result;
 }
 
-static CUresult check_properties(const CUmemAllocationProp *prop) {
-    if (!prop || prop->type != CU_MEM_ALLOCATION_TYPE_PINNED)
-        return CUDA_ERROR_INVALID_VALUE;
-    switch (prop->location.type) {
+static CUresult check_place(const CUmemLocation *location) {
+    switch (location->type) {
     case CU_MEM_LOCATION_TYPE_DEVICE:
         break;
     case CU_MEM_LOCATION_TYPE_HOST:
@@ -91,20 +89,29 @@ static CUresult check_properties(const CUmemAllocationProp *prop) {
     default:
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (!sim_device_ok(prop->location.id))
-        return CUDA_ERROR_INVALID_DEVICE;
-    // Descriptors are what the device's attributes promise.
-    if (prop->requestedHandleTypes & ~(unsigned)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
-        return CUDA_ERROR_NOT_SUPPORTED;
+    return sim_device_ok(location->id) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+
+static CUresult check_properties(const CUmemAllocationProp *prop) {
+    if (!prop || prop->type != CU_MEM_ALLOCATION_TYPE_PINNED)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = check_place(&prop->location);
+    if (result != CUDA_SUCCESS)
+        return result;
+    const unsigned known = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_FABRIC;
+    if (prop->requestedHandleTypes & ~known)
+        return CUDA_ERROR_INVALID_VALUE;
+    if (prop->requestedHandleTypes & CU_MEM_HANDLE_TYPE_FABRIC) // for want of a channel
+        return CUDA_ERROR_NOT_PERMITTED;
     return CUDA_SUCCESS;
 }
 
 CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocationProp *prop,
                                        CUmemAllocationGranularity_flags option) {
     SIM_ENTER();
-    if (!granularity || (unsigned)option > 1)
+    if (!granularity || (unsigned)option > 1 || !prop)
         return CUDA_ERROR_INVALID_VALUE;
-    CUresult result = check_properties(prop);
+    CUresult result = check_place(&prop->location); // of the properties nothing else is looked at
     if (result == CUDA_SUCCESS)
         *granularity = SIM_GRANULE;
     return result;
@@ -199,7 +206,11 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp *prop, CUmem
 CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
                   unsigned long long flags) {
     SIM_ENTER();
-    if (!ptr || !size || flags || offset || !granular(ptr) || !granular(size))
+    if (!ptr || !size || flags || !granular(ptr))
+        return CUDA_ERROR_INVALID_VALUE;
+    if (!granular(size) || !granular(offset))
+        return CUDA_ERROR_NOT_SUPPORTED;
+    if (offset)
         return CUDA_ERROR_INVALID_VALUE;
     sim_range_t *range = calloc(1, sizeof *range);
     if (!range)
@@ -255,6 +266,8 @@ CUresult cuMemUnmap(CUdeviceptr ptr, size_t size) {
             sim_range_release(range);
         }
         result = CUDA_SUCCESS;
+    } else if (size && sim_reservation_find(ptr) && !any_mapping(ptr, size)) {
+        result = CUDA_SUCCESS; // nothing was there
     }
     pthread_rwlock_unlock(&sim.map_lock);
     pthread_mutex_unlock(&sim.lock);
@@ -276,7 +289,7 @@ static bool reach(uint64_t ptr, uint64_t size, const CUmemAccessDesc *desc, size
 
 CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *desc, size_t count) {
     SIM_ENTER();
-    if (!desc || !count)
+    if (!desc || !count || count > (size_t)sim.ndevices)
         return CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; i < count; i++) {
         if (desc[i].location.type != CU_MEM_LOCATION_TYPE_DEVICE)
@@ -306,10 +319,15 @@ CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc *des
 
 CUresult cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr ptr) {
     SIM_ENTER();
-    if (!flags || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE)
+    if (!flags || !location || !ptr)
         return CUDA_ERROR_INVALID_VALUE;
-    if (!sim_device_ok(location->id))
+    const bool of_host =
+        location->type == CU_MEM_LOCATION_TYPE_HOST || location->type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
+    if (!of_host && (location->type != CU_MEM_LOCATION_TYPE_DEVICE || !sim_device_ok(location->id)))
         return CUDA_ERROR_INVALID_DEVICE;
+    *flags = 0; // also with the error that follows
+    if (of_host)
+        return CUDA_ERROR_INVALID_VALUE;
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_rdlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(ptr);

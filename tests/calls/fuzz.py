@@ -489,7 +489,7 @@ def either_is_right(answer: str, theirs: str, alone: set[str]) -> bool:
     answers to calls with one of them. CUDA does not promise which fault a call with two is refused for."""
     one, two = answer.split(" "), theirs.split(" ")
     codes = {known.split(" ")[0] for known in alone}
-    untouched = set(one[1:]) | set(two[1:]) <= {"-"}
+    untouched = one[1:] == two[1:] or set(one[1:]) | set(two[1:]) <= {"-"}
     return untouched and one[0] != "0" and two[0] != "0" and two[0] in codes
 
 
@@ -531,10 +531,11 @@ class Faults:
         return any(word[:2] == right[:2] == "H:" and word.split("+")[0] != right.split("+")[0] for word, right in pairs)
 
 
-def refuses(answer: str) -> bool:
-    """An error, and no output was touched."""
+def refuses(answer: str, judge: str) -> bool:
+    """An error, and no output was touched, or as the judge does."""
     code, *outputs = answer.split(" ")
-    return code.isdigit() and code != "0" and set(outputs) <= {"-"}
+    untouched = set(outputs) <= {"-"} or outputs == judge.split(" ")[1:]
+    return code.isdigit() and code != "0" and untouched
 
 
 def differences(judge: dict[str, str], other: dict[str, str]) -> dict[str, list[str]]:
@@ -547,7 +548,7 @@ def differences(judge: dict[str, str], other: dict[str, str]) -> dict[str, list[
         theirs = other.get(case, "no answer")
         if answer == theirs or answer.startswith(NO_ANSWER):
             continue
-        if refuses(theirs) and faults.foreign(case):
+        if refuses(theirs, answer) and faults.foreign(case):
             continue
         alone = faults.one_by_one(case)
         codes = {known[one] for known in (judge, other) for one in alone if one in known} | faults.of_null(case)

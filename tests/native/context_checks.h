@@ -7,6 +7,8 @@
 
 #include "simgpu_check.h"
 
+#include <pthread.h>
+
 // What a context has is used in its own streams only; the refusal does not wait for the next call that waits.
 static inline void check_streams_of_another_context(CUmodule (*load)(void)) {
     CUcontext home, other;
@@ -150,11 +152,124 @@ static inline void check_no_host_memory(void) {
     OK(cuMemFree_v2(memory));
 }
 
+struct memory_of_a_context {
+    char pageable[4096];
+    CUdeviceptr plain, pooled, managed;
+    void *pinned;
+};
+
+// Memory lends its context to a thread that has none and gives it back; what nobody has is told apart without one.
+static inline void *give_back_without_a_context(void *what) {
+    struct memory_of_a_context *m = what;
+    CUcontext none;
+    CUdeviceptr address = 1;
+    size_t one = 1, two = 1;
+    OK(cuMemFree_v2(0));
+    OK(cuMemFreeHost(NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemFree_v2((CUdeviceptr)(uintptr_t)&none));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemFree_v2(m->plain + 8));
+    GIVES(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, cuMemHostUnregister(&none));
+    OK(cuMemFree_v2(m->plain));
+    OK(cuMemFree_v2(m->pooled));
+    OK(cuMemFree_v2(m->managed));
+    OK(cuMemFreeHost(m->pinned));
+    OK(cuMemHostUnregister(m->pageable));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemFree_v2(m->plain));
+    OK(cuCtxGetCurrent(&none));
+    CHECK(!none);
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuMemAlloc_v2(&address, 64));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuMemGetInfo_v2(&one, &two));
+    CHECK(!address && !one && !two);
+    OK(cuMemGetAddressRange_v2(NULL, NULL, 64));
+    return NULL;
+}
+
+static inline void check_memory_without_a_context(void) {
+    static struct memory_of_a_context m;
+    size_t before, after, total;
+    pthread_t thread;
+    OK(cuMemGetInfo_v2(&before, &total));
+    OK(cuMemAlloc_v2(&m.plain, 32 << 20));
+    OK(cuMemAllocAsync(&m.pooled, 4096, NULL));
+    OK(cuMemAllocManaged(&m.managed, 4096, CU_MEM_ATTACH_GLOBAL));
+    OK(cuMemHostAlloc(&m.pinned, 4096, 0));
+    OK(cuMemHostRegister_v2(m.pageable, sizeof m.pageable, 0));
+    CHECK(!pthread_create(&thread, NULL, give_back_without_a_context, &m) && !pthread_join(thread, NULL));
+    OK(cuCtxSynchronize());
+    OK(cuMemGetInfo_v2(&after, &total));
+    CHECK(after + (16 << 20) > before);
+}
+
+// What outputs hold after an error: the driver sets them before it looks at anything.
+static inline void check_outputs_of_errors(CUmodule module) {
+    CUdeviceptr address = 1;
+    size_t size = 1;
+    void *host = &size;
+    GIVES(CUDA_ERROR_OUT_OF_MEMORY, cuMemAlloc_v2(&address, SIZE_MAX / 2));
+    CHECK(!address);
+    address = 1;
+    GIVES(CUDA_ERROR_OUT_OF_MEMORY, cuMemAllocPitch_v2(&address, &size, 100, SIZE_MAX / 2, 4));
+    CHECK(!address && size == 512);
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemAllocPitch_v2(&address, &size, 100, 100, 3));
+    CHECK(!size);
+    address = size = 1;
+    GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetGlobal_v2(&address, &size, module, "nobody"));
+    CHECK(!address && !size);
+    address = size = 1;
+    GIVES(CUDA_ERROR_NOT_FOUND, cuMemGetAddressRange_v2(&address, &size, 64));
+    CHECK(!address && !size);
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemHostAlloc(&host, 64, 64));
+    CHECK(!host);
+    address = 1;
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemHostGetDevicePointer_v2(&address, &size, 0));
+    CHECK(!address);
+}
+
+// A launch of a shape that there cannot be ends the capture of its stream; other refusals do not.
+static inline void check_launches_in_captures(CUmodule module) {
+    CUstream stream, other;
+    CUstreamCaptureStatus status;
+    CUgraph graph;
+    CUdeviceptr memory;
+    uint32_t value = 7;
+    size_t n = 1;
+    void *params[] = {&memory, &value, &n};
+    CUfunction fill = kernel(module, "fill_u32");
+    OK(cuMemAlloc_v2(&memory, 4096));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&other, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    GIVES(CUDA_ERROR_INVALID_HANDLE, cuLaunchKernel(NULL, 1, 1, 1, 1, 1, 1, 0, stream, params, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuLaunchKernel(fill, 1, 1, 1, 1, 1, 1, 0, stream, NULL, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuLaunchKernel(fill, 0, 1, 1, 1, 1, 1, 0, other, params, NULL));
+    OK(cuStreamIsCapturing(stream, &status));
+    CHECK(status == CU_STREAM_CAPTURE_STATUS_ACTIVE);
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuLaunchKernel(fill, 1, 1, 1, 4096, 1, 1, 0, stream, params, NULL));
+    OK(cuStreamIsCapturing(stream, &status));
+    CHECK(status == CU_STREAM_CAPTURE_STATUS_INVALIDATED);
+    GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(stream, &graph));
+    CHECK(!graph);
+    CUmemoryPool pool = NULL; // pools are made by calls that captures forbid
+    const CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                  .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = 0}};
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    GIVES(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, cuMemPoolCreate(&pool, &props));
+    GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(stream, &graph));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuStreamDestroy_v2(other));
+    OK(cuMemFree_v2(memory));
+}
+
 // In a primary context of device 0, which has nothing behind it. `load` loads an image with fill_u32.
 static inline void check_contexts(CUmodule (*load)(void)) {
     check_streams_of_another_context(load);
     check_kernel_nodes_of_executable_graphs(load);
     check_no_host_memory();
+    check_memory_without_a_context();
+    CUmodule module = load();
+    check_outputs_of_errors(module);
+    check_launches_in_captures(module);
+    OK(cuModuleUnload(module));
     check_resets();
 }
 

@@ -316,7 +316,7 @@ void case_vmm(void) {
     prop.requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR; /* may be asked for, cannot be used */
     OK(cuMemCreate(&two, 4 * MIB, &prop, 0));
     prop.requestedHandleTypes = CU_MEM_HANDLE_TYPE_FABRIC;
-    GIVES(801, cuMemCreate(&again, 4 * MIB, &prop, 0));
+    GIVES(800, cuMemCreate(&again, 4 * MIB, &prop, 0));
     OK(cuMemMap(base, 2 * MIB, 0, one, 0));
     OK(cuMemMap(base + 2 * MIB, 4 * MIB, 0, two, 0));
     GIVES(1, cuMemMap(base + 4 * MIB, 2 * MIB, 0, one, 0));

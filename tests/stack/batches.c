@@ -169,8 +169,9 @@ static void refusals(void) {
     to[2] = device;
     failed = 77;
     GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyBatchAsync(to, from, sizes, 3, good, places, 3, &failed, NULL));
+    CHECK(failed == 77); /* that comes first, and before an output is set */
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyBatchAsync(to, from, sizes, 3, good, places, 3, &failed, CU_STREAM_LEGACY));
     CHECK(failed == SIZE_MAX);
-    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyBatchAsync(to, from, sizes, 3, good, places, 3, NULL, CU_STREAM_LEGACY));
     OK(cuMemcpyBatchAsync(to, from, sizes, 3, good, places, 3, NULL, CU_STREAM_PER_THREAD));
     OK(cuMemcpyBatchAsync_v2(to, from, sizes, 3, good, places, 1, CU_STREAM_PER_THREAD));
     OK(cuCtxSynchronize());

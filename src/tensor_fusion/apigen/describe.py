@@ -13,15 +13,17 @@ A line of api/ names a function and one of these kinds:
 ``unsupported`` returns not-supported, with the reason; unless ``advertised``, the look-up by name does not find what
                 first came with CUDA 12.0 or later (see emit_client.py)
 ``refused``     returns for good the code that a real driver gives to programs that have not what it needs, after the
-                driver's checks: the state unless ``anytime``, a current context unless ``contextless``, and, unless
-                ``unseen``, each parameter by its type or its role (see refusals.py). The look-up by name finds it
+                driver's checks: the state unless ``anytime``, a current context unless ``contextless``, captures if
+                ``unsafe``, and, unless ``unseen``, each parameter by its type or its role (see refusals.py). The
+                look-up by name finds it
 
 A ``post`` or a ``call`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same
 arguments, which refuses what the driver would refuse at once, or answers ``TPC_DONE`` when the call was made in
 another way.
 With ``wrapped=True`` the generated function is ``tpc_sent_<name>``, for a hand-written ``tpc_<name>`` of the same
 arguments that has something to do before or behind it.
-One with ``unsafe=True``, and a ``call``, is refused, and ends the capture, where a capture's mode forbids what it does.
+One with ``unsafe=True``, and any other function, is refused, and ends the capture, where a capture's mode forbids what
+it does.
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
 ``call`` does so when it has succeeded.
 
@@ -146,12 +148,14 @@ class Line:
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
     current: bool = False  # local, custom: needs a current context
     gives: dict[str, str] | None = None  # local: what is written, by a parameter or a field of it
+    lender: str = ""  # custom: a parameter that is memory, which lends its context to a thread that has none
     place: str = ""  # file:line of the declaration, for whoever has to mend it
 
     @property
     def looked_at(self) -> bool:
         """A local or custom function whose checks are generated."""
-        return self.kind in ("local", "custom") and (bool(self.roles) or self.current or self.gives is not None)
+        looked = bool(self.roles) or self.current or self.unsafe or self.gives is not None
+        return self.kind in ("local", "custom") and looked
 
 
 def _place() -> str:
@@ -190,6 +194,23 @@ class Attribute:
 def attribute(name: str, value: int, /) -> Attribute:
     """The client's own answer for an attribute of every device, unless the worker's driver knows no such attribute."""
     return Attribute(name, value, _place())
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What outputs of functions hold from the beginning on."""
+
+    names: tuple[str, ...]
+    values: dict[str, str]
+    place: str
+
+
+def begins(*names: str, **values: str) -> Beginning:
+    """Outputs of these functions, and of their per-thread forms, that a driver sets before it looks at anything.
+
+    They hold that after an error, too. A NULL is left alone. ``"VALUE if C"``: only then.
+    """
+    return Beginning(names, values, _place())
 
 
 def struct(name: str, paths: dict[str, str] | None = None, /, **roles: str | Tagged) -> StructLine:
@@ -289,6 +310,7 @@ def local(
     implicit: bool = False,
     params: dict[str, str] | None = None,
     current: bool = False,
+    unsafe: bool = False,
     gives: dict[str, str] | None = None,
     **roles: str,
 ) -> Line:
@@ -301,6 +323,7 @@ def local(
         implicit=implicit,
         params=params or {},
         current=current,
+        unsafe=unsafe,
         gives=gives,
         place=_place(),
     )
@@ -315,6 +338,8 @@ def custom(
     implicit: bool = False,
     shows: bool = False,
     current: bool = False,
+    unsafe: bool = False,
+    lender: str = "",
     **roles: str,
 ) -> Line:
     """Hand-written in the client, using the operations named in `ops` (separated by blanks)."""
@@ -327,6 +352,8 @@ def custom(
         implicit=implicit,
         shows=shows,
         current=current,
+        unsafe=unsafe,
+        lender=lender,
         place=_place(),
     )
 
@@ -359,6 +386,7 @@ def refused(
     contextless: bool = False,
     anytime: bool = False,
     unseen: bool = False,
+    unsafe: bool = False,
     **roles: str,
 ) -> list[Line]:
     """Names that answer `code` for good, and why; `roles` are of parameters that all of them have."""
@@ -373,6 +401,7 @@ def refused(
             contextless=contextless or anytime,
             anytime=anytime,
             unseen=unseen,
+            unsafe=unsafe,
             place=place,
         )
         for name in names

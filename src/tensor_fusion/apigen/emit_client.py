@@ -15,7 +15,7 @@ from .emit_wire import NOTE
 from .fields import Field
 from .layout import DescriptionError
 from .model import NOT_SERVED, RESULTS, TOO_SMALL, Api, Model, Op
-from .refusals import Look, looks
+from .refusals import Look, beginning, looks
 from .snapshot import Prototype, declare, parameter_list
 
 PREFIX = {"cuda": "tpc", "nvml": "tpn"}
@@ -128,7 +128,7 @@ def exports(model: Model, api: Api) -> str:
 
 def entries(model: Model, api: Api) -> str:
     """tpg_<api>_entries.c: what is behind every name, hidden in libteleport under the same name, and their table."""
-    own = ['"tpc.h"', '"tpc_stream.h"'] if api.name == "cuda" else [f'"{PREFIX[api.name]}.h"']
+    own = ['"tpc.h"', '"tpc_memory.h"', '"tpc_stream.h"'] if api.name == "cuda" else [f'"{PREFIX[api.name]}.h"']
     lines = [NOTE, *(f"#include {header}" for header in own), '#include "tpg_client.h"', '#include "tpg_table.h"']
     lines.append(f'#include "tpg_{api.name}_trace.h"')
     for name in api.exports:
@@ -156,7 +156,8 @@ def _entry(model: Model, api: Api, line: Line) -> str:
     enter = "ANYTIME" if target.anytime else "ENTER"
     lines += _traced(api, line, prototype, answer, anytime=target.anytime)
     entered = f"{upper}_{enter}(traced_{line.name}({', '.join(names)}));"
-    return "\n".join([*lines, f"{head} {{ {entered} return {answer}; }}"])
+    begin = " ".join([beginning(api.beginnings.get(line.name, {})), entered]).strip()
+    return "\n".join([*lines, f"{head} {{ {begin} return {answer}; }}"])
 
 
 def _refusal(model: Model, api: Api, name: str, line: Line, prototype: Prototype) -> list[str]:
@@ -166,6 +167,8 @@ def _refusal(model: Model, api: Api, name: str, line: Line, prototype: Prototype
     body = [f"    (void){p.name};" for p in prototype.params]
     if line.kind == "refused" and api.name == "cuda" and not line.contextless:
         body.append(f"    {upper}_CONTEXT(context);")
+    if line.kind == "refused" and line.unsafe:
+        body.append(f'    {upper}_CAPTURE_UNSAFE("{name}");')
     codes = model.types.enumerators(RESULTS[api.name])
     for look in looks(line, prototype.params, model.types, codes) if line.kind == "refused" else ():
         body += [f"    {upper}_DEVICE({look.name});"] if look.how == "device" else _look(upper, look)
@@ -191,8 +194,10 @@ def _answer_of(api: Api, line: Line, target: Line, prototype: Prototype) -> str:
     lenders = [p.name for p in prototype.params if p.type == LENDER]
     launchers = [p.name for p in prototype.params if p.type == LAUNCHER and target.implicit]
     lenders += [f"{name} ? {name}->hStream : NULL" for name in launchers]
-    if lenders:
-        answer = f"{prefix.upper()}_LENT({lenders[0]}, {answer})"
+    lends = [f"tpc_lend({lender})" for lender in lenders]
+    lends += [f"tpc_lend_memory((uint64_t)(uintptr_t){target.lender})"] if target.lender else []
+    if lends:
+        answer = f"{prefix.upper()}_LENT({lends[0]}, {answer})"
     if target.shows:
         answer = f"{prefix.upper()}_SHOWN({answer})"
     if prototype.returns == RESULTS[api.name]:
@@ -299,7 +304,10 @@ def stubs(model: Model, api: Api) -> str:
 
 def looked_at(model: Model, api: Api) -> str:
     """tpg_<api>_looks.c: the checks before functions that are written by hand, and those that give what is known."""
-    lines = [NOTE, f'#include "{PREFIX[api.name]}.h"', '#include "tpg_client.h"']
+    prefix = PREFIX[api.name]
+    lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"']
+    looked = [line for line in api.lines.values() if line.looked_at]
+    lines += [f'#include "{prefix}_stream.h"'] if any(line.unsafe for line in looked) else []
     for line in api.lines.values():
         lines += _looked_at(model, api, line) if line.looked_at else []
     if api.attributes:
@@ -315,6 +323,7 @@ def _looked_at(model: Model, api: Api, line: Line) -> list[str]:
     assert prototype is not None
     upper = PREFIX[api.name].upper()
     body = [f"    {upper}_CONTEXT(context);"] if line.current else []
+    body += [f'    {upper}_CAPTURE_UNSAFE("{line.name}");'] if line.unsafe else []
     codes = model.types.enumerators(RESULTS[api.name])
     for look in looks(line, prototype.params, model.types, codes):
         if look.how == "device":

@@ -12,7 +12,7 @@ from .describe import Line
 from .emit_client import addresses
 from .emit_wire import NOTE
 from .model import RESULTS, Api, Model
-from .refusals import looks
+from .refusals import beginning, looks
 from .snapshot import Prototype, parameter_list
 
 # Where the simulator's name of a kind is not that of api/.
@@ -24,7 +24,8 @@ WEAK = '__attribute__((weak, visibility("default")))'
 
 def rest(model: Model) -> str:
     """tpg_sim_rest.c: the weak definitions, and the table of the look-up by name."""
-    lines = [NOTE, '#include "sim.h"', '#include "sim_nvml.h"', '#include "tpg_table.h"', "#include <string.h>"]
+    own = ('"sim.h"', '"sim_graph.h"', '"sim_nvml.h"', '"tpg_table.h"', "<string.h>")
+    lines = [NOTE, *(f"#include {header}" for header in own)]
     for api in model.apis:
         declared = [name for name in api.exports if not api.prototype(name)]
         lines += [f"{_head(api, name)};" for name in declared]
@@ -86,6 +87,7 @@ def _refusal(model: Model, api: Api, line: Line, prototype: Prototype) -> list[s
     """The driver's answer to what it cannot do on this machine, after its checks."""
     cuda = api.name == "cuda"
     body = [f"    (void){p.name};" for p in prototype.params]
+    body += [f"    {beginning(begins)}"] if (begins := api.beginnings.get(line.name)) else []
     if not cuda:
         body.append("    SIM_NVML_STARTED();")
     elif line.anytime:
@@ -94,6 +96,7 @@ def _refusal(model: Model, api: Api, line: Line, prototype: Prototype) -> list[s
         body.append("    SIM_ENTER();")
     else:
         body += ["    SIM_ENTER_CONTEXT(context);", "    (void)context;"]
+    body += ["    SIM_UNSAFE();"] if line.unsafe else []
     for look in looks(line, prototype.params, model.types, model.types.enumerators(RESULTS[api.name])):
         if look.how == "handle" and cuda:
             kind = model.types.kinds[look.kind]

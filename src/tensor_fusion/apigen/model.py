@@ -74,6 +74,7 @@ class Api:
     messages: list[Op] = field(default_factory=list)
     errors: dict[int, tuple[str, str]] = field(default_factory=dict)  # name and text by code
     attributes: list[Attribute] = field(default_factory=list)
+    beginnings: dict[str, dict[str, str]] = field(default_factory=dict)  # by function: outputs, what they hold at first
 
     def resolve(self, line: Line) -> Line:
         """The line that answers for an alias or a per-thread form; an older form answers itself."""
@@ -145,6 +146,7 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
     for api in apis:
         api.attributes = _attributes(folder / api.name, types)
         _check_total(api, types)
+        api.beginnings = _beginnings(folder / api.name, api)
         _join_older(api, types)
         for line in api.lines.values():
             operation = _operation(api, line, types, told if line.kind == "message" else lock)
@@ -190,6 +192,29 @@ def _attributes(folder: Path, types: Types) -> list[Attribute]:
                 raise refuse(said.place, said.name, "has an answer already")
             found[said.name] = said
     return list(found.values())
+
+
+def _beginnings(folder: Path, api: Api) -> dict[str, dict[str, str]]:
+    """By exported name, each of which is there, and once; a per-thread form has that of its target."""
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(folder.glob("*.py")):
+        for said in _run(path).get("BEGINNINGS", []):
+            for name in said.names:
+                if name not in api.exports:
+                    raise refuse(said.place, name, f"the driver exports no such name{meant(name, api.exports)}")
+                if name in found:
+                    raise refuse(said.place, name, "has a beginning already")
+                prototype = api.prototype(name)
+                types = {p.name: p.type for p in prototype.params} if prototype else {}
+                for output in said.values:
+                    if output not in types:
+                        reason = f"has no parameter {output!r}{meant(output, list(types))} (it has {list(types)})"
+                        raise refuse(said.place, name, reason)
+                    if not types[output].endswith("*") or types[output].startswith("const"):
+                        raise refuse(said.place, name, f"{output} is {types[output]!r}, which is no output")
+                found[name] = said.values
+    targets = {name: line.target for name, line in api.lines.items() if line.kind in ("alias", "per_thread")}
+    return found | {name: found[target] for name, target in targets.items() if target in found}
 
 
 def _structs(folder: Path) -> dict[str, StructLine]:
@@ -252,6 +277,10 @@ def _check_line(api: Api, line: Line, types: Types) -> None:
     if line.kind in ("local", "custom"):
         own = api.prototype(line.name)
         looks(line, own.params if own else (), types, types.enumerators(RESULTS[api.name]))
+        names = [p.name for p in own.params] if own else []
+        if line.lender and line.lender not in names:
+            reason = f"lender is {line.lender!r}, which is no parameter{meant(line.lender, names)} (it has {names})"
+            raise refuse(line.place, line.name, reason)
     if line.kind == "refused":
         codes = types.enumerators(RESULTS[api.name])
         if line.code not in codes:

@@ -30,6 +30,12 @@ class Look:
     bound: str = ""  # bits, most: C
 
 
+def beginning(values: dict[str, str]) -> str:
+    """C that sets the outputs of a function which hold something from the beginning on."""
+    said = [(name, *value.partition(" if ")[::2]) for name, value in values.items()]
+    return " ".join(f"if ({name}{when and f' && {when}'}) {{ *{name} = {value}; }}" for name, value, when in said)
+
+
 def looks(line: Line, params: tuple[Parameter, ...], types: Types, codes: list[str]) -> list[Look]:
     """The parameters that are looked at, in the order of the checks; `codes` are errors of the API."""
     names = [p.name for p in params]

@@ -169,6 +169,17 @@ static bool fits_stream(const struct tpc_kernel *kernel, CUstream stream) {
     return !own || own->home == tpc_stream_home(stream);
 }
 
+/* A launch of a shape that there cannot be, into a stream that captures, ends the capture, as no other refusal does (580.159.04,
+ * asked). */
+static CUresult misshapen(const char *name, CUstream stream, CUresult why) {
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    if (atomic_load_explicit(&tpc_captures, memory_order_relaxed) &&
+        tpc_capture_status(stream, &status) == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_ACTIVE) {
+        (void)tpc_capture_break(name, stream); /* whatever comes of it, the launch is refused for its shape */
+    }
+    return why;
+}
+
 /* Everything before the frame is sent; on success *source is the parameter block, and *ask whether to wait for the result. */
 static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CUstream stream, void **params,
                         void **extra, unsigned char *block, const void **source, bool *ask) {
@@ -182,9 +193,10 @@ static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CU
     }
     *ask = false;
     CUresult result = check_shape(context, kernel, shape, ask);
-    if (TP_LIKELY(result == CUDA_SUCCESS)) {
-        result = gather("cuLaunchKernel", kernel, params, extra, block, source);
+    if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
+        return misshapen("cuLaunchKernel", stream, result);
     }
+    result = gather("cuLaunchKernel", kernel, params, extra, block, source);
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed)) && result == CUDA_SUCCESS) {
         tpc_twins_push();
     }
@@ -218,6 +230,7 @@ static CUresult launch(const char *name, CUfunction f, const struct shape *shape
     CUresult result = prepare(kernel, shape, stream, params, extra, block, &source, &ask);
     if (TP_UNLIKELY(cooperative) && result == CUDA_SUCCESS && !ask) {
         result = check_cooperative(kernel, shape);
+        result = result ? misshapen(name, stream, result) : result;
     }
     if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
         return result;

@@ -8,6 +8,7 @@
  * sizes are bounded as a launch bounds them. Not asked: below the parameters' size a launch takes the bytes that were set before.
  */
 #include "tpc_code.h"
+#include "tpc_stream.h"
 
 #include <stdlib.h>
 
@@ -72,6 +73,10 @@ CUresult tpc_cuFuncSetSharedSize(CUfunction hfunc, unsigned int bytes) {
 CUresult tpc_cuParamSetSize(CUfunction hfunc, unsigned int numbytes) {
     struct tpc_kernel *kernel;
     TPC_TRY(open_parts(hfunc, &kernel));
+    const unsigned int whole = (numbytes + 3) & ~3u; /* it wraps, as there */
+    if (whole > TPC_BLOCK_LIMIT) {
+        return close_parts(kernel, CUDA_ERROR_INVALID_VALUE);
+    }
     kernel->parts->size = numbytes;
     return close_parts(kernel, CUDA_SUCCESS);
 }
@@ -92,6 +97,8 @@ CUresult tpc_cuParamSetv(CUfunction hfunc, int offset, void *ptr, unsigned int n
 CUresult tpc_cuLaunchGridAsync(CUfunction f, int grid_width, int grid_height, CUstream hStream) {
     struct tpc_kernel *kernel;
     unsigned char bytes[TPC_BLOCK_LIMIT];
+    TPC_CONTEXT(context);
+    TPC_CAPTURE_UNSAFE("cuLaunchGridAsync");
     TPC_TRY(open_parts(f, &kernel));
     const struct tpc_parts parts = *kernel->parts;
     size_t size = kernel->parameter_bytes;

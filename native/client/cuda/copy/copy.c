@@ -458,14 +458,14 @@ CUresult tpc_cuMemcpyAsync(CUdeviceptr dst, CUdeviceptr src, size_t ByteCount, C
 }
 CUresult tpc_cuMemcpyPeer(CUstream implicit, CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice,
                           CUcontext srcContext, size_t ByteCount) {
-    TPC_CHECK_HANDLE(CONTEXT, dstContext, false);
-    TPC_CHECK_HANDLE(CONTEXT, srcContext, false);
+    TPC_CHECK_HANDLE(CONTEXT, dstContext, true); /* NULL: whose the memory is (580.159.04, asked) */
+    TPC_CHECK_HANDLE(CONTEXT, srcContext, true);
     return across("cuMemcpyPeer", dstDevice, srcDevice, ByteCount, implicit, true);
 }
 CUresult tpc_cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
                                size_t ByteCount, CUstream hStream) {
     TPC_TRY(tpc_capture_refuse("cuMemcpyPeerAsync", hStream)); /* (580.159.04, measured) */
-    TPC_CHECK_HANDLE(CONTEXT, dstContext, false);
-    TPC_CHECK_HANDLE(CONTEXT, srcContext, false);
+    TPC_CHECK_HANDLE(CONTEXT, dstContext, true);
+    TPC_CHECK_HANDLE(CONTEXT, srcContext, true);
     return across("cuMemcpyPeerAsync", dstDevice, srcDevice, ByteCount, hStream, false);
 }

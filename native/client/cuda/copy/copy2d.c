@@ -387,6 +387,7 @@ CUresult tpc_cuMemcpy3DPeer(CUstream implicit, const CUDA_MEMCPY3D_PEER *pCopy) 
     return copy_3d_peer("cuMemcpy3DPeer", pCopy, implicit, true);
 }
 CUresult tpc_cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *pCopy, CUstream hStream) {
+    TPC_TRY(tpc_capture_refuse("cuMemcpy3DPeerAsync", hStream));
     return copy_3d_peer("cuMemcpy3DPeerAsync", pCopy, hStream, false);
 }
 

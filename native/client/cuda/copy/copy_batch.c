@@ -89,9 +89,6 @@ CUresult tpc_cuMemcpyBatchAsync(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *si
                                 CUstream hStream) {
     size_t failed = NOBODY;
     struct batch b = {dsts, srcs, sizes, count, attrs, attrsIdxs, numAttrs};
-    if (failIdx) {
-        *failIdx = NOBODY;
-    }
     if (hStream == CU_STREAM_LEGACY) { /* before all else (580.159.04, measured) */
         return CUDA_ERROR_INVALID_VALUE;
     }

@@ -124,16 +124,13 @@ static CUresult run(const char *name, const CUDA_MEMCPY3D_BATCH_OP *list, size_t
 
 CUresult tpc_cuMemcpy3DBatchAsync(size_t numOps, CUDA_MEMCPY3D_BATCH_OP *opList, size_t *failIdx,
                                   unsigned long long flags, CUstream hStream) {
-    TPC_CONTEXT(context);
-    CUresult bad = tpc_check_handle(TPG_STREAM, (uint64_t)(uintptr_t)hStream, true);
-    if (bad == CUDA_SUCCESS && (hStream == CU_STREAM_LEGACY || !numOps || !opList)) {
+    if (hStream == CU_STREAM_LEGACY) { /* before all else, as above */
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (bad != CUDA_SUCCESS || flags) {
-        if (failIdx) {
-            *failIdx = NOBODY;
-        }
-        return bad ? bad : CUDA_ERROR_INVALID_VALUE;
+    TPC_CONTEXT(context);
+    TPC_CHECK_HANDLE(STREAM, hStream, true);
+    if (!numOps || !opList || flags) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
     size_t failed = NOBODY;
     CUresult result = run("cuMemcpy3DBatchAsync", opList, numOps, &failed, hStream);

@@ -36,18 +36,18 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
                                           .detailed = detailed,
                                           .fresh = fresh.handles[0]};
     struct tpg_graph_instantiate_out out;
-    CUresult result = TPC_NO_HANDLES;
-    if (in.exec) {
-        result = tpc_call_graph_instantiate(name, &in, &out);
-        if (result == CUDA_SUCCESS) {
-            result = (CUresult)out.error;
-            tpc_fresh_note(&fresh, out.error_node, in.graph);
-            if (error_node) {
-                *error_node = (CUgraphNode)(uintptr_t)out.error_node;
-            }
-            if (why) {
-                *why = (CUgraphInstantiateResult)out.result;
-            }
+    CUresult result = tpc_call_graph_instantiate(name, &in, &out);
+    if (result == CUDA_SUCCESS) {
+        result = (CUresult)out.error;
+        tpc_fresh_note(&fresh, out.error_node, in.graph);
+        if (result) {
+            tpc_unmint(TPG_GRAPHEXEC, in.exec);
+        }
+        if (error_node) {
+            *error_node = (CUgraphNode)(uintptr_t)out.error_node;
+        }
+        if (why) {
+            *why = (CUgraphInstantiateResult)out.result;
         }
     }
     tpc_fresh_end(&fresh);
@@ -58,9 +58,6 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
         return CUDA_SUCCESS;
     }
     tpc_copies_free(copies);
-    if (in.exec) {
-        tpc_unmint(TPG_GRAPHEXEC, in.exec);
-    }
     return result;
 }
 

@@ -176,7 +176,6 @@ CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
     if (!pp) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    *pp = NULL; /* whatever comes of it (580.159.04, measured) */
     if (flags & ~7u) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -206,7 +205,7 @@ CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
 }
 
 CUresult tpc_cuMemFreeHost(void *p) {
-    TPC_CONTEXT(context);
+    TPC_TRY(tpc_own_context((uint64_t)(uintptr_t)p));
     TPC_CAPTURE_UNSAFE("cuMemFreeHost");
     struct tpc_range range;
     if (!p) {
@@ -293,7 +292,7 @@ CUresult tpc_cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) 
 }
 
 CUresult tpc_cuMemHostUnregister(void *p) {
-    TPC_CONTEXT(context);
+    TPC_TRY(tpc_own_context((uint64_t)(uintptr_t)p));
     TPC_CAPTURE_UNSAFE("cuMemHostUnregister");
     if (!p) {
         return CUDA_ERROR_INVALID_VALUE;

@@ -83,13 +83,16 @@ static CUresult begin(struct tpc_managed *m, size_t size, unsigned int flags) {
 }
 
 CUresult tpc_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int flags) {
+    if (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST) { /* before a context (580.159.04, asked) */
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     TPC_CONTEXT(context);
     context = context->home;
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    TPC_CAPTURE_UNSAFE("cuMemAllocManaged");
-    if (!dptr || !bytesize || (flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST)) {
+    if (!dptr || !bytesize) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    TPC_CAPTURE_UNSAFE("cuMemAllocManaged");
     if (bytesize > 1ull << 46) {
         return CUDA_ERROR_OUT_OF_MEMORY; /* larger than any device */
     }

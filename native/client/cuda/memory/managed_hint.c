@@ -167,16 +167,17 @@ static void advised(struct tpc_hint *hint, CUmem_advise advice, const CUmemLocat
 }
 
 CUresult tpc_cuMemAdvise_v2(CUdeviceptr devPtr, size_t count, CUmem_advise advice, CUmemLocation location) {
-    TPC_CONTEXT(context);
     struct part part;
     CUmemLocation place;
+    TPC_TRY(place_of(&location, &place)); /* before a context, here and below (580.159.04, asked) */
+    TPC_CONTEXT(context);
+    TPC_CAPTURE_UNSAFE("cuMemAdvise");
     const bool placed = advice != CU_MEM_ADVISE_SET_READ_MOSTLY && advice != CU_MEM_ADVISE_UNSET_READ_MOSTLY &&
                         advice != CU_MEM_ADVISE_UNSET_PREFERRED_LOCATION;
     if (advice < CU_MEM_ADVISE_SET_READ_MOSTLY || advice > CU_MEM_ADVISE_UNSET_ACCESSED_BY) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_TRY(part_of(devPtr, count, &part));
-    TPC_TRY(place_of(&location, &place));
     if (placed && place.type == CU_MEM_LOCATION_TYPE_DEVICE && !tpc_device_valid(place.id)) {
         return CUDA_ERROR_INVALID_VALUE; /* advice that needs no place takes any device (580.159.04) */
     }
@@ -192,19 +193,19 @@ static void prefetched(struct tpc_hint *hint, CUmem_advise advice, const CUmemLo
 
 CUresult tpc_cuMemPrefetchAsync_v2(CUdeviceptr devPtr, size_t count, CUmemLocation location, unsigned int flags,
                                    CUstream hStream) {
-    TPC_CONTEXT(context);
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
     struct part part;
     CUmemLocation place;
+    TPC_TRY(place_of(&location, &place));
+    TPC_CONTEXT(context);
+    TPC_CHECK_HANDLE(STREAM, hStream, true);
+    TPC_TRY(tpc_capture_refuse("cuMemPrefetchAsync", hStream));
     if (flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPC_TRY(part_of(devPtr, count, &part));
-    TPC_TRY(place_of(&location, &place));
     if (place.type == CU_MEM_LOCATION_TYPE_DEVICE && !tpc_device_valid(place.id)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    TPC_TRY(tpc_capture_refuse("cuMemPrefetchAsync", hStream));
     TPC_TRY(change(&part, prefetched, 0, &place));
     return place.type == CU_MEM_LOCATION_TYPE_DEVICE ? tpc_managed_use(&part.range) : CUDA_SUCCESS;
 }

@@ -180,10 +180,7 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     if (tp_transfers_touching_wait(tpc_conn, host->memory, host->size) != TP_OK) {
         return tpc_lost();
     }
-    CUresult result = tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer));
     unsigned char *shadow = calloc(1, range->size);
     struct tpc_range device = {.start = answer.address,
                                .size = range->size,

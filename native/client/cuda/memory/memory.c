@@ -91,30 +91,41 @@ CUresult tpc_cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
 CUresult tpc_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
                                 unsigned int ElementSizeBytes) {
     TPC_CONTEXT(context);
-    TPC_CAPTURE_UNSAFE("cuMemAllocPitch");
     if (!dptr || !pPitch || !WidthInBytes || !Height ||
         (ElementSizeBytes != 4 && ElementSizeBytes != 8 && ElementSizeBytes != 16)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     int most = tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MAX_PITCH];
+    size_t size = 0;
+    *pPitch = (WidthInBytes + PITCH - 1) & ~(size_t)(PITCH - 1); /* also where there is no memory (580.159.04, asked) */
+    TPC_CAPTURE_UNSAFE("cuMemAllocPitch");
     if (most > 0 && WidthInBytes > (size_t)most) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    size_t pitch = 0, size = 0;
-    if (__builtin_add_overflow(WidthInBytes, PITCH - 1, &pitch) ||
-        __builtin_mul_overflow(pitch & ~(size_t)(PITCH - 1), Height, &size)) {
+    if (__builtin_mul_overflow(*pPitch, Height, &size)) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    CUresult result = allocate("cuMemAllocPitch", context, size, dptr);
-    if (result == CUDA_SUCCESS) {
-        *pPitch = pitch & ~(size_t)(PITCH - 1);
+    return allocate("cuMemAllocPitch", context, size, dptr);
+}
+
+CUresult tpc_own_context(uint64_t address) {
+    struct tpc_range range;
+    if (tpc_current()) {
+        TPC_CONTEXT(context);
+        return CUDA_SUCCESS;
     }
-    return result;
+    return tpc_range_at(address, &range) ? CUDA_ERROR_INVALID_CONTEXT : CUDA_SUCCESS;
+}
+
+bool tpc_lend_memory(uint64_t address) {
+    struct tpc_range range;
+    return !tpc_current() && tpc_range_at(address, &range) && range.context &&
+           tpc_cuCtxPushCurrent_v2((CUcontext)(uintptr_t)range.context->handle) == CUDA_SUCCESS;
 }
 
 CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
-    TPC_CONTEXT(context);
     struct tpc_range range;
+    TPC_TRY(tpc_own_context(dptr));
     TPC_CAPTURE_UNSAFE("cuMemFree");
     if (!dptr) {
         return CUDA_SUCCESS;
@@ -152,8 +163,12 @@ CUresult tpc_do_cuMemGetInfo_v2(size_t *free, size_t *total) {
     return result;
 }
 
-CUresult tpc_do_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
+CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
     struct tpc_range range;
+    if (!pbase && !psize) { /* before a context (580.159.04, asked) */
+        return CUDA_SUCCESS;
+    }
+    TPC_CONTEXT(context);
     if (!tpc_range_at(dptr, &range)) {
         return CUDA_ERROR_NOT_FOUND; /* addresses that are only reserved, too (580.159.04, measured) */
     }

@@ -165,7 +165,9 @@ static void set_sync(struct tpc_range *range, uint64_t value) {
 }
 
 CUresult tpc_cuPointerSetAttribute(const void *value, CUpointer_attribute attribute, CUdeviceptr ptr) {
-    TPC_CONTEXT(context);
+    if (tpc_current()) { /* there need not be one (580.159.04, asked) */
+        TPC_CONTEXT(context);
+    }
     struct tpc_range range;
     int wanted = 0;
     if (!value || attribute != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS || !tpc_range_at(ptr, &range)) {

@@ -89,11 +89,18 @@ static bool is_kind(const CUmemLocation *location, CUmemAllocationType type) {
     return location && (type == CU_MEM_ALLOCATION_TYPE_PINNED || type == CU_MEM_ALLOCATION_TYPE_MANAGED);
 }
 
+static bool no_place(const CUmemLocation *location) {
+    return location->type > CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT || location->type < CU_MEM_LOCATION_TYPE_INVALID;
+}
+
 static bool of_device(const CUmemLocation *location, CUmemAllocationType type) {
     return location->type == CU_MEM_LOCATION_TYPE_DEVICE && type == CU_MEM_ALLOCATION_TYPE_PINNED;
 }
 
 static CUresult by_place(CUmemoryPool *out, const CUmemLocation *location, CUmemAllocationType type, bool current) {
+    if (out && location && no_place(location)) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
     if (!out || !is_kind(location, type)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -114,8 +121,10 @@ CUresult tpc_cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemA
     return by_place(pool, location, type, true);
 }
 
-CUresult tpc_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
-    TPC_CHECK_HANDLE(POOL, pool, false);
+CUresult tpc_do_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
+    if (location && no_place(location)) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
     if (!is_kind(location, type)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -130,9 +139,13 @@ CUresult tpc_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, 
 }
 
 CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
+    TPC_CAPTURE_UNSAFE("cuMemPoolSetAccess");
     TPC_CHECK_HANDLE(POOL, pool, false);
     if (!map) {
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (count > DEVICES_MAX) { /* how many a driver takes was not asked */
+        return CUDA_ERROR_NOT_SUPPORTED;
     }
     if (tpc_pool_local((uint64_t)(uintptr_t)pool)) {
         return tpc_pool_local_set_access((uint64_t)(uintptr_t)pool, map, count);
@@ -153,6 +166,7 @@ CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, s
 }
 
 CUresult tpc_cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUmemLocation *location) {
+    TPC_CAPTURE_UNSAFE("cuMemPoolGetAccess");
     TPC_CHECK_HANDLE(POOL, memPool, false);
     if (!flags || !location) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -172,7 +186,7 @@ CUresult tpc_cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, 
     return tpc_sent_cuMemPoolGetAccess(flags, memPool, location);
 }
 
-CUresult tpc_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
+CUresult tpc_do_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     if (!pool || !poolProps ||
         (poolProps->allocType != CU_MEM_ALLOCATION_TYPE_PINNED &&
          poolProps->allocType != CU_MEM_ALLOCATION_TYPE_MANAGED)) {
@@ -240,12 +254,14 @@ static CUresult attribute(CUmemoryPool pool, CUmemPool_attribute attr, void *val
 
 CUresult tpc_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     bool answered;
+    TPC_CAPTURE_UNSAFE("cuMemPoolSetAttribute");
     TPC_TRY(attribute(pool, attr, value, true, &answered));
     return answered ? CUDA_SUCCESS : tpc_sent_cuMemPoolSetAttribute(pool, attr, value);
 }
 
 CUresult tpc_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     bool answered;
+    TPC_CAPTURE_UNSAFE("cuMemPoolGetAttribute");
     TPC_TRY(attribute(pool, attr, value, false, &answered));
     return answered ? CUDA_SUCCESS : tpc_sent_cuMemPoolGetAttribute(pool, attr, value);
 }
@@ -292,15 +308,21 @@ void tpc_graph_memory_asks(void) {
 
 /* ---- allocations ---- */
 
-static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream) {
-    TPC_CONTEXT(context);
-    if (!dptr) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(STREAM, stream, true);
+/* In a stream that captures it is a node; in another one it is refused where a capture forbids that. */
+static CUresult outside_captures(const char *name, CUstream stream) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (tpc_capture_status(stream, &status) == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE) {
-        TPC_CAPTURE_UNSAFE(name); /* in a stream that captures it would be a node */
+        TPC_CAPTURE_UNSAFE(name);
+    }
+    return CUDA_SUCCESS;
+}
+
+static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream) {
+    TPC_CONTEXT(context);
+    TPC_CHECK_HANDLE(STREAM, stream, true);
+    TPC_TRY(outside_captures(name, stream));
+    if (!dptr || (named && tpc_check_handle(TPG_POOL, pool, false))) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
     if (!size) {
         *dptr = 0; /* nothing, and its free is one of nothing */
@@ -355,7 +377,7 @@ CUresult tpc_cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStrea
     return allocate("cuMemAllocAsync", dptr, bytesize, 0, false, hStream);
 }
 
-CUresult tpc_do_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
+CUresult tpc_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
     return allocate("cuMemAllocFromPoolAsync", dptr, bytesize, (uint64_t)(uintptr_t)pool, true, hStream);
 }
 
@@ -364,6 +386,7 @@ CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     TPC_CONTEXT(context);
     struct tpc_range range;
     TPC_CHECK_HANDLE(STREAM, hStream, true);
+    TPC_TRY(outside_captures("cuMemFreeAsync", hStream));
     if (!dptr) {
         return CUDA_SUCCESS;
     }

@@ -24,6 +24,10 @@ struct tpc_range {
 /* Copies the range that holds `address`; false when none does. */
 bool tpc_range_at(uint64_t address, struct tpc_range *out);
 void tpc_range_add(const struct tpc_range *range);
+/* Memory lends its context to a thread that has none and gives it back (580.159.04, asked; `lender` in api/): CUDA_ERROR_INVALID_CONTEXT
+ * where it has to. */
+CUresult tpc_own_context(uint64_t address);
+bool tpc_lend_memory(uint64_t address); /* as tpc_lend */
 /* True when the device reaches [address, address+size): memory of one allocation, or of mappings side by side. */
 bool tpc_range_covers(uint64_t address, uint64_t size);
 /* The same for a word that a stream writes or waits for: aligned to its size, and not in memory of a pool, which the driver

@@ -116,9 +116,12 @@ CUresult tpc_cuMemCreate(CUmemGenericAllocationHandle *handle, size_t size, cons
     if (!handle || !size || !prop || flags || size % GRANULE || prop->type != CU_MEM_ALLOCATION_TYPE_PINNED) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE ||
-        (prop->requestedHandleTypes & ~(unsigned int)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)) {
+    if (prop->location.type != CU_MEM_LOCATION_TYPE_DEVICE) {
         return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    if (prop->requestedHandleTypes & ~(unsigned int)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
+        const unsigned int known = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR | CU_MEM_HANDLE_TYPE_FABRIC;
+        return prop->requestedHandleTypes & ~known ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_NOT_PERMITTED;
     }
     struct tpc_flat sent TPC_FLAT = {.size = 0};
     TPC_TRY(tpg_flatten_CUmemAllocationProp(prop, 1, &sent));
@@ -329,8 +332,11 @@ static CUresult map(uint64_t address, uint64_t size, uint64_t offset, CUmemGener
 
 CUresult tpc_cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAllocationHandle handle,
                       unsigned long long flags) {
-    if (!size || size % GRANULE || ptr % GRANULE || flags) {
+    if (!ptr || !size || ptr % GRANULE || flags) {
         return CUDA_ERROR_INVALID_VALUE;
+    }
+    if (size % GRANULE || offset % GRANULE) {
+        return CUDA_ERROR_NOT_SUPPORTED;
     }
     tp_lock_take(&lock);
     CUresult result = map(ptr, size, offset, handle);
@@ -429,13 +435,17 @@ CUresult tpc_cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc 
 
 CUresult tpc_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr ptr) {
     struct tpc_range range;
-    if (!flags || !location || location->type != CU_MEM_LOCATION_TYPE_DEVICE || location->id < 0 ||
-        location->id >= tpc_device_count) {
+    if (!flags || !location || !ptr) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    const bool host = location->type == CU_MEM_LOCATION_TYPE_HOST || location->type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
+    if (!host && (location->type != CU_MEM_LOCATION_TYPE_DEVICE || !tpc_device_valid(location->id))) {
+        return CUDA_ERROR_INVALID_DEVICE;
+    }
+    *flags = 0; /* also with the error that follows (580.159.04, asked) */
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     tp_lock_take(&lock);
-    if (tpc_range_at(ptr, &range) && (range.flags & TPC_MADE_MASK) == TPC_MADE_MAP) {
+    if (!host && tpc_range_at(ptr, &range) && (range.flags & TPC_MADE_MASK) == TPC_MADE_MAP) {
         *flags = (unsigned long long)tpc_mapping_access(range.detail, location->id);
         result = CUDA_SUCCESS;
     }

@@ -327,13 +327,12 @@ CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn de
     *call = (struct call){.function = destroy, .user = ptr, .lasting = true, .object = in.object};
     bool able = enlist(call);
     in.token = call->token;
-    CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
-    if (able) {
-        result = tpc_call_user_object_create("cuUserObjectCreate", &in);
-    }
+    CUresult result = able ? tpc_call_user_object_create("cuUserObjectCreate", &in) : CUDA_ERROR_OUT_OF_MEMORY;
     if (result != CUDA_SUCCESS) {
         tpc_host_refused(in.token);
-        tpc_unmint(TPG_USEROBJECT, in.object);
+        if (!able) {
+            tpc_unmint(TPG_USEROBJECT, in.object);
+        }
         return result;
     }
     *object_out = (CUuserObject)(uintptr_t)in.object;

@@ -251,10 +251,7 @@ CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
     }
     TPC_CHECK_HANDLE(CONTEXT, ctx, false);
     const struct tpc_context *other = tpc_record(TPG_CONTEXT, (uint64_t)(uintptr_t)ctx);
-    CUresult error = other ? (CUresult)atomic_load(&other->error) : CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    if (error != CUDA_SUCCESS) {
-        return error;
-    }
+    TPC_TRY(other ? (CUresult)atomic_load(&other->error) : CUDA_ERROR_CONTEXT_IS_DESTROYED);
     struct tp_thread *self = tp_thread_self();
     uint32_t before = self->context;
     self->context = tp_handle_id((uint64_t)(uintptr_t)ctx);

@@ -15,10 +15,10 @@
  * call that has missed one. False where there is one, or none to lend. */
 bool tpc_lend(CUstream stream);
 void tpc_lent(void); /* after it was true */
-#define TPC_LENT(stream, call)                                                                                         \
+#define TPC_LENT(lend, call)                                                                                           \
     ({                                                                                                                 \
         CUresult lent_ = (call);                                                                                       \
-        if (TP_UNLIKELY(lent_ == CUDA_ERROR_INVALID_CONTEXT) && tpc_lend(stream)) {                                    \
+        if (TP_UNLIKELY(lent_ == CUDA_ERROR_INVALID_CONTEXT) && (lend)) {                                              \
             lent_ = (call);                                                                                            \
             tpc_lent();                                                                                                \
         }                                                                                                              \

@@ -1,6 +1,6 @@
 """A family of the small API: one line of each kind."""
 
-from tensor_fusion.apigen.describe import attribute, call, custom, local, older, op, post, pure, refused
+from tensor_fusion.apigen.describe import attribute, begins, call, custom, local, older, op, post, pure, refused
 
 FUNCTIONS = [
     call("cuFooCreate", unsafe=True),
@@ -14,11 +14,11 @@ FUNCTIONS = [
     call("cuFooGetBar", phBar="fresh bar of hFoo"),
     older("cuFooSetOldParams", "cuFooSetParams", hFoo="foo"),
     call("cuFooMove", wrapped=True),
-    local("cuFooLook", current=True, hFoo="handle?", place="there", flags="bits 3", dev="device"),
+    local("cuFooLook", current=True, unsafe=True, hFoo="handle?", place="there", flags="bits 3", dev="device"),
     local("cuFooLooks", place="there", gives={"place.type": "1", "place.id": "0"}),
-    refused("CUDA_ERROR_INVALID_VALUE", "a foo has no map here", "cuFooMap", hStream="handle", size="there CUDA_SUCCESS"),
+    refused("CUDA_ERROR_INVALID_VALUE", "a foo has no map here", "cuFooMap", unsafe=True, hStream="handle", size="there CUDA_SUCCESS"),
     custom("cuFooRun", ops="foo_run foo_ask foo_give foo_fetch foo_make"),
-    custom("cuFooAsk", ops="foo_ask foo_make"),
+    custom("cuFooAsk", ops="foo_ask foo_make", lender="hFoo"),
     op("foo_run", "post", foo="uint64_t: handle foo", stream="uint64_t: handle stream", flags="unsigned int"),
     op("foo_give", "post", foo="uint64_t: handle foo", bytes="uint64_t: up", size="uint64_t"),
     op("foo_fetch", "call", foo="uint64_t: handle foo", bytes="uint64_t: down", out={"count": "uint64_t"}),
@@ -26,5 +26,7 @@ FUNCTIONS = [
     op("foo_ask", "call", foo="uint64_t: name foo", others="uint64_t: names foo", device="CUdevice: device",
        data="void: bytes", out={"count": "uint64_t", "values": "int: array"}),
 ]  # fmt: skip
+
+BEGINNINGS = [begins("cuFooMove", moved="1 if size")]
 
 ATTRIBUTES = [attribute("CU_DEVICE_ATTRIBUTE_FOO", -1)]
