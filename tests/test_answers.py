@@ -177,7 +177,7 @@ def test_objects_outlive_their_context_harmlessly(worker: RealWorker) -> None:
             ok("cuDevicePrimaryCtxReset_v2", 0)
             cuda.cuEventDestroy_v2(event)
             cuda.cuStreamDestroy_v2(stream)
-            assert cuda.cuModuleUnload(module) == 709
+            assert cuda.cuModuleUnload(module) == 400
             retain()
         for _ in range(300):
             event, stream = made("cuEventCreate", 0), made("cuStreamCreate", 1)
@@ -212,7 +212,7 @@ def test_globals_end_with_their_module(worker: RealWorker) -> None:
             assert copy(here, address.value, size + 8) == 1
             if i % 5 == 4:
                 ok("cuDevicePrimaryCtxReset_v2", 0)
-                assert cuda.cuModuleUnload(module) == 709
+                assert cuda.cuModuleUnload(module) == 400
                 retain()
             else:
                 ok("cuModuleUnload", module)

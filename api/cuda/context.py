@@ -51,7 +51,7 @@ FUNCTIONS = [
     older("cuGreenCtxGetDevResource", "cuCtxGetDevResource", hCtx="tpc_green_context(hCtx)"),
     custom("cuDevSmResourceSplitByCount", ops="resource_split"),
     call("cuDevResourceGenerateDesc", session="hand", contextless=True, resources="structs nbResources"),
-    custom("cuGreenCtxCreate", ops="context_create"),
+    custom("cuGreenCtxCreate", ops="context_create cuDeviceGetDevResource cuDevResourceGenerateDesc"),
     custom("cuGreenCtxDestroy", ops="context_destroy", shows=True),
     local("cuCtxFromGreenCtx"),
     older("cuGreenCtxGetId", "cuCtxGetId", ctx="tpc_green_context(greenCtx)", ctxId="greenCtxId"),

@@ -42,7 +42,7 @@ FUNCTIONS = [
     call("cuGraphKernelNodeGetAttribute", contextless=True),
     call("cuGraphKernelNodeCopyAttributes", contextless=True),
     call("cuGraphAddMemsetNode", phGraphNode="new graphnode of hGraph", dependencies="handles graphnode numDependencies", memsetParams="struct", ctx="context by hGraph"),
-    call("cuGraphMemsetNodeSetParams", nodeParams="struct"),
+    call("cuGraphMemsetNodeSetParams", contextless=True, nodeParams="struct"),
     call("cuGraphExecMemsetNodeSetParams", memsetParams="struct", ctx="context by hGraphExec"),
     call("cuGraphMemsetNodeGetParams", contextless=True, nodeParams="outstruct"),
     call("cuGraphAddEventRecordNode", contextless=True, noted=True, phGraphNode="new graphnode of hGraph", event="handle event or CUDA_ERROR_INVALID_VALUE by hGraph", dependencies="handles graphnode numDependencies"),

@@ -42,6 +42,7 @@ FUNCTIONS = [
         "CUDA_ERROR_INVALID_CONTEXT",
         "32-bit device addresses of CUDA 2 and 3",
         "cuModuleGetGlobal",
+        contextless=True,  # the module is looked at first
         dptr="value",
         bytes="value",
         name="value",

@@ -203,9 +203,6 @@ static bool node_type(sim_op_t *op, CUgraphNodeType *type) {
     case SIM_OP_BATCH:
         *type = CU_GRAPH_NODE_TYPE_BATCH_MEM_OP;
         return true;
-    case SIM_OP_GRAPH:
-        *type = CU_GRAPH_NODE_TYPE_GRAPH;
-        return true;
     case SIM_OP_RECORD_NODE:
         *type = CU_GRAPH_NODE_TYPE_EVENT_RECORD;
         return true;
@@ -219,6 +216,7 @@ static bool node_type(sim_op_t *op, CUgraphNodeType *type) {
         *type = CU_GRAPH_NODE_TYPE_MEM_FREE;
         return true;
     case SIM_OP_NOP:
+    case SIM_OP_GRAPH:
     case SIM_OP_RECORD:
     case SIM_OP_WAIT_IPC:
     case SIM_OP_CALLBACK:
@@ -282,8 +280,7 @@ CUresult sim_capture_push(sim_stream_t *stream, sim_op_t *op, bool *taken) {
     if (capture->invalid)
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     CUgraphNodeType type;
-    if (!node_type(op, &type) ||
-        (op->kind == SIM_OP_GRAPH && (op->u.program->nconditions || sim_graph_program_has_memory(op->u.program)))) {
+    if (!node_type(op, &type)) {
         invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }

@@ -300,10 +300,10 @@ CUresult cuMemcpyBatchAsync_v2(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *siz
 static CUresult set2d(sim_context_t *context, CUstream stream, uint64_t dst, size_t pitch, uint32_t value,
                       uint32_t element, size_t width, size_t height, bool async) {
     sim_set_t set = {.dst = {.address = dst, .pitch = pitch}, .height = height, .value = value, .element = element};
+    if (!width || !height)
+        return stream_alone(stream);
     if (__builtin_mul_overflow((uint64_t)width, (uint64_t)element, &set.width))
         return CUDA_ERROR_INVALID_VALUE;
-    if (!set.width || !height)
-        return stream_alone(stream);
     if (dst & (element - 1))
         return CUDA_ERROR_INVALID_VALUE;
     if (height > 1 && (pitch < set.width || (pitch & (element - 1))))

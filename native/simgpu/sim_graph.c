@@ -326,7 +326,7 @@ static void plain_edges(CUgraphEdgeData *data, size_t count) {
 CUresult cuGraphGetEdges_v2(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, CUgraphEdgeData *edgeData,
                             size_t *numEdges) {
     SIM_ENTER();
-    if (!numEdges || !from != !to)
+    if (!numEdges || !from != !to || (edgeData && !from)) // (580.159.04, measured)
         return CUDA_ERROR_INVALID_VALUE;
     walk_t walk = {.first = from, .second = to, .room = *numEdges};
     pthread_mutex_lock(&sim.lock);
@@ -338,7 +338,7 @@ CUresult cuGraphGetEdges_v2(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, 
     if (!graph)
         return CUDA_ERROR_INVALID_VALUE;
     walk_end(&walk, numEdges);
-    plain_edges(from ? edgeData : NULL, *numEdges);
+    plain_edges(edgeData, *numEdges);
     return CUDA_SUCCESS;
 }
 
@@ -347,7 +347,7 @@ CUresult cuGraphGetEdges(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, siz
 }
 
 static CUresult neighbours(CUgraphNode handle, CUgraphNode *nodes, CUgraphEdgeData *data, size_t *count, bool before) {
-    if (!count)
+    if (!count || (data && !nodes))
         return CUDA_ERROR_INVALID_VALUE;
     walk_t walk = {.first = nodes, .room = *count};
     pthread_mutex_lock(&sim.lock);
@@ -364,7 +364,7 @@ static CUresult neighbours(CUgraphNode handle, CUgraphNode *nodes, CUgraphEdgeDa
     if (!node)
         return CUDA_ERROR_INVALID_VALUE;
     walk_end(&walk, count);
-    plain_edges(nodes ? data : NULL, *count);
+    plain_edges(data, *count);
     return CUDA_SUCCESS;
 }
 

@@ -159,6 +159,8 @@ sim_program_t *sim_exec_writable(sim_exec_t *exec); // its program, for a change
 // sim_graph_node.c; under sim.lock
 CUresult sim_node_add(CUgraphNode *out, CUgraph handle, const CUgraphNode *dependencies, size_t count,
                       CUgraphNodeType type, sim_op_t *op, sim_node_t **made);
+// Whether it is a node of that type, and the executable graph has it: looked at before what it is to do (580.159.04, measured).
+bool sim_node_puts(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type);
 // Replaces what a node does, or a step of an executable graph does.
 CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
                       sim_node_t **out);

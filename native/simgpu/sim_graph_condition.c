@@ -61,9 +61,9 @@ CUresult sim_conditional_add(CUgraphNode *out, CUgraph handle, const CUgraphNode
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     sim_graph_t *root = root_of(sim_graph_of(handle));
-    if (usable(p->ctx) != CUDA_SUCCESS)
+    if (root && size_ok(p) && p->handle && p->handle <= root->nconditions && !root->conditions[p->handle - 1].used)
         result = usable(p->ctx);
-    else if (root && size_ok(p) && p->handle && p->handle <= root->nconditions && !root->conditions[p->handle - 1].used)
+    if (result == CUDA_SUCCESS)
         result = sim_node_add(out, handle, dependencies, count, CU_GRAPH_NODE_TYPE_CONDITIONAL, &op, &node);
     sim_graph_t **bodies = result == CUDA_SUCCESS ? calloc(p->size, sizeof(sim_graph_t *)) : NULL;
     if (result == CUDA_SUCCESS) {

@@ -28,7 +28,8 @@ static CUresult put_event(CUgraphExec exec, bool in_exec, CUgraphNode handle, CU
     sim_op_t op;
     sim_node_t *node;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = event_op(event, kind, &op);
+    CUresult result =
+        sim_node_puts(exec, handle, in_exec, type) ? event_op(event, kind, &op) : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS)
         result = sim_node_put(exec, handle, in_exec, type, &op, &node);
     pthread_mutex_unlock(&sim.lock);
@@ -69,7 +70,7 @@ EVENT_NODES(Wait, CU_GRAPH_NODE_TYPE_WAIT_EVENT, SIM_OP_WAIT_NODE)
 // ---- Words -------------------------------------------------------------------------------------------------------
 
 static CUresult batch_op(const CUDA_BATCH_MEM_OP_NODE_PARAMS *p, sim_op_t *op) {
-    if (!p || p->flags || !p->count)
+    if (!p || p->flags || !p->count || !p->paramArray)
         return CUDA_ERROR_INVALID_VALUE;
     if (!sim_handle_is(p->ctx, SIM_CONTEXT))
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -96,7 +97,8 @@ static CUresult put_batch(CUgraphExec exec, bool in_exec, CUgraphNode handle, co
     sim_op_t op;
     sim_node_t *node;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = batch_op(p, &op);
+    CUresult result = sim_node_puts(exec, handle, in_exec, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP) ? batch_op(p, &op)
+                                                                                            : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS)
         result = sim_node_put(exec, handle, in_exec, CU_GRAPH_NODE_TYPE_BATCH_MEM_OP, &op, &node);
     pthread_mutex_unlock(&sim.lock);

@@ -327,11 +327,15 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     sim_exec_t *exec = sim_exec_of(hGraph);
     sim_stream_t *stream;
     uint64_t seq = 0;
-    CUresult result = exec ? sim_stream_resolve(context, hStream, &stream) : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS && stream->capture)
+        result = sim_capture_touch(stream); // no launch becomes a node, whatever is launched (580.159.04, measured)
+    if (result == CUDA_SUCCESS && !exec)
+        result = CUDA_ERROR_INVALID_VALUE;
     if (exec && sim_strict())
         follow(exec->program);
     // With memory nodes the driver (580.159.04) waits for the launch before, where that is in another stream.
-    if (result == CUDA_SUCCESS && !stream->capture && sim_graph_program_has_memory(exec->program)) {
+    if (result == CUDA_SUCCESS && sim_graph_program_has_memory(exec->program)) {
         stream->refs++;
         while (exec && !stream->dying && exec->last && exec->last != stream && exec->last->done < exec->last_seq) {
             sim_stream_wait(exec->last, exec->last_seq); // others may launch it meanwhile, or end it
@@ -341,13 +345,13 @@ CUresult cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
             result = CUDA_ERROR_INVALID_HANDLE;
         sim_stream_release(stream);
     }
-    if (result == CUDA_SUCCESS && !stream->capture)
+    if (result == CUDA_SUCCESS)
         result = sim_graph_memory_launch(exec->program, exec->flags & CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
     if (result == CUDA_SUCCESS) {
         sim_op_t op = {.kind = SIM_OP_GRAPH, .u.program = exec->program};
         atomic_fetch_add(&op.u.program->refs, 1);
         stream->refs++;
-        if (!stream->capture && exec->last && !sim_stream_depend(&op, exec->last, exec->last_seq)) {
+        if (exec->last && !sim_stream_depend(&op, exec->last, exec->last_seq)) {
             sim_op_discard(&op);
             result = CUDA_ERROR_OUT_OF_MEMORY;
         } else {
@@ -371,7 +375,12 @@ CUresult cuGraphUpload(CUgraphExec hGraph, CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
     pthread_mutex_lock(&sim.lock);
     const sim_exec_t *exec = sim_exec_of(hGraph);
-    CUresult result = exec ? sim_graph_memory_upload(exec->program) : CUDA_ERROR_INVALID_VALUE;
+    sim_stream_t *stream;
+    CUresult result = sim_stream_resolve(context, hStream, &stream);
+    if (result == CUDA_SUCCESS && stream->capture)
+        result = sim_capture_touch(stream);
+    if (result == CUDA_SUCCESS)
+        result = exec ? sim_graph_memory_upload(exec->program) : CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_unlock(&sim.lock);
     sim_op_t op = {.kind = SIM_OP_NOP}; // nothing to bring anywhere
     return result == CUDA_SUCCESS ? sim_submit(context, hStream, &op, false, SIM_GO_ON) : result;

@@ -24,7 +24,6 @@ CUresult sim_node_add(CUgraphNode *out, CUgraph handle, const CUgraphNode *depen
     return result;
 }
 
-// Replaces what a node does, or a step of an executable graph does.
 // What has several rows keeps their number, length and distance in an executable graph (580.159.04, measured).
 static bool same_rows(const sim_op_t *now, const sim_op_t *next) {
     if (now->kind == SIM_OP_COPY) {
@@ -39,15 +38,22 @@ static bool same_rows(const sim_op_t *now, const sim_op_t *next) {
            (a->width == b->width && a->height == b->height && a->dst.pitch == b->dst.pitch);
 }
 
+bool sim_node_puts(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type) {
+    const sim_node_t *node = sim_node_of(handle);
+    const sim_exec_t *exec = in_exec ? sim_exec_of(exec_handle) : NULL;
+    return node && node->type == type && (!in_exec || (exec && sim_program_step(exec->program, node)));
+}
+
 CUresult sim_node_put(CUgraphExec exec_handle, CUgraphNode handle, bool in_exec, CUgraphNodeType type, sim_op_t *op,
                       sim_node_t **out) {
     sim_node_t *node = sim_node_of(handle);
     sim_exec_t *exec = in_exec ? sim_exec_of(exec_handle) : NULL;
     sim_op_t *place = NULL;
     CUresult result = CUDA_ERROR_INVALID_VALUE;
-    if (node && node->type == type && !in_exec)
+    const bool able = sim_node_puts(exec_handle, handle, in_exec, type);
+    if (able && !in_exec)
         place = &node->op;
-    if (node && node->type == type && exec && sim_program_step(exec->program, node)) {
+    if (able && in_exec) {
         sim_program_t *program = sim_exec_writable(exec);
         result = program ? result : CUDA_ERROR_OUT_OF_MEMORY;
         place = program ? &sim_program_step(program, node)->op : NULL;
@@ -76,7 +82,7 @@ static void remember(sim_node_t *node, const CUDA_KERNEL_NODE_PARAMS *params) {
 
 CUresult cuGraphAddKernelNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                  size_t numDependencies, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITH_ANY(context);
     sim_op_t op;
     sim_node_t *node;
     pthread_mutex_lock(&sim.lock);
@@ -95,7 +101,9 @@ static CUresult put_kernel(sim_context_t *context, CUgraphExec exec, CUgraphNode
     sim_op_t op;
     sim_node_t *node;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = params ? sim_kernel_op(context, params, &op) : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = params && sim_node_puts(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_KERNEL)
+                          ? sim_kernel_op(context, params, &op)
+                          : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS)
         result = sim_node_put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_KERNEL, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)
@@ -105,13 +113,13 @@ static CUresult put_kernel(sim_context_t *context, CUgraphExec exec, CUgraphNode
 }
 
 CUresult cuGraphKernelNodeSetParams_v2(CUgraphNode hNode, const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITH_ANY(context);
     return put_kernel(context, NULL, hNode, false, nodeParams);
 }
 
 CUresult cuGraphExecKernelNodeSetParams_v2(CUgraphExec hGraphExec, CUgraphNode hNode,
                                            const CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITH_ANY(context);
     return put_kernel(context, hGraphExec, hNode, true, nodeParams);
 }
 
@@ -147,13 +155,18 @@ CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAM
     return result;
 }
 
+// What can be told; one more can be set (580.159.04, measured).
 static bool attribute_ok(CUkernelNodeAttrID attr) {
     return attr == CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW || attr == CU_LAUNCH_ATTRIBUTE_COOPERATIVE ||
            attr == CU_LAUNCH_ATTRIBUTE_PRIORITY || attr == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION ||
+           attr == CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE ||
            attr == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN || attr == CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP ||
-           attr == CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT ||
-           attr == CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING;
+           attr == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE ||
+           attr == CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
 }
+
+// The driver looks at the function, which its module or the end of the context may have taken (580.159.04, measured).
+static bool function_lives(const sim_node_t *node) { return sim_handle_is(node->params.kernel.func, SIM_FUNCTION); }
 
 static sim_node_t *kernel_node(CUgraphNode handle) {
     sim_node_t *node = sim_node_of(handle);
@@ -164,11 +177,16 @@ CUresult cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID att
     SIM_ENTER();
     pthread_mutex_lock(&sim.lock);
     sim_node_t *node = kernel_node(hNode);
-    bool ok = node && value && attribute_ok(attr);
-    if (ok)
+    CUresult result = CUDA_ERROR_INVALID_VALUE;
+    if (node && value && (attribute_ok(attr) || attr == CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING))
+        result = function_lives(node) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS && attr == CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE &&
+        value->deviceUpdatableKernelNode.deviceUpdatable)
+        result = CUDA_ERROR_NOT_SUPPORTED; // no kernel here changes a graph
+    if (result == CUDA_SUCCESS)
         node->attributes[attr] = *value;
     pthread_mutex_unlock(&sim.lock);
-    return ok ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return result;
 }
 
 CUresult cuGraphKernelNodeGetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr, CUkernelNodeAttrValue *value_out) {
@@ -187,7 +205,7 @@ CUresult cuGraphKernelNodeCopyAttributes(CUgraphNode dst, CUgraphNode src) {
     pthread_mutex_lock(&sim.lock);
     sim_node_t *to = kernel_node(dst);
     const sim_node_t *from = kernel_node(src);
-    bool ok = to && from;
+    bool ok = to && from && function_lives(to) && function_lives(from);
     if (ok && to != from)
         memcpy(to->attributes, from->attributes, sizeof to->attributes);
     pthread_mutex_unlock(&sim.lock);
@@ -252,13 +270,20 @@ CUresult cuGraphAddMemsetNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CU
     return result;
 }
 
+// A node keeps its context, whichever is current (580.159.04, measured).
+static CUcontext context_at(CUgraphNode handle) { return (CUcontext)(void *)sim_node_of(handle)->context; }
+
 static CUresult put_set(CUgraphExec exec, CUgraphNode hNode, bool in_exec, const CUDA_MEMSET_NODE_PARAMS *params,
                         CUcontext ctx) {
     sim_op_t op;
     sim_node_t *node;
     sim_context_t *context = NULL;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = set_op(params, ctx, &op, &context);
+    CUresult result = CUDA_SUCCESS;
+    if (!in_exec && !(params && sim_node_puts(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMSET)))
+        result = CUDA_ERROR_INVALID_VALUE;
+    else
+        result = set_op(params, in_exec ? ctx : context_at(hNode), &op, &context);
     if (result == CUDA_SUCCESS)
         result = sim_node_put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMSET, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)
@@ -268,8 +293,8 @@ static CUresult put_set(CUgraphExec exec, CUgraphNode hNode, bool in_exec, const
 }
 
 CUresult cuGraphMemsetNodeSetParams(CUgraphNode hNode, const CUDA_MEMSET_NODE_PARAMS *nodeParams) {
-    SIM_ENTER_CONTEXT(context);
-    return put_set(NULL, hNode, false, nodeParams, (CUcontext)(void *)context);
+    SIM_ENTER();
+    return put_set(NULL, hNode, false, nodeParams, NULL);
 }
 
 CUresult cuGraphExecMemsetNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
@@ -330,7 +355,11 @@ static CUresult put_copy(CUgraphExec exec, CUgraphNode hNode, bool in_exec, cons
     sim_node_t *node;
     sim_context_t *context = NULL;
     pthread_mutex_lock(&sim.lock);
-    CUresult result = copy_op(params, ctx, &op, &context);
+    CUresult result = CUDA_SUCCESS;
+    if (!in_exec && !(params && sim_node_puts(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMCPY)))
+        result = CUDA_ERROR_INVALID_VALUE;
+    else
+        result = copy_op(params, in_exec ? ctx : context_at(hNode), &op, &context);
     if (result == CUDA_SUCCESS)
         result = sim_node_put(exec, hNode, in_exec, CU_GRAPH_NODE_TYPE_MEMCPY, &op, &node);
     if (result == CUDA_SUCCESS && !in_exec)
@@ -340,8 +369,8 @@ static CUresult put_copy(CUgraphExec exec, CUgraphNode hNode, bool in_exec, cons
 }
 
 CUresult cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams) {
-    SIM_ENTER_CONTEXT(context);
-    return put_copy(NULL, hNode, false, nodeParams, (CUcontext)(void *)context);
+    SIM_ENTER();
+    return put_copy(NULL, hNode, false, nodeParams, NULL);
 }
 
 CUresult cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMCPY3D *copyParams,
@@ -442,10 +471,10 @@ CUresult cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode 
     if (step && step->child)
         result = sim_program_make(child, &fresh);
     if (result == CUDA_SUCCESS && fresh->count != step->child->count)
-        result = CUDA_ERROR_INVALID_VALUE;
+        result = CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
     for (size_t i = 0; result == CUDA_SUCCESS && i < fresh->count; i++) {
         if (fresh->steps[i].op.kind != step->child->steps[i].op.kind)
-            result = CUDA_ERROR_INVALID_VALUE;
+            result = CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
         fresh->steps[i].node = step->child->steps[i].node;
     }
     sim_program_t *program = result == CUDA_SUCCESS ? sim_exec_writable(exec) : NULL;
@@ -471,6 +500,8 @@ CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgra
     CUDA_KERNEL_NODE_PARAMS kernel;
     CUDA_MEMSET_NODE_PARAMS set;
     CUDA_MEM_ALLOC_NODE_PARAMS alloc;
+    CUDA_HOST_NODE_PARAMS host;
+    CUDA_BATCH_MEM_OP_NODE_PARAMS batch;
     CUresult result;
     switch (nodeParams->type) {
     case CU_GRAPH_NODE_TYPE_KERNEL:
@@ -484,6 +515,12 @@ CUresult cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgra
                                     nodeParams->memcpy.copyCtx);
     case CU_GRAPH_NODE_TYPE_EMPTY:
         return cuGraphAddEmptyNode(phGraphNode, hGraph, dependencies, numDependencies);
+    case CU_GRAPH_NODE_TYPE_HOST:
+        memcpy(&host, &nodeParams->host, sizeof host);
+        return cuGraphAddHostNode(phGraphNode, hGraph, dependencies, numDependencies, &host);
+    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
+        memcpy(&batch, &nodeParams->memOp, sizeof batch);
+        return cuGraphAddBatchMemOpNode(phGraphNode, hGraph, dependencies, numDependencies, &batch);
     case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
         return cuGraphAddEventRecordNode(phGraphNode, hGraph, dependencies, numDependencies,
                                          nodeParams->eventRecord.event);

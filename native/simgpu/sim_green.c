@@ -206,9 +206,11 @@ CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice de
     if (!phCtx || flags != CU_GREEN_CTX_DEFAULT_STREAM)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
+    // Without a description it has the whole device (580.159.04, measured).
     const bool known =
-        sim_device_ok(dev) && sim_handle_is(desc, SIM_DEVDESC) && ((const desc_t *)(const void *)desc)->device == dev;
-    const unsigned count = known ? ((const desc_t *)(const void *)desc)->count : 0;
+        sim_device_ok(dev) &&
+        (!desc || (sim_handle_is(desc, SIM_DEVDESC) && ((const desc_t *)(const void *)desc)->device == dev));
+    const unsigned count = !known ? 0 : desc ? ((const desc_t *)(const void *)desc)->count : SM_COUNT;
     pthread_mutex_unlock(&sim.lock);
     if (!known)
         return CUDA_ERROR_INVALID_DEVICE;
@@ -392,13 +394,14 @@ static CUresult record(sim_context_t *context, CUevent handle) {
 static CUresult wait_for(sim_context_t *context, CUevent handle) {
     sim_stream_t *aside;
     sim_event_t *event = sim_event_of(handle);
-    if (!event)
-        return CUDA_ERROR_INVALID_HANDLE;
-    CUresult result = event->capture ? sim_capture_touch_event(event) : CUDA_SUCCESS;
+    // Captures of the context come before the event, which a record looks at first (580.159.04, measured).
+    CUresult result = untouched(context);
+    if (result == CUDA_SUCCESS && !event)
+        result = CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS && event->capture)
+        result = sim_capture_touch_event(event);
     if (result == CUDA_ERROR_CAPTURED_EVENT)
         result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    if (result == CUDA_SUCCESS)
-        result = untouched(context);
     if (result == CUDA_SUCCESS)
         result = aside_of(context, &aside);
     if (result != CUDA_SUCCESS || (event->page ? sim_ipc_event_over(event) : !event->stream))

@@ -200,10 +200,23 @@ CUresult sim_kernel_op(sim_context_t *context, const CUDA_KERNEL_NODE_PARAMS *p,
                    .shared = p->sharedMemBytes,
                    .params = p->kernelParams,
                    .extra = p->extra};
-    if (p->ctx && !sim_handle_is(p->ctx, SIM_CONTEXT))
+    // A function has its context, and nobody looks at another; what is no function is told first (580.159.04, measured).
+    if (sim_handle_is(r.function, SIM_FUNCTION)) {
+        sim_context_t *home = ((sim_function_t *)(void *)r.function)->module->context;
+        context = context && sim_home(context) == home ? context : home; // a green context stays
+    } else if (!sim_handle_is(r.function, SIM_KERNEL)) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    } else if (p->ctx && !sim_handle_is(p->ctx, SIM_CONTEXT)) {
         return CUDA_ERROR_INVALID_CONTEXT;
+    } else if (p->ctx) {
+        context = (sim_context_t *)(void *)p->ctx;
+    }
+    if (!sim_current()) // where the driver crashes
+        return CUDA_ERROR_INVALID_CONTEXT;
+    if (!context || !context->active)
+        return context ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_ERROR_INVALID_CONTEXT;
     bool misshapen;
-    return prepare(p->ctx ? (sim_context_t *)(void *)p->ctx : context, &r, op, &misshapen);
+    return prepare(context, &r, op, &misshapen);
 }
 
 CUresult cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,

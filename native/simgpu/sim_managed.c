@@ -82,7 +82,7 @@ static sim_range_t *find(uint64_t address, uint64_t bytes) {
 }
 
 CUresult cuStreamAttachMemAsync(CUstream stream, CUdeviceptr dptr, size_t length, unsigned int flags) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_STREAM(context, stream);
     (void)context;
     if (stream && !sim_is(stream, SIM_STREAM))
         return CUDA_ERROR_INVALID_HANDLE;

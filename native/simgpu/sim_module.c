@@ -237,7 +237,7 @@ static sim_module_t *module_of(CUmodule handle) { // under sim.lock
 }
 
 CUresult cuModuleUnload(CUmodule hmod) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     (void)context;
     SIM_UNSAFE();
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
@@ -299,13 +299,14 @@ CUresult cuModuleGetFunctionCount(unsigned int *count, CUmodule mod) {
 CUresult cuModuleEnumerateFunctions(CUfunction *functions, unsigned int numFunctions, CUmodule mod) {
     SIM_ENTER_WITH_ANY(context);
     (void)context;
+    if (!functions)
+        return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(mod);
-    bool room = functions && numFunctions;
-    for (unsigned i = 0; module && room && i < numFunctions && i < module->image->nentries; i++)
+    for (unsigned i = 0; module && i < numFunctions && i < module->image->nentries; i++)
         functions[i] = (CUfunction)(void *)&module->functions[i];
     pthread_mutex_unlock(&sim.lock);
-    return !module ? CUDA_ERROR_INVALID_HANDLE : room ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return module ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 static CUresult get_global(sim_module_t *module, const char *name, bool managed, CUdeviceptr *dptr, size_t *bytes) {
@@ -327,13 +328,13 @@ static CUresult get_global(sim_module_t *module, const char *name, bool managed,
 CUresult cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
     SIM_BEGINS(dptr, 0);
     SIM_BEGINS(bytes, 0);
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     (void)context;
-    if (!name || (!dptr && !bytes))
-        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(hmod);
-    CUresult result = module ? get_global(module, name, false, dptr, bytes) : CUDA_ERROR_INVALID_HANDLE;
+    if (module)
+        result = name && (dptr || bytes) ? get_global(module, name, false, dptr, bytes) : CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -418,6 +419,9 @@ CUresult cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *j
 CUresult cuLibraryUnload(CUlibrary library) {
     SIM_ENTER();
     CUresult result = CUDA_ERROR_INVALID_HANDLE;
+    if (!library)
+        return result;
+    SIM_UNSAFE();
     pthread_mutex_lock(&sim.lock);
     if (library_of(library)) {
         for (sim_context_t *context = sim.contexts; context; context = context->next)
@@ -465,7 +469,7 @@ CUresult cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) {
 
 CUresult cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, CUlibrary lib) {
     SIM_ENTER();
-    if (!kernels || !numKernels)
+    if (!kernels)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     sim_library_t *found = library_of(lib);
@@ -507,14 +511,25 @@ CUresult cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library,
     return result;
 }
 
+static bool has_managed(const sim_image_t *image, const char *name) {
+    for (unsigned i = 0; i < image->nglobals; i++)
+        if (image->globals[i].managed && !strcmp(image->globals[i].name, name))
+            return true;
+    return false;
+}
+
 CUresult cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITH_ANY(context);
     if (!name || (!dptr && !bytes))
         return CUDA_ERROR_INVALID_VALUE;
     sim_module_t *module;
     pthread_mutex_lock(&sim.lock);
     sim_library_t *found = library_of(library);
     CUresult result = usable(found);
+    if (result == CUDA_SUCCESS && !has_managed(found->image, name))
+        result = CUDA_ERROR_NOT_FOUND; // for which nobody needs a context (580.159.04, measured)
+    if (result == CUDA_SUCCESS && (!context || !context->active))
+        result = context ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_ERROR_INVALID_CONTEXT;
     if (result == CUDA_SUCCESS)
         result = sim_library_module(found, context, &module);
     if (result == CUDA_SUCCESS)

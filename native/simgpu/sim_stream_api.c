@@ -338,7 +338,7 @@ bool sim_batch_value(const CUstreamBatchMemOpParams *p, sim_op_t *op, bool *wait
 }
 
 CUresult sim_batch_op(sim_context_t *context, unsigned count, const CUstreamBatchMemOpParams *list, sim_op_t *batch) {
-    CUresult result = count && count < 256 && list ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    CUresult result = count < 256 && (list || !count) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     for (unsigned i = 0; result == CUDA_SUCCESS && i < count; i++) {
         sim_op_t op = {.kind = SIM_OP_NOP};
         bool wait;
@@ -351,10 +351,11 @@ CUresult sim_batch_op(sim_context_t *context, unsigned count, const CUstreamBatc
     }
     *batch = (sim_op_t){.kind = SIM_OP_BATCH, .u.batch = {count, NULL}};
     if (result == CUDA_SUCCESS) {
-        batch->u.batch.list = malloc(count * sizeof *list);
+        batch->u.batch.list = malloc((count + 1) * sizeof *list);
         if (!batch->u.batch.list)
             return CUDA_ERROR_OUT_OF_MEMORY;
-        memcpy(batch->u.batch.list, list, count * sizeof *list);
+        if (count)
+            memcpy(batch->u.batch.list, list, count * sizeof *list);
     }
     return result;
 }

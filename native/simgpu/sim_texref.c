@@ -137,13 +137,13 @@ static CUresult of_module(CUmodule hmod, bool surface, const char *name, void **
 
 // No context is needed, as for a module's functions and variables.
 CUresult cuModuleGetTexRef(CUtexref *pTexRef, CUmodule hmod, const char *name) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     (void)context;
     return of_module(hmod, false, name, (void **)(void *)pTexRef);
 }
 
 CUresult cuModuleGetSurfRef(CUsurfref *pSurfRef, CUmodule hmod, const char *name) {
-    SIM_ENTER_WITHOUT(context);
+    SIM_ENTER_WITH_ANY(context);
     (void)context;
     return of_module(hmod, true, name, (void **)(void *)pSurfRef);
 }

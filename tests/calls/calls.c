@@ -187,10 +187,12 @@ static bool leave(enum state state, char *answer) {
 /* ---- cases ---- */
 
 /* A call that changes what outlives its case: the images, which stay, a context's or a device's settings, the program's memory,
- * which is registered then; and, where the objects of all cases are gone, what was made since, which may lie where they did. */
+ * which is registered then; and, where the objects of all cases are gone, what was made since, which may lie where they did,
+ * and what was ended. */
 static bool lasting(const char *line, const char *answer) {
     static const char *const names[] = {" cuFuncSet", " cuKernelSet", " cuParamSet", " cuCtxSet", " cuDevice"};
-    if (strstr(line, "Unload ") || (state_of(line) == DESTROYED && answer[0] == '0' && strstr(answer, " set")))
+    bool made_or_ended = strstr(answer, " set") || strstr(line, "Destroy ");
+    if (strstr(line, "Unload ") || (state_of(line) == DESTROYED && answer[0] == '0' && made_or_ended))
         return true;
     if (strstr(line, " cuMemHostRegister") && answer[0] == '0')
         return true;

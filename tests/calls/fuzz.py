@@ -532,9 +532,9 @@ class Faults:
 
 
 def refuses(answer: str, judge: str) -> bool:
-    """An error, and no output was touched, or as the judge does."""
+    """An error, and no output was touched, or as the judge does; room for four stays that."""
     code, *outputs = answer.split(" ")
-    untouched = set(outputs) <= {"-"} or outputs == judge.split(" ")[1:]
+    untouched = set(outputs) <= {"-", "4"} or outputs == judge.split(" ")[1:]
     return code.isdigit() and code != "0" and untouched
 
 

@@ -279,7 +279,7 @@ CUresult tpc_cuModuleUnload(CUmodule hmod) {
     bool ended = tpc_image_gone(image);
     CUresult result = tpc_post_module_unload("cuModuleUnload", &in);
     unload(image);
-    return ended && result == CUDA_SUCCESS ? CUDA_ERROR_CONTEXT_IS_DESTROYED : result;
+    return ended && result == CUDA_SUCCESS ? CUDA_ERROR_INVALID_HANDLE : result; /* (580.159.04, measured) */
 }
 
 CUresult tpc_cuLibraryUnload(CUlibrary library) {
@@ -288,6 +288,7 @@ CUresult tpc_cuLibraryUnload(CUlibrary library) {
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    TPC_CAPTURE_UNSAFE("cuLibraryUnload");
     CUresult result = image->local ? CUDA_SUCCESS : tpc_post_library_unload("cuLibraryUnload", &in);
     unload(image);
     return result;
@@ -365,8 +366,8 @@ CUresult tpc_cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) {
 
 static CUresult enumerate(uint32_t kind, uint64_t handle, uint64_t *out, unsigned int room) {
     struct tpc_image *image = living(kind, handle);
-    if (!out || !room) {
-        return image || kind == TPG_LIBRARY ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_HANDLE;
+    if (!out) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
@@ -446,6 +447,7 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
 
 CUresult tpc_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
     struct tpc_image *image = tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
+    image = image && tpc_image_gone(image) ? NULL : image;
     return global(image, image ? image->context : NULL, "cuModuleGetGlobal", false, name, dptr, bytes);
 }
 

@@ -151,7 +151,7 @@ static CUresult page(const struct list *list, size_t first, size_t count, size_t
 
 static CUresult run(const struct list *list, size_t *count) {
     size_t at = 0, got = 0, total = 0;
-    if (!count) {
+    if (!count || (list->edges && !list->nodes)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (!list->nodes) {

@@ -333,25 +333,10 @@ static void download(const char *name, const struct tpc_host_copy *copy, CUstrea
     }
 }
 
-static bool captures(CUstream stream) {
-    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    return TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed)) &&
-           (tpc_capture_status(stream, &status) != CUDA_SUCCESS || status != CU_STREAM_CAPTURE_STATUS_NONE);
-}
-
 CUresult tpc_copies_before_launch(const char *name, CUgraphExec exec, CUstream stream) {
     const struct copies *copies = copies_of((uint64_t)(uintptr_t)exec);
     if (TP_LIKELY(!copies)) {
         return CUDA_SUCCESS;
-    }
-    if (captures(stream)) {
-        CUresult broken = tpc_capture_refuse(name, stream);
-        tp_log(TP_ERROR,
-               "%s in a capturing stream: the graph copies between the device and this program's memory; making it "
-               "part of "
-               "another graph in this way is not supported over this connection",
-               name);
-        return broken == CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED ? CUDA_ERROR_NOT_SUPPORTED : broken;
     }
     struct tpg_graph_order_in in = {.exec = (uint64_t)(uintptr_t)exec, .stream = (uint64_t)(uintptr_t)stream};
     CUresult result = tpc_post_graph_order(name, &in);

@@ -92,6 +92,9 @@ CUresult tpc_do_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phG
 
 /* As with a kernel: what the program wrote into mapped host memory is there when the graph runs. So is what its copies read. */
 CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        TPC_TRY(tpc_capture_refuse("cuGraphLaunch", hStream)); /* whatever is launched (580.159.04, measured) */
+    }
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
         tpc_twins_push();
     }

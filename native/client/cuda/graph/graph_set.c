@@ -4,6 +4,7 @@
  * Any thread; owns nothing. A node's kind is asked of the worker, because one of another kind is refused at once.
  */
 #include "tpc_graph_node.h"
+#include "tpc_code.h"
 #include "tpg_client.h"
 #include "tpg_cuda_send.h"
 
@@ -42,6 +43,9 @@ static CUresult set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams 
         return CUDA_SUCCESS;
     case CU_GRAPH_NODE_TYPE_KERNEL:
         memcpy(&kernel, &p->kernel, sizeof kernel);
+        if (!tpc_kernel_of((uint64_t)(uintptr_t)(kernel.func ? (void *)kernel.func : (void *)kernel.kern))) {
+            return CUDA_ERROR_INVALID_HANDLE;
+        }
         return exec ? tpc_cuGraphExecKernelNodeSetParams_v2(exec, node, &kernel)
                     : tpc_cuGraphKernelNodeSetParams_v2(node, &kernel);
     case CU_GRAPH_NODE_TYPE_MEMSET:

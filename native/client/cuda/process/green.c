@@ -29,11 +29,16 @@ static CUresult living(CUgreenCtx green, struct tpc_context **out) {
 CUresult tpc_cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice dev, unsigned int flags) {
     struct tpc_context *context;
     CUcontext primary;
-    if (!phCtx || !desc || flags != CU_GREEN_CTX_DEFAULT_STREAM) {
+    if (!phCtx || flags != CU_GREEN_CTX_DEFAULT_STREAM) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (!tpc_device_valid(dev)) {
         return CUDA_ERROR_INVALID_DEVICE;
+    }
+    if (!desc) { /* the whole device (580.159.04, measured) */
+        CUdevResource all;
+        TPC_TRY(tpc_cuDeviceGetDevResource(dev, &all, CU_DEV_RESOURCE_TYPE_SM));
+        TPC_TRY(tpc_cuDevResourceGenerateDesc(&desc, &all, 1));
     }
     TPC_CHECK_HANDLE(DEVDESC, desc, false);
     TPC_TRY(tpc_cuDevicePrimaryCtxRetain(&primary, dev));
