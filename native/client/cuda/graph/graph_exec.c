@@ -99,11 +99,9 @@ CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
         tpc_twins_push();
     }
     TPC_TRY(TPC_MANAGED_LEAVE());
-    CUresult result = tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream);
-    if (result == CUDA_SUCCESS) {
-        tpc_graph_memory_asks();
-    }
-    return result;
+    TPC_TRY(tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream));
+    tpc_graph_memory_asks();
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_check_cuGraphUpload(CUgraphExec hGraphExec, CUstream hStream) {

@@ -130,12 +130,10 @@ CUresult tpc_do_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NOD
 
 CUresult tpc_do_cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
     CUDA_KERNEL_NODE_PARAMS params;
-    CUresult result = tpc_cuGraphKernelNodeGetParams_v2(hNode, &params);
-    if (result == CUDA_SUCCESS) {
-        params.func = params.func ? params.func : (CUfunction)(void *)params.kern;
-        memcpy(nodeParams, &params, sizeof *nodeParams);
-    }
-    return result;
+    TPC_TRY(tpc_cuGraphKernelNodeGetParams_v2(hNode, &params));
+    params.func = params.func ? params.func : (CUfunction)(void *)params.kern;
+    memcpy(nodeParams, &params, sizeof *nodeParams);
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAttrID attr,
@@ -251,12 +249,10 @@ static CUresult alloc_node(const char *name, const struct tpc_node_target *t, CU
     TPC_TRY(tpg_flatten_CUDA_MEM_ALLOC_NODE_PARAMS(p, 1, &params));
     struct tpg_graph_alloc_in in = {TPC_TARGET(t), .params = params.bytes, .params_size = params.size};
     struct tpg_graph_alloc_out out = {0};
-    CUresult result = tpc_call_graph_alloc(name, &in, &out);
-    if (result == CUDA_SUCCESS) {
-        tpc_graph_block(out.block, out.block_size, p->poolProps.location.id);
-        p->dptr = out.address;
-    }
-    return result;
+    TPC_TRY(tpc_call_graph_alloc(name, &in, &out));
+    tpc_graph_block(out.block, out.block_size, p->poolProps.location.id);
+    p->dptr = out.address;
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,

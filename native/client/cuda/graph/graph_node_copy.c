@@ -155,16 +155,14 @@ static void tell(struct tpc_copy_side *side) {
 CUresult tpc_do_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodeParams) {
     struct tpg_graph_memcpy_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_memcpy_get_out out;
-    CUresult result = tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", &in, &out);
-    if (result == CUDA_SUCCESS) {
-        struct tpc_copy_side from = TPC_SIDE_3D(&out.params, src), to = TPC_SIDE_3D(&out.params, dst);
-        tell(&from);
-        tell(&to);
-        *nodeParams = out.params;
-        TPC_PUT_SIDE(nodeParams, src, from);
-        TPC_PUT_SIDE(nodeParams, dst, to);
-    }
-    return result;
+    TPC_TRY(tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", &in, &out));
+    struct tpc_copy_side from = TPC_SIDE_3D(&out.params, src), to = TPC_SIDE_3D(&out.params, dst);
+    tell(&from);
+    tell(&to);
+    *nodeParams = out.params;
+    TPC_PUT_SIDE(nodeParams, src, from);
+    TPC_PUT_SIDE(nodeParams, dst, to);
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,

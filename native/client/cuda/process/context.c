@@ -229,11 +229,9 @@ CUresult tpc_cuCtxSetFlags(unsigned int flags) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct tpg_context_flags_in in = {.flags = flags};
-    CUresult result = tpc_post_context_flags("cuCtxSetFlags", &in);
-    if (result == CUDA_SUCCESS) {
-        context->flags = flags | (context->flags & CU_CTX_MAP_HOST); /* which stays (580.159.04, measured) */
-    }
-    return result;
+    TPC_TRY(tpc_post_context_flags("cuCtxSetFlags", &in));
+    context->flags = flags | (context->flags & CU_CTX_MAP_HOST); /* which stays (580.159.04, measured) */
+    return CUDA_SUCCESS;
 }
 
 /* ---- contexts of a device that broke ---- */
@@ -316,15 +314,13 @@ CUresult tpc_cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *
 static CUresult activate(struct tpc_context_record *record) {
     struct tpc_context *context = &record->base;
     struct tpg_primary_retain_in in = {.device = tpc_devices[context->device].remote, .context = context->handle};
-    CUresult result = tpc_call_primary_retain("cuDevicePrimaryCtxRetain", &in);
-    if (result == CUDA_SUCCESS) {
-        tpc_limits_fresh(record);
-        atomic_store(&context->error, 0);
-        break_one(context);
-        atomic_store_explicit(&context->active, true, memory_order_release);
-        atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
-    }
-    return result;
+    TPC_TRY(tpc_call_primary_retain("cuDevicePrimaryCtxRetain", &in));
+    tpc_limits_fresh(record);
+    atomic_store(&context->error, 0);
+    break_one(context);
+    atomic_store_explicit(&context->active, true, memory_order_release);
+    atomic_fetch_add_explicit(&living, 1, memory_order_relaxed);
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuDevicePrimaryCtxRetain(CUcontext *pctx, CUdevice dev) {
@@ -481,11 +477,9 @@ CUresult tpc_cuCtxCreate_v2(CUcontext *pctx, unsigned int flags, CUdevice dev) {
 
 /* The driver makes it where no other context has taken the addresses of 32 bits; here nothing depends on these. */
 CUresult tpc_cuCtxCreate(CUcontext *pctx, unsigned int flags, CUdevice dev) {
-    CUresult result = tpc_cuCtxCreate_v2(pctx, flags, dev);
-    if (result == CUDA_SUCCESS) {
-        stack.top->first_form = true;
-    }
-    return result;
+    TPC_TRY(tpc_cuCtxCreate_v2(pctx, flags, dev));
+    stack.top->first_form = true;
+    return CUDA_SUCCESS;
 }
 
 /* A share of the multiprocessors is for clients of MPS, which a session is not. A number below 0 is none (580.159.04, measured). */

@@ -70,11 +70,9 @@ CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value)
     }
     struct tpg_context_limit_in in = {.limit = (int)limit, .value = value};
     struct tpg_context_limit_out out = {.value_set = 0};
-    CUresult result = tpc_call_context_limit("cuCtxSetLimit", &in, &out);
-    if (result == CUDA_SUCCESS) {
-        context->limits[limit] = out.value_set;
-    }
-    return result;
+    TPC_TRY(tpc_call_context_limit("cuCtxSetLimit", &in, &out));
+    context->limits[limit] = out.value_set;
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_cuCtxGetStreamPriorityRange(int *leastPriority, int *greatestPriority) {

@@ -345,11 +345,9 @@ CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_
         return tpc_lost();
     }
     memcpy(body, key, size);
-    CUresult result = tpc_call(name, reply);
-    if (result == CUDA_SUCCESS) {
-        pure_keep(bucket, op, key, size, reply, forgotten);
-    }
-    return result;
+    TPC_TRY(tpc_call(name, reply));
+    pure_keep(bucket, op, key, size, reply, forgotten);
+    return CUDA_SUCCESS;
 }
 
 void tpc_pure_forget(void) {

@@ -150,9 +150,7 @@ CUresult tpc_do_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
 CUresult tpc_do_cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) {
     struct tpg_ipc_event_open_in in = {.event = mint(tpc_current(), true), .handle = handle};
     struct tpg_ipc_event_open_out out;
-    CUresult result = tpc_call_ipc_event_open("cuIpcOpenEventHandle", &in, &out);
-    if (result == CUDA_SUCCESS) {
-        *phEvent = (CUevent)(uintptr_t)in.event;
-    }
-    return result;
+    TPC_TRY(tpc_call_ipc_event_open("cuIpcOpenEventHandle", &in, &out));
+    *phEvent = (CUevent)(uintptr_t)in.event;
+    return CUDA_SUCCESS;
 }
