@@ -269,6 +269,16 @@ CUresult cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, u
     return instantiate(context, phGraphExec, hGraph, flags & ~(unsigned long long)CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD);
 }
 
+CUresult cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer,
+                               size_t bufferSize) {
+    SIM_ENTER();
+    if (phErrorNode)
+        *phErrorNode = NULL;
+    if (logBuffer && bufferSize)
+        logBuffer[0] = 0; // drivers since 12 write no log
+    return cuGraphInstantiateWithFlags(phGraphExec, hGraph, 0);
+}
+
 CUresult cuGraphInstantiateWithParams(CUgraphExec *phGraphExec, CUgraph hGraph,
                                       CUDA_GRAPH_INSTANTIATE_PARAMS *instantiateParams) {
     SIM_ENTER_CONTEXT(context);
@@ -490,6 +500,19 @@ CUresult cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphExe
         sim_program_release(fresh);
     }
     pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
+CUresult cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphNode *hErrorNode_out,
+                           CUgraphExecUpdateResult *updateResult_out) {
+    SIM_ENTER();
+    if (!updateResult_out)
+        return CUDA_ERROR_INVALID_VALUE;
+    CUgraphExecUpdateResultInfo info;
+    CUresult result = cuGraphExecUpdate_v2(hGraphExec, hGraph, &info);
+    *updateResult_out = info.result;
+    if (hErrorNode_out)
+        *hErrorNode_out = info.errorNode;
     return result;
 }
 

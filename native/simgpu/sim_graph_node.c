@@ -155,6 +155,17 @@ CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAM
     return result;
 }
 
+CUresult cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
+    SIM_ENTER_ANY();
+    CUDA_KERNEL_NODE_PARAMS params;
+    CUresult result = cuGraphKernelNodeGetParams_v2(hNode, nodeParams ? &params : NULL);
+    if (result == CUDA_SUCCESS) {
+        params.func = params.func ? params.func : (CUfunction)(void *)params.kern;
+        memcpy(nodeParams, &params, sizeof *nodeParams); // the newer one begins as the older one
+    }
+    return result;
+}
+
 // What can be told; one more can be set (580.159.04, measured).
 static bool attribute_ok(CUkernelNodeAttrID attr) {
     return attr == CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW || attr == CU_LAUNCH_ATTRIBUTE_COOPERATIVE ||

@@ -6,7 +6,6 @@
 #include "sim.h"
 #include "sim_graph.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -202,23 +201,6 @@ static CUresult load(sim_context_t *context, CUmodule *module, const void *image
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
     SIM_ENTER_CONTEXT(context);
     return load(context, module, image, 0, NULL, NULL);
-}
-
-CUresult cuModuleLoad(CUmodule *module, const char *fname) {
-    SIM_ENTER_CONTEXT(context);
-    enum { LARGEST = 1 << 28 };
-    if (!module || !fname)
-        return CUDA_ERROR_INVALID_VALUE;
-    FILE *file = fopen(fname, "rb");
-    if (!file)
-        return CUDA_ERROR_FILE_NOT_FOUND;
-    long size = fseek(file, 0, SEEK_END) ? -1 : ftell(file);
-    char *image = size >= 0 && size < LARGEST ? calloc(1, (size_t)size + 1) : NULL; // text ends with a zero
-    bool whole = image && !fseek(file, 0, SEEK_SET) && fread(image, 1, (size_t)size, file) == (size_t)size;
-    fclose(file);
-    CUresult result = whole ? load(context, module, image, 0, NULL, NULL) : CUDA_ERROR_INVALID_IMAGE;
-    free(image);
-    return result;
 }
 
 CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned numOptions, CUjit_option *options,

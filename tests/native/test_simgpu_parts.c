@@ -1,6 +1,7 @@
-// Simulated GPU: launching by parts, uses of contexts, texture references.
+// Simulated GPU: launching by parts, uses of contexts, texture references, older forms, files.
 #include "context_checks.h"
 #include "measured_checks.h"
+#include "older_checks.h"
 #include "parts_checks.h"
 #include "reference_checks.h"
 
@@ -10,6 +11,9 @@ int main(void) {
     CUmodule module = load_kernels();
     check_parts_launch(module);
     check_uses_of_contexts(primary);
+    check_older_graphs(module);
+    check_older_capture();
+    check_files(kernels_ptx);
     OK(cuModuleUnload(module));
     check_references();
     check_contexts(load_kernels);

@@ -1,11 +1,12 @@
 /*
- * What is older than CUDA 4, texture references, contexts, and what a driver was asked last, through the whole stack: the checks that
+ * What is older than CUDA 4, older forms, texture references, contexts, and what a driver was asked last, through the whole stack: the checks that
  * the simulated GPU passes by itself, in a client.
  *
  * One thread; nothing is read but the test's own bytes.
  */
 #include "../native/context_checks.h"
 #include "../native/measured_checks.h"
+#include "../native/older_checks.h"
 #include "../native/parts_checks.h"
 #include "../native/reference_checks.h"
 #include "stack.h"
@@ -17,6 +18,9 @@ int role_parts(int count, char **words) {
     CUmodule module = load_kernels();
     check_parts_launch(module);
     check_uses_of_contexts(primary);
+    check_older_graphs(module);
+    check_older_capture();
+    check_files(kernels_ptx);
     OK(cuModuleUnload(module));
     check_references();
     check_contexts(load_kernels);

@@ -358,20 +358,10 @@ def _look(upper: str, look: Look) -> list[str]:
 def _older(model: Model, api: Api, line: Line) -> list[str]:
     """An older form: its arguments widened, and the call of the function that it is a form of."""
     own, newer = api.prototype(line.name), api.resolve(api.lines[line.target])
-    body, arguments = [], ["implicit"] if line.implicit else []
-    for index, item in enumerate(older.joined(line, own, newer, api.prototype(line.target), model.types)):
-        if not item.wide:
-            arguments.append(item.value)
-            continue
-        body += [f"    {item.wide} wide_{index};", f"    memset(&wide_{index}, 0, sizeof wide_{index});"]
-        body += [f"    if ({item.value}) {{"]
-        for name, array in older.fields(line, item.narrow, item.wide, model.types):
-            to, source = f"wide_{index}.{name}", f"{item.value}->{name}"
-            body.append(f"        memcpy({to}, {source}, sizeof {source});" if array else f"        {to} = {source};")
-        body += ["    }"]
-        arguments.append(f"{item.value} ? &wide_{index} : NULL")
+    items = older.joined(line, own, newer, api.prototype(line.target), model.types)
+    body, arguments = older.handed_on(line, items, model.types)
     assert own is not None
-    call = f"{PREFIX[api.name]}_{newer.name}({', '.join(arguments)})"
+    call = f"{PREFIX[api.name]}_{newer.name}({', '.join([*['implicit'] * line.implicit, *arguments])})"
     return [f"{_signature(api, line, own)} {{", *body, f"    return {call};", "}"]
 
 

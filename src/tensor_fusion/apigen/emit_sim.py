@@ -1,15 +1,16 @@
 """The simulated GPU: every name that the real libraries export and its own C does not have, and what names mean.
 
-Each is a weak definition, so what native/simgpu defines takes its place and nobody keeps a list. An alias and a
-per-thread form are the function that they stand for. What api/ refuses for good is no weak one: it answers what a real
-driver answers there. All others refuse by name, with the code for what is not supported: a look-up finds what it finds
-in the real library, and never nothing by accident.
+Each is a weak definition, so what native/simgpu defines takes its place and nobody keeps a list. An alias, a
+per-thread form and an older form are the function that they stand for. What api/ refuses for good is no weak one: it
+answers what a real driver answers there. All others refuse by name, with the code for what is not supported: a look-up
+finds what it finds in the real library, and never nothing by accident.
 """
 
 from __future__ import annotations
 
+from . import older
 from .describe import Line
-from .emit_client import addresses
+from .emit_client import PREFIX, addresses
 from .emit_wire import NOTE
 from .model import RESULTS, Api, Model
 from .refusals import beginning, looks
@@ -65,6 +66,13 @@ def _definition(model: Model, api: Api, line: Line) -> list[str]:
             "    return result;",
             "}",
         ]
+    if line.kind == "older":
+        newer = api.resolve(api.lines[line.target])
+        items = older.joined(line, prototype, newer, api.prototype(line.target), model.types)
+        body, arguments = older.handed_on(line, items, model.types)
+        if not any(PREFIX[api.name] in text for text in arguments):  # else it is said in the client's words
+            call = f"{newer.name}({', '.join(arguments)})"
+            return [f"{_head(api, line.name)} {{", "    SIM_ENTER_ANY();", *body, f"    return {call};", "}"]
     unused = [f"    (void){p.name};" for p in params]
     if api.name == "cuda":
         enter, refused = ("SIM_ENTER_ANY();" if line.anytime else "SIM_ENTER();"), "CUDA_ERROR_NOT_SUPPORTED"

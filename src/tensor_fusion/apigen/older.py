@@ -8,6 +8,7 @@ alone is given by the line, as C; what the older one has alone must be named the
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .describe import Line
@@ -64,6 +65,23 @@ def _one(line: Line, own: Parameter | None, target: Parameter, text: str, types:
     if own.type.endswith("*") or target.type.endswith("*") or types.size(own.type) > types.size(target.type):
         raise refuse(line.place, line.name, reason)
     return Joined(text)
+
+
+def handed_on(line: Line, items: Sequence[Joined], types: Types) -> tuple[list[str], list[str]]:
+    """In C: what an older form does before it calls the newer one, and the arguments that it calls it with."""
+    body, arguments = [], []
+    for index, item in enumerate(items):
+        if not item.wide:
+            arguments.append(item.value)
+            continue
+        body += [f"    {item.wide} wide_{index};", f"    memset(&wide_{index}, 0, sizeof wide_{index});"]
+        body += [f"    if ({item.value}) {{"]
+        for name, array in fields(line, item.narrow, item.wide, types):
+            to, source = f"wide_{index}.{name}", f"{item.value}->{name}"
+            body.append(f"        memcpy({to}, {source}, sizeof {source});" if array else f"        {to} = {source};")
+        body += ["    }"]
+        arguments.append(f"{item.value} ? &wide_{index} : NULL")
+    return body, arguments
 
 
 def _plain(kind: str) -> str:
