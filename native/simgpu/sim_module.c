@@ -254,7 +254,7 @@ CUresult cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name)
     unsigned index;
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(hmod);
-    if (module && (!hfunc || !name)) {
+    if (module && (!hfunc || !name || !*name)) { // (580.159.04, on an H200: 1 for the empty name)
         result = CUDA_ERROR_INVALID_VALUE;
     } else if (module) {
         result = sim_image_find(module->image, name, &index) ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;

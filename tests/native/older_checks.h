@@ -77,6 +77,12 @@ static inline void check_older_capture(void) {
     OK(cuStreamDestroy_v2(stream));
 }
 
+static inline void check_names(CUmodule module) {
+    CUfunction function;
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuModuleGetFunction(&function, module, ""));
+    GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetFunction(&function, module, "none"));
+}
+
 // What `text` says, from a file of this process.
 static inline void check_files(const char *text) {
     char path[] = "/tmp/older_checks.XXXXXX";

@@ -13,6 +13,7 @@ int main(void) {
     check_uses_of_contexts(primary);
     check_older_graphs(module);
     check_older_capture();
+    check_names(module);
     check_files(kernels_ptx);
     OK(cuModuleUnload(module));
     check_references();

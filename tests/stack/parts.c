@@ -20,6 +20,7 @@ int role_parts(int count, char **words) {
     check_uses_of_contexts(primary);
     check_older_graphs(module);
     check_older_capture();
+    check_names(module);
     check_files(kernels_ptx);
     OK(cuModuleUnload(module));
     check_references();
