@@ -237,10 +237,11 @@ CUresult sim_setup(void) {
     for (int i = 0; i < sim.ndevices && result == CUDA_SUCCESS; i++) {
         sim_device_t *device = &sim.devices[i];
         snprintf(device->pci, sizeof device->pci, "0000:%02X:00.0", sim_pci_bus(i));
-        // Recognisable, and different for each device: ASCII "SIM", the model, and the ordinal in the last byte.
-        static const unsigned char base[15] = {0x53, 0x49, 0x4d, 0,    0x53, 0x49, 0x40, 0,
-                                               0x80, 0,    0x48, 0x32, 0x30, 0x30, 0};
-        memcpy(device->uuid.bytes, base, sizeof base);
+        // Recognisable, and different for each device: ASCII "SIMGPU", the model, and the ordinal in the last byte. No byte is 0,
+        // as in most real ones: CuPy ends the bytes there.
+        static const unsigned char base[] = "SIMGPUNV\xb2"
+                                            "00----";
+        memcpy(device->uuid.bytes, base, 15);
         device->uuid.bytes[15] = (char)(i + 1);
         device->total = total;
         device->backing_fd = -1;

@@ -201,6 +201,7 @@ int main(void) {
     OK(cuDeviceGetUuid_v2(&a, 0));
     OK(cuDeviceGetUuid_v2(&b, 1));
     CHECK(memcmp(&a, &b, sizeof a));
+    CHECK(!memchr(&a, 0, sizeof a) && !memchr(&b, 0, sizeof b));
     OK(cuDevicePrimaryCtxReset_v2(0));
     GIVES(700, cuDevicePrimaryCtxRetain(&first, 0));
     OK(cuDevicePrimaryCtxReset_v2(1));
