@@ -89,7 +89,7 @@ FUNCTIONS = [
     post("cuGraphExecDestroy", session="hand", contextless=True, hGraphExec="gone graphexec", after_loss="ok",
          unsafe=True, check=True, waits=True),
     call("cuGraphExecGetFlags", contextless=True),
-    custom("cuGraphExecUpdate", ops="graph_update", updateResult_out="there"),
+    custom("cuGraphExecUpdate", ops="graph_update"),
     custom("cuGraphExecUpdate_v2", ops="graph_update"),
     call("cuGraphNodeSetEnabled", contextless=True, check=True, noted=True),
     call("cuGraphNodeGetEnabled", contextless=True),

@@ -53,7 +53,10 @@ static inline void check_older_graphs(CUmodule module) {
     OK(cuGraphLaunch(exec, NULL));
     older_expect(words, 5);
     CUgraphExecUpdateResult result = CU_GRAPH_EXEC_UPDATE_ERROR;
-    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphExecUpdate(exec, graph, &wrong, NULL));
+    OK(cuGraphExecUpdate(exec, graph, NULL, NULL)); // as a driver does (580.159.04, on an H200)
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuGraphExecUpdate(NULL, graph, &wrong, &result));
+    CHECK(result == CU_GRAPH_EXEC_UPDATE_SUCCESS && !wrong);
+    result = CU_GRAPH_EXEC_UPDATE_ERROR;
     OK(cuGraphExecUpdate(exec, graph, &wrong, &result));
     CHECK(result == CU_GRAPH_EXEC_UPDATE_SUCCESS && !wrong);
     OK(cuGraphLaunch(exec, NULL));

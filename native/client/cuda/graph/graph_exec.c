@@ -154,11 +154,13 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
     return result;
 }
 
-CUresult tpc_do_cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphNode *hErrorNode_out,
-                                  CUgraphExecUpdateResult *updateResult_out) {
+CUresult tpc_cuGraphExecUpdate(CUgraphExec hGraphExec, CUgraph hGraph, CUgraphNode *hErrorNode_out,
+                               CUgraphExecUpdateResult *updateResult_out) {
     CUgraphExecUpdateResultInfo info = {.result = CU_GRAPH_EXEC_UPDATE_ERROR};
     CUresult result = tpc_cuGraphExecUpdate_v2(hGraphExec, hGraph, &info);
-    *updateResult_out = info.result;
+    if (updateResult_out) { /* of what is no graph it tells no reason, unlike the newer form (580.159.04, measured) */
+        *updateResult_out = result == CUDA_ERROR_INVALID_VALUE ? CU_GRAPH_EXEC_UPDATE_SUCCESS : info.result;
+    }
     if (hErrorNode_out) {
         *hErrorNode_out = info.errorNode;
     }
