@@ -13,6 +13,7 @@ BEGINNINGS = [
     begins("cuDeviceTotalMem", bytes="0"),
     begins("cuStreamEndCapture", phGraph="NULL"),
     begins("cuMemcpyBatchAsync", "cuMemcpy3DBatchAsync", failIdx="SIZE_MAX if hStream"),
+    begins("cuMemcpyBatchAsync_ptsz", "cuMemcpy3DBatchAsync_ptsz", failIdx="SIZE_MAX"),
     begins(
         "cuGLMapBufferObject",
         "cuGLMapBufferObject_v2",

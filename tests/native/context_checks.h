@@ -249,6 +249,11 @@ static inline void check_launches_in_captures(CUmodule module) {
     CHECK(status == CU_STREAM_CAPTURE_STATUS_INVALIDATED);
     GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(stream, &graph));
     CHECK(!graph);
+    CUlaunchAttribute all_at_once = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
+    CUlaunchConfig wide = {0x7fffffff, 1, 1, 1, 1, 1, 0, stream, &all_at_once, 1};
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    GIVES(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, cuLaunchKernelEx(&wide, fill, params, NULL));
+    GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(stream, &graph));
     CUmemoryPool pool = NULL; // pools are made by calls that captures forbid
     const CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
                                   .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = 0}};

@@ -290,12 +290,15 @@ int32_t tpw_host_twin_write(struct tpw_session *s, const struct tp_frame *frame,
 /* A large one may have changed as a whole, and what the client has not read yet is bounded: who sends it waits for the client,
  * which reads, because it waits for what comes behind. False when it does not come any more. */
 static bool wait_for_reader(struct tpw_session *s) {
+    const CUcontext before = s->entered_native;
+    const uint32_t entered = s->entered;
     while (tpw_link_unread(s->link) > UNREAD_MOST) {
         if (s->ended || tpw_link_status(s->link) != TP_OK) {
             return false;
         }
         tpw_link_wait_data(s->link, -1, ROOM_NS);
         TP_TELL(tpw_control, s);
+        tpw_visit(s, before, entered); /* answers of the supervisor are taken in contexts of their own */
     }
     return true;
 }

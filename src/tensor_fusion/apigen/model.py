@@ -195,7 +195,7 @@ def _attributes(folder: Path, types: Types) -> list[Attribute]:
 
 
 def _beginnings(folder: Path, api: Api) -> dict[str, dict[str, str]]:
-    """By exported name, each of which is there, and once; a per-thread form has that of its target."""
+    """By exported name, each of which is there, and once; a per-thread form has its own or that of its target."""
     found: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("*.py")):
         for said in _run(path).get("BEGINNINGS", []):
@@ -214,7 +214,7 @@ def _beginnings(folder: Path, api: Api) -> dict[str, dict[str, str]]:
                         raise refuse(said.place, name, f"{output} is {types[output]!r}, which is no output")
                 found[name] = said.values
     targets = {name: line.target for name, line in api.lines.items() if line.kind in ("alias", "per_thread")}
-    return found | {name: found[target] for name, target in targets.items() if target in found}
+    return {name: found[target] for name, target in targets.items() if target in found} | found
 
 
 def _structs(folder: Path) -> dict[str, StructLine]:

@@ -169,8 +169,7 @@ static bool fits_stream(const struct tpc_kernel *kernel, CUstream stream) {
     return !own || own->home == tpc_stream_home(stream);
 }
 
-/* A launch of a shape that there cannot be, into a stream that captures, ends the capture, as no other refusal does (580.159.04,
- * asked). */
+/* A launch of a shape that there cannot be ends the capture of its stream, as no other refusal does (580.159.04, asked). */
 static CUresult misshapen(const char *name, CUstream stream, CUresult why) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (atomic_load_explicit(&tpc_captures, memory_order_relaxed) &&
@@ -376,6 +375,7 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
     }
     if (result == CUDA_SUCCESS && !ask) {
         result = check_grid(kernel, config, &shape);
+        result = result ? misshapen("cuLaunchKernelEx", stream, result) : result;
     }
     if (result != CUDA_SUCCESS) {
         return result;

@@ -215,6 +215,7 @@ static CUresult check_batch(const CUdeviceptr *addresses, const size_t *sizes, s
                             CUstream stream) {
     TPC_CONTEXT(context);
     TPC_CHECK_HANDLE(STREAM, stream, true);
+    TPC_TRY(tpc_capture_refuse("a batch of prefetches", stream));
     if (!addresses || !sizes || !count || flags || stream == CU_STREAM_LEGACY) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -222,7 +223,7 @@ static CUresult check_batch(const CUdeviceptr *addresses, const size_t *sizes, s
         struct part part;
         TPC_TRY(part_of(addresses[i], sizes[i], &part));
     }
-    return tpc_capture_refuse("a batch of prefetches", stream);
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_cuMemPrefetchBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count, CUmemLocation *prefetchLocs,

@@ -114,7 +114,7 @@ CUresult tpc_own_context(uint64_t address) {
         TPC_CONTEXT(context);
         return CUDA_SUCCESS;
     }
-    return tpc_range_at(address, &range) ? CUDA_ERROR_INVALID_CONTEXT : CUDA_SUCCESS;
+    return tpc_range_at(address, &range) && range.context ? CUDA_ERROR_INVALID_CONTEXT : CUDA_SUCCESS;
 }
 
 bool tpc_lend_memory(uint64_t address) {

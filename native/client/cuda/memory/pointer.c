@@ -165,9 +165,7 @@ static void set_sync(struct tpc_range *range, uint64_t value) {
 }
 
 CUresult tpc_cuPointerSetAttribute(const void *value, CUpointer_attribute attribute, CUdeviceptr ptr) {
-    if (tpc_current()) { /* there need not be one (580.159.04, asked) */
-        TPC_CONTEXT(context);
-    }
+    TPC_TRY(tpc_own_context(0)); /* there need not be one (580.159.04, asked) */
     struct tpc_range range;
     int wanted = 0;
     if (!value || attribute != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS || !tpc_range_at(ptr, &range)) {

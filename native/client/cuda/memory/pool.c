@@ -11,18 +11,16 @@
 #include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
-#define DEVICES_MAX 64
-
 /* The record of a pool's handle is the place of its device in here: nothing to free while a thread may be reading it. */
-static char places[DEVICES_MAX];
+static char places[TPC_DEVICES_MAX];
 
 static uint64_t mint(CUdevice device) { return tpc_mint_record(TPG_POOL, &places[device]); }
 
 static struct tp_lock lock; /* for making default pools, and for setting current ones */
-static _Atomic uint64_t default_pools[DEVICES_MAX], current_pools[DEVICES_MAX];
+static _Atomic uint64_t default_pools[TPC_DEVICES_MAX], current_pools[TPC_DEVICES_MAX];
 
 static CUresult default_pool(CUdevice device, uint64_t *out) {
-    if (device < 0 || device >= tpc_device_count || device >= DEVICES_MAX) {
+    if (device < 0 || device >= tpc_device_count || device >= TPC_DEVICES_MAX) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
     CUresult result = CUDA_SUCCESS;
@@ -40,7 +38,7 @@ static CUresult default_pool(CUdevice device, uint64_t *out) {
 }
 
 static CUresult current_pool(CUdevice device, uint64_t *out) {
-    if (device < 0 || device >= tpc_device_count || device >= DEVICES_MAX) {
+    if (device < 0 || device >= tpc_device_count || device >= TPC_DEVICES_MAX) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
     *out = atomic_load(&current_pools[device]);
@@ -69,7 +67,7 @@ CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     TPC_CAPTURE_UNSAFE("cuDeviceSetMemPool");
     TPC_CHECK_HANDLE(POOL, pool, false);
     if (!tpc_device_valid(dev) ||
-        dev >= DEVICES_MAX) { /* the pool is of no such device: the same code (580.159.04, measured) */
+        dev >= TPC_DEVICES_MAX) { /* the pool is of no such device: the same code (580.159.04, measured) */
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (tpc_pool_local((uint64_t)(uintptr_t)pool)) {
@@ -131,7 +129,7 @@ CUresult tpc_do_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType typ
     if (!of_device(location, type)) {
         return tpc_pool_for_place(location, type == CU_MEM_ALLOCATION_TYPE_MANAGED, (uint64_t)(uintptr_t)pool);
     }
-    if (!tpc_device_valid(location->id) || location->id >= DEVICES_MAX ||
+    if (!tpc_device_valid(location->id) || location->id >= TPC_DEVICES_MAX ||
         tpc_record(TPG_POOL, (uint64_t)(uintptr_t)pool) != &places[location->id]) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -144,7 +142,7 @@ CUresult tpc_cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, s
     if (!map) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (count > DEVICES_MAX) { /* how many a driver takes was not asked */
+    if (count > TPC_DEVICES_MAX) { /* how many a driver takes was not asked */
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     if (tpc_pool_local((uint64_t)(uintptr_t)pool)) {
@@ -211,7 +209,7 @@ CUresult tpc_do_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolPr
     struct tpc_flat props TPC_FLAT = {.size = 0};
     TPC_TRY(tpg_flatten_CUmemPoolProps(poolProps, 1, &props));
     struct tpg_pool_create_in in = {
-        .pool = device < DEVICES_MAX ? mint(device) : 0, .props = props.bytes, .props_size = props.size};
+        .pool = device < TPC_DEVICES_MAX ? mint(device) : 0, .props = props.bytes, .props_size = props.size};
     TPC_TRY(tpc_call_pool_create("cuMemPoolCreate", &in));
     *pool = (CUmemoryPool)(uintptr_t)in.pool;
     if (local && !tpc_pool_local_add(in.pool, asked)) {
@@ -224,7 +222,7 @@ CUresult tpc_do_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolPr
 
 CUresult tpc_do_cuMemPoolDestroy(CUmemoryPool pool) {
     struct tpg_pool_destroy_in in = {.pool = (uint64_t)(uintptr_t)pool};
-    for (int i = 0; i < DEVICES_MAX; i++) {
+    for (int i = 0; i < TPC_DEVICES_MAX; i++) {
         if (atomic_load(&default_pools[i]) == in.pool) {
             return CUDA_ERROR_INVALID_VALUE;
         }
@@ -233,7 +231,7 @@ CUresult tpc_do_cuMemPoolDestroy(CUmemoryPool pool) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     CUresult result = tpc_post_pool_destroy("cuMemPoolDestroy", &in);
-    for (int i = 0; i < DEVICES_MAX; i++) { /* the device goes back to its default pool */
+    for (int i = 0; i < TPC_DEVICES_MAX; i++) { /* the device goes back to its default pool */
         uint64_t gone = in.pool;
         atomic_compare_exchange_strong(&current_pools[i], &gone, 0);
     }

@@ -24,8 +24,7 @@ struct tpc_range {
 /* Copies the range that holds `address`; false when none does. */
 bool tpc_range_at(uint64_t address, struct tpc_range *out);
 void tpc_range_add(const struct tpc_range *range);
-/* Memory lends its context to a thread that has none and gives it back (580.159.04, asked; `lender` in api/): CUDA_ERROR_INVALID_CONTEXT
- * where it has to. */
+/* CUDA_ERROR_INVALID_CONTEXT where memory has to lend its own (`lender` in api/; 580.159.04, asked), or what is wrong with the current one. */
 CUresult tpc_own_context(uint64_t address);
 bool tpc_lend_memory(uint64_t address); /* as tpc_lend */
 /* True when the device reaches [address, address+size): memory of one allocation, or of mappings side by side. */

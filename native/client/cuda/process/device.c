@@ -11,8 +11,6 @@
 #include <stdlib.h>
 #include <strings.h>
 
-#define DEVICES_MAX 64
-
 int tpc_device_count;
 struct tpc_device *tpc_devices;
 int tpc_driver_version;
@@ -121,7 +119,7 @@ static int by_pci(const void *left, const void *right) {
 
 CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions, size_t size) {
     size_t each = sizeof(struct tp_device_description);
-    if (size % each || size / each > DEVICES_MAX || driver_version < 1) {
+    if (size % each || size / each > TPC_DEVICES_MAX || driver_version < 1) {
         tp_log(TP_ERROR,
                "The worker described its devices in %zu bytes, which is no whole number of descriptions of %zu; "
                "client and worker are of different versions",
@@ -133,7 +131,7 @@ CUresult tpc_devices_learn(int driver_version, const unsigned char *descriptions
     struct tpc_device *all = calloc((size_t)count + 1, sizeof *all),
                       *chosen = calloc((size_t)count + 1, sizeof *chosen);
     struct tp_device_description *plain = calloc((size_t)count + 1, sizeof *plain);
-    int order[DEVICES_MAX];
+    int order[TPC_DEVICES_MAX];
     CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
     if (!all || !chosen || !plain) {
         goto out;

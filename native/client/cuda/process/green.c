@@ -35,10 +35,15 @@ CUresult tpc_cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevic
     if (!tpc_device_valid(dev)) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
-    if (!desc) { /* the whole device (580.159.04, measured) */
+    if (!desc) { /* the whole device (580.159.04, measured); nobody ends a description, so one is kept */
         CUdevResource all;
-        TPC_TRY(tpc_cuDeviceGetDevResource(dev, &all, CU_DEV_RESOURCE_TYPE_SM));
-        TPC_TRY(tpc_cuDevResourceGenerateDesc(&desc, &all, 1));
+        static _Atomic(CUdevResourceDesc) whole[TPC_DEVICES_MAX];
+        desc = atomic_load(&whole[dev]);
+        if (!desc) {
+            TPC_TRY(tpc_cuDeviceGetDevResource(dev, &all, CU_DEV_RESOURCE_TYPE_SM));
+            TPC_TRY(tpc_cuDevResourceGenerateDesc(&desc, &all, 1));
+            atomic_store(&whole[dev], desc);
+        }
     }
     TPC_CHECK_HANDLE(DEVDESC, desc, false);
     TPC_TRY(tpc_cuDevicePrimaryCtxRetain(&primary, dev));

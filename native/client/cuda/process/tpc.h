@@ -192,6 +192,7 @@ struct tpc_device {
     struct tp_device_description what;
 };
 extern int tpc_device_count; /* after CUDA_VISIBLE_DEVICES */
+#define TPC_DEVICES_MAX 64
 extern struct tpc_device *tpc_devices;
 extern int tpc_driver_version;
 /* A device ordinal of the program. */
