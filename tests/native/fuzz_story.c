@@ -346,6 +346,7 @@ static void act(struct story *t, unsigned verb) {
         break;
     case 14:
         if (byte(t) % 2) {
+            const CUgraphEdgeData port = {.from_port = byte(t) % 4};
             SAY(cuGraphRemoveDependencies_v2, .hGraph = some(t, TPG_GRAPH), .from = &first, .from_count = 1,
                 .to = &second, .to_count = 1, .edgeData = &port, .edgeData_count = 1, .numDependencies = 1);
         } else {
