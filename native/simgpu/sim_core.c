@@ -92,6 +92,11 @@ void sim_handle_remove(void *object) {
         found->kind = 0;
 }
 
+bool sim_handle_known(const void *object, sim_kind_t kind) {
+    handle_t *found = handle_find(object);
+    return found && found->kind == kind;
+}
+
 bool sim_handle_is(const void *object, sim_kind_t kind) {
     handle_t *found = handle_find(object);
     if (dead_handles_end && object && !(found && found->kind)) {

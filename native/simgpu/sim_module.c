@@ -215,7 +215,7 @@ CUresult cuModuleLoadFatBinary(CUmodule *module, const void *fatCubin) {
 }
 
 static sim_module_t *module_of(CUmodule handle) { // under sim.lock
-    return sim_handle_is(handle, SIM_MODULE) ? (sim_module_t *)(void *)handle : NULL;
+    return sim_handle_known(handle, SIM_MODULE) ? (sim_module_t *)(void *)handle : NULL;
 }
 
 CUresult cuModuleUnload(CUmodule hmod) {
