@@ -462,11 +462,10 @@ CUresult sim_lend(CUstream stream, sim_context_t **context);
 bool sim_forked(void);
 CUresult sim_setup(void); // the devices, once; cuInit and nvmlInit both need them
 static inline int sim_pci_bus(int device) { return 0x06 + 0x10 * device; }
-bool sim_handle_add(void *object, sim_kind_t kind); // under sim.lock; false: out of host memory
-void sim_handle_remove(void *object);               // under sim.lock
-bool sim_handle_known(const void *object,
-                      sim_kind_t kind); // of what a driver tells and does not follow: modules (580.159.04)
-bool sim_handle_is(const void *object, sim_kind_t kind); // under sim.lock
+bool sim_handle_add(void *object, sim_kind_t kind);         // under sim.lock; false: out of host memory
+void sim_handle_remove(void *object);                       // under sim.lock
+bool sim_handle_known(const void *object, sim_kind_t kind); // of modules, which a driver tells and does not follow
+bool sim_handle_is(const void *object, sim_kind_t kind);    // under sim.lock
 bool sim_is(const void *object, sim_kind_t kind); // the same for a parameter, default streams too; takes the lock
 // Ends the process, as a dead handle does (TF_SIM_DEAD_HANDLES), where an object would be left pointing at what has ended.
 void sim_dangles(bool dangles, const char *what);
