@@ -140,8 +140,8 @@ CUresult sim_copy_submit(sim_context_t *context, CUstream stream, sim_copy_t *co
         !stage(copy, bytes))
         return CUDA_ERROR_OUT_OF_MEMORY;
     bool both_device = dst_pinned && src_pinned && !host_memory && dst == SIM_PLACE_DEVICE && src == SIM_PLACE_DEVICE;
-    // Synchronous forms wait, except device to device.
-    if (!async && !both_device)
+    // Synchronous forms wait, except device to device; and every form from one place of host memory to another, by whatever name (580.159.04, seen).
+    if ((!async && !both_device) || (to_host && (from_host || !src_pinned)))
         wait = true;
     sim_op_t op = {.kind = SIM_OP_COPY, .u.copy = *copy};
     return sim_submit(context, stream, &op, false, !wait ? SIM_GO_ON : async ? SIM_WAIT_OR_CAPTURE : SIM_WAIT);

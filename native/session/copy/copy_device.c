@@ -8,14 +8,18 @@
 #include "tpg_session.h"
 #include "tpw_copy.h"
 
-enum way { DIRECT, PEER };
+enum way { DIRECT, PEER, HOST };
 
-/* How to copy for `stream`; DIRECT copies go into aside->stream, in the context that is current then. */
+/* How to copy for `stream`; HOST copies are within host memory; DIRECT copies go into aside->stream, in the context that is current then. */
 static int32_t begin(struct tpw_session *s, CUstream stream, uint64_t to, uint64_t from, struct tpw_aside *aside,
                      enum way *way) {
     bool to_host = tpw_is_host(tpw_range_at(s, to)), from_host = tpw_is_host(tpw_range_at(s, from));
     *aside = (struct tpw_aside){.stream = stream};
     *way = DIRECT;
+    if (to_host && tpw_between_hosts(s, from, stream)) {
+        *way = HOST;
+        return CUDA_SUCCESS;
+    }
     if (to_host || from_host) {
         return tpw_aside_begin(s, stream, to_host ? from : to, aside);
     }
@@ -49,6 +53,10 @@ int32_t tpw_copy_device(struct tpw_session *s, const struct tp_frame *frame, con
         return error ? error
                      : (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, to, in->source, from, in->size,
                                                           stream->native);
+    }
+    if (!error && way == HOST) {
+        struct tpw_rows rows = {.to = in->destination, .from = in->source, .width = in->size, .height = 1};
+        return tpw_copy_host(s, &rows, stream->native);
     }
     if (error) {
         return error;
@@ -86,6 +94,15 @@ int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame, 
     error = begin(s, stream->native, in->destination, in->source, &aside, &way);
     if (error || way == PEER) {
         return error ? error : peer_rows(s, in, stream->native);
+    }
+    if (way == HOST) {
+        struct tpw_rows rows = {.to = in->destination,
+                                .to_pitch = in->destination_pitch,
+                                .from = in->source,
+                                .from_pitch = in->source_pitch,
+                                .width = in->width,
+                                .height = in->height};
+        return tpw_copy_host(s, &rows, stream->native);
     }
     CUDA_MEMCPY2D copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
                           .srcDevice = in->source,

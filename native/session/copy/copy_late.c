@@ -24,12 +24,12 @@
 #define SMALL 65536u        /* the smallest buffers, many of which are made at once */
 #define SMALL_COUNT 15u     /* with their words just below 1 MiB */
 #define USUAL (16ull << 20) /* a large copy goes through two buffers of this size, or of larger ones so that its */
-#define PIECES_MAX 128u     /* pieces are few enough for a stream, which takes about 1,000 commands */
+#define PIECES_MAX 64u      /* pieces are few enough for a stream, which takes about 1,000 commands */
 #define LARGEST (256ull << 20)
 #define CLASSES 13u           /* 64 KiB … 256 MiB */
 #define KEPT_MAX (1ull << 30) /* bytes in all buffers; half of that in small ones */
 #define ASK_NS 200000u        /* between two looks whether what a copy needs is there */
-#define COMMANDS 7u           /* of a piece, at most: rows in three parts, from beside the stream, a wait, a point */
+#define COMMANDS 14u          /* of a piece, at most: rows in three parts, each by device memory, a wait, a point */
 
 struct buffer {
     struct buffer *next; /* of those that are free, of the same size */

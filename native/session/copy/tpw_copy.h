@@ -19,4 +19,13 @@ int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64
 /* Takes an uploaded body out of a transfer; NULL with *error set. For images; the caller frees. */
 unsigned char *tpw_take_upload(struct tpw_session *s, uint64_t transfer, size_t size, int32_t *error);
 
+/* ---- copy_host.c ---- */
+struct tpw_rows {
+    uint64_t to, to_pitch, from, from_pitch, width, height;
+};
+/* Whether a copy with host memory on its other side is one that the driver would wait in: `address` is the host's, too. */
+bool tpw_between_hosts(struct tpw_session *s, uint64_t address, CUstream stream);
+/* Such a copy, which waits for nothing. */
+int32_t tpw_copy_host(struct tpw_session *s, const struct tpw_rows *rows, CUstream stream);
+
 #endif

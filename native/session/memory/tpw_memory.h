@@ -103,6 +103,7 @@ struct tpw_memory {
     struct tpw_charge *ending;        /* arrays whose handles have ended */
     uint64_t base, size;              /* the reserved range, 0 = none */
     bool reserve_tried;
+    CUmemoryPool between[TPW_MAX_DEVICES]; /* of copies from host memory to host memory, copy/copy_host.c */
     struct tpw_arena arenas[TPW_MAX_DEVICES];
     struct tpw_pair *pairs; /* peer access between contexts, peer.c */
     uint32_t readers[TPW_MAX_DEVICES]
