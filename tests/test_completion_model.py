@@ -50,7 +50,7 @@ def test_held_back(spin: str, tmp_path: Path) -> None:
     assert states and int(states[1]) > 1_000_000, said
 
 
-@pytest.mark.parametrize("changed", ["NO_ASK", "URGENT_ASKS", "SOON", "SHUT"])
+@pytest.mark.parametrize("changed", ["NO_ASK", "URGENT_ASKS", "URGENT_WAITS", "SOON", "SHUT"])
 def test_model_of_held_misses_what_is_changed(spin: str, tmp_path: Path, changed: str) -> None:
     """Each rule is needed, and the model can see that it is."""
     said = explore(spin, tmp_path, f"-D{changed}", model=HELD, whole=False)

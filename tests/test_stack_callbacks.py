@@ -58,3 +58,10 @@ def test_calls_that_wait_for_the_gpu_let_functions_end(program: Path, check: str
     """The driver waits in them; the thread that hears of the functions' ends must not. JAX loads code behind them."""
     with Worker(program=program) as worker:
         assert worker.run("callbacks", check, TF_STRICT=strict) == "right\n"
+
+
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_what_is_given_back_between_functions_waits_for_nobody(program: Path, strict: str) -> None:
+    """The thread that runs functions gives it back, and its answer may come behind what waits for the next function."""
+    with Worker(program=program) as worker:
+        assert worker.run("callbacks", "graphs-end-between-functions", TF_STRICT=strict) == "right\n"

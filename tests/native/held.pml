@@ -10,7 +10,8 @@
  *
  * What must fail when it is changed, each checked by tests/test_completion_model.py:
  *   NO_ASK       who has sent much goes on without an answer      (look_for_room, native/client/core/sender.c)
- *   URGENT_ASKS  who runs host functions asks, too                (tp_urgent)
+ *   URGENT_ASKS  who runs host functions asks, too                (`urgent` of tp_conn.h)
+ *   URGENT_WAITS or waits for the answer to something else that it sends between two of them (tpc_post, native/client/cuda/process/state.c)
  *   SOON         a thread asks before it has made as many calls as a function may wait for (TP_BEHIND_MAX)
  *   SHUT         an operation that waits for a piece reads nothing (tpw_go_on, native/session/stream/executor.c)
  * These files and this one must be changed together.
@@ -90,6 +91,12 @@ active proctype runner() {
         fi;
 #endif
         append(RAN);
+#ifdef URGENT_WAITS
+        if
+        :: count + 1 < THREADS -> ask()
+        :: else
+        fi;
+#endif
         count++
     :: else -> break
     od

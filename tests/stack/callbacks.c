@@ -277,6 +277,76 @@ static void waiting_calls(void) {
     CHECK(limit == 4096);
 }
 
+/* ---- the thread that runs host functions, and what it gives back between two of them ---- */
+
+static _Atomic bool gate_open;
+
+static void pass_the_gate(void *unused) {
+    (void)unused;
+    begun++;
+    while (!gate_open) {
+        usleep(200);
+    }
+    ended++;
+}
+
+static void *open_the_gate(void *unused) {
+    usleep(100000);
+    gate_open = true;
+    return unused;
+}
+
+static CUgraph graph_with_a_copy(unsigned char *plain, CUdeviceptr memory) {
+    CUcontext context;
+    CUgraph graph;
+    CUgraphNode node;
+    CUDA_MEMCPY3D copy = {.srcMemoryType = CU_MEMORYTYPE_HOST,
+                          .srcHost = plain,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = memory,
+                          .WidthInBytes = 4096,
+                          .Height = 1,
+                          .Depth = 1};
+    OK(cuCtxGetCurrent(&context));
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddMemcpyNode(&node, graph, NULL, 0, &copy, context));
+    return graph;
+}
+
+/* A graph's last copy of this program's memory ends while one function runs and a second stands behind it, and a call waits for both. What
+ * is given back then goes behind that call, so nobody may wait for it who has the second function to run. */
+static void graphs_end_between_functions(void) {
+    static unsigned char plain[4096];
+    CUstream stream, beside;
+    CUgraph copies, empty, captured;
+    CUgraphExec exec;
+    CUdeviceptr memory;
+    pthread_t thread;
+    start();
+    OK(cuMemAlloc_v2(&memory, sizeof plain));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING));
+    copies = graph_with_a_copy(plain, memory);
+    OK(cuGraphCreate(&empty, 0));
+    OK(cuGraphInstantiateWithFlags(&exec, empty, 0));
+    OK(cuLaunchHostFunc(stream, pass_the_gate, NULL));
+    OK(cuLaunchHostFunc(stream, take_time, NULL));
+    while (!begun) {
+        usleep(1000);
+    }
+    OK(cuGraphDestroy(copies));
+    for (double end = now_ms() + 100; now_ms() < end;) {
+        GIVES(CUDA_ERROR_NOT_READY, cuStreamQuery(stream)); /* it hears of that end meanwhile */
+    }
+    OK((CUresult)pthread_create(&thread, NULL, open_the_gate, NULL));
+    OK(cuStreamBeginCapture_v2(beside, CU_STREAM_CAPTURE_MODE_RELAXED)); /* then calls wait for their results */
+    OK(cuGraphExecDestroy(exec));
+    OK(cuStreamEndCapture(beside, &captured));
+    OK(cuStreamSynchronize(stream));
+    CHECK(begun == 2 && ended == 2);
+    OK((CUresult)pthread_join(thread, NULL));
+}
+
 static _Atomic bool go_on;
 
 static void wait_for_the_caller(void *unused) {
@@ -375,6 +445,7 @@ static const struct check checks[] = {{"waiting-calls", waiting_calls},
                                       {"loads-beside-functions", loads_beside_functions},
                                       {"streams-of-a-context-gone", streams_of_a_context_gone},
                                       {"room-of-each-context", room_of_each_context},
+                                      {"graphs-end-between-functions", graphs_end_between_functions},
                                       {"forbidden", forbidden},
                                       {"refused", refused},
                                       {"refused-callback", refused_callback},

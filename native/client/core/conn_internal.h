@@ -46,7 +46,6 @@ struct tpc_caller {
     _Atomic bool expects;    /* a reply may come; whoever exchanges it to false is the one to deliver */
     _Atomic bool gated;      /* the reply is here but waits for downloads */
     bool listed;             /* under sleepers_lock */
-    bool urgent;             /* its frames let the session go on: it never waits for an answer to send one */
     struct tpc_held held;    /* the reply while it is gated */
     struct tp_reply *reply;
     tp_reply_taker *take; /* of the reply's body; NULL: it is copied into `reply` */

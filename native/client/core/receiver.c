@@ -366,7 +366,7 @@ enum tp_status tp_commit_call(struct tp_conn *conn, const char *what, struct tp_
     bool done = atomic_exchange_explicit(&caller->state, TPC_IDLE, memory_order_acquire) == TPC_DONE;
     if (!done) {
         tpc_quiesce(conn);
-    } else if (TP_LIKELY(!caller->urgent)) { /* what is urgent is answered before what is held back */
+    } else if (TP_LIKELY(!caller->thread.urgent)) { /* what is urgent is answered before what is held back */
         atomic_store_explicit(&conn->answered, at, memory_order_relaxed);
     }
     if (tpc_frames_traced(conn)) {

@@ -325,14 +325,7 @@ static inline __attribute__((always_inline)) void *reserve(struct tp_conn *conn,
 
 void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
     const struct tpc_caller *caller = tpc_caller_self();
-    return reserve(conn, caller, op, size, caller->urgent);
-}
-
-bool tp_urgent(bool urgent) {
-    struct tpc_caller *caller = tpc_caller_self();
-    const bool before = caller->urgent;
-    caller->urgent = urgent;
-    return before;
+    return reserve(conn, caller, op, size, caller->thread.urgent);
 }
 
 uint64_t tp_frames(const struct tp_conn *conn) {

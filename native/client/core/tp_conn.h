@@ -32,11 +32,11 @@ TP_EXPORT unsigned char *tp_segment_base(const struct tp_conn *conn, uint64_t *s
 struct tp_thread {
     uint32_t number;  /* from 1; stands in every frame; reused only after the thread has ended */
     uint32_t context; /* put into every frame: id of the thread's current context (kept by libcuda) */
+    /* What it sends lets the session go on (host_function_done, late_bytes), or who sends that may need a lock of this thread: it never
+     * waits for the session to catch up, nor for the result of what it posts. */
+    bool urgent;
 };
 TP_EXPORT struct tp_thread *tp_thread_self(void);
-/* Whether what this thread sends lets the session go on (host_function_done, late_bytes), or must not be waited for because
- * somebody who sends that may need a lock of this thread: it then never waits for the session to catch up. Returns what it was. */
-TP_EXPORT bool tp_urgent(bool urgent);
 
 /* ---- appending ----
  * tp_reserve locks the stream and gives room for one frame of `size` bytes, header included (rounded up to 8, at most

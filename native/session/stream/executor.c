@@ -53,7 +53,7 @@
  * An operation that waits for what only a completion gives back (pinned memory, a limit) may wait for such a stream, too. So whoever waits in
  * the middle of a frame lets the streams go on meanwhile (tpw_wait_a_moment). */
 
-/* Then nothing more is read. An honest client stops at TP_BEHIND_MAX, but for what must not wait there (tp_urgent). */
+/* Then nothing more is read. An honest client stops at TP_BEHIND_MAX, but for what must not wait there (`urgent`). */
 #define HELD_BYTES (2 * TP_BEHIND_MAX)
 #define FULL_FOR_NS 1000000u
 

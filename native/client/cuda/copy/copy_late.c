@@ -93,7 +93,7 @@ static bool send_some(struct late *late, uint64_t limit) {
 
 static void *sender(void *unused) {
     (void)unused;
-    tp_urgent(true);
+    tp_thread_self()->urgent = true;
     for (;;) {
         uint32_t seen = atomic_load(&news);
         uint64_t limit = 0;

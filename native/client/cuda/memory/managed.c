@@ -381,7 +381,7 @@ static CUresult serve(struct tpc_request *request) {
 
 void *tpc_managed_serve(void *unused) {
     (void)unused;
-    tp_urgent(true); /* host functions wait for this thread */
+    tp_thread_self()->urgent = true; /* host functions wait for this thread */
     for (;;) {
         struct tpc_request *request = tpc_managed_next(false);
         tpc_managed_done(request, serve(request));
@@ -416,7 +416,7 @@ static CUresult wait_for_gpu(uint64_t address) {
 
 void *tpc_managed_idle(void *unused) {
     (void)unused;
-    tp_urgent(true);
+    tp_thread_self()->urgent = true;
     for (;;) {
         struct tpc_request *request = tpc_managed_next(true);
         CUresult result = wait_for_gpu(request->address);

@@ -100,7 +100,8 @@ static void push_written(struct tpc_host *host) {
 }
 
 static void push_all(bool large) {
-    const bool urgent = tp_urgent(true); /* who runs host functions waits for `pushing` */
+    const bool urgent = tp_thread_self()->urgent;
+    tp_thread_self()->urgent = true; /* who runs host functions waits for `pushing` */
     tp_lock_take(&pushing);
     tp_lock_take(&lock);
     struct tpc_host *host = twins;
@@ -113,7 +114,7 @@ static void push_all(bool large) {
         }
     }
     tp_lock_drop(&pushing);
-    tp_urgent(urgent);
+    tp_thread_self()->urgent = urgent;
 }
 
 void tpc_twins_push(void) { push_all(true); }

@@ -220,9 +220,13 @@ void tpc_wait_for_next_post(void) {
     }
 }
 
+/* What is urgent is waited for by nobody: its answer may stand behind what waits for the next host function, and the thread that
+ * runs that may be the one that sends it. */
+static TP_COLD bool waits(void) { return !tp_thread_self()->urgent; }
+
 CUresult tpc_post(const char *name, struct tp_reply *unused) {
     (void)unused;
-    if (TP_UNLIKELY(tpc_strict || atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+    if (TP_UNLIKELY(tpc_strict || atomic_load_explicit(&tpc_captures, memory_order_relaxed)) && waits()) {
         struct tp_reply reply;
         CUresult result = tpc_call(name, &reply);
         tp_reply_free(&reply);

@@ -49,9 +49,10 @@ static void at_exit(void) {
     }
     struct tpg_trace_tell_in in = {.token = tp_now_ns()};
     atomic_store(&asked, in.token);
-    const bool urgent = tp_urgent(true);
+    const bool urgent = tp_thread_self()->urgent;
+    tp_thread_self()->urgent = true;
     CUresult sent = tpc_post_trace_tell("exit", &in);
-    tp_urgent(urgent);
+    tp_thread_self()->urgent = urgent;
     if (sent != CUDA_SUCCESS) {
         return;
     }

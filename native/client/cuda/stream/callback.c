@@ -98,7 +98,7 @@ static void run(struct call *call) {
 static void *runner(void *unused) {
     (void)unused;
     tpc_forbid_calls();
-    tp_urgent(true);
+    tp_thread_self()->urgent = true;
     for (;;) {
         uint32_t seen = atomic_load(&ready_count);
         tp_lock_take(&lock);
