@@ -65,3 +65,9 @@ def test_what_is_given_back_between_functions_waits_for_nobody(program: Path, st
     """The thread that runs functions gives it back, and its answer may come behind what waits for the next function."""
     with Worker(program=program) as worker:
         assert worker.run("callbacks", "graphs-end-between-functions", TF_STRICT=strict) == "right\n"
+
+
+def test_only_the_caller_waits_for_a_launch(program: Path) -> None:
+    """A launch in which the driver waits is asked for its result; what other threads post meanwhile is not."""
+    with Worker(program=program) as worker:
+        assert worker.run("callbacks", "only-the-caller-waits") == "right\n"

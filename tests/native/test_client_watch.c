@@ -11,7 +11,7 @@
 struct tp_conn *tpc_conn;
 _Thread_local struct tp_thread this_thread;
 struct tp_thread *tp_thread_self(void) { return &this_thread; }
-_Atomic int tpc_captures;
+_Atomic uint64_t tpc_captures;
 static unsigned char frame_body[256];
 static uint64_t frames = 100; /* sent so far */
 

@@ -347,6 +347,48 @@ static void graphs_end_between_functions(void) {
     OK((CUresult)pthread_join(thread, NULL));
 }
 
+static struct {
+    CUcontext context;
+    CUstream stream;
+    CUevent event;
+} others;
+
+static void *record_and_open_the_gate(void *unused) {
+    OK(cuCtxSetCurrent(others.context));
+    usleep(100000);
+    OK(cuEventRecord(others.event, others.stream));
+    gate_open = true;
+    return unused;
+}
+
+/* The driver waits in the second launch of a graph with memory until the first has begun, and the function in front of that waits for another
+ * thread, whose calls wait for nothing. */
+static void only_the_caller_waits_for_a_launch(void) {
+    CUstream stream, beside;
+    CUgraph graph;
+    CUgraphExec exec;
+    CUdeviceptr memory;
+    pthread_t thread;
+    start();
+    OK(cuCtxGetCurrent(&others.context));
+    OK(cuStreamCreate(&others.stream, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&others.event, CU_EVENT_DEFAULT));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    OK(cuMemAllocAsync(&memory, 4096, stream));
+    OK(cuMemFreeAsync(memory, stream));
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuLaunchHostFunc(stream, pass_the_gate, NULL));
+    OK(cuGraphLaunch(exec, stream));
+    OK((CUresult)pthread_create(&thread, NULL, record_and_open_the_gate, NULL));
+    OK(cuGraphLaunch(exec, beside));
+    OK(cuStreamSynchronize(beside));
+    CHECK(ended == 1);
+    OK((CUresult)pthread_join(thread, NULL));
+}
+
 static _Atomic bool go_on;
 
 static void wait_for_the_caller(void *unused) {
@@ -446,6 +488,7 @@ static const struct check checks[] = {{"waiting-calls", waiting_calls},
                                       {"streams-of-a-context-gone", streams_of_a_context_gone},
                                       {"room-of-each-context", room_of_each_context},
                                       {"graphs-end-between-functions", graphs_end_between_functions},
+                                      {"only-the-caller-waits", only_the_caller_waits_for_a_launch},
                                       {"forbidden", forbidden},
                                       {"refused", refused},
                                       {"refused-callback", refused_callback},

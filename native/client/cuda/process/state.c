@@ -17,7 +17,7 @@ _Atomic int tpc_state = TPC_BEFORE_INIT;
 _Atomic int tpc_sticky_error;
 bool tpc_strict;
 struct tp_conn *tpc_conn;
-_Atomic int tpc_captures;
+_Atomic uint64_t tpc_captures;
 _Atomic bool tpc_words;
 
 static struct tp_lock start_lock;
@@ -210,30 +210,31 @@ CUresult tpc_call(const char *name, struct tp_reply *reply) {
     return (CUresult)reply->result;
 }
 
-static _Thread_local bool waits_for_next;
+/* More in tpc_captures for each thread whose next post waits, so that posts look at one word. */
+#define WAITING (1ull << 32)
+static _Thread_local uint64_t waits_for_next; /* that, or 0 */
 
-/* Counts as a capture until that post, so that posts look at one word only. */
+/* The posts of other threads go on: the session may hold this one until a host function has run, and that may wait for them. */
 void tpc_wait_for_next_post(void) {
-    if (!waits_for_next) {
-        waits_for_next = true;
-        atomic_fetch_add(&tpc_captures, 1);
-    }
+    atomic_fetch_add(&tpc_captures, WAITING - waits_for_next);
+    waits_for_next = WAITING;
 }
 
 /* What is urgent is waited for by nobody: its answer may stand behind what waits for the next host function, and the thread that
  * runs that may be the one that sends it. */
-static TP_COLD bool waits(void) { return !tp_thread_self()->urgent; }
+static TP_COLD bool waits(uint64_t captures) {
+    return !tp_thread_self()->urgent && (tpc_strict || waits_for_next || captures % WAITING);
+}
 
 CUresult tpc_post(const char *name, struct tp_reply *unused) {
     (void)unused;
-    if (TP_UNLIKELY(tpc_strict || atomic_load_explicit(&tpc_captures, memory_order_relaxed)) && waits()) {
+    const uint64_t captures = atomic_load_explicit(&tpc_captures, memory_order_relaxed);
+    if (TP_UNLIKELY(tpc_strict || captures) && waits(captures)) {
         struct tp_reply reply;
         CUresult result = tpc_call(name, &reply);
         tp_reply_free(&reply);
-        if (waits_for_next) {
-            waits_for_next = false;
-            atomic_fetch_sub(&tpc_captures, 1);
-        }
+        atomic_fetch_sub(&tpc_captures, waits_for_next);
+        waits_for_next = 0;
         return result;
     }
     tp_commit(tpc_conn);

@@ -31,7 +31,7 @@ extern _Atomic int tpc_sticky_error; /* of the device that broke last; 0 while n
 extern bool tpc_strict;              /* TF_STRICT=1: every post waits for its result */
 extern struct tp_conn *tpc_conn;
 /* Stream captures under way (stream/capture.c): every post waits for its result, as the driver gives it. */
-extern _Atomic int tpc_captures;
+extern _Atomic uint64_t tpc_captures;
 /* The calling thread's next post waits for its result. */
 void tpc_wait_for_next_post(void);
 /* A stream of the program may stand at a word that is written later, once it has asked for that. */
