@@ -235,6 +235,30 @@ def test_what_clients_may_not_do_is_refused(worker: Worker) -> None:
     assert result.stderr.count("nvmlDeviceSetPowerManagementLimit") == 1, result.stderr
 
 
+def test_links_as_nccl_asks_for_them() -> None:
+    """By the older name, whose struct is shorter than the one that the header declares: NCCL's ends soon behind it."""
+    with Worker(TF_SIM_DEVICES="2", TF_SIM_NVLINKS="18") as linked:
+        linked.run(
+            """
+            nvml.nvmlInit()
+            library = ctypes.CDLL("libnvidia-ml.so.1")
+            first, second = (nvml.nvmlDeviceGetHandleByIndex(i) for i in range(2))
+            for link, found in ((0, True), (17, True), (18, False)):
+                old, new = ctypes.create_string_buffer(b"\\xa5" * 128, 128), nvml.nvmlPciInfo_t()
+                result = library.nvmlDeviceGetNvLinkRemotePciInfo(first, link, old)
+                assert result == (0 if found else nvml.NVML_ERROR_NOT_SUPPORTED), (link, result)
+                assert not found or library.nvmlDeviceGetNvLinkRemotePciInfo_v2(first, link, ctypes.byref(new)) == 0
+                size = 36 if found else 0
+                assert old.raw == bytes(new)[:size] + b"\\xa5" * (128 - size), (link, old.raw)
+            assert library.nvmlDeviceGetNvLinkRemotePciInfo(first, 0, None) == nvml.NVML_ERROR_INVALID_ARGUMENT
+            for reads_and_links in (0, 2):
+                assert nvml.nvmlDeviceGetP2PStatus(first, second, reads_and_links) == 0
+            state = nvml.nvmlDeviceGetFieldValues(first, [(nvml.NVML_FI_DEV_NVLINK_GET_STATE, 17)])[0]
+            assert (state.nvmlReturn, state.value.uiVal) == (0, 1)
+            """
+        )
+
+
 @pytest.mark.parametrize("limit", [1024, 4097])
 def test_memory_limit(limit: int) -> None:
     with Worker(TF_GPU_MEMORY_LIMIT=str(limit)) as limited:

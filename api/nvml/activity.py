@@ -85,6 +85,8 @@ FUNCTIONS = [
     call("nvmlDeviceGetNvLinkErrorCounter"),
     call("nvmlDeviceGetNvLinkRemoteDeviceType"),
     call("nvmlDeviceGetNvLinkRemotePciInfo_v2"),
+    # What NCCL asks by: the struct behind the older name is shorter than the one that the header declares.
+    custom("nvmlDeviceGetNvLinkRemotePciInfo", ops="nvmlDeviceGetNvLinkRemotePciInfo_v2"),
     call("nvmlDeviceGetNvLinkInfo", info="versioned"),
     call("nvmlDeviceGetNvlinkBwMode", getBwMode="versioned"),
     call("nvmlDeviceGetNvlinkSupportedBwModes", supportedBwMode="versioned"),
@@ -98,7 +100,6 @@ FUNCTIONS = [
     call("nvmlGpmSampleGet"),
     call("nvmlGpmMigSampleGet"),
     custom("nvmlGpmMetricsGet", ops="nvml_gpm_metrics", metricsGet="there"),
-    refused("NVML_ERROR_NOT_SUPPORTED", "superseded; its struct is in no header", "nvmlDeviceGetNvLinkRemotePciInfo"),
     call("nvmlDeviceGetNvLinkUtilizationControl"),
     call("nvmlDeviceGetNvLinkUtilizationCounter"),
     refused("NVML_ERROR_NOT_SUPPORTED", "counters that drivers of today have not",

@@ -8,7 +8,7 @@
 // way of the session, which this library must catch out when it passes on something that it should have refused.
 //
 // Environment: TF_SIM_DEVICES (1 to 8, default 1), TF_SIM_PEERS=none (no device reaches another's memory),
-// TF_SIM_MEMORY_MB (of each device; default what an H200 has; a context takes 527 MiB of it),
+// TF_SIM_NVLINKS (of each device, 0 to 18), TF_SIM_MEMORY_MB (of each device; default what an H200 has; a context takes 527 MiB of it),
 // TF_SIM_UNKNOWN_KERNELS=skip (see sim_launch.c), TF_SIM_FAULTS (see sim_faults.c), TF_SIM_DEAD_HANDLES=abort (a handle
 // of nothing ends the process, as it may in a driver that follows it; for fuzzing), TF_SIM_QUEUES (1 to 32, which the
 // streams of a context share, see sim_stream.c; by default each has its own).
@@ -400,6 +400,7 @@ typedef struct {
     atomic_bool initialised;
     int ndevices;
     bool no_peers;        // TF_SIM_PEERS=none
+    unsigned nvlinks;     // TF_SIM_NVLINKS: of each device, to switches
     unsigned long queues; // of each context, TF_SIM_QUEUES; 0: each stream has its own
     sim_device_t devices[SIM_MAX_DEVICES];
     sim_context_t *contexts;

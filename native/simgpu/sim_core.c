@@ -235,6 +235,7 @@ CUresult sim_setup(void) {
     sim.ndevices = (int)environment_number("TF_SIM_DEVICES", 1, SIM_MAX_DEVICES);
     const char *peers = getenv("TF_SIM_PEERS");
     sim.no_peers = peers && !strcmp(peers, "none");
+    sim.nvlinks = (unsigned)environment_number("TF_SIM_NVLINKS", 0, 18);
     sim.queues = environment_number("TF_SIM_QUEUES", 0, SIM_MAX_QUEUES);
     uint64_t total = environment_number("TF_SIM_MEMORY_MB", SIM_H200_MEMORY >> 20, 1u << 20) << 20;
     if (total == SIM_H200_MEMORY >> 20 << 20)

@@ -6,6 +6,7 @@
 #include "sim.h"
 #include "sim_nvml.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -439,20 +440,27 @@ nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t device1, nvmlDevic
 nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t device1, nvmlDevice_t device2, nvmlGpuP2PCapsIndex_t p2pIndex,
                                     nvmlGpuP2PStatus_t *p2pStatus) {
     SIM_NVML_DEVICE(device1, first, p2pStatus);
-    int second;
-    (void)first; // may be the second, too: NCCL asks for every pair, and ends where one is refused
+    int second; // may be the first, too: NCCL asks for every pair, and ends where one is refused
     if (sim_nvml_enter(device2, &second) != NVML_SUCCESS || (unsigned)p2pIndex >= NVML_P2P_CAPS_INDEX_UNKNOWN)
         return NVML_ERROR_INVALID_ARGUMENT;
-    *p2pStatus = p2pIndex == NVML_P2P_CAPS_INDEX_NVLINK ? NVML_P2P_STATUS_NOT_SUPPORTED : NVML_P2P_STATUS_OK;
+    const bool no = p2pIndex == NVML_P2P_CAPS_INDEX_NVLINK ? !sim.nvlinks : !sim_device_reaches(first, second);
+    *p2pStatus = no ? NVML_P2P_STATUS_NOT_SUPPORTED : NVML_P2P_STATUS_OK;
     return NVML_SUCCESS;
 }
 
-// Links of a single H200 without a fabric, where the other facts come from: no such thing.
-#define NO_LINK(function, type)                                                                                        \
+// Links: of a single H200 without a fabric, where the other facts come from, none. With TF_SIM_NVLINKS=18 as many of each GPU lead to
+// four switches, as on a board of eight. A number that this driver does not know is refused where that was asked.
+enum { LINKS = 18, SWITCHES = 4 };
+
+static bool linked(unsigned link) { return link < sim.nvlinks; }
+
+#define LINK(function, type, answer)                                                                                   \
     nvmlReturn_t function(nvmlDevice_t device, unsigned int link, type *out) {                                         \
         SIM_NVML_DEVICE(device, index, out);                                                                           \
-        (void)link;                                                                                                    \
-        return NVML_ERROR_NOT_SUPPORTED;                                                                               \
+        if (!linked(link))                                                                                             \
+            return NVML_ERROR_NOT_SUPPORTED;                                                                           \
+        *out = (answer);                                                                                               \
+        return NVML_SUCCESS;                                                                                           \
     }
 #define NO_LINK_OF(function, what, type)                                                                               \
     nvmlReturn_t function(nvmlDevice_t device, unsigned int link, what which, type *out) {                             \
@@ -460,19 +468,37 @@ nvmlReturn_t nvmlDeviceGetP2PStatus(nvmlDevice_t device1, nvmlDevice_t device2, 
         (void)link, (void)which;                                                                                       \
         return NVML_ERROR_NOT_SUPPORTED;                                                                               \
     }
-NO_LINK(nvmlDeviceGetNvLinkState, nvmlEnableState_t)
-NO_LINK(nvmlDeviceGetNvLinkVersion, unsigned int)
-NO_LINK(nvmlDeviceGetNvLinkRemoteDeviceType, nvmlIntNvLinkDeviceType_t)
-NO_LINK(nvmlDeviceGetNvLinkRemotePciInfo_v2, nvmlPciInfo_t)
+LINK(nvmlDeviceGetNvLinkState, nvmlEnableState_t, NVML_FEATURE_ENABLED)
+LINK(nvmlDeviceGetNvLinkVersion, unsigned int, NVML_NVLINK_VERSION_4_0)
+LINK(nvmlDeviceGetNvLinkRemoteDeviceType, nvmlIntNvLinkDeviceType_t, NVML_NVLINK_DEVICE_TYPE_SWITCH)
 NO_LINK_OF(nvmlDeviceGetNvLinkErrorCounter, nvmlNvLinkErrorCounter_t, unsigned long long)
 NO_LINK_OF(nvmlDeviceGetNvLinkUtilizationControl, unsigned int, nvmlNvLinkUtilizationControl_t)
 
+nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo_v2(nvmlDevice_t device, unsigned int link, nvmlPciInfo_t *pci) {
+    SIM_NVML_DEVICE(device, index, pci);
+    if (!linked(link))
+        return NVML_ERROR_NOT_SUPPORTED;
+    *pci = (nvmlPciInfo_t){.bus = 1 + link % SWITCHES, .pciDeviceId = 0x22A310DE, .pciSubSystemId = 0x173E10DE};
+    snprintf(pci->busIdLegacy, sizeof pci->busIdLegacy, "0000:%02X:00.0", pci->bus);
+    snprintf(pci->busId, sizeof pci->busId, "00000000:%02X:00.0", pci->bus);
+    return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo(nvmlDevice_t device, unsigned int link, nvmlPciInfo_t *pci) {
+    nvmlPciInfo_t whole;
+    nvmlReturn_t result = nvmlDeviceGetNvLinkRemotePciInfo_v2(device, link, pci ? &whole : NULL);
+    if (result == NVML_SUCCESS)
+        memcpy(pci, &whole, 36);
+    return result;
+}
+
 nvmlReturn_t nvmlDeviceGetNvLinkCapability(nvmlDevice_t device, unsigned int link, nvmlNvLinkCapability_t capability,
                                            unsigned int *result) {
-    enum { LINKS = 18 }; // this driver knows of; the header of today has more
     SIM_NVML_DEVICE(device, index, result && link < LINKS);
-    (void)capability;
-    return NVML_ERROR_NOT_SUPPORTED;
+    if (!linked(link) || (unsigned)capability > NVML_NVLINK_CAP_VALID)
+        return NVML_ERROR_NOT_SUPPORTED;
+    *result = capability != NVML_NVLINK_CAP_SLI_BRIDGE;
+    return NVML_SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetNvLinkUtilizationCounter(nvmlDevice_t device, unsigned int link, unsigned int counter,
@@ -506,6 +532,11 @@ nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int valuesCount, nvml
         values[i].nvmlReturn = NVML_ERROR_NOT_SUPPORTED; // each field has its own result
         values[i].timestamp = (long long)(sim_now_ns() / 1000);
         values[i].latencyUsec = 0;
+        if (values[i].fieldId == NVML_FI_DEV_NVLINK_GET_STATE && linked(values[i].scopeId)) {
+            values[i].nvmlReturn = NVML_SUCCESS;
+            values[i].valueType = NVML_VALUE_TYPE_UNSIGNED_INT;
+            values[i].value = (nvmlValue_t){.uiVal = NVML_FEATURE_ENABLED};
+        }
         for (size_t k = 0; k < sizeof field_values / sizeof *field_values; k++) {
             bool whole_gpu = values[i].scopeId == 0; // other scopes: the memory, the module
             if (field_values[k].field != values[i].fieldId || !whole_gpu)

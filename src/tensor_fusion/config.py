@@ -122,6 +122,7 @@ VARIABLES = (
     ),
     Variable("TF_SIM_DEVICES", "worker", "1", "Number of simulated GPUs with --gpu sim."),
     Variable("TF_SIM_PEERS", "worker", "", "none: no simulated GPU reaches the memory of another, for tests."),
+    Variable("TF_SIM_NVLINKS", "worker", "", "NVLinks of each simulated GPU, to switches: 0 to 18, for tests."),
     Variable("TF_SIM_MEMORY_MB", "worker", "", "Memory of a simulated GPU; empty: that of an H200."),
     Variable("TF_SIM_FAULTS", "worker", "", "Errors that the simulated GPU is to produce, for tests."),
     Variable("TF_SIM_DEAD_HANDLES", "worker", "", "abort: a handle of nothing ends the simulated GPU, for tests."),

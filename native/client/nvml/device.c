@@ -153,3 +153,11 @@ nvmlReturn_t tpn_nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t *pci) {
 nvmlReturn_t tpn_nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) {
     return pci_info(device, pci, PCI_V2_SIZE);
 }
+nvmlReturn_t tpn_nvmlDeviceGetNvLinkRemotePciInfo(nvmlDevice_t device, unsigned int link, nvmlPciInfo_t *pci) {
+    nvmlPciInfo_t whole;
+    nvmlReturn_t result = tpn_nvmlDeviceGetNvLinkRemotePciInfo_v2(device, link, pci ? &whole : NULL);
+    if (result == NVML_SUCCESS) {
+        memcpy(pci, &whole, PCI_V2_SIZE);
+    }
+    return result;
+}
