@@ -156,13 +156,13 @@ void sim_capture_event_drop(sim_event_t *event) {
     event->capture = NULL;
 }
 
-// A capture whose first stream goes has nobody to end it.
+// A capture whose first stream goes has nobody to end it. Another may go when what it captured is joined, or will be: NCCL lets a stream
+// wait for an event only to see what it depends on then.
 void sim_capture_stream_gone(sim_stream_t *stream) {
     sim_capture_t *capture = stream->capture;
     if (!capture)
         return;
     if (capture->origin != stream) {
-        invalidate(capture, CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
         leave(stream);
         return;
     }
@@ -294,6 +294,7 @@ CUresult sim_capture_push(sim_stream_t *stream, sim_op_t *op, bool *taken) {
         op->kind = SIM_OP_NOP; // the node has what it owned
         keep_params(node);
         node->context = stream->context;
+        node->captured = true;
         result = sim_capture_append(stream, node);
     }
     if (result != CUDA_SUCCESS)
@@ -423,7 +424,8 @@ CUresult cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUg
     return begin(context, hStream, hGraph, dependencies, numDependencies, mode, true);
 }
 
-// A captured node that no stream's front leads to was forked off and not joined again.
+// A captured node that the first stream's front does not lead to was forked off and not joined again. Nodes that the program added to
+// the graph, and those that it took out of a front, need not be: NCCL ends its streams' parts of a capture with such ones.
 static void reach(sim_node_t *node) {
     if (node->listed)
         return;
@@ -440,7 +442,7 @@ static bool joined(const sim_stream_t *origin, const sim_capture_t *capture) {
     for (size_t i = 0; i < origin->front.count; i++)
         reach(origin->front.items[i]);
     for (size_t i = capture->first; i < graph->nodes.count; i++)
-        all = all && graph->nodes.items[i]->listed;
+        all = all && (graph->nodes.items[i]->listed || !graph->nodes.items[i]->captured);
     return all;
 }
 
@@ -554,6 +556,8 @@ CUresult cuStreamUpdateCaptureDependencies_v2(CUstream hStream, CUgraphNode *dep
     }
     if (result == CUDA_SUCCESS) {
         sim_node_list_t added = {.items = (sim_node_t **)(void *)dependencies, .count = numDependencies};
+        for (size_t i = 0; flags == CU_STREAM_SET_CAPTURE_DEPENDENCIES && i < stream->front.count; i++)
+            stream->front.items[i]->captured = false;
         if (flags == CU_STREAM_SET_CAPTURE_DEPENDENCIES)
             stream->front.count = 0;
         result = join(stream, stream->capture, &added);

@@ -26,7 +26,8 @@ struct sim_node {
     const sim_node_t *original; // of a node in a clone
     sim_context_t *context;     // that it runs in; NULL: any
     bool listed;                // scratch of the search for an order
-    size_t position;            // in the program that was made last
+    bool captured;   // by a stream, and no program has taken it out of what the stream's next operation waits for
+    size_t position; // in the program that was made last
     CUlaunchAttributeValue attributes[CU_LAUNCH_ATTRIBUTE_MAX];
     union { // what the Get functions answer
         CUDA_KERNEL_NODE_PARAMS kernel;

@@ -244,7 +244,11 @@ CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags)
     if (result == CUDA_SUCCESS && !sim_handle_is(hEvent, SIM_EVENT))
         result = CUDA_ERROR_INVALID_HANDLE;
     bool taken = false;
-    if (result == CUDA_SUCCESS)
+    if (result == CUDA_SUCCESS && Flags) { // in a capture a node of its own, which waits for what is recorded then
+        sim_op_t op = {.kind = SIM_OP_WAIT_NODE, .u.event_handle = hEvent};
+        result = sim_capture_push(stream, &op, &taken);
+    }
+    if (result == CUDA_SUCCESS && !taken)
         result = sim_capture_wait(stream, event, &taken);
     if (result == CUDA_SUCCESS && !taken && event->page) {
         if (!sim_ipc_event_over(event)) {

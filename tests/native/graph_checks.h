@@ -163,6 +163,33 @@ static inline void check_capture_errors(graph_bench_t *t) {
     OK(fill(t->module, t->a, 1, 1, t->other));
     GIVES(CUDA_ERROR_STREAM_CAPTURE_UNJOINED, cuStreamEndCapture(t->stream, &graph));
     CHECK(capture_status(t->other) == CU_STREAM_CAPTURE_STATUS_NONE);
+    // NCCL's way: a stream that joined only to see what it depends on goes, and one that captured ends in a node that was added by hand.
+    CUstream passing;
+    OK(cuStreamCreate(&passing, CU_STREAM_NON_BLOCKING));
+    OK(cuEventRecord(t->back, t->other));
+    OK(cuStreamBeginCapture_v2(t->stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    OK(cuEventRecord(t->event, t->stream));
+    OK(cuStreamWaitEvent(t->other, t->event, 0));
+    OK(cuStreamWaitEvent(t->other, t->back, CU_EVENT_WAIT_EXTERNAL));
+    OK(cuEventRecord(t->event, t->other));
+    OK(cuStreamWaitEvent(t->stream, t->event, 0));
+    OK(fill(t->module, t->a, 1, 1, t->stream));
+    OK(cuEventRecord(t->event, t->stream));
+    OK(cuStreamWaitEvent(passing, t->event, 0));
+    OK(cuStreamDestroy_v2(passing));
+    CUstreamCaptureStatus active;
+    CUgraph captured;
+    const CUgraphNode *before;
+    size_t count;
+    CUgraphNode by_hand;
+    OK(cuStreamGetCaptureInfo_v2(t->other, &active, NULL, &captured, &before, &count));
+    CHECK(active == CU_STREAM_CAPTURE_STATUS_ACTIVE && count == 1);
+    OK(cuGraphAddEventRecordNode(&by_hand, captured, before, count, t->back));
+    OK(cuStreamUpdateCaptureDependencies(t->other, &by_hand, 1, CU_STREAM_SET_CAPTURE_DEPENDENCIES));
+    OK(cuStreamEndCapture(t->stream, &graph));
+    OK(cuGraphGetNodes(graph, NULL, &count));
+    CHECK(count == 3); // the wait, the kernel, the record
+    OK(cuGraphDestroy(graph));
     OK(cuStreamBeginCapture_v2(t->stream, CU_STREAM_CAPTURE_MODE_RELAXED));
     OK(cuEventRecord(t->event, t->stream));
     OK(cuStreamWaitEvent(t->other, t->event, 0));
