@@ -217,6 +217,11 @@ def test_words_in_pinned_memory(worker: Worker) -> None:
     assert len(re.findall(r"the word at the host address .* is refused", done.stderr)) == 1
 
 
+@pytest.mark.parametrize("check", ["short-buffers"])
+def test_what_nccl_asks_of_launches_and_pinned_memory(worker: Worker, check: str) -> None:
+    assert worker.run("pinned", check) == "right\n"
+
+
 def test_copies_inside_host_memory_in_captures(worker: Worker) -> None:
     done = subprocess.run(
         [str(worker.program), "pinned", "copies-inside-captures"],

@@ -93,20 +93,22 @@ static CUresult copy_params(const request_t *r, const sim_entry_t *entry, sim_la
         CUresult result = read_extra(r->extra, &block, &size);
         if (result != CUDA_SUCCESS)
             return result;
-        if (size < needed || size > SIM_MAX_PARAM_BYTES)
+        if (size > SIM_MAX_PARAM_BYTES)
             return CUDA_ERROR_INVALID_VALUE;
     } else {
         for (unsigned i = 0; i < entry->nparams; i++)
             if (!r->params[i])
                 return CUDA_ERROR_INVALID_VALUE;
     }
-    if (size > sizeof launch->inline_params) {
-        launch->params = malloc(size);
+    size_t room = size > needed ? size : needed;
+    if (room > sizeof launch->inline_params) {
+        launch->params = malloc(room);
         if (!launch->params)
             return CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (block) {
         memcpy(launch->params, block, size);
+        memset(launch->params + size, 0, room - size); // what a short buffer leaves out: NCCL's kernels do not read it
     } else {
         for (unsigned i = 0; i < entry->nparams; i++)
             memcpy(launch->params + entry->params[i].offset, r->params[i], entry->params[i].size);

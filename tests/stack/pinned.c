@@ -356,6 +356,42 @@ static void kernels_reach(void) {
     end_all();
 }
 
+/* What kernels are given in a buffer that is shorter than their parameters: they do not read the rest. */
+static void short_buffers(void) {
+    struct {
+        uint64_t at;
+        uint32_t value, unused;
+        uint64_t words;
+    } buffer = {0, 7, 0, 0};
+    make_all();
+    buffer.at = device;
+    OK(cuMemsetD8_v2(device, 0, 64));
+    for (size_t size = sizeof buffer + 8; size > 0; size -= 4) {
+        size_t given = size;
+        void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &buffer, CU_LAUNCH_PARAM_BUFFER_SIZE, &given,
+                         CU_LAUNCH_PARAM_END};
+        CUlaunchAttribute attribute = {.id = CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN,
+                                       .value = {.memSyncDomain = CU_LAUNCH_MEM_SYNC_DOMAIN_REMOTE}};
+        CUlaunchConfig config = {.gridDimX = 1,
+                                 .gridDimY = 1,
+                                 .gridDimZ = 1,
+                                 .blockDimX = 32,
+                                 .blockDimY = 1,
+                                 .blockDimZ = 1,
+                                 .attrs = &attribute,
+                                 .numAttrs = 1};
+        OK(cuLaunchKernel(kernel(module, "fill_u32"), 1, 1, 1, 32, 1, 1, 0, NULL, NULL, extra));
+        OK(cuLaunchKernelEx(&config, kernel(module, "fill_u32"), NULL, extra));
+    }
+    buffer.words = 3;
+    size_t given = sizeof buffer - 4; /* the upper half of the number is 0 in what is not given */
+    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &buffer, CU_LAUNCH_PARAM_BUFFER_SIZE, &given, CU_LAUNCH_PARAM_END};
+    OK(cuLaunchKernel(kernel(module, "fill_u32"), 1, 1, 1, 32, 1, 1, 0, NULL, NULL, extra));
+    OK(cuMemcpyDtoH_v2(plain, device, 64));
+    CHECK(all(plain, 12, 7, 4) && all(plain + 12, 52, 0, 1));
+    end_all();
+}
+
 /* Larger memory is reached, or the launch is refused and the context as good as before: the word is the number of kinds that are. */
 static void kernels_of_large(void) {
     int reached = 0;
@@ -475,6 +511,7 @@ static const struct check checks[] = {{"memsets", memsets},
                                       {"kernels-of-large", kernels_of_large},
                                       {"words", words},
                                       {"copies-inside-captures", copies_inside_captures},
+                                      {"short-buffers", short_buffers},
                                       {"kernels-break", kernels_break}};
 
 int role_pinned(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

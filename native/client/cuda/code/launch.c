@@ -64,7 +64,7 @@ static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel
     return CUDA_SUCCESS;
 }
 
-/* Where the parameter block comes from: the caller's buffer (`extra`), or gathered into `block`. */
+/* Where the parameter block comes from: the caller's buffer (`extra`) if it is whole, or gathered into `block`. */
 static CUresult collect(struct tpc_kernel *kernel, void **params, void **extra, unsigned char *block,
                         const void **source) {
     CUresult described = tpc_kernel_describe(kernel);
@@ -103,10 +103,16 @@ static CUresult collect(struct tpc_kernel *kernel, void **params, void **extra, 
             return CUDA_ERROR_INVALID_VALUE;
         }
     }
-    if (!buffer || size < kernel->parameter_bytes) {
+    if (!buffer) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    *source = buffer;
+    if (size >= kernel->parameter_bytes) {
+        *source = buffer;
+        return CUDA_SUCCESS;
+    }
+    /* NCCL gives its kernels, of 4 KiB of parameters, as much as they are to read. */
+    memcpy(block, buffer, size);
+    memset(block + size, 0, kernel->parameter_bytes - size);
     return CUDA_SUCCESS;
 }
 
