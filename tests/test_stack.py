@@ -213,13 +213,24 @@ def test_words_in_pinned_memory(worker: Worker) -> None:
         env=worker.env, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     shared = worker.connection.startswith("shmem")
-    assert (done.returncode, done.stdout) == (0, f"{3 if shared else 0}\nright\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{3 if shared else 1}\nright\n"), done.stderr
     assert len(re.findall(r"the word at the host address .* is refused", done.stderr)) == 1
 
 
-@pytest.mark.parametrize("check", ["short-buffers"])
+@pytest.mark.parametrize("check", ["short-buffers", "one-address"])
 def test_what_nccl_asks_of_launches_and_pinned_memory(worker: Worker, check: str) -> None:
     assert worker.run("pinned", check) == "right\n"
+
+
+def test_addresses_of_pinned_memory_inside_structs(worker: Worker) -> None:
+    """Over TCP a twin is made of memory that was allocated for kernels, and of no other."""
+    reached = 2 if worker.connection.startswith("shmem") else 1
+    assert worker.run("pinned", "hidden-addresses") == f"{reached}\nright\n"
+
+
+def test_addresses_of_pinned_memory_inside_parameters(program: Path) -> None:
+    with Worker(program=program, TF_SIM_UNKNOWN_KERNELS="skip") as worker:
+        assert worker.run("pinned", "addresses-in-parameters") == "right\n"
 
 
 def test_copies_inside_host_memory_in_captures(worker: Worker) -> None:

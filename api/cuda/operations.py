@@ -86,8 +86,9 @@ FUNCTIONS = [
     op("managed_out", "post", contextless=True, address="uint64_t", size="uint64_t", stream="uint64_t: name stream",
        transfer="uint64_t: down"),
     op("managed_settle", "call", completes=True, stream="uint64_t: handle stream"),
-    # `read_only`: kernels do not write it.
-    op("host_twin", "call", size="uint64_t", read_only="unsigned int", out={"address": "uint64_t"}),
+    # `read_only`: kernels do not write it. `wanted`: the address that the memory has in the client, if it may have that here; 0: none.
+    op("host_twin", "call", size="uint64_t", read_only="unsigned int", wanted="uint64_t",
+       out={"address": "uint64_t"}),
     op("host_twin_free", "post", address="uint64_t"),
     op("host_twin_write", "post", contextless=True, address="uint64_t", data="void: bytes"),
     op("pool_default", "call", contextless=True, pool="uint64_t: new pool", device="CUdevice: device",

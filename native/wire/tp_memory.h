@@ -11,6 +11,11 @@
 #define TP_TWIN_PIECE (64u << 10)
 #define TP_TWIN_WORD 4u
 
+/* Pinned memory that a client allocates outside a shared segment lies here, and its twin at the same address there, where both
+ * can: an address of it that reaches a kernel in a struct or in memory is then right. Above the largest segment. */
+#define TP_PINNED_ADDRESS 0x360000000000ull
+#define TP_PINNED_SPACE (1ull << 40)
+
 /* What stands before a copy of a graph between device memory and the program's own: `orders` of graph_copies. */
 enum tp_copy_order {
     TP_AFTER_DOWNLOAD = 1, /* a copy out of the device into a buffer */

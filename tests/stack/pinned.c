@@ -392,6 +392,105 @@ static void short_buffers(void) {
     end_all();
 }
 
+/* The device address of what was allocated is its host address, whoever asks, and after others were freed, too. */
+static void one_address(void) {
+    enum { COUNT = 40 };
+    unsigned char *at[COUNT] = {NULL};
+    CUdeviceptr there;
+    make_all();
+    for (int turn = 0; turn < 3; turn++) {
+        for (int i = 0; i < COUNT; i++) {
+            size_t size = (size_t)4 << i % 20;
+            if (at[i] && (i + turn) % 3 == 0) {
+                OK(cuMemFreeHost(at[i]));
+                at[i] = NULL;
+            }
+            if (!at[i]) {
+                OK(cuMemHostAlloc((void **)&at[i], size, i % 2 ? CU_MEMHOSTALLOC_DEVICEMAP : 0));
+            }
+            OK(cuMemHostGetDevicePointer_v2(&there, at[i], 0));
+            CHECK(there == number(at[i]));
+            memset(at[i], i, size);
+            OK(cuMemHostGetDevicePointer_v2(&there, at[i] + size - 1, 0));
+            CHECK(there == number(at[i]) + size - 1);
+        }
+        for (int i = 0; i < COUNT; i++) {
+            OK(fill_at(number(at[i]), (uint32_t)(1000 + i), 1, false));
+        }
+        OK(cuCtxSynchronize());
+        for (int i = 0; i < COUNT; i++) {
+            size_t size = (size_t)4 << i % 20;
+            CHECK(all(at[i], 4, (unsigned)(1000 + i), 4) && all(at[i] + 4, size - 4, (unsigned)i, 1));
+        }
+    }
+    for (int i = 0; i < COUNT; i++) {
+        OK(cuMemFreeHost(at[i]));
+    }
+    end_all();
+}
+
+/* NCCL's way: memory for kernels whose address goes to the device inside a struct. No twin is made of memory that was not
+ * allocated for kernels: the address may be left over from anything. The word is the number of those that the device reaches. */
+static void hidden_addresses(void) {
+    unsigned char *mapped = NULL, *other_mapped = NULL;
+    struct {
+        uint64_t some, mapped, other, much[30];
+    } block = {.some = 5};
+    int reached = 0;
+    make_all();
+    OK(cuMemHostAlloc((void **)&mapped, 4, CU_MEMHOSTALLOC_DEVICEMAP));
+    OK(cuMemHostAlloc((void **)&other_mapped, SMALL, 0));
+    block.mapped = number(mapped);
+    block.other = number(other_mapped + 64);
+    OK(cuMemcpyHtoDAsync_v2(device, &block, sizeof block, NULL));
+    /* What the device reaches at its address takes the words of streams; what it does not is refused. */
+    CUresult first = cuStreamWriteValue32_v2(NULL, number(mapped), 0x31323334, 0);
+    CUresult second = cuStreamWriteValue32_v2(NULL, number(other_mapped + 64), 0x41424344, 0);
+    OK(cuCtxSynchronize());
+    CHECK(!first && all(mapped, 4, 0x31323334, 4));
+    CHECK(second ? second == CUDA_ERROR_NOT_SUPPORTED : all(other_mapped + 64, 4, 0x41424344, 4));
+    reached += !first + !second;
+    OK(cuMemFreeHost(mapped));
+    OK(cuMemFreeHost(other_mapped));
+    end_all();
+    say("%d", reached);
+}
+
+/* The same in a kernel's parameters, in both forms; for a simulated GPU that skips kernels it does not know. */
+static void addresses_in_parameters(void) {
+    static const char text[] = ".version 7.0\n.target sm_75\n.address_size 64\n"
+                               ".visible .entry of_structs(.param .u32 n, .param .align 8 .b8 s[64])\n{\n ret;\n}\n";
+    struct {
+        uint64_t words[8];
+    } block = {{0}};
+    struct {
+        uint64_t n;
+        uint64_t words[8];
+    } buffer = {0};
+    unsigned char *mapped[2];
+    uint32_t n = 1;
+    size_t given = 8 + 24;
+    void *params[] = {&n, &block};
+    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &buffer, CU_LAUNCH_PARAM_BUFFER_SIZE, &given, CU_LAUNCH_PARAM_END};
+    CUmodule structs;
+    start();
+    OK(cuModuleLoadData(&structs, text));
+    for (int i = 0; i < 2; i++) {
+        OK(cuMemHostAlloc((void **)&mapped[i], SMALL, CU_MEMHOSTALLOC_DEVICEMAP));
+    }
+    block.words[5] = number(mapped[0] + 8);
+    buffer.words[2] = number(mapped[1]);
+    OK(cuLaunchKernel(kernel(structs, "of_structs"), 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL));
+    OK(cuLaunchKernel(kernel(structs, "of_structs"), 1, 1, 1, 1, 1, 1, 0, NULL, NULL, extra));
+    CHECK(block.words[5] == number(mapped[0] + 8) && buffer.words[2] == number(mapped[1]));
+    for (int i = 0; i < 2; i++) {
+        OK(cuStreamWriteValue32_v2(NULL, number(mapped[i]), 0x31323334, 0));
+        OK(cuCtxSynchronize());
+        CHECK(all(mapped[i], 4, 0x31323334, 4));
+        OK(cuMemFreeHost(mapped[i]));
+    }
+}
+
 /* Larger memory is reached, or the launch is refused and the context as good as before: the word is the number of kinds that are. */
 static void kernels_of_large(void) {
     int reached = 0;
@@ -512,6 +611,9 @@ static const struct check checks[] = {{"memsets", memsets},
                                       {"words", words},
                                       {"copies-inside-captures", copies_inside_captures},
                                       {"short-buffers", short_buffers},
+                                      {"one-address", one_address},
+                                      {"hidden-addresses", hidden_addresses},
+                                      {"addresses-in-parameters", addresses_in_parameters},
                                       {"kernels-break", kernels_break}};
 
 int role_pinned(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

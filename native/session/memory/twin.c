@@ -3,7 +3,8 @@
  *
  * Owns the addresses behind the reserved device addresses, so that a twin's device pointer is an address that the client keeps
  * free and that tells nothing of this process: an area of 2 MiB for small ones, which is registered with the driver once, and
- * behind it room for large ones, which are mapped and registered one by one. Kernels write into them
+ * behind it room for large ones, which are mapped and registered one by one. Where the client's memory lies in a range that both
+ * sides use for nothing else, its twin lies at the same address (tp_memory.h). Kernels write into them
  * at any time; they are only ever compared and copied. What differs from the shadow copy goes to the client before a reply
  * that means "completed"; what the client sends is written at once, as a host's store would be.
  */
@@ -90,6 +91,17 @@ static uint64_t most_bytes(void) {
     return limit ? limit / 2 : machine / 4;
 }
 
+/* Fresh pages there and nowhere else; NULL with errno. */
+static void *map_at(uint64_t address, uint64_t size) {
+    void *wanted = (void *)(uintptr_t)address;
+    void *got = mmap(wanted, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (got != wanted && got != MAP_FAILED) {
+        munmap(got, size);
+        errno = EEXIST; /* a kernel before 4.17 takes the address as a hint */
+    }
+    return got == wanted ? got : NULL;
+}
+
 /* Fresh pages at an address that no other twin has; NULL when there are none. */
 static void *take_pages(struct tpw_memory *m, uint64_t size) {
     const uint64_t begin = m->base + m->size + TPW_GRANULE, end = begin + TPW_TWINS_SPACE;
@@ -97,20 +109,17 @@ static void *take_pages(struct tpw_memory *m, uint64_t size) {
         if (m->twin_next < begin || m->twin_next > end || size > end - m->twin_next) {
             m->twin_next = begin;
         }
-        void *wanted = (void *)(uintptr_t)m->twin_next;
+        const uint64_t wanted = m->twin_next;
         m->twin_next += (size + TPW_GRANULE - 1) & ~(TPW_GRANULE - 1);
-        void *got =
-            mmap(wanted, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-        if (got == wanted) {
+        void *got = map_at(wanted, size);
+        if (got) {
             return got;
         }
-        if (got != MAP_FAILED) {
-            munmap(got, size);
-        } else if (errno != EEXIST) {
+        if (errno != EEXIST) {
             break;
         }
         /* Behind what lies there, which may be much larger than this. */
-        const struct tpw_range *there = (struct tpw_range *)tp_interval_at(&m->ranges, (uint64_t)(uintptr_t)wanted);
+        const struct tpw_range *there = (struct tpw_range *)tp_interval_at(&m->ranges, wanted);
         if (there) {
             m->twin_next = (there->at.start + there->at.size + TPW_GRANULE - 1) & ~(TPW_GRANULE - 1);
         }
@@ -134,10 +143,15 @@ static void give_pages(struct tpw_session *s, uint64_t address, uint64_t size) {
     s->memory->twin_bytes -= 2 * size;
 }
 
-static int32_t open_pages(struct tpw_session *s, uint64_t size, uint64_t *address) {
+/* `wanted` may be taken: by a twin that the client has freed, and that work which is queued may still use. */
+static int32_t open_pages(struct tpw_session *s, uint64_t size, uint64_t wanted, uint64_t *address) {
     struct tpw_memory *m = s->memory;
     CUdeviceptr device = 0;
-    void *pages = size <= TPW_TWINS_SPACE && m->twin_bytes + 2 * size <= most_bytes() ? take_pages(m, size) : NULL;
+    void *pages = NULL;
+    if (size <= TPW_TWINS_SPACE && m->twin_bytes + 2 * size <= most_bytes()) {
+        pages = wanted ? map_at(wanted, size) : NULL;
+        pages = pages ? pages : take_pages(m, size);
+    }
     if (!pages) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -165,11 +179,16 @@ static int32_t open_pages(struct tpw_session *s, uint64_t size, uint64_t *addres
 
 /* ---- twins ---- */
 
-static int32_t take_room(struct tpw_session *s, uint64_t size, uint64_t *address) {
+static int32_t take_room(struct tpw_session *s, uint64_t size, uint64_t wanted, uint64_t *address) {
     struct tpw_memory *m = s->memory;
-    const uint64_t offset = size <= TPW_TWIN_SMALL ? tpw_units_take(m->twins, size) : UINT64_MAX;
+    const uint64_t offset = size <= TPW_TWIN_SMALL && !wanted ? tpw_units_take(m->twins, size) : UINT64_MAX;
     *address = m->twins->address + offset;
-    return offset == UINT64_MAX ? open_pages(s, pages_of(size), address) : CUDA_SUCCESS;
+    return offset == UINT64_MAX ? open_pages(s, pages_of(size), wanted, address) : CUDA_SUCCESS;
+}
+
+static bool may_lie_at(uint64_t address, uint64_t size) {
+    return address % (uint64_t)sysconf(_SC_PAGESIZE) == 0 && address >= TP_PINNED_ADDRESS && size <= TP_PINNED_SPACE &&
+           address - TP_PINNED_ADDRESS <= TP_PINNED_SPACE - pages_of(size);
 }
 
 static void give_room(struct tpw_session *s, uint64_t address, uint64_t size) {
@@ -197,7 +216,7 @@ static bool list_room(struct tpw_memory *m) {
 int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_twin_in *in,
                       struct tpg_host_twin_out *out) {
     uint64_t address = 0;
-    if (!in->size || in->size > 1ull << 46) {
+    if (!in->size || in->size > 1ull << 46 || (in->wanted && !may_lie_at(in->wanted, in->size))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     int32_t error = tpw_memory_open(s);
@@ -207,7 +226,7 @@ int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const
     if (!error && !list_room(s->memory)) {
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
-    error = error ? error : take_room(s, in->size, &address);
+    error = error ? error : take_room(s, in->size, in->wanted, &address);
     if (error) {
         return error;
     }

@@ -117,13 +117,14 @@ static CUresult collect(struct tpc_kernel *kernel, void **params, void **extra, 
 }
 
 /* Pinned memory by its host address becomes what the kernel reaches (memory/reach.c), in `block`. Only whole parameters are
- * looked at: a struct may hold addresses for the host, and what lies between its fields is whatever was in memory before. */
+ * changed: a struct may hold addresses for the host, and what lies between its fields is whatever was in memory before. */
 static CUresult reach(const char *name, const struct tpc_kernel *kernel, unsigned char *block, const void **source) {
     for (uint32_t i = 0; i < kernel->parameters; i++) {
         const struct tpc_parameter *p = &kernel->layout[i];
         uint64_t value;
         CUdeviceptr there;
         if (p->size != sizeof value) {
+            TPC_TRY(tpc_reach_hidden((const unsigned char *)*source + p->offset, p->size));
             continue;
         }
         memcpy(&value, (const unsigned char *)*source + p->offset, sizeof value);

@@ -150,6 +150,9 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
             return result;
         }
     }
+    if (size <= TP_INLINE_MAX) {
+        TPC_TRY(tpc_reach_hidden(source, size));
+    }
     push_twins(); /* an earlier copy may go to a twin: keep the order */
     if (size <= TP_INLINE_MAX) {
         struct tpg_copy_in_in in = {.destination = area->address,

@@ -10,10 +10,21 @@
 #include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <tp_memory.h>
 #include <tp_segment.h>
 #include <unistd.h>
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
+static uint64_t page_end(uint64_t at) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return (at + page - 1) & ~(page - 1);
+}
 
 /* ---- the list of what is pinned ---- */
 
@@ -34,7 +45,7 @@ static CUresult add_host(struct tpc_context *context, unsigned char *memory, siz
         free(host);
         return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
     }
-    tpc_unreached_add(range.start, size);
+    tpc_unreached_add(&range);
     return CUDA_SUCCESS;
 }
 
@@ -47,7 +58,7 @@ static struct tpc_host *take_out(void *p, unsigned int made) {
         return NULL;
     }
     if (range.device_address != start) {
-        tpc_unreached_remove();
+        tpc_unreached_remove(&range);
     }
     tp_transfers_touching_wait(tpc_conn, p, range.size); /* a lost connection touches nothing any more */
     return range.detail;
@@ -108,7 +119,7 @@ static bool add_shared(struct tpc_context *context, unsigned char *base, uint64_
         return false;
     }
     if (range.device_address != start) {
-        tpc_unreached_add(start, size);
+        tpc_unreached_add(&range);
     }
     return true;
 }
@@ -170,6 +181,40 @@ static CUresult free_shared(void *p) {
 
 /* ---- allocation ---- */
 
+/* Fresh pages where the worker may have the memory's twin at the same address (tp_memory.h), or where the kernel likes when no
+ * such place is found; MAP_FAILED without memory. */
+static void *take_pages(size_t size) {
+    enum { PLACES = 64 }; /* that are tried: the first is taken only once all of the space was used */
+    static struct tp_lock placing;
+    static uint64_t next = TP_PINNED_ADDRESS;
+    const uint64_t end = TP_PINNED_ADDRESS + TP_PINNED_SPACE;
+    void *got = MAP_FAILED;
+    for (int i = 0; got == MAP_FAILED && i < PLACES && size <= TP_PINNED_SPACE; i++) {
+        struct tpc_range there;
+        tp_lock_take(&placing);
+        next = size > end - next ? TP_PINNED_ADDRESS : next;
+        const uint64_t wanted = next;
+        next += size;
+        tp_lock_drop(&placing);
+        /* A kernel before 4.17 takes the address as a hint: then it is some other. */
+        got = mmap((void *)(uintptr_t)wanted, size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        if (got == MAP_FAILED && errno != EEXIST) {
+            return got;
+        }
+        if (got == MAP_FAILED && tpc_range_at(wanted, &there)) { /* behind what lies there, which may be large */
+            tp_lock_take(&placing);
+            next = there.start + there.size > next ? page_end(there.start + there.size) : next;
+            tp_lock_drop(&placing);
+        }
+    }
+    return got != MAP_FAILED ? got : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+bool tpc_has_place(const struct tpc_range *range) {
+    return (range->flags & TPC_MADE_MASK) == TPC_MADE_HOST && range->start - TP_PINNED_ADDRESS < TP_PINNED_SPACE;
+}
+
 CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
     TPC_CONTEXT(context);
     TPC_CAPTURE_UNSAFE("cuMemHostAlloc");
@@ -186,12 +231,11 @@ CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
     if (shared != CUDA_SUCCESS || *pp) {
         return shared;
     }
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    if (size > SIZE_MAX - page) {
+    if (size > TP_PINNED_SPACE) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    size_t mapped = (size + page - 1) & ~(page - 1);
-    void *memory = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    size_t mapped = page_end(size);
+    void *memory = take_pages(mapped);
     if (memory == MAP_FAILED) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -256,7 +300,9 @@ CUresult tpc_host_free_behind(uint64_t start, CUstream stream) {
     CUresult result = tpc_cuLaunchHostFunc(stream, free_own, host);
     if (result != CUDA_SUCCESS) {
         tpc_range_add(&range);
-        tpc_unreached_add(range.start, range.size);
+        if (range.device_address != start) {
+            tpc_unreached_add(&range);
+        }
     }
     return result;
 }

@@ -170,7 +170,8 @@ bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
 static void set_device_address(struct tpc_range *range, uint64_t value) { range->device_address = value; }
 
 static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) {
-    struct tpg_host_twin_in in = {.size = range->size, .read_only = tpc_is_read_only(host)};
+    struct tpg_host_twin_in in = {
+        .size = range->size, .read_only = tpc_is_read_only(host), .wanted = tpc_has_place(range) ? range->start : 0};
     struct tpg_host_twin_out answer = {0};
     bool refused = false;
     TP_TELL(tpc_twin_wanted, range, &refused);
@@ -190,10 +191,11 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
                                .buffer_id = range->buffer_id,
                                .flags = TPC_MADE_TWIN,
                                .detail = host};
+    const bool apart = answer.address != range->start;
     bool made = false;
     tp_lock_take(&pushing);
     tp_lock_take(&lock);
-    if (!host->twin && shadow && tpc_range_insert(&device)) {
+    if (!host->twin && shadow && (!apart || tpc_range_insert(&device))) {
         host->shadow = shadow;
         host->twin = answer.address;
         host->next = twins;
@@ -202,6 +204,9 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
         /* Another thread that finds the twin counts on all of this. */
         atomic_fetch_add(&tpc_twins, 1);
         tpc_range_change(range->start, set_device_address, answer.address);
+        if (!apart) {
+            tpc_unreached_remove(range);
+        }
     }
     bool there = host->twin != 0;
     tp_lock_drop(&lock);
@@ -254,7 +259,9 @@ void tpc_host_end(struct tpc_host *host) {
     if (twin) {
         struct tpg_host_twin_free_in in = {.address = twin};
         atomic_fetch_sub(&tpc_twins, 1);
-        tpc_range_remove(twin, NULL);
+        if (twin != (uint64_t)(uintptr_t)host->memory) {
+            tpc_range_remove(twin, NULL);
+        }
         tpc_post_host_twin_free("cuMemFreeHost", &in);
     }
     free(host->shadow);

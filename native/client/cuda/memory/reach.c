@@ -3,40 +3,65 @@
  *
  * A program may give a kernel the host address of pinned memory. Where such memory exists, launches look at their parameters:
  * one of exactly 8 bytes that lies in it becomes the address of its twin (mapped.c); where the worker has no room for one the launch
- * is refused, because the kernel would break the context. Only whole parameters are looked at: a struct may hold addresses for the host, and
- * what lies between its fields is whatever was in memory before. An address that a kernel finds elsewhere is not seen here; it
- * ends in error 700, and then the log names the memory.
- * Any thread. Owns the count of that memory and its bounds, which only grow while there is any; both are changed under `lock`.
+ * is refused, because the kernel would break the context. Only whole parameters are changed: a struct may hold addresses for the host, and
+ * what lies between its fields is whatever was in memory before.
+ *
+ * Memory that the program allocated for kernels (CU_MEMHOSTALLOC_DEVICEMAP) may have its twin at the same address, so nothing needs to be
+ * changed in what names it: NCCL keeps such addresses in structs, which it gives to kernels or copies to the device. There an address
+ * only makes the twin. One that reaches a kernel in another way ends in error 700, and then the log names the memory.
+ * Any thread. Owns the counts of both kinds of memory and their bounds, which only grow while there is any; changed under `lock`.
  */
 #include "tpc_memory.h"
 
+struct bounds {
+    _Atomic uint64_t low, high;
+};
 _Atomic unsigned int tpc_unreached;
-static _Atomic uint64_t low = UINT64_MAX, high;
+static _Atomic unsigned int meant; /* of those: for kernels, where a twin may have the same address */
+static struct bounds all, for_kernels;
 static struct tp_lock lock;
 
-void tpc_unreached_add(uint64_t start, uint64_t size) {
+static bool is_meant(const struct tpc_range *range) {
+    return (range->flags & CU_MEMHOSTALLOC_DEVICEMAP) && tpc_has_place(range);
+}
+
+static void add(_Atomic unsigned int *count, struct bounds *bounds, const struct tpc_range *range) {
+    const bool first = !atomic_load(count);
+    if (first || range->start < atomic_load(&bounds->low)) {
+        atomic_store(&bounds->low, range->start);
+    }
+    if (first || range->start + range->size > atomic_load(&bounds->high)) {
+        atomic_store(&bounds->high, range->start + range->size);
+    }
+    atomic_fetch_add(count, 1); /* last: who sees it finds the bounds */
+}
+
+void tpc_unreached_add(const struct tpc_range *range) {
     tp_lock_take(&lock);
-    bool first = !atomic_load(&tpc_unreached);
-    if (first || start < atomic_load(&low)) {
-        atomic_store(&low, start);
+    add(&tpc_unreached, &all, range);
+    if (is_meant(range)) {
+        add(&meant, &for_kernels, range);
     }
-    if (first || start + size > atomic_load(&high)) {
-        atomic_store(&high, start + size);
-    }
-    atomic_fetch_add(&tpc_unreached, 1); /* last: who sees it finds the bounds */
     tp_lock_drop(&lock);
 }
 
-void tpc_unreached_remove(void) {
+void tpc_unreached_remove(const struct tpc_range *range) {
     tp_lock_take(&lock);
     atomic_fetch_sub(&tpc_unreached, 1);
+    if (is_meant(range)) {
+        atomic_fetch_sub(&meant, 1);
+    }
     tp_lock_drop(&lock);
+}
+
+static bool between(const struct bounds *bounds, uint64_t address) {
+    return address >= atomic_load_explicit(&bounds->low, memory_order_relaxed) &&
+           address < atomic_load_explicit(&bounds->high, memory_order_relaxed);
 }
 
 static bool unreached_at(uint64_t address, struct tpc_range *range) {
-    return address >= atomic_load_explicit(&low, memory_order_relaxed) &&
-           address < atomic_load_explicit(&high, memory_order_relaxed) && tpc_range_at(address, range) &&
-           range->where == TPC_PINNED && range->device_address != range->start;
+    return between(&all, address) && tpc_range_at(address, range) && range->where == TPC_PINNED &&
+           range->device_address != range->start;
 }
 
 CUresult tpc_reach(const char *name, unsigned int parameter, uint64_t value, CUdeviceptr *there) {
@@ -56,6 +81,35 @@ CUresult tpc_reach(const char *name, unsigned int parameter, uint64_t value, CUd
             name, parameter, (unsigned long long)value, (unsigned long long)range.size, (int)result);
     }
     return result;
+}
+
+CUresult tpc_reach_hidden(const void *bytes, size_t size) {
+    static _Atomic bool said;
+    uint64_t value;
+    if (TP_LIKELY(!atomic_load_explicit(&meant, memory_order_relaxed))) {
+        return CUDA_SUCCESS;
+    }
+    for (size_t at = 0; at + sizeof value <= size; at += sizeof value) {
+        struct tpc_range range;
+        CUdeviceptr there;
+        memcpy(&value, (const unsigned char *)bytes + at, sizeof value);
+        /* One that has a twin elsewhere is as it was: another would not lie at its address either. */
+        if (TP_LIKELY(!between(&for_kernels, value)) || !unreached_at(value, &range) || !is_meant(&range) ||
+            range.device_address) {
+            continue;
+        }
+        const CUresult result = tpc_host_device_address(value, &there);
+        if (result == CUDA_ERROR_OUT_OF_MEMORY || result == CUDA_ERROR_NOT_SUPPORTED) {
+            /* It may be no address at all; if it is one, the kernel that uses it ends with 700, and the memory is named. */
+            tp_say_once(&said,
+                        "what goes to the device names 0x%llx, in %llu bytes of pinned host memory, which kernels are "
+                        "not made to reach: error %d",
+                        (unsigned long long)value, (unsigned long long)range.size, (int)result);
+        } else if (result != CUDA_SUCCESS) {
+            return result;
+        }
+    }
+    return CUDA_SUCCESS;
 }
 
 /* After a kernel has used an address that is none. */

@@ -167,16 +167,21 @@ size_t tpc_written_next(uint64_t *at, uint64_t end, struct tpc_written *out, siz
 uint64_t tpc_host_offset(const void *memory, uint64_t size);
 /* True for an address that the device reaches and whose bytes lie on the host. */
 bool tpc_is_mapped_host(uint64_t address);
+/* Whether it lies where its twin may have the same address. */
+bool tpc_has_place(const struct tpc_range *range);
 
 /* ---- reach.c ---- */
-/* Pinned memory whose host address is not the device's was made, or has ended. */
-void tpc_unreached_add(uint64_t start, uint64_t size);
-void tpc_unreached_remove(void);
+/* Pinned memory whose host address is not the device's was made; or it has ended, or has become the device's. */
+void tpc_unreached_add(const struct tpc_range *range);
+void tpc_unreached_remove(const struct tpc_range *range);
 /* How many pieces there are. Where there are any, a launch has its parameters looked at. */
 extern _Atomic unsigned int tpc_unreached;
 /* What a kernel is to get for a parameter that may be an address: 0 in *there for the value itself, or the device address of
  * pinned memory; memory that it cannot reach is refused. */
 CUresult tpc_reach(const char *name, unsigned int parameter, uint64_t value, CUdeviceptr *there);
+/* Bytes that go to the device and may hold addresses: of memory that the program means kernels to reach, and that can have one
+ * address on both sides, there is a twin then. */
+CUresult tpc_reach_hidden(const void *bytes, size_t size);
 
 /* ---- place.c ---- */
 /* Where a copy or a memset finds [address, address+size): at an address of the device, or in host memory of this process. */
