@@ -44,7 +44,7 @@ FUNCTIONS = [
     # Counts of uses, as before CUDA 4.
     local("cuCtxAttach"),
     custom("cuCtxDetach", ops="context_destroy"),
-    local("cuCtxGetExecAffinity"),
+    local("cuCtxGetExecAffinity", current=True, pExecAffinity="there"),
     # Shares of a device's multiprocessors. What the driver has in a resource stays in the session.
     call("cuDeviceGetDevResource", contextless=True, resource="outstruct"),
     call("cuCtxGetDevResource", contextless=True, resource="outstruct"),

@@ -3,7 +3,7 @@
 from tensor_fusion.apigen.describe import alias, custom, local, older, pure, refused
 
 FUNCTIONS = [
-    custom("cuDriverGetVersion", ops="start", anytime=True),
+    custom("cuDriverGetVersion", ops="start", anytime=True, driverVersion="there"),
     local("cuGetErrorName", anytime=True, pStr="there"),
     local("cuGetErrorString", anytime=True, pStr="there"),
     older("cuGetProcAddress", "cuGetProcAddress_v2", symbolStatus="NULL"),

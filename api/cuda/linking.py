@@ -10,7 +10,7 @@ FUNCTIONS = [
     alias("cuLinkAddData", "cuLinkAddData_v2"),
     custom("cuLinkAddFile_v2", ops="link_add", path="there"),
     alias("cuLinkAddFile", "cuLinkAddFile_v2"),
-    custom("cuLinkComplete", ops="link_complete"),
+    custom("cuLinkComplete", ops="link_complete", state="handle", cubinOut="there"),
     custom("cuLinkDestroy", ops="link_destroy"),
     op("link_create", "call", link="uint64_t: new link", options="uint64_t: array"),
     op("link_add", "call", link="uint64_t: name link", type="unsigned int", size="uint64_t", transfer="uint64_t",

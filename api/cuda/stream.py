@@ -7,7 +7,7 @@ FUNCTIONS = [
     custom("cuStreamCreateWithPriority", ops="stream_create"),
     custom("cuStreamDestroy_v2", ops="stream_destroy"),
     alias("cuStreamDestroy", "cuStreamDestroy_v2"),
-    custom("cuStreamSynchronize", ops="stream_wait stream_mark", shows=True),
+    custom("cuStreamSynchronize", ops="stream_wait stream_mark", shows=True, current=True, unsafe="last", hStream="handle?"),
     custom("cuStreamQuery", ops="stream_query"),
     local("cuStreamGetPriority", current=True, priority="there", hStream="handle?"),
     local("cuStreamGetFlags", current=True, flags="there", hStream="handle?"),

@@ -23,7 +23,7 @@ another way.
 With ``wrapped=True`` the generated function is ``tpc_sent_<name>``, for a hand-written ``tpc_<name>`` of the same
 arguments that has something to do before or behind it.
 One with ``unsafe=True``, and any other function, is refused, and ends the capture, where a capture's mode forbids what
-it does.
+it does; with ``unsafe="last"`` only if what the line says of its arguments is right, where it is no refused one.
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
 ``call`` does so when it has succeeded.
 
@@ -140,7 +140,7 @@ class Line:
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
-    unsafe: bool = False  # is refused while a capture whose mode forbids it goes on
+    unsafe: bool | str = False  # is refused while a capture whose mode forbids it goes on: True, or "last"
     says_why: bool = False  # op: the session may refuse it with a code and a sentence that the client logs
     shows: bool = False  # what kernels have printed is in the program's output before it returns
     noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
@@ -154,7 +154,7 @@ class Line:
     @property
     def looked_at(self) -> bool:
         """A local or custom function whose checks are generated."""
-        looked = bool(self.roles) or self.current or self.unsafe or self.gives is not None
+        looked = bool(self.roles) or self.current or bool(self.unsafe) or self.gives is not None
         return self.kind in ("local", "custom") and looked
 
 
@@ -236,7 +236,7 @@ def call(
     settled: bool = False,
     after_loss: str = "",
     check: bool = False,
-    unsafe: bool = False,
+    unsafe: bool | str = False,
     noted: bool = False,
     wrapped: bool = False,
     **roles: str,
@@ -273,7 +273,7 @@ def post(
     settled: bool = False,
     after_loss: str = "",
     check: bool = False,
-    unsafe: bool = False,
+    unsafe: bool | str = False,
     noted: bool = False,
     wrapped: bool = False,
     **roles: str,
@@ -310,7 +310,7 @@ def local(
     implicit: bool = False,
     params: dict[str, str] | None = None,
     current: bool = False,
-    unsafe: bool = False,
+    unsafe: bool | str = False,
     gives: dict[str, str] | None = None,
     **roles: str,
 ) -> Line:
@@ -338,7 +338,7 @@ def custom(
     implicit: bool = False,
     shows: bool = False,
     current: bool = False,
-    unsafe: bool = False,
+    unsafe: bool | str = False,
     lender: str = "",
     **roles: str,
 ) -> Line:

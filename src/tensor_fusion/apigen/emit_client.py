@@ -323,13 +323,15 @@ def _looked_at(model: Model, api: Api, line: Line) -> list[str]:
     assert prototype is not None
     upper = PREFIX[api.name].upper()
     body = [f"    {upper}_CONTEXT(context);"] if line.current else []
-    body += [f'    {upper}_CAPTURE_UNSAFE("{line.name}");'] if line.unsafe else []
+    unsafe = [f'    {upper}_CAPTURE_UNSAFE("{line.name}");'] if line.unsafe else []
+    body += unsafe if line.unsafe is True else []
     codes = model.types.enumerators(RESULTS[api.name])
     for look in looks(line, prototype.params, model.types, codes):
         if look.how == "device":
             body.append(f"    if (!tpc_device_valid({look.name})) {{ return CUDA_ERROR_INVALID_DEVICE; }}")
         else:
             body += _look(upper, look)
+    body += unsafe if line.unsafe == "last" else []
     if line.gives is None:
         arguments = [*(["implicit"] if line.implicit else []), *(p.name for p in prototype.params)]
         end = f"{PREFIX[api.name]}_do_{line.name}({', '.join(arguments)})"
@@ -376,8 +378,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         # A call learns from the driver that its context is gone or broken; a post has to know before it is on its
         # way, and an answer that is remembered asks nobody.
         body.append(f"    {upper}_CONTEXT(context);")
-    if op.line.unsafe:
-        body.append(f'    {upper}_CAPTURE_UNSAFE("{op.name}");')
+    unsafe = [f'    {upper}_CAPTURE_UNSAFE("{op.name}");'] if op.line.unsafe else []
+    body += unsafe if op.line.unsafe is True else []
     for item in op.fields:
         required = item.role in REQUIRED and not item.optional
         if required:
@@ -406,6 +408,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         if item.role == "versioned":
             body.append(f"    size_t n_{item.name};")
             body.append(f"    {upper}_VERSIONED(n_{item.name}, {item.name});")
+    body += unsafe if op.line.unsafe == "last" else []
     if op.line.check:
         body.append(f"    CUresult refused = {prefix}_check_{op.name}({', '.join(p.name for p in prototype.params)});")
         done = f"refused == {upper}_DONE ? CUDA_SUCCESS : refused"

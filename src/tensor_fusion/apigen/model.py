@@ -370,6 +370,8 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         raise refuse(line.place, line.name, "says_why=True of what gets no answer of its own; only a call does")
     if line.reports and not line.completes:
         raise refuse(line.place, line.name, "reports=True without completes=True; what reports a late error has waited")
+    if line.unsafe not in (True, False, *(["last"] if line.kind != "refused" else [])):
+        raise refuse(line.place, line.name, f'unsafe={line.unsafe!r}; it is True or "last"')
     if line.waits not in (True, False, "asked"):
         raise refuse(line.place, line.name, f'waits={line.waits!r}; it is True or "asked"')
     changed = [f.name for f in op.fields if f.role in ("new", "fresh", "gone")]

@@ -99,14 +99,8 @@ CUresult tpc_do_cuLinkAddFile_v2(CUlinkState state, CUjitInputType type, const c
     return result;
 }
 
-CUresult tpc_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeOut) {
+CUresult tpc_do_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeOut) {
     struct link *link = tpc_record(TPG_LINK, (uint64_t)(uintptr_t)state);
-    if (!link) {
-        return CUDA_ERROR_INVALID_HANDLE;
-    }
-    if (!cubinOut) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     struct tpg_link_complete_in in = {.link = (uint64_t)(uintptr_t)state};
     struct tpg_link_complete_out out;
     struct tp_reply reply;

@@ -358,10 +358,9 @@ CUresult tpc_do_cuMemHostGetDevicePointer_v2(CUdeviceptr *pdptr, void *p, unsign
     return tpc_host_device_address((uint64_t)(uintptr_t)p, pdptr);
 }
 
-CUresult tpc_cuMemHostGetFlags(unsigned int *pFlags, void *p) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuMemHostGetFlags(unsigned int *pFlags, void *p) {
     struct tpc_range range;
-    if (!pFlags || !tpc_range_at((uint64_t)(uintptr_t)p, &range) || range.where != TPC_PINNED) {
+    if (!tpc_range_at((uint64_t)(uintptr_t)p, &range) || range.where != TPC_PINNED) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     *pFlags = (range.flags & TPC_FLAGS_CUDA) | CU_MEMHOSTALLOC_DEVICEMAP; /* unified addressing maps all of it */

@@ -269,9 +269,7 @@ static CUresult find(uint64_t address, uint64_t size, struct tpc_range *range) {
     return there ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-CUresult tpc_cuStreamAttachMemAsync(CUstream hStream, CUdeviceptr dptr, size_t length, unsigned int flags) {
-    TPC_CONTEXT(context);
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
+CUresult tpc_do_cuStreamAttachMemAsync(CUstream hStream, CUdeviceptr dptr, size_t length, unsigned int flags) {
     struct tpc_range range;
     const bool own = hStream != CU_STREAM_LEGACY && hStream != CU_STREAM_PER_THREAD;
     if ((flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST && flags != CU_MEM_ATTACH_SINGLE) ||

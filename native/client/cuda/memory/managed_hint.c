@@ -343,9 +343,8 @@ static CUresult tell(const struct part *part, void *data, size_t size, CUmem_ran
     return result;
 }
 
-CUresult tpc_cuMemRangeGetAttribute(void *data, size_t dataSize, CUmem_range_attribute attribute, CUdeviceptr devPtr,
-                                    size_t count) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuMemRangeGetAttribute(void *data, size_t dataSize, CUmem_range_attribute attribute, CUdeviceptr devPtr,
+                                       size_t count) {
     struct part part;
     TPC_TRY(part_of(devPtr, count, &part));
     return tell(&part, data, dataSize, attribute);

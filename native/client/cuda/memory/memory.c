@@ -79,13 +79,8 @@ static CUresult allocate(const char *name, struct tpc_context *context, uint64_t
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
-    TPC_CONTEXT(context);
-    TPC_CAPTURE_UNSAFE("cuMemAlloc"); /* before the arguments, here and below (580.159.04, measured) */
-    if (!dptr || !bytesize) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    return allocate("cuMemAlloc", context, bytesize, dptr);
+CUresult tpc_do_cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
+    return allocate("cuMemAlloc", tpc_current(), bytesize, dptr);
 }
 
 CUresult tpc_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,

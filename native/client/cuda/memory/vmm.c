@@ -433,11 +433,8 @@ CUresult tpc_cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc 
     return result;
 }
 
-CUresult tpc_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr ptr) {
+CUresult tpc_do_cuMemGetAccess(unsigned long long *flags, const CUmemLocation *location, CUdeviceptr ptr) {
     struct tpc_range range;
-    if (!flags || !location || !ptr) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     const bool host = location->type == CU_MEM_LOCATION_TYPE_HOST || location->type == CU_MEM_LOCATION_TYPE_HOST_NUMA;
     if (!host && (location->type != CU_MEM_LOCATION_TYPE_DEVICE || !tpc_device_valid(location->id))) {
         return CUDA_ERROR_INVALID_DEVICE;

@@ -174,10 +174,7 @@ out:
 /* The runtime asks for the version before cuInit, so this is where a program usually connects. Without a worker the answer
  * is the version of this library's tables, as a driver on a machine without devices answers its own: the reason for the
  * failure is then given by cuInit, while an error here would be shown as "driver too old". */
-CUresult tpc_cuDriverGetVersion(int *driverVersion) {
-    if (!driverVersion) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuDriverGetVersion(int *driverVersion) {
     if (!tpc_driver_version && tpc_start() != CUDA_SUCCESS && !tpc_driver_version) {
         *driverVersion = TPC_TABLE_VERSION;
         return CUDA_SUCCESS;
@@ -335,14 +332,10 @@ CUresult tpc_do_cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
 }
 
 /* All multiprocessors: a share of them needs MPS. */
-CUresult tpc_cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffinityType type) {
-    TPC_CONTEXT(context);
-    if (!pExecAffinity) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffinityType type) {
     pExecAffinity->type = type; /* told with the error, too, as the driver does */
     pExecAffinity->param.smCount.val =
-        (unsigned int)tpc_devices[context->device].what.attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
+        (unsigned int)tpc_devices[tpc_current()->device].what.attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
     return type == CU_EXEC_AFFINITY_TYPE_SM_COUNT ? CUDA_SUCCESS : CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;
 }
 

@@ -178,10 +178,7 @@ CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
     return result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */
 }
 
-CUresult tpc_cuStreamSynchronize(CUstream hStream) {
-    TPC_CONTEXT(context);
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
-    TPC_CAPTURE_UNSAFE("cuStreamSynchronize");
+CUresult tpc_do_cuStreamSynchronize(CUstream hStream) {
     TP_TELL(tpc_before_wait);
     if (quiet(hStream)) {
         return tpc_posted();
