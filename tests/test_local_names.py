@@ -54,6 +54,9 @@ def test_checkpoints_tell_that_the_process_runs(worker: Worker) -> None:
         assert cuda.cuCheckpointProcessGetState(os.getppid(), ref(state)) == 3
         for gone in (0, -1, 999999999):
             assert cuda.cuCheckpointProcessGetState(gone, ref(state)) == 304
+        reserved = (ctypes.c_uint64 * 8)(0, 1)
+        assert cuda.cuCheckpointProcessLock(me, reserved) == 1
+        assert cuda.cuCheckpointProcessUnlock(999999999, reserved) == 1
         assert [cuda.cuCheckpointProcessLock(me, None) for _ in range(2)] == [801, 801]
         for name in ("Checkpoint", "Restore", "Unlock"):
             assert getattr(cuda, f"cuCheckpointProcess{name}")(me, None) == 401
@@ -81,15 +84,20 @@ def test_core_dump_settings_are_remembered(worker: Worker) -> None:
             assert get(kind)[0] == 1 and put(kind, b"1") == 1
         assert get(1, 8192)[0] == 1 and put(1, b"11") == 1 and put(1, b"") == 1
         assert cuda.cuCoredumpGetAttributeGlobal(1, None, None) == 1
-        assert cuda.cuCoredumpSetAttributeGlobal(1, None, ref(size(1))) == 1
+        n = size(0)
+        assert (cuda.cuCoredumpSetAttributeGlobal(5, None, ref(n)), n.value) == (0, 1024) # a driver tells the size, too
+        assert get(5)[1].value == b""
         assert put(7, (3).to_bytes(4, "little")) == 0
         assert int.from_bytes(get(7)[1][:4], "little") == 3
         assert put(5, b"/tmp/core.%p\\0") == 0 and get(5)[1].value == b"/tmp/core.%p"
         assert get(5, 6)[1].value == b"/tmp/"
         assert put(5, b"x" * 1024) == 0 and len(get(5)[1].value) == 1023
         assert put(5, b"x" * 1025) == 1
-        # Those of a context need one.
+        # Those of a context need one, and cuInit.
+        assert get(1, of=cuda.cuCoredumpGetAttribute)[0] == 3
+        assert cuda.cuInit(0) == 0
         assert get(1, of=cuda.cuCoredumpGetAttribute)[0] == 201
+        assert cuda.cuCoredumpGetAttribute(1, None, None) == 1
         assert get(9, of=cuda.cuCoredumpGetAttribute)[0] == 1
         context()
         assert put(2, b"\\0", to=cuda.cuCoredumpSetAttribute) == 0
@@ -119,7 +127,9 @@ def test_the_log_is_empty(worker: Worker, tmp_path: Path) -> None:
         assert cuda.cuLogsCurrent(None, 0) == 1 and cuda.cuLogsCurrent(ref(at), 0) == 0
         context()
         assert cuda.cuMemFree_v2(p(0x1230)) == 1
-        assert (cuda.cuLogsDumpToMemory(ref(at), text, ref(n), 0), n.value, text.value) == (0, 0, b"")
+        assert (cuda.cuLogsDumpToMemory(ref(at), text, ref(n), 0), n.value, text.value[:2]) == (0, 0, b"xx")
+        n = size(4096)
+        assert (cuda.cuLogsDumpToMemory(ref(word(7)), text, ref(n), 0), n.value) == (1, 0)
         for bad in ((ref(at), None, ref(size(4096)), 0), (None, text, None, 0), (None, text, ref(size(4)), 0)):
             assert cuda.cuLogsDumpToMemory(*bad) == 1
         path = {str(tmp_path / "log")!r}.encode()

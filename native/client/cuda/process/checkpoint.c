@@ -37,32 +37,33 @@ CUresult tpc_do_cuCheckpointProcessGetRestoreThreadId(int pid, int *tid) {
     return result;
 }
 
+/* What is kept for later, which is the rest of all arguments from `from` on, must be 0; looked at before the process. */
+static CUresult looked(int pid, const void *args, size_t from) {
+    static const unsigned char none[64];
+    bool used = args && memcmp((const unsigned char *)args + from, none, sizeof none - from);
+    return used ? CUDA_ERROR_INVALID_VALUE : this_process(pid);
+}
+
 /* What comes behind the lock, without one. */
-static CUresult not_locked(int pid) {
-    CUresult result = this_process(pid);
+static CUresult not_locked(int pid, const void *args, size_t from) {
+    CUresult result = looked(pid, args, from);
     return result == CUDA_SUCCESS ? CUDA_ERROR_ILLEGAL_STATE : result;
 }
 
 CUresult tpc_cuCheckpointProcessLock(int pid, CUcheckpointLockArgs *args) {
     static _Atomic bool said;
-    (void)args;
-    CUresult result = this_process(pid);
+    CUresult result = looked(pid, args, offsetof(CUcheckpointLockArgs, reserved0));
     return result == CUDA_SUCCESS ? tpc_unsupported("cuCheckpointProcessLock", "the GPU is not in this machine",
                                                     CUDA_ERROR_NOT_SUPPORTED, &said)
                                   : result;
 }
 
 CUresult tpc_cuCheckpointProcessCheckpoint(int pid, CUcheckpointCheckpointArgs *args) {
-    (void)args;
-    return not_locked(pid);
+    return not_locked(pid, args, 0);
 }
 
 CUresult tpc_cuCheckpointProcessRestore(int pid, CUcheckpointRestoreArgs *args) {
-    (void)args;
-    return not_locked(pid);
+    return not_locked(pid, args, offsetof(CUcheckpointRestoreArgs, reserved));
 }
 
-CUresult tpc_cuCheckpointProcessUnlock(int pid, CUcheckpointUnlockArgs *args) {
-    (void)args;
-    return not_locked(pid);
-}
+CUresult tpc_cuCheckpointProcessUnlock(int pid, CUcheckpointUnlockArgs *args) { return not_locked(pid, args, 0); }

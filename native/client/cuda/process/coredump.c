@@ -60,7 +60,10 @@ CUresult tpc_cuCoredumpGetAttributeGlobal(CUcoredumpSettings attrib, void *value
 CUresult tpc_cuCoredumpSetAttributeGlobal(CUcoredumpSettings attrib, void *value, size_t *size) {
     static _Atomic bool said;
     size_t wanted = size_of(attrib);
-    if (!value || !size || !wanted || (is_text(attrib) ? !*size || *size > wanted : *size != wanted)) {
+    if (!value) { /* then it tells the size, too (580.159.04, measured) */
+        return tpc_cuCoredumpGetAttributeGlobal(attrib, value, size);
+    }
+    if (!size || !wanted || (is_text(attrib) ? !*size || *size > wanted : *size != wanted)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     tp_lock_take(&lock);
@@ -79,16 +82,19 @@ static bool of_a_context(CUcoredumpSettings attribute) {
     return size_of(attribute) && attribute != CU_COREDUMP_ENABLE_USER_TRIGGER && attribute != CU_COREDUMP_PIPE;
 }
 
+/* What is looked at before cuInit, and what then. */
+static CUresult look(CUcoredumpSettings attribute, const size_t *size) {
+    TPC_TRY(size && size_of(attribute) ? tpc_not_ready() : CUDA_ERROR_INVALID_VALUE);
+    TPC_CONTEXT(context);
+    return of_a_context(attribute) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
 CUresult tpc_cuCoredumpGetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) {
-    if (size_of(attrib)) {
-        TPC_CONTEXT(context);
-    }
-    return of_a_context(attrib) ? tpc_cuCoredumpGetAttributeGlobal(attrib, value, size) : CUDA_ERROR_INVALID_VALUE;
+    TPC_TRY(look(attrib, size));
+    return tpc_cuCoredumpGetAttributeGlobal(attrib, value, size);
 }
 
 CUresult tpc_cuCoredumpSetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) {
-    if (size_of(attrib)) {
-        TPC_CONTEXT(context);
-    }
-    return of_a_context(attrib) ? tpc_cuCoredumpSetAttributeGlobal(attrib, value, size) : CUDA_ERROR_INVALID_VALUE;
+    TPC_TRY(look(attrib, size));
+    return tpc_cuCoredumpSetAttributeGlobal(attrib, value, size);
 }
