@@ -213,10 +213,13 @@ CUresult tpc_cuMemPrefetchAsync_v2(CUdeviceptr devPtr, size_t count, CUmemLocati
 /* All of a batch is checked before any of it is done. */
 static CUresult check_batch(const CUdeviceptr *addresses, const size_t *sizes, size_t count, unsigned long long flags,
                             CUstream stream) {
+    if (flags || stream == CU_STREAM_LEGACY) { /* before a context and the capture (580.159.04, measured) */
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     TPC_CONTEXT(context);
     TPC_CHECK_HANDLE(STREAM, stream, true);
     TPC_TRY(tpc_capture_refuse("a batch of prefetches", stream));
-    if (!addresses || !sizes || !count || flags || stream == CU_STREAM_LEGACY) {
+    if (!addresses || !sizes || !count) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     for (size_t i = 0; i < count; i++) {
