@@ -1,6 +1,6 @@
 """Copies and memsets."""
 
-from tensor_fusion.apigen.describe import custom, older, per_thread, post, refused
+from tensor_fusion.apigen.describe import alias, custom, older, per_thread, post, refused
 
 FUNCTIONS = [
     custom("cuMemcpyHtoD_v2", ops="copy_in copy_in_bulk copy_in_late copy_out copy_out_bulk copy_out_post copy_device arena_copy_in arena_copy_out copy_out_mark stream_wait", implicit=True, shows=True),
@@ -67,7 +67,8 @@ FUNCTIONS = [
     per_thread("cuMemcpy3DPeer_ptds", "cuMemcpy3DPeer"),
     per_thread("cuMemcpyAsync_ptsz", "cuMemcpyAsync"),
     per_thread("cuMemcpyBatchAsync_ptsz", "cuMemcpyBatchAsync"),
-    per_thread("cuMemcpyBatchAsync_v2_ptsz", "cuMemcpyBatchAsync_v2"),
+    # The second forms take 0 for the legacy stream here, too, and refuse that (580.159.04, measured).
+    alias("cuMemcpyBatchAsync_v2_ptsz", "cuMemcpyBatchAsync_v2"),
     per_thread("cuMemcpyDtoDAsync_v2_ptsz", "cuMemcpyDtoDAsync_v2"),
     per_thread("cuMemcpyDtoD_v2_ptds", "cuMemcpyDtoD_v2"),
     per_thread("cuMemcpyDtoHAsync_v2_ptsz", "cuMemcpyDtoHAsync_v2"),
@@ -90,5 +91,5 @@ FUNCTIONS = [
     per_thread("cuMemsetD8Async_ptsz", "cuMemsetD8Async"),
     per_thread("cuMemsetD8_v2_ptds", "cuMemsetD8_v2"),
     per_thread("cuMemcpy3DBatchAsync_ptsz", "cuMemcpy3DBatchAsync"),
-    per_thread("cuMemcpy3DBatchAsync_v2_ptsz", "cuMemcpy3DBatchAsync_v2"),
+    alias("cuMemcpy3DBatchAsync_v2_ptsz", "cuMemcpy3DBatchAsync_v2"),
 ]
