@@ -8,6 +8,7 @@
 #include "simgpu_check.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 // What a context has is used in its own streams only; the refusal does not wait for the next call that waits.
 static inline void check_streams_of_another_context(CUmodule (*load)(void)) {
@@ -265,6 +266,21 @@ static inline void check_launches_in_captures(CUmodule module) {
     OK(cuMemFree_v2(memory));
 }
 
+static inline void sleep_a_little(void *unused) {
+    (void)unused;
+    usleep(50000);
+}
+
+// A stream that is destroyed has no capture any more, also while work from before it is under way.
+static inline void check_capture_of_a_destroyed_stream(void) {
+    CUstream stream;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuLaunchHostFunc(stream, sleep_a_little, NULL));
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    OK(cuStreamDestroy_v2(stream));
+    OK(cuCtxSynchronize());
+}
+
 // In a primary context of device 0, which has nothing behind it. `load` loads an image with fill_u32.
 static inline void check_contexts(CUmodule (*load)(void)) {
     check_streams_of_another_context(load);
@@ -274,6 +290,7 @@ static inline void check_contexts(CUmodule (*load)(void)) {
     CUmodule module = load();
     check_outputs_of_errors(module);
     check_launches_in_captures(module);
+    check_capture_of_a_destroyed_stream();
     OK(cuModuleUnload(module));
     check_resets();
 }

@@ -50,6 +50,17 @@ static void stream_gone(struct tpw_session *s, const struct tpw_stream *stream) 
 }
 TP_REGISTER(tpw_stream_gone, stream_gone);
 
+/* Else it would go on, and forbid others something, as long as work from before the capture is outstanding. */
+static void stream_leaves(struct tpw_session *s, const struct tpw_stream *stream) {
+    struct tpw_capture **at = find(s, stream);
+    CUgraph graph = NULL;
+    if (*at && !s->cuda.cuStreamEndCapture(stream->native, &graph) && !(*at)->into) {
+        s->cuda.cuGraphDestroy(graph);
+    }
+    stream_gone(s, stream);
+}
+TP_REGISTER(tpw_stream_leaves, stream_leaves);
+
 /* ---- operations ---- */
 
 static bool fits(size_t dependencies, size_t edges) { return !edges || edges == dependencies; }

@@ -346,6 +346,9 @@ int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame,
         error = tpw_enter(s, &inside);
         error = error ? error : tpw_when_done(s, stream->native, nothing, NULL);
     }
+    if (TP_UNLIKELY(s->captures)) {
+        TP_TELL(tpw_stream_leaves, s, stream);
+    }
     stream->dying = true;
     if (!stream->pending) {
         tpw_stream_end(s, stream, error);

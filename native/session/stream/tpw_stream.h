@@ -223,6 +223,9 @@ int32_t tpw_capture_keeps(struct tpw_session *s, const struct tpw_stream *stream
 /* Who knows the graph: a node of it is going to point at the object. */
 typedef int32_t tpw_node_captured(struct tpw_session *s, CUgraph graph, uint32_t kind, uint64_t handle);
 TP_LIST(tpw_node_captured);
+/* The program has ended a stream, which the driver may still have for a while: its capture ends. */
+typedef void tpw_stream_leaves(struct tpw_session *s, const struct tpw_stream *stream);
+TP_LIST(tpw_stream_leaves);
 /* A stream is going: its capture ends. */
 typedef void tpw_stream_gone(struct tpw_session *s, const struct tpw_stream *stream);
 TP_LIST(tpw_stream_gone);
