@@ -167,19 +167,18 @@ CUresult cuArrayDestroy(CUarray hArray) {
     uint64_t base = 0;
     pthread_mutex_lock(&sim.lock);
     struct sim_array *array = array_of(hArray);
+    const CUresult result = array ? sim_capture_forbids() : CUDA_ERROR_INVALID_HANDLE; // (580.159.04, measured)
     const bool level = array && array->level;
-    if (array && !level) {
+    if (result == CUDA_SUCCESS && !level) {
         base = alive(array) ? array->box.base : 0;
         sim_handle_remove(array);
     }
     pthread_mutex_unlock(&sim.lock);
-    if (!array)
-        return CUDA_ERROR_INVALID_HANDLE;
     if (base)
         sim_memory_release(base);
-    if (!level) // a level ends with its mipmap, and only then
+    if (result == CUDA_SUCCESS && !level) // a level ends with its mipmap, and only then
         free(array);
-    return CUDA_SUCCESS;
+    return result;
 }
 
 // The handle is looked at before where the answer goes.
@@ -363,15 +362,16 @@ CUresult cuMipmappedArrayDestroy(CUmipmappedArray hMipmappedArray) {
     uint64_t base = 0;
     pthread_mutex_lock(&sim.lock);
     mipmap_t *mipmap = mipmap_of(hMipmappedArray);
-    if (mipmap) {
+    const CUresult result = mipmap ? sim_capture_forbids() : CUDA_ERROR_INVALID_HANDLE;
+    if (result == CUDA_SUCCESS) {
         base = alive(&mipmap->whole) ? mipmap->whole.box.base : 0;
         for (unsigned i = 0; i < mipmap->levels; i++)
             sim_handle_remove(mipmap->level[i]);
         sim_handle_remove(mipmap);
     }
     pthread_mutex_unlock(&sim.lock);
-    if (!mipmap)
-        return CUDA_ERROR_INVALID_HANDLE;
+    if (result != CUDA_SUCCESS)
+        return result;
     if (base)
         sim_memory_release(base);
     mipmap_free(mipmap);

@@ -99,7 +99,7 @@ CUresult sim_capture_touch_context(sim_context_t *context) {
     return result;
 }
 
-static CUresult forbid(void) {
+CUresult sim_capture_forbids(void) {
     CUresult result = CUDA_SUCCESS;
     if (thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
         return result;
@@ -119,7 +119,7 @@ static CUresult forbid(void) {
 // An event that was recorded in a capture says so before the modes of captures are asked.
 CUresult sim_capture_touch_event(sim_event_t *event) {
     if (!event->capture)
-        return forbid();
+        return sim_capture_forbids();
     if (event->capture->ended)
         return CUDA_ERROR_INVALID_VALUE;
     invalidate(event->capture, CUDA_ERROR_CAPTURED_EVENT);
@@ -128,7 +128,7 @@ CUresult sim_capture_touch_event(sim_event_t *event) {
 
 CUresult sim_capture_unsafe(void) {
     pthread_mutex_lock(&sim.lock);
-    CUresult result = forbid();
+    CUresult result = sim_capture_forbids();
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -137,7 +137,7 @@ CUresult sim_capture_bars(sim_context_t *context, CUstream handle) {
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, handle, &stream);
-    if (result == CUDA_SUCCESS && stream->capture)
+    if (result == CUDA_SUCCESS)
         result = sim_capture_touch(stream);
     pthread_mutex_unlock(&sim.lock);
     return result;

@@ -113,7 +113,8 @@ CUresult sim_capture_touch(sim_stream_t *stream);
 CUresult sim_capture_touch_context(sim_context_t *context);
 CUresult sim_capture_touch_event(sim_event_t *event);
 // What a call that must not be made during a capture gives, by the modes of the captures and of the calling thread.
-CUresult sim_capture_unsafe(void); // takes sim.lock
+CUresult sim_capture_unsafe(void);  // takes sim.lock
+CUresult sim_capture_forbids(void); // the same under it
 // Such an operation cannot be part of a graph: the capture that the stream is in ends with CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED. Any
 // other answer is about the stream; takes sim.lock.
 CUresult sim_capture_bars(sim_context_t *context, CUstream handle);

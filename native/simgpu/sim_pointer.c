@@ -3,7 +3,7 @@
 // All answers come from the memory map, under its lock for reading. The single form refuses an address that is not
 // CUDA's, the multiple form answers zeros for it, as the driver documents. Out-parameters are written with the sizes
 // that cuda.h states; whoever passes a smaller buffer gets the overrun that the real driver would give.
-#include "sim.h"
+#include "sim_graph.h"
 
 #include <string.h>
 
@@ -186,6 +186,11 @@ CUresult cuPointerSetAttribute(const void *value, CUpointer_attribute which, CUd
         return CUDA_ERROR_INVALID_VALUE;
     int wanted;
     memcpy(&wanted, value, sizeof wanted);
+    pthread_rwlock_rdlock(&sim.map_lock);
+    const bool found = named(ptr) != NULL;
+    pthread_rwlock_unlock(&sim.map_lock);
+    if (found)
+        SIM_UNSAFE();
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = named(ptr);
     if (range)

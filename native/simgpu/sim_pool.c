@@ -107,6 +107,8 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, handle, &stream);
     bool captured = result == CUDA_SUCCESS && stream->capture;
+    if (result == CUDA_SUCCESS && !captured) // the legacy stream, before what the modes forbid (580.159.04, measured)
+        result = sim_capture_touch(stream);
     if (result == CUDA_SUCCESS)
         context = stream->context;
     pthread_mutex_unlock(&sim.lock);
@@ -169,6 +171,8 @@ CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
     bool captured = result == CUDA_SUCCESS && stream->capture;
+    if (result == CUDA_SUCCESS && !captured) // the legacy stream, before what the modes forbid (580.159.04, measured)
+        result = sim_capture_touch(stream);
     pthread_mutex_unlock(&sim.lock);
     if (result == CUDA_SUCCESS && !captured && sim_capturing())
         result = sim_capture_unsafe();

@@ -7,6 +7,7 @@
  * worker.
  */
 #include "tpc_memory.h"
+#include "tpc_stream.h"
 #include "tpc_vmm.h"
 
 #include <stdlib.h>
@@ -171,6 +172,7 @@ CUresult tpc_cuPointerSetAttribute(const void *value, CUpointer_attribute attrib
     if (!value || attribute != CU_POINTER_ATTRIBUTE_SYNC_MEMOPS || !tpc_range_at(ptr, &range)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    TPC_CAPTURE_UNSAFE("cuPointerSetAttribute");
     memcpy(&wanted, value, sizeof wanted);
     return tpc_range_change(range.start, set_sync, wanted != 0) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
