@@ -28,6 +28,7 @@ from calls.fuzz import (
     read_answers,
     read_expected,
     served,
+    stands_for,
 )
 from stack.harness import COMPILER, Worker, whole_stack
 
@@ -114,6 +115,77 @@ def test_the_simulated_gpu_answers_as_the_driver(binary: Path, driver: str, tmp_
     unknown = [f"{key}  {cases[0]}" for key, cases in found.items() if key not in expected]
     assert not unknown, "\n".join(unknown[:40])
     assert not set(expected) - set(found), "these lines are about nothing any more"
+
+
+def known_differences() -> set[str]:
+    """Those of other names of the client, and of what each stands for: how the simulated GPU differs from the driver,
+    and the stack from the simulated GPU."""
+    known = {**read_expected(HERE / "driver.expect"), **read_expected(EXPECTED)}
+    names: dict[str, list[str]] = {}
+    for name, targets in stands_for().items():
+        for target in targets:
+            names.setdefault(target, []).append(name)
+    found = set()
+    for key in known:
+        state, function, answers = key.split(" ", 2)
+        found |= {f"{state} {name} {answers}" for name in names.get(function, [])}
+    return found | set(read_expected(HERE / "names.expect"))
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("transport", ["native", "shmem"])
+def test_other_names_of_the_client_answer_as_the_driver(
+    binary: Path, driver: str, tmp_path: Path, transport: str
+) -> None:
+    """Per-thread, older and alias names, and what the client answers alone: the simulated GPU is no judge of them."""
+    judge, weak, out = driver_answers(), generated(Path(driver)), tmp_path / "answers"
+    cases = [case for case in judge if case.split()[1] in weak]
+    assert len(cases) > 20_000
+    cases = [case for i, case in enumerate(cases) if EVERY or i % SAMPLE == 0]
+    expected = known_differences()
+    with Worker(transport=transport) as worker:
+
+        def found() -> dict[str, list[str]]:
+            answers = read_answers(out)
+            return differences({case: judge[case] for case in cases}, answers, judge)
+
+        assert ask_beside(binary, "libcuda.so.1", cases, out, worker.env) == []
+        unknown = [case for key, same in found().items() if key not in expected for case in same]
+        faults = Faults()
+        alone = list(dict.fromkeys(one for case in unknown for one in faults.one_by_one(case)))
+        assert ask_beside(binary, "libcuda.so.1", alone, out, worker.env) == []
+        last = found()
+    unknown = [f"{key}  {same[0]}" for key, same in last.items() if key not in expected]
+    assert not unknown, "\n".join(unknown[:40])
+    if EVERY:
+        stale = set(read_expected(HERE / "names.expect")) - set(last)
+        assert not stale, f"these lines are about nothing any more: {sorted(stale)}"
+
+
+# One of each kind in which a name of the client once answered otherwise than the driver.
+WRONG_ONCE = (
+    "current cuCheckpointProcessLock 1 Ob256",
+    "none cuCheckpointProcessRestore -1 Ob256",
+    "before cuCoredumpGetAttribute 5 M:host Oi8",
+    "none cuCoredumpSetAttribute 2 M:host 0",
+    "current cuCoredumpSetAttributeGlobal 3 0 Oi8",
+    "current cuLogsDumpToMemory Op8 Ob256 Oi8 0",
+    "none cuLogsDumpToMemory 0 Ob256 Oi8 -1",
+    "current cuMemHostRegister M:host 4096 -1",
+    "capture cuMemPrefetchBatchAsync Op8 Oi8 0 Ob256 Oi8 0 1 H:stream",
+    "none cuMemDiscardBatchAsync Op8 Oi8 0 0 1",
+    "none cuMemDiscardAndPrefetchBatchAsync Op8 Oi8 0 Ob256 Oi8 0 0 0",
+    "destroyed cuMemcpyBatchAsync_v2_ptsz Op8 Op8 Oi8 0 Ob256 Oi8 0 0",
+    "none cuMemcpy3DBatchAsync_v2_ptsz 0 Ob256 0 0",
+)
+
+
+@pytest.mark.parametrize("transport", ["native", "shmem"])
+def test_names_that_once_answered_otherwise(binary: Path, transport: str) -> None:
+    with Worker(transport=transport) as worker:
+        answers = answers_of(ask(binary, "libcuda.so.1", WRONG_ONCE, worker.env))
+    judge = driver_answers()
+    assert answers == {case: judge[case] for case in WRONG_ONCE}
 
 
 WRAPS = (

@@ -328,6 +328,21 @@ def served() -> dict[str, bool]:
     return {name: line["kind"] != "refused" for name, line in table.items() if line["kind"] != "unsupported"}
 
 
+def stands_for() -> dict[str, list[str]]:
+    """For each name of the driver that api/ describes by another one, all that it stands for."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from tensor_fusion.apigen.model import load
+
+    lines = next(api.lines for api in load(ROOT / "api").apis if api.name == "cuda")
+    found: dict[str, list[str]] = {}
+    for name in lines:
+        line = lines[name]
+        while line.target:
+            found.setdefault(name, []).append(line.target)
+            line = lines[line.target]
+    return found
+
+
 def all_cases(only: str = "") -> list[str]:
     header = Header()
     lines = []
@@ -538,12 +553,15 @@ def refuses(answer: str, judge: str) -> bool:
     return code.isdigit() and code != "0" and untouched
 
 
-def differences(judge: dict[str, str], other: dict[str, str]) -> dict[str, list[str]]:
+def differences(
+    judge: dict[str, str], other: dict[str, str], beside: dict[str, str] | None = None
+) -> dict[str, list[str]]:
     """Cases whose answers differ, by state, function and both answers. Where the judge has no such function, or
     crashes, any answer is right. A call with two faults may be refused for either, and an object of another kind in
-    any way."""
+    any way. `beside`: what the judge said to calls that the other was not asked."""
     found: dict[str, list[str]] = {}
     faults = Faults()
+    heard = (judge, other, beside or {})
     for case, answer in judge.items():
         theirs = other.get(case, "no answer")
         if answer == theirs or answer.startswith(NO_ANSWER):
@@ -551,7 +569,7 @@ def differences(judge: dict[str, str], other: dict[str, str]) -> dict[str, list[
         if refuses(theirs, answer) and faults.foreign(case):
             continue
         alone = faults.one_by_one(case)
-        codes = {known[one] for known in (judge, other) for one in alone if one in known} | faults.of_null(case)
+        codes = {known[one] for known in heard for one in alone if one in known} | faults.of_null(case)
         if either_is_right(answer, theirs, codes):
             continue
         state, function = case.split()[:2]
