@@ -14,7 +14,7 @@ from tensor_fusion.apigen.describe import (
 )
 
 FUNCTIONS = [
-    custom("cuMemAlloc_v2", ops="memory_alloc memory_free", current=True, unsafe=True, dptr="there", bytesize="there"),
+    custom("cuMemAlloc_v2", ops="memory_alloc memory_free", current=True, unsafe=True, dptr="there", bytesize="there", by='tpc_memory_take("cuMemAlloc", context, bytesize, dptr)'),
     custom("cuMemAllocPitch_v2", ops="memory_alloc memory_free"),
     custom("cuMemFree_v2", ops="memory_free", lender="dptr"),
     custom("cuMemAllocManaged", ops="memory_alloc memory_free managed_settle cuMemsetD8Async"),
@@ -46,11 +46,11 @@ FUNCTIONS = [
     older("cuMemHostRegister", "cuMemHostRegister_v2", Flags="Flags & (CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP)"),
     custom("cuMemHostGetDevicePointer_v2", ops="host_twin host_twin_free", current=True, pdptr="there", Flags="bits 0"),
     local("cuMemHostGetFlags", current=True, pFlags="there"),
-    custom("cuMemAllocAsync", ops="pool_alloc pool_default pool_free"),
-    custom("cuMemAllocFromPoolAsync", ops="pool_alloc pool_default pool_free"),
+    custom("cuMemAllocAsync", ops="pool_alloc pool_default pool_free", by='tpc_pool_take("cuMemAllocAsync", dptr, bytesize, 0, false, hStream)'),
+    custom("cuMemAllocFromPoolAsync", ops="pool_alloc pool_default pool_free", by='tpc_pool_take("cuMemAllocFromPoolAsync", dptr, bytesize, (uint64_t)(uintptr_t)pool, true, hStream)'),
     custom("cuMemFreeAsync", ops="pool_free"),
-    custom("cuDeviceGetDefaultMemPool", ops="pool_default"),
-    custom("cuDeviceGetMemPool", ops="pool_default"),
+    custom("cuDeviceGetDefaultMemPool", ops="pool_default", pool_out="there", finds={"uint64_t pool": "tpc_pool_default(dev, &pool)"}, gives={"pool_out": "(CUmemoryPool)(uintptr_t)pool"}),
+    custom("cuDeviceGetMemPool", ops="pool_default", pool="there", dev="below tpc_device_count", finds={"uint64_t current": "tpc_pool_current(dev, &current)"}, gives={"pool": "(CUmemoryPool)(uintptr_t)current"}),
     custom("cuMemPoolCreate", ops="pool_create pool_destroy", unsafe=True),
     post("cuDeviceSetMemPool", contextless=True, wrapped=True),
     custom("cuMemPoolDestroy", ops="pool_destroy", unsafe=True, pool="handle"),
@@ -93,8 +93,8 @@ FUNCTIONS = [
     ),
     call("cuMemPoolSetAccess", contextless=True, wrapped=True, map="structs count"),
     # By place: those of devices, and those of host and managed memory, which are the client's.
-    custom("cuMemGetDefaultMemPool", ops="pool_default"),
-    custom("cuMemGetMemPool", ops="pool_default"),
+    custom("cuMemGetDefaultMemPool", ops="pool_default", by="tpc_pool_by_place(pool_out, location, type, false)"),
+    custom("cuMemGetMemPool", ops="pool_default", by="tpc_pool_by_place(pool, location, type, true)"),
     custom("cuMemSetMemPool", ops="cuDeviceSetMemPool", unsafe=True, pool="handle"),
     refused(
         "CUDA_ERROR_NOT_SUPPORTED",

@@ -6,14 +6,14 @@ FUNCTIONS = [
     # The list of devices comes with nvmlInit; their handles, numbers and names are looked up in it.
     local("nvmlDeviceGetCount_v2", deviceCount="there", gives={"deviceCount": "tpn_device_count"}),
     alias("nvmlDeviceGetCount", "nvmlDeviceGetCount_v2"),
-    local("nvmlDeviceGetHandleByIndex_v2"),
+    local("nvmlDeviceGetHandleByIndex_v2", device="there", index="below tpn_device_count", gives={"device": "tpn_device_at(index)"}),
     alias("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2"),
     local("nvmlDeviceGetHandleByUUID", uuid="there", device="there"),
     local("nvmlDeviceGetHandleByUUIDV", uuid="there", device="there"),
     local("nvmlDeviceGetHandleByPciBusId_v2"),
     alias("nvmlDeviceGetHandleByPciBusId", "nvmlDeviceGetHandleByPciBusId_v2"),
     local("nvmlDeviceGetHandleBySerial", serial="there", device="there"),
-    local("nvmlDeviceGetIndex"),
+    local("nvmlDeviceGetIndex", index="there", finds={"bool known": "tpn_device_index(device, index) or NVML_ERROR_INVALID_ARGUMENT"}, gives={}),
     # Handles of MIG devices are not handed out, so none is one.
     local("nvmlDeviceIsMigDeviceHandle", device="handle", isMigDevice="there", gives={"isMigDevice": "0"}),
     pure("nvmlDeviceGetName", name="outstring length"),
@@ -21,8 +21,8 @@ FUNCTIONS = [
     pure("nvmlDeviceGetSerial", serial="outstring length"),
     pure("nvmlDeviceGetPciInfo_v3"),
     # The structs behind the older names are shorter than the one that the header declares.
-    local("nvmlDeviceGetPciInfo_v2"),
-    local("nvmlDeviceGetPciInfo"),
+    local("nvmlDeviceGetPciInfo_v2", by="tpn_pci_info(device, pci, 36)"),
+    local("nvmlDeviceGetPciInfo", by="tpn_pci_info(device, pci, 32)"),
     pure("nvmlDeviceGetPciInfoExt", pci="versioned"),
     pure("nvmlDeviceGetBrand"),
     pure("nvmlDeviceGetArchitecture"),
@@ -80,9 +80,9 @@ FUNCTIONS = [
     local("nvmlDeviceGetGridLicensableFeatures_v3", device="handle", pGridLicensableFeatures="there", gives={"pGridLicensableFeatures.isGridLicenseSupported": "0", "pGridLicensableFeatures.licensableFeaturesCount": "0"}),
     refused("NVML_ERROR_NOT_SUPPORTED", "asks of a MIG device, which are not offered", "nvmlDeviceGetAttributes"),
     # The client's own processors and memory, all of them: those of the worker's host mean nothing to it.
-    local("nvmlDeviceGetCpuAffinity"),
-    local("nvmlDeviceGetCpuAffinityWithinScope"),
-    local("nvmlDeviceGetMemoryAffinity"),
+    local("nvmlDeviceGetCpuAffinity", by='tpn_online("/sys/devices/system/cpu/online", device, cpuSetSize, cpuSet)'),
+    local("nvmlDeviceGetCpuAffinityWithinScope", scope="most NVML_AFFINITY_SCOPE_SOCKET", by='tpn_online("/sys/devices/system/cpu/online", device, cpuSetSize, cpuSet)'),
+    local("nvmlDeviceGetMemoryAffinity", scope="most NVML_AFFINITY_SCOPE_SOCKET", by='tpn_online("/sys/devices/system/node/online", device, nodeSetSize, nodeSet)'),
     # All processors are near, so there is nothing to bind the thread to, or to free it from.
     local("nvmlDeviceSetCpuAffinity", device="handle", gives={}),
     local("nvmlDeviceClearCpuAffinity", device="handle", gives={}),

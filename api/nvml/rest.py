@@ -182,7 +182,7 @@ FUNCTIONS = [
     ),
     local("nvmlDeviceGetGpuInstances", device="handle", count="there", gpuInstances="there", gives={"count": "0"}),
     # The first form has to be given an array.
-    custom("nvmlDeviceGetGpuInstancePossiblePlacements", ops="nvmlDeviceGetGpuInstancePossiblePlacements_v2"),
+    custom("nvmlDeviceGetGpuInstancePossiblePlacements", ops="nvmlDeviceGetGpuInstancePossiblePlacements_v2", placements="there", by="tpn_nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, profileId, placements, count)"),
     call("nvmlDeviceGetGpuInstancePossiblePlacements_v2", placements="filled count", count="room?"),
     # What the operator of a GPU sets.
     refused(

@@ -1,9 +1,9 @@
 """Initialisation, the driver's versions, errors, events: what concerns no device or all of them."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, pure, refused
+from tensor_fusion.apigen.describe import alias, call, custom, local, older, pure, refused
 
 FUNCTIONS = [
-    custom("nvmlInit_v2", ops="nvml_start", anytime=True),
+    older("nvmlInit_v2", "nvmlInitWithFlags", flags="0"),
     custom("nvmlInitWithFlags", ops="nvml_start", anytime=True),
     alias("nvmlInit", "nvmlInit_v2"),
     local("nvmlShutdown", anytime=True),

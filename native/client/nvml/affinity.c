@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 /* Sets a bit for each number of a list like "0-3,8" as far as the set goes. Without a list the kernel knows of no such thing. */
-static nvmlReturn_t online(const char *path, nvmlDevice_t device, unsigned int words, unsigned long *set) {
+nvmlReturn_t tpn_online(const char *path, nvmlDevice_t device, unsigned int words, unsigned long *set) {
     if (!tpn_device_index(device, NULL) || !words || !set) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
@@ -33,22 +33,6 @@ static nvmlReturn_t online(const char *path, nvmlDevice_t device, unsigned int w
         }
     }
     return NVML_SUCCESS;
-}
-
-nvmlReturn_t tpn_nvmlDeviceGetCpuAffinity(nvmlDevice_t device, unsigned int cpuSetSize, unsigned long *cpuSet) {
-    return online("/sys/devices/system/cpu/online", device, cpuSetSize, cpuSet);
-}
-
-nvmlReturn_t tpn_nvmlDeviceGetCpuAffinityWithinScope(nvmlDevice_t device, unsigned int cpuSetSize,
-                                                     unsigned long *cpuSet, nvmlAffinityScope_t scope) {
-    return scope > NVML_AFFINITY_SCOPE_SOCKET ? NVML_ERROR_INVALID_ARGUMENT
-                                              : tpn_nvmlDeviceGetCpuAffinity(device, cpuSetSize, cpuSet);
-}
-
-nvmlReturn_t tpn_nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned int nodeSetSize, unsigned long *nodeSet,
-                                             nvmlAffinityScope_t scope) {
-    return scope > NVML_AFFINITY_SCOPE_SOCKET ? NVML_ERROR_INVALID_ARGUMENT
-                                              : online("/sys/devices/system/node/online", device, nodeSetSize, nodeSet);
 }
 
 /* Puts a device into the list of a caller who may only want the count. */

@@ -28,18 +28,6 @@ bool tpn_device_index(nvmlDevice_t device, unsigned int *index) {
     return true;
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
-    if (!device || index >= tpn_device_count) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
-    *device = tpn_device_at(index);
-    return NVML_SUCCESS;
-}
-
-nvmlReturn_t tpn_nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *index) {
-    return index && tpn_device_index(device, index) ? NVML_SUCCESS : NVML_ERROR_INVALID_ARGUMENT;
-}
-
 /* cuda.core asks with what cuDeviceGetUuid gives, which has no "GPU-" (580.159.04 finds the device). */
 static bool is_uuid(const char *told, const char *asked) {
     return strcmp(told, asked) == 0 || (strncmp(told, "GPU-", 4) == 0 && strcmp(told + 4, asked) == 0);
@@ -135,10 +123,7 @@ nvmlReturn_t tpn_do_nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t
 }
 
 /* The older structs begin like the one of _v3 and end sooner. NVML writes as far as pciDeviceId and pciSubSystemId. */
-#define PCI_V1_SIZE 32u
-#define PCI_V2_SIZE 36u
-
-static nvmlReturn_t pci_info(nvmlDevice_t device, nvmlPciInfo_t *pci, size_t size) {
+nvmlReturn_t tpn_pci_info(nvmlDevice_t device, nvmlPciInfo_t *pci, size_t size) {
     unsigned int index;
     if (!pci || !tpn_device_index(device, &index)) {
         return NVML_ERROR_INVALID_ARGUMENT;
@@ -147,17 +132,11 @@ static nvmlReturn_t pci_info(nvmlDevice_t device, nvmlPciInfo_t *pci, size_t siz
     return NVML_SUCCESS;
 }
 
-nvmlReturn_t tpn_nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t *pci) {
-    return pci_info(device, pci, PCI_V1_SIZE);
-}
-nvmlReturn_t tpn_nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci) {
-    return pci_info(device, pci, PCI_V2_SIZE);
-}
 nvmlReturn_t tpn_nvmlDeviceGetNvLinkRemotePciInfo(nvmlDevice_t device, unsigned int link, nvmlPciInfo_t *pci) {
     nvmlPciInfo_t whole;
     nvmlReturn_t result = tpn_nvmlDeviceGetNvLinkRemotePciInfo_v2(device, link, pci ? &whole : NULL);
     if (result == NVML_SUCCESS) {
-        memcpy(pci, &whole, PCI_V2_SIZE);
+        memcpy(pci, &whole, 36);
     }
     return result;
 }

@@ -7,13 +7,6 @@
 
 #include "tpg_nvml_send.h"
 
-nvmlReturn_t tpn_nvmlDeviceGetGpuInstancePossiblePlacements(nvmlDevice_t device, unsigned int profileId,
-                                                            nvmlGpuInstancePlacement_t *placements,
-                                                            unsigned int *count) {
-    return placements ? tpn_nvmlDeviceGetGpuInstancePossiblePlacements_v2(device, profileId, placements, count)
-                      : NVML_ERROR_INVALID_ARGUMENT;
-}
-
 nvmlReturn_t tpn_nvmlDeviceGetFieldValues(nvmlDevice_t device, int valuesCount, nvmlFieldValue_t *values) {
     if (!values || valuesCount <= 0 || !tpn_device_index(device, NULL) ||
         (size_t)valuesCount > TP_FRAME_MAX / 2 / sizeof *values) { /* the answer has to fit, too */

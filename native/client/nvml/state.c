@@ -131,8 +131,6 @@ nvmlReturn_t tpn_nvmlInitWithFlags(unsigned int flags) {
     return result;
 }
 
-nvmlReturn_t tpn_nvmlInit_v2(void) { return tpn_nvmlInitWithFlags(0); }
-
 nvmlReturn_t tpn_nvmlShutdown(void) {
     nvmlReturn_t result = NVML_SUCCESS;
     take_ownership();

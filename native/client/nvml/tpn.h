@@ -64,6 +64,10 @@ extern unsigned int tpn_device_count;
 /* False for every handle that nvmlDeviceGetHandleBy… has not handed out. */
 bool tpn_device_index(nvmlDevice_t device, unsigned int *index);
 nvmlDevice_t tpn_device_at(unsigned int index);
+/* The first `size` bytes, as older structs have them. */
+nvmlReturn_t tpn_pci_info(nvmlDevice_t device, nvmlPciInfo_t *pci, size_t size);
+/* affinity.c: numbers of what is online, by a list of the kernel, as a set. */
+nvmlReturn_t tpn_online(const char *path, nvmlDevice_t device, unsigned int words, unsigned long *set);
 
 /* ---- handles (handle.c) ---- */
 /* A new handle of an event set or a sample, 0 when a program has as many as it may. */

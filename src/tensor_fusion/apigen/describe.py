@@ -9,7 +9,8 @@ A line of api/ names a function and one of these kinds:
 ``custom``      hand-written code in the client that sends the operations named in ``ops``
 ``alias``       another name with the same arguments; ``per_thread`` is the per-thread-default-stream form
 ``older``       another form of a function: it calls that one with its own arguments, by their names, and the others as
-                the line gives them, in C; a struct of an earlier version is widened field by field
+                the line gives them, in C; a struct of an earlier version is widened field by field. With
+                ``first=True`` it works in no context but one that was made by a first form, too
 ``unsupported`` returns not-supported, with the reason; unless ``advertised``, the look-up by name does not find what
                 first came with CUDA 12.0 or later (see emit_client.py)
 ``refused``     returns for good the code that a real driver gives to programs that have not what it needs, after the
@@ -29,9 +30,13 @@ One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same ar
 
 A ``local`` or ``custom`` function whose line has roles is looked at first, in the line's order, and made by a
 hand-written ``tpc_do_<name>``: a parameter is ``"there"``, or gets the error for a NULL or the one behind the word;
-a ``"handle"`` or ``"handle?"`` by its type; a ``"device"`` of the program; of no bits but ``"bits M"``; ``"most N"``,
-unsigned. ``current=True``: there is a current context that can be used. With ``gives`` nothing is written by hand: what
-the parameters point at gets these values, as C; ``"p.f"`` is a field.
+a ``"handle"`` or ``"handle?"`` by its type; a ``"device"`` of the program; of no bits but ``"bits M"``; ``"most N"``
+or ``"below N"``, unsigned; a stream that is ``"uncaptured"``, or refuses it and ends its capture. ``current=True``:
+there is a current context that can be used; C of the line may call it ``context``. With ``gives`` nothing is written by
+hand: what the parameters point at gets these values, as C; ``"p.f"`` is a field, and ``"p?"`` may be NULL. With ``by``,
+which is the call of a function that is written by hand, as C over the parameters, one function makes several names; a
+family's header declares it. Before either, ``finds`` declares what is looked for (``""`` for nothing), each with its C:
+a call that stores it, whose error is the answer, or, as ``"C or E"``, what must not be 0.
 
 What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of
 the roles:
@@ -147,15 +152,23 @@ class Line:
     wrapped: bool = False  # the client's function is written by hand, around a generated tpc_sent_<name>
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
     current: bool = False  # local, custom: needs a current context
-    gives: dict[str, str] | None = None  # local: what is written, by a parameter or a field of it
+    gives: dict[str, str] | None = None  # local, custom: what is written, by a parameter or a field of it
+    finds: dict[str, str] = field(default_factory=dict)  # before `gives` and `by`: declarations, and how each is found
+    by: str = ""  # local, custom: the call of a hand-written function that makes this name among others, as C
     lender: str = ""  # custom: a parameter that is memory, which lends its context to a thread that has none
+    first: bool = False  # older: needs a current context that a first form made
     place: str = ""  # file:line of the declaration, for whoever has to mend it
 
     @property
     def looked_at(self) -> bool:
         """A local or custom function whose checks are generated."""
-        looked = bool(self.roles) or self.current or bool(self.unsafe) or self.gives is not None
+        looked = bool(self.roles) or self.current or bool(self.unsafe) or self.gives is not None or bool(self.by)
         return self.kind in ("local", "custom") and looked
+
+    @property
+    def maker(self) -> str:
+        """The hand-written function that makes a name by a call that is given as C."""
+        return self.by.partition("(")[0]
 
 
 def _place() -> str:
@@ -312,6 +325,8 @@ def local(
     current: bool = False,
     unsafe: bool | str = False,
     gives: dict[str, str] | None = None,
+    finds: dict[str, str] | None = None,
+    by: str = "",
     **roles: str,
 ) -> Line:
     """Answered in the client by hand-written code, unless by `gives`; `params` declares a name that no header does."""
@@ -325,6 +340,8 @@ def local(
         current=current,
         unsafe=unsafe,
         gives=gives,
+        finds=finds or {},
+        by=by,
         place=_place(),
     )
 
@@ -340,6 +357,9 @@ def custom(
     current: bool = False,
     unsafe: bool | str = False,
     lender: str = "",
+    gives: dict[str, str] | None = None,
+    finds: dict[str, str] | None = None,
+    by: str = "",
     **roles: str,
 ) -> Line:
     """Hand-written in the client, using the operations named in `ops` (separated by blanks)."""
@@ -354,6 +374,9 @@ def custom(
         current=current,
         unsafe=unsafe,
         lender=lender,
+        gives=gives,
+        finds=finds or {},
+        by=by,
         place=_place(),
     )
 
@@ -363,9 +386,9 @@ def alias(name: str, target: str) -> Line:
     return Line(name, "alias", target=target, place=_place())
 
 
-def older(name: str, target: str, /, **given: str) -> Line:
+def older(name: str, target: str, /, *, first: bool = False, **given: str) -> Line:
     """`target` with fewer, narrower or renamed arguments; `given` are those of `target` that this form lacks."""
-    return Line(name, "older", given, target=target, place=_place())
+    return Line(name, "older", given, target=target, first=first, place=_place())
 
 
 def per_thread(name: str, target: str) -> Line:

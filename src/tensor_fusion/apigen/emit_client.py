@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 from . import older
 from .describe import Line
@@ -33,6 +34,8 @@ SUCCESS = {"cuda": "CUDA_SUCCESS", "nvml": "NVML_SUCCESS"}
 HIDDEN_FROM = 12000  # refused names that are as new as this are not found by name
 NOT_FOUND = "CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND"
 LIBRARY = {"cuda": "libcuda", "nvml": "libnvidia-ml"}
+# Where the hand-written functions are declared that make several names.
+MAKERS = {"cuda": ("tpc_code.h", "tpc_copy.h", "tpc_graph.h", "tpc_memory.h", "tpc_stream.h"), "nvml": ()}
 # What every function answers when there is no libteleport, and when the one that is there belongs to another build.
 MISSING = {"cuda": "CUDA_ERROR_SHARED_OBJECT_INIT_FAILED", "nvml": "NVML_ERROR_LIBRARY_NOT_FOUND"}
 FOREIGN = {"cuda": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "nvml": "NVML_ERROR_LIB_RM_VERSION_MISMATCH"}
@@ -48,7 +51,7 @@ def client_header(model: Model) -> str:
                 lines.append(f"{_signature(api, line, prototype)};")
             if line.check and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'check_')};")
-            if line.looked_at and line.gives is None and prototype:
+            if line.looked_at and line.gives is None and not line.by and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'do_')};")
             if line.wrapped and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'sent_')};")
@@ -128,8 +131,9 @@ def exports(model: Model, api: Api) -> str:
 
 def entries(model: Model, api: Api) -> str:
     """tpg_<api>_entries.c: what is behind every name, hidden in libteleport under the same name, and their table."""
-    own = ['"tpc.h"', '"tpc_memory.h"', '"tpc_stream.h"'] if api.name == "cuda" else [f'"{PREFIX[api.name]}.h"']
-    lines = [NOTE, *(f"#include {header}" for header in own), '#include "tpg_client.h"', '#include "tpg_table.h"']
+    own = ["tpc.h", "tpc_memory.h", "tpc_stream.h"] if api.name == "cuda" else [f"{PREFIX[api.name]}.h"]
+    own += [header for header in MAKERS[api.name] if header not in own and any(x.by for x in api.lines.values())]
+    lines = [NOTE, *(f'#include "{header}"' for header in own), '#include "tpg_client.h"', '#include "tpg_table.h"']
     lines.append(f'#include "tpg_{api.name}_trace.h"')
     for name in api.exports:
         lines.append(_entry(model, api, api.lines[name]))
@@ -191,6 +195,8 @@ def _answer_of(api: Api, line: Line, target: Line, prototype: Prototype) -> str:
     else:
         arguments = [f"{p.name} ? {p.name} : {default}" if p.type == "CUstream" else p.name for p in prototype.params]
     answer = f"{prefix}_{target.name}({', '.join(arguments)})"
+    if target.by and not (target.roles or target.finds or target.current or target.unsafe):
+        answer = _made_by(api, target, arguments)
     lenders = [p.name for p in prototype.params if p.type == LENDER]
     launchers = [p.name for p in prototype.params if p.type == LAUNCHER and target.implicit]
     lenders += [f"{name} ? {name}->hStream : NULL" for name in launchers]
@@ -203,6 +209,16 @@ def _answer_of(api: Api, line: Line, target: Line, prototype: Prototype) -> str:
     if prototype.returns == RESULTS[api.name]:
         answer = f'{prefix.upper()}_ANSWER("{line.name}", {answer})'
     return answer
+
+
+def _made_by(api: Api, line: Line, arguments: list[str]) -> str:
+    """The call that a line gives, where nothing comes before it, with these arguments for its parameters."""
+    prototype = api.prototype(line.name)
+    assert prototype is not None
+    names = ["implicit"] * line.implicit + [p.name for p in prototype.params]
+    given = {name: a if a.isidentifier() else f"({a})" for name, a in zip(names, arguments, strict=True)}
+    words = re.compile(r'"[^"]*"|\b(?:' + "|".join(names) + r")\b")
+    return words.sub(lambda word: given.get(word[0], word[0]), line.by)
 
 
 def _traced(api: Api, line: Line, prototype: Prototype, answer: str, *, anytime: bool) -> list[str]:
@@ -307,7 +323,9 @@ def looked_at(model: Model, api: Api) -> str:
     prefix = PREFIX[api.name]
     lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"']
     looked = [line for line in api.lines.values() if line.looked_at]
-    lines += [f'#include "{prefix}_stream.h"'] if any(line.unsafe for line in looked) else []
+    makers = [header for header in MAKERS[api.name] if any(line.by for line in looked)]
+    streams = [f"{prefix}_stream.h"] if any(line.unsafe for line in looked) else []
+    lines += [f'#include "{header}"' for header in makers or streams]
     for line in api.lines.values():
         lines += _looked_at(model, api, line) if line.looked_at else []
     if api.attributes:
@@ -330,28 +348,48 @@ def _looked_at(model: Model, api: Api, line: Line) -> list[str]:
         if look.how == "device":
             body.append(f"    if (!tpc_device_valid({look.name})) {{ return CUDA_ERROR_INVALID_DEVICE; }}")
         else:
-            body += _look(upper, look)
+            body += _look(upper, look, line.name)
     body += unsafe if line.unsafe == "last" else []
-    if line.gives is None:
+    for declared, found in line.finds.items():
+        body += _found(upper, declared, found)
+    said = " ".join([line.by, *line.finds.values(), *(line.gives or {}), *(line.gives or {}).values()])
+    if line.by or line.gives is not None:
+        body += [f"    (void){p.name};" for p in prototype.params if not re.search(rf"\b{p.name}\b", said)]
+    if line.by:
+        end = line.by
+    elif line.gives is None:
         arguments = [*(["implicit"] if line.implicit else []), *(p.name for p in prototype.params)]
         end = f"{PREFIX[api.name]}_do_{line.name}({', '.join(arguments)})"
     else:
-        body += [f"    (void){p.name};" for p in prototype.params]
         for path, value in line.gives.items():
             name, _, member = path.partition(".")
-            body.append(f"    {name}->{member} = {value};" if member else f"    *{name} = {value};")
+            stored = f"{name}->{member} = {value};" if member else f"*{name.removesuffix('?')} = {value};"
+            body.append(f"    if ({name.removesuffix('?')}) {{ {stored} }}" if name.endswith("?") else f"    {stored}")
         end = SUCCESS[api.name]
     return [f"{_signature(api, line, prototype)} {{", *body, f"    return {end};", "}"]
 
 
-def _look(upper: str, look: Look) -> list[str]:
+def _found(upper: str, declared: str, text: str) -> list[str]:
+    """What is looked for before an answer is given: declared, and found, or the error is the answer."""
+    call, _, error = text.partition(" or ")
+    if error:
+        name = re.findall(r"\w+", declared)[-1]
+        return [f"    {declared} = {call};", f"    if (!{name}) {{ return {error}; }}"]
+    return [*([f"    {declared};"] if declared else []), f"    {upper}_TRY({call});"]
+
+
+def _look(upper: str, look: Look, name: str = "") -> list[str]:
     """The check of one parameter, but for that of a device."""
     null = look.code or f"{upper}_NULL"
     if look.how == "handle":
         optional = "true" if look.optional else "false"
         return [f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, {optional});"]
+    if look.how == "uncaptured":
+        return [f'    {upper}_TRY({upper.lower()}_capture_refuse("{name}", {look.name}));']
     if look.how == "bits":
         return [f"    if ({look.name} & ~(uint64_t)({look.bound})) {{ return {null}; }}"]
+    if look.how == "below":
+        return [f"    if ((unsigned int){look.name} >= (unsigned int)({look.bound})) {{ return {null}; }}"]
     if look.how == "most":
         return [f"    if ((unsigned int){look.name} > {look.bound}) {{ return {null}; }}"]
     return [f"    if (!{look.name}) {{ return {null}; }}"]
@@ -362,6 +400,10 @@ def _older(model: Model, api: Api, line: Line) -> list[str]:
     own, newer = api.prototype(line.name), api.resolve(api.lines[line.target])
     items = older.joined(line, own, newer, api.prototype(line.target), model.types)
     body, arguments = older.handed_on(line, items, model.types)
+    if line.first:
+        upper = PREFIX[api.name].upper()
+        wrong = "if (!context->first_form) { return CUDA_ERROR_INVALID_CONTEXT; }"
+        body = [f"    {upper}_CONTEXT(context);", f"    {wrong}", *body]
     assert own is not None
     call = f"{PREFIX[api.name]}_{newer.name}({', '.join([*['implicit'] * line.implicit, *arguments])})"
     return [f"{_signature(api, line, own)} {{", *body, f"    return {call};", "}"]

@@ -72,7 +72,8 @@ def _definition(model: Model, api: Api, line: Line) -> list[str]:
         body, arguments = older.handed_on(line, items, model.types)
         if not any(PREFIX[api.name] in text for text in arguments):  # else it is said in the client's words
             call = f"{newer.name}({', '.join(arguments)})"
-            return [f"{_head(api, line.name)} {{", "    SIM_ENTER_ANY();", *body, f"    return {call};", "}"]
+            entered = ["    SIM_ENTER_ANY();"] if api.name == "cuda" else []
+            return [f"{_head(api, line.name)} {{", *entered, *body, f"    return {call};", "}"]
     unused = [f"    (void){p.name};" for p in params]
     if api.name == "cuda":
         enter, refused = ("SIM_ENTER_ANY();" if line.anytime else "SIM_ENTER();"), "CUDA_ERROR_NOT_SUPPORTED"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import runpy
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -277,6 +278,7 @@ def _check_line(api: Api, line: Line, types: Types) -> None:
     if line.kind in ("local", "custom"):
         own = api.prototype(line.name)
         looks(line, own.params if own else (), types, types.enumerators(RESULTS[api.name]))
+        _check_answer(line)
         names = [p.name for p in own.params] if own else []
         if line.lender and line.lender not in names:
             reason = f"lender is {line.lender!r}, which is no parameter{meant(line.lender, names)} (it has {names})"
@@ -290,6 +292,16 @@ def _check_line(api: Api, line: Line, types: Types) -> None:
         sent = api.lines.get(name)
         if sent is None or sent.kind.removeprefix("op-") not in ("call", "post", "pure"):
             raise refuse(line.place, line.name, f"no operation is called {name!r}{meant(name, api.lines)}")
+
+
+def _check_answer(line: Line) -> None:
+    """What is given, or whose call gives it: one of them, and nothing that is found in vain."""
+    if line.by and not re.fullmatch(r"\w+\(.*\)", line.by):
+        raise refuse(line.place, line.name, f"by is {line.by!r}, which is no call")
+    if line.by and line.gives is not None:
+        raise refuse(line.place, line.name, f"gives what {line.maker} is to give: say one of them")
+    if line.finds and not line.by and line.gives is None:
+        raise refuse(line.place, line.name, f"finds {next(iter(line.finds))!r} for nobody: say by, or what it gives")
 
 
 class _Lock:

@@ -3,7 +3,8 @@
 Of a refused one each parameter by its type, or by what the line says: a pointer must be there, a handle alive, a device
 one of the program's; a stream may be the default one. The role ``"value"`` is not looked at; ``"there"`` must not be 0,
 or gets the error that stands behind the word; ``"device"`` and ``"handle"``, or ``"handle?"``, are what a parameter of
-such a type is by itself. Of one written by hand what its line names, in that order.
+such a type is by itself. Of one written by hand what its line names, in that order; a stream may be
+``"uncaptured"`` there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from .layout import Types, meant, refuse
 from .snapshot import Parameter
 
 ROLES = ("value", "there", "device", "handle", "handle?")
-BOUNDS = ("bits", "most")  # of numbers, with what bounds them
+OWN_ROLES = (*ROLES[1:], "uncaptured")  # of what is written by hand: a stream that captures refuses it
+BOUNDS = ("bits", "most", "below")  # of numbers, with what bounds them
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,11 @@ class Look:
     """One parameter that is looked at."""
 
     name: str
-    how: str  # there, device, handle, bits, most
+    how: str  # there, device, handle, uncaptured, bits, most, below
     kind: str = ""  # of a handle
     optional: bool = False
     code: str = ""  # there: the error, "" for that of a NULL
-    bound: str = ""  # bits, most: C
+    bound: str = ""  # bits, most, below: C
 
 
 def beginning(values: dict[str, str]) -> str:
@@ -39,7 +41,7 @@ def beginning(values: dict[str, str]) -> str:
 def looks(line: Line, params: tuple[Parameter, ...], types: Types, codes: list[str]) -> list[Look]:
     """The parameters that are looked at, in the order of the checks; `codes` are errors of the API."""
     names = [p.name for p in params]
-    for name in [*line.roles, *(path.partition(".")[0] for path in line.gives or {})]:
+    for name in [*line.roles, *(path.partition(".")[0].removesuffix("?") for path in line.gives or {})]:
         if name not in names:
             raise refuse(line.place, line.name, f"has no parameter {name!r}{meant(name, names)} (it has {names})")
     if line.kind != "refused":
@@ -59,9 +61,11 @@ def _look(line: Line, parameter: Parameter, types: Types, codes: list[str]) -> L
         word, _, code = line.roles[parameter.name].partition(" ")
         if word in BOUNDS and code and line.kind != "refused":
             return Look(parameter.name, word, bound=code)
-        if word not in ROLES or ("handle" in word) > bool(kind) or (code and (word != "there" or code not in codes)):
+        roles = ROLES if line.kind == "refused" else OWN_ROLES
+        of_kind = "handle" in word or word == "uncaptured"
+        if word not in roles or of_kind > bool(kind) or (code and (word != "there" or code not in codes)):
             said = line.roles[parameter.name]
-            allowed = ROLES if line.kind == "refused" else (*ROLES[1:], *(f"{word} N" for word in BOUNDS))
+            allowed = ROLES if line.kind == "refused" else (*OWN_ROLES, *(f"{word} N" for word in BOUNDS))
             whose = "a refused function" if line.kind == "refused" else "a function by hand"
             reason = f"{parameter.name} of {whose} is one of {', '.join(allowed)}, not {said!r}"
             raise refuse(line.place, line.name, reason)

@@ -30,7 +30,7 @@ SENDER = re.compile(r"\b(?:tpc|tpn)_(?:post|call|pure|sent)_(\w+)|\bTPG_OP_(\w+)
 
 @dataclass
 class _Function:
-    """One function of the C: where it is, and the names in it."""
+    """One function of the C, or of a line that is made by calls of C: where it is, and the names in it."""
 
     path: Path
     uses: set[str] = field(default_factory=set)
@@ -69,6 +69,17 @@ def _functions(client: Path, ops: set[str]) -> dict[tuple[str, str], _Function]:
     return found
 
 
+def _of_lines(api: Api) -> dict[tuple[str, str], _Function]:
+    """The generated functions that call some of the C by `finds` and `by`."""
+    made = {}
+    for line in api.lines.values():
+        called = " ".join([line.by, *line.finds.values()])
+        if called.strip():
+            uses = set(re.findall(r"\b([A-Za-z_]\w*)\(", called))
+            made["", f"{PREFIX[api.name]}_{line.name}"] = _Function(Path(line.name), uses)
+    return made
+
+
 def _reached(functions: dict[tuple[str, str], _Function], start: str, ops: set[str], *, far: bool) -> set[str]:
     """Operations sent by `start` and what it calls: in its own file alone, or anywhere."""
     todo, seen, sent = [functions["", start]], set(), set()
@@ -91,18 +102,23 @@ def check(model: Model, client: Path) -> None:
     """Raises for the first line that is untrue."""
     for api in model.apis:
         ops = {op.name for op in api.ops}
-        _check_api(api, _functions(client / api.name, ops), _functions(client / "core", ops))
+        written = _functions(client / api.name, ops)
+        _check_api(api, {**written, **_of_lines(api)}, _functions(client / "core", ops))
 
 
 def _check_api(api: Api, functions: dict[tuple[str, str], _Function], shared: dict[tuple[str, str], _Function]) -> None:
     ops = {op.name for op in api.ops}
     used = set().union(*(function.sends for function in [*functions.values(), *shared.values()]))
     for line in api.lines.values():
-        function = f"{PREFIX[api.name]}_{'do_' if line.looked_at else ''}{line.name}"
+        function = line.maker or f"{PREFIX[api.name]}_{'do_' if line.looked_at else ''}{line.name}"
         if line.kind.startswith("op-") and line.name not in used:
             raise refuse(line.place, line.name, "nothing in the client sends this operation")
-        if (line.kind not in ("custom", "local") and not line.wrapped) or line.gives is not None:
+        if (line.kind not in ("custom", "local") and not line.wrapped) or (line.gives is not None and not line.ops):
             continue
+        if line.maker.partition("_")[2] in api.lines:
+            continue  # another name makes it, whose own line says what is sent
+        if line.gives is not None:
+            function = f"{PREFIX[api.name]}_{line.name}"
         if ("", function) not in functions:
             raise refuse(line.place, line.name, f"the client has no function {function}")
         if line.wrapped and line.name not in _reached(functions, function, ops, far=True):

@@ -99,8 +99,8 @@ static struct tpc_kernel *named(uint64_t handle, int device) {
     return device < 0 ? function_of(handle) : tpc_kernel_of(handle);
 }
 
-static CUresult get_attribute(const char *name, int *value, CUfunction_attribute attribute, uint64_t handle,
-                              int device) {
+CUresult tpc_function_attribute(const char *name, int *value, CUfunction_attribute attribute, uint64_t handle,
+                                int device) {
     struct tpc_kernel *kernel = named(handle, device);
     CUresult result;
     if (!value || (unsigned)attribute >= CU_FUNC_ATTRIBUTE_MAX) {
@@ -114,15 +114,6 @@ static CUresult get_attribute(const char *name, int *value, CUfunction_attribute
         *value = atomic_load_explicit(&values[attribute], memory_order_relaxed);
     }
     return result;
-}
-
-CUresult tpc_cuFuncGetAttribute(int *pi, CUfunction_attribute attrib, CUfunction hfunc) {
-    return get_attribute("cuFuncGetAttribute", pi, attrib, (uint64_t)(uintptr_t)hfunc, -1);
-}
-
-CUresult tpc_cuKernelGetAttribute(int *pi, CUfunction_attribute attrib, CUkernel kernel, CUdevice dev) {
-    TPC_DEVICE(dev);
-    return get_attribute("cuKernelGetAttribute", pi, attrib, (uint64_t)(uintptr_t)kernel, dev);
 }
 
 static const int *attributes_of_device(int remote) {
@@ -160,8 +151,8 @@ static CUresult check_attribute(struct tpc_kernel *kernel, int device, CUfunctio
     }
 }
 
-static CUresult set_attribute(const char *name, uint64_t handle, int device, CUfunction_attribute attribute,
-                              int value) {
+CUresult tpc_function_attribute_set(const char *name, uint64_t handle, int device, CUfunction_attribute attribute,
+                                    int value) {
     struct tpc_kernel *kernel = named(handle, device);
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
@@ -196,16 +187,7 @@ static CUresult set_attribute(const char *name, uint64_t handle, int device, CUf
     return result;
 }
 
-CUresult tpc_cuFuncSetAttribute(CUfunction hfunc, CUfunction_attribute attrib, int value) {
-    return set_attribute("cuFuncSetAttribute", (uint64_t)(uintptr_t)hfunc, -1, attrib, value);
-}
-
-CUresult tpc_cuKernelSetAttribute(CUfunction_attribute attrib, int val, CUkernel kernel, CUdevice dev) {
-    TPC_DEVICE(dev);
-    return set_attribute("cuKernelSetAttribute", (uint64_t)(uintptr_t)kernel, dev, attrib, val);
-}
-
-static CUresult config(const char *name, uint64_t handle, int device, unsigned int what, int value) {
+CUresult tpc_function_config(const char *name, uint64_t handle, int device, unsigned int what, int value) {
     const struct tpc_kernel *kernel = named(handle, device);
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
@@ -219,20 +201,7 @@ static CUresult config(const char *name, uint64_t handle, int device, unsigned i
     return tpc_post_function_config(name, &in);
 }
 
-CUresult tpc_cuFuncSetCacheConfig(CUfunction hfunc, CUfunc_cache value) {
-    return config("cuFuncSetCacheConfig", (uint64_t)(uintptr_t)hfunc, -1, 0, (int)value);
-}
-
-CUresult tpc_cuFuncSetSharedMemConfig(CUfunction hfunc, CUsharedconfig value) {
-    return config("cuFuncSetSharedMemConfig", (uint64_t)(uintptr_t)hfunc, -1, 1, (int)value);
-}
-
-CUresult tpc_cuKernelSetCacheConfig(CUkernel kernel, CUfunc_cache value, CUdevice dev) {
-    TPC_DEVICE(dev);
-    return config("cuKernelSetCacheConfig", (uint64_t)(uintptr_t)kernel, dev, 0, (int)value);
-}
-
-static CUresult loading(const char *name, CUfunction function, unsigned int load, CUfunctionLoadingState *state) {
+CUresult tpc_function_loading(const char *name, CUfunction function, unsigned int load, CUfunctionLoadingState *state) {
     struct tpg_function_load_in in = {.function = (uint64_t)(uintptr_t)function, .load = load};
     struct tpg_function_load_out out;
     if (!function_of(in.function)) {
@@ -245,18 +214,10 @@ static CUresult loading(const char *name, CUfunction function, unsigned int load
     return result;
 }
 
-CUresult tpc_cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction function) {
-    return state ? loading("cuFuncIsLoaded", function, 0, state) : CUDA_ERROR_INVALID_VALUE;
-}
-
-CUresult tpc_cuFuncLoad(CUfunction function) { return loading("cuFuncLoad", function, 1, NULL); }
-
 /* ---- identity ---- */
 
-static CUresult name_of(const char **name, uint64_t handle, struct tpc_kernel *kernel) {
-    if (!name || !handle) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_function_name(const char **name, uint64_t handle, int device) {
+    struct tpc_kernel *kernel = named(handle, device);
     if (!kernel) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -276,16 +237,6 @@ static CUresult name_of(const char **name, uint64_t handle, struct tpc_kernel *k
     }
     *name = known;
     return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuFuncGetName(const char **name, CUfunction hfunc) {
-    uint64_t handle = (uint64_t)(uintptr_t)hfunc;
-    return name_of(name, handle, function_of(handle));
-}
-
-CUresult tpc_cuKernelGetName(const char **name, CUkernel hfunc) {
-    uint64_t handle = (uint64_t)(uintptr_t)hfunc;
-    return name_of(name, handle, tpc_kernel_of(handle));
 }
 
 static CUresult parameter(struct tpc_kernel *kernel, size_t index, size_t *offset, size_t *size) {
@@ -313,15 +264,6 @@ CUresult tpc_cuKernelGetParamInfo(CUkernel kernel, size_t paramIndex, size_t *pa
     TPC_CONTEXT(context); /* 201 without one, though the kernel's name is told */
     return kernel ? parameter(tpc_kernel_of((uint64_t)(uintptr_t)kernel), paramIndex, paramOffset, paramSize)
                   : CUDA_ERROR_INVALID_VALUE;
-}
-
-CUresult tpc_do_cuKernelGetLibrary(CUlibrary *pLib, CUkernel kernel) {
-    const struct tpc_kernel *record = tpc_record(TPG_KERNEL, (uint64_t)(uintptr_t)kernel);
-    if (!record) {
-        return CUDA_ERROR_INVALID_HANDLE;
-    }
-    *pLib = (CUlibrary)(uintptr_t)tpc_image_handle(record->image);
-    return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {

@@ -107,9 +107,8 @@ static CUresult load_nothing(uint64_t *handle) {
     return CUDA_SUCCESS;
 }
 
-/* Loads `bytes` as a module or a library and gives out its handle. */
-static CUresult load(const void *code, bool library, unsigned int count, const CUjit_option *options, void **values,
-                     uint64_t *handle) {
+CUresult tpc_image_load(const void *code, bool library, unsigned int count, const CUjit_option *options, void **values,
+                        uint64_t *handle) {
     struct tpc_context *context = tpc_current();
     if (!library && !context) {
         return CUDA_ERROR_INVALID_CONTEXT;
@@ -173,16 +172,6 @@ static CUresult load(const void *code, bool library, unsigned int count, const C
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_do_cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned int count, CUjit_option *options,
-                                   void **values) {
-    uint64_t handle;
-    CUresult result = load(image, false, count, options, values, &handle);
-    if (result == CUDA_SUCCESS) {
-        *module = (CUmodule)(uintptr_t)handle;
-    }
-    return result;
-}
-
 CUresult tpc_cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_option *jitOptions, void **jitOptionsValues,
                                unsigned int numJitOptions, CUlibraryOption *libraryOptions, void **libraryOptionValues,
                                unsigned int numLibraryOptions) {
@@ -197,7 +186,7 @@ CUresult tpc_cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_optio
             return CUDA_ERROR_NOT_SUPPORTED;
         }
     }
-    CUresult result = load(code, true, numJitOptions, jitOptions, jitOptionsValues, &handle);
+    CUresult result = tpc_image_load(code, true, numJitOptions, jitOptions, jitOptionsValues, &handle);
     if (result == CUDA_SUCCESS) {
         *library = (CUlibrary)(uintptr_t)handle;
     }
@@ -296,9 +285,19 @@ CUresult tpc_cuLibraryUnload(CUlibrary library) {
 
 /* ---- functions and kernels ---- */
 
-static CUresult by_name(struct tpc_image *image, const char *name, uint64_t *handle) {
+/* NULL: none, or one whose context is gone; that of a library says so itself (580.159.04, measured: 400 and 709). */
+static struct tpc_image *living(uint32_t kind, uint64_t handle) {
+    struct tpc_image *image = tpc_record(kind, handle);
+    return image && !image->of && tpc_image_gone(image) ? NULL : image;
+}
+
+CUresult tpc_kernel_by_name(uint32_t kind, uint64_t owner, const char *name, uint64_t *handle) {
+    struct tpc_image *image = kind == TPG_MODULE ? living(kind, owner) : tpc_record(kind, owner);
     uint32_t index;
     CUresult result;
+    if (!image) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
     if (image->refused) {
         return image->refused;
     }
@@ -312,63 +311,27 @@ static CUresult by_name(struct tpc_image *image, const char *name, uint64_t *han
     return result;
 }
 
-/* NULL: none, or one whose context is gone; that of a library says so itself (580.159.04, measured: 400 and 709). */
-static struct tpc_image *living(uint32_t kind, uint64_t handle) {
-    struct tpc_image *image = tpc_record(kind, handle);
-    return image && !image->of && tpc_image_gone(image) ? NULL : image;
-}
-
 CUresult tpc_cuModuleGetFunction(CUfunction *hfunc, CUmodule hmod, const char *name) {
-    struct tpc_image *image = living(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
     uint64_t handle = 0;
-    if (!image) {
+    if (!living(TPG_MODULE, (uint64_t)(uintptr_t)hmod)) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     if (!hfunc || !name || !*name) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = by_name(image, name, &handle);
-    if (result == CUDA_SUCCESS) {
-        *hfunc = (CUfunction)(uintptr_t)handle;
-    }
-    return result;
-}
-
-CUresult tpc_do_cuLibraryGetKernel(CUkernel *pKernel, CUlibrary library, const char *name) {
-    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
-    uint64_t handle = 0;
-    CUresult result = image ? by_name(image, name, &handle) : CUDA_ERROR_INVALID_HANDLE;
-    if (result == CUDA_SUCCESS) {
-        *pKernel = (CUkernel)(uintptr_t)handle;
-    }
-    return result;
-}
-
-static CUresult count_of(uint32_t kind, uint64_t handle, unsigned int *count) {
-    struct tpc_image *image = living(kind, handle);
-    if (!count) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (!image) {
-        return CUDA_ERROR_INVALID_HANDLE;
-    }
-    *count = image->count;
+    TPC_TRY(tpc_kernel_by_name(TPG_MODULE, (uint64_t)(uintptr_t)hmod, name, &handle));
+    *hfunc = (CUfunction)(uintptr_t)handle;
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuModuleGetFunctionCount(unsigned int *count, CUmodule mod) {
-    return count_of(TPG_MODULE, (uint64_t)(uintptr_t)mod, count);
+CUresult tpc_kernel_count(uint32_t kind, uint64_t owner, unsigned int *count) {
+    const struct tpc_image *image = living(kind, owner);
+    *count = image ? image->count : *count;
+    return image ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
-CUresult tpc_cuLibraryGetKernelCount(unsigned int *count, CUlibrary lib) {
-    return count_of(TPG_LIBRARY, (uint64_t)(uintptr_t)lib, count);
-}
-
-static CUresult enumerate(uint32_t kind, uint64_t handle, uint64_t *out, unsigned int room) {
-    struct tpc_image *image = living(kind, handle);
-    if (!out) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_kernel_list(uint32_t kind, uint64_t owner, uint64_t *out, unsigned int room) {
+    struct tpc_image *image = living(kind, owner);
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -381,14 +344,6 @@ static CUresult enumerate(uint32_t kind, uint64_t handle, uint64_t *out, unsigne
         out[i] = kernel->handle;
     }
     return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuModuleEnumerateFunctions(CUfunction *functions, unsigned int numFunctions, CUmodule mod) {
-    return enumerate(TPG_MODULE, (uint64_t)(uintptr_t)mod, (uint64_t *)(void *)functions, numFunctions);
-}
-
-CUresult tpc_cuLibraryEnumerateKernels(CUkernel *kernels, unsigned int numKernels, CUlibrary lib) {
-    return enumerate(TPG_LIBRARY, (uint64_t)(uintptr_t)lib, (uint64_t *)(void *)kernels, numKernels);
 }
 
 CUresult tpc_do_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {

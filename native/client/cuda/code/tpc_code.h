@@ -69,6 +69,23 @@ struct tpc_attributes *tpc_attributes_of(struct tpc_kernel *kernel);
 /* Their values, asked for once; NULL with *result set on failure. */
 const _Atomic int *tpc_attributes(struct tpc_kernel *kernel, const char *name, CUresult *result);
 
+/* Loads bytes as a module or a library; of one its kernels and functions: what the functions about those are made by (api/, "by" and
+ * "finds"). */
+CUresult tpc_image_load(const void *code, bool library, unsigned int count, const CUjit_option *options, void **values,
+                        uint64_t *handle);
+CUresult tpc_kernel_by_name(uint32_t kind, uint64_t owner, const char *name, uint64_t *handle);
+CUresult tpc_kernel_count(uint32_t kind, uint64_t owner, unsigned int *count);
+CUresult tpc_kernel_list(uint32_t kind, uint64_t owner, uint64_t *out, unsigned int room);
+/* What the functions about a function, or about a kernel on the worker's `device`, are made by (api/, "by"). A negative device: the
+ * one that a function stands for. */
+CUresult tpc_function_attribute(const char *name, int *value, CUfunction_attribute attribute, uint64_t handle,
+                                int device);
+CUresult tpc_function_attribute_set(const char *name, uint64_t handle, int device, CUfunction_attribute attribute,
+                                    int value);
+CUresult tpc_function_config(const char *name, uint64_t handle, int device, unsigned int what, int value);
+CUresult tpc_function_loading(const char *name, CUfunction function, unsigned int load, CUfunctionLoadingState *state);
+CUresult tpc_function_name(const char **name, uint64_t handle, int device);
+
 /* name.c: the one text for a name of that many bytes, which is never freed; NULL without memory. */
 const char *tpc_kernel_name(const char *text, size_t size);
 

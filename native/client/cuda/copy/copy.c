@@ -414,61 +414,20 @@ static CUresult place_and_copy(const char *name, placing *to_is, uint64_t to, pl
     return result ? result : copy(name, to_place, from_place, size, stream, sync);
 }
 
-static CUresult up(const char *name, CUdeviceptr to, const void *from, size_t size, CUstream stream, bool sync) {
+CUresult tpc_memcpy_up(const char *name, CUdeviceptr to, const void *from, size_t size, CUstream stream, bool sync) {
     return place_and_copy(name, tpc_place_device, to, tpc_place_host, (uintptr_t)from, size, stream, sync);
 }
 
-static CUresult down(const char *name, void *to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
+CUresult tpc_memcpy_down(const char *name, void *to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
     return place_and_copy(name, tpc_place_host, (uintptr_t)to, tpc_place_device, from, size, stream, sync);
 }
 
-static CUresult across(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
+CUresult tpc_memcpy_across(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream,
+                           bool sync) {
     return place_and_copy(name, tpc_place_device, to, tpc_place_device, from, size, stream, sync);
 }
 
-/* The form that finds out by the addresses what is copied where. */
-static CUresult anywhere(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync) {
+CUresult tpc_memcpy_anywhere(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream,
+                             bool sync) {
     return place_and_copy(name, tpc_place_either, to, tpc_place_either, from, size, stream, sync);
-}
-
-CUresult tpc_copy_anywhere(const char *name, uint64_t to, uint64_t from, uint64_t size, CUstream stream) {
-    return anywhere(name, to, from, size, stream, false);
-}
-
-CUresult tpc_cuMemcpyHtoD_v2(CUstream implicit, CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount) {
-    return up("cuMemcpyHtoD", dstDevice, srcHost, ByteCount, implicit, true);
-}
-CUresult tpc_cuMemcpyHtoDAsync_v2(CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount, CUstream hStream) {
-    return up("cuMemcpyHtoDAsync", dstDevice, srcHost, ByteCount, hStream, false);
-}
-CUresult tpc_cuMemcpyDtoH_v2(CUstream implicit, void *dstHost, CUdeviceptr srcDevice, size_t ByteCount) {
-    return down("cuMemcpyDtoH", dstHost, srcDevice, ByteCount, implicit, true);
-}
-CUresult tpc_cuMemcpyDtoHAsync_v2(void *dstHost, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
-    return down("cuMemcpyDtoHAsync", dstHost, srcDevice, ByteCount, hStream, false);
-}
-CUresult tpc_cuMemcpyDtoD_v2(CUstream implicit, CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount) {
-    return across("cuMemcpyDtoD", dstDevice, srcDevice, ByteCount, implicit, true);
-}
-CUresult tpc_cuMemcpyDtoDAsync_v2(CUdeviceptr dstDevice, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream) {
-    return across("cuMemcpyDtoDAsync", dstDevice, srcDevice, ByteCount, hStream, false);
-}
-CUresult tpc_cuMemcpy(CUstream implicit, CUdeviceptr dst, CUdeviceptr src, size_t ByteCount) {
-    return anywhere("cuMemcpy", dst, src, ByteCount, implicit, true);
-}
-CUresult tpc_cuMemcpyAsync(CUdeviceptr dst, CUdeviceptr src, size_t ByteCount, CUstream hStream) {
-    return anywhere("cuMemcpyAsync", dst, src, ByteCount, hStream, false);
-}
-CUresult tpc_cuMemcpyPeer(CUstream implicit, CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice,
-                          CUcontext srcContext, size_t ByteCount) {
-    TPC_CHECK_HANDLE(CONTEXT, dstContext, true); /* NULL: whose the memory is (580.159.04, asked) */
-    TPC_CHECK_HANDLE(CONTEXT, srcContext, true);
-    return across("cuMemcpyPeer", dstDevice, srcDevice, ByteCount, implicit, true);
-}
-CUresult tpc_cuMemcpyPeerAsync(CUdeviceptr dstDevice, CUcontext dstContext, CUdeviceptr srcDevice, CUcontext srcContext,
-                               size_t ByteCount, CUstream hStream) {
-    TPC_TRY(tpc_capture_refuse("cuMemcpyPeerAsync", hStream)); /* (580.159.04, measured) */
-    TPC_CHECK_HANDLE(CONTEXT, dstContext, true);
-    TPC_CHECK_HANDLE(CONTEXT, srcContext, true);
-    return across("cuMemcpyPeerAsync", dstDevice, srcDevice, ByteCount, hStream, false);
 }

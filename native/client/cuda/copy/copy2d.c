@@ -338,7 +338,7 @@ CUresult tpc_copy_sides(const char *name, const struct tpc_copy_side *to, const 
     return copy(name, to, from, (struct box){size[0], size[1], size[2]}, stream, false);
 }
 
-static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream stream, bool sync) {
+CUresult tpc_memcpy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream stream, bool sync) {
     if (!c) {
         TPC_CONTEXT(context);
         return CUDA_ERROR_INVALID_VALUE;
@@ -347,7 +347,7 @@ static CUresult copy_2d(const char *name, const CUDA_MEMCPY2D *c, CUstream strea
     return copy(name, &to, &from, (struct box){c->WidthInBytes, c->Height, 1}, stream, sync);
 }
 
-static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream stream, bool sync) {
+CUresult tpc_memcpy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream stream, bool sync) {
     if (!c) { /* at the levels of detail nobody looks (580.159.04, measured) */
         TPC_CONTEXT(context);
         return CUDA_ERROR_INVALID_VALUE;
@@ -357,7 +357,7 @@ static CUresult copy_3d(const char *name, const CUDA_MEMCPY3D *c, CUstream strea
 }
 
 /* Unified addresses say where each side lies; its context, if it is told, has to be one. Levels are not looked at. */
-static CUresult copy_3d_peer(const char *name, const CUDA_MEMCPY3D_PEER *c, CUstream stream, bool sync) {
+CUresult tpc_memcpy_3d_peer(const char *name, const CUDA_MEMCPY3D_PEER *c, CUstream stream, bool sync) {
     TPC_CONTEXT(context);
     if (!c) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -368,73 +368,7 @@ static CUresult copy_3d_peer(const char *name, const CUDA_MEMCPY3D_PEER *c, CUst
     return copy(name, &to, &from, (struct box){c->WidthInBytes, c->Height, c->Depth}, stream, sync);
 }
 
-CUresult tpc_cuMemcpy2D_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) {
-    return copy_2d("cuMemcpy2D", pCopy, implicit, true);
-}
-CUresult tpc_cuMemcpy2DUnaligned_v2(CUstream implicit, const CUDA_MEMCPY2D *pCopy) {
-    return copy_2d("cuMemcpy2DUnaligned", pCopy, implicit, true);
-}
-CUresult tpc_cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *pCopy, CUstream hStream) {
-    return copy_2d("cuMemcpy2DAsync", pCopy, hStream, false);
-}
-CUresult tpc_cuMemcpy3D_v2(CUstream implicit, const CUDA_MEMCPY3D *pCopy) {
-    return copy_3d("cuMemcpy3D", pCopy, implicit, true);
-}
-CUresult tpc_cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D *pCopy, CUstream hStream) {
-    return copy_3d("cuMemcpy3DAsync", pCopy, hStream, false);
-}
-CUresult tpc_cuMemcpy3DPeer(CUstream implicit, const CUDA_MEMCPY3D_PEER *pCopy) {
-    return copy_3d_peer("cuMemcpy3DPeer", pCopy, implicit, true);
-}
-CUresult tpc_cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER *pCopy, CUstream hStream) {
-    TPC_TRY(tpc_capture_refuse("cuMemcpy3DPeerAsync", hStream));
-    return copy_3d_peer("cuMemcpy3DPeerAsync", pCopy, hStream, false);
-}
-
-/* Copies of one row of an array. */
-#define ROW(host_or_device, address)                                                                                   \
-    {.type = CU_MEMORYTYPE_##host_or_device,                                                                           \
-     .host = (uint64_t)(uintptr_t)(address),                                                                           \
-     .device = (uint64_t)(uintptr_t)(address)}
-#define IN_ARRAY(which, offset) {.type = CU_MEMORYTYPE_ARRAY, .array = (which), .x = (offset)}
-
-CUresult tpc_cuMemcpyHtoA_v2(CUstream implicit, CUarray dstArray, size_t dstOffset, const void *srcHost,
-                             size_t ByteCount) {
-    const struct tpc_copy_side to = IN_ARRAY(dstArray, dstOffset), from = ROW(HOST, srcHost);
-    return copy("cuMemcpyHtoA", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
-}
-
-CUresult tpc_cuMemcpyAtoH_v2(CUstream implicit, void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount) {
-    const struct tpc_copy_side to = ROW(HOST, dstHost), from = IN_ARRAY(srcArray, srcOffset);
-    return copy("cuMemcpyAtoH", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
-}
-
-CUresult tpc_cuMemcpyDtoA_v2(CUstream implicit, CUarray dstArray, size_t dstOffset, CUdeviceptr srcDevice,
-                             size_t ByteCount) {
-    const struct tpc_copy_side to = IN_ARRAY(dstArray, dstOffset), from = ROW(DEVICE, srcDevice);
-    return copy("cuMemcpyDtoA", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
-}
-
-CUresult tpc_cuMemcpyAtoD_v2(CUstream implicit, CUdeviceptr dstDevice, CUarray srcArray, size_t srcOffset,
-                             size_t ByteCount) {
-    const struct tpc_copy_side to = ROW(DEVICE, dstDevice), from = IN_ARRAY(srcArray, srcOffset);
-    return copy("cuMemcpyAtoD", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
-}
-
-CUresult tpc_cuMemcpyAtoA_v2(CUstream implicit, CUarray dstArray, size_t dstOffset, CUarray srcArray, size_t srcOffset,
-                             size_t ByteCount) {
-    const struct tpc_copy_side to = IN_ARRAY(dstArray, dstOffset), from = IN_ARRAY(srcArray, srcOffset);
-    return copy("cuMemcpyAtoA", &to, &from, (struct box){ByteCount, 1, 1}, implicit, true);
-}
-
-CUresult tpc_cuMemcpyHtoAAsync_v2(CUarray dstArray, size_t dstOffset, const void *srcHost, size_t ByteCount,
-                                  CUstream hStream) {
-    const struct tpc_copy_side to = IN_ARRAY(dstArray, dstOffset), from = ROW(HOST, srcHost);
-    return copy("cuMemcpyHtoAAsync", &to, &from, (struct box){ByteCount, 1, 1}, hStream, false);
-}
-
-CUresult tpc_cuMemcpyAtoHAsync_v2(void *dstHost, CUarray srcArray, size_t srcOffset, size_t ByteCount,
-                                  CUstream hStream) {
-    const struct tpc_copy_side to = ROW(HOST, dstHost), from = IN_ARRAY(srcArray, srcOffset);
-    return copy("cuMemcpyAtoHAsync", &to, &from, (struct box){ByteCount, 1, 1}, hStream, false);
+CUresult tpc_memcpy_row(const char *name, struct tpc_copy_side to, struct tpc_copy_side from, size_t bytes,
+                        CUstream stream, bool sync) {
+    return copy(name, &to, &from, (struct box){bytes, 1, 1}, stream, sync);
 }

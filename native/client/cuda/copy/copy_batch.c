@@ -56,7 +56,7 @@ static CUresult copy_all(const char *name, const struct batch *b, size_t *failed
     bool wait = false;
     for (size_t i = 0, attr = 0; i < b->count; i++) {
         attr += attr + 1 < b->attr_count && b->places[attr + 1] == i;
-        CUresult result = tpc_copy_anywhere(name, b->dsts[i], b->srcs[i], b->sizes[i], stream);
+        CUresult result = tpc_memcpy_anywhere(name, b->dsts[i], b->srcs[i], b->sizes[i], stream, false);
         if (result != CUDA_SUCCESS) {
             *failed = i;
             return result;

@@ -63,8 +63,12 @@ CUresult tpc_copy_settle(const char *name, uint64_t destination, uint64_t source
 /* And its end: it waits if a side is host memory, which the program may look at or change now, or belongs to another context,
  * which would not wait by itself. Between memory of one context the driver does not wait either. */
 CUresult tpc_copy_done(const char *name, uint64_t destination, uint64_t source, CUstream stream, CUresult result);
-/* cuMemcpyAsync. */
-CUresult tpc_copy_anywhere(const char *name, uint64_t to, uint64_t from, uint64_t size, CUstream stream);
+/* What the functions that copy plain ranges are made by (api/, "by"); the last finds out by the addresses what is copied where. */
+CUresult tpc_memcpy_up(const char *name, CUdeviceptr to, const void *from, size_t size, CUstream stream, bool sync);
+CUresult tpc_memcpy_down(const char *name, void *to, CUdeviceptr from, size_t size, CUstream stream, bool sync);
+CUresult tpc_memcpy_across(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream, bool sync);
+CUresult tpc_memcpy_anywhere(const char *name, CUdeviceptr to, CUdeviceptr from, size_t size, CUstream stream,
+                             bool sync);
 /* Waits until `stream` has done everything that was sent before. */
 CUresult tpc_copy_wait(const char *name, CUstream stream);
 /* Before this thread copies from host memory to host memory, at the stream's place. */
@@ -128,6 +132,19 @@ struct tpc_copy_side {
     CUarray array;
     uint64_t host, device, x, y, z, pitch, height;
 };
+#define TPC_ROW(host_or_device, address)                                                                               \
+    (struct tpc_copy_side) {                                                                                           \
+        .type = CU_MEMORYTYPE_##host_or_device, .host = (uint64_t)(uintptr_t)(address),                                \
+        .device = (uint64_t)(uintptr_t)(address)                                                                       \
+    }
+#define TPC_IN_ARRAY(which, offset)                                                                                    \
+    (struct tpc_copy_side) { .type = CU_MEMORYTYPE_ARRAY, .array = (which), .x = (offset) }
+/* What the functions that copy boxes, and rows of arrays, are made by (api/, "by"). */
+CUresult tpc_memcpy_2d(const char *name, const CUDA_MEMCPY2D *copy, CUstream stream, bool sync);
+CUresult tpc_memcpy_3d(const char *name, const CUDA_MEMCPY3D *copy, CUstream stream, bool sync);
+CUresult tpc_memcpy_3d_peer(const char *name, const CUDA_MEMCPY3D_PEER *copy, CUstream stream, bool sync);
+CUresult tpc_memcpy_row(const char *name, struct tpc_copy_side to, struct tpc_copy_side from, size_t bytes,
+                        CUstream stream, bool sync);
 /* Whether both sides of a copy of `size` bytes, rows and slices are what they may be; and the copy, in the stream. */
 CUresult tpc_copy_sides_good(const struct tpc_copy_side *to, const struct tpc_copy_side *from, const uint64_t size[3]);
 CUresult tpc_copy_sides(const char *name, const struct tpc_copy_side *to, const struct tpc_copy_side *from,

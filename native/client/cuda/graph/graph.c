@@ -12,8 +12,6 @@
 
 #define PAGE 4096u /* nodes or edges asked for at once */
 
-enum { LIST_NODES, LIST_ROOTS, LIST_EDGES, LIST_DEPENDENCIES, LIST_DEPENDENTS }; /* as in the session's graph.c */
-
 static void *as_record(uint64_t handle) { return (void *)(uintptr_t)handle; }
 
 /* ---- handles ---- */
@@ -113,7 +111,7 @@ struct list {
 
 static CUresult page(const struct list *list, size_t first, size_t count, size_t *got, size_t *total) {
     struct tpc_fresh fresh = {0};
-    if (count && !tpc_fresh_make(&fresh, list->what == LIST_EDGES ? 2 * count : count)) {
+    if (count && !tpc_fresh_make(&fresh, list->what == TPC_LIST_EDGES ? 2 * count : count)) {
         return TPC_NO_HANDLES;
     }
     struct tpg_graph_list_in in = {.subject = list->subject,
@@ -174,10 +172,10 @@ static CUresult run(const struct list *list, size_t *count) {
     return CUDA_SUCCESS;
 }
 
-static CUresult of_graph(const char *name, uint32_t what, CUgraph graph, CUgraphNode *nodes, CUgraphNode *others,
-                         CUgraphEdgeData *edges, size_t *count) {
+CUresult tpc_graph_list(const char *name, uint32_t what, CUgraph graph, CUgraphNode *nodes, CUgraphNode *others,
+                        CUgraphEdgeData *edges, size_t *count) {
     TPC_CHECK_HANDLE(GRAPH, graph, false);
-    if (what == LIST_EDGES && !nodes != !others) {
+    if (what == TPC_LIST_EDGES && !nodes != !others) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct list list = {.name = name,
@@ -187,25 +185,12 @@ static CUresult of_graph(const char *name, uint32_t what, CUgraph graph, CUgraph
                         .nodes = nodes,
                         .others = others,
                         .edges = edges,
-                        .plain = what == LIST_EDGES && !edges};
+                        .plain = what == TPC_LIST_EDGES && !edges};
     return run(&list, count);
 }
 
-CUresult tpc_cuGraphGetNodes(CUgraph hGraph, CUgraphNode *nodes, size_t *numNodes) {
-    return of_graph("cuGraphGetNodes", LIST_NODES, hGraph, nodes, NULL, NULL, numNodes);
-}
-
-CUresult tpc_cuGraphGetRootNodes(CUgraph hGraph, CUgraphNode *rootNodes, size_t *numRootNodes) {
-    return of_graph("cuGraphGetRootNodes", LIST_ROOTS, hGraph, rootNodes, NULL, NULL, numRootNodes);
-}
-
-CUresult tpc_cuGraphGetEdges_v2(CUgraph hGraph, CUgraphNode *from, CUgraphNode *to, CUgraphEdgeData *edgeData,
-                                size_t *numEdges) {
-    return of_graph("cuGraphGetEdges", LIST_EDGES, hGraph, from, to, edgeData, numEdges);
-}
-
-static CUresult of_node(const char *name, uint32_t what, CUgraphNode node, CUgraphNode *nodes, CUgraphEdgeData *edges,
-                        size_t *count) {
+CUresult tpc_node_list(const char *name, uint32_t what, CUgraphNode node, CUgraphNode *nodes, CUgraphEdgeData *edges,
+                       size_t *count) {
     TPC_CHECK_HANDLE(GRAPHNODE, node, false);
     uint64_t subject = (uint64_t)(uintptr_t)node;
     struct list list = {.name = name,
@@ -216,16 +201,6 @@ static CUresult of_node(const char *name, uint32_t what, CUgraphNode node, CUgra
                         .edges = edges,
                         .plain = !edges};
     return run(&list, count);
-}
-
-CUresult tpc_cuGraphNodeGetDependencies_v2(CUgraphNode hNode, CUgraphNode *dependencies, CUgraphEdgeData *edgeData,
-                                           size_t *numDependencies) {
-    return of_node("cuGraphNodeGetDependencies", LIST_DEPENDENCIES, hNode, dependencies, edgeData, numDependencies);
-}
-
-CUresult tpc_cuGraphNodeGetDependentNodes_v2(CUgraphNode hNode, CUgraphNode *dependentNodes, CUgraphEdgeData *edgeData,
-                                             size_t *numDependentNodes) {
-    return of_node("cuGraphNodeGetDependentNodes", LIST_DEPENDENTS, hNode, dependentNodes, edgeData, numDependentNodes);
 }
 
 CUresult tpc_do_cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph) {

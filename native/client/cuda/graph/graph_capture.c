@@ -13,8 +13,8 @@
 
 /* ---- begin and end ---- */
 
-static CUresult begin(const char *name, CUstream stream, CUstreamCaptureMode mode, CUgraph into,
-                      const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count) {
+CUresult tpc_capture_begin(const char *name, CUstream stream, CUstreamCaptureMode mode, CUgraph into,
+                           const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count) {
     TPC_CONTEXT(context);
     if ((unsigned)mode > CU_STREAM_CAPTURE_MODE_RELAXED || (count && !dependencies)) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -55,16 +55,6 @@ static CUresult begin(const char *name, CUstream stream, CUstreamCaptureMode mod
         }
     }
     return result;
-}
-
-CUresult tpc_cuStreamBeginCapture_v2(CUstream hStream, CUstreamCaptureMode mode) {
-    return begin("cuStreamBeginCapture", hStream, mode, NULL, NULL, NULL, 0);
-}
-
-CUresult tpc_do_cuStreamBeginCaptureToGraph(CUstream hStream, CUgraph hGraph, const CUgraphNode *dependencies,
-                                            const CUgraphEdgeData *dependencyData, size_t numDependencies,
-                                            CUstreamCaptureMode mode) {
-    return begin("cuStreamBeginCaptureToGraph", hStream, mode, hGraph, dependencies, dependencyData, numDependencies);
 }
 
 CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {

@@ -10,9 +10,8 @@
 
 #define INSTANTIATE_FLAGS 15u /* all of CUgraphInstantiate_flags */
 
-/* `detailed`: the driver's form that says what was wrong, where. */
-static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
-                            bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why) {
+CUresult tpc_graph_instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
+                               bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why) {
     TPC_CONTEXT(context);
     if (flags & ~(uint64_t)INSTANTIATE_FLAGS) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -61,10 +60,6 @@ static CUresult instantiate(const char *name, CUgraphExec *out_exec, CUgraph gra
     return result;
 }
 
-CUresult tpc_cuGraphInstantiateWithFlags(CUgraphExec *phGraphExec, CUgraph hGraph, unsigned long long flags) {
-    return instantiate("cuGraphInstantiateWithFlags", phGraphExec, hGraph, flags, NULL, false, NULL, NULL);
-}
-
 CUresult tpc_cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUgraphNode *phErrorNode, char *logBuffer,
                                    size_t bufferSize) {
     if (phErrorNode) {
@@ -73,7 +68,7 @@ CUresult tpc_cuGraphInstantiate_v2(CUgraphExec *phGraphExec, CUgraph hGraph, CUg
     if (logBuffer && bufferSize) {
         logBuffer[0] = 0; /* drivers since 12 write no log */
     }
-    return instantiate("cuGraphInstantiate", phGraphExec, hGraph, 0, NULL, true, phErrorNode, NULL);
+    return tpc_graph_instantiate("cuGraphInstantiate", phGraphExec, hGraph, 0, NULL, true, phErrorNode, NULL);
 }
 
 CUresult tpc_do_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phGraphExec, CUgraph hGraph,
@@ -86,8 +81,8 @@ CUresult tpc_do_cuGraphInstantiateWithParams(CUstream implicit, CUgraphExec *phG
     TPC_CHECK_HANDLE(STREAM, upload, true);
     instantiateParams->hErrNode_out = NULL;
     instantiateParams->result_out = CUDA_GRAPH_INSTANTIATE_ERROR;
-    return instantiate("cuGraphInstantiateWithParams", phGraphExec, hGraph, instantiateParams->flags, upload, true,
-                       &instantiateParams->hErrNode_out, &instantiateParams->result_out);
+    return tpc_graph_instantiate("cuGraphInstantiateWithParams", phGraphExec, hGraph, instantiateParams->flags, upload,
+                                 true, &instantiateParams->hErrNode_out, &instantiateParams->result_out);
 }
 
 /* As with a kernel: what the program wrote into mapped host memory is there when the graph runs. So is what its copies read. */

@@ -24,7 +24,7 @@ static CUresult set_child(CUgraphNode node, CUgraph child) {
     return CUDA_SUCCESS;
 }
 
-static CUresult set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams *p) {
+CUresult tpc_node_set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams *p) {
     static _Atomic bool said;
     CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
     CUDA_KERNEL_NODE_PARAMS kernel;
@@ -77,14 +77,6 @@ static CUresult set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams 
     tp_say_once(&said, "cuGraphNodeSetParams: nodes of type %d keep the parameters that they were made with",
                 (int)type);
     return CUDA_ERROR_NOT_SUPPORTED;
-}
-
-CUresult tpc_cuGraphNodeSetParams(CUgraphNode hNode, CUgraphNodeParams *nodeParams) {
-    return set(NULL, hNode, nodeParams);
-}
-
-CUresult tpc_do_cuGraphExecNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraphNodeParams *nodeParams) {
-    return set(hGraphExec, hNode, nodeParams);
 }
 
 /* ---- the text of a graph ---- */

@@ -25,7 +25,28 @@ bool tpc_fresh_make(struct tpc_fresh *fresh, size_t count);
 void tpc_fresh_note(struct tpc_fresh *fresh, uint64_t handle, uint64_t graph);
 /* Gives back what was not used. */
 void tpc_fresh_end(struct tpc_fresh *fresh);
+/* Lists of a graph and of a node, which the functions that give them are made by (api/, "by"). */
+enum {
+    TPC_LIST_NODES,
+    TPC_LIST_ROOTS,
+    TPC_LIST_EDGES,
+    TPC_LIST_DEPENDENCIES,
+    TPC_LIST_DEPENDENTS
+}; /* as in the session */
+CUresult tpc_graph_list(const char *name, uint32_t what, CUgraph graph, CUgraphNode *nodes, CUgraphNode *others,
+                        CUgraphEdgeData *edges, size_t *count);
+CUresult tpc_node_list(const char *name, uint32_t what, CUgraphNode node, CUgraphNode *nodes, CUgraphEdgeData *edges,
+                       size_t *count);
 bool tpc_edges_plain(const CUgraphEdgeData *edges, size_t count);
+
+/* ---- graph_capture.c, graph_exec.c, graph_set.c ---- */
+/* A capture, into a graph of the program unless that is NULL; an executable graph, `detailed` by the driver's form that says what was
+ * wrong, where; the parameters of a node of any kind, or of one in an executable graph. */
+CUresult tpc_capture_begin(const char *name, CUstream stream, CUstreamCaptureMode mode, CUgraph into,
+                           const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count);
+CUresult tpc_graph_instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
+                               bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why);
+CUresult tpc_node_set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams *params);
 
 /* ---- graph_copy.c ---- */
 /* The copies that an executable graph made from this graph will have, NULL if none; refused when they cannot be done right. */

@@ -57,7 +57,7 @@ bool tpc_reserved(uint64_t *base, uint64_t *size) {
 
 bool tpc_is_device_address(uint64_t address) { return address - reserved_base < reserved_size; }
 
-static CUresult allocate(const char *name, struct tpc_context *context, uint64_t size, CUdeviceptr *out) {
+CUresult tpc_memory_take(const char *name, struct tpc_context *context, uint64_t size, CUdeviceptr *out) {
     struct tpg_memory_alloc_in in = {.size = size};
     struct tpg_memory_alloc_out answer = {0};
     /* The worker gives out what it has mapped already without asking the driver, which would refuse. */
@@ -79,10 +79,6 @@ static CUresult allocate(const char *name, struct tpc_context *context, uint64_t
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_do_cuMemAlloc_v2(CUdeviceptr *dptr, size_t bytesize) {
-    return allocate("cuMemAlloc", tpc_current(), bytesize, dptr);
-}
-
 CUresult tpc_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthInBytes, size_t Height,
                                 unsigned int ElementSizeBytes) {
     TPC_CONTEXT(context);
@@ -100,7 +96,7 @@ CUresult tpc_cuMemAllocPitch_v2(CUdeviceptr *dptr, size_t *pPitch, size_t WidthI
     if (__builtin_mul_overflow(*pPitch, Height, &size)) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    return allocate("cuMemAllocPitch", context, size, dptr);
+    return tpc_memory_take("cuMemAllocPitch", context, size, dptr);
 }
 
 CUresult tpc_own_context(uint64_t address) {
@@ -177,26 +173,3 @@ CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdevice
 }
 
 /* The first forms work in a context that a first form made, and in no other (580.159.04, measured). */
-CUresult tpc_cuArray3DCreate(CUarray *pHandle, const CUDA_ARRAY3D_DESCRIPTOR_v1 *pAllocateArray) {
-    const CUDA_ARRAY3D_DESCRIPTOR_v1 *d = pAllocateArray;
-    TPC_CONTEXT(context);
-    if (!context->first_form) {
-        return CUDA_ERROR_INVALID_CONTEXT;
-    }
-    const CUDA_ARRAY3D_DESCRIPTOR wide = {.Width = d ? d->Width : 0,
-                                          .Height = d ? d->Height : 0,
-                                          .Depth = d ? d->Depth : 0,
-                                          .Format = d ? d->Format : 0,
-                                          .NumChannels = d ? d->NumChannels : 0,
-                                          .Flags = d ? d->Flags : 0};
-    return tpc_cuArray3DCreate_v2(pHandle, d ? &wide : NULL);
-}
-
-CUresult tpc_cuArrayCreate(CUarray *pHandle, const CUDA_ARRAY_DESCRIPTOR_v1 *pAllocateArray) {
-    const CUDA_ARRAY_DESCRIPTOR_v1 *d = pAllocateArray;
-    const CUDA_ARRAY3D_DESCRIPTOR_v1 flat = {.Width = d ? d->Width : 0,
-                                             .Height = d ? d->Height : 0,
-                                             .Format = d ? d->Format : 0,
-                                             .NumChannels = d ? d->NumChannels : 0};
-    return tpc_cuArray3DCreate(pHandle, d ? &flat : NULL);
-}

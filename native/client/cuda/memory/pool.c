@@ -19,7 +19,7 @@ static uint64_t mint(CUdevice device) { return tpc_mint_record(TPG_POOL, &places
 static struct tp_lock lock; /* for making default pools, and for setting current ones */
 static _Atomic uint64_t default_pools[TPC_DEVICES_MAX], current_pools[TPC_DEVICES_MAX];
 
-static CUresult default_pool(CUdevice device, uint64_t *out) {
+CUresult tpc_pool_default(CUdevice device, uint64_t *out) {
     if (device < 0 || device >= tpc_device_count || device >= TPC_DEVICES_MAX) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
@@ -37,30 +37,12 @@ static CUresult default_pool(CUdevice device, uint64_t *out) {
     return result;
 }
 
-static CUresult current_pool(CUdevice device, uint64_t *out) {
+CUresult tpc_pool_current(CUdevice device, uint64_t *out) {
     if (device < 0 || device >= tpc_device_count || device >= TPC_DEVICES_MAX) {
         return CUDA_ERROR_INVALID_DEVICE;
     }
     *out = atomic_load(&current_pools[device]);
-    return *out ? CUDA_SUCCESS : default_pool(device, out);
-}
-
-CUresult tpc_cuDeviceGetDefaultMemPool(CUmemoryPool *pool_out, CUdevice dev) {
-    uint64_t pool = 0;
-    CUresult result = pool_out ? default_pool(dev, &pool) : CUDA_ERROR_INVALID_VALUE;
-    if (result == CUDA_SUCCESS) {
-        *pool_out = (CUmemoryPool)(uintptr_t)pool;
-    }
-    return result;
-}
-
-CUresult tpc_cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice dev) {
-    uint64_t current = 0;
-    CUresult result = pool && tpc_device_valid(dev) ? current_pool(dev, &current) : CUDA_ERROR_INVALID_VALUE;
-    if (result == CUDA_SUCCESS) {
-        *pool = (CUmemoryPool)(uintptr_t)current;
-    }
-    return result;
+    return *out ? CUDA_SUCCESS : tpc_pool_default(device, out);
 }
 
 CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
@@ -95,7 +77,7 @@ static bool of_device(const CUmemLocation *location, CUmemAllocationType type) {
     return location->type == CU_MEM_LOCATION_TYPE_DEVICE && type == CU_MEM_ALLOCATION_TYPE_PINNED;
 }
 
-static CUresult by_place(CUmemoryPool *out, const CUmemLocation *location, CUmemAllocationType type, bool current) {
+CUresult tpc_pool_by_place(CUmemoryPool *out, const CUmemLocation *location, CUmemAllocationType type, bool current) {
     if (out && location && no_place(location)) {
         return CUDA_ERROR_NOT_SUPPORTED;
     }
@@ -109,14 +91,6 @@ static CUresult by_place(CUmemoryPool *out, const CUmemLocation *location, CUmem
         return CUDA_ERROR_INVALID_VALUE;
     }
     return current ? tpc_cuDeviceGetMemPool(out, location->id) : tpc_cuDeviceGetDefaultMemPool(out, location->id);
-}
-
-CUresult tpc_cuMemGetDefaultMemPool(CUmemoryPool *pool_out, CUmemLocation *location, CUmemAllocationType type) {
-    return by_place(pool_out, location, type, false);
-}
-
-CUresult tpc_cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAllocationType type) {
-    return by_place(pool, location, type, true);
 }
 
 CUresult tpc_do_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
@@ -315,7 +289,7 @@ static CUresult outside_captures(const char *name, CUstream stream) {
     return CUDA_SUCCESS;
 }
 
-static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream) {
+CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream) {
     TPC_CONTEXT(context);
     TPC_CHECK_HANDLE(STREAM, stream, true);
     TPC_TRY(outside_captures(name, stream));
@@ -338,7 +312,7 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
     if (local) {
         return tpc_pool_local_alloc(local, size, owner, stream, dptr);
     }
-    result = named ? CUDA_SUCCESS : current_pool(context->device, &from);
+    result = named ? CUDA_SUCCESS : tpc_pool_current(context->device, &from);
     const char *place = result == CUDA_SUCCESS ? tpc_record(TPG_POOL, from) : NULL;
     if (!place) {
         return result == CUDA_SUCCESS ? CUDA_ERROR_INVALID_VALUE : result;
@@ -369,14 +343,6 @@ static CUresult allocate(const char *name, CUdeviceptr *dptr, size_t size, uint6
     }
     *dptr = out.address;
     return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
-    return allocate("cuMemAllocAsync", dptr, bytesize, 0, false, hStream);
-}
-
-CUresult tpc_cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
-    return allocate("cuMemAllocFromPoolAsync", dptr, bytesize, (uint64_t)(uintptr_t)pool, true, hStream);
 }
 
 /* Memory of cuMemAlloc, too: it may be freed in the order of a stream, as that of a pool may be freed by cuMemFree. */

@@ -71,6 +71,8 @@ const struct tpc_context *tpc_range_context(const struct tpc_range *range);
 /* True for an address that only device memory can have. */
 bool tpc_is_device_address(uint64_t address);
 
+CUresult tpc_memory_take(const char *name, struct tpc_context *context, uint64_t size, CUdeviceptr *out);
+
 /* The addresses that this process keeps free for the worker's; false when it could not. */
 bool tpc_reserved(uint64_t *base, uint64_t *size);
 
@@ -90,6 +92,12 @@ CUresult tpc_managed_variable(struct tpc_range *range, uint64_t block, uint64_t 
 void tpc_managed_variable_gone(const struct tpc_range *range);
 
 /* ---- pool.c ---- */
+/* The pools of a device and of a place, and memory from one (`named`, or the current one of the stream's device): what the functions
+ * about those are made by (api/, "by" and "finds"). */
+CUresult tpc_pool_default(CUdevice device, uint64_t *out);
+CUresult tpc_pool_current(CUdevice device, uint64_t *out);
+CUresult tpc_pool_by_place(CUmemoryPool *out, const CUmemLocation *location, CUmemAllocationType type, bool current);
+CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream);
 /* Nodes of graphs have these addresses now: with others of theirs they are one block. False without memory for it. */
 bool tpc_graph_block(uint64_t start, uint64_t size, int device);
 /* Before a post that the driver may refuse at once because of memory of graphs: it is waited for while there is any. */

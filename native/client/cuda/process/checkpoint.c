@@ -11,8 +11,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-/* Whether that is this process, with CUDA ready. */
-static CUresult this_process(int pid) {
+CUresult tpc_checkpoint_process(int pid) {
     if (pid == (int)getpid()) {
         return tpc_not_ready();
     }
@@ -20,32 +19,14 @@ static CUresult this_process(int pid) {
     return gone ? CUDA_ERROR_OPERATING_SYSTEM : CUDA_ERROR_NOT_INITIALIZED;
 }
 
-CUresult tpc_do_cuCheckpointProcessGetState(int pid, CUprocessState *state) {
-    CUresult result = this_process(pid);
-    if (result == CUDA_SUCCESS) {
-        *state = CU_PROCESS_STATE_RUNNING;
-    }
-    return result;
-}
-
-/* No thread waits to restore anything: the first one stands for it. */
-CUresult tpc_do_cuCheckpointProcessGetRestoreThreadId(int pid, int *tid) {
-    CUresult result = this_process(pid);
-    if (result == CUDA_SUCCESS) {
-        *tid = pid;
-    }
-    return result;
-}
-
 /* What is kept for later, which is the rest of all arguments from `from` on, must be 0; looked at before the process. */
 static CUresult looked(int pid, const void *args, size_t from) {
     static const unsigned char none[64];
     bool used = args && memcmp((const unsigned char *)args + from, none, sizeof none - from);
-    return used ? CUDA_ERROR_INVALID_VALUE : this_process(pid);
+    return used ? CUDA_ERROR_INVALID_VALUE : tpc_checkpoint_process(pid);
 }
 
-/* What comes behind the lock, without one. */
-static CUresult not_locked(int pid, const void *args, size_t from) {
+CUresult tpc_checkpoint_unlocked(int pid, const void *args, size_t from) {
     CUresult result = looked(pid, args, from);
     return result == CUDA_SUCCESS ? CUDA_ERROR_ILLEGAL_STATE : result;
 }
@@ -57,13 +38,3 @@ CUresult tpc_cuCheckpointProcessLock(int pid, CUcheckpointLockArgs *args) {
                                                     CUDA_ERROR_NOT_SUPPORTED, &said)
                                   : result;
 }
-
-CUresult tpc_cuCheckpointProcessCheckpoint(int pid, CUcheckpointCheckpointArgs *args) {
-    return not_locked(pid, args, 0);
-}
-
-CUresult tpc_cuCheckpointProcessRestore(int pid, CUcheckpointRestoreArgs *args) {
-    return not_locked(pid, args, offsetof(CUcheckpointRestoreArgs, reserved));
-}
-
-CUresult tpc_cuCheckpointProcessUnlock(int pid, CUcheckpointUnlockArgs *args) { return not_locked(pid, args, 0); }

@@ -81,8 +81,7 @@ static CUresult context_ever(CUcontext handle, struct tpc_context **out) {
     return context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
 
-/* NULL means the current one. */
-static CUresult current_ever(CUcontext handle, struct tpc_context **out) {
+CUresult tpc_current_ever(CUcontext handle, struct tpc_context **out) {
     if (handle) {
         return context_ever(handle, out);
     }
@@ -166,41 +165,7 @@ CUresult tpc_cuCtxSetCurrent(CUcontext ctx) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_do_cuCtxGetCurrent(CUcontext *pctx) {
-    *pctx = stack.top ? (CUcontext)(uintptr_t)stack.top->handle : NULL;
-    return CUDA_SUCCESS;
-}
-
 /* ---- questions about a context ---- */
-
-CUresult tpc_cuCtxGetDevice_v2(CUdevice *device, CUcontext ctx) {
-    struct tpc_context *context;
-    CUresult result = device ? current_ever(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
-    if (TP_LIKELY(result == CUDA_SUCCESS)) {
-        *device = context->device;
-    }
-    return result;
-}
-
-CUresult tpc_cuCtxGetDevice(CUdevice *device) { return tpc_cuCtxGetDevice_v2(device, NULL); }
-
-CUresult tpc_cuCtxGetFlags(unsigned int *flags) {
-    struct tpc_context *context;
-    CUresult result = flags ? current_ever(NULL, &context) : CUDA_ERROR_INVALID_VALUE;
-    if (result == CUDA_SUCCESS) {
-        *flags = context->flags;
-    }
-    return result;
-}
-
-CUresult tpc_cuCtxGetId(CUcontext ctx, unsigned long long *ctxId) {
-    struct tpc_context *context;
-    CUresult result = ctxId ? tpc_context_argument(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
-    if (result == CUDA_SUCCESS) {
-        *ctxId = context->id;
-    }
-    return result;
-}
 
 /* The interface that made the context. */
 CUresult tpc_cuCtxGetApiVersion(CUcontext ctx, unsigned int *version) {
@@ -294,19 +259,6 @@ CUresult tpc_contexts_start(void) {
         enlist(context);
     }
     primaries = records;
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuDevicePrimaryCtxGetState(CUdevice dev, unsigned int *flags, int *active) {
-    if (TP_UNLIKELY(!flags || !active)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (TP_UNLIKELY(!tpc_device_valid(dev))) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
-    const struct tpc_context *context = &primaries[dev].base;
-    *flags = context->primary_flags;
-    *active = atomic_load_explicit(&context->active, memory_order_relaxed);
     return CUDA_SUCCESS;
 }
 

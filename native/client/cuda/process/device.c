@@ -227,41 +227,6 @@ CUresult tpc_do_cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev) {
     return tpc_device_valid(dev) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
-/* In 32 bits as much as they hold. */
-CUresult tpc_cuDeviceTotalMem(unsigned int *bytes, CUdevice dev) {
-    size_t total = 0;
-    CUresult result = bytes ? tpc_cuDeviceTotalMem_v2(&total, dev) : CUDA_ERROR_INVALID_VALUE;
-    if (result == CUDA_SUCCESS) {
-        *bytes = total < UINT32_MAX ? (unsigned int)total : UINT32_MAX;
-    }
-    return result;
-}
-
-CUresult tpc_do_cuDeviceComputeCapability(int *major, int *minor, CUdevice dev) {
-    *major = tpc_devices[dev].what.attributes[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR];
-    *minor = tpc_devices[dev].what.attributes[CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR];
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_do_cuDeviceGetProperties(CUdevprop *prop, CUdevice dev) {
-    const int32_t *a = tpc_devices[dev].what.attributes;
-    *prop = (CUdevprop){
-        .maxThreadsPerBlock = a[CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK],
-        .maxThreadsDim = {a[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X], a[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y],
-                          a[CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z]},
-        .maxGridSize = {a[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X], a[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y],
-                        a[CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z]},
-        .sharedMemPerBlock = a[CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK],
-        .totalConstantMemory = a[CU_DEVICE_ATTRIBUTE_TOTAL_CONSTANT_MEMORY],
-        .SIMDWidth = a[CU_DEVICE_ATTRIBUTE_WARP_SIZE],
-        .memPitch = a[CU_DEVICE_ATTRIBUTE_MAX_PITCH],
-        .regsPerBlock = a[CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK],
-        .clockRate = a[CU_DEVICE_ATTRIBUTE_CLOCK_RATE],
-        .textureAlign = a[CU_DEVICE_ATTRIBUTE_TEXTURE_ALIGNMENT],
-    };
-    return CUDA_SUCCESS;
-}
-
 CUresult tpc_do_cuDeviceGetPCIBusId(char *pciBusId, int len, CUdevice dev) {
     if (len) {
         put_text(pciBusId, tpc_devices[dev].what.pci_bus_id, len);

@@ -20,7 +20,7 @@ CUgreenCtx tpc_green_of(const struct tpc_context *context) {
                : (CUgreenCtx)(uintptr_t)tp_handle_make(TPG_GREENCTX, tp_handle_id(context->handle));
 }
 
-static CUresult living(CUgreenCtx green, struct tpc_context **out) {
+CUresult tpc_green_living(CUgreenCtx green, struct tpc_context **out) {
     CUresult result = tpc_context_of(tpc_green_context(green), out);
     return result == CUDA_SUCCESS && (*out)->home == *out ? CUDA_ERROR_INVALID_CONTEXT : result;
 }
@@ -58,7 +58,7 @@ CUresult tpc_cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevic
 
 CUresult tpc_cuGreenCtxDestroy(CUgreenCtx hCtx) {
     struct tpc_context *context;
-    TPC_TRY(living(hCtx, &context));
+    TPC_TRY(tpc_green_living(hCtx, &context));
     if (!tpc_context_over_now(context)) {
         return CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
@@ -74,13 +74,4 @@ void tpc_greens_end(const struct tpc_context *primary, struct tpc_context *all) 
             (void)tpc_cuGreenCtxDestroy(tpc_green_of(context)); /* one that is over already says so */
         }
     }
-}
-
-CUresult tpc_cuCtxFromGreenCtx(CUcontext *pContext, CUgreenCtx hCtx) {
-    struct tpc_context *context;
-    CUresult result = pContext ? living(hCtx, &context) : CUDA_ERROR_INVALID_VALUE;
-    if (result == CUDA_SUCCESS) {
-        *pContext = (CUcontext)(uintptr_t)context->handle;
-    }
-    return result;
 }

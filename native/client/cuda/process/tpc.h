@@ -253,10 +253,18 @@ CUresult tpc_current_living(struct tpc_context **out);
 CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value);
 /* The same for a context argument, where NULL means the current one. */
 CUresult tpc_context_argument(CUcontext handle, struct tpc_context **out);
+/* The same for one that may be gone. */
+CUresult tpc_current_ever(CUcontext handle, struct tpc_context **out);
 /* ---- green.c ---- */
 /* A green context and its context are one: the same id under two kinds. Of what is no green context, a handle of no context. */
 CUcontext tpc_green_context(CUgreenCtx green);
+CUresult tpc_green_living(CUgreenCtx green, struct tpc_context **out);
 CUgreenCtx tpc_green_of(const struct tpc_context *context); /* NULL for others */
+
+/* ---- checkpoint.c ---- */
+/* Whether that is this process, with CUDA ready; and what comes behind the lock, without one: of `args` the rest behind `from` is 0. */
+CUresult tpc_checkpoint_process(int pid);
+CUresult tpc_checkpoint_unlocked(int pid, const void *args, size_t from);
 
 /* ---- what the other families hear of, if they register for it ---- */
 /* The worker has answered the first question, before any other call of the program goes on. */

@@ -337,11 +337,6 @@ CUresult tpc_do_cuStreamGetCtx_v2(CUstream hStream, CUcontext *pCtx, CUgreenCtx 
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuStreamGetGreenCtx(CUstream hStream, CUgreenCtx *phCtx) {
-    CUcontext whose;
-    return phCtx ? tpc_cuStreamGetCtx_v2(hStream, &whose, phCtx) : CUDA_ERROR_INVALID_VALUE;
-}
-
 CUresult tpc_do_cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, unsigned int flags, int priority) {
     CUcontext context;
     TPC_TRY(tpc_cuCtxFromGreenCtx(&context, greenCtx));

@@ -25,3 +25,7 @@ CUresult tpc_cuFooMove(CUfoo hFoo, size_t size, unsigned int *moved) {
 }
 
 CUresult tpc_do_cuFooLook(CUfoo hFoo, CUplace *place, unsigned int flags, CUdevice dev) { return CUDA_SUCCESS; }
+
+CUresult tpc_foo_shared(const char *name, struct foo *foo, unsigned int count) {
+    return tpc_call_foo_ask(name, &(struct tpg_foo_ask_in){.foo = foo->handle, .count = count});
+}
