@@ -1,5 +1,5 @@
-"""Kinds of handle: name, number on the wire, C type, the kinds that the driver also takes in its place, and what it answers to one
-that is none, as documented for the functions that take it."""
+"""Kinds of handle: name, number on the wire, C type, the kinds that the driver also takes in its place, what it answers to one that
+is none, as documented for the functions that take it, and how many of them a client may hold, if there is a bound."""
 
 KINDS = [
     ("context", 1, "CUcontext", (), "CUDA_ERROR_INVALID_CONTEXT"),
@@ -24,6 +24,6 @@ KINDS = [
     ("devdesc", 19, "CUdevResourceDesc", (), "CUDA_ERROR_INVALID_DEVICE"),
     ("userobject", 20, "CUuserObject", (), "CUDA_ERROR_INVALID_VALUE"),
     ("nvmldevice", 32, "nvmlDevice_t", (), "NVML_ERROR_INVALID_ARGUMENT"),
-    ("nvmlevents", 33, "nvmlEventSet_t", (), "NVML_ERROR_INVALID_ARGUMENT"),
-    ("nvmlsample", 34, "nvmlGpmSample_t", (), "NVML_ERROR_INVALID_ARGUMENT"),
+    ("nvmlevents", 33, "nvmlEventSet_t", (), "NVML_ERROR_INVALID_ARGUMENT", "TP_NVML_PLACES"),
+    ("nvmlsample", 34, "nvmlGpmSample_t", (), "NVML_ERROR_INVALID_ARGUMENT", "TP_NVML_PLACES"),
 ]

@@ -9,7 +9,7 @@ FUNCTIONS = [
     older("cuGetProcAddress", "cuGetProcAddress_v2", symbolStatus="NULL"),
     local("cuGetProcAddress_v2", anytime=True, symbol="there", pfn="there"),
     local("cuGetExportTable", anytime=True, ppExportTable="there", pExportTableId="there"),
-    custom("cuInit", ops="start", anytime=True),
+    custom("cuInit", ops="start", anytime=True, Flags="is 0"),
     local("cuDeviceGet", device="there", ordinal="device", gives={"device": "ordinal"}),
     local("cuDeviceGetCount", count="there", gives={"count": "tpc_device_count"}),
     local("cuDeviceGetName", name="there", dev="device"),

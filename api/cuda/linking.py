@@ -4,14 +4,14 @@ from tensor_fusion.apigen.describe import alias, custom, op
 
 # Every answer carries the status of the linker's call beside its logs, because the logs matter most when it failed.
 FUNCTIONS = [
-    custom("cuLinkCreate_v2", ops="link_create"),
+    custom("cuLinkCreate_v2", ops="link_create", current=True, stateOut="there"),
     alias("cuLinkCreate", "cuLinkCreate_v2"),
-    custom("cuLinkAddData_v2", ops="link_add"),
+    custom("cuLinkAddData_v2", ops="link_add", state="handle", data="there", size="there", type="below CU_JIT_NUM_INPUT_TYPES"),
     alias("cuLinkAddData", "cuLinkAddData_v2"),
     custom("cuLinkAddFile_v2", ops="link_add", path="there"),
     alias("cuLinkAddFile", "cuLinkAddFile_v2"),
     custom("cuLinkComplete", ops="link_complete", state="handle", cubinOut="there"),
-    custom("cuLinkDestroy", ops="link_destroy"),
+    custom("cuLinkDestroy", ops="link_destroy", state="handle"),
     op("link_create", "call", link="uint64_t: new link", options="uint64_t: array"),
     op("link_add", "call", link="uint64_t: name link", type="unsigned int", size="uint64_t", transfer="uint64_t",
        name="char: string", data="void: bytes", options="uint64_t: array",

@@ -4,7 +4,7 @@ from tensor_fusion.apigen.describe import alias, call, custom, local, older, per
 
 FUNCTIONS = [
     older("cuStreamCreate", "cuStreamCreateWithPriority", flags="Flags", priority="0"),
-    custom("cuStreamCreateWithPriority", ops="stream_create"),
+    custom("cuStreamCreateWithPriority", ops="stream_create", current=True, phStream="there", flags="bits CU_STREAM_NON_BLOCKING"),
     custom("cuStreamDestroy_v2", ops="stream_destroy"),
     alias("cuStreamDestroy", "cuStreamDestroy_v2"),
     custom("cuStreamSynchronize", ops="stream_wait stream_mark", shows=True, current=True, unsafe="last", hStream="handle?"),

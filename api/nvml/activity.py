@@ -12,7 +12,7 @@ FUNCTIONS = [
     call("nvmlDeviceGetEncoderStats"),
     call("nvmlDeviceGetFBCStats"),
     call("nvmlDeviceGetSamples", sampleCount="room?", samples="filled sampleCount"),
-    custom("nvmlDeviceGetFieldValues", ops="nvml_fields"),
+    call("nvmlDeviceGetFieldValues", values="changed valuesCount"),
     call("nvmlDeviceGetPerformanceState"),
     call("nvmlDeviceGetPowerState"),
     call("nvmlDeviceGetPerformanceModes", perfModes="versioned"),
@@ -95,7 +95,7 @@ FUNCTIONS = [
     # A sample is the driver's; what is computed of two has the driver's names, which the client keeps.
     call("nvmlGpmQueryDeviceSupport", gpmSupport="both"),
     call("nvmlGpmQueryIfStreamingEnabled"),
-    call("nvmlGpmSampleAlloc", session="hand"),
+    call("nvmlGpmSampleAlloc"),
     call("nvmlGpmSampleFree", gpmSample="gone? nvmlsample"),
     call("nvmlGpmSampleGet"),
     call("nvmlGpmMigSampleGet"),

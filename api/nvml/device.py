@@ -9,7 +9,7 @@ FUNCTIONS = [
     local("nvmlDeviceGetHandleByIndex_v2", device="there", index="below tpn_device_count", gives={"device": "tpn_device_at(index)"}),
     alias("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetHandleByIndex_v2"),
     local("nvmlDeviceGetHandleByUUID", uuid="there", device="there"),
-    local("nvmlDeviceGetHandleByUUIDV", uuid="there", device="there"),
+    local("nvmlDeviceGetHandleByUUIDV", device="there", uuid="version 1"),
     local("nvmlDeviceGetHandleByPciBusId_v2"),
     alias("nvmlDeviceGetHandleByPciBusId", "nvmlDeviceGetHandleByPciBusId_v2"),
     local("nvmlDeviceGetHandleBySerial", serial="there", device="there"),

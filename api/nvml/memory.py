@@ -35,10 +35,10 @@ FUNCTIONS = [
     custom("nvmlDeviceGetMPSComputeRunningProcesses", ops="nvml_processes"),
     custom("nvmlDeviceGetMPSComputeRunningProcesses_v2", ops="nvml_processes"),
     custom("nvmlDeviceGetMPSComputeRunningProcesses_v3", ops="nvml_processes"),
-    custom("nvmlDeviceGetRunningProcessDetailList", ops="nvml_processes", plist="there"),
+    custom("nvmlDeviceGetRunningProcessDetailList", ops="nvml_processes", plist="version 1"),
     call("nvmlDeviceGetProcessUtilization", session="hand", utilization="filled processSamplesCount",
          processSamplesCount="room?"),
-    custom("nvmlDeviceGetProcessesUtilizationInfo", ops="nvml_utilization"),
+    custom("nvmlDeviceGetProcessesUtilizationInfo", ops="nvml_utilization", device="handle", procesesUtilInfo="version 1"),
     call("nvmlDeviceGetAccountingMode"),
     call("nvmlDeviceGetAccountingBufferSize"),
     # Of the calling process there are no such records.

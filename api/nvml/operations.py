@@ -8,8 +8,6 @@ FUNCTIONS = [
     op("nvml_start", "call", contextless=True, out={
         "cuda_version": "int", "pci": "nvmlPciInfo_t: array", "uuids": "void: bytes", "serials": "void: bytes",
         "nvml_version": "void: bytes"}),
-    op("nvml_fields", "call", device="uint64_t: handle nvmldevice", values="nvmlFieldValue_t: array", out={
-        "results": "nvmlFieldValue_t: array"}),
     # The processes of this client's machine and tenant that use the device, by their numbers there, and how much memory
     # each holds on it.
     op("nvml_processes", "call", device="uint64_t: handle nvmldevice", out={
@@ -18,10 +16,6 @@ FUNCTIONS = [
     # too small.
     op("nvml_utilization", "call", device="uint64_t: handle nvmldevice", since="uint64_t", capacity="unsigned int", out={
         "status": "int", "count": "unsigned int", "samples": "nvmlProcessUtilizationInfo_v1_t: array"}),
-    # One event of a set, if there is one: it never waits.
-    op("nvml_event", "call", set="uint64_t: handle nvmlevents", out={
-        "device": "uint64_t", "type": "uint64_t", "data": "uint64_t", "gpu_instance": "unsigned int",
-        "compute_instance": "unsigned int"}),
     # Metrics by number, and their results in the same order; of each three texts, each with a NUL: empty where the
     # driver names nothing.
     op("nvml_gpm_metrics", "call", first="uint64_t: handle? nvmlsample", second="uint64_t: handle? nvmlsample",

@@ -1,6 +1,6 @@
 """Initialisation, the driver's versions, errors, events: what concerns no device or all of them."""
 
-from tensor_fusion.apigen.describe import alias, call, custom, local, older, pure, refused
+from tensor_fusion.apigen.describe import alias, call, custom, local, older, pure, refused, struct
 
 FUNCTIONS = [
     older("nvmlInit_v2", "nvmlInitWithFlags", flags="0"),
@@ -26,10 +26,11 @@ FUNCTIONS = [
     # Processes are the client's own, so their names come from the client's /proc.
     local("nvmlSystemGetProcessName", name="there", length="there"),
     # Event sets are the driver's. It is asked from time to time whether there is an event: the client waits.
-    call("nvmlEventSetCreate", session="hand"),
+    call("nvmlEventSetCreate"),
     call("nvmlEventSetFree", set="gone nvmlevents"),
-    custom("nvmlEventSetWait", ops="nvml_event"),
-    custom("nvmlEventSetWait_v2", ops="nvml_event"),
+    # The session only looks, and the client waits: the driver's wait would hold up the session's one thread.
+    call("nvmlEventSetWait_v2", wrapped=True, data="outstruct", timeoutms="skip"),
+    custom("nvmlEventSetWait", ops="nvmlEventSetWait_v2"),
     call("nvmlDeviceGetSupportedEventTypes"),
     call("nvmlDeviceRegisterEvents"),
     refused("NVML_ERROR_NOT_SUPPORTED", "devices of a worker neither come nor go", "nvmlSystemEventSetCreate",
@@ -49,3 +50,5 @@ FUNCTIONS = [
     local("nvmlSystemGetTopologyGpuSet"),
     custom("nvmlDeviceGetTopologyNearestGpus", ops="nvmlDeviceGetTopologyCommonAncestor"),
 ]  # fmt: skip
+
+STRUCTS = [struct("nvmlEventData_t", device="known nvmldevice")]

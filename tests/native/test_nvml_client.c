@@ -372,12 +372,12 @@ static void processes(void) {
     CHECK(nvmlSystemGetProcessName((unsigned int)getpid(), name, 1) == NVML_SUCCESS && name[0] == 0);
 }
 
-static void answer_event(const struct tpg_nvml_event_out *o) {
+static void answer_event(const struct tpg_nvmlEventSetWait_v2_out *o) {
     free(answer_body);
-    answer_size = tpg_size_nvml_event_out(o);
+    answer_size = tpg_size_nvmlEventSetWait_v2_out(o);
     answer_body = malloc(answer_size);
     struct tp_cursor c = tp_cursor_make(answer_body, answer_size);
-    tpg_put_nvml_event_out(&c, o);
+    tpg_put_nvmlEventSetWait_v2_out(&c, o);
 }
 
 static void events(void) {
@@ -393,8 +393,8 @@ static void events(void) {
     CHECK(nvmlEventSetWait_v2(a, &data, 30) == NVML_ERROR_TIMEOUT && tp_now_ns() - begin >= 30000000);
     CHECK(nvmlEventSetWait_v2(a, NULL, 0) == NVML_ERROR_INVALID_ARGUMENT);
     answer_result = 0;
-    answer_event(&(struct tpg_nvml_event_out){
-        .device = (uintptr_t)device(1), .type = 8, .data = 31, .gpu_instance = 5, .compute_instance = 6});
+    answer_event(&(struct tpg_nvmlEventSetWait_v2_out){
+        .data = {.device = device(1), .eventType = 8, .eventData = 31, .gpuInstanceId = 5, .computeInstanceId = 6}});
     CHECK(nvmlEventSetWait_v2(a, &data, 0) == NVML_SUCCESS && data.device == device(1) && data.eventType == 8 &&
           data.eventData == 31 && data.gpuInstanceId == 5 && data.computeInstanceId == 6);
     /* Of the first version's struct, which ends before the instances, no byte more is written. */

@@ -64,9 +64,6 @@ static bool uuid_bytes(const char *text, unsigned char out[16]) {
 }
 
 nvmlReturn_t tpn_do_nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device) {
-    if (uuid->version != (sizeof *uuid | 1u << 24)) {
-        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    }
     if (uuid->type == NVML_UUID_TYPE_ASCII) {
         char text[sizeof uuid->value.str + 1] = {0};
         memcpy(text, uuid->value.str, sizeof uuid->value.str);

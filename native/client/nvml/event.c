@@ -6,31 +6,16 @@
  */
 #include "tpn.h"
 
-#include "tpg_nvml_send.h"
+#include "tpg_client.h"
 #include <time.h>
 
 /* How long an event may lie before it is seen. */
 #define LOOK_NS 100000000ull
 
-static nvmlReturn_t look(const char *name, nvmlEventSet_t set, nvmlEventData_t *data) {
-    struct tpg_nvml_event_in a = {.set = (uint64_t)(uintptr_t)set};
-    struct tpg_nvml_event_out o;
-    nvmlReturn_t result = tpn_call_nvml_event(name, &a, &o);
-    if (result == NVML_SUCCESS) {
-        *data = (nvmlEventData_t){.device = (nvmlDevice_t)(uintptr_t)o.device,
-                                  .eventType = o.type,
-                                  .eventData = o.data,
-                                  .gpuInstanceId = o.gpu_instance,
-                                  .computeInstanceId = o.compute_instance};
-    }
-    return result;
-}
-
-static nvmlReturn_t wait_for(const char *name, nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeoutms) {
+static nvmlReturn_t wait_for(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeoutms) {
     uint64_t end = tp_now_ns() + timeoutms * 1000000ull;
     for (;;) {
-        TPN_CHECK_HANDLE(NVMLEVENTS, set, false); /* another thread may free it meanwhile */
-        nvmlReturn_t result = look(name, set, data);
+        nvmlReturn_t result = tpn_sent_nvmlEventSetWait_v2(set, data, 0);
         uint64_t now = tp_now_ns();
         if (result != NVML_ERROR_TIMEOUT || now >= end) {
             return result;
@@ -44,13 +29,13 @@ static nvmlReturn_t wait_for(const char *name, nvmlEventSet_t set, nvmlEventData
 }
 
 nvmlReturn_t tpn_nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeoutms) {
-    return data ? wait_for("nvmlEventSetWait_v2", set, data, timeoutms) : NVML_ERROR_INVALID_ARGUMENT;
+    return wait_for(set, data, timeoutms);
 }
 
 /* The struct of the first version ends before the instances. */
 nvmlReturn_t tpn_nvmlEventSetWait(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeoutms) {
     nvmlEventData_t whole;
-    nvmlReturn_t result = data ? wait_for("nvmlEventSetWait", set, &whole, timeoutms) : NVML_ERROR_INVALID_ARGUMENT;
+    nvmlReturn_t result = data ? wait_for(set, &whole, timeoutms) : NVML_ERROR_INVALID_ARGUMENT;
     if (result == NVML_SUCCESS) {
         memcpy(data, &whole, offsetof(nvmlEventData_t, gpuInstanceId));
     }

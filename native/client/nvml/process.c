@@ -87,9 +87,6 @@ RUNNING(nvmlDeviceGetMPSComputeRunningProcesses_v3, false, nvmlProcessInfo_t)
 
 nvmlReturn_t tpn_do_nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, nvmlProcessDetailList_t *plist) {
     enum { COMPUTE, GRAPHICS, MPS };
-    if (plist->version != (sizeof *plist | 1u << 24)) {
-        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    }
     if (plist->mode > MPS) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
@@ -101,13 +98,7 @@ nvmlReturn_t tpn_do_nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, n
 }
 
 /* Without an array the count says nothing: the caller asks how much room there must be. */
-nvmlReturn_t tpn_nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *info) {
-    if (!info || !tpn_device_index(device, NULL)) {
-        return NVML_ERROR_INVALID_ARGUMENT;
-    }
-    if (info->version != (sizeof *info | 1u << 24)) {
-        return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    }
+nvmlReturn_t tpn_do_nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *info) {
     const unsigned int room = info->procUtilArray ? info->processSamplesCount : 0;
     struct tpg_nvml_utilization_in a = {.device = (uint64_t)(uintptr_t)device,
                                         .since = info->lastSeenTimeStamp,

@@ -101,8 +101,9 @@ static struct tpw_object *place(struct tpw_session *s, uint32_t kind, uint32_t i
 int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
                  int32_t error) {
     uint32_t id = tp_handle_id(handle), index = tp_id_index(id);
-    if (!tp_handle_is(handle, kind) || !tp_id_generation(id)) {
-        tpw_violation(s, frame, "a new handle that is none");
+    /* The client numbers what it holds; whoever numbered on would have the driver take memory without end. */
+    if (!tp_handle_is(handle, kind) || !tp_id_generation(id) || index >= tpg_most(kind)) {
+        tpw_violation(s, frame, "a new handle that is none, or one more than a client may hold");
         return CUDA_ERROR_INVALID_HANDLE;
     }
     struct tpw_object *object = place(s, kind, index);

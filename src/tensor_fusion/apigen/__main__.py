@@ -54,6 +54,7 @@ def outputs(model: Model) -> dict[str, str]:
         "tpg_session.h": emit_session.session_header(model),
         "tpg_answer.h": emit_session.answers(model),
         "tpg_client_structs.h": emit_structs.client_structs(model),
+        "tpg_nvml_structs.h": emit_structs.told_structs(model),
         "tpg_session_structs.h": emit_structs.session_structs(model),
         "tpg_dispatch.c": emit_session.dispatch(model),
         "tpg_sim_rest.c": emit_sim.rest(model),

@@ -31,12 +31,13 @@ One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same ar
 A ``local`` or ``custom`` function whose line has roles is looked at first, in the line's order, and made by a
 hand-written ``tpc_do_<name>``: a parameter is ``"there"``, or gets the error for a NULL or the one behind the word;
 a ``"handle"`` or ``"handle?"`` by its type; a ``"device"`` of the program; of no bits but ``"bits M"``; ``"most N"``
-or ``"below N"``, unsigned; a stream that is ``"uncaptured"``, or refuses it and ends its capture. ``current=True``:
-there is a current context that can be used; C of the line may call it ``context``. With ``gives`` nothing is written by
-hand: what the parameters point at gets these values, as C; ``"p.f"`` is a field, and ``"p?"`` may be NULL. With ``by``,
-which is the call of a function that is written by hand, as C over the parameters, one function makes several names; a
-family's header declares it. Before either, ``finds`` declares what is looked for (``""`` for nothing), each with its C:
-a call that stores it, whose error is the answer, or, as ``"C or E"``, what must not be 0.
+or ``"below N"``, unsigned; what ``"is N"``; a struct of ``"version N"`` of NVML; a stream that is ``"uncaptured"``, or
+refuses it and ends its capture. ``current=True``: there is a current context that can be used; C of the line may call
+it ``context``. With ``gives`` nothing is written by hand: what the parameters point at gets these values, as C;
+``"p.f"`` is a field, and ``"p?"`` may be NULL. With ``by``, which is the call of a function that is written by hand, as
+C over the parameters, one function makes several names; a family's header declares it. Before either, ``finds``
+declares what is looked for (``""`` for nothing), each with its C: a call that stores it, whose error is the answer, or,
+as ``"C or E"``, what must not be 0.
 
 What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of
 the roles:
@@ -61,6 +62,7 @@ the roles:
 ``"R by P"``           what the handle, context or structs of role R point at stays in the driver for as long as P, a
                        graph, a node of one or an executable graph, may follow it
 ``"both"``             struct read and written through the pointer
+``"changed N"``        N elements read and written
 ``"versioned"``        the same of one whose first word holds its size in the low 24 bits
 ``"room"``, ``"filled P"``  how many elements there is room for, and then how many there are; an array of as many as the
                        parameter P, which is that, says. Of functions of NVML, whose number is told of success and of

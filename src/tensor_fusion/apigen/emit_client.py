@@ -308,7 +308,7 @@ def stubs(model: Model, api: Api) -> str:
     if any(line.unsafe for line in api.lines.values()):
         lines.append(f'#include "{prefix}_stream.h"')
     if any(f.role in ("struct", "structs", "outstruct", "outkept") for op in api.ops for f in op.fields):
-        lines.append('#include "tpg_client_structs.h"')
+        lines.append(f'#include "tpg_{"client" if api.name == "cuda" else api.name}_structs.h"')
     for op in api.ops:
         if op.prototype:
             lines += _stub(api, op, op.prototype)
@@ -388,6 +388,12 @@ def _look(upper: str, look: Look, name: str = "") -> list[str]:
         return [f'    {upper}_TRY({upper.lower()}_capture_refuse("{name}", {look.name}));']
     if look.how == "bits":
         return [f"    if ({look.name} & ~(uint64_t)({look.bound})) {{ return {null}; }}"]
+    if look.how == "is":
+        return [f"    if ({look.name} != {look.bound}) {{ return {null}; }}"]
+    if look.how == "version":
+        wrong = f"{look.name}->version != (sizeof *{look.name} | {look.bound}u << 24)"
+        mismatch = f"if ({wrong}) {{ return NVML_ERROR_ARGUMENT_VERSION_MISMATCH; }}"
+        return [f"    if (!{look.name}) {{ return {null}; }}", f"    {mismatch}"]
     if look.how == "below":
         return [f"    if ((unsigned int){look.name} >= (unsigned int)({look.bound})) {{ return {null}; }}"]
     if look.how == "most":
@@ -572,6 +578,9 @@ def _store(prefix: str, item: Field) -> list[str]:
         return [f"if (o.{name}_count) {{ memcpy({name}, o.{name}, o.{name}_count * sizeof *{name}); }}"]
     if item.role in ("out", "outwanted", "outboth", "outroom"):
         return [f"if ({name}) {{ *{name} = o.{name}; }}"]
+    if item.role == "outchanged":
+        count = f"o.{name}_count < a.{name}_count ? o.{name}_count : a.{name}_count"
+        return [f"if ({name}) {{ memcpy({name}, o.{name}, ({count}) * sizeof *{name}); }}"]
     if item.role == "outknown":
         return [f"*{name} = ({item.ctype})(uintptr_t)o.{name};"]
     if item.role == "outfresh":

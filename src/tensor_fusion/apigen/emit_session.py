@@ -380,6 +380,13 @@ def _native(op: Op, item: Field, ctype: str) -> tuple[list[str], str]:
         return [], f"&out.{name}"
     if item.role == "outboth":
         return [f"if (!error) {{ memcpy(&out.{name}, in.{name}, sizeof out.{name}); }}"], f"&out.{name}"
+    if item.role == "outchanged":
+        return [
+            f"{item.ctype} *n_{name} = tpw_scratch(s, in.{name}_count, sizeof *n_{name}, &error);",
+            f"if (!error && in.{name}_count) {{ memcpy(n_{name}, in.{name}, in.{name}_count * sizeof *n_{name}); }}",
+            f"out.{name} = n_{name};",
+            f"out.{name}_count = in.{name}_count;",
+        ], f"n_{name}"
     if item.role == "outwanted":
         return [], f"in.{name} ? &out.{name} : NULL"
     if item.role == "handles":

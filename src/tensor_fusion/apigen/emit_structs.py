@@ -16,7 +16,7 @@ def client_structs(model: Model) -> str:
     """tpg_client_structs.h: for each struct its checks and its flattening."""
     lines = [NOTE, "#ifndef TPG_CLIENT_STRUCTS_H", "#define TPG_CLIENT_STRUCTS_H"]
     lines += ['#include "tpc_memory.h"', '#include "tpg_cuda.h"', "#include <stdlib.h>", "#include <tp_extent.h>"]
-    for struct in model.structs.values():
+    for struct in _of(model, "cuda"):
         for field in _by_hand(struct):
             lines.append(f"CUresult tpc_size_{field}(const {struct.name} *from, size_t *size);")
             lines.append(f"void tpc_put_{field}(const {struct.name} *from, struct tp_cursor *c);")
@@ -27,6 +27,26 @@ def client_structs(model: Model) -> str:
         lines += _store(struct)
         lines += _keep(struct)
     return "\n".join([*lines, "#endif", ""])
+
+
+def told_structs(model: Model) -> str:
+    """tpg_nvml_structs.h: the client's structs of NVML, which are only told."""
+    lines = [
+        NOTE,
+        "#ifndef TPG_NVML_STRUCTS_H",
+        "#define TPG_NVML_STRUCTS_H",
+        '#include "tpg_nvml.h"',
+        "#include <string.h>",
+    ]
+    for struct in _of(model, "nvml"):
+        lines += _store(struct)
+    return "\n".join([*lines, "#endif", ""])
+
+
+def _of(model: Model, api: str) -> list[Struct]:
+    """The structs that the header of that API declares."""
+    known = {str(entry["name"]) for x in model.apis if x.name == api for entry in x.snapshot.types}
+    return [struct for struct in model.structs.values() if struct.name in known]
 
 
 def session_structs(model: Model) -> str:

@@ -125,12 +125,23 @@ def schema_header(model: Model) -> str:
 def ops_header(model: Model) -> str:
     """tpg_ops.h: argument structs with their sizes, encoders and decoders."""
     lines = [NOTE, "#ifndef TPG_OPS_H", "#define TPG_OPS_H"]
-    lines += ["#include <tp_wire.h>", '#include "tpg_schema.h"', '#include "tpg_cuda.h"', '#include "tpg_nvml.h"']
+    lines += [
+        "#include <tp_nvml.h>",
+        "#include <tp_wire.h>",
+        '#include "tpg_schema.h"',
+        '#include "tpg_cuda.h"',
+        '#include "tpg_nvml.h"',
+    ]
     lines += ["static const unsigned char tpg_zeros[8] __attribute__((unused)) = {0};"]
     lines += ["/* What is answered to a handle of that kind that is none. */"]
     lines += ["static inline int32_t tpg_bad_handle(uint32_t kind) {", "    switch (kind) {"]
     lines += [f"    case TPG_{k.name.upper()}: return {k.refused};" for k in model.kinds]
     lines += ["    default: return CUDA_ERROR_INVALID_HANDLE;", "    }", "}"]
+    bounded = [kind for kind in model.kinds if kind.most]
+    lines += ["/* How many objects of that kind a client may hold. */"]
+    lines += ["static inline uint32_t tpg_most(uint32_t kind) {", "    switch (kind) {"]
+    lines += [f"    case TPG_{kind.name.upper()}: return {kind.most};" for kind in bounded]
+    lines += ["    default: return UINT32_MAX;", "    }", "}"]
     lines += ["/* Kinds of what the driver tells of an object of that kind, which ends with it: a bit for each. */"]
     lines += ["static inline uint64_t tpg_ends_with(uint32_t kind) {", "    switch (kind) {"]
     for owner, kinds in sorted(model.ends_with.items()):

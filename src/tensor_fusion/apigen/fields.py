@@ -25,6 +25,7 @@ class Field:
     name: str
     role: str  # value handle name new fresh gone device dev in bytes array handles names string versioned wanted room
     #            | out outknown outfresh outbytes outarray outstring outversioned outwanted outboth outkept
+    #            | outchanged
     #            | outroom outfilled outstatus
     ctype: str
     size: int = 0
@@ -74,6 +75,7 @@ WORDS = {
     "out": _Word(optional=True, fits="result"),
     "wanted": _Word(fits="result"),
     "both": _Word(fits="result"),
+    "changed": _Word("length", fits="result"),
     "room": _Word(optional=True, fits="unsigned int *"),
     "filled": _Word("length", fits="result"),
     "string": _Word(optional=True, fits="text"),
@@ -166,6 +168,8 @@ def field_of(line: Line, parameter: Parameter, types: Types) -> Field | None:
     if word in ("bytes", "outbytes", "outstring"):
         return Field(name, word, "void", length=length, optional=optional)
     size = _known(line, name, plain, types)
+    if word == "changed":
+        return Field(name, "array", plain, 0, length=length)
     if word == "both":
         return Field(name, "in", plain)
     return Field(name, word, plain, size if word in ("out", "outstruct") else 0, length=length, optional=optional)

@@ -45,6 +45,7 @@ class Kind:
     ctype: str
     also: tuple[str, ...]
     refused: str  # the error for a handle that is none
+    most: str = ""  # how many a client may hold, as C, if not as many as there are handles
 
 
 class Types:

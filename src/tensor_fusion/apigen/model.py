@@ -364,6 +364,8 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         fields += [Field("status", "outstatus", "int", 4) for _ in rooms]
         both = [name for name, role in line.roles.items() if role == "both"]
         fields += [Field(name, "outboth", pointees[name], types.size(pointees[name])) for name in both]
+        changed = [f for f in fields if line.roles.get(f.name, "").startswith("changed ")]
+        fields += [replace(item, role="outchanged") for item in changed]
         op = Op(line.name, lock.number(line), line.kind, line, fields, prototype, api.name)
     elif line.kind == "message" or line.kind.startswith("op-"):
         fields = [own_field(line, name, text, types) for name, text in line.roles.items()]
@@ -386,9 +388,9 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         raise refuse(line.place, line.name, f'unsafe={line.unsafe!r}; it is True or "last"')
     if line.waits not in (True, False, "asked"):
         raise refuse(line.place, line.name, f'waits={line.waits!r}; it is True or "asked"')
-    changed = [f.name for f in op.fields if f.role in ("new", "fresh", "gone")]
-    if op.kind == "pure" and changed:
-        raise refuse(line.place, line.name, f"an answer that is remembered cannot make or end {changed[0]}")
+    ended = [f.name for f in op.fields if f.role in ("new", "fresh", "gone")]
+    if op.kind == "pure" and ended:
+        raise refuse(line.place, line.name, f"an answer that is remembered cannot make or end {ended[0]}")
     return op
 
 

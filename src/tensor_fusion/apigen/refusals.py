@@ -17,7 +17,7 @@ from .snapshot import Parameter
 
 ROLES = ("value", "there", "device", "handle", "handle?")
 OWN_ROLES = (*ROLES[1:], "uncaptured")  # of what is written by hand: a stream that captures refuses it
-BOUNDS = ("bits", "most", "below")  # of numbers, with what bounds them
+BOUNDS = ("bits", "most", "below", "is", "version")  # of numbers, with what bounds them
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Look:
     """One parameter that is looked at."""
 
     name: str
-    how: str  # there, device, handle, uncaptured, bits, most, below
+    how: str  # there, device, handle, uncaptured, or one of BOUNDS
     kind: str = ""  # of a handle
     optional: bool = False
     code: str = ""  # there: the error, "" for that of a NULL
-    bound: str = ""  # bits, most, below: C
+    bound: str = ""  # of one of BOUNDS: C
 
 
 def beginning(values: dict[str, str]) -> str:

@@ -3,5 +3,5 @@
 KINDS = [
     ("stream", 1, "CUstream", (), "CUDA_ERROR_INVALID_HANDLE"),
     ("foo", 2, "CUfoo", (), "CUDA_ERROR_INVALID_VALUE"),
-    ("bar", 3, "CUbar", (), "CUDA_ERROR_INVALID_VALUE"),
+    ("bar", 3, "CUbar", (), "CUDA_ERROR_INVALID_VALUE", "7"),
 ]

@@ -15,14 +15,13 @@ struct link {
     void *image;
 };
 
-CUresult tpc_cuLinkCreate_v2(unsigned int numOptions, CUjit_option *options, void **optionValues,
-                             CUlinkState *stateOut) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuLinkCreate_v2(unsigned int numOptions, CUjit_option *options, void **optionValues,
+                                CUlinkState *stateOut) {
     uint64_t pairs[2 * TPC_JIT_OPTIONS];
     size_t used;
-    struct link *link = stateOut ? calloc(1, sizeof *link) : NULL;
+    struct link *link = calloc(1, sizeof *link);
     if (!link) {
-        return stateOut ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
     CUresult result = tpc_jit_gather(numOptions, options, optionValues, pairs, &used, &link->info, &link->errors);
     if (result != CUDA_SUCCESS) {
@@ -39,14 +38,11 @@ CUresult tpc_cuLinkCreate_v2(unsigned int numOptions, CUjit_option *options, voi
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuLinkAddData_v2(CUlinkState state, CUjitInputType type, void *data, size_t size, const char *name,
-                              unsigned int numOptions, CUjit_option *options, void **optionValues) {
+CUresult tpc_do_cuLinkAddData_v2(CUlinkState state, CUjitInputType type, void *data, size_t size, const char *name,
+                                 unsigned int numOptions, CUjit_option *options, void **optionValues) {
     struct link *link = tpc_record(TPG_LINK, (uint64_t)(uintptr_t)state);
     if (!link) {
         return CUDA_ERROR_INVALID_HANDLE;
-    }
-    if (!data || !size || (unsigned)type >= CU_JIT_NUM_INPUT_TYPES) {
-        return CUDA_ERROR_INVALID_VALUE;
     }
     uint64_t pairs[2 * TPC_JIT_OPTIONS];
     size_t used;
@@ -127,11 +123,8 @@ CUresult tpc_do_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeO
     return result;
 }
 
-CUresult tpc_cuLinkDestroy(CUlinkState state) {
+CUresult tpc_do_cuLinkDestroy(CUlinkState state) {
     struct tpg_link_destroy_in in = {.link = (uint64_t)(uintptr_t)state};
-    if (!tpc_handle_alive(TPG_LINK, in.link)) {
-        return CUDA_ERROR_INVALID_HANDLE;
-    }
     CUresult result = tpc_post_link_destroy("cuLinkDestroy", &in);
     struct link *link = tpc_unmint(TPG_LINK, in.link);
     if (link) {

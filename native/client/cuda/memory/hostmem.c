@@ -215,15 +215,8 @@ bool tpc_has_place(const struct tpc_range *range) {
     return (range->flags & TPC_MADE_MASK) == TPC_MADE_HOST && range->start - TP_PINNED_ADDRESS < TP_PINNED_SPACE;
 }
 
-CUresult tpc_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
-    TPC_CONTEXT(context);
-    TPC_CAPTURE_UNSAFE("cuMemHostAlloc");
-    if (!pp) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (flags & ~7u) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuMemHostAlloc(void **pp, size_t size, unsigned int flags) {
+    struct tpc_context *context = tpc_current();
     if (!size) {
         return CUDA_SUCCESS;
     }
@@ -321,11 +314,9 @@ static bool pages_there(void *p, size_t size) {
     return true;
 }
 
-CUresult tpc_cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
-    TPC_CONTEXT(context);
-    TPC_CAPTURE_UNSAFE("cuMemHostRegister");
+CUresult tpc_do_cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) {
     uint64_t start = (uint64_t)(uintptr_t)p;
-    if (!p || !bytesize || (Flags & ~15u) || bytesize > UINT64_MAX - start) {
+    if (bytesize > UINT64_MAX - start) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (Flags & CU_MEMHOSTREGISTER_IOMEMORY) {
@@ -334,7 +325,7 @@ CUresult tpc_cuMemHostRegister_v2(void *p, size_t bytesize, unsigned int Flags) 
     if (tpc_is_device_address(start) || !pages_there(p, bytesize)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    return add_host(context, p, bytesize, 0, Flags, TPC_MADE_REGISTER);
+    return add_host(tpc_current(), p, bytesize, 0, Flags, TPC_MADE_REGISTER);
 }
 
 CUresult tpc_cuMemHostUnregister(void *p) {

@@ -134,11 +134,8 @@ static CUresult clamp(int *priority) {
     return known;
 }
 
-CUresult tpc_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int priority) {
-    TPC_CONTEXT(context);
-    if (!out || (flags & ~(unsigned)CU_STREAM_NON_BLOCKING)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+CUresult tpc_do_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, int priority) {
+    const struct tpc_context *context = tpc_current();
     TPC_TRY(clamp(&priority));
     struct stream *stream = calloc(1, sizeof *stream);
     if (!stream) {
@@ -236,10 +233,7 @@ static CUresult synchronize(const char *name) {
     return result;
 }
 
-CUresult tpc_cuCtxSynchronize(void) {
-    TPC_CONTEXT(context);
-    return synchronize("cuCtxSynchronize");
-}
+CUresult tpc_do_cuCtxSynchronize(void) { return synchronize("cuCtxSynchronize"); }
 
 CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
     const struct tpc_context *current = tpc_current();

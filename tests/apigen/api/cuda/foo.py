@@ -15,6 +15,7 @@ FUNCTIONS = [
     older("cuFooSetOldParams", "cuFooSetParams", first=True, hFoo="foo"),
     call("cuFooMove", wrapped=True),
     local("cuFooLook", current=True, unsafe=True, hFoo="handle?", place="there", flags="bits 3", dev="device"),
+    local("cuFooVersion", hFoo="handle", place="version 2", flags="is 5", gives={"place.id": "flags"}),
     local("cuFooLooks", place="there", gives={"place.type": "1", "place.id": "0"}),
     custom("cuFooLong", ops="foo_ask", hFoo="handle", count="below 7", hStream="uncaptured", finds={"struct foo *foo": "tpc_foo_of(hFoo) or CUDA_ERROR_INVALID_VALUE", "": "tpc_foo_lives(foo)"}, by='tpc_foo_shared("cuFooLong", foo, count)'),
     local("cuFooFlags", finds={"unsigned int found": "tpc_foo_found(hFoo, &found)"}, gives={"flags?": "found"}),

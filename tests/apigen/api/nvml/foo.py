@@ -4,4 +4,5 @@ from tensor_fusion.apigen.describe import call
 
 FUNCTIONS = [
     call("nvmlFooGetThings", count="room", things="filled count"),
+    call("nvmlFooSetThings", things="changed count"),
 ]
