@@ -59,7 +59,7 @@ FUNCTIONS = [
     custom("cuGreenCtxStreamCreate", ops="stream_create", phStream="there"),
     local("cuStreamGetGreenCtx", phCtx="there", by="tpc_cuStreamGetCtx_v2(hStream, &(CUcontext){NULL}, phCtx)"),
     call("cuCtxRecordEvent", session="hand", contextless=True, noted=True),
-    call("cuCtxWaitEvent", session="hand", contextless=True),
+    call("cuCtxWaitEvent", contextless=True, hCtx="handle context"),
     older("cuGreenCtxRecordEvent", "cuCtxRecordEvent", hCtx="tpc_green_context(hCtx)"),
     older("cuGreenCtxWaitEvent", "cuCtxWaitEvent", hCtx="tpc_green_context(hCtx)"),
 ]

@@ -16,7 +16,8 @@ FUNCTIONS = [
     op("resource_split", "call", contextless=True, input="CUdevResource: struct", groups="unsigned int", flags="unsigned int",
        least="unsigned int", wanted="int", out={"count": "unsigned int", "results": "void: bytes"}),
     op("context_destroy", "post", contextless=True, context="uint64_t: gone context"),
-    op("context_limit", "call", waits="asked", limit="int", value="uint64_t", out={"value_set": "uint64_t"}),
+    # The stack has to be made anew for all that may run.
+    op("context_limit", "call", waits="limit == CU_LIMIT_STACK_SIZE", limit="int", value="uint64_t", out={"value_set": "uint64_t"}),
     op("context_flags", "post", flags="unsigned int"),
     # Limits of the current context by CUlimit, and what the driver answered for each.
     op("context_info", "call", out={"limits": "uint64_t: array", "results": "int: array", "priority_low": "int",
@@ -41,18 +42,18 @@ FUNCTIONS = [
     op("kernel_name", "call", function="uint64_t: handle function", out={"name": "char: bytes"}),
     op("kernel_function", "post", waits=True, kernel="uint64_t: handle kernel", function="uint64_t: new? function"),
     # `managed`: only a managed variable is wanted, and, of the answer, that it is one; the driver has it in pages of `block`.
-    op("global_get", "call", waits="asked", owner="uint64_t", name="char: string", managed="unsigned int",
+    op("global_get", "call", waits="tp_handle_is(owner, TPG_LIBRARY)", owner="uint64_t", name="char: string", managed="unsigned int",
        out={"address": "uint64_t", "size": "uint64_t", "is_managed": "unsigned int", "block": "uint64_t", "block_size": "uint64_t"}),
-    op("function_attributes", "call", waits="asked", function="uint64_t: handle function", device="CUdevice: device", out={"values": "int: array"}),
-    op("function_attribute_set", "post", waits="asked", function="uint64_t: handle function", device="CUdevice: device", attribute="int", value="int"),
+    op("function_attributes", "call", waits="tp_handle_is(function, TPG_KERNEL)", function="uint64_t: handle function", device="CUdevice: device", out={"values": "int: array"}),
+    op("function_attribute_set", "post", waits="tp_handle_is(function, TPG_KERNEL)", function="uint64_t: handle function", device="CUdevice: device", attribute="int", value="int"),
     op("function_config", "post", function="uint64_t: handle function", device="CUdevice: device", what="unsigned int", value="int"),
     op("function_load", "call", function="uint64_t: handle function", load="unsigned int", out={"state": "unsigned int"}),
     # Launches. `params` is the parameter block as the kernel's layout wants it.
-    op("launch", "post", waits="asked", function="uint64_t: name function", stream="uint64_t: handle stream",
+    op("launch", "post", waits="tpw_needs_room(s, function)", function="uint64_t: name function", stream="uint64_t: handle stream",
        grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", cooperative="unsigned int", params="void: bytes"),
-    op("launch_ex", "post", waits="asked", function="uint64_t: name function", stream="uint64_t: handle stream",
+    op("launch_ex", "post", waits="tpw_needs_room(s, function)", function="uint64_t: name function", stream="uint64_t: handle stream",
        grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
        block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
        shared_bytes="unsigned int", attributes="CUlaunchAttribute: structs by stream", params="void: bytes"),
@@ -191,7 +192,7 @@ FUNCTIONS = [
        "block_y": "unsigned int", "block_z": "unsigned int", "shared_bytes": "unsigned int", "params": "void: bytes"}),
     op("graph_attribute_set", "call", node="uint64_t: handle graphnode", attribute="CUlaunchAttribute: struct by node"),
     op("graph_memcpy", "call", owner="uint64_t", node="uint64_t", context="uint64_t", params="CUDA_MEMCPY3D: in",
-       dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
+       dependencies="uint64_t: array"),
     op("graph_memcpy_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"params": "CUDA_MEMCPY3D"}),
     # Copies between device memory and the program's own. The node knows a buffer on the worker in the place of the
     # program's memory; the client fills it before each launch, or empties it behind. `graph_copies` finds the nodes that
@@ -201,21 +202,20 @@ FUNCTIONS = [
        "addresses": "uint64_t: array", "orders": "unsigned int: array"}),
     op("graph_order", "post", exec="uint64_t: name graphexec", stream="uint64_t: handle stream", end="unsigned int"),
     op("graph_child", "call", owner="uint64_t", node="uint64_t", child="uint64_t: handle graph", move="unsigned int",
-       dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
+       dependencies="uint64_t: array"),
     op("graph_child_get", "call", contextless=True, node="uint64_t: handle graphnode", fresh="uint64_t",
        out={"graph": "uint64_t"}),
-    op("graph_host", "call", owner="uint64_t", node="uint64_t", token="uint64_t", dependencies="uint64_t: array",
-       edges="CUgraphEdgeData: array"),
+    op("graph_host", "call", owner="uint64_t", node="uint64_t", token="uint64_t", dependencies="uint64_t: array"),
     # A node that runs one of its graphs, or one again and again, by a value that kernels set; `bodies` are handles for these.
     op("graph_conditional", "call", contextless=True, owner="uint64_t", node="uint64_t", condition="uint64_t", kind="unsigned int",
-       context="uint64_t: name context", bodies="uint64_t: array", dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
+       context="uint64_t: name context", bodies="uint64_t: array", dependencies="uint64_t: array"),
     op("graph_host_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"token": "uint64_t"}),
     # The text that the driver would write into a file, from `first` on.
     op("graph_dot", "call", contextless=True, graph="uint64_t: handle graph", flags="unsigned int", first="uint64_t",
        out={"total": "uint64_t", "text": "void: bytes"}),
     # The addresses of the node, and the block of addresses of graphs that they are part of (as pool_alloc in a capture).
     op("graph_alloc", "call", contextless=True, owner="uint64_t", node="uint64_t", params="CUDA_MEM_ALLOC_NODE_PARAMS: struct",
-       dependencies="uint64_t: array", edges="CUgraphEdgeData: array", out={
+       dependencies="uint64_t: array", out={
        "address": "uint64_t", "block": "uint64_t", "block_size": "uint64_t"}),
     op("graph_instantiate", "call", graph="uint64_t: handle graph", exec="uint64_t: new graphexec", flags="uint64_t",
        upload="uint64_t", detailed="unsigned int", fresh="uint64_t",

@@ -99,17 +99,18 @@ static void case_pool(void) {
     SEND(0, pool_destroy, 0, .pool = handle(TPG_POOL, 2));
 }
 
-/* A graph that was moved into a node ends with the node, also when the node does not come about. */
+/* A graph that was moved into a node ends with the node, also when the node goes again because an edge of it is refused. */
 static void case_graph(void) {
     static const CUgraphEdgeData edge;
-    const uint64_t elsewhere = handle(TPG_GRAPHNODE, 0);
+    const uint64_t elsewhere = handle(TPG_GRAPHNODE, 0), made = handle(TPG_GRAPHNODE, 1);
     for (uint32_t i = 0; i < 3; i++) {
         SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, i));
     }
     SEND(0, cuGraphAddEmptyNode, 0, .hGraph = handle(TPG_GRAPH, 2), .phGraphNode = elsewhere);
-    SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 1),
-         .child = handle(TPG_GRAPH, 1), .move = 1, .dependencies = &elsewhere, .dependencies_count = 1, .edges = &edge,
-         .edges_count = 1);
+    SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 0), .node = made, .child = handle(TPG_GRAPH, 1), .move = 1);
+    SEND(0, cuGraphAddDependencies_v2, CALL, .hGraph = handle(TPG_GRAPH, 0), .from = &elsewhere, .from_count = 1,
+         .to = &made, .to_count = 1, .edgeData = &edge, .edgeData_count = 1, .numDependencies = 1);
+    SEND(0, graph_node_destroy, CALL, .node = made);
     SEND(0, cuGraphAddEmptyNode, 0, .hGraph = handle(TPG_GRAPH, 1), .phGraphNode = handle(TPG_GRAPHNODE, 2));
     SEND(0, graph_list, CALL, .subject = handle(TPG_GRAPH, 1));
 }
@@ -145,7 +146,6 @@ static void case_deep(void) {
 static void case_capture_inside(void) {
     const uint64_t outer = handle(TPG_GRAPH, 0), middle = handle(TPG_GRAPH, 1), inner = handle(TPG_GRAPH, 2);
     const uint64_t around = handle(TPG_GRAPHNODE, 0), stream = handle(TPG_STREAM, 0), before = handle(TPG_GRAPHNODE, 2);
-    static const CUgraphEdgeData edge;
     for (uint32_t i = 0; i < 4; i++) {
         SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, i));
     }
@@ -155,8 +155,7 @@ static void case_capture_inside(void) {
          .dependencies_count = 1);
     SEND(0, graph_node_destroy, CALL, .node = before);                           /* refused, 1 */
     SEND(0, graph_child, CALL, .owner = outer, .node = handle(TPG_GRAPHNODE, 1), /* 2 */
-         .child = middle, .move = 1, .dependencies = &around, .dependencies_count = 1, .edges = &edge,
-         .edges_count = 1);
+         .child = middle, .move = 1, .dependencies = &around, .dependencies_count = 1);
     SEND(0, graph_destroy, CALL, .graph = inner);      /* 3 */
     SEND(0, graph_node_destroy, CALL, .node = around); /* 4 */
     SEND(0, graph_destroy, CALL, .graph = middle);     /* 5 */

@@ -104,16 +104,6 @@ int32_t tpw_kernel_name(struct tpw_session *s, const struct tp_frame *frame, con
     return error;
 }
 
-bool tpw_waits_function_attributes(struct tpw_session *s, const struct tp_frame *frame,
-                                   const struct tpg_function_attributes_in *in) {
-    return tp_handle_is(in->function, TPG_KERNEL);
-}
-
-bool tpw_waits_function_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
-                                      const struct tpg_function_attribute_set_in *in) {
-    return tp_handle_is(in->function, TPG_KERNEL);
-}
-
 int32_t tpw_function_attributes(struct tpw_session *s, const struct tp_frame *frame,
                                 const struct tpg_function_attributes_in *in, struct tpg_function_attributes_out *out,
                                 CUfunction function) {

@@ -43,8 +43,7 @@ struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size
     return object;
 }
 
-/* The first launch of a kernel with more local memory than those before makes the driver wait until it has room for that. */
-static bool needs_room(struct tpw_session *s, uint64_t function) {
+bool tpw_needs_room(struct tpw_session *s, uint64_t function) {
     const struct tpw_object *object = tpw_object(s, TPG_FUNCTION, function);
     const struct tpw_kernel *kernel = object ? object->record : NULL;
     int local = 0;
@@ -54,14 +53,6 @@ static bool needs_room(struct tpw_session *s, uint64_t function) {
     int32_t error = (int32_t)s->cuda.cuFuncGetAttribute(&local, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES,
                                                         (CUfunction)(uintptr_t)object->native);
     return error || local; /* with an error the launch says what it is */
-}
-
-bool tpw_waits_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in) {
-    return needs_room(s, in->function);
-}
-
-bool tpw_waits_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in) {
-    return needs_room(s, in->function);
 }
 
 uint64_t tpw_image_of(struct tpw_session *s, const struct tpw_object *function) {

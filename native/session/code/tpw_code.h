@@ -23,6 +23,8 @@ const struct tpw_kernel *tpw_kernel_described(struct tpw_session *s, struct tpw_
 /* ---- launch.c ---- */
 /* The function or kernel behind a handle, if its parameters take exactly so many bytes. */
 struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error);
+/* Whether the driver may wait for room in a launch: in the first one of a kernel with more local memory than those before. */
+bool tpw_needs_room(struct tpw_session *s, uint64_t function);
 /* The image that a function or kernel is in: its module, or the library of that. */
 uint64_t tpw_image_of(struct tpw_session *s, const struct tpw_object *function);
 

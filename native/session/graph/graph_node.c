@@ -21,11 +21,10 @@ struct place {
     CUgraphNode node;          /* of the last two */
     CUgraphNode *dependencies; /* in scratch memory */
     size_t count;
-    const CUgraphEdgeData *edges; /* NULL: plain ones */
 };
 
 static int32_t find_place(struct tpw_session *s, uint64_t owner, uint64_t node, const uint64_t *dependencies,
-                          size_t count, const CUgraphEdgeData *edges, size_t edge_count, struct place *out) {
+                          size_t count, struct place *out) {
     int32_t error = CUDA_SUCCESS;
     *out = (struct place){.owner = owner ? tp_handle_type(owner) : 0,
                           .holder = owner ? owner : tpw_graph_of_node(s, node),
@@ -33,10 +32,6 @@ static int32_t find_place(struct tpw_session *s, uint64_t owner, uint64_t node, 
     if (out->owner == TPG_GRAPH) {
         out->graph = tpw_graph(s, owner, &error);
         out->dependencies = tpw_nodes(s, dependencies, count, &error);
-        out->edges = edge_count ? edges : NULL;
-        if (!error && edge_count && edge_count != count) {
-            error = CUDA_ERROR_INVALID_VALUE;
-        }
         return error;
     }
     if (owner && out->owner != TPG_GRAPHEXEC) {
@@ -47,38 +42,18 @@ static int32_t find_place(struct tpw_session *s, uint64_t owner, uint64_t node, 
     return error;
 }
 
-/* What the driver is given as dependencies: edges with ports are added after the node. */
-#define BEFORE(place) (place).edges ? NULL : (place).dependencies, (place).edges ? 0 : (place).count
+/* What the driver is given as dependencies: edges with ports are added behind the node, by the client. */
+#define BEFORE(place) (place).dependencies, (place).count
 
 static int32_t placed(struct tpw_session *s, const struct tp_frame *frame, uint64_t owner, uint64_t handle,
                       const struct place *place, CUgraphNode made, int32_t error) {
-    if (place->owner != TPG_GRAPH) {
+    if (error || place->owner != TPG_GRAPH) {
         return error;
     }
-    if (!error && place->edges) {
-        CUgraphNode *to = place->dependencies + place->count;
-        for (size_t i = 0; i < place->count; i++) {
-            to[i] = made;
-        }
-        error = (int32_t)s->cuda.cuGraphAddDependencies_v2(place->graph, place->dependencies, to, place->edges,
-                                                           place->count);
-        if (error) {
-            s->cuda.cuGraphDestroyNode(made);
-        }
-    }
-    if (!error) {
-        struct tpw_fresh fresh = {.handles = &handle, .count = 1};
-        if (tpw_node_name(s, frame, made, owner, &fresh) != handle) {
-            s->cuda.cuGraphDestroyNode(made);
-            error = CUDA_ERROR_OUT_OF_MEMORY;
-        }
-    }
-    return error;
+    return tpw_made_in(s, frame, TPG_GRAPHNODE, handle, (uint64_t)(uintptr_t)made, owner, CUDA_SUCCESS);
 }
 
-#define FIND(in)                                                                                                       \
-    find_place(s, (in)->owner, (in)->node, (in)->dependencies, (in)->dependencies_count, (in)->edges,                  \
-               (in)->edges_count, &place)
+#define FIND(in) find_place(s, (in)->owner, (in)->node, (in)->dependencies, (in)->dependencies_count, &place)
 #define PLACED(made, error) placed(s, frame, in->owner, in->node, &place, made, error)
 
 /* The kernel of a node and its parameters, which are the bytes of the frame. A kernel of a library needs its context named;
@@ -213,9 +188,7 @@ int32_t tpw_graph_child(struct tpw_session *s, const struct tp_frame *frame, con
         CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_GRAPH};
         params.graph.graph = child;
         params.graph.ownership = CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE;
-        error = (int32_t)(place.edges ? s->cuda.cuGraphAddNode_v2(&made, place.graph, NULL, NULL, 0, &params)
-                                      : s->cuda.cuGraphAddNode_v2(&made, place.graph, place.dependencies, NULL,
-                                                                  place.count, &params));
+        error = (int32_t)s->cuda.cuGraphAddNode_v2(&made, place.graph, place.dependencies, NULL, place.count, &params);
     } else {
         error = (int32_t)s->cuda.cuGraphAddChildGraphNode(&made, place.graph, BEFORE(place), child);
     }
@@ -268,9 +241,9 @@ int32_t tpw_graph_conditional(struct tpw_session *s, const struct tp_frame *fram
     params.conditional.type = (CUgraphConditionalNodeType)in->kind;
     params.conditional.size = (unsigned int)in->bodies_count;
     params.conditional.ctx = tpw_context_of(s, frame, in->context, place.holder, &error);
-    const size_t before = place.edges ? 0 : place.count;
-    error = error ? error
-                  : (int32_t)s->cuda.cuGraphAddNode_v2(&made, place.graph, place.dependencies, NULL, before, &params);
+    if (!error) {
+        error = (int32_t)s->cuda.cuGraphAddNode_v2(&made, place.graph, place.dependencies, NULL, place.count, &params);
+    }
     error = error ? error : PLACED(made, CUDA_SUCCESS);
     if (error) {
         return error;

@@ -51,12 +51,6 @@ static int32_t remember_limits(struct tpw_session *s, struct tpw_context *contex
     return CUDA_SUCCESS;
 }
 
-/* The stack has to be made anew for all that may run. */
-bool tpw_waits_context_limit(struct tpw_session *s, const struct tp_frame *frame,
-                             const struct tpg_context_limit_in *in) {
-    return in->limit == CU_LIMIT_STACK_SIZE;
-}
-
 int32_t tpw_context_limit(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_limit_in *in,
                           struct tpg_context_limit_out *out) {
     struct tpw_object *object = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, frame->context));

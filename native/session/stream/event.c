@@ -112,11 +112,6 @@ int32_t tpw_cuCtxRecordEvent(struct tpw_session *s, const struct tp_frame *frame
     return (int32_t)s->cuda.cuCtxRecordEvent(hCtx, hEvent);
 }
 
-int32_t tpw_cuCtxWaitEvent(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_cuCtxWaitEvent_in *in,
-                           CUcontext hCtx, CUevent hEvent) {
-    return (int32_t)s->cuda.cuCtxWaitEvent(hCtx, hEvent);
-}
-
 /* A stream that waits for a captured event becomes part of the capture: what it has queued must have its point before. */
 int32_t tpw_cuStreamWaitEvent(struct tpw_session *s, const struct tp_frame *frame,
                               const struct tpg_cuStreamWaitEvent_in *in, struct tpw_stream *hStream, CUevent hEvent) {

@@ -90,7 +90,7 @@ transfers that it counts have landed. All other frames are news, which nothing h
 ``waits=True`` on a call, a post or an op says that the driver may make the session wait for the GPU in it. While a
 stream stands at a host function such a frame is held, with all behind it, until the function has run: the session's one
 thread would else wait for a function whose end it has to tell. ``waits="asked"``: a hand-written tpw_waits_<name> looks
-at the frame and its arguments.
+at the frame and its arguments. Else it is C over what the operation carries, which says when.
 
 ``stands=True`` on a call or a post says that a stream may stand behind it, at a word that somebody writes later: that
 of its arguments, or one in which its node is launched. While one does, of the frames that wait a call is held alone.

@@ -116,7 +116,13 @@ def answers(model: Model) -> str:
 
 def dispatch(model: Model) -> str:
     """tpg_dispatch.c: one function for every operation, and the switch over all of them."""
-    lines = [NOTE, '#include "tpg_answer.h"', '#include "tpw_graph.h"', '#include "tpw_memory.h"']
+    lines = [
+        NOTE,
+        '#include "tpg_answer.h"',
+        '#include "tpw_code.h"',
+        '#include "tpw_graph.h"',
+        '#include "tpw_memory.h"',
+    ]
     lines += ['#include "tpw_nvml.h"', '#include "tpg_session.h"', '#include "tpg_session_structs.h"']
     lines.append("const unsigned char tpg_words[TPG_OP_LIMIT] = {")
     for op in model.ops:
@@ -146,12 +152,15 @@ def _waits(model: Model) -> list[str]:
     lines += ["    (void)s;", "    (void)c;", "    switch (frame->op) {"]
     lines += [f"    case TPG_OP_{o.name}:" for o in model.ops if o.line.waits is True]
     lines += ["        return true;"] if any(o.line.waits is True for o in model.ops) else []
-    for op in [o for o in model.ops if o.line.waits == "asked"]:
+    for op in [o for o in model.ops if isinstance(o.line.waits, str)]:
+        asked = f"tpw_waits_{op.name}(s, frame, &in)"
+        if op.line.waits != "asked":
+            asked = f"({_lengths(op, str(op.line.waits))})"
         lines += [
             f"    case TPG_OP_{op.name}: {{",
             f"        struct tpg_{op.name}_in in;",
             f"        tpg_get_{op.name}_in(&c, &in);",
-            f"        return !c.bad && tpw_waits_{op.name}(s, frame, &in);",
+            f"        return !c.bad && {asked};",
             "    }",
         ]
     return [*lines, "    default: return false;", "    }", "}"]

@@ -386,8 +386,10 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         raise refuse(line.place, line.name, "reports=True without completes=True; what reports a late error has waited")
     if line.unsafe not in (True, False, *(["last"] if line.kind != "refused" else [])):
         raise refuse(line.place, line.name, f'unsafe={line.unsafe!r}; it is True or "last"')
-    if line.waits not in (True, False, "asked"):
-        raise refuse(line.place, line.name, f'waits={line.waits!r}; it is True or "asked"')
+    carried = {f.name for f in op.fields if not f.is_out}
+    said = set(re.findall(r"[A-Za-z_]\w*", line.waits)) if isinstance(line.waits, str) else set()
+    if line.waits not in (True, False, "asked") and not said & carried:
+        raise refuse(line.place, line.name, f'waits={line.waits!r}; it is True, "asked", or C over what it carries')
     ended = [f.name for f in op.fields if f.role in ("new", "fresh", "gone")]
     if op.kind == "pure" and ended:
         raise refuse(line.place, line.name, f"an answer that is remembered cannot make or end {ended[0]}")

@@ -14,30 +14,6 @@
 
 #include <stdlib.h>
 
-CUresult tpc_node_new(struct tpc_node_target *t, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
-                      const CUgraphEdgeData *edges, size_t count) {
-    TPC_CHECK_HANDLE(GRAPH, graph, false);
-    if (!out || (count && !dependencies)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    uint64_t handle = (uint64_t)(uintptr_t)graph;
-    *t = (struct tpc_node_target){.owner = handle,
-                                  .node = tpc_mint_record(TPG_GRAPHNODE, (void *)(uintptr_t)handle),
-                                  .dependencies = dependencies,
-                                  .edges = tpc_edges_plain(edges, count) ? NULL : edges,
-                                  .count = count};
-    return t->node ? CUDA_SUCCESS : TPC_NO_HANDLES;
-}
-
-CUresult tpc_node_added(const struct tpc_node_target *t, CUgraphNode *out, CUresult result) {
-    if (result == CUDA_SUCCESS) {
-        *out = (CUgraphNode)(uintptr_t)t->node;
-    } else {
-        tpc_unmint(TPG_GRAPHNODE, t->node);
-    }
-    return result;
-}
-
 CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node) {
     TPC_CHECK_HANDLE(GRAPHEXEC, exec, false);
     TPC_CHECK_HANDLE(GRAPHNODE, node, false);
@@ -162,14 +138,6 @@ CUresult tpc_node_child(const char *name, const struct tpc_node_target *t, CUgra
     return result;
 }
 
-CUresult tpc_cuGraphAddChildGraphNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                      size_t numDependencies, CUgraph childGraph) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result
-                  : tpc_node_added(&t, phGraphNode, tpc_node_child("cuGraphAddChildGraphNode", &t, childGraph, false));
-}
-
 CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph) {
     struct tpc_node_target t;
     CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
@@ -198,31 +166,10 @@ static CUresult host_node(const char *name, const struct tpc_node_target *t, CUh
     return result;
 }
 
-CUresult tpc_do_cuGraphAddHostNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                   size_t numDependencies, const CUDA_HOST_NODE_PARAMS *nodeParams) {
+CUresult tpc_node_set_host(const char *name, CUgraphExec exec, CUgraphNode node, const CUDA_HOST_NODE_PARAMS *params) {
     struct tpc_node_target t;
-    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result
-                  : tpc_node_added(&t, phGraphNode,
-                                   host_node("cuGraphAddHostNode", &t, nodeParams->fn, nodeParams->userData));
-}
-
-static CUresult set_host(const char *name, CUresult found, struct tpc_node_target *t, const CUDA_HOST_NODE_PARAMS *p) {
-    if (found != CUDA_SUCCESS || !p) {
-        return found != CUDA_SUCCESS ? found : CUDA_ERROR_INVALID_VALUE;
-    }
-    return host_node(name, t, p->fn, p->userData);
-}
-
-CUresult tpc_cuGraphHostNodeSetParams(CUgraphNode hNode, const CUDA_HOST_NODE_PARAMS *nodeParams) {
-    struct tpc_node_target t;
-    return set_host("cuGraphHostNodeSetParams", tpc_node_itself(&t, hNode), &t, nodeParams);
-}
-
-CUresult tpc_cuGraphExecHostNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode,
-                                          const CUDA_HOST_NODE_PARAMS *nodeParams) {
-    struct tpc_node_target t;
-    return set_host("cuGraphExecHostNodeSetParams", tpc_node_in_exec(&t, hGraphExec, hNode), &t, nodeParams);
+    TPC_TRY(exec ? tpc_node_in_exec(&t, exec, node) : tpc_node_itself(&t, node));
+    return params ? host_node(name, &t, params->fn, params->userData) : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult tpc_do_cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams) {
@@ -257,9 +204,12 @@ static CUresult alloc_node(const char *name, const struct tpc_node_target *t, CU
 
 CUresult tpc_do_cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                        size_t numDependencies, CUDA_MEM_ALLOC_NODE_PARAMS *nodeParams) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result : tpc_node_added(&t, phGraphNode, alloc_node("cuGraphAddMemAllocNode", &t, nodeParams));
+    CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_MEM_ALLOC};
+    memcpy(&params.alloc, nodeParams, sizeof *nodeParams);
+    CUresult result =
+        tpc_node_add("cuGraphAddMemAllocNode", phGraphNode, hGraph, dependencies, numDependencies, &params);
+    nodeParams->dptr = result == CUDA_SUCCESS ? params.alloc.dptr : nodeParams->dptr;
+    return result;
 }
 
 #define BODIES_MAX 4096u /* named in one frame */
@@ -319,6 +269,26 @@ static CUresult settled_node(const char *name, const struct tpc_node_target *t, 
     }
 }
 
+CUresult tpc_node_add(const char *name, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                      CUgraphNodeParams *params) {
+    TPC_CHECK_HANDLE(GRAPH, graph, false);
+    if (!out || (count && !dependencies)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    const uint64_t owner = (uint64_t)(uintptr_t)graph;
+    const struct tpc_node_target t = {.owner = owner,
+                                      .node = tpc_mint_record(TPG_GRAPHNODE, (void *)(uintptr_t)owner),
+                                      .dependencies = dependencies,
+                                      .count = count};
+    CUresult result = t.node ? settled_node(name, &t, params) : TPC_NO_HANDLES;
+    if (result == CUDA_SUCCESS) {
+        *out = (CUgraphNode)(uintptr_t)t.node;
+    } else if (t.node) {
+        tpc_unmint(TPG_GRAPHNODE, t.node);
+    }
+    return result;
+}
+
 /* Nodes that a line of api/ describes, without edges that have ports; *described is false for the others. */
 static CUresult described_node(CUgraphNode *out, CUgraph graph, const CUgraphNode *before, size_t count,
                                const CUgraphNodeParams *p, bool *described) {
@@ -366,24 +336,23 @@ static CUresult add_ports(CUgraphNode node, CUgraph graph, const CUgraphNode *be
 CUresult tpc_cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
                                const CUgraphEdgeData *dependencyData, size_t numDependencies,
                                CUgraphNodeParams *nodeParams) {
-    struct tpc_node_target t;
     bool described;
     if (!phGraphNode || !tpc_params_clean(nodeParams) || (numDependencies && !dependencies)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    bool plain = tpc_edges_plain(dependencyData, numDependencies);
+    const bool plain = tpc_edges_plain(dependencyData, numDependencies);
+    const CUgraphNode *before = plain ? dependencies : NULL;
+    const size_t count = plain ? numDependencies : 0;
     CUgraphNode made = NULL;
-    CUresult result =
-        described_node(&made, hGraph, plain ? dependencies : NULL, plain ? numDependencies : 0, nodeParams, &described);
-    if (described) {
-        result = result == CUDA_SUCCESS && !plain
-                     ? add_ports(made, hGraph, dependencies, dependencyData, numDependencies)
-                     : result;
-        if (result == CUDA_SUCCESS) {
-            *phGraphNode = made;
-        }
-        return result;
+    CUresult result = described_node(&made, hGraph, before, count, nodeParams, &described);
+    if (!described) {
+        result = tpc_node_add("cuGraphAddNode", &made, hGraph, before, count, nodeParams);
     }
-    result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, dependencyData, numDependencies);
-    return result ? result : tpc_node_added(&t, phGraphNode, settled_node("cuGraphAddNode", &t, nodeParams));
+    if (result == CUDA_SUCCESS && !plain) {
+        result = add_ports(made, hGraph, dependencies, dependencyData, numDependencies);
+    }
+    if (result == CUDA_SUCCESS) {
+        *phGraphNode = made;
+    }
+    return result;
 }

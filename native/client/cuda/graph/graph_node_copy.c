@@ -165,14 +165,6 @@ CUresult tpc_do_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nod
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                  size_t numDependencies, const CUDA_MEMCPY3D *copyParams, CUcontext ctx) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_new(&t, phGraphNode, hGraph, dependencies, NULL, numDependencies);
-    return result ? result
-                  : tpc_node_added(&t, phGraphNode, tpc_node_copy("cuGraphAddMemcpyNode", &t, copyParams, ctx));
-}
-
 CUresult tpc_cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams) {
     struct tpc_node_target t;
     CUresult result = tpc_node_itself(&t, hNode);

@@ -47,6 +47,10 @@ CUresult tpc_capture_begin(const char *name, CUstream stream, CUstreamCaptureMod
 CUresult tpc_graph_instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
                                bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why);
 CUresult tpc_node_set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams *params);
+/* A new node of a kind that no line of api/ describes, and a host function for one that there is, or for one in an executable graph. */
+CUresult tpc_node_add(const char *name, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
+                      CUgraphNodeParams *params);
+CUresult tpc_node_set_host(const char *name, CUgraphExec exec, CUgraphNode node, const CUDA_HOST_NODE_PARAMS *params);
 
 /* ---- graph_copy.c ---- */
 /* The copies that an executable graph made from this graph will have, NULL if none; refused when they cannot be done right. */

@@ -12,19 +12,14 @@
 struct tpc_node_target {
     uint64_t owner, node;
     const CUgraphNode *dependencies;
-    const CUgraphEdgeData *edges;
     size_t count;
 };
 
 #define TPC_TARGET(t)                                                                                                  \
     .owner = (t)->owner, .node = (t)->node, .dependencies = (const uint64_t *)(const void *)(t)->dependencies,         \
-    .dependencies_count = (t)->count, .edges = (t)->edges, .edges_count = (t)->edges ? (t)->count : 0
+    .dependencies_count = (t)->count
 
 /* ---- graph_node.c ---- */
-/* A new node of a graph, which has a handle already; its end, which gives the handle to the program or ends it. */
-CUresult tpc_node_new(struct tpc_node_target *t, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies,
-                      const CUgraphEdgeData *edges, size_t count);
-CUresult tpc_node_added(const struct tpc_node_target *t, CUgraphNode *out, CUresult result);
 CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node);
 CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node);
 CUresult tpc_node_child(const char *name, const struct tpc_node_target *t, CUgraph child, bool move);

@@ -23,7 +23,7 @@ FUNCTIONS = [
     custom("cuFooRun", ops="foo_run foo_ask foo_give foo_fetch foo_make"),
     custom("cuFooAsk", ops="foo_ask foo_make", lender="hFoo"),
     op("foo_run", "post", foo="uint64_t: handle foo", stream="uint64_t: handle stream", flags="unsigned int"),
-    op("foo_give", "post", foo="uint64_t: handle foo", bytes="uint64_t: up", size="uint64_t"),
+    op("foo_give", "post", waits="size > 4 && tp_handle_is(foo, TPG_FOO)", foo="uint64_t: handle foo", bytes="uint64_t: up", size="uint64_t"),
     op("foo_fetch", "call", foo="uint64_t: handle foo", bytes="uint64_t: down", out={"count": "uint64_t"}),
     op("foo_make", "call", says_why=True, foo="uint64_t: new foo", parent="uint64_t: new? foo"),
     op("foo_ask", "call", foo="uint64_t: name foo", others="uint64_t: names foo", device="CUdevice: device",
