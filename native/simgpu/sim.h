@@ -268,6 +268,8 @@ typedef struct {
     unsigned char access[SIM_MAX_DEVICES]; // VMM: CUmemAccess_flags of each device
     sim_phys_t *phys;
     sim_pool_t *pool;
+    uint64_t extent;  // of a pool that other processes may have: bytes of the device's space, which are whole pages
+    bool moved;       // its bytes are in the file of its pool
     bool internal;    // module globals: not freed by cuMemFree
     bool free_queued; // cuMemFreeAsync was called; of a graph's memory: nothing is allocated there
     bool of_graph;    // addresses of allocation nodes, sim_graph_memory.c
@@ -299,6 +301,10 @@ struct sim_pool {
     struct sim_pool *next;
     int reuse[3];
     unsigned char access[SIM_MAX_DEVICES];
+    bool shared;   // has a file, which other processes may have: `descriptor`, by the name `number`
+    bool imported; // another process has made it
+    int descriptor;
+    uint64_t number;
 };
 
 typedef struct {
@@ -531,6 +537,7 @@ CUresult sim_device_take(int device, uint64_t bytes, uint64_t *offset);
 void sim_device_give(int device, uint64_t offset, uint64_t bytes);
 // The same without the budget: for memory that stands in another process's.
 CUresult sim_device_space(int device, uint64_t bytes, uint64_t *offset);
+uint64_t sim_device_size(int device); // of the space; 0: there is no room for it
 void sim_device_space_give(int device, uint64_t offset, uint64_t bytes);
 void sim_memory_release(
     uint64_t address); // of an allocation of the simulator's own, when its context has done its work
@@ -561,6 +568,26 @@ bool sim_ipc_capable(const sim_range_t *range);
 void sim_ipc_unmap(const sim_range_t *range);
 // Of sim_share.c: nothing has this memory mapped any more. False: its place in the space cannot be used again.
 bool sim_share_end(sim_phys_t *phys);
+// Also of sim_share.c: a file for memory that other processes map, with a page behind its `size` bytes that says what it is.
+enum { SIM_SHARE_PAGE = 4096 };
+typedef struct {
+    uint64_t magic, size;
+    union {
+        CUmemAllocationProp prop;
+        CUmemPoolProps pool;
+    };
+    uint64_t number; // of a pool
+} sim_share_page_t;
+#define SIM_SHARED_MEMORY 0x6572616873666d54ull      // "Tmfshare"
+#define SIM_SHARED_POOL 0x6c6f6f7073666d54ull        // "Tmfspool"
+int sim_share_file(const sim_share_page_t *page);    // -1, and said why
+bool sim_share_look(int fd, sim_share_page_t *page); // false: no file of that kind
+// Under the map lock for writing: maps bytes of a file over a place of the device's space, or copies what is there into it.
+bool sim_share_place(int device, uint64_t offset, uint64_t size, int fd, uint64_t at);
+bool sim_share_copy(int device, uint64_t offset, uint64_t size, int fd, uint64_t at);
+// Of sim_pool_share.c: its memory is to go back to the device's space.
+void sim_pool_unmove(sim_range_t *range);
+void sim_pool_unshare(sim_pool_t *pool); // the pool is destroyed
 
 // sim_stream.c: queues and their threads
 CUresult sim_stream_new(sim_context_t *context, unsigned flags, int priority, sim_stream_t **stream); // under sim.lock
@@ -593,8 +620,12 @@ void sim_op_discard(sim_op_t *op);                    // frees what an operation
 
 // sim_pool.c
 CUresult sim_pool_setup(int device);
-void sim_pool_forget(sim_range_t *range); // under the write lock
-void sim_pools_notice(void);              // a wait is over
+void sim_pool_forget(sim_range_t *range);       // under the write lock
+sim_pool_t *sim_pool_find(CUmemoryPool handle); // NULL: it is none
+// False: out of host memory. The pool is in no list of pools before.
+bool sim_pool_add(sim_pool_t *pool);
+sim_pool_t *sim_pool_imported(uint64_t number); // NULL: nobody has imported it here
+void sim_pools_notice(void);                    // a wait is over
 
 // sim_image.c, sim_cubin.c, sim_ptx.c
 CUresult sim_image_parse(const void *code, sim_image_t **image, char *log, size_t log_size);

@@ -62,6 +62,10 @@ bool sim_device_address(uint64_t address) {
     return false;
 }
 
+uint64_t sim_device_size(int ordinal) {
+    return prepare(&sim.devices[ordinal]) == CUDA_SUCCESS ? sim.devices[ordinal].space : 0;
+}
+
 CUresult sim_device_space(int ordinal, uint64_t bytes, uint64_t *offset) {
     sim_device_t *device = &sim.devices[ordinal];
     CUresult result = prepare(device);
@@ -196,7 +200,10 @@ void sim_range_release(sim_range_t *range) {
         if (range->pool)
             sim_pool_forget(range);
         sim_managed_drop(range);
-        sim_device_give(range->device, range->base - sim.devices[range->device].arena, range->charged);
+        sim_pool_unmove(range);
+        sim.devices[range->device].used -= range->charged;
+        sim_device_space_give(range->device, range->base - sim.devices[range->device].arena,
+                              range->extent ? range->extent : range->charged);
         break;
     case SIM_RANGE_VMM:
         sim_phys_drop(range->phys);

@@ -177,7 +177,7 @@ CUresult cuIpcCloseMemHandle(CUdeviceptr dptr) {
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(dptr);
-    if (range && range->kind == SIM_RANGE_IPC && range->base == dptr) {
+    if (range && range->kind == SIM_RANGE_IPC && !range->pool && range->base == dptr) {
         if (--range->ipc.opened == 0)
             sim_range_release(range);
         result = CUDA_SUCCESS;

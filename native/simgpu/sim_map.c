@@ -99,6 +99,8 @@ static bool may_access(const sim_range_t *range, int device, unsigned peers, boo
             return (range->pool->access[device] & (write ? 2 : 1)) != 0;
         return range->device == device || (peers >> range->device & 1);
     case SIM_RANGE_IPC: // opening it lets the context's device in
+        if (range->pool)
+            return (range->pool->access[device] & (write ? 2 : 1)) != 0;
         return range->device == device || range->context->device == device || (peers >> range->device & 1);
     case SIM_RANGE_VMM:
         return (range->access[device] & (write ? 2 : 1)) != 0;

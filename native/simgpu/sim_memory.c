@@ -59,7 +59,7 @@ static CUresult owner_of(uint64_t address, sim_range_kind_t kind, sim_context_t 
     pthread_rwlock_rdlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(address);
     if (range && range->base == address && range->kind == kind && !range->internal && !range->free_queued) {
-        *owner = range->context;
+        *owner = range->context ? range->context : &sim.devices[range->device].primary; // of a pool of another process
         result = CUDA_SUCCESS;
     }
     pthread_rwlock_unlock(&sim.map_lock);
@@ -94,13 +94,14 @@ void sim_memory_release(uint64_t address) {
     (void)release(address, SIM_RANGE_DEVICE); // gone with its context, perhaps
 }
 
-// Pinned memory of a pool of the host.
-static bool is_of_pool(uint64_t address) {
+// The kind of memory that cuMemFree may find there: of a pool of the host, of a pool of another process, or its own.
+static sim_range_kind_t kind_of(uint64_t address) {
     pthread_rwlock_rdlock(&sim.map_lock);
     const sim_range_t *range = sim_map_find(address);
-    bool of_pool = range && range->kind == SIM_RANGE_HOST && range->pool;
+    bool of_pool = range && (range->kind == SIM_RANGE_HOST || range->kind == SIM_RANGE_IPC) && range->pool;
+    sim_range_kind_t kind = of_pool ? range->kind : SIM_RANGE_DEVICE;
     pthread_rwlock_unlock(&sim.map_lock);
-    return of_pool;
+    return kind;
 }
 
 CUresult cuMemFree_v2(CUdeviceptr dptr) {
@@ -109,7 +110,7 @@ CUresult cuMemFree_v2(CUdeviceptr dptr) {
     (void)context;
     if (!dptr)
         return CUDA_SUCCESS;
-    return release(dptr, is_of_pool(dptr) ? SIM_RANGE_HOST : SIM_RANGE_DEVICE);
+    return release(dptr, kind_of(dptr));
 }
 
 CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
@@ -193,7 +194,7 @@ CUresult cuMemFreeHost(void *p) {
     SIM_ENTER_WITHOUT(context);
     SIM_UNSAFE();
     (void)context;
-    if (is_of_pool((uint64_t)(uintptr_t)p))
+    if (kind_of((uint64_t)(uintptr_t)p) == SIM_RANGE_HOST)
         return CUDA_ERROR_INVALID_VALUE;
     return p ? release((uint64_t)(uintptr_t)p, SIM_RANGE_HOST) : CUDA_SUCCESS;
 }

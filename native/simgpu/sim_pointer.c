@@ -121,8 +121,9 @@ static CUresult attribute(void *data, CUpointer_attribute which, const sim_range
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }
-    case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES: {
-        unsigned long long value = 0;
+    case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES: { // of what another process made, none (580.159.04, measured)
+        bool own = range && range->pool && !range->pool->imported;
+        unsigned long long value = own ? (unsigned long long)range->pool->props.handleTypes : 0;
         memcpy(data, &value, sizeof value);
         return CUDA_SUCCESS;
     }

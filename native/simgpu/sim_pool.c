@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define UNIT 512u // what a byte of a pool takes
+
 typedef struct sim_place {
     struct sim_place *next;
     CUmemLocation at;
@@ -72,11 +74,17 @@ static void reuse(sim_pool_t *pool, uint64_t bytes) {
     sim.devices[pool->device].used -= more;
 }
 
-static sim_pool_t *lookup(CUmemoryPool handle) {
+sim_pool_t *sim_pool_find(CUmemoryPool handle) {
     pthread_mutex_lock(&sim.lock);
     bool live = sim_handle_is(handle, SIM_POOL);
     pthread_mutex_unlock(&sim.lock);
     return live ? (sim_pool_t *)(void *)handle : NULL;
+}
+
+// For what a pool of another process cannot do (580.159.04, measured).
+static sim_pool_t *own(CUmemoryPool handle) {
+    sim_pool_t *pool = sim_pool_find(handle);
+    return pool && !pool->imported ? pool : NULL;
 }
 
 static bool is_managed(const sim_pool_t *pool) { return pool->props.allocType == CU_MEM_ALLOCATION_TYPE_MANAGED; }
@@ -89,11 +97,19 @@ static bool is_local(const sim_pool_t *pool) {
 static CUresult take(const sim_pool_t *pool, sim_context_t *owner, size_t bytes, sim_range_t **range) {
     if (is_local(pool) && !is_managed(pool))
         return sim_host_allocate(owner, bytes, CU_MEMHOSTALLOC_PORTABLE, range);
-    CUresult result = sim_device_allocate(owner, is_managed(pool) && bytes < SIM_GRANULE / 2 ? SIM_GRANULE / 2 : bytes,
+    const bool whole = is_managed(pool) || pool->props.handleTypes; // pages that have nothing else in them
+    CUresult result = sim_device_allocate(owner, whole && bytes < SIM_GRANULE / 2 ? SIM_GRANULE / 2 : bytes,
                                           range); // as cuMemAllocManaged
-    if (result != CUDA_SUCCESS || !is_managed(pool))
+    if (result != CUDA_SUCCESS || !whole)
         return result;
     (*range)->size = bytes;
+    if (!is_managed(pool)) { // a small one takes more addresses, and no more memory
+        const uint64_t charged = (bytes + UNIT - 1) & ~(uint64_t)(UNIT - 1);
+        (*range)->extent = (*range)->charged;
+        sim.devices[(*range)->device].used -= (*range)->charged - charged;
+        (*range)->charged = charged;
+        return CUDA_SUCCESS;
+    }
     (*range)->flags = CU_MEM_ATTACH_GLOBAL;
     result = sim_managed_begin(*range);
     if (result != CUDA_SUCCESS)
@@ -122,8 +138,8 @@ static CUresult allocate(sim_context_t *context, sim_pool_t *pool, CUdeviceptr *
         return result;
     }
     pool = pool ? pool : sim.devices[context->device].current_pool;
-    if (captured && is_local(pool))
-        return CUDA_ERROR_NOT_SUPPORTED; // nodes have device memory here
+    if (captured && (is_local(pool) || pool->props.handleTypes))
+        return CUDA_ERROR_NOT_SUPPORTED; // nodes have device memory that no other process has (580.159.04, measured)
     if (captured) {
         sim_op_t op = {.kind = SIM_OP_GRAPH_ALLOC, .u.memory = {.size = bytes, .device = pool->device}};
         result = sim_submit(context, handle, &op, false, SIM_GO_ON);
@@ -161,7 +177,7 @@ CUresult cuMemAllocAsync(CUdeviceptr *dptr, size_t bytesize, CUstream hStream) {
 CUresult cuMemAllocFromPoolAsync(CUdeviceptr *dptr, size_t bytesize, CUmemoryPool pool, CUstream hStream) {
     SIM_BEGINS(dptr, 0);
     SIM_ENTER_STREAM(context, hStream);
-    sim_pool_t *found = lookup(pool);
+    sim_pool_t *found = own(pool);
     return allocate(context, found, found ? dptr : NULL, bytesize, hStream); // the stream first
 }
 
@@ -184,8 +200,9 @@ CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(dptr);
     bool ours = range && range->base == dptr && !range->internal && !range->free_queued &&
-                (range->kind == SIM_RANGE_DEVICE ? !range->managed || range->pool
-                                                 : range->kind == SIM_RANGE_HOST && range->pool);
+                (range->kind == SIM_RANGE_DEVICE
+                     ? !range->managed || range->pool
+                     : (range->kind == SIM_RANGE_HOST || range->kind == SIM_RANGE_IPC) && range->pool);
     if (ours)
         range->free_queued = true;
     pthread_rwlock_unlock(&sim.map_lock);
@@ -220,7 +237,7 @@ CUresult cuDeviceGetMemPool(CUmemoryPool *pool, CUdevice dev) {
 CUresult cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
     SIM_ENTER();
     SIM_UNSAFE();
-    sim_pool_t *found = lookup(pool);
+    sim_pool_t *found = own(pool);
     if (!found || found->device != dev || is_local(found))
         return CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_wrlock(&sim.map_lock);
@@ -244,6 +261,28 @@ static CUresult place_ok(const CUmemLocation *where, bool managed) {
     default:
         return managed ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
     }
+}
+
+bool sim_pool_add(sim_pool_t *pool) {
+    pthread_mutex_lock(&sim.lock);
+    bool added = sim_handle_add(pool, SIM_POOL);
+    pthread_mutex_unlock(&sim.lock);
+    if (!added)
+        return false;
+    pthread_rwlock_wrlock(&sim.map_lock);
+    pool->next = pools;
+    pools = pool;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return true;
+}
+
+sim_pool_t *sim_pool_imported(uint64_t number) {
+    pthread_rwlock_rdlock(&sim.map_lock);
+    sim_pool_t *pool = pools;
+    while (pool && !(pool->imported && pool->number == number))
+        pool = pool->next;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return pool;
 }
 
 static CUresult create(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
@@ -270,17 +309,10 @@ static CUresult create(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
     *fresh = (sim_pool_t){.device = device, .props = *poolProps, .reuse = {1, 1, 1}};
     if (!is_local(fresh))
         fresh->access[fresh->device] = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-    pthread_mutex_lock(&sim.lock);
-    bool added = sim_handle_add(fresh, SIM_POOL);
-    pthread_mutex_unlock(&sim.lock);
-    if (!added) {
+    if (!sim_pool_add(fresh)) {
         free(fresh);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    pthread_rwlock_wrlock(&sim.map_lock);
-    fresh->next = pools;
-    pools = fresh;
-    pthread_rwlock_unlock(&sim.map_lock);
     *pool = (CUmemoryPool)(void *)fresh;
     return CUDA_SUCCESS;
 }
@@ -294,13 +326,21 @@ CUresult cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolProps) {
 CUresult cuMemPoolDestroy(CUmemoryPool pool) {
     SIM_ENTER();
     SIM_UNSAFE();
-    sim_pool_t *found = lookup(pool);
+    sim_pool_t *found = sim_pool_find(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     if (found->is_default)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_lock(&sim.lock);
     pthread_rwlock_wrlock(&sim.map_lock);
+    bool open = false;
+    for (size_t i = 0; found->imported && i < sim.nranges; i++)
+        open |= sim.ranges[i]->pool == found;
+    if (open) {
+        pthread_rwlock_unlock(&sim.map_lock);
+        pthread_mutex_unlock(&sim.lock);
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     sim_device_t *device = &sim.devices[found->device];
     if (device->current_pool == found)
         device->current_pool = &device->default_pool;
@@ -313,6 +353,7 @@ CUresult cuMemPoolDestroy(CUmemoryPool pool) {
         device->default_pool.used += sim.ranges[i]->charged;
     }
     reuse(found, UINT64_MAX);
+    sim_pool_unshare(found);
     for (sim_pool_t **at = &pools; *at; at = &(*at)->next)
         if (*at == found) {
             *at = found->next;
@@ -328,7 +369,7 @@ CUresult cuMemPoolDestroy(CUmemoryPool pool) {
 CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) {
     SIM_ENTER();
     SIM_UNSAFE();
-    sim_pool_t *found = lookup(pool);
+    sim_pool_t *found = own(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     pthread_rwlock_wrlock(&sim.map_lock);
@@ -346,7 +387,7 @@ static uint64_t whole_lots(uint64_t bytes) {
 CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     SIM_ENTER();
     SIM_UNSAFE();
-    sim_pool_t *found = lookup(pool);
+    sim_pool_t *found = own(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     if (!value)
@@ -387,7 +428,7 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void
 CUresult cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
     SIM_ENTER();
     SIM_UNSAFE();
-    sim_pool_t *found = lookup(pool);
+    sim_pool_t *found = own(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     if (!value)
@@ -446,7 +487,7 @@ static CUresult access_ok(const sim_pool_t *pool, const CUmemAccessDesc *map) {
 CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_t count) {
     SIM_ENTER();
     SIM_UNSAFE();
-    sim_pool_t *found = lookup(pool);
+    sim_pool_t *found = sim_pool_find(pool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     if (!map)
@@ -469,7 +510,7 @@ CUresult cuMemPoolSetAccess(CUmemoryPool pool, const CUmemAccessDesc *map, size_
 CUresult cuMemPoolGetAccess(CUmemAccess_flags *flags, CUmemoryPool memPool, CUmemLocation *location) {
     SIM_ENTER();
     SIM_UNSAFE();
-    sim_pool_t *found = lookup(memPool);
+    sim_pool_t *found = sim_pool_find(memPool);
     if (!found)
         return CUDA_ERROR_INVALID_VALUE;
     if (!flags || !location)
@@ -567,7 +608,7 @@ CUresult cuMemGetMemPool(CUmemoryPool *pool, CUmemLocation *location, CUmemAlloc
 CUresult cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType type, CUmemoryPool pool) {
     SIM_ENTER();
     SIM_UNSAFE();
-    sim_pool_t *found = lookup(pool);
+    sim_pool_t *found = own(pool);
     sim_place_t *place;
     if (found && location && no_place(location))
         return CUDA_ERROR_NOT_SUPPORTED;

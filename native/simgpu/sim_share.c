@@ -16,8 +16,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define MAGIC 0x6572616873666d54ull // "Tmfshare"
-#define PAGE 4096u
+#define PAGE ((uint64_t)SIM_SHARE_PAGE)
 // Old headers do not have these.
 #define FILE_CLOSES 1u // MFD_CLOEXEC
 #define FILE_SEALS 2u  // MFD_ALLOW_SEALING
@@ -25,20 +24,18 @@
 #define SEALS 7        // against more seals, shrinking and growing
 #define GET_SEALS 1034 // F_GET_SEALS
 
-struct page {
-    uint64_t magic, size;
-    CUmemAllocationProp prop;
-};
+bool sim_share_place(int device, uint64_t offset, uint64_t size, int fd, uint64_t at) {
+    unsigned char *where = sim.devices[device].backing + offset;
+    if (mmap(where, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, (off_t)at) == MAP_FAILED)
+        return false;
+    madvise(where, size, MADV_DONTFORK);
+    madvise(where, size, MADV_DONTDUMP);
+    return true;
+}
 
 // Puts the file's first bytes where the memory lies in the backing.
 static bool place(const sim_phys_t *phys, int fd, uint64_t at) {
-    unsigned char *where = sim.devices[phys->device].backing + phys->offset;
-    if (mmap(where, phys->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, (off_t)at) ==
-        MAP_FAILED)
-        return false;
-    madvise(where, phys->size, MADV_DONTFORK);
-    madvise(where, phys->size, MADV_DONTDUMP);
-    return true;
+    return sim_share_place(phys->device, phys->offset, phys->size, fd, at);
 }
 
 static bool write_all(int fd, const void *from, uint64_t bytes, uint64_t at) {
@@ -54,10 +51,10 @@ static bool write_all(int fd, const void *from, uint64_t bytes, uint64_t at) {
 }
 
 // What was ever written there; the rest are holes, and stays that.
-static bool copy_contents(const sim_phys_t *phys, int fd) {
-    const sim_device_t *device = &sim.devices[phys->device];
-    off_t end = (off_t)(phys->offset + phys->size);
-    for (off_t at = (off_t)phys->offset; at < end;) {
+bool sim_share_copy(int ordinal, uint64_t offset, uint64_t size, int fd, uint64_t to) {
+    const sim_device_t *device = &sim.devices[ordinal];
+    off_t end = (off_t)(offset + size);
+    for (off_t at = (off_t)offset; at < end;) {
         off_t data = lseek(device->backing_fd, at, SEEK_DATA);
         if (data < 0)
             return errno == ENXIO; // nothing but holes up to the file's end
@@ -67,21 +64,32 @@ static bool copy_contents(const sim_phys_t *phys, int fd) {
         if (hole < 0)
             return false;
         hole = hole < end ? hole : end;
-        if (!write_all(fd, device->backing + data, (uint64_t)(hole - data), (uint64_t)data - phys->offset))
+        if (!write_all(fd, device->backing + data, (uint64_t)(hole - data), (uint64_t)data - offset + to))
             return false;
         at = hole;
     }
     return true;
 }
 
+int sim_share_file(const sim_share_page_t *page) {
+    int fd = (int)syscall(SYS_memfd_create, "tf-simgpu-shared", FILE_CLOSES | FILE_SEALS);
+    if (fd >= 0 && (ftruncate(fd, (off_t)(page->size + PAGE)) != 0 || !write_all(fd, page, sizeof *page, page->size) ||
+                    fcntl(fd, ADD_SEALS, SEALS) != 0)) {
+        close(fd);
+        fd = -1;
+    }
+    if (fd < 0)
+        sim_complain("no file for memory that other processes may have: %s", strerror(errno));
+    return fd;
+}
+
 // Under the map lock for writing.
 static CUresult share(sim_phys_t *phys) {
-    struct page page = {.magic = MAGIC, .size = phys->size, .prop = phys->prop};
-    int fd = (int)syscall(SYS_memfd_create, "tf-simgpu-shared", FILE_CLOSES | FILE_SEALS);
+    const sim_share_page_t page = {.magic = SIM_SHARED_MEMORY, .size = phys->size, .prop = phys->prop};
+    int fd = sim_share_file(&page);
     if (fd < 0)
         return CUDA_ERROR_OPERATING_SYSTEM;
-    if (ftruncate(fd, (off_t)(phys->size + PAGE)) != 0 || !write_all(fd, &page, sizeof page, phys->size) ||
-        fcntl(fd, ADD_SEALS, SEALS) != 0 || !copy_contents(phys, fd) || !place(phys, fd, 0)) {
+    if (!sim_share_copy(phys->device, phys->offset, phys->size, fd, 0) || !place(phys, fd, 0)) {
         sim_complain("memory of %llu bytes cannot be moved into a file of its own: %s", (unsigned long long)phys->size,
                      strerror(errno));
         close(fd);
@@ -129,26 +137,28 @@ CUresult cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocat
 }
 
 // Whether the descriptor is of a file that some process's simulated GPU has made.
-static bool is_ours(int fd, struct page *page) {
+bool sim_share_look(int fd, sim_share_page_t *page) {
     struct stat about;
     int seals = fcntl(fd, GET_SEALS);
-    return seals >= 0 && (seals & SEALS) == SEALS && fstat(fd, &about) == 0 && about.st_size > PAGE &&
-           pread(fd, page, sizeof *page, about.st_size - PAGE) == (ssize_t)sizeof *page && page->magic == MAGIC &&
+    return seals >= 0 && (seals & SEALS) == SEALS && fstat(fd, &about) == 0 && about.st_size > (off_t)PAGE &&
+           pread(fd, page, sizeof *page, about.st_size - (off_t)PAGE) == (ssize_t)sizeof *page &&
+           (page->magic == SIM_SHARED_MEMORY || page->magic == SIM_SHARED_POOL) &&
            page->size == (uint64_t)about.st_size - PAGE && page->size % SIM_GRANULE == 0;
 }
 
-// Any descriptor may come here; one that is not the driver's is error 999 (580.159.04, measured).
+// Any descriptor may come here; one that is not the driver's is error 999, one of a pool 801 (580.159.04, measured).
 CUresult cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle,
                                         CUmemAllocationHandleType shHandleType) {
     SIM_ENTER();
     if (!handle || shHandleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
         return CUDA_ERROR_INVALID_VALUE;
-    struct page page;
+    sim_share_page_t page = {.magic = 0};
     int fd = fcntl((int)(intptr_t)osHandle, F_DUPFD_CLOEXEC, 0);
-    if (fd < 0 || !is_ours(fd, &page)) {
+    bool known = fd >= 0 && sim_share_look(fd, &page);
+    if (!known || page.magic != SIM_SHARED_MEMORY) {
         if (fd >= 0)
             close(fd);
-        return CUDA_ERROR_UNKNOWN;
+        return known ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_UNKNOWN;
     }
     sim_phys_t *phys = sim_device_ok(page.prop.location.id) ? calloc(1, sizeof *phys) : NULL;
     if (!phys) {
