@@ -28,7 +28,7 @@ pytestmark = [
 ]
 CASES = (
     "event",
-    "pool",
+    "pool_share",
     "graph",
     "nest",
     "deep",

@@ -19,11 +19,16 @@ from tensor_fusion.worker.protocol import Packet, PacketType
 from tensor_fusion.worker.shares import (
     EVENT,
     INVALID_CONTEXT,
+    INVALID_HANDLE,
     INVALID_VALUE,
     MAP_FAILED,
     MEMORY,
     NOT_PERMITTED,
+    NOT_SUPPORTED,
     OUT_OF_MEMORY,
+    PHYSICAL,
+    POINTER,
+    POOL,
     Shares,
 )
 
@@ -190,6 +195,70 @@ def test_events(shares: Shares) -> None:
     assert len(shares) == 1
     shares.said(a, Packet(PacketType.SHARE, 1, body=body), os.memfd_create("of an event there is none"))
     assert a.last().value == 0
+
+
+def share_as(
+    shares: Shares, session: Session, kind: int, block: int = 2 << 20, native: bytes = b""
+) -> tuple[int, bytes]:
+    body = SHARED.pack(bytes(64), block, 0, block, 0, 0, kind, native).ljust(256, b"\0")
+    shares.said(session, Packet(PacketType.SHARE, 1, body=body), None if native else os.memfd_create("shared"))
+    return session.last().value, session.last().body[:64]
+
+
+def ask_as(shares: Shares, session: Session, kind: int, handle: bytes) -> tuple[int, int]:
+    """The number, 0 if it is refused, and the error."""
+    shares.said(session, Packet(PacketType.IMPORT, 2, body=SHARED.pack(handle, 0, 0, 0, 0, 0, kind, b"")), None)
+    return session.last().value, SHARED.unpack_from(session.last().body)[5]
+
+
+def grown(shares: Shares, session: Session, number: int, size: int) -> None:
+    shares.said(session, Packet(PacketType.GROWN, session_key=size, value=number), None)
+
+
+def test_pools(shares: Shares) -> None:
+    a, b = Session(1), Session(2)
+    number, handle = share_as(shares, a, POOL)
+    memory = share_as(shares, a, PHYSICAL)[1]
+    assert ask_as(shares, a, POOL, handle) == (number, 0), "whoever made it may import it"
+    assert ask_as(shares, b, POOL, handle) == (number, 0)
+    assert a.descriptors == b.descriptors == 1
+    assert ask_as(shares, b, PHYSICAL, handle) == (0, NOT_SUPPORTED)
+    assert ask_as(shares, b, POOL, memory) == (0, NOT_SUPPORTED)
+    assert ask_as(shares, b, POINTER, handle) == (0, INVALID_VALUE)
+    assert ask_as(shares, b, POOL, share(shares, a)[1]) == (0, INVALID_HANDLE)
+    assert ask_as(shares, Session(3, b"other"), POOL, handle) == (0, INVALID_HANDLE)
+
+
+def test_a_pool_counts_at_its_highest(shares: Shares) -> None:
+    a, b = Session(1), Session(2)
+    number, handle = share_as(shares, a, POOL)
+    ask_as(shares, b, POOL, handle)
+    for session, size in ((a, 6 << 20), (a, 4 << 20), (b, 8 << 20), (Session(3), 8 << 20)):
+        grown(shares, session, number, size)
+    other = share_as(shares, a, PHYSICAL)[0]
+    for wrong in (other, number + 100):
+        grown(shares, a, wrong, 8 << 20)
+    shares.gone(a)
+    assert (b.last().type, b.last().session_key) == (PacketType.PAY, 6 << 20)
+    grown(shares, a, number, 10 << 20)
+    paid(shares, b, number)
+    shares.gone(b)
+    assert len(shares) == 0
+
+
+def test_pointers(shares: Shares) -> None:
+    a, b = Session(1), Session(2)
+    number, handle = share_as(shares, a, POINTER, 5, b"n" * 64)
+    assert number
+    assert b"n" * 8 not in a.last().body, "what the driver gave is nobody's to see"
+    for session in (a, b):
+        assert ask_as(shares, session, POINTER, handle) == (number, 0)
+        assert SHARED.unpack_from(session.last().body)[7] == b"n" * 64
+    assert ask_as(shares, b, POOL, handle) == (0, INVALID_HANDLE)
+    assert ask_as(shares, Session(3, b"other"), POINTER, handle) == (0, INVALID_VALUE)
+    leave(shares, a, number)
+    assert a.last().type == PacketType.RELEASED, "there is nothing to pay for"
+    assert ask_as(shares, b, POINTER, handle) == (0, INVALID_VALUE)
 
 
 def test_the_last_who_has_it_pays(shares: Shares) -> None:

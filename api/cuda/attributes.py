@@ -17,11 +17,11 @@ ATTRIBUTES = [
     attribute("CU_DEVICE_ATTRIBUTE_CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM", 0),
     # Managed memory is the program's or the device's at a time.
     attribute("CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS", 0),
-    # Of handles for other processes descriptors alone, and none of pools.
+    # Of handles for other processes descriptors alone.
     attribute("CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_WIN32_HANDLE_SUPPORTED", 0),
     attribute("CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_WIN32_KMT_HANDLE_SUPPORTED", 0),
     attribute("CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED", 0),
-    attribute("CU_DEVICE_ATTRIBUTE_MEMPOOL_SUPPORTED_HANDLE_TYPES", 0),
+    attribute("CU_DEVICE_ATTRIBUTE_MEMPOOL_SUPPORTED_HANDLE_TYPES", bits=1),
     attribute("CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED", 0),
     attribute("CU_DEVICE_ATTRIBUTE_HOST_ALLOC_DMA_BUF_SUPPORTED", 0),
     attribute("CU_DEVICE_ATTRIBUTE_HOST_NUMA_MULTINODE_IPC_SUPPORTED", 0),

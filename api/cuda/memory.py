@@ -10,7 +10,6 @@ from tensor_fusion.apigen.describe import (
     post,
     pure,
     refused,
-    unsupported,
 )
 
 FUNCTIONS = [
@@ -54,7 +53,7 @@ FUNCTIONS = [
     custom("cuMemPoolCreate", ops="pool_create pool_destroy", unsafe=True),
     post("cuDeviceSetMemPool", contextless=True, wrapped=True),
     custom("cuMemPoolDestroy", ops="pool_destroy", unsafe=True, pool="handle"),
-    post("cuMemPoolTrimTo", contextless=True, settled=True, unsafe=True),
+    post("cuMemPoolTrimTo", contextless=True, settled=True, unsafe=True, check=True),
     call("cuMemPoolGetAccess", contextless=True, wrapped=True, location="struct"),
     # Those of host and managed memory know some of their attributes themselves.
     call("cuMemPoolSetAttribute", contextless=True, wrapped=True, attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="bytes tp_pool_value(attr)"),
@@ -84,13 +83,11 @@ FUNCTIONS = [
         "cuMemHostGetDevicePointer",
         unseen=True,
     ),
-    unsupported(
-        "sharing memory between processes comes later",
-        "cuMemPoolExportPointer",
-        "cuMemPoolExportToShareableHandle",
-        "cuMemPoolImportFromShareableHandle",
-        "cuMemPoolImportPointer",
-    ),
+    # Pools between processes. What is exported of a pointer is a handle of the worker's, as of memory.
+    custom("cuMemPoolExportToShareableHandle", ops="pool_export", unsafe=True, handle_out="there", pool="handle"),
+    custom("cuMemPoolImportFromShareableHandle", ops="pool_import", unsafe=True, pool_out="there", handle="there"),
+    call("cuMemPoolExportPointer", session="hand", contextless=True, unsafe=True, wrapped=True, asks="share"),
+    custom("cuMemPoolImportPointer", ops="pool_pointer memory_free", unsafe=True, ptr_out="there", shareData="there", pool="handle"),
     call("cuMemPoolSetAccess", contextless=True, wrapped=True, map="structs count"),
     # By place: those of devices, and those of host and managed memory, which are the client's.
     custom("cuMemGetDefaultMemPool", ops="pool_default", by="tpc_pool_by_place(pool_out, location, type, false)"),

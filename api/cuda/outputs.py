@@ -5,6 +5,8 @@ from tensor_fusion.apigen.describe import begins
 BEGINNINGS = [
     begins("cuMemAlloc", "cuMemAlloc_v2", "cuMemAllocAsync", "cuMemAllocFromPoolAsync", "cuMemAllocManaged", dptr="0"),
     begins("cuMemAllocPitch", "cuMemAllocPitch_v2", dptr="0", pPitch="0"),
+    begins("cuMemPoolImportFromShareableHandle", pool_out="NULL"),
+    begins("cuMemPoolImportPointer", ptr_out="0"),
     begins("cuMemAllocHost", "cuMemAllocHost_v2", "cuMemHostAlloc", pp="NULL"),
     begins("cuMemHostGetDevicePointer", "cuMemHostGetDevicePointer_v2", pdptr="0"),
     begins("cuMemGetAddressRange", "cuMemGetAddressRange_v2", pbase="0", psize="0"),

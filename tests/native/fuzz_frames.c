@@ -167,6 +167,7 @@ enum { FIRST_LIKE = __COUNTER__ };
 static size_t likely(unsigned char *out, int which) {
     static const uint64_t params[8] = {ADDRESS(0), ADDRESS(0), ADDRESS(1), 16};
     static const CUmemPoolProps pool = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                        .handleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
                                         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
     static const CUmemAllocationProp memory = {.type = CU_MEM_ALLOCATION_TYPE_PINNED,
                                                .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
@@ -218,6 +219,10 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(pool_create, .pool = HANDLE(TPG_POOL, 1), .props = &pool, .props_size = sizeof pool);
     LIKE(pool_alloc, .pool = HANDLE(TPG_POOL, rand() % 2), .size = 8192, .stream = stream);
     LIKE(pool_free, .address = ADDRESS(0), .stream = stream);
+    LIKE(pool_export, .pool = HANDLE(TPG_POOL, 1));
+    LIKE(pool_import, .pool = HANDLE(TPG_POOL, 3));
+    LIKE(pool_pointer, .pool = HANDLE(TPG_POOL, 1));
+    LIKE(cuMemPoolExportPointer, .ptr = ADDRESS(0));
     LIKE(address_reserve, .size = 4 << 20);
     LIKE(memory_create, .memory = HANDLE(TPG_MEMORY, 0), .size = 2 << 20, .prop = &memory, .prop_size = sizeof memory);
     LIKE(memory_map, .address = ADDRESS(0), .size = 2 << 20, .memory = HANDLE(TPG_MEMORY, 0));
@@ -240,7 +245,7 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(event_create, .event = HANDLE(TPG_EVENT, rand() % 2));
     LIKE(cuEventDestroy_v2, .hEvent = event);
     LIKE(watch, .subject = rand() % 2 ? event : stream, .word = 1, .value = 2);
-    LIKE(pool_default, .pool = HANDLE(TPG_POOL, 2), .device = 0, .current = 1);
+    LIKE(pool_default, .pool = HANDLE(TPG_POOL, 2), .device = 0);
     LIKE(cuDeviceSetMemPool, .pool = HANDLE(TPG_POOL, 1), .dev = 0);
     LIKE(pool_destroy, .pool = HANDLE(TPG_POOL, 1 + rand() % 2));
     LIKE(primary_retain, .device = 0, .context = HANDLE(TPG_CONTEXT, 0));

@@ -109,6 +109,10 @@ void fuzz_link_frame(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_
     add(link, frame, true);
 }
 
+void fuzz_link_again(struct tpw_link *link) {
+    link->status = TP_OK;
+    link->quiet = 0;
+}
 void fuzz_link_pause(struct tpw_link *link) { add(link, NULL, false); }
 
 void fuzz_link_block(struct tpw_link *link, uint64_t transfer, uint64_t offset, uint32_t size, unsigned char fill) {

@@ -34,6 +34,8 @@ void fuzz_link_frame(struct tpw_link *link, uint16_t op, uint16_t flags, uint32_
     } while (0)
 /* Nothing for a moment, and until no completion is to come: the session looks at everything that it looks at when it is idle. */
 void fuzz_link_pause(struct tpw_link *link);
+/* The link is over when the session has read all frames; it goes on with those that come now. */
+void fuzz_link_again(struct tpw_link *link);
 /* A block of an upload. */
 void fuzz_link_block(struct tpw_link *link, uint64_t transfer, uint64_t offset, uint32_t size, unsigned char fill);
 /* The first word of the `index`-th newest answer that had one: addresses that the session gave out. */

@@ -292,24 +292,25 @@ void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
     abort();
 }
 void tpw_shares_close(struct tpw_memory *m) { m->shares = NULL; }
-int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_share **owner,
+int32_t tpw_share_ask(struct tpw_session *s, const struct tp_frame *of, tpw_answered *told, struct tpw_share **owner,
                       const struct tpw_shared *what, int fd) {
-    (void)s, (void)question, (void)owner, (void)what, (void)fd;
+    (void)s, (void)of, (void)told, (void)owner, (void)what, (void)fd;
     return CUDA_ERROR_NOT_SUPPORTED;
 }
-int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                         CUipcMemHandle *handle) {
-    (void)s, (void)question, (void)packet, (void)handle;
-    return CUDA_ERROR_NOT_SUPPORTED;
+void tpg_told_memory_export(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                            int fd) {
+    (void)s, (void)question, (void)packet, (void)fd;
+    abort();
 }
-int32_t tpw_share_handle(const struct tpw_share *share, CUipcMemHandle *handle) {
+int32_t tpw_share_handle(const struct tpw_share *share, void *handle) {
     (void)share, (void)handle;
     return CUDA_ERROR_NOT_READY;
 }
-int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind,
-                       const CUipcMemHandle *handle) {
-    (void)s, (void)question, (void)kind, (void)handle;
-    return CUDA_ERROR_NOT_SUPPORTED;
+void tpw_share_grown(struct tpw_session *s, struct tpw_share *share, uint64_t bytes) {
+    (void)s, (void)bytes;
+    if (share) {
+        abort();
+    }
 }
 struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packet *packet, int32_t *error) {
     (void)s, (void)packet;

@@ -86,19 +86,6 @@ static void case_event(void) {
     go_on(0, handle(TPG_STREAM, 1), 0);
 }
 
-/* Two names of one pool, which ends under one of them. */
-static void case_pool(void) {
-    static const CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
-                                         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
-    SEND(0, pool_create, CALL, .pool = handle(TPG_POOL, 1), .props = &props, .props_size = sizeof props);
-    SEND(0, cuDeviceSetMemPool, 0, .pool = handle(TPG_POOL, 1), .dev = 0);
-    SEND(0, pool_default, CALL, .pool = handle(TPG_POOL, 2), .device = 0, .current = 1);
-    SEND(0, pool_destroy, 0, .pool = handle(TPG_POOL, 1));
-    SEND(0, cuMemPoolGetAttribute, 0, .pool = handle(TPG_POOL, 2), .attr = CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
-    SEND(0, pool_alloc, 0, .pool = handle(TPG_POOL, 2), .size = 4096, .stream = 1);
-    SEND(0, pool_destroy, 0, .pool = handle(TPG_POOL, 2));
-}
-
 /* A graph that was moved into a node ends with the node, also when the node goes again because an edge of it is refused. */
 static void case_graph(void) {
     static const CUgraphEdgeData edge;
@@ -591,6 +578,7 @@ static void case_tables(void) {
     CHECK(tpw_object(&session, TPG_EVENT, handle(TPG_EVENT, (1u << TP_INDEX_BITS) - 1)));
 }
 
+#include "frames_pools.h"
 #include "frames_structs.h"
 
 static const struct {
@@ -610,7 +598,7 @@ static const struct {
     {"token", case_token, 16, false, 0},
     {"kinds", case_kinds, 5, false, 3},
     {"event", case_event, 0, false, 0},
-    {"pool", case_pool, 3, false, 0},
+    {"pool_share", case_pool_share, 24, true, 0},
     {"graph", case_graph, 3, false, 0},
     {"nest", case_nest, 3, false, 0},
     {"deep", case_deep, 1, false, 0},

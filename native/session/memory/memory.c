@@ -171,6 +171,10 @@ static bool in_arena(const struct tpw_range *range) {
 
 /* The range's memory has been given back. */
 static void uncharge_range(struct tpw_session *s, struct tpw_range *range) {
+    if (range->kind == TPW_RANGE_POOL) {
+        tpw_pool_left(s, range);
+        return;
+    }
     if (tpw_share_freed(s, &range->share, range->charged)) {
         return;
     }
@@ -404,6 +408,10 @@ void tpw_memory_close(struct tpw_session *s) {
     tpw_staging_close(s);
     tpw_peers_close(m);
     tpw_shares_close(m);
+    for (struct tpw_pool *next; m->pools; m->pools = next) {
+        next = m->pools->next;
+        free(m->pools);
+    }
     while (m->ranges.root) {
         free(tp_interval_remove(&m->ranges, m->ranges.root->start));
     }

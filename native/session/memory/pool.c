@@ -1,23 +1,51 @@
 /*
  * Stream-ordered pools: the driver's own, with every allocation counted and known.
  *
- * Executor thread only; owns the objects of kind pool, whose record is the number of the device. Properties come from the
- * client: the two fields that could be pointers or name other processes are cleared or refused here. An allocation counts,
- * in the units that a pool takes, on the quota page, for the device of its pool, from its call to the moment its stream has freed it. What pools keep after
- * that (the client sets how much) counts for nobody, so under a limit they keep no more than the cache of arena.c may.
+ * Executor thread only; owns the objects of kind pool. An allocation counts, in the units that a pool takes, on the quota page,
+ * for the device of its pool, from its call to the moment its stream has freed it. What pools keep after that (the client sets
+ * how much) counts for nobody, so under a limit they keep no more than the cache of arena.c may. Of a pool that is shared
+ * (pool_share.c) others may hold what was freed: its bytes go on counting, for the pool's next allocations.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
 
+struct tpw_pool *tpw_pool_of(struct tpw_session *s, CUmemoryPool native) {
+    struct tpw_pool *pool = s->memory && native ? s->memory->pools : NULL;
+    while (pool && pool->native != native) {
+        pool = pool->next;
+    }
+    return pool;
+}
+
+/* The client has neither it nor memory of it any more: then others count what they have of it. */
+static void ends(struct tpw_session *s, struct tpw_pool *pool) {
+    if (pool->native || pool->taken) {
+        return;
+    }
+    if (pool->import) {
+        tpw_import_drop(s, pool->import);
+    } else if (!tpw_share_freed(s, &pool->share, pool->beyond)) {
+        tpw_uncharge(s, pool->device, pool->beyond);
+    }
+    struct tpw_pool **at = &s->memory->pools;
+    while (*at != pool) {
+        at = &(*at)->next;
+    }
+    *at = pool->next;
+    free(pool);
+}
+
 static uint64_t kept_by(struct tpw_session *s, CUmemoryPool pool) {
-    cuuint64_t reserved = 0, used = 0;
+    const struct tpw_pool *shared = tpw_pool_of(s, pool);
+    cuuint64_t reserved = 0, used = shared ? shared->beyond : 0, own = 0;
     int32_t error = (int32_t)s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved);
-    error = error ? error : (int32_t)s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &used);
+    error = error ? error : (int32_t)s->cuda.cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_USED_MEM_CURRENT, &own);
     if (error) { /* then it is trimmed */
         tp_log(TP_WARN, "the driver does not tell what a pool keeps: error %d", error);
         return TPW_CACHE_BYTES + 1;
     }
+    used += own;
     return reserved > used ? reserved - used : 0;
 }
 
@@ -26,8 +54,9 @@ static CUmemoryPool next_pool(struct tpw_session *s, uint32_t *at, int *device) 
     struct tpw_object *object;
     CUmemoryPool pool = NULL;
     while ((object = tpw_next_object(s, TPG_POOL, at))) {
-        if (object->native) {
-            return (CUmemoryPool)(uintptr_t)object->native;
+        const struct tpw_pool *known = tpw_pool_of(s, (CUmemoryPool)(uintptr_t)object->native);
+        if (known && !known->import) {
+            return known->native;
         }
     }
     while (*device < s->device_count) {
@@ -73,54 +102,61 @@ void tpw_pools_trim(struct tpw_session *s) {
     }
 }
 
-static int32_t made(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, CUmemoryPool pool,
-                    CUdevice device, int32_t error) {
-    uint32_t *record = error ? NULL : malloc(sizeof *record);
-    if (!error && (!record || tpw_device_index(s, device, record))) {
-        error = CUDA_ERROR_OUT_OF_MEMORY;
+struct tpw_pool *tpw_pool_named(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle,
+                                CUmemoryPool native, uint32_t device, int32_t *error) {
+    struct tpw_memory *m = tpw_memory_state(s);
+    struct tpw_pool *known = *error ? NULL : tpw_pool_of(s, native);
+    struct tpw_pool *fresh = *error || known ? NULL : calloc(1, sizeof *fresh);
+    *error = *error || (m && (known || fresh)) ? *error : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
+    *error = tpw_made(s, frame, TPG_POOL, handle, (uint64_t)(uintptr_t)native, *error);
+    if (*error) {
+        free(fresh);
+        return NULL;
     }
-    error = tpw_made(s, frame, TPG_POOL, handle, (uint64_t)(uintptr_t)pool, error);
-    struct tpw_object *object = error ? NULL : tpw_object(s, TPG_POOL, handle);
-    if (object) {
-        object->record = record;
-    } else {
-        free(record);
+    if (fresh) {
+        *fresh = (struct tpw_pool){.next = m->pools, .native = native, .device = device};
+        m->pools = fresh;
     }
-    return error;
+    return known ? known : fresh;
 }
 
 int32_t tpw_pool_default(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_default_in *in) {
     CUmemoryPool pool = NULL;
-    int32_t error = (int32_t)(in->current ? s->cuda.cuDeviceGetMemPool(&pool, in->device)
-                                          : s->cuda.cuDeviceGetDefaultMemPool(&pool, in->device));
-    return made(s, frame, in->pool, pool, in->device, error);
+    uint32_t device = 0;
+    int32_t error = (int32_t)s->cuda.cuDeviceGetDefaultMemPool(&pool, in->device);
+    error = error ? error : tpw_device_index(s, in->device, &device);
+    tpw_pool_named(s, frame, in->pool, pool, device, &error);
+    return error;
 }
 
 int32_t tpw_pool_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_create_in *in,
                         const CUmemPoolProps *props) {
     CUmemoryPool pool = NULL;
-    bool served = props->location.type == CU_MEM_LOCATION_TYPE_DEVICE && props->handleTypes == CU_MEM_HANDLE_TYPE_NONE;
-    int32_t error = served ? (int32_t)s->cuda.cuMemPoolCreate(&pool, props) : CUDA_ERROR_NOT_SUPPORTED;
-    int32_t result = made(s, frame, in->pool, pool, props->location.id, error);
-    if (result && !error) {
+    uint32_t device = 0;
+    bool served = props->location.type == CU_MEM_LOCATION_TYPE_DEVICE &&
+                  !(props->handleTypes & ~(unsigned)CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    int32_t error = served ? tpw_device_index(s, props->location.id, &device) : CUDA_ERROR_NOT_SUPPORTED;
+    error = error ? error : (int32_t)s->cuda.cuMemPoolCreate(&pool, props);
+    tpw_pool_named(s, frame, in->pool, pool, device, &error);
+    if (error && pool) {
         s->cuda.cuMemPoolDestroy(pool);
+    } else if (!error && props->handleTypes) {
+        s->memory->shareable = true;
     }
-    return result;
+    return error;
 }
 
 int32_t tpw_pool_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_pool_destroy_in *in) {
     int32_t error = CUDA_SUCCESS;
-    CUmemoryPool pool = (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error);
-    if (!error) {
-        error = (int32_t)s->cuda.cuMemPoolDestroy(pool);
+    CUmemoryPool native = (CUmemoryPool)(uintptr_t)tpw_native(s, frame, TPG_POOL, in->pool, false, &error);
+    struct tpw_pool *pool = error ? NULL : tpw_pool_of(s, native);
+    error = error ? error : (int32_t)s->cuda.cuMemPoolDestroy(native);
+    if (error && pool && pool->import) { /* memory of it is open */
+        return error;
     }
-    /* A pool that was a device's current one has a second name for a client that asked for that. */
-    struct tpw_object *object;
-    for (uint32_t at = 0; !error && (object = tpw_next_object(s, TPG_POOL, &at));) {
-        if (object->native == (uint64_t)(uintptr_t)pool) {
-            object->native = 0;
-            object->error = CUDA_ERROR_INVALID_VALUE;
-        }
+    if (pool && !error) {
+        pool->native = NULL;
+        ends(s, pool);
     }
     tpw_forget(s, TPG_POOL, in->pool);
     return error;
@@ -142,8 +178,12 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
                        struct tpg_pool_alloc_out *out, CUmemoryPool pool, struct tpw_stream *stream) {
     CUdeviceptr address = 0;
     int32_t error = CUDA_SUCCESS;
-    const uint32_t *home = pool ? tpw_object(s, TPG_POOL, in->pool)->record : &stream->device;
-    const uint32_t device = *home;
+    CUmemoryPool current = pool;
+    if (!pool && s->memory && s->memory->shareable) {
+        error = (int32_t)s->cuda.cuDeviceGetMemPool(&current, s->devices[stream->device]);
+    }
+    struct tpw_pool *from = tpw_pool_of(s, current);
+    const uint32_t device = from ? from->device : stream->device;
     /* What a pool takes for a byte. The largest size stays itself: nothing holds it. */
     const uint64_t charge =
         in->size > UINT64_MAX - TPW_UNIT ? in->size : (in->size + TPW_UNIT - 1) / TPW_UNIT * TPW_UNIT;
@@ -153,15 +193,17 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     if (!graph) {
         tpw_refuse_capturing(s, to, &error);
     }
-    if (!error && !in->size) {
+    if (!error && (!in->size || (from && from->import))) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
     if (!error) {
         error = tpw_memory_open(s);
     }
+    uint64_t more = charge; /* than counts already */
     if (!error && !graph) {
         tpw_pools_trim(s); /* what ended contexts have left */
-        error = tpw_charge(s, device, charge);
+        more -= !from ? 0 : from->beyond < charge ? from->beyond : charge;
+        error = tpw_charge(s, device, more);
     }
     if (error) {
         return error;
@@ -177,8 +219,14 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (error) {
-        tpw_uncharge(s, device, charge);
+        tpw_uncharge(s, device, more);
         return error;
+    }
+    if (from) {
+        from->taken += charge;
+        from->beyond -= charge - more;
+        range->detail = from;
+        tpw_share_grown(s, from->share, from->taken + from->beyond);
     }
     range->device = device;
     range->charged = charge;
@@ -187,12 +235,26 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     return CUDA_SUCCESS;
 }
 
+void tpw_pool_left(struct tpw_session *s, struct tpw_range *range) {
+    struct tpw_pool *pool = range->detail;
+    (void)tpw_share_freed(s, &range->share, 0);
+    if (pool && pool->share) {
+        pool->beyond += range->charged;
+    } else {
+        tpw_uncharge(s, range->device, range->charged);
+    }
+    if (pool) {
+        pool->taken -= pool->import ? 1 : range->charged;
+        ends(s, pool);
+    }
+}
+
 static void freed(struct tpw_session *s, void *what, int32_t error) {
     struct tpw_range *range = what;
     s->memory->pending_bytes[range->device] -= range->charged;
     s->memory->pending_frees--;
     s->pools_freed |= 1u << range->device;
-    tpw_uncharge(s, range->device, range->charged);
+    tpw_pool_left(s, range);
     free(range);
     tpw_pools_trim(s);
 }

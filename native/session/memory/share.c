@@ -9,7 +9,6 @@
  * asked to take it over (PAY), and only when that is done (RELEASED) does the former payer give its bytes back. The sum on the
  * quota page is so never less than what is held.
  */
-#include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_memory.h"
 
@@ -26,6 +25,7 @@ struct tpw_share {
     uint32_t device;
     bool in_arena;
     uint64_t charged;
+    uint64_t size; /* of a pool, that the supervisor is told */
     CUipcMemHandle handle;
 };
 
@@ -35,7 +35,7 @@ struct tpw_import {
     uint64_t number, block;
     uint32_t device, users,
         grants; /* users: mappings and handles; grants: how often the supervisor gave it to us since we last left it */
-    bool pays;
+    bool pays, grows; /* grows: a pool */
 };
 
 /* A mapping of it: the detail of its range. */
@@ -43,11 +43,6 @@ struct mapped {
     struct tpw_import *import;
     uint64_t address;
 };
-
-static void leave(const struct tpw_session *s, uint64_t number, uint32_t grants) {
-    const struct tpw_packet packet = {.type = TPW_LEAVE, .argument = grants, .value = number};
-    (void)tpw_control_send(s, &packet, -1);
-}
 
 /* ---- sharing ---- */
 
@@ -80,40 +75,52 @@ bool tpw_share_freed(struct tpw_session *s, struct tpw_share **owner, uint64_t c
     share->owner = NULL;
     share->charged = charged;
     if (share->number) {
-        leave(s, share->number, 0);
+        tpw_leave_share(s, share->number, 0);
     } /* else its answer is on its way */
     return true;
 }
 
-int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_share **owner,
+static void tell_size(const struct tpw_session *s, const struct tpw_share *share) {
+    const struct tpw_packet packet = {.type = TPW_GROWN, .value = share->number, .key = share->size};
+    if (share->number && share->size) {
+        (void)tpw_control_send(s, &packet, -1);
+    }
+}
+
+int32_t tpw_share_ask(struct tpw_session *s, const struct tp_frame *frame, tpw_answered *told, struct tpw_share **owner,
                       const struct tpw_shared *what, int fd) {
     struct tpw_packet packet = {.type = TPW_SHARE, .body.shared = *what};
     struct tpw_share *share = calloc(1, sizeof *share);
-    struct tpw_question asked = *question;
-    asked.what = share;
-    int32_t error = share ? tpw_ask(s, &asked, &packet, fd) : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
-    close(fd);
+    const struct tpw_question question = {.frame = *frame, .answered = told, .what = share};
+    int32_t error = share ? tpw_ask(s, &question, &packet, fd) : (int32_t)CUDA_ERROR_OUT_OF_MEMORY;
+    if (fd >= 0) {
+        close(fd);
+    }
     if (error != TPW_LATER) {
         free(share);
         return error;
     }
-    *share = (struct tpw_share){
-        .next = s->memory->shares, .owner = owner, .device = what->device, .in_arena = what->kind == TPW_SHARES_MEMORY};
+    *share = (struct tpw_share){.next = s->memory->shares,
+                                .owner = owner,
+                                .device = what->device,
+                                .size = what->kind == TPW_SHARES_POOL ? what->size : 0,
+                                .in_arena = what->kind == TPW_SHARES_MEMORY};
     s->memory->shares = *owner = share;
     return TPW_LATER;
 }
 
 int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                         CUipcMemHandle *handle) {
+                         void *handle) {
     struct tpw_share *share = question->what;
     memcpy(&share->handle, packet->body.shared.handle, sizeof share->handle);
-    *handle = share->handle;
+    memcpy(handle, &share->handle, sizeof share->handle);
     share->number = packet->value;
     if (share->number && share->owner) {
+        tell_size(s, share); /* as it is by now */
         return CUDA_SUCCESS;
     }
     if (share->number) {
-        leave(s, share->number, 0); /* freed meanwhile */
+        tpw_leave_share(s, share->number, 0); /* freed meanwhile */
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (share->owner) {
@@ -125,8 +132,17 @@ int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *quest
     return packet->body.shared.error ? packet->body.shared.error : CUDA_ERROR_UNKNOWN;
 }
 
-int32_t tpw_share_handle(const struct tpw_share *share, CUipcMemHandle *handle) {
-    *handle = share->handle;
+uint64_t tpw_share_number(const struct tpw_share *share) { return share->number; }
+
+void tpw_share_grown(struct tpw_session *s, struct tpw_share *share, uint64_t bytes) {
+    if (share && bytes > share->size) {
+        share->size = (bytes + TPW_GRANULE - 1) & ~(TPW_GRANULE - 1); /* nobody need hear of each allocation */
+        tell_size(s, share);
+    }
+}
+
+int32_t tpw_share_handle(const struct tpw_share *share, void *handle) {
+    memcpy(handle, &share->handle, sizeof share->handle);
     return share->number ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
@@ -141,13 +157,6 @@ static int export_block(struct tpw_session *s, const struct tp_interval *block, 
         s->cuda.cuMemRelease(native);
     }
     return *error ? -1 : fd;
-}
-
-static void shared(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                   int fd) {
-    struct tpg_ipc_memory_export_out out;
-    int32_t error = tpw_share_settle(s, question, packet, &out.handle);
-    tpg_answer_ipc_memory_export(s, &question->frame, error, &out);
 }
 
 int32_t tpw_ipc_memory_export(struct tpw_session *s, const struct tp_frame *frame,
@@ -175,7 +184,7 @@ int32_t tpw_ipc_memory_export(struct tpw_session *s, const struct tp_frame *fram
                                     .size = range->at.size,
                                     .device = range->device};
     chunk->shared = true;
-    return tpw_share_ask(s, &(struct tpw_question){.frame = *frame, .answered = shared}, &range->share, &what, fd);
+    return tpw_share_ask(s, frame, tpg_told_ipc_memory_export, &range->share, &what, fd);
 }
 
 /* ---- importing ---- */
@@ -239,7 +248,7 @@ static int32_t map_block(struct tpw_session *s, const struct tpw_question *quest
         s->cuda.cuMemRelease(native); /* the mapping keeps it */
     }
     if (!error) {
-        error = give_access(s, what->device, (uint32_t)question->value, address, what->block, &mask);
+        error = give_access(s, what->device, tpw_context_device(s, question->context), address, what->block, &mask);
     }
     struct tpw_range *range = error ? NULL : tpw_range_new(s, address + what->offset, what->size, TPW_RANGE_IMPORT);
     if (!range) {
@@ -275,7 +284,7 @@ struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packe
     if (!import) {
         import = calloc(1, sizeof *import);
         if (!import) {
-            leave(s, packet->value, 1);
+            tpw_leave_share(s, packet->value, 1);
             *error = CUDA_ERROR_OUT_OF_MEMORY;
             return NULL;
         }
@@ -286,7 +295,11 @@ struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packe
     import->grants++;
     import->users++;
     s->memory->import_count++;
-    bool sound = is_sound(s, what) && what->block == import->block && what->device == import->device;
+    if (what->kind == TPW_SHARES_POOL && !import->pays) {
+        import->block = what->block;
+        import->grows = true;
+    }
+    bool sound = is_sound(s, what) && what->device == import->device && (import->grows || what->block == import->block);
     *error = sound ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
     return import;
 }
@@ -296,27 +309,29 @@ void tpw_import_drop(struct tpw_session *s, struct tpw_import *import) {
     if (--import->users) {
         return;
     }
-    leave(s, import->number, import->grants);
+    tpw_leave_share(s, import->number, import->grants);
     import->grants = 0;
     if (!import->pays) { /* else until the supervisor has found somebody else */
         unlink_import(s, import);
     }
 }
 
-/* The supervisor has let us have it. */
-static int32_t granted(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                       int fd, struct tpg_ipc_memory_open_out *out) {
+int32_t tpw_granted_ipc_memory_open(struct tpw_session *s, const struct tpw_question *question,
+                                    const struct tpw_packet *packet, int fd, struct tpg_ipc_memory_open_out *out) {
     const struct tpw_shared *what = &packet->body.shared;
     const struct tpw_object *context = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, question->context));
     int32_t error = CUDA_SUCCESS;
     struct tpw_import *import = tpw_import_take(s, packet, &error);
+    if (!error && !s->memory->base) {
+        error = CUDA_ERROR_NOT_SUPPORTED;
+    }
     if (!error && import->users > 1) {
         error = CUDA_ERROR_ALREADY_MAPPED; /* the client's library opens a handle once, and counts */
     }
     if (!error && (!context || !context->native)) {
         error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
     }
-    error = error ? error : reaches(s, (uint32_t)question->value, what->device);
+    error = error ? error : reaches(s, tpw_context_device(s, question->context), what->device);
     error = error ? error : map_block(s, question, import, what, fd, out);
     if (error && import) {
         tpw_import_drop(s, import);
@@ -324,8 +339,7 @@ static int32_t granted(struct tpw_session *s, const struct tpw_question *questio
     return error;
 }
 
-int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind,
-                       const CUipcMemHandle *handle) {
+int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind, const void *handle) {
     struct tpw_packet packet = {.type = TPW_IMPORT, .body.shared.kind = kind};
     int32_t error = tpw_memory_open(s);
     if (!error && s->memory->import_count >= IMPORTS_MAX) {
@@ -334,18 +348,8 @@ int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *questio
     if (error) {
         return error;
     }
-    memcpy(packet.body.shared.handle, handle, sizeof *handle);
+    memcpy(packet.body.shared.handle, handle, sizeof packet.body.shared.handle);
     return tpw_ask(s, question, &packet, -1);
-}
-
-static void imported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                     int fd) {
-    struct tpg_ipc_memory_open_out out = {0};
-    int32_t error = packet->value ? granted(s, question, packet, fd, &out) : CUDA_SUCCESS;
-    if (!packet->value) {
-        TPW_SAY_WHY(out, packet);
-    }
-    tpg_answer_ipc_memory_open(s, &question->frame, error, &out);
 }
 
 void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
@@ -362,25 +366,17 @@ void tpw_import_end(struct tpw_session *s, struct tpw_range *range) {
     tpw_import_drop(s, import);
 }
 
-int32_t tpw_ipc_memory_open(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_ipc_memory_open_in *in, struct tpg_ipc_memory_open_out *out) {
-    uint32_t device = 0;
-    int32_t error = tpw_current_device(s, &device);
-    error = error ? error : tpw_memory_open(s);
-    if (!error && !s->memory->base) {
-        error = CUDA_ERROR_NOT_SUPPORTED;
-    }
-    const struct tpw_question question = {.frame = *frame, .answered = imported, .value = device};
-    return error ? error : tpw_import_ask(s, &question, TPW_SHARES_MEMORY, &in->handle);
-}
-
 /* ---- what the supervisor says without being asked ---- */
 
 /* The former payer is gone, or has freed it. */
-static void pay(struct tpw_session *s, uint64_t number) {
+static void pay(struct tpw_session *s, uint64_t number, uint64_t bytes) {
     struct tpw_import *import = import_of(s, number);
     if (!import || !import->users || import->pays) {
         return; /* we have just left it, which the supervisor is about to read */
+    }
+    size_t whole = 0;
+    if (import->grows && !s->cuda.cuDeviceTotalMem_v2(&whole, s->devices[import->device])) {
+        import->block = bytes < whole ? bytes : whole; /* another session says so */
     }
     if (s->quota) {
         tp_quota_take_over(s->quota, s->row, import->device, import->block);
@@ -406,7 +402,7 @@ static void released(struct tpw_session *s, uint64_t number) {
 
 static void news(struct tpw_session *s, const struct tpw_packet *packet) {
     if (packet->type == TPW_PAY) {
-        pay(s, packet->value);
+        pay(s, packet->value, packet->key);
     } else {
         released(s, packet->value);
     }

@@ -42,9 +42,9 @@ struct tpw_range {
     uint32_t access;  /* MAP, IMPORT: a bit for each device that has access; TWIN: whether kernels may write it */
     uint64_t charged; /* bytes it holds on the quota page */
     uint64_t users;   /* GRAPH: nodes, and allocations that outlived theirs */
-    uint64_t mark;    /* GRAPH: of the last count */
+    uint64_t mark;    /* GRAPH: of the last count; POOL of another session: of the handle */
     void *
-        detail; /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy, then a byte for each piece; IMPORT: its mapping */
+        detail; /* SMALL: its granule; MAP: its physical memory; TWIN: its shadow copy, then a byte for each piece; IMPORT: its mapping; POOL: its struct tpw_pool */
     struct tpw_share *share; /* other sessions may have it: share.c */
 };
 
@@ -94,8 +94,22 @@ struct tpw_pinned {
     size_t free, room, batch_count;
 };
 
+/* A pool of the driver's, as long as the client has it or memory of it. */
+struct tpw_pool {
+    struct tpw_pool *next;
+    CUmemoryPool native; /* NULL: the client has destroyed it */
+    uint32_t device;
+    uint64_t taken;  /* bytes of its allocations, charged with them; of another session's: how many pointers are open */
+    uint64_t beyond; /* once it is shared: charged for what was freed */
+    struct tpw_share *share;
+    struct tpw_import *import; /* it is another session's */
+    uint64_t number;           /* then: the supervisor's */
+};
+
 struct tpw_memory {
     bool opened;
+    bool shareable; /* the client has a pool that can be shared */
+    struct tpw_pool *pools;
     struct tp_intervals ranges;
     struct tp_intervals reservations; /* the client's cuMemAddressReserve: struct tpw_reservation */
     struct tp_intervals spans;        /* free addresses of the reserved range: struct tpw_span */
@@ -212,6 +226,12 @@ typedef void tpw_memory_given(struct tpw_session *s, uint64_t address, uint64_t 
 TP_LIST(tpw_memory_given);
 /* The same by cuMemFree, whose caller has waited. */
 int32_t tpw_graph_memory_free(struct tpw_session *s, uint64_t address, CUstream native);
+struct tpw_pool *tpw_pool_of(struct tpw_session *s, CUmemoryPool native); /* NULL: of no client */
+/* Names it for the client, or keeps the error: `native` may be known already, under another name. NULL with an error. */
+struct tpw_pool *tpw_pool_named(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle,
+                                CUmemoryPool native, uint32_t device, int32_t *error);
+/* The memory of a range of kind POOL has been given back. */
+void tpw_pool_left(struct tpw_session *s, struct tpw_range *range);
 /* Under a limit: gives back what pools keep for later, when it is much. After a free has taken effect. */
 void tpw_pools_trim(struct tpw_session *s);
 
@@ -247,18 +267,21 @@ void tpw_twin_look(const void *now, const void *shadow, uint64_t size, unsigned 
 /* What has a share, or none, has been given back: true if others may still have it, and its bytes go on being counted until
  * they do not, or count it themselves. */
 bool tpw_share_freed(struct tpw_session *s, struct tpw_share **owner, uint64_t charged);
-/* Has the supervisor keep a descriptor, which is closed here. `answered` is to begin with tpw_share_settle, which gives the
- * handle. TPW_LATER or an error. */
-int32_t tpw_share_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_share **owner,
+/* Has the supervisor keep a descriptor, which is closed here, or -1. `told` is what api/ generates for it. TPW_LATER or an error. */
+typedef void tpw_answered(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
+                          int fd);
+int32_t tpw_share_ask(struct tpw_session *s, const struct tp_frame *frame, tpw_answered *told, struct tpw_share **owner,
                       const struct tpw_shared *what, int fd);
 int32_t tpw_share_settle(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                         CUipcMemHandle *handle);
+                         void *handle);
 /* CUDA_ERROR_NOT_READY while the supervisor has not answered. */
-int32_t tpw_share_handle(const struct tpw_share *share, CUipcMemHandle *handle);
+int32_t tpw_share_handle(const struct tpw_share *share, void *handle);
 /* Shows the supervisor a handle. What it grants is taken, also with an error, unless that gives NULL, and dropped. */
-int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind,
-                       const CUipcMemHandle *handle);
+int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *question, uint32_t kind, const void *handle);
 struct tpw_import *tpw_import_take(struct tpw_session *s, const struct tpw_packet *packet, int32_t *error);
+uint64_t tpw_share_number(const struct tpw_share *share); /* the supervisor's; 0: it has not answered */
+/* A pool takes as much now, if it is shared: whoever comes to pay for it is told. */
+void tpw_share_grown(struct tpw_session *s, struct tpw_share *share, uint64_t bytes);
 void tpw_import_drop(struct tpw_session *s, struct tpw_import *import);
 /* Unmaps what another session shares. */
 void tpw_import_end(struct tpw_session *s, struct tpw_range *range);

@@ -7,7 +7,6 @@
  * is gone. Executor thread only; properties and access descriptors are the client's and are rebuilt here from the
  * fields that are understood.
  */
-#include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_memory.h"
 #include <stdlib.h>
@@ -131,13 +130,6 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
     return error;
 }
 
-static void exported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                     int fd) {
-    struct tpg_memory_export_out out;
-    int32_t error = tpw_share_settle(s, question, packet, &out.handle);
-    tpg_answer_memory_export(s, &question->frame, error, &out);
-}
-
 int32_t tpw_memory_export(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_export_in *in,
                           struct tpg_memory_export_out *out) {
     struct tpw_object *object = tpw_object(s, TPG_MEMORY, in->memory);
@@ -160,12 +152,11 @@ int32_t tpw_memory_export(struct tpw_session *s, const struct tp_frame *frame, c
         (int32_t)s->cuda.cuMemExportToShareableHandle(&fd, object->native, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
     const struct tpw_shared what = {
         .block = physical->size, .size = physical->size, .device = physical->device, .kind = TPW_SHARES_PHYSICAL};
-    const struct tpw_question question = {.frame = *frame, .answered = exported};
-    return error ? error : tpw_share_ask(s, &question, &physical->share, &what, fd);
+    return error ? error : tpw_share_ask(s, frame, tpg_told_memory_export, &physical->share, &what, fd);
 }
 
-static int32_t take(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet, int fd,
-                    struct tpg_memory_import_out *out) {
+int32_t tpw_granted_memory_import(struct tpw_session *s, const struct tpw_question *question,
+                                  const struct tpw_packet *packet, int fd, struct tpg_memory_import_out *out) {
     const struct tpw_shared *what = &packet->body.shared;
     CUmemGenericAllocationHandle native = 0;
     int32_t error = CUDA_SUCCESS;
@@ -191,22 +182,6 @@ static int32_t take(struct tpw_session *s, const struct tpw_question *question, 
     tpw_object(s, TPG_MEMORY, question->value)->record = physical;
     *out = (struct tpg_memory_import_out){.size = what->block, .device = what->device};
     return CUDA_SUCCESS;
-}
-
-static void imported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                     int fd) {
-    struct tpg_memory_import_out out = {0};
-    int32_t error = packet->value ? take(s, question, packet, fd, &out) : CUDA_SUCCESS;
-    if (!packet->value) {
-        TPW_SAY_WHY(out, packet);
-    }
-    tpg_answer_memory_import(s, &question->frame, error, &out);
-}
-
-int32_t tpw_memory_import(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_memory_import_in *in,
-                          struct tpg_memory_import_out *out) {
-    const struct tpw_question question = {.frame = *frame, .answered = imported, .value = in->memory};
-    return tpw_import_ask(s, &question, TPW_SHARES_PHYSICAL, &in->handle);
 }
 
 int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame,

@@ -39,6 +39,11 @@ bool tpw_control_send(const struct tpw_session *s, const struct tpw_packet *pack
     return true;
 }
 
+void tpw_leave_share(const struct tpw_session *s, uint64_t number, uint32_t grants) {
+    const struct tpw_packet packet = {.type = TPW_LEAVE, .argument = grants, .value = number};
+    (void)tpw_control_send(s, &packet, -1);
+}
+
 int32_t tpw_ask(struct tpw_session *s, const struct tpw_question *question, struct tpw_packet *packet, int fd) {
     struct tpw_question *asked = s->question_count < QUESTIONS_MAX ? malloc(sizeof *asked) : NULL;
     if (!asked) {

@@ -183,6 +183,7 @@ enum tpw_packet_type {
     TPW_LEAVE = 22,
     TPW_PAID = 23,
     TPW_LIST = 24,
+    TPW_GROWN = 25,
 };
 /* What sessions share, as the supervisor keeps it. */
 struct tpw_shared {
@@ -191,9 +192,9 @@ struct tpw_shared {
     uint32_t device; /* index, the same in all sessions of a worker */
     int32_t error;   /* IMPORTED: why not */
     uint32_t kind, zero;
-    unsigned char native[64]; /* the driver's own handle, of an event */
+    unsigned char native[64]; /* the driver's own handle, of an event or a pointer */
 };
-enum tpw_shares { TPW_SHARES_MEMORY, TPW_SHARES_EVENT, TPW_SHARES_PHYSICAL };
+enum tpw_shares { TPW_SHARES_MEMORY, TPW_SHARES_EVENT, TPW_SHARES_PHYSICAL, TPW_SHARES_POOL, TPW_SHARES_POINTER };
 /* A process of the client's machine and tenant that has a context on the device that was asked about. */
 struct tpw_process {
     uint32_t pid;     /* there */
@@ -215,6 +216,7 @@ struct tpw_packet {
 _Static_assert(sizeof(struct tpw_packet) == TP_CONTROL_SIZE, "docs/wire-format.md");
 /* With a descriptor, unless that is -1; it stays the caller's. False with a log line. */
 bool tpw_control_send(const struct tpw_session *s, const struct tpw_packet *packet, int fd);
+void tpw_leave_share(const struct tpw_session *s, uint64_t number, uint32_t grants); /* 0: it has been freed */
 /* A question of the client's that the supervisor is to answer. */
 struct tpw_question {
     struct tpw_question *next;

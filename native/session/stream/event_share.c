@@ -15,15 +15,10 @@ struct event_share {
     CUipcEventHandle handle;
 };
 
-static void leave(const struct tpw_session *s, uint64_t number) {
-    const struct tpw_packet packet = {.type = TPW_LEAVE, .value = number};
-    (void)tpw_control_send(s, &packet, -1);
-}
-
 void tpw_event_unshare(struct tpw_session *s, const struct tpw_object *object) {
     const struct event_share *share = object->record;
     if (share && share->number) {
-        leave(s, share->number);
+        tpw_leave_share(s, share->number, 0);
     }
 }
 
@@ -55,7 +50,7 @@ static void shared(struct tpw_session *s, const struct tpw_question *question, c
         object->record = NULL;
         free(share);
     } else if (!error) {
-        leave(s, packet->value); /* destroyed meanwhile */
+        tpw_leave_share(s, packet->value, 0); /* destroyed meanwhile */
         error = CUDA_ERROR_INVALID_HANDLE;
     }
     tpg_answer_ipc_event_export(s, &question->frame, error, &out);
@@ -92,34 +87,17 @@ int32_t tpw_ipc_event_export(struct tpw_session *s, const struct tp_frame *frame
 }
 
 /* The event's object is made when the answer comes; the client uses its handle only then. */
-static void imported(struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet,
-                     int fd) {
-    struct tpg_ipc_event_open_out out = {0};
+int32_t tpw_granted_ipc_event_open(struct tpw_session *s, const struct tpw_question *question,
+                                   const struct tpw_packet *packet, int fd, struct tpg_ipc_event_open_out *out) {
     struct tp_frame frame = question->frame;
     CUipcEventHandle handle;
     CUevent native = NULL;
-    int32_t error = CUDA_SUCCESS;
-    if (packet->value) {
-        memcpy(&handle, packet->body.shared.native, sizeof handle);
-        error = tpw_enter(s, &frame);
-        error = error ? error : (int32_t)s->cuda.cuIpcOpenEventHandle(&native, handle);
-        error = tpw_made(s, &frame, TPG_EVENT, question->value, (uint64_t)(uintptr_t)native, error);
-        if (error && native) {
-            s->cuda.cuEventDestroy_v2(native);
-        }
-    } else {
-        TPW_SAY_WHY(out, packet);
+    memcpy(&handle, packet->body.shared.native, sizeof handle);
+    int32_t error = tpw_enter(s, &frame);
+    error = error ? error : (int32_t)s->cuda.cuIpcOpenEventHandle(&native, handle);
+    error = tpw_made(s, &frame, TPG_EVENT, question->value, (uint64_t)(uintptr_t)native, error);
+    if (error && native) {
+        s->cuda.cuEventDestroy_v2(native);
     }
-    tpg_answer_ipc_event_open(s, &question->frame, error, &out);
-}
-
-int32_t tpw_ipc_event_open(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_ipc_event_open_in *in,
-                           struct tpg_ipc_event_open_out *out) {
-    struct tpw_packet packet = {.type = TPW_IMPORT};
-    if (!s->entered) {
-        return CUDA_ERROR_INVALID_CONTEXT;
-    }
-    memcpy(packet.body.shared.handle, &in->handle, sizeof packet.body.shared.handle);
-    packet.body.shared.kind = TPW_SHARES_EVENT;
-    return tpw_ask(s, &(struct tpw_question){.frame = *frame, .answered = imported, .value = in->event}, &packet, -1);
+    return error;
 }

@@ -98,6 +98,13 @@ of its arguments, or one in which its node is launched. While one does, of the f
 ``settled=True`` on a call or a post says that what the driver does depends on work that the session has seen to be
 complete: it looks for that before the call.
 
+``asks="share"`` on an op, or a call that is by hand in the session, says that the supervisor answers it, with a handle
+for what the session shares, which is the first result: the generated ``tpg_told_<name>`` takes that answer.
+``asks="import"``: its answer is what another session shares under the handle that was shown, or why it is not given: a
+hand-written ``tpw_granted_<name>`` takes what is given, and the refusal is answered by ``says_why``.
+``asks="import K"``: the field ``handle`` is shown as one of kind K, and nothing looks at it before; what is new is the
+question's value.
+
 ``struct`` declares what the fields of a struct are, once; a field without a role is a plain value:
 
 ``"zero"``           must be 0                              ``"none"``            of other systems: sent as 0
@@ -149,6 +156,7 @@ class Line:
     check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
     unsafe: bool | str = False  # is refused while a capture whose mode forbids it goes on: True, or "last"
     says_why: bool = False  # op: the session may refuse it with a code and a sentence that the client logs
+    asks: str = ""  # the supervisor answers it: "share", "import" or "import K"
     shows: bool = False  # what kernels have printed is in the program's output before it returns
     noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
     wrapped: bool = False  # the client's function is written by hand, around a generated tpc_sent_<name>
@@ -203,12 +211,16 @@ class Attribute:
 
     name: str
     value: int
+    bits: int
     place: str
 
 
-def attribute(name: str, value: int, /) -> Attribute:
-    """The client's own answer for an attribute of every device, unless the worker's driver knows no such attribute."""
-    return Attribute(name, value, _place())
+def attribute(name: str, value: int = 0, /, *, bits: int = 0) -> Attribute:
+    """The client's own answer for an attribute of every device, unless the worker's driver knows no such attribute.
+
+    With `bits` it is these of the driver's answer.
+    """
+    return Attribute(name, value, bits, _place())
 
 
 @dataclass(frozen=True)
@@ -254,6 +266,7 @@ def call(
     unsafe: bool | str = False,
     noted: bool = False,
     wrapped: bool = False,
+    asks: str = "",
     **roles: str,
 ) -> Line:
     """A function that runs in the session and whose answer the caller waits for."""
@@ -261,6 +274,7 @@ def call(
         name,
         "call",
         roles,
+        asks=asks,
         session=session,
         reports=reports,
         completes=completes,
@@ -443,6 +457,7 @@ def op(
     contextless: bool = False,
     waits: bool | str = False,
     says_why: bool = False,
+    asks: str = "",
     out: dict[str, str] | None = None,
     **fields: str,
 ) -> Line:
@@ -452,6 +467,7 @@ def op(
     sentence and returns the code.
     """
     roles = dict(fields)
+    says_why = says_why or asks.startswith("import")
     reasons = {"refused": "int", "why": "char: bytes"} if says_why else {}
     for key, value in {**(out or {}), **reasons}.items():
         roles["out " + key] = value
@@ -465,6 +481,7 @@ def op(
         contextless=contextless,
         waits=waits,
         says_why=says_why,
+        asks=asks,
         place=_place(),
     )
 

@@ -58,7 +58,7 @@ def client_header(model: Model) -> str:
             if line.noted and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'noted_')};")
     lines += ["/* What is answered for attributes of devices, whatever the worker's driver says. */"]
-    lines += ["struct tpg_said {", "    int attribute, value;", "};", "extern const struct tpg_said tpg_said[];"]
+    lines += ["struct tpg_said {", "    int attribute, value, bits;", "};", "extern const struct tpg_said tpg_said[];"]
     lines += ["extern const size_t tpg_said_count;"]
     return "\n".join([*lines, "#endif", ""])
 
@@ -329,7 +329,7 @@ def looked_at(model: Model, api: Api) -> str:
     for line in api.lines.values():
         lines += _looked_at(model, api, line) if line.looked_at else []
     if api.attributes:
-        rows = [f"    {{{said.name}, {said.value}}}," for said in api.attributes]
+        rows = [f"    {{{said.name}, {said.value}, {said.bits}}}," for said in api.attributes]
         lines += ["const struct tpg_said tpg_said[] = {", *rows, "};"]
         lines.append("const size_t tpg_said_count = sizeof tpg_said / sizeof *tpg_said;")
     return "\n".join([*lines, ""])

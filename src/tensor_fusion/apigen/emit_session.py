@@ -57,7 +57,7 @@ def driver_source(model: Model) -> str:
 def session_header(model: Model) -> str:
     """tpg_session.h: the functions that are written by hand in native/session."""
     lines = [NOTE, "#ifndef TPG_SESSION_H", "#define TPG_SESSION_H", '#include "tpg_ops.h"']
-    lines += ["struct tpw_session;", "struct tpw_stream;"]
+    lines += ["struct tpw_session;", "struct tpw_stream;", "struct tpw_question;", "struct tpw_packet;"]
     lines.append("void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame);")
     lines.append("/* What api/ says of the answers to an operation. */")
     lines.append("enum tpg_word { TPG_COMPLETES = 1, TPG_REPORTS = 2 };")
@@ -67,8 +67,12 @@ def session_header(model: Model) -> str:
     )
     lines.append("bool tpg_waits(struct tpw_session *s, const struct tp_frame *frame);")
     for op in model.ops:
-        if op.line.session == "hand":
+        if op.line.session == "hand" and not op.line.asks.startswith("import "):
             lines.append(f"{_hand_signature(model, op)};")
+        if op.line.asks:
+            lines.append(f"{_told_signature(op)};")
+        if op.line.asks.startswith("import"):
+            lines.append(f"{_granted_signature(op)};")
         if op.line.waits == "asked":
             lines.append(f"{_waits_signature(op)};")
     return "\n".join([*lines, "#endif", ""])
@@ -95,6 +99,30 @@ def _hand_signature(model: Model, op: Op) -> str:
         if item.role == "structs":
             params.append(f"size_t {item.name}_count")
     return f"int32_t tpw_{op.name}({', '.join(params)})"
+
+
+TOLD = "struct tpw_session *s, const struct tpw_question *question, const struct tpw_packet *packet, int fd"
+
+
+def _told_signature(op: Op) -> str:
+    return f"void tpg_told_{op.name}({TOLD})"
+
+
+def _granted_signature(op: Op) -> str:
+    """By hand: the supervisor has let us have it."""
+    return f"int32_t tpw_granted_{op.name}({TOLD}, struct tpg_{op.name}_out *out)"
+
+
+def _told(op: Op) -> list[str]:
+    """What becomes of the supervisor's answer."""
+    body = [f"{_told_signature(op)} {{", f"    struct tpg_{op.name}_out out;", "    memset(&out, 0, sizeof out);"]
+    if op.line.asks == "share":
+        body.append(f"    int32_t error = tpw_share_settle(s, question, packet, &out.{op.outputs()[0].name});")
+        body.append("    (void)fd;")
+    else:
+        body.append(f"    int32_t error = packet->value ? tpw_granted_{op.name}(s, question, packet, fd, &out) : 0;")
+        body.append("    if (!packet->value) { TPW_SAY_WHY(out, packet); }")
+    return [*body, f"    tpg_answer_{op.name}(s, &question->frame, error, &out);", "}"]
 
 
 def _native_type(model: Model, item: Field) -> str:
@@ -132,6 +160,7 @@ def dispatch(model: Model) -> str:
     lines += _waits(model)
     for api in model.apis:
         for op in api.ops:
+            lines += _told(op) if op.line.asks else []
             lines += _run(model, api, op)
     lines += ["void tpg_dispatch(struct tpw_session *s, const struct tp_frame *frame) {"]
     lines += [
@@ -201,7 +230,13 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
             f"tpw_made(s, frame, TPG_{f.kind.upper()}, in.{f.name}, 0, error);" for f in op.fields if f.role == "new"
         ]
         failed = f" else {{ {' '.join(made)} }}" if made else ""
-        body.append(f"    if (!error) {{ error = tpw_{op.name}({', '.join(arguments)}); }}{failed}")
+        call = f"tpw_{op.name}({', '.join(arguments)})"
+        if op.line.asks.startswith("import "):
+            value = next((f"in.{f.name}" for f in op.fields if f.role == "new"), "0")
+            body.append("    const struct tpw_question question = {")
+            body.append(f"        .frame = *frame, .answered = tpg_told_{op.name}, .value = {value}}};")
+            call = f"tpw_import_ask(s, &question, TPW_SHARES_{op.line.asks.removeprefix('import ')}, &in.handle)"
+        body.append(f"    if (!error) {{ error = {call}; }}{failed}")
         body.append("    if (error == TPW_LATER) { return; }")
     else:
         assert op.prototype is not None

@@ -382,6 +382,10 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         raise refuse(line.place, line.name, f"completes=True, but a {op.kind} has no answer that could say so")
     if line.says_why and line.kind != "op-call":
         raise refuse(line.place, line.name, "says_why=True of what gets no answer of its own; only a call does")
+    if line.asks.split(" ")[0] not in ("", "share", "import"):
+        raise refuse(line.place, line.name, f'asks={line.asks!r}; it is "share", "import" or "import K"')
+    if line.asks and (line.session != "hand" or op.kind != "call" or not op.outputs()):
+        raise refuse(line.place, line.name, "asks= of what is no call with results, by hand in the session")
     if line.reports and not line.completes:
         raise refuse(line.place, line.name, "reports=True without completes=True; what reports a late error has waited")
     if line.unsafe not in (True, False, *(["last"] if line.kind != "refused" else [])):

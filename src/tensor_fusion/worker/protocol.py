@@ -67,6 +67,7 @@ class PacketType(IntEnum):
     LEAVE = 22
     PAID = 23
     LIST = 24
+    GROWN = 25
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ UNREAD_MAX = 64
 # Answers of any kind: a session asks no more than half as many questions at a time.
 UNSENT_MAX = 2048
 # What sessions say about shared memory.
-SHARING = (PacketType.SHARE, PacketType.IMPORT, PacketType.LEAVE, PacketType.PAID)
+SHARING = (PacketType.SHARE, PacketType.IMPORT, PacketType.LEAVE, PacketType.PAID, PacketType.GROWN)
 # Initialising the driver of a host with many GPUs and no persistence daemon takes tens of seconds.
 WARM_DEADLINE = 90.0
 # A replacement waits this long, so that it does not compete with the start of the client that took the last one.

@@ -2,11 +2,13 @@
 
 One event loop thread enters everything here. A session hands in the descriptor of memory, and gets a handle for it: 64
 bytes that name this worker and the entry, with 128 bits that cannot be guessed. Whoever shows it, and is of the same
-tenant, gets a descriptor of the same memory. Of an event the driver's own handle is kept in its place. What sessions
-send was written by processes that a hostile client may have taken over: numbers are looked up, never trusted.
+tenant, gets a descriptor of the same memory. Of an event, and of a pointer into a pool, what the driver gave for it is
+kept in its place. What sessions send was written by processes that a hostile client may have taken over: numbers are
+looked up, never trusted.
 
 Memory counts once: for whoever allocated it, until it has been freed or its session has ended; then for one of those
-who have it mapped. The former payer goes on paying until the next one has said that it does.
+who have it mapped. The former payer goes on paying until the next one has said that it does. A pool counts as a whole;
+it grows, and its session says so.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from tensor_fusion.worker.protocol import Packet, PacketType
 MAGIC = b"TFSHARE\0"
 HANDLE_BYTES = 64
 _HANDLE = struct.Struct("<8s16sQ16s16x")
-# Of struct tpw_shared: handle, block, offset, size, device, error, kind, the driver's handle of an event.
+# Of struct tpw_shared: handle, block, offset, size, device, error, kind, the driver's handle of an event or a pointer.
 _SHARED = struct.Struct("<64sQQQIiI4x64s")
 _BODY_BYTES = 256
 assert _HANDLE.size == HANDLE_BYTES and _SHARED.size <= _BODY_BYTES
@@ -38,7 +40,8 @@ SHARES_OF_A_SESSION = 2048
 FAILURES_A_SECOND = 100
 
 # enum tpw_shares
-MEMORY, EVENT, PHYSICAL = 0, 1, 2
+MEMORY, EVENT, PHYSICAL, POOL, POINTER = range(5)
+WITHOUT_DESCRIPTOR = (EVENT, POINTER)
 
 # CUresult
 INVALID_VALUE = 1
@@ -47,8 +50,15 @@ INVALID_CONTEXT = 201
 MAP_FAILED = 205
 INVALID_HANDLE = 400
 NOT_PERMITTED = 800
+NOT_SUPPORTED = 801
 # What the driver (580.159.04) has for bytes that are no handle of this kind, and for a handle of what is gone.
-ERRORS = {MEMORY: (INVALID_VALUE, NOT_PERMITTED), EVENT: (MAP_FAILED, MAP_FAILED)}
+ERRORS = {
+    MEMORY: (INVALID_VALUE, NOT_PERMITTED),
+    EVENT: (MAP_FAILED, MAP_FAILED),
+    POINTER: (INVALID_VALUE, INVALID_VALUE),
+}
+# And for a descriptor of something else that it shares.
+DESCRIPTORS = (PHYSICAL, POOL)
 
 
 class Member(Protocol):
@@ -74,7 +84,7 @@ class _Share:
     descriptor: int | None
     about: tuple[int, ...]  # block, offset, size, device
     kind: int
-    native: bytes  # the driver's own handle, of an event
+    native: bytes  # the driver's own handle, of an event or a pointer
     tenant: bytes
     payer: Member
     importers: dict[int, tuple[Member, int]] = field(default_factory=dict)  # by session: how often it was given
@@ -131,6 +141,11 @@ class Shares:
             share = self._shares.get(packet.value)
             if share and share.next_payer is session:
                 self._paid(share, session)
+        elif packet.type == PacketType.GROWN:
+            share = self._shares.get(packet.value)
+            if share and share.owner is session and share.kind == POOL and share.open:
+                block = max(share.about[0], packet.session_key)
+                share.about = (block, 0, block, share.about[3])
 
     def gone(self, session: Member, clear: Callable[[], None] = lambda: None) -> None:
         """The session has ended; its row of the quota page is cleared when others count what they have of it."""
@@ -190,7 +205,7 @@ class Shares:
         session.tell(Packet(PacketType.SHARED, packet.argument, value=share.number, body=body))
 
     def _no_room(self, session: Member, kind: int, descriptor: int | None) -> str:
-        if (descriptor is None) != (kind == EVENT):
+        if (descriptor is None) != (kind in WITHOUT_DESCRIPTOR):
             return "no descriptor came, or this worker has none left"
         if self.descriptors >= self._most:
             return f"this worker keeps {self._most} handles already"
@@ -203,7 +218,7 @@ class Shares:
     def _import(self, session: Member, packet: Packet) -> None:
         kind = _SHARED.unpack_from(packet.body)[6]
         found = self._find(session, packet.body[:HANDLE_BYTES], kind)
-        if isinstance(found, _Share) and kind == EVENT:
+        if isinstance(found, _Share) and kind in WITHOUT_DESCRIPTOR:
             body = _SHARED.pack(bytes(HANDLE_BYTES), *found.about, 0, kind, found.native)
             session.tell(Packet(PacketType.IMPORTED, packet.argument, value=found.number, body=body))
             return
@@ -245,9 +260,10 @@ class Shares:
         if not tenant:
             return nothing, "what was shared belongs to a client with another secret"
         if kind != share.kind:
-            return no_handle, "it is a handle of something else"
+            descriptors = kind in DESCRIPTORS and share.kind in DESCRIPTORS
+            return NOT_SUPPORTED if descriptors else no_handle, "it is a handle of something else"
         failures.count -= 1
-        if share.owner is session and kind != PHYSICAL:
+        if share.owner is session and kind in (MEMORY, EVENT):
             return INVALID_CONTEXT, "a handle cannot be opened by the process that made it"
         return share
 
@@ -285,7 +301,7 @@ class Shares:
         """Find somebody else to pay; when there is nobody, nothing is left to be paid for."""
         share.next_payer = next((member for member, _ in share.importers.values()), None)
         if share.next_payer:
-            share.next_payer.tell(Packet(PacketType.PAY, value=share.number))
+            share.next_payer.tell(Packet(PacketType.PAY, session_key=share.about[0], value=share.number))
         else:
             self._settled(share)
             del self._shares[share.number]

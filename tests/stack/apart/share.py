@@ -209,6 +209,103 @@ def import_(fd: int, kind: int = 1) -> list[int]:
     return [cuda.cuMemImportFromShareableHandle(ctypes.byref(handle), VOID(fd), kind), handle.value]
 
 
+def pool_create(types: int = 1) -> list[int]:
+    """Of device 0."""
+    props = (ctypes.c_uint32 * 22)(1, types, 1, 0)
+    pool = VOID()
+    return [cuda.cuMemPoolCreate(ctypes.byref(pool), props), pool.value or 0]
+
+
+def pool_current() -> list[int]:
+    pool = VOID()
+    return [cuda.cuDeviceGetMemPool(ctypes.byref(pool), 0), pool.value or 0]
+
+
+def pool_alloc(pool: int, size: int, stream: int = 0) -> list[int]:
+    address = U64(77)
+    made = cuda.cuMemAllocFromPoolAsync(ctypes.byref(address), ctypes.c_size_t(size), VOID(pool), VOID(stream))
+    return [made or cuda.cuStreamSynchronize(VOID(stream)), address.value]
+
+
+def pool_free(address: int, stream: int = 0) -> int:
+    return int(cuda.cuMemFreeAsync(U64(address), VOID(stream)) or cuda.cuStreamSynchronize(VOID(stream)))
+
+
+def pool_export(pool: int, kind: int = 1, flags: int = 0, room: bool = True) -> list[int]:
+    fd = ctypes.c_int(-1)
+    out = ctypes.byref(fd) if room else None
+    return [cuda.cuMemPoolExportToShareableHandle(out, VOID(pool), kind, U64(flags)), fd.value]
+
+
+def pool_import(fd: int, kind: int = 1, flags: int = 0, room: bool = True) -> list[int]:
+    pool = VOID(77)
+    out = ctypes.byref(pool) if room else None
+    return [cuda.cuMemPoolImportFromShareableHandle(out, VOID(fd), kind, U64(flags)), pool.value or 0]
+
+
+def pointer_export(address: int, room: bool = True) -> list[Any]:
+    data = Handle()
+    result = cuda.cuMemPoolExportPointer(ctypes.byref(data) if room else None, U64(address))
+    return [result, bytes(data.bytes).hex()]
+
+
+def pointer_import(pool: int, data: str | None, room: bool = True) -> list[int]:
+    address = U64(77)
+    given = Handle((ctypes.c_ubyte * 64)(*bytes.fromhex(data))) if data else None
+    out = ctypes.byref(address) if room else None
+    return [cuda.cuMemPoolImportPointer(out, VOID(pool), ctypes.byref(given) if given else None), address.value]
+
+
+def pool_attribute(pool: int, attribute: int, value: int | None = None) -> list[int]:
+    number = U64(value if value is not None else 77)
+    call = cuda.cuMemPoolGetAttribute if value is None else cuda.cuMemPoolSetAttribute
+    return [call(VOID(pool), attribute, ctypes.byref(number)), number.value]
+
+
+def pool_access(pool: int, flags: int | None = None, kind: int = 1, device: int = 0) -> list[int]:
+    got, place = ctypes.c_int(77), (ctypes.c_uint32 * 2)(kind, device)
+    if flags is None:
+        return [cuda.cuMemPoolGetAccess(ctypes.byref(got), VOID(pool), place), got.value]
+    access = (ctypes.c_uint32 * 3)(kind, device, flags)
+    return [cuda.cuMemPoolSetAccess(VOID(pool), access, ctypes.c_size_t(1)), flags]
+
+
+def without_context(name: str, *arguments: Any) -> Any:
+    context = VOID()
+    assert cuda.cuCtxPopCurrent_v2(ctypes.byref(context)) == 0
+    found = CALLS[name](*arguments)
+    assert cuda.cuCtxPushCurrent_v2(context) == 0
+    return found
+
+
+def in_capture(stream: int, name: str, *arguments: Any) -> list[Any]:
+    """What the call gives, and what has become of the capture."""
+    status, graph = ctypes.c_int(), VOID()
+    assert cuda.cuStreamBeginCapture_v2(VOID(stream), 0) == 0
+    found = CALLS[name](*arguments)
+    assert cuda.cuStreamIsCapturing(VOID(stream), ctypes.byref(status)) == 0
+    cuda.cuStreamEndCapture(VOID(stream), ctypes.byref(graph))
+    return [found, status.value]
+
+
+def in_a_fork(name: str, *arguments: Any) -> list[Any]:
+    """What the call gives in a process that was forked from this one."""
+    ours, its = os.pipe()
+    if not os.fork():
+        os.write(its, json.dumps(CALLS[name](*arguments)).encode())
+        os._exit(0)
+    os.close(its)
+    with os.fdopen(ours) as told:
+        found = json.loads(told.read())
+    os.wait()
+    return list(found)
+
+
+def attribute(number: int) -> list[int]:
+    value = ctypes.c_int()
+    return [cuda.cuDeviceGetAttribute(ctypes.byref(value), number, 0), value.value]
+
+
 def send_fd(path: str, fd: int) -> int:
     with socket.socket(socket.AF_UNIX) as to:
         to.connect(path)
@@ -312,6 +409,23 @@ CALLS: dict[str, Callable[..., Any]] = {
     "export": export,
     "import": import_,
     "send_fd": send_fd,
+    "pool_create": pool_create,
+    "pool_current": pool_current,
+    "pool_destroy": lambda pool: cuda.cuMemPoolDestroy(VOID(pool)),
+    "pool_set": lambda pool: cuda.cuDeviceSetMemPool(0, VOID(pool)),
+    "pool_trim": lambda pool: cuda.cuMemPoolTrimTo(VOID(pool), ctypes.c_size_t(0)),
+    "pool_alloc": pool_alloc,
+    "pool_free": pool_free,
+    "pool_export": pool_export,
+    "pool_import": pool_import,
+    "pointer_export": pointer_export,
+    "pointer_import": pointer_import,
+    "pool_attribute": pool_attribute,
+    "pool_access": pool_access,
+    "without_context": without_context,
+    "in_capture": in_capture,
+    "in_a_fork": in_a_fork,
+    "attribute": attribute,
     "take_fd": take_fd,
     "close_fd": close_fd,
     "stand": stand,

@@ -9,6 +9,8 @@
 #include "tpg_cuda_send.h"
 
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 /* The `detail` of its range. */
 struct opened {
@@ -126,6 +128,25 @@ CUresult tpc_do_cuIpcCloseMemHandle(CUdeviceptr dptr) {
     }
     tp_lock_drop(&lock);
     return result;
+}
+
+CUresult tpc_descriptor_give(const CUipcMemHandle *handle, int *out, int *end) {
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) {
+        return CUDA_ERROR_OPERATING_SYSTEM;
+    }
+    if (send(pair[0], handle, sizeof *handle, MSG_NOSIGNAL) != sizeof *handle) {
+        close(pair[0]);
+        close(pair[1]);
+        return CUDA_ERROR_OPERATING_SYSTEM;
+    }
+    *end = pair[0];
+    *out = pair[1];
+    return CUDA_SUCCESS;
+}
+
+bool tpc_descriptor_read(int fd, CUipcMemHandle *handle) {
+    return recv(fd, handle, sizeof *handle, MSG_PEEK | MSG_DONTWAIT) == sizeof *handle;
 }
 
 /* What it has opened is closed with it, in the session by itself. */

@@ -116,7 +116,9 @@ static CUresult answer_one(void *data, CUpointer_attribute attribute, const stru
     case CU_POINTER_ATTRIBUTE_IS_HW_DECOMPRESS_CAPABLE:
         ANSWER(unsigned char, 0);
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES:
-        ANSWER(unsigned long long, 0);
+        ANSWER(unsigned long long, made == TPC_MADE_POOL && tpc_pool_is((uintptr_t)range->detail, TPC_POOL_SHAREABLE)
+                                       ? CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+                                       : 0);
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
         if (made == TPC_MADE_MAP) {
             ANSWER(int, tpc_mapping_access(range->detail, device_of(range)));

@@ -12,9 +12,16 @@
 #include "tpg_cuda_send.h"
 
 /* The record of a pool's handle is the place of its device in here: nothing to free while a thread may be reading it. */
-static char places[TPC_DEVICES_MAX];
+static char places[TPC_POOL_KINDS][TPC_DEVICES_MAX];
 
-static uint64_t mint(CUdevice device) { return tpc_mint_record(TPG_POOL, &places[device]); }
+uint64_t tpc_pool_mint(CUdevice device, enum tpc_pool_kind kind) {
+    return device >= 0 && device < TPC_DEVICES_MAX ? tpc_mint_record(TPG_POOL, &places[kind][device]) : 0;
+}
+
+bool tpc_pool_is(uint64_t pool, enum tpc_pool_kind kind) {
+    const char *place = tpc_record(TPG_POOL, pool);
+    return place && (place - places[0]) / TPC_DEVICES_MAX == kind;
+}
 
 static struct tp_lock lock; /* for making default pools, and for setting current ones */
 static _Atomic uint64_t default_pools[TPC_DEVICES_MAX], current_pools[TPC_DEVICES_MAX];
@@ -27,7 +34,8 @@ CUresult tpc_pool_default(CUdevice device, uint64_t *out) {
     tp_lock_take(&lock);
     uint64_t pool = atomic_load(&default_pools[device]);
     if (!pool) {
-        struct tpg_pool_default_in in = {.pool = mint(device), .device = tpc_devices[device].remote};
+        struct tpg_pool_default_in in = {.pool = tpc_pool_mint(device, TPC_POOL_DEFAULT),
+                                         .device = tpc_devices[device].remote};
         result = tpc_call_pool_default("cuDeviceGetDefaultMemPool", &in);
         pool = result == CUDA_SUCCESS ? in.pool : 0;
         atomic_store(&default_pools[device], pool);
@@ -52,8 +60,8 @@ CUresult tpc_cuDeviceSetMemPool(CUdevice dev, CUmemoryPool pool) {
         dev >= TPC_DEVICES_MAX) { /* the pool is of no such device: the same code (580.159.04, measured) */
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (tpc_pool_local((uint64_t)(uintptr_t)pool)) {
-        return CUDA_ERROR_INVALID_VALUE; /* its memory is not the device's */
+    if (tpc_pool_local((uint64_t)(uintptr_t)pool) || tpc_pool_is((uint64_t)(uintptr_t)pool, TPC_POOL_IMPORTED)) {
+        return CUDA_ERROR_INVALID_VALUE; /* its memory is not the device's, or not to be had */
     }
     tp_lock_take(&lock); /* what is remembered has the worker's order */
     CUresult result = tpc_sent_cuDeviceSetMemPool(dev, pool);
@@ -103,8 +111,8 @@ CUresult tpc_do_cuMemSetMemPool(CUmemLocation *location, CUmemAllocationType typ
     if (!of_device(location, type)) {
         return tpc_pool_for_place(location, type == CU_MEM_ALLOCATION_TYPE_MANAGED, (uint64_t)(uintptr_t)pool);
     }
-    if (!tpc_device_valid(location->id) || location->id >= TPC_DEVICES_MAX ||
-        tpc_record(TPG_POOL, (uint64_t)(uintptr_t)pool) != &places[location->id]) {
+    const char *place = tpc_record(TPG_POOL, (uint64_t)(uintptr_t)pool);
+    if (!place || place >= places[TPC_POOL_IMPORTED] || (place - places[0]) % TPC_DEVICES_MAX != location->id) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     return tpc_cuDeviceSetMemPool(location->id, pool);
@@ -172,7 +180,8 @@ CUresult tpc_do_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolPr
     CUmemPoolProps beside; /* see pool_local.c */
     const CUmemPoolProps *asked = poolProps;
     TPC_TRY(tpc_pool_local_props(poolProps, &device));
-    if (handles) { /* natively only a device's own memory goes to other processes; here none does, as its attributes say */
+    /* Only a device's own memory goes to other processes, and in no fabric, as the attributes say. */
+    if (handles && (local || handles != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)) {
         return local || (handles & ~known) ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_NOT_SUPPORTED;
     }
     if (local) {
@@ -182,8 +191,9 @@ CUresult tpc_do_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolPr
     }
     struct tpc_flat props TPC_FLAT = {.size = 0};
     TPC_TRY(tpg_flatten_CUmemPoolProps(poolProps, 1, &props));
-    struct tpg_pool_create_in in = {
-        .pool = device < TPC_DEVICES_MAX ? mint(device) : 0, .props = props.bytes, .props_size = props.size};
+    struct tpg_pool_create_in in = {.pool = tpc_pool_mint(device, handles ? TPC_POOL_SHAREABLE : TPC_POOL_OWN),
+                                    .props = props.bytes,
+                                    .props_size = props.size};
     TPC_TRY(tpc_call_pool_create("cuMemPoolCreate", &in));
     *pool = (CUmemoryPool)(uintptr_t)in.pool;
     if (local && !tpc_pool_local_add(in.pool, asked)) {
@@ -196,21 +206,28 @@ CUresult tpc_do_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolPr
 
 CUresult tpc_do_cuMemPoolDestroy(CUmemoryPool pool) {
     struct tpg_pool_destroy_in in = {.pool = (uint64_t)(uintptr_t)pool};
-    for (int i = 0; i < TPC_DEVICES_MAX; i++) {
-        if (atomic_load(&default_pools[i]) == in.pool) {
-            return CUDA_ERROR_INVALID_VALUE;
-        }
-    }
-    if (!tpc_pool_leaves_places(in.pool)) {
+    const bool imported = tpc_pool_is(in.pool, TPC_POOL_IMPORTED);
+    if (tpc_pool_is(in.pool, TPC_POOL_DEFAULT) || !tpc_pool_leaves_places(in.pool)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    if (imported) { /* the driver refuses while memory of it is open */
+        tpc_wait_for_next_post();
+    }
     CUresult result = tpc_post_pool_destroy("cuMemPoolDestroy", &in);
+    if (imported && result != CUDA_SUCCESS) {
+        return result;
+    }
     for (int i = 0; i < TPC_DEVICES_MAX; i++) { /* the device goes back to its default pool */
         uint64_t gone = in.pool;
         atomic_compare_exchange_strong(&current_pools[i], &gone, 0);
     }
     tpc_unmint(TPG_POOL, in.pool);
     return result;
+}
+
+CUresult tpc_check_cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) {
+    (void)minBytesToKeep;
+    return tpc_pool_is((uint64_t)(uintptr_t)pool, TPC_POOL_IMPORTED) ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
 /* What a pool of managed or host memory answers itself. */
@@ -314,15 +331,15 @@ CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_
     }
     result = named ? CUDA_SUCCESS : tpc_pool_current(context->device, &from);
     const char *place = result == CUDA_SUCCESS ? tpc_record(TPG_POOL, from) : NULL;
-    if (!place) {
+    if (!place || place >= places[TPC_POOL_IMPORTED]) {
         return result == CUDA_SUCCESS ? CUDA_ERROR_INVALID_VALUE : result;
     }
+    const CUdevice device = (int)((place - places[0]) % TPC_DEVICES_MAX);
     struct tpg_pool_alloc_in in = {.pool = pool, .size = size, .stream = (uint64_t)(uintptr_t)stream};
     struct tpg_pool_alloc_out out = {0};
     result = tpc_call_pool_alloc(name, &in, &out);
     if (result == CUDA_SUCCESS && out.block_size) {
-        result =
-            tpc_graph_block(out.block, out.block_size, (int)(place - places)) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+        result = tpc_graph_block(out.block, out.block_size, device) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
         *dptr = result == CUDA_SUCCESS ? out.address : 0;
         return result;
     }
@@ -333,7 +350,7 @@ CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_
                               .size = size,
                               .where = TPC_DEVICE_MEMORY,
                               .context = context,
-                              .device = (int)(place - places),
+                              .device = device,
                               .flags = TPC_MADE_POOL,
                               .detail = (void *)(uintptr_t)from};
     if (!tpc_range_insert(&range)) {

@@ -92,6 +92,10 @@ CUresult tpc_managed_variable(struct tpc_range *range, uint64_t block, uint64_t 
 void tpc_managed_variable_gone(const struct tpc_range *range);
 
 /* ---- pool.c ---- */
+/* Of handles of pools: a device's, the program's, such as other processes may have, and such as another process has made. */
+enum tpc_pool_kind { TPC_POOL_DEFAULT, TPC_POOL_OWN, TPC_POOL_SHAREABLE, TPC_POOL_IMPORTED, TPC_POOL_KINDS };
+uint64_t tpc_pool_mint(CUdevice device, enum tpc_pool_kind kind); /* 0: no more, or no such device */
+bool tpc_pool_is(uint64_t pool, enum tpc_pool_kind kind);
 /* The pools of a device and of a place, and memory from one (`named`, or the current one of the stream's device): what the functions
  * about those are made by (api/, "by" and "finds"). */
 CUresult tpc_pool_default(CUdevice device, uint64_t *out);
@@ -102,6 +106,11 @@ CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_
 bool tpc_graph_block(uint64_t start, uint64_t size, int device);
 /* Before a post that the driver may refuse at once because of memory of graphs: it is waited for while there is any. */
 void tpc_graph_memory_asks(void);
+
+/* ---- ipc.c ---- */
+/* A descriptor for the program that means what the handle means, and the other end, which hears of the end of its last copy. */
+CUresult tpc_descriptor_give(const CUipcMemHandle *handle, int *out, int *end);
+bool tpc_descriptor_read(int fd, CUipcMemHandle *handle); /* false: it is of something else */
 
 /* ---- pool_local.c ---- */
 /* A pool of managed or of pinned host memory; NULL: another. */

@@ -13,7 +13,6 @@
 
 #include <poll.h>
 #include <stdlib.h>
-#include <sys/socket.h>
 #include <tp_intervals.h>
 #include <unistd.h>
 
@@ -191,22 +190,16 @@ CUresult tpc_cuMemRelease(CUmemGenericAllocationHandle handle) {
 
 /* A descriptor for the program that means what the token means. Under lock. */
 static CUresult give_descriptor(struct physical *physical, const CUipcMemHandle *token, int *out) {
-    int pair[2];
     struct exported *exported = calloc(1, sizeof *exported);
-    if (!exported || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)) {
+    CUresult result = exported ? tpc_descriptor_give(token, out, &exported->fd) : CUDA_ERROR_OUT_OF_MEMORY;
+    if (result != CUDA_SUCCESS) {
         free(exported);
-        return CUDA_ERROR_OPERATING_SYSTEM;
+        return result;
     }
-    if (send(pair[0], token, sizeof *token, MSG_NOSIGNAL) != sizeof *token) {
-        close(pair[0]);
-        close(pair[1]);
-        free(exported);
-        return CUDA_ERROR_OPERATING_SYSTEM;
-    }
-    *exported = (struct exported){.next = all_exported, .physical = physical, .fd = pair[0]};
+    exported->next = all_exported;
+    exported->physical = physical;
     all_exported = exported;
     physical->exports++;
-    *out = pair[1];
     return CUDA_SUCCESS;
 }
 
@@ -240,7 +233,7 @@ CUresult tpc_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle
     if (!handle || shHandleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    if (recv((int)(intptr_t)osHandle, &token, sizeof token, MSG_PEEK | MSG_DONTWAIT) != sizeof token) {
+    if (!tpc_descriptor_read((int)(intptr_t)osHandle, &token)) {
         return CUDA_ERROR_UNKNOWN;
     }
     struct physical *physical = calloc(1, sizeof *physical);

@@ -22,7 +22,8 @@ static void refuse_attributes(struct tp_device_description *what) {
     for (size_t i = 0; i < tpg_said_count; i++) {
         /* An attribute that the worker's driver does not know stays unknown. */
         if (what->attribute_results[tpg_said[i].attribute] == CUDA_SUCCESS) {
-            what->attributes[tpg_said[i].attribute] = tpg_said[i].value;
+            what->attributes[tpg_said[i].attribute] &= tpg_said[i].bits;
+            what->attributes[tpg_said[i].attribute] |= tpg_said[i].value;
         }
     }
 }
