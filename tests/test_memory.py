@@ -85,7 +85,7 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     flags.append("-Wno-unused-parameter")  # as the session's own build
     folders = [*includes("base", "wire", "ring", "transport", "session"), f"-I{generated}"]
     names = ["memory", "arena", "twin", "twin_look", "vmm", "pool", "memset", "staging", "wait"]
-    names += ["copy_in", "copy_out", "copy_device", "copy_pinned", "pinned", "segment_pin", "peer", "done"]
+    names += ["copy_in", "copy_out", "copy_device", "copy_host", "copy_pinned", "pinned", "segment_pin", "peer", "done"]
     parts = [*(ROOT / "tests/native").glob("test_arena*.c"), *sources("session", *names)]
     parts += [*sources("ring", "segment", "ring"), *sources("base", "quota", "log", "time_lock")]
     program = compile_program(tmp_path / "test_arena", parts, *flags, *folders)
