@@ -71,3 +71,9 @@ def test_only_the_caller_waits_for_a_launch(program: Path) -> None:
     """A launch in which the driver waits is asked for its result; what other threads post meanwhile is not."""
     with Worker(program=program) as worker:
         assert worker.run("callbacks", "only-the-caller-waits") == "right\n"
+
+
+def test_functions_run_while_their_program_sends(program: Path) -> None:
+    """The session tells of a function between two frames, not when there are none."""
+    with Worker(program=program) as worker:
+        assert worker.run("callbacks", "runs-while-its-program-sends") == "right\n"

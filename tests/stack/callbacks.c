@@ -389,6 +389,25 @@ static void only_the_caller_waits_for_a_launch(void) {
     OK((CUresult)pthread_join(thread, NULL));
 }
 
+/* A function runs beside what its program sends, however much that is. */
+static void runs_while_its_program_sends(void) {
+    CUstream stream, busy;
+    CUdeviceptr memory;
+    start();
+    OK(cuMemAlloc_v2(&memory, 4));
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&busy, CU_STREAM_NON_BLOCKING));
+    for (int round = 0; round < 3; round++) {
+        called = 0;
+        OK(cuLaunchHostFunc(stream, count_calls, NULL));
+        for (int i = 0; i < 1000000 && !called; i++) {
+            OK(cuMemsetD32Async(memory, 1, 1, busy));
+        }
+        CHECK(called == 1);
+        OK(cuCtxSynchronize());
+    }
+}
+
 static _Atomic bool go_on;
 
 static void wait_for_the_caller(void *unused) {
@@ -489,6 +508,7 @@ static const struct check checks[] = {{"waiting-calls", waiting_calls},
                                       {"room-of-each-context", room_of_each_context},
                                       {"graphs-end-between-functions", graphs_end_between_functions},
                                       {"only-the-caller-waits", only_the_caller_waits_for_a_launch},
+                                      {"runs-while-its-program-sends", runs_while_its_program_sends},
                                       {"forbidden", forbidden},
                                       {"refused", refused},
                                       {"refused-callback", refused_callback},

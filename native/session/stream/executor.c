@@ -452,7 +452,8 @@ void tpw_execute(struct tpw_session *s) {
             TP_TELL(tpw_control, s); /* a data connection may be on its way while frames keep coming */
         }
         bool news = frames(s);
-        if (tpw_poll(s)) {
+        /* Host functions, too, however many frames come: natively a function runs beside what its program sends. */
+        if (tpw_poll(s) | tpw_callbacks_run(s)) {
             news = true;
             tpw_stops_streaming(s); /* who hears of it goes on */
         }
@@ -475,11 +476,7 @@ void tpw_execute(struct tpw_session *s) {
             tp_pause();
             continue;
         }
-        /* The clock and the rarely used descriptors are looked at once in sixteen empty turns. */
-        if (tpw_callbacks_run(s)) {
-            tpw_stops_streaming(s);
-            continue;
-        }
+        /* The clock is looked at once in sixteen empty turns. */
         uint64_t now = tp_now_ns();
         last = last ? last : now;
         uint64_t waited = now - last;
