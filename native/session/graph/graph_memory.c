@@ -99,21 +99,42 @@ static void freed(struct tpw_session *s) {
 
 TP_REGISTER(tpw_memory_freed, freed);
 
+/* What is left of a block, with its users; true if there are any. */
+static bool piece(struct tpw_session *s, const struct tpw_range *of, uint64_t from, uint64_t to, uint64_t users) {
+    struct tpw_range *range = users ? tpw_range_new(s, from, to - from, TPW_RANGE_GRAPH) : NULL;
+    if (range) {
+        range->users = users;
+        range->device = of->device;
+    }
+    return range != NULL;
+}
+
 /* No graph has these addresses now, and no memory that one left is there: messages about it are still under way, or its free
- * was one in the order of a stream. */
+ * was one in the order of a stream. Beside them, in the same block, may be memory of graphs that has it. */
 static void given(struct tpw_session *s, uint64_t address, uint64_t size) {
+    const uint64_t end = address + size;
     struct tpw_range *block;
-    while (s->memory->graph_users && (block = touching(s, address, address + size)) && block->kind == TPW_RANGE_GRAPH) {
+    while (s->memory->graph_users && (block = touching(s, address, end)) && block->kind == TPW_RANGE_GRAPH) {
+        const struct tpw_range was = *block;
+        const uint64_t start = was.at.start, stop = start + was.at.size;
+        uint64_t before = 0, behind = 0;
         for (struct tpw_graph_user **at = &s->memory->graph_users; *at;) {
             struct tpw_graph_user *user = *at;
-            if (user->address - block->at.start < block->at.size) {
+            const bool inside = user->address - start < stop - start;
+            before += inside && user->address < address;
+            behind += inside && user->address >= end;
+            if (inside && user->address >= address && user->address < end) {
                 *at = user->next;
                 free(user);
             } else {
                 at = &user->next;
             }
         }
-        remove_block(s, block);
+        free(tp_interval_remove(&s->memory->ranges, start));
+        const uint64_t from = piece(s, &was, start, address, before) ? address : start;
+        const uint64_t to = piece(s, &was, end, stop, behind) ? end : stop;
+        struct tpg_graph_memory_gone_in message = {.address = from, .size = to - from};
+        tpg_send_graph_memory_gone(s, &message);
     }
 }
 

@@ -259,29 +259,33 @@ CUresult tpc_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, 
 
 static _Atomic unsigned int blocks;
 
+static bool add_block(struct tpc_range range, uint64_t from, uint64_t to) {
+    range.start = from;
+    range.size = to - from;
+    const bool added = from < to && tpc_range_insert(&range);
+    atomic_fetch_add(&blocks, added);
+    return added;
+}
+
+/* What a block has before and behind that stays one. */
 static void no_block(uint64_t start, uint64_t size) {
+    const uint64_t end = start + size;
     struct tpc_range range;
-    for (uint64_t at = start; (tpc_range_at(at, &range) || tpc_range_next(at, &range)) && range.start - start < size;
+    for (uint64_t at = start; (tpc_range_at(at, &range) || tpc_range_next(at, &range)) && range.start < end;
          at = range.start + range.size) {
         if ((range.flags & TPC_MADE_MASK) == TPC_MADE_GRAPH && tpc_range_remove(range.start, NULL)) {
             atomic_fetch_sub(&blocks, 1);
+            add_block(range, range.start, start);
+            add_block(range, end, range.start + range.size);
         }
     }
 }
 
 bool tpc_graph_block(uint64_t start, uint64_t size, int device) {
-    struct tpc_range range = {.start = start,
-                              .size = size,
-                              .where = TPC_DEVICE_MEMORY,
-                              .context = tpc_primary_of(device),
-                              .device = device,
-                              .flags = TPC_MADE_GRAPH};
+    const struct tpc_range range = {
+        .where = TPC_DEVICE_MEMORY, .context = tpc_primary_of(device), .device = device, .flags = TPC_MADE_GRAPH};
     no_block(start, size); /* they are part of this one */
-    bool added = tpc_range_insert(&range);
-    if (added) {
-        atomic_fetch_add(&blocks, 1);
-    }
-    return added;
+    return add_block(range, start, start + size);
 }
 
 bool tpc_on_graph_memory_gone(const struct tpg_graph_memory_gone_in *in) {
