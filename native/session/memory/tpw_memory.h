@@ -10,6 +10,7 @@
 #include "tpw_stream.h"
 #include <tp_intervals.h>
 #include <tp_memory.h>
+#include <tp_places.h>
 
 #define TPW_GRANULE (2ull << 20) /* granularity of cuMemCreate on data-centre GPUs */
 #define TPW_UNIT 512ull          /* small allocations are multiples of this, as with cuMemAlloc on driver 580 */
@@ -127,7 +128,8 @@ struct tpw_memory {
     struct tpw_granule *twins;         /* the twin area in units, NULL until the first twin */
     struct tpw_range **twin_list;
     size_t twin_count, twin_room;
-    uint64_t twin_next, twin_bytes; /* of large ones: where the next may lie, and what they and their shadows take */
+    struct tp_places twin_places; /* of large ones, and what they and their shadows take */
+    uint64_t twin_bytes;
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
     size_t pending_frees;
     struct tpw_graph_user *graph_users;    /* graph/graph_memory.c */

@@ -11,7 +11,6 @@
 #include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_memory.h"
-#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <tp_memory.h>
@@ -19,7 +18,6 @@
 
 #define UNREAD_MOST (8u << 20) /* bytes of changes that may wait for a client that reads slowly */
 #define ROOM_NS 1000000u
-#define PLACES 1024     /* that are tried for a large one */
 #define TWINS_MAX 65536 /* programs that keep weights in host memory have one for each tensor */
 
 static int32_t open_area(struct tpw_session *s) {
@@ -27,15 +25,14 @@ static int32_t open_area(struct tpw_session *s) {
     CUdeviceptr device = 0;
     struct tpw_granule *area = NULL;
     int32_t error = CUDA_ERROR_OUT_OF_MEMORY;
-    void *wanted = (void *)(uintptr_t)(m->base + m->size);
     if (!m->base) {
         return CUDA_ERROR_NOT_SUPPORTED;
     }
-    void *got =
-        mmap(wanted, TPW_GRANULE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-    if (got != wanted) {
-        tp_log(TP_ERROR, "the addresses for mapped host memory at %p are taken", wanted);
-        goto fail;
+    void *got = tp_pages_at(m->base + m->size, TPW_GRANULE);
+    if (!got) {
+        tp_log(TP_ERROR, "the addresses for mapped host memory at 0x%llx are taken",
+               (unsigned long long)(m->base + m->size));
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
     area = calloc(1, sizeof *area);
     if (!area) {
@@ -59,15 +56,15 @@ static int32_t open_area(struct tpw_session *s) {
         s->cuda.cuMemHostUnregister(got);
         goto fail;
     }
+    m->twin_places.begin = device + TPW_GRANULE;
+    m->twin_places.end = m->twin_places.begin + TPW_TWINS_SPACE;
     area->address = device;
     area->longest = TPW_GRANULE_UNITS;
     m->twins = area;
     return CUDA_SUCCESS;
 fail:
     free(area);
-    if (got != MAP_FAILED) {
-        munmap(got, TPW_GRANULE);
-    }
+    munmap(got, TPW_GRANULE);
     return error;
 }
 
@@ -91,42 +88,6 @@ static uint64_t most_bytes(void) {
     return limit ? limit / 2 : machine / 4;
 }
 
-/* Fresh pages there and nowhere else; NULL with errno. */
-static void *map_at(uint64_t address, uint64_t size) {
-    void *wanted = (void *)(uintptr_t)address;
-    void *got = mmap(wanted, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-    if (got != wanted && got != MAP_FAILED) {
-        munmap(got, size);
-        errno = EEXIST; /* a kernel before 4.17 takes the address as a hint */
-    }
-    return got == wanted ? got : NULL;
-}
-
-/* Fresh pages at an address that no other twin has; NULL when there are none. */
-static void *take_pages(struct tpw_memory *m, uint64_t size) {
-    const uint64_t begin = m->base + m->size + TPW_GRANULE, end = begin + TPW_TWINS_SPACE;
-    for (int i = 0; i < PLACES; i++) {
-        if (m->twin_next < begin || m->twin_next > end || size > end - m->twin_next) {
-            m->twin_next = begin;
-        }
-        const uint64_t wanted = m->twin_next;
-        m->twin_next += (size + TPW_GRANULE - 1) & ~(TPW_GRANULE - 1);
-        void *got = map_at(wanted, size);
-        if (got) {
-            return got;
-        }
-        if (errno != EEXIST) {
-            break;
-        }
-        /* Behind what lies there, which may be much larger than this. */
-        const struct tpw_range *there = (struct tpw_range *)tp_interval_at(&m->ranges, wanted);
-        if (there) {
-            m->twin_next = (there->at.start + there->at.size + TPW_GRANULE - 1) & ~(TPW_GRANULE - 1);
-        }
-    }
-    return NULL;
-}
-
 static void give_pages(struct tpw_session *s, uint64_t address, uint64_t size) {
     void *pages = (void *)(uintptr_t)address;
     int32_t error = tpw_home_enter(s) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
@@ -148,9 +109,9 @@ static int32_t open_pages(struct tpw_session *s, uint64_t size, uint64_t wanted,
     struct tpw_memory *m = s->memory;
     CUdeviceptr device = 0;
     void *pages = NULL;
-    if (size <= TPW_TWINS_SPACE && m->twin_bytes + 2 * size <= most_bytes()) {
-        pages = wanted ? map_at(wanted, size) : NULL;
-        pages = pages ? pages : take_pages(m, size);
+    if (m->twin_bytes + 2 * size <= most_bytes()) {
+        pages = wanted ? tp_pages_at(wanted, size) : NULL;
+        pages = pages ? pages : tp_pages_take(&m->twin_places, size, TPW_GRANULE);
     }
     if (!pages) {
         return CUDA_ERROR_OUT_OF_MEMORY;

@@ -10,16 +10,12 @@
 #include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <tp_memory.h>
+#include <tp_places.h>
 #include <tp_segment.h>
 #include <unistd.h>
-
-#ifndef MAP_FIXED_NOREPLACE
-#define MAP_FIXED_NOREPLACE 0x100000
-#endif
 
 static uint64_t page_end(uint64_t at) {
     const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
@@ -184,31 +180,12 @@ static CUresult free_shared(void *p) {
 /* Fresh pages where the worker may have the memory's twin at the same address (tp_memory.h), or where the kernel likes when no
  * such place is found; MAP_FAILED without memory. */
 static void *take_pages(size_t size) {
-    enum { PLACES = 64 }; /* that are tried: the first is taken only once all of the space was used */
     static struct tp_lock placing;
-    static uint64_t next = TP_PINNED_ADDRESS;
-    const uint64_t end = TP_PINNED_ADDRESS + TP_PINNED_SPACE;
-    void *got = MAP_FAILED;
-    for (int i = 0; got == MAP_FAILED && i < PLACES && size <= TP_PINNED_SPACE; i++) {
-        struct tpc_range there;
-        tp_lock_take(&placing);
-        next = size > end - next ? TP_PINNED_ADDRESS : next;
-        const uint64_t wanted = next;
-        next += size;
-        tp_lock_drop(&placing);
-        /* A kernel before 4.17 takes the address as a hint: then it is some other. */
-        got = mmap((void *)(uintptr_t)wanted, size, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-        if (got == MAP_FAILED && errno != EEXIST) {
-            return got;
-        }
-        if (got == MAP_FAILED && tpc_range_at(wanted, &there)) { /* behind what lies there, which may be large */
-            tp_lock_take(&placing);
-            next = there.start + there.size > next ? page_end(there.start + there.size) : next;
-            tp_lock_drop(&placing);
-        }
-    }
-    return got != MAP_FAILED ? got : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    static struct tp_places places = {.begin = TP_PINNED_ADDRESS, .end = TP_PINNED_ADDRESS + TP_PINNED_SPACE};
+    tp_lock_take(&placing);
+    void *got = tp_pages_take(&places, size, page_end(1));
+    tp_lock_drop(&placing);
+    return got ? got : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 bool tpc_has_place(const struct tpc_range *range) {
