@@ -1,4 +1,4 @@
-'''api/cuda/bad.py:6: told: waits='always'; it is True, "asked", or C over what it carries'''
+"""api/cuda/bad.py:6: told: waits='always'; it is True, "asked", or C over what it carries"""
 
 from tensor_fusion.apigen.describe import op
 
