@@ -342,10 +342,19 @@ static void wait_until_allowed(void *which) {
     }
 }
 
-/* Freed behind one host function, while another stream has come to a second one: the driver's end of a registration waits for
- * both, and the session must not. */
+static _Atomic bool freed;
+
+static void *free_it(void *memory) {
+    OK(cuMemFreeHost(memory));
+    atomic_store(&freed, true);
+    return NULL;
+}
+
+/* The free waits for the host function that may use the memory (580.159.04, seen). Behind it another stream comes to a second one:
+ * the driver's end of a registration waits for both, and the session must not. */
 static void freed_behind_functions(void) {
     CUstream streams[2];
+    pthread_t thread;
     uint32_t *small;
     begin(false);
     put(number(memory), 3, 10, NULL);
@@ -359,7 +368,9 @@ static void freed_behind_functions(void) {
     OK(cuLaunchHostFunc(streams[0], wait_until_allowed, &functions[0]));
     while (!atomic_load(&functions[0].begun)) { /* they may share a thread */
     }
-    OK(cuMemFreeHost(small));
+    CHECK(pthread_create(&thread, NULL, free_it, small) == 0);
+    usleep(100000);
+    CHECK(!atomic_load(&freed));
     OK(cuLaunchHostFunc(streams[1], wait_until_allowed, &functions[1]));
     atomic_store(&functions[0].allowed, true);
     OK(cuStreamSynchronize(streams[0]));
@@ -368,6 +379,7 @@ static void freed_behind_functions(void) {
     CHECK(memory[9] == 4);
     atomic_store(&functions[1].allowed, true);
     OK(cuStreamSynchronize(streams[1]));
+    CHECK(pthread_join(thread, NULL) == 0 && atomic_load(&freed));
     finish(false);
 }
 

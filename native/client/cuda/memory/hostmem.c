@@ -225,9 +225,10 @@ CUresult tpc_cuMemFreeHost(void *p) {
     if (!p) {
         return CUDA_SUCCESS;
     }
-    if (tpc_range_at((uint64_t)(uintptr_t)p, &range) && tpc_pool_local_of(&range)) {
-        return CUDA_ERROR_INVALID_VALUE; /* it is its pool's */
+    if (!tpc_range_at((uint64_t)(uintptr_t)p, &range) || tpc_pool_local_of(&range)) {
+        return CUDA_ERROR_INVALID_VALUE; /* nobody's, or its pool's */
     }
+    TPC_TRY(tpc_contexts_wait()); /* as the driver's, it waits, for host functions too (580.159.04, seen) */
     struct tpc_host *host = take_out(p, TPC_MADE_HOST);
     if (!host) {
         return free_shared(p);
