@@ -128,7 +128,7 @@ def test_client_folder_has_each_name_once() -> None:
     folder = client_folder()
     for name in LIBRARIES:
         assert (folder / f"{name}.so").samefile(folder / f"{name}.so.1")
-    assert sum(size_without_debugging(folder / f"{name}.so.1") for name in LIBRARIES) < (3 << 20) + (16 << 10)
+    assert sum(size_without_debugging(folder / f"{name}.so.1") for name in LIBRARIES) < (3 << 20) + (32 << 10)
 
 
 def test_soname_of_other_files_is_none(tmp_path: Path) -> None:

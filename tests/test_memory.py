@@ -87,7 +87,7 @@ def test_session_memory_by_itself(tmp_path: Path, generated: Path) -> None:
     names = ["memory", "arena", "twin", "twin_look", "vmm", "pool", "memset", "staging", "wait"]
     names += ["copy_in", "copy_out", "copy_device", "copy_host", "copy_pinned", "pinned", "segment_pin", "peer", "done"]
     parts = [*(ROOT / "tests/native").glob("test_arena*.c"), *sources("session", *names)]
-    parts += [*sources("ring", "segment", "ring"), *sources("base", "quota", "log", "time_lock")]
+    parts += [*sources("ring", "segment", "ring"), *sources("base", "quota", "log", "places", "time_lock")]
     program = compile_program(tmp_path / "test_arena", parts, *flags, *folders)
     done = subprocess.run([program], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

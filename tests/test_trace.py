@@ -170,6 +170,10 @@ ANYTIME |= {"nvmlInit", "nvmlInit_v2", "nvmlInitWithFlags", "nvmlShutdown"}
 WRITERS = set(load(ROOT / "api").apis[0].beginnings)
 
 
+# These look into what they are given before anything else, as a driver's do.
+WRITERS |= {f"cuCheckpointProcess{what}" for what in ("Checkpoint", "Lock", "Restore", "Unlock")}
+
+
 @pytest.mark.parametrize(("value", "stage"), [("0", "before"), ("0x10", "before"), ("-1", "before"), ("0", "after")])
 def test_every_call_answers_as_without_the_trace(worker: Worker, value: str, stage: str) -> None:
     """With wild arguments where nothing looks at them, else with NULL; nothing crashes, every call has a line."""

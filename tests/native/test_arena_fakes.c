@@ -202,8 +202,48 @@ static CUresult across(CUdeviceptr to, CUdeviceptr from, size_t size, CUstream s
     CHECK(is_mapped(to, size) && is_mapped(from, size));
     return CUDA_SUCCESS;
 }
+
+/* The piece of a pool that a copy within host memory goes through: one at a time. */
+static unsigned char *piece;
+static size_t piece_size;
+
+static CUresult pool_create(CUmemoryPool *pool, const CUmemPoolProps *props) {
+    CHECK(props->location.type == CU_MEM_LOCATION_TYPE_DEVICE);
+    *pool = (CUmemoryPool)(uintptr_t)1;
+    return CUDA_SUCCESS;
+}
+static CUresult pool_alloc(CUdeviceptr *address, size_t size, CUmemoryPool pool, CUstream stream) {
+    CHECK(!piece && size && pool && stream);
+    piece = malloc(size);
+    piece_size = size;
+    CHECK(piece);
+    *address = (uintptr_t)piece;
+    return CUDA_SUCCESS;
+}
+static CUresult pool_free(CUdeviceptr address, CUstream stream) {
+    CHECK(piece && address == (uintptr_t)piece && stream);
+    free(piece);
+    piece = NULL;
+    return CUDA_SUCCESS;
+}
+/* Between it and host memory that the client has, in the segment at its own address. */
+static CUresult piece_rows(const CUDA_MEMCPY2D *c, bool in) {
+    CHECK(c->WidthInBytes * c->Height <= piece_size);
+    CHECK((in ? c->dstDevice : c->srcDevice) == (uintptr_t)piece);
+    for (size_t i = 0; i < c->Height; i++) {
+        const void *from = in ? (const unsigned char *)c->srcHost + i * c->srcPitch : piece + i * c->WidthInBytes;
+        void *to = in ? piece + i * c->WidthInBytes : (unsigned char *)c->dstHost + i * c->dstPitch;
+        memcpy(to, from, c->WidthInBytes);
+    }
+    copies += !in;
+    return CUDA_SUCCESS;
+}
+
 static CUresult rows(const CUDA_MEMCPY2D *c, CUstream stream) {
     bool in = c->dstMemoryType == CU_MEMORYTYPE_DEVICE;
+    if (piece) {
+        return piece_rows(c, in);
+    }
     for (size_t i = 0; i < c->Height; i++) {
         if (in && c->srcMemoryType == CU_MEMORYTYPE_HOST) {
             up(c->dstDevice + i * c->dstPitch, (const unsigned char *)c->srcHost + i * c->srcPitch, c->WidthInBytes,
@@ -598,6 +638,9 @@ void begin(uint64_t limit) {
     session.cuda.cuMemcpyDtoHAsync_v2 = down;
     session.cuda.cuMemcpyDtoDAsync_v2 = across;
     session.cuda.cuMemcpy2DAsync_v2 = rows;
+    session.cuda.cuMemPoolCreate = pool_create;
+    session.cuda.cuMemAllocFromPoolAsync = pool_alloc;
+    session.cuda.cuMemFreeAsync = pool_free;
     session.cuda.cuMemsetD8Async = set_8;
     session.cuda.cuMemsetD2D32Async = set_2d_32;
     gpu_runs = client_reads = true;

@@ -228,7 +228,10 @@ CUresult tpc_cuMemFreeHost(void *p) {
     if (!tpc_range_at((uint64_t)(uintptr_t)p, &range) || tpc_pool_local_of(&range)) {
         return CUDA_ERROR_INVALID_VALUE; /* nobody's, or its pool's */
     }
-    TPC_TRY(tpc_contexts_wait()); /* as the driver's, it waits, for host functions too (580.159.04, seen) */
+    if ((range.flags & TPC_MADE_MASK) ==
+        TPC_MADE_HOST) {              /* the worker keeps what lies in a segment until all is done */
+        TPC_TRY(tpc_contexts_wait()); /* as the driver's, it waits, for host functions too (580.159.04, seen) */
+    }
     struct tpc_host *host = take_out(p, TPC_MADE_HOST);
     if (!host) {
         return free_shared(p);

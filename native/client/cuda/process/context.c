@@ -217,24 +217,7 @@ void tpc_contexts_break(int device) {
     }
 }
 
-CUresult tpc_contexts_wait(void) {
-    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
-        return CUDA_SUCCESS; /* a wait that is asked for would end them, and the driver's own does not */
-    }
-    for (const struct tpc_context *context = atomic_load(&all); context; context = context->next) {
-        const CUcontext handle = (CUcontext)(uintptr_t)context->handle;
-        if (!handle || tpc_record(TPG_CONTEXT, context->handle) != context) {
-            continue;
-        }
-        const CUresult result = tpc_cuCtxSynchronize_v2(handle);
-        /* Another thread may end it meanwhile. */
-        if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_CONTEXT &&
-            result != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
-            return result;
-        }
-    }
-    return CUDA_SUCCESS;
-}
+const struct tpc_context *tpc_contexts_all(void) { return atomic_load(&all); }
 
 /* From here on it breaks with its device, which may just have happened. */
 static void enlist(struct tpc_context *context) {

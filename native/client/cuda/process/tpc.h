@@ -249,8 +249,8 @@ void tpc_forbid_calls(void);
 bool tpc_calls_forbidden(void);
 /* The current context; CUDA_ERROR_INVALID_CONTEXT without one, CUDA_ERROR_CONTEXT_IS_DESTROYED when it is gone. */
 CUresult tpc_current_living(struct tpc_context **out);
-/* For what has been queued in each context; not while a stream captures. */
-CUresult tpc_contexts_wait(void);
+/* The first of all contexts that there ever were, with the others behind it; what has ended is no handle any more. */
+const struct tpc_context *tpc_contexts_all(void);
 /* Sets a limit of the current context (limits.c). */
 CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value);
 /* The same for a context argument, where NULL means the current one. */

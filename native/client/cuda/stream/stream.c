@@ -251,6 +251,25 @@ CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
     return result;
 }
 
+CUresult tpc_contexts_wait(void) {
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+        return CUDA_SUCCESS; /* a wait that is asked for would end them, and the driver's own does not */
+    }
+    for (const struct tpc_context *context = tpc_contexts_all(); context; context = context->next) {
+        const CUcontext handle = (CUcontext)(uintptr_t)context->handle;
+        if (!handle || tpc_record(TPG_CONTEXT, context->handle) != context) {
+            continue;
+        }
+        const CUresult result = tpc_cuCtxSynchronize_v2(handle);
+        /* Another thread may end it meanwhile. */
+        if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_CONTEXT &&
+            result != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
+            return result;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+
 CUresult tpc_cuCtxSetLimit(CUlimit limit, size_t value) {
     struct tpc_context *context;
     TPC_TRY(tpc_current_living(&context));

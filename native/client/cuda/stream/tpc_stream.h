@@ -30,6 +30,8 @@ void tpc_lent(void); /* after it was true */
 void tpc_waited(const struct tpc_date *asked, CUresult result);
 /* CUDA_ERROR_CONTEXT_IS_DESTROYED of a stream whose context is gone; the default ones have none of their own. */
 CUresult tpc_stream_lives(CUstream stream);
+/* For what has been queued in each context; for nothing while a stream captures. */
+CUresult tpc_contexts_wait(void);
 /* The home of a stream's context; of the default ones that of the current one, NULL without any. */
 const struct tpc_context *tpc_stream_home(CUstream stream);
 /* Remembers that everything in `stream` up to the call with that reply is complete, so that an immediate synchronise of it
