@@ -18,8 +18,6 @@ from tensor_fusion.abi import native_folder
 pytestmark = whole_stack
 HERE = Path(__file__).parent / "captures"
 WAYS = "all" if os.environ.get("TF_CALLS") == "all" else "few"
-# Not compared: pools between processes are not served yet. What a driver says is in the answers.
-LEFT_OUT = ("cuMemPoolExportToShareableHandle", "cuMemPoolExportPointer")
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +41,20 @@ def name_of(question: str) -> str:
 def driver() -> dict[str, str]:
     """What driver 580.159.04 answered on an H200, as far as it was asked."""
     text = lzma.decompress((HERE / "driver-580.159.04.txt.xz").read_bytes()).decode()
-    answers = {asked: answer for asked, answer in read(text).items() if name_of(asked) not in LEFT_OUT}
-    assert len(answers) > 1_500
+    answers = read(text)
+    assert len(answers) > 3_500
     return answers
+
+
+def differences() -> set[tuple[str, str, str]]:
+    """Names, the driver's answer and ours, where these differ and a reason is known."""
+    found = set()
+    for line in (HERE / "differences.expect").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, answers = line.split(" = ", 1)
+            judge, answer = answers.split(" | ")
+            found.add((name, judge, answer))
+    return found
 
 
 def asked(binary: Path, library: str, folder: Path, env: dict[str, str] | None = None) -> dict[str, str]:
@@ -56,15 +65,21 @@ def asked(binary: Path, library: str, folder: Path, env: dict[str, str] | None =
     )
     assert done.returncode == 0, done.stderr[-1000:]
     answers = read(done.stdout)
-    assert len(answers) > (1_500 if WAYS == "all" else 700)
+    assert len(answers) > (3_500 if WAYS == "all" else 2_500)
     return answers
 
 
 def compare(answers: dict[str, str]) -> None:
     judge = driver()
-    wrong = [f"{key} = {judge[key]} | {answer}" for key, answer in answers.items() if answer != judge.get(key, answer)]
+    known = differences()
+    wrong = [
+        f"{key} = {judge[key]} | {answer}"
+        for key, answer in answers.items()
+        if answer != judge.get(key, answer) and (name_of(key), judge[key], answer) not in known
+    ]
     assert not wrong, "\n".join(wrong[:40])
-    assert len(set(answers) & set(judge)) > len(answers) - 30  # the last name was not asked in every way
+    if WAYS == "few":
+        assert len(set(answers) & set(judge)) > len(answers) - 30  # two names were not asked in every way
 
 
 def test_the_simulated_gpu_forbids_what_the_driver_forbids(binary: Path, tmp_path: Path) -> None:
