@@ -488,7 +488,7 @@ nvmlReturn_t nvmlDeviceGetNvLinkRemotePciInfo(nvmlDevice_t device, unsigned int 
     nvmlPciInfo_t whole;
     nvmlReturn_t result = nvmlDeviceGetNvLinkRemotePciInfo_v2(device, link, pci ? &whole : NULL);
     if (result == NVML_SUCCESS)
-        memcpy(pci, &whole, 36);
+        memcpy(pci, &whole, 32); // as far as pciDeviceId (580.159.04, measured)
     return result;
 }
 

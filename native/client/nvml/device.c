@@ -133,7 +133,7 @@ nvmlReturn_t tpn_nvmlDeviceGetNvLinkRemotePciInfo(nvmlDevice_t device, unsigned 
     nvmlPciInfo_t whole;
     nvmlReturn_t result = tpn_nvmlDeviceGetNvLinkRemotePciInfo_v2(device, link, pci ? &whole : NULL);
     if (result == NVML_SUCCESS) {
-        memcpy(pci, &whole, 36);
+        memcpy(pci, &whole, 32); /* as far as pciDeviceId (580.159.04, measured) */
     }
     return result;
 }
