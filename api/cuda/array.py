@@ -26,8 +26,8 @@ FUNCTIONS = [
     call("cuMipmappedArrayGetMemoryRequirements", contextless=True, mipmap="handle mipmap or CUDA_ERROR_INVALID_VALUE"),
     call("cuMipmappedArrayGetSparseProperties", contextless=True, mipmap="handle mipmap or CUDA_ERROR_INVALID_VALUE"),
     # Objects.
-    call("cuTexObjectCreate", pResDesc="struct", pResViewDesc="in?"),
-    post("cuTexObjectDestroy"),
+    call("cuTexObjectCreate", pResDesc="struct", pResViewDesc="in?", unsafe=True),
+    post("cuTexObjectDestroy", unsafe=True),
     call("cuTexObjectGetResourceDesc", pResDesc="outstruct"),
     call("cuTexObjectGetTextureDesc"),
     call("cuTexObjectGetResourceViewDesc"),

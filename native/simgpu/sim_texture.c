@@ -5,6 +5,7 @@
 // up: the driver makes an object of a wild one, and the kernel faults. The table is guarded by sim.lock.
 #include "sim.h"
 #include "sim_array.h"
+#include "sim_graph.h"
 
 #include <string.h>
 
@@ -88,6 +89,7 @@ static CUresult end(unsigned long long value, int kind) {
 CUresult cuTexObjectCreate(CUtexObject *pTexObject, const CUDA_RESOURCE_DESC *pResDesc,
                            const CUDA_TEXTURE_DESC *pTexDesc, const CUDA_RESOURCE_VIEW_DESC *pResViewDesc) {
     SIM_ENTER_CONTEXT(context);
+    SIM_UNSAFE();
     (void)context;
     CUresult result = pTexObject ? check_resource(pResDesc, false) : CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS)
@@ -102,6 +104,7 @@ CUresult cuTexObjectCreate(CUtexObject *pTexObject, const CUDA_RESOURCE_DESC *pR
 
 CUresult cuTexObjectDestroy(CUtexObject texObject) {
     SIM_ENTER_CONTEXT(context);
+    SIM_UNSAFE();
     (void)context;
     return end(texObject, TEXTURE);
 }
