@@ -453,7 +453,8 @@ void tpw_execute(struct tpw_session *s) {
         }
         bool news = frames(s);
         /* Host functions, too, however many frames come: natively a function runs beside what its program sends. */
-        if (tpw_poll(s) | tpw_callbacks_run(s)) {
+        const bool done = tpw_poll(s), called = tpw_callbacks_run(s);
+        if (done || called) {
             news = true;
             tpw_stops_streaming(s); /* who hears of it goes on */
         }
