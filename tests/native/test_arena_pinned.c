@@ -242,7 +242,17 @@ static void test_copies(void) {
     device_memory = NULL;
     uint64_t other = 0;
     GIVES(0, take(size, &other));
-    GIVES(0, copy(true, TP_SEGMENT_ADDRESS + other, size, size, 1, run, size));
+    for (uint64_t i = 0; i < size; i++) {
+        host[i] = (unsigned char)(i * 11 + i / 253);
+    }
+    GIVES(0, copy(true, TP_SEGMENT_ADDRESS + other, size, size, 1, run, size)); /* in several pieces, as rows are */
+    CHECK(memcmp(segment.base + other, host, size) == 0);
+    memset(segment.base + other, 0, size);
+    GIVES(0, copy(true, TP_SEGMENT_ADDRESS + other, HOST_PITCH, WIDTH, HEIGHT, run + 10, HOST_PITCH));
+    for (uint64_t y = 0; y < HEIGHT; y++) {
+        const unsigned char *row = segment.base + other + y * HOST_PITCH;
+        CHECK(memcmp(row, host + 10 + y * HOST_PITCH, WIDTH) == 0 && (y == HEIGHT - 1 || row[WIDTH] == 0));
+    }
     GIVES(CUDA_ERROR_INVALID_VALUE, copy(true, TP_SEGMENT_ADDRESS + other + 1, size, size, 1, run, size));
     GIVES(CUDA_ERROR_INVALID_VALUE, copy(true, TP_SEGMENT_ADDRESS, size, size, 1, run, size));
     struct tpg_cuMemsetD8Async_in set = {.dstDevice = TP_SEGMENT_ADDRESS + other, .N = size, .hStream = 1};

@@ -473,7 +473,6 @@ int32_t tpw_library_module(struct tpw_session *s, const struct tp_frame *frame, 
     return error;
 }
 
-/* What asks a library in a context loads it there, as a module is loaded. */
 /* Whether the client has to have pages at the address, and at which others beside it. */
 static int32_t tell_managed(struct tpw_session *s, uint64_t address, struct tpg_global_get_out *out) {
     unsigned int managed = 0;

@@ -55,8 +55,13 @@ int32_t tpw_copy_device(struct tpw_session *s, const struct tp_frame *frame, con
                                                           stream->native);
     }
     if (!error && way == HOST) {
-        struct tpw_rows rows = {.to = in->destination, .from = in->source, .width = in->size, .height = 1};
-        return tpw_copy_host(s, &rows, stream->native);
+        const struct tpw_rows row = {.to = in->destination,
+                                     .to_pitch = in->size,
+                                     .from = in->source,
+                                     .from_pitch = in->size,
+                                     .width = in->size,
+                                     .height = 1};
+        return tpw_copy_host(s, &row, stream->native);
     }
     if (error) {
         return error;

@@ -12,8 +12,9 @@
 
 #include <stdlib.h>
 
-#define PARTS 4u            /* of a large copy: each takes two commands of the stream */
-#define SMALLEST (1u << 20) /* bytes: what is smaller goes in one part */
+#ifndef TPW_BETWEEN_MOST
+#define TPW_BETWEEN_MOST (256ull << 20) /* bytes that go at a time, each time in two commands of the stream */
+#endif
 
 struct taken { /* until the stream has given it back */
     uint32_t device;
@@ -86,19 +87,20 @@ bool tpw_between_hosts(struct tpw_session *s, uint64_t address, CUstream stream)
     return record && tpw_touchable(s, record); /* a graph waits for nobody in the call */
 }
 
+static uint64_t piece_of(const struct tpw_rows *rows) {
+    const uint64_t all = rows->width * rows->height, most = all < TPW_BETWEEN_MOST ? all : TPW_BETWEEN_MOST;
+    return rows->height == 1 ? most : (most + rows->width - 1) / rows->width * rows->width;
+}
+
 int32_t tpw_copy_host(struct tpw_session *s, const struct tpw_rows *rows, CUstream stream) {
-    const uint32_t device = tpw_stream_native(s, stream)->device;
-    const bool solid = rows->height == 1 || (rows->to_pitch == rows->width && rows->from_pitch == rows->width);
+    struct tpw_stream *record = tpw_stream_native(s, stream);
+    const uint32_t device = record->device;
     struct tpw_rows flat = *rows;
-    if (solid) {
+    if (rows->to_pitch == rows->width && rows->from_pitch == rows->width) {
         flat.width *= flat.height;
         flat.height = 1;
     }
-    uint64_t most = (flat.width * flat.height - 1) / PARTS + 1;
-    most = most < SMALLEST ? SMALLEST : most;
-    if (flat.height > 1) {
-        most = (most + flat.width - 1) / flat.width * flat.width;
-    }
+    const uint64_t most = piece_of(&flat);
     CUmemoryPool pool = NULL;
     CUdeviceptr between = 0;
     struct taken *taken = malloc(sizeof *taken);
@@ -117,10 +119,24 @@ int32_t tpw_copy_host(struct tpw_session *s, const struct tpw_rows *rows, CUstre
         given_back(s, taken, error);
         return error;
     }
+    tpw_stream_count(s, record,
+                     (uint32_t)(2 * ((flat.width * flat.height - 1) / most + 1)) + 2); /* and the piece's own */
     error = copy_parts(s, flat, most, between, stream);
     int32_t lost = (int32_t)s->cuda.cuMemFreeAsync(between, stream);
     if (tpw_when_done(s, stream, given_back, taken)) {
         given_back(s, taken, CUDA_SUCCESS);
     }
     return error ? error : lost;
+}
+
+int32_t tpw_copy_host_area(struct tpw_session *s, const struct tpw_area *area, unsigned char *host, uint64_t pitch,
+                           bool in, CUstream stream) {
+    const uint64_t other = (uint64_t)(uintptr_t)host;
+    const struct tpw_rows rows = {.to = in ? area->address : other,
+                                  .to_pitch = in ? area->pitch : pitch,
+                                  .from = in ? other : area->address,
+                                  .from_pitch = in ? pitch : area->pitch,
+                                  .width = area->width,
+                                  .height = area->height};
+    return tpw_copy_host(s, &rows, stream);
 }

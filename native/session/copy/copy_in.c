@@ -24,14 +24,8 @@ static void buffer_done(struct tpw_session *s, void *what, int32_t error) { tpw_
 static int32_t copy_rows(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t rows,
                          unsigned char *host, bool in, CUstream stream) {
     if (TP_UNLIKELY(tpw_between_hosts(s, address, stream))) {
-        const uint64_t other = (uint64_t)(uintptr_t)host;
-        struct tpw_rows both = {.to = in ? address : other,
-                                .to_pitch = in ? pitch : width,
-                                .from = in ? other : address,
-                                .from_pitch = in ? width : pitch,
-                                .width = width,
-                                .height = rows};
-        return tpw_copy_host(s, &both, stream);
+        const struct tpw_area area = {.address = address, .pitch = pitch, .width = width, .height = rows};
+        return tpw_copy_host_area(s, &area, host, width, in, stream);
     }
     if (rows == 1 || pitch == width) {
         return (int32_t)(in ? s->cuda.cuMemcpyHtoDAsync_v2(address, host, width * rows, stream)

@@ -24,12 +24,13 @@
 #define SMALL 65536u        /* the smallest buffers, many of which are made at once */
 #define SMALL_COUNT 15u     /* with their words just below 1 MiB */
 #define USUAL (16ull << 20) /* a large copy goes through two buffers of this size, or of larger ones so that its */
-#define PIECES_MAX 64u      /* pieces are few enough for a stream, which takes about 1,000 commands */
+#define ROOM 900u           /* pieces are few enough for a stream, which takes about 1,000 commands */
 #define LARGEST (256ull << 20)
 #define CLASSES 13u           /* 64 KiB … 256 MiB */
 #define KEPT_MAX (1ull << 30) /* bytes in all buffers; half of that in small ones */
 #define ASK_NS 200000u        /* between two looks whether what a copy needs is there */
-#define COMMANDS 14u          /* of a piece, at most: rows in three parts, each by device memory, a wait, a point */
+#define COMMANDS 7u           /* of a piece, at most: rows in three parts, from beside the stream, a wait, a point */
+#define COMMANDS_TO_HOST 17u  /* the same where each part goes by device memory (copy_host.c): four more, and a point */
 
 struct buffer {
     struct buffer *next; /* of those that are free, of the same size */
@@ -135,10 +136,10 @@ static void trim(struct tpw_session *s) {
     }
 }
 
-/* How a copy of so many bytes goes: in pieces of 64 KiB … 256 MiB. False when that would be too many. */
-static bool cut(uint64_t size, uint64_t *piece) {
+/* How a copy of so many bytes goes: in pieces of 64 KiB … 256 MiB. False when that would be more than `most`. */
+static bool cut(uint64_t size, uint64_t most, uint64_t *piece) {
     *piece = SMALL;
-    while (*piece < size && (*piece < USUAL || *piece * PIECES_MAX < size)) {
+    while (*piece < size && (*piece < USUAL || *piece * most < size)) {
         *piece *= 2;
     }
     return *piece <= LARGEST;
@@ -311,6 +312,7 @@ struct order { /* what was asked for, kept while other frames are looked at */
     struct tpg_copy_in_late_in in;
     struct tpw_area area;
     uint64_t size, piece, pieces;
+    uint32_t commands; /* of a piece */
 };
 
 static struct tpw_stream *stream_for(struct tpw_session *s, const struct order *order, int32_t *error) {
@@ -355,7 +357,7 @@ static bool in_need(struct tpw_session *s, void *what) {
     if (needs->error) {
         return false;
     }
-    if (tpw_callbacks_outstanding(s) && !tpw_stream_has_room(s, stream, (uint32_t)order->pieces * COMMANDS)) {
+    if (tpw_callbacks_outstanding(s) && !tpw_stream_has_room(s, stream, (uint32_t)order->pieces * order->commands)) {
         return true;
     }
     needs->error = take_buffers(s, order, needs->buffers);
@@ -402,7 +404,9 @@ int32_t tpw_copy_in_late(struct tpw_session *s, const struct tp_frame *frame, co
     }
     int32_t error = CUDA_ERROR_OUT_OF_MEMORY;
     struct late *late = calloc(1, sizeof *late);
-    if (late && state(s) && cut(order.size, &order.piece)) {
+    const struct tpw_range *range = tpw_range_at(s, in->destination);
+    order.commands = range && tpw_is_host(range) ? COMMANDS_TO_HOST : COMMANDS;
+    if (late && state(s) && cut(order.size, ROOM / order.commands, &order.piece)) {
         order.pieces = (order.size - 1) / order.piece + 1;
         error = prepare(s, &order, buffers, &stream);
     }

@@ -46,14 +46,7 @@ static int32_t copy(struct tpw_session *s, const struct tp_frame *frame, const s
         return tpw_area_copy(s, area, 0, host, tpw_area_size(area), in, stream);
     }
     if (TP_UNLIKELY(tpw_between_hosts(s, area->address, stream))) {
-        const uint64_t other = (uint64_t)(uintptr_t)host;
-        struct tpw_rows both = {.to = in ? area->address : other,
-                                .to_pitch = in ? area->pitch : sides->host_pitch,
-                                .from = in ? other : area->address,
-                                .from_pitch = in ? sides->host_pitch : area->pitch,
-                                .width = area->width,
-                                .height = area->height};
-        return tpw_copy_host(s, &both, stream);
+        return tpw_copy_host_area(s, area, host, sides->host_pitch, in, stream);
     }
     CUDA_MEMCPY2D rows = {.srcMemoryType = in ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE,
                           .srcHost = host,

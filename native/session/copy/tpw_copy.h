@@ -27,5 +27,8 @@ struct tpw_rows {
 bool tpw_between_hosts(struct tpw_session *s, uint64_t address, CUstream stream);
 /* Such a copy, which waits for nothing. */
 int32_t tpw_copy_host(struct tpw_session *s, const struct tpw_rows *rows, CUstream stream);
+/* The same into an area, or out of it, with rows of a pitch on the other side. */
+int32_t tpw_copy_host_area(struct tpw_session *s, const struct tpw_area *area, unsigned char *host, uint64_t pitch,
+                           bool in, CUstream stream);
 
 #endif

@@ -375,8 +375,13 @@ static void pay(struct tpw_session *s, uint64_t number, uint64_t bytes) {
         return; /* we have just left it, which the supervisor is about to read */
     }
     size_t whole = 0;
-    if (import->grows && !s->cuda.cuDeviceTotalMem_v2(&whole, s->devices[import->device])) {
-        import->block = bytes < whole ? bytes : whole; /* another session says so */
+    if (import
+            ->grows) { /* another session says how much; without the driver's word for a bound it stays what was agreed */
+        int32_t error = (int32_t)s->cuda.cuDeviceTotalMem_v2(&whole, s->devices[import->device]);
+        import->block = error ? import->block : bytes < whole ? bytes : whole;
+        if (error) {
+            tp_log(TP_WARN, "the driver does not tell how much memory a device has: error %d", error);
+        }
     }
     if (s->quota) {
         tp_quota_take_over(s->quota, s->row, import->device, import->block);

@@ -228,9 +228,9 @@ CUresult tpc_cuMemFreeHost(void *p) {
     if (!tpc_range_at((uint64_t)(uintptr_t)p, &range) || tpc_pool_local_of(&range)) {
         return CUDA_ERROR_INVALID_VALUE; /* nobody's, or its pool's */
     }
-    if ((range.flags & TPC_MADE_MASK) ==
-        TPC_MADE_HOST) {              /* the worker keeps what lies in a segment until all is done */
-        TPC_TRY(tpc_contexts_wait()); /* as the driver's, it waits, for host functions too (580.159.04, seen) */
+    /* As the driver's, it waits, for host functions too (580.159.04, seen). What lies in a segment the worker keeps until all is done. */
+    if ((range.flags & TPC_MADE_MASK) == TPC_MADE_HOST) {
+        TPC_TRY(tpc_contexts_wait());
     }
     struct tpc_host *host = take_out(p, TPC_MADE_HOST);
     if (!host) {

@@ -171,5 +171,3 @@ CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdevice
     }
     return CUDA_SUCCESS;
 }
-
-/* The first forms work in a context that a first form made, and in no other (580.159.04, measured). */

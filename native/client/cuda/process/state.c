@@ -208,20 +208,18 @@ CUresult tpc_call(const char *name, struct tp_reply *reply) {
     return (CUresult)reply->result;
 }
 
-/* More in tpc_captures for each thread whose next post waits, so that posts look at one word. */
-#define WAITING (1ull << 32)
-static _Thread_local uint64_t waits_for_next; /* that, or 0 */
+static _Thread_local uint64_t waits_for_next; /* TPC_POST_WAITS, or 0 */
 
 /* The posts of other threads go on: the session may hold this one until a host function has run, and that may wait for them. */
 void tpc_wait_for_next_post(void) {
-    atomic_fetch_add(&tpc_captures, WAITING - waits_for_next);
-    waits_for_next = WAITING;
+    atomic_fetch_add(&tpc_captures, TPC_POST_WAITS - waits_for_next);
+    waits_for_next = TPC_POST_WAITS;
 }
 
 /* What is urgent is waited for by nobody: its answer may stand behind what waits for the next host function, and the thread that
  * runs that may be the one that sends it. */
 static TP_COLD bool waits(uint64_t captures) {
-    return !tp_thread_self()->urgent && (tpc_strict || waits_for_next || captures % WAITING);
+    return !tp_thread_self()->urgent && (tpc_strict || waits_for_next || captures % TPC_POST_WAITS);
 }
 
 CUresult tpc_post(const char *name, struct tp_reply *unused) {

@@ -30,8 +30,10 @@ extern _Atomic int tpc_state;
 extern _Atomic int tpc_sticky_error; /* of the device that broke last; 0 while none has */
 extern bool tpc_strict;              /* TF_STRICT=1: every post waits for its result */
 extern struct tp_conn *tpc_conn;
-/* Stream captures under way (stream/capture.c): every post waits for its result, as the driver gives it. */
+/* Stream captures under way (stream/capture.c): every post waits for its result, as the driver gives it. Above them are the threads
+ * whose next post waits, so that posts look at one word: 0 is neither, and what is not 0 wants a closer look. */
 extern _Atomic uint64_t tpc_captures;
+#define TPC_POST_WAITS (1ull << 32) /* one of those threads */
 /* The calling thread's next post waits for its result. */
 void tpc_wait_for_next_post(void);
 /* A stream of the program may stand at a word that is written later, once it has asked for that. */

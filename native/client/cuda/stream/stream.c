@@ -252,7 +252,7 @@ CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
 }
 
 CUresult tpc_contexts_wait(void) {
-    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
+    if (atomic_load_explicit(&tpc_captures, memory_order_relaxed) % TPC_POST_WAITS) {
         return CUDA_SUCCESS; /* a wait that is asked for would end them, and the driver's own does not */
     }
     for (const struct tpc_context *context = tpc_contexts_all(); context; context = context->next) {
