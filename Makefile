@@ -18,7 +18,7 @@ build: .venv/.made # C and generated code, with warnings as errors
 fast: build # what every change should pass: under a minute
 	$(run) -m pytest -n 3 -m fast
 
-test: build # everything that needs no GPU: about ten minutes on two cores
+test: build # everything that needs no GPU: about 25 minutes on two cores
 	$(run) -m pytest -n 3
 
 lint: .venv/.made

@@ -24,7 +24,9 @@ cuda_compiler.put_on_path()
 # processes would keep two cores busy four fifths of the time: many tests wait for something to happen, or not to.
 LONGEST = (
     "test_vm",
+    "test_skew_build",
     "test_stack",
+    "test_random_programs",
     "test_doctor",
     "test_uploads",
     "test_bench",
@@ -38,6 +40,13 @@ LONGEST = (
     "test_stack_ends",
     "test_timeline",
     "test_worker",
+    "test_image_cache",
+    "test_memory",
+    "test_tls",
+    "test_ipc_pools",
+    "test_strangers",
+    "test_ipc",
+    "test_pages",
 )
 # What is worth running after every change: under a minute for all of them together.
 FAST = (
@@ -52,6 +61,31 @@ FAST = (
     "test_three_files",
     "test_vm_root",
     "test_worker_parts",
+)
+# What takes long because it looks at one thing closely, with all that measures on a GPU machine (tests/gpu): README's
+# second line of tests. Single tests are marked where they stand.
+DEEP = (
+    "test_bench",
+    "test_calls",
+    "test_captures",
+    "test_completion_model",
+    "test_faults",
+    "test_image_cache",
+    "test_ipc_pools",
+    "test_jail",
+    "test_memory",
+    "test_random_programs",
+    "test_record_syscalls",
+    "test_ring_adversary",
+    "test_ring_model",
+    "test_shmem_pinned",
+    "test_simgpu",
+    "test_skew_build",
+    "test_stack_ends",
+    "test_stopped",
+    "test_strangers",
+    "test_uploads",
+    "test_vm",
 )
 SLOW_AMONG_FAST = ("test_every_message_survives_the_wire",)
 _own_folder = pytest.StashKey[Path]()
@@ -75,6 +109,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TMPDIR"] = str(folder / "tmp")
         (folder / "tmp").mkdir()
         tempfile.tempdir = None
+        # Where Python is told to keep no bytecode, each of some thousand processes would compile our modules.
+        if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+            os.environ["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -97,21 +134,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    some = config.option.markexpr or config.option.keyword
+    marks = config.option.markexpr
+    some = marks not in ("", "deep", "not deep") or config.option.keyword
     if some or config.args_source not in (pytest.Config.ArgsSource.TESTPATHS, pytest.Config.ArgsSource.INVOCATION_DIR):
         return "on the simulated GPU"
+    minutes = {"": 18, "deep": 10, "not deep": 8}[marks]
     side = (
-        "side by side, 7 or 8 minutes on two cores"
+        f"side by side, about {minutes} minutes on two cores"
         if getattr(config.option, "numprocesses", None)
-        else "one after the other, about 20 minutes; -n 3 runs three at once"
+        else f"one after the other, about {2 * minutes} minutes; -n 3 runs three at once"
     )
-    return f"all tests on the simulated GPU, {side}; every change's own are `-m fast`, under a minute"
+    what = {"": "all tests", "deep": "the tests that look closely", "not deep": "the tests but those that look closely"}
+    return f"{what[marks]}, on the simulated GPU, {side}; every change's own are `-m fast`, under a minute"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in FAST and not item.name.startswith(SLOW_AMONG_FAST):
             item.add_marker("fast")
+        if item.path.stem in DEEP or item.path.parent.name == "gpu":
+            item.add_marker("deep")
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 

@@ -84,6 +84,20 @@ def commands(text: str) -> Iterator[list[str]]:
             yield [name, *words[1:]]
 
 
+def sections(page: Path) -> list[tuple[int, int, int, list[str]]]:
+    """Of each section how many paragraphs, rows of tables and points it has, and what stands in it as code."""
+    parts = re.split(r"^(?=#+ )", without_fences(page.read_text()), flags=re.MULTILINE)
+    return [
+        (
+            len(re.split(r"\n\s*\n", part.strip())),
+            len(re.findall(r"^\|", part, re.MULTILINE)),
+            len(re.findall(r"^\s*(?:-|\d+\.) ", part, re.MULTILINE)),
+            sorted(re.findall(r"`([^`\n]+)`", part)),
+        )
+        for part in parts
+    ]
+
+
 def inline_code(page: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", without_fences(page.read_text()))
 
@@ -121,7 +135,7 @@ def source_strings() -> str:
                 texts.append("".join(_text(part) for part in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
-    for path in sorted((ROOT / "native/client").rglob("*.c")):
+    for path in sorted(path for folder in ("client", "transport") for path in (ROOT / "native" / folder).rglob("*.c")):
         macros = dict(_MACRO.findall(path.read_text()))
         for joined in _JOINED.finditer(path.read_text()):
             one = joined[0]

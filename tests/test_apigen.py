@@ -20,6 +20,7 @@ import pytest
 from tensor_fusion.apigen import senders
 from tensor_fusion.apigen.__main__ import outputs
 from tensor_fusion.apigen.layout import DescriptionError
+from tensor_fusion.apigen.layouts import layouts
 from tensor_fusion.apigen.model import load
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +36,9 @@ GOLDEN = (
 
 def check(api: Path) -> None:
     """What a build does with descriptions."""
-    senders.check(load(api, extend_lock=True), HERE / "client")
+    model = load(api, extend_lock=True)
+    layouts(model)
+    senders.check(model, HERE / "client")
 
 
 def without(api: Path, names: set[str]) -> None:
@@ -132,5 +135,54 @@ def test_figures_are_printed() -> None:
     figures = {line[:39].strip(): float(line[39:]) for line in done.stdout.splitlines()}
     assert figures["names that the driver exports"] == 674
     # What stands; docs/plan.md has what is wanted.
-    assert figures["generated from end to end"] >= 116
-    assert figures["of that for each served function"] <= 70.9
+    assert figures["generated from end to end"] >= 138
+    assert figures["of that for each served function"] <= 73.0
+
+
+RUN = 'op("foo_run", "post", stream="uint64_t: handle stream", count="unsigned int")'
+OTHERS = {
+    "another field": RUN.replace('count="unsigned int"', 'count="unsigned int", more="unsigned int"'),
+    "one field less": RUN.replace(', count="unsigned int"', ""),
+    "another size": RUN.replace('count="unsigned int"', 'count="uint64_t"'),
+    "another kind of handle": RUN.replace("handle stream", "handle foo"),
+    "a handle that may be none": RUN.replace("handle stream", "handle? stream"),
+    "another meaning": RUN.replace('"post"', '"post", edition=2'),
+    "a struct in its bytes": RUN.replace('"post"', '"post", carries="tp_traced"'),
+    "a message that comes of it": RUN.replace('"post"', '"post", brings="foo_over"'),
+    "a result": RUN.replace('"post"', '"call"').replace(
+        'count="unsigned int"', 'count="unsigned int", out={"a": "int"}'
+    ),
+}
+SAME = {
+    "the same": RUN,
+    "waited for": RUN.replace('"post"', '"call"'),
+    "without a context": RUN.replace('"post"', '"post", contextless=True'),
+    "looked up by hand": RUN.replace("handle stream", "name stream"),
+}
+
+
+def layout(folder: Path, line: str, over: str = 'message("foo_over", token="uint64_t")') -> int:
+    """Of foo_run, as that line has it; `over` is a message beside it."""
+    folder.mkdir()
+    api = folder / "api"
+    shutil.copytree(HERE / "api", api)
+    (folder / "native").symlink_to(ROOT / "native")
+    without(api, {"foo_run"})
+    text = f"from tensor_fusion.apigen.describe import message, op\n\nFUNCTIONS = [{line}, {over}]\n"
+    (api / "cuda/other.py").write_text(text)
+    return next(row.hash for row in layouts(load(api, extend_lock=True)) if row.name == "foo_run")
+
+
+def test_a_layout_is_what_makes_bytes_differ(tmp_path: Path) -> None:
+    usual = layout(tmp_path / "usual", RUN)
+    for number, (what, line) in enumerate(SAME.items()):
+        assert layout(tmp_path / f"same{number}", line) == usual, what
+    found = {what: layout(tmp_path / f"other{number}", line) for number, (what, line) in enumerate(OTHERS.items())}
+    assert len({usual, *found.values()}) == 1 + len(OTHERS), found
+
+
+def test_a_layout_has_that_of_the_messages_that_it_brings(tmp_path: Path) -> None:
+    line = OTHERS["a message that comes of it"]
+    changed = 'message("foo_over", token="uint64_t", status="int")'
+    assert layout(tmp_path / "one", line) != layout(tmp_path / "other", line, changed)
+    assert layout(tmp_path / "usual", RUN) == layout(tmp_path / "untouched", RUN, changed)

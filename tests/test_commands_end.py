@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,27 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["demo", "--gpu", "sim"]], ids=" ".join)
+def test_few_descriptors_are_a_sentence_of_a_command_too(words: list[str]) -> None:
+    """How many a command needs depends on the Python: down to where Python itself does not start."""
+    refused = 0
+    for most in range(14, 4, -1):
+        done = subprocess.run(
+            [sys.executable, "-m", "tensor_fusion", *words],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (most, most)),
+        )
+        assert "Traceback" not in done.stderr, (most, done.stderr)
+        if "There are too few descriptors (Too many open files; ulimit -n allows" in done.stderr:
+            assert done.returncode == 1
+            refused += 1
+    assert refused
 
 
 @pytest.mark.parametrize("most", range(6, 16))

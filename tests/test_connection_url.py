@@ -207,7 +207,7 @@ def test_without_openssl(tmp_path: Path) -> None:
         }
     """
     with service(answering(ok()), tls=certificate("here")) as port:
-        assert "needs OpenSSL 1.1 or 3" in in_program(f"https://127.0.0.1:{port}/", source, tmp_path)
+        assert "needs OpenSSL 1.1.1 or 3" in in_program(f"https://127.0.0.1:{port}/", source, tmp_path)
 
 
 def test_a_program_with_a_tls_library_of_its_own(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ from tensor_fusion.client import doctor, segment
 from tensor_fusion.client.causes import CAUSES
 from tensor_fusion.client.check import Check
 from tensor_fusion.client.files import client_folder
-from tensor_fusion.client.segment import MAGIC, VERSION
+from tensor_fusion.client.segment import MAGIC
 from tensor_fusion.config import CONNECTION_INFO, CONNECTION_URL, segment_path
-from tensor_fusion.worker.protocol import Greeting, Status, Welcome
+from tensor_fusion.worker.protocol import PROTOCOL_VERSION, Greeting, Status, Welcome
 
 TOKEN_FILE = "TENSOR_FUSION_OPERATOR_TOKEN_FILE"
 CA_FILE = "TF_CONNECTION_URL_CA_FILE"
@@ -73,7 +73,7 @@ class Place:
         with path.open("wb") as file:
             file.truncate(megabytes << 20)
             if words:
-                word = {"magic": MAGIC, "version": VERSION, "state": 1, "size": megabytes << 20, **words}
+                word = {"magic": MAGIC, "version": PROTOCOL_VERSION, "state": 1, "size": megabytes << 20, **words}
                 file.write(struct.pack("<QIIQQ", word["magic"], word["version"], word["state"], word["size"], 1))
                 file.write(Teleport().schema)
         self.connection = f"shmem+{self.segment}+{megabytes}+0"
@@ -365,18 +365,40 @@ def refusing(kind: Status, sentence: str) -> Callable[[Place], None]:
     return listening(serve)
 
 
-def other_version(place: Place) -> None:
-    """A worker of our own that was built from another description."""
-    broken_native(place, "libteleport", lambda content: content.replace(schema := Teleport().schema, schema[::-1]))
-    place.connection = place.worker.connection
+def other_version(connection: socket.socket) -> None:
+    """A worker of the frame version before."""
+    connection.recv(256)
+    welcome = Welcome.build(Status.PROTOCOL_DIFFERS, bytes(16), "No.")
+    connection.sendall(welcome[:8] + (1).to_bytes(4, "little") + welcome[12:])
 
 
-def secret_refused(place: Place) -> None:
-    keys = place.file("keys", b"right\n")
-    other = place.stack.enter_context(
-        Worker(transport="native", TF_ENABLE_URL_AUTH="1", TF_AUTHORIZED_KEY_PATH=str(keys))
-    )
-    place.connection = f"{other.connection}+wrong"
+def with_secrets(place: Place, keys: bytes = b"right\n") -> str:
+    """The connection string of a worker that asks for one, without it."""
+    path = str(place.file("keys", keys))
+    other = Worker(transport="native", TF_ENABLE_URL_AUTH="1", TF_AUTHORIZED_KEY_PATH=path)
+    return place.stack.enter_context(other).connection
+
+
+def with_secret(secret: str, keys: bytes = b"right\n") -> Callable[[Place], None]:
+    def make(place: Place) -> None:
+        place.connection = with_secrets(place, keys) + secret
+
+    return make
+
+
+def secret_not_wanted(place: Place) -> None:
+    place.connection = f"{place.worker.connection}+right"
+
+
+def tls_library(place: Place) -> None:
+    """The libssl that programs find is none."""
+    assert COMPILER
+    source, folder = place.file("empty.c"), place.folder / "lib"
+    folder.mkdir()
+    for name in ("libssl.so.3", "libssl.so.1.1"):
+        subprocess.run([COMPILER, "-shared", "-fPIC", "-o", str(folder / name), str(source)], check=True)
+    place.set("LD_LIBRARY_PATH", str(folder))
+    place.connection = f"{with_secrets(place)}+right"
 
 
 def worker_full(place: Place) -> None:
@@ -593,8 +615,12 @@ FAULTS: dict[str, Callable[[Place], None]] = {
     "not-a-worker": listening(lambda connection: connection.sendall(b"SSH-2.0-x\r\n")),
     "service-silent": listening(silent),
     "service-hangs-up": listening(hanging_up),
-    "other-version": other_version,
-    "secret-refused": secret_refused,
+    "other-version": listening(other_version),
+    "secret-refused": with_secret("+wrong"),
+    "secret-expired": with_secret("+old", b"old expires=2001-01-01T00:00Z\nnew\n"),
+    "secret-wanted": with_secret(""),
+    "secret-not-wanted": secret_not_wanted,
+    "tls-library": tls_library,
     "worker-full": worker_full,
     "worker-full-for-one": refusing(Status.NO_SESSION, "This worker serves 3 clients of this address already."),
     "too-many-at-once": refusing(

@@ -110,7 +110,7 @@ def packets() -> Packets:
         with Worker(program=Path(sys.executable)) as worker:
             address = worker.connection.split("+")
             with closing(Relay(address[1], int(address[2]))) as relay:
-                ended(running(f"native+127.0.0.1+{relay.port}+{address[3]}+sesame"))
+                ended(running(f"native+127.0.0.1+{relay.port}+{address[3]}"))
                 return list(relay.packets)
 
 
@@ -216,10 +216,10 @@ def test_a_capture_of_the_network(packets: Packets, tmp_path: Path) -> None:
     lines, sentence = read(written(tmp_path / "file", pcap(network(packets))))
     assert not sentence
     check_frames(lines)
-    assert lines[0].startswith("    0.000000 1 > greeting: control connection, protocol 1, program ")
+    assert lines[0].startswith("    0.000000 1 > greeting: control connection, protocol 2, program ")
     text = "\n".join(lines)
-    assert "secret masked" in text and "sesame" not in text and b"ses".hex(" ") not in text
-    assert re.search(r"1 < welcome: accepted, protocol 1, session 0x[0-9a-f]+, key masked, \d data connections", text)
+    assert "secret none" in text
+    assert re.search(r"1 < welcome: accepted, protocol 2, session 0x[0-9a-f]+, key masked, \d data connections", text)
     assert re.search(r"> greeting: data connection \d, ", text)
     sent = [int(n) for n in re.findall(r"> chunk: transfer \d+, (\d+) bytes from", text)]
     came = [int(n) for n in re.findall(r"< chunk: transfer \d+, (\d+) bytes from", text)]
@@ -322,7 +322,6 @@ def frame(op: int, body: bytes = b"", flags: int = 1, size: int | None = None) -
         (b"", "offset 0: this is no capture: "),
         (b"something else", "offset 0: this is no capture: "),
         (b"TFUSION\0", "offset 8: the file ends inside its greeting or welcome"),
-        (Greeting.build(bytes(16), client_pid=7), "offset 16: the schema is 0000"),
         (Greeting.build(Schema().hash, client_pid=7, role=9), "offset 12: 9 is no role"),
         (Welcome.build(Status.ACCEPTED, bytes(16)), "offset 16: the schema is 0000"),
         (client_stream(frame(65000)), "offset 260: 65000 is the number of no operation"),

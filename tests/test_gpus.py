@@ -147,13 +147,16 @@ def test_the_load_of_a_session(sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 
     def session(pid: int) -> Any:
         place: dict[str, Any] = {"connection": ("a", 1, 2), "program": "p", "user": "u", "since": float(pid)}
-        return SimpleNamespace(process=SimpleNamespace(pid=pid), host_memory=lambda: 0, **place)
+        process = SimpleNamespace(pid=pid)
+        return SimpleNamespace(process=process, host_memory=lambda: 0, tenant_name="", **place)
 
     figures = SimpleNamespace(calls=0, round_trips=0, received=0, sent=0, contexts=0b101)
     sessions: Any = SimpleNamespace(
         serving=lambda: [session(pid) for pid in (10, 11, 12)],
         figures=lambda _: figures,
         held=lambda _: (5, 0, 6),
+        jail="basic",
+        layers={},
     )
     place: Any = SimpleNamespace(place="here")
     told = asyncio.run(Status(sessions, place, sampler, simulated=False, limit=0).tell())["sessions"]

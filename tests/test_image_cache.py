@@ -104,11 +104,11 @@ class Run:
 class Host:
     """A worker with an image folder, its log, and the relay in front of it."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
+    def __init__(self, folder: Path, *options: str, **variables: str) -> None:
         self.images, self.log = folder / "images", folder / "worker.log"
         log = {"TF_ENABLE_LOG": "1", "TF_LOG_PATH": str(self.log)}
         variables = {"TF_IMAGE_CACHE_PATH": str(self.images), **log, **variables}
-        self.worker = Worker(program=None, **variables)
+        self.worker = Worker(*options, program=None, **variables)
         self.relay = Relay(self.worker.port)
         self._count = 0
         self._folder = folder
@@ -285,6 +285,24 @@ def test_cache_off(tmp_path: Path, image: Path) -> None:
             assert run.loads == 3, "the first answer says that there is no use in asking"
             assert run.sent > 8 * MIB
     assert host.names() == set()
+
+
+# In the full jail, where the supervisor writes
+
+
+def test_sessions_in_the_full_jail_keep_images_through_the_supervisor(tmp_path: Path, image: Path) -> None:
+    with Host(tmp_path, "--jail", "full") as host:
+        assert host.run(image).loads == 2
+        path = host.images / name_of(image)
+        assert eventually(path.exists)
+        assert path.read_bytes() == image.read_bytes() + b"\0"
+        os.utime(path, (1, 1))
+        assert host.run(image).loads == 1
+        assert eventually(lambda: path.stat().st_atime > 1), "it counts as used"
+        path.write_bytes(path.read_bytes().replace(b"vector_add", b"vector_bad"))
+        assert host.run(image).loads == 2
+        assert eventually(lambda: path.exists() and path.read_bytes() == image.read_bytes() + b"\0")
+        assert host.said("is damaged and is removed") == 1
 
 
 # Files that are not what they should be

@@ -110,3 +110,21 @@ def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     code, _, errors = install("--prefix", tmp_path / "file")
     assert code == 2
     assert "cannot be written (Not a directory); run it as a user who may" in errors
+
+
+def test_files_that_do_not_fit(tmp_path: Path) -> None:
+    """The file that Python names then is the one that was read."""
+    limited = ["sh", "-c", 'ulimit -f 64; exec "$@"', "sh", sys.executable, "-B", "-m", "tensor_fusion"]
+    done = subprocess.run(
+        [*limited, "install", "--prefix", str(tmp_path)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"tensor-fusion: The client files do not fit into {tmp_path}/lib (File too large); make room there.\n"
+    )
+    assert names(tmp_path / "lib") == set()

@@ -364,8 +364,9 @@ def test_a_pool_counts_once(transport: str, end: str, tmp_path: Path) -> None:
         b.kill()
         assert eventually(left(2 * size), 20)
         assert watcher.call("alloc", 2 * size)[0] == OUT_OF_MEMORY, "one still has it"
+        # It may just be passing from b to c, and counts for both in that moment.
         assert c.call("pool_free", opened[1]) == 0
-        assert left(2 * size)(), "it still has the pool"
+        assert eventually(left(2 * size), 20), "it still has the pool"
         assert c.call("pool_destroy", pool_of_c) == 0
         assert eventually(left(0), 20)
         assert watcher.call("alloc", 2 * size)[0] == 0

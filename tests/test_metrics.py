@@ -162,7 +162,7 @@ def test_labels_are_escaped() -> None:
     )
     session |= {"memory_bytes": {"0": 2}, "gpu_memory_bytes": {"0": 2}, "gpu_percent": {"0": 2}}
     evil = 'x"} 1\nevil{a="\\'
-    session |= {"pid": 5, "program": evil, "user": "\\", "address": '"', "client_pid": 6}
+    session |= {"pid": 5, "program": evil, "user": "\\", "address": '"', "client_pid": 6, "tenant": ""}
     status = {"gpus": [], "version": "1", "place": evil, "simulated": True, "since": 0.5, "memory_limit_bytes": 0}
     samples = parsed(exposition({**status, "sessions": [session]}, "host"))
     assert not [name for name in samples if not name.startswith("tensor_fusion_")]

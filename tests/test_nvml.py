@@ -139,6 +139,20 @@ def test_client_by_itself(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+def test_errors_are_called_as_by_the_driver(worker: Worker) -> None:
+    """All codes that a driver has a text for, and some that it has none for."""
+    codes = {int(code): pair[1] for code, pair in json.loads((ROOT / "api/errors.json").read_text())["nvml"].items()}
+    asked = {code: codes.get(code, "Unknown Error") for code in [-1, *range(40), 500, 999]}
+    script = (
+        "import ctypes, json, sys\nnvml = ctypes.CDLL(sys.argv[1])\nnvml.nvmlErrorString.restype = ctypes.c_char_p\n"
+        f"print(json.dumps([nvml.nvmlErrorString(code).decode() for code in {list(asked)}]))"
+    )
+    for library in (str(native_file("lib/libtf-simgpu.so")), "libnvidia-ml.so.1"):
+        command = [sys.executable, "-c", script, library]
+        done = subprocess.run(command, env=worker.env, capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(done.stdout) == list(asked.values()), library
+
+
 def test_every_function_answers_as_the_driver_does(worker: Worker) -> None:
     """Results and memory of every remote function, through the worker and on the simulated driver itself."""
     program = [sys.executable, str(HERE / "nvml_program.py")]

@@ -61,6 +61,8 @@ def test_the_chinese_page_has_the_same_commands(name: str) -> None:
         [[*row[:2], *row[3:]] if len(row) == 4 else row[:1] for row in pages.rows(page)] for page in (english, chinese)
     ]
     assert quoted[1] == quoted[0]
+    # And in each section as many paragraphs, rows and points, which name the same things.
+    assert pages.sections(chinese) == pages.sections(english)
 
 
 def test_every_link_leads_to_a_file_and_a_heading() -> None:

@@ -69,8 +69,17 @@ def test_much_is_shown_whole(program: Path, env: dict[str, str]) -> None:
     assert run(program, env, "much").stdout.splitlines() == [line for i in range(20) for line in lines(i, 1000)]
 
 
-def test_what_nobody_waits_for_is_not_shown(program: Path, env: dict[str, str]) -> None:
-    assert run(program, env, "never").stdout == ""
+def test_context_that_ends_shows_all(program: Path, env: dict[str, str]) -> None:
+    wanted = ["reset", *lines(8), "create", "destroy", *lines(9), "end"]
+    assert run(program, env, "ends").stdout.splitlines() == wanted
+
+
+def test_green_contexts_print(program: Path, env: dict[str, str]) -> None:
+    assert run(program, env, "green").stdout.splitlines() == ["wait", *lines(6), "end"]
+
+
+def test_what_nobody_waits_for_is_shown_at_the_end(program: Path, env: dict[str, str]) -> None:
+    assert run(program, env, "never").stdout.splitlines() == lines(1)
 
 
 def test_assertion_has_its_text(program: Path, env: dict[str, str]) -> None:

@@ -140,6 +140,7 @@ def test_doctor_in_a_pipe_says_nothing_of_waiting(tmp_path: Path) -> None:
     assert "the client would go on waiting, 8 s are over here" in text
 
 
+@pytest.mark.deep
 def test_the_table_fits_a_terminal() -> None:
     def table(columns: int, groups: str) -> tuple[list[str], list[str]]:
         words = ["bench", "--gpu", "sim", "--quick", "--pairs", "2", "--only", groups]

@@ -67,7 +67,8 @@ def test_program_that_once_failed(driver: Driver, path: Path) -> None:
     text = path.read_text()
     needs = [line.split()[2] for line in text.splitlines() if line.startswith("# unserved: ")]
     assert set(needs) <= set(UNSERVED), "it is served now: take the line out"
-    found = next((difference for _ in range(20) if (difference := driver.run(text))), "")
+    # Twenty times, as some failed seldom: in two processes, as some failed first of all.
+    found = next((difference for _ in range(2) if (difference := driver.run(text * 10))), "")
     if found and needs and through_the_stack(driver):
         pytest.xfail(f"{UNSERVED[needs[0]]}: {found}")
     assert found == ""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import time
+import zipfile
+from pathlib import Path
 
 import pytest
 import release
@@ -51,3 +54,20 @@ def test_what_a_checkout_s_shell_has_set_is_not_released(monkeypatch: pytest.Mon
         sys.executable, "-c", "import os; print('/nowhere' in os.environ.values(), os.environ['X'])", X="x"
     )
     assert said == "False x\n"
+
+
+def test_the_client_s_archive_has_the_same_bytes_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wheel = tmp_path / "one.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in release.CLIENT:
+            archive.writestr(f"tensor_fusion/_native/client/{name}.so.1", name * 1000)
+    made = []
+    for number, moment in enumerate(("1764460800", "1764460800", "1764460801")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)
+        out = tmp_path / str(number)
+        out.mkdir(mode=0o700)
+        release.client(wheel, "1.2", out)
+        time.sleep(1.1)  # or a time of now would not show
+        (archived,) = out.glob("*.tar.gz")
+        made.append(archived.read_bytes())
+    assert made[0] == made[1] != made[2]

@@ -306,13 +306,14 @@ def test_readme_lines_are_one_line_and_tested() -> None:
     ci = (ROOT / ".ci/run").read_text()
     demo, tests = fenced("demo"), fenced("tests")
     assert "\n" not in demo and "\n" not in tests
-    assert "readme_command tests" in ci
+    assert "readme_command tests" in ci and 'readme_command "deep tests"' in ci
     # What the demonstration does after installing; installing is what the tests' line does, too.
     installs, last = demo.rsplit(" && ", 1)
     assert last in ci.splitlines()
     for step in ("apt-get update", "python3-venv", "python3 -m venv .venv", ".venv/bin/pip install "):
         assert step in installs and step in tests
-    assert tests.endswith(".venv/bin/python -m pytest -n 3")
+    assert tests.endswith(".venv/bin/python -m pytest -n 3 -m 'not deep'")
+    assert fenced("deep tests").endswith(".venv/bin/python -m pytest -n 3 -m deep")
 
 
 def test_readme_lists_the_commands() -> None:

@@ -65,6 +65,17 @@ def test_graphs(worker: Worker, variables: dict[str, str]) -> None:
     assert worker.run("graphs", **variables) == "right\n"
 
 
+def test_host_functions_of_graphs_in_one_queue(program: Path) -> None:
+    """What streams share on a device, at its worst: what needs a second one while a graph stands has no end."""
+    with Worker(program=program, TF_SIM_QUEUES="1") as worker:
+        assert worker.run("graphs", "mixes") == "right\n"
+
+
+@pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])
+def test_device_memory_in_the_place_of_host_memory(worker: Worker, variables: dict[str, str]) -> None:
+    assert worker.run("places", **variables) == "right\n"
+
+
 def test_arrays(worker: Worker) -> None:
     assert worker.run("arrays") == "right\n"
 
@@ -90,6 +101,16 @@ def test_polls_whose_words_are_lent_again(worker: Worker) -> None:
 @pytest.mark.usefixtures("both_transports")
 def test_waits_for_an_event_that_is_recorded_again(worker: Worker) -> None:
     assert worker.run("polls", "again") == "right\n"
+
+
+@pytest.mark.usefixtures("both_transports")
+def test_many_events_are_asked_for_together(worker: Worker, tmp_path: Path) -> None:
+    """Beside a capture each of 600; then 600 together, and 600 of which 24 are not complete: those are asked anew, and
+    what a graph may have changed."""
+    path = tmp_path / "statistics.json"
+    assert worker.run("polls", "sweep", TF_STATS_PATH=str(path)) == "right\n"
+    assert json.loads(path.read_text())["by_function"]["cuEventQuery"]["round_trips"] < 850
+    assert worker.run("polls", "sweep", TF_STRICT="1") == "right\n"
 
 
 @pytest.mark.parametrize("stream", ["legacy", "per-thread"])
@@ -159,6 +180,7 @@ def test_images(worker: Worker, check: str) -> None:
     assert worker.run("images", check) == "right\n"
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("check", ["memsets", "uploads-follow", "copies", "refusals", "kernels-reach"])
 @pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])
 def test_pinned_memory_by_its_host_address(worker: Worker, check: str, variables: dict[str, str]) -> None:
@@ -176,6 +198,7 @@ def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
     assert worker.run("pinned", "kernels-of-large") == "2\nright\n"
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "check",
     [
@@ -195,6 +218,10 @@ def test_kernels_and_large_pinned_memory(worker: Worker) -> None:
 def test_large_mapped_memory(worker: Worker, check: str) -> None:
     """100 MiB that kernels and the program read and write; what is in one page is kept apart to the word."""
     assert worker.run("mapped", check) == "right\n"
+
+
+def test_registered_memory_that_was_unmapped(worker: Worker) -> None:
+    assert worker.run("mapped", "unmapped") == "right\n"
 
 
 def test_large_mapped_memory_where_the_kernel_does_not_tell(worker: Worker) -> None:
@@ -223,7 +250,7 @@ def test_what_nccl_asks_of_launches_and_pinned_memory(worker: Worker, check: str
 
 
 def test_addresses_of_pinned_memory_inside_structs(worker: Worker) -> None:
-    """Over TCP a twin is made of memory that was allocated for kernels, and of no other."""
+    """Over TCP a twin is made of memory that was allocated for kernels, or is small, and of no other."""
     reached = 2 if worker.connection.startswith("shmem") else 1
     assert worker.run("pinned", "hidden-addresses") == f"{reached}\nright\n"
 

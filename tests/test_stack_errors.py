@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 import socket
 import struct
 import subprocess
@@ -29,7 +28,7 @@ from stack.harness import (
 from worker_harness import eventually, read_welcome
 
 from tensor_fusion.abi import Teleport, native_folder
-from tensor_fusion.client.files import client_environment, client_folder
+from tensor_fusion.client.files import client_environment
 from tensor_fusion.config import CONNECTION_INFO, CONNECTION_URL
 from tensor_fusion.worker.protocol import Greeting, Role, Status
 
@@ -217,28 +216,6 @@ def test_worker_without_a_gpu() -> None:
     code, output, errors = fail(command, clean_environment(TF_SIM_FAULTS="cuInit:1+=100"))
     assert (code, output) == (1, "")
     assert "error 100 (CUDA_ERROR_NO_DEVICE)" in errors
-
-
-def test_client_of_another_schema(worker: Worker, tmp_path: Path) -> None:
-    """The real client libraries, built from another API description: refused, named, and the worker stays."""
-    folder = tmp_path / "client"
-    shutil.copytree(client_folder(), folder, symlinks=True)
-    library = folder / "libteleport.so.1"
-    schema = Teleport().schema
-    content = library.read_bytes()
-    assert content.count(schema) == 1
-    other = bytes(value ^ 0xFF for value in schema)
-    library.write_bytes(content.replace(schema, other))
-    code, sentences = initialise({**worker.env, "LD_LIBRARY_PATH": str(folder)})
-    assert code == f"{LOST} {LOST}"
-    assert len(sentences) == 1
-    if worker.connection.startswith("shmem"):  # here it is the client that sees it
-        assert f"schema {schema.hex()}) than this client (segment 1, schema {other.hex()})" in sentences[0]
-    else:
-        assert sentences[0].startswith(f"The GPU worker at 127.0.0.1 port {worker.port} refused the connection: ")
-        assert f"(schema {other.hex()}) than this worker ({schema.hex()})" in sentences[0]
-    assert sentences[0].endswith("; install the same version of Tensor Fusion on both sides.")
-    assert initialise(worker.env) == ("0 0", [])
 
 
 # Neighbours

@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from stack.harness import Worker as RealWorker
 from stack.harness import connected_elsewhere, whole_stack
 from stranger import Lost, Stranger, handle
-from worker_harness import SCHEMA, Worker, eventually, read_welcome, suspend
+from worker_harness import SCHEMA, Worker, eventually, opening, read_welcome, suspend
 
 from tensor_fusion.worker import tcp, throttle
 from tensor_fusion.worker.protocol import Greeting, Role, Status
@@ -82,10 +83,15 @@ def test_connections_of_one_address_do_not_take_the_places_of_another() -> None:
 
 
 @needs_native
-def test_a_client_tries_again_when_it_is_dropped_before_its_welcome() -> None:
+@pytest.mark.parametrize("secret", ["", "0123456789abcdef"], ids=["plain", "with a secret"])
+def test_a_client_tries_again_when_it_is_dropped_before_its_welcome(tmp_path: Path, secret: str) -> None:
     """The worker is behind a door that shuts the first connections without a word."""
     dropped: list[int] = []
-    with RealWorker(transport="native") as worker, socket.create_server(("127.0.0.1", 0)) as door:
+    keys: dict[str, Any] = {}
+    if secret:
+        (tmp_path / "keys").write_text(secret)
+        keys = {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(tmp_path / "keys")}
+    with RealWorker(transport="native", **keys) as worker, socket.create_server(("127.0.0.1", 0)) as door:
 
         def relay(source: socket.socket, target: socket.socket) -> None:
             try:
@@ -114,7 +120,7 @@ def test_a_client_tries_again_when_it_is_dropped_before_its_welcome() -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         program = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"
-        environment = connected_elsewhere(f"native+127.0.0.1+{door.getsockname()[1]}+0")
+        environment = connected_elsewhere(f"native+127.0.0.1+{door.getsockname()[1]}+0" + f"+{secret}" * bool(secret))
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, check=False
         )
@@ -164,7 +170,7 @@ def test_a_session_that_is_asked_for_nothing_ends(tmp_path: Path) -> None:
         assert eventually(lambda: not worker.sessions())
         assert "asked for nothing in 10 s" in log.read_text()
         with Stranger(worker.port) as other:
-            assert other.call("memory_info")[0] == 0
+            assert other.call("cuMemGetInfo_v2")[0] == 0
 
 
 def test_clients_of_one_address_and_of_one_secret_are_bounded(tmp_path: Path) -> None:
@@ -263,7 +269,7 @@ def test_a_session_has_no_privileges_and_leaves_no_core_file(tmp_path: Path, jai
                 continue
             assert has["NoNewPrivs"] == "1"
             assert {has[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
-        assert client.call("memory_info")[0] == 0
+        assert client.call("cuMemGetInfo_v2")[0] == 0
 
 
 def nested_graphs(client: Stranger) -> None:
@@ -289,7 +295,7 @@ def unfinished_images(client: Stranger) -> None:
     client.post("image_load", size=2 << 30, owner=handle("module", 5), transfer=7)
     for number in range(2047):
         lane.sendall(struct.pack("<QQII", 7, number << 20, 1 << 20, 0) + bytes(1 << 20))
-    client.call("memory_info")
+    client.call("cuMemGetInfo_v2")
 
 
 @needs_native
@@ -300,7 +306,7 @@ def test_a_client_takes_so_much_host_memory_and_no_more(tmp_path: Path, attack: 
     with RealWorker(program=None, transport="native", **loud) as worker, Stranger(worker.port) as neighbour:
         with Stranger(worker.port) as client, pytest.raises((Lost, OSError)):
             attack(client)
-        assert neighbour.call("memory_info")[0] == 0
+        assert neighbour.call("cuMemGetInfo_v2")[0] == 0
         assert eventually(lambda: len(worker.sessions()) == 1)
         assert "and may have 512 (TF_SESSION_MEMORY_LIMIT)" in log.read_text()
         assert eventually(lambda: "more host memory than" in log.read_text())
@@ -326,7 +332,7 @@ def load(client: Stranger, kind: str, index: int, megabytes: int) -> int:
 
 
 def free(client: Stranger) -> int:
-    error, out = client.call("memory_info")
+    error, out = client.call("cuMemGetInfo_v2")
     assert error == 0
     return out["free"]
 
@@ -400,7 +406,7 @@ def test_a_byte_of_a_pool_counts_as_what_the_pool_takes(limited: RealWorker) -> 
 
 def guess(worker: Worker, number: int) -> socket.socket:
     connection = worker.connect()
-    connection.sendall(Greeting.build(SCHEMA, role=Role.PROBE, secret=f"guess{number}"))
+    connection.sendall(opening(Greeting.build(SCHEMA, role=Role.PROBE, secret=f"guess{number}"))[0])
     return connection
 
 
@@ -420,8 +426,9 @@ def test_guesses_are_few_a_second_and_their_lines_fewer(tmp_path: Path) -> None:
         for connection in guesses:
             connection.close()
         other = socket.create_connection(("127.0.0.1", worker.port), timeout=10, source_address=("127.0.0.2", 0))
-        other.sendall(Greeting.build(SCHEMA, secret="right"))
-        assert welcomes(other) == Status.ACCEPTED
+        first, psk = opening(Greeting.build(SCHEMA, secret="right"))
+        other.sendall(first)
+        assert read_welcome(other, psk).status == Status.ACCEPTED
         other.close()
         assert log.read_text().count(" refused: ") <= 10 + 0.2 * (time.monotonic() - began) + 1
 

@@ -137,13 +137,13 @@ def test_frames_are_shown_on_both_sides(worker: Worker) -> None:
     _, lines = run(worker, source, **TRACE)
     frames = [line for line in lines if line.startswith("frame ")]
     assert [line.split()[1] for line in frames] == [f"{number}:" for number in range(1, len(frames) + 1)]
-    assert any(re.fullmatch(r"frame \d+: event_create, \d+ bytes, thread 1", line) for line in frames), frames
+    assert any(re.fullmatch(r"frame \d+: cuEventCreate, \d+ bytes, thread 1", line) for line in frames), frames
     waited = r"frame 1: start, \d+ bytes, thread 1, answered with 0 and \d+ bytes after \d+\.\d{3} us"
     assert re.fullmatch(waited, frames[0])
     log: Path = worker.log  # type: ignore[attr-defined]
     session = [line.partition(": ")[2] for line in log.read_text().splitlines() if " TRACE " in line]
     assert any(re.fullmatch(r"frame 1: start, \d+ bytes, thread 1: result 0, \d+\.\d{3} us", line) for line in session)
-    assert any(re.fullmatch(r"frame \d+: event_create, .* thread 1: posted, \d+\.\d{3} us", line) for line in session)
+    assert any(re.fullmatch(r"frame \d+: cuEventCreate, .* thread 1: posted, \d+\.\d{3} us", line) for line in session)
 
 
 EVERY = r"""

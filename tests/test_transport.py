@@ -22,6 +22,8 @@ import pytest
 from native_code import includes
 from native_code import sources as code_of
 
+from tensor_fusion.worker.quota import PAGE_BYTES
+
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "native"
 CASES: list[dict[str, Any]] = json.loads((ROOT / "tests/data/connection_strings.json").read_text())
@@ -30,13 +32,35 @@ FAULTS = (
 )  # fmt: skip
 # Stands in for the hash that is generated from api/: these programs have no operations of the real schema.
 SCHEMA_H = """#include <stdint.h>
+#include <tp_layouts.h>
 extern __attribute__((visibility("default"))) const unsigned char tpg_schema_hash[16];
 const char *tpg_op_name(uint16_t op);
-enum { TPG_OP_caught_up = 4711 }; /* what the connection asks by itself; no session here has host functions */
+enum {
+    TPG_OP_caught_up = 4711, /* what the connection asks by itself; no session here has host functions */
+    TPG_OP_device_broken,    /* and what it listens for at the end */
+    TPG_OP_layouts,          /* which no worker of the same schema is asked */
+    TPG_OP_LIMIT
+};
+#define TPG_LAYOUTS 1
+#define TPG_OPERATIONS 1u
+extern const struct tp_layout tpg_layouts[TPG_LAYOUTS];
+const char *tpg_op_functions(uint16_t op);
+"""
+OPS_H = """#include <tp_wire.h>
+#include <tpg_schema.h>
+struct tpg_layouts_out {
+    const void *rows;
+    size_t rows_size;
+};
+static inline void tpg_get_layouts_out(struct tp_cursor *c, struct tpg_layouts_out *out) {
+    out->rows = tp_get_bytes(c, &out->rows_size);
+}
 """
 SCHEMA_C = """#include <tpg_schema.h>
 const unsigned char tpg_schema_hash[16] = "transport tests";
 const char *tpg_op_name(uint16_t op) { return op ? "operation" : "none"; }
+const char *tpg_op_functions(uint16_t op) { return tpg_op_name(op); }
+const struct tp_layout tpg_layouts[TPG_LAYOUTS] = {{.name = 1, .layout = 2, .number = TPG_OP_layouts}};
 """
 
 
@@ -51,6 +75,7 @@ def build(out: Path, sources: list[Path], *flags: str) -> Path:
     generated = out.parent / "generated"
     generated.mkdir(exist_ok=True)
     (generated / "tpg_schema.h").write_text(SCHEMA_H)
+    (generated / "tpg_ops.h").write_text(OPS_H)
     (generated / "tpg_tables.c").write_text(SCHEMA_C)
     folders = includes("base", "wire", "ring", "transport", "client/core", "session")
     command = [
@@ -66,7 +91,7 @@ def build(out: Path, sources: list[Path], *flags: str) -> Path:
 
 def core_sources() -> list[Path]:
     folders = ("base", "ring", "transport", "client/core")
-    return sorted(path for folder in folders for path in (NATIVE / folder).glob("*.c"))
+    return sorted([NATIVE / "wire/layouts.c", *(path for folder in folders for path in (NATIVE / folder).glob("*.c"))])
 
 
 @pytest.fixture(scope="session")
@@ -414,7 +439,7 @@ def test_unreadable_token_is_named(
 
 
 def test_quota_page(library: ctypes.CDLL) -> None:
-    page = (ctypes.c_uint64 * ((131072 + 4096) // 8))()
+    page = (ctypes.c_uint64 * (PAGE_BYTES // 8))()
     u32, u64 = ctypes.c_uint32, ctypes.c_uint64
     library.tp_quota_reserve.restype = ctypes.c_bool
     library.tp_quota_used.restype = library.tp_quota_limit.restype = u64
@@ -423,10 +448,10 @@ def test_quota_page(library: ctypes.CDLL) -> None:
         return bool(library.tp_quota_reserve(page, u32(row), u32(device), u64(size)))
 
     def used(device: int) -> int:
-        return int(library.tp_quota_used(page, u32(device)))
+        return int(library.tp_quota_used(page, u32(0), u32(device)))
 
     page[1] = 1000
-    assert library.tp_quota_limit(page) == 1000
+    assert library.tp_quota_limit(page, u32(0)) == 1000
     assert reserve(0, 0, 600)
     assert not reserve(1, 0, 401)
     assert reserve(1, 0, 400)
@@ -451,7 +476,7 @@ def test_quota_page(library: ctypes.CDLL) -> None:
 
 
 def test_quota_page_with_many_threads(library: ctypes.CDLL) -> None:
-    page = (ctypes.c_uint64 * ((131072 + 4096) // 8))()
+    page = (ctypes.c_uint64 * (PAGE_BYTES // 8))()
     library.tp_quota_reserve.restype = ctypes.c_bool
     page[1] = 50
     granted: list[int] = []

@@ -224,7 +224,7 @@ def test_other_versions_and_sizes(segment_name: str, tmp_path: Path) -> None:
         assert name == "worker"
         assert "32 MB" in text and "16 MB" in text
         struct.pack_into("<I", memory, HEADER["version"], 9)
-        assert "version 9" in failure(str(path))[1]
+        assert "frame versions 9 and 2): upgrade the client" in failure(str(path))[1]
 
 
 def test_stopped_and_ended_workers(segment_name: str, tmp_path: Path) -> None:

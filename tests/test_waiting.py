@@ -132,6 +132,10 @@ def waits_at(place: str, folder: Path) -> Iterator[dict[str, str]]:
     if place.startswith("url"):
         with service(not_yet if place == "url-again" else silent) as port:
             yield client(**{CONNECTION_URL: f"http://127.0.0.1:{port}/x"})
+    elif place == "nobody":
+        with socket.socket() as held:  # bound, so that no other test gets the port; nobody listens
+            held.bind(("127.0.0.1", 0))
+            yield client(**{CONNECTION_URL: f"http://127.0.0.1:{held.getsockname()[1]}/x"})
     elif place == "connect":
         with full_backlog() as port:
             yield client(f"native+127.0.0.1+{port}+0")
@@ -337,6 +341,7 @@ def on_terminal(env: dict[str, str], seconds: float) -> str:
     ("place", "expected"),
     [
         ("url-again", r"answered 503: no worker is ready yet \(no GPU is free\), for up to 15 minutes more"),
+        ("nobody", r"Nobody answers at 127.0.0.1 port \d+, which \S+ names, for up to 60 seconds more"),
         ("url-silent", r"Waiting for an answer of http://127.0.0.1:\d+/x, for up to \d+ \w+ more"),
         ("connect", r"Waiting for 127.0.0.1 port \d+ to take a connection, for up to 5 seconds more"),
         ("welcome", r"Waiting for the welcome of a tensor-fusion-worker from 127.0.0.1 port \d+, for up to 10 seconds"),

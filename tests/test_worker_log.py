@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pty
+import re
+import select
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -171,3 +175,83 @@ def test_sighup_alone_does_not(terminal: bool) -> None:
     with Worker() as worker:
         worker.process.send_signal(signal.SIGHUP)
         assert worker.client().ask("pid")
+
+
+def shown(sentence: str, columns: int) -> list[str]:
+    """A line of our C, as a terminal of that width gets it; 0 columns for one that does not know its width."""
+    library = ctypes.CDLL(str(native_folder() / "client" / "libteleport.so.1"))
+    ours, theirs = pty.openpty()
+    try:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        library.tp_log_stderr(theirs)
+        library.tp_log_write(4, b"%s", sentence.encode())
+        library.tp_log_write(4, b"the-end")
+        text = b""
+        while not text.endswith(b"the-end\r\n"):
+            assert select.select([ours], [], [], 20)[0], text
+            text += os.read(ours, 4096)
+    finally:
+        library.tp_log_stderr(2)
+        os.close(ours)
+        os.close(theirs)
+    lines = text.decode().splitlines()
+    return lines[: max(at for at, line in enumerate(lines) if not line.startswith(" "))]  # all before the second's date
+
+
+@pytest.mark.parametrize("columns", [40, 57, 80, 200])
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "a few words of one line and another " * 8,
+        "a " + "long-word" * 24 + " stays whole, so that it can be copied, and " * 3,
+        "\u00fcber " * 60,
+        "x" * 79 + " y " + "z" * 300 + " end",
+        "control\ncharacters\x1b and  two   spaces " * 10,
+        "too much for a line " * 200,
+        "i " * 1200,
+    ],
+)
+def test_a_terminal_gets_whole_words(sentence: str, columns: int) -> None:
+    """In all columns but two, which ^C may have."""
+    lines = shown(sentence, columns)
+    columns -= 2
+    (whole,) = shown(sentence, 0)
+    assert len(lines) > 1
+    assert " ".join([lines[0], *(line[2:] for line in lines[1:])])[40:] == whole[40:]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        assert line is lines[0] or line.startswith("  ")
+        assert len(line) <= columns or " " not in line[2:], line
+        assert not following or len(f"{line} {following.split()[0]}") > columns, (line, following)
+
+
+def test_a_narrow_terminal_and_a_pipe_get_one_line() -> None:
+    sentence = "a few words of one line and another " * 8
+    assert len(shown(sentence, 39)) == 1
+    program = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).tp_log_write(4, b'%s', sys.argv[2].encode())"
+    library = native_folder() / "client" / "libteleport.so.1"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(library), sentence], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.endswith(f": {sentence}\n") and done.stderr.count("\n") == 1
+
+
+def test_the_worker_s_own_lines_are_broken_as_well() -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 50, 0, 0))
+    variables = environment(TF_ENABLE_LOG="1", TF_LOG_LEVEL="debug")
+    variables.pop("COLUMNS", None)  # it counts for more than the terminal
+    arguments = command("--gpu", "sim", "-p", "0", "--host", "127.0.0.1")
+    process = subprocess.Popen(arguments, env=variables, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    try:
+        while b"warm 1" not in text:
+            assert select.select([ours], [], [], 20)[0], text
+            text += os.read(ours, 4096)
+    finally:
+        process.terminate()
+        process.wait(20)
+        os.close(ours)
+    lines = text.decode().splitlines()
+    assert any(re.match(r"\S+ DEBUG worker", line) for line in lines)
+    assert [line for line in lines if len(line) > 50 and " " in line.strip()] == []

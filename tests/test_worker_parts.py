@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tensor_fusion.config import UserError
 from tensor_fusion.worker import driver
 from tensor_fusion.worker.keys import AuthorizedKeys
-from tensor_fusion.worker.protocol import Greeting, Packet, Role, Status, Welcome, printable
+from tensor_fusion.worker.protocol import RELEASE, Greeting, Packet, Role, Status, Welcome, printable
 from tensor_fusion.worker.quota import PAGE_BYTES, ROWS, QuotaPage
 from tensor_fusion.worker.supervisor import replace_text
 
@@ -36,7 +36,7 @@ def test_greeting_layout() -> None:
     )
     assert len(raw) == 256
     assert raw[:8] == b"TFUSION\0"
-    assert struct.unpack_from("<II", raw, 8) == (1, 2)
+    assert struct.unpack_from("<II", raw, 8) == (2, 2)
     assert raw[16:32] == SCHEMA
     assert struct.unpack_from("<QQIIQ", raw, 32) == (0x1122, 0x3344, 5, 77, 0)
     assert raw[64:68] == b"hush"
@@ -76,7 +76,8 @@ def test_greeting_text_is_printable(rest: bytes) -> None:
 def test_welcome_layout() -> None:
     raw = Welcome.build(Status.ACCEPTED, SCHEMA, session_id=9, session_key=10, data_connections=8)
     assert len(raw) == 512
-    assert struct.unpack_from("<II16sQQII", raw, 8) == (1, 0, SCHEMA, 9, 10, 8, 0)
+    assert struct.unpack_from("<II16sQQII", raw, 8) == (2, 0, SCHEMA, 9, 10, 8, 0)
+    assert struct.unpack_from("<I4x", raw, 56) == (RELEASE,)
     refused = Welcome.parse(Welcome.build(Status.NO_SESSION, SCHEMA, "é" * 400))
     assert refused
     assert (refused.status, refused.data_connections) == (4, 0)
@@ -171,15 +172,15 @@ def test_keys_compare_whole_and_exact(tmp_path: Path) -> None:
     path.write_text("alpha\n  beta  \n\n# gamma\n#delta\nwith#inside\n" + "k" * 63 + "\n")
     keys = AuthorizedKeys(path)
     for good in (b"alpha", b"beta", b"with#inside", b"k" * 63):
-        assert keys.accept(good.ljust(64, b"\0"))
+        assert keys.find(good.ljust(64, b"\0"))
     for bad in (b"", b"# gamma", b"gamma", b"#delta", b"alph", b"alphaa", b"Alpha", b"k" * 62, b"k" * 64):
-        assert not keys.accept(bad.ljust(64, b"\0"))
+        assert not keys.find(bad.ljust(64, b"\0"))
 
 
 def test_empty_keys_let_nobody_in(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("\n")
-    assert not AuthorizedKeys(path).accept(bytes(64))
+    assert not AuthorizedKeys(path).find(bytes(64))
 
 
 def test_replaced_file_leaves_no_temporary(tmp_path: Path) -> None:

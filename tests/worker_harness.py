@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -15,7 +16,16 @@ from types import TracebackType
 import psutil
 
 import tensor_fusion
-from tensor_fusion.worker.protocol import WELCOME_BYTES, Greeting, Role, Status, Welcome
+from tensor_fusion.worker import hello
+from tensor_fusion.worker.protocol import (
+    SECRET_BYTES,
+    SECRET_OFFSET,
+    WELCOME_BYTES,
+    Greeting,
+    Role,
+    Status,
+    Welcome,
+)
 
 HERE = Path(__file__).parent
 SCHEMA = bytes(range(16))
@@ -134,8 +144,9 @@ class Worker:
 
     def exchange(self, greeting: bytes) -> tuple[socket.socket, Welcome]:
         connection = self.connect()
-        connection.sendall(greeting)
-        return connection, read_welcome(connection)
+        first, psk = opening(greeting)
+        connection.sendall(first)
+        return connection, read_welcome(connection, psk)
 
     def refuse(self, greeting: bytes) -> Welcome:
         """Send a greeting that must be refused; the worker closes the connection after its answer."""
@@ -151,18 +162,41 @@ class Worker:
         assert welcome.status == Status.ACCEPTED, welcome.sentence
         return Client(connection, welcome)
 
-    def data_greeting(self, client: Client, index: int, key: int | None = None) -> bytes:
+    def data_greeting(self, client: Client, index: int, key: int | None = None, secret: str = "") -> bytes:
         return Greeting.build(
             SCHEMA,
             role=Role.DATA,
             session_id=client.welcome.session_id,
             session_key=client.welcome.session_key if key is None else key,
             data_index=index,
+            secret=secret,
         )
 
 
-def read_welcome(connection: socket.socket) -> Welcome:
-    raw = b""
+def secret_of(greeting: bytes) -> bytes:
+    return greeting[SECRET_OFFSET:][:SECRET_BYTES].rstrip(b"\0")
+
+
+def opening(greeting: bytes) -> tuple[bytes, bytes]:
+    """What a client sends that has this greeting, and the key of its connection: with a secret, it is in TLS."""
+    secret = secret_of(greeting)
+    if not secret:
+        return greeting, b""
+    first = hello.build(secret, greeting)
+    return first, hello.derive_psk(secret, hello.parse(first).identity)
+
+
+def read_welcome(connection: socket.socket, psk: bytes = b"") -> Welcome:
+    """Of the supervisor, or of the stand-in session, which speaks no TLS: before it come a byte as in TLS and a hash of
+    the key that the session got."""
+    raw = connection.recv(1)
+    assert raw, "the connection ended without a welcome"
+    if raw == hello.HANDSHAKE:
+        proof = b""
+        while len(proof) < 32:
+            proof += connection.recv(32 - len(proof))
+        assert proof == hashlib.sha256(psk).digest()
+        raw = b""
     while len(raw) < WELCOME_BYTES:
         part = connection.recv(WELCOME_BYTES - len(raw))
         assert part, f"the connection ended after {len(raw)} bytes of welcome"

@@ -7,12 +7,16 @@
     tensor-fusion-client-VERSION-linux-x86_64.tar.gz
     tensor-fusion-worker/VERSION/     tensor-fusion-worker: one executable, which needs no Python
     tensor_fusion-VERSION-….whl
+    tensor-fusion-worker-VERSION.cdx.json    what the executable is made of, in CycloneDX's words
     SHA256SUMS
 
 All native files are built by the compiler from PyPI against glibc 2.17, whatever this machine has. The worker as one
 file is a folder of PyInstaller's, which collects the interpreter and the libraries that its modules need, behind a
 starter of ours (native/onefile) that unpacks it into the user's cache and becomes it by exec. PyInstaller's own one
 file would stay its parent and unpack at each start; a zipapp would be smaller, but needs an interpreter on the host.
+The wheel and the client's archive have the same bytes wherever they are made of the same commit by the same compiler:
+the times in them are SOURCE_DATE_EPOCH's or the commit's. The executable has not; its parts are listed.
+
 It needs the C library of the Python that this script runs on: how new that is, and how fast it starts, is measured
 and printed. So make releases on the oldest system that is to be served.
 """
@@ -20,7 +24,9 @@ and printed. So make releases on the oldest system that is to be served.
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -49,6 +55,7 @@ CLIENT = ("libcuda", "libnvidia-ml", "libteleport")
 WORKER_FILES = ("client/libteleport.so.1", "bin/tensor-fusion-session", "lib/libtf-simgpu.so", "coverage.json")
 ONE_FILE = b"tf-one-file 0001"  # native/onefile/payload.c
 PYINSTALLER = "pyinstaller>=6.10,<7"
+CYCLONEDX = "cyclonedx-bom>=7,<8"
 STARTS_WITHIN = 2.0
 TRIES = 10
 
@@ -60,6 +67,7 @@ PARTS = {
     COMPILING: 1.0,
     "fetching PyInstaller": 0.25,
     "packing the worker into one file": 0.5,
+    "listing what it is made of": 0.25,
     "trying the worker": 0.05,
 }
 # Who works in a checkout has them set; with them the worker's files would be those of the last build there.
@@ -129,10 +137,20 @@ def run(*command: str | Path, told: Told | None = None, **variables: str) -> str
     return "".join(lines)
 
 
+def moment() -> str:
+    """The time that files in archives have, in seconds since 1970: the same whenever the same commit is made."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if given:
+        return given
+    if (ROOT / ".git").exists():
+        return run("git", "-C", ROOT, "log", "-1", "--format=%ct").strip()
+    return str(int((ROOT / "CMakeLists.txt").stat().st_mtime))  # of a tarball of the commit: the commit's
+
+
 def build_wheel(python: Path, out: Path, told: Told) -> Path:
     # Its build says which file of how many it compiles, if it is asked to speak.
     command = (python, "-m", "pip", "wheel", "--verbose", "--no-deps", "-w", out, ROOT)
-    run(*command, told=told, TF_BUILD_COMPILER="ziglang")
+    run(*command, told=told, TF_BUILD_COMPILER="ziglang", SOURCE_DATE_EPOCH=moment())
     (wheel,) = out.glob("tensor_fusion-*.whl")
     tag = platform_tag(wheel)
     if tag is None or not tag.startswith("manylinux_2_17_"):
@@ -147,9 +165,20 @@ def client(wheel: Path, version: str, out: Path) -> None:
         for name in CLIENT:
             (folder / f"{name}.so").write_bytes(archive.read(f"tensor_fusion/_native/client/{name}.so.1"))
             (folder / f"{name}.so").chmod(0o755)
-    with tarfile.open(out / f"tensor-fusion-client-{version}-linux-x86_64.tar.gz", "w:gz") as packed:
+    target = out / f"tensor-fusion-client-{version}-linux-x86_64.tar.gz"
+
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = int(moment()), 0, 0, "", ""
+        entry.mode = 0o755 if entry.mode & stat.S_IXUSR else 0o644
+        return entry
+
+    with (
+        target.open("wb") as file,
+        gzip.GzipFile("", "wb", 9, file, int(moment())) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as packed,
+    ):
         for path in (*sorted(folder.iterdir()), ROOT / "LICENSE"):
-            packed.add(path, f"tensor-fusion-client/{path.name}")
+            packed.add(path, f"tensor-fusion-client/{path.name}", filter=plain)
 
 
 def pack(starter: bytes, folder: Path, target: Path) -> str:
@@ -181,6 +210,20 @@ def worker(python: Path, version: str, scratch: Path, out: Path) -> Path:
     target.parent.mkdir(parents=True)
     pack(Path(found, "bin/tensor-fusion-onefile").read_bytes(), scratch / "dist/tensor-fusion-worker", target)
     return target
+
+
+def parts(python: Path, wheel: Path, version: str, scratch: Path, out: Path) -> None:
+    """Every Python package in the executable with its version, its licence and where it came from."""
+    venv.create(scratch / "what", with_pip=False)
+    inside = scratch / "what/bin/python"
+    run(python, "-m", "pip", "--python", inside, "install", "--quiet", wheel)
+    run(python, "-m", "pip", "install", "--quiet", CYCLONEDX)
+    target = out / f"tensor-fusion-worker-{version}.cdx.json"
+    words: list[str | Path] = [python, "-m", "cyclonedx_py", "environment", "--output-reproducible"]
+    run(*words, "--output-format", "JSON", "--output-file", target, inside)
+    named = {part["name"] for part in json.loads(target.read_text())["components"]}
+    if not named >= {"tensor-fusion", "typer", "rich"}:
+        sys.exit(f"release: the list of parts has only {sorted(named)}")
 
 
 CLIENT_PROGRAM = """
@@ -307,7 +350,7 @@ def needed_glibc(python: Path) -> str:
 
 
 def make(scratch: Path, out: Path, told: Told) -> None:
-    fetching, _, packer, packing, trying = PARTS
+    fetching, _, packer, packing, listing, trying = PARTS
     told.part(fetching)
     venv.create(scratch / "venv", with_pip=True)
     python = scratch / "venv/bin/python"
@@ -318,6 +361,8 @@ def make(scratch: Path, out: Path, told: Told) -> None:
     client(wheel, version, out)
     told.part(packing)
     program = worker(python, version, scratch, out)
+    told.part(listing)
+    parts(python, wheel, version, scratch, out)
     told.part(trying)
     try_worker(program, out / "tensor-fusion-client" / version, version)
     say(f"its interpreter needs glibc {needed_glibc(python)}, the client files 2.17")

@@ -4,8 +4,8 @@ from tensor_fusion.apigen.describe import alias, call, custom, local, older, pos
 
 FUNCTIONS = [
     custom("cuDevicePrimaryCtxRetain", ops="primary_retain", pctx="there", dev="device"),
-    custom("cuDevicePrimaryCtxRelease_v2", ops="primary_release", shows=True, dev="device"),
-    custom("cuDevicePrimaryCtxReset_v2", ops="primary_reset", shows=True, dev="device"),
+    custom("cuDevicePrimaryCtxRelease_v2", ops="primary_release", shows=True, dev="device", by='tpc_primary_drop("cuDevicePrimaryCtxRelease_v2", dev, false)'),
+    custom("cuDevicePrimaryCtxReset_v2", ops="primary_release", shows=True, dev="device", by='tpc_primary_drop("cuDevicePrimaryCtxReset_v2", dev, true)'),
     custom("cuDevicePrimaryCtxSetFlags_v2", ops="primary_flags", dev="device"),
     custom("cuDevicePrimaryCtxRelease", ops="primary_release"),
     alias("cuDevicePrimaryCtxReset", "cuDevicePrimaryCtxReset_v2"),

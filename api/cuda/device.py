@@ -16,7 +16,7 @@ FUNCTIONS = [
     # The first version differs for MIG devices only, which a worker does not offer.
     alias("cuDeviceGetUuid", "cuDeviceGetUuid_v2"),
     local("cuDeviceGetUuid_v2", uuid="there", dev="device"),
-    local("cuDeviceGetAttribute"),
+    local("cuDeviceGetAttribute", pi="there", dev="device"),
     local("cuDeviceTotalMem_v2", bytes="there"),
     # In 32 bits as much as they hold.
     local("cuDeviceTotalMem", bytes="there", finds={"size_t total": "tpc_cuDeviceTotalMem_v2(&total, dev)"}, gives={"bytes": "total < UINT32_MAX ? (unsigned int)total : UINT32_MAX"}),

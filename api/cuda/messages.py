@@ -6,12 +6,14 @@ FUNCTIONS = [
     # The bytes of a small download that was posted; this ends the transfer.
     message("host_write", transfer="uint64_t", data="void: bytes"),
     # A post has failed: the next call that may report an error will.
-    message("notice", error="int", op="unsigned int", frame="uint64_t"),
+    message("notice", optional=True, error="int", op="unsigned int", frame="uint64_t"),
     # An error broke the device, and every context on it for as long as the session lives.
     message("device_broken", device="int", error="int"),
     # A stream has come to the host function `token`: run it. The stream goes on with host_function_done.
-    # `status` is what the driver tells a callback of its stream, `number` is that of the call.
-    message("callback", completes=True, token="uint64_t", status="int", number="uint64_t"),
+    # `status` is what the driver tells a callback of its stream, `number` is that of the call. The buffers of a graph's copies: what is in
+    # `fetch` comes first (host_twin_read), what `fill` is to hold goes there before the word that it is done (host_twin_write).
+    message("callback", completes=True, token="uint64_t", status="int", number="uint64_t", fetch="uint64_t: array",
+            fill="uint64_t: array"),
     # What kernels wrote into mapped host memory, behind its address on the worker: `runs` are pairs of offset and size, whose bytes
     # follow each other in `data`.
     message("twin_write", address="uint64_t", runs="unsigned int: array", data="void: bytes"),
@@ -29,5 +31,5 @@ FUNCTIONS = [
     message("graph_memory_gone", address="uint64_t", size="uint64_t"),
     # Records of the session's work (native/wire/tp_traced.h), `lost` of which had no room so far; `now` is its clock.
     # `token` is that of the trace_tell that asked, or 0.
-    message("traced", token="uint64_t", now="uint64_t", lost="uint64_t", records="void: bytes"),
+    message("traced", carries="tp_traced", token="uint64_t", now="uint64_t", lost="uint64_t", records="void: bytes"),
 ]

@@ -1,6 +1,6 @@
 """Modules, libraries, kernels, functions."""
 
-from tensor_fusion.apigen.describe import custom, local, older, refused
+from tensor_fusion.apigen.describe import call, custom, local, older, refused
 
 FUNCTIONS = [
     custom("cuModuleLoad", ops="image_load", module="there", fname="there"),
@@ -38,8 +38,8 @@ FUNCTIONS = [
     custom("cuFuncSetCacheConfig", ops="function_config", by='tpc_function_config("cuFuncSetCacheConfig", (uint64_t)(uintptr_t)hfunc, -1, 0, (int)config)'),
     custom("cuKernelSetCacheConfig", ops="function_config", dev="device", by='tpc_function_config("cuKernelSetCacheConfig", (uint64_t)(uintptr_t)kernel, tpc_devices[dev].remote, 0, (int)config)'),
     custom("cuFuncSetSharedMemConfig", ops="function_config", by='tpc_function_config("cuFuncSetSharedMemConfig", (uint64_t)(uintptr_t)hfunc, -1, 1, (int)config)'),
-    custom("cuFuncIsLoaded", ops="function_load", state="there", by='tpc_function_loading("cuFuncIsLoaded", function, 0, state)'),
-    custom("cuFuncLoad", ops="function_load", by='tpc_function_loading("cuFuncLoad", function, 1, NULL)'),
+    call("cuFuncIsLoaded", check=True),
+    call("cuFuncLoad", check=True),
     refused(
         "CUDA_ERROR_INVALID_CONTEXT",
         "32-bit device addresses of CUDA 2 and 3",

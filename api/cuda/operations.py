@@ -1,39 +1,49 @@
 """Operations of our own: what the functions marked `custom` send."""
 
-from tensor_fusion.apigen.describe import op
+from tensor_fusion.apigen.describe import like, op, record
+
+RECORDS = [
+    # Of device memory: `height` rows of `width` bytes, `pitch` apart. A plain range is one row.
+    record("area", address="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t"),
+    record("rows", to="uint64_t", to_pitch="uint64_t", **{"from": "uint64_t"}, from_pitch="uint64_t", width="uint64_t", height="uint64_t"),
+    # Of a launch.
+    record("shape", grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int", block_x="unsigned int", block_y="unsigned int",
+           block_z="unsigned int", shared_bytes="unsigned int"),
+]
 
 FUNCTIONS = [
+    # The list of what this build knows (apigen/layouts.py), 24 bytes for each. Its number and its fields are part of the frame version.
+    op("layouts", "call", contextless=True, needed=True, out={"rows": "void: bytes"}),
     # Devices and contexts. `start` answers with one tp_device_description (native/wire/tp_device.h) for each device.
-    op("start", "call", contextless=True, flags="unsigned int", out={
+    op("start", "call", contextless=True, needed=True, carries="tp_device_description", flags="unsigned int", out={
         "driver_version": "int", "reserved_base": "uint64_t", "reserved_size": "uint64_t", "devices": "void: bytes"}),
-    op("primary_retain", "call", contextless=True, device="CUdevice: device", context="uint64_t: new? context"),
-    op("primary_release", "post", contextless=True, device="CUdevice: device"),
-    op("primary_reset", "post", contextless=True, device="CUdevice: device"),
+    op("primary_retain", "call", contextless=True, needed=True, device="CUdevice: device", context="uint64_t: new? context"),
+    op("primary_release", "post", contextless=True, needed=True, device="CUdevice: device"),
     op("primary_flags", "call", contextless=True, device="CUdevice: device", flags="unsigned int"),
     # With a share of the device it is that of a green context, and a part of the primary one.
-    op("context_create", "call", contextless=True, context="uint64_t: new context", device="CUdevice: device",
+    op("context_create", "call", contextless=True, needed=True, context="uint64_t: new context", device="CUdevice: device",
        flags="unsigned int", share="uint64_t: handle? devdesc"),
     op("resource_split", "call", contextless=True, input="CUdevResource: struct", groups="unsigned int", flags="unsigned int",
        least="unsigned int", wanted="int", out={"count": "unsigned int", "results": "void: bytes"}),
-    op("context_destroy", "post", contextless=True, context="uint64_t: gone context"),
+    op("context_destroy", "post", contextless=True, needed=True, context="uint64_t: gone context"),
     # The stack has to be made anew for all that may run.
     op("context_limit", "call", waits="limit == CU_LIMIT_STACK_SIZE", limit="int", value="uint64_t", out={"value_set": "uint64_t"}),
     op("context_flags", "post", flags="unsigned int"),
     # Limits of the current context by CUlimit, and what the driver answered for each.
     op("context_info", "call", out={"limits": "uint64_t: array", "results": "int: array", "priority_low": "int",
        "priority_high": "int"}),
-    op("context_synchronize", "call", reports=True, completes=True),
+    op("context_synchronize", "call", needed=True, reports=True, completes=True),
     # Modules. The image travels in `data`; a large one as the transfer that an `image_upload` before announces. The answer
     # says what became of it, with the compiler's logs, and describes every kernel: see native/wire/tp_image.h. Functions and kernels are named by their place in that list.
     # A library is loaded whatever its image is (the driver looks at it when it is used): `refused` is what its uses will answer.
     # A `hash` (SHA-256) without an image asks whether the worker has that image, and `missing` answers; with one it allows the worker to keep it.
     op("image_upload", "post", contextless=True, transfer="uint64_t: up", size="uint64_t"),
-    op("image_load", "call", waits=True, size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
+    op("image_load", "call", carries="tp_kernel_entry", waits=True, size="uint64_t", transfer="uint64_t", owner="uint64_t", is_library="unsigned int",
        data="void: bytes", hash="void: bytes", options="uint64_t: array",
        out={"result": "int", "missing": "unsigned int", "refused": "int", "kernels": "void: bytes", "info_log": "void: bytes", "error_log": "void: bytes"}),
     # A library may be loaded without a context, where the driver tells no layouts: then the list has names only, and this asks for the
     # rest, with a context current, when a kernel is first used.
-    op("library_describe", "call", waits=True, library="uint64_t: handle library", out={"kernels": "void: bytes"}),
+    op("library_describe", "call", carries="tp_kernel_entry", waits=True, library="uint64_t: handle library", out={"kernels": "void: bytes"}),
     op("module_unload", "post", contextless=True, module="uint64_t: gone module"),
     op("library_unload", "post", contextless=True, library="uint64_t: gone library"),
     op("library_module", "post", waits=True, library="uint64_t: handle library", module="uint64_t: new? module"),
@@ -47,28 +57,24 @@ FUNCTIONS = [
     op("function_attributes", "call", waits="tp_handle_is(function, TPG_KERNEL)", function="uint64_t: handle function", device="CUdevice: device", out={"values": "int: array"}),
     op("function_attribute_set", "post", waits="tp_handle_is(function, TPG_KERNEL)", function="uint64_t: handle function", device="CUdevice: device", attribute="int", value="int"),
     op("function_config", "post", function="uint64_t: handle function", device="CUdevice: device", what="unsigned int", value="int"),
-    op("function_load", "call", function="uint64_t: handle function", load="unsigned int", out={"state": "unsigned int"}),
     # Launches. `params` is the parameter block as the kernel's layout wants it.
     op("launch", "post", waits="tpw_needs_room(s, function)", function="uint64_t: name function", stream="uint64_t: handle stream",
-       grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
-       block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
-       shared_bytes="unsigned int", cooperative="unsigned int", params="void: bytes"),
+       shape="struct tpg_shape", cooperative="unsigned int", params="void: bytes"),
     op("launch_ex", "post", waits="tpw_needs_room(s, function)", function="uint64_t: name function", stream="uint64_t: handle stream",
-       grid_x="unsigned int", grid_y="unsigned int", grid_z="unsigned int",
-       block_x="unsigned int", block_y="unsigned int", block_z="unsigned int",
-       shared_bytes="unsigned int", attributes="CUlaunchAttribute: structs by stream", params="void: bytes"),
+       shape="struct tpg_shape", attributes="CUlaunchAttribute: structs by stream", params="void: bytes"),
     # The session asks for the call with the message `callback`; the stream goes on when the client says it is done.
     # contextless: whatever refuses it, the session says so of the token.
-    op("host_function", "post", contextless=True, stream="uint64_t", token="uint64_t", told="unsigned int"),
-    op("host_function_done", "post", contextless=True, token="uint64_t", number="uint64_t"),
+    op("host_function", "post", contextless=True, brings="callback callback_refused host_function_done", stream="uint64_t", token="uint64_t", told="unsigned int"),
+    # `failed`: the error for which copies of its graph could not be seen to. What follows would read other bytes, so the session ends.
+    op("host_function_done", "post", contextless=True, token="uint64_t", number="uint64_t", failed="int"),
     # Everything before it has been executed, and nothing of it is held back behind a host function or a late copy.
-    op("caught_up", "call", contextless=True),
+    op("caught_up", "call", contextless=True, needed=True),
     # From here on the session tells what it does for this client (message `traced`): tensor-fusion trace. `now` is its clock, `boot`
     # says of which machine. After trace_tell everything recorded so far comes, with the token.
-    # What kernels printed since the last time. `left`: there is more.
-    op("print_take", "call", contextless=True, out={"output": "char: bytes", "errors": "char: bytes", "left": "unsigned int"}),
-    op("trace_begin", "call", contextless=True, out={"now": "uint64_t", "boot": "char: bytes"}),
-    op("trace_tell", "post", contextless=True, token="uint64_t"),
+    # What kernels printed since the last time. `left`: there is more. `ended`: not before the contexts that end have come to it.
+    op("print_take", "call", contextless=True, ended="int", out={"output": "char: bytes", "errors": "char: bytes", "left": "unsigned int"}),
+    op("trace_begin", "call", contextless=True, brings="traced", out={"now": "uint64_t", "boot": "char: bytes"}),
+    op("trace_tell", "post", contextless=True, brings="traced", token="uint64_t"),
     # Memory.
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("memory_free", "post", address="uint64_t"),
@@ -76,22 +82,21 @@ FUNCTIONS = [
     op("ipc_memory_export", "call", asks="share", address="uint64_t", out={"handle": "CUipcMemHandle"}),
     op("ipc_memory_open", "call", asks="import MEMORY", handle="CUipcMemHandle",
        out={"address": "uint64_t", "size": "uint64_t", "device": "unsigned int"}),
-    op("memory_info", "call", out={"free": "uint64_t", "total": "uint64_t"}),
     # Waits for the stream, 0 = for everything, and reports nothing: the program did not ask.
     op("managed_wait", "call", completes=True, stream="uint64_t"),
     # What managed memory holds, in a stream that nothing else uses, and a wait for that alone. They pass frames that are held behind a
     # host function: it may be the one that touches the memory.
-    op("managed_in", "post", address="uint64_t", stream="uint64_t: name stream", data="void: bytes"),
-    op("managed_in_bulk", "post", contextless=True, address="uint64_t", size="uint64_t", stream="uint64_t: name stream",
-       transfer="uint64_t: up"),
-    op("managed_out", "post", contextless=True, address="uint64_t", size="uint64_t", stream="uint64_t: name stream",
-       transfer="uint64_t: down"),
+    like("managed_in", "copy_in"),
+    like("managed_in_bulk", "copy_in_bulk"),
+    like("managed_out", "copy_out_post"),
     op("managed_settle", "call", completes=True, stream="uint64_t: handle stream"),
     # `read_only`: kernels do not write it. `wanted`: the address that the memory has in the client, if it may have that here; 0: none.
-    op("host_twin", "call", size="uint64_t", read_only="unsigned int", wanted="uint64_t",
+    # `alone`: it is no memory of the client's twin, but a buffer here that host functions of graphs read and write.
+    op("host_twin", "call", brings="twin_write", size="uint64_t", read_only="unsigned int", wanted="uint64_t", alone="unsigned int",
        out={"address": "uint64_t"}),
-    op("host_twin_free", "post", address="uint64_t"),
+    op("host_twin_free", "post", contextless=True, address="uint64_t"),
     op("host_twin_write", "post", contextless=True, address="uint64_t", data="void: bytes"),
+    op("host_twin_read", "call", contextless=True, address="uint64_t", size="uint64_t", out={"data": "void: bytes"}),
     op("pool_default", "call", contextless=True, pool="uint64_t: new pool", device="CUdevice: device"),
     op("pool_destroy", "post", contextless=True, pool="uint64_t: gone pool"),
     op("pool_create", "call", contextless=True, pool="uint64_t: new pool", props="CUmemPoolProps: struct"),
@@ -117,35 +122,29 @@ FUNCTIONS = [
     op("memory_unmap", "call", address="uint64_t", size="uint64_t"),
     op("memory_access", "call", address="uint64_t", size="uint64_t", access="CUmemAccessDesc: structs"),
     # Copies. Small data travels in the frame or the reply, large data as a transfer on the data connections.
-    # The device side of a copy is an area: `height` rows of `width` bytes, `pitch` apart; a plain range is one row. Its
-    # bytes travel packed. contextless: these handlers enter the context themselves, because a failure must still consume
+    # The device side of a copy is an area, whose bytes travel packed. contextless: these handlers enter the context themselves, because a failure must still consume
     # the upload or end the download.
-    op("copy_in", "post", destination="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+    op("copy_in", "post", area="struct tpg_area",
        stream="uint64_t: name stream", ordered="unsigned int", data="void: bytes"),
-    op("copy_in_bulk", "post", contextless=True, destination="uint64_t", pitch="uint64_t", width="uint64_t",
-       height="uint64_t", stream="uint64_t: name stream", ordered="unsigned int", transfer="uint64_t: up"),
+    op("copy_in_bulk", "post", contextless=True, area="struct tpg_area", stream="uint64_t: name stream", ordered="unsigned int", transfer="uint64_t: up"),
     # A copy whose bytes the client takes when the stream has come to it: the message upload_wanted asks for them by `token`, and
     # they come in order, packed, in pieces.
-    op("copy_in_late", "post", contextless=True, destination="uint64_t", pitch="uint64_t", width="uint64_t",
-       height="uint64_t", stream="uint64_t: name stream", token="uint64_t"),
+    op("copy_in_late", "post", contextless=True, brings="upload_wanted late_bytes", area="struct tpg_area", stream="uint64_t: name stream", token="uint64_t"),
     op("late_bytes", "post", contextless=True, token="uint64_t", data="void: bytes"),
-    op("copy_out", "call", reports=True, completes=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+    op("copy_out", "call", reports=True, completes=True, area="struct tpg_area",
        stream="uint64_t: name stream", out={"data": "void: bytes"}),
-    op("copy_out_bulk", "call", reports=True, completes=True, source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+    op("copy_out_bulk", "call", reports=True, completes=True, area="struct tpg_area",
        stream="uint64_t: name stream", transfer="uint64_t: down"),
-    op("copy_out_post", "post", contextless=True, source="uint64_t", pitch="uint64_t", width="uint64_t",
-       height="uint64_t", stream="uint64_t: name stream", transfer="uint64_t: down"),
-    op("copy_device", "post", destination="uint64_t", source="uint64_t", size="uint64_t", stream="uint64_t: handle stream"),
-    op("copy_device_2d", "post", destination="uint64_t", source="uint64_t", destination_pitch="uint64_t",
-       source_pitch="uint64_t", width="uint64_t", height="uint64_t", stream="uint64_t: handle stream"),
+    op("copy_out_post", "post", contextless=True, brings="host_write download_ended", area="struct tpg_area", stream="uint64_t: name stream", transfer="uint64_t: down"),
+    op("copy_device", "post", rows="struct tpg_rows", stream="uint64_t: handle stream"),
     op("copy_box", "call", copy="CUDA_MEMCPY3D: struct", stream="uint64_t: handle stream"),
     # Pinned memory inside the shared segment: runs of the arena, by their offset in the segment. A copy names the device
     # side like the ones above, and the host side by the offset of its first byte and the distance of its rows.
     op("arena_take", "call", contextless=True, size="uint64_t", out={"offset": "uint64_t"}),
     op("arena_give", "post", contextless=True, offset="uint64_t", size="uint64_t"),
-    op("arena_copy_in", "post", destination="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+    op("arena_copy_in", "post", area="struct tpg_area",
        stream="uint64_t: name stream", offset="uint64_t", host_pitch="uint64_t"),
-    op("arena_copy_out", "post", source="uint64_t", pitch="uint64_t", width="uint64_t", height="uint64_t",
+    op("arena_copy_out", "post", area="struct tpg_area",
        stream="uint64_t: name stream", offset="uint64_t", host_pitch="uint64_t"),
     # Streams and events.
     op("stream_create", "post", waits="asked", stream="uint64_t: new stream", flags="unsigned int", priority="int"),
@@ -159,10 +158,11 @@ FUNCTIONS = [
     # The session writes the word when it finds the event, or the stream, complete. Nothing is put into the stream for that.
     op("watch", "post", subject="uint64_t", word="unsigned int", value="uint64_t"),
     op("stream_query", "call", reports=True, completes=True, stream="uint64_t: name stream"),
-    op("event_create", "post", event="uint64_t: new event", flags="unsigned int"),
     op("ipc_event_export", "call", event="uint64_t: name event", out={"handle": "CUipcEventHandle"}),
     op("ipc_event_open", "call", asks="import EVENT", event="uint64_t: new event", handle="CUipcEventHandle"),
-    op("event_query", "call", reports=True, completes=True, event="uint64_t: name event"),
+    # `complete` has a bit for each of `ahead`, up to TP_AHEAD_MAX events that are likely to be asked for next.
+    op("event_query", "call", reports=True, completes=True, event="uint64_t: name event", ahead="uint64_t: array",
+       out={"complete": "uint64_t"}),
     # Waits for `event`; then tells the time since `start`, unless that is 0, and in `timed` whether it could.
     op("event_wait", "call", reports=True, completes=True, event="uint64_t: name event", start="uint64_t",
        out={"timed": "int", "milliseconds": "float"}),
@@ -172,7 +172,7 @@ FUNCTIONS = [
     # Capture. The session captures in relaxed mode; what the modes forbid is refused by the client, which breaks the capture.
     # `fresh` are handles for nodes that have none yet; those that the answer does not use were not needed.
     op("capture_begin", "call", stream="uint64_t: handle stream", graph="uint64_t", into="unsigned int",
-       dependencies="uint64_t: array", edges="CUgraphEdgeData: array", out={"id": "uint64_t"}),
+       dependencies="uint64_t: handles graphnode", edges="CUgraphEdgeData: array", out={"id": "uint64_t"}),
     op("capture_end", "call", stream="uint64_t: handle stream",
        out={"graph": "uint64_t", "result": "int", "ended": "unsigned int", "kept": "unsigned int"}),
     op("capture_info", "call", stream="uint64_t: handle stream", fresh="uint64_t: array", out={
@@ -181,51 +181,48 @@ FUNCTIONS = [
     # The stream as `thread` names it in `context`: its default stream is its own.
     op("capture_break", "call", contextless=True, stream="uint64_t: name stream", thread="unsigned int", context="unsigned int"),
     op("capture_dependencies", "call", stream="uint64_t: handle stream", flags="unsigned int",
-       dependencies="uint64_t: array", edges="CUgraphEdgeData: array"),
-    # Graphs. The `owner` of a node's parameters says whose they are: of a new node in a graph, of a node in an executable
-    # graph, or (0) of the node itself.
-    op("graph_destroy", "call", contextless=True, graph="uint64_t: handle graph"),
+       dependencies="uint64_t: handles graphnode", edges="CUgraphEdgeData: array"),
+    # Graphs. The `owner` of a new node is its graph.
     op("graph_list", "call", contextless=True, subject="uint64_t", first="uint64_t", count="uint64_t", what="unsigned int",
        fresh="uint64_t: array", out={"total": "uint64_t", "nodes": "uint64_t: array", "others": "uint64_t: array",
        "edges": "CUgraphEdgeData: array"}),
-    op("graph_node_destroy", "call", contextless=True, node="uint64_t: handle graphnode"),
-    op("graph_find_in_clone", "call", contextless=True, node="uint64_t: handle graphnode", graph="uint64_t: handle graph",
-       fresh="uint64_t", out={"found": "uint64_t"}),
-    op("graph_kernel_get", "call", node="uint64_t: handle graphnode", out={"function": "uint64_t", "context": "uint64_t",
-       "grid_x": "unsigned int", "grid_y": "unsigned int", "grid_z": "unsigned int", "block_x": "unsigned int",
-       "block_y": "unsigned int", "block_z": "unsigned int", "shared_bytes": "unsigned int", "params": "void: bytes"}),
+    # With the client's handles in the places of the driver's.
+    op("graph_kernel_get", "call", node="uint64_t: handle graphnode", out={"node": "CUDA_KERNEL_NODE_PARAMS", "params": "void: bytes"}),
     op("graph_attribute_set", "call", node="uint64_t: handle graphnode", attribute="CUlaunchAttribute: struct by node"),
-    op("graph_memcpy", "call", owner="uint64_t", node="uint64_t", context="uint64_t", params="CUDA_MEMCPY3D: in",
-       dependencies="uint64_t: array"),
     op("graph_memcpy_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"params": "CUDA_MEMCPY3D"}),
     # Copies between device memory and the program's own. The node knows a buffer on the worker in the place of the
     # program's memory; the client fills it before each launch, or empties it behind. `graph_copies` finds the nodes that
     # have one of the `buffers`, and what stands before them; `graph_order` begins and ends what a launch does with them.
+    # `open` has TP_MIX_WORDS words for each: bits of those before it, out of the device, with no host function between.
     op("graph_copies", "call", contextless=True, graph="uint64_t: handle graph", buffers="uint64_t: array",
        fresh="uint64_t: array", out={"total": "uint64_t", "late": "uint64_t", "nodes": "uint64_t: array",
-       "addresses": "uint64_t: array", "orders": "unsigned int: array"}),
+       "addresses": "uint64_t: array", "orders": "unsigned int: array", "open": "uint64_t: array"}),
     op("graph_order", "post", exec="uint64_t: name graphexec", stream="uint64_t: handle stream", end="unsigned int"),
-    op("graph_child", "call", owner="uint64_t", node="uint64_t", child="uint64_t: handle graph", move="unsigned int",
-       dependencies="uint64_t: array"),
-    op("graph_child_get", "call", contextless=True, node="uint64_t: handle graphnode", fresh="uint64_t",
-       out={"graph": "uint64_t"}),
-    op("graph_host", "call", owner="uint64_t", node="uint64_t", token="uint64_t", dependencies="uint64_t: array"),
+    op("graph_child", "call", owner="uint64_t: handle graph", node="uint64_t", dependencies="uint64_t: handles graphnode",
+       child="uint64_t: handle graph", move="unsigned int"),
+    op("graph_child_set", "call", node="uint64_t: handle graphnode", child="uint64_t: handle graph"),
+    op("graph_host", "call", brings="callback callback_over host_function_done", owner="uint64_t: handle graph", node="uint64_t", dependencies="uint64_t: handles graphnode",
+       token="uint64_t"),
+    op("graph_host_set", "call", brings="callback callback_over host_function_done", exec="uint64_t: handle? graphexec", node="uint64_t: handle graphnode", token="uint64_t"),
     # A node that runs one of its graphs, or one again and again, by a value that kernels set; `bodies` are handles for these.
-    op("graph_conditional", "call", contextless=True, owner="uint64_t", node="uint64_t", condition="uint64_t", kind="unsigned int",
-       context="uint64_t: name context", bodies="uint64_t: array", dependencies="uint64_t: array"),
+    op("graph_conditional", "call", contextless=True, owner="uint64_t: handle graph", node="uint64_t",
+       dependencies="uint64_t: handles graphnode", condition="uint64_t", kind="unsigned int",
+       context="uint64_t: name context", bodies="uint64_t: array"),
     op("graph_host_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"token": "uint64_t"}),
     # The text that the driver would write into a file, from `first` on.
     op("graph_dot", "call", contextless=True, graph="uint64_t: handle graph", flags="unsigned int", first="uint64_t",
        out={"total": "uint64_t", "text": "void: bytes"}),
     # The addresses of the node, and the block of addresses of graphs that they are part of (as pool_alloc in a capture).
-    op("graph_alloc", "call", contextless=True, owner="uint64_t", node="uint64_t", params="CUDA_MEM_ALLOC_NODE_PARAMS: struct",
-       dependencies="uint64_t: array", out={
+    op("graph_alloc", "call", contextless=True, owner="uint64_t: handle graph", node="uint64_t",
+       dependencies="uint64_t: handles graphnode", params="CUDA_MEM_ALLOC_NODE_PARAMS: struct", out={
        "address": "uint64_t", "block": "uint64_t", "block_size": "uint64_t"}),
-    op("graph_instantiate", "call", graph="uint64_t: handle graph", exec="uint64_t: new graphexec", flags="uint64_t",
-       upload="uint64_t", detailed="unsigned int", fresh="uint64_t",
+    # `mixed`: pairs of a buffer and the pinned memory (host_twin) that takes its place in what is made: host functions see to it.
+    op("graph_instantiate", "call", brings="callback host_function_done host_twin_read host_twin_write", graph="uint64_t: handle graph", exec="uint64_t: new graphexec", flags="uint64_t",
+       upload="uint64_t", detailed="unsigned int", fresh="uint64_t", mixed="uint64_t: array",
        out={"error_node": "uint64_t", "error": "int", "result": "int"}),
-    op("graph_update", "call", exec="uint64_t: handle graphexec", graph="uint64_t: handle graph", fresh="uint64_t: array",
+    op("graph_update", "call", brings="callback host_function_done host_twin_read host_twin_write", exec="uint64_t: handle graphexec", graph="uint64_t: handle graph", fresh="uint64_t: array",
+       mixed="uint64_t: array",
        out={"error_node": "uint64_t", "error_from": "uint64_t", "error": "int", "result": "int"}),
-    op("user_object_create", "call", object="uint64_t: new userobject", token="uint64_t",
+    op("user_object_create", "call", brings="callback callback_over host_function_done", object="uint64_t: new userobject", token="uint64_t",
        references="unsigned int"),
 ]  # fmt: skip

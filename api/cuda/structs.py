@@ -20,10 +20,10 @@ STRUCTS = [
     # Sides in device memory and in arrays; the client has turned others into those.
     struct("CUDA_MEMCPY3D", reserved0="none", reserved1="none", srcHost="none", dstHost="none",
            src=tagged("srcMemoryType", {
-               "CU_MEMORYTYPE_DEVICE": {"srcDevice": "dev box(srcPitch, srcHeight, srcXInBytes + WidthInBytes, srcY + Height, srcZ + Depth)"},
+               "CU_MEMORYTYPE_DEVICE": {"srcDevice": "placed box(srcPitch, srcHeight, srcXInBytes + WidthInBytes, srcY + Height, srcZ + Depth)"},
                "CU_MEMORYTYPE_ARRAY": {"srcArray": "handle array"}}, refuse=("CU_MEMORYTYPE_HOST", "CU_MEMORYTYPE_UNIFIED")),
            dst=tagged("dstMemoryType", {
-               "CU_MEMORYTYPE_DEVICE": {"dstDevice": "dev box(dstPitch, dstHeight, dstXInBytes + WidthInBytes, dstY + Height, dstZ + Depth)"},
+               "CU_MEMORYTYPE_DEVICE": {"dstDevice": "placed box(dstPitch, dstHeight, dstXInBytes + WidthInBytes, dstY + Height, dstZ + Depth)"},
                "CU_MEMORYTYPE_ARRAY": {"dstArray": "handle array"}}, refuse=("CU_MEMORYTYPE_HOST", "CU_MEMORYTYPE_UNIFIED"))),
     struct("CUstreamBatchMemOpParams", pad="none", op=tagged("operation", {
         "CU_STREAM_MEM_OP_WAIT_VALUE_32": {"waitValue.address": "word 4", "waitValue.alias": "none"},

@@ -5,6 +5,7 @@
  * put together on the caller's stack and leaves in one write(), and the date is computed here because libc's gmtime takes a
  * lock that another thread may have held during fork. Nothing here reads memory that the peer can write.
  * An unwritable path is reported once on stderr, and the program goes on. A file that was moved away is not written on.
+ * A line is one line, but on a terminal, where it is broken between words.
  */
 #include <tp_base.h>
 
@@ -16,11 +17,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <tp_system.h>
 #include <unistd.h>
 
 #define LINE_MAX_BYTES 2048
+#define NARROWEST 40 /* columns; in fewer a terminal may break the words as it likes */
+#define INDENT 2
+#define ECHO 2 /* columns: a line that Ctrl-C causes stands behind ^C */
+#define FOLDS_MAX_BYTES (2 * LINE_MAX_BYTES / NARROWEST * INDENT)
 
 _Atomic int tp_log_threshold = TP_ERROR;
 
@@ -145,12 +151,41 @@ static void write_line(int fd, const char *line, size_t size) {
     (void)written; /* a full disk or a closed stderr must not stop the program */
 }
 
+/* For a terminal that knows its width: breaks the line between words, and indents what follows. A word that is longer stays
+ * whole, so that it can be copied. A character is one column, however many bytes it has. Returns the new size. */
+static size_t fold(int fd, char *line, size_t size, size_t most) {
+    struct winsize window;
+    if (ioctl(fd, TIOCGWINSZ, &window) != 0 || window.ws_col < NARROWEST) {
+        return size;
+    }
+    size_t space = 0, column = 0;
+    for (size_t at = 0; at + 1 < size; at++, column += ((unsigned char)line[at] & 0xc0) != 0x80) {
+        if (line[at] == ' ' && column > INDENT) {
+            space = at;
+        }
+        if (column + ECHO < window.ws_col || !space) {
+            continue;
+        }
+        if (size + INDENT > most) {
+            break;
+        }
+        memmove(line + space + 1 + INDENT, line + space + 1, size - space - 1);
+        line[space] = '\n';
+        memset(line + space + 1, ' ', INDENT);
+        size += INDENT;
+        at = space + INDENT;
+        space = 0;
+        column = INDENT - 1;
+    }
+    return size;
+}
+
 static void write_arguments(int level, bool shown, const char *format, va_list arguments)
     __attribute__((format(printf, 3, 0)));
 /* `shown`: on stderr, too, where the log is a file. */
 static void write_arguments(int level, bool shown, const char *format, va_list arguments) {
     int saved = errno, cancel;
-    char line[LINE_MAX_BYTES];
+    char line[LINE_MAX_BYTES + FOLDS_MAX_BYTES];
     struct timespec now;
     uint32_t left_out = 0;
     clock_gettime(CLOCK_REALTIME, &now);
@@ -163,19 +198,19 @@ static void write_arguments(int level, bool shown, const char *format, va_list a
     civil_date(now.tv_sec / 86400, &year, &month, &day);
     int second = (int)(now.tv_sec % 86400);
     int index = level < TP_TRACE ? TP_TRACE : level > TP_ERROR ? TP_ERROR : level;
-    int used = snprintf(line, sizeof line, "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ %-5s %s[%d]: ", year, month, day,
+    int used = snprintf(line, LINE_MAX_BYTES, "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ %-5s %s[%d]: ", year, month, day,
                         second / 3600, second / 60 % 60, second % 60, (int)(now.tv_nsec / 1000000), level_names[index],
                         atomic_load_explicit(&log_who, memory_order_relaxed), (int)getpid());
-    size_t size = used < 0 ? 0 : (size_t)used < sizeof line ? (size_t)used : sizeof line - 1;
+    size_t size = used < 0 ? 0 : (size_t)used < LINE_MAX_BYTES ? (size_t)used : LINE_MAX_BYTES - 1;
     size_t text = size;
     if (left_out) {
-        used = snprintf(line + size, sizeof line - size, "(%u lines were left out) ", left_out);
+        used = snprintf(line + size, LINE_MAX_BYTES - size, "(%u lines were left out) ", left_out);
         size += used < 0 ? 0 : (size_t)used;
     }
-    used = vsnprintf(line + size, sizeof line - size, format, arguments);
+    used = vsnprintf(line + size, LINE_MAX_BYTES - size, format, arguments);
     size += used < 0 ? 0 : (size_t)used;
-    if (size > sizeof line - 2) {
-        size = sizeof line - 2;
+    if (size > LINE_MAX_BYTES - 2) {
+        size = LINE_MAX_BYTES - 2;
     }
     for (; text < size; text++) { /* some of it may be a peer's: one line stays one line, and steers no terminal */
         unsigned char byte = (unsigned char)line[text];
@@ -188,7 +223,8 @@ static void write_arguments(int level, bool shown, const char *format, va_list a
         write_line(fd, line, size);
     }
     if (fd < 0 || shown) {
-        write_line(atomic_load_explicit(&error_fd, memory_order_relaxed), line, size);
+        fd = atomic_load_explicit(&error_fd, memory_order_relaxed);
+        write_line(fd, line, fold(fd, line, size, sizeof line));
     }
     pthread_setcancelstate(cancel, &cancel);
     errno = saved;

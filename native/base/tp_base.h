@@ -18,6 +18,16 @@
 #define TP_LIKELY(x) __builtin_expect(!!(x), 1)
 #define TP_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+/* Takes an element out of a list by `next` that may have it. */
+#define TP_UNLINK(head, element)                                                                                       \
+    do {                                                                                                               \
+        __typeof__(head) *tp_at = &(head);                                                                             \
+        while (*tp_at && *tp_at != (element)) {                                                                        \
+            tp_at = &(*tp_at)->next;                                                                                   \
+        }                                                                                                              \
+        *tp_at = *tp_at ? (element)->next : NULL;                                                                      \
+    } while (0)
+
 enum tp_status {
     TP_OK = 0,
     TP_ERROR_CONFIG,      /* no or bad connection string */

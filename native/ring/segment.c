@@ -85,7 +85,8 @@ void tp_segment_format(void *base, uint64_t size, uint64_t epoch, const unsigned
     memset(watches, 0, sizeof watches);
     memset(guest_boot_id, 0, sizeof guest_boot_id);
     memset(base, 0, tp_arena_at());
-    header->version = TP_SEGMENT_VERSION;
+    header->version = TP_PROTOCOL;
+    header->release = TP_RELEASE;
     header->size = size;
     header->epoch = epoch;
     memcpy(header->schema, schema, sizeof header->schema);
@@ -245,6 +246,7 @@ bool tp_segment_grant(void *base, uint64_t size, void *owners, uint32_t slot, ui
             memset(&s->session_bell, 0, sizeof *s - offsetof(struct tp_slot, session_bell));
             atomic_store(&s->first, *first);
             atomic_store(&s->blocks, *blocks);
+            atomic_store(&s->stopped, 0);
             return true;
         }
     }
@@ -290,6 +292,10 @@ uint64_t tp_segment_beat(void *base, uint32_t slot, int *over) {
     struct tp_slot *s = tp_slot_at(base, slot);
     *over = life_over(&watches[slot], s);
     return atomic_load(&s->beat);
+}
+
+void tp_segment_stopped(void *base, uint32_t slot, bool stopped) {
+    atomic_store(&tp_slot_at(base, slot)->stopped, stopped);
 }
 
 /* ---- the arena ---- */

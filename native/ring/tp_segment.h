@@ -27,7 +27,6 @@
 #include <tp_wire.h>
 
 #define TP_SEGMENT_MAGIC 0x544e454d47455354ull /* "TSEGMENT" */
-#define TP_SEGMENT_VERSION 1u
 #define TP_SEGMENT_ADDRESS 0x350000000000ull
 #define TP_SEGMENT_MIN (16ull << 20)
 #define TP_SEGMENT_MAX (1ull << 40)
@@ -46,12 +45,13 @@ enum tp_segment_state { TP_SEGMENT_SERVING = 1, TP_SEGMENT_CLOSED = 2 };
 
 struct tp_segment_header {
     _Atomic uint64_t magic; /* written last */
-    uint32_t version;
+    uint32_t version;       /* TP_PROTOCOL */
     _Atomic uint32_t state; /* enum tp_segment_state */
     uint64_t size;          /* of the segment in bytes, as the worker made it */
     uint64_t epoch;         /* random, another for each worker process */
     unsigned char schema[16];
     char boot_id[40];                         /* of the worker's kernel, as /proc/sys/kernel/random/boot_id has it */
+    uint32_t release;                         /* of the worker; 0 before 0.2.0 */
     _Alignas(128) _Atomic uint64_t heartbeat; /* the supervisor adds 1 at least every 100 ms */
     struct tp_bell bell;                      /* of the supervisor */
 };
@@ -83,6 +83,7 @@ struct tp_slot {
     uint64_t client_nonce;   /* random; client, before GREETED */
     uint64_t echo;           /* the supervisor's copy of it: both directions are proved */
     char client_boot_id[40];
+    _Atomic uint32_t stopped; /* supervisor: the session's process is */
     _Alignas(64)
         pthread_mutex_t client_life; /* robust, shared; locked by a thread of the client that lives as long as it */
     _Alignas(64) pthread_mutex_t session_life;
@@ -174,6 +175,8 @@ TP_EXPORT void tp_segment_release(void *base, uint64_t size, void *owners, uint3
 /* What the client last said of itself: its beat, and 1 in *over when its process has ended, or when that cannot be seen any
  * more because its life word was overwritten. */
 TP_EXPORT uint64_t tp_segment_beat(void *base, uint32_t slot, int *over);
+/* For the client: whether its session's process is stopped. */
+TP_EXPORT void tp_segment_stopped(void *base, uint32_t slot, bool stopped);
 
 /* From now on a page that is missing, because somebody truncated the file, is an empty one, and remembered. One segment of a
  * process; false if the signal cannot be caught. */

@@ -60,13 +60,10 @@ static bool give_up_privileges(void) {
     return errno == EINVAL && syscall(SYS_capset, &head, none) == 0;
 }
 
-bool tpw_bounds_begin(bool jail) {
+bool tpw_bounds_begin(struct tpw_jail *jail) {
     volunteer();
-    if (!hide_memory() || (jail && !give_up_privileges())) {
-        tp_log(TP_ERROR, "the session cannot give up what it does not need: %s", strerror(errno));
-        return false;
-    }
-    return true;
+    return (hide_memory() && (!jail->basic || give_up_privileges())) ||
+           tpw_jail_fails(jail, "privileges cannot be given up");
 }
 
 /* Memory of this process alone: neither the files that it maps, nor a segment, nor the memory of a simulated GPU. */

@@ -48,43 +48,47 @@ struct rights {
     uint64_t files, network, scopes;
 };
 
+/* The rules while they are being made. */
+struct made {
+    struct tpw_jail *jail;
+    const struct rights *handled;
+    int rules;
+};
+
 struct __attribute__((packed)) beneath {
     uint64_t allowed;
     int32_t parent;
 };
 
-static bool fails(const char *path) {
-    tp_log(TP_ERROR, "the session cannot be confined to %s: %s", path, strerror(errno));
-    return false;
-}
-
 /* What is not there, or out of reach already, needs no right. */
-static bool allow(int rules, const struct rights *handled, const char *path, uint64_t rights) {
+static bool allow(const struct made *made, const char *path, uint64_t rights) {
     struct stat about;
     if (!path || !*path) {
         return true;
     }
     int fd = open(path, O_PATH | O_CLOEXEC);
     if (fd < 0) {
-        return errno == ENOENT || errno == ENOTDIR || errno == EACCES || fails(path);
+        return errno == ENOENT || errno == ENOTDIR || errno == EACCES || tpw_jail_fails(made->jail, path);
     }
     bool folder = fstat(fd, &about) == 0 && S_ISDIR(about.st_mode);
-    struct beneath rule = {.allowed = rights & handled->files & (folder ? ~0ull : OF_FILES), .parent = fd};
-    bool added = syscall(SYS_landlock_add_rule, rules, RULE_PATH_BENEATH, &rule, 0) == 0 || fails(path);
+    struct beneath rule = {.allowed = rights & made->handled->files & (folder ? ~0ull : OF_FILES), .parent = fd};
+    bool added = syscall(SYS_landlock_add_rule, made->rules, RULE_PATH_BENEATH, &rule, 0) == 0 ||
+                 tpw_jail_fails(made->jail, path);
     close(fd);
     return added;
 }
 
 /* The folder that a library really lies in; one that is named without a folder is found where all programs look. */
-static bool allow_folder_of(int rules, const struct rights *handled, const char *path) {
+static bool allow_folder_of(const struct made *made, const char *path) {
     char real[PATH_MAX];
     if (!path || !strchr(path, '/')) {
         return true;
     }
-    return realpath(path, real) ? allow(rules, handled, dirname(real), LOOK_AT) : errno == ENOENT || fails(path);
+    return realpath(path, real) ? allow(made, dirname(real), LOOK_AT)
+                                : errno == ENOENT || tpw_jail_fails(made->jail, path);
 }
 
-static bool allow_devices(int rules, const struct rights *handled) {
+static bool allow_devices(const struct made *made) {
     static const char *const patterns[] = {"/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/null", "/dev/zero",
                                            "/dev/*random"};
     bool allowed = true;
@@ -92,59 +96,60 @@ static bool allow_devices(int rules, const struct rights *handled) {
         glob_t found;
         int result = glob(patterns[i], 0, NULL, &found);
         for (size_t k = 0; result == 0 && k < found.gl_pathc; k++) {
-            allowed = allowed && allow(rules, handled, found.gl_pathv[k], USE);
+            allowed = allowed && allow(made, found.gl_pathv[k], USE);
         }
         if (result == 0) {
             globfree(&found);
         }
-        allowed = allowed && (result == 0 || result == GLOB_NOMATCH || fails(patterns[i]));
+        allowed = allowed && (result == 0 || result == GLOB_NOMATCH || tpw_jail_fails(made->jail, patterns[i]));
     }
-    return allowed && allow(rules, handled, "/dev", READ_DIR);
+    return allowed && allow(made, "/dev", READ_DIR);
 }
 
-/* Where the driver keeps what it has compiled. */
-static bool allow_compiled(int rules, const struct rights *handled) {
-    char path[PATH_MAX];
-    const char *named = getenv("CUDA_CACHE_PATH"), *home = getenv("HOME");
-    snprintf(path, sizeof path, "%s/.nv", home ? home : "");
-    return allow(rules, handled, named && *named ? named : home ? path : NULL, KEEP);
+const char *tpw_compiled(char place[PATH_MAX]) {
+    const char *disabled = getenv("CUDA_CACHE_DISABLE"), *named = getenv("CUDA_CACHE_PATH"), *home = getenv("HOME");
+    if ((disabled && strcmp(disabled, "1") == 0) || ((!named || !*named) && (!home || !*home))) {
+        return NULL;
+    }
+    snprintf(place, PATH_MAX, "%s%s", named && *named ? named : home, named && *named ? "" : "/.nv");
+    return place;
 }
 
-static bool allow_all(int rules, const struct rights *handled, const char *driver, const char *nvml) {
+static bool allow_all(const struct made *made) {
     static const char *const read[] = {"/usr",        "/lib",           "/lib64",
                                        "/proc",       "/sys",           "/etc/ld.so.cache",
                                        "/etc/nvidia", "/etc/localtime", "/run/nvidia-persistenced"};
     for (size_t i = 0; i < sizeof read / sizeof *read; i++) {
-        if (!allow(rules, handled, read[i], LOOK_AT)) {
+        if (!allow(made, read[i], LOOK_AT)) {
             return false;
         }
     }
+    char compiled[PATH_MAX];
     /* The driver gives its threads names, and does not start where it may not. */
-    return allow(rules, handled, "/proc/self/task", WRITE_FILE | TRUNCATE) && allow_folder_of(rules, handled, driver) &&
-           allow_folder_of(rules, handled, nvml) && allow_devices(rules, handled) && allow_compiled(rules, handled) &&
-           allow(rules, handled, getenv("TF_IMAGE_CACHE_PATH"), KEEP) &&
-           allow(rules, handled, getenv("TF_LOG_PATH"), WRITE_FILE);
+    return allow(made, "/proc/self/task", WRITE_FILE | TRUNCATE) && allow_folder_of(made, made->jail->driver) &&
+           allow_folder_of(made, made->jail->nvml) && allow_devices(made) &&
+           allow(made, tpw_compiled(compiled), KEEP) &&
+           allow(made, getenv("TF_IMAGE_CACHE_PATH"), READ_FILE); /* by name: who has it has had the image */
 }
 
-bool tpw_confine(const char *driver, const char *nvml) {
+bool tpw_landlock_enter(struct tpw_jail *jail) {
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0, RULESET_VERSION);
     if (version < 1) {
-        tp_log(TP_ERROR, "this kernel has no Landlock, which --jail full wants: %s", strerror(errno));
-        return false;
+        return tpw_jail_fails(jail, "landlock_create_ruleset");
     }
     const struct rights handled = {.files = FIRST_RIGHTS | (version >= 2 ? REFER : 0) | (version >= 3 ? TRUNCATE : 0) |
                                             (version >= 5 ? IOCTL_DEV : 0),
                                    .network = version >= 4 ? TCP : 0,
                                    .scopes = version >= 6 ? SCOPES : 0};
     const size_t size = version >= 6 ? sizeof handled : version >= 4 ? 16 : 8;
-    int rules = (int)syscall(SYS_landlock_create_ruleset, &handled, size, 0);
-    bool confined = rules >= 0 && allow_all(rules, &handled, driver, nvml);
+    const int rules = (int)syscall(SYS_landlock_create_ruleset, &handled, size, 0);
+    if (rules < 0) {
+        return tpw_jail_fails(jail, "landlock_create_ruleset");
+    }
+    bool confined = allow_all(&(struct made){.jail = jail, .handled = &handled, .rules = rules});
     if (confined && syscall(SYS_landlock_restrict_self, rules, 0)) {
-        tp_log(TP_ERROR, "the session cannot be confined: %s", strerror(errno));
-        confined = false;
+        confined = tpw_jail_fails(jail, "landlock_restrict_self");
     }
-    if (rules >= 0) {
-        close(rules);
-    }
+    close(rules);
     return confined;
 }

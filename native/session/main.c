@@ -23,7 +23,10 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <tp_openssl.h>
+#include <tp_secure.h>
 #include <tp_segment.h>
+#include <tpg_schema.h>
 #include <unistd.h>
 
 static struct tpw_session *the_session; /* for the two functions below, which the link calls without an argument */
@@ -63,9 +66,14 @@ static bool more_control(const struct tpw_session *s) {
 }
 
 /* Initialises the driver ahead of the client. Failure is told, and met again by the client's cuInit. */
-static void warm_up(struct tpw_session *s) {
+static void warm_up(struct tpw_session *s, bool secrets) {
     size_t free_bytes = 0, total = 0;
     CUcontext context = NULL;
+    char why[200];
+    if (secrets && !tp_openssl_open("A worker with secrets", "", why, sizeof why)) {
+        control_send(s, TPW_FAILED, 0, 0, why);
+        return;
+    }
     int32_t error = tpw_start_driver(s);
     if (!error && s->device_count == 0) {
         error = CUDA_ERROR_NO_DEVICE;
@@ -173,9 +181,46 @@ static void start_watch(void *(*watch)(void *), void *what) {
     pthread_detach(thread);
 }
 
-static bool adopt_connection(struct tpw_session *s, int fd) {
+/* Of a client with a secret: the supervisor has put the key of this connection into the secret's place, and a one behind it. False: the
+ * client was told that it cannot be. */
+static bool secure(struct tpw_packet *packet, int fd, struct tp_secure **out) {
+    unsigned char *key = packet->body.greeting + offsetof(struct tp_greeting, secret);
+    *out = NULL;
+    if (!key[TP_PSK_SIZE]) {
+        return true;
+    }
+    struct tp_welcome welcome = {.magic = TP_MAGIC,
+                                 .version = TP_PROTOCOL,
+                                 .status = TP_ACCEPTED,
+                                 .session_id = packet->session,
+                                 .session_key = packet->key,
+                                 .data_connections = TP_DATA_CONNECTIONS,
+                                 .release = TP_RELEASE};
+    memcpy(welcome.schema, tpg_schema_hash, sizeof welcome.schema);
+    *out = tp_secure_server(fd, key, &welcome, welcome.sentence, sizeof welcome.sentence);
+    memset(key, 0, TP_PSK_SIZE + 1);
+    if (*out) {
+        return true;
+    }
+    unsigned char hello[TP_HELLO_MAX];
+    tp_log(TP_ERROR, "a client with a secret cannot be served: %s", welcome.sentence);
+    welcome.status = TP_NO_SESSION;
+    welcome.session_id = welcome.session_key = welcome.data_connections = 0;
+    /* What was not read would take the answer with it when the socket is closed. */
+    if (recv(fd, hello, sizeof hello, MSG_DONTWAIT) > 0) {
+        tp_net_send_all(fd, &welcome, sizeof welcome, 0);
+    }
+    close(fd);
+    return false;
+}
+
+static bool adopt_connection(struct tpw_session *s, struct tpw_packet *packet, int fd) {
+    struct tp_secure *tls;
     s->segment = NULL;
-    if (tpw_link_open(&s->link, fd, staging_allocate, staging_release) != TP_OK) {
+    if (!secure(packet, fd, &tls)) {
+        return false;
+    }
+    if (tpw_link_open(&s->link, fd, tls, staging_allocate, staging_release) != TP_OK) {
         tp_log(TP_ERROR, "no memory for a connection");
         return false;
     }
@@ -209,7 +254,7 @@ static bool adopt_slot(struct tpw_session *s, uint32_t slot, uint32_t first, uin
     return true;
 }
 
-static void adopt(struct tpw_session *s, const struct tpw_packet *packet, int fd) {
+static void adopt(struct tpw_session *s, struct tpw_packet *packet, int fd) {
     char name[33] = "";
     const uint32_t slot = packet->argument;
     const uint64_t place = packet->value;
@@ -230,7 +275,8 @@ static void adopt(struct tpw_session *s, const struct tpw_packet *packet, int fd
         s->exit_code = 1;
         return;
     }
-    if (fd >= 0 ? !adopt_connection(s, fd) : !adopt_slot(s, slot - 1, (uint32_t)(place >> 32), (uint32_t)place)) {
+    if (fd >= 0 ? !adopt_connection(s, packet, fd)
+                : !adopt_slot(s, slot - 1, (uint32_t)(place >> 32), (uint32_t)place)) {
         s->ended = true;
         s->exit_code = 1;
         return;
@@ -275,11 +321,12 @@ static void look_at_control(struct tpw_session *s) {
         if (packet.type == TPW_ADOPT) {
             adopt(s, &packet, fd);
         } else if (packet.type == TPW_DATA && fd >= 0 && s->link) {
-            if (tpw_link_add_data(s->link, packet.argument, fd) != TP_OK) {
+            struct tp_secure *tls;
+            if (secure(&packet, fd, &tls) && tpw_link_add_data(s->link, packet.argument, fd, tls) != TP_OK) {
                 tp_log(TP_ERROR, "data connection %u could not be used", packet.argument);
             }
         } else if (packet.type == TPW_WARM) {
-            warm_up(s);
+            warm_up(s, packet.argument);
         } else if (packet.type >= TPW_SHARED && packet.type <= TPW_LISTED) {
             tpw_control_told(s, &packet, fd);
         } else if (fd >= 0) {
@@ -291,6 +338,9 @@ TP_REGISTER(tpw_control, look_at_control);
 
 static void *map_quota(int fd) {
     void *page = fd >= 0 ? mmap(NULL, TP_QUOTA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
+    if (fd >= 0) {
+        close(fd);
+    }
     return page == MAP_FAILED ? NULL : page;
 }
 
@@ -302,13 +352,17 @@ static bool options(struct tpw_session *s, int count, char **words) {
                                           {"segment-size", required_argument, 0, 'z'},
                                           {"owners-fd", required_argument, 0, 'o'},
                                           {"driver", required_argument, 0, 'd'},
+                                          {"kernel-timeout", required_argument, 0, 't'},
                                           {"nvml", required_argument, 0, 'n'},
                                           {"simulated", no_argument, 0, 'g'},
                                           {"jail", no_argument, 0, 'j'},
-                                          {"confine", no_argument, 0, 'k'},
+                                          {"confine", required_argument, 0, 'k'},
+                                          {"calls", required_argument, 0, 'a'},
+                                          {"layers", no_argument, 0, 'y'},
                                           {0, 0, 0, 0}};
     struct tpw_main *process = s->process;
     int quota = -1, segment = -1, owners = -1, letter;
+    bool probe = false;
     uint64_t segment_size = 0;
     s->control = -1;
     while ((letter = getopt_long(count, words, "", known, NULL)) != -1) {
@@ -334,6 +388,9 @@ static bool options(struct tpw_session *s, int count, char **words) {
         case 'd':
             s->driver_path = strdup(optarg);
             break;
+        case 't':
+            s->kernel_timeout = strtoull(optarg, NULL, 10);
+            break;
         case 'n':
             s->nvml_path = strdup(optarg);
             break;
@@ -341,14 +398,29 @@ static bool options(struct tpw_session *s, int count, char **words) {
             s->simulated = true;
             break;
         case 'j':
-            process->jail = true;
+            process->jail.basic = true;
             break;
         case 'k':
-            process->confine = true;
+            if (!tpw_jail_parse(optarg, &process->jail.layers)) {
+                tp_log(TP_ERROR, "a layer of --confine %s is unknown", optarg);
+                return false;
+            }
+            break;
+        case 'a':
+            process->jail.calls = strdup(optarg);
+            break;
+        case 'y':
+            probe = true;
             break;
         default:
             return false;
         }
+    }
+    if (probe) {
+        process->jail.driver = s->driver_path;
+        process->jail.nvml = s->nvml_path;
+        tpw_jail_probe(&process->jail);
+        exit(0);
     }
     s->quota = map_quota(quota);
     if (s->control < 0 || !s->driver_path || s->row >= TP_QUOTA_ROWS || (quota >= 0 && !s->quota)) {
@@ -380,21 +452,32 @@ int main(int count, char **words) {
     if (!options(s, count, words) || tpw_callbacks_open(s)) {
         return 2;
     }
-    if (!tpw_bounds_begin(process.jail) || (process.confine && !tpw_confine(s->driver_path, s->nvml_path))) {
+    process.jail.driver = s->driver_path;
+    process.jail.nvml = s->nvml_path;
+    if (!tpw_jail_enter(&process.jail)) {
+        tp_log(TP_ERROR, "the session cannot be confined: %s", process.jail.why);
         return 1;
     }
-    if (!tpw_print_open()) {
-        tp_log(TP_ERROR, "there is no memory for what kernels print: %s", strerror(errno));
-        return 1;
+    if (process.jail.layers >> TPW_MOUNT & 1 || process.jail.layers >> TPW_LANDLOCK & 1) {
+        tpw_images_through_supervisor(s);
     }
-    s->events = epoll_create1(EPOLL_CLOEXEC);
+    s->driver_path = process.jail.driver;
+    s->nvml_path = process.jail.nvml;
+    s->events = epoll_create1(EPOLL_CLOEXEC); /* the first call in the jail: tools/record_syscalls.py begins here */
     struct epoll_event wanted = {.events = EPOLLIN};
     if (s->events < 0 || epoll_ctl(s->events, EPOLL_CTL_ADD, s->control, &wanted) ||
         epoll_ctl(s->events, EPOLL_CTL_ADD, tpw_callbacks_fd(s), &wanted)) {
         tp_log(TP_ERROR, "epoll: %s", strerror(errno));
         return 1;
     }
+    if (!tpw_print_open()) {
+        tp_log(TP_ERROR, "there is no memory for what kernels print: %s", strerror(errno));
+        return 1;
+    }
     tpw_execute(s);
+    if (s->link) {
+        tpw_link_await_reason(s->link);
+    }
     tpw_images_close();
     control_send(s, TPW_GONE, 0, s->frames, NULL);
     tp_log(TP_INFO, "the client has gone after %llu frames", (unsigned long long)s->frames);

@@ -30,9 +30,7 @@ int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const str
             tp_log(TP_ERROR, "the driver does not describe device %d: error %d", i, error);
         }
     }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     out->driver_version = version < TABLE_VERSION ? version : TABLE_VERSION;
     out->devices = descriptions;
     out->devices_size = (size_t)s->device_count * sizeof *descriptions;

@@ -7,7 +7,7 @@
 // the arguments of every exported function, module images included, are hostile: they come from a remote client by
 // way of the session, which this library must catch out when it passes on something that it should have refused.
 //
-// Environment: TF_SIM_DEVICES (1 to 8, default 1), TF_SIM_PEERS=none (no device reaches another's memory),
+// Environment: TF_SIM_DEVICES (1 to 8, default 1), of which CUDA_VISIBLE_DEVICES may name some, by number, TF_SIM_PEERS=none (no device reaches another's memory),
 // TF_SIM_NVLINKS (of each device, 0 to 18), TF_SIM_MEMORY_MB (of each device; default what an H200 has; a context takes 527 MiB of it),
 // TF_SIM_UNKNOWN_KERNELS=skip (see sim_launch.c), TF_SIM_FAULTS (see sim_faults.c), TF_SIM_DEAD_HANDLES=abort (a handle
 // of nothing ends the process, as it may in a driver that follows it; for fuzzing), TF_SIM_QUEUES (1 to 32, which the
@@ -50,6 +50,7 @@ typedef enum {
     SIM_CONTEXT = 1,
     SIM_STREAM,
     SIM_EVENT,
+    SIM_EVENT_GONE, // its context has ended
     SIM_MODULE,
     SIM_LIBRARY,
     SIM_FUNCTION,
@@ -216,7 +217,8 @@ typedef struct {
         struct {
             uint64_t address, size;
             int device;
-        } memory;               // of a graph
+            bool holds; // of a graph, outside one: the addresses stay until it has run
+        } memory;
         sim_program_t *program; // holds a reference
     } u;
 } sim_op_t;
@@ -313,6 +315,7 @@ typedef struct {
 
 typedef struct {
     atomic_int error; // sticky CUresult: once set, every later call in any context of the device returns it
+    int board;        // its number in the machine; that of CUDA is its place in sim.devices
     char pci[32];
     CUuuid uuid;
     uint64_t total, used;
@@ -404,7 +407,8 @@ typedef struct {
     pthread_mutex_t lock;
     pthread_rwlock_t map_lock;
     atomic_bool initialised;
-    int ndevices;
+    int ndevices;         // that CUDA shows: the first of the array
+    int nboards;          // with those that CUDA_VISIBLE_DEVICES hides, which NVML shows
     bool no_peers;        // TF_SIM_PEERS=none
     unsigned nvlinks;     // TF_SIM_NVLINKS: of each device, to switches
     unsigned long queues; // of each context, TF_SIM_QUEUES; 0: each stream has its own
@@ -468,7 +472,7 @@ CUresult sim_lend(CUstream stream, sim_context_t **context);
 
 bool sim_forked(void);
 CUresult sim_setup(void); // the devices, once; cuInit and nvmlInit both need them
-static inline int sim_pci_bus(int device) { return 0x06 + 0x10 * device; }
+static inline int sim_pci_bus(int device) { return 0x06 + 0x10 * sim.devices[device].board; }
 bool sim_handle_add(void *object, sim_kind_t kind);         // under sim.lock; false: out of host memory
 void sim_handle_remove(void *object);                       // under sim.lock
 bool sim_handle_known(const void *object, sim_kind_t kind); // of modules, which a driver tells and does not follow
@@ -608,6 +612,8 @@ void sim_event_release(sim_event_t *event);                               // und
 // The event's last record is this place of the stream from now on. Under sim.lock.
 void sim_event_place(sim_event_t *event, sim_stream_t *stream, uint64_t seq);
 sim_event_t *sim_event_of(CUevent handle); // under sim.lock; NULL if it is none
+CUresult sim_event_none(CUevent handle);   // under sim.lock; why it is none
+void sim_event_orphan(sim_event_t *event); // under sim.lock; its context ends
 // What the calling thread does behind an operation; one that waits and is not asynchronous has no place in a capture.
 typedef enum { SIM_GO_ON, SIM_WAIT, SIM_WAIT_OR_CAPTURE } sim_wait_t;
 // The write or wait of a word that an entry of a batch is; false for a barrier.
@@ -656,15 +662,15 @@ const sim_body_t *sim_body_find(const char *name);
 bool sim_body_fits(const sim_body_t *body, const sim_entry_t *entry);
 CUresult sim_body_run(sim_context_t *context, const sim_launch_t *launch);
 
+// What api/errors.json says that a driver calls its errors (generated); NULL for those that it does not have
+const char *tpg_cuda_error_name(int error);
+const char *tpg_cuda_error_text(int error);
+const char *tpg_nvml_error_name(int error);
+const char *tpg_nvml_error_text(int error);
+
 // sim_facts.c: what an H200 answers
 extern const int sim_attributes_h200[148];
 extern const size_t sim_limits_h200[CU_LIMIT_MAX];
-typedef struct {
-    int code;
-    const char *name, *text;
-} sim_error_t;
-extern const sim_error_t sim_errors[];
-extern const size_t sim_errors_count;
 #define SIM_H200_MEMORY 150109880320ull
 #define SIM_NVML_RESERVED (150754820096ull - SIM_H200_MEMORY) // NVML's total is larger than cuDeviceTotalMem by this
 

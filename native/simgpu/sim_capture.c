@@ -143,6 +143,16 @@ CUresult sim_capture_bars(sim_context_t *context, CUstream handle) {
     return result;
 }
 
+CUresult sim_capture_implicit(sim_context_t *context, CUstream handle) {
+    sim_stream_t *stream;
+    pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_stream_resolve(context, handle, &stream);
+    if (result == CUDA_SUCCESS && captures)
+        result = legacy_conflict(stream);
+    pthread_mutex_unlock(&sim.lock);
+    return result;
+}
+
 void sim_capture_fails(sim_stream_t *stream, CUresult why) {
     if (stream->capture)
         invalidate(stream->capture, why);
@@ -349,8 +359,8 @@ CUresult sim_capture_wait(sim_stream_t *stream, sim_event_t *event, bool *taken)
         return CUDA_ERROR_STREAM_CAPTURE_MERGE;
     }
     if (stream == stream->context->legacy) {
-        invalidate(from, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-        return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        invalidate(from, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+        return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
     }
     return join(stream, from, &event->front);
 }
@@ -379,7 +389,7 @@ static CUresult begin(sim_context_t *context, CUstream handle, CUgraph into, con
     if (result == CUDA_SUCCESS && to_graph && (!graph || graph->capture))
         result = CUDA_ERROR_INVALID_VALUE;
     if (result == CUDA_SUCCESS && stream == stream->context->legacy)
-        result = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        result = legacy_conflict(stream) ? CUDA_ERROR_STREAM_CAPTURE_IMPLICIT : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     if (result == CUDA_SUCCESS && stream->capture)
         result = CUDA_ERROR_ILLEGAL_STATE;
     for (size_t i = 0; result == CUDA_SUCCESS && i < count; i++) {

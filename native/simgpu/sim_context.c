@@ -61,6 +61,21 @@ CUresult sim_context_start(sim_context_t *context, int device, unsigned flags, u
     return CUDA_SUCCESS;
 }
 
+// A driver waits for what is queued (580.159.04, measured with a host function and a kernel behind it). What never ends is
+// cut off here, so that whoever tests with it comes back.
+static void let_end(const sim_context_t *context) {
+    const uint64_t until = sim_now_ns() + 1000000000ull;
+    for (bool busy = true; busy && sim_now_ns() < until;) {
+        busy = false;
+        for (const sim_stream_t *stream = context->streams; stream; stream = stream->next)
+            busy = busy || stream->done != stream->enqueued;
+        pthread_mutex_unlock(&sim.lock);
+        if (busy)
+            nanosleep(&(struct timespec){0, 100000}, NULL);
+        pthread_mutex_lock(&sim.lock);
+    }
+}
+
 void sim_context_stop(sim_context_t *context) {
     for (sim_context_t *other = sim.contexts; other; other = other->next)
         if (other->base == context)
@@ -71,6 +86,7 @@ void sim_context_stop(sim_context_t *context) {
         return;
     }
     context->active = false;
+    let_end(context);
     atomic_store(&context->killed, true);
     sim_context_drain(context);
     while (context->events) {
@@ -79,8 +95,7 @@ void sim_context_stop(sim_context_t *context) {
         if (event->next)
             event->next->link = &context->events;
         event->link = NULL;
-        sim_handle_remove(event);
-        sim_event_release(event);
+        sim_event_orphan(event);
     }
     while (context->streams)
         sim_stream_unlink(context->streams);
@@ -97,6 +112,7 @@ void sim_context_stop(sim_context_t *context) {
     sim.devices[context->device].used -= SIM_CONTEXT_BYTES;
     pthread_rwlock_unlock(&sim.map_lock);
     pthread_mutex_unlock(&sim.lock);
+    sim_print_show();
 }
 
 static sim_context_t *checked(CUcontext handle) { // under sim.lock
@@ -189,6 +205,13 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
 static CUresult primary_reset(CUdevice dev) {
     if (!sim_device_ok(dev))
         return CUDA_ERROR_INVALID_DEVICE;
+    bool green = false; // one lives (580.159.04, measured)
+    pthread_mutex_lock(&sim.lock);
+    for (const sim_context_t *other = sim.contexts; other; other = other->next)
+        green = green || (other->base == &sim.devices[dev].primary && other->active);
+    pthread_mutex_unlock(&sim.lock);
+    if (green)
+        return CUDA_ERROR_NOT_PERMITTED;
     sim_context_stop(&sim.devices[dev].primary); // who retained it has still to release it
     return CUDA_SUCCESS;
 }

@@ -177,6 +177,13 @@ CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr dstDevice, const void *srcHost, size_t
 
 CUresult cuMemcpyDtoH_v2(void *dstHost, CUdeviceptr srcDevice, size_t ByteCount) {
     SIM_ENTER_CONTEXT(context);
+    pthread_rwlock_rdlock(&sim.map_lock);
+    const sim_range_t *range = sim_map_find(host(dstHost));
+    const bool read_only =
+        range && range->kind == SIM_RANGE_REGISTERED && (range->flags & CU_MEMHOSTREGISTER_READ_ONLY);
+    pthread_rwlock_unlock(&sim.map_lock);
+    if (ByteCount && read_only) // 580.159.04, asked
+        return CUDA_ERROR_INVALID_VALUE;
     return copy1d(context, NULL, host(dstHost), SIM_PLACE_HOST, srcDevice, SIM_PLACE_DEVICE, ByteCount, false);
 }
 

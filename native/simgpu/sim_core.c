@@ -199,6 +199,40 @@ static uint64_t environment_number(const char *name, uint64_t fallback, uint64_t
     return value;
 }
 
+static int board_named(const char *entry, size_t size) {
+    char text[16] = "", *end;
+    if (size == 0 || size >= sizeof text || *entry < '0' || *entry > '9')
+        return -1;
+    memcpy(text, entry, size);
+    long board = strtol(text, &end, 10);
+    return *end || board >= sim.nboards ? -1 : (int)board;
+}
+
+// CUDA's devices come first in the array, in the order of the list, which ends at the first entry that names none; one that is
+// named twice empties it. The others are NVML's alone. Entries are numbers here, not UUIDs.
+static void choose_boards(const char *visible) {
+    bool shown[SIM_MAX_DEVICES] = {0};
+    while (visible && *visible) {
+        size_t size = strcspn(visible, ",");
+        int board = board_named(visible, size);
+        if (board >= 0 && shown[board]) {
+            memset(shown, 0, sizeof shown);
+            sim.ndevices = 0;
+            break;
+        }
+        if (board < 0)
+            break;
+        shown[board] = true;
+        sim.devices[sim.ndevices++].board = board;
+        visible += size + (visible[size] == ',');
+    }
+    for (int board = 0, place = sim.ndevices; board < sim.nboards; board++)
+        if (!shown[board])
+            sim.devices[place++].board = board;
+    if (!visible)
+        sim.ndevices = sim.nboards;
+}
+
 void *sim_exported(const char *name) {
     // By a handle of this very library, whose symbols need not be in the global scope. It is never closed, and nothing
     // may unload the library: its threads and thread-exit functions would lose their code.
@@ -232,7 +266,8 @@ CUresult sim_setup(void) {
         result = CUDA_ERROR_OPERATING_SYSTEM;
         goto out;
     }
-    sim.ndevices = (int)environment_number("TF_SIM_DEVICES", 1, SIM_MAX_DEVICES);
+    sim.nboards = (int)environment_number("TF_SIM_DEVICES", 1, SIM_MAX_DEVICES);
+    choose_boards(getenv("CUDA_VISIBLE_DEVICES"));
     const char *peers = getenv("TF_SIM_PEERS");
     sim.no_peers = peers && !strcmp(peers, "none");
     sim.nvlinks = (unsigned)environment_number("TF_SIM_NVLINKS", 0, 18);
@@ -240,7 +275,7 @@ CUresult sim_setup(void) {
     uint64_t total = environment_number("TF_SIM_MEMORY_MB", SIM_H200_MEMORY >> 20, 1u << 20) << 20;
     if (total == SIM_H200_MEMORY >> 20 << 20)
         total = SIM_H200_MEMORY; // not a whole number of MiB
-    for (int i = 0; i < sim.ndevices && result == CUDA_SUCCESS; i++) {
+    for (int i = 0; i < sim.nboards && result == CUDA_SUCCESS; i++) {
         sim_device_t *device = &sim.devices[i];
         snprintf(device->pci, sizeof device->pci, "0000:%02X:00.0", sim_pci_bus(i));
         // Recognisable, and different for each device: ASCII "SIMGPU", the model, and the ordinal in the last byte. No byte is 0,
@@ -248,7 +283,7 @@ CUresult sim_setup(void) {
         static const unsigned char base[] = "SIMGPUNV\xb2"
                                             "00----";
         memcpy(device->uuid.bytes, base, 15);
-        device->uuid.bytes[15] = (char)(i + 1);
+        device->uuid.bytes[15] = (char)(device->board + 1);
         device->total = total;
         device->backing_fd = -1;
         device->primary.device = i;

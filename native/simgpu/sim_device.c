@@ -269,27 +269,18 @@ CUresult cuDeviceGetP2PAtomicCapabilities(unsigned int *capabilities, const CUat
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 
-static const sim_error_t *find_error(CUresult error) {
-    for (size_t i = 0; i < sim_errors_count; i++)
-        if (sim_errors[i].code == (int)error)
-            return &sim_errors[i];
-    return NULL;
-}
-
 CUresult cuGetErrorName(CUresult error, const char **pStr) {
     if (!pStr)
         return CUDA_ERROR_INVALID_VALUE;
-    const sim_error_t *found = find_error(error);
-    *pStr = found ? found->name : NULL;
-    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    *pStr = tpg_cuda_error_name((int)error);
+    return *pStr ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 CUresult cuGetErrorString(CUresult error, const char **pStr) {
     if (!pStr)
         return CUDA_ERROR_INVALID_VALUE;
-    const sim_error_t *found = find_error(error);
-    *pStr = found ? found->text : NULL;
-    return found ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    *pStr = tpg_cuda_error_text((int)error);
+    return *pStr ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 // Which entry point a name means for a version and a kind of default stream, as the real driver answered (api/procaddress.json).

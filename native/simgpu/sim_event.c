@@ -10,6 +10,26 @@ sim_event_t *sim_event_of(CUevent handle) {
     return sim_handle_is(handle, SIM_EVENT) ? (sim_event_t *)(void *)handle : NULL;
 }
 
+// Whoever uses an event of a context that is gone is told so (580.159.04, measured), so nothing else gets its handle.
+CUresult sim_event_none(CUevent handle) {
+    return sim_handle_is(handle, SIM_EVENT_GONE) ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_ERROR_INVALID_HANDLE;
+}
+
+void sim_event_orphan(sim_event_t *event) {
+    sim_handle_remove(event);
+    if (!sim_handle_add(event, SIM_EVENT_GONE)) {
+        sim_event_release(event);
+        return;
+    }
+    if (event->refs > 1) // somebody waits for it
+        return;
+    if (event->stream)
+        sim_stream_release(event->stream);
+    event->stream = NULL;
+    sim_capture_event_drop(event);
+    sim_ipc_event_end(event);
+}
+
 void sim_event_place(sim_event_t *event, sim_stream_t *stream, uint64_t seq) {
     if (event->stream)
         sim_stream_release(event->stream);
@@ -62,8 +82,8 @@ CUresult cuEventCreate(CUevent *phEvent, unsigned int Flags) {
 CUresult cuEventDestroy_v2(CUevent hEvent) {
     SIM_ENTER_WITHOUT(context);
     (void)context;
-    CUresult result = CUDA_ERROR_INVALID_HANDLE;
     pthread_mutex_lock(&sim.lock);
+    CUresult result = sim_event_none(hEvent);
     sim_event_t *event = sim_event_of(hEvent);
     if (event) {
         sim_handle_remove(event);
@@ -78,15 +98,15 @@ CUresult cuEventDestroy_v2(CUevent hEvent) {
 }
 
 static CUresult record(sim_context_t *context, CUevent handle, CUstream stream_handle, unsigned flags) {
-    if (flags & ~1u)
-        return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
     uint64_t seq;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, stream_handle, &stream);
     sim_event_t *event = sim_event_of(handle);
     if (result == CUDA_SUCCESS && (!event || event->context != sim_home(stream->context)))
-        result = CUDA_ERROR_INVALID_HANDLE;
+        result = sim_event_none(handle);
+    if (result == CUDA_SUCCESS && (flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL))
+        result = CUDA_ERROR_INVALID_VALUE;
     bool taken = false;
     if (result == CUDA_SUCCESS && flags) {
         sim_op_t op = {.kind = SIM_OP_RECORD_NODE, .u.event_handle = handle};
@@ -122,7 +142,7 @@ CUresult cuEventQuery(CUevent hEvent) {
     (void)context;
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = sim_event_of(hEvent);
-    CUresult result = event ? sim_capture_touch_event(event) : CUDA_ERROR_INVALID_HANDLE;
+    CUresult result = event ? sim_capture_touch_event(event) : sim_event_none(hEvent);
     if (result == CUDA_SUCCESS)
         result = sim_context_error(event->context);
     if (result == CUDA_SUCCESS &&
@@ -137,7 +157,7 @@ CUresult cuEventSynchronize(CUevent hEvent) {
     (void)context;
     pthread_mutex_lock(&sim.lock);
     sim_event_t *event = sim_event_of(hEvent);
-    CUresult result = event ? sim_capture_touch_event(event) : CUDA_ERROR_INVALID_HANDLE;
+    CUresult result = event ? sim_capture_touch_event(event) : sim_event_none(hEvent);
     if (result == CUDA_SUCCESS) {
         sim_context_t *owner = event->context;
         if (event->page) { // nobody wakes anybody: it is looked at without the lock
@@ -170,8 +190,10 @@ CUresult cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEn
     sim_event_t *events[2] = {sim_event_of(hStart), sim_event_of(hEnd)};
     for (int i = 0; i < 2 && result == CUDA_SUCCESS; i++) {
         const sim_event_t *event = events[i];
-        if (!event || !event->stream || (event->flags & CU_EVENT_DISABLE_TIMING))
-            result = CUDA_ERROR_INVALID_HANDLE;
+        if (event && event->capture && !event->capture->ended) // which lives on (580.159.04, asked)
+            result = CUDA_ERROR_CAPTURED_EVENT;
+        else if (!event || !event->stream || (event->flags & CU_EVENT_DISABLE_TIMING))
+            result = sim_event_none(i ? hEnd : hStart);
     }
     if (result == CUDA_SUCCESS && events[0]->context != events[1]->context)
         result = CUDA_ERROR_INVALID_HANDLE;

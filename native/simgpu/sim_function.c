@@ -52,8 +52,9 @@ CUresult sim_attribute_set(int *attributes, CUfunction_attribute attribute, int 
             return CUDA_ERROR_INVALID_VALUE;
         break;
     case CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED:
-        if (value < 0 || value > 1)
+        if (value < 0)
             return CUDA_ERROR_INVALID_VALUE;
+        value = value != 0; // any other is taken, and told as no such (580.159.04, asked)
         break;
     case CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE:
         if (value < 0 || value > 2)

@@ -118,6 +118,8 @@ CUresult sim_capture_forbids(void); // the same under it
 // Such an operation cannot be part of a graph: the capture that the stream is in ends with CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED. Any
 // other answer is about the stream; takes sim.lock.
 CUresult sim_capture_bars(sim_context_t *context, CUstream handle);
+// Of the legacy stream beside a blocking one that captures: it ends that capture; takes sim.lock.
+CUresult sim_capture_implicit(sim_context_t *context, CUstream handle);
 void sim_capture_fails(sim_stream_t *stream, CUresult why); // the capture that the stream is in, if any
 #define SIM_UNSAFE()                                                                                                   \
     do {                                                                                                               \
@@ -190,7 +192,8 @@ bool sim_graph_program_has_memory(const sim_program_t *program);
 CUresult sim_graph_memory_launch(const sim_program_t *program, bool frees_first);
 // One executable graph at a time has the memory of a graph.
 CUresult sim_graph_memory_instantiate(const sim_program_t *program, bool begins);
-bool sim_graph_memory_free(uint64_t address); // false: it is none of a graph, or nothing is allocated there
+// The operation that frees it; false: it is none of a graph, or nothing is allocated there.
+bool sim_graph_memory_free(uint64_t address, sim_op_t *op);
 void sim_graph_memory_run(const sim_op_t *op);
 // A copy or set outside graphs of memory of one in which nothing is allocated.
 bool sim_graph_memory_missing(const sim_op_t *op);

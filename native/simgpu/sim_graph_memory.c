@@ -50,7 +50,8 @@ static bool hold(uint64_t address) {
 bool sim_graph_op_copied(const sim_op_t *op) { return op->kind != SIM_OP_GRAPH_ALLOC || hold(op->u.memory.address); }
 
 void sim_graph_op_discarded(sim_op_t *op) {
-    if (op->kind == SIM_OP_GRAPH_ALLOC && op->u.memory.address) {
+    if ((op->kind == SIM_OP_GRAPH_ALLOC || (op->kind == SIM_OP_GRAPH_FREE && op->u.memory.holds)) &&
+        op->u.memory.address) {
         drop(op->u.memory.address);
         op->u.memory.address = 0;
     }
@@ -286,15 +287,17 @@ CUresult sim_graph_memory_instantiate(const sim_program_t *program, bool begins)
     return result;
 }
 
-// What a stream, or cuMemFree, does with memory of a graph.
-bool sim_graph_memory_free(uint64_t address) {
+// What a stream, or cuMemFree, does with memory of a graph: it is gone for whoever asks from now on, but stays for what
+// is queued before the operation, even if no graph has it any more.
+bool sim_graph_memory_free(uint64_t address, sim_op_t *op) {
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = range_of(address);
     bool is = range && live(range);
-    if (is)
+    if (is) {
         leave(range);
-    if (is && !range->graph.holders)
-        sim_range_release(range);
+        range->graph.holders++;
+        *op = (sim_op_t){.kind = SIM_OP_GRAPH_FREE, .u.memory = {.address = address, .holds = true}};
+    }
     pthread_rwlock_unlock(&sim.map_lock);
     return is;
 }

@@ -133,10 +133,12 @@ CUresult cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAM
     if (node && nodeParams && node->type == CU_GRAPH_NODE_TYPE_KERNEL) {
         sim_op_follow(&node->op, node->context);
         const sim_entry_t *entry = node->op.u.launch.entry;
+        // Of a function that has ended the driver still tells the node (580.159.04, measured); its parameters are not known here.
+        const unsigned count = sim_handle_is(node->op.u.launch.request.func, SIM_FUNCTION) ? entry->nparams : 0;
         bool buffer = node->params.kernel.extra != NULL; // told in the form in which it was given
-        void **values = calloc(entry->nparams + BUFFER_WORDS, sizeof *values);
+        void **values = calloc(count + BUFFER_WORDS, sizeof *values);
         result = values ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-        for (unsigned i = 0; values && !buffer && i < entry->nparams; i++)
+        for (unsigned i = 0; values && !buffer && i < count; i++)
             values[i] = node->op.u.launch.params + entry->params[i].offset;
         if (values && buffer) {
             void *words[BUFFER_WORDS] = {CU_LAUNCH_PARAM_BUFFER_POINTER, node->op.u.launch.params,

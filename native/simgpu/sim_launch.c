@@ -32,8 +32,8 @@ static CUresult check_shape(const request_t *r, const int *attributes) {
     uint64_t threads = (uint64_t)r->block[0] * r->block[1] * r->block[2];
     if (threads > 1024)
         return CUDA_ERROR_INVALID_VALUE;
-    if (threads > (unsigned)attributes[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK])
-        return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+    if (threads > (unsigned)attributes[CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK]) // 580.159.04, asked
+        return CUDA_ERROR_INVALID_VALUE;
     // Registers are given out to warps in units of 256.
     uint64_t warps = (threads + 31) / 32,
              per_warp = ((uint64_t)attributes[CU_FUNC_ATTRIBUTE_NUM_REGS] * 32 + 255) & ~255ull;
@@ -93,22 +93,21 @@ static CUresult copy_params(const request_t *r, const sim_entry_t *entry, sim_la
         CUresult result = read_extra(r->extra, &block, &size);
         if (result != CUDA_SUCCESS)
             return result;
-        if (size > SIM_MAX_PARAM_BYTES)
-            return CUDA_ERROR_INVALID_VALUE;
+        if (!size || size > needed) // 580.159.04, asked
+            return size ? CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES : CUDA_ERROR_INVALID_VALUE;
     } else {
         for (unsigned i = 0; i < entry->nparams; i++)
             if (!r->params[i])
                 return CUDA_ERROR_INVALID_VALUE;
     }
-    size_t room = size > needed ? size : needed;
-    if (room > sizeof launch->inline_params) {
-        launch->params = malloc(room);
+    if (needed > sizeof launch->inline_params) {
+        launch->params = malloc(needed);
         if (!launch->params)
             return CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (block) {
         memcpy(launch->params, block, size);
-        memset(launch->params + size, 0, room - size); // what a short buffer leaves out: NCCL's kernels do not read it
+        memset(launch->params + size, 0, needed - size); // what a short buffer leaves out
     } else {
         for (unsigned i = 0; i < entry->nparams; i++)
             memcpy(launch->params + entry->params[i].offset, r->params[i], entry->params[i].size);

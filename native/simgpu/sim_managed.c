@@ -83,9 +83,10 @@ static sim_range_t *find(uint64_t address, uint64_t bytes) {
 
 CUresult cuStreamAttachMemAsync(CUstream stream, CUdeviceptr dptr, size_t length, unsigned int flags) {
     SIM_ENTER_STREAM(context, stream);
-    (void)context;
-    if (stream && !sim_is(stream, SIM_STREAM))
-        return CUDA_ERROR_INVALID_HANDLE;
+    SIM_UNSAFE();
+    const CUresult barred = sim_capture_bars(context, stream);
+    if (barred != CUDA_SUCCESS)
+        return barred;
     bool legacy = !stream || stream == CU_STREAM_LEGACY;
     if ((flags != CU_MEM_ATTACH_GLOBAL && flags != CU_MEM_ATTACH_HOST && flags != CU_MEM_ATTACH_SINGLE) ||
         (flags == CU_MEM_ATTACH_SINGLE && legacy))

@@ -75,9 +75,10 @@ static CUresult release(uint64_t address, sim_range_kind_t kind) {
     if (owner->active)
         sim_context_drain(owner);
     pthread_mutex_unlock(&sim.lock);
-    if (sim_graph_memory_free(address)) {
-        const sim_op_t op = {.kind = SIM_OP_GRAPH_FREE, .u.memory.address = address};
-        sim_graph_memory_run(&op);
+    sim_op_t of_graph;
+    if (sim_graph_memory_free(address, &of_graph)) {
+        sim_graph_memory_run(&of_graph);
+        sim_op_discard(&of_graph);
         return CUDA_SUCCESS;
     }
     pthread_rwlock_wrlock(&sim.map_lock);

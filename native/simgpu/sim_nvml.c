@@ -37,7 +37,7 @@ nvmlReturn_t nvmlShutdown(void) {
 nvmlReturn_t sim_nvml_enter(nvmlDevice_t device, int *index) {
     if (atomic_load(&initialised) == 0)
         return NVML_ERROR_UNINITIALIZED;
-    for (int i = 0; i < sim.ndevices; i++) {
+    for (int i = 0; i < sim.nboards; i++) {
         if ((void *)device != (void *)&sim.devices[i])
             continue;
         *index = i;
@@ -97,36 +97,8 @@ nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char *name, unsigned int
 }
 
 const char *nvmlErrorString(nvmlReturn_t result) {
-    switch (result) {
-    case NVML_SUCCESS:
-        return "Success";
-    case NVML_ERROR_UNINITIALIZED:
-        return "Uninitialized";
-    case NVML_ERROR_INVALID_ARGUMENT:
-        return "Invalid Argument";
-    case NVML_ERROR_NOT_SUPPORTED:
-        return "Not Supported";
-    case NVML_ERROR_NO_PERMISSION:
-        return "Insufficient Permissions";
-    case NVML_ERROR_NOT_FOUND:
-        return "Not Found";
-    case NVML_ERROR_INSUFFICIENT_SIZE:
-        return "Insufficient Size";
-    case NVML_ERROR_DRIVER_NOT_LOADED:
-        return "Driver Not Loaded";
-    case NVML_ERROR_TIMEOUT:
-        return "Timeout";
-    case NVML_ERROR_LIBRARY_NOT_FOUND:
-        return "NVML Shared Library Not Found";
-    case NVML_ERROR_FUNCTION_NOT_FOUND:
-        return "Function Not Found";
-    case NVML_ERROR_GPU_IS_LOST:
-        return "GPU is lost";
-    case NVML_ERROR_ARGUMENT_VERSION_MISMATCH:
-        return "Argument version mismatch";
-    default:
-        return "Unknown Error";
-    }
+    const char *text = tpg_nvml_error_text((int)result);
+    return text ? text : "Unknown Error";
 }
 
 // ---- Handles -----------------------------------------------------------------------------------------------------
@@ -137,7 +109,7 @@ static nvmlReturn_t device_count(unsigned *count) {
         return result;
     if (!count)
         return NVML_ERROR_INVALID_ARGUMENT;
-    *count = (unsigned)sim.ndevices;
+    *count = (unsigned)sim.nboards;
     return NVML_SUCCESS;
 }
 
@@ -145,14 +117,17 @@ nvmlReturn_t nvmlDeviceGetCount(unsigned int *deviceCount) { return device_count
 
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *deviceCount) { return device_count(deviceCount); }
 
-static nvmlReturn_t by_index(unsigned index, nvmlDevice_t *device) {
-    nvmlReturn_t result = sim_nvml_started();
-    if (result != NVML_SUCCESS)
-        return result;
-    if (!device || index >= (unsigned)sim.ndevices)
-        return NVML_ERROR_INVALID_ARGUMENT;
-    *device = (nvmlDevice_t)(void *)&sim.devices[index];
+static nvmlReturn_t by_place(int place, nvmlDevice_t *device) {
+    *device = (nvmlDevice_t)(void *)&sim.devices[place];
     return NVML_SUCCESS;
+}
+
+static nvmlReturn_t by_index(unsigned index, nvmlDevice_t *device) {
+    SIM_NVML_STARTED();
+    for (int i = 0; device && i < sim.nboards; i++)
+        if ((unsigned)sim.devices[i].board == index)
+            return by_place(i, device);
+    return NVML_ERROR_INVALID_ARGUMENT;
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex(unsigned int index, nvmlDevice_t *device) { return by_index(index, device); }
@@ -171,11 +146,11 @@ nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
         return result;
     if (!uuid || !device)
         return NVML_ERROR_INVALID_ARGUMENT;
-    for (int i = 0; i < sim.ndevices; i++) {
+    for (int i = 0; i < sim.nboards; i++) {
         char text[48];
         uuid_text(i, text);
         if (!strcmp(text, uuid) || !strcmp(text + 4, uuid)) // with or without "GPU-" (580.159.04)
-            return by_index((unsigned)i, device);
+            return by_place(i, device);
     }
     return NVML_ERROR_NOT_FOUND;
 }
@@ -186,7 +161,7 @@ static void serial_text(int index, char text[16]) { snprintf(text, 16, "%013llu"
 nvmlReturn_t nvmlDeviceGetSerial(nvmlDevice_t device, char *serial, unsigned int length) {
     SIM_NVML_DEVICE(device, index, serial);
     char text[16];
-    serial_text(index, text);
+    serial_text(sim.devices[index].board, text);
     return sim_nvml_text(serial, length, text);
 }
 
@@ -194,11 +169,11 @@ nvmlReturn_t nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *devic
     SIM_NVML_STARTED();
     if (!serial || !device)
         return NVML_ERROR_INVALID_ARGUMENT;
-    for (int i = 0; i < sim.ndevices; i++) {
+    for (int i = 0; i < sim.nboards; i++) {
         char text[16];
-        serial_text(i, text);
+        serial_text(sim.devices[i].board, text);
         if (!strcmp(text, serial))
-            return by_index((unsigned)i, device);
+            return by_place(i, device);
     }
     return NVML_ERROR_NOT_FOUND;
 }
@@ -216,9 +191,9 @@ nvmlReturn_t nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *de
     }
     if (uuid->type != NVML_UUID_TYPE_BINARY)
         return NVML_ERROR_INVALID_ARGUMENT;
-    for (int i = 0; i < sim.ndevices; i++)
+    for (int i = 0; i < sim.nboards; i++)
         if (!memcmp(sim.devices[i].uuid.bytes, uuid->value.bytes, sizeof sim.devices[i].uuid.bytes))
-            return by_index((unsigned)i, device);
+            return by_place(i, device);
     return NVML_ERROR_NOT_FOUND;
 }
 
@@ -231,9 +206,9 @@ static nvmlReturn_t by_bus_id(const char *id, nvmlDevice_t *device) {
         return NVML_ERROR_INVALID_ARGUMENT;
     if (sscanf(id, "%x:%x:%x", &domain, &bus, &number) != 3 && (domain = 0, sscanf(id, "%x:%x", &bus, &number) != 2))
         return NVML_ERROR_INVALID_ARGUMENT;
-    for (int i = 0; i < sim.ndevices; i++)
+    for (int i = 0; i < sim.nboards; i++)
         if (!domain && !number && bus == (unsigned)sim_pci_bus(i))
-            return by_index((unsigned)i, device);
+            return by_place(i, device);
     return NVML_ERROR_NOT_FOUND;
 }
 
@@ -274,13 +249,13 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int len
 
 nvmlReturn_t nvmlDeviceGetIndex(nvmlDevice_t device, unsigned int *out) {
     SIM_NVML_DEVICE(device, index, out);
-    *out = (unsigned)index;
+    *out = (unsigned)sim.devices[index].board;
     return NVML_SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned int *minorNumber) {
     SIM_NVML_DEVICE(device, index, minorNumber);
-    *minorNumber = (unsigned)index;
+    *minorNumber = (unsigned)sim.devices[index].board;
     return NVML_SUCCESS;
 }
 

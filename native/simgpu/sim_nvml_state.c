@@ -346,7 +346,7 @@ nvmlReturn_t nvmlDeviceGetPdi(nvmlDevice_t device, nvmlPdi_t *pdi) {
     SIM_NVML_DEVICE(device, index, pdi);
     if (pdi->version != (sizeof *pdi | 1u << 24))
         return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
-    pdi->value = 0x53494d0000000000ull + (unsigned)index + 1; // made up, distinct per device
+    pdi->value = 0x53494d0000000000ull + (unsigned)sim.devices[index].board + 1; // made up, distinct per device
     return NVML_SUCCESS;
 }
 

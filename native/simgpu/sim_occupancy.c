@@ -140,6 +140,8 @@ CUresult cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *blockS
                       blockSizeLimit, flags);
 }
 
+#define TOO_LARGE UINT64_MAX // of a cluster, whose product may not fit
+
 // Threads of a block, which may be more than there can be, and blocks of a cluster, 0 where nobody says how many.
 static CUresult read_config(const CUlaunchConfig *config, const int *attributes, int *threads, uint64_t *cluster) {
     if ((config->numAttrs && !config->attrs) || config->numAttrs > 64 || config->gridDimX - 1 >= INT_MAX ||
@@ -156,8 +158,9 @@ static CUresult read_config(const CUlaunchConfig *config, const int *attributes,
             continue;
         const CUlaunchAttributeValue *value = &config->attrs[i].value;
         if (value->clusterDim.x > 16 || value->clusterDim.y > 16 || value->clusterDim.z > 16)
-            return CUDA_ERROR_INVALID_CLUSTER_SIZE;
-        *cluster = (uint64_t)value->clusterDim.x * value->clusterDim.y * value->clusterDim.z;
+            *cluster = TOO_LARGE;
+        else
+            *cluster = (uint64_t)value->clusterDim.x * value->clusterDim.y * value->clusterDim.z;
         if (!*cluster)
             return CUDA_ERROR_INVALID_VALUE;
     }
@@ -193,9 +196,11 @@ CUresult cuOccupancyMaxActiveClusters(int *numClusters, CUfunction func, const C
     CUresult result = read_clusters(context, numClusters, func, config, attributes, &blocks, &cluster);
     if (result != CUDA_SUCCESS)
         return result;
-    if (cluster > largest_cluster(attributes))
+    // Where any size is allowed, too many blocks are none that fit: cuTENSOR asks for 32 first, and ends at an error (assumed).
+    if (cluster > largest_cluster(attributes) && !attributes[CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED])
         return CUDA_ERROR_INVALID_CLUSTER_SIZE;
-    *numClusters = cluster ? (int)(blocks * MULTIPROCESSORS / cluster) : 0;
+    const bool fits = cluster && cluster <= largest_cluster(attributes);
+    *numClusters = fits ? (int)(blocks * MULTIPROCESSORS / cluster) : 0;
     return CUDA_SUCCESS;
 }
 
@@ -204,6 +209,8 @@ CUresult cuOccupancyMaxPotentialClusterSize(int *clusterSize, CUfunction func, c
     int attributes[SIM_FUNC_ATTRIBUTES];
     uint64_t blocks, cluster;
     CUresult result = read_clusters(context, clusterSize, func, config, attributes, &blocks, &cluster);
+    if (result == CUDA_SUCCESS && cluster == TOO_LARGE)
+        return CUDA_ERROR_INVALID_CLUSTER_SIZE;
     if (result == CUDA_SUCCESS)
         *clusterSize = blocks ? (int)largest_cluster(attributes) : 0;
     return result;

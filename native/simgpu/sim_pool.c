@@ -195,7 +195,7 @@ CUresult cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     if (result != CUDA_SUCCESS || !dptr) // nothing is freed, as by cuMemFree (580.159.04, measured)
         return result;
     sim_op_t of_graph = {.kind = SIM_OP_GRAPH_FREE, .u.memory.address = dptr};
-    if (captured || sim_graph_memory_free(dptr))
+    if (captured || sim_graph_memory_free(dptr, &of_graph))
         return sim_submit(context, hStream, &of_graph, false, SIM_GO_ON);
     pthread_rwlock_wrlock(&sim.map_lock);
     sim_range_t *range = sim_map_find(dptr);

@@ -1,4 +1,4 @@
-// What simulated kernels print: kept until a call of the program that waits or launches, then written to standard output. The text
+// What simulated kernels print: kept until a call of the program that waits or launches, or its end, then written to standard output. The text
 // of an assertion goes to standard error at once, with what was printed before (580.159.04, measured). A buffer as large as a
 // GPU's by default; what comes when it is full is lost.
 #include "sim.h"
@@ -16,8 +16,12 @@ static struct {
     size_t size;
 } kept[2];
 
+static void show_at_exit(void) { (void)atexit(sim_print_show); }
+
 void sim_print(bool error, const char *format, ...) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     va_list arguments;
+    pthread_once(&once, show_at_exit);
     pthread_mutex_lock(&lock);
     if (!kept[error].text)
         kept[error].text = malloc(ROOM);

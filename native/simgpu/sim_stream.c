@@ -442,8 +442,8 @@ CUresult sim_stream_resolve(sim_context_t *context, CUstream handle, sim_stream_
     }
     if (!context->active)
         return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    if (value == 2)
-        return per_thread_stream(context, stream);
+    if (value == 2) // a green context has none (580.159.04, measured)
+        return sim_home(context) == context ? per_thread_stream(context, stream) : CUDA_ERROR_INVALID_HANDLE;
     if (!sim_handle_is(handle, SIM_STREAM))
         return CUDA_ERROR_INVALID_HANDLE;
     *stream = (sim_stream_t *)(void *)handle;

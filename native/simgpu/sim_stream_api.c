@@ -65,6 +65,9 @@ CUresult cuStreamDestroy_v2(CUstream hStream) {
 
 CUresult cuStreamSynchronize(CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
+    const CUresult implicit = sim_capture_implicit(context, hStream); // before what modes forbid (580.159.04, asked)
+    if (implicit != CUDA_SUCCESS)
+        return implicit;
     SIM_UNSAFE();
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
@@ -79,12 +82,16 @@ CUresult cuStreamSynchronize(CUstream hStream) {
     }
     pthread_mutex_unlock(&sim.lock);
     sim_pools_notice();
-    sim_print_show();
+    if (result != CUDA_ERROR_INVALID_HANDLE)
+        sim_print_show();
     return result;
 }
 
 CUresult cuStreamQuery(CUstream hStream) {
     SIM_ENTER_STREAM(context, hStream);
+    const CUresult implicit = sim_capture_implicit(context, hStream); // before what modes forbid (580.159.04, asked)
+    if (implicit != CUDA_SUCCESS)
+        return implicit;
     SIM_UNSAFE();
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
@@ -109,6 +116,9 @@ static CUresult ask(sim_context_t *context, CUstream handle, stream_question_t q
     sim_stream_t *stream;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, handle, &stream);
+    const bool barred = question == STREAM_FLAGS || question == STREAM_ID || question == STREAM_DEVICE;
+    if (result == CUDA_SUCCESS && barred && stream->capture) // in whatever mode (580.159.04, asked)
+        result = sim_capture_touch(stream);
     if (result == CUDA_SUCCESS) {
         switch (question) {
         case STREAM_FLAGS:
@@ -135,16 +145,6 @@ static CUresult ask(sim_context_t *context, CUstream handle, stream_question_t q
 
 CUresult cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
     SIM_ENTER_STREAM(context, hStream);
-    if (sim_capturing()) { // the driver forbids this question in a stream that captures
-        sim_stream_t *stream;
-        pthread_mutex_lock(&sim.lock);
-        CUresult result = sim_stream_resolve(context, hStream, &stream);
-        if (result == CUDA_SUCCESS && stream->capture)
-            result = sim_capture_touch(stream);
-        pthread_mutex_unlock(&sim.lock);
-        if (result != CUDA_SUCCESS)
-            return result;
-    }
     return ask(context, hStream, STREAM_FLAGS, flags);
 }
 
@@ -234,19 +234,21 @@ CUresult cuStreamCopyAttributes(CUstream dstStream, CUstream srcStream) {
 
 CUresult cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags) {
     SIM_ENTER_STREAM(context, hStream);
-    if (Flags & ~1u)
-        return CUDA_ERROR_INVALID_VALUE;
     sim_stream_t *stream;
     uint64_t seq;
     pthread_mutex_lock(&sim.lock);
     CUresult result = sim_stream_resolve(context, hStream, &stream);
     sim_event_t *event = (sim_event_t *)(void *)hEvent;
     if (result == CUDA_SUCCESS && !sim_handle_is(hEvent, SIM_EVENT))
-        result = CUDA_ERROR_INVALID_HANDLE;
+        result = sim_event_none(hEvent);
+    if (result == CUDA_SUCCESS && (Flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL))
+        result = CUDA_ERROR_INVALID_VALUE;
     bool taken = false;
     if (result == CUDA_SUCCESS && Flags) { // in a capture a node of its own, which waits for what is recorded then
         sim_op_t op = {.kind = SIM_OP_WAIT_NODE, .u.event_handle = hEvent};
         result = sim_capture_push(stream, &op, &taken);
+        if (result == CUDA_SUCCESS && !taken)
+            result = CUDA_ERROR_ILLEGAL_STATE; // there is no graph for the node
     }
     if (result == CUDA_SUCCESS && !taken)
         result = sim_capture_wait(stream, event, &taken);
@@ -370,4 +372,30 @@ CUresult cuStreamBatchMemOp_v2(CUstream stream, unsigned int count, CUstreamBatc
     sim_op_t op;
     CUresult result = flags ? CUDA_ERROR_INVALID_VALUE : sim_batch_op(context, count, paramArray, &op);
     return result == CUDA_SUCCESS ? sim_submit(context, stream, &op, false, SIM_GO_ON) : result;
+}
+
+// The first forms: CU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_MEM_OPS_V1 is 0, and nothing but the stream and the count is looked at.
+static CUresult first_form(CUstream stream, unsigned count) {
+    SIM_ENTER_STREAM(context, stream);
+    SIM_UNSAFE();
+    CUresult result = sim_capture_bars(context, stream);
+    if (result == CUDA_SUCCESS)
+        result = count < 256 ? CUDA_ERROR_NOT_SUPPORTED : CUDA_ERROR_INVALID_VALUE;
+    return result;
+}
+
+#define FIRST_FORM(name, word)                                                                                         \
+    CUresult name(CUstream stream, CUdeviceptr addr, word value, unsigned int flags) {                                 \
+        (void)addr, (void)value, (void)flags;                                                                          \
+        return first_form(stream, 1);                                                                                  \
+    }
+FIRST_FORM(cuStreamWaitValue32, cuuint32_t)
+FIRST_FORM(cuStreamWriteValue32, cuuint32_t)
+FIRST_FORM(cuStreamWaitValue64, cuuint64_t)
+FIRST_FORM(cuStreamWriteValue64, cuuint64_t)
+
+CUresult cuStreamBatchMemOp(CUstream stream, unsigned int count, CUstreamBatchMemOpParams *paramArray,
+                            unsigned int flags) {
+    (void)paramArray, (void)flags;
+    return first_form(stream, count);
 }

@@ -10,8 +10,15 @@
 #include <tp_base.h>
 #include <tp_wire.h>
 
-enum tp_role { TP_ROLE_CONTROL = 1, TP_ROLE_DATA = 2 };
-enum tp_welcome_status { TP_ACCEPTED = 0, TP_PROTOCOL_DIFFERS, TP_SCHEMA_DIFFERS, TP_SECRET_REFUSED, TP_NO_SESSION };
+enum tp_role { TP_ROLE_CONTROL = 1, TP_ROLE_DATA = 2, TP_ROLE_LOOK = 4 };
+enum tp_welcome_status {
+    TP_ACCEPTED = 0,
+    TP_PROTOCOL_DIFFERS,
+    TP_SCHEMA_DIFFERS,
+    TP_SECRET_REFUSED,
+    TP_NO_SESSION,
+    TP_STOPPED = 8, /* to TP_ROLE_LOOK */
+};
 
 struct tp_greeting {
     char magic[8];
@@ -23,7 +30,11 @@ struct tp_greeting {
         };
         unsigned char machine[16]; /* TP_ROLE_CONTROL: which machine and process namespace it is; zeros: not known */
     };
-    uint32_t index, process;
+    union {
+        uint32_t index;   /* TP_ROLE_DATA */
+        uint32_t release; /* TP_RELEASE of the client: every other role */
+    };
+    uint32_t process;
     uint64_t zero;
     char secret[64], connection_version[64], program[32], user[32];
 };
@@ -33,7 +44,8 @@ struct tp_welcome {
     unsigned char schema[16];
     uint64_t session_id, session_key;
     uint32_t data_connections, zero;
-    unsigned char reserved[8];
+    uint32_t release; /* of the worker; 0 before 0.2.0 */
+    unsigned char reserved[4];
     char sentence[448];
 };
 _Static_assert(sizeof(struct tp_greeting) == TP_GREETING_SIZE, "greeting");

@@ -21,8 +21,10 @@ static inline uint64_t tp_area(uint64_t pitch, uint64_t width, uint64_t height) 
     return width && height ? tp_plus(tp_times(pitch, height - 1), width) : 0;
 }
 
-/* Slices of such rows, `rows` pitches apart; no memory is long enough for ones that lie in each other. */
+/* Slices of such rows, `rows` pitches apart, 0 for side by side; no memory is long enough for ones that lie in each other. */
 static inline uint64_t tp_box(uint64_t pitch, uint64_t rows, uint64_t width, uint64_t height, uint64_t depth) {
+    pitch = pitch ? pitch : width;
+    rows = rows ? rows : height;
     uint64_t slice = tp_area(pitch, width, height);
     if ((pitch < width && (height > 1 || depth > 1)) || (rows < height && depth > 1)) {
         return UINT64_MAX;

@@ -18,10 +18,15 @@
 
 /* What stands before a copy of a graph between device memory and the program's own: `orders` of graph_copies. */
 enum tp_copy_order {
-    TP_AFTER_DOWNLOAD = 1, /* a copy out of the device into a buffer */
+    TP_AFTER_DOWNLOAD = 1, /* a copy out of the device into a buffer, and no host function between */
     TP_AFTER_HOST = 2,     /* a host function */
     TP_INSIDE = 4,         /* the node is inside the child graph that is named */
     TP_CONDITIONAL = 8,    /* a conditional node decides whether it runs */
+    TP_MIXED = 16,         /* a host function stands behind it, out of the device, or before it, into the device */
 };
+
+/* So many of these copies, and so many host functions, of one graph are told apart: sets of them have a bit for each. */
+#define TP_MIX_MAX 512u
+#define TP_MIX_WORDS (TP_MIX_MAX / 64)
 
 #endif

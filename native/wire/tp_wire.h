@@ -15,7 +15,11 @@
 #include <string.h>
 
 #define TP_MAGIC "TFUSION"
-#define TP_PROTOCOL 1u
+/* The frame version: of what two releases cannot settle between them, which is greeting and welcome, the headers of frames and chunks,
+ * rings, the segment, and the number and fields of `layouts`. Where it is the same, they work together: docs/wire-format.md, section 6. */
+#define TP_PROTOCOL 2u
+/* This release, as in CMakeLists.txt: 1,000,000 for each major number, 1,000 for each minor one, and the patch. */
+#define TP_RELEASE 2000u
 #define TP_GREETING_SIZE 256u
 #define TP_WELCOME_SIZE 512u
 #define TP_CONTROL_SIZE 512u
@@ -37,6 +41,7 @@
 /* Pairs of events whose times are asked for at once: a benchmark of hundreds asks a few times, and the driver needs less than a
  * microsecond for each. */
 #define TP_PAIRS_MAX 32u
+#define TP_AHEAD_MAX 64u /* events that a query asks for beside its own: the bits of a word */
 
 enum tp_frame_flags {
     TP_FRAME_CALL = 1,  /* the client thread waits for a reply */
@@ -224,6 +229,12 @@ static inline const void *tp_get_bytes(struct tp_cursor *c, size_t *size) {
     return tp_take(c, tp_padded(n));
 }
 /* A string is bytes that hold exactly one NUL, at the end; NULL pointers are told apart by length 0. */
+/* A word of a list inside a frame, which need not be aligned. */
+static inline uint64_t tp_word_at(const uint64_t *words, size_t i) {
+    uint64_t word;
+    memcpy(&word, words + i, sizeof word);
+    return word;
+}
 static inline void tp_put_string(struct tp_cursor *c, const char *text) {
     tp_put_bytes(c, text, text ? strlen(text) + 1 : 0);
 }

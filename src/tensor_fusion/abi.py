@@ -68,6 +68,9 @@ class SegmentCalls(Protocol):
     def beat(self, slot: int) -> tuple[int, bool]:
         """The client's beat, and whether its process has ended."""
 
+    def stopped(self, slot: int, is_stopped: bool) -> None:
+        """Tell the client whether its session's process is stopped."""
+
     def guard(self) -> bool:
         """Survive that somebody truncates the file; False if this process cannot."""
 
@@ -150,6 +153,7 @@ class _Segment:
         self._answer = function("tp_segment_answer", None, pointer, number, ctypes.c_bool, ctypes.c_char_p)
         self._release = function("tp_segment_release", None, pointer, word, pointer, number)
         self._beat = function("tp_segment_beat", word, pointer, number, pointer)
+        self._stopped = function("tp_segment_stopped", None, pointer, number, ctypes.c_bool)
         self._guard = function("tp_segment_guard", ctypes.c_bool, pointer, word)
         self._was_cut = function("tp_segment_was_cut", ctypes.c_bool)
 
@@ -181,6 +185,9 @@ class _Segment:
         over = ctypes.c_int()
         beat: int = self._beat(self._base, slot, ctypes.byref(over))
         return beat, over.value != 0
+
+    def stopped(self, slot: int, is_stopped: bool) -> None:
+        self._stopped(self._base, slot, is_stopped)
 
     def guard(self) -> bool:
         return bool(self._guard(self._base, self._size))

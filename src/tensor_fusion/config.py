@@ -100,7 +100,12 @@ VARIABLES = (
         "MB of host memory of one client's session, but no more than half the machine's; 0: no limit.",
     ),
     Variable("TF_ENABLE_URL_AUTH", "worker", "0", "1: a client must send a secret that TF_AUTHORIZED_KEY_PATH lists."),
-    Variable("TF_AUTHORIZED_KEY_PATH", "worker", "", "File of accepted secrets, one per line, # begins a comment."),
+    Variable(
+        "TF_AUTHORIZED_KEY_PATH",
+        "worker",
+        "",
+        "File of accepted secrets, one per line, with their limits; # begins a comment.",
+    ),
     Variable(
         "TF_CONNECTION_INFO_PATH",
         "worker",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import sys
 import textwrap
 from typing import TextIO
@@ -37,3 +39,11 @@ def complain(sentence: str) -> None:
     """To standard error, as one sentence."""
     if sys.stderr:  # None in a process that was started without one
         sys.stderr.write(folded(sentence, "  ", stream=sys.stderr) + "\n")
+
+
+def few_descriptors(error: OSError) -> str | None:
+    """The sentence for an error that says that there are none left, None for any other error."""
+    if error.errno not in (errno.EMFILE, errno.ENFILE):
+        return None
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return f"There are too few descriptors ({error.strerror}; ulimit -n allows {most}); raise it."

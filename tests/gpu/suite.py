@@ -39,6 +39,18 @@ def python(name: str, *arguments: str) -> tuple[str, ...]:
     return ("{python}", "{programs}/" + name, *arguments)
 
 
+def nccl_metrics() -> tuple[Metric, ...]:
+    """What programs/nccl.py measures; bandwidth from 16 MiB on is bound."""
+    names = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "send_receive")
+    sizes = ("8 B us", "64 KiB us", "1 MiB GB/s", "16 MiB GB/s", "256 MiB GB/s", "1 GiB GB/s")
+    bound = ("16 MiB GB/s", "256 MiB GB/s", "1 GiB GB/s")
+    return tuple(
+        Metric(f"{name} {size}", size.split()[-1], *(("ratio_min", 0.95) if size in bound else ()))
+        for size in sizes
+        for name in names
+    )
+
+
 def programs() -> tuple[Program, ...]:
     """In the order in which they run; the cheap and telling ones first."""
     return (
@@ -85,6 +97,7 @@ def programs() -> tuple[Program, ...]:
         Program("threads", python("torch_ops.py", "threads")),
         Program("mixed_by_run", python("torch_ops.py", "mixed"), inject="run"),
         Program("devices", python("devices.py"), timeout_s=180, alone=True, gpus=2),
+        Program("nccl", python("nccl.py"), timeout_s=180, timed=True, group="speed", gpus=2, metrics=nccl_metrics()),
         Program("cupy_nvrtc", python("cupy_nvrtc.py")),
         Program("cuda_bindings", python("cuda_bindings_add.py")),
         Program("linking", python("linking.py")),

@@ -54,11 +54,11 @@ static void case_conditional(void) {
         const uint64_t body = handle(TPG_GRAPH, i + 1);
         conditional_node(i, i + 1, 0, &body, 1);
     }
-    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 1));
+    SEND(0, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 1));
     SEND(0, graph_instantiate, CALL, .graph = handle(TPG_GRAPH, 0), .exec = handle(TPG_GRAPHEXEC, 0));
-    SEND(0, graph_node_destroy, CALL, .node = handle(TPG_GRAPHNODE, 0));
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = handle(TPG_GRAPHNODE, 0));
     SEND(0, graph_list, CALL, .subject = handle(TPG_GRAPH, 1));
-    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));
+    SEND(0, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 0));
 }
 
 /* More graphs than a node of that kind has, a kind that is none, and one name for two graphs. */
@@ -93,12 +93,12 @@ static void case_graph_memory(void) {
     params.bytesize = UINT64_MAX - 100;
     SEND(0, graph_alloc, CALL, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 1), .params = &params,
          .params_size = sizeof params);                                            /* 4 */
-    SEND(0, graph_node_destroy, CALL, .node = handle(TPG_GRAPHNODE, 0));           /* 5 */
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = handle(TPG_GRAPHNODE, 0));          /* 5 */
     SEND(0, graph_host_get, CALL, .node = handle(TPG_GRAPHNODE, 0));               /* 6 */
     SEND(0, cuGraphMemFreeNodeGetParams, CALL, .hNode = handle(TPG_GRAPHNODE, 0)); /* 7 */
     SEND(0, cuGraphMemAllocNodeGetParams, CALL, .hNode = handle(TPG_GRAPHNODE, 0));
     SEND(0, graph_dot, CALL, .graph = handle(TPG_GRAPH, 0), .flags = ~0u, .first = UINT64_MAX);
-    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));
+    SEND(0, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 0));
 }
 
 #endif

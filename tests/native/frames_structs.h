@@ -27,7 +27,7 @@ static void case_struct(void) {
     SEND(0, cuGraphAddMemsetNode, CALL, .hGraph = graph, .phGraphNode = handle(TPG_GRAPHNODE, index),                  \
          .memsetParams = &set, .memsetParams_size = sizeof set)
     SEND(0, cuGraphCreate, CALL, .phGraph = graph);
-    SEND(0, event_create, 0, .event = event);
+    SEND(0, cuEventCreate, 0, .phEvent = event);
     BATCH();
     op.writeValue.address = 0x1000;
     BATCH(); /* refused, 1 */
@@ -139,7 +139,7 @@ static void case_token(void) {
 #define DESCRIBE(number, count, size)                                                                                  \
     SEND(0, cuDevResourceGenerateDesc, CALL, .phDesc = handle(TPG_DEVDESC, number), .nbResources = (count),            \
          .resources = &r, .resources_size = (size))
-    SEND(0, event_create, 0, .event = event);
+    SEND(0, cuEventCreate, 0, .phEvent = event);
     SEND(0, cuDeviceGetDevResource, CALL, .device = 0, .type = CU_DEV_RESOURCE_TYPE_SM);
     SPLIT();
     DESCRIBE(0, 1, sizeof r);
@@ -179,13 +179,13 @@ static void case_token(void) {
 /* Handles of another kind than an operation's: the hand-written function never sees them. */
 static void case_kinds(void) {
     const uint64_t event = handle(TPG_EVENT, 0), pool = handle(TPG_POOL, 0), graph = handle(TPG_GRAPH, 0);
-    SEND(0, event_create, 0, .event = event);
+    SEND(0, cuEventCreate, 0, .phEvent = event);
     SEND(0, cuGraphCreate, CALL, .phGraph = graph);
     SEND(0, stream_wait, CALL, .stream = event);                             /* refused, 1 */
     SEND(0, event_query, CALL, .event = pool);                               /* 2 */
-    SEND(0, graph_destroy, CALL, .graph = event);                            /* 3 */
+    SEND(0, cuGraphDestroy, CALL, .hGraph = event);                          /* 3 */
     SEND(0, cuMemPoolGetAttribute, CALL, .pool = graph);                     /* 4 */
-    SEND(0, function_load, CALL, .function = event);                         /* 5 */
+    SEND(0, cuFuncIsLoaded, CALL, .function = event);                        /* 5 */
     SEND(0, cuGraphAddEmptyNode, CALL, .hGraph = graph, .phGraphNode = pool, /* the end of the session */
          .dependencies = &event, .dependencies_count = 0);
 }

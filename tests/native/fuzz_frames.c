@@ -180,19 +180,18 @@ static size_t likely(unsigned char *out, int which) {
     const uint64_t stream = rand() % 2 ? HANDLE(TPG_STREAM, 0) : CU_STREAM_LEGACY_VALUE;
     const uint64_t event = HANDLE(TPG_EVENT, 0), events[] = {event, 0, event}, function = HANDLE(TPG_FUNCTION, 0);
     const uint64_t transfer = 1 + (uint64_t)rand() % 3;
-    LIKE(copy_in, .destination = ADDRESS(0), .pitch = 64, .width = 32, .height = 2, .stream = stream, .ordered = 1,
-         .data = params, .data_size = sizeof params);
-    LIKE(copy_in_bulk, .destination = ADDRESS(1), .pitch = 65536, .width = 65536, .height = 2, .stream = stream,
-         .ordered = 1, .transfer = transfer);
-    LIKE(copy_out_bulk, .source = ADDRESS(1), .pitch = 65536, .width = 65536, .height = 16, .stream = stream,
-         .transfer = transfer);
-    LIKE(copy_out_post, .source = ADDRESS(1), .pitch = 3 << 20, .width = 3 << 20, .height = 1, .stream = stream,
-         .transfer = transfer);
-    LIKE(copy_out, .source = ADDRESS(0), .pitch = 64, .width = 64, .height = 2, .stream = stream);
-    LIKE(copy_device, .destination = ADDRESS(0), .source = ADDRESS(1), .size = 4096, .stream = stream);
+    LIKE(copy_in, .area = {ADDRESS(0), 64, 32, 2}, .stream = stream, .ordered = 1, .data = params,
+         .data_size = sizeof params);
+    LIKE(copy_in_bulk, .area = {ADDRESS(1), 65536, 65536, 2}, .stream = stream, .ordered = 1, .transfer = transfer);
+    LIKE(copy_out_bulk, .area = {ADDRESS(1), 65536, 65536, 16}, .stream = stream, .transfer = transfer);
+    LIKE(copy_out_post, .area = {ADDRESS(1), 3 << 20, 3 << 20, 1}, .stream = stream, .transfer = transfer);
+    LIKE(copy_out, .area = {ADDRESS(0), 64, 64, 2}, .stream = stream);
+    LIKE(copy_device, .rows = {ADDRESS(0), 2048, ADDRESS(1), 2048, 2048, 2}, .stream = stream);
+    LIKE(managed_in, .area = {ADDRESS(0), 64, 64, 1}, .stream = stream, .data = params, .data_size = sizeof params);
     LIKE(cuMemsetD32Async, .dstDevice = ADDRESS(0), .N = 64, .hStream = stream, .ui = 7);
-    LIKE(launch, .function = function, .stream = stream, 1, 1, 1, 32, 1, 1, .params = params, .params_size = 28);
-    LIKE(launch_ex, .function = function, .stream = stream, 1, 1, 1, 32, 1, 1, .attributes = &attribute,
+    LIKE(launch, .function = function, .stream = stream, .shape = {1, 1, 1, 32, 1, 1, 0}, .params = params,
+         .params_size = 28);
+    LIKE(launch_ex, .function = function, .stream = stream, .shape = {1, 1, 1, 32, 1, 1, 0}, .attributes = &attribute,
          .attributes_size = sizeof attribute, .params = params, .params_size = 28);
     LIKE(cuOccupancyMaxActiveClusters, .func = function, .config = &cluster, .config_size = sizeof cluster);
     LIKE(cuEventRecord, .hEvent = event, .hStream = stream);
@@ -210,12 +209,13 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(memory_free, .address = ADDRESS(rand() % 2));
     LIKE(host_twin_write, .address = ADDRESS(2), .data = params, .data_size = sizeof params);
     LIKE(host_twin_free, .address = ADDRESS(2));
+    LIKE(host_twin_read, .address = ADDRESS(rand() % 3), .size = (uint64_t)rand() % 5000);
+    LIKE(host_twin, .size = (uint64_t)rand() % 200000, .alone = 1);
     LIKE(arena_take, .size = 1000);
     LIKE(arena_give, .offset = ADDRESS(3), .size = 100000);
-    LIKE(arena_copy_in, .destination = ADDRESS(1), .pitch = 256, .width = 128, .height = 9, .stream = stream,
-         .offset = ADDRESS(3), .host_pitch = 200);
-    LIKE(arena_copy_out, .source = ADDRESS(0), .pitch = 4096, .width = 4096, .height = 2, .stream = stream,
-         .offset = ADDRESS(3), .host_pitch = 4096);
+    LIKE(arena_copy_in, .area = {ADDRESS(1), 256, 128, 9}, .stream = stream, .offset = ADDRESS(3), .host_pitch = 200);
+    LIKE(arena_copy_out, .area = {ADDRESS(0), 4096, 4096, 2}, .stream = stream, .offset = ADDRESS(3),
+         .host_pitch = 4096);
     LIKE(pool_create, .pool = HANDLE(TPG_POOL, 1), .props = &pool, .props_size = sizeof pool);
     LIKE(pool_alloc, .pool = HANDLE(TPG_POOL, rand() % 2), .size = 8192, .stream = stream);
     LIKE(pool_free, .address = ADDRESS(0), .stream = stream);
@@ -242,7 +242,7 @@ static size_t likely(unsigned char *out, int which) {
     LIKE(cuCtxRecordEvent, .hCtx = HANDLE(TPG_CONTEXT, rand() % 2), .hEvent = event);
     LIKE(cuCtxWaitEvent, .hCtx = HANDLE(TPG_CONTEXT, rand() % 2), .hEvent = event);
     LIKE(context_destroy, .context = HANDLE(TPG_CONTEXT, rand() % 2));
-    LIKE(event_create, .event = HANDLE(TPG_EVENT, rand() % 2));
+    LIKE(cuEventCreate, .phEvent = HANDLE(TPG_EVENT, rand() % 2));
     LIKE(cuEventDestroy_v2, .hEvent = event);
     LIKE(watch, .subject = rand() % 2 ? event : stream, .word = 1, .value = 2);
     LIKE(pool_default, .pool = HANDLE(TPG_POOL, 2), .device = 0);
@@ -266,9 +266,14 @@ static size_t likely(unsigned char *out, int which) {
     allocation.poolProps.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
     LIKE(graph_alloc, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
          .params = &allocation, .params_size = sizeof allocation);
-    LIKE(graph_node_destroy, .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
-    LIKE(graph_destroy, .graph = HANDLE(TPG_GRAPH, rand() % 2));
-    LIKE(graph_instantiate, .graph = HANDLE(TPG_GRAPH, rand() % 2), .exec = HANDLE(TPG_GRAPHEXEC, 0));
+    LIKE(cuGraphDestroyNode, .hNode = HANDLE(TPG_GRAPHNODE, rand() % 4));
+    LIKE(cuGraphDestroy, .hGraph = HANDLE(TPG_GRAPH, rand() % 2));
+    const uint64_t pairs[] = {ADDRESS(1), ADDRESS(2), ADDRESS(0), ADDRESS(2)};
+    LIKE(graph_host, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4), .token = 5);
+    LIKE(graph_instantiate, .graph = HANDLE(TPG_GRAPH, rand() % 2), .exec = HANDLE(TPG_GRAPHEXEC, 0), .mixed = pairs,
+         .mixed_count = (size_t)rand() % 5);
+    LIKE(graph_update, .exec = HANDLE(TPG_GRAPHEXEC, 0), .graph = HANDLE(TPG_GRAPH, rand() % 2), .mixed = pairs,
+         .mixed_count = (size_t)rand() % 5);
     const CUDA_MEMCPY3D graph_copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
                                       .srcDevice = ADDRESS(0),
                                       .dstMemoryType = CU_MEMORYTYPE_DEVICE,
@@ -277,8 +282,12 @@ static size_t likely(unsigned char *out, int which) {
                                       .Height = 1 + (size_t)rand() % 2,
                                       .Depth = 1};
     const uint64_t buffers[] = {ADDRESS(1), ADDRESS(0), ADDRESS(1)}, fresh[] = {HANDLE(TPG_GRAPHNODE, 2), 7};
-    LIKE(graph_memcpy, .owner = HANDLE(TPG_GRAPH, rand() % 2), .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
-         .params = &graph_copy);
+    LIKE(cuGraphAddMemcpyNode, .hGraph = HANDLE(TPG_GRAPH, rand() % 2),
+         .phGraphNode = HANDLE(TPG_GRAPHNODE, rand() % 4), .copyParams = &graph_copy,
+         .copyParams_size = sizeof graph_copy);
+    LIKE(graph_child_set, .node = HANDLE(TPG_GRAPHNODE, rand() % 4), .child = HANDLE(TPG_GRAPH, rand() % 2));
+    LIKE(graph_host_set, .exec = rand() % 2 ? HANDLE(TPG_GRAPHEXEC, 0) : 0, .node = HANDLE(TPG_GRAPHNODE, rand() % 4),
+         .token = 6);
     LIKE(graph_memcpy_get, .node = HANDLE(TPG_GRAPHNODE, rand() % 4));
     LIKE(graph_copies, .graph = HANDLE(TPG_GRAPH, rand() % 2), .buffers = buffers, .buffers_count = (size_t)rand() % 4,
          .fresh = fresh, .fresh_count = (size_t)rand() % 3);
@@ -342,7 +351,7 @@ static void ordinary(struct tpw_link *link) {
     SEND(start, TP_FRAME_CALL, .flags = 0);
     SEND(primary_retain, TP_FRAME_CALL, .device = 0, .context = first(TPG_CONTEXT));
     SEND(stream_create, 0, .stream = first(TPG_STREAM), .flags = CU_STREAM_NON_BLOCKING);
-    SEND(event_create, 0, .event = first(TPG_EVENT));
+    SEND(cuEventCreate, 0, .phEvent = first(TPG_EVENT));
     SEND(image_load, TP_FRAME_CALL, .size = sizeof kernels_ptx, .owner = first(TPG_MODULE), .data = kernels_ptx,
          .data_size = sizeof kernels_ptx);
     SEND(image_load, TP_FRAME_CALL, .size = sizeof kernels_ptx, .owner = first(TPG_LIBRARY), .is_library = 1,
@@ -445,9 +454,8 @@ static void end_session(struct tpw_session *s) {
     /* Graphs keep images, events and contexts, which end with them. */
     for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPH, &at));) {
         const struct tp_frame nobody = {.size = 0};
-        const struct tpg_graph_destroy_in in = {.graph = tp_handle_make(TPG_GRAPH, object->id)};
-        CUgraph native = (CUgraph)(uintptr_t)object->native;
-        tpw_graph_destroy(s, &nobody, &in, native); /* refused for one inside another, which goes with that */
+        const struct tpg_cuGraphDestroy_in in = {.hGraph = tp_handle_make(TPG_GRAPH, object->id)};
+        tpw_cuGraphDestroy(s, &nobody, &in); /* refused for one inside another, which goes with that */
     }
     tpw_callbacks_run(s);
     fuzz_link_free(s->link);

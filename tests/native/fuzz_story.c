@@ -116,7 +116,15 @@ static void memory_node(struct story *t) {
                                 .Depth = 1};
     uint64_t node, of = owner(t, &node), context = byte(t) % 2 ? some(t, TPG_CONTEXT) : 0;
     if (byte(t) % 2) {
-        SAY(graph_memcpy, .owner = of, .node = node, .context = context, .params = &copy);
+        if (tp_handle_is(of, TPG_GRAPH)) {
+            SAY(cuGraphAddMemcpyNode, .hGraph = of, .phGraphNode = node, .ctx = context, .copyParams = &copy,
+                .copyParams_size = sizeof copy);
+        } else if (of) {
+            SAY(cuGraphExecMemcpyNodeSetParams, .hGraphExec = of, .hNode = node, .ctx = context, .copyParams = &copy,
+                .copyParams_size = sizeof copy);
+        } else {
+            SAY(cuGraphMemcpyNodeSetParams, .hNode = node, .nodeParams = &copy, .nodeParams_size = sizeof copy);
+        }
     } else {
         const CUDA_MEMSET_NODE_PARAMS set = {.dst = t->address, .width = 4, .height = 1, .elementSize = 1};
         if (tp_handle_is(of, TPG_GRAPH)) {
@@ -198,7 +206,7 @@ static void make(struct story *t, unsigned verb) {
         SAY(stream_create, .stream = fresh(t, TPG_STREAM), .flags = byte(t) % 2);
         break;
     case 8:
-        SAY(event_create, .event = fresh(t, TPG_EVENT));
+        SAY(cuEventCreate, .phEvent = fresh(t, TPG_EVENT));
         break;
     case 9:
     case 10:
@@ -228,7 +236,7 @@ static void make(struct story *t, unsigned verb) {
             .move = byte(t) % 2);
         break;
     case 18:
-        SAY(graph_child_get, .node = some(t, TPG_GRAPHNODE), .fresh = fresh(t, TPG_GRAPH));
+        SAY(cuGraphChildGraphNodeGetGraph, .hNode = some(t, TPG_GRAPHNODE), .phGraph = fresh(t, TPG_GRAPH));
         break;
     case 19:
         nodes(t);
@@ -236,7 +244,8 @@ static void make(struct story *t, unsigned verb) {
     case 20:
     case 21:
         SAY(graph_instantiate, .graph = some(t, TPG_GRAPH), .exec = fresh(t, TPG_GRAPHEXEC), .detailed = byte(t) % 2,
-            .fresh = fresh(t, TPG_GRAPHNODE));
+            .fresh = fresh(t, TPG_GRAPHNODE), .mixed = (const uint64_t[]){t->address, t->address + 4096},
+            .mixed_count = byte(t) % 3);
         break;
     case 22:
         SAY(user_object_create, .object = fresh(t, TPG_USEROBJECT), .token = 100 + byte(t), .references = 2);
@@ -276,10 +285,10 @@ static void finish(struct story *t, unsigned verb) {
         break;
     case 5:
     case 6:
-        SAY(graph_destroy, .graph = end(t, TPG_GRAPH));
+        SAY(cuGraphDestroy, .hGraph = end(t, TPG_GRAPH));
         break;
     case 7:
-        SAY(graph_node_destroy, .node = end(t, TPG_GRAPHNODE));
+        SAY(cuGraphDestroyNode, .hNode = end(t, TPG_GRAPHNODE));
         break;
     case 8:
         SAY(cuGraphExecDestroy, .hGraphExec = end(t, TPG_GRAPHEXEC));
@@ -313,7 +322,7 @@ static void act(struct story *t, unsigned verb) {
         SAY(capture_end, .stream = stream(t));
         break;
     case 4:
-        SAY(launch, .function = function(t), .stream = stream(t), 1, 1, 1, 64, 1, 1, .params = &fill,
+        SAY(launch, .function = function(t), .stream = stream(t), .shape = {1, 1, 1, 64, 1, 1, 0}, .params = &fill,
             .params_size = sizeof fill);
         break;
     case 5:
@@ -355,7 +364,8 @@ static void act(struct story *t, unsigned verb) {
         }
         break;
     case 15:
-        SAY(graph_find_in_clone, .node = first, .graph = some(t, TPG_GRAPH), .fresh = fresh(t, TPG_GRAPHNODE));
+        SAY(cuGraphNodeFindInClone, .hOriginalNode = first, .hClonedGraph = some(t, TPG_GRAPH),
+            .phNode = fresh(t, TPG_GRAPHNODE));
         break;
     case 16:
         SAY(graph_order, .exec = some(t, TPG_GRAPHEXEC), .stream = stream(t), .end = byte(t) % 2);
@@ -376,7 +386,8 @@ static void act(struct story *t, unsigned verb) {
         SAY(cuGraphReleaseUserObject, .graph = some(t, TPG_GRAPH), .object = some(t, TPG_USEROBJECT), .count = 1);
         break;
     case 21:
-        SAY(graph_child, .owner = some(t, TPG_GRAPHEXEC), .node = first, .child = some(t, TPG_GRAPH));
+        SAY(cuGraphExecChildGraphNodeSetParams, .hGraphExec = some(t, TPG_GRAPHEXEC), .hNode = first,
+            .childGraph = some(t, TPG_GRAPH));
         break;
     case 22:
         SAY(event_query, .event = some(t, TPG_EVENT));

@@ -483,15 +483,50 @@ static inline void green_many(void) {
     }
 }
 
-// A reset of the primary context takes its green ones.
+// The per-thread stream is none of a green context.
+static inline void green_per_thread(CUcontext primary, CUmodule module) {
+    const CUstream per_thread = CU_STREAM_PER_THREAD;
+    CUgreenCtx green = green_make(8);
+    CUcontext context;
+    CUdeviceptr words, more;
+    CUevent event;
+    unsigned flags;
+    int priority;
+    unsigned long long id;
+    OK(cuMemAlloc_v2(&words, 4096));
+    OK(cuEventCreate(&event, 0));
+    OK(cuCtxFromGreenCtx(&context, green));
+    OK(cuCtxSetCurrent(context));
+    GIVES(400, fill(module, words, 1, 1, per_thread));
+    GIVES(400, cuStreamQuery(per_thread));
+    GIVES(400, cuStreamSynchronize(per_thread));
+    GIVES(400, cuStreamGetFlags(per_thread, &flags));
+    GIVES(400, cuStreamGetPriority(per_thread, &priority));
+    GIVES(400, cuMemsetD8Async(words, 1, 8, per_thread));
+    GIVES(400, cuEventRecord(event, per_thread));
+    GIVES(400, cuStreamGetCtx(per_thread, &context));
+    GIVES(400, cuStreamGetId(per_thread, &id));
+    GIVES(400, cuMemAllocAsync(&more, 64, per_thread));
+    OK(fill(module, words, 1, 1, CU_STREAM_LEGACY));
+    OK(cuCtxSynchronize());
+    OK(cuCtxSetCurrent(primary));
+    OK(cuStreamQuery(per_thread));
+    OK(cuGreenCtxDestroy(green));
+    OK(cuEventDestroy_v2(event));
+    OK(cuMemFree_v2(words));
+}
+
+// The primary context is not reset while a green one lives.
 static inline void green_reset(CUcontext primary) {
     CUgreenCtx green = green_make(8);
     CUcontext context;
     CUdeviceptr words;
     OK(cuCtxFromGreenCtx(&context, green));
-    OK(cuDevicePrimaryCtxReset_v2(0));
-    GIVES(709, cuCtxFromGreenCtx(&context, green));
+    GIVES(800, cuDevicePrimaryCtxReset_v2(0));
+    OK(cuCtxFromGreenCtx(&context, green));
+    OK(cuGreenCtxDestroy(green));
     GIVES(709, cuGreenCtxDestroy(green));
+    OK(cuDevicePrimaryCtxReset_v2(0));
     OK(cuDevicePrimaryCtxRetain(&context, 0));
     CHECK(context == primary);
     OK(cuCtxSetCurrent(primary));
@@ -512,6 +547,7 @@ static inline void check_green(void) {
     green_events(primary, module);
     green_threads(primary, module);
     green_many();
+    green_per_thread(primary, module);
     OK(cuModuleUnload(module));
     green_reset(primary);
 }

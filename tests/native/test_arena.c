@@ -54,7 +54,7 @@ static void test_allocations(void) {
         gpu_runs = true;
         if (step % 16 == 0) {
             tpw_poll(&session);
-            CHECK(tp_quota_used(session.quota, 0) == total);
+            CHECK(tp_quota_used(session.quota, 0, 0) == total);
         }
         int32_t error = 0;
         if (live[i]) {
@@ -78,9 +78,9 @@ static void test_limit(void) {
     uint64_t a = alloc(10 * MIB - 1), b = alloc(1);
     GIVES(CUDA_ERROR_OUT_OF_MEMORY, try_alloc(1));
     GIVES(0, release_at(a));
-    CHECK(tp_quota_used(session.quota, 0) == 10 * MIB); /* queued work may still use it */
-    struct tpg_memory_info_out told = {0};
-    GIVES(0, tpw_memory_info(&session, &frame, &told));
+    CHECK(tp_quota_used(session.quota, 0, 0) == 10 * MIB); /* queued work may still use it */
+    struct tpg_cuMemGetInfo_v2_out told = {0};
+    GIVES(0, tpw_cuMemGetInfo_v2(&session, &frame, &told));
     CHECK(told.total == 10 * MIB && told.free == 10 * MIB - 1); /* but the client's view is immediate */
     a = alloc(10 * MIB - 1);                                    /* waits for it */
     GIVES(0, release_at(a));
@@ -117,7 +117,7 @@ static void test_limit_of_granules(void) {
             count++;
         }
         CHECK(count >= LIMIT / 2 * fit && count <= MOST * fit);
-        CHECK(tp_quota_used(session.quota, 0) <= LIMIT * MIB);
+        CHECK(tp_quota_used(session.quota, 0, 0) <= LIMIT * MIB);
         /* The last unit of each granule keeps it. */
         for (size_t i = 0; i < count; i++) {
             if (i % fit || fit == 1) {
@@ -126,14 +126,14 @@ static void test_limit_of_granules(void) {
             }
         }
         uint64_t held = k ? count / fit * TPW_GRANULE : 0;
-        CHECK(tp_quota_used(session.quota, 0) + TPW_CACHE_BYTES >= held);
+        CHECK(tp_quota_used(session.quota, 0, 0) + TPW_CACHE_BYTES >= held);
         for (size_t i = 0; i < count; i += fit) {
             if (fit > 1) {
                 GIVES(0, release_at(live[i]));
             }
         }
         tpw_poll(&session);
-        CHECK(tp_quota_used(session.quota, 0) == 0);
+        CHECK(tp_quota_used(session.quota, 0, 0) == 0);
         end();
     }
 }
@@ -149,27 +149,19 @@ static void test_hostile_ranges(void) {
                 struct tpg_cuMemsetD2D32Async_in set = {
                     .dstDevice = a, .dstPitch = odd[i], .Width = odd[k], .Height = odd[n], .hStream = 1};
                 tpw_cuMemsetD2D32Async(&session, &frame, &set); /* the driver above checks what gets through */
-                struct tpg_copy_device_2d_in copy = {.destination = a,
-                                                     .source = b,
-                                                     .destination_pitch = odd[i],
-                                                     .source_pitch = odd[k],
-                                                     .width = odd[n],
-                                                     .height = odd[(i + k + n) % N],
-                                                     .stream = 1};
-                tpw_copy_device_2d(&session, &frame, &copy, &only);
-                struct tpg_copy_device_in line = {
-                    .destination = a + odd[i], .source = b + odd[k], .size = odd[n], .stream = 1};
+                struct tpg_copy_device_in copy = {.rows = {a, odd[i], b, odd[k], odd[n], odd[(i + k + n) % N]},
+                                                  .stream = 1};
+                tpw_copy_device(&session, &frame, &copy, &only);
+                struct tpg_copy_device_in line = {.rows = {a + odd[i], odd[n], b + odd[k], odd[n], odd[n], 1},
+                                                  .stream = 1};
                 tpw_copy_device(&session, &frame, &line, &only);
                 struct tpg_copy_out_post_in post = {
-                    .source = a, .pitch = odd[i], .width = odd[k], .height = odd[n] % 100, .stream = 1, .transfer = 7};
+                    .area = {a, odd[i], odd[k], odd[n] % 100}, .stream = 1, .transfer = 7};
                 download_given = download_sent = download_dropped = 0;
                 download_last = false;
                 tpw_copy_out_post(&session, &frame, &post);
                 tpw_poll(&session);
-                struct tpg_copy_in_in in = {.destination = a,
-                                            .pitch = odd[i],
-                                            .width = odd[k],
-                                            .height = odd[n],
+                struct tpg_copy_in_in in = {.area = {a, odd[i], odd[k], odd[n]},
                                             .stream = 1,
                                             .data = received,
                                             .data_size = odd[k] < 5001 ? odd[k] : 1};
@@ -233,8 +225,7 @@ static void test_transfers(void) {
     }
     upload_count = count;
     upload_given = 0;
-    struct tpg_copy_in_bulk_in in = {
-        .destination = device_base, .pitch = PITCH, .width = WIDTH, .height = HEIGHT, .stream = 1, .transfer = 5};
+    struct tpg_copy_in_bulk_in in = {.area = {device_base, PITCH, WIDTH, HEIGHT}, .stream = 1, .transfer = 5};
     GIVES(0, tpw_copy_in_bulk(&session, &frame, &in));
     tpw_poll(&session);
     CHECK(upload_given == count);
@@ -246,14 +237,13 @@ static void test_transfers(void) {
     download_last = false;
     reply_count = 0;
     struct tp_frame call = {.op = 9, .flags = TP_FRAME_CALL, .thread = 1};
-    struct tpg_copy_out_bulk_in out = {
-        .source = device_base, .pitch = PITCH, .width = WIDTH, .height = HEIGHT, .stream = 1, .transfer = 6};
+    struct tpg_copy_out_bulk_in out = {.area = {device_base, PITCH, WIDTH, HEIGHT}, .stream = 1, .transfer = 6};
     GIVES(TPW_LATER, tpw_copy_out_bulk(&session, &call, &out));
     tpw_poll(&session);
     CHECK(download_last && reply_count == 1 && reply_op == 9 && deferred == 0);
     CHECK(memcmp(received, data, SIZE) == 0);
     /* A refused upload is drained, a block outside its transfer ends the session. */
-    in.destination = 12345;
+    in.area.address = 12345;
     dropped = 0;
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_copy_in_bulk(&session, &frame, &in));
     CHECK(dropped == SIZE);
@@ -261,7 +251,7 @@ static void test_transfers(void) {
         uint64_t offset;
         uint32_t size;
     } bad[] = {{SIZE, 1}, {SIZE - 1, 2}, {UINT64_MAX, 1}, {UINT64_MAX - 5, 100}};
-    in.destination = device_base;
+    in.area.address = device_base;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct tpw_block block = {.transfer = 5, .offset = bad[i].offset, .size = bad[i].size, .memory = data};
         uploads[0] = &block;
@@ -298,16 +288,15 @@ static void test_transfers(void) {
     }
     free(body);
     violated = false;
-    in.width = 0;
+    in.area.width = 0;
     GIVES(TPW_LATER, tpw_copy_in_bulk(&session, &frame, &in));
     CHECK(violated);
-    in.width = in.height = 1ull << 33;
+    in.area.width = in.area.height = 1ull << 33;
     violated = false;
     GIVES(TPW_LATER, tpw_copy_in_bulk(&session, &frame, &in));
     CHECK(violated);
     /* A posted download that fails tells the client that its bytes never come. */
-    struct tpg_copy_out_post_in post = {
-        .source = 777, .pitch = 10, .width = 10, .height = 1, .stream = 1, .transfer = 0x1234};
+    struct tpg_copy_out_post_in post = {.area = {777, 10, 10, 1}, .stream = 1, .transfer = 0x1234};
     reply_op = 0;
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_copy_out_post(&session, &frame, &post));
     uint64_t told = 0;
@@ -316,13 +305,8 @@ static void test_transfers(void) {
     /* More small copies than buffers while the GPU stands still, then it goes on. */
     gpu_runs = true;
     for (int i = 0; i < 1000; i++) {
-        struct tpg_copy_in_in small = {.destination = device_base,
-                                       .pitch = 5000,
-                                       .width = 5000,
-                                       .height = 1,
-                                       .stream = 1,
-                                       .data = data,
-                                       .data_size = 5000};
+        struct tpg_copy_in_in small = {
+            .area = {device_base, 5000, 5000, 1}, .stream = 1, .data = data, .data_size = 5000};
         GIVES(0, tpw_copy_in(&session, &frame, &small));
     }
     free(device_memory);
@@ -344,7 +328,7 @@ static void test_virtual_memory(void) {
                                 .win32HandleMetaData = (void *)8};
     struct tpg_memory_create_in make = {.memory = 3, .size = 4 * MIB};
     GIVES(0, tpw_memory_create(&session, &frame, &make, &prop));
-    CHECK(tp_quota_used(session.quota, 0) == 8 * MIB);
+    CHECK(tp_quota_used(session.quota, 0, 0) == 8 * MIB);
     make.memory = 4;
     make.size = 14 * MIB;
     GIVES(CUDA_ERROR_OUT_OF_MEMORY, tpw_memory_create(&session, &frame, &make, &prop));
@@ -379,10 +363,10 @@ static void test_virtual_memory(void) {
     struct tpg_memory_release_in let = {.memory = 3};
     GIVES(0, tpw_memory_release(&session, &frame, &let));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_memory_release(&session, &frame, &let));
-    CHECK(tp_quota_used(session.quota, 0) == 8 * MIB); /* the mapping keeps it */
+    CHECK(tp_quota_used(session.quota, 0, 0) == 8 * MIB); /* the mapping keeps it */
     undo.size = 4 * MIB;
     GIVES(0, tpw_memory_unmap(&session, &frame, &undo));
-    CHECK(tp_quota_used(session.quota, 0) == 4 * MIB);
+    CHECK(tp_quota_used(session.quota, 0, 0) == 4 * MIB);
     GIVES(0, tpw_address_free(&session, &frame, &give));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_address_free(&session, &frame, &give));
     give.address = own; /* the arena's own addresses cannot be given back */

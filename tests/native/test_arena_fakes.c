@@ -651,7 +651,7 @@ void begin(uint64_t limit) {
 void end(void) {
     gpu_runs = true;
     tpw_poll(&session);
-    uint64_t used = tp_quota_used(session.quota, 0);
+    uint64_t used = tp_quota_used(session.quota, 0, 0);
     CHECK(used == 0);
     tpw_arena_trim(&session, 0);
     CHECK(physical_used == 0 && mapped.count == 0); /* nothing leaks, and nothing is freed twice */

@@ -59,20 +59,10 @@ static int32_t give(uint64_t offset, uint64_t size) {
 
 static int32_t copy(bool in, uint64_t device, uint64_t pitch, uint64_t width, uint64_t height, uint64_t offset,
                     uint64_t host_pitch) {
-    struct tpg_arena_copy_in_in up = {.destination = device,
-                                      .pitch = pitch,
-                                      .width = width,
-                                      .height = height,
-                                      .stream = 1,
-                                      .offset = offset,
-                                      .host_pitch = host_pitch};
-    struct tpg_arena_copy_out_in down = {.source = device,
-                                         .pitch = pitch,
-                                         .width = width,
-                                         .height = height,
-                                         .stream = 1,
-                                         .offset = offset,
-                                         .host_pitch = host_pitch};
+    struct tpg_arena_copy_in_in up = {
+        .area = {device, pitch, width, height}, .stream = 1, .offset = offset, .host_pitch = host_pitch};
+    struct tpg_arena_copy_out_in down = {
+        .area = {device, pitch, width, height}, .stream = 1, .offset = offset, .host_pitch = host_pitch};
     return in ? tpw_arena_copy_in(&session, &frame, &up) : tpw_arena_copy_out(&session, &frame, &down);
 }
 
@@ -259,8 +249,8 @@ static void test_copies(void) {
     GIVES(0, tpw_cuMemsetD8Async(&session, &frame, &set));
     set.N++;
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_cuMemsetD8Async(&session, &frame, &set));
-    struct tpg_copy_device_in across = {
-        .destination = TP_SEGMENT_ADDRESS + run, .source = device_base, .size = size, .stream = 1};
+    struct tpg_copy_device_in across = {.rows = {TP_SEGMENT_ADDRESS + run, size, device_base, size, size, 1},
+                                        .stream = 1};
     GIVES(0, tpw_copy_device(&session, &frame, &across, &only));
     GIVES(0, give(run, size));
     GIVES(0, give(other, size));

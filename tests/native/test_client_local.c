@@ -16,6 +16,7 @@
 
 _Atomic int tpc_state = TPC_READY;
 _Atomic int tpc_sticky_error;
+_Atomic int tpc_lost_error = CUDA_ERROR_DEVICE_UNAVAILABLE;
 bool tpc_strict;
 struct tp_conn *tpc_conn;
 _Thread_local struct tp_thread this_thread = {.number = 7};
@@ -322,7 +323,7 @@ static void test_primary(void) {
     CHECK(one == two);
     OK(tpc_cuCtxGetDevice(&device));
     OK(tpc_cuDevicePrimaryCtxReset_v2(1));
-    CHECK(sent[sent_count - 1] == TPG_OP_primary_reset);
+    CHECK(sent[sent_count - 1] == TPG_OP_primary_release);
     OK(tpc_cuDevicePrimaryCtxGetState(1, &flags, &active));
     CHECK(active == 0);
     before = sent_count;

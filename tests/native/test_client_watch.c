@@ -1,6 +1,6 @@
 /*
- * What the client believes about an event, and every way in which that ends: the real watch.c, with a worker that is a few
- * functions in this file.
+ * What the client believes about an event, and every way in which that ends: the real watch.c and timing.c, with a worker that
+ * is a few functions in this file.
  *
  * Exits with 1 at the first failed check; tests/test_client_local.py compiles and runs it. One thread.
  */
@@ -9,6 +9,7 @@
 #include "tpg_ops.h"
 
 struct tp_conn *tpc_conn;
+_Atomic int tpc_lost_error = CUDA_ERROR_DEVICE_UNAVAILABLE;
 _Thread_local struct tp_thread this_thread;
 struct tp_thread *tp_thread_self(void) { return &this_thread; }
 _Atomic uint64_t tpc_captures;
@@ -31,21 +32,35 @@ CUresult tpc_post(const char *name, struct tp_reply *unused) {
     frames++;
     return CUDA_SUCCESS;
 }
-static unsigned timings; /* which end with the same events */
-void tpc_timing_recorded(uint64_t at) {
-    timings += at != 0;
-    tpc_happened(&tpc_counts.records);
-}
+bool tpc_handle_alive(uint32_t kind, uint64_t handle) { return kind && handle; }
 
 enum { EVENT = 4711, OTHER = 4712 };
 static const CUevent event = (CUevent)(uintptr_t)EVENT;
 
-/* The worker was asked, and said that everything before the event is over. */
+struct question {
+    uint64_t handle;
+    struct tpc_date asked;
+    struct tpc_sweep sweep;
+    struct tp_reply reply;
+};
+
+static struct question ask(uint64_t handle) {
+    struct question question = {.handle = handle, .asked = tpc_today()};
+    tpc_sweep_begin(&question.sweep, handle, question.asked.records);
+    question.reply.number = ++frames;
+    return question;
+}
+
+/* The worker says that everything before the event is over, and before those of `ahead`. */
+static void say_complete(const struct question *question, uint64_t ahead) {
+    tpc_watch_learned(question->handle, false, CUDA_SUCCESS, &question->reply, &question->asked);
+    tpc_sweep_learned(&question->sweep, CUDA_SUCCESS, ahead);
+}
+
 static void complete(uint64_t handle) {
     CUresult result = CUDA_ERROR_UNKNOWN;
-    const struct tpc_date asked = tpc_today();
-    struct tp_reply reply = {.number = ++frames};
-    tpc_watch_learned(handle, false, CUDA_SUCCESS, &reply, &asked);
+    const struct question question = ask(handle);
+    say_complete(&question, 0);
     CHECK(tpc_watch_answer(handle, false, &result) && result == CUDA_SUCCESS);
 }
 
@@ -55,20 +70,49 @@ static bool believed(uint64_t handle) {
 }
 
 static void test_records(void) {
+    CHECK(!believed(EVENT)); /* nobody was asked */
+    tpc_noted_cuEventRecord(event, NULL);
+    tpc_noted_cuEventRecord((CUevent)(uintptr_t)OTHER, NULL);
     complete(EVENT);
     complete(OTHER);
     frames++;
     tpc_noted_cuEventRecord(event, NULL);
     CHECK(!believed(EVENT) && believed(OTHER));
     complete(EVENT);
-    const struct tpc_date asked = tpc_today();
-    struct tp_reply before = {.number = ++frames};
+    const struct question before = ask(EVENT);
     frames++;
     tpc_noted_cuEventRecordWithFlags(event, NULL, 0);
     CHECK(!believed(EVENT) && believed(OTHER));
     /* An answer from before the record says nothing of what is after it. */
-    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, &asked);
+    say_complete(&before, 0);
     CHECK(!believed(EVENT));
+}
+
+/* Who goes through many is told of those behind, each as of the record that stood when it was asked for. */
+static void test_many(void) {
+    enum { MANY = 40, FIRST = 5000 };
+    unsigned questions = 0;
+    for (uint64_t i = 0; i < MANY; i++) {
+        tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + i), NULL);
+    }
+    for (uint64_t i = 0; i < MANY; i++) {
+        if (!believed(FIRST + i)) {
+            const struct question question = ask(FIRST + i);
+            say_complete(&question, UINT64_MAX);
+            questions++;
+        }
+    }
+    CHECK(questions < 8);
+    tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + 7), NULL);
+    CHECK(!believed(FIRST + 7) && believed(FIRST + 6) && believed(FIRST + 8));
+    /* One that is recorded anew between the question and the answer, and one that the answer calls unfinished. */
+    tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + 8), NULL);
+    tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + 9), NULL);
+    const struct question question = ask(FIRST + 7);
+    CHECK(question.sweep.count == 2 && question.sweep.events[0] == FIRST + 8 && question.sweep.events[1] == FIRST + 9);
+    tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + 8), NULL);
+    say_complete(&question, 1);
+    CHECK(believed(FIRST + 7) && !believed(FIRST + 8) && !believed(FIRST + 9));
 }
 
 /* A kernel whose launch records an event. */
@@ -88,15 +132,16 @@ static void test_graphs(void) {
     tpc_noted_cuEventRecordWithFlags(event, NULL, CU_EVENT_RECORD_EXTERNAL);
     complete(EVENT);
     complete(OTHER);
-    struct tpc_date asked = tpc_today();
-    struct tp_reply before = {.number = ++frames};
+    const struct question before = ask(EVENT);
     frames++;
     tpc_watch_launched();
     CHECK(!believed(EVENT) && !believed(OTHER));
-    tpc_watch_learned(EVENT, false, CUDA_SUCCESS, &before, &asked);
+    say_complete(&before, 0);
     CHECK(!believed(EVENT));
+    complete(EVENT); /* asked anew */
+    tpc_watch_launched();
     /* One that was watched, too: the word tells of the record before. */
-    asked = tpc_today();
+    struct tpc_date asked = tpc_today();
     struct tp_reply reply = {.number = ++frames};
     CUresult result = CUDA_SUCCESS;
     tpc_watch_learned(EVENT, false, CUDA_ERROR_NOT_READY, &reply, &asked);
@@ -104,7 +149,6 @@ static void test_graphs(void) {
     frames++;
     tpc_watch_launched();
     CHECK(!believed(EVENT));
-    CHECK(timings == 4);
 }
 
 /* "Not ready" is said from memory only until the GPU itself has told of something. */
@@ -142,6 +186,7 @@ static void test_default_streams(void) {
 
 int main(void) {
     test_records();
+    test_many();
     test_launch_that_records();
     test_graphs();
     test_doubts();

@@ -74,14 +74,14 @@ static void go_on(uint32_t context, uint64_t stream, uint64_t word) {
 
 /* The client's handle of an event is that of another event while somebody still waits for the first. */
 static void case_event(void) {
-    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
+    SEND(0, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 0));
     stop(0, handle(TPG_STREAM, 0), 0);
     SEND(0, cuEventRecord, 0, .hEvent = handle(TPG_EVENT, 0), .hStream = handle(TPG_STREAM, 0));
     SEND(0, event_wait, CALL, .event = handle(TPG_EVENT, 0));
-    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 1));
+    SEND(0, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 1));
     SEND(0, cuEventDestroy_v2, 0, .hEvent = handle(TPG_EVENT, 0));
-    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 2)); /* may take the place of the first in memory */
-    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
+    SEND(0, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 2)); /* may take the place of the first in memory */
+    SEND(0, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 0));
     let_it_look();
     go_on(0, handle(TPG_STREAM, 1), 0);
 }
@@ -97,7 +97,7 @@ static void case_graph(void) {
     SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 0), .node = made, .child = handle(TPG_GRAPH, 1), .move = 1);
     SEND(0, cuGraphAddDependencies_v2, CALL, .hGraph = handle(TPG_GRAPH, 0), .from = &elsewhere, .from_count = 1,
          .to = &made, .to_count = 1, .edgeData = &edge, .edgeData_count = 1, .numDependencies = 1);
-    SEND(0, graph_node_destroy, CALL, .node = made);
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = made);
     SEND(0, cuGraphAddEmptyNode, 0, .hGraph = handle(TPG_GRAPH, 1), .phGraphNode = handle(TPG_GRAPHNODE, 2));
     SEND(0, graph_list, CALL, .subject = handle(TPG_GRAPH, 1));
 }
@@ -114,9 +114,9 @@ static void case_nest(void) {
          .child = handle(TPG_GRAPH, 0), .move = 1);
     SEND(0, graph_child, 0, .owner = handle(TPG_GRAPH, 1), .node = handle(TPG_GRAPHNODE, 3),
          .child = handle(TPG_GRAPH, 1), .move = 1);
-    SEND(0, graph_node_destroy, CALL, .node = handle(TPG_GRAPHNODE, 2));
-    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));
-    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 1));
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = handle(TPG_GRAPHNODE, 2));
+    SEND(0, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 0));
+    SEND(0, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 1));
 }
 
 /* Graphs in graphs in graphs: each of a few bytes, and the way down is a recursion. */
@@ -140,17 +140,17 @@ static void case_capture_inside(void) {
     SEND(0, cuGraphAddEmptyNode, CALL, .hGraph = inner, .phGraphNode = before);
     SEND(0, capture_begin, CALL, .stream = stream, .graph = inner, .into = 1, .dependencies = &before,
          .dependencies_count = 1);
-    SEND(0, graph_node_destroy, CALL, .node = before);                           /* refused, 1 */
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = before);                          /* refused, 1 */
     SEND(0, graph_child, CALL, .owner = outer, .node = handle(TPG_GRAPHNODE, 1), /* 2 */
          .child = middle, .move = 1, .dependencies = &around, .dependencies_count = 1);
-    SEND(0, graph_destroy, CALL, .graph = inner);      /* 3 */
-    SEND(0, graph_node_destroy, CALL, .node = around); /* 4 */
-    SEND(0, graph_destroy, CALL, .graph = middle);     /* 5 */
+    SEND(0, cuGraphDestroy, CALL, .hGraph = inner);     /* 3 */
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = around); /* 4 */
+    SEND(0, cuGraphDestroy, CALL, .hGraph = middle);    /* 5 */
     SEND(0, cuMemsetD8Async, CALL, .dstDevice = ADDRESS, .uc = 1, .N = 64, .hStream = stream);
     SEND(0, capture_end, CALL, .stream = stream);
     SEND(0, graph_list, CALL, .subject = inner, .count = 10);
-    SEND(0, graph_node_destroy, CALL, .node = before);
-    SEND(0, graph_destroy, CALL, .graph = middle);
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = before);
+    SEND(0, cuGraphDestroy, CALL, .hGraph = middle);
 }
 
 /* The same for the copy of a graph that a child graph node has, two levels down. */
@@ -163,18 +163,18 @@ static void case_capture_copied(void) {
          .child = handle(TPG_GRAPH, 2));
     SEND(0, graph_child, CALL, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 1),
          .child = handle(TPG_GRAPH, 1));
-    SEND(0, graph_child_get, CALL, .node = handle(TPG_GRAPHNODE, 1), .fresh = middle);
+    SEND(0, cuGraphChildGraphNodeGetGraph, CALL, .hNode = handle(TPG_GRAPHNODE, 1), .phGraph = middle);
     const uint64_t fresh = handle(TPG_GRAPHNODE, 2);
     SEND(0, graph_list, CALL, .subject = middle, .count = 1, .fresh = &fresh, .fresh_count = 1);
-    SEND(0, graph_child_get, CALL, .node = fresh, .fresh = inner);
+    SEND(0, cuGraphChildGraphNodeGetGraph, CALL, .hNode = fresh, .phGraph = inner);
     SEND(0, capture_begin, CALL, .stream = stream, .graph = inner, .into = 1);
-    SEND(0, graph_node_destroy, CALL, .node = fresh);                    /* refused, 1 */
-    SEND(0, graph_node_destroy, CALL, .node = handle(TPG_GRAPHNODE, 1)); /* 2 */
-    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));         /* 3 */
-    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 1));         /* what the copy was made from may go */
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = fresh);                    /* refused, 1 */
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = handle(TPG_GRAPHNODE, 1)); /* 2 */
+    SEND(0, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 0));        /* 3 */
+    SEND(0, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 1));        /* what the copy was made from may go */
     SEND(0, cuMemsetD8Async, CALL, .dstDevice = ADDRESS, .uc = 1, .N = 64, .hStream = stream);
     SEND(0, capture_end, CALL, .stream = stream);
-    SEND(0, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));
+    SEND(0, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 0));
 }
 
 /* The node that an update names as the reason of its failure lies inside a child graph node, and ends with that. */
@@ -194,7 +194,7 @@ static void case_blamed(void) {
     SEND(0, graph_instantiate, CALL, .graph = handle(TPG_GRAPH, 2), .exec = handle(TPG_GRAPHEXEC, 0));
     SEND(0, graph_update, CALL, .exec = handle(TPG_GRAPHEXEC, 0), .graph = handle(TPG_GRAPH, 3), .fresh = fresh,
          .fresh_count = 2);
-    SEND(0, graph_node_destroy, CALL, .node = handle(TPG_GRAPHNODE, 3));
+    SEND(0, cuGraphDestroyNode, CALL, .hNode = handle(TPG_GRAPHNODE, 3));
     SEND(0, graph_list, CALL, .subject = fresh[0], .what = 3, .count = 10); /* refused */
 }
 
@@ -203,7 +203,7 @@ static void begin_ending(void) {
     SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
     SEND(1, stream_create, 0, .stream = handle(TPG_STREAM, 2), .flags = CU_STREAM_NON_BLOCKING);
     SEND(1, stream_create, 0, .stream = handle(TPG_STREAM, 3), .flags = CU_STREAM_NON_BLOCKING);
-    SEND(1, event_create, 0, .event = handle(TPG_EVENT, 0));
+    SEND(1, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 0));
     SEND(0, memory_alloc, CALL, .size = 3 << 20);
     stop(1, handle(TPG_STREAM, 2), 0);
     SEND(0, context_destroy, 0, .context = handle(TPG_CONTEXT, 1));
@@ -227,8 +227,8 @@ static void case_ending_enter(void) {
     SEND(0, event_wait, CALL, .event = handle(TPG_EVENT, 0));
     let_it_look();
     for (int i = 0; i < 200; i++) {
-        SEND(1, copy_in, 0, .destination = ADDRESS, .pitch = 8192, .width = 8192, .height = 1,
-             .stream = handle(TPG_STREAM, 3), .data = data, .data_size = sizeof data);
+        SEND(1, copy_in, 0, .area = {ADDRESS, 8192, 8192, 1}, .stream = handle(TPG_STREAM, 3), .data = data,
+             .data_size = sizeof data);
     }
 }
 
@@ -308,7 +308,7 @@ static void case_threads(void) {
         SEND(0, stream_destroy, 0, .stream = handle(TPG_STREAM, 2 + i));
     }
     stop(0, handle(TPG_STREAM, 0), 0);
-    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
+    SEND(0, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 0));
     SEND(0, cuEventRecord, 0, .hEvent = handle(TPG_EVENT, 0), .hStream = handle(TPG_STREAM, 0));
     for (uint32_t thread = 4000; thread < 8000; thread++) { /* none of these can end */
         SEND_AS(thread, 0, cuStreamWaitEvent, 0, .hStream = 2, .hEvent = handle(TPG_EVENT, 0));
@@ -321,7 +321,7 @@ static void case_alone(void) {
     for (uint32_t i = 1; i <= 300; i++) {
         SEND_AS(i, 0, image_load, CALL, .size = sizeof kernels_ptx, .owner = handle(TPG_MODULE, i), .data = kernels_ptx,
                 .data_size = sizeof kernels_ptx);
-        SEND(0, event_create, 0, .event = handle(TPG_EVENT, i));
+        SEND(0, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, i));
     }
     go_on(0, handle(TPG_STREAM, 1), 0);
     for (int i = 0; i < 20000; i++) { /* some time: an empty link counts as closed */
@@ -336,7 +336,7 @@ static void case_alone(void) {
 
 /* Nor may waits for events that never come be more and more. */
 static void case_waits(void) {
-    SEND(0, event_create, 0, .event = handle(TPG_EVENT, 0));
+    SEND(0, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 0));
     stop(0, handle(TPG_STREAM, 0), 0);
     SEND(0, cuEventRecord, 0, .hEvent = handle(TPG_EVENT, 0), .hStream = handle(TPG_STREAM, 0));
     for (int i = 0; i < 17000; i++) {
@@ -391,23 +391,23 @@ static void load(uint32_t context, uint32_t kind, uint32_t index) {
 static void follow(uint32_t context) {
     fuzz_link_pause(the_link);
     for (uint32_t i = 50; i < 60; i++) { /* may take the place of what has ended in memory */
-        SEND(context, event_create, 0, .event = handle(TPG_EVENT, i));
+        SEND(context, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, i));
     }
     SEND(context, cuGraphClone, CALL, .phGraphClone = handle(TPG_GRAPH, 20), .originalGraph = handle(TPG_GRAPH, 0));
     SEND(context, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, 21));
     SEND(context, graph_child, CALL, .owner = handle(TPG_GRAPH, 21), .node = handle(TPG_GRAPHNODE, 21),
          .child = handle(TPG_GRAPH, 20));
-    SEND(context, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 20));
+    SEND(context, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 20));
     SEND(context, graph_instantiate, CALL, .graph = handle(TPG_GRAPH, 21), .exec = handle(TPG_GRAPHEXEC, 21));
     SEND(context, cuGraphLaunch, CALL, .hGraph = handle(TPG_GRAPHEXEC, 21), .hStream = 2);
     SEND(context, cuGraphLaunch, 0, .hGraph = handle(TPG_GRAPHEXEC, 0), .hStream = 2);
     SEND(context, graph_update, CALL, .exec = handle(TPG_GRAPHEXEC, 21), .graph = handle(TPG_GRAPH, 21));
     SEND(context, stream_wait, CALL, .stream = 2);
-    SEND(context, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 0));
+    SEND(context, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 0));
     SEND(context, cuGraphLaunch, CALL, .hGraph = handle(TPG_GRAPHEXEC, 21), .hStream = 2);
     SEND(context, cuGraphExecDestroy, 0, .hGraphExec = handle(TPG_GRAPHEXEC, 0));
     SEND(context, cuGraphExecDestroy, 0, .hGraphExec = handle(TPG_GRAPHEXEC, 21));
-    SEND(context, graph_destroy, CALL, .graph = handle(TPG_GRAPH, 21));
+    SEND(context, cuGraphDestroy, CALL, .hGraph = handle(TPG_GRAPH, 21));
     SEND(context, stream_wait, CALL, .stream = 2);
     for (uint32_t i = 50; i < 60; i++) {
         SEND(context, cuEventDestroy_v2, 0, .hEvent = handle(TPG_EVENT, i));
@@ -469,8 +469,8 @@ static void case_node_context(void) {
         SEND(context, cuGraphAddMemsetNode, CALL, .hGraph = handle(TPG_GRAPH, 0),
              .phGraphNode = handle(TPG_GRAPHNODE, 2), .memsetParams = &set, .memsetParams_size = sizeof set);
         batch.params.ctx = (CUcontext)(uintptr_t)handle(TPG_CONTEXT, context);
-        SEND(context, event_create, 0, .event = handle(TPG_EVENT, 70));
-        SEND(context, event_create, 0, .event = handle(TPG_EVENT, 71));
+        SEND(context, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 70));
+        SEND(context, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 71));
         SEND(0, cuGraphAddBatchMemOpNode, CALL, .hGraph = handle(TPG_GRAPH, 0), .phGraphNode = handle(TPG_GRAPHNODE, 4),
              .nodeParams = &batch, .nodeParams_size = sizeof batch);
         SEND(0, cuGraphAddEventRecordNode, CALL, .hGraph = handle(TPG_GRAPH, 0),
@@ -478,8 +478,8 @@ static void case_node_context(void) {
         SEND(0, cuGraphAddEventWaitNode, CALL, .hGraph = handle(TPG_GRAPH, 0), .phGraphNode = handle(TPG_GRAPHNODE, 6),
              .event = handle(TPG_EVENT, 71));
         SEND(0, cuEventDestroy_v2, 0, .hEvent = handle(TPG_EVENT, 70));
-        SEND(0, graph_memcpy, CALL, .owner = handle(TPG_GRAPH, 0), .node = handle(TPG_GRAPHNODE, 3),
-             .context = handle(TPG_CONTEXT, context), .params = &copy);
+        SEND(0, cuGraphAddMemcpyNode, CALL, .hGraph = handle(TPG_GRAPH, 0), .phGraphNode = handle(TPG_GRAPHNODE, 3),
+             .ctx = handle(TPG_CONTEXT, context), .copyParams = &copy, .copyParams_size = sizeof copy);
         SEND(context, graph_instantiate, CALL, .graph = handle(TPG_GRAPH, 0), .exec = handle(TPG_GRAPHEXEC, 0));
         SEND(0, context_destroy, 0, .context = handle(TPG_CONTEXT, context));
         SEND(0, cuEventDestroy_v2, 0, .hEvent = handle(TPG_EVENT, 71)); /* has ended with its context */
@@ -494,10 +494,10 @@ static void case_node_captured(void) {
     SEND(0, context_create, CALL, .context = handle(TPG_CONTEXT, 1), .device = 0);
     load(1, TPG_MODULE, 0);
     SEND(1, function_get, CALL, .module = handle(TPG_MODULE, 0), .function = handle(TPG_FUNCTION, 0), .index = FILL);
-    SEND(1, event_create, 0, .event = handle(TPG_EVENT, 0));
+    SEND(1, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, 0));
     SEND(1, stream_create, 0, .stream = stream, .flags = CU_STREAM_NON_BLOCKING);
     SEND(1, capture_begin, CALL, .stream = stream, .graph = handle(TPG_GRAPH, 0));
-    SEND(1, launch, CALL, .function = handle(TPG_FUNCTION, 0), .stream = stream, 1, 1, 1, 64, 1, 1,
+    SEND(1, launch, CALL, .function = handle(TPG_FUNCTION, 0), .stream = stream, .shape = {1, 1, 1, 64, 1, 1},
          .params = &fill_arguments, .params_size = sizeof fill_arguments);
     SEND(1, cuEventRecordWithFlags, CALL, .hEvent = handle(TPG_EVENT, 0), .hStream = stream,
          .flags = CU_EVENT_RECORD_EXTERNAL);
@@ -570,7 +570,7 @@ static void case_tables(void) {
     CHECK(getrusage(RUSAGE_SELF, &before) == 0);
     for (uint32_t i = 0; i < 300; i++) { /* the highest, and then some of those between */
         uint32_t index = (1u << TP_INDEX_BITS) - 1 - i * 3001;
-        SEND(0, event_create, 0, .event = handle(TPG_EVENT, index));
+        SEND(0, cuEventCreate, 0, .phEvent = handle(TPG_EVENT, index));
         SEND(0, cuGraphCreate, CALL, .phGraph = handle(TPG_GRAPH, index));
     }
     tpw_execute(&session);
@@ -578,6 +578,7 @@ static void case_tables(void) {
     CHECK(tpw_object(&session, TPG_EVENT, handle(TPG_EVENT, (1u << TP_INDEX_BITS) - 1)));
 }
 
+#include "frames_mix.h"
 #include "frames_pools.h"
 #include "frames_structs.h"
 
@@ -624,6 +625,10 @@ static const struct {
     {"node_order", case_node_order, 0, true, 0},
     {"tables", case_tables, 0, false, 0},
     {"own_memory", case_own_memory, 0, true, 0},
+    {"twin_alone", case_twin_alone, 7, true, 0},
+    {"twins_alone", case_twins_alone, 4000, false, 0},
+    {"mix", case_mix, 0, false, 0},
+    {"mix_failed", case_mix_failed, 0, false, 1},
     {"conditional", case_conditional, 17, true, 0},
     {"conditional_names", case_conditional_names, 3, false, 3},
     {"graph_memory", case_graph_memory, 7, true, 0},

@@ -60,6 +60,12 @@ void tp_wait_end(void) {}
 uint32_t tp_interruptions(void) { return 0; }
 
 bool tp_alive(const struct tp_conn *conn) { return conn && alive; }
+void tp_await_reason(struct tp_conn *conn) { (void)conn; }
+
+bool tp_refused(const struct tp_conn *conn) {
+    (void)conn;
+    return false;
+}
 
 void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {
     (void)conn;

@@ -113,7 +113,7 @@ static uint32_t accept_client(void) {
 static void format(void) {
     begin(SIZE);
     struct tp_segment_header *header = (void *)base;
-    CHECK(atomic_load(&header->magic) == TP_SEGMENT_MAGIC && header->version == TP_SEGMENT_VERSION);
+    CHECK(atomic_load(&header->magic) == TP_SEGMENT_MAGIC && header->version == TP_PROTOCOL);
     CHECK(header->size == SIZE && header->epoch == 4711 && atomic_load(&header->state) == TP_SEGMENT_SERVING);
     CHECK(strlen(header->boot_id) == 36);
     for (uint32_t i = 0; i < TP_SLOTS; i++) {

@@ -1,4 +1,5 @@
 // Simulated GPU: start-up, contexts, memory, virtual memory, copies, the kernels, launch limits.
+#include "place_checks.h"
 #include "simgpu_check.h"
 
 #include <pthread.h>
@@ -396,7 +397,7 @@ static void kernels(CUmodule module) {
     GIVES(1, cuLaunchKernel(add, 1, 1, 1, 1, 1, 1, 0, NULL, NULL, NULL));
     GIVES(1, cuLaunchKernel(add, 1, 1, 1, 1, 1, 1, 0, NULL, params, extra));
     GIVES(720, cuLaunchCooperativeKernel(add, 100000, 1, 1, 256, 1, 1, 0, NULL, params));
-    GIVES(701, cuLaunchKernel(kernel(module, "unknown_kernel"), 1, 1, 1, 256, 1, 1, 0, NULL, params, NULL));
+    GIVES(1, cuLaunchKernel(kernel(module, "unknown_kernel"), 1, 1, 1, 256, 1, 1, 0, NULL, params, NULL));
     GIVES(801, cuLaunchKernel(kernel(module, "unknown_kernel"), 1, 1, 1, 128, 1, 1, 0, NULL, params, NULL));
     GIVES(400, cuLaunchKernel((CUfunction)(void *)host, 1, 1, 1, 1, 1, 1, 0, NULL, params, NULL));
     OK(cuCtxSynchronize());
@@ -540,6 +541,30 @@ static void forked(void) {
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+// Of clusters that are too large none fit, which cuTENSOR asks for as it starts; of one that needs leave for its size that is an error.
+static void clusters(CUmodule module) {
+    CUfunction function;
+    CUlaunchAttribute attribute = {.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, .value.clusterDim = {32, 1, 1}};
+    const CUlaunchConfig config = {.gridDimX = 32,
+                                   .gridDimY = 1,
+                                   .gridDimZ = 1,
+                                   .blockDimX = 128,
+                                   .blockDimY = 1,
+                                   .blockDimZ = 1,
+                                   .attrs = &attribute,
+                                   .numAttrs = 1};
+    int count = 7;
+    OK(cuModuleGetFunction(&function, module, "fill_u32"));
+    GIVES(912, cuOccupancyMaxActiveClusters(&count, function, &config));
+    OK(cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1));
+    OK(cuOccupancyMaxActiveClusters(&count, function, &config));
+    CHECK(count == 0);
+    GIVES(912, cuOccupancyMaxPotentialClusterSize(&count, function, &config));
+    attribute.value.clusterDim.x = 16;
+    OK(cuOccupancyMaxActiveClusters(&count, function, &config));
+    CHECK(count > 0);
+}
+
 int main(void) {
     before_init();
     OK(cuInit(0));
@@ -553,7 +578,9 @@ int main(void) {
     virtual_memory(module);
     kernels(module);
     own_default_streams(module);
+    clusters(module);
     rectangles();
+    check_places();
     pools();
     local_pools();
     forked();

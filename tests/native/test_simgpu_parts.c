@@ -1,4 +1,5 @@
 // Simulated GPU: launching by parts, uses of contexts, texture references, older forms, files.
+#include "answered_checks.h"
 #include "context_checks.h"
 #include "measured_checks.h"
 #include "older_checks.h"
@@ -9,6 +10,7 @@ int main(void) {
     CUcontext primary = start();
     check_measured(load_kernels);
     CUmodule module = load_kernels();
+    check_answered(module);
     check_parts_launch(module);
     check_uses_of_contexts(primary);
     check_older_graphs(module);

@@ -518,7 +518,7 @@ static void every_truncation(void) {
         struct tpw_link *link;
         enum tp_status status = TP_OK;
         CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
-        CHECK(tpw_link_open(&link, ends[1], malloc, free) == TP_OK);
+        CHECK(tpw_link_open(&link, ends[1], NULL, malloc, free) == TP_OK);
         CHECK(cut == 0 || send(ends[0], bytes, cut, 0) == (ssize_t)cut);
         close(ends[0]);
         unsigned frames = 0;

@@ -44,13 +44,26 @@ class GraphRules(State):
             overlap(a, b) for i, a in enumerate(downs) for b in downs[i + 1 :]
         ):
             raise Illegal("downloads to the same memory")
-        if "graph-mixed" in self.features:
-            return
-        functions = any(n.kind == "host" for n in graph.nodes.values())
-        if functions and ours:
+        functions = [number for number, n in graph.nodes.items() if n.kind == "host"]
+        if "graph-mixed" not in self.features and functions and ours:
             raise Illegal("a host function beside copies")
-        if any(overlap(a, b) and a[3] != b[3] for a in ours for b in ours):
-            raise Illegal("down and up again")
+        if "graph-bridge" in self.features:
+            return
+        for number, first in graph.nodes.items():
+            for second in graph.nodes.values():
+                if first.kind not in ("copy", "child") or second.kind not in ("copy", "child"):
+                    continue
+                between = any(second.before >> f & 1 and graph.nodes[f].before >> number & 1 for f in functions)
+                if (
+                    second.before >> number & 1
+                    and not between
+                    and any(
+                        overlap(a, b) and a[3] and not b[3] and a in ours
+                        for a in first.accesses
+                        for b in second.accesses
+                    )
+                ):
+                    raise Illegal("down and up again")
 
     def add_captured(self, stream: Stream, node: Node) -> None:
         capture = self.capture
@@ -109,14 +122,14 @@ class GraphRules(State):
                 self.bounded(thread, access)
 
     def kin(self, number: int) -> str:
-        """A copy's side may move within memory of one kind. To the driver all host memory is one; over shared memory a
-        change from pinned memory to other host memory, or back, does not work."""
+        """A copy's side may move within memory of one kind. A driver (580.159.04, asked) takes an update from pinned or
+        registered memory to memory that it does not know, and the launch then ends with 700."""
         if number not in self.regions:
             raise Illegal("the memory of the node is gone")
         kind = self.regions[number].kind
         if kind == "graph":
             raise Illegal("memory of a graph")
-        return kind if kind not in HOST_KINDS or kind == "pinned" else "host"
+        return kind if kind not in HOST_KINDS or kind in ("pinned", "registered") else "host"
 
     def same_form(self, old: Operation, new: Operation) -> bool:
         """What cuGraphExec...SetParams and an update may change: addresses and values, rows of one, the same kernel."""
@@ -147,6 +160,12 @@ class GraphRules(State):
         accesses = self.effect_accesses(effect)
         self.check_places(op.thread, effect, accesses)
         self.keep_apart(effect, accesses, in_graph=True)
+        if (
+            effect.name == "copy"
+            and "graph-mixed-set" not in self.features
+            and any(n.kind in ("host", "child") for n in ready.nodes.values())
+        ):
+            raise Illegal("a copy beside host functions")
         old = self.graphs[op.args[1]].nodes[number].effect
         if node.effect is None or old is None:
             raise Illegal("another form")

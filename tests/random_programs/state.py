@@ -19,7 +19,9 @@ FEATURES = {
     "upload-behind": "an upload from pinned or registered memory behind work that writes that memory",
     "rows-behind": "the same by rows, in two or three dimensions",
     "graph-behind": "the same in a graph, at its launch",
-    "graph-mixed": "host functions beside copies of the program's memory in one graph, or such copies both ways",
+    "graph-mixed": "host functions beside copies of the program's memory in one graph",
+    "graph-bridge": "in a graph a copy into the program's memory and one from there, without a host function between",
+    "graph-mixed-set": "such a copy changed in an executable graph that has host functions, too",
     "downloads-meet": "two downloads to the same memory without a wait between them, in a graph or not",
     "pinned-set": "memsets of pinned memory",
     "pinned-kernel": "kernels on pinned memory",
@@ -31,7 +33,8 @@ FEATURES = {
 }
 # What does not work through the stack yet, and why. A line goes when its fault is mended.
 UNSERVED = {
-    "graph-mixed": "refused by name: the bytes would be seen too early or too late",
+    "graph-bridge": "refused by name: the bytes would be seen too late",
+    "graph-mixed-set": "refused by name: launches under way copy what they copied",
     "pinned-set": "refused in captures over TCP while no kernel has used the memory",
     "pinned-word": "refused over TCP",
     "pinned-both": "refused over TCP where the graph was there first",

@@ -354,8 +354,7 @@ static void nothing_fails_later(void) {
     OK(cuStreamSynchronize(stream));
     GIVES(CUDA_ERROR_INVALID_VALUE,
           cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE, 9));
-    GIVES(CUDA_ERROR_INVALID_VALUE,
-          cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 5));
+    OK(cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 5));
     OK(cuFuncGetAttribute(&value, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, function));
     CHECK(value != 5);
     OK(cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1));
@@ -452,7 +451,7 @@ static void waits_after_a_failure(void) {
     }
 }
 
-/* What a kernel's own limits refuse has the driver's error, at the launch: too many threads for it are too many resources. */
+/* What a kernel's own limits refuse has the driver's error, at the launch. */
 static void limits_of_a_kernel(void) {
     CUmodule module = load_kernels();
     CUfunction function = kernel(module, "unknown_kernel"); /* at most 128 threads */
@@ -468,8 +467,8 @@ static void limits_of_a_kernel(void) {
                              .blockDimZ = 1,
                              .attrs = &attribute,
                              .numAttrs = 1};
-    GIVES(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, cuLaunchKernel(function, 1, 1, 1, 512, 1, 1, 0, NULL, params, NULL));
-    GIVES(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, cuLaunchKernelEx(&config, function, params, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuLaunchKernel(function, 1, 1, 1, 512, 1, 1, 0, NULL, params, NULL));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuLaunchKernelEx(&config, function, params, NULL));
     GIVES(CUDA_ERROR_INVALID_VALUE, cuLaunchKernel(function, 1, 1, 1, 2048, 1, 1, 0, NULL, params, NULL));
     OK(cuLaunchKernel(function, 1, 1, 1, 128, 1, 1, 0, NULL, params, NULL));
     config.blockDimX = 128;

@@ -41,9 +41,9 @@ def program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "stack", make) / "program"
 
 
-@pytest.fixture(params=["native", "shmem"])
+@pytest.fixture(params=["tls"] if harness.TRANSPORT == "tls" else ["native", "shmem"])
 def both_transports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every worker of the test serves over the one, then over the other."""
+    """Every worker of the test serves over the one, then over the other; with TF_TEST_TRANSPORT=tls over TLS alone."""
     monkeypatch.setattr(harness, "TRANSPORT", request.param)
 
 

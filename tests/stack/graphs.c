@@ -5,6 +5,7 @@
  */
 #include "../native/described_checks.h"
 #include "../native/graph_copy_checks.h"
+#include "../native/graph_mix_checks.h"
 #include "../native/graph_memory_checks.h"
 #include "../native/graph_set_checks.h"
 #include "../native/graph_condition_checks.h"
@@ -128,12 +129,17 @@ static void memory_where_more_was(void) {
 }
 
 int role_graphs(int count, char **words) {
-    (void)count, (void)words;
     start();
     CUmodule module = load_kernels();
+    if (count && strcmp(words[0], "mixes") == 0) {
+        check_graph_mixes(module);
+        say("right");
+        return 0;
+    }
     memory_where_more_was();
     check_graphs(module);
     check_graph_copies(module);
+    check_graph_mixes(module);
     check_described(module);
     check_graph_memory_all(module);
     check_graph_set(module);

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +35,37 @@ COMPILER = next((found for name in ("cc", "gcc", "clang") if (found := shutil.wh
 LOST = 46  # what every call gives when the worker is gone
 LOSS_SECONDS = 3.0
 MIB = 1 << 20
-# The same tests over shared memory.
+# The same tests over shared memory, and with a secret, which is TLS.
+SECRET = "harness-secret-4711"
 TRANSPORT = os.environ.get("TF_TEST_TRANSPORT", "native")
+# And in another jail than the default.
+JAIL = ["--jail", os.environ["TF_TEST_JAIL"]] if "TF_TEST_JAIL" in os.environ else []
+# And while their system calls are recorded (tools/record_syscalls.py).
+RECORDED = {"LD_PRELOAD": os.environ["TF_TEST_PRELOAD"]} if "TF_TEST_PRELOAD" in os.environ else {}
 _numbers = itertools.count()
+# How a program in Python begins that has 1 MiB of device memory at `address`. What goes wrong it says, and ends with 3
+WITH_MEMORY = """
+import ctypes, sys
+cuda = ctypes.CDLL("libcuda.so.1")
+def must(code):
+    if code:
+        print("gave", code, flush=True)
+        sys.exit(3)
+context, address, by, size = ctypes.c_void_p(), ctypes.c_uint64(), ctypes.byref, ctypes.c_size_t
+must(cuda.cuInit(0))
+must(cuda.cuDevicePrimaryCtxRetain(by(context), 0))
+must(cuda.cuCtxSetCurrent(context))
+must(cuda.cuMemAlloc_v2(by(address), size(1 << 20)))
+"""
+# Python itself may lie where only root reads: what the worker needs of it is read before.
+BECOME = """
+import encodings.idna, importlib.metadata, os, sys
+from tensor_fusion.worker.main import main, product_version
+product_version()
+number = int(sys.argv[1])
+os.setgroups([]); os.setgid(number); os.setuid(number)
+sys.exit(main(sys.argv[2:]))
+"""
 
 whole_stack = [
     pytest.mark.skipif(
@@ -151,20 +180,28 @@ class Worker:
     """
 
     segment: Path | None = None  # what a killed worker would leave behind
+    user: int | None = None  # who it becomes before it begins, of a test that root runs
 
     def __init__(
         self, *options: str, program: Path | None = None, transport: str | None = None, **variables: str
     ) -> None:
         name = f"/tf-test-{os.getpid()}-{next(_numbers)}"
         shmem = (transport or TRANSPORT) == "shmem"
+        tls = (transport or TRANSPORT) == "tls"
+        self._keys = tempfile.NamedTemporaryFile("w") if tls else None  # noqa: SIM115 - as long as the worker
+        if self._keys:
+            self._keys.write(f"{SECRET}\n")
+            self._keys.flush()
+            variables = {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": self._keys.name, **variables}
         place = ["-n", "shmem", "-m", name, "-M", "128"] if shmem else ["-p", "0", "--host", "127.0.0.1"]
-        words = [*place, "--gpu", "sim", "--warm", "0", *options]
+        words = [*place, "--gpu", "sim", "--warm", "0", *JAIL, *options]
         self.segment = Path(f"/dev/shm{name}") if shmem else None
         self.program = program
         self.ended_by: signal.Signals | None = None
+        begin = ["-m", "tensor_fusion.worker"] if self.user is None else ["-c", BECOME, str(self.user)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tensor_fusion.worker", *words],
-            env=clean_environment(**variables),
+            [sys.executable, *begin, *words],
+            env=clean_environment(**{**RECORDED, **variables}),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -174,6 +211,7 @@ class Worker:
         assert ready.startswith("ready shmem" if shmem else "ready native 127.0.0.1:"), ready
         self.port = 0 if shmem else int(ready.split()[2].rpartition(":")[2])
         self.connection = f"shmem+{name}+128+0" if shmem else f"native+127.0.0.1+{self.port}+0"
+        self.connection += f"+{SECRET}" if tls else ""
         clean = clean_environment()
         self.env = {**clean, **client_environment(self.connection, clean)}
         if "--warm" not in options:

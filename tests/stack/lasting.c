@@ -6,14 +6,7 @@
  */
 #include "stack.h"
 
-#include <poll.h>
-
 #define MIB (1024ull * 1024ull)
-
-static bool input_ended(void) {
-    struct pollfd input = {.fd = 0, .events = POLLIN};
-    return poll(&input, 1, 0) != 0;
-}
 
 /* Rounds of copies and kernels, every byte compared; says how many and the longest. */
 int role_steady(int count, char **words) {

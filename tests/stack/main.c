@@ -5,6 +5,7 @@
  */
 #include "stack.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <time.h>
 
@@ -38,6 +39,11 @@ void say(const char *format, ...) {
     CHECK(write(1, line, (size_t)size + 1) == size + 1);
 }
 
+bool input_ended(void) {
+    struct pollfd input = {.fd = 0, .events = POLLIN};
+    return poll(&input, 1, 0) != 0;
+}
+
 int run_check(const struct check *checks, size_t known, int count, char **words) {
     for (size_t i = 0; count == 1 && i < known; i++) {
         if (strcmp(words[0], checks[i].name) == 0) {
@@ -53,32 +59,14 @@ int run_check(const struct check *checks, size_t known, int count, char **words)
 static const struct {
     const char *name;
     int (*run)(int count, char **words);
-} roles[] = {{"compute", role_compute},
-             {"threads", role_threads},
-             {"order", role_order},
-             {"fork", role_fork},
-             {"fork-first", role_fork_first},
-             {"steady", role_steady},
-             {"copy", role_copy},
-             {"wait", role_wait},
-             {"console", role_console},
-             {"graphs", role_graphs},
-             {"arrays", role_arrays},
-             {"parts", role_parts},
-             {"green", role_green},
-             {"timing", role_timing},
-             {"polls", role_polls},
-             {"corners", role_corners},
-             {"devices", role_devices},
-             {"images", role_images},
-             {"failures", role_failures},
-             {"callbacks", role_callbacks},
-             {"words", role_words},
-             {"pinned", role_pinned},
-             {"mapped", role_mapped},
-             {"batches", role_batches},
-             {"uploads", role_uploads},
-             {"behind", role_behind}};
+} roles[] = {
+    {"compute", role_compute},       {"threads", role_threads}, {"order", role_order},   {"fork", role_fork},
+    {"fork-first", role_fork_first}, {"steady", role_steady},   {"copy", role_copy},     {"wait", role_wait},
+    {"console", role_console},       {"moment", role_moment},   {"graphs", role_graphs}, {"arrays", role_arrays},
+    {"parts", role_parts},           {"green", role_green},     {"timing", role_timing}, {"polls", role_polls},
+    {"corners", role_corners},       {"devices", role_devices}, {"images", role_images}, {"failures", role_failures},
+    {"callbacks", role_callbacks},   {"words", role_words},     {"pinned", role_pinned}, {"mapped", role_mapped},
+    {"batches", role_batches},       {"uploads", role_uploads}, {"behind", role_behind}, {"places", role_places}};
 
 int main(int argc, char **argv) {
     for (size_t i = 0; argc > 1 && i < sizeof roles / sizeof *roles; i++) {

@@ -477,7 +477,7 @@ static void neighbours(void) {
     OK(cuMemHostUnregister(halves[1]));
 }
 
-/* Memory that kernels only read: what a copy brings is there, and kernels see it. */
+/* Memory that kernels only read: they see what the program writes there; a copy has no place in it. */
 static void read_only(void) {
     enum { BYTES = 1 << 18 };
     float words[64], sum = 0;
@@ -494,9 +494,8 @@ static void read_only(void) {
         CUdeviceptr a = number(memory), to = device;
         int one = 1;
         void *params[] = {&a, &a, &to, &one};
-        OK(cuMemcpyHtoD_v2(device + 1024, words, sizeof words));
-        OK(cuMemcpyDtoH_v2(memory, device + 1024, sizeof words));
-        CHECK(memcmp(memory, words, sizeof words) == 0);
+        GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpyDtoH_v2(memory, device, sizeof words));
+        memcpy(memory, words, sizeof words);
         OK(cuLaunchKernel(kernel(module, "vector_add"), 1, 1, 1, 32, 1, 1, 0, NULL, params, NULL));
         OK(cuMemcpyDtoH_v2(&sum, device, 4));
         CHECK(sum == 2 * words[0]);
@@ -516,6 +515,32 @@ static void compared(void) {
     lives();
 }
 
+/* A program that forgets to unregister what it unmaps: nothing of it is read or written here any more, and all goes on. */
+static void unmapped(void) {
+    static const size_t sizes[] = {1000, 1 << 20, SIZE};
+    start();
+    module = load_kernels();
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const size_t mapped = sizes[i] + 8192;
+        char *pages = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        CHECK(pages != MAP_FAILED);
+        uint32_t *words = (uint32_t *)(void *)(pages + 260);
+        CUdeviceptr twin;
+        OK(cuMemHostRegister_v2(words, sizes[i], CU_MEMHOSTREGISTER_DEVICEMAP));
+        OK(cuMemHostGetDevicePointer_v2(&twin, words, 0));
+        put(twin, 11, 4, NULL);
+        OK(cuCtxSynchronize());
+        CHECK(words[0] == 11 && words[3] == 11 && words[4] == 0);
+        OK(munmap(pages, mapped));
+        put(twin + 64, 12, 4, NULL); /* where the device still has its pages */
+        OK(cuCtxSynchronize());
+        void *other;
+        OK(cuMemHostAlloc(&other, 4096, CU_MEMHOSTALLOC_PORTABLE));
+        OK(cuMemFreeHost(other)); /* waits, too */
+        OK(cuMemHostUnregister(words));
+    }
+}
+
 static const struct check checks[] = {{"allocated", allocated},
                                       {"registered", registered},
                                       {"copies", copies},
@@ -527,6 +552,7 @@ static const struct check checks[] = {{"allocated", allocated},
                                       {"compared", compared},
                                       {"many", many},
                                       {"neighbours", neighbours},
-                                      {"read-only", read_only}};
+                                      {"read-only", read_only},
+                                      {"unmapped", unmapped}};
 
 int role_mapped(int count, char **words) { return run_check(checks, sizeof checks / sizeof *checks, count, words); }

@@ -4,6 +4,7 @@
  *
  * One thread; nothing is read but the test's own bytes.
  */
+#include "../native/answered_checks.h"
 #include "../native/context_checks.h"
 #include "../native/measured_checks.h"
 #include "../native/older_checks.h"
@@ -16,6 +17,7 @@ int role_parts(int count, char **words) {
     CUcontext primary = start();
     check_measured(load_kernels);
     CUmodule module = load_kernels();
+    check_answered(module);
     check_parts_launch(module);
     check_uses_of_contexts(primary);
     check_older_graphs(module);

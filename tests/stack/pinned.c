@@ -366,7 +366,7 @@ static void short_buffers(void) {
     make_all();
     buffer.at = device;
     OK(cuMemsetD8_v2(device, 0, 64));
-    for (size_t size = sizeof buffer + 8; size > 0; size -= 4) {
+    for (size_t size = sizeof buffer; size > 0; size -= 4) {
         size_t given = size;
         void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, &buffer, CU_LAUNCH_PARAM_BUFFER_SIZE, &given,
                          CU_LAUNCH_PARAM_END};
@@ -429,29 +429,34 @@ static void one_address(void) {
     end_all();
 }
 
-/* NCCL's way: memory for kernels whose address goes to the device inside a struct. No twin is made of memory that was not
- * allocated for kernels: the address may be left over from anything. The word is the number of those that the device reaches. */
+/* NCCL's way: memory for kernels whose address goes to the device inside a struct; and small memory as moderngpu's total. No
+ * twin is made of larger memory that was not allocated for kernels: the address may be left over from anything. The word is the
+ * number of those that the device reaches. */
 static void hidden_addresses(void) {
-    unsigned char *mapped = NULL, *other_mapped = NULL;
+    unsigned char *mapped = NULL, *other_mapped = NULL, *total = NULL;
     struct {
-        uint64_t some, mapped, other, much[30];
+        uint64_t some, mapped, other, total, much[29];
     } block = {.some = 5};
     int reached = 0;
     make_all();
     OK(cuMemHostAlloc((void **)&mapped, 4, CU_MEMHOSTALLOC_DEVICEMAP));
-    OK(cuMemHostAlloc((void **)&other_mapped, SMALL, 0));
+    OK(cuMemHostAlloc((void **)&other_mapped, 96 << 10, 0));
+    OK(cuMemAllocHost_v2((void **)&total, 8));
     block.mapped = number(mapped);
     block.other = number(other_mapped + 64);
+    block.total = number(total);
     OK(cuMemcpyHtoDAsync_v2(device, &block, sizeof block, NULL));
     /* What the device reaches at its address takes the words of streams; what it does not is refused. */
     CUresult first = cuStreamWriteValue32_v2(NULL, number(mapped), 0x31323334, 0);
     CUresult second = cuStreamWriteValue32_v2(NULL, number(other_mapped + 64), 0x41424344, 0);
+    OK(cuStreamWriteValue32_v2(NULL, number(total), 0x51525354, 0));
     OK(cuCtxSynchronize());
-    CHECK(!first && all(mapped, 4, 0x31323334, 4));
+    CHECK(!first && all(mapped, 4, 0x31323334, 4) && all(total, 4, 0x51525354, 4));
     CHECK(second ? second == CUDA_ERROR_NOT_SUPPORTED : all(other_mapped + 64, 4, 0x41424344, 4));
     reached += !first + !second;
     OK(cuMemFreeHost(mapped));
     OK(cuMemFreeHost(other_mapped));
+    OK(cuMemFreeHost(total));
     end_all();
     say("%d", reached);
 }
@@ -476,7 +481,7 @@ static void addresses_in_parameters(void) {
     start();
     OK(cuModuleLoadData(&structs, text));
     for (int i = 0; i < 2; i++) {
-        OK(cuMemHostAlloc((void **)&mapped[i], SMALL, CU_MEMHOSTALLOC_DEVICEMAP));
+        OK(cuMemHostAlloc((void **)&mapped[i], SMALL, i ? CU_MEMHOSTALLOC_DEVICEMAP : 0));
     }
     block.words[5] = number(mapped[0] + 8);
     buffer.words[2] = number(mapped[1]);

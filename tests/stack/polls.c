@@ -132,8 +132,74 @@ static void lent_again(void) {
     }
 }
 
+/* ---- many events, one after the other ---- */
+
+#define SWEPT 600
+
+/* As who looks after all that was queued does: each event is asked for once, in the order of the records. `one` is recorded
+ * with each of them, and some stand behind a host function in another stream. */
+static void sweep(void) {
+    static CUevent events[SWEPT];
+    struct gate gate = {0};
+    CUstream first, second;
+    CUevent one;
+    CUgraph graph;
+    CUgraphExec exec;
+    CUgraphNode node;
+    OK(cuStreamCreate(&first, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&second, CU_STREAM_NON_BLOCKING));
+    OK(cuEventCreate(&one, CU_EVENT_DISABLE_TIMING));
+    for (int i = 0; i < SWEPT; i++) {
+        OK(cuEventCreate(&events[i], CU_EVENT_DISABLE_TIMING));
+        OK(cuEventRecord(one, first));
+        OK(cuEventRecord(events[i], first));
+    }
+    OK(cuStreamSynchronize(first));
+    /* Beside a capture nothing is asked but for the event itself: it would end the capture. */
+    OK(cuThreadExchangeStreamCaptureMode(&(CUstreamCaptureMode){CU_STREAM_CAPTURE_MODE_RELAXED}));
+    OK(cuStreamBeginCapture_v2(second, CU_STREAM_CAPTURE_MODE_GLOBAL));
+    OK(cuEventRecord(one, second));
+    for (int i = 0; i < SWEPT; i++) {
+        CHECK(cuEventQuery(events[i]) == CUDA_SUCCESS);
+    }
+    OK(cuStreamEndCapture(second, &graph));
+    OK(cuGraphDestroy(graph));
+    OK(cuEventRecord(one, first));
+    for (int i = 0; i < SWEPT; i++) {
+        CHECK(cuEventQuery(events[i]) == CUDA_SUCCESS);
+    }
+    /* What is recorded anew, by a graph too, or made anew in another's place, is asked for anew. */
+    OK(cuLaunchHostFunc(second, stand, &gate));
+    for (int i = 0; i < SWEPT / 4; i += 7) {
+        OK(cuEventRecord(events[i], second));
+    }
+    OK(cuEventDestroy_v2(events[1]));
+    OK(cuEventCreate(&events[1], CU_EVENT_DISABLE_TIMING));
+    CHECK(cuEventQuery(events[1]) == CUDA_SUCCESS);
+    OK(cuEventRecord(events[1], second));
+    OK(cuGraphCreate(&graph, 0));
+    OK(cuGraphAddEventRecordNode(&node, graph, NULL, 0, events[2]));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuGraphLaunch(exec, second));
+    for (int i = 0; i < SWEPT; i++) {
+        bool behind = i == 1 || i == 2 || (i < SWEPT / 4 && i % 7 == 0);
+        CHECK(cuEventQuery(events[i]) == (behind ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS));
+    }
+    atomic_store(&gate.open, 1);
+    OK(cuCtxSynchronize());
+    for (int i = 0; i < SWEPT; i++) {
+        CHECK(cuEventQuery(events[i]) == CUDA_SUCCESS);
+        OK(cuEventDestroy_v2(events[i]));
+    }
+}
+
 int role_polls(int count, char **words) {
     start();
+    if (count > 0 && strcmp(words[0], "sweep") == 0) {
+        sweep();
+        say("right");
+        return 0;
+    }
     if (count > 0 && strcmp(words[0], "lent") == 0) {
         lent_again();
         say("right");

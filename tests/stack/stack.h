@@ -25,6 +25,9 @@ double now_ms(void);
 /* One line on stdout, at once: the test waits for it. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* The test has closed our input, or said something. */
+bool input_ended(void);
+
 /* A check of a role that has several: the word names one. */
 struct check {
     const char *name;
@@ -42,6 +45,8 @@ void compute_all(size_t n, unsigned seed);
 
 /* arrays.c */
 int role_arrays(int count, char **words);
+/* places.c */
+int role_places(int count, char **words);
 /* parts.c */
 int role_parts(int count, char **words);
 
@@ -95,5 +100,8 @@ int role_steady(int count, char **words);
 int role_copy(int count, char **words);
 int role_wait(int count, char **words);
 int role_console(int count, char **words);
+
+/* moments.c */
+int role_moment(int count, char **words);
 
 #endif

@@ -16,7 +16,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <tp_system.h>
-#include <tpg_schema.h>
 #include <unistd.h>
 
 #ifndef MAP_FIXED_NOREPLACE
@@ -119,13 +118,6 @@ static int open_file(const char *path, uint64_t megabytes, uint64_t *size, char 
     return fd;
 }
 
-static const char *in_hex(char out[33], const unsigned char bytes[16]) {
-    for (int i = 0; i < 16; i++) {
-        snprintf(out + 2 * i, 3, "%02x", bytes[i]);
-    }
-    return out;
-}
-
 static enum tp_status check_header(const struct tp_segment_header *header, const char *path, uint64_t size, char *why,
                                    size_t why_size) {
     uint64_t magic = atomic_load(&header->magic);
@@ -142,14 +134,8 @@ static enum tp_status check_header(const struct tp_segment_header *header, const
                  path);
         return TP_ERROR_UNREACHABLE;
     }
-    unsigned char schema[sizeof header->schema];
-    memcpy(schema, header->schema, sizeof schema);
-    if (header->version != TP_SEGMENT_VERSION || memcmp(schema, tpg_schema_hash, sizeof schema) != 0) {
-        char theirs[33], ours[33];
-        snprintf(why, why_size,
-                 "The worker of %s has another version (segment %u, schema %s) than this client (segment %u, schema "
-                 "%s); install the same version of Tensor Fusion on both sides.",
-                 path, header->version, in_hex(theirs, schema), TP_SEGMENT_VERSION, in_hex(ours, tpg_schema_hash));
+    if (header->version != TP_PROTOCOL) {
+        tp_apart(why, why_size, path, header->version, header->release);
         return TP_ERROR_REFUSED;
     }
     if (header->size != size) {

@@ -376,15 +376,17 @@ enum tp_status tp_fetch_connection(const char *address, char *text, size_t text_
     enum tp_status status;
     for (;;) {
         status = ask(address, answer, why, why_size);
-        if (status == TP_OK) {
+        bool answered = status == TP_OK;
+        if (answered) {
             heard = tp_now_ns();
             status = read_answer(answer, address, text, text_size, why, why_size);
         }
-        uint64_t now = tp_now_ns();
-        if (status != TP_ERROR_UNREACHABLE || now - begin > WORKER_NS || now - heard > OPERATOR_NS) {
+        uint64_t now = tp_now_ns(), most = begin + WORKER_NS;
+        if (status != TP_ERROR_UNREACHABLE || now > most || now - heard > OPERATOR_NS) {
             break;
         }
-        tpc_wait_for(WORKER_NS - (now - begin), "a GPU worker: %s", why);
+        most = answered || heard + OPERATOR_NS > most ? most : heard + OPERATOR_NS;
+        tpc_wait_for(most - now, "a GPU worker: %s", why);
         random = random * 6364136223846793005ull + 1442695040888963407ull;
         uint64_t jittered = pause / 2 + (random >> 33) % (pause / 2); /* a thousand pods must not ask in step */
         if (!tpc_wait_nap(jittered)) {

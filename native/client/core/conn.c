@@ -20,6 +20,7 @@
 #define DATA_CONNECTIONS 4u
 #define RETRY_NS 3000000000u /* an unreachable worker is not asked again by each of a program's thousand calls */
 #define LOSS_HANDLERS 4u
+#define REASON_NS 1000000000u /* for a line on standard error, which nobody may read */
 
 struct tp_counters tp_counters;
 
@@ -51,6 +52,9 @@ void tp_on_loss(void (*handler)(void)) {
 
 void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, ...) {
     uint32_t alive = TP_OK;
+    if (status == TP_ERROR_LOST && !conn->seat && !tpc_is_lost(conn)) {
+        (void)tpc_hear_last(conn);
+    }
     if (!atomic_compare_exchange_strong_explicit(&conn->lost, &alive, status, memory_order_seq_cst,
                                                  memory_order_seq_cst)) {
         return;
@@ -63,6 +67,8 @@ void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, .
     tp_log(TP_ERROR,
            "The connection to the GPU worker at %s is lost (%s); every further CUDA call of this process fails",
            conn->peer, reason);
+    atomic_store(&conn->told, 1);
+    tp_futex_wake(&conn->told, INT32_MAX);
 
     if (conn->control >= 0) {
         shutdown(conn->control, SHUT_RDWR);
@@ -83,6 +89,13 @@ void tpc_lose(struct tp_conn *conn, enum tp_status status, const char *format, .
     tpc_wake_listener(conn);
     atomic_fetch_add_explicit(&conn->space_news, 1, memory_order_seq_cst);
     tp_futex_wake(&conn->space_news, INT32_MAX);
+}
+
+void tp_await_reason(struct tp_conn *conn) {
+    const uint64_t until = tp_now_ns() + REASON_NS;
+    while (tpc_is_lost(conn) && !atomic_load(&conn->told) && tp_now_ns() < until) {
+        tp_futex_wait(&conn->told, 0, REASON_NS);
+    }
 }
 
 /* ---- fork ---- */
@@ -110,6 +123,7 @@ static void fork_child(void) {
     if (conn) {
         atomic_store_explicit(&forked, true, memory_order_relaxed);
         tpc_stats_forget();
+        atomic_store(&conn->told, 1); /* there is nothing to tell */
         atomic_store_explicit(&conn->lost, TP_ERROR_FORKED, memory_order_seq_cst);
         if (conn->control >= 0) {
             close(conn->control);
@@ -170,6 +184,12 @@ static enum tp_status make(struct tp_conn **out) {
     if (status != TP_OK) {
         goto failed;
     }
+    if (TP_UNLIKELY(conn->skew != NULL)) {
+        status = tpc_skew_settle(conn); /* this thread sends and reads alone */
+        if (status != TP_OK) {
+            goto failed;
+        }
+    }
     status = tpc_listener_start(conn);
     if (status == TP_OK && !conn->seat) {
         status = tpc_sender_start(conn);
@@ -195,6 +215,7 @@ failed:
     if (conn->seat) {
         tpc_seat_leave(conn);
     }
+    free(conn->skew);
     free(conn);
     return status;
 }
@@ -249,7 +270,7 @@ static enum tp_status open_one(struct tp_conn *conn, uint32_t index) {
     struct tpc_data *data = &conn->data[index];
     data->conn = conn;
     data->index = index;
-    enum tp_status status = tpc_connect_data(conn, index, &data->socket);
+    enum tp_status status = tpc_connect_data(conn, data);
     if (status != TP_OK) {
         return status;
     }

@@ -14,11 +14,13 @@
 #include "tp_wait.h"
 
 #include <pthread.h>
-#include <tp_net.h>
+#include <tp_layouts.h>
+#include <tp_secure.h>
 
 #define TPC_RING_SIZE (4u << 20) /* launches of 160 to 400 bytes: about 15,000 ahead of the socket */
 #define TPC_INPUT_SIZE (TP_FRAME_MAX + (256u << 10))
 #define TPC_NO_NEWS 1000000000u /* sleepers look for a silent peer once a second */
+#define TPC_LAST_WORDS_NS 500000000u
 /* A frame that something is to come back for is among so many behind the word of it, whoever else sends meanwhile. */
 #define TPC_EXPECTED 8
 
@@ -48,6 +50,7 @@ struct tpc_caller {
     bool listed;             /* under sleepers_lock */
     struct tpc_held held;    /* the reply while it is gated */
     struct tp_reply *reply;
+    bool refused;         /* the worker has not the operation that it reserved last */
     tp_reply_taker *take; /* of the reply's body; NULL: it is copied into `reply` */
     void *what;
     struct tpc_caller *next, *previous; /* sleepers list */
@@ -88,22 +91,27 @@ struct tpc_source {
 struct tpc_data {
     struct tp_conn *conn;
     int socket;
+    struct tp_secure *secure; /* NULL: plain */
     uint32_t index;
     unsigned char *sink; /* bytes of cancelled transfers go here */
 };
 
 struct tp_conn {
     int control;
+    struct tp_secure *secure; /* NULL: plain */
     uint64_t session_id, session_key;
     uint32_t data_max;
+    struct tp_matched *skew; /* NULL: the worker was built from the same description */
     struct tp_endpoint endpoint;
     char peer[320]; /* host and port for sentences */
     uint64_t spin_ns;
     /* After so many unsent frames a commit looks closer: TF_MAX_CACHE_REQUEST_COUNT, or 0 while frames are traced, so that this
      * costs the others nothing. */
     uint32_t look_after;
-    uint32_t cache_max;    /* TF_MAX_CACHE_REQUEST_COUNT */
-    _Atomic uint32_t lost; /* enum tp_status once lost; store releases nothing, it only ends loops */
+    uint32_t cache_max;            /* TF_MAX_CACHE_REQUEST_COUNT */
+    _Atomic uint32_t lost;         /* enum tp_status once lost; store releases nothing, it only ends loops */
+    _Atomic uint32_t told;         /* the sentence that says why has left */
+    _Atomic bool stopped, looking; /* the session, as far as is known; somebody asks */
 
     /* Appenders, under append. `head` releases the frame bytes to whoever holds send. */
     _Alignas(64) struct tp_lock append;
@@ -136,6 +144,8 @@ struct tp_conn {
     _Alignas(64) struct tp_lock receive;
     unsigned char *input; /* TPC_INPUT_SIZE bytes, pages appear when touched */
     size_t input_start, input_end;
+    uint32_t silent_s; /* for so long nothing has come */
+    bool last_words;   /* the session has ended: nothing else is heard of it */
     struct tp_lock sleepers_lock;
     struct tpc_caller *sleepers;
     _Atomic uint32_t sleepers_count;
@@ -201,7 +211,16 @@ void tpc_greeting(const struct tp_conn *conn, const struct tp_endpoint *to, uint
 void tpc_who(struct tp_greeting *greeting); /* fills in what it says of this process, its user and machine */
 enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_welcome *welcome, char *why,
                                  size_t why_size);
-enum tp_status tpc_connect_data(struct tp_conn *conn, uint32_t index, int *out);
+enum tp_status tpc_connect_data(struct tp_conn *conn, struct tpc_data *data);
+
+/* skew.c */
+/* Asks the worker what it has; a sentence in the log where nothing would work. Before anybody else has the connection. */
+enum tp_status tpc_skew_settle(struct tp_conn *conn);
+void tpc_skew_refuse(const struct tp_conn *conn, uint16_t op); /* says so once, by name, and for tp_refused */
+/* Our number of one of the worker's; 0: none that is the same; TP_DROPPED. */
+static inline uint16_t tpc_ours(const struct tp_conn *conn, uint16_t op) {
+    return TP_UNLIKELY(conn->skew != NULL) ? conn->skew->ours[op] : op;
+}
 
 /* sender.c */
 enum tp_status tpc_ring_make(struct tp_conn *conn);
@@ -234,6 +253,17 @@ static inline int64_t tpc_unasked(const struct tp_conn *conn) {
 /* Naps may go on. For whoever has published: a thread that expects something has said so before, and sees it here. */
 static inline bool tpc_streams(const struct tp_conn *conn) { return tpc_unasked(conn) > TPC_EXPECTED; }
 
+/* Of what the session sent last and nobody has read: why it ends. Whoever finds that it has may hold locks, so nothing else is
+ * looked at. False while another thread reads, or this one. */
+bool tpc_hear_last(struct tp_conn *conn);
+/* Over TCP, by a thread that has met the end and does not read itself: whoever reads is about to hear it, with what comes before. */
+void tpc_hear_end(struct tp_conn *conn);
+/* Somebody has waited for so many seconds, and nothing has come: now and then the worker is asked whether the session is stopped. */
+void tpc_silence(struct tp_conn *conn, uint32_t seconds);
+/* Says that it is, once until it goes on. */
+void tpc_say_stopped(struct tp_conn *conn, bool stopped);
+/* Whether the worker says so. */
+bool tpc_look(struct tp_conn *conn);
 /* Hands a message to its handler. */
 void tpc_dispatch_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size);
 

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <tp_records.h>
 #include <tpg_schema.h>
 #include <unistd.h>
 
@@ -121,7 +122,7 @@ void tpc_greeting(const struct tp_conn *conn, const struct tp_endpoint *to, uint
                                      .role = role,
                                      .session_id = conn->session_id,
                                      .session_key = conn->session_key,
-                                     .index = index,
+                                     .index = role == TP_ROLE_DATA ? index : TP_RELEASE,
                                      .process = (uint32_t)getpid()};
     memcpy(greeting->schema, tpg_schema_hash, sizeof greeting->schema);
     memcpy(greeting->secret, to->secret, sizeof greeting->secret);
@@ -136,6 +137,10 @@ enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_wel
                  conn->peer);
         return TP_ERROR_REFUSED;
     }
+    if (welcome->version != TP_PROTOCOL) {
+        tp_apart(why, why_size, conn->peer, welcome->version, welcome->release);
+        return TP_ERROR_REFUSED;
+    }
     if (welcome->status != TP_ACCEPTED) {
         char sentence[sizeof welcome->sentence + 1];
         copy_sentence(sentence, sizeof sentence, welcome->sentence, sizeof welcome->sentence);
@@ -143,35 +148,47 @@ enum tp_status tpc_check_welcome(const struct tp_conn *conn, const struct tp_wel
                  sentence[0] ? sentence : "it gave no reason.");
         return TP_ERROR_REFUSED;
     }
-    if (welcome->version != TP_PROTOCOL || memcmp(welcome->schema, tpg_schema_hash, sizeof welcome->schema) != 0) {
-        snprintf(why, why_size,
-                 "The GPU worker at %s speaks protocol %u with another schema than this client's protocol %u: install "
-                 "the same version of tensor-fusion on both sides.",
-                 conn->peer, welcome->version, TP_PROTOCOL);
-        return TP_ERROR_REFUSED;
-    }
     return TP_OK;
 }
 
+/* A socket, and what makes a connection with a secret of it. */
+struct line {
+    int fd;
+    struct tp_secure *secure; /* NULL: plain */
+};
+
+static void hang_up(struct line *line) {
+    tp_secure_free(line->secure);
+    if (line->fd >= 0) {
+        close(line->fd);
+    }
+    *line = (struct line){.fd = -1};
+}
+
+static enum tp_status no_welcome(const struct tp_endpoint *to, int error, const char *missing, uint64_t most_ns,
+                                 char *why, size_t why_size) {
+    char silence[40];
+    snprintf(silence, sizeof silence, "it was silent for %u s", (unsigned)(most_ns / 1000000000u));
+    snprintf(why, why_size,
+             "%s port %u takes connections but gave no %s (%s); is a tensor-fusion-worker listening there?", to->host,
+             to->port, missing,
+             error == 0           ? "it ended the connection"
+             : error == ETIMEDOUT ? silence
+                                  : strerror(error));
+    return error == EINTR ? TP_ERROR_INTERRUPTED : TP_ERROR_UNREACHABLE;
+}
+
 /* The welcome, whole. What is none is told at its first bytes: a service that waits for more of us would send no more. */
-static enum tp_status receive_welcome(int fd, const struct tp_endpoint *to, uint64_t most_ns,
+static enum tp_status receive_welcome(const struct line *line, const struct tp_endpoint *to, uint64_t most_ns,
                                       struct tp_welcome *welcome, bool *dropped, char *why, size_t why_size) {
     char *bytes = (char *)welcome, said[64];
     size_t have = 0;
     uint64_t deadline = tp_now_ns() + most_ns;
     while (have < sizeof *welcome) {
-        ssize_t n = tpc_wait_receive(fd, bytes + have, sizeof *welcome - have, deadline);
-        if (n < 0 && errno == EINTR) {
-            return TP_ERROR_INTERRUPTED;
-        }
+        ssize_t n = tpc_wait_receive(line->secure, line->fd, bytes + have, sizeof *welcome - have, deadline);
         if (n <= 0) {
-            const char *end = n == 0 ? "it ended the connection" : strerror(errno);
             *dropped = have == 0 && (n == 0 || errno == ECONNRESET);
-            snprintf(why, why_size,
-                     "%s port %u takes connections but gave no welcome (%s); is a tensor-fusion-worker listening "
-                     "there?",
-                     to->host, to->port, n < 0 && errno == ETIMEDOUT ? "it was silent for 10 s" : end);
-            return TP_ERROR_UNREACHABLE;
+            return no_welcome(to, n == 0 ? 0 : errno, "welcome", most_ns, why, why_size);
         }
         have += (size_t)n;
         if (memcmp(bytes, TP_MAGIC, have < sizeof welcome->magic ? have : sizeof welcome->magic) != 0) {
@@ -186,42 +203,101 @@ static enum tp_status receive_welcome(int fd, const struct tp_endpoint *to, uint
     return TP_OK;
 }
 
-static enum tp_status greet(struct tp_conn *conn, int fd, uint32_t role, uint32_t index, struct tp_welcome *welcome,
-                            bool *dropped, char *why, size_t why_size) {
+/* TLS, with the greeting as what the key is named by. A peer that says something else first is let say it in plain: a worker that
+ * refuses does. */
+static enum tp_status secure(struct line *line, const struct tp_endpoint *to, struct tp_greeting *greeting,
+                             bool *dropped, char *why, size_t why_size) {
+    unsigned char psk[TP_PSK_SIZE];
+    uint64_t deadline = tp_now_ns() + SESSION_NS;
+    if (!tp_secure_name(greeting, psk)) {
+        snprintf(why, why_size, "There are no random numbers for an encrypted connection (%s).", strerror(errno));
+        return TP_ERROR_CONFIG;
+    }
+    line->secure = tp_secure_client(line->fd, greeting, psk, why, why_size);
+    tp_wipe(psk, sizeof psk);
+    if (!line->secure) {
+        return TP_ERROR_CONFIG;
+    }
+    for (bool answered = false; !tp_secure_handshake(line->secure);) {
+        unsigned char first;
+        int error = errno == EAGAIN ? tpc_wait_ready(line->fd, POLLIN, deadline) : errno;
+        if (error == EPROTO) {
+            snprintf(
+                why, why_size,
+                "What answers at %s port %u does not know the secret of the connection string, or somebody changes "
+                "what is sent (%s); it was not told the secret.",
+                to->host, to->port, tp_secure_error(line->secure, error));
+            return TP_ERROR_REFUSED;
+        }
+        if (error) {
+            *dropped = !answered && (error == ECONNRESET || error == EPIPE);
+            return no_welcome(to, error, "answer in TLS", SESSION_NS, why, why_size);
+        }
+        const bool came = !answered && recv(line->fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) == 1;
+        if (came && !tp_secure_speaks(first)) {
+            tp_secure_free(line->secure);
+            line->secure = NULL;
+            return TP_OK;
+        }
+        answered |= came;
+    }
+    return TP_OK;
+}
+
+static enum tp_status greet(struct tp_conn *conn, struct line *line, uint32_t role, uint32_t index,
+                            struct tp_welcome *welcome, bool *dropped, char *why, size_t why_size) {
     const struct tp_endpoint *to = &conn->endpoint;
     struct tp_greeting greeting;
     tpc_greeting(conn, to, role, index, &greeting);
 
     uint64_t most_ns = role == TP_ROLE_CONTROL ? WELCOME_NS : DATA_WELCOME_NS;
     tpc_wait_for(most_ns, "the welcome of a tensor-fusion-worker from %s port %u", to->host, to->port);
-    /* A worker that refuses at once may close before all is sent: its welcome still says why. */
-    tp_net_send_all(fd, &greeting, sizeof greeting, tp_now_ns() + WELCOME_NS);
-    enum tp_status status = receive_welcome(fd, to, most_ns, welcome, dropped, why, why_size);
-    return status == TP_OK ? tpc_check_welcome(conn, welcome, why, why_size) : status;
+    enum tp_status status = TP_OK;
+    if (to->secret[0]) {
+        status = secure(line, to, &greeting, dropped, why, why_size);
+    } else {
+        /* A worker that refuses at once may close before all is sent: its welcome still says why. */
+        tp_net_send_all(line->fd, &greeting, sizeof greeting, tp_now_ns() + WELCOME_NS);
+    }
+    if (status == TP_OK) {
+        status = receive_welcome(line, to, most_ns, welcome, dropped, why, why_size);
+    }
+    const bool plain = to->secret[0] && !line->secure;
+    if (status == TP_OK && plain && welcome->status == TP_ACCEPTED) {
+        snprintf(why, why_size,
+                 "What answers at %s port %u goes on without TLS, as no worker does that knows the secret of the "
+                 "connection string; it was not told the secret.",
+                 to->host, to->port);
+        return TP_ERROR_REFUSED;
+    }
+    status = status == TP_OK ? tpc_check_welcome(conn, welcome, why, why_size) : status;
+    if (status == TP_ERROR_REFUSED && plain) {
+        size_t end = strlen(why);
+        snprintf(why + end, why_size - end,
+                 " (A refusal is not encrypted: somebody on the way could have written it.)");
+    }
+    return status;
 }
 
-/* Connects, greets and is welcomed. The socket is the caller's whatever comes; -1 if there is none. */
+/* Connects, greets and is welcomed. The line is the caller's whatever comes. */
 static enum tp_status connect_and_greet(struct tp_conn *conn, uint32_t role, uint32_t index, struct tp_welcome *welcome,
-                                        int *out, char *why, size_t why_size) {
+                                        struct line *line, char *why, size_t why_size) {
     uint64_t pause = PAUSE_NS;
     for (unsigned left = TRIES;; pause *= 2) {
         bool dropped = false;
-        *out = -1;
-        enum tp_status status = tpc_connect_any(&conn->endpoint, role == TP_ROLE_DATA, out, why, why_size);
+        *line = (struct line){.fd = -1};
+        enum tp_status status = tpc_connect_any(&conn->endpoint, role == TP_ROLE_DATA, &line->fd, why, why_size);
         if (status == TP_ERROR_UNREACHABLE) {
             dropped = errno == ECONNRESET; /* it was reset before we had looked at it */
         } else if (status == TP_OK) {
-            status = greet(conn, *out, role, index, welcome, &dropped, why, why_size);
+            status = greet(conn, line, role, index, welcome, &dropped, why, why_size);
         }
         if (!dropped || --left == 0) {
             return status;
         }
-        if (*out >= 0) {
-            close(*out);
-        }
+        hang_up(line);
         tp_log(TP_DEBUG, "%s It is tried again in %u ms.", why, (unsigned)(pause / 1000000));
         if (!tpc_wait_nap(pause)) {
-            *out = -1;
             return TP_ERROR_INTERRUPTED;
         }
     }
@@ -230,47 +306,58 @@ static enum tp_status connect_and_greet(struct tp_conn *conn, uint32_t role, uin
 enum tp_status tpc_connect(struct tp_conn *conn) {
     char why[900] = "";
     struct tp_welcome welcome;
-    int fd = -1;
+    struct line line = {.fd = -1};
     enum tp_status status = tp_config_endpoint(&conn->endpoint, why, sizeof why);
     bool segment = status == TP_OK && conn->endpoint.transport == TP_TRANSPORT_SHMEM;
     if (segment) {
         status = tpc_seat_take(conn, &conn->endpoint, &welcome, why, sizeof why);
     } else if (status == TP_OK) {
         snprintf(conn->peer, sizeof conn->peer, "%s port %u", conn->endpoint.host, conn->endpoint.port);
-        status = connect_and_greet(conn, TP_ROLE_CONTROL, 0, &welcome, &fd, why, sizeof why);
+        status = connect_and_greet(conn, TP_ROLE_CONTROL, 0, &welcome, &line, why, sizeof why);
     }
     if (status == TP_ERROR_INTERRUPTED) {
         tpc_wait_sentence(why, sizeof why);
     }
     if (status != TP_OK) {
         tp_log(TP_ERROR, "%s", why);
-        if (fd >= 0) {
-            close(fd);
-        }
+        hang_up(&line);
         return status;
     }
-    conn->control = fd;
+    conn->control = line.fd;
+    conn->secure = line.secure;
+    if (memcmp(welcome.schema, tpg_schema_hash, sizeof welcome.schema) != 0) {
+        conn->skew = tp_matched_make(conn->peer, welcome.release, TPG_OP_layouts);
+        status = conn->skew ? TP_OK : TP_ERROR_MEMORY;
+    }
     conn->session_id = welcome.session_id;
     conn->session_key = welcome.session_key;
     conn->data_max = welcome.data_connections < TP_DATA_CONNECTIONS ? welcome.data_connections : TP_DATA_CONNECTIONS;
     tpc_wait_for(SESSION_NS, "the session of the GPU worker at %s", conn->peer);
-    tp_log(TP_INFO, "Connected to the GPU worker at %s, session %llu", conn->peer,
-           (unsigned long long)conn->session_id);
-    return TP_OK;
+    tp_log(TP_INFO, "Connected to the GPU worker at %s, session %llu%s", conn->peer,
+           (unsigned long long)conn->session_id, conn->secure ? ", in TLS" : "");
+    return status;
 }
 
-enum tp_status tpc_connect_data(struct tp_conn *conn, uint32_t index, int *out) {
+bool tpc_look(struct tp_conn *conn) {
+    char why[900] = "";
+    struct tp_welcome welcome = {.status = TP_ACCEPTED};
+    struct line line;
+    (void)connect_and_greet(conn, TP_ROLE_LOOK, 0, &welcome, &line, why, sizeof why);
+    hang_up(&line);
+    return welcome.status == TP_STOPPED;
+}
+
+enum tp_status tpc_connect_data(struct tp_conn *conn, struct tpc_data *data) {
     char why[900] = "";
     struct tp_welcome welcome;
-    int fd = -1;
-    enum tp_status status = connect_and_greet(conn, TP_ROLE_DATA, index, &welcome, &fd, why, sizeof why);
+    struct line line;
+    enum tp_status status = connect_and_greet(conn, TP_ROLE_DATA, data->index, &welcome, &line, why, sizeof why);
     if (status != TP_OK) {
-        tp_log(TP_ERROR, "Data connection %u: %s", index, why);
-        if (fd >= 0) {
-            close(fd);
-        }
+        tp_log(TP_ERROR, "Data connection %u: %s", data->index, why);
+        hang_up(&line);
         return status;
     }
-    *out = fd;
+    data->socket = line.fd;
+    data->secure = line.secure;
     return TP_OK;
 }

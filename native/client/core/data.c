@@ -34,8 +34,7 @@ static bool send_chunk(struct tpc_data *data, const struct tp_chunk *chunk, cons
         }
         size_t done = sent > sizeof header ? sent - sizeof header : 0;
         parts[count++] = (struct iovec){.iov_base = (void *)(uintptr_t)(payload + done), .iov_len = chunk->size - done};
-        struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
-        ssize_t n = sendmsg(data->socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = tp_stream_send_parts(data->secure, data->socket, parts, count);
         if (n >= 0) {
             sent += (size_t)n;
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -43,8 +42,9 @@ static bool send_chunk(struct tpc_data *data, const struct tp_chunk *chunk, cons
                 return false;
             }
         } else if (errno != EINTR) {
+            tpc_hear_end(data->conn);
             tpc_lose(data->conn, TP_ERROR_LOST, "sending on data connection %u failed: %s", data->index,
-                     strerror(errno));
+                     tp_secure_error(data->secure, errno));
             return false;
         }
     }
@@ -82,17 +82,19 @@ void *tpc_data_send(void *argument) {
 /* Some bytes to `to`; 0 when the connection is over. */
 static size_t receive_some(struct tpc_data *data, void *to, size_t size) {
     while (!tpc_is_lost(data->conn)) {
-        ssize_t n = recv(data->socket, to, size, MSG_DONTWAIT);
+        ssize_t n = tp_stream_receive(data->secure, data->socket, to, size);
         if (n > 0) {
             return (size_t)n;
         }
         if (n == 0) {
+            tpc_hear_end(data->conn);
             tpc_lose(data->conn, TP_ERROR_LOST, "the worker closed data connection %u", data->index);
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             wait_socket(data, POLLIN);
         } else if (errno != EINTR) {
+            tpc_hear_end(data->conn);
             tpc_lose(data->conn, TP_ERROR_LOST, "receiving on data connection %u failed: %s", data->index,
-                     strerror(errno));
+                     tp_secure_error(data->secure, errno));
         }
     }
     return 0;
@@ -126,8 +128,8 @@ static bool receive_payload(struct tpc_data *data, const struct tp_chunk *chunk)
         ssize_t n = 0;
         int error = 0;
         if (rest.size > 0) {
-            n = recv(data->socket, start ? start : data->sink, start || rest.size < SINK_SIZE ? rest.size : SINK_SIZE,
-                     MSG_DONTWAIT);
+            n = tp_stream_receive(data->secure, data->socket, start ? start : data->sink,
+                                  start || rest.size < SINK_SIZE ? rest.size : SINK_SIZE);
             error = n < 0 ? errno : n == 0 ? ECONNRESET : 0;
         }
         size_t got = n > 0 ? (size_t)n : 0;
@@ -147,8 +149,9 @@ static bool receive_payload(struct tpc_data *data, const struct tp_chunk *chunk)
                 return false;
             }
         } else if (error != 0 && error != EINTR) {
+            tpc_hear_end(data->conn);
             tpc_lose(data->conn, TP_ERROR_LOST, "receiving on data connection %u failed: %s", data->index,
-                     strerror(error));
+                     tp_secure_error(data->secure, error));
             return false;
         }
     }

@@ -7,6 +7,7 @@
  * a reply goes only to a thread that expects one, and the first violation ends the connection.
  */
 #include "conn_internal.h"
+#include "tpg_schema.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -19,6 +20,7 @@
 /* Over shared memory a waiter then yields for so many times as long before it sleeps, as the driver's own waits do on a machine
  * with cores to spare: waking up costs up to 50 µs, which a program feels that synchronises every millisecond. */
 #define LINGER 20u
+#define LOOK_NS 1000000u
 #define RECEIVE_PIECE (68u << 10) /* a small copy with its header; keeps the touched part of the input buffer small */
 
 static tp_message_handler *_Atomic message_handler;
@@ -89,7 +91,9 @@ static void take_reply(struct tp_conn *conn, const struct tp_reply_frame *frame,
 
 void tpc_dispatch_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size) {
     tp_message_handler *handler = atomic_load_explicit(&message_handler, memory_order_acquire);
-    if (!handler || !handler(op, body, size)) {
+    const uint16_t ours = tpc_ours(conn, op);
+    const bool dropped = conn->skew && ours == TP_DROPPED;
+    if (!dropped && (!handler || !handler(ours, body, size))) {
         tpc_lose(conn, TP_ERROR_PROTOCOL, "a message with number %u and %zu bytes that cannot be", op, size);
     }
 }
@@ -109,7 +113,11 @@ static void take_frames(struct tp_conn *conn) {
         }
         conn->input_start += frame.size;
         uint32_t body_size = frame.size - (uint32_t)sizeof frame;
-        if (frame.flags & TP_FRAME_REPLY) {
+        if (TP_UNLIKELY(conn->last_words)) {
+            if (tpc_ours(conn, frame.op) == TPG_OP_device_broken && !(frame.flags & TP_FRAME_REPLY)) {
+                tpc_dispatch_message(conn, frame.op, at + sizeof frame, body_size);
+            }
+        } else if (frame.flags & TP_FRAME_REPLY) {
             take_reply(conn, &frame, at + sizeof frame, body_size);
         } else if (!(frame.flags & TP_FRAME_COMPLETES) || !tpc_hold_message(conn, &frame, at + sizeof frame)) {
             tpc_dispatch_message(conn, frame.op, at + sizeof frame, body_size);
@@ -140,10 +148,10 @@ static bool pump(struct tp_conn *conn) {
     if (conn->seat) {
         n = (ssize_t)tpc_seat_receive(conn, conn->input + conn->input_end, want);
         if (n == 0) {
-            return tpc_copier_down(conn); /* rather than only wait for those who do it */
+            return !conn->last_words && tpc_copier_down(conn); /* rather than only wait for those who do it */
         }
     } else {
-        n = recv(conn->control, conn->input + conn->input_end, want, MSG_DONTWAIT);
+        n = tp_stream_receive(conn->secure, conn->control, conn->input + conn->input_end, want);
     }
     if (n > 0) {
         conn->input_end += (size_t)n;
@@ -158,9 +166,29 @@ static bool pump(struct tp_conn *conn) {
     if (n == 0) {
         tpc_lose(conn, TP_ERROR_LOST, "the worker closed the connection");
     } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-        tpc_lose(conn, TP_ERROR_LOST, "receiving failed: %s", strerror(errno));
+        tpc_lose(conn, TP_ERROR_LOST, "receiving failed: %s", tp_secure_error(conn->secure, errno));
     }
     return false;
+}
+
+bool tpc_hear_last(struct tp_conn *conn) {
+    if (!tp_lock_try(&conn->receive)) {
+        return false;
+    }
+    conn->last_words = true;
+    while (pump(conn)) {
+    }
+    tp_lock_drop(&conn->receive);
+    return true;
+}
+
+void tpc_hear_end(struct tp_conn *conn) {
+    const uint64_t until = tp_now_ns() + TPC_LAST_WORDS_NS;
+    const int saved = errno;
+    while (!tpc_is_lost(conn) && !tpc_hear_last(conn) && tp_now_ns() < until) {
+        nanosleep(&(struct timespec){.tv_nsec = LOOK_NS}, NULL);
+    }
+    errno = saved;
 }
 
 static void wait_readable(struct tp_conn *conn) {
@@ -170,8 +198,13 @@ static void wait_readable(struct tp_conn *conn) {
     }
     struct pollfd wait = {.fd = conn->control, .events = POLLIN};
     int ms = tpc_waiting() ? (int)(TPC_SLICE_NS / 1000000u) : 1000;
-    if (poll(&wait, 1, ms) == 0 && tp_net_silent(conn->control)) {
+    if (tp_stream_holds(conn->secure) || poll(&wait, 1, ms) != 0) {
+        conn->silent_s = 0;
+        tpc_say_stopped(conn, false);
+    } else if (tp_net_silent(conn->control)) {
         tpc_lose(conn, TP_ERROR_LOST, "the worker has not answered for 9 s");
+    } else if (!tpc_waiting() && atomic_load(&conn->callers) > 0) {
+        tpc_silence(conn, ++conn->silent_s);
     }
 }
 
@@ -307,6 +340,8 @@ static void await(struct tp_conn *conn, struct tpc_caller *caller) {
         }
         if (!gated && !tpc_is_lost(conn) && tp_lock_try(&conn->receive)) {
             lead(conn, caller);
+            while (tp_stream_holds(conn->secure) && !tpc_is_lost(conn) && pump(conn)) {
+            } /* a listener that polls the socket would not hear of it */
             tp_lock_drop(&conn->receive);
             continue;
         }

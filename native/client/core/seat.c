@@ -13,14 +13,33 @@
 #define SPACE_SPINS 200
 #define SPACE_NAP_NS 20000
 
+/* What the session said last is heard before it counts as gone. Whoever reads it now looks at the session again; for long nobody
+ * is waited for, who may run the program's own code there. */
+static bool says_more(struct tp_conn *conn) {
+    const struct tp_ring *replies = &conn->seat->replies;
+    if (tpc_is_lost(conn) || atomic_load_explicit(&replies->shared->head, memory_order_acquire) == replies->at ||
+        tpc_hear_last(conn)) {
+        return false;
+    }
+    uint64_t none = 0, now = tp_now_ns();
+    atomic_compare_exchange_strong(&conn->seat->over_since, &none, now);
+    return now - atomic_load(&conn->seat->over_since) < TPC_LAST_WORDS_NS;
+}
+
 bool tpc_seat_gone(struct tp_conn *conn) {
     struct tpc_seat *seat = conn->seat;
     const struct tp_segment_header *header = (const struct tp_segment_header *)(const void *)seat->base;
-    if (tp_life_over(&seat->slot->session_life)) {
+    const bool over = tp_life_over(&seat->slot->session_life), anew = header->epoch != seat->epoch;
+    const bool ended = atomic_load_explicit(&seat->slot->state, memory_order_relaxed) != TP_SLOT_ACCEPTED;
+    if (TP_UNLIKELY(over || ended) && !anew && says_more(conn)) {
+        return tpc_is_lost(conn);
+    }
+    if (over) {
         tpc_lose(conn, TP_ERROR_LOST, "the session of the worker has ended");
-    } else if (header->epoch != seat->epoch ||
-               atomic_load_explicit(&seat->slot->state, memory_order_relaxed) != TP_SLOT_ACCEPTED) {
+    } else if (anew || ended) {
         tpc_lose(conn, TP_ERROR_LOST, "the worker has ended or was started anew");
+    } else if (!tpc_waiting()) { /* then the wait is told */
+        tpc_say_stopped(conn, atomic_load_explicit(&seat->slot->stopped, memory_order_relaxed));
     }
     return tpc_is_lost(conn);
 }
@@ -93,7 +112,7 @@ void tpc_seat_sleep(struct tp_conn *conn) {
     struct tpc_seat *seat = conn->seat;
     struct tp_bell *bell = &seat->slot->client_bell;
     tp_bell_arm(bell);
-    if (tpc_seat_ready(conn) || tpc_is_lost(conn) || tpc_seat_gone(conn)) {
+    if (tpc_is_lost(conn) || tpc_seat_gone(conn) || tpc_seat_ready(conn)) {
         tp_bell_disarm(bell);
         return;
     }
@@ -101,7 +120,7 @@ void tpc_seat_sleep(struct tp_conn *conn) {
 }
 
 void tpc_seat_sleep_aside(struct tp_conn *conn, struct tp_nap *nap) {
-    if (tpc_seat_ready(conn) || tpc_seat_gone(conn)) {
+    if (tpc_seat_gone(conn) || tpc_seat_ready(conn)) {
         nap->since = 0;
         return;
     }

@@ -22,8 +22,9 @@ struct tpc_seat {
     struct tp_run run;
     uint32_t blocks;
     pthread_t life;
-    _Atomic bool alive; /* the life thread holds the slot's mutex */
-    _Atomic bool over;  /* the life thread is to end */
+    _Atomic bool alive;          /* the life thread holds the slot's mutex */
+    _Atomic bool over;           /* the life thread is to end */
+    _Atomic uint64_t over_since; /* that the session has ended was seen then, with something of it not yet read */
 
     struct tp_ring commands;  /* under append; its `at` is conn->at */
     struct tp_ring replies;   /* the holder of receive */

@@ -82,7 +82,7 @@ static bool drain(struct tp_conn *conn) {
             return true;
         }
         ssize_t n =
-            send(conn->control, conn->ring + (tail & (conn->ring_size - 1)), head - tail, MSG_DONTWAIT | MSG_NOSIGNAL);
+            tp_stream_send(conn->secure, conn->control, conn->ring + (tail & (conn->ring_size - 1)), head - tail);
         if (n > 0) {
             tail += (uint64_t)n;
             atomic_store_explicit(&conn->tail, tail, memory_order_seq_cst);
@@ -94,7 +94,8 @@ static bool drain(struct tp_conn *conn) {
         } else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             return false;
         } else if (n < 0 && errno != EINTR) {
-            tpc_lose(conn, TP_ERROR_LOST, "sending failed: %s", strerror(errno));
+            tpc_hear_end(conn);
+            tpc_lose(conn, TP_ERROR_LOST, "sending failed: %s", tp_secure_error(conn->secure, errno));
         }
     }
     return false;
@@ -174,6 +175,7 @@ static void *sender_run(void *argument) {
     prctl(PR_SET_TIMERSLACK, NAP_SLACK_NS, 0, 0, 0);
     uint64_t last_news = tp_now_ns(), last_nudge = last_news;
     struct pace pace = {.since = last_news};
+    uint32_t silent_s = 0; /* for so long nothing was taken */
     while (!tpc_is_lost(conn)) {
         if (!is_empty(conn)) {
             if (tpc_flush_now(conn)) {
@@ -190,9 +192,11 @@ static void *sender_run(void *argument) {
                 continue;
             }
             struct pollfd wait = {.fd = conn->control, .events = POLLOUT};
-            if (poll(&wait, 1, 1000) == 0 && tp_net_silent(conn->control)) {
+            silent_s = poll(&wait, 1, 1000) == 0 ? silent_s + 1 : 0;
+            if (silent_s && tp_net_silent(conn->control)) {
                 tpc_lose(conn, TP_ERROR_LOST, "the worker has not answered for 9 s");
             }
+            tpc_silence(conn, silent_s);
             last_news = tp_now_ns();
             continue;
         }
@@ -255,7 +259,7 @@ static void wait_for_space(struct tp_conn *conn, size_t size) {
     }
 }
 
-enum room { THERE, RING_FULL, TOO_FAR };
+enum room { THERE, TRANSLATED, RING_FULL, TOO_FAR }; /* TRANSLATED: there, for a number of the worker's */
 
 /* Looks whether a frame may be appended, and how far others may then go without a look. Under append. */
 static enum room look_for_room(struct tp_conn *conn, size_t size, bool urgent) {
@@ -266,11 +270,38 @@ static enum room look_for_room(struct tp_conn *conn, size_t size, bool urgent) {
         atomic_store_explicit(&conn->answered, conn->at, memory_order_relaxed);
     }
     const uint64_t far = atomic_load_explicit(&conn->answered, memory_order_relaxed) + TP_BEHIND_MAX;
-    conn->room_to = ring_to < far ? ring_to : far;
+    /* Where numbers have to be looked up (skew.c), each frame comes here: the others pay not one instruction for it. */
+    const bool skewed = TP_UNLIKELY(conn->skew != NULL);
+    conn->room_to = skewed ? 0 : ring_to < far ? ring_to : far;
     if (conn->at + size > ring_to) {
         return RING_FULL;
     }
-    return urgent || conn->at + size <= far ? THERE : TOO_FAR;
+    return !urgent && conn->at + size > far ? TOO_FAR : skewed ? TRANSLATED : THERE;
+}
+
+/* There is room. Under append, which stays taken. */
+static inline __attribute__((always_inline)) void *begin(struct tp_conn *conn, const struct tpc_caller *caller,
+                                                         uint16_t op, size_t size) {
+    struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & (conn->ring_size - 1)));
+    *frame = (struct tp_frame){.size = (uint32_t)size,
+                               .op = op,
+                               .flags = 0,
+                               .thread = caller->thread.number,
+                               .context = caller->thread.context};
+    conn->reserved = (uint32_t)size;
+    return frame;
+}
+
+/* For a worker with other numbers; NULL, and append dropped, for an operation that it does not have. */
+static TP_COLD void *translate(struct tp_conn *conn, struct tp_frame *frame) {
+    const uint16_t op = frame->op;
+    frame->op = conn->skew->theirs[op];
+    if (frame->op) {
+        return frame;
+    }
+    tp_lock_drop(&conn->append);
+    tpc_skew_refuse(conn, op);
+    return NULL;
 }
 
 static void *reserve(struct tp_conn *conn, const struct tpc_caller *caller, uint16_t op, size_t size, bool urgent);
@@ -301,6 +332,9 @@ static inline __attribute__((always_inline)) void *reserve(struct tp_conn *conn,
         if (TP_LIKELY(room == THERE)) {
             break;
         }
+        if (room == TRANSLATED) {
+            return translate(conn, begin(conn, caller, op, size));
+        }
         tp_lock_drop(&conn->append);
         if (room == TOO_FAR) {
             catch_up(conn, caller);
@@ -313,14 +347,7 @@ static inline __attribute__((always_inline)) void *reserve(struct tp_conn *conn,
             return NULL;
         }
     }
-    struct tp_frame *frame = (struct tp_frame *)(void *)(conn->ring + (conn->at & (conn->ring_size - 1)));
-    *frame = (struct tp_frame){.size = (uint32_t)size,
-                               .op = op,
-                               .flags = 0,
-                               .thread = caller->thread.number,
-                               .context = caller->thread.context};
-    conn->reserved = (uint32_t)size;
-    return frame;
+    return begin(conn, caller, op, size);
 }
 
 void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size) {

@@ -28,7 +28,7 @@ static enum tp_status tunnel(int fd, const struct tpc_url *url, const struct tpc
     /* Byte by byte: what follows the empty line is the server's. */
     while (status == TP_OK && n == 1 && size + 1 < sizeof answer &&
            (size < 4 || memcmp(answer + size - 4, "\r\n\r\n", 4) != 0)) {
-        n = tpc_wait_receive(fd, answer + size, 1, deadline);
+        n = tpc_wait_receive(NULL, fd, answer + size, 1, deadline);
         size += n == 1;
     }
     answer[size] = 0;
@@ -82,7 +82,7 @@ enum tp_status tpc_stream_send(struct tpc_stream *stream, const char *data, size
 
 ssize_t tpc_stream_receive(struct tpc_stream *stream, char *data, size_t size, uint64_t deadline) {
     return stream->tls ? tpc_tls_receive(stream->tls, data, size, deadline)
-                       : tpc_wait_receive(stream->fd, data, size, deadline);
+                       : tpc_wait_receive(NULL, stream->fd, data, size, deadline);
 }
 
 void tpc_stream_close(struct tpc_stream *stream) {

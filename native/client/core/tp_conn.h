@@ -43,8 +43,12 @@ TP_EXPORT struct tp_thread *tp_thread_self(void);
  * TP_FRAME_MAX); header fields size, op, thread and context are filled in, the body is the caller's. Where more than
  * TP_BEHIND_MAX was sent behind what the session has answered it first asks and waits, as the driver does when a stream is full. NULL when the
  * connection is lost (nothing is locked then). Exactly one of the commit functions must follow; between the two the thread
- * must not sleep or call the connection again. */
+ * must not sleep or call the connection again. Also NULL, with a sentence in the log, where the worker is of another release and has no such
+ * operation: then tp_refused says so, to whoever asks next on this thread. */
 TP_EXPORT void *tp_reserve(struct tp_conn *conn, uint16_t op, size_t size);
+TP_EXPORT bool tp_refused(const struct tp_conn *conn);
+/* Name of an operation or a message by the number that it has on this connection, for sentences. */
+TP_EXPORT const char *tp_op_name(uint16_t op);
 /* Opens the data connections if they are not open yet. Must have succeeded before a transfer larger than TP_INLINE_MAX is
  * reserved. Sleeps. */
 TP_EXPORT enum tp_status tp_data_ready(struct tp_conn *conn);
@@ -131,6 +135,8 @@ TP_EXPORT void tp_listen_always(struct tp_conn *conn);
 /* ---- loss ----
  * Called once, on any thread, when the connection ends. */
 TP_EXPORT void tp_on_loss(void (*handler)(void));
+/* Of a lost connection, before the program hears of it and ends: another thread may be about to say why. At most a second. */
+TP_EXPORT void tp_await_reason(struct tp_conn *conn);
 
 /* ---- statistics ---- */
 struct tp_counters {

@@ -37,8 +37,9 @@ void tpc_wait_sentence(char *why, size_t why_size);
 bool tpc_wait_nap(uint64_t ns);
 /* Sleeps until the socket is ready for `events`. 0, or EINTR (interrupted), ETIMEDOUT, or poll's error. */
 int tpc_wait_ready(int socket, short events, uint64_t deadline);
-/* At least one byte: how many; 0 at the end; -1 with errno as above, or the socket's error. */
-ssize_t tpc_wait_receive(int socket, void *data, size_t size, uint64_t deadline);
+struct tp_secure;
+/* At least one byte: how many; 0 at the end; -1 with errno as above, or the socket's error. `secure`: NULL for a plain socket. */
+ssize_t tpc_wait_receive(struct tp_secure *secure, int socket, void *data, size_t size, uint64_t deadline);
 /* getaddrinfo, which cannot be interrupted, in a thread that is left behind when a signal comes. Returns its code, or
  * EAI_SYSTEM with errno EINTR. freeaddrinfo frees the list. */
 int tpc_wait_resolve(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **list);

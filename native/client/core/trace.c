@@ -4,7 +4,6 @@
  * Any thread, also in a child after fork: there is no lock, a line is put together on the caller's stack.
  */
 #include "conn_internal.h"
-#include "tpg_schema.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -76,7 +75,7 @@ void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct
             snprintf(end, sizeof end, ", not answered: the connection is lost");
         }
         tp_log_write(TP_TRACE, "frame %llu: %s, %u bytes, thread %u%s", (unsigned long long)number,
-                     tpg_op_name(frame->op), frame->size, frame->thread, end);
+                     tp_op_name(frame->op), frame->size, frame->thread, end);
     }
     if (atomic_load_explicit(&recorded, memory_order_relaxed)) {
         if (reply) {
@@ -86,7 +85,7 @@ void tpc_trace_frame(const struct tp_frame *frame, uint64_t number, const struct
             end[0] = 0;
         }
         tpc_records_write("{\"frame\": %llu, \"op\": \"%s\", \"bytes\": %u, \"thread\": %u, \"end\": %llu%s}\n",
-                          (unsigned long long)number, tpg_op_name(frame->op), frame->size, frame->thread,
+                          (unsigned long long)number, tp_op_name(frame->op), frame->size, frame->thread,
                           (unsigned long long)finish, end);
     }
 }

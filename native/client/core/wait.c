@@ -21,7 +21,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
-#include <tp_net.h>
+#include <tp_secure.h>
 #include <unistd.h>
 
 #define SECOND 1000000000ull
@@ -269,9 +269,9 @@ int tpc_wait_ready(int socket, short events, uint64_t deadline) {
     }
 }
 
-ssize_t tpc_wait_receive(int socket, void *data, size_t size, uint64_t deadline) {
+ssize_t tpc_wait_receive(struct tp_secure *secure, int socket, void *data, size_t size, uint64_t deadline) {
     for (;;) {
-        ssize_t n = recv(socket, data, size, MSG_DONTWAIT);
+        ssize_t n = tp_stream_receive(secure, socket, data, size);
         if (n >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)) {
             return n;
         }

@@ -5,7 +5,6 @@
  * that of the frames sent, and they become nothing but numbers and names of operations.
  */
 #include "conn_internal.h"
-#include "tpg_schema.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -32,7 +31,7 @@ static const char *how_of(const struct tp_traced *r) {
 
 static void write_one(const struct tp_traced *r) {
     const unsigned long long frame = r->frame, first = r->first, a = r->times[0], b = r->times[1], c = r->times[2];
-    const char *op = tpg_op_name(r->op);
+    const char *op = tp_op_name(r->op);
     switch (r->what) {
     case TP_TRACED_FRAME:
         tpc_records_write("{\"ran\": %llu, \"op\": \"%s\", \"thread\": %u, \"received\": %llu, \"begin\": %llu, "
@@ -48,7 +47,7 @@ static void write_one(const struct tp_traced *r) {
                           "\"stream\": %llu, \"given\": %llu, \"done\": %llu, \"result\": %d}\n",
                           frame, first, op, r->thread, r->device, (unsigned long long)r->stream, a, b, (int)r->result);
         break;
-    default: /* a newer worker has another schema, and would not be here */
+    default: /* of a newer worker: a kind of record that this client has no line for */
         break;
     }
 }

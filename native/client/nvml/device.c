@@ -28,19 +28,27 @@ bool tpn_device_index(nvmlDevice_t device, unsigned int *index) {
     return true;
 }
 
-/* cuda.core asks with what cuDeviceGetUuid gives, which has no "GPU-" (580.159.04 finds the device). */
-static bool is_uuid(const char *told, const char *asked) {
-    return strcmp(told, asked) == 0 || (strncmp(told, "GPU-", 4) == 0 && strcmp(told + 4, asked) == 0);
-}
+typedef bool being(const struct tpn_device *device, const void *what);
 
-nvmlReturn_t tpn_do_nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
+/* The first device that is what was asked for. */
+static nvmlReturn_t find(being *is, const void *what, nvmlDevice_t *device) {
     for (unsigned int i = 0; i < tpn_device_count; i++) {
-        if (is_uuid(tpn_devices[i].uuid, uuid)) {
+        if (is(&tpn_devices[i], what)) {
             *device = tpn_device_at(i);
             return NVML_SUCCESS;
         }
     }
     return NVML_ERROR_NOT_FOUND;
+}
+
+/* cuda.core asks with what cuDeviceGetUuid gives, which has no "GPU-" (580.159.04 finds the device). */
+static bool has_uuid(const struct tpn_device *device, const void *asked) {
+    const char *told = device->uuid;
+    return strcmp(told, asked) == 0 || (strncmp(told, "GPU-", 4) == 0 && strcmp(told + 4, asked) == 0);
+}
+
+nvmlReturn_t tpn_do_nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
+    return find(has_uuid, uuid, device);
 }
 
 /* The 16 bytes behind "GPU-xxxxxxxx-xxxx-…"; false when the text is something else. */
@@ -63,6 +71,11 @@ static bool uuid_bytes(const char *text, unsigned char out[16]) {
     return digits == 32;
 }
 
+static bool has_bytes(const struct tpn_device *device, const void *asked) {
+    unsigned char bytes[16];
+    return uuid_bytes(device->uuid, bytes) && memcmp(bytes, asked, sizeof bytes) == 0;
+}
+
 nvmlReturn_t tpn_do_nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevice_t *device) {
     if (uuid->type == NVML_UUID_TYPE_ASCII) {
         char text[sizeof uuid->value.str + 1] = {0};
@@ -72,14 +85,7 @@ nvmlReturn_t tpn_do_nvmlDeviceGetHandleByUUIDV(const nvmlUUID_t *uuid, nvmlDevic
     if (uuid->type != NVML_UUID_TYPE_BINARY) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    for (unsigned int i = 0; i < tpn_device_count; i++) {
-        unsigned char bytes[16];
-        if (uuid_bytes(tpn_devices[i].uuid, bytes) && memcmp(bytes, uuid->value.bytes, sizeof bytes) == 0) {
-            *device = tpn_device_at(i);
-            return NVML_SUCCESS;
-        }
-    }
-    return NVML_ERROR_NOT_FOUND;
+    return find(has_bytes, uuid->value.bytes, device);
 }
 
 /* Domain, bus, device and function as hexadecimal. What NVML 580 takes: the domain may be left out, or else the function; the
@@ -94,29 +100,25 @@ static bool parse_bus_id(const char *text, unsigned int out[3]) {
     return sscanf(text, "%x:%x.%x", &out[1], &out[2], &function) == 3 && function == 0;
 }
 
+static bool is_at(const struct tpn_device *device, const void *asked) {
+    const unsigned int *wanted = asked;
+    return device->pci.domain == wanted[0] && device->pci.bus == wanted[1] && device->pci.device == wanted[2];
+}
+
 nvmlReturn_t tpn_nvmlDeviceGetHandleByPciBusId_v2(const char *pciBusId, nvmlDevice_t *device) {
     unsigned int wanted[3];
     if (!pciBusId || !device || !parse_bus_id(pciBusId, wanted)) {
         return NVML_ERROR_INVALID_ARGUMENT;
     }
-    for (unsigned int i = 0; i < tpn_device_count; i++) {
-        const nvmlPciInfo_t *pci = &tpn_devices[i].pci;
-        if (pci->domain == wanted[0] && pci->bus == wanted[1] && pci->device == wanted[2]) {
-            *device = tpn_device_at(i);
-            return NVML_SUCCESS;
-        }
-    }
-    return NVML_ERROR_NOT_FOUND;
+    return find(is_at, wanted, device);
+}
+
+static bool has_serial(const struct tpn_device *device, const void *asked) {
+    return *device->serial && strcmp(device->serial, asked) == 0;
 }
 
 nvmlReturn_t tpn_do_nvmlDeviceGetHandleBySerial(const char *serial, nvmlDevice_t *device) {
-    for (unsigned int i = 0; i < tpn_device_count; i++) {
-        if (*serial && strcmp(tpn_devices[i].serial, serial) == 0) {
-            *device = tpn_device_at(i);
-            return NVML_SUCCESS;
-        }
-    }
-    return NVML_ERROR_NOT_FOUND;
+    return find(has_serial, serial, device);
 }
 
 /* The older structs begin like the one of _v3 and end sooner. NVML writes as far as pciDeviceId and pciSubSystemId. */

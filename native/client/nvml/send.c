@@ -28,7 +28,14 @@ nvmlReturn_t tpn_call(const char *name, struct tp_reply *reply) {
     return (nvmlReturn_t)reply->result;
 }
 
-nvmlReturn_t tpn_lost(void) { return NVML_ERROR_GPU_IS_LOST; }
+nvmlReturn_t tpn_lost(void) {
+    struct tp_conn *conn = atomic_load_explicit(&tpn_conn, memory_order_acquire);
+    if (tp_refused(conn)) {
+        return NVML_ERROR_NOT_SUPPORTED;
+    }
+    tp_await_reason(conn);
+    return NVML_ERROR_GPU_IS_LOST;
+}
 
 nvmlReturn_t tpn_bad_reply(const struct tp_reply *reply) {
     tp_log(TP_ERROR, "the worker's answer of %u bytes to an NVML call cannot be read", reply->size);

@@ -138,14 +138,3 @@ int32_t tpw_function_config(struct tpw_session *s, const struct tp_frame *frame,
     return (int32_t)(in->what ? s->cuda.cuFuncSetSharedMemConfig(function, (CUsharedconfig)in->value)
                               : s->cuda.cuFuncSetCacheConfig(function, (CUfunc_cache)in->value));
 }
-
-int32_t tpw_function_load(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_function_load_in *in,
-                          struct tpg_function_load_out *out, CUfunction function) {
-    CUfunctionLoadingState state = 0;
-    int32_t error = in->load ? (int32_t)s->cuda.cuFuncLoad(function) : CUDA_SUCCESS;
-    if (!error) {
-        error = (int32_t)s->cuda.cuFuncIsLoaded(&state, function);
-    }
-    out->state = state;
-    return error;
-}

@@ -14,7 +14,9 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <tp_net.h>
 #include <unistd.h>
 
@@ -31,6 +33,8 @@ struct waiting {
 
 static struct tpw_image_folder folder = {.fd = -1};
 static bool opened;
+static struct tpw_session
+    *told; /* whose supervisor writes the files; NULL: this process does; constant once there is a second thread */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t news = PTHREAD_COND_INITIALIZER;
@@ -40,6 +44,30 @@ static bool running, closing, useless;
 static pthread_t thread;
 
 /* ---- the folder ---- */
+
+void tpw_images_through_supervisor(struct tpw_session *s) { told = s; }
+
+static bool tell(enum tpw_image_news what, const unsigned char *hash, uint64_t size, int fd) {
+    struct tpw_packet packet = {.type = TPW_IMAGE, .argument = what, .value = size};
+    memcpy(packet.body.greeting, hash, TP_SHA256_SIZE);
+    return tpw_control_send(told, &packet, fd);
+}
+
+/* As a file in memory. */
+static bool hand_over(const unsigned char *bytes, size_t size, const unsigned char *hash) {
+    int file = (int)syscall(SYS_memfd_create, "tensor-fusion-image", MFD_CLOEXEC);
+    bool given = file >= 0;
+    for (size_t at = 0; given && at < size;) {
+        ssize_t written = write(file, bytes + at, size - at);
+        given = written > 0 || (written < 0 && errno == EINTR);
+        at += written > 0 ? (size_t)written : 0;
+    }
+    given = given && tell(TPW_IMAGE_KEEP, hash, size, file);
+    if (file >= 0) {
+        close(file);
+    }
+    return given;
+}
 
 static bool make_folders(char *path) {
     for (char *at = path + 1; (at = strchr(at, '/')) != NULL; at++) {
@@ -58,7 +86,8 @@ static void open_folder(const char *from) {
     char *path = strdup(from);
     const char *size = getenv("TF_IMAGE_CACHE_SIZE");
     folder.bound = (size && *size ? strtoull(size, NULL, 10) : 4096) << 20;
-    if (!path || !make_folders(path) || (folder.fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0 ||
+    if (!path || !make_folders(path) ||
+        (folder.fd = open(path, (told ? O_PATH : O_RDONLY) | O_DIRECTORY | O_CLOEXEC)) < 0 ||
         fstat(folder.fd, &about)) {
         tp_log(TP_WARN, "images are not kept: the folder %s cannot be used: %s", from, strerror(errno));
     } else if (about.st_uid != geteuid() || about.st_mode & 022) {
@@ -133,17 +162,25 @@ unsigned char *tpw_images_find(const unsigned char hash[TP_SHA256_SIZE], uint64_
     }
     if (!read_image(file, bytes, (size_t)about.st_size, hash)) {
         static bool said;
-        if (!said) {
-            said = true;
-            tp_log(TP_WARN, "the image %s of the cache is damaged and is removed", name);
+        if (told) {
+            (void)tell(TPW_IMAGE_DAMAGED, hash, 0, -1); /* which looks itself, removes it and says so */
+        } else {
+            if (!said) {
+                said = true;
+                tp_log(TP_WARN, "the image %s of the cache is damaged and is removed", name);
+            }
+            unlinkat(folder.fd, name, 0);
         }
-        unlinkat(folder.fd, name, 0);
         free(bytes);
         bytes = NULL;
         goto done;
     }
     /* The time of use by which the least recently used is found. */
-    (void)futimens(file, used);
+    if (told) {
+        (void)tell(TPW_IMAGE_USED, hash, 0, -1);
+    } else {
+        (void)futimens(file, used);
+    }
     if (size != (uint64_t)about.st_size) {
         free(
             bytes); /* the client's word about the size is wrong: the driver would be given another image than it says */
@@ -168,7 +205,8 @@ static void *keeper(void *unused) {
         last = first ? last : &first;
         bool drop = useless;
         pthread_mutex_unlock(&lock);
-        bool stored = !drop && tpw_image_store(&folder, image->bytes, image->size, image->hash);
+        bool stored = !drop && (told ? hand_over(image->bytes, image->size, image->hash)
+                                     : tpw_image_store(&folder, image->bytes, image->size, image->hash));
         pthread_mutex_lock(&lock);
         useless = !stored;
         queued -= image->size;

@@ -9,19 +9,6 @@
 
 #include <stdlib.h>
 
-/* The driver's description of a launch, from the decoded arguments of any of the three operations that have a shape. */
-#define CONFIG(in, stream_, list, count)                                                                               \
-    {.gridDimX = (in)->grid_x,                                                                                         \
-     .gridDimY = (in)->grid_y,                                                                                         \
-     .gridDimZ = (in)->grid_z,                                                                                         \
-     .blockDimX = (in)->block_x,                                                                                       \
-     .blockDimY = (in)->block_y,                                                                                       \
-     .blockDimZ = (in)->block_z,                                                                                       \
-     .sharedMemBytes = (in)->shared_bytes,                                                                             \
-     .hStream = (stream_),                                                                                             \
-     .attrs = (list),                                                                                                  \
-     .numAttrs = (count)}
-
 struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error) {
     struct tpw_object *object = *error ? NULL : tpw_object(s, TPG_FUNCTION, function);
     if (!object) {
@@ -70,44 +57,62 @@ static int32_t hold(struct tpw_session *s, const struct tpw_stream *stream, cons
     return error;
 }
 
-int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in,
-                   struct tpw_stream *stream) {
-    int32_t error = 0;
-    struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
+/* What is launched, and how the driver is told of its parameters. */
+struct launching {
+    CUfunction function;
+    size_t bytes;
+    void *extra[5];
+    void **told; /* NULL for a function without parameters */
+};
+
+static int32_t begin(struct tpw_session *s, uint64_t function, const void *params, size_t size,
+                     const struct tpw_stream *stream, struct launching *l) {
+    int32_t error = CUDA_SUCCESS;
+    struct tpw_object *object = tpw_launchable(s, function, size, &error);
     if (!error && TP_UNLIKELY(s->captures)) {
         error = hold(s, stream, object);
     }
-    if (error) {
-        return error;
+    TPW_TRY(error);
+    *l = (struct launching){.function = (CUfunction)(uintptr_t)object->native,
+                            .bytes = size,
+                            .extra = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)params,
+                                      CU_LAUNCH_PARAM_BUFFER_SIZE, &l->bytes, CU_LAUNCH_PARAM_END}};
+    l->told = size ? l->extra : NULL;
+    return CUDA_SUCCESS;
+}
+
+static int32_t launch_with(struct tpw_session *s, const struct launching *l, const struct tpg_shape *shape,
+                           const struct tpw_stream *stream, const CUlaunchAttribute *attributes, size_t count) {
+    CUlaunchConfig config = {.gridDimX = shape->grid_x,
+                             .gridDimY = shape->grid_y,
+                             .gridDimZ = shape->grid_z,
+                             .blockDimX = shape->block_x,
+                             .blockDimY = shape->block_y,
+                             .blockDimZ = shape->block_z,
+                             .sharedMemBytes = shape->shared_bytes,
+                             .hStream = stream->native,
+                             .attrs = (CUlaunchAttribute *)(uintptr_t)attributes,
+                             .numAttrs = (unsigned)count};
+    return (int32_t)s->cuda.cuLaunchKernelEx(&config, l->function, NULL, l->told);
+}
+
+int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in,
+                   struct tpw_stream *stream) {
+    static const CUlaunchAttribute cooperative = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
+    const struct tpg_shape *shape = &in->shape;
+    struct launching l;
+    TPW_TRY(begin(s, in->function, in->params, in->params_size, stream, &l));
+    if (TP_UNLIKELY(in->cooperative)) {
+        return launch_with(s, &l, shape, stream, &cooperative, 1);
     }
-    size_t bytes = in->params_size;
-    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
-                     CU_LAUNCH_PARAM_END};
-    CUfunction function = (CUfunction)(uintptr_t)object->native;
-    if (TP_LIKELY(!in->cooperative)) {
-        return (int32_t)s->cuda.cuLaunchKernel(function, in->grid_x, in->grid_y, in->grid_z, in->block_x, in->block_y,
-                                               in->block_z, in->shared_bytes, stream->native, NULL,
-                                               bytes ? extra : NULL);
-    }
-    CUlaunchAttribute cooperative = {.id = CU_LAUNCH_ATTRIBUTE_COOPERATIVE, .value = {.cooperative = 1}};
-    CUlaunchConfig config = CONFIG(in, stream->native, &cooperative, 1);
-    return (int32_t)s->cuda.cuLaunchKernelEx(&config, function, NULL, bytes ? extra : NULL);
+    return (int32_t)s->cuda.cuLaunchKernel(l.function, shape->grid_x, shape->grid_y, shape->grid_z, shape->block_x,
+                                           shape->block_y, shape->block_z, shape->shared_bytes, stream->native, NULL,
+                                           l.told);
 }
 
 int32_t tpw_launch_ex(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_ex_in *in,
                       struct tpw_stream *stream, const CUlaunchAttribute *attributes, size_t count) {
-    int32_t error = 0;
-    struct tpw_object *object = tpw_launchable(s, in->function, in->params_size, &error);
-    if (!error && TP_UNLIKELY(s->captures)) {
-        error = hold(s, stream, object);
-    }
-    if (error) {
-        return error;
-    }
-    size_t bytes = in->params_size;
-    void *extra[] = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)in->params, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes,
-                     CU_LAUNCH_PARAM_END};
-    CUlaunchConfig config = CONFIG(in, stream->native, (CUlaunchAttribute *)(uintptr_t)attributes, (unsigned)count);
-    return (int32_t)s->cuda.cuLaunchKernelEx(&config, (CUfunction)(uintptr_t)object->native, NULL,
-                                             bytes ? extra : NULL);
+    struct launching l;
+    TPW_TRY(begin(s, in->function, in->params, in->params_size, stream, &l));
+    return launch_with(s, &l, &in->shape, stream, attributes, count);
 }

@@ -178,9 +178,7 @@ static int32_t put_log(struct tpw_session *s, const struct tpw_jit *jit, struct 
     unsigned char *memory = (unsigned char *)(uintptr_t)out->kernels;
     if (!out->kernels_size) {
         memory = tpw_scratch(s, TP_FRAME_MAX / 2, 1, &error);
-        if (error) {
-            return error;
-        }
+        TPW_TRY(error);
     }
     size_t room = TP_FRAME_MAX / 2 - out->kernels_size;
     info = info < room ? info : room;

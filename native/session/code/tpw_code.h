@@ -29,6 +29,8 @@ bool tpw_needs_room(struct tpw_session *s, uint64_t function);
 uint64_t tpw_image_of(struct tpw_session *s, const struct tpw_object *function);
 
 /* ---- images.c ---- */
+/* Before the first: the folder may only be read, and not listed; the supervisor writes there, and is told. */
+void tpw_images_through_supervisor(struct tpw_session *s);
 /* Finishes the images that are being written. The end of the process is bounded by main.c's watch over the client. */
 void tpw_images_close(void);
 

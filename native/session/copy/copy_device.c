@@ -31,93 +31,48 @@ static int32_t begin(struct tpw_session *s, CUstream stream, uint64_t to, uint64
     return CUDA_SUCCESS;
 }
 
-static int32_t homes(struct tpw_session *s, uint64_t to, uint64_t from, CUcontext *to_home, CUcontext *from_home) {
-    int32_t error = tpw_home(s, to, to_home);
-    return error ? error : tpw_home(s, from, from_home);
+/* A copy that needs no access, in the contexts that both sides are of. */
+static int32_t copy_peer(struct tpw_session *s, const struct tpg_rows *rows, CUstream stream) {
+    CUDA_MEMCPY3D_PEER copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                               .srcDevice = rows->from,
+                               .srcPitch = rows->from_pitch,
+                               .srcHeight = rows->height,
+                               .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                               .dstDevice = rows->to,
+                               .dstPitch = rows->to_pitch,
+                               .dstHeight = rows->height,
+                               .WidthInBytes = rows->width,
+                               .Height = rows->height,
+                               .Depth = 1};
+    TPW_TRY(tpw_home(s, rows->to, &copy.dstContext));
+    TPW_TRY(tpw_home(s, rows->from, &copy.srcContext));
+    return (int32_t)(rows->height > 1 ? s->cuda.cuMemcpy3DPeerAsync(&copy, stream)
+                                      : s->cuda.cuMemcpyPeerAsync(rows->to, copy.dstContext, rows->from,
+                                                                  copy.srcContext, rows->width, stream));
+}
+
+static int32_t copy_direct(struct tpw_session *s, const struct tpg_rows *rows, CUstream stream) {
+    return rows->height == 1 ? (int32_t)s->cuda.cuMemcpyDtoDAsync_v2(rows->to, rows->from, rows->width, stream)
+                             : tpw_copy_rows(s, rows, CU_MEMORYTYPE_DEVICE, CU_MEMORYTYPE_DEVICE, stream);
 }
 
 int32_t tpw_copy_device(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_device_in *in,
                         struct tpw_stream *stream) {
+    const struct tpg_rows *rows = &in->rows;
     int32_t error = CUDA_SUCCESS;
     enum way way = DIRECT;
     struct tpw_aside aside;
-    CUcontext to = NULL, from = NULL;
-    tpw_check_range(s, in->destination, in->size, &error);
-    tpw_check_range(s, in->source, in->size, &error);
-    if (error || !in->size) {
+    tpw_check_area(s, &(struct tpg_area){rows->to, rows->to_pitch, rows->width, rows->height}, &error);
+    tpw_check_area(s, &(struct tpg_area){rows->from, rows->from_pitch, rows->width, rows->height}, &error);
+    if (error || !rows->width || !rows->height) {
         return error;
     }
-    error = begin(s, stream->native, in->destination, in->source, &aside, &way);
-    if (!error && way == PEER) {
-        error = homes(s, in->destination, in->source, &to, &from);
-        return error ? error
-                     : (int32_t)s->cuda.cuMemcpyPeerAsync(in->destination, to, in->source, from, in->size,
-                                                          stream->native);
+    TPW_TRY(begin(s, stream->native, rows->to, rows->from, &aside, &way));
+    if (way == PEER) {
+        return copy_peer(s, rows, stream->native);
     }
-    if (!error && way == HOST) {
-        const struct tpw_rows row = {.to = in->destination,
-                                     .to_pitch = in->size,
-                                     .from = in->source,
-                                     .from_pitch = in->size,
-                                     .width = in->size,
-                                     .height = 1};
-        return tpw_copy_host(s, &row, stream->native);
-    }
-    if (error) {
-        return error;
-    }
-    error = (int32_t)s->cuda.cuMemcpyDtoDAsync_v2(in->destination, in->source, in->size, aside.stream);
-    return tpw_aside_end(s, &aside, error);
-}
-
-static int32_t peer_rows(struct tpw_session *s, const struct tpg_copy_device_2d_in *in, CUstream stream) {
-    CUDA_MEMCPY3D_PEER copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
-                               .srcDevice = in->source,
-                               .srcPitch = in->source_pitch,
-                               .srcHeight = in->height,
-                               .dstMemoryType = CU_MEMORYTYPE_DEVICE,
-                               .dstDevice = in->destination,
-                               .dstPitch = in->destination_pitch,
-                               .dstHeight = in->height,
-                               .WidthInBytes = in->width,
-                               .Height = in->height,
-                               .Depth = 1};
-    int32_t error = homes(s, in->destination, in->source, &copy.dstContext, &copy.srcContext);
-    return error ? error : (int32_t)s->cuda.cuMemcpy3DPeerAsync(&copy, stream);
-}
-
-int32_t tpw_copy_device_2d(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_device_2d_in *in,
-                           struct tpw_stream *stream) {
-    int32_t error = CUDA_SUCCESS;
-    enum way way = DIRECT;
-    struct tpw_aside aside;
-    tpw_check_area(s, in->destination, in->destination_pitch, in->width, in->height, &error);
-    tpw_check_area(s, in->source, in->source_pitch, in->width, in->height, &error);
-    if (error || !in->width || !in->height) {
-        return error;
-    }
-    error = begin(s, stream->native, in->destination, in->source, &aside, &way);
-    if (error || way == PEER) {
-        return error ? error : peer_rows(s, in, stream->native);
-    }
-    if (way == HOST) {
-        struct tpw_rows rows = {.to = in->destination,
-                                .to_pitch = in->destination_pitch,
-                                .from = in->source,
-                                .from_pitch = in->source_pitch,
-                                .width = in->width,
-                                .height = in->height};
-        return tpw_copy_host(s, &rows, stream->native);
-    }
-    CUDA_MEMCPY2D copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
-                          .srcDevice = in->source,
-                          .srcPitch = in->source_pitch,
-                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
-                          .dstDevice = in->destination,
-                          .dstPitch = in->destination_pitch,
-                          .WidthInBytes = in->width,
-                          .Height = in->height};
-    return tpw_aside_end(s, &aside, (int32_t)s->cuda.cuMemcpy2DAsync_v2(&copy, aside.stream));
+    return way == HOST ? tpw_copy_host(s, rows, stream->native)
+                       : tpw_aside_end(s, &aside, copy_direct(s, rows, aside.stream));
 }
 
 /* Between arrays and device memory. The driver's answer is the program's, because only the driver knows the arrays' bounds. */

@@ -37,36 +37,38 @@ static void given_back(struct tpw_session *s, void *what, int32_t error) {
     free(taken);
 }
 
-static int32_t copy_part(struct tpw_session *s, const struct tpw_rows *rows, CUdeviceptr between, CUstream stream) {
-    CUDA_MEMCPY2D in = {.srcMemoryType = CU_MEMORYTYPE_HOST,
-                        .srcHost = (const void *)(uintptr_t)rows->from,
-                        .srcPitch = rows->from_pitch,
-                        .dstMemoryType = CU_MEMORYTYPE_DEVICE,
-                        .dstDevice = between,
-                        .dstPitch = rows->width,
-                        .WidthInBytes = rows->width,
-                        .Height = rows->height};
-    CUDA_MEMCPY2D out = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
-                         .srcDevice = between,
-                         .srcPitch = rows->width,
-                         .dstMemoryType = CU_MEMORYTYPE_HOST,
-                         .dstHost = (void *)(uintptr_t)rows->to,
-                         .dstPitch = rows->to_pitch,
-                         .WidthInBytes = rows->width,
-                         .Height = rows->height};
-    int32_t error = (int32_t)s->cuda.cuMemcpy2DAsync_v2(&in, stream);
-    return error ? error : (int32_t)s->cuda.cuMemcpy2DAsync_v2(&out, stream);
+int32_t tpw_copy_rows(struct tpw_session *s, const struct tpg_rows *rows, CUmemorytype to, CUmemorytype from,
+                      CUstream stream) {
+    const CUDA_MEMCPY2D copy = {.srcMemoryType = from,
+                                .srcHost = (const void *)(uintptr_t)rows->from,
+                                .srcDevice = rows->from,
+                                .srcPitch = rows->from_pitch,
+                                .dstMemoryType = to,
+                                .dstHost = (void *)(uintptr_t)rows->to,
+                                .dstDevice = rows->to,
+                                .dstPitch = rows->to_pitch,
+                                .WidthInBytes = rows->width,
+                                .Height = rows->height};
+    return (int32_t)s->cuda.cuMemcpy2DAsync_v2(&copy, stream);
+}
+
+static int32_t copy_part(struct tpw_session *s, const struct tpg_rows *rows, CUdeviceptr between, CUstream stream) {
+    struct tpg_rows in = *rows, out = *rows;
+    in.to = out.from = between;
+    in.to_pitch = out.from_pitch = rows->width;
+    TPW_TRY(tpw_copy_rows(s, &in, CU_MEMORYTYPE_DEVICE, CU_MEMORYTYPE_HOST, stream));
+    return tpw_copy_rows(s, &out, CU_MEMORYTYPE_HOST, CU_MEMORYTYPE_DEVICE, stream);
 }
 
 /* Rows are taken some at a time; one row alone, in pieces. */
-static int32_t copy_parts(struct tpw_session *s, struct tpw_rows rows, uint64_t most, CUdeviceptr between,
+static int32_t copy_parts(struct tpw_session *s, struct tpg_rows rows, uint64_t most, CUdeviceptr between,
                           CUstream stream) {
     const bool one = rows.height == 1;
     const uint64_t step = one ? most : most / rows.width;
     int32_t error = CUDA_SUCCESS;
     for (uint64_t at = 0, end = one ? rows.width : rows.height; at < end && !error; at += step) {
         const uint64_t now = end - at < step ? end - at : step;
-        struct tpw_rows part = rows;
+        struct tpg_rows part = rows;
         *(one ? &part.width : &part.height) = now;
         part.to += at * (one ? 1 : rows.to_pitch);
         part.from += at * (one ? 1 : rows.from_pitch);
@@ -87,15 +89,15 @@ bool tpw_between_hosts(struct tpw_session *s, uint64_t address, CUstream stream)
     return record && tpw_touchable(s, record); /* a graph waits for nobody in the call */
 }
 
-static uint64_t piece_of(const struct tpw_rows *rows) {
+static uint64_t piece_of(const struct tpg_rows *rows) {
     const uint64_t all = rows->width * rows->height, most = all < TPW_BETWEEN_MOST ? all : TPW_BETWEEN_MOST;
     return rows->height == 1 ? most : (most + rows->width - 1) / rows->width * rows->width;
 }
 
-int32_t tpw_copy_host(struct tpw_session *s, const struct tpw_rows *rows, CUstream stream) {
+int32_t tpw_copy_host(struct tpw_session *s, const struct tpg_rows *rows, CUstream stream) {
     struct tpw_stream *record = tpw_stream_native(s, stream);
     const uint32_t device = record->device;
-    struct tpw_rows flat = *rows;
+    struct tpg_rows flat = *rows;
     if (rows->to_pitch == rows->width && rows->from_pitch == rows->width) {
         flat.width *= flat.height;
         flat.height = 1;
@@ -127,16 +129,4 @@ int32_t tpw_copy_host(struct tpw_session *s, const struct tpw_rows *rows, CUstre
         given_back(s, taken, CUDA_SUCCESS);
     }
     return error ? error : lost;
-}
-
-int32_t tpw_copy_host_area(struct tpw_session *s, const struct tpw_area *area, unsigned char *host, uint64_t pitch,
-                           bool in, CUstream stream) {
-    const uint64_t other = (uint64_t)(uintptr_t)host;
-    const struct tpw_rows rows = {.to = in ? area->address : other,
-                                  .to_pitch = in ? area->pitch : pitch,
-                                  .from = in ? other : area->address,
-                                  .from_pitch = in ? pitch : area->pitch,
-                                  .width = area->width,
-                                  .height = area->height};
-    return tpw_copy_host(s, &rows, stream);
 }

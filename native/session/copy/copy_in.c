@@ -23,28 +23,20 @@ static void buffer_done(struct tpw_session *s, void *what, int32_t error) { tpw_
 
 static int32_t copy_rows(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t rows,
                          unsigned char *host, bool in, CUstream stream) {
+    const struct tpg_area area = {.address = address, .pitch = pitch, .width = width, .height = rows};
+    const struct tpg_rows both = tpw_rows(&area, host, width, in);
     if (TP_UNLIKELY(tpw_between_hosts(s, address, stream))) {
-        const struct tpw_area area = {.address = address, .pitch = pitch, .width = width, .height = rows};
-        return tpw_copy_host_area(s, &area, host, width, in, stream);
+        return tpw_copy_host(s, &both, stream);
     }
     if (rows == 1 || pitch == width) {
         return (int32_t)(in ? s->cuda.cuMemcpyHtoDAsync_v2(address, host, width * rows, stream)
                             : s->cuda.cuMemcpyDtoHAsync_v2(host, address, width * rows, stream));
     }
-    CUDA_MEMCPY2D copy = {.srcMemoryType = in ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE,
-                          .srcHost = host,
-                          .srcDevice = address,
-                          .srcPitch = in ? width : pitch,
-                          .dstMemoryType = in ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
-                          .dstHost = host,
-                          .dstDevice = address,
-                          .dstPitch = in ? pitch : width,
-                          .WidthInBytes = width,
-                          .Height = rows};
-    return (int32_t)s->cuda.cuMemcpy2DAsync_v2(&copy, stream);
+    return tpw_copy_rows(s, &both, in ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
+                         in ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE, stream);
 }
 
-static int32_t copy_part(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
+static int32_t copy_part(struct tpw_session *s, const struct tpg_area *area, uint64_t offset, unsigned char *host,
                          uint64_t size, bool in, CUstream stream) {
     if (area->height == 1 || area->pitch == area->width) {
         return copy_rows(s, area->address + offset, size, size, 1, host, in, stream);
@@ -64,7 +56,7 @@ static int32_t copy_part(struct tpw_session *s, const struct tpw_area *area, uin
     return error;
 }
 
-int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
+int32_t tpw_area_copy(struct tpw_session *s, const struct tpg_area *area, uint64_t offset, unsigned char *host,
                       uint64_t size, bool in, CUstream stream) {
     struct tpw_aside aside;
     int32_t error = tpw_aside_begin(s, stream, area->address, &aside);
@@ -103,21 +95,19 @@ static int32_t order_after(struct tpw_session *s, CUstream stream) {
 /* ---- operations ---- */
 
 int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_in_in *in) {
-    struct tpw_area area = {.address = in->destination, .pitch = in->pitch, .width = in->width, .height = in->height};
+    const struct tpg_area *area = &in->area;
     int32_t error = CUDA_SUCCESS;
-    tpw_check_area(s, area.address, area.pitch, area.width, area.height, &error);
+    tpw_check_area(s, area, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
     tpw_refuse_capturing(s, stream, &error);
-    if (error) {
-        return error;
-    }
-    if (in->data_size != tpw_area_size(&area)) {
+    TPW_TRY(error);
+    if (in->data_size != tpw_area_size(area)) {
         tpw_violation(s, frame, "copy_in with data that does not fill its area");
         return TPW_LATER;
     }
     const unsigned char *data = in->data;
-    if (in->data_size && in->data_size <= DIRECT_MAX && area.height == 1) {
-        error = tpw_area_copy(s, &area, 0, (unsigned char *)(uintptr_t)data, in->data_size, true, stream);
+    if (in->data_size && in->data_size <= DIRECT_MAX && area->height == 1) {
+        error = tpw_area_copy(s, area, 0, (unsigned char *)(uintptr_t)data, in->data_size, true, stream);
     } else {
         for (uint64_t offset = 0; offset < in->data_size && !error;) {
             uint64_t size = in->data_size - offset < TPW_BUFFER_SIZE ? in->data_size - offset : TPW_BUFFER_SIZE;
@@ -126,7 +116,7 @@ int32_t tpw_copy_in(struct tpw_session *s, const struct tp_frame *frame, const s
                 break;
             }
             memcpy(buffer, data + offset, size);
-            error = tpw_area_copy(s, &area, offset, buffer, size, true, stream);
+            error = tpw_area_copy(s, area, offset, buffer, size, true, stream);
             int32_t lost = tpw_when_done(s, stream, buffer_done, buffer);
             if (lost) {
                 s->cuda.cuStreamSynchronize(stream); /* nothing may read the buffer when it is used again */
@@ -149,7 +139,7 @@ static void spill_done(struct tpw_session *s, void *what, int32_t error) { tpw_s
 static bool too_many_out(struct tpw_session *s) { return s->memory->uploads_out >= tpw_upload_blocks(s->link) / 2; }
 
 /* Issues the copy of one block and sees to it that the block comes back. */
-static int32_t copy_block(struct tpw_session *s, const struct tpw_area *area, struct tpw_block *block,
+static int32_t copy_block(struct tpw_session *s, const struct tpg_area *area, struct tpw_block *block,
                           CUstream stream) {
     int32_t error = CUDA_SUCCESS, lost;
     unsigned char *spill = NULL, *source = block->memory;
@@ -198,14 +188,13 @@ static struct tpw_block *next_block(struct tpw_session *s, uint64_t transfer, ui
 }
 
 int32_t tpw_copy_in_bulk(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_in_bulk_in *in) {
-    struct tpw_area area = {.address = in->destination, .pitch = in->pitch, .width = in->width, .height = in->height};
     uint64_t size = 0;
-    if (!area.width || !area.height || __builtin_mul_overflow(area.width, area.height, &size)) {
+    if (!in->area.width || !in->area.height || __builtin_mul_overflow(in->area.width, in->area.height, &size)) {
         tpw_violation(s, frame, "copy_in_bulk of an empty or endless area");
         return TPW_LATER;
     }
     int32_t error = tpw_enter(s, frame);
-    tpw_check_area(s, area.address, area.pitch, area.width, area.height, &error);
+    tpw_check_area(s, &in->area, &error);
     CUstream stream = tpw_stream(s, frame, in->stream, &error);
     tpw_refuse_capturing(s, stream, &error);
     uint64_t left = size;
@@ -215,7 +204,7 @@ int32_t tpw_copy_in_bulk(struct tpw_session *s, const struct tp_frame *frame, co
             return TPW_LATER;
         }
         left -= block->size;
-        error = copy_block(s, &area, block, stream);
+        error = copy_block(s, &in->area, block, stream);
     }
     if (error) {
         tpw_upload_drop(s->link, in->transfer, left);

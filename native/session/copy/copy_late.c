@@ -246,12 +246,7 @@ static void settle(struct tpw_session *s, struct late *late) {
     if (late->issuing || late->points) {
         return;
     }
-    for (struct late **at = &s->lates->list; *at; at = &(*at)->next) {
-        if (*at == late) {
-            *at = late->next;
-            break;
-        }
-    }
+    TP_UNLINK(s->lates->list, late);
     for (uint64_t i = 0; i < 2 && !late->error; i++) {
         if (late->buffers[i]) { /* the second only of several pieces */
             late->buffers[i]->value += (late->pieces + 1 - i) / 2;
@@ -290,7 +285,7 @@ static int32_t put_point(struct tpw_session *s, struct late *late, const struct 
     return error;
 }
 
-static int32_t issue(struct tpw_session *s, struct late *late, const struct tpw_area *area, struct tpw_stream *stream) {
+static int32_t issue(struct tpw_session *s, struct late *late, const struct tpg_area *area, struct tpw_stream *stream) {
     int32_t error = put_point(s, late, stream, reached);
     for (uint64_t piece = 0; piece < late->pieces && !error; piece++) {
         const uint64_t offset = piece * late->piece, left = late->size - offset;
@@ -310,15 +305,13 @@ static int32_t issue(struct tpw_session *s, struct late *late, const struct tpw_
 struct order { /* what was asked for, kept while other frames are looked at */
     struct tp_frame frame;
     struct tpg_copy_in_late_in in;
-    struct tpw_area area;
     uint64_t size, piece, pieces;
     uint32_t commands; /* of a piece */
 };
 
 static struct tpw_stream *stream_for(struct tpw_session *s, const struct order *order, int32_t *error) {
-    const struct tpw_area *area = &order->area;
     *error = tpw_enter(s, &order->frame);
-    tpw_check_area(s, area->address, area->pitch, area->width, area->height, error);
+    tpw_check_area(s, &order->in.area, error);
     struct tpw_stream *stream = tpw_stream_find(s, &order->frame, order->in.stream, error);
     tpw_refuse_capturing(s, stream ? stream->native : NULL, error);
     return stream;
@@ -392,19 +385,16 @@ static int32_t prepare(struct tpw_session *s, const struct order *order, struct 
 }
 
 int32_t tpw_copy_in_late(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_in_late_in *in) {
-    struct order order = {
-        .frame = *frame,
-        .in = *in,
-        .area = {.address = in->destination, .pitch = in->pitch, .width = in->width, .height = in->height}};
+    struct order order = {.frame = *frame, .in = *in};
     struct tpw_stream *stream = NULL;
     struct buffer *buffers[2] = {0};
-    if (!in->width || !in->height || __builtin_mul_overflow(in->width, in->height, &order.size)) {
+    if (!in->area.width || !in->area.height || __builtin_mul_overflow(in->area.width, in->area.height, &order.size)) {
         tpw_violation(s, frame, "copy_in_late of an empty or endless area");
         return TPW_LATER;
     }
     int32_t error = CUDA_ERROR_OUT_OF_MEMORY;
     struct late *late = calloc(1, sizeof *late);
-    const struct tpw_range *range = tpw_range_at(s, in->destination);
+    const struct tpw_range *range = tpw_range_at(s, in->area.address);
     order.commands = range && tpw_is_host(range) ? COMMANDS_TO_HOST : COMMANDS;
     if (late && state(s) && cut(order.size, ROOM / order.commands, &order.piece)) {
         order.pieces = (order.size - 1) / order.piece + 1;
@@ -428,7 +418,7 @@ int32_t tpw_copy_in_late(struct tpw_session *s, const struct tp_frame *frame, co
         stream->hosts = s->hosts;
         stream->behind = 0;
     }
-    error = issue(s, late, &order.area, stream);
+    error = issue(s, late, &order.in.area, stream);
     if (error) {
         fail(s, late, error);
     }

@@ -69,12 +69,10 @@ static void small_done(struct tpw_session *s, void *what, int32_t error) {
     finish(s, d);
 }
 
-static int32_t start_small(struct tpw_session *s, struct download *d, const struct tpw_area *area, CUstream stream) {
+static int32_t start_small(struct tpw_session *s, struct download *d, const struct tpg_area *area, CUstream stream) {
     int32_t error = CUDA_SUCCESS;
     d->buffer = tpw_buffer_take(s, &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     error = tpw_area_copy(s, area, 0, d->buffer, d->size, false, stream);
     if (!error) {
         error = tpw_when_done(s, stream, small_done, d);
@@ -135,7 +133,7 @@ static void piece_done(struct tpw_session *s, void *what, int32_t error) {
     }
 }
 
-static int32_t issue_piece(struct tpw_session *s, struct download *d, const struct tpw_area *area, uint64_t offset,
+static int32_t issue_piece(struct tpw_session *s, struct download *d, const struct tpg_area *area, uint64_t offset,
                            struct tpw_block *block, unsigned char *spill, CUstream stream) {
     struct piece *piece = malloc(sizeof *piece);
     int32_t error = piece ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
@@ -167,7 +165,7 @@ static int32_t issue_piece(struct tpw_session *s, struct download *d, const stru
     return error;
 }
 
-static int32_t start_large(struct tpw_session *s, struct download *d, const struct tpw_area *area, CUstream stream) {
+static int32_t start_large(struct tpw_session *s, struct download *d, const struct tpg_area *area, CUstream stream) {
     uint64_t last_progress = tp_now_ns();
     for (uint64_t offset = 0; offset < d->size && !d->error;) {
         if (!tpw_hold_on(s)) {
@@ -208,10 +206,10 @@ static struct download *begin(const struct tp_frame *frame, uint64_t transfer, u
     return d;
 }
 
-static int32_t check(struct tpw_session *s, const struct tp_frame *frame, const struct tpw_area *area, uint64_t handle,
+static int32_t check(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_area *area, uint64_t handle,
                      CUstream *stream) {
     int32_t error = CUDA_SUCCESS;
-    tpw_check_area(s, area->address, area->pitch, area->width, area->height, &error);
+    tpw_check_area(s, area, &error);
     *stream = tpw_stream(s, frame, handle, &error);
     tpw_refuse_capturing(s, *stream, &error);
     return error;
@@ -219,11 +217,10 @@ static int32_t check(struct tpw_session *s, const struct tp_frame *frame, const 
 
 int32_t tpw_copy_out(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_in *in,
                      struct tpg_copy_out_out *out) {
-    struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
     CUstream stream = NULL;
     (void)out; /* the answer is made when the bytes are there */
-    TPW_TRY(check(s, frame, &area, in->stream, &stream));
-    uint64_t size = tpw_area_size(&area);
+    TPW_TRY(check(s, frame, &in->area, in->stream, &stream));
+    uint64_t size = tpw_area_size(&in->area);
     if (!size || size > TP_INLINE_MAX || !(frame->flags & TP_FRAME_CALL)) {
         tpw_violation(s, frame, "copy_out that fits no reply");
         return TPW_LATER;
@@ -232,7 +229,7 @@ int32_t tpw_copy_out(struct tpw_session *s, const struct tp_frame *frame, const 
     if (!d) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    int32_t error = start_small(s, d, &area, stream);
+    int32_t error = start_small(s, d, &in->area, stream);
     if (error != TPW_LATER) {
         free(d);
     }
@@ -248,33 +245,31 @@ static bool has_data(struct tpw_session *s) {
 }
 
 int32_t tpw_copy_out_bulk(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_bulk_in *in) {
-    struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
     CUstream stream = NULL;
-    TPW_TRY(check(s, frame, &area, in->stream, &stream));
-    if (!tpw_area_size(&area) || !has_data(s)) {
+    TPW_TRY(check(s, frame, &in->area, in->stream, &stream));
+    if (!tpw_area_size(&in->area) || !has_data(s)) {
         tpw_violation(s, frame, "copy_out_bulk of nothing, or without a data connection");
         return TPW_LATER;
     }
-    struct download *d = begin(frame, in->transfer, tpw_area_size(&area), false);
-    return d ? start_large(s, d, &area, stream) : CUDA_ERROR_OUT_OF_MEMORY;
+    struct download *d = begin(frame, in->transfer, tpw_area_size(&in->area), false);
+    return d ? start_large(s, d, &in->area, stream) : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 int32_t tpw_copy_out_post(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_copy_out_post_in *in) {
-    struct tpw_area area = {.address = in->source, .pitch = in->pitch, .width = in->width, .height = in->height};
     CUstream stream = NULL;
     struct download *d = NULL;
     int32_t error = tpw_enter(s, frame);
-    error = error ? error : check(s, frame, &area, in->stream, &stream);
+    error = error ? error : check(s, frame, &in->area, in->stream, &stream);
     if (!error) {
-        d = begin(frame, in->transfer, tpw_area_size(&area), true);
+        d = begin(frame, in->transfer, tpw_area_size(&in->area), true);
         error = d ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!error && d->size > TP_INLINE_MAX) {
         has_data(s); /* without it the first chunk to be sent ends the link, by name */
-        return start_large(s, d, &area, stream);
+        return start_large(s, d, &in->area, stream);
     }
     if (!error) {
-        error = start_small(s, d, &area, stream);
+        error = start_small(s, d, &in->area, stream);
     }
     if (error != TPW_LATER) {
         end_transfer(s, in->transfer);
@@ -292,13 +287,11 @@ int32_t tpw_copy_out_mark(struct tpw_session *s, const struct tp_frame *frame, c
         tpw_violation(s, frame, "copy_out_mark that fits no landing place");
         error = TPW_LATER;
     }
-    tpw_check_area(s, in->source, in->size, in->size, 1, &error);
+    tpw_check_range(s, in->source, in->size, &error);
     tpw_refuse_capturing(s, stream->native, &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     unsigned char *landing = s->segment->base + s->segment->run.landing + (uint64_t)in->word * TP_LANDING;
-    struct tpw_area line = {.address = in->source, .pitch = in->size, .width = in->size, .height = 1};
+    struct tpg_area line = {.address = in->source, .pitch = in->size, .width = in->size, .height = 1};
     error = tpw_area_copy(s, &line, 0, landing, in->size, false, stream->native);
     return error ? error : tpw_mark(s, stream->native, address, in->word, in->value);
 }

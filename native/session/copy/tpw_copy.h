@@ -6,29 +6,34 @@
 #ifndef TPW_COPY_H
 #define TPW_COPY_H
 
+#include "tpg_ops.h"
 #include "tpw_memory.h"
 
 /* ---- copy_in.c ---- */
-/* One area of device memory, and the copy of packed bytes [offset, offset+size) into it or out of it. */
-struct tpw_area {
-    uint64_t address, pitch, width, height;
-};
-static inline uint64_t tpw_area_size(const struct tpw_area *area) { return area->width * area->height; }
-int32_t tpw_area_copy(struct tpw_session *s, const struct tpw_area *area, uint64_t offset, unsigned char *host,
+/* Copies packed bytes [offset, offset+size) into an area or out of it. */
+static inline uint64_t tpw_area_size(const struct tpg_area *area) { return area->width * area->height; }
+int32_t tpw_area_copy(struct tpw_session *s, const struct tpg_area *area, uint64_t offset, unsigned char *host,
                       uint64_t size, bool in, CUstream stream);
 /* Takes an uploaded body out of a transfer; NULL with *error set. For images; the caller frees. */
 unsigned char *tpw_take_upload(struct tpw_session *s, uint64_t transfer, size_t size, int32_t *error);
 
 /* ---- copy_host.c ---- */
-struct tpw_rows {
-    uint64_t to, to_pitch, from, from_pitch, width, height;
-};
 /* Whether a copy with host memory on its other side is one that the driver would wait in: `address` is the host's, too. */
 bool tpw_between_hosts(struct tpw_session *s, uint64_t address, CUstream stream);
 /* Such a copy, which waits for nothing. */
-int32_t tpw_copy_host(struct tpw_session *s, const struct tpw_rows *rows, CUstream stream);
-/* The same into an area, or out of it, with rows of a pitch on the other side. */
-int32_t tpw_copy_host_area(struct tpw_session *s, const struct tpw_area *area, unsigned char *host, uint64_t pitch,
-                           bool in, CUstream stream);
+int32_t tpw_copy_host(struct tpw_session *s, const struct tpg_rows *rows, CUstream stream);
+/* The rows of an area, and those of a pitch in host memory that are copied into it, or out of it. */
+static inline struct tpg_rows tpw_rows(const struct tpg_area *area, unsigned char *host, uint64_t pitch, bool in) {
+    const uint64_t other = (uint64_t)(uintptr_t)host;
+    return (struct tpg_rows){.to = in ? area->address : other,
+                             .to_pitch = in ? area->pitch : pitch,
+                             .from = in ? other : area->address,
+                             .from_pitch = in ? pitch : area->pitch,
+                             .width = area->width,
+                             .height = area->height};
+}
+/* A copy between memory of these types, as the driver makes it. */
+int32_t tpw_copy_rows(struct tpw_session *s, const struct tpg_rows *rows, CUmemorytype to, CUmemorytype from,
+                      CUstream stream);
 
 #endif

@@ -13,61 +13,71 @@
 #define BUCKETS 4096u
 #define LIST_MAX 8192u /* nodes or edges in one answer: three arrays of 8 bytes stay inside a frame */
 
-struct node {
-    struct node *next; /* in its bucket */
-    uint64_t native, handle, graph;
+/* The handle of a node, as long as that is one. */
+struct name {
+    struct name *next; /* in its bucket */
+    uint64_t native, handle;
 };
 
 #define KEPT_KNOWN 64u /* then a graph may become a user twice, which costs a few bytes */
 
+/* The record of a graph; its owner is the child graph or conditional node that it is inside. */
 struct graph {
-    uint64_t owner; /* child graph or conditional node that it is inside, 0 = none */
-    bool body;      /* of a conditional node */
+    bool body; /* of a conditional node */
     struct tpw_kept
         *held[KEPT_KNOWN]; /* what it is a user of, as long as it lives: the last ones, to ask the driver once */
     uint32_t held_next;
 };
 
-static struct node **bucket(struct tpw_session *s, uint64_t native) {
-    if (!s->graph_nodes) {
-        s->graph_nodes = calloc(BUCKETS, sizeof(struct node *));
+/* Where the name of a node is, or where one can be added; what is in the way of those that are no more goes. NULL without memory. */
+static struct name **find_name(struct tpw_session *s, uint64_t native) {
+    s->graph_nodes = s->graph_nodes ? s->graph_nodes : calloc(BUCKETS, sizeof(struct name *));
+    struct name **table = s->graph_nodes;
+    struct name **at = table ? &table[(native * 0x9e3779b97f4a7c15ull >> 32) % BUCKETS] : NULL;
+    while (at && *at) {
+        struct name *name = *at;
+        const struct tpw_object *node = tpw_object(s, TPG_GRAPHNODE, name->handle);
+        if (!node || node->native != name->native) {
+            *at = name->next;
+            free(name);
+        } else if (name->native == native) {
+            break;
+        } else {
+            at = &name->next;
+        }
     }
-    struct node **table = s->graph_nodes;
-    return table ? &table[(native * 0x9e3779b97f4a7c15ull >> 32) % BUCKETS] : NULL;
+    return at;
 }
 
 static int32_t add_name(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, uint64_t native,
                         uint64_t graph) {
-    struct node **place = bucket(s, native);
-    struct node *node = place ? calloc(1, sizeof *node) : NULL;
-    if (!node) {
+    struct name **place = find_name(s, native);
+    struct name *name = place ? malloc(sizeof *name) : NULL;
+    if (!name) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     int32_t error = tpw_made(s, frame, TPG_GRAPHNODE, handle, native, 0);
-    struct tpw_object *object = error ? NULL : tpw_object(s, TPG_GRAPHNODE, handle);
-    if (!object) {
-        free(node);
-        return error ? error : CUDA_ERROR_INVALID_VALUE;
+    if (error) {
+        free(name);
+        return error;
     }
-    *node = (struct node){.next = *place, .native = native, .handle = handle, .graph = graph};
-    *place = node;
-    object->record = node;
+    tpw_object(s, TPG_GRAPHNODE, handle)->owner = graph;
+    *name = (struct name){.next = *place, .native = native, .handle = handle};
+    *place = name;
     return CUDA_SUCCESS;
 }
 
 uint64_t tpw_node_name(struct tpw_session *s, const struct tp_frame *frame, CUgraphNode native, uint64_t graph,
                        struct tpw_fresh *fresh) {
-    uint64_t value = (uint64_t)(uintptr_t)native, handle;
-    struct node **place = value ? bucket(s, value) : NULL;
-    for (const struct node *node = place ? *place : NULL; node; node = node->next) {
-        if (node->native == value) {
-            return node->handle;
-        }
+    uint64_t value = (uint64_t)(uintptr_t)native;
+    struct name **place = value ? find_name(s, value) : NULL;
+    if (place && *place) {
+        return (*place)->handle;
     }
     if (!value || fresh->used >= fresh->count) {
         return 0;
     }
-    memcpy(&handle, fresh->handles + fresh->used++, sizeof handle);
+    const uint64_t handle = tp_word_at(fresh->handles, fresh->used++);
     return add_name(s, frame, handle, value, graph) ? 0 : handle;
 }
 
@@ -93,40 +103,53 @@ int32_t tpw_made_in(struct tpw_session *s, const struct tp_frame *frame, uint32_
     return error;
 }
 
-int32_t tpw_nodes_of(struct tpw_session *s, CUgraph graph, CUgraphNode **nodes, size_t *count) {
-    *nodes = NULL;
-    *count = 0;
+int32_t tpw_told_in(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
+                    uint64_t native, uint64_t owner, int32_t error, uint64_t *told) {
+    struct tpw_fresh fresh = {.handles = &handle, .count = 1};
+    if (error || kind != TPG_GRAPHNODE) {
+        return tpw_told(s, frame, kind, handle, native, owner, error, told);
+    }
+    *told = tpw_node_name(s, frame, (CUgraphNode)(uintptr_t)native, owner, &fresh);
+    return *told ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static int32_t nodes_of(struct tpw_session *s, CUgraph graph, CUgraphNode **nodes, size_t *count) {
     int32_t error = (int32_t)s->cuda.cuGraphGetNodes(graph, NULL, count);
     if (!error && *count) {
         *nodes = calloc(*count, sizeof **nodes);
         error = *nodes ? (int32_t)s->cuda.cuGraphGetNodes(graph, *nodes, count) : CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *count = error ? 0 : *count;
     return error;
 }
 
-/* The node of `graph` itself that is `native`, or that has it somewhere inside; NULL if there is none. */
-static CUgraphNode top_of(struct tpw_session *s, CUgraph graph, CUgraphNode native, unsigned depth, int32_t *error) {
-    size_t count = 0;
-    CUgraphNode found = NULL;
-    if (depth > TPW_GRAPH_DEPTH) {
-        return NULL;
-    }
+int32_t tpw_walk(struct tpw_session *s, CUgraph graph, struct tpw_walk *walk) {
     CUgraphNode *nodes = NULL;
-    *error = tpw_nodes_of(s, graph, &nodes, &count);
-    for (size_t i = 0; i < count && !found && !*error; i++) {
+    size_t count = 0;
+    int32_t error = walk->depth > TPW_GRAPH_DEPTH ? CUDA_ERROR_NOT_SUPPORTED : nodes_of(s, graph, &nodes, &count);
+    walk->deepest = walk->depth > walk->deepest ? walk->depth : walk->deepest;
+    for (size_t i = 0; !error && i < count && !walk->found; i++) {
         CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
         CUgraph child = NULL;
-        found = nodes[i] == native ? native : NULL;
-        if (!found) {
-            *error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
+        walk->top = walk->depth ? walk->top : nodes[i];
+        error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
+        if (!error && walk->look) {
+            error = walk->look(s, walk, nodes[i], type);
         }
-        for (uint32_t at = 0; !found && !*error && (child = tpw_inner_graph(s, nodes[i], type, &at, error));) {
-            found = top_of(s, child, native, depth + 1, error) ? nodes[i] : NULL;
+        walk->depth++;
+        for (uint32_t at = 0; !error && !walk->found && (child = tpw_inner_graph(s, nodes[i], type, &at, &error));) {
+            error = tpw_walk(s, child, walk);
         }
+        walk->depth--;
     }
     free(nodes);
-    return found;
+    return error;
+}
+
+/* Finds the node of the graph itself that is a node, or that has it somewhere inside. */
+static int32_t find_top(struct tpw_session *s, struct tpw_walk *walk, CUgraphNode node, CUgraphNodeType type) {
+    (void)s, (void)type;
+    walk->found = node == walk->what ? walk->top : NULL;
+    return CUDA_SUCCESS;
 }
 
 uint64_t tpw_node_blamed(struct tpw_session *s, const struct tp_frame *frame, CUgraphNode native, uint64_t graph,
@@ -138,82 +161,34 @@ uint64_t tpw_node_blamed(struct tpw_session *s, const struct tp_frame *frame, CU
     if (known || error || !native) {
         return known;
     }
-    CUgraphNode top = top_of(s, at, native, 0, &error);
+    struct tpw_walk walk = {.look = find_top, .what = native};
+    error = tpw_walk(s, at, &walk);
     if (error) { /* the call that blames a node has failed already: the client hears that error, and of no node */
         tp_log(TP_WARN, "the node that an error names was not found: error %d", error);
     }
-    return error ? 0 : tpw_node_name(s, frame, top, graph, fresh);
-}
-
-static void forget_node(struct tpw_session *s, struct node *node) {
-    for (struct node **at = bucket(s, node->native); at && *at; at = &(*at)->next) {
-        if (*at == node) {
-            *at = node->next;
-            break;
-        }
-    }
-    tpw_forget(s, TPG_GRAPHNODE, node->handle); /* frees the record */
-}
-
-static void forget_inside(struct tpw_session *s, uint64_t node) {
-    struct tpw_object *object;
-    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPH, &at));) {
-        const struct graph *graph = object->record;
-        if (graph && graph->owner == node) {
-            tpw_graph_forget(s, tp_handle_make(TPG_GRAPH, object->id));
-        }
-    }
-}
-
-void tpw_graph_forget(struct tpw_session *s, uint64_t graph) {
-    struct tpw_object *object;
-    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPHNODE, &at));) {
-        struct node *node = object->record;
-        if (node && node->graph == graph) {
-            forget_inside(s, node->handle);
-            forget_node(s, node);
-        }
-    }
-    tpw_forget(s, TPG_GRAPH, graph);
+    return error ? 0 : tpw_node_name(s, frame, walk.found, graph, fresh);
 }
 
 /* ---- handles ---- */
 
-static uint64_t native_of(struct tpw_session *s, uint32_t kind, uint64_t handle, int32_t *error) {
-    const struct tpw_object *object = *error ? NULL : tpw_object(s, kind, handle);
-    if (!object || !object->native) {
-        *error = *error ? *error : object && object->error ? object->error : CUDA_ERROR_INVALID_VALUE;
-        return 0;
-    }
-    return object->native;
-}
-
 CUgraphNode tpw_node(struct tpw_session *s, uint64_t handle, int32_t *error) {
-    return (CUgraphNode)(uintptr_t)native_of(s, TPG_GRAPHNODE, handle, error);
+    return (CUgraphNode)(uintptr_t)tpw_native(s, NULL, TPG_GRAPHNODE, handle, false, error);
 }
 
 CUgraph tpw_graph(struct tpw_session *s, uint64_t handle, int32_t *error) {
-    return (CUgraph)(uintptr_t)native_of(s, TPG_GRAPH, handle, error);
+    return (CUgraph)(uintptr_t)tpw_native(s, NULL, TPG_GRAPH, handle, false, error);
 }
 
-CUgraphExec tpw_exec(struct tpw_session *s, uint64_t handle, int32_t *error) {
-    return (CUgraphExec)(uintptr_t)native_of(s, TPG_GRAPHEXEC, handle, error);
+/* What an object ends with, 0 for nothing. */
+static uint64_t owner_of(struct tpw_session *s, uint32_t kind, uint64_t handle) {
+    const struct tpw_object *object = tpw_object(s, kind, handle);
+    return object ? object->owner : 0;
 }
 
-CUgraphNode *tpw_nodes(struct tpw_session *s, const uint64_t *handles, size_t count, int32_t *error) {
-    CUgraphNode *natives = tpw_scratch(s, 2 * (uint64_t)count + 1, sizeof *natives, error);
-    for (size_t i = 0; natives && i < count; i++) {
-        uint64_t handle;
-        memcpy(&handle, handles + i, sizeof handle);
-        natives[i] = tpw_node(s, handle, error);
-    }
-    return natives;
-}
+uint64_t tpw_graph_of_node(struct tpw_session *s, uint64_t node) { return owner_of(s, TPG_GRAPHNODE, node); }
 
-uint64_t tpw_graph_of_node(struct tpw_session *s, uint64_t node) {
-    const struct tpw_object *object = tpw_object(s, TPG_GRAPHNODE, node);
-    return object && object->record ? ((const struct node *)object->record)->graph : 0;
-}
+/* The child graph or conditional node that a graph is inside, 0 if none. */
+static uint64_t node_around(struct tpw_session *s, uint64_t graph) { return owner_of(s, TPG_GRAPH, graph); }
 
 static struct graph *record_of(struct tpw_session *s, uint64_t graph) {
     struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
@@ -233,7 +208,7 @@ int32_t tpw_hold(struct tpw_session *s, uint64_t holder, struct tpw_kept *kept) 
     }
     struct graph *graph = record_of(s, holder);
     while (graph && graph->body) {
-        holder = tpw_graph_of_node(s, graph->owner);
+        holder = tpw_graph_of_node(s, node_around(s, holder));
         graph = record_of(s, holder);
     }
     CUgraph native = tpw_graph(s, holder, &error);
@@ -246,40 +221,26 @@ int32_t tpw_hold(struct tpw_session *s, uint64_t holder, struct tpw_kept *kept) 
             return CUDA_SUCCESS;
         }
     }
-    error = tpw_keep_in_graph(s, native, kept);
+    error = tpw_keep_in_graph(s, native, kept, NULL);
     if (!error) {
         graph->held[graph->held_next++ % KEPT_KNOWN] = kept;
     }
     return error;
 }
 
-int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node) {
+int32_t tpw_graph_body(struct tpw_session *s, uint64_t graph, uint64_t node) {
     struct graph *record = record_of(s, graph);
     if (!record) {
-        return tpw_object(s, TPG_GRAPH, graph) ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    record->owner = node;
+    record->body = true;
+    tpw_object(s, TPG_GRAPH, graph)->owner = node;
     return CUDA_SUCCESS;
-}
-
-/* The child graph node that a graph is inside, 0 if none. */
-static uint64_t owner_of(struct tpw_session *s, uint64_t graph) {
-    const struct tpw_object *object = tpw_object(s, TPG_GRAPH, graph);
-    const struct graph *record = object ? object->record : NULL;
-    return record ? record->owner : 0;
-}
-
-int32_t tpw_graph_body(struct tpw_session *s, uint64_t graph, uint64_t node) {
-    int32_t error = tpw_graph_inside(s, graph, node);
-    if (!error) {
-        record_of(s, graph)->body = true;
-    }
-    return error;
 }
 
 unsigned tpw_graph_depth(struct tpw_session *s, uint64_t graph) {
     unsigned depth = 0;
-    for (uint64_t owner; depth <= TPW_GRAPH_DEPTH && (owner = owner_of(s, graph)); depth++) {
+    for (uint64_t owner; depth <= TPW_GRAPH_DEPTH && (owner = node_around(s, graph)); depth++) {
         graph = tpw_graph_of_node(s, owner);
     }
     return depth;
@@ -299,7 +260,7 @@ CUgraph tpw_inner_graph(struct tpw_session *s, CUgraphNode node, CUgraphNodeType
     const struct tpw_object *object;
     while (name && (object = tpw_next_object(s, TPG_GRAPH, at))) {
         const struct graph *graph = object->record;
-        if (graph && graph->body && graph->owner == name) {
+        if (graph && graph->body && object->owner == name) {
             return (CUgraph)(uintptr_t)object->native;
         }
     }
@@ -311,7 +272,7 @@ CUgraph tpw_inner_graph(struct tpw_session *s, CUgraphNode node, CUgraphNodeType
 static bool captured(struct tpw_session *s, uint64_t graph, uint64_t node) {
     for (const struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
         for (uint64_t at = capture->graph, owner; at; at = tpw_graph_of_node(s, owner)) {
-            owner = owner_of(s, at);
+            owner = node_around(s, at);
             if (at == graph || (node && owner == node)) {
                 return true;
             }
@@ -321,70 +282,60 @@ static bool captured(struct tpw_session *s, uint64_t graph, uint64_t node) {
 }
 
 int32_t tpw_graph_may_move(struct tpw_session *s, uint64_t graph, uint64_t into) {
-    bool may = tpw_object(s, TPG_GRAPH, graph) && !owner_of(s, graph) && !captured(s, graph, 0);
+    bool may = tpw_object(s, TPG_GRAPH, graph) && !node_around(s, graph) && !captured(s, graph, 0);
     unsigned depth = 0;
-    for (uint64_t at = into; at && may; at = tpw_graph_of_node(s, owner_of(s, at))) {
+    for (uint64_t at = into; at && may; at = tpw_graph_of_node(s, node_around(s, at))) {
         may = at != graph && ++depth <= TPW_GRAPH_DEPTH;
     }
     return may ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native) {
-    struct tpw_object *object;
-    for (uint32_t at = 0; (object = tpw_next_object(s, TPG_GRAPH, &at));) {
-        if (object->native == (uint64_t)(uintptr_t)native) {
-            return tp_handle_make(TPG_GRAPH, object->id);
-        }
-    }
-    return 0;
-}
-
 /* ---- destruction ---- */
 
-int32_t tpw_graph_destroy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_destroy_in *in,
-                          CUgraph graph) {
+int32_t tpw_cuGraphDestroy(struct tpw_session *s, const struct tp_frame *frame,
+                           const struct tpg_cuGraphDestroy_in *in) {
     int32_t error = CUDA_SUCCESS;
-    if (owner_of(s, in->graph)) {
-        error = CUDA_ERROR_INVALID_VALUE; /* it goes with the node that it is inside */
-    } else if (captured(s, in->graph, 0)) {
-        error = CUDA_ERROR_ILLEGAL_STATE; /* a capture still writes it, or one inside it */
+    CUgraph graph = tpw_graph(s, in->hGraph, &error);
+    if (node_around(s, in->hGraph)) {
+        tpw_set(&error, CUDA_ERROR_INVALID_VALUE); /* it goes with the node that it is inside */
+    } else if (captured(s, in->hGraph, 0)) {
+        tpw_set(&error, CUDA_ERROR_ILLEGAL_STATE); /* a capture still writes it, or one inside it */
     }
     error = error ? error : (int32_t)s->cuda.cuGraphDestroy(graph);
     if (!error) {
-        tpw_graph_forget(s, in->graph);
+        tpw_forget(s, TPG_GRAPH, in->hGraph);
     }
     return error;
 }
 
-int32_t tpw_graph_node_destroy(struct tpw_session *s, const struct tp_frame *frame,
-                               const struct tpg_graph_node_destroy_in *in, CUgraphNode node) {
-    int32_t error = CUDA_SUCCESS;
-    for (const struct tpw_capture *capture = s->captures; capture && !error; capture = capture->next) {
-        if (capture->graph == tpw_graph_of_node(s, in->node)) {
-            error = CUDA_ERROR_INVALID_VALUE; /* what is captured next may depend on it */
+int32_t tpw_cuGraphDestroyNode(struct tpw_session *s, const struct tp_frame *frame,
+                               const struct tpg_cuGraphDestroyNode_in *in, CUgraphNode node) {
+    for (const struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
+        if (capture->graph == tpw_graph_of_node(s, in->hNode)) {
+            return CUDA_ERROR_INVALID_VALUE; /* what is captured next may depend on it */
         }
     }
-    if (!error && captured(s, 0, in->node)) {
-        error = CUDA_ERROR_INVALID_VALUE;
+    if (captured(s, 0, in->hNode)) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
-    error = error ? error : (int32_t)s->cuda.cuGraphDestroyNode(node);
-    struct tpw_object *object = error ? NULL : tpw_object(s, TPG_GRAPHNODE, in->node);
-    if (object) {
-        forget_inside(s, in->node);
-        forget_node(s, object->record);
+    int32_t error = (int32_t)s->cuda.cuGraphDestroyNode(node);
+    if (!error) {
+        tpw_forget(s, TPG_GRAPHNODE, in->hNode);
     }
     return error;
 }
 
-int32_t tpw_graph_replace(struct tpw_session *s, uint64_t name, CUgraphNode node, CUgraph child) {
+int32_t tpw_graph_child_set(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_graph_child_set_in *in, CUgraphNode node, CUgraph child) {
     CUgraphNodeParams params = {.type = CU_GRAPH_NODE_TYPE_GRAPH};
     params.graph.graph = child;
-    if (captured(s, 0, name)) {
+    TPW_TRY(tpw_graph_fits(s, child));
+    if (captured(s, 0, in->node)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     int32_t error = (int32_t)s->cuda.cuGraphNodeSetParams(node, &params);
     if (!error) {
-        forget_inside(s, name);
+        tpw_forget_parts(s, TPG_GRAPHNODE, in->node);
     }
     return error;
 }
@@ -398,9 +349,7 @@ static int32_t ask(struct tpw_session *s, uint32_t what, uint64_t subject, CUgra
     int32_t error = CUDA_SUCCESS;
     CUgraph graph = what <= LIST_EDGES ? tpw_graph(s, subject, &error) : NULL;
     CUgraphNode node = what > LIST_EDGES ? tpw_node(s, subject, &error) : NULL;
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     switch (what) {
     case LIST_NODES:
         return (int32_t)s->cuda.cuGraphGetNodes(graph, nodes, count);
@@ -459,36 +408,5 @@ int32_t tpw_graph_list(struct tpw_session *s, const struct tp_frame *frame, cons
     free(nodes);
     free(others);
     free(data);
-    return error;
-}
-
-int32_t tpw_graph_find_in_clone(struct tpw_session *s, const struct tp_frame *frame,
-                                const struct tpg_graph_find_in_clone_in *in, struct tpg_graph_find_in_clone_out *out,
-                                CUgraphNode node, CUgraph graph) {
-    CUgraphNode found = NULL;
-    int32_t error = (int32_t)s->cuda.cuGraphNodeFindInClone(&found, node, graph);
-    if (!error) {
-        struct tpw_fresh fresh = {.handles = &in->fresh, .count = 1};
-        out->found = tpw_node_name(s, frame, found, in->graph, &fresh);
-    }
-    return error;
-}
-
-int32_t tpw_graph_child_get(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_graph_child_get_in *in, struct tpg_graph_child_get_out *out,
-                            CUgraphNode node) {
-    CUgraph graph = NULL;
-    int32_t error = (int32_t)s->cuda.cuGraphChildGraphNodeGetGraph(node, &graph);
-    if (error) {
-        return error;
-    }
-    out->graph = tpw_graph_handle(s, graph);
-    if (!out->graph) {
-        error = tpw_made(s, frame, TPG_GRAPH, in->fresh, (uint64_t)(uintptr_t)graph, 0);
-        if (!error && (error = tpw_graph_inside(s, in->fresh, in->node)) != CUDA_SUCCESS) {
-            tpw_forget(s, TPG_GRAPH, in->fresh); /* one that nobody owns could be destroyed under its node */
-        }
-        out->graph = error ? 0 : in->fresh;
-    }
     return error;
 }

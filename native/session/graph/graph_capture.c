@@ -15,7 +15,7 @@
 
 uint64_t tpw_captured_graph(struct tpw_session *s, const struct tpw_stream *stream, int32_t *error) {
     CUgraph graph = TP_UNLIKELY(s->captures && !*error) ? tpw_capturing_graph(s, stream, error) : NULL;
-    return graph ? tpw_graph_handle(s, graph) : 0;
+    return graph ? tpw_known(s, TPG_GRAPH, (uint64_t)(uintptr_t)graph) : 0;
 }
 
 /* Nodes that a stream captures are in its context. */
@@ -37,7 +37,7 @@ static void drop(struct tpw_session *s, struct tpw_capture **at, bool keep_graph
     struct tpw_capture *capture = *at;
     *at = capture->next;
     if (!keep_graph && !capture->into) {
-        tpw_graph_forget(s, capture->graph);
+        tpw_forget(s, TPG_GRAPH, capture->graph);
     }
     free(capture);
 }
@@ -66,7 +66,7 @@ TP_REGISTER(tpw_stream_leaves, stream_leaves);
 static bool fits(size_t dependencies, size_t edges) { return !edges || edges == dependencies; }
 
 int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_begin_in *in,
-                          struct tpg_capture_begin_out *out, struct tpw_stream *stream) {
+                          struct tpg_capture_begin_out *out, struct tpw_stream *stream, CUgraphNode *nodes) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     CUgraph graph = NULL;
     bool named = false;
@@ -77,7 +77,6 @@ int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, c
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!error && in->into) {
-        CUgraphNode *nodes = tpw_nodes(s, in->dependencies, in->dependencies_count, &error);
         graph = tpw_graph(s, in->graph, &error);
         if (!error && !fits(in->dependencies_count, in->edges_count)) {
             error = CUDA_ERROR_INVALID_VALUE;
@@ -186,9 +185,7 @@ int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, co
     }
     struct tpw_fresh fresh = {.handles = in->fresh, .count = in->fresh_count};
     unsigned char *memory = tpw_scratch(s, count + 1, sizeof(uint64_t) + sizeof(CUgraphEdgeData), &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     uint64_t *names = (uint64_t *)(void *)memory;
     CUgraphEdgeData *data = (CUgraphEdgeData *)(void *)(memory + count * sizeof *names);
     for (size_t i = 0; i < count; i++) {
@@ -204,15 +201,11 @@ int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, co
 }
 
 int32_t tpw_capture_dependencies(struct tpw_session *s, const struct tp_frame *frame,
-                                 const struct tpg_capture_dependencies_in *in, struct tpw_stream *stream) {
-    int32_t error = CUDA_SUCCESS;
+                                 const struct tpg_capture_dependencies_in *in, struct tpw_stream *stream,
+                                 CUgraphNode *nodes) {
     size_t count = in->dependencies_count;
-    CUgraphNode *nodes = tpw_nodes(s, in->dependencies, count, &error);
-    if (!error && !fits(count, in->edges_count)) {
-        error = CUDA_ERROR_INVALID_VALUE;
-    }
-    if (error) {
-        return error;
+    if (!fits(count, in->edges_count)) {
+        return CUDA_ERROR_INVALID_VALUE;
     }
     nodes = count ? nodes : NULL;
     return (

@@ -42,25 +42,11 @@ static void no_order(struct tpw_session *s, struct exec *exec) {
     }
 }
 
-/* A launch that raises more host functions than were counted would be taken for finished too early: complete, or an error. */
-static int32_t count_hosts(struct tpw_session *s, CUgraph graph, unsigned depth, uint32_t *hosts) {
-    size_t count = 0;
-    if (depth > TPW_GRAPH_DEPTH) {
-        return CUDA_SUCCESS; /* none has more levels: graph_node.c refuses to make it */
-    }
-    CUgraphNode *nodes = NULL;
-    int32_t error = tpw_nodes_of(s, graph, &nodes, &count);
-    for (size_t i = 0; i < count && !error; i++) {
-        CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
-        CUgraph child = NULL;
-        error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
-        *hosts += !error && type == CU_GRAPH_NODE_TYPE_HOST;
-        for (uint32_t at = 0; !error && (child = tpw_inner_graph(s, nodes[i], type, &at, &error));) {
-            error = count_hosts(s, child, depth + 1, hosts);
-        }
-    }
-    free(nodes);
-    return error;
+/* A launch that raises more host functions than were counted would be taken for finished too early. */
+static int32_t count_host(struct tpw_session *s, struct tpw_walk *walk, CUgraphNode node, CUgraphNodeType type) {
+    (void)s, (void)node;
+    *(uint32_t *)walk->what += type == CU_GRAPH_NODE_TYPE_HOST;
+    return CUDA_SUCCESS;
 }
 
 static int32_t describe(struct tpw_session *s, uint64_t handle, CUgraph graph) {
@@ -73,7 +59,7 @@ static int32_t describe(struct tpw_session *s, uint64_t handle, CUgraph graph) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     uint32_t hosts = 0;
-    int32_t error = count_hosts(s, graph, 0, &hosts);
+    int32_t error = tpw_walk(s, graph, &(struct tpw_walk){.look = count_host, .what = &hosts});
     if (!error) {
         exec->hosts = hosts;
     }
@@ -94,6 +80,8 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
     const bool uploads = (in->flags & CUDA_GRAPH_INSTANTIATE_FLAG_UPLOAD) != 0;
     error = error ? error : tpw_graph_need(s, graph, &need);
     error = error || !uploads ? error : tpw_need_charge(s, need);
+    struct tpw_mix *mix = NULL;
+    error = error ? error : tpw_mix_begin(s, graph, in->mixed, in->mixed_count, &mix);
     if (!error && in->detailed) {
         CUDA_GRAPH_INSTANTIATE_PARAMS params = {.flags = in->flags};
         if (uploads) {
@@ -107,6 +95,10 @@ int32_t tpw_graph_instantiate(struct tpw_session *s, const struct tp_frame *fram
         }
     } else if (!error) {
         error = (int32_t)s->cuda.cuGraphInstantiateWithFlags(&exec, graph, in->flags);
+    }
+    error = tpw_mix_end(s, graph, mix, error);
+    if (error && exec) {
+        s->cuda.cuGraphExecDestroy(exec);
     }
     if (uploads) {
         tpw_need_taken(s, need, error);
@@ -192,12 +184,12 @@ int32_t tpw_cuGraphUpload(struct tpw_session *s, const struct tp_frame *frame, c
 int32_t tpw_graph_order(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_graph_order_in *in,
                         struct tpw_stream *stream) {
     int32_t error = CUDA_SUCCESS;
-    struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->exec);
-    tpw_exec(s, in->exec, &error);
-    error = error ? error : tpw_refuse_capture(s, stream);
-    struct exec *exec = error ? NULL : record_of(object);
+    (void)tpw_native(s, frame, TPG_GRAPHEXEC, in->exec, false, &error);
+    TPW_TRY(error);
+    TPW_TRY(tpw_refuse_capture(s, stream));
+    struct exec *exec = record_of(tpw_object(s, TPG_GRAPHEXEC, in->exec));
     if (!exec) {
-        return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (!in->end) {
         return exec->order ? (int32_t)s->cuda.cuStreamWaitEvent(stream->native, exec->order, 0) : CUDA_SUCCESS;
@@ -272,7 +264,10 @@ int32_t tpw_graph_update(struct tpw_session *s, const struct tp_frame *frame, co
                          struct tpg_graph_update_out *out, CUgraphExec exec, CUgraph graph) {
     int32_t error = CUDA_SUCCESS;
     CUgraphExecUpdateResultInfo info = {.result = CU_GRAPH_EXEC_UPDATE_ERROR};
+    struct tpw_mix *mix = NULL;
+    error = tpw_mix_begin(s, graph, in->mixed, in->mixed_count, &mix);
     error = error ? error : (int32_t)s->cuda.cuGraphExecUpdate_v2(exec, graph, &info);
+    error = tpw_mix_end(s, graph, mix, error);
     error = error ? error : describe(s, in->exec, graph);
     out->error = error;
     out->result = (int32_t)info.result;

@@ -167,7 +167,7 @@ static int32_t allocates(struct tpw_session *s, CUgraph graph, uint64_t address,
     *user = (struct tpw_graph_user){.next = s->memory->graph_users, .kept = kept, .address = address};
     s->memory->graph_users = user;
     *kept = (struct tpw_kept){.native = address, .kind = TPW_KEPT_MEMORY, .over = true};
-    int32_t error = tpw_keep_in_graph(s, graph, kept);
+    int32_t error = tpw_keep_in_graph(s, graph, kept, NULL);
     if (error && !kept->users) { /* else its user says so, in time */
         free(kept);
         leave(s, &s->memory->graph_users);
@@ -213,43 +213,39 @@ int32_t tpw_cuDeviceGraphMemTrim(struct tpw_session *s, const struct tp_frame *f
     return error ? error : trim(s, device);
 }
 
-static int32_t count(struct tpw_session *s, CUgraph graph, unsigned depth, uint64_t mark, uint64_t *bytes, bool *has) {
-    CUgraphNode *nodes = NULL;
-    size_t number = 0;
-    int32_t error = depth > TPW_GRAPH_DEPTH ? CUDA_ERROR_NOT_SUPPORTED : tpw_nodes_of(s, graph, &nodes, &number);
-    for (size_t i = 0; i < number && !error; i++) {
-        CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
-        CUgraph child = NULL;
-        CUDA_MEM_ALLOC_NODE_PARAMS params = {.bytesize = 0};
-        error = (int32_t)s->cuda.cuGraphNodeGetType(nodes[i], &type);
-        for (uint32_t at = 0; !error && (child = tpw_inner_graph(s, nodes[i], type, &at, &error));) {
-            error = count(s, child, depth + 1, mark, bytes, has);
-        }
-        *has |= type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || type == CU_GRAPH_NODE_TYPE_MEM_FREE;
-        if (error || type != CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
-            continue;
-        }
-        error = (int32_t)s->cuda.cuGraphMemAllocNodeGetParams(nodes[i], &params);
-        struct tpw_range *block = error ? NULL : tpw_range_at(s, params.dptr);
-        if (block && block->kind == TPW_RANGE_GRAPH && block->mark != mark) {
-            block->mark = mark;
-            bytes[block->device] += block->at.size;
-        }
+/* Adds up what the graph's blocks take, each once. */
+struct count {
+    uint64_t mark;
+    struct tpw_need *need;
+    bool has; /* nodes of memory */
+};
+
+static int32_t count(struct tpw_session *s, struct tpw_walk *walk, CUgraphNode node, CUgraphNodeType type) {
+    struct count *c = walk->what;
+    CUDA_MEM_ALLOC_NODE_PARAMS params = {.bytesize = 0};
+    c->has |= type == CU_GRAPH_NODE_TYPE_MEM_ALLOC || type == CU_GRAPH_NODE_TYPE_MEM_FREE;
+    if (type != CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
+        return CUDA_SUCCESS;
     }
-    free(nodes);
-    return error;
+    TPW_TRY(s->cuda.cuGraphMemAllocNodeGetParams(node, &params));
+    struct tpw_range *block = tpw_range_at(s, params.dptr);
+    if (block && block->kind == TPW_RANGE_GRAPH && block->mark != c->mark) {
+        block->mark = c->mark;
+        c->need->bytes[block->device] += block->at.size;
+    }
+    return CUDA_SUCCESS;
 }
 
 int32_t tpw_graph_need(struct tpw_session *s, CUgraph graph, struct tpw_need **out) {
     static uint64_t marks;
-    bool has = false;
     *out = NULL;
     if (!s->memory || !s->memory->graph_users) {
         return CUDA_SUCCESS;
     }
     struct tpw_need *need = calloc(1, sizeof *need);
-    int32_t error = need ? count(s, graph, 0, ++marks, need->bytes, &has) : CUDA_ERROR_OUT_OF_MEMORY;
-    if (error || !has) {
+    struct count c = {.mark = ++marks, .need = need};
+    int32_t error = need ? tpw_walk(s, graph, &(struct tpw_walk){.look = count, .what = &c}) : CUDA_ERROR_OUT_OF_MEMORY;
+    if (error || !c.has) {
         free(need);
         return error;
     }
@@ -265,9 +261,7 @@ int32_t tpw_need_charge(struct tpw_session *s, const struct tpw_need *need) {
             error = trim(s, i);
             error = error ? error : tpw_charge(s, i, bytes);
         }
-        if (error) {
-            return error;
-        }
+        TPW_TRY(error);
         s->memory->graph_bytes[i] += bytes;
     }
     return CUDA_SUCCESS;
@@ -296,7 +290,7 @@ static void over(struct tpw_session *s, void *what, int32_t error) {
 }
 
 void tpw_need_end(struct tpw_session *s, struct tpw_need *need) {
-    bool limited = need && s->quota && tp_quota_limit(s->quota);
+    bool limited = need && s->quota && tp_quota_limit(s->quota, s->row);
     if (!limited || tpw_when_everything_done(s, over, need)) {
         free(need);
     }

@@ -11,7 +11,7 @@
 
 #include <stdlib.h>
 
-int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept *kept) {
+int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept *kept, CUuserObject *made) {
     CUuserObject object = NULL;
     struct tpw_lasting *lasting = tpw_lasting_kept(s, kept);
     if (!lasting) {
@@ -27,6 +27,9 @@ int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept 
     error = (int32_t)s->cuda.cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
     if (error) {
         s->cuda.cuUserObjectRelease(object, 1); /* lets go, in time */
+    }
+    if (made) {
+        *made = object;
     }
     return error;
 }
@@ -119,7 +122,7 @@ int32_t tpw_hold_function(struct tpw_session *s, uint64_t holder, const struct t
 }
 
 static int32_t captured(struct tpw_session *s, CUgraph graph, uint32_t kind, uint64_t handle) {
-    uint64_t holder = tpw_graph_handle(s, graph);
+    uint64_t holder = tpw_known(s, TPG_GRAPH, (uint64_t)(uintptr_t)graph);
     return holder ? tpw_hold_object(s, holder, kind, handle) : CUDA_SUCCESS;
 }
 TP_REGISTER(tpw_node_captured, captured);

@@ -24,33 +24,31 @@ uint64_t tpw_node_name(struct tpw_session *s, const struct tp_frame *frame, CUgr
 uint64_t tpw_node_blamed(struct tpw_session *s, const struct tp_frame *frame, CUgraphNode native, uint64_t graph,
                          struct tpw_fresh *fresh);
 CUgraphNode tpw_node(struct tpw_session *s, uint64_t handle, int32_t *error);
-/* The natives of nodes, in scratch memory with as much room again behind them. */
-CUgraphNode *tpw_nodes(struct tpw_session *s, const uint64_t *handles, size_t count, int32_t *error);
 CUgraph tpw_graph(struct tpw_session *s, uint64_t handle, int32_t *error);
-/* All nodes of a graph, which the caller frees. */
-int32_t tpw_nodes_of(struct tpw_session *s, CUgraph graph, CUgraphNode **nodes, size_t *count);
-CUgraphExec tpw_exec(struct tpw_session *s, uint64_t handle, int32_t *error);
 uint64_t tpw_graph_of_node(struct tpw_session *s, uint64_t node);
-/* Names a graph that lives inside a child graph node. */
-int32_t tpw_graph_inside(struct tpw_session *s, uint64_t graph, uint64_t node);
-/* The same for one that a conditional node made: what it points at is kept by the graph around it. */
+/* The graph is one that a conditional node made: what it points at is kept by the graph around it. */
 int32_t tpw_graph_body(struct tpw_session *s, uint64_t graph, uint64_t node);
 /* Whether a node of `into` may take over the graph: not one that is inside a node already, that a capture writes, or that
  * `into` is inside of. */
 int32_t tpw_graph_may_move(struct tpw_session *s, uint64_t graph, uint64_t into);
-/* The node gets a copy of another child graph, and what is known of the one it had is forgotten, as in the client. */
-int32_t tpw_graph_replace(struct tpw_session *s, uint64_t name, CUgraphNode node, CUgraph child);
 /* How many graphs a graph lies in. */
 unsigned tpw_graph_depth(struct tpw_session *s, uint64_t graph);
-uint64_t tpw_graph_handle(struct tpw_session *s, CUgraph native);
-/* Forgets the graph with its nodes and the graphs inside them; the client does the same. */
-void tpw_graph_forget(struct tpw_session *s, uint64_t graph);
 /* The next graph that a node has inside, with *at from 0: that of a child graph node, those that a conditional node runs. NULL
  * when there is none left, or with an error. */
 CUgraph tpw_inner_graph(struct tpw_session *s, CUgraphNode node, CUgraphNodeType type, uint32_t *at, int32_t *error);
-/* The same for an object that ends with `owner`: a node with its graph. */
+/* A walk through the nodes of a graph and of the graphs inside them: all are looked at until one is found, or with an error. */
+struct tpw_walk {
+    int32_t (*look)(struct tpw_session *s, struct tpw_walk *walk, CUgraphNode node, CUgraphNodeType type);
+    void *what;             /* is looked for, or told */
+    CUgraphNode top, found; /* the node of the graph itself that is looked at or into */
+    unsigned depth, deepest;
+};
+int32_t tpw_walk(struct tpw_session *s, CUgraph graph, struct tpw_walk *walk);
+/* tpw_made and tpw_told for an object that ends with `owner`: a node with its graph. */
 int32_t tpw_made_in(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
                     uint64_t native, uint64_t owner, int32_t error);
+int32_t tpw_told_in(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
+                    uint64_t native, uint64_t owner, int32_t error, uint64_t *told);
 
 /* ---- graph_capture.c ---- */
 /* The graph that a stream captures into, by its handle; 0 if it does not. */
@@ -70,8 +68,8 @@ struct tpw_keeps {
     size_t count, capacity;
 };
 
-/* Makes the graph of the driver a user of it. */
-int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept *kept);
+/* Makes the graph of the driver a user of it, by an object that is told. */
+int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept *kept, CUuserObject *made);
 int32_t tpw_keep_in_list(struct tpw_keeps *list, struct tpw_kept *kept);
 /* Lets go of all of them once everything that is queued now is done: a launch may be under way. */
 void tpw_keeps_drop(struct tpw_session *s, struct tpw_keeps *list);
@@ -95,6 +93,24 @@ int32_t tpw_graph_need(struct tpw_session *s, CUgraph graph, struct tpw_need **n
 int32_t tpw_need_charge(struct tpw_session *s, const struct tpw_need *need);
 void tpw_need_taken(struct tpw_session *s, struct tpw_need *need, int32_t error);
 void tpw_need_end(struct tpw_session *s, struct tpw_need *need);
+
+/* ---- graph_node.c ---- */
+/* Whether a graph may become a child: it has not too many levels. */
+int32_t tpw_graph_fits(struct tpw_session *s, CUgraph child);
+
+/* ---- graph_mix.c ---- */
+/* Around the making, or the update, of an executable graph: copies with a buffer of the pairs use the other memory of the pair, and its
+ * host functions tell which of these they have to do with. Then the graph is as it was. Without pairs the mix is NULL. */
+int32_t tpw_mix_begin(struct tpw_session *s, CUgraph graph, const uint64_t *pairs, size_t count, struct tpw_mix **mix);
+int32_t tpw_mix_end(struct tpw_session *s, CUgraph graph, struct tpw_mix *mix, int32_t error);
+/* While it begins: a copy with the buffer of a pair, behind these host functions; and the next function, behind these copies. */
+int32_t tpw_mix_side(struct tpw_mix *mix, CUgraphNode node, const uint64_t *pair, bool up, const uint64_t *hosts);
+int32_t tpw_mix_host(struct tpw_session *s, struct tpw_mix *mix, CUgraphNode node, uint32_t place,
+                     const uint64_t *copies);
+
+/* ---- graph_copies.c ---- */
+/* Calls these for all nodes of the graph. */
+int32_t tpw_copies_mix(struct tpw_session *s, CUgraph graph, uint64_t *pairs, size_t count, struct tpw_mix *mix);
 
 /* ---- graph_exec.c ---- */
 int32_t tpw_exec_hold(struct tpw_session *s, uint64_t exec, struct tpw_kept *kept);

@@ -21,6 +21,7 @@
 
 #define OUTPUT_ROOM (TPW_OUTPUT_MAX + 2 * (size_t)TP_FRAME_MAX)
 #define FLUSH_AT (256u << 10)
+#define REASON_NS 1000000000u /* for a line of the log: its disk may be slow, and its reader may be gone */
 
 void tpw_link_fail(struct tpw_link *link, enum tp_status status, const char *format, ...) {
     uint32_t fine = TP_OK;
@@ -33,6 +34,8 @@ void tpw_link_fail(struct tpw_link *link, enum tp_status status, const char *for
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
     tp_log(status == TP_ERROR_LOST ? TP_INFO : TP_ERROR, "The client's connection ends: %s", reason);
+    atomic_store(&link->told, 1);
+    tp_futex_wake(&link->told, INT32_MAX);
     if (link->slot) {
         return; /* only the executor is there, and it looks */
     }
@@ -48,6 +51,13 @@ void tpw_link_fail(struct tpw_link *link, enum tp_status status, const char *for
     }
     atomic_fetch_add(&link->send_news, 1);
     tp_futex_wake(&link->send_news, INT32_MAX);
+}
+
+void tpw_link_await_reason(struct tpw_link *link) {
+    const uint64_t until = tp_now_ns() + REASON_NS;
+    while (tpw_link_over(link) && !atomic_load(&link->told) && tp_now_ns() < until) {
+        tp_futex_wait(&link->told, 0, REASON_NS);
+    }
 }
 
 static void *reserve_pages(size_t size) {
@@ -90,17 +100,20 @@ struct tpw_link *tpw_link_make(void) {
     return link;
 }
 
-enum tp_status tpw_link_open(struct tpw_link **out, int control, void *(*allocate)(size_t), void (*release)(void *)) {
+enum tp_status tpw_link_open(struct tpw_link **out, int control, struct tp_secure *secure, void *(*allocate)(size_t),
+                             void (*release)(void *)) {
     struct tpw_link *link = tpw_link_make();
     int event = link ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
     if (event < 0) {
         close(control);
+        tp_secure_free(secure);
         if (link) {
             tpw_link_drop(link);
         }
         return TP_ERROR_MEMORY;
     }
     link->control = control;
+    link->secure = secure;
     link->event = event;
     link->allocate = allocate;
     link->release = release;
@@ -114,6 +127,7 @@ void tpw_link_close(struct tpw_link *link) {
     tpw_link_fail(link, TP_ERROR_LOST, "the session closes it");
     tpw_link_close_data(link);
     if (!link->slot) {
+        tp_secure_free(link->secure);
         close(link->control);
         close(link->event);
     }
@@ -138,7 +152,8 @@ static bool receive(struct tpw_link *link) {
         link->received += got;
         return got > 0;
     }
-    ssize_t n = recv(link->control, link->input + link->input_end, TPW_INPUT_SIZE - link->input_end, MSG_DONTWAIT);
+    ssize_t n =
+        tp_stream_receive(link->secure, link->control, link->input + link->input_end, TPW_INPUT_SIZE - link->input_end);
     if (n > 0) {
         link->input_end += (size_t)n;
         link->received += (size_t)n;
@@ -148,7 +163,7 @@ static bool receive(struct tpw_link *link) {
         tpw_link_fail(link, TP_ERROR_LOST, "the client closed it%s",
                       link->input_end > link->input_start ? ", in the middle of a frame" : "");
     } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-        tpw_link_fail(link, TP_ERROR_LOST, "receiving failed: %s", strerror(errno));
+        tpw_link_fail(link, tp_secure_status(errno), "receiving failed: %s", tp_secure_error(link->secure, errno));
     }
     return false;
 }
@@ -278,7 +293,7 @@ void tpw_reply_commit(struct tpw_link *link, int32_t result, size_t used) {
 
 static size_t sent_or_lost(struct tpw_link *link, ssize_t n) {
     if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
-        tpw_link_fail(link, TP_ERROR_LOST, "sending failed: %s", strerror(errno));
+        tpw_link_fail(link, TP_ERROR_LOST, "sending failed: %s", tp_secure_error(link->secure, errno));
     }
     return n > 0 ? (size_t)n : 0;
 }
@@ -290,7 +305,7 @@ static size_t send_some(struct tpw_link *link, const void *bytes, size_t size) {
     }
     ssize_t n;
     do {
-        n = send(link->control, bytes, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+        n = tp_stream_send(link->secure, link->control, bytes, size);
     } while (n < 0 && errno == EINTR);
     return sent_or_lost(link, n);
 }
@@ -303,10 +318,9 @@ static size_t send_both(struct tpw_link *link, const void *first, size_t size, c
     }
     struct iovec parts[2] = {{.iov_base = (void *)(uintptr_t)first, .iov_len = size},
                              {.iov_base = (void *)(uintptr_t)second, .iov_len = more}};
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
     ssize_t n;
     do {
-        n = sendmsg(link->control, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        n = tp_stream_send_parts(link->secure, link->control, parts, 2);
     } while (n < 0 && errno == EINTR);
     return sent_or_lost(link, n);
 }
@@ -382,6 +396,9 @@ static void sleep_until(struct tpw_link *link, int extra_fd, uint64_t timeout_ns
             {.fd = link->event, .events = POLLIN},
             {.fd = extra_fd, .events = POLLIN},
         };
+        if (control == POLLIN && tp_stream_holds(link->secure)) {
+            break;
+        }
         int ready = ppoll(fds, 3, &timeout, NULL);
         if (ready > 0 && fds[1].revents) {
             uint64_t ignored;

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define DOWNLOAD_BLOCKS 32u
+#define HANDSHAKE_NS 10000000000u
 
 /* ---- queues, under lock ---- */
 
@@ -63,7 +64,7 @@ static bool wait_socket(struct lane *lane, short events) {
 static bool receive_exact(struct lane *lane, void *to, size_t size, bool middle) {
     unsigned char *at = to;
     while (size > 0) {
-        ssize_t n = recv(lane->socket, at, size, MSG_DONTWAIT);
+        ssize_t n = tp_stream_receive(lane->secure, lane->socket, at, size);
         if (n > 0) {
             at += n;
             size -= (size_t)n;
@@ -77,8 +78,8 @@ static bool receive_exact(struct lane *lane, void *to, size_t size, bool middle)
                 return false;
             }
         } else if (errno != EINTR) {
-            tpw_link_fail(lane->link, TP_ERROR_LOST, "receiving on data connection %u failed: %s", lane->index,
-                          strerror(errno));
+            tpw_link_fail(lane->link, tp_secure_status(errno), "receiving on data connection %u failed: %s",
+                          lane->index, tp_secure_error(lane->secure, errno));
             return false;
         }
     }
@@ -98,8 +99,7 @@ static bool send_block(struct lane *lane, const struct link_block *block) {
             parts[count++] = (struct iovec){.iov_base = (char *)&header + sent, .iov_len = sizeof header - sent};
         }
         parts[count++] = (struct iovec){.iov_base = block->block.memory + done, .iov_len = header.size - done};
-        struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
-        ssize_t n = sendmsg(lane->socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = tp_stream_send_parts(lane->secure, lane->socket, parts, count);
         if (n >= 0) {
             sent += (size_t)n;
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -108,7 +108,7 @@ static bool send_block(struct lane *lane, const struct link_block *block) {
             }
         } else if (errno != EINTR) {
             tpw_link_fail(lane->link, TP_ERROR_LOST, "sending on data connection %u failed: %s", lane->index,
-                          strerror(errno));
+                          tp_secure_error(lane->secure, errno));
             return false;
         }
     }
@@ -144,11 +144,31 @@ static struct link_block *free_block(struct lane *lane) {
     return NULL;
 }
 
+/* Of a connection in TLS, by its receiver; the sender waits for it. */
+static bool shake_hands(struct lane *lane) {
+    const uint64_t until = tp_now_ns() + HANDSHAKE_NS;
+    while (lane->secure && !tp_secure_handshake(lane->secure)) {
+        const int error = tp_now_ns() < until ? errno : ETIMEDOUT;
+        if (error != EAGAIN) {
+            tpw_link_fail(lane->link, tp_secure_status(error), "no TLS handshake on data connection %u: %s",
+                          lane->index, tp_secure_error(lane->secure, error));
+            return false;
+        }
+        if (!wait_socket(lane, POLLIN)) {
+            return false;
+        }
+    }
+    atomic_fetch_add_explicit(&lane->free_news, 1, memory_order_seq_cst);
+    tp_futex_wake(&lane->free_news, INT32_MAX);
+    return true;
+}
+
 static void *receiver_run(void *argument) {
     struct lane *lane = argument;
     struct tpw_link *link = lane->link;
     struct tp_chunk chunk;
-    while (receive_exact(lane, &chunk, sizeof chunk, false)) {
+    bool greeted = shake_hands(lane);
+    while (greeted && receive_exact(lane, &chunk, sizeof chunk, false)) {
         if (chunk.size == 0 || chunk.size > TP_CHUNK_MAX || chunk.transfer == 0 || chunk.handed != 0) {
             tpw_link_fail(link, TP_ERROR_PROTOCOL,
                           "it sent a chunk of %u bytes for transfer %llu on data connection %u", chunk.size,
@@ -183,6 +203,12 @@ static void *receiver_run(void *argument) {
 static void *sender_run(void *argument) {
     struct lane *lane = argument;
     struct tpw_link *link = lane->link;
+    while (lane->secure && !tp_secure_ready(lane->secure) && !tpw_link_over(link)) {
+        uint32_t news = atomic_load_explicit(&lane->free_news, memory_order_seq_cst);
+        if (!tp_secure_ready(lane->secure) && !tpw_link_over(link)) {
+            tp_futex_wait(&lane->free_news, news, 0);
+        }
+    }
     while (!tpw_link_over(link)) {
         uint32_t news = atomic_load_explicit(&link->send_news, memory_order_seq_cst);
         tp_lock_take(&link->lock);
@@ -207,17 +233,19 @@ static void *sender_run(void *argument) {
 
 /* ---- executor: connections ---- */
 
-enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int socket) {
+enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int socket, struct tp_secure *secure) {
     if (link->slot || index >= TP_DATA_CONNECTIONS || link->lanes[index].socket >= 0) {
         tp_log(TP_WARN, "A data connection with index %u is refused: %s", index,
                link->slot                     ? "the client uses shared memory"
                : index >= TP_DATA_CONNECTIONS ? "there are 8"
                                               : "it is open already");
         close(socket);
+        tp_secure_free(secure);
         return TP_ERROR_PROTOCOL;
     }
     struct lane *lane = &link->lanes[index];
     tp_net_tune(socket, true);
+    lane->secure = secure;
     atomic_store(&lane->socket, socket);
     if (tpw_link_over(link)) {
         shutdown(socket, SHUT_RDWR); /* the end may have come before the line above */
@@ -272,6 +300,7 @@ void tpw_link_close_data(struct tpw_link *link) {
         struct lane *lane = &link->lanes[i];
         free_list(link, lane->free);
         free_list(link, lane->received.first);
+        tp_secure_free(lane->secure);
         if (lane->socket >= 0) {
             close(lane->socket);
         }

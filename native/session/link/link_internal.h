@@ -11,7 +11,7 @@
 #include "tpw_link.h"
 
 #include <pthread.h>
-#include <tp_net.h>
+#include <tp_secure.h>
 
 #define TPW_INPUT_SIZE (TP_FRAME_MAX + (1u << 20))
 #define TPW_OUTPUT_MAX (64u << 20)
@@ -35,7 +35,8 @@ struct queue {
 struct lane {
     struct tpw_link *link;
     uint32_t index;
-    _Atomic int socket; /* -1: not open */
+    _Atomic int socket;       /* -1: not open */
+    struct tp_secure *secure; /* NULL: plain */
     pthread_t receiver, sender;
     bool receiver_runs, sender_runs;
     /* under link->lock */
@@ -53,8 +54,9 @@ struct link_drop {
 };
 
 struct tpw_link {
-    struct tpw_slot *slot; /* link_slot.c; NULL over TCP */
-    int control, event;    /* -1 over a slot */
+    struct tpw_slot *slot;    /* link_slot.c; NULL over TCP */
+    int control, event;       /* -1 over a slot */
+    struct tp_secure *secure; /* of control; NULL: plain */
     void *(*allocate)(size_t);
     void (*release)(void *);
 
@@ -67,6 +69,7 @@ struct tpw_link {
     uint64_t handed;                        /* downloads handed over completely */
     uint64_t received, sent;                /* bytes */
     _Atomic uint32_t status;                /* enum tp_status; once not TP_OK it stays */
+    _Atomic uint32_t told;                  /* why is in the log, too */
 
     struct tp_lock lock; /* queues of the data threads */
     struct lane lanes[TP_DATA_CONNECTIONS];

@@ -13,17 +13,21 @@
 #include <tp_wire.h>
 
 struct tpw_link;
+struct tp_secure;
 
-/* `control` is the connected control socket. Staging memory is asked for on the first transfer, through the two functions
- * (pinned memory of the driver), in blocks of TP_CHUNK_MAX. */
-enum tp_status tpw_link_open(struct tpw_link **out, int control, void *(*allocate)(size_t), void (*release)(void *));
+/* `control` is the connected control socket; `secure`, NULL for a plain one, belongs to the link, too. Staging memory is asked for
+ * on the first transfer, through the two functions (pinned memory of the driver), in blocks of TP_CHUNK_MAX. */
+enum tp_status tpw_link_open(struct tpw_link **out, int control, struct tp_secure *secure, void *(*allocate)(size_t),
+                             void (*release)(void *));
 /* The same over `slot` of a shared segment that lies at `base`. `first` and `blocks` are the supervisor's words for its run,
  * inside the segment; the slot itself is the client's to write. Staging memory is the run's. */
 enum tp_status tpw_link_open_slot(struct tpw_link **out, unsigned char *base, uint32_t slot, uint32_t first,
                                   uint32_t blocks);
+/* Of a link that is over, before the session ends: a data thread may be about to say why. At most a second. */
+void tpw_link_await_reason(struct tpw_link *link);
 void tpw_link_close(struct tpw_link *link);
-/* Adds data connection `index`; the link owns the socket from now on. May be called by the executor at any time. */
-enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int socket);
+/* Adds data connection `index`; the link owns the socket and `secure` from now on. May be called by the executor at any time. */
+enum tp_status tpw_link_add_data(struct tpw_link *link, uint32_t index, int socket, struct tp_secure *secure);
 
 /* Next complete frame in private memory, valid until the next call; NULL when none is complete yet. Non-blocking. *status
  * says TP_OK, TP_ERROR_LOST (orderly end or reset) or TP_ERROR_PROTOCOL (frame size out of bounds or not a multiple of 8). */

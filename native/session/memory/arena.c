@@ -102,9 +102,7 @@ int32_t tpw_arena_reserve(struct tpw_session *s) {
         m->arenas[i].vmm = true;
         int32_t error = (int32_t)s->cuda.cuDeviceGetAttribute(
             &supported, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, s->devices[i]);
-        if (error) {
-            return error;
-        }
+        TPW_TRY(error);
         m->arenas[i].shareable = supported;
     }
     m->reserve_tried = true;
@@ -464,9 +462,7 @@ int32_t tpw_arena_alloc(struct tpw_session *s, uint32_t device, uint64_t size, s
         kind = TPW_RANGE_LARGE;
         error = get_granules(s, device, round_up(size, TPW_GRANULE), &address);
     }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     struct tpw_range range = {
         .at = {.start = address, .size = size}, .kind = kind, .device = device, .detail = granule};
     *out = tpw_range_new(s, address, size, kind);

@@ -66,14 +66,9 @@ int32_t tpw_context_limit(struct tpw_session *s, const struct tp_frame *frame, c
     int32_t error = (int32_t)s->cuda.cuCtxGetLimit(&before, limit);
     error = error ? error : remember_limits(s, context);
     uint64_t held = above(s, context, limit, before, &error), wanted = above(s, context, limit, in->value, &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     if (wanted > held) {
-        error = tpw_charge(s, (uint32_t)context->device, wanted - held);
-        if (error) {
-            return error;
-        }
+        TPW_TRY(tpw_charge(s, (uint32_t)context->device, wanted - held));
     }
     error = (int32_t)s->cuda.cuCtxSetLimit(limit, in->value);
     int32_t untold = error ? CUDA_SUCCESS : (int32_t)s->cuda.cuCtxGetLimit(&after, limit);

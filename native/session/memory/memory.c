@@ -80,9 +80,8 @@ uint64_t tpw_area_extent(uint64_t pitch, uint64_t width, uint64_t height, int32_
     return total;
 }
 
-void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height,
-                    int32_t *error) {
-    tpw_check_range(s, address, tpw_area_extent(pitch, width, height, error), error);
+void tpw_check_area(struct tpw_session *s, const struct tpg_area *area, int32_t *error) {
+    tpw_check_range(s, area->address, tpw_area_extent(area->pitch, area->width, area->height, error), error);
 }
 
 void tpw_check_word(struct tpw_session *s, uint64_t address, uint64_t size, int32_t *error) {
@@ -154,8 +153,8 @@ int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
         return CUDA_SUCCESS;
     }
     tp_log(TP_INFO, "%llu bytes on device %u would pass the memory limit of %llu bytes (%llu in use)",
-           (unsigned long long)bytes, device, (unsigned long long)tp_quota_limit(s->quota),
-           (unsigned long long)tp_quota_used(s->quota, device));
+           (unsigned long long)bytes, device, (unsigned long long)tp_quota_limit(s->quota, s->row),
+           (unsigned long long)tp_quota_used(s->quota, s->row, device));
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
@@ -201,9 +200,7 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
     if (!error) {
         error = tpw_charge(s, device, in->size);
     }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     error = tpw_arena_alloc(s, device, in->size, &range);
     if (error) {
         tpw_uncharge(s, device, in->size);
@@ -274,7 +271,7 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
         } else {
             s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
         }
-        bool limited = s->quota && tp_quota_limit(s->quota);
+        bool limited = s->quota && tp_quota_limit(s->quota, s->row);
         if (limited && tpw_when_done(s, CU_STREAM_LEGACY, trim, NULL)) {
             tpw_pools_trim(s);
         }
@@ -323,23 +320,18 @@ void tpw_memory_free_behind(struct tpw_session *s, struct tpw_range *range, CUst
     }
 }
 
-int32_t tpw_memory_info(struct tpw_session *s, const struct tp_frame *frame, struct tpg_memory_info_out *out) {
+int32_t tpw_cuMemGetInfo_v2(struct tpw_session *s, const struct tp_frame *frame, struct tpg_cuMemGetInfo_v2_out *out) {
     size_t available = 0, total = 0;
     uint32_t device = 0;
-    int32_t error = tpw_current_device(s, &device);
-    if (!error) {
-        error = (int32_t)s->cuda.cuMemGetInfo_v2(&available, &total);
-    }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(tpw_current_device(s, &device));
+    TPW_TRY(s->cuda.cuMemGetInfo_v2(&available, &total));
     uint64_t pending = s->memory ? s->memory->pending_bytes[device] : 0;
     uint64_t usable = available + (s->memory ? s->memory->arenas[device].cached_bytes : 0) + pending;
-    uint64_t limit = s->quota ? tp_quota_limit(s->quota) : 0;
+    uint64_t limit = s->quota ? tp_quota_limit(s->quota, s->row) : 0;
     out->total = total;
     out->free = usable < total ? usable : total;
     if (limit) {
-        uint64_t used = tp_quota_used(s->quota, device);
+        uint64_t used = tp_quota_used(s->quota, s->row, device);
         used -= pending < used ? pending : used;
         uint64_t left = used < limit ? limit - used : 0;
         out->total = limit < total ? limit : total;

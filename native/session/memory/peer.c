@@ -48,12 +48,7 @@ static void share_no_more(struct tpw_session *s, const struct tpw_pair *pair) {
 }
 
 static void end_pair(struct tpw_session *s, struct tpw_pair *pair) {
-    for (struct tpw_pair **at = &s->memory->pairs; *at; at = &(*at)->next) {
-        if (*at == pair) {
-            *at = pair->next;
-            break;
-        }
-    }
+    TP_UNLINK(s->memory->pairs, pair);
     tpw_visit(s, pair->reader_native, pair->reader);
     s->cuda.cuCtxDisablePeerAccess(pair->owner_native);
     share_no_more(s, pair);
@@ -220,9 +215,7 @@ int32_t tpw_aside_begin(struct tpw_session *s, CUstream stream, uint64_t address
     CUstream beside = NULL;
     int32_t error = tpw_primary(s, (int)tpw_range_at(s, address)->device, &home);
     error = error ? error : tpw_stream_room(s);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     tpw_visit(s, home, 0);
     error = (int32_t)s->cuda.cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING);
     tpw_enter_stream(s, client);

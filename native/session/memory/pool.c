@@ -88,7 +88,7 @@ TP_REGISTER(tpw_pools_leave, notice);
 void tpw_pools_trim(struct tpw_session *s) {
     uint64_t kept = 0;
     CUmemoryPool pool;
-    if (!s->quota || !tp_quota_limit(s->quota)) {
+    if (!s->quota || !tp_quota_limit(s->quota, s->row)) {
         return;
     }
     notice(s);
@@ -205,9 +205,7 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
         more -= !from ? 0 : from->beyond < charge ? from->beyond : charge;
         error = tpw_charge(s, device, more);
     }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     error = (int32_t)(pool ? s->cuda.cuMemAllocFromPoolAsync(&address, in->size, pool, to)
                            : s->cuda.cuMemAllocAsync(&address, in->size, to));
     if (graph) {
@@ -281,9 +279,7 @@ int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const
     if (!error) {
         error = (int32_t)s->cuda.cuMemFreeAsync(in->address, stream->native);
     }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     tpw_range_leave(s, range);
     if (tpw_when_done(s, stream->native, freed, range)) {
         freed(s, range, 0);

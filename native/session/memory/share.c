@@ -47,12 +47,7 @@ struct mapped {
 /* ---- sharing ---- */
 
 static void unlink_share(struct tpw_session *s, struct tpw_share *share) {
-    for (struct tpw_share **at = &s->memory->shares; *at; at = &(*at)->next) {
-        if (*at == share) {
-            *at = share->next;
-            break;
-        }
-    }
+    TP_UNLINK(s->memory->shares, share);
     free(share);
 }
 
@@ -176,9 +171,7 @@ int32_t tpw_ipc_memory_export(struct tpw_session *s, const struct tp_frame *fram
     }
     int32_t error = CUDA_SUCCESS;
     int fd = export_block(s, &chunk->at, &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     const struct tpw_shared what = {.block = chunk->at.size,
                                     .offset = range->at.start - chunk->at.start,
                                     .size = range->at.size,
@@ -198,12 +191,7 @@ static struct tpw_import *import_of(struct tpw_session *s, uint64_t number) {
 }
 
 static void unlink_import(struct tpw_session *s, struct tpw_import *import) {
-    for (struct tpw_import **at = &s->memory->imports; *at; at = &(*at)->next) {
-        if (*at == import) {
-            *at = import->next;
-            break;
-        }
-    }
+    TP_UNLINK(s->memory->imports, import);
     free(import);
 }
 
@@ -345,9 +333,7 @@ int32_t tpw_import_ask(struct tpw_session *s, const struct tpw_question *questio
     if (!error && s->memory->import_count >= IMPORTS_MAX) {
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     memcpy(packet.body.shared.handle, handle, sizeof packet.body.shared.handle);
     return tpw_ask(s, question, &packet, -1);
 }

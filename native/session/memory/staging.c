@@ -31,9 +31,7 @@ static int32_t grow(struct tpw_session *s, struct tpw_pinned *pool, size_t unit)
     }
     int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, BATCH_BYTES, CU_MEMHOSTALLOC_PORTABLE);
     tpw_home_leave(s);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     pool->batches[pool->batch_count++] = memory;
     pool->room += count;
     for (size_t i = 0; i < count; i++) {

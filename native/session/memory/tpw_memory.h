@@ -127,7 +127,7 @@ struct tpw_memory {
     size_t uploads_out, downloads_out; /* blocks of the link that queued copies have yet to read, or to fill */
     struct tpw_granule *twins;         /* the twin area in units, NULL until the first twin */
     struct tpw_range **twin_list;
-    size_t twin_count, twin_room;
+    size_t twin_count, twin_room, twins_alone;
     struct tp_places twin_places; /* of large ones, and what they and their shadows take */
     uint64_t twin_bytes;
     uint64_t pending_bytes[TPW_MAX_DEVICES]; /* freed by the client, but queued work may still use it */
@@ -162,8 +162,8 @@ uint64_t tpw_area_extent(uint64_t pitch, uint64_t width, uint64_t height, int32_
 /* The same where the driver chose the address: what was of a graph there is gone, even where nobody has said so yet. */
 struct tpw_range *tpw_range_given(struct tpw_session *s, uint64_t address, uint64_t size, enum tpw_range_kind kind);
 /* The same check as tpw_check_range for an area of rows; also that pitch >= width. */
-void tpw_check_area(struct tpw_session *s, uint64_t address, uint64_t pitch, uint64_t width, uint64_t height,
-                    int32_t *error);
+struct tpg_area;
+void tpw_check_area(struct tpw_session *s, const struct tpg_area *area, int32_t *error);
 /* Index of the current context's device. */
 int32_t tpw_current_device(struct tpw_session *s, uint32_t *index);
 int32_t tpw_device_index(const struct tpw_session *s, CUdevice device, uint32_t *index);

@@ -6,7 +6,8 @@
  * behind it room for large ones, which are mapped and registered one by one. Where the client's memory lies in a range that both
  * sides use for nothing else, its twin lies at the same address (tp_memory.h). Kernels write into them
  * at any time; they are only ever compared and copied. What differs from the shadow copy goes to the client before a reply
- * that means "completed"; what the client sends is written at once, as a host's store would be.
+ * that means "completed"; what the client sends is written at once, as a host's store would be. Those that are alone, buffers of
+ * graphs, have no shadow.
  */
 #include "tpg_answer.h"
 #include "tpg_session.h"
@@ -162,6 +163,9 @@ static void give_room(struct tpw_session *s, uint64_t address, uint64_t size) {
 
 /* A place in the list for one more. */
 static bool list_room(struct tpw_memory *m) {
+    if (m->twins_alone >= TWINS_MAX) {
+        return false;
+    }
     if (m->twin_count < m->twin_room) {
         return true;
     }
@@ -188,15 +192,13 @@ int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
     error = error ? error : take_room(s, in->size, in->wanted, &address);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     struct tpw_memory *m = s->memory;
     struct tpw_range *range = tpw_range_new(s, address, in->size, TPW_RANGE_TWIN);
-    if (range) {
+    if (range && !in->alone) {
         range->detail = calloc(1, in->size + in->size / TP_TWIN_PIECE + 1);
     }
-    if (!range || !range->detail) {
+    if (!range || !(range->detail || in->alone)) {
         if (range) {
             free(tp_interval_remove(&m->ranges, range->at.start));
         }
@@ -207,8 +209,11 @@ int32_t tpw_host_twin(struct tpw_session *s, const struct tp_frame *frame, const
     if (!has_pages(m, address)) {
         memset((void *)(uintptr_t)range->at.start, 0, in->size);
     }
-    m->twin_list[m->twin_count++] = range;
-    s->twins++;
+    m->twins_alone += in->alone != 0;
+    if (!in->alone) {
+        m->twin_list[m->twin_count++] = range;
+        s->twins++;
+    }
     out->address = range->at.start;
     return CUDA_SUCCESS;
 }
@@ -229,6 +234,7 @@ static void gone(struct tpw_session *s, void *what, int32_t error) {
         return;
     }
     give_room(s, range->at.start, range->at.size);
+    s->memory->twins_alone -= !range->detail;
     free(range->detail);
     free(range);
 }
@@ -262,8 +268,22 @@ int32_t tpw_host_twin_write(struct tpw_session *s, const struct tp_frame *frame,
     }
     if (in->data_size) {
         memcpy((void *)(uintptr_t)in->address, in->data, in->data_size);
-        memcpy((unsigned char *)range->detail + (in->address - range->at.start), in->data, in->data_size);
+        if (range->detail) {
+            memcpy((unsigned char *)range->detail + (in->address - range->at.start), in->data, in->data_size);
+        }
     }
+    return CUDA_SUCCESS;
+}
+
+/* Of one alone, while a host function of the client runs: read by the processor, so that no stream need go on for it. */
+int32_t tpw_host_twin_read(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_host_twin_read_in *in,
+                           struct tpg_host_twin_read_out *out) {
+    struct tpw_range *range = twin_at(s, in->address);
+    if (!range || in->size > TP_INLINE_MAX || in->size > range->at.size - (in->address - range->at.start)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    out->data = (const void *)(uintptr_t)in->address;
+    out->data_size = in->size;
     return CUDA_SUCCESS;
 }
 

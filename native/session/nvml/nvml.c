@@ -15,15 +15,15 @@
 #define VERSIONED_COUNT 4u
 
 static int32_t opened = NVML_ERROR_UNINITIALIZED;
-static bool tried;
+static bool asked_for;
 static uint32_t ordinals[TP_NVML_DEVICES]; /* CUDA ordinal of each device that is shown */
 static _Alignas(16) unsigned char versioned[VERSIONED_COUNT][VERSIONED_MAX];
 
 int32_t tpw_nvml_open(struct tpw_session *s) {
-    if (tried) {
+    if (asked_for) {
         return opened;
     }
-    tried = true;
+    asked_for = true;
     void *library = tpw_open_library(s, true);
     if (!library) {
         opened = NVML_ERROR_LIBRARY_NOT_FOUND;
@@ -124,9 +124,7 @@ int32_t tpw_nvml_start(struct tpw_session *s, const struct tp_frame *frame, stru
     static char version[NVML_SYSTEM_NVML_VERSION_BUFFER_SIZE];
     unsigned int devices = 0;
     int32_t error = tpw_nvml_open(s);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     int32_t cuda_error = tpw_start_driver(s);
     if (cuda_error && cuda_error != CUDA_ERROR_NO_DEVICE) {
         tp_log(TP_ERROR, "NVML shows the devices of CUDA, but cuInit returned %d", cuda_error);

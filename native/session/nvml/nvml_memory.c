@@ -14,12 +14,12 @@ struct figures {
 
 /* False when there is no limit, or none that is below what the device has. */
 static bool limited(struct tpw_session *s, uint64_t handle, uint64_t total, uint64_t available, struct figures *out) {
-    uint64_t limit = s->quota ? tp_quota_limit(s->quota) : 0;
+    uint64_t limit = s->quota ? tp_quota_limit(s->quota, s->row) : 0;
     if (!limit || limit >= total) {
         return false;
     }
     uint32_t device = tpw_nvml_ordinal(handle);
-    uint64_t used = tp_quota_used(s->quota, device), pending = s->memory ? s->memory->pending_bytes[device] : 0;
+    uint64_t used = tp_quota_used(s->quota, s->row, device), pending = s->memory ? s->memory->pending_bytes[device] : 0;
     used -= pending < used ? pending : used;
     out->total = limit;
     out->used = used < limit ? used : limit;

@@ -1,7 +1,7 @@
 /*
  * What the session tells its supervisor, and asks it.
  *
- * Executor thread only. The supervisor always reads, so telling waits for nobody; what comes from it is read by main.c. A
+ * Executor thread only, but for telling, which any thread may. The supervisor always reads, so telling waits for nobody; what comes from it is read by main.c. A
  * question waits for its answer in a list, and the client for that: the executor goes on.
  */
 #include "tpw_session.h"

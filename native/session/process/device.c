@@ -30,9 +30,7 @@ int32_t tpw_start_driver(struct tpw_session *s) {
     }
     int32_t error = CUDA_SUCCESS;
     TP_ASK(tpw_driver_starts, error, s);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     s->started = true;
     uint64_t begin = tp_now_ns();
     s->start_result = (int32_t)s->cuda.cuInit(0);
@@ -73,9 +71,7 @@ static int32_t describe_context(struct tpw_session *s, int index, struct tp_devi
         return CUDA_SUCCESS;
     }
     int32_t error = (int32_t)s->cuda.cuCtxPushCurrent_v2(s->primary[index]);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     for (int i = 0; i < TP_DEVICE_LIMITS && !error; i++) {
         size_t value = 0;
         what->limit_results[i] =
@@ -102,11 +98,9 @@ int32_t tpw_device_describe(struct tpw_session *s, int index, struct tp_device_d
     if (!error) {
         error = (int32_t)s->cuda.cuDeviceTotalMem_v2(&total, device);
     }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     memcpy(what->uuid, uuid.bytes, sizeof what->uuid);
-    uint64_t limit = s->quota ? tp_quota_limit(s->quota) : 0;
+    uint64_t limit = s->quota ? tp_quota_limit(s->quota, s->row) : 0;
     what->total_memory = limit && limit < total ? limit : total;
     what->attribute_results[0] = CUDA_ERROR_INVALID_VALUE;
     for (int i = 1; i < TP_DEVICE_ATTRIBUTES; i++) {

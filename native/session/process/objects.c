@@ -78,9 +78,7 @@ void tpw_check_name(uint32_t kind, uint64_t handle, bool optional, int32_t *erro
 
 void tpw_check_names(uint32_t kind, const uint64_t *handles, size_t count, int32_t *error) {
     for (size_t i = 0; i < count; i++) {
-        uint64_t handle;
-        memcpy(&handle, handles + i, sizeof handle);
-        tpw_check_name(kind, handle, false, error);
+        tpw_check_name(kind, tp_word_at(handles, i), false, error);
     }
 }
 
@@ -133,8 +131,12 @@ void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle) {
         free(object->record);
         memset(object, 0, sizeof *object);
         s->contexts_changed |= kind == TPG_CONTEXT;
+        tpw_forget_parts(s, kind, handle);
     }
-    for (uint64_t parts = object ? tpg_ends_with(kind) : 0; parts; parts &= parts - 1) {
+}
+
+void tpw_forget_parts(struct tpw_session *s, uint32_t kind, uint64_t handle) {
+    for (uint64_t parts = tpg_ends_with(kind); parts; parts &= parts - 1) {
         const uint32_t other = (uint32_t)__builtin_ctzll(parts);
         struct tpw_object *part;
         for (uint32_t at = 0; (part = tpw_next_object(s, other, &at));) {

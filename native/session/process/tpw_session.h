@@ -81,8 +81,9 @@ struct tpw_session {
     uint32_t entered;      /* id of the client's context that is current for the driver on the executor; 0 = none */
     CUcontext entered_native;
 
-    void *quota;  /* quota page, NULL = none */
-    uint32_t row; /* of this session on that page */
+    void *quota;             /* quota page, NULL = none */
+    uint32_t row;            /* of this session on that page */
+    uint64_t kernel_timeout; /* seconds that a kernel may run, 0 = as long as it likes */
     struct tpw_waits *waits;
     struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
     struct tpw_callbacks *callbacks;
@@ -98,6 +99,7 @@ struct tpw_session {
     struct tpw_capture *captures; /* under way, see capture.c */
     void *graph_nodes;            /* names of nodes, see graph.c */
     struct ending *endings;       /* contexts on their way out, see context_end.c */
+    uint32_t unfinished;          /* of them, those that may still have work */
 
     int32_t deferred_error;  /* first failure of a post that has not been reported yet */
     uint64_t frames;         /* frames executed */
@@ -138,6 +140,7 @@ int32_t tpw_told(struct tpw_session *s, const struct tp_frame *frame, uint32_t k
 int32_t tpw_made(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle, uint64_t native,
                  int32_t error);
 void tpw_forget(struct tpw_session *s, uint32_t kind, uint64_t handle);
+void tpw_forget_parts(struct tpw_session *s, uint32_t kind, uint64_t handle); /* only what ends with it */
 void tpw_check_device(struct tpw_session *s, int device, int32_t *error);
 /* ---- token.c ----
  * Structs of the driver that the client may have but not read: what it holds is a token. */
@@ -184,7 +187,9 @@ enum tpw_packet_type {
     TPW_PAID = 23,
     TPW_LIST = 24,
     TPW_GROWN = 25,
+    TPW_IMAGE = 26,
 };
+enum tpw_image_news { TPW_IMAGE_KEEP, TPW_IMAGE_USED, TPW_IMAGE_DAMAGED };
 /* What sessions share, as the supervisor keeps it. */
 struct tpw_shared {
     unsigned char handle[64]; /* what programs pass around */
@@ -328,8 +333,8 @@ struct tpw_kept {
     struct tpw_taken *taken; /* of an image that the client has unloaded: what is charged for it */
     bool over;               /* the client has ended it: it ends with its last user */
 };
-/* The kinds of those that are no objects: an address of a graph's memory, a host function of an executable graph. */
-enum { TPW_KEPT_MEMORY = 1000, TPW_KEPT_HOST };
+/* The kinds of those that are no objects: an address of a graph's memory, a host function of an executable graph, all that are mixed. */
+enum { TPW_KEPT_MEMORY = 1000, TPW_KEPT_HOST, TPW_KEPT_MIX };
 
 /* The kept of an object; NULL without an error for one that never ends, such as a primary context. */
 struct tpw_kept *tpw_kept_of(struct tpw_session *s, struct tpw_object *object, int32_t *error);

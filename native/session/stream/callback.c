@@ -23,7 +23,8 @@ struct callback {
     struct callback *next;
     struct tpw_callbacks *owner;
     uint64_t token;
-    uint64_t number; /* of this call, once the client was told of it */
+    uint64_t number;                   /* of this call, once the client was told of it */
+    const struct tpw_lasting *lasting; /* of a graph: there while the graph stands here */
     uint32_t context;
     int32_t status; /* what the driver tells a callback of its stream */
     _Atomic uint32_t state;
@@ -34,6 +35,8 @@ struct tpw_lasting {
     struct tpw_callbacks *owner;
     uint64_t token, object;
     struct tpw_kept *kept; /* not the client's: what has one user less then */
+    struct tpw_mix *mix;   /* of an executable graph whose copies its functions see to; this is that at `place` */
+    uint32_t place;
 };
 
 struct tpw_callbacks {
@@ -76,12 +79,7 @@ static void ring(struct tpw_callbacks *c) {
 
 static void unlist(struct tpw_callbacks *c, struct callback *callback, bool counted) {
     tp_lock_take(&c->lock);
-    for (struct callback **at = &c->list; *at; at = &(*at)->next) {
-        if (*at == callback) {
-            *at = callback->next;
-            break;
-        }
-    }
+    TP_UNLINK(c->list, callback);
     tp_lock_drop(&c->lock);
     if (counted) {
         atomic_fetch_sub(&c->outstanding, 1);
@@ -154,7 +152,7 @@ static void repeated(void *user) {
         atomic_fetch_sub(&c->outstanding, 1);
         return;
     }
-    *callback = (struct callback){.owner = c, .token = lasting->token};
+    *callback = (struct callback){.owner = c, .token = lasting->token, .lasting = lasting};
     tp_lock_take(&c->lock);
     callback->next = c->list;
     c->list = callback;
@@ -214,6 +212,15 @@ uint64_t tpw_host_token(CUhostFn function, void *user) {
     return function == repeated ? ((const struct tpw_lasting *)user)->token : 0;
 }
 
+struct tpw_lasting *tpw_host_mixed(struct tpw_session *s, uint64_t token, struct tpw_mix *mix, uint32_t place) {
+    struct tpw_lasting *lasting = tpw_lasting_new(s, token, 0);
+    if (lasting) {
+        lasting->mix = mix;
+        lasting->place = place;
+    }
+    return lasting;
+}
+
 bool tpw_host_any(const struct tpw_session *s) { return s->callbacks && s->callbacks->repeated; }
 
 void tpw_host_expect(struct tpw_session *s, struct tpw_stream *stream, uint32_t count) {
@@ -258,9 +265,7 @@ static int32_t launch(struct tpw_session *s, const struct tp_frame *frame, const
     int32_t error = tpw_enter(s, frame);
     tpw_check_name(TPG_STREAM, in->stream, false, &error);
     struct tpw_stream *record = error ? NULL : tpw_stream_of(s, frame, in->stream, &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     CUstream stream = record->native;
     if (TP_UNLIKELY(s->captures)) {
         CUgraph graph = tpw_capturing_graph(s, record, &error);
@@ -271,9 +276,7 @@ static int32_t launch(struct tpw_session *s, const struct tp_frame *frame, const
             return error ? error : (int32_t)s->cuda.cuLaunchHostFunc(stream, function, user);
         }
         error = error ? error : tpw_refuse_capture(s, record);
-        if (error) {
-            return error;
-        }
+        TPW_TRY(error);
     }
     struct callback *callback = calloc(1, sizeof *callback);
     if (!callback) {
@@ -335,6 +338,7 @@ TP_REGISTER(tpw_context_gone, context_gone);
 /* Takes a function that a stream has come to and the client was not told of. What lets other frames go is not to
  * be called under the lock: it may end objects whose destructors take it. */
 static bool next_raised(struct tpw_callbacks *c, struct tpg_callback_in *message) {
+    const struct tpw_lasting *lasting = NULL;
     bool found = false;
     tp_lock_take(&c->lock);
     for (struct callback *callback = c->list; callback && !found; callback = callback->next) {
@@ -342,11 +346,15 @@ static bool next_raised(struct tpw_callbacks *c, struct tpg_callback_in *message
         found = atomic_compare_exchange_strong(&callback->state, &raised, SENT);
         if (found) {
             callback->number = ++c->calls;
+            lasting = callback->lasting;
         }
         *message =
             (struct tpg_callback_in){.token = callback->token, .status = callback->status, .number = callback->number};
     }
     tp_lock_drop(&c->lock);
+    if (lasting && lasting->mix) {
+        TP_TELL(tpw_host_told, lasting->mix, lasting->place, message);
+    }
     return found;
 }
 
@@ -378,6 +386,13 @@ bool tpw_callbacks_run(struct tpw_session *s) {
 int32_t tpw_host_function_done(struct tpw_session *s, const struct tp_frame *frame,
                                const struct tpg_host_function_done_in *in) {
     struct tpw_callbacks *c = s->callbacks;
+    if (in->failed) {
+        tp_log(TP_ERROR, "a graph's copies beside a host function failed in the client (%d); its session ends",
+               in->failed);
+        s->ended = true;
+        s->exit_code = 1;
+        return CUDA_SUCCESS;
+    }
     tp_lock_take(&c->lock);
     for (struct callback *callback = c->list; callback; callback = callback->next) {
         uint32_t sent = SENT;

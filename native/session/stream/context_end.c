@@ -47,18 +47,10 @@ static struct tpw_object *primary_of(struct tpw_session *s, int device) {
 
 int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
                            const struct tpg_primary_retain_in *in) {
-    int32_t error = 0;
-    tpw_check_device(s, in->device, &error);
-    if (error) {
-        return error;
-    }
     if (primary_of(s, in->device)) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
-    error = tpw_device_broken(s, in->device);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(tpw_device_broken(s, in->device));
     /* The driver has one primary context for a device: a new one waits for the end of the old one, whose work it would delay. */
     for (struct ending *ending = s->endings; ending; ending = ending->next) {
         if (ending->context.primary && ending->context.device == in->device) {
@@ -71,7 +63,7 @@ int32_t tpw_primary_retain(struct tpw_session *s, const struct tp_frame *frame,
         }
     }
     CUcontext native = NULL;
-    error = tpw_primary(s, in->device, &native);
+    const int32_t error = tpw_primary(s, in->device, &native);
     return tpw_context_made(s, frame, in->context, native, in->device, true, error);
 }
 
@@ -104,9 +96,7 @@ static int32_t green_create(struct tpw_session *s, const struct tp_frame *frame,
     error = error
                 ? error
                 : (int32_t)s->cuda.cuGreenCtxCreate(&green, share, s->devices[in->device], CU_GREEN_CTX_DEFAULT_STREAM);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     error = (int32_t)s->cuda.cuCtxFromGreenCtx(&native, green);
     if (!error) {
         TP_ASK(tpw_context_takes, error, s, (uint32_t)in->device, true, &bytes);
@@ -126,12 +116,11 @@ static int32_t green_create(struct tpw_session *s, const struct tp_frame *frame,
 int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_create_in *in,
                            CUdevResourceDesc share) {
     int32_t error = 0;
-    tpw_check_device(s, in->device, &error);
     tpw_callbacks_run(s); /* the last graph that pointed at one of those below may be gone */
-    if (!error && share) {
+    if (share) {
         return green_create(s, frame, in, share);
     }
-    if (!error && created(s, false) >= CREATED_MAX) {
+    if (created(s, false) >= CREATED_MAX) {
         tp_log(TP_WARN, "the client wants more than %u contexts of its own beside the primary ones", CREATED_MAX);
         error = CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -243,12 +232,7 @@ static void end_inside(struct tpw_session *s, const struct ending *ending) {
 }
 
 static void last(struct tpw_session *s, struct ending *ending) {
-    for (struct ending **at = &s->endings; *at; at = &(*at)->next) {
-        if (*at == ending) {
-            *at = ending->next;
-            break;
-        }
-    }
+    TP_UNLINK(s->endings, ending);
     if (ending->context.green) { /* which is not taken from the thread */
         tpw_go_into(s, NULL);
         s->cuda.cuGreenCtxDestroy(ending->context.green);
@@ -285,6 +269,9 @@ static void finish(struct tpw_session *s, void *what, int32_t error) {
     const struct tpw_gone gone = gone_of(ending, false);
     TP_TELL(tpw_context_ends, s, &gone);
     go_into(s, ending->native);
+    if (!ending->context.green) { /* what one has printed comes out with a wait in its home */
+        tpw_print_now(s);
+    }
     if (!ending->context.primary && tpw_kept_over(ending->kept)) { /* it stays among those that end */
         struct tpw_kept *kept = ending->kept;
         kept->users++; /* completions in between may be those of its last user */
@@ -309,6 +296,13 @@ static void finish(struct tpw_session *s, void *what, int32_t error) {
     free(ending);
 }
 
+static void finished(struct tpw_session *s, void *what, int32_t error) {
+    finish(s, what, error);
+    if (!--s->unfinished) {
+        tpw_print_ended(s);
+    }
+}
+
 static int32_t end(struct tpw_session *s, const struct tp_frame *frame, struct tpw_object *object) {
     struct tp_frame inside = *frame;
     struct ending *ending = calloc(1, sizeof *ending);
@@ -324,24 +318,22 @@ static int32_t end(struct tpw_session *s, const struct tp_frame *frame, struct t
     s->endings = ending;
     int32_t error = tpw_enter(s, &inside);
     tpw_forget(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, ending->id));
+    s->unfinished++;
     if (!error) {
-        error = tpw_when_all_done(s, finish, ending);
+        error = tpw_when_all_done(s, finished, ending);
     }
     if (error) {
-        finish(s, ending, error);
+        finished(s, ending, error);
     } else {
         s->entered = 0; /* no further frame finds its way in */
     }
     return CUDA_SUCCESS;
 }
 
-static int32_t end_primary_of(struct tpw_session *s, const struct tp_frame *frame, int device) {
+int32_t tpw_primary_release(struct tpw_session *s, const struct tp_frame *frame,
+                            const struct tpg_primary_release_in *in) {
     int32_t error = 0;
-    tpw_check_device(s, device, &error);
-    if (error) {
-        return error;
-    }
-    struct tpw_object *primary = primary_of(s, device), *object;
+    struct tpw_object *primary = primary_of(s, in->device), *object;
     const uint32_t home = primary ? primary->id : 0;
     for (uint32_t at = 0; primary && (object = tpw_next_object(s, TPG_CONTEXT, &at));) {
         const struct tpw_context *record = object->record;
@@ -349,18 +341,9 @@ static int32_t end_primary_of(struct tpw_session *s, const struct tp_frame *fram
             error = end(s, frame, object);
         }
     }
-    primary = primary_of(s, device);
+    primary = primary_of(s, in->device);
     error = error || primary ? error : CUDA_ERROR_INVALID_CONTEXT;
     return error ? error : end(s, frame, primary);
-}
-
-int32_t tpw_primary_release(struct tpw_session *s, const struct tp_frame *frame,
-                            const struct tpg_primary_release_in *in) {
-    return end_primary_of(s, frame, in->device);
-}
-
-int32_t tpw_primary_reset(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_primary_reset_in *in) {
-    return end_primary_of(s, frame, in->device);
 }
 
 int32_t tpw_context_destroy(struct tpw_session *s, const struct tp_frame *frame,

@@ -10,16 +10,27 @@
 
 #include <stdlib.h>
 
-int32_t tpw_event_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_create_in *in) {
-    CUevent native = NULL;
-    int32_t error = (int32_t)s->cuda.cuEventCreate(&native, in->flags);
-    return tpw_made(s, frame, TPG_EVENT, in->event, (uint64_t)(uintptr_t)native, error);
+static int32_t query(struct tpw_session *s, const struct tp_frame *frame, uint64_t event) {
+    int32_t error = 0;
+    CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, event, false, &error);
+    return error ? error : (int32_t)s->cuda.cuEventQuery(native);
 }
 
-int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_query_in *in) {
-    int32_t error = 0;
-    CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->event, false, &error);
-    return error ? error : (int32_t)s->cuda.cuEventQuery(native);
+/* What is asked ahead stands in the order of records, so it ends where some are not complete: another stream may be behind. A
+ * question about an event of a capture would end that (580.159.04), so nothing is asked ahead beside one. */
+int32_t tpw_event_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_event_query_in *in,
+                        struct tpg_event_query_out *out) {
+    if (in->ahead_count > TP_AHEAD_MAX) {
+        tpw_violation(s, frame, "event_query of too many events");
+        return TPW_LATER;
+    }
+    int32_t error = query(s, frame, in->event);
+    for (size_t i = 0, behind = 0; i < in->ahead_count && behind < 4 && !error && !s->captures; i++) {
+        bool complete = query(s, frame, tp_word_at(in->ahead, i)) == CUDA_SUCCESS;
+        out->complete |= (uint64_t)complete << i;
+        behind += !complete;
+    }
+    return error;
 }
 
 static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
@@ -95,9 +106,7 @@ int32_t tpw_cuEventRecordWithFlags(struct tpw_session *s, const struct tp_frame 
     if (!error && in->flags & CU_EVENT_RECORD_EXTERNAL) { /* in a capture, a node of its own */
         error = tpw_capture_keeps(s, hStream, TPG_EVENT, in->hEvent);
     }
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     return (int32_t)s->cuda.cuEventRecordWithFlags(hEvent, hStream->native, in->flags);
 }
 
@@ -148,10 +157,8 @@ int32_t tpw_event_elapsed(struct tpw_session *s, const struct tp_frame *frame, c
         return TPW_LATER;
     }
     for (size_t i = 0; i < in->starts_count; i++) {
-        uint64_t start, end;
-        memcpy(&start, in->starts + i, sizeof start);
-        memcpy(&end, in->ends + i, sizeof end);
-        results[i] = elapsed(s, frame, start, end, &milliseconds[i]);
+        const uint64_t start = tp_word_at(in->starts, i), end = tp_word_at(in->ends, i);
+        results[i] = i && s->captures ? CUDA_ERROR_INVALID_HANDLE : elapsed(s, frame, start, end, &milliseconds[i]);
     }
     *out = (struct tpg_event_elapsed_out){.results = results,
                                           .results_count = in->starts_count,
@@ -168,7 +175,7 @@ struct wait {
 static struct tpg_event_wait_out timed(struct tpw_session *s, const struct tp_frame *frame, uint64_t start,
                                        uint64_t end) {
     struct tpg_event_wait_out out = {.timed = CUDA_ERROR_INVALID_HANDLE};
-    if (start) { /* what the client asks ahead may fail */
+    if (start && !s->captures) { /* what the client asks ahead may fail */
         out.timed = elapsed(s, frame, start, end, &out.milliseconds);
     }
     return out;
@@ -185,9 +192,7 @@ int32_t tpw_event_wait(struct tpw_session *s, const struct tp_frame *frame, cons
                        struct tpg_event_wait_out *out) {
     int32_t error = 0;
     CUevent native = (CUevent)(uintptr_t)tpw_native(s, frame, TPG_EVENT, in->event, false, &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     error = (int32_t)s->cuda.cuEventQuery(native);
     if (error != CUDA_ERROR_NOT_READY) {
         if (!error) {

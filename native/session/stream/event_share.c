@@ -69,9 +69,7 @@ int32_t tpw_ipc_event_export(struct tpw_session *s, const struct tp_frame *frame
         return share->number ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
     }
     error = error ? error : (int32_t)s->cuda.cuIpcGetEventHandle(&handle, native);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     share = calloc(1, sizeof *share);
     if (!share) {
         return CUDA_ERROR_OUT_OF_MEMORY;

@@ -136,10 +136,10 @@ static bool passes(const struct tp_frame *frame) {
            frame->op == TPG_OP_managed_settle;
 }
 
-/* What lets a stream go on, and what the client sends before that: what the function wrote into mapped memory. */
+/* What lets a stream go on, and what the client sends before that: what the function wrote into mapped memory, or is to find. */
 static bool goes_on(const struct tp_frame *frame) {
     return frame->op == TPG_OP_host_function_done || frame->op == TPG_OP_late_bytes ||
-           frame->op == TPG_OP_host_twin_write;
+           frame->op == TPG_OP_host_twin_write || frame->op == TPG_OP_host_twin_read;
 }
 
 static bool keep(struct tpw_session *s, const struct tp_frame *frame, struct held ***end) {
@@ -360,6 +360,12 @@ bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what) {
 
 /* Frames are executed in their order: its turn is the answer. */
 int32_t tpw_caught_up(struct tpw_session *s, const struct tp_frame *frame) { return CUDA_SUCCESS; }
+
+int32_t tpw_layouts(struct tpw_session *s, const struct tp_frame *frame, struct tpg_layouts_out *out) {
+    out->rows = tpg_layouts;
+    out->rows_size = sizeof tpg_layouts;
+    return CUDA_SUCCESS;
+}
 
 static bool standing_still(struct tpw_session *s, void *unused) { return standing(s); }
 

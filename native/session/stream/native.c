@@ -29,9 +29,7 @@ uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint3
                       size_t count, int32_t *error) {
     uint64_t *natives = tpw_scratch(s, count, sizeof *natives, error);
     for (size_t i = 0; natives && i < count; i++) {
-        uint64_t handle;
-        memcpy(&handle, handles + i, sizeof handle);
-        natives[i] = tpw_native(s, frame, kind, handle, false, error);
+        natives[i] = tpw_native(s, frame, kind, tp_word_at(handles, i), false, error);
     }
     return natives;
 }

@@ -5,11 +5,13 @@
  * a client whose kernels print and that never asks takes no more than that. The offset that the driver shares through its
  * descriptor says how much was written. The session's own log goes where the standard error went.
  */
+#include "tpg_answer.h"
 #include "tpg_session.h"
 #include "tpw_stream.h"
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -18,6 +20,7 @@
 
 #define ROOM (16l << 20)  /* of each; the buffer that kernels print into has 1 MiB unless the client wants another */
 #define PART (256l << 10) /* in one answer */
+#define WAITERS 1024u     /* threads of a client that end contexts at once */
 
 static struct printed {
     int number; /* of the descriptor; the driver writes there */
@@ -83,16 +86,55 @@ static void part(struct tpw_session *s, struct printed *from, const void **bytes
     clearerr(stdout);
 }
 
-int32_t tpw_print_take(struct tpw_session *s, const struct tp_frame *frame, struct tpg_print_take_out *out) {
-    /* The driver prints when it is asked to wait, for whatever is done: so for the executor's own stream, where nothing ever is. Its
-     * answer is no news: a broken context says so again, and one that is gone has printed already. The first time the driver
-     * makes that stream, which must not wait. */
-    int32_t error = 0;
-    if (!tpw_enter(s, frame) && !tpw_stream_may_wait(s)) {
+/* The driver prints when it is asked to wait, for whatever is done: so for the executor's own stream, where nothing ever is. Its
+ * answer is no news: a broken context says so again, and one that is gone has printed already. The first time the driver
+ * makes that stream, which must not wait. */
+void tpw_print_now(struct tpw_session *s) {
+    if (!tpw_stream_may_wait(s)) {
         (void)s->cuda.cuStreamSynchronize(CU_STREAM_PER_THREAD);
+    }
+}
+
+static int32_t take(struct tpw_session *s, const struct tp_frame *frame, struct tpg_print_take_out *out) {
+    int32_t error = 0;
+    struct tp_frame inside = *frame; /* a green context has no such stream */
+    inside.context = tpw_home_of(s, frame->context);
+    if (!tpw_enter(s, &inside)) {
+        tpw_print_now(s);
     }
     fflush(stdout);
     part(s, &outputs[0], &out->output, &out->output_size, &out->left, &error);
     part(s, &outputs[1], &out->errors, &out->errors_size, &out->left, &error);
     return error;
+}
+
+static struct asked {
+    struct tp_frame frame; /* header only */
+    struct asked *next;
+} *waiting;
+static uint32_t waiters;
+
+int32_t tpw_print_take(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_print_take_in *in,
+                       struct tpg_print_take_out *out) {
+    if (!in->ended || !s->unfinished) {
+        return take(s, frame, out);
+    }
+    struct asked *asked = waiters < WAITERS ? malloc(sizeof *asked) : NULL;
+    if (!asked) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    }
+    waiters++;
+    *asked = (struct asked){.frame = *frame, .next = waiting};
+    waiting = asked;
+    return TPW_LATER;
+}
+
+void tpw_print_ended(struct tpw_session *s) {
+    for (struct asked *asked; (asked = waiting);) {
+        struct tpg_print_take_out out = {0};
+        waiting = asked->next;
+        waiters--;
+        tpg_answer_print_take(s, &asked->frame, take(s, &asked->frame, &out), &out);
+        free(asked);
+    }
 }

@@ -398,6 +398,14 @@ static void answer(struct tpw_session *s, void *what, int32_t error) {
     free(waiting);
 }
 
+/* Behind the wait, or what the driver gave in its place. */
+static int32_t later(struct waiting *waiting, int32_t error) {
+    if (error) {
+        free(waiting);
+    }
+    return error ? error : TPW_LATER;
+}
+
 static struct waiting *wait_for(const struct tp_frame *frame) {
     struct waiting *waiting = malloc(sizeof *waiting);
     if (waiting) {
@@ -413,12 +421,7 @@ int32_t tpw_stream_wait(struct tpw_session *s, const struct tp_frame *frame, con
     if (!waiting) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    int32_t error = tpw_when_done(s, stream->native, answer, waiting);
-    if (error) {
-        free(waiting);
-        return error;
-    }
-    return TPW_LATER;
+    return later(waiting, tpw_when_done(s, stream->native, answer, waiting));
 }
 
 /* What the session puts behind the program's work takes a moment, and the program may know that its own is done. */
@@ -438,9 +441,7 @@ static bool only_ours(struct tpw_session *s, struct tpw_stream *stream) {
 int32_t tpw_stream_query(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_query_in *in) {
     int32_t error = CUDA_SUCCESS;
     struct tpw_stream *stream = tpw_stream_find(s, frame, in->stream, &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     error = (int32_t)s->cuda.cuStreamQuery(stream->native);
     return error == CUDA_ERROR_NOT_READY && only_ours(s, stream) ? CUDA_SUCCESS : error;
 }
@@ -454,12 +455,7 @@ int32_t tpw_context_synchronize(struct tpw_session *s, const struct tp_frame *fr
     if (!waiting) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    int32_t error = tpw_when_all_done(s, answer, waiting);
-    if (error) {
-        free(waiting);
-        return error;
-    }
-    return TPW_LATER;
+    return later(waiting, tpw_when_all_done(s, answer, waiting));
 }
 
 /* A capture stands in no way: nothing is put into its streams. */
@@ -473,12 +469,8 @@ int32_t tpw_managed_wait(struct tpw_session *s, const struct tp_frame *frame, co
     if (!waiting) {
         return error ? error : CUDA_ERROR_OUT_OF_MEMORY;
     }
-    error = stream ? tpw_when_done(s, stream->native, answer, waiting) : tpw_when_everything_done(s, answer, waiting);
-    if (error) {
-        free(waiting);
-        return error;
-    }
-    return TPW_LATER;
+    return later(waiting, stream ? tpw_when_done(s, stream->native, answer, waiting)
+                                 : tpw_when_everything_done(s, answer, waiting));
 }
 
 int32_t tpw_managed_settle(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_managed_settle_in *in,

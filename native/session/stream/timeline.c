@@ -25,12 +25,6 @@
 #define ASKED_MAX 16384u
 #define WAITS_MAX 262144u
 
-struct tpw_word {
-    struct tpw_word *next;
-    _Atomic uint64_t *value; /* pinned, written by the GPU */
-    CUdeviceptr device;
-};
-
 struct wait {
     struct tpw_stream *stream; /* NULL: there is no point in a stream, but the driver is asked about */
     uint64_t event, native;    /* an event by its handle, or (0) a stream */
@@ -90,17 +84,9 @@ static int32_t take_word(struct tpw_session *s, struct tpw_stream *stream) {
         stream->word = s->waits->words;
         s->waits->words = stream->word->next;
         atomic_store_explicit(stream->word->value, 0, memory_order_relaxed);
+        tpw_lane_point(stream->word, 0);
     }
     return error;
-}
-
-void tpw_timeline_end(struct tpw_session *s, struct tpw_stream *stream) {
-    /* Of a stream that has not come to its end the GPU may still write the word: it is not used again. */
-    if (stream->word && stream->reached == stream->issued) {
-        stream->word->next = s->waits->words;
-        s->waits->words = stream->word;
-    }
-    stream->word = NULL;
 }
 
 /* What lies in the word beyond the last point was written by a kernel of the client. */
@@ -110,6 +96,17 @@ static bool has_reached(struct tpw_stream *stream, uint64_t point) {
         stream->reached = now <= stream->reached ? stream->reached : now < stream->issued ? now : stream->issued;
     }
     return stream->reached >= point;
+}
+
+void tpw_timeline_end(struct tpw_session *s, struct tpw_stream *stream) {
+    /* Of a stream that has not come to its end the GPU may still write the word: it is not used again. */
+    if (stream->word && has_reached(stream, stream->issued)) {
+        stream->word->next = s->waits->words;
+        s->waits->words = stream->word;
+    } else if (stream->word) {
+        tpw_lane_point(stream->word, 0); /* its work ends with its context */
+    }
+    stream->word = NULL;
 }
 
 static int32_t open(struct tpw_session *s) {
@@ -182,6 +179,22 @@ static bool have_time(struct tpw_session *s) {
     return s->waits->count < WAITS_MAX;
 }
 
+int32_t tpw_put_point(struct tpw_session *s, struct tpw_stream *stream) {
+    int32_t error = stream->word ? CUDA_SUCCESS : take_word(s, stream);
+    tpw_enter_stream(s, stream); /* what was done until here may have entered another */
+    error = error ? error
+                  : (int32_t)s->cuda.cuStreamWriteValue64_v2(stream->native, stream->word->device, stream->issued + 1,
+                                                             CU_STREAM_WRITE_VALUE_DEFAULT);
+    if (!error) {
+        stream->issued++;
+        stream->dirty = false;
+        stream->mark = NULL;
+        tpw_stream_count(s, stream, 2); /* itself, and the piece of a copy that it may be for */
+        tpw_lane_point(stream->word, stream->issued);
+    }
+    return error;
+}
+
 static int32_t await(struct tpw_session *s, struct tpw_stream *stream, tpw_done *done, void *what) {
     struct tpw_waits *w = s->waits;
     if (!w) {
@@ -201,18 +214,7 @@ static int32_t await(struct tpw_session *s, struct tpw_stream *stream, tpw_done 
     if (!have_time(s) || !have_room(w)) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    int32_t error = stream->word ? CUDA_SUCCESS : take_word(s, stream);
-    tpw_enter_stream(s, stream); /* what was done until here may have entered another */
-    error = error ? error
-                  : (int32_t)s->cuda.cuStreamWriteValue64_v2(stream->native, stream->word->device, stream->issued + 1,
-                                                             CU_STREAM_WRITE_VALUE_DEFAULT);
-    if (error) {
-        return error;
-    }
-    stream->issued++;
-    stream->dirty = false;
-    stream->mark = NULL;
-    tpw_stream_count(s, stream, 2); /* itself, and the piece of a copy that it may be for */
+    TPW_TRY(tpw_put_point(s, stream));
     add(w, stream, done, what);
     return CUDA_SUCCESS;
 }

@@ -19,6 +19,14 @@ uint64_t tpw_native(struct tpw_session *s, const struct tp_frame *frame, uint32_
 uint64_t *tpw_natives(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, const uint64_t *handles,
                       size_t count, int32_t *error);
 
+/* Where the GPU writes how far a stream has come. Its memory is never given back. */
+struct tpw_word {
+    struct tpw_word *next;
+    _Atomic uint64_t *value; /* pinned */
+    CUdeviceptr device;
+    struct tpw_lane *lane; /* kernel_bound.c; NULL: no launch of its streams was ever to be bounded */
+};
+
 /* ---- stream.c ---- */
 /* A stream that work can be in: one the client made, the legacy stream of a context, a thread's default stream. */
 struct tpw_stream {
@@ -37,6 +45,7 @@ struct tpw_stream {
     struct tpw_word *word;        /* where the GPU writes how far it has come; NULL before the first point */
     uint64_t issued, reached;     /* points of its timeline: the last one, and the last one known to be done */
     uint64_t awaited;             /* the oldest point that somebody waits for, 0 = none */
+    uint64_t launched;            /* s->frames at a launch that is the last thing in it; kernel_bound.c */
     bool dirty;                   /* work was put in since its last point */
     const _Atomic uint64_t *mark; /* a word that the GPU writes behind all else; NULL: something came after that */
     uint64_t marked;              /* what it will be */
@@ -116,6 +125,8 @@ int32_t tpw_when_reached(struct tpw_session *s, struct tpw_stream *stream, tpw_d
 /* A point behind all that is in the stream, for nobody yet; 0 with the driver's error. And whether it was reached. */
 uint64_t tpw_point(struct tpw_session *s, struct tpw_stream *stream);
 bool tpw_point_reached(struct tpw_stream *stream, uint64_t point);
+/* A point that nobody waits for. Enters the stream's context. */
+int32_t tpw_put_point(struct tpw_session *s, struct tpw_stream *stream);
 /* The same for everything queued in any stream of the current context. */
 int32_t tpw_when_all_done(struct tpw_session *s, tpw_done *done, void *what);
 /* The same for every context of the session. */
@@ -235,6 +246,13 @@ TP_LIST(tpw_stream_gone);
 int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, CUhostFn *function, void **user);
 /* The same for one that is needed as long as somebody keeps it. */
 int32_t tpw_host_kept(struct tpw_session *s, uint64_t token, CUhostFn *function, void **user, struct tpw_kept **kept);
+/* The client is told of the function at `place` of a mix (graph/graph_mix.c): which buffers it has to do with. */
+struct tpw_mix;
+struct tpg_callback_in;
+typedef void tpw_host_told(struct tpw_mix *mix, uint32_t place, struct tpg_callback_in *message);
+TP_LIST(tpw_host_told);
+/* What a node of one is given for its function; the mix frees it. */
+struct tpw_lasting *tpw_host_mixed(struct tpw_session *s, uint64_t token, struct tpw_mix *mix, uint32_t place);
 /* What the driver is given for a host function, back again. */
 uint64_t tpw_host_token(CUhostFn function, void *user);
 /* Counts host functions that a launch into the stream will raise. */
@@ -283,9 +301,31 @@ CUdeviceptr tpw_mark_address(struct tpw_session *s, const struct tp_frame *frame
 /* Has the word written when the stream has come here. */
 int32_t tpw_mark(struct tpw_session *s, CUstream stream, CUdeviceptr address, uint32_t word, uint64_t value);
 
+/* ---- kernel_bound.c ---- */
+#define TPW_KERNEL_TIMEOUT 5 /* the exit code, which the supervisor tells in words */
+struct tpw_lane {
+    struct tpw_lane *next;
+    _Atomic uint64_t *value;
+    _Atomic uint64_t issued;      /* the last point */
+    _Atomic uint8_t behind[2048]; /* what was put behind each; the driver takes about 1,024 commands */
+    uint64_t seen, since;         /* of the thread that looks */
+    uint32_t device;
+};
+/* The point has been put, and nothing behind it yet. */
+static inline void tpw_lane_point(const struct tpw_word *word, uint64_t point) {
+    if (TP_UNLIKELY(word->lane != NULL)) {
+        atomic_store(&word->lane->behind[point % sizeof word->lane->behind], 0);
+        atomic_store(&word->lane->issued, point);
+    }
+}
+
 /* ---- print.c ---- */
 /* From here on what the driver prints is the client's; before the driver is loaded. False with errno. */
 bool tpw_print_open(void);
+/* What the kernels of the current context have printed comes out. */
+void tpw_print_now(struct tpw_session *s);
+/* No context that ends has work any more: answers who waits for what that printed. */
+void tpw_print_ended(struct tpw_session *s);
 
 /* Asked before (`made` is false) and after a context is made for the client: how many bytes of the worker's limit it takes, which
  * its end gives back. Anything but 0: it may not be. */

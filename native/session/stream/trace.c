@@ -68,9 +68,7 @@ static void tell(struct tpw_session *s, uint64_t token) {
 int32_t tpw_trace_begin(struct tpw_session *s, const struct tp_frame *frame, struct tpg_trace_begin_out *out) {
     int32_t error = CUDA_SUCCESS;
     char *boot = tpw_scratch(s, 40, 1, &error);
-    if (error) {
-        return error;
-    }
+    TPW_TRY(error);
     s->trace = s->trace ? s->trace : calloc(1, sizeof *s->trace);
     if (!s->trace) {
         return CUDA_ERROR_OUT_OF_MEMORY;

@@ -70,12 +70,12 @@ def main() -> int:
     parser.add_argument("--lock", action="store_true", help="number operations that have no number yet")
     options = parser.parse_args()
     try:
-        model = load(options.api.resolve(), extend_lock=options.lock)
+        texts = outputs(load(options.api.resolve(), extend_lock=options.lock))
     except DescriptionError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, text in outputs(model).items():
+    for name, text in texts.items():
         path = options.out / name
         if not path.exists() or path.read_text() != text:
             path.write_text(text)

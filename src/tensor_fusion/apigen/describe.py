@@ -76,7 +76,8 @@ the roles:
 ``"name K"``/``"name? K"``      the handle itself: of that kind, or refused; what it stands for is looked up by hand
 
 A ``new K`` is the client's handle, 0 where it has no more: the generated sender refuses that, and ends the handle when
-it fails. ``new? K``: the handle stays, whatever becomes of the object. ``names K`` is an array of those.
+it fails. ``new? K``: the handle stays, whatever becomes of the object. ``names K`` is an array of
+those, and ``handles K`` one of which the hand-written function gets the natives.
 ``"up"`` and ``"down"`` are the number of a transfer that travels beside the frame:
 the generated sender numbers it when the frame has its place, and queues the bytes given to it, or expects bytes there.
 
@@ -105,6 +106,18 @@ hand-written ``tpw_granted_<name>`` takes what is given, and the refusal is answ
 ``asks="import K"``: the field ``handle`` is shown as one of kind K, and nothing looks at it before; what is new is the
 question's value.
 
+Two builds use an operation between them if it has the same layout on both sides (layouts.py): else the client refuses
+it by name. Five words say what the fields cannot. ``edition=N`` counts what the same bytes have meant: raise it when
+they mean something else. ``carries="S"``: the struct S of native/wire lies in its bytes. ``brings="M N"``: the messages
+M and N come of the operation, or they ask for the operation N; what they are is part of what it is. ``needed=True``:
+without it nothing works, so that sides which have not the same refuse each other. ``optional=True`` of a message: a
+client that does not know it loses nothing by it. Any other message that no operation brings is needed.
+
+``record`` declares a struct of our own, ``struct tpg_NAME``, which frames carry as it is: an ``op`` has it as a value.
+
+``like`` declares an ``op`` that is another one under a name of its own: the same fields, and the same function in the
+session.
+
 ``struct`` declares what the fields of a struct are, once; a field without a role is a plain value:
 
 ``"zero"``           must be 0                              ``"none"``            of other systems: sent as 0
@@ -112,7 +125,7 @@ question's value.
 ``"null"``           a pointer that must be NULL            ``"device"``          device ordinal
 ``"handle K"``/``"handle? K"``  existing object of kind K   ``"known K"``         the same in a result, 0 when gone
 ``"handle K or E"``  the same, with the error E for none    ``"dev E"``           address of E bytes
-``"context"``        a context, NULL is the current one
+``"context"``        a context, NULL is the current one     ``"placed E"``        dev that the client looks at by hand
 ``"token or E"``     bytes of the driver's own that the client never gets: they stay in the session, and the program
                      has a token in their place. E is for what is none
 ``"struct"``         a struct with a declaration            ``"structs S N"``     pointer to N structs S
@@ -166,7 +179,13 @@ class Line:
     finds: dict[str, str] = field(default_factory=dict)  # before `gives` and `by`: declarations, and how each is found
     by: str = ""  # local, custom: the call of a hand-written function that makes this name among others, as C
     lender: str = ""  # custom: a parameter that is memory, which lends its context to a thread that has none
+    like: str = ""  # op: the one whose fields and whose function in the session it has
     first: bool = False  # older: needs a current context that a first form made
+    edition: int = 1  # of what the same bytes mean
+    needed: bool = False  # op: without it nothing works
+    optional: bool = False  # message: a client that does not know it misses nothing that it was promised
+    brings: str = ""  # op: messages that come of it, and operations that they ask for (separated by blanks)
+    carries: str = ""  # op, message: structs of native/wire that lie in its bytes (separated by blanks)
     place: str = ""  # file:line of the declaration, for whoever has to mend it
 
     @property
@@ -206,6 +225,15 @@ class StructLine:
 
 
 @dataclass(frozen=True)
+class Record:
+    """A struct of our own."""
+
+    name: str
+    fields: dict[str, str]
+    place: str
+
+
+@dataclass(frozen=True)
 class Attribute:
     """What the client answers for an attribute of a device."""
 
@@ -240,6 +268,11 @@ def begins(*names: str, **values: str) -> Beginning:
     return Beginning(names, values, _place())
 
 
+def record(name: str, /, **fields: str) -> Record:
+    """A struct of our own, by its fields and their types, of which none needs room before it."""
+    return Record(name, fields, _place())
+
+
 def struct(name: str, paths: dict[str, str] | None = None, /, **roles: str | Tagged) -> StructLine:
     """What the fields of a struct are; `paths` are those inside structs without a name of their own."""
     return StructLine(name, {**(paths or {}), **roles}, _place())
@@ -267,6 +300,7 @@ def call(
     noted: bool = False,
     wrapped: bool = False,
     asks: str = "",
+    edition: int = 1,
     **roles: str,
 ) -> Line:
     """A function that runs in the session and whose answer the caller waits for."""
@@ -275,6 +309,7 @@ def call(
         "call",
         roles,
         asks=asks,
+        edition=edition,
         session=session,
         reports=reports,
         completes=completes,
@@ -305,6 +340,7 @@ def post(
     unsafe: bool | str = False,
     noted: bool = False,
     wrapped: bool = False,
+    edition: int = 1,
     **roles: str,
 ) -> Line:
     """A function that runs in the session in order while the caller goes on."""
@@ -312,6 +348,7 @@ def post(
         name,
         "post",
         roles,
+        edition=edition,
         session=session,
         contextless=contextless,
         waits=waits,
@@ -326,9 +363,9 @@ def post(
     )
 
 
-def pure(name: str, /, *, session: str = "driver", contextless: bool = False, **roles: str) -> Line:
+def pure(name: str, /, *, session: str = "driver", contextless: bool = False, edition: int = 1, **roles: str) -> Line:
     """A call whose answer the client remembers by its arguments."""
-    return Line(name, "pure", roles, session=session, contextless=contextless, place=_place())
+    return Line(name, "pure", roles, session=session, contextless=contextless, edition=edition, place=_place())
 
 
 def local(
@@ -458,6 +495,10 @@ def op(
     waits: bool | str = False,
     says_why: bool = False,
     asks: str = "",
+    edition: int = 1,
+    needed: bool = False,
+    brings: str = "",
+    carries: str = "",
     out: dict[str, str] | None = None,
     **fields: str,
 ) -> Line:
@@ -482,10 +523,37 @@ def op(
         waits=waits,
         says_why=says_why,
         asks=asks,
+        edition=edition,
+        needed=needed,
+        brings=brings,
+        carries=carries,
         place=_place(),
     )
 
 
-def message(name: str, /, *, completes: bool = False, **fields: str) -> Line:
+def like(name: str, target: str) -> Line:
+    """The operation `target` under a name, and a number, of its own."""
+    return Line(name, "op-like", like=target, place=_place())
+
+
+def message(
+    name: str,
+    /,
+    *,
+    completes: bool = False,
+    optional: bool = False,
+    edition: int = 1,
+    carries: str = "",
+    **fields: str,
+) -> Line:
     """What the session tells the client without being asked."""
-    return Line(name, "message", fields, completes=completes, place=_place())
+    return Line(
+        name,
+        "message",
+        fields,
+        completes=completes,
+        optional=optional,
+        edition=edition,
+        carries=carries,
+        place=_place(),
+    )

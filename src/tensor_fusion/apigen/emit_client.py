@@ -385,7 +385,8 @@ def _look(upper: str, look: Look, name: str = "") -> list[str]:
         optional = "true" if look.optional else "false"
         return [f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, {optional});"]
     if look.how == "uncaptured":
-        return [f'    {upper}_TRY({upper.lower()}_capture_refuse("{name}", {look.name}));']
+        refuse_it = f'{upper}_TRY({upper.lower()}_capture_refuse("{name}", {look.name}));'
+        return [f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, true);", f"    {refuse_it}"]
     if look.how == "bits":
         return [f"    if ({look.name} & ~(uint64_t)({look.bound})) {{ return {null}; }}"]
     if look.how == "is":
@@ -504,6 +505,8 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append(f"    {put}")
         verb = "post" if post else "call"
         body.append(f'    {result} result = ({result}){prefix}_{verb}("{op.name}", &reply);')
+        if op.line.after_loss == "ok" and not post:
+            body.append(f"    if (result == {upper}_LOST_ERROR) {{ result = {lost}; }}")
     if op.line.noted:
         noted = f"{prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)});"
         body.append(f"    if (result == {SUCCESS[api.name]}) {{ {noted} }}")

@@ -67,7 +67,7 @@ def session_header(model: Model) -> str:
     )
     lines.append("bool tpg_waits(struct tpw_session *s, const struct tp_frame *frame);")
     for op in model.ops:
-        if op.line.session == "hand" and not op.line.asks.startswith("import "):
+        if op.line.session == "hand" and not op.line.like and not op.line.asks.startswith("import "):
             lines.append(f"{_hand_signature(model, op)};")
         if op.line.asks:
             lines.append(f"{_told_signature(op)};")
@@ -94,6 +94,8 @@ def _hand_signature(model: Model, op: Op) -> str:
     for item in op.fields:
         if item.role == "handle":
             params.append(declare(_native_type(model, item), item.name))
+        if item.role == "handles":
+            params.append(f"{_native_type(model, item)} *{item.name}")
         if item.role in ("struct", "structs"):
             params.append(f"const {item.ctype} *{item.name}")
         if item.role == "structs":
@@ -198,8 +200,9 @@ def _waits(model: Model) -> list[str]:
 def _run(model: Model, api: Api, op: Op) -> list[str]:
     inputs, outputs = op.inputs(), op.outputs()
     body = [f"static void run_{op.name}(struct tpw_session *s, const struct tp_frame *frame, struct tp_cursor *c) {{"]
+    by = op.line.like or op.name
     if inputs:
-        body += [f"    struct tpg_{op.name}_in in;", f"    tpg_get_{op.name}_in(c, &in);"]
+        body += [f"    struct tpg_{by}_in in;", f"    tpg_get_{by}_in(c, &in);"]
     for item in op.fields:
         if item.role in ("bytes", "array", "handles") and item.length:
             what = "size" if item.role == "bytes" else "count"
@@ -224,13 +227,13 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
         arguments = ["s", "frame", *(["&in"] if inputs else []), *(["&out"] if outputs else [])]
         for item in op.fields:
             body += [f"    {text}" for text in _checked(model, op, item)]
-            arguments += [f"n_{item.name}"] if item.role in ("handle", "struct", "structs") else []
+            arguments += [f"n_{item.name}"] if item.role in ("handle", "handles", "struct", "structs") else []
             arguments += [f"count_{item.name}"] if item.role == "structs" else []
         made = [
             f"tpw_made(s, frame, TPG_{f.kind.upper()}, in.{f.name}, 0, error);" for f in op.fields if f.role == "new"
         ]
         failed = f" else {{ {' '.join(made)} }}" if made else ""
-        call = f"tpw_{op.name}({', '.join(arguments)})"
+        call = f"tpw_{by}({', '.join(arguments)})"
         if op.line.asks.startswith("import "):
             value = next((f"in.{f.name}" for f in op.fields if f.role == "new"), "0")
             body.append("    const struct tpw_question question = {")
@@ -312,6 +315,10 @@ def _checked(model: Model, op: Op, item: Field) -> list[str]:
         ctype = _native_type(model, item)
         native = f"tpw_native(s, frame, TPG_{kind}, in.{name}, {optional}, &error)"
         return [f"{declare(ctype, f'n_{name}')} = ({ctype})(uintptr_t){native};"]
+    if item.role == "handles":
+        ctype = _native_type(model, item)
+        natives = f"tpw_natives(s, frame, TPG_{kind}, in.{name}, in.{name}_count, &error)"
+        return [f"{ctype} *n_{name} = ({ctype} *)(void *){natives};"]
     if item.role in ("name", "new", "gone"):
         return [f"tpw_check_name(TPG_{kind}, in.{name}, {optional}, &error);"]
     if item.role == "names":
@@ -372,7 +379,7 @@ def _driver_call(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(f"    if (!error) {{ out.{item.name} = {known}; }}")
         if item.role == "fresh":
             body.append(
-                f"    error = tpw_told(s, frame, TPG_{item.kind.upper()}, in.{item.name},"
+                f"    error = tpw_told_in(s, frame, TPG_{item.kind.upper()}, in.{item.name},"
                 f" (uint64_t)(uintptr_t)n_{item.name}, in.{item.owner}, error, &out.{item.name});"
             )
         if item.role == "outstruct":

@@ -11,7 +11,7 @@ from __future__ import annotations
 from . import older
 from .describe import Line
 from .emit_client import PREFIX, addresses
-from .emit_wire import NOTE
+from .emit_wire import NOTE, error_texts
 from .model import RESULTS, Api, Model
 from .refusals import beginning, looks
 from .snapshot import Prototype, parameter_list
@@ -20,11 +20,12 @@ from .snapshot import Prototype, parameter_list
 SIM_KINDS = {"graphnode": "GRAPH_NODE", "graphexec": "GRAPH_EXEC", "memory": "PHYS"}
 NULL = {"cuda": "CUDA_ERROR_INVALID_VALUE", "nvml": "NVML_ERROR_INVALID_ARGUMENT"}
 EXPORT = '__attribute__((visibility("default")))'
+HIDDEN = '__attribute__((visibility("hidden"))) '
 WEAK = '__attribute__((weak, visibility("default")))'
 
 
 def rest(model: Model) -> str:
-    """tpg_sim_rest.c: the weak definitions, and the table of the look-up by name."""
+    """tpg_sim_rest.c: the weak definitions, the table of the look-up by name, and what errors are called."""
     own = ('"sim.h"', '"sim_graph.h"', '"sim_nvml.h"', '"tpg_table.h"', "<string.h>")
     lines = [NOTE, *(f"#include {header}" for header in own)]
     for api in model.apis:
@@ -32,7 +33,7 @@ def rest(model: Model) -> str:
         lines += [f"{_head(api, name)};" for name in declared]
         for name in api.exports:
             lines += _definition(model, api, api.lines[name])
-    return "\n".join([*lines, *addresses(model, hide=False), ""])
+    return "\n".join([*lines, *addresses(model, hide=False), *error_texts(model, HIDDEN), ""])
 
 
 def _head(api: Api, name: str) -> str:

@@ -154,7 +154,7 @@ class _ClientSide(_Side):
                 alive = f"tpc_handle_alive(TPG_{member.kind.upper()}, (uint64_t)(uintptr_t)from->{path})"
                 return [f"if (!{alive}) {{ return {member.refused}; }}", copied]
             return [f"TPC_CHECK_HANDLE({(member.kind or 'context').upper()}, from->{path}, {optional});", copied]
-        if role == "number":
+        if role in ("number", "placed"):
             return [copied]
         if role == "token":
             return [f"memcpy(&to->{path}, &from->{path}, sizeof to->{path});"]
@@ -192,7 +192,7 @@ class _SessionSide(_Side):
             return [f"to->{path} = from->{path};", check]
         if role == "context":
             return [f"to->{path} = tpw_context_of(s, frame, (uint64_t)(uintptr_t)from->{path}, by, error);"]
-        if role == "dev":
+        if role in ("dev", "placed"):
             extent = member.length.replace("@", "from->")
             check = f"tpw_check_range(s, (uint64_t)(uintptr_t)from->{path}, {extent}, error);"
             return [f"to->{path} = from->{path};", check]
@@ -221,7 +221,7 @@ class _BackSide(_Side):
 
     def role(self, member: Member) -> list[str]:
         path, role = member.path, member.role
-        if role in ("device", "dev", "word", "number"):
+        if role in ("device", "dev", "placed", "word", "number"):
             return [f"to->{path} = from->{path};"]
         if role == "token":
             return [f'tpw_token_give("{self.struct.name}", from, sizeof *from, to->{path}, sizeof to->{path}, error);']
@@ -244,7 +244,7 @@ class _StoreSide(_Side):
         path, role = member.path, member.role
         if role == "device":
             return [f"to->{path} = tpc_device_of(from->{path});"]
-        if role in ("handle", "known", "context", "dev", "word", "number"):
+        if role in ("handle", "known", "context", "dev", "placed", "word", "number"):
             return [f"to->{path} = from->{path};"]
         if role == "token":
             return [f"memcpy(&to->{path}, &from->{path}, sizeof to->{path});"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .fields import Field
+from .layouts import layouts
 from .model import Model, Op, padding
 
 NOTE = "/* Generated from api/ by tensor_fusion.apigen; do not edit. */"
@@ -105,13 +106,19 @@ def _codec(op: Op, suffix: str, fields: list[Field]) -> list[str]:
 
 def schema_header(model: Model) -> str:
     """tpg_schema.h: numbers of operations and messages, kinds of handle."""
-    lines = [NOTE, "#ifndef TPG_SCHEMA_H", "#define TPG_SCHEMA_H", "#include <stdint.h>"]
+    lines = [NOTE, "#ifndef TPG_SCHEMA_H", "#define TPG_SCHEMA_H", "#include <stdint.h>", "#include <tp_layouts.h>"]
     lines += ["enum tpg_kind {", *(f"    TPG_{k.name.upper()} = {k.number}," for k in model.kinds), "};"]
     lines += [f"#define TPG_KIND_LIMIT {max(k.number for k in model.kinds) + 1}"]
     lines += ["enum tpg_opcode {", *(f"    TPG_OP_{o.name} = {o.number}," for o in model.frames), "};"]
     lines += [f"#define TPG_OP_LIMIT {max(o.number for o in model.frames) + 1}"]
     lines += [
         "extern const unsigned char tpg_schema_hash[16];",
+        "/* What other builds compare with theirs, and the list that they are shown. */",
+        f"#define TPG_LAYOUTS {len(layouts(model))}",
+        f"#define TPG_OPERATIONS {len(model.ops)}u",
+        "extern const struct tp_layout tpg_layouts[TPG_LAYOUTS];",
+        "/* The functions that send an operation, for sentences. */",
+        "const char *tpg_op_functions(uint16_t op);",
         "/* Name of an operation or a message for sentences; a fixed text for numbers that are none. */",
         "const char *tpg_op_name(uint16_t op);",
         "/* Name and text of an error, or NULL. */",
@@ -148,6 +155,14 @@ def ops_header(model: Model) -> str:
         bits = " | ".join(f"1ull << TPG_{kind.upper()}" for kind in sorted(kinds))
         lines += [f"    case TPG_{owner.upper()}: return {bits};"]
     lines += ["    default: return 0;", "    }", "}"]
+    lines += ["/* The program may have been told of such an object by an address, which ends with its handle. */"]
+    kept = " || ".join(f"kind == TPG_{kind.upper()}" for kind in sorted(model.kept_of)) or "false && kind"
+    lines += [f"static inline bool tpg_is_told(uint32_t kind) {{ return {kept}; }}"]
+    for record in model.records:
+        struct = f"struct tpg_{record.name}"
+        size = model.types.size(struct)
+        lines += [f"{struct} {{", *(f"    {ctype} {name};" for name, ctype in record.fields.items()), "};"]
+        lines += [f'_Static_assert(sizeof({struct}) == {size}, "as it travels");']
     for op in model.frames:
         for suffix, fields in (("in", op.inputs()), ("out", op.outputs())):
             if fields:
@@ -156,20 +171,45 @@ def ops_header(model: Model) -> str:
 
 
 def tables(model: Model) -> str:
-    """tpg_tables.c: schema hash, names of operations, texts of errors."""
+    """tpg_tables.c: schema hash, layouts, names of operations, texts of errors."""
+    rows = layouts(model)
     hash_bytes = ", ".join(f"0x{b:02x}" for b in model.schema)
     lines = [NOTE, '#include "tpg_schema.h"', "#include <stddef.h>"]
     lines += [f'__attribute__((visibility("default"))) const unsigned char tpg_schema_hash[16] = {{{hash_bytes}}};']
+    lines += ["const struct tp_layout tpg_layouts[TPG_LAYOUTS] = {"]
+    lines += [f"    {{0x{r.name_hash:016x}, 0x{r.hash:016x}, {r.number}, {r.flags}, 0}}, /* {r.name} */" for r in rows]
+    lines += ["};"]
+    lines += ["const char *tpg_op_functions(uint16_t op) {", "    switch (op) {"]
+    lines += [f'    case TPG_OP_{o.name}: return "{_functions(model, o)}";' for o in model.ops if not o.prototype]
+    lines += ["    default: return tpg_op_name(op);", "    }", "}"]
     lines += ['__attribute__((visibility("default"))) const char *tpg_op_name(uint16_t op) {', "    switch (op) {"]
     lines += [f'    case TPG_OP_{o.name}: return "{o.name}";' for o in model.frames]
     lines += ['    default: return "unknown operation";', "    }", "}"]
+    lines += error_texts(model, '__attribute__((visibility("default"))) ')
+    return "\n".join([*lines, ""])
+
+
+def error_texts(model: Model, place: str) -> list[str]:
+    """Names and texts of errors, as a driver has them, by functions."""
+    lines = []
     for api in model.apis:
         for index, what in enumerate(("name", "text")):
-            head = f"const char *tpg_{api.name}_error_{what}(int error)"
-            lines += [f'__attribute__((visibility("default"))) {head} {{', "    switch (error) {"]
+            lines += [f"{place}const char *tpg_{api.name}_error_{what}(int error) {{", "    switch (error) {"]
             lines += [f'    case {code}: return "{pair[index]}";' for code, pair in sorted(api.errors.items())]
             lines += ["    default: return NULL;", "    }", "}"]
-    return "\n".join([*lines, ""])
+    return lines
+
+
+SHOWN = 3  # functions that a sentence names
+
+
+def _functions(model: Model, op: Op) -> str:
+    """The functions whose lines say that they send an operation of our own; the plainest names."""
+    lines = [line for api in model.apis for line in api.lines.values()]
+    found = sorted((line.name for line in lines if op.name in line.ops.split()), key=len)
+    more = f" and {len(found) - SHOWN} others" if len(found) > SHOWN else ""
+    part = "A part of " if len(found) > 1 else ""
+    return part + ", ".join(found[:SHOWN]) + more or "What the client itself asks"
 
 
 def roundtrip_test(model: Model) -> str:

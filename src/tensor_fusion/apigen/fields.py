@@ -110,6 +110,7 @@ OWN_WORDS = {
     "bytes": _Word(fits="bytes"),
     "array": _Word(fits="scalar"),
     "names": _Word("kind", fits="uint64_t"),
+    "handles": _Word("kind", fits="uint64_t"),
     "struct": _Word(fits="declared"),
     "structs": _Word(fits="declared"),
     "handle": _Word("kind", optional=True, fits="uint64_t"),
@@ -188,7 +189,7 @@ def own_field(line: Line, name: str, text: str, types: Types) -> Field:
         raise refuse(line.place, line.name, f"{name} is {ctype!r}, {reason}")
     if word in ("bytes", "array"):
         return Field(name, "out" + word if out else word, ctype)
-    if word == "names":
+    if word in ("names", "handles"):
         return Field(name, word, ctype, 0, kind)
     if word == "string":
         return Field(name, word, "char", optional=True)

@@ -86,6 +86,10 @@ class Types:
             elif "(*" in text:
                 self._sizes[name] = 8
 
+    def learn(self, ctype: str, size: int) -> None:
+        """A type of our own."""
+        self._sizes[ctype] = size
+
     def base(self, ctype: str) -> str:
         """What a chain of typedefs ends in."""
         ctype = ctype.removeprefix("const ").strip()

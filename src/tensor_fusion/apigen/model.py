@@ -6,7 +6,6 @@ says has to fit the prototype; every disagreement is an error that names the lin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import runpy
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import older
-from .describe import Attribute, Line, StructLine
+from .describe import Attribute, Line, Record, StructLine
 from .fields import Field, check_lengths, field_of, own_field
 from .layout import DescriptionError, Kind, Types, meant, refuse
 from .refusals import looks
@@ -104,7 +103,8 @@ class Model:
     kinds: list[Kind]
     structs: dict[str, Struct]
     procaddress: dict[str, dict[str, list[tuple[int, str]]]]
-    schema: bytes
+    records: list[Record]
+    wire: list[Path]  # headers of what lies in bytes that are laid out by hand
 
     @property
     def ops(self) -> list[Op]:
@@ -121,6 +121,19 @@ class Model:
                 if item.role == "fresh":
                     found.setdefault(kinds[item.owner], set()).add(item.kind)
         return found
+
+    @property
+    def kept_of(self) -> set[str]:
+        """Kinds of handle as long as whose objects something that was told stays at its address."""
+        kinds = [{f.name: f.kind for f in op.fields} for op in self.ops]
+        return {at[f.owner] for op, at in zip(self.ops, kinds, strict=True) for f in op.fields if f.role == "outkept"}
+
+    @property
+    def schema(self) -> bytes:
+        """What both sides compare first."""
+        from .layouts import layouts, schema  # which reads models
+
+        return schema(layouts(self))
 
     @property
     def frames(self) -> list[Op]:
@@ -141,6 +154,7 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
         snapshot = Snapshot.load(folder / "snapshot" / f"{name}.json")
         apis.append(Api(name, snapshot, _lines(folder / name), list(exports[name])))
     types = Types([a.snapshot for a in apis], kinds)
+    records = _records(folder, types)
     structs = Structs(_structs(folder), types)
     lock = _Lock(folder / "opcodes.lock", extend_lock, FIRST_OPCODE, LAST_OPCODE)
     told = _Lock(folder / "messages.lock", extend_lock, FIRST_MESSAGE, FIRST_OPCODE - 1)
@@ -160,7 +174,8 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
     raw = json.loads((folder / "errors.json").read_text())
     for api in apis:
         api.errors = {int(code): (pair[0], pair[1]) for code, pair in raw[api.name].items()}
-    return Model(apis, types, kinds, structs.by_name, procaddress, _schema(apis, kinds, structs.by_name))
+    wire = sorted((folder.parent / "native/wire").glob("*.h"))
+    return Model(apis, types, kinds, structs.by_name, procaddress, records, wire)
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -178,7 +193,24 @@ def _lines(folder: Path) -> dict[str, Line]:
             if line.name in lines:
                 raise refuse(line.place, line.name, f"has a line already, at {_short(lines[line.name])}")
             lines[line.name] = line
+    for line in [x for x in lines.values() if x.like]:
+        if line.like not in lines or not lines[line.like].kind.startswith("op-"):
+            raise refuse(line.place, line.name, f"no operation is called {line.like!r}{meant(line.like, lines)}")
+        lines[line.name] = replace(lines[line.like], name=line.name, like=line.like, place=line.place)
     return lines
+
+
+def _records(folder: Path, types: Types) -> list[Record]:
+    """Structs of our own, whose sizes are known from here on."""
+    found = [record for path in sorted(folder.glob("*/*.py")) for record in _run(path).get("RECORDS", [])]
+    for record in found:
+        size = 0
+        for name, ctype in record.fields.items():
+            if not types.size(ctype) or size % types.size(ctype):
+                raise refuse(record.place, record.name, f"{name} is {ctype!r}, of no known size or in no good place")
+            size += types.size(ctype)
+        types.learn(f"struct tpg_{record.name}", size)
+    return found
 
 
 def _attributes(folder: Path, types: Types) -> list[Attribute]:
@@ -406,18 +438,3 @@ def _join_older(api: Api, types: Types) -> None:
         target = api.resolve(api.lines[line.target])
         older.joined(line, api.prototype(line.name), target, api.prototype(line.target), types)
         api.lines[line.name] = replace(line, anytime=target.anytime, implicit=target.implicit, shows=target.shows)
-
-
-def _schema(apis: list[Api], kinds: list[Kind], structs: dict[str, Struct]) -> bytes:
-    """First 16 bytes of a SHA-256 over everything that both sides must agree on."""
-    digest = hashlib.sha256()
-    for kind in kinds:
-        digest.update(f"{kind.name} {kind.number}\n".encode())
-    for struct in structs.values():
-        digest.update(f"{struct}\n".encode())
-    for operation in _by_number(o for a in apis for o in a.ops + a.messages):
-        word = " completes" if operation.line.completes else ""
-        digest.update(f"{operation.number} {operation.name}{word}\n".encode())
-        for item in operation.inputs() + operation.outputs():
-            digest.update(f" {item.name} {item.role} {item.ctype} {item.size} {item.kind} {item.length}\n".encode())
-    return digest.digest()[:16]

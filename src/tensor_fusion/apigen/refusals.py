@@ -78,4 +78,5 @@ def _look(line: Line, parameter: Parameter, types: Types, codes: list[str]) -> L
     if word == "value":
         return None
     how = word.removesuffix("?")
-    return Look(parameter.name, how, kind.name if kind and how == "handle" else "", word.endswith("?"), code)
+    named = kind.name if kind and how in ("handle", "uncaptured") else ""
+    return Look(parameter.name, how, named, word.endswith("?"), code)

@@ -16,8 +16,8 @@ from .layout import DescriptionError, Types, meant, refuse
 
 WORDS = {
     "value": "", "zero": "", "none": "", "null": "", "device": "", "struct": "", "handle": "kind", "known": "kind",
-    "context": "", "dev": "length", "word": "length", "number": "", "structs": "struct length", "hand": "",
-    "token": "",
+    "context": "", "dev": "length", "placed": "length", "word": "length", "number": "", "structs": "struct length",
+    "hand": "", "token": "",
 }  # fmt: skip
 OPTIONAL = ("handle",)
 EXTENTS = {"area": 3, "box": 5}  # of native/wire/tp_extent.h, with their number of arguments
@@ -211,7 +211,7 @@ class _Reader:
             return kind, ""
         if word == "context" and leaf.ctype != "CUcontext":
             raise self.error(f"{leaf.path} is {leaf.ctype}, no CUcontext")
-        if word in ("dev", "word"):
+        if word in ("dev", "placed", "word"):
             if self.types.size(leaf.ctype) != 8:
                 raise self.error(f"{leaf.path} is {leaf.ctype}, no address")
             return "", self._expression(leaf, arg)

@@ -28,7 +28,7 @@ from tensor_fusion.config import (
     product_version,
     without_secret,
 )
-from tensor_fusion.terminal import complain, folded
+from tensor_fusion.terminal import complain, few_descriptors, folded
 
 app = typer.Typer(
     add_completion=False,
@@ -364,13 +364,22 @@ def top(
 
 
 @app.command(short_help="Find out why it does not work, with what to do next.")
-def doctor(connect: Connect = None, as_json: Json = False) -> None:
+def doctor(
+    connect: Connect = None,
+    as_json: Json = False,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Instead: which layers of --jail full a worker of this machine has.")
+    ] = False,
+) -> None:
     """Find out why it does not work: each step from the files to the device list, with what to do next."""
     from tensor_fusion.cli.progress import Waiting
     from tensor_fusion.client.doctor import examine
+    from tensor_fusion.worker import jail
 
-    passed = report.checks(examine(connect, Waiting("doctor")), as_json)
-    if not passed:
+    if worker and connect is not None:
+        raise UserError("--worker looks at this machine; leave --connect out.")
+    checks = jail.examine(os.environ) if worker else examine(connect, Waiting("doctor"))
+    if not report.checks(checks, as_json):
         raise typer.Exit(1)
 
 
@@ -463,6 +472,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _discard_output()
         sys.exit(141)
     except OSError as error:
+        if sentence := few_descriptors(error):
+            _fail(sentence, 1)
         if error.errno != errno.ENOSPC:
             raise
         _discard_output()

@@ -153,9 +153,12 @@ def _clients(status: Status, before: Mapping[tuple[int, int], Status], width: in
     per = "/s" if rates else ""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     wide = width >= WIDE
-    room = (width - (81 if wide else 59)) // 3  # what the figures leave
+    texts = {"PROGRAM": "program", "USER": "user", "FROM": "address"}
+    if any(session.get("tenant") for session in status["sessions"]):
+        texts = {"TENANT": "tenant", **texts}
+    room = (width - (81 if wide else 59)) // len(texts)  # what the figures leave
     table.add_column("PID", justify="right", no_wrap=True)
-    for heading in ("PROGRAM", "USER", "FROM"):
+    for heading in texts:
         table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=max(room, len(heading)))
     table.add_column("ITS PID", justify="right", no_wrap=True)
     ways = (f"IN{per}", f"OUT{per}", "UP") if wide else (f"BYTES{per}",)
@@ -164,7 +167,7 @@ def _clients(status: Status, before: Mapping[tuple[int, int], Status], width: in
     for session in status["sessions"]:
         was = before.get(_name(status, session), {})
         calls, trips, came, went = (_rate(session, was, name, status["now"], rates) for name in COUNTED)
-        row = [str(session["pid"]), *(plain(session[name]) or "?" for name in ("program", "user", "address"))]
+        row = [str(session["pid"]), *(plain(session.get(name, "")) or "?" for name in texts.values())]
         row += [str(session["client_pid"]), size(_memory(session)), _share(session), count(calls), count(trips)]
         row += [size(came), size(went), _age(status["now"] - session["since"])] if wide else [size(came + went)]
         # Figures are a socket's word, too. In a plain string rich would look for its markup, and for names of emoji.

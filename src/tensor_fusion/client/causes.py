@@ -28,7 +28,7 @@ NEIGHBOURS = 'ls -l "$(dirname {library})"    # libteleport.so belongs there, fr
 COPY = 'cp "$(tensor-fusion lib-path)"/*.so* "$(dirname {library})"'
 LOG = "TF_ENABLE_LOG=1 tensor-fusion-worker -p {port}    # its log says why"
 LOG_SHMEM = "TF_ENABLE_LOG=1 tensor-fusion-worker -n shmem -m {file}    # its log says why"
-SET_UP = 'eval "$(tensor-fusion env --preload)"    # or start the program with tensor-fusion run'
+SET_UP = 'eval "$(tensor-fusion env --preload)"  # or: tensor-fusion run PROGRAM'
 
 CAUSES = (
     # The files of the package
@@ -87,8 +87,12 @@ CAUSES = (
     Cause("not-a-worker", r"is no Tensor Fusion worker", START),
     Cause("service-silent", r"takes connections and says nothing", START),
     Cause("service-hangs-up", r"ended the connection without a word", START),
-    Cause("other-version", r"^The worker refused: The client .*; install the same version", SAME_VERSION),
+    Cause("other-version", r"^The worker at .* is of release .*: upgrade the", SAME_VERSION),
     Cause("secret-refused", r"The secret was refused", "tensor-fusion doctor --connect native+{host}+{port}+0+SECRET"),
+    Cause("secret-expired", r"The secret expired on", "tensor-fusion doctor --connect native+{host}+{port}+0+SECRET"),
+    Cause("secret-wanted", r"This worker wants a", "tensor-fusion doctor --connect native+{host}+{port}+0+SECRET"),
+    Cause("secret-not-wanted", r"This worker has no secrets", FORM),
+    Cause("tls-library", r"connection string needs OpenSSL|The libssl of this machine", "ldconfig -p | grep libssl"),
     Cause("worker-full", r"This worker serves \d+ clients already", "tensor-fusion-worker --max-clients N"),
     Cause(
         "worker-full-for-one",
@@ -107,7 +111,7 @@ CAUSES = (
     Cause("segment-disabled", r"reads as all ones", "echo 1 > $(dirname {file})/enable    # as root"),
     Cause("segment-empty", r"is empty: no worker has prepared it", SERVE_SEGMENT),
     Cause("segment-foreign", r"holds something else than a segment", SERVE_SEGMENT),
-    Cause("segment-other-format", r"has segment version", SAME_VERSION),
+    Cause("segment-other-format", r"^The worker of .* is of release .*: upgrade the", SAME_VERSION),
     Cause("segment-published-size", r"The worker published a segment of", SERVE_SEGMENT),
     Cause("segment-ended", r"^The worker of .* has ended; start it again", SERVE_SEGMENT),
     Cause("segment-still", r"heart in .* stands still", "tensor-fusion vm --check    # in the guest"),

@@ -30,7 +30,7 @@ from tensor_fusion.config import (
     UserError,
     parse_connection,
 )
-from tensor_fusion.worker.protocol import Role, Status
+from tensor_fusion.worker.protocol import PROTOCOL_VERSION, RELEASE, Role, Status, Welcome, release_name
 
 DEVICES_TIMEOUT = 60.0
 LOAD_TIMEOUT = 30.0
@@ -248,9 +248,19 @@ def _greeting(address: Address) -> str:
     else:
         with connect(address) as connection:
             welcome = greet(connection, address, Teleport().schema)
+    if welcome.status == Status.PROBED:
+        return f"would be accepted, {_release(welcome)}, in TLS with the secret"
     if welcome.status != Status.ACCEPTED:
         raise UserError(f"The worker refused: {welcome.sentence}")
-    return f"accepted, protocol {welcome.version}, {welcome.data_connections} data connections"
+    return f"accepted, {_release(welcome)}, {welcome.data_connections} data connections"
+
+
+def _release(welcome: Welcome) -> str:
+    """Which release the worker is of, and what follows where it knows other operations than this client."""
+    theirs, ours = release_name(welcome.version, welcome.release), release_name(PROTOCOL_VERSION, RELEASE)
+    if welcome.schema == Teleport().schema:
+        return f"release {theirs}"
+    return f"release {theirs} (this client is of {ours}: what the two do not share is refused by name)"
 
 
 def _devices(environment: Mapping[str, str]) -> str:

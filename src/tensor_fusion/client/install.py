@@ -6,6 +6,7 @@ program on it. A file is ours when it holds the name of the table that our libra
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -86,6 +87,10 @@ def install(prefix: Path) -> Installed:
             _place(native_file(f"client/{name}.so.1"), folder / f"{name}.so.1")
             _link(folder / f"{name}.so", folder / f"{name}.so.1")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"The client files do not fit into {folder} ({error.strerror}); make room there."
+            ) from error
         raise UserError(
             f"{error.filename or folder} cannot be written ({error.strerror}); run it as a user who may, or choose "
             "another --prefix, for example ~/.local."

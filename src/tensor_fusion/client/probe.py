@@ -6,7 +6,17 @@ import os
 import socket
 
 from tensor_fusion.config import NativeAddress, UserError
-from tensor_fusion.worker.protocol import MAGIC, WELCOME_BYTES, Greeting, Welcome, printable
+from tensor_fusion.worker.hello import build
+from tensor_fusion.worker.protocol import (
+    MAGIC,
+    PROTOCOL_VERSION,
+    WELCOME_BYTES,
+    Greeting,
+    Role,
+    Welcome,
+    apart,
+    printable,
+)
 
 TIMEOUT = 5.0
 
@@ -33,18 +43,22 @@ def connect(address: NativeAddress) -> socket.socket:
 
 
 def greet(connection: socket.socket, address: NativeAddress, schema: bytes) -> Welcome:
-    """The worker's answer to a greeting. Raises UserError when it is no answer of a worker."""
+    """The worker's answer to a greeting. Raises UserError when it is none of a worker that this client can talk to.
+
+    With a secret it only asks whether it would be let in: the first message of TLS proves the secret, and needs no
+    library.
+    """
     greeting = Greeting.build(
         schema,
+        role=Role.PROBE if address.secret else Role.CONTROL,
         client_pid=os.getpid(),
-        secret=address.secret,
         connection_version=address.version,
         program="tensor-fusion doctor",
     )
     place = f"{address.host} port {address.port}"
     raw = b""
     try:
-        connection.sendall(greeting)
+        connection.sendall(build(address.secret.encode(), greeting) if address.secret else greeting)
         while len(raw) < WELCOME_BYTES and raw[: len(MAGIC)] == MAGIC[: len(raw)]:
             part = connection.recv(WELCOME_BYTES - len(raw))
             if not part:
@@ -65,4 +79,6 @@ def greet(connection: socket.socket, address: NativeAddress, schema: bytes) -> W
     if welcome is None:
         said = printable(raw.splitlines()[0][:60])
         raise UserError(f"What listens at {place} is no Tensor Fusion worker, it says '{said}'; check the port number.")
+    if welcome.version != PROTOCOL_VERSION:
+        raise UserError(apart(f"The worker at {place}", welcome.version, welcome.release, us="client", them="worker"))
     return welcome

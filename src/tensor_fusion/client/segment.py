@@ -19,14 +19,21 @@ from types import TracebackType
 
 from tensor_fusion.abi import Asked, Teleport
 from tensor_fusion.config import MEGABYTE, UserError
-from tensor_fusion.worker.protocol import SEGMENT_MAGIC, SEGMENT_SERVING, Greeting, Role, Welcome
+from tensor_fusion.worker.protocol import (
+    PROTOCOL_VERSION,
+    SEGMENT_MAGIC,
+    SEGMENT_SERVING,
+    Greeting,
+    Role,
+    Welcome,
+    apart,
+)
 
 # struct tp_segment_header of native/ring/tp_segment.h; the tests ask the compiler whether it is so.
-_HEADER = struct.Struct("<QIIQQ16s40s")
+_HEADER = struct.Struct("<QIIQQ16s40sI")
 HEARTBEAT_AT = 128
 ARENA_AT = (4096 + 64 * 8192 + 65535) // 65536 * 65536
 MAGIC = SEGMENT_MAGIC
-VERSION = 1
 SMALLEST = 16 * MEGABYTE
 # A heart beats every few milliseconds; this long without a beat, and it stands still.
 PULSE_TIME = 1.0
@@ -49,6 +56,7 @@ class Header:
     epoch: int
     schema: bytes
     boot_id: str
+    release: int
 
 
 def user() -> str:
@@ -98,7 +106,7 @@ class SegmentFile:
 
     def header(self) -> Header:
         """Raises UserError when no worker of this version is serving here."""
-        magic, version, state, size, epoch, schema, boot_id = self._header_words()
+        magic, version, state, size, epoch, schema, boot_id, release = self._header_words()
         if magic == 0xFFFF_FFFF_FFFF_FFFF:
             raise UserError(f"{self.path} reads as all ones: the device is not enabled; write 1 to its file 'enable'.")
         if magic != MAGIC:
@@ -107,11 +115,8 @@ class SegmentFile:
                 f"{self.path} {what}; start tensor-fusion-worker -n shmem on the same file "
                 "(in a virtual machine check share=on and mem-path first)."
             )
-        if version != VERSION:
-            raise UserError(
-                f"{self.path} has segment version {version}, this client knows {VERSION}; "
-                "install the same version of Tensor Fusion on both sides."
-            )
+        if version != PROTOCOL_VERSION:
+            raise UserError(apart(f"The worker of {self.path}", version, release, us="client", them="worker"))
         if size != self.size:
             raise UserError(
                 f"The worker published a segment of {describe(size)}, but {self.path} has {describe(self.size)}; "
@@ -119,10 +124,11 @@ class SegmentFile:
             )
         if state != SEGMENT_SERVING:
             raise UserError(f"The worker of {self.path} has ended; start it again.")
-        return Header(version, state, size, epoch, schema, boot_id.partition(b"\0")[0].decode("ascii", "replace"))
+        boot = boot_id.partition(b"\0")[0].decode("ascii", "replace")
+        return Header(version, state, size, epoch, schema, boot, release)
 
-    def _header_words(self) -> tuple[int, int, int, int, int, bytes, bytes]:
-        words: tuple[int, int, int, int, int, bytes, bytes] = _HEADER.unpack_from(self.memory)
+    def _header_words(self) -> tuple[int, int, int, int, int, bytes, bytes, int]:
+        words: tuple[int, int, int, int, int, bytes, bytes, int] = _HEADER.unpack_from(self.memory)
         return words
 
     def pulse(self) -> float:

@@ -26,7 +26,7 @@ from tensor_fusion.client.segment import (
     user,
 )
 from tensor_fusion.config import UserError, segment_path
-from tensor_fusion.worker.protocol import Role, Status
+from tensor_fusion.worker.protocol import Role, Status, release_name
 
 VENDOR, DEVICE = 0x1AF4, 0x1110
 PCI_DEVICES = Path("/sys/bus/pci/devices")
@@ -128,7 +128,7 @@ def memory_type(segment: SegmentFile) -> str:
 
 def _worker(segment: SegmentFile) -> str:
     header = segment.header()
-    return f"serving, segment version {header.version}, schema {header.schema.hex()}"
+    return f"serving, release {release_name(header.version, header.release)}, schema {header.schema.hex()}"
 
 
 def _heartbeat(segment: SegmentFile) -> str:

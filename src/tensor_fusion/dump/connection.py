@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from tensor_fusion.dump.damage import Damage
 from tensor_fusion.dump.schema import Schema
+from tensor_fusion.worker.hello import HANDSHAKE, HEAD_BYTES, BadHello, wanted
+from tensor_fusion.worker.hello import parse as parse_hello
 from tensor_fusion.worker.protocol import (
     GREETING_BYTES,
     MAGIC,
@@ -30,7 +32,12 @@ CALL, REPLY, COMPLETES = 1, 2, 4
 _FRAME = struct.Struct("<IHHII")
 _REPLY = struct.Struct("<IHHIiQ")
 _CHUNK = struct.Struct("<QQII")
-_ROLES = {Role.CONTROL: "control connection", Role.DATA: "data connection", Role.PROBE: "only asks"}
+_ROLES = {
+    Role.CONTROL: "control connection",
+    Role.DATA: "data connection",
+    Role.PROBE: "only asks",
+    Role.LOOK: "asks whether its session is stopped",
+}
 Need = tuple[int, str]
 Steps = Generator[Need, bytes, None]
 
@@ -41,6 +48,7 @@ class Connection:
 
     schema: Schema
     role: int = Role.CONTROL
+    encrypted: bool = False
     calls: dict[int, deque[int]] = field(default_factory=dict)  # by thread: the frames that wait for an answer
 
 
@@ -101,10 +109,17 @@ class Direction:
     def _client(self) -> Steps:
         start = self._at
         raw = yield GREETING_BYTES, "the greeting"
+        if raw[:1] == HANDSHAKE:
+            try:
+                raw += yield wanted(raw) - len(raw), "the greeting"
+                raw = parse_hello(raw).identity
+            except BadHello as error:
+                raise Damage(start, f"what begins as TLS is no greeting of a client with a secret: {error}") from error
+            self._connection.encrypted = True
         greeting = Greeting.parse(raw)
         if greeting is None:
             raise Damage(start, "a greeting begins with TFUSION and has a zero at byte 56; this does not")
-        self._same(greeting.version, greeting.schema, start)
+        self._same_version(greeting.version, start)
         role = _ROLES.get(Role(greeting.role)) if greeting.role in tuple(Role) else None
         if role is None:
             raise Damage(start + 12, f"{greeting.role} is no role: 1 control, 2 data, 3 only asks")
@@ -114,7 +129,10 @@ class Direction:
             f'> greeting: {role}{index}, protocol {greeting.version}, program "{greeting.program}", process '
             f'{greeting.client_pid}, version "{printable(greeting.connection_version)}", secret '
             + ("masked" if any(greeting.secret) else "none")
+            + (", in TLS: what follows is encrypted" if self._connection.encrypted else "")
         )
+        if self._connection.encrypted:
+            yield from self._records(b"")
         if greeting.role == Role.DATA:
             yield from self._chunks(">")
         elif greeting.role == Role.CONTROL:
@@ -122,7 +140,12 @@ class Direction:
 
     def _worker(self) -> Steps:
         start = self._at
-        raw = yield WELCOME_BYTES, "the welcome"
+        raw = b""
+        if self._connection.encrypted:
+            raw = yield HEAD_BYTES, "the welcome"
+            if raw != MAGIC[:HEAD_BYTES]:  # who refuses does so in plain
+                yield from self._records(raw)
+        raw += yield WELCOME_BYTES - len(raw), "the welcome"
         welcome = Welcome.parse(raw)
         if welcome is None:
             raise Damage(start, "a welcome begins with TFUSION; this does not")
@@ -135,20 +158,29 @@ class Direction:
             f"{welcome.data_connections} data connections{sentence}"
         )
         if welcome.status == Status.ACCEPTED:
-            self._same(welcome.version, welcome.schema, start)
+            self._same_version(welcome.version, start)
+            # What follows has the worker's numbers and layouts, whatever the client was built from.
+            if welcome.schema != self._connection.schema.hash:
+                said = f"the schema is {welcome.schema.hex()}, this version's {self._connection.schema.hash.hex()}"
+                raise Damage(start + 16, f"{said}; use the dump of the worker's version")
             if self._connection.role == Role.DATA:
                 yield from self._chunks("<")
             else:
                 yield from self._answers()
 
-    def _same(self, version: int, schema: bytes, start: int) -> None:
+    @staticmethod
+    def _same_version(version: int, start: int) -> None:
         if version != PROTOCOL_VERSION:
             raise Damage(start + 8, f"the protocol is {version}, this version's {PROTOCOL_VERSION}")
-        if schema != self._connection.schema.hash:
-            ours = self._connection.schema.hash.hex()
-            raise Damage(start + 16, f"the schema is {schema.hex()}, this version's {ours}; use that version's dump")
 
     # ---- what follows ----
+
+    def _records(self, head: bytes) -> Steps:
+        """Of TLS, of which only the sizes are known."""
+        while True:
+            head = head or (yield HEAD_BYTES, "a record's header")
+            yield int.from_bytes(head[3:], "big"), "a record of TLS"
+            head = b""
 
     def _frames(self) -> Steps:
         while True:

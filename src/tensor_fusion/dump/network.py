@@ -14,6 +14,7 @@ from tensor_fusion.dump.connection import Connection, Direction
 from tensor_fusion.dump.damage import Damage
 from tensor_fusion.dump.pcap import Segment, segments
 from tensor_fusion.dump.schema import Schema
+from tensor_fusion.worker.hello import HANDSHAKE
 from tensor_fusion.worker.protocol import MAGIC
 
 AHEAD_MOST = 16 << 20  # bytes of one direction that wait for earlier ones
@@ -122,9 +123,10 @@ class Network:
             self._damaged(both, flow, damage)
 
     def _begins(self, pair: Pair, segment: Segment) -> _Both | None:
-        """A connection whose first bytes are a greeting."""
+        """A connection whose first bytes are a greeting, or a hello that has one in it."""
         first = self._starts.get(pair, segment.sequence)
-        if first != segment.sequence or not segment.data.startswith(MAGIC) or len(self._known) >= CONNECTIONS_MOST:
+        ours = segment.data.startswith(MAGIC) or (segment.data.startswith(HANDSHAKE) and MAGIC in segment.data)
+        if first != segment.sequence or not ours or len(self._known) >= CONNECTIONS_MOST:
             return None
         self._count += 1
         connection = Connection(self._schema)

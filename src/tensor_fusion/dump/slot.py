@@ -14,7 +14,7 @@ from typing import BinaryIO
 from tensor_fusion.dump.connection import FRAME_MOST, Connection, Direction
 from tensor_fusion.dump.damage import Damage
 from tensor_fusion.dump.schema import Schema
-from tensor_fusion.worker.protocol import GREETING_BYTES, WELCOME_BYTES
+from tensor_fusion.worker.protocol import GREETING_BYTES, PROTOCOL_VERSION, WELCOME_BYTES
 from tensor_fusion.worker.segment import ARENA, GRANULE, SLOTS
 
 # native/ring/tp_segment.h
@@ -42,9 +42,9 @@ class Slots:
             return
         file.seek(0)
         _, version, _, _, _, schema, _ = _HEADER.unpack(file.read(_HEADER.size))
-        if version != 1 or schema != self._schema.hash:
-            ours = self._schema.hash.hex()
-            said = f"the segment has version {version} and schema {schema.hex()}, this version's are 1 and {ours}"
+        if version != PROTOCOL_VERSION or schema != self._schema.hash:
+            ours = f"{PROTOCOL_VERSION} and {self._schema.hash.hex()}"
+            said = f"the segment has version {version} and schema {schema.hex()}, this version's are {ours}"
             self.damages.append(Damage(8, f"{said}; use that version's dump"))
             return
         used = 0

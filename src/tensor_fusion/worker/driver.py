@@ -108,6 +108,12 @@ def choose_driver(gpu: str | None, environ: Mapping[str, str]) -> Driver:
     return driver
 
 
+def visible_devices(environ: Mapping[str, str], devices: tuple[int, ...]) -> dict[str, str]:
+    """What a session that is to see these of its worker's devices only has in its environment; the driver obeys it."""
+    named = [entry for entry in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(named[d] if named else str(d) for d in devices)} if devices else {}
+
+
 def session_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a session: ours, without what would put the client libraries in front of the driver."""
     kept = {name: value for name, value in environ.items() if not name.startswith("TENSOR_FUSION_")}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import re
 import sys
 import time
 
 from tensor_fusion.config import MEGABYTE, LogSettings, UserError
-from tensor_fusion.terminal import complain
+from tensor_fusion.terminal import complain, folded
 
 LOGGER = logging.getLogger("tensor_fusion.worker")
 _LEVELS = {
@@ -21,8 +22,14 @@ _LEVELS = {
 }
 
 
+# How a line of a session begins: native/base/log.c.
+_OF_SESSION = re.compile(r"[-0-9T:.]{23}Z (TRACE|DEBUG|INFO |WARN |ERROR) session\[([0-9]+)\]: ")
+
+
 class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        if getattr(record, "whole", False):  # a session has made all of it
+            return record.getMessage()
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         level = {"WARNING": "WARN"}.get(record.levelname, record.levelname)
         text = record.getMessage()
@@ -63,7 +70,28 @@ class _FileLog(_SaysOnce, logging.handlers.WatchedFileHandler):
 
 
 class _OutputLog(_SaysOnce, logging.StreamHandler):  # type: ignore[type-arg]  # generic since Python 3.11 only
-    pass
+    """One line for each event, but on a terminal, where it is broken between words, as a session's is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(folded(line, "  ", stream=self.stream) for line in super().format(record).split("\n"))
+
+
+def said(process: int, line: str) -> None:
+    """A line of a session that has no file, as it would write it itself: errors to the standard error as well."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in line)
+    found = _OF_SESSION.match(text)
+    own = found is not None and int(found[2]) == process
+    level = logging.INFO
+    if found and own:
+        level = {"DEBUG": logging.DEBUG, "TRACE": logging.DEBUG, "ERROR": logging.ERROR}.get(found[1], logging.INFO)
+        LOGGER.log(level, "%s", text, extra={"whole": True})
+    else:  # the driver's, or one that is to look like another's
+        text = f"session {process} says: {text}"
+        LOGGER.info("%s", text)
+    if LOGGER.level > logging.ERROR or (
+        level == logging.ERROR and any(isinstance(h, _FileLog) for h in LOGGER.handlers)
+    ):
+        complain(text)
 
 
 def reopen() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import resource
 import signal
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from tensor_fusion.abi import Native, Teleport, native_file
-from tensor_fusion.config import LogSettings, UserError, product_version
-from tensor_fusion.terminal import complain, folded
-from tensor_fusion.worker import log
-from tensor_fusion.worker.driver import choose_driver, session_environment
+from tensor_fusion.config import MEGABYTE, LogSettings, UserError, product_version
+from tensor_fusion.terminal import complain, few_descriptors, folded
+from tensor_fusion.worker import jail, log
+from tensor_fusion.worker.driver import Driver, choose_driver, session_environment
 from tensor_fusion.worker.gpus import Sampler
+from tensor_fusion.worker.images import Images
 from tensor_fusion.worker.metrics import Metrics
 from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
 from tensor_fusion.worker.protocol import PROTOCOL_VERSION
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(f"NOTICE: {notice}")
         for number in stop_signals():  # until the event loop takes them over
             signal.signal(number, _leave)
+        if request.keys:
+            keep_no_core()
         native = Teleport()
         executable = choose_executable(request, os.environ)
         segment = Segment(request.segment) if request.segment else None
@@ -67,10 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
+        sentence = few_descriptors(error)
+        if not sentence:
             raise
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        complain(f"{PROGRAM}: There are too few descriptors ({error.strerror}; ulimit -n allows {most}); raise it.")
+        complain(f"{PROGRAM}: {sentence}")
         return 1
     return 0
 
@@ -82,6 +84,12 @@ def open_standard_files() -> None:
             file = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
             os.set_inheritable(file.fileno(), True)  # the lowest free number, and so the one that is missing
             setattr(sys, name, file)
+
+
+def keep_no_core() -> None:
+    """No file gets the secrets when this process breaks. With a limit of 1 the kernel starts no program for it."""
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0) if most == 0 else (1, 1))
 
 
 def say(text: str) -> None:
@@ -115,7 +123,38 @@ def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executa
             settings.images.folder.mkdir(0o700, parents=True, exist_ok=True)
     # Sessions write to the log's file themselves; where there is none, their lines go to where the worker's own go.
     output = 1 if settings.log.enabled and settings.log.path is None else 2
-    return Executable(native_file("bin/tensor-fusion-session"), driver, environment, output=output, jail=settings.jail)
+    tls = settings.keys is not None and settings.segment is None
+    session = native_file("bin/tensor-fusion-session")
+    calls = ""
+    if settings.seccomp:
+        calls, notice = jail.recorded(settings.seccomp, driver)
+        if notice:
+            complain(f"NOTICE: {notice}")
+    return Executable(
+        session,
+        driver,
+        environment,
+        output=output,
+        jail=settings.jail,
+        layers=choose_layers(settings, session, driver, environment) if settings.jail == "full" else (),
+        calls=calls,
+        kernel_timeout=settings.kernel_timeout,
+        tls=tls,
+    )
+
+
+def choose_layers(settings: Settings, session: Path, driver: Driver, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The layers of the full jail that this machine has; the others are said. Raises UserError if all are wanted."""
+    layers = jail.probe(session, driver, environment)
+    if lacking := jail.missing(layers):
+        if settings.require_jail:
+            raise UserError(
+                f"--require-jail: this machine has not all of --jail full: {lacking}; "
+                "tensor-fusion doctor --worker says more.",
+                exit_code=1,
+            )
+        complain(f"NOTICE: sessions run without these layers of --jail full, which are not here: {lacking}.")
+    return tuple(layer.name for layer in layers if layer.on)
 
 
 def warm_line(count: int, session: Session) -> str:
@@ -144,10 +183,11 @@ def has_terminal() -> bool:
 
 class Hangup:
     """SIGHUP: the end of its terminal ends the worker. One that has none, or whose terminal is still there, is
-    told that the log was moved away."""
+    told that the log was moved away, or that the file of secrets was changed."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self._stop = stop
+        self.reload: Callable[[], None] = lambda: None
         self._begun_on_terminal = has_terminal()
 
     def __call__(self) -> None:
@@ -155,7 +195,8 @@ class Hangup:
             self._stop()
         else:
             log.reopen()
-            log.LOGGER.info("SIGHUP: the log is written to where its path leads; secrets are read at each connection")
+            log.LOGGER.info("SIGHUP: the log is written to where its path leads, and secrets are read again")
+            self.reload()
 
 
 async def keep_bounded(settings: LogSettings) -> None:
@@ -164,7 +205,7 @@ async def keep_bounded(settings: LogSettings) -> None:
         await asyncio.sleep(LOG_LOOKED_AT)
 
 
-async def first_session(sessions: Sessions, executable: Executable) -> Session:
+async def first_session(sessions: Sessions, executable: Executable, require_jail: bool) -> Session:
     """The proof that this worker can serve. Raises UserError.
 
     NVIDIA's driver loads modules of the kernel and makes device files when it is used for the first time since the
@@ -176,13 +217,17 @@ async def first_session(sessions: Sessions, executable: Executable) -> Session:
         return await sessions.first()
     sessions.jail = "off"
     free = await sessions.first()
-    for jail in ("full", "basic") if executable.jail == "full" else ("basic",):
-        sessions.jail = jail
+    for name in ("full", "basic") if executable.jail == "full" else ("basic",):
+        sessions.jail = name
         try:
             jailed = await sessions.first()
         except UserError as error:
-            instead = "in the basic jail" if jail == "full" else "without a jail"
-            complain(f"NOTICE: sessions run {instead}: in the {jail} one the driver does not start: {error.sentence}")
+            if require_jail:
+                raise UserError(
+                    f"--require-jail: in the {name} jail the driver does not start: {error.sentence}", exit_code=1
+                ) from error
+            instead = "in the basic jail" if name == "full" else "without a jail"
+            complain(f"NOTICE: sessions run {instead}: in the {name} one the driver does not start: {error.sentence}")
         else:
             sessions.end(free)
             return jailed
@@ -202,8 +247,11 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         loop.add_signal_handler(number, hangup if number == signal.SIGHUP else stop.set)
     page = QuotaPage(settings.memory_limit, native)
     sessions = Sessions(executable, page, settings.warm)
+    if executable.jail == "full" and settings.images.folder:
+        sessions.images = Images(settings.images.folder, settings.images.megabytes * MEGABYTE)
     sessions.install()
     supervisor = Supervisor(settings, native, sessions, executable.segment)
+    hangup.reload = supervisor.reload
     gpus = Sampler(executable.driver.nvml, lambda: sessions.devices)
     status = Status(sessions, supervisor, gpus, simulated=executable.driver.simulated, limit=settings.memory_limit)
     socket = StatusSocket(status, os.environ)
@@ -211,12 +259,14 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     stopped = loop.create_task(stop.wait())
     bounding = loop.create_task(keep_bounded(settings.log))
     try:
-        starting = loop.create_task(first_session(sessions, executable))
+        starting = loop.create_task(first_session(sessions, executable, settings.require_jail))
         await asyncio.wait({stopped, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
             return
         first = starting.result()
+        if settings.keys:
+            settings.keys.devices_are(first.devices)
         failures: list[str] = []
 
         def fail(sentence: str) -> None:

@@ -110,7 +110,8 @@ def _of_gpu(gpu: Mapping[str, Any], host: str) -> Labels:
 
 def _of_session(session: Mapping[str, Any]) -> Labels:
     names = ("pid", "program", "user", "address", "client_pid")
-    return {"session" if name == "pid" else name: str(session[name]) for name in names}
+    labels = {"session" if name == "pid" else name: str(session[name]) for name in names}
+    return {**labels, "tenant": session["tenant"]} if session["tenant"] else labels
 
 
 class Metrics:

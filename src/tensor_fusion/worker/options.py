@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from tensor_fusion.abi import landlock_version
 from tensor_fusion.config import (
     DEFAULT_MEGABYTES,
     ImageCache,
@@ -56,7 +55,14 @@ More options
   --jail {basic,full,off}
                         basic, the default, takes from sessions what they do not
                         need: no capabilities of root, no new privileges. full:
-                        no files either but the driver's (Landlock).
+                        namespaces of their own, no files but the driver's,
+                        fewer system calls; what is not here of it is said.
+  --require-jail        Do not start where a layer of that jail is missing.
+  --seccomp FILE        Leave sessions only the system calls of a list that was
+                        recorded with this driver; off by default.
+  --kernel-timeout SECONDS
+                        End a client whose kernel runs for longer; 0, the
+                        default: kernels run as long as they like.
   --metrics ADDRESS:PORT
                         Tell Prometheus there how it is, at /metrics; off by
                         default.
@@ -81,6 +87,9 @@ class Settings:
     max_clients_per_address: int
     max_clients_per_secret: int
     jail: str
+    require_jail: bool
+    seccomp: Path | None
+    kernel_timeout: int
     metrics: tuple[str, int] | None
     memory_limit: int
     session_memory: int
@@ -119,6 +128,9 @@ def _parser() -> _Parser:
     parser.add_argument("--max-clients-per-address")
     parser.add_argument("--max-clients-per-secret", default="0")
     parser.add_argument("--jail", default="basic")
+    parser.add_argument("--require-jail", action="store_true")
+    parser.add_argument("--seccomp", default="off")
+    parser.add_argument("--kernel-timeout", default="0")
     parser.add_argument("--metrics")
     parser.add_argument("--shmem-group")
     return parser
@@ -145,10 +157,9 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         raise UserError(f"Unknown GPU {given.gpu!r}; use --gpu nvidia or --gpu sim.")
     if given.jail not in ("basic", "full", "off"):
         raise UserError(f"Unknown jail {given.jail!r}; use --jail basic, --jail full or --jail off.")
-    if given.jail == "full" and landlock_version() < 1:
-        raise UserError(
-            "--jail full needs Landlock (Linux 5.13 and later), which this kernel has not; use --jail basic."
-        )
+    if given.jail == "off" and (given.require_jail or given.seccomp != "off"):
+        option = "--require-jail" if given.require_jail else "--seccomp"
+        raise UserError(f"{option} and --jail off contradict each other; leave one of them out.")
     keys = _keys(environ)
     # A row of the quota page for each client, with room for the warm sessions and those about to end.
     most = _number("--max-clients", given.max_clients, 1, ROWS - 2 * MAX_WARM)
@@ -163,6 +174,9 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         max_clients_per_address=_number("--max-clients-per-address", of_one, 1, ROWS),
         max_clients_per_secret=_number("--max-clients-per-secret", given.max_clients_per_secret, 0, ROWS),
         jail=given.jail,
+        require_jail=given.require_jail,
+        seccomp=None if given.seccomp == "off" else Path(given.seccomp),
+        kernel_timeout=_number("--kernel-timeout", given.kernel_timeout, 0, 86400),
         metrics=None if given.metrics is None else metrics_address(given.metrics),
         memory_limit=memory_limit(environ),
         session_memory=session_memory(environ, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
@@ -201,8 +215,6 @@ def _segment(given: argparse.Namespace, protocol: str) -> SegmentSettings | None
 def _notices(given: argparse.Namespace, protocol: str, keys: AuthorizedKeys | None) -> tuple[str, ...]:
     """What was said that has no effect, or less than was perhaps hoped."""
     notices = []
-    if keys is not None and not keys.read():
-        notices.append(f"TF_AUTHORIZED_KEY_PATH {keys.path} has no key in it: nobody gets in until one is added.")
     if keys is not None and keys.readable_by_all():
         notices.append(
             f"TF_AUTHORIZED_KEY_PATH {keys.path} can be read by every user of this machine; chmod o-r hides it."
@@ -264,5 +276,5 @@ def _keys(environ: Mapping[str, str]) -> AuthorizedKeys | None:
             "set it to a file with one accepted secret per line."
         )
     keys = AuthorizedKeys(path)
-    keys.read()
+    keys.check_use()
     return keys

@@ -36,6 +36,7 @@ def visible(asking: Session, serving: Iterable[Session]) -> Iterator[Session]:
 def answer(sessions: Sessions, asking: Session, question: Packet) -> Packet:
     """Those that have a context on the device in question, in the order of their numbers, behind the one named."""
     device, after = question.value >> 32, question.value & _NUMBER
+    device = asking.sees[device] if device < len(asking.sees) else device
     found: dict[int, tuple[int, int]] = {}
     for session in visible(asking, sessions.serving()):
         number = session.connection[2] if session.connection else 0

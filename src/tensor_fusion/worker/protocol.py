@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 MAGIC = b"TFUSION\0"
-PROTOCOL_VERSION = 1
+# native/wire/tp_wire.h, TP_PROTOCOL and TP_RELEASE.
+PROTOCOL_VERSION = 2
+RELEASE = 2_000
 GREETING_BYTES = 256
 WELCOME_BYTES = 512
 PACKET_BYTES = 512
@@ -25,7 +27,7 @@ SEGMENT_SERVING = 1
 
 _GREETING = struct.Struct("<8sII16sQQIIQ64s64s32s32s")
 _MACHINE = struct.Struct("<QQ")
-_WELCOME = struct.Struct("<8sII16sQQII8x448s")
+_WELCOME = struct.Struct("<8sII16sQQIII4x448s")
 _PACKET = struct.Struct("<IIQQQ224s256s")
 assert (_GREETING.size, _WELCOME.size, _PACKET.size) == (GREETING_BYTES, WELCOME_BYTES, PACKET_BYTES)
 
@@ -34,6 +36,7 @@ class Role(IntEnum):
     CONTROL = 1
     DATA = 2
     PROBE = 3
+    LOOK = 4
 
 
 class Status(IntEnum):
@@ -41,12 +44,18 @@ class Status(IntEnum):
 
     ACCEPTED = 0
     PROTOCOL_DIFFERS = 1
-    SCHEMA_DIFFERS = 2
+    SCHEMA_DIFFERS = 2  # of release 0.1: nobody is refused for it any more
     SECRET_REFUSED = 3
     NO_SESSION = 4
     NOT_A_GREETING = 5
     NO_SUCH_SESSION = 6
     PROBED = 7
+    STOPPED = 8
+
+    @property
+    def asked(self) -> bool:
+        """It answers a question: nobody was kept out."""
+        return self in (Status.PROBED, Status.STOPPED)
 
 
 class PacketType(IntEnum):
@@ -68,6 +77,7 @@ class PacketType(IntEnum):
     PAID = 23
     LIST = 24
     GROWN = 25
+    IMAGE = 26
 
 
 @dataclass(frozen=True)
@@ -86,12 +96,26 @@ class Greeting:
     program: str
     user: str
     raw: bytes = field(repr=False)
+    psk: bytes = field(default=b"", repr=False)  # of a connection in TLS: the key, which only the session gets
+
+    @property
+    def packet(self) -> bytes:
+        """What the session gets: the greeting, with the key of its connection in the place of the secret."""
+        if not self.psk:
+            return self.raw
+        key = (self.psk + b"\1").ljust(SECRET_BYTES, b"\0")
+        return self.raw[:SECRET_OFFSET] + key + self.raw[SECRET_OFFSET + SECRET_BYTES :]
 
     @property
     def machine(self) -> bytes:
         """Of role CONTROL: which machine and process namespace its number is of; nothing if it does not say."""
         said = _MACHINE.pack(self.session_id, self.session_key)
         return said if self.role == Role.CONTROL and any(said) else b""
+
+    @property
+    def release(self) -> int:
+        """Of the client; 0 if it does not say. It has the place of a data connection's index."""
+        return self.data_index if self.version > 1 and self.role != Role.DATA else 0
 
     @classmethod
     def parse(cls, raw: bytes) -> Greeting | None:
@@ -121,6 +145,7 @@ class Greeting:
         program: str = "",
         user: str = "",
         machine: bytes = b"",
+        release: int = RELEASE,
     ) -> bytes:
         if machine:
             session_id, session_key = _MACHINE.unpack(machine)
@@ -131,7 +156,7 @@ class Greeting:
             schema,
             session_id,
             session_key,
-            data_index,
+            data_index if role == Role.DATA else release,
             client_pid,
             0,
             secret.encode(),
@@ -150,14 +175,15 @@ class Welcome:
     session_key: int
     data_connections: int
     sentence: str
+    release: int = 0  # of the worker; 0 before 0.2.0
 
     @classmethod
     def parse(cls, raw: bytes) -> Welcome | None:
         if len(raw) != WELCOME_BYTES or not raw.startswith(MAGIC):
             return None
-        _, version, status, schema, session_id, key, count, _, sentence = _WELCOME.unpack(raw)
+        _, version, status, schema, session_id, key, count, _, release, sentence = _WELCOME.unpack(raw)
         text = sentence.partition(b"\0")[0].decode("utf-8", "replace")
-        return cls(version, status, schema, session_id, key, count, text)
+        return cls(version, status, schema, session_id, key, count, text, release)
 
     @staticmethod
     def build(
@@ -171,7 +197,7 @@ class Welcome:
     ) -> bytes:
         text = _cut(sentence, SENTENCE_BYTES - 1)
         return _WELCOME.pack(
-            MAGIC, PROTOCOL_VERSION, status, schema, session_id, session_key, data_connections, 0, text
+            MAGIC, PROTOCOL_VERSION, status, schema, session_id, session_key, data_connections, 0, RELEASE, text
         )
 
 
@@ -204,6 +230,23 @@ class Packet:
             return None
         kind, argument, session_id, key, value, text, body = _PACKET.unpack(raw)
         return cls(kind, argument, session_id, key, value, printable(text), body)
+
+
+def release_name(version: int, release: int) -> str:
+    """The release of somebody who speaks this frame version, as a sentence has it."""
+    if version == 1:
+        return "0.1"  # which did not say
+    return f"{release // 1_000_000}.{release // 1_000 % 1_000}.{release % 1_000}"
+
+
+def apart(who: str, version: int, release: int, *, us: str, them: str) -> str:
+    """The sentence for a peer, `who`, of another frame version; `us` and `them` are the two sides."""
+    ours, theirs = release_name(PROTOCOL_VERSION, RELEASE), release_name(version, release)
+    old, new = (them, ours) if version < PROTOCOL_VERSION else (us, theirs)
+    return (
+        f"{who} is of release {theirs} and this {us} of {ours}; the two cannot talk to each other (frame versions "
+        f"{version} and {PROTOCOL_VERSION}): upgrade the {old} to release {new} or a later one."
+    )
 
 
 def printable(raw: bytes) -> str:

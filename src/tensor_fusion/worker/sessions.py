@@ -20,14 +20,18 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from tensor_fusion.config import UserError
-from tensor_fusion.worker.driver import Driver
+from tensor_fusion.terminal import few_descriptors
+from tensor_fusion.worker.driver import Driver, visible_devices
+from tensor_fusion.worker.images import Images
+from tensor_fusion.worker.keys import Key
+from tensor_fusion.worker.lines import Lines
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import DATA_CONNECTIONS, PACKET_BYTES, Greeting, Packet, PacketType
 from tensor_fusion.worker.quota import DEVICES, Figures, QuotaPage
@@ -72,6 +76,10 @@ class Executable:
     segment: Segment | None = None
     output: int = 2  # where its lines go
     jail: str = "basic"
+    layers: tuple[str, ...] = ()  # of the full jail, as far as this machine has them
+    calls: str = ""  # numbers of the system calls that are left, with commas between; nothing: no such list
+    kernel_timeout: int = 0  # seconds; 0: kernels run as long as they like
+    tls: bool = False  # its clients come with secrets, over a network
 
 
 class Caller(Protocol):
@@ -105,6 +113,7 @@ class Caller(Protocol):
 class Session:
     process: subprocess.Popen[bytes]
     control: socket.socket
+    lines: Lines | None  # where it writes, if not to the log itself
     row: int
     id: int
     key: int
@@ -124,8 +133,10 @@ class Session:
     device_name: str = ""
     device_memory: int = 0
     failure: str = ""
+    failure_code: int = 0  # the driver's; 0: it is something else
     has_context: bool = False
-    tenant: bytes = b""  # who may have what it shares: the secret of its client, nothing where none is asked for
+    access: Key | None = field(default=None, repr=False)  # of its client's secret, None where none is asked for
+    sees: tuple[int, ...] = ()  # the worker's numbers of the devices that it was started with; nothing: all
     outbox: deque[tuple[Packet, int | None]] = field(default_factory=deque)
     adopted_at: float = 0.0
     deadline: asyncio.TimerHandle | None = None
@@ -137,8 +148,18 @@ class Session:
         return (self.connection[0] if self.connection else "", self.group)
 
     @property
+    def tenant(self) -> bytes:
+        """Who may have what it shares."""
+        return self.access.tenant if self.access else b""
+
+    @property
+    def tenant_name(self) -> str:
+        return self.access.name if self.access else ""
+
+    @property
     def name(self) -> str:
-        return f"session {self.process.pid}" + (f" of {self.client}" if self.client else "")
+        tenant = f" ({self.tenant_name})" if self.tenant_name else ""
+        return f"session {self.process.pid}" + (f" of {self.client}{tenant}" if self.client else "")
 
     def host_memory(self) -> int:
         """Resident bytes of the process, 0 when it has just ended."""
@@ -147,6 +168,13 @@ class Session:
         except (OSError, IndexError):
             return 0
         return pages * mmap.PAGESIZE
+
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped the process, by a signal or a debugger."""
+        try:
+            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        except OSError:  # it has just ended
+            return False
 
     def send(self, packet: Packet, descriptor: int | None = None) -> None:
         """Raises OSError when the session cannot take it; 512 bytes fit into the channel of a session that reads."""
@@ -199,10 +227,11 @@ class Sessions:
         self._replacement: asyncio.TimerHandle | None = None
         self._failures = 0
         self._closing = False
-        self._not_started = "there is no row left in the quota page"
+        self._not_started: str | Exception = "there is no row left in the quota page"
         self._changed = asyncio.Event()
         # Half of the descriptors are for clients and their connections.
         self.shares = Shares(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self.images: Images | None = None  # of sessions in the full jail
         self.on_change: Callable[[], None] = lambda: None
         # What a session is told that asks for the processes of its client's machine.
         self.on_list: Callable[[Session, Packet], Packet] = lambda _, question: Packet(
@@ -221,6 +250,8 @@ class Sessions:
         """Start one session and wait until it is warm: the proof that this worker can serve. Raises UserError."""
         session = self._start()
         if session is None:
+            if isinstance(self._not_started, OSError) and few_descriptors(self._not_started):
+                raise self._not_started
             raise UserError(f"The first session process could not be started: {self._not_started}.", exit_code=1)
         # A session that ends early tells why by its exit code, which is known once it has been reaped.
         while session.state is State.STARTING or (session.state is State.ENDING and session.process.returncode is None):
@@ -229,7 +260,8 @@ class Sessions:
         if session.state is State.READY:
             return session
         if session.state is State.FAILED:
-            raise UserError(f"The GPU driver {self._executable.driver.cuda} failed: {session.failure}", exit_code=1)
+            driver = f"The GPU driver {self._executable.driver.cuda} failed: " if session.failure_code else ""
+            raise UserError(f"{driver}{session.failure}", exit_code=1)
         code = session.process.returncode
         raise UserError(
             f"The session process {self._executable.path} ended with {_ending(code)} before it was ready; "
@@ -257,61 +289,76 @@ class Sessions:
         return any(not session.has_context and session.adopted_at > since for session in self.serving())
 
     def discard_surplus(self) -> None:
-        """End warm sessions beyond the number asked for (the first one, with --warm 0)."""
-        for session in self._waiting()[self._warm :]:
+        """End warm sessions beyond the number asked for (the first one, with --warm 0), and those with few devices."""
+        waiting = (State.READY, State.STARTING)
+        special = [session for session in self._sessions.values() if session.sees and session.state in waiting]
+        for session in [*self._waiting()[self._warm :], *special]:
             self.end(session)
 
     def _waiting(self) -> list[Session]:
-        """Warm sessions, the ready ones first, then by age."""
-        found = [session for session in self._sessions.values() if session.state in (State.READY, State.STARTING)]
+        """Warm sessions that see all devices, the ready ones first, then by age."""
+        waiting = (State.READY, State.STARTING)
+        found = [session for session in self._sessions.values() if session.state in waiting and not session.sees]
         return sorted(found, key=lambda session: session.state is not State.READY)
 
-    def _start(self, warm: bool = True) -> Session | None:
+    def _start(self, warm: bool = True, devices: tuple[int, ...] = ()) -> Session | None:
         """A new session process. One that is not warmed is for a client that waits, and does what that asks for."""
         row = self._page.take_row()
         if row is None:
             LOGGER.error("no session can be started: all rows of the quota page are in use")
             return None
         try:
-            process, ours = self._spawn(row)
+            process, ours, lines = self._spawn(row, devices)
         except (OSError, subprocess.SubprocessError) as error:
             self._page.release_row(row)
             LOGGER.error("session process %s cannot be started: %s", self._executable.path, error)
-            self._not_started = str(error)
+            self._not_started = error
             return None
-        session = Session(process, ours, row, _new_id(self._sessions), secrets.randbits(64))
+        session = Session(process, ours, lines, row, _new_id(self._sessions), secrets.randbits(64), sees=devices)
         self._sessions[session.id] = session
         loop = asyncio.get_running_loop()
         loop.add_reader(ours, self._on_control, session)
         session.deadline = loop.call_later(WARM_DEADLINE, self._too_slow, session)
         LOGGER.debug("session %d started in row %d of the quota page", process.pid, row)
         if warm:
-            self._hand_over(session, Packet(PacketType.WARM, session_id=session.id, session_key=session.key), None)
+            tls = int(self._executable.tls)
+            self._hand_over(session, Packet(PacketType.WARM, tls, session.id, session.key), None)
         return session
 
-    def _spawn(self, row: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        """A session process and our end of its control channel."""
+    def _spawn(self, row: int, devices: tuple[int, ...]) -> tuple[subprocess.Popen[bytes], socket.socket, Lines | None]:
+        """A session process, our end of its control channel, and where it writes in the full jail."""
+        environment = {**self._executable.environment, **visible_devices(self._executable.environment, devices)}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        lines: Lines | None = None
+        output = self._executable.output
         try:
+            if self.jail == "full":
+                lines = Lines(environment.get("TF_LOG_LEVEL", "").strip().lower() not in ("debug", "trace"))
+                output = lines.given
+                environment.pop("TF_LOG_PATH", None)
             process = subprocess.Popen(
                 self._command(theirs.fileno(), row),
                 pass_fds=(theirs.fileno(), self._page.fd, *self._segment_descriptors()),
-                env=dict(self._executable.environment),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 # Without a log the worker's standard output carries the ready line and nothing from sessions.
-                stdout=self._executable.output,
-                stderr=self._executable.output,
+                stdout=output,
+                stderr=output,
                 # A terminal's Ctrl-C is for the supervisor, which then ends its sessions in order. No preexec_fn: with
                 # one Python copies its whole address space to start a process, which takes ten times as long.
                 start_new_session=True,
             )
         except BaseException:
             ours.close()
+            if lines:
+                lines.close()
             raise
         finally:
             theirs.close()
-        return process, ours
+        if lines:
+            lines.begin(process.pid)
+        return process, ours, lines
 
     def _command(self, control: int, row: int) -> list[str]:
         driver = self._executable.driver
@@ -320,8 +367,12 @@ class Sessions:
         if segment := self._executable.segment:
             command += ["--segment-fd", str(segment.fd), "--segment-size", str(segment.size)]
             command += ["--owners-fd", str(segment.owners_fd)]
+        if self._executable.kernel_timeout:
+            command += ["--kernel-timeout", str(self._executable.kernel_timeout)]
         if self.jail != "off":
-            command += ["--jail", "--confine"] if self.jail == "full" else ["--jail"]
+            command += ["--jail"]
+            command += ["--confine", ",".join(self._executable.layers)] if self.jail == "full" else []
+            command += ["--calls", self._executable.calls] if self._executable.calls else []
         return [*command, "--simulated"] if driver.simulated else command
 
     def _segment_descriptors(self) -> tuple[int, ...]:
@@ -337,16 +388,22 @@ class Sessions:
     def serving(self) -> list[Session]:
         return [session for session in self._sessions.values() if session.state is State.SERVING]
 
-    def take(self) -> Session | None:
-        """A session for a new client: ready, else on its way, else new; None if it cannot be started."""
+    def take(self, devices: tuple[int, ...] = ()) -> Session | None:
+        """A session for a new client: ready, else on its way, else new; None if it cannot be started. One that is to
+        see some devices only is always new, because the driver asks which when it starts."""
         if self._closing:
             return None
+        if devices:
+            return self._start(warm=False, devices=devices)
         waiting = [session for session in self._waiting() if session.process.poll() is None]
         return waiting[0] if waiting else self._start(warm=False)
 
-    def adopt(self, session: Session, greeting: Greeting, caller: Caller) -> bool:
+    def adopt(self, session: Session, greeting: Greeting, caller: Caller, access: Key | None) -> bool:
         """Give the client to the session. False: the session died, which has been dealt with."""
         session.state = State.SERVING
+        session.access = access
+        if access:
+            self._page.let(session.row, access.secret, access.memory, session.sees)
         session.adopted_at = asyncio.get_running_loop().time()
         session.program, session.user, session.machine = greeting.program, greeting.user, greeting.machine
         session.since = time.time()
@@ -362,7 +419,7 @@ class Sessions:
             session_key=session.key,
             value=value,
             text=session.client,
-            body=greeting.raw,
+            body=greeting.packet,
         )
         self._disarm(session)
         self._replace_later()
@@ -370,6 +427,11 @@ class Sessions:
             return False
         self.on_change()
         return True
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Of the full jail, in which sessions are started from now on."""
+        return self._executable.layers if self.jail == "full" else ()
 
     def figures(self, session: Session) -> Figures:
         """What the session has counted; nothing of it is to be believed more than the session."""
@@ -379,6 +441,13 @@ class Sessions:
         """Bytes of device memory that it has reserved, by device."""
         return self._page.held(session.row)
 
+    def limit(self, key: Key) -> None:
+        """What a secret may have is another from now on; devices are for the sessions to come."""
+        self._page.limit(key.secret, key.memory)
+        for session in self.serving():
+            if session.access and session.access.secret == key.secret:
+                session.access = replace(key, devices=session.access.devices)
+
     def find(self, session_id: int, key: int) -> Session | None:
         """The serving session that a data connection names, if it knows the key."""
         session = self._sessions.get(session_id)
@@ -387,10 +456,16 @@ class Sessions:
         same = hmac.compare_digest(expected.to_bytes(8, "little"), key.to_bytes(8, "little"))
         return session if session and same and session.state is State.SERVING else None
 
-    def add_data(self, session: Session, descriptor: int, index: int) -> bool:
+    def add_data(self, session: Session, descriptor: int, index: int, greeting: Greeting) -> bool:
         """Give a data connection to its session; the caller has checked the index with `data_free`."""
         session.data_taken.add(index)
-        packet = Packet(PacketType.DATA, argument=index, session_id=session.id, session_key=session.key)
+        packet = Packet(
+            PacketType.DATA,
+            argument=index,
+            session_id=session.id,
+            session_key=session.key,
+            body=greeting.packet,
+        )
         return self._hand_over(session, packet, descriptor)
 
     @staticmethod
@@ -421,6 +496,9 @@ class Sessions:
             self.shares.said(session, packet, descriptor)
             self._check_unread(session)
             return
+        if packet and packet.type == PacketType.IMAGE and session.state is State.SERVING and self.images:
+            self.images.said(session, packet, descriptor)
+            return
         if descriptor is not None:
             os.close(descriptor)
         if not raw:
@@ -443,7 +521,8 @@ class Sessions:
         elif packet.type == PacketType.FAILED and session.state is State.STARTING:
             session.state = State.FAILED
             session.failure = packet.text or f"CUDA error {packet.argument}"
-            LOGGER.error("%s has no driver: %s", session.name, session.failure)
+            session.failure_code = packet.argument
+            LOGGER.error("%s cannot serve: %s", session.name, session.failure)
             # Not kept for a client: a later one gets a fresh process and with it a fresh attempt.
             self._failures += 1
             self.end(session)
@@ -509,6 +588,8 @@ class Sessions:
             self._disarm(session)
             self.shares.gone(session, partial(self._page.release_row, session.row))
             session.on_reaped()
+            if session.lines:
+                session.lines.close()
             code = session.process.returncode
             level = LOGGER.info if code == 0 else LOGGER.warning
             level("%s ended with %s", session.name, _ending(code))
@@ -541,6 +622,8 @@ class Sessions:
         for session in self._sessions.values():
             LOGGER.error("%s cannot be killed: it is stuck in the kernel", session.name)
         self.shares.close()
+        if self.images:
+            await self.images.close()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
 
 
@@ -557,5 +640,6 @@ def _ending(code: int | None) -> str:
     words = {
         3: "a protocol violation of its client (exit code 3)",
         4: "more host memory than TF_SESSION_MEMORY_LIMIT (exit code 4)",
+        5: "a kernel that ran for longer than --kernel-timeout (exit code 5)",
     }
     return f"exit code {code}" if code is None else words.get(code, f"exit code {code}")

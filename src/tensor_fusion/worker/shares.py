@@ -64,7 +64,8 @@ DESCRIPTORS = (PHYSICAL, POOL)
 class Member(Protocol):
     """A session, as far as it shares."""
 
-    tenant: bytes
+    @property
+    def tenant(self) -> bytes: ...
 
     @property
     def id(self) -> int: ...

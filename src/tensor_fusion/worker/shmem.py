@@ -25,6 +25,7 @@ from tensor_fusion.worker.throttle import BoundedLines
 
 ROUND_MS = 50
 WATCH_INTERVAL = 0.2
+LOOK_INTERVAL = 1.0
 # A session notices by itself that its client has ended; one that hangs in the driver does not.
 END_GRACE = 1.0
 # A paused virtual machine stops its clients' beats and is to be survived; one that is gone looks the same.
@@ -45,6 +46,8 @@ class _Client:
     beat: int = 0
     moved: float = 0.0
     over_since: float | None = None
+    looked: float = 0.0  # whether its session is stopped
+    stopped: bool = False  # and what was found
     ending: bool = False  # its session was killed
 
     @property
@@ -126,7 +129,7 @@ class ShmemListener:
             client = _Client(self, slot, boot_id, granted, session, moved=time.monotonic())
             self._admission.adopt(session, greeting, client)
         except Refused as refused:
-            level = logging.INFO if refused.status == Status.PROBED else logging.WARNING
+            level = logging.INFO if refused.status.asked else logging.WARNING
             self._lines.write(level, "", "%s slot %d refused: %s", self.name, slot, refused.sentence)
             self._calls.answer(slot, False, Welcome.build(refused.status, schema, refused.sentence))
             if granted:
@@ -177,6 +180,9 @@ class ShmemListener:
         beat, over = self._calls.beat(client.port)
         if beat != client.beat:
             client.beat, client.moved = beat, now
+        if now - client.looked > LOOK_INTERVAL:
+            client.looked = now
+            self._look_whether_stopped(client)
         if client.over_since is None and (over or now - client.moved > LONGEST_PAUSE):
             client.over_since = now
         if client.over_since is None:
@@ -185,6 +191,13 @@ class ShmemListener:
             self._end(client, f"its client has given no sign of life for {LONGEST_PAUSE / 60:.0f} minutes")
         elif now - client.over_since > END_GRACE:
             self._end(client, "its client's process has ended")
+
+    def _look_whether_stopped(self, client: _Client) -> None:
+        stopped = client.session.is_stopped()
+        if stopped != client.stopped:
+            client.stopped = stopped
+            LOGGER.warning("%s %s", client.session.name, "is stopped, and its client waits" if stopped else "goes on")
+            self._calls.stopped(client.port, stopped)
 
     def _end(self, client: _Client, reason: str) -> None:
         if not client.ending:

@@ -49,7 +49,8 @@ class Status:
         gpus = await self._gpus.look()
         serving = sorted(self._sessions.serving(), key=lambda session: session.since)
         told = [self._session(session, gpus) for session in serving]
-        return {**self._fixed, "now": time.time(), "gpus": gpus.devices, "sessions": told}
+        jail = {"jail": self._sessions.jail, "layers": self._sessions.layers}
+        return {**self._fixed, **jail, "now": time.time(), "gpus": gpus.devices, "sessions": told}
 
     def _session(self, session: Session, gpus: Gpus) -> dict[str, Any]:
         figures, held = self._sessions.figures(session), self._sessions.held(session)
@@ -61,6 +62,7 @@ class Status:
             "pid": session.process.pid,
             "program": session.program,
             "user": session.user,
+            "tenant": session.tenant_name,
             "address": where,
             "port": port,
             "client_pid": pid,

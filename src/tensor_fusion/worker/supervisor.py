@@ -25,6 +25,7 @@ class Supervisor:
         self._sessions = sessions
         sessions.on_list = partial(processes.answer, sessions)
         admission = Admission(settings, native.schema, sessions)
+        self.reload = admission.reload  # what SIGHUP asks for
         self._listener: TcpListener | ShmemListener = (
             ShmemListener(segment, native, admission)
             if segment

@@ -1,11 +1,12 @@
 """Clients that come over TCP.
 
 One thread, one event loop, nothing that waits for a peer. Everything a peer sends before its greeting has been checked
-is 256 bytes at most, within `GREETING_DEADLINE`, on at most `MAX_PENDING` connections, `MAX_PENDING_OF_ONE` of one
-address. When more are open, one that has sent nothing is dropped first: of the same address where that has its share,
-else the oldest of all. So a flood takes its own connections away, and a client whose greeting has come is read before
-anybody is dropped for it. Accepting yields to those who have been accepted. After its welcome the connection belongs to
-a session process and the supervisor closes its own copy.
+is 256 bytes at most, or 2,048 of a TLS hello, within `GREETING_DEADLINE`, on at most `MAX_PENDING` connections,
+`MAX_PENDING_OF_ONE` of one address. When more are open, one that has sent nothing is dropped first: of the same address
+where that has its share, else the oldest of all. So a flood takes its own connections away, and a client whose greeting
+has come is read before anybody is dropped for it. Accepting yields to those who have been accepted. After its welcome
+the connection belongs to a session process and the supervisor closes its own copy; a hello is left in it unread, and
+the session says the welcome.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 from tensor_fusion.config import UserError
 from tensor_fusion.worker.admission import Admission, NotYet, Refused
+from tensor_fusion.worker.hello import HANDSHAKE, HELLO_BYTES, BadHello, Hello, wanted
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import DATA_CONNECTIONS, GREETING_BYTES, MAGIC, Greeting, Role, Status, Welcome
 from tensor_fusion.worker.sessions import Session
@@ -31,6 +33,8 @@ MAX_PENDING_OF_ONE = 256
 ACCEPTS_A_TURN = 16
 LOOK = 0.05
 BACKLOG = 4096
+# Of a client in TLS that is refused, so much is taken off the socket first.
+UNREAD_BYTES = 65536
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -57,6 +61,8 @@ class _Pending:
     until: float
     raw: bytes = b""
     whole: bool = False  # and waits for its turn
+    hello: Hello | None = None
+    greeting: Greeting | None = None  # which has been checked
 
 
 @dataclass
@@ -176,8 +182,13 @@ class TcpListener:
     # What they say
 
     def _read(self, one: _Pending) -> None:
-        """Up to 256 bytes; fewer when they can no longer become a greeting."""
+        """Up to 256 bytes; fewer when they can no longer become a greeting. A hello is left to the session."""
         try:
+            if one.raw[:1] in (b"", HANDSHAKE):
+                part = one.connection.recv(HELLO_BYTES, socket.MSG_PEEK)
+                if part[:1] == HANDSHAKE:
+                    self._look_at_hello(one, part)
+                    return
             part = one.connection.recv(GREETING_BYTES - len(one.raw))
         except (BlockingIOError, InterruptedError):
             return
@@ -193,6 +204,21 @@ class TcpListener:
         elif first:
             self._note(one)
 
+    def _look_at_hello(self, one: _Pending, part: bytes) -> None:
+        """All that has come so far. Raises OSError."""
+        known = len(one.raw)
+        try:
+            size = wanted(part)
+        except BadHello:
+            size = 0  # the sentence comes when it is checked
+        one.raw = part[:size] if size else part
+        if not size or len(part) >= size or (len(part) == known and _has_ended(one.connection)):
+            self._greeted(one)
+            return
+        one.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)  # or this is called again at once
+        if not known:
+            self._note(one)
+
     def _greeted(self, one: _Pending) -> None:
         """Answer, or note that it has to wait for its turn."""
         assert self._loop
@@ -203,15 +229,21 @@ class TcpListener:
             self._note(one)
         try:
             try:
-                self._route(one, self._admission.check(one.raw, one.group))
+                one.hello = one.hello or self._admission.hello(one.raw)
+                if one.greeting is None:
+                    one.greeting = self._admission.check(one.raw, one.group, network=True, hello=one.hello)
+                self._route(one, one.greeting)
             except NotYet as reason:
                 if self._loop.time() < one.until:
                     return
                 raise Refused(Status.NO_SESSION, reason.sentence) from reason
         except Refused as refused:
-            level = logging.INFO if refused.status == Status.PROBED else logging.WARNING
-            self._lines.write(level, one.group, "%s:%d refused: %s", one.address, one.port, refused.sentence)
+            level = logging.INFO if refused.status.asked else logging.WARNING
+            said = "asked" if refused.status.asked else "refused"
+            self._lines.write(level, one.group, "%s:%d %s: %s", one.address, one.port, said, refused.sentence)
             try:
+                if one.raw[:1] == HANDSHAKE:  # what is unread when a socket is closed takes the answer with it
+                    one.connection.recv(UNREAD_BYTES)
                 one.connection.send(Welcome.build(refused.status, self._admission.schema, refused.sentence))
             except OSError as error:
                 LOGGER.debug("%s:%d lost: %s", one.address, one.port, error)
@@ -243,11 +275,12 @@ class TcpListener:
             session = self._admission.session(greeting, one.group)
             connection.setblocking(True)  # the file status is shared with the session, which expects a blocking socket
             caller = _Caller(one.address, one.port, one.group, connection.fileno())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             self._admission.adopt(session, greeting, caller)
-            self._welcome(connection, session)
+            self._welcome(connection, session, greeting)
             LOGGER.info("%s:%d is served by %s", one.address, one.port, session.name)
         elif greeting.role == Role.DATA:
-            self._welcome(connection, self._data_connection(connection, greeting))
+            self._welcome(connection, self._data_connection(connection, greeting), greeting)
         else:
             raise self._admission.unknown_role(greeting)
 
@@ -259,11 +292,14 @@ class TcpListener:
                 Status.NO_SUCH_SESSION, f"There is no session that waits for data connection {greeting.data_index}."
             )
         connection.setblocking(True)
-        if not sessions.add_data(session, connection.fileno(), greeting.data_index):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        if not sessions.add_data(session, connection.fileno(), greeting.data_index, greeting):
             raise Refused(Status.NO_SUCH_SESSION, "The session of this data connection has just ended.")
         return session
 
-    def _welcome(self, connection: socket.socket, session: Session) -> None:
+    def _welcome(self, connection: socket.socket, session: Session, greeting: Greeting) -> None:
+        if greeting.psk:
+            return  # the session says it, in TLS
         # The send buffer of a fresh connection is empty, so 512 bytes go in whole and without waiting.
         connection.sendall(
             Welcome.build(
@@ -274,6 +310,14 @@ class TcpListener:
                 data_connections=DATA_CONNECTIONS,
             )
         )
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    """The peer sends nothing more: its state is the first byte of what TCP tells, CLOSE or CLOSE_WAIT.
+
+    Where memory is short the kernel calls a socket readable before SO_RCVLOWAT bytes are there.
+    """
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in (7, 8)
 
 
 def listen(host: str, port: int, option: str = "") -> socket.socket:

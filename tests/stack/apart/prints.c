@@ -73,6 +73,8 @@ static void *compressed(const char *text) {
     return image;
 }
 
+static void nap(void *milliseconds) { usleep(*(useconds_t *)milliseconds * 1000u); }
+
 static void print(unsigned value, unsigned count) {
     void *params[] = {&value};
     OK(cuLaunchKernel(threads, 1, 1, 1, count, 1, 1, 0, stream, params, NULL));
@@ -129,7 +131,40 @@ int main(int argc, char **argv) {
         }
         print(7, 1);
         OK(cuCtxSynchronize());
-    } else if (strcmp(argv[2], "never") == 0) { /* what nobody waits for is not shown */
+    } else if (strcmp(argv[2], "ends") == 0) { /* a context that ends waits for its work */
+        useconds_t milliseconds = 150;
+        CUcontext own;
+        OK(cuLaunchHostFunc(stream, nap, &milliseconds));
+        print(8, 1);
+        printf("reset\n");
+        OK(cuDevicePrimaryCtxReset_v2(device));
+        printf("create\n");
+        OK(cuCtxCreate_v4(&own, NULL, 0, device));
+        OK(cuModuleLoadData(&module, text));
+        OK(cuModuleGetFunction(&threads, module, "print_threads"));
+        OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+        OK(cuLaunchHostFunc(stream, nap, &milliseconds));
+        print(9, 1);
+        printf("destroy\n");
+        OK(cuCtxDestroy_v2(own));
+        printf("end\n");
+    } else if (strcmp(argv[2], "green") == 0) { /* a part of the device's processors */
+        CUdevResource whole, group;
+        CUdevResourceDesc description;
+        CUgreenCtx green;
+        unsigned int groups = 1;
+        OK(cuDeviceGetDevResource(device, &whole, CU_DEV_RESOURCE_TYPE_SM));
+        OK(cuDevSmResourceSplitByCount(&group, &groups, &whole, NULL, 0, 16));
+        OK(cuDevResourceGenerateDesc(&description, &group, 1));
+        OK(cuGreenCtxCreate(&green, description, device, CU_GREEN_CTX_DEFAULT_STREAM));
+        OK(cuCtxFromGreenCtx(&context, green));
+        OK(cuCtxSetCurrent(context));
+        OK(cuGreenCtxStreamCreate(&stream, green, CU_STREAM_NON_BLOCKING, 0));
+        print(6, 1);
+        printf("wait\n");
+        OK(cuStreamSynchronize(stream));
+        printf("end\n");
+    } else if (strcmp(argv[2], "never") == 0) { /* what nobody waits for is shown at the end (580.159.04, measured) */
         print(1, 1);
         usleep(200000);
     } else if (strcmp(argv[2], "assert") == 0) {

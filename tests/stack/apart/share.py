@@ -359,6 +359,29 @@ def processes(index: int) -> list[list[int]]:
     return [[info.pid, info.used] for info in infos[: count.value]]
 
 
+def devices() -> list[int]:
+    """The last byte of each device's UUID, which tells simulated ones apart."""
+    count, uuid = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+    assert cuda.cuDeviceGetCount(ctypes.byref(count)) == 0
+    found = []
+    for index in range(count.value):
+        assert cuda.cuDeviceGetUuid_v2(uuid, index) == 0
+        found.append(uuid[15])
+    return found
+
+
+def boards() -> list[int]:
+    """The same of NVML's."""
+    nvml, _ = nvml_device(0)
+    count, found = ctypes.c_uint(), []
+    assert nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
+    for index in range(count.value):
+        text = ctypes.create_string_buffer(96)
+        assert nvml.nvmlDeviceGetUUID(nvml_device(index)[1], text, 96) == 0
+        found.append(int(text.value[-2:], 16))
+    return found
+
+
 def utilization(index: int) -> list[int]:
     nvml, device = nvml_device(index)
     found = []
@@ -374,6 +397,8 @@ def utilization(index: int) -> list[int]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "prepare": prepare,
+    "devices": devices,
+    "boards": boards,
     "alloc": alloc,
     "alloc_async": alloc_async,
     "alloc_managed": alloc_managed,

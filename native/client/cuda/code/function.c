@@ -201,17 +201,14 @@ CUresult tpc_function_config(const char *name, uint64_t handle, int device, unsi
     return tpc_post_function_config(name, &in);
 }
 
-CUresult tpc_function_loading(const char *name, CUfunction function, unsigned int load, CUfunctionLoadingState *state) {
-    struct tpg_function_load_in in = {.function = (uint64_t)(uintptr_t)function, .load = load};
-    struct tpg_function_load_out out;
-    if (!function_of(in.function)) {
-        return CUDA_ERROR_INVALID_HANDLE;
-    }
-    CUresult result = tpc_call_function_load(name, &in, &out);
-    if (result == CUDA_SUCCESS && state) {
-        *state = (CUfunctionLoadingState)out.state;
-    }
-    return result;
+/* Of a function, and not of the kernel that one stands for. */
+CUresult tpc_check_cuFuncLoad(CUfunction function) {
+    return function_of((uint64_t)(uintptr_t)function) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
+CUresult tpc_check_cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction function) {
+    (void)state;
+    return tpc_check_cuFuncLoad(function);
 }
 
 /* ---- identity ---- */

@@ -131,14 +131,10 @@ static CUresult describe(struct tpc_image *image) {
     TPC_CONTEXT(context);
     struct tpg_library_describe_in in = {.library = image->handle};
     struct tpg_library_describe_out out;
-    struct tp_reply reply;
+    struct tp_reply reply TPC_REPLY;
     /* Without the lock: whoever waits for an answer may have to run a host function. Threads that ask at once hear the same. */
-    CUresult result = tpc_call_library_describe("cuKernelGetParamInfo", &in, &out, &reply);
-    if (result == CUDA_SUCCESS && !add_layouts(image, out.kernels, out.kernels_size)) {
-        result = tpc_bad_reply(&reply);
-    }
-    tp_reply_free(&reply);
-    return result;
+    TPC_TRY(tpc_call_library_describe("cuKernelGetParamInfo", &in, &out, &reply));
+    return add_layouts(image, out.kernels, out.kernels_size) ? CUDA_SUCCESS : tpc_bad_reply(&reply);
 }
 
 CUresult tpc_kernel_ask(struct tpc_kernel *kernel) {
@@ -248,9 +244,7 @@ struct tpc_kernel *tpc_kernel_in(struct tpc_kernel *kernel, struct tpc_context *
 CUresult tpc_image_module(struct tpc_image *image, struct tpc_context *context, CUmodule *module) {
     CUresult result = (CUresult)atomic_load(&context->error);
     result = result ? result : describe(image); /* its functions take the layouts over */
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(result);
     tp_lock_take(&image->lock);
     uint64_t handle = instance_of(image->modules, context);
     if (!handle) {

@@ -99,28 +99,22 @@ CUresult tpc_do_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeO
     struct link *link = tpc_record(TPG_LINK, (uint64_t)(uintptr_t)state);
     struct tpg_link_complete_in in = {.link = (uint64_t)(uintptr_t)state};
     struct tpg_link_complete_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_link_complete("cuLinkComplete", &in, &out, &reply);
-    if (result == CUDA_SUCCESS) {
-        tpc_log_fill(&link->info, out.info_log, out.info_log_size);
-        tpc_log_fill(&link->errors, out.error_log, out.error_log_size);
-        result = (CUresult)out.status;
+    struct tp_reply reply TPC_REPLY;
+    TPC_TRY(tpc_call_link_complete("cuLinkComplete", &in, &out, &reply));
+    tpc_log_fill(&link->info, out.info_log, out.info_log_size);
+    tpc_log_fill(&link->errors, out.error_log, out.error_log_size);
+    TPC_TRY((CUresult)out.status);
+    free(link->image);
+    link->image = malloc(out.image_size + 1);
+    if (!link->image) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    if (result == CUDA_SUCCESS) {
-        free(link->image);
-        link->image = malloc(out.image_size + 1);
-        if (link->image) {
-            memcpy(link->image, out.image, out.image_size);
-            *cubinOut = link->image;
-            if (sizeOut) {
-                *sizeOut = out.image_size;
-            }
-        } else {
-            result = CUDA_ERROR_OUT_OF_MEMORY;
-        }
+    memcpy(link->image, out.image, out.image_size);
+    *cubinOut = link->image;
+    if (sizeOut) {
+        *sizeOut = out.image_size;
     }
-    tp_reply_free(&reply);
-    return result;
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuLinkDestroy(CUlinkState state) {

@@ -10,10 +10,6 @@
 #include "tpg_client_structs.h"
 #include "tpg_cuda_send.h"
 
-struct shape {
-    unsigned int grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
-};
-
 /* Against the kernel's own limits. Before they stop a launch they are asked for anew: a library may have changed them through
  * another handle of the same code. Which error the driver has for it depends on more than is known here (registers, for one):
  * *ask says that the launch must wait for its answer. */
@@ -35,7 +31,7 @@ static CUresult check_attributes_of(struct tpc_kernel *kernel, uint64_t threads,
     return CUDA_SUCCESS;
 }
 
-static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel *kernel, const struct shape *s,
+static CUresult check_shape(const struct tpc_context *context, struct tpc_kernel *kernel, const struct tpg_shape *s,
                             bool *ask) {
     const int *limit = tpc_devices[context->device].what.attributes;
     if (!s->grid_x || !s->grid_y || !s->grid_z || !s->block_x || !s->block_y || !s->block_z) {
@@ -103,15 +99,14 @@ static CUresult collect(struct tpc_kernel *kernel, void **params, void **extra, 
             return CUDA_ERROR_INVALID_VALUE;
         }
     }
-    if (!buffer) {
-        return CUDA_ERROR_INVALID_VALUE;
+    if (!buffer || !size || size > kernel->parameter_bytes) { /* 580.159.04, asked */
+        return buffer && size ? CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES : CUDA_ERROR_INVALID_VALUE;
     }
-    if (size >= kernel->parameter_bytes) {
+    if (size == kernel->parameter_bytes) {
         *source = buffer;
         return CUDA_SUCCESS;
     }
-    /* NCCL gives its kernels, of 4 KiB of parameters, as much as they are to read. */
-    memcpy(block, buffer, size);
+    memcpy(block, buffer, size); /* NCCL gives its kernels, of 4 KiB of parameters, as much as they are to read */
     memset(block + size, 0, kernel->parameter_bytes - size);
     return CUDA_SUCCESS;
 }
@@ -156,8 +151,8 @@ static CUresult gather(const char *name, struct tpc_kernel *kernel, void **param
 
 CUresult tpc_kernel_shape(const struct tpc_context *context, struct tpc_kernel *kernel,
                           const CUDA_KERNEL_NODE_PARAMS *p) {
-    struct shape shape = {p->gridDimX,  p->gridDimY,  p->gridDimZ,      p->blockDimX,
-                          p->blockDimY, p->blockDimZ, p->sharedMemBytes};
+    struct tpg_shape shape = {p->gridDimX,  p->gridDimY,  p->gridDimZ,      p->blockDimX,
+                              p->blockDimY, p->blockDimZ, p->sharedMemBytes};
     bool ask = false; /* the parameters of an executable graph wait for nobody: they are refused here */
     CUresult result = check_shape(context, kernel, &shape, &ask);
     return result == CUDA_SUCCESS && ask ? CUDA_ERROR_INVALID_VALUE : result;
@@ -187,7 +182,7 @@ static CUresult misshapen(const char *name, CUstream stream, CUresult why) {
 }
 
 /* Everything before the frame is sent; on success *source is the parameter block, and *ask whether to wait for the result. */
-static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CUstream stream, void **params,
+static CUresult prepare(struct tpc_kernel *kernel, const struct tpg_shape *shape, CUstream stream, void **params,
                         void **extra, unsigned char *block, const void **source, bool *ask) {
     TPC_CONTEXT(context);
     if (TP_UNLIKELY(!kernel)) {
@@ -203,14 +198,13 @@ static CUresult prepare(struct tpc_kernel *kernel, const struct shape *shape, CU
         return misshapen("cuLaunchKernel", stream, result);
     }
     result = gather("cuLaunchKernel", kernel, params, extra, block, source);
-    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed)) && result == CUDA_SUCCESS) {
-        tpc_twins_push();
-    }
-    return TP_LIKELY(result == CUDA_SUCCESS) ? TPC_MANAGED_LEAVE() : result;
+    TPC_TRY(result);
+    tpc_twins_push();
+    return TPC_MANAGED_LEAVE();
 }
 
 /* A grid that must run all at once is refused when it cannot; the occupancy is asked for once for each block size. */
-static CUresult check_cooperative(struct tpc_kernel *kernel, const struct shape *s) {
+static CUresult check_cooperative(struct tpc_kernel *kernel, const struct tpg_shape *s) {
     const struct tpc_context *context = tpc_current();
     uint64_t blocks = (uint64_t)s->grid_x * s->grid_y * s->grid_z;
     int resident = 0;
@@ -227,7 +221,7 @@ static bool may_wait(struct tpc_kernel *kernel) {
            !atomic_exchange_explicit(&kernel->launched, true, memory_order_relaxed);
 }
 
-static CUresult launch(const char *name, CUfunction f, const struct shape *shape, CUstream stream, void **params,
+static CUresult launch(const char *name, CUfunction f, const struct tpg_shape *shape, CUstream stream, void **params,
                        void **extra, unsigned int cooperative) {
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
     unsigned char block[TPC_BLOCK_LIMIT];
@@ -238,18 +232,10 @@ static CUresult launch(const char *name, CUfunction f, const struct shape *shape
         result = check_cooperative(kernel, shape);
         result = result ? misshapen(name, stream, result) : result;
     }
-    if (TP_UNLIKELY(result != CUDA_SUCCESS)) {
-        return result;
-    }
+    TPC_TRY(result);
     struct tpg_launch_in in = {.function = kernel->handle,
                                .stream = (uint64_t)(uintptr_t)stream,
-                               .grid_x = shape->grid_x,
-                               .grid_y = shape->grid_y,
-                               .grid_z = shape->grid_z,
-                               .block_x = shape->block_x,
-                               .block_y = shape->block_y,
-                               .block_z = shape->block_z,
-                               .shared_bytes = shape->shared_bytes,
+                               .shape = *shape,
                                .cooperative = cooperative,
                                .params = source,
                                .params_size = kernel->parameter_bytes};
@@ -262,7 +248,7 @@ static CUresult launch(const char *name, CUfunction f, const struct shape *shape
 CUresult tpc_cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
                             unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
                             unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra) {
-    struct shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
+    struct tpg_shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
     return launch("cuLaunchKernel", f, &shape, hStream, kernelParams, extra, 0);
 }
 
@@ -270,7 +256,7 @@ CUresult tpc_cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsi
                                        unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY,
                                        unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream,
                                        void **kernelParams) {
-    struct shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
+    struct tpg_shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
     return launch("cuLaunchCooperativeKernel", f, &shape, hStream, kernelParams, NULL, 1);
 }
 
@@ -301,7 +287,7 @@ static bool holds_event(const CUlaunchAttribute *attribute) {
 static bool divides(unsigned int part, unsigned int whole) { return !part || whole % part == 0; }
 
 /* What attributes ask of a grid: whole clusters, all blocks at once. */
-static CUresult check_grid(struct tpc_kernel *kernel, const CUlaunchConfig *config, const struct shape *shape) {
+static CUresult check_grid(struct tpc_kernel *kernel, const CUlaunchConfig *config, const struct tpg_shape *shape) {
     CUresult result = CUDA_SUCCESS;
     for (unsigned int i = 0; i < config->numAttrs && result == CUDA_SUCCESS; i++) {
         const CUlaunchAttributeValue *value = &config->attrs[i].value;
@@ -347,8 +333,8 @@ static size_t deciding_bytes(CUlaunchAttributeID id) {
 }
 
 static uint64_t kind_of(const struct tpg_launch_ex_in *in, const CUlaunchConfig *config) {
-    uint64_t hash = mix(mix(in->function, (uint64_t)in->block_x << 32 | in->block_y), in->block_z);
-    hash = mix(hash, in->shared_bytes);
+    uint64_t hash = mix(mix(in->function, (uint64_t)in->shape.block_x << 32 | in->shape.block_y), in->shape.block_z);
+    hash = mix(hash, in->shape.shared_bytes);
     for (unsigned int i = 0; i < config->numAttrs; i++) {
         uint32_t words[3] = {0};
         memcpy(words, &config->attrs[i].value, deciding_bytes(config->attrs[i].id));
@@ -357,13 +343,10 @@ static uint64_t kind_of(const struct tpg_launch_ex_in *in, const CUlaunchConfig 
     return hash | 1;
 }
 
-CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, CUfunction f, void **kernelParams,
-                              void **extra) {
-    if (!config) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    struct shape shape = {config->gridDimX,  config->gridDimY,  config->gridDimZ,      config->blockDimX,
-                          config->blockDimY, config->blockDimZ, config->sharedMemBytes};
+CUresult tpc_do_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, CUfunction f, void **kernelParams,
+                                 void **extra) {
+    struct tpg_shape shape = {config->gridDimX,  config->gridDimY,  config->gridDimZ,      config->blockDimX,
+                              config->blockDimY, config->blockDimZ, config->sharedMemBytes};
     CUstream stream = config->hStream ? config->hStream : implicit;
     if (!config->numAttrs) {
         return launch("cuLaunchKernelEx", f, &shape, stream, kernelParams, extra, 0);
@@ -384,18 +367,10 @@ CUresult tpc_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config, C
         result = check_grid(kernel, config, &shape);
         result = result ? misshapen("cuLaunchKernelEx", stream, result) : result;
     }
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(result);
     struct tpg_launch_ex_in in = {.function = kernel->handle,
                                   .stream = (uint64_t)(uintptr_t)stream,
-                                  .grid_x = shape.grid_x,
-                                  .grid_y = shape.grid_y,
-                                  .grid_z = shape.grid_z,
-                                  .block_x = shape.block_x,
-                                  .block_y = shape.block_y,
-                                  .block_z = shape.block_z,
-                                  .shared_bytes = shape.shared_bytes,
+                                  .shape = shape,
                                   .attributes = attributes.bytes,
                                   .attributes_size = attributes.size,
                                   .params = source,
@@ -453,10 +428,7 @@ CUresult tpc_cuOccupancyMaxPotentialBlockSizeWithFlags(int *minGridSize, int *bl
     for (int aligned = (limit + warp - 1) / warp * warp; aligned > 0; aligned -= warp) {
         int block = aligned < limit ? aligned : limit, blocks = 0;
         size_t shared = blockSizeToDynamicSMemSize ? blockSizeToDynamicSMemSize(block) : dynamicSMemSize;
-        result = tpc_cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(&blocks, func, block, shared, flags);
-        if (result) {
-            return result;
-        }
+        TPC_TRY(tpc_cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(&blocks, func, block, shared, flags));
         if (blocks * block > best_threads) {
             best_threads = blocks * block;
             best_block = block;

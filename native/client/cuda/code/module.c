@@ -117,19 +117,14 @@ CUresult tpc_image_load(const void *code, bool library, unsigned int count, cons
     bool linked = false;
     CUresult result = unwrap(&code, library, &linked);
     size_t size = result == CUDA_SUCCESS ? tp_image_size(code, SIZE_MAX / 2) : 0;
-    if (result) {
-        return result;
-    }
+    TPC_TRY(result);
     if (!size) {
         return library ? load_nothing(handle) : CUDA_ERROR_INVALID_IMAGE;
     }
     uint64_t pairs[2 * TPC_JIT_OPTIONS];
     size_t used;
     struct tpc_log info = {0}, errors = {0};
-    result = tpc_jit_gather(count, options, values, pairs, &used, &info, &errors);
-    if (result) {
-        return result;
-    }
+    TPC_TRY(tpc_jit_gather(count, options, values, pairs, &used, &info, &errors));
     uint32_t kind = library ? TPG_LIBRARY : TPG_MODULE;
     struct tpc_image *image = calloc(1, sizeof *image);
     struct tpg_image_load_in in = {.owner = image ? tpc_mint_record(kind, image) : 0,

@@ -83,7 +83,6 @@ CUresult tpc_function_attribute(const char *name, int *value, CUfunction_attribu
 CUresult tpc_function_attribute_set(const char *name, uint64_t handle, int device, CUfunction_attribute attribute,
                                     int value);
 CUresult tpc_function_config(const char *name, uint64_t handle, int device, unsigned int what, int value);
-CUresult tpc_function_loading(const char *name, CUfunction function, unsigned int load, CUfunctionLoadingState *state);
 CUresult tpc_function_name(const char **name, uint64_t handle, int device);
 
 /* name.c: the one text for a name of that many bytes, which is never freed; NULL without memory. */

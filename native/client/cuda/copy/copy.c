@@ -24,27 +24,17 @@ CUresult tpc_copy_wait(const char *name, CUstream stream) {
         return CUDA_SUCCESS;
     }
     struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)stream};
-    struct tp_reply reply;
-    CUresult result = tpc_call_stream_wait(name, &in, &reply);
-    if (result == CUDA_SUCCESS) {
-        tpc_stream_quiet(stream, &reply);
-    }
-    tp_reply_free(&reply);
-    return result;
-}
-
-/* Kernels and copies on the worker see a twin of mapped host memory: it must hold what the program wrote. */
-static void push_twins(void) {
-    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
-        tpc_twins_push();
-    }
+    struct tp_reply reply TPC_REPLY;
+    TPC_TRY(tpc_call_stream_wait(name, &in, &reply));
+    tpc_stream_quiet(stream, &reply);
+    return CUDA_SUCCESS;
 }
 
 /* ---- shared memory: the copy engine reaches the program's pinned memory itself ---- */
 
 #define READ_AT_ONCE 65536u /* bytes; what is smaller may be (580.159.04: 16384, and not 65536) */
 
-bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,
+bool tpc_copy_shared(const char *name, const struct tpg_area *area, const void *host, uint64_t host_pitch, bool up,
                      CUstream stream, bool sync, CUresult *result) {
     uint64_t offset = tpc_host_offset(host, host_pitch * (area->height - 1) + area->width);
     if (!offset) {
@@ -60,24 +50,14 @@ bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *
             return true;
         }
     }
-    push_twins();
+    tpc_twins_push();
     if (up) {
-        struct tpg_arena_copy_in_in in = {.destination = area->address,
-                                          .pitch = area->pitch,
-                                          .width = area->width,
-                                          .height = area->height,
-                                          .stream = (uint64_t)(uintptr_t)stream,
-                                          .offset = offset,
-                                          .host_pitch = host_pitch};
+        struct tpg_arena_copy_in_in in = {
+            .area = *area, .stream = (uint64_t)(uintptr_t)stream, .offset = offset, .host_pitch = host_pitch};
         *result = tpc_post_arena_copy_in(name, &in);
     } else {
-        struct tpg_arena_copy_out_in in = {.source = area->address,
-                                           .pitch = area->pitch,
-                                           .width = area->width,
-                                           .height = area->height,
-                                           .stream = (uint64_t)(uintptr_t)stream,
-                                           .offset = offset,
-                                           .host_pitch = host_pitch};
+        struct tpg_arena_copy_out_in in = {
+            .area = *area, .stream = (uint64_t)(uintptr_t)stream, .offset = offset, .host_pitch = host_pitch};
         *result = tpc_post_arena_copy_out(name, &in);
     }
     if (sync && *result == CUDA_SUCCESS) {
@@ -98,17 +78,12 @@ CUresult tpc_pageable_settle(const char *name, const void *source, size_t span, 
     return lost ? tpc_lost() : CUDA_SUCCESS;
 }
 
-static CUresult upload(const char *name, const struct tpc_area *area, const void *source, size_t size, CUstream stream,
+static CUresult upload(const char *name, const struct tpg_area *area, const void *source, size_t size, CUstream stream,
                        bool sync, bool may_go_on) {
     if (tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     }
-    struct tpg_copy_in_bulk_in in = {.destination = area->address,
-                                     .pitch = area->pitch,
-                                     .width = area->width,
-                                     .height = area->height,
-                                     .stream = (uint64_t)(uintptr_t)stream,
-                                     .ordered = sync};
+    struct tpg_copy_in_bulk_in in = {.area = *area, .stream = (uint64_t)(uintptr_t)stream, .ordered = sync};
     TPC_TRY(tpc_post_copy_in_bulk(name, &in, source, size));
     if (!may_go_on && tp_upload_wait(tpc_conn, in.transfer) != TP_OK) {
         return tpc_lost();
@@ -119,7 +94,7 @@ static CUresult upload(const char *name, const struct tpc_area *area, const void
     return tpc_posted();
 }
 
-CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync) {
+CUresult tpc_copy_up(const char *name, const struct tpg_area *area, const void *source, CUstream stream, bool sync) {
     size_t size = area->width * area->height;
     if (!size) {
         return CUDA_SUCCESS;
@@ -140,29 +115,20 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
     }
     if (pinned && tpc_late_needed(source, size)) {
         const struct tpc_host_side side = tpc_packed_side(source, size);
-        push_twins();
+        tpc_twins_push();
         result = tpc_copy_late(name, area, &side, stream);
         return result == CUDA_SUCCESS && sync ? tpc_copy_wait(name, stream) : result;
     }
     if (!pinned) {
-        result = tpc_pageable_settle(name, source, size, stream, sync);
-        if (result != CUDA_SUCCESS) {
-            return result;
-        }
+        TPC_TRY(tpc_pageable_settle(name, source, size, stream, sync));
     }
     if (size <= TP_INLINE_MAX) {
         TPC_TRY(tpc_reach_hidden(source, size));
     }
-    push_twins(); /* an earlier copy may go to a twin: keep the order */
+    tpc_twins_push(); /* an earlier copy may go to a twin: keep the order */
     if (size <= TP_INLINE_MAX) {
-        struct tpg_copy_in_in in = {.destination = area->address,
-                                    .pitch = area->pitch,
-                                    .width = area->width,
-                                    .height = area->height,
-                                    .stream = (uint64_t)(uintptr_t)stream,
-                                    .ordered = sync,
-                                    .data = source,
-                                    .data_size = size};
+        struct tpg_copy_in_in in = {
+            .area = *area, .stream = (uint64_t)(uintptr_t)stream, .ordered = sync, .data = source, .data_size = size};
         result = tpc_post_copy_in(name, &in);
     } else {
         result = upload(name, area, source, size, stream, sync, pinned && !sync);
@@ -176,7 +142,7 @@ CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *
 /* ---- down ---- */
 
 /* A few bytes that the GPU writes beside the word that says so; false when the ordinary way must be gone. */
-static bool download_marked(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+static bool download_marked(const char *name, void *destination, const struct tpg_area *area, CUstream stream) {
     struct tp_done done;
     if (area->height != 1 || area->width > TP_LANDING || !tpc_may_mark() || !tp_done_begin(tpc_conn, &done)) {
         return false;
@@ -211,15 +177,11 @@ static void take_bytes(void *what, const unsigned char *body, size_t size) {
     }
 }
 
-static CUresult download_inline(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+static CUresult download_inline(const char *name, void *destination, const struct tpg_area *area, CUstream stream) {
     if (download_marked(name, destination, area, stream)) {
         return CUDA_SUCCESS;
     }
-    struct tpg_copy_out_in in = {.source = area->address,
-                                 .pitch = area->pitch,
-                                 .width = area->width,
-                                 .height = area->height,
-                                 .stream = (uint64_t)(uintptr_t)stream};
+    struct tpg_copy_out_in in = {.area = *area, .stream = (uint64_t)(uintptr_t)stream};
     size_t frame_size = tpg_size_copy_out_in(&in);
     unsigned char *body = tpc_reserve(TPG_OP_copy_out, frame_size);
     if (!body) {
@@ -241,15 +203,11 @@ static CUresult download_inline(const char *name, void *destination, const struc
     return result;
 }
 
-static CUresult download_bulk(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+static CUresult download_bulk(const char *name, void *destination, const struct tpg_area *area, CUstream stream) {
     if (tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     }
-    struct tpg_copy_out_bulk_in in = {.source = area->address,
-                                      .pitch = area->pitch,
-                                      .width = area->width,
-                                      .height = area->height,
-                                      .stream = (uint64_t)(uintptr_t)stream};
+    struct tpg_copy_out_bulk_in in = {.area = *area, .stream = (uint64_t)(uintptr_t)stream};
     struct tp_reply reply;
     CUresult result = tpc_call_copy_out_bulk(name, &in, destination, area->width * area->height, &reply);
     if (result == CUDA_SUCCESS) {
@@ -278,7 +236,7 @@ static bool landed_before(const void *destination, size_t size) {
            tp_transfers_touching_wait(tpc_conn, destination, size) == TP_OK;
 }
 
-CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpc_area *area, CUstream stream) {
+CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpg_area *area, CUstream stream) {
     size_t size = area->width * area->height;
     if (!landed_before(destination, size)) {
         return tpc_lost();
@@ -286,15 +244,11 @@ CUresult tpc_copy_down_later(const char *name, void *destination, const struct t
     if (size > TP_INLINE_MAX && tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     }
-    struct tpg_copy_out_post_in in = {.source = area->address,
-                                      .pitch = area->pitch,
-                                      .width = area->width,
-                                      .height = area->height,
-                                      .stream = (uint64_t)(uintptr_t)stream};
+    struct tpg_copy_out_post_in in = {.area = *area, .stream = (uint64_t)(uintptr_t)stream};
     return tpc_post_copy_out_post(name, &in, destination, size);
 }
 
-CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync) {
+CUresult tpc_copy_down(const char *name, void *destination, const struct tpg_area *area, CUstream stream, bool sync) {
     size_t size = area->width * area->height;
     if (!size) {
         return CUDA_SUCCESS;
@@ -311,7 +265,7 @@ CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_are
     if (pinned && tpc_copy_shared(name, area, destination, area->width, false, stream, sync, &result)) {
         return result;
     }
-    push_twins();
+    tpc_twins_push();
     if (!sync && pinned) {
         return tpc_copy_down_later(name, destination, area, stream);
     }
@@ -363,11 +317,14 @@ CUresult tpc_copy_here(const char *name, CUstream stream, bool sync) {
     return result ? result : tpc_copy_wait(name, stream);
 }
 
-CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream) {
-    struct tpg_copy_device_in in = {
-        .destination = destination, .source = source, .size = size, .stream = (uint64_t)(uintptr_t)stream};
-    push_twins();
+CUresult tpc_copy_rows(const char *name, const struct tpg_rows *rows, CUstream stream) {
+    struct tpg_copy_device_in in = {.rows = *rows, .stream = (uint64_t)(uintptr_t)stream};
+    tpc_twins_push();
     return tpc_post_copy_device(name, &in);
+}
+
+CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream) {
+    return tpc_copy_rows(name, &(struct tpg_rows){destination, size, source, size, size, 1}, stream);
 }
 
 /* ---- the API ---- */
@@ -381,7 +338,7 @@ CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source
 
 static CUresult copy(const char *name, struct tpc_place to, struct tpc_place from, uint64_t size, CUstream stream,
                      bool sync) {
-    struct tpc_area area = tpc_line(to.device ? to.address : from.address, size);
+    struct tpg_area area = tpc_line(to.device ? to.address : from.address, size);
     void *host_to = (void *)(uintptr_t)to.address;
     const void *host_from = (const void *)(uintptr_t)from.address;
     CUresult result;
@@ -411,6 +368,9 @@ static CUresult place_and_copy(const char *name, placing *to_is, uint64_t to, pl
     struct tpc_place to_place, from_place;
     CUresult result = to_is(to, size, &to_place);
     result = result ? result : from_is(from, size, &from_place);
+    if (sync && !result && to_is == tpc_place_host && to_place.read_only) { /* 580.159.04, asked */
+        return CUDA_ERROR_INVALID_VALUE;
+    }
     return result ? result : copy(name, to_place, from_place, size, stream, sync);
 }
 

@@ -34,7 +34,6 @@ static uint64_t extent(const struct side *side, const struct box *box, bool *fit
 
 /* One side of linear memory. */
 static CUresult resolve(const struct tpc_copy_side *told, const struct box *box, int max_pitch, struct side *out) {
-    struct tpc_range range;
     uint64_t base = told->type == CU_MEMORYTYPE_HOST ? told->host : told->device, pitch = told->pitch;
     uint64_t reach = 0, before = 0;
     bool fits = !__builtin_add_overflow(told->x, box->width, &reach);
@@ -46,7 +45,7 @@ static CUresult resolve(const struct tpc_copy_side *told, const struct box *box,
         out->device = true;
         break;
     case CU_MEMORYTYPE_UNIFIED:
-        out->device = tpc_is_device_address(base) || (tpc_range_at(base, &range) && range.where == TPC_DEVICE_MEMORY);
+        out->device = tpc_at_device(base);
         break;
     default:
         return CUDA_ERROR_INVALID_VALUE;
@@ -82,96 +81,79 @@ static CUresult resolve(const struct tpc_copy_side *told, const struct box *box,
 
 /* ---- one slice ---- */
 
-static CUresult slice_up(const char *name, const struct side *to, const struct side *from, uint64_t width,
-                         uint64_t height, CUstream stream, bool sync) {
-    const unsigned char *host = (const unsigned char *)(uintptr_t)from->address;
-    struct tpc_area area = {.address = to->address, .pitch = to->pitch, .width = width, .height = height};
-    if (from->pitch == width || height == 1) {
-        return tpc_copy_up(name, &area, host, stream, sync);
+static void slice_here(const struct side *to, const struct side *from, uint64_t width, uint64_t height) {
+    for (uint64_t row = 0; row < height; row++) {
+        memmove((void *)(uintptr_t)(to->address + row * to->pitch),
+                (const void *)(uintptr_t)(from->address + row * from->pitch), width);
     }
-    CUresult result;
-    if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
-        CUgraph graph;
-        result = tpc_capture_copy(name, stream, host, from->pitch * (height - 1) + width, sync, &graph);
-        if (result != CUDA_SUCCESS || graph) {
-            return graph ? tpc_capture_host(name, graph, &area, host, from->pitch, true, stream) : result;
-        }
-    }
-    if (tpc_copy_shared(name, &area, host, from->pitch, true, stream, sync, &result)) {
-        return result;
-    }
-    size_t span = from->pitch * (height - 1) + width;
-    bool pinned = tpc_is_pinned(host, span);
-    if (pinned && tpc_late_needed(host, span)) {
-        const struct tpc_host_side side = {.first = (unsigned char *)(uintptr_t)host,
-                                           .pitch = from->pitch,
-                                           .slice = from->pitch * height,
-                                           .width = width,
-                                           .height = height,
-                                           .depth = 1};
-        if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-            tpc_twins_push();
-        }
-        result = tpc_copy_late(name, &area, &side, stream);
-        return result == CUDA_SUCCESS && sync ? tpc_copy_wait(name, stream) : result;
-    }
-    result = pinned ? CUDA_SUCCESS : tpc_pageable_settle(name, host, span, stream, sync);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
-    uint64_t at_once = width > PACK_MAX ? 1 : PACK_MAX / width;
-    at_once = at_once < height ? at_once : height;
-    unsigned char *packed = malloc(at_once * width);
-    result = packed ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-    for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row += at_once) {
-        uint64_t rows = height - row < at_once ? height - row : at_once;
-        for (uint64_t i = 0; i < rows; i++) {
-            memcpy(packed + i * width, host + (row + i) * from->pitch, width);
-        }
-        area.address = to->address + row * to->pitch;
-        area.height = rows;
-        result = tpc_copy_up(name, &area, packed, stream, sync);
-    }
-    free(packed);
-    if (result == CUDA_SUCCESS && sync && pinned) {
-        result = tpc_copy_wait(name, stream);
-    }
-    return result;
 }
 
-static CUresult slice_down(const char *name, const struct side *to, const struct side *from, uint64_t width,
-                           uint64_t height, CUstream stream, bool sync) {
-    unsigned char *host = (unsigned char *)(uintptr_t)to->address;
-    struct tpc_area area = {.address = from->address, .pitch = from->pitch, .width = width, .height = height};
-    if (to->pitch == width || height == 1) {
-        return tpc_copy_down(name, host, &area, stream, sync);
+/* Before rows of host memory are packed: pinned memory whose bytes are to be taken later goes that way, and is *done. */
+static CUresult settle_source(const char *name, const struct tpg_area *area, const struct tpc_host_side *host,
+                              bool pinned, CUstream stream, bool sync, bool *done) {
+    const size_t span = tpc_side_span(host);
+    *done = pinned && tpc_late_needed(host->first, span);
+    if (!*done) {
+        return pinned ? CUDA_SUCCESS : tpc_pageable_settle(name, host->first, span, stream, sync);
     }
+    tpc_twins_push();
+    CUresult result = tpc_copy_late(name, area, host, stream);
+    return result == CUDA_SUCCESS && sync ? tpc_copy_wait(name, stream) : result;
+}
+
+/* Between host memory and the device: rows that do not lie side by side are packed, some at a time. */
+static CUresult slice(const char *name, const struct side *there, const struct side *here, uint64_t width,
+                      uint64_t height, CUstream stream, bool sync, bool up) {
+    unsigned char *host = (unsigned char *)(uintptr_t)here->address;
+    struct tpg_area area = {.address = there->address, .pitch = there->pitch, .width = width, .height = height};
+    if (here->pitch == width || height == 1) {
+        return up ? tpc_copy_up(name, &area, host, stream, sync) : tpc_copy_down(name, host, &area, stream, sync);
+    }
+    const struct tpc_host_side side = {.first = host,
+                                       .pitch = here->pitch,
+                                       .slice = here->pitch * height,
+                                       .width = width,
+                                       .height = height,
+                                       .depth = 1};
+    const size_t span = tpc_side_span(&side);
     CUresult result;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         CUgraph graph;
-        result = tpc_capture_copy(name, stream, host, to->pitch * (height - 1) + width, sync, &graph);
+        result = tpc_capture_copy(name, stream, host, span, sync, &graph);
         if (result != CUDA_SUCCESS || graph) {
-            return graph ? tpc_capture_host(name, graph, &area, host, to->pitch, false, stream) : result;
+            return graph ? tpc_capture_host(name, graph, &area, host, here->pitch, up, stream) : result;
         }
     }
-    if (tpc_copy_shared(name, &area, host, to->pitch, false, stream, sync, &result)) {
+    if (tpc_copy_shared(name, &area, host, here->pitch, up, stream, sync, &result)) {
         return result;
+    }
+    const bool pinned = up && tpc_is_pinned(host, span);
+    bool done = false;
+    TPC_TRY(up ? settle_source(name, &area, &side, pinned, stream, sync, &done) : CUDA_SUCCESS);
+    if (done) {
+        return CUDA_SUCCESS;
     }
     uint64_t at_once = width > PACK_MAX ? 1 : PACK_MAX / width;
     at_once = at_once < height ? at_once : height;
     unsigned char *packed = malloc(at_once * width);
     result = packed ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
     for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row += at_once) {
-        uint64_t rows = height - row < at_once ? height - row : at_once;
-        area.address = from->address + row * from->pitch;
-        area.height = rows;
-        result = tpc_copy_down(name, packed, &area, stream, true);
-        for (uint64_t i = 0; i < rows && result == CUDA_SUCCESS; i++) {
-            memcpy(host + (row + i) * to->pitch, packed + i * width, width);
+        const struct side rows = {.address = here->address + row * here->pitch, .pitch = here->pitch};
+        const struct side pack = {.address = (uint64_t)(uintptr_t)packed, .pitch = width};
+        area.address = there->address + row * there->pitch;
+        area.height = height - row < at_once ? height - row : at_once;
+        if (up) {
+            slice_here(&pack, &rows, width, area.height);
+            result = tpc_copy_up(name, &area, packed, stream, sync);
+        } else {
+            result = tpc_copy_down(name, packed, &area, stream, true);
+        }
+        if (!up && result == CUDA_SUCCESS) {
+            slice_here(&rows, &pack, width, area.height);
         }
     }
     free(packed);
-    return result;
+    return result == CUDA_SUCCESS && sync && pinned ? tpc_copy_wait(name, stream) : result;
 }
 
 static CUresult slice_across(const char *name, const struct side *to, const struct side *from, uint64_t width,
@@ -179,24 +161,8 @@ static CUresult slice_across(const char *name, const struct side *to, const stru
     if (height == 1 || (to->pitch == width && from->pitch == width)) {
         return tpc_copy_across(name, to->address, from->address, width * height, stream);
     }
-    struct tpg_copy_device_2d_in in = {.destination = to->address,
-                                       .source = from->address,
-                                       .destination_pitch = to->pitch,
-                                       .source_pitch = from->pitch,
-                                       .width = width,
-                                       .height = height,
-                                       .stream = (uint64_t)(uintptr_t)stream};
-    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_push();
-    }
-    return tpc_post_copy_device_2d(name, &in);
-}
-
-static void slice_here(const struct side *to, const struct side *from, uint64_t width, uint64_t height) {
-    for (uint64_t row = 0; row < height; row++) {
-        memmove((void *)(uintptr_t)(to->address + row * to->pitch),
-                (const void *)(uintptr_t)(from->address + row * from->pitch), width);
-    }
+    return tpc_copy_rows(name, &(struct tpg_rows){to->address, to->pitch, from->address, from->pitch, width, height},
+                         stream);
 }
 
 static CUresult copy_box(const char *name, struct side to, struct side from, struct box box, CUstream stream,
@@ -216,9 +182,9 @@ static CUresult copy_box(const char *name, struct side to, struct side from, str
         if (to.device && from.device) {
             result = slice_across(name, &to, &from, box.width, box.height, stream);
         } else if (to.device) {
-            result = slice_up(name, &to, &from, box.width, box.height, stream, sync);
+            result = slice(name, &to, &from, box.width, box.height, stream, sync, true);
         } else if (from.device) {
-            result = slice_down(name, &to, &from, box.width, box.height, stream, sync);
+            result = slice(name, &from, &to, box.width, box.height, stream, sync, false);
         } else {
             slice_here(&to, &from, box.width, box.height);
         }
@@ -288,9 +254,7 @@ static CUresult copy_arrays(const char *name, const struct tpc_copy_side *told_t
         TPC_TRY(make_buffer(name, box, &buffer));
         *(up ? &from : &to) = linear(&buffer);
     }
-    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_push();
-    }
+    tpc_twins_push();
     CUresult result = up ? copy_box(name, buffer, from_memory, *box, stream, sync) : CUDA_SUCCESS;
     result = result ? result : send_box(name, &to, &from, box, stream);
     if (down && result == CUDA_SUCCESS) {

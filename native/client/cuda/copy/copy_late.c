@@ -154,13 +154,9 @@ bool tpc_on_upload_wanted(const struct tpg_upload_wanted_in *in) {
 
 /* ---- the call ---- */
 
-CUresult tpc_copy_late(const char *name, const struct tpc_area *area, const struct tpc_host_side *side,
+CUresult tpc_copy_late(const char *name, const struct tpg_area *area, const struct tpc_host_side *side,
                        CUstream stream) {
-    struct tpg_copy_in_late_in in = {.destination = area->address,
-                                     .pitch = area->pitch,
-                                     .width = area->width,
-                                     .height = area->height,
-                                     .stream = (uint64_t)(uintptr_t)stream};
+    struct tpg_copy_in_late_in in = {.area = *area, .stream = (uint64_t)(uintptr_t)stream};
     struct late *late = calloc(1, sizeof *late);
     if (!late) {
         return CUDA_ERROR_OUT_OF_MEMORY;

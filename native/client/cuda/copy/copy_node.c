@@ -45,6 +45,10 @@ static void give_back(const struct tpc_host_copy *copy) {
         tpc_post_memory_free("cuGraphDestroy", &in);
         self->context = before;
     }
+    if (copy->pinned) {
+        struct tpg_host_twin_free_in twin = {.address = copy->pinned};
+        tpc_post_host_twin_free("cuGraphDestroy", &twin);
+    }
 }
 
 static void drop(struct tpc_host_copy *copy) {
@@ -223,6 +227,31 @@ CUresult tpc_host_copy_unkeep(CUgraph graph, uint64_t node) {
     return result;
 }
 
+CUresult tpc_host_copy_pin(const char *name, struct tpc_host_copy *copy) {
+    const struct tpc_host_side *side = &copy->side;
+    struct tpg_host_twin_in in = {.size = side->width * side->height * side->depth, .alone = 1};
+    struct tpg_host_twin_out answer = {0};
+    struct tp_thread *self = tp_thread_self();
+    const uint32_t before = self->context;
+    tp_lock_take(&lock);
+    const bool there = copy->pinned != 0;
+    tp_lock_drop(&lock);
+    self->context = tp_handle_id(copy->context->handle);
+    CUresult result = there ? CUDA_SUCCESS : tpc_call_host_twin(name, &in, &answer);
+    self->context = before;
+    tp_lock_take(&lock);
+    if (!copy->pinned) {
+        copy->pinned = answer.address;
+        answer.address = 0;
+    }
+    tp_lock_drop(&lock);
+    if (answer.address) { /* another thread was faster */
+        struct tpg_host_twin_free_in undo = {.address = answer.address};
+        tpc_post_host_twin_free(name, &undo);
+    }
+    return result;
+}
+
 static void context_gone(const struct tpc_context *context) {
     tp_lock_take(&lock);
     for (struct tpc_host_copy *copy = alive; copy; copy = copy->next) {
@@ -343,22 +372,17 @@ CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, s
     return result != CUDA_SUCCESS ? result : broken != CUDA_SUCCESS ? broken : CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
 }
 
-static CUresult between(const char *name, const struct tpc_area *area, uint64_t buffer, bool up, CUstream stream) {
+static CUresult between(const char *name, const struct tpg_area *area, uint64_t buffer, bool up, CUstream stream) {
     if (area->height == 1 || area->pitch == area->width) {
         return tpc_copy_across(name, up ? area->address : buffer, up ? buffer : area->address,
                                area->width * area->height, stream);
     }
-    struct tpg_copy_device_2d_in in = {.destination = up ? area->address : buffer,
-                                       .source = up ? buffer : area->address,
-                                       .destination_pitch = up ? area->pitch : area->width,
-                                       .source_pitch = up ? area->width : area->pitch,
-                                       .width = area->width,
-                                       .height = area->height,
-                                       .stream = (uint64_t)(uintptr_t)stream};
-    return tpc_post_copy_device_2d(name, &in);
+    const struct tpg_rows up_rows = {area->address, area->pitch, buffer, area->width, area->width, area->height};
+    const struct tpg_rows down_rows = {buffer, area->width, area->address, area->pitch, area->width, area->height};
+    return tpc_copy_rows(name, up ? &up_rows : &down_rows, stream);
 }
 
-CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area *area, const void *host,
+CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpg_area *area, const void *host,
                           uint64_t host_pitch, bool up, CUstream stream) {
     struct tpc_host_copy *copy = NULL;
     struct tpc_host_side side = {.first = (unsigned char *)(uintptr_t)host,

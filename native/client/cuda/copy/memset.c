@@ -42,7 +42,7 @@ static void buffer_free(const char *name, uint64_t address) {
     tpc_post_memory_free(name, &in);
 }
 
-static CUresult set_host(const char *name, const struct tpc_area *area, uint64_t unit, unsigned int value,
+static CUresult set_host(const char *name, const struct tpg_area *area, uint64_t unit, unsigned int value,
                          CUstream stream) {
     uint64_t width = area->width, height = area->height, buffer = 0;
     TPC_CONTEXT(context);
@@ -55,7 +55,7 @@ static CUresult set_host(const char *name, const struct tpc_area *area, uint64_t
     for (uint64_t row = 0; row < height && result == CUDA_SUCCESS; row++) {
         for (uint64_t at = 0; at < width && result == CUDA_SUCCESS; at += BUFFER_MAX) {
             void *to = (void *)(uintptr_t)(area->address + row * area->pitch + at);
-            struct tpc_area piece = tpc_line(buffer, width - at < BUFFER_MAX ? width - at : BUFFER_MAX);
+            struct tpg_area piece = tpc_line(buffer, width - at < BUFFER_MAX ? width - at : BUFFER_MAX);
             result = tpc_copy_down_later(name, to, &piece, stream);
         }
     }
@@ -76,7 +76,7 @@ static CUresult unknown(CUstream stream, CUresult result) {
 
 static CUresult check(const char *name, CUdeviceptr address, uint64_t pitch, uint64_t count, uint64_t height,
                       uint64_t unit, unsigned int value, CUstream stream) {
-    struct tpc_area area = {.address = address, .pitch = pitch, .height = height};
+    struct tpg_area area = {.address = address, .pitch = pitch, .height = height};
     struct tpc_place place;
     bool fits = true;
     if (!count || !height) {
@@ -91,9 +91,7 @@ static CUresult check(const char *name, CUdeviceptr address, uint64_t pitch, uin
     if (result != CUDA_SUCCESS) {
         return fits ? unknown(stream, result) : result;
     }
-    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
-        tpc_twins_push(); /* what the program wrote before comes before */
-    }
+    tpc_twins_push(); /* what the program wrote before comes before */
     if (TP_LIKELY(place.device && place.address == address)) {
         return CUDA_SUCCESS;
     }

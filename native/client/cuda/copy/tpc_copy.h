@@ -29,15 +29,8 @@ static inline struct tpc_host_side tpc_packed_side(const void *first, uint64_t s
                                   .height = 1,
                                   .depth = 1};
 }
-/* The device side of a copy: rows of `width` bytes, `pitch` apart. */
-struct tpc_area {
-    uint64_t address, pitch, width, height;
-};
-static inline struct tpc_area tpc_line(uint64_t address, uint64_t size) {
-    return (struct tpc_area){.address = address, .pitch = size, .width = size, .height = 1};
-}
 /* Bytes from the first to the last one; 0 with *fits false when that overflows. */
-static inline uint64_t tpc_area_extent(const struct tpc_area *area, bool *fits) {
+static inline uint64_t tpc_area_extent(const struct tpg_area *area, bool *fits) {
     uint64_t before = 0, extent = 0;
     *fits = area->height && !__builtin_mul_overflow(area->pitch, area->height - 1, &before) &&
             !__builtin_add_overflow(before, area->width, &extent);
@@ -47,15 +40,16 @@ static inline uint64_t tpc_area_extent(const struct tpc_area *area, bool *fits) 
 /* ---- copy.c ---- */
 /* Packed host bytes into an area or out of it. `sync` is the form of the API call: everything the program does next
  * comes after the copy. The range checks have been made. */
-CUresult tpc_copy_up(const char *name, const struct tpc_area *area, const void *source, CUstream stream, bool sync);
-CUresult tpc_copy_down(const char *name, void *destination, const struct tpc_area *area, CUstream stream, bool sync);
+CUresult tpc_copy_up(const char *name, const struct tpg_area *area, const void *source, CUstream stream, bool sync);
+CUresult tpc_copy_down(const char *name, void *destination, const struct tpg_area *area, CUstream stream, bool sync);
 /* A download into any memory that nobody waits for yet: the bytes have come when a wait for the stream returns. */
-CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpc_area *area, CUstream stream);
+CUresult tpc_copy_down_later(const char *name, void *destination, const struct tpg_area *area, CUstream stream);
 /* A copy between pinned memory in the shared segment and an area, rows `host_pitch` apart in host memory. False when the
  * host side does not lie there: nothing was done. */
-bool tpc_copy_shared(const char *name, const struct tpc_area *area, const void *host, uint64_t host_pitch, bool up,
+bool tpc_copy_shared(const char *name, const struct tpg_area *area, const void *host, uint64_t host_pitch, bool up,
                      CUstream stream, bool sync, CUresult *result);
 CUresult tpc_copy_across(const char *name, uint64_t destination, uint64_t source, uint64_t size, CUstream stream);
+CUresult tpc_copy_rows(const char *name, const struct tpg_rows *rows, CUstream stream); /* of device memory, too */
 /* The begin of one in the form that is synchronous: between contexts it comes after everything that both of them, and the
  * current one, have to do (cuMemcpyPeer). One from host memory that the GPU reaches comes after all that the stream waits for: the driver
  * may read it at the call. */
@@ -85,7 +79,7 @@ static inline bool tpc_late_needed(const void *start, uint64_t size) {
  * while that may be a host function. */
 CUresult tpc_pageable_settle(const char *name, const void *source, size_t span, CUstream stream, bool sync);
 /* Copies the side, packed, into the area, with the bytes that are there when the stream gets to it. Returns at once. */
-CUresult tpc_copy_late(const char *name, const struct tpc_area *area, const struct tpc_host_side *side,
+CUresult tpc_copy_late(const char *name, const struct tpg_area *area, const struct tpc_host_side *side,
                        CUstream stream);
 
 /* ---- copy_node.c ---- */
@@ -94,7 +88,7 @@ CUresult tpc_copy_late(const char *name, const struct tpc_area *area, const stru
 CUresult tpc_capture_copy(const char *name, CUstream stream, const void *host, size_t size, bool sync, CUgraph *graph);
 /* Makes the copy a node of the graph that the stream captures, for host memory that the GPU does not reach; rows `host_pitch`
  * apart. */
-CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpc_area *area, const void *host,
+CUresult tpc_capture_host(const char *name, CUgraph graph, const struct tpg_area *area, const void *host,
                           uint64_t host_pitch, bool up, CUstream stream);
 /* Whether a graph may read and write the host memory at every launch, and the device address that it then has. */
 bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device);
@@ -102,6 +96,7 @@ bool tpc_host_in_graph(const void *host, size_t size, uint64_t *device);
 struct tpc_host_copy {
     struct tpc_host_copy *next;
     uint64_t address; /* of the buffer; 0 once its context is gone */
+    uint64_t pinned;  /* what takes its place where host functions see to the copy; 0 until one does */
     struct tpc_host_side side;
     bool up;
     struct tpc_context *context;
@@ -124,6 +119,8 @@ extern _Atomic size_t tpc_host_copies;
 uint64_t *tpc_host_copy_addresses(size_t *count);
 /* The one with that address, NULL if none is left, and one that is there: to be dropped. */
 struct tpc_host_copy *tpc_host_copy_hold(uint64_t address);
+/* Gives it pinned memory of the worker, for as long as it lives. */
+CUresult tpc_host_copy_pin(const char *name, struct tpc_host_copy *copy);
 void tpc_host_copy_retain(struct tpc_host_copy *copy);
 
 /* One side of the parameters of a copy, whichever it is. */

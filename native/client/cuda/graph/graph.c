@@ -12,8 +12,6 @@
 
 #define PAGE 4096u /* nodes or edges asked for at once */
 
-static void *as_record(uint64_t handle) { return (void *)(uintptr_t)handle; }
-
 /* ---- handles ---- */
 
 bool tpc_fresh_make(struct tpc_fresh *fresh, size_t count) {
@@ -34,57 +32,24 @@ bool tpc_fresh_make(struct tpc_fresh *fresh, size_t count) {
 
 void tpc_fresh_note(struct tpc_fresh *fresh, uint64_t handle, uint64_t graph) {
     if (handle && fresh->used < fresh->count && fresh->handles[fresh->used] == handle) {
-        tpc_set_record(TPG_GRAPHNODE, handle, as_record(graph));
+        tpc_set_record(TPG_GRAPHNODE, handle, (void *)(uintptr_t)graph);
         fresh->used++;
     }
 }
 
 void tpc_fresh_end(struct tpc_fresh *fresh) {
+    void *unused;
     for (size_t i = fresh->used; i < fresh->count; i++) {
-        tpc_unmint(TPG_GRAPHNODE, fresh->handles[i]);
+        tpc_unmint_alone(TPG_GRAPHNODE, fresh->handles[i], &unused);
     }
     free(fresh->handles);
     *fresh = (struct tpc_fresh){0};
 }
 
-void tpc_graph_forget_inside(uint64_t node) {
-    uint64_t handle;
-    for (uint32_t at = 0; (handle = tpc_next_handle(TPG_GRAPH, as_record(node), &at));) {
-        tpc_graph_forget(handle);
-    }
-}
-
-void tpc_graph_forget(uint64_t graph) {
-    uint64_t node;
-    for (uint32_t at = 0; (node = tpc_next_handle(TPG_GRAPHNODE, as_record(graph), &at));) {
-        tpc_graph_forget_inside(node);
-        tpc_told_end(node);
-        tpc_unmint(TPG_GRAPHNODE, node);
-    }
-    tpc_unmint(TPG_GRAPH, graph);
-}
-
-/* ---- destruction ---- */
-
-CUresult tpc_do_cuGraphDestroy(CUgraph hGraph) {
-    struct tpg_graph_destroy_in in = {.graph = (uint64_t)(uintptr_t)hGraph};
-    CUresult result = tpc_call_graph_destroy("cuGraphDestroy", &in);
-    result = result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */
-    if (result == CUDA_SUCCESS) {
-        tpc_graph_forget(in.graph);
-    }
-    return result;
-}
-
-CUresult tpc_do_cuGraphDestroyNode(CUgraphNode hNode) {
-    struct tpg_graph_node_destroy_in in = {.node = (uint64_t)(uintptr_t)hNode};
-    CUresult result = tpc_call_graph_node_destroy("cuGraphDestroyNode", &in);
-    if (result == CUDA_SUCCESS) {
-        result = tpc_node_gives_up(in.node);
-        tpc_graph_forget_inside(in.node);
-        tpc_told_end(in.node);
-        tpc_unmint(TPG_GRAPHNODE, in.node);
-    }
+CUresult tpc_cuGraphDestroyNode(CUgraphNode hNode) {
+    TPC_TRY(tpc_sent_cuGraphDestroyNode(hNode));
+    CUresult result = tpc_node_gives_up((uint64_t)(uintptr_t)hNode);
+    tpc_unmint(TPG_GRAPHNODE, (uint64_t)(uintptr_t)hNode);
     return result;
 }
 
@@ -126,12 +91,11 @@ static CUresult page(const struct list *list, size_t first, size_t count, size_t
     *got = result == CUDA_SUCCESS && out.nodes_count < count ? out.nodes_count : result == CUDA_SUCCESS ? count : 0;
     *total = out.total;
     for (size_t i = 0; i < *got; i++) {
-        uint64_t handle;
-        memcpy(&handle, out.nodes + i, sizeof handle);
+        uint64_t handle = tp_word_at(out.nodes, i);
         tpc_fresh_note(&fresh, handle, list->graph);
         list->nodes[first + i] = (CUgraphNode)(uintptr_t)handle;
         if (list->others && i < out.others_count) {
-            memcpy(&handle, out.others + i, sizeof handle);
+            handle = tp_word_at(out.others, i);
             tpc_fresh_note(&fresh, handle, list->graph);
             list->others[first + i] = (CUgraphNode)(uintptr_t)handle;
         }
@@ -201,41 +165,6 @@ CUresult tpc_node_list(const char *name, uint32_t what, CUgraphNode node, CUgrap
                         .edges = edges,
                         .plain = !edges};
     return run(&list, count);
-}
-
-CUresult tpc_do_cuGraphNodeFindInClone(CUgraphNode *phNode, CUgraphNode hOriginalNode, CUgraph hClonedGraph) {
-    struct tpc_fresh fresh;
-    if (!tpc_fresh_make(&fresh, 1)) {
-        return TPC_NO_HANDLES;
-    }
-    struct tpg_graph_find_in_clone_in in = {.node = (uint64_t)(uintptr_t)hOriginalNode,
-                                            .graph = (uint64_t)(uintptr_t)hClonedGraph,
-                                            .fresh = fresh.handles[0]};
-    struct tpg_graph_find_in_clone_out out;
-    CUresult result = tpc_call_graph_find_in_clone("cuGraphNodeFindInClone", &in, &out);
-    if (result == CUDA_SUCCESS) {
-        tpc_fresh_note(&fresh, out.found, in.graph);
-        *phNode = (CUgraphNode)(uintptr_t)out.found;
-    }
-    tpc_fresh_end(&fresh);
-    return result;
-}
-
-CUresult tpc_do_cuGraphChildGraphNodeGetGraph(CUgraphNode hNode, CUgraph *phGraph) {
-    struct tpg_graph_child_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
-    in.fresh = tpc_mint_record(TPG_GRAPH, as_record(in.node));
-    if (!in.fresh) {
-        return TPC_NO_HANDLES;
-    }
-    struct tpg_graph_child_get_out out;
-    CUresult result = tpc_call_graph_child_get("cuGraphChildGraphNodeGetGraph", &in, &out);
-    if (result == CUDA_SUCCESS) {
-        *phGraph = (CUgraph)(uintptr_t)out.graph;
-    }
-    if (result != CUDA_SUCCESS || out.graph != in.fresh) {
-        tpc_unmint(TPG_GRAPH, in.fresh);
-    }
-    return result;
 }
 
 /* ---- edges ---- */

@@ -75,13 +75,11 @@ CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
     struct tpg_capture_end_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tpg_capture_end_out out;
     CUresult result = tpc_call_capture_end("cuStreamEndCapture", &in, &out);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(result);
     if (out.ended) {
         tpc_capture_free(tpc_capture_take(hStream));
         if (!out.kept) {
-            tpc_graph_forget(out.graph);
+            tpc_unmint(TPG_GRAPH, out.graph);
         }
     }
     result = (CUresult)out.result;
@@ -100,7 +98,7 @@ CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
 static void end_of_stream(CUstream stream) {
     struct tpc_capture *capture = tpc_capture_take(stream);
     if (capture && !capture->into) {
-        tpc_graph_forget(capture->graph);
+        tpc_unmint(TPG_GRAPH, capture->graph);
     }
     tpc_capture_free(capture);
 }
@@ -137,8 +135,7 @@ static CUresult dependencies_of(CUstream stream, struct tpc_capture_info *info, 
         result = tpc_capture_ask(stream, fresh.handles, fresh.count, &out, &reply);
         bool complete = true;
         for (size_t i = 0; result == CUDA_SUCCESS && i < out.dependencies_count; i++) {
-            uint64_t handle;
-            memcpy(&handle, out.dependencies + i, sizeof handle);
+            const uint64_t handle = tp_word_at(out.dependencies, i);
             tpc_fresh_note(&fresh, handle, out.graph);
             complete = complete && handle;
         }
@@ -177,9 +174,7 @@ CUresult tpc_do_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatu
     if (result == CUDA_SUCCESS && kept_edges && !edges && dependencies && !tpc_edges_plain(kept_edges, number)) {
         result = CUDA_ERROR_LOSSY_QUERY;
     }
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(result);
     *status = info.status;
     if (info.status != CU_STREAM_CAPTURE_STATUS_NONE && id) {
         *id = info.id;

@@ -19,12 +19,15 @@
 /* The record of an executable graph that has such copies. */
 struct copies {
     size_t count;
-    uint64_t graph; /* whose nodes `node` names; 0 when they are those of another than it was instantiated from */
+    uint64_t graph;  /* whose nodes `node` names; 0 when they are those of another than it was instantiated from */
+    uint64_t *pairs; /* of those that are mixed: the buffer and the pinned memory in its place */
+    size_t mixed;
     struct entry {
         struct tpc_host_copy *copy;
         uint64_t node;
         bool inside;   /* a child graph, which is the node */
         bool disabled; /* by cuGraphNodeSetEnabled */
+        bool mixed;    /* its host functions see to it (graph_mix.c), and no launch does */
     } list[];
 };
 
@@ -36,6 +39,7 @@ static void copies_free(struct copies *copies) {
     for (size_t i = 0; copies && i < copies->count; i++) {
         tpc_host_copy_drop(copies->list[i].copy);
     }
+    free(copies ? copies->pairs : NULL);
     free(copies);
 }
 
@@ -53,25 +57,29 @@ static bool meet(const struct tpc_host_side *a, const struct tpc_host_side *b) {
     return x < y ? y - x < a_size : x - y < b_size;
 }
 
-/* A launch reads and writes the program's memory before the graph and behind it: what looks at that memory in between would
- * see the wrong bytes. `orders` says what stands before each copy. */
-static CUresult in_order(const char *name, const struct copies *copies, const unsigned int *orders, uint64_t late) {
-    bool wrong = late != 0;
+/* A launch, or a host function, reads and writes the program's memory: an upload behind a download of the same memory, with no function
+ * between, would see the wrong bytes. Of very many copies it is not known what stands between, nor behind which functions they do. */
+static CUresult in_order(const char *name, const struct copies *copies, const struct tpg_graph_copies_out *out) {
+    bool wrong = out->late != 0;
     for (size_t i = 0; i < copies->count && !wrong; i++) {
         const struct tpc_host_copy *copy = copies->list[i].copy;
         unsigned int order;
-        memcpy(&order, orders + i, sizeof order);
-        wrong = copy->up && (order & TP_AFTER_HOST);
+        memcpy(&order, out->orders + i, sizeof order);
         for (size_t j = 0; copy->up && (order & TP_AFTER_DOWNLOAD) && j < copies->count && !wrong; j++) {
             const struct tpc_host_copy *other = copies->list[j].copy;
-            wrong = !other->up && meet(&copy->side, &other->side);
+            uint64_t open = UINT64_MAX;
+            if (out->open_count == out->total * TP_MIX_WORDS && j < TP_MIX_MAX) {
+                open = tp_word_at(out->open, i * TP_MIX_WORDS + j / 64);
+            }
+            wrong = !other->up && (open >> j % 64 & 1) && meet(&copy->side, &other->side);
         }
     }
     if (wrong) {
-        tp_log(TP_ERROR,
-               "%s: the graph copies into this program's memory and uses that memory again, in a host function or in "
-               "another copy, before it ends: over this connection such copies arrive when the graph has ended",
-               name);
+        tp_log(
+            TP_ERROR,
+            "%s: not supported over this connection: the graph copies into this program's memory and from there again "
+            "with no host function between, or has host functions and more than %u such copies",
+            name, TP_MIX_MAX);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
     return CUDA_SUCCESS;
@@ -100,15 +108,15 @@ static CUresult make_list(const char *name, const struct tpg_graph_copies_out *o
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     copies->graph = graph;
+    copies->pairs = calloc(out->total + 1, 2 * sizeof *copies->pairs);
     for (size_t i = 0; i < out->total; i++) {
         struct entry *entry = &copies->list[copies->count];
-        uint64_t address;
         unsigned int order;
-        memcpy(&address, out->addresses + i, sizeof address);
-        memcpy(&entry->node, out->nodes + i, sizeof entry->node);
+        entry->node = tp_word_at(out->nodes, i);
         memcpy(&order, out->orders + i, sizeof order);
         entry->inside = (order & TP_INSIDE) != 0;
-        entry->copy = tpc_host_copy_hold(address);
+        entry->mixed = (order & TP_MIXED) != 0;
+        entry->copy = tpc_host_copy_hold(tp_word_at(out->addresses, i));
         if (!entry->copy) { /* its last graph ends in another thread */
             copies_free(copies);
             return CUDA_ERROR_INVALID_VALUE;
@@ -116,7 +124,15 @@ static CUresult make_list(const char *name, const struct tpg_graph_copies_out *o
         copies->count++;
     }
     CUresult result = unconditional(name, out, copies);
-    result = result ? result : in_order(name, copies, out->orders, out->late);
+    result = result ? result : in_order(name, copies, out);
+    result = result || copies->pairs ? result : CUDA_ERROR_OUT_OF_MEMORY;
+    for (size_t i = 0; i < copies->count && result == CUDA_SUCCESS; i++) {
+        if (copies->list[i].mixed) {
+            result = tpc_host_copy_pin(name, copies->list[i].copy);
+            copies->pairs[2 * copies->mixed] = copies->list[i].copy->address;
+            copies->pairs[2 * copies->mixed++ + 1] = copies->list[i].copy->pinned;
+        }
+    }
     if (result != CUDA_SUCCESS) {
         copies_free(copies);
         return result;
@@ -151,8 +167,7 @@ CUresult tpc_copies_learn(const char *name, CUgraph graph, struct copies **made)
         bool whole = result == CUDA_SUCCESS && out.nodes_count == out.total && out.addresses_count == out.total &&
                      out.orders_count == out.total;
         for (size_t i = 0; whole && i < out.total; i++) {
-            uint64_t node;
-            memcpy(&node, out.nodes + i, sizeof node);
+            const uint64_t node = tp_word_at(out.nodes, i);
             tpc_fresh_note(&fresh, node, in.graph);
             again = again || !node;
         }
@@ -174,6 +189,23 @@ CUresult tpc_copies_learn(const char *name, CUgraph graph, struct copies **made)
 }
 
 void tpc_copies_free(struct copies *copies) { copies_free(copies); }
+
+const uint64_t *tpc_copies_mixed(const struct copies *copies, size_t *count) {
+    *count = copies ? 2 * copies->mixed : 0;
+    return copies ? copies->pairs : NULL;
+}
+
+CUresult tpc_copies_fixed(const char *name, CUgraphExec exec) {
+    const struct copies *copies = copies_of((uint64_t)(uintptr_t)exec);
+    if (TP_LIKELY(!copies || !copies->mixed)) {
+        return CUDA_SUCCESS;
+    }
+    tp_log(TP_ERROR,
+           "%s: the executable graph has host functions between copies with this program's memory; changing such nodes "
+           "one by one is not supported over this connection",
+           name);
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
 
 void tpc_copies_instantiated(CUgraphExec exec, struct copies *copies) {
     if (copies) {
@@ -261,7 +293,13 @@ CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_
 }
 
 CUresult tpc_check_cuGraphNodeSetEnabled(CUgraphExec hGraphExec, CUgraphNode hNode, unsigned int isEnabled) {
+    const struct copies *copies = copies_of((uint64_t)(uintptr_t)hGraphExec);
+    bool mixed = false;
     (void)isEnabled;
+    for (size_t i = 0; copies && i < copies->count; i++) {
+        mixed = mixed || (copies->list[i].mixed && copies->list[i].node == (uint64_t)(uintptr_t)hNode);
+    }
+    TPC_TRY(mixed ? tpc_copies_fixed("cuGraphNodeSetEnabled", hGraphExec) : CUDA_SUCCESS);
     return tpc_copies_may_change("cuGraphNodeSetEnabled", hGraphExec, hNode, false);
 }
 
@@ -302,7 +340,7 @@ static unsigned char *part_at(const struct tpc_host_side *side, uint64_t i, uint
 static CUresult upload(const char *name, const struct tpc_host_copy *copy, CUstream stream) {
     const struct tpc_host_side *side = &copy->side;
     uint64_t part, rows, count = parts(side, &part, &rows), size = bytes(side);
-    const struct tpc_area area = tpc_line(copy->address, size);
+    const struct tpg_area area = tpc_line(copy->address, size);
     if (tpc_late_needed(side->first,
                         tpc_side_span(side))) { /* of whatever kind: the graph reads it when the stream gets there */
         return tpc_copy_late(name, &area, side, stream);
@@ -326,7 +364,7 @@ static CUresult upload(const char *name, const struct tpc_host_copy *copy, CUstr
 static void download(const char *name, const struct tpc_host_copy *copy, CUstream stream) {
     uint64_t part, rows, count = parts(&copy->side, &part, &rows);
     for (uint64_t i = 0; i < count; i++) {
-        const struct tpc_area area = tpc_line(copy->address + i * part, part);
+        const struct tpg_area area = tpc_line(copy->address + i * part, part);
         if (tpc_copy_down_later(name, part_at(&copy->side, i, rows), &area, stream) == TPC_LOST_ERROR) {
             return;
         }
@@ -342,7 +380,7 @@ CUresult tpc_copies_before_launch(const char *name, CUgraphExec exec, CUstream s
     CUresult result = tpc_post_graph_order(name, &in);
     for (size_t i = 0; i < copies->count && result == CUDA_SUCCESS; i++) {
         const struct entry *entry = &copies->list[i];
-        if (entry->copy->up && !entry->disabled && entry->copy->address) {
+        if (entry->copy->up && !entry->mixed && !entry->disabled && entry->copy->address) {
             result = upload(name, entry->copy, stream);
         }
     }
@@ -356,7 +394,7 @@ void tpc_copies_behind_launch(const char *name, CUgraphExec exec, CUstream strea
     }
     for (size_t i = 0; i < copies->count; i++) {
         const struct entry *entry = &copies->list[i];
-        if (!entry->copy->up && !entry->disabled && entry->copy->address) {
+        if (!entry->copy->up && !entry->mixed && !entry->disabled && entry->copy->address) {
             download(name, entry->copy, stream);
         }
     }

@@ -34,6 +34,7 @@ CUresult tpc_graph_instantiate(const char *name, CUgraphExec *out_exec, CUgraph 
                                           .upload = (uint64_t)(uintptr_t)upload,
                                           .detailed = detailed,
                                           .fresh = fresh.handles[0]};
+    in.mixed = tpc_copies_mixed(copies, &in.mixed_count);
     struct tpg_graph_instantiate_out out;
     CUresult result = tpc_call_graph_instantiate(name, &in, &out);
     if (result == CUDA_SUCCESS) {
@@ -90,9 +91,7 @@ CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         TPC_TRY(tpc_capture_refuse("cuGraphLaunch", hStream)); /* whatever is launched (580.159.04, measured) */
     }
-    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
-        tpc_twins_push();
-    }
+    tpc_twins_push();
     TPC_TRY(TPC_MANAGED_LEAVE());
     TPC_TRY(tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream));
     tpc_graph_memory_asks();
@@ -130,6 +129,7 @@ CUresult tpc_cuGraphExecUpdate_v2(CUgraphExec hGraphExec, CUgraph hGraph, CUgrap
                                      .graph = (uint64_t)(uintptr_t)hGraph,
                                      .fresh = fresh.handles,
                                      .fresh_count = fresh.count};
+    in.mixed = tpc_copies_mixed(copies, &in.mixed_count);
     struct tpg_graph_update_out out;
     CUresult result = tpc_call_graph_update("cuGraphExecUpdate", &in, &out);
     if (result == CUDA_SUCCESS) {

@@ -14,19 +14,6 @@
 
 #include <stdlib.h>
 
-CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node) {
-    TPC_CHECK_HANDLE(GRAPHEXEC, exec, false);
-    TPC_CHECK_HANDLE(GRAPHNODE, node, false);
-    *t = (struct tpc_node_target){.owner = (uint64_t)(uintptr_t)exec, .node = (uint64_t)(uintptr_t)node};
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node) {
-    TPC_CHECK_HANDLE(GRAPHNODE, node, false);
-    *t = (struct tpc_node_target){.node = (uint64_t)(uintptr_t)node};
-    return CUDA_SUCCESS;
-}
-
 /* ---- kernels ---- */
 
 static struct tpc_kernel *kernel_of(const CUDA_KERNEL_NODE_PARAMS *p) {
@@ -75,33 +62,22 @@ static void **keep(uint64_t node, const struct tpc_kernel *k, const void *bytes,
 CUresult tpc_do_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS *nodeParams) {
     struct tpg_graph_kernel_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_kernel_get_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_graph_kernel_get("cuGraphKernelNodeGetParams", &in, &out, &reply);
-    struct tpc_kernel *k = result == CUDA_SUCCESS ? tpc_kernel_of(out.function) : NULL;
-    bool known = k && (result = tpc_kernel_describe(k)) == CUDA_SUCCESS;
-    if (result == CUDA_SUCCESS && (!known || k->parameter_bytes != out.params_size)) {
-        result = tpc_bad_reply(&reply);
+    struct tp_reply reply TPC_REPLY;
+    TPC_TRY(tpc_call_graph_kernel_get("cuGraphKernelNodeGetParams", &in, &out, &reply));
+    struct tpc_kernel *k = kernel_of(&out.node);
+    if (k) {
+        TPC_TRY(tpc_kernel_describe(k));
     }
-    void **params = result == CUDA_SUCCESS ? keep(in.node, k, out.params, out.params_size) : NULL;
-    if (result == CUDA_SUCCESS && !params) {
-        result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (!k || k->parameter_bytes != out.params_size) {
+        return tpc_bad_reply(&reply);
     }
-    if (result == CUDA_SUCCESS) {
-        bool function = tp_handle_is(out.function, TPG_FUNCTION);
-        *nodeParams = (CUDA_KERNEL_NODE_PARAMS){.func = function ? (CUfunction)(uintptr_t)out.function : NULL,
-                                                .kern = function ? NULL : (CUkernel)(uintptr_t)out.function,
-                                                .gridDimX = out.grid_x,
-                                                .gridDimY = out.grid_y,
-                                                .gridDimZ = out.grid_z,
-                                                .blockDimX = out.block_x,
-                                                .blockDimY = out.block_y,
-                                                .blockDimZ = out.block_z,
-                                                .sharedMemBytes = out.shared_bytes,
-                                                .kernelParams = params,
-                                                .ctx = (CUcontext)(uintptr_t)out.context};
+    void **params = keep(in.node, k, out.params, out.params_size);
+    if (!params) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    tp_reply_free(&reply);
-    return result;
+    *nodeParams = out.node;
+    nodeParams->kernelParams = params;
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuGraphKernelNodeGetParams(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS_v1 *nodeParams) {
@@ -128,9 +104,9 @@ CUresult tpc_do_cuGraphKernelNodeSetAttribute(CUgraphNode hNode, CUkernelNodeAtt
 
 /* ---- the others ---- */
 
-CUresult tpc_node_child(const char *name, const struct tpc_node_target *t, CUgraph child, bool move) {
+static CUresult child_node(const char *name, const struct tpc_new_node *t, CUgraph child, bool move) {
     TPC_CHECK_HANDLE(GRAPH, child, false);
-    struct tpg_graph_child_in in = {TPC_TARGET(t), .child = (uint64_t)(uintptr_t)child, .move = move};
+    struct tpg_graph_child_in in = {TPC_NEW_NODE(t), .child = (uint64_t)(uintptr_t)child, .move = move};
     CUresult result = tpc_call_graph_child(name, &in);
     if (result == CUDA_SUCCESS && move) {
         tpc_set_record(TPG_GRAPH, in.child, (void *)(uintptr_t)t->node);
@@ -139,11 +115,10 @@ CUresult tpc_node_child(const char *name, const struct tpc_node_target *t, CUgra
 }
 
 CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, CUgraph childGraph) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
     struct copies *copies = NULL;
-    result = result ? result : tpc_copies_may_change("cuGraphExecChildGraphNodeSetParams", hGraphExec, hNode, true);
-    result = result ? result : tpc_copies_learn("cuGraphExecChildGraphNodeSetParams", childGraph, &copies);
+    TPC_TRY(tpc_copies_may_change("cuGraphExecChildGraphNodeSetParams", hGraphExec, hNode, true));
+    TPC_TRY(tpc_copies_fixed("cuGraphExecChildGraphNodeSetParams", hGraphExec));
+    TPC_TRY(tpc_copies_learn("cuGraphExecChildGraphNodeSetParams", childGraph, &copies));
     if (copies) {
         tp_log(TP_ERROR,
                "cuGraphExecChildGraphNodeSetParams: the graph copies between the device and this program's memory; "
@@ -151,25 +126,35 @@ CUresult tpc_cuGraphExecChildGraphNodeSetParams(CUgraphExec hGraphExec, CUgraphN
         tpc_copies_free(copies);
         return CUDA_ERROR_NOT_SUPPORTED;
     }
-    return result ? result : tpc_node_child("cuGraphExecChildGraphNodeSetParams", &t, childGraph, false);
+    return tpc_sent_cuGraphExecChildGraphNodeSetParams(hGraphExec, hNode, childGraph);
 }
 
-static CUresult host_node(const char *name, const struct tpc_node_target *t, CUhostFn function, void *user) {
-    if (!function) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    struct tpg_graph_host_in in = {TPC_TARGET(t), .token = tpc_host_lasting(function, user)};
-    CUresult result = in.token ? tpc_call_graph_host(name, &in) : CUDA_ERROR_OUT_OF_MEMORY;
-    if (result != CUDA_SUCCESS && in.token) {
-        tpc_host_refused(in.token);
+/* The function of a node is known for as long as that may run, or nobody calls it. */
+static CUresult settle_host(uint64_t token, CUresult result) {
+    if (result != CUDA_SUCCESS) {
+        tpc_host_refused(token);
     }
     return result;
 }
 
+static CUresult host_node(const char *name, const struct tpc_new_node *t, CUhostFn function, void *user) {
+    if (!function) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_graph_host_in in = {TPC_NEW_NODE(t), .token = tpc_host_lasting(function, user)};
+    return in.token ? settle_host(in.token, tpc_call_graph_host(name, &in)) : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
 CUresult tpc_node_set_host(const char *name, CUgraphExec exec, CUgraphNode node, const CUDA_HOST_NODE_PARAMS *params) {
-    struct tpc_node_target t;
-    TPC_TRY(exec ? tpc_node_in_exec(&t, exec, node) : tpc_node_itself(&t, node));
-    return params ? host_node(name, &t, params->fn, params->userData) : CUDA_ERROR_INVALID_VALUE;
+    TPC_CHECK_HANDLE(GRAPHNODE, node, false);
+    TPC_TRY(exec ? tpc_copies_fixed(name, exec) : CUDA_SUCCESS);
+    if (!params || !params->fn) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    struct tpg_graph_host_set_in in = {.exec = (uint64_t)(uintptr_t)exec,
+                                       .node = (uint64_t)(uintptr_t)node,
+                                       .token = tpc_host_lasting(params->fn, params->userData)};
+    return in.token ? settle_host(in.token, tpc_call_graph_host_set(name, &in)) : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult tpc_do_cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams) {
@@ -188,13 +173,13 @@ void tpc_noted_cuGraphAddEventRecordNode(CUgraphNode *phGraphNode, CUgraph hGrap
     tpc_watch_graphs_record();
 }
 
-static CUresult alloc_node(const char *name, const struct tpc_node_target *t, CUDA_MEM_ALLOC_NODE_PARAMS *p) {
+static CUresult alloc_node(const char *name, const struct tpc_new_node *t, CUDA_MEM_ALLOC_NODE_PARAMS *p) {
     if (p->poolProps.allocType != CU_MEM_ALLOCATION_TYPE_PINNED) {
         return CUDA_ERROR_INVALID_VALUE; /* before a list behind it is read */
     }
     struct tpc_flat params TPC_FLAT = {.size = 0};
     TPC_TRY(tpg_flatten_CUDA_MEM_ALLOC_NODE_PARAMS(p, 1, &params));
-    struct tpg_graph_alloc_in in = {TPC_TARGET(t), .params = params.bytes, .params_size = params.size};
+    struct tpg_graph_alloc_in in = {TPC_NEW_NODE(t), .params = params.bytes, .params_size = params.size};
     struct tpg_graph_alloc_out out = {0};
     TPC_TRY(tpc_call_graph_alloc(name, &in, &out));
     tpc_graph_block(out.block, out.block_size, p->poolProps.location.id);
@@ -215,8 +200,8 @@ CUresult tpc_do_cuGraphAddMemAllocNode(CUgraphNode *phGraphNode, CUgraph hGraph,
 #define BODIES_MAX 4096u /* named in one frame */
 
 /* The graphs that it runs are the driver's own; the program gets handles for them, in an array that lasts as long as the node. */
-static CUresult conditional_node(const char *name, const struct tpc_node_target *t, CUDA_CONDITIONAL_NODE_PARAMS *p) {
-    struct tpg_graph_conditional_in in = {TPC_TARGET(t), .condition = p->handle, .kind = (unsigned int)p->type,
+static CUresult conditional_node(const char *name, const struct tpc_new_node *t, CUDA_CONDITIONAL_NODE_PARAMS *p) {
+    struct tpg_graph_conditional_in in = {TPC_NEW_NODE(t), .condition = p->handle, .kind = (unsigned int)p->type,
                                           .context = (uint64_t)(uintptr_t)p->ctx};
     const unsigned int most[] = {2, 1, BODIES_MAX};
     if ((unsigned int)p->type > CU_GRAPH_COND_TYPE_SWITCH || !p->size || p->size > most[p->type]) {
@@ -240,22 +225,19 @@ static CUresult conditional_node(const char *name, const struct tpc_node_target 
     for (size_t i = 0; i < in.bodies_count; i++) {
         tpc_unmint(TPG_GRAPH, bodies[i]);
     }
-    tpc_told_end(t->node);
     return result;
 }
 
 /* Nodes whose parameters need more than their description says: where they go is settled before. */
-static CUresult settled_node(const char *name, const struct tpc_node_target *t, CUgraphNodeParams *p) {
+static CUresult settled_node(const char *name, const struct tpc_new_node *t, CUgraphNodeParams *p) {
     static _Atomic bool said;
     CUDA_MEM_ALLOC_NODE_PARAMS alloc;
     CUresult result;
     switch (p->type) {
-    case CU_GRAPH_NODE_TYPE_MEMCPY:
-        return tpc_node_copy(name, t, &p->memcpy.copyParams, p->memcpy.copyCtx);
     case CU_GRAPH_NODE_TYPE_HOST:
         return host_node(name, t, p->host.fn, p->host.userData);
     case CU_GRAPH_NODE_TYPE_GRAPH:
-        return tpc_node_child(name, t, p->graph.graph, p->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
+        return child_node(name, t, p->graph.graph, p->graph.ownership == CU_GRAPH_CHILD_GRAPH_OWNERSHIP_MOVE);
     case CU_GRAPH_NODE_TYPE_CONDITIONAL:
         return conditional_node(name, t, &p->conditional);
     case CU_GRAPH_NODE_TYPE_MEM_ALLOC:
@@ -276,10 +258,10 @@ CUresult tpc_node_add(const char *name, CUgraphNode *out, CUgraph graph, const C
         return CUDA_ERROR_INVALID_VALUE;
     }
     const uint64_t owner = (uint64_t)(uintptr_t)graph;
-    const struct tpc_node_target t = {.owner = owner,
-                                      .node = tpc_mint_record(TPG_GRAPHNODE, (void *)(uintptr_t)owner),
-                                      .dependencies = dependencies,
-                                      .count = count};
+    const struct tpc_new_node t = {.owner = owner,
+                                   .node = tpc_mint_record(TPG_GRAPHNODE, (void *)(uintptr_t)owner),
+                                   .dependencies = dependencies,
+                                   .count = count};
     CUresult result = t.node ? settled_node(name, &t, params) : TPC_NO_HANDLES;
     if (result == CUDA_SUCCESS) {
         *out = (CUgraphNode)(uintptr_t)t.node;
@@ -303,6 +285,8 @@ static CUresult described_node(CUgraphNode *out, CUgraph graph, const CUgraphNod
     case CU_GRAPH_NODE_TYPE_MEMSET:
         memcpy(&set, &p->memset, sizeof set); /* today's has a context behind it */
         return tpc_cuGraphAddMemsetNode(out, graph, before, count, &set, p->memset.ctx);
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+        return tpc_cuGraphAddMemcpyNode(out, graph, before, count, &p->memcpy.copyParams, p->memcpy.copyCtx);
     case CU_GRAPH_NODE_TYPE_EMPTY:
         return tpc_cuGraphAddEmptyNode(out, graph, before, count);
     case CU_GRAPH_NODE_TYPE_EVENT_RECORD:

@@ -37,18 +37,16 @@ static CUresult box_of(const struct tpc_copy_side *side, uint64_t base, const CU
     return fits ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-/* Turns one side into device memory: pinned memory that the GPU reaches by its address there, other memory of the program by
- * a buffer. */
+/* Turns one side into device memory: pinned memory by its address on the GPU, other memory of the program by a buffer. */
 static CUresult device_side(const char *name, struct tpc_copy_side *side, const CUDA_MEMCPY3D *p, bool up,
                             struct tpc_host_copy **made) {
-    struct tpc_range range;
     struct tpc_host_side box;
-    uint64_t base = side->host, reachable = 0;
-    bool host = side->type == CU_MEMORYTYPE_HOST;
-    if (side->type == CU_MEMORYTYPE_UNIFIED) {
-        base = side->device;
-        host = !tpc_is_device_address(base) && !(tpc_range_at(base, &range) && range.where == TPC_DEVICE_MEMORY);
-        side->type = host ? CU_MEMORYTYPE_UNIFIED : CU_MEMORYTYPE_DEVICE;
+    uint64_t base = side->type == CU_MEMORYTYPE_UNIFIED ? side->device : side->host, reachable = 0;
+    bool host = side->type == CU_MEMORYTYPE_HOST || side->type == CU_MEMORYTYPE_UNIFIED;
+    if (host && tpc_at_device(base)) {
+        host = false;
+        side->type = CU_MEMORYTYPE_DEVICE;
+        side->device = base;
     }
     if (side->type == CU_MEMORYTYPE_DEVICE && tpc_is_pinned((const void *)(uintptr_t)side->device, 1)) {
         base = side->device; /* its address is one of the device as well */
@@ -83,20 +81,10 @@ CUresult tpc_node_gives_up(uint64_t node) {
 }
 
 /* The buffers go with the node, or are given back when there is none. */
-static CUresult settle(const struct tpc_node_target *t, struct tpc_host_copy *const made[2], CUresult result) {
-    bool exec = tp_handle_is(t->owner, TPG_GRAPHEXEC);
-    CUgraph graph = t->owner ? (CUgraph)(uintptr_t)t->owner : tpc_record(TPG_GRAPHNODE, t->node);
-    if (result == CUDA_SUCCESS && exec) {
-        CUgraphExec owner = (CUgraphExec)(uintptr_t)t->owner;
-        bool any = made[0] || made[1] || tpc_copies_has(owner);
-        return any ? tpc_copies_changed(owner, (CUgraphNode)(uintptr_t)t->node, made) : CUDA_SUCCESS;
-    }
-    if (result == CUDA_SUCCESS && !t->owner) {
-        result = tpc_node_gives_up(t->node); /* what it had before */
-    }
+static CUresult keep(CUgraph graph, CUgraphNode node, struct tpc_host_copy *const made[2], CUresult result) {
     for (size_t i = 0; i < 2; i++) {
         if (made[i] && result == CUDA_SUCCESS) {
-            result = tpc_host_copy_keep(made[i], graph, t->node);
+            result = tpc_host_copy_keep(made[i], graph, (uint64_t)(uintptr_t)node);
         } else if (made[i]) {
             tpc_host_copy_drop(made[i]);
         }
@@ -104,29 +92,17 @@ static CUresult settle(const struct tpc_node_target *t, struct tpc_host_copy *co
     return result;
 }
 
-CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const CUDA_MEMCPY3D *p, CUcontext context) {
-    if (!p) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(CONTEXT, context, true);
-    CUDA_MEMCPY3D copy = *p;
-    struct tpc_host_copy *made[2] = {0};
+/* The copy with both sides in memory that the GPU reaches. */
+static CUresult reaching(const char *name, const CUDA_MEMCPY3D *p, CUDA_MEMCPY3D *copy, struct tpc_host_copy *made[2]) {
     struct tpc_copy_side from = TPC_SIDE_3D(p, src), to = TPC_SIDE_3D(p, dst);
-    CUresult result = CUDA_SUCCESS;
-    if (tp_handle_is(t->owner, TPG_GRAPHEXEC)) {
-        CUgraphExec owner = (CUgraphExec)(uintptr_t)t->owner;
-        result = tpc_copies_may_change(name, owner, (CUgraphNode)(uintptr_t)t->node, false);
-    }
-    result = result ? result : device_side(name, &from, p, true, &made[0]);
-    result = result ? result : device_side(name, &to, p, false, &made[1]);
-    if (result == CUDA_SUCCESS) {
-        from.host = to.host = 0;
-        TPC_PUT_SIDE(&copy, src, from);
-        TPC_PUT_SIDE(&copy, dst, to);
-        struct tpg_graph_memcpy_in in = {TPC_TARGET(t), .context = (uint64_t)(uintptr_t)context, .params = &copy};
-        result = tpc_call_graph_memcpy(name, &in);
-    }
-    return settle(t, made, result);
+    TPC_TRY(device_side(name, &from, p, true, &made[0]));
+    TPC_TRY(device_side(name, &to, p, false, &made[1]));
+    from.host = to.host = 0;
+    *copy = *p;
+    TPC_PUT_SIDE(copy, src, from);
+    TPC_PUT_SIDE(copy, dst, to);
+    copy->srcLOD = copy->dstLOD = 0;
+    return p->WidthInBytes && p->Height && p->Depth ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 /* A side as the program put it; of pinned memory that the GPU reaches both addresses are the same. */
@@ -165,15 +141,51 @@ CUresult tpc_do_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nod
     return CUDA_SUCCESS;
 }
 
+CUresult tpc_cuGraphAddMemcpyNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
+                                  size_t numDependencies, const CUDA_MEMCPY3D *copyParams, CUcontext ctx) {
+    CUDA_MEMCPY3D copy;
+    struct tpc_host_copy *made[2] = {0};
+    if (!copyParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(GRAPH, hGraph, false);
+    if (!phGraphNode || (numDependencies && !dependencies)) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(CONTEXT, ctx, true);
+    CUresult result = reaching("cuGraphAddMemcpyNode", copyParams, &copy, made);
+    if (result == CUDA_SUCCESS) {
+        result = tpc_sent_cuGraphAddMemcpyNode(phGraphNode, hGraph, dependencies, numDependencies, &copy, ctx);
+    }
+    return keep(hGraph, result == CUDA_SUCCESS ? *phGraphNode : NULL, made, result);
+}
+
 CUresult tpc_cuGraphMemcpyNodeSetParams(CUgraphNode hNode, const CUDA_MEMCPY3D *nodeParams) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_itself(&t, hNode);
-    return result ? result : tpc_node_copy("cuGraphMemcpyNodeSetParams", &t, nodeParams, NULL);
+    CUDA_MEMCPY3D copy;
+    struct tpc_host_copy *made[2] = {0};
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    CUresult result =
+        nodeParams ? reaching("cuGraphMemcpyNodeSetParams", nodeParams, &copy, made) : CUDA_ERROR_INVALID_VALUE;
+    result = result ? result : tpc_sent_cuGraphMemcpyNodeSetParams(hNode, &copy);
+    result = result ? result : tpc_node_gives_up((uint64_t)(uintptr_t)hNode); /* what it had before */
+    return keep(tpc_record(TPG_GRAPHNODE, (uint64_t)(uintptr_t)hNode), hNode, made, result);
 }
 
 CUresult tpc_cuGraphExecMemcpyNodeSetParams(CUgraphExec hGraphExec, CUgraphNode hNode, const CUDA_MEMCPY3D *copyParams,
                                             CUcontext ctx) {
-    struct tpc_node_target t;
-    CUresult result = tpc_node_in_exec(&t, hGraphExec, hNode);
-    return result ? result : tpc_node_copy("cuGraphExecMemcpyNodeSetParams", &t, copyParams, ctx);
+    CUDA_MEMCPY3D copy;
+    struct tpc_host_copy *made[2] = {0};
+    TPC_CHECK_HANDLE(GRAPHEXEC, hGraphExec, false);
+    TPC_CHECK_HANDLE(GRAPHNODE, hNode, false);
+    if (!copyParams) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    TPC_CHECK_HANDLE(CONTEXT, ctx, true);
+    TPC_TRY(tpc_copies_may_change("cuGraphExecMemcpyNodeSetParams", hGraphExec, hNode, false));
+    TPC_TRY(tpc_copies_fixed("cuGraphExecMemcpyNodeSetParams", hGraphExec));
+    CUresult result = reaching("cuGraphExecMemcpyNodeSetParams", copyParams, &copy, made);
+    result = result ? result : tpc_sent_cuGraphExecMemcpyNodeSetParams(hGraphExec, hNode, &copy, ctx);
+    const bool changes = made[0] || made[1] || tpc_copies_has(hGraphExec);
+    return result == CUDA_SUCCESS && changes ? tpc_copies_changed(hGraphExec, hNode, made)
+                                             : keep(NULL, hNode, made, result);
 }

@@ -17,10 +17,10 @@ bool tpc_params_clean(const CUgraphNodeParams *params) {
 }
 
 static CUresult set_child(CUgraphNode node, CUgraph child) {
-    struct tpc_node_target t;
-    TPC_TRY(tpc_node_itself(&t, node));
-    TPC_TRY(tpc_node_child("cuGraphNodeSetParams", &t, child, false));
-    tpc_graph_forget_inside(t.node);
+    struct tpg_graph_child_set_in in = {.node = (uint64_t)(uintptr_t)node, .child = (uint64_t)(uintptr_t)child};
+    TPC_CHECK_HANDLE(GRAPH, child, false);
+    TPC_TRY(tpc_call_graph_child_set("cuGraphNodeSetParams", &in));
+    tpc_unmint_parts(TPG_GRAPHNODE, in.node);
     return CUDA_SUCCESS;
 }
 

@@ -11,10 +11,6 @@
 #include "tpc.h"
 
 /* ---- graph.c ---- */
-/* Ends the handles of a graph, of its nodes and of the graphs inside them. */
-void tpc_graph_forget(uint64_t graph);
-/* The same for all graphs inside a node. */
-void tpc_graph_forget_inside(uint64_t node);
 /* Handles for up to `count` nodes that the worker may have to name; NULL when there are none left. */
 struct tpc_fresh {
     uint64_t *handles;
@@ -58,11 +54,15 @@ struct copies;
 struct tpc_host_copy;
 CUresult tpc_copies_learn(const char *name, CUgraph graph, struct copies **made);
 void tpc_copies_free(struct copies *copies);
+/* Those that host functions see to: pairs of a buffer and the pinned memory in its place, as the worker is told of them. */
+const uint64_t *tpc_copies_mixed(const struct copies *copies, size_t *count);
 void tpc_copies_instantiated(CUgraphExec exec, struct copies *copies);
 void tpc_copies_updated(CUgraphExec exec, struct copies *copies);
 bool tpc_copies_has(CUgraphExec exec);
 /* Whether it is known here what a node of an executable graph, or a child graph, copies now; refuses the change if not. */
 CUresult tpc_copies_may_change(const char *name, CUgraphExec exec, CUgraphNode node, bool child);
+/* Refuses where host functions see to copies: launches under way, and the session, go by what the nodes were. */
+CUresult tpc_copies_fixed(const char *name, CUgraphExec exec);
 /* The node of an executable graph has other sides now; takes over what is not NULL. */
 CUresult tpc_copies_changed(CUgraphExec exec, CUgraphNode node, struct tpc_host_copy *const made[2]);
 CUresult tpc_copies_before_launch(const char *name, CUgraphExec exec, CUstream stream);

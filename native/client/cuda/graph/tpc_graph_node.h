@@ -1,5 +1,5 @@
 /*
- * What the files about nodes share: where parameters go.
+ * What the files about nodes share.
  *
  * Any thread; owns nothing. Included by graph_node.c and graph_node_copy.c.
  */
@@ -8,28 +8,22 @@
 
 #include "tpc_graph.h"
 
-/* Where parameters go: a new node, a node of an executable graph, a node. */
-struct tpc_node_target {
+/* A node that is to be, in the graph `owner`. */
+struct tpc_new_node {
     uint64_t owner, node;
     const CUgraphNode *dependencies;
     size_t count;
 };
 
-#define TPC_TARGET(t)                                                                                                  \
+#define TPC_NEW_NODE(t)                                                                                                \
     .owner = (t)->owner, .node = (t)->node, .dependencies = (const uint64_t *)(const void *)(t)->dependencies,         \
     .dependencies_count = (t)->count
-
-/* ---- graph_node.c ---- */
-CUresult tpc_node_in_exec(struct tpc_node_target *t, CUgraphExec exec, CUgraphNode node);
-CUresult tpc_node_itself(struct tpc_node_target *t, CUgraphNode node);
-CUresult tpc_node_child(const char *name, const struct tpc_node_target *t, CUgraph child, bool move);
 
 /* ---- graph_set.c ---- */
 /* The parameters of a node of any kind are there, and what is reserved in them is 0. */
 bool tpc_params_clean(const CUgraphNodeParams *params);
 
 /* ---- graph_node_copy.c ---- */
-CUresult tpc_node_copy(const char *name, const struct tpc_node_target *t, const CUDA_MEMCPY3D *p, CUcontext context);
 /* What its graph has for the copy that the node was. */
 CUresult tpc_node_gives_up(uint64_t node);
 

@@ -103,11 +103,7 @@ CUresult tpc_do_cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle,
 
 /* Under lock. */
 static void forget(struct opened *opened) {
-    struct opened **at = &all;
-    while (*at != opened) {
-        at = &(*at)->next;
-    }
-    *at = opened->next;
+    TP_UNLINK(all, opened);
     free(opened);
 }
 

@@ -65,12 +65,13 @@ static CUresult send(struct tpc_managed *m, uint64_t offset, uint64_t size) {
     const uint64_t to = m->start + offset, stream = (uint64_t)(uintptr_t)m->beside;
     CUresult result = CUDA_SUCCESS;
     if (size <= TP_INLINE_MAX) {
-        struct tpg_managed_in_in in = {.address = to, .stream = stream, .data = m->alias + offset, .data_size = size};
+        struct tpg_managed_in_in in = {
+            .area = tpc_line(to, size), .stream = stream, .data = m->alias + offset, .data_size = size};
         result = tpc_post_managed_in(NAME, &in);
     } else if (tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     } else {
-        struct tpg_managed_in_bulk_in in = {.address = to, .size = size, .stream = stream};
+        struct tpg_managed_in_bulk_in in = {.area = tpc_line(to, size), .stream = stream};
         result = tpc_post_managed_in_bulk(NAME, &in, m->alias + offset, size);
         if (result == CUDA_SUCCESS && tp_upload_wait(tpc_conn, in.transfer) != TP_OK) {
             result = tpc_lost();
@@ -81,8 +82,8 @@ static CUresult send(struct tpc_managed *m, uint64_t offset, uint64_t size) {
 }
 
 static CUresult receive(struct tpc_managed *m, uint64_t offset, uint64_t size) {
-    struct tpg_managed_out_in in = {
-        .address = m->start + offset, .size = size, .stream = (uint64_t)(uintptr_t)m->beside};
+    struct tpg_managed_out_in in = {.area = tpc_line(m->start + offset, size),
+                                    .stream = (uint64_t)(uintptr_t)m->beside};
     if (size > TP_INLINE_MAX && tp_data_ready(tpc_conn) != TP_OK) {
         return tpc_lost();
     }
@@ -203,9 +204,7 @@ static CUresult take(struct tpc_managed *m) {
         if (any && result == CUDA_SUCCESS) {
             result = tpc_managed_settle(m);
         }
-        if (result != CUDA_SUCCESS) {
-            return result;
-        }
+        TPC_TRY(result);
         if (tpc_count(&tpc_counts.failures) == failures) {
             set(m, 0, m->count, TPC_AWAY);
             m->fresh = false;

@@ -280,7 +280,6 @@ CUresult tpc_do_cuStreamAttachMemAsync(CUstream hStream, CUdeviceptr dptr, size_
     if (range.start != dptr || (length && length != range.size)) {
         return CUDA_ERROR_INVALID_VALUE; /* parts of it cannot be attached */
     }
-    TPC_TRY(tpc_capture_refuse("cuStreamAttachMemAsync", hStream));
     if (!((struct tpc_managed *)range.detail)->block) {
         return CUDA_SUCCESS; /* of a variable nothing follows: every launch takes it, a touch waits for everything */
     }

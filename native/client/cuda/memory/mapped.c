@@ -28,6 +28,10 @@ static struct tpc_host *twins;
 
 /* ---- coherence ---- */
 
+/* Programs unmap registered memory and never end the registration (Legate does). The driver keeps such pages, which only the device
+ * reaches then; here they are gone, and what may lie there next is none of ours. */
+static bool is_gone(const struct tpc_host *host) { return !host->mapped && !tpc_pages_there(host->memory, host->size); }
+
 static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /* Words in [at, end) from `at` on that the program has changed, or has not; what lies behind the last whole word is one. */
@@ -107,9 +111,13 @@ static void push_all(bool large) {
     struct tpc_host *host = twins;
     tp_lock_drop(&lock);
     for (; host; host = host->next) {
+        const bool looked_at = host->tracked || large || host->size <= WORDS_MOST;
+        if (!looked_at || is_gone(host)) {
+            continue;
+        }
         if (host->tracked) {
             push_written(host);
-        } else if (large || host->size <= WORDS_MOST) {
+        } else {
             push_part(host, 0, host->size);
         }
     }
@@ -117,7 +125,7 @@ static void push_all(bool large) {
     tp_thread_self()->urgent = urgent;
 }
 
-void tpc_twins_push(void) { push_all(true); }
+void tpc_twins_push_all(void) { push_all(true); }
 
 /* Large memory that would have to be compared is left out. */
 static void push_words(void) {
@@ -127,12 +135,8 @@ static void push_words(void) {
 }
 TP_REGISTER(tpc_before_wait, push_words);
 
-static void push_if_any(void) {
-    if (atomic_load_explicit(&tpc_twins, memory_order_relaxed)) {
-        tpc_twins_push();
-    }
-}
-TP_REGISTER(tpc_host_function_over, push_if_any);
+static void function_over(void) { tpc_twins_push(); }
+TP_REGISTER(tpc_host_function_over, function_over);
 
 /* The runs of a message, from `offset` of the memory on. False when they are not what they say. */
 static bool take_runs(struct tpc_host *host, uint64_t offset, const struct tpg_twin_write_in *in) {
@@ -157,7 +161,7 @@ bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
     tp_lock_take(&lock);
     for (struct tpc_host *host = twins; host; host = host->next) {
         if (in->address >= host->twin && in->address - host->twin < host->size) {
-            right = !tpc_is_read_only(host) && take_runs(host, in->address - host->twin, in);
+            right = !tpc_is_read_only(host) && (is_gone(host) || take_runs(host, in->address - host->twin, in));
             break;
         }
     }
@@ -245,12 +249,7 @@ void tpc_host_end(struct tpc_host *host) {
     tp_lock_take(&pushing);
     tp_lock_take(&lock);
     uint64_t twin = host->twin;
-    for (struct tpc_host **at = &twins; twin && *at; at = &(*at)->next) {
-        if (*at == host) {
-            *at = host->next;
-            break;
-        }
-    }
+    TP_UNLINK(twins, host);
     tp_lock_drop(&lock);
     if (host->tracked) {
         tpc_written_over((uint64_t)(uintptr_t)host->memory, host->size);

@@ -142,18 +142,6 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
     return tpc_post_memory_free("cuMemFree", &in);
 }
 
-CUresult tpc_do_cuMemGetInfo_v2(size_t *free, size_t *total) {
-    struct tpg_memory_info_out answer = {0};
-    CUresult result = tpc_call_memory_info("cuMemGetInfo", &answer);
-    if (result == CUDA_SUCCESS && free) {
-        *free = answer.free;
-    }
-    if (result == CUDA_SUCCESS && total) {
-        *total = answer.total;
-    }
-    return result;
-}
-
 CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {
     struct tpc_range range;
     if (!pbase && !psize) { /* before a context (580.159.04, asked) */

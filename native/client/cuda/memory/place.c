@@ -8,6 +8,11 @@
  */
 #include "tpc_memory.h"
 
+bool tpc_at_device(uint64_t address) {
+    struct tpc_range range;
+    return tpc_is_device_address(address) || (tpc_range_at(address, &range) && range.where == TPC_DEVICE_MEMORY);
+}
+
 /* Pinned memory that holds all of [address, address+size). */
 static bool pinned_at(uint64_t address, uint64_t size, struct tpc_range *range) {
     return tpc_range_at(address, range) && range->where == TPC_PINNED && size <= range->size - (address - range->start);
@@ -52,21 +57,21 @@ CUresult tpc_place_host(uint64_t address, uint64_t size, struct tpc_place *out) 
     if (managed_at(address, size, out, &result)) {
         return result;
     }
-    *out = (struct tpc_place){.device = false, .address = address};
-    if (!address || tpc_is_device_address(address)) {
-        return CUDA_ERROR_INVALID_VALUE;
+    if (!address || tpc_at_device(address)) {
+        return tpc_place_device(address, size, out);
     }
+    *out = (struct tpc_place){.device = false, .address = address};
     /* What kernels write into a twin comes here at the next wait, and a copy may be queued before that: it must use the twin. Into memory
      * that is read only for them they write nothing, and nothing comes from there. */
-    if (pinned_at(address, size, &range) && (range.flags & TPC_MADE_MASK) != TPC_MADE_ARENA && range.device_address &&
-        !tpc_is_read_only(range.detail)) {
-        *out = (struct tpc_place){.device = true, .address = range.device_address + (address - range.start)};
+    if (pinned_at(address, size, &range) && (range.flags & TPC_MADE_MASK) != TPC_MADE_ARENA) {
+        out->read_only = tpc_is_read_only(range.detail);
+        if (range.device_address && !out->read_only) {
+            *out = (struct tpc_place){.device = true, .address = range.device_address + (address - range.start)};
+        }
     }
     return CUDA_SUCCESS;
 }
 
 CUresult tpc_place_either(uint64_t address, uint64_t size, struct tpc_place *out) {
-    struct tpc_range range;
-    bool device = tpc_is_device_address(address) || (tpc_range_at(address, &range) && range.where == TPC_DEVICE_MEMORY);
-    return device ? tpc_place_device(address, size, out) : tpc_place_host(address, size, out);
+    return tpc_at_device(address) ? tpc_place_device(address, size, out) : tpc_place_host(address, size, out);
 }

@@ -347,9 +347,7 @@ CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_
         *dptr = result == CUDA_SUCCESS ? out.address : 0;
         return result;
     }
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(result);
     struct tpc_range range = {.start = out.address,
                               .size = size,
                               .where = TPC_DEVICE_MEMORY,
@@ -367,10 +365,8 @@ CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_
 }
 
 /* Memory of cuMemAlloc, too: it may be freed in the order of a stream, as that of a pool may be freed by cuMemFree. */
-CUresult tpc_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
-    TPC_CONTEXT(context);
+CUresult tpc_do_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     struct tpc_range range;
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
     TPC_TRY(outside_captures("cuMemFreeAsync", hStream));
     if (!dptr) {
         return CUDA_SUCCESS;

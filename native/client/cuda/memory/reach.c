@@ -6,9 +6,11 @@
  * is refused, because the kernel would break the context. Only whole parameters are changed: a struct may hold addresses for the host, and
  * what lies between its fields is whatever was in memory before.
  *
- * Memory that the program allocated for kernels (CU_MEMHOSTALLOC_DEVICEMAP) may have its twin at the same address, so nothing needs to be
- * changed in what names it: NCCL keeps such addresses in structs, which it gives to kernels or copies to the device. There an address
- * only makes the twin. One that reaches a kernel in another way ends in error 700, and then the log names the memory.
+ * Memory that may have its twin at the same address needs no change in what names it: NCCL keeps such addresses in structs, which it
+ * gives to kernels or copies to the device, and a lambda of C++ that has captured one is a struct. There an address only makes the twin:
+ * of memory that the program allocated for kernels (CU_MEMHOSTALLOC_DEVICEMAP), and of any that is small, such as a total that a scan
+ * writes. For more of it the risk is too great that a word is left over from elsewhere, since each launch looks at what has a twin.
+ * An address that reaches a kernel in another way ends in error 700, and then the log names the memory.
  * Any thread. Owns the counts of both kinds of memory and their bounds, which only grow while there is any; changed under `lock`.
  */
 #include "tpc_memory.h"
@@ -21,8 +23,10 @@ static _Atomic unsigned int meant; /* of those: for kernels, where a twin may ha
 static struct bounds all, for_kernels;
 static struct tp_lock lock;
 
+#define SMALL (64u << 10) /* compared as a whole, in about 2 us */
+
 static bool is_meant(const struct tpc_range *range) {
-    return (range->flags & CU_MEMHOSTALLOC_DEVICEMAP) && tpc_has_place(range);
+    return (range->flags & CU_MEMHOSTALLOC_DEVICEMAP || range->size <= SMALL) && tpc_has_place(range);
 }
 
 static void add(_Atomic unsigned int *count, struct bounds *bounds, const struct tpc_range *range) {
@@ -105,7 +109,7 @@ CUresult tpc_reach_hidden(const void *bytes, size_t size) {
                         "what goes to the device names 0x%llx, in %llu bytes of pinned host memory, which kernels are "
                         "not made to reach: error %d",
                         (unsigned long long)value, (unsigned long long)range.size, (int)result);
-        } else if (result != CUDA_SUCCESS) {
+        } else if (result != CUDA_SUCCESS && result != CUDA_ERROR_INVALID_VALUE) { /* that one was freed just now */
             return result;
         }
     }

@@ -6,7 +6,13 @@
 #ifndef TPC_MEMORY_H
 #define TPC_MEMORY_H
 
-#include "tpc.h"
+#include "tpc_stream.h"
+#include "tpg_ops.h"
+
+/* One row of device memory. */
+static inline struct tpg_area tpc_line(uint64_t address, uint64_t size) {
+    return (struct tpg_area){.address = address, .pitch = size, .width = size, .height = 1};
+}
 
 /* ---- range.c, memory.c ---- */
 /* Kinds of address, by the interval map of everything that was allocated. */
@@ -33,8 +39,13 @@ bool tpc_range_covers(uint64_t address, uint64_t size);
  * refuses (580.159.04). Pinned memory that the GPU does not reach at its address here is refused with a sentence. */
 CUresult tpc_range_word(uint64_t address, uint64_t size);
 bool tpc_range_remove(uint64_t start, struct tpc_range *out);
-/* Called before work of the GPU while tpc_twins counts any: sends what the program wrote. */
-void tpc_twins_push(void);
+/* Before work of the GPU: kernels and copies on the worker see a twin of mapped host memory, which must hold what the program wrote. */
+void tpc_twins_push_all(void);
+static inline void tpc_twins_push(void) {
+    if (TP_UNLIKELY(atomic_load_explicit(&tpc_twins, memory_order_relaxed))) {
+        tpc_twins_push_all();
+    }
+}
 
 /* In tpc_range.flags, above the flags that CUDA defines: what made the range. A range without any belongs to another
  * family (a module's global) and cannot be freed. */
@@ -182,6 +193,8 @@ size_t tpc_written_next(uint64_t *at, uint64_t end, struct tpc_written *out, siz
 /* ---- hostmem.c ---- */
 /* Where [memory, memory+size) begins in the shared segment; 0 unless all of it lies in one pinned allocation there. */
 uint64_t tpc_host_offset(const void *memory, uint64_t size);
+/* Whether every page of it is mapped in this process. */
+bool tpc_pages_there(const void *p, size_t size);
 /* True for an address that the device reaches and whose bytes lie on the host. */
 bool tpc_is_mapped_host(uint64_t address);
 /* Whether it lies where its twin may have the same address. */
@@ -201,15 +214,16 @@ CUresult tpc_reach(const char *name, unsigned int parameter, uint64_t value, CUd
 CUresult tpc_reach_hidden(const void *bytes, size_t size);
 
 /* ---- place.c ---- */
+bool tpc_at_device(uint64_t address); /* whether unified addressing takes it for one of a device */
 /* Where a copy or a memset finds [address, address+size): at an address of the device, or in host memory of this process. */
 struct tpc_place {
     bool device;
+    bool read_only; /* host memory that was registered so */
     uint64_t address;
 };
-/* Of an argument that is to be memory of the device, which pinned memory by its host address is, too; CUDA_ERROR_INVALID_VALUE if
- * neither holds all of it. */
+/* Of one that is to be memory of the device, which pinned memory by its host address is, too; 1 if neither holds all of it. */
 CUresult tpc_place_device(uint64_t address, uint64_t size, struct tpc_place *out);
-/* Of one that is to be host memory. */
+/* Of one that is to be host memory, which memory of the device is, too: cuBLAS downloads a result of PennyLane's there. */
 CUresult tpc_place_host(uint64_t address, uint64_t size, struct tpc_place *out);
 /* Of one that the address decides about. */
 CUresult tpc_place_either(uint64_t address, uint64_t size, struct tpc_place *out);

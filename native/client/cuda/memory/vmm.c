@@ -203,12 +203,10 @@ static CUresult give_descriptor(struct physical *physical, const CUipcMemHandle 
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocationHandle handle,
-                                          CUmemAllocationHandleType handleType, unsigned long long flags) {
+CUresult tpc_do_cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAllocationHandle handle,
+                                             CUmemAllocationHandleType handleType, unsigned long long flags) {
     CUresult result = CUDA_ERROR_INVALID_VALUE;
-    if (!shareableHandle || flags || handleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
-        return result;
-    }
+    (void)flags;
     tp_lock_take(&lock);
     sweep();
     struct physical *physical = held(handle);
@@ -227,12 +225,10 @@ CUresult tpc_cuMemExportToShareableHandle(void *shareableHandle, CUmemGenericAll
 }
 
 /* Any descriptor may come here; one that is not the driver's is error 999 (580.159.04, measured). It stays the program's. */
-CUresult tpc_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle,
-                                            CUmemAllocationHandleType shHandleType) {
+CUresult tpc_do_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle, void *osHandle,
+                                               CUmemAllocationHandleType shHandleType) {
     CUipcMemHandle token;
-    if (!handle || shHandleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
+    (void)shHandleType;
     if (!tpc_descriptor_read((int)(intptr_t)osHandle, &token)) {
         return CUDA_ERROR_UNKNOWN;
     }
@@ -262,12 +258,9 @@ CUresult tpc_cuMemImportFromShareableHandle(CUmemGenericAllocationHandle *handle
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *addr) {
+CUresult tpc_do_cuMemRetainAllocationHandle(CUmemGenericAllocationHandle *handle, void *addr) {
     struct tpc_range range;
     CUresult result = CUDA_ERROR_INVALID_VALUE;
-    if (!handle) {
-        return result;
-    }
     tp_lock_take(&lock);
     if (tpc_range_at((uint64_t)(uintptr_t)addr, &range) && (range.flags & TPC_MADE_MASK) == TPC_MADE_MAP) {
         struct physical *physical = ((struct tpc_mapping *)range.detail)->physical;

@@ -314,45 +314,27 @@ CUresult tpc_cuDevicePrimaryCtxRelease(CUdevice dev) {
     return result == CUDA_ERROR_INVALID_CONTEXT && !held ? CUDA_SUCCESS : result;
 }
 
-CUresult tpc_do_cuDevicePrimaryCtxRelease_v2(CUdevice dev) {
+/* Takes a retain, with the last of which the context ends. A reset ends it whatever its count; the retains stay to be released, and the
+ * next one makes the context anew. */
+CUresult tpc_primary_drop(const char *name, CUdevice dev, bool reset) {
     struct tpc_context *context = &primaries[dev].base;
-    bool ended = false;
-    CUresult result = CUDA_SUCCESS;
+    if (reset && tpc_greens_live(context, atomic_load(&all))) {
+        return CUDA_ERROR_NOT_PERMITTED;
+    }
     tp_lock_take(&contexts);
-    int references = atomic_load_explicit(&context->references, memory_order_relaxed);
-    if (!references) {
-        result = CUDA_ERROR_INVALID_CONTEXT;
-    } else {
+    const int references = atomic_load_explicit(&context->references, memory_order_relaxed);
+    const bool ends = (reset || references == 1) && atomic_load_explicit(&context->active, memory_order_relaxed);
+    CUresult result = reset || references ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
+    if (!reset && references) {
         atomic_store_explicit(&context->references, references - 1, memory_order_relaxed);
-        if (references == 1 && atomic_load_explicit(&context->active, memory_order_relaxed)) {
-            struct tpg_primary_release_in in = {.device = tpc_devices[dev].remote};
-            deactivate(context);
-            ended = true;
-            result = of_an_end(tpc_post_primary_release("cuDevicePrimaryCtxRelease_v2", &in));
-        }
     }
-    tp_lock_drop(&contexts);
-    if (ended) {
-        TP_TELL(tpc_context_over, context);
-    }
-    return result;
-}
-
-/* Ends the context whatever its count; the retains stay to be released, and the next one makes the context anew. */
-CUresult tpc_do_cuDevicePrimaryCtxReset_v2(CUdevice dev) {
-    struct tpc_context *context = &primaries[dev].base;
-    bool ended = false;
-    CUresult result = CUDA_SUCCESS;
-    tpc_greens_end(context, atomic_load(&all));
-    tp_lock_take(&contexts);
-    if (atomic_load_explicit(&context->active, memory_order_relaxed)) {
-        struct tpg_primary_reset_in in = {.device = tpc_devices[dev].remote};
+    if (ends) {
+        struct tpg_primary_release_in in = {.device = tpc_devices[dev].remote};
         deactivate(context);
-        ended = true;
-        result = of_an_end(tpc_post_primary_reset("cuDevicePrimaryCtxReset_v2", &in));
+        result = of_an_end(tpc_post_primary_release(name, &in));
     }
     tp_lock_drop(&contexts);
-    if (ended) {
+    if (ends) {
         TP_TELL(tpc_context_over, context);
     }
     return result;

@@ -204,14 +204,8 @@ CUresult tpc_do_cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice dev) {
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
+CUresult tpc_do_cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev) {
     unsigned attribute = (unsigned)attrib;
-    if (TP_UNLIKELY(!pi)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (TP_UNLIKELY(!tpc_device_valid(dev))) {
-        return CUDA_ERROR_INVALID_DEVICE;
-    }
     if (TP_UNLIKELY(attribute < 1 || attribute >= TP_DEVICE_ATTRIBUTES)) {
         return CUDA_ERROR_INVALID_VALUE;
     }

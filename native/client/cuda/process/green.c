@@ -63,10 +63,9 @@ CUresult tpc_cuGreenCtxDestroy(CUgreenCtx hCtx) {
     return result == CUDA_SUCCESS ? released : result;
 }
 
-void tpc_greens_end(const struct tpc_context *primary, struct tpc_context *all) {
-    for (struct tpc_context *context = all; context; context = context->next) {
-        if (context != primary && context->home == primary) {
-            (void)tpc_cuGreenCtxDestroy(tpc_green_of(context)); /* one that is over already says so */
-        }
+bool tpc_greens_live(const struct tpc_context *primary, const struct tpc_context *all) {
+    while (all && (all == primary || all->home != primary || !tpc_handle_alive(TPG_CONTEXT, all->handle))) {
+        all = all->next;
     }
+    return all;
 }

@@ -85,14 +85,13 @@ uint64_t tpc_mint_record(uint32_t number, void *record) {
 
 uint64_t tpc_mint(uint32_t kind) { return tpc_mint_record(kind, NULL); }
 
-void *tpc_unmint(uint32_t number, uint64_t handle) {
+bool tpc_unmint_alone(uint32_t number, uint64_t handle, void **record) {
     struct kind *kind = &kinds[number];
-    void *record = NULL;
     tp_lock_take(&kind->lock);
     struct entry *entry = live(number, handle);
     if (entry) {
         uint32_t index = tp_id_index(tp_handle_id(handle));
-        record = atomic_load_explicit(&entry->record, memory_order_relaxed);
+        *record = atomic_load_explicit(&entry->record, memory_order_relaxed);
         atomic_store_explicit(&entry->id, 0, memory_order_release);
         if (kind->free_count) {
             entry_at(kind, kind->free_last)->next_free = index;
@@ -103,13 +102,27 @@ void *tpc_unmint(uint32_t number, uint64_t handle) {
         kind->free_count++;
     }
     tp_lock_drop(&kind->lock);
-    for (uint64_t parts = entry ? tpg_ends_with(number) : 0, part; parts; parts &= parts - 1) {
+    return entry != NULL;
+}
+
+void *tpc_unmint(uint32_t number, uint64_t handle) {
+    void *record = NULL;
+    if (tpc_unmint_alone(number, handle, &record)) {
+        tpc_unmint_parts(number, handle);
+        if (tpg_is_told(number)) {
+            tpc_told_end(handle);
+        }
+    }
+    return record;
+}
+
+void tpc_unmint_parts(uint32_t number, uint64_t handle) {
+    for (uint64_t parts = tpg_ends_with(number), part; parts; parts &= parts - 1) {
         const uint32_t other = (uint32_t)__builtin_ctzll(parts);
         for (uint32_t at = 0; (part = tpc_next_handle(other, (const void *)(uintptr_t)handle, &at));) {
             tpc_unmint(other, part);
         }
     }
-    return record;
 }
 
 void *tpc_record(uint32_t kind, uint64_t handle) {
@@ -167,8 +180,9 @@ CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {
     if (TP_LIKELY(live(kind, handle) != NULL)) {
         return CUDA_SUCCESS;
     }
-    if (kind == TPG_STREAM && handle <= 2) {
-        return CUDA_SUCCESS;
+    if (kind == TPG_STREAM && handle <= 2) { /* a green context has no per-thread stream (580.159.04, measured) */
+        const struct tpc_context *context = handle == 2 ? tpc_current() : NULL;
+        return context && context->home != context ? CUDA_ERROR_INVALID_HANDLE : CUDA_SUCCESS;
     }
     if ((!handle && optional) || (kind == TPG_FUNCTION && live(TPG_KERNEL, handle))) {
         return CUDA_SUCCESS;

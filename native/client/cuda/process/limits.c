@@ -27,20 +27,17 @@ void tpc_limits_fresh(struct tpc_context_record *record) {
 
 static CUresult fetch(struct tpc_context_record *record) {
     struct tpg_context_info_out out = {.limits_count = 0};
-    struct tp_reply reply;
-    CUresult result = tpc_call_context_info("cuCtxGetLimit", &out, &reply);
-    if (result == CUDA_SUCCESS && (out.limits_count != TP_DEVICE_LIMITS || out.results_count != TP_DEVICE_LIMITS)) {
-        result = tpc_bad_reply(&reply);
+    struct tp_reply reply TPC_REPLY;
+    TPC_TRY(tpc_call_context_info("cuCtxGetLimit", &out, &reply));
+    if (out.limits_count != TP_DEVICE_LIMITS || out.results_count != TP_DEVICE_LIMITS) {
+        return tpc_bad_reply(&reply);
     }
-    if (result == CUDA_SUCCESS) {
-        memcpy(record->base.limits, out.limits, sizeof record->base.limits);
-        memcpy(record->limit_results, out.results, sizeof record->limit_results);
-        record->priority_low = out.priority_low;
-        record->priority_high = out.priority_high;
-        atomic_store_explicit(&record->info_known, true, memory_order_release);
-    }
-    tp_reply_free(&reply);
-    return result;
+    memcpy(record->base.limits, out.limits, sizeof record->base.limits);
+    memcpy(record->limit_results, out.results, sizeof record->limit_results);
+    record->priority_low = out.priority_low;
+    record->priority_high = out.priority_high;
+    atomic_store_explicit(&record->info_known, true, memory_order_release);
+    return CUDA_SUCCESS;
 }
 
 static CUresult current_with_info(struct tpc_context_record **out) {

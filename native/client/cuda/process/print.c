@@ -22,14 +22,24 @@ _Atomic unsigned tpc_printing;
 
 static _Atomic unsigned waits;
 static _Atomic uint64_t last;
-static _Atomic bool owed; /* a wait went by without a question */
 static pid_t process;
+
+/* Work of a context that ends prints until it is over, and the driver waits for it, in the thread that ends it. */
+static _Thread_local int ended;
+
+static void context_over(const struct tpc_context *context) {
+    (void)context;
+    ended = atomic_load_explicit(&tpc_printing, memory_order_relaxed) != 0;
+}
+TP_REGISTER(tpc_context_over, context_over);
 
 static void take(void) {
     struct tpg_print_take_out out = {.left = 1};
     while (out.left) {
         struct tp_reply reply;
-        CUresult result = tpc_call_print_take("printf", &out, &reply);
+        const struct tpg_print_take_in in = {.ended = ended};
+        ended = 0;
+        CUresult result = tpc_call_print_take("printf", &in, &out, &reply);
         if (result != CUDA_SUCCESS) {
             out.left = 0;
             if (tp_alive(tpc_conn)) { /* of a lost connection the log has said */
@@ -57,23 +67,23 @@ static bool due(void) {
     if (ask) {
         atomic_store_explicit(&last, now, memory_order_relaxed);
     }
-    atomic_store_explicit(&owed, !ask, memory_order_relaxed);
     return ask;
 }
 
 void tpc_print(bool broken) {
-    if (broken || atomic_load_explicit(&tpc_printing, memory_order_relaxed) != TP_PRINTS_MAYBE || due()) {
+    if (broken || ended || atomic_load_explicit(&tpc_printing, memory_order_relaxed) != TP_PRINTS_MAYBE || due()) {
         take();
     }
 }
 
+/* The driver prints at the end of the program, too. */
 static void at_exit(void) {
-    if (process == getpid() && atomic_load(&owed) && tp_alive(tpc_conn)) {
+    if (process == getpid() && tp_alive(tpc_conn)) {
         take();
     }
 }
 
-static void owe_at_exit(void) {
+static void ask_at_exit(void) {
     process = getpid();
     if (atexit(at_exit)) {
         tp_log(TP_WARN, "What kernels print just before the program ends may be missing: no memory");
@@ -89,7 +99,7 @@ void tpc_print_loaded(const void *image, size_t size) {
     const unsigned prints = tp_image_prints(image, size);
     while (prints > before && !atomic_compare_exchange_weak(&tpc_printing, &before, prints)) {
     }
-    if (prints == TP_PRINTS_MAYBE) {
-        pthread_once(&once, owe_at_exit);
+    if (prints) {
+        pthread_once(&once, ask_at_exit);
     }
 }

@@ -43,8 +43,8 @@ bool tpc_context_over_now(struct tpc_context *context);
 CUresult tpc_context_of(CUcontext handle, struct tpc_context **out);
 
 /* ---- green.c ---- */
-/* The green contexts of a primary one end, before it does. */
-void tpc_greens_end(const struct tpc_context *primary, struct tpc_context *all);
+/* A green context of this primary one lives. */
+bool tpc_greens_live(const struct tpc_context *primary, const struct tpc_context *all);
 
 /* ---- limits.c ---- */
 /* Limits and priorities as a fresh context of that device has them, if the device description told. */

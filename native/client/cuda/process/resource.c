@@ -13,7 +13,6 @@ CUresult tpc_cuDevSmResourceSplitByCount(CUdevResource *result, unsigned int *nb
                                          CUdevResource *remaining, unsigned int useFlags, unsigned int minCount) {
     struct tpc_flat flat TPC_FLAT = {.size = 0};
     struct tpg_resource_split_out out;
-    struct tp_reply reply;
     CUdevResource one;
     if (!nbGroups || !input || (result && !*nbGroups)) {
         return CUDA_ERROR_INVALID_VALUE;
@@ -25,19 +24,19 @@ CUresult tpc_cuDevSmResourceSplitByCount(CUdevResource *result, unsigned int *nb
                                        .flags = useFlags,
                                        .least = minCount,
                                        .wanted = result != NULL};
-    CUresult told = tpc_call_resource_split("cuDevSmResourceSplitByCount", &in, &out, &reply);
+    struct tp_reply reply TPC_REPLY;
+    TPC_TRY(tpc_call_resource_split("cuDevSmResourceSplitByCount", &in, &out, &reply));
     const size_t count = out.count;
-    if (told == CUDA_SUCCESS && result && (count > *nbGroups || out.results_size != (count + 1) * sizeof one)) {
-        told = tpc_bad_reply(&reply);
+    if (result && (count > *nbGroups || out.results_size != (count + 1) * sizeof one)) {
+        return tpc_bad_reply(&reply);
     }
-    for (size_t i = 0; told == CUDA_SUCCESS && result && i <= count; i++) { /* the rest is behind the groups */
+    for (size_t i = 0; result && i <= count; i++) { /* the rest is behind the groups */
         memcpy(&one, (const unsigned char *)out.results + i * sizeof one, sizeof one);
         CUdevResource *to = i < count ? &result[i] : remaining;
         if (to) {
             tpg_store_CUdevResource(&one, to);
         }
     }
-    *nbGroups = told == CUDA_SUCCESS ? out.count : *nbGroups;
-    tp_reply_free(&reply);
-    return told;
+    *nbGroups = out.count;
+    return CUDA_SUCCESS;
 }

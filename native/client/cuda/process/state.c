@@ -15,6 +15,7 @@
 
 _Atomic int tpc_state = TPC_BEFORE_INIT;
 _Atomic int tpc_sticky_error;
+_Atomic int tpc_lost_error = CUDA_ERROR_DEVICE_UNAVAILABLE;
 bool tpc_strict;
 struct tp_conn *tpc_conn;
 _Atomic uint64_t tpc_captures;
@@ -53,6 +54,9 @@ void tpc_failed(const char *name, CUresult result) {
 
 static void on_loss(void) {
     int ready = TPC_READY, watched = TPC_WATCHED;
+    if (atomic_load(&tpc_sticky_error) == CUDA_ERROR_LAUNCH_TIMEOUT) {
+        atomic_store(&tpc_lost_error, CUDA_ERROR_LAUNCH_TIMEOUT);
+    }
     if (!atomic_compare_exchange_strong(&tpc_state, &ready, TPC_LOST)) {
         atomic_compare_exchange_strong(&tpc_state, &watched, TPC_LOST);
     }
@@ -67,7 +71,7 @@ static void after_fork(void) {
 bool tpc_on_notice(const struct tpg_notice_in *in) {
     const char *name = tpg_cuda_error_name(in->error);
     tp_log(TP_WARN, "%s (frame %llu) failed on the worker with error %d (%s); the next call that may report it will",
-           tpg_op_name((uint16_t)in->op), (unsigned long long)in->frame, in->error, name ? name : "unknown");
+           tp_op_name((uint16_t)in->op), (unsigned long long)in->frame, in->error, name ? name : "unknown");
     tpc_happened(&tpc_counts.failures);
     return true;
 }
@@ -89,16 +93,11 @@ static CUresult status_error(enum tp_status status) {
 static CUresult ask_worker(void) {
     struct tpg_start_in in = {.flags = 0};
     struct tpg_start_out out;
-    struct tp_reply reply;
-    CUresult result = tpc_call_start("cuInit", &in, &out, &reply);
-    if (result == CUDA_SUCCESS) {
-        result = tpc_devices_learn(out.driver_version, out.devices, out.devices_size);
-    }
-    if (result == CUDA_SUCCESS) {
-        TP_TELL(tpc_started, &out);
-    }
-    tp_reply_free(&reply);
-    return result;
+    struct tp_reply reply TPC_REPLY;
+    TPC_TRY(tpc_call_start("cuInit", &in, &out, &reply));
+    TPC_TRY(tpc_devices_learn(out.driver_version, out.devices, out.devices_size));
+    TP_TELL(tpc_started, &out);
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_start(void) {
@@ -169,9 +168,12 @@ bool tpc_on_device_broken(const struct tpg_device_broken_in *in) {
     tpc_happened(&tpc_counts.failures);
     /* An assertion has a text of its own, which the driver prints (print.c). */
     tp_log(in->error == CUDA_ERROR_ASSERT ? TP_WARN : TP_ERROR,
-           "device %d is broken by error %d (%s); the driver gives that error from every call in its contexts, until "
+           "device %d is broken by error %d (%s)%s; the driver gives that error from every call in its contexts, until "
            "the program ends",
-           device, in->error, tpg_cuda_error_name(in->error));
+           device, in->error, tpg_cuda_error_name(in->error),
+           in->error == CUDA_ERROR_LAUNCH_TIMEOUT ? ": a kernel ran for longer than the worker (--kernel-timeout) or "
+                                                    "its driver allows"
+                                                  : "");
     atomic_store(&untold, true);
     return true;
 }
@@ -238,6 +240,10 @@ CUresult tpc_post(const char *name, struct tp_reply *unused) {
 }
 
 CUresult tpc_lost(void) {
+    if (tp_refused(tpc_conn)) {
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
+    tp_await_reason(tpc_conn);
     on_loss();
     return TPC_LOST_ERROR;
 }

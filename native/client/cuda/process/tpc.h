@@ -106,11 +106,13 @@ static inline CUresult tpc_shown(CUresult result) {
 }
 #define TPC_SHOWN(result) tpc_shown(result)
 
-/* The worker is lost: this code from every call, documented in docs/errors.md. */
-#define TPC_LOST_ERROR CUDA_ERROR_DEVICE_UNAVAILABLE
+/* The worker is lost: this code from every call, documented in docs/errors.md. CUDA_ERROR_DEVICE_UNAVAILABLE, unless the worker
+ * said why it would end the session. */
+extern _Atomic int tpc_lost_error;
+#define TPC_LOST_ERROR ((CUresult)atomic_load_explicit(&tpc_lost_error, memory_order_relaxed))
 #define TPC_NULL CUDA_ERROR_INVALID_VALUE
 #define TPC_NO_HANDLES CUDA_ERROR_OUT_OF_MEMORY
-#define TPC_AFTER_LOSS_OK CUDA_SUCCESS
+#define TPC_AFTER_LOSS_OK (tp_refused(tpc_conn) ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS)
 #define TPC_DONE ((CUresult)0x7fffffff) /* what a tpc_check_<name> answers: the call was made in another way */
 
 /* An exported name that is not served: counted, and said once by name, with the reason of its line in api/. Returns `code`. */
@@ -120,9 +122,12 @@ CUresult tpc_unsupported(const char *name, const char *reason, CUresult code, _A
 /* A new handle of `kind`, 0 when a million of that kind are alive. The record may be NULL; it is never freed here. */
 uint64_t tpc_mint(uint32_t kind);
 uint64_t tpc_mint_record(uint32_t kind, void *record);
-/* Ends the handle, and those of what the driver told of its object (api/, "fresh"); its entry is used again under a new
- * generation. Returns the record. */
+/* Ends the handle, and those of what the driver told of its object (api/, "fresh"), and what was told of it by an address; its entry
+ * is used again under a new generation. Returns the record. */
 void *tpc_unmint(uint32_t kind, uint64_t handle);
+void tpc_unmint_parts(uint32_t kind, uint64_t handle); /* only what ends with it */
+bool tpc_unmint_alone(uint32_t kind, uint64_t handle,
+                      void **record); /* one that nobody was told of; false: it was none */
 /* Ends handles whose records are concerned, without an end of their entries: they answer CUDA_ERROR_CONTEXT_IS_DESTROYED for good. */
 void tpc_detach(uint32_t kind, bool (*concerned)(const void *record, const void *what), const void *what);
 /* The record of a live handle, NULL if the handle is not alive (or has none). Lock-free. */
@@ -150,6 +155,8 @@ CUresult tpc_call(const char *name, struct tp_reply *reply);  /* the reply must 
 /* Like a call, but remembers answers by (device, op, key); the memory is dropped by tpc_pure_forget. */
 CUresult tpc_pure(const char *name, uint16_t op, const unsigned char *key, size_t size, struct tp_reply *reply);
 void tpc_pure_forget(void);
+/* A reply of which nothing is needed when its block ends. It is filled by the call that follows at once. */
+#define TPC_REPLY __attribute__((cleanup(tp_reply_free)))
 CUresult tpc_lost(void);
 /* What a post answers when no call is made of it: the error that broke the current context's device, if one did. */
 CUresult tpc_posted(void);
@@ -213,6 +220,8 @@ int tpc_device_of(int remote);
 #define TPC_TABLE_VERSION 13000
 
 /* ---- contexts (context.c) ---- */
+CUresult tpc_primary_drop(const char *name, CUdevice dev,
+                          bool reset); /* a release or a reset is made by it (api/, "by") */
 struct tpc_context {
     uint64_t handle;
     struct tpc_context *home; /* what is made in it belongs to that: of a green context the primary one, else itself */

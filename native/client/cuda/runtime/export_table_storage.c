@@ -73,9 +73,7 @@ CUresult tpc_storage_get(void **value, CUcontext ctx, void *key) {
 CUresult tpc_storage_put(CUcontext ctx, void *key, void *value, destructor_function *destructor) {
     uint64_t context;
     CUresult result = resolve(ctx, &context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(result);
     if (!tpc_handle_alive(TPG_CONTEXT, context)) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }
@@ -105,9 +103,7 @@ out:
 CUresult tpc_storage_delete(CUcontext ctx, void *key) {
     uint64_t context;
     CUresult result = resolve(ctx, &context);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(result);
     tp_lock_take(&changes);
     struct tpc_storage_entry *entry = find(context, key);
     if (!entry || !atomic_exchange_explicit(&entry->held, false, memory_order_relaxed)) {

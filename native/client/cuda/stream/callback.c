@@ -27,6 +27,8 @@ struct call {
     uint64_t object; /* of a user object: its destructor runs then */
     bool silent;     /* nobody waits for this call */
     CUresult status; /* of a callback: what the driver says of its stream */
+    size_t fetch, fill;
+    uint64_t buffers[]; /* of a graph's copies: to be fetched before it is called, then those to be filled behind it */
 };
 
 static struct tp_lock lock;
@@ -74,18 +76,23 @@ void tpc_host_functions_through(uint64_t frame) {
 /* ---- running them ---- */
 
 static void run(struct call *call) {
+    CUresult result = CUDA_SUCCESS;
     if (call->callback) {
         call->callback(call->stream, call->lost ? tpc_lost() : call->status, call->user);
     } else if (call->function && (!call->lost || call->silent)) {
         /* as where a context is broken: a function is not called, a callback is told */
-        call->function(call->user);
+        TP_ASK(tpc_host_function_mixed, result, call->buffers, call->fetch, false);
+        if (result == CUDA_SUCCESS) {
+            call->function(call->user);
+        }
+        TP_ASK(tpc_host_function_mixed, result, call->buffers + call->fetch, call->fill, true);
     }
     if (!call->lasting && !call->silent) {
         one_less(); /* what it wrote may be copied at once from here on */
     }
     if (!call->silent) {
         TP_TELL(tpc_host_function_over); /* for the kernels behind it */
-        struct tpg_host_function_done_in in = {.token = call->token, .number = call->number};
+        struct tpg_host_function_done_in in = {.token = call->token, .number = call->number, .failed = (int)result};
         tpc_post_host_function_done("cuLaunchHostFunc", &in);
         tp_flush(tpc_conn);
     }
@@ -155,9 +162,13 @@ bool tpc_on_callback(const struct tpg_callback_in *in) {
     struct call **at = place_of(in->token), *call = *at;
     if (call && call->lasting) {
         lasting = true;
-        due = malloc(sizeof *due);
+        due = malloc(sizeof *due + (in->fetch_count + in->fill_count) * sizeof *due->buffers);
         if (due) {
             *due = *call;
+            due->fetch = in->fetch_count;
+            due->fill = in->fill_count;
+            memcpy(due->buffers, in->fetch, due->fetch * sizeof *due->buffers);
+            memcpy(due->buffers + due->fetch, in->fill, due->fill * sizeof *due->buffers);
         }
     } else if (call) {
         *at = call->next;
@@ -270,7 +281,10 @@ static CUresult add(const char *name, CUstream stream, struct call *call) {
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         /* A callback is told the stream's status, which a graph has not. */
-        CUresult result = call->callback ? tpc_capture_refuse(name, stream) : tpc_capture_status(stream, &status);
+        CUresult result = tpc_capture_status(stream, &status);
+        if (call->callback || result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT) {
+            result = tpc_capture_refuse(name, stream);
+        }
         if (result != CUDA_SUCCESS) {
             free(call);
             return result;

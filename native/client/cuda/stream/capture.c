@@ -202,18 +202,14 @@ CUresult tpc_capture_ask(CUstream stream, const uint64_t *fresh, size_t count, s
 
 CUresult tpc_capture_look(CUstream stream, struct tpc_capture_info *info) {
     struct tpg_capture_info_out out;
-    struct tp_reply reply;
     *info = (struct tpc_capture_info){.status = CU_STREAM_CAPTURE_STATUS_NONE};
     if (!atomic_load_explicit(&tpc_captures, memory_order_relaxed) || remembered(stream, info)) {
         return CUDA_SUCCESS;
     }
-    CUresult result = tpc_capture_ask(stream, NULL, 0, &out, &reply);
-    if (result == CUDA_SUCCESS) {
-        *info =
-            (struct tpc_capture_info){.status = (CUstreamCaptureStatus)out.status, .id = out.id, .graph = out.graph};
-    }
-    tp_reply_free(&reply);
-    return result;
+    struct tp_reply reply TPC_REPLY;
+    TPC_TRY(tpc_capture_ask(stream, NULL, 0, &out, &reply));
+    *info = (struct tpc_capture_info){.status = (CUstreamCaptureStatus)out.status, .id = out.id, .graph = out.graph};
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_capture_status(CUstream stream, CUstreamCaptureStatus *status) {
@@ -221,6 +217,12 @@ CUresult tpc_capture_status(CUstream stream, CUstreamCaptureStatus *status) {
     CUresult result = tpc_capture_look(stream, &info);
     *status = info.status;
     return result;
+}
+
+CUresult tpc_capture_needed(CUstream stream) {
+    CUstreamCaptureStatus status;
+    TPC_TRY(tpc_capture_status(stream, &status));
+    return status == CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_ILLEGAL_STATE : CUDA_SUCCESS;
 }
 
 CUresult tpc_capture_keep(CUstream stream, const struct tpg_capture_info_out *out, const CUgraphNode **kept_nodes,
@@ -244,9 +246,7 @@ CUresult tpc_capture_keep(CUstream stream, const struct tpg_capture_info_out *ou
     }
     if (answer && nodes && edges) {
         for (size_t i = 0; i < count; i++) {
-            uint64_t handle;
-            memcpy(&handle, out->dependencies + i, sizeof handle);
-            nodes[i] = (CUgraphNode)(uintptr_t)handle;
+            nodes[i] = (CUgraphNode)(uintptr_t)tp_word_at(out->dependencies, i);
         }
         if (out->edges_count == count && count) {
             memcpy(edges, out->edges, count * sizeof *edges);

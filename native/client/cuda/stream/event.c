@@ -6,6 +6,7 @@
  * word whether it may have been recorded in a capture last, and whether other processes may have it.
  */
 #include "tpc_stream.h"
+#include "tpg_client.h"
 #include "tpg_cuda_send.h"
 
 #define CAPTURED 1u
@@ -17,19 +18,25 @@ bool tpc_event_in_capture(CUevent event) { return told_of(event) & CAPTURED; }
 
 bool tpc_event_is_shared(CUevent event) { return told_of(event) & SHARED; }
 
-static uint64_t mint(const struct tpc_context *context, bool shared) {
-    return tpc_mint_record(TPG_EVENT, (void *)((uintptr_t)context->home | (shared ? SHARED : 0)));
+/* Whoever uses an event of a context that is gone is told so at once (580.159.04, measured). */
+static bool of_context(const void *told, const void *context) {
+    return ((uintptr_t)told & ~(uintptr_t)(CAPTURED | SHARED)) == (uintptr_t)context;
+}
+
+static void context_gone(const struct tpc_context *context) { tpc_detach(TPG_EVENT, of_context, context); }
+TP_REGISTER(tpc_context_gone, context_gone);
+
+static void *record_of(const struct tpc_context *context, bool shared) {
+    return (void *)((uintptr_t)context->home | (shared ? SHARED : 0));
 }
 
 CUresult tpc_cuEventCreate(CUevent *phEvent, unsigned int Flags) {
     TPC_CONTEXT(context);
-    const unsigned int known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
-    if (!phEvent || (Flags & ~known) || ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING))) {
+    if ((Flags & CU_EVENT_INTERPROCESS) && !(Flags & CU_EVENT_DISABLE_TIMING)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_event_create_in in = {.event = mint(context, Flags & CU_EVENT_INTERPROCESS), .flags = Flags};
-    TPC_TRY(tpc_post_event_create("cuEventCreate", &in));
-    *phEvent = (CUevent)(uintptr_t)in.event;
+    TPC_TRY(tpc_sent_cuEventCreate(phEvent, Flags));
+    tpc_set_record(TPG_EVENT, (uint64_t)(uintptr_t)*phEvent, record_of(context, Flags & CU_EVENT_INTERPROCESS));
     return CUDA_SUCCESS;
 }
 
@@ -72,18 +79,12 @@ void tpc_noted_cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent) {
     tpc_watch_recorded(hEvent);
 }
 
-/* Recording as an external node has a meaning in a capturing stream only. */
 CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
-    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    if (flags & ~(unsigned)CU_EVENT_RECORD_EXTERNAL) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
     if (!flags) {
         return tpc_check_cuEventRecord(hEvent, hStream);
     }
-    CUresult result = check_context(hEvent, hStream);
-    result = result == CUDA_SUCCESS ? tpc_capture_status(hStream, &status) : result;
-    return result == CUDA_SUCCESS && status == CU_STREAM_CAPTURE_STATUS_NONE ? CUDA_ERROR_ILLEGAL_STATE : result;
+    TPC_TRY(check_context(hEvent, hStream));
+    return tpc_capture_needed(hStream);
 }
 
 /* Not while what is current was destroyed, which is most likely the event's own context (580.159.04, measured). */
@@ -97,32 +98,35 @@ CUresult tpc_check_cuEventDestroy_v2(CUevent hEvent) {
 /* An event that was last recorded in a capture says so before the capture's mode is asked; the worker knows of it. */
 CUresult tpc_event_captured(const char *name, CUevent event) {
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)event};
-    struct tp_reply reply;
+    struct tpg_event_query_out out;
     if (TP_LIKELY(!tpc_event_in_capture(event))) {
         return CUDA_SUCCESS;
     }
-    CUresult result = tpc_call_event_query(name, &in, &reply);
-    tp_reply_free(&reply);
+    struct tp_reply reply TPC_REPLY;
+    CUresult result = tpc_call_event_query(name, &in, &out, &reply);
     return result == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : result;
 }
 
-CUresult tpc_cuEventQuery(CUevent hEvent) {
-    TPC_CHECK_HANDLE(EVENT, hEvent, false);
+CUresult tpc_do_cuEventQuery(CUevent hEvent) {
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)hEvent};
+    struct tpg_event_query_out out = {0};
+    struct tpc_sweep sweep;
     struct tp_reply reply;
     CUresult result = tpc_event_captured("cuEventQuery", hEvent);
-    if (result != CUDA_SUCCESS) {
-        return result;
-    }
+    TPC_TRY(result);
     TPC_CAPTURE_UNSAFE("cuEventQuery");
     TP_TELL(tpc_before_wait);
     if (!tpc_event_is_shared(hEvent) && tpc_watch_answer(in.event, false, &result)) {
         return result;
     }
     const struct tpc_date asked = tpc_today();
-    result = tpc_call_event_query("cuEventQuery", &in, &reply);
+    tpc_sweep_begin(&sweep, in.event, asked.records);
+    in.ahead = sweep.events;
+    in.ahead_count = sweep.count;
+    result = tpc_call_event_query("cuEventQuery", &in, &out, &reply);
     tpc_waited(&asked, result);
     tpc_watch_learned(in.event, false, result, &reply, &asked);
+    tpc_sweep_learned(&sweep, result, out.complete);
     tp_reply_free(&reply);
     return result;
 }
@@ -148,7 +152,8 @@ CUresult tpc_do_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
 }
 
 CUresult tpc_do_cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) {
-    struct tpg_ipc_event_open_in in = {.event = mint(tpc_current(), true), .handle = handle};
+    struct tpg_ipc_event_open_in in = {.event = tpc_mint_record(TPG_EVENT, record_of(tpc_current(), true)),
+                                       .handle = handle};
     struct tpg_ipc_event_open_out out;
     TPC_TRY(tpc_call_ipc_event_open("cuIpcOpenEventHandle", &in, &out));
     *phEvent = (CUevent)(uintptr_t)in.event;

@@ -176,6 +176,8 @@ CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
 }
 
 CUresult tpc_do_cuStreamSynchronize(CUstream hStream) {
+    TPC_TRY(tpc_capture_implicit("cuStreamSynchronize", hStream));
+    TPC_CAPTURE_UNSAFE("cuStreamSynchronize");
     TP_TELL(tpc_before_wait);
     if (quiet(hStream)) {
         return tpc_posted();
@@ -195,9 +197,8 @@ CUresult tpc_do_cuStreamSynchronize(CUstream hStream) {
     return result;
 }
 
-CUresult tpc_cuStreamQuery(CUstream hStream) {
-    TPC_CONTEXT(context);
-    TPC_CHECK_HANDLE(STREAM, hStream, true);
+CUresult tpc_do_cuStreamQuery(CUstream hStream) {
+    TPC_TRY(tpc_capture_implicit("cuStreamQuery", hStream));
     TPC_CAPTURE_UNSAFE("cuStreamQuery");
     TP_TELL(tpc_before_wait);
     struct tpg_stream_query_in in = {.stream = (uint64_t)(uintptr_t)hStream};
@@ -280,14 +281,18 @@ CUresult tpc_cuCtxSetLimit(CUlimit limit, size_t value) {
 /* ---- refused here ---- */
 
 CUresult tpc_check_cuStreamWaitEvent(CUstream hStream, CUevent hEvent, unsigned int Flags) {
-    (void)hStream;
-    if (Flags & ~(unsigned)CU_EVENT_WAIT_EXTERNAL) {
-        return CUDA_ERROR_INVALID_VALUE;
+    if (Flags) {
+        TPC_TRY(tpc_capture_needed(hStream));
     }
     if (TP_UNLIKELY(tpc_event_in_capture(hEvent) || tpc_event_is_shared(hEvent))) {
         tpc_wait_for_next_post();
     }
     return CUDA_SUCCESS;
+}
+
+CUresult tpc_first_form(const char *name) {
+    static _Atomic bool said;
+    return tpc_unsupported(name, "the device has the second form alone", CUDA_ERROR_NOT_SUPPORTED, &said);
 }
 
 /* ---- answered here ---- */
@@ -321,18 +326,23 @@ void tpc_noted_cuStreamCopyAttributes(CUstream dst, CUstream src) {
     }
 }
 
+/* Some questions are no good ones for a stream that captures, in whatever mode (580.159.04, asked). */
+static CUresult unless_capturing(const char *name, CUstream stream) {
+    const CUresult result = tpc_capture_needed(stream);
+    const bool none = result == CUDA_ERROR_ILLEGAL_STATE || result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
+    return result == CUDA_SUCCESS ? tpc_capture_refuse(name, stream) : none ? CUDA_SUCCESS : result;
+}
+
 CUresult tpc_do_cuStreamGetFlags(CUstream hStream, unsigned int *flags) {
-    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
     const struct stream *own = own_stream(hStream);
-    if (tpc_capture_status(hStream, &status) == CUDA_SUCCESS && status != CU_STREAM_CAPTURE_STATUS_NONE) {
-        return tpc_capture_refuse("cuStreamGetFlags", hStream); /* as the driver does, in every mode */
-    }
+    TPC_TRY(unless_capturing("cuStreamGetFlags", hStream));
     *flags = own ? own->flags : 0;
     return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuStreamGetId(CUstream hStream, unsigned long long *streamId) {
     const struct stream *own = own_stream(hStream);
+    TPC_TRY(unless_capturing("cuStreamGetId", hStream));
     *streamId = own                               ? own->id
                 : hStream == CU_STREAM_PER_THREAD ? ((unsigned long long)tp_thread_self()->number << 32 | 2)
                                                   : 1;
@@ -364,6 +374,7 @@ CUresult tpc_do_cuGreenCtxStreamCreate(CUstream *phStream, CUgreenCtx greenCtx, 
 
 CUresult tpc_do_cuStreamGetDevice(CUstream hStream, CUdevice *device) {
     const struct stream *own = own_stream(hStream);
+    TPC_TRY(unless_capturing("cuStreamGetDevice", hStream));
     *device = own ? own->device : tpc_current()->device;
     return CUDA_SUCCESS;
 }

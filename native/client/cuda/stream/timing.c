@@ -1,10 +1,13 @@
 /*
- * Times between events: a program that times asks for many, one after the other, and so the next ones are asked for together.
+ * Events in the order of their records: who asks for the time between two of them, or whether one is complete, asks for many,
+ * one after the other, and so the next ones are asked for together.
  *
  * Owns the order in which events were recorded last, and the answers that came with another. Any thread. A benchmark records
  * hundreds of pairs, waits, and then asks for the time of each; or it records one pair, waits for its end, and asks for its
  * time, again and again. So a question carries the pairs that by that pattern come next, and a wait for an event the start
- * that goes with it. What is kept is what the driver said, bit for bit, and holds until any event is recorded anew.
+ * that goes with it. What is kept is what the driver said, bit for bit, and holds until any event is recorded anew. A thread
+ * that looks after what others have queued (NCCL's watchdog in PyTorch, an allocator of host memory) goes through hundreds of
+ * events ten times a second, under a lock that the others want: a record that is complete stays so, whatever else is recorded.
  */
 #include "tpc_stream.h"
 #include "tpg_cuda_send.h"
@@ -23,6 +26,12 @@ struct pair {
 };
 
 static _Atomic uint64_t recorded[RECORDS]; /* handles, by tpc_counts.records before them */
+static _Atomic uint32_t turn[RECORDS];     /* 1 + the place whose handle stands there, once it does: its low half */
+
+static _Atomic uint64_t complete[RECORDS]; /* known to be so: what stands in `turn`, and above it the era; else 0 */
+static _Atomic uint32_t era;               /* of what is known: another one, once graphs may have recorded */
+static _Atomic uint64_t swept;             /* the place of the last answer, */
+static _Atomic uint32_t sweeps;            /* and how many to ask for beside the next */
 
 static struct tp_lock lock; /* over what follows */
 static struct pair known[TP_PAIRS_MAX];
@@ -30,22 +39,87 @@ static uint32_t known_count;
 static uint64_t known_at; /* tpc_counts.records when these were asked for: they hold for no other */
 static uint64_t last_start = NOWHERE, last_end; /* where the events of the last question stand in the order */
 
+/* Whoever finds the same turn before and behind the handle has that of the place. */
 void tpc_timing_recorded(uint64_t event) {
-    uint64_t place = tpc_happened(&tpc_counts.records);
-    atomic_store_explicit(&recorded[place % RECORDS], event, memory_order_relaxed);
+    const uint64_t place = tpc_happened(&tpc_counts.records), slot = place % RECORDS;
+    atomic_store_explicit(&turn[slot], 0, memory_order_relaxed);
+    atomic_thread_fence(memory_order_release);
+    atomic_store_explicit(&complete[slot], 0, memory_order_relaxed);
+    atomic_store_explicit(&recorded[slot], event, memory_order_relaxed);
+    atomic_store_explicit(&turn[slot], (uint32_t)place + 1, memory_order_release);
 }
 
-static uint64_t at(uint64_t place) { return atomic_load_explicit(&recorded[place % RECORDS], memory_order_relaxed); }
+/* 0 for what another thread is about to put there. */
+static uint64_t at(uint64_t place) {
+    const uint64_t slot = place % RECORDS;
+    const bool there = atomic_load_explicit(&turn[slot], memory_order_acquire) == (uint32_t)place + 1;
+    const uint64_t event = atomic_load_explicit(&recorded[slot], memory_order_relaxed);
+    atomic_thread_fence(memory_order_acquire);
+    return there && atomic_load_explicit(&turn[slot], memory_order_relaxed) == (uint32_t)place + 1 ? event : 0;
+}
 
 /* Where an event was recorded last, among the places before `now`. */
 static uint64_t find(uint64_t event, uint64_t now) {
     for (uint64_t place = now; place-- > 0 && now - place <= RECORDS;) {
-        if (at(place) == event) {
+        if (atomic_load_explicit(&recorded[place % RECORDS], memory_order_relaxed) == event && at(place) == event) {
             return place;
         }
     }
     return NOWHERE;
 }
+
+static uint64_t mark_of(uint64_t place, uint32_t of_era) { return (uint64_t)of_era << 32 | ((uint32_t)place + 1); }
+
+static bool is_complete(uint64_t place) {
+    return atomic_load(&complete[place % RECORDS]) == mark_of(place, atomic_load(&era));
+}
+
+static void set_complete(uint64_t place, uint32_t of_era) {
+    atomic_store(&complete[place % RECORDS], mark_of(place, of_era));
+}
+
+bool tpc_sweep_knows(uint64_t event) {
+    uint64_t place = find(event, tpc_count(&tpc_counts.records));
+    return place != NOWHERE && is_complete(place);
+}
+
+/* An event may stand there more than once, and is asked for once. What the answer says is true of the record at any place
+ * that it has then or had before; only the last place is looked up. */
+void tpc_sweep_begin(struct tpc_sweep *sweep, uint64_t event, uint64_t now) {
+    const uint32_t most = tpc_may_mark() ? atomic_load_explicit(&sweeps, memory_order_relaxed) : 0;
+    uint64_t place = sweep->place = find(event, now);
+    sweep->era = atomic_load(&era);
+    for (sweep->count = 0; sweep->count < most && place < now && ++place < now && now - place < RECORDS;) {
+        uint64_t next = at(place);
+        bool twice = next == event || is_complete(place) || !tpc_handle_alive(TPG_EVENT, next);
+        for (uint32_t i = sweep->count; i-- > 0 && !twice;) {
+            twice = sweep->events[i] == next;
+        }
+        if (!twice) {
+            sweep->events[sweep->count] = next;
+            sweep->places[sweep->count++] = place;
+        }
+    }
+}
+
+void tpc_sweep_learned(const struct tpc_sweep *sweep, CUresult result, uint64_t done) {
+    const uint32_t most = atomic_load_explicit(&sweeps, memory_order_relaxed);
+    const uint32_t more = most < TP_AHEAD_MAX / 2 ? 2 * most + 1 : TP_AHEAD_MAX;
+    bool on = result == CUDA_SUCCESS && sweep->place != NOWHERE && sweep->place > atomic_load(&swept);
+    atomic_store_explicit(&sweeps, on ? more : 0, memory_order_relaxed);
+    if (result != CUDA_SUCCESS || sweep->place == NOWHERE) {
+        return;
+    }
+    atomic_store(&swept, sweep->place);
+    set_complete(sweep->place, sweep->era);
+    for (uint32_t i = 0; i < sweep->count; i++) {
+        if (done >> i & 1) {
+            set_complete(sweep->places[i], sweep->era);
+        }
+    }
+}
+
+void tpc_sweep_forget(void) { atomic_fetch_add(&era, 1); }
 
 /* Puts behind pairs[0], which is asked for, those that are likely to be asked for next; their count with it. */
 static uint32_t guess(struct pair *pairs, uint64_t now) {
@@ -146,8 +220,7 @@ CUresult tpc_do_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUev
     return result;
 }
 
-CUresult tpc_cuEventSynchronize(CUevent hEvent) {
-    TPC_CHECK_HANDLE(EVENT, hEvent, false);
+CUresult tpc_do_cuEventSynchronize(CUevent hEvent) {
     TPC_TRY(tpc_event_captured("cuEventSynchronize", hEvent));
     TPC_CAPTURE_UNSAFE("cuEventSynchronize");
     TP_TELL(tpc_before_wait);

@@ -58,6 +58,9 @@ bool tpc_event_is_shared(CUevent event);
 /* What an event that was last recorded in a capture is answered, whatever is asked of it; success for all others. */
 CUresult tpc_event_captured(const char *name, CUevent event);
 
+/* Of memory operations, for which CU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_MEM_OPS_V1 would have to be 1. */
+CUresult tpc_first_form(const char *name);
+
 /* ---- watch.c, timing.c ---- */
 /* An answer to a query of an event or a stream that needs no round trip; and what a round trip answered, with the date
  * before it. */
@@ -66,6 +69,16 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
                        const struct tpc_date *asked);
 /* An event was recorded; counts in tpc_counts.records. */
 void tpc_timing_recorded(uint64_t event);
+/* Whether the last record of the event is known to be complete, and the events that are likely to be asked for next. */
+struct tpc_sweep {
+    uint64_t events[TP_AHEAD_MAX], places[TP_AHEAD_MAX], place;
+    uint32_t count, era;
+};
+bool tpc_sweep_knows(uint64_t event);
+void tpc_sweep_begin(struct tpc_sweep *sweep, uint64_t event, uint64_t now);
+void tpc_sweep_learned(const struct tpc_sweep *sweep, CUresult result, uint64_t complete);
+/* Events may have been recorded that are not in the order. */
+void tpc_sweep_forget(void);
 /* An event was recorded by something else than a call that says so: a kernel's attribute, in a graph if a stream captures. */
 void tpc_watch_recorded(CUevent event);
 /* From now on launches of graphs may record events. */
@@ -88,10 +101,16 @@ CUresult tpc_capture_unsafe(const char *name);
     } while (0)
 /* For an operation that cannot be captured: refuses it if the stream captures, which ends the capture. */
 CUresult tpc_capture_refuse(const char *name, CUstream stream);
+/* What the legacy stream would wait for, a blocking stream that captures, is told before what modes forbid. */
+static inline CUresult tpc_capture_implicit(const char *name, CUstream stream) {
+    return stream == CU_STREAM_LEGACY ? tpc_capture_refuse(name, stream) : CUDA_SUCCESS;
+}
 /* The same for one that only this connection cannot make part of a graph: not supported, with a sentence that names `what`. */
 CUresult tpc_capture_unserved(const char *name, CUstream stream, const char *what);
 /* True when the stream captures. */
 CUresult tpc_capture_status(CUstream stream, CUstreamCaptureStatus *status);
+/* Recording an event, or waiting for one, as a node of its own has a meaning in a capturing stream only. */
+CUresult tpc_capture_needed(CUstream stream);
 /* A stream is destroyed. */
 typedef void tpc_stream_gone(CUstream stream);
 TP_LIST(tpc_stream_gone);
@@ -138,6 +157,10 @@ extern _Atomic uint32_t tpc_late_reasons;
 /* A graph was launched, which may have host functions; the worker says when all sent before a frame are through. */
 void tpc_host_functions_launched(void);
 void tpc_host_functions_through(uint64_t frame);
+/* One of a graph is to run, or has run: these buffers of the graph's copies are to be fetched, or filled (`up`). If one is
+ * refused the worker is told, and if it is the first the function must not run. */
+typedef CUresult tpc_host_function_mixed(const uint64_t *buffers, size_t count, bool up);
+TP_LIST(tpc_host_function_mixed);
 /* A host function has run: what it wrote is to be there for what comes behind it. */
 typedef void tpc_host_function_over(void);
 TP_LIST(tpc_host_function_over);

@@ -76,10 +76,14 @@ static void forget(uint64_t handle) {
 }
 
 bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
-    if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !tpc_may_mark()) {
+    bool may = tpc_may_mark(), answered = may && !stream && tpc_sweep_knows(handle);
+    if (answered) {
+        *result = tpc_posted();
+        return tpc_may_mark();
+    }
+    if (atomic_load_explicit(&watched, memory_order_seq_cst) == 0 || !may) {
         return false;
     }
-    bool answered = false;
     tp_lock_take(&lock);
     struct watch *watch = find(handle);
     if (watch && stream && tp_frames(tpc_conn) != watch->date.frames) {
@@ -111,14 +115,7 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
     }
     tp_lock_take(&lock);
     struct watch *watch = find(handle);
-    if (result == CUDA_SUCCESS && !stream) {
-        /* Added before the records are counted: whoever records now either finds this entry or is seen here. */
-        watch = watch ? watch : add(handle);
-        watch->complete = true;
-        if (asked->records != tpc_count(&tpc_counts.records)) {
-            drop(watch);
-        }
-    } else if (result == CUDA_ERROR_NOT_READY && watch && !watch->complete) {
+    if (result == CUDA_ERROR_NOT_READY && watch && !watch->complete) {
         uint64_t frame = watch->date.frames;
         watch->date = *asked;
         watch->date.frames = frame + (reply->number == frame + 1); /* the question itself is no new work */
@@ -145,6 +142,7 @@ static void recorded(CUevent event) {
 
 static void forget_all(void) {
     tpc_happened(&tpc_counts.records);
+    tpc_sweep_forget();
     tp_lock_take(&lock);
     for (uint32_t i = 0; i < WATCHES; i++) {
         drop(table[i].handle ? &table[i] : NULL);

@@ -1,6 +1,19 @@
 """A family of the small API: one line of each kind."""
 
-from tensor_fusion.apigen.describe import attribute, begins, call, custom, local, older, op, post, pure, refused
+from tensor_fusion.apigen.describe import (
+    attribute,
+    begins,
+    call,
+    custom,
+    like,
+    local,
+    older,
+    op,
+    post,
+    pure,
+    record,
+    refused,
+)
 
 FUNCTIONS = [
     call("cuFooCreate", unsafe=True),
@@ -20,15 +33,19 @@ FUNCTIONS = [
     custom("cuFooLong", ops="foo_ask", hFoo="handle", count="below 7", hStream="uncaptured", finds={"struct foo *foo": "tpc_foo_of(hFoo) or CUDA_ERROR_INVALID_VALUE", "": "tpc_foo_lives(foo)"}, by='tpc_foo_shared("cuFooLong", foo, count)'),
     local("cuFooFlags", finds={"unsigned int found": "tpc_foo_found(hFoo, &found)"}, gives={"flags?": "found"}),
     refused("CUDA_ERROR_INVALID_VALUE", "a foo has no map here", "cuFooMap", unsafe=True, hStream="handle", size="there CUDA_SUCCESS"),
-    custom("cuFooRun", ops="foo_run foo_ask foo_give foo_fetch foo_make"),
+    custom("cuFooRun", ops="foo_run foo_run_again foo_ask foo_give foo_fetch foo_make foo_place"),
     custom("cuFooAsk", ops="foo_ask foo_make", lender="hFoo"),
     op("foo_run", "post", foo="uint64_t: handle foo", stream="uint64_t: handle stream", flags="unsigned int"),
     op("foo_give", "post", waits="size > 4 && tp_handle_is(foo, TPG_FOO)", foo="uint64_t: handle foo", bytes="uint64_t: up", size="uint64_t"),
     op("foo_fetch", "call", foo="uint64_t: handle foo", bytes="uint64_t: down", out={"count": "uint64_t"}),
     op("foo_make", "call", says_why=True, foo="uint64_t: new foo", parent="uint64_t: new? foo"),
+    like("foo_run_again", "foo_run"),
+    op("foo_place", "post", contextless=True, foo="uint64_t: handle foo", others="uint64_t: handles foo", at="struct tpg_spot"),
     op("foo_ask", "call", foo="uint64_t: name foo", others="uint64_t: names foo", device="CUdevice: device",
        data="void: bytes", out={"count": "uint64_t", "values": "int: array"}),
 ]  # fmt: skip
+
+RECORDS = [record("spot", x="uint64_t", y="uint64_t")]
 
 BEGINNINGS = [begins("cuFooMove", moved="1 if size")]
 

@@ -4,6 +4,8 @@
 static CUresult run(CUfoo foo, CUstream stream) {
     struct tpg_foo_run_in in = {.foo = (uint64_t)(uintptr_t)foo, .stream = (uint64_t)(uintptr_t)stream};
     CUresult result = tpc_post_foo_run("cuFooRun", &in);
+    result = result ? result : tpc_post_foo_run_again("cuFooRun", &(struct tpg_foo_run_again_in){.flags = 1});
+    result = result ? result : tpc_post_foo_place("cuFooRun", &(struct tpg_foo_place_in){.at = {1, 2}});
     result = result ? result : tpc_post_foo_give("cuFooRun", &give, bytes, size);
     return result ? result : tpc_call_foo_fetch("cuFooRun", &fetch, bytes, size, &out, &reply);
 }
