@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from test_cli_native import NATIVE, RealWorker
@@ -35,6 +36,7 @@ print("short", cu.cuLinkAddData_v2(state, 0, b"\x7fELF", ctypes.c_size_t(4), b"s
 must(cu.cuLinkAddData_v2(state, 1, text, ctypes.c_size_t(len(text) - 1), b"kernels", 0, None, None), "add")
 image, size = ctypes.c_void_p(), ctypes.c_size_t()
 must(cu.cuLinkComplete(state, ctypes.byref(image), ctypes.byref(size)), "complete")
+print("as_added", ctypes.string_at(image, size.value) in (text, text[:-1]))
 module, function = ctypes.c_void_p(), ctypes.c_void_p()
 must(cu.cuModuleLoadData(ctypes.byref(module), image), "load")
 must(cu.cuModuleGetFunction(ctypes.byref(function), module, b"vector_add"), "get")
@@ -52,10 +54,15 @@ def worker() -> Iterator[RealWorker]:
     started.stop()
 
 
-def test_one_input_is_linked_and_its_image_loads(worker: RealWorker) -> None:
+@pytest.mark.parametrize("padding", [0, 3 << 20], ids=["small", "larger than a frame"])
+def test_one_input_is_linked_and_its_image_loads(worker: RealWorker, tmp_path: Path, padding: int) -> None:
     clean = environment(**NATIVE)
+    source = tmp_path / "kernels.ptx"
+    # What the simulated GPU links comes out as it went in; numbered lines tell a piece in the wrong place.
+    more = "".join(f"// {number:12}\n" for number in range(padding // 16))
+    source.write_text(native_file("kernels.ptx").read_text() + more)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(native_file("kernels.ptx"))],
+        [sys.executable, "-c", PROGRAM, str(source)],
         env={**clean, **client_environment(worker.connection, clean)},
         capture_output=True,
         text=True,
@@ -67,6 +74,7 @@ def test_one_input_is_linked_and_its_image_loads(worker: RealWorker) -> None:
     assert answers["bad"] in ("200", "218")  # invalid image or invalid PTX
     assert answers["empty"] == "1"
     assert answers["short"] == "200"
+    assert answers["as_added"] == "True"
     assert answers["missing"] == "500"
     assert answers["gone"] == "400"
     assert answers["log"] == "True"

@@ -316,7 +316,8 @@ CUresult cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, c
     pthread_mutex_lock(&sim.lock);
     sim_module_t *module = module_of(hmod);
     if (module)
-        result = name && (dptr || bytes) ? get_global(module, name, false, dptr, bytes) : CUDA_ERROR_INVALID_VALUE;
+        result =
+            name && *name && (dptr || bytes) ? get_global(module, name, false, dptr, bytes) : CUDA_ERROR_INVALID_VALUE;
     pthread_mutex_unlock(&sim.lock);
     return result;
 }
@@ -479,7 +480,7 @@ CUresult cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
 
 CUresult cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
     SIM_ENTER_CONTEXT(context);
-    if (!name || (!dptr && !bytes))
+    if (!name || !*name || (!dptr && !bytes))
         return CUDA_ERROR_INVALID_VALUE;
     sim_module_t *module;
     pthread_mutex_lock(&sim.lock);
@@ -502,7 +503,7 @@ static bool has_managed(const sim_image_t *image, const char *name) {
 
 CUresult cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
     SIM_ENTER_WITH_ANY(context);
-    if (!name || (!dptr && !bytes))
+    if (!name || !*name || (!dptr && !bytes))
         return CUDA_ERROR_INVALID_VALUE;
     sim_module_t *module;
     pthread_mutex_lock(&sim.lock);

@@ -219,6 +219,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def secret_env(secret: str, keys: Path) -> dict[str, str]:
+    """What makes a worker ask for `secret`, which is written to the file `keys`."""
+    keys.touch(mode=0o600)
+    keys.write_text(f"{secret}\n")
+    return {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)}
+
+
 class Worker:
     """One `tensor-fusion-worker` on this machine, started and ended with its sessions."""
 
@@ -229,12 +236,16 @@ class Worker:
         log: Path,
         port: int | None = None,
         segment: tuple[str, int] | None = None,
+        secret: str = "",
     ) -> None:
         self.port = port if port is not None else free_port()
         self.segment = segment
+        self.secret = secret
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         full_env = {**env, "TF_ENABLE_LOG": "1", "TF_LOG_PATH": str(log.with_suffix(".log"))}
+        if secret:
+            full_env |= secret_env(secret, log.with_suffix(".keys"))
         self.out = log.with_suffix(".out").open("wb")
         self.err = log.with_suffix(".err").open("wb")
         self.process = subprocess.Popen(
@@ -254,8 +265,10 @@ class Worker:
     @property
     def connection(self) -> str:
         if self.segment is not None:
-            return f"shmem+{self.segment[0]}+{self.segment[1]}+0"
-        return f"native+127.0.0.1+{self.port}+0"
+            plain = f"shmem+{self.segment[0]}+{self.segment[1]}+0"
+        else:
+            plain = f"native+127.0.0.1+{self.port}+0"
+        return f"{plain}+{self.secret}" if self.secret else plain
 
     def wait_ready(self, timeout_s: float = 60.0) -> str:
         """The line that begins with `ready`; raises RuntimeError with the worker's last words if none comes."""

@@ -73,10 +73,13 @@ class Options:
     budget_s: float
     transport: str = "tcp"
     simulated: bool = False
+    jail: str = ""
+    secret: str = ""  # of TCP: its connections are TLS then
 
     @property
     def worker_options(self) -> tuple[str, ...]:
-        return ("--gpu", "sim") if self.simulated else ()
+        driver = ("--gpu", "sim") if self.simulated else ()
+        return (*driver, *(("--jail", self.jail, "--require-jail") if self.jail else ()))
 
 
 @dataclass
@@ -113,6 +116,10 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--jobs", type=int, default=4, help="programs that are not timed, beside each other")
     parser.add_argument("--budget", type=float, default=560.0, help="seconds after which nothing new is started")
     parser.add_argument("--transport", choices=("tcp", "shmem"), default="tcp", help="how the remote side is reached")
+    parser.add_argument(
+        "--jail", choices=("basic", "full"), default="", help="of the worker, which must have all of it"
+    )
+    parser.add_argument("--secret", default="", help="that clients must have: with tcp their connections are TLS")
     parser.add_argument("--quick", action="store_true", help="one pair of everything")
     parser.add_argument("--gpu", choices=("real", "sim"), default="real", help="sim: to try the run itself")
     given = parser.parse_args(arguments)
@@ -133,7 +140,7 @@ def parse(arguments: list[str]) -> Options:
     if pairs < 1 or given.jobs < 1:
         parser.error("--pairs and --jobs must be at least 1")
     return Options(wheel.resolve(), given.out.resolve(), given.work.resolve(), only, pairs, given.jobs, given.budget,
-                   given.transport, given.gpu == "sim")  # fmt: skip
+                   given.transport, given.gpu == "sim", given.jail, given.secret)  # fmt: skip
 
 
 def chosen(options: Options) -> list[Program]:
@@ -195,6 +202,7 @@ def environment(run: Run, program: Program, side: Side, index: int) -> dict[str,
         env["GPU_RUN_TRANSPORT"] = run.options.transport
         env["GPU_RUN_SEGMENT_MB"] = str(SEGMENT_MB)
         env["GPU_RUN_WORKER_OPTIONS"] = " ".join(run.options.worker_options)
+        env["GPU_RUN_SECRET"] = run.options.secret
         return env
     if side == "remote":
         env["TF_STATS_PATH"] = str(run.logs / f"{program.name}-{index}-stats-%p.json")
@@ -483,7 +491,7 @@ def run_suite(run: Run, programs: list[Program]) -> None:
 def start_worker(options: Options, install: Path, name: str) -> Worker:
     segment = (f"/tf_gpu_{os.getpid()}_{name}", SEGMENT_MB) if options.transport == "shmem" else None
     command = [str(install / "bin" / "tensor-fusion-worker"), *options.worker_options]
-    worker = Worker(command, install_env(install), options.work / "logs" / name, segment=segment)
+    worker = Worker(command, install_env(install), options.work / "logs" / name, segment=segment, secret=options.secret)
     try:
         say(worker.wait_ready())
     except RuntimeError:

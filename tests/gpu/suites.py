@@ -271,9 +271,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     given = parse(arguments)
     sides = [side.strip() for side in given.sides.split(",")]
-    wrong = [side for side in sides if side not in ("native", "tcp", "shmem")]
+    wrong = [side for side in sides if side not in ("native", "tcp", "shmem", "tls", "jail")]
     if wrong or sides[0] != "native":
-        say(f"--sides: native first, then tcp and shmem; not {given.sides}")
+        say(f"--sides: native first, then tcp, shmem, tls and jail; not {given.sides}")
         return 2
     try:
         entries = [entry for folder in given.folders for entry in read_suite(folder) if given.only in entry.key]

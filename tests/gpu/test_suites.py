@@ -86,3 +86,17 @@ def test_losses_are_found_on_both_transports(tmp_path: Path, capsys: pytest.Capt
         assert results["suites"][f"strangers/{side}"] == {"passes natively": 7, "passes": 3}
     assert "strangers" in printed
     assert (out / "summary.txt").read_text().startswith("suite")
+
+
+def test_a_side_with_a_secret_reaches_its_worker(tmp_path: Path) -> None:
+    folder = tmp_path / "strangers"
+    folder.mkdir()
+    asks = "import ctypes; n = ctypes.create_string_buffer(64); d = ctypes.CDLL('libcuda.so.1'); "
+    asks += "assert d.cuInit(0) == d.cuDeviceGetName(n, 64, 0) == 0; print(n.value)"
+    (folder / "suite.json").write_text(json.dumps([{"name": "name", "command": f'{{python}} -c "{asks}"'}]))
+    product = installed_product(tmp_path / "product")
+    out, work = tmp_path / "out", tmp_path / "work"
+    code = suites.main([str(folder), "--wheel", str(product), "--out", str(out), "--work", str(work),
+                        "--gpu", "sim", "--sides", "native,native,tls", "--seconds", "60"])  # fmt: skip
+    assert code == 0, (out / "summary.txt").read_text()
+    assert "TLS" in "".join(path.read_text() for path in (work / "logs").glob("worker-tls*"))

@@ -37,9 +37,9 @@ import run as runner
 import suite
 import turn_samples
 from compare import wrong_library
-from harness import free_port, last_json_line, run_process, say, stop_group
+from harness import free_port, last_json_line, run_process, say, secret_env, stop_group
 from simulated import simulated_driver
-from turn_samples import BEFORE, C_PARTS, FRESH, NEEDS_LOAD, NEEDS_MODEL, PARTS, SHORT, SIDES, Budget, Samples
+from turn_samples import BEFORE, C_PARTS, FRESH, GUARDED, NEEDS_LOAD, NEEDS_MODEL, PARTS, SHORT, SIDES, Budget, Samples
 
 SEGMENT_MB = 2048
 PATIENCE_S = 180.0
@@ -99,7 +99,10 @@ class Kept:
 
 
 class Place:
-    """Where the product is installed, its workers, and the environment of each side."""
+    """Where the product is installed, its workers, and the environment of each side.
+
+    Beside the sides that are measured there are `tls` (TCP with a secret) and `jail` (shared memory, the full jail).
+    """
 
     def __init__(
         self, options: runner.Options, sides: Sequence[str], simulated: bool = False, before: Path | None = None
@@ -131,11 +134,18 @@ class Place:
             for side in sides:
                 if side.startswith("tcp-"):
                     self.connections[prefix + side] = self._relay(port, float(side.removeprefix("tcp-")), env)
-        if "shmem" in sides:
-            name = f"/tf_transports_{prefix}{os.getpid()}"
-            command = [*worker, "-n", "shmem", "-m", name, "-M", str(SEGMENT_MB), "--warm", "2"]
-            self._start(command, env, f"{prefix}worker-shmem", "ready")
-            self.connections[prefix + "shmem"] = f"shmem+{name}+{SEGMENT_MB}+0"
+        if "tls" in sides:
+            port = free_port()
+            command = [*worker, "-n", "native", "-p", str(port), "--warm", "2"]
+            secret = secret_env("gpu-run", self.logs / f"{prefix}keys")
+            self._start(command, {**env, **secret}, f"{prefix}worker-tls", "ready")
+            self.connections[prefix + "tls"] = f"native+127.0.0.1+{port}+0+gpu-run"
+        for side, jail in (("shmem", ()), ("jail", ("--jail", "full", "--require-jail"))):
+            if side in sides:
+                name = f"/tf_transports_{prefix}{side}_{os.getpid()}"
+                command = [*worker, "-n", "shmem", "-m", name, "-M", str(SEGMENT_MB), "--warm", "2", *jail]
+                self._start(command, env, f"{prefix}worker-{side}", "ready")
+                self.connections[prefix + side] = f"shmem+{name}+{SEGMENT_MB}+0"
 
     def _relay(self, port: int, rtt_ms: float, env: dict[str, str]) -> str:
         listen = free_port()
@@ -231,7 +241,9 @@ class Turns:
     # ---- processes ----
 
     def taking(self, part: str) -> list[str]:
-        return [side for side in self.sides if side.removeprefix(BEFORE) in PARTS[part]] if part in self.parts else []
+        if part not in self.parts:
+            return []
+        return [side for side in self.sides if GUARDED.get(side, side.removeprefix(BEFORE)) in PARTS[part]]
 
     def start(self, side: str, tag: str) -> Kept:
         process = Kept(self.place, side, tag)
@@ -378,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, help="turns of each part (5, with --quick 7)")
     parser.add_argument("--seconds", type=float, default=540.0, help="after which no turn is begun")
     parser.add_argument("--parts", help="of " + ",".join(PARTS))
-    parser.add_argument("--sides", help="of " + ",".join(SIDES))
+    parser.add_argument("--sides", help="of " + ",".join((*SIDES, *GUARDED)))
     parser.add_argument("--quick", action="store_true", help="the figures that were missed: native and shmem only")
     parser.add_argument("--gpu", choices=("real", "sim"), default="real")
     given = parser.parse_args(arguments)
@@ -387,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = names(parser, given.parts or ",".join(turn_samples.QUICK_PARTS if quick else PARTS), tuple(PARTS), "parts")
     older = tuple(BEFORE + side for side in SHORT if side != "native") if given.before else ()
     usual = turn_samples.QUICK_SIDES if quick else (*SHORT, *older) if older else SIDES
-    sides = names(parser, given.sides or ",".join(usual), (*SIDES, *older), "sides")
+    sides = names(parser, given.sides or ",".join(usual), (*SIDES, *GUARDED, *older), "sides")
     pairs = given.pairs or (turn_samples.QUICK_PAIRS if quick else 5)
     wheel = given.wheel or max(
         (suite.REPOSITORY / ".gpu").glob("tensor_fusion-*.whl"), key=lambda path: path.stat().st_mtime, default=None

@@ -13,6 +13,8 @@ from typing import Any
 from harness import table
 
 SIDES = ("native", "shmem", "tcp", "tcp-0.1", "tcp-0.5", "tcp-0.8")
+# Named ones: TCP with a secret, shared memory in the full jail. They take part where the side behind them does.
+GUARDED = {"tls": "tcp", "jail": "shmem"}
 SHORT = ("native", "shmem", "tcp")
 BEFORE = "before-"  # in front of a side: the same transport, served by the wheel that --before names
 KEPT = 0.97  # of the speed before: what the interval of the paired ratio must reach

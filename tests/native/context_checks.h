@@ -215,6 +215,7 @@ static inline void check_outputs_of_errors(CUmodule module) {
     CHECK(!size);
     address = size = 1;
     GIVES(CUDA_ERROR_NOT_FOUND, cuModuleGetGlobal_v2(&address, &size, module, "nobody"));
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuModuleGetGlobal_v2(&address, &size, module, "")); // as a driver, asked
     CHECK(!address && !size);
     address = size = 1;
     GIVES(CUDA_ERROR_NOT_FOUND, cuMemGetAddressRange_v2(&address, &size, 64));

@@ -264,6 +264,13 @@ static void virtual_memory(CUmodule module) {
     CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = {CU_MEM_LOCATION_TYPE_DEVICE, 0}};
     OK(cuMemGetAllocationGranularity(&granularity, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM));
     CHECK(granularity == 2 << 20);
+    static const CUmemLocation places[] = {{CU_MEM_LOCATION_TYPE_DEVICE, 99}, {CU_MEM_LOCATION_TYPE_HOST, 0}, {7, 0}};
+    for (int i = 0; i < 3; i++) { // of the properties nothing is looked at
+        CUmemAllocationProp any = {.location = places[i]};
+        OK(cuMemGetAllocationGranularity(&granularity, &any, CU_MEM_ALLOC_GRANULARITY_MINIMUM));
+        CHECK(granularity == 2 << 20);
+    }
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuMemGetAllocationGranularity(&granularity, &prop, 9));
     size_t g = granularity, tib = 1ull << 40;
     static const CUdeviceptr hints[] = {0x200000000000, 0x300000000000, 0x700000000000};
     for (int i = 0; i < 3; i++) {

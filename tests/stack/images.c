@@ -379,6 +379,8 @@ static void check_library_of_nothing(const char *image, CUresult expected) {
     OK(cuCtxGetCurrent(&context));
     GIVES(context ? expected : CUDA_ERROR_INVALID_CONTEXT, cuLibraryGetModule(&module, library));
     GIVES(context ? expected : CUDA_ERROR_INVALID_CONTEXT, cuLibraryGetGlobal(&address, &size, library, "g"));
+    GIVES(context ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_INVALID_CONTEXT,
+          cuLibraryGetGlobal(&address, &size, library, ""));
     OK(cuLibraryUnload(library));
     GIVES(CUDA_ERROR_INVALID_HANDLE, cuLibraryGetKernel(&kernel, library, "k"));
     if (context) {

@@ -58,42 +58,60 @@ int32_t tpw_link_add(struct tpw_session *s, const struct tp_frame *frame, const 
     unsigned char *body = tpw_take_body(s, in->transfer, in->size, in->data, in->data_size, &error);
     CUlinkState native = (CUlinkState)(uintptr_t)tpw_native(s, frame, TPG_LINK, in->link, false, &error);
     const struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
-    if (!error && (!body || !object->record)) {
+    struct tpw_jit *linker = object ? object->record : NULL;
+    if (!error && (!body || !linker)) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
     if (!error) {
         error = tpw_jit_read(&jit, in->options, in->options_count);
     }
     if (!error) {
+        linker->image_size = 0; /* what is linked next may lie elsewhere */
         out->status = readable((CUjitInputType)in->type, body, (size_t)in->size)
                           ? (int)s->cuda.cuLinkAddData_v2(native, (CUjitInputType)in->type, body, (size_t)in->size,
                                                           in->name, jit.count, jit.options, jit.values)
                           : (int)CUDA_ERROR_INVALID_IMAGE;
-        tell_logs(object->record, &out->info_log, &out->info_log_size, &out->error_log, &out->error_log_size);
+        tell_logs(linker, &out->info_log, &out->info_log_size, &out->error_log, &out->error_log_size);
     }
     free(body);
     tpw_jit_free(&jit);
     return error;
 }
 
+/* As much of the image from `from` on as an answer has room for. */
+static size_t piece(const struct tpw_jit *linker, uint64_t from, const void **image) {
+    size_t left = linker->image_size - (size_t)from;
+    *image = linker->image + from;
+    return left < TP_FRAME_MAX / 2 ? left : TP_FRAME_MAX / 2;
+}
+
 int32_t tpw_link_complete(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_complete_in *in,
                           struct tpg_link_complete_out *out, CUlinkState link) {
     void *image = NULL;
-    size_t size = 0;
-    const struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
-    if (!object->record) {
+    struct tpw_jit *linker = tpw_object(s, TPG_LINK, in->link)->record;
+    if (!linker) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
+    linker->image_size = 0;
+    size_t size = 0;
     out->status = (int)s->cuda.cuLinkComplete(link, &image, &size);
-    tell_logs(object->record, &out->info_log, &out->info_log_size, &out->error_log, &out->error_log_size);
-    if (!out->status && size > TP_FRAME_MAX / 2) {
-        tp_log(TP_ERROR, "a linked image of %zu bytes is too large for an answer", size);
-        out->status = CUDA_ERROR_NOT_SUPPORTED;
-    }
+    tell_logs(linker, &out->info_log, &out->info_log_size, &out->error_log, &out->error_log_size);
     if (!out->status) {
-        out->image = image;
-        out->image_size = size;
+        linker->image = image;
+        linker->image_size = size;
+        out->size = size;
+        out->image_size = piece(linker, 0, &out->image);
     }
+    return CUDA_SUCCESS;
+}
+
+int32_t tpw_link_image(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_link_image_in *in,
+                       struct tpg_link_image_out *out, CUlinkState link) {
+    const struct tpw_jit *linker = tpw_object(s, TPG_LINK, in->link)->record;
+    if (!linker || in->from >= linker->image_size) {
+        return CUDA_ERROR_INVALID_VALUE;
+    }
+    out->image_size = piece(linker, in->from, &out->image);
     return CUDA_SUCCESS;
 }
 

@@ -15,6 +15,8 @@ struct tpw_jit {
     unsigned count;
     char *info, *errors; /* NULL when not asked for */
     size_t info_size, errors_size;
+    const unsigned char *image; /* of a linker that has linked: the driver's memory until the linker ends */
+    size_t image_size;
 };
 /* From pairs of option and value; the size of a log buffer stands for a buffer of ours. Addresses are refused. */
 int32_t tpw_jit_read(struct tpw_jit *jit, const uint64_t *pairs, size_t count);

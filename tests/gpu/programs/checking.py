@@ -26,6 +26,7 @@ LOGS = Path(os.environ.get("GPU_RUN_LOGS", "."))
 # What run.py was told: over what the workers of the checks are reached, and whether their GPU is the simulated one.
 TRANSPORT = os.environ.get("GPU_RUN_TRANSPORT", "tcp")
 SEGMENT_MB = int(os.environ.get("GPU_RUN_SEGMENT_MB", "2048"))
+SECRET = os.environ.get("GPU_RUN_SECRET", "")
 WORKER_OPTIONS = tuple(os.environ.get("GPU_RUN_WORKER_OPTIONS", "").split())
 
 
@@ -47,7 +48,7 @@ def a_worker(name: str, **env: str) -> Iterator[Worker]:
     """A worker of one scenario, on a port or a segment of its own."""
     segment = (f"/tf_gpu_{os.getpid()}_{name}", SEGMENT_MB) if TRANSPORT == "shmem" else None
     command = [str(INSTALL / "bin" / "tensor-fusion-worker"), *WORKER_OPTIONS]
-    with Worker(command, worker_env(**env), LOGS / name, segment=segment) as worker:
+    with Worker(command, worker_env(**env), LOGS / name, segment=segment, secret=SECRET) as worker:
         worker.wait_ready()
         yield worker
 

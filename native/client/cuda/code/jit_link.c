@@ -95,6 +95,28 @@ CUresult tpc_do_cuLinkAddFile_v2(CUlinkState state, CUjitInputType type, const c
     return result;
 }
 
+/* The image of `size` bytes, whose first piece has come, into `image`. */
+static CUresult fetch(uint64_t handle, unsigned char *image, size_t size, const void *first, size_t first_size) {
+    struct tpg_link_image_in in = {.link = handle, .from = first_size};
+    if (first_size > size) {
+        return CUDA_ERROR_UNKNOWN;
+    }
+    memcpy(image, first, first_size);
+    while (in.from < size) {
+        struct tpg_link_image_out out;
+        struct tp_reply reply TPC_REPLY;
+        TPC_TRY(tpc_call_link_image("cuLinkComplete", &in, &out, &reply));
+        if (!out.image_size || out.image_size > size - in.from) {
+            tp_log(TP_ERROR, "the worker sent %zu bytes of a linked image, of which %zu are left", out.image_size,
+                   (size_t)(size - in.from));
+            return CUDA_ERROR_UNKNOWN;
+        }
+        memcpy(image + in.from, out.image, out.image_size);
+        in.from += out.image_size;
+    }
+    return CUDA_SUCCESS;
+}
+
 CUresult tpc_do_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeOut) {
     struct link *link = tpc_record(TPG_LINK, (uint64_t)(uintptr_t)state);
     struct tpg_link_complete_in in = {.link = (uint64_t)(uintptr_t)state};
@@ -105,14 +127,14 @@ CUresult tpc_do_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeO
     tpc_log_fill(&link->errors, out.error_log, out.error_log_size);
     TPC_TRY((CUresult)out.status);
     free(link->image);
-    link->image = malloc(out.image_size + 1);
+    link->image = malloc(out.size ? out.size : 1);
     if (!link->image) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    memcpy(link->image, out.image, out.image_size);
+    TPC_TRY(fetch(in.link, link->image, out.size, out.image, out.image_size));
     *cubinOut = link->image;
     if (sizeOut) {
-        *sizeOut = out.image_size;
+        *sizeOut = out.size;
     }
     return CUDA_SUCCESS;
 }

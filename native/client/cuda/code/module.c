@@ -372,7 +372,7 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
-    if (!name || (!address && !bytes)) {
+    if (!name || !*name || (!address && !bytes)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (image->refused) {
