@@ -299,6 +299,11 @@ static void barrier_step(struct tpw_session *s, void *what, int32_t error) {
     }
 }
 
+/* A stream of a green context, or of any other, may end with that meanwhile, once its work is done. */
+static void barrier_elsewhere(struct tpw_session *s, void *what, int32_t error) {
+    barrier_step(s, what, error == CUDA_ERROR_CONTEXT_IS_DESTROYED ? CUDA_SUCCESS : error);
+}
+
 static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, void *what) {
     struct barrier *barrier = malloc(sizeof *barrier);
     if (!barrier) {
@@ -321,7 +326,7 @@ static int32_t when(struct tpw_session *s, bool every_context, tpw_done *done, v
             idle = stream->dirty ? idle : stream;
             continue;
         }
-        int32_t error = await(s, stream, barrier_step, barrier);
+        int32_t error = await(s, stream, stream->context_id == context ? barrier_step : barrier_elsewhere, barrier);
         if (error) {
             barrier->error = barrier->error ? barrier->error : error;
         } else {
