@@ -218,6 +218,26 @@ def test_in_the_full_jail_nothing_succeeds(escapes: Built, place: Place) -> None
     assert not (place.folder / "new").exists()
 
 
+EVENT = """
+import ctypes
+cuda, context, event, handle = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p(), ctypes.c_void_p(), (ctypes.c_char * 64)()
+assert cuda.cuInit(0) == cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == cuda.cuCtxSetCurrent(context) == 0
+interprocess, no_timing = 4, 2
+print(cuda.cuEventCreate(ctypes.byref(event), interprocess | no_timing), cuda.cuIpcGetEventHandle(handle, event),
+      cuda.cuEventRecord(event, None), cuda.cuEventSynchronize(event), cuda.cuEventQuery(event))
+"""
+
+
+@pytest.mark.usefixtures("all_layers")
+def test_an_interprocess_event_is_made_in_the_full_jail() -> None:
+    """The driver keeps them in a file of /dev/shm, which the session has to have."""
+    with Worker("--jail", "full", "--require-jail", transport="native") as worker:
+        done = subprocess.run(
+            [sys.executable, "-c", EVENT], env=worker.env, capture_output=True, text=True, timeout=30, check=False
+        )
+    assert done.stdout.split() == ["0"] * 5, done.stderr
+
+
 def test_the_end_of_the_worker_ends_a_stopped_session_in_the_full_jail() -> None:
     """Entering the namespaces has not made the kernel forget it."""
     with Worker("--jail", "full", transport="native") as worker, Stranger(worker.port):

@@ -129,6 +129,7 @@ static bool allow_all(const struct made *made) {
     return allow(made, "/proc/self/task", WRITE_FILE | TRUNCATE) && allow_folder_of(made, made->jail->driver) &&
            allow_folder_of(made, made->jail->nvml) && allow_devices(made) &&
            allow(made, tpw_compiled(compiled), KEEP) &&
+           (!(made->jail->layers >> TPW_MOUNT & 1) || allow(made, "/dev/shm", KEEP)) && /* its own: root.c */
            allow(made, getenv("TF_IMAGE_CACHE_PATH"), READ_FILE); /* by name: who has it has had the image */
 }
 
