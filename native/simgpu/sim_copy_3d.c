@@ -57,7 +57,7 @@ static CUresult side_of(const part_t *part, uint64_t width, uint64_t height, uin
     uint64_t right, bottom, skip;
     if (__builtin_add_overflow(part->x, width, &right) || __builtin_add_overflow(part->y, height, &bottom))
         return CUDA_ERROR_INVALID_VALUE;
-    if ((height > 1 || depth > 1 || part->pitch) && pitch < right)
+    if ((height > 1 || depth > 1 || part->pitch) && pitch < width)
         return CUDA_ERROR_INVALID_VALUE;
     if (depth > 1 && rows < bottom)
         return CUDA_ERROR_INVALID_VALUE;

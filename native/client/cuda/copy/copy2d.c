@@ -53,7 +53,7 @@ static CUresult resolve(const struct tpc_copy_side *told, const struct box *box,
     if (!pitch) {
         pitch = reach; /* rows side by side; another pitch has to be as wide even for one row (580.159.04, measured) */
     }
-    if (!fits || pitch < reach || (max_pitch > 0 && pitch > (uint64_t)max_pitch && box->height > 1)) {
+    if (!fits || pitch < box->width || (max_pitch > 0 && pitch > (uint64_t)max_pitch && box->height > 1)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     out->pitch = pitch;
