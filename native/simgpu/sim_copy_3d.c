@@ -31,6 +31,15 @@ static CUresult array_side(const part_t *part, uint64_t width, uint64_t height, 
     return CUDA_SUCCESS;
 }
 
+// In memory of a pool a row may begin behind the pitch (Dr.Jit's do); in cuMemAlloc's the driver refuses it (580.159.04, asked).
+static bool of_pool(uint64_t address) {
+    pthread_rwlock_rdlock(&sim.map_lock);
+    const sim_range_t *range = sim_map_find(address);
+    bool of = range && range->pool;
+    pthread_rwlock_unlock(&sim.map_lock);
+    return of;
+}
+
 static CUresult side_of(const part_t *part, uint64_t width, uint64_t height, uint64_t depth, sim_side_t *side,
                         sim_place_t *place) {
     uint64_t start;
@@ -57,9 +66,9 @@ static CUresult side_of(const part_t *part, uint64_t width, uint64_t height, uin
     uint64_t right, bottom, skip;
     if (__builtin_add_overflow(part->x, width, &right) || __builtin_add_overflow(part->y, height, &bottom))
         return CUDA_ERROR_INVALID_VALUE;
-    if ((height > 1 || depth > 1 || part->pitch) && pitch < width)
+    if (part->pitch && pitch < right && !(pitch >= width && of_pool(start)))
         return CUDA_ERROR_INVALID_VALUE;
-    if (depth > 1 && rows < bottom)
+    if (rows < bottom) // for one slice, too (580.159.04, asked)
         return CUDA_ERROR_INVALID_VALUE;
     side->pitch = pitch;
     if (__builtin_mul_overflow(pitch, rows, &side->slice))

@@ -202,6 +202,66 @@ static inline void check_pitches(void) {
     OK(cuMemFree_v2(memory));
 }
 
+// Where the rows and slices of a box begin: those in front of it count where none are told.
+static inline void check_slices(void) {
+    unsigned char bytes[256], back[4];
+    CUdeviceptr from, to;
+    CUstream stream;
+    for (unsigned i = 0; i < sizeof bytes; i++)
+        bytes[i] = (unsigned char)i;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemAllocAsync(&from, sizeof bytes, stream));
+    OK(cuMemAllocAsync(&to, sizeof bytes, stream));
+    OK(cuStreamSynchronize(stream));
+    OK(cuMemcpyHtoD_v2(from, bytes, sizeof bytes));
+    CUDA_MEMCPY3D copy = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .srcDevice = from,
+                          .srcXInBytes = 4,
+                          .srcY = 1,
+                          .srcPitch = 12,
+                          .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                          .dstDevice = to,
+                          .dstPitch = 8,
+                          .dstHeight = 2,
+                          .WidthInBytes = 8,
+                          .Height = 2,
+                          .Depth = 2};
+    for (copy.srcHeight = 0; copy.srcHeight <= 3; copy.srcHeight++) {
+        if (copy.srcHeight == 1 || copy.srcHeight == 2) {
+            GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpy3D_v2(&copy));
+            copy.Depth = 1;
+            GIVES(CUDA_ERROR_INVALID_VALUE, cuMemcpy3D_v2(&copy)); // of one slice, too
+            copy.Depth = 2;
+            continue;
+        }
+        OK(cuMemsetD8_v2(to, 0, sizeof bytes));
+        OK(cuMemcpy3D_v2(&copy));
+        for (unsigned i = 0; i < 4; i++) {
+            OK(cuMemcpyDtoH_v2(&back[i], to + i * 8ull, 1));
+        }
+        CHECK(back[0] == 16 && back[1] == 28 && back[2] == 52 && back[3] == 64);
+    }
+    // In memory of a pool a row may begin behind the pitch.
+    CUDA_MEMCPY2D parts = {.srcMemoryType = CU_MEMORYTYPE_DEVICE,
+                           .srcDevice = from,
+                           .srcXInBytes = 16,
+                           .srcPitch = 32,
+                           .dstMemoryType = CU_MEMORYTYPE_DEVICE,
+                           .dstDevice = to,
+                           .dstXInBytes = 32,
+                           .dstPitch = 16,
+                           .WidthInBytes = 16,
+                           .Height = 2};
+    OK(cuMemcpy2DAsync_v2(&parts, stream));
+    OK(cuStreamSynchronize(stream));
+    OK(cuMemcpyDtoH_v2(&back[0], to + 32, 1));
+    OK(cuMemcpyDtoH_v2(&back[1], to + 48, 1));
+    CHECK(back[0] == 16 && back[1] == 48);
+    OK(cuMemFreeAsync(from, stream));
+    OK(cuMemFreeAsync(to, stream));
+    OK(cuStreamDestroy_v2(stream));
+}
+
 static inline void check_addresses(void) {
     CUdeviceptr memory, reserved, from_managed, base;
     size_t size;
@@ -362,6 +422,7 @@ static inline void check_measured(CUmodule (*load)(void)) {
     check_priorities();
     check_nothing();
     check_pitches();
+    check_slices();
     check_addresses();
     check_ranges_of_mappings();
     check_memory_taken_away();

@@ -53,15 +53,18 @@ static CUresult resolve(const struct tpc_copy_side *told, const struct box *box,
     if (!pitch) {
         pitch = reach; /* rows side by side; another pitch has to be as wide even for one row (580.159.04, measured) */
     }
-    if (!fits || pitch < box->width || (max_pitch > 0 && pitch > (uint64_t)max_pitch && box->height > 1)) {
+    /* In memory of a pool a row may begin behind the pitch, as Dr.Jit's do; of cuMemAlloc's the driver refuses it (1). */
+    if (!fits || pitch < (out->device ? box->width : reach) ||
+        (max_pitch > 0 && pitch > (uint64_t)max_pitch && box->height > 1)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     out->pitch = pitch;
-    if (__builtin_mul_overflow(pitch, told->height ? told->height : box->height, &out->slice) ||
-        (told->height && told->height < box->height)) {
+    uint64_t rows = 0,
+             slices = 0; /* a slice has as many as are told, or as it needs with those in front of the box (measured) */
+    if (__builtin_add_overflow(told->y, box->height, &rows) || (told->height && told->height < rows) ||
+        __builtin_mul_overflow(pitch, told->height ? told->height : rows, &out->slice)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    uint64_t slices = 0;
     if (__builtin_mul_overflow(pitch, told->y, &before) || __builtin_mul_overflow(out->slice, told->z, &slices) ||
         __builtin_add_overflow(before, slices, &before) || __builtin_add_overflow(before, told->x, &before) ||
         __builtin_add_overflow(base, before, &out->address)) {
