@@ -57,6 +57,7 @@ FAST = (
     "test_fork",
     "test_linking",
     "test_quiet_streams",
+    "test_quota",
     "test_rules",
     "test_three_files",
     "test_vm_root",

@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 
 PACKET = struct.Struct("<IIQQQ224s256s")
+CELLS = 4096 + 32 * 1024  # of the quota page
 WELCOME = struct.Struct("<8sII16sQQII8x448s")
 
 
@@ -79,9 +80,15 @@ def send(control: socket.socket, kind: int, argument: int = 0, value: int = 0, t
     control.send(PACKET.pack(kind, argument, 0, 0, value, text.encode(), b""))
 
 
+def total(limits: mmap.mmap) -> str:
+    """What all sessions have reserved on device 0."""
+    rows = struct.unpack_from("<Q", limits, 24)[0]
+    return str(sum(struct.unpack_from("<Q", limits, CELLS + 4096 * row)[0] for row in range(rows)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("--control-fd", "--quota-fd", "--row"):
+    for name in ("--control-fd", "--quota-fd", "--cells-fd", "--row"):
         parser.add_argument(name, type=int, required=True)
     for name in ("--driver", "--nvml"):
         parser.add_argument(name, required=True)
@@ -99,7 +106,8 @@ def main() -> None:
     given = parser.parse_args()
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG, as the real one does
     control = socket.socket(fileno=given.control_fd)
-    limits = mmap.mmap(given.quota_fd, 131072 + 4096)
+    limits = mmap.mmap(given.quota_fd, 0, prot=mmap.PROT_READ)
+    cell = mmap.mmap(given.cells_fd, 4096, offset=CELLS + 4096 * given.row)
     mode = os.environ.get("FAKE_SESSION", "")
     if mode == "die" or (mode == "free" and given.jail) or (mode == "unconfined" and given.confine):
         sys.exit(7)
@@ -179,14 +187,12 @@ def main() -> None:
             elif line[0] == "data":
                 answer = ",".join(map(str, sorted(data)))
             elif line[0] == "reserve":
-                for offset in (64, 4096 + 8 * 16 * given.row):
-                    old = struct.unpack_from("<Q", limits, offset)[0]
-                    struct.pack_into("<Q", limits, offset, old + int(line[1]))
-                answer = str(struct.unpack_from("<Q", limits, 64)[0])
+                struct.pack_into("<Q", cell, 0, struct.unpack_from("<Q", cell)[0] + int(line[1]))
+                answer = total(limits)
             elif line[0] == "limit":
                 answer = str(struct.unpack_from("<Q", limits, 8)[0])
             elif line[0] == "total":
-                answer = str(struct.unpack_from("<Q", limits, 64)[0])
+                answer = total(limits)
             elif line[0] == "context":
                 send(control, 16, 2)
                 answer = "ready"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-import struct
 import sys
 import tempfile
 from dataclasses import replace
@@ -28,13 +27,6 @@ class FakeTeleport:
 
     def boot_id(self) -> str:
         return ""
-
-    def release_row(self, page: mmap.mmap, row: int) -> None:
-        for device in range(16):
-            cell = 4096 + 8 * (16 * row + device)
-            total = struct.unpack_from("<Q", page, 64 + 8 * device)[0]
-            struct.pack_into("<Q", page, 64 + 8 * device, total - struct.unpack_from("<Q", page, cell)[0])
-            struct.pack_into("<Q", page, cell, 0)
 
 
 def native_folder(folder: Path) -> None:

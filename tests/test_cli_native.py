@@ -6,13 +6,11 @@ These need the native files (pip install ., or TF_NATIVE_DIR) and fail without t
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +27,6 @@ from tensor_fusion.abi import Teleport, native_folder
 from tensor_fusion.client.elf import soname
 from tensor_fusion.client.files import client_folder
 from tensor_fusion.worker.protocol import Greeting, Status, Welcome
-from tensor_fusion.worker.quota import QuotaPage
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = ("libcuda", "libnvidia-ml", "libteleport")
@@ -157,23 +154,6 @@ def test_preloaded_file_answers_for_the_soname() -> None:
 
 
 # libteleport
-
-
-def test_release_takes_a_session_s_bytes_off_the_totals() -> None:
-    page = QuotaPage(0, Teleport())
-    try:
-        row = page.take_row()
-        assert row == 0
-        with mmap.mmap(page.fd, 0) as view:
-            for device, total, own in ((0, 1000, 300), (15, 50, 50)):
-                struct.pack_into("<Q", view, 64 + 8 * device, total)
-                struct.pack_into("<Q", view, 4096 + 8 * device, own)
-            page.release_row(row)
-            assert page.reserved(0) == 700
-            assert page.reserved(15) == 0
-            assert not any(view[4096 : 4096 + 8 * 16])
-    finally:
-        page.close()
 
 
 def test_schema_is_sixteen_bytes_of_a_hash() -> None:

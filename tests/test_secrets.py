@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hmac
 import json
 import os
@@ -22,13 +21,11 @@ from stack.harness import MIB, ROOT, Program, clean_environment, connected_elsew
 from stack.harness import Worker as Stack
 from worker_harness import SCHEMA, Worker, eventually, fails
 
-from tensor_fusion.abi import Teleport, native_file
 from tensor_fusion.config import UserError
 from tensor_fusion.worker.driver import visible_devices
 from tensor_fusion.worker.keys import AuthorizedKeys, Key
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import Greeting, Role, Status
-from tensor_fusion.worker.quota import ROWS, QuotaPage
 
 PAST = "2001-01-01T00:00Z"
 
@@ -330,82 +327,6 @@ def test_top_of_a_worker_without_names_has_no_column(tmp_path: Path) -> None:
         drawn = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=True).stdout
         assert "PROGRAM" in drawn and "TENANT" not in drawn
         client.close()
-
-
-# ---- limits, in the page that sessions share ----
-
-
-class Rows:
-    """A page, as the sessions in its rows use it; sizes and limits in bytes."""
-
-    def __init__(self, limit: int = 0) -> None:
-        self.page = QuotaPage(limit, Teleport())
-        self._native = ctypes.CDLL(str(native_file("client/libteleport.so.1")))
-        self._native.tp_quota_reserve.restype = ctypes.c_bool
-        self._native.tp_quota_used.restype = self._native.tp_quota_limit.restype = ctypes.c_uint64
-        self._at = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self.page.memory)))
-
-    def reserve(self, row: int, size: int, device: int = 0) -> bool:
-        words = (ctypes.c_uint32(row), ctypes.c_uint32(device), ctypes.c_uint64(size))
-        return bool(self._native.tp_quota_reserve(self._at, *words))
-
-    def take_over(self, row: int, size: int) -> None:
-        self._native.tp_quota_take_over(self._at, ctypes.c_uint32(row), ctypes.c_uint32(0), ctypes.c_uint64(size))
-
-    def free(self, row: int, size: int) -> None:
-        self._native.tp_quota_free(self._at, ctypes.c_uint32(row), ctypes.c_uint32(0), ctypes.c_uint64(size))
-
-    def seen(self, row: int, device: int = 0) -> tuple[int, int]:
-        """In use and limit, as the client of the row is told."""
-        used = self._native.tp_quota_used(self._at, ctypes.c_uint32(row), ctypes.c_uint32(device))
-        return used, self._native.tp_quota_limit(self._at, ctypes.c_uint32(row))
-
-    def tell(self, row: int, contexts: int) -> None:
-        self._native.tp_quota_tell(self._at, ctypes.c_uint32(row), (ctypes.c_uint64 * 5)(1, 2, 3, 4, contexts))
-
-
-def test_sessions_of_a_tenant_have_a_limit_together() -> None:
-    rows = Rows(1000)
-    for row, tenant, limit in ((0, b"a", 300), (1, b"a", 300), (2, b"b", 0), (4, b"c", 5000)):
-        rows.page.let(row, tenant, limit)
-    assert rows.reserve(0, 200) and rows.reserve(1, 100) and not rows.reserve(0, 1)
-    assert rows.seen(0) == rows.seen(1) == (300, 300)
-    assert rows.seen(2) == rows.seen(3) == rows.seen(4) == (300, 1000)
-    assert rows.reserve(0, 300, device=1) and not rows.reserve(1, 1, device=1)
-    assert rows.reserve(2, 500) and rows.reserve(3, 190) and not rows.reserve(4, 11)
-    rows.free(1, 100)
-    assert rows.seen(0) == (200, 300) and rows.reserve(3, 60)
-    assert rows.seen(0) == (250, 300), "what the worker has left is less than what the tenant has"
-    assert not rows.reserve(0, 51) and rows.reserve(0, 50)
-    rows.page.limit(b"a", 400)
-    assert rows.seen(0) == rows.seen(1) == (400, 400), "the worker has nothing left"
-    rows.page.release_row(2)
-    assert rows.reserve(1, 150) and not rows.reserve(1, 1)
-    rows.page.limit(b"a", 100)
-    assert rows.seen(1) == (100, 100) and not rows.reserve(1, 1)
-    rows.take_over(1, 7)
-    rows.page.release_row(0)
-    assert rows.seen(1) == (100, 100), "157 are above the limit of 100"
-    rows.free(1, 100)
-    assert rows.seen(1) == (57, 100)
-    rows.page.release_row(1)
-    rows.page.release_row(3)
-    rows.page.release_row(4)
-    assert not any(rows.page.memory[64:]), "nothing is left of anybody"
-
-
-def test_rows_of_new_clients_know_no_former_tenant() -> None:
-    rows = Rows()
-    rows.page.let(0, b"a", 100, (3, 1))
-    assert rows.reserve(0, 100, device=1) and rows.page.held(0)[:4] == (0, 100, 0, 0)
-    rows.tell(0, 0b11)
-    assert rows.page.figures(0).contexts == 0b1010
-    assert rows.seen(0, 0) == (0, 100) and rows.seen(0, 1) == (100, 100)
-    rows.page.release_row(0)
-    assert rows.reserve(0, 10**12, device=1) and rows.seen(0, 1) == (10**12, 0)
-    for row in range(ROWS):
-        rows.page.let(row, row.to_bytes(2, "little"), 5)
-    assert rows.reserve(ROWS - 1, 5) and not rows.reserve(ROWS - 1, 1) and rows.reserve(ROWS - 2, 5)
 
 
 def test_devices_are_named_as_the_worker_names_them() -> None:

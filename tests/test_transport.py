@@ -22,8 +22,6 @@ import pytest
 from native_code import includes
 from native_code import sources as code_of
 
-from tensor_fusion.worker.quota import PAGE_BYTES
-
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "native"
 CASES: list[dict[str, Any]] = json.loads((ROOT / "tests/data/connection_strings.json").read_text())
@@ -433,68 +431,3 @@ def test_unreadable_token_is_named(
     assert status == TP_ERROR_CONFIG
     assert str(tmp_path / "none") in why
     assert not operator.requests
-
-
-# ---- quota page ----
-
-
-def test_quota_page(library: ctypes.CDLL) -> None:
-    page = (ctypes.c_uint64 * (PAGE_BYTES // 8))()
-    u32, u64 = ctypes.c_uint32, ctypes.c_uint64
-    library.tp_quota_reserve.restype = ctypes.c_bool
-    library.tp_quota_used.restype = library.tp_quota_limit.restype = u64
-
-    def reserve(row: int, device: int, size: int) -> bool:
-        return bool(library.tp_quota_reserve(page, u32(row), u32(device), u64(size)))
-
-    def used(device: int) -> int:
-        return int(library.tp_quota_used(page, u32(0), u32(device)))
-
-    page[1] = 1000
-    assert library.tp_quota_limit(page, u32(0)) == 1000
-    assert reserve(0, 0, 600)
-    assert not reserve(1, 0, 401)
-    assert reserve(1, 0, 400)
-    assert not reserve(2, 0, 1)
-    assert reserve(2, 15, 1000)
-    assert used(0) == 1000
-    assert not reserve(0, 16, 1)
-    assert not reserve(1024, 0, 1)
-    assert not reserve(0, 1, 2**64 - 1)
-    library.tp_quota_free(page, u32(0), u32(0), u64(100))
-    assert used(0) == 900
-    library.tp_quota_free(page, u32(0), u32(0), u64(10**9))
-    assert (used(0), page[8], page[512]) == (400, 400, 0)
-    assert reserve(1, 3, 7)
-    assert page[512 + 16 * 1 + 3] == 7
-    library.tp_quota_release(page, u32(1))
-    assert (used(0), used(3), used(15)) == (0, 0, 1000)
-    page[1] = 0
-    assert reserve(1023, 15, 2**63)
-    assert page[512 + 16 * 1023 + 15] == 2**63
-    assert not reserve(3, 15, 2**63)
-
-
-def test_quota_page_with_many_threads(library: ctypes.CDLL) -> None:
-    page = (ctypes.c_uint64 * (PAGE_BYTES // 8))()
-    library.tp_quota_reserve.restype = ctypes.c_bool
-    page[1] = 50
-    granted: list[int] = []
-
-    def work(row: int) -> None:
-        count = 0
-        for _ in range(5000):
-            if library.tp_quota_reserve(page, ctypes.c_uint32(row), ctypes.c_uint32(0), ctypes.c_uint64(10)):
-                count += 1
-                assert page[8] <= 50
-                library.tp_quota_free(page, ctypes.c_uint32(row), ctypes.c_uint32(0), ctypes.c_uint64(10))
-        granted.append(count)
-
-    threads = [threading.Thread(target=work, args=(row,)) for row in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(granted) == 8
-    assert page[8] == 0
-    assert not any(page[512:])

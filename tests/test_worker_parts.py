@@ -1,14 +1,11 @@
-"""Parts of the supervisor by themselves: formats, the quota page, the choice of a driver, the authorised keys."""
+"""Parts of the supervisor by themselves: formats, the choice of a driver, the authorised keys."""
 
 from __future__ import annotations
 
-import mmap
-import os
 import struct
 from pathlib import Path
 
 import pytest
-from fake_worker import FakeTeleport
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +13,6 @@ from tensor_fusion.config import UserError
 from tensor_fusion.worker import driver
 from tensor_fusion.worker.keys import AuthorizedKeys
 from tensor_fusion.worker.protocol import RELEASE, Greeting, Packet, Role, Status, Welcome, printable
-from tensor_fusion.worker.quota import PAGE_BYTES, ROWS, QuotaPage
 from tensor_fusion.worker.supervisor import replace_text
 
 SCHEMA = bytes(range(16))
@@ -95,29 +91,6 @@ def test_packet_layout() -> None:
 
 def test_printable() -> None:
     assert printable(b"ok\x1b\xff\n\0rest") == "ok???"
-
-
-def test_quota_page_layout_and_seal() -> None:
-    page = QuotaPage(7 << 20, FakeTeleport())
-    try:
-        with mmap.mmap(page.fd, PAGE_BYTES) as view:
-            assert struct.unpack_from("<QQQ", view) == (0x5446_4C49_4D49_5431, 7 << 20, 1024)
-        with pytest.raises(OSError, match="not permitted"):
-            os.ftruncate(page.fd, 4096)
-    finally:
-        page.close()
-
-
-def test_rows_are_lowest_first_and_end() -> None:
-    page = QuotaPage(0, FakeTeleport())
-    try:
-        assert [page.take_row() for _ in range(ROWS)] == list(range(ROWS))
-        assert page.take_row() is None
-        page.release_row(7)
-        page.release_row(3)
-        assert page.take_row() == 3
-    finally:
-        page.close()
 
 
 def _library(folder: Path, name: str = "libcuda.so.1") -> Path:

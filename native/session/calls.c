@@ -65,6 +65,8 @@ static const unsigned refused[] = {
     SYS_bpf, SYS_perf_event_open, SYS_userfaultfd, SYS_fanotify_init, SYS_fanotify_mark, SYS_inotify_init,
     SYS_inotify_init1, SYS_inotify_add_watch, IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER, SYS_add_key,
     SYS_request_key, SYS_keyctl,
+    /* from its own cell of the quota page to those of others; the C library then copies */
+    SYS_mremap, SYS_remap_file_pages,
     /* other processes, files without their names, other programs */
     SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_kcmp, SYS_migrate_pages, SYS_move_pages, PIDFD_OPEN,
     PIDFD_GETFD, PIDFD_SEND_SIGNAL, PROCESS_MADVISE, PROCESS_MRELEASE, SYS_tkill, SYS_name_to_handle_at,

@@ -336,17 +336,18 @@ static void look_at_control(struct tpw_session *s) {
 }
 TP_REGISTER(tpw_control, look_at_control);
 
-static void *map_quota(int fd) {
-    void *page = fd >= 0 ? mmap(NULL, TP_QUOTA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : NULL;
-    if (fd >= 0) {
-        close(fd);
-    }
-    return page == MAP_FAILED ? NULL : page;
+/* Whoever has a descriptor can map the cells of others, to write by the second one: so both are closed before there is a client. */
+static const struct tp_quota *map_quota(struct tp_quota *quota, int page, int cells, uint32_t row) {
+    const bool mapped = tp_quota_map(quota, page, cells, row);
+    close(page);
+    close(cells);
+    return mapped ? quota : NULL;
 }
 
 static bool options(struct tpw_session *s, int count, char **words) {
     static const struct option known[] = {{"control-fd", required_argument, 0, 'c'},
                                           {"quota-fd", required_argument, 0, 'l'},
+                                          {"cells-fd", required_argument, 0, 'e'},
                                           {"row", required_argument, 0, 'r'},
                                           {"segment-fd", required_argument, 0, 'f'},
                                           {"segment-size", required_argument, 0, 'z'},
@@ -361,7 +362,7 @@ static bool options(struct tpw_session *s, int count, char **words) {
                                           {"layers", no_argument, 0, 'y'},
                                           {0, 0, 0, 0}};
     struct tpw_main *process = s->process;
-    int quota = -1, segment = -1, owners = -1, letter;
+    int quota = -1, cells = -1, row = 0, segment = -1, owners = -1, letter;
     bool probe = false;
     uint64_t segment_size = 0;
     s->control = -1;
@@ -373,8 +374,11 @@ static bool options(struct tpw_session *s, int count, char **words) {
         case 'l':
             quota = atoi(optarg);
             break;
+        case 'e':
+            cells = atoi(optarg);
+            break;
         case 'r':
-            s->row = (uint32_t)atoi(optarg);
+            row = atoi(optarg);
             break;
         case 'f':
             segment = atoi(optarg);
@@ -416,14 +420,14 @@ static bool options(struct tpw_session *s, int count, char **words) {
             return false;
         }
     }
+    process->jail.driver = s->driver_path;
+    process->jail.nvml = s->nvml_path;
     if (probe) {
-        process->jail.driver = s->driver_path;
-        process->jail.nvml = s->nvml_path;
         tpw_jail_probe(&process->jail);
         exit(0);
     }
-    s->quota = map_quota(quota);
-    if (s->control < 0 || !s->driver_path || s->row >= TP_QUOTA_ROWS || (quota >= 0 && !s->quota)) {
+    s->quota = quota >= 0 ? map_quota(&process->quota, quota, cells, (uint32_t)row) : NULL;
+    if (s->control < 0 || !s->driver_path || (quota >= 0 && !s->quota)) {
         fprintf(stderr, "tensor-fusion-session is started by tensor-fusion-worker, not by hand.\n");
         return false;
     }
@@ -452,8 +456,6 @@ int main(int count, char **words) {
     if (!options(s, count, words) || tpw_callbacks_open(s)) {
         return 2;
     }
-    process.jail.driver = s->driver_path;
-    process.jail.nvml = s->nvml_path;
     if (!tpw_jail_enter(&process.jail)) {
         tp_log(TP_ERROR, "the session cannot be confined: %s", process.jail.why);
         return 1;

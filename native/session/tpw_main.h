@@ -58,6 +58,7 @@ struct tpw_main {
     bool told_spoken;
     struct tpw_jail jail;
     struct tpw_segment segment;
+    struct tp_quota quota;
 };
 
 #endif

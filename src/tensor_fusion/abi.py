@@ -42,9 +42,6 @@ class Native(Protocol):
 
     schema: bytes
 
-    def release_row(self, page: mmap.mmap, row: int) -> None:
-        """Take what the session in `row` had reserved off the totals of the quota page."""
-
     def segment(self, memory: mmap.mmap, owners: mmap.mmap) -> SegmentCalls:
         """The calls for a segment and its owners table, which must stay mapped as long as they are made."""
 
@@ -92,9 +89,6 @@ class Teleport:
         self._library.tp_schema_hash.restype = None
         self._library.tp_schema_hash(digest)
         self.schema = bytes(digest)
-        self._release = self._library.tp_quota_release
-        self._release.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-        self._release.restype = None
 
     def fetch_connection(self, url: str) -> tuple[str, str]:
         """The connection string that the URL answers with, or "" and the sentence why not. May take minutes."""
@@ -104,9 +98,6 @@ class Teleport:
         status = self._library.tp_fetch_connection(url.encode(), text, size(len(text)), why, size(len(why)))
         self._library.tp_wait_end()
         return ("", why.value.decode("utf-8", "replace")) if status else (text.value.decode("utf-8", "replace"), "")
-
-    def release_row(self, page: mmap.mmap, row: int) -> None:
-        self._release(_address(page), row)
 
     def segment(self, memory: mmap.mmap, owners: mmap.mmap) -> SegmentCalls:
         return _Segment(self._library, self.schema, memory, owners)

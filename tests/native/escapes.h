@@ -30,7 +30,8 @@ struct attempt {
 extern const struct attempt on_files[], on_processes[], on_network[], on_kernel[];
 extern pid_t supervisor, bystander;
 /* Of the session itself, found before an attempt is made: an attempt is a child, which sees its own. */
-extern volatile unsigned long *limits; /* the mapped page, NULL: not writable or not there */
+extern volatile unsigned long *limits; /* of the quota page what the supervisor writes, NULL: not there */
+extern char *cell;                     /* of it what the session writes */
 extern int limits_fd, log_fd;          /* -1: not open */
 
 static inline int closed(int fd) { return fd < 0 ? -1 : close(fd); }

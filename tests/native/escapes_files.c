@@ -8,6 +8,9 @@
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 
+#define PAGE 4096ul
+#define CELLS (4096 + 32 * 1024) /* of the quota page: where they begin */
+
 static int lists(const char *path) {
     DIR *list = path ? opendir(path) : NULL;
     return list ? closedir(list) : -1;
@@ -175,16 +178,41 @@ static int write_over_open_log(void) {
 }
 /* Writes what stands there, so nobody notices. */
 static int write_limits(void) {
-    errno = ENOENT;
-    if (!limits) {
+    if (mprotect((void *)(uintptr_t)limits, PAGE, PROT_READ | PROT_WRITE)) {
         return -1;
     }
     limits[1] = limits[1];
     return 0;
 }
-static int map_limits_anew(void) {
-    return mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, limits_fd, 0) == MAP_FAILED ? -1 : 0;
+static int write_limits_as_memory(void) {
+    int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+    const unsigned long same = limits ? limits[1] : 0;
+    return fd < 0 || pwrite(fd, &same, sizeof same, (off_t)(uintptr_t)(limits + 1)) != sizeof same ? -1 : 0;
 }
+/* The last row's cell, which nobody has here. */
+static int clear_a_cell(void) { return madvise((char *)(uintptr_t)limits + CELLS + 1023 * PAGE, PAGE, MADV_REMOVE); }
+static int map_limits_anew(void) {
+    return mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, limits_fd, 0) == MAP_FAILED ? -1 : 0;
+}
+/* What can be mapped to write is one page: these are ways from there to others of the same file. */
+static int mapped(const void *at) { return at == MAP_FAILED ? -1 : 0; }
+static int grow_cell(void) { return mapped(mremap(cell, PAGE, 2 * PAGE, MREMAP_MAYMOVE)); }
+static int copy_cell(void) { return mapped(mremap(cell, 0, 2 * PAGE, MREMAP_MAYMOVE)); }
+static int move_cell(void) {
+    void *to = mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return mapped(mremap(cell, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to));
+}
+static int become_another_cell(void) { return remap_file_pages(cell, PAGE, 0, 0, 0); }
+static int open_mapped_page(void) {
+    char path[96];
+    snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", (unsigned long)(uintptr_t)cell,
+             (unsigned long)(uintptr_t)cell + PAGE);
+    return opens_path(path, O_RDWR);
+}
+/* The same ways from any other memory. */
+static void *own_memory(void) { return mmap(NULL, 2 * PAGE, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0); }
+static int grow_memory(void) { return mapped(mremap(own_memory(), PAGE, 2 * PAGE, MREMAP_MAYMOVE)); }
+static int exchange_pages(void) { return remap_file_pages(own_memory(), PAGE, 0, 1, 0); }
 /* A folder that is open leads to all that is beside it. */
 static int leave_through_open_folder(void) {
     for (int fd = 0; fd < 256; fd++) {
@@ -237,7 +265,16 @@ const struct attempt on_files[] = {BY_USER(read_secrets),
                                    BY_USER(list_images),
                                    BY_USER(replace_image),
                                    BY_USER(write_over_open_log),
-                                   BY_USER(write_limits),
+                                   PERHAPS(write_limits),
+                                   PERHAPS(write_limits_as_memory),
+                                   PERHAPS(clear_a_cell),
                                    PERHAPS(map_limits_anew),
+                                   PERHAPS(grow_cell),
+                                   PERHAPS(copy_cell),
+                                   PERHAPS(move_cell),
+                                   PERHAPS(become_another_cell),
+                                   BY_RIGHT(open_mapped_page),
+                                   BY_USER(grow_memory),
+                                   BY_USER(exchange_pages),
                                    PERHAPS(leave_through_open_folder),
                                    {0}};

@@ -54,7 +54,7 @@ static void test_allocations(void) {
         gpu_runs = true;
         if (step % 16 == 0) {
             tpw_poll(&session);
-            CHECK(tp_quota_used(session.quota, 0, 0) == total);
+            CHECK(tp_quota_used(session.quota, 0) == total);
         }
         int32_t error = 0;
         if (live[i]) {
@@ -78,7 +78,7 @@ static void test_limit(void) {
     uint64_t a = alloc(10 * MIB - 1), b = alloc(1);
     GIVES(CUDA_ERROR_OUT_OF_MEMORY, try_alloc(1));
     GIVES(0, release_at(a));
-    CHECK(tp_quota_used(session.quota, 0, 0) == 10 * MIB); /* queued work may still use it */
+    CHECK(tp_quota_used(session.quota, 0) == 10 * MIB); /* queued work may still use it */
     struct tpg_cuMemGetInfo_v2_out told = {0};
     GIVES(0, tpw_cuMemGetInfo_v2(&session, &frame, &told));
     CHECK(told.total == 10 * MIB && told.free == 10 * MIB - 1); /* but the client's view is immediate */
@@ -117,7 +117,7 @@ static void test_limit_of_granules(void) {
             count++;
         }
         CHECK(count >= LIMIT / 2 * fit && count <= MOST * fit);
-        CHECK(tp_quota_used(session.quota, 0, 0) <= LIMIT * MIB);
+        CHECK(tp_quota_used(session.quota, 0) <= LIMIT * MIB);
         /* The last unit of each granule keeps it. */
         for (size_t i = 0; i < count; i++) {
             if (i % fit || fit == 1) {
@@ -126,14 +126,14 @@ static void test_limit_of_granules(void) {
             }
         }
         uint64_t held = k ? count / fit * TPW_GRANULE : 0;
-        CHECK(tp_quota_used(session.quota, 0, 0) + TPW_CACHE_BYTES >= held);
+        CHECK(tp_quota_used(session.quota, 0) + TPW_CACHE_BYTES >= held);
         for (size_t i = 0; i < count; i += fit) {
             if (fit > 1) {
                 GIVES(0, release_at(live[i]));
             }
         }
         tpw_poll(&session);
-        CHECK(tp_quota_used(session.quota, 0, 0) == 0);
+        CHECK(tp_quota_used(session.quota, 0) == 0);
         end();
     }
 }
@@ -328,7 +328,7 @@ static void test_virtual_memory(void) {
                                 .win32HandleMetaData = (void *)8};
     struct tpg_memory_create_in make = {.memory = 3, .size = 4 * MIB};
     GIVES(0, tpw_memory_create(&session, &frame, &make, &prop));
-    CHECK(tp_quota_used(session.quota, 0, 0) == 8 * MIB);
+    CHECK(tp_quota_used(session.quota, 0) == 8 * MIB);
     make.memory = 4;
     make.size = 14 * MIB;
     GIVES(CUDA_ERROR_OUT_OF_MEMORY, tpw_memory_create(&session, &frame, &make, &prop));
@@ -363,10 +363,10 @@ static void test_virtual_memory(void) {
     struct tpg_memory_release_in let = {.memory = 3};
     GIVES(0, tpw_memory_release(&session, &frame, &let));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_memory_release(&session, &frame, &let));
-    CHECK(tp_quota_used(session.quota, 0, 0) == 8 * MIB); /* the mapping keeps it */
+    CHECK(tp_quota_used(session.quota, 0) == 8 * MIB); /* the mapping keeps it */
     undo.size = 4 * MIB;
     GIVES(0, tpw_memory_unmap(&session, &frame, &undo));
-    CHECK(tp_quota_used(session.quota, 0, 0) == 4 * MIB);
+    CHECK(tp_quota_used(session.quota, 0) == 4 * MIB);
     GIVES(0, tpw_address_free(&session, &frame, &give));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpw_address_free(&session, &frame, &give));
     give.address = own; /* the arena's own addresses cannot be given back */

@@ -606,14 +606,17 @@ void context(uint64_t handle) {
     objects[handle] = (struct tpw_object){.kind = TPG_CONTEXT, .native = handle, .id = (uint32_t)handle};
 }
 
-static _Atomic uint64_t page[TP_QUOTA_SIZE / 8];
+/* Of one row. */
+static _Atomic uint64_t page[(TP_QUOTA_CELLS + TP_QUOTA_CELL) / 8];
+static const struct tp_quota quota = {.page = page, .cell = page + TP_QUOTA_CELLS / 8};
 
 void begin(uint64_t limit) {
     memset(&session, 0, sizeof session);
     memset((void *)page, 0, sizeof page);
     page[0] = TP_QUOTA_MAGIC;
     page[1] = limit;
-    session.quota = (void *)page;
+    page[3] = 1;
+    session.quota = &quota;
     session.device_count = 1;
     session.entered = 1;
     session.entered_native = (CUcontext)(void *)&session;
@@ -651,7 +654,7 @@ void begin(uint64_t limit) {
 void end(void) {
     gpu_runs = true;
     tpw_poll(&session);
-    uint64_t used = tp_quota_used(session.quota, 0, 0);
+    uint64_t used = tp_quota_used(session.quota, 0);
     CHECK(used == 0);
     tpw_arena_trim(&session, 0);
     CHECK(physical_used == 0 && mapped.count == 0); /* nothing leaks, and nothing is freed twice */

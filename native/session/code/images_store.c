@@ -4,8 +4,8 @@
  * One thread of each session enters, of several processes at once. A file gets its name only when it is whole, by a rename; two
  * sessions that write the same image give the name to equal bytes. The name is the hash of the bytes that are written, computed
  * here: what a client says about its image can only prevent that it is kept. No lock: two sessions that make room at
- * once remove the same files, and a bound that both pass a little is kept by the next. What the files take of the disk stands on
- * the quota page, so that the folder is looked through when that passes the bound, and not for each image.
+ * once remove the same files, and a bound that both pass a little is kept by the next. Each session says on
+ * the quota page how much it has added, so that the folder is looked through when that may pass the bound, and not for each image.
  */
 #include "tpw_images.h"
 
@@ -56,9 +56,12 @@ static bool make_room(const struct tpw_image_folder *folder, uint64_t size) {
     size_t count = 0, room = 0;
     uint64_t total = 0;
     bool made = false;
-    const uint64_t known = folder->quota ? tp_quota_images(folder->quota) : 0;
+    static uint64_t found,
+        then; /* what the files took at the last look, 0 = there was none; and what had been added by then */
     static unsigned stored; /* other workers may write there, too: so it is looked through now and then */
-    if (known && known <= folder->bound && size <= folder->bound - known && ++stored % LOOK_AFTER != 0) {
+    const uint64_t added = folder->quota ? tp_quota_stored(folder->quota) : 0, known = found + (added - then);
+    if (folder->quota && found && known >= found && known <= folder->bound && size <= folder->bound - known &&
+        ++stored % LOOK_AFTER != 0) {
         return true;
     }
     const uint64_t spare = folder->bound >= SPARE_FROM ? folder->bound / 16 : 0;
@@ -107,9 +110,8 @@ static bool make_room(const struct tpw_image_folder *folder, uint64_t size) {
         total -= files[i].size;
     }
     made = total <= most;
-    if (folder->quota) {
-        tp_quota_images_are(folder->quota, total ? total : 1); /* 0 would say that nobody has looked */
-    }
+    found = total ? total : 1;
+    then = added;
 done:
     free(files);
     closedir(list);
@@ -158,7 +160,7 @@ bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char 
             unlinkat(folder->fd, unfinished, 0);
         }
     } else if (folder->quota) {
-        tp_quota_images_grow(folder->quota, taken(size, (uint64_t)about.st_blocks));
+        tp_quota_store(folder->quota, taken(size, (uint64_t)about.st_blocks));
     }
     if (file >= 0) {
         close(file);

@@ -47,7 +47,7 @@ int32_t tpw_taken_end(struct tpw_session *s, const struct tpw_taking *taking, st
  * is known while it can still be refused; what is wrong with its code is told when that is wanted, as without a limit. */
 void tpw_library_load_now(struct tpw_session *s, uint64_t library) {
     CUmodule unused;
-    if (s->quota && tp_quota_limit(s->quota, s->row)) {
+    if (tp_quota_limit(s->quota)) {
         (void)s->cuda.cuLibraryGetModule(&unused, (CUlibrary)(uintptr_t)library);
     }
 }

@@ -23,9 +23,9 @@ void tpw_images_keep(struct tpw_session *s, unsigned char *bytes, size_t size,
 /* ---- between images.c and images_store.c ---- */
 #define TPW_IMAGE_NAME (2 * TP_SHA256_SIZE + 1)
 struct tpw_image_folder {
-    int fd;         /* of the folder; constant once it is open */
-    uint64_t bound; /* bytes */
-    void *quota;    /* the quota page, NULL without one */
+    int fd;                       /* of the folder; constant once it is open */
+    uint64_t bound;               /* bytes */
+    const struct tp_quota *quota; /* the quota page, NULL without one */
 };
 void tpw_image_name(char name[TPW_IMAGE_NAME], const unsigned char hash[TP_SHA256_SIZE]);
 /* Any thread: writes one image, making room first. False when writing is of no use any more, with a line in the log. */

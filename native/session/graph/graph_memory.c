@@ -290,7 +290,7 @@ static void over(struct tpw_session *s, void *what, int32_t error) {
 }
 
 void tpw_need_end(struct tpw_session *s, struct tpw_need *need) {
-    bool limited = need && s->quota && tp_quota_limit(s->quota, s->row);
+    bool limited = need && tp_quota_limit(s->quota);
     if (!limited || tpw_when_everything_done(s, over, need)) {
         free(need);
     }

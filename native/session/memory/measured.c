@@ -24,7 +24,7 @@ static uint64_t figure(struct tpw_session *s, uint32_t device) {
 }
 
 void tpw_taking_begin(struct tpw_session *s, uint32_t device, struct tpw_taking *taking) {
-    const bool limited = s->quota && tp_quota_limit(s->quota, s->row) && tpw_memory_state(s);
+    const bool limited = tp_quota_limit(s->quota) && tpw_memory_state(s);
     *taking = (struct tpw_taking){.device = device, .before = limited ? figure(s, device) : UINT64_MAX};
 }
 

@@ -145,24 +145,19 @@ bool tpw_wait_for_frees(struct tpw_session *s) {
 }
 
 int32_t tpw_charge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
-    if (!s->quota || tp_quota_reserve(s->quota, s->row, device, bytes)) {
+    if (tp_quota_reserve(s->quota, device, bytes)) {
         return CUDA_SUCCESS;
     }
-    if (s->memory->pending_bytes[device] && tpw_wait_for_frees(s) &&
-        tp_quota_reserve(s->quota, s->row, device, bytes)) {
+    if (s->memory->pending_bytes[device] && tpw_wait_for_frees(s) && tp_quota_reserve(s->quota, device, bytes)) {
         return CUDA_SUCCESS;
     }
     tp_log(TP_INFO, "%llu bytes on device %u would pass the memory limit of %llu bytes (%llu in use)",
-           (unsigned long long)bytes, device, (unsigned long long)tp_quota_limit(s->quota, s->row),
-           (unsigned long long)tp_quota_used(s->quota, s->row, device));
+           (unsigned long long)bytes, device, (unsigned long long)tp_quota_limit(s->quota),
+           (unsigned long long)tp_quota_used(s->quota, device));
     return CUDA_ERROR_OUT_OF_MEMORY;
 }
 
-void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes) {
-    if (s->quota && bytes) {
-        tp_quota_free(s->quota, s->row, device, bytes);
-    }
-}
+void tpw_uncharge(struct tpw_session *s, uint32_t device, uint64_t bytes) { tp_quota_free(s->quota, device, bytes); }
 
 static bool in_arena(const struct tpw_range *range) {
     return range->kind == TPW_RANGE_SMALL || range->kind == TPW_RANGE_LARGE;
@@ -271,7 +266,7 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
         } else {
             s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
         }
-        bool limited = s->quota && tp_quota_limit(s->quota, s->row);
+        bool limited = tp_quota_limit(s->quota);
         if (limited && tpw_when_done(s, CU_STREAM_LEGACY, trim, NULL)) {
             tpw_pools_trim(s);
         }
@@ -327,11 +322,11 @@ int32_t tpw_cuMemGetInfo_v2(struct tpw_session *s, const struct tp_frame *frame,
     TPW_TRY(s->cuda.cuMemGetInfo_v2(&available, &total));
     uint64_t pending = s->memory ? s->memory->pending_bytes[device] : 0;
     uint64_t usable = available + (s->memory ? s->memory->arenas[device].cached_bytes : 0) + pending;
-    uint64_t limit = s->quota ? tp_quota_limit(s->quota, s->row) : 0;
+    uint64_t limit = tp_quota_limit(s->quota);
     out->total = total;
     out->free = usable < total ? usable : total;
     if (limit) {
-        uint64_t used = tp_quota_used(s->quota, s->row, device);
+        uint64_t used = tp_quota_used(s->quota, device);
         used -= pending < used ? pending : used;
         uint64_t left = used < limit ? limit - used : 0;
         out->total = limit < total ? limit : total;

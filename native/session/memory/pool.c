@@ -88,7 +88,7 @@ TP_REGISTER(tpw_pools_leave, notice);
 void tpw_pools_trim(struct tpw_session *s) {
     uint64_t kept = 0;
     CUmemoryPool pool;
-    if (!s->quota || !tp_quota_limit(s->quota, s->row)) {
+    if (!tp_quota_limit(s->quota)) {
         return;
     }
     notice(s);

@@ -369,9 +369,7 @@ static void pay(struct tpw_session *s, uint64_t number, uint64_t bytes) {
             tp_log(TP_WARN, "the driver does not tell how much memory a device has: error %d", error);
         }
     }
-    if (s->quota) {
-        tp_quota_take_over(s->quota, s->row, import->device, import->block);
-    }
+    tp_quota_take_over(s->quota, import->device, import->block);
     import->pays = true;
     const struct tpw_packet packet = {.type = TPW_PAID, .value = number};
     (void)tpw_control_send(s, &packet, -1);

@@ -1,8 +1,8 @@
 /*
  * NVML's memory figures under the worker's limit.
  *
- * Executor thread only; the quota page is written by the worker's sessions, which trust each other. Under a limit NVML says
- * the same as cuMemGetInfo: the limit is the total, and what the worker's sessions have reserved is in use.
+ * Executor thread only; the worker's sessions write what the quota page says of them. Under a limit NVML says the same as
+ * cuMemGetInfo: the limit is the total, and what the worker's sessions have reserved is in use.
  */
 #include "tpg_session.h"
 #include "tpw_memory.h"
@@ -14,12 +14,12 @@ struct figures {
 
 /* False when there is no limit, or none that is below what the device has. */
 static bool limited(struct tpw_session *s, uint64_t handle, uint64_t total, uint64_t available, struct figures *out) {
-    uint64_t limit = s->quota ? tp_quota_limit(s->quota, s->row) : 0;
+    uint64_t limit = tp_quota_limit(s->quota);
     if (!limit || limit >= total) {
         return false;
     }
     uint32_t device = tpw_nvml_ordinal(handle);
-    uint64_t used = tp_quota_used(s->quota, s->row, device), pending = s->memory ? s->memory->pending_bytes[device] : 0;
+    uint64_t used = tp_quota_used(s->quota, device), pending = s->memory ? s->memory->pending_bytes[device] : 0;
     used -= pending < used ? pending : used;
     out->total = limit;
     out->used = used < limit ? used : limit;

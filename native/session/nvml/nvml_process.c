@@ -126,7 +126,7 @@ static int32_t begin(struct tpw_session *s, const struct tp_frame *frame, const 
 static void tell_processes(struct tpw_session *s, const struct tp_frame *frame, struct asked *asked, int32_t error) {
     static unsigned int pids[MOST];
     static uint64_t used[MOST];
-    const bool limit = s->quota && tp_quota_limit(s->quota, s->row);
+    const bool limit = tp_quota_limit(s->quota);
     const unsigned int known = limit || error ? 0 : driver_processes(s, asked->device);
     for (uint32_t i = 0; i < asked->count; i++) {
         pids[i] = asked->list[i].pid;

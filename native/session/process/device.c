@@ -100,7 +100,7 @@ int32_t tpw_device_describe(struct tpw_session *s, int index, struct tp_device_d
     }
     TPW_TRY(error);
     memcpy(what->uuid, uuid.bytes, sizeof what->uuid);
-    uint64_t limit = s->quota ? tp_quota_limit(s->quota, s->row) : 0;
+    uint64_t limit = tp_quota_limit(s->quota);
     what->total_memory = limit && limit < total ? limit : total;
     what->attribute_results[0] = CUDA_ERROR_INVALID_VALUE;
     for (int i = 1; i < TP_DEVICE_ATTRIBUTES; i++) {

@@ -81,9 +81,8 @@ struct tpw_session {
     uint32_t entered;      /* id of the client's context that is current for the driver on the executor; 0 = none */
     CUcontext entered_native;
 
-    void *quota;             /* quota page, NULL = none */
-    uint32_t row;            /* of this session on that page */
-    uint64_t kernel_timeout; /* seconds that a kernel may run, 0 = as long as it likes */
+    const struct tp_quota *quota; /* the quota page, NULL = none */
+    uint64_t kernel_timeout;      /* seconds that a kernel may run, 0 = as long as it likes */
     struct tpw_waits *waits;
     struct tpw_stream *streams; /* every stream that work can be in, see stream.c */
     struct tpw_callbacks *callbacks;

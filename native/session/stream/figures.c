@@ -1,7 +1,7 @@
 /*
  * What a session counts of its client, for whoever asks the worker how it is: nvidia-smi in the client's machine, tensor-fusion top.
  *
- * Executor thread only. It is written to this session's row of the quota page between turns of the loop, where the control channel is
+ * Executor thread only. It is written to this session's cell of the quota page between turns of the loop, where the control channel is
  * looked at, and before a sleep, so no call pays for it; the supervisor reads it there.
  */
 #include "tpg_session.h"
@@ -33,6 +33,6 @@ void tpw_figures_tell(struct tpw_session *s) {
         now.contexts = contexts(s);
     }
     told = now;
-    tp_quota_tell(s->quota, s->row, &now);
+    tp_quota_tell(s->quota, &now);
 }
 TP_REGISTER(tpw_control, tpw_figures_tell);

@@ -245,7 +245,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     hangup = Hangup(stop.set)
     for number in stopping:
         loop.add_signal_handler(number, hangup if number == signal.SIGHUP else stop.set)
-    page = QuotaPage(settings.memory_limit, native)
+    page = QuotaPage(settings.memory_limit)
     sessions = Sessions(executable, page, settings.warm)
     if executable.jail == "full" and settings.images.folder:
         sessions.images = Images(settings.images.folder, settings.images.megabytes * MEGABYTE)

@@ -1,11 +1,12 @@
-"""The quota page: memory shared with all sessions of this worker, in which they reserve device memory and note
-how much of the disk the image cache takes, and count what their clients ask for.
+"""The quota page: memory in which the sessions of this worker reserve device memory, note how much they have added to
+the image cache, and count what their clients ask for.
 
+Each session can write its own cell and read all of the page; limits, and what is said of a row, the supervisor alone
+writes. What stands in a cell is its session's word, which a hostile client may have taken over.
 Sessions of one secret are a tenant: what they reserve is counted together as well, under a limit of their own.
 
 Layout: docs/wire-format.md. The page is sealed against a change of its size, so that no session can make the
-supervisor fault by truncating it. Sessions add and subtract atomically while the supervisor looks, which is why the
-subtraction for a dead session is made by native code.
+supervisor fault by truncating it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ import os
 import struct
 from dataclasses import dataclass
 
-from tensor_fusion.abi import Native
-
-PAGE_BYTES = 131072 + 4096 + 65536 + 131072
 ROWS = 1024
 DEVICES = 16
-MAGIC = 0x5446_4C49_4D49_5431
-TOTALS = 64
-CELLS = 4096
-FIGURES = CELLS + 8 * DEVICES * ROWS
+MAGIC = 0x5446_4C49_4D49_5432
+TABLE = 4096  # what the supervisor says of each row
+CELLS = TABLE + 32 * ROWS
+CELL_BYTES = 4096
+PAGE_BYTES = CELLS + CELL_BYTES * ROWS
+FIGURES = 8 * DEVICES  # in a cell, behind what is reserved on each device
+STORED = FIGURES + 40
 _WORD = struct.Struct("@Q")  # in the machine's order, which is the page's: so the eight bytes are written at once
-_CELLS = struct.Struct(f"<{DEVICES}Q")
-_FIGURES = struct.Struct("<5Q24x")
-_LIMIT, _TENANT, _NUMBERS = 40, 48, 56  # behind the figures: of the row's tenant, and of its devices
+_HELD = struct.Struct(f"<{DEVICES}Q")
+_FIGURES = struct.Struct("<5Q")
+_ABOUT = struct.Struct("<3Q8x")  # of a row: limit of its tenant, number of its tenant, numbers of its devices
+_LIMIT, _ROWS, _STORED = 8, 24, 32
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,29 @@ class Figures:
 
 
 class QuotaPage:
-    def __init__(self, limit_bytes: int, native: Native) -> None:
-        self._native = native
+    def __init__(self, limit_bytes: int) -> None:
         self.fd = os.memfd_create("tensor-fusion-quota", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, PAGE_BYTES)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self.memory = mmap.mmap(self.fd, PAGE_BYTES)
+            # The same file, open to read: what is mapped by this descriptor cannot be made writable.
+            self.read_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             os.close(self.fd)
             raise
-        for offset, value in ((0, MAGIC), (8, limit_bytes), (16, ROWS)):
-            _WORD.pack_into(self.memory, offset, value)
+        for offset, value in ((0, MAGIC), (_LIMIT, limit_bytes), (16, ROWS)):
+            self._write(offset, value)
         self._free = set(range(ROWS))
         self._tenants: dict[bytes, set[int]] = {}  # rows of each
         self._numbers: dict[bytes, int] = {}
+
+    def _write(self, offset: int, value: int) -> None:
+        _WORD.pack_into(self.memory, offset, value)
+
+    def _read(self, offset: int) -> int:
+        value: int = _WORD.unpack_from(self.memory, offset)[0]
+        return value
 
     def take_row(self) -> int | None:
         """The lowest free row, or None when all are in use."""
@@ -65,12 +75,22 @@ class QuotaPage:
             return None
         row = min(self._free)
         self._free.remove(row)
+        # Sessions look at the rows below this number; it is there before the session in the row is.
+        self._write(_ROWS, max(self._read(_ROWS), row + 1))
         return row
 
     def release_row(self, row: int) -> None:
-        """Give back what the dead session in `row` had reserved; only after its process has been reaped."""
-        self._native.release_row(self.memory, row)
+        """Clear the cell of the dead session in `row`; only after its process has been reaped."""
+        cell = self._cell(row)
+        stored, known = self._read(cell + STORED), STORED + 8
+        for offset in range(cell, cell + known, 8):
+            self._write(offset, 0)
+        self.memory[cell + known : cell + CELL_BYTES] = bytes(CELL_BYTES - known)  # which nobody reads
+        self._write(_STORED, (self._read(_STORED) + stored) % 2**64)
+        for offset in range(self._about(row), self._about(row + 1), 8):
+            self._write(offset, 0)
         self._free.add(row)
+        self._write(_ROWS, max(set(range(ROWS)) - self._free, default=-1) + 1)
         for tenant, rows in list(self._tenants.items()):
             rows.discard(row)
             if not rows:
@@ -83,29 +103,29 @@ class QuotaPage:
             self._numbers[tenant] = min(set(range(1, ROWS + 1)) - set(self._numbers.values()))
         self._tenants.setdefault(tenant, set()).add(row)
         numbers = sum(device << 4 * index for index, device in enumerate(devices))
-        for offset, value in ((_LIMIT, limit), (_TENANT, self._numbers[tenant]), (_NUMBERS, numbers)):
-            _WORD.pack_into(self.memory, self._about(row) + offset, value)
+        for index, value in enumerate((limit, self._numbers[tenant], numbers)):
+            self._write(self._about(row) + 8 * index, value)
 
     def limit(self, tenant: bytes, limit: int) -> None:
         """The tenant's limit is another from now on; what it holds already stays."""
         for row in self._tenants.get(tenant, ()):
-            _WORD.pack_into(self.memory, self._about(row) + _LIMIT, limit)
+            self._write(self._about(row), limit)
 
     @staticmethod
     def _about(row: int) -> int:
-        return FIGURES + _FIGURES.size * row
+        return TABLE + _ABOUT.size * row
 
-    def reserved(self, device: int) -> int:
-        """Bytes that all sessions have reserved on a device."""
-        value: int = _WORD.unpack_from(self.memory, TOTALS + 8 * device)[0]
-        return value
+    @staticmethod
+    def _cell(row: int) -> int:
+        return CELLS + CELL_BYTES * row
 
     def held(self, row: int) -> tuple[int, ...]:
         """Bytes that one session has reserved, by device."""
-        return _CELLS.unpack_from(self.memory, CELLS + _CELLS.size * row)
+        return _HELD.unpack_from(self.memory, self._cell(row))
 
     def figures(self, row: int) -> Figures:
-        return Figures(*_FIGURES.unpack_from(self.memory, self._about(row)))
+        return Figures(*_FIGURES.unpack_from(self.memory, self._cell(row) + FIGURES))
 
     def close(self) -> None:
         os.close(self.fd)
+        os.close(self.read_fd)

@@ -339,7 +339,7 @@ class Sessions:
                 environment.pop("TF_LOG_PATH", None)
             process = subprocess.Popen(
                 self._command(theirs.fileno(), row),
-                pass_fds=(theirs.fileno(), self._page.fd, *self._segment_descriptors()),
+                pass_fds=(theirs.fileno(), self._page.read_fd, self._page.fd, *self._segment_descriptors()),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 # Without a log the worker's standard output carries the ready line and nothing from sessions.
@@ -362,8 +362,9 @@ class Sessions:
 
     def _command(self, control: int, row: int) -> list[str]:
         driver = self._executable.driver
-        command = [str(self._executable.path), "--control-fd", str(control), "--quota-fd", str(self._page.fd)]
-        command += ["--row", str(row), "--driver", str(driver.cuda), "--nvml", str(driver.nvml)]
+        command = [str(self._executable.path), "--control-fd", str(control), "--row", str(row)]
+        command += ["--quota-fd", str(self._page.read_fd), "--cells-fd", str(self._page.fd)]
+        command += ["--driver", str(driver.cuda), "--nvml", str(driver.nvml)]
         if segment := self._executable.segment:
             command += ["--segment-fd", str(segment.fd), "--segment-size", str(segment.size)]
             command += ["--owners-fd", str(segment.owners_fd)]
