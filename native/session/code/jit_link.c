@@ -98,8 +98,7 @@ int32_t tpw_link_complete(struct tpw_session *s, const struct tp_frame *frame, c
     tell_logs(linker, &out->info_log, &out->info_log_size, &out->error_log, &out->error_log_size);
     if (!out->status) {
         linker->image = image;
-        linker->image_size = size;
-        out->size = size;
+        out->size = linker->image_size = size;
         out->image_size = piece(linker, 0, &out->image);
     }
     return CUDA_SUCCESS;

@@ -62,10 +62,8 @@ static CUresult resolve(const struct tpc_copy_side *told, const struct box *box,
     uint64_t rows = 0,
              slices = 0; /* a slice has as many as are told, or as it needs with those in front of the box (measured) */
     if (__builtin_add_overflow(told->y, box->height, &rows) || (told->height && told->height < rows) ||
-        __builtin_mul_overflow(pitch, told->height ? told->height : rows, &out->slice)) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    if (__builtin_mul_overflow(pitch, told->y, &before) || __builtin_mul_overflow(out->slice, told->z, &slices) ||
+        __builtin_mul_overflow(pitch, told->height ? told->height : rows, &out->slice) ||
+        __builtin_mul_overflow(pitch, told->y, &before) || __builtin_mul_overflow(out->slice, told->z, &slices) ||
         __builtin_add_overflow(before, slices, &before) || __builtin_add_overflow(before, told->x, &before) ||
         __builtin_add_overflow(base, before, &out->address)) {
         return CUDA_ERROR_INVALID_VALUE;
