@@ -149,6 +149,7 @@ def tried(escapes: Built, place: Place, *options: str) -> list[Attempt]:
             "ESCAPES_KEY": str(key),
             "ESCAPES_NAME": name,
             "ESCAPES_IMAGE": image,
+            "ESCAPES_DRIVER": str(native_file("lib/libtf-simgpu.so")),
             "TF_RUNTIME_PATH": str(folder / "runtime"),
             "TF_IMAGE_CACHE_PATH": str(images),
             "TF_ENABLE_LOG": "1",

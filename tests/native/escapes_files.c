@@ -89,11 +89,7 @@ static int write_sysfs(void) { return opens_path("/sys/devices/system/cpu/uevent
 static int write_libraries(void) {
     return opens_path("/usr/lib/tf-escape", O_WRONLY | O_CREAT) || unlink("/usr/lib/tf-escape");
 }
-static int write_driver(void) {
-    char path[512];
-    snprintf(path, sizeof path, "%s/lib/libtf-simgpu.so", getenv("TF_NATIVE_DIR"));
-    return opens_path(path, O_WRONLY | O_APPEND);
-}
+static int write_driver(void) { return opens("ESCAPES_DRIVER", O_WRONLY | O_APPEND); }
 static int read_kernel_log(void) { return opens_path("/dev/kmsg", O_RDONLY); }
 static int read_memory_of_machine(void) { return opens_path("/dev/mem", O_RDONLY); }
 static int read_keys(void) { return opens_path("/proc/keys", O_RDONLY); }
