@@ -13,21 +13,7 @@
 
 int32_t tpw_keep_in_graph(struct tpw_session *s, CUgraph graph, struct tpw_kept *kept, CUuserObject *made) {
     CUuserObject object = NULL;
-    struct tpw_lasting *lasting = tpw_lasting_kept(s, kept);
-    if (!lasting) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    int32_t error =
-        (int32_t)s->cuda.cuUserObjectCreate(&object, lasting, tpw_lasting_gone, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
-    if (error) {
-        free(lasting);
-        return error;
-    }
-    tpw_keep_use(kept);
-    error = (int32_t)s->cuda.cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
-    if (error) {
-        s->cuda.cuUserObjectRelease(object, 1); /* lets go, in time */
-    }
+    int32_t error = tpw_lasting_give(s, graph, tpw_lasting_kept(s, kept), kept, &object);
     if (made) {
         *made = object;
     }

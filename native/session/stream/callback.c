@@ -142,6 +142,25 @@ void tpw_lasting_gone(void *what) {
     ring(c);
 }
 
+int32_t tpw_lasting_give(struct tpw_session *s, CUgraph graph, struct tpw_lasting *lasting, struct tpw_kept *kept,
+                         CUuserObject *object) {
+    int32_t error = lasting ? (int32_t)s->cuda.cuUserObjectCreate(object, lasting, tpw_lasting_gone, 1,
+                                                                  CU_USER_OBJECT_NO_DESTRUCTOR_SYNC)
+                            : CUDA_ERROR_OUT_OF_MEMORY;
+    if (error) {
+        free(lasting);
+        return error;
+    }
+    if (kept) {
+        tpw_keep_use(kept);
+    }
+    error = (int32_t)s->cuda.cuGraphRetainUserObject(graph, *object, 1, CU_GRAPH_USER_OBJECT_MOVE);
+    if (error) {
+        s->cuda.cuUserObjectRelease(*object, 1); /* lets go, in time */
+    }
+    return error;
+}
+
 /* On a thread of the driver, once for each launch. */
 static void repeated(void *user) {
     const struct tpw_lasting *lasting = user;
@@ -163,20 +182,7 @@ static void repeated(void *user) {
 int32_t tpw_host_repeated(struct tpw_session *s, CUgraph graph, uint64_t token, CUhostFn *function, void **user) {
     CUuserObject object = NULL;
     struct tpw_lasting *lasting = tpw_lasting_new(s, token, 0);
-    if (!lasting) {
-        return CUDA_ERROR_OUT_OF_MEMORY;
-    }
-    int32_t error =
-        (int32_t)s->cuda.cuUserObjectCreate(&object, lasting, tpw_lasting_gone, 1, CU_USER_OBJECT_NO_DESTRUCTOR_SYNC);
-    if (error) {
-        free(lasting);
-        return error;
-    }
-    error = (int32_t)s->cuda.cuGraphRetainUserObject(graph, object, 1, CU_GRAPH_USER_OBJECT_MOVE);
-    if (error) {
-        s->cuda.cuUserObjectRelease(object, 1);
-        return error;
-    }
+    TPW_TRY(tpw_lasting_give(s, graph, lasting, NULL, &object));
     s->callbacks->repeated++;
     *function = repeated;
     *user = lasting;

@@ -283,6 +283,9 @@ struct tpw_lasting *tpw_lasting_new(struct tpw_session *s, uint64_t token, uint6
 struct tpw_lasting *tpw_lasting_kept(struct tpw_session *s, struct tpw_kept *kept);
 /* The driver's destructor. */
 void tpw_lasting_gone(void *lasting);
+/* As a user object, to the graph alone; it ends where that fails. NULL is CUDA_ERROR_OUT_OF_MEMORY. */
+int32_t tpw_lasting_give(struct tpw_session *s, CUgraph graph, struct tpw_lasting *lasting, struct tpw_kept *kept,
+                         CUuserObject *object);
 
 /* Somebody waits: for an answer, a word of the GPU, a host function. */
 static inline void tpw_stops_streaming(struct tpw_session *s) {
