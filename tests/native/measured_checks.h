@@ -7,6 +7,10 @@
 
 #include "simgpu_check.h"
 
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
 static inline void check_contexts_that_are_gone(CUmodule (*load)(void)) {
     CUcontext gone, current;
     CUdevice device = -1;
@@ -262,6 +266,55 @@ static inline void check_slices(void) {
     OK(cuStreamDestroy_v2(stream));
 }
 
+// What a tensor map asks of its parameters, each as a driver answered; that no context and no memory is needed among it.
+static inline CUresult encode_map(CUtensorMap *map, CUdeviceptr address, unsigned rank, cuuint64_t stride,
+                                  cuuint32_t box) {
+    const cuuint64_t dims[6] = {64, 64, 1, 1, 1, 1}, strides[5] = {stride, 1 << 14, 1 << 14, 1 << 14, 1 << 14};
+    const cuuint32_t boxes[6] = {box, 32, 1, 1, 1, 1}, steps[6] = {1, 1, 1, 1, 1, 1};
+    return cuTensorMapEncodeTiled(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, rank, (void *)(uintptr_t)address, dims, strides,
+                                  boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                                  CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+static inline void check_tensor_maps(void) {
+    CUtensorMap map, other;
+    CUdeviceptr memory;
+    OK(cuMemAlloc_v2(&memory, 1 << 16));
+    OK(encode_map(&map, memory, 2, 256, 32));
+    CHECK(map.opaque[0] == memory);
+    GIVES(CUDA_ERROR_INVALID_VALUE, encode_map(&other, memory + 4, 2, 256, 32));
+    OK(encode_map(&other, 0, 2, 256, 32));
+    OK(encode_map(&other, 0x7000000, 2, 256, 32));
+    GIVES(CUDA_ERROR_INVALID_VALUE, encode_map(&other, memory, 0, 256, 32));
+    GIVES(CUDA_ERROR_INVALID_VALUE, encode_map(&other, memory, 6, 256, 32));
+    GIVES(CUDA_ERROR_INVALID_VALUE, encode_map(&other, memory, 2, 8, 32));
+    GIVES(CUDA_ERROR_INVALID_VALUE, encode_map(&other, memory, 2, 256, 512));
+    OK(cuTensorMapReplaceAddress(&map, (void *)(uintptr_t)(memory + 4096)));
+    CHECK(map.opaque[0] == memory + 4096);
+    GIVES(CUDA_ERROR_INVALID_VALUE, cuTensorMapReplaceAddress(&map, (void *)(uintptr_t)(memory + 3)));
+    OK(cuMemFree_v2(memory));
+}
+
+static inline void take_a_while(void *done) {
+    usleep(100000);
+    atomic_store((atomic_int *)done, 1);
+}
+
+// The end of a registration waits for its context, for a host function too.
+static inline void check_unregister(void) {
+    void *memory = mmap(NULL, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    atomic_int done = 0;
+    CUstream stream;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemHostRegister_v2(memory, 1 << 16, 0));
+    OK(cuLaunchHostFunc(stream, take_a_while, (void *)&done));
+    OK(cuMemHostUnregister(memory));
+    CHECK(atomic_load(&done));
+    GIVES(CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED, cuMemHostUnregister(memory));
+    OK(cuStreamDestroy_v2(stream));
+    munmap(memory, 1 << 16);
+}
+
 static inline void check_addresses(void) {
     CUdeviceptr memory, reserved, from_managed, base;
     size_t size;
@@ -423,6 +476,8 @@ static inline void check_measured(CUmodule (*load)(void)) {
     check_nothing();
     check_pitches();
     check_slices();
+    check_tensor_maps();
+    check_unregister();
     check_addresses();
     check_ranges_of_mappings();
     check_memory_taken_away();

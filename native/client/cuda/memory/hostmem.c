@@ -305,10 +305,13 @@ CUresult tpc_cuMemHostUnregister(void *p) {
     if (!p) {
         return CUDA_ERROR_INVALID_VALUE;
     }
+    struct tpc_range range;
+    bool known = tpc_range_at((uint64_t)(uintptr_t)p, &range);
+    if (known && (range.flags & TPC_MADE_MASK) == TPC_MADE_REGISTER) {
+        TPC_TRY(tpc_contexts_wait()); /* as the driver's, for host functions too (580.159.04, asked) */
+    }
     struct tpc_host *host = take_out(p, TPC_MADE_REGISTER);
     if (!host) { /* memory of CUDA's that was not registered, or does not begin there, is another error (580.159.04) */
-        struct tpc_range range;
-        bool known = tpc_range_at((uint64_t)(uintptr_t)p, &range);
         return known ? CUDA_ERROR_INVALID_VALUE : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
     }
     tpc_host_end(host);
