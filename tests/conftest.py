@@ -74,6 +74,7 @@ DEEP = (
     "test_image_cache",
     "test_ipc_pools",
     "test_jail",
+    "test_kernel_timeout",
     "test_memory",
     "test_random_programs",
     "test_record_syscalls",
