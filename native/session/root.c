@@ -3,8 +3,8 @@
  *
  * The main thread enters, once, before there is another. What is listed here is what confine.c allows, and where it can be only to
  * read. Of /proc there are the session itself and what says something about the machine: no other process. What is writable
- * is the driver's cache, and 1 MiB of its own in /dev/shm. Parts are taken before the new root covers anything, and put where they were; links at the top, such
- * as /lib on most machines, are made anew. Mounts of later stay outside.
+ * is the driver's cache, and 1 MiB of its own in /dev/shm. Parts are taken before the new root covers anything, and put where they
+ * were; links at the top, such as /lib on most machines, are made anew. Mounts of later stay outside.
  */
 #include "tpw_main.h"
 

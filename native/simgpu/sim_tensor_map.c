@@ -1,6 +1,7 @@
-// Tensor maps: what cuTensorMapEncodeTiled and cuTensorMapEncodeIm2col look at, by NVIDIA's description; alignment, dimensions, strides and boxes were asked of a
-// driver (580.159.04), which takes any address, NULL too. No known kernel reads a map, so its bits are not the driver's: the first
-// word is the address, as there, and the others are a mixture of the parameters. Any thread; no context is needed.
+// Tensor maps: what cuTensorMapEncodeTiled and cuTensorMapEncodeIm2col look at, by NVIDIA's description; alignment, rank, strides
+// and boxes of the first were asked of a driver (580.159.04), which takes any aligned address, NULL too. No known kernel reads a map,
+// so its bits are not the driver's: the first word is the address, as there, and the others hold the parameters. Any thread; no
+// context is needed.
 #include "sim.h"
 
 #include <string.h>

@@ -111,8 +111,8 @@ CUresult cuMemGetAllocationGranularity(size_t *granularity, const CUmemAllocatio
     SIM_ENTER();
     if (!granularity || (unsigned)option > 1 || !prop)
         return CUDA_ERROR_INVALID_VALUE;
-    *granularity =
-        SIM_GRANULE; // whatever the properties are, a device that is not there among them (580.159.04, asked)
+    // Whatever the properties are: a device that is not there, too (580.159.04, asked).
+    *granularity = SIM_GRANULE;
     return CUDA_SUCCESS;
 }
 

@@ -56,10 +56,10 @@ static bool make_room(const struct tpw_image_folder *folder, uint64_t size) {
     size_t count = 0, room = 0;
     uint64_t total = 0;
     bool made = false;
-    static uint64_t found,
-        then; /* what the files took at the last look, 0 = there was none; and what had been added by then */
-    static unsigned stored; /* other workers may write there, too: so it is looked through now and then */
-    const uint64_t added = folder->quota ? tp_quota_stored(folder->quota) : 0, known = found + (added - then);
+    static uint64_t found;        /* what the files took at the last look; 0 = there was none */
+    static uint64_t added_before; /* by all sessions, at that look */
+    static unsigned stored;       /* other workers may write there, too: so it is looked through now and then */
+    const uint64_t added = folder->quota ? tp_quota_stored(folder->quota) : 0, known = found + (added - added_before);
     if (folder->quota && found && known >= found && known <= folder->bound && size <= folder->bound - known &&
         ++stored % LOOK_AFTER != 0) {
         return true;
@@ -111,7 +111,7 @@ static bool make_room(const struct tpw_image_folder *folder, uint64_t size) {
     }
     made = total <= most;
     found = total ? total : 1;
-    then = added;
+    added_before = added;
 done:
     free(files);
     closedir(list);

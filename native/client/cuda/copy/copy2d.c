@@ -59,8 +59,8 @@ static CUresult resolve(const struct tpc_copy_side *told, const struct box *box,
         return CUDA_ERROR_INVALID_VALUE;
     }
     out->pitch = pitch;
-    uint64_t rows = 0,
-             slices = 0; /* a slice has as many as are told, or as it needs with those in front of the box (measured) */
+    /* A slice has as many rows as are told, or as it needs with those in front of the box (580.159.04, asked). */
+    uint64_t rows = 0, slices = 0;
     if (__builtin_add_overflow(told->y, box->height, &rows) || (told->height && told->height < rows) ||
         __builtin_mul_overflow(pitch, told->height ? told->height : rows, &out->slice) ||
         __builtin_mul_overflow(pitch, told->y, &before) || __builtin_mul_overflow(out->slice, told->z, &slices) ||
