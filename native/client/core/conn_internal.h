@@ -262,8 +262,8 @@ void tpc_hear_end(struct tp_conn *conn);
 void tpc_silence(struct tp_conn *conn, uint32_t seconds);
 /* Says that it is, once until it goes on. */
 void tpc_say_stopped(struct tp_conn *conn, bool stopped);
-/* Whether the worker says so. */
-bool tpc_look(struct tp_conn *conn);
+/* Asks the worker, and says what it answers. */
+void tpc_look(struct tp_conn *conn);
 /* Hands a message to its handler. */
 void tpc_dispatch_message(struct tp_conn *conn, uint16_t op, const unsigned char *body, size_t size);
 

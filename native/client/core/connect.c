@@ -338,13 +338,15 @@ enum tp_status tpc_connect(struct tp_conn *conn) {
     return status;
 }
 
-bool tpc_look(struct tp_conn *conn) {
+void tpc_look(struct tp_conn *conn) {
     char why[900] = "";
     struct tp_welcome welcome = {.status = TP_ACCEPTED};
     struct line line;
-    (void)connect_and_greet(conn, TP_ROLE_LOOK, 0, &welcome, &line, why, sizeof why);
+    const enum tp_status status = connect_and_greet(conn, TP_ROLE_LOOK, 0, &welcome, &line, why, sizeof why);
     hang_up(&line);
-    return welcome.status == TP_STOPPED;
+    if (status == TP_OK || welcome.status == TP_STOPPED) { /* else nothing is known anew */
+        tpc_say_stopped(conn, welcome.status == TP_STOPPED);
+    }
 }
 
 enum tp_status tpc_connect_data(struct tp_conn *conn, struct tpc_data *data) {

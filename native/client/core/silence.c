@@ -22,7 +22,7 @@ void tpc_say_stopped(struct tp_conn *conn, bool stopped) {
 
 static void *look(void *argument) {
     struct tp_conn *conn = argument;
-    tpc_say_stopped(conn, tpc_look(conn));
+    tpc_look(conn);
     atomic_store(&conn->looking, false);
     return NULL;
 }
