@@ -31,7 +31,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 # The real files; everything that would reach a worker is replaced in the test itself.
 LOCAL = (
-    *sources("client/cuda", "device", "context", "green", "limits", "handle", "told", "error", "md2", "export_table*"),
+    *sources("client/cuda", "device", "context", "green", "limits", "handle", "told", "md2", "export_table*"),
     *sources("base", "log", "sha256", "time_lock"),
 )
 INCLUDED = ("base", "wire", "ring", "transport", "client/core", "client/cuda")

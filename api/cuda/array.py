@@ -8,11 +8,11 @@ from tensor_fusion.apigen.describe import call, custom, older, per_thread, post
 
 FUNCTIONS = [
     # Arrays.
-    call("cuArray3DCreate_v2", session="hand", unsafe=True),
+    call("cuArray3DCreate_v2", session="tpw_array_make(s, frame, TPG_ARRAY, pHandle, pAllocateArray, 0)", unsafe=True),
     older("cuArray3DCreate", "cuArray3DCreate_v2", first=True),
     older("cuArrayCreate_v2", "cuArray3DCreate_v2"),
     older("cuArrayCreate", "cuArray3DCreate_v2", first=True),
-    post("cuArrayDestroy", session="hand", contextless=True, unsafe="last", hArray="gone array", after_loss="ok"),
+    post("cuArrayDestroy", session="tpw_array_end(s, TPG_ARRAY, hArray)", contextless=True, unsafe="last", hArray="gone array", after_loss="ok"),
     call("cuArray3DGetDescriptor_v2", contextless=True),
     call("cuArray3DGetDescriptor", contextless=True),
     call("cuArrayGetDescriptor_v2", contextless=True),
@@ -20,8 +20,8 @@ FUNCTIONS = [
     call("cuArrayGetMemoryRequirements", contextless=True, array="handle array or CUDA_ERROR_INVALID_VALUE"),
     call("cuArrayGetSparseProperties", contextless=True, array="handle array or CUDA_ERROR_INVALID_VALUE"),
     call("cuArrayGetPlane", contextless=True, pPlaneArray="fresh array of hArray"),
-    call("cuMipmappedArrayCreate", session="hand", unsafe=True),
-    post("cuMipmappedArrayDestroy", session="hand", contextless=True, unsafe="last", hMipmappedArray="gone mipmap", after_loss="ok"),
+    call("cuMipmappedArrayCreate", session="tpw_array_make(s, frame, TPG_MIPMAP, pHandle, pMipmappedArrayDesc, numMipmapLevels)", unsafe=True),
+    post("cuMipmappedArrayDestroy", session="tpw_array_end(s, TPG_MIPMAP, hMipmappedArray)", contextless=True, unsafe="last", hMipmappedArray="gone mipmap", after_loss="ok"),
     call("cuMipmappedArrayGetLevel", contextless=True, pLevelArray="fresh array of hMipmappedArray"),
     call("cuMipmappedArrayGetMemoryRequirements", contextless=True, mipmap="handle mipmap or CUDA_ERROR_INVALID_VALUE"),
     call("cuMipmappedArrayGetSparseProperties", contextless=True, mipmap="handle mipmap or CUDA_ERROR_INVALID_VALUE"),

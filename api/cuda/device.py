@@ -4,8 +4,8 @@ from tensor_fusion.apigen.describe import alias, custom, local, older, pure, ref
 
 FUNCTIONS = [
     custom("cuDriverGetVersion", ops="start", anytime=True, driverVersion="there"),
-    local("cuGetErrorName", anytime=True, pStr="there"),
-    local("cuGetErrorString", anytime=True, pStr="there"),
+    local("cuGetErrorName", anytime=True, pStr="there", finds={"const char *text": "tpg_cuda_error_name((int)error) or CUDA_ERROR_INVALID_VALUE"}, gives={"pStr": "text"}),
+    local("cuGetErrorString", anytime=True, pStr="there", finds={"const char *text": "tpg_cuda_error_text((int)error) or CUDA_ERROR_INVALID_VALUE"}, gives={"pStr": "text"}),
     older("cuGetProcAddress", "cuGetProcAddress_v2", symbolStatus="NULL"),
     local("cuGetProcAddress_v2", anytime=True, symbol="there", pfn="there"),
     local("cuGetExportTable", anytime=True, ppExportTable="there", pExportTableId="there"),
@@ -70,13 +70,14 @@ FUNCTIONS = [
         nvSciSyncAttrList="there CUDA_ERROR_INVALID_HANDLE",
         flags="there",
     ),
-    local("cuDeviceRegisterAsyncNotification", callbackFunc="there", callback="there", device="device"),
-    local("cuDeviceUnregisterAsyncNotification", callback="there", device="device"),
+    local("cuDeviceRegisterAsyncNotification", callbackFunc="there", callback="there", device="device",
+          finds={"void *made": "tpc_registered(device) or CUDA_ERROR_OUT_OF_MEMORY"}, gives={"callback": "(CUasyncCallbackHandle)made"}),
+    local("cuDeviceUnregisterAsyncNotification", callback="there", device="device", by="tpc_unregistered(device, callback)"),
     local("cuLogsCurrent", anytime=True, iterator_out="there", gives={"iterator_out": "0"}),
     local("cuLogsDumpToFile", anytime=True),
     local("cuLogsDumpToMemory", anytime=True),
     local("cuLogsRegisterCallback", anytime=True, callbackFunc="there"),
-    local("cuLogsUnregisterCallback", anytime=True),
+    local("cuLogsUnregisterCallback", anytime=True, by="tpc_unregistered(TPC_THE_LOG, callback)"),
     refused(
         "CUDA_ERROR_NOT_SUPPORTED",
         "undocumented",

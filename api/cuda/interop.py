@@ -161,8 +161,8 @@ FUNCTIONS = [
     local("cuCheckpointProcessLock", anytime=True),
     local("cuCheckpointProcessRestore", anytime=True, by="tpc_checkpoint_unlocked(pid, args, offsetof(CUcheckpointRestoreArgs, reserved))"),
     local("cuCheckpointProcessUnlock", anytime=True, by="tpc_checkpoint_unlocked(pid, args, 0)"),
-    local("cuCoredumpGetAttribute", anytime=True),
+    local("cuCoredumpGetAttribute", anytime=True, finds={"": "tpc_coredump_look(attrib, size)"}, by="tpc_cuCoredumpGetAttributeGlobal(attrib, value, size)"),
     local("cuCoredumpGetAttributeGlobal", anytime=True),
-    local("cuCoredumpSetAttribute", anytime=True),
+    local("cuCoredumpSetAttribute", anytime=True, finds={"": "tpc_coredump_look(attrib, size)"}, by="tpc_cuCoredumpSetAttributeGlobal(attrib, value, size)"),
     local("cuCoredumpSetAttributeGlobal", anytime=True),
 ]

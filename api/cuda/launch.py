@@ -3,8 +3,10 @@
 from tensor_fusion.apigen.describe import call, custom, local, older, per_thread, pure
 
 FUNCTIONS = [
-    custom("cuLaunchKernel", ops="capture_break launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
-    custom("cuLaunchCooperativeKernel", ops="capture_break launch cuOccupancyMaxActiveBlocksPerMultiprocessor"),
+    custom("cuLaunchKernel", ops="capture_break launch cuOccupancyMaxActiveBlocksPerMultiprocessor",
+           by='tpc_launch("cuLaunchKernel", f, &(struct tpg_shape){gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes}, hStream, kernelParams, extra, 0)'),
+    custom("cuLaunchCooperativeKernel", ops="capture_break launch cuOccupancyMaxActiveBlocksPerMultiprocessor",
+           by='tpc_launch("cuLaunchCooperativeKernel", f, &(struct tpg_shape){gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes}, hStream, kernelParams, NULL, 1)'),
     custom("cuLaunchKernelEx", ops="capture_break launch launch_ex cuOccupancyMaxActiveBlocksPerMultiprocessor", implicit=True, config="there"),
     custom("cuLaunchHostFunc", ops="host_function", current=True, hStream="handle?"),
     custom("cuStreamAddCallback", ops="host_function", implicit=True, current=True, hStream="handle?"),

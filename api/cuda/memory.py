@@ -23,7 +23,7 @@ FUNCTIONS = [
     older("cuMemAdvise", "cuMemAdvise_v2", location="(CUmemLocation){.type = device == -1 ? CU_MEM_LOCATION_TYPE_HOST : CU_MEM_LOCATION_TYPE_DEVICE, .id = device}"),
     older("cuMemPrefetchAsync", "cuMemPrefetchAsync_v2", location="(CUmemLocation){.type = dstDevice == -1 ? CU_MEM_LOCATION_TYPE_HOST : CU_MEM_LOCATION_TYPE_DEVICE, .id = dstDevice}", flags="0"),
     local("cuMemPrefetchBatchAsync"),
-    local("cuMemDiscardBatchAsync"),
+    local("cuMemDiscardBatchAsync", by="tpc_batch_check(dptrs, sizes, count, flags, hStream)"),  # what was discarded may read as anything: as what it was
     older("cuMemDiscardAndPrefetchBatchAsync", "cuMemPrefetchBatchAsync"),
     local("cuMemRangeGetAttribute", current=True),
     local("cuMemRangeGetAttributes", current=True, data="there", dataSizes="there", attributes="there", numAttributes="there"),
@@ -43,7 +43,7 @@ FUNCTIONS = [
     custom("cuMemHostUnregister", ops="host_twin_free", lender="p"),
     # Flags that its time did not know do not count (580.159.04, measured).
     older("cuMemHostRegister", "cuMemHostRegister_v2", Flags="Flags & (CU_MEMHOSTREGISTER_PORTABLE | CU_MEMHOSTREGISTER_DEVICEMAP)"),
-    custom("cuMemHostGetDevicePointer_v2", ops="host_twin host_twin_free", current=True, pdptr="there", Flags="bits 0"),
+    custom("cuMemHostGetDevicePointer_v2", ops="host_twin host_twin_free", current=True, pdptr="there", Flags="bits 0", by="tpc_host_device_address((uint64_t)(uintptr_t)p, pdptr)"),
     local("cuMemHostGetFlags", current=True, pFlags="there"),
     custom("cuMemAllocAsync", ops="pool_alloc pool_default pool_free", by='tpc_pool_take("cuMemAllocAsync", dptr, bytesize, 0, false, hStream)'),
     custom("cuMemAllocFromPoolAsync", ops="pool_alloc pool_default pool_free", by='tpc_pool_take("cuMemAllocFromPoolAsync", dptr, bytesize, (uint64_t)(uintptr_t)pool, true, hStream)'),
@@ -56,8 +56,8 @@ FUNCTIONS = [
     post("cuMemPoolTrimTo", contextless=True, settled=True, unsafe=True, check=True),
     call("cuMemPoolGetAccess", contextless=True, wrapped=True, location="struct"),
     # Those of host and managed memory know some of their attributes themselves.
-    call("cuMemPoolSetAttribute", contextless=True, wrapped=True, attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="bytes tp_pool_value(attr)"),
-    call("cuMemPoolGetAttribute", contextless=True, settled=True, wrapped=True, attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="outbytes tp_pool_value(attr)"),
+    call("cuMemPoolSetAttribute", contextless=True, unsafe=True, check="tpc_pool_attribute(pool, attr, value, true)", attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="bytes tp_pool_value(attr)"),
+    call("cuMemPoolGetAttribute", contextless=True, unsafe=True, settled=True, check="tpc_pool_attribute(pool, attr, value, false)", attr="most CU_MEMPOOL_ATTR_USED_MEM_HIGH", value="outbytes tp_pool_value(attr)"),
     custom("cuMemAddressReserve", ops="address_reserve"),
     custom("cuMemAddressFree", ops="address_free"),
     custom("cuMemCreate", ops="memory_create"),
@@ -86,7 +86,7 @@ FUNCTIONS = [
     # Pools between processes. What is exported of a pointer is a handle of the worker's, as of memory.
     custom("cuMemPoolExportToShareableHandle", ops="pool_export", unsafe=True, handle_out="there", pool="handle"),
     custom("cuMemPoolImportFromShareableHandle", ops="pool_import", unsafe=True, pool_out="there", handle="there"),
-    call("cuMemPoolExportPointer", session="hand", contextless=True, unsafe=True, wrapped=True, asks="share"),
+    call("cuMemPoolExportPointer", session="hand", contextless=True, unsafe=True, asks="share", turns=True),
     custom("cuMemPoolImportPointer", ops="pool_pointer memory_free", unsafe=True, ptr_out="there", shareData="there", pool="handle"),
     call("cuMemPoolSetAccess", contextless=True, wrapped=True, map="structs count"),
     # By place: those of devices, and those of host and managed memory, which are the client's.

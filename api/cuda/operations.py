@@ -19,7 +19,7 @@ FUNCTIONS = [
         "driver_version": "int", "reserved_base": "uint64_t", "reserved_size": "uint64_t", "devices": "void: bytes"}),
     op("primary_retain", "call", contextless=True, needed=True, device="CUdevice: device", context="uint64_t: new? context"),
     op("primary_release", "post", contextless=True, needed=True, device="CUdevice: device"),
-    op("primary_flags", "call", contextless=True, device="CUdevice: device", flags="unsigned int"),
+    op("primary_flags", "call", contextless=True, session="s->cuda.cuDevicePrimaryCtxSetFlags_v2(s->devices[device], flags & TPW_FLAGS_FORWARDED)", device="CUdevice: device", flags="unsigned int"),
     # With a share of the device it is that of a green context, and a part of the primary one.
     op("context_create", "call", contextless=True, needed=True, context="uint64_t: new context", device="CUdevice: device",
        flags="unsigned int", share="uint64_t: handle? devdesc"),
@@ -79,7 +79,7 @@ FUNCTIONS = [
     op("memory_alloc", "call", size="uint64_t", out={"address": "uint64_t"}),
     op("memory_free", "post", address="uint64_t"),
     # A handle for other processes, and memory of one: asked of the supervisor, which may say why not.
-    op("ipc_memory_export", "call", asks="share", address="uint64_t", out={"handle": "CUipcMemHandle"}),
+    op("ipc_memory_export", "call", asks="share", turns=True, address="uint64_t", out={"handle": "CUipcMemHandle"}),
     op("ipc_memory_open", "call", asks="import MEMORY", handle="CUipcMemHandle",
        out={"address": "uint64_t", "size": "uint64_t", "device": "unsigned int"}),
     # Waits for the stream, 0 = for everything, and reports nothing: the program did not ask.
@@ -103,7 +103,7 @@ FUNCTIONS = [
     op("pool_alloc", "call", pool="uint64_t: handle? pool", size="uint64_t", stream="uint64_t: handle stream", out={
        "address": "uint64_t", "block": "uint64_t", "block_size": "uint64_t"}),
     op("pool_free", "post", address="uint64_t", stream="uint64_t: handle stream"),
-    op("pool_export", "call", contextless=True, asks="share", pool="uint64_t: handle pool", out={"handle": "CUipcMemHandle"}),
+    op("pool_export", "call", contextless=True, asks="share", turns=True, pool="uint64_t: handle pool", out={"handle": "CUipcMemHandle"}),
     op("pool_import", "call", contextless=True, asks="import POOL", pool="uint64_t: new pool", handle="CUipcMemHandle",
        out={"known": "uint64_t"}),
     op("pool_pointer", "call", contextless=True, asks="import", pool="uint64_t: handle pool", handle="CUmemPoolPtrExportData",
@@ -142,9 +142,9 @@ FUNCTIONS = [
     # side like the ones above, and the host side by the offset of its first byte and the distance of its rows.
     op("arena_take", "call", contextless=True, size="uint64_t", out={"offset": "uint64_t"}),
     op("arena_give", "post", contextless=True, offset="uint64_t", size="uint64_t"),
-    op("arena_copy_in", "post", area="struct tpg_area",
+    op("arena_copy_in", "post", session="tpw_arena_copy(s, frame, &area, offset, host_pitch, stream, true)", area="struct tpg_area",
        stream="uint64_t: name stream", offset="uint64_t", host_pitch="uint64_t"),
-    op("arena_copy_out", "post", area="struct tpg_area",
+    op("arena_copy_out", "post", session="tpw_arena_copy(s, frame, &area, offset, host_pitch, stream, false)", area="struct tpg_area",
        stream="uint64_t: name stream", offset="uint64_t", host_pitch="uint64_t"),
     # Streams and events.
     op("stream_create", "post", waits="asked", stream="uint64_t: new stream", flags="unsigned int", priority="int"),
@@ -158,7 +158,7 @@ FUNCTIONS = [
     # The session writes the word when it finds the event, or the stream, complete. Nothing is put into the stream for that.
     op("watch", "post", subject="uint64_t", word="unsigned int", value="uint64_t"),
     op("stream_query", "call", reports=True, completes=True, stream="uint64_t: name stream"),
-    op("ipc_event_export", "call", event="uint64_t: name event", out={"handle": "CUipcEventHandle"}),
+    op("ipc_event_export", "call", turns=True, event="uint64_t: name event", out={"handle": "CUipcEventHandle"}),
     op("ipc_event_open", "call", asks="import EVENT", event="uint64_t: new event", handle="CUipcEventHandle"),
     # `complete` has a bit for each of `ahead`, up to TP_AHEAD_MAX events that are likely to be asked for next.
     op("event_query", "call", reports=True, completes=True, event="uint64_t: name event", ahead="uint64_t: array",
@@ -188,7 +188,7 @@ FUNCTIONS = [
        "edges": "CUgraphEdgeData: array"}),
     # With the client's handles in the places of the driver's.
     op("graph_kernel_get", "call", node="uint64_t: handle graphnode", out={"node": "CUDA_KERNEL_NODE_PARAMS", "params": "void: bytes"}),
-    op("graph_attribute_set", "call", node="uint64_t: handle graphnode", attribute="CUlaunchAttribute: struct by node"),
+    op("graph_attribute_set", "call", session="s->cuda.cuGraphKernelNodeSetAttribute(node, attribute->id, &attribute->value)", node="uint64_t: handle graphnode", attribute="CUlaunchAttribute: struct by node"),
     op("graph_memcpy_get", "call", contextless=True, node="uint64_t: handle graphnode", out={"params": "CUDA_MEMCPY3D"}),
     # Copies between device memory and the program's own. The node knows a buffer on the worker in the place of the
     # program's memory; the client fills it before each launch, or empties it behind. `graph_copies` finds the nodes that

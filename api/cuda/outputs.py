@@ -14,6 +14,7 @@ BEGINNINGS = [
     begins("cuModuleGetGlobal", "cuModuleGetGlobal_v2", dptr="0", bytes="0"),
     begins("cuDeviceTotalMem", bytes="0"),
     begins("cuStreamEndCapture", phGraph="NULL"),
+    begins("cuGetErrorName", "cuGetErrorString", pStr="NULL"),  # what is no error has none
     begins("cuMemcpyBatchAsync", "cuMemcpy3DBatchAsync", failIdx="SIZE_MAX if hStream"),
     begins("cuMemcpyBatchAsync_ptsz", "cuMemcpy3DBatchAsync_ptsz", failIdx="SIZE_MAX"),
     begins(

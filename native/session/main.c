@@ -81,21 +81,15 @@ static void warm_up(struct tpw_session *s, bool secrets) {
     if (!error && more_control(s)) {
         return; /* the client has come meanwhile: what it needs, it asks for */
     }
-    if (!error) {
-        error = tpw_primary(s, 0, &context);
-    }
+    error = error ? error : tpw_primary(s, 0, &context);
     if (!error) {
         error = (int32_t)s->cuda.cuCtxSetCurrent(context);
         s->entered_native = context;
         s->entered = 0;
     }
-    if (!error) {
-        error = (int32_t)s->cuda.cuMemGetInfo_v2(&free_bytes, &total);
-    }
+    error = error ? error : (int32_t)s->cuda.cuMemGetInfo_v2(&free_bytes, &total);
     char name_of_device[200] = "";
-    if (!error) {
-        error = (int32_t)s->cuda.cuDeviceGetName(name_of_device, sizeof name_of_device, s->devices[0]);
-    }
+    error = error ? error : (int32_t)s->cuda.cuDeviceGetName(name_of_device, sizeof name_of_device, s->devices[0]);
     if (error) {
         const char *name = tpg_cuda_error_name(error);
         char text[200];

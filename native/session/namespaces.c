@@ -8,7 +8,6 @@
  */
 #include "tpw_main.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <unistd.h>

@@ -19,9 +19,7 @@ int32_t tpw_start(struct tpw_session *s, const struct tp_frame *frame, const str
         error = CUDA_ERROR_NO_DEVICE;
     }
     int version = 0;
-    if (!error) {
-        error = (int32_t)s->cuda.cuDriverGetVersion(&version);
-    }
+    error = error ? error : (int32_t)s->cuda.cuDriverGetVersion(&version);
     struct tp_device_description *descriptions =
         tpw_scratch(s, (uint64_t)s->device_count, sizeof *descriptions, &error);
     for (int i = 0; i < s->device_count && !error; i++) {

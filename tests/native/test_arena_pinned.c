@@ -59,11 +59,8 @@ static int32_t give(uint64_t offset, uint64_t size) {
 
 static int32_t copy(bool in, uint64_t device, uint64_t pitch, uint64_t width, uint64_t height, uint64_t offset,
                     uint64_t host_pitch) {
-    struct tpg_arena_copy_in_in up = {
-        .area = {device, pitch, width, height}, .stream = 1, .offset = offset, .host_pitch = host_pitch};
-    struct tpg_arena_copy_out_in down = {
-        .area = {device, pitch, width, height}, .stream = 1, .offset = offset, .host_pitch = host_pitch};
-    return in ? tpw_arena_copy_in(&session, &frame, &up) : tpw_arena_copy_out(&session, &frame, &down);
+    const struct tpg_area area = {device, pitch, width, height};
+    return tpw_arena_copy(&session, &frame, &area, offset, host_pitch, 1, in);
 }
 
 static uint64_t device_alloc(uint64_t size) {

@@ -71,17 +71,17 @@ static bool believed(uint64_t handle) {
 
 static void test_records(void) {
     CHECK(!believed(EVENT)); /* nobody was asked */
-    tpc_noted_cuEventRecord(event, NULL);
-    tpc_noted_cuEventRecord((CUevent)(uintptr_t)OTHER, NULL);
+    tpc_event_recorded(event, 0);
+    tpc_event_recorded((CUevent)(uintptr_t)OTHER, 0);
     complete(EVENT);
     complete(OTHER);
     frames++;
-    tpc_noted_cuEventRecord(event, NULL);
+    tpc_event_recorded(event, 0);
     CHECK(!believed(EVENT) && believed(OTHER));
     complete(EVENT);
     const struct question before = ask(EVENT);
     frames++;
-    tpc_noted_cuEventRecordWithFlags(event, NULL, 0);
+    tpc_event_recorded(event, 0);
     CHECK(!believed(EVENT) && believed(OTHER));
     /* An answer from before the record says nothing of what is after it. */
     say_complete(&before, 0);
@@ -93,7 +93,7 @@ static void test_many(void) {
     enum { MANY = 40, FIRST = 5000 };
     unsigned questions = 0;
     for (uint64_t i = 0; i < MANY; i++) {
-        tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + i), NULL);
+        tpc_event_recorded((CUevent)(uintptr_t)(FIRST + i), 0);
     }
     for (uint64_t i = 0; i < MANY; i++) {
         if (!believed(FIRST + i)) {
@@ -103,14 +103,14 @@ static void test_many(void) {
         }
     }
     CHECK(questions < 8);
-    tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + 7), NULL);
+    tpc_event_recorded((CUevent)(uintptr_t)(FIRST + 7), 0);
     CHECK(!believed(FIRST + 7) && believed(FIRST + 6) && believed(FIRST + 8));
     /* One that is recorded anew between the question and the answer, and one that the answer calls unfinished. */
-    tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + 8), NULL);
-    tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + 9), NULL);
+    tpc_event_recorded((CUevent)(uintptr_t)(FIRST + 8), 0);
+    tpc_event_recorded((CUevent)(uintptr_t)(FIRST + 9), 0);
     const struct question question = ask(FIRST + 7);
     CHECK(question.sweep.count == 2 && question.sweep.events[0] == FIRST + 8 && question.sweep.events[1] == FIRST + 9);
-    tpc_noted_cuEventRecord((CUevent)(uintptr_t)(FIRST + 8), NULL);
+    tpc_event_recorded((CUevent)(uintptr_t)(FIRST + 8), 0);
     say_complete(&question, 1);
     CHECK(believed(FIRST + 7) && !believed(FIRST + 8) && !believed(FIRST + 9));
 }
@@ -129,7 +129,7 @@ static void test_graphs(void) {
     frames++;
     tpc_watch_launched(); /* no graph of this process records anything yet */
     CHECK(believed(EVENT) && believed(OTHER));
-    tpc_noted_cuEventRecordWithFlags(event, NULL, CU_EVENT_RECORD_EXTERNAL);
+    tpc_event_recorded(event, CU_EVENT_RECORD_EXTERNAL);
     complete(EVENT);
     complete(OTHER);
     const struct question before = ask(EVENT);

@@ -277,9 +277,7 @@ static enum tp_status open_one(struct tp_conn *conn, uint32_t index) {
     atomic_store_explicit(&conn->data_count, index + 1, memory_order_seq_cst); /* from here on loss shuts it down */
     atomic_store_explicit(&conn->lanes, index + 1, memory_order_release);
     status = tp_thread_start(NULL, "tf-data-in", 256u << 10, tpc_data_receive, data);
-    if (status == TP_OK) {
-        status = tp_thread_start(NULL, "tf-data-out", 256u << 10, tpc_data_send, data);
-    }
+    status = status ? status : tp_thread_start(NULL, "tf-data-out", 256u << 10, tpc_data_send, data);
     if (status != TP_OK) {
         tpc_lose(conn, status, "a thread could not be started");
     } else if (tpc_is_lost(conn)) {

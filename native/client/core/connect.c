@@ -8,7 +8,6 @@
 #include "conn_internal.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
 #include <stdio.h>
@@ -259,9 +258,7 @@ static enum tp_status greet(struct tp_conn *conn, struct line *line, uint32_t ro
         /* A worker that refuses at once may close before all is sent: its welcome still says why. */
         tp_net_send_all(line->fd, &greeting, sizeof greeting, tp_now_ns() + WELCOME_NS);
     }
-    if (status == TP_OK) {
-        status = receive_welcome(line, to, most_ns, welcome, dropped, why, why_size);
-    }
+    status = status ? status : receive_welcome(line, to, most_ns, welcome, dropped, why, why_size);
     const bool plain = to->secret[0] && !line->secure;
     if (status == TP_OK && plain && welcome->status == TP_ACCEPTED) {
         snprintf(why, why_size,

@@ -7,7 +7,6 @@
  */
 #include "conn_internal.h"
 
-#include <errno.h>
 #include <sched.h>
 #include <string.h>
 #include <unistd.h>

@@ -191,9 +191,7 @@ enum tp_status tpc_tls_open(struct tpc_tls **out, int fd, const char *host, char
             status = TP_ERROR_CONFIG;
         }
     }
-    if (status == TP_OK) {
-        status = handshake(tls, host, why, why_size);
-    }
+    status = status ? status : handshake(tls, host, why, why_size);
     if (status != TP_OK) {
         tpc_tls_close(tls);
         return status;

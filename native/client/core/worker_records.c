@@ -6,7 +6,6 @@
  */
 #include "conn_internal.h"
 
-#include <stdio.h>
 #include <string.h>
 #include <tp_trace.h>
 #include <tp_traced.h>

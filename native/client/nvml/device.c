@@ -7,7 +7,6 @@
 #include "tpn.h"
 
 #include <stdio.h>
-#include <strings.h>
 
 struct tpn_device tpn_devices[TP_NVML_DEVICES];
 unsigned int tpn_device_count;

@@ -26,8 +26,7 @@ static nvmlReturn_t list(const char *name, bool compute, nvmlDevice_t device, un
         return NVML_ERROR_INVALID_ARGUMENT;
     }
     if (compute) {
-        struct tpg_nvml_processes_in a = {.device = (uint64_t)(uintptr_t)device};
-        nvmlReturn_t result = tpn_call_nvml_processes(name, &a, &listed->out, &listed->reply);
+        nvmlReturn_t result = tpn_call_nvml_processes(name, (uint64_t)(uintptr_t)device, &listed->out, &listed->reply);
         if (result == NVML_SUCCESS && listed->out.pids_count != listed->out.used_count) {
             result = tpn_bad_reply(&listed->reply);
         }
@@ -100,13 +99,13 @@ nvmlReturn_t tpn_do_nvmlDeviceGetRunningProcessDetailList(nvmlDevice_t device, n
 /* Without an array the count says nothing: the caller asks how much room there must be. */
 nvmlReturn_t tpn_do_nvmlDeviceGetProcessesUtilizationInfo(nvmlDevice_t device, nvmlProcessesUtilizationInfo_t *info) {
     const unsigned int room = info->procUtilArray ? info->processSamplesCount : 0;
-    struct tpg_nvml_utilization_in a = {.device = (uint64_t)(uintptr_t)device,
-                                        .since = info->lastSeenTimeStamp,
-                                        .capacity = room < TP_NVML_LIST_MAX ? room : TP_NVML_LIST_MAX};
+    const unsigned int most = room < TP_NVML_LIST_MAX ? room : TP_NVML_LIST_MAX;
     struct tpg_nvml_utilization_out o;
     struct tp_reply reply;
-    nvmlReturn_t result = tpn_call_nvml_utilization("nvmlDeviceGetProcessesUtilizationInfo", &a, &o, &reply);
-    if (result == NVML_SUCCESS && o.samples_count > a.capacity) {
+    nvmlReturn_t result =
+        tpn_call_nvml_utilization("nvmlDeviceGetProcessesUtilizationInfo", (uint64_t)(uintptr_t)device,
+                                  info->lastSeenTimeStamp, most, &o, &reply);
+    if (result == NVML_SUCCESS && o.samples_count > most) {
         result = tpn_bad_reply(&reply);
     }
     if (result == NVML_SUCCESS) {

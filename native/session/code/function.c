@@ -67,9 +67,7 @@ int32_t tpw_function_get(struct tpw_session *s, const struct tp_frame *frame, co
     const char *name = NULL;
     CUfunction native = NULL;
     error = error ? error : tpw_kernel_text(s, false, listed, &name);
-    if (!error) {
-        error = (int32_t)s->cuda.cuModuleGetFunction(&native, module, name);
-    }
+    error = error ? error : (int32_t)s->cuda.cuModuleGetFunction(&native, module, name);
     return make_kernel(s, &inside, TPG_FUNCTION, in->function, (uint64_t)(uintptr_t)native, in->module, error);
 }
 
@@ -96,12 +94,10 @@ int32_t tpw_kernel_function(struct tpw_session *s, const struct tp_frame *frame,
 int32_t tpw_kernel_name(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_kernel_name_in *in,
                         struct tpg_kernel_name_out *out, CUfunction function) {
     const char *name = NULL;
-    int32_t error = tpw_kernel_text(s, tp_handle_is(in->function, TPG_KERNEL), (uint64_t)(uintptr_t)function, &name);
-    if (!error) {
-        out->name = name;
-        out->name_size = strlen(name) + 1;
-    }
-    return error;
+    TPW_TRY(tpw_kernel_text(s, tp_handle_is(in->function, TPG_KERNEL), (uint64_t)(uintptr_t)function, &name));
+    out->name = name;
+    out->name_size = strlen(name) + 1;
+    return CUDA_SUCCESS;
 }
 
 int32_t tpw_function_attributes(struct tpw_session *s, const struct tp_frame *frame,

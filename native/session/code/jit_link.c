@@ -14,9 +14,7 @@ int32_t tpw_link_create(struct tpw_session *s, const struct tp_frame *frame, con
     struct tpw_jit *jit = calloc(1, sizeof *jit);
     CUlinkState native = NULL;
     int32_t error = jit ? tpw_jit_read(jit, in->options, in->options_count) : CUDA_ERROR_OUT_OF_MEMORY;
-    if (!error) {
-        error = (int32_t)s->cuda.cuLinkCreate_v2(jit->count, jit->options, jit->values, &native);
-    }
+    error = error ? error : (int32_t)s->cuda.cuLinkCreate_v2(jit->count, jit->options, jit->values, &native);
     error = tpw_made(s, frame, TPG_LINK, in->link, (uint64_t)(uintptr_t)native, error);
     struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
     if (object && !error) {
@@ -62,9 +60,7 @@ int32_t tpw_link_add(struct tpw_session *s, const struct tp_frame *frame, const 
     if (!error && (!body || !linker)) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
-    if (!error) {
-        error = tpw_jit_read(&jit, in->options, in->options_count);
-    }
+    error = error ? error : tpw_jit_read(&jit, in->options, in->options_count);
     if (!error) {
         linker->image_size = 0; /* what is linked next may lie elsewhere */
         out->status = readable((CUjitInputType)in->type, body, (size_t)in->size)

@@ -7,8 +7,6 @@
 #include "tpg_session.h"
 #include "tpw_code.h"
 
-#include <stdlib.h>
-
 struct tpw_object *tpw_launchable(struct tpw_session *s, uint64_t function, size_t bytes, int32_t *error) {
     struct tpw_object *object = *error ? NULL : tpw_object(s, TPG_FUNCTION, function);
     if (!object) {

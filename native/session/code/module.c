@@ -509,9 +509,7 @@ int32_t tpw_global_get(struct tpw_session *s, const struct tp_frame *frame, cons
     error = error ? error : tpw_enter(s, &inside);
     struct tpw_taking taking;
     const bool takes = !error && library && tpw_taken_begin(s, &taking);
-    if (!error) {
-        error = (int32_t)find_global(s, native, in, &address, &size);
-    }
+    error = error ? error : (int32_t)find_global(s, native, in, &address, &size);
     if (!error && takes) {
         error = tpw_takes_more(s, &taking, in->owner);
     }

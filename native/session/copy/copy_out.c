@@ -268,9 +268,7 @@ int32_t tpw_copy_out_post(struct tpw_session *s, const struct tp_frame *frame, c
         has_data(s); /* without it the first chunk to be sent ends the link, by name */
         return start_large(s, d, &in->area, stream);
     }
-    if (!error) {
-        error = start_small(s, d, &in->area, stream);
-    }
+    error = error ? error : start_small(s, d, &in->area, stream);
     if (error != TPW_LATER) {
         end_transfer(s, in->transfer);
         free(d);

@@ -23,8 +23,8 @@ static int32_t check(struct tpw_session *s, const struct tpg_area *area, uint64_
     return CUDA_SUCCESS;
 }
 
-static int32_t copy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_area *area, uint64_t offset,
-                    uint64_t host_pitch, uint64_t handle, bool in) {
+int32_t tpw_arena_copy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_area *area,
+                       uint64_t offset, uint64_t host_pitch, uint64_t handle, bool in) {
     unsigned char *host = NULL;
     if (!area->width || !area->height) {
         return CUDA_SUCCESS;
@@ -44,13 +44,4 @@ static int32_t copy(struct tpw_session *s, const struct tp_frame *frame, const s
     error = tpw_copy_rows(s, &rows, in ? CU_MEMORYTYPE_DEVICE : CU_MEMORYTYPE_HOST,
                           in ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE, aside.stream);
     return tpw_aside_end(s, &aside, error);
-}
-
-int32_t tpw_arena_copy_in(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_arena_copy_in_in *in) {
-    return copy(s, frame, &in->area, in->offset, in->host_pitch, in->stream, true);
-}
-
-int32_t tpw_arena_copy_out(struct tpw_session *s, const struct tp_frame *frame,
-                           const struct tpg_arena_copy_out_in *in) {
-    return copy(s, frame, &in->area, in->offset, in->host_pitch, in->stream, false);
 }

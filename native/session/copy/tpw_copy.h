@@ -17,6 +17,11 @@ int32_t tpw_area_copy(struct tpw_session *s, const struct tpg_area *area, uint64
 /* Takes an uploaded body out of a transfer; NULL with *error set. For images; the caller frees. */
 unsigned char *tpw_take_upload(struct tpw_session *s, uint64_t transfer, size_t size, int32_t *error);
 
+/* ---- copy_pinned.c ---- */
+/* Between an area and pinned memory in the segment, at `offset` of it. */
+int32_t tpw_arena_copy(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_area *area,
+                       uint64_t offset, uint64_t host_pitch, uint64_t handle, bool in);
+
 /* ---- copy_host.c ---- */
 /* Whether a copy with host memory on its other side is one that the driver would wait in: `address` is the host's, too. */
 bool tpw_between_hosts(struct tpw_session *s, uint64_t address, CUstream stream);

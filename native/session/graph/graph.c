@@ -318,11 +318,9 @@ int32_t tpw_cuGraphDestroyNode(struct tpw_session *s, const struct tp_frame *fra
     if (captured(s, 0, in->hNode)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    int32_t error = (int32_t)s->cuda.cuGraphDestroyNode(node);
-    if (!error) {
-        tpw_forget(s, TPG_GRAPHNODE, in->hNode);
-    }
-    return error;
+    TPW_TRY(s->cuda.cuGraphDestroyNode(node));
+    tpw_forget(s, TPG_GRAPHNODE, in->hNode);
+    return CUDA_SUCCESS;
 }
 
 int32_t tpw_graph_child_set(struct tpw_session *s, const struct tp_frame *frame,
@@ -333,11 +331,9 @@ int32_t tpw_graph_child_set(struct tpw_session *s, const struct tp_frame *frame,
     if (captured(s, 0, in->node)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    int32_t error = (int32_t)s->cuda.cuGraphNodeSetParams(node, &params);
-    if (!error) {
-        tpw_forget_parts(s, TPG_GRAPHNODE, in->node);
-    }
-    return error;
+    TPW_TRY(s->cuda.cuGraphNodeSetParams(node, &params));
+    tpw_forget_parts(s, TPG_GRAPHNODE, in->node);
+    return CUDA_SUCCESS;
 }
 
 /* ---- lists ---- */

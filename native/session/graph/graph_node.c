@@ -11,8 +11,6 @@
 #include "tpw_code.h"
 #include "tpw_memory.h"
 
-#include <stdlib.h>
-
 /* The kernel of a node and its parameters, which are the bytes of the frame. A kernel of a library needs its context named;
  * a function has one, and for that the driver looks at no other. */
 void tpw_take_CUDA_KERNEL_NODE_PARAMS_func(struct tpw_session *s, const struct tp_frame *frame, struct tp_cursor *c,
@@ -248,10 +246,4 @@ int32_t tpw_graph_memcpy_get(struct tpw_session *s, const struct tp_frame *frame
     tell_host(s, &out->params.dstMemoryType, out->params.dstHost, &out->params.dstDevice);
     no_pointers(&out->params);
     return error;
-}
-
-int32_t tpw_graph_attribute_set(struct tpw_session *s, const struct tp_frame *frame,
-                                const struct tpg_graph_attribute_set_in *in, CUgraphNode node,
-                                const CUlaunchAttribute *attribute) {
-    return (int32_t)s->cuda.cuGraphKernelNodeSetAttribute(node, attribute->id, &attribute->value);
 }

@@ -107,9 +107,11 @@ static int32_t needed(struct tpw_session *s, const CUDA_ARRAY3D_DESCRIPTOR *d, u
     return error;
 }
 
-static int32_t create(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
-                      const CUDA_ARRAY3D_DESCRIPTOR *d, unsigned levels) {
+int32_t tpw_array_make(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
+                       const void *shape, unsigned levels) {
+    CUDA_ARRAY3D_DESCRIPTOR d;
     uint32_t device = 0;
+    memcpy(&d, shape, sizeof d);
     uint64_t native = 0;
     int32_t error = tpw_memory_open(s);
     error = error ? error : tpw_current_device(s, &device);
@@ -122,13 +124,13 @@ static int32_t create(struct tpw_session *s, const struct tp_frame *frame, uint3
     }
     *charge = *twin = (struct tpw_charge){.device = device, .kind = kind, .context = tpw_home_of(s, s->entered)};
     uint64_t bytes = 0;
-    error = needed(s, d, kind, levels, s->devices[device], twin, &bytes);
+    error = needed(s, &d, kind, levels, s->devices[device], twin, &bytes);
     end_later(s, twin);
     error = error ? error : tpw_charge(s, device, bytes);
     const bool charged = !error;
-    error = error ? error : make(s, d, kind, levels, &native);
+    error = error ? error : make(s, &d, kind, levels, &native);
     if (error == CUDA_ERROR_OUT_OF_MEMORY && charged && tpw_arena_trim(s, device)) {
-        error = make(s, d, kind, levels, &native);
+        error = make(s, &d, kind, levels, &native);
     }
     const bool there = !error;
     error = tpw_made(s, frame, kind, handle, native, error);
@@ -149,22 +151,8 @@ static int32_t create(struct tpw_session *s, const struct tp_frame *frame, uint3
     return error;
 }
 
-int32_t tpw_cuArray3DCreate_v2(struct tpw_session *s, const struct tp_frame *frame,
-                               const struct tpg_cuArray3DCreate_v2_in *in) {
-    CUDA_ARRAY3D_DESCRIPTOR shape;
-    memcpy(&shape, in->pAllocateArray, sizeof shape);
-    return create(s, frame, TPG_ARRAY, in->pHandle, &shape, 0);
-}
-
-int32_t tpw_cuMipmappedArrayCreate(struct tpw_session *s, const struct tp_frame *frame,
-                                   const struct tpg_cuMipmappedArrayCreate_in *in) {
-    CUDA_ARRAY3D_DESCRIPTOR shape;
-    memcpy(&shape, in->pMipmappedArrayDesc, sizeof shape);
-    return create(s, frame, TPG_MIPMAP, in->pHandle, &shape, in->numMipmapLevels);
-}
-
 /* The handles end at once, those of what lies inside, too. */
-static int32_t destroy(struct tpw_session *s, uint32_t kind, uint64_t handle) {
+int32_t tpw_array_end(struct tpw_session *s, uint32_t kind, uint64_t handle) {
     struct tpw_object *object = tpw_object(s, kind, handle);
     if (!object || object->error) {
         return object ? object->error : CUDA_ERROR_INVALID_HANDLE;
@@ -176,16 +164,6 @@ static int32_t destroy(struct tpw_session *s, uint32_t kind, uint64_t handle) {
         end_later(s, charge);
     }
     return CUDA_SUCCESS;
-}
-
-int32_t tpw_cuArrayDestroy(struct tpw_session *s, const struct tp_frame *frame,
-                           const struct tpg_cuArrayDestroy_in *in) {
-    return destroy(s, TPG_ARRAY, in->hArray);
-}
-
-int32_t tpw_cuMipmappedArrayDestroy(struct tpw_session *s, const struct tp_frame *frame,
-                                    const struct tpg_cuMipmappedArrayDestroy_in *in) {
-    return destroy(s, TPG_MIPMAP, in->hMipmappedArray);
 }
 
 /* A primary context may stay in the driver. */

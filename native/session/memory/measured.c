@@ -5,7 +5,6 @@
  * Executor thread only, and nothing else of this process calls the driver meanwhile. Where the driver does not tell (NVML knows
  * this process by another number in some containers) it is not counted, with a word.
  */
-#include "tpg_session.h"
 #include "tpw_memory.h"
 
 static uint64_t figure(struct tpw_session *s, uint32_t device) {

@@ -189,12 +189,8 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
         return CUDA_ERROR_INVALID_VALUE;
     }
     int32_t error = tpw_current_device(s, &device);
-    if (!error) {
-        error = tpw_memory_open(s);
-    }
-    if (!error) {
-        error = tpw_charge(s, device, in->size);
-    }
+    error = error ? error : tpw_memory_open(s);
+    error = error ? error : tpw_charge(s, device, in->size);
     TPW_TRY(error);
     error = tpw_arena_alloc(s, device, in->size, &range);
     if (error) {

@@ -196,9 +196,7 @@ int32_t tpw_pool_alloc(struct tpw_session *s, const struct tp_frame *frame, cons
     if (!error && (!in->size || (from && from->import))) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
-    if (!error) {
-        error = tpw_memory_open(s);
-    }
+    error = error ? error : tpw_memory_open(s);
     uint64_t more = charge; /* than counts already */
     if (!error && !graph) {
         tpw_pools_trim(s); /* what ended contexts have left */
@@ -276,9 +274,7 @@ int32_t tpw_pool_free(struct tpw_session *s, const struct tp_frame *frame, const
         tpw_memory_free_behind(s, range, stream->native);
         return CUDA_SUCCESS;
     }
-    if (!error) {
-        error = (int32_t)s->cuda.cuMemFreeAsync(in->address, stream->native);
-    }
+    error = error ? error : (int32_t)s->cuda.cuMemFreeAsync(in->address, stream->native);
     TPW_TRY(error);
     tpw_range_leave(s, range);
     if (tpw_when_done(s, stream->native, freed, range)) {

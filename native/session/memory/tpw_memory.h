@@ -289,6 +289,12 @@ void tpw_import_drop(struct tpw_session *s, struct tpw_import *import);
 void tpw_import_end(struct tpw_session *s, struct tpw_range *range);
 void tpw_shares_close(struct tpw_memory *m);
 
+/* ---- array.c ---- */
+/* Arrays and mipmaps (`levels` of 0: an array) by a descriptor that came in a frame, and their ends. */
+int32_t tpw_array_make(struct tpw_session *s, const struct tp_frame *frame, uint32_t kind, uint64_t handle,
+                       const void *shape, unsigned levels);
+int32_t tpw_array_end(struct tpw_session *s, uint32_t kind, uint64_t handle);
+
 /* ---- staging.c ---- */
 /* A pinned piece. When all are in use it waits a little for a completion, then allocates more, because the stream that
  * keeps them may be waiting for a frame that the executor has yet to read. NULL with *error set. */

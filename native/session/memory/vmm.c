@@ -92,9 +92,7 @@ int32_t tpw_memory_create(struct tpw_session *s, const struct tp_frame *frame, c
     if (!error && (!in->size || in->flags)) {
         error = CUDA_ERROR_INVALID_VALUE;
     }
-    if (!error) {
-        error = tpw_device_index(s, prop.location.id, &device);
-    }
+    error = error ? error : tpw_device_index(s, prop.location.id, &device);
     if (!error && s->memory->arenas[device].shareable) { /* else exporting it is refused, by name */
         prop.requestedHandleTypes = wanted->requestedHandleTypes & CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
     }
@@ -191,13 +189,11 @@ int32_t tpw_memory_release(struct tpw_session *s, const struct tp_frame *frame,
         return CUDA_ERROR_INVALID_VALUE;
     }
     struct physical *physical = object->record;
-    int32_t error = (int32_t)s->cuda.cuMemRelease(object->native);
-    if (!error) {
-        object->record = NULL;
-        tpw_forget(s, TPG_MEMORY, in->memory);
-        let_go(s, physical);
-    }
-    return error;
+    TPW_TRY(s->cuda.cuMemRelease(object->native));
+    object->record = NULL;
+    tpw_forget(s, TPG_MEMORY, in->memory);
+    let_go(s, physical);
+    return CUDA_SUCCESS;
 }
 
 /* ---- mappings ---- */

@@ -159,12 +159,8 @@ int32_t tpw_nvml_start(struct tpw_session *s, const struct tp_frame *frame, stru
             count += error == 0;
         }
     }
-    if (!error) {
-        error = (int32_t)s->nvml.nvmlSystemGetCudaDriverVersion_v2(&out->cuda_version);
-    }
-    if (!error) {
-        error = (int32_t)s->nvml.nvmlSystemGetNVMLVersion(version, sizeof version);
-    }
+    error = error ? error : (int32_t)s->nvml.nvmlSystemGetCudaDriverVersion_v2(&out->cuda_version);
+    error = error ? error : (int32_t)s->nvml.nvmlSystemGetNVMLVersion(version, sizeof version);
     made = made || !error;
     out->pci = pci;
     out->pci_count = count;

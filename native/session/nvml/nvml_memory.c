@@ -46,9 +46,7 @@ int32_t tpw_nvmlDeviceGetMemoryInfo_v2(struct tpw_session *s, const struct tp_fr
     int32_t error = 0;
     struct figures figures;
     nvmlMemory_v2_t *memory = tpw_versioned(s, in->memory, in->memory_size, sizeof *memory, &error);
-    if (!error) {
-        error = (int32_t)s->nvml.nvmlDeviceGetMemoryInfo_v2(device, memory);
-    }
+    error = error ? error : (int32_t)s->nvml.nvmlDeviceGetMemoryInfo_v2(device, memory);
     if (!error && limited(s, in->device, memory->total, memory->free, &figures)) {
         memory->total = figures.total;
         memory->free = figures.free;

@@ -6,7 +6,6 @@
  */
 #include "tpg_session.h"
 #include "tpw_nvml.h"
-#include <tp_nvml.h>
 
 #include <string.h>
 

@@ -7,7 +7,6 @@
  * before, a device whose break nobody has seen counts as whole.
  */
 #include "tpg_answer.h"
-#include "tpg_session.h"
 #include "tpw_session.h"
 
 static bool sticky(int32_t error) {

@@ -95,9 +95,7 @@ int32_t tpw_device_describe(struct tpw_session *s, int index, struct tp_device_d
     if (!error) {
         error = (int32_t)s->cuda.cuDeviceGetUuid_v2(&uuid, device);
     }
-    if (!error) {
-        error = (int32_t)s->cuda.cuDeviceTotalMem_v2(&total, device);
-    }
+    error = error ? error : (int32_t)s->cuda.cuDeviceTotalMem_v2(&total, device);
     TPW_TRY(error);
     memcpy(what->uuid, uuid.bytes, sizeof what->uuid);
     uint64_t limit = tp_quota_limit(s->quota);

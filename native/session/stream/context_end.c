@@ -319,9 +319,7 @@ static int32_t end(struct tpw_session *s, const struct tp_frame *frame, struct t
     int32_t error = tpw_enter(s, &inside);
     tpw_forget(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, ending->id));
     s->unfinished++;
-    if (!error) {
-        error = tpw_when_all_done(s, finished, ending);
-    }
+    error = error ? error : tpw_when_all_done(s, finished, ending);
     if (error) {
         finished(s, ending, error);
     } else {

@@ -4,7 +4,6 @@
  * Executor thread only. It is written to this session's cell of the quota page between turns of the loop, where the control channel is
  * looked at, and before a sleep, so no call pays for it; the supervisor reads it there.
  */
-#include "tpg_session.h"
 #include "tpw_stream.h"
 
 #include <tp_quota.h>

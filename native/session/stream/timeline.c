@@ -59,9 +59,7 @@ static int32_t more_words(struct tpw_session *s) {
     }
     int32_t error = (int32_t)s->cuda.cuMemHostAlloc(&memory, WORDS * sizeof(uint64_t),
                                                     CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP);
-    if (!error) {
-        error = (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&device, memory, 0);
-    }
+    error = error ? error : (int32_t)s->cuda.cuMemHostGetDevicePointer_v2(&device, memory, 0);
     if (error && memory) {
         s->cuda.cuMemFreeHost(memory);
     }
@@ -79,14 +77,12 @@ static int32_t more_words(struct tpw_session *s) {
 }
 
 static int32_t take_word(struct tpw_session *s, struct tpw_stream *stream) {
-    int32_t error = s->waits->words ? CUDA_SUCCESS : more_words(s);
-    if (!error) {
-        stream->word = s->waits->words;
-        s->waits->words = stream->word->next;
-        atomic_store_explicit(stream->word->value, 0, memory_order_relaxed);
-        tpw_lane_point(stream->word, 0);
-    }
-    return error;
+    TPW_TRY(s->waits->words ? CUDA_SUCCESS : more_words(s));
+    stream->word = s->waits->words;
+    s->waits->words = stream->word->next;
+    atomic_store_explicit(stream->word->value, 0, memory_order_relaxed);
+    tpw_lane_point(stream->word, 0);
+    return CUDA_SUCCESS;
 }
 
 /* What lies in the word beyond the last point was written by a kernel of the client. */

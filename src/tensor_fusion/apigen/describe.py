@@ -20,24 +20,24 @@ A line of api/ names a function and one of these kinds:
 
 A ``post`` or a ``call`` with ``check=True`` is first shown to a hand-written ``tpc_check_<name>`` of the same
 arguments, which refuses what the driver would refuse at once, or answers ``TPC_DONE`` when the call was made in
-another way.
+another way. ``check=`` the call of a function that is written by hand, as C over the parameters, does that for several.
 With ``wrapped=True`` the generated function is ``tpc_sent_<name>``, for a hand-written ``tpc_<name>`` of the same
 arguments that has something to do before or behind it.
 One with ``unsafe=True``, and any other function, is refused, and ends the capture, where a capture's mode forbids what
 it does; with ``unsafe="last"`` only if what the line says of its arguments is right, where it is no refused one.
 One with ``noted=True`` tells a hand-written ``tpc_noted_<name>`` of the same arguments when it is in the stream, and a
-``call`` does so when it has succeeded.
+``call`` does so when it has succeeded; ``noted=`` a call, as with ``check``.
 
 A ``local`` or ``custom`` function whose line has roles is looked at first, in the line's order, and made by a
-hand-written ``tpc_do_<name>``: a parameter is ``"there"``, or gets the error for a NULL or the one behind the word;
-a ``"handle"`` or ``"handle?"`` by its type; a ``"device"`` of the program; of no bits but ``"bits M"``; ``"most N"``
-or ``"below N"``, unsigned; what ``"is N"``; a struct of ``"version N"`` of NVML; a stream that is ``"uncaptured"``, or
-refuses it and ends its capture. ``current=True``: there is a current context that can be used; C of the line may call
-it ``context``. With ``gives`` nothing is written by hand: what the parameters point at gets these values, as C;
-``"p.f"`` is a field, and ``"p?"`` may be NULL. With ``by``, which is the call of a function that is written by hand, as
-C over the parameters, one function makes several names; a family's header declares it. Before either, ``finds``
-declares what is looked for (``""`` for nothing), each with its C: a call that stores it, whose error is the answer, or,
-as ``"C or E"``, what must not be 0.
+hand-written ``tpc_do_<name>``: a parameter is ``"there"``, or gets the error for a NULL or the one behind the word; a
+``"handle"`` or ``"handle?"`` by its type, or ``"handle or E"`` with the error E for NULL; a ``"device"`` of the
+program; of no bits but ``"bits M"``; ``"most N"`` or ``"below N"``, unsigned; what ``"is N"``; a struct of ``"version
+N"`` of NVML; a stream that is ``"uncaptured"``, or refuses it and ends its capture. ``current=True``: there is a
+current context that can be used; C of the line may call it ``context``. With ``gives`` nothing is written by hand: what
+the parameters point at gets these values, as C; ``"p.f"`` is a field, and ``"p?"`` may be NULL. With ``by``, which is
+the call of a function that is written by hand, as C over the parameters, one function makes several names; a family's
+header declares it. Before either, ``finds`` declares what is looked for (``""`` for nothing), each with its C: a call
+that stores it, whose error is the answer, or, as ``"C or E"``, what must not be 0.
 
 What happens to each parameter follows from its C type (see model.py) unless the line says otherwise, with one of
 the roles:
@@ -68,6 +68,11 @@ the roles:
                        parameter P, which is that, says. Of functions of NVML, whose number is told of success and of
                        too small room. ``"room?"``: what it says without an array does not count
 
+``session="hand"`` on a call or a post says that a hand-written ``tpw_<name>`` does what the session has to do, as it
+does for any operation of our own. ``session=`` a call, as C, says it in one of these: of a function that is written by
+hand for several, or ``s->cuda.NAME(…)`` of the driver. The name of a field is what came, of a handle what it stands
+for, ``in.NAME`` the handle itself.
+
 ``op`` declares an operation of our own, for hand-written code on one or both sides; its fields are
 ``name="ctype: role"``, where no role means a value. Of the roles above they have ``in``, ``string``, ``bytes``,
 ``array``, ``new K``, ``gone K`` and ``device``, and two for existing objects:
@@ -95,6 +100,9 @@ at the frame and its arguments. Else it is C over what the operation carries, wh
 
 ``stands=True`` on a call or a post says that a stream may stand behind it, at a word that somebody writes later: that
 of its arguments, or one in which its node is launched. While one does, of the frames that wait a call is held alone.
+
+``turns=True`` on a call or an op that is one says that of the client's threads one asks at a time, and the others wait
+for its answer: the second gets what the session keeps for the first.
 
 ``settled=True`` on a call or a post says that what the driver does depends on work that the session has seen to be
 complete: it looks for that before the call.
@@ -156,7 +164,7 @@ class Line:
     code: str = ""  # refused: the error
     unseen: bool = False  # refused: whatever its arguments are
     ops: str = ""
-    session: str = "driver"  # "driver": the generated code calls the driver; "hand": tpw_<name> is written by hand
+    session: str = "driver"  # "driver": the generated code calls it; "hand": tpw_<name> is written by hand; or a call
     anytime: bool = False  # may be called before initialisation
     implicit: bool = False  # is given the default stream first, and its own stream parameters as they were passed
     reports: bool = False  # may report a deferred error of earlier posts
@@ -166,12 +174,15 @@ class Line:
     settled: bool = False  # the session looks for what is complete before it calls the driver
     contextless: bool = False  # does not care about the current context
     after_loss: str = ""  # what a lost connection answers: "" = the lost-worker error, "ok" = success
-    check: bool = False  # a hand-written tpc_check_<name> of the same arguments may refuse the call
+    check: bool | str = (
+        False  # a hand-written tpc_check_<name> of the same arguments may refuse the call, or what is called
+    )
     unsafe: bool | str = False  # is refused while a capture whose mode forbids it goes on: True, or "last"
     says_why: bool = False  # op: the session may refuse it with a code and a sentence that the client logs
+    turns: bool = False  # one thread of the client asks at a time
     asks: str = ""  # the supervisor answers it: "share", "import" or "import K"
     shows: bool = False  # what kernels have printed is in the program's output before it returns
-    noted: bool = False  # a hand-written tpc_noted_<name> of the same arguments hears of it once it is in the stream
+    noted: bool | str = False  # the same: a hand-written tpc_noted_<name> hears of it once it is in the stream
     wrapped: bool = False  # the client's function is written by hand, around a generated tpc_sent_<name>
     params: dict[str, str] = field(default_factory=dict)  # name → type, for an exported name that no header declares
     current: bool = False  # local, custom: needs a current context
@@ -295,11 +306,12 @@ def call(
     stands: bool = False,
     settled: bool = False,
     after_loss: str = "",
-    check: bool = False,
+    check: bool | str = False,
     unsafe: bool | str = False,
-    noted: bool = False,
+    noted: bool | str = False,
     wrapped: bool = False,
     asks: str = "",
+    turns: bool = False,
     edition: int = 1,
     **roles: str,
 ) -> Line:
@@ -309,6 +321,7 @@ def call(
         "call",
         roles,
         asks=asks,
+        turns=turns,
         edition=edition,
         session=session,
         reports=reports,
@@ -336,9 +349,9 @@ def post(
     stands: bool = False,
     settled: bool = False,
     after_loss: str = "",
-    check: bool = False,
+    check: bool | str = False,
     unsafe: bool | str = False,
-    noted: bool = False,
+    noted: bool | str = False,
     wrapped: bool = False,
     edition: int = 1,
     **roles: str,
@@ -495,17 +508,19 @@ def op(
     waits: bool | str = False,
     says_why: bool = False,
     asks: str = "",
+    turns: bool = False,
     edition: int = 1,
     needed: bool = False,
     brings: str = "",
     carries: str = "",
+    session: str = "hand",
     out: dict[str, str] | None = None,
     **fields: str,
 ) -> Line:
     """An operation of our own; `kind` is "call", "pure" or "post", `out` are the fields of its reply.
 
-    The session side is by hand. With `says_why` it may fill `refused` and `why`: the generated sender logs the
-    sentence and returns the code.
+    The session side is by hand, or a call. With `says_why` it may fill `refused` and `why`: the generated sender logs
+    the sentence and returns the code.
     """
     roles = dict(fields)
     says_why = says_why or asks.startswith("import")
@@ -516,13 +531,14 @@ def op(
         name,
         "op-" + kind,
         roles,
-        session="hand",
+        session=session,
         reports=reports,
         completes=completes,
         contextless=contextless,
         waits=waits,
         says_why=says_why,
         asks=asks,
+        turns=turns,
         edition=edition,
         needed=needed,
         brings=brings,

@@ -49,13 +49,13 @@ def client_header(model: Model) -> str:
             prototype = api.prototype(line.name)
             if line.kind in ("call", "post", "pure", "local", "custom", "older") and prototype:
                 lines.append(f"{_signature(api, line, prototype)};")
-            if line.check and prototype:
+            if line.check is True and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'check_')};")
             if line.looked_at and line.gives is None and not line.by and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'do_')};")
             if line.wrapped and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'sent_')};")
-            if line.noted and prototype:
+            if line.noted is True and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'noted_')};")
     lines += ["/* What is answered for attributes of devices, whatever the worker's driver says. */"]
     lines += ["struct tpg_said {", "    int attribute, value, bits;", "};", "extern const struct tpg_said tpg_said[];"]
@@ -307,6 +307,8 @@ def stubs(model: Model, api: Api) -> str:
     lines = [NOTE, f'#include "{prefix}.h"', '#include "tpg_client.h"', '#include "tpg_ops.h"']
     if any(line.unsafe for line in api.lines.values()):
         lines.append(f'#include "{prefix}_stream.h"')
+    if any(isinstance(said, str) for line in api.lines.values() for said in (line.check, line.noted)):
+        lines += [f'#include "{header}"' for header in MAKERS[api.name]]
     if any(f.role in ("struct", "structs", "outstruct", "outkept") for op in api.ops for f in op.fields):
         lines.append(f'#include "tpg_{"client" if api.name == "cuda" else api.name}_structs.h"')
     for op in api.ops:
@@ -326,6 +328,7 @@ def looked_at(model: Model, api: Api) -> str:
     makers = [header for header in MAKERS[api.name] if any(line.by for line in looked)]
     streams = [f"{prefix}_stream.h"] if any(line.unsafe for line in looked) else []
     lines += [f'#include "{header}"' for header in makers or streams]
+    lines += [f'#include "tpg_{api.name}_send.h"'] if any(line.ops and line.finds for line in looked) else []
     for line in api.lines.values():
         lines += _looked_at(model, api, line) if line.looked_at else []
     if api.attributes:
@@ -383,7 +386,8 @@ def _look(upper: str, look: Look, name: str = "") -> list[str]:
     null = look.code or f"{upper}_NULL"
     if look.how == "handle":
         optional = "true" if look.optional else "false"
-        return [f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, {optional});"]
+        there = [f"    if (!{look.name}) {{ return {look.code}; }}"] if look.code else []
+        return [*there, f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, {optional});"]
     if look.how == "uncaptured":
         refuse_it = f'{upper}_TRY({upper.lower()}_capture_refuse("{name}", {look.name}));'
         return [f"    {upper}_CHECK_HANDLE({look.kind.upper()}, {look.name}, true);", f"    {refuse_it}"]
@@ -459,7 +463,7 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
             body.append(f"    {upper}_VERSIONED(n_{item.name}, {item.name});")
     body += unsafe if op.line.unsafe == "last" else []
     if op.line.check:
-        body.append(f"    CUresult refused = {prefix}_check_{op.name}({', '.join(p.name for p in prototype.params)});")
+        body.append(f"    CUresult refused = {_hook(prefix, 'check', op.line.check, prototype)};")
         done = f"refused == {upper}_DONE ? CUDA_SUCCESS : refused"
         body.append(f"    if (TP_UNLIKELY(refused != CUDA_SUCCESS)) {{ return {done}; }}")
     for item in op.fields:
@@ -498,18 +502,21 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         lost = f"{upper}_AFTER_LOSS_OK" if op.line.after_loss == "ok" else f"{prefix}_lost()"
         if op.line.stands:
             body.append(f"    {upper}_STANDS();")
+        body += ["    tp_lock_take(&tpc_turns);"] if op.line.turns else []
         body.append(f"    unsigned char *frame = {prefix}_reserve(TPG_OP_{op.name}, wire_size);")
         undo = "".join(f"{prefix}_unmint(TPG_{f.kind.upper()}, new_{f.name}); " for f in op.fields if f.role in MINTED)
+        undo += "tp_lock_drop(&tpc_turns); " if op.line.turns else ""
         body.append(f"    if (!frame) {{ {undo}return {lost}; }}")
         body.append("    struct tp_cursor c = tp_cursor_make(frame, wire_size);")
         body.append(f"    {put}")
         verb = "post" if post else "call"
         body.append(f'    {result} result = ({result}){prefix}_{verb}("{op.name}", &reply);')
+        body += ["    tp_lock_drop(&tpc_turns);"] if op.line.turns else []
         if op.line.after_loss == "ok" and not post:
             body.append(f"    if (result == {upper}_LOST_ERROR) {{ result = {lost}; }}")
     if op.line.noted:
-        noted = f"{prefix}_noted_{op.name}({', '.join(p.name for p in prototype.params)});"
-        body.append(f"    if (result == {SUCCESS[api.name]}) {{ {noted} }}")
+        noted = _hook(prefix, "noted", op.line.noted, prototype)
+        body.append(f"    if (result == {SUCCESS[api.name]}) {{ {noted}; }}")
     for item in op.fields:
         if item.role in MINTED:
             body.append(f"    if (result) {{ {prefix}_unmint(TPG_{item.kind.upper()}, new_{item.name}); }}")
@@ -537,6 +544,12 @@ def _stub(api: Api, op: Op, prototype: Prototype) -> list[str]:
         body.append("    tp_reply_free(&reply);")
     body.append("    return result;")
     return [f"{_signature(api, op.line, prototype, 'sent_' if op.line.wrapped else '')} {{", *body, "}"]
+
+
+def _hook(prefix: str, part: str, said: bool | str, prototype: Prototype) -> str:
+    """The call of what is written by hand before a function is sent, or behind that."""
+    own = f"{prefix}_{part}_{prototype.name}({', '.join(p.name for p in prototype.params)})"
+    return said if isinstance(said, str) else own
 
 
 def _room(api: Api, op: Op, item: Field) -> list[str]:

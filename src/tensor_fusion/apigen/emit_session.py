@@ -150,6 +150,7 @@ def dispatch(model: Model) -> str:
         NOTE,
         '#include "tpg_answer.h"',
         '#include "tpw_code.h"',
+        '#include "tpw_copy.h"',
         '#include "tpw_graph.h"',
         '#include "tpw_memory.h"',
     ]
@@ -223,7 +224,7 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
     body.append(f"    int32_t error = {enter};")
     if op.line.settled:
         body.append("    tpw_leave(s);")
-    if op.line.session == "hand":
+    if op.line.session != "driver":
         arguments = ["s", "frame", *(["&in"] if inputs else []), *(["&out"] if outputs else [])]
         for item in op.fields:
             body += [f"    {text}" for text in _checked(model, op, item)]
@@ -233,7 +234,7 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
             f"tpw_made(s, frame, TPG_{f.kind.upper()}, in.{f.name}, 0, error);" for f in op.fields if f.role == "new"
         ]
         failed = f" else {{ {' '.join(made)} }}" if made else ""
-        call = f"tpw_{by}({', '.join(arguments)})"
+        call = f"tpw_{by}({', '.join(arguments)})" if op.line.session == "hand" else f"(int32_t){_made_by(op)}"
         if op.line.asks.startswith("import "):
             value = next((f"in.{f.name}" for f in op.fields if f.role == "new"), "0")
             body.append("    const struct tpw_question question = {")
@@ -258,6 +259,14 @@ def _run(model: Model, api: Api, op: Op) -> list[str]:
     else:
         body.append("    tpw_conclude(s, frame, error);")
     return [*body, "}"]
+
+
+def _made_by(op: Op) -> str:
+    """The call that a line gives, over what the frame carries and what its handles stand for."""
+    native = {f.name: f"n_{f.name}" for f in op.fields if f.role in ("handle", "handles", "struct", "structs")}
+    given = {f.name: f"in.{f.name}" for f in op.fields if not f.is_out} | native
+    words = re.compile(r"(?<![\w.>])(?:" + "|".join(given) + r")\b")
+    return words.sub(lambda word: given[word[0]], op.line.session)
 
 
 def _answer(op: Op) -> list[str]:

@@ -25,6 +25,7 @@ from .structs import Struct, Structs
 # Messages of the session are numbered below the operations of the client, so that one number names either.
 FIRST_MESSAGE, FIRST_OPCODE, LAST_OPCODE = 1, 16, 0xFFFF
 RESULTS = {"cuda": "CUresult", "nvml": "nvmlReturn_t"}
+CALL = re.compile(r"\w+\(.*\)")  # C over the parameters of a function
 NOT_SERVED = ("unsupported", "refused")
 TOO_SMALL = {"nvml": "NVML_ERROR_INSUFFICIENT_SIZE"}  # for what there is; the number is told beside it
 
@@ -243,7 +244,7 @@ def _beginnings(folder: Path, api: Api) -> dict[str, dict[str, str]]:
                     if output not in types:
                         reason = f"has no parameter {output!r}{meant(output, list(types))} (it has {list(types)})"
                         raise refuse(said.place, name, reason)
-                    if not types[output].endswith("*") or types[output].startswith("const"):
+                    if not types[output].removeprefix("const ").endswith("**" if "const " in types[output] else "*"):
                         raise refuse(said.place, name, f"{output} is {types[output]!r}, which is no output")
                 found[name] = said.values
     targets = {name: line.target for name, line in api.lines.items() if line.kind in ("alias", "per_thread")}
@@ -268,6 +269,7 @@ WORDS_OF_A_LINE = {
     "session": ("driver", "hand"),
     "after_loss": ("", "ok"),
 }
+SESSION_CALL = re.compile(r"\w+(?:->\w+\.\w+)?\(.*\)")  # C over what the frame carries
 
 
 def _check_total(api: Api, types: Types) -> None:
@@ -282,8 +284,9 @@ def _check_total(api: Api, types: Types) -> None:
 def _check_line(api: Api, line: Line, types: Types) -> None:
     for word, allowed in WORDS_OF_A_LINE.items():
         said = getattr(line, word)
-        if said not in allowed:
-            raise refuse(line.place, line.name, f"{word} is {said!r}, which is none of {list(allowed)}")
+        if said not in allowed and not (word == "session" and SESSION_CALL.fullmatch(said)):
+            more = ", and no call" if word == "session" else ""
+            raise refuse(line.place, line.name, f"{word} is {said!r}, which is none of {list(allowed)}{more}")
     if line.kind == "message" and api.name != "cuda":
         raise refuse(line.place, line.name, f"only the client of the driver API takes messages, not that of {api.name}")
     if line.kind == "message" or line.kind.startswith("op-"):
@@ -320,6 +323,9 @@ def _check_line(api: Api, line: Line, types: Types) -> None:
         if line.code not in codes:
             raise refuse(line.place, line.name, f"{line.code!r} is no error of {api.name}{meant(line.code, codes)}")
         looks(line, prototype.params if (prototype := api.prototype(line.name)) else (), types, codes)
+    for word, hook in (("check", line.check), ("noted", line.noted)):
+        if isinstance(hook, str) and not CALL.fullmatch(hook):
+            raise refuse(line.place, line.name, f"{word} is {hook!r}, which is no call")
     for name in line.ops.split():
         sent = api.lines.get(name)
         if sent is None or sent.kind.removeprefix("op-") not in ("call", "post", "pure"):
@@ -328,7 +334,7 @@ def _check_line(api: Api, line: Line, types: Types) -> None:
 
 def _check_answer(line: Line) -> None:
     """What is given, or whose call gives it: one of them, and nothing that is found in vain."""
-    if line.by and not re.fullmatch(r"\w+\(.*\)", line.by):
+    if line.by and not CALL.fullmatch(line.by):
         raise refuse(line.place, line.name, f"by is {line.by!r}, which is no call")
     if line.by and line.gives is not None:
         raise refuse(line.place, line.name, f"gives what {line.maker} is to give: say one of them")
@@ -418,6 +424,12 @@ def _operation(api: Api, line: Line, types: Types, lock: _Lock) -> Op | None:
         raise refuse(line.place, line.name, f'asks={line.asks!r}; it is "share", "import" or "import K"')
     if line.asks and (line.session != "hand" or op.kind != "call" or not op.outputs()):
         raise refuse(line.place, line.name, "asks= of what is no call with results, by hand in the session")
+    if line.turns and (op.kind != "call" or api.name != "cuda"):
+        raise refuse(
+            line.place,
+            line.name,
+            f"turns=True of a {op.kind} of {api.name}; only who waits for the driver API takes turns",
+        )
     if line.reports and not line.completes:
         raise refuse(line.place, line.name, "reports=True without completes=True; what reports a late error has waited")
     if line.unsafe not in (True, False, *(["last"] if line.kind != "refused" else [])):

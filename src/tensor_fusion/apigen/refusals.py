@@ -16,7 +16,8 @@ from .layout import Types, meant, refuse
 from .snapshot import Parameter
 
 ROLES = ("value", "there", "device", "handle", "handle?")
-OWN_ROLES = (*ROLES[1:], "uncaptured")  # of what is written by hand: a stream that captures refuses it
+OWN_ROLES = (*ROLES[1:], "uncaptured", "handle or")  # of what is written by hand: a stream that captures refuses it
+CODED = ("there", "handle or")  # behind which an error stands
 BOUNDS = ("bits", "most", "below", "is", "version")  # of numbers, with what bounds them
 
 
@@ -28,7 +29,7 @@ class Look:
     how: str  # there, device, handle, uncaptured, or one of BOUNDS
     kind: str = ""  # of a handle
     optional: bool = False
-    code: str = ""  # there: the error, "" for that of a NULL
+    code: str = ""  # the error for a NULL, "" for the usual one
     bound: str = ""  # of one of BOUNDS: C
 
 
@@ -59,13 +60,17 @@ def _look(line: Line, parameter: Parameter, types: Types, codes: list[str]) -> L
     code = ""
     if parameter.name in line.roles:
         word, _, code = line.roles[parameter.name].partition(" ")
+        if code.startswith("or "):
+            word, code = f"{word} or", code.removeprefix("or ")
         if word in BOUNDS and code and line.kind != "refused":
             return Look(parameter.name, word, bound=code)
         roles = ROLES if line.kind == "refused" else OWN_ROLES
         of_kind = "handle" in word or word == "uncaptured"
-        if word not in roles or of_kind > bool(kind) or (code and (word != "there" or code not in codes)):
+        if word not in roles or of_kind > bool(kind) or (code and (word not in CODED or code not in codes)):
             said = line.roles[parameter.name]
-            allowed = ROLES if line.kind == "refused" else (*OWN_ROLES, *(f"{word} N" for word in BOUNDS))
+            allowed = (
+                ROLES if line.kind == "refused" else (*OWN_ROLES[:-1], "handle or E", *(f"{word} N" for word in BOUNDS))
+            )
             whose = "a refused function" if line.kind == "refused" else "a function by hand"
             reason = f"{parameter.name} of {whose} is one of {', '.join(allowed)}, not {said!r}"
             raise refuse(line.place, line.name, reason)
@@ -77,6 +82,6 @@ def _look(line: Line, parameter: Parameter, types: Types, codes: list[str]) -> L
         word = "device" if parameter.type == "CUdevice" else "value"
     if word == "value":
         return None
-    how = word.removesuffix("?")
+    how = word.removesuffix("?").removesuffix(" or")
     named = kind.name if kind and how in ("handle", "uncaptured") else ""
     return Look(parameter.name, how, named, word.endswith("?"), code)

@@ -69,14 +69,15 @@ def _functions(client: Path, ops: set[str]) -> dict[tuple[str, str], _Function]:
     return found
 
 
-def _of_lines(api: Api) -> dict[tuple[str, str], _Function]:
+def _of_lines(api: Api, ops: set[str]) -> dict[tuple[str, str], _Function]:
     """The generated functions that call some of the C by `finds` and `by`."""
     made = {}
     for line in api.lines.values():
         called = " ".join([line.by, *line.finds.values()])
         if called.strip():
             uses = set(re.findall(r"\b([A-Za-z_]\w*)\(", called))
-            made["", f"{PREFIX[api.name]}_{line.name}"] = _Function(Path(line.name), uses)
+            sends = {a or b or c for a, b, c in SENDER.findall(called)} & ops
+            made["", f"{PREFIX[api.name]}_{line.name}"] = _Function(Path(line.name), uses, sends)
     return made
 
 
@@ -103,7 +104,7 @@ def check(model: Model, client: Path) -> None:
     for api in model.apis:
         ops = {op.name for op in api.ops}
         written = _functions(client / api.name, ops)
-        _check_api(api, {**written, **_of_lines(api)}, _functions(client / "core", ops))
+        _check_api(api, {**written, **_of_lines(api, ops)}, _functions(client / "core", ops))
 
 
 def _check_api(api: Api, functions: dict[tuple[str, str], _Function], shared: dict[tuple[str, str], _Function]) -> None:

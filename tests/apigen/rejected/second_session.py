@@ -1,4 +1,4 @@
-"""api/cuda/bad.py:6: cuFooGetCount: session is 'mine', which is none of ['driver', 'hand']"""
+"""api/cuda/bad.py:6: cuFooGetCount: session is 'mine', which is none of ['driver', 'hand'], and no call"""
 
 from tensor_fusion.apigen.describe import call
 

@@ -71,11 +71,10 @@ static const _Atomic int *values_on(struct tpc_kernel *kernel, int device, const
         return attributes ? attributes->values : NULL;
     }
     for (bool kept = false; !kept && *result == CUDA_SUCCESS;) {
-        struct tpg_function_attributes_in in = {.function = kernel->handle, .device = device};
         struct tpg_function_attributes_out out;
         struct tp_reply reply;
         unsigned int before = atomic_load(&settings);
-        *result = tpc_call_function_attributes(name, &in, &out, &reply);
+        *result = tpc_call_function_attributes(name, kernel->handle, device, &out, &reply);
         kept = *result == CUDA_SUCCESS && keep(attributes, &out, before);
         tp_reply_free(&reply);
     }
@@ -167,15 +166,13 @@ CUresult tpc_function_attribute_set(const char *name, uint64_t handle, int devic
         atomic_load_explicit(&attributes->values[attribute], memory_order_relaxed) == value) {
         return CUDA_SUCCESS; /* libraries set the same value before every launch */
     }
-    struct tpg_function_attribute_set_in in = {
-        .function = handle, .device = device, .attribute = (int)attribute, .value = value};
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES &&
         attribute != CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT) {
         tpc_wait_for_next_post(); /* the others depend on how the kernel was compiled; they are set once, if at all */
     }
     TPC_WAITS();
     tp_lock_take(&setting);
-    CUresult result = tpc_post_function_attribute_set(name, &in);
+    CUresult result = tpc_post_function_attribute_set(name, handle, device, (int)attribute, value);
     tp_lock_take(&noting);
     if (result == CUDA_SUCCESS) {
         atomic_store_explicit(&attributes->values[attribute], value, memory_order_relaxed);
@@ -197,18 +194,12 @@ CUresult tpc_function_config(const char *name, uint64_t handle, int device, unsi
         return CUDA_ERROR_INVALID_VALUE;
     }
     device = device < 0 ? device_of(kernel) : device;
-    struct tpg_function_config_in in = {.function = handle, .device = device, .what = what, .value = value};
-    return tpc_post_function_config(name, &in);
+    return tpc_post_function_config(name, handle, device, what, value);
 }
 
 /* Of a function, and not of the kernel that one stands for. */
-CUresult tpc_check_cuFuncLoad(CUfunction function) {
+CUresult tpc_function_is(CUfunction function) {
     return function_of((uint64_t)(uintptr_t)function) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
-}
-
-CUresult tpc_check_cuFuncIsLoaded(CUfunctionLoadingState *state, CUfunction function) {
-    (void)state;
-    return tpc_check_cuFuncLoad(function);
 }
 
 /* ---- identity ---- */
@@ -220,10 +211,9 @@ CUresult tpc_function_name(const char **name, uint64_t handle, int device) {
     }
     const char *known = atomic_load_explicit(&kernel->name, memory_order_acquire);
     if (!known) {
-        struct tpg_kernel_name_in in = {.function = handle};
         struct tpg_kernel_name_out out;
         struct tp_reply reply;
-        CUresult result = tpc_call_kernel_name("cuFuncGetName", &in, &out, &reply);
+        CUresult result = tpc_call_kernel_name("cuFuncGetName", handle, &out, &reply);
         const char *told = result || !out.name ? "" : out.name;
         known = result ? NULL : tpc_kernel_name(told, strnlen(told, out.name_size));
         tp_reply_free(&reply);
@@ -252,15 +242,12 @@ static CUresult parameter(struct tpc_kernel *kernel, size_t index, size_t *offse
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_cuFuncGetParamInfo(CUfunction func, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
-    return func ? parameter(function_of((uint64_t)(uintptr_t)func), paramIndex, paramOffset, paramSize)
-                : CUDA_ERROR_INVALID_VALUE;
+CUresult tpc_function_parameter(CUfunction function, size_t index, size_t *offset, size_t *size) {
+    return parameter(function_of((uint64_t)(uintptr_t)function), index, offset, size);
 }
 
-CUresult tpc_cuKernelGetParamInfo(CUkernel kernel, size_t paramIndex, size_t *paramOffset, size_t *paramSize) {
-    TPC_CONTEXT(context); /* 201 without one, though the kernel's name is told */
-    return kernel ? parameter(tpc_kernel_of((uint64_t)(uintptr_t)kernel), paramIndex, paramOffset, paramSize)
-                  : CUDA_ERROR_INVALID_VALUE;
+CUresult tpc_kernel_parameter(CUkernel kernel, size_t index, size_t *offset, size_t *size) {
+    return parameter(tpc_kernel_of((uint64_t)(uintptr_t)kernel), index, offset, size);
 }
 
 CUresult tpc_do_cuFuncGetModule(CUmodule *hmod, CUfunction hfunc) {

@@ -129,27 +129,24 @@ static CUresult describe(struct tpc_image *image) {
         return CUDA_SUCCESS;
     }
     TPC_CONTEXT(context);
-    struct tpg_library_describe_in in = {.library = image->handle};
     struct tpg_library_describe_out out;
     struct tp_reply reply TPC_REPLY;
     /* Without the lock: whoever waits for an answer may have to run a host function. Threads that ask at once hear the same. */
-    TPC_TRY(tpc_call_library_describe("cuKernelGetParamInfo", &in, &out, &reply));
+    TPC_TRY(tpc_call_library_describe("cuKernelGetParamInfo", image->handle, &out, &reply));
     return add_layouts(image, out.kernels, out.kernels_size) ? CUDA_SUCCESS : tpc_bad_reply(&reply);
 }
 
 CUresult tpc_kernel_ask(struct tpc_kernel *kernel) {
-    CUresult result = describe(kernel->image);
-    if (result == CUDA_SUCCESS) {
-        tp_lock_take(&kernel->image->lock);
-        const struct tpc_entry *entry = &kernel->image->entries[kernel->index];
-        if (!atomic_load_explicit(&kernel->layout, memory_order_relaxed)) { /* once: others read without the lock */
-            kernel->parameters = entry->parameters;
-            kernel->parameter_bytes = entry->parameter_bytes;
-            atomic_store_explicit(&kernel->layout, entry->layout, memory_order_release);
-        }
-        tp_lock_drop(&kernel->image->lock);
+    TPC_TRY(describe(kernel->image));
+    tp_lock_take(&kernel->image->lock);
+    const struct tpc_entry *entry = &kernel->image->entries[kernel->index];
+    if (!atomic_load_explicit(&kernel->layout, memory_order_relaxed)) { /* once: others read without the lock */
+        kernel->parameters = entry->parameters;
+        kernel->parameter_bytes = entry->parameter_bytes;
+        atomic_store_explicit(&kernel->layout, entry->layout, memory_order_release);
     }
-    return result;
+    tp_lock_drop(&kernel->image->lock);
+    return CUDA_SUCCESS;
 }
 
 bool tpc_image_find(const struct tpc_image *image, const char *name, uint32_t *index) {
@@ -224,9 +221,8 @@ struct tpc_kernel *tpc_kernel_in(struct tpc_kernel *kernel, struct tpc_context *
             atomic_store_explicit(&function->layout, atomic_load(&kernel->layout), memory_order_relaxed);
             function->attributes = kernel->attributes;
             atomic_store(&function->name, atomic_load(&kernel->name));
-            struct tpg_kernel_function_in in = {.kernel = kernel->handle, .function = handle};
             uint32_t before = send_for(tp_handle_id(context->handle));
-            *result = tpc_post_kernel_function("cuKernelGetFunction", &in);
+            *result = tpc_post_kernel_function("cuKernelGetFunction", kernel->handle, handle);
             send_for(before);
         } else {
             tpc_unmint(TPG_FUNCTION, handle);
@@ -242,7 +238,7 @@ struct tpc_kernel *tpc_kernel_in(struct tpc_kernel *kernel, struct tpc_context *
 }
 
 CUresult tpc_image_module(struct tpc_image *image, struct tpc_context *context, CUmodule *module) {
-    CUresult result = (CUresult)atomic_load(&context->error);
+    CUresult result = image->refused ? image->refused : (CUresult)atomic_load(&context->error);
     result = result ? result : describe(image); /* its functions take the layouts over */
     TPC_TRY(result);
     tp_lock_take(&image->lock);
@@ -257,9 +253,8 @@ CUresult tpc_image_module(struct tpc_image *image, struct tpc_context *context, 
                                        .life = atomic_load(&context->life),
                                        .count = image->count,
                                        .described = true};
-            struct tpg_library_module_in in = {.library = image->handle, .module = handle};
             uint32_t before = send_for(tp_handle_id(context->handle));
-            result = tpc_post_library_module("cuLibraryGetModule", &in);
+            result = tpc_post_library_module("cuLibraryGetModule", image->handle, handle);
             send_for(before);
         } else {
             tpc_unmint(TPG_MODULE, handle);
@@ -311,11 +306,9 @@ struct tpc_kernel *tpc_image_kernel(struct tpc_image *image, uint32_t index, con
     kernel->attributes = attributes;
     atomic_store_explicit(&kernel->name, name ? tpc_kernel_name(name, strlen(name)) : NULL, memory_order_relaxed);
     if (image->library) {
-        struct tpg_kernel_get_in in = {.library = image->handle, .kernel = handle, .index = index};
-        *result = tpc_post_kernel_get("cuLibraryGetKernel", &in);
+        *result = tpc_post_kernel_get("cuLibraryGetKernel", image->handle, handle, index);
     } else {
-        struct tpg_function_get_in in = {.module = image->handle, .function = handle, .index = index};
-        *result = tpc_post_function_get("cuModuleGetFunction", &in);
+        *result = tpc_post_function_get("cuModuleGetFunction", image->handle, handle, index);
     }
     if (*result) {
         goto failed;

@@ -70,9 +70,7 @@ CUresult tpc_do_cuLinkAddData_v2(CUlinkState state, CUjitInputType type, void *d
     if (result == CUDA_SUCCESS) {
         result = tpc_body_send(text ? text : data, size, &in.data, &in.data_size, &in.transfer);
     }
-    if (result == CUDA_SUCCESS) {
-        result = tpc_call_link_add("cuLinkAddData", &in, &out, &reply);
-    }
+    result = result ? result : tpc_call_link_add("cuLinkAddData", &in, &out, &reply);
     if (result == CUDA_SUCCESS) {
         tpc_log_fill(&link->info, out.info_log, out.info_log_size);
         tpc_log_fill(&link->errors, out.error_log, out.error_log_size);
@@ -88,41 +86,39 @@ CUresult tpc_do_cuLinkAddFile_v2(CUlinkState state, CUjitInputType type, const c
     char *bytes;
     size_t size;
     CUresult result = tpc_read_file(path, &bytes, &size);
-    if (result == CUDA_SUCCESS) {
-        result = tpc_cuLinkAddData_v2(state, type, bytes, size, path, numOptions, options, optionValues);
-    }
+    result = result ? result : tpc_cuLinkAddData_v2(state, type, bytes, size, path, numOptions, options, optionValues);
     free(bytes);
     return result;
 }
 
 /* The image of `size` bytes, whose first piece has come, into `image`. */
 static CUresult fetch(uint64_t handle, unsigned char *image, size_t size, const void *first, size_t first_size) {
-    struct tpg_link_image_in in = {.link = handle, .from = first_size};
+    size_t from = first_size;
     if (first_size > size) {
         return CUDA_ERROR_UNKNOWN;
     }
     memcpy(image, first, first_size);
-    while (in.from < size) {
+    while (from < size) {
         struct tpg_link_image_out out;
         struct tp_reply reply TPC_REPLY;
-        TPC_TRY(tpc_call_link_image("cuLinkComplete", &in, &out, &reply));
-        if (!out.image_size || out.image_size > size - in.from) {
+        TPC_TRY(tpc_call_link_image("cuLinkComplete", handle, from, &out, &reply));
+        if (!out.image_size || out.image_size > size - from) {
             tp_log(TP_ERROR, "the worker sent %zu bytes of a linked image, of which %zu are left", out.image_size,
-                   (size_t)(size - in.from));
+                   size - from);
             return CUDA_ERROR_UNKNOWN;
         }
-        memcpy(image + in.from, out.image, out.image_size);
-        in.from += out.image_size;
+        memcpy(image + from, out.image, out.image_size);
+        from += out.image_size;
     }
     return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeOut) {
-    struct link *link = tpc_record(TPG_LINK, (uint64_t)(uintptr_t)state);
-    struct tpg_link_complete_in in = {.link = (uint64_t)(uintptr_t)state};
+    const uint64_t handle = (uint64_t)(uintptr_t)state;
+    struct link *link = tpc_record(TPG_LINK, handle);
     struct tpg_link_complete_out out;
     struct tp_reply reply TPC_REPLY;
-    TPC_TRY(tpc_call_link_complete("cuLinkComplete", &in, &out, &reply));
+    TPC_TRY(tpc_call_link_complete("cuLinkComplete", handle, &out, &reply));
     tpc_log_fill(&link->info, out.info_log, out.info_log_size);
     tpc_log_fill(&link->errors, out.error_log, out.error_log_size);
     TPC_TRY((CUresult)out.status);
@@ -131,7 +127,7 @@ CUresult tpc_do_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeO
     if (!link->image) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    TPC_TRY(fetch(in.link, link->image, out.size, out.image, out.image_size));
+    TPC_TRY(fetch(handle, link->image, out.size, out.image, out.image_size));
     *cubinOut = link->image;
     if (sizeOut) {
         *sizeOut = out.size;
@@ -140,9 +136,8 @@ CUresult tpc_do_cuLinkComplete(CUlinkState state, void **cubinOut, size_t *sizeO
 }
 
 CUresult tpc_do_cuLinkDestroy(CUlinkState state) {
-    struct tpg_link_destroy_in in = {.link = (uint64_t)(uintptr_t)state};
-    CUresult result = tpc_post_link_destroy("cuLinkDestroy", &in);
-    struct link *link = tpc_unmint(TPG_LINK, in.link);
+    CUresult result = tpc_post_link_destroy("cuLinkDestroy", (uint64_t)(uintptr_t)state);
+    struct link *link = tpc_unmint(TPG_LINK, (uint64_t)(uintptr_t)state);
     if (link) {
         free(link->image);
         free(link);

@@ -221,8 +221,8 @@ static bool may_wait(struct tpc_kernel *kernel) {
            !atomic_exchange_explicit(&kernel->launched, true, memory_order_relaxed);
 }
 
-static CUresult launch(const char *name, CUfunction f, const struct tpg_shape *shape, CUstream stream, void **params,
-                       void **extra, unsigned int cooperative) {
+CUresult tpc_launch(const char *name, CUfunction f, const struct tpg_shape *shape, CUstream stream, void **params,
+                    void **extra, unsigned int cooperative) {
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
     unsigned char block[TPC_BLOCK_LIMIT];
     const void *source;
@@ -243,21 +243,6 @@ static CUresult launch(const char *name, CUfunction f, const struct tpg_shape *s
         tpc_wait_for_next_post();
     }
     return tpc_post_launch(name, &in);
-}
-
-CUresult tpc_cuLaunchKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY, unsigned int gridDimZ,
-                            unsigned int blockDimX, unsigned int blockDimY, unsigned int blockDimZ,
-                            unsigned int sharedMemBytes, CUstream hStream, void **kernelParams, void **extra) {
-    struct tpg_shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
-    return launch("cuLaunchKernel", f, &shape, hStream, kernelParams, extra, 0);
-}
-
-CUresult tpc_cuLaunchCooperativeKernel(CUfunction f, unsigned int gridDimX, unsigned int gridDimY,
-                                       unsigned int gridDimZ, unsigned int blockDimX, unsigned int blockDimY,
-                                       unsigned int blockDimZ, unsigned int sharedMemBytes, CUstream hStream,
-                                       void **kernelParams) {
-    struct tpg_shape shape = {gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes};
-    return launch("cuLaunchCooperativeKernel", f, &shape, hStream, kernelParams, NULL, 1);
 }
 
 /* On the one device that it may have here: launches that wait for each other on several are what an attribute denies. */
@@ -349,7 +334,7 @@ CUresult tpc_do_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config
                               config->blockDimY, config->blockDimZ, config->sharedMemBytes};
     CUstream stream = config->hStream ? config->hStream : implicit;
     if (!config->numAttrs) {
-        return launch("cuLaunchKernelEx", f, &shape, stream, kernelParams, extra, 0);
+        return tpc_launch("cuLaunchKernelEx", f, &shape, stream, kernelParams, extra, 0);
     }
     struct tpc_kernel *kernel = tpc_kernel_of((uint64_t)(uintptr_t)f);
     unsigned char block[TPC_BLOCK_LIMIT];
@@ -360,9 +345,7 @@ CUresult tpc_do_cuLaunchKernelEx(CUstream implicit, const CUlaunchConfig *config
     }
     struct tpc_flat attributes TPC_FLAT = {.size = 0};
     CUresult result = tpg_flatten_CUlaunchAttribute(config->attrs, config->numAttrs, &attributes);
-    if (result == CUDA_SUCCESS) {
-        result = prepare(kernel, &shape, stream, kernelParams, extra, block, &source, &ask);
-    }
+    result = result ? result : prepare(kernel, &shape, stream, kernelParams, extra, block, &source, &ask);
     if (result == CUDA_SUCCESS && !ask) {
         result = check_grid(kernel, config, &shape);
         result = result ? misshapen("cuLaunchKernelEx", stream, result) : result;

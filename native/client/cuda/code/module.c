@@ -181,11 +181,9 @@ CUresult tpc_cuLibraryLoadData(CUlibrary *library, const void *code, CUjit_optio
             return CUDA_ERROR_NOT_SUPPORTED;
         }
     }
-    CUresult result = tpc_image_load(code, true, numJitOptions, jitOptions, jitOptionsValues, &handle);
-    if (result == CUDA_SUCCESS) {
-        *library = (CUlibrary)(uintptr_t)handle;
-    }
-    return result;
+    TPC_TRY(tpc_image_load(code, true, numJitOptions, jitOptions, jitOptionsValues, &handle));
+    *library = (CUlibrary)(uintptr_t)handle;
+    return CUDA_SUCCESS;
 }
 
 /* An image in a file of the client's machine; one that is shorter than it says must not be read past its end. */
@@ -198,9 +196,7 @@ static CUresult read_image(const char *path, char **bytes) {
 CUresult tpc_do_cuModuleLoad(CUmodule *module, const char *fname) {
     char *bytes;
     CUresult result = read_image(fname, &bytes);
-    if (result == CUDA_SUCCESS) {
-        result = tpc_cuModuleLoadDataEx(module, bytes, 0, NULL, NULL);
-    }
+    result = result ? result : tpc_cuModuleLoadDataEx(module, bytes, 0, NULL, NULL);
     free(bytes);
     return result;
 }
@@ -250,8 +246,7 @@ static void unload(struct tpc_image *image) {
 }
 
 CUresult tpc_cuModuleUnload(CUmodule hmod) {
-    struct tpg_module_unload_in in = {.module = (uint64_t)(uintptr_t)hmod};
-    struct tpc_image *image = tpc_record(TPG_MODULE, in.module);
+    struct tpc_image *image = tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -261,19 +256,18 @@ CUresult tpc_cuModuleUnload(CUmodule hmod) {
     TPC_CAPTURE_UNSAFE("cuModuleUnload");
     /* A module has ended with its context; only its place is given back. */
     bool ended = tpc_image_gone(image);
-    CUresult result = tpc_post_module_unload("cuModuleUnload", &in);
+    CUresult result = tpc_post_module_unload("cuModuleUnload", image->handle);
     unload(image);
     return ended && result == CUDA_SUCCESS ? CUDA_ERROR_INVALID_HANDLE : result; /* (580.159.04, measured) */
 }
 
 CUresult tpc_cuLibraryUnload(CUlibrary library) {
-    struct tpg_library_unload_in in = {.library = (uint64_t)(uintptr_t)library};
-    struct tpc_image *image = tpc_record(TPG_LIBRARY, in.library);
+    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
     if (!image) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     TPC_CAPTURE_UNSAFE("cuLibraryUnload");
-    CUresult result = image->local ? CUDA_SUCCESS : tpc_post_library_unload("cuLibraryUnload", &in);
+    CUresult result = image->local ? CUDA_SUCCESS : tpc_post_library_unload("cuLibraryUnload", image->handle);
     unload(image);
     return result;
 }
@@ -341,20 +335,12 @@ CUresult tpc_kernel_list(uint32_t kind, uint64_t owner, uint64_t *out, unsigned 
     return CUDA_SUCCESS;
 }
 
-CUresult tpc_do_cuLibraryGetModule(CUmodule *pMod, CUlibrary library) {
-    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
-    if (!image || image->refused) {
-        return image ? image->refused : CUDA_ERROR_INVALID_HANDLE;
-    }
-    return tpc_image_module(image, tpc_current(), pMod);
-}
-
 /* ---- globals ---- */
 
 /* Under the image's lock: the program may use the address from now on. */
 static CUresult note_global(struct tpc_image *image, struct tpc_context *context,
                             const struct tpg_global_get_out *out) {
-    struct tpc_range range = {.start = out->address, .size = out->size, .where = TPC_DEVICE_MEMORY, .context = context};
+    struct tpc_range range = {.start = out->address, .size = out->size, .context = context};
     if (tpc_range_at(out->address, &range)) {
         return CUDA_SUCCESS;
     }
@@ -366,10 +352,10 @@ static CUresult note_global(struct tpc_image *image, struct tpc_context *context
     return CUDA_SUCCESS;
 }
 
-/* `context` is where the address is looked for; a module's is its own. */
-static CUresult global(struct tpc_image *image, struct tpc_context *context, const char *what, bool managed,
-                       const char *name, CUdeviceptr *address, size_t *bytes) {
-    if (!image) {
+CUresult tpc_global(const char *what, uint32_t kind, uint64_t owner, bool managed, const char *name,
+                    CUdeviceptr *address, size_t *bytes) {
+    struct tpc_image *image = tpc_record(kind, owner);
+    if (!image || (kind == TPG_MODULE && tpc_image_gone(image))) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     if (!name || !*name || (!address && !bytes)) {
@@ -383,7 +369,7 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
     CUresult result = tpc_call_global_get(what, &in, &out);
     if (result == CUDA_SUCCESS) {
         tp_lock_take(&image->lock);
-        result = note_global(image, context, &out);
+        result = note_global(image, kind == TPG_MODULE ? image->context : tpc_current(), &out);
         tp_lock_drop(&image->lock);
     }
     if (result == CUDA_SUCCESS && address) {
@@ -395,30 +381,18 @@ static CUresult global(struct tpc_image *image, struct tpc_context *context, con
     return result;
 }
 
-CUresult tpc_cuModuleGetGlobal_v2(CUdeviceptr *dptr, size_t *bytes, CUmodule hmod, const char *name) {
-    struct tpc_image *image = tpc_record(TPG_MODULE, (uint64_t)(uintptr_t)hmod);
-    image = image && tpc_image_gone(image) ? NULL : image;
-    return global(image, image ? image->context : NULL, "cuModuleGetGlobal", false, name, dptr, bytes);
-}
-
-CUresult tpc_cuLibraryGetGlobal(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
-    TPC_CONTEXT(context);
-    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
-    return global(image, context, "cuLibraryGetGlobal", false, name, dptr, bytes);
-}
-
 /* cudart asks before it has a context. The driver needs none; here the first device's primary one lends itself, and stays: what the
  * variable holds is copied in it. */
 CUresult tpc_cuLibraryGetManaged(CUdeviceptr *dptr, size_t *bytes, CUlibrary library, const char *name) {
-    struct tpc_image *image = tpc_record(TPG_LIBRARY, (uint64_t)(uintptr_t)library);
+    const uint64_t owner = (uint64_t)(uintptr_t)library;
     CUcontext lent;
     if (tpc_current()) {
-        return global(image, tpc_current(), "cuLibraryGetManaged", true, name, dptr, bytes);
+        return tpc_global("cuLibraryGetManaged", TPG_LIBRARY, owner, true, name, dptr, bytes);
     }
     TPC_TRY(tpc_cuDevicePrimaryCtxRetain(&lent, 0));
     CUresult result = tpc_cuCtxPushCurrent_v2(lent);
     if (result == CUDA_SUCCESS) {
-        result = global(image, tpc_current(), "cuLibraryGetManaged", true, name, dptr, bytes);
+        result = tpc_global("cuLibraryGetManaged", TPG_LIBRARY, owner, true, name, dptr, bytes);
         tpc_cuCtxPopCurrent_v2(NULL);
     }
     return result;

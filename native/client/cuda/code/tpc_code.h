@@ -84,11 +84,20 @@ CUresult tpc_function_attribute_set(const char *name, uint64_t handle, int devic
                                     int value);
 CUresult tpc_function_config(const char *name, uint64_t handle, int device, unsigned int what, int value);
 CUresult tpc_function_name(const char **name, uint64_t handle, int device);
+CUresult tpc_function_is(CUfunction function); /* and not the kernel that one stands for */
+CUresult tpc_function_parameter(CUfunction function, size_t index, size_t *offset, size_t *size);
+CUresult tpc_kernel_parameter(CUkernel kernel, size_t index, size_t *offset, size_t *size);
+/* A variable of a module, in its context, or of a library, in the current one. */
+CUresult tpc_global(const char *what, uint32_t kind, uint64_t owner, bool managed, const char *name,
+                    CUdeviceptr *address, size_t *bytes);
 
 /* name.c: the one text for a name of that many bytes, which is never freed; NULL without memory. */
 const char *tpc_kernel_name(const char *text, size_t size);
 
 /* ---- launch.c ---- */
+struct tpg_shape;
+CUresult tpc_launch(const char *name, CUfunction f, const struct tpg_shape *shape, CUstream stream, void **params,
+                    void **extra, unsigned int cooperative);
 /* Checks the shape of a node; finds its parameter block, `block` or the caller's own. */
 #define TPC_BLOCK_LIMIT 32764u /* bytes of parameters that a kernel can take */
 CUresult tpc_kernel_shape(const struct tpc_context *context, struct tpc_kernel *kernel,

@@ -10,8 +10,6 @@
 #include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
-#include <stdlib.h>
-
 bool tpc_is_pinned(const void *memory, size_t size) {
     struct tpc_range range;
     uint64_t address = (uint64_t)(uintptr_t)memory;
@@ -23,9 +21,8 @@ CUresult tpc_copy_wait(const char *name, CUstream stream) {
     if (tpc_wait_marked(name, stream)) {
         return CUDA_SUCCESS;
     }
-    struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)stream};
     struct tp_reply reply TPC_REPLY;
-    TPC_TRY(tpc_call_stream_wait(name, &in, &reply));
+    TPC_TRY(tpc_call_stream_wait(name, (uint64_t)(uintptr_t)stream, &reply));
     tpc_stream_quiet(stream, &reply);
     return CUDA_SUCCESS;
 }

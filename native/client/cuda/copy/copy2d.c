@@ -214,11 +214,9 @@ static CUresult worker_side(const struct tpc_copy_side *told, const struct box *
         bool there = tpc_handle_alive(TPG_ARRAY, (uint64_t)(uintptr_t)told->array);
         return there ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = resolve(told, box, max_pitch, memory);
-    if (result == CUDA_SUCCESS) {
-        *out = linear(memory);
-    }
-    return result;
+    TPC_TRY(resolve(told, box, max_pitch, memory));
+    *out = linear(memory);
+    return CUDA_SUCCESS;
 }
 
 static CUresult send_box(const char *name, const struct tpc_copy_side *to, const struct tpc_copy_side *from,
@@ -231,15 +229,12 @@ static CUresult send_box(const char *name, const struct tpc_copy_side *to, const
 }
 
 static CUresult make_buffer(const char *name, const struct box *box, struct side *buffer) {
-    struct tpg_memory_alloc_in in = {.size = 0};
-    struct tpg_memory_alloc_out out = {0};
+    uint64_t size = 0;
     if (__builtin_mul_overflow(box->width, box->height, &buffer->slice) ||
-        __builtin_mul_overflow(buffer->slice, box->depth, &in.size)) {
+        __builtin_mul_overflow(buffer->slice, box->depth, &size)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = tpc_call_memory_alloc(name, &in, &out);
-    buffer->address = out.address;
-    return result;
+    return tpc_call_memory_alloc(name, size, &buffer->address);
 }
 
 static CUresult copy_arrays(const char *name, const struct tpc_copy_side *told_to,
@@ -262,8 +257,7 @@ static CUresult copy_arrays(const char *name, const struct tpc_copy_side *told_t
         result = copy_box(name, to_memory, buffer, *box, stream, sync);
     }
     if (up || down) { /* behind the copies */
-        struct tpg_memory_free_in in = {.address = buffer.address};
-        CUresult freed = tpc_post_memory_free(name, &in);
+        CUresult freed = tpc_post_memory_free(name, buffer.address);
         result = result ? result : freed;
     }
     return result;

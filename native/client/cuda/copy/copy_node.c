@@ -39,15 +39,13 @@ static struct hold *holds;
 static void give_back(const struct tpc_host_copy *copy) {
     struct tp_thread *self = tp_thread_self();
     const uint32_t before = self->context;
-    struct tpg_memory_free_in in = {.address = copy->address};
     if (copy->address && copy->context->life == copy->life) {
         self->context = tp_handle_id(copy->context->handle);
-        tpc_post_memory_free("cuGraphDestroy", &in);
+        tpc_post_memory_free("cuGraphDestroy", copy->address);
         self->context = before;
     }
     if (copy->pinned) {
-        struct tpg_host_twin_free_in twin = {.address = copy->pinned};
-        tpc_post_host_twin_free("cuGraphDestroy", &twin);
+        tpc_post_host_twin_free("cuGraphDestroy", copy->pinned);
     }
 }
 
@@ -164,15 +162,14 @@ CUresult tpc_host_copy_make(const char *name, const struct tpc_host_side *side, 
     if (!copy) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    struct tpg_memory_alloc_in in = {.size = size};
-    struct tpg_memory_alloc_out answer = {0};
-    CUresult result = tpc_call_memory_alloc(name, &in, &answer);
+    uint64_t address;
+    CUresult result = tpc_call_memory_alloc(name, size, &address);
     if (result != CUDA_SUCCESS) {
         free(copy);
         return result;
     }
     *copy = (struct tpc_host_copy){
-        .address = answer.address, .side = *side, .up = up, .context = context, .life = context->life, .references = 1};
+        .address = address, .side = *side, .up = up, .context = context, .life = context->life, .references = 1};
     *out = list(copy);
     note_memory(*out);
     return CUDA_SUCCESS;
@@ -229,25 +226,24 @@ CUresult tpc_host_copy_unkeep(CUgraph graph, uint64_t node) {
 
 CUresult tpc_host_copy_pin(const char *name, struct tpc_host_copy *copy) {
     const struct tpc_host_side *side = &copy->side;
-    struct tpg_host_twin_in in = {.size = side->width * side->height * side->depth, .alone = 1};
-    struct tpg_host_twin_out answer = {0};
+    uint64_t pinned = 0;
     struct tp_thread *self = tp_thread_self();
     const uint32_t before = self->context;
     tp_lock_take(&lock);
     const bool there = copy->pinned != 0;
     tp_lock_drop(&lock);
     self->context = tp_handle_id(copy->context->handle);
-    CUresult result = there ? CUDA_SUCCESS : tpc_call_host_twin(name, &in, &answer);
+    CUresult result =
+        there ? CUDA_SUCCESS : tpc_call_host_twin(name, side->width * side->height * side->depth, 0, 0, 1, &pinned);
     self->context = before;
     tp_lock_take(&lock);
     if (!copy->pinned) {
-        copy->pinned = answer.address;
-        answer.address = 0;
+        copy->pinned = pinned;
+        pinned = 0;
     }
     tp_lock_drop(&lock);
-    if (answer.address) { /* another thread was faster */
-        struct tpg_host_twin_free_in undo = {.address = answer.address};
-        tpc_post_host_twin_free(name, &undo);
+    if (pinned) { /* another thread was faster */
+        tpc_post_host_twin_free(name, pinned);
     }
     return result;
 }

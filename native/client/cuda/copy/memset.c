@@ -27,19 +27,15 @@ static CUresult set(CUdeviceptr address, uint64_t pitch, uint64_t count, uint64_
 /* Device memory with the value in it, for as long as what is queued now needs it. */
 static CUresult buffer_of(const char *name, struct tpc_context *context, uint64_t size, uint64_t unit,
                           unsigned int value, CUstream stream, uint64_t *out) {
-    struct tpg_memory_alloc_in in = {.size = size};
-    struct tpg_memory_alloc_out answer = {0};
-    TPC_TRY(tpc_call_memory_alloc(name, &in, &answer));
-    *out = answer.address;
-    struct tpc_range range = {.start = answer.address, .size = size, .where = TPC_DEVICE_MEMORY, .context = context};
+    TPC_TRY(tpc_call_memory_alloc(name, size, out));
+    struct tpc_range range = {.start = *out, .size = size, .context = context};
     CUresult result = tpc_range_insert(&range) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-    return result ? result : set(answer.address, 0, size / unit, 1, unit, value, stream);
+    return result ? result : set(*out, 0, size / unit, 1, unit, value, stream);
 }
 
 static void buffer_free(const char *name, uint64_t address) {
-    struct tpg_memory_free_in in = {.address = address};
     tpc_range_remove(address, NULL);
-    tpc_post_memory_free(name, &in);
+    tpc_post_memory_free(name, address);
 }
 
 static CUresult set_host(const char *name, const struct tpg_area *area, uint64_t unit, unsigned int value,

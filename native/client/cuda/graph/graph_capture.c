@@ -27,7 +27,7 @@ CUresult tpc_capture_begin(const char *name, CUstream stream, CUstreamCaptureMod
                                       .dependencies_count = count,
                                       .edges = edges,
                                       .edges_count = edges ? count : 0};
-    struct tpg_capture_begin_out out;
+    uint64_t id;
     struct tpc_capture *capture = calloc(1, sizeof *capture);
     if (!in.graph || !capture) {
         free(capture);
@@ -35,14 +35,14 @@ CUresult tpc_capture_begin(const char *name, CUstream stream, CUstreamCaptureMod
     }
     atomic_fetch_add(&tpc_captures, 1); /* before it begins, so that no failure of another thread goes unseen */
     uint64_t known = tpc_count(&tpc_counts.refusals);
-    CUresult result = tpc_call_capture_begin(name, &in, &out);
+    CUresult result = tpc_call_capture_begin(name, &in, &id);
     if (result == CUDA_SUCCESS) {
         const struct tp_thread *self = tp_thread_self();
         *capture = (struct tpc_capture){.stream = stream,
                                         .thread = self->number,
                                         .context = self->context,
                                         .mode = mode,
-                                        .id = out.id,
+                                        .id = id,
                                         .graph = in.graph,
                                         .into = into != NULL,
                                         .known = known};
@@ -72,9 +72,8 @@ CUresult tpc_cuStreamEndCapture(CUstream hStream, CUgraph *phGraph) {
     bool stranger =
         known && capture.mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture.thread != tp_thread_self()->number;
     bool into = known && capture.into;
-    struct tpg_capture_end_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tpg_capture_end_out out;
-    CUresult result = tpc_call_capture_end("cuStreamEndCapture", &in, &out);
+    CUresult result = tpc_call_capture_end("cuStreamEndCapture", (uint64_t)(uintptr_t)hStream, &out);
     TPC_TRY(result);
     if (out.ended) {
         tpc_capture_free(tpc_capture_take(hStream));
@@ -105,20 +104,6 @@ static void end_of_stream(CUstream stream) {
 TP_REGISTER(tpc_stream_gone, end_of_stream);
 
 /* ---- what has been captured ---- */
-
-/* The default streams are those of a context. */
-#define IN_CONTEXT(stream)                                                                                             \
-    do {                                                                                                               \
-        if ((uintptr_t)(stream) <= 2) {                                                                                \
-            TPC_CONTEXT(context);                                                                                      \
-        }                                                                                                              \
-        TPC_TRY(tpc_stream_lives(stream));                                                                             \
-    } while (0)
-
-CUresult tpc_do_cuStreamIsCapturing(CUstream hStream, CUstreamCaptureStatus *captureStatus) {
-    IN_CONTEXT(hStream);
-    return tpc_capture_status(hStream, captureStatus);
-}
 
 /* The arrays stay until the stream is asked again or the capture ends. */
 static CUresult dependencies_of(CUstream stream, struct tpc_capture_info *info, const CUgraphNode **nodes,
@@ -159,14 +144,12 @@ static CUresult dependencies_of(CUstream stream, struct tpc_capture_info *info, 
     return result;
 }
 
-CUresult tpc_do_cuStreamGetCaptureInfo_v3(CUstream hStream, CUstreamCaptureStatus *status, cuuint64_t *id,
-                                          CUgraph *graph, const CUgraphNode **dependencies,
-                                          const CUgraphEdgeData **edges, size_t *count) {
+CUresult tpc_capture_told(CUstream hStream, CUstreamCaptureStatus *status, cuuint64_t *id, CUgraph *graph,
+                          const CUgraphNode **dependencies, const CUgraphEdgeData **edges, size_t *count) {
     struct tpc_capture_info info;
     const CUgraphNode *kept_nodes = NULL;
     const CUgraphEdgeData *kept_edges = NULL;
     size_t number = 0;
-    IN_CONTEXT(hStream);
     CUresult result = tpc_capture_look(hStream, &info);
     if (result == CUDA_SUCCESS && info.status == CU_STREAM_CAPTURE_STATUS_ACTIVE && (dependencies || count)) {
         result = dependencies_of(hStream, &info, &kept_nodes, &kept_edges, &number);

@@ -376,8 +376,7 @@ CUresult tpc_copies_before_launch(const char *name, CUgraphExec exec, CUstream s
     if (TP_LIKELY(!copies)) {
         return CUDA_SUCCESS;
     }
-    struct tpg_graph_order_in in = {.exec = (uint64_t)(uintptr_t)exec, .stream = (uint64_t)(uintptr_t)stream};
-    CUresult result = tpc_post_graph_order(name, &in);
+    CUresult result = tpc_post_graph_order(name, (uint64_t)(uintptr_t)exec, (uint64_t)(uintptr_t)stream, 0);
     for (size_t i = 0; i < copies->count && result == CUDA_SUCCESS; i++) {
         const struct entry *entry = &copies->list[i];
         if (entry->copy->up && !entry->mixed && !entry->disabled && entry->copy->address) {
@@ -398,6 +397,5 @@ void tpc_copies_behind_launch(const char *name, CUgraphExec exec, CUstream strea
             download(name, entry->copy, stream);
         }
     }
-    struct tpg_graph_order_in in = {.exec = (uint64_t)(uintptr_t)exec, .stream = (uint64_t)(uintptr_t)stream, .end = 1};
-    tpc_post_graph_order(name, &in);
+    tpc_post_graph_order(name, (uint64_t)(uintptr_t)exec, (uint64_t)(uintptr_t)stream, 1);
 }

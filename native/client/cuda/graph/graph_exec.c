@@ -94,14 +94,7 @@ CUresult tpc_check_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
     tpc_twins_push();
     TPC_TRY(TPC_MANAGED_LEAVE());
     TPC_TRY(tpc_copies_before_launch("cuGraphLaunch", hGraph, hStream));
-    tpc_graph_memory_asks();
-    return CUDA_SUCCESS;
-}
-
-CUresult tpc_check_cuGraphUpload(CUgraphExec hGraphExec, CUstream hStream) {
-    (void)hGraphExec, (void)hStream;
-    tpc_graph_memory_asks();
-    return CUDA_SUCCESS;
+    return tpc_graph_memory_asks();
 }
 
 void tpc_noted_cuGraphLaunch(CUgraphExec hGraph, CUstream hStream) {
@@ -171,20 +164,16 @@ static _Atomic uint64_t *place_of(CUgraphExec exec, CUgraphNode node, uint64_t *
     return &nodes_set[*pair * 0x9e3779b97f4a7c15 >> 54];
 }
 
-CUresult tpc_check_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
-                                                     const CUDA_KERNEL_NODE_PARAMS *unused) {
+CUresult tpc_exec_node_asks(CUgraphExec exec, CUgraphNode node) {
     uint64_t pair;
-    (void)unused;
     if (atomic_load_explicit(place_of(exec, node, &pair), memory_order_relaxed) != pair) {
         tpc_wait_for_next_post();
     }
     return CUDA_SUCCESS;
 }
 
-void tpc_noted_cuGraphExecKernelNodeSetParams_v2(CUgraphExec exec, CUgraphNode node,
-                                                 const CUDA_KERNEL_NODE_PARAMS *unused) {
+void tpc_exec_node_set(CUgraphExec exec, CUgraphNode node) {
     uint64_t pair;
-    (void)unused;
     _Atomic uint64_t *place = place_of(exec, node, &pair);
     atomic_store_explicit(place, pair, memory_order_relaxed);
 }

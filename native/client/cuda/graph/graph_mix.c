@@ -37,10 +37,9 @@ static CUresult fill(const struct tpc_host_copy *copy, uint64_t at, size_t size)
 }
 
 static CUresult fetch(const struct tpc_host_copy *copy, uint64_t at, size_t size) {
-    struct tpg_host_twin_read_in in = {.address = copy->pinned + at, .size = size};
     struct tpg_host_twin_read_out out = {0};
     struct tp_reply reply TPC_REPLY;
-    TPC_TRY(tpc_call_host_twin_read("cuGraphLaunch", &in, &out, &reply));
+    TPC_TRY(tpc_call_host_twin_read("cuGraphLaunch", copy->pinned + at, size, &out, &reply));
     if (out.data_size != size) {
         return tpc_bad_reply(&reply);
     }

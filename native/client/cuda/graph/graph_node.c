@@ -60,10 +60,9 @@ static void **keep(uint64_t node, const struct tpc_kernel *k, const void *bytes,
 }
 
 CUresult tpc_do_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NODE_PARAMS *nodeParams) {
-    struct tpg_graph_kernel_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_kernel_get_out out;
     struct tp_reply reply TPC_REPLY;
-    TPC_TRY(tpc_call_graph_kernel_get("cuGraphKernelNodeGetParams", &in, &out, &reply));
+    TPC_TRY(tpc_call_graph_kernel_get("cuGraphKernelNodeGetParams", (uint64_t)(uintptr_t)hNode, &out, &reply));
     struct tpc_kernel *k = kernel_of(&out.node);
     if (k) {
         TPC_TRY(tpc_kernel_describe(k));
@@ -71,7 +70,7 @@ CUresult tpc_do_cuGraphKernelNodeGetParams_v2(CUgraphNode hNode, CUDA_KERNEL_NOD
     if (!k || k->parameter_bytes != out.params_size) {
         return tpc_bad_reply(&reply);
     }
-    void **params = keep(in.node, k, out.params, out.params_size);
+    void **params = keep((uint64_t)(uintptr_t)hNode, k, out.params, out.params_size);
     if (!params) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
@@ -151,26 +150,19 @@ CUresult tpc_node_set_host(const char *name, CUgraphExec exec, CUgraphNode node,
     if (!params || !params->fn) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_graph_host_set_in in = {.exec = (uint64_t)(uintptr_t)exec,
-                                       .node = (uint64_t)(uintptr_t)node,
-                                       .token = tpc_host_lasting(params->fn, params->userData)};
-    return in.token ? settle_host(in.token, tpc_call_graph_host_set(name, &in)) : CUDA_ERROR_OUT_OF_MEMORY;
+    const uint64_t token = tpc_host_lasting(params->fn, params->userData);
+    return token ? settle_host(token, tpc_call_graph_host_set(name, (uint64_t)(uintptr_t)exec,
+                                                              (uint64_t)(uintptr_t)node, token))
+                 : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
 CUresult tpc_do_cuGraphHostNodeGetParams(CUgraphNode hNode, CUDA_HOST_NODE_PARAMS *nodeParams) {
-    struct tpg_graph_host_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
-    struct tpg_graph_host_get_out out;
-    CUresult result = tpc_call_graph_host_get("cuGraphHostNodeGetParams", &in, &out);
-    if (result == CUDA_SUCCESS && !tpc_host_of(out.token, &nodeParams->fn, &nodeParams->userData)) {
-        result = tpc_bad_reply(&(struct tp_reply){.size = sizeof out});
+    uint64_t token;
+    CUresult result = tpc_call_graph_host_get("cuGraphHostNodeGetParams", (uint64_t)(uintptr_t)hNode, &token);
+    if (result == CUDA_SUCCESS && !tpc_host_of(token, &nodeParams->fn, &nodeParams->userData)) {
+        result = tpc_bad_reply(&(struct tp_reply){.size = sizeof token});
     }
     return result;
-}
-
-void tpc_noted_cuGraphAddEventRecordNode(CUgraphNode *phGraphNode, CUgraph hGraph, const CUgraphNode *dependencies,
-                                         size_t numDependencies, CUevent event) {
-    (void)phGraphNode, (void)hGraph, (void)dependencies, (void)numDependencies, (void)event;
-    tpc_watch_graphs_record();
 }
 
 static CUresult alloc_node(const char *name, const struct tpc_new_node *t, CUDA_MEM_ALLOC_NODE_PARAMS *p) {
@@ -215,9 +207,7 @@ static CUresult conditional_node(const char *name, const struct tpc_new_node *t,
         result = bodies[in.bodies_count] ? CUDA_SUCCESS : TPC_NO_HANDLES;
     }
     in.bodies = bodies;
-    if (result == CUDA_SUCCESS) {
-        result = tpc_call_graph_conditional(name, &in);
-    }
+    result = result ? result : tpc_call_graph_conditional(name, &in);
     if (result == CUDA_SUCCESS) {
         p->phGraph_out = (CUgraph *)(void *)bodies;
         return result;

@@ -129,9 +129,8 @@ static void tell(struct tpc_copy_side *side) {
 /* ---- the API ---- */
 
 CUresult tpc_do_cuGraphMemcpyNodeGetParams(CUgraphNode hNode, CUDA_MEMCPY3D *nodeParams) {
-    struct tpg_graph_memcpy_get_in in = {.node = (uint64_t)(uintptr_t)hNode};
     struct tpg_graph_memcpy_get_out out;
-    TPC_TRY(tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", &in, &out));
+    TPC_TRY(tpc_call_graph_memcpy_get("cuGraphMemcpyNodeGetParams", (uint64_t)(uintptr_t)hNode, &out));
     struct tpc_copy_side from = TPC_SIDE_3D(&out.params, src), to = TPC_SIDE_3D(&out.params, dst);
     tell(&from);
     tell(&to);

@@ -17,10 +17,9 @@ bool tpc_params_clean(const CUgraphNodeParams *params) {
 }
 
 static CUresult set_child(CUgraphNode node, CUgraph child) {
-    struct tpg_graph_child_set_in in = {.node = (uint64_t)(uintptr_t)node, .child = (uint64_t)(uintptr_t)child};
     TPC_CHECK_HANDLE(GRAPH, child, false);
-    TPC_TRY(tpc_call_graph_child_set("cuGraphNodeSetParams", &in));
-    tpc_unmint_parts(TPG_GRAPHNODE, in.node);
+    TPC_TRY(tpc_call_graph_child_set("cuGraphNodeSetParams", (uint64_t)(uintptr_t)node, (uint64_t)(uintptr_t)child));
+    tpc_unmint_parts(TPG_GRAPHNODE, (uint64_t)(uintptr_t)node);
     return CUDA_SUCCESS;
 }
 
@@ -98,7 +97,7 @@ static bool write_all(int fd, const unsigned char *bytes, size_t size) {
 
 /* The file is one of this machine: the worker sends what the driver would write into it. */
 CUresult tpc_do_cuGraphDebugDotPrint(CUgraph hGraph, const char *path, unsigned int flags) {
-    struct tpg_graph_dot_in in = {.graph = (uint64_t)(uintptr_t)hGraph, .flags = flags};
+    uint64_t first = 0;
     struct tpg_graph_dot_out out = {0};
     struct tp_reply reply;
     CUresult result = CUDA_SUCCESS;
@@ -107,13 +106,13 @@ CUresult tpc_do_cuGraphDebugDotPrint(CUgraph hGraph, const char *path, unsigned 
         return CUDA_ERROR_OPERATING_SYSTEM;
     }
     do {
-        result = tpc_call_graph_dot("cuGraphDebugDotPrint", &in, &out, &reply);
+        result = tpc_call_graph_dot("cuGraphDebugDotPrint", (uint64_t)(uintptr_t)hGraph, flags, first, &out, &reply);
         if (result == CUDA_SUCCESS && !write_all(fd, out.text, out.text_size)) {
             result = CUDA_ERROR_OPERATING_SYSTEM;
         }
-        in.first += result == CUDA_SUCCESS ? out.text_size : 0;
+        first += result == CUDA_SUCCESS ? out.text_size : 0;
         tp_reply_free(&reply);
-    } while (result == CUDA_SUCCESS && out.text_size && in.first < out.total);
+    } while (result == CUDA_SUCCESS && out.text_size && first < out.total);
     close(fd);
     return result;
 }

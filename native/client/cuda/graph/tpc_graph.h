@@ -40,9 +40,14 @@ bool tpc_edges_plain(const CUgraphEdgeData *edges, size_t count);
  * wrong, where; the parameters of a node of any kind, or of one in an executable graph. */
 CUresult tpc_capture_begin(const char *name, CUstream stream, CUstreamCaptureMode mode, CUgraph into,
                            const CUgraphNode *dependencies, const CUgraphEdgeData *edges, size_t count);
+CUresult tpc_capture_told(CUstream stream, CUstreamCaptureStatus *status, cuuint64_t *id, CUgraph *graph,
+                          const CUgraphNode **dependencies, const CUgraphEdgeData **edges, size_t *count);
 CUresult tpc_graph_instantiate(const char *name, CUgraphExec *out_exec, CUgraph graph, uint64_t flags, CUstream upload,
                                bool detailed, CUgraphNode *error_node, CUgraphInstantiateResult *why);
 CUresult tpc_node_set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParams *params);
+/* Before the kernel of a node of an executable graph is changed, and behind that (api/, "check" and "noted"). */
+CUresult tpc_exec_node_asks(CUgraphExec exec, CUgraphNode node);
+void tpc_exec_node_set(CUgraphExec exec, CUgraphNode node);
 /* A new node of a kind that no line of api/ describes, and a host function for one that there is, or for one in an executable graph. */
 CUresult tpc_node_add(const char *name, CUgraphNode *out, CUgraph graph, const CUgraphNode *dependencies, size_t count,
                       CUgraphNodeParams *params);

@@ -78,10 +78,7 @@ bool tpc_is_mapped_host(uint64_t address) {
            (range.where == TPC_PINNED || (range.flags & TPC_MADE_MASK) == TPC_MADE_TWIN);
 }
 
-static void give(uint64_t offset, uint64_t size) {
-    struct tpg_arena_give_in in = {.offset = offset, .size = size};
-    tpc_post_arena_give("cuMemFreeHost", &in);
-}
+static void give(uint64_t offset, uint64_t size) { tpc_post_arena_give("cuMemFreeHost", offset, size); }
 
 /* Makes [offset, offset+size) of the segment known as pinned memory. */
 static bool add_shared(struct tpc_context *context, unsigned char *base, uint64_t offset, size_t size,
@@ -103,12 +100,8 @@ static bool add_shared(struct tpc_context *context, unsigned char *base, uint64_
         free(host);
         return false;
     }
-    struct tpc_range device = {.start = range.device_address,
-                               .size = size,
-                               .where = TPC_DEVICE_MEMORY,
-                               .context = context,
-                               .flags = TPC_MADE_TWIN,
-                               .detail = host};
+    struct tpc_range device = {
+        .start = range.device_address, .size = size, .context = context, .flags = TPC_MADE_TWIN, .detail = host};
     if (range.device_address != start && !tpc_range_insert(&device)) {
         tpc_range_remove(start, NULL);
         free(host);
@@ -122,19 +115,17 @@ static bool add_shared(struct tpc_context *context, unsigned char *base, uint64_
 
 /* CUDA_SUCCESS with *pp NULL: there is no room for it. What another process had there before is not for this one. */
 static CUresult allocate_shared(struct tpc_context *context, void **pp, size_t size, unsigned int flags) {
-    struct tpg_arena_take_in in = {.size = size};
-    struct tpg_arena_take_out answer = {0};
     static _Atomic bool said;
-    uint64_t segment_size = 0;
+    uint64_t segment_size = 0, offset;
     unsigned char *base = tp_segment_base(tpc_conn, &segment_size);
     *pp = NULL;
     if (!base) {
         return CUDA_SUCCESS;
     }
-    CUresult result = tpc_call_arena_take("cuMemHostAlloc", &in, &answer);
-    if (result == CUDA_SUCCESS && (answer.offset < tp_arena_at() || answer.offset > segment_size ||
-                                   size > segment_size - answer.offset || answer.offset % TP_GRANULE)) {
-        result = tpc_bad_reply(&(struct tp_reply){.size = sizeof answer});
+    CUresult result = tpc_call_arena_take("cuMemHostAlloc", size, &offset);
+    if (result == CUDA_SUCCESS &&
+        (offset < tp_arena_at() || offset > segment_size || size > segment_size - offset || offset % TP_GRANULE)) {
+        result = tpc_bad_reply(&(struct tp_reply){.size = sizeof offset});
     }
     if (result == CUDA_ERROR_OUT_OF_MEMORY || result == CUDA_ERROR_NOT_SUPPORTED) {
         if (!atomic_exchange(&said, true)) {
@@ -149,12 +140,12 @@ static CUresult allocate_shared(struct tpc_context *context, void **pp, size_t s
         return CUDA_SUCCESS;
     }
     TPC_TRY(result);
-    memset(base + answer.offset, 0, size);
-    if (!add_shared(context, base, answer.offset, size, flags)) {
-        give(answer.offset, size);
+    memset(base + offset, 0, size);
+    if (!add_shared(context, base, offset, size, flags)) {
+        give(offset, size);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *pp = base + answer.offset;
+    *pp = base + offset;
     return CUDA_SUCCESS;
 }
 
@@ -316,11 +307,6 @@ CUresult tpc_cuMemHostUnregister(void *p) {
     }
     tpc_host_end(host);
     return CUDA_SUCCESS;
-}
-
-CUresult tpc_do_cuMemHostGetDevicePointer_v2(CUdeviceptr *pdptr, void *p, unsigned int Flags) {
-    (void)Flags; /* there are none */
-    return tpc_host_device_address((uint64_t)(uintptr_t)p, pdptr);
 }
 
 CUresult tpc_do_cuMemHostGetFlags(unsigned int *pFlags, void *p) {

@@ -31,15 +31,10 @@ CUresult tpc_do_cuIpcGetMemHandle(CUipcMemHandle *pHandle, CUdeviceptr dptr) {
     if (!pHandle || !tpc_range_at(dptr, &range) || (range.flags & TPC_MADE_MASK) != TPC_MADE_ALLOC) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_ipc_memory_export_in in = {.address = range.start};
     struct tpg_ipc_memory_export_out out;
-    tp_lock_take(&lock);
-    CUresult result = tpc_call_ipc_memory_export("cuIpcGetMemHandle", &in, &out);
-    tp_lock_drop(&lock);
-    if (result == CUDA_SUCCESS) {
-        *pHandle = out.handle;
-    }
-    return result;
+    TPC_TRY(tpc_call_ipc_memory_export("cuIpcGetMemHandle", range.start, &out));
+    *pHandle = out.handle;
+    return CUDA_SUCCESS;
 }
 
 /* Asks the worker. Under lock. */
@@ -49,14 +44,12 @@ static CUresult ask(struct tpc_context *context, struct opened *opened) {
     TPC_TRY(tpc_call_ipc_memory_open("cuIpcOpenMemHandle", &in, &out));
     struct tpc_range range = {.start = out.address,
                               .size = out.size,
-                              .where = TPC_DEVICE_MEMORY,
                               .context = context,
                               .device = tpc_device_of((int)out.device),
                               .flags = TPC_MADE_IPC | TPC_SYNC_MEMOPS,
                               .detail = opened};
     if (!tpc_range_insert(&range)) {
-        struct tpg_memory_free_in undo = {.address = out.address};
-        (void)tpc_post_memory_free("cuIpcOpenMemHandle", &undo);
+        (void)tpc_post_memory_free("cuIpcOpenMemHandle", out.address);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     opened->address = out.address;
@@ -117,10 +110,9 @@ CUresult tpc_do_cuIpcCloseMemHandle(CUdeviceptr dptr) {
     if (opened && --opened->count) {
         result = CUDA_SUCCESS;
     } else if (opened) {
-        struct tpg_memory_free_in in = {.address = dptr};
         tpc_range_remove(dptr, NULL);
         forget(opened);
-        result = tpc_post_memory_free("cuIpcCloseMemHandle", &in);
+        result = tpc_post_memory_free("cuIpcCloseMemHandle", dptr);
     }
     tp_lock_drop(&lock);
     return result;

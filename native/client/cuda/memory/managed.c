@@ -42,20 +42,18 @@ static void enter(const struct tpc_context *context) { tp_thread_self()->context
 
 /* Waits for the stream, NULL = for everything, as a thread that reports no errors of the program's. */
 static CUresult wait_for(const struct tpc_context *context, CUstream stream) {
-    struct tpg_managed_wait_in in = {.stream = (uint64_t)(uintptr_t)stream};
     struct tp_reply reply;
     enter(context);
-    CUresult result = tpc_call_managed_wait(NAME, &in, &reply);
+    CUresult result = tpc_call_managed_wait(NAME, (uint64_t)(uintptr_t)stream, &reply);
     atomic_fetch_add(&own_frames, 1);
     tp_reply_free(&reply);
     return result;
 }
 
 CUresult tpc_managed_settle(const struct tpc_managed *m) {
-    struct tpg_managed_settle_in in = {.stream = (uint64_t)(uintptr_t)m->beside};
     struct tp_reply reply;
     enter(m->context);
-    CUresult result = tpc_call_managed_settle(NAME, &in, &reply);
+    CUresult result = tpc_call_managed_settle(NAME, (uint64_t)(uintptr_t)m->beside, &reply);
     atomic_fetch_add(&own_frames, 1);
     tp_reply_free(&reply);
     return result;
@@ -234,9 +232,7 @@ static CUresult fetch(struct tpc_managed *m, size_t first, size_t count) {
         const uint64_t failures = tpc_count(&tpc_counts.failures), from = offset_of(m, first);
         enter(m->context);
         result = move(m, from, offset_of(m, first + count), receive);
-        if (result == CUDA_SUCCESS) {
-            result = tpc_managed_settle(m);
-        }
+        result = result ? result : tpc_managed_settle(m);
         if (result != CUDA_SUCCESS || tpc_count(&tpc_counts.failures) == failures) {
             return result;
         }
@@ -335,12 +331,10 @@ static void drop(struct tpc_managed *m) {
 
 /* What its pages hold is fetched anew, with it. */
 static CUresult add_variable(struct tpc_managed *m, struct tpc_variable *variable) {
-    CUresult result = take(m);
-    if (result == CUDA_SUCCESS) {
-        variable->next = m->variables;
-        m->variables = variable;
-    }
-    return result;
+    TPC_TRY(take(m));
+    variable->next = m->variables;
+    m->variables = variable;
+    return CUDA_SUCCESS;
 }
 
 static void drop_variable(struct tpc_managed *m, uint64_t start) {
@@ -406,11 +400,9 @@ static CUresult wait_for_gpu(uint64_t address) {
     if (others == atomic_load(&quiet_at)) {
         return CUDA_SUCCESS;
     }
-    CUresult result = wait_for(range.context, NULL);
-    if (result == CUDA_SUCCESS) {
-        atomic_store(&quiet_at, others);
-    }
-    return result;
+    TPC_TRY(wait_for(range.context, NULL));
+    atomic_store(&quiet_at, others);
+    return CUDA_SUCCESS;
 }
 
 void *tpc_managed_idle(void *unused) {

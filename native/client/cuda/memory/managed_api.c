@@ -49,15 +49,10 @@ CUresult tpc_stream_beside(const struct tpc_context *context, CUstream *out) {
 
 /* From the worker, whole pages that begin at a page. */
 static CUresult take_block(struct tpc_managed *m, uint64_t page) {
-    struct tpg_memory_alloc_in in = {.size =
-                                         m->mapped + page}; /* what is small begins anywhere: a page more holds it */
-    struct tpg_memory_alloc_out answer = {0};
-    if (m->mapped >= 2u << 20) {
-        in.size = m->mapped; /* what is large begins at a page */
-    }
-    CUresult result = tpc_call_memory_alloc("cuMemAllocManaged", &in, &answer);
-    m->block = answer.address;
-    m->start = (answer.address + page - 1) & ~(page - 1);
+    /* What is small begins anywhere: a page more holds it. What is large begins at a page. */
+    const uint64_t size = m->mapped >= 2u << 20 ? m->mapped : m->mapped + page;
+    CUresult result = tpc_call_memory_alloc("cuMemAllocManaged", size, &m->block);
+    m->start = (m->block + page - 1) & ~(page - 1);
     return result;
 }
 
@@ -65,7 +60,6 @@ static CUresult take_block(struct tpc_managed *m, uint64_t page) {
 static CUresult begin(struct tpc_managed *m, size_t size, unsigned int flags) {
     struct tpc_range range = {.start = m->start,
                               .size = size,
-                              .where = TPC_DEVICE_MEMORY,
                               .context = m->context,
                               .flags = flags | TPC_MADE_MANAGED | TPC_SYNC_MEMOPS,
                               .detail = m};
@@ -122,8 +116,7 @@ CUresult tpc_cuMemAllocManaged(CUdeviceptr *dptr, size_t bytesize, unsigned int 
         result = begin(m, bytesize, flags);
     }
     if (result != CUDA_SUCCESS) {
-        struct tpg_memory_free_in undo = {.address = m->block};
-        tpc_post_memory_free("cuMemAllocManaged", &undo);
+        tpc_post_memory_free("cuMemAllocManaged", m->block);
         free(m);
         return result;
     }
@@ -176,14 +169,14 @@ static bool leave_out(struct tpc_managed *m) {
 /* A host function, which the stream has come to. */
 static void free_now(void *what) {
     struct tpc_managed *m = what;
-    struct tpg_memory_free_in in = {.address = m->block};
+    const uint64_t block = m->block;
     const uint32_t own = tp_thread_self()->context;
     if (!leave_out(m)) {
         return;
     }
     tp_thread_self()->context = tp_handle_id(m->context->handle);
     forget(m);
-    tpc_post_memory_free("cuMemFreeAsync", &in);
+    tpc_post_memory_free("cuMemFreeAsync", block);
     tp_thread_self()->context = own;
 }
 
@@ -211,9 +204,9 @@ CUresult tpc_managed_free(uint64_t start) {
         !tpc_range_remove(start, &range)) {
         return CUDA_ERROR_INVALID_VALUE; /* a variable is not freed */
     }
-    struct tpg_memory_free_in in = {.address = ((struct tpc_managed *)range.detail)->block};
+    const uint64_t block = ((struct tpc_managed *)range.detail)->block;
     forget(range.detail);
-    return tpc_post_memory_free("cuMemFree", &in);
+    return tpc_post_memory_free("cuMemFree", block);
 }
 
 static struct tpc_managed *leaving_of(const struct tpc_context *context) {

@@ -211,8 +211,8 @@ CUresult tpc_cuMemPrefetchAsync_v2(CUdeviceptr devPtr, size_t count, CUmemLocati
 }
 
 /* All of a batch is checked before any of it is done. */
-static CUresult check_batch(const CUdeviceptr *addresses, const size_t *sizes, size_t count, unsigned long long flags,
-                            CUstream stream) {
+CUresult tpc_batch_check(const CUdeviceptr *addresses, const size_t *sizes, size_t count, unsigned long long flags,
+                         CUstream stream) {
     if (flags || stream == CU_STREAM_LEGACY) { /* before a context and the capture (580.159.04, measured) */
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -232,7 +232,7 @@ static CUresult check_batch(const CUdeviceptr *addresses, const size_t *sizes, s
 CUresult tpc_cuMemPrefetchBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count, CUmemLocation *prefetchLocs,
                                      size_t *prefetchLocIdxs, size_t numPrefetchLocs, unsigned long long flags,
                                      CUstream hStream) {
-    TPC_TRY(check_batch(dptrs, sizes, count, flags, hStream));
+    TPC_TRY(tpc_batch_check(dptrs, sizes, count, flags, hStream));
     if (!prefetchLocs || !prefetchLocIdxs || !numPrefetchLocs || numPrefetchLocs > count || prefetchLocIdxs[0]) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -246,12 +246,6 @@ CUresult tpc_cuMemPrefetchBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t c
         TPC_TRY(tpc_cuMemPrefetchAsync_v2(dptrs[i], sizes[i], prefetchLocs[where], 0, hStream));
     }
     return CUDA_SUCCESS;
-}
-
-/* What was discarded may read as anything: as what it was. */
-CUresult tpc_cuMemDiscardBatchAsync(CUdeviceptr *dptrs, size_t *sizes, size_t count, unsigned long long flags,
-                                    CUstream hStream) {
-    return check_batch(dptrs, sizes, count, flags, hStream);
 }
 
 /* ---- questions ---- */

@@ -174,9 +174,7 @@ bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
 static void set_device_address(struct tpc_range *range, uint64_t value) { range->device_address = value; }
 
 static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) {
-    struct tpg_host_twin_in in = {
-        .size = range->size, .read_only = tpc_is_read_only(host), .wanted = tpc_has_place(range) ? range->start : 0};
-    struct tpg_host_twin_out answer = {0};
+    uint64_t twin;
     bool refused = false;
     TP_TELL(tpc_twin_wanted, range, &refused);
     if (refused) {
@@ -186,28 +184,28 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     if (tp_transfers_touching_wait(tpc_conn, host->memory, host->size) != TP_OK) {
         return tpc_lost();
     }
-    TPC_TRY(tpc_call_host_twin("cuMemHostGetDevicePointer", &in, &answer));
+    TPC_TRY(tpc_call_host_twin("cuMemHostGetDevicePointer", range->size, tpc_is_read_only(host),
+                               tpc_has_place(range) ? range->start : 0, 0, &twin));
     unsigned char *shadow = calloc(1, range->size);
-    struct tpc_range device = {.start = answer.address,
+    struct tpc_range device = {.start = twin,
                                .size = range->size,
-                               .where = TPC_DEVICE_MEMORY,
                                .context = range->context,
                                .buffer_id = range->buffer_id,
                                .flags = TPC_MADE_TWIN,
                                .detail = host};
-    const bool apart = answer.address != range->start;
+    const bool apart = twin != range->start;
     bool made = false;
     tp_lock_take(&pushing);
     tp_lock_take(&lock);
     if (!host->twin && shadow && (!apart || tpc_range_insert(&device))) {
         host->shadow = shadow;
-        host->twin = answer.address;
+        host->twin = twin;
         host->next = twins;
         twins = host;
         made = true;
         /* Another thread that finds the twin counts on all of this. */
         atomic_fetch_add(&tpc_twins, 1);
-        tpc_range_change(range->start, set_device_address, answer.address);
+        tpc_range_change(range->start, set_device_address, twin);
         if (!apart) {
             tpc_unreached_remove(range);
         }
@@ -219,8 +217,7 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     }
     tp_lock_drop(&pushing);
     if (!made) {
-        struct tpg_host_twin_free_in undo = {.address = answer.address};
-        tpc_post_host_twin_free("cuMemHostGetDevicePointer", &undo);
+        tpc_post_host_twin_free("cuMemHostGetDevicePointer", twin);
         free(shadow);
     }
     return there ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
@@ -236,13 +233,11 @@ CUresult tpc_host_device_address(uint64_t address, CUdeviceptr *out) {
         return CUDA_SUCCESS;
     }
     struct tpc_host *host = range.detail;
-    CUresult result = range.device_address ? CUDA_SUCCESS : make_twin(&range, host);
-    if (result == CUDA_SUCCESS) {
-        tp_lock_take(&lock);
-        *out = host->twin + (address - range.start);
-        tp_lock_drop(&lock);
-    }
-    return result;
+    TPC_TRY(range.device_address ? CUDA_SUCCESS : make_twin(&range, host));
+    tp_lock_take(&lock);
+    *out = host->twin + (address - range.start);
+    tp_lock_drop(&lock);
+    return CUDA_SUCCESS;
 }
 
 void tpc_host_end(struct tpc_host *host) {
@@ -256,12 +251,11 @@ void tpc_host_end(struct tpc_host *host) {
     }
     tp_lock_drop(&pushing);
     if (twin) {
-        struct tpg_host_twin_free_in in = {.address = twin};
         atomic_fetch_sub(&tpc_twins, 1);
         if (twin != (uint64_t)(uintptr_t)host->memory) {
             tpc_range_remove(twin, NULL);
         }
-        tpc_post_host_twin_free("cuMemFreeHost", &in);
+        tpc_post_host_twin_free("cuMemFreeHost", twin);
     }
     free(host->shadow);
     free(host);

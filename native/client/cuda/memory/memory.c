@@ -6,7 +6,6 @@
  */
 #include "tpc_memory.h"
 #include "tpc_stream.h"
-#include "tpc_vmm.h"
 #include "tpg_cuda_send.h"
 
 #include <errno.h>
@@ -58,24 +57,21 @@ bool tpc_reserved(uint64_t *base, uint64_t *size) {
 bool tpc_is_device_address(uint64_t address) { return address - reserved_base < reserved_size; }
 
 CUresult tpc_memory_take(const char *name, struct tpc_context *context, uint64_t size, CUdeviceptr *out) {
-    struct tpg_memory_alloc_in in = {.size = size};
-    struct tpg_memory_alloc_out answer = {0};
+    uint64_t address;
     /* The worker gives out what it has mapped already without asking the driver, which would refuse. */
     TPC_CAPTURE_UNSAFE(name);
-    TPC_TRY(tpc_call_memory_alloc(name, &in, &answer));
+    TPC_TRY(tpc_call_memory_alloc(name, size, &address));
     struct tpc_range range = {
-        .start = answer.address,
+        .start = address,
         .size = size,
-        .where = TPC_DEVICE_MEMORY,
         .context = context,
         .flags =
             TPC_MADE_ALLOC | TPC_SYNC_MEMOPS}; /* what the driver says of such memory until the program changes it */
     if (!tpc_range_insert(&range)) {
-        struct tpg_memory_free_in undo = {.address = answer.address};
-        tpc_post_memory_free(name, &undo);
+        tpc_post_memory_free(name, address);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *out = answer.address;
+    *out = address;
     return CUDA_SUCCESS;
 }
 
@@ -122,12 +118,11 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
         return CUDA_SUCCESS;
     }
     unsigned int made = tpc_range_at(dptr, &range) ? range.flags & TPC_MADE_MASK : 0;
-    struct tpg_memory_free_in in = {.address = dptr};
     if (made ==
         TPC_MADE_GRAPH) { /* it waits, as the driver's does, and the driver says whether anything is allocated there */
         TPC_TRY(tpc_cuCtxSynchronize());
         tpc_wait_for_next_post();
-        return tpc_post_memory_free("cuMemFree", &in);
+        return tpc_post_memory_free("cuMemFree", dptr);
     }
     if ((made == TPC_MADE_HOST || made == TPC_MADE_ARENA) && range.start == dptr && tpc_pool_local_of(&range)) {
         TPC_TRY(tpc_cuCtxSynchronize()); /* as the driver's, it waits */
@@ -139,7 +134,7 @@ CUresult tpc_cuMemFree_v2(CUdeviceptr dptr) {
     if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || range.start != dptr || !tpc_range_remove(dptr, NULL)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    return tpc_post_memory_free("cuMemFree", &in);
+    return tpc_post_memory_free("cuMemFree", dptr);
 }
 
 CUresult tpc_cuMemGetAddressRange_v2(CUdeviceptr *pbase, size_t *psize, CUdeviceptr dptr) {

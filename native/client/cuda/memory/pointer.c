@@ -10,8 +10,6 @@
 #include "tpc_stream.h"
 #include "tpc_vmm.h"
 
-#include <stdlib.h>
-
 static bool is_host(const struct tpc_range *range) {
     return range->where == TPC_PINNED || (range->flags & TPC_MADE_MASK) == TPC_MADE_TWIN;
 }

@@ -34,10 +34,9 @@ CUresult tpc_pool_default(CUdevice device, uint64_t *out) {
     tp_lock_take(&lock);
     uint64_t pool = atomic_load(&default_pools[device]);
     if (!pool) {
-        struct tpg_pool_default_in in = {.pool = tpc_pool_mint(device, TPC_POOL_DEFAULT),
-                                         .device = tpc_devices[device].remote};
-        result = tpc_call_pool_default("cuDeviceGetDefaultMemPool", &in);
-        pool = result == CUDA_SUCCESS ? in.pool : 0;
+        pool = tpc_pool_mint(device, TPC_POOL_DEFAULT);
+        result = tpc_call_pool_default("cuDeviceGetDefaultMemPool", pool, tpc_devices[device].remote);
+        pool = result == CUDA_SUCCESS ? pool : 0;
         atomic_store(&default_pools[device], pool);
     }
     tp_lock_drop(&lock);
@@ -205,23 +204,23 @@ CUresult tpc_do_cuMemPoolCreate(CUmemoryPool *pool, const CUmemPoolProps *poolPr
 }
 
 CUresult tpc_do_cuMemPoolDestroy(CUmemoryPool pool) {
-    struct tpg_pool_destroy_in in = {.pool = (uint64_t)(uintptr_t)pool};
-    const bool imported = tpc_pool_is(in.pool, TPC_POOL_IMPORTED);
-    if (tpc_pool_is(in.pool, TPC_POOL_DEFAULT) || !tpc_pool_leaves_places(in.pool)) {
+    const uint64_t handle = (uint64_t)(uintptr_t)pool;
+    const bool imported = tpc_pool_is(handle, TPC_POOL_IMPORTED);
+    if (tpc_pool_is(handle, TPC_POOL_DEFAULT) || !tpc_pool_leaves_places(handle)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     if (imported) { /* the driver refuses while memory of it is open */
         tpc_wait_for_next_post();
     }
-    CUresult result = tpc_post_pool_destroy("cuMemPoolDestroy", &in);
+    CUresult result = tpc_post_pool_destroy("cuMemPoolDestroy", handle);
     if (imported && result != CUDA_SUCCESS) {
         return result;
     }
     for (int i = 0; i < TPC_DEVICES_MAX; i++) { /* the device goes back to its default pool */
-        uint64_t gone = in.pool;
+        uint64_t gone = handle;
         atomic_compare_exchange_strong(&current_pools[i], &gone, 0);
     }
-    tpc_unmint(TPG_POOL, in.pool);
+    tpc_unmint(TPG_POOL, handle);
     return result;
 }
 
@@ -231,28 +230,13 @@ CUresult tpc_check_cuMemPoolTrimTo(CUmemoryPool pool, size_t minBytesToKeep) {
 }
 
 /* What a pool of managed or host memory answers itself. */
-static CUresult attribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value, bool store, bool *answered) {
+CUresult tpc_pool_attribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value, bool store) {
     CUresult result = CUDA_SUCCESS;
-    TPC_CHECK_HANDLE(POOL, pool, false);
-    if (!value || (int)attr < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES || attr > CU_MEMPOOL_ATTR_USED_MEM_HIGH) {
+    if ((int)attr < CU_MEMPOOL_ATTR_REUSE_FOLLOW_EVENT_DEPENDENCIES) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    *answered = tpc_pool_local_attribute((uint64_t)(uintptr_t)pool, attr, store, value, &result);
-    return result;
-}
-
-CUresult tpc_cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
-    bool answered;
-    TPC_CAPTURE_UNSAFE("cuMemPoolSetAttribute");
-    TPC_TRY(attribute(pool, attr, value, true, &answered));
-    return answered ? CUDA_SUCCESS : tpc_sent_cuMemPoolSetAttribute(pool, attr, value);
-}
-
-CUresult tpc_cuMemPoolGetAttribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value) {
-    bool answered;
-    TPC_CAPTURE_UNSAFE("cuMemPoolGetAttribute");
-    TPC_TRY(attribute(pool, attr, value, false, &answered));
-    return answered ? CUDA_SUCCESS : tpc_sent_cuMemPoolGetAttribute(pool, attr, value);
+    bool answered = tpc_pool_local_attribute((uint64_t)(uintptr_t)pool, attr, store, value, &result);
+    return answered && result == CUDA_SUCCESS ? TPC_DONE : result;
 }
 
 /* ---- addresses of graphs ---- */
@@ -282,8 +266,7 @@ static void no_block(uint64_t start, uint64_t size) {
 }
 
 bool tpc_graph_block(uint64_t start, uint64_t size, int device) {
-    const struct tpc_range range = {
-        .where = TPC_DEVICE_MEMORY, .context = tpc_primary_of(device), .device = device, .flags = TPC_MADE_GRAPH};
+    const struct tpc_range range = {.context = tpc_primary_of(device), .device = device, .flags = TPC_MADE_GRAPH};
     no_block(start, size); /* they are part of this one */
     return add_block(range, start, start + size);
 }
@@ -293,10 +276,11 @@ bool tpc_on_graph_memory_gone(const struct tpg_graph_memory_gone_in *in) {
     return true;
 }
 
-void tpc_graph_memory_asks(void) {
+CUresult tpc_graph_memory_asks(void) {
     if (TP_UNLIKELY(atomic_load_explicit(&blocks, memory_order_relaxed))) {
         tpc_wait_for_next_post();
     }
+    return CUDA_SUCCESS;
 }
 
 /* ---- allocations ---- */
@@ -339,9 +323,8 @@ CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_
         return result == CUDA_SUCCESS ? CUDA_ERROR_INVALID_VALUE : result;
     }
     const CUdevice device = (int)((place - places[0]) % TPC_DEVICES_MAX);
-    struct tpg_pool_alloc_in in = {.pool = pool, .size = size, .stream = (uint64_t)(uintptr_t)stream};
     struct tpg_pool_alloc_out out = {0};
-    result = tpc_call_pool_alloc(name, &in, &out);
+    result = tpc_call_pool_alloc(name, pool, size, (uint64_t)(uintptr_t)stream, &out);
     if (result == CUDA_SUCCESS && out.block_size) {
         result = tpc_graph_block(out.block, out.block_size, device) ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
         *dptr = result == CUDA_SUCCESS ? out.address : 0;
@@ -350,14 +333,12 @@ CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_
     TPC_TRY(result);
     struct tpc_range range = {.start = out.address,
                               .size = size,
-                              .where = TPC_DEVICE_MEMORY,
                               .context = context,
                               .device = device,
                               .flags = TPC_MADE_POOL,
                               .detail = (void *)(uintptr_t)from};
     if (!tpc_range_insert(&range)) {
-        struct tpg_pool_free_in undo = {.address = out.address, .stream = in.stream};
-        tpc_post_pool_free(name, &undo);
+        tpc_post_pool_free(name, out.address, (uint64_t)(uintptr_t)stream);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
     *dptr = out.address;
@@ -372,10 +353,9 @@ CUresult tpc_do_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
         return CUDA_SUCCESS;
     }
     unsigned int made = tpc_range_at(dptr, &range) ? range.flags & TPC_MADE_MASK : 0;
-    struct tpg_pool_free_in in = {.address = dptr, .stream = (uint64_t)(uintptr_t)hStream};
     if (made == TPC_MADE_GRAPH) { /* the driver says whether anything is allocated there */
         tpc_wait_for_next_post();
-        return tpc_post_pool_free("cuMemFreeAsync", &in);
+        return tpc_post_pool_free("cuMemFreeAsync", dptr, (uint64_t)(uintptr_t)hStream);
     }
     if (made == TPC_MADE_MANAGED || made == TPC_MADE_HOST || made == TPC_MADE_ARENA) {
         return tpc_pool_local_free(dptr, hStream);
@@ -383,7 +363,7 @@ CUresult tpc_do_cuMemFreeAsync(CUdeviceptr dptr, CUstream hStream) {
     if ((made != TPC_MADE_ALLOC && made != TPC_MADE_POOL) || range.start != dptr || !tpc_range_remove(dptr, &range)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    CUresult result = tpc_post_pool_free("cuMemFreeAsync", &in);
+    CUresult result = tpc_post_pool_free("cuMemFreeAsync", dptr, (uint64_t)(uintptr_t)hStream);
     if (result != CUDA_SUCCESS) {
         tpc_range_add(&range); /* refused at once, as in a capture: the memory is still there */
     }

@@ -2,7 +2,7 @@
  * Pools of other processes of this worker.
  *
  * Any thread. What the program passes around is a descriptor as of cuMemExportToShareableHandle for a pool, and for a pointer
- * the 64 bytes of a handle. One thread exports at a time, since the worker has to ask for these handles first.
+ * the 64 bytes of a handle.
  */
 #include "tpc_memory.h"
 #include "tpg_client.h"
@@ -10,31 +10,19 @@
 
 #include <unistd.h>
 
-static struct tp_lock lock;
-
 CUresult tpc_do_cuMemPoolExportToShareableHandle(void *handle_out, CUmemoryPool pool,
                                                  CUmemAllocationHandleType handleType, unsigned long long flags) {
-    struct tpg_pool_export_in in = {.pool = (uint64_t)(uintptr_t)pool};
+    const uint64_t exported = (uint64_t)(uintptr_t)pool;
     struct tpg_pool_export_out out;
     int fd = -1, end = -1;
-    if (flags || handleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR || !tpc_pool_is(in.pool, TPC_POOL_SHAREABLE)) {
+    if (flags || handleType != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR || !tpc_pool_is(exported, TPC_POOL_SHAREABLE)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    tp_lock_take(&lock);
-    CUresult result = tpc_call_pool_export("cuMemPoolExportToShareableHandle", &in, &out);
-    tp_lock_drop(&lock);
-    TPC_TRY(result);
+    TPC_TRY(tpc_call_pool_export("cuMemPoolExportToShareableHandle", exported, &out));
     TPC_TRY(tpc_descriptor_give(&out.handle, &fd, &end));
     close(end); /* a pool ends when it is destroyed, and not with its descriptors */
     memcpy(handle_out, &fd, sizeof fd);
     return CUDA_SUCCESS;
-}
-
-CUresult tpc_cuMemPoolExportPointer(CUmemPoolPtrExportData *shareData_out, CUdeviceptr ptr) {
-    tp_lock_take(&lock);
-    CUresult result = tpc_sent_cuMemPoolExportPointer(shareData_out, ptr);
-    tp_lock_drop(&lock);
-    return result;
 }
 
 CUresult tpc_do_cuMemPoolImportFromShareableHandle(CUmemoryPool *pool_out, void *handle,
@@ -65,19 +53,14 @@ CUresult tpc_do_cuMemPoolImportPointer(CUdeviceptr *ptr_out, CUmemoryPool pool, 
     }
     TPC_TRY(tpc_call_pool_pointer("cuMemPoolImportPointer", &in, &out));
     const int device = tpc_device_of((int)out.device); /* no context has it (580.159.04, measured) */
-    const struct tpc_range range = {.start = out.address,
-                                    .size = out.size,
-                                    .where = TPC_DEVICE_MEMORY,
-                                    .device = device,
-                                    .flags = TPC_MADE_POOL,
-                                    .detail = pool};
+    const struct tpc_range range = {
+        .start = out.address, .size = out.size, .device = device, .flags = TPC_MADE_POOL, .detail = pool};
     struct tpc_range known;
     if (tpc_device_valid(device) &&
         (tpc_range_insert(&range) || (tpc_range_at(out.address, &known) && known.start == out.address))) {
         *ptr_out = out.address;
         return CUDA_SUCCESS;
     }
-    struct tpg_memory_free_in undo = {.address = out.address};
-    (void)tpc_post_memory_free("cuMemPoolImportPointer", &undo);
+    (void)tpc_post_memory_free("cuMemPoolImportPointer", out.address);
     return tpc_device_valid(device) ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_DEVICE;
 }

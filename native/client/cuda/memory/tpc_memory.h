@@ -16,7 +16,7 @@ static inline struct tpg_area tpc_line(uint64_t address, uint64_t size) {
 
 /* ---- range.c, memory.c ---- */
 /* Kinds of address, by the interval map of everything that was allocated. */
-enum tpc_where { TPC_PAGEABLE, TPC_DEVICE_MEMORY, TPC_PINNED };
+enum tpc_where { TPC_DEVICE_MEMORY, TPC_PINNED };
 struct tpc_range {
     uint64_t start, size;
     enum tpc_where where;
@@ -97,6 +97,9 @@ CUresult tpc_managed_leave(void);
 /* The same of one managed allocation: a copy or a memset is about to use it. */
 CUresult tpc_managed_use(const struct tpc_range *range);
 CUresult tpc_managed_free(uint64_t start);
+/* The managed memory that a batch names. */
+CUresult tpc_batch_check(const CUdeviceptr *addresses, const size_t *sizes, size_t count, unsigned long long flags,
+                         CUstream stream);
 /* A managed variable of an image, which the worker's driver has in that block: pages of this process are put there, or it is
  * refused with a sentence. On success *range is how to note it. And: it was noted, and has ended. */
 CUresult tpc_managed_variable(struct tpc_range *range, uint64_t block, uint64_t block_size);
@@ -112,11 +115,12 @@ bool tpc_pool_is(uint64_t pool, enum tpc_pool_kind kind);
 CUresult tpc_pool_default(CUdevice device, uint64_t *out);
 CUresult tpc_pool_current(CUdevice device, uint64_t *out);
 CUresult tpc_pool_by_place(CUmemoryPool *out, const CUmemLocation *location, CUmemAllocationType type, bool current);
+CUresult tpc_pool_attribute(CUmemoryPool pool, CUmemPool_attribute attr, void *value, bool store);
 CUresult tpc_pool_take(const char *name, CUdeviceptr *dptr, size_t size, uint64_t pool, bool named, CUstream stream);
 /* Nodes of graphs have these addresses now: with others of theirs they are one block. False without memory for it. */
 bool tpc_graph_block(uint64_t start, uint64_t size, int device);
 /* Before a post that the driver may refuse at once because of memory of graphs: it is waited for while there is any. */
-void tpc_graph_memory_asks(void);
+CUresult tpc_graph_memory_asks(void);
 
 /* ---- ipc.c ---- */
 /* A descriptor for the program that means what the handle means, and the other end, which hears of the end of its last copy. */

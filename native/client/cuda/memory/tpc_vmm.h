@@ -15,6 +15,5 @@
 struct tpc_mapping;
 int tpc_mapping_device(const struct tpc_mapping *mapping); /* ordinal of the program */
 int tpc_mapping_access(const struct tpc_mapping *mapping, int device);
-bool tpc_reservation_at(uint64_t address, uint64_t *start, uint64_t *size);
 
 #endif

@@ -52,17 +52,6 @@ int tpc_mapping_access(const struct tpc_mapping *mapping, int device) {
     return device >= 0 && device < TPC_VMM_DEVICES ? mapping->access[device] : 0;
 }
 
-bool tpc_reservation_at(uint64_t address, uint64_t *start, uint64_t *size) {
-    tp_lock_take(&lock);
-    const struct tp_interval *at = tp_interval_at(&reservations, address);
-    if (at) {
-        *start = at->start;
-        *size = at->size;
-    }
-    tp_lock_drop(&lock);
-    return at != NULL;
-}
-
 /* ---- addresses ---- */
 
 CUresult tpc_cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment, CUdeviceptr addr,
@@ -70,21 +59,20 @@ CUresult tpc_cuMemAddressReserve(CUdeviceptr *ptr, size_t size, size_t alignment
     if (!ptr || !size || size % GRANULE || flags || (alignment & (alignment - 1))) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_address_reserve_in in = {.size = size, .alignment = alignment, .hint = addr};
-    struct tpg_address_reserve_out out = {0};
+    uint64_t address;
     struct tp_interval *reservation = calloc(1, sizeof *reservation);
     if (!reservation) {
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    CUresult result = tpc_call_address_reserve("cuMemAddressReserve", &in, &out);
+    CUresult result = tpc_call_address_reserve("cuMemAddressReserve", size, alignment, addr, 0, &address);
     if (result == CUDA_SUCCESS) {
-        reservation->start = out.address;
+        reservation->start = address;
         reservation->size = size;
         tp_lock_take(&lock);
         bool added = tp_interval_add(&reservations, reservation);
         tp_lock_drop(&lock);
         if (added) {
-            *ptr = out.address;
+            *ptr = address;
             return CUDA_SUCCESS;
         }
         result = CUDA_ERROR_UNKNOWN; /* a worker that gives the same addresses twice */
@@ -98,8 +86,7 @@ CUresult tpc_cuMemAddressFree(CUdeviceptr ptr, size_t size) {
     tp_lock_take(&lock);
     const struct tp_interval *at = tp_interval_at(&reservations, ptr);
     if (at && at->start == ptr && at->size == size && !tpc_range_touches(ptr, size)) {
-        struct tpg_address_free_in in = {.address = ptr, .size = size};
-        result = tpc_call_address_free("cuMemAddressFree", &in);
+        result = tpc_call_address_free("cuMemAddressFree", ptr, size);
         if (result == CUDA_SUCCESS) {
             free(tp_interval_remove(&reservations, ptr));
         }
@@ -152,8 +139,7 @@ static CUresult let_go(struct physical *physical) {
     if (physical->handles || physical->mappings || physical->exports) {
         return CUDA_SUCCESS;
     }
-    struct tpg_memory_release_in in = {.memory = physical->handle};
-    CUresult result = tpc_call_memory_release("cuMemRelease", &in);
+    CUresult result = tpc_call_memory_release("cuMemRelease", physical->handle);
     tpc_unmint(TPG_MEMORY, physical->handle);
     free(physical);
     return result;
@@ -211,10 +197,10 @@ CUresult tpc_do_cuMemExportToShareableHandle(void *shareableHandle, CUmemGeneric
     sweep();
     struct physical *physical = held(handle);
     if (physical && (physical->prop.requestedHandleTypes & (unsigned int)handleType)) {
-        struct tpg_memory_export_in in = {.memory = handle};
         struct tpg_memory_export_out out = {.handle = physical->token}; /* passed on, it names the same */
         int fd = -1;
-        result = physical->imported ? CUDA_SUCCESS : tpc_call_memory_export("cuMemExportToShareableHandle", &in, &out);
+        result =
+            physical->imported ? CUDA_SUCCESS : tpc_call_memory_export("cuMemExportToShareableHandle", handle, &out);
         result = result ? result : give_descriptor(physical, &out.handle, &fd);
         if (result == CUDA_SUCCESS) {
             memcpy(shareableHandle, &fd, sizeof fd);
@@ -301,11 +287,9 @@ static CUresult map(uint64_t address, uint64_t size, uint64_t offset, CUmemGener
     mapping->physical = physical;
     struct tpg_memory_map_in in = {.address = address, .size = size, .offset = offset, .memory = handle};
     CUresult result = tpc_call_memory_map("cuMemMap", &in);
-    struct tpc_range range = {
-        .start = address, .size = size, .where = TPC_DEVICE_MEMORY, .flags = TPC_MADE_MAP | 1, .detail = mapping};
+    struct tpc_range range = {.start = address, .size = size, .flags = TPC_MADE_MAP | 1, .detail = mapping};
     if (result == CUDA_SUCCESS && !tpc_range_insert(&range)) {
-        struct tpg_memory_unmap_in undo = {.address = address, .size = size};
-        tpc_call_memory_unmap("cuMemMap", &undo);
+        tpc_call_memory_unmap("cuMemMap", address, size);
         result = CUDA_ERROR_OUT_OF_MEMORY;
     }
     if (result != CUDA_SUCCESS) {
@@ -353,8 +337,7 @@ static CUresult unmap(uint64_t address, uint64_t size) {
     if (!are_mappings(address, size, true)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_memory_unmap_in in = {.address = address, .size = size};
-    CUresult result = tpc_call_memory_unmap("cuMemUnmap", &in);
+    CUresult result = tpc_call_memory_unmap("cuMemUnmap", address, size);
     for (uint64_t at = address; result == CUDA_SUCCESS && at - address < size;) {
         struct tpc_range range;
         if (!tpc_range_remove(at, &range)) {

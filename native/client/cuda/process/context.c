@@ -193,8 +193,7 @@ CUresult tpc_cuCtxSetFlags(unsigned int flags) {
     if (!flags_valid(flags)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_context_flags_in in = {.flags = flags};
-    TPC_TRY(tpc_post_context_flags("cuCtxSetFlags", &in));
+    TPC_TRY(tpc_post_context_flags("cuCtxSetFlags", flags));
     context->flags = flags | (context->flags & CU_CTX_MAP_HOST); /* which stays (580.159.04, measured) */
     return CUDA_SUCCESS;
 }
@@ -267,8 +266,7 @@ CUresult tpc_contexts_start(void) {
 /* Under `contexts`: a context exists on the worker before any other thread can be told that it is active. */
 static CUresult activate(struct tpc_context_record *record) {
     struct tpc_context *context = &record->base;
-    struct tpg_primary_retain_in in = {.device = tpc_devices[context->device].remote, .context = context->handle};
-    TPC_TRY(tpc_call_primary_retain("cuDevicePrimaryCtxRetain", &in));
+    TPC_TRY(tpc_call_primary_retain("cuDevicePrimaryCtxRetain", tpc_devices[context->device].remote, context->handle));
     tpc_limits_fresh(record);
     atomic_store(&context->error, 0);
     break_one(context);
@@ -329,9 +327,8 @@ CUresult tpc_primary_drop(const char *name, CUdevice dev, bool reset) {
         atomic_store_explicit(&context->references, references - 1, memory_order_relaxed);
     }
     if (ends) {
-        struct tpg_primary_release_in in = {.device = tpc_devices[dev].remote};
         deactivate(context);
-        result = of_an_end(tpc_post_primary_release(name, &in));
+        result = of_an_end(tpc_post_primary_release(name, tpc_devices[dev].remote));
     }
     tp_lock_drop(&contexts);
     if (ends) {
@@ -352,11 +349,10 @@ CUresult tpc_do_cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned int flags) 
     if (!flags_valid(flags)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_primary_flags_in in = {.device = tpc_devices[dev].remote, .flags = flags};
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&contexts);
     if (primaries[dev].base.primary_flags != flags || primaries[dev].base.flags != (flags | CU_CTX_MAP_HOST)) {
-        result = tpc_call_primary_flags("cuDevicePrimaryCtxSetFlags_v2", &in);
+        result = tpc_call_primary_flags("cuDevicePrimaryCtxSetFlags_v2", tpc_devices[dev].remote, flags);
     }
     if (result == CUDA_SUCCESS) {
         set_primary_flags(&primaries[dev].base, flags);
@@ -380,11 +376,8 @@ CUresult tpc_context_make(const char *name, CUdevice device, unsigned int flags,
     context->id = atomic_fetch_add(&next_id, 1);
     tpc_limits_fresh(record);
     context->handle = tpc_mint_record(TPG_CONTEXT, context);
-    struct tpg_context_create_in in = {.context = context->handle,
-                                       .device = tpc_devices[device].remote,
-                                       .flags = flags,
-                                       .share = (uint64_t)(uintptr_t)share};
-    CUresult result = tpc_call_context_create(name, &in);
+    CUresult result =
+        tpc_call_context_create(name, context->handle, tpc_devices[device].remote, flags, (uint64_t)(uintptr_t)share);
     if (result != CUDA_SUCCESS) {
         free(record);
         return result;
@@ -444,8 +437,7 @@ bool tpc_context_over_now(struct tpc_context *context) {
 
 CUresult tpc_context_end(const char *name, struct tpc_context *context) {
     end(context);
-    struct tpg_context_destroy_in in = {.context = context->handle};
-    CUresult result = of_an_end(tpc_post_context_destroy(name, &in));
+    CUresult result = of_an_end(tpc_post_context_destroy(name, context->handle));
     tpc_unmint(TPG_CONTEXT, context->handle);
     return result;
 }

@@ -82,19 +82,8 @@ static bool of_a_context(CUcoredumpSettings attribute) {
     return size_of(attribute) && attribute != CU_COREDUMP_ENABLE_USER_TRIGGER && attribute != CU_COREDUMP_PIPE;
 }
 
-/* What is looked at before cuInit, and what then. */
-static CUresult look(CUcoredumpSettings attribute, const size_t *size) {
+CUresult tpc_coredump_look(CUcoredumpSettings attribute, const size_t *size) {
     TPC_TRY(size && size_of(attribute) ? tpc_not_ready() : CUDA_ERROR_INVALID_VALUE);
     TPC_CONTEXT(context);
     return of_a_context(attribute) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-CUresult tpc_cuCoredumpGetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) {
-    TPC_TRY(look(attrib, size));
-    return tpc_cuCoredumpGetAttributeGlobal(attrib, value, size);
-}
-
-CUresult tpc_cuCoredumpSetAttribute(CUcoredumpSettings attrib, void *value, size_t *size) {
-    TPC_TRY(look(attrib, size));
-    return tpc_cuCoredumpSetAttributeGlobal(attrib, value, size);
 }

@@ -65,10 +65,9 @@ CUresult tpc_limit_set(struct tpc_context *context, CUlimit limit, size_t value)
     if ((unsigned)limit >= CU_LIMIT_MAX || (unsigned)limit >= TP_DEVICE_LIMITS) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_context_limit_in in = {.limit = (int)limit, .value = value};
-    struct tpg_context_limit_out out = {.value_set = 0};
-    TPC_TRY(tpc_call_context_limit("cuCtxSetLimit", &in, &out));
-    context->limits[limit] = out.value_set;
+    uint64_t set;
+    TPC_TRY(tpc_call_context_limit("cuCtxSetLimit", (int)limit, value, &set));
+    context->limits[limit] = set;
     return CUDA_SUCCESS;
 }
 

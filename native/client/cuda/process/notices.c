@@ -11,13 +11,13 @@
 #include <stdlib.h>
 
 struct registration {
-    int device; /* of the program; -1: the log */
+    int device; /* of the program, or TPC_THE_LOG */
     struct registration *next;
 };
 static struct tp_lock lock;
 static struct registration *first;
 
-static struct registration *registered(int device) {
+void *tpc_registered(int device) {
     struct registration *made = malloc(sizeof *made);
     if (made) {
         tp_lock_take(&lock);
@@ -28,7 +28,7 @@ static struct registration *registered(int device) {
     return made;
 }
 
-static CUresult unregistered(int device, const void *handle) {
+CUresult tpc_unregistered(int device, const void *handle) {
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     tp_lock_take(&lock);
     for (struct registration **at = &first; handle && *at; at = &(*at)->next) {
@@ -45,18 +45,14 @@ static CUresult unregistered(int device, const void *handle) {
 }
 
 /* ---- the log ---- */
-#define THE_LOG (-1)
-
 CUresult tpc_do_cuLogsRegisterCallback(CUlogsCallback callbackFunc, void *userData,
                                        CUlogsCallbackHandle *callback_out) {
     (void)callbackFunc, (void)userData;
     if (callback_out) {
-        *callback_out = (CUlogsCallbackHandle)(void *)registered(THE_LOG);
+        *callback_out = (CUlogsCallbackHandle)tpc_registered(TPC_THE_LOG);
     }
     return callback_out && !*callback_out ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
 }
-
-CUresult tpc_cuLogsUnregisterCallback(CUlogsCallbackHandle callback) { return unregistered(THE_LOG, callback); }
 
 CUresult tpc_cuLogsDumpToFile(CUlogIterator *iterator, const char *pathToFile, unsigned int flags) {
     (void)iterator;
@@ -75,17 +71,4 @@ CUresult tpc_cuLogsDumpToMemory(CUlogIterator *iterator, char *buffer, size_t *s
     }
     *size = 0; /* and the buffer stays as it is, here and where the log is empty natively (580.159.04, measured) */
     return iterator && *iterator ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
-}
-
-/* ---- devices ---- */
-
-CUresult tpc_do_cuDeviceRegisterAsyncNotification(CUdevice device, CUasyncCallback callbackFunc, void *userData,
-                                                  CUasyncCallbackHandle *callback) {
-    (void)callbackFunc, (void)userData;
-    *callback = (CUasyncCallbackHandle)(void *)registered(device);
-    return *callback ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
-}
-
-CUresult tpc_do_cuDeviceUnregisterAsyncNotification(CUdevice device, CUasyncCallbackHandle callback) {
-    return tpc_device_valid(device) ? unregistered(device, callback) : CUDA_ERROR_INVALID_DEVICE;
 }

@@ -7,7 +7,6 @@
  * end; what comes once makes it one that prints.
  */
 #include "process_internal.h"
-#include "tpg_client.h"
 #include "tpg_cuda_send.h"
 
 #include <stdio.h>
@@ -37,9 +36,9 @@ static void take(void) {
     struct tpg_print_take_out out = {.left = 1};
     while (out.left) {
         struct tp_reply reply;
-        const struct tpg_print_take_in in = {.ended = ended};
+        const int over = ended;
         ended = 0;
-        CUresult result = tpc_call_print_take("printf", &in, &out, &reply);
+        CUresult result = tpc_call_print_take("printf", over, &out, &reply);
         if (result != CUDA_SUCCESS) {
             out.left = 0;
             if (tp_alive(tpc_conn)) { /* of a lost connection the log has said */

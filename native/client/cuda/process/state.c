@@ -18,6 +18,7 @@ _Atomic int tpc_sticky_error;
 _Atomic int tpc_lost_error = CUDA_ERROR_DEVICE_UNAVAILABLE;
 bool tpc_strict;
 struct tp_conn *tpc_conn;
+struct tp_lock tpc_turns;
 _Atomic uint64_t tpc_captures;
 _Atomic bool tpc_words;
 
@@ -91,10 +92,9 @@ static CUresult status_error(enum tp_status status) {
 
 /* The start operation, on a connection that is there. */
 static CUresult ask_worker(void) {
-    struct tpg_start_in in = {.flags = 0};
     struct tpg_start_out out;
     struct tp_reply reply TPC_REPLY;
-    TPC_TRY(tpc_call_start("cuInit", &in, &out, &reply));
+    TPC_TRY(tpc_call_start("cuInit", 0, &out, &reply));
     TPC_TRY(tpc_devices_learn(out.driver_version, out.devices, out.devices_size));
     TP_TELL(tpc_started, &out);
     return CUDA_SUCCESS;

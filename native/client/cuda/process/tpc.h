@@ -30,6 +30,7 @@ extern _Atomic int tpc_state;
 extern _Atomic int tpc_sticky_error; /* of the device that broke last; 0 while none has */
 extern bool tpc_strict;              /* TF_STRICT=1: every post waits for its result */
 extern struct tp_conn *tpc_conn;
+extern struct tp_lock tpc_turns; /* across the round trip of what one thread asks at a time (api/, "turns") */
 /* Stream captures under way (stream/capture.c): every post waits for its result, as the driver gives it. Above them are the threads
  * whose next post waits, so that posts look at one word: 0 is neither, and what is not 0 wants a closer look. */
 extern _Atomic uint64_t tpc_captures;
@@ -115,6 +116,12 @@ extern _Atomic int tpc_lost_error;
 #define TPC_AFTER_LOSS_OK (tp_refused(tpc_conn) ? CUDA_ERROR_NOT_SUPPORTED : CUDA_SUCCESS)
 #define TPC_DONE ((CUresult)0x7fffffff) /* what a tpc_check_<name> answers: the call was made in another way */
 
+/* Of what a driver would tell by callbacks: a registration for a device or the log, NULL without memory, and its end (notices.c). */
+#define TPC_THE_LOG (-1)
+void *tpc_registered(int device);
+CUresult tpc_unregistered(int device, const void *handle);
+/* Whether a context has that setting of core dumps; looked at before cuInit is what is wrong with it in any case. */
+CUresult tpc_coredump_look(CUcoredumpSettings attribute, const size_t *size);
 /* An exported name that is not served: counted, and said once by name, with the reason of its line in api/. Returns `code`. */
 CUresult tpc_unsupported(const char *name, const char *reason, CUresult code, _Atomic bool *said);
 

@@ -7,7 +7,6 @@
  * nobody waits long for: a program may end while its streams stand.
  */
 #include "process_internal.h"
-#include "tpg_client.h"
 #include "tpg_cuda_messages.h"
 #include "tpg_cuda_send.h"
 
@@ -47,18 +46,18 @@ static void at_exit(void) {
     if (process != getpid() || !tp_alive(tpc_conn)) {
         return;
     }
-    struct tpg_trace_tell_in in = {.token = tp_now_ns()};
-    atomic_store(&asked, in.token);
+    const uint64_t token = tp_now_ns();
+    atomic_store(&asked, token);
     const bool urgent = tp_thread_self()->urgent;
     tp_thread_self()->urgent = true;
-    CUresult sent = tpc_post_trace_tell("exit", &in);
+    CUresult sent = tpc_post_trace_tell("exit", token);
     tp_thread_self()->urgent = urgent;
     if (sent != CUDA_SUCCESS) {
         return;
     }
     tp_flush(tpc_conn);
     const struct timespec moment = {.tv_nsec = 50000};
-    while (atomic_load(&told) != in.token && tp_now_ns() - in.token < END_NS && tp_alive(tpc_conn)) {
+    while (atomic_load(&told) != token && tp_now_ns() - token < END_NS && tp_alive(tpc_conn)) {
         nanosleep(&moment, NULL);
     }
 }

@@ -92,8 +92,7 @@ static void run(struct call *call) {
     }
     if (!call->silent) {
         TP_TELL(tpc_host_function_over); /* for the kernels behind it */
-        struct tpg_host_function_done_in in = {.token = call->token, .number = call->number, .failed = (int)result};
-        tpc_post_host_function_done("cuLaunchHostFunc", &in);
+        tpc_post_host_function_done("cuLaunchHostFunc", call->token, call->number, (int)result);
         tp_flush(tpc_conn);
     }
     if (!call->lasting) { /* the listening of a lasting one ends with it */
@@ -292,11 +291,13 @@ static CUresult add(const char *name, CUstream stream, struct call *call) {
         call->lasting = status == CU_STREAM_CAPTURE_STATUS_ACTIVE;
     }
     bool able = enlist(call);
-    struct tpg_host_function_in in = {
-        .stream = (uint64_t)(uintptr_t)stream, .token = call->token, .told = call->callback != NULL};
-    CUresult result = able ? tpc_post_host_function(name, &in) : CUDA_ERROR_OUT_OF_MEMORY;
+    const uint64_t token = call->token;
+    CUresult result = CUDA_ERROR_OUT_OF_MEMORY;
+    if (able) {
+        result = tpc_post_host_function(name, (uint64_t)(uintptr_t)stream, token, call->callback != NULL);
+    }
     if (result != CUDA_SUCCESS) {
-        tpc_host_refused(in.token);
+        tpc_host_refused(token);
     }
     return result;
 }
@@ -332,24 +333,25 @@ CUresult tpc_cuUserObjectCreate(CUuserObject *object_out, void *ptr, CUhostFn de
         flags != CU_USER_OBJECT_NO_DESTRUCTOR_SYNC) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    struct tpg_user_object_create_in in = {.object = tpc_mint(TPG_USEROBJECT), .references = initialRefcount};
-    struct call *call = in.object ? calloc(1, sizeof *call) : NULL;
+    const uint64_t object = tpc_mint(TPG_USEROBJECT);
+    struct call *call = object ? calloc(1, sizeof *call) : NULL;
     if (!call) {
-        tpc_unmint(TPG_USEROBJECT, in.object);
+        tpc_unmint(TPG_USEROBJECT, object);
         return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    *call = (struct call){.function = destroy, .user = ptr, .lasting = true, .object = in.object};
+    *call = (struct call){.function = destroy, .user = ptr, .lasting = true, .object = object};
     bool able = enlist(call);
-    in.token = call->token;
-    CUresult result = able ? tpc_call_user_object_create("cuUserObjectCreate", &in) : CUDA_ERROR_OUT_OF_MEMORY;
+    const uint64_t token = call->token;
+    CUresult result = able ? tpc_call_user_object_create("cuUserObjectCreate", object, token, initialRefcount)
+                           : CUDA_ERROR_OUT_OF_MEMORY;
     if (result != CUDA_SUCCESS) {
-        tpc_host_refused(in.token);
+        tpc_host_refused(token);
         if (!able) {
-            tpc_unmint(TPG_USEROBJECT, in.object);
+            tpc_unmint(TPG_USEROBJECT, object);
         }
         return result;
     }
-    *object_out = (CUuserObject)(uintptr_t)in.object;
+    *object_out = (CUuserObject)(uintptr_t)object;
     return CUDA_SUCCESS;
 }
 

@@ -104,8 +104,7 @@ CUresult tpc_cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
 }
 
 static CUresult break_of(const char *name, CUstream stream, uint32_t thread, uint32_t context) {
-    struct tpg_capture_break_in in = {.stream = (uint64_t)(uintptr_t)stream, .thread = thread, .context = context};
-    CUresult result = tpc_call_capture_break(name, &in);
+    CUresult result = tpc_call_capture_break(name, (uint64_t)(uintptr_t)stream, thread, context);
     tpc_happened(&tpc_counts.refusals);
     return result;
 }

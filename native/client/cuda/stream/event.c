@@ -57,7 +57,11 @@ static void note(CUevent event) {
     }
 }
 
-CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
+CUresult tpc_event_may_record(CUevent hEvent, CUstream hStream, unsigned int flags) {
+    if (flags) {
+        TPC_TRY(check_context(hEvent, hStream));
+        return tpc_capture_needed(hStream);
+    }
     if (TP_UNLIKELY(tpc_event_is_shared(hEvent) && atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
         CUresult result = tpc_capture_status(hStream, &status);
@@ -73,24 +77,14 @@ CUresult tpc_check_cuEventRecord(CUevent hEvent, CUstream hStream) {
     return check_context(hEvent, hStream);
 }
 
-void tpc_noted_cuCtxRecordEvent(CUcontext hCtx, CUevent hEvent) {
-    (void)hCtx;
+void tpc_event_recorded_of_context(CUevent hEvent) {
     note(hEvent);
     tpc_watch_recorded(hEvent);
 }
 
-CUresult tpc_check_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
-    if (!flags) {
-        return tpc_check_cuEventRecord(hEvent, hStream);
-    }
-    TPC_TRY(check_context(hEvent, hStream));
-    return tpc_capture_needed(hStream);
-}
-
 /* Not while what is current was destroyed, which is most likely the event's own context (580.159.04, measured). */
-CUresult tpc_check_cuEventDestroy_v2(CUevent hEvent) {
+CUresult tpc_event_may_end(void) {
     struct tpc_context *context;
-    (void)hEvent;
     return tpc_current_living(&context) == CUDA_ERROR_CONTEXT_IS_DESTROYED ? CUDA_ERROR_CONTEXT_IS_DESTROYED
                                                                            : CUDA_SUCCESS;
 }
@@ -98,18 +92,18 @@ CUresult tpc_check_cuEventDestroy_v2(CUevent hEvent) {
 /* An event that was last recorded in a capture says so before the capture's mode is asked; the worker knows of it. */
 CUresult tpc_event_captured(const char *name, CUevent event) {
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)event};
-    struct tpg_event_query_out out;
+    uint64_t complete;
     if (TP_LIKELY(!tpc_event_in_capture(event))) {
         return CUDA_SUCCESS;
     }
     struct tp_reply reply TPC_REPLY;
-    CUresult result = tpc_call_event_query(name, &in, &out, &reply);
+    CUresult result = tpc_call_event_query(name, &in, &complete, &reply);
     return result == CUDA_ERROR_NOT_READY ? CUDA_SUCCESS : result;
 }
 
 CUresult tpc_do_cuEventQuery(CUevent hEvent) {
     struct tpg_event_query_in in = {.event = (uint64_t)(uintptr_t)hEvent};
-    struct tpg_event_query_out out = {0};
+    uint64_t complete;
     struct tpc_sweep sweep;
     struct tp_reply reply;
     CUresult result = tpc_event_captured("cuEventQuery", hEvent);
@@ -123,33 +117,15 @@ CUresult tpc_do_cuEventQuery(CUevent hEvent) {
     tpc_sweep_begin(&sweep, in.event, asked.records);
     in.ahead = sweep.events;
     in.ahead_count = sweep.count;
-    result = tpc_call_event_query("cuEventQuery", &in, &out, &reply);
+    result = tpc_call_event_query("cuEventQuery", &in, &complete, &reply);
     tpc_waited(&asked, result);
     tpc_watch_learned(in.event, false, result, &reply, &asked);
-    tpc_sweep_learned(&sweep, result, out.complete);
+    tpc_sweep_learned(&sweep, result, complete);
     tp_reply_free(&reply);
     return result;
 }
 
 /* ---- other processes ---- */
-
-static struct tp_lock lock; /* across the round trip: two threads that ask for one event's handle get the same */
-
-CUresult tpc_do_cuIpcGetEventHandle(CUipcEventHandle *pHandle, CUevent event) {
-    if (!event) {
-        return CUDA_ERROR_INVALID_VALUE;
-    }
-    TPC_CHECK_HANDLE(EVENT, event, false);
-    struct tpg_ipc_event_export_in in = {.event = (uint64_t)(uintptr_t)event};
-    struct tpg_ipc_event_export_out out;
-    tp_lock_take(&lock);
-    CUresult result = tpc_call_ipc_event_export("cuIpcGetEventHandle", &in, &out);
-    tp_lock_drop(&lock);
-    if (result == CUDA_SUCCESS) {
-        *pHandle = out.handle;
-    }
-    return result;
-}
 
 CUresult tpc_do_cuIpcOpenEventHandle(CUevent *phEvent, CUipcEventHandle handle) {
     struct tpg_ipc_event_open_in in = {.event = tpc_mint_record(TPG_EVENT, record_of(tpc_current(), true)),

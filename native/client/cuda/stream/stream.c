@@ -36,8 +36,11 @@ static struct stream *stream_of(CUstream handle) {
     return handle == CU_STREAM_PER_THREAD ? &per_thread : tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
 }
 
-CUresult tpc_stream_lives(CUstream handle) {
+CUresult tpc_stream_here(CUstream handle) {
     const struct stream *stream = tpc_record(TPG_STREAM, (uint64_t)(uintptr_t)handle);
+    if ((uintptr_t)handle <= 2) {
+        TPC_CONTEXT(context);
+    }
     const bool gone = stream && atomic_load_explicit(&stream->of->life, memory_order_relaxed) != stream->life;
     return gone ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_SUCCESS;
 }
@@ -106,9 +109,9 @@ bool tpc_wait_marked(const char *name, CUstream handle) {
     if (!tpc_may_mark() || !tp_done_begin(tpc_conn, &done)) {
         return false;
     }
-    struct tpg_stream_mark_in mark = {.stream = (uint64_t)(uintptr_t)handle, .word = done.word, .value = done.value};
     uint64_t before = tp_frames(tpc_conn);
-    return tpc_post_stream_mark(name, &mark) == CUDA_SUCCESS && tpc_marked(name, handle, &done, before);
+    return tpc_post_stream_mark(name, (uint64_t)(uintptr_t)handle, done.word, done.value) == CUDA_SUCCESS &&
+           tpc_marked(name, handle, &done, before);
 }
 
 /* Nothing was sent since everything in the stream was known to be complete. */
@@ -148,30 +151,28 @@ CUresult tpc_do_cuStreamCreateWithPriority(CUstream *out, unsigned int flags, in
     stream->life = atomic_load_explicit(&context->life, memory_order_relaxed);
     stream->device = context->device;
     stream->id = atomic_fetch_add(&next_id, 1);
-    struct tpg_stream_create_in in = {
-        .stream = tpc_mint_record(TPG_STREAM, stream), .flags = flags, .priority = priority};
+    const uint64_t handle = tpc_mint_record(TPG_STREAM, stream);
     TPC_WAITS();
-    CUresult result = tpc_post_stream_create("cuStreamCreate", &in);
+    CUresult result = tpc_post_stream_create("cuStreamCreate", handle, flags, priority);
     if (result != CUDA_SUCCESS) {
         free(stream);
         return result;
     }
-    *out = (CUstream)(uintptr_t)in.stream;
+    *out = (CUstream)(uintptr_t)handle;
     return CUDA_SUCCESS;
 }
 
 CUresult tpc_cuStreamDestroy_v2(CUstream hStream) {
-    struct tpg_stream_destroy_in in = {.stream = (uint64_t)(uintptr_t)hStream};
-    if (in.stream <= 2) {
+    if ((uintptr_t)hStream <= 2) {
         return CUDA_ERROR_INVALID_HANDLE;
     }
     TPC_CHECK_HANDLE(STREAM, hStream, false);
     /* Sent before the handle may be given out again. The record stays: another thread may be looking at it, and it is small. */
-    CUresult result = tpc_post_stream_destroy("cuStreamDestroy", &in);
+    CUresult result = tpc_post_stream_destroy("cuStreamDestroy", (uint64_t)(uintptr_t)hStream);
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         TP_TELL(tpc_stream_gone, hStream);
     }
-    tpc_unmint(TPG_STREAM, in.stream);
+    tpc_unmint(TPG_STREAM, (uint64_t)(uintptr_t)hStream);
     return result == TPC_LOST_ERROR ? CUDA_SUCCESS : result; /* a lost worker has ended it with everything else */
 }
 
@@ -185,10 +186,9 @@ CUresult tpc_do_cuStreamSynchronize(CUstream hStream) {
     if (tpc_wait_marked("cuStreamSynchronize", hStream)) {
         return CUDA_SUCCESS;
     }
-    struct tpg_stream_wait_in in = {.stream = (uint64_t)(uintptr_t)hStream};
     struct tp_reply reply;
     const struct tpc_date asked = tpc_today();
-    CUresult result = tpc_call_stream_wait("cuStreamSynchronize", &in, &reply);
+    CUresult result = tpc_call_stream_wait("cuStreamSynchronize", (uint64_t)(uintptr_t)hStream, &reply);
     tpc_waited(&asked, result);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(hStream, &reply);
@@ -201,19 +201,19 @@ CUresult tpc_do_cuStreamQuery(CUstream hStream) {
     TPC_TRY(tpc_capture_implicit("cuStreamQuery", hStream));
     TPC_CAPTURE_UNSAFE("cuStreamQuery");
     TP_TELL(tpc_before_wait);
-    struct tpg_stream_query_in in = {.stream = (uint64_t)(uintptr_t)hStream};
+    const uint64_t handle = (uint64_t)(uintptr_t)hStream;
     struct tp_reply reply;
     CUresult result;
     if (quiet(hStream)) {
         return tpc_posted();
     }
-    if (tpc_watch_answer(in.stream, true, &result)) {
+    if (tpc_watch_answer(handle, true, &result)) {
         return result;
     }
     const struct tpc_date asked = tpc_today();
-    result = tpc_call_stream_query("cuStreamQuery", &in, &reply);
+    result = tpc_call_stream_query("cuStreamQuery", handle, &reply);
     tpc_waited(&asked, result);
-    tpc_watch_learned(in.stream, true, result, &reply, &asked);
+    tpc_watch_learned(handle, true, result, &reply, &asked);
     if (result == CUDA_SUCCESS) {
         tpc_stream_quiet(hStream, &reply);
     }
@@ -221,7 +221,7 @@ CUresult tpc_do_cuStreamQuery(CUstream hStream) {
     return result;
 }
 
-static CUresult synchronize(const char *name) {
+CUresult tpc_synchronize(const char *name) {
     struct tp_reply reply;
     TP_TELL(tpc_before_wait);
     const struct tpc_date asked = tpc_today();
@@ -234,8 +234,6 @@ static CUresult synchronize(const char *name) {
     return result;
 }
 
-CUresult tpc_do_cuCtxSynchronize(void) { return synchronize("cuCtxSynchronize"); }
-
 CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
     const struct tpc_context *current = tpc_current();
     if (!ctx || (current && (!current->handle || (uint64_t)(uintptr_t)ctx == current->handle))) {
@@ -247,7 +245,7 @@ CUresult tpc_cuCtxSynchronize_v2(CUcontext ctx) {
     struct tp_thread *self = tp_thread_self();
     uint32_t before = self->context;
     self->context = tp_handle_id((uint64_t)(uintptr_t)ctx);
-    CUresult result = synchronize("cuCtxSynchronize");
+    CUresult result = tpc_synchronize("cuCtxSynchronize");
     self->context = before;
     return result;
 }

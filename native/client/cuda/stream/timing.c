@@ -12,7 +12,6 @@
 #include "tpc_stream.h"
 #include "tpg_cuda_send.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define RECORDS                                                                                                        \
@@ -213,36 +212,33 @@ static CUresult ask(struct pair *asked, bool more) {
 CUresult tpc_do_cuEventElapsedTime_v2(float *pMilliseconds, CUevent hStart, CUevent hEnd) {
     struct pair asked = {.start = (uint64_t)(uintptr_t)hStart, .end = (uint64_t)(uintptr_t)hEnd};
     bool more = tpc_may_mark();
-    CUresult result = more && is_known(&asked) ? tpc_posted() : ask(&asked, more);
-    if (result == CUDA_SUCCESS) {
-        *pMilliseconds = asked.milliseconds;
-    }
-    return result;
+    TPC_TRY(more && is_known(&asked) ? tpc_posted() : ask(&asked, more));
+    *pMilliseconds = asked.milliseconds;
+    return CUDA_SUCCESS;
 }
 
 CUresult tpc_do_cuEventSynchronize(CUevent hEvent) {
     TPC_TRY(tpc_event_captured("cuEventSynchronize", hEvent));
     TPC_CAPTURE_UNSAFE("cuEventSynchronize");
     TP_TELL(tpc_before_wait);
-    struct tpg_event_wait_in in = {.event = (uint64_t)(uintptr_t)hEvent};
     struct tpg_event_wait_out out;
     struct tp_reply reply;
-    struct pair pair = {.end = in.event};
+    struct pair pair = {.end = (uint64_t)(uintptr_t)hEvent};
     const struct tpc_date asked = tpc_today();
     tp_lock_take(&lock);
     if (last_start < last_end &&
         tpc_may_mark()) { /* the program times, and this has not changed since the last question */
-        uint64_t end = find(in.event, asked.records), apart = last_end - last_start;
+        uint64_t end = find(pair.end, asked.records), apart = last_end - last_start;
         if (end != NOWHERE && end >= apart && tpc_handle_alive(TPG_EVENT, at(end - apart))) {
-            pair.start = in.start = at(end - apart);
+            pair.start = at(end - apart);
             pair.start_place = end - apart;
             pair.end_place = end;
         }
     }
     tp_lock_drop(&lock);
-    CUresult result = tpc_call_event_wait("cuEventSynchronize", &in, &out, &reply);
+    CUresult result = tpc_call_event_wait("cuEventSynchronize", pair.end, pair.start, &out, &reply);
     tpc_waited(&asked, result);
-    if (result == CUDA_SUCCESS && in.start && out.timed == CUDA_SUCCESS) {
+    if (result == CUDA_SUCCESS && pair.start && out.timed == CUDA_SUCCESS) {
         pair.milliseconds = out.milliseconds;
         keep(&pair, 1, asked.records);
     }

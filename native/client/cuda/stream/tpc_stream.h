@@ -28,8 +28,9 @@ void tpc_lent(void); /* after it was true */
  * What a call answered that may report it, and the date before: with success nothing was left to report, so waits are short
  * again. After an error the next call has to say so. */
 void tpc_waited(const struct tpc_date *asked, CUresult result);
-/* CUDA_ERROR_CONTEXT_IS_DESTROYED of a stream whose context is gone; the default ones have none of their own. */
-CUresult tpc_stream_lives(CUstream stream);
+/* CUDA_ERROR_CONTEXT_IS_DESTROYED of a stream whose context is gone; the default ones are those of the current one. */
+CUresult tpc_stream_here(CUstream stream);
+CUresult tpc_synchronize(const char *name); /* the current context */
 /* For what has been queued in each context; for nothing while a stream captures. */
 CUresult tpc_contexts_wait(void);
 /* The home of a stream's context; of the default ones that of the current one, NULL without any. */
@@ -55,6 +56,12 @@ TP_LIST(tpc_before_wait);
 bool tpc_event_in_capture(CUevent event);
 /* Other processes have it, or may: it is an interprocess event. */
 bool tpc_event_is_shared(CUevent event);
+/* Before an event is recorded in a stream, or ends; and when it was recorded, by a call with these flags or one of a context (api/, "check"
+ * and "noted"). */
+CUresult tpc_event_may_record(CUevent event, CUstream stream, unsigned int flags);
+CUresult tpc_event_may_end(void);
+void tpc_event_recorded(CUevent event, unsigned int flags);
+void tpc_event_recorded_of_context(CUevent event);
 /* What an event that was last recorded in a capture is answered, whatever is asked of it; success for all others. */
 CUresult tpc_event_captured(const char *name, CUevent event);
 

@@ -108,8 +108,7 @@ bool tpc_watch_answer(uint64_t handle, bool stream, CUresult *result) {
 
 void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const struct tp_reply *reply,
                        const struct tpc_date *asked) {
-    struct tpg_watch_in in = {.subject = handle};
-    struct tp_done done;
+    struct tp_done done = {0};
     if (!tpc_may_mark()) {
         return;
     }
@@ -126,18 +125,19 @@ void tpc_watch_learned(uint64_t handle, bool stream, CUresult result, const stru
         watch->date = *asked;
         watch->date.frames = tp_frames(tpc_conn) + 1; /* if another comes between, the stream's watch is dropped */
         watch->asked_ns = tp_now_ns();
-        in.word = done.word;
-        in.value = done.value; /* never 0 */
     }
     tp_lock_drop(&lock);
-    if (in.value) {
-        tpc_post_watch(stream ? "cuStreamQuery" : "cuEventQuery", &in);
+    if (done.value) { /* never 0 where it was lent */
+        tpc_post_watch(stream ? "cuStreamQuery" : "cuEventQuery", handle, done.word, done.value);
     }
 }
 
-static void recorded(CUevent event) {
+void tpc_event_recorded(CUevent event, unsigned int flags) {
     tpc_timing_recorded((uint64_t)(uintptr_t)event);
     forget((uint64_t)(uintptr_t)event);
+    if (flags) {
+        tpc_watch_graphs_record();
+    }
 }
 
 static void forget_all(void) {
@@ -151,26 +151,13 @@ static void forget_all(void) {
 }
 
 void tpc_watch_recorded(CUevent event) {
-    recorded(event);
+    tpc_event_recorded(event, 0);
     if (TP_UNLIKELY(atomic_load_explicit(&tpc_captures, memory_order_relaxed))) {
         tpc_watch_graphs_record();
     }
 }
 
 void tpc_watch_graphs_record(void) { atomic_store(&graphs_record, true); }
-
-void tpc_noted_cuEventRecord(CUevent hEvent, CUstream hStream) {
-    (void)hStream;
-    recorded(hEvent);
-}
-
-void tpc_noted_cuEventRecordWithFlags(CUevent hEvent, CUstream hStream, unsigned int flags) {
-    (void)hStream;
-    recorded(hEvent);
-    if (flags) {
-        tpc_watch_graphs_record();
-    }
-}
 
 /* Which events a graph records is not known here; few programs have such graphs. */
 void tpc_watch_launched(void) {

@@ -2,12 +2,11 @@
 #include "tpc.h"
 
 static CUresult run(CUfoo foo, CUstream stream) {
-    struct tpg_foo_run_in in = {.foo = (uint64_t)(uintptr_t)foo, .stream = (uint64_t)(uintptr_t)stream};
-    CUresult result = tpc_post_foo_run("cuFooRun", &in);
-    result = result ? result : tpc_post_foo_run_again("cuFooRun", &(struct tpg_foo_run_again_in){.flags = 1});
+    CUresult result = tpc_post_foo_run("cuFooRun", (uint64_t)(uintptr_t)foo, (uint64_t)(uintptr_t)stream, 0);
+    result = result ? result : tpc_post_foo_run_again("cuFooRun", 0, 0, 1);
     result = result ? result : tpc_post_foo_place("cuFooRun", &(struct tpg_foo_place_in){.at = {1, 2}});
     result = result ? result : tpc_post_foo_give("cuFooRun", &give, bytes, size);
-    return result ? result : tpc_call_foo_fetch("cuFooRun", &fetch, bytes, size, &out, &reply);
+    return result ? result : tpc_call_foo_fetch("cuFooRun", &fetch, bytes, size, &count);
 }
 
 CUresult tpc_cuFooRun(CUfoo hFoo, CUstream hStream) {
@@ -17,7 +16,7 @@ CUresult tpc_cuFooRun(CUfoo hFoo, CUstream hStream) {
 
 #define ASK(name)                                                                                                      \
     CUresult tpc_cuFoo##name(CUfoo hFoo) {                                                                             \
-        tpc_call_foo_make("cuFoo" #name, &(struct tpg_foo_make_in){.foo = tpc_mint(TPG_FOO)});                         \
+        tpc_call_foo_make("cuFoo" #name, tpc_mint(TPG_FOO), 0, &out);                                                  \
         return tpc_call_foo_ask("cuFoo" #name, &(struct tpg_foo_ask_in){.foo = (uint64_t)(uintptr_t)hFoo});            \
     }
 ASK(Ask)
