@@ -28,6 +28,27 @@
         *tp_at = *tp_at ? (element)->next : NULL;                                                                      \
     } while (0)
 
+/* The first element of a list by `next` of which the condition is true, which calls it `it`; NULL if there is none. */
+#define TP_FIND(head, condition)                                                                                       \
+    ({                                                                                                                 \
+        __typeof__(&*(head)) it = (head); /* which may be read only itself */                                          \
+        while (it && !(condition)) {                                                                                   \
+            it = it->next;                                                                                             \
+        }                                                                                                              \
+        it;                                                                                                            \
+    })
+/* Takes that element out of the list. */
+#define TP_TAKE(head, condition)                                                                                       \
+    ({                                                                                                                 \
+        __typeof__(head) *tp_at = &(head), it = *tp_at;                                                                \
+        while (it && !(condition)) {                                                                                   \
+            tp_at = &it->next;                                                                                         \
+            it = *tp_at;                                                                                               \
+        }                                                                                                              \
+        *tp_at = it ? it->next : NULL;                                                                                 \
+        it;                                                                                                            \
+    })
+
 enum tp_status {
     TP_OK = 0,
     TP_ERROR_CONFIG,      /* no or bad connection string */

@@ -327,6 +327,16 @@ static inline void check_graph_memory(void) {
     CHECK(cuDeviceGraphMemTrim(1000) == CUDA_ERROR_INVALID_DEVICE);
 }
 
+// A number that is no error has neither a name nor a text, and NULL says so.
+static inline void check_error_texts(void) {
+    const char *text = "unset";
+    OK(cuGetErrorName(CUDA_ERROR_OUT_OF_MEMORY, &text));
+    CHECK(strcmp(text, "CUDA_ERROR_OUT_OF_MEMORY") == 0);
+    CHECK(cuGetErrorName((CUresult)12345, &text) == CUDA_ERROR_INVALID_VALUE && !text);
+    text = "unset";
+    CHECK(cuGetErrorString((CUresult)-1, &text) == CUDA_ERROR_INVALID_VALUE && !text);
+}
+
 static inline void check_described(CUmodule module) {
     graph_bench_t t = graph_bench(module);
     check_batches(&t);
@@ -335,6 +345,7 @@ static inline void check_described(CUmodule module) {
     check_wait_nodes(&t);
     check_pool_access();
     check_graph_memory();
+    check_error_texts();
     graph_bench_end(&t);
 }
 

@@ -492,10 +492,7 @@ static void test_errors(void) {
     OK(tpc_cuGetErrorString(CUDA_SUCCESS, &text));
     CHECK(!strcmp(text, "no error"));
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuGetErrorName((CUresult)12345, &text));
-    CHECK(text == NULL);
-    text = "unset";
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuGetErrorString((CUresult)-1, &text));
-    CHECK(text == NULL);
     GIVES(CUDA_ERROR_INVALID_VALUE, tpc_cuGetErrorName(CUDA_SUCCESS, NULL));
     CUmoduleLoadingMode mode = 0;
     setenv("CUDA_MODULE_LOADING", "EAGER", 1);
@@ -550,6 +547,7 @@ int main(void) {
     test_primary();
     test_stack();
     test_limits();
+    test_lists();
     test_tables();
     test_storage();
     test_md2();

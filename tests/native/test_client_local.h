@@ -30,6 +30,7 @@
 extern _Thread_local struct tp_thread this_thread;
 extern const void *loaded_image; /* by the last cuModuleLoadData */
 
+void test_lists(void);
 void test_tables(void);
 void test_storage(void);
 void test_md2(void);

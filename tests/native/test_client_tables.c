@@ -35,6 +35,22 @@ static void destructor(CUcontext ctx, void *key, void *value) {
     OK(tpc_cuCtxGetCurrent(&got)); /* may call the driver API */
 }
 
+/* Lists by `next`: what is looked for is found or taken out wherever it stands, and nothing else is. */
+void test_lists(void) {
+    struct element {
+        struct element *next;
+        int number;
+    } elements[4] = {{&elements[1], 0}, {&elements[2], 1}, {&elements[3], 2}, {NULL, 1}};
+    struct element *list = elements, *const same = list;
+    CHECK(TP_FIND(list, it->number == 1) == &elements[1] && TP_FIND(same, it->number == 2) == &elements[2]);
+    CHECK(!TP_FIND(list, it->number == 9) && !TP_TAKE(list, it->number == 9) && list == elements);
+    CHECK(TP_TAKE(list, it->number == 1) == &elements[1] && elements[0].next == &elements[2]);
+    CHECK(TP_TAKE(list, it->number == 1) == &elements[3] && !elements[2].next);
+    CHECK(TP_TAKE(list, it->number == 0) == elements && list == &elements[2]);
+    TP_UNLINK(list, &elements[2]);
+    CHECK(!list && !TP_FIND(list, true) && !TP_TAKE(list, true));
+}
+
 void test_tables(void) {
     static const struct {
         const char *uuid;

@@ -111,15 +111,8 @@ bool tp_source_begin(struct tp_conn *conn, uint64_t token, const void *start, si
 }
 
 void tp_source_end(struct tp_conn *conn, uint64_t token) {
-    struct tpc_source *found = NULL;
     tp_lock_take(&conn->transfers);
-    for (struct tpc_source **at = &conn->sources; *at; at = &(*at)->next) {
-        if ((*at)->token == token) {
-            found = *at;
-            *at = found->next;
-            break;
-        }
-    }
+    struct tpc_source *found = TP_TAKE(conn->sources, it->token == token);
     tp_lock_drop(&conn->transfers);
     free(found);
     wake_waiters(conn);
@@ -128,11 +121,7 @@ void tp_source_end(struct tp_conn *conn, uint64_t token) {
 /* ---- downloads ---- */
 
 static struct tpc_download *find(struct tp_conn *conn, uint64_t number) {
-    struct tpc_download *d = conn->downloads;
-    while (d && d->number != number) {
-        d = d->next;
-    }
-    return d;
+    return TP_FIND(conn->downloads, it->number == number);
 }
 
 static void forget(struct tp_conn *conn, struct tpc_download *d) {
@@ -335,22 +324,15 @@ static bool upload_pending(const struct tp_conn *conn, uint64_t number) {
 }
 
 static bool touching(const struct tp_conn *conn, const void *start, size_t size) {
-    for (const struct tpc_upload *u = conn->uploads; u; u = u->next) {
-        if (overlap(u->source, u->size, start, size)) {
-            return true;
-        }
+    if (TP_FIND(conn->uploads, overlap(it->source, it->size, start, size))) {
+        return true;
     }
     for (const struct tpc_source *s = conn->sources; s; s = s->next) {
         if (overlap(s->start, s->size, start, size)) {
             return true;
         }
     }
-    for (const struct tpc_download *d = conn->downloads; d; d = d->next) {
-        if (!d->cancelled && overlap(d->destination, d->size, start, size)) {
-            return true;
-        }
-    }
-    return false;
+    return TP_FIND(conn->downloads, !it->cancelled && overlap(it->destination, it->size, start, size)) != NULL;
 }
 
 /* What a thread waits for: an upload, or (0) everything that touches the range. */

@@ -283,10 +283,8 @@ int32_t tpw_image_load(struct tpw_session *s, const struct tp_frame *frame, cons
 
 /* Remembers that the client was told of a global; false without memory. */
 static bool told(struct image *image, uint64_t address) {
-    for (const struct global *known = image->globals; known; known = known->next) {
-        if (known->address == address) {
-            return true;
-        }
+    if (TP_FIND(image->globals, it->address == address)) {
+        return true;
     }
     struct global *global = malloc(sizeof *global);
     if (global) {

@@ -428,10 +428,7 @@ int32_t tpw_copy_in_late(struct tpw_session *s, const struct tp_frame *frame, co
 }
 
 int32_t tpw_late_bytes(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_late_bytes_in *in) {
-    struct late *late = s->lates ? s->lates->list : NULL;
-    while (late && (late->token != in->token || late->over)) {
-        late = late->next;
-    }
+    struct late *late = TP_FIND(s->lates ? s->lates->list : NULL, it->token == in->token && !it->over);
     if (!late) {
         return CUDA_SUCCESS; /* it failed while these were on their way */
     }

@@ -310,12 +310,8 @@ int32_t tpw_cuGraphDestroy(struct tpw_session *s, const struct tp_frame *frame,
 
 int32_t tpw_cuGraphDestroyNode(struct tpw_session *s, const struct tp_frame *frame,
                                const struct tpg_cuGraphDestroyNode_in *in, CUgraphNode node) {
-    for (const struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
-        if (capture->graph == tpw_graph_of_node(s, in->hNode)) {
-            return CUDA_ERROR_INVALID_VALUE; /* what is captured next may depend on it */
-        }
-    }
-    if (captured(s, 0, in->hNode)) {
+    /* What is captured next may depend on it. */
+    if (TP_FIND(s->captures, it->graph == tpw_graph_of_node(s, in->hNode)) || captured(s, 0, in->hNode)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
     TPW_TRY(s->cuda.cuGraphDestroyNode(node));

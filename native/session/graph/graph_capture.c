@@ -25,17 +25,8 @@ static int32_t hold_context(struct tpw_session *s, uint64_t graph, const struct 
 
 /* ---- the list ---- */
 
-static struct tpw_capture **find(struct tpw_session *s, const struct tpw_stream *origin) {
-    struct tpw_capture **at = &s->captures;
-    while (*at && (*at)->origin != origin) {
-        at = &(*at)->next;
-    }
-    return at;
-}
-
-static void drop(struct tpw_session *s, struct tpw_capture **at, bool keep_graph) {
-    struct tpw_capture *capture = *at;
-    *at = capture->next;
+static void drop(struct tpw_session *s, struct tpw_capture *capture, bool keep_graph) {
+    TP_UNLINK(s->captures, capture);
     if (!keep_graph && !capture->into) {
         tpw_forget(s, TPG_GRAPH, capture->graph);
     }
@@ -43,18 +34,18 @@ static void drop(struct tpw_session *s, struct tpw_capture **at, bool keep_graph
 }
 
 static void stream_gone(struct tpw_session *s, const struct tpw_stream *stream) {
-    struct tpw_capture **at = find(s, stream);
-    if (*at) {
-        drop(s, at, false);
+    struct tpw_capture *capture = TP_FIND(s->captures, it->origin == stream);
+    if (capture) {
+        drop(s, capture, false);
     }
 }
 TP_REGISTER(tpw_stream_gone, stream_gone);
 
 /* Else it would go on, and forbid others something, as long as work from before the capture is outstanding. */
 static void stream_leaves(struct tpw_session *s, const struct tpw_stream *stream) {
-    struct tpw_capture **at = find(s, stream);
+    const struct tpw_capture *capture = TP_FIND(s->captures, it->origin == stream);
     CUgraph graph = NULL;
-    if (*at && !s->cuda.cuStreamEndCapture(stream->native, &graph) && !(*at)->into) {
+    if (capture && !s->cuda.cuStreamEndCapture(stream->native, &graph) && !capture->into) {
         s->cuda.cuGraphDestroy(graph);
     }
     stream_gone(s, stream);
@@ -121,9 +112,9 @@ int32_t tpw_capture_begin(struct tpw_session *s, const struct tp_frame *frame, c
 int32_t tpw_capture_end(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_capture_end_in *in,
                         struct tpg_capture_end_out *out, struct tpw_stream *stream) {
     CUgraph graph = NULL;
-    struct tpw_capture **at = find(s, stream);
+    struct tpw_capture *capture = TP_FIND(s->captures, it->origin == stream);
     out->result = (int32_t)s->cuda.cuStreamEndCapture(stream->native, &graph);
-    if (!*at) {
+    if (!capture) {
         return CUDA_SUCCESS;
     }
     CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
@@ -135,14 +126,14 @@ int32_t tpw_capture_end(struct tpw_session *s, const struct tp_frame *frame, con
         return CUDA_SUCCESS;
     }
     out->ended = !out->result || status == CU_STREAM_CAPTURE_STATUS_NONE;
-    out->graph = (*at)->graph;
+    out->graph = capture->graph;
     if (out->ended) {
-        out->kept = !out->result || (*at)->into;
+        out->kept = !out->result || capture->into;
         struct tpw_object *object = tpw_object(s, TPG_GRAPH, out->graph);
         if (!out->result && object) {
             object->native = (uint64_t)(uintptr_t)graph;
         }
-        drop(s, at, out->kept != 0);
+        drop(s, capture, out->kept != 0);
     }
     return CUDA_SUCCESS;
 }
@@ -174,11 +165,8 @@ int32_t tpw_capture_info(struct tpw_session *s, const struct tp_frame *frame, co
     if (error || status != CU_STREAM_CAPTURE_STATUS_ACTIVE) {
         return error;
     }
-    for (struct tpw_capture *capture = s->captures; capture; capture = capture->next) {
-        if (capture->id == id) {
-            out->graph = capture->graph;
-        }
-    }
+    const struct tpw_capture *capture = TP_FIND(s->captures, it->id == id);
+    out->graph = capture ? capture->graph : 0;
     out->count = count;
     if (!in->fresh_count || count > DEPENDENCIES_MAX || !out->graph) {
         return CUDA_SUCCESS;

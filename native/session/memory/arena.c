@@ -430,11 +430,7 @@ static void free_small(struct tpw_session *s, uint32_t device, struct tpw_granul
     if (granule->used) {
         return;
     }
-    struct tpw_granule **hook = &s->memory->arenas[device].granules;
-    while (*hook != granule) {
-        hook = &(*hook)->next;
-    }
-    *hook = granule->next;
+    TP_UNLINK(s->memory->arenas[device].granules, granule);
     put_granules(s, device, granule->address, TPW_GRANULE);
     free(granule);
 }

@@ -57,7 +57,7 @@ static void give_back(struct tpw_session *s, struct tpw_charge *charge) {
 
 /* The driver may wait for work that came since, and that work for a word of the client's that stands behind this. */
 static void over(struct tpw_session *s, void *what, int32_t error) {
-    struct tpw_charge *charge = what, **at = &s->memory->ending;
+    struct tpw_charge *charge = what;
     (void)error; /* a broken context does no more work either */
     if (charge->native && tpw_work_stands(s)) {
         if (!tpw_when_everything_done(s, over, charge)) {
@@ -67,10 +67,7 @@ static void over(struct tpw_session *s, void *what, int32_t error) {
         charge->native = 0;
     }
     give_back(s, charge);
-    while (*at != charge) {
-        at = &(*at)->next;
-    }
-    *at = charge->next;
+    TP_UNLINK(s->memory->ending, charge);
     free(charge);
 }
 

@@ -27,11 +27,7 @@ struct tpw_pair {
 /* ---- pairs ---- */
 
 static struct tpw_pair *find(struct tpw_session *s, uint32_t reader, uint32_t owner) {
-    struct tpw_pair *pair = s->memory ? s->memory->pairs : NULL;
-    while (pair && (pair->reader != reader || pair->owner != owner)) {
-        pair = pair->next;
-    }
-    return pair;
+    return TP_FIND(s->memory ? s->memory->pairs : NULL, it->reader == reader && it->owner == owner);
 }
 
 static int32_t share(struct tpw_session *s, const struct tpw_pair *pair) {

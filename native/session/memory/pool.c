@@ -11,11 +11,7 @@
 #include <stdlib.h>
 
 struct tpw_pool *tpw_pool_of(struct tpw_session *s, CUmemoryPool native) {
-    struct tpw_pool *pool = s->memory && native ? s->memory->pools : NULL;
-    while (pool && pool->native != native) {
-        pool = pool->next;
-    }
-    return pool;
+    return TP_FIND(s->memory && native ? s->memory->pools : NULL, it->native == native);
 }
 
 /* The client has neither it nor memory of it any more: then others count what they have of it. */
@@ -28,11 +24,7 @@ static void ends(struct tpw_session *s, struct tpw_pool *pool) {
     } else if (!tpw_share_freed(s, &pool->share, pool->beyond)) {
         tpw_uncharge(s, pool->device, pool->beyond);
     }
-    struct tpw_pool **at = &s->memory->pools;
-    while (*at != pool) {
-        at = &(*at)->next;
-    }
-    *at = pool->next;
+    TP_UNLINK(s->memory->pools, pool);
     free(pool);
 }
 

@@ -183,11 +183,7 @@ int32_t tpw_ipc_memory_export(struct tpw_session *s, const struct tp_frame *fram
 /* ---- importing ---- */
 
 static struct tpw_import *import_of(struct tpw_session *s, uint64_t number) {
-    struct tpw_import *import = s->memory ? s->memory->imports : NULL;
-    while (import && import->number != number) {
-        import = import->next;
-    }
-    return import;
+    return TP_FIND(s->memory ? s->memory->imports : NULL, it->number == number);
 }
 
 static void unlink_import(struct tpw_session *s, struct tpw_import *import) {

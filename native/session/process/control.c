@@ -63,16 +63,11 @@ int32_t tpw_ask(struct tpw_session *s, const struct tpw_question *question, stru
 }
 
 static void answered(struct tpw_session *s, const struct tpw_packet *packet, int fd) {
-    struct tpw_question **at = &s->questions;
-    while (*at && (*at)->number != packet->argument) {
-        at = &(*at)->next;
-    }
-    struct tpw_question *question = *at;
+    struct tpw_question *question = TP_TAKE(s->questions, it->number == packet->argument);
     if (!question) {
         tp_log(TP_ERROR, "the supervisor answers a question that was not asked");
         return;
     }
-    *at = question->next;
     s->question_count--;
     question->answered(s, question, packet, fd);
     free(question);

@@ -249,10 +249,7 @@ static bool unkept(struct tpw_session *s, struct tpw_kept *kept) {
     if (kept->kind != TPG_CONTEXT) {
         return false;
     }
-    struct ending *ending = s->endings;
-    while (ending && ending->kept != kept) {
-        ending = ending->next;
-    }
+    struct ending *ending = TP_FIND(s->endings, it->kept == kept);
     if (ending) {
         go_into(s, ending->native);
         last(s, ending);

@@ -114,10 +114,7 @@ static void tell(struct tpw_session *s, const struct tpw_lane *lane) {
 static bool still_runs(struct tpw_session *s, const struct tpw_lane *lane) {
     const CUcontext context = s->entered_native;
     const uint32_t entered = s->entered;
-    struct tpw_stream *stream = s->streams;
-    while (stream && !(stream->word && stream->word->lane == lane)) {
-        stream = stream->next;
-    }
+    struct tpw_stream *stream = TP_FIND(s->streams, it->word && it->word->lane == lane);
     CUresult found = s->broken[lane->device] ? (CUresult)s->broken[lane->device] : CUDA_ERROR_NOT_READY;
     if (stream && !s->broken[lane->device] && tpw_touchable(s, stream)) {
         tpw_enter_stream(s, stream);
@@ -154,11 +151,7 @@ static bool is_over(struct tpw_lane *lane, uint64_t now) {
 
 static struct tpw_lane *find(void) {
     const uint64_t now = tp_now_ns();
-    struct tpw_lane *lane = atomic_load(&lanes);
-    while (lane && !is_over(lane, now)) {
-        lane = lane->next;
-    }
-    return lane;
+    return TP_FIND(atomic_load(&lanes), is_over(it, now));
 }
 
 static void *look(void *unused) {

@@ -20,13 +20,7 @@ struct room {
 };
 static struct room *rooms;
 
-static struct room *room_of(uint32_t context) {
-    struct room *room = rooms;
-    while (room && room->context != context) {
-        room = room->next;
-    }
-    return room;
-}
+static struct room *room_of(uint32_t context) { return TP_FIND(rooms, it->context == context); }
 
 static bool is_tight(const struct room *room) { return room && room->streams >= ROOMY && room->streams >= room->most; }
 
@@ -278,11 +272,7 @@ CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_
 }
 
 struct tpw_stream *tpw_stream_native(struct tpw_session *s, CUstream native) {
-    struct tpw_stream *stream = s->streams;
-    while (stream && (stream->native != native || (native == CU_STREAM_LEGACY && stream->context_id != s->entered))) {
-        stream = stream->next;
-    }
-    return stream;
+    return TP_FIND(s->streams, it->native == native && (native != CU_STREAM_LEGACY || it->context_id == s->entered));
 }
 
 int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_stream_create_in *in) {
@@ -303,13 +293,12 @@ int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, c
 }
 
 /* `at` is where the list has it. */
-static void drop(struct tpw_session *s, struct tpw_stream **at) {
-    struct tpw_stream *stream = *at;
+static void drop(struct tpw_session *s, struct tpw_stream *stream) {
     if (s->captures) {
         TP_TELL(tpw_stream_gone, s, stream);
     }
     tpw_timeline_end(s, stream);
-    *at = stream->next;
+    TP_UNLINK(s->streams, stream);
     room_of(stream->context_id)->streams--;
     free(stream);
 }
@@ -319,11 +308,7 @@ void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t er
         tpw_visit(s, stream->context, stream->context_id);
         s->cuda.cuStreamDestroy_v2(stream->native);
     }
-    struct tpw_stream **at = &s->streams;
-    while (*at != stream) {
-        at = &(*at)->next;
-    }
-    drop(s, at);
+    drop(s, stream);
 }
 
 static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
@@ -366,20 +351,11 @@ void tpw_streams_gone(struct tpw_session *s, uint32_t context) {
             object->error = CUDA_ERROR_CONTEXT_IS_DESTROYED;
         }
     }
-    for (struct tpw_stream **at = &s->streams; *at;) {
-        if (!context || (*at)->context_id == context) {
-            drop(s, at);
-        } else {
-            at = &(*at)->next;
-        }
+    for (struct tpw_stream *stream; (stream = TP_FIND(s->streams, !context || it->context_id == context));) {
+        drop(s, stream);
     }
-    for (struct room **at = &rooms, *room; (room = *at);) {
-        if (!context || room->context == context) {
-            *at = room->next;
-            free(room);
-        } else {
-            at = &room->next;
-        }
+    for (struct room *room; (room = TP_TAKE(rooms, !context || it->context == context));) {
+        free(room);
     }
 }
 

@@ -30,10 +30,7 @@ static struct name **row_of(const char *text, size_t size) {
 const char *tpc_kernel_name(const char *text, size_t size) {
     struct name **row = row_of(text, size);
     tp_lock_take(&lock);
-    struct name *at = *row;
-    while (at && (at->size != size || memcmp(at->text, text, size) != 0)) {
-        at = at->next;
-    }
+    struct name *at = TP_FIND(*row, it->size == size && memcmp(it->text, text, size) == 0);
     if (!at && (at = malloc(sizeof *at + size + 1))) {
         at->next = *row;
         at->size = size;

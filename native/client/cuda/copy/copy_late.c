@@ -15,9 +15,10 @@
 #include "tpc_copy.h"
 #include "tpg_cuda_send.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
+#include <tp_net.h>
+
+#define STACK (256u << 10)
 
 struct late {
     struct late *next;
@@ -99,10 +100,7 @@ static void *sender(void *unused) {
         uint64_t limit = 0;
         bool over = false;
         tp_lock_take(&lock);
-        struct late *late = lates;
-        while (late && !late->over && late->limit <= late->sent) {
-            late = late->next;
-        }
+        struct late *late = TP_FIND(lates, it->over || it->limit > it->sent);
         if (late) {
             limit = late->limit;
             over = late->over;
@@ -117,33 +115,15 @@ static void *sender(void *unused) {
     return NULL;
 }
 
-/* The thread blocks every signal: handlers belong to the program's threads. Under the lock. */
-static bool start_sender(void) {
-    if (!running) {
-        sigset_t all, before;
-        pthread_t thread;
-        sigfillset(&all);
-        pthread_sigmask(SIG_BLOCK, &all, &before);
-        running = pthread_create(&thread, NULL, sender, NULL) == 0;
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        if (running) {
-            pthread_detach(thread);
-        }
-    }
-    return running;
-}
-
 bool tpc_on_upload_wanted(const struct tpg_upload_wanted_in *in) {
     uint64_t frame = 0; /* no host function that was sent before it is outstanding */
     tp_lock_take(&lock);
-    for (struct late *late = lates; late; late = late->next) {
-        if (late->token == in->token) {
-            const uint64_t limit = in->limit < late->size ? in->limit : late->size;
-            late->limit = limit > late->limit ? limit : late->limit;
-            late->over = late->over || in->over;
-            frame = in->quiet ? atomic_load(&late->frame) : 0;
-            break;
-        }
+    struct late *late = TP_FIND(lates, it->token == in->token);
+    if (late) {
+        const uint64_t limit = in->limit < late->size ? in->limit : late->size;
+        late->limit = limit > late->limit ? limit : late->limit;
+        late->over = late->over || in->over;
+        frame = in->quiet ? atomic_load(&late->frame) : 0;
     }
     tp_lock_drop(&lock);
     tpc_host_functions_through(frame);
@@ -164,7 +144,8 @@ CUresult tpc_copy_late(const char *name, const struct tpg_area *area, const stru
     late->side = *side;
     late->size = side->width * side->height * side->depth;
     tp_lock_take(&lock);
-    bool able = start_sender();
+    running = running || tp_thread_start(NULL, "tf-late", STACK, sender, NULL) == TP_OK;
+    bool able = running;
     in.token = late->token = ++last_token;
     if (able) {
         *lates_end = late;

@@ -52,12 +52,8 @@ static void give_back(const struct tpc_host_copy *copy) {
 static void drop(struct tpc_host_copy *copy) {
     tp_lock_take(&lock);
     bool last = --copy->references == 0;
-    for (struct tpc_host_copy **at = &alive; last && *at; at = &(*at)->next) {
-        if (*at == copy) {
-            *at = copy->next;
-            atomic_fetch_sub(&tpc_host_copies, 1);
-            break;
-        }
+    if (last && TP_TAKE(alive, it == copy)) {
+        atomic_fetch_sub(&tpc_host_copies, 1);
     }
     tp_lock_drop(&lock);
     if (last) {
@@ -92,11 +88,8 @@ static bool same_side(const struct tpc_host_side *a, const struct tpc_host_side 
 
 /* One that is there already, with a reference for the caller; with the lock. */
 static struct tpc_host_copy *find(const struct tpc_host_side *side, bool up, const struct tpc_context *context) {
-    struct tpc_host_copy *copy = alive;
-    while (copy && !(copy->up == up && copy->address && copy->context == context && copy->life == context->life &&
-                     same_side(&copy->side, side))) {
-        copy = copy->next;
-    }
+    struct tpc_host_copy *copy = TP_FIND(alive, it->up == up && it->address && it->context == context &&
+                                                    it->life == context->life && same_side(&it->side, side));
     if (copy) {
         copy->references++;
     }
@@ -286,10 +279,7 @@ uint64_t *tpc_host_copy_addresses(size_t *count) {
 
 struct tpc_host_copy *tpc_host_copy_hold(uint64_t address) {
     tp_lock_take(&lock);
-    struct tpc_host_copy *copy = alive;
-    while (copy && copy->address != address) {
-        copy = copy->next;
-    }
+    struct tpc_host_copy *copy = TP_FIND(alive, it->address == address);
     if (copy) {
         copy->references++;
     }

@@ -63,10 +63,7 @@ CUresult tpc_do_cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle,
     (void)Flags;
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&lock);
-    struct opened *opened = all;
-    while (opened && memcmp(&opened->handle, &handle, sizeof handle) != 0) {
-        opened = opened->next;
-    }
+    struct opened *opened = TP_FIND(all, memcmp(&it->handle, &handle, sizeof handle) == 0);
     if (opened && opened->context != context->home) {
         result = CUDA_ERROR_INVALID_HANDLE;
         opened = NULL;
@@ -103,10 +100,7 @@ static void forget(struct opened *opened) {
 CUresult tpc_do_cuIpcCloseMemHandle(CUdeviceptr dptr) {
     CUresult result = CUDA_ERROR_INVALID_VALUE;
     tp_lock_take(&lock);
-    struct opened *opened = all;
-    while (opened && opened->address != dptr) {
-        opened = opened->next;
-    }
+    struct opened *opened = TP_FIND(all, it->address == dptr);
     if (opened && --opened->count) {
         result = CUDA_SUCCESS;
     } else if (opened) {

@@ -337,16 +337,7 @@ static CUresult add_variable(struct tpc_managed *m, struct tpc_variable *variabl
     return CUDA_SUCCESS;
 }
 
-static void drop_variable(struct tpc_managed *m, uint64_t start) {
-    for (struct tpc_variable **at = &m->variables; *at; at = &(*at)->next) {
-        struct tpc_variable *v = *at;
-        if (v->start == start) {
-            *at = v->next;
-            free(v);
-            return;
-        }
-    }
-}
+static void drop_variable(struct tpc_managed *m, uint64_t start) { free(TP_TAKE(m->variables, it->start == start)); }
 
 static CUresult serve(struct tpc_request *request) {
     switch (request->wish) {

@@ -49,10 +49,7 @@ static bool split(struct tpc_managed *m, uint64_t at) {
         const struct tpc_hint none = {.end = m->mapped, .preferred = nowhere, .prefetched = nowhere};
         m->hints = new_hint(&none, NULL);
     }
-    struct tpc_hint *hint = m->hints;
-    while (hint && at >= hint->end) {
-        hint = hint->next;
-    }
+    struct tpc_hint *hint = TP_FIND(m->hints, at < it->end);
     if (!hint || hint->start == at) {
         return m->hints != NULL;
     }

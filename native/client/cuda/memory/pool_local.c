@@ -29,11 +29,7 @@ static _Atomic(struct tpc_local_pool *) pools;
 static struct tp_lock lock; /* for adding one */
 
 struct tpc_local_pool *tpc_pool_local(uint64_t handle) {
-    struct tpc_local_pool *pool = atomic_load_explicit(&pools, memory_order_acquire);
-    while (pool && pool->handle != handle) {
-        pool = pool->next;
-    }
-    return pool;
+    return TP_FIND(atomic_load_explicit(&pools, memory_order_acquire), it->handle == handle);
 }
 
 /* Whether this machine has the node; one that says nothing of nodes has the first. */
@@ -277,10 +273,7 @@ static CUresult place_of(const CUmemLocation *at, bool managed, struct by_place 
     TPC_TRY(tpc_pool_local_props(&props, &device));
     CUresult result = CUDA_SUCCESS;
     tp_lock_take(&places_lock);
-    struct by_place *place = atomic_load(&places);
-    while (place && (place->managed != managed || !same(&place->at, at))) {
-        place = place->next;
-    }
+    struct by_place *place = TP_FIND(atomic_load(&places), it->managed == managed && same(&it->at, at));
     if (!place) {
         result = tpc_cuMemPoolCreate(&pool, &props);
         place = result == CUDA_SUCCESS ? calloc(1, sizeof *place) : NULL;

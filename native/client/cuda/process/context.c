@@ -73,10 +73,7 @@ static CUresult context_ever(CUcontext handle, struct tpc_context **out) {
     if (result != CUDA_ERROR_CONTEXT_IS_DESTROYED) {
         return result;
     }
-    struct tpc_context *context = atomic_load(&all);
-    while (context && context->handle != (uint64_t)(uintptr_t)handle) {
-        context = context->next;
-    }
+    struct tpc_context *context = TP_FIND(atomic_load(&all), it->handle == (uint64_t)(uintptr_t)handle);
     *out = context;
     return context ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }

@@ -29,19 +29,11 @@ void *tpc_registered(int device) {
 }
 
 CUresult tpc_unregistered(int device, const void *handle) {
-    CUresult result = CUDA_ERROR_INVALID_VALUE;
     tp_lock_take(&lock);
-    for (struct registration **at = &first; handle && *at; at = &(*at)->next) {
-        if ((const void *)*at == handle && (*at)->device == device) {
-            struct registration *gone = *at;
-            *at = gone->next;
-            free(gone);
-            result = CUDA_SUCCESS;
-            break;
-        }
-    }
+    struct registration *gone = TP_TAKE(first, it == handle && it->device == device);
     tp_lock_drop(&lock);
-    return result;
+    free(gone);
+    return gone ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
 /* ---- the log ---- */

@@ -18,19 +18,6 @@ struct told {
 static struct tp_lock lock;
 static struct told *list;
 
-/* Under the lock. */
-static struct told *take(uint64_t handle) {
-    struct told **at = &list;
-    while (*at && (*at)->handle != handle) {
-        at = &(*at)->next;
-    }
-    struct told *found = *at;
-    if (found) {
-        *at = found->next;
-    }
-    return found;
-}
-
 void *tpc_told(uint64_t handle, const void *form, const void *bytes, size_t size, size_t more) {
     struct told *made = calloc(1, sizeof *made + size + more + 1);
     if (!made) {
@@ -41,7 +28,7 @@ void *tpc_told(uint64_t handle, const void *form, const void *bytes, size_t size
         memcpy(made->bytes, bytes, size);
     }
     tp_lock_take(&lock);
-    struct told *stays = take(handle), *gone = made;
+    struct told *stays = TP_TAKE(list, it->handle == handle), *gone = made;
     if (!stays || stays->form != form || stays->size != size || memcmp(stays->bytes, made->bytes, size) != 0) {
         gone = stays;
         stays = made;
@@ -55,7 +42,7 @@ void *tpc_told(uint64_t handle, const void *form, const void *bytes, size_t size
 
 void tpc_told_end(uint64_t handle) {
     tp_lock_take(&lock);
-    struct told *gone = take(handle);
+    struct told *gone = TP_TAKE(list, it->handle == handle);
     tp_lock_drop(&lock);
     free(gone);
 }

@@ -33,11 +33,8 @@ static unsigned bucket_of(uint64_t context, const void *key) {
 }
 
 static struct tpc_storage_entry *find(uint64_t context, const void *key) {
-    struct tpc_storage_entry *entry = atomic_load_explicit(&buckets[bucket_of(context, key)], memory_order_acquire);
-    while (entry && (entry->context != context || entry->key != key)) {
-        entry = entry->next;
-    }
-    return entry;
+    return TP_FIND(atomic_load_explicit(&buckets[bucket_of(context, key)], memory_order_acquire),
+                   it->context == context && it->key == key);
 }
 
 /* NULL and -1 mean the current context. */

@@ -123,21 +123,9 @@ static void *runner(void *unused) {
     return NULL;
 }
 
-/* Under the lock. */
-static struct call **place_of(uint64_t token) {
-    struct call **at = &waiting;
-    while (*at && (*at)->token != token) {
-        at = &(*at)->next;
-    }
-    return at;
-}
-
 static struct call *take_out(uint64_t token) {
     tp_lock_take(&lock);
-    struct call **at = place_of(token), *call = *at;
-    if (call) {
-        *at = call->next;
-    }
+    struct call *call = TP_TAKE(waiting, it->token == token);
     tp_lock_drop(&lock);
     return call;
 }
@@ -158,7 +146,7 @@ bool tpc_on_callback(const struct tpg_callback_in *in) {
     bool lasting = false;
     tpc_happened(&tpc_counts.told); /* what stands before the function in its stream is complete */
     tp_lock_take(&lock);
-    struct call **at = place_of(in->token), *call = *at;
+    struct call *call = TP_FIND(waiting, it->token == in->token);
     if (call && call->lasting) {
         lasting = true;
         due = malloc(sizeof *due + (in->fetch_count + in->fill_count) * sizeof *due->buffers);
@@ -170,7 +158,7 @@ bool tpc_on_callback(const struct tpg_callback_in *in) {
             memcpy(due->buffers + due->fetch, in->fill, due->fill * sizeof *due->buffers);
         }
     } else if (call) {
-        *at = call->next;
+        TP_UNLINK(waiting, call);
         due = call;
     } else { /* not known here: the stream goes on */
         lasting = true;
@@ -318,7 +306,7 @@ uint64_t tpc_host_lasting(CUhostFn function, void *user) {
 
 bool tpc_host_of(uint64_t token, CUhostFn *function, void **user) {
     tp_lock_take(&lock);
-    const struct call *call = *place_of(token);
+    const struct call *call = TP_FIND(waiting, it->token == token);
     if (call) {
         *function = call->function;
         *user = call->user;

@@ -28,26 +28,13 @@ static bool is(const struct tpc_capture *capture, CUstream stream) {
     return capture->stream == stream && (stream != CU_STREAM_PER_THREAD || capture->thread == tp_thread_self()->number);
 }
 
-static struct tpc_capture *find(CUstream stream) {
-    struct tpc_capture *capture = captures;
-    while (capture && !is(capture, stream)) {
-        capture = capture->next;
-    }
-    return capture;
-}
+static struct tpc_capture *find(CUstream stream) { return TP_FIND(captures, is(it, stream)); }
 
 /* Takes the capture of a stream, or one of a context, out of the list; the caller ends its graph's handle if that is gone. */
 static struct tpc_capture *take(CUstream stream, uint32_t context) {
-    struct tpc_capture *found = NULL;
     tp_lock_take(&lock);
-    for (struct tpc_capture **at = &captures; *at; at = &(*at)->next) {
-        if (context ? (*at)->context == context : is(*at, stream)) {
-            found = *at;
-            *at = found->next;
-            atomic_fetch_sub(&tpc_captures, 1);
-            break;
-        }
-    }
+    struct tpc_capture *found = TP_TAKE(captures, context ? it->context == context : is(it, stream));
+    atomic_fetch_sub(&tpc_captures, found ? 1 : 0);
     tp_lock_drop(&lock);
     return found;
 }
@@ -232,10 +219,7 @@ CUresult tpc_capture_keep(CUstream stream, const struct tpg_capture_info_out *ou
     CUgraphEdgeData *edges = calloc(count + 1, sizeof *edges);
     struct tpc_answer *answer = NULL;
     tp_lock_take(&lock);
-    struct tpc_capture *capture = captures;
-    while (capture && capture->id != out->id) {
-        capture = capture->next;
-    }
+    struct tpc_capture *capture = TP_FIND(captures, it->id == out->id);
     for (answer = capture ? capture->answers : NULL; answer && answer->stream != stream; answer = answer->next) {
     }
     if (!answer && capture && (answer = calloc(1, sizeof *answer))) {
