@@ -329,6 +329,8 @@ CUresult cuCtxDestroy_v2(CUcontext ctx) {
     SIM_ENTER();
     sim_context_t *context;
     CUresult result = ctx ? lookup(ctx, &context) : CUDA_ERROR_INVALID_VALUE;
+    if (result == CUDA_ERROR_CONTEXT_IS_DESTROYED && sim_current() != context) // 580.159.04, asked
+        result = CUDA_ERROR_INVALID_CONTEXT;
     if (result != CUDA_SUCCESS)
         return result;
     if (context->primary || context->base)

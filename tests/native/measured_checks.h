@@ -48,6 +48,52 @@ static inline void check_contexts_that_are_gone(CUmodule (*load)(void)) {
     OK(cuCtxPopCurrent_v2(&current));
 }
 
+// Nobody else may have retained the primary context. The CUDA runtime finds out by the first that it has to retain it anew.
+static inline void check_primary_that_is_over(void) {
+    CUcontext own, primary, again, none;
+    CUevent event;
+    CUgraph graph;
+    CUgraphNode node;
+    CUdevice device = -1;
+    CUdevResource resource;
+    unsigned version;
+    unsigned long long id;
+    CUDA_MEMSET_NODE_PARAMS set = {.elementSize = 1, .width = 4, .height = 1};
+    OK(cuCtxCreate_v2(&own, 0, 0));
+    OK(cuEventCreate(&event, 0));
+    OK(cuMemAlloc_v2(&set.dst, 4));
+    OK(cuCtxPopCurrent_v2(&none));
+    OK(cuGraphCreate(&graph, 0));
+    for (int reset = 0; reset < 2; reset++) {
+        OK(cuDevicePrimaryCtxRetain(&primary, 0));
+        OK(reset ? cuDevicePrimaryCtxReset_v2(0) : cuDevicePrimaryCtxRelease_v2(0));
+        GIVES(CUDA_ERROR_INVALID_CONTEXT, cuCtxGetApiVersion(primary, &version));
+        OK(cuCtxGetDevice_v2(&device, primary));
+        CHECK(device == 0);
+        GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxSynchronize_v2(primary));
+        GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxGetId(primary, &id));
+        memset(&resource, 0, sizeof resource);
+        GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxGetDevResource(primary, &resource, CU_DEV_RESOURCE_TYPE_SM));
+        GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxRecordEvent(primary, event));
+        GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxWaitEvent(primary, event));
+        GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuGraphAddMemsetNode(&node, graph, NULL, 0, &set, primary));
+        GIVES(CUDA_ERROR_INVALID_CONTEXT, cuCtxDestroy_v2(primary));
+        OK(cuCtxSetCurrent(primary));
+        GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxGetApiVersion(NULL, &version));
+        GIVES(CUDA_ERROR_CONTEXT_IS_DESTROYED, cuCtxSynchronize());
+        OK(cuCtxSetCurrent(NULL));
+        OK(cuDevicePrimaryCtxRetain(&again, 0));
+        CHECK(again == primary);
+        OK(cuCtxGetApiVersion(primary, &version));
+        OK(cuDevicePrimaryCtxRelease_v2(0));
+    }
+    OK(cuDevicePrimaryCtxRelease_v2(0));
+    OK(cuGraphDestroy(graph));
+    OK(cuEventDestroy_v2(event));
+    OK(cuCtxDestroy_v2(own));
+    GIVES(CUDA_ERROR_INVALID_CONTEXT, cuCtxDestroy_v2(own));
+}
+
 static inline void check_flags_of_contexts(void) {
     CUcontext own;
     unsigned told;

@@ -7,6 +7,8 @@
 #include "reference_checks.h"
 
 int main(void) {
+    OK(cuInit(0));
+    check_primary_that_is_over();
     CUcontext primary = start();
     check_measured(load_kernels);
     CUmodule module = load_kernels();

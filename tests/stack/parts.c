@@ -14,6 +14,8 @@
 
 int role_parts(int count, char **words) {
     (void)count, (void)words;
+    OK(cuInit(0));
+    check_primary_that_is_over();
     CUcontext primary = start();
     check_measured(load_kernels);
     CUmodule module = load_kernels();

@@ -57,11 +57,12 @@ CUresult tpc_current_living(struct tpc_context **out) {
 
 struct tpc_context *tpc_primary_of(int device) { return &primaries[device].base; }
 
-/* The record of a handle that the program passed. One of ours whose context is gone is told apart from a made-up one. */
+/* The record of a handle that the program passed, which is set for a primary context that has ended, too. One of ours whose
+ * context is gone is told apart from a made-up one. */
 CUresult tpc_context_of(CUcontext handle, struct tpc_context **out) {
     uint64_t value = (uint64_t)(uintptr_t)handle;
     *out = tpc_record(TPG_CONTEXT, value);
-    if (TP_LIKELY(*out != NULL)) {
+    if (TP_LIKELY(*out && atomic_load_explicit(&(*out)->active, memory_order_relaxed))) {
         return CUDA_SUCCESS;
     }
     return tp_handle_is(value, TPG_CONTEXT) ? CUDA_ERROR_CONTEXT_IS_DESTROYED : CUDA_ERROR_INVALID_CONTEXT;
@@ -445,7 +446,11 @@ CUresult tpc_cuCtxDestroy_v2(CUcontext ctx) {
     }
     TPC_NEED_READY();
     struct tpc_context *context;
-    TPC_TRY(tpc_context_of(ctx, &context));
+    CUresult known = tpc_context_of(ctx, &context);
+    if (known !=
+        CUDA_SUCCESS) { /* of one that is gone the driver remembers only where it is current (580.159.04, asked) */
+        return stack.top && stack.top->handle == (uint64_t)(uintptr_t)ctx ? known : CUDA_ERROR_INVALID_CONTEXT;
+    }
     if (context->primary || context->home != context) {
         return CUDA_ERROR_INVALID_CONTEXT;
     }

@@ -4,7 +4,7 @@
  * Any thread. For each kind a growing list of chunks that never move: a reader needs one atomic load for the chunk and one for
  * the entry. Ended entries wait in a queue, so that a stale handle is told apart for as long as possible.
  */
-#include "tpc.h"
+#include "process_internal.h"
 #include "tpg_ops.h"
 
 #include <stdlib.h>
@@ -177,6 +177,10 @@ static bool detached(uint32_t number, uint64_t handle) {
 bool tpc_handle_alive(uint32_t kind, uint64_t handle) { return live(kind, handle) != NULL; }
 
 CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {
+    struct tpc_context *named;
+    if (kind == TPG_CONTEXT && handle) { /* a primary one that has ended keeps its record */
+        return tpc_context_of((CUcontext)(uintptr_t)handle, &named);
+    }
     if (TP_LIKELY(live(kind, handle) != NULL)) {
         return CUDA_SUCCESS;
     }
@@ -187,7 +191,7 @@ CUresult tpc_check_handle(uint32_t kind, uint64_t handle, bool optional) {
     if ((!handle && optional) || (kind == TPG_FUNCTION && live(TPG_KERNEL, handle))) {
         return CUDA_SUCCESS;
     }
-    if ((kind == TPG_CONTEXT && tp_handle_is(handle, kind)) || detached(kind, handle)) {
+    if (detached(kind, handle)) {
         return CUDA_ERROR_CONTEXT_IS_DESTROYED; /* one of ours that is gone */
     }
     return (CUresult)tpg_bad_handle(kind);
