@@ -513,6 +513,7 @@ static inline sim_context_t *sim_home(sim_context_t *context) { return context->
 
 // sim_green.c
 CUgreenCtx sim_green_handle(sim_context_t *context);           // NULL: it is none
+unsigned sim_multiprocessors(sim_context_t *context);          // that its kernels may use
 void sim_green_stop(sim_context_t *context);                   // not under any lock
 bool sim_green_gate(sim_op_t *op, const sim_stream_t *stream); // under sim.lock: what all work of a context waits for
 

@@ -334,7 +334,7 @@ CUresult cuMipmappedArrayCreate(CUmipmappedArray *pHandle, const CUDA_ARRAY3D_DE
             break;
         }
         *level = (struct sim_array){.context = sim_home(context), .shape = shape, .box = box_of(&shape), .level = true};
-        level->context_id = context->id;
+        level->context_id = sim_home(context)->id;
         level->box.base = bytes;
         bytes += bytes_of(&level->box);
     }

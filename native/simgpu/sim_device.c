@@ -335,9 +335,10 @@ CUresult cuProfilerStop(void) {
 
 CUresult cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffinityType type) {
     SIM_ENTER_CONTEXT(context);
-    (void)context;
     if (!pExecAffinity)
         return CUDA_ERROR_INVALID_VALUE;
+    if (sim_green_handle(context)) // 580.159.04, asked
+        return CUDA_ERROR_INVALID_CONTEXT;
     pExecAffinity->type = type;
     pExecAffinity->param.smCount.val = (unsigned)sim_attributes_h200[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
     return type == CU_EXEC_AFFINITY_TYPE_SM_COUNT ? CUDA_SUCCESS : CUDA_ERROR_UNSUPPORTED_EXEC_AFFINITY;

@@ -11,6 +11,7 @@
 
 #define SM_COUNT 132u
 #define SM_LEAST 8u // multiprocessors in a share, and what its size is a multiple of
+#define SM_FINE 2u  // of one whose blocks need not run beside each other in clusters
 
 // Where things lie in the hidden bytes; their places are the driver's, their meaning is this file's.
 enum { AT_DEVICE = 4, AT_SUM = 16, AT_FIRST = 20, AT_COUNT = 24, AT_WHOLE = 87 };
@@ -23,7 +24,7 @@ typedef struct {
 typedef struct {
     uint64_t unused; // the handle of a green context is not that of its context
     sim_context_t context;
-    unsigned count;
+    unsigned first, count;
 } green_t;
 
 // ---- resources ---------------------------------------------------------------------------------------------------
@@ -93,31 +94,32 @@ CUresult cuDeviceGetDevResource(CUdevice device, CUdevResource *resource, CUdevR
     return result;
 }
 
-// Only the whole of a device can be split.
+// What a device or a green context has can be split, and not what comes of it.
 CUresult cuDevSmResourceSplitByCount(CUdevResource *result, unsigned int *nbGroups, const CUdevResource *input,
                                      CUdevResource *remaining, unsigned int useFlags, unsigned int minCount) {
     SIM_ENTER();
-    (void)useFlags; // an H200 gives the same with any
     desc_t whole;
-    if (!nbGroups || !input || (result && !*nbGroups))
+    const unsigned fine = CU_DEV_SM_RESOURCE_SPLIT_IGNORE_SM_COSCHEDULING, large = useFlags & ~fine;
+    if (!nbGroups || !input || (result && !*nbGroups) || ((useFlags & fine) && large))
         return CUDA_ERROR_INVALID_VALUE;
     CUresult known = read_resource(input, &whole);
-    if (known == CUDA_SUCCESS && (!input->_internal_padding[AT_WHOLE] || minCount > SM_COUNT))
+    if (known == CUDA_SUCCESS && (!input->_internal_padding[AT_WHOLE] || minCount > whole.count))
         known = CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION;
     if (known != CUDA_SUCCESS)
         return known;
-    const unsigned wanted = minCount ? minCount : SM_LEAST;
-    const unsigned size = (wanted + SM_LEAST - 1) / SM_LEAST * SM_LEAST;
-    const unsigned most = SM_COUNT / size;
+    const unsigned step = useFlags & fine ? SM_FINE : SM_LEAST;
+    const unsigned wanted = minCount ? minCount : step;
+    const unsigned size = (wanted + step - 1) / step * step;
+    const unsigned most = whole.count / size;
     if (!most)
         return CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION;
     if (!result || *nbGroups > most)
         *nbGroups = most;
     const sim_device_t *device = &sim.devices[whole.device];
     for (unsigned i = 0; result && i < *nbGroups; i++)
-        result[i] = resource_of(device, i * size, size, false);
+        result[i] = resource_of(device, whole.first + i * size, size, false);
     if (result && remaining)
-        *remaining = resource_of(device, *nbGroups * size, SM_COUNT - *nbGroups * size, false);
+        *remaining = resource_of(device, whole.first + *nbGroups * size, whole.count - *nbGroups * size, false);
     return CUDA_SUCCESS;
 }
 
@@ -210,7 +212,7 @@ CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice de
     const bool known =
         sim_device_ok(dev) &&
         (!desc || (sim_handle_is(desc, SIM_DEVDESC) && ((const desc_t *)(const void *)desc)->device == dev));
-    const unsigned count = !known ? 0 : desc ? ((const desc_t *)(const void *)desc)->count : SM_COUNT;
+    const desc_t share = known && desc ? *(const desc_t *)(const void *)desc : (desc_t){.count = SM_COUNT};
     pthread_mutex_unlock(&sim.lock);
     if (!known)
         return CUDA_ERROR_INVALID_DEVICE;
@@ -227,7 +229,8 @@ CUresult cuGreenCtxCreate(CUgreenCtx *phCtx, CUdevResourceDesc desc, CUdevice de
         cuDevicePrimaryCtxRelease_v2(dev);
         return result;
     }
-    green->count = count;
+    green->first = share.first;
+    green->count = share.count;
     *phCtx = sim_green_handle(&green->context);
     return CUDA_SUCCESS;
 }
@@ -281,9 +284,13 @@ CUresult cuGreenCtxGetId(CUgreenCtx greenCtx, unsigned long long *greenCtxId) {
     return result;
 }
 
+static green_t *green_with(sim_context_t *context) { return (green_t *)(void *)sim_green_handle(context); }
+
+unsigned sim_multiprocessors(sim_context_t *context) { return context->base ? green_with(context)->count : SM_COUNT; }
+
 static CUdevResource share_of(sim_context_t *context) {
-    const unsigned count = context->base ? ((green_t *)(void *)sim_green_handle(context))->count : SM_COUNT;
-    return with_steps(resource_of(&sim.devices[context->device], 0, count, !context->base));
+    const unsigned first = context->base ? green_with(context)->first : 0;
+    return with_steps(resource_of(&sim.devices[context->device], first, sim_multiprocessors(context), true));
 }
 
 CUresult cuCtxGetDevResource(CUcontext hCtx, CUdevResource *resource, CUdevResourceType type) {

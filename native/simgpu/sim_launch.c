@@ -17,7 +17,7 @@ typedef struct {
     bool cooperative;
 } request_t;
 
-static CUresult check_shape(const request_t *r, const int *attributes) {
+static CUresult check_shape(const request_t *r, const int *attributes, unsigned multiprocessors) {
     const int *device = sim_attributes_h200;
     for (int i = 0; i < 3; i++) {
         if (!r->grid[i] || !r->block[i])
@@ -49,7 +49,7 @@ static CUresult check_shape(const request_t *r, const int *attributes) {
     if (r->cooperative) { // all blocks must fit on the GPU at once; 2048 threads and 32 blocks per multiprocessor
         uint64_t per_sm = 2048 / (warps * 32) < 32 ? 2048 / (warps * 32) : 32;
         uint64_t blocks = (uint64_t)r->grid[0] * r->grid[1];
-        if (blocks > per_sm * 132 || blocks * r->grid[2] > per_sm * 132)
+        if (blocks > per_sm * multiprocessors || blocks * r->grid[2] > per_sm * multiprocessors)
             return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
     }
     return CUDA_SUCCESS;
@@ -152,7 +152,7 @@ static CUresult prepare(sim_context_t *context, const request_t *r, sim_op_t *op
     if (result == CUDA_SUCCESS && function->module->context != sim_home(context))
         result = CUDA_ERROR_INVALID_HANDLE;
     if (result == CUDA_SUCCESS) {
-        result = check_shape(r, attributes);
+        result = check_shape(r, attributes, sim_multiprocessors(context));
         *misshapen = result != CUDA_SUCCESS;
     }
     if (result == CUDA_SUCCESS)

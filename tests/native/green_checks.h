@@ -44,6 +44,12 @@ static inline void green_split(void) {
         OK(cuDevSmResourceSplitByCount(groups, &n, &whole, &rest, flags, 8));
         CHECK(n == 1 && groups[0].sm.smCount == 8);
     }
+    for (unsigned flags = 0; flags < 3; flags++) { // without clusters the steps are finer
+        n = 1;
+        OK(cuDevSmResourceSplitByCount(groups, &n, &whole, &rest, flags, 33));
+        CHECK(groups[0].sm.smCount == (flags == 1 ? 34 : 40) && rest.sm.smCount == GREEN_SMS - groups[0].sm.smCount);
+    }
+    GIVES(1, cuDevSmResourceSplitByCount(groups, &n, &whole, &rest, 3, 8));
     n = 0;
     GIVES(1, cuDevSmResourceSplitByCount(groups, &n, &whole, &rest, 0, 8));
     CHECK(n == 0);
@@ -94,6 +100,31 @@ static inline void green_descriptions(void) {
     GIVES(915, cuDevResourceGenerateDesc(&desc, &bad, 1));
     OK(cuDevResourceGenerateDesc(&desc, groups, 2));
     OK(cuDevResourceGenerateDesc(&desc, &whole, 1));
+}
+
+// What a green context has can be split, though its part could not; cooperative grids and questions know its size.
+static inline void green_inside(void) {
+    CUgreenCtx green = green_make(64), small;
+    CUdevResource mine, part, rest;
+    CUdevResourceDesc desc;
+    CUexecAffinityParam affinity;
+    CUcontext context;
+    unsigned n = 1;
+    OK(cuGreenCtxGetDevResource(green, &mine, SM));
+    CHECK(mine.sm.smCount == 64);
+    OK(cuDevSmResourceSplitByCount(&part, &n, &mine, &rest, 0, 8));
+    CHECK(n == 1 && part.sm.smCount == 8 && rest.sm.smCount == 56);
+    GIVES(915, cuDevSmResourceSplitByCount(&part, &n, &mine, &rest, 0, 72));
+    OK(cuDevResourceGenerateDesc(&desc, &part, 1));
+    OK(cuGreenCtxCreate(&small, desc, 0, CU_GREEN_CTX_DEFAULT_STREAM));
+    OK(cuGreenCtxGetDevResource(small, &part, SM));
+    CHECK(part.sm.smCount == 8);
+    OK(cuCtxFromGreenCtx(&context, green));
+    OK(cuCtxPushCurrent_v2(context));
+    GIVES(201, cuCtxGetExecAffinity(&affinity, CU_EXEC_AFFINITY_TYPE_SM_COUNT));
+    OK(cuCtxPopCurrent_v2(&context));
+    OK(cuGreenCtxDestroy(small));
+    OK(cuGreenCtxDestroy(green));
 }
 
 // The primary context is active for as long as there is a green one.
@@ -547,6 +578,7 @@ static inline void check_green(void) {
     green_split();
     green_descriptions();
     green_primary();
+    green_inside();
     CUcontext primary = start();
     CUmodule module = load_kernels();
     green_streams(primary);

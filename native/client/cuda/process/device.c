@@ -291,8 +291,11 @@ CUresult tpc_do_cuModuleGetLoadingMode(CUmoduleLoadingMode *mode) {
     return CUDA_SUCCESS;
 }
 
-/* All multiprocessors: a share of them needs MPS. */
+/* All multiprocessors: a share of them needs MPS. In a green context the driver gives 201 (580.159.04, asked). */
 CUresult tpc_do_cuCtxGetExecAffinity(CUexecAffinityParam *pExecAffinity, CUexecAffinityType type) {
+    if (tpc_current()->home != tpc_current()) {
+        return CUDA_ERROR_INVALID_CONTEXT;
+    }
     pExecAffinity->type = type; /* told with the error, too, as the driver does */
     pExecAffinity->param.smCount.val =
         (unsigned int)tpc_devices[tpc_current()->device].what.attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT];
