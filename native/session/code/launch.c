@@ -58,6 +58,8 @@ static int32_t hold(struct tpw_session *s, const struct tpw_stream *stream, cons
 /* What is launched, and how the driver is told of its parameters. */
 struct launching {
     CUfunction function;
+    const struct tpw_kernel *kernel;
+    const unsigned char *params;
     size_t bytes;
     void *extra[5];
     void **told; /* NULL for a function without parameters */
@@ -72,6 +74,8 @@ static int32_t begin(struct tpw_session *s, uint64_t function, const void *param
     }
     TPW_TRY(error);
     *l = (struct launching){.function = (CUfunction)(uintptr_t)object->native,
+                            .kernel = object->record,
+                            .params = params,
                             .bytes = size,
                             .extra = {CU_LAUNCH_PARAM_BUFFER_POINTER, (void *)(uintptr_t)params,
                                       CU_LAUNCH_PARAM_BUFFER_SIZE, &l->bytes, CU_LAUNCH_PARAM_END}};
@@ -79,8 +83,20 @@ static int32_t begin(struct tpw_session *s, uint64_t function, const void *param
     return CUDA_SUCCESS;
 }
 
+/* A stream that captures takes no cooperative launch whose parameters are one block (580.159.04, asked): each by itself. */
+static void **one_by_one(struct tpw_session *s, const struct launching *l, int32_t *error) {
+    void **each = tpw_scratch(s, l->kernel->parameters, sizeof *each, error);
+    for (uint32_t i = 0; !*error && i < l->kernel->parameters; i++) {
+        each[i] = (void *)(uintptr_t)(l->params + l->kernel->layout[i].offset);
+    }
+    return each;
+}
+
 static int32_t launch_with(struct tpw_session *s, const struct launching *l, const struct tpg_shape *shape,
                            const struct tpw_stream *stream, const CUlaunchAttribute *attributes, size_t count) {
+    int32_t error = CUDA_SUCCESS;
+    void **each = s->captures && l->told ? one_by_one(s, l, &error) : NULL;
+    TPW_TRY(error);
     CUlaunchConfig config = {.gridDimX = shape->grid_x,
                              .gridDimY = shape->grid_y,
                              .gridDimZ = shape->grid_z,
@@ -91,7 +107,7 @@ static int32_t launch_with(struct tpw_session *s, const struct launching *l, con
                              .hStream = stream->native,
                              .attrs = (CUlaunchAttribute *)(uintptr_t)attributes,
                              .numAttrs = (unsigned)count};
-    return (int32_t)s->cuda.cuLaunchKernelEx(&config, l->function, NULL, l->told);
+    return (int32_t)s->cuda.cuLaunchKernelEx(&config, l->function, each, each ? NULL : l->told);
 }
 
 int32_t tpw_launch(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_launch_in *in,
