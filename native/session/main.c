@@ -90,15 +90,24 @@ static void warm_up(struct tpw_session *s, bool secrets) {
     error = error ? error : (int32_t)s->cuda.cuMemGetInfo_v2(&free_bytes, &total);
     char name_of_device[200] = "";
     error = error ? error : (int32_t)s->cuda.cuDeviceGetName(name_of_device, sizeof name_of_device, s->devices[0]);
+    int part = 0, all = 0;
+    if (!error && tpw_sm_share(s, 0, &part)) {
+        error = (int32_t)s->cuda.cuDeviceGetAttribute(&all, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, s->devices[0]);
+    }
     if (error) {
         const char *name = tpg_cuda_error_name(error);
         char text[200];
-        snprintf(text, sizeof text, "the driver could not be initialised: error %d (%s)", error,
-                 name ? name : "unknown");
+        snprintf(text, sizeof text, "%s: error %d (%s)",
+                 s->share_failed ? "TF_CUDA_SM_PERCENT_LIMIT cannot be kept" : "the driver could not be initialised",
+                 error, name ? name : "unknown");
         control_send(s, TPW_FAILED, (uint32_t)error, 0, text);
         return;
     }
-    struct tpw_packet ready = {.type = TPW_READY, .argument = (uint32_t)s->device_count, .value = total - free_bytes};
+    struct tpw_packet ready = {.type = TPW_READY,
+                               .argument = (uint32_t)s->device_count,
+                               .session = (uint64_t)part,
+                               .key = (uint64_t)all,
+                               .value = total - free_bytes};
     snprintf(ready.text, sizeof ready.text, "%s", name_of_device);
     for (int i = 0; i < s->device_count; i++) {
         CUuuid uuid;

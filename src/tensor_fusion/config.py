@@ -94,6 +94,12 @@ VARIABLES = (
     Variable("TF_GPU_MEMORY_LIMIT", "worker", "0", "MB of device memory for all clients together; 0: no limit."),
     Variable("TF_CUDA_MEMORY_LIMIT", "worker", "0", "Older name of TF_GPU_MEMORY_LIMIT, which wins if both are set."),
     Variable(
+        "TF_CUDA_SM_PERCENT_LIMIT",
+        "worker",
+        "100",
+        "1 to 100: percent of each GPU's multiprocessors that a client's work may use.",
+    ),
+    Variable(
         "TF_SESSION_MEMORY_LIMIT",
         "worker",
         "16384",
@@ -338,6 +344,17 @@ def memory_limit(environ: Mapping[str, str]) -> int:
                 )
             return int(text) * MEGABYTE
     return 0
+
+
+def sm_percent(environ: Mapping[str, str]) -> int:
+    """Percent of a device's multiprocessors that each client of the worker may use."""
+    text = environ.get("TF_CUDA_SM_PERCENT_LIMIT", "").strip() or "100"
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= 100:
+        raise UserError(
+            f"TF_CUDA_SM_PERCENT_LIMIT is {environ['TF_CUDA_SM_PERCENT_LIMIT']!r}; use a whole number of percent from "
+            "1 to 100, or unset it."
+        )
+    return int(text)
 
 
 def session_memory(environ: Mapping[str, str], machine: int) -> int:

@@ -53,6 +53,10 @@ int32_t tpw_start_driver(struct tpw_session *s) {
         s->start_result = (int32_t)s->cuda.cuDeviceGet(&s->devices[i], i);
     }
     s->device_count = s->start_result ? 0 : count;
+    if (!s->start_result) {
+        s->start_result = tpw_sm_share_begin(s);
+        s->share_failed = s->start_result;
+    }
     return s->start_result;
 }
 
@@ -108,5 +112,6 @@ int32_t tpw_device_describe(struct tpw_session *s, int index, struct tp_device_d
             return what->attribute_results[i];
         }
     }
+    (void)tpw_sm_share(s, index, &what->attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT]);
     return describe_context(s, index, what);
 }

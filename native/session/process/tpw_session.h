@@ -71,6 +71,7 @@ struct tpw_session {
 
     bool started;         /* cuInit was called */
     int32_t start_result; /* what it returned */
+    bool share_failed;    /* of starting the driver, sm_share.c did */
     int device_count;
     CUdevice devices[TPW_MAX_DEVICES];
     int32_t broken[TPW_MAX_DEVICES];    /* the error that broke it for the rest of the process, 0 = none is known */
@@ -260,8 +261,8 @@ void *tpw_open_library(struct tpw_session *s, bool nvml);
 struct tpw_context {
     int device; /* index */
     bool primary;
-    CUgreenCtx green; /* of a green context, which is a part of the primary one with the id `home` */
-    uint32_t home;
+    CUgreenCtx green; /* of a green context */
+    uint32_t home;    /* id of the primary one that it is a part of; 0 if it stands for a created one (sm_share.c) */
     bool limits_changed;
     size_t fresh[CU_LIMIT_MAX]; /* before the client changed the first of them */
     bool has[CU_LIMIT_MAX];     /* the driver has such a limit */
@@ -287,6 +288,12 @@ uint32_t tpw_context_device(struct tpw_session *s, uint32_t context);
 /* A primary context was made, and is current: what works in it gets ready, or says why not. */
 typedef int32_t tpw_primary_made(struct tpw_session *s);
 TP_LIST(tpw_primary_made);
+
+/* ---- sm_share.c ---- */
+/* The driver has started: what is left of its devices under TF_CUDA_SM_PERCENT_LIMIT is worked out. */
+int32_t tpw_sm_share_begin(struct tpw_session *s);
+/* Describes the client's part of a device for a green context, and counts its multiprocessors. NULL, and no count, without a limit. */
+CUdevResourceDesc tpw_sm_share(const struct tpw_session *s, int index, int *processors);
 
 /* ---- broken.c ---- */
 /* An error that the driver gave: whether it is one that broke a device, of which the client is told first. */

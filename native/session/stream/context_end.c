@@ -80,16 +80,15 @@ static uint32_t created(struct tpw_session *s, bool green) {
     return count;
 }
 
-/* A part of the client's primary context, with which it ends. */
+/* A part of the client's primary context, with which it ends; or, of home 0, what the client knows as a created one. */
 static int32_t green_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_create_in *in,
-                            CUdevResourceDesc share) {
-    const struct tpw_object *primary = primary_of(s, in->device);
+                            CUdevResourceDesc share, uint32_t home) {
     CUgreenCtx green;
     CUcontext native;
-    if (!primary || created(s, true) >= GREEN_MAX) {
-        return primary ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_CONTEXT;
+    TPW_TRY(tpw_device_broken(s, in->device));
+    if (created(s, true) >= GREEN_MAX) {
+        return CUDA_ERROR_OUT_OF_MEMORY;
     }
-    const uint32_t home = primary->id;
     uint64_t bytes = 0;
     int32_t error = CUDA_SUCCESS;
     TP_ASK(tpw_context_takes, error, s, (uint32_t)in->device, false, &bytes);
@@ -116,9 +115,11 @@ static int32_t green_create(struct tpw_session *s, const struct tp_frame *frame,
 int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_create_in *in,
                            CUdevResourceDesc share) {
     int32_t error = 0;
+    int processors;
     tpw_callbacks_run(s); /* the last graph that pointed at one of those below may be gone */
     if (share) {
-        return green_create(s, frame, in, share);
+        const struct tpw_object *primary = primary_of(s, in->device);
+        return primary ? green_create(s, frame, in, share, primary->id) : CUDA_ERROR_INVALID_CONTEXT;
     }
     if (created(s, false) >= CREATED_MAX) {
         tp_log(TP_WARN, "the client wants more than %u contexts of its own beside the primary ones", CREATED_MAX);
@@ -127,6 +128,10 @@ int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame, 
     CUcontext native = NULL, previous;
     if (!error) { /* the session's own objects live in the primary context */
         error = tpw_primary(s, in->device, &native);
+    }
+    share = error ? NULL : tpw_sm_share(s, in->device, &processors);
+    if (share) {
+        return green_create(s, frame, in, share, 0);
     }
     uint64_t bytes = 0;
     if (!error) {

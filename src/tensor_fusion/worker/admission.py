@@ -121,7 +121,7 @@ class Admission:
         self._check_quotas(greeting, group, access)
         if group:
             self._starts.spend(group)
-        session = self.sessions.take(access.devices if access else ())
+        session = self.sessions.take(access.devices, access.sm) if access else self.sessions.take()
         if session is None:
             raise Refused(
                 Status.NO_SESSION, "This worker could not start a session process; its log (TF_ENABLE_LOG=1) says why."

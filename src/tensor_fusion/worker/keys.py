@@ -25,7 +25,7 @@ from tensor_fusion.worker.quota import DEVICES, ROWS
 MAX_FILE_BYTES = 1 << 20
 # A file that was changed less than this before it was read may be changed again without looking different.
 SETTLED = 2.0
-WORDS = "name=, expires=, memory=, clients= or devices="
+WORDS = "name=, expires=, memory=, sm=, clients= or devices="
 _DATES = ("%Y-%m-%dT%H:%MZ", "%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -38,6 +38,7 @@ class Key:
     name: str = ""
     expires: datetime | None = None
     memory: int = 0  # bytes on each device for all of its sessions together; 0: no limit of its own
+    sm: int = 100  # percent of each device's multiprocessors for each of its sessions
     clients: int = 0  # at the same time; 0: as many as --max-clients-per-secret says
     devices: tuple[int, ...] = ()  # of the worker; nothing: all
 
@@ -236,6 +237,10 @@ def _memory(text: str) -> int:
     return _number(text, 999_999_999) * MEGABYTE
 
 
+def _sm(text: str) -> int:
+    return _number(text, 100)
+
+
 def _clients(text: str) -> int:
     return _number(text, ROWS)
 
@@ -250,4 +255,11 @@ def _devices(text: str) -> tuple[int, ...]:
     return found
 
 
-_READERS = {"name": _name, "expires": _expires, "memory": _memory, "clients": _clients, "devices": _devices}
+_READERS = {
+    "name": _name,
+    "expires": _expires,
+    "memory": _memory,
+    "sm": _sm,
+    "clients": _clients,
+    "devices": _devices,
+}

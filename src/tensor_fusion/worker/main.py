@@ -117,6 +117,7 @@ def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executa
         complain(SIMULATED_NOTICE)
     environment = {**session_environment(environ), **settings.images.environment()}
     environment["TF_SESSION_MEMORY_LIMIT"] = str(settings.session_memory)
+    environment["TF_CUDA_SM_PERCENT_LIMIT"] = str(settings.sm_percent)
     if settings.jail == "full" and settings.images.folder:
         # A session in that jail cannot make it; where we cannot either, it says that images are not kept.
         with contextlib.suppress(OSError):
@@ -163,6 +164,15 @@ def warm_line(count: int, session: Session) -> str:
     return (
         f"warm {count} session{'s' if count != 1 else ''}, each {host >> 20} MiB of host memory; with the first, "
         f"{session.device_memory >> 20} MiB of {session.device_name} are in use by all processes"
+    )
+
+
+def share_line(percent: int, part: int, whole: int) -> str:
+    """What the steps of the hardware make of the limit, on the first device."""
+    more = "" if part * 100 <= whole * percent else ", the least that this GPU can be divided into"
+    return (
+        f"each client works on {part} of {whole} multiprocessors ({100 * part / whole:.1f} %; TF_CUDA_SM_PERCENT_LIMIT "
+        f"is {percent}{more})"
     )
 
 
@@ -280,6 +290,8 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
         count = f"{first.devices} GPU{'s' if first.devices != 1 else ''}"
         ready = f"ready {supervisor.place} ({first.device_name}, {count})\n"
         say(ready + (f"{folded(warm_line(settings.warm, first))}\n" if settings.warm else ""))
+        if first.multiprocessors[0]:
+            say(f"{folded(share_line(settings.sm_percent, *first.multiprocessors))}\n")
         if metrics:
             say(f"metrics {metrics.place}\n")
         notify_ready(ready.strip())

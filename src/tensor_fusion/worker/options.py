@@ -18,6 +18,7 @@ from tensor_fusion.config import (
     memory_limit,
     segment_path,
     session_memory,
+    sm_percent,
     switch,
 )
 from tensor_fusion.worker.keys import AuthorizedKeys
@@ -92,6 +93,7 @@ class Settings:
     kernel_timeout: int
     metrics: tuple[str, int] | None
     memory_limit: int
+    sm_percent: int
     session_memory: int
     keys: AuthorizedKeys | None
     connections_file: Path | None
@@ -179,6 +181,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         kernel_timeout=_number("--kernel-timeout", given.kernel_timeout, 0, 86400),
         metrics=None if given.metrics is None else metrics_address(given.metrics),
         memory_limit=memory_limit(environ),
+        sm_percent=sm_percent(environ),
         session_memory=session_memory(environ, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         keys=keys,
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),

@@ -137,6 +137,8 @@ class Session:
     has_context: bool = False
     access: Key | None = field(default=None, repr=False)  # of its client's secret, None where none is asked for
     sees: tuple[int, ...] = ()  # the worker's numbers of the devices that it was started with; nothing: all
+    special: bool = False  # for one client, whose secret says what it sees, or its share of the multiprocessors
+    multiprocessors: tuple[int, int] = (0, 0)  # of device 0: what the client may use, and all; zeros without a limit
     outbox: deque[tuple[Packet, int | None]] = field(default_factory=deque)
     adopted_at: float = 0.0
     deadline: asyncio.TimerHandle | None = None
@@ -291,30 +293,31 @@ class Sessions:
     def discard_surplus(self) -> None:
         """End warm sessions beyond the number asked for (the first one, with --warm 0), and those with few devices."""
         waiting = (State.READY, State.STARTING)
-        special = [session for session in self._sessions.values() if session.sees and session.state in waiting]
+        special = [session for session in self._sessions.values() if session.special and session.state in waiting]
         for session in [*self._waiting()[self._warm :], *special]:
             self.end(session)
 
     def _waiting(self) -> list[Session]:
-        """Warm sessions that see all devices, the ready ones first, then by age."""
+        """Warm sessions that are for any client, the ready ones first, then by age."""
         waiting = (State.READY, State.STARTING)
-        found = [session for session in self._sessions.values() if session.state in waiting and not session.sees]
+        found = [session for session in self._sessions.values() if session.state in waiting and not session.special]
         return sorted(found, key=lambda session: session.state is not State.READY)
 
-    def _start(self, warm: bool = True, devices: tuple[int, ...] = ()) -> Session | None:
+    def _start(self, warm: bool = True, devices: tuple[int, ...] = (), sm: int = 0) -> Session | None:
         """A new session process. One that is not warmed is for a client that waits, and does what that asks for."""
         row = self._page.take_row()
         if row is None:
             LOGGER.error("no session can be started: all rows of the quota page are in use")
             return None
         try:
-            process, ours, lines = self._spawn(row, devices)
+            process, ours, lines = self._spawn(row, devices, sm)
         except (OSError, subprocess.SubprocessError) as error:
             self._page.release_row(row)
             LOGGER.error("session process %s cannot be started: %s", self._executable.path, error)
             self._not_started = error
             return None
         session = Session(process, ours, lines, row, _new_id(self._sessions), secrets.randbits(64), sees=devices)
+        session.special = bool(devices or sm)
         self._sessions[session.id] = session
         loop = asyncio.get_running_loop()
         loop.add_reader(ours, self._on_control, session)
@@ -325,9 +328,11 @@ class Sessions:
             self._hand_over(session, Packet(PacketType.WARM, tls, session.id, session.key), None)
         return session
 
-    def _spawn(self, row: int, devices: tuple[int, ...]) -> tuple[subprocess.Popen[bytes], socket.socket, Lines | None]:
+    def _spawn(self, row: int, devices: tuple[int, ...], sm: int) -> tuple[subprocess.Popen[bytes], socket.socket, Lines | None]:
         """A session process, our end of its control channel, and where it writes in the full jail."""
         environment = {**self._executable.environment, **visible_devices(self._executable.environment, devices)}
+        if sm:
+            environment["TF_CUDA_SM_PERCENT_LIMIT"] = str(sm)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         lines: Lines | None = None
@@ -389,13 +394,15 @@ class Sessions:
     def serving(self) -> list[Session]:
         return [session for session in self._sessions.values() if session.state is State.SERVING]
 
-    def take(self, devices: tuple[int, ...] = ()) -> Session | None:
+    def take(self, devices: tuple[int, ...] = (), sm: int = 100) -> Session | None:
         """A session for a new client: ready, else on its way, else new; None if it cannot be started. One that is to
-        see some devices only is always new, because the driver asks which when it starts."""
+        see some devices only, or to have less of their multiprocessors than others, is always new, because the driver
+        asks which when it starts, and a context has its share from its beginning."""
         if self._closing:
             return None
-        if devices:
-            return self._start(warm=False, devices=devices)
+        less = sm < int(self._executable.environment.get("TF_CUDA_SM_PERCENT_LIMIT", "100"))
+        if devices or less:
+            return self._start(warm=False, devices=devices, sm=sm if less else 0)
         waiting = [session for session in self._waiting() if session.process.poll() is None]
         return waiting[0] if waiting else self._start(warm=False)
 
@@ -443,11 +450,11 @@ class Sessions:
         return self._page.held(session.row)
 
     def limit(self, key: Key) -> None:
-        """What a secret may have is another from now on; devices are for the sessions to come."""
+        """What a secret may have is another from now on; devices and multiprocessors are for the sessions to come."""
         self._page.limit(key.secret, key.memory)
         for session in self.serving():
             if session.access and session.access.secret == key.secret:
-                session.access = replace(key, devices=session.access.devices)
+                session.access = replace(key, devices=session.access.devices, sm=session.access.sm)
 
     def find(self, session_id: int, key: int) -> Session | None:
         """The serving session that a data connection names, if it knows the key."""
@@ -516,6 +523,7 @@ class Sessions:
             session.state = State.READY
             session.has_context = True
             session.devices, session.device_name = packet.argument, packet.text
+            session.multiprocessors = (packet.session_id, packet.session_key)
             self.devices = [packet.body[16 * index :][:16] for index in range(min(packet.argument, DEVICES))]
             session.device_memory = packet.value
             LOGGER.info("%s is ready: %s, %d MiB of its memory in use", session.name, packet.text, packet.value >> 20)

@@ -1,0 +1,78 @@
+"""Which multiprocessors a program's kernels run on, by each way to launch them, and how fast they are: a line of JSON.
+
+A kernel of 4,000 blocks marks the multiprocessor of each block. The rate is that of a kernel that only multiplies, launched with eight
+blocks for each of 200 multiprocessors, so that it fills any GPU: launches a second, the best of five.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import cupy
+
+SOURCE = r"""
+extern "C" __global__ void mark(unsigned *seen, long long ticks) {
+    unsigned number;
+    asm volatile("mov.u32 %0, %%smid;" : "=r"(number));
+    const long long begin = clock64();
+    while (clock64() - begin < ticks) {
+    }
+    if (!threadIdx.x) {
+        atomicAdd(seen + number, 1);
+    }
+}
+extern "C" __global__ void multiply(float *out, int rounds) {
+    float a = threadIdx.x, b = 1.0001f, c = a;
+    for (int i = 0; i < rounds; i++) {
+        a = a * b + c;
+        c = c * b + a;
+    }
+    if (a == 12345.f) {
+        out[0] = c;
+    }
+}
+"""
+TICKS = 20000
+
+
+def main() -> None:
+    module = cupy.RawModule(code=SOURCE, enable_cooperative_groups=True)
+    mark, multiply = module.get_function("mark"), module.get_function("multiply")
+    seen = cupy.zeros(1024, dtype=cupy.uint32)
+
+    def used() -> int:
+        cupy.cuda.Device().synchronize()
+        count = int((seen.get() != 0).sum())
+        seen.fill(0)
+        cupy.cuda.Device().synchronize()
+        return count
+
+    found = {"attribute": cupy.cuda.Device().attributes["MultiProcessorCount"]}
+    mark((4000,), (128,), (seen, TICKS))
+    found["default stream"] = used()
+    for name, options in (("stream", {}), ("non-blocking stream", {"non_blocking": True}), ("priority", {"priority": -5})):
+        with cupy.cuda.Stream(**options):
+            mark((4000,), (128,), (seen, TICKS))
+        found[name] = used()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        mark((4000,), (128,), (seen, TICKS))
+        graph = stream.end_capture()
+        graph.launch()
+        found["graph"] = used()
+        graph.launch(cupy.cuda.Stream())
+        found["graph in another stream"] = used()
+    best = 0.0
+    out = cupy.zeros(1, dtype=cupy.float32)
+    for _ in range(6):
+        begin = time.perf_counter()
+        for _ in range(4):
+            multiply((1600,), (256,), (out, 20000))
+        cupy.cuda.Device().synchronize()
+        best = max(best, 4 / (time.perf_counter() - begin))
+    print(json.dumps({"used": found, "rate": best}))
+
+
+if __name__ == "__main__":
+    main()
