@@ -105,3 +105,22 @@ def test_few_descriptors_are_a_sentence(most: int) -> None:
     _, errors = process.communicate(timeout=20)
     said = [line for line in errors.splitlines() if not line.startswith("NOTICE: ")]
     assert ready.startswith("ready ") or (len(said) == 1 and said[0].startswith("tensor-fusion-worker: ")), errors
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["config", "doctor --connect native+127.0.0.1+1+0", "--help"])
+def test_a_command_without_standard_files(words: str, closed: str, tmp_path: Path) -> None:
+    """As some schedulers start one: nobody reads what it says, and its exit code is what it always is."""
+    line = f'exec "$0" -m tensor_fusion {words} {closed}'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable],
+        env=clean_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == (1 if "doctor" in words else 0), done.stderr
+    assert done.stderr == ""
+    assert (done.stdout == "") == (">&-" in closed.replace("2>&-", ""))

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import textwrap
+from pathlib import Path
 from typing import TextIO
 
 NARROWEST = 40
@@ -33,6 +34,15 @@ def folded(text: str, indent: str = "", taken: int = 0, stream: TextIO | None = 
         first + text, columns(stream), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(lines)[taken:]
+
+
+def open_standard_files() -> None:
+    """What of 0, 1 and 2 is missing becomes /dev/null: a socket would get the number, and what is meant for a log."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            file = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+            os.set_inheritable(file.fileno(), True)  # the lowest free number, and so the one that is missing
+            setattr(sys, name, file)
 
 
 def complain(sentence: str) -> None:

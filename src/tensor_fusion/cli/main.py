@@ -28,7 +28,7 @@ from tensor_fusion.config import (
     product_version,
     without_secret,
 )
-from tensor_fusion.terminal import complain, few_descriptors, folded
+from tensor_fusion.terminal import complain, few_descriptors, folded, open_standard_files
 
 app = typer.Typer(
     add_completion=False,
@@ -445,6 +445,7 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; ends the process. Whatever is wrong with the input is one sentence and an exit code."""
+    open_standard_files()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, TextIOWrapper):
         # A terminal that cannot show a character gets its code; paths are bytes and leave as they came.
@@ -457,8 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             # To the parser the same as no --, and so a benchmark that nobody asked for.
             raise UserError("There is no program after --, as in: tensor-fusion bench -- python app.py")
         result = app(args=given, standalone_mode=False)
-        if sys.stdout:  # None when the command was started without one
-            sys.stdout.flush()
+        sys.stdout.flush()
     except UserError as error:
         _fail(error.sentence, error.exit_code)
     except typer.Exit as end:

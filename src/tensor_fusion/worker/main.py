@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from tensor_fusion.abi import Native, Teleport, native_file
 from tensor_fusion.config import MEGABYTE, LogSettings, UserError, product_version
-from tensor_fusion.terminal import complain, few_descriptors, folded
+from tensor_fusion.terminal import complain, few_descriptors, folded, open_standard_files
 from tensor_fusion.worker import jail, log
 from tensor_fusion.worker.driver import Driver, choose_driver, session_environment
 from tensor_fusion.worker.gpus import Sampler
@@ -75,15 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complain(f"{PROGRAM}: {sentence}")
         return 1
     return 0
-
-
-def open_standard_files() -> None:
-    """What of 0, 1 and 2 is missing becomes /dev/null: a socket would get the number, and what is meant for a log."""
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            file = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
-            os.set_inheritable(file.fileno(), True)  # the lowest free number, and so the one that is missing
-            setattr(sys, name, file)
 
 
 def keep_no_core() -> None:
