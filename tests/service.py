@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 
 class Service:
@@ -53,3 +55,11 @@ def service(serve: Callable[[socket.socket], None], tls: ssl.SSLContext | None =
     started = Service(serve, tls=tls)
     yield started.port
     started.close()
+
+
+def limit_too_low(place: Any) -> None:
+    """A shell in which files may not be as large as what a client sends through, which is memory that counts as one."""
+    place.connection = place.worker.connection
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    place.stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, before)

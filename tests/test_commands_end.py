@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from stack.harness import clean_environment
+
+from tensor_fusion import terminal
 
 # Interrupts the process when it first looks for a module of that name.
 HOOK = """
@@ -124,3 +127,53 @@ def test_a_command_without_standard_files(words: str, closed: str, tmp_path: Pat
     assert done.returncode == (1 if "doctor" in words else 0), done.stderr
     assert done.stderr == ""
     assert (done.stdout == "") == (">&-" in closed.replace("2>&-", ""))
+
+
+def limited(limit: str, words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    line = f'ulimit {limit}; exec timeout 10 "$0" -B -m {words}'
+    return subprocess.run(
+        ["bash", "-c", line, sys.executable],
+        env=clean_environment(),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [" ".join(WORKER), "tensor_fusion demo --gpu sim", "tensor_fusion config > file"])
+def test_a_bound_on_files_is_a_sentence(words: str, tmp_path: Path) -> None:
+    """What the worker shares with its sessions is memory that counts as a file."""
+    done = limited("-f 1", words, tmp_path)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("NOTICE: ")]
+    assert done.returncode == 1 and len(said) == 1, done.stderr
+    assert said[0].endswith("is too large (File too large; ulimit -f allows 1 KiB); raise it: ulimit -f unlimited"), (
+        said
+    )
+
+
+@pytest.mark.parametrize("words", [" ".join(WORKER), "tensor_fusion demo --gpu sim", "tensor_fusion config"])
+def test_little_memory_is_a_sentence(words: str, tmp_path: Path) -> None:
+    """How much is wanted depends on the Python, which itself starts with 20 MB."""
+    for most in range(28_000, 100_000, 8_000):
+        done = limited(f"-v {most}", words, tmp_path)
+        if "There is too little memory" in done.stderr:
+            assert "Traceback" not in done.stderr and done.returncode == 1, (most, done.stderr)
+            assert f"; ulimit -v allows {most} KiB); raise it: ulimit -v unlimited" in done.stderr
+            return
+    pytest.fail("no limit was too low")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError(), OSError(errno.ENOMEM, "no")])
+def test_no_memory_without_a_limit(error: Exception) -> None:
+    assert (terminal.limited(error) or "").endswith("or this user has too many threads (ulimit -u).")
+    assert terminal.limited(RuntimeError("something else")) is None
+
+
+@pytest.mark.parametrize("most", [20, 63])
+def test_a_worker_wants_descriptors_for_a_client(most: int, tmp_path: Path) -> None:
+    done = limited(f"-n {most}", " ".join(WORKER), tmp_path)
+    assert done.returncode == 1
+    wanted = f"(a worker with one client needs 64; ulimit -n allows {most}); raise it, for example: ulimit -n 8192"
+    assert wanted in done.stderr, done.stderr

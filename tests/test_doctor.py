@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from segment_harness import ACCEPTED, HEADER, SLOT_AT, SLOT_SIZE
-from service import service, silent
+from service import limit_too_low, service, silent
 from stack.harness import COMPILER, Worker, clean_environment
 from test_connection_url import answering, certificate, ok
 
@@ -648,6 +648,7 @@ FAULTS: dict[str, Callable[[Place], None]] = {
     "segment-unanswered": segment_unanswered,
     "devices-hidden": devices_hidden,
     "devices-none": devices_none,
+    "limit-too-low": limit_too_low,
     "devices-refused": devices_refused,
     "devices-late": devices_late,
     "setting-switch": setting("TF_ENABLE_LOG", "maybe"),
@@ -681,8 +682,7 @@ def test_json_and_text(place: Place) -> None:
     command = [sys.executable, "-m", "tensor_fusion", "doctor", "--connect", NOWHERE]
     result = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=False)
     report = json.loads(result.stdout)
-    assert (result.returncode, report["passed"]) == (1, False)
-    assert report["checks"][-1]["cause"] == "port-closed"
+    assert (result.returncode, report["passed"], report["checks"][-1]["cause"]) == (1, False, "port-closed")
     assert report["checks"][-1]["command"] == "tensor-fusion-worker -n native -p 1    # on 127.0.0.1"
     text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
     assert "FAIL  worker reachable: Nothing listens at 127.0.0.1 port 1; " in text

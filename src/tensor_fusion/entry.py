@@ -6,6 +6,8 @@ Nothing is imported here that takes time. What Ctrl-C means later is said by the
 from __future__ import annotations
 
 import signal
+import sys
+from typing import NoReturn
 
 
 def _quiet_interrupt() -> bool:
@@ -16,10 +18,23 @@ def _quiet_interrupt() -> bool:
     return True
 
 
+def _not_loaded(program: str, error: Exception) -> NoReturn:
+    """A limit of the shell that is in the way of a module is one sentence, too."""
+    from tensor_fusion.terminal import complain, limited
+
+    sentence = limited(error)
+    if not sentence:
+        raise error
+    complain(f"{program}: {sentence}")
+    sys.exit(1)
+
+
 def client() -> None:
     quiet = _quiet_interrupt()
-    from tensor_fusion.cli.main import main
-
+    try:
+        from tensor_fusion.cli.main import main
+    except (ImportError, MemoryError, OSError) as error:
+        _not_loaded("tensor-fusion", error)
     if quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
@@ -27,6 +42,8 @@ def client() -> None:
 
 def worker() -> int:
     _quiet_interrupt()
-    from tensor_fusion.worker.main import main
-
+    try:
+        from tensor_fusion.worker.main import main
+    except (ImportError, MemoryError, OSError) as error:
+        _not_loaded("tensor-fusion-worker", error)
     return main()  # which sets handlers of its own before it makes anything

@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import TextIO
 
 NARROWEST = 40
+# Python has no class of its own for the first; the others are the loader's.
+_NO_MEMORY = (
+    "can't start new thread",
+    "failed to map segment",
+    "cannot allocate memory",
+    "cannot apply additional memory",
+)
 
 
 def columns(stream: TextIO) -> int:
@@ -51,9 +58,21 @@ def complain(sentence: str) -> None:
         sys.stderr.write(folded(sentence, "  ", stream=sys.stderr) + "\n")
 
 
-def few_descriptors(error: OSError) -> str | None:
-    """The sentence for an error that says that there are none left, None for any other error."""
-    if error.errno not in (errno.EMFILE, errno.ENFILE):
-        return None
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return f"There are too few descriptors ({error.strerror}; ulimit -n allows {most}); raise it."
+def limited(error: BaseException) -> str | None:
+    """The sentence for an error that a limit of this shell causes (ulimit), None for any other error."""
+    said = (getattr(error, "strerror", None) or str(error) or type(error).__name__).rpartition(": ")[2]
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        return f"There are too few descriptors ({said}; ulimit -n allows {most}); raise it, for example: ulimit -n 8192"
+    if number == errno.EFBIG:
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        bound = "" if most == resource.RLIM_INFINITY else f"; ulimit -f allows {most >> 10} KiB"
+        return f"A file, or memory that counts as one, is too large ({said}{bound}); raise it: ulimit -f unlimited"
+    if number == errno.ENOMEM or isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most == resource.RLIM_INFINITY:
+            return f"There is too little memory ({said}), or this user has too many threads (ulimit -u)."
+        allowed = f"ulimit -v allows {most >> 10} KiB"
+        return f"There is too little memory ({said}; {allowed}); raise it: ulimit -v unlimited"
+    return None

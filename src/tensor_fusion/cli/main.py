@@ -28,7 +28,7 @@ from tensor_fusion.config import (
     product_version,
     without_secret,
 )
-from tensor_fusion.terminal import complain, few_descriptors, folded, open_standard_files
+from tensor_fusion.terminal import complain, folded, limited, open_standard_files
 
 app = typer.Typer(
     add_completion=False,
@@ -471,14 +471,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         _discard_output()
         sys.exit(141)
-    except OSError as error:
-        if sentence := few_descriptors(error):
-            _fail(sentence, 1)
-        if error.errno != errno.ENOSPC:
-            raise
-        _discard_output()
-        _fail(f"The output cannot be written: {error.strerror}.", 1)
     except Exception as error:
+        sentence = limited(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG):
+            _discard_output()
+            sentence = sentence or f"The output cannot be written: {error.strerror}."
+        if sentence:
+            _fail(sentence, 1)
         # typer's usage errors have no common public class; they can all format themselves.
         describe = getattr(error, "format_message", None)
         if describe is None:

@@ -122,6 +122,7 @@ CAUSES = (
     # The devices
     Cause("devices-hidden", r"CUDA_VISIBLE_DEVICES=.* hides every device", "unset CUDA_VISIBLE_DEVICES"),
     Cause("devices-none", r"The worker has no device for this client", "nvidia-smi -L    # on the host"),
+    Cause("limit-too-low", r"No memory for the connection to the GPU", "ulimit -f unlimited; ulimit -v unlimited"),
     Cause("devices-refused", r"^The device list failed: ", "TF_ENABLE_LOG=1 tensor-fusion run -- nvidia-smi"),
     Cause("devices-late", r"^No device list came within", LOG),
     # Settings that are not used as they stand: nothing fails

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from tensor_fusion.abi import Native, Teleport, native_file
 from tensor_fusion.config import MEGABYTE, LogSettings, UserError, product_version
-from tensor_fusion.terminal import complain, few_descriptors, folded, open_standard_files
+from tensor_fusion.terminal import complain, folded, limited, open_standard_files
 from tensor_fusion.worker import jail, log
 from tensor_fusion.worker.driver import Driver, choose_driver, session_environment
 from tensor_fusion.worker.gpus import Sampler
@@ -32,6 +32,9 @@ from tensor_fusion.worker.supervisor import Supervisor
 
 # A serving session costs the supervisor one descriptor, a connection without a greeting another.
 DESCRIPTORS = 8192
+# Its own, those of a session that starts, and the up to nine connections of a client. With fewer it would serve until
+# the client copies, and then say that a connection was closed.
+FEWEST_DESCRIPTORS = 64
 # Seconds between two looks at how long the log is; at full speed it grows by some 100 MB meanwhile.
 LOG_LOOKED_AT = 1.0
 SIMULATED_NOTICE = (
@@ -68,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        sentence = few_descriptors(error)
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        sentence = limited(error)
         if not sentence:
             raise
         complain(f"{PROGRAM}: {sentence}")
@@ -239,6 +242,12 @@ async def first_session(sessions: Sessions, executable: Executable, require_jail
 async def run(settings: Settings, native: Native, executable: Executable) -> None:
     """Serve until SIGTERM, SIGINT or the end of the terminal, then leave nothing running."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < FEWEST_DESCRIPTORS:
+        raise UserError(
+            f"There are too few descriptors (a worker with one client needs {FEWEST_DESCRIPTORS}; ulimit -n allows "
+            f"{hard}); raise it, for example: ulimit -n {DESCRIPTORS}",
+            exit_code=1,
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

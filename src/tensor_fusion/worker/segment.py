@@ -237,7 +237,8 @@ def _allocate(fd: int, path: Path, size: int) -> None:
                 f"{path.parent} has room for {_megabytes(room.f_bavail * room.f_frsize)}, not for a segment of "
                 f"{_megabytes(size)}; use a smaller -M, or enlarge it (in a container: --shm-size)."
             ) from error
-        raise UserError(f"{path} cannot get {_megabytes(size)}: {error.strerror}; {_page_hint(fd)}.") from error
+        hint = "ulimit -f is below that" if error.errno == errno.EFBIG else _page_hint(fd)
+        raise UserError(f"{path} cannot get {_megabytes(size)}: {error.strerror}; {hint}.") from error
 
 
 def _page_hint(fd: int) -> str:

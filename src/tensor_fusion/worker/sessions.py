@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tensor_fusion.config import UserError
-from tensor_fusion.terminal import few_descriptors
+from tensor_fusion.terminal import limited
 from tensor_fusion.worker.driver import Driver, visible_devices
 from tensor_fusion.worker.images import Images
 from tensor_fusion.worker.keys import Key
@@ -252,7 +252,7 @@ class Sessions:
         """Start one session and wait until it is warm: the proof that this worker can serve. Raises UserError."""
         session = self._start()
         if session is None:
-            if isinstance(self._not_started, OSError) and few_descriptors(self._not_started):
+            if isinstance(self._not_started, OSError) and limited(self._not_started):
                 raise self._not_started
             raise UserError(f"The first session process could not be started: {self._not_started}.", exit_code=1)
         # A session that ends early tells why by its exit code, which is known once it has been reaped.
