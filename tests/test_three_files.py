@@ -17,7 +17,7 @@ import pytest
 from stack.harness import COMPILER, Worker, clean_environment
 
 from tensor_fusion.abi import native_file
-from tensor_fusion.client.files import LIBRARIES
+from tensor_fusion.client.files import LIBRARIES, client_folder
 from tensor_fusion.config import CONNECTION_INFO
 
 SPEC = tuple(f"{name}.so" for name in LIBRARIES)
@@ -324,3 +324,18 @@ def test_environment_has_no_other_way(tmp_path: Path) -> None:
     if not done.returncode:
         pytest.skip("this machine has a libcuda of its own")
     assert "libcuda.so.1" in done.stderr
+
+
+def test_a_log_that_cannot_be_written_is_said_once(worker: Worker) -> None:
+    """Each of the libraries looks at the settings."""
+    variables = {"TF_ENABLE_LOG": "1", "TF_LOG_PATH": "/nothing/log", "LD_LIBRARY_PATH": str(client_folder())}
+    done = subprocess.run(
+        [sys.executable, "-c", "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"],
+        env={**worker.env, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "0\n", done.stderr
+    assert done.stderr.count("TF_LOG_PATH=/nothing/log cannot be written") == 1, done.stderr

@@ -37,7 +37,7 @@ static _Atomic uint32_t lines_a_second; /* 0: any number */
 static _Atomic int64_t last_second;
 static _Atomic uint32_t lines; /* wanted in that second */
 static _Atomic bool silent;    /* TF_ENABLE_LOG is set, and says no */
-static char log_path[1024];    /* path that log_fd belongs to; written by tp_log_setup only */
+static char log_path[1024];    /* log_fd's, or the one that cannot be written; written by tp_log_setup only */
 static _Atomic int64_t looked; /* the second in which somebody looked whether that path is still this file's */
 static const char *const level_names[] = {"TRACE", "DEBUG", "INFO", "WARN", "ERROR"};
 
@@ -82,12 +82,12 @@ void tp_log_setup(const char *who) {
     const char *path = getenv("TF_LOG_PATH");
     if (path && *path && strlen(path) < sizeof log_path && strcmp(path, log_path) != 0) {
         int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY, 0644);
+        memcpy(log_path, path, strlen(path) + 1);
         if (fd < 0) {
             tp_log_write(TP_ERROR, "TF_LOG_PATH=%s cannot be written (%s); the log goes to stderr", path,
                          strerror(errno));
         } else {
             /* A descriptor of an earlier path stays open: another thread may be writing to it. */
-            memcpy(log_path, path, strlen(path) + 1);
             atomic_store_explicit(&log_fd, fd, memory_order_release);
         }
     }
