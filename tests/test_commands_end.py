@@ -177,3 +177,24 @@ def test_a_worker_wants_descriptors_for_a_client(most: int, tmp_path: Path) -> N
     assert done.returncode == 1
     wanted = f"(a worker with one client needs 64; ulimit -n allows {most}); raise it, for example: ulimit -n 8192"
     assert wanted in done.stderr, done.stderr
+
+
+def test_a_timeline_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
+    done = limited("-f 0", "tensor_fusion trace -o t.json --connect native+127.0.0.1+1+0 -- true", tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("tensor-fusion: t.json cannot be written: "), done.stderr
+    assert not (tmp_path / "t.json").exists()
+
+
+@pytest.mark.parametrize("hidden", ["7", ""])
+def test_devices_that_the_worker_hides_from_itself(hidden: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *WORKER],
+        env=clean_environment(CUDA_VISIBLE_DEVICES=hidden),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    end = f"error 100 (CUDA_ERROR_NO_DEVICE); CUDA_VISIBLE_DEVICES={hidden} leaves it no GPU."
+    assert done.stderr.rstrip().endswith(end), done.stderr

@@ -314,3 +314,24 @@ def test_connections_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fifo", "link"]
     assert (tmp_path / "fifo").is_fifo()
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_list_of_calls_that_is_not_there() -> None:
+    code, errors = fails("--gpu", "sim", "-p", "0", "--seccomp", "nothing")
+    assert code == 2
+    assert errors.splitlines()[-1] == (
+        "tensor-fusion-worker: --seccomp nothing cannot be read: No such file or directory."
+    )
+
+
+def test_a_misspelt_variable_is_said() -> None:
+    """It does nothing, and the worker would let in everybody, or as much memory be used as there is."""
+    settings = parse(
+        [], {"TF_ENABLE_URL_AUHT": "1", "TF_GPU_MEMORY_LIMT": "400", "TF_WORKER_OPTIONS": "-p 1", "TF_X": ""}
+    )
+    assert isinstance(settings, Settings)
+    assert settings.notices[:2] == (
+        "TF_ENABLE_URL_AUHT is no variable of Tensor Fusion; is TF_ENABLE_URL_AUTH meant?",
+        "TF_GPU_MEMORY_LIMT is no variable of Tensor Fusion; is TF_GPU_MEMORY_LIMIT meant?",
+    )
+    assert not any("WORKER_OPTIONS" in notice or "TF_X" in notice for notice in settings.notices)

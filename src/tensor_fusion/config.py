@@ -7,9 +7,10 @@ tests/data/connection_strings.json holds the cases that both must pass.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -239,6 +240,11 @@ def parse_connection(text: str) -> Address:
             Fault.CHARACTERS, f"The connection string {shown!r} holds a space or a character that is not plain ASCII."
         )
     protocol, *fields = text.split("+")
+    if re.fullmatch(r"[A-Za-z0-9_.-]+:[0-9]{1,5}", text):
+        meant = f"native+{text.replace(':', '+')}+0"
+        raise ConnectionStringError(
+            Fault.PROTOCOL, f"Unknown protocol {protocol!r} in the connection string; is {meant} meant?"
+        )
     if protocol.lower() not in ("native", "shmem"):
         raise ConnectionStringError(
             Fault.PROTOCOL, f"Unknown protocol {protocol!r} in the connection string; the form is {FORM}."
@@ -419,3 +425,19 @@ class LogSettings:
         if not (size.isascii() and size.isdigit() and len(size) <= 7):
             raise UserError(f"TF_LOG_SIZE is {size!r}; use a number of MB, or 0 for no bound.")
         return cls(switch(environ, "TF_ENABLE_LOG"), level, Path(path) if path else None, int(size))
+
+
+# TensorFlow and Terraform have variables that begin as ours do: of those only what looks like one of ours is named.
+_OURS = "TENSOR_FUSION_"
+_SHARED = "TF_"
+_LIKENESS = 0.85
+
+
+def unknown_variables(environ: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each variable that is ours by its name, and is not there: misspelt, it does nothing."""
+    known = [variable.name for variable in VARIABLES]
+    for name in sorted(environ):
+        if name not in known and name.startswith((_OURS, _SHARED)):
+            near = difflib.get_close_matches(name, known, 1, _LIKENESS)
+            if near or name.startswith(_OURS):
+                yield f"{name} is no variable of Tensor Fusion" + (f"; is {near[0]} meant?" if near else ".")

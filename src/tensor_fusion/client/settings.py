@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tensor_fusion.config import VARIABLES
+from tensor_fusion.config import unknown_variables
 
 _SWITCHES = ("TF_ENABLE_LOG", "TF_STRICT")
 _WORDS = ("", "0", "false", "no", "off", "1", "true", "yes", "on")  # as native/base/log.c takes them
 _LEVELS = ("", "trace", "debug", "info", "warn", "error")
-# TensorFlow and Terraform have variables that begin as ours do: of those only what looks like one of ours is named.
-_OURS = "TENSOR_FUSION_"
-_SHARED = "TF_"
-_LIKENESS = 0.85
 
 
 def odd_settings(environ: Mapping[str, str]) -> Iterator[str]:
@@ -31,12 +26,7 @@ def odd_settings(environ: Mapping[str, str]) -> Iterator[str]:
     path = environ.get("TF_LOG_PATH", "")
     if path and not _writable(Path(path)):
         yield f"TF_LOG_PATH={path} cannot be written; the client's log goes to standard error."
-    known = [variable.name for variable in VARIABLES]
-    for name in sorted(environ):
-        if name not in known and name.startswith((_OURS, _SHARED)):
-            near = difflib.get_close_matches(name, known, 1, _LIKENESS)
-            if near or name.startswith(_OURS):
-                yield f"{name} is no variable of Tensor Fusion" + (f"; is {near[0]} meant?" if near else ".")
+    yield from unknown_variables(environ)
 
 
 def _writable(path: Path) -> bool:

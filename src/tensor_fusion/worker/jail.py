@@ -167,7 +167,8 @@ def recorded(path: Path, driver: Driver) -> tuple[str, str]:
     try:
         lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--seccomp {path} cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"--seccomp {path} cannot be read: {why}.") from error
     kind, _, version = (lines[0] if lines else "").removeprefix("driver ").partition(" ")
     calls = [_CALL.fullmatch(line) for line in lines[1:]]
     wrong = next((line for line, call in zip(lines[1:], calls, strict=True) if not call), "")

@@ -20,6 +20,7 @@ from tensor_fusion.config import (
     session_memory,
     sm_percent,
     switch,
+    unknown_variables,
 )
 from tensor_fusion.worker.keys import AuthorizedKeys
 from tensor_fusion.worker.leftover import SMALLEST_MEGABYTES
@@ -187,7 +188,7 @@ def parse(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings | Re
         connections_file=_file(environ, "TF_CONNECTION_INFO_PATH"),
         images=ImageCache.read(environ),
         log=LogSettings.read(environ),
-        notices=_notices(given, protocol, keys),
+        notices=(*unknown_variables(environ), *_notices(given, protocol, keys)),
     )
 
 

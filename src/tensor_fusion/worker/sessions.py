@@ -46,6 +46,7 @@ UNSENT_MAX = 2048
 SHARING = (PacketType.SHARE, PacketType.IMPORT, PacketType.LEAVE, PacketType.PAID, PacketType.GROWN)
 # Initialising the driver of a host with many GPUs and no persistence daemon takes tens of seconds.
 WARM_DEADLINE = 90.0
+NO_DEVICE = 100  # the driver sees none
 # A replacement waits this long, so that it does not compete with the start of the client that took the last one.
 REPLACE_DELAY = 1.0
 MAX_REPLACE_DELAY = 30.0
@@ -263,7 +264,11 @@ class Sessions:
             return session
         if session.state is State.FAILED:
             driver = f"The GPU driver {self._executable.driver.cuda} failed: " if session.failure_code else ""
-            raise UserError(f"{driver}{session.failure}", exit_code=1)
+            hidden = self._executable.environment.get("CUDA_VISIBLE_DEVICES")
+            hint = f"; CUDA_VISIBLE_DEVICES={hidden} leaves it no GPU" if hidden is not None else ""
+            raise UserError(
+                f"{driver}{session.failure}{hint if session.failure_code == NO_DEVICE else ''}.", exit_code=1
+            )
         code = session.process.returncode
         raise UserError(
             f"The session process {self._executable.path} ended with {_ending(code)} before it was ready; "
