@@ -438,3 +438,30 @@ def test_the_demo_s_last_line_starts_a_worker_in_this_shell(tmp_path: Path, monk
         assert report.start_command(simulated=False) == f". '{folder}/activate' && {plain}"
     monkeypatch.setenv("PATH", str(folder))
     assert report.start_command(simulated=False) == plain
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["run", CONNECTION, "--", "true"], f"A connection string follows --connect: --connect {CONNECTION}"),
+        (["doctr"], "No such command 'doctr'. Did you mean 'doctor'? See tensor-fusion --help."),
+        (
+            ["run", "--connect", "gpu-host:12345", "--", "true"],
+            "Unknown protocol 'gpu-host:12345' in the connection string; is native+gpu-host+12345+0 meant?",
+        ),
+    ],
+)
+def test_what_was_meant_is_said(words: list[str], sentence: str) -> None:
+    command = [sys.executable, "-m", "tensor_fusion", *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (2, f"tensor-fusion: {sentence}\n")
+
+
+def test_a_folder_that_the_loader_would_break_in_two(native: Path) -> None:
+    """LD_PRELOAD has spaces and colons between names, LD_LIBRARY_PATH colons."""
+    spaced = native.rename(native.with_name("a b"))
+    assert cli(spaced, "env", "--connect", CONNECTION).returncode == 0
+    refused = cli(spaced, "env", "--connect", CONNECTION, "--preload")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"tensor-fusion: LD_PRELOAD cannot hold {spaced}/client, "), refused.stderr
+    assert cli(spaced.rename(native.with_name("a:b")), "env", "--connect", CONNECTION).returncode == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,23 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        f"tensor-fusion: The client files do not fit into {tmp_path}/lib (File too large); make room there.\n"
+        f"tensor-fusion: The client files do not fit into {tmp_path}/lib (File too large); raise ulimit -f.\n"
     )
     assert names(tmp_path / "lib") == set()
+
+
+def test_the_place_is_named_and_not_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", f"{target}.123")
+
+    monkeypatch.setattr(files, "_place", refuse)
+    with pytest.raises(UserError) as caught:
+        files.install(tmp_path)
+    assert caught.value.sentence.startswith(f"{tmp_path}/lib cannot be written (Permission denied); ")
+
+
+def test_an_empty_prefix_is_refused(tmp_path: Path) -> None:
+    """As of --prefix "$PREFIX" where nobody set it: the folder that the shell happens to be in is not meant."""
+    code, output, errors = install("--prefix", "")
+    assert (code, output) == (2, "")
+    assert errors.startswith("tensor-fusion: --prefix names no folder; "), errors

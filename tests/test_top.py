@@ -345,3 +345,16 @@ def test_widths(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         assert "GPU 0  NVIDIA H200  100 %  140G of 141G  45 C  700 W" in lines
         words = ["140G", "100%", "1.0T", "1.0G", "1.0P", "pppp", "uuu", "fd00:", "4194304"]
         assert [word for word in words if word not in row] == [], row
+
+
+def test_a_worker_that_does_not_answer_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "worker-1.sock"))
+        listener.listen()
+        process = subprocess.Popen(
+            command("--once"), env=clean_environment(TF_RUNTIME_PATH=str(tmp_path)), stderr=subprocess.PIPE, text=True
+        )
+        listener.accept()[0].close()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "tensor-fusion: No worker answers.", errors

@@ -100,6 +100,8 @@ def record(connection: str | None, command: Sequence[str], out: Path) -> Recorde
             out.unlink()
         raise
     except OSError as error:
+        if not there and out.is_file():
+            out.unlink()  # what is half written helps nobody
         raise UserError(f"{out} cannot be written: {error.strerror}; name another file with -o.", 1) from error
     return recorded
 

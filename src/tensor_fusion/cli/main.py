@@ -123,6 +123,8 @@ def run(
         raise UserError(
             f"Unknown option {command[0]!r}; write the program after --, as in: run --connect … -- python app.py"
         )
+    if re.match(r"(native|shmem)\+", command[0]):
+        raise UserError(f"A connection string follows --connect: --connect {without_secret(command[0])}")
     changed = client_environment(checked_connection(connect), os.environ, preload)
     # Python ignores these two, and what is ignored stays so in the program: in a shell, yes | head would complain.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -492,5 +494,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             text = "The worker is a command of its own: tensor-fusion-worker -n native -p 12345"
         context = getattr(error, "ctx", None)
         command = f" {context.info_name}" if context and context.parent else ""
-        _fail(f"{text}; see tensor-fusion{command} --help.", 2)
+        _fail(f"{text}{' See' if text.endswith('?') else '; see'} tensor-fusion{command} --help.", 2)
     sys.exit(result if isinstance(result, int) else 0)

@@ -11,7 +11,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,12 +34,16 @@ def on_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty() and not Console().is_dumb_terminal
 
 
+def _nobody(problems: Sequence[str]) -> str:
+    return "No worker answers." if any("does not answer" in problem for problem in problems) else NOBODY
+
+
 def once(environ: Mapping[str, str]) -> None:
     found, problems = statuses(environ)
     for problem in problems:
         complain(f"NOTICE: {plain(problem)}")
     if not found:
-        raise UserError(NOBODY, exit_code=1)
+        raise UserError(_nobody(problems), exit_code=1)
     console = Console(highlight=False, width=columns(sys.stdout) if sys.stdout.isatty() else 120)
     console.print(_screen(found, {}, console.width))
 
@@ -52,7 +56,7 @@ def watch(environ: Mapping[str, str], interval: float) -> None:
         with _keys(), Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 found, problems = statuses(environ)
-                parts = [_screen(found, before, console.width)] if found else [Text(NOBODY)]
+                parts = [_screen(found, before, console.width)] if found else [Text(_nobody(problems))]
                 parts += [Text(plain(problem), style="dim") for problem in problems]
                 live.update(Group(*parts, Text("q ends it", style="dim")), refresh=True)
                 before = {_name(status, session): session | {"at": status["now"]} for status, session in _all(found)}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tensor_fusion.abi import native_file, native_folder
-from tensor_fusion.config import CONNECTION_INFO
+from tensor_fusion.config import CONNECTION_INFO, UserError
 
 LIBRARIES = ("libcuda", "libnvidia-ml", "libteleport")
 PRELOADED = ("libcuda", "libnvidia-ml")
@@ -61,6 +61,11 @@ def _link(link: Path, target: Path) -> None:
 def client_environment(connection: str | None, environ: Mapping[str, str], preload: bool = False) -> dict[str, str]:
     """The variables to set, with their new values, for a program that is to use the worker at `connection`."""
     folder = client_folder()
+    if ":" in str(folder) or (preload and " " in str(folder)):
+        name = "LD_PRELOAD" if preload else "LD_LIBRARY_PATH"
+        raise UserError(
+            f"{name} cannot hold {folder!s}, as the loader would break it in two; install the package elsewhere."
+        )
     paths = [entry for entry in environ.get("LD_LIBRARY_PATH", "").split(":") if entry and Path(entry) != folder]
     changed = {
         "LD_LIBRARY_PATH": ":".join([str(folder), *paths]),

@@ -73,6 +73,8 @@ def choose_folder(prefix: Path) -> tuple[Path, bool]:
 
 def install(prefix: Path) -> Installed:
     """Copy the files. Raises UserError, before anything is changed, when a file of another owner is in the way."""
+    if prefix == Path():  # --prefix "$X" with an X that is not set
+        raise UserError("--prefix names no folder; use for example --prefix /usr/local, or ~/.local.")
     prefix = prefix.expanduser().absolute()
     folder, known = choose_folder(prefix)
     others = [path for path in _names(folder) if (path.exists() or path.is_symlink()) and not is_ours(path)]
@@ -88,11 +90,11 @@ def install(prefix: Path) -> Installed:
             _link(folder / f"{name}.so", folder / f"{name}.so.1")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"The client files do not fit into {folder} ({error.strerror}); make room there."
-            ) from error
+            remedy = "raise ulimit -f" if error.errno == errno.EFBIG else "make room there"
+            raise UserError(f"The client files do not fit into {folder} ({error.strerror}); {remedy}.") from error
+        place = folder if folder.is_dir() else error.filename or folder  # not the name of a file that was to be renamed
         raise UserError(
-            f"{error.filename or folder} cannot be written ({error.strerror}); run it as a user who may, or choose "
+            f"{place} cannot be written ({error.strerror}); run it as a user who may, or choose "
             "another --prefix, for example ~/.local."
         ) from error
     return Installed(folder, _names(folder), known and _ldconfig() is not None)
