@@ -328,7 +328,12 @@ def test_environment_has_no_other_way(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_written_is_said_once(worker: Worker) -> None:
     """Each of the libraries looks at the settings."""
-    variables = {"TF_ENABLE_LOG": "1", "TF_LOG_PATH": "/nothing/log", "LD_LIBRARY_PATH": str(client_folder())}
+    variables = {
+        "TF_ENABLE_LOG": "1",
+        "TF_LOG_PATH": "/nothing/log",
+        "TF_LOG_LEVEL": "loud",
+        "LD_LIBRARY_PATH": str(client_folder()),
+    }
     done = subprocess.run(
         [sys.executable, "-c", "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))"],
         env={**worker.env, **variables},
@@ -339,3 +344,4 @@ def test_a_log_that_cannot_be_written_is_said_once(worker: Worker) -> None:
     )
     assert done.stdout == "0\n", done.stderr
     assert done.stderr.count("TF_LOG_PATH=/nothing/log cannot be written") == 1, done.stderr
+    assert done.stderr.count("TF_LOG_LEVEL=loud is not one of") == 1, done.stderr

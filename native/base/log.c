@@ -35,10 +35,10 @@ static _Atomic int error_fd = STDERR_FILENO;
 static const char *_Atomic log_who = "tensor-fusion";
 static _Atomic uint32_t lines_a_second; /* 0: any number */
 static _Atomic int64_t last_second;
-static _Atomic uint32_t lines; /* wanted in that second */
-static _Atomic bool silent;    /* TF_ENABLE_LOG is set, and says no */
-static char log_path[1024];    /* log_fd's, or the one that cannot be written; written by tp_log_setup only */
-static _Atomic int64_t looked; /* the second in which somebody looked whether that path is still this file's */
+static _Atomic uint32_t lines;          /* wanted in that second */
+static _Atomic bool silent, level_said; /* TF_ENABLE_LOG is set, and says no; a wrong TF_LOG_LEVEL was named */
+static char log_path[1024];             /* log_fd's, or the one that cannot be written; written by tp_log_setup only */
+static _Atomic int64_t looked;          /* the second in which somebody looked whether that path is still this file's */
 static const char *const level_names[] = {"TRACE", "DEBUG", "INFO", "WARN", "ERROR"};
 
 bool tp_switch(const char *name) {
@@ -91,7 +91,7 @@ void tp_log_setup(const char *who) {
             atomic_store_explicit(&log_fd, fd, memory_order_release);
         }
     }
-    if (level < 0) {
+    if (level < 0 && !atomic_exchange(&level_said, true)) {
         tp_log_write(TP_ERROR, "TF_LOG_LEVEL=%s is not one of trace, debug, info, warn, error; info is used", wanted);
     }
 }
