@@ -173,3 +173,12 @@ def test_reload_is_what_the_unit_says(tmp_path: Path) -> None:
         log.unlink()
         worker.process.send_signal(1)
         assert eventually(log.exists)
+
+
+def test_a_machine_without_systemd_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next command would not be found there."""
+    monkeypatch.setattr(service, "SYSTEMD", tmp_path / "nothing")
+    assert service._next(Path("/")).startswith("systemd does not run here")
+    assert service._next(tmp_path) == "next: systemctl enable --now tensor-fusion-worker"
+    monkeypatch.setattr(service, "SYSTEMD", tmp_path)
+    assert service._next(Path("/")) == "next: systemctl enable --now tensor-fusion-worker"

@@ -24,6 +24,7 @@ from tensor_fusion.terminal import complain, folded
 
 NAME = "tensor-fusion-worker.service"
 UNIT = Path("etc/systemd/system") / NAME
+SYSTEMD = Path("/run/systemd/system")  # there where it runs
 DEVICES_NAME = "tensor-fusion-devices.service"
 DEVICES_UNIT = UNIT.with_name(DEVICES_NAME)
 CONFIGURATION = Path("etc/tensor-fusion/worker.conf")
@@ -196,8 +197,14 @@ def install(root: Path, command: Path) -> list[str]:
         f"wrote {path}, which starts {command}",
         f"and {root / DEVICES_UNIT}, which loads NVIDIA's modules before it",
         f"its options stand in {configuration}",
-        f"next: systemctl enable --now {NAME.removesuffix('.service')}",
+        _next(root),
     ]
+
+
+def _next(root: Path) -> str:
+    if root == Path("/") and not SYSTEMD.is_dir():
+        return "systemd does not run here, as in most containers: nothing will start it"
+    return f"next: systemctl enable --now {NAME.removesuffix('.service')}"
 
 
 def remove(root: Path) -> list[str]:
@@ -259,7 +266,7 @@ def one_file(program: str, arguments: Sequence[str]) -> int:
 
 def _systemctl(root: Path, *words: str) -> str:
     """What it says; "" where no systemd runs, or where another root than this machine's is meant."""
-    if root != Path("/") or not Path("/run/systemd/system").is_dir():
+    if root != Path("/") or not SYSTEMD.is_dir():
         return ""
     try:
         done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=60, check=False)
