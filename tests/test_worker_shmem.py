@@ -390,7 +390,7 @@ def test_file_that_somebody_maps_stays(segment_name: str, tmp_path: Path) -> Non
 
 def test_stale_file_of_another_size_is_replaced(segment_name: str, tmp_path: Path) -> None:
     path = Path("/dev/shm" + segment_name)
-    path.write_bytes(b"x" * 12345)
+    path.write_bytes(b"\0" * 12345)
     with SegmentWorker(segment_name, tmp_path) as worker:
         assert worker.path.stat().st_size == 64 * MB
 
@@ -493,3 +493,24 @@ def test_options_without_effect_are_named(segment_name: str, tmp_path: Path) -> 
         worker.stop()
         assert "-p/--port 12345 has no effect" in worker.errors
         assert "48 MB is no power of two" in worker.errors
+
+
+@pytest.mark.parametrize("size", [10, 32 * MB])
+def test_a_file_of_something_else_is_left_as_it_is(size: int, tmp_path: Path) -> None:
+    """Of the same user, as everything is for root: -m /etc/passwd would take it for its segment, and remove it."""
+    path = tmp_path / "something"
+    path.write_bytes(b"\0" * (size - 1) + b"x")
+    line = fails("-n", "shmem", "-m", str(path), "-M", "32")
+    assert f"{path} is there and holds something else than a segment; " in line
+    assert path.read_bytes() == b"\0" * (size - 1) + b"x"
+
+
+def test_a_segment_whose_header_was_written_over_is_taken(segment_name: str, tmp_path: Path) -> None:
+    """By a guest: it could otherwise keep its worker from starting again."""
+    path = Path("/dev/shm" + segment_name)
+    with path.open("xb") as file:
+        file.write(b"\xff" * 4096)
+        file.truncate(64 * MB)
+        os.fchmod(file.fileno(), 0o660)
+    with SegmentWorker(segment_name, tmp_path) as worker:
+        assert worker.path.stat().st_ino == path.stat().st_ino

@@ -22,7 +22,16 @@ from pathlib import Path
 
 from tensor_fusion.config import MEGABYTE, UserError, segment_path
 from tensor_fusion.terminal import complain
-from tensor_fusion.worker.leftover import SMALLEST_MEGABYTES, Openers, begun, openers, same_file, start_keeper, sweep
+from tensor_fusion.worker.leftover import (
+    SMALLEST_MEGABYTES,
+    Openers,
+    begun,
+    holds_nothing,
+    openers,
+    same_file,
+    start_keeper,
+    sweep,
+)
 
 MODE = 0o660
 SLOTS = 64
@@ -153,6 +162,11 @@ def _open(settings: SegmentSettings, size: int) -> int:
                     path.unlink(missing_ok=True)
                     raise
                 return fd
+            if not _may_be_a_segment(fd, size):
+                raise UserError(
+                    f"{path} is there and holds something else than a segment; choose another name with -m, "
+                    "or remove it."
+                )
             if begun(fd).killed:
                 _say(f"{path} was left by a worker that was killed; this one takes it.")
             if os.fstat(fd).st_size == size:
@@ -169,6 +183,13 @@ def _open(settings: SegmentSettings, size: int) -> int:
         except BaseException:
             os.close(fd)
             raise
+
+
+def _may_be_a_segment(fd: int, size: int) -> bool:
+    """A guest may have written over the header of one; what it cannot change is how the file was made."""
+    found = os.fstat(fd)
+    made_here = found.st_size == size and stat.S_IMODE(found.st_mode) == MODE
+    return made_here or begun(fd).by_worker or holds_nothing(fd)
 
 
 def _open_once(path: Path) -> int:
