@@ -31,6 +31,7 @@ __all__ = [
     "get_requires_for_build_wheel",
 ]
 
+OLDEST_PYTHON = (3, 10)  # as requires-python in pyproject.toml
 ZIGLANG = "ziglang>=0.13,<0.17"
 # The oldest C library that the client files work with; CentOS 7 has it.
 ZIG_TARGET = "x86_64-linux-gnu.2.17"
@@ -90,11 +91,20 @@ def compiler() -> Iterator[None]:
                     os.environ[key] = value
 
 
+def check_python() -> None:
+    """Before anything is fetched or built: pip itself looks at the version that is wanted only after that."""
+    if sys.version_info < OLDEST_PYTHON:
+        wanted, found = (".".join(map(str, version[:3])) for version in (OLDEST_PYTHON, sys.version_info))
+        sys.exit(f"Tensor Fusion needs Python {wanted} or newer, and this is {found}.")
+
+
 def get_requires_for_build_wheel(config_settings: dict[str, Any] | None = None) -> list[str]:
+    check_python()
     return [*backend.get_requires_for_build_wheel(config_settings), *([] if has_compiler() else [ZIGLANG])]
 
 
 def get_requires_for_build_editable(config_settings: dict[str, Any] | None = None) -> list[str]:
+    check_python()
     return [*backend.get_requires_for_build_editable(config_settings), *([] if has_compiler() else [ZIGLANG])]
 
 

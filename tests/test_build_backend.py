@@ -85,3 +85,12 @@ def test_a_wheel_that_needs_more_than_libc_keeps_its_tag(tmp_path: Path) -> None
 def needs_more(path: Path) -> bool:
     names = wheel_tag.Elf(path.read_bytes()).needed() if path.is_file() else []
     return any(not wheel_tag.ALLOWED.fullmatch(name) for name in names)
+
+
+def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else CMake says so at the end of forty lines."""
+    wanted = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text()
+    assert f'requires-python = ">={".".join(map(str, build_backend.OLDEST_PYTHON))}"' in wanted
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    with pytest.raises(SystemExit, match=r"^Tensor Fusion needs Python 3\.10 or newer, and this is 3\.9\.18\.$"):
+        build_backend.get_requires_for_build_wheel()
