@@ -18,7 +18,13 @@
 #define TP_LIKELY(x) __builtin_expect(!!(x), 1)
 #define TP_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* Takes an element out of a list by `next` that may have it. */
+/* Puts an element in front of a list by `next`. */
+#define TP_PUSH(head, element)                                                                                         \
+    do {                                                                                                               \
+        (element)->next = (head);                                                                                      \
+        (head) = (element);                                                                                            \
+    } while (0)
+/* Takes an element out of such a list, which may have it. */
 #define TP_UNLINK(head, element)                                                                                       \
     do {                                                                                                               \
         __typeof__(head) *tp_at = &(head);                                                                             \

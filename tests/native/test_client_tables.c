@@ -47,7 +47,10 @@ void test_lists(void) {
     CHECK(TP_TAKE(list, it->number == 1) == &elements[1] && elements[0].next == &elements[2]);
     CHECK(TP_TAKE(list, it->number == 1) == &elements[3] && !elements[2].next);
     CHECK(TP_TAKE(list, it->number == 0) == elements && list == &elements[2]);
+    TP_PUSH(list, &elements[3]);
+    CHECK(list == &elements[3] && list->next == &elements[2]);
     TP_UNLINK(list, &elements[2]);
+    TP_UNLINK(list, &elements[3]);
     CHECK(!list && !TP_FIND(list, true) && !TP_TAKE(list, true));
 }
 

@@ -104,8 +104,7 @@ bool tp_source_begin(struct tp_conn *conn, uint64_t token, const void *start, si
     }
     *source = (struct tpc_source){.token = token, .start = start, .size = size};
     tp_lock_take(&conn->transfers);
-    source->next = conn->sources;
-    conn->sources = source;
+    TP_PUSH(conn->sources, source);
     tp_lock_drop(&conn->transfers);
     return true;
 }

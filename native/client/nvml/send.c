@@ -98,8 +98,7 @@ static void remember(uint16_t op, const unsigned char *key, size_t size, const s
     bool room = remembered + sizeof *a + size + reply->size <= REMEMBERED_MAX;
     if (room) {
         remembered += sizeof *a + size + reply->size;
-        a->next = answers;
-        answers = a;
+        TP_PUSH(answers, a);
     }
     tp_lock_drop(&lock);
     if (!room) {

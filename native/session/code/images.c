@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <tp_net.h>
+#include <tp_system.h>
 #include <unistd.h>
 
 #define PIECE (256u << 10)       /* read and hashed while it is in the processor's cache */
@@ -56,13 +57,7 @@ static bool tell(enum tpw_image_news what, const unsigned char *hash, uint64_t s
 /* As a file in memory. */
 static bool hand_over(const unsigned char *bytes, size_t size, const unsigned char *hash) {
     int file = (int)syscall(SYS_memfd_create, "tensor-fusion-image", MFD_CLOEXEC);
-    bool given = file >= 0;
-    for (size_t at = 0; given && at < size;) {
-        ssize_t written = write(file, bytes + at, size - at);
-        given = written > 0 || (written < 0 && errno == EINTR);
-        at += written > 0 ? (size_t)written : 0;
-    }
-    given = given && tell(TPW_IMAGE_KEEP, hash, size, file);
+    bool given = file >= 0 && tp_write_all(file, bytes, size) && tell(TPW_IMAGE_KEEP, hash, size, file);
     if (file >= 0) {
         close(file);
     }

@@ -118,18 +118,6 @@ done:
     return made;
 }
 
-static bool write_all(int file, const unsigned char *bytes, size_t size) {
-    while (size) {
-        ssize_t written = write(file, bytes, size);
-        if (written < 0 && errno != EINTR) {
-            return false;
-        }
-        bytes += written > 0 ? written : 0;
-        size -= written > 0 ? (size_t)written : 0;
-    }
-    return true;
-}
-
 bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char *bytes, size_t size,
                      const unsigned char hash[TP_SHA256_SIZE]) {
     unsigned char digest[TP_SHA256_SIZE];
@@ -151,7 +139,7 @@ bool tpw_image_store(const struct tpw_image_folder *folder, const unsigned char 
     }
     snprintf(unfinished, sizeof unfinished, UNFINISHED "%ld-%016llx", (long)getpid(), (unsigned long long)number);
     int file = openat(folder->fd, unfinished, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    bool stored = file >= 0 && write_all(file, bytes, size) && fstat(file, &about) == 0 &&
+    bool stored = file >= 0 && tp_write_all(file, bytes, size) && fstat(file, &about) == 0 &&
                   renameat(folder->fd, unfinished, folder->fd, name) == 0;
     if (!stored) {
         tp_log(TP_WARN, "images of this client are not kept from now on: writing %zu bytes to the cache failed: %s",

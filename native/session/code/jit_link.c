@@ -55,8 +55,7 @@ int32_t tpw_link_add(struct tpw_session *s, const struct tp_frame *frame, const 
     struct tpw_jit jit = {.count = 0};
     unsigned char *body = tpw_take_body(s, in->transfer, in->size, in->data, in->data_size, &error);
     CUlinkState native = (CUlinkState)(uintptr_t)tpw_native(s, frame, TPG_LINK, in->link, false, &error);
-    const struct tpw_object *object = tpw_object(s, TPG_LINK, in->link);
-    struct tpw_jit *linker = object ? object->record : NULL;
+    struct tpw_jit *linker = tpw_record(s, TPG_LINK, in->link);
     if (!error && (!body || !linker)) {
         error = CUDA_ERROR_INVALID_VALUE;
     }

@@ -118,10 +118,7 @@ static struct buffer *take(struct tpw_session *s, uint64_t size, int32_t *error)
     return buffer;
 }
 
-static void give(struct tpw_session *s, struct buffer *buffer) {
-    buffer->next = s->lates->free[buffer->size_class];
-    s->lates->free[buffer->size_class] = buffer;
-}
+static void give(struct tpw_session *s, struct buffer *buffer) { TP_PUSH(s->lates->free[buffer->size_class], buffer); }
 
 /* Gives back what is free and large. The driver may wait for work here: only while no stream stands. */
 static void trim(struct tpw_session *s) {

@@ -134,8 +134,7 @@ static struct place place_of(const struct tp_frame *frame, uint64_t stream) {
 /* The driver (580.159.04) may wait in the launch of a graph with memory nodes until one before it, in another stream, has begun. */
 bool tpw_waits_cuGraphLaunch(struct tpw_session *s, const struct tp_frame *frame,
                              const struct tpg_cuGraphLaunch_in *in) {
-    struct tpw_object *object = tpw_object(s, TPG_GRAPHEXEC, in->hGraph);
-    const struct exec *exec = object ? object->record : NULL;
+    const struct exec *exec = tpw_record(s, TPG_GRAPHEXEC, in->hGraph);
     const struct place place = place_of(frame, in->hStream);
     return exec && exec->launched.stream && memcmp(&exec->launched, &place, sizeof place) != 0;
 }

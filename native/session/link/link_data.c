@@ -186,8 +186,7 @@ static void *receiver_run(void *argument) {
         if (whole) {
             push(&lane->received, block);
         } else {
-            block->next = lane->free;
-            lane->free = block;
+            TP_PUSH(lane->free, block);
         }
         tp_lock_drop(&link->lock);
         if (!whole) {
@@ -219,8 +218,7 @@ static void *sender_run(void *argument) {
         }
         bool sent = send_block(lane, block);
         tp_lock_take(&link->lock);
-        block->next = link->download_free;
-        link->download_free = block;
+        TP_PUSH(link->download_free, block);
         tp_lock_drop(&link->lock);
         tell_executor(link);
         if (!sent) {
@@ -324,8 +322,7 @@ static void grow(struct tpw_link *link, struct lane *lane) {
             break;
         }
         tp_lock_take(&link->lock);
-        block->next = lane->free;
-        lane->free = block;
+        TP_PUSH(lane->free, block);
         lane->blocks++;
         tp_lock_drop(&link->lock);
     }
@@ -344,8 +341,7 @@ void tpw_upload_done(struct tpw_link *link, struct tpw_block *given) {
     struct lane *lane = block->lane;
     tp_lock_take(&link->lock);
     block->out = false;
-    block->next = lane->free;
-    lane->free = block;
+    TP_PUSH(lane->free, block);
     tp_lock_drop(&link->lock);
     atomic_fetch_add_explicit(&lane->free_news, 1, memory_order_seq_cst);
     tp_futex_wake(&lane->free_news, 1);
@@ -488,7 +484,6 @@ void tpw_download_drop(struct tpw_link *link, struct tpw_block *block) {
     }
     struct link_block *unused = (struct link_block *)block;
     tp_lock_take(&link->lock);
-    unused->next = link->download_free;
-    link->download_free = unused;
+    TP_PUSH(link->download_free, unused);
     tp_lock_drop(&link->lock);
 }

@@ -402,8 +402,7 @@ static int32_t alloc_small(struct tpw_session *s, uint32_t device, uint64_t size
     }
     if (granule) { /* to the front: the next small allocation will look here first */
         *hook = granule->next;
-        granule->next = arena->granules;
-        arena->granules = granule;
+        TP_PUSH(arena->granules, granule);
     } else {
         granule = calloc(1, sizeof *granule);
         if (!granule) {
@@ -415,8 +414,7 @@ static int32_t alloc_small(struct tpw_session *s, uint32_t device, uint64_t size
             return error;
         }
         granule->longest = TPW_GRANULE_UNITS;
-        granule->next = arena->granules;
-        arena->granules = granule;
+        TP_PUSH(arena->granules, granule);
         offset = tpw_units_take(granule, size);
     }
     *address = granule->address + offset;

@@ -73,8 +73,7 @@ static void over(struct tpw_session *s, void *what, int32_t error) {
 
 /* Ends what a charge is for, once everything that is queued now is done. */
 static void end_later(struct tpw_session *s, struct tpw_charge *charge) {
-    charge->next = s->memory->ending;
-    s->memory->ending = charge;
+    TP_PUSH(s->memory->ending, charge);
     if (tpw_when_everything_done(s, over, charge)) {
         tp_log(TP_ERROR, "no memory to end an array behind the work that uses it: it stays until its context ends");
     }

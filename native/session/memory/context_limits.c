@@ -53,8 +53,7 @@ static int32_t remember_limits(struct tpw_session *s, struct tpw_context *contex
 
 int32_t tpw_context_limit(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_limit_in *in,
                           struct tpg_context_limit_out *out) {
-    struct tpw_object *object = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, frame->context));
-    struct tpw_context *context = object ? object->record : NULL;
+    struct tpw_context *context = tpw_record(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, frame->context));
     CUlimit limit = (CUlimit)in->limit;
     size_t before = 0, after = 0;
     if (!context) {

@@ -98,8 +98,7 @@ int32_t tpw_cuCtxEnablePeerAccess(struct tpw_session *s, const struct tp_frame *
         free(pair);
         return error;
     }
-    pair->next = s->memory->pairs;
-    s->memory->pairs = pair;
+    TP_PUSH(s->memory->pairs, pair);
     return CUDA_SUCCESS;
 }
 

@@ -76,14 +76,12 @@ int32_t tpw_context_made(struct tpw_session *s, const struct tp_frame *frame, ui
 }
 
 uint32_t tpw_home_of(struct tpw_session *s, uint32_t context) {
-    const struct tpw_object *object = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context));
-    const struct tpw_context *record = object ? object->record : NULL;
+    const struct tpw_context *record = tpw_record(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context));
     return record && record->home ? record->home : context;
 }
 
 uint32_t tpw_context_device(struct tpw_session *s, uint32_t context) {
-    const struct tpw_object *object = tpw_object(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context));
-    const struct tpw_context *record = object ? object->record : NULL;
+    const struct tpw_context *record = tpw_record(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, context));
     return record ? (uint32_t)record->device : 0;
 }
 

@@ -56,8 +56,7 @@ int32_t tpw_ask(struct tpw_session *s, const struct tpw_question *question, stru
         free(asked);
         return CUDA_ERROR_OPERATING_SYSTEM;
     }
-    asked->next = s->questions;
-    s->questions = asked;
+    TP_PUSH(s->questions, asked);
     s->question_count++;
     return TPW_LATER;
 }

@@ -28,6 +28,11 @@ struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t han
     return piece && id && piece[index % PIECE].id == id ? &piece[index % PIECE] : NULL;
 }
 
+void *tpw_record(struct tpw_session *s, uint32_t kind, uint64_t handle) {
+    const struct tpw_object *object = tpw_object(s, kind, handle);
+    return object ? object->record : NULL;
+}
+
 struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at) {
     struct tpw_object *const *pieces = s->tables[kind].pieces;
     while (pieces && *at < PIECE * PIECES) {

@@ -164,6 +164,8 @@ void tpw_visit(struct tpw_session *s, CUcontext native, uint32_t context);
 
 /* The object itself, NULL if there is none of that kind (or one taken in its place) under the handle. */
 struct tpw_object *tpw_object(struct tpw_session *s, uint32_t kind, uint64_t handle);
+/* Its record, NULL without one. */
+void *tpw_record(struct tpw_session *s, uint32_t kind, uint64_t handle);
 /* Every live object of a kind, in the order of places: start with *at = 0, ends with NULL. */
 struct tpw_object *tpw_next_object(struct tpw_session *s, uint32_t kind, uint32_t *at);
 

@@ -136,8 +136,7 @@ void tpw_lasting_gone(void *what) {
     struct tpw_lasting *lasting = what;
     struct tpw_callbacks *c = lasting->owner;
     tp_lock_take(&c->lock);
-    lasting->next = c->gone;
-    c->gone = lasting;
+    TP_PUSH(c->gone, lasting);
     tp_lock_drop(&c->lock);
     ring(c);
 }
@@ -173,8 +172,7 @@ static void repeated(void *user) {
     }
     *callback = (struct callback){.owner = c, .token = lasting->token, .lasting = lasting};
     tp_lock_take(&c->lock);
-    callback->next = c->list;
-    c->list = callback;
+    TP_PUSH(c->list, callback);
     tp_lock_drop(&c->lock);
     stub(callback);
 }
@@ -293,8 +291,7 @@ static int32_t launch(struct tpw_session *s, const struct tp_frame *frame, const
     callback->token = in->token;
     callback->context = record->context_id;
     tp_lock_take(&c->lock);
-    callback->next = c->list;
-    c->list = callback;
+    TP_PUSH(c->list, callback);
     tp_lock_drop(&c->lock);
     atomic_fetch_add(&c->outstanding, 1);
     if (record->hosts != s->hosts) {

@@ -316,8 +316,7 @@ static int32_t end(struct tpw_session *s, const struct tp_frame *frame, struct t
     memcpy(&ending->context, object->record, sizeof ending->context);
     ending->kept = object->kept;
     object->kept = NULL;
-    ending->next = s->endings;
-    s->endings = ending;
+    TP_PUSH(s->endings, ending);
     int32_t error = tpw_enter(s, &inside);
     tpw_forget(s, TPG_CONTEXT, tp_handle_make(TPG_CONTEXT, ending->id));
     s->unfinished++;

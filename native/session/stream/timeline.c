@@ -97,8 +97,7 @@ static bool has_reached(struct tpw_stream *stream, uint64_t point) {
 void tpw_timeline_end(struct tpw_session *s, struct tpw_stream *stream) {
     /* Of a stream that has not come to its end the GPU may still write the word: it is not used again. */
     if (stream->word && has_reached(stream, stream->issued)) {
-        stream->word->next = s->waits->words;
-        s->waits->words = stream->word;
+        TP_PUSH(s->waits->words, stream->word);
     } else if (stream->word) {
         tpw_lane_point(stream->word, 0); /* its work ends with its context */
     }

@@ -108,8 +108,7 @@ static struct tpc_host_copy *list(struct tpc_host_copy *copy) {
     tp_lock_take(&lock);
     struct tpc_host_copy *equal = find(&copy->side, copy->up, copy->context);
     if (!equal) {
-        copy->next = alive;
-        alive = copy;
+        TP_PUSH(alive, copy);
         atomic_fetch_add(&tpc_host_copies, 1);
     }
     tp_lock_drop(&lock);

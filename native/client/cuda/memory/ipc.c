@@ -77,8 +77,7 @@ CUresult tpc_do_cuIpcOpenMemHandle_v2(CUdeviceptr *pdptr, CUipcMemHandle handle,
             result = ask(context, opened);
         }
         if (result == CUDA_SUCCESS) {
-            opened->next = all;
-            all = opened;
+            TP_PUSH(all, opened);
         } else {
             free(opened);
             opened = NULL;

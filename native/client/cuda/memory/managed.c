@@ -332,8 +332,7 @@ static void drop(struct tpc_managed *m) {
 /* What its pages hold is fetched anew, with it. */
 static CUresult add_variable(struct tpc_managed *m, struct tpc_variable *variable) {
     TPC_TRY(take(m));
-    variable->next = m->variables;
-    m->variables = variable;
+    TP_PUSH(m->variables, variable);
     return CUDA_SUCCESS;
 }
 

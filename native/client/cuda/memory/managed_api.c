@@ -27,21 +27,18 @@ static struct tp_lock lock;
 CUresult tpc_stream_beside(const struct tpc_context *context, CUstream *out) {
     const unsigned int life = atomic_load(&context->life);
     tp_lock_take(&lock);
-    for (const struct beside *b = all; b; b = b->next) {
-        if (b->context == context && b->life == life) {
-            *out = b->stream;
-            tp_lock_drop(&lock);
-            return CUDA_SUCCESS;
-        }
-    }
+    const struct beside *known = TP_FIND(all, it->context == context && it->life == life);
+    *out = known ? known->stream : NULL;
     tp_lock_drop(&lock);
+    if (known) {
+        return CUDA_SUCCESS;
+    }
     CUresult result = tpc_cuStreamCreateWithPriority(out, CU_STREAM_NON_BLOCKING, 0);
     struct beside *made = result == CUDA_SUCCESS ? malloc(sizeof *made) : NULL;
     if (made) { /* two threads may make one each: both are good */
         *made = (struct beside){.context = context, .life = life, .stream = *out};
         tp_lock_take(&lock);
-        made->next = all;
-        all = made;
+        TP_PUSH(all, made);
         tp_lock_drop(&lock);
     }
     return result;
@@ -238,14 +235,8 @@ static void context_gone(const struct tpc_context *context) {
         }
     }
     tp_lock_take(&lock);
-    for (struct beside **at = &all; *at;) {
-        struct beside *b = *at;
-        if (b->context == context) {
-            *at = b->next;
-            free(b);
-        } else {
-            at = &b->next;
-        }
+    for (struct beside *b; (b = TP_TAKE(all, it->context == context));) {
+        free(b);
     }
     tp_lock_drop(&lock);
 }

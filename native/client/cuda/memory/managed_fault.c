@@ -53,8 +53,7 @@ struct tpc_request *tpc_managed_next(bool idle) {
         struct tpc_request *newest = atomic_exchange(&queue->newest, NULL);
         while (newest) {
             struct tpc_request *next = newest->next;
-            newest->next = queue->ready;
-            queue->ready = newest;
+            TP_PUSH(queue->ready, newest);
             newest = next;
         }
         if (!queue->ready) {

@@ -159,11 +159,9 @@ static bool take_runs(struct tpc_host *host, uint64_t offset, const struct tpg_t
 bool tpc_on_twin_write(const struct tpg_twin_write_in *in) {
     bool right = true; /* of one that has ended here, what is still on its way says nothing */
     tp_lock_take(&lock);
-    for (struct tpc_host *host = twins; host; host = host->next) {
-        if (in->address >= host->twin && in->address - host->twin < host->size) {
-            right = !tpc_is_read_only(host) && (is_gone(host) || take_runs(host, in->address - host->twin, in));
-            break;
-        }
+    struct tpc_host *host = TP_FIND(twins, in->address >= it->twin && in->address - it->twin < it->size);
+    if (host) {
+        right = !tpc_is_read_only(host) && (is_gone(host) || take_runs(host, in->address - host->twin, in));
     }
     tp_lock_drop(&lock);
     return right;
@@ -200,8 +198,7 @@ static CUresult make_twin(const struct tpc_range *range, struct tpc_host *host) 
     if (!host->twin && shadow && (!apart || tpc_range_insert(&device))) {
         host->shadow = shadow;
         host->twin = twin;
-        host->next = twins;
-        twins = host;
+        TP_PUSH(twins, host);
         made = true;
         /* Another thread that finds the twin counts on all of this. */
         atomic_fetch_add(&tpc_twins, 1);

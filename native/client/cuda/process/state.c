@@ -331,8 +331,7 @@ static void pure_keep(uint32_t bucket, uint16_t op, const unsigned char *key, si
     memcpy(entry->bytes + size, reply->body, reply->size);
     tp_lock_take(&pure_lock);
     if (pure_count < PURE_LIMIT && pure_forgotten == forgotten) {
-        entry->next = pure_table[bucket];
-        pure_table[bucket] = entry;
+        TP_PUSH(pure_table[bucket], entry);
         pure_count++;
         entry = NULL;
     }

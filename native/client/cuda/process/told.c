@@ -33,8 +33,7 @@ void *tpc_told(uint64_t handle, const void *form, const void *bytes, size_t size
         gone = stays;
         stays = made;
     }
-    stays->next = list;
-    list = stays;
+    TP_PUSH(list, stays);
     tp_lock_drop(&lock);
     free(gone);
     return stays->bytes;

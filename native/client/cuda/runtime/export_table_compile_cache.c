@@ -227,18 +227,6 @@ static CUresult cache_data_end(void *data) {
     return CUDA_SUCCESS;
 }
 
-static bool write_all(int fd, const unsigned char *from, size_t size) {
-    while (size > 0) {
-        ssize_t n = write(fd, from, size);
-        if (n < 0 && errno != EINTR) {
-            return false;
-        }
-        from += n > 0 ? n : 0;
-        size -= n > 0 ? (size_t)n : 0;
-    }
-    return true;
-}
-
 static CUresult cache_keep(const struct key *key, uint64_t unused, const void *data, uint32_t size) {
     static _Atomic uint32_t stores;
     static _Atomic bool said;
@@ -254,7 +242,7 @@ static CUresult cache_keep(const struct key *key, uint64_t unused, const void *d
     bool kept = false;
     if (fd >= 0) {
         tp_sha256(data, size, digest);
-        kept = write_all(fd, digest, sizeof digest) && write_all(fd, data, size);
+        kept = tp_write_all(fd, digest, sizeof digest) && tp_write_all(fd, data, size);
         kept = close(fd) == 0 && kept && rename(temporary, key->path) == 0;
         if (!kept) {
             unlink(temporary);

@@ -253,8 +253,7 @@ static bool enlist(struct call *call) {
     tp_lock_take(&lock);
     bool able = start_runner();
     call->token = ++last_token;
-    call->next = waiting;
-    waiting = call;
+    TP_PUSH(waiting, call);
     tp_lock_drop(&lock);
     outstanding(call, true);
     tp_listen(tpc_conn, 1);

@@ -61,8 +61,7 @@ TP_REGISTER(tpc_context_gone, end_of_context);
 
 void tpc_capture_add(struct tpc_capture *capture) {
     tp_lock_take(&lock);
-    capture->next = captures;
-    captures = capture;
+    TP_PUSH(captures, capture);
     tp_lock_drop(&lock);
 }
 
@@ -224,8 +223,7 @@ CUresult tpc_capture_keep(CUstream stream, const struct tpg_capture_info_out *ou
     }
     if (!answer && capture && (answer = calloc(1, sizeof *answer))) {
         answer->stream = stream;
-        answer->next = capture->answers;
-        capture->answers = answer;
+        TP_PUSH(capture->answers, answer);
     }
     if (answer && nodes && edges) {
         for (size_t i = 0; i < count; i++) {
