@@ -3,7 +3,40 @@
 Nodes get handles when the program first sees them: those that it adds at once, those of a capture when it lists them.
 """
 
-from tensor_fusion.apigen.describe import alias, call, custom, older, per_thread, post, refused
+from tensor_fusion.apigen.describe import alias, call, choice, custom, older, per_thread, post, refused
+
+# Nodes by their type: how one is added, and how its parameters are set, in a graph and in an executable one.
+CHOICES = [
+    choice("node_add", "CUgraphNodeParams", "type", head=4, cases={
+        "CU_GRAPH_NODE_TYPE_KERNEL": "cuGraphAddKernelNode_v2(kernel)",
+        "CU_GRAPH_NODE_TYPE_MEMSET": "cuGraphAddMemsetNode(memset, memset.ctx)",  # today's has a context behind it
+        "CU_GRAPH_NODE_TYPE_MEMCPY": "cuGraphAddMemcpyNode(memcpy.copyParams, memcpy.copyCtx)",
+        "CU_GRAPH_NODE_TYPE_EMPTY": "cuGraphAddEmptyNode()",
+        "CU_GRAPH_NODE_TYPE_EVENT_RECORD": "cuGraphAddEventRecordNode(eventRecord.event)",
+        "CU_GRAPH_NODE_TYPE_WAIT_EVENT": "cuGraphAddEventWaitNode(eventWait.event)",
+        "CU_GRAPH_NODE_TYPE_MEM_FREE": "cuGraphAddMemFreeNode(free.dptr)",
+        "CU_GRAPH_NODE_TYPE_BATCH_MEM_OP": "cuGraphAddBatchMemOpNode(memOp)",
+    }),
+    choice("node_set", "CUgraphNodeParams", "type", head=1, cases={
+        "CU_GRAPH_NODE_TYPE_KERNEL": "cuGraphKernelNodeSetParams_v2(kernel)",
+        "CU_GRAPH_NODE_TYPE_MEMSET": "cuGraphMemsetNodeSetParams(memset)",
+        "CU_GRAPH_NODE_TYPE_MEMCPY": "cuGraphMemcpyNodeSetParams(memcpy.copyParams)",
+        "CU_GRAPH_NODE_TYPE_HOST": "cuGraphHostNodeSetParams(host)",
+        "CU_GRAPH_NODE_TYPE_EVENT_RECORD": "cuGraphEventRecordNodeSetEvent(eventRecord.event)",
+        "CU_GRAPH_NODE_TYPE_WAIT_EVENT": "cuGraphEventWaitNodeSetEvent(eventWait.event)",
+        "CU_GRAPH_NODE_TYPE_BATCH_MEM_OP": "cuGraphBatchMemOpNodeSetParams(memOp)",
+    }),
+    choice("node_set_in", "CUgraphNodeParams", "type", head=2, cases={
+        "CU_GRAPH_NODE_TYPE_KERNEL": "cuGraphExecKernelNodeSetParams_v2(kernel)",
+        "CU_GRAPH_NODE_TYPE_MEMSET": "cuGraphExecMemsetNodeSetParams(memset, memset.ctx)",
+        "CU_GRAPH_NODE_TYPE_MEMCPY": "cuGraphExecMemcpyNodeSetParams(memcpy.copyParams, memcpy.copyCtx)",
+        "CU_GRAPH_NODE_TYPE_HOST": "cuGraphExecHostNodeSetParams(host)",
+        "CU_GRAPH_NODE_TYPE_EVENT_RECORD": "cuGraphExecEventRecordNodeSetEvent(eventRecord.event)",
+        "CU_GRAPH_NODE_TYPE_WAIT_EVENT": "cuGraphExecEventWaitNodeSetEvent(eventWait.event)",
+        "CU_GRAPH_NODE_TYPE_BATCH_MEM_OP": "cuGraphExecBatchMemOpNodeSetParams(memOp)",
+        "CU_GRAPH_NODE_TYPE_GRAPH": "cuGraphExecChildGraphNodeSetParams(graph.graph)",
+    }),
+]  # fmt: skip
 
 FUNCTIONS = [
     # Graphs.

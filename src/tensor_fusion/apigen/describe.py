@@ -263,6 +263,27 @@ def attribute(name: str, value: int = 0, /, *, bits: int = 0) -> Attribute:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What is handed on by the value of a field."""
+
+    name: str
+    struct: str
+    field: str
+    head: int
+    cases: dict[str, str]
+    place: str
+
+
+def choice(name: str, struct: str, field: str, /, *, head: int, cases: dict[str, str]) -> Choice:
+    """A function ``tpg_NAME`` of the client that calls one of several, by the value of a field of the struct.
+
+    A case is ``"cuFoo(MEMBER, …)"``: `cuFoo` gets the first `head` parameters, which all of them have, and then these
+    members. What has no case is left to the caller.
+    """
+    return Choice(name, struct, field, head, cases, _place())
+
+
+@dataclass(frozen=True)
 class Beginning:
     """What outputs of functions hold from the beginning on."""
 

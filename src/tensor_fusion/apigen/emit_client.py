@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 
-from . import older
+from . import choices, older
 from .describe import Line
 from .emit_wire import NOTE
 from .fields import Field
@@ -43,7 +43,8 @@ FOREIGN = {"cuda": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "nvml": "NVML_ERROR_LIB_
 
 def client_header(model: Model) -> str:
     """tpg_client.h: the function behind every export, generated or by hand."""
-    lines = [NOTE, "#ifndef TPG_CLIENT_H", "#define TPG_CLIENT_H", '#include "tpg_cuda.h"', '#include "tpg_nvml.h"']
+    lines = [NOTE, "#ifndef TPG_CLIENT_H", "#define TPG_CLIENT_H", "#include <stdbool.h>"]
+    lines += ['#include "tpg_cuda.h"', '#include "tpg_nvml.h"']
     for api in model.apis:
         for line in api.lines.values():
             prototype = api.prototype(line.name)
@@ -57,6 +58,7 @@ def client_header(model: Model) -> str:
                 lines.append(f"{_signature(api, line, prototype, 'sent_')};")
             if line.noted is True and prototype:
                 lines.append(f"{_signature(api, line, prototype, 'noted_')};")
+        lines += [f"{choices.signature(said, api, model.types)};" for said in api.choices]
     lines += ["/* What is answered for attributes of devices, whatever the worker's driver says. */"]
     lines += ["struct tpg_said {", "    int attribute, value, bits;", "};", "extern const struct tpg_said tpg_said[];"]
     lines += ["extern const size_t tpg_said_count;"]
@@ -331,6 +333,8 @@ def looked_at(model: Model, api: Api) -> str:
     lines += [f'#include "tpg_{api.name}_send.h"'] if any(line.ops and line.finds for line in looked) else []
     for line in api.lines.values():
         lines += _looked_at(model, api, line) if line.looked_at else []
+    for said in api.choices:
+        lines += choices.body(said, api, model.types, prefix)
     if api.attributes:
         rows = [f"    {{{said.name}, {said.value}, {said.bits}}}," for said in api.attributes]
         lines += ["const struct tpg_said tpg_said[] = {", *rows, "};"]

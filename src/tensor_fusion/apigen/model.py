@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from . import older
-from .describe import Attribute, Line, Record, StructLine
+from . import choices, older
+from .describe import Attribute, Choice, Line, Record, StructLine
 from .fields import Field, check_lengths, field_of, own_field
 from .layout import DescriptionError, Kind, Types, meant, refuse
 from .refusals import looks
@@ -75,6 +75,7 @@ class Api:
     messages: list[Op] = field(default_factory=list)
     errors: dict[int, tuple[str, str]] = field(default_factory=dict)  # name and text by code
     attributes: list[Attribute] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     beginnings: dict[str, dict[str, str]] = field(default_factory=dict)  # by function: outputs, what they hold at first
 
     def resolve(self, line: Line) -> Line:
@@ -163,7 +164,11 @@ def load(folder: Path, *, extend_lock: bool = False) -> Model:
         api.attributes = _attributes(folder / api.name, types)
         _check_total(api, types)
         api.beginnings = _beginnings(folder / api.name, api)
+        found = [_run(path).get("CHOICES", []) for path in sorted((folder / api.name).glob("*.py"))]
+        api.choices = [said for some in found for said in some]
         _join_older(api, types)
+        for said in api.choices:
+            choices.head(said, api, types)
         for line in api.lines.values():
             operation = _operation(api, line, types, told if line.kind == "message" else lock)
             if operation:

@@ -16,6 +16,7 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import choices
 from .describe import Line
 from .layout import DescriptionError, refuse
 from .model import Api, Model, load
@@ -72,6 +73,9 @@ def _functions(client: Path, ops: set[str]) -> dict[tuple[str, str], _Function]:
 def _of_lines(api: Api, ops: set[str]) -> dict[tuple[str, str], _Function]:
     """The generated functions that call some of the C by `finds` and `by`."""
     made = {}
+    for choice in api.choices:
+        uses = {f"{PREFIX[api.name]}_{choices.called(choice, text)[0]}" for text in choice.cases.values()}
+        made["", f"tpg_{choice.name}"] = _Function(Path(choice.name), uses)
     for line in api.lines.values():
         called = " ".join([line.by, *line.finds.values()])
         if called.strip():

@@ -261,39 +261,6 @@ CUresult tpc_node_add(const char *name, CUgraphNode *out, CUgraph graph, const C
     return result;
 }
 
-/* Nodes that a line of api/ describes, without edges that have ports; *described is false for the others. */
-static CUresult described_node(CUgraphNode *out, CUgraph graph, const CUgraphNode *before, size_t count,
-                               const CUgraphNodeParams *p, bool *described) {
-    CUDA_KERNEL_NODE_PARAMS kernel;
-    CUDA_MEMSET_NODE_PARAMS set;
-    CUDA_BATCH_MEM_OP_NODE_PARAMS batch;
-    *described = true;
-    switch (p->type) {
-    case CU_GRAPH_NODE_TYPE_KERNEL:
-        memcpy(&kernel, &p->kernel, sizeof kernel);
-        return tpc_cuGraphAddKernelNode_v2(out, graph, before, count, &kernel);
-    case CU_GRAPH_NODE_TYPE_MEMSET:
-        memcpy(&set, &p->memset, sizeof set); /* today's has a context behind it */
-        return tpc_cuGraphAddMemsetNode(out, graph, before, count, &set, p->memset.ctx);
-    case CU_GRAPH_NODE_TYPE_MEMCPY:
-        return tpc_cuGraphAddMemcpyNode(out, graph, before, count, &p->memcpy.copyParams, p->memcpy.copyCtx);
-    case CU_GRAPH_NODE_TYPE_EMPTY:
-        return tpc_cuGraphAddEmptyNode(out, graph, before, count);
-    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
-        return tpc_cuGraphAddEventRecordNode(out, graph, before, count, p->eventRecord.event);
-    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
-        return tpc_cuGraphAddEventWaitNode(out, graph, before, count, p->eventWait.event);
-    case CU_GRAPH_NODE_TYPE_MEM_FREE:
-        return tpc_cuGraphAddMemFreeNode(out, graph, before, count, p->free.dptr);
-    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
-        memcpy(&batch, &p->memOp, sizeof batch);
-        return tpc_cuGraphAddBatchMemOpNode(out, graph, before, count, &batch);
-    default:
-        *described = false;
-        return CUDA_SUCCESS;
-    }
-}
-
 /* Edges with ports are added behind the node, which goes again when one is refused. */
 static CUresult add_ports(CUgraphNode node, CUgraph graph, const CUgraphNode *before, const CUgraphEdgeData *edges,
                           size_t count) {
@@ -318,7 +285,7 @@ CUresult tpc_cuGraphAddNode_v2(CUgraphNode *phGraphNode, CUgraph hGraph, const C
     const CUgraphNode *before = plain ? dependencies : NULL;
     const size_t count = plain ? numDependencies : 0;
     CUgraphNode made = NULL;
-    CUresult result = described_node(&made, hGraph, before, count, nodeParams, &described);
+    CUresult result = tpg_node_add(&made, hGraph, before, count, nodeParams, &described);
     if (!described) {
         result = tpc_node_add("cuGraphAddNode", &made, hGraph, before, count, nodeParams);
     }

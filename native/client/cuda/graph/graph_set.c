@@ -8,8 +8,8 @@
 #include "tpg_client.h"
 #include "tpg_cuda_send.h"
 
-#include <errno.h>
 #include <fcntl.h>
+#include <tp_system.h>
 #include <unistd.h>
 
 bool tpc_params_clean(const CUgraphNodeParams *params) {
@@ -27,9 +27,7 @@ CUresult tpc_node_set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParam
     static _Atomic bool said;
     CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
     CUDA_KERNEL_NODE_PARAMS kernel;
-    CUDA_MEMSET_NODE_PARAMS memset;
-    CUDA_HOST_NODE_PARAMS host;
-    CUDA_BATCH_MEM_OP_NODE_PARAMS batch;
+    bool chosen;
     if (!tpc_params_clean(p)) {
         return CUDA_ERROR_INVALID_VALUE;
     }
@@ -37,41 +35,17 @@ CUresult tpc_node_set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParam
     if (type != p->type) {
         return CUDA_ERROR_INVALID_VALUE;
     }
-    switch (type) {
-    case CU_GRAPH_NODE_TYPE_EMPTY:
-        return CUDA_SUCCESS;
-    case CU_GRAPH_NODE_TYPE_KERNEL:
-        memcpy(&kernel, &p->kernel, sizeof kernel);
-        if (!tpc_kernel_of((uint64_t)(uintptr_t)(kernel.func ? (void *)kernel.func : (void *)kernel.kern))) {
-            return CUDA_ERROR_INVALID_HANDLE;
-        }
-        return exec ? tpc_cuGraphExecKernelNodeSetParams_v2(exec, node, &kernel)
-                    : tpc_cuGraphKernelNodeSetParams_v2(node, &kernel);
-    case CU_GRAPH_NODE_TYPE_MEMSET:
-        memcpy(&memset, &p->memset, sizeof memset);
-        return exec ? tpc_cuGraphExecMemsetNodeSetParams(exec, node, &memset, p->memset.ctx)
-                    : tpc_cuGraphMemsetNodeSetParams(node, &memset);
-    case CU_GRAPH_NODE_TYPE_MEMCPY:
-        return exec ? tpc_cuGraphExecMemcpyNodeSetParams(exec, node, &p->memcpy.copyParams, p->memcpy.copyCtx)
-                    : tpc_cuGraphMemcpyNodeSetParams(node, &p->memcpy.copyParams);
-    case CU_GRAPH_NODE_TYPE_HOST:
-        memcpy(&host, &p->host, sizeof host);
-        return exec ? tpc_cuGraphExecHostNodeSetParams(exec, node, &host) : tpc_cuGraphHostNodeSetParams(node, &host);
-    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
-        return exec ? tpc_cuGraphExecEventRecordNodeSetEvent(exec, node, p->eventRecord.event)
-                    : tpc_cuGraphEventRecordNodeSetEvent(node, p->eventRecord.event);
-    case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
-        return exec ? tpc_cuGraphExecEventWaitNodeSetEvent(exec, node, p->eventWait.event)
-                    : tpc_cuGraphEventWaitNodeSetEvent(node, p->eventWait.event);
-    case CU_GRAPH_NODE_TYPE_BATCH_MEM_OP:
-        memcpy(&batch, &p->memOp, sizeof batch);
-        return exec ? tpc_cuGraphExecBatchMemOpNodeSetParams(exec, node, &batch)
-                    : tpc_cuGraphBatchMemOpNodeSetParams(node, &batch);
-    case CU_GRAPH_NODE_TYPE_GRAPH:
-        return exec ? tpc_cuGraphExecChildGraphNodeSetParams(exec, node, p->graph.graph)
-                    : set_child(node, p->graph.graph);
-    default:
-        break;
+    memcpy(&kernel, &p->kernel, sizeof kernel);
+    if (type == CU_GRAPH_NODE_TYPE_KERNEL &&
+        !tpc_kernel_of((uint64_t)(uintptr_t)(kernel.func ? (void *)kernel.func : (void *)kernel.kern))) {
+        return CUDA_ERROR_INVALID_HANDLE;
+    }
+    CUresult result = exec ? tpg_node_set_in(exec, node, p, &chosen) : tpg_node_set(node, p, &chosen);
+    if (chosen || type == CU_GRAPH_NODE_TYPE_EMPTY) {
+        return result;
+    }
+    if (type == CU_GRAPH_NODE_TYPE_GRAPH) {
+        return set_child(node, p->graph.graph);
     }
     tp_say_once(&said, "cuGraphNodeSetParams: nodes of type %d keep the parameters that they were made with",
                 (int)type);
@@ -79,21 +53,6 @@ CUresult tpc_node_set(CUgraphExec exec, CUgraphNode node, const CUgraphNodeParam
 }
 
 /* ---- the text of a graph ---- */
-
-static bool write_all(int fd, const unsigned char *bytes, size_t size) {
-    while (size) {
-        ssize_t n = write(fd, bytes, size);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return false;
-        }
-        bytes += n;
-        size -= (size_t)n;
-    }
-    return true;
-}
 
 /* The file is one of this machine: the worker sends what the driver would write into it. */
 CUresult tpc_do_cuGraphDebugDotPrint(CUgraph hGraph, const char *path, unsigned int flags) {
@@ -107,7 +66,7 @@ CUresult tpc_do_cuGraphDebugDotPrint(CUgraph hGraph, const char *path, unsigned 
     }
     do {
         result = tpc_call_graph_dot("cuGraphDebugDotPrint", (uint64_t)(uintptr_t)hGraph, flags, first, &out, &reply);
-        if (result == CUDA_SUCCESS && !write_all(fd, out.text, out.text_size)) {
+        if (result == CUDA_SUCCESS && !tp_write_all(fd, out.text, out.text_size)) {
             result = CUDA_ERROR_OPERATING_SYSTEM;
         }
         first += result == CUDA_SUCCESS ? out.text_size : 0;

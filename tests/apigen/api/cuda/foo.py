@@ -4,6 +4,7 @@ from tensor_fusion.apigen.describe import (
     attribute,
     begins,
     call,
+    choice,
     custom,
     like,
     local,
@@ -43,6 +44,14 @@ FUNCTIONS = [
     op("foo_place", "post", session="tpw_foo_put(s, frame, foo, in.foo, others, at.x)", contextless=True, foo="uint64_t: handle foo", others="uint64_t: handles foo", at="struct tpg_spot"),
     op("foo_ask", "call", foo="uint64_t: name foo", others="uint64_t: names foo", device="CUdevice: device",
        data="void: bytes", out={"count": "uint64_t", "values": "int: array"}),
+]  # fmt: skip
+
+CHOICES = [
+    choice("foo_do", "CUfooParams", "type", head=1, cases={
+        "CU_FOO_WORDS": "cuFooSetOldParams(place)",
+        "CU_FOO_EVENT": "cuFooMove(count, items)",
+        "CU_FOO_TEXT": "cuFooDestroy()",
+    }),
 ]  # fmt: skip
 
 RECORDS = [record("spot", x="uint64_t", y="uint64_t")]
