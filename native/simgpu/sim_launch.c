@@ -186,6 +186,10 @@ static CUresult launch(sim_context_t *context, const request_t *r) {
     bool misshapen = false;
     if (result == CUDA_SUCCESS)
         result = prepare(stream->context, r, &op, &misshapen);
+    if (result == CUDA_SUCCESS && stream->capture && r->cooperative && r->extra) { // 580.159.04, asked
+        result = CUDA_ERROR_INVALID_VALUE;
+        misshapen = true;
+    }
     if (misshapen)
         sim_capture_fails(stream, result); // that, and no other refusal (580.159.04, asked)
     if (result == CUDA_SUCCESS)

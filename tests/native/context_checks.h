@@ -256,6 +256,17 @@ static inline void check_launches_in_captures(CUmodule module) {
     OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
     GIVES(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, cuLaunchKernelEx(&wide, fill, params, NULL));
     GIVES(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, cuStreamEndCapture(stream, &graph));
+    wide.gridDimX = 1; // one that fits is a node; whether its parameters may come as one block, only the driver says
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL));
+    OK(cuLaunchKernelEx(&wide, fill, params, NULL));
+    OK(cuLaunchCooperativeKernel(fill, 1, 1, 1, 1, 1, 1, 0, stream, params));
+    OK(cuStreamEndCapture(stream, &graph));
+    CUgraphExec exec;
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    OK(cuGraphLaunch(exec, stream));
+    OK(cuStreamSynchronize(stream));
+    OK(cuGraphExecDestroy(exec));
+    OK(cuGraphDestroy(graph));
     CUmemoryPool pool = NULL; // pools are made by calls that captures forbid
     const CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
                                   .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = 0}};
