@@ -1,4 +1,4 @@
-"""TF_CUDA_SM_PERCENT_LIMIT and sm= of a secret: how many multiprocessors a client's work may use, and how it sees that."""
+"""TF_CUDA_SM_PERCENT_LIMIT and sm= of a secret: on how many multiprocessors a client works, and how it sees that."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def looks(env: dict[str, str]) -> dict[str, Any]:
 
 def as_with(count: int) -> dict[str, Any]:
     places = ("attribute", "of the device, before a context", "of the device", "of the context", "affinity")
-    whole = {place: count for place in (*places, "of a created context")}
+    whole = dict.fromkeys((*places, "of a created context"), count)
     return {**whole, "left behind": 0, "as much again": INVALID_RESOURCE_CONFIGURATION, "a split": STEP}
 
 
@@ -56,7 +56,11 @@ def test_a_secret_with_less_gets_a_session_of_its_own(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a sm=25\nb sm=90\nc\n")
     keys.chmod(0o600)
-    variables = {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys), "TF_CUDA_SM_PERCENT_LIMIT": "50"}
+    variables: dict[str, Any] = {
+        "TF_ENABLE_URL_AUTH": "1",
+        "TF_AUTHORIZED_KEY_PATH": str(keys),
+        "TF_CUDA_SM_PERCENT_LIMIT": "50",
+    }
     with Worker("--warm", "1", transport="native", **variables) as worker:
         assert worker.process.stdout
         said = ""

@@ -333,7 +333,9 @@ class Sessions:
             self._hand_over(session, Packet(PacketType.WARM, tls, session.id, session.key), None)
         return session
 
-    def _spawn(self, row: int, devices: tuple[int, ...], sm: int) -> tuple[subprocess.Popen[bytes], socket.socket, Lines | None]:
+    def _spawn(
+        self, row: int, devices: tuple[int, ...], sm: int
+    ) -> tuple[subprocess.Popen[bytes], socket.socket, Lines | None]:
         """A session process, our end of its control channel, and where it writes in the full jail."""
         environment = {**self._executable.environment, **visible_devices(self._executable.environment, devices)}
         if sm:

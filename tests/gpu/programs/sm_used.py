@@ -1,13 +1,17 @@
 """Which multiprocessors a program's kernels run on, by each way to launch them, and how fast they are: a line of JSON.
 
-A kernel of 4,000 blocks marks the multiprocessor of each block. The rate is that of a kernel that only multiplies, launched with eight
-blocks for each of 200 multiprocessors, so that it fills any GPU: launches a second, the best of five.
+A kernel of 4,000 blocks marks the multiprocessor of each block. The rate is that of a kernel that only multiplies, in
+1,600 blocks, which fill any GPU: launches a second, the best of six times four. With a number of seconds as its
+argument it counts such launches for so long, and prints how many.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
+import warnings
+from typing import Any
 
 import cupy
 
@@ -34,12 +38,31 @@ extern "C" __global__ void multiply(float *out, int rounds) {
 }
 """
 TICKS = 20000
+WAYS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("stream", {}),
+    ("non-blocking stream", {"non_blocking": True}),
+    ("priority", {"priority": -5}),
+)
 
 
 def main() -> None:
-    module = cupy.RawModule(code=SOURCE, enable_cooperative_groups=True)
+    module = cupy.RawModule(code=SOURCE)
     mark, multiply = module.get_function("mark"), module.get_function("multiply")
-    seen = cupy.zeros(1024, dtype=cupy.uint32)
+    # Its launches are cooperative, and its grids cut to what runs at the same time.
+    together = cupy.RawModule(code=SOURCE, enable_cooperative_groups=True).get_function("mark")
+    seen, out = cupy.zeros(1024, dtype=cupy.uint32), cupy.zeros(1, dtype=cupy.float32)
+    if len(sys.argv) > 1:
+        multiply((1600,), (256,), (out, 20000))
+        cupy.cuda.Device().synchronize()
+        print("ready", flush=True)
+        sys.stdin.readline()  # until the other is ready
+        until, count = time.perf_counter() + float(sys.argv[1]), 0
+        while time.perf_counter() < until:
+            multiply((1600,), (256,), (out, 20000))
+            cupy.cuda.Device().synchronize()
+            count += 1
+        print(count)
+        return
 
     def used() -> int:
         cupy.cuda.Device().synchronize()
@@ -49,9 +72,14 @@ def main() -> None:
         return count
 
     found = {"attribute": cupy.cuda.Device().attributes["MultiProcessorCount"]}
+    warnings.simplefilter("ignore")
     mark((4000,), (128,), (seen, TICKS))
     found["default stream"] = used()
-    for name, options in (("stream", {}), ("non-blocking stream", {"non_blocking": True}), ("priority", {"priority": -5})):
+    for name, options in (
+        ("stream", {}),
+        ("non-blocking stream", {"non_blocking": True}),
+        ("priority", {"priority": -5}),
+    ):
         with cupy.cuda.Stream(**options):
             mark((4000,), (128,), (seen, TICKS))
         found[name] = used()
@@ -63,8 +91,15 @@ def main() -> None:
         found["graph"] = used()
         graph.launch(cupy.cuda.Stream())
         found["graph in another stream"] = used()
+    together((4000,), (128,), (seen, TICKS))
+    found["cooperative"] = used()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        together((4000,), (128,), (seen, TICKS))
+        graph = stream.end_capture()
+        graph.launch()
+        found["cooperative, in a graph"] = used()
     best = 0.0
-    out = cupy.zeros(1, dtype=cupy.float32)
     for _ in range(6):
         begin = time.perf_counter()
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""A client that tells in JSON what it finds of a device that it may use a part of: codes, counts of multiprocessors, bytes."""
+"""A client that may use a part of a device tells in JSON what it finds: codes, counts of multiprocessors, bytes."""
 
 from __future__ import annotations
 
