@@ -28,6 +28,7 @@ HARMS = {
     "crash": "a session, a worker or a context ended",
     "stands": "calls that did not come back",
     "taken": "a client took more than its share",
+    "lost": "what is somebody else's was removed",
     "entry": "somebody came in, stayed, or kept others out, who should not",
     "refused": "a right program was refused",
 }
