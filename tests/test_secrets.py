@@ -79,7 +79,7 @@ def test_a_line_says_what_its_secret_may_have(keys: Callable[[str], Path]) -> No
     [
         ("hush colour=red", "unknown in word 2; behind a secret come name=, expires="),
         ("hush alice", "unknown in word 2"),
-        ("hush name=a sm=20", "unknown in word 3"),
+        ("hush name=a cores=20", "unknown in word 3"),
         ("hush name=", "name=''; a name has 1 to 32"),
         ("hush name=" + "a" * 33, "a name has 1 to 32"),
         ("hush name=a name=b", "name= twice"),
@@ -91,6 +91,8 @@ def test_a_line_says_what_its_secret_may_have(keys: Callable[[str], Path]) -> No
         ("hush memory=1G", "memory='1G'"),
         ("hush clients=1025", "clients='1025'; use a whole number from 1 to 1024"),
         ("hush clients=-1", "clients='-1'"),
+        ("hush sm=0", "sm='0'; use a whole number from 1 to 100"),
+        ("hush sm=101", "use a whole number from 1 to 100"),
         ("hush devices=", "devices=''; list numbers from 0 to 15"),
         ("hush devices=0,16", "list numbers from 0 to 15"),
         ("hush devices=1,1", "name each device once"),

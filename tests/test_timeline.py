@@ -221,6 +221,7 @@ def test_a_program_that_becomes_another(worker: Worker, tmp_path: Path) -> None:
     assert {arrow.split(".")[1] for arrow in arrows} == {"1", "2"}
 
 
+@pytest.mark.deep
 def test_a_program_that_only_sends_is_seen_while_it_runs(worker: Worker, tmp_path: Path) -> None:
     """Nobody waits for an answer, so the connection's own thread takes the records; what has no room is counted."""
     source = (

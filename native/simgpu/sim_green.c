@@ -110,7 +110,9 @@ CUresult cuDevSmResourceSplitByCount(CUdevResource *result, unsigned int *nbGrou
     const unsigned step = useFlags & fine ? SM_FINE : SM_LEAST;
     const unsigned wanted = minCount ? minCount : step;
     const unsigned size = (wanted + step - 1) / step * step;
-    const unsigned most = whole.count / size;
+    unsigned most = whole.count / size;
+    if (whole.count == SM_COUNT && size == SM_LEAST && step == SM_LEAST)
+        most--; // an H200 makes 15 of the whole device (580.159.04, asked)
     if (!most)
         return CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION;
     if (!result || *nbGroups > most)

@@ -39,6 +39,11 @@ static inline void green_split(void) {
     n = 20;
     OK(cuDevSmResourceSplitByCount(groups, &n, &whole, &rest, 0, 16));
     CHECK(n == 8 && rest.sm.smCount == 4);
+    n = 20;
+    OK(cuDevSmResourceSplitByCount(NULL, &n, &whole, NULL, 0, 8));
+    CHECK(n == 15);
+    OK(cuDevSmResourceSplitByCount(NULL, &n, &whole, NULL, CU_DEV_SM_RESOURCE_SPLIT_IGNORE_SM_COSCHEDULING, 8));
+    CHECK(n == 16);
     for (unsigned flags = 1; flags <= 8; flags *= 2) {
         n = 1;
         OK(cuDevSmResourceSplitByCount(groups, &n, &whole, &rest, flags, 8));
