@@ -241,16 +241,18 @@ def test_frames_are_numbered_once(path: str, first: int) -> None:
     assert len({name for _, name in entries}) == len(entries)
 
 
+def history(path: str) -> list[str]:
+    """Every committed version; nothing where there is no git, or no history, as in a file of the sources."""
+    if not shutil.which("git"):
+        return []
+    log = run("git", "-C", ROOT, "log", "--format=%H", "--reverse", "--", path)
+    return [run("git", "-C", ROOT, "show", f"{commit}:{path}").stdout for commit in log.stdout.split()]
+
+
 @pytest.mark.parametrize("path", ["api/opcodes.lock", "api/messages.lock"])
 def test_frames_keep_their_numbers(path: str) -> None:
-    """Every committed version of the list is the beginning of the next."""
-    if not shutil.which("git"):
-        pytest.skip("no git here, so no history")
-    log = run("git", "-C", ROOT, "log", "--format=%H", "--reverse", "--", path)
-    commits = log.stdout.split()
-    if log.returncode or not commits:
-        pytest.skip("no git history here")
-    texts = [run("git", "-C", ROOT, "show", f"{commit}:{path}").stdout for commit in commits]
+    """Every committed version of the list is the beginning of the next, and the last of what stands there."""
+    texts = history(path)
     versions = [locked(text) for text in texts] + [locked((ROOT / path).read_text())]
     # Numbers were given anew once, before anything was released.
     versions = [version for version in versions if (64, "kernel_function") not in version]
