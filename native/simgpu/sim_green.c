@@ -100,9 +100,11 @@ CUresult cuDevSmResourceSplitByCount(CUdevResource *result, unsigned int *nbGrou
     SIM_ENTER();
     desc_t whole;
     const unsigned fine = CU_DEV_SM_RESOURCE_SPLIT_IGNORE_SM_COSCHEDULING, large = useFlags & ~fine;
-    if (!nbGroups || !input || (result && !*nbGroups) || ((useFlags & fine) && large))
+    if (!nbGroups || !input || (result && !*nbGroups))
         return CUDA_ERROR_INVALID_VALUE;
     CUresult known = read_resource(input, &whole);
+    if (known == CUDA_SUCCESS && (useFlags & fine) && large)
+        known = CUDA_ERROR_INVALID_VALUE;
     if (known == CUDA_SUCCESS && (!input->_internal_padding[AT_WHOLE] || minCount > whole.count))
         known = CUDA_ERROR_INVALID_RESOURCE_CONFIGURATION;
     if (known != CUDA_SUCCESS)

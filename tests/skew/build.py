@@ -27,7 +27,9 @@ def describe(folder: Path) -> Path:
         f'from tensor_fusion.apigen.describe import unsupported\n\nFUNCTIONS = [unsupported("it is gone", "{GONE}")]\n'
     )
     (api / "cuda/gone.py").write_text(gone)
-    _replace(api / "cuda/operations.py", f'op("{OTHER}", "post", ', f'op("{OTHER}", "post", more="uint64_t", ')
+    operations = api / "cuda/operations.py"
+    [line] = [line for line in operations.read_text().splitlines() if f'op("{OTHER}", ' in line]
+    _replace(operations, line, line.replace('told="unsigned int"', 'told="uint64_t"'))
     rows = [line.split() for line in (api / "opcodes.lock").read_text().splitlines()]
     names = [name for _, name in rows if name != KEPT]
     places = [number for number, name in rows if name != KEPT]
