@@ -138,7 +138,7 @@ void case_kept(void) {
         OK(cuMemPoolCreate(&pools[i], &props));
         OK(cuMemPoolSetAttribute(pools[i], CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &threshold));
         OK(cuMemAllocFromPoolAsync(&a, 60 * MIB, pools[i], stream));
-        OK(i % 2 ? cuMemFreeAsync(a, stream) : cuMemFree_v2(a));
+        OK(i == 1 ? cuMemFreeAsync(a, stream) : cuMemFree_v2(a)); /* the last ones without a stream */
         OK(cuStreamSynchronize(stream));
         OK(cuCtxSynchronize());
     }

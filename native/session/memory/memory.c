@@ -213,7 +213,10 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
     return CUDA_SUCCESS;
 }
 
-static void trim(struct tpw_session *s, void *what, int32_t error) { tpw_pools_trim(s); }
+static void trim(struct tpw_session *s, void *device, int32_t error) {
+    s->pools_freed |= 1u << (uintptr_t)device;
+    tpw_pools_trim(s);
+}
 
 /* In a stream that nothing else uses: during a capture nothing may be put into the legacy stream, and cuMemFree would wait for
  * what came later, too: for a host function, whose end only this thread can hear of. */
@@ -262,8 +265,8 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
         } else {
             s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
         }
-        bool limited = tp_quota_limit(s->quota);
-        if (limited && tpw_when_done(s, CU_STREAM_LEGACY, trim, NULL)) {
+        s->pools_freed |= 1u << range->device;
+        if (tp_quota_limit(s->quota) && tpw_when_done(s, CU_STREAM_LEGACY, trim, (void *)(uintptr_t)range->device)) {
             tpw_pools_trim(s);
         }
     } else {

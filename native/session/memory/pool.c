@@ -66,16 +66,24 @@ static CUmemoryPool next_pool(struct tpw_session *s, uint32_t *at, int *device) 
 /* The driver gives back what pools keep above their thresholds, and trims them, as far as it has noticed that the frees are over. A
  * session waits by words, which it does not see: on an H200 (580.159.04) a pool kept all it had, and trimming gave back nothing. So
  * the driver is asked to wait where nothing ever is, once after frees; that this is what it takes is assumed. */
-static void notice(struct tpw_session *s) {
+static bool notice(struct tpw_session *s) {
     const uint32_t bit = s->entered_native ? 1u << tpw_context_device(s, s->entered) : 0;
     /* The first time in a context it makes a stream, in which the driver may wait. */
     if ((s->pools_freed & bit) && !s->words && !tpw_stream_may_wait(s)) {
         s->pools_freed &= ~bit;
         (void)s->cuda.cuStreamSynchronize(CU_STREAM_PER_THREAD); /* its answer is no news, as in print.c */
+        return true;
     }
+    return false;
 }
 
-TP_REGISTER(tpw_pools_leave, notice);
+/* What could not be noticed when the free was over is trimmed now. */
+static void leave(struct tpw_session *s) {
+    if (notice(s)) {
+        tpw_pools_trim(s);
+    }
+}
+TP_REGISTER(tpw_pools_leave, leave);
 
 void tpw_pools_trim(struct tpw_session *s) {
     uint64_t kept = 0;
