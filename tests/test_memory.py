@@ -177,6 +177,12 @@ def test_limit_to_the_byte(program: Path) -> None:
 
 
 @whole_stack
+def test_a_pool_gives_back_what_was_freed_without_a_stream(program: Path) -> None:
+    with Worker() as free:
+        free.run(program, "given_back")
+
+
+@whole_stack
 def test_limit_is_shared_by_the_clients_of_a_worker(program: Path) -> None:
     with Worker(TF_GPU_MEMORY_LIMIT="64") as limited:
         holder = subprocess.Popen(

@@ -65,10 +65,11 @@ def test_graphs(worker: Worker, variables: dict[str, str]) -> None:
     assert worker.run("graphs", **variables) == "right\n"
 
 
-def test_host_functions_of_graphs_in_one_queue(program: Path) -> None:
+def test_host_functions_in_one_queue(program: Path) -> None:
     """What streams share on a device, at its worst: what needs a second one while a graph stands has no end."""
     with Worker(program=program, TF_SIM_QUEUES="1") as worker:
         assert worker.run("graphs", "mixes") == "right\n"
+        assert worker.run("callbacks", "frees-while-one-stands") == "right\n"
 
 
 @pytest.mark.parametrize("variables", [{}, {"TF_STRICT": "1"}])

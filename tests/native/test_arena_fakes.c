@@ -584,6 +584,20 @@ bool tpw_stream_may_wait(struct tpw_session *s) {
     (void)s;
     return false;
 }
+/* No stream of the session's own: what is freed goes by the legacy one. */
+struct tpw_stream *tpw_stream_aside(struct tpw_session *s) {
+    (void)s;
+    return NULL;
+}
+void tpw_stream_leave(struct tpw_session *s, struct tpw_stream *stream) { CHECK(!s && stream); }
+uint64_t tpw_point(struct tpw_session *s, struct tpw_stream *stream) {
+    (void)s;
+    return stream->issued;
+}
+bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what) {
+    (void)s, (void)stands, (void)what;
+    return true;
+}
 int32_t tpw_stream_room(struct tpw_session *s) {
     (void)s;
     return CUDA_SUCCESS;

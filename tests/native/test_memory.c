@@ -154,6 +154,27 @@ void case_kept(void) {
     CHECK(all <= 64 * MIB);
 }
 
+/* Without a limit: a pool that keeps nothing gives its memory back at a wait after cuMemFree, too. */
+void case_given_back(void) {
+    CUmemPoolProps props = {.allocType = CU_MEM_ALLOCATION_TYPE_PINNED,
+                            .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE}};
+    CUmemoryPool pool;
+    CUdeviceptr a;
+    CUstream stream;
+    uint64_t reserved = UINT64_MAX;
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuMemPoolCreate(&pool, &props));
+    OK(cuMemAllocFromPoolAsync(&a, 60 * MIB, pool, stream));
+    OK(cuStreamSynchronize(stream));
+    OK(cuMemFree_v2(a));
+    for (int tries = 0; tries < 200 && reserved; tries++) {
+        OK(cuCtxSynchronize());
+        OK(cuMemPoolGetAttribute(pool, CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT, &reserved));
+        usleep(10000);
+    }
+    CHECK(!reserved);
+}
+
 /* A second client under the same limit while the first holds 40 of 64 MiB: waits for a line, then lets go. */
 void case_hold(void) {
     CUdeviceptr a;
@@ -553,6 +574,7 @@ static const struct {
              {"vmm", case_vmm},
              {"pools", case_pools},
              {"kept", case_kept},
+             {"given_back", case_given_back},
              {"threads", case_threads},
              {"in_step", case_in_step},
              {"first_copy", case_first_copy},

@@ -502,7 +502,39 @@ static void loads_beside_functions(void) {
     OK((CUresult)pthread_join(thread, NULL));
 }
 
-static const struct check checks[] = {{"waiting-calls", waiting_calls},
+static void linger(void *unused) {
+    (void)unused;
+    usleep(100000);
+}
+
+/* Memory of a pool and of a graph is given back without a stream while another stream stands at a function, which ends. */
+static void frees_while_one_stands(void) {
+    CUstream stream, stands;
+    CUdeviceptr pooled, of_graph;
+    CUgraph graph;
+    CUgraphExec exec;
+    start();
+    OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamCreate(&stands, CU_STREAM_NON_BLOCKING));
+    OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
+    OK(cuMemAllocAsync(&of_graph, 1 << 20, stream));
+    OK(cuStreamEndCapture(stream, &graph));
+    OK(cuGraphInstantiateWithFlags(&exec, graph, 0));
+    for (int i = 0; i < 4; i++) {
+        OK(cuMemAllocAsync(&pooled, 1 << 20, stream));
+        OK(cuGraphLaunch(exec, stream));
+        OK(cuStreamSynchronize(stream));
+        OK(cuLaunchHostFunc(stands, linger, NULL));
+        OK(cuMemFree_v2(i & 1 ? of_graph : pooled));
+        OK(cuMemFree_v2(i & 1 ? pooled : of_graph));
+    }
+    OK(cuGraphLaunch(exec, stream));
+    OK(cuCtxSynchronize());
+    OK(cuMemFree_v2(of_graph));
+}
+
+static const struct check checks[] = {{"frees-while-one-stands", frees_while_one_stands},
+                                      {"waiting-calls", waiting_calls},
                                       {"loads-beside-functions", loads_beside_functions},
                                       {"streams-of-a-context-gone", streams_of_a_context_gone},
                                       {"room-of-each-context", room_of_each_context},

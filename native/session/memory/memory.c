@@ -213,45 +213,59 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
     return CUDA_SUCCESS;
 }
 
-static void trim(struct tpw_session *s, void *device, int32_t error) {
-    s->pools_freed |= 1u << (uintptr_t)device;
-    tpw_pools_trim(s);
-}
-
 /* In a stream that nothing else uses: during a capture nothing may be put into the legacy stream, and cuMemFree would wait for
- * what came later, too: for a host function, whose end only this thread can hear of. */
-static int32_t free_beside(struct tpw_session *s, CUdeviceptr address, bool wait) {
-    CUstream beside = NULL;
-    int32_t error = tpw_stream_may_wait(s) ? (int32_t)CUDA_ERROR_NOT_READY
-                                           : (int32_t)s->cuda.cuStreamCreate(&beside, CU_STREAM_NON_BLOCKING);
-    if (!error) {
-        error = (int32_t)s->cuda.cuMemFreeAsync(address, beside);
-        if (!error && wait) {
-            error = (int32_t)s->cuda.cuStreamSynchronize(beside);
-        }
-        s->cuda.cuStreamDestroy_v2(beside); /* what is in it is done all the same */
+ * what came later, too: for a host function, whose end only this thread can hear of. For the same reason nothing waits here: the
+ * stream may share a queue with one that stands. NULL where there is no such stream now, or the driver did not take the free. */
+static struct tpw_stream *free_beside(struct tpw_session *s, CUdeviceptr address, int32_t *error) {
+    struct tpw_stream *beside = tpw_stream_aside(s);
+    *error = beside ? (int32_t)s->cuda.cuMemFreeAsync(address, beside->native) : CUDA_ERROR_NOT_READY;
+    if (*error && beside) {
+        tpw_stream_leave(s, beside);
+        beside = NULL;
     }
-    return error;
+    return beside;
 }
 
-static int32_t free_beside_captures(struct tpw_session *s, CUdeviceptr address) {
-    int32_t error = free_beside(s, address, false);
-    if (error) {
-        tp_log(TP_WARN, "memory of a pool that was freed during a capture stays in use: error %d", (int)error);
-    }
-    return error;
-}
+static bool pending(struct tpw_session *s, void *beside) { return (void)s, ((struct tpw_stream *)beside)->pending; }
 
 /* Without a stream it is cuMemFree's, after which a graph may allocate there again in any stream: so the free must have run. */
 int32_t tpw_graph_memory_free(struct tpw_session *s, uint64_t address, CUstream native) {
     int32_t error = native ? (int32_t)s->cuda.cuMemFreeAsync(address, native) : tpw_stream_room(s);
     if (!error && !native) {
-        error = free_beside(s, address, !s->captures);
+        struct tpw_stream *beside = free_beside(s, address, &error);
+        if (beside && tpw_point(s, beside)) {
+            (void)tpw_hold_while(s, pending, beside);
+        }
+        if (beside) {
+            tpw_stream_leave(s, beside);
+        }
     }
     if (!error) {
         TP_TELL(tpw_memory_freed, s);
     }
     return error;
+}
+
+static void pool_freed(struct tpw_session *s, void *device, int32_t error) {
+    s->pools_freed |= 1u << (uintptr_t)device;
+    tpw_pools_trim(s);
+}
+
+static void free_in_pool(struct tpw_session *s, const struct tpw_range *range) {
+    void *device = (void *)(uintptr_t)range->device;
+    int32_t error = 0;
+    struct tpw_stream *beside = free_beside(s, range->at.start, &error);
+    if (error && !s->captures) {
+        error = (int32_t)s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
+    }
+    if (error) {
+        tp_log(TP_WARN, "memory of a pool stays in use: error %d", (int)error);
+    } else if (!beside || tpw_when_done(s, beside->native, pool_freed, device)) {
+        pool_freed(s, device, 0);
+    }
+    if (beside) {
+        tpw_stream_leave(s, beside);
+    }
 }
 
 static void freed(struct tpw_session *s, void *what, int32_t error) {
@@ -260,15 +274,7 @@ static void freed(struct tpw_session *s, void *what, int32_t error) {
     s->memory->pending_bytes[range->device] -= range->charged;
     s->memory->pending_frees--;
     if (range->kind == TPW_RANGE_POOL) {
-        if (s->captures) {
-            (void)free_beside_captures(s, range->at.start);
-        } else {
-            s->cuda.cuMemFreeAsync(range->at.start, CU_STREAM_LEGACY);
-        }
-        s->pools_freed |= 1u << range->device;
-        if (tp_quota_limit(s->quota) && tpw_when_done(s, CU_STREAM_LEGACY, trim, (void *)(uintptr_t)range->device)) {
-            tpw_pools_trim(s);
-        }
+        free_in_pool(s, range);
     } else {
         tpw_arena_free(s, range);
     }

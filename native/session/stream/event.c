@@ -70,10 +70,7 @@ static bool move_waits(struct tpw_session *s, uint64_t handle, CUevent event) {
     struct tpw_stream *aside = tpw_stream_aside(s);
     bool moved = aside && !s->cuda.cuStreamWaitEvent(aside->native, event, 0) && !tpw_waits_move(s, handle, aside);
     if (aside) {
-        aside->dying = true;
-        if (!aside->pending) {
-            tpw_stream_end(s, aside, CUDA_SUCCESS);
-        }
+        tpw_stream_leave(s, aside);
     }
     return moved;
 }

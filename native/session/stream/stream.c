@@ -292,7 +292,6 @@ int32_t tpw_stream_create(struct tpw_session *s, const struct tp_frame *frame, c
     return error;
 }
 
-/* `at` is where the list has it. */
 static void drop(struct tpw_session *s, struct tpw_stream *stream) {
     if (s->captures) {
         TP_TELL(tpw_stream_gone, s, stream);
@@ -309,6 +308,13 @@ void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t er
         s->cuda.cuStreamDestroy_v2(stream->native);
     }
     drop(s, stream);
+}
+
+void tpw_stream_leave(struct tpw_session *s, struct tpw_stream *stream) {
+    stream->dying = true;
+    if (!stream->pending) {
+        tpw_stream_end(s, stream, CUDA_SUCCESS);
+    }
 }
 
 static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
@@ -334,10 +340,7 @@ int32_t tpw_stream_destroy(struct tpw_session *s, const struct tp_frame *frame,
     if (TP_UNLIKELY(s->captures)) {
         TP_TELL(tpw_stream_leaves, s, stream);
     }
-    stream->dying = true;
-    if (!stream->pending) {
-        tpw_stream_end(s, stream, error);
-    }
+    tpw_stream_leave(s, stream);
     return error;
 }
 
