@@ -110,27 +110,8 @@ def test_few_descriptors_are_a_sentence(most: int) -> None:
     assert ready.startswith("ready ") or (len(said) == 1 and said[0].startswith("tensor-fusion-worker: ")), errors
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize("words", ["config", "doctor --connect native+127.0.0.1+1+0", "--help"])
-def test_a_command_without_standard_files(words: str, closed: str, tmp_path: Path) -> None:
-    """As some schedulers start one: nobody reads what it says, and its exit code is what it always is."""
-    line = f'exec "$0" -m tensor_fusion {words} {closed}'
-    done = subprocess.run(
-        ["sh", "-c", line, sys.executable],
-        env=clean_environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == (1 if "doctor" in words else 0), done.stderr
-    assert done.stderr == ""
-    assert (done.stdout == "") == (">&-" in closed.replace("2>&-", ""))
-
-
-def limited(limit: str, words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    line = f'ulimit {limit}; exec timeout 10 "$0" -B -m {words}'
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`$0` of the line is Python."""
     return subprocess.run(
         ["bash", "-c", line, sys.executable],
         env=clean_environment(),
@@ -140,6 +121,20 @@ def limited(limit: str, words: str, folder: Path) -> subprocess.CompletedProcess
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["config", "doctor --connect native+127.0.0.1+1+0", "--help"])
+def test_a_command_without_standard_files(words: str, closed: str, tmp_path: Path) -> None:
+    """As some schedulers start one: nobody reads what it says, and its exit code is what it always is."""
+    done = shell(f'exec "$0" -m tensor_fusion {words} {closed}', tmp_path)
+    assert done.returncode == (1 if "doctor" in words else 0), done.stderr
+    assert done.stderr == ""
+    assert (done.stdout == "") == (">&-" in closed.replace("2>&-", ""))
+
+
+def limited(limit: str, words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return shell(f'ulimit {limit}; exec timeout 10 "$0" -B -m {words}', folder)
 
 
 @pytest.mark.parametrize("words", [" ".join(WORKER), "tensor_fusion demo --gpu sim", "tensor_fusion config > file"])

@@ -90,8 +90,9 @@ static void warm_up(struct tpw_session *s, bool secrets) {
     error = error ? error : (int32_t)s->cuda.cuMemGetInfo_v2(&free_bytes, &total);
     char name_of_device[200] = "";
     error = error ? error : (int32_t)s->cuda.cuDeviceGetName(name_of_device, sizeof name_of_device, s->devices[0]);
-    int part = 0, all = 0;
-    if (!error && tpw_sm_share(s, 0, &part)) {
+    const int part = error ? 0 : tpw_sm_count(s, 0);
+    int all = 0;
+    if (part) {
         error = (int32_t)s->cuda.cuDeviceGetAttribute(&all, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, s->devices[0]);
     }
     if (error) {

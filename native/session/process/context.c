@@ -85,7 +85,6 @@ uint32_t tpw_context_device(struct tpw_session *s, uint32_t context) {
     return record ? (uint32_t)record->device : 0;
 }
 
-/* Applies to what the client's kernels see of the context; the driver allows it while the context is active since CUDA 11. */
 int32_t tpw_context_flags(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_flags_in *in) {
     return s->entered ? (int32_t)s->cuda.cuCtxSetFlags(in->flags & TPW_FLAGS_FORWARDED) : CUDA_ERROR_INVALID_CONTEXT;
 }

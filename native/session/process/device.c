@@ -112,6 +112,8 @@ int32_t tpw_device_describe(struct tpw_session *s, int index, struct tp_device_d
             return what->attribute_results[i];
         }
     }
-    (void)tpw_sm_share(s, index, &what->attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT]);
+    if (tpw_sm_count(s, index)) {
+        what->attributes[CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT] = tpw_sm_count(s, index);
+    }
     return describe_context(s, index, what);
 }

@@ -93,11 +93,10 @@ int32_t tpw_sm_share_begin(struct tpw_session *s) {
     return CUDA_SUCCESS;
 }
 
-CUdevResourceDesc tpw_sm_share(const struct tpw_session *s, int index, int *processors) {
-    const CUdevice device = s->devices[index];
-    if (!share.percent) {
-        return NULL;
-    }
-    *processors = (int)share.parts[device].sm.smCount;
-    return share.descs[device];
+CUdevResourceDesc tpw_sm_share(const struct tpw_session *s, int index) {
+    return share.percent ? share.descs[s->devices[index]] : NULL;
+}
+
+int tpw_sm_count(const struct tpw_session *s, int index) {
+    return share.percent ? (int)share.parts[s->devices[index]].sm.smCount : 0;
 }

@@ -294,8 +294,9 @@ TP_LIST(tpw_primary_made);
 /* ---- sm_share.c ---- */
 /* The driver has started: what is left of its devices under TF_CUDA_SM_PERCENT_LIMIT is worked out. */
 int32_t tpw_sm_share_begin(struct tpw_session *s);
-/* Describes the client's part of a device for a green context, and counts its multiprocessors. NULL, and no count, without a limit. */
-CUdevResourceDesc tpw_sm_share(const struct tpw_session *s, int index, int *processors);
+/* The client's part of a device, for a green context, and how many multiprocessors it has. NULL and 0 without a limit. */
+CUdevResourceDesc tpw_sm_share(const struct tpw_session *s, int index);
+int tpw_sm_count(const struct tpw_session *s, int index);
 
 /* ---- broken.c ---- */
 /* An error that the driver gave: whether it is one that broke a device, of which the client is told first. */

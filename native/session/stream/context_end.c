@@ -115,7 +115,6 @@ static int32_t green_create(struct tpw_session *s, const struct tp_frame *frame,
 int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame, const struct tpg_context_create_in *in,
                            CUdevResourceDesc share) {
     int32_t error = 0;
-    int processors;
     tpw_callbacks_run(s); /* the last graph that pointed at one of those below may be gone */
     if (share) {
         const struct tpw_object *primary = primary_of(s, in->device);
@@ -129,7 +128,7 @@ int32_t tpw_context_create(struct tpw_session *s, const struct tp_frame *frame, 
     if (!error) { /* the session's own objects live in the primary context */
         error = tpw_primary(s, in->device, &native);
     }
-    share = error ? NULL : tpw_sm_share(s, in->device, &processors);
+    share = error ? NULL : tpw_sm_share(s, in->device);
     if (share) {
         return green_create(s, frame, in, share, 0);
     }

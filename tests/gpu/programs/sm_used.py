@@ -75,30 +75,21 @@ def main() -> None:
     warnings.simplefilter("ignore")
     mark((4000,), (128,), (seen, TICKS))
     found["default stream"] = used()
-    for name, options in (
-        ("stream", {}),
-        ("non-blocking stream", {"non_blocking": True}),
-        ("priority", {"priority": -5}),
-    ):
+    for name, options in WAYS:
         with cupy.cuda.Stream(**options):
             mark((4000,), (128,), (seen, TICKS))
         found[name] = used()
-    with cupy.cuda.Stream(non_blocking=True) as stream:
-        stream.begin_capture()
-        mark((4000,), (128,), (seen, TICKS))
-        graph = stream.end_capture()
-        graph.launch()
-        found["graph"] = used()
-        graph.launch(cupy.cuda.Stream())
-        found["graph in another stream"] = used()
-    together((4000,), (128,), (seen, TICKS))
-    found["cooperative"] = used()
-    with cupy.cuda.Stream(non_blocking=True) as stream:
-        stream.begin_capture()
-        together((4000,), (128,), (seen, TICKS))
-        graph = stream.end_capture()
-        graph.launch()
-        found["cooperative, in a graph"] = used()
+    for name, kernel in (("graph", mark), ("cooperative", together)):
+        kernel((4000,), (128,), (seen, TICKS))
+        found[f"{name}: the kernel alone"] = used()
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            kernel((4000,), (128,), (seen, TICKS))
+            graph = stream.end_capture()
+            graph.launch()
+            found[f"{name}: captured"] = used()
+            graph.launch(cupy.cuda.Stream())
+            found[f"{name}: in another stream"] = used()
     best = 0.0
     for _ in range(6):
         begin = time.perf_counter()
