@@ -5,6 +5,7 @@ Where a number of connections or a time is named, the test waits for the state i
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import signal
@@ -20,8 +21,8 @@ from typing import Any
 
 import psutil
 import pytest
+from stack.harness import ROOT, connected_elsewhere, whole_stack
 from stack.harness import Worker as RealWorker
-from stack.harness import connected_elsewhere, whole_stack
 from stranger import Lost, Stranger, handle
 from worker_harness import SCHEMA, Worker, eventually, opening, read_welcome, suspend
 
@@ -126,6 +127,28 @@ def test_a_client_tries_again_when_it_is_dropped_before_its_welcome(tmp_path: Pa
         )
         assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
         assert len(dropped) == 4
+
+
+@needs_native
+@pytest.mark.deep
+@pytest.mark.parametrize("secret", [[], ["--secret"]], ids=["plain", "with a secret"])
+def test_good_clients_start_in_a_flood(tmp_path: Path, secret: list[str]) -> None:
+    """2,000 connects a second and 500 that say nothing. How long starts take is for machines with more processors."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "benchmarks/flood.py"), "--gpu", "sim", "--floods", "1", "--seconds", "4"]
+    done = subprocess.run(
+        [*command, "--rate", "2000", "--held", "500", *secret, "--out", str(figures)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert figures.exists(), done.stderr
+    found = json.loads(figures.read_text())
+    assert found["rate"] > 500 and found["held"] > 250  # there was a flood
+    for when in ("quiet", "flood"):
+        assert found[when]["starts"] > 3
+        assert not found[when]["starts that failed"]
 
 
 # Places

@@ -60,6 +60,7 @@ class _Pending:
     group: str
     until: float
     raw: bytes = b""
+    watched: bool = False  # the loop calls when there is more to read
     whole: bool = False  # and waits for its turn
     hello: Hello | None = None
     greeting: Greeting | None = None  # which has been checked
@@ -74,6 +75,9 @@ class _Waiting:
 
     def __len__(self) -> int:
         return len(self.silent) + len(self.heard)
+
+    def __contains__(self, one: _Pending) -> bool:
+        return one in self.silent or one in self.heard
 
     def first_to_go(self) -> _Pending | None:
         return next(iter(self.silent), None) or next(iter(self.heard), None)
@@ -149,13 +153,11 @@ class TcpListener:
         elif len(self._all) >= MAX_PENDING:
             self._drop(self._all.first_to_go())
         self._note(one)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:  # it has been reset
-            self._lost(one, error)
-            return
-        self._loop.add_reader(connection, self._read, one)
-        self._read(one)  # most have sent their greeting by now
+        self._read(one)  # most have sent their greeting by now, and of a flood many have gone
+        if one in self._all and not one.whole:
+            one.watched = True
+            # By its number: of a socket that it does not know, asyncio writes a text first.
+            self._loop.add_reader(connection.fileno(), self._read, one)
         self._look_later()
 
     def _note(self, one: _Pending) -> None:
@@ -166,14 +168,18 @@ class TcpListener:
     def _drop(self, one: _Pending | None) -> None:
         if one is None:
             return
-        assert self._loop
         self._all.remove(one)
         of_one = self._of[one.group]
         of_one.remove(one)
         if not of_one:
             del self._of[one.group]
-        self._loop.remove_reader(one.connection)
+        self._watch_no_more(one)
         one.connection.close()
+
+    def _watch_no_more(self, one: _Pending) -> None:
+        if one.watched and self._loop:
+            one.watched = False
+            self._loop.remove_reader(one.connection.fileno())
 
     def _lost(self, one: _Pending, error: OSError) -> None:
         LOGGER.debug("%s:%d lost: %s", one.address, one.port, error)
@@ -224,7 +230,7 @@ class TcpListener:
         assert self._loop
         if not one.whole:
             one.whole = True
-            self._loop.remove_reader(one.connection)
+            self._watch_no_more(one)
             one.until = self._loop.time() + TURN_DEADLINE
             self._note(one)
         try:
@@ -334,6 +340,7 @@ def listen(host: str, port: int, option: str = "") -> socket.socket:
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts has it from there
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:

@@ -6,6 +6,7 @@ many addresses makes it forget the one that was quiet for longest.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import time
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from tensor_fusion.worker.log import LOGGER
 MOST_KEYS = 4096
 
 
+@functools.lru_cache(MOST_KEYS)
 def group(address: str) -> str:
     """Whose address it is: a host of IPv6 has a /64 to choose from, one of IPv4 one address."""
     try:
