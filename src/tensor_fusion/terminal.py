@@ -43,6 +43,11 @@ def folded(text: str, indent: str = "", taken: int = 0, stream: TextIO | None = 
     return "\n".join(lines)[taken:]
 
 
+def counted(number: int, word: str, plural: str = "") -> str:
+    """The number with the word as it is for so many: 1 call, 2,000 calls."""
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"
+
+
 def open_standard_files() -> None:
     """What of 0, 1 and 2 is missing becomes /dev/null: a socket would get the number, and what is meant for a log."""
     for name in ("stdin", "stdout", "stderr"):
