@@ -1,10 +1,13 @@
-"""What commands say: words as they are for one of something."""
+"""What commands say: words as they are for one of something, characters that the terminal can show."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from stack.harness import clean_environment
 
 from tensor_fusion.cli import bench_report, report
 from tensor_fusion.terminal import counted
@@ -66,3 +69,41 @@ def test_a_demo_of_one_launch(capsys: pytest.CaptureFixture[str]) -> None:
     report.demo(DEMO)
     said = " ".join(capsys.readouterr().out.split())
     assert " 1 in 1 frame " in said and " 1 in all, 1 for 1 launch " in said
+
+
+LATIN = {"PYTHONIOENCODING": "latin-1"}
+PLAIN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+SAID = """
+import sys
+from tensor_fusion.cli import main, report
+from tensor_fusion.terminal import complain
+from test_words import DEMO
+
+def say(**_):
+    report.demo(DEMO)
+    complain("3 \\u00b5s \\u2013 run \\u2026 \\u00fc")
+
+main.app = say
+main.main(["demo"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "line", "dash"),
+    [
+        (LATIN, "3 µs - run ... ü", "-"),
+        (PLAIN_C, "3 us - run ... \\xfc", "-"),
+        ({"PYTHONUTF8": "1"}, "3 µs – run … ü", "—"),
+    ],
+    ids=["latin-1", "C", "UTF-8"],
+)
+def test_what_a_terminal_cannot_show_is_said_in_other_characters(
+    variables: dict[str, str], line: str, dash: str
+) -> None:
+    env = clean_environment(**variables)
+    env["PYTHONPATH"] = f"{Path(__file__).parent}:{Path(__file__).parent / 'gpu'}:{env.get('PYTHONPATH', '')}"
+    done = subprocess.run([sys.executable, "-c", SAID], env=env, capture_output=True, timeout=60, check=False)
+    encoding = "latin-1" if variables is LATIN else "utf-8"
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.decode(encoding).rstrip("\n") == line
+    assert f" {dash} SIMULATED" in " ".join(done.stdout.decode(encoding).split())

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from enum import Enum
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -28,7 +27,7 @@ from tensor_fusion.config import (
     product_version,
     without_secret,
 )
-from tensor_fusion.terminal import complain, folded, limited, open_standard_files
+from tensor_fusion.terminal import complain, folded, limited, open_standard_files, show_every_character
 
 app = typer.Typer(
     add_completion=False,
@@ -449,10 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; ends the process. Whatever is wrong with the input is one sentence and an exit code."""
     open_standard_files()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A terminal that cannot show a character gets its code; paths are bytes and leave as they came.
-        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    show_every_character()
     if given[:1] == ["help"]:
         given = [*given[1:2], "--help"]
     try:

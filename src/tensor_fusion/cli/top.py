@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -160,10 +160,11 @@ def _clients(status: Status, before: Mapping[tuple[int, int], Status], width: in
     texts = {"PROGRAM": "program", "USER": "user", "FROM": "address"}
     if any(session.get("tenant") for session in status["sessions"]):
         texts = {"TENANT": "tenant", **texts}
+    cut: OverflowMethod = "ellipsis" if Console().encoding.startswith("utf") else "crop"
     room = (width - (81 if wide else 59)) // len(texts)  # what the figures leave
     table.add_column("PID", justify="right", no_wrap=True)
     for heading in texts:
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=max(room, len(heading)))
+        table.add_column(heading, no_wrap=True, overflow=cut, max_width=max(room, len(heading)))
     table.add_column("ITS PID", justify="right", no_wrap=True)
     ways = (f"IN{per}", f"OUT{per}", "UP") if wide else (f"BYTES{per}",)
     for heading in ("MEMORY", "GPU", f"CALLS{per}", f"TRIPS{per}", *ways):
