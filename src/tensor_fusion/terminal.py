@@ -70,6 +70,11 @@ def show_every_character() -> None:
                 stream.reconfigure(errors="surrogateescape")
 
 
+def plain(text: str) -> str:
+    """Fit for a terminal whatever it holds: a client names itself, others their sockets."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def counted(number: int, word: str, plural: str = "") -> str:
     """The number with the word as it is for so many: 1 call, 2,000 calls."""
     return f"{number:,} {word if number == 1 else plural or word + 's'}"

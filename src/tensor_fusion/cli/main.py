@@ -351,12 +351,13 @@ def top(
 ) -> None:
     """Show the workers of this machine, their clients, and what these hold and ask for; q or Ctrl-C ends it."""
     from tensor_fusion.cli import top as view
+    from tensor_fusion.cli.progress import Waiting
     from tensor_fusion.runtime import statuses
 
     if interval < 0.1:
         raise UserError("--interval is less than 0.1; looking costs the worker a little each time.")
     if as_json:
-        found, problems = statuses(os.environ)
+        found, problems = statuses(os.environ, Waiting("top", in_pipes=True))
         print(json.dumps({"workers": found, "problems": problems}, indent=1))
     elif once or not view.on_terminal():
         view.once(os.environ)
