@@ -176,7 +176,22 @@ def test_a_worker_wants_descriptors_for_a_client(most: int, tmp_path: Path) -> N
 
 def test_a_timeline_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
     done = limited("-f 0", "tensor_fusion trace -o t.json --connect native+127.0.0.1+1+0 -- true", tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("tensor-fusion: t.json cannot be written: "), done.stderr
+    begin = "tensor-fusion: The program's records cannot be kept for the time of its run (No usable temporary directory"
+    end = "; ulimit -f allows 0 KiB); raise it: ulimit -f unlimited\n"
+    assert done.returncode == 1 and done.stderr.startswith(begin) and done.stderr.endswith(end), done.stderr
+    assert not (tmp_path / "t.json").exists()
+
+
+@pytest.mark.parametrize("words", ["trace -o t.json", "bench"])
+def test_a_temporary_folder_that_cannot_be_made(words: str, tmp_path: Path) -> None:
+    """Without a limit."""
+    refuse = "import tempfile\ntempfile.mkdtemp = lambda *_: open('/dev/full/none')\n"
+    (tmp_path / "none.py").write_text(refuse + "from tensor_fusion.entry import client\nclient()\n")
+    done = shell(f'exec "$0" none.py {words} --connect shmem+/none+64+0 -- true', tmp_path)
+    assert done.returncode == 1 and done.stderr == (
+        "tensor-fusion: The program's records cannot be kept for the time of its run "
+        "(/dev/full/none: Not a directory); set TMPDIR to a folder that can be written.\n"
+    ), done.stderr
     assert not (tmp_path / "t.json").exists()
 
 

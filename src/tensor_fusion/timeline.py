@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensor_fusion.bench.census import run_program
+from tensor_fusion.bench.census import records_folder, run_program
 from tensor_fusion.client.files import client_environment
 from tensor_fusion.config import UserError
 from tensor_fusion.terminal import counted
@@ -86,8 +85,7 @@ def record(connection: str | None, command: Sequence[str], out: Path) -> Recorde
     there = out.exists()
     try:
         out.open("a").close()  # an hour of running is not to end with a file that cannot be written
-        with tempfile.TemporaryDirectory(prefix="tensor-fusion-trace-") as name:
-            folder = Path(name)
+        with records_folder("trace") as folder:
             environment = {
                 **os.environ,
                 **client_environment(connection, os.environ),
