@@ -160,6 +160,18 @@ def test_little_memory_is_a_sentence(words: str, tmp_path: Path) -> None:
     pytest.fail("no limit was too low")
 
 
+@pytest.mark.parametrize("most", [400_000, 1_000_000])
+def test_few_addresses_are_named_by_the_demo(most: int, tmp_path: Path) -> None:
+    """The simulated GPU gets none for its memory, and says what a driver says then."""
+    done = limited(f"-v {most}", "tensor_fusion demo --gpu sim", tmp_path)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("NOTICE: ")]
+    assert done.returncode == 1 and len(said) == 1, done.stderr
+    assert (
+        f" (ulimit -v allows {most} KiB of addresses, which is too little for a GPU); raise it: ulimit -v unlimited"
+        in said[0]
+    )
+
+
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError(), OSError(errno.ENOMEM, "no")])
 def test_no_memory_without_a_limit(error: Exception) -> None:
     assert (terminal.limited(error) or "").endswith("or this user has too many threads (ulimit -u).")
