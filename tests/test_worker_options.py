@@ -317,6 +317,30 @@ def test_connections_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.parametrize("content", [b"notes\n", bytes(range(256)), b"127.0.0.1,1,2\nmore\n", b"x" * 5000, b"\0"])
+def test_a_file_of_something_else_is_not_overwritten(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    if content == b"\0":
+        os.truncate(path, 1 << 40)  # of which nobody reads more than the begin
+    code, errors = fails("--gpu", "sim", "-p", "0", TF_CONNECTION_INFO_PATH=str(path))
+    assert code == 2
+    assert errors.splitlines()[-1] == (
+        f"tensor-fusion-worker: TF_CONNECTION_INFO_PATH {path} holds something else than lines address,port,pid, "
+        "and would be overwritten; name another file, or unset it."
+    )
+    with path.open("rb") as file:
+        assert file.read(5000)[: len(content)] == content
+
+
+@pytest.mark.parametrize("content", ["", "127.0.0.1,40000,7\n", "fe80::1%eth0,1,2\n" * 1000])
+def test_a_list_of_another_worker_is_begun_anew(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text(content)
+    with Worker(TF_CONNECTION_INFO_PATH=str(path)):
+        assert path.read_text() == ""
+
+
 def noticed(folder: Path) -> list[str]:
     """What a worker with this folder says of it before it is ready."""
     with Worker(TF_IMAGE_CACHE_PATH=str(folder)) as worker:
