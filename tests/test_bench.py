@@ -464,7 +464,7 @@ def test_census_counts_what_blocked_and_passes_the_exit_code_on(tmp_path: Path) 
     assert process["program"].startswith("python")
     assert "cuCtxGetCacheConfig" in result.stderr and "exit code 7" in result.stderr
     assert found["unsupported"] == {"cuMemMapArrayAsync": 1}
-    assert "cuMemMapArrayAsync is not supported and was refused 1 time(s)" in result.stderr
+    assert "cuMemMapArrayAsync is not supported and was refused 1 time." in result.stderr
 
 
 def test_census_of_two_processes_has_each_and_the_sum(tmp_path: Path) -> None:

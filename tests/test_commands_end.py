@@ -160,6 +160,18 @@ def test_little_memory_is_a_sentence(words: str, tmp_path: Path) -> None:
     pytest.fail("no limit was too low")
 
 
+@pytest.mark.parametrize("most", [400_000, 1_000_000])
+def test_few_addresses_are_named_by_the_demo(most: int, tmp_path: Path) -> None:
+    """The simulated GPU gets none for its memory, and says what a driver says then."""
+    done = limited(f"-v {most}", "tensor_fusion demo --gpu sim", tmp_path)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("NOTICE: ")]
+    assert done.returncode == 1 and len(said) == 1, done.stderr
+    assert (
+        f" (ulimit -v allows {most} KiB of addresses, which is too little for a GPU); raise it: ulimit -v unlimited"
+        in said[0]
+    )
+
+
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError(), OSError(errno.ENOMEM, "no")])
 def test_no_memory_without_a_limit(error: Exception) -> None:
     assert (terminal.limited(error) or "").endswith("or this user has too many threads (ulimit -u).")
@@ -176,7 +188,22 @@ def test_a_worker_wants_descriptors_for_a_client(most: int, tmp_path: Path) -> N
 
 def test_a_timeline_that_cannot_be_written_leaves_no_file(tmp_path: Path) -> None:
     done = limited("-f 0", "tensor_fusion trace -o t.json --connect native+127.0.0.1+1+0 -- true", tmp_path)
-    assert done.returncode == 1 and done.stderr.startswith("tensor-fusion: t.json cannot be written: "), done.stderr
+    begin = "tensor-fusion: The program's records cannot be kept for the time of its run (No usable temporary directory"
+    end = "; ulimit -f allows 0 KiB); raise it: ulimit -f unlimited\n"
+    assert done.returncode == 1 and done.stderr.startswith(begin) and done.stderr.endswith(end), done.stderr
+    assert not (tmp_path / "t.json").exists()
+
+
+@pytest.mark.parametrize("words", ["trace -o t.json", "bench"])
+def test_a_temporary_folder_that_cannot_be_made(words: str, tmp_path: Path) -> None:
+    """Without a limit."""
+    refuse = "import tempfile\ntempfile.mkdtemp = lambda *_: open('/dev/full/none')\n"
+    (tmp_path / "none.py").write_text(refuse + "from tensor_fusion.entry import client\nclient()\n")
+    done = shell(f'exec "$0" none.py {words} --connect shmem+/none+64+0 -- true', tmp_path)
+    assert done.returncode == 1 and done.stderr == (
+        "tensor-fusion: The program's records cannot be kept for the time of its run "
+        "(/dev/full/none: Not a directory); set TMPDIR to a folder that can be written.\n"
+    ), done.stderr
     assert not (tmp_path / "t.json").exists()
 
 

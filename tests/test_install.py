@@ -128,7 +128,49 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     assert done.stderr == (
         f"tensor-fusion: The client files do not fit into {tmp_path}/lib (File too large); raise ulimit -f.\n"
     )
-    assert names(tmp_path / "lib") == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_gets_back_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what came before it was full. Folders and files that were there stay."""
+    place = files._place
+
+    def fill(source: Path, target: Path) -> None:
+        if "teleport" in target.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(source))
+        place(source, target)
+
+    monkeypatch.setattr(files, "_place", fill)
+    for prefix, left in ((tmp_path / "a/b", []), (tmp_path / "old", [tmp_path / "old"])):
+        for path in left:
+            path.mkdir()
+        with pytest.raises(UserError) as caught:
+            files.install(prefix)
+        assert caught.value.sentence == (
+            f"The client files do not fit into {prefix}/lib (No space left on device); make room there."
+        )
+        assert list(tmp_path.iterdir()) == left
+        assert not left or list(prefix.iterdir()) == []
+    (tmp_path / "old/lib").mkdir()
+    (tmp_path / "old/lib/other").touch()
+    with pytest.raises(UserError):
+        files.install(tmp_path / "old")
+    assert names(tmp_path / "old/lib") == {"other"}
+
+
+FULL = """
+mount -t tmpfs -o size=64k none "$1" && "$2" -B -m tensor_fusion install --prefix "$1/usr"; code=$?
+ls -A "$1"; exit $code
+"""
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    words = ["unshare", "-rm", "sh", "-c", FULL, "sh", str(tmp_path), sys.executable]
+    done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
+    if "mount: " in done.stderr or "unshare: " in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert f"do not fit into {tmp_path}/usr/lib (No space left on device); make room there." in done.stderr
 
 
 def test_the_place_is_named_and_not_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,7 +286,7 @@ def test_a_clock_of_its_own_is_written_with_its_bound(tmp_path: Path) -> None:
         for event in found
         if event["ph"] == "M" and "name" in event["args"]
     )
-    assert other["damaged"] == ["Process 7: 3 records are damaged, the first in line 3; left out."]
+    assert other["damaged"] == ["Process 7: 3 damaged records left out, the first in line 3."]
     assert "1.0 µs" in " ".join(recorded.notices())
 
 
@@ -346,7 +346,7 @@ def test_damaged_records_are_counted(tmp_path: Path) -> None:
     found, other = events(recorded.path)
     assert next(event for event in found if event["ph"] == "X")["ts"] == 5.0
     assert other["calls"] == 2
-    assert other["damaged"] == ["Process 123: 7 records are damaged, the first in line 3; left out."]
+    assert other["damaged"] == ["Process 123: 7 damaged records left out, the first in line 3."]
 
 
 def test_help_fits_a_terminal() -> None:

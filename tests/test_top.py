@@ -22,6 +22,7 @@ from worker_harness import eventually
 
 from tensor_fusion.cli import top
 from tensor_fusion.runtime import folders, runtime_folder, statuses
+from tensor_fusion.terminal import plain
 from tensor_fusion.worker.protocol import Greeting
 
 pytestmark = whole_stack
@@ -358,3 +359,38 @@ def test_a_worker_that_does_not_answer_is_not_said_to_be_missing(tmp_path: Path)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors.splitlines()[-1] == "tensor-fusion: No worker answers.", errors
+
+
+@pytest.fixture
+def silent_worker(tmp_path: Path) -> Iterator[Path]:
+    """Like one that was stopped: the kernel takes connections for it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        path = tmp_path / "worker-\x1b[2J.sock"  # of another user, when root looks
+        listener.bind(str(path))
+        listener.listen()
+        yield path
+
+
+@pytest.mark.parametrize("how", ["--once", "--json"])
+def test_a_stopped_worker_is_named_within_a_second(silent_worker: Path, how: str) -> None:
+    env, shown = clean_environment(TF_RUNTIME_PATH=str(silent_worker.parent)), plain(str(silent_worker))
+    process = subprocess.Popen(
+        command(how), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stderr
+    assert process.stderr.readline() == f"top: waiting for an answer of {shown}, for up to 5 s\n"
+    assert process.poll() is None, "said while it waits"
+    output, errors = process.communicate(timeout=60)
+    assert "top: " not in errors, "and once"
+    assert f"{shown if how == '--once' else json.dumps(str(silent_worker))[1:-1]} does not answer" in output + errors
+
+
+def test_a_stopped_worker_is_named_on_the_screen(silent_worker: Path) -> None:
+    pid, terminal = _terminal(silent_worker.parent)
+    begin = time.monotonic()
+    _until(terminal, b"waiting for an answer of")
+    assert time.monotonic() - begin < 4.5, "before it is said that it does not answer"
+    _until(terminal, b"No worker answers.")
+    os.write(terminal, b"q")
+    _rest(terminal)
+    assert os.waitpid(pid, 0)[1] == 0

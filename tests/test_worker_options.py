@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 from pathlib import Path
 
@@ -314,6 +315,49 @@ def test_connections_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fifo", "link"]
     assert (tmp_path / "fifo").is_fifo()
     assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("content", [b"notes\n", bytes(range(256)), b"127.0.0.1,1,2\nmore\n", b"x" * 5000, b"\0"])
+def test_a_file_of_something_else_is_not_overwritten(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    if content == b"\0":
+        os.truncate(path, 1 << 40)  # of which nobody reads more than the begin
+    code, errors = fails("--gpu", "sim", "-p", "0", TF_CONNECTION_INFO_PATH=str(path))
+    assert code == 2
+    assert errors.splitlines()[-1] == (
+        f"tensor-fusion-worker: TF_CONNECTION_INFO_PATH {path} holds something else than lines address,port,pid, "
+        "and would be overwritten; name another file, or unset it."
+    )
+    with path.open("rb") as file:
+        assert file.read(5000)[: len(content)] == content
+
+
+@pytest.mark.parametrize("content", ["", "127.0.0.1,40000,7\n", "fe80::1%eth0,1,2\n" * 1000])
+def test_a_list_of_another_worker_is_begun_anew(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text(content)
+    with Worker(TF_CONNECTION_INFO_PATH=str(path)):
+        assert path.read_text() == ""
+
+
+def noticed(folder: Path) -> list[str]:
+    """What a worker with this folder says of it before it is ready."""
+    with Worker(TF_IMAGE_CACHE_PATH=str(folder)) as worker:
+        worker.stop()
+    begin = f"NOTICE: images are not kept: TF_IMAGE_CACHE_PATH is {folder}, and "
+    return [line.removeprefix(begin) for line in worker.errors.splitlines() if "images" in line]
+
+
+def test_a_folder_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file", tmp_path / "file/images"):
+        assert noticed(path) == [f"{tmp_path / 'file'} cannot be made: File exists."]
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    assert noticed(tmp_path / "open") == [f"others than this user ({os.geteuid()}) can write there."]
+    assert noticed(tmp_path / "a/b/images") == []
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "a/b", "a/b/images")] == [0o700] * 3
 
 
 def test_a_list_of_calls_that_is_not_there() -> None:

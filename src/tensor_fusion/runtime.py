@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tensor_fusion.client.check import Waiting, unseen
 from tensor_fusion.config import UserError
 
 NAME = "tensor-fusion"
@@ -72,7 +73,7 @@ def address(folder: int, name: str) -> str:
     return f"/proc/self/fd/{folder}/{name}"
 
 
-def statuses(environ: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[str]]:
+def statuses(environ: Mapping[str, str], waiting: Waiting = unseen) -> tuple[list[dict[str, Any]], list[str]]:
     """What the workers of this machine say, by process id, and a sentence for each that cannot be asked."""
     found, problems = [], []
     for path in folders(environ):
@@ -85,7 +86,8 @@ def statuses(environ: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[str
             continue
         for name in names:
             try:
-                status = _ask(path, name)
+                with waiting(f"an answer of {path / name}", PATIENCE):
+                    status = _ask(path, name)
             except (OSError, ValueError, RecursionError) as error:
                 problems.append(f"{path / name} does not answer: {getattr(error, 'strerror', None) or error}.")
                 continue

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import resource
 import sys
 import textwrap
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +20,8 @@ _NO_MEMORY = (
     "cannot allocate memory",
     "cannot apply additional memory",
 )
+# What sentences and tables hold beyond ASCII, and what is near to it.
+_NEAR = {"\u2014": "-", "\u2013": "-", "\u2026": "...", "\u00b5": "u", "\u00f7": "/"}
 
 
 def columns(stream: TextIO) -> int:
@@ -41,6 +45,39 @@ def folded(text: str, indent: str = "", taken: int = 0, stream: TextIO | None = 
         first + text, columns(stream), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
     return "\n".join(lines)[taken:]
+
+
+def _near(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    near = (_NEAR.get(character) or character.encode("ascii", "backslashreplace").decode() for character in text)
+    return "".join(near), error.end
+
+
+def show_every_character() -> None:
+    """A terminal that cannot show a character gets one near to it, or its code; paths are bytes and leave as they came.
+
+    Standard error of Python would show codes alone.
+    """
+    codecs.register_error("tensor-fusion-near", _near)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            if not utf8:
+                stream.reconfigure(errors="tensor-fusion-near")
+            elif stream is sys.stdout:
+                stream.reconfigure(errors="surrogateescape")
+
+
+def plain(text: str) -> str:
+    """Fit for a terminal whatever it holds: a client names itself, others their sockets."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def counted(number: int, word: str, plural: str = "") -> str:
+    """The number with the word as it is for so many: 1 call, 2,000 calls."""
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"
 
 
 def open_standard_files() -> None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensor_fusion.bench.census import run_program
+from tensor_fusion.bench.census import records_folder, run_program
 from tensor_fusion.client.files import client_environment
 from tensor_fusion.config import UserError
+from tensor_fusion.terminal import counted
 from tensor_fusion.timeline_worker import Clock, Event, Session, clock_point
 
 NOT_THERE = "No process of the program began to use CUDA, so no session recorded anything."
@@ -38,14 +38,15 @@ class Recorded:
     def notices(self) -> Iterator[str]:
         """For the person who ran it."""
         if self.calls:
-            yield f"{self.path}: {self.calls:,} calls and {self.frames:,} frames of {self.processes} process(es)."
+            made = f"{counted(self.calls, 'call')} and {counted(self.frames, 'frame')}"
+            yield f"{self.path}: {made} of {counted(self.processes, 'process', 'processes')}."
         else:
             yield f"{self.path}: no process of the program called CUDA or NVML through the client files."
         if self.sessions:
             frames, gpu = sum(s.frames for s in self.sessions), sum(s.gpu for s in self.sessions)
-            yield f"The worker executed {frames:,} frames of them, and its GPU worked {gpu:,} times."
+            yield f"The worker executed {counted(frames, 'frame')} of them, and its GPU worked {counted(gpu, 'time')}."
         if lost := sum(session.lost for session in self.sessions):
-            yield f"{lost:,} records of the worker are missing: they came faster than they could be sent."
+            yield f"Missing of the worker: {counted(lost, 'record')}, which came faster than could be sent."
         apart = [s.clock for s in self.sessions if s.clock and not s.clock.shared]
         if apart:
             error = max(clock.error for clock in apart) / 1e3
@@ -84,8 +85,7 @@ def record(connection: str | None, command: Sequence[str], out: Path) -> Recorde
     there = out.exists()
     try:
         out.open("a").close()  # an hour of running is not to end with a file that cannot be written
-        with tempfile.TemporaryDirectory(prefix="tensor-fusion-trace-") as name:
-            folder = Path(name)
+        with records_folder("trace") as folder:
             environment = {
                 **os.environ,
                 **client_environment(connection, os.environ),
@@ -172,7 +172,7 @@ def _events(path: Path, recorded: Recorded) -> Iterator[Event]:
         if session.frames and (not recorded.sessions or recorded.sessions[-1] is not session):
             recorded.sessions.append(session)
     if bad:
-        recorded.damaged.append(f"Process {pid}: {bad} records are damaged, the first in line {first}; left out.")
+        recorded.damaged.append(f"Process {pid}: {counted(bad, 'damaged record')} left out, the first in line {first}.")
 
 
 def _name(what: str, pid: int, thread: int, name: str) -> Event:

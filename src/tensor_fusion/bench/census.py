@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,7 @@ def census(connection: str, command: Sequence[str]) -> dict[str, Any]:
 
     `exit_code` is the command's own, 128 + N when signal N ended it. Raises UserError when it cannot be started.
     """
-    with tempfile.TemporaryDirectory(prefix="tensor-fusion-census-") as name:
-        folder = Path(name)
+    with records_folder("census") as folder:
         environment = {
             **os.environ,
             **client_environment(connection, os.environ),
@@ -43,6 +44,24 @@ def census(connection: str, command: Sequence[str]) -> dict[str, Any]:
         "by_function": _sum_functions(processes),
         "unsupported": dict(sum((Counter(process["unsupported"]) for process in processes), Counter[str]())),
     }
+
+
+@contextmanager
+def records_folder(name: str) -> Iterator[Path]:
+    """For what the program's processes write, while this lasts. Raises UserError where nothing can be written."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f"tensor-fusion-{name}-")
+    except OSError as error:  # the first one tries a file in each place, and names them all
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        bound = "" if most == resource.RLIM_INFINITY else f"; ulimit -f allows {most >> 10} KiB"
+        place = f"{error.filename}: " if error.filename else ""
+        raise UserError(
+            f"The program's records cannot be kept for the time of its run ({place}{error.strerror}{bound}); "
+            + ("raise it: ulimit -f unlimited" if bound else "set TMPDIR to a folder that can be written."),
+            exit_code=1,
+        ) from error
+    with folder as path:
+        yield Path(path)
 
 
 def run_program(command: Sequence[str], environment: dict[str, str]) -> int:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tensor_fusion.bench.compare import gigabytes_per_second
-from tensor_fusion.terminal import folded
+from tensor_fusion.terminal import counted, folded
 
 SIDES = ("native", "remote")
 # A pipe gets whole rows. On a terminal what is too wide is left out, in this order: --json has everything.
@@ -210,9 +210,11 @@ def census(report: Mapping[str, Any]) -> None:
     if len(processes) > 1:
         _census_table(console, f"all {len(processes)} processes", report["total"], report["by_function"])
     for function, calls in sorted(report["unsupported"].items()):
-        console.print(f"bench: {function} is not supported and was refused {calls:,} time(s).")
+        console.print(f"bench: {function} is not supported and was refused {counted(calls, 'time')}.")
     if report["damaged"]:
-        console.print(f"bench: The statistics of {report['damaged']} process(es) are not whole and not counted.")
+        console.print(
+            f"bench: Not counted, as not whole: the statistics of {counted(report['damaged'], 'process', 'processes')}."
+        )
     console.print(
         f"bench: {report['transport']}; exit code {report['exit_code']}. "
         "A process that ends by a signal or _exit is not here."
@@ -224,7 +226,7 @@ def _census_table(
 ) -> None:
     blocked = counters["blocked_ns"]
     console.print(
-        f"{title}: {counters['round_trips']:,} round trips in {counters['frames']:,} calls sent, "
+        f"{title}: {counted(counters['round_trips'], 'round trip')} in {counted(counters['frames'], 'call')} sent, "
         f"{_duration(blocked / 1e3)} blocked, {_bytes(counters['bytes_sent'])} to the worker, "
         f"{_bytes(counters['bytes_received'])} back"
     )

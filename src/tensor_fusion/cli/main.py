@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from enum import Enum
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -28,7 +27,7 @@ from tensor_fusion.config import (
     product_version,
     without_secret,
 )
-from tensor_fusion.terminal import complain, folded, limited, open_standard_files
+from tensor_fusion.terminal import complain, folded, limited, open_standard_files, show_every_character
 
 app = typer.Typer(
     add_completion=False,
@@ -352,12 +351,13 @@ def top(
 ) -> None:
     """Show the workers of this machine, their clients, and what these hold and ask for; q or Ctrl-C ends it."""
     from tensor_fusion.cli import top as view
+    from tensor_fusion.cli.progress import Waiting
     from tensor_fusion.runtime import statuses
 
     if interval < 0.1:
         raise UserError("--interval is less than 0.1; looking costs the worker a little each time.")
     if as_json:
-        found, problems = statuses(os.environ)
+        found, problems = statuses(os.environ, Waiting("top", in_pipes=True))
         print(json.dumps({"workers": found, "problems": problems}, indent=1))
     elif once or not view.on_terminal():
         view.once(os.environ)
@@ -449,10 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command; ends the process. Whatever is wrong with the input is one sentence and an exit code."""
     open_standard_files()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A terminal that cannot show a character gets its code; paths are bytes and leave as they came.
-        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
-        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+    show_every_character()
     if given[:1] == ["help"]:
         given = [*given[1:2], "--help"]
     try:

@@ -7,15 +7,17 @@ breaking a word, and is gone when what it tells of is over.
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tensor_fusion.terminal import complain
+from tensor_fusion.terminal import complain, plain
 
 # What is over sooner is not worth a line that comes and goes.
 PATIENCE = 0.5
@@ -75,6 +77,19 @@ class Line:
 
 
 @contextmanager
+def after_patience(say: Callable[[], None]) -> Iterator[None]:
+    """Says it, on a thread of its own, if this lasts."""
+    timer = threading.Timer(PATIENCE, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # what it says stands before what the command says next
+
+
+@contextmanager
 def shown(line: Line) -> Iterator[None]:
     """The line stands at the foot of the terminal while this lasts; what is printed meanwhile stands above it."""
     if not on_terminal():
@@ -86,13 +101,20 @@ def shown(line: Line) -> Iterator[None]:
 
 
 class Waiting:
-    """For a command that waits for one thing after the other; a pipe gets nothing."""
+    """For a command that waits for one thing after the other; a pipe gets nothing, or with `in_pipes` a line."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, *, in_pipes: bool = False) -> None:
         self._command = command
+        self._in_pipes = in_pipes
 
     @contextmanager
     def __call__(self, what: str, seconds: float) -> Iterator[None]:
+        what = plain(what)
+        if self._in_pipes and not on_terminal():
+            sentence = f"{self._command}: waiting for {what}, for up to {duration(seconds)}"
+            with after_patience(partial(complain, sentence)):
+                yield
+            return
         with shown(Line(self._command, f"waiting for {what}", seconds, latest=True)):
             yield
 

@@ -21,7 +21,7 @@ from tensor_fusion.abi import native_file
 from tensor_fusion.client.check import Check
 from tensor_fusion.client.vm import RULE_FILE, Instructions
 from tensor_fusion.config import CONNECTION_INFO, VARIABLES, UserError, without_secret
-from tensor_fusion.terminal import folded
+from tensor_fusion.terminal import counted, folded
 from tensor_fusion.worker.service import worker_command
 
 KINDS = ("remote", "local", "custom", "alias", "refused", "unsupported")
@@ -98,9 +98,9 @@ def demo(result: Mapping[str, Any]) -> None:
         "first use": f"{result['start_seconds']:.3f} s from cuInit to a loaded module",
         "results": f"{len(right)} of {len(result['results'])} right: {', '.join(right)}"
         + (f"; WRONG: {', '.join(wrong)}" if wrong else ""),
-        "calls": f"{statistics['calls']:,} in {statistics['frames']:,} frames",
+        "calls": f"{statistics['calls']:,} in {counted(statistics['frames'], 'frame')}",
         "round trips": f"{statistics['round_trips']:,} in all, "
-        f"{launch['round_trips']:,} for {launch['launches']:,} launches",
+        f"{launch['round_trips']:,} for {counted(launch['launches'], 'launch', 'launches')}",
         "launches": f"{launch['launches_per_s']:,.0f} per second",
         "bandwidth": f"{bandwidth['h2d_gb_per_s']:.2f} GB/s to the device, {bandwidth['d2h_gb_per_s']:.2f} GB/s back",
     }

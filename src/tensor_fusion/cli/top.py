@@ -13,16 +13,19 @@ import time
 import tty
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tensor_fusion.cli.progress import Waiting, after_patience, duration
+from tensor_fusion.client.check import unseen
 from tensor_fusion.config import UserError
 from tensor_fusion.runtime import statuses
-from tensor_fusion.terminal import columns, complain
+from tensor_fusion.terminal import columns, complain, plain
 
 NOBODY = "No worker of yours runs on this machine; root sees those of all users."
 WIDE = 110
@@ -39,7 +42,7 @@ def _nobody(problems: Sequence[str]) -> str:
 
 
 def once(environ: Mapping[str, str]) -> None:
-    found, problems = statuses(environ)
+    found, problems = statuses(environ, Waiting("top", in_pipes=True))
     for problem in problems:
         complain(f"NOTICE: {plain(problem)}")
     if not found:
@@ -55,7 +58,7 @@ def watch(environ: Mapping[str, str], interval: float) -> None:
         console = Console(highlight=False)
         with _keys(), Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                found, problems = statuses(environ)
+                found, problems = statuses(environ, unseen if before else partial(_first, live))
                 parts = [_screen(found, before, console.width)] if found else [Text(_nobody(problems))]
                 parts += [Text(plain(problem), style="dim") for problem in problems]
                 live.update(Group(*parts, Text("q ends it", style="dim")), refresh=True)
@@ -64,6 +67,14 @@ def watch(environ: Mapping[str, str], interval: float) -> None:
                     return
     except KeyboardInterrupt:
         return
+
+
+@contextmanager
+def _first(live: Live, what: str, seconds: float) -> Iterator[None]:
+    """Later there is a screen to look at while a worker does not answer."""
+    text = Text(plain(f"waiting for {what}, for up to {duration(seconds)}"))
+    with after_patience(lambda: live.update(text, refresh=True)):
+        yield
 
 
 @contextmanager
@@ -160,10 +171,11 @@ def _clients(status: Status, before: Mapping[tuple[int, int], Status], width: in
     texts = {"PROGRAM": "program", "USER": "user", "FROM": "address"}
     if any(session.get("tenant") for session in status["sessions"]):
         texts = {"TENANT": "tenant", **texts}
+    cut: OverflowMethod = "ellipsis" if Console().encoding.startswith("utf") else "crop"
     room = (width - (81 if wide else 59)) // len(texts)  # what the figures leave
     table.add_column("PID", justify="right", no_wrap=True)
     for heading in texts:
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", max_width=max(room, len(heading)))
+        table.add_column(heading, no_wrap=True, overflow=cut, max_width=max(room, len(heading)))
     table.add_column("ITS PID", justify="right", no_wrap=True)
     ways = (f"IN{per}", f"OUT{per}", "UP") if wide else (f"BYTES{per}",)
     for heading in ("MEMORY", "GPU", f"CALLS{per}", f"TRIPS{per}", *ways):
@@ -194,11 +206,6 @@ def _rate(session: Status, was: Status, name: str, now: float, rates: bool) -> i
     if not rates:
         return int(session[name])
     return int((session[name] - was.get(name, 0)) / max(now - was.get("at", session["since"]), 0.05))
-
-
-def plain(text: str) -> str:
-    """Fit for a terminal whatever it holds: a client names itself."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _short(number: float, step: int, units: str) -> str:

@@ -93,7 +93,7 @@ CAUSES = (
     Cause("secret-wanted", r"This worker wants a", "tensor-fusion doctor --connect native+{host}+{port}+0+SECRET"),
     Cause("secret-not-wanted", r"This worker has no secrets", FORM),
     Cause("tls-library", r"connection string needs OpenSSL|The libssl of this machine", "ldconfig -p | grep libssl"),
-    Cause("worker-full", r"This worker serves \d+ clients already", "tensor-fusion-worker --max-clients N"),
+    Cause("worker-full", r"This worker serves \d+ clients? already", "tensor-fusion-worker --max-clients N"),
     Cause(
         "worker-full-for-one",
         r"This worker serves \d+ clients (?:of this address|with this secret) already",

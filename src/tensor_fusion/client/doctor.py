@@ -30,6 +30,7 @@ from tensor_fusion.config import (
     UserError,
     parse_connection,
 )
+from tensor_fusion.terminal import counted
 from tensor_fusion.worker.protocol import PROTOCOL_VERSION, RELEASE, Role, Status, Welcome, release_name
 
 DEVICES_TIMEOUT = 60.0
@@ -252,7 +253,7 @@ def _greeting(address: Address) -> str:
         return f"would be accepted, {_release(welcome)}, in TLS with the secret"
     if welcome.status != Status.ACCEPTED:
         raise UserError(f"The worker refused: {welcome.sentence}")
-    return f"accepted, {_release(welcome)}, {welcome.data_connections} data connections"
+    return f"accepted, {_release(welcome)}, {counted(welcome.data_connections, 'data connection')}"
 
 
 def _release(welcome: Welcome) -> str:

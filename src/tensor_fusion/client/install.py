@@ -6,6 +6,7 @@ program on it. A file is ours when it holds the name of the table that our libra
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -83,21 +84,33 @@ def install(prefix: Path) -> Installed:
             f"{others[0]} is there and is not ours (NVIDIA's driver has files of that name); nothing was changed. "
             "Choose another --prefix, and put its lib folder first in LD_LIBRARY_PATH."
         )
+    new = [path for path in (*_names(folder), folder, *folder.parents) if not (path.exists() or path.is_symlink())]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in LIBRARIES:
             _place(native_file(f"client/{name}.so.1"), folder / f"{name}.so.1")
             _link(folder / f"{name}.so", folder / f"{name}.so.1")
     except OSError as error:
+        place = folder if folder.is_dir() else error.filename or folder  # not the name of a file that was to be renamed
+        _take_back(new)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             remedy = "raise ulimit -f" if error.errno == errno.EFBIG else "make room there"
             raise UserError(f"The client files do not fit into {folder} ({error.strerror}); {remedy}.") from error
-        place = folder if folder.is_dir() else error.filename or folder  # not the name of a file that was to be renamed
         raise UserError(
             f"{place} cannot be written ({error.strerror}); run it as a user who may, or choose "
             "another --prefix, for example ~/.local."
         ) from error
     return Installed(folder, _names(folder), known and _ldconfig() is not None)
+
+
+def _take_back(paths: list[Path]) -> None:
+    """Files and folders that were not there before, innermost first; what replaced an older file of ours stays."""
+    for path in paths:
+        with contextlib.suppress(OSError):  # it was not made after all, or somebody else has put something there
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink()
 
 
 def _place(source: Path, target: Path) -> None:

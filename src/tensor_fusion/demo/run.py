@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -24,6 +26,8 @@ START_TIMEOUT = 120.0
 PROGRAM_TIMEOUT = 300.0
 STOP_TIMEOUT = 10.0
 SHMEM_MEGABYTES = 256
+# Errors of a call when a driver, or the client, gets no addresses, which both reserve by the gigabyte.
+NO_ADDRESSES = r"returned (2|304): |cannot allocate memory|MemoryError|failed to map segment"
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,19 @@ def run_program(connection: str) -> dict[str, Any]:
         raise UserError(f"The CUDA program did not end within {PROGRAM_TIMEOUT:.0f} s.", exit_code=1) from error
     if result.returncode != 0:
         said = " / ".join(result.stderr.strip().splitlines()[-3:]) or "it said nothing"
+        said += _address_limit(said)
         raise UserError(f"The CUDA program ended with exit code {result.returncode}: {said}", exit_code=1)
     report: dict[str, Any] = json.loads(result.stdout)
     return report
+
+
+def _address_limit(said: str) -> str:
+    """What to do about an error for which a limit on addresses is the likely cause; the worker has the limit, too."""
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most == resource.RLIM_INFINITY or not re.search(NO_ADDRESSES, said):
+        return ""
+    allowed = f"ulimit -v allows {most >> 10} KiB of addresses, which is too little for a GPU"
+    return f" ({allowed}); raise it: ulimit -v unlimited"
 
 
 def demo(gpu: str | None, transport: str, notice: Callable[[str], None], waiting: Waiting = unseen) -> dict[str, Any]:

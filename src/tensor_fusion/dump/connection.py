@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from tensor_fusion.dump.damage import Damage
 from tensor_fusion.dump.schema import Schema
+from tensor_fusion.terminal import counted
 from tensor_fusion.worker.hello import HANDSHAKE, HEAD_BYTES, BadHello, wanted
 from tensor_fusion.worker.hello import parse as parse_hello
 from tensor_fusion.worker.protocol import (
@@ -155,7 +156,7 @@ class Direction:
         sentence = f": {printable(welcome.sentence.encode())}" if welcome.sentence else ""
         self._lines.append(
             f"< welcome: {status}, protocol {welcome.version}, session {welcome.session_id:#x}, key masked, "
-            f"{welcome.data_connections} data connections{sentence}"
+            f"{counted(welcome.data_connections, 'data connection')}{sentence}"
         )
         if welcome.status == Status.ACCEPTED:
             self._same_version(welcome.version, start)
@@ -215,7 +216,7 @@ class Direction:
             if flags & ~(REPLY | COMPLETES):
                 raise Damage(start + 6, f"an answer has no flags {flags:#x}")
             body = yield size - _REPLY.size, f"an answer of {op.name}"
-            after = f", after {transfers} downloads" if flags & COMPLETES else ""
+            after = f", after {counted(transfers, 'download')}" if flags & COMPLETES else ""
             if not flags & REPLY:
                 inside = schema.arguments(op.rows["in"], body, start + _REPLY.size)
                 self._lines.append(f"< message: {op.name}({inside}), {size} bytes{after}")
@@ -238,7 +239,12 @@ class Direction:
                 raise Damage(start + 16, f"a chunk of {size} bytes; it has {CHUNK_MOST} at most")
             yield size, "a chunk"
             last = f", completes download {handed & 0x7FFFFFFF}" if handed else ""
-            self._lines.append(f"{arrow} chunk: transfer {transfer}, {size} bytes from {offset}{last}")
+            self._lines.append(f"{arrow} chunk: transfer {transfer}, {_bytes(size)} from {offset}{last}")
+
+
+def _bytes(size: int) -> str:
+    """Without a separator of thousands, as sizes have none here."""
+    return f"{size} byte{'' if size == 1 else 's'}"
 
 
 def _check_size(size: int, least: int, start: int) -> None:

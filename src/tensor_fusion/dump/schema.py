@@ -150,7 +150,7 @@ class _Body:
 
 def _shown(data: bytes) -> str:
     more = "…" if len(data) > SHOWN_BYTES else ""
-    return f"{len(data)} bytes {data[:SHOWN_BYTES].hex(' ')}{more}" if data else "none"
+    return f"{len(data)} byte{'' if len(data) == 1 else 's'} {data[:SHOWN_BYTES].hex(' ')}{more}" if data else "none"
 
 
 def _quoted(data: bytes) -> str:

@@ -35,6 +35,19 @@ UNFINISHED_SECONDS = 600
 WAITING_MOST = 16
 
 
+def made(folder: Path) -> str:
+    """Make the folder, if it is not there; the reason why sessions will keep nothing in it, or an empty text."""
+    try:
+        for place in (*reversed(folder.parents), folder):
+            place.mkdir(0o700, exist_ok=True)
+        about = folder.stat()
+    except OSError as error:
+        return f"{error.filename} cannot be made: {error.strerror}"
+    if about.st_uid != os.geteuid() or about.st_mode & 0o022:
+        return f"others than this user ({os.geteuid()}) can write there"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else "this user may not write there"
+
+
 class Member(Protocol):
     """A session, as far as it has images."""
 

@@ -114,7 +114,7 @@ class AuthorizedKeys:
             if self._said != said:
                 LOGGER.error("the secrets stay as they were: %s", self._said)
             return False
-        self._said = f"TF_AUTHORIZED_KEY_PATH {self.path}: {len(self.keys)} secrets"
+        self._said = f"TF_AUTHORIZED_KEY_PATH {self.path}: {len(self.keys)} secret{'' if len(self.keys) == 1 else 's'}"
         if self.keys != before or not said:
             LOGGER.info("%s", self._said)
         return self.keys != before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import resource
 import signal
@@ -16,10 +15,9 @@ from typing import NoReturn
 from tensor_fusion.abi import Native, Teleport, native_file
 from tensor_fusion.config import MEGABYTE, LogSettings, UserError, product_version
 from tensor_fusion.terminal import complain, folded, limited, open_standard_files
-from tensor_fusion.worker import jail, log
+from tensor_fusion.worker import images, jail, log
 from tensor_fusion.worker.driver import Driver, choose_driver, session_environment
 from tensor_fusion.worker.gpus import Sampler
-from tensor_fusion.worker.images import Images
 from tensor_fusion.worker.metrics import Metrics
 from tensor_fusion.worker.options import HELP, PROGRAM, Request, Settings, parse
 from tensor_fusion.worker.protocol import PROTOCOL_VERSION
@@ -112,10 +110,12 @@ def choose_executable(settings: Settings, environ: Mapping[str, str]) -> Executa
     environment = {**session_environment(environ), **settings.images.environment()}
     environment["TF_SESSION_MEMORY_LIMIT"] = str(settings.session_memory)
     environment["TF_CUDA_SM_PERCENT_LIMIT"] = str(settings.sm_percent)
-    if settings.jail == "full" and settings.images.folder:
-        # A session in that jail cannot make it; where we cannot either, it says that images are not kept.
-        with contextlib.suppress(OSError):
-            settings.images.folder.mkdir(0o700, parents=True, exist_ok=True)
+    chosen = environ.get("TF_IMAGE_CACHE_PATH")
+    # A session in the full jail cannot make it. Of one that nobody chose the log of sessions says that it is not used.
+    if settings.images.folder and (chosen or settings.jail == "full"):
+        reason = images.made(settings.images.folder)
+        if reason and chosen:
+            complain(f"NOTICE: images are not kept: TF_IMAGE_CACHE_PATH is {settings.images.folder}, and {reason}.")
     # Sessions write to the log's file themselves; where there is none, their lines go to where the worker's own go.
     output = 1 if settings.log.enabled and settings.log.path is None else 2
     tls = settings.keys is not None and settings.segment is None
@@ -258,7 +258,7 @@ async def run(settings: Settings, native: Native, executable: Executable) -> Non
     page = QuotaPage(settings.memory_limit)
     sessions = Sessions(executable, page, settings.warm)
     if executable.jail == "full" and settings.images.folder:
-        sessions.images = Images(settings.images.folder, settings.images.megabytes * MEGABYTE)
+        sessions.images = images.Images(settings.images.folder, settings.images.megabytes * MEGABYTE)
     sessions.install()
     supervisor = Supervisor(settings, native, sessions, executable.segment)
     hangup.reload = supervisor.reload

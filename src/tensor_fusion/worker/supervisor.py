@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,10 @@ from tensor_fusion.worker.segment import Segment
 from tensor_fusion.worker.sessions import Sessions
 from tensor_fusion.worker.shmem import ShmemListener
 from tensor_fusion.worker.tcp import TcpListener
+
+# Of a file of clients, to see that it is one: bytes, and the form of a line.
+LOOKED_AT = 4096
+_LINE = re.compile(rb"[^\x00-\x1f]{0,300},\d{1,5},\d{1,10}")
 
 
 class Supervisor:
@@ -68,11 +73,25 @@ def _begin_connections(path: Path) -> None:
         # What is put in its place is a file, and /dev/null must stay what it is.
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UserError(f"TF_CONNECTION_INFO_PATH {path} is no regular file; name a file, or unset it.")
+        if path.exists() and not _is_list(path):
+            raise UserError(
+                f"TF_CONNECTION_INFO_PATH {path} holds something else than lines address,port,pid, and would be "
+                "overwritten; name another file, or unset it."
+            )
         replace_text(path, "")
     except OSError as error:
         raise UserError(
             f"TF_CONNECTION_INFO_PATH {path} cannot be written: {error.strerror}; name another file, or unset it."
         ) from error
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a file is empty, or begins as one of another worker: what else it may be belongs to somebody."""
+    with path.open("rb") as file:
+        begin = file.read(LOOKED_AT)
+    lines = begin.splitlines()
+    whole = lines[:-1] if len(begin) == LOOKED_AT else lines
+    return all(_LINE.fullmatch(line) for line in whole) and bool(whole or not lines)
 
 
 def replace_text(path: Path, text: str) -> None:
