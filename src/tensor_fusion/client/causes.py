@@ -96,7 +96,7 @@ CAUSES = (
     Cause("worker-full", r"This worker serves \d+ clients? already", "tensor-fusion-worker --max-clients N"),
     Cause(
         "worker-full-for-one",
-        r"This worker serves \d+ clients (?:of this address|with this secret) already",
+        r"This worker serves \d+ clients? (?:of this address|with this secret) already",
         "tensor-fusion-worker --max-clients-per-address N --max-clients-per-secret N",
     ),
     Cause("too-many-at-once", r"(?:let in and have asked for nothing|a second|wrong secrets); try again", "sleep 10"),
