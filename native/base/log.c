@@ -20,6 +20,7 @@
 #include <sys/ioctl.h>
 #include <time.h>
 #include <tp_system.h>
+#include <tp_write.h>
 #include <unistd.h>
 
 #define LINE_MAX_BYTES 2048
@@ -147,7 +148,7 @@ static void follow_path(int fd, int64_t now) {
 }
 
 static void write_line(int fd, const char *line, size_t size) {
-    ssize_t written = write(fd, line, size);
+    ssize_t written = tp_write(fd, line, size);
     (void)written; /* a full disk or a closed stderr must not stop the program */
 }
 

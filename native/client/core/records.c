@@ -7,6 +7,7 @@
  * that dies loses none. A line that the file does not take is left out; the reader counts what is damaged.
  */
 #include "conn_internal.h"
+#include "tp_write.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -39,7 +40,7 @@ static int open_file(void) {
     }
     tpc_program_name(program);
     int n = snprintf(path, sizeof path, "{\"pid\": %d, \"program\": \"%s\"}\n", (int)getpid(), program);
-    ssize_t written = write(fd, path, (size_t)n);
+    ssize_t written = tp_write(fd, path, (size_t)n);
     (void)written;
     return fd;
 }
@@ -73,7 +74,7 @@ void tpc_records_write(const char *format, ...) {
         int n = vsnprintf(line, sizeof line, format, arguments);
         va_end(arguments);
         if (n > 0 && (size_t)n < sizeof line) {
-            ssize_t written = write(fd, line, (size_t)n);
+            ssize_t written = tp_write(fd, line, (size_t)n);
             (void)written;
         }
     }

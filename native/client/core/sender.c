@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -34,6 +35,14 @@
 #define NAPPING_NS 1000000u /* without a frame, before the sender sleeps until it is woken */
 #define NAP_SLACK_NS 1000ul /* the default would make naps twice as long */
 
+static enum tp_status ring_is(struct tp_conn *conn, unsigned char *both, uint64_t size) {
+    /* The mapping is shared: a forked child must not be able to write into its parent's stream. */
+    madvise(both, 2 * size, MADV_DONTFORK);
+    conn->ring = both;
+    conn->ring_size = size;
+    return TP_OK;
+}
+
 enum tp_status tpc_ring_map(struct tp_conn *conn, int fd, uint64_t offset, uint64_t size) {
     unsigned char *both = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (both == MAP_FAILED) {
@@ -46,14 +55,28 @@ enum tp_status tpc_ring_map(struct tp_conn *conn, int fd, uint64_t offset, uint6
             return TP_ERROR_MEMORY;
         }
     }
-    /* The mapping is shared: a forked child must not be able to write into its parent's stream. */
-    madvise(both, 2 * size, MADV_DONTFORK);
-    conn->ring = both;
-    conn->ring_size = size;
-    return TP_OK;
+    return ring_is(conn, both, size);
+}
+
+/* Without a file, which `ulimit -f` may not let us have: the kernel would end the process. */
+static enum tp_status ring_map_anonymous(struct tp_conn *conn, uint64_t size) {
+    unsigned char *both = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (both == MAP_FAILED) {
+        return TP_ERROR_MEMORY;
+    }
+    if (mremap(both, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, both + size) ==
+        MAP_FAILED) { /* the same pages once more */
+        munmap(both, 2 * size);
+        return TP_ERROR_MEMORY;
+    }
+    return ring_is(conn, both, size);
 }
 
 enum tp_status tpc_ring_make(struct tp_conn *conn) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < TPC_RING_SIZE) { /* no limit is the largest number */
+        return ring_map_anonymous(conn, TPC_RING_SIZE);
+    }
     int fd = (int)syscall(SYS_memfd_create, "tensor-fusion", MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, TPC_RING_SIZE) != 0) {
         goto failed;

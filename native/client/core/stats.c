@@ -5,6 +5,7 @@
  * Any thread adds; nothing is ever removed, so readers need no lock. The file of TF_STATS_PATH is written at exit.
  */
 #include "conn_internal.h"
+#include "tp_write.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -179,7 +180,7 @@ void tpc_stats_at_exit(void) {
         size_t length = tp_stats_json(text, size);
         if (length < size) {
             text[length] = '\n';
-            ssize_t written = write(fd, text, length + 1);
+            ssize_t written = tp_write(fd, text, length + 1);
             (void)written;
         }
         close(fd);
