@@ -507,13 +507,17 @@ static void linger(void *unused) {
     usleep(100000);
 }
 
-/* Memory of a pool and of a graph is given back without a stream while another stream stands at a function, which ends. */
+/* Memory of a pool and of a graph is given back without a stream, behind work that takes a moment, while another stream comes to
+ * stand at a function, which ends. */
 static void frees_while_one_stands(void) {
     CUstream stream, stands;
     CUdeviceptr pooled, of_graph;
     CUgraph graph;
     CUgraphExec exec;
+    uint64_t ns = 20000000;
+    void *params[] = {&ns};
     start();
+    const struct kernels k = load_all();
     OK(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING));
     OK(cuStreamCreate(&stands, CU_STREAM_NON_BLOCKING));
     OK(cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_RELAXED));
@@ -524,8 +528,9 @@ static void frees_while_one_stands(void) {
         OK(cuMemAllocAsync(&pooled, 1 << 20, stream));
         OK(cuGraphLaunch(exec, stream));
         OK(cuStreamSynchronize(stream));
-        OK(cuLaunchHostFunc(stands, linger, NULL));
+        OK(launch(k.spin_ns, 1, stands, params));
         OK(cuMemFree_v2(i & 1 ? of_graph : pooled));
+        OK(cuLaunchHostFunc(stands, linger, NULL));
         OK(cuMemFree_v2(i & 1 ? pooled : of_graph));
     }
     OK(cuGraphLaunch(exec, stream));
