@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+from tensor_fusion.client.files import client_environment
 
 
 class Service:
@@ -58,8 +62,15 @@ def service(serve: Callable[[socket.socket], None], tls: ssl.SSLContext | None =
 
 
 def limit_too_low(place: Any) -> None:
-    """A shell in which files may not be as large as what a client sends through, which is memory that counts as one."""
+    """A shell that bounds addresses so that a program starts in it, and what a client sends through has no room."""
     place.connection = place.worker.connection
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
-    place.stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+    shell = place.folder / "python"
+    environment = os.environ | client_environment(place.connection, os.environ)
+    for kilobytes in range(20000, 200000, 2000):
+        shell.write_text(f'#!/bin/sh\nulimit -v {kilobytes}\nexec {sys.executable} "$@"\n')
+        shell.chmod(0o755)
+        words = [str(shell), "-c", "import ctypes; ctypes.CDLL('libcuda.so.1').cuInit(0)"]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        if "No memory for the connection" in done.stderr:
+            break
+    place.patch.setattr(sys, "executable", str(shell))

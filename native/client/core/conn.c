@@ -204,7 +204,7 @@ static enum tp_status make(struct tp_conn **out) {
 
 failed:
     if (status == TP_ERROR_MEMORY) {
-        tp_log(TP_ERROR, "No memory for the connection to the GPU worker (%s); see ulimit -f and -v", strerror(errno));
+        tp_log(TP_ERROR, "No memory for the connection to the GPU worker (%s); see ulimit -v", strerror(errno));
     }
     if (conn->control >= 0) {
         close(conn->control);

@@ -78,18 +78,12 @@ enum tp_status tpc_ring_make(struct tp_conn *conn) {
         return ring_map_anonymous(conn, TPC_RING_SIZE);
     }
     int fd = (int)syscall(SYS_memfd_create, "tensor-fusion", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, TPC_RING_SIZE) != 0) {
-        goto failed;
-    }
-    enum tp_status status = tpc_ring_map(conn, fd, 0, TPC_RING_SIZE);
-    close(fd);
-    return status;
-
-failed:
+    const bool made = fd >= 0 && ftruncate(fd, TPC_RING_SIZE) == 0;
+    enum tp_status status = made ? tpc_ring_map(conn, fd, 0, TPC_RING_SIZE) : TP_ERROR_MEMORY;
     if (fd >= 0) {
         close(fd);
     }
-    return TP_ERROR_MEMORY;
+    return status;
 }
 
 /* ---- draining ---- */

@@ -93,10 +93,10 @@ CAUSES = (
     Cause("secret-wanted", r"This worker wants a", "tensor-fusion doctor --connect native+{host}+{port}+0+SECRET"),
     Cause("secret-not-wanted", r"This worker has no secrets", FORM),
     Cause("tls-library", r"connection string needs OpenSSL|The libssl of this machine", "ldconfig -p | grep libssl"),
-    Cause("worker-full", r"This worker serves \d+ clients? already", "tensor-fusion-worker --max-clients N"),
+    Cause("worker-full", r"This worker serves \d+ clients already", "tensor-fusion-worker --max-clients N"),
     Cause(
         "worker-full-for-one",
-        r"This worker serves \d+ clients? (?:of this address|with this secret) already",
+        r"This worker serves \d+ clients (?:of this address|with this secret) already",
         "tensor-fusion-worker --max-clients-per-address N --max-clients-per-secret N",
     ),
     Cause("too-many-at-once", r"(?:let in and have asked for nothing|a second|wrong secrets); try again", "sleep 10"),
@@ -122,7 +122,7 @@ CAUSES = (
     # The devices
     Cause("devices-hidden", r"CUDA_VISIBLE_DEVICES=.* hides every device", "unset CUDA_VISIBLE_DEVICES"),
     Cause("devices-none", r"The worker has no device for this client", "nvidia-smi -L    # on the host"),
-    Cause("limit-too-low", r"No memory for the connection to the GPU", "ulimit -f unlimited; ulimit -v unlimited"),
+    Cause("limit-too-low", r"No memory for the connection to the GPU", "ulimit -v unlimited"),
     Cause("devices-refused", r"^The device list failed: ", "TF_ENABLE_LOG=1 tensor-fusion run -- nvidia-smi"),
     Cause("devices-late", r"^No device list came within", LOG),
     # Settings that are not used as they stand: nothing fails

@@ -115,7 +115,7 @@ class Admission:
         if len(self.sessions.serving()) >= self._settings.max_clients:
             raise Refused(
                 Status.NO_SESSION,
-                f"This worker serves {_clients(self._settings.max_clients)} already; "
+                f"This worker serves {self._settings.max_clients} clients already; "
                 "end one, or start the worker with a larger --max-clients.",
             )
         self._check_quotas(greeting, group, access)
@@ -150,7 +150,7 @@ class Admission:
         if most and sum(session.secret == greeting.secret for session in serving) >= most:
             raise Refused(
                 Status.NO_SESSION,
-                f"This worker serves {_clients(most)} with this secret already; "
+                f"This worker serves {most} clients with this secret already; "
                 "end one, or "
                 + (
                     "give it a larger clients= in the worker's TF_AUTHORIZED_KEY_PATH file."
@@ -165,7 +165,7 @@ class Admission:
         if len(of_one) >= most:
             raise Refused(
                 Status.NO_SESSION,
-                f"This worker serves {_clients(most)} of this address already; "
+                f"This worker serves {most} clients of this address already; "
                 "end one, or start the worker with a larger --max-clients-per-address.",
             )
         if sum(not session.spoken for session in of_one) >= MAX_SILENT:
@@ -238,7 +238,3 @@ class Admission:
                 f"The secret expired on {key.expiry}; ask whoever runs the worker for another.",
             )
         return key
-
-
-def _clients(count: int) -> str:
-    return f"{count} client{'' if count == 1 else 's'}"
