@@ -100,5 +100,5 @@ def test_a_side_with_a_secret_reaches_its_worker(tmp_path: Path) -> None:
                         "--gpu", "sim", "--sides", "native,native,tls", "--seconds", "60"])  # fmt: skip
     assert code == 0, (out / "summary.txt").read_text()
     log = (work / "logs" / "worker-tls.log").read_text()
-    assert "keys: 1 secrets" in log  # such a worker takes no plain text
+    assert "keys: 1 secret" in log  # such a worker takes no plain text
     assert "is served by session" in log
