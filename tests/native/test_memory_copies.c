@@ -547,7 +547,7 @@ void case_ordered_frees(void) {
         GIVES(CUDA_ERROR_INVALID_VALUE, cuMemFreeAsync(a, stream)); /* which does not disturb it */
         OK(cuStreamEndCapture(stream, &graph));
         OK(cuGraphDestroy(graph));
-        OK(cuMemsetD8_v2(a, 3, 1000));
+        OK(cuMemsetD8Async(a, 3, 1000, stream)); /* the legacy stream has no order with it */
         OK(cuMemFreeAsync(a, stream));
         GIVES(1, cuMemFree_v2(a));
     }
