@@ -15,7 +15,6 @@ status is 1.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import os
@@ -27,10 +26,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import NamedTuple
+
+from serving import serving
 
 from tensor_fusion.client.files import client_environment
 
@@ -75,29 +77,6 @@ print(json.dumps(times))
 def percentile(values: list[float], part: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
-
-
-@contextlib.contextmanager
-def worker(gpu: str, secret: str, folder: Path) -> Iterator[str]:
-    """Its connection string."""
-    variables = {}
-    if secret:
-        (folder / "keys").write_text(f"{secret}\n")
-        variables = {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(folder / "keys")}
-    command = [sys.executable, "-m", "tensor_fusion.worker", "-p", "0", "--host", "127.0.0.1", "--warm", "2"]
-    with subprocess.Popen(
-        [*command, *(["--gpu", gpu] if gpu else [])],
-        env={**os.environ, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout
-        port = process.stdout.readline().split()[2].rpartition(":")[2]
-        try:
-            yield f"native+127.0.0.1+{port}+0" + (f"+{secret}" if secret else "")
-        finally:
-            process.terminate()
 
 
 def good_clients(environment: Mapping[str, str], seconds: float) -> dict[str, float]:
@@ -165,7 +144,7 @@ class Flood:
             with self._made.get_lock():
                 self._made.value += 1
         if number % 3:
-            with contextlib.suppress(OSError):  # reset by the worker, as it may
+            with suppress(OSError):  # reset by the worker, as it may
                 one.send(b"TFUS" if number % 3 == 1 else bytes(range(64)))
         else:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -215,8 +194,11 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     own = cores[-given.floods :] if len(cores) >= given.floods + 2 else []
     os.sched_setaffinity(0, set(cores) - set(own))
-    with tempfile.TemporaryDirectory() as folder, worker(given.gpu, "flood" * given.secret, Path(folder)) as connection:
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("TENSOR_FUSION_")}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("TENSOR_FUSION_")}
+    options = ["--warm", "2", *(["--gpu", given.gpu] if given.gpu else [])]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        connection, _ = stack.enter_context(serving("flood" * given.secret, folder, plain, *options))
         environment = {**plain, **client_environment(connection, plain)}
         quiet = good_clients(environment, given.seconds)
         made, port = multiprocessing.Value("q"), int(connection.split("+")[2])

@@ -20,11 +20,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
+from serving import serving
 
 from tensor_fusion.client.files import client_environment
 
@@ -89,30 +90,6 @@ int accept4(int fd, struct sockaddr *from, socklen_t *size, int flags) {
 """
 
 
-@contextmanager
-def worker(secret: str, folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[str, psutil.Process]]:
-    """Its connection string, and its process."""
-    variables = {}
-    if secret:
-        keys = folder / "keys"
-        keys.write_text(f"{secret}\n")
-        variables = {"TF_ENABLE_URL_AUTH": "1", "TF_AUTHORIZED_KEY_PATH": str(keys)}
-    command = [sys.executable, "-m", "tensor_fusion.worker", "--gpu", "sim", "-p", "0", "--host", "127.0.0.1"]
-    with subprocess.Popen(
-        [*command, "--warm", "0"],
-        env={**environment, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout
-        port = process.stdout.readline().split()[2].rpartition(":")[2]
-        try:
-            yield f"native+127.0.0.1+{port}+0" + (f"+{secret}" if secret else ""), psutil.Process(process.pid)
-        finally:
-            process.terminate()
-
-
 def session_seconds(process: psutil.Process) -> float:
     return sum(sum(child.cpu_times()[:2]) for child in process.children())
 
@@ -120,10 +97,8 @@ def session_seconds(process: psutil.Process) -> float:
 class Client:
     """A program that does what it is told, in its worker's GPU."""
 
-    def __init__(
-        self, connection: str, worker: psutil.Process, environment: Mapping[str, str], words: list[str]
-    ) -> None:
-        self._worker = worker
+    def __init__(self, connection: str, worker: int, environment: Mapping[str, str], words: list[str]) -> None:
+        self._worker = psutil.Process(worker)
         self.process = subprocess.Popen(
             [sys.executable, "-c", ROLE, *words],
             env={**environment, **client_environment(connection, environment)},
@@ -196,7 +171,11 @@ def main() -> None:
             environment["LD_PRELOAD"] = str(folder / "paced.so")
         words = [str(given.megabytes), str(given.calls)]
         both = [
-            Client(*stack.enter_context(worker(secret, folder, environment)), environment, words)
+            Client(
+                *stack.enter_context(serving(secret, folder, environment, "--gpu", "sim", "--warm", "0")),
+                environment,
+                words,
+            )
             for secret in ("", SECRET)
         ]
         for pair in range(given.pairs):

@@ -73,4 +73,6 @@ def limit_too_low(place: Any) -> None:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
         if "No memory for the connection" in done.stderr:
             break
+    else:
+        raise AssertionError("no limit is too low for the client and enough for Python")
     place.patch.setattr(sys, "executable", str(shell))

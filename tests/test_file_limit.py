@@ -8,17 +8,16 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from stack import harness
 from stack.harness import COMPILER, Worker, clean_environment, whole_stack
 
 from tensor_fusion.abi import native_file
 
 pytestmark = whole_stack
+pytest_plugins = ["stack.fixtures"]
 PROGRAM = """
 #include <signal.h>
 #include <string.h>
@@ -55,7 +54,7 @@ WRITTEN = {
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("limited")
     (folder / "program.c").write_text(PROGRAM)
     client = native_file("client/libcuda.so.1")
@@ -64,19 +63,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "program"
 
 
-@pytest.fixture(scope="module", params=["native", "shmem"])
-def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "TRANSPORT", request.param)
-        with Worker(program=Path(sys.executable)) as running:
-            yield running
-
-
 @pytest.mark.parametrize("written", WRITTEN)
 @pytest.mark.parametrize("most", [0, 100, 1 << 16])
-def test_a_limit_on_files_ends_no_call(worker: Worker, program: Path, most: int, written: str, tmp_path: Path) -> None:
+def test_a_limit_on_files_ends_no_call(
+    python_worker: Worker, limited: Path, most: int, written: str, tmp_path: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-B", "-m", "tensor_fusion", "run", "--connect", worker.connection, "--", str(program)],
+        [sys.executable, "-B", "-m", "tensor_fusion", "run", "--connect", python_worker.connection, "--", str(limited)],
         env=clean_environment(**{name: value.format(tmp_path) for name, value in WRITTEN[written].items()}),
         capture_output=True,
         text=True,

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tensor_fusion.timeline import Recorded, _write
 from tensor_fusion.timeline_worker import SESSIONS, Clock
 
 pytestmark = whole_stack
+pytest_plugins = ["stack.fixtures"]
 
 PROGRAM = """
 import ctypes, os, subprocess, sys, threading
@@ -44,12 +45,9 @@ sys.exit(int(sys.argv[1]))
 """
 
 
-@pytest.fixture(scope="module", params=["native", "shmem"])
-def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "TRANSPORT", request.param)
-        with Worker(program=Path(sys.executable)) as running:
-            yield running
+@pytest.fixture
+def worker(python_worker: Worker) -> Worker:
+    return python_worker
 
 
 def trace(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

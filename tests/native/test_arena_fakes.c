@@ -589,10 +589,9 @@ struct tpw_stream *tpw_stream_aside(struct tpw_session *s) {
     (void)s;
     return NULL;
 }
-void tpw_stream_leave(struct tpw_session *s, struct tpw_stream *stream) { CHECK(!s && stream); }
-uint64_t tpw_point(struct tpw_session *s, struct tpw_stream *stream) {
+void tpw_stream_leave(struct tpw_session *s, struct tpw_stream *stream) {
     (void)s;
-    return stream->issued;
+    CHECK(!stream);
 }
 bool tpw_hold_while(struct tpw_session *s, tpw_condition *stands, void *what) {
     (void)s, (void)stands, (void)what;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,15 @@ def program(headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both_transports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every worker of the test serves over the one, then over the other; with TF_TEST_TRANSPORT=tls over TLS alone."""
     monkeypatch.setattr(harness, "TRANSPORT", request.param)
+
+
+@pytest.fixture(scope="module", params=["native", "shmem"])
+def python_worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    """One for all tests of a file, over the one and then over the other; its program is Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "TRANSPORT", request.param)
+        with Worker(program=Path(sys.executable)) as running:
+            yield running
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@
 #define NAPPING_NS 1000000u /* without a frame, before the sender sleeps until it is woken */
 #define NAP_SLACK_NS 1000ul /* the default would make naps twice as long */
 
-static enum tp_status ring_is(struct tp_conn *conn, unsigned char *both, uint64_t size) {
+static enum tp_status ring_mapped(struct tp_conn *conn, unsigned char *both, uint64_t size) {
     /* The mapping is shared: a forked child must not be able to write into its parent's stream. */
     madvise(both, 2 * size, MADV_DONTFORK);
     conn->ring = both;
@@ -55,7 +55,7 @@ enum tp_status tpc_ring_map(struct tp_conn *conn, int fd, uint64_t offset, uint6
             return TP_ERROR_MEMORY;
         }
     }
-    return ring_is(conn, both, size);
+    return ring_mapped(conn, both, size);
 }
 
 /* Without a file, which `ulimit -f` may not let us have: the kernel would end the process. */
@@ -69,7 +69,7 @@ static enum tp_status ring_map_anonymous(struct tp_conn *conn, uint64_t size) {
         munmap(both, 2 * size);
         return TP_ERROR_MEMORY;
     }
-    return ring_is(conn, both, size);
+    return ring_mapped(conn, both, size);
 }
 
 enum tp_status tpc_ring_make(struct tp_conn *conn) {

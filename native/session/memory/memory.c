@@ -219,13 +219,13 @@ int32_t tpw_memory_alloc(struct tpw_session *s, const struct tp_frame *frame, co
 static struct tpw_stream *free_beside(struct tpw_session *s, CUdeviceptr address, int32_t *error) {
     struct tpw_stream *beside = tpw_stream_aside(s);
     *error = beside ? (int32_t)s->cuda.cuMemFreeAsync(address, beside->native) : CUDA_ERROR_NOT_READY;
-    if (*error && beside) {
+    if (*error) {
         tpw_stream_leave(s, beside);
-        beside = NULL;
     }
-    return beside;
+    return *error ? NULL : beside;
 }
 
+static void nothing(struct tpw_session *s, void *what, int32_t error) { (void)s, (void)what, (void)error; }
 static bool pending(struct tpw_session *s, void *beside) { return (void)s, ((struct tpw_stream *)beside)->pending; }
 
 /* Without a stream it is cuMemFree's, after which a graph may allocate there again in any stream: so the free must have run. */
@@ -233,12 +233,11 @@ int32_t tpw_graph_memory_free(struct tpw_session *s, uint64_t address, CUstream 
     int32_t error = native ? (int32_t)s->cuda.cuMemFreeAsync(address, native) : tpw_stream_room(s);
     if (!error && !native) {
         struct tpw_stream *beside = free_beside(s, address, &error);
-        if (beside && tpw_point(s, beside)) {
-            (void)tpw_hold_while(s, pending, beside);
+        error = error ? error : tpw_when_done(s, beside->native, nothing, NULL);
+        if (!error) {
+            (void)tpw_hold_while(s, pending, beside); /* false where the session ends */
         }
-        if (beside) {
-            tpw_stream_leave(s, beside);
-        }
+        tpw_stream_leave(s, beside);
     }
     if (!error) {
         TP_TELL(tpw_memory_freed, s);
@@ -263,9 +262,7 @@ static void free_in_pool(struct tpw_session *s, const struct tpw_range *range) {
     } else if (!beside || tpw_when_done(s, beside->native, pool_freed, device)) {
         pool_freed(s, device, 0);
     }
-    if (beside) {
-        tpw_stream_leave(s, beside);
-    }
+    tpw_stream_leave(s, beside);
 }
 
 static void freed(struct tpw_session *s, void *what, int32_t error) {

@@ -69,9 +69,7 @@ int32_t tpw_cuEventDestroy_v2(struct tpw_session *s, const struct tp_frame *fram
 static bool move_waits(struct tpw_session *s, uint64_t handle, CUevent event) {
     struct tpw_stream *aside = tpw_stream_aside(s);
     bool moved = aside && !s->cuda.cuStreamWaitEvent(aside->native, event, 0) && !tpw_waits_move(s, handle, aside);
-    if (aside) {
-        tpw_stream_leave(s, aside);
-    }
+    tpw_stream_leave(s, aside);
     return moved;
 }
 

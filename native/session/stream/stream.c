@@ -311,8 +311,10 @@ void tpw_stream_end(struct tpw_session *s, struct tpw_stream *stream, int32_t er
 }
 
 void tpw_stream_leave(struct tpw_session *s, struct tpw_stream *stream) {
-    stream->dying = true;
-    if (!stream->pending) {
+    if (stream) {
+        stream->dying = true;
+    }
+    if (stream && !stream->pending) {
         tpw_stream_end(s, stream, CUDA_SUCCESS);
     }
 }

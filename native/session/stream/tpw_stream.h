@@ -62,7 +62,7 @@ struct tpw_stream *tpw_stream_find(struct tpw_session *s, const struct tp_frame 
 /* A new stream of the session's own in the current context; NULL where the driver gives none, or would wait for the GPU in it while
  * that stands at a host function. */
 struct tpw_stream *tpw_stream_aside(struct tpw_session *s);
-/* Nobody puts anything into it any more: it ends once its last wait has completed. */
+/* Nobody puts anything into it any more: it ends once its last wait has completed. NULL is none. */
 void tpw_stream_leave(struct tpw_session *s, struct tpw_stream *stream);
 CUstream tpw_stream(struct tpw_session *s, const struct tp_frame *frame, uint64_t handle, int32_t *error);
 /* The record of a native that one of these two gave, NULL if there is none. Its context need not be the current one: copies and

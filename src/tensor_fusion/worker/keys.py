@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tensor_fusion.config import MAX_TEXT_FIELD, MEGABYTE, UserError
+from tensor_fusion.terminal import counted
 from tensor_fusion.worker.hello import Hello, key_id
 from tensor_fusion.worker.log import LOGGER
 from tensor_fusion.worker.protocol import SECRET_BYTES
@@ -114,7 +115,7 @@ class AuthorizedKeys:
             if self._said != said:
                 LOGGER.error("the secrets stay as they were: %s", self._said)
             return False
-        self._said = f"TF_AUTHORIZED_KEY_PATH {self.path}: {len(self.keys)} secret{'' if len(self.keys) == 1 else 's'}"
+        self._said = f"TF_AUTHORIZED_KEY_PATH {self.path}: {counted(len(self.keys), 'secret')}"
         if self.keys != before or not said:
             LOGGER.info("%s", self._said)
         return self.keys != before

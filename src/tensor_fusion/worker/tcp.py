@@ -341,7 +341,7 @@ def listen(host: str, port: int, option: str = "") -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts has it from there
-        if not option:  # clients speak first: who says nothing, or goes at once, does not get to us for so long
+        if not option:  # clients speak first: who says nothing, or goes at once, does not get to us for a second
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
